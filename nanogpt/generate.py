@@ -1,0 +1,92 @@
+"""Sampling from a GPT, one token at a time, with a key-value cache.
+
+    >>> ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)      # doctest: +SKIP
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from nanogpt.model import GPT, KVCache
+
+
+def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
+    """Logits (B, V) with -inf for all but the top_k largest, or all beyond the smallest set of probability top_p.
+
+    The likeliest token always stays. top_p is nucleus sampling (Holtzman et al. 2020).
+    """
+    if top_k:
+        kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p is not None and top_p < 1.0:
+        ordered, order = logits.sort(descending=True)
+        probs = ordered.softmax(-1)
+        beyond = probs.cumsum(-1) - probs > top_p  # the probability of all the likelier ones is already enough
+        logits = logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
+    return logits
+
+
+@torch.inference_mode()
+def stream(
+    model: GPT,
+    idx: torch.Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    use_cache: bool = True,
+) -> Iterator[torch.Tensor]:
+    """Continues the prompts idx (B, T), yielding the next token of each (B,) as soon as it is drawn.
+
+    Temperature 0 takes the likeliest token. The same seed draws the same tokens on the same device.
+
+    What the model reads is never longer than block_size: when it is full, its older half is dropped and the newer
+    half becomes the beginning of a new context, read at positions 0 and on. (Moving on by a single token, as nanoGPT
+    does, would change every position and so cost a whole pass for each token.) `use_cache=False` reads the same
+    context anew for every token: the same result, slowly, and what the cache is tested against.
+    """
+    if idx.size(1) == 0:
+        raise ValueError("the prompt is empty: give at least one token")
+    block_size = model.config.block_size
+    generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
+    context = idx[:, -block_size:]
+    weights = model.wte.weight
+    cache = KVCache(model.config, idx.size(0), weights.device, weights.dtype) if use_cache else None
+    unread = context
+    for _ in range(max_new_tokens):
+        if context.size(1) > block_size:
+            context = unread = context[:, -max(1, block_size // 2) :]
+            if cache is not None:
+                cache.length = 0
+        logits = model(unread if use_cache else context, cache=cache, logits_to_keep=1)[:, -1].float()
+        if temperature == 0:
+            unread = logits.argmax(-1, keepdim=True)
+        else:
+            probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
+            unread = torch.multinomial(probs, 1, generator=generator)
+        context = torch.cat((context, unread), dim=1)
+        yield unread[:, 0]
+
+
+def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
+    """The prompts idx (B, T) with max_new_tokens sampled behind each: (B, T + max_new_tokens). Options as `stream`."""
+    training = model.training
+    model.eval()
+    new = list(stream(model, idx, max_new_tokens, **options))
+    model.train(training)
+    return torch.cat((idx, torch.stack(new, dim=1)), dim=1) if new else idx
+
+
+def stream_text(tokenizer, tokens: Iterator[int]) -> Iterator[str]:
+    """Text of a stream of tokens in pieces that never split a UTF-8 character."""
+    pending = []
+    for token in tokens:
+        pending.append(token)
+        text = tokenizer.decode(pending)
+        if not text.endswith("\ufffd") or len(pending) >= 8:  # no character has more bytes than four tokens
+            yield text
+            pending = []
+    if pending:
+        yield tokenizer.decode(pending)

@@ -1,0 +1,106 @@
+"""What the launcher and the machine resolve to: device, processes, precision, threads.
+
+`accelerate launch` says what it wants through environment variables; several of its combinations quietly train
+something else than was meant. Here they are checked, and the Accelerator is made.
+"""
+
+import functools
+import os
+import platform
+import sys
+from importlib.metadata import version
+
+import accelerate.optimizer
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+
+from nanogpt import tracking
+from nanogpt.config import TrainConfig
+
+PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
+
+# AcceleratedOptimizer.step asks twice a step whether a package is installed, 0.1 ms each time: ask once
+accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is_lomo_available)
+
+
+def wants_cpu(device: str = "auto") -> bool:
+    return device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
+def gpu_gib(device: str = "auto") -> float:
+    """Memory of the GPU that a run would use, in GiB; 0 where it would run on the CPU."""
+    if wants_cpu(device):
+        return 0.0
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory / 2**30
+    if torch.backends.mps.is_available():
+        return torch.mps.recommended_max_memory() / 2**30
+    return 0.0
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The Accelerator for these settings. Raises ValueError where launcher, machine and settings disagree."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    accumulation = config.gradient_accumulation_steps
+    if accumulation % world:
+        raise ValueError(
+            f"gradient_accumulation_steps={accumulation} counts micro-batches over all processes and must be a "
+            f"multiple of their number: with {world} processes choose {world}, {2 * world}, {3 * world}, …"
+        )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch finds no CUDA device: leave --device out, or install torch for CUDA")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device=mps, but torch finds no Apple GPU: leave --device out")
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=mixed_precision(config),
+        # as a plugin: the plain argument loses against an environment variable that the launcher may set
+        gradient_accumulation_plugin=GradientAccumulationPlugin(accumulation // world, sync_with_dataloader=False),
+        log_with=tracking.available(config.report_to, say=lambda text: print(text, file=sys.stderr)) or None,
+        project_dir=config.out_dir,
+    )
+    if accelerator.num_processes != world:
+        raise ValueError(
+            f"the launcher started {world} processes, but each trains on its own: for several processes on a CPU, "
+            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {world} --num_machines 1 "
+            "--mixed_precision no --dynamo_backend no --main_process_port 0 …"
+        )
+    return accelerator
+
+
+def mixed_precision(config: TrainConfig) -> str:
+    """Accelerate's name for the precision: the settings', else the launcher's, else what the device is made for."""
+    if config.precision != "auto":
+        return next(theirs for theirs, ours in PRECISIONS.items() if ours == config.precision)
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher != "no":
+        return launcher
+    if torch.cuda.is_available() and not wants_cpu(config.device):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "no"
+
+
+def set_threads(wanted: int, processes: int) -> int:
+    """Sets and returns the CPU threads of this process; 0 wanted: an equal share of the cores.
+
+    `accelerate launch` asks for a single thread unless told otherwise, which would leave the other cores idle.
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = min(available, psutil.cpu_count(logical=False) or available)
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    torch.set_num_threads(wanted or max(1, cores // processes_here))
+    return torch.get_num_threads()
+
+
+def environment(accelerator: Accelerator, threads: int) -> dict:
+    """What figures depend on besides the settings, for config.json."""
+    on_cuda = accelerator.device.type == "cuda"
+    return {name: version(name) for name in ("nanogpt", "torch", "accelerate", "numpy")} | {
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(accelerator.device) if on_cuda else accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "threads": threads,
+        "precision": PRECISIONS[accelerator.mixed_precision],
+    }

@@ -1,0 +1,302 @@
+"""GPT: one model, two families, one file that needs nothing but torch.
+
+    GPT-2 family    LayerNorm, learned positions, GELU, dropout, optional bias      (Radford et al. 2019)
+    modern family   RMSNorm, RoPE, SwiGLU, grouped-query attention, QK-norm         (Touvron et al. 2023, Yang et al. 2025)
+
+Every field of `GPTConfig` can be set on its own, so the two families are only two corners of it:
+
+    >>> gpt2 = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=2, n_head=4, n_embd=32))
+    >>> loss = gpt2(torch.zeros(1, 8, dtype=torch.long), targets=torch.zeros(1, 8, dtype=torch.long))
+
+Weights are named as in nanoGPT (`h.0.attn.c_attn.weight`, …) and stored as torch's Linear stores them: (out, in).
+
+Dimension letters: B batch, T time, C channels (n_embd), H heads, K key-value heads, D head size, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+VOCAB_MULTIPLE = 64  # rows of the embedding: matrix products like multiples of 64, and nothing else ever sees the rest
+
+
+@dataclass
+class GPTConfig:
+    block_size: int = 1024  # context length T, in tokens
+    vocab_size: int | None = None  # number of tokens; none: as many as the data's tokenizer has
+    n_layer: int = 12  # number of blocks
+    n_head: int = 12  # attention heads in a block
+    n_kv_head: int | None = None  # heads that keys and values have (grouped-query attention); none: n_head
+    n_embd: int = 768  # channels C
+    head_dim: int | None = None  # channels in a head; none: n_embd / n_head
+    n_inner: int | None = None  # hidden channels of the MLP; none: 4 C, for swiglu 8/3 C in multiples of 32
+    norm: str = "layernorm"  # layernorm | rmsnorm
+    norm_eps: float = 1e-5  # added to the variance in every norm
+    position: str = "learned"  # learned | rope
+    rope_theta: float = 10000.0  # base of RoPE's wavelengths
+    mlp: str = "gelu"  # gelu (exact, as nanoGPT) | gelu_tanh (as GPT-2's own weights) | swiglu
+    qk_norm: bool = False  # RMSNorm over each head's query and key, before RoPE (as Qwen3)
+    bias: bool = False  # biases in Linear and LayerNorm; GPT-2 has them, nanoGPT trains better without
+    dropout: float = 0.0  # on embeddings, attention weights and each branch's output; 0 suits all but tiny data
+    tie_embeddings: bool = True  # one matrix for the token embedding and the output projection
+    gradient_checkpointing: bool = False  # recompute each block in the backward pass: less memory, a third more time
+
+    def __post_init__(self):
+        choices = {"norm": ("layernorm", "rmsnorm"), "position": ("learned", "rope")}
+        choices["mlp"] = ("gelu", "gelu_tanh", "swiglu")
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_dim", "n_inner"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if self.head_dim is None and self.n_embd % self.n_head:
+            near = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
+            near = sorted(sorted(near, key=lambda h: abs(h - self.n_head))[:3])
+            raise ValueError(
+                f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: "
+                f"choose n_head from {', '.join(map(str, near))}, or set head_dim"
+            )
+        if self.n_head % self.kv_heads:
+            raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
+        if self.position == "rope" and self.head_size % 2:
+            raise ValueError(f"RoPE turns pairs of channels, so the head size must be even; it is {self.head_size}")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def inner(self) -> int:
+        if self.n_inner:
+            return self.n_inner
+        # two thirds of 4 C: three matrices of that width have the parameters of GELU's two (Shazeer 2020)
+        return 32 * math.ceil(8 * self.n_embd / 3 / 32) if self.mlp == "swiglu" else 4 * self.n_embd
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return VOCAB_MULTIPLE * math.ceil(self.vocab_size / VOCAB_MULTIPLE)
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, allocated once: no tensor grows while sampling."""
+
+    def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None):
+        shape = (config.n_layer, batch_size, config.kv_heads, config.block_size, config.head_size)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0  # tokens held, the position of the next one
+
+    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes k and v (B, K, T, D) behind what is held; returns all of the layer's (B, K, length + T, D)."""
+        end = self.length + k.size(2)
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+def norm_layer(config: GPTConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+
+
+def rope_tables(config: GPTConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (T, D) of rotary position embeddings (Su et al. 2021), in Llama's layout.
+
+    Channel i of a head turns together with channel i + D/2, by an angle of position / theta^(2i/D).
+    """
+    D = config.head_size
+    wavelengths = config.rope_theta ** (torch.arange(0, D, 2, device=positions.device).float() / D)
+    angles = positions.float()[:, None] / wavelengths  # (T, D/2)
+    angles = torch.cat((angles, angles), dim=-1)  # (T, D)
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates queries or keys x (B, H, T, D) by the tables (T, D); keeps the dtype of x."""
+    a, b = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.n_head, self.n_kv_head, self.head_size = config.n_head, config.kv_heads, config.head_size
+        self.dropout = config.dropout
+        # queries, keys and values in one matrix product
+        self.qkv_rows = [n * self.head_size for n in (self.n_head, self.n_kv_head, self.n_kv_head)]
+        self.c_attn = nn.Linear(config.n_embd, sum(self.qkv_rows), bias=config.bias)
+        self.c_proj = nn.Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
+        self.q_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
+
+    def forward(self, x: torch.Tensor, rope=None, cache: KVCache | None = None) -> torch.Tensor:
+        B, T, _ = x.shape
+        q, k, v = self.c_attn(x).split(self.qkv_rows, dim=2)
+        q = q.view(B, T, self.n_head, self.head_size)
+        k = k.view(B, T, self.n_kv_head, self.head_size)
+        v = v.view(B, T, self.n_kv_head, self.head_size).transpose(1, 2)  # (B, K, T, D)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, D), (B, K, T, D)
+        if rope is not None:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+
+        mask = None
+        if cache is not None:
+            if cache.length and T > 1:  # query i, at position length + i, sees the keys up to there
+                mask = torch.ones(T, cache.length + T, dtype=torch.bool, device=x.device).tril(cache.length)
+            k, v = cache.extend(self.layer, k, v)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None and T > 1,
+            enable_gqa=self.n_kv_head != self.n_head,
+        )
+        y = y.transpose(1, 2).reshape(B, T, self.n_head * self.head_size)  # heads side by side again
+        return self.c_proj(y)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.kind = config.mlp
+        # swiglu: gate and up in one matrix product
+        self.fc_rows = [config.inner] * (2 if config.mlp == "swiglu" else 1)
+        self.c_fc = nn.Linear(config.n_embd, sum(self.fc_rows), bias=config.bias)
+        self.c_proj = nn.Linear(config.inner, config.n_embd, bias=config.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.c_fc(x)
+        if self.kind == "swiglu":
+            gate, up = x.chunk(2, dim=-1)
+            x = F.silu(gate) * up
+        else:
+            x = F.gelu(x, approximate="tanh" if self.kind == "gelu_tanh" else "none")
+        return self.c_proj(x)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.ln_1 = norm_layer(config)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = norm_layer(config)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor, rope=None, cache: KVCache | None = None) -> torch.Tensor:
+        x = x + self.dropout(self.attn(self.ln_1(x), rope, cache))
+        return x + self.dropout(self.mlp(self.ln_2(x)))
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        if config.vocab_size is None:
+            raise ValueError("vocab_size is not set: give the number of tokens that the tokenizer has")
+        self.config = config
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = norm_layer(config)
+        # tied: no second parameter exists, so nothing can come untied when a checkpoint is loaded or sharded
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module):
+        """GPT-2's initialisation: N(0, 0.02), the projections into the residual stream by 1/sqrt(2 n_layer) less."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, CausalSelfAttention | MLP):  # apply() reaches a module after its children
+            nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def forward(
+        self,
+        idx: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        *,
+        reduction: str = "mean",
+        cache: KVCache | None = None,
+        logits_to_keep: int = 0,
+    ) -> torch.Tensor:
+        """Token ids `idx` (B, T) to logits (B, T, V), or with `targets` (B, T) to their cross-entropy in nats.
+
+        The loss comes alone: handing the logits back as well would keep (and under mixed precision copy) the largest
+        tensor of the step. Targets of -1 do not count; `reduction` is cross_entropy's. With a `cache`, idx continues
+        what the cache holds. `logits_to_keep=n` gives the logits of the last n positions only; 0 gives all.
+
+        Raises ValueError if idx, with what the cache holds, is longer than block_size.
+        """
+        past = cache.length if cache is not None else 0
+        T = idx.size(1)
+        if past + T > self.config.block_size:
+            raise ValueError(f"{past + T} tokens do not fit into block_size={self.config.block_size}")
+        positions = torch.arange(past, past + T, device=idx.device)
+        x = self.wte(idx)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe(positions)
+        x = self.drop(x)
+        rope = rope_tables(self.config, positions) if self.config.position == "rope" else None
+        for block in self.h:
+            if self.config.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, rope, use_reentrant=False)
+            else:
+                x = block(x, rope, cache)
+        if cache is not None:
+            cache.length += T
+        x = self.ln_f(x[:, -logits_to_keep:])
+
+        head = self.wte.weight if self.lm_head is None else self.lm_head.weight
+        if targets is None:
+            return F.linear(x, head)[..., : self.config.vocab_size]
+        # -inf on the padding: it takes no probability and no gradient, so the loss is that of V tokens exactly
+        padding = torch.zeros(head.size(0), device=x.device, dtype=x.dtype)
+        padding[self.config.vocab_size :] = -torch.inf
+        logits = F.linear(x, head, padding)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
+
+    def fused_rows(self) -> dict[str, list[int]]:
+        """Rows of the matrices stacked in one parameter (queries, keys, values; gate, up), by the parameter's name."""
+        rows = {f"h.{i}.attn.c_attn.weight": block.attn.qkv_rows for i, block in enumerate(self.h)}
+        return rows | {f"h.{i}.mlp.c_fc.weight": block.mlp.fc_rows for i, block in enumerate(self.h)}
+
+    def get_num_params(self, non_embedding: bool = False) -> int:
+        """Number of parameters, without the padding of the vocabulary; `non_embedding` leaves wte and wpe out."""
+        total = sum(p.numel() for p in self.parameters())
+        padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
+        total -= padding * (1 if self.lm_head is None else 2)
+        if non_embedding:
+            total -= self.config.vocab_size * self.config.n_embd
+            total -= self.wpe.weight.numel() if self.wpe is not None else 0
+        return total
+
+    def flops_per_token(self, T: int | None = None) -> int:
+        """Floating-point operations of training on one token of a sequence of T: 6 N + 12 L H D T (PaLM, appendix B).
+
+        N is the number of parameters that a token is multiplied with: tables that are only looked up do not count
+        (wpe, and wte unless it is also the output projection). Causality is not taken off, as is the custom.
+        """
+        T = T or self.config.block_size
+        N = self.get_num_params(non_embedding=True)
+        if self.lm_head is None:
+            N += self.config.vocab_size * self.config.n_embd
+        return 6 * N + 12 * self.config.n_layer * self.config.n_head * self.config.head_size * T

@@ -1,0 +1,127 @@
+"""Optimizers and learning-rate schedules.
+
+`make_optimizers` sorts a model's parameters: with `optimizer="adamw"` one AdamW with nanoGPT's decay groups, with
+`optimizer="muon"` Muon for the matrices inside the blocks and AdamW for the rest. `lr_at` is the whole schedule, a pure
+function of the step; `set_learning_rate` writes its value into the groups before each step.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+# Quintic Newton-Schulz: slope at zero as steep as can be, singular values end up in about 0.7 to 1.2 (Jordan 2024)
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def lr_at(step: int, config) -> float:
+    """The learning rate of `step` (the first is 0): linear warm-up, then `config.lr_schedule` down to `min_lr`.
+
+    cosine and linear reach min_lr at lr_decay_iters (as nanoGPT); wsd (warmup-stable-decay, Hu et al. 2024) holds the
+    peak and spends the last decay_fraction of lr_decay_iters on a straight line down; constant never decays.
+    """
+    if step < config.warmup_iters:
+        return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
+    end = config.lr_decay_iters or config.max_iters
+    start = config.warmup_iters
+    if config.lr_schedule == "wsd":
+        start = max(start, round(end * (1 - config.decay_fraction)))
+    progress = min(1.0, (step - start) / max(1, end - start))
+    if config.lr_schedule == "constant" or progress <= 0:
+        return config.learning_rate
+    share = 0.5 * (1 + math.cos(math.pi * progress)) if config.lr_schedule == "cosine" else 1 - progress
+    return config.min_lr + share * (config.learning_rate - config.min_lr)
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+    """Writes `lr` into every group, times the group's own `lr_scale`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+
+def make_optimizers(model: nn.Module, config) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon and AdamW, over the parameters of a GPT.
+
+    Weight decay acts on matrices and embeddings, not on biases and norms, as in nanoGPT; with Muon not on embeddings.
+    """
+    named = dict(model.named_parameters())
+    matrices = {name: p for name, p in named.items() if p.ndim >= 2}
+    if config.optimizer == "muon":
+        matrices = {name: p for name, p in matrices.items() if name.startswith("h.")}
+    others = [p for name, p in named.items() if name not in matrices]
+    optimizers, groups = [], [{"params": others, "weight_decay": 0.0, "lr_scale": 1.0}]
+    if config.optimizer == "muon":
+        fused = model.fused_rows()
+        scale = config.muon_learning_rate / config.learning_rate
+        muon_groups = [{"params": [p], "rows": fused.get(name), "lr_scale": scale} for name, p in matrices.items()]
+        optimizers.append(Muon(muon_groups, momentum=config.muon_momentum, weight_decay=config.weight_decay))
+    else:
+        groups.insert(0, {"params": list(matrices.values()), "weight_decay": config.weight_decay, "lr_scale": 1.0})
+    return [*optimizers, torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), fused=True)]
+
+
+def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """The nearest (semi-)orthogonal matrices to x (N, rows, columns), roughly: U V^T where x = U S V^T.
+
+    Newton-Schulz iteration X <- a X + (b A + c A^2) X with A = X X^T, for all N matrices of one shape at once.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = x.size(1) > x.size(2)
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # brings the largest singular value below 1
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized by Newton-Schulz (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
+
+    For the matrices of the blocks alone. A group's `rows` tells that its parameters are several matrices on top of
+    each other (queries, keys and values), which are orthogonalized one by one. All matrices of one shape go through
+    Newton-Schulz as one batch: fp32 on a CPU, bf16 on CUDA, as `dtype` says otherwise.
+
+    An update has singular values near 1, so its entries have a root mean square of 1/sqrt(max(rows, columns));
+    the factor sqrt(max(1, rows/columns)) makes a step change outputs equally much whatever the shape (same source).
+    """
+
+    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype: torch.dtype | None = None):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, rows=None))
+        self.dtype = dtype
+        self.found_inf: torch.Tensor | None = None  # 1.0: leave everything as it is; the same as torch's AdamW has
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        skip = self.found_inf
+        if skip is not None and skip.device.type == "cpu":
+            if skip:
+                return
+            skip = None
+        batches = {}  # (shape, lr, weight decay) -> updates and weights
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                momentum, grad = self.state[p]["momentum_buffer"], p.grad
+                if skip is not None:  # on an accelerator nobody waits to see the flag, so the arithmetic heeds it
+                    grad = torch.where(skip > 0, momentum, grad)
+                momentum.lerp_(grad, 1 - group["momentum"])
+                update = grad.lerp(momentum, group["momentum"])  # Nesterov
+                rows = group["rows"] or [p.size(0)]
+                for u, w in zip(update.split(rows), p.split(rows), strict=True):
+                    key = (w.shape, group["lr"], group["weight_decay"])
+                    updates, weights = batches.setdefault(key, ([], []))
+                    updates.append(u)
+                    weights.append(w)
+        for (shape, lr, weight_decay), (updates, weights) in batches.items():
+            update = torch.stack(updates)
+            dtype = self.dtype or (torch.bfloat16 if update.is_cuda else torch.float32)
+            update = orthogonalize(update.to(dtype)).to(update.dtype)
+            if skip is not None:
+                lr = lr * (1 - skip)
+            torch._foreach_mul_(weights, 1 - lr * weight_decay)
+            torch._foreach_sub_(weights, [*(update * (lr * math.sqrt(max(1, shape[0] / shape[1]))))])

@@ -1,0 +1,371 @@
+"""Training: one loop for a CPU, a GPU or many of them.
+
+A recipe calls `main(MODEL, TRAIN, prepare=…)`. What a step computes depends on the settings and the step alone: its
+batches, its dropout and its learning rate are pure functions of them. So a run that is interrupted and resumed is
+the run that was never interrupted, and k processes train what one trains with k times the accumulation.
+"""
+
+import dataclasses
+import shlex
+import signal
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nanogpt import checkpoint, launch, tokenizer, tracking
+from nanogpt.config import TrainConfig, fail, parse, user_errors
+from nanogpt.data import Batch, TokenDataset, mix
+from nanogpt.evaluate import evaluate
+from nanogpt.generate import stream, stream_text
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
+
+# what may differ from a checkpoint's settings without changing what the next step computes
+HARMLESS = {"out_dir", "data", "resume", "max_iters", "eval_interval", "eval_iters", "log_interval", "report_to"}
+HARMLESS |= {"always_save_checkpoint", "keep_checkpoints", "device", "threads", "max_bad_steps", "compile"}
+
+
+def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", argv: list[str] | None = None) -> None:
+    """Runs a recipe: the command line over its settings, the data prepared if there is none, then training.
+
+    `prepare(directory)` makes the data; it is called where there is none yet, on the main process alone. `note` is
+    printed at the start, for what the recipe decided by itself. A mistake of the user is one line and exit code 2.
+    """
+    description = sys.modules["__main__"].__doc__ or ""
+    with user_errors():
+        model, config = parse(model, config, sys.argv[1:] if argv is None else argv, description)
+        run = Run(model, config, prepare, note)
+    run.train()
+
+
+class Run:
+    """A run: made and checked by the constructor, trained by `train`."""
+
+    def __init__(self, model_config: GPTConfig, config: TrainConfig, prepare=None, note: str = ""):
+        """Raises ValueError or OSError where the settings, the data, or what is in out_dir do not allow the run."""
+        self.config, self.out_dir = config, Path(config.out_dir)
+        self.accelerator = launch.make_accelerator(config)
+        self.device = self.accelerator.device
+        threads = launch.set_threads(config.threads, self.accelerator.num_processes)
+        if note:
+            self.say(note)
+        start = self.find_start()
+        self.prepare_data(prepare)
+        self.train_data = TokenDataset(config.data, "train", model_config.block_size, model_config.vocab_size)
+        self.val_data = TokenDataset(config.data, "val", model_config.block_size, model_config.vocab_size)
+        self.tokenizer = tokenizer.load(config.data)
+        if model_config.vocab_size is None:
+            model_config = dataclasses.replace(model_config, vocab_size=self.train_data.meta["vocab_size"])
+        if start:
+            self.check_settings(start, model_config)
+
+        torch.manual_seed(config.seed)
+        # products that stay in fp32 on CUDA use TF32, as in nanoGPT
+        torch.set_float32_matmul_precision("high" if self.device.type == "cuda" else "highest")
+        self.gpt = GPT(model_config).to(self.device)
+        self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
+        if self.compiled:
+            self.gpt.compile()  # in place and before prepare: parameters keep their names
+        self.model, *self.optimizers = self.accelerator.prepare(self.gpt, *make_optimizers(self.gpt, config))
+        self.state = {"step": 0, "tokens": 0, "train_seconds": 0.0, "skipped_steps": 0}
+        self.state |= {"best_val_loss": None, "best_step": None}
+        if start:
+            checkpoint.restore(start, self.gpt, [optimizer.optimizer for optimizer in self.optimizers])
+            saved = checkpoint.read_json(start / checkpoint.STATE)
+            self.state = {key: saved[key] for key in self.state}
+        self.start_step = self.state["step"]
+        self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * model_config.block_size
+
+        self.settings = {"model": dataclasses.asdict(model_config), "train": dataclasses.asdict(config)}
+        self.settings["environment"] = launch.environment(self.accelerator, threads)
+        if self.accelerator.is_main_process:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
+        flat = self.settings["model"] | self.settings["train"]
+        self.metrics = tracking.Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say)
+        self.introduce()
+
+    def train(self) -> None:
+        """The loop: evaluate and save where it is due, step, log; until max_iters or a signal."""
+        config, state = self.config, self.state
+        self.loss_sum, self.skipped, self.bad_in_a_row = torch.zeros(3, device=self.device)
+        self.logged = dict(state)
+        stop = StopSignal()
+        hidden = not (self.accelerator.is_main_process and sys.stderr.isatty())
+        self.bar = tqdm(
+            total=config.max_iters, initial=state["step"], unit="step", dynamic_ncols=True, leave=False, disable=hidden
+        )
+        self.gpt.train()
+        self.start_clock()
+        while True:
+            done = state["step"] >= config.max_iters
+            fresh = state["step"] == 0 or state["step"] > self.start_step  # what a resumed run had done, it had done
+            if done or (fresh and state["step"] % config.eval_interval == 0):
+                self.pause_clock()
+                self.evaluate_and_save()
+                self.start_clock()
+            if done:
+                break
+            self.step()
+            if state["step"] == self.start_step + 1 and self.compiled:
+                self.wait_for_device()
+                self.start_clock()  # the first step was spent compiling
+            if state["step"] % config.log_interval == 0 or state["step"] == config.max_iters:
+                self.log()
+            if stop.received(self.accelerator):
+                self.leave(stop.number)
+        self.bar.close()
+        self.conclude()
+        self.metrics.close()
+
+    def step(self) -> None:
+        """One optimizer step: this process's share of the micro-batches, the clipped gradient, the update."""
+        config, state, accelerator = self.config, self.state, self.accelerator
+        set_learning_rate(self.optimizers, lr_at(state["step"], config))
+        accumulation = config.gradient_accumulation_steps // accelerator.num_processes
+        step_loss = torch.zeros((), device=self.device)
+        for i in range(accumulation):
+            x, y = self.micro_batch(i * accelerator.num_processes + accelerator.process_index)
+            with accelerator.accumulate(self.model):
+                loss = self.model(x, y)
+                accelerator.backward(loss)
+            step_loss += loss.detach() / accumulation
+        self.grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip or torch.inf)
+
+        # A gradient that is not finite must not reach the weights. The flag stays on the device, where the fused
+        # optimizers heed it, so nothing waits; with fp16 the gradient scaler does this by itself.
+        found_inf = (~self.grad_norm.isfinite()).float()
+        for optimizer in self.optimizers:
+            if accelerator.scaler is None:
+                optimizer.optimizer.found_inf = found_inf
+            optimizer.step()
+            optimizer.zero_grad()
+        self.loss_sum += torch.where(found_inf > 0, 0.0, step_loss)
+        self.skipped += found_inf
+        self.bad_in_a_row = (self.bad_in_a_row + 1) * found_inf
+        state["step"] += 1
+        state["tokens"] += self.tokens_per_step
+        self.bar.update()
+
+    def micro_batch(self, index: int) -> Batch:
+        """Micro-batch `index` of the current step, on the device; the random state of its dropout follows from it too."""
+        step, config = self.state["step"], self.config
+        number = step * config.gradient_accumulation_steps + index
+        x, y = self.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
+        torch.manual_seed(int(mix(np.array([config.seed], np.uint64) ^ mix(np.array([number], np.uint64)))[0] >> 1))
+        if self.device.type == "cuda":
+            x, y = x.pin_memory(), y.pin_memory()
+        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def log(self) -> None:
+        """A line of metrics for the steps since the last one. Only here does the loop wait for the device."""
+        state, config = self.state, self.config
+        self.pause_clock()
+        steps, skipped = state["step"] - self.logged["step"], int(self.skipped)
+        state["skipped_steps"] += skipped
+        seconds = state["train_seconds"] - self.logged["train_seconds"]
+        values = {"tokens_per_second": round(steps * self.tokens_per_step / seconds)}
+        if steps > skipped:
+            values["train_loss"] = self.accelerator.reduce(self.loss_sum, "mean").item() / (steps - skipped)
+        if self.grad_norm.isfinite():
+            values["grad_norm"] = self.grad_norm.item()
+        values["lr"] = lr_at(state["step"] - 1, config)
+        progress = {"tokens": state["tokens"], "train_seconds": round(state["train_seconds"], 3)}
+        self.metrics.log(step=state["step"], **progress, **values, skipped_steps=state["skipped_steps"])
+        loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
+        self.bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s", refresh=False)
+        if self.bad_in_a_row >= config.max_bad_steps and self.accelerator.scaler is None:
+            self.give_up(values["lr"])
+        self.loss_sum.zero_()
+        self.skipped.zero_()
+        self.logged = dict(state)
+        self.start_clock()
+
+    # What happens between the steps
+
+    def evaluate_and_save(self) -> None:
+        """Evaluates, and saves where the settings ask for it. The last evaluation is over the whole split."""
+        config, state, accelerator = self.config, self.state, self.accelerator
+        last = state["step"] >= config.max_iters
+        result = evaluate(
+            self.gpt,
+            self.val_data,
+            config.batch_size,
+            self.device,
+            eval_iters=0 if last else config.eval_iters,
+            seed=config.seed + state["step"],
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            reduce=lambda total: accelerator.reduce(total.to(self.device), "sum") if accelerator.num_processes > 1 else total,
+        )
+        best = state["best_val_loss"] is None or result["val_loss"] < state["best_val_loss"]
+        if best:
+            state["best_val_loss"], state["best_step"] = result["val_loss"], state["step"]
+        progress = {"tokens": state["tokens"], "train_seconds": round(state["train_seconds"], 3)}
+        self.metrics.log(step=state["step"], **progress, **result)
+        self.say(
+            f"step {state['step']:>6,}  validation loss {result['val_loss']:.4f}  ({result['val_bpb']:.3f} bits per byte)  "
+            f"after {state['train_seconds']:.1f} s of training"
+        )
+        if state["step"] > self.start_step and (config.always_save_checkpoint or best or last):
+            self.save(best)
+
+    def save(self, best: bool = False) -> None:
+        """Saves a checkpoint of the current step; the main process writes what all put together."""
+        collected = checkpoint.collect(self.gpt, [optimizer.optimizer for optimizer in self.optimizers])
+        if self.accelerator.is_main_process:
+            keep = self.config.keep_checkpoints
+            checkpoint.save(self.out_dir, self.state, *collected, self.settings, self.tokenizer, keep, best)
+        self.accelerator.wait_for_everyone()
+
+    def leave(self, number: int) -> None:
+        """Ends the run on a signal: saves, says how to go on, exits with 128 + the signal's number."""
+        self.pause_clock()
+        self.bar.close()
+        self.save()
+        self.metrics.close()
+        command = shlex.join(a for a in sys.argv if not a.startswith("--resume"))
+        self.say(f"stopped after step {self.state['step']}, which is saved; to go on: accelerate launch {command} --resume=auto")
+        sys.exit(128 + number)
+
+    def give_up(self, lr: float) -> None:
+        """Ends a run whose gradient is no longer finite; its weights never saw one of those gradients."""
+        self.bar.close()
+        self.metrics.close()
+        self.say(
+            f"error: no finite gradient in the last {int(self.bad_in_a_row)} steps up to step {self.state['step']}, at "
+            f"learning rate {lr:.2e}: none of them was applied. Look at grad_norm in {self.out_dir / 'metrics.jsonl'}; "
+            "try a lower --learning_rate, more --warmup_iters or --precision=fp32 from the last checkpoint, --resume=auto"
+        )
+        sys.exit(1)
+
+    def conclude(self) -> None:
+        """The result, a sample, and what to do next."""
+        state, recipe = self.state, sys.argv[0]
+        if not self.accelerator.is_main_process or state["step"] == 0:
+            return
+        best = f"best validation loss {state['best_val_loss']:.4f} at step {state['best_step']}"
+        self.say(f"\n{state['step']:,} steps in {state['train_seconds']:.1f} s of training; {best}\n")
+        self.say(self.sample() + "\n")
+        self.say(
+            f'next:  nanogpt sample {self.out_dir} --prompt "ROMEO:"\n'
+            f"       nanogpt eval {self.out_dir}\n"
+            f"       accelerate launch {recipe} --resume=auto --out_dir={self.out_dir} --max_iters={2 * state['step']}"
+        )
+
+    def sample(self, characters: int = 300) -> str:
+        """A text by the run's best checkpoint, which is read back from the disk as everybody else will read it."""
+        model = checkpoint.load_model(checkpoint.find(self.out_dir, say=self.say), self.device)
+        first = torch.tensor(self.train_data.tokens[:1].astype(np.int64), device=self.device)[None]
+        tokens = stream(model, first, characters, temperature=0.8, top_k=200, seed=self.config.seed)
+        text = "".join(islice(stream_text(self.tokenizer, (t.item() for t in tokens)), characters))
+        return text[:characters]
+
+    # Before the first step
+
+    def find_start(self) -> Path | None:
+        """The checkpoint to go on from, if any. Raises ValueError if out_dir holds a run that this one would overwrite."""
+        wish, there = self.config.resume, checkpoint.steps(self.out_dir)
+        if wish == "auto" and not there:
+            return None
+        if wish in ("auto", "last", "best"):
+            return checkpoint.find(self.out_dir, ("best",) if wish == "best" else ("last",), self.say)
+        start = None if wish == "none" else checkpoint.find(wish, ("last",), self.say)
+        if there and (start is None or start.parent != self.out_dir.resolve()):
+            free = next(n for n in range(2, 10**6) if not Path(f"{self.out_dir}-{n}").exists())
+            raise ValueError(
+                f"{self.out_dir} already holds a run ({there[-1].name}): go on with it by --resume=auto, "
+                f"or write another one by --out_dir={self.out_dir}-{free}"
+            )
+        return start
+
+    def prepare_data(self, prepare) -> None:
+        """Lets the main process make the data where there is none; the others wait for it."""
+        directory = Path(self.config.data)
+        with self.accelerator.main_process_first():
+            nothing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
+            if prepare is not None and nothing:
+                prepare(directory)
+
+    def check_settings(self, start: Path, model_config: GPTConfig) -> None:
+        """Compares with the checkpoint's settings: another model is refused, other changes that matter are named."""
+        model, train = checkpoint.load_configs(start)
+        changed = []
+        for old, new in ((model, model_config), (train, self.config)):
+            for name in (field.name for field in dataclasses.fields(old)):
+                a, b = getattr(old, name), getattr(new, name)
+                if a != b and old is model and name not in ("dropout", "gradient_checkpointing"):
+                    raise ValueError(
+                        f"{start} was trained with {name}={a}, not {b}: resume with --{name}={a}, "
+                        "or train the new model into another --out_dir"
+                    )
+                if a != b and name not in HARMLESS:
+                    changed.append(f"{name} {a} -> {b}")
+        if train.lr_decay_iters is None and self.config.lr_decay_iters is None and train.lr_schedule != "constant":
+            if train.max_iters != self.config.max_iters:
+                changed.append(f"the learning rate decays over {self.config.max_iters} steps, not {train.max_iters}")
+        if changed:
+            self.say(f"note: this goes on with other settings than the run was started with: {'; '.join(changed)}")
+
+    def introduce(self) -> None:
+        """A few lines that say what is about to happen."""
+        m, c, env = GPTConfig(**self.settings["model"]), self.config, self.settings["environment"]
+        epochs = c.max_iters * self.tokens_per_step / len(self.train_data.tokens)
+        many = f"{env['processes']} processes" if env["processes"] > 1 else "1 process"
+        heads = f"{m.n_head} heads" + (f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else "")
+        self.say(
+            f"device  {env['device']}, {many} with {env['threads']} threads, {env['precision']}, "
+            f"{'compiled' if self.compiled else 'not compiled'}\n"
+            f"model   {self.gpt.get_num_params():,} parameters: {m.n_layer} layers, {heads}, {m.n_embd} channels; "
+            f"{m.norm}, {m.position} positions, {m.mlp}\n"
+            f"data    {c.data}: {len(self.train_data.tokens):,} tokens to train on, {len(self.val_data.tokens):,} to "
+            f"validate, vocabulary {m.vocab_size:,}\n"
+            f"steps   {c.max_iters:,} of {self.tokens_per_step:,} tokens ({c.gradient_accumulation_steps} x "
+            f"{c.batch_size} sequences of {m.block_size}), {epochs:.2f} epochs, optimizer {c.optimizer}\n"
+            f"output  {self.out_dir}" + (f", going on from step {self.start_step:,}" if self.start_step else "")
+        )
+
+    def say(self, text: str) -> None:
+        """Prints on the main process, above the progress bar."""
+        if self.accelerator.is_main_process:
+            tqdm.write(text)
+
+    # The clock runs while training: not while evaluating, saving or compiling
+
+    def start_clock(self) -> None:
+        self.clock = time.perf_counter()
+
+    def pause_clock(self) -> None:
+        self.wait_for_device()
+        self.state["train_seconds"] += time.perf_counter() - self.clock
+
+    def wait_for_device(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+
+class StopSignal:
+    """Remembers SIGINT and SIGTERM, so that the step can be finished; a second one ends the process at once."""
+
+    def __init__(self):
+        self.number = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.remember)
+
+    def remember(self, number: int, frame) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def received(self, accelerator) -> bool:
+        """Whether any process got a signal; all processes learn it after the same step."""
+        if accelerator.num_processes > 1:
+            number = torch.tensor(self.number, device=accelerator.device)
+            self.number = int(accelerator.reduce(number, "sum"))
+        return self.number > 0
