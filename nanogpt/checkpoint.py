@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT, GPTConfig
@@ -31,6 +30,8 @@ MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor, on the CPU. A sharded one is put together by all processes: all must call this."""
+    from torch.distributed.tensor import DTensor  # half a second, which sampling does not have to wait for
+
     tensor = tensor.detach()
     tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return tensor.cpu().contiguous()
@@ -64,6 +65,8 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
 
 def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """`tensor` on the device of p, and sharded as p is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if isinstance(p, DTensor):
         return distribute_tensor(tensor.to(p.device), p.device_mesh, p.placements)
     return tensor.to(p.device)
@@ -104,8 +107,10 @@ def crc32(path: Path) -> int:
     return checksum
 
 
-def save(out_dir: Path, state: dict, weights: dict, moments: dict, config: dict, tokenizer, keep: int, best: bool) -> Path:
-    """Writes the checkpoint of `state["step"]`, points `last` (and `best`) at it, prunes old ones; returns its path.
+def save(
+    out_dir: Path, state: dict, weights: dict, moments: dict, config: dict, tokenizer, keep: int, best: bool
+) -> Path:
+    """Writes the checkpoint of step `state["step"]`, points `last` (and `best`) at it, prunes old ones; returns its path.
 
     Raises OSError if the disk does not take it; what was there before stays as it was.
     """
@@ -192,7 +197,7 @@ def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print)
     """
     run = Path(run)
     if not run.is_dir():
-        raise ValueError(f"{str(run)!r} is no directory: give an out directory such as out/shakespeare, or a checkpoint")
+        raise ValueError(f"{str(run)!r} is no directory: name an out directory, or a checkpoint in one")
     if (run / MODEL).exists() or (run / STATE).exists() or re.fullmatch(r"step-\d+", run.resolve().name):
         wrong = check(run)
         if wrong is None:

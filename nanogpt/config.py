@@ -50,9 +50,9 @@ class TrainConfig:
     eval_interval: int = 250  # steps between evaluations, and between checkpoints; the last step always has both
     eval_iters: int = 0  # batches of an evaluation, drawn at random as nanoGPT does; 0: the whole split, exactly
     log_interval: int = 10  # steps between lines of metrics.jsonl
-    always_save_checkpoint: bool = True  # save at every evaluation; false: only when the validation loss is the best yet
+    always_save_checkpoint: bool = True  # save at every evaluation; false: only when it is the best yet
     keep_checkpoints: int = 2  # newest checkpoints kept, besides the best; 0 keeps all
-    report_to: str = "none"  # none | trackio | wandb | tensorboard, or several with commas; metrics.jsonl is always written
+    report_to: str = "none"  # none | trackio | wandb | tensorboard, several with commas; metrics.jsonl always
     # the machine
     device: str = "auto"  # auto (what the launcher chose) | cpu | cuda | mps
     precision: str = "auto"  # auto (the launcher's, else bf16 where the device is made for it) | fp32 | bf16 | fp16
@@ -147,6 +147,8 @@ def short(kind: type) -> str:
 
 def fail(message: object) -> typing.NoReturn:
     """One line on stderr, from the main process alone, and exit code 2: the user has something to change."""
+    if isinstance(message, OSError) and message.filename:
+        message = f"{message.filename}: {message.strerror}"
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)

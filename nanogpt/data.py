@@ -29,7 +29,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def permute(i: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """Places i (0 <= i < n) of a pseudo-random permutation of n elements, without ever holding the n elements; `key` is (1,) uint64.
+    """Places i (0 <= i < n) of the pseudo-random permutation `key` (1,) uint64 of n elements, without holding all n.
 
     A Feistel network permutes the next even power of two; whoever lands outside n walks on until inside
     (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
@@ -57,7 +57,8 @@ def read_meta(directory: Path | str) -> dict:
         raise ValueError(f"data directory {str(directory)!r} does not exist: {again}")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        meta["vocab_size"] + 1, np.dtype(meta["dtype"]), meta["splits"]["train"]["tokens"], meta["splits"]["val"]["bytes"]
+        _ = [meta["splits"][split][count] + 1 for split in ("train", "val") for count in ("tokens", "bytes")]
+        _ = meta["vocab_size"] + 1, np.dtype(meta["dtype"])
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: {again}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

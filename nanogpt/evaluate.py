@@ -1,4 +1,4 @@
-"""Loss of a model on held-out tokens: exactly, over the whole split, or nanoGPT's quick estimate from random batches."""
+"""Loss on held-out tokens: exactly, over the whole split, or nanoGPT's quick estimate from random batches."""
 
 import math
 from collections.abc import Iterator

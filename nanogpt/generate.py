@@ -1,6 +1,6 @@
 """Sampling from a GPT, one token at a time, with a key-value cache.
 
-    >>> ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)      # doctest: +SKIP
+>>> ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)      # doctest: +SKIP
 """
 
 from collections.abc import Iterator

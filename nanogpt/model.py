@@ -1,7 +1,7 @@
 """GPT: one model, two families, one file that needs nothing but torch.
 
-    GPT-2 family    LayerNorm, learned positions, GELU, dropout, optional bias      (Radford et al. 2019)
-    modern family   RMSNorm, RoPE, SwiGLU, grouped-query attention, QK-norm         (Touvron et al. 2023, Yang et al. 2025)
+    GPT-2 family    LayerNorm, learned positions, GELU, dropout, optional bias   (Radford et al. 2019)
+    modern family   RMSNorm, RoPE, SwiGLU, grouped-query attention, QK-norm      (Llama 2023, Qwen3 2025)
 
 Every field of `GPTConfig` can be set on its own, so the two families are only two corners of it:
 

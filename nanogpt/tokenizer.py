@@ -10,6 +10,7 @@ A tokenizer is any object with `name`, `vocab_size`, `eot_id` (None if there is 
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [bytes([b]) for b in token]
         while len(parts) > 2:  # merge the pair of lowest rank, among those older than this token
-            candidates = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:], strict=False)]
+            candidates = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
             at = candidates.index(min(candidates))
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         if len(parts) == 2:

@@ -58,7 +58,7 @@ class Metrics:
             temporary = out_dir / ".tmp-metrics.jsonl"
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             temporary.replace(path)
-            self.file = open(path, "a", encoding="utf-8", buffering=1)
+            self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open as long as the run)
         self._quietly("init_trackers", out_dir.parent.name or "nanogpt", config, self._names(out_dir))
 
     def _names(self, out_dir: Path) -> dict:

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from nanogpt import checkpoint, launch, tokenizer, tracking
-from nanogpt.config import TrainConfig, fail, parse, user_errors
+from nanogpt.config import TrainConfig, parse, user_errors
 from nanogpt.data import Batch, TokenDataset, mix
 from nanogpt.evaluate import evaluate
 from nanogpt.generate import stream, stream_text
@@ -27,7 +27,15 @@ from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
 
 # what may differ from a checkpoint's settings without changing what the next step computes
 HARMLESS = {"out_dir", "data", "resume", "max_iters", "eval_interval", "eval_iters", "log_interval", "report_to"}
-HARMLESS |= {"always_save_checkpoint", "keep_checkpoints", "device", "threads", "max_bad_steps", "compile"}
+HARMLESS |= {
+    "always_save_checkpoint",
+    "keep_checkpoints",
+    "device",
+    "threads",
+    "max_bad_steps",
+    "compile",
+    "lr_decay_iters",
+}
 
 
 def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", argv: list[str] | None = None) -> None:
@@ -153,7 +161,7 @@ class Run:
         self.bar.update()
 
     def micro_batch(self, index: int) -> Batch:
-        """Micro-batch `index` of the current step, on the device; the random state of its dropout follows from it too."""
+        """Micro-batch `index` of the current step, on the device; its dropout is seeded from it as well."""
         step, config = self.state["step"], self.config
         number = step * config.gradient_accumulation_steps + index
         x, y = self.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
@@ -175,8 +183,7 @@ class Run:
         if self.grad_norm.isfinite():
             values["grad_norm"] = self.grad_norm.item()
         values["lr"] = lr_at(state["step"] - 1, config)
-        progress = {"tokens": state["tokens"], "train_seconds": round(state["train_seconds"], 3)}
-        self.metrics.log(step=state["step"], **progress, **values, skipped_steps=state["skipped_steps"])
+        self.metrics.log(**self.progress(), **values, skipped_steps=state["skipped_steps"])
         loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
         self.bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s", refresh=False)
         if self.bad_in_a_row >= config.max_bad_steps and self.accelerator.scaler is None:
@@ -185,6 +192,11 @@ class Run:
         self.skipped.zero_()
         self.logged = dict(state)
         self.start_clock()
+
+    def progress(self) -> dict:
+        """Where the run stands, the same for every line of metrics."""
+        state = self.state
+        return {"step": state["step"], "tokens": state["tokens"], "train_seconds": round(state["train_seconds"], 3)}
 
     # What happens between the steps
 
@@ -201,19 +213,22 @@ class Run:
             seed=config.seed + state["step"],
             process=accelerator.process_index,
             processes=accelerator.num_processes,
-            reduce=lambda total: accelerator.reduce(total.to(self.device), "sum") if accelerator.num_processes > 1 else total,
+            reduce=self.add_up,
         )
         best = state["best_val_loss"] is None or result["val_loss"] < state["best_val_loss"]
         if best:
             state["best_val_loss"], state["best_step"] = result["val_loss"], state["step"]
-        progress = {"tokens": state["tokens"], "train_seconds": round(state["train_seconds"], 3)}
-        self.metrics.log(step=state["step"], **progress, **result)
+        self.metrics.log(**self.progress(), **result)
         self.say(
-            f"step {state['step']:>6,}  validation loss {result['val_loss']:.4f}  ({result['val_bpb']:.3f} bits per byte)  "
-            f"after {state['train_seconds']:.1f} s of training"
+            f"step {state['step']:>6,}  validation loss {result['val_loss']:.4f} "
+            f"({result['val_bpb']:.3f} bits per byte) after {state['train_seconds']:.1f} s of training"
         )
         if state["step"] > self.start_step and (config.always_save_checkpoint or best or last):
             self.save(best)
+
+    def add_up(self, total: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes."""
+        return self.accelerator.reduce(total.to(self.device)) if self.accelerator.num_processes > 1 else total
 
     def save(self, best: bool = False) -> None:
         """Saves a checkpoint of the current step; the main process writes what all put together."""
@@ -230,7 +245,7 @@ class Run:
         self.save()
         self.metrics.close()
         command = shlex.join(a for a in sys.argv if not a.startswith("--resume"))
-        self.say(f"stopped after step {self.state['step']}, which is saved; to go on: accelerate launch {command} --resume=auto")
+        self.say(f"stopped: step {self.state['step']} is saved; to go on: accelerate launch {command} --resume=auto")
         sys.exit(128 + number)
 
     def give_up(self, lr: float) -> None:
@@ -240,7 +255,7 @@ class Run:
         self.say(
             f"error: no finite gradient in the last {int(self.bad_in_a_row)} steps up to step {self.state['step']}, at "
             f"learning rate {lr:.2e}: none of them was applied. Look at grad_norm in {self.out_dir / 'metrics.jsonl'}; "
-            "try a lower --learning_rate, more --warmup_iters or --precision=fp32 from the last checkpoint, --resume=auto"
+            "go on from the last checkpoint by --resume=auto with a lower --learning_rate or --precision=fp32"
         )
         sys.exit(1)
 
@@ -261,15 +276,16 @@ class Run:
     def sample(self, characters: int = 300) -> str:
         """A text by the run's best checkpoint, which is read back from the disk as everybody else will read it."""
         model = checkpoint.load_model(checkpoint.find(self.out_dir, say=self.say), self.device)
-        first = torch.tensor(self.train_data.tokens[:1].astype(np.int64), device=self.device)[None]
-        tokens = stream(model, first, characters, temperature=0.8, top_k=200, seed=self.config.seed)
-        text = "".join(islice(stream_text(self.tokenizer, (t.item() for t in tokens)), characters))
-        return text[:characters]
+        first = self.train_data.tokens[:1].astype(np.int64)  # the data's own beginning
+        idx = torch.from_numpy(first).to(self.device)[None]
+        tokens = stream(model, idx, characters, temperature=0.8, top_k=200, seed=self.config.seed)
+        pieces = stream_text(self.tokenizer, (token.item() for token in tokens))
+        return (self.tokenizer.decode(first) + "".join(islice(pieces, characters)))[:characters]
 
     # Before the first step
 
     def find_start(self) -> Path | None:
-        """The checkpoint to go on from, if any. Raises ValueError if out_dir holds a run that this one would overwrite."""
+        """The checkpoint to go on from, if any. Raises ValueError if this run would overwrite another in out_dir."""
         wish, there = self.config.resume, checkpoint.steps(self.out_dir)
         if wish == "auto" and not there:
             return None
@@ -306,9 +322,9 @@ class Run:
                     )
                 if a != b and name not in HARMLESS:
                     changed.append(f"{name} {a} -> {b}")
-        if train.lr_decay_iters is None and self.config.lr_decay_iters is None and train.lr_schedule != "constant":
-            if train.max_iters != self.config.max_iters:
-                changed.append(f"the learning rate decays over {self.config.max_iters} steps, not {train.max_iters}")
+        decay = [c.lr_decay_iters or (c.max_iters if c.lr_schedule != "constant" else 0) for c in (train, self.config)]
+        if decay[0] != decay[1]:
+            changed.append(f"the learning rate decays over {decay[1]} steps, not {decay[0]}")
         if changed:
             self.say(f"note: this goes on with other settings than the run was started with: {'; '.join(changed)}")
 

@@ -1,0 +1,135 @@
+"""The `nanogpt` command: what there is to do with a trained run.
+
+    nanogpt sample out/shakespeare --prompt "ROMEO:"
+    nanogpt eval out/shakespeare
+
+RUN is an out directory (its best checkpoint, else its last) or one checkpoint in it.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from nanogpt.config import OneLineParser, user_errors
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
+    for add in (add_sample, add_eval):
+        add(commands)
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        sys.exit(2)
+    with user_errors():
+        try:
+            args.run(args)
+        except KeyboardInterrupt:
+            print()
+            sys.exit(130)
+
+
+def add_command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    command.set_defaults(run=run)
+    command.add_argument("RUN", help="an out directory (best, else last checkpoint), or one checkpoint in it")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    return command
+
+
+def add_sample(commands) -> None:
+    command = add_command(commands, "sample", sample, "continue a prompt, streaming to the terminal")
+    command.add_argument("--prompt", default="\n", metavar="TEXT|FILE:PATH", help="text to continue")
+    command.add_argument("--max_new_tokens", type=int, default=500, metavar="N", help="tokens to add")
+    command.add_argument("--num_samples", type=int, default=1, metavar="N", help="continuations, sampled as one batch")
+    command.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token")
+    command.add_argument("--top_k", type=int, default=200, metavar="K", help="only the K likeliest tokens; 0 is off")
+    command.add_argument("--top_p", type=float, default=1.0, metavar="P", help="only the likeliest, of probability P")
+    command.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+
+
+def add_eval(commands) -> None:
+    command = add_command(commands, "eval", evaluate, "loss, perplexity and bits per byte over a whole split")
+    command.add_argument("--data", metavar="DIR", help="a data directory (None: the one it was trained on)")
+    command.add_argument("--split", default="val", choices=("val", "train"), help="which part of it")
+    command.add_argument("--batch_size", type=int, default=32, metavar="N", help="sequences at a time")
+
+
+def pick_device(name: str) -> str:
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = [device for device, there in available.items() if there]
+    if name == "auto":
+        return present[0]
+    if name not in present:
+        raise ValueError(f"device={name!r} is not one of {', '.join(present)}, which this machine has")
+    return name
+
+
+def sample(args) -> None:
+    """Streams one continuation as it is drawn; several are drawn as a batch and printed one after the other."""
+    import torch
+
+    from nanogpt import checkpoint, tokenizer
+    from nanogpt.generate import generate, stream, stream_text
+
+    for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("temperature", 0), ("top_k", 0), ("top_p", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"{name}={getattr(args, name)} must be at least {least}")
+    found = checkpoint.find(args.RUN, say=note)
+    words = tokenizer.load(found)
+    prompt = args.prompt
+    if prompt.startswith("FILE:"):
+        prompt = Path(prompt[5:]).read_text(encoding="utf-8")
+    if not prompt:
+        raise ValueError("the prompt is empty: give at least one character, such as --prompt ROMEO:")
+    ids = words.encode(prompt)
+    device = pick_device(args.device)
+    model = checkpoint.load_model(found, device)
+    idx = torch.tensor(ids, device=device).repeat(args.num_samples, 1)
+    options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+    if args.num_samples == 1:
+        print(prompt, end="", flush=True)
+        tokens = (token.item() for token in stream(model, idx, args.max_new_tokens, **options))
+        for piece in stream_text(words, tokens):
+            print(piece, end="", flush=True)
+        print()
+        return
+    for row in generate(model, idx, args.max_new_tokens, **options).tolist():
+        print(words.decode(row), "-" * 40, sep="\n")
+
+
+def evaluate(args) -> None:
+    """Prints the exact figures of a whole split."""
+    from nanogpt import checkpoint
+    from nanogpt.data import TokenDataset
+    from nanogpt.evaluate import evaluate as measure
+
+    if args.batch_size < 1:
+        raise ValueError(f"batch_size={args.batch_size} must be at least 1")
+    found = checkpoint.find(args.RUN, say=note)
+    config, trained = checkpoint.load_configs(found)
+    data = TokenDataset(args.data or trained.data, args.split, config.block_size, config.vocab_size)
+    device = pick_device(args.device)
+    model = checkpoint.load_model(found, device)
+    start = time.perf_counter()
+    result = measure(model, data, args.batch_size, device)
+    seconds = time.perf_counter() - start
+    print(f"{found}, {args.split} split of {args.data or trained.data}: {len(data.tokens) - 1:,} tokens predicted")
+    print(
+        f"loss {result['val_loss']:.4f} nats per token, perplexity {result['val_perplexity']:.3f}, "
+        f"{result['val_bpb']:.4f} bits per byte ({seconds:.1f} s)"
+    )
+
+
+def note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
