@@ -110,7 +110,7 @@ def crc32(path: Path) -> int:
 def save(
     out_dir: Path, state: dict, weights: dict, moments: dict, config: dict, tokenizer, keep: int, best: bool
 ) -> Path:
-    """Writes the checkpoint of step `state["step"]`, points `last` (and `best`) at it, prunes old ones; returns its path.
+    """Writes the checkpoint of step `state["step"]`, points `last` (and `best`) at it, prunes old ones.
 
     Raises OSError if the disk does not take it; what was there before stays as it was.
     """

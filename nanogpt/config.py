@@ -63,6 +63,7 @@ class TrainConfig:
         choices = {
             "optimizer": ("adamw", "muon"),
             "lr_schedule": ("cosine", "linear", "wsd", "constant"),
+            "device": ("auto", "cpu", "cuda", "mps"),
             "precision": ("auto", "fp32", "bf16", "fp16"),
             "compile": ("auto", "true", "false"),
         }

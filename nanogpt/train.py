@@ -103,30 +103,32 @@ class Run:
         config, state = self.config, self.state
         self.loss_sum, self.skipped, self.bad_in_a_row = torch.zeros(3, device=self.device)
         self.logged = dict(state)
-        stop = StopSignal()
         hidden = not (self.accelerator.is_main_process and sys.stderr.isatty())
         self.bar = tqdm(
             total=config.max_iters, initial=state["step"], unit="step", dynamic_ncols=True, leave=False, disable=hidden
         )
         self.gpt.train()
         self.start_clock()
-        while True:
-            done = state["step"] >= config.max_iters
-            fresh = state["step"] == 0 or state["step"] > self.start_step  # what a resumed run had done, it had done
-            if done or (fresh and state["step"] % config.eval_interval == 0):
-                self.pause_clock()
-                self.evaluate_and_save()
-                self.start_clock()
-            if done:
-                break
-            self.step()
-            if state["step"] == self.start_step + 1 and self.compiled:
-                self.wait_for_device()
-                self.start_clock()  # the first step was spent compiling
-            if state["step"] % config.log_interval == 0 or state["step"] == config.max_iters:
-                self.log()
-            if stop.received(self.accelerator):
-                self.leave(stop.number)
+        with StopSignal() as stop:
+            while True:
+                done = state["step"] >= config.max_iters
+                fresh = (
+                    state["step"] == 0 or state["step"] > self.start_step
+                )  # what a resumed run had done, it had done
+                if done or (fresh and state["step"] % config.eval_interval == 0):
+                    self.pause_clock()
+                    self.evaluate_and_save()
+                    self.start_clock()
+                if done:
+                    break
+                self.step()
+                if state["step"] == self.start_step + 1 and self.compiled:
+                    self.wait_for_device()
+                    self.start_clock()  # the first step was spent compiling
+                if state["step"] % config.log_interval == 0 or state["step"] == config.max_iters:
+                    self.log()
+                if stop.received(self.accelerator):
+                    self.leave(stop.number)
         self.bar.close()
         self.conclude()
         self.metrics.close()
@@ -370,10 +372,14 @@ class Run:
 class StopSignal:
     """Remembers SIGINT and SIGTERM, so that the step can be finished; a second one ends the process at once."""
 
-    def __init__(self):
+    def __enter__(self):
         self.number = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.remember)
+        self.before = {number: signal.signal(number, self.remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def remember(self, number: int, frame) -> None:
         self.number = number

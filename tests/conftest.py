@@ -1,0 +1,68 @@
+"""Small data and small runs that the tests share. All text is made here; nothing needs a network."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep import writer
+from nanogpt import GPTConfig, TrainConfig
+from nanogpt.train import Run
+
+SHARED = Path(os.environ.get("NANOGPT_SHARED", Path(__file__).parents[2] / "shared"))
+TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """Some 20,000 characters of made-up dialogue."""
+    chance = random.Random(0)
+    words = "the king and queen of hearts did speak to me in anger o my lord what news from court".split()
+    lines = (" ".join(chance.choices(words, k=7)).capitalize() + "." for _ in range(500))
+    return "\n".join(f"{chance.choice(['FIRST', 'SECOND'])}:\n{line}\n" for line in lines)
+
+
+@pytest.fixture
+def data(tmp_path, text) -> Path:
+    """A prepared character-level data directory."""
+    writer.write(tmp_path / "data", text, "char", 0.1, "made up")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def make_run(tmp_path, data, capsys):
+    """Makes a tiny `Run`, in this process, from settings of either configuration."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    def make(model: GPTConfig = TINY, **settings) -> Run:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        fields = {"out_dir": str(tmp_path / "out"), "data": str(data), "report_to": "none", "device": "cpu"}
+        fields |= {"batch_size": 4, "max_iters": 4, "eval_interval": 4, "warmup_iters": 2, "learning_rate": 1e-2}
+        return Run(model, TrainConfig(**(fields | settings)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shakespeare() -> Path:
+    path = SHARED / "data" / "tinyshakespeare.txt"
+    if not path.exists():
+        pytest.skip(f"the original tiny Shakespeare is not at {path} (NANOGPT_SHARED names another place)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def gpt2_files():
+    """Lets tiktoken find GPT-2's files without a network."""
+    cache = SHARED / "tiktoken_cache"
+    if not cache.exists() and "TIKTOKEN_CACHE_DIR" not in os.environ:
+        pytest.skip(f"GPT-2's tokenizer files are not at {cache}, and TIKTOKEN_CACHE_DIR is not set")
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache))

@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+CONFIGS = sorted((Path(__file__).parents[1] / "accelerate_configs").glob("*.yaml"))
+
+
+def test_there_is_one_for_each_kind_of_hardware():
+    assert [path.stem for path in CONFIGS] == ["cpu", "ddp", "fsdp2", "mps", "multi_node", "single_gpu"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_it_and_it_is_short_and_explained(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"]
+    lines = path.read_text().splitlines()
+    assert len(lines) < 20
+    assert "accelerate launch --config_file accelerate_configs/" + path.name in path.read_text()
+    assert sum("#" in line for line in lines) >= 3
+
+
+def test_fsdp_leaves_tied_weights_tied():
+    config = yaml.safe_load((CONFIGS[0].parent / "fsdp2.yaml").read_text())
+    assert config["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] is False
+    assert config["fsdp_config"]["fsdp_version"] == 2

@@ -1,0 +1,110 @@
+"""The `nanogpt` command, in this process, on a run made here."""
+
+import pytest
+import torch
+
+from nanogpt import checkpoint
+from nanogpt.cli import main
+from nanogpt.data import TokenDataset
+
+
+@pytest.fixture
+def run_dir(make_run, capsys):
+    run = make_run(max_iters=10, eval_interval=5)
+    run.train()
+    capsys.readouterr()
+    return run.out_dir
+
+
+def test_sample_continues_the_prompt_with_as_many_tokens_as_asked_for(run_dir, capsys):
+    main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "40", "--seed", "1"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("FIRST:") and len(shown) == len("FIRST:") + 40 + 1
+    main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "40", "--seed", "1"])
+    assert capsys.readouterr().out == shown
+
+
+def test_temperature_0_is_greedy(run_dir, capsys):
+    texts = []
+    for seed in ("1", "2"):
+        main(
+            [
+                "sample",
+                str(run_dir),
+                "--prompt",
+                "FIRST:",
+                "--max_new_tokens",
+                "9",
+                "--temperature",
+                "0",
+                "--seed",
+                seed,
+            ]
+        )
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_several_samples_and_a_prompt_from_a_file(run_dir, tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text("SECOND:\n")
+    main(
+        [
+            "sample",
+            str(run_dir),
+            "--prompt",
+            f"FILE:{tmp_path}/prompt.txt",
+            "--num_samples",
+            "3",
+            "--max_new_tokens",
+            "5",
+        ]
+    )
+    assert capsys.readouterr().out.count("SECOND:\n") == 3
+
+
+def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, capsys):
+    main(["eval", str(run_dir)])
+    shown = capsys.readouterr().out
+    path = checkpoint.find(run_dir)
+    model, trained = checkpoint.load_model(path), checkpoint.load_configs(path)[1]
+    tokens = torch.from_numpy(TokenDataset(trained.data, "val", 16).tokens.astype("int64"))
+    n = (len(tokens) - 1) // 16
+    with torch.no_grad():
+        loss = model(tokens[: n * 16].view(n, 16), tokens[1 : n * 16 + 1].view(n, 16)).item()
+    printed = float(shown.split("loss ")[1].split(" ")[0])
+    assert printed == pytest.approx(loss, abs=2e-3)  # a last, partial window is left out here
+    assert path.name in shown and "bits per byte" in shown
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["sample", "RUN", "--prompt", "ÄFFIN"], "character 'Ä' (position 0) is not among the"),
+        (["sample", "RUN", "--prompt", ""], "the prompt is empty"),
+        (["sample", "RUN", "--prompt", "FILE:nowhere.txt"], "nowhere.txt: No such file or directory"),
+        (["sample", "RUN", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
+        (["sample", "RUN", "--num_samples", "0"], "num_samples=0 must be at least 1"),
+        (["sample", "RUN", "--max_tokens", "9"], "unknown flag --max_tokens"),
+        (["sample", "nowhere"], "'nowhere' is no directory"),
+        (["sample", "RUN", "--device", "abacus"], "device='abacus' is not one of"),
+        (["eval", "RUN", "--data", "nowhere"], "data directory 'nowhere' does not exist"),
+        (["eval", "RUN", "--batch_size", "0"], "batch_size=0 must be at least 1"),
+        (["fly"], "fly"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run_dir, argv, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([str(run_dir) if a == "RUN" else a for a in argv])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_damaged_best_checkpoint_is_replaced_by_a_whole_one(run_dir, capsys):
+    best = (run_dir / "best").resolve()
+    (best / "model.safetensors").write_bytes(b"damaged")
+    main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "3"])
+    captured = capsys.readouterr()
+    assert "FIRST:" in captured.out
+    assert f"{best.name} is not whole: model.safetensors has 7 bytes" in captured.err

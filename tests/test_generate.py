@@ -1,0 +1,81 @@
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nanogpt import GPT, GPTConfig
+from nanogpt.generate import filter_logits, generate, stream_text
+
+GPT2 = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=4, n_embd=32)
+MODERN = dataclasses.replace(
+    GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, qk_norm=True, tie_embeddings=False
+)
+
+
+def random_model(config: GPTConfig) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(config).eval()
+    for p in model.parameters():
+        p.data.normal_(std=0.4)
+    return model
+
+
+@pytest.mark.parametrize("config", [GPT2, MODERN], ids=["gpt2", "modern"])
+@pytest.mark.parametrize("prompt_length", [1, 5, 16, 40])
+def test_cached_equals_uncached_token_for_token_past_block_size_too(config, prompt_length):
+    model = random_model(config)
+    idx = torch.randint(65, (3, prompt_length), generator=torch.Generator().manual_seed(1))
+    cached = generate(model, idx, 50, temperature=0)
+    assert torch.equal(cached, generate(model, idx, 50, temperature=0, use_cache=False))
+    assert cached.shape == (3, prompt_length + 50)
+    assert cached[:, prompt_length:].unique().numel() > 5  # not one token all along
+
+
+def test_greedy_equals_a_loop_written_out_while_the_context_fits():
+    model = random_model(MODERN)
+    idx = torch.randint(65, (2, 4), generator=torch.Generator().manual_seed(1))
+    expected = idx
+    for _ in range(12):
+        expected = torch.cat((expected, model(expected)[:, -1].argmax(-1, keepdim=True)), dim=1)
+    assert torch.equal(generate(model, idx, 12, temperature=0), expected)
+
+
+def test_a_full_context_keeps_its_newer_half():
+    model = random_model(GPT2)
+    idx = torch.randint(65, (1, 16), generator=torch.Generator().manual_seed(1))
+    out = generate(model, idx, 2, temperature=0)
+    assert out[0, 17] == model(out[:, 9:17])[0, -1].argmax()  # the last 8 of 17 tokens, at positions 0 to 7
+
+
+def test_the_seed_decides_and_padding_is_never_sampled():
+    model = random_model(GPT2)
+    idx = torch.zeros(4, 1, dtype=torch.long)
+    a, b, c = (generate(model, idx, 40, temperature=5.0, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert not torch.equal(a[0], a[1])  # the samples of one batch differ
+    assert a.max() < 65
+
+
+def test_top_k_and_top_p_keep_the_likeliest():
+    logits = torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]]).log()
+    kept = lambda **options: filter_logits(logits, **options).isfinite()[0].tolist()  # noqa: E731
+    assert kept() == [True] * 5
+    assert kept(top_k=2) == [True, True, False, False, False]
+    assert kept(top_k=99) == [True] * 5
+    assert kept(top_p=0.6) == [True, True, False, False, False]  # 0.5 does not reach 0.6, with 0.2 it does
+    assert kept(top_p=0.4) == [True, False, False, False, False]
+    assert kept(top_p=0.0) == [True, False, False, False, False]
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="prompt is empty"):
+        generate(random_model(GPT2), torch.zeros(1, 0, dtype=torch.long), 1)
+
+
+def test_streamed_text_never_splits_a_character():
+    text = "aé你😀b"
+    by_byte = SimpleNamespace(decode=lambda ids: bytes(ids).decode("utf-8", errors="replace"))
+    pieces = list(stream_text(by_byte, iter(text.encode())))
+    assert pieces == list(text)
+    assert "".join(stream_text(by_byte, iter(b"ok\xff"))) == "ok\ufffd"

@@ -1,0 +1,221 @@
+"""The model against transformers' own implementations, with the same random weights."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from nanogpt.model import GPT, GPTConfig, KVCache
+
+GPT2 = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32)
+MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, n_inner=48)
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Weights large enough that a wrong one shows."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.3)
+            if p.ndim == 1:
+                p.add_(1.0)
+
+
+def gpt2_reference(model: GPT) -> PreTrainedModel:
+    """transformers' GPT-2 with our weights; its Conv1D stores matrices as (in, out), so they are transposed."""
+    c = model.config
+    reference = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=c.vocab_size,
+            n_positions=c.block_size,
+            n_embd=c.n_embd,
+            n_layer=c.n_layer,
+            n_head=c.n_head,
+            activation_function={"gelu": "gelu", "gelu_tanh": "gelu_new"}[c.mlp],
+            tie_word_embeddings=c.tie_embeddings,
+        )
+    )
+    state = {"transformer.wte.weight": model.wte.weight[: c.vocab_size]}
+    head = model.wte if model.lm_head is None else model.lm_head
+    state["lm_head.weight"] = head.weight[: c.vocab_size]
+    for name, p in model.named_parameters():
+        if name not in ("wte.weight", "lm_head.weight"):
+            transposed = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+            state[f"transformer.{name}"] = p.t() if transposed else p
+    for name, p in reference.state_dict().items():
+        if name.endswith("bias") and name not in state:
+            state[name] = torch.zeros_like(p)
+    reference.load_state_dict(state)
+    return reference.eval()
+
+
+def modern_reference(model: GPT) -> PreTrainedModel:
+    """transformers' Llama, or with QK-norm Qwen3, with our weights."""
+    c = model.config
+    config = dict(
+        vocab_size=c.vocab_size,
+        hidden_size=c.n_embd,
+        intermediate_size=c.inner,
+        num_hidden_layers=c.n_layer,
+        num_attention_heads=c.n_head,
+        num_key_value_heads=c.kv_heads,
+        head_dim=c.head_size,
+        max_position_embeddings=c.block_size,
+        rms_norm_eps=c.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+        tie_word_embeddings=c.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    reference = Qwen3ForCausalLM(Qwen3Config(**config)) if c.qk_norm else LlamaForCausalLM(LlamaConfig(**config))
+    head = model.wte if model.lm_head is None else model.lm_head
+    state = {"model.embed_tokens.weight": model.wte.weight[: c.vocab_size], "model.norm.weight": model.ln_f.weight}
+    state["lm_head.weight"] = head.weight[: c.vocab_size]
+    for i, block in enumerate(model.h):
+        layer = f"model.layers.{i}."
+        state[layer + "input_layernorm.weight"] = block.ln_1.weight
+        state[layer + "post_attention_layernorm.weight"] = block.ln_2.weight
+        for name, rows in zip("qkv", block.attn.c_attn.weight.split(block.attn.qkv_rows), strict=True):
+            state[f"{layer}self_attn.{name}_proj.weight"] = rows
+        state[layer + "self_attn.o_proj.weight"] = block.attn.c_proj.weight
+        gate, up = block.mlp.c_fc.weight.chunk(2)
+        state |= {layer + "mlp.gate_proj.weight": gate, layer + "mlp.up_proj.weight": up}
+        state[layer + "mlp.down_proj.weight"] = block.mlp.c_proj.weight
+        if c.qk_norm:
+            state[layer + "self_attn.q_norm.weight"] = block.attn.q_norm.weight
+            state[layer + "self_attn.k_norm.weight"] = block.attn.k_norm.weight
+    reference.load_state_dict(state)
+    return reference.eval()
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize(
+    "base, changes, reference",
+    [
+        (GPT2, {"bias": True, "mlp": "gelu_tanh"}, gpt2_reference),
+        (GPT2, {"bias": False, "mlp": "gelu"}, gpt2_reference),
+        (MODERN, {}, modern_reference),
+        (MODERN, {"n_kv_head": None}, modern_reference),
+        (MODERN, {"qk_norm": True}, modern_reference),
+        (MODERN, {"qk_norm": True, "n_kv_head": 1, "head_dim": 16, "rope_theta": 1e6}, modern_reference),
+    ],
+    ids=["gpt2", "nanogpt", "llama", "llama-mha", "qwen3", "qwen3-mqa-head16"],
+)
+def test_logits_and_loss_equal_those_of_transformers(base, changes, reference, tie):
+    model = GPT(dataclasses.replace(base, tie_embeddings=tie, **changes)).eval()
+    randomize(model)
+    model.wte.weight.data *= 0.3  # logits of ordinary size, so that 1e-5 means the same for all
+    if model.lm_head is not None:
+        model.lm_head.weight.data *= 0.3
+    idx = torch.randint(65, (3, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = reference(model)(idx).logits
+        logits = model(idx)
+        loss = model(idx[:, :-1], idx[:, 1:])
+    assert logits.shape == (3, 32, 65)
+    assert expected.std() > 0.3
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    by_transformers = F.cross_entropy(expected[:, :-1].flatten(0, 1), idx[:, 1:].flatten())
+    torch.testing.assert_close(loss, by_transformers, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config", [GPT2, MODERN, dataclasses.replace(MODERN, qk_norm=True)], ids=["gpt2", "llama", "qwen3"]
+)
+def test_reading_in_pieces_through_the_cache_equals_reading_at_once(config):
+    model = GPT(config).eval()
+    randomize(model)
+    idx = torch.randint(65, (2, 32))
+    cache = KVCache(config, batch_size=2)
+    with torch.no_grad():
+        pieces = [model(idx[:, a:b], cache=cache) for a, b in ((0, 7), (7, 20), (20, 21), (21, 32))]
+        whole = model(idx)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-4, rtol=1e-4)
+    assert cache.length == 32
+    with pytest.raises(ValueError, match="33 tokens do not fit into block_size=32"):
+        model(idx[:, :1], cache=cache)
+
+
+def test_logits_to_keep_gives_the_last_positions():
+    model = GPT(GPT2).eval()
+    idx = torch.randint(65, (2, 9))
+    torch.testing.assert_close(model(idx, logits_to_keep=2), model(idx)[:, -2:])
+
+
+def test_padding_of_the_vocabulary_gets_no_probability_and_no_gradient():
+    model = GPT(dataclasses.replace(GPT2, tie_embeddings=False))
+    assert model.lm_head.weight.shape == (128, 32)
+    idx = torch.randint(65, (2, 9))
+    model(idx, idx).backward()
+    assert model.lm_head.weight.grad[65:].abs().max() == 0
+    assert model.lm_head.weight.grad[:65].abs().min() > 0
+
+
+def test_targets_of_minus_one_do_not_count():
+    model = GPT(GPT2).eval()
+    idx = torch.randint(65, (1, 8))
+    targets = idx.clone()
+    targets[:, 3:] = -1
+    torch.testing.assert_close(model(idx, targets), model(idx[:, :3], idx[:, :3]))
+    torch.testing.assert_close(model(idx, targets, reduction="sum"), 3 * model(idx, targets))
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = GPT(dataclasses.replace(MODERN, dropout=0.1, gradient_checkpointing=checkpointing))
+        idx = torch.randint(65, (2, 16))
+        torch.manual_seed(1)
+        model(idx, idx).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gpt2_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"))
+    assert model.get_num_params() == 124_439_808
+    assert model.get_num_params(non_embedding=True) == 124_439_808 - (50257 + 1024) * 768
+
+
+def test_flops_per_token_by_hand():
+    # one layer of C = 8: attention 4 * 64, MLP 8 * 64, norms 3 * 8; output projection 10 * 8
+    model = GPT(GPTConfig(vocab_size=10, block_size=4, n_layer=1, n_head=2, n_embd=8))
+    matmul_params = 12 * 64 + 3 * 8
+    assert model.get_num_params() == matmul_params + 10 * 8 + 4 * 8
+    assert model.flops_per_token() == 6 * (matmul_params + 80) + 12 * 1 * 8 * 4
+
+
+def test_initial_loss_is_that_of_a_uniform_guess():
+    torch.manual_seed(0)
+    idx = torch.randint(65, (8, 32))
+    for config in (GPT2, MODERN):
+        assert GPT(config)(idx[:, :-1], idx[:, 1:]).item() == pytest.approx(4.174, abs=0.05)  # ln 65
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"n_embd": 30}, "n_embd=30 is not divisible by n_head=4: choose n_head from 2, 3, 5"),
+        ({"n_kv_head": 3}, "n_head=4 is not divisible by n_kv_head=3"),
+        ({"norm": "batchnorm"}, "norm='batchnorm' is not one of layernorm, rmsnorm"),
+        ({"n_layer": 0}, "n_layer=0 must be at least 1"),
+        ({"dropout": 1.5}, "dropout=1.5"),
+        ({"position": "rope", "head_dim": 5}, "head size must be even; it is 5"),
+    ],
+)
+def test_impossible_configurations_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(GPT2, **changes)

@@ -1,0 +1,123 @@
+import math
+
+import pytest
+import torch
+
+from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt.optim import Muon, lr_at, make_optimizers, orthogonalize, set_learning_rate
+
+MODEL = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16, norm="rmsnorm", mlp="swiglu")
+
+
+def test_cosine_schedule_is_nanogpts():
+    config = TrainConfig(learning_rate=1e-3, min_lr=1e-4, warmup_iters=100, lr_decay_iters=2000, max_iters=5000)
+
+    def nanogpt(it):  # nanoGPT's formula, written out
+        if it < 100:
+            return 1e-3 * (it + 1) / 101
+        if it > 2000:
+            return 1e-4
+        return 1e-4 + 0.5 * (1 + math.cos(math.pi * (it - 100) / 1900)) * 9e-4
+
+    for it in (0, 1, 99, 100, 101, 1000, 1999, 2000, 2001, 4999):
+        assert lr_at(it, config) == pytest.approx(nanogpt(it), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ("linear", {0: 0.25, 3: 1.0, 8: 0.75, 13: 0.5, 23: 0.0, 40: 0.0}),
+        ("wsd", {0: 0.25, 3: 1.0, 12: 1.0, 13: 1.0, 18: 0.5, 23: 0.0, 40: 0.0}),
+        ("constant", {0: 0.25, 1: 0.5, 3: 1.0, 40: 1.0}),
+    ],
+)
+def test_other_schedules(schedule, expected):
+    config = TrainConfig(lr_schedule=schedule, learning_rate=1.0, min_lr=0.0, warmup_iters=3, max_iters=23)
+    config.decay_fraction = 10 / 23
+    assert {step: pytest.approx(lr_at(step, config)) for step in expected} == expected
+
+
+def test_a_schedule_longer_than_the_run_is_fine():
+    config = TrainConfig(learning_rate=1.0, min_lr=0.0, lr_schedule="linear", warmup_iters=0, max_iters=5)
+    config.lr_decay_iters = 10
+    assert lr_at(5, config) == pytest.approx(0.5)
+
+
+def test_adamw_decays_matrices_and_embeddings_alone():
+    model = GPT(MODEL)
+    (optimizer,) = make_optimizers(model, TrainConfig(weight_decay=0.1))
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {id(p) for p in model.parameters() if p.ndim >= 2}
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_all_else():
+    model = GPT(MODEL)
+    muon, adamw = make_optimizers(model, TrainConfig(optimizer="muon", learning_rate=0.01, muon_learning_rate=0.02))
+    names = {id(p): name for name, p in model.named_parameters()}
+    by_muon = {names[id(p)] for g in muon.param_groups for p in g["params"]}
+    assert by_muon == {name for name, p in model.named_parameters() if name.startswith("h.") and p.ndim == 2}
+    assert "wte.weight" in {names[id(p)] for g in adamw.param_groups for p in g["params"]}
+    set_learning_rate([muon, adamw], 0.005)
+    assert muon.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert adamw.param_groups[0]["lr"] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (48, 16), (16, 16)])
+def test_muon_equals_torchs_muon_in_equal_precision(shape):
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Parameter(torch.randn(shape)), torch.nn.Parameter(torch.empty(shape))
+    theirs.data.copy_(ours.data)
+    start = ours.detach().clone()
+    a = Muon([{"params": [ours], "rows": None}], lr=0.02, momentum=0.95, weight_decay=0.1, dtype=torch.bfloat16)
+    b = torch.optim.Muon([theirs], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True)
+    for _ in range(5):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        a.step(), b.step()
+    assert (ours - start).abs().max() > 0.01
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_stacked_matrices_are_orthogonalized_one_by_one():
+    torch.manual_seed(0)
+    stacked, parts = torch.nn.Parameter(torch.zeros(24, 8)), [torch.nn.Parameter(torch.zeros(n, 8)) for n in (8, 16)]
+    stacked.grad = torch.randn(24, 8)
+    for p, g in zip(parts, stacked.grad.split([8, 16]), strict=True):
+        p.grad = g.clone()
+    Muon([{"params": [stacked], "rows": [8, 16]}], lr=0.1).step()
+    Muon([{"params": parts}], lr=0.1).step()
+    torch.testing.assert_close(stacked, torch.cat(parts))
+
+
+def test_orthogonalize_brings_singular_values_near_one():
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, 32, 64)))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_gradient_flagged_as_not_finite_leaves_weights_and_state_alone(optimizer):
+    model = GPT(MODEL)
+    optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer))
+    idx = torch.randint(65, (2, 16))
+
+    def step(found_inf):
+        for o in optimizers:
+            o.found_inf = torch.tensor(found_inf)
+            o.step()
+
+    model(idx, idx).backward()
+    step(0.0)
+    weights = [p.detach().clone() for p in model.parameters()]
+    state = [{k: v.clone() for k, v in o.state[p].items()} for o in optimizers for p in o.state]
+    for p in model.parameters():
+        p.grad.fill_(float("nan"))
+    step(1.0)
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    after = [o.state[p] for o in optimizers for p in o.state]
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(after, state, strict=True) for k in b)
+    for p in model.parameters():
+        p.grad.fill_(1.0)
+    step(0.0)
+    assert not all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))

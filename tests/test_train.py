@@ -1,0 +1,225 @@
+"""The loop, in this process: what a step computes must depend on the settings and the step alone."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+import torch
+from conftest import TINY
+
+from nanogpt import checkpoint, tracking
+from nanogpt.generate import generate
+from nanogpt.train import Run
+
+DROPOUT = dataclasses.replace(TINY, dropout=0.2)
+
+
+def weights(run: Run) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in run.gpt.parameters()]
+
+
+def curve(run: Run, name: str = "train_loss") -> dict[int, float]:
+    return {line["step"]: line[name] for line in tracking.read(run.out_dir / "metrics.jsonl") if name in line}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_stopped_and_resumed_equals_never_stopped_to_the_bit(make_run, tmp_path, optimizer):
+    settings = {"optimizer": optimizer, "log_interval": 1, "lr_decay_iters": 6, "eval_interval": 3}
+    whole = make_run(DROPOUT, max_iters=6, out_dir=str(tmp_path / "whole"), **settings)
+    whole.train()
+    make_run(DROPOUT, max_iters=3, **settings).train()
+    resumed = make_run(DROPOUT, max_iters=6, resume="auto", **settings)
+    assert resumed.state["step"] == 3
+    resumed.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    assert curve(whole) == curve(resumed)
+    assert curve(whole, "val_loss") == curve(resumed, "val_loss")
+    assert resumed.state["tokens"] == whole.state["tokens"] == 6 * 4 * 16
+    for optimizer_a, optimizer_b in zip(whole.optimizers, resumed.optimizers, strict=True):
+        for p, q in zip(whole.gpt.parameters(), resumed.gpt.parameters(), strict=True):
+            a, b = optimizer_a.optimizer.state.get(p, {}), optimizer_b.optimizer.state.get(q, {})
+            assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_dropout_is_on_in_training_and_changes_with_the_seed(make_run, tmp_path):
+    losses = []
+    for model, seed in ((TINY, 1), (DROPOUT, 1), (DROPOUT, 2)):
+        run = make_run(model, max_iters=1, log_interval=1, seed=seed, out_dir=str(tmp_path / f"{model.dropout}-{seed}"))
+        run.train()
+        losses.append(curve(run)[1])
+    assert len(set(losses)) == 3
+
+
+def test_the_same_step_whatever_the_split_into_micro_batches(make_run, tmp_path):
+    curves, ends = [], []
+    for batch, accumulation in ((8, 1), (4, 2), (1, 8)):
+        run = make_run(
+            batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            log_interval=1,
+            out_dir=str(tmp_path / f"out-{batch}"),
+        )
+        run.train()
+        curves.append(list(curve(run).values()))
+        ends.append(weights(run))
+    for other in (1, 2):
+        assert curves[other] == pytest.approx(curves[0], abs=1e-6)
+        for a, b in zip(ends[0], ends[other], strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_training_learns(make_run):
+    run = make_run(max_iters=60, eval_interval=20, optimizer="muon")
+    run.train()
+    losses = curve(run, "val_loss")
+    assert list(losses) == [0, 20, 40, 60]
+    assert losses[0] > 3.0 and losses[60] < losses[0] - 0.5
+
+
+def test_a_run_on_disk(make_run, capsys):
+    run = make_run(max_iters=6, eval_interval=2, log_interval=2, keep_checkpoints=1)
+    run.train()
+    config = json.loads((run.out_dir / "config.json").read_text())
+    assert config["model"]["n_layer"] == 2 and config["train"]["max_iters"] == 6
+    assert config["environment"]["torch"] == torch.__version__
+    lines = tracking.read(run.out_dir / "metrics.jsonl")
+    assert [line["step"] for line in lines if "train_loss" in line] == [2, 4, 6]
+    expected = {
+        "step",
+        "tokens",
+        "train_seconds",
+        "train_loss",
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+        "skipped_steps",
+    }
+    assert lines[1].keys() == expected
+    best = min((line for line in lines if "val_loss" in line and line["step"]), key=lambda line: line["val_loss"])
+    assert (run.out_dir / "best").resolve().name == f"step-{best['step']:06d}"
+    assert (run.out_dir / "last").resolve().name == "step-000006"
+    shown = capsys.readouterr().out
+    assert "nanogpt sample" in shown and "best validation loss" in shown
+    assert len(run.sample()) == 300
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(make_run):
+    run = make_run(max_iters=3, log_interval=1)
+    batch = run.micro_batch
+    before = {}
+
+    def poisoned(index):
+        if run.state["step"] == 1:
+            before["weights"] = weights(run)
+            run.gpt.wte.weight.register_hook(lambda grad: grad * float("nan"))
+        if run.state["step"] == 2:
+            assert all(torch.equal(a, b) for a, b in zip(weights(run), before["weights"], strict=True))
+        return batch(index)
+
+    run.micro_batch = poisoned
+    run.train()
+    assert run.state["skipped_steps"] == 2
+    assert [line["skipped_steps"] for line in tracking.read(run.out_dir / "metrics.jsonl") if "lr" in line] == [0, 1, 2]
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, capsys):
+    run = make_run(max_iters=9, log_interval=1, max_bad_steps=2)
+    run.gpt.wte.weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(SystemExit) as exit:
+        run.train()
+    assert exit.value.code == 1
+    assert run.state["step"] == 2
+    assert "no finite gradient in the last 2 steps up to step 2, at learning rate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys, number, code):
+    run = make_run(max_iters=50, eval_interval=50)
+    batch = run.micro_batch
+
+    def interrupted(index):
+        if run.state["step"] == 2:
+            os.kill(os.getpid(), number)
+        return batch(index)
+
+    run.micro_batch = interrupted
+    with pytest.raises(SystemExit) as exit:
+        run.train()
+    assert exit.value.code == code
+    assert checkpoint.find(run.out_dir, ("last",)).name == "step-000003"
+    assert "--resume=auto" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again = make_run(max_iters=50, eval_interval=50, resume="auto")
+    assert again.state["step"] == 3
+
+
+def test_max_iters_0_evaluates_only(make_run, capsys):
+    run = make_run(max_iters=0)
+    run.train()
+    assert list(curve(run, "val_loss")) == [0]
+    assert not checkpoint.steps(run.out_dir)
+
+
+def test_only_the_best_is_saved_where_that_is_asked_for(make_run):
+    run = make_run(max_iters=6, eval_interval=1, always_save_checkpoint=False, keep_checkpoints=0, learning_rate=1e-9)
+    losses = iter([4.0, 3.0, 3.5, 2.0, 2.5, 2.6, 2.7])
+    run.evaluate = lambda **kwargs: None
+    import nanogpt.train as train
+
+    original = train.evaluate
+    train.evaluate = lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0}
+    try:
+        run.train()
+    finally:
+        train.evaluate = original
+    assert [p.name for p in checkpoint.steps(run.out_dir)] == ["step-000001", "step-000003", "step-000006"]
+    assert (run.out_dir / "best").resolve().name == "step-000003"
+    assert run.state["best_val_loss"] == 2.0
+
+
+def test_another_run_in_out_dir_is_not_overwritten(make_run):
+    make_run().train()
+    with pytest.raises(ValueError, match=r"already holds a run .step-000004.: .*--resume=auto.*--out_dir=.*out-2"):
+        make_run()
+
+
+def test_resuming_another_model_is_refused_and_other_settings_are_named(make_run, capsys):
+    make_run().train()
+    with pytest.raises(ValueError, match="was trained with n_embd=16, not 32: resume with --n_embd=16"):
+        make_run(dataclasses.replace(TINY, n_embd=32), resume="auto")
+    capsys.readouterr()
+    make_run(resume="auto", max_iters=8, lr_decay_iters=4, learning_rate=2e-2, log_interval=3)
+    shown = capsys.readouterr().out
+    assert "learning_rate 0.01 -> 0.02" in shown
+    assert "log_interval" not in shown and "decays" not in shown
+    make_run(resume="auto", max_iters=8)
+    assert "the learning rate decays over 8 steps, not 4" in capsys.readouterr().out
+
+
+def test_a_half_written_checkpoint_is_passed_over(make_run, capsys):
+    run = make_run(max_iters=4, eval_interval=2)
+    run.train()
+    (run.out_dir / "step-000004" / "model.safetensors").write_bytes(b"")
+    resumed = make_run(max_iters=4, eval_interval=2, resume="auto")
+    assert resumed.state["step"] == 2
+    assert "step-000004 is not whole: model.safetensors has 0 bytes" in capsys.readouterr().out
+    resumed.train()
+    assert checkpoint.check(run.out_dir / "step-000004") is None
+
+
+def test_accumulation_that_does_not_divide_says_which_counts_do(make_run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps=4 .* with 3 processes choose 3, 6, 9"):
+        make_run(gradient_accumulation_steps=4)
+
+
+def test_bf16_trains_and_checkpoints_stay_fp32(make_run):
+    run = make_run(precision="bf16", max_iters=20, eval_interval=20)
+    run.train()
+    losses = curve(run, "val_loss")
+    assert losses[20] < losses[0]
+    model = checkpoint.load_model(checkpoint.find(run.out_dir))
+    assert model.wte.weight.dtype == torch.float32
+    assert generate(model, torch.zeros(1, 1, dtype=torch.long), 3).shape == (1, 4)
