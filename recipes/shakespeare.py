@@ -22,7 +22,7 @@ else:
     MODEL, NOTE = LAPTOP, "laptop size: there is no GPU" if memory == 0 else "laptop size: the GPU has little memory"
     TRAIN = TrainConfig(
         batch_size=32,
-        max_iters=900,
+        max_iters=600,
         optimizer="muon",
         learning_rate=3e-3,
         muon_learning_rate=0.02,
@@ -31,7 +31,7 @@ else:
         warmup_iters=0,
         weight_decay=0.0,
         beta2=0.99,
-        eval_interval=300,
+        eval_interval=200,
         out_dir="out/shakespeare",
     )
 

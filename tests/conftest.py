@@ -11,7 +11,6 @@ from data_prep import writer
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.train import Run
 
-SHARED = Path(os.environ.get("NANOGPT_SHARED", Path(__file__).parents[2] / "shared"))
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 
 
@@ -53,16 +52,13 @@ def make_run(tmp_path, data, capsys):
 
 @pytest.fixture(scope="session")
 def shakespeare() -> Path:
-    path = SHARED / "data" / "tinyshakespeare.txt"
-    if not path.exists():
-        pytest.skip(f"the original tiny Shakespeare is not at {path} (NANOGPT_SHARED names another place)")
-    return path
+    if "NANOGPT_SHAKESPEARE" not in os.environ:
+        pytest.skip("NANOGPT_SHAKESPEARE does not name a copy of the original tiny Shakespeare")
+    return Path(os.environ["NANOGPT_SHAKESPEARE"])
 
 
 @pytest.fixture(scope="session")
 def gpt2_files():
     """Lets tiktoken find GPT-2's files without a network."""
-    cache = SHARED / "tiktoken_cache"
-    if not cache.exists() and "TIKTOKEN_CACHE_DIR" not in os.environ:
-        pytest.skip(f"GPT-2's tokenizer files are not at {cache}, and TIKTOKEN_CACHE_DIR is not set")
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache))
+    if "TIKTOKEN_CACHE_DIR" not in os.environ:
+        pytest.skip("TIKTOKEN_CACHE_DIR does not name a directory with GPT-2's tokenizer files")
