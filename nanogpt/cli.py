@@ -2,6 +2,7 @@
 
     nanogpt sample out/shakespeare --prompt "ROMEO:"
     nanogpt eval out/shakespeare
+    nanogpt bench --against transformers
 
 RUN is an out directory (its best checkpoint, else its last) or one checkpoint in it.
 """
@@ -17,7 +18,7 @@ from nanogpt.config import OneLineParser, user_errors
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    for add in (add_sample, add_eval):
+    for add in (add_sample, add_eval, add_bench):
         add(commands)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -36,13 +37,13 @@ def add_command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
         name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     command.set_defaults(run=run)
-    command.add_argument("RUN", help="an out directory (best, else last checkpoint), or one checkpoint in it")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     return command
 
 
 def add_sample(commands) -> None:
     command = add_command(commands, "sample", sample, "continue a prompt, streaming to the terminal")
+    add_run(command)
     command.add_argument("--prompt", default="\n", metavar="TEXT|FILE:PATH", help="text to continue")
     command.add_argument("--max_new_tokens", type=int, default=500, metavar="N", help="tokens to add")
     command.add_argument("--num_samples", type=int, default=1, metavar="N", help="continuations, sampled as one batch")
@@ -54,9 +55,30 @@ def add_sample(commands) -> None:
 
 def add_eval(commands) -> None:
     command = add_command(commands, "eval", evaluate, "loss, perplexity and bits per byte over a whole split")
+    add_run(command)
     command.add_argument("--data", metavar="DIR", help="a data directory (None: the one it was trained on)")
     command.add_argument("--split", default="val", choices=("val", "train"), help="which part of it")
     command.add_argument("--batch_size", type=int, default=32, metavar="N", help="sequences at a time")
+
+
+def add_bench(commands) -> None:
+    command = add_command(commands, "bench", bench, "throughput beside this machine's limits, measured in the same run")
+    command.add_argument("--model", default="classic", metavar="NAME", help="classic, laptop, baby or gpt2")
+    command.add_argument(
+        "--parts", default="train,sample,data,checkpoint,tokenize", metavar="A,B", help="what to measure"
+    )
+    command.add_argument(
+        "--against", choices=("transformers",), help="measure GPT2LMHeadModel of the same size as well"
+    )
+    command.add_argument("--batch_size", type=int, metavar="N", help="sequences in a batch (None: the model's own)")
+    command.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, of which the median counts")
+    command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of training")
+    command.add_argument("--profile", action="store_true", help="only show where a training step spends its time")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("RUN", help="an out directory (best, else last checkpoint), or one checkpoint in it")
 
 
 def pick_device(name: str) -> str:
@@ -125,6 +147,13 @@ def evaluate(args) -> None:
         f"loss {result['val_loss']:.4f} nats per token, perplexity {result['val_perplexity']:.3f}, "
         f"{result['val_bpb']:.4f} bits per byte ({seconds:.1f} s)"
     )
+
+
+def bench(args) -> None:
+    from nanogpt.bench import bench as measure
+
+    options = {name: getattr(args, name) for name in ("model", "parts", "against", "batch_size", "rounds")}
+    measure(**options, precision=args.precision, device=args.device, profile=args.profile, as_json=args.json)
 
 
 def note(text: str) -> None:

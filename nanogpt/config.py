@@ -55,8 +55,9 @@ class TrainConfig:
     report_to: str = "none"  # none | trackio | wandb | tensorboard, several with commas; metrics.jsonl always
     # the machine
     device: str = "auto"  # auto (what the launcher chose) | cpu | cuda | mps
-    precision: str = "auto"  # auto (the launcher's, else bf16 where the device is made for it) | fp32 | bf16 | fp16
+    precision: str = "auto"  # auto (the launcher's, else bf16 where the device computes in it) | fp32 | bf16 | fp16
     compile: str = "auto"  # auto (on CUDA) | true | false: torch.compile
+    profile: int = 0  # steps to trace into out_dir/trace.json, after two to warm up
     threads: int = 0  # CPU threads of each process; 0: the cores, shared among the processes
 
     def __post_init__(self):
@@ -73,7 +74,9 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         at_least = {"batch_size": 1, "gradient_accumulation_steps": 1, "eval_interval": 1, "log_interval": 1}
         at_least |= {"max_bad_steps": 1}
-        at_least |= dict.fromkeys(("max_iters", "seed", "eval_iters", "keep_checkpoints", "threads", "warmup_iters"), 0)
+        at_least |= dict.fromkeys(
+            ("max_iters", "seed", "eval_iters", "keep_checkpoints", "threads", "warmup_iters", "profile"), 0
+        )
         at_least |= dict.fromkeys(("grad_clip", "weight_decay", "min_lr", "muon_learning_rate"), 0)
         for name, least in at_least.items():
             if getattr(self, name) < least:

@@ -14,6 +14,7 @@ Dimension letters: B batch, T time, C channels (n_embd), H heads, K key-value he
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -105,28 +106,57 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), in the weight's dtype."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.weight.dtype)
+        if x.is_cpu and torch.is_grad_enabled():
+            return RMSNormOnCPU.apply(x, self.weight, self.eps)
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+
+class RMSNormOnCPU(torch.autograd.Function):
+    """The same in as few passes over memory as it takes: torch has a fused kernel for CUDA alone (LOG.md: 2x)."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, inverse, weight)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        x, inverse, weight = ctx.saved_tensors
+        normed = x * inverse
+        by_weight = grad * normed
+        projection = (by_weight @ weight).div_(x.size(-1)).unsqueeze(-1)  # mean over channels of grad * weight * normed
+        grad_x = torch.addcmul(grad * weight, normed, projection, value=-1).mul_(inverse)
+        return grad_x, by_weight.flatten(0, -2).sum(0), None
+
+
 def norm_layer(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        return RMSNorm(config.n_embd, eps=config.norm_eps)
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
 def rope_tables(config: GPTConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (T, D) of rotary position embeddings (Su et al. 2021), in Llama's layout.
+    """Cosines and signed sines (T, D) of rotary position embeddings (Su et al. 2021), in Llama's layout.
 
-    Channel i of a head turns together with channel i + D/2, by an angle of position / theta^(2i/D).
+    Channel i of a head turns together with channel i + D/2, by an angle of position / theta^(2i/D). The sines of the
+    first half are negative, because that is how `apply_rope` needs them.
     """
     D = config.head_size
     wavelengths = config.rope_theta ** (torch.arange(0, D, 2, device=positions.device).float() / D)
     angles = positions.float()[:, None] / wavelengths  # (T, D/2)
-    angles = torch.cat((angles, angles), dim=-1)  # (T, D)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates queries or keys x (B, H, T, D) by the tables (T, D); keeps the dtype of x."""
-    a, b = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)
+    """Turns queries or keys x (B, H, T, D) by the tables (T, D): (a, b) to (a cos - b sin, b cos + a sin)."""
+    return (x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin).to(x.dtype)
 
 
 class CausalSelfAttention(nn.Module):
@@ -139,18 +169,16 @@ class CausalSelfAttention(nn.Module):
         self.qkv_rows = [n * self.head_size for n in (self.n_head, self.n_kv_head, self.n_kv_head)]
         self.c_attn = nn.Linear(config.n_embd, sum(self.qkv_rows), bias=config.bias)
         self.c_proj = nn.Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
-        self.q_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: torch.Tensor, rope=None, cache: KVCache | None = None) -> torch.Tensor:
         B, T, _ = x.shape
-        q, k, v = self.c_attn(x).split(self.qkv_rows, dim=2)
-        q = q.view(B, T, self.n_head, self.head_size)
-        k = k.view(B, T, self.n_kv_head, self.head_size)
-        v = v.view(B, T, self.n_kv_head, self.head_size).transpose(1, 2)  # (B, K, T, D)
+        qkv = self.c_attn(x).view(B, T, -1, self.head_size)
+        q, k, v = qkv.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, D), (B, K, T, D)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D), twice (B, K, T, D)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
 
@@ -159,15 +187,13 @@ class CausalSelfAttention(nn.Module):
             if cache.length and T > 1:  # query i, at position length + i, sees the keys up to there
                 mask = torch.ones(T, cache.length + T, dtype=torch.bool, device=x.device).tril(cache.length)
             k, v = cache.extend(self.layer, k, v)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and T > 1,
-            enable_gqa=self.n_kv_head != self.n_head,
-        )
+        causal, gqa = mask is None and T > 1, self.n_kv_head != self.n_head
+        dropout = self.dropout if self.training else 0.0
+        fp32 = q.is_cpu and torch.is_grad_enabled()  # there the backward pass takes four times as long in bf16 (LOG.md)
+        if fp32:
+            q, k, v = q.float(), k.float(), v.float()
+        with torch.autocast("cpu", enabled=False) if fp32 else nullcontext():
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)
         y = y.transpose(1, 2).reshape(B, T, self.n_head * self.head_size)  # heads side by side again
         return self.c_proj(y)
 
@@ -265,9 +291,10 @@ class GPT(nn.Module):
             cache.length += T
         x = self.ln_f(x[:, -logits_to_keep:])
 
-        head = self.wte.weight if self.lm_head is None else self.lm_head.weight
         if targets is None:
-            return F.linear(x, head)[..., : self.config.vocab_size]
+            logits = F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
+            return logits[..., : self.config.vocab_size]
+        head = self.wte.weight if self.lm_head is None else self.lm_head.weight
         # -inf on the padding: it takes no probability and no gradient, so the loss is that of V tokens exactly
         padding = torch.zeros(head.size(0), device=x.device, dtype=x.dtype)
         padding[self.config.vocab_size :] = -torch.inf

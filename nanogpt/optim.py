@@ -40,8 +40,8 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> Non
             group["lr"] = lr * group["lr_scale"]
 
 
-def make_optimizers(model: nn.Module, config) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon and AdamW, over the parameters of a GPT.
+def make_optimizers(model: nn.Module, config, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon and AdamW, over the parameters of a GPT; `dtype` is that of Muon's matrix products.
 
     Weight decay acts on matrices and embeddings, not on biases and norms, as in nanoGPT; with Muon not on embeddings.
     """
@@ -55,7 +55,8 @@ def make_optimizers(model: nn.Module, config) -> list[torch.optim.Optimizer]:
         fused = model.fused_rows()
         scale = config.muon_learning_rate / config.learning_rate
         muon_groups = [{"params": [p], "rows": fused.get(name), "lr_scale": scale} for name, p in matrices.items()]
-        optimizers.append(Muon(muon_groups, momentum=config.muon_momentum, weight_decay=config.weight_decay))
+        momentum, weight_decay = config.muon_momentum, config.weight_decay
+        optimizers.append(Muon(muon_groups, momentum=momentum, weight_decay=weight_decay, dtype=dtype))
     else:
         groups.insert(0, {"params": list(matrices.values()), "weight_decay": config.weight_decay, "lr_scale": 1.0})
     return [*optimizers, torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), fused=True)]
@@ -81,13 +82,13 @@ class Muon(torch.optim.Optimizer):
 
     For the matrices of the blocks alone. A group's `rows` tells that its parameters are several matrices on top of
     each other (queries, keys and values), which are orthogonalized one by one. All matrices of one shape go through
-    Newton-Schulz as one batch: fp32 on a CPU, bf16 on CUDA, as `dtype` says otherwise.
+    Newton-Schulz as one batch, in `dtype`: bf16 is enough for it, and pays where the device computes in bf16.
 
     An update has singular values near 1, so its entries have a root mean square of 1/sqrt(max(rows, columns));
     the factor sqrt(max(1, rows/columns)) makes a step change outputs equally much whatever the shape (same source).
     """
 
-    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype: torch.dtype | None = None):
+    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype: torch.dtype = torch.float32):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, rows=None))
         self.dtype = dtype
         self.found_inf: torch.Tensor | None = None  # 1.0: leave everything as it is; the same as torch's AdamW has
@@ -119,8 +120,7 @@ class Muon(torch.optim.Optimizer):
                     weights.append(w)
         for (shape, lr, weight_decay), (updates, weights) in batches.items():
             update = torch.stack(updates)
-            dtype = self.dtype or (torch.bfloat16 if update.is_cuda else torch.float32)
-            update = orthogonalize(update.to(dtype)).to(update.dtype)
+            update = orthogonalize(update.to(self.dtype)).to(update.dtype)
             if skip is not None:
                 lr = lr * (1 - skip)
             torch._foreach_mul_(weights, 1 - lr * weight_decay)

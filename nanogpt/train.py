@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -34,6 +35,7 @@ HARMLESS |= {
     "threads",
     "max_bad_steps",
     "compile",
+    "profile",
     "lr_decay_iters",
 }
 
@@ -54,9 +56,9 @@ def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", ar
 class Run:
     """A run: made and checked by the constructor, trained by `train`."""
 
-    def __init__(self, model_config: GPTConfig, config: TrainConfig, prepare=None, note: str = ""):
+    def __init__(self, model_config: GPTConfig, config: TrainConfig, prepare=None, note: str = "", quiet: bool = False):
         """Raises ValueError or OSError where the settings, the data, or what is in out_dir do not allow the run."""
-        self.config, self.out_dir = config, Path(config.out_dir)
+        self.config, self.out_dir, self.quiet = config, Path(config.out_dir), quiet
         self.accelerator = launch.make_accelerator(config)
         self.device = self.accelerator.device
         threads = launch.set_threads(config.threads, self.accelerator.num_processes)
@@ -78,8 +80,10 @@ class Run:
         self.gpt = GPT(model_config).to(self.device)
         self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
         if self.compiled:
-            self.gpt.compile()  # in place and before prepare: parameters keep their names
-        self.model, *self.optimizers = self.accelerator.prepare(self.gpt, *make_optimizers(self.gpt, config))
+            self.gpt.compile()  # in place and before prepare: parameters keep their names; happens at the first forward
+        muon_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        optimizers = make_optimizers(self.gpt, config, muon_dtype)
+        self.model, *self.optimizers = self.accelerator.prepare(self.gpt, *optimizers)
         self.state = {"step": 0, "tokens": 0, "train_seconds": 0.0, "skipped_steps": 0}
         self.state |= {"best_val_loss": None, "best_step": None}
         if start:
@@ -101,15 +105,9 @@ class Run:
     def train(self) -> None:
         """The loop: evaluate and save where it is due, step, log; until max_iters or a signal."""
         config, state = self.config, self.state
-        self.loss_sum, self.skipped, self.bad_in_a_row = torch.zeros(3, device=self.device)
-        self.logged = dict(state)
-        hidden = not (self.accelerator.is_main_process and sys.stderr.isatty())
-        self.bar = tqdm(
-            total=config.max_iters, initial=state["step"], unit="step", dynamic_ncols=True, leave=False, disable=hidden
-        )
-        self.gpt.train()
+        self.begin()
         self.start_clock()
-        with StopSignal() as stop:
+        with StopSignal() as stop, self.profiler() as profiler:
             while True:
                 done = state["step"] >= config.max_iters
                 fresh = (
@@ -122,9 +120,8 @@ class Run:
                 if done:
                     break
                 self.step()
-                if state["step"] == self.start_step + 1 and self.compiled:
-                    self.wait_for_device()
-                    self.start_clock()  # the first step was spent compiling
+                if profiler:
+                    profiler.step()
                 if state["step"] % config.log_interval == 0 or state["step"] == config.max_iters:
                     self.log()
                 if stop.received(self.accelerator):
@@ -132,6 +129,17 @@ class Run:
         self.bar.close()
         self.conclude()
         self.metrics.close()
+
+    def begin(self) -> None:
+        """What the first step finds: sums at zero, the model in training mode and compiled."""
+        self.loss_sum, self.skipped, self.bad_in_a_row = torch.zeros(3, device=self.device)  # on the device
+        self.logged = dict(self.state)  # as it was at the last line of metrics
+        self.gpt.train()
+        if self.compiled:
+            self.compile()
+        shown = self.accelerator.is_main_process and sys.stderr.isatty() and not self.quiet
+        bar = {"total": self.config.max_iters, "initial": self.state["step"], "unit": "step", "dynamic_ncols": True}
+        self.bar = tqdm(**bar, leave=False, disable=not shown)
 
     def step(self) -> None:
         """One optimizer step: this process's share of the micro-batches, the clipped gradient, the update."""
@@ -172,6 +180,29 @@ class Run:
             x, y = x.pin_memory(), y.pin_memory()
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
+    def compile(self) -> None:
+        """Compiles by a forward and backward pass that changes nothing; where that fails, the run goes on eagerly."""
+        try:
+            self.model(*self.micro_batch(0)).backward()
+        except Exception as error:  # whatever the compiler trips over, the model also runs without it
+            self.say(f"warning: torch.compile failed, going on without it: {str(error).splitlines()[0]}")
+            self.gpt._compiled_call_impl = None  # what nn.Module.compile() sets
+            self.compiled = False
+        self.gpt.zero_grad()
+
+    def profiler(self):
+        """With `--profile N` traces N steps, after two to warm up, into a file that https://ui.perfetto.dev shows."""
+        n, path = self.config.profile, self.out_dir / "trace.json"
+        if not n or not self.accelerator.is_main_process:
+            return nullcontext()
+
+        def write(profile) -> None:
+            profile.export_chrome_trace(str(path))
+            self.say(f"trace of {n} steps: {path}, to be opened at https://ui.perfetto.dev")
+
+        schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=n, repeat=1)
+        return torch.profiler.profile(schedule=schedule, on_trace_ready=write)
+
     def log(self) -> None:
         """A line of metrics for the steps since the last one. Only here does the loop wait for the device."""
         state, config = self.state, self.config
@@ -180,6 +211,9 @@ class Run:
         state["skipped_steps"] += skipped
         seconds = state["train_seconds"] - self.logged["train_seconds"]
         values = {"tokens_per_second": round(steps * self.tokens_per_step / seconds)}
+        if peak := launch.peak_flops(self.settings["environment"]["device"]):
+            flops = values["tokens_per_second"] * self.gpt.flops_per_token()
+            values["mfu"] = flops / peak / self.accelerator.num_processes
         if steps > skipped:
             values["train_loss"] = self.accelerator.reduce(self.loss_sum, "mean").item() / (steps - skipped)
         if self.grad_norm.isfinite():
@@ -187,7 +221,8 @@ class Run:
         values["lr"] = lr_at(state["step"] - 1, config)
         self.metrics.log(**self.progress(), **values, skipped_steps=state["skipped_steps"])
         loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
-        self.bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s", refresh=False)
+        mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
+        self.bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s{mfu}", refresh=False)
         if self.bad_in_a_row >= config.max_bad_steps and self.accelerator.scaler is None:
             self.give_up(values["lr"])
         self.loss_sum.zero_()
@@ -350,7 +385,7 @@ class Run:
 
     def say(self, text: str) -> None:
         """Prints on the main process, above the progress bar."""
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and not self.quiet:
             tqdm.write(text)
 
     # The clock runs while training: not while evaluating, saving or compiling

@@ -43,7 +43,7 @@ def make_run(tmp_path, data, capsys):
     def make(model: GPTConfig = TINY, **settings) -> Run:
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
-        fields = {"out_dir": str(tmp_path / "out"), "data": str(data), "report_to": "none", "device": "cpu"}
+        fields = {"out_dir": str(tmp_path / "out"), "data": str(data), "device": "cpu", "precision": "fp32"}
         fields |= {"batch_size": 4, "max_iters": 4, "eval_interval": 4, "warmup_iters": 2, "learning_rate": 1e-2}
         return Run(model, TrainConfig(**(fields | settings)))
 
