@@ -107,7 +107,7 @@ class Bench:
         CharTokenizer("".join(chr(256 + i) for i in range(self.config.vocab_size))).save(self.directory)
 
     def add(self, part: str, unit: str, amount: float, seconds: Seconds, limit: str) -> None:
-        """Rows of a part: `amount` units in each call; `limit` names the contender that the others are compared with."""
+        """Rows of a part: `amount` units a call; `limit` is the contender that the others are compared with."""
         base = statistics.median(seconds[limit])
         for name, values in seconds.items():
             median = statistics.median(values)
@@ -215,14 +215,17 @@ class Bench:
             ours = pack(GPT(self.config).to(self.device, dtype).eval())
             contenders = {"nanogpt": lambda m=ours: generate(m, idx, tokens, temperature=0)}
             if self.against and dtype == torch.float32:
-                peer = self.transformers_model().eval()
-                options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
-                contenders["transformers GPT-2"] = lambda: peer.generate(idx, **options)
+                contenders["transformers GPT-2"] = self.transformers_generate(idx, tokens)
             reads = tokens * weights * dtype.itemsize / (block.numel() * block.itemsize)
             seconds = interleave(contenders | {"reading the weights": block.sum}, self.rounds)
             seconds["reading the weights"] = [s * reads for s in seconds["reading the weights"]]
             precision = "bf16" if dtype == torch.bfloat16 else "fp32"
             self.add(f"sample, {precision}", "tokens/s", tokens, seconds, limit="reading the weights")
+
+    def transformers_generate(self, idx: torch.Tensor, tokens: int) -> Callable:
+        model = self.transformers_model().eval()
+        options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+        return lambda: model.generate(idx, **options)
 
     def data(self) -> None:
         """Putting batches together; the limit copies as many bytes."""
@@ -253,10 +256,12 @@ class Bench:
         path = save()
         content = os.urandom(sum(file.stat().st_size for file in path.iterdir()))
 
-        def write() -> None:
-            with open(self.directory / "plain", "wb") as file:
+        def write() -> None:  # as saving does: a new file each time, the old one removed
+            with open(self.directory / "new", "wb") as file:
                 file.write(content)
                 os.fsync(file.fileno())
+            (self.directory / "plain").unlink(missing_ok=True)
+            (self.directory / "new").rename(self.directory / "plain")
 
         megabytes = len(content) / 1e6
         seconds = interleave({"nanogpt": save, "plain write": write}, self.rounds)

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -60,7 +61,8 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     for full_name, value in moments.items():
         name, _, key = full_name.rpartition(".")
         p = named[name]
-        owner[p].state[p][key] = like(value, p) if value.shape == p.shape else value
+        # a copy of its own: what was read may still be the file, mapped into memory
+        owner[p].state[p][key] = (like(value, p) if value.shape == p.shape else value).clone()
 
 
 def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
@@ -123,10 +125,15 @@ def save(
         save_file(moments, temporary / OPTIMIZER)
         write_json(temporary / CONFIG, config)
         tokenizer.save(temporary)
-        files = {f.name: {"bytes": f.stat().st_size, "crc32": crc32(f)} for f in sorted(temporary.iterdir())}
-        write_json(temporary / STATE, state | {"files": files})
-        for file in temporary.iterdir():
-            sync(file)
+        files = sorted(temporary.iterdir())
+        with ThreadPoolExecutor() as pool:  # the disk writes while the checksums are computed
+            synced = [pool.submit(sync, file) for file in files]
+            checksums = list(pool.map(crc32, files))
+            for future in synced:
+                future.result()
+        manifest = {f.name: {"bytes": f.stat().st_size, "crc32": c} for f, c in zip(files, checksums, strict=True)}
+        write_json(temporary / STATE, state | {"files": manifest})
+        sync(temporary / STATE)
         sync(temporary)
         if final.exists():  # resumed from before this step: the same step again, or a damaged one, makes room
             old = out_dir / f".old-{final.name}"

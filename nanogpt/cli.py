@@ -51,6 +51,9 @@ def add_sample(commands) -> None:
     command.add_argument("--top_k", type=int, default=200, metavar="K", help="only the K likeliest tokens; 0 is off")
     command.add_argument("--top_p", type=float, default=1.0, metavar="P", help="only the likeliest, of probability P")
     command.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and cache")
+    command.add_argument("--compile", action="store_true", help="torch.compile: pays on a GPU, for long texts")
+    command.add_argument("--stats", action="store_true", help="print tokens per second at the end, on stderr")
 
 
 def add_eval(commands) -> None:
@@ -98,7 +101,7 @@ def sample(args) -> None:
     import torch
 
     from nanogpt import checkpoint, tokenizer
-    from nanogpt.generate import generate, stream, stream_text
+    from nanogpt.generate import generate, pack, stream, stream_text
 
     for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("temperature", 0), ("top_k", 0), ("top_p", 0)):
         if getattr(args, name) < least:
@@ -112,18 +115,27 @@ def sample(args) -> None:
         raise ValueError("the prompt is empty: give at least one character, such as --prompt ROMEO:")
     ids = words.encode(prompt)
     device = pick_device(args.device)
-    model = checkpoint.load_model(found, device)
+    model = pack(checkpoint.load_model(found, device, getattr(torch, args.dtype)))
+    if args.compile:
+        model.compile(dynamic=True)
     idx = torch.tensor(ids, device=device).repeat(args.num_samples, 1)
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+    start = time.perf_counter()
     if args.num_samples == 1:
         print(prompt, end="", flush=True)
         tokens = (token.item() for token in stream(model, idx, args.max_new_tokens, **options))
         for piece in stream_text(words, tokens):
             print(piece, end="", flush=True)
         print()
-        return
-    for row in generate(model, idx, args.max_new_tokens, **options).tolist():
-        print(words.decode(row), "-" * 40, sep="\n")
+    else:
+        for row in generate(model, idx, args.max_new_tokens, **options).tolist():
+            print(words.decode(row), "-" * 40, sep="\n")
+    if args.stats:
+        seconds, count = time.perf_counter() - start, args.num_samples * args.max_new_tokens
+        print(
+            f"{count:,} tokens in {seconds:.2f} s: {count / seconds:,.0f} tokens/s ({device}, {args.dtype})",
+            file=sys.stderr,
+        )
 
 
 def evaluate(args) -> None:

@@ -4,6 +4,8 @@
 something else than was meant. Here they are checked, and the Accelerator is made.
 """
 
+import contextlib
+import ctypes
 import functools
 import os
 import platform
@@ -125,6 +127,19 @@ def set_threads(wanted: int, processes: int) -> int:
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     torch.set_num_threads(wanted or max(1, cores // processes_here))
     return torch.get_num_threads()
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep the memory that a step frees, for the next one: a step on a CPU is 5 % faster (LOG.md).
+
+    By default it returns large blocks to the system at once, and every step pays for hundreds of page faults. Does
+    nothing where the C library is another one.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def environment(accelerator: Accelerator, threads: int) -> dict:

@@ -62,6 +62,11 @@ def test_several_samples_and_a_prompt_from_a_file(run_dir, tmp_path, capsys):
     assert capsys.readouterr().out.count("SECOND:\n") == 3
 
 
+def test_stats_count_the_tokens(run_dir, capsys):
+    main(["sample", str(run_dir), "--num_samples", "3", "--max_new_tokens", "7", "--dtype", "bfloat16", "--stats"])
+    assert "21 tokens in " in capsys.readouterr().err
+
+
 def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, capsys):
     main(["eval", str(run_dir)])
     shown = capsys.readouterr().out
