@@ -29,9 +29,13 @@ class PackedLinear(nn.Module):
 
 
 @torch.no_grad()
-def pack(model: GPT) -> GPT:
-    """Replaces the Linear layers of a model on the CPU by packed ones: from then on it samples, and trains no more."""
-    if model.wte.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+def pack(model: GPT, smallest: int = 10_000_000) -> GPT:
+    """Replaces the Linear layers of a model on the CPU by packed ones: from then on it samples, and trains no more.
+
+    Models of fewer parameters than `smallest` stay as they are: they fit into the cache, and gain nothing.
+    """
+    small = model.get_num_params() < smallest
+    if small or model.wte.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -47,8 +51,8 @@ def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float |
 
     The likeliest token always stays. top_p is nucleus sampling (Holtzman et al. 2020).
     """
-    if top_k:
-        kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+    if top_k and top_k < logits.size(-1):
+        kth = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p is not None and top_p < 1.0:
         ordered, order = logits.sort(descending=True)

@@ -96,6 +96,7 @@ class KVCache:
         shape = (config.n_layer, batch_size, config.kv_heads, config.block_size, config.head_size)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.rope = rope_tables(config, torch.arange(config.block_size, device=device))
         self.length = 0  # tokens held, the position of the next one
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,10 +111,17 @@ class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), in the weight's dtype."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(self.weight.dtype)
-        if x.is_cpu and torch.is_grad_enabled():
-            return RMSNormOnCPU.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root-mean-square normalization over the last dimension of x; weight may have dimensions before that one too."""
+    x = x.to(weight.dtype)
+    if not x.is_cpu:
+        return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
+    if torch.is_grad_enabled():
+        return RMSNormOnCPU.apply(x, weight, eps)
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
 
 
 class RMSNormOnCPU(torch.autograd.Function):
@@ -130,9 +138,9 @@ class RMSNormOnCPU(torch.autograd.Function):
         x, inverse, weight = ctx.saved_tensors
         normed = x * inverse
         by_weight = grad * normed
-        projection = (by_weight @ weight).div_(x.size(-1)).unsqueeze(-1)  # mean over channels of grad * weight * normed
+        projection = torch.linalg.vecdot(by_weight, weight).div_(x.size(-1)).unsqueeze(-1)
         grad_x = torch.addcmul(grad * weight, normed, projection, value=-1).mul_(inverse)
-        return grad_x, by_weight.flatten(0, -2).sum(0), None
+        return grad_x, by_weight.flatten(0, -1 - weight.ndim).sum(0), None
 
 
 def norm_layer(config: GPTConfig) -> nn.Module:
@@ -175,12 +183,16 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, rope=None, cache: KVCache | None = None) -> torch.Tensor:
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)
-        q, k, v = qkv.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
+        qk, v = qkv.split(
+            [self.n_head + self.n_kv_head, self.n_kv_head], dim=2
+        )  # what queries and keys share is done once
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D), twice (B, K, T, D)
+            weights = self.q_norm.weight.expand(self.n_head, -1), self.k_norm.weight.expand(self.n_kv_head, -1)
+            qk = rms_norm(qk, torch.cat(weights), self.q_norm.eps)
+        qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, H + K, T, D), (B, K, T, D)
         if rope is not None:
-            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+            qk = apply_rope(qk, *rope)
+        q, k = qk.split([self.n_head, self.n_kv_head], dim=1)
 
         mask = None
         if cache is not None:
@@ -281,7 +293,9 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(positions)
         x = self.drop(x)
-        rope = rope_tables(self.config, positions) if self.config.position == "rope" else None
+        rope = None
+        if self.config.position == "rope":
+            rope = rope_tables(self.config, positions) if cache is None else [t[past : past + T] for t in cache.rope]
         for block in self.h:
             if self.config.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, rope, use_reentrant=False)

@@ -2,7 +2,12 @@
 
     accelerate launch recipes/shakespeare.py
 
-On a CPU, or a GPU with little memory, a laptop-sized model.
+On a CPU, or a GPU with little memory, it trains a laptop-sized model of 0.76 million parameters: validation loss 1.54
+after 800 steps, in about a minute on two cores that compute in bf16 (twice that without), where nanoGPT's settings for the CPU
+reach 1.90 in 2000 steps. On a GPU it trains a model of the size of nanoGPT's baby GPT (6 layers, 384 channels,
+context 256); what that reaches is not measured yet.
+
+How the settings were found, and what did not help, is in LOG.md.
 """
 
 from data_prep import shakespeare
@@ -14,26 +19,28 @@ MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": Tru
 LAPTOP = GPTConfig(**MODERN, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320)
 BABY = GPTConfig(**MODERN, block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
 
-memory = gpu_gib()
-if memory >= 4:
-    MODEL, NOTE = BABY, f"baby GPT: there is a GPU with {memory:.0f} GiB"
-    TRAIN = TrainConfig(batch_size=64, max_iters=2000)
+TRAIN = TrainConfig(
+    out_dir="out/shakespeare",
+    data="data/shakespeare_char",
+    optimizer="muon",
+    muon_learning_rate=0.02,
+    muon_momentum=0.9,  # a short run forgets its beginning sooner than the usual 0.95 allows
+    learning_rate=0.01,  # of embeddings and norms
+    beta1=0.8,
+    beta2=0.95,
+    weight_decay=0.0,
+    lr_schedule="linear",
+    warmup_iters=0,
+    min_lr=0.0,
+)
+GIB = gpu_gib()
+if GIB >= 4:
+    MODEL, NOTE = BABY, f"baby GPT, because there is a GPU with {GIB:.0f} GiB"
+    TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 64, 2000, 250
+    TRAIN.learning_rate, TRAIN.beta1, TRAIN.muon_momentum, TRAIN.weight_decay = 3e-3, 0.9, 0.95, 0.1
 else:
-    MODEL, NOTE = LAPTOP, "laptop size: there is no GPU" if memory == 0 else "laptop size: the GPU has little memory"
-    TRAIN = TrainConfig(
-        batch_size=32,
-        max_iters=600,
-        optimizer="muon",
-        learning_rate=3e-3,
-        muon_learning_rate=0.02,
-        lr_schedule="linear",
-        min_lr=0.0,
-        warmup_iters=0,
-        weight_decay=0.0,
-        beta2=0.99,
-        eval_interval=200,
-        out_dir="out/shakespeare",
-    )
+    MODEL, NOTE = LAPTOP, f"laptop size, because there is {f'a GPU with only {GIB:.1f} GiB' if GIB else 'no GPU'}"
+    TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 32, 800, 200
 
 if __name__ == "__main__":
     main(MODEL, TRAIN, prepare=shakespeare.prepare, note=NOTE)

@@ -12,6 +12,7 @@ On a CPU, nanoGPT's own smaller settings, 2000 steps, reach a whole-split valida
 
 from data_prep import shakespeare
 from nanogpt import GPTConfig, TrainConfig
+from nanogpt.launch import gpu_gib
 from nanogpt.train import main
 
 MODEL = GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, bias=False)
@@ -27,6 +28,7 @@ TRAIN = TrainConfig(
     eval_interval=250,
     eval_iters=200,
     always_save_checkpoint=False,  # it overfits in the end: keep the best
+    precision="auto" if gpu_gib() else "fp32",  # nanoGPT uses bf16 on a GPU alone
 )
 
 if __name__ == "__main__":
