@@ -140,6 +140,28 @@ def test_the_first_sampled_token_comes_within_two_seconds_of_loading(home):
     assert time.perf_counter() - start < 2
 
 
+NANOGPTS_FLAGS = (
+    "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 "
+    "--n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
+).split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe, flags, lowest, highest",
+    [(RECIPE, ["--device=cpu"], 1.45, 1.60), (CLASSIC, NANOGPTS_FLAGS, 1.88, 1.92)],
+    ids=["shakespeare", "nanogpt"],
+)
+def test_the_recipes_reach_the_losses_that_they_state(tmp_path, shakespeare, recipe, flags, lowest, highest):
+    (tmp_path / "data" / "shakespeare_char").mkdir(parents=True)
+    shutil.copy(shakespeare, tmp_path / "data" / "shakespeare_char" / "input.txt")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_"))}
+    command = [BIN / "accelerate", "launch", recipe, *flags]
+    done = subprocess.run(map(str, command), cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert lowest < float(re.findall(r"best validation loss (\d\.\d{4})", done.stdout)[0]) < highest
+
+
 # Mistakes, through the recipe itself but in this process, so that each takes milliseconds
 
 
