@@ -58,8 +58,9 @@ def test_launch_prepares_trains_and_samples_at_full_speed_without_a_warning(home
     sampled = shell(home, BIN / "nanogpt", "sample", "out/shakespeare", "--prompt", "FIRST:", "--max_new_tokens", "20")
     assert sampled.returncode == 0 and sampled.stdout.startswith("FIRST:") and sampled.stderr == ""
     evaluated = shell(home, BIN / "nanogpt", "eval", "out/shakespeare")
-    final = re.findall(r"best validation loss (\d\.\d{4})", done.stdout)[0]
-    assert f"loss {final} nats per token" in evaluated.stdout
+    final = float(re.findall(r"best validation loss (\d\.\d{4})", done.stdout)[0])
+    again = float(re.findall(r"loss (\d\.\d{4}) nats per token", evaluated.stdout)[0])
+    assert again == pytest.approx(final, abs=2e-3)  # this one in fp32, the run perhaps in bf16
 
 
 def test_python_alone_works_too_and_stopping_and_resuming_loses_nothing(home):
@@ -141,8 +142,8 @@ def test_the_first_sampled_token_comes_within_two_seconds_of_loading(home):
 
 
 NANOGPTS_FLAGS = (
-    "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 "
-    "--n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
+    "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 "
+    "--n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
 ).split()
 
 
