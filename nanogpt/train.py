@@ -310,7 +310,8 @@ class Run:
         if not self.accelerator.is_main_process or state["step"] == 0:
             return
         best = f"best validation loss {state['best_val_loss']:.4f} at step {state['best_step']}"
-        self.say(f"\n{state['step']:,} steps in {state['train_seconds']:.1f} s of training; {best}\n")
+        speed = f"{state['tokens'] / max(state['train_seconds'], 1e-9):,.0f} tokens/s"
+        self.say(f"\n{state['step']:,} steps in {state['train_seconds']:.1f} s of training, {speed}; {best}\n")
         self.say(self.sample() + "\n")
         self.say(
             f'next:  nanogpt sample {self.out_dir} --prompt "ROMEO:"\n'
