@@ -179,27 +179,28 @@ class Bench:
         shapes = [(c.n_embd, qkv), (c.n_head * c.head_size, c.n_embd), (c.n_embd, up), (c.inner, c.n_embd)] * c.n_layer
         shapes.append((c.n_embd, c.padded_vocab_size))
         make = {"device": self.device, "dtype": self.dtype}
-        pool = {}  # one set of tensors for each shape, as a step finds most of them in the cache as well
+        products = []  # every layer has tensors of its own, as in the model
         for inner, outer in shapes:
             x, w, g = (
                 torch.randn(rows, inner, **make),
                 torch.randn(outer, inner, **make),
                 torch.randn(rows, outer, **make),
             )
-            pool[inner, outer] = x, w, g, torch.empty_like(g), torch.empty_like(x), torch.empty_like(w)
+            products.append((x, w, g, torch.empty_like(g), torch.empty_like(x), torch.empty_like(w)))
         heads = (self.batch_size, c.n_head, c.block_size, c.head_size)
         dtype = torch.float32 if self.device.type == "cpu" else self.dtype  # as the model's attention
-        q, k, v = (torch.randn(heads, device=self.device, dtype=dtype, requires_grad=True) for _ in range(3))
+        make = {"device": self.device, "dtype": dtype, "requires_grad": True}
+        attentions = [[torch.randn(heads, **make) for _ in range(3)] for _ in range(c.n_layer)]
         grad = torch.randn(heads, device=self.device, dtype=dtype)
 
         def step() -> None:
-            for shape in shapes:
-                x, w, g, y, dx, dw = pool[shape]
+            for x, w, g, y, dx, dw in products:
                 torch.mm(x, w.t(), out=y)
                 torch.mm(g, w, out=dx)
                 torch.mm(g.t(), x, out=dw)
-            for _ in range(c.n_layer):
+            for q, k, v in attentions:
                 F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(grad)
+                q.grad = k.grad = v.grad = None
 
         return step
 

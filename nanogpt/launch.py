@@ -16,7 +16,7 @@ import accelerate.optimizer
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
 from nanogpt import tracking
 from nanogpt.config import TrainConfig
@@ -95,6 +95,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"the launcher started {world} processes, but each trains on its own: for several processes on a CPU, "
             f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {world} --num_machines 1 "
             "--mixed_precision no --dynamo_backend no --main_process_port 0 …"
+        )
+    if config.optimizer == "muon" and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "optimizer=muon needs whole matrices, and FSDP shards them: use --optimizer=adamw, or ddp.yaml"
         )
     return accelerator
 

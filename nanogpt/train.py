@@ -27,29 +27,24 @@ from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
 
 # what may differ from a checkpoint's settings without changing what the next step computes
-HARMLESS = {"out_dir", "data", "resume", "max_iters", "eval_interval", "eval_iters", "log_interval", "report_to"}
-HARMLESS |= {
-    "always_save_checkpoint",
-    "keep_checkpoints",
-    "device",
-    "threads",
-    "max_bad_steps",
-    "compile",
-    "profile",
-    "lr_decay_iters",
-}
+HARMLESS = set(
+    "out_dir data resume max_iters lr_decay_iters eval_interval eval_iters log_interval always_save_checkpoint "
+    "keep_checkpoints report_to max_bad_steps device compile threads profile".split()
+)
 
 
 def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", argv: list[str] | None = None) -> None:
     """Runs a recipe: the command line over its settings, the data prepared if there is none, then training.
 
-    `prepare(directory)` makes the data; it is called where there is none yet, on the main process alone. `note` is
-    printed at the start, for what the recipe decided by itself. A mistake of the user is one line and exit code 2.
+    `prepare(directory)` makes the recipe's own data; it is called where there is none yet, on the main process alone.
+    `note` is printed at the start, for what the recipe decided by itself. A mistake of the user is one line and exit
+    code 2.
     """
     description = sys.modules["__main__"].__doc__ or ""
     with user_errors():
+        recipes_data = config.data
         model, config = parse(model, config, sys.argv[1:] if argv is None else argv, description)
-        run = Run(model, config, prepare, note)
+        run = Run(model, config, prepare if config.data == recipes_data else None, note)
     run.train()
 
 
@@ -87,7 +82,7 @@ class Run:
         optimizers = make_optimizers(self.gpt, config, muon_dtype)
         self.model, *self.optimizers = self.accelerator.prepare(self.gpt, *optimizers)
         self.state = {"step": 0, "tokens": 0, "train_seconds": 0.0, "skipped_steps": 0}
-        self.state |= {"best_val_loss": None, "best_step": None}
+        self.state |= {"evaluated_step": None, "best_val_loss": None, "best_step": None}
         if start:
             checkpoint.restore(start, self.gpt, [optimizer.optimizer for optimizer in self.optimizers])
             saved = checkpoint.read_json(start / checkpoint.STATE)
@@ -112,10 +107,8 @@ class Run:
         with StopSignal() as stop, self.profiler() as profiler:
             while True:
                 done = state["step"] >= config.max_iters
-                fresh = (
-                    state["step"] == 0 or state["step"] > self.start_step
-                )  # what a resumed run had done, it had done
-                if done or (fresh and state["step"] % config.eval_interval == 0):
+                due = done or state["step"] % config.eval_interval == 0
+                if due and (state["evaluated_step"] != state["step"] or config.max_iters == 0):
                     self.pause_clock()
                     self.evaluate_and_save()
                     self.start_clock()
@@ -248,7 +241,8 @@ class Run:
     def evaluate_and_save(self) -> None:
         """Evaluates, and saves where the settings ask for it. The last evaluation is over the whole split."""
         config, state, accelerator = self.config, self.state, self.accelerator
-        last = state["step"] >= config.max_iters
+        last, again = state["step"] >= config.max_iters, state["evaluated_step"] == state["step"]
+        state["evaluated_step"] = state["step"]
         result = evaluate(
             self.gpt,
             self.val_data,
@@ -268,7 +262,7 @@ class Run:
             f"step {state['step']:>6,}  validation loss {result['val_loss']:.4f} "
             f"({result['val_bpb']:.3f} bits per byte) after {state['train_seconds']:.1f} s of training"
         )
-        if state["step"] > self.start_step and (config.always_save_checkpoint or best or last):
+        if state["step"] > 0 and not again and (config.always_save_checkpoint or best or last):
             self.save(best)
 
     def add_up(self, total: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,15 @@ import dataclasses
 import json
 import os
 import signal
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from conftest import TINY
 
-from nanogpt import checkpoint, tracking
+from nanogpt import checkpoint, launch, tracking
 from nanogpt.generate import generate
 from nanogpt.train import Run
 
@@ -134,6 +137,27 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, caps
     assert "no finite gradient in the last 2 steps up to step 2, at learning rate" in capsys.readouterr().out
 
 
+def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(make_run, tmp_path):
+    whole = make_run(max_iters=6, eval_interval=3, out_dir=str(tmp_path / "whole"))
+    whole.train()
+    run = make_run(max_iters=6, eval_interval=3)
+    batch = run.micro_batch
+
+    def interrupted(index):
+        if run.state["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(index)
+
+    run.micro_batch = interrupted
+    with pytest.raises(SystemExit):
+        run.train()
+    resumed = make_run(max_iters=6, eval_interval=3, resume="auto")
+    resumed.train()
+    assert list(curve(resumed, "val_loss")) == [0, 3, 6]
+    assert curve(resumed, "val_loss") == curve(whole, "val_loss")
+    assert resumed.state["best_step"] == whole.state["best_step"]
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys, number, code):
     run = make_run(max_iters=50, eval_interval=50)
@@ -215,6 +239,15 @@ def test_accumulation_that_does_not_divide_says_which_counts_do(make_run, monkey
         make_run(gradient_accumulation_steps=4)
 
 
+def test_muon_under_fsdp_is_refused(make_run, monkeypatch):
+    sharded = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP)
+    monkeypatch.setattr(launch, "Accelerator", lambda **kwargs: sharded)
+    with pytest.raises(
+        ValueError, match="optimizer=muon needs whole matrices, and FSDP shards them: use --optimizer=adamw"
+    ):
+        make_run(optimizer="muon")
+
+
 def test_bf16_trains_and_checkpoints_stay_fp32(make_run):
     run = make_run(precision="bf16", max_iters=20, eval_interval=20)
     run.train()
@@ -254,8 +287,6 @@ def test_a_failing_compile_warns_once_and_the_run_goes_on(make_run, monkeypatch,
 
 def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(make_run):
     """A tenth of a millisecond, where the classic model's step takes twenty; measured on a tiny model."""
-    import time
-
     run = make_run(max_iters=1)
     run.begin()
     x, y = run.micro_batch(0)

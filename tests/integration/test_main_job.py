@@ -90,8 +90,10 @@ def test_python_alone_works_too_and_stopping_and_resuming_loses_nothing(home):
     assert f"{stopped + 2:,} steps in" in done.stdout
 
 
-def test_two_processes_train_what_one_trains(home):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_train_what_one_trains(home, optimizer):
     flags = [*SMALL, "--max_iters=6", "--eval_interval=6", "--log_interval=1", "--dropout=0.1"]
+    flags += [f"--optimizer={optimizer}"]
     flags += ["--gradient_accumulation_steps=2"]
     one = launch(home, CLASSIC, *flags, "--out_dir=out/one", "--device=cpu")
     two = launch(home, *TWO_PROCESSES, "--main_process_port", "0", CLASSIC, *flags, "--out_dir=out/two", env=TWO)
