@@ -149,13 +149,13 @@ def short(kind: type) -> str:
     return kind.__name__.upper() if isinstance(kind, type) else str(kind).split(" ")[0].upper()
 
 
-def fail(message: object) -> typing.NoReturn:
-    """One line on stderr, from the main process alone, and exit code 2: the user has something to change."""
+def fail(message: object, code: int = 2) -> typing.NoReturn:
+    """One line on stderr, from the main process alone, and the exit code; 2: the user has something to change."""
     if isinstance(message, OSError) and message.filename:
         message = f"{message.filename}: {message.strerror}"
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(code)
 
 
 @contextmanager

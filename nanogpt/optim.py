@@ -47,19 +47,22 @@ def make_optimizers(model: nn.Module, config, dtype: torch.dtype = torch.float32
     """
     named = dict(model.named_parameters())
     matrices = {name: p for name, p in named.items() if p.ndim >= 2}
-    if config.optimizer == "muon":
-        matrices = {name: p for name, p in matrices.items() if name.startswith("h.")}
-    others = [p for name, p in named.items() if name not in matrices]
-    optimizers, groups = [], [{"params": others, "weight_decay": 0.0, "lr_scale": 1.0}]
-    if config.optimizer == "muon":
-        fused = model.fused_rows()
-        scale = config.muon_learning_rate / config.learning_rate
-        muon_groups = [{"params": [p], "rows": fused.get(name), "lr_scale": scale} for name, p in matrices.items()]
-        momentum, weight_decay = config.muon_momentum, config.weight_decay
-        optimizers.append(Muon(muon_groups, momentum=momentum, weight_decay=weight_decay, dtype=dtype))
-    else:
-        groups.insert(0, {"params": list(matrices.values()), "weight_decay": config.weight_decay, "lr_scale": 1.0})
-    return [*optimizers, torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), fused=True)]
+    betas, decay = (config.beta1, config.beta2), config.weight_decay
+    if config.optimizer == "adamw":
+        vectors = [p for name, p in named.items() if name not in matrices]
+        decayed = {"params": list(matrices.values()), "weight_decay": decay, "lr_scale": 1.0}
+        return [
+            torch.optim.AdamW(
+                [decayed, {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0}], betas=betas, fused=True
+            )
+        ]
+
+    inside = {name: p for name, p in matrices.items() if name.startswith("h.")}
+    rows, scale = model.fused_rows(), config.muon_learning_rate / config.learning_rate
+    groups = [{"params": [p], "rows": rows.get(name), "lr_scale": scale} for name, p in inside.items()]
+    others = {"params": [p for name, p in named.items() if name not in inside], "weight_decay": 0.0, "lr_scale": 1.0}
+    muon = Muon(groups, momentum=config.muon_momentum, weight_decay=decay, dtype=dtype)
+    return [muon, torch.optim.AdamW([others], betas=betas, fused=True)]
 
 
 def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from nanogpt import checkpoint, launch, tokenizer, tracking
-from nanogpt.config import TrainConfig, parse, user_errors
+from nanogpt.config import TrainConfig, fail, parse, user_errors
 from nanogpt.data import Batch, TokenDataset, mix
 from nanogpt.evaluate import evaluate
 from nanogpt.generate import pack, stream, stream_text
@@ -122,13 +122,15 @@ class Run:
                 if stop.received(self.accelerator):
                     self.leave(stop.number)
         self.bar.close()
-        self.conclude()
         self.metrics.close()
+        self.stop_if_unsaved()
+        self.conclude()
 
     def begin(self) -> None:
         """What the first step finds: sums at zero, the model in training mode and compiled."""
         self.loss_sum, self.skipped, self.bad_in_a_row = torch.zeros(3, device=self.device)  # on the device
         self.logged = dict(self.state)  # as it was at the last line of metrics
+        self.unsaved: str | None = None  # what went wrong with the last checkpoint
         self.gpt.train()
         if self.compiled:
             self.compile()
@@ -171,9 +173,7 @@ class Run:
         number = step * config.gradient_accumulation_steps + index
         x, y = self.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
         seed = int(mix(mix(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0])
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed takes 0.2 ms, looking for devices that are not there
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for all kinds of devices: 0.2 ms
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
             x, y = x.pin_memory(), y.pin_memory()
@@ -273,8 +273,13 @@ class Run:
         """Saves a checkpoint of the current step; the main process writes what all put together."""
         collected = checkpoint.collect(self.gpt, [optimizer.optimizer for optimizer in self.optimizers])
         if self.accelerator.is_main_process:
-            keep = self.config.keep_checkpoints
-            checkpoint.save(self.out_dir, self.state, *collected, self.settings, self.tokenizer, keep, best)
+            try:
+                keep = self.config.keep_checkpoints
+                checkpoint.save(self.out_dir, self.state, *collected, self.settings, self.tokenizer, keep, best)
+                self.unsaved = None
+            except OSError as error:
+                self.unsaved = f"step {self.state['step']} could not be saved: {error}"
+                self.say(f"warning: {self.unsaved}; earlier checkpoints are untouched, and training goes on")
         self.accelerator.wait_for_everyone()
 
     def leave(self, number: int) -> None:
@@ -283,6 +288,7 @@ class Run:
         self.bar.close()
         self.save()
         self.metrics.close()
+        self.stop_if_unsaved()
         command = shlex.join(a for a in sys.argv if not a.startswith("--resume"))
         self.say(f"stopped: step {self.state['step']} is saved; to go on: accelerate launch {command} --resume=auto")
         sys.exit(128 + number)
@@ -291,12 +297,17 @@ class Run:
         """Ends a run whose gradient is no longer finite; its weights never saw one of those gradients."""
         self.bar.close()
         self.metrics.close()
-        self.say(
-            f"error: no finite gradient in the last {int(self.bad_in_a_row)} steps up to step {self.state['step']}, at "
+        fail(
+            f"no finite gradient in the last {int(self.bad_in_a_row)} steps up to step {self.state['step']}, at "
             f"learning rate {lr:.2e}: none of them was applied. Look at grad_norm in {self.out_dir / 'metrics.jsonl'}; "
-            "go on from the last checkpoint by --resume=auto with a lower --learning_rate or --precision=fp32"
+            "go on from the last checkpoint by --resume=auto with a lower --learning_rate or --precision=fp32",
+            code=1,
         )
-        sys.exit(1)
+
+    def stop_if_unsaved(self) -> None:
+        """At the end of a run: exit code 1 if the last checkpoint did not reach the disk."""
+        if self.unsaved:
+            fail(self.unsaved, code=1)
 
     def conclude(self) -> None:
         """The result, a sample, and what to do next."""

@@ -134,7 +134,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, caps
         run.train()
     assert exit.value.code == 1
     assert run.state["step"] == 2
-    assert "no finite gradient in the last 2 steps up to step 2, at learning rate" in capsys.readouterr().out
+    assert "error: no finite gradient in the last 2 steps up to step 2, at learning rate" in capsys.readouterr().err
 
 
 def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(make_run, tmp_path):
@@ -177,6 +177,31 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     again = make_run(max_iters=50, eval_interval=50, resume="auto")
     assert again.state["step"] == 3
+
+
+def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(make_run, monkeypatch, capsys):
+    run = make_run(max_iters=6, eval_interval=2)
+    original, calls = checkpoint.save_file, []
+
+    def sometimes_full(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:  # each checkpoint writes two such files: this is the first of the second checkpoint
+            raise OSError(28, "No space left on device")
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save_file", sometimes_full)
+    run.train()
+    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
+    assert "warning: step 4 could not be saved: [Errno 28] No space left on device" in capsys.readouterr().out
+
+
+def test_a_run_whose_end_could_not_be_saved_fails(make_run, monkeypatch, capsys):
+    run = make_run(max_iters=2)
+    monkeypatch.setattr(checkpoint, "save", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(SystemExit) as exit:
+        run.train()
+    assert exit.value.code == 1
+    assert "error: step 2 could not be saved: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
 def test_max_iters_0_evaluates_only(make_run, capsys):
