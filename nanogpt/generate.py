@@ -21,7 +21,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)
+        # the layout for 16 rows serves a single one better than the layout for one (LOG.md)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 16)
         self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -134,7 +134,7 @@ def set_threads(wanted: int, processes: int) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep the memory that a step frees, for the next one: a step on a CPU is 5 % faster (LOG.md).
+    """Lets glibc keep the memory that a step frees, for the next one: a step on a CPU is some 5 % faster (LOG.md).
 
     By default it returns large blocks to the system at once, and every step pays for hundreds of page faults. Does
     nothing where the C library is another one.
