@@ -16,6 +16,7 @@ from nanogpt.config import OneLineParser, user_errors
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs one command; a mistake of the user is one line and exit code 2."""
     parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
     for add in (add_sample, add_eval, add_bench):
@@ -42,6 +43,7 @@ def add_command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
 
 
 def add_sample(commands) -> None:
+    """The flags of `nanogpt sample`."""
     command = add_command(commands, "sample", sample, "continue a prompt, streaming to the terminal")
     add_run(command)
     command.add_argument("--prompt", default="\n", metavar="TEXT|FILE:PATH", help="text to continue")
@@ -65,6 +67,7 @@ def add_eval(commands) -> None:
 
 
 def add_bench(commands) -> None:
+    """The flags of `nanogpt bench`."""
     command = add_command(commands, "bench", bench, "throughput beside this machine's limits, measured in the same run")
     command.add_argument("--model", default="classic", metavar="NAME", help="classic, laptop, baby or gpt2")
     command.add_argument(

@@ -181,6 +181,10 @@ class CausalSelfAttention(nn.Module):
         self.k_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: torch.Tensor, rope=None, cache: KVCache | None = None) -> torch.Tensor:
+        """x (B, T, C) to what its positions gather from themselves and those before, (B, T, C).
+
+        `rope` are the tables of `rope_tables`; a `cache` holds earlier positions and takes up these.
+        """
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)
         qk, v = qkv.split(

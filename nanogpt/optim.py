@@ -98,6 +98,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
+        """One update of all matrices that have a gradient; `closure` is only there for torch's interface."""
         skip = self.found_inf
         if skip is not None and skip.device.type == "cpu":
             if skip:

@@ -1,11 +1,13 @@
 """The commands of the README as a user types them, in a directory of their own, with real processes."""
 
+import contextlib
 import json
 import os
 import re
 import runpy
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -88,6 +90,21 @@ def test_python_alone_works_too_and_stopping_and_resuming_loses_nothing(home):
     assert done.returncode == 0, done.stderr
     assert f"going on from step {stopped:,}" in done.stdout
     assert f"{stopped + 2:,} steps in" in done.stdout
+
+
+def test_on_a_terminal_a_bar_shows_loss_speed_and_time_left(home):
+    pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # rows, columns
+    command = [sys.executable, CLASSIC, *SMALL, "--max_iters=400", "--eval_interval=400"]
+    done = subprocess.run(map(str, command), cwd=home, stdout=subprocess.PIPE, stderr=theirs, timeout=120)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # a terminal ends with an error
+        while block := os.read(ours, 1 << 16):
+            shown += block
+    assert done.returncode == 0
+    assert re.search(rb"\d+/400 \[\d\d:\d\d<\d\d:\d\d, .*step/s, loss \d\.\d{3}, [\d,]+ tokens/s", shown), shown[-2000:]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
