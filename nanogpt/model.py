@@ -93,18 +93,19 @@ class KVCache:
     """Keys and values of the tokens read so far, allocated once: no tensor grows while sampling."""
 
     def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None):
-        shape = (config.n_layer, batch_size, config.kv_heads, config.block_size, config.head_size)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+        shape = (batch_size, config.kv_heads, config.block_size, config.head_size)
+        make = {"device": device, "dtype": dtype}
+        self.keys = [torch.empty(shape, **make) for _ in range(config.n_layer)]
+        self.values = [torch.empty(shape, **make) for _ in range(config.n_layer)]
         self.rope = rope_tables(config, torch.arange(config.block_size, device=device))
         self.length = 0  # tokens held, the position of the next one
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes k and v (B, K, T, D) behind what is held; returns all of the layer's (B, K, length + T, D)."""
-        end = self.length + k.size(2)
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys, values, new = self.keys[layer], self.values[layer], k.size(2)
+        keys.narrow(2, self.length, new).copy_(k)
+        values.narrow(2, self.length, new).copy_(v)
+        return keys.narrow(2, 0, self.length + new), values.narrow(2, 0, self.length + new)
 
 
 class RMSNorm(nn.RMSNorm):
