@@ -108,6 +108,42 @@ class KVCache:
         return keys.narrow(2, 0, self.length + new), values.narrow(2, 0, self.length + new)
 
 
+class Linear(nn.Linear):
+    """torch's Linear, with quicker products where they are known to be slow: training in fp32 on an AMD CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x (..., in) times weight (out, in) transposed, plus bias."""
+    training_in_fp32 = x.is_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    if training_in_fp32 and x.dtype == weight.dtype == torch.float32 and ON_AMD and not torch.compiler.is_compiling():
+        return LinearByOneDNN.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+# torch's products in fp32 are MKL's, which take twice as long on AMD's CPUs as oneDNN's (LOG.md)
+ON_AMD = "AMD" in torch.cpu.get_capabilities().get("cpu_name", "") and torch.backends.mkldnn.is_available()
+
+
+class LinearByOneDNN(torch.autograd.Function):
+    """Linear through oneDNN, by the operator that torch.compile uses for it."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        x, weight = ctx.saved_tensors
+        grad_x = torch.ops.mkldnn._linear_pointwise(grad, weight.t(), None, "none", [], "")
+        rows = grad.flatten(0, -2)  # (N, out)
+        grad_weight = rows.t() @ x.flatten(0, -2)  # both transposed for oneDNN: no gain there
+        return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), in the weight's dtype."""
 
@@ -176,8 +212,8 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         # queries, keys and values in one matrix product
         self.qkv_rows = [n * self.head_size for n in (self.n_head, self.n_kv_head, self.n_kv_head)]
-        self.c_attn = nn.Linear(config.n_embd, sum(self.qkv_rows), bias=config.bias)
-        self.c_proj = nn.Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, sum(self.qkv_rows), bias=config.bias)
+        self.c_proj = Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
         self.q_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
 
@@ -221,8 +257,8 @@ class MLP(nn.Module):
         self.kind = config.mlp
         # swiglu: gate and up in one matrix product
         self.fc_rows = [config.inner] * (2 if config.mlp == "swiglu" else 1)
-        self.c_fc = nn.Linear(config.n_embd, sum(self.fc_rows), bias=config.bias)
-        self.c_proj = nn.Linear(config.inner, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, sum(self.fc_rows), bias=config.bias)
+        self.c_proj = Linear(config.inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.c_fc(x)
@@ -317,7 +353,7 @@ class GPT(nn.Module):
         # -inf on the padding: it takes no probability and no gradient, so the loss is that of V tokens exactly
         padding = torch.zeros(head.size(0), device=x.device, dtype=x.dtype)
         padding[self.config.vocab_size :] = -torch.inf
-        logits = F.linear(x, head, padding)
+        logits = linear(x, head, padding)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
 
     def fused_rows(self) -> dict[str, list[int]]:
