@@ -108,6 +108,10 @@ class KVCache:
         return keys.narrow(2, 0, self.length + new), values.narrow(2, 0, self.length + new)
 
 
+# torch's products in fp32 are MKL's, which take twice as long on AMD's CPUs as oneDNN's (LOG.md)
+ON_AMD = "AMD" in torch.cpu.get_capabilities().get("cpu_name", "") and torch.backends.mkldnn.is_available()
+
+
 class Linear(nn.Linear):
     """torch's Linear, with quicker products where they are known to be slow: training in fp32 on an AMD CPU."""
 
@@ -121,10 +125,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if training_in_fp32 and x.dtype == weight.dtype == torch.float32 and ON_AMD and not torch.compiler.is_compiling():
         return LinearByOneDNN.apply(x, weight, bias)
     return F.linear(x, weight, bias)
-
-
-# torch's products in fp32 are MKL's, which take twice as long on AMD's CPUs as oneDNN's (LOG.md)
-ON_AMD = "AMD" in torch.cpu.get_capabilities().get("cpu_name", "") and torch.backends.mkldnn.is_available()
 
 
 class LinearByOneDNN(torch.autograd.Function):
