@@ -11,6 +11,7 @@ A checkpoint is written into a temporary directory, synced, and renamed: at ever
 whole. Loading one reads safetensors and JSON, and so executes nothing.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -233,9 +234,14 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
 
 
-def load_model(checkpoint: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> GPT:
-    """The model of a checkpoint, ready to evaluate or to sample from."""
+def load_model(
+    checkpoint: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, **changes
+) -> GPT:
+    """The model of a checkpoint, ready to evaluate or to sample from.
+
+    `changes` are fields of GPTConfig that leave the weights alone, such as dropout.
+    """
     config, _ = load_configs(checkpoint)
-    model = GPT(config)
+    model = GPT(dataclasses.replace(config, **changes))
     model.load_state_dict(read_tensors(checkpoint / MODEL))
     return model.to(device=device, dtype=dtype).eval()

@@ -2,9 +2,12 @@
 
     nanogpt sample out/shakespeare --prompt "ROMEO:"
     nanogpt eval out/shakespeare
+    nanogpt export out/shakespeare --to exports/shakespeare
+    nanogpt push out/shakespeare USER/NAME
     nanogpt bench --against transformers
 
-RUN is an out directory (its best checkpoint, else its last) or one checkpoint in it.
+RUN is an out directory (its best checkpoint, else its last), one checkpoint in it, or a transformers model: a directory
+or a name on the Hub, such as gpt2.
 """
 
 import argparse
@@ -19,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs one command; a mistake of the user is one line and exit code 2."""
     parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    for add in (add_sample, add_eval, add_bench):
+    for add in (add_sample, add_eval, add_export, add_push, add_bench):
         add(commands)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -38,14 +41,18 @@ def add_command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
         name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     command.set_defaults(run=run)
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     return command
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
 
 
 def add_sample(commands) -> None:
     """The flags of `nanogpt sample`."""
     command = add_command(commands, "sample", sample, "continue a prompt, streaming to the terminal")
     add_run(command)
+    add_device(command)
     command.add_argument("--prompt", default="\n", metavar="TEXT|FILE:PATH", help="text to continue")
     command.add_argument("--max_new_tokens", type=int, default=500, metavar="N", help="tokens to add")
     command.add_argument("--num_samples", type=int, default=1, metavar="N", help="continuations, sampled as one batch")
@@ -61,14 +68,42 @@ def add_sample(commands) -> None:
 def add_eval(commands) -> None:
     command = add_command(commands, "eval", evaluate, "loss, perplexity and bits per byte over a whole split")
     add_run(command)
+    add_device(command)
     command.add_argument("--data", metavar="DIR", help="a data directory (None: the one it was trained on)")
     command.add_argument("--split", default="val", choices=("val", "train"), help="which part of it")
     command.add_argument("--batch_size", type=int, default=32, metavar="N", help="sequences at a time")
 
 
+def add_export(commands) -> None:
+    """The flags of `nanogpt export`."""
+    command = add_command(commands, "export", export, "write a directory that transformers loads, verified")
+    add_run(command)
+    command.add_argument("--to", required=True, metavar="DIR", help="the directory, which must not exist yet")
+    add_export_options(command)
+
+
+def add_push(commands) -> None:
+    """The flags of `nanogpt push`."""
+    command = add_command(commands, "push", push, "export to a repository on the Hub; what it holds besides stays")
+    add_run(command)
+    command.add_argument("REPO", metavar="USER/NAME", help="the repository, which is made if there is none")
+    command.add_argument("--private", action="store_true", help="make it private, if it is made")
+    command.add_argument("--revision", metavar="BRANCH", help="a branch to push to (None: main)")
+    add_export_options(command)
+
+
+def add_export_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--checkpoint", metavar="WHICH", help="best, last or step-N (None: best, else last)")
+    command.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights"
+    )
+    command.add_argument("--license", default="unknown", help="for the model card, such as mit or apache-2.0")
+
+
 def add_bench(commands) -> None:
     """The flags of `nanogpt bench`."""
     command = add_command(commands, "bench", bench, "throughput beside this machine's limits, measured in the same run")
+    add_device(command)
     command.add_argument("--model", default="classic", metavar="NAME", help="classic, laptop, baby or gpt2")
     command.add_argument(
         "--parts", default="train,sample,data,checkpoint,tokenize", metavar="A,B", help="what to measure"
@@ -84,7 +119,7 @@ def add_bench(commands) -> None:
 
 
 def add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("RUN", help="an out directory (best, else last checkpoint), or one checkpoint in it")
+    command.add_argument("RUN", help="an out directory (best, else last), a checkpoint in one, or a transformers model")
 
 
 def pick_device(name: str) -> str:
@@ -103,22 +138,21 @@ def sample(args) -> None:
     """Streams one continuation as it is drawn; several are drawn as a batch and printed one after the other."""
     import torch
 
-    from nanogpt import checkpoint, tokenizer
+    from nanogpt import hf
     from nanogpt.generate import generate, pack, stream, stream_text
 
     for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("temperature", 0), ("top_k", 0), ("top_p", 0)):
         if getattr(args, name) < least:
             raise ValueError(f"{name}={getattr(args, name)} must be at least {least}")
-    found = checkpoint.find(args.RUN, say=note)
-    words = tokenizer.load(found)
+    device = pick_device(args.device)
+    model, words, _ = hf.load(args.RUN, device, getattr(torch, args.dtype), say=note)
     prompt = args.prompt
     if prompt.startswith("FILE:"):
         prompt = Path(prompt[5:]).read_text(encoding="utf-8")
     if not prompt:
         raise ValueError("the prompt is empty: give at least one character, such as --prompt ROMEO:")
     ids = words.encode(prompt)
-    device = pick_device(args.device)
-    model = pack(checkpoint.load_model(found, device, getattr(torch, args.dtype)))
+    model = pack(model)
     if args.compile:
         model.compile(dynamic=True)
     idx = torch.tensor(ids, device=device).repeat(args.num_samples, 1)
@@ -143,25 +177,44 @@ def sample(args) -> None:
 
 def evaluate(args) -> None:
     """Prints the exact figures of a whole split."""
-    from nanogpt import checkpoint
+    from nanogpt import checkpoint, hf
     from nanogpt.data import TokenDataset
     from nanogpt.evaluate import evaluate as measure
 
     if args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size} must be at least 1")
-    found = checkpoint.find(args.RUN, say=note)
-    config, trained = checkpoint.load_configs(found)
-    data = TokenDataset(args.data or trained.data, args.split, config.block_size, config.vocab_size)
     device = pick_device(args.device)
-    model = checkpoint.load_model(found, device)
+    model, _, found = hf.load(args.RUN, device, say=note)
+    directory = args.data or (checkpoint.load_configs(found)[1].data if found else None)
+    if directory is None:
+        raise ValueError(f"{args.RUN} was not trained here: name the data directory to evaluate on by --data DIR")
+    data = TokenDataset(directory, args.split, model.config.block_size, model.config.vocab_size)
     start = time.perf_counter()
     result = measure(model, data, args.batch_size, device)
     seconds = time.perf_counter() - start
-    print(f"{found}, {args.split} split of {args.data or trained.data}: {len(data.tokens) - 1:,} tokens predicted")
+    print(f"{found or args.RUN}, {args.split} split of {directory}: {len(data.tokens) - 1:,} tokens predicted")
     print(
         f"loss {result['val_loss']:.4f} nats per token, perplexity {result['val_perplexity']:.3f}, "
         f"{result['val_bpb']:.4f} bits per byte ({seconds:.1f} s)"
     )
+
+
+def export(args) -> None:
+    from nanogpt import hf
+
+    hf.export(args.RUN, args.to, **export_options(args))
+
+
+def push(args) -> None:
+    from nanogpt import hf
+
+    hf.push(args.RUN, args.REPO, private=args.private, revision=args.revision, **export_options(args))
+
+
+def export_options(args) -> dict:
+    import torch
+
+    return {"which": args.checkpoint, "dtype": getattr(torch, args.dtype), "license": args.license}
 
 
 def bench(args) -> None:

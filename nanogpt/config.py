@@ -25,6 +25,7 @@ class TrainConfig:
     out_dir: str = "out/run"  # directory of this run: config.json, metrics.jsonl, checkpoints
     data: str = "data/shakespeare_char"  # data directory: train.bin, val.bin, meta.json, tokenizer.json
     resume: str = "none"  # none | auto (the last whole checkpoint, if any) | last | best | a checkpoint directory
+    init_from: str = "scratch"  # scratch | a model to fine-tune: an out directory, a transformers directory or Hub name
     seed: int = 1337  # weights, batches and dropout follow from it
     # batches
     batch_size: int = 12  # sequences in a micro-batch
@@ -53,6 +54,8 @@ class TrainConfig:
     always_save_checkpoint: bool = True  # save at every evaluation; false: only when it is the best yet
     keep_checkpoints: int = 2  # newest checkpoints kept, besides the best; 0 keeps all
     report_to: str = "none"  # none | trackio | wandb | tensorboard, several with commas; metrics.jsonl always
+    exportable: bool = False  # stop at once where no transformers class could hold the model; false: a warning
+    push_to_hub: str | None = None  # USER/NAME: export the best checkpoint there at the end
     # the machine
     device: str = "auto"  # auto (what the launcher chose) | cpu | cuda | mps
     precision: str = "auto"  # auto (the launcher's, else bf16 where the device computes in it) | fp32 | bf16 | fp16

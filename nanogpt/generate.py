@@ -90,7 +90,8 @@ def stream(
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
     context = idx[:, -block_size:]
     weights = model.wte.weight
-    cache = KVCache(model.config, idx.size(0), weights.device, weights.dtype) if use_cache else None
+    room = min(block_size, context.size(1) + max_new_tokens)
+    cache = KVCache(model.config, idx.size(0), weights.device, weights.dtype, room) if use_cache else None
     unread = context
     for _ in range(max_new_tokens):
         if context.size(1) > block_size:

@@ -15,7 +15,7 @@ Dimension letters: B batch, T time, C channels (n_embd), H heads, K key-value he
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -92,12 +92,14 @@ class GPTConfig:
 class KVCache:
     """Keys and values of the tokens read so far, allocated once: no tensor grows while sampling."""
 
-    def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None):
-        shape = (batch_size, config.kv_heads, config.block_size, config.head_size)
+    def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None, length: int | None = None):
+        """Room for `length` tokens, by default the whole block_size."""
+        length = length or config.block_size
+        shape = (batch_size, config.kv_heads, length, config.head_size)
         make = {"device": device, "dtype": dtype}
         self.keys = [torch.empty(shape, **make) for _ in range(config.n_layer)]
         self.values = [torch.empty(shape, **make) for _ in range(config.n_layer)]
-        self.rope = rope_tables(config, torch.arange(config.block_size, device=device))
+        self.rope = rope_tables(config, torch.arange(length, device=device))
         self.length = 0  # tokens held, the position of the next one
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -360,6 +362,24 @@ class GPT(nn.Module):
         """Rows of the matrices stacked in one parameter (queries, keys, values; gate, up), by the parameter's name."""
         rows = {f"h.{i}.attn.c_attn.weight": block.attn.qkv_rows for i, block in enumerate(self.h)}
         return rows | {f"h.{i}.mlp.c_fc.weight": block.mlp.fc_rows for i, block in enumerate(self.h)}
+
+    @classmethod
+    def from_pretrained(cls, name_or_dir, **options) -> "GPT":
+        """A model of transformers, from the Hub or a directory: gpt2, Llama- and Qwen3-shaped ones.
+
+        The one thing here that needs the rest of the package: see `nanogpt.convert.from_pretrained` for the options.
+        """
+        from nanogpt.convert import from_pretrained
+
+        return from_pretrained(name_or_dir, **options)
+
+    def crop_block_size(self, block_size: int) -> None:
+        """Shortens the context, learned positions included. Raises ValueError if it would be longer than it is."""
+        if block_size > self.config.block_size:
+            raise ValueError(f"block_size={block_size} is longer than the context of {self.config.block_size} tokens")
+        self.config = replace(self.config, block_size=block_size)
+        if self.wpe is not None:
+            self.wpe = nn.Embedding.from_pretrained(self.wpe.weight.detach()[:block_size].clone(), freeze=False)
 
     def get_num_params(self, non_embedding: bool = False) -> int:
         """Number of parameters, without the padding of the vocabulary; `non_embedding` leaves wte and wpe out."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nanogpt import checkpoint, launch, tokenizer, tracking
+from nanogpt import checkpoint, convert, hf, hub, launch, tokenizer, tracking
 from nanogpt.config import TrainConfig, fail, parse, user_errors
 from nanogpt.data import Batch, TokenDataset, mix
 from nanogpt.evaluate import evaluate
@@ -29,7 +29,7 @@ from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
 # what may differ from a checkpoint's settings without changing what the next step computes
 HARMLESS = set(
     "out_dir data resume max_iters lr_decay_iters eval_interval eval_iters log_interval always_save_checkpoint "
-    "keep_checkpoints report_to max_bad_steps device compile threads profile".split()
+    "keep_checkpoints report_to max_bad_steps device compile threads profile init_from exportable push_to_hub".split()
 )
 
 
@@ -62,10 +62,17 @@ class Run:
         if note:
             self.say(note)
         start = self.find_start()
+        pretrained, words = None, None
+        if config.init_from != "scratch":
+            pretrained, words = self.load_pretrained(model_config, start)
+            model_config = pretrained.config
+        self.check_publishing(model_config)
         self.prepare_data(prepare)
         self.train_data = TokenDataset(config.data, "train", model_config.block_size, model_config.vocab_size)
         self.val_data = TokenDataset(config.data, "val", model_config.block_size, model_config.vocab_size)
         self.tokenizer = tokenizer.load(config.data)
+        if words is not None:
+            self.check_tokenizer(words)
         if model_config.vocab_size is None:
             model_config = dataclasses.replace(model_config, vocab_size=self.train_data.meta["vocab_size"])
         if start:
@@ -74,7 +81,7 @@ class Run:
         torch.manual_seed(config.seed)
         # products that stay in fp32 on CUDA use TF32, as in nanoGPT
         torch.set_float32_matmul_precision("high" if self.device.type == "cuda" else "highest")
-        self.gpt = GPT(model_config).to(self.device)
+        self.gpt = (pretrained or GPT(model_config)).to(self.device)
         self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
         if self.compiled:
             self.gpt.compile()  # in place and before prepare: parameters keep their names; happens at the first forward
@@ -318,6 +325,11 @@ class Run:
         speed = f"{state['tokens'] / max(state['train_seconds'], 1e-9):,.0f} tokens/s"
         self.say(f"\n{state['step']:,} steps in {state['train_seconds']:.1f} s of training, {speed}; {best}\n")
         self.say(self.sample() + "\n")
+        if self.config.push_to_hub:
+            try:
+                hf.push(self.out_dir, self.config.push_to_hub, say=self.say)
+            except (ValueError, OSError) as error:  # the run itself is safe on the disk
+                self.say(f"warning: not pushed: {error}; later: nanogpt push {self.out_dir} {self.config.push_to_hub}")
         self.say(
             f'next:  nanogpt sample {self.out_dir} --prompt "ROMEO:"\n'
             f"       nanogpt eval {self.out_dir}\n"
@@ -358,6 +370,41 @@ class Run:
             nothing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
             if prepare is not None and nothing:
                 prepare(directory)
+
+    def load_pretrained(self, wanted: GPTConfig, start: Path | None) -> tuple:
+        """The model to fine-tune and its tokenizer; of the recipe's model settings, these count: see `kept`."""
+        kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
+        with self.accelerator.main_process_first():  # one of them fetches what may have to be fetched
+            model, words, _ = hf.load(start or self.config.init_from, say=self.say, **kept)
+        model.crop_block_size(model.config.block_size if start else wanted.block_size)
+        return model, words
+
+    def check_tokenizer(self, words) -> None:
+        """Raises ValueError if the data's tokens are not those that the model to fine-tune has learnt."""
+        text = self.tokenizer.decode(self.val_data.tokens[:1000])
+        try:
+            same = np.array_equal(self.tokenizer.encode(text), words.encode(text))
+        except ValueError:  # a character that it does not know
+            same = False
+        if not same:
+            raise ValueError(
+                f"{self.config.data} is tokenized by {self.tokenizer.name!r}, which is not the tokenizer of "
+                f"init_from={self.config.init_from}: prepare the data with that model's tokenizer"
+            )
+
+    def check_publishing(self, model_config: GPTConfig) -> None:
+        """What would be a pity to learn after the training: whether transformers and the Hub will take the model."""
+        config = self.config
+        try:
+            convert.native_type(model_config)
+        except ValueError as error:
+            if config.exportable or config.push_to_hub:
+                raise ValueError(f"transformers has no class for this model: {error}") from None
+            self.say(
+                f"warning: transformers has no class for this model, so it can be trained but not exported: {error}"
+            )
+        if config.push_to_hub and self.accelerator.is_main_process:
+            hub.check_write(config.push_to_hub)
 
     def check_settings(self, start: Path, model_config: GPTConfig) -> None:
         """Compares with the checkpoint's settings: another model is refused, other changes that matter are named."""

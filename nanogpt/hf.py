@@ -1,0 +1,171 @@
+"""Publishing: a checkpoint as a directory that transformers loads, verified before it leaves; and what RUN means.
+
+    nanogpt export out/shakespeare --to exports/shakespeare
+    nanogpt push out/shakespeare USER/NAME
+
+An export is loaded back by transformers, with nothing of ours, and compared with our model: tokens, logits, a greedy
+continuation. One that differs is removed and never gets its name.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from nanogpt import card, checkpoint, convert, data, hub, plot, tokenizer
+from nanogpt.generate import generate
+from nanogpt.model import GPT
+
+TOLERANCE = 1e-4  # between our logits and transformers', in fp32
+
+
+def load(
+    run: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    which: str | None = None,
+    say=print,
+    **changes,
+) -> tuple:
+    """What RUN means, everywhere: (model, tokenizer, the checkpoint that they are of).
+
+    An out directory (its `best` checkpoint, else `last`; or `which`: best, last, step-N), one checkpoint in it, or a
+    transformers model directory or Hub name, for which the checkpoint is None. `changes` are fields of
+    GPTConfig that leave the weights alone, such as dropout. Raises ValueError if it is none of them.
+    """
+    path = Path(run)
+    if path.is_dir() and not convert.is_transformers(path):
+        if which and which.startswith("step-"):
+            path, which = path / f"step-{int(which[5:] or 0):06d}", None
+        found = checkpoint.find(path, (which,) if which else ("best", "last"), say)
+        return checkpoint.load_model(found, device, dtype, **changes), tokenizer.load(found), found
+    directory = convert.find_directory(run)
+    return convert.from_pretrained(directory, dtype=dtype, **changes).to(device), tokenizer.load(directory), None
+
+
+def export(
+    run: str | Path,
+    to: str | Path,
+    *,
+    which: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    license: str = "unknown",
+    name: str | None = None,
+    say=print,
+) -> Path:
+    """Writes what `run` means (see `load`) into the directory `to`, in transformers' format, and verifies it.
+
+    `dtype` is that of the stored weights; `name` is how the model card calls it, by default the directory. Raises
+    ValueError if no native class can hold the model, if `to` is in use, or if what transformers loads from it is not
+    our model; OSError if it cannot be written. In each case nothing is left of it.
+    """
+    to = Path(to)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ValueError(f"{to} exists already: remove it, or export --to another directory")
+    model, words, source = load(run, which=which, say=say)
+    model.to(dtype).float()  # as the weights will be read back
+    if words.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {words.vocab_size} tokens, but the model only {model.config.vocab_size}: they do not "
+            f"belong together"
+        )
+    native = convert.to_transformers(model, words.eot_id)
+    ids = real_tokens(model, source)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    unverified = Path(tempfile.mkdtemp(prefix=f".tmp-{to.name}-", dir=to.parent))
+    try:
+        write(unverified, native.to(dtype), words, model.config.block_size)
+        name, prompt = name or to.name, words.decode(ids[0, :8].tolist())
+        curve = source is not None and plot.curves([source.parent], unverified / card.CURVE)
+        card.write(unverified, model, type(native).__name__, name, license, prompt, source, curve)
+        worst = verify(unverified, model, words, ids)
+        unverified.chmod(0o755)  # mkdtemp and safetensors write for the owner alone
+        for file in unverified.iterdir():
+            file.chmod(0o644)
+        unverified.replace(to)
+    except SafetensorError as error:
+        raise OSError(f"{to} cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(unverified, ignore_errors=True)
+    say(f"{to}: {type(native).__name__}, verified: logits differ by {worst:.1e} at most, the same greedy continuation")
+    return to
+
+
+def write(directory: Path, native, words, block_size: int) -> None:
+    """Weights, configuration, generation settings and tokenizer, as transformers expects them."""
+    with convert.quiet():
+        native.generation_config.max_length = block_size
+        native.save_pretrained(directory, max_shard_size="5GB")
+    words.save(directory)
+    special = {} if words.eot_id is None else dict.fromkeys(("bos_token", "eos_token"), words.decode([words.eot_id]))
+    # the class that every version of transformers reads a bare tokenizer.json with
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size} | special
+    config["clean_up_tokenization_spaces"] = False
+    checkpoint.write_json(directory / "tokenizer_config.json", config)
+
+
+def real_tokens(model: GPT, source: Path | None, rows: int = 2) -> torch.Tensor:
+    """Tokens to compare with, (rows, T): of the validation data where it is at hand, else written by the model."""
+    T = min(model.config.block_size, 256)
+    if source is not None:
+        directory = checkpoint.load_configs(source)[1].data
+        try:
+            return data.TokenDataset(directory, "val", T, model.config.vocab_size).batch(0, 0, rows)[0]
+        except ValueError:
+            pass  # elsewhere by now, or shorter than a context
+    start = torch.arange(rows)[:, None] % model.config.vocab_size
+    return generate(model, start, T - 1, seed=0)
+
+
+def verify(directory: Path, model: GPT, words, ids: torch.Tensor) -> float:
+    """Compares what transformers loads from `directory` with our model, on ids (B, T).
+
+    Returns the largest difference between logits; raises ValueError saying what differs.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with convert.quiet():
+        theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        their_words = AutoTokenizer.from_pretrained(directory)
+    text = words.decode(ids[0].tolist())
+    ours_ids, their_ids = words.encode(text).tolist(), their_words(text, add_special_tokens=False)["input_ids"]
+    if ours_ids != their_ids or their_words.decode(ours_ids) != words.decode(ours_ids):
+        raise ValueError(f"the export is wrong: transformers' tokenizer reads {text[:40]!r} differently")
+    with torch.no_grad():
+        a, b = model(ids), theirs(ids).logits
+    if a.shape != b.shape:
+        raise ValueError(f"the export is wrong: logits have shape {tuple(b.shape)} instead of {tuple(a.shape)}")
+    # fp32 has seven digits: GPT-2's logits, around -100, cannot agree to more than five behind the point
+    off = (a - b).abs() - TOLERANCE * (a.abs() / 10).clamp(min=1)
+    if not (off <= 0).all():
+        raise ValueError(
+            f"the export is wrong: logits differ by {(a - b).abs().max():.2g}, above the tolerance of {TOLERANCE:.0e}"
+        )
+    start = max(1, min(16, model.config.block_size - 64))
+    new = min(64, model.config.block_size + 1 - start)  # the last one is not read again
+    ours = generate(model, ids[:1, :start], new, temperature=0)[0].tolist()
+    with convert.quiet():
+        mask = torch.ones(1, start, dtype=torch.long)
+        continued = theirs.generate(ids[:1, :start], attention_mask=mask, do_sample=False, max_new_tokens=new)[
+            0
+        ].tolist()
+    if continued != ours[: len(continued)]:  # transformers stops at the end of a text
+        raise ValueError(f"the export is wrong: it continues by {continued[start:][:8]}, not by {ours[start:][:8]}")
+    return (a - b).abs().max().item()
+
+
+def push(
+    run: str | Path, repo: str, *, private: bool = False, revision: str | None = None, say=print, **options
+) -> str:
+    """Exports `run` and adds it to the repository `repo` on the Hub (made if there is none); returns its address.
+
+    Asks for token and right first. What the repository holds besides stays. `options` are those of `export`.
+    """
+    hub.check_write(repo, private, revision)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = export(run, Path(directory, "export"), name=repo, say=lambda text: None, **options)
+        address = hub.upload(folder, repo, f"Export by nanogpt of {Path(run).name}", revision)
+    say(f"pushed: {address}")
+    return address
