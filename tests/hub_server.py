@@ -1,0 +1,312 @@
+"""A small Hugging Face Hub on this machine: enough of its HTTP API for huggingface_hub and transformers as they are.
+
+    with Hub() as hub:
+        subprocess.run(command, env=os.environ | hub.environment("hf_alice", cache))
+        assert hub.files("alice/model")["config.json"]
+
+Model repositories with branches and commits, whoami, LFS uploads (the basic transfer), downloads pinned to a revision;
+what the real Hub refuses, it refuses by the same status and `X-Error-Code`. `requests` records who asked for what.
+Paths and fields follow what huggingface_hub sends and reads, see its hf_api.py, _commit_api.py, lfs.py.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+TOKENS = {"hf_alice": ("alice", "write"), "hf_alice_read": ("alice", "read"), "hf_bob": ("bob", "write")}
+REPO = r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)"
+REVISION = r"(?P<revision>[^/]+)"
+
+
+class Refusal(Exception):
+    """An answer other than 200: its status, the Hub's error code, and a message."""
+
+    def __init__(self, status: int, code: str, message: str):
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+@dataclass
+class Repo:
+    private: bool = False
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # commit -> path -> content
+    messages: list[str] = field(default_factory=list)  # of the commits, on all branches, in order
+    branches: dict[str, str] = field(default_factory=dict)  # name -> commit
+
+    def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
+        sha = hashlib.sha1(f"{len(self.commits)} {message} {sorted(files)}".encode()).hexdigest()
+        self.commits[sha] = files
+        self.messages.append(message)
+        self.branches[branch] = sha
+        return sha
+
+    def resolve(self, revision: str) -> str:
+        sha = self.branches.get(revision, revision)
+        if sha not in self.commits:
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return sha
+
+
+def is_lfs(path: str, content: bytes) -> bool:
+    """Whether the Hub keeps a file as LFS: here by its beginning, which uploads send as a sample."""
+    return path.endswith(".safetensors") or b"\0" in content[:512]
+
+
+def describe(path: str, content: bytes) -> dict:
+    """A file as a tree listing has it."""
+    blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+    entry = {"type": "file", "path": path, "size": len(content), "oid": blob}
+    if is_lfs(path, content):
+        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+    return entry
+
+
+class Hub:
+    """The server, from `with` on, at `url`; everything it holds is in `repos` and `lfs`."""
+
+    def __init__(self):
+        self.repos: dict[str, Repo] = {}
+        self.lfs: dict[str, bytes] = {}  # SHA-256 -> content
+        self.requests: list[tuple[str, str, int]] = []  # method, path, status
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> "Hub":
+        handler = type("HubHandler", (Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    def environment(self, token: str | None, home: Path) -> dict[str, str]:
+        """Variables that lead huggingface_hub here, with a cache of its own in `home`. To be set before its import."""
+        local = "127.0.0.1,localhost"
+        variables = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": token or "", "HF_HUB_OFFLINE": "0"}
+        variables |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HUGGING_FACE_HUB_TOKEN": ""}
+        return variables | {"NO_PROXY": local, "no_proxy": local}
+
+    def add(self, name: str, files: dict[str, bytes], private: bool = False) -> str:
+        """Makes a repository with these files; returns its commit."""
+        repo = self.repos[name] = Repo(private)
+        repo.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
+        return repo.commit("main", repo.commits[repo.branches["main"]] | files, "add")
+
+    def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
+        repo = self.repos[name]
+        return repo.commits[repo.resolve(revision)]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request: finds its route, checks the token, answers JSON or a file."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args) -> None:
+        pass
+
+    def handle_any(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = urlsplit(self.path).path
+        status, headers, content = 404, {"X-Error-Message": "no such address"}, b""
+        try:
+            with self.hub.lock:
+                self.user, self.role = self.authenticate()
+                for method, pattern, answer in ROUTES:
+                    match = re.fullmatch(pattern, path)
+                    if match and self.command in method.split():
+                        values = {name: unquote(value or "") for name, value in match.groupdict().items()}
+                        status, headers, content = answer(self, **values)
+                        break
+        except Refusal as error:
+            status = error.status
+            headers = {"X-Error-Code": error.code, "X-Error-Message": str(error), "Content-Type": "application/json"}
+            content = json.dumps({"error": str(error)}).encode()
+        self.hub.requests.append((self.command, path, status))
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+    def authenticate(self) -> tuple[str | None, str]:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token and token not in TOKENS:
+            raise Refusal(401, "", "Invalid credentials in Authorization header")
+        return TOKENS[token] if token else (None, "")
+
+    def open(self, name: str, write: bool = False) -> Repo:
+        """The repository, where this user may see it (or change it)."""
+        repo, owner = self.hub.repos.get(name), name.split("/")[0]
+        if repo is None or (repo.private and owner != self.user):
+            raise Refusal(404 if self.user else 401, "RepoNotFound", "Repository not found")
+        if write:
+            self.check_right(owner)
+        return repo
+
+    def check_right(self, owner: str) -> None:
+        if self.user is None:
+            raise Refusal(401, "", "Invalid username or password.")
+        if self.role != "write" or owner != self.user:
+            raise Refusal(403, "", f"You don't have the rights to write to the namespace {owner!r}")
+
+    def json(self, value: object, status: int = 200) -> tuple[int, dict, bytes]:
+        return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
+    # What can be asked; the arguments are the named groups of ROUTES
+
+    def whoami(self):
+        if self.user is None:
+            raise Refusal(401, "", "Invalid username or password.")
+        token = {"type": "access_token", "accessToken": {"displayName": "test", "role": self.role}}
+        return self.json({"type": "user", "id": self.user, "name": self.user, "orgs": [], "auth": token})
+
+    def create_repo(self):
+        asked = json.loads(self.body)
+        owner = asked.get("organization") or self.user
+        self.check_right(owner)
+        name = f"{owner}/{asked['name']}"
+        url = {"url": f"{self.hub.url}/{name}", "name": name}
+        if name in self.hub.repos:
+            return self.json(url | {"error": "You already created this model repo"}, 409)
+        self.hub.add(name, {}, asked.get("visibility") == "private" or asked.get("private", False))
+        return self.json(url)
+
+    def validate_yaml(self):
+        """The metadata between --- and --- at the top of a model card must be a YAML mapping."""
+        card = re.match(r"---\r?\n(.*?)\r?\n---(?:\r?\n|$)", json.loads(self.body)["content"], re.DOTALL)
+        try:
+            errors = [] if card is None or isinstance(yaml.safe_load(card[1]), dict) else ["it is no mapping"]
+        except yaml.YAMLError as error:
+            errors = [str(error)]
+        return self.json({"errors": [{"message": e} for e in errors], "warnings": []}, 400 if errors else 200)
+
+    def create_branch(self, repo: str, revision: str):
+        found = self.open(repo, write=True)
+        if revision in found.branches:
+            raise Refusal(409, "", f"Reference already exists: {revision}")
+        found.branches[revision] = found.resolve(json.loads(self.body or b"{}").get("startingPoint", "main"))
+        return self.json({})
+
+    def info(self, repo: str, revision: str = "main"):
+        found = self.open(repo)
+        sha = found.resolve(revision)
+        files = [{"rfilename": path} for path in sorted(found.commits[sha])]
+        about = {"_id": repo, "id": repo, "modelId": repo, "sha": sha, "private": found.private}
+        return self.json(about | {"siblings": files, "tags": [], "downloads": 0, "likes": 0})
+
+    def tree(self, repo: str, revision: str, path: str):
+        found = self.open(repo)
+        files = found.commits[found.resolve(revision)]
+        inside = {name: content for name, content in files.items() if name.startswith(f"{path}/" if path else "")}
+        if path and not inside:
+            raise Refusal(404, "EntryNotFound", f"{path} does not exist on {revision}")
+        return self.json([describe(name, content) for name, content in sorted(inside.items())])
+
+    def preupload(self, repo: str, revision: str):
+        found = self.open(repo, write=True)
+        files, answers = found.commits[found.resolve(revision)], []
+        for asked in json.loads(self.body)["files"]:
+            mode = "lfs" if is_lfs(asked["path"], base64.b64decode(asked["sample"])) else "regular"
+            answer = {"path": asked["path"], "uploadMode": mode, "shouldIgnore": False}
+            if asked["path"] in files:
+                there = describe(asked["path"], files[asked["path"]])
+                answer["oid"] = there["lfs"]["oid"] if "lfs" in there else there["oid"]
+            answers.append(answer)
+        return self.json({"files": answers})
+
+    def lfs_batch(self, repo: str):
+        self.open(repo, write=True)
+        objects = []
+        for asked in json.loads(self.body)["objects"]:
+            upload = {"upload": {"href": f"{self.hub.url}/lfs/{asked['oid']}"}}
+            objects.append(asked if asked["oid"] in self.hub.lfs else asked | {"actions": upload})
+        return self.json({"transfer": "basic", "objects": objects})
+
+    def lfs_upload(self, oid: str):
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            raise Refusal(400, "", f"the content is not that of {oid}")
+        self.hub.lfs[oid] = self.body
+        return self.json({})
+
+    def commit(self, repo: str, revision: str):
+        """Lines of JSON: a header, then a file added, an LFS file added, a file or folder deleted in each."""
+        found = self.open(repo, write=True)
+        if revision not in found.branches:
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        files, header = dict(found.commits[found.branches[revision]]), {}
+        for line in self.body.splitlines():
+            item = json.loads(line)
+            key, value = item["key"], item["value"]
+            if key == "header":
+                header = value
+                if value.get("parentCommit", found.branches[revision]) != found.branches[revision]:
+                    raise Refusal(412, "", "A commit has happened since. Please refresh and try again.")
+            elif key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                if value["oid"] not in self.hub.lfs:
+                    raise Refusal(400, "", f"{value['path']} was not uploaded")
+                files[value["path"]] = self.hub.lfs[value["oid"]]
+            else:
+                gone = [p for p in files if p == value["path"] or p.startswith(value["path"].rstrip("/") + "/")]
+                if not gone:
+                    raise Refusal(404, "EntryNotFound", f"A file with this name doesn't exist: {value['path']}")
+                for path in gone:
+                    del files[path]
+        sha = found.commit(revision, files, header["summary"])
+        return self.json({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{repo}/commit/{sha}"})
+
+    def download(self, repo: str, revision: str, path: str):
+        """A file itself; for one in LFS the headers of its metadata and a redirection to the content."""
+        found = self.open(repo)
+        sha = found.resolve(revision)
+        if path not in found.commits[sha]:
+            raise Refusal(404, "EntryNotFound", f"{path} does not exist on {revision}")
+        content = found.commits[sha][path]
+        about, headers = describe(path, content), {"X-Repo-Commit": sha}
+        if "lfs" not in about:
+            return 200, headers | {"ETag": f'"{about["oid"]}"', "Content-Type": "text/plain"}, content
+        oid = about["lfs"]["oid"]
+        self.hub.lfs[oid] = content
+        headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content))}
+        # another host, as with the real Hub: clients stop there and read the headers
+        return 302, headers | {"Location": f"http://localhost:{self.server.server_port}/lfs/{oid}"}, b""
+
+    def lfs_download(self, oid: str):
+        if oid not in self.hub.lfs:
+            raise Refusal(404, "EntryNotFound", f"no object {oid}")
+        return 200, {"ETag": f'"{oid}"', "Content-Type": "application/octet-stream"}, self.hub.lfs[oid]
+
+
+ROUTES = [
+    ("GET", "/api/whoami-v2", Handler.whoami),
+    ("POST", "/api/repos/create", Handler.create_repo),
+    ("POST", "/api/validate-yaml", Handler.validate_yaml),
+    ("POST", f"/api/models/{REPO}/branch/{REVISION}", Handler.create_branch),
+    ("POST", f"/api/models/{REPO}/preupload/{REVISION}", Handler.preupload),
+    ("POST", f"/api/models/{REPO}/commit/{REVISION}", Handler.commit),
+    ("GET", f"/api/models/{REPO}/tree/{REVISION}(?:/(?P<path>.+))?", Handler.tree),
+    ("GET", f"/api/models/{REPO}/revision/{REVISION}", Handler.info),
+    ("GET", f"/api/models/{REPO}", Handler.info),
+    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+    ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_upload),
+    ("GET HEAD", "/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_download),
+    ("GET HEAD", f"/{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.download),
+]
