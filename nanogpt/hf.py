@@ -166,6 +166,6 @@ def push(
     hub.check_write(repo, private, revision)
     with tempfile.TemporaryDirectory() as directory:
         folder = export(run, Path(directory, "export"), name=repo, say=lambda text: None, **options)
-        address = hub.upload(folder, repo, f"Export by nanogpt of {Path(run).name}", revision)
+        address = hub.upload(folder, repo, f"Export of {Path(run).name} by nanogpt", revision)
     say(f"pushed: {address}")
     return address

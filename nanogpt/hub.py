@@ -36,6 +36,7 @@ def check_write(name: str, private: bool = False, revision: str | None = None) -
         api = HfApi()
         api.whoami()
         api.create_repo(name, private=private, exist_ok=True)
+        api.auth_check(name, write=True)  # one that exists may be somebody else's
         if revision:
             api.create_branch(name, branch=revision, exist_ok=True)
 

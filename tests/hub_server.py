@@ -188,6 +188,10 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.add(name, {}, asked.get("visibility") == "private" or asked.get("private", False))
         return self.json(url)
 
+    def auth_check(self, repo: str, write: str):
+        self.open(repo, write=bool(write))
+        return self.json({})
+
     def validate_yaml(self):
         """The metadata between --- and --- at the top of a model card must be a YAML mapping."""
         card = re.match(r"---\r?\n(.*?)\r?\n---(?:\r?\n|$)", json.loads(self.body)["content"], re.DOTALL)
@@ -299,6 +303,7 @@ ROUTES = [
     ("GET", "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create_repo),
     ("POST", "/api/validate-yaml", Handler.validate_yaml),
+    ("GET", f"/api/models/{REPO}/auth-check(?P<write>/write)?", Handler.auth_check),
     ("POST", f"/api/models/{REPO}/branch/{REVISION}", Handler.create_branch),
     ("POST", f"/api/models/{REPO}/preupload/{REVISION}", Handler.preupload),
     ("POST", f"/api/models/{REPO}/commit/{REVISION}", Handler.commit),

@@ -90,7 +90,7 @@ def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, capsys):
         (["sample", "RUN", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
         (["sample", "RUN", "--num_samples", "0"], "num_samples=0 must be at least 1"),
         (["sample", "RUN", "--max_tokens", "9"], "unknown flag --max_tokens"),
-        (["sample", "nowhere"], "'nowhere' is no directory"),
+        (["sample", "/nowhere"], "'/nowhere' is no directory"),
         (["sample", "RUN", "--device", "abacus"], "device='abacus' is not one of"),
         (["eval", "RUN", "--data", "nowhere"], "data directory 'nowhere' does not exist"),
         (["eval", "RUN", "--batch_size", "0"], "batch_size=0 must be at least 1"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import torch
 from accelerate.utils import DistributedType
 from conftest import TINY
 
-from nanogpt import checkpoint, launch, tracking
+from nanogpt import checkpoint, hf, launch, tracking
 from nanogpt.generate import generate
 from nanogpt.train import Run
 
@@ -338,3 +339,41 @@ def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(
             times.append(time.perf_counter() - start)
     medians = [sorted(times)[100] for times in seconds.values()]
     assert medians[0] - medians[1] < 0.5e-3  # 0.1 ms measured (LOG.md); the rest is room for a busy machine
+
+
+def test_a_run_can_start_from_a_model_of_transformers(make_run, data, tmp_path):
+    first = make_run(max_iters=4)
+    first.train()
+    hf.export(first.out_dir, tmp_path / "export")
+    config = dataclasses.replace(TINY, block_size=8, dropout=0.1, n_layer=5)  # of these, n_layer is the checkpoint's
+    run = make_run(config, init_from=str(tmp_path / "export"), out_dir=str(tmp_path / "tuned"), max_iters=2)
+    assert (run.gpt.config.block_size, run.gpt.config.dropout, run.gpt.config.n_layer) == (8, 0.1, 2)
+    assert torch.equal(run.gpt.h[1].mlp.c_fc.weight, first.gpt.h[1].mlp.c_fc.weight)
+    assert torch.equal(run.gpt.wpe.weight, first.gpt.wpe.weight[:8])
+    run.train()
+    assert not torch.equal(run.gpt.h[1].mlp.c_fc.weight, first.gpt.h[1].mlp.c_fc.weight)
+
+    shutil.rmtree(tmp_path / "export")  # resuming needs nothing but the run itself
+    again = make_run(config, init_from=str(tmp_path / "export"), out_dir=str(run.out_dir), resume="auto", max_iters=3)
+    assert torch.equal(again.gpt.h[1].mlp.c_fc.weight, run.gpt.h[1].mlp.c_fc.weight)
+    again.train()
+    assert again.state["step"] == 3
+
+
+def test_fine_tuning_on_another_tokenizers_tokens_is_refused(make_run, data, tmp_path):
+    make_run(max_iters=1, eval_interval=1).train()
+    meta = json.loads((data / "tokenizer.json").read_text())
+    vocab = meta["model"]["vocab"]
+    meta["model"]["vocab"] = {character: len(vocab) - 1 - i for character, i in vocab.items()}
+    (data / "tokenizer.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="which is not the tokenizer of init_from="):
+        make_run(init_from=str(tmp_path / "out"), out_dir=str(tmp_path / "tuned"))
+
+
+def test_a_model_that_no_class_can_hold_is_a_warning_or_with_exportable_an_error(make_run, tmp_path, capsys):
+    odd = dataclasses.replace(TINY, norm="rmsnorm")
+    make_run(odd)
+    assert "warning: transformers has no class for this model" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no class for this model: position='learned'"):
+        make_run(odd, exportable=True)
+    make_run(dataclasses.replace(TINY, bias=True), exportable=True)

@@ -1,0 +1,39 @@
+"""Fine-tunes GPT-2 on tiny Shakespeare in its own byte-pair encoding.
+
+    accelerate launch recipes/finetune_shakespeare.py
+    accelerate launch recipes/finetune_shakespeare.py --init_from=gpt2-medium --out_dir=out/medium
+    accelerate launch recipes/finetune_shakespeare.py --init_from=HuggingFaceTB/SmolLM2-135M --data=data/mine
+
+The weights come from the Hub (548 MB for gpt2) or from a directory that --init_from names; so does the tokenizer, which
+must be the one that the data was prepared with. The line of step 0 is the loss before any training. Of the model's
+settings only block_size, dropout and gradient_checkpointing count here: the rest is the checkpoint's.
+
+What it reaches is not measured yet.
+"""
+
+from functools import partial
+
+from data_prep import shakespeare
+from nanogpt import GPTConfig, TrainConfig
+from nanogpt.train import main
+
+MODEL = GPTConfig(block_size=256, dropout=0.1)
+TRAIN = TrainConfig(
+    init_from="gpt2",
+    out_dir="out/finetune_shakespeare",
+    data="data/shakespeare_gpt2",
+    batch_size=4,
+    gradient_accumulation_steps=8,  # 8,192 tokens a step
+    max_iters=100,  # 2.7 epochs: it overfits soon after
+    learning_rate=5e-5,  # small: the weights are good already
+    lr_schedule="linear",
+    warmup_iters=10,
+    min_lr=0.0,
+    eval_interval=20,
+    log_interval=1,
+    always_save_checkpoint=False,
+    exportable=True,
+)
+
+if __name__ == "__main__":
+    main(MODEL, TRAIN, prepare=partial(shakespeare.prepare, tokenizer="gpt2"))
