@@ -3,6 +3,7 @@
     nanogpt sample out/shakespeare --prompt "ROMEO:"
     nanogpt eval out/shakespeare
     nanogpt bench --against transformers
+    nanogpt import-nanogpt out/ckpt.pt --data data/shakespeare_char
 
 RUN is an out directory (its best checkpoint, else its last) or one checkpoint in it.
 """
@@ -19,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs one command; a mistake of the user is one line and exit code 2."""
     parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    for add in (add_sample, add_eval, add_bench):
+    for add in (add_sample, add_eval, add_bench, add_import_nanogpt):
         add(commands)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -33,12 +34,13 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(130)
 
 
-def add_command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
+def add_command(commands, name: str, run, help: str, device: bool = True) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     command.set_defaults(run=run)
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    if device:
+        command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     return command
 
 
@@ -81,6 +83,15 @@ def add_bench(commands) -> None:
     command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of training")
     command.add_argument("--profile", action="store_true", help="only show where a training step spends its time")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def add_import_nanogpt(commands) -> None:
+    about = "go on here with a checkpoint of nanoGPT's"
+    command = add_command(commands, "import-nanogpt", import_nanogpt, about, device=False)
+    command.add_argument("CKPT", help="nanoGPT's ckpt.pt")
+    command.add_argument("--data", required=True, metavar="DIR", help="the data it was trained on, nanoGPT's or ours")
+    command.add_argument("--out_dir", default="out/from_nanogpt", metavar="DIR", help="the run to write")
+    command.add_argument("--weights_only", action="store_true", help="leave the optimizer state behind")
 
 
 def add_run(command: argparse.ArgumentParser) -> None:
@@ -169,6 +180,15 @@ def bench(args) -> None:
 
     options = {name: getattr(args, name) for name in ("model", "parts", "against", "batch_size", "rounds")}
     measure(**options, precision=args.precision, device=args.device, profile=args.profile, as_json=args.json)
+
+
+def import_nanogpt(args) -> None:
+    """Writes the checkpoint and says how to go on with it."""
+    from nanogpt.nanogpt_import import import_checkpoint, resume_command
+
+    saved = import_checkpoint(Path(args.CKPT), Path(args.data), Path(args.out_dir), args.weights_only)
+    print(f"{args.CKPT} is now {saved}\n")
+    print(f"next:  nanogpt sample {args.out_dir}\n       nanogpt eval {args.out_dir}\n       {resume_command(saved)}")
 
 
 def note(text: str) -> None:
