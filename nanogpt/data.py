@@ -57,7 +57,7 @@ def count_ids(path: Path, changed_ns: int) -> np.ndarray:
     """How often each id occurs in a file of uint16 tokens, (65536,) int64; `changed_ns` tells new files from old."""
     counts = np.zeros(1 << 16, dtype=np.int64)
     with open(path, "rb") as file:
-        while len(tokens := np.fromfile(file, dtype="<u2", count=1 << 22)):
+        while len(tokens := np.fromfile(file, dtype="<u2", count=1 << 18)):
             counts += np.bincount(tokens, minlength=1 << 16)
     return counts
 

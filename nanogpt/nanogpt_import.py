@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from nanogpt import checkpoint, tokenizer, untrusted
 from nanogpt.config import TrainConfig
-from nanogpt.data import TokenDataset
+from nanogpt.data import read_meta
 from nanogpt.model import GPT, GPTConfig
 
 # settings of the same name and meaning
@@ -37,8 +37,8 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
     """
     if there := checkpoint.steps(out_dir):
         raise ValueError(f"{out_dir} already holds a run ({there[-1].name}): name another --out_dir")
-    theirs = untrusted.read_checkpoint(path)
-    words = tokenizer.load(data)
+    read_meta(data)  # says what is wrong with the data, if anything
+    theirs, words = untrusted.read_checkpoint(path), tokenizer.load(data)
     try:
         config = model_config(theirs["model_args"], words)
         weights = convert_weights(theirs["model"], config)
@@ -55,7 +55,6 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         what = untrusted.first_line(error)
         raise ValueError(f"{path} cannot be imported: it is not laid out as nanoGPT's checkpoints ({what})") from None
-    TokenDataset(data, "train", config.block_size, config.vocab_size)  # says what is wrong with the data, if anything
 
     # nanoGPT saves right after an evaluation, and keeps that evaluation's loss as its best
     state = {"step": step, "evaluated_step": step, "best_val_loss": loss, "best_step": step}

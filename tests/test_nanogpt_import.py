@@ -277,3 +277,9 @@ def test_settings_that_a_checkpoint_lacks_are_our_defaults(tmp_path, theirs_data
     train = checkpoint.load_configs(import_checkpoint(path, theirs_data, tmp_path / "out"))[1]
     assert (train.batch_size, train.learning_rate) == (TrainConfig.batch_size, TrainConfig.learning_rate)
     assert train.beta1 == 0.8  # the optimizer's own
+
+
+def test_data_that_are_not_there_are_named(tmp_path, vocab_size):
+    path = write(tmp_path / "ckpt.pt", trained(vocab_size))
+    with pytest.raises(ValueError, match="nowhere' does not exist: prepare the data again"):
+        import_checkpoint(path, tmp_path / "nowhere", tmp_path / "out")
