@@ -86,7 +86,9 @@ def training(source: Path, curve: bool) -> str:
     lines = tracking.read(source.parent / "metrics.jsonl")
     here = [line for line in lines if line["step"] == state["step"] and "val_loss" in line]
     results = f"{state['step']:,} steps, {state['tokens']:,} tokens, {state['train_seconds']:,.0f} s of training"
-    results += f" on {config['environment']['device']} ({config['environment']['precision']})."
+    if "device" in config["environment"]:
+        results += f" on {config['environment']['device']} in {config['environment']['precision']}"
+    results += "."
     if here:
         results += (
             f" Validation loss {here[-1]['val_loss']:.4f} nats per token, {here[-1]['val_bpb']:.4f} bits per byte."

@@ -5,6 +5,7 @@
     nanogpt export out/shakespeare --to exports/shakespeare
     nanogpt push out/shakespeare USER/NAME
     nanogpt bench --against transformers
+    nanogpt import-nanogpt out/ckpt.pt --data data/shakespeare_char
 
 RUN is an out directory (its best checkpoint, else its last), one checkpoint in it, or a transformers model: a directory
 or a name on the Hub, such as gpt2.
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs one command; a mistake of the user is one line and exit code 2."""
     parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    for add in (add_sample, add_eval, add_export, add_push, add_bench):
+    for add in (add_sample, add_eval, add_export, add_push, add_bench, add_import_nanogpt):
         add(commands)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -116,6 +117,15 @@ def add_bench(commands) -> None:
     command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of training")
     command.add_argument("--profile", action="store_true", help="only show where a training step spends its time")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def add_import_nanogpt(commands) -> None:
+    about = "go on here with a checkpoint of nanoGPT's"
+    command = add_command(commands, "import-nanogpt", import_nanogpt, about)
+    command.add_argument("CKPT", help="nanoGPT's ckpt.pt")
+    command.add_argument("--data", required=True, metavar="DIR", help="the data it was trained on, nanoGPT's or ours")
+    command.add_argument("--out_dir", default="out/from_nanogpt", metavar="DIR", help="the run to write")
+    command.add_argument("--weights_only", action="store_true", help="leave the optimizer state behind")
 
 
 def add_run(command: argparse.ArgumentParser) -> None:
@@ -222,6 +232,15 @@ def bench(args) -> None:
 
     options = {name: getattr(args, name) for name in ("model", "parts", "against", "batch_size", "rounds")}
     measure(**options, precision=args.precision, device=args.device, profile=args.profile, as_json=args.json)
+
+
+def import_nanogpt(args) -> None:
+    """Writes the checkpoint and says how to go on with it."""
+    from nanogpt.nanogpt_import import import_checkpoint, resume_command
+
+    saved = import_checkpoint(Path(args.CKPT), Path(args.data), Path(args.out_dir), args.weights_only)
+    print(f"{args.CKPT} is now {saved}\n")
+    print(f"next:  nanogpt sample {args.out_dir}\n       nanogpt eval {args.out_dir}\n       {resume_command(saved)}")
 
 
 def note(text: str) -> None:

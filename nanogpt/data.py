@@ -1,8 +1,8 @@
 """Memory-mapped tokens to batches, as a pure function of (seed, sample number): there is no loader state at all.
 
 A data directory holds `train.bin` and `val.bin` (bare little-endian token ids, nanoGPT's format), `meta.json` (what
-they contain) and `tokenizer.json`. An epoch cuts the tokens into windows of block_size, from a start that differs
-from epoch to epoch, and reads every window once in a shuffled order:
+they contain) and `tokenizer.json`; one that nanoGPT prepared serves as it is. An epoch cuts the tokens into windows of
+block_size, from a start that differs from epoch to epoch, and reads every window once in a shuffled order:
 
     tokens   |.r.|---window---|---window---|---window---| … |---last window---|      r drawn anew for each epoch
 
@@ -12,10 +12,13 @@ reads the same tokens whatever the micro-batch size or the number of processes, 
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from nanogpt import tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (B, T) int64; targets are one token ahead
 
@@ -49,12 +52,46 @@ def permute(i: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
     return i.astype(np.int64)
 
 
+@lru_cache
+def count_ids(path: Path, changed_ns: int) -> np.ndarray:
+    """How often each id occurs in a file of uint16 tokens, (65536,) int64; `changed_ns` tells new files from old."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    with open(path, "rb") as file:
+        while len(tokens := np.fromfile(file, dtype="<u2", count=1 << 18)):
+            counts += np.bincount(tokens, minlength=1 << 16)
+    return counts
+
+
+def nanogpt_meta(directory: Path) -> dict | None:
+    """What `meta.json` would say of a directory as nanoGPT writes it; None if it is no such. Nothing is written there.
+
+    The bytes of text follow from how often each token occurs. Without meta.pkl the tokens must look like GPT-2's:
+    a text has ids above 10,000 soon, whereas a half-prepared directory with few characters has none.
+    """
+    files = {split: directory / f"{split}.bin" for split in ("train", "val")}
+    if not tokenizer.is_nanogpts(directory) or not all(path.is_file() for path in files.values()):
+        return None
+    counts = {split: count_ids(path.resolve(), path.stat().st_mtime_ns) for split, path in files.items()}
+    if not (directory / "meta.pkl").exists() and not counts["train"][10_000:].any():
+        return None
+    words = tokenizer.load(directory)
+    lengths = np.array([len(token) for token in words.token_bytes()])
+    meta = {"vocab_size": words.vocab_size, "dtype": "uint16", "tokenizer": words.name, "source": "nanoGPT's files"}
+    splits = {s: {"tokens": int(n.sum()), "bytes": int(n[: len(lengths)] @ lengths)} for s, n in counts.items()}
+    return meta | {"splits": splits}
+
+
 def read_meta(directory: Path | str) -> dict:
-    """`meta.json` of a data directory. Raises ValueError, with what to do, if it is missing or damaged."""
+    """`meta.json` of a data directory, or what stands in for it where nanoGPT wrote the directory.
+
+    Raises ValueError, with what to do, if it is missing or damaged.
+    """
     path = Path(directory, "meta.json")
     again = f"prepare the data again, for instance: python -m data_prep.shakespeare --out {directory}"
     if not Path(directory).is_dir():
         raise ValueError(f"data directory {str(directory)!r} does not exist: {again}")
+    if from_nanogpt := nanogpt_meta(Path(directory)):
+        return from_nanogpt
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         _ = [meta["splits"][split][count] + 1 for split in ("train", "val") for count in ("tokens", "bytes")]

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nanogpt import untrusted
+
 FILE = "tokenizer.json"
 # Splitting at every character is what marks a WordLevel tokenizer as character level.
 EVERY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
@@ -52,6 +54,10 @@ class CharTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self.characters[i] for i in ids)
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of text that each id stands for."""
+        return [c.encode("utf-8", "surrogatepass") for c in self.characters]
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`."""
@@ -104,6 +110,13 @@ class BPETokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""
         return self.encoding.decode([int(i) for i in ids])
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of text that each id stands for; a special token stands for none."""
+        tokens = [b""] * self.vocab_size
+        for token, i in self.encoding._mergeable_ranks.items():
+            tokens[i] = token
+        return tokens
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`; for GPT-2 that takes half a second and 1.8 MB."""
@@ -177,9 +190,21 @@ def show_characters(characters: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in characters[:200])
 
 
+def is_nanogpts(directory: Path | str) -> bool:
+    """Whether a data directory is as nanoGPT writes it: train.bin without tokenizer.json or meta.json."""
+    has = {path.name for path in Path(directory).glob("*")}
+    return "train.bin" in has and not has & {FILE, "meta.json"}
+
+
 def load(directory: Path | str) -> CharTokenizer | BPETokenizer:
-    """The tokenizer that `directory/tokenizer.json` describes. Raises ValueError if there is none, or it is another."""
+    """The tokenizer that `directory/tokenizer.json` describes. Raises ValueError if there is none, or it is another.
+
+    In a data directory of nanoGPT's it is what nanoGPT takes it to be: meta.pkl's characters, or else GPT-2's BPE.
+    """
     path = Path(directory, FILE)
+    if is_nanogpts(directory):
+        pickled = Path(directory, "meta.pkl")
+        return CharTokenizer(untrusted.read_characters(pickled)) if pickled.exists() else BPETokenizer.gpt2()
     try:
         tokenizer = json.loads(path.read_text(encoding="utf-8"))
         if tokenizer["model"]["type"] == "WordLevel" and tokenizer["pre_tokenizer"] == EVERY_CHARACTER:

@@ -1,9 +1,11 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
+from nanogpt import tokenizer
 from nanogpt.data import TokenDataset, permute
 
 
@@ -108,3 +110,52 @@ def test_a_block_longer_than_the_split_is_named(tmp_path):
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(ValueError, match="does not exist: prepare"):
         TokenDataset(tmp_path / "nowhere", "train", 16)
+
+
+def test_nanogpts_directory_serves_as_it_is(tmp_path):
+    characters = "ab你😀"
+    itos = dict(enumerate(characters))
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 4, "itos": itos, "stoi": {}}))
+    np.array([0, 1, 2, 3] * 25 + [0], dtype="<u2").tofile(tmp_path / "train.bin")
+    np.array([2] * 99, dtype="<u2").tofile(tmp_path / "val.bin")
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    data = TokenDataset(tmp_path, "train", block_size=16)
+    assert data.meta["vocab_size"] == 4 and len(data.tokens) == 101
+    assert data.bytes_per_token == (25 * (1 + 1 + 3 + 4) + 1 + 99 * 3) / 200
+    assert tokenizer.load(tmp_path).decode([3, 0, 2]) == "😀a你"
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_new_tokens_in_nanogpts_directory_are_noticed(tmp_path):
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": {0: "a", 1: "b"}}))
+    for tokens in ([0] * 40, [1] * 50):
+        for split in ("train", "val"):
+            np.array(tokens, dtype="<u2").tofile(tmp_path / f"{split}.bin")
+        assert TokenDataset(tmp_path, "train", 16).meta["splits"]["val"]["tokens"] == len(tokens)
+    np.array([2] * 50, dtype="<u2").tofile(tmp_path / "train.bin")
+    with pytest.raises(ValueError, match="contains token 2, but the vocabulary has 2 tokens"):
+        TokenDataset(tmp_path, "train", 16)
+
+
+def test_without_meta_pkl_its_tokens_are_gpt2s(tmp_path, text, gpt2_files):
+    gpt2 = tokenizer.BPETokenizer.gpt2()
+    for split, part in (("train", text + " wörld 你好 😀"), ("val", text[:2000])):
+        tokens = np.append(gpt2.encode(part), gpt2.eot_id)  # the end of a document is no text
+        tokens.astype("<u2").tofile(tmp_path / f"{split}.bin")
+    data = TokenDataset(tmp_path, "train", block_size=16)
+    assert data.meta["vocab_size"] == 50257
+    assert data.meta["splits"]["train"]["bytes"] == len((text + " wörld 你好 😀").encode())
+    assert data.meta["splits"]["val"] == {"tokens": len(gpt2.encode(text[:2000])) + 1, "bytes": 2000}
+    assert tokenizer.load(tmp_path).vocab_size == 50257
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_half_a_nanogpt_directory_is_named(tmp_path, name):
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": {0: "a"}}))
+    np.zeros(50, dtype="<u2").tofile(tmp_path / f"{name}.bin")
+    with pytest.raises(ValueError, match=r"meta.json is missing: prepare the data again"):
+        TokenDataset(tmp_path, "train", 16)
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.bin").write_bytes(b"\0" * 101)
+    with pytest.raises(ValueError, match=r"train.bin has 101 bytes, .*truncated"):
+        TokenDataset(tmp_path, "train", 16)

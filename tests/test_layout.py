@@ -9,8 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # a module may import those before it, never those after it
-ORDER = "model tokenizer data optim config checkpoint tracking generate evaluate".split()
-ORDER += "plot hub convert card hf launch train bench cli".split()
+ORDER = "model untrusted tokenizer data optim config checkpoint tracking generate evaluate".split()
+ORDER += "plot hub convert card hf launch train bench nanogpt_import cli".split()
+
+GUARDED = ROOT / "nanogpt" / "untrusted.py"  # tests/test_untrusted.py shows its guards
 
 
 def imports(path: Path) -> set[str]:
@@ -51,8 +53,8 @@ def test_data_prep_imports_no_recipe():
         assert not any(name.startswith("recipes") for name in imports(path))
 
 
-def test_nothing_unpickles():
-    for path in [*ROOT.glob("nanogpt/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("recipes/*.py")]:
+def test_nothing_unpickles_but_one_guarded_file():
+    for path in {*ROOT.glob("nanogpt/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("recipes/*.py")} - {GUARDED}:
         source = path.read_text()
         for word in ("pickle.", "import pickle", "torch.load(", "trust_remote_code"):
             assert word not in source, f"{path}: {word}"
