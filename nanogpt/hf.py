@@ -99,7 +99,8 @@ def write(directory: Path, native, words, block_size: int) -> None:
         native.generation_config.max_length = block_size
         native.save_pretrained(directory, max_shard_size="5GB")
     words.save(directory)
-    special = {} if words.eot_id is None else dict.fromkeys(("bos_token", "eos_token"), words.decode([words.eot_id]))
+    names = ("bos_token", "eos_token", "unk_token")  # all the same, as with GPT-2's own
+    special = {} if words.eot_id is None else dict.fromkeys(names, words.decode([words.eot_id]))
     # the class that every version of transformers reads a bare tokenizer.json with
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size} | special
     config["clean_up_tokenization_spaces"] = False
@@ -126,11 +127,12 @@ def verify(directory: Path, model: GPT, words, ids: torch.Tensor) -> float:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    text = words.decode(ids[0].tolist())
     with convert.quiet():
         theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         their_words = AutoTokenizer.from_pretrained(directory)
-    text = words.decode(ids[0].tolist())
-    ours_ids, their_ids = words.encode(text).tolist(), their_words(text, add_special_tokens=False)["input_ids"]
+        their_ids = their_words(text, add_special_tokens=False)["input_ids"]
+    ours_ids = words.encode(text).tolist()
     if ours_ids != their_ids or their_words.decode(ours_ids) != words.decode(ours_ids):
         raise ValueError(f"the export is wrong: transformers' tokenizer reads {text[:40]!r} differently")
     with torch.no_grad():

@@ -15,13 +15,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from data_prep import writer
 from nanogpt import checkpoint
 from nanogpt.generate import stream
+from nanogpt.tokenizer import BPETokenizer
 
 ROOT = Path(__file__).parents[2]
 RECIPE, CLASSIC = ROOT / "recipes" / "shakespeare.py", ROOT / "recipes" / "shakespeare_nanogpt.py"
+FINETUNE, EVAL_GPT2 = ROOT / "recipes" / "finetune_shakespeare.py", ROOT / "recipes" / "eval_gpt2.py"
 BIN = Path(sys.executable).parent
 SMALL = "--n_layer=1 --n_head=2 --n_embd=16 --n_inner=32 --block_size=16 --batch_size=4 --report_to=none".split()
 TWO = {"ACCELERATE_USE_CPU": "true"}
@@ -166,6 +169,14 @@ NANOGPTS_FLAGS = (
 ).split()
 
 
+PIPELINE = """
+import sys
+sys.modules["nanogpt"] = None  # importing it raises ImportError
+from transformers import pipeline
+print(pipeline("text-generation", "exports/model")("ROMEO:")[0]["generated_text"])
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe, flags, lowest, highest",
@@ -180,6 +191,33 @@ def test_the_recipes_reach_the_losses_that_they_state(tmp_path, shakespeare, rec
     done = subprocess.run(map(str, command), cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert lowest < float(re.findall(r"best validation loss (\d\.\d{4})", done.stdout)[0]) < highest
+
+    out = re.search(r"nanogpt sample (\S+)", done.stdout)[1]
+    exported = shell(tmp_path, BIN / "nanogpt", "export", out, "--to", "exports/model")
+    assert "verified: logits differ by" in exported.stdout, exported.stderr
+    assert float(re.search(r"differ by (\S+)", exported.stdout)[1]) < 1e-4
+    written = shell(tmp_path, sys.executable, "-c", PIPELINE)
+    assert written.returncode == 0 and "ROMEO:" in written.stdout, written.stderr
+
+
+def test_gpt2_is_fine_tuned_exported_and_compared(home, text, gpt2_files):
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_positions=32, n_embd=16, n_layer=1, n_head=2))
+    torch.nn.init.constant_(gpt2.transformer.ln_f.bias, 0.1)  # all biases at zero would be taken for bias=False
+    gpt2.save_pretrained(home / "gpt2")
+    BPETokenizer.gpt2().save(home / "gpt2")
+    writer.write(home / "data" / "shakespeare_gpt2", text, "gpt2", 0.1, "made up")
+    flags = ["--init_from=gpt2", "--block_size=16", "--max_iters=4", "--eval_interval=2", "--warmup_iters=0"]
+    tuned = launch(home, FINETUNE, *flags, "--learning_rate=1e-2", "--device=cpu")
+    assert tuned.returncode == 0, tuned.stderr
+    before, _, after = (float(x) for x in re.findall(r"validation loss (\d+\.\d{4}) \(", tuned.stdout))
+    assert before == pytest.approx(10.8, abs=0.2) and after < before  # ln 50257 = 10.82
+
+    shell(home, BIN / "nanogpt", "export", "out/finetune_shakespeare", "--to", "tuned")
+    compared = shell(home, sys.executable, EVAL_GPT2, "--models", "gpt2", "tuned", "out/finetune_shakespeare")
+    lines = [line.split() for line in compared.stdout.splitlines()[1:]]
+    assert [line[0] for line in lines] == ["gpt2", "tuned", "out/finetune_shakespeare"], compared.stderr
+    assert lines[1][1:] == lines[2][1:] and float(lines[1][2]) == pytest.approx(after, abs=5e-3)
+    assert lines[0][1] == f"{sum(p.numel() for p in gpt2.parameters()):,}"
 
 
 # Mistakes, through the recipe itself but in this process, so that each takes milliseconds
