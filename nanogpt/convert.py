@@ -215,6 +215,7 @@ def to_transformers(model: GPT, eot_id: int | None = None):
 
     Raises ValueError if no native class can hold it.
     """
+    from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     c, rows, state = model.config, model.fused_rows(), {}
@@ -226,7 +227,7 @@ def to_transformers(model: GPT, eot_id: int | None = None):
         parts = value.split(rows[name.replace(".bias", ".weight")]) if len(theirs) > 1 else [value]
         for target, part in zip(theirs, parts, strict=True):
             state[target] = (part.t() if transposed else part).contiguous()
-    with quiet(), torch.device("meta"):
+    with quiet(), init_empty_weights(include_buffers=False):  # RoPE's tables are buffers
         native = AutoModelForCausalLM.from_config(AutoConfig.for_model(native_type(c), **native_config(c, eot_id)))
     for name, empty in native.state_dict().items():
         if name.endswith(".bias") and name not in state:  # GPT2LMHeadModel has biases, whether we do or not

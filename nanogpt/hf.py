@@ -98,6 +98,11 @@ def write(directory: Path, native, words, block_size: int) -> None:
     with convert.quiet():
         native.generation_config.max_length = block_size
         native.save_pretrained(directory, max_shard_size="5GB")
+    write_tokenizer(directory, words, block_size)
+
+
+def write_tokenizer(directory: Path, words, block_size: int) -> None:
+    """What `AutoTokenizer` reads: tokenizer.json, and the special tokens and the context length."""
     words.save(directory)
     names = ("bos_token", "eos_token", "unk_token")  # all the same, as with GPT-2's own
     special = {} if words.eot_id is None else dict.fromkeys(names, words.decode([words.eot_id]))

@@ -51,7 +51,10 @@ def their_logits(model: PreTrainedModel, idx: torch.Tensor) -> torch.Tensor:
 def test_a_round_trip_through_transformers_is_bit_identical(tmp_path, name):
     ours = GPT(CASES[name]).eval()
     randomize(ours)
-    convert.to_transformers(ours).save_pretrained(tmp_path)
+    theirs = convert.to_transformers(ours)
+    idx = torch.randint(70, (2, 20))
+    torch.testing.assert_close(their_logits(theirs, idx), ours(idx), atol=1e-4, rtol=1e-4)
+    theirs.save_pretrained(tmp_path)
     back = GPT.from_pretrained(tmp_path)
     assert {f for f in vars(back.config) if getattr(back.config, f) != getattr(ours.config, f)} <= {
         "head_dim",  # said in transformers' configuration even where it is n_embd / n_head,
@@ -61,7 +64,6 @@ def test_a_round_trip_through_transformers_is_bit_identical(tmp_path, name):
     for (a, p), (b, q) in zip(ours.named_parameters(), back.named_parameters(), strict=True):
         rows = 70 if a in ("wte.weight", "lm_head.weight") else len(p)  # the padding is nobody's
         assert a == b and torch.equal(p[:rows], q[:rows])
-    idx = torch.randint(70, (2, 20))
     with torch.no_grad():
         assert torch.equal(ours(idx), back(idx))
 

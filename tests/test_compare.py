@@ -1,0 +1,65 @@
+"""Comparison of runs, on curves written by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanogpt.compare import compare
+
+
+def make(directory: Path, seed: int, losses: dict[int, float], tokens: int = 10, **settings) -> Path:
+    directory.mkdir()
+    config = {
+        "model": {"n_layer": 2},
+        "train": {"seed": seed, "out_dir": str(directory), "learning_rate": 0.1} | settings,
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    lines = [{"step": s, "tokens": tokens * s, "train_seconds": 0.5 * s, "val_loss": v} for s, v in losses.items()]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return directory
+
+
+def rows(text: str, title: str) -> dict[str, list[str]]:
+    """The lines below a title, by their first column."""
+    lines = text.split(f"{title}\n")[1].split("\n\n")[0].splitlines()
+    return {line.split("  ")[0]: line[28:].split() for line in lines}
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[Path]:
+    return [
+        make(tmp_path / "a1", 1, {0: 4.0, 10: 3.0, 20: 2.0}),
+        make(tmp_path / "a2", 2, {0: 4.2, 10: 3.2, 20: 2.4}),
+        make(tmp_path / "b", 1, {0: 4.0, 5: 3.5, 20: 2.5, 40: 1.5}, tokens=20, learning_rate=0.3),
+    ]
+
+
+def test_runs_that_differ_in_their_seed_are_one_row_with_its_spread(runs):
+    text = compare(runs)
+    assert text.splitlines()[0].split() == ["a1", "b"]
+    assert text.splitlines()[1].split() == ["seeds", "2", "1"]
+    # standard deviations of (2.0, 2.4) and (3.0, 3.2): the difference over the square root of 2
+    assert rows(text, "by equal steps")["20"] == ["2.2000", "±0.2828", "2.5000"]
+    assert rows(text, "by equal steps")["10"] == ["3.1000", "±0.1414", "3.5000"]
+    assert text.splitlines()[-1].split() == ["lowest", "2.2000", "±0.2828", "1.5000"]
+
+
+def test_only_settings_that_differ_are_shown_and_circumstances_are_not(runs):
+    text = compare(runs)
+    assert next(line for line in text.splitlines() if line.startswith("learning_rate")).split()[1:] == ["0.1", "0.3"]
+    assert "n_layer" not in text and "out_dir" not in text and "\nseed " not in text
+
+
+def test_equal_tokens_and_time_are_not_equal_steps(runs):
+    text = compare(runs)
+    # 200 tokens: step 20 of a, step 10 of b, whose last evaluation by then was at step 5
+    assert rows(text, "by equal tokens")["200"] == ["2.2000", "±0.2828", "3.5000"]
+    assert rows(text, "by equal seconds of training")["10.0"] == ["2.2000", "±0.2828", "2.5000"]
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is no out directory"):
+        compare([tmp_path])
+    with pytest.raises(ValueError, match="has no validation loss yet"):
+        compare([make(tmp_path / "new", 1, {})])

@@ -1,0 +1,114 @@
+"""The plan against arithmetic on paper, and against what a step really takes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from nanogpt import GPT, GPTConfig, TrainConfig, plan
+
+GPT2 = GPTConfig(vocab_size=50257, bias=True)
+
+
+def test_parameters_by_part_are_those_of_gpt2():
+    parts = plan.parameters(GPT2)
+    assert sum(parts.values()) == 124_439_808
+    assert parts["token embedding"] == 50257 * 768 and parts["position embedding"] == 1024 * 768
+    assert parts["attention"] == 12 * 4 * 768**2 and parts["MLP"] == 12 * 8 * 768**2
+    assert parts["norms and biases"] == 12 * (9 * 768 + 4 * 768) + 2 * 768
+
+
+def test_untied_and_modern_models_add_up_too():
+    modern = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True, "n_kv_head": 2}
+    config = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32, tie_embeddings=False, **modern)
+    assert sum(plan.parameters(config).values()) == GPT(config).get_num_params()
+
+
+def test_weights_gradients_and_optimizer_state_have_four_bytes_a_number():
+    config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    numbers = sum(p.numel() for p in GPT(config).parameters())
+    needed = plan.memory(config, TrainConfig(batch_size=2, gradient_accumulation_steps=4, device="cpu"), "fp32")
+    assert needed["weights"] == 4 * numbers
+    assert needed["gradients"] == 4 * numbers  # they wait while the next micro-batch is computed
+    assert needed["optimizer"] == pytest.approx(8 * numbers, rel=0.01)  # and a step count for each parameter
+    assert plan.checkpoint_bytes(config, TrainConfig()) == 12 * numbers
+
+
+def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
+    config = GPTConfig(vocab_size=64, block_size=64, n_layer=4, n_head=2, n_embd=64)
+    sizes = [plan.memory(config, TrainConfig(batch_size=b, device="cpu"), "fp32")["activations"] for b in (8, 16)]
+    assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.02)
+    config.gradient_checkpointing = True
+    assert plan.memory(config, TrainConfig(batch_size=16, device="cpu"), "fp32")["activations"] < sizes[1] / 2
+
+
+MEASURE = """
+import sys, threading, time
+import psutil, torch
+from nanogpt import GPT, GPTConfig, TrainConfig, launch, plan
+from nanogpt.optim import make_optimizers
+
+def steps(config, train, n):
+    model = GPT(config)
+    optimizers = make_optimizers(model, train)
+    idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
+    for _ in range(n):
+        model(idx, idx).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+config, train = eval(sys.argv[1])
+estimated = sum(plan.memory(config, train, "fp32").values())
+launch.keep_freed_memory()
+steps(GPTConfig(vocab_size=64, block_size=8, n_layer=1, n_head=1, n_embd=8), train, 1)  # what torch itself takes
+process = psutil.Process()
+base, peak, done = process.memory_info().rss, 0, False
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, process.memory_info().rss - base)
+        time.sleep(0.002)
+thread = threading.Thread(target=watch)
+thread.start()
+steps(config, train, 3)
+done = True
+thread.join()
+print(estimated, peak)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128), TrainConfig(batch_size=64)",
+        "GPTConfig(vocab_size=1000, block_size=256, n_layer=8, n_head=8, n_embd=512), TrainConfig(batch_size=8)",
+        "GPTConfig(vocab_size=50257, block_size=256, n_layer=6, n_head=6, n_embd=384, norm='rmsnorm', position='rope', "
+        "mlp='swiglu', qk_norm=True), TrainConfig(batch_size=4, optimizer='muon')",
+    ],
+    ids=["classic", "25M", "30M modern"],
+)
+def test_estimated_memory_is_within_15_percent_of_what_a_step_takes(settings):
+    done = subprocess.run([sys.executable, "-c", MEASURE, settings], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    estimated, measured = map(int, done.stdout.split())
+    assert estimated == pytest.approx(measured, rel=0.15)
+
+
+def test_the_plan_names_what_a_user_would_work_out_by_hand():
+    config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    train = TrainConfig(batch_size=4, gradient_accumulation_steps=2, max_iters=100, device="cpu")
+    text = plan.describe(config, train, "fp32", train_tokens=6400)
+    assert "128 a step, 12,800 in 100 steps: 2.00 epochs of 6,400" in text
+    numbers = GPT(config).get_num_params()
+    assert f"{12800 / numbers:.1f} tokens per parameter" in text
+    assert f"{GPT(config).flops_per_token() / 1e6:,.1f} MFLOP a token" in text
+    assert "fits into" in text
+
+
+def test_a_model_that_cannot_fit_is_said_to():
+    config = GPTConfig(vocab_size=50257, n_layer=2, n_head=96, n_embd=12288)  # two of GPT-3's 96 blocks
+    text = plan.describe(config, TrainConfig(batch_size=32, device="cpu"), "bf16", train_tokens=10**9)
+    assert "DOES NOT FIT" in text
