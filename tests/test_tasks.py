@@ -31,7 +31,7 @@ CHOICE = """task: choice
 output_type: multiple_choice
 doc_to_text: "{{text}}"
 target_delimiter: ""
-doc_to_choice: ["QRS", "ABC", "xyz"]
+doc_to_choice: ["QRS", "ABC", "abc"]
 doc_to_target: "{{answer}}"
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
