@@ -32,7 +32,7 @@ TEXT = (".txt", ".md")
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 PACKED = (".gz", ".zst")
 LARGEST_PIECE = 1 << 20  # characters
-STREAM_PIECE = 1 << 14  # of an input whose size is not known
+STREAM_PIECE = 1 << 12  # of an input whose size is not known
 HUB = "hf:"
 
 

@@ -144,14 +144,14 @@ def sample(args) -> None:
 def evaluate(args) -> None:
     """Prints the exact figures of a whole split."""
     from nanogpt import checkpoint
-    from nanogpt.data import TokenDataset
     from nanogpt.evaluate import evaluate as measure
+    from nanogpt.mixture import open_data
 
     if args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size} must be at least 1")
     found = checkpoint.find(args.RUN, say=note)
     config, trained = checkpoint.load_configs(found)
-    data = TokenDataset(args.data or trained.data, args.split, config.block_size, config.vocab_size)
+    data = open_data(args.data or trained.data, args.split, config.block_size, config.vocab_size)
     device = pick_device(args.device)
     model = checkpoint.load_model(found, device)
     start = time.perf_counter()
