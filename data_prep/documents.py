@@ -8,9 +8,9 @@ What a file holds follows from its name: .jsonl, .ndjson and .json have an objec
 of plain text. A further .gz or .zst is unpacked on the way. `-` is standard input, `hf:OWNER/NAME:CONFIG:SPLIT` a data
 set of the Hub (or a directory that `datasets` reads), streamed; configuration and split may be left out.
 
-A document larger than a hundredth of all input, or than a megabyte, comes in several pieces, so that a single book too
-can be divided into training and validation text. They are cut at the beginnings of lines, where tokenizers cut as well:
-between a newline alone and a character that is no space, where there is such a place.
+A plain text larger than a hundredth of all input comes in several pieces, so that a single book too can be divided into
+training and validation text, and so does any document beyond a million characters. They are cut at the beginnings of
+lines, where tokenizers cut as well: between a newline alone and a character that is no space, where there is one.
 """
 
 import codecs
@@ -98,11 +98,11 @@ class Corpus:
         """All pieces of input `f` from document `first` on."""
         name = self.inputs[f]
         if is_records(name):
-            documents = ([document] for document in self.records(name, first))
+            documents, size = ([document] for document in self.records(name, first)), LARGEST_PIECE
         else:
-            documents, first = [self.blocks(name)], 0
+            documents, size, first = [self.blocks(name)], self.piece_size, 0
         for document, blocks in enumerate(documents, first):
-            for passage, (at, text, last) in enumerate(passages(blocks, self.piece_size)):
+            for passage, (at, text, last) in enumerate(passages(blocks, size)):
                 yield Piece(f, document, passage, at, text, last)
 
     def blocks(self, name: str) -> Iterator[tuple[int, str]]:

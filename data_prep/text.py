@@ -9,6 +9,9 @@
 INPUT is a file, a folder, a pattern, - or hf:OWNER/NAME[:CONFIG[:SPLIT]]; `data_prep.documents` lists the formats. An
 interrupted command goes on where it was when it is started again. For several machines, each runs the same command
 with its own --shard i/n into the same directory, or into one that is copied together; `data_prep.merge` joins them.
+
+The tokenizer is char unless --tokenizer names another. For validation goes a tenth of the documents, a hundredth from
+100 MB on, a thousandth from 10 GB on, or --val_fraction.
 """
 
 import argparse
@@ -87,27 +90,38 @@ def read_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-if __name__ == "__main__":
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the data directory, such as data/mine")
+def arguments(description: str | None) -> OneLineParser:
+    """The flags that this command and the scripts for known data sets have in common."""
+    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--tokenizer",
-        default="char",
         metavar="T",
-        help="char (the default), bytes, gpt2 or another of tiktoken's, a tokenizer.json, a directory, OWNER/NAME",
+        help="char, bytes, gpt2 or another of tiktoken's, a tokenizer.json, a directory with one, OWNER/NAME",
     )
-    parser.add_argument(
-        "--val_fraction",
-        type=float,
-        metavar="F",
-        help="share of the documents (0.1; 0.01 from 100 MB, 0.001 from 10 GB)",
-    )
+    parser.add_argument("--val_fraction", type=float, metavar="F", help="share of the documents for validation")
     parser.add_argument("--text_column", default="text", metavar="NAME", help="of jsonl, csv, parquet (default: text)")
     parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help="what is not UTF-8")
     parser.add_argument("--dedup", action="store_true", help="leave out documents that were there before")
     parser.add_argument("--shard", type=read_shard, default=(1, 1), metavar="I/N", help="only this part of the input")
-    args = parser.parse_args()
+    return parser
+
+
+def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> None:
+    """The command of a script for a data set of the Hub: GPT-2's tokens, or local copies by --source."""
+    parser = arguments(description)
+    parser.add_argument("--source", metavar="DIR", help=f"local copies of its files, instead of {hub}")
+    parser.add_argument("--out", default=out, metavar="DIR", help=f"default: {out}")
+    parser.set_defaults(tokenizer="gpt2", val_fraction=val_fraction)
     with user_errors():
-        options = {name: value for name, value in vars(args).items() if name != "INPUT"}
-        prepare(args.INPUT, **options)
+        options = vars(parser.parse_args())
+        prepare([options.pop("source") or hub], **options)
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__)
+    parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the data directory, such as data/mine")
+    parser.set_defaults(tokenizer="char")
+    with user_errors():
+        options = vars(parser.parse_args())
+        prepare(options.pop("INPUT"), **options)

@@ -3,6 +3,7 @@
     nanogpt sample out/shakespeare --prompt "ROMEO:"
     nanogpt eval out/shakespeare
     nanogpt bench --against transformers
+    nanogpt data data/shakespeare_char
 
 RUN is an out directory (its best checkpoint, else its last) or one checkpoint in it.
 """
@@ -19,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs one command; a mistake of the user is one line and exit code 2."""
     parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    for add in (add_sample, add_eval, add_bench):
+    for add in (add_sample, add_eval, add_bench, add_data):
         add(commands)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -81,6 +82,21 @@ def add_bench(commands) -> None:
     command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of training")
     command.add_argument("--profile", action="store_true", help="only show where a training step spends its time")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def add_data(commands) -> None:
+    """The flags of `nanogpt data`."""
+    command = commands.add_parser(
+        "data",
+        help="what a data directory holds, and what will go wrong with it",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=data)
+    command.add_argument("DIR", help="a data directory")
+    command.add_argument("--block_size", type=int, default=256, metavar="N", help="context of the model to be trained")
+    command.add_argument("--parameters", type=int, default=763_264, metavar="N", help="of the model to be trained")
+    command.add_argument("--sha256", action="store_true", help="compare the files with what was written")
 
 
 def add_run(command: argparse.ArgumentParser) -> None:
@@ -169,6 +185,12 @@ def bench(args) -> None:
 
     options = {name: getattr(args, name) for name in ("model", "parts", "against", "batch_size", "rounds")}
     measure(**options, precision=args.precision, device=args.device, profile=args.profile, as_json=args.json)
+
+
+def data(args) -> None:
+    from nanogpt.doctor import examine
+
+    examine(args.DIR, args.block_size, args.parameters, args.sha256)
 
 
 def note(text: str) -> None:
