@@ -10,6 +10,7 @@ import random
 import resource
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pyarrow
@@ -263,8 +264,9 @@ def test_killed_at_ten_random_moments_it_writes_the_same_bytes(tmp_path, monkeyp
     start = time.perf_counter()
     text.prepare(**common, out=tmp_path / "once", say=silent)
     seconds = time.perf_counter() - start
-    with open(tmp_path / "said", "a", buffering=1) as said:
-        interrupt_and_restart(common | {"out": tmp_path / "often", "say": said.write}, 10, 0.6 * seconds)
+    with open(tmp_path / "said", "a") as said:
+        say = partial(print, file=said, flush=True)
+        interrupt_and_restart(common | {"out": tmp_path / "often", "say": say}, 10, 0.6 * seconds)
     assert (tmp_path / "said").read_text().count("going on behind the ") > 2
     assert sha256(tmp_path / "often") == sha256(tmp_path / "once")
     assert (tmp_path / "often" / "meta.json").read_bytes() == (tmp_path / "once" / "meta.json").read_bytes()
