@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -553,3 +554,22 @@ def test_characters_are_trained_on_all_shards(tmp_path):
     chars = tokenizer.load(tmp_path / "data")
     assert isinstance(chars, CharTokenizer)
     assert chars.characters == "\nabcxyz"
+
+
+def test_the_tokenizer_of_the_readme_works_as_it_stands(tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    code = next(block for block in readme.split("```python\n") if "class Codons" in block).split("```")[0]
+    chance = random.Random(0)
+    genes = ["".join(chance.choices("ACGT", k=3 * chance.randint(10, 100))) for _ in range(300)]
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "genes.jsonl", genes)
+    there: dict = {}
+    exec(code, there)
+    codons, loaded = there["Codons"](), tokenizer.load(tmp_path / "data" / "genes")
+    assert (loaded.vocab_size, loaded.eot_id) == (65, 64)
+    for gene in genes[:10]:
+        assert loaded.encode(gene).tolist() == codons.encode(gene).tolist()
+        assert loaded.decode(loaded.encode(gene)) == codons.decode(codons.encode(gene)) == gene
+    ids = np.concatenate([tokens(tmp_path / "data" / "genes", split) for split in ("train", "val")])
+    assert sorted(loaded.decode(ids).split("<|endoftext|>")) == sorted([*genes, ""])
+    assert len(code.split("class Codons")[1].splitlines()) <= 32
