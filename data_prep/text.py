@@ -16,6 +16,8 @@ The tokenizer is char unless --tokenizer names another. For validation goes a te
 
 import argparse
 import re
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -106,13 +108,24 @@ def arguments(description: str | None) -> OneLineParser:
     return parser
 
 
+@contextmanager
+def command():
+    """Around a command: a mistake of the user, or Ctrl-C, is one line."""
+    with user_errors():
+        try:
+            yield
+        except KeyboardInterrupt:
+            print("\nstopped: the same command goes on behind what is written already", file=sys.stderr)
+            sys.exit(130)
+
+
 def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> None:
     """The command of a script for a data set of the Hub: GPT-2's tokens, or local copies by --source."""
     parser = arguments(description)
     parser.add_argument("--source", metavar="DIR", help=f"local copies of its files, instead of {hub}")
     parser.add_argument("--out", default=out, metavar="DIR", help=f"default: {out}")
     parser.set_defaults(tokenizer="gpt2", val_fraction=val_fraction)
-    with user_errors():
+    with command():
         options = vars(parser.parse_args())
         prepare([options.pop("source") or hub], **options)
 
@@ -122,6 +135,6 @@ if __name__ == "__main__":
     parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
     parser.add_argument("--out", required=True, metavar="DIR", help="the data directory, such as data/mine")
     parser.set_defaults(tokenizer="char")
-    with user_errors():
+    with command():
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)

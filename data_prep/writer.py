@@ -29,7 +29,7 @@ from data_prep.documents import Corpus, Piece
 from nanogpt import tokenizer as tokenizers
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
-SECONDS = 5.0  # between two notes of how far it is
+SECONDS = 2.0  # between two notes of how far it is
 
 
 class TokenFile:
@@ -166,6 +166,8 @@ class CorpusWriter:
         self.resumed = found.get("job") == job and "-" not in corpus.inputs  # standard input cannot be read again
         if self.resumed:
             self.state = found
+        else:
+            self.progress.unlink(missing_ok=True)  # it described what is overwritten now
         dtype, counts = token_dtype(tokenizer), self.state["splits"]
         self.files = {s: TokenFile(out / f"{s}{number}.bin", dtype, counts.get(s)) for s in ("train", "val")}
         self.seen: set[int] = set()

@@ -106,6 +106,8 @@ class Tokens:
         if self.read > self.REMAP:
             self.read = 0
             self.map()
+        if len(self.maps) == 1:
+            return self.maps[0][starts[:, None] + np.arange(length)]
         return np.stack([self[start : start + length] for start in starts.tolist()])
 
     def largest(self) -> int:
