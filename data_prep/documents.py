@@ -123,7 +123,7 @@ class Corpus:
         if name.startswith(HUB):
             found = self.hub(name, first)
         elif bare(name).endswith(".parquet"):
-            found = islice(self.parquet(name), first, None)
+            found = self.parquet(name, first)
         elif bare(name).endswith(".arrow"):
             found = islice(self.arrow(name), first, None)
         else:
@@ -159,14 +159,19 @@ class Corpus:
                     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
                 yield position() or lines.start, text
 
-    def parquet(self, name: str) -> Iterator[tuple[int, object]]:
+    def parquet(self, name: str, first: int) -> Iterator[tuple[int, object]]:
         import pyarrow.parquet
 
         with pyarrow_errors(name), pyarrow.parquet.ParquetFile(name, buffer_size=1 << 20, pre_buffer=False) as file:
             self.check_column(name, file.schema_arrow.names)
             size, rows, number = os.path.getsize(name), file.metadata.num_rows, 0
-            for batch in file.iter_batches(batch_size=256, columns=[self.text_column]):
-                for text in batch.column(0).to_pylist():
+            groups = list(range(file.num_row_groups))
+            while groups and number + file.metadata.row_group(groups[0]).num_rows <= first:
+                number += file.metadata.row_group(groups.pop(0)).num_rows
+            for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[self.text_column]):
+                wanted = batch.column(0).slice(max(first - number, 0))
+                number += len(batch) - len(wanted)
+                for text in wanted.to_pylist():
                     yield size * number // rows, text
                     number += 1
 

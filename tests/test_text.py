@@ -202,6 +202,15 @@ def test_texts_are_cut_where_gpt2_cuts_too(gpt2_files):
     assert find_cut("ab\n\ncd\nef", 8) == 7
 
 
+@pytest.mark.parametrize("first", [0, 69, 70, 150, 299, 300])
+@pytest.mark.parametrize("kind", KINDS)
+def test_reading_begins_at_any_document(tmp_path, kind, first):
+    corpus = Corpus([save_as(kind, tmp_path, documents())])
+    pieces = list(corpus.pieces())
+    assert list(corpus.pieces(0, first)) == pieces[first:]
+    assert [piece.at for piece in pieces] == sorted(piece.at for piece in pieces)
+
+
 def test_adding_documents_moves_none_to_the_other_split(tmp_path):
     texts = documents()
     for name, some in (("few", texts[:200]), ("all", texts)):

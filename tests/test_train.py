@@ -338,3 +338,16 @@ def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(
             times.append(time.perf_counter() - start)
     medians = [sorted(times)[100] for times in seconds.values()]
     assert medians[0] - medians[1] < 0.5e-3  # 0.1 ms measured (LOG.md); the rest is room for a busy machine
+
+
+def test_another_tokenizer_than_the_checkpoints_is_refused(make_run, data, tmp_path, text):
+    from data_prep import writer
+
+    make_run().train()
+    characters = sorted(set(text))
+    other = text.translate(str.maketrans(characters[-1], "ß"))  # as many characters, but one of them another
+    writer.write(tmp_path / "other", other, "char", 0.1, "made up")
+    with pytest.raises(
+        ValueError, match=rf"different tokenizers .*'{characters[-1]}' is token \d+ in one, no token in"
+    ):
+        make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)
