@@ -172,6 +172,19 @@ def test_special_tokens_of_others_are_not_put_around_the_text_nor_read_out_of_it
     assert tokenizer.get(str(tmp_path / "tokenizer.json")).eot_id == 1
 
 
+def test_a_directory_without_tokenizer_json_is_read_by_autotokenizer(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "to", "be", "##er"]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    found = tokenizer.get(str(tmp_path))
+    assert found.encode("to beer").tolist() == [5, 6, 7]
+    (tmp_path / "saved").mkdir()
+    found.save(tmp_path / "saved")
+    again = tokenizer.load(tmp_path / "saved")
+    assert again.encode("to beer").tolist() == [5, 6, 7]
+    assert again.eot_id == found.eot_id == 3
+
+
 def test_spaces_between_words_survive_streaming(tmp_path):
     pieces = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁to", -1.0), ("▁be", -1.0), ("t", -3.0)], unk_id=0))
     pieces.pre_tokenizer = pre_tokenizers.Metaspace()
