@@ -252,6 +252,25 @@ def test_a_directory_that_datasets_reads_is_streamed(tmp_path):
     assert "".join(sorted("".join(documents_in(tmp_path / "data")))) == "".join(sorted("".join(texts)))
 
 
+def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
+    (tmp_path / "set").mkdir()
+    for i in range(3):
+        table = pyarrow.table({"text": documents()[100 * i : 100 * i + 100]})
+        pyarrow.parquet.write_table(table, tmp_path / "set" / f"{i}.parquet")
+    common = {"inputs": [f"hf:{tmp_path / 'set'}"], "tokenizer": "bytes", "val_fraction": 0.1, "say": silent}
+    text.prepare(**common, out=tmp_path / "once")
+    assert tokens(tmp_path / "once", "train").tolist() == expected(documents(), 0.1, False)
+    for i in (1, 2, 3):
+        text.prepare(**common, out=tmp_path / "parts", shard=(i, 3))
+    meta = merge.merge(tmp_path / "parts", one_file=True, say=silent)
+    assert sha256(tmp_path / "parts") == sha256(tmp_path / "once")
+    assert meta["splits"]["train"]["documents"] == sum(not is_val(t, 0.1) for t in documents())
+    with pytest.raises(ValueError, match="has 3 files: it cannot be divided into 4 shards"):
+        text.prepare(**common, out=tmp_path / "more", shard=(1, 4))
+    corpus = Corpus(common["inputs"])
+    assert list(corpus.pieces(0, 150)) == list(corpus.pieces())[150:]
+
+
 def interrupt_and_restart(arguments: dict, times: int, seconds: float) -> None:
     """Kills the preparation at random moments of `seconds`, then lets it finish."""
     chance = random.Random(0)
