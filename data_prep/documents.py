@@ -24,7 +24,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,15 +61,16 @@ class Corpus:
         self.inputs = find_inputs(inputs)
         self.sizes = [os.path.getsize(name) if is_file(name) else 0 for name in self.inputs]
         self.size = sum(self.sizes)
-        if shard[1] > 1 and not (len(self.inputs) == 1 and self.inputs[0].startswith(HUB)):
-            for name in self.inputs:
-                if not is_file(name):
-                    raise ValueError(f"{name} cannot be divided into shards together with others, and - not at all")
+        self.before = [0, *accumulate(self.sizes)]  # bytes of the inputs before each
         self.skipped = 0  # documents and lines left out because they are not UTF-8
-        known = all(is_file(name) for name in self.inputs)
-        self.piece_size = min(max(self.size // 100, 256), LARGEST_PIECE) if known else STREAM_PIECE
-        if known and self.size == 0:
+        files = [name for name in self.inputs if is_file(name)]
+        if len(files) < len(self.inputs) and shard[1] > 1 and (len(self.inputs) > 1 or "-" in self.inputs):
+            raise ValueError("a data set of the Hub cannot be divided together with other inputs, and - not at all")
+        if len(files) == len(self.inputs) and self.size == 0:
             raise ValueError(f"the text is empty ({', '.join(inputs)}): there is nothing to train on")
+        self.piece_size = (
+            STREAM_PIECE if len(files) < len(self.inputs) else min(max(self.size // 100, 256), LARGEST_PIECE)
+        )
 
     def fingerprint(self) -> list:
         """What has to be the same for an interrupted preparation to be taken up again."""
@@ -81,17 +82,18 @@ class Corpus:
         """The pieces of this shard from the given one on. Raises ValueError or OSError that names the input."""
         i, n = self.shard
         low, high = self.size * (i - 1) // n, self.size * i // n
-        start = (file, document, passage)
         for f in range(file, len(self.inputs)):
-            before, whole = sum(self.sizes[:f]), self.inputs[f].endswith(PACKED)
-            if is_file(self.inputs[f]) and (before + self.sizes[f] <= low or (before >= high and i < n)):
+            everything = not is_file(self.inputs[f]) or n == 1  # a data set of the Hub is divided by `datasets`
+            # a packed file is in one shard as a whole: how far a packed stream is read ahead is not for sure
+            packed = self.inputs[f].lower().endswith(PACKED)
+            first, stop = self.before[f], self.before[f] + (1 if packed else self.sizes[f])
+            if not everything and (stop <= low or first >= high):
                 continue
             for piece in self.read(f, document if f == file else 0):
-                # a packed file is in one shard as a whole: how far a packed stream is read ahead is not for sure
-                place = before + (0 if whole else piece.at)
-                if place >= high and i < n and is_file(self.inputs[f]):
+                place = first + (0 if packed else piece.at)
+                if not everything and place >= high:
                     break
-                if piece[:3] >= start and (place >= low or not is_file(self.inputs[f])):
+                if piece[:3] >= (file, document, passage) and (everything or place >= low):
                     yield piece
 
     def read(self, f: int, first: int) -> Iterator[Piece]:

@@ -216,7 +216,7 @@ class CorpusWriter:
             data = piece.text.encode("utf-8")
             digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
             batch.next = [piece.file, piece.document + piece.last, 0 if piece.last else piece.passage + 1]
-            batch.at = sum(self.corpus.sizes[: piece.file]) + piece.at
+            batch.at = self.corpus.before[piece.file] + piece.at
             whole = piece.last and piece.passage == 0
             if self.dedup and whole and digest in self.seen:
                 batch.duplicates += 1

@@ -354,6 +354,17 @@ def test_four_shards_on_four_processes_merge_to_the_same_bytes(tmp_path, kind, o
     assert not list((tmp_path / "parts").glob("part-*"))
 
 
+def test_small_files_are_divided_among_shards_without_loss(tmp_path):
+    for i in range(300):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}")
+    (tmp_path / "packed.txt.gz").write_bytes(gzip.compress(b"packed " * 100))
+    assert len(list(Corpus([str(tmp_path)]).pieces())) > 300
+    shards = [list(Corpus([str(tmp_path)], shard=(i, 3)).pieces()) for i in (1, 2, 3)]
+    assert [piece for shard in shards for piece in shard] == list(Corpus([str(tmp_path)]).pieces())
+    with pytest.raises(ValueError, match="cannot be divided together with other inputs, and - not at all"):
+        Corpus(["-"], shard=(1, 2))
+
+
 def test_parts_that_are_missing_changed_or_of_other_data_are_named(tmp_path):
     path = write_jsonl(tmp_path / "in.jsonl", documents())
     with pytest.raises(ValueError, match="holds no parts"):
