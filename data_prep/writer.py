@@ -1,21 +1,88 @@
-"""Writes a data directory: train.bin, val.bin, tokenizer.json and, last, meta.json (see `nanogpt.data`)."""
+"""Writes a data directory: train.bin, val.bin, tokenizer.json and, last, meta.json (see `nanogpt.data`).
+
+`write` takes a text that is in memory and cuts its end off for validation, as nanoGPT does. `write_corpus` takes
+documents of any total size, in constant memory, and divides them by their hashes:
+
+    corpus.pieces() -> batches of 256k characters -> tokenized by a thread for each core -> appended, in order
+
+The tokenizers do their work without holding the interpreter's lock, so threads keep all cores busy. Every few seconds
+the files are synced and a hidden file notes how far they are; whoever starts the same command again after an
+interruption goes on there, and the bytes come out the same.
+"""
 
 import hashlib
 import json
+import os
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from data_prep.documents import Corpus, Piece
 from nanogpt import tokenizer as tokenizers
+
+BATCH = 1 << 18  # characters that a thread tokenizes at a time
+SECONDS = 2.0  # between two notes of how far it is
+
+
+class TokenFile:
+    """A token file under a hidden name until it is whole, with what meta.json says about it."""
+
+    def __init__(self, path: Path, dtype: np.dtype, counts: dict | None = None):
+        """With the `counts` of an interrupted run it goes on behind those tokens, whatever else was written."""
+        self.path, self.dtype = path, dtype
+        self.temporary = path.with_name(f".{path.name}.tmp")
+        self.counts = counts or {"tokens": 0, "bytes": 0, "documents": 0, "largest": 0}
+        self.digest = hashlib.sha256()
+        if counts and path.exists() and not self.temporary.exists():  # interrupted while the files got their names
+            path.replace(self.temporary)
+        self.file = open(self.temporary, "r+b" if counts else "wb")  # noqa: SIM115 - closed by `close`
+        self.file.truncate(self.counts["tokens"] * dtype.itemsize)
+        while block := self.file.read(1 << 20) if counts else b"":
+            self.digest.update(block)
+        if self.file.tell() != self.counts["tokens"] * dtype.itemsize:
+            raise ValueError(f"{self.temporary} is shorter than it was: remove {path.parent} and start again")
+
+    def append(self, ids: np.ndarray, size: int, documents: int) -> None:
+        """`size` is that of the text in bytes."""
+        data = ids.astype(self.dtype).data
+        self.file.write(data)
+        self.digest.update(data)
+        self.counts["tokens"] += len(ids)
+        self.counts["bytes"] += size
+        self.counts["documents"] += documents
+        self.counts["largest"] = max(self.counts["largest"], int(ids.max(initial=0)))
+
+    def sync(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
+
+    def meta(self) -> dict:
+        return self.counts | {"sha256": self.digest.hexdigest()}
 
 
 def make_tokenizer(name: str, text: str):
     """The tokenizer called `name`, trained on `text` if it is one that is trained."""
-    if name == "char":
-        return tokenizers.CharTokenizer.train(text)
-    if name == "gpt2":
-        return tokenizers.BPETokenizer.gpt2()
-    raise ValueError(f"tokenizer {name!r} is not one of char, gpt2")
+    return tokenizers.CharTokenizer.train(text) if name == "char" else tokenizers.get(name)
+
+
+def token_dtype(tokenizer) -> np.dtype:
+    return np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
+
+
+def check_fraction(val_fraction: float) -> None:
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1")
 
 
 def write(out: Path | str, text: str, tokenizer_name: str, val_fraction: float, source: str) -> dict:
@@ -23,28 +90,233 @@ def write(out: Path | str, text: str, tokenizer_name: str, val_fraction: float, 
 
     Files get their names when all of them are whole, so an interrupted run leaves no half-made directory behind.
     """
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1")
+    check_fraction(val_fraction)
     if not text.strip():
         raise ValueError(f"the text is empty ({source}): there is nothing to train on")
     out = Path(out)
     tokenizer = make_tokenizer(tokenizer_name, text)
     cut = int(len(text) * (1 - val_fraction))
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
-    meta = {"vocab_size": tokenizer.vocab_size, "dtype": dtype.name, "tokenizer": tokenizer.name}
-    meta |= {"source": source, "splits": {}}
     out.mkdir(parents=True, exist_ok=True)
+    files = {split: TokenFile(out / f"{split}.bin", token_dtype(tokenizer)) for split in ("train", "val")}
     for split, part in (("train", text[:cut]), ("val", text[cut:])):
-        tokens = tokenizer.encode(part).astype(dtype)
-        if len(tokens) < 2:
-            raise ValueError(f"the {split} split has {len(tokens)} tokens: the text ({source}) is too short")
-        tokens.tofile(out / f".{split}.bin.tmp")
-        digest = hashlib.sha256(tokens.tobytes()).hexdigest()
-        meta["splits"][split] = {"tokens": len(tokens), "bytes": len(part.encode("utf-8")), "sha256": digest}
-    (out / "meta.json").unlink(missing_ok=True)  # from here on until the new one stands, the directory is incomplete
-    for split in meta["splits"]:
-        (out / f".{split}.bin.tmp").replace(out / f"{split}.bin")
-    tokenizer.save(out)
-    (out / ".meta.json.tmp").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    (out / ".meta.json.tmp").replace(out / "meta.json")
+        files[split].append(tokenizer.encode(part), len(part.encode("utf-8")), 1)
+    return finish(out, files, tokenizer, source)
+
+
+def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard: tuple[int, int] = (1, 1)) -> dict:
+    """Gives whole files their names and describes them in meta.json, or in part-00002.json for one shard of many."""
+    for split, file in files.items():
+        file.sync()
+        file.close()
+        if shard[1] == 1 and file.counts["tokens"] < 2:
+            raise ValueError(
+                f"the {split} split has {file.counts['tokens']} tokens: the text ({source}) is too short, "
+                "or has too few documents for its --val_fraction"
+            )
+    dtype = token_dtype(tokenizer)
+    meta = {"vocab_size": tokenizer.vocab_size, "dtype": dtype.name, "tokenizer": tokenizer.name}
+    meta |= {"source": source, "splits": {split: file.meta() for split, file in files.items()}}
+    if shard[1] > 1:
+        meta |= {"shard": list(shard)}
+    name = "meta.json" if shard[1] == 1 else f"part-{shard[0]:05}.json"
+    (out / name).unlink(missing_ok=True)  # from here on until the new one stands, the directory is incomplete
+    for file in files.values():
+        file.temporary.replace(file.path)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".tokenizer-") as directory:
+        tokenizer.save(directory)
+        os.replace(Path(directory, tokenizers.FILE), out / tokenizers.FILE)
+    write_json(out / name, meta)
+    return meta
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes a file that is there either whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+@dataclass
+class Batch:
+    """Pieces to be tokenized together, and what is to be noted when they are on disk."""
+
+    pieces: dict[str, list[Piece]] = field(default_factory=lambda: {"train": [], "val": []})
+    sizes: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})  # bytes
+    characters: int = 0
+    hashes: list[int] = field(default_factory=list)
+    duplicates: int = 0
+    next: list[int] = field(default_factory=list)  # the piece behind the last one: file, document, passage
+    at: int = 0  # bytes of input read
+    skipped: int = 0
+
+
+class CorpusWriter:
+    """Tokenizes a corpus into a data directory; see `write_corpus`."""
+
+    def __init__(self, out: Path, corpus: Corpus, tokenizer, val_fraction: float, dedup: bool):
+        self.corpus, self.tokenizer, self.val_fraction, self.dedup = corpus, tokenizer, val_fraction, dedup
+        number = f"-{corpus.shard[0]:05}" if corpus.shard[1] > 1 else ""
+        self.progress, self.hashes = out / f".progress{number}.json", out / f".hashes{number}.tmp"
+        with tempfile.TemporaryDirectory() as directory:
+            tokenizer.save(directory)
+            saved = hashlib.sha256(Path(directory, tokenizers.FILE).read_bytes()).hexdigest()
+        job = hashlib.sha256(json.dumps([corpus.fingerprint(), saved, val_fraction, dedup]).encode()).hexdigest()
+        self.state = {"job": job, "next": [0, 0, 0], "duplicates": 0, "skipped": 0, "hashes": 0, "splits": {}}
+        found = json.loads(self.progress.read_text(encoding="utf-8")) if self.progress.exists() else {}
+        self.resumed = found.get("job") == job and "-" not in corpus.inputs  # standard input cannot be read again
+        if self.resumed:
+            self.state = found
+        else:
+            self.progress.unlink(missing_ok=True)  # it described what is overwritten now
+        dtype, counts = token_dtype(tokenizer), self.state["splits"]
+        self.files = {s: TokenFile(out / f"{s}{number}.bin", dtype, counts.get(s)) for s in ("train", "val")}
+        self.seen: set[int] = set()
+        if dedup and self.resumed:
+            self.seen.update(np.fromfile(self.hashes, np.uint64, self.state["hashes"]).tolist())
+
+    @property
+    def tokens(self) -> int:
+        return sum(file.counts["tokens"] for file in self.files.values())
+
+    def run(self, show: bool) -> None:
+        """Reads here, tokenizes in threads, appends here, in the order of reading."""
+        threads, pending = os.cpu_count() or 1, deque()
+        noted = start = time.monotonic()
+        before = self.tokens
+        options = {"unit": "B", "unit_scale": True, "dynamic_ncols": True, "disable": not show, "leave": False}
+        with ThreadPoolExecutor(threads) as pool, tqdm(total=self.corpus.size or None, **options) as bar:
+
+            def take() -> None:
+                batch, future = pending.popleft()
+                self.append(batch, future.result())
+                bar.set_postfix_str(
+                    f"{(self.tokens - before) / (time.monotonic() - start):,.0f} tokens/s", refresh=False
+                )
+                bar.update(max(batch.at - bar.n, 0))
+
+            try:
+                for batch in self.batches():
+                    pending.append((batch, pool.submit(self.encode, batch)))
+                    if len(pending) > 2 * threads:
+                        take()
+                    if time.monotonic() - noted > SECONDS:
+                        self.note()
+                        noted = time.monotonic()
+                while pending:
+                    take()
+            finally:
+                pool.shutdown(cancel_futures=True)
+        self.note()
+
+    def batches(self) -> Iterator[Batch]:
+        batch = Batch()
+        for number, piece in enumerate(self.corpus.pieces(*self.state["next"])):
+            if number == 0:  # what was skipped on the way back to this place is in the state already
+                self.corpus.skipped = self.state["skipped"]
+            data = piece.text.encode("utf-8")
+            digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+            batch.next = [piece.file, piece.document + piece.last, 0 if piece.last else piece.passage + 1]
+            batch.at = self.corpus.before[piece.file] + piece.at
+            whole = piece.last and piece.passage == 0
+            if self.dedup and whole and digest in self.seen:
+                batch.duplicates += 1
+                continue
+            if self.dedup and whole:
+                self.seen.add(digest)
+                batch.hashes.append(digest)
+            split = "val" if digest < self.val_fraction * 2**64 else "train"
+            batch.pieces[split].append(piece)
+            batch.sizes[split] += len(data)
+            batch.characters += len(piece.text)
+            if batch.characters >= BATCH:
+                batch.skipped = self.corpus.skipped
+                yield batch
+                batch = Batch()
+        if batch.next:
+            batch.skipped = self.corpus.skipped
+            yield batch
+
+    def encode(self, batch: Batch) -> dict[str, np.ndarray]:
+        """The tokens of a batch by split, with an end-of-text token behind each document."""
+        eot = self.tokenizer.eot_id
+        end = [] if eot is None else [np.array([eot])]
+        found = {}
+        for split, pieces in batch.pieces.items():
+            arrays = self.tokenizer.encode_batch([ended(piece, eot) for piece in pieces])
+            parts = [part for ids, piece in zip(arrays, pieces, strict=True) for part in (ids, *(end * piece.last))]
+            ids = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+            if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.vocab_size:
+                raise ValueError(
+                    f"tokenizer {self.tokenizer.name} gave the ids {ids.min()} to {ids.max()}, "
+                    f"but its vocab_size is {self.tokenizer.vocab_size}"
+                )
+            found[split] = ids
+        return found
+
+    def append(self, batch: Batch, found: dict[str, np.ndarray]) -> None:
+        for split, ids in found.items():
+            documents = sum(piece.last for piece in batch.pieces[split])
+            self.files[split].append(ids, batch.sizes[split], documents)
+        if batch.hashes:
+            with open(self.hashes, "r+b" if self.state["hashes"] else "wb") as file:
+                file.seek(8 * self.state["hashes"])
+                file.write(np.array(batch.hashes, np.uint64).data)
+        self.state["hashes"] += len(batch.hashes)
+        self.state["duplicates"] += batch.duplicates
+        self.state["skipped"] = batch.skipped
+        self.state["next"] = batch.next
+
+    def note(self) -> None:
+        """Syncs the files, then writes down how far they are: in this order a crash loses nothing but time."""
+        for file in self.files.values():
+            file.sync()
+        self.state["splits"] = {split: file.counts for split, file in self.files.items()}
+        write_json(self.progress, self.state)
+
+    def finish(self, source: str) -> dict:
+        meta = finish(self.progress.parent, self.files, self.tokenizer, source, self.corpus.shard)
+        self.progress.unlink()
+        self.hashes.unlink(missing_ok=True)
+        return meta
+
+
+def ended(piece: Piece, eot_id: int | None) -> str:
+    """The text of a piece; without an end-of-text token a newline ends a document."""
+    newline = piece.last and eot_id is None and not piece.text.endswith("\n")
+    return piece.text + "\n" * newline
+
+
+def train_characters(corpus: Corpus) -> tokenizers.CharTokenizer:
+    """The character tokenizer of a corpus, which is read to its end for it."""
+    everything = Corpus(corpus.inputs, corpus.text_column, corpus.errors)
+    characters: set[str] = set()
+    for piece in everything.pieces():
+        characters.update(ended(piece, None))
+    return tokenizers.CharTokenizer.train("".join(characters))
+
+
+def write_corpus(
+    out: Path | str, corpus: Corpus, tokenizer, val_fraction: float, source: str, dedup: bool = False, say=print
+) -> dict:
+    """Tokenizes the documents of `corpus`; returns the meta data.
+
+    A piece is for validation if its hash is below `val_fraction`: adding documents moves none of the others. `dedup`
+    leaves out documents that were there before, by a hash of 64 bits; its memory grows with their number.
+    """
+    check_fraction(val_fraction)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    writer = CorpusWriter(out, corpus, tokenizer, val_fraction, dedup)
+    if writer.resumed:
+        say(f"going on behind the {writer.tokens:,} tokens that are already written")
+    try:
+        writer.run(show=sys.stderr.isatty())
+    except OSError as error:
+        what = f"{error.filename or out}: {error.strerror or error}"
+        raise OSError(f"{what}; the same command goes on behind what is written already") from error
+    meta = writer.finish(source)
+    if writer.state["duplicates"]:
+        say(f"{writer.state['duplicates']:,} documents were there before and are left out")
+    if writer.state["skipped"]:
+        say(f"{writer.state['skipped']:,} pieces were not UTF-8 and are left out")
     return meta

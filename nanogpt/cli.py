@@ -6,6 +6,7 @@
     nanogpt push out/shakespeare USER/NAME
     nanogpt bench --against transformers
     nanogpt import-nanogpt out/ckpt.pt --data data/shakespeare_char
+    nanogpt data data/shakespeare_char
 
 RUN is an out directory (its best checkpoint, else its last), one checkpoint in it, or a transformers model: a directory
 or a name on the Hub, such as gpt2.
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs one command; a mistake of the user is one line and exit code 2."""
     parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    for add in (add_sample, add_eval, add_export, add_push, add_bench, add_import_nanogpt):
+    for add in (add_sample, add_eval, add_export, add_push, add_bench, add_data, add_import_nanogpt):
         add(commands)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -128,6 +129,15 @@ def add_import_nanogpt(commands) -> None:
     command.add_argument("--weights_only", action="store_true", help="leave the optimizer state behind")
 
 
+def add_data(commands) -> None:
+    """The flags of `nanogpt data`."""
+    command = add_command(commands, "data", data, "what a data directory holds, and what will go wrong with it")
+    command.add_argument("DIR", help="a data directory")
+    command.add_argument("--block_size", type=int, default=256, metavar="N", help="context of the model to be trained")
+    command.add_argument("--parameters", type=int, default=763_264, metavar="N", help="of the model to be trained")
+    command.add_argument("--sha256", action="store_true", help="compare the files with what was written")
+
+
 def add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("RUN", help="an out directory (best, else last), a checkpoint in one, or a transformers model")
 
@@ -188,8 +198,8 @@ def sample(args) -> None:
 def evaluate(args) -> None:
     """Prints the exact figures of a whole split."""
     from nanogpt import checkpoint, hf
-    from nanogpt.data import TokenDataset
     from nanogpt.evaluate import evaluate as measure
+    from nanogpt.mixture import open_data
 
     if args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size} must be at least 1")
@@ -198,7 +208,7 @@ def evaluate(args) -> None:
     directory = args.data or (checkpoint.load_configs(found)[1].data if found else None)
     if directory is None:
         raise ValueError(f"{args.RUN} was not trained here: name the data directory to evaluate on by --data DIR")
-    data = TokenDataset(directory, args.split, model.config.block_size, model.config.vocab_size)
+    data = open_data(directory, args.split, model.config.block_size, model.config.vocab_size)
     start = time.perf_counter()
     result = measure(model, data, args.batch_size, device)
     seconds = time.perf_counter() - start
@@ -241,6 +251,12 @@ def import_nanogpt(args) -> None:
     saved = import_checkpoint(Path(args.CKPT), Path(args.data), Path(args.out_dir), args.weights_only)
     print(f"{args.CKPT} is now {saved}\n")
     print(f"next:  nanogpt sample {args.out_dir}\n       nanogpt eval {args.out_dir}\n       {resume_command(saved)}")
+
+
+def data(args) -> None:
+    from nanogpt.doctor import examine
+
+    examine(args.DIR, args.block_size, args.parameters, args.sha256)
 
 
 def note(text: str) -> None:

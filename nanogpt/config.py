@@ -23,7 +23,7 @@ from nanogpt.model import GPTConfig
 class TrainConfig:
     # the run
     out_dir: str = "out/run"  # directory of this run: config.json, metrics.jsonl, checkpoints
-    data: str = "data/shakespeare_char"  # data directory: train.bin, val.bin, meta.json, tokenizer.json
+    data: str = "data/shakespeare_char"  # data directory, or a mixture of several: data/a:0.7,data/b:0.3
     resume: str = "none"  # none | auto (the last whole checkpoint, if any) | last | best | a checkpoint directory
     init_from: str = "scratch"  # scratch | a model to fine-tune: an out directory, a transformers directory or Hub name
     seed: int = 1337  # weights, batches and dropout follow from it

@@ -1,8 +1,9 @@
 """Memory-mapped tokens to batches, as a pure function of (seed, sample number): there is no loader state at all.
 
 A data directory holds `train.bin` and `val.bin` (bare little-endian token ids, nanoGPT's format), `meta.json` (what
-they contain) and `tokenizer.json`; one that nanoGPT prepared serves as it is. An epoch cuts the tokens into windows of
-block_size, from a start that differs from epoch to epoch, and reads every window once in a shuffled order:
+they contain) and `tokenizer.json`; one that nanoGPT prepared serves as it is. Where meta.json lists several files of a
+split (`train-00001.bin` and so on), they are read as one, one behind the other. An epoch cuts the tokens into windows
+of block_size, from a start that differs from epoch to epoch, and reads every window once in a shuffled order:
 
     tokens   |.r.|---window---|---window---|---window---| … |---last window---|      r drawn anew for each epoch
 
@@ -11,6 +12,8 @@ reads the same tokens whatever the micro-batch size or the number of processes, 
 """
 
 import json
+import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -77,8 +80,11 @@ def nanogpt_meta(directory: Path) -> dict | None:
     words = tokenizer.load(directory)
     lengths = np.array([len(token) for token in words.token_bytes()])
     meta = {"vocab_size": words.vocab_size, "dtype": "uint16", "tokenizer": words.name, "source": "nanoGPT's files"}
-    splits = {s: {"tokens": int(n.sum()), "bytes": int(n[: len(lengths)] @ lengths)} for s, n in counts.items()}
-    return meta | {"splits": splits}
+    meta["splits"] = {
+        split: {"tokens": int(n.sum()), "bytes": int(n[: len(lengths)] @ lengths), "largest": int(n.nonzero()[0].max(initial=0))}
+        for split, n in counts.items()
+    }
+    return meta
 
 
 def read_meta(directory: Path | str) -> dict:
@@ -103,6 +109,57 @@ def read_meta(directory: Path | str) -> dict:
     return meta
 
 
+class Tokens:
+    """Token files one behind the other, read as one long array: `len(tokens)`, `tokens[start:stop]`, `windows`."""
+
+    REMAP = 1024  # windows
+
+    def __init__(self, paths: list[Path], dtype: np.dtype):
+        self.paths = [path for path in paths if path.stat().st_size]  # an empty file cannot be mapped
+        self.dtype = dtype
+        self.ends = np.cumsum([path.stat().st_size // dtype.itemsize for path in self.paths]).tolist()
+        self.read = 0
+        self.map()
+
+    def map(self) -> None:
+        """Maps the files. What was read of a mapping counts as this process's memory until it is mapped anew."""
+        self.maps = [np.memmap(path, dtype=self.dtype, mode="r").view(np.ndarray) for path in self.paths]
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, place: slice) -> np.ndarray:
+        start, stop, step = place.indices(len(self))
+        stop = max(start, stop)
+        parts = []
+        for k in range(bisect_right(self.ends, start), len(self.ends)):
+            first = self.ends[k - 1] if k else 0
+            parts.append(self.maps[k][max(start - first, 0) : stop - first])
+            if stop <= self.ends[k]:
+                break
+        whole = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, self.dtype)])
+        return whole[::step]
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """`length` tokens from each of the starts (B,) on: (B, length)."""
+        self.read += len(starts)
+        if self.read > self.REMAP:
+            self.read = 0
+            self.map()
+        if len(self.maps) == 1:
+            return self.maps[0][starts[:, None] + np.arange(length)]
+        return np.stack([self[start : start + length] for start in starts.tolist()])
+
+    def largest(self) -> int:
+        """The largest token of all, read in pieces."""
+        largest = 0
+        for path in self.paths:
+            with open(path, "rb") as file:
+                while len(block := np.fromfile(file, self.dtype, 1 << 22)):
+                    largest = max(largest, int(block.max()))
+        return largest
+
+
 class TokenDataset:
     """One split of a data directory. Opening it checks the file against `meta.json` and the model's vocabulary."""
 
@@ -110,13 +167,15 @@ class TokenDataset:
         """Raises ValueError, with what to do, if the files are missing, damaged, too short, or beyond `vocab_size`."""
         self.meta = read_meta(directory)
         self.block_size = block_size
-        path = Path(directory, f"{split}.bin")
         again = f"prepare the data in {directory} again"
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: {again}")
+        paths = [Path(directory, name) for name in self.meta["splits"][split].get("files", [f"{split}.bin"])]
+        for path in paths:
+            if not path.is_file():
+                raise ValueError(f"{path} is missing: {again}")
+        path = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         dtype = np.dtype(self.meta["dtype"]).newbyteorder("<")
-        size, expected = path.stat().st_size, self.meta["splits"][split]["tokens"]
-        if size % dtype.itemsize or size // dtype.itemsize != expected:
+        size, expected = sum(path.stat().st_size for path in paths), self.meta["splits"][split]["tokens"]
+        if size != expected * dtype.itemsize:
             raise ValueError(
                 f"{path} has {size} bytes, but its {expected} tokens of {dtype.name} need {expected * dtype.itemsize}: "
                 f"it is truncated or was changed; {again}"
@@ -126,9 +185,11 @@ class TokenDataset:
                 f"block_size={block_size} is too long: {path} has {expected} tokens, enough for "
                 f"--block_size={max(expected - 1, 0)} at most"
             )
-        self.tokens = np.memmap(path, dtype=dtype, mode="r")
+        self.tokens = Tokens(paths, dtype)
         vocab_size = vocab_size or self.meta["vocab_size"]
-        largest = int(self.tokens.max())
+        largest = self.meta["splits"][split].get("largest")
+        if largest is None:
+            largest = recorded_largest(Path(directory, ".scan.json"), self.tokens)
         if largest >= vocab_size:
             raise ValueError(
                 f"{path} contains token {largest}, but the vocabulary has {vocab_size} tokens (0 to {vocab_size - 1}): "
@@ -166,8 +227,7 @@ class TokenDataset:
         return self._windows(starts)
 
     def _windows(self, starts: np.ndarray) -> Batch:
-        tokens = self.tokens[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64)  # (B, T + 1)
-        tokens = torch.from_numpy(tokens)
+        tokens = torch.from_numpy(self.tokens.windows(starts, self.block_size + 1).astype(np.int64))  # (B, T + 1)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def whole_split(self, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
@@ -187,3 +247,22 @@ class TokenDataset:
             repeated = torch.from_numpy(np.minimum(windows * T - starts, T))
             y[torch.arange(T)[None, :] < repeated[:, None]] = -1
             yield x, y
+
+
+def recorded_largest(record: Path, tokens: Tokens) -> int:
+    """The largest token of files whose meta.json does not tell it: found once, and kept in `record` where possible."""
+    stats = [path.stat() for path in tokens.paths]
+    key = " ".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p, s in zip(tokens.paths, stats, strict=True))
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        known[key] = tokens.largest()
+        temporary = record.with_name(f"{record.name}.{os.getpid()}")  # several processes may get here at once
+        try:
+            temporary.write_text(json.dumps(known), encoding="utf-8")
+            temporary.replace(record)
+        except OSError:
+            pass  # a directory that cannot be written to is read anew each time
+    return known[key]

@@ -118,13 +118,23 @@ def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> t
 
 
 def stream_text(tokenizer, tokens: Iterator[int]) -> Iterator[str]:
-    """Text of a stream of tokens in pieces that never split a UTF-8 character."""
-    pending = []
+    """Text of a stream of tokens in pieces that never split a UTF-8 character.
+
+    Some tokenizers mark the beginnings of words and drop the mark of the first one, so tokens are decoded behind those
+    of the piece before them.
+    """
+    previous, pending = [], []
     for token in tokens:
         pending.append(token)
-        text = tokenizer.decode(pending)
-        if not text.endswith("\ufffd") or len(pending) >= 8:  # no character has more bytes than four tokens
-            yield text
-            pending = []
+        piece = decode_behind(tokenizer, previous, pending)
+        if not piece.endswith("\ufffd") or len(pending) >= 8:  # no character has more bytes than four tokens
+            yield piece
+            previous, pending = pending, []
     if pending:
-        yield tokenizer.decode(pending)
+        yield decode_behind(tokenizer, previous, pending)
+
+
+def decode_behind(tokenizer, previous: list[int], pending: list[int]) -> str:
+    """What the tokens `pending` add to the text of `previous`."""
+    before, text = tokenizer.decode(previous), tokenizer.decode(previous + pending)
+    return text[len(before) :] if text.startswith(before) else tokenizer.decode(pending)

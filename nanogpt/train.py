@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from nanogpt import checkpoint, convert, hf, hub, launch, tokenizer, tracking
 from nanogpt.config import TrainConfig, fail, parse, user_errors
-from nanogpt.data import Batch, TokenDataset, mix
+from nanogpt.data import Batch, mix
 from nanogpt.evaluate import evaluate
 from nanogpt.generate import pack, stream, stream_text
+from nanogpt.mixture import open_data, read_shares
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
 
@@ -68,15 +69,18 @@ class Run:
             model_config = pretrained.config
         self.check_publishing(model_config)
         self.prepare_data(prepare)
-        self.train_data = TokenDataset(config.data, "train", model_config.block_size, model_config.vocab_size)
-        self.val_data = TokenDataset(config.data, "val", model_config.block_size, model_config.vocab_size)
-        self.tokenizer = tokenizer.load(config.data)
+        self.train_data = open_data(config.data, "train", model_config.block_size, model_config.vocab_size)
+        self.val_data = open_data(config.data, "val", model_config.block_size, model_config.vocab_size)
+        directory = next(iter(read_shares(config.data)))  # of a mixture all have the same tokenizer
+        self.tokenizer = tokenizer.load(directory)
         if words is not None:
             self.check_tokenizer(words)
         if model_config.vocab_size is None:
             model_config = dataclasses.replace(model_config, vocab_size=self.train_data.meta["vocab_size"])
         if start:
             self.check_settings(start, model_config)
+            if Path(directory, tokenizer.FILE).is_file():
+                tokenizer.check_same(start, directory)
 
         torch.manual_seed(config.seed)
         # products that stay in fp32 on CUDA use TF32, as in nanoGPT

@@ -72,7 +72,7 @@ def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, capsys):
     shown = capsys.readouterr().out
     path = checkpoint.find(run_dir)
     model, trained = checkpoint.load_model(path), checkpoint.load_configs(path)[1]
-    tokens = torch.from_numpy(TokenDataset(trained.data, "val", 16).tokens.astype("int64"))
+    tokens = torch.from_numpy(TokenDataset(trained.data, "val", 16).tokens[:].astype("int64"))
     n = (len(tokens) - 1) // 16
     with torch.no_grad():
         loss = model(tokens[: n * 16].view(n, 16), tokens[1 : n * 16 + 1].view(n, 16)).item()

@@ -1,12 +1,18 @@
 import json
+import os
 import pickle
+import time
+import tracemalloc
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nanogpt import tokenizer
-from nanogpt.data import TokenDataset, permute
+from nanogpt.data import TokenDataset, Tokens, permute
 
 
 def numbered(directory, tokens: int, block_size: int, split: str = "train") -> TokenDataset:
@@ -145,7 +151,10 @@ def test_without_meta_pkl_its_tokens_are_gpt2s(tmp_path, text, gpt2_files):
     data = TokenDataset(tmp_path, "train", block_size=16)
     assert data.meta["vocab_size"] == 50257
     assert data.meta["splits"]["train"]["bytes"] == len((text + " wörld 你好 😀").encode())
-    assert data.meta["splits"]["val"] == {"tokens": len(gpt2.encode(text[:2000])) + 1, "bytes": 2000}
+    assert data.meta["splits"]["val"] == {
+        **{"tokens": len(gpt2.encode(text[:2000])) + 1, "bytes": 2000},
+        "largest": gpt2.eot_id,
+    }
     assert tokenizer.load(tmp_path).vocab_size == 50257
 
 
@@ -159,3 +168,101 @@ def test_half_a_nanogpt_directory_is_named(tmp_path, name):
         (tmp_path / f"{split}.bin").write_bytes(b"\0" * 101)
     with pytest.raises(ValueError, match=r"train.bin has 101 bytes, .*truncated"):
         TokenDataset(tmp_path, "train", 16)
+
+
+@given(tokens=st.integers(10, 5000), block_size=st.integers(1, 9), seed=st.integers(0, 2**32), epoch=st.integers(0, 3))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_windows_of_any_size_are_disjoint_and_cover_an_epoch(tmp_path, tokens, block_size, seed, epoch):
+    data = numbered(tmp_path, tokens, block_size)
+    n = data.windows_per_epoch
+    starts = np.sort(data.starts(seed, np.arange(epoch * n, (epoch + 1) * n)))
+    assert n == (tokens - 1) // block_size
+    assert (np.diff(starts)[:-1] == block_size).all()  # the last one ends with the text
+    assert starts[0] < block_size or n == 1
+    assert starts[-1] + block_size == tokens - 1
+
+
+@given(cuts=st.lists(st.integers(0, 100), max_size=6), data=st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_many_files_read_as_one(tmp_path, cuts, data):
+    whole = np.arange(1000, 1100, dtype="<u2")
+    parts = np.split(whole, sorted(cuts))
+    for i, part in enumerate(parts):
+        part.tofile(tmp_path / f"{i}.bin")
+    tokens = Tokens([tmp_path / f"{i}.bin" for i in range(len(parts))], np.dtype("<u2"))
+    start, stop = data.draw(st.integers(-5, 105)), data.draw(st.integers(-5, 105))
+    assert len(tokens) == 100
+    assert np.array_equal(tokens[start:stop], whole[start:stop])
+    starts = np.array(data.draw(st.lists(st.integers(0, 90), min_size=1)))
+    assert np.array_equal(tokens.windows(starts, 10), whole[starts[:, None] + np.arange(10)])
+    assert tokens.largest() == 1099
+
+
+def test_the_files_that_meta_json_lists_are_one_split(tmp_path):
+    whole = numbered(tmp_path, 1009, 16)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    meta["splits"]["train"]["files"] = ["train-00001.bin", "train-00002.bin"]
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    whole.tokens[:500].tofile(tmp_path / "train-00001.bin")
+    whole.tokens[500:].tofile(tmp_path / "train-00002.bin")
+    (tmp_path / "train.bin").unlink()
+    again = TokenDataset(tmp_path, "train", 16)
+    x, _ = again.batch(3, 0, 62)
+    starts = torch.from_numpy(again.starts(3, np.arange(62)))
+    assert torch.equal(x, starts[:, None] + torch.arange(16))  # token i is i, across the files as well
+    (tmp_path / "train-00002.bin").unlink()
+    with pytest.raises(ValueError, match=r"train-00002.bin is missing"):
+        TokenDataset(tmp_path, "train", 16)
+
+
+def test_the_largest_id_is_looked_for_once(tmp_path, monkeypatch):
+    numbered(tmp_path, 1000, 16)
+    monkeypatch.setattr(Tokens, "largest", lambda self: pytest.fail("looked again"))
+    TokenDataset(tmp_path, "train", 16)
+    with pytest.raises(ValueError, match="contains token 999"):
+        TokenDataset(tmp_path, "train", 16, vocab_size=65)
+    monkeypatch.undo()
+    np.full(1000, 77, dtype="<u4").tofile(tmp_path / "train.bin")
+    os.utime(tmp_path / "train.bin", ns=(0, 1))  # another time than before, however coarse the clock
+    with pytest.raises(ValueError, match="contains token 77"):
+        TokenDataset(tmp_path, "train", 16, vocab_size=65)
+
+
+def test_ten_billion_tokens_open_at_once_and_are_drawn_without_replacement(tmp_path):
+    tokens = 10**10
+    for split in ("train", "val"):
+        with open(tmp_path / f"{split}.bin", "wb") as file:
+            file.truncate(2 * tokens)  # sparse: it takes no room
+    counts = {"tokens": tokens, "bytes": tokens, "largest": 0}
+    meta = {"vocab_size": 50257, "dtype": "uint16", "splits": {"train": counts, "val": counts}}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    tracemalloc.start()
+    begin = time.perf_counter()
+    data = TokenDataset(tmp_path, "train", 1024)
+    data.batch(0, 0, 12)
+    seconds = time.perf_counter() - begin
+    starts = data.starts(0, np.arange(10**6))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(np.unique(starts)) == 10**6
+    assert starts.max() > 0.99 * tokens
+    assert seconds < 1
+    assert peak < 200e6
+
+
+def test_memory_stays_flat_while_a_file_is_read(tmp_path):
+    tokens = 150_000_000  # 300 MB, which a mapping that is kept would come to hold
+    np.zeros(tokens, dtype="<u2").tofile(tmp_path / "train.bin")
+    np.zeros(tokens // 100, dtype="<u2").tofile(tmp_path / "val.bin")
+    splits = {"train": {"tokens": tokens, "bytes": tokens, "largest": 0}}
+    splits["val"] = {"tokens": tokens // 100, "bytes": tokens, "largest": 0}
+    meta = {"vocab_size": 65, "dtype": "uint16", "splits": splits}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    data, process = TokenDataset(tmp_path, "train", 64), psutil.Process()
+    data.batch(0, 0, 12)
+    before = largest = process.memory_info().rss
+    for step in range(20_000):
+        data.batch(0, step * 12, 12)
+        if step % 100 == 0:
+            largest = max(largest, process.memory_info().rss)
+    assert largest - before < 150e6

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # a module may import those before it, never those after it
-ORDER = "model untrusted tokenizer data optim config checkpoint tracking generate evaluate".split()
-ORDER += "plot compare hub convert card hf tasks launch plan train bench nanogpt_import cli".split()
+ORDER = "model untrusted tokenizer data mixture optim config checkpoint tracking generate evaluate plot compare".split()
+ORDER += "hub convert card hf tasks launch plan train bench nanogpt_import doctor cli".split()
 
 GUARDED = ROOT / "nanogpt" / "untrusted.py"  # tests/test_untrusted.py shows its guards
 

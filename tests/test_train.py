@@ -377,3 +377,16 @@ def test_a_model_that_no_class_can_hold_is_a_warning_or_with_exportable_an_error
     with pytest.raises(ValueError, match="no class for this model: position='learned'"):
         make_run(odd, exportable=True)
     make_run(dataclasses.replace(TINY, bias=True), exportable=True)
+
+
+def test_another_tokenizer_than_the_checkpoints_is_refused(make_run, data, tmp_path, text):
+    from data_prep import writer
+
+    make_run().train()
+    characters = sorted(set(text))
+    other = text.translate(str.maketrans(characters[-1], "ß"))  # as many characters, but one of them another
+    writer.write(tmp_path / "other", other, "char", 0.1, "made up")
+    with pytest.raises(
+        ValueError, match=rf"different tokenizers .*'{characters[-1]}' is token \d+ in one, no token in"
+    ):
+        make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)

@@ -1,0 +1,90 @@
+"""Token files of datatrove, for corpora that it takes a cluster to tokenize.
+
+    python -m data_prep.from_datatrove data/crawl --tokenizer data/mine_bpe
+
+`datatrove` (the extra `cluster`) runs the same pipeline on one machine, through Slurm, or on Ray:
+
+    from datatrove.executor import LocalPipelineExecutor  # or SlurmPipelineExecutor, RayPipelineExecutor
+    from datatrove.pipeline.readers import ParquetReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    tokenize = DocumentTokenizer("data/crawl", "data/mine_bpe/tokenizer.json", eos_token="<|endoftext|>")
+    LocalPipelineExecutor([ParquetReader("crawl/"), tokenize], tasks=64, workers=8, logging_dir="logs").run()
+
+What it writes into data/crawl, a file of tokens for each task, stays as it is: this command describes the files in a
+meta.json and puts tokenizer.json beside them. The last of them, as many as --val_fraction asks for, are for validation.
+"""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.writer import check_fraction, token_dtype, write_json
+from nanogpt import tokenizer as tokenizers
+from nanogpt.config import OneLineParser, user_errors
+from nanogpt.data import Tokens
+
+MEASURED = 1 << 20  # tokens of each file that are decoded, to tell how many bytes of text a token stands for
+
+
+def describe(directory: Path | str, tokenizer: str, val_fraction: float = 0.01, say=print) -> dict:
+    """Writes meta.json and tokenizer.json for the .ds files in `directory`; returns the meta data.
+
+    Raises ValueError if there are too few files, or they hold ids that the tokenizer does not have.
+    """
+    check_fraction(val_fraction)
+    directory, words = Path(directory), tokenizers.get(tokenizer)
+    dtype = token_dtype(words)
+    paths = sorted(path for path in directory.glob("*.ds") if path.stat().st_size)
+    counts = [path.stat().st_size // dtype.itemsize for path in paths]
+    if len(paths) < 2:
+        raise ValueError(
+            f"{directory} has {len(paths)} files that end with .ds: it takes two, one of them for validation"
+        )
+    first_val = len(paths) - 1
+    while first_val > 1 and sum(counts[first_val:]) < val_fraction * sum(counts):
+        first_val -= 1
+    meta = {"vocab_size": words.vocab_size, "dtype": dtype.name, "tokenizer": words.name}
+    meta |= {"source": f"datatrove: {directory}", "splits": {}}
+    for split, some in (("train", paths[:first_val]), ("val", paths[first_val:])):
+        meta["splits"][split] = {"files": [path.name for path in some]} | measure(Tokens(some, dtype), words)
+    words.save(directory)
+    write_json(directory / "meta.json", meta)
+    train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
+    say(f"data: {directory}: {len(paths)} files with {train:,} training tokens, {val:,} for validation")
+    return meta
+
+
+def measure(tokens: Tokens, words) -> dict:
+    """What meta.json says about a split; `bytes` is estimated from the beginning of each file. Raises ValueError."""
+    largest, documents, size, measured, digest = 0, 0, 0, 0, hashlib.sha256()
+    for path in tokens.paths:
+        with open(path, "rb") as file:
+            at = 0
+            while len(ids := np.fromfile(file, tokens.dtype, MEASURED)):
+                largest = max(largest, int(ids.max()))
+                if largest >= words.vocab_size:
+                    raise ValueError(
+                        f"{path} contains token {largest}: it was not made with this tokenizer ({words.name})"
+                    )
+                if at == 0:
+                    size += len(words.decode(ids[ids != words.eot_id].tolist()).encode("utf-8"))
+                    measured += len(ids)
+                at += len(ids)
+                documents += int((ids == words.eot_id).sum())
+                digest.update(ids.data)
+    estimate = round(size * len(tokens) / measured)
+    counts = {"tokens": len(tokens), "bytes": estimate, "documents": documents, "largest": largest}
+    return counts | {"sha256": digest.hexdigest()}
+
+
+if __name__ == "__main__":
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("DIR", help="the directory that DocumentTokenizer wrote to")
+    parser.add_argument("--tokenizer", required=True, metavar="T", help="the one that DocumentTokenizer had")
+    parser.add_argument("--val_fraction", type=float, default=0.01, metavar="F", help="share of the tokens (0.01)")
+    args = parser.parse_args()
+    with user_errors():
+        describe(args.DIR, args.tokenizer, args.val_fraction)

@@ -1,0 +1,140 @@
+"""Any text of any size to tokens, in one command.
+
+    python -m data_prep.text book.txt --out data/mine
+    python -m data_prep.text notes/ 'crawl-*.jsonl.gz' --tokenizer gpt2 --out data/mine
+    python -m data_prep.text table.parquet --text_column body --tokenizer data/mine_bpe --out data/mine
+    zcat dump.gz | python -m data_prep.text - --tokenizer bytes --out data/mine
+    python -m data_prep.text hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer gpt2 --out data/fineweb
+
+INPUT is a file, a folder, a pattern, - or hf:OWNER/NAME[:CONFIG[:SPLIT]]; `data_prep.documents` lists the formats. An
+interrupted command goes on where it was when it is started again. For several machines, each runs the same command
+with its own --shard i/n into the same directory, or into one that is copied together; `data_prep.merge` joins them.
+
+The tokenizer is char unless --tokenizer names another. For validation goes a tenth of the documents, a hundredth from
+100 MB on, a thousandth from 10 GB on, or --val_fraction.
+"""
+
+import argparse
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.documents import Corpus, is_file
+from data_prep.writer import train_characters, write_corpus
+from nanogpt import tokenizer as tokenizers
+from nanogpt.config import OneLineParser, user_errors
+
+
+def prepare(
+    inputs: list[str],
+    out: Path | str,
+    tokenizer="char",
+    val_fraction: float | None = None,
+    text_column: str = "text",
+    errors: str = "strict",
+    dedup: bool = False,
+    shard: tuple[int, int] = (1, 1),
+    say=print,
+) -> dict:
+    """Prepares the data directory `out` from `inputs` and returns its meta data. Raises ValueError or OSError.
+
+    `tokenizer` is a name for `nanogpt.tokenizer.get`, `char`, or a tokenizer of your own.
+    """
+    if dedup and shard[1] > 1:
+        raise ValueError("--dedup compares all documents: it cannot be used with --shard")
+    corpus = Corpus(inputs, text_column, errors, shard)
+    if tokenizer == "char":
+        if "-" in inputs:
+            raise ValueError("--tokenizer char reads the text twice, and standard input can be read once: use a file")
+        tokenizer = train_characters(corpus)
+    elif isinstance(tokenizer, str):
+        tokenizer = tokenizers.get(tokenizer)
+    fraction = default_val_fraction(corpus) if val_fraction is None else val_fraction
+    meta = write_corpus(out, corpus, tokenizer, fraction, " ".join(inputs), dedup, say)
+    say(summary(Path(out), meta, tokenizer, shard))
+    return meta
+
+
+def default_val_fraction(corpus: Corpus) -> float:
+    """A tenth of little text, less of much: a hundred megabytes are enough to measure a loss by.
+
+    A smaller fraction takes a part of the same documents, so that no document becomes validation text as data grows.
+    """
+    if not all(is_file(name) for name in corpus.inputs):
+        return 0.01
+    return 0.1 if corpus.size < 100e6 else 0.01 if corpus.size < 10e9 else 0.001
+
+
+def summary(out: Path, meta: dict, tokenizer, shard: tuple[int, int]) -> str:
+    """What was written, and the next command."""
+    train, val = meta["splits"]["train"], meta["splits"]["val"]
+    tokens, size = train["tokens"] + val["tokens"], train["bytes"] + val["bytes"]
+    lines = [
+        f"data: {out}: {train['tokens']:,} training tokens, {val['tokens']:,} for validation, "
+        f"vocabulary {meta['vocab_size']:,}",
+        f"      {train['documents'] + val['documents']:,} documents, {size:,} bytes, "
+        f"{size / max(tokens, 1):.2f} bytes per token",
+    ]
+    if shard[1] > 1:
+        return "\n".join([*lines, f"next: when all {shard[1]} shards are there: python -m data_prep.merge {out}"])
+    first = np.fromfile(out / "train.bin", dtype=meta["dtype"], count=10)
+    shown = " ".join(f"{int(i)}={tokenizer.decode([int(i)])!r}" for i in first)
+    return "\n".join([*lines, f"      it begins {shown}", f"next: accelerate launch recipes/own_text.py --data {out}"])
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 2/4, with I from 1 to N")
+    return int(match[1]), int(match[2])
+
+
+def arguments(description: str | None) -> OneLineParser:
+    """The flags that this command and the scripts for known data sets have in common."""
+    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--tokenizer",
+        metavar="T",
+        help="char, bytes, gpt2 or another of tiktoken's, a tokenizer.json, a directory with one, OWNER/NAME",
+    )
+    parser.add_argument("--val_fraction", type=float, metavar="F", help="share of the documents for validation")
+    parser.add_argument("--text_column", default="text", metavar="NAME", help="of jsonl, csv, parquet (default: text)")
+    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help="what is not UTF-8")
+    parser.add_argument("--dedup", action="store_true", help="leave out documents that were there before")
+    parser.add_argument("--shard", type=read_shard, default=(1, 1), metavar="I/N", help="only this part of the input")
+    return parser
+
+
+@contextmanager
+def command():
+    """Around a command: a mistake of the user, or Ctrl-C, is one line."""
+    with user_errors():
+        try:
+            yield
+        except KeyboardInterrupt:
+            print("\nstopped: the same command goes on behind what is written already", file=sys.stderr)
+            sys.exit(130)
+
+
+def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> None:
+    """The command of a script for a data set of the Hub: GPT-2's tokens, or local copies by --source."""
+    parser = arguments(description)
+    parser.add_argument("--source", metavar="DIR", help=f"local copies of its files, instead of {hub}")
+    parser.add_argument("--out", default=out, metavar="DIR", help=f"default: {out}")
+    parser.set_defaults(tokenizer="gpt2", val_fraction=val_fraction)
+    with command():
+        options = vars(parser.parse_args())
+        prepare([options.pop("source") or hub], **options)
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__)
+    parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the data directory, such as data/mine")
+    parser.set_defaults(tokenizer="char")
+    with command():
+        options = vars(parser.parse_args())
+        prepare(options.pop("INPUT"), **options)
