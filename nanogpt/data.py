@@ -81,7 +81,11 @@ def nanogpt_meta(directory: Path) -> dict | None:
     lengths = np.array([len(token) for token in words.token_bytes()])
     meta = {"vocab_size": words.vocab_size, "dtype": "uint16", "tokenizer": words.name, "source": "nanoGPT's files"}
     meta["splits"] = {
-        split: {"tokens": int(n.sum()), "bytes": int(n[: len(lengths)] @ lengths), "largest": int(n.nonzero()[0].max(initial=0))}
+        split: {
+            "tokens": int(n.sum()),
+            "bytes": int(n[: len(lengths)] @ lengths),
+            "largest": int(n.nonzero()[0].max(initial=0)),
+        }
         for split, n in counts.items()
     }
     return meta

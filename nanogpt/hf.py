@@ -136,7 +136,7 @@ def verify(directory: Path, model: GPT, words, ids: torch.Tensor) -> float:
     with convert.quiet():
         theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         their_words = AutoTokenizer.from_pretrained(directory)
-        their_ids = their_words(text, add_special_tokens=False)["input_ids"]
+        their_ids = their_words(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     ours_ids = words.encode(text).tolist()
     if ours_ids != their_ids or their_words.decode(ours_ids) != words.decode(ours_ids):
         raise ValueError(f"the export is wrong: transformers' tokenizer reads {text[:40]!r} differently")

@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_convert import CASES, randomize
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nanogpt import GPT, GPTConfig, TrainConfig, card, checkpoint, convert, hf
 from nanogpt.generate import generate
-from nanogpt.tokenizer import BPETokenizer, CharTokenizer
+from nanogpt.tokenizer import BPETokenizer, CharTokenizer, HFTokenizer
+from nanogpt.tokenizer import load as load_tokenizer
 
 CHARACTERS = "".join(chr(33 + i) for i in range(70))
 # what the exports are read by: nothing of ours, nothing from the network
@@ -276,3 +278,31 @@ def test_what_is_no_model_at_all_is_one_line(tmp_path):
         hf.load(tmp_path)
     with pytest.raises(ValueError, match="is no directory: name an out directory"):
         hf.load(tmp_path / "typo")
+
+
+def unigram(directory: Path) -> HFTokenizer:
+    """A tokenizer as SentencePiece's are: Unigram, spaces as ▁, its own name for the end of a text."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    text = ["the king and the queen spoke to the court", "what news from the king of the court"] * 20
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["</s>", "<unk>"], unk_token="<unk>")
+    tokenizer.train_from_iterator(text, trainer)
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    return load_tokenizer(directory)
+
+
+def test_any_hugging_face_tokenizer_travels_along(tmp_path):
+    from transformers import AutoTokenizer, pipeline
+
+    words = unigram(tmp_path / "words")
+    assert type(words) is HFTokenizer and words.eot_id == 0
+    config = dataclasses.replace(CASES["llama"], vocab_size=words.vocab_size)
+    make_checkpoint(tmp_path / "run", config, words)
+    to = hf.export(tmp_path / "run", tmp_path / "export")
+    theirs = AutoTokenizer.from_pretrained(to)
+    assert theirs("the queen")["input_ids"] == words.encode("the queen").tolist()
+    assert (theirs.eos_token, theirs.eos_token_id) == ("</s>", 0)
+    assert pipeline("text-generation", str(to))("the king")[0]["generated_text"].startswith("the king")
+    assert hf.load(to)[1].eot_id == 0
