@@ -29,17 +29,25 @@ from nanogpt.model import GPT, GPTConfig
 MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
 
 
-def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor, on the CPU. A sharded one is put together by all processes: all must call this."""
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor. A sharded one is put together by all processes: all must call this."""
     from torch.distributed.tensor import DTensor  # half a second, which sampling does not have to wait for
 
-    tensor = tensor.detach()
-    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return tensor.cpu().contiguous()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor, on the CPU."""
+    return whole(tensor.detach()).cpu().contiguous()
 
 
 def collect(model: GPT, optimizers: list[torch.optim.Optimizer]) -> tuple[dict, dict]:
     """Full weights and optimizer state by name. To be called on all processes."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():  # an evaluation leaves FSDP's outermost parameters whole: optimizers know the shards
+        if isinstance(module, FSDPModule):
+            module.reshard()
     weights = {name: gather(p) for name, p in model.named_parameters()}
     moments = {}
     for optimizer in optimizers:
@@ -61,8 +69,8 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     for full_name, value in moments.items():
         name, _, key = full_name.rpartition(".")
         p = named[name]
-        # a copy of its own: what was read may still be the file, mapped into memory
-        owner[p].state[p][key] = (like(value, p) if value.shape == p.shape else value).clone()
+        # a copy of its own: what was read may still be the file, mapped into memory; counters go to p's device as well
+        owner[p].state[p][key] = (like(value, p) if value.shape == p.shape else value.to(p.device)).clone()
 
 
 def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

@@ -150,7 +150,9 @@ class Run:
                 loss = self.model(x, y)
                 accelerator.backward(loss)
             step_loss += loss.detach() / accumulation
-        self.grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip or torch.inf)
+        self.grad_norm = checkpoint.whole(
+            accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip or torch.inf)
+        )
 
         # A gradient that is not finite must not reach the weights. The flag stays on the device, where the fused
         # optimizers heed it, so nothing waits; with fp16 the gradient scaler does this by itself.
