@@ -10,13 +10,15 @@ import functools
 import os
 import platform
 import sys
+from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 
 import accelerate.optimizer
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from nanogpt import tracking
 from nanogpt.config import TrainConfig
@@ -89,6 +91,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(accumulation // world, sync_with_dataloader=False),
         log_with=tracking.available(config.report_to, say=lambda text: print(text, file=sys.stderr)) or None,
         project_dir=config.out_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
     )
     if accelerator.num_processes != world:
         raise ValueError(
@@ -144,6 +147,23 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+def free_memory() -> int:
+    """Bytes of ordinary memory that are free, within the limit of the container if there is one (cgroup v2)."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
+
+
+def make_deterministic() -> None:
+    """Only operators that give the same bits every time, on CUDA as well."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    torch.backends.cudnn.benchmark = False
 
 
 def environment(accelerator: Accelerator, threads: int) -> dict:

@@ -96,12 +96,12 @@ def test_losses_and_gradient_norms_are_those_of_one_process(trained, name):
     assert len(set(curve(trained, "1", "train_loss").values())) == 20
 
 
+MOVES = [("1-to-2", "1"), ("2-to-1", "1"), ("2-to-fsdp", "1"), ("2-to-fsdp-to-1", "1"), ("fsdp-to-1", "1")]
+MOVES += [("muon-2", "muon-1"), ("muon-1-to-2", "muon-1"), ("muon-2-to-1", "muon-1")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, whole",
-    [("1-to-2", "1"), ("2-to-1", "1"), ("2-to-fsdp", "1"), ("2-to-fsdp-to-1", "1"), ("fsdp-to-1", "1")]
-    + [("muon-2", "muon-1"), ("muon-1-to-2", "muon-1"), ("muon-2-to-1", "muon-1")],
-)
+@pytest.mark.parametrize("name, whole", MOVES)
 def test_a_run_that_moved_is_the_run_that_stayed(trained, name, whole):
     for value in ("train_loss", "grad_norm", "val_loss"):
         moved, stayed = curve(trained, name, value), curve(trained, whole, value)
