@@ -353,8 +353,12 @@ def load_model(checkpoint: Path, device: str | torch.device = "cpu", dtype: torc
     weights = read_tensors(checkpoint / MODEL)
     if config.n_layer > len(weights):  # before anything of that size is made
         raise ValueError(f"{checkpoint / MODEL} has {len(weights)} tensors, too few for n_layer={config.n_layer}")
-    with torch.device("meta"):
-        expect(checkpoint / MODEL, weights, {name: p.shape for name, p in GPT(config).named_parameters()})
+    try:
+        with torch.device("meta"):  # shapes without memory
+            shapes = {name: p.shape for name, p in GPT(config).named_parameters()}
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
+    expect(checkpoint / MODEL, weights, shapes)
     model = GPT(config)
     model.load_state_dict(weights)
     return model.to(device=device, dtype=dtype).eval()

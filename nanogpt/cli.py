@@ -2,6 +2,8 @@
 
     nanogpt sample out/shakespeare --prompt "ROMEO:"
     nanogpt eval out/shakespeare
+    nanogpt batch out/shakespeare --step 100
+    accelerate launch --config_file accelerate_configs/ddp.yaml -m nanogpt.cli launch-check
     nanogpt bench --against transformers
 
 RUN is an out directory (its best checkpoint, else its last) or one checkpoint in it.
@@ -12,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from nanogpt.config import OneLineParser, user_errors
 
 
@@ -19,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs one command; a mistake of the user is one line and exit code 2."""
     parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    for add in (add_sample, add_eval, add_bench):
+    for add in (add_sample, add_eval, add_batch, add_bench, add_launch_check):
         add(commands)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -64,6 +68,19 @@ def add_eval(commands) -> None:
     command.add_argument("--data", metavar="DIR", help="a data directory (None: the one it was trained on)")
     command.add_argument("--split", default="val", choices=("val", "train"), help="which part of it")
     command.add_argument("--batch_size", type=int, default=32, metavar="N", help="sequences at a time")
+
+
+def add_batch(commands) -> None:
+    command = add_command(commands, "batch", batch, "the text that a step trains on")
+    command.add_argument("RUN", help="an out directory, or one checkpoint in it")
+    command.add_argument("--step", type=int, required=True, metavar="N", help="number of the step; the first is 1")
+    command.add_argument("--data", metavar="DIR", help="where the data is (None: where the run found it)")
+
+
+def add_launch_check(commands) -> None:
+    command = add_command(commands, "launch-check", launch_check, "what the launcher resolves to, without training")
+    command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of a run")
+    command.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds to wait for other processes")
 
 
 def add_bench(commands) -> None:
@@ -162,6 +179,38 @@ def evaluate(args) -> None:
         f"loss {result['val_loss']:.4f} nats per token, perplexity {result['val_perplexity']:.3f}, "
         f"{result['val_bpb']:.4f} bits per byte ({seconds:.1f} s)"
     )
+
+
+def batch(args) -> None:
+    """Prints the micro-batches of a step, sequence by sequence; the same whatever the number of processes was."""
+    from nanogpt import checkpoint, tokenizer
+    from nanogpt.data import TokenDataset
+
+    if args.step < 1:
+        raise ValueError(f"step={args.step} must be at least 1")
+    config, trained = checkpoint.load_configs(Path(args.RUN))
+    directory = args.data or trained.data
+    data = TokenDataset(directory, "train", config.block_size, config.vocab_size)
+    words = tokenizer.load(directory)
+    for index in range(trained.gradient_accumulation_steps):
+        number = (args.step - 1) * trained.gradient_accumulation_steps + index
+        samples = number * trained.batch_size + np.arange(trained.batch_size)
+        starts = data.starts(trained.seed, samples)
+        inputs, targets = data.batch(trained.seed, samples[0], trained.batch_size)
+        for row, (x, y) in enumerate(zip(inputs.tolist(), targets.tolist(), strict=True)):
+            first = starts[row]
+            print(
+                f"step {args.step}, micro-batch {index}, sequence {row}: tokens {first:,} to {first + len(x):,} "
+                f"of {directory}, epoch {samples[row] // data.windows_per_epoch + 1}"
+            )
+            print(words.decode([*x, y[-1]]))
+
+
+def launch_check(args) -> None:
+    """To be started as a recipe is: `accelerate launch … -m nanogpt.cli launch-check`."""
+    from nanogpt.launch import check
+
+    check(args.device, args.precision, args.timeout)
 
 
 def bench(args) -> None:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from accelerate.utils import DistributedType
 
-from nanogpt.config import TrainConfig
+from nanogpt.config import TrainConfig, user_errors
 
 MEMORY = "out of memory"
 SCALER_STEPS = 16  # fp16: so many steps in a row may overflow while the scaler halves its first scale, 2^16, to 1
@@ -37,14 +37,16 @@ def rehearse(run) -> None:
     """Before the first step, a forward and backward pass that changes nothing: it compiles, and finds what fits.
 
     A micro-batch that does not fit is halved, on all processes alike, until it does; where compiling fails, the run
-    goes on without. Raises ValueError where a single sequence is too much.
+    goes on without. Where a single sequence is too much, one line says what to do.
     """
     while problem := attempt(run):
         gc.collect()  # the failed pass' tensors
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
         if problem == MEMORY:
-            run.change_batches(split(run.config))
+            with user_errors():
+                smaller = split(run.config)
+            run.change_batches(smaller)
         else:
             run.say(f"warning: torch.compile failed, going on without it: {problem}")
             run.gpt._compiled_call_impl = None  # what nn.Module.compile() sets

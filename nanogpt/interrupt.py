@@ -34,8 +34,8 @@ class Interrupts:
             signal.signal(each, signal.SIG_DFL)
 
     def ignore(self) -> None:
-        """All is saved: with several processes signals do nothing any more. A launcher that sees one process end
-        sends SIGTERM to the others, which must end with their own exit code."""
+        """At the very end: where there are several processes, signals do nothing any more. A launcher that sees one
+        process end sends SIGTERM to the others, which have their own exit code to end with."""
         if self.peers.many:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)

@@ -106,6 +106,37 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def check(device: str, precision: str, timeout: float) -> None:
+    """Prints what the launcher and the machine resolve to, a line for each process, and lets the processes add up.
+
+    Raises ValueError, naming the right command, where they do not belong together.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    config = TrainConfig(device=device, precision=precision, timeout=timeout, gradient_accumulation_steps=world)
+    accelerator = make_accelerator(config)
+    threads = set_threads(0, accelerator.num_processes)
+    env = environment(accelerator, threads)
+    parallel = "one process, no communication"
+    if accelerator.num_processes > 1:
+        backend = torch.distributed.get_backend()
+        how = {DistributedType.FSDP: "one model, sharded over them"}
+        parallel = (
+            f"{world} processes by {backend}, {how.get(accelerator.distributed_type, 'a copy of the model on each')}"
+        )
+    accelerator.print(f"{parallel}; {env['precision']}, torch {env['torch']}, accelerate {env['accelerate']}")
+    for rank in range(accelerator.num_processes):  # one after the other
+        if rank == accelerator.process_index:
+            host = platform.node()
+            print(f"process {rank}: {accelerator.device} ({env['device']}) on {host}, {threads} threads", flush=True)
+        accelerator.wait_for_everyone()
+    total = accelerator.reduce(torch.tensor(accelerator.process_index + 1.0, device=accelerator.device), "sum").item()
+    expected = accelerator.num_processes * (accelerator.num_processes + 1) / 2
+    if total != expected:
+        raise ValueError(f"the processes do not add up: {total} instead of {expected}")
+    accelerator.print("gradient_accumulation_steps of a run must be a multiple of " + str(accelerator.num_processes))
+    accelerator.end_training()
+
+
 def mixed_precision(config: TrainConfig) -> str:
     """Accelerate's name for the precision: the settings', else the launcher's, else what the device is made for."""
     if config.precision != "auto":

@@ -297,6 +297,8 @@ class Run:
         self.bar.close()
         self.metrics.close()
         self.saver.wait()
+        self.interrupts.ignore()
+        self.accelerator.wait_for_everyone()
         bad, norm = int(self.bad_in_a_row), float(self.good_norm)
         fail(guard.diagnosis(bad, self.state["step"], lr, norm, self.config), code=1)
 
