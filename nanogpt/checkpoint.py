@@ -243,8 +243,9 @@ def finish_renaming(out_dir: Path) -> None:
     for old in out_dir.glob(".old-step-*"):
         final = out_dir / old.name.removeprefix(".old-")
         new = out_dir / f".tmp-{final.name}"
-        if not final.exists():
-            (new if new.is_dir() and check(new) is None else old).rename(final)
+        whole = [path for path in (new, old) if path.is_dir() and check(path) is None]
+        if whole and not final.exists():
+            whole[0].rename(final)
 
 
 def point(link: Path, target: Path) -> None:
@@ -267,7 +268,9 @@ def prune(out_dir: Path, keep: int) -> None:
     with contextlib.suppress(OSError):
         for old in steps(out_dir)[:-keep] if keep else []:
             if old.resolve() not in linked:
-                old.rename(out_dir / f".old-{old.name}")  # so that nothing half removed bears a checkpoint's name
+                old.rename(
+                    out_dir / f".tmp-removed-{old.name}"
+                )  # so that nothing half removed bears a checkpoint's name
         sweep(out_dir)
 
 

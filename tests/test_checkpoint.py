@@ -314,6 +314,13 @@ def test_a_save_killed_between_two_renames_is_finished(tmp_path, new_is_whole):
     assert torch.equal(found.wte.weight, model.wte.weight) is new_is_whole
 
 
+def test_what_was_replaced_and_is_half_removed_does_not_come_back(tmp_path):
+    save(tmp_path, 1, *trained(1)).rename(tmp_path / ".old-step-000001")
+    (tmp_path / ".old-step-000001" / "model.safetensors").unlink()
+    checkpoint.finish_renaming(tmp_path)
+    assert checkpoint.steps(tmp_path) == []
+
+
 def test_a_copy_does_not_change_with_the_model(tmp_path):
     model, optimizers = trained(1)
     (weights, moments), (shared, _) = (checkpoint.collect(model, optimizers, copy=copy) for copy in (True, False))
