@@ -37,11 +37,14 @@ def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", ar
     code 2.
     """
     description = sys.modules["__main__"].__doc__ or ""
-    with user_errors():
-        recipes_data = config.data
-        model, config = parse(model, config, sys.argv[1:] if argv is None else argv, description)
-        run = Run(model, config, prepare if config.data == recipes_data else None, note)
-    run.train()
+    try:
+        with user_errors():
+            recipes_data = config.data
+            model, config = parse(model, config, sys.argv[1:] if argv is None else argv, description)
+            run = Run(model, config, prepare if config.data == recipes_data else None, note)
+        run.train()
+    except KeyboardInterrupt:  # before the loop or after it: there is nothing to save
+        sys.exit(130)
 
 
 class Run:
@@ -286,9 +289,12 @@ class Run:
             self.save(background=False)
         self.finish()
         self.interrupts.ignore()
-        command = shlex.join(a for a in sys.argv if not a.startswith("--resume"))
+        command = shlex.join(a for a in sys.argv if not a.startswith("--resume="))
+        same = " (as before)" if self.peers.many else ""
         why = "stopped" if number else f"stopped after {self.config.max_minutes:g} minutes"
-        self.say(f"{why}: step {self.state['step']} is saved; to go on: accelerate launch {command} --resume=auto")
+        self.say(
+            f"{why}: step {self.state['step']} is saved; to go on: accelerate launch{same} {command} --resume=auto"
+        )
         self.accelerator.wait_for_everyone()
         sys.exit(128 + number if number else 0)
 
@@ -319,7 +325,10 @@ class Run:
         best = f"best validation loss {state['best_val_loss']:.4f} at step {state['best_step']}"
         speed = f"{state['tokens'] / max(state['train_seconds'], 1e-9):,.0f} tokens/s"
         self.say(f"\n{state['step']:,} steps in {state['train_seconds']:.1f} s of training, {speed}; {best}\n")
-        self.say(self.sample() + "\n")
+        try:
+            self.say(self.sample() + "\n")
+        except (ValueError, OSError) as error:  # somebody else's hands were on the checkpoints
+            self.say(f"warning: no sample: {error}\n")
         self.say(
             f'next:  nanogpt sample {self.out_dir} --prompt "ROMEO:"\n'
             f"       nanogpt eval {self.out_dir}\n"

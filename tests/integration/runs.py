@@ -5,13 +5,15 @@
 
 One launch for many runs, because a launch takes seconds and a tiny run takes none. `--fsdp` shards the model as
 accelerate_configs/fsdp2.yaml does, through Accelerate's own code, which the launcher never reaches without GPUs.
-`poison` lists the steps at which the last process alone sees a loss that is not a number.
+`poison` lists the steps at which the last process alone sees a loss that is not a number; `room` is the number of
+sequences that fit into its memory.
 """
 
 import json
 import sys
 
 import accelerate
+import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
@@ -39,14 +41,16 @@ def sharded(**kwargs):
     return accelerator
 
 
-def poisoned(run: Run, steps: list[int]) -> Run:
-    """`run`, whose last process gets a loss that is not a number at `steps`."""
+def troubled(run: Run, poison: list[int], room: int) -> Run:
+    """`run`, whose last process gets a loss that is not a number at some steps, and has room for few sequences."""
     forward = run.gpt.forward
+    last = run.accelerator.process_index == run.accelerator.num_processes - 1
 
-    def broken(*args, **kwargs):
-        loss = forward(*args, **kwargs)
-        last = run.accelerator.process_index == run.accelerator.num_processes - 1
-        return loss * float("nan") if last and run.gpt.training and run.state["step"] in steps else loss
+    def broken(idx, *args, **kwargs):
+        if last and len(idx) > room and run.gpt.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        loss = forward(idx, *args, **kwargs)
+        return loss * float("nan") if last and run.gpt.training and run.state["step"] in poison else loss
 
     run.gpt.forward = broken
     return run
@@ -56,10 +60,10 @@ if __name__ == "__main__":
     if "--fsdp" in sys.argv:
         launch.Accelerator = sharded
     for flags in json.loads(sys.argv[-1]):
-        steps = flags.pop("poison", [])
+        trouble = flags.pop("poison", []), flags.pop("room", 99)
         run = Run(MODEL, TrainConfig(**TRAIN | flags))
         if "--fsdp" in sys.argv:
             from torch.distributed.tensor import DTensor
 
             assert all(isinstance(p, DTensor) for p in run.gpt.parameters())
-        poisoned(run, steps).train()
+        troubled(run, *trouble).train()

@@ -136,3 +136,14 @@ def test_one_format_whatever_the_processes(trained):
         )
         shapes.append({key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()})
     assert shapes[0] == shapes[1] == shapes[2] == shapes[3]
+
+
+@pytest.mark.slow
+def test_launch_check_tells_what_each_process_is(home):
+    process = start(home, 2, "-m", "nanogpt.cli", "launch-check", "--precision", "fp32")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("2 processes by gloo, a copy of the model on each; fp32, torch ")
+    assert [line.split(" on ")[0] for line in lines[1:3]] == ["process 0: cpu:0 (cpu)", "process 1: cpu:0 (cpu)"]
+    assert lines[3] == "gradient_accumulation_steps of a run must be a multiple of 2"
