@@ -15,12 +15,12 @@ class Interrupts:
     def __init__(self, peers: Peers, max_minutes: float, max_failed_saves: int):
         """`max_minutes` count from here; 0 is no limit."""
         self.peers, self.max_failed_saves = peers, max_failed_saves
+        self.number = 0  # of the signal that came
         self.last = time.monotonic()
         self.end = self.last + 60 * max_minutes if max_minutes else None
         self.longest = 0.0  # seconds from the end of a step to the end of the next, with all that came between
 
     def __enter__(self):
-        self.number = 0
         self.before = {number: signal.signal(number, self.remember) for number in SIGNALS}
         return self
 

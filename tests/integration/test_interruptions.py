@@ -63,9 +63,12 @@ def test_a_signal_to_one_process_saves_and_ends_both_with_its_code(home, number,
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_launcher_reaches_both(home):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_launcher_reaches_both(home, monkeypatch, number):
+    """With the variable that accelerate_configs/README.md sets under Slurm."""
+    monkeypatch.setenv("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     with running(home) as (launcher, _):
-        launcher.send_signal(signal.SIGTERM)
+        launcher.send_signal(number)
         out, _, _ = end(launcher)
     assert "stopped: step" in out
     assert checkpoint.check(checkpoint.find(home / "out" / "a", ("last",))) is None
