@@ -51,7 +51,7 @@ def end(launcher: subprocess.Popen) -> tuple[str, str, list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_one_process_saves_and_ends_both_with_its_code(home, number, code):
     with running(home) as (launcher, workers):
         workers[1].send_signal(number)
@@ -63,13 +63,13 @@ def test_a_signal_to_one_process_saves_and_ends_both_with_its_code(home, number,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_the_launcher_reaches_both(home, monkeypatch, number):
+def test_a_signal_of_slurms_to_the_launcher_reaches_both(home, monkeypatch):
     """With the variable that accelerate_configs/README.md sets under Slurm."""
     monkeypatch.setenv("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     with running(home) as (launcher, _):
-        launcher.send_signal(number)
-        out, _, _ = end(launcher)
+        launcher.send_signal(signal.SIGUSR1)
+        out, err, codes = end(launcher)
+    assert codes in ([], [138, 138]), err  # the launcher itself ended by the signal tells nothing
     assert "stopped: step" in out
     assert checkpoint.check(checkpoint.find(home / "out" / "a", ("last",))) is None
 
