@@ -74,6 +74,12 @@ def gpu_gib(device: str = "auto") -> float:
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The Accelerator for these settings. Raises ValueError where launcher, machine and settings disagree."""
     world = int(os.environ.get("WORLD_SIZE", 1))
+    # the launcher sets the address of a main process for several processes alone, but started a single one
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            f"the launcher was asked for several processes, but started one: {several_on_a_cpu('N')} "
+            "(or, for one process: --num_processes 1, and no MASTER_ADDR in the environment)"
+        )
     accumulation = config.gradient_accumulation_steps
     if accumulation % world:
         raise ValueError(
@@ -95,15 +101,20 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
     if accelerator.num_processes != world:
         raise ValueError(
-            f"the launcher started {world} processes, but each trains on its own: for several processes on a CPU, "
-            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {world} --num_machines 1 "
-            "--mixed_precision no --dynamo_backend no --main_process_port 0 …"
+            f"the launcher started {world} processes, but each trains on its own: {several_on_a_cpu(world)}"
         )
     if config.optimizer == "muon" and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "optimizer=muon needs whole matrices, and FSDP shards them: use --optimizer=adamw, or ddp.yaml"
         )
     return accelerator
+
+
+def several_on_a_cpu(processes: int | str) -> str:
+    return (
+        "for several processes on a CPU, ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes "
+        f"{processes} --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0 …"
+    )
 
 
 def check(device: str, precision: str, timeout: float) -> None:

@@ -18,7 +18,7 @@ SEVERAL = "--multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no
 
 def start(home: Path, processes: int, *arguments) -> subprocess.Popen:
     """Starts `arguments` by accelerate launch, without any configuration of this machine's."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_", "MASTER_"))}
     clean |= {"HF_HOME": str(home / "hf"), "ACCELERATE_USE_CPU": "true"}
     several = [*SEVERAL, "--num_processes", processes] if processes > 1 else ["--num_processes", 1]
     command = map(str, [BIN / "accelerate", "launch", *several, *arguments])
@@ -147,3 +147,15 @@ def test_launch_check_tells_what_each_process_is(home):
     assert lines[0].startswith("2 processes by gloo, a copy of the model on each; fp32, torch ")
     assert [line.split(" on ")[0] for line in lines[1:3]] == ["process 0: cpu:0 (cpu)", "process 1: cpu:0 (cpu)"]
     assert lines[3] == "gradient_accumulation_steps of a run must be a multiple of 2"
+
+
+def test_a_launch_that_became_one_process_stops_with_the_right_command(home):
+    flags = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_", "MASTER_"))}
+    command = map(str, [BIN / "accelerate", "launch", *flags, RUNS, json.dumps([run("never")])])
+    done = subprocess.run(command, cwd=home, env=clean, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert (
+        "the launcher was asked for several processes, but started one: for several processes on a CPU" in done.stderr
+    )
+    assert not (home / "out" / "never").exists()
