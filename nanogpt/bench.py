@@ -243,6 +243,7 @@ class Bench:
     def checkpoint(self) -> None:
         """Saving and loading weights and optimizer state; the limits write (and sync) and read the same bytes."""
         run, out = self.run, self.directory / "checkpoints"
+        out.mkdir()
         if not run.state["step"]:
             run.begin()
             run.step()

@@ -4,13 +4,15 @@
                           optimizer.safetensors    "<parameter>.<state>", such as wte.weight.exp_avg
                           config.json              everything that determines the run
                           tokenizer.json           the data's tokenizer
-                          trainer_state.json       step, tokens, best loss; size and CRC-32 of every file; written last
+                          trainer_state.json       step, tokens, best loss; size and CRC-32 of every file (and of
+                                                   what it says itself); written last
     out/<run>/last, best                           links to two of them
 
 A checkpoint is written into a temporary directory, synced, and renamed: at every moment what has its final name is
 whole. Loading one reads safetensors and JSON, and so executes nothing.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,6 +21,7 @@ import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -26,44 +29,93 @@ from safetensors.torch import load_file, save_file
 
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT, GPTConfig
+from nanogpt.optim import Muon
 
 MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
+MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
+STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}  # of each parameter
+COUNTED = {"step": int, "tokens": int, "train_seconds": float, "skipped_steps": int}
+COUNTED |= {"evaluated_step": int | None, "best_val_loss": float | None, "best_step": int | None}
 
 
-def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor, on the CPU. A sharded one is put together by all processes: all must call this."""
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor. A sharded one is put together by all processes: all must call this."""
     from torch.distributed.tensor import DTensor  # half a second, which sampling does not have to wait for
 
-    tensor = tensor.detach()
-    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return tensor.cpu().contiguous()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def collect(model: GPT, optimizers: list[torch.optim.Optimizer]) -> tuple[dict, dict]:
-    """Full weights and optimizer state by name. To be called on all processes."""
-    weights = {name: gather(p) for name, p in model.named_parameters()}
-    moments = {}
-    for optimizer in optimizers:
-        for name, p in model.named_parameters():
+def size(model: GPT, optimizers: list[torch.optim.Optimizer]) -> int:
+    """Bytes that a checkpoint has, nearly."""
+    tensors = [p for p in model.parameters()]
+    tensors += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def collect(
+    model: GPT, optimizers: list[torch.optim.Optimizer], copy: bool = False, keep: bool = True
+) -> tuple[dict, dict]:
+    """Full weights and optimizer state by name, on the CPU. To be called on all processes.
+
+    With `copy` they stay as they are when training goes on; without, they may be the model's own memory. Processes
+    that do not `keep` them get empty ones: a sharded model takes all processes to put together.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():  # an evaluation leaves FSDP's outermost parameters whole: optimizers know the shards
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    weights, moments = {}, {}
+
+    def take(into: dict, name: str, tensor: torch.Tensor) -> None:
+        tensor = whole(tensor.detach())
+        if keep:
+            on_host = tensor.cpu().contiguous()
+            into[name] = on_host.clone() if copy and on_host.data_ptr() == tensor.data_ptr() else on_host
+
+    for name, p in model.named_parameters():
+        take(weights, name, p)
+        for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
-                moments[f"{name}.{key}"] = gather(value)
+                take(moments, f"{name}.{key}", value)
     return weights, moments
 
 
 def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Loads weights and optimizer state into a model and optimizers as they were made, sharded or not."""
+    """Loads weights and optimizer state into a model and optimizers as they were made, sharded or not.
+
+    Raises ValueError where the files are not those of such a model and such optimizers.
+    """
+    named = dict(model.named_parameters())
     weights = read_tensors(checkpoint / MODEL)
     moments = read_tensors(checkpoint / OPTIMIZER)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(like(weights.pop(name), p))
+    expect(checkpoint / MODEL, weights, {name: p.shape for name, p in named.items()})
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    named = dict(model.named_parameters())
+    expected = {}
+    for name, p in named.items():
+        keys = {f"{name}.{key}": torch.Size() if key == "step" else p.shape for key in STATES[type(owner[p])]}
+        if keys.keys() & moments.keys():  # none at all: every step so far was skipped
+            expected |= keys
+    expect(checkpoint / OPTIMIZER, moments, expected)
+    with torch.no_grad():
+        for name, p in named.items():
+            p.copy_(like(weights.pop(name), p))
     for full_name, value in moments.items():
         name, _, key = full_name.rpartition(".")
         p = named[name]
-        # a copy of its own: what was read may still be the file, mapped into memory
-        owner[p].state[p][key] = (like(value, p) if value.shape == p.shape else value).clone()
+        # a copy of its own: what was read may still be the file, mapped into memory; counters go to p's device as well
+        owner[p].state[p][key] = (value.to(p.device) if key == "step" else like(value, p)).clone()
+
+
+def expect(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> None:
+    """Raises ValueError where names or shapes differ, before anything is changed."""
+    if strange := sorted(tensors.keys() ^ shapes.keys()):
+        what = "lacks" if strange[0] in shapes else "has an unknown"
+        raise ValueError(f"{path} {what} {strange[0][:80]!r}: it is not this model's")
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape or not tensors[name].is_floating_point():
+            found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}"
+            raise ValueError(f"{path}: {name} is {found} instead of {tuple(shape)}: it is not this model's")
 
 
 def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
@@ -78,19 +130,44 @@ def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
-def read_json(path: Path) -> dict:
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk among others
+        raise OSError(f"{path.name}: {error}") from None
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises ValueError for anything else, for too much of it, and for what cannot be read."""
+    try:
+        if path.stat().st_size > MOST_JSON:
+            raise ValueError(f"it has more than {MOST_JSON >> 20} MiB")
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it is no JSON object")
+        return value
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
 
 
+def read_state(checkpoint: Path) -> dict:
+    """What the run had counted when it was saved. Raises ValueError if a value is missing or of the wrong type."""
+    state = read_json(checkpoint / STATE)
+    for name, kind in COUNTED.items():
+        if not isinstance(state.get(name, ""), kind) or isinstance(state[name], bool):
+            raise ValueError(f"{checkpoint / STATE} is damaged: {name} is {str(state.get(name))[:40]!r}")
+    return {name: state[name] for name in COUNTED}
+
+
 def write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    """In one move: nobody ever reads half of it."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def sync(path: Path) -> None:
@@ -110,6 +187,11 @@ def crc32(path: Path) -> int:
     return checksum
 
 
+def seal(state: dict) -> int:
+    """CRC-32 of a state file's content, which no other file could hold."""
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+
+
 def save(
     out_dir: Path, state: dict, weights: dict, moments: dict, config: dict, tokenizer, keep: int, best: bool
 ) -> Path:
@@ -119,11 +201,11 @@ def save(
     """
     final = out_dir / f"step-{state['step']:06d}"
     temporary = out_dir / f".tmp-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    sweep(out_dir)
+    temporary.mkdir()  # out_dir is not made again: where it vanished, perhaps a disk that will come back did
     try:
-        save_file(weights, temporary / MODEL, metadata={"format": "pt"})
-        save_file(moments, temporary / OPTIMIZER)
+        write_tensors(temporary / MODEL, weights)
+        write_tensors(temporary / OPTIMIZER, moments)
         write_json(temporary / CONFIG, config)
         tokenizer.save(temporary)
         files = sorted(temporary.iterdir())
@@ -133,26 +215,41 @@ def save(
             for future in synced:
                 future.result()
         manifest = {f.name: {"bytes": f.stat().st_size, "crc32": c} for f, c in zip(files, checksums, strict=True)}
-        write_json(temporary / STATE, state | {"files": manifest})
+        content = state | {"files": manifest}
+        write_json(temporary / STATE, content | {"crc32": seal(content)})
         sync(temporary / STATE)
         sync(temporary)
         if final.exists():  # resumed from before this step: the same step again, or a damaged one, makes room
-            old = out_dir / f".old-{final.name}"
-            shutil.rmtree(old, ignore_errors=True)
-            final.rename(old)
-            temporary.rename(final)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(final)
+            final.rename(out_dir / f".old-{final.name}")  # killed here: finish_renaming
+        temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    point(out_dir / "last", final)
-    if best:
+    if best:  # before `last`: a run killed in between starts before this step, and finds the best once more
         point(out_dir / "best", final)
+    point(out_dir / "last", final)
     sync(out_dir)
     prune(out_dir, keep)
     return final
+
+
+def sweep(out_dir: Path) -> None:
+    """Removes what saves that were killed have left behind."""
+    for left in [*out_dir.glob(".tmp-*"), *out_dir.glob(".old-*")]:
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def finish_renaming(out_dir: Path) -> None:
+    """Where a save was killed while it put a checkpoint in the place of another, gives the better one the name."""
+    for old in out_dir.glob(".old-step-*"):
+        final = out_dir / old.name.removeprefix(".old-")
+        new = out_dir / f".tmp-{final.name}"
+        whole = [path for path in (new, old) if path.is_dir() and check(path) is None]
+        if whole and not final.exists():
+            whole[0].rename(final)
 
 
 def point(link: Path, target: Path) -> None:
@@ -165,25 +262,36 @@ def point(link: Path, target: Path) -> None:
 
 def steps(out_dir: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    found = [d for d in out_dir.glob("step-*") if re.fullmatch(r"step-\d+", d.name)]
+    found = [d for d in out_dir.glob("step-*") if re.fullmatch(r"step-\d{6,18}", d.name) and d.is_dir()]
     return sorted(found, key=lambda d: int(d.name[5:]))
 
 
 def prune(out_dir: Path, keep: int) -> None:
+    """Removes all but the newest `keep`, `best` and `last`. What cannot be removed stays."""
     linked = {(out_dir / link).resolve() for link in ("best", "last")}
-    for old in steps(out_dir)[:-keep] if keep else []:
-        if old.resolve() not in linked:
-            shutil.rmtree(old)
+    with contextlib.suppress(OSError):
+        for old in steps(out_dir)[:-keep] if keep else []:
+            if old.resolve() not in linked:
+                old.rename(
+                    out_dir / f".tmp-removed-{old.name}"
+                )  # so that nothing half removed bears a checkpoint's name
+        sweep(out_dir)
 
 
 def check(checkpoint: Path, checksums: bool = True) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None if it is whole."""
-    if not any(checkpoint.iterdir()):
-        return "it is empty"
-    if not (checkpoint / STATE).is_file():
-        return f"{STATE} is missing"
+    """What is wrong with a checkpoint, in a few words; None if it is whole.
+
+    The names of files are ours, never those that the checkpoint brings: it cannot point anywhere else.
+    """
     try:
-        files = read_json(checkpoint / STATE)["files"]
+        if not any(checkpoint.iterdir()):
+            return "it is empty"
+        if not (checkpoint / STATE).is_file():
+            return f"{STATE} is missing"
+        state = read_json(checkpoint / STATE)
+        if state.pop("crc32", None) != seal(state):
+            return f"{STATE} is damaged: its checksum is wrong"
+        files = state["files"]
         for name in (MODEL, OPTIMIZER, CONFIG, "tokenizer.json"):
             path, expected = checkpoint / name, files[name]
             if not path.is_file():
@@ -192,7 +300,9 @@ def check(checkpoint: Path, checksums: bool = True) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
             if checksums and crc32(path) != expected["crc32"]:
                 return f"{name} is damaged: its checksum is wrong"
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        return f"it cannot be read ({error})"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{STATE} is damaged ({error})"
     return None
 
@@ -226,12 +336,22 @@ def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print)
 
 
 def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
-    """The model and training settings that a checkpoint was made with."""
+    """The model and training settings that a checkpoint (or an out directory) was made with."""
     config = read_json(checkpoint / CONFIG)
     try:
-        return GPTConfig(**config["model"]), TrainConfig(**config["train"])
-    except (KeyError, TypeError) as error:
+        return typed(GPTConfig, config["model"]), typed(TrainConfig, config["train"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
+
+
+def typed(cls: type, values: dict) -> object:
+    """A dataclass of `values`, each of which must have its field's type."""
+    kinds = get_type_hints(cls)
+    for name, value in values.items():
+        kind = kinds.get(name, object)
+        if not isinstance(value, kind | int if kind is float else kind):
+            raise TypeError(f"{name} is {str(value)[:40]!r}")
+    return cls(**values)
 
 
 def load_model(
@@ -241,7 +361,16 @@ def load_model(
 
     `changes` are fields of GPTConfig that leave the weights alone, such as dropout.
     """
-    config, _ = load_configs(checkpoint)
-    model = GPT(dataclasses.replace(config, **changes))
-    model.load_state_dict(read_tensors(checkpoint / MODEL))
+    config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
+    weights = read_tensors(checkpoint / MODEL)
+    if config.n_layer > len(weights):  # before anything of that size is made
+        raise ValueError(f"{checkpoint / MODEL} has {len(weights)} tensors, too few for n_layer={config.n_layer}")
+    try:
+        with torch.device("meta"):  # shapes without memory
+            shapes = {name: p.shape for name, p in GPT(config).named_parameters()}
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
+    expect(checkpoint / MODEL, weights, shapes)
+    model = GPT(config)
+    model.load_state_dict(weights)
     return model.to(device=device, dtype=dtype).eval()

@@ -4,6 +4,8 @@
     nanogpt eval out/shakespeare
     nanogpt export out/shakespeare --to exports/shakespeare
     nanogpt push out/shakespeare USER/NAME
+    nanogpt batch out/shakespeare --step 100
+    accelerate launch --config_file accelerate_configs/ddp.yaml -m nanogpt.cli launch-check
     nanogpt bench --against transformers
     nanogpt import-nanogpt out/ckpt.pt --data data/shakespeare_char
     nanogpt data data/shakespeare_char
@@ -17,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from nanogpt.config import OneLineParser, user_errors
 
 
@@ -24,7 +28,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs one command; a mistake of the user is one line and exit code 2."""
     parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    for add in (add_sample, add_eval, add_export, add_push, add_bench, add_data, add_import_nanogpt):
+    run_commands = (add_sample, add_eval, add_export, add_push, add_batch)
+    for add in (*run_commands, add_data, add_bench, add_launch_check, add_import_nanogpt):
         add(commands)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -100,6 +105,20 @@ def add_export_options(command: argparse.ArgumentParser) -> None:
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights"
     )
     command.add_argument("--license", default="unknown", help="for the model card, such as mit or apache-2.0")
+
+
+def add_batch(commands) -> None:
+    command = add_command(commands, "batch", batch, "the text that a step trains on")
+    command.add_argument("RUN", help="an out directory, or one checkpoint in it")
+    command.add_argument("--step", type=int, required=True, metavar="N", help="number of the step; the first is 1")
+    command.add_argument("--data", metavar="DIR", help="where the data is (None: where the run found it)")
+
+
+def add_launch_check(commands) -> None:
+    command = add_command(commands, "launch-check", launch_check, "what the launcher resolves to, without training")
+    add_device(command)
+    command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of a run")
+    command.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds to wait for other processes")
 
 
 def add_bench(commands) -> None:
@@ -235,6 +254,38 @@ def export_options(args) -> dict:
     import torch
 
     return {"which": args.checkpoint, "dtype": getattr(torch, args.dtype), "license": args.license}
+
+
+def batch(args) -> None:
+    """Prints the micro-batches of a step, sequence by sequence; the same whatever the number of processes was."""
+    from nanogpt import checkpoint, tokenizer
+    from nanogpt.mixture import open_data, read_shares
+
+    if args.step < 1:
+        raise ValueError(f"step={args.step} must be at least 1")
+    config, trained = checkpoint.load_configs(Path(args.RUN))
+    directory = args.data or trained.data
+    data = open_data(directory, "train", config.block_size, config.vocab_size)
+    words = tokenizer.load(next(iter(read_shares(directory))))
+    for index in range(trained.gradient_accumulation_steps):
+        number = (args.step - 1) * trained.gradient_accumulation_steps + index
+        samples = number * trained.batch_size + np.arange(trained.batch_size)
+        starts = data.starts(trained.seed, samples)
+        inputs, targets = data.batch(trained.seed, samples[0], trained.batch_size)
+        for row, (x, y) in enumerate(zip(inputs.tolist(), targets.tolist(), strict=True)):
+            first = starts[row]
+            print(
+                f"step {args.step}, micro-batch {index}, sequence {row}: tokens {first:,} to {first + len(x):,} "
+                f"of {directory}, epoch {samples[row] // data.windows_per_epoch + 1}"
+            )
+            print(words.decode([*x, y[-1]]))
+
+
+def launch_check(args) -> None:
+    """To be started as a recipe is: `accelerate launch … -m nanogpt.cli launch-check`."""
+    from nanogpt.launch import check
+
+    check(args.device, args.precision, args.timeout)
 
 
 def bench(args) -> None:

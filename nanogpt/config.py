@@ -41,6 +41,8 @@ class TrainConfig:
     beta2: float = 0.95  # AdamW's decay rate of the square; 0.99 where a step has few tokens
     grad_clip: float = 1.0  # largest norm of the gradient; 0 does not clip
     max_bad_steps: int = 5  # this many steps in a row without a finite gradient end the run
+    max_minutes: float = 0  # wall-clock time after which the run saves and ends, the last save included; 0: no limit
+    max_failed_saves: int = 3  # this many checkpoints in a row that cannot be saved end the run
     # learning rate
     lr_schedule: str = "cosine"  # cosine | linear | wsd (stable, then linear at the end) | constant
     warmup_iters: int = 100  # steps of linear warm-up
@@ -61,6 +63,8 @@ class TrainConfig:
     precision: str = "auto"  # auto (the launcher's, else bf16 where the device computes in it) | fp32 | bf16 | fp16
     compile: str = "auto"  # auto (on CUDA) | true | false: torch.compile
     profile: int = 0  # steps to trace into out_dir/trace.json, after two to warm up
+    deterministic: bool = False  # the same bits in every run on one machine; on a GPU some operators get slower
+    timeout: float = 600  # seconds that a process waits for another one before it ends the run
     threads: int = 0  # CPU threads of each process; 0: the cores, shared among the processes
 
     def __post_init__(self):
@@ -76,7 +80,7 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         at_least = {"batch_size": 1, "gradient_accumulation_steps": 1, "eval_interval": 1, "log_interval": 1}
-        at_least |= {"max_bad_steps": 1}
+        at_least |= {"max_bad_steps": 1, "max_failed_saves": 1, "timeout": 1, "max_minutes": 0}
         at_least |= dict.fromkeys(
             ("max_iters", "seed", "eval_iters", "keep_checkpoints", "threads", "warmup_iters", "profile"), 0
         )

@@ -41,8 +41,12 @@ def evaluate(
     over the processes. The products are in the precision that the model runs in: bf16 moves the loss by some 2e-4.
     """
     if eval_iters:
-        numbers = range(process, eval_iters, processes)
+        numbers = range(process, -(-eval_iters // processes) * processes, processes)
         batches = (data.batch(seed, i * batch_size, batch_size) for i in numbers)
+        # as many batches on every process, as sharded models need it; what is too much does not count
+        batches = (
+            (x, y if i < eval_iters else torch.full_like(y, -1)) for i, (x, y) in zip(numbers, batches, strict=True)
+        )
     else:
         # a forward pass alone takes little memory, and larger batches keep the cores busy
         batch_size = max(batch_size, 4096 // data.block_size)

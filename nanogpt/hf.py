@@ -11,12 +11,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from nanogpt import card, checkpoint, convert, data, hub, plot, tokenizer
+from nanogpt.config import TrainConfig
 from nanogpt.generate import generate
-from nanogpt.model import GPT
+from nanogpt.model import GPT, GPTConfig
 
 TOLERANCE = 1e-4  # between our logits and transformers', in fp32
 
@@ -43,6 +45,46 @@ def load(
         return checkpoint.load_model(found, device, dtype, **changes), tokenizer.load(found), found
     directory = convert.find_directory(run)
     return convert.from_pretrained(directory, dtype=dtype, **changes).to(device), tokenizer.load(directory), None
+
+
+def load_for_training(run: str | Path, wanted: GPTConfig, say=print) -> tuple:
+    """The model to fine-tune, or to go on with, and its tokenizer.
+
+    Of the settings `wanted`, dropout, gradient_checkpointing and block_size count: the rest is the checkpoint's.
+    """
+    kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
+    model, words, _ = load(run, say=say, **kept)
+    model.crop_block_size(min(wanted.block_size, model.config.block_size))
+    return model, words
+
+
+def check_tokenizer(theirs, ours, tokens: np.ndarray, config: TrainConfig) -> None:
+    """Raises ValueError if the data's tokens are not those that the model to fine-tune has learnt."""
+    text = ours.decode(tokens)
+    try:
+        same = np.array_equal(ours.encode(text), theirs.encode(text))
+    except ValueError:  # a character that it does not know
+        same = False
+    if not same:
+        raise ValueError(
+            f"{config.data} is tokenized by {ours.name!r}, which is not the tokenizer of "
+            f"init_from={config.init_from}: prepare the data with that model's tokenizer"
+        )
+
+
+def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None, say) -> None:
+    """What would be a pity to learn after the training: whether transformers and the Hub will take the model.
+
+    Raises ValueError where they will not, but the settings ask for it.
+    """
+    try:
+        convert.native_type(model_config)
+    except ValueError as error:
+        if exportable or repo:
+            raise ValueError(f"transformers has no class for this model: {error}") from None
+        say(f"warning: transformers has no class for this model, so it can be trained but not exported: {error}")
+    if repo:
+        hub.check_write(repo)
 
 
 def export(

@@ -10,13 +10,15 @@ import functools
 import os
 import platform
 import sys
+from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 
 import accelerate.optimizer
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from nanogpt import tracking
 from nanogpt.config import TrainConfig
@@ -72,6 +74,12 @@ def gpu_gib(device: str = "auto") -> float:
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The Accelerator for these settings. Raises ValueError where launcher, machine and settings disagree."""
     world = int(os.environ.get("WORLD_SIZE", 1))
+    # the launcher sets the address of a main process for several processes alone, but started a single one
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            f"the launcher was asked for several processes, but started one: {several_on_a_cpu('N')} "
+            "(or, for one process: --num_processes 1, and no MASTER_ADDR in the environment)"
+        )
     accumulation = config.gradient_accumulation_steps
     if accumulation % world:
         raise ValueError(
@@ -89,18 +97,55 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(accumulation // world, sync_with_dataloader=False),
         log_with=tracking.available(config.report_to, say=lambda text: print(text, file=sys.stderr)) or None,
         project_dir=config.out_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
     )
     if accelerator.num_processes != world:
         raise ValueError(
-            f"the launcher started {world} processes, but each trains on its own: for several processes on a CPU, "
-            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {world} --num_machines 1 "
-            "--mixed_precision no --dynamo_backend no --main_process_port 0 …"
+            f"the launcher started {world} processes, but each trains on its own: {several_on_a_cpu(world)}"
         )
     if config.optimizer == "muon" and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "optimizer=muon needs whole matrices, and FSDP shards them: use --optimizer=adamw, or ddp.yaml"
         )
     return accelerator
+
+
+def several_on_a_cpu(processes: int | str) -> str:
+    return (
+        "for several processes on a CPU, ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes "
+        f"{processes} --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0 …"
+    )
+
+
+def check(device: str, precision: str, timeout: float) -> None:
+    """Prints what the launcher and the machine resolve to, a line for each process, and lets the processes add up.
+
+    Raises ValueError, naming the right command, where they do not belong together.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    config = TrainConfig(device=device, precision=precision, timeout=timeout, gradient_accumulation_steps=world)
+    accelerator = make_accelerator(config)
+    threads = set_threads(0, accelerator.num_processes)
+    env = environment(accelerator, threads)
+    parallel = "one process, no communication"
+    if accelerator.num_processes > 1:
+        backend = torch.distributed.get_backend()
+        how = {DistributedType.FSDP: "one model, sharded over them"}
+        parallel = (
+            f"{world} processes by {backend}, {how.get(accelerator.distributed_type, 'a copy of the model on each')}"
+        )
+    accelerator.print(f"{parallel}; {env['precision']}, torch {env['torch']}, accelerate {env['accelerate']}")
+    for rank in range(accelerator.num_processes):  # one after the other
+        if rank == accelerator.process_index:
+            host = platform.node()
+            print(f"process {rank}: {accelerator.device} ({env['device']}) on {host}, {threads} threads", flush=True)
+        accelerator.wait_for_everyone()
+    total = accelerator.reduce(torch.tensor(accelerator.process_index + 1.0, device=accelerator.device), "sum").item()
+    expected = accelerator.num_processes * (accelerator.num_processes + 1) / 2
+    if total != expected:
+        raise ValueError(f"the processes do not add up: {total} instead of {expected}")
+    accelerator.print("gradient_accumulation_steps of a run must be a multiple of " + str(accelerator.num_processes))
+    accelerator.end_training()
 
 
 def mixed_precision(config: TrainConfig) -> str:
@@ -144,6 +189,23 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+def free_memory() -> int:
+    """Bytes of ordinary memory that are free, within the limit of the container if there is one (cgroup v2)."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
+
+
+def make_deterministic() -> None:
+    """Only operators that give the same bits every time, on CUDA as well."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    torch.backends.cudnn.benchmark = False
 
 
 def environment(accelerator: Accelerator, threads: int) -> dict:

@@ -51,14 +51,14 @@ class Metrics:
     def __init__(self, accelerator: Accelerator, out_dir: Path, step: int, config: dict, say):
         """Goes on behind `step`: what an earlier life of the run wrote beyond it is taken back."""
         self.accelerator, self.say = accelerator, say
-        self.file = None
+        self.file, self.unwritten = None, b""
         if accelerator.is_main_process:
             path = out_dir / "metrics.jsonl"
             kept = [line for line in read(path) if line["step"] <= step] if step else []
             temporary = out_dir / ".tmp-metrics.jsonl"
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             temporary.replace(path)
-            self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open as long as the run)
+            self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
         self._quietly("init_trackers", out_dir.parent.name or "nanogpt", config, self._names(out_dir))
 
     def _names(self, out_dir: Path) -> dict:
@@ -78,11 +78,22 @@ class Metrics:
     def log(self, **values) -> None:
         """One line: `step` and whatever was measured at it."""
         if self.file is not None:
-            self.file.write(json.dumps(values) + "\n")
+            self._write(json.dumps(values) + "\n")
         self._quietly("log", {k: v for k, v in values.items() if k != "step"}, step=values["step"])
+
+    def _write(self, text: str) -> None:
+        """Writes `text`, and before it what a full disk did not take: then it waits for the next call."""
+        waited, self.unwritten = bool(self.unwritten), self.unwritten + text.encode()
+        try:
+            while self.unwritten:
+                self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
+        except OSError as error:
+            if not waited:
+                self.say(f"warning: {self.file.name} could not be written: {error}; its lines are kept for later")
 
     def close(self) -> None:
         if self.file is not None:
+            self._write("")
             self.file.close()
         self._quietly("end_training")
 

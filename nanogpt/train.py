@@ -7,10 +7,9 @@ the run that was never interrupted, and k processes train what one trains with k
 
 import dataclasses
 import shlex
-import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -18,20 +17,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nanogpt import checkpoint, convert, hf, hub, launch, tokenizer, tracking
+from nanogpt import checkpoint, guard, hf, launch, resume, tokenizer, tracking
 from nanogpt.config import TrainConfig, fail, parse, user_errors
 from nanogpt.data import Batch, mix
 from nanogpt.evaluate import evaluate
 from nanogpt.generate import pack, stream, stream_text
+from nanogpt.interrupt import Interrupts
 from nanogpt.mixture import open_data, read_shares
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
-
-# what may differ from a checkpoint's settings without changing what the next step computes
-HARMLESS = set(
-    "out_dir data resume max_iters lr_decay_iters eval_interval eval_iters log_interval always_save_checkpoint "
-    "keep_checkpoints report_to max_bad_steps device compile threads profile init_from exportable push_to_hub".split()
-)
+from nanogpt.peers import Peers
+from nanogpt.saver import Saver
 
 
 def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", argv: list[str] | None = None) -> None:
@@ -42,11 +38,14 @@ def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", ar
     code 2.
     """
     description = sys.modules["__main__"].__doc__ or ""
-    with user_errors():
-        recipes_data = config.data
-        model, config = parse(model, config, sys.argv[1:] if argv is None else argv, description)
-        run = Run(model, config, prepare if config.data == recipes_data else None, note)
-    run.train()
+    try:
+        with user_errors():
+            recipes_data = config.data
+            model, config = parse(model, config, sys.argv[1:] if argv is None else argv, description)
+            run = Run(model, config, prepare if config.data == recipes_data else None, note)
+        run.train()
+    except KeyboardInterrupt:  # before the loop or after it: there is nothing to save
+        sys.exit(130)
 
 
 class Run:
@@ -57,28 +56,38 @@ class Run:
         self.config, self.out_dir, self.quiet = config, Path(config.out_dir), quiet
         self.accelerator = launch.make_accelerator(config)
         self.device = self.accelerator.device
+        self.peers = Peers(self.accelerator, config.timeout)
+        self.interrupts = Interrupts(self.peers, config.max_minutes, config.max_failed_saves)
+        self.saver = Saver(self.say)
+        if config.deterministic:
+            launch.make_deterministic()
         threads = launch.set_threads(config.threads, self.accelerator.num_processes)
         if self.device.type == "cpu":
             launch.keep_freed_memory()
         if note:
             self.say(note)
-        start = self.find_start()
+        with self.accelerator.main_process_first():
+            start = resume.find_start(config, self.say)
+        self.check_agreement(start)
         pretrained, words = None, None
         if config.init_from != "scratch":
-            pretrained, words = self.load_pretrained(model_config, start)
+            with self.accelerator.main_process_first():  # one of them fetches what may have to be fetched
+                pretrained, words = hf.load_for_training(start or config.init_from, model_config, self.say)
             model_config = pretrained.config
-        self.check_publishing(model_config)
+        if self.accelerator.is_main_process:
+            hf.check_publishing(model_config, config.exportable, config.push_to_hub, self.say)
         self.prepare_data(prepare)
         self.train_data = open_data(config.data, "train", model_config.block_size, model_config.vocab_size)
         self.val_data = open_data(config.data, "val", model_config.block_size, model_config.vocab_size)
         directory = next(iter(read_shares(config.data)))  # of a mixture all have the same tokenizer
         self.tokenizer = tokenizer.load(directory)
         if words is not None:
-            self.check_tokenizer(words)
+            hf.check_tokenizer(words, self.tokenizer, self.val_data.tokens[:1000], config)
         if model_config.vocab_size is None:
             model_config = dataclasses.replace(model_config, vocab_size=self.train_data.meta["vocab_size"])
+        data, environment = self.train_data.meta["splits"], launch.environment(self.accelerator, threads)
         if start:
-            self.check_settings(start, model_config)
+            resume.compare(start, model_config, config, data, environment, self.say)
             if Path(directory, tokenizer.FILE).is_file():
                 tokenizer.check_same(start, directory)
 
@@ -96,13 +105,12 @@ class Run:
         self.state |= {"evaluated_step": None, "best_val_loss": None, "best_step": None}
         if start:
             checkpoint.restore(start, self.gpt, [optimizer.optimizer for optimizer in self.optimizers])
-            saved = checkpoint.read_json(start / checkpoint.STATE)
-            self.state = {key: saved[key] for key in self.state}
+            self.state = checkpoint.read_state(start)
         self.start_step = self.state["step"]
         self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * model_config.block_size
 
         self.settings = {"model": dataclasses.asdict(model_config), "train": dataclasses.asdict(config)}
-        self.settings["environment"] = launch.environment(self.accelerator, threads)
+        self.settings |= {"data": data, "environment": environment}
         if self.accelerator.is_main_process:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
@@ -111,11 +119,11 @@ class Run:
         self.introduce()
 
     def train(self) -> None:
-        """The loop: evaluate and save where it is due, step, log; until max_iters or a signal."""
+        """The loop: evaluate and save where it is due, step, log; until max_iters or an interruption."""
         config, state = self.config, self.state
-        self.begin()
-        self.start_clock()
-        with StopSignal() as stop, self.profiler() as profiler:
+        with self.peers.watched(self.saver.wait), self.interrupts, self.profiler() as profiler:
+            self.begin()
+            self.start_clock()
             while True:
                 done = state["step"] >= config.max_iters
                 due = done or state["step"] % config.eval_interval == 0
@@ -130,21 +138,20 @@ class Run:
                     profiler.step()
                 if state["step"] % config.log_interval == 0 or state["step"] == config.max_iters:
                     self.log()
-                if stop.received(self.accelerator):
-                    self.leave(stop.number)
-        self.bar.close()
-        self.metrics.close()
-        self.stop_if_unsaved()
+                self.saver.check()
+                number, time_is_up, unsaved = self.interrupts.due(self.saver.seconds, self.saver.failed)
+                if number or time_is_up or unsaved:
+                    self.leave(number, unsaved)
+            self.finish()
         self.conclude()
 
     def begin(self) -> None:
-        """What the first step finds: sums at zero, the model in training mode and compiled."""
-        self.loss_sum, self.skipped, self.bad_in_a_row = torch.zeros(3, device=self.device)  # on the device
+        """What the first step finds: sums at zero, the model in training mode, compiled, and fitting into memory."""
+        self.loss_sum, self.skipped, self.bad_in_a_row, self.good_norm = torch.zeros(4, device=self.device)
         self.logged = dict(self.state)  # as it was at the last line of metrics
-        self.unsaved: str | None = None  # what went wrong with the last checkpoint
         self.gpt.train()
-        if self.compiled:
-            self.compile()
+        if self.state["step"] < self.config.max_iters:
+            guard.rehearse(self)
         shown = self.accelerator.is_main_process and sys.stderr.isatty() and not self.quiet
         bar = {"total": self.config.max_iters, "initial": self.state["step"], "unit": "step", "dynamic_ncols": True}
         self.bar = tqdm(**bar, leave=False, disable=not shown)
@@ -158,10 +165,12 @@ class Run:
         for i in range(accumulation):
             x, y = self.micro_batch(i * accelerator.num_processes + accelerator.process_index)
             with accelerator.accumulate(self.model):
-                loss = self.model(x, y)
+                loss = guard.contagious(self.model(x, y))
                 accelerator.backward(loss)
             step_loss += loss.detach() / accumulation
-        self.grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip or torch.inf)
+        self.grad_norm = checkpoint.whole(
+            accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip or torch.inf)
+        )
 
         # A gradient that is not finite must not reach the weights. The flag stays on the device, where the fused
         # optimizers heed it, so nothing waits; with fp16 the gradient scaler does this by itself.
@@ -174,6 +183,7 @@ class Run:
         self.loss_sum += torch.where(found_inf > 0, 0.0, step_loss)
         self.skipped += found_inf
         self.bad_in_a_row = (self.bad_in_a_row + 1) * found_inf
+        self.good_norm = torch.where(found_inf > 0, self.good_norm, self.grad_norm)
         state["step"] += 1
         state["tokens"] += self.tokens_per_step
         self.bar.update()
@@ -191,16 +201,6 @@ class Run:
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-
-    def compile(self) -> None:
-        """Compiles by a forward and backward pass that changes nothing; where that fails, the run goes on eagerly."""
-        try:
-            self.model(*self.micro_batch(0)).backward()
-        except Exception as error:  # whatever the compiler trips over, the model also runs without it
-            self.say(f"warning: torch.compile failed, going on without it: {str(error).splitlines()[0]}")
-            self.gpt._compiled_call_impl = None  # what nn.Module.compile() sets
-            self.compiled = False
-        self.gpt.zero_grad()
 
     def profiler(self):
         """With `--profile N` traces N steps, after two to warm up, into a file that https://ui.perfetto.dev shows."""
@@ -235,7 +235,7 @@ class Run:
         loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
         mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
         self.bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s{mfu}", refresh=False)
-        if self.bad_in_a_row >= config.max_bad_steps and self.accelerator.scaler is None:
+        if self.bad_in_a_row >= guard.bad_steps_allowed(config, self.accelerator.scaler):
             self.give_up(values["lr"])
         self.loss_sum.zero_()
         self.skipped.zero_()
@@ -280,45 +280,55 @@ class Run:
         """The sum of a tensor over all processes."""
         return self.accelerator.reduce(total.to(self.device)) if self.accelerator.num_processes > 1 else total
 
-    def save(self, best: bool = False) -> None:
-        """Saves a checkpoint of the current step; the main process writes what all put together."""
-        collected = checkpoint.collect(self.gpt, [optimizer.optimizer for optimizer in self.optimizers])
-        if self.accelerator.is_main_process:
-            try:
-                keep = self.config.keep_checkpoints
-                checkpoint.save(self.out_dir, self.state, *collected, self.settings, self.tokenizer, keep, best)
-                self.unsaved = None
-            except OSError as error:
-                self.unsaved = f"step {self.state['step']} could not be saved: {error}"
-                self.say(f"warning: {self.unsaved}; earlier checkpoints are untouched, and training goes on")
-        self.accelerator.wait_for_everyone()
+    def save(self, best: bool = False, background: bool = True) -> None:
+        """Saves a checkpoint of the current step: all put it together, a thread of the main process writes it."""
+        self.saver.wait()
+        optimizers, main = [optimizer.optimizer for optimizer in self.optimizers], self.accelerator.is_main_process
+        background = background and launch.free_memory() > 2 * checkpoint.size(self.gpt, optimizers)
+        collected = checkpoint.collect(self.gpt, optimizers, copy=background, keep=main)
+        if main:
+            state, settings, keep = dict(self.state), dict(self.settings), self.config.keep_checkpoints
 
-    def leave(self, number: int) -> None:
-        """Ends the run on a signal: saves, says how to go on, exits with 128 + the signal's number."""
+            def write():
+                checkpoint.save(self.out_dir, state, *collected, settings, self.tokenizer, keep, best)
+
+            self.saver.save(state["step"], write, background)
+
+    def leave(self, number: int, unsaved: bool) -> None:
+        """Ends the run before its last step: by a signal (128 and its number is the exit code), or because its time is
+        up (0), saves and says how to go on; where saving failed too often, only says so (1)."""
         self.pause_clock()
-        self.bar.close()
-        self.save()
-        self.metrics.close()
-        self.stop_if_unsaved()
-        command = shlex.join(a for a in sys.argv if not a.startswith("--resume"))
-        self.say(f"stopped: step {self.state['step']} is saved; to go on: accelerate launch {command} --resume=auto")
-        sys.exit(128 + number)
+        if not unsaved:
+            self.save(background=False)
+        self.finish()
+        self.interrupts.ignore()
+        command = shlex.join(a for a in sys.argv if not a.startswith("--resume="))
+        same = " (as before)" if self.peers.many else ""
+        why = "stopped" if number else f"stopped after {self.config.max_minutes:g} minutes"
+        self.say(
+            f"{why}: step {self.state['step']} is saved; to go on: accelerate launch{same} {command} --resume=auto"
+        )
+        self.accelerator.wait_for_everyone()
+        sys.exit(128 + number if number else 0)
 
     def give_up(self, lr: float) -> None:
         """Ends a run whose gradient is no longer finite; its weights never saw one of those gradients."""
         self.bar.close()
         self.metrics.close()
-        fail(
-            f"no finite gradient in the last {int(self.bad_in_a_row)} steps up to step {self.state['step']}, at "
-            f"learning rate {lr:.2e}: none of them was applied. Look at grad_norm in {self.out_dir / 'metrics.jsonl'}; "
-            "go on from the last checkpoint by --resume=auto with a lower --learning_rate or --precision=fp32",
-            code=1,
-        )
+        self.saver.wait()
+        self.interrupts.ignore()
+        self.accelerator.wait_for_everyone()
+        bad, norm = int(self.bad_in_a_row), float(self.good_norm)
+        fail(guard.diagnosis(bad, self.state["step"], lr, norm, self.config), code=1)
 
-    def stop_if_unsaved(self) -> None:
-        """At the end of a run: exit code 1 if the last checkpoint did not reach the disk."""
-        if self.unsaved:
-            fail(self.unsaved, code=1)
+    def finish(self) -> None:
+        """Waits until all is on the disk. Exit code 1, on all processes, if the last checkpoint did not get there."""
+        self.bar.close()
+        self.saver.wait()
+        self.metrics.close()
+        if self.peers.largest(self.saver.unsaved is not None)[0]:
+            self.interrupts.ignore()
+            fail(self.saver.unsaved, code=1)
 
     def conclude(self) -> None:
         """The result, a sample, and what to do next."""
@@ -328,7 +338,10 @@ class Run:
         best = f"best validation loss {state['best_val_loss']:.4f} at step {state['best_step']}"
         speed = f"{state['tokens'] / max(state['train_seconds'], 1e-9):,.0f} tokens/s"
         self.say(f"\n{state['step']:,} steps in {state['train_seconds']:.1f} s of training, {speed}; {best}\n")
-        self.say(self.sample() + "\n")
+        try:
+            self.say(self.sample() + "\n")
+        except (ValueError, OSError) as error:  # somebody else's hands were on the checkpoints
+            self.say(f"warning: no sample: {error}\n")
         if self.config.push_to_hub:
             try:
                 hf.push(self.out_dir, self.config.push_to_hub, say=self.say)
@@ -351,21 +364,28 @@ class Run:
 
     # Before the first step
 
-    def find_start(self) -> Path | None:
-        """The checkpoint to go on from, if any. Raises ValueError if this run would overwrite another in out_dir."""
-        wish, there = self.config.resume, checkpoint.steps(self.out_dir)
-        if wish == "auto" and not there:
-            return None
-        if wish in ("auto", "last", "best"):
-            return checkpoint.find(self.out_dir, ("best",) if wish == "best" else ("last",), self.say)
-        start = None if wish == "none" else checkpoint.find(wish, ("last",), self.say)
-        if there and (start is None or start.parent != self.out_dir.resolve()):
-            free = next(n for n in range(2, 10**6) if not Path(f"{self.out_dir}-{n}").exists())
+    def check_agreement(self, start: Path | None) -> None:
+        """Raises ValueError where the processes do not find the same checkpoint: they must see the same files."""
+        step = int(start.name[5:]) if start and start.name[5:].isdigit() else -1
+        newest, oldest = self.peers.largest(step, -step)
+        if newest != -oldest:
             raise ValueError(
-                f"{self.out_dir} already holds a run ({there[-1].name}): go on with it by --resume=auto, "
-                f"or write another one by --out_dir={self.out_dir}-{free}"
+                f"the processes find different checkpoints in {self.out_dir} (steps {-oldest} and {newest}): "
+                "out_dir must be on a file system that all machines see"
             )
-        return start
+
+    def change_batches(self, config: TrainConfig) -> None:
+        """Goes on with another batch_size and gradient_accumulation_steps, which make the same step."""
+        self.say(
+            f"warning: out of memory with batch_size={self.config.batch_size}: now --batch_size={config.batch_size} "
+            f"--gradient_accumulation_steps={config.gradient_accumulation_steps}; a step has the same sequences"
+        )
+        self.config = config
+        processes = self.accelerator.num_processes
+        self.accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps // processes
+        self.settings["train"] = dataclasses.asdict(config)
+        if self.accelerator.is_main_process:
+            checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
 
     def prepare_data(self, prepare) -> None:
         """Lets the main process make the data where there is none; the others wait for it."""
@@ -374,61 +394,6 @@ class Run:
             nothing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
             if prepare is not None and nothing:
                 prepare(directory)
-
-    def load_pretrained(self, wanted: GPTConfig, start: Path | None) -> tuple:
-        """The model to fine-tune and its tokenizer; of the recipe's model settings, these count: see `kept`."""
-        kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
-        with self.accelerator.main_process_first():  # one of them fetches what may have to be fetched
-            model, words, _ = hf.load(start or self.config.init_from, say=self.say, **kept)
-        model.crop_block_size(model.config.block_size if start else wanted.block_size)
-        return model, words
-
-    def check_tokenizer(self, words) -> None:
-        """Raises ValueError if the data's tokens are not those that the model to fine-tune has learnt."""
-        text = self.tokenizer.decode(self.val_data.tokens[:1000])
-        try:
-            same = np.array_equal(self.tokenizer.encode(text), words.encode(text))
-        except ValueError:  # a character that it does not know
-            same = False
-        if not same:
-            raise ValueError(
-                f"{self.config.data} is tokenized by {self.tokenizer.name!r}, which is not the tokenizer of "
-                f"init_from={self.config.init_from}: prepare the data with that model's tokenizer"
-            )
-
-    def check_publishing(self, model_config: GPTConfig) -> None:
-        """What would be a pity to learn after the training: whether transformers and the Hub will take the model."""
-        config = self.config
-        try:
-            convert.native_type(model_config)
-        except ValueError as error:
-            if config.exportable or config.push_to_hub:
-                raise ValueError(f"transformers has no class for this model: {error}") from None
-            self.say(
-                f"warning: transformers has no class for this model, so it can be trained but not exported: {error}"
-            )
-        if config.push_to_hub and self.accelerator.is_main_process:
-            hub.check_write(config.push_to_hub)
-
-    def check_settings(self, start: Path, model_config: GPTConfig) -> None:
-        """Compares with the checkpoint's settings: another model is refused, other changes that matter are named."""
-        model, train = checkpoint.load_configs(start)
-        changed = []
-        for old, new in ((model, model_config), (train, self.config)):
-            for name in (field.name for field in dataclasses.fields(old)):
-                a, b = getattr(old, name), getattr(new, name)
-                if a != b and old is model and name not in ("dropout", "gradient_checkpointing"):
-                    raise ValueError(
-                        f"{start} was trained with {name}={a}, not {b}: resume with --{name}={a}, "
-                        "or train the new model into another --out_dir"
-                    )
-                if a != b and name not in HARMLESS:
-                    changed.append(f"{name} {a} -> {b}")
-        decay = [c.lr_decay_iters or (c.max_iters if c.lr_schedule != "constant" else 0) for c in (train, self.config)]
-        if decay[0] != decay[1]:
-            changed.append(f"the learning rate decays over {decay[1]} steps, not {decay[0]}")
-        if changed:
-            self.say(f"note: this goes on with other settings than the run was started with: {'; '.join(changed)}")
 
     def introduce(self) -> None:
         """A few lines that say what is about to happen."""
@@ -449,9 +414,10 @@ class Run:
         )
 
     def say(self, text: str) -> None:
-        """Prints on the main process, above the progress bar."""
+        """Prints on the main process, above the progress bar. Nobody listening any more is no reason to stop."""
         if self.accelerator.is_main_process and not self.quiet:
-            tqdm.write(text)
+            with suppress(OSError):
+                tqdm.write(text)
 
     # The clock runs while training: not while evaluating, saving or compiling
 
@@ -467,27 +433,3 @@ class Run:
             torch.cuda.synchronize()
         elif self.device.type == "mps":
             torch.mps.synchronize()
-
-
-class StopSignal:
-    """Remembers SIGINT and SIGTERM, so that the step can be finished; a second one ends the process at once."""
-
-    def __enter__(self):
-        self.number = 0
-        self.before = {number: signal.signal(number, self.remember) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def remember(self, number: int, frame) -> None:
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
-
-    def received(self, accelerator) -> bool:
-        """Whether any process got a signal; all processes learn it after the same step."""
-        if accelerator.num_processes > 1:
-            number = torch.tensor(self.number, device=accelerator.device)
-            self.number = int(accelerator.reduce(number, "sum"))
-        return self.number > 0

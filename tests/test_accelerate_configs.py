@@ -21,6 +21,11 @@ def test_accelerate_reads_it_and_it_is_short_and_explained(path):
     assert sum("#" in line for line in lines) >= 3
 
 
+def test_the_readme_explains_each_of_them():
+    text = (CONFIGS[0].parent / "README.md").read_text()
+    assert [path.name for path in CONFIGS if f"`{path.name}`" not in text] == []
+
+
 def test_fsdp_leaves_tied_weights_tied():
     config = yaml.safe_load((CONFIGS[0].parent / "fsdp2.yaml").read_text())
     assert config["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] is False

@@ -1,5 +1,7 @@
 import json
 import shutil
+import struct
+import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint
 from nanogpt.optim import make_optimizers
 from nanogpt.tokenizer import CharTokenizer
 
+OTHER = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=16)
 CONFIG = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=8)
 
 
@@ -23,10 +26,23 @@ def trained(seed: int, optimizer: str = "muon"):
     return model, optimizers
 
 
-def save(out, step, model, optimizers, best=False, keep=2):
-    settings = {"model": vars(CONFIG), "train": vars(TrainConfig())}
+def save(out, step, model, optimizers, best=False, keep=2, settings=None, tokenizer="abcde"):
+    settings = {"model": vars(CONFIG), "train": vars(TrainConfig())} | (settings or {})
     collected = checkpoint.collect(model, optimizers)
-    return checkpoint.save(out, {"step": step}, *collected, settings, CharTokenizer("abcde"), keep, best)
+    out.mkdir(exist_ok=True)
+    return checkpoint.save(out, {"step": step}, *collected, settings, CharTokenizer(tokenizer), keep, best)
+
+
+def seal_again(path):
+    """Makes the state file of a forged checkpoint fit its other files: as whole as an attacker can make it."""
+    state = json.loads((path / "trainer_state.json").read_text())
+    del state["crc32"]
+    for name in state["files"]:
+        file = path / name
+        state["files"][name] = {"bytes": file.stat().st_size, "crc32": zlib.crc32(file.read_bytes())}
+    state["crc32"] = checkpoint.seal(state)
+    (path / "trainer_state.json").write_text(json.dumps(state))
+    assert checkpoint.check(path) is None
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -67,23 +83,35 @@ def test_the_newest_the_last_and_the_best_are_kept(tmp_path):
     assert checkpoint.find(tmp_path, ("last",)).name == "step-000005"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json"])
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone"])
+FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "gone", "another model's", "a directory"])
 def test_a_damaged_file_is_noticed_and_the_last_whole_checkpoint_taken(tmp_path, name, damage):
     model, optimizers = trained(1)
     save(tmp_path, 1, model, optimizers)
     newest = save(tmp_path, 2, model, optimizers)
     content = bytearray((newest / name).read_bytes())
-    if damage == "gone":
+    if damage in ("gone", "a directory"):
         (newest / name).unlink()
+        if damage == "a directory":
+            (newest / name).mkdir()
+    elif damage == "emptied":
+        (newest / name).write_bytes(b"")
+    elif damage == "another model's":
+        other = save(tmp_path / "other", 2, *trained(3), settings={"model": vars(OTHER)}, tokenizer="vwxyz")
+        shutil.copy(other / name, newest / name)
     elif damage == "truncated":
-        (newest / name).write_bytes(content[:-1])
+        (newest / name).write_bytes(content[:-2])  # the last byte of a JSON file is a line feed
     else:
         content[len(content) // 2] ^= 1
         (newest / name).write_bytes(content)
     said = []
     assert checkpoint.find(tmp_path, ("last",), said.append).name == "step-000001"
-    assert len(said) == 1 and f"step-000002 is not whole: {name}" in said[0]
+    assert len(said) == 1 and "step-000002 is not whole: " in said[0]
+    if (name, damage) != ("trainer_state.json", "another model's"):  # it describes other files than there are
+        assert name in said[0]
     said.clear()
     assert checkpoint.find(newest, say=said.append).name == "step-000001"
     assert "going on with" in said[0]
@@ -136,3 +164,171 @@ def test_a_config_that_is_none_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"config.json is not a run's configuration"):
         checkpoint.load_configs(path)
     shutil.rmtree(path)
+
+
+def header(size: int, text: str) -> bytes:
+    """The beginning of a safetensors file: the size of its JSON header, and the header."""
+    return struct.pack("<Q", size) + text.encode()
+
+
+HEADERS = {
+    "a header longer than the file": header(2**62, "{}"),
+    "a header of 99 MB": header(99_000_000, "{}"),
+    "not JSON": header(4, "{{{{"),
+    "deep nesting": header(200_000, "[" * 100_000 + "]" * 100_000),
+    "a tensor beyond the file": header(68, '{"wte.weight":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'),
+    "a tensor of 2^62 numbers": header(
+        91, '{"wte.weight":{"dtype":"F32","shape":[2147483648,2147483648],"data_offsets":[0,0]}}    '
+    ),
+    "a type that there is not": header(66, '{"wte.weight":{"dtype":"X9","shape":[0],"data_offsets":[0,0]}}    '),
+    "a pickle": b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93.",
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_a_hostile_file_of_tensors_is_one_line(tmp_path, kind, name):
+    model, optimizers = trained(1)
+    path = save(tmp_path, 1, model, optimizers)
+    (path / name).write_bytes(HEADERS[kind])
+    seal_again(path)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=name):
+        checkpoint.restore(path, model, optimizers)
+    if name == "model.safetensors":
+        with pytest.raises(ValueError, match=name):
+            checkpoint.load_model(path)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop("wte.weight"), "lacks 'wte.weight': it is not this model's"),
+        (lambda t: t.update({"../../etc/passwd": torch.zeros(1)}), "has an unknown '../../etc/passwd'"),
+        (
+            lambda t: t.update({"wte.weight": torch.zeros(1)}),
+            r"wte.weight is \(1,\) torch.float32 instead of \(64, 8\)",
+        ),
+        (lambda t: t.update({"ln_f.weight": torch.zeros(8, dtype=torch.int64)}), r"ln_f.weight is \(8,\) torch.int64"),
+    ],
+)
+def test_tensors_of_another_model_are_refused_before_anything_is_changed(tmp_path, change, message):
+    model, optimizers = trained(1)
+    path = save(tmp_path, 1, model, optimizers)
+    tensors = checkpoint.read_tensors(path / "model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    change(tensors)
+    checkpoint.write_tensors(path / "model.safetensors", tensors)
+    seal_again(path)
+    for load in (lambda: checkpoint.load_model(path), lambda: checkpoint.restore(path, model, optimizers)):
+        with pytest.raises(ValueError, match=message):
+            load()
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path):
+    path = save(tmp_path, 1, *trained(1, "adamw"))
+    with pytest.raises(ValueError, match=r"optimizer.safetensors (has an unknown|lacks) '"):
+        checkpoint.restore(path, *trained(1, "muon"))
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ({"n_layer": 10**9}, "has 9 tensors, too few for n_layer=1000000000"),
+        ({"n_embd": 10**6}, "it is not this model's"),
+        ({"n_embd": 10**9}, "config.json is not a run's configuration .Storage size calculation overflowed"),
+        ({"n_embd": "8"}, "n_embd is '8'"),
+        ({"n_layer": [1]}, r"n_layer is '\[1\]'"),
+        ({"vocab_size": 10**8}, "it is not this model's"),
+        ({"n_head": 0}, "config.json is not a run's configuration"),
+    ],
+)
+def test_a_hostile_configuration_takes_neither_memory_nor_time(tmp_path, model, message):
+    path = save(tmp_path, 1, *trained(1), settings={"model": vars(CONFIG) | model})
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_model(path)
+
+
+def test_names_in_the_manifest_lead_nowhere(tmp_path):
+    """Only our own names are ever opened: what else the manifest lists is neither read nor removed."""
+    path = save(tmp_path, 1, *trained(1))
+    state = json.loads((path / "trainer_state.json").read_text())
+    del state["crc32"]
+    state["files"] |= {"../../secret": {"bytes": 1, "crc32": 0}, "/etc/passwd": {"bytes": 1, "crc32": 0}}
+    (tmp_path.parent / "secret").write_text("x")
+    (path / "trainer_state.json").write_text(json.dumps(state | {"crc32": checkpoint.seal(state)}))
+    assert checkpoint.check(path) is None
+    assert checkpoint.find(tmp_path) == path.resolve()
+    assert (tmp_path.parent / "secret").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"step": "../../x"}, "step is '../../x'"),
+        ({"step": True}, "step is 'True'"),
+        ({"tokens": None}, "tokens is 'None'"),
+        ({"best_val_loss": "low"}, "best_val_loss is 'low'"),
+        ({"train_seconds": [[[]]]}, "train_seconds is"),
+    ],
+)
+def test_a_state_of_wrong_types_is_named(tmp_path, values, message):
+    whole = {"step": 1, "tokens": 2, "train_seconds": 0.5, "skipped_steps": 0}
+    whole |= {"evaluated_step": None, "best_val_loss": 2.5, "best_step": 1}
+    checkpoint.write_json(tmp_path / "trainer_state.json", whole)
+    assert checkpoint.read_state(tmp_path) == whole
+    checkpoint.write_json(tmp_path / "trainer_state.json", whole | values)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.read_state(tmp_path)
+
+
+def test_a_json_file_too_large_to_be_one_of_ours_is_not_read(tmp_path):
+    path = tmp_path / "config.json"
+    with open(path, "wb") as file:
+        file.truncate(2**40)  # a file with a hole: it takes no space
+    with pytest.raises(ValueError, match="it has more than 256 MiB"):
+        checkpoint.read_json(path)
+
+
+def test_what_killed_saves_left_behind_is_removed_by_the_next(tmp_path):
+    (tmp_path / ".tmp-step-000001").mkdir()
+    (tmp_path / ".tmp-step-000001" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".old-step-000001").mkdir()
+    (tmp_path / ".tmp-last").symlink_to("step-000001")
+    save(tmp_path, 2, *trained(1))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step-000002"]
+
+
+@pytest.mark.parametrize("new_is_whole", [True, False])
+def test_a_save_killed_between_two_renames_is_finished(tmp_path, new_is_whole):
+    """The checkpoint that makes room bears no name for a moment, and neither does the one that takes its place."""
+    model, optimizers = trained(2)
+    old, new = save(tmp_path, 1, *trained(1)), save(tmp_path / "new", 1, model, optimizers)
+    old.rename(tmp_path / ".old-step-000001")
+    new.rename(tmp_path / ".tmp-step-000001")
+    if not new_is_whole:
+        (tmp_path / ".tmp-step-000001" / "config.json").unlink()
+    checkpoint.finish_renaming(tmp_path)
+    found = checkpoint.load_model(checkpoint.find(tmp_path, ("last",)))
+    assert torch.equal(found.wte.weight, model.wte.weight) is new_is_whole
+
+
+def test_what_was_replaced_and_is_half_removed_does_not_come_back(tmp_path):
+    save(tmp_path, 1, *trained(1)).rename(tmp_path / ".old-step-000001")
+    (tmp_path / ".old-step-000001" / "model.safetensors").unlink()
+    checkpoint.finish_renaming(tmp_path)
+    assert checkpoint.steps(tmp_path) == []
+
+
+def test_a_copy_does_not_change_with_the_model(tmp_path):
+    model, optimizers = trained(1)
+    (weights, moments), (shared, _) = (checkpoint.collect(model, optimizers, copy=copy) for copy in (True, False))
+    size = sum(t.numel() * t.element_size() for t in [*weights.values(), *moments.values()])
+    assert checkpoint.size(model, optimizers) == size
+    with torch.no_grad():
+        model.wte.weight.zero_()
+        momentum = optimizers[0].state[model.h[0].attn.c_attn.weight]["momentum_buffer"].zero_()
+    assert weights["wte.weight"].any() and moments["h.0.attn.c_attn.weight.momentum_buffer"].any()
+    assert not shared["wte.weight"].any() and not momentum.any()
+    assert checkpoint.collect(model, optimizers, keep=False) == ({}, {})

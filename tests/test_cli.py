@@ -1,5 +1,7 @@
 """The `nanogpt` command, in this process, on a run made here."""
 
+import re
+
 import pytest
 import torch
 
@@ -113,3 +115,40 @@ def test_a_damaged_best_checkpoint_is_replaced_by_a_whole_one(run_dir, capsys):
     captured = capsys.readouterr()
     assert "FIRST:" in captured.out
     assert f"{best.name} is not whole: model.safetensors has 7 bytes" in captured.err
+
+
+def test_batch_prints_what_a_step_trains_on(make_run, capsys):
+    run = make_run(gradient_accumulation_steps=2)
+    run.train()
+    run.state["step"] = 2
+    expected = [
+        run.tokenizer.decode([*x, y[-1]])
+        for index in range(2)
+        for x, y in zip(*(batch.tolist() for batch in run.micro_batch(index)), strict=True)
+    ]
+    capsys.readouterr()
+    main(["batch", str(run.out_dir), "--step", "3"])
+    shown = capsys.readouterr().out
+    assert shown.count("step 3, micro-batch 1, sequence ") == 4
+    blocks = re.split(r"step 3, micro-batch \d, sequence \d: tokens [\d,]+ to [\d,]+ of .*, epoch 1\n", shown)
+    assert blocks == ["", *(text + "\n" for text in expected)]
+    main(["batch", str(run.out_dir / "last"), "--step", "3"])
+    assert capsys.readouterr().out == shown
+
+
+def test_batch_of_a_step_before_the_first(run_dir, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["batch", str(run_dir), "--step", "0"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "error: step=0 must be at least 1\n"
+
+
+def test_launch_check_of_one_process(make_run, capsys):
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    main(["launch-check", "--device", "cpu", "--precision", "fp32"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"one process, no communication; fp32, torch {torch.__version__}, accelerate ")
+    assert "process 0: cpu (cpu) on " in shown

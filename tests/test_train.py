@@ -159,7 +159,7 @@ def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(make_run, tmp
     assert resumed.state["best_step"] == whole.state["best_step"]
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys, number, code):
     run = make_run(max_iters=50, eval_interval=50)
     batch = run.micro_batch
@@ -194,6 +194,102 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(make_run, monkey
     run.train()
     assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
     assert "warning: step 4 could not be saved: [Errno 28] No space left on device" in capsys.readouterr().out
+
+
+def test_saves_that_keep_failing_end_the_run(make_run, monkeypatch, capsys):
+    run = make_run(max_iters=50, eval_interval=2, max_failed_saves=2)
+    monkeypatch.setattr(checkpoint, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(5, "I/O error")))
+    with pytest.raises(SystemExit) as exit:
+        run.train()
+    assert exit.value.code == 1
+    assert 4 <= run.state["step"] < 10
+    shown = capsys.readouterr()
+    assert shown.out.count("warning: step") == 2
+    assert "error: step 4 could not be saved: [Errno 5] I/O error" in shown.err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limits on the size of files here")
+def test_a_write_that_the_system_refuses_loses_nothing(make_run, capsys):
+    """The kernel's own refusal, in whatever library writes: files may not grow beyond 2 KB."""
+    import resource
+
+    run = make_run(max_iters=6, eval_interval=2, keep_checkpoints=0)
+    step = run.step
+
+    def limited():
+        step()
+        most = 2048 if run.state["step"] in (3, 4) else -1
+        run.saver.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, -1))
+
+    run.step = limited
+    run.train()
+    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
+    assert "warning: step 4 could not be saved: model.safetensors: " in capsys.readouterr().out
+    assert all(checkpoint.check(step) is None for step in checkpoint.steps(run.out_dir))
+
+
+def test_an_out_dir_that_vanishes_is_told_and_comes_back(make_run, capsys):
+    run = make_run(max_iters=6, eval_interval=2)
+    step, away = run.step, run.out_dir.with_name("away")
+
+    def vanishing():
+        run.saver.wait()
+        if run.state["step"] == 3:
+            run.out_dir.rename(away)
+        if run.state["step"] == 5:
+            away.rename(run.out_dir)
+        step()
+
+    run.step = vanishing
+    run.train()
+    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
+    assert "warning: step 4 could not be saved: [Errno 2] No such file or directory" in capsys.readouterr().out
+    assert list(curve(run, "val_loss")) == [0, 2, 4, 6]
+
+
+def test_max_minutes_saves_and_ends_in_time(make_run, capsys):
+    run = make_run(max_iters=10**6, eval_interval=10**6, max_minutes=1 / 60)
+    begin = time.monotonic()
+    with pytest.raises(SystemExit) as exit:
+        run.train()
+    assert exit.value.code == 0
+    assert time.monotonic() - begin < 3  # 1 s, and room for a busy machine
+    assert checkpoint.find(run.out_dir, ("last",)).name == f"step-{run.state['step']:06d}"
+    assert "stopped after 0.0166667 minutes: step" in capsys.readouterr().out
+
+
+def test_deterministic_runs_are_equal_to_the_bit(make_run, tmp_path):
+    ends = []
+    try:
+        for name in "ab":
+            run = make_run(DROPOUT, deterministic=True, out_dir=str(tmp_path / name))
+            assert torch.are_deterministic_algorithms_enabled()
+            run.train()
+            ends.append((weights(run), curve(run)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(ends[0][0], ends[1][0], strict=True))
+    assert ends[0][1] == ends[1][1]
+
+
+def test_best_is_the_lowest_loss_ever_also_after_a_resume(make_run, monkeypatch):
+    import nanogpt.train as train
+
+    losses = iter([4.0, 3.0, 2.0, 2.5, 2.6, 2.2, 2.1, 1.9])
+    monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0})
+    settings = {"eval_interval": 1, "always_save_checkpoint": True, "keep_checkpoints": 1, "lr_decay_iters": 9}
+    run = make_run(max_iters=3, **settings)
+    run.train()
+    assert (run.out_dir / "best").resolve().name == "step-000002"
+    run = make_run(max_iters=6, resume="auto", **settings)
+    run.train()
+    assert (run.out_dir / "best").resolve().name == "step-000002"
+    assert run.state["best_val_loss"] == 2.0
+    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
+    run = make_run(max_iters=7, resume="auto", **settings)
+    run.train()
+    assert (run.out_dir / "best").resolve().name == "step-000007"
 
 
 def test_a_run_whose_end_could_not_be_saved_fails(make_run, monkeypatch, capsys):

@@ -1,0 +1,69 @@
+"""Where a run starts: anew, or from a checkpoint; and what about it is not as it was."""
+
+import dataclasses
+from pathlib import Path
+
+from nanogpt import checkpoint
+from nanogpt.config import TrainConfig
+from nanogpt.model import GPTConfig
+
+# what may differ from a checkpoint's settings without changing what the next step computes
+HARMLESS = set(
+    "out_dir data resume max_iters lr_decay_iters eval_interval eval_iters log_interval always_save_checkpoint "
+    "keep_checkpoints report_to max_bad_steps max_minutes max_failed_saves timeout deterministic device precision "
+    "compile threads profile init_from exportable push_to_hub".split()
+)
+
+
+def find_start(config: TrainConfig, say) -> Path | None:
+    """The checkpoint to go on from, if any. Raises ValueError if this run would overwrite another in out_dir."""
+    out_dir = Path(config.out_dir)
+    checkpoint.finish_renaming(out_dir)
+    wish, there = config.resume, checkpoint.steps(out_dir)
+    if wish == "auto" and not there:
+        return None
+    if wish in ("auto", "last", "best"):
+        return checkpoint.find(out_dir, ("best",) if wish == "best" else ("last",), say)
+    start = None if wish == "none" else checkpoint.find(wish, ("last",), say)
+    if there and (start is None or start.parent != out_dir.resolve()):
+        free = next(n for n in range(2, 10**6) if not Path(f"{out_dir}-{n}").exists())
+        raise ValueError(
+            f"{out_dir} already holds a run ({there[-1].name}): go on with it by --resume=auto, "
+            f"or write another one by --out_dir={out_dir}-{free}"
+        )
+    return start
+
+
+def compare(start: Path, model_config: GPTConfig, config: TrainConfig, data: dict, environment: dict, say) -> None:
+    """Compares with the checkpoint's settings: another model is refused, other changes that matter are named.
+
+    `data` describes the tokens (the splits of meta.json), `environment` is `launch.environment`'s.
+    """
+    model, train = checkpoint.load_configs(start)
+    for old, new in ((model, model_config), (train, config)):
+        for name in (field.name for field in dataclasses.fields(old)):
+            a, b = getattr(old, name), getattr(new, name)
+            fixed = old is model and name not in ("dropout", "gradient_checkpointing")
+            if a != b and (fixed or name == "optimizer"):
+                raise ValueError(
+                    f"{start} was trained with {name}={a}, not {b}: resume with --{name}={a}, "
+                    "or train the new model into another --out_dir"
+                )
+    changed = [
+        f"{name} {getattr(old, name)} -> {getattr(new, name)}"
+        for old, new in ((model, model_config), (train, config))
+        for name in (field.name for field in dataclasses.fields(old))
+        if getattr(old, name) != getattr(new, name) and name not in HARMLESS
+    ]
+    decay = [c.lr_decay_iters or (c.max_iters if c.lr_schedule != "constant" else 0) for c in (train, config)]
+    if decay[0] != decay[1]:
+        changed.append(f"the learning rate decays over {decay[1]} steps, not {decay[0]}")
+    saved = checkpoint.read_json(start / checkpoint.CONFIG)
+    if saved.get("data", data) != data:
+        changed.append(f"{config.data} holds other tokens")
+    if changed:
+        say(f"note: this goes on with other settings than the run was started with: {'; '.join(changed)}")
+    before = saved.get("environment", {})
+    moved = [f"{name} {before[name]} -> {now}" for name, now in environment.items() if before.get(name, now) != now]
+    if moved:
+        say(f"note: the machine is not the same, so the run is, up to rounding: {', '.join(moved)}")

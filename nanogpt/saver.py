@@ -1,0 +1,59 @@
+"""Writes checkpoints in a thread while training goes on, one at a time.
+
+The loop hands over a copy of the state in ordinary memory and takes the next step. What went wrong is told at the step
+after. Where there is no memory for a copy, the loop waits for the disk.
+"""
+
+import time
+from collections.abc import Callable
+from threading import Thread
+
+
+class Saver:
+    """On the main process; elsewhere nothing is ever handed over, and all methods return at once."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.thread: Thread | None = None
+        self.error: Exception | None = None
+        self.unsaved: str | None = None  # what went wrong with the last checkpoint
+        self.failed = 0  # saves in a row that went wrong
+        self.seconds = 0.0  # that the last one took
+
+    def save(self, step: int, write: Callable[[], object], background: bool) -> None:
+        """Calls `write()`, which saves `step`. Waits for the save before it and, unless `background`, for this one."""
+        self.wait()
+        self.step = step
+        # not a daemon: however the run ends, Python waits for it
+        self.thread = Thread(target=self._work, args=(write,), name="saver")
+        self.thread.start()
+        if not background:
+            self.wait()
+
+    def _work(self, write: Callable[[], object]) -> None:
+        start = time.perf_counter()
+        self.error = None
+        try:
+            write()
+        except Exception as error:  # whatever it is, it belongs to the loop, which is elsewhere
+            self.error = error
+        self.seconds = time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more."""
+        if self.thread is not None:
+            self.thread.join()
+            self.check()
+
+    def check(self) -> None:
+        """To be called after every step: tells once how a save ended, if one did."""
+        if self.thread is None or self.thread.is_alive():
+            return
+        self.thread = None
+        if self.error is None:
+            self.failed, self.unsaved = 0, None
+            return
+        self.failed += 1
+        what = str(self.error) if isinstance(self.error, OSError) else f"{type(self.error).__name__}: {self.error}"
+        self.unsaved = f"step {self.step} could not be saved: {what}"
+        self.say(f"warning: {self.unsaved}; earlier checkpoints are untouched, and training goes on")

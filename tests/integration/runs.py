@@ -1,0 +1,69 @@
+"""Runs for the tests with several processes: each line of a JSON list is the flags of one run, trained one by one.
+
+    python tests/integration/runs.py '[{"out_dir": "out/a", "max_iters": 4}]'
+    accelerate launch --multi_gpu … tests/integration/runs.py --fsdp '[…]'
+
+One launch for many runs, because a launch takes seconds and a tiny run takes none. `--fsdp` shards the model as
+accelerate_configs/fsdp2.yaml does, through Accelerate's own code, which the launcher never reaches without GPUs.
+`poison` lists the steps at which the last process alone sees a loss that is not a number; `room` is the number of
+sequences that fit into its memory.
+"""
+
+import json
+import sys
+
+import accelerate
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from nanogpt import GPTConfig, TrainConfig, launch
+from nanogpt.train import Run
+
+MODEL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1, bias=True)
+TRAIN = {"data": "data", "seed": 1, "batch_size": 4, "gradient_accumulation_steps": 4, "precision": "fp32"}
+TRAIN |= {"device": "auto", "max_iters": 20, "lr_decay_iters": 20, "warmup_iters": 3, "log_interval": 1}
+TRAIN |= {"eval_interval": 20}
+
+
+def sharded(**kwargs):
+    """An Accelerator on the CPU that shards as fsdp2.yaml does."""
+    accelerator = accelerate.Accelerator(**kwargs)
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP
+    accelerator.state._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["Block"],
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+    return accelerator
+
+
+def troubled(run: Run, poison: list[int], room: int) -> Run:
+    """`run`, whose last process gets a loss that is not a number at some steps, and has room for few sequences."""
+    forward = run.gpt.forward
+    last = run.accelerator.process_index == run.accelerator.num_processes - 1
+
+    def broken(idx, *args, **kwargs):
+        if last and len(idx) > room and run.gpt.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        loss = forward(idx, *args, **kwargs)
+        return loss * float("nan") if last and run.gpt.training and run.state["step"] in poison else loss
+
+    run.gpt.forward = broken
+    return run
+
+
+if __name__ == "__main__":
+    if "--fsdp" in sys.argv:
+        launch.Accelerator = sharded
+    for flags in json.loads(sys.argv[-1]):
+        trouble = flags.pop("poison", []), flags.pop("room", 99)
+        run = Run(MODEL, TrainConfig(**TRAIN | flags))
+        if "--fsdp" in sys.argv:
+            from torch.distributed.tensor import DTensor
+
+            assert all(isinstance(p, DTensor) for p in run.gpt.parameters())
+        troubled(run, *trouble).train()

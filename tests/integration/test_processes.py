@@ -1,0 +1,161 @@
+"""Several processes, really launched: they train what one trains, and a run moves freely between them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanogpt import checkpoint, tracking
+
+RUNS = Path(__file__).with_name("runs.py")
+BIN = Path(sys.executable).parent
+# the way to start several processes on a CPU (accelerate_configs/README.md)
+SEVERAL = "--multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0".split()
+
+
+def start(home: Path, processes: int, *arguments) -> subprocess.Popen:
+    """Starts `arguments` by accelerate launch, without any configuration of this machine's."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_", "MASTER_"))}
+    clean |= {"HF_HOME": str(home / "hf"), "ACCELERATE_USE_CPU": "true"}
+    several = [*SEVERAL, "--num_processes", processes] if processes > 1 else ["--num_processes", 1]
+    command = map(str, [BIN / "accelerate", "launch", *several, *arguments])
+    return subprocess.Popen(command, cwd=home, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def train(home: Path, processes: int, *runs: dict, fsdp: bool = False, code: int = 0) -> tuple[str, str]:
+    """Trains `runs` one after the other in one launch; returns what it printed."""
+    process = start(home, processes, RUNS, *["--fsdp"] * fsdp, json.dumps(runs))
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == code, err
+    return out, err
+
+
+def curve(home: Path, run: str, name: str) -> dict[int, float]:
+    return {line["step"]: line[name] for line in tracking.read(home / "out" / run / "metrics.jsonl") if name in line}
+
+
+def run(name: str, **settings) -> dict:
+    return {"out_dir": f"out/{name}", **settings}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, text) -> Path:
+    from data_prep import writer
+
+    home = tmp_path_factory.mktemp("home")
+    writer.write(home / "data", text, "char", 0.1, "made up")
+    return home
+
+
+@pytest.fixture(scope="module")
+def trained(home) -> Path:
+    """Runs of 20 steps by one, two, four processes and two sharded ones, whole and stopped halfway and resumed."""
+    half = {"max_iters": 10, "eval_interval": 10}
+
+    def moved(name: str, source: str, step: int = 10, **settings) -> dict:
+        return run(name, resume=f"out/{source}/step-{step:06d}", **settings)
+
+    muon = {"optimizer": "muon"}
+    few = {"max_iters": 2, "eval_interval": 1, "eval_iters": 3}
+    train(
+        home,
+        1,
+        run("1"),
+        run("1-half", **half),
+        run("few", **few),
+        run("muon-1", **muon),
+        run("muon-1-half", **muon, **half),
+    )
+    train(home, 4, run("4"))
+    ddp = [run("2"), run("2-half", **half), run("2-half", resume="auto"), moved("1-to-2", "1-half")]
+    ddp += [run("muon-2", **muon), run("muon-2-half", **muon, **half), moved("muon-1-to-2", "muon-1-half", **muon)]
+    train(home, 2, *ddp)
+    fsdp = [run("fsdp"), run("fsdp-half", **half), run("fsdp-half", resume="auto")]
+    fsdp += [moved("2-to-fsdp", "2-half", max_iters=15, eval_interval=5)]
+    fsdp += [run("fsdp-few", **few)]  # batches that do not divide
+    train(home, 2, *fsdp, fsdp=True)
+    single = [moved("2-to-1", "2-half"), moved("2-to-fsdp-to-1", "2-to-fsdp", 15), moved("fsdp-to-1", "fsdp-half")]
+    train(home, 1, *single, moved("muon-2-to-1", "muon-2-half", **muon))
+    return home
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["2", "4", "fsdp"])
+def test_losses_and_gradient_norms_are_those_of_one_process(trained, name):
+    """4 micro-batches in a step: 1 x 4, 2 x 2, 4 x 1, with dropout."""
+    assert len(curve(trained, name, "train_loss")) == 20
+    for value in ("train_loss", "grad_norm", "val_loss"):
+        assert curve(trained, name, value) == pytest.approx(curve(trained, "1", value), abs=1e-6)
+    assert curve(trained, name, "lr") == curve(trained, "1", "lr")
+    assert len(set(curve(trained, "1", "train_loss").values())) == 20
+
+
+MOVES = [("1-to-2", "1"), ("2-to-1", "1"), ("2-to-fsdp", "1"), ("2-to-fsdp-to-1", "1"), ("fsdp-to-1", "1")]
+MOVES += [("muon-2", "muon-1"), ("muon-1-to-2", "muon-1"), ("muon-2-to-1", "muon-1")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, whole", MOVES)
+def test_a_run_that_moved_is_the_run_that_stayed(trained, name, whole):
+    for value in ("train_loss", "grad_norm", "val_loss"):
+        moved, stayed = curve(trained, name, value), curve(trained, whole, value)
+        assert moved and moved == pytest.approx({step: stayed.get(step, moved[step]) for step in moved}, abs=1e-6)
+    assert max(curve(trained, name, "train_loss")) == (15 if name == "2-to-fsdp" else 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["2", "fsdp"])
+def test_on_the_same_number_of_processes_resuming_is_exact_to_the_bit(trained, name):
+    for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+        whole, resumed = (trained / "out" / out / "step-000020" / file for out in (name, f"{name}-half"))
+        assert whole.read_bytes() == resumed.read_bytes()
+    assert curve(trained, name, "train_loss") == curve(trained, f"{name}-half", "train_loss")
+    losses = curve(trained, f"{name}-half", "val_loss")
+    assert losses[20] == curve(trained, name, "val_loss")[20]
+
+
+@pytest.mark.slow
+def test_a_quick_evaluation_is_the_same_on_sharded_processes(trained):
+    losses = curve(trained, "few", "val_loss")
+    assert len(losses) == 3 and losses == pytest.approx(curve(trained, "fsdp-few", "val_loss"), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_one_format_whatever_the_processes(trained):
+    shapes = []
+    for name in ("1", "2", "4", "fsdp"):
+        last = checkpoint.find(trained / "out" / name)
+        tensors = checkpoint.read_tensors(last / checkpoint.MODEL) | checkpoint.read_tensors(
+            last / checkpoint.OPTIMIZER
+        )
+        shapes.append({key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()})
+    assert shapes[0] == shapes[1] == shapes[2] == shapes[3]
+
+
+@pytest.mark.slow
+def test_launch_check_tells_what_each_process_is(home):
+    process = start(home, 2, "-m", "nanogpt.cli", "launch-check", "--precision", "fp32")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("2 processes by gloo, a copy of the model on each; fp32, torch ")
+    assert [line.split(" on ")[0] for line in lines[1:3]] == ["process 0: cpu:0 (cpu)", "process 1: cpu:0 (cpu)"]
+    assert lines[3] == "gradient_accumulation_steps of a run must be a multiple of 2"
+
+
+def test_a_launch_that_became_one_process_stops_with_the_right_command(home):
+    flags = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_", "MASTER_"))}
+    command = map(str, [BIN / "accelerate", "launch", *flags, RUNS, json.dumps([run("never")])])
+    done = subprocess.run(command, cwd=home, env=clean, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert (
+        "the launcher was asked for several processes, but started one: for several processes on a CPU" in done.stderr
+    )
+    assert not (home / "out" / "never").exists()

@@ -1,0 +1,93 @@
+import json
+
+import pytest
+from test_checkpoint import seal_again
+
+from nanogpt import checkpoint, resume
+from nanogpt.config import TrainConfig
+
+
+def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, capsys):
+    make_run().train()
+    capsys.readouterr()
+    make_run(
+        resume="auto", seed=2, batch_size=2, lr_decay_iters=4, max_iters=8, max_minutes=9, timeout=5, keep_checkpoints=7
+    )
+    shown = capsys.readouterr().out
+    assert "other settings than the run was started with: seed 1337 -> 2; batch_size 4 -> 2\n" in shown
+    capsys.readouterr()
+    make_run(resume="auto", max_iters=8, lr_decay_iters=4)
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_another_machine_and_other_data_are_named(make_run, data, capsys):
+    run = make_run()
+    run.train()
+    last = run.out_dir / "step-000004"
+    config = json.loads((last / "config.json").read_text())
+    config["environment"] |= {"torch": "1.0", "processes": 8}
+    config["data"]["train"]["sha256"] = "0"
+    (last / "config.json").write_text(json.dumps(config))
+    seal_again(last)
+    capsys.readouterr()
+    make_run(resume="auto", max_iters=8, lr_decay_iters=4)
+    shown = capsys.readouterr().out
+    assert f"{data} holds other tokens" in shown
+    assert "the machine is not the same, so the run is, up to rounding: torch 1.0 -> 2." in shown
+    assert "processes 8 -> 1" in shown and "threads 2 ->" not in shown
+
+
+def test_another_optimizer_is_refused(make_run):
+    make_run().train()
+    with pytest.raises(ValueError, match="was trained with optimizer=adamw, not muon: resume with --optimizer=adamw"):
+        make_run(optimizer="muon", resume="auto")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "config.json", "trainer_state.json"])
+def test_a_forged_checkpoint_is_an_error_of_one_line_before_the_run(make_run, name):
+    """Its checksums fit: what is wrong shows only when it is read."""
+    run = make_run()
+    run.train()
+    last = run.out_dir / "step-000004"
+    if name == "trainer_state.json":
+        state = json.loads((last / name).read_text())
+        del state["crc32"]
+        state["step"] = "/etc/passwd"
+        (last / name).write_text(json.dumps(state | {"crc32": checkpoint.seal(state)}))
+    else:
+        (last / name).write_bytes(b"[" * 100_000)
+        seal_again(last)
+    with pytest.raises(ValueError, match=name) as error:
+        make_run(resume="auto")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wish, start", [("none", None), ("auto", None)])
+def test_an_empty_directory_is_a_new_run(tmp_path, wish, start):
+    assert resume.find_start(TrainConfig(out_dir=str(tmp_path / "out"), resume=wish), print) is start
+
+
+def test_checkpoints_that_vanish_while_the_run_ends_cost_the_sample_alone(make_run, capsys):
+    run = make_run()
+    finish = run.finish
+
+    def vanishing():
+        finish()
+        for step in checkpoint.steps(run.out_dir):
+            (step / "model.safetensors").write_bytes(b"")
+
+    run.finish = vanishing
+    run.train()
+    shown = capsys.readouterr().out
+    assert "warning: no sample: " in shown and "next:  nanogpt sample" in shown
+
+
+def test_a_directory_that_cannot_be_written_is_an_error_before_the_run(make_run, monkeypatch):
+    from pathlib import Path
+
+    def read_only(self, *args, **kwargs):
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    with pytest.raises(OSError, match=r"Read-only file system: .*config\.json"):
+        make_run()
