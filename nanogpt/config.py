@@ -62,6 +62,9 @@ class TrainConfig:
     device: str = "auto"  # auto (what the launcher chose) | cpu | cuda | mps
     precision: str = "auto"  # auto (the launcher's, else bf16 where the device computes in it) | fp32 | bf16 | fp16
     compile: str = "auto"  # auto (on CUDA) | true | false: torch.compile
+    dry_run: bool = False  # only show what the run would take: parameters, memory, time
+    find_batch_size: bool = False  # only try ever larger batch sizes, until one does not fit into memory
+    seeds: int = 1  # that many runs one after the other, with seeds counting up, into out_dir-seed…; then compared
     profile: int = 0  # steps to trace into out_dir/trace.json, after two to warm up
     deterministic: bool = False  # the same bits in every run on one machine; on a GPU some operators get slower
     timeout: float = 600  # seconds that a process waits for another one before it ends the run
@@ -80,7 +83,7 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         at_least = {"batch_size": 1, "gradient_accumulation_steps": 1, "eval_interval": 1, "log_interval": 1}
-        at_least |= {"max_bad_steps": 1, "max_failed_saves": 1, "timeout": 1, "max_minutes": 0}
+        at_least |= {"seeds": 1, "max_bad_steps": 1, "max_failed_saves": 1, "timeout": 1, "max_minutes": 0}
         at_least |= dict.fromkeys(
             ("max_iters", "seed", "eval_iters", "keep_checkpoints", "threads", "warmup_iters", "profile"), 0
         )

@@ -11,6 +11,7 @@ Sample number i, counted from the start of the run, is window permute(i mod n) o
 reads the same tokens whatever the micro-batch size or the number of processes, and resuming needs no bookkeeping.
 """
 
+import contextlib
 import json
 import os
 from bisect import bisect_right
@@ -191,9 +192,10 @@ class TokenDataset:
             )
         self.tokens = Tokens(paths, dtype)
         vocab_size = vocab_size or self.meta["vocab_size"]
-        largest = self.meta["splits"][split].get("largest")
-        if largest is None:
-            largest = recorded_largest(Path(directory, ".scan.json"), self.tokens)
+        largest, meta = self.meta["splits"][split].get("largest"), Path(directory, "meta.json")
+        changed = meta.exists() and any(p.stat().st_mtime_ns > meta.stat().st_mtime_ns for p in self.tokens.paths)
+        if largest is None or changed:
+            largest = recorded_largest(Path(directory, ".scan.json"), self.tokens, vocab_size)
         if largest >= vocab_size:
             raise ValueError(
                 f"{path} contains token {largest}, but the vocabulary has {vocab_size} tokens (0 to {vocab_size - 1}): "
@@ -253,20 +255,23 @@ class TokenDataset:
             yield x, y
 
 
-def recorded_largest(record: Path, tokens: Tokens) -> int:
-    """The largest token of files whose meta.json does not tell it: found once, and kept in `record` where possible."""
+def recorded_largest(record: Path, tokens: Tokens, vocab_size: int) -> int:
+    """The largest token of files that meta.json does not tell it of, or that are newer.
+
+    Found once, and kept in `record` where the directory can be written to and the token is one of `vocab_size`.
+    """
     stats = [path.stat() for path in tokens.paths]
     key = " ".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p, s in zip(tokens.paths, stats, strict=True))
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    if key not in known:
-        known[key] = tokens.largest()
+    if key in known:
+        return known[key]
+    known[key] = largest = tokens.largest()
+    if largest < vocab_size:
         temporary = record.with_name(f"{record.name}.{os.getpid()}")  # several processes may get here at once
-        try:
+        with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(known), encoding="utf-8")
             temporary.replace(record)
-        except OSError:
-            pass  # a directory that cannot be written to is read anew each time
-    return known[key]
+    return largest

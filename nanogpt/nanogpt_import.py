@@ -62,6 +62,7 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
     state |= {"train_seconds": 0.0, "skipped_steps": 0}
     run = {"model": dataclasses.asdict(config), "train": dataclasses.asdict(train)}
     run["environment"] = {"imported_from": "nanoGPT"}
+    out_dir.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.save(out_dir, state, padded, moments, run, words, train.keep_checkpoints, best=True)
     checkpoint.write_json(out_dir / checkpoint.CONFIG, run)
     return saved

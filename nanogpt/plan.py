@@ -8,12 +8,16 @@ while its allocations are counted.
 """
 
 import dataclasses
+import gc
+import statistics
+import time
+from itertools import islice
 
-import psutil
 import torch
 
-from nanogpt import launch
+from nanogpt import guard, launch
 from nanogpt.config import TrainConfig
+from nanogpt.evaluate import total_loss
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import make_optimizers
 
@@ -80,7 +84,7 @@ def available(device: str = "auto") -> int:
     """Bytes of memory that a run could take now: of the GPU where it would use one, else of this machine."""
     if gib := launch.gpu_gib(device):
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else int(gib * 2**30)
-    return psutil.virtual_memory().available
+    return launch.free_memory()
 
 
 def checkpoint_bytes(config: GPTConfig, train: TrainConfig) -> int:
@@ -123,13 +127,98 @@ def describe(config: GPTConfig, train: TrainConfig, precision: str, train_tokens
     return "\n".join(lines)
 
 
+def show(run) -> None:
+    """Prints the plan of a run (see `train.Run`), with times measured by a few of its steps, which are thrown away."""
+    config, processes = run.config, run.accelerator.num_processes
+    precision = run.settings["environment"]["precision"]
+    env = run.settings["environment"]
+    say(run, f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}")
+    say(run, describe(run.gpt.config, config, precision, len(run.train_data.tokens), processes))
+    run.begin()
+    step = time_steps(run)
+    training = step * config.max_iters
+    batches = -(-len(run.val_data.tokens) // (run.gpt.config.block_size * eval_batch_size(run) * processes))
+    evaluations = 2 + max(0, config.max_iters - 1) // config.eval_interval  # at 0, in between, and at the end
+    evaluating = evaluations * time_evaluation(run) * (config.eval_iters or batches)
+    say(
+        run,
+        f"time          {duration(training + evaluating)}: {config.max_iters:,} steps of {1e3 * step:,.1f} ms "
+        f"({duration(training)}), {evaluations} evaluations ({duration(evaluating)}); saving comes on top",
+    )
+
+
+def say(run, text: str) -> None:
+    if run.accelerator.is_main_process:
+        print(text, flush=True)
+
+
+def time_steps(run, seconds: float = 3.0) -> float:
+    """Seconds that a step of `run` takes, the median of as many as fit into `seconds`, after two to warm up."""
+    times = []
+    while len(times) < 5 or (sum(times) < seconds and len(times) < 200):
+        start = time.perf_counter()
+        run.step()
+        run.wait_for_device()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def eval_batch_size(run) -> int:
+    """Sequences in a batch of an evaluation, as in `evaluate`."""
+    return (
+        run.config.batch_size if run.config.eval_iters else max(run.config.batch_size, 4096 // run.val_data.block_size)
+    )
+
+
+def time_evaluation(run, batches: int = 6) -> float:
+    """Seconds that a batch of an evaluation takes."""
+    several = list(islice(run.val_data.whole_split(eval_batch_size(run)), batches))
+    total_loss(run.gpt, iter(several[:1]), run.device)
+    start = time.perf_counter()
+    total_loss(run.gpt, iter(several), run.device)
+    return (time.perf_counter() - start) / len(several)
+
+
+def find_batch_size(run) -> None:
+    """Prints the speed of ever larger micro-batches, until one does not fit into memory.
+
+    On a GPU each is tried; on a CPU, where a process that takes too much is ended by the system, one whose plan needs
+    more than is free is not.
+    """
+    config = run.config
+    run.begin()
+    fastest, largest = (0.0, 0), 0
+    say(run, f"{'batch_size':>10} {'memory':>10} {'tokens/s':>10}")
+    for size_now in (2**n for n in range(20)):
+        run.config = dataclasses.replace(config, batch_size=size_now)
+        needed = sum(memory(run.gpt.config, run.config, run.settings["environment"]["precision"]).values())
+        fits = run.device.type != "cpu" or needed < available(config.device)
+        if not run.peers.largest(fits)[0] or guard.attempt(run) == guard.MEMORY:
+            say(run, f"{size_now:>10} {size(needed):>10}   does not fit")
+            break
+        gc.collect()
+        sequences = size_now * config.gradient_accumulation_steps
+        speed = sequences * run.gpt.config.block_size / time_steps(run, seconds=1.0)
+        say(run, f"{size_now:>10} {size(needed):>10} {speed:>10,.0f}")
+        fastest, largest = max(fastest, (speed, size_now)), size_now
+        if size_now * run.gpt.config.block_size > len(run.train_data.tokens):
+            break
+    say(run, f"largest that fits: --batch_size={largest}; most tokens per second: --batch_size={fastest[1]}")
+
+
+def duration(seconds: float) -> str:
+    """Time in the units that suit it."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    if minutes < 100:
+        return f"{minutes:.1f} min"
+    return f"{minutes / 60:,.1f} h"
+
+
 def size(count: float) -> str:
     """Bytes in the unit that suits them."""
     for unit, least in (("GB", 1e9), ("MB", 1e6)):
         if count >= least:
             return f"{count / least:,.1f} {unit}"
     return f"{count / 1e3:,.0f} kB"
-
-
-def with_batch_size(train: TrainConfig, batch_size: int) -> TrainConfig:
-    return dataclasses.replace(train, batch_size=batch_size)

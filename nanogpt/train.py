@@ -12,12 +12,14 @@ import time
 from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from nanogpt import checkpoint, guard, hf, launch, resume, tokenizer, tracking
+from nanogpt import checkpoint, guard, hf, launch, plan, resume, tokenizer, tracking
+from nanogpt.compare import compare
 from nanogpt.config import TrainConfig, fail, parse, user_errors
 from nanogpt.data import Batch, mix
 from nanogpt.evaluate import evaluate
@@ -42,8 +44,20 @@ def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", ar
         with user_errors():
             recipes_data = config.data
             model, config = parse(model, config, sys.argv[1:] if argv is None else argv, description)
-            run = Run(model, config, prepare if config.data == recipes_data else None, note)
-        run.train()
+            prepare = prepare if config.data == recipes_data else None
+            if config.dry_run or config.find_batch_size:
+                with TemporaryDirectory() as nowhere:  # nothing is left of it
+                    run = Run(model, dataclasses.replace(config, out_dir=nowhere), prepare, quiet=True)
+                    plan.show(run) if config.dry_run else plan.find_batch_size(run)
+                return
+            seeds = range(config.seed, config.seed + config.seeds)
+            names = [f"{config.out_dir}-seed{seed}" if config.seeds > 1 else config.out_dir for seed in seeds]
+        for seed, name in zip(seeds, names, strict=True):
+            with user_errors():
+                run = Run(model, dataclasses.replace(config, seed=seed, out_dir=name), prepare, note)
+            run.train()
+        if config.seeds > 1:
+            run.say(compare(names))
     except KeyboardInterrupt:  # before the loop or after it: there is nothing to save
         sys.exit(130)
 

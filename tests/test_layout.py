@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # a module may import those before it, never those after it
 ORDER = "model untrusted tokenizer data mixture optim config checkpoint tracking generate evaluate plot compare".split()
-ORDER += "hub convert card hf tasks launch plan peers interrupt saver guard resume train bench".split()
+ORDER += "hub convert card hf tasks launch peers interrupt saver guard plan resume train bench".split()
 ORDER += "nanogpt_import doctor cli".split()
 
 GUARDED = ROOT / "nanogpt" / "untrusted.py"  # tests/test_untrusted.py shows its guards
