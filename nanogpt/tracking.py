@@ -1,19 +1,22 @@
 """Where a run's measurements go: `metrics.jsonl`, always, and Accelerate's trackers, as far as they work.
 
-A line of metrics.jsonl is one JSON object with `step`, `tokens`, `train_seconds` and what was measured there. It is
-flushed line by line, so a killed run keeps its curve. A tracker that is missing, has no key or no network costs one
-line of warning, never the run.
+A line of metrics.jsonl is one JSON object with `step`, `tokens`, `train_seconds` and what was measured there;
+samples.jsonl beside it has the `text` that the model wrote at each evaluation. Both are flushed line by line, so a
+killed run keeps its curve. A tracker that is missing, has no key or no network costs one line of warning, no run.
 """
 
 import contextlib
+import html
 import importlib.util
 import io
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 TRACKERS = ("trackio", "wandb", "tensorboard")
 
 
@@ -46,45 +49,84 @@ def _netrc() -> str:
 
 
 class Metrics:
-    """`metrics.jsonl` of one run, written by the main process alone, and the trackers beside it."""
+    """The files of one run, written by the main process alone, and the trackers beside them."""
 
     def __init__(self, accelerator: Accelerator, out_dir: Path, step: int, config: dict, say):
         """Goes on behind `step`: what an earlier life of the run wrote beyond it is taken back."""
         self.accelerator, self.say = accelerator, say
-        self.file = None
+        self.files, self.full = {}, False
         if accelerator.is_main_process:
-            path = out_dir / "metrics.jsonl"
-            kept = [line for line in read(path) if line["step"] <= step] if step else []
-            temporary = out_dir / ".tmp-metrics.jsonl"
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            temporary.replace(path)
-            self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open as long as the run)
-        self._quietly("init_trackers", out_dir.parent.name or "nanogpt", config, self._names(out_dir))
+            self.files = {name: self._reopen(out_dir / name, step) for name in (METRICS, SAMPLES)}
+        self._quietly(accelerator.init_trackers, out_dir.parent.name or "nanogpt", config, self._names(out_dir))
+
+    def _reopen(self, path: Path, step: int) -> io.TextIOWrapper:
+        kept = [line for line in read(path) if line["step"] <= step] if step else []
+        temporary = path.with_name(f".tmp-{path.name}")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+        return open(path, "a", encoding="utf-8", buffering=1)  # open as long as the run
 
     def _names(self, out_dir: Path) -> dict:
         return {"trackio": {"name": out_dir.name}, "wandb": {"name": out_dir.name}}
 
-    def _quietly(self, method: str, *args, **kwargs) -> None:
-        """Calls a method of Accelerate's trackers: what they print is dropped, what they raise ends them."""
+    def _quietly(self, call, *args, **kwargs) -> None:
+        """Calls something of the trackers': what they print is dropped, what they raise ends them."""
         if not self.accelerator.log_with:
             return
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                getattr(self.accelerator, method)(*args, **kwargs)
+                call(*args, **kwargs)
         except Exception as error:  # whatever a tracker trips over, the run is worth more
             self.say(f"warning: reporting to {self.accelerator.log_with} ended: {type(error).__name__}: {error}")
             self.accelerator.log_with, self.accelerator.trackers = [], []
 
     def log(self, **values) -> None:
         """One line: `step` and whatever was measured at it."""
-        if self.file is not None:
-            self.file.write(json.dumps(values) + "\n")
-        self._quietly("log", {k: v for k, v in values.items() if k != "step"}, step=values["step"])
+        self._write(METRICS, values)
+        self._quietly(self.accelerator.log, {k: v for k, v in values.items() if k != "step"}, step=values["step"])
+
+    def sample(self, text: str, picture, **progress) -> None:
+        """What the model writes at this step, for samples.jsonl; the trackers get it with the curve as a picture.
+
+        `picture` is a function that draws the run's curve, (height, width, 3) in uint8.
+        """
+        self._write(SAMPLES, {**progress, "text": text})
+        if self.accelerator.is_main_process and self.accelerator.log_with:
+            self._show(text, picture(), progress["step"])
+
+    def _write(self, name: str, values: dict) -> None:
+        if not self.files:
+            return
+        try:
+            self.files[name].write(json.dumps(values) + "\n")
+        except OSError as error:  # what could not be written stays in the buffer, for when there is room again
+            if not self.full:
+                self.say(f"warning: {name} cannot be written: {error.strerror}; training goes on")
+            self.full = True
+
+    def _show(self, text: str, pixels: np.ndarray, step: int) -> None:
+        """Text and picture in each tracker's own types; all of them take the text as text, whatever it contains."""
+        indented = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown for: verbatim
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                self._quietly(tracker.writer.add_text, "sample", indented, step)
+                self._quietly(tracker.writer.add_image, "curve", pixels, step, dataformats="HWC")
+            elif tracker.name == "wandb":
+                import wandb
+
+                shown = {"sample": wandb.Html(f"<pre>{html.escape(text)}</pre>"), "curve": wandb.Image(pixels)}
+                self._quietly(tracker.log, shown, step=step)
+            elif tracker.name == "trackio":
+                import trackio
+
+                shown = {"sample": trackio.Markdown(indented), "curve": trackio.Image(pixels)}
+                self._quietly(tracker.log, shown, step=step)
 
     def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-        self._quietly("end_training")
+        for file in self.files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+        self._quietly(self.accelerator.end_training)
 
 
 def read(path: Path) -> list[dict]:

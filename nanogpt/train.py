@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nanogpt import checkpoint, convert, hf, hub, launch, tokenizer, tracking
+from nanogpt import checkpoint, convert, hf, hub, launch, plot, tokenizer, tracking
 from nanogpt.config import TrainConfig, fail, parse, user_errors
 from nanogpt.data import Batch, TokenDataset, mix
 from nanogpt.evaluate import evaluate
-from nanogpt.generate import pack, stream, stream_text
+from nanogpt.generate import pack, write, write_amid_training
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
+from nanogpt.optim import UpdateRatio, lr_at, make_optimizers, set_learning_rate
 
 # what may differ from a checkpoint's settings without changing what the next step computes
 HARMLESS = set(
     "out_dir data resume max_iters lr_decay_iters eval_interval eval_iters log_interval always_save_checkpoint "
-    "keep_checkpoints report_to max_bad_steps device compile threads profile init_from exportable push_to_hub".split()
+    "keep_checkpoints report_to max_bad_steps device compile threads profile init_from exportable push_to_hub "
+    "sample_tokens".split()
 )
 
 
@@ -124,7 +125,7 @@ class Run:
                 self.step()
                 if profiler:
                     profiler.step()
-                if state["step"] % config.log_interval == 0 or state["step"] == config.max_iters:
+                if self.log_due:
                     self.log()
                 if stop.received(self.accelerator):
                     self.leave(stop.number)
@@ -136,6 +137,7 @@ class Run:
     def begin(self) -> None:
         """What the first step finds: sums at zero, the model in training mode and compiled."""
         self.loss_sum, self.skipped, self.bad_in_a_row = torch.zeros(3, device=self.device)  # on the device
+        self.update_ratio = UpdateRatio(self.gpt)
         self.logged = dict(self.state)  # as it was at the last line of metrics
         self.unsaved: str | None = None  # what went wrong with the last checkpoint
         self.gpt.train()
@@ -162,11 +164,16 @@ class Run:
         # A gradient that is not finite must not reach the weights. The flag stays on the device, where the fused
         # optimizers heed it, so nothing waits; with fp16 the gradient scaler does this by itself.
         found_inf = (~self.grad_norm.isfinite()).float()
+        self.log_due = (state["step"] + 1) % config.log_interval == 0 or state["step"] + 1 == config.max_iters
+        if self.log_due:
+            self.update_ratio.before()
         for optimizer in self.optimizers:
             if accelerator.scaler is None:
                 optimizer.optimizer.found_inf = found_inf
             optimizer.step()
             optimizer.zero_grad()
+        if self.log_due:
+            self.moved = self.update_ratio.after()
         self.loss_sum += torch.where(found_inf > 0, 0.0, step_loss)
         self.skipped += found_inf
         self.bad_in_a_row = (self.bad_in_a_row + 1) * found_inf
@@ -225,8 +232,9 @@ class Run:
         if steps > skipped:
             values["train_loss"] = self.accelerator.reduce(self.loss_sum, "mean").item() / (steps - skipped)
         if self.grad_norm.isfinite():
-            values["grad_norm"] = self.grad_norm.item()
+            values["grad_norm"], values["update_ratio"] = self.grad_norm.item(), self.moved.item()
         values["lr"] = lr_at(state["step"] - 1, config)
+        values["memory"] = launch.memory(self.device)
         self.metrics.log(**self.progress(), **values, skipped_steps=state["skipped_steps"])
         loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
         mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
@@ -269,6 +277,10 @@ class Run:
             f"step {state['step']:>6,}  validation loss {result['val_loss']:.4f} "
             f"({result['val_bpb']:.3f} bits per byte) after {state['train_seconds']:.1f} s of training"
         )
+        if config.sample_tokens and not again:
+            first = self.train_data.tokens[:1]  # the data's own beginning
+            text = write_amid_training(self.gpt, self.tokenizer, first, config.sample_tokens, config.seed)
+            self.metrics.sample(text, lambda: plot.pixels(self.out_dir), **self.progress())
         if state["step"] > 0 and not again and (config.always_save_checkpoint or best or last):
             self.save(best)
 
@@ -324,6 +336,8 @@ class Run:
         best = f"best validation loss {state['best_val_loss']:.4f} at step {state['best_step']}"
         speed = f"{state['tokens'] / max(state['train_seconds'], 1e-9):,.0f} tokens/s"
         self.say(f"\n{state['step']:,} steps in {state['train_seconds']:.1f} s of training, {speed}; {best}\n")
+        if sys.stdout.isatty():
+            self.say(plot.text(self.out_dir) + "\n")
         self.say(self.sample() + "\n")
         if self.config.push_to_hub:
             try:
@@ -339,11 +353,8 @@ class Run:
     def sample(self, characters: int = 300) -> str:
         """A text by the run's best checkpoint, which is read back from the disk as everybody else will read it."""
         model = pack(checkpoint.load_model(checkpoint.find(self.out_dir, say=self.say), self.device))
-        first = self.train_data.tokens[:1].astype(np.int64)  # the data's own beginning
-        idx = torch.from_numpy(first).to(self.device)[None]
-        tokens = stream(model, idx, characters, temperature=0.8, top_k=200, seed=self.config.seed)
-        pieces = stream_text(self.tokenizer, (token.item() for token in tokens))
-        return (self.tokenizer.decode(first) + "".join(islice(pieces, characters)))[:characters]
+        pieces = write(model, self.tokenizer, self.train_data.tokens[:1], characters, self.config.seed)
+        return "".join(islice(pieces, characters))
 
     # Before the first step
 
