@@ -113,9 +113,11 @@ class Server(ThreadingHTTPServer):
             try:
                 super().__init__(("127.0.0.1", wish), Handler)
                 break
-            except OSError:
+            except (OSError, OverflowError) as error:
                 if wish in (port, 0):
-                    raise ValueError(f"port {wish} of 127.0.0.1 is in use: choose another --port") from None
+                    raise ValueError(
+                        f"port {wish} of 127.0.0.1 cannot be had: {error}; choose another --port"
+                    ) from None
         self.address = f"http://127.0.0.1:{self.server_port}/"
 
 

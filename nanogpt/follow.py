@@ -16,6 +16,7 @@ from nanogpt.alerts import alerts
 
 X = ("step", "tokens", "train_seconds")
 LONGEST_TEXT = 4000  # characters of a sample
+AT_ONCE = 4_000_000  # bytes read of a file before the page is told what there is so far
 MOST_SAMPLES = 500  # the first ones and the newest ones are kept
 
 
@@ -24,23 +25,26 @@ class Lines:
 
     def __init__(self, path: Path):
         self.path, self.identity, self.position = path, None, 0
+        self.behind = False  # whether there is more to read at once
 
     def new(self) -> tuple[bool, list[dict]]:
-        """Whether the file was begun anew (a resumed run), and the objects behind those already read."""
+        """Whether the file was begun anew (a resumed run), and the objects behind those read already: AT_ONCE of it."""
         try:
             status = self.path.stat()
             again = self.identity not in (None, status.st_ino) or status.st_size < self.position
             if again:
                 self.position = 0
             self.identity = status.st_ino
+            self.behind = status.st_size > self.position + AT_ONCE
             if status.st_size == self.position:
                 return again, []
             with open(self.path, "rb") as file:
                 file.seek(self.position)
-                whole = file.read(status.st_size - self.position)
+                whole = file.read(min(status.st_size - self.position, AT_ONCE))
         except OSError:  # just being replaced, or taken away
             return False, []
-        whole = whole[: whole.rfind(b"\n") + 1]
+        if not self.behind or b"\n" in whole:  # else it is one monstrous line, which is passed over
+            whole = whole[: whole.rfind(b"\n") + 1]
         self.position += len(whole)
         return again, [line for line in map(parse, whole.splitlines()) if line is not None]
 
@@ -73,6 +77,7 @@ class FollowedRun:
         self.version = 0  # grows with every change
         self.settings, self.settings_time = {}, None
         self.samples: list[dict] = []
+        self.alerts: list[dict] = []
         self.clear()
 
     def clear(self) -> None:
@@ -104,10 +109,8 @@ class FollowedRun:
             if isinstance(t.get("text"), str)
         ]
         self.samples = kept if len(kept) <= MOST_SAMPLES else kept[:10] + kept[10 - MOST_SAMPLES :]
-        if again or lines or texts_again or texts or self.read_settings():
+        if self.read_settings() or again or lines or texts_again or texts:
             self.version += 1
-
-    alerts: list = []  # noqa: RUF012 (replaced, never changed)
 
     def read_settings(self) -> bool:
         """Reads config.json if it changed; whether it did."""
@@ -133,9 +136,9 @@ class FollowedRun:
         xs, ys = self.points(key, x)
         shown = np.isfinite(ys) & np.isfinite(xs)
         xs, ys = xs[shown], ys[shown]
-        near = (xs >= low) & (xs <= high)
-        near = near | np.roll(near, 1) | np.roll(near, -1)  # a line leaves the picture towards its next point
-        xs, ys = thin(xs[near], ys[near], points)
+        # with a neighbour on each side, towards which the line leaves the picture
+        part = slice(max(0, np.searchsorted(xs, low) - 1), np.searchsorted(xs, high, "right") + 1)
+        xs, ys = thin(xs[part], ys[part], points)
         return xs.tolist(), ys.tolist()
 
     def summary(self) -> dict:
@@ -151,7 +154,7 @@ class FollowedRun:
             "name": self.name,
             "version": self.version,
             "status": self.status(steps[-1] if steps else 0),
-            "lines": len(steps),
+            "behind": self.metrics.behind,
             "end": {name: clean(self.x[name][-1]) if steps else 0 for name in X},
             "last": last,
             "best_step": best_step,

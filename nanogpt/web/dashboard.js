@@ -10,6 +10,7 @@ const TITLES = {
   tokens_per_second: "tokens per second", mfu: "MFU", memory: "memory, bytes", skipped_steps: "skipped steps",
 };
 const PLACES = { train_loss: "loss", val_loss: "loss", val_perplexity: null }; // the perplexity says what the loss says
+const NOISY = ["train_loss", "grad_norm", "update_ratio", "tokens_per_second", "mfu"];
 const MOST_CHARTS = 30;
 
 const $ = (id) => document.getElementById(id);
@@ -98,8 +99,8 @@ function drawCharts() {
       if (!lines.has(place)) lines.set(place, []);
       const line = { label: place === "loss" ? `${run.name}, ${key}` : run.name, color: color(run.number), xs };
       const into = lines.get(place);
-      if (key !== "train_loss") into.push({ ...line, ys, width: key === "val_loss" ? 2.5 : 1.5 });
-      else into.push({ ...line, label: "", ys, width: 1, alpha: 0.25 }, { ...line, ys: smooth(ys, +$("smooth").value), width: 1 });
+      if (!NOISY.includes(key)) into.push({ ...line, ys, width: key === "val_loss" ? 2.5 : 1.5 });
+      else into.push({ ...line, label: "", ys, width: 1, alpha: 0.2 }, { ...line, ys: smooth(ys, +$("smooth").value), width: 1 });
     }
   }
   for (const [place, chart] of charts) chart.figure.hidden = !lines.has(place);
@@ -171,7 +172,7 @@ async function follow() {
   } catch (error) {
     $("state").textContent = `nothing new: ${error.message}`;
   }
-  setTimeout(follow, 1000);
+  setTimeout(follow, runs.some((run) => run.behind) ? 0 : 1000);
 }
 
 $("x").addEventListener("change", () => choose());
