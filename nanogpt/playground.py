@@ -3,8 +3,8 @@
     pip install 'nanogpt[playground]'
     nanogpt playground out/shakespeare out/wide
 
-A Gradio page on this machine; nothing leaves it. A token's colour is its loss; the five likeliest tokens at its place show
-up under the pointer.
+A Gradio page on this machine; nothing leaves it. A token's colour is its loss; the five likeliest tokens in its place
+show up under the pointer.
 """
 
 import html
@@ -48,7 +48,7 @@ def token_losses(model: GPT, ids: torch.Tensor, k: int = 5) -> tuple[torch.Tenso
         tokens.append(likeliest.indices)
         done += len(targets)
         start = max(0, done - 1 - block_size // 2)
-    if not losses:
+    if not losses:  # a single token
         return torch.empty(0), torch.empty(0, k), torch.empty(0, k, dtype=torch.long)
     return torch.cat(losses), torch.cat(probs), torch.cat(tokens)
 
@@ -83,7 +83,7 @@ class Writer:
         show = self.visible
         painted = [f'<span class="token">{show([ids[0].item()])}</span>']
         for token, loss, p, best in zip(ids[1:].tolist(), losses, probs, likeliest, strict=True):
-            rows = "\n".join(f"{q:6.1%}  {show([other])}" for q, other in zip(p, best, strict=True))
+            rows = "\n".join(f"{q:6.1%}  {show([other], '␣')}" for q, other in zip(p, best, strict=True))
             tip = f'<span class="likeliest">loss {loss:.3f}\n{rows}</span>'
             newline = "\n" if "\n" in self.tokenizer.decode([token]) else ""
             colour = f"hsl({120 - 120 * min(loss / 6, 1):.0f} 75% 75%)"  # green to red; 6 nats: one in 400
@@ -92,8 +92,10 @@ class Writer:
         summary = f"{len(losses):,} tokens predicted, {mean:.4f} nats per token by {html.escape(self.run)}"
         return f'{STYLE}<p>{summary}</p><div class="tokens">{"".join(painted)}</div>'
 
-    def visible(self, ids: list[int]) -> str:
-        return html.escape(self.tokenizer.decode(ids).replace("\n", "⏎").replace("\t", "⇥"))
+    def visible(self, ids: list[int], space: str = " ") -> str:
+        """Text of tokens as HTML that shows what it says, white space included."""
+        text = self.tokenizer.decode(ids).replace("\n", "⏎").replace("\t", "⇥").replace(" ", space)
+        return html.escape(text)
 
 
 def take_turns(streams: list[Iterator[str]]) -> Iterator[list[str]]:
