@@ -5,9 +5,9 @@ const MARGIN = { left: 62, right: 10, top: 8, bottom: 24 };
 export function short(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (size >= 1e9) return (value / 1e9).toPrecision(3) + "G";
-  if (size >= 1e6) return (value / 1e6).toPrecision(3) + "M";
-  if (size >= 1e4) return (value / 1e3).toPrecision(3) + "k";
+  if (size >= 1e9) return +(value / 1e9).toPrecision(3) + "G";
+  if (size >= 1e6) return +(value / 1e6).toPrecision(3) + "M";
+  if (size >= 1e4) return +(value / 1e3).toPrecision(3) + "k";
   if (size >= 1000 || size === 0 || Number.isInteger(value)) return value.toFixed(0);
   return size < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(4));
 }
