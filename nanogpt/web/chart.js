@@ -21,8 +21,10 @@ function ticks(low, high, count) {
   return found;
 }
 
-// An exponential moving average, without the bias towards the first value; the points may be unevenly spaced.
-export function smooth(ys, weight) {
+// An exponential moving average without the bias towards the first value. It reaches over a share of the chart rather
+// than a number of points, so that few points are not drawn late.
+export function smooth(ys, strength) {
+  const weight = strength ** (600 / ys.length);
   let sum = 0, total = 0;
   return ys.map((y) => {
     sum = sum * weight + y * (1 - weight);
@@ -42,7 +44,7 @@ function nearest(xs, x) {
 }
 
 export class Chart {
-  // choose(low, high) is called when a stretch of x was chosen, choose() for all of it; hover(x) as the pointer moves.
+  // choose(low, high) is called when a stretch of x was chosen, choose() for all of it; hover(x) as the pointer moves, null as it leaves.
   constructor(title, choose, hover) {
     this.figure = document.createElement("figure");
     const caption = document.createElement("figcaption");
@@ -55,6 +57,7 @@ export class Chart {
     this.figure.append(caption, this.canvas, this.box);
     this.figure.dataset.title = title;
     this.lines = [];
+    this.x = null;
     this.listen(choose, hover);
   }
 
@@ -73,7 +76,7 @@ export class Chart {
       this.from = this.to = undefined;
       if (high - low > (this.high - this.low) / 100) choose(low, high);
     });
-    this.canvas.addEventListener("pointerleave", () => hover(undefined));
+    this.canvas.addEventListener("pointerleave", () => hover(null));
     this.canvas.addEventListener("dblclick", () => choose());
   }
 
@@ -102,7 +105,9 @@ export class Chart {
     return this.low + Math.min(1, Math.max(0, share)) * (this.high - this.low);
   }
 
-  draw(x) {
+  // x: where the pointer is, null for nowhere, by default where it was.
+  draw(x = this.x) {
+    this.x = x;
     const { clientWidth: width, clientHeight: height } = this.canvas, ratio = devicePixelRatio;
     if (!width || !this.lines.length) return;
     this.canvas.width = width * ratio;
@@ -128,7 +133,7 @@ export class Chart {
       if (line.xs.length === 1) pen.fillRect(across(line.xs[0]) - 2, down(line.ys[0]) - 2, 4, 4);
     }
     pen.globalAlpha = 1;
-    if (x !== undefined) this.marks(pen, style, x, across, h);
+    if (x !== null) this.marks(pen, style, x, across, h);
     pen.restore();
     this.tell(x);
   }
@@ -161,7 +166,7 @@ export class Chart {
 
   // The values at x, in words: text alone, whatever a run may be called.
   tell(x) {
-    this.box.hidden = x === undefined;
+    this.box.hidden = x === null;
     if (this.box.hidden) return;
     this.box.replaceChildren(...this.lines.filter((line) => line.label).map((line) => {
       const row = document.createElement("div"), swatch = document.createElement("span"), i = nearest(line.xs, x);
