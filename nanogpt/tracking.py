@@ -13,7 +13,6 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -91,8 +90,8 @@ class Metrics:
         `picture` is a function that draws the run's curve, (height, width, 3) in uint8.
         """
         self._write(SAMPLES, {**progress, "text": text})
-        if self.accelerator.is_main_process and self.accelerator.log_with:
-            self._show(text, picture(), progress["step"])
+        if self.accelerator.is_main_process:
+            self._quietly(self._show, text, picture, progress["step"])
 
     def _write(self, name: str, values: dict) -> None:
         if not self.files:
@@ -104,23 +103,23 @@ class Metrics:
                 self.say(f"warning: {name} cannot be written: {error.strerror}; training goes on")
             self.full = True
 
-    def _show(self, text: str, pixels: np.ndarray, step: int) -> None:
+    def _show(self, text: str, picture, step: int) -> None:
         """Text and picture in each tracker's own types; all of them take the text as text, whatever it contains."""
         indented = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown for: verbatim
+        pixels = picture()
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
-                self._quietly(tracker.writer.add_text, "sample", indented, step)
-                self._quietly(tracker.writer.add_image, "curve", pixels, step, dataformats="HWC")
+                tracker.writer.add_text("sample", indented, step)
+                tracker.writer.add_image("curve", pixels, step, dataformats="HWC")
             elif tracker.name == "wandb":
                 import wandb
 
                 shown = {"sample": wandb.Html(f"<pre>{html.escape(text)}</pre>"), "curve": wandb.Image(pixels)}
-                self._quietly(tracker.log, shown, step=step)
+                tracker.log(shown, step=step)
             elif tracker.name == "trackio":
                 import trackio
 
-                shown = {"sample": trackio.Markdown(indented), "curve": trackio.Image(pixels)}
-                self._quietly(tracker.log, shown, step=step)
+                tracker.log({"sample": trackio.Markdown(indented), "curve": trackio.Image(pixels)}, step=step)
 
     def close(self) -> None:
         for file in self.files.values():
