@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # a module may import those before it, never those after it
 ORDER = "model untrusted tokenizer data optim config checkpoint tracking generate evaluate".split()
-ORDER += "alerts follow dashboard playground plot hub convert card hf launch train bench nanogpt_import cli".split()
+ORDER += "alerts follow dashboard plot hub convert card hf playground launch train bench nanogpt_import cli".split()
 
 GUARDED = ROOT / "nanogpt" / "untrusted.py"  # tests/test_untrusted.py shows its guards
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nanogpt import plot, tracking
+from nanogpt.cli import main
 
 
 def run_with(directory, train=(), val=()):
@@ -59,3 +60,19 @@ def test_the_picture_for_trackers_has_the_colour_of_the_curve(tmp_path):
 def test_a_name_that_looks_like_a_formula_is_a_name(tmp_path):
     runs = [run_with(tmp_path / "$a_{$", val=[(0, 4.0), (1, 2.0)]), run_with(tmp_path / "b", val=[(0, 4.0), (1, 3.0)])]
     assert plot.curves(runs, tmp_path / "curves.svg")
+
+
+def test_the_command_draws_runs_and_names_what_is_none(tmp_path, capsys):
+    run, out = run_with(tmp_path / "run", val=[(0, 4.0), (1, 2.0)]), tmp_path / "curves.png"
+    main(["plot", str(run), "--out", str(out)])
+    assert out.read_bytes().startswith(b"\x89PNG")
+    for wrong, complaint in (
+        (tmp_path, "no out directory"),
+        (run_with(tmp_path / "empty"), "nothing has been measured"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            main(["plot", str(wrong), "--out", str(out)])
+        assert error.value.code == 2 and complaint in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        main(["plot", str(run), "--out", str(tmp_path / "curves.xyz")])
+    assert error.value.code == 2 and "xyz" in capsys.readouterr().err

@@ -116,6 +116,14 @@ def test_a_tracker_that_fails_is_one_warning_and_the_files_go_on(tmp_path):
     assert [line["step"] for line in tracking.read(tmp_path / tracking.METRICS)] == [1, 2]
 
 
+def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path):
+    warnings = []
+    written = metrics(tmp_path, Tracker("tensorboard"), warnings)
+    written.sample("text", lambda: 1 / 0, step=1)
+    assert len(warnings) == 1 and "division by zero" in warnings[0]
+    assert len(tracking.read(tmp_path / tracking.SAMPLES)) == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
 def test_a_full_disk_is_one_warning_and_does_not_stop_the_run(tmp_path):
     warnings = []
