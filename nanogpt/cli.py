@@ -8,6 +8,9 @@
     nanogpt push out/shakespeare USER/NAME
     nanogpt batch out/shakespeare --step 100
     accelerate launch --config_file accelerate_configs/ddp.yaml -m nanogpt.cli launch-check
+    nanogpt dashboard out
+    nanogpt playground out/shakespeare
+    nanogpt plot out/shakespeare out/wide --out curves.png
     nanogpt bench --against transformers
     nanogpt import-nanogpt out/ckpt.pt --data data/shakespeare_char
     nanogpt data data/shakespeare_char
@@ -32,8 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs one command; a mistake of the user is one line and exit code 2."""
     parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    run_commands = (add_sample, add_eval, add_compare, add_export, add_push, add_batch)
-    for add in (*run_commands, add_plan, add_data, add_bench, add_launch_check, add_import_nanogpt):
+    runs = (add_sample, add_eval, add_compare, add_dashboard, add_playground, add_plot, add_export, add_push, add_batch)
+    for add in (*runs, add_plan, add_data, add_bench, add_launch_check, add_import_nanogpt):
         add(commands)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -87,6 +90,33 @@ def add_eval(commands) -> None:
     command.add_argument("--tasks", metavar="A,B", help="tasks of lm_eval instead (pip install 'nanogpt[eval]')")
     command.add_argument("--include_path", metavar="DIR", help="a directory with task files of your own")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each task")
+
+
+def add_dashboard(commands) -> None:
+    """The flags of `nanogpt dashboard`."""
+    command = add_command(commands, "dashboard", dashboard, "a page on this machine that shows runs, live as well")
+    command.add_argument("OUT", nargs="*", default=["out"], help="out directories, or directories that hold some")
+    add_port(command)
+
+
+def add_playground(commands) -> None:
+    """The flags of `nanogpt playground`."""
+    about = "a page on this machine to write with one or two models, and to see what each token of a text costs"
+    command = add_command(commands, "playground", playground, about)
+    command.add_argument("RUN", nargs="+", help="one or two of: an out directory, a checkpoint, a transformers model")
+    add_device(command)
+    add_port(command)
+
+
+def add_port(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--port", type=int, metavar="N", help="of 127.0.0.1 (None: a free one)")
+
+
+def add_plot(commands) -> None:
+    """The flags of `nanogpt plot`."""
+    command = add_command(commands, "plot", plot, "draw the losses of runs into a picture")
+    command.add_argument("RUN", nargs="+", help="out directories")
+    command.add_argument("--out", default="curves.png", metavar="FILE", help="the picture: .png, .svg or .pdf")
 
 
 def add_export(commands) -> None:
@@ -290,6 +320,31 @@ def keep_results(path: Path, what: str, results: dict) -> None:
 
     known = checkpoint.read_json(path) if path.exists() else {}
     checkpoint.write_json(path, known | {what: results})
+
+
+def dashboard(args) -> None:
+    from nanogpt.dashboard import serve
+
+    serve(args.OUT, args.port)
+
+
+def playground(args) -> None:
+    from nanogpt.playground import serve
+
+    serve(args.RUN, pick_device(args.device), args.port)
+
+
+def plot(args) -> None:
+    """Draws the picture; what holds no metrics is named."""
+    from nanogpt import tracking
+    from nanogpt.plot import curves
+
+    for run in args.RUN:
+        if not (Path(run) / tracking.METRICS).is_file():
+            raise ValueError(f"{run} is no out directory: it has no {tracking.METRICS}")
+    if not curves([Path(run) for run in args.RUN], Path(args.out)):
+        raise ValueError(f"nothing has been measured yet in {', '.join(args.RUN)}")
+    print(args.out)
 
 
 def export(args) -> None:

@@ -45,6 +45,7 @@ def make_run(tmp_path, data, capsys):
             state._reset_state()
         fields = {"out_dir": str(tmp_path / "out"), "data": str(data), "device": "cpu", "precision": "fp32"}
         fields |= {"batch_size": 4, "max_iters": 4, "eval_interval": 4, "warmup_iters": 2, "learning_rate": 1e-2}
+        fields |= {"sample_tokens": 8}
         return Run(model, TrainConfig(**(fields | settings)))
 
     return make
