@@ -376,10 +376,14 @@ class Run:
             except (ValueError, OSError) as error:  # the run itself is safe on the disk
                 self.say(f"warning: not pushed: {error}; later: nanogpt push {self.out_dir} {self.config.push_to_hub}")
         self.say(
-            f'next:  nanogpt sample {self.out_dir} --prompt "ROMEO:"\n'
+            f"next:  nanogpt sample {self.out_dir} --prompt {self.first_line()}\n"
             f"       nanogpt eval {self.out_dir}\n"
             f"       accelerate launch {recipe} --resume=auto --out_dir={self.out_dir} --max_iters={2 * state['step']}"
         )
+
+    def first_line(self) -> str:
+        """The beginning of the data's first line, quoted for a shell: a prompt that its tokenizer knows."""
+        return shlex.quote(self.tokenizer.decode(self.train_data.tokens[:20]).partition("\n")[0] or " ")
 
     def sample(self, characters: int = 300) -> str:
         """A text by the run's best checkpoint, which is read back from the disk as everybody else will read it."""
