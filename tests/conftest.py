@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import Hub
 
 from data_prep import writer
 from nanogpt import GPTConfig, TrainConfig
@@ -49,6 +50,12 @@ def make_run(tmp_path, data, capsys):
         return Run(model, TrainConfig(**(fields | settings)))
 
     return make
+
+
+@pytest.fixture
+def hub():
+    with Hub() as hub:
+        yield hub
 
 
 @pytest.fixture(scope="session")
