@@ -4,6 +4,7 @@
 something else than was meant. Here they are checked, and the Accelerator is made.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -112,11 +113,19 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ValueError(
             f"the launcher started {world} processes, but each trains on its own: {several_on_a_cpu(world)}"
         )
+    if accelerator.num_processes > 1:
+        atexit.register(leave_group)
     if config.optimizer == "muon" and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "optimizer=muon needs whole matrices, and FSDP shards them: use --optimizer=adamw, or ddp.yaml"
         )
     return accelerator
+
+
+def leave_group() -> None:
+    """Before the process ends: threads of gloo's that still run then would abort it, now and then."""
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def several_on_a_cpu(processes: int | str) -> str:
