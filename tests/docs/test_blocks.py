@@ -1,0 +1,108 @@
+"""Every bash and python block of every Markdown file, run in order as a reader would, in a directory like a clone.
+
+Training is shortened: a command that names a recipe gets a two-hundredth of its steps. It runs on one thread, because
+many short commands on a busy machine take three times as long on two. Nothing else is changed.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pages import OURS, ROOT, Block, Docs
+
+DOCS = Docs.read()
+RUNNABLE = [f for f in DOCS.pages() if any(b.language in ("bash", "python") and not b.skip for b in DOCS.blocks(f))]
+SHORTER = 200  # times fewer steps
+TRAINS = re.compile(r"(accelerate launch|python|nanogpt plan) [^\n#]*?(recipes/(?!eval_)\w+|mine)\.py[^\n#]*")
+NUMBERS = re.compile(r"\d[\d,.]*")
+
+
+def shorten(script: str) -> str:
+    """The script with a few steps of training in the place of hundreds."""
+    script = script.replace("\\\n", " ")
+
+    def few(match: re.Match) -> str:
+        command = match[0]
+        if "--help" in command:
+            return command
+        given = re.search(r"--max_iters[= ](\d+)", command)
+        steps = int(given[1]) if given else 800
+        return f"{command.rstrip()} --max_iters={steps // SHORTER} --eval_interval=2 --threads=1 "
+
+    return TRAINS.sub(few, script).replace("nanogpt bench", "nanogpt bench --rounds=1 --parts=train")
+
+
+@pytest.fixture
+def clone(tmp_path, text) -> Path:
+    """What a reader has: the project's files, a text of the right name, and notes of their own."""
+    home = tmp_path / "clone"
+    home.mkdir()
+    for name in [*OURS, *(path.name for path in ROOT.glob("*.*") if path.is_file())]:
+        if (ROOT / name).exists():
+            (home / name).symlink_to(ROOT / name)
+    (home / "data" / "shakespeare_char").mkdir(parents=True)
+    (home / "data" / "shakespeare_char" / "input.txt").write_text(text)
+    for folder in ("my_notes", "crawl"):
+        (home / folder).mkdir()
+        for i in range(8):
+            (home / folder / f"{i}.txt").write_text(text[2000 * i : 2000 * (i + 1)])
+    (home / "genes.jsonl").write_text('{"text": "GATTACAGATTACAGATTACA"}\n' * 20)
+    for name in ("a", "b"):
+        prepare = ["-m", "data_prep.text", "my_notes/", "--out", f"data/{name}"]
+        subprocess.run([sys.executable, *prepare], cwd=home, check=True, capture_output=True)
+    return home
+
+
+def run(block: Block, home: Path) -> str:
+    """Runs a block and returns what it prints; fails with its place and its last words."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_"))}
+    clean |= {
+        "PATH": f"{Path(sys.executable).parent}:{clean['PATH']}",
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    clean |= {"OMP_NUM_THREADS": "1"}
+    if block.language == "bash":
+        command = ["bash", "-euo", "pipefail", "-c", shorten(block.code)]
+    else:
+        (home / "block.py").write_text(block.code)
+        command = [sys.executable, "block.py"]
+    done = subprocess.run(command, cwd=home, env=clean, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{block.file}:{block.line}: exit code {done.returncode}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", RUNNABLE)
+def test_blocks_run_in_order(clone, file):
+    printed, expected = "", 0
+    for block in DOCS.blocks(file):
+        if block.skip or (block.needs and block.needs not in os.environ):
+            continue
+        if block.language in ("bash", "python"):
+            start = time.time()
+            printed = run(block, clone)
+            print(block.line, time.time() - start)
+        elif printed:  # a block without a language is what the one before it prints
+            for line in quoted(block.code):
+                assert line in quoted(printed), f"{file}:{block.line}: nothing printed looks like {line!r}"
+                expected += 1
+    assert file != "README.md" or expected > 10
+
+
+def quoted(output: str) -> set[str]:
+    """Lines of a run's output, numbers and precision apart; a sample and where the text is from are never the same."""
+    before, _, after = re.sub(r"\bfp32\b", "bf16", output).partition("\nnext:")
+    lines = before.split("\n\n")[0].splitlines() + before.split("\n\n")[1:2] + ("next:" + after).splitlines()
+    return {" ".join(NUMBERS.sub("N", line).split()) for line in lines if not line.startswith("text:")}
+
+
+def test_the_shortened_command_is_the_same_but_for_its_steps():
+    assert shorten("accelerate launch recipes/a.py --max_iters=1600   # longer\n") == (
+        "accelerate launch recipes/a.py --max_iters=1600 --max_iters=8 --eval_interval=2 --threads=1 # longer\n"
+    )
+    assert shorten("nanogpt eval out/a") == "nanogpt eval out/a"
