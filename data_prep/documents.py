@@ -162,6 +162,7 @@ class Corpus:
                 yield position() or lines.start, text
 
     def parquet(self, name: str, first: int) -> Iterator[tuple[int, object]]:
+        """The text column from row `first` on, with the bytes read so far; row groups before that are not touched."""
         import pyarrow.parquet
 
         with pyarrow_errors(name), pyarrow.parquet.ParquetFile(name, buffer_size=1 << 20, pre_buffer=False) as file:
@@ -178,6 +179,7 @@ class Corpus:
                     number += 1
 
     def arrow(self, name: str) -> Iterator[tuple[int, object]]:
+        """The text column of an Arrow file or stream, with the bytes read so far."""
         import pyarrow
 
         with pyarrow_errors(name), pyarrow.memory_map(name) as file:

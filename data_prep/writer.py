@@ -209,6 +209,7 @@ class CorpusWriter:
         self.note()
 
     def batches(self) -> Iterator[Batch]:
+        """What is to be written, in order, from where the last life of the command noted that it was."""
         batch = Batch()
         for number, piece in enumerate(self.corpus.pieces(*self.state["next"])):
             if number == 0:  # what was skipped on the way back to this place is in the state already

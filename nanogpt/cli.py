@@ -2,10 +2,15 @@
 
     nanogpt sample out/shakespeare --prompt "ROMEO:"
     nanogpt eval out/shakespeare
+    nanogpt plan recipes/shakespeare.py --n_layer=8
+    nanogpt compare out/a out/b
     nanogpt export out/shakespeare --to exports/shakespeare
     nanogpt push out/shakespeare USER/NAME
     nanogpt batch out/shakespeare --step 100
     accelerate launch --config_file accelerate_configs/ddp.yaml -m nanogpt.cli launch-check
+    nanogpt dashboard out
+    nanogpt playground out/shakespeare
+    nanogpt plot out/shakespeare out/wide --out curves.png
     nanogpt bench --against transformers
     nanogpt import-nanogpt out/ckpt.pt --data data/shakespeare_char
     nanogpt data data/shakespeare_char
@@ -15,6 +20,8 @@ or a name on the Hub, such as gpt2.
 """
 
 import argparse
+import contextlib
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -28,8 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs one command; a mistake of the user is one line and exit code 2."""
     parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    run_commands = (add_sample, add_eval, add_export, add_push, add_batch)
-    for add in (*run_commands, add_data, add_bench, add_launch_check, add_import_nanogpt):
+    runs = (add_sample, add_eval, add_compare, add_dashboard, add_playground, add_plot, add_export, add_push, add_batch)
+    for add in (*runs, add_plan, add_data, add_bench, add_launch_check, add_import_nanogpt):
         add(commands)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -73,12 +80,43 @@ def add_sample(commands) -> None:
 
 
 def add_eval(commands) -> None:
+    """The flags of `nanogpt eval`."""
     command = add_command(commands, "eval", evaluate, "loss, perplexity and bits per byte over a whole split")
-    add_run(command)
+    command.add_argument("RUN", nargs="+", help="one or several: out directories, checkpoints, transformers models")
     add_device(command)
     command.add_argument("--data", metavar="DIR", help="a data directory (None: the one it was trained on)")
     command.add_argument("--split", default="val", choices=("val", "train"), help="which part of it")
     command.add_argument("--batch_size", type=int, default=32, metavar="N", help="sequences at a time")
+    command.add_argument("--tasks", metavar="A,B", help="tasks of lm_eval instead (pip install 'nanogpt[eval]')")
+    command.add_argument("--include_path", metavar="DIR", help="a directory with task files of your own")
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each task")
+
+
+def add_dashboard(commands) -> None:
+    """The flags of `nanogpt dashboard`."""
+    command = add_command(commands, "dashboard", dashboard, "a page on this machine that shows runs, live as well")
+    command.add_argument("OUT", nargs="*", default=["out"], help="out directories, or directories that hold some")
+    add_port(command)
+
+
+def add_playground(commands) -> None:
+    """The flags of `nanogpt playground`."""
+    about = "a page on this machine to write with one or two models, and to see what each token of a text costs"
+    command = add_command(commands, "playground", playground, about)
+    command.add_argument("RUN", nargs="+", help="one or two of: an out directory, a checkpoint, a transformers model")
+    add_device(command)
+    add_port(command)
+
+
+def add_port(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--port", type=int, metavar="N", help="of 127.0.0.1 (None: a free one)")
+
+
+def add_plot(commands) -> None:
+    """The flags of `nanogpt plot`."""
+    command = add_command(commands, "plot", plot, "draw the losses of runs into a picture")
+    command.add_argument("RUN", nargs="+", help="out directories")
+    command.add_argument("--out", default="curves.png", metavar="FILE", help="the picture: .png, .svg or .pdf")
 
 
 def add_export(commands) -> None:
@@ -112,6 +150,17 @@ def add_batch(commands) -> None:
     command.add_argument("RUN", help="an out directory, or one checkpoint in it")
     command.add_argument("--step", type=int, required=True, metavar="N", help="number of the step; the first is 1")
     command.add_argument("--data", metavar="DIR", help="where the data is (None: where the run found it)")
+
+
+def add_plan(commands) -> None:
+    command = add_command(commands, "plan", plan, "what a run will take: parameters, memory, tokens, time")
+    command.add_argument("RECIPE", help="a recipe, such as recipes/shakespeare.py")
+    command.add_argument("FLAGS", nargs=argparse.REMAINDER, help="its flags, such as --n_layer=8")
+
+
+def add_compare(commands) -> None:
+    command = add_command(commands, "compare", compare, "settings that differ, losses by equal steps, tokens and time")
+    command.add_argument("RUN", nargs="+", help="out directories; those that differ in their seed are one row")
 
 
 def add_launch_check(commands) -> None:
@@ -215,27 +264,87 @@ def sample(args) -> None:
 
 
 def evaluate(args) -> None:
-    """Prints the exact figures of a whole split."""
-    from nanogpt import checkpoint, hf
-    from nanogpt.evaluate import evaluate as measure
-    from nanogpt.mixture import open_data
+    """Prints the exact figures of each run, and keeps them as JSON beside its checkpoint."""
+    from nanogpt import hf
 
     if args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size} must be at least 1")
-    device = pick_device(args.device)
-    model, _, found = hf.load(args.RUN, device, say=note)
+    device, rows = pick_device(args.device), []
+    for run in args.RUN:
+        model, words, found = hf.load(run, device, say=note)
+        if args.tasks:
+            from nanogpt.tasks import evaluate as measure
+
+            results = measure(model, words, args.tasks.split(","), args.include_path, args.limit, args.batch_size)
+            for task, values in results.items():
+                rows += [(run, task, name, v) for name, v in values.items() if isinstance(v, float)]
+        else:
+            results = split_loss(run, model, found, args, device)
+            rows += [(run, *results.values())]
+        if found:
+            with contextlib.suppress(OSError):  # somebody else's directory: the figures are on the screen
+                keep_results(found.with_name(f"{found.name}.eval.json"), args.tasks or args.split, results)
+    if args.tasks:
+        print(*(f"{run:<28} {task:<20} {name:<28} {value:.4f}" for run, task, name, value in rows), sep="\n")
+    elif len(rows) > 1:
+        print(f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}")
+        print(
+            *(f"{run:<28}{loss:>10.4f}{perplexity:>12.3f}{bpb:>15.4f}" for run, loss, perplexity, bpb in rows), sep="\n"
+        )
+
+
+def split_loss(run: str, model, found: Path | None, args, device: str) -> dict[str, float]:
+    """Loss, perplexity and bits per byte of one model over a split, printed as they are found."""
+    from nanogpt import checkpoint
+    from nanogpt.evaluate import evaluate as measure
+    from nanogpt.mixture import open_data
+
     directory = args.data or (checkpoint.load_configs(found)[1].data if found else None)
     if directory is None:
-        raise ValueError(f"{args.RUN} was not trained here: name the data directory to evaluate on by --data DIR")
+        raise ValueError(f"{run} was not trained here: name the data directory to evaluate on by --data DIR")
     data = open_data(directory, args.split, model.config.block_size, model.config.vocab_size)
     start = time.perf_counter()
     result = measure(model, data, args.batch_size, device)
     seconds = time.perf_counter() - start
-    print(f"{found or args.RUN}, {args.split} split of {directory}: {len(data.tokens) - 1:,} tokens predicted")
+    print(f"{found or run}, {args.split} split of {directory}: {len(data.tokens) - 1:,} tokens predicted")
     print(
         f"loss {result['val_loss']:.4f} nats per token, perplexity {result['val_perplexity']:.3f}, "
         f"{result['val_bpb']:.4f} bits per byte ({seconds:.1f} s)"
     )
+    return result
+
+
+def keep_results(path: Path, what: str, results: dict) -> None:
+    """Adds the results of an evaluation to a JSON file, in the place of earlier ones of the same."""
+    from nanogpt import checkpoint
+
+    known = checkpoint.read_json(path) if path.exists() else {}
+    checkpoint.write_json(path, known | {what: results})
+
+
+def dashboard(args) -> None:
+    from nanogpt.dashboard import serve
+
+    serve(args.OUT, args.port)
+
+
+def playground(args) -> None:
+    from nanogpt.playground import serve
+
+    serve(args.RUN, pick_device(args.device), args.port)
+
+
+def plot(args) -> None:
+    """Draws the picture; what holds no metrics is named."""
+    from nanogpt import tracking
+    from nanogpt.plot import curves
+
+    for run in args.RUN:
+        if not (Path(run) / tracking.METRICS).is_file():
+            raise ValueError(f"{run} is no out directory: it has no {tracking.METRICS}")
+    if not curves([Path(run) for run in args.RUN], Path(args.out)):
+        raise ValueError(f"nothing has been measured yet in {', '.join(args.RUN)}")
+    print(args.out)
 
 
 def export(args) -> None:
@@ -279,6 +388,21 @@ def batch(args) -> None:
                 f"of {directory}, epoch {samples[row] // data.windows_per_epoch + 1}"
             )
             print(words.decode([*x, y[-1]]))
+
+
+def plan(args) -> None:
+    """Runs the recipe with --dry_run, in this process."""
+    sys.argv = [args.RECIPE, "--dry_run", *args.FLAGS]
+    sys.path.insert(0, str(Path(args.RECIPE).resolve().parent))
+    if not Path(args.RECIPE).is_file():
+        raise ValueError(f"{args.RECIPE} is no file: name a recipe, such as recipes/shakespeare.py")
+    runpy.run_path(args.RECIPE, run_name="__main__")
+
+
+def compare(args) -> None:
+    from nanogpt.compare import compare as table
+
+    print(table([Path(run) for run in args.RUN]))
 
 
 def launch_check(args) -> None:

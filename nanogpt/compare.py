@@ -17,7 +17,9 @@ from nanogpt import checkpoint, tracking
 
 # where and when a run was made, not what it is
 CIRCUMSTANCES = "out_dir seed seeds resume report_to log_interval eval_interval eval_iters keep_checkpoints".split()
-CIRCUMSTANCES += "always_save_checkpoint threads profile data exportable push_to_hub max_minutes".split()
+CIRCUMSTANCES += (
+    "always_save_checkpoint threads profile data exportable push_to_hub max_minutes sample_tokens timeout".split()
+)
 AXES = {"steps": "step", "tokens": "tokens", "seconds of training": "train_seconds"}
 POINTS = 8  # at most, at which curves are compared
 

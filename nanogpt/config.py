@@ -55,6 +55,7 @@ class TrainConfig:
     log_interval: int = 10  # steps between lines of metrics.jsonl
     always_save_checkpoint: bool = True  # save at every evaluation; false: only when it is the best yet
     keep_checkpoints: int = 2  # newest checkpoints kept, besides the best; 0 keeps all
+    sample_tokens: int = 100  # tokens of the text that each evaluation writes to samples.jsonl; 0: none
     report_to: str = "none"  # none | trackio | wandb | tensorboard, several with commas; metrics.jsonl always
     exportable: bool = False  # stop at once where no transformers class could hold the model; false: a warning
     push_to_hub: str | None = None  # USER/NAME: export the best checkpoint there at the end
@@ -85,7 +86,7 @@ class TrainConfig:
         at_least = {"batch_size": 1, "gradient_accumulation_steps": 1, "eval_interval": 1, "log_interval": 1}
         at_least |= {"seeds": 1, "max_bad_steps": 1, "max_failed_saves": 1, "timeout": 1, "max_minutes": 0}
         at_least |= dict.fromkeys(
-            ("max_iters", "seed", "eval_iters", "keep_checkpoints", "threads", "warmup_iters", "profile"), 0
+            "max_iters seed eval_iters keep_checkpoints threads warmup_iters profile sample_tokens".split(), 0
         )
         at_least |= dict.fromkeys(("grad_clip", "weight_decay", "min_lr", "muon_learning_rate"), 0)
         for name, least in at_least.items():

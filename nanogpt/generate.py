@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -138,3 +139,20 @@ def decode_behind(tokenizer, previous: list[int], pending: list[int]) -> str:
     """What the tokens `pending` add to the text of `previous`."""
     before, text = tokenizer.decode(previous), tokenizer.decode(previous + pending)
     return text[len(before) :] if text.startswith(before) else tokenizer.decode(pending)
+
+
+def write(model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int) -> Iterator[str]:
+    """The text of the tokens `start` (T,), then what the model goes on with, in pieces; it should be in eval mode."""
+    idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
+    tokens = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
+    yield tokenizer.decode(start)
+    yield from stream_text(tokenizer, (token.item() for token in tokens))
+
+
+def write_amid_training(model: GPT, *args) -> str:
+    """`write` by the weights as they are now. It draws from a generator of its own, so training goes on unchanged."""
+    model.eval()
+    with torch.compiler.set_stance("force_eager"):  # every length of the text would be compiled anew
+        text = "".join(write(model, *args))
+    model.train()
+    return text

@@ -56,6 +56,15 @@ def peak_flops(device_name: str) -> float | None:
     return next((peak * 1e12 for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
 
 
+def memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a CUDA device so far, what is taken now on MPS or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return psutil.Process().memory_info().rss
+
+
 def wants_cpu(device: str = "auto") -> bool:
     return device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 

@@ -129,3 +129,26 @@ class Muon(torch.optim.Optimizer):
                 lr = lr * (1 - skip)
             torch._foreach_mul_(weights, 1 - lr * weight_decay)
             torch._foreach_sub_(weights, [*(update * (lr * math.sqrt(max(1, shape[0] / shape[1]))))])
+
+
+class UpdateRatio:
+    """How far a step moves the blocks' matrices: |after - before| / |before|, over 16 rows of each.
+
+    About 1e-3 is healthy for AdamW (Karpathy, https://youtu.be/P6sfmUTpUmc); more with Muon, whose updates are larger
+    by design. Rows spread over a matrix, because a copy of all weights would cost memory and time.
+    """
+
+    def __init__(self, model: nn.Module):
+        matrices = [p.detach() for name, p in model.named_parameters() if name.startswith("h.") and p.ndim >= 2]
+        self.rows = [p[:: max(1, p.size(0) // 16)] for p in matrices]  # views of what the optimizer changes
+
+    @torch.no_grad()
+    def before(self) -> None:
+        self.copies = torch._foreach_mul(self.rows, 1.0)
+
+    @torch.no_grad()
+    def after(self) -> torch.Tensor:
+        """The ratio, a scalar on the device, so that nobody waits for it."""
+        size = torch.stack(torch._foreach_norm(self.copies)).norm()
+        torch._foreach_sub_(self.copies, self.rows)
+        return torch.stack(torch._foreach_norm(self.copies)).norm() / size

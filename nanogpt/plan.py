@@ -198,7 +198,7 @@ def find_batch_size(run) -> None:
             break
         gc.collect()
         sequences = size_now * config.gradient_accumulation_steps
-        speed = sequences * run.gpt.config.block_size / time_steps(run, seconds=1.0)
+        speed = sequences * run.gpt.config.block_size / time_steps(run, seconds=0.5)
         say(run, f"{size_now:>10} {size(needed):>10} {speed:>10,.0f}")
         fastest, largest = max(fastest, (speed, size_now)), size_now
         if size_now * run.gpt.config.block_size > len(run.train_data.tokens):

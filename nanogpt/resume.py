@@ -11,7 +11,7 @@ from nanogpt.model import GPTConfig
 HARMLESS = set(
     "out_dir data resume max_iters lr_decay_iters eval_interval eval_iters log_interval always_save_checkpoint "
     "keep_checkpoints report_to max_bad_steps max_minutes max_failed_saves timeout deterministic device precision "
-    "compile threads profile init_from exportable push_to_hub dry_run find_batch_size seeds".split()
+    "compile threads profile init_from exportable push_to_hub dry_run find_batch_size seeds sample_tokens".split()
 )
 
 

@@ -1,11 +1,12 @@
 """Where a run's measurements go: `metrics.jsonl`, always, and Accelerate's trackers, as far as they work.
 
-A line of metrics.jsonl is one JSON object with `step`, `tokens`, `train_seconds` and what was measured there. It is
-flushed line by line, so a killed run keeps its curve. A tracker that is missing, has no key or no network costs one
-line of warning, never the run.
+A line of metrics.jsonl is one JSON object with `step`, `tokens`, `train_seconds` and what was measured there;
+samples.jsonl beside it has the `text` that the model wrote at each evaluation. Both are flushed line by line, so a
+killed run keeps its curve. A tracker that is missing, has no key or no network costs one line of warning, no run.
 """
 
 import contextlib
+import html
 import importlib.util
 import io
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 TRACKERS = ("trackio", "wandb", "tensorboard")
 
 
@@ -45,57 +47,102 @@ def _netrc() -> str:
     return ""
 
 
+class LineFile:
+    """A file of JSON lines, each in the system's hands as soon as it is written.
+
+    What a full disk does not take is kept and written before the next line.
+    """
+
+    def __init__(self, path: Path, step: int, say):
+        """Goes on behind `step`: what an earlier life of the run wrote beyond it is taken back."""
+        kept = [line for line in read(path) if line["step"] <= step] if step else []
+        temporary = path.with_name(f".tmp-{path.name}")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+        self.name, self.say, self.unwritten = path.name, say, b""
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+
+    def write(self, values: dict | None = None) -> None:
+        """One more line, or only what is waiting."""
+        waited = bool(self.unwritten)
+        if values is not None:
+            self.unwritten += json.dumps(values).encode() + b"\n"
+        try:
+            while self.unwritten:
+                self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
+        except OSError as error:
+            if not waited:
+                self.say(f"warning: {self.name} could not be written: {error}; its lines are kept for later")
+
+    def close(self) -> None:
+        self.write()
+        self.file.close()
+
+
 class Metrics:
-    """`metrics.jsonl` of one run, written by the main process alone, and the trackers beside it."""
+    """The files of one run, written by the main process alone, and the trackers beside them."""
 
     def __init__(self, accelerator: Accelerator, out_dir: Path, step: int, config: dict, say):
         """Goes on behind `step`: what an earlier life of the run wrote beyond it is taken back."""
-        self.accelerator, self.say = accelerator, say
-        self.file, self.unwritten = None, b""
+        self.accelerator, self.say, self.files = accelerator, say, {}
         if accelerator.is_main_process:
-            path = out_dir / "metrics.jsonl"
-            kept = [line for line in read(path) if line["step"] <= step] if step else []
-            temporary = out_dir / ".tmp-metrics.jsonl"
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            temporary.replace(path)
-            self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
-        self._quietly("init_trackers", out_dir.parent.name or "nanogpt", config, self._names(out_dir))
+            self.files = {name: LineFile(out_dir / name, step, say) for name in (METRICS, SAMPLES)}
+        self._quietly(accelerator.init_trackers, out_dir.parent.name or "nanogpt", config, self._names(out_dir))
 
     def _names(self, out_dir: Path) -> dict:
         return {"trackio": {"name": out_dir.name}, "wandb": {"name": out_dir.name}}
 
-    def _quietly(self, method: str, *args, **kwargs) -> None:
-        """Calls a method of Accelerate's trackers: what they print is dropped, what they raise ends them."""
+    def _quietly(self, call, *args, **kwargs) -> None:
+        """Calls something of the trackers': what they print is dropped, what they raise ends them."""
         if not self.accelerator.log_with:
             return
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                getattr(self.accelerator, method)(*args, **kwargs)
+                call(*args, **kwargs)
         except Exception as error:  # whatever a tracker trips over, the run is worth more
             self.say(f"warning: reporting to {self.accelerator.log_with} ended: {type(error).__name__}: {error}")
             self.accelerator.log_with, self.accelerator.trackers = [], []
 
     def log(self, **values) -> None:
         """One line: `step` and whatever was measured at it."""
-        if self.file is not None:
-            self._write(json.dumps(values) + "\n")
-        self._quietly("log", {k: v for k, v in values.items() if k != "step"}, step=values["step"])
+        self._write(METRICS, values)
+        self._quietly(self.accelerator.log, {k: v for k, v in values.items() if k != "step"}, step=values["step"])
 
-    def _write(self, text: str) -> None:
-        """Writes `text`, and before it what a full disk did not take: then it waits for the next call."""
-        waited, self.unwritten = bool(self.unwritten), self.unwritten + text.encode()
-        try:
-            while self.unwritten:
-                self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
-        except OSError as error:
-            if not waited:
-                self.say(f"warning: {self.file.name} could not be written: {error}; its lines are kept for later")
+    def sample(self, text: str, picture, **progress) -> None:
+        """What the model writes at this step, for samples.jsonl; the trackers get it with the curve as a picture.
+
+        `picture` is a function that draws the run's curve, (height, width, 3) in uint8.
+        """
+        self._write(SAMPLES, {**progress, "text": text})
+        if self.accelerator.is_main_process:
+            self._quietly(self._show, text, picture, progress["step"])
+
+    def _write(self, name: str, values: dict) -> None:
+        if self.files:
+            self.files[name].write(values)
+
+    def _show(self, text: str, picture, step: int) -> None:
+        """Text and picture in each tracker's own types; all of them take the text as text, whatever it contains."""
+        indented = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown for: verbatim
+        pixels = picture()
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_text("sample", indented, step)
+                tracker.writer.add_image("curve", pixels, step, dataformats="HWC")
+            elif tracker.name == "wandb":
+                import wandb
+
+                shown = {"sample": wandb.Html(f"<pre>{html.escape(text)}</pre>"), "curve": wandb.Image(pixels)}
+                tracker.log(shown, step=step)
+            elif tracker.name == "trackio":
+                import trackio
+
+                tracker.log({"sample": trackio.Markdown(indented), "curve": trackio.Image(pixels)}, step=step)
 
     def close(self) -> None:
-        if self.file is not None:
-            self._write("")
-            self.file.close()
-        self._quietly("end_training")
+        for file in self.files.values():
+            file.close()
+        self._quietly(self.accelerator.end_training)
 
 
 def read(path: Path) -> list[dict]:

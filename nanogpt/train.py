@@ -16,18 +16,19 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from tqdm import tqdm
 
-from nanogpt import checkpoint, guard, hf, launch, plan, resume, tokenizer, tracking
+from nanogpt import checkpoint, guard, hf, launch, plan, plot, resume, tokenizer, tracking
 from nanogpt.compare import compare
 from nanogpt.config import TrainConfig, fail, parse, user_errors
 from nanogpt.data import Batch, mix
 from nanogpt.evaluate import evaluate
-from nanogpt.generate import pack, stream, stream_text
+from nanogpt.generate import pack, write, write_amid_training
 from nanogpt.interrupt import Interrupts
 from nanogpt.mixture import open_data, read_shares
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
+from nanogpt.optim import UpdateRatio, lr_at, make_optimizers, set_learning_rate
 from nanogpt.peers import Peers
 from nanogpt.saver import Saver
 
@@ -150,7 +151,7 @@ class Run:
                 self.step()
                 if profiler:
                     profiler.step()
-                if state["step"] % config.log_interval == 0 or state["step"] == config.max_iters:
+                if self.log_due:
                     self.log()
                 self.saver.check()
                 number, time_is_up, unsaved = self.interrupts.due(self.saver.seconds, self.saver.failed)
@@ -162,6 +163,7 @@ class Run:
     def begin(self) -> None:
         """What the first step finds: sums at zero, the model in training mode, compiled, and fitting into memory."""
         self.loss_sum, self.skipped, self.bad_in_a_row, self.good_norm = torch.zeros(4, device=self.device)
+        self.update_ratio = UpdateRatio(self.gpt)
         self.logged = dict(self.state)  # as it was at the last line of metrics
         self.gpt.train()
         if self.state["step"] < self.config.max_iters:
@@ -189,11 +191,16 @@ class Run:
         # A gradient that is not finite must not reach the weights. The flag stays on the device, where the fused
         # optimizers heed it, so nothing waits; with fp16 the gradient scaler does this by itself.
         found_inf = (~self.grad_norm.isfinite()).float()
+        self.log_due = (state["step"] + 1) % config.log_interval == 0 or state["step"] + 1 == config.max_iters
+        if self.log_due:
+            self.update_ratio.before()
         for optimizer in self.optimizers:
             if accelerator.scaler is None:
                 optimizer.optimizer.found_inf = found_inf
             optimizer.step()
             optimizer.zero_grad()
+        if self.log_due:
+            self.moved = self.update_ratio.after()
         self.loss_sum += torch.where(found_inf > 0, 0.0, step_loss)
         self.skipped += found_inf
         self.bad_in_a_row = (self.bad_in_a_row + 1) * found_inf
@@ -243,8 +250,9 @@ class Run:
         if steps > skipped:
             values["train_loss"] = self.accelerator.reduce(self.loss_sum, "mean").item() / (steps - skipped)
         if self.grad_norm.isfinite():
-            values["grad_norm"] = self.grad_norm.item()
+            values["grad_norm"], values["update_ratio"] = self.grad_norm.item(), self.moved.item()
         values["lr"] = lr_at(state["step"] - 1, config)
+        values["memory"] = launch.memory(self.device)
         self.metrics.log(**self.progress(), **values, skipped_steps=state["skipped_steps"])
         loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
         mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
@@ -287,6 +295,10 @@ class Run:
             f"step {state['step']:>6,}  validation loss {result['val_loss']:.4f} "
             f"({result['val_bpb']:.3f} bits per byte) after {state['train_seconds']:.1f} s of training"
         )
+        if config.sample_tokens and not again and self.accelerator.distributed_type != DistributedType.FSDP:
+            first = self.train_data.tokens[:1]  # the data's own beginning
+            text = write_amid_training(self.gpt, self.tokenizer, first, config.sample_tokens, config.seed)
+            self.metrics.sample(text, lambda: plot.pixels(self.out_dir), **self.progress())
         if state["step"] > 0 and not again and (config.always_save_checkpoint or best or last):
             self.save(best)
 
@@ -352,6 +364,8 @@ class Run:
         best = f"best validation loss {state['best_val_loss']:.4f} at step {state['best_step']}"
         speed = f"{state['tokens'] / max(state['train_seconds'], 1e-9):,.0f} tokens/s"
         self.say(f"\n{state['step']:,} steps in {state['train_seconds']:.1f} s of training, {speed}; {best}\n")
+        if sys.stdout.isatty():
+            self.say(plot.text(self.out_dir) + "\n")
         try:
             self.say(self.sample() + "\n")
         except (ValueError, OSError) as error:  # somebody else's hands were on the checkpoints
@@ -362,19 +376,20 @@ class Run:
             except (ValueError, OSError) as error:  # the run itself is safe on the disk
                 self.say(f"warning: not pushed: {error}; later: nanogpt push {self.out_dir} {self.config.push_to_hub}")
         self.say(
-            f'next:  nanogpt sample {self.out_dir} --prompt "ROMEO:"\n'
+            f"next:  nanogpt sample {self.out_dir} --prompt {self.first_line()}\n"
             f"       nanogpt eval {self.out_dir}\n"
             f"       accelerate launch {recipe} --resume=auto --out_dir={self.out_dir} --max_iters={2 * state['step']}"
         )
 
+    def first_line(self) -> str:
+        """The beginning of the data's first line, quoted for a shell: a prompt that its tokenizer knows."""
+        return shlex.quote(self.tokenizer.decode(self.train_data.tokens[:20]).partition("\n")[0] or " ")
+
     def sample(self, characters: int = 300) -> str:
         """A text by the run's best checkpoint, which is read back from the disk as everybody else will read it."""
         model = pack(checkpoint.load_model(checkpoint.find(self.out_dir, say=self.say), self.device))
-        first = self.train_data.tokens[:1].astype(np.int64)  # the data's own beginning
-        idx = torch.from_numpy(first).to(self.device)[None]
-        tokens = stream(model, idx, characters, temperature=0.8, top_k=200, seed=self.config.seed)
-        pieces = stream_text(self.tokenizer, (token.item() for token in tokens))
-        return (self.tokenizer.decode(first) + "".join(islice(pieces, characters)))[:characters]
+        pieces = write(model, self.tokenizer, self.train_data.tokens[:1], characters, self.config.seed)
+        return "".join(islice(pieces, characters))
 
     # Before the first step
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import Hub
 
 from data_prep import writer
 from nanogpt import GPTConfig, TrainConfig
@@ -45,9 +46,16 @@ def make_run(tmp_path, data, capsys):
             state._reset_state()
         fields = {"out_dir": str(tmp_path / "out"), "data": str(data), "device": "cpu", "precision": "fp32"}
         fields |= {"batch_size": 4, "max_iters": 4, "eval_interval": 4, "warmup_iters": 2, "learning_rate": 1e-2}
+        fields |= {"sample_tokens": 8}
         return Run(model, TrainConfig(**(fields | settings)))
 
     return make
+
+
+@pytest.fixture
+def hub():
+    with Hub() as hub:
+        yield hub
 
 
 @pytest.fixture(scope="session")

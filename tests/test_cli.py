@@ -1,11 +1,16 @@
 """The `nanogpt` command, in this process, on a run made here."""
 
+import json
 import re
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 
-from nanogpt import checkpoint
+from nanogpt import GPT, GPTConfig, checkpoint, plan, tokenizer, tracking
 from nanogpt.cli import main
 from nanogpt.data import TokenDataset
 
@@ -152,3 +157,65 @@ def test_launch_check_of_one_process(make_run, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith(f"one process, no communication; fp32, torch {torch.__version__}, accelerate ")
     assert "process 0: cpu (cpu) on " in shown
+
+
+def test_several_runs_are_a_table_and_results_are_kept_beside_the_checkpoint(run_dir, capsys):
+    first, last = sorted(run_dir.glob("step-*"))
+    main(["eval", str(first), str(last)])
+    table = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert table[0].split() == ["loss", "perplexity", "bits", "per", "byte"]
+    assert [line.split()[0] for line in table[1:]] == [str(first), str(last)]
+    kept = [json.loads((run_dir / f"{step.name}.eval.json").read_text())["val"] for step in (first, last)]
+    assert [line.split()[1] for line in table[1:]] == [f"{values['val_loss']:.4f}" for values in kept]
+    assert kept[0]["val_loss"] != kept[1]["val_loss"]
+    main(["eval", str(last), "--split", "train"])
+    assert json.loads((run_dir / f"{last.name}.eval.json").read_text()).keys() == {"val", "train"}
+
+
+def test_compare_puts_runs_side_by_side(run_dir, capsys):
+    main(["compare", str(run_dir), str(run_dir)])
+    shown = capsys.readouterr().out
+    assert "seeds" in shown and "±0.0000" in shown
+
+
+def test_a_plan_names_the_size_and_leaves_nothing_behind(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    recipe = Path(__file__).parents[1] / "recipes" / "shakespeare_nanogpt.py"
+    flags = "--device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max_iters=50".split()
+    main(["plan", str(recipe), *flags, f"--data={data}"])
+    shown = capsys.readouterr().out
+    parameters = GPT(GPTConfig(TINY.block_size, tokenizer.load(data).vocab_size, 1, 2, n_embd=16)).get_num_params()
+    assert f"parameters    {parameters:,}: " in shown
+    assert "64 a step, 3,200 in 50 steps" in shown and "50 steps of" in shown and "fits into" in shown
+    assert [path for path in sorted(tmp_path.rglob("*")) if ".scan" not in path.name] == before
+    with pytest.raises(SystemExit):
+        main(["plan", str(recipe), "--n_leyer=3"])
+    assert "did you mean --n_layer?" in capsys.readouterr().err
+
+
+def test_the_largest_batch_is_looked_for(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "available", lambda device: 40e6)  # as much as a very small machine has free
+    recipe = Path(__file__).parents[1] / "recipes" / "shakespeare_nanogpt.py"
+    flags = "--device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --find_batch_size".split()
+    monkeypatch.setattr(sys, "argv", [str(recipe), *flags, f"--data={data}"])
+    runpy.run_path(str(recipe), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert "does not fit" in lines[-2]
+    refused, largest = int(lines[-2].split()[0]), int(lines[-1].split("--batch_size=")[1].split(";")[0])
+    assert refused == 2 * largest
+
+
+def test_seeds_are_trained_one_after_the_other_and_compared(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = Path(__file__).parents[1] / "recipes" / "shakespeare_nanogpt.py"
+    flags = "--device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max_iters=4".split()
+    flags += ["--eval_interval=2", f"--data={data}", "--out_dir=out/a", "--seeds=2", "--seed=5"]
+    monkeypatch.setattr(sys, "argv", [str(recipe), *flags])
+    runpy.run_path(str(recipe), run_name="__main__")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-seed5", "a-seed6"]
+    losses = [tracking.read(tmp_path / "out" / f"a-seed{s}" / "metrics.jsonl")[-1]["val_loss"] for s in (5, 6)]
+    assert losses[0] != losses[1]
+    table = capsys.readouterr().out.split("validation loss by equal steps")[1]
+    assert f"{sum(losses) / 2:.4f} ±{abs(losses[0] - losses[1]) / 2**0.5:.4f}" in table

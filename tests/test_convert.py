@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_model import randomize
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -30,16 +31,6 @@ CASES = {
     "qwen3": dataclasses.replace(MODERN, qk_norm=True, rope_theta=500.0),
     "qwen3, untied": dataclasses.replace(MODERN, qk_norm=True, tie_embeddings=False),
 }
-
-
-def randomize(model: torch.nn.Module) -> None:
-    """Weights large enough that a wrong one shows."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(std=0.3)
-            if p.ndim == 1:
-                p.add_(1.0)
 
 
 def their_logits(model: PreTrainedModel, idx: torch.Tensor) -> torch.Tensor:

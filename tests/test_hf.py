@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_convert import CASES, randomize
+from test_convert import CASES
+from test_model import randomize
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nanogpt import GPT, GPTConfig, TrainConfig, card, checkpoint, convert, hf

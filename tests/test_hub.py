@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_server import Hub
 from safetensors.torch import load
 from test_convert import CASES
 from test_hf import CHARACTERS, make_checkpoint
@@ -14,12 +13,6 @@ from test_hf import CHARACTERS, make_checkpoint
 from nanogpt.tokenizer import CharTokenizer
 
 BIN = Path(sys.executable).parent
-
-
-@pytest.fixture
-def hub():
-    with Hub() as hub:
-        yield hub
 
 
 @pytest.fixture

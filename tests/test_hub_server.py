@@ -8,18 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_server import Hub
 from safetensors.numpy import save
 from transformers import GPT2Config
 
 CARD = b"---\nlicense: mit\n---\n# A model\n"
 WEIGHTS = save({"w": np.arange(6.0).reshape(2, 3)})
-
-
-@pytest.fixture
-def hub():
-    with Hub() as hub:
-        yield hub
 
 
 @pytest.fixture

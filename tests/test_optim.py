@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig
-from nanogpt.optim import Muon, lr_at, make_optimizers, orthogonalize, set_learning_rate
+from nanogpt.optim import Muon, UpdateRatio, lr_at, make_optimizers, orthogonalize, set_learning_rate
 
 MODEL = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16, norm="rmsnorm", mlp="swiglu")
 
@@ -121,3 +121,21 @@ def test_a_gradient_flagged_as_not_finite_leaves_weights_and_state_alone(optimiz
         p.grad.fill_(1.0)
     step(0.0)
     assert not all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_update_ratio_is_that_of_all_weights_where_matrices_are_small(optimizer):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=8, vocab_size=16, n_layer=1, n_head=1, n_embd=8, n_inner=16))
+    matrices = {name: p for name, p in model.named_parameters() if name.startswith("h.") and p.ndim == 2}
+    before = {name: p.detach().clone() for name, p in matrices.items()}
+    ratio = UpdateRatio(model)
+    optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer))
+    set_learning_rate(optimizers, 1e-3)
+    model(torch.arange(8)[None], torch.arange(8)[None]).backward()
+    ratio.before()
+    for each in optimizers:
+        each.step()
+    moved = torch.cat([(p - before[name]).flatten() for name, p in matrices.items()]).norm()
+    size = torch.cat([p.flatten() for p in before.values()]).norm()
+    assert ratio.after().item() == pytest.approx((moved / size).item(), rel=1e-5)

@@ -97,6 +97,8 @@ def test_a_run_on_disk(make_run, capsys):
         "train_loss",
         "lr",
         "grad_norm",
+        "update_ratio",
+        "memory",
         "tokens_per_second",
         "skipped_steps",
     }

@@ -1,0 +1,88 @@
+"""What a glance at a run's curves should not miss: divergence, steps without a gradient, a plateau, overfitting.
+
+Pure functions of the measurements; the thresholds are in `alerts`, one line each.
+"""
+
+import numpy as np
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,)
+
+
+def alerts(curves: dict[str, Curve]) -> list[dict]:
+    """What deserves attention in the curves of a run, by their names in metrics.jsonl: {"kind", "step", "text"} each.
+
+    `curves` may lack any of them and hold values that are not finite.
+    """
+    found = not_finite(curves) + diverging(curves)
+    found += overfitting(curves) or ([] if found else plateau(curves))
+    return [{"kind": kind, "step": int(step), "text": text} for kind, step, text in found]
+
+
+def not_finite(curves: dict[str, Curve]) -> list[tuple]:
+    """A loss that is NaN or infinite, and steps that were skipped because their gradient was."""
+    found = []
+    for name in ("train_loss", "val_loss"):
+        steps, values = curves.get(name, ((), ()))
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            found.append(("nan", steps[bad[0]], f"{name} is {values[bad[0]]} at step {steps[bad[0]]:,.0f}"))
+    steps, skipped = curves.get("skipped_steps", ((), ()))
+    if len(skipped) and skipped[-1] > 0:
+        last = steps[np.flatnonzero(np.diff(skipped, prepend=0) > 0)[-1]]
+        text = (
+            f"{skipped[-1]:,.0f} steps were skipped for want of a finite gradient, the last one up to step {last:,.0f}"
+        )
+        found.append(("nan", last, text))
+    return found
+
+
+def diverging(curves: dict[str, Curve], window: int = 5, rise: float = 0.5) -> list[tuple]:
+    """The training loss, its median over `window` lines, is now `rise` nats above the lowest it has been."""
+    steps, values = finite(curves, "train_loss")
+    if len(values) < 2 * window:
+        return []
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(values, window), axis=1)
+    lowest = medians.argmin()
+    if medians[-1] < medians[lowest] + rise:
+        return []
+    text = f"training loss has risen to {medians[-1]:.2f} from {medians[lowest]:.2f} at step {steps[lowest]:,.0f}"
+    return [("divergence", steps[-1], text)]
+
+
+def overfitting(curves: dict[str, Curve], rise: float = 0.01) -> list[tuple]:
+    """Two evaluations or more past the best one, validation loss is a share of `rise` above it while training falls."""
+    steps, values = finite(curves, "val_loss")
+    train_steps, train = finite(curves, "train_loss")
+    if not len(values):
+        return []
+    best = values.argmin()
+    if len(values) - 1 - best < 2 or values[best + 1 :].min() < values[best] * (1 + rise):
+        return []
+    half = (steps[-1] - steps[best]) / 2
+    then = train[(train_steps > steps[best] - half) & (train_steps <= steps[best])]
+    now = train[train_steps > steps[-1] - half]
+    if not len(then) or not len(now) or np.median(now) >= np.median(then):
+        return []
+    text = (
+        f"validation loss has risen to {values[-1]:.3f} from its best, {values[best]:.3f} at step {steps[best]:,.0f}, "
+        "while training loss fell"
+    )
+    return [("overfitting", steps[best], text)]
+
+
+def plateau(curves: dict[str, Curve], evaluations: int = 5, gain: float = 0.001) -> list[tuple]:
+    """The last `evaluations` brought less than a share of `gain` below the best validation loss before them."""
+    steps, values = finite(curves, "val_loss")
+    if len(values) < 2 * evaluations:
+        return []
+    before = values[:-evaluations].min()
+    if values[-evaluations:].min() < before * (1 - gain):
+        return []
+    since = steps[-evaluations - 1]
+    return [("plateau", since, f"validation loss has hardly improved on {before:.3f} since step {since:,.0f}")]
+
+
+def finite(curves: dict[str, Curve], name: str) -> Curve:
+    """The points of a curve whose value is finite."""
+    steps, values = (np.asarray(part, dtype=float) for part in curves.get(name, ((), ())))
+    return steps[np.isfinite(values)], values[np.isfinite(values)]

@@ -1,0 +1,184 @@
+// The page of `nanogpt dashboard`: asks for what is new every second, and shows it.
+// Whatever comes from a run is put in as text (textContent, append), never as HTML.
+
+import { Chart, short, smooth } from "/chart.js";
+
+const COLORS = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f"];
+const TITLES = {
+  loss: "loss, nats per token (thin: training, thick: validation)", val_bpb: "validation, bits per byte",
+  lr: "learning rate", grad_norm: "gradient norm", update_ratio: "update to weight ratio",
+  tokens_per_second: "tokens per second", mfu: "MFU", memory: "memory, bytes", skipped_steps: "skipped steps",
+};
+const PLACES = { train_loss: "loss", val_loss: "loss", val_perplexity: null }; // the perplexity says what the loss says
+const NOISY = ["train_loss", "grad_norm", "update_ratio", "tokens_per_second", "mfu"];
+const MOST_CHARTS = 30;
+
+const $ = (id) => document.getElementById(id);
+let runs = []; // as /api/runs lists them
+let range; // of x, [low, high], or all of it
+let sampleStep = Infinity; // the newest
+const hidden = new Set(), charts = new Map(), curves = new Map(), samples = new Map();
+
+const color = (number) => COLORS[number % COLORS.length];
+const shown = () => runs.map((run, number) => ({ ...run, number })).filter((run) => !hidden.has(run.number));
+
+function make(name, text = "", properties = {}) {
+  return Object.assign(document.createElement(name), { textContent: text, ...properties });
+}
+
+function swatch(number) {
+  const square = make("span", "", { className: "swatch" });
+  square.style.background = color(number);
+  return square;
+}
+
+async function ask(path, query = []) {
+  const answer = await fetch(`${path}?${new URLSearchParams(query)}`);
+  if (!answer.ok) throw new Error(await answer.text());
+  return answer.json();
+}
+
+// Asks for the curves and samples of the runs whose version, or the view of them, has changed.
+async function fetchNew() {
+  const points = Math.round(Math.min(2000, $("charts").clientWidth * 1.2)), x = $("x").value;
+  await Promise.all(shown().map(async (run) => {
+    const view = JSON.stringify([run.version, x, points, range]);
+    if (curves.get(run.number)?.view === view) return;
+    const query = [["run", run.number], ["x", x], ["points", points], ...Object.keys(run.last).map((key) => ["key", key])];
+    if (range) query.push(["low", range[0]], ["high", range[1]]);
+    curves.set(run.number, { view, lines: Object.keys(run.last).length ? await ask("/api/curves", query) : {} });
+    if (samples.get(run.number)?.version !== run.version && run.samples) {
+      samples.set(run.number, { version: run.version, texts: await ask("/api/samples", [["run", run.number]]) });
+    }
+  }));
+}
+
+function drawRuns() {
+  $("runs").replaceChildren(...runs.map((run, number) => {
+    const box = make("input", "", { type: "checkbox", checked: !hidden.has(number) });
+    box.addEventListener("change", () => {
+      hidden[box.checked ? "delete" : "add"](number);
+      refresh();
+    });
+    const label = make("label");
+    const best = run.best === null ? "" : `, best ${run.best.toFixed(4)} at ${short(run.best_step)}`;
+    label.append(box, swatch(number), run.name, make("small", `${run.status}, step ${short(run.end.step)}${best}`));
+    const item = make("li");
+    item.append(label);
+    return item;
+  }));
+}
+
+function drawAlerts() {
+  $("alerts").replaceChildren(...shown().flatMap((run) => run.alerts.map((alert) => {
+    const item = make("li", "", { className: alert.kind });
+    item.append(swatch(run.number), `${run.name}: ${alert.kind}: ${alert.text}`);
+    return item;
+  })));
+}
+
+function chartOf(place) {
+  if (!charts.has(place)) {
+    const chart = new Chart(TITLES[place] ?? place, choose, (x) => charts.forEach((each) => each.draw(x)));
+    charts.set(place, chart);
+    const order = ["loss", ...Object.keys(TITLES)];
+    const at = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
+    const sorted = [...charts.entries()].sort((a, b) => at(a[0]) - at(b[0]));
+    $("charts").replaceChildren(...sorted.map(([, each]) => each.figure));
+  }
+  return charts.get(place);
+}
+
+function drawCharts() {
+  const lines = new Map();
+  for (const run of shown()) {
+    for (const [key, [xs, ys]] of Object.entries(curves.get(run.number)?.lines ?? {})) {
+      const place = key in PLACES ? PLACES[key] : key;
+      if (key === "skipped_steps" && !ys.some((y) => y > 0)) continue;
+      if (place === null || (!lines.has(place) && lines.size >= MOST_CHARTS)) continue;
+      if (!lines.has(place)) lines.set(place, []);
+      const line = { label: place === "loss" ? `${run.name}, ${key}` : run.name, color: color(run.number), xs };
+      const into = lines.get(place);
+      if (!NOISY.includes(key)) into.push({ ...line, ys, width: key === "val_loss" ? 2.5 : 1.5 });
+      else into.push({ ...line, label: "", ys, width: 1, alpha: 0.2 }, { ...line, ys: smooth(ys, +$("smooth").value), width: 1 });
+    }
+  }
+  for (const [place, chart] of charts) chart.figure.hidden = !lines.has(place);
+  for (const [place, each] of lines) chartOf(place).show(each, range, place === "loss" && $("log").checked);
+}
+
+function drawSamples() {
+  const steps = [...new Set(shown().flatMap((run) => (samples.get(run.number)?.texts ?? []).map((each) => each.step)))];
+  steps.sort((a, b) => a - b);
+  const control = $("sample-step"), slider = control.querySelector("input");
+  control.hidden = steps.length < 2;
+  const place = sampleStep === Infinity ? steps.length - 1 : Math.max(0, steps.findLastIndex((step) => step <= sampleStep));
+  slider.max = steps.length - 1;
+  slider.value = place;
+  slider.oninput = () => {
+    sampleStep = +slider.value === steps.length - 1 ? Infinity : steps[slider.value];
+    drawSamples();
+  };
+  control.querySelector("output").textContent = short(steps[place]);
+  $("samples").replaceChildren(...shown().flatMap((run) => {
+    const text = (samples.get(run.number)?.texts ?? []).findLast((each) => each.step <= steps[place]);
+    if (!text) return [];
+    const article = make("article");
+    article.append(swatch(run.number), make("b", run.name), ` at step ${short(text.step)}`, make("pre", text.text));
+    return [article];
+  }));
+}
+
+function drawSettings() {
+  const columns = shown(), names = [...new Set(columns.flatMap((run) => Object.keys(run.settings)))];
+  const head = make("tr");
+  head.append(make("th", "setting"), ...columns.map((run) => make("th", run.name)));
+  const rows = names.map((name) => {
+    const row = make("tr"), values = columns.map((run) => run.settings[name] ?? "–");
+    row.append(make("td", name), ...values.map((value) => make("td", value)));
+    row.className = new Set(values).size > 1 ? "differs" : "";
+    return row;
+  });
+  const some = columns.length > 1 && $("differences").checked ? rows.filter((row) => row.className) : rows;
+  $("settings").replaceChildren(head, ...some);
+}
+
+function choose(low, high) {
+  range = low === undefined ? undefined : [low, high];
+  $("whole").hidden = !range;
+  refresh();
+}
+
+async function refresh() {
+  await fetchNew();
+  drawAlerts();
+  drawCharts();
+  drawSamples();
+  drawSettings();
+}
+
+// Every second, one after the other; while the page cannot be seen it asks for nothing.
+async function follow() {
+  try {
+    if (!document.hidden) {
+      const before = JSON.stringify(runs);
+      runs = await ask("/api/runs");
+      if (JSON.stringify(runs) !== before) {
+        drawRuns();
+        await refresh();
+      }
+      $("state").textContent = runs.length ? `${runs.length} run${runs.length > 1 ? "s" : ""}` : "no runs yet";
+    }
+  } catch (error) {
+    $("state").textContent = `nothing new: ${error.message}`;
+  }
+  setTimeout(follow, runs.some((run) => run.behind) ? 0 : 1000);
+}
+
+$("x").addEventListener("change", () => choose());
+$("whole").addEventListener("click", () => choose());
+$("smooth").addEventListener("input", drawCharts);
+$("log").addEventListener("change", drawCharts);
+$("differences").addEventListener("change", drawSettings);
+addEventListener("resize", refresh);
+follow();

@@ -1,0 +1,234 @@
+"""The dashboard and the playground in a real browser, while a run trains. Skipped where there is no Chromium.
+
+    apt-get install chromium; pip install playwright
+
+With NANOGPT_SCREENSHOTS=DIR the pages are kept as pictures there.
+"""
+
+import contextlib
+import http.server
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from data_prep import writer
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SMALL = "--n_layer=1 --n_head=2 --n_embd=16 --n_inner=32 --block_size=16 --batch_size=4 --threads=1".split()
+HOSTILE_NAME = "<img src=x onerror=\"document.title='hacked'\">"
+HOSTILE_TEXT = "<script>document.title='hacked'</script><b>bold</b>" + HOSTILE_NAME
+PATIENCE = 60  # seconds; what is measured is in LOG.md
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    # root may only run it without its sandbox; evil.example is a stranger's name for this machine
+    args = ["--no-sandbox", "--host-resolver-rules=MAP evil.example 127.0.0.1"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=args)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that fails its test if it asked anything of another machine, or raised an error."""
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    context.set_default_timeout(PATIENCE * 1000)
+    asked, errors = [], []
+    context.on("request", lambda request: asked.append(request.url))
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(error))
+    yield page
+    context.close()
+    assert asked and all(
+        re.match(r"(http://(127\.0\.0\.1|localhost|evil\.example):|data:|blob:)", url) for url in asked
+    )
+    assert not errors
+
+
+@contextlib.contextmanager
+def process(*command):
+    """A command that goes on until the test is through with it; yields what it prints, line by line."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, *map(str, command)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        try:
+            yield running.stdout
+        finally:
+            running.kill()
+
+
+def address(lines) -> str:
+    printed = ""
+    for line in lines:
+        printed += line
+        if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
+            return found[0]
+    pytest.fail(f"no address in: {printed}")
+
+
+def until(condition, what: str):
+    """Waits for a condition, and returns what it found."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    pytest.fail(f"no {what} within {PATIENCE} s")
+
+
+def keep(page, name: str) -> None:
+    if "NANOGPT_SCREENSHOTS" in os.environ:
+        page.screenshot(path=Path(os.environ["NANOGPT_SCREENSHOTS"]) / f"{name}.png")
+
+
+def train(data: Path, out: Path, *settings):
+    return process(ROOT / "recipes" / "shakespeare.py", *SMALL, f"--data={data}", f"--out_dir={out}", *settings)
+
+
+@pytest.fixture
+def data(tmp_path, text) -> Path:
+    writer.write(tmp_path / "data", text, "char", 0.1, "made up")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def hostile_run(tmp_path) -> Path:
+    """A run from elsewhere whose name, settings and sample are HTML and script; its training loss became NaN."""
+    run = tmp_path / "out" / HOSTILE_NAME.replace("/", "")
+    run.mkdir(parents=True)
+    lines = [{"step": s, "tokens": 64 * s, "train_seconds": s, "train_loss": 5 - s / 9} for s in range(10)]
+    lines += [
+        {"step": 10, "tokens": 640, "train_seconds": 10, "val_loss": 4.0, HOSTILE_TEXT: 1, "train_loss": float("nan")}
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "samples.jsonl").write_text(json.dumps({"step": 10, "text": HOSTILE_TEXT}) + "\n")
+    (run / "config.json").write_text(json.dumps({"train": {HOSTILE_TEXT: HOSTILE_TEXT, "learning_rate": 1}}))
+    return run
+
+
+def test_the_dashboard_follows_a_run_that_trains_beside_a_hostile_one(page, tmp_path, data, hostile_run):
+    live = tmp_path / "out" / "live"
+    schedule = "--max_iters=1000000 --log_interval=5 --eval_interval=100 --eval_iters=2 --sample_tokens=30".split()
+    command = "-m", "nanogpt.cli", "dashboard", tmp_path / "out"
+    with train(data, live, *schedule), process(*command) as lines:
+        page.goto(address(lines))
+        loss = page.locator("figure").first
+        reached = lambda: float(loss.get_attribute("data-end") or 0) if loss.count() else 0  # noqa: E731
+        first = until(lambda: reached() > 10 and reached(), "curve of the run that trains")
+        until(lambda: reached() > first + 20, "growth of the curve")
+
+        # both runs side by side: curves (a training loss is two lines), settings, samples
+        until(lambda: int(loss.get_attribute("data-lines")) >= 6, "curves of both runs")
+        names = page.locator("#runs label")
+        assert names.count() == 2
+        samples = page.locator("#samples article")
+        until(lambda: samples.count() == 2, "samples of both runs")
+        written = (json.loads(line)["text"] for line in (live / "samples.jsonl").read_text().splitlines())
+        shown = samples.filter(has_text="live").locator("pre").inner_text()
+        assert shown.strip() in {text.strip() for text in written}
+        row = page.locator("#settings tr.differs", has=page.get_by_text("learning_rate", exact=True)).locator("td")
+        assert sorted(row.all_inner_texts()) == ["0.01", "1", "learning_rate"]
+        assert "nan: train_loss is nan at step 10" in page.locator("#alerts").inner_text()
+
+        # what looks like HTML is text
+        assert HOSTILE_TEXT in samples.filter(has_text="bold").locator("pre").inner_text()
+        assert HOSTILE_NAME.replace("/", "") in names.filter(has_text="onerror").inner_text()
+        assert HOSTILE_TEXT in page.locator("#settings").inner_text()
+        assert page.locator("img, body script, #content b:has-text('bold')").count() == 0
+        assert page.title() == "nanogpt"
+
+        keep(page, "dashboard-hostile")
+        names.filter(has_text="onerror").locator("input").uncheck()
+        until(lambda: int(loss.get_attribute("data-lines")) == 3, "curves of one run alone")
+        assert samples.count() == 1
+
+
+def test_the_dashboard_stays_quick_with_100_000_points(page, tmp_path):
+    (tmp_path / "long").mkdir()
+    with open(tmp_path / "long" / "metrics.jsonl", "w") as file:
+        for step in range(100_000):
+            line = {"step": step, "tokens": step, "train_seconds": step, "train_loss": 4 - step / 50_000, "lr": 1e-3}
+            file.write(json.dumps(line | {"grad_norm": 50.0 if step == 54_321 else step % 7 / 7}) + "\n")
+    with process("-m", "nanogpt.cli", "dashboard", tmp_path) as lines:
+        page.goto(address(lines))
+        page.locator("figure[data-end='99999']").first.wait_for()
+        start = time.monotonic()
+        page.select_option("#x", "tokens")
+        box = page.locator("canvas").first.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2 + 40, box["y"] + 50)
+        page.mouse.up()
+        page.locator("#whole:visible").click()
+        page.locator("#whole").wait_for(state="hidden")
+        assert time.monotonic() - start < 10
+        keep(page, "dashboard-long")
+
+
+def test_a_page_of_another_origin_reads_nothing_of_the_dashboard(page, tmp_path, hostile_run):
+    stranger = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=stranger.serve_forever, daemon=True).start()
+    fetch = """async ([url, options]) => {
+        try { return await (await fetch(url, options)).text() } catch (error) { return 'refused' }
+    }"""
+    with process("-m", "nanogpt.cli", "dashboard", tmp_path / "out") as lines:
+        url = address(lines) + "api/runs"
+        page.goto(f"http://127.0.0.1:{stranger.server_port}/setup.cfg-does-not-exist")
+        assert page.evaluate(fetch, [url, {}]) == "refused"
+        assert page.evaluate(fetch, [url, {"mode": "no-cors"}]) == "refused"
+        assert page.evaluate(fetch, [url, {"method": "POST", "body": "x"}]) == "refused"
+        # a stranger's name that leads to this machine: the same origin for the browser, and still nothing
+        answer = page.goto(url.replace("127.0.0.1", "evil.example"))
+        assert answer.status == 403 and "onerror" not in answer.text()
+    stranger.shutdown()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
+def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, data):
+    with train(data, tmp_path / "run", "--max_iters=20", "--eval_interval=10") as lines:
+        assert any("next:" in line for line in lines)
+    first, second = tmp_path / "run" / "step-000010", tmp_path / "run" / "step-000020"
+    with process("-m", "nanogpt.cli", "playground", first, second, "--device=cpu") as lines:
+        page.goto(address(lines))
+        page.fill("#prompt textarea", "FIRST:")
+        page.fill("#tokens input[type=number]", "400")
+        page.click("#write")
+        texts = [page.locator(f"#text-{i} textarea") for i in (0, 1)]
+        lengths = set()
+        until(lambda: lengths.add(len(texts[0].input_value())) or max(lengths) == 406, "text of 400 tokens")
+        until(lambda: len(texts[1].input_value()) == 406, "text of the other model")
+        assert len(lengths) > 2  # it grew
+        assert texts[0].input_value().startswith("FIRST:") and texts[0].input_value() != texts[1].input_value()
+        keep(page, "playground-write")
+
+        page.get_by_role("tab", name="Loss of a text").click()
+        page.fill("#given textarea", "The king")
+        page.click("#paint")
+        page.locator("#painted-1 .token").first.wait_for()
+        assert page.locator("#painted-0 .token").count() == len("The king")
+        tip = page.locator("#painted-0 .token").nth(3).locator(".likeliest")
+        assert not tip.is_visible()
+        page.locator("#painted-0 .token").nth(3).hover()
+        assert tip.is_visible() and len(tip.inner_text().splitlines()) == 6
+        keep(page, "playground-loss")
