@@ -106,7 +106,7 @@ def commands(doc: Text) -> Iterator[tuple[int, list[str]]]:
         taken += 1
         while original[taken - 1].endswith("\\") and taken < len(original):
             taken += 1
-        for part in re.split(r"(?<=\S) \| |; (?=do |nanogpt|python|accelerate)", line):
+        for part in re.split(r"(?<=\S) \| |; (?=do |nanogpt|python|accelerate)", re.sub(r"\s# .*", "", line)):
             start = re.search(r"(?:^|[\s'(\"])((?:[A-Z_]+=\S+ )*(?:accelerate launch|nanogpt|python(?: -m)?) .*)", part)
             if start and re.fullmatch(r"(?:next:)?\s*|.*\b(?:do|exec)\s*|.*\$\(", part[: start.start(1)]):
                 with contextlib.suppress(ValueError):  # quotes of a shell script around the command
@@ -128,12 +128,9 @@ def check(words: list[str], docs: Docs, whole: bool, page: str = "") -> str | No
 
 
 def check_launch(words: list[str], docs: Docs, whole: bool, page: str) -> str | None:
-    parser = parser_of("accelerate launch")
-    if "…" in words or not words:
-        words = [word for word in words if word != "…"]
-        if not words:
-            return None
-    args = None
+    parser, args = parser_of("accelerate launch"), None
+    if not whole and not any(word.endswith(".py") for word in words):
+        return unknown_flags(words, flags_of(parser) | recipe_flags(), "accelerate launch")
 
     def run():
         nonlocal args

@@ -1,7 +1,7 @@
 """Every bash and python block of every Markdown file, run in order as a reader would, in a directory like a clone.
 
 Training is shortened: a command that names a recipe gets a two-hundredth of its steps, a layer instead of several, and
-one thread, since two pages at a time are run. Nothing else is changed.
+one thread, since two pages at a time are run; a page in a browser is served for seconds. Nothing else is changed.
 """
 
 import os
@@ -34,12 +34,15 @@ def shorten(script: str) -> str:
         small = "" if "finetune" in command else " --n_layer=1"  # what is fine-tuned has the layers that it has
         return f"{command.rstrip()} --max_iters={steps // SHORTER} --eval_interval=2 --threads=1{small} "
 
-    return TRAINS.sub(few, script).replace("nanogpt bench", "nanogpt bench --rounds=1 --parts=data")
+    script = TRAINS.sub(few, script).replace("nanogpt bench", "nanogpt bench --rounds=1 --parts=data")
+    # what serves a page until Ctrl-C does so for a few seconds
+    return re.sub(r"^(nanogpt (?:dashboard|playground)[^\n#]*)", r"timeout 8 \1 || [ $? = 124 ] ", script, flags=re.M)
 
 
 def clone(home: Path, text: str) -> Path:
     """What a reader has: the project's files, a text of the right name, and notes of their own."""
     home.mkdir()
+    text = text.replace("FIRST:", "ROMEO:").replace("SECOND:", "JULIET:")
     for name in [*OURS, *(path.name for path in ROOT.glob("*.*") if path.is_file())]:
         if (ROOT / name).exists():
             (home / name).symlink_to(ROOT / name)
@@ -108,8 +111,9 @@ def test_blocks_run_in_order(readings, file):
 
 
 def quoted(output: str) -> set[str]:
-    """Lines of a run's output, numbers and precision apart; a sample and where the text is from are never the same."""
-    before, _, after = re.sub(r"\bfp32\b", "bf16", output).partition("\nnext:")
+    """Lines of a run's output, apart from numbers, precision, and what depends on the text: prompt, sample, source."""
+    output = re.sub(r"--prompt .*", "--prompt TEXT", re.sub(r"\bfp32\b", "bf16", output))
+    before, _, after = output.partition("\nnext:")
     lines = before.split("\n\n")[0].splitlines() + before.split("\n\n")[1:2] + ("next:" + after).splitlines()
     return {" ".join(NUMBERS.sub("N", line).split()) for line in lines if not line.startswith("text:")}
 
@@ -117,5 +121,5 @@ def quoted(output: str) -> set[str]:
 def test_the_shortened_command_is_the_same_but_for_its_steps():
     short = shorten("accelerate launch recipes/a.py --lr=1 \\\n  --max_iters=1600   # longer\n")
     assert short.startswith("accelerate launch recipes/a.py --lr=1 ") and short.endswith(" # longer\n")
-    assert short.split()[5:8] == ["--max_iters=1600", "--max_iters=8", "--eval_interval=2"]
+    assert short.split()[4:7] == ["--max_iters=1600", "--max_iters=8", "--eval_interval=2"]
     assert shorten("nanogpt eval out/a") == "nanogpt eval out/a"

@@ -62,6 +62,12 @@ MISTAKES = [
     ("accelerate_configs/README.md", "-m nanogpt.cli", "-m nanogpt.command", "no module nanogpt.command"),
     ("accelerate_configs/ddp.yaml", "--gradient_accumulation_steps=8", "--accumulation=8", "no flag --accumulation"),
     ("docs/settings.md", "`max_iters` | int | `5000`", "`max_iters` | int | `500`", "should be"),
+    ("recipes/README.md", "nanogpt compare out/four", "nanogpt contrast out/four", "no command contrast"),
+    ("recipes/README.md", "accelerate launch mine.py", "accelerate launch yours.py", "yours.py does not exist"),
+    ("recipes/README.md", "(../docs/settings.md)", "(docs/settings.md)", "leads nowhere"),
+    ("data_prep/README.md", "| `merge.py`", "| `join.py`", "join.py is no file"),
+    ("CONTRIBUTING.md", "`tests/test_layout.py`", "`tests/test_imports.py`", "tests/test_imports.py does not exist"),
+    ("CONTRIBUTING.md", "`make_optimizers`", "`build_optimizers`", "build_optimizers is no name"),
     ("CHANGELOG.md", "`nanogpt.mixture`", "`nanogpt.mixing`", "nanogpt.mixing does not exist"),
 ]
 
