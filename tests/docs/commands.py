@@ -109,13 +109,22 @@ def commands(doc: Text) -> Iterator[tuple[int, list[str]]]:
         for part in re.split(r"(?<=\S) \| |; (?=do |nanogpt|python|accelerate)", re.sub(r"\s# .*", "", line)):
             start = re.search(r"(?:^|[\s'(\"])((?:[A-Z_]+=\S+ )*(?:accelerate launch|nanogpt|python(?: -m)?) .*)", part)
             if start and re.fullmatch(r"(?:next:)?\s*|.*\b(?:do|exec)\s*|.*\$\(", part[: start.start(1)]):
-                with contextlib.suppress(ValueError):  # quotes of a shell script around the command
-                    yield line_number, shlex.split(start[1].rstrip("'"), comments=True)
+                yield line_number, split(start[1])
+
+
+def split(command: str) -> list[str]:
+    """A command's words; none where a shell could not read it. It may be the end of a quoted script (bash -c '…')."""
+    for text in (command, command.rstrip("'")):
+        with contextlib.suppress(ValueError):
+            return shlex.split(text, comments=True)
+    return []
 
 
 def check(words: list[str], docs: Docs, whole: bool, page: str = "") -> str | None:
     """What is wrong with a command, or None. A command that is not `whole`, a mention, may lack arguments."""
     words = [re.sub(r'^"?\$.*', "1", word) for word in words if not re.match(r"[A-Z_]+=", word)]
+    if not words:
+        return "no shell could read this command"
     if words[:2] == ["accelerate", "launch"]:
         return check_launch(words[2:], docs, whole, page)
     if words[:2] == ["python", "-m"]:
@@ -158,7 +167,7 @@ def check_module(module: str, words: list[str], docs: Docs, whole: bool) -> str 
 
 
 def check_script(script: str, words: list[str], docs: Docs, whole: bool, page: str) -> str | None:
-    copied = re.search(rf"\bcp (\S+) {re.escape(script)}\b", page)
+    copied = re.search(rf"(\S+\.py) > {re.escape(script)}\b", page)
     if script in STANDS_FOR_ANY:
         return unknown_flags(words, recipe_flags(), script)
     if copied:

@@ -1,7 +1,8 @@
 """Every bash and python block of every Markdown file, run in order as a reader would, in a directory like a clone.
 
-Training is shortened: a command that names a recipe gets a two-hundredth of its steps, a layer instead of several, and
-one thread, since two pages at a time are run; a page in a browser is served for seconds. Nothing else is changed.
+So that all of it takes two minutes, a command that names a recipe gets a two-hundredth of its steps, one layer, and one
+thread, since two pages are read at a time; the launcher is left out after its first time on a page; what serves a page
+to a browser does so for seconds.
 """
 
 import os
@@ -21,7 +22,7 @@ TRAINS = re.compile(r"(accelerate launch|python|nanogpt plan) [^\n#]*?(recipes/(
 NUMBERS = re.compile(r"\d[\d,.]*")
 
 
-def shorten(script: str) -> str:
+def shorten(script: str, launcher: bool = True) -> str:
     """The script with a few steps of training in the place of hundreds."""
     script = script.replace("\\\n", " ")
 
@@ -34,6 +35,8 @@ def shorten(script: str) -> str:
         small = "" if "finetune" in command else " --n_layer=1"  # what is fine-tuned has the layers that it has
         return f"{command.rstrip()} --max_iters={steps // SHORTER} --eval_interval=2 --threads=1{small} "
 
+    plain = "accelerate launch (?=recipes/|mine)"  # the first time on a page alone: it takes as long as such a run
+    script = script if launcher else re.sub(plain, "python ", script)
     script = TRAINS.sub(few, script).replace("nanogpt bench", "nanogpt bench --rounds=1 --parts=data")
     # what serves a page until Ctrl-C does so for a few seconds
     return re.sub(r"^(nanogpt (?:dashboard|playground)[^\n#]*)", r"timeout 8 \1 || [ $? = 124 ] ", script, flags=re.M)
@@ -60,7 +63,7 @@ def clone(home: Path, text: str) -> Path:
     return home
 
 
-def run(block: Block, home: Path) -> str:
+def run(block: Block, home: Path, launcher: bool) -> str:
     """Runs a block and returns what it prints; fails with its place and its last words."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_"))}
     clean |= {
@@ -70,7 +73,7 @@ def run(block: Block, home: Path) -> str:
     }
     clean |= {"OMP_NUM_THREADS": "1"}
     if block.language == "bash":
-        command = ["bash", "-euo", "pipefail", "-c", shorten(block.code)]
+        command = ["bash", "-euo", "pipefail", "-c", shorten(block.code, launcher)]
     else:
         (home / "block.py").write_text(block.code)
         command = [sys.executable, "block.py"]
@@ -81,12 +84,13 @@ def run(block: Block, home: Path) -> str:
 
 def read(file: str, home: Path) -> int:
     """Runs a page's blocks in order, compares what they print with what is quoted; the number of lines compared."""
-    printed, compared = set(), 0
+    printed, compared, launched = set(), 0, False
     for block in DOCS.blocks(file):
         if block.skip or (block.needs and block.needs not in os.environ):
             continue
         if block.language in ("bash", "python"):
-            printed = quoted(run(block, home))
+            printed = quoted(run(block, home, not launched))
+            launched |= "accelerate launch" in block.code
         elif not block.language:  # what the block before it prints
             missing = quoted(block.code) - printed
             assert not missing, f"{file}:{block.line}: nothing printed looks like {missing}, but {printed}"

@@ -30,6 +30,7 @@ MISTAKES = [
     ("README.md", "`--max_bad_steps`", "`--bad_steps`", "nothing has a flag --bad_steps"),
     ("README.md", "`--lr_schedule=constant`", "`--lr_schedule=flat`", "'flat' is not one of"),
     ("README.md", "nanogpt sample out/shakespeare --prompt", "nanogpt generate out/shakespeare --prompt", "no command"),
+    ("README.md", '--prompt "ROMEO:" --num', '--prompt "ROMEO: --num', "no shell could read"),
     ("README.md", "`nanogpt push out/shakespeare", "`nanogpt upload out/shakespeare", "no command upload"),
     (
         "README.md",
