@@ -1,7 +1,7 @@
 """Documents out of files, folders, standard input and data sets of the Hub, one after the other in constant memory.
 
     >>> corpus = Corpus(["books/", "notes/*.md", "crawl.jsonl.gz"])
-    >>> for piece in corpus.pieces(): ...
+    >>> texts = [piece.text for piece in corpus.pieces()]
 
 What a file holds follows from its name: .jsonl, .ndjson and .json have an object a line, .csv and .tsv a record,
 .parquet and .arrow a row for each document, whose text is in the column `text_column`; any other file is one document

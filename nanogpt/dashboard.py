@@ -41,6 +41,7 @@ PORT = 6070
 class Handler(BaseHTTPRequestHandler):
     """Answers GET alone."""
 
+    server: "Server"
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds that a connection may be silent
 

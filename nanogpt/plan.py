@@ -69,7 +69,7 @@ def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int
                     optimizer.step()
                     optimizer.zero_grad()
         peak = {
-            kind.name: size
+            kind.name: size  # type: ignore[attr-defined]
             for kind, size in next(iter(tracker.get_tracker_snapshot("peak").values())).items()
             if kind != "Total"
         }

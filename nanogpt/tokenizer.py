@@ -335,7 +335,7 @@ def load_file(path: Path) -> HFTokenizer:
     return HFTokenizer(tokenizer, type(tokenizer.model).__name__.lower(), eot)
 
 
-def get(name: str) -> ByteTokenizer | BPETokenizer | HFTokenizer:
+def get(name: str) -> CharTokenizer | ByteTokenizer | BPETokenizer | HFTokenizer:
     """The tokenizer of this name: bytes, an encoding of tiktoken's, a tokenizer.json, a directory, a name on the Hub.
 
     Raises ValueError if there is none, OSError if its files cannot be had. `char` has to be trained on a text.

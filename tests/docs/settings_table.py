@@ -1,0 +1,38 @@
+"""docs/settings.md out of the dataclasses: every setting, its type, default and meaning.
+
+python tests/docs/settings_table.py > docs/settings.md
+"""
+
+import dataclasses
+import typing
+
+from nanogpt import GPTConfig, TrainConfig
+from nanogpt.config import field_help, short
+
+HEAD = """# Settings
+
+Every field of `GPTConfig` and `TrainConfig` is a flag of each recipe: `--n_layer=8` or `--n_layer 8`. A recipe's own
+values take the place of these defaults, and the command line that of the recipe's; `--help` of a recipe shows them.
+
+This file is generated: `python tests/docs/settings_table.py > docs/settings.md`.
+"""
+
+
+def table(config: type) -> list[str]:
+    """The lines of one dataclass's table."""
+    help_of, kinds = field_help(config), typing.get_type_hints(config)
+    lines = [f"## {config.__name__}", "", "| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for field in dataclasses.fields(config):
+        meaning = help_of[field.name].replace("|", "\\|")
+        kind = short(kinds[field.name]).lower()
+        lines.append(f"| `{field.name}` | {kind} | `{str(field.default).lower()}` | {meaning} |")
+    return lines
+
+
+def settings() -> str:
+    """The whole page."""
+    return "\n".join([HEAD, *table(GPTConfig), "", *table(TrainConfig)]) + "\n"
+
+
+if __name__ == "__main__":
+    print(settings(), end="")
