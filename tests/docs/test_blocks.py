@@ -77,7 +77,7 @@ def run(block: Block, home: Path, launcher: bool) -> str:
     else:
         (home / "block.py").write_text(block.code)
         command = [sys.executable, "block.py"]
-    done = subprocess.run(command, cwd=home, env=clean, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=home, env=clean, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{block.file}:{block.line}: exit code {done.returncode}\n{done.stderr[-3000:]}"
     return done.stdout
 
