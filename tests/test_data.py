@@ -228,6 +228,7 @@ def test_the_largest_id_is_looked_for_once(tmp_path, monkeypatch):
         TokenDataset(tmp_path, "train", 16, vocab_size=65)
 
 
+@pytest.mark.alone
 def test_ten_billion_tokens_open_at_once_and_are_drawn_without_replacement(tmp_path):
     tokens = 10**10
     for split in ("train", "val"):

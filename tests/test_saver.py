@@ -1,6 +1,8 @@
 import threading
 import time
 
+import pytest
+
 from nanogpt.saver import Saver
 
 
@@ -15,6 +17,7 @@ def test_the_loop_goes_on_while_a_checkpoint_is_written():
     assert done == [1] and said == [] and saver.unsaved is None
 
 
+@pytest.mark.alone
 def test_a_save_waits_for_the_one_before_and_in_the_foreground_for_itself():
     order = []
     saver = Saver(print)

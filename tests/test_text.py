@@ -283,6 +283,7 @@ def interrupt_and_restart(arguments: dict, times: int, seconds: float) -> None:
     text.prepare(**arguments)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("dedup", [False, True])
 def test_killed_at_ten_random_moments_it_writes_the_same_bytes(tmp_path, monkeypatch, dedup):
     monkeypatch.setattr(writer, "SECONDS", 0.02)

@@ -250,6 +250,7 @@ def test_an_out_dir_that_vanishes_is_told_and_comes_back(make_run, capsys):
     assert list(curve(run, "val_loss")) == [0, 2, 4, 6]
 
 
+@pytest.mark.alone
 def test_max_minutes_saves_and_ends_in_time(make_run, capsys):
     run = make_run(max_iters=10**6, eval_interval=10**6, max_minutes=1 / 60)
     begin = time.monotonic()
@@ -409,6 +410,7 @@ def test_a_failing_compile_warns_once_and_the_run_goes_on(make_run, monkeypatch,
     assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(run), strict=True))
 
 
+@pytest.mark.alone
 def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(make_run):
     """A tenth of a millisecond, where the classic model's step takes twenty; measured on a tiny model."""
     run = make_run(max_iters=1)

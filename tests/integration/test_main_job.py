@@ -152,6 +152,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(home):
     assert "error: unknown flag --n_leyer" in launched.stderr
 
 
+@pytest.mark.alone
 def test_the_first_sampled_token_comes_within_two_seconds_of_loading(home):
     done = shell(
         home, sys.executable, CLASSIC, *SMALL[4:], "--n_layer=4", "--n_embd=128", "--n_head=4", "--max_iters=1"

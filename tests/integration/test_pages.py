@@ -164,6 +164,7 @@ def test_the_dashboard_follows_a_run_that_trains_beside_a_hostile_one(page, tmp_
         assert samples.count() == 1
 
 
+@pytest.mark.alone
 def test_the_dashboard_stays_quick_with_100_000_points(page, tmp_path):
     (tmp_path / "long").mkdir()
     with open(tmp_path / "long" / "metrics.jsonl", "w") as file:
