@@ -178,6 +178,7 @@ print(pipeline("text-generation", "exports/model")("ROMEO:")[0]["generated_text"
 """
 
 
+@pytest.mark.alone  # with the cores shared it takes five times as long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe, flags, stated, tolerance",
