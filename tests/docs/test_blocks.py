@@ -107,8 +107,11 @@ def readings(request, tmp_path_factory, text):
         yield {file: pool.submit(lambda f, h: read(f, clone(h, text)), file, home) for file, home in homes.items()}
 
 
+LONG = {"recipes/README.md"}  # it trains nine models
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("file", RUNNABLE)
+@pytest.mark.parametrize("file", [pytest.param(f, marks=[pytest.mark.long] * (f in LONG)) for f in RUNNABLE])
 def test_blocks_run_in_order(readings, file):
     compared = readings[file].result()
     assert file != "README.md" or compared > 10

@@ -184,7 +184,9 @@ print(pipeline("text-generation", "exports/model")("ROMEO:")[0]["generated_text"
     "recipe, flags, stated, tolerance",
     [
         (RECIPE, ["--device=cpu"], r"validation loss (\d\.\d+)\s+after 800 steps", 0.05),
-        (CLASSIC, NANOGPTS_FLAGS, r"whole-split validation loss of (\d\.\d+)", 0.02),
+        pytest.param(
+            *(CLASSIC, NANOGPTS_FLAGS, r"whole-split validation loss of (\d\.\d+)", 0.02), marks=pytest.mark.long
+        ),
     ],
     ids=["shakespeare", "nanogpt"],
 )
