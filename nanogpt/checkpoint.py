@@ -47,7 +47,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def size(model: GPT, optimizers: list[torch.optim.Optimizer]) -> int:
     """Bytes that a checkpoint has, nearly."""
-    tensors = [p for p in model.parameters()]
+    tensors = list(model.parameters())
     tensors += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -247,9 +247,9 @@ def finish_renaming(out_dir: Path) -> None:
     for old in out_dir.glob(".old-step-*"):
         final = out_dir / old.name.removeprefix(".old-")
         new = out_dir / f".tmp-{final.name}"
-        whole = [path for path in (new, old) if path.is_dir() and check(path) is None]
-        if whole and not final.exists():
-            whole[0].rename(final)
+        sound = [path for path in (new, old) if path.is_dir() and check(path) is None]
+        if sound and not final.exists():
+            sound[0].rename(final)
 
 
 def point(link: Path, target: Path) -> None:
@@ -272,9 +272,8 @@ def prune(out_dir: Path, keep: int) -> None:
     with contextlib.suppress(OSError):
         for old in steps(out_dir)[:-keep] if keep else []:
             if old.resolve() not in linked:
-                old.rename(
-                    out_dir / f".tmp-removed-{old.name}"
-                )  # so that nothing half removed bears a checkpoint's name
+                # first another name: nothing half removed bears a checkpoint's
+                old.rename(out_dir / f".tmp-removed-{old.name}")
         sweep(out_dir)
 
 

@@ -5,17 +5,9 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from test_model import randomize
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from nanogpt import GPT, GPTConfig, convert
 
@@ -33,7 +25,7 @@ CASES = {
 }
 
 
-def their_logits(model: PreTrainedModel, idx: torch.Tensor) -> torch.Tensor:
+def their_logits(model: transformers.PreTrainedModel, idx: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(idx).logits
 
@@ -60,13 +52,13 @@ def test_a_round_trip_through_transformers_is_bit_identical(tmp_path, name):
 
 
 REFERENCES = {
-    "gpt2": lambda **k: GPT2LMHeadModel(
-        GPT2Config(
+    "gpt2": lambda **k: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
             vocab_size=70, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None, **k
         )
     ),
-    "llama": lambda **k: LlamaForCausalLM(LlamaConfig(**MODERN_SIZES, **k)),
-    "qwen3": lambda **k: Qwen3ForCausalLM(Qwen3Config(**MODERN_SIZES, head_dim=8, **k)),
+    "llama": lambda **k: transformers.LlamaForCausalLM(transformers.LlamaConfig(**MODERN_SIZES, **k)),
+    "qwen3": lambda **k: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**MODERN_SIZES, head_dim=8, **k)),
 }
 MODERN_SIZES = dict(vocab_size=70, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
 MODERN_SIZES |= dict(num_key_value_heads=2, max_position_embeddings=32, bos_token_id=None, eos_token_id=None)
