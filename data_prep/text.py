@@ -54,7 +54,7 @@ def prepare(
         tokenizer = tokenizers.get(tokenizer)
     fraction = default_val_fraction(corpus) if val_fraction is None else val_fraction
     meta = write_corpus(out, corpus, tokenizer, fraction, " ".join(inputs), dedup, say)
-    say(summary(Path(out), meta, tokenizer, shard))
+    say(summary(Path(out), meta, tokenizer, shard[1]))
     return meta
 
 
@@ -68,8 +68,8 @@ def default_val_fraction(corpus: Corpus) -> float:
     return 0.1 if corpus.size < 100e6 else 0.01 if corpus.size < 10e9 else 0.001
 
 
-def summary(out: Path, meta: dict, tokenizer, shard: tuple[int, int]) -> str:
-    """What was written, and the next command."""
+def summary(out: Path, meta: dict, tokenizer, shards: int) -> str:
+    """What was written: how much, and how it begins."""
     train, val = meta["splits"]["train"], meta["splits"]["val"]
     tokens, size = train["tokens"] + val["tokens"], train["bytes"] + val["bytes"]
     lines = [
@@ -78,11 +78,16 @@ def summary(out: Path, meta: dict, tokenizer, shard: tuple[int, int]) -> str:
         f"      {train['documents'] + val['documents']:,} documents, {size:,} bytes, "
         f"{size / max(tokens, 1):.2f} bytes per token",
     ]
-    if shard[1] > 1:
-        return "\n".join([*lines, f"next: when all {shard[1]} shards are there: python -m data_prep.merge {out}"])
-    first = np.fromfile(out / "train.bin", dtype=meta["dtype"], count=10)
-    shown = " ".join(f"{int(i)}={tokenizer.decode([int(i)])!r}" for i in first)
-    return "\n".join([*lines, f"      it begins {shown}", f"next: accelerate launch recipes/own_text.py --data {out}"])
+    if shards == 1:
+        first = np.fromfile(out / "train.bin", dtype=meta["dtype"], count=10)
+        lines.append("      it begins " + " ".join(f"{int(i)}={tokenizer.decode([int(i)])!r}" for i in first))
+    return "\n".join(lines)
+
+
+def next_command(out: str, shards: int) -> str:
+    if shards > 1:
+        return f"next: when all {shards} shards are there: python -m data_prep.merge {out}"
+    return f"next: accelerate launch recipes/own_text.py --data {out}"
 
 
 def read_shard(text: str) -> tuple[int, int]:
@@ -128,6 +133,7 @@ def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> 
     with command():
         options = vars(parser.parse_args())
         prepare([options.pop("source") or hub], **options)
+        print(next_command(options["out"], options["shard"][1]))
 
 
 if __name__ == "__main__":
@@ -138,3 +144,4 @@ if __name__ == "__main__":
     with command():
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)
+        print(next_command(options["out"], options["shard"][1]))

@@ -1,0 +1,30 @@
+"""BPE model on Python's own standard library and manual: the next size up from Shakespeare, still without a network.
+
+accelerate launch recipes/python_stdlib.py
+"""
+
+from data_prep import python_stdlib
+from nanogpt import GPTConfig, TrainConfig
+from nanogpt.train import main
+
+MODEL = GPTConfig(
+    norm="rmsnorm", position="rope", mlp="swiglu", qk_norm=True, block_size=256, n_layer=6, n_head=4, n_embd=256
+)
+TRAIN = TrainConfig(
+    out_dir="out/python_stdlib",
+    data="data/python_stdlib",
+    batch_size=16,
+    max_iters=2000,
+    eval_interval=250,
+    log_interval=10,
+    optimizer="muon",
+    muon_learning_rate=0.02,
+    learning_rate=3e-3,  # of embeddings and norms
+    weight_decay=0.0,
+    lr_schedule="linear",
+    warmup_iters=0,
+    min_lr=0.0,
+)
+
+if __name__ == "__main__":
+    main(MODEL, TRAIN, prepare=python_stdlib.prepare)
