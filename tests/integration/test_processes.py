@@ -29,7 +29,7 @@ def train(home: Path, processes: int, *runs: dict, fsdp: bool = False, code: int
     """Trains `runs` one after the other in one launch; returns what it printed."""
     process = start(home, processes, RUNS, *["--fsdp"] * fsdp, json.dumps(runs))
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == code, err
