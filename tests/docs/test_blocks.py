@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from pages import OURS, ROOT, Block, Docs
+from pages import OURS, ROOT, SAVED, Block, Docs
 
 DOCS = Docs.read()
 RUNNABLE = [f for f in DOCS.pages() if any(b.language in ("bash", "python") and not b.skip for b in DOCS.blocks(f))]
@@ -72,6 +72,9 @@ def run(block: Block, home: Path, launcher: bool) -> str:
         "HF_HUB_OFFLINE": "1",
     }
     clean |= {"OMP_NUM_THREADS": "1"}
+    if saved := SAVED.match(block.code):
+        (home / saved[1]).write_text(block.code)
+        return ""
     if block.language == "bash":
         command = ["bash", "-euo", "pipefail", "-c", shorten(block.code, launcher)]
     else:
