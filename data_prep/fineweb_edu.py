@@ -5,7 +5,7 @@
     python -m data_prep.fineweb_edu --tokenizer bytes --out data/fineweb_edu_bytes
 
 About 10 billion tokens of GPT-2 in 9.7 million documents by the data set's card. 20 GB of disk, because the text is
-streamed and not kept. On two cores a good hour at the 2.3 million tokens/s of LOG.md, if the network keeps up (not run
+streamed and not kept. On two cores a good hour at the 2.2 million tokens/s of LOG.md, if the network keeps up (not run
 in full yet).
 
 An interrupted run goes on where it was. --help has the other flags, among them --shard I/N for several machines.

@@ -5,8 +5,8 @@
     python -m data_prep.openwebtext --tokenizer bytes --out data/openwebtext_bytes
 
 About 9.04 billion tokens of GPT-2 in 8,013,769 documents: nanoGPT, which puts the same share aside for validation,
-counts 9,035,582,198 and 4,434,897. 18 GB of disk, because the text is streamed and not kept. On two cores about an
-hour at the 2.3 million tokens/s of LOG.md, if the network keeps up (not run in full yet).
+counts 9,035,582,198 and 4,434,897. 18 GB of disk, because the text is streamed and not kept. On two cores a good
+hour at the 2.2 million tokens/s of LOG.md, if the network keeps up (not run in full yet).
 
 An interrupted run goes on where it was. --help has the other flags, among them --shard I/N for several machines.
 """

@@ -4,7 +4,7 @@
     python -m data_prep.tinystories --source DIR           # from local copies of its files
     python -m data_prep.tinystories --tokenizer bytes --out data/tinystories_bytes
 
-About 470 million tokens of GPT-2 in 2.1 million stories: 1 GB of disk. On two cores four minutes at the 2.3 million
+About 470 million tokens of GPT-2 in 2.1 million stories: 1 GB of disk. On two cores four minutes at the 2.2 million
 tokens/s of LOG.md, if the network keeps up (not run in full yet).
 
 An interrupted run goes on where it was. --help has the other flags, among them --shard I/N for several machines.

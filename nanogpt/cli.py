@@ -87,7 +87,7 @@ def add_eval(commands) -> None:
     command.add_argument("--data", metavar="DIR", help="a data directory (None: the one it was trained on)")
     command.add_argument("--split", default="val", choices=("val", "train"), help="which part of it")
     command.add_argument("--batch_size", type=int, default=32, metavar="N", help="sequences at a time")
-    command.add_argument("--tasks", metavar="A,B", help="tasks of lm_eval instead (pip install 'nanogpt[eval]')")
+    command.add_argument("--tasks", metavar="A,B", help="lm_eval's tasks (pip install -e '.[eval]' -c constraints.txt)")
     command.add_argument("--include_path", metavar="DIR", help="a directory with task files of your own")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each task")
 

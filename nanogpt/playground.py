@@ -1,6 +1,6 @@
 """`nanogpt playground`: write with one model, or two side by side, and see what each token of a text costs a model.
 
-    pip install 'nanogpt[playground]'
+    pip install -e '.[playground]' -c constraints.txt
     nanogpt playground out/shakespeare out/wide
 
 A Gradio page on this machine; nothing leaves it. A token's colour is its loss; the five likeliest tokens in its place

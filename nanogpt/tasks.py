@@ -1,4 +1,4 @@
-"""Benchmark tasks, through EleutherAI's lm-evaluation-harness (`pip install 'nanogpt[eval]'`).
+"""Benchmark tasks, through EleutherAI's lm-evaluation-harness (`pip install -e '.[eval]' -c constraints.txt`).
 
     nanogpt eval out/shakespeare --tasks lambada_openai,piqa
     nanogpt eval out/shakespeare --tasks mine --include_path tasks/

@@ -30,6 +30,12 @@ def text() -> str:
 
 
 @pytest.fixture
+def text_file(tmp_path, text):
+    (tmp_path / "play.txt").write_text(text)
+    return tmp_path / "play.txt"
+
+
+@pytest.fixture
 def data(tmp_path, text) -> Path:
     """A prepared character-level data directory."""
     writer.write(tmp_path / "data", text, "char", 0.1, "made up")

@@ -1,4 +1,4 @@
-"""The shape of the project: the direction of imports, what they cost, and no pickle."""
+"""The shape of the project: the direction of imports, what they cost, no pickle, and which tests mirror what."""
 
 import ast
 import subprocess
@@ -12,6 +12,9 @@ ROOT = Path(__file__).parents[1]
 ORDER = "model untrusted tokenizer data mixture optim config checkpoint tracking generate evaluate".split()
 ORDER += "alerts follow dashboard plot compare hub convert card hf tasks playground".split()
 ORDER += "launch peers interrupt saver guard plan resume report train bench nanogpt_import doctor cli".split()
+
+# of the files tests/test_*.py, those that mirror no module, and what they are about
+OTHERS = {"layout": "the project", "accelerate_configs": "the files of that folder", "hub_server": "the tests' own Hub"}
 
 GUARDED = ROOT / "nanogpt" / "untrusted.py"  # tests/test_untrusted.py shows its guards
 
@@ -69,3 +72,14 @@ def test_importing_nanogpt_loads_no_heavy_library():
     assert "torch" in loaded
     heavy = {"transformers", "datasets", "trackio", "wandb", "accelerate", "tiktoken", "tokenizers"}
     assert not heavy & loaded
+
+
+def test_a_file_of_tests_mirrors_a_module():
+    modules = {path.stem for folder in ("nanogpt", "data_prep", "recipes") for path in (ROOT / folder).glob("*.py")}
+    mirrored = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert mirrored - modules == OTHERS.keys()
+
+
+def test_a_file_of_tests_can_be_read_in_one_sitting():
+    lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert {name: count for name, count in lines.items() if count > 500} == {}

@@ -1,40 +1,39 @@
 """What the documentation claims and can be looked up: each function gives what does not hold, with file and line.
 
-`problems(docs)` is all of them. Texts come from `docs`, which a test may have damaged; flags, defaults and numbers come
-from the code itself.
+`problems(docs)` is all of them, those of `figures` included. Texts come from `docs`, which a test may have damaged;
+flags and defaults come from the code itself.
 """
 
 import importlib
 import io
-import math
 import re
 import tokenize
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from commands import PROGRAMS, check, commands, every_flag, recipe_error, settings_of
-from pages import OURS, ROOT, Docs, Text
+import figures
+from commands import PROGRAMS, check, commands, every_flag, recipe_error
+from pages import OURS, ROOT, SAVED, Docs, Text, at
 from settings_table import settings
 
-from nanogpt import TrainConfig, plan
-from nanogpt.optim import lr_at
+from nanogpt import GPTConfig, TrainConfig
 
 NANOGPTS = "README.md"  # whose table has nanoGPT's names in the first column
 THEIR_COMMANDS = {"python bench.py"}
 THEIR_FILES = {"configurator.py", "sample.py", "config/x.py"}
+THEIR_NAMES = {"CalledProcessError"}  # subprocess's, by way of the launcher
 SLURMS_FLAGS = {"--signal"}
 MADE_BY_USERS = {"recipes/x.py", "tasks/", "mine.py"}
 LANGUAGES = {"bash", "python", "text", ""}
-LOSS = re.compile(r"loss (?:of |about |is )?(\d\.\d{2,4})\b")
-EVALUATION = re.compile(r"validation loss (\d\.\d{4}) \((\d\.\d{3}) bits per byte\)")
 
 
 def problems(docs: Docs) -> list[str]:
     """Every claim that does not hold, as `file:line: what`, in order."""
     checks = (commands_work, flags_exist, files_exist, names_exist, links_lead_somewhere, blocks_are_marked)
-    checks += (settings_are_listed, folders_are_described, losses_agree, figures_follow, extras_exist)
+    checks += (blocks_are_run, markers_exist, settings_are_listed, folders_are_described, extras_exist)
+    checks += (figures.losses_agree, figures.speeds_are_logged, figures.figures_follow)
+    checks += (figures.defaults_are_right, figures.versions_agree)
     found = {f"{place.file}:{place.line}: {place.text}" for check in checks for place in check(docs)}
     return sorted(found)
 
@@ -59,9 +58,12 @@ def commands_work(docs: Docs) -> Iterator[Text]:
 
 
 def nanogpts(docs: Docs, span: Text) -> bool:
-    """Whether a span is in the first column of the table of nanoGPT's names."""
-    line = docs.texts[span.file].splitlines()[span.line - 1]
-    return span.file == NANOGPTS and span.text in line.split(" | ")[0] and line.startswith("| `")
+    """Whether a span is in the first column of the table whose first column is headed nanoGPT."""
+    lines = docs.texts[span.file].splitlines()
+    row = head = span.line - 1
+    while lines[head - 1].startswith("|"):
+        head -= 1
+    return span.file == NANOGPTS and lines[head].startswith("| nanoGPT |") and span.text in lines[row].split(" | ")[0]
 
 
 def flags_exist(docs: Docs) -> Iterator[Text]:
@@ -73,17 +75,13 @@ def flags_exist(docs: Docs) -> Iterator[Text]:
             if flag not in every_flag() | SLURMS_FLAGS:
                 yield Text(span.file, span.line, f"nothing has a flag {flag}")
         setting = re.fullmatch(r"--(\w+)=\S+", span.text)
-        known = setting and setting[1] in TrainConfig.__dataclass_fields__
+        known = setting and setting[1] in TrainConfig.__dataclass_fields__ | GPTConfig.__dataclass_fields__
         if known and (error := recipe_error("", (span.text,))):
             yield Text(span.file, span.line, error)
     for doc in docs.docstrings():
         for match in re.finditer(r"(?<![\w-])--[a-z]\w*", doc.text):
             if match[0] not in every_flag():
                 yield at(doc, match.start(), f"nothing has a flag {match[0]}")
-
-
-def at(doc: Text, position: int, what: str) -> Text:
-    return Text(doc.file, doc.line + doc.text.count("\n", 0, position), what)
 
 
 def files_exist(docs: Docs) -> Iterator[Text]:
@@ -132,9 +130,9 @@ def names_exist(docs: Docs) -> Iterator[Text]:
         for match in re.finditer(r"(?<![\w/.-])(?:nanogpt|data_prep)(?:\.[a-z_A-Z]\w*)+", doc.text):
             if not importable(match[0], docs):
                 yield at(doc, match.start(), f"{match[0]} does not exist")
-    known = words_of_the_code() | {PurePosixPath(file).stem for file in docs.files}
-    for span in docs.spans():
-        name = re.fullmatch(r"([a-z]\w*_\w+|[A-Z][a-z]+[A-Z]\w+)(\(\))?", span.text)
+    known = words_of_the_code() | {PurePosixPath(file).stem for file in docs.files} | THEIR_NAMES
+    for span in docs.spans():  # a_name, AName, A_VARIABLE
+        name = re.fullmatch(r"([a-z]\w*_\w+|(?=\w*[a-z])[A-Z]\w*[A-Z]\w*|[A-Z][A-Z\d]*_[A-Z\d_]+)(\(\))?", span.text)
         if name and name[1] not in known and not nanogpts(docs, span):
             yield Text(span.file, span.line, f"{name[1]} is no name in the code")
 
@@ -192,6 +190,20 @@ def blocks_are_marked(docs: Docs) -> Iterator[Text]:
             yield Text(comment.file, comment.line, "this mark stands before no block")
 
 
+def blocks_are_run(docs: Docs) -> Iterator[Text]:
+    """What is said to be continuous integration's very lines is in `.ci/run`; a script that is shown is run below."""
+    for file in docs.pages():
+        blocks = docs.blocks(file)
+        for i, block in enumerate(blocks):
+            if block.skip and "very line" in block.skip:
+                for number, line in enumerate(block.code.splitlines(), block.line):
+                    if f'readme "{line}"' not in docs.texts[".ci/run"].splitlines():
+                        yield Text(file, number, f".ci/run does not have the line {line}")
+            saved = SAVED.match(block.code)
+            if saved and not any(f"python {saved[1]} " in later.code for later in blocks[i + 1 :]):
+                yield Text(file, block.line, f"no block runs {saved[1]}")
+
+
 def settings_are_listed(docs: Docs) -> Iterator[Text]:
     """docs/settings.md is what `settings_table` makes of the dataclasses."""
     expected, page = settings().splitlines(), docs.texts.get("docs/settings.md", "").splitlines()
@@ -203,74 +215,27 @@ def settings_are_listed(docs: Docs) -> Iterator[Text]:
 
 
 def folders_are_described(docs: Docs) -> Iterator[Text]:
-    """README.md has a line for each module, the README of a folder one for each of its files."""
-    pages = {"nanogpt": "README.md"} | {folder: f"{folder}/README.md" for folder in OURS[1:4]}
-    for folder, page in pages.items():
-        text = docs.texts.get(page, "")
+    """The first columns of README.md's tables name each module once, those of a folder's README each of its files."""
+    pages = [("README.md", "nanogpt")] + [(f"{folder}/README.md", folder) for folder in OURS[:4]]
+    for page, folder in pages:
+        rows = [line.split(" | ")[0] for line in docs.texts.get(page, "").splitlines()]
+        named = [(i, name) for i, row in enumerate(rows, 1) if row[:3] == "| `" for name in re.findall("`(.*?)`", row)]
         for file in sorted(docs.files):
             path = PurePosixPath(file)
             if str(path.parent) != folder or path.name in ("__init__.py", "README.md"):
                 continue
-            if (file if page == "README.md" else path.name) not in text:
-                yield Text(page, 1, f"says nothing of {file}")
+            found = [i for i, name in named if name == (file if page == "README.md" else path.name)]
+            if len(found) != 1:
+                yield Text(page, found[-1] if found else 1, f"{file} is named in {len(found)} rows, not in one")
 
 
-def losses_agree(docs: Docs) -> Iterator[Text]:
-    """A loss that is stated in prose or by a recipe is a rounding of one in LOG.md, or is nanoGPT's own figure."""
-    logged = {float(number) for number in re.findall(r"\b\d\.\d{3,4}\b", docs.texts.get("LOG.md", ""))}
+def markers_exist(docs: Docs) -> Iterator[Text]:
+    """What `pytest -m` selects by is a marker of pyproject.toml."""
+    markers = set(re.findall(r'"(\w+): ', docs.texts["pyproject.toml"]))
     for doc in docs.everything():
-        if doc.file == "LOG.md" or doc.file.startswith("tests/"):
-            continue
-        for match in LOSS.finditer(re.sub(r"\s", " ", doc.text)):
-            digits = len(match[1]) - 2
-            in_a_curve = EVALUATION.match(doc.text, match.start() - len("validation "))  # of it only the end is logged
-            rounds = any(round(loss, digits) == float(match[1]) for loss in logged)
-            close = any(abs(loss - float(match[1])) <= 0.006 for loss in logged)
-            if not (in_a_curve or rounds or (digits == 2 and close)):
-                yield at(doc, match.start(1), f"loss {match[1]} is not in LOG.md")
-
-
-def figures_follow(docs: Docs) -> Iterator[Text]:
-    """The quoted output of the main job agrees with itself, with the recipe, and with arithmetic."""
-    text = docs.texts["README.md"]
-    page = Text("README.md", 1, text)
-    for match in EVALUATION.finditer(text):
-        if abs(float(match[1]) / math.log(2) - float(match[2])) > 0.0006:
-            yield at(
-                page, match.start(), f"{match[1]} nats are {float(match[1]) / math.log(2):.3f} bits, not {match[2]}"
-            )
-    model, train = settings_of("recipes/shakespeare.py")
-    output = re.search(r"^model   .*?^800 steps.*?$", text, re.DOTALL | re.MULTILINE)
-    if not output:
-        yield Text("README.md", 1, "the output of the main job is missing, or its steps are not the recipe's")
-        return
-    model = replace(model, vocab_size=int(re.search(r"vocabulary (\d+)", output[0])[1]))
-    tokens = int(re.search(r"([\d,]+) tokens to train on", output[0])[1].replace(",", ""))
-    shape = train.gradient_accumulation_steps, train.batch_size, model.block_size
-    step = math.prod(shape)
-    count = sum(plan.parameters(model).values())
-    expected = {
-        r"([\d,]+) parameters": f"{count:,}",
-        r"parameters: (.*) channels": f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd}",
-        r"steps   (\d+) of": f"{train.max_iters}",
-        r"of ([\d,]+) tokens \(": f"{step:,}",
-        r"tokens \((.*?)\)": "{} x {} sequences of {}".format(*shape),
-        r"([\d.]+) epochs": f"{train.max_iters * step / tokens:.2f}",
-        r"optimizer (\w+)": train.optimizer,
-        r"output  (\S+)": train.out_dir,
-        r"best validation loss .* at step (\d+)": f"{train.max_iters}",
-        r"best validation loss (\S+)": min(EVALUATION.findall(text))[0],
-    }
-    for pattern, value in expected.items():
-        found = re.search(pattern, output[0])
-        if not found or found[1] != value:
-            position = output.start() + (found.start() if found else 0)
-            yield at(page, position, f"{found[1] if found else 'nothing'} should be {value}")
-    steps = re.findall(r"^step +(\d+)  ", output[0], re.MULTILINE)
-    if steps != [str(i) for i in range(0, train.max_iters + 1, train.eval_interval)]:
-        yield at(page, output.start(), f"evaluations at {steps} are not every {train.eval_interval} steps")
-    if lr_at(train.max_iters, train) != train.min_lr:
-        yield at(page, output.start(), "the schedule does not end with the run")
+        for match in re.finditer(r"\bpytest\b[^\n`]*? -m (?:'([^']*)'|(\w+))", doc.text):
+            for word in set(re.findall(r"\w+", match[1] or match[2])) - markers - {"and", "or", "not"}:
+                yield at(doc, match.start(), f"pyproject.toml has no marker {word}")
 
 
 def extras_exist(docs: Docs) -> Iterator[Text]:

@@ -2,7 +2,8 @@
 
 Markdown is parsed by markdown-it, Python by ast. A fenced block that cannot run where the tests run has a comment with
 the reason right before it, `<!-- skip: needs the Hub -->`, or one that names the environment variable without which it
-cannot, `<!-- needs: TIKTOKEN_CACHE_DIR -->`.
+cannot, `<!-- needs: TIKTOKEN_CACHE_DIR -->`. A block of Python whose first line is `# known.py` is a script of
+that name, which a later block runs.
 """
 
 import ast
@@ -17,6 +18,8 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
 OURS = ("nanogpt", "data_prep", "recipes", "accelerate_configs", "tests", "docs", ".github", ".ci")
+TEXTS = (".md", ".py", ".yaml", ".yml", ".cfg", ".toml")
+SAVED = re.compile(r"# (\w+\.py)\n")  # the first line of a script that a block below runs
 DIRECTIVE = re.compile(r"<!--\s*(skip|needs):\s*(.*?)\s*-->\s*", re.DOTALL)
 
 
@@ -26,6 +29,11 @@ class Text(NamedTuple):
     file: str
     line: int
     text: str
+
+
+def at(doc: Text, position: int, what: str) -> Text:
+    """Something about the line of `doc` in which `position` is."""
+    return Text(doc.file, doc.line + doc.text.count("\n", 0, position), what)
 
 
 class Block(NamedTuple):
@@ -41,7 +49,7 @@ class Block(NamedTuple):
 class Docs:
     """The project as its documentation sees it: texts to be read, and the names of all files."""
 
-    texts: dict[str, str]  # path -> content, of .md, .py, .yaml and setup.cfg
+    texts: dict[str, str]  # path -> content, of .ci/run and files that end with one of TEXTS
     files: frozenset[str]
 
     @classmethod
@@ -49,7 +57,7 @@ class Docs:
         paths = [*root.glob("*.*"), *(path for folder in OURS for path in (root / folder).rglob("*"))]
         paths = [path for path in paths if path.is_file() and "__pycache__" not in path.parts]
         names = {path.relative_to(root).as_posix(): path for path in paths}
-        readable = {name: p for name, p in names.items() if p.suffix in (".md", ".py", ".yaml", ".cfg")}
+        readable = {name: p for name, p in names.items() if p.suffix in TEXTS or name == ".ci/run"}
         return cls({name: p.read_text(encoding="utf-8") for name, p in readable.items()}, frozenset(names))
 
     def change(self, file: str, old: str, new: str) -> "Docs":

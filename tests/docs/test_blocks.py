@@ -1,8 +1,8 @@
 """Every bash and python block of every Markdown file, run in order as a reader would, in a directory like a clone.
 
-So that all of it takes two minutes, a command that names a recipe gets a two-hundredth of its steps, one layer, and one
-thread, since two pages are read at a time; the launcher is left out after its first time on a page; what serves a page
-to a browser does so for seconds.
+So that all of it takes two minutes, a command that names a recipe gets a two-hundredth of its steps, one layer, one
+thread, since two pages are read at a time, and a seed less; the launcher is left out after its first time on a page;
+what serves a page to a browser does so for seconds.
 """
 
 import os
@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from pages import OURS, ROOT, Block, Docs
+from pages import OURS, ROOT, SAVED, Block, Docs
+
+from data_prep.text import prepare
 
 DOCS = Docs.read()
 RUNNABLE = [f for f in DOCS.pages() if any(b.language in ("bash", "python") and not b.skip for b in DOCS.blocks(f))]
@@ -35,9 +37,11 @@ def shorten(script: str, launcher: bool = True) -> str:
         small = "" if "finetune" in command else " --n_layer=1"  # what is fine-tuned has the layers that it has
         return f"{command.rstrip()} --max_iters={steps // SHORTER} --eval_interval=2 --threads=1{small} "
 
-    plain = "accelerate launch (?=recipes/|mine)"  # the first time on a page alone: it takes as long as such a run
+    # the launcher on a page's first time alone: it takes as long as such a run
+    plain = r"accelerate launch (?:--config_file \S+ )?(?=recipes/|mine)"
     script = script if launcher else re.sub(plain, "python ", script)
     script = TRAINS.sub(few, script).replace("nanogpt bench", "nanogpt bench --rounds=1 --parts=data")
+    script = script.replace("--seeds=3", "--seeds=2")
     # what serves a page until Ctrl-C does so for a few seconds
     return re.sub(r"^(nanogpt (?:dashboard|playground)[^\n#]*)", r"timeout 8 \1 || [ $? = 124 ] ", script, flags=re.M)
 
@@ -58,8 +62,7 @@ def clone(home: Path, text: str) -> Path:
     genes = (f'{{"text": "{"GATTACA" * 3 * i}"}}\n' for i in range(1, 40))
     (home / "genes.jsonl").write_text("".join(genes))
     for name in ("a", "b"):
-        prepare = ["-m", "data_prep.text", "my_notes/", "--out", f"data/{name}"]
-        subprocess.run([sys.executable, *prepare], cwd=home, check=True, capture_output=True)
+        prepare([str(home / "my_notes")], home / "data" / name, say=lambda said: None)
     return home
 
 
@@ -72,6 +75,9 @@ def run(block: Block, home: Path, launcher: bool) -> str:
         "HF_HUB_OFFLINE": "1",
     }
     clean |= {"OMP_NUM_THREADS": "1"}
+    if saved := SAVED.match(block.code):
+        (home / saved[1]).write_text(block.code)
+        return ""
     if block.language == "bash":
         command = ["bash", "-euo", "pipefail", "-c", shorten(block.code, launcher)]
     else:
@@ -107,11 +113,8 @@ def readings(request, tmp_path_factory, text):
         yield {file: pool.submit(lambda f, h: read(f, clone(h, text)), file, home) for file, home in homes.items()}
 
 
-LONG = {"recipes/README.md"}  # it trains nine models
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("file", [pytest.param(f, marks=[pytest.mark.long] * (f in LONG)) for f in RUNNABLE])
+@pytest.mark.parametrize("file", RUNNABLE)
 def test_blocks_run_in_order(readings, file):
     compared = readings[file].result()
     assert file != "README.md" or compared > 10

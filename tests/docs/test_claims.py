@@ -69,6 +69,21 @@ MISTAKES = [
     ("data_prep/README.md", "| `merge.py`", "| `join.py`", "join.py is no file"),
     ("CONTRIBUTING.md", "`tests/test_layout.py`", "`tests/test_imports.py`", "tests/test_imports.py does not exist"),
     ("CONTRIBUTING.md", "`make_optimizers`", "`build_optimizers`", "build_optimizers is no name"),
+    ("README.md", "0.9 to 4.1 million/s", "1.4 to 4.1 million/s", "1.4: in no section of LOG.md"),
+    ("README.md", "62.2 s (its settings", "62.3 s (its settings", "62.3: in no section of LOG.md"),
+    ("README.md", "Python 3.10 or newer", "Python 3.9 or newer", "the oldest Python is 3.10"),
+    (".github/workflows/ci.yml", '["3.10", "3.11"', '["3.11"', "the oldest Python is 3.10"),
+    ("README.md", "`--gradient_checkpointing=True`", "`--gradient_checkpointing=often`", "expected true or false"),
+    ("README.md", "`TIKTOKEN_CACHE_DIR` tiktoken's", "`TIKTOKEN_CACHE` tiktoken's", "TIKTOKEN_CACHE is no name"),
+    ("README.md", "`pytest -m long`", "`pytest -m lengthy`", "no marker lengthy"),
+    ("README.md", "pytest -m 'alone and not long'", "pytest -m 'alone or long'", ".ci/run does not have the line"),
+    ("README.md", "| `nanogpt/guard.py`", "| `nanogpt/saver.py`", "nanogpt/saver.py is named in 2 rows"),
+    ("README.md", "| `nanogpt/plot.py`", "| `model_plot.py`", "model_plot.py is no file of ours"),
+    ("nanogpt/README.md", "`plan.py`, `resume.py`", "`saver.py`, `resume.py`", "nanogpt/saver.py is named in 2 rows"),
+    ("recipes/shakespeare_nanogpt.py", "loss of 1.91", "loss of 1.92", "loss 1.92 is not"),
+    ("accelerate_configs/README.md", "seconds (600)", "seconds (60)", "the default of --timeout is 600, not 60"),
+    ("CONTRIBUTING.md", "by `HFTokenizer`", "by `HFTokeniser`", "HFTokeniser is no name"),
+    ("CONTRIBUTING.md", "# known.py", "# unknown.py", "no block runs unknown.py"),
     ("CHANGELOG.md", "`nanogpt.mixture`", "`nanogpt.mixing`", "nanogpt.mixing does not exist"),
 ]
 
@@ -107,6 +122,10 @@ def test_a_command_that_was_renamed_is_missed_in_every_file(docs, monkeypatch):
 
 
 def test_a_mark_needs_a_reason_and_a_block(docs):
-    for mark in ("<!-- skip: -->\n\n```bash", "<!-- skip: needs the Hub -->\n\ntext\n\n```bash"):
-        changed = docs.change("README.md", "```bash", mark)
-        assert any("mark" in problem for problem in problems(changed))
+    mark = "<!-- skip: needs the Hub, eight GPUs -->\n"
+    line = docs.texts["README.md"].split(mark)[0].count("\n") + 1
+    empty = problems(docs.change("README.md", mark, "<!-- skip: -->\n"))
+    assert any(problem.startswith(f"README.md:{line}: a mark is <!-- skip: reason -->") for problem in empty)
+    for between in ("\n", "\nsome text\n\n"):
+        apart = problems(docs.change("README.md", mark, mark + between))
+        assert f"README.md:{line}: this mark stands before no block" in apart

@@ -3,14 +3,17 @@
 import doctest
 import gzip
 import importlib
+import re
 
 import pytest
 from pages import ROOT
 
-MODULES = [f"{folder}.{p.stem}" for folder in ("nanogpt", "data_prep") for p in sorted((ROOT / folder).glob("*.py"))]
+PATHS = [path for folder in ("nanogpt", "data_prep") for path in sorted((ROOT / folder).glob("*.py"))]
+EXAMPLE = re.compile(r">>> (?!.*\+SKIP)")
+MODULES = [f"{path.parent.name}.{path.stem}" for path in PATHS if EXAMPLE.search(path.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__")])
+@pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder, file in (("books", "one.txt"), ("notes", "two.md")):
@@ -19,10 +22,8 @@ def test_examples_in_docstrings(name, tmp_path, monkeypatch):
     with gzip.open("crawl.jsonl.gz", "wt") as crawl:
         crawl.write('{"text": "that is the question"}\n')
     result = doctest.testmod(importlib.import_module(name))
-    assert result.failed == 0
+    assert result.attempted > 0 and result.failed == 0
 
 
 def test_there_are_examples():
-    finder = doctest.DocTestFinder(exclude_empty=True)
-    examples = [t for name in MODULES for t in finder.find(importlib.import_module(name.removesuffix(".__init__")))]
-    assert sum(len(test.examples) for test in examples) >= 6
+    assert len(MODULES) >= 3

@@ -181,16 +181,14 @@ print(pipeline("text-generation", "exports/model")("ROMEO:")[0]["generated_text"
 @pytest.mark.alone  # with the cores shared it takes five times as long
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe, flags, stated, tolerance",
+    "recipe, flags, stated",
     [
-        (RECIPE, ["--device=cpu"], r"validation loss (\d\.\d+)\s+after 800 steps", 0.05),
-        pytest.param(
-            *(CLASSIC, NANOGPTS_FLAGS, r"whole-split validation loss of (\d\.\d+)", 0.02), marks=pytest.mark.long
-        ),
+        (RECIPE, ["--device=cpu"], r"validation loss (\d\.\d+)\s+after 800 steps"),
+        pytest.param(CLASSIC, NANOGPTS_FLAGS, r"whole-split validation loss of (\d\.\d+)", marks=pytest.mark.long),
     ],
     ids=["shakespeare", "nanogpt"],
 )
-def test_the_recipes_reach_the_losses_that_they_state(tmp_path, shakespeare, recipe, flags, stated, tolerance):
+def test_the_recipes_reach_the_losses_that_they_state(tmp_path, shakespeare, recipe, flags, stated):
     expected = float(re.search(stated, recipe.read_text())[1])
     (tmp_path / "data" / "shakespeare_char").mkdir(parents=True)
     shutil.copy(shakespeare, tmp_path / "data" / "shakespeare_char" / "input.txt")
@@ -198,9 +196,9 @@ def test_the_recipes_reach_the_losses_that_they_state(tmp_path, shakespeare, rec
     command = [BIN / "accelerate", "launch", recipe, *flags]
     done = subprocess.run(map(str, command), cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert float(re.findall(r"best validation loss (\d\.\d{4})", done.stdout)[0]) == pytest.approx(
-        expected, abs=tolerance
-    )
+    reached = float(re.findall(r"best validation loss (\d\.\d{4})", done.stdout)[0])
+    # LOG.md: on this text three seeds are 0.006 apart, fp32 and bf16 0.001; other CPUs round differently
+    assert reached == pytest.approx(expected, abs=0.02)
 
     out = re.search(r"nanogpt sample (\S+)", done.stdout)[1]
     exported = shell(tmp_path, BIN / "nanogpt", "export", out, "--to", "exports/model")
@@ -258,7 +256,6 @@ def recipe(home, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--n_leyer=3"], "did you mean --n_layer?"),
         (["--n_layer=four"], "--n_layer=four: expected an integer"),
         (["--n_embd=17"], "n_embd=17 is not divisible by n_head=2: choose n_head from 1, 17, or set head_dim"),
         (["--block_size=100000"], "block_size=100000 is too long"),

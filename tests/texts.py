@@ -1,0 +1,104 @@
+"""Made-up documents as files of every kind, and what their tokens should be: for the tests of `data_prep`."""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import multiprocessing
+import random
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import tiktoken
+
+from nanogpt.tokenizer import EOT, BPETokenizer
+
+fork = multiprocessing.get_context("fork")
+KINDS = ["jsonl", "jsonl.gz", "jsonl.zst", "csv", "csv.gz", "parquet", "arrow", "file.arrow"]
+SCRIPTS = "Hello\r\nWörld|नमस्ते दुनिया|שלום עולם|你好，世界|😀👩‍👩‍👧 🏳️‍🌈|a\0b\nc|\u2028 strange\x85 spaces\u3000".split(
+    "|"
+)
+
+
+def silent(message: str) -> None:
+    pass
+
+
+def documents(count: int = 300) -> list[str]:
+    """Made-up documents of one to sixty lines."""
+    chance = random.Random(1)
+    words = "the king and queen of hearts did speak to me in anger o my lord what news from court".split()
+    lines = lambda: "\n".join(" ".join(chance.choices(words, k=9)) for _ in range(chance.randint(1, 60)))  # noqa: E731
+    return [f"Number {i}, {SCRIPTS[i % 5]}\n{lines()}" for i in range(count)]
+
+
+def write_jsonl(path, texts: list[str], column: str = "text") -> str:
+    path.write_text("".join(json.dumps({column: t, "id": i}) + "\n" for i, t in enumerate(texts)))
+    return str(path)
+
+
+def small_bpe() -> BPETokenizer:
+    ranks = {bytes([b]): b for b in range(256)} | {b"he": 256, b" t": 257, b" the": 258, b"in": 259}
+    encoding = tiktoken.Encoding(
+        "small", pat_str=r" ?\w+|\s+|[^\w\s]+", mergeable_ranks=ranks, special_tokens={EOT: 260}
+    )
+    return BPETokenizer(encoding)
+
+
+def tokens(directory, split: str) -> np.ndarray:
+    return np.fromfile(directory / f"{split}.bin", dtype=json.loads((directory / "meta.json").read_text())["dtype"])
+
+
+def documents_in(directory) -> list[str]:
+    """The documents of both splits of byte tokens, sorted."""
+    found = []
+    for split in ("train", "val"):
+        ids = tokens(directory, split)
+        assert ids[-1] == 256
+        found += [
+            bytes(part[:-1].astype(np.uint8)).decode() for part in np.split(ids, np.flatnonzero(ids == 256) + 1)[:-1]
+        ]
+    return sorted(found)
+
+
+def is_val(document: str, fraction: float) -> bool:
+    digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64 < fraction
+
+
+def expected(texts: list[str], fraction: float, val: bool) -> list[int]:
+    """What nanoGPT's prepare.py would write of the documents of a split: each with an end-of-text token behind it."""
+    return [i for t in texts if is_val(t, fraction) == val for i in (*t.encode(), 256)]
+
+
+def sha256(directory) -> list[str]:
+    return [hashlib.sha256((directory / f"{s}.bin").read_bytes()).hexdigest() for s in ("train", "val")]
+
+
+def zstd(data: bytes) -> bytes:
+    return pyarrow.compress(data, codec="zstd", asbytes=True)
+
+
+def save_as(kind: str, folder, texts: list[str]) -> str:
+    path = folder / f"input.{kind}"
+    table = pyarrow.table({"id": list(range(len(texts))), "text": texts})
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=70)
+    elif kind == "arrow":
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=70)
+    elif kind == "file.arrow":
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=70)
+    elif kind.startswith("csv"):
+        file = io.StringIO(newline="")
+        csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
+        data = file.getvalue().encode()
+        path.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+    else:
+        data = "".join(json.dumps({"text": t}) + "\n\n" for t in texts).encode()
+        pack = {"gz": gzip.compress, "zst": zstd}.get(kind.split(".")[-1], bytes)
+        path.write_bytes(pack(data))
+    return str(path)
