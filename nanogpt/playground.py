@@ -59,7 +59,6 @@ class Writer:
     def __init__(self, run: str, device: str):
         self.run, self.device = run, device
         self.model, self.tokenizer, _ = hf.load(run, device)
-        self.model.eval()
 
     def encode(self, text: str) -> torch.Tensor:
         """The tokens of a text (T,). Raises ValueError for no text, and for characters that have no token."""
