@@ -61,9 +61,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def add_command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    options = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    command = commands.add_parser(name, help=help, description=help, **options)
     command.set_defaults(run=run)
     return command
 
@@ -147,10 +146,8 @@ def run_sample(args) -> None:
             print(words.decode(row), "-" * 40, sep="\n")
     if args.stats:
         seconds, count = time.perf_counter() - start, args.num_samples * args.max_new_tokens
-        print(
-            f"{count:,} tokens in {seconds:.2f} s: {count / seconds:,.0f} tokens/s ({device}, {args.dtype})",
-            file=sys.stderr,
-        )
+        speed = f"{count:,} tokens in {seconds:.2f} s: {count / seconds:,.0f} tokens/s"
+        print(f"{speed} ({device}, {args.dtype})", file=sys.stderr)
 
 
 def add_eval(commands) -> None:
@@ -231,8 +228,7 @@ def keep_results(found: Path | None, what: str, results: dict) -> None:
 
 
 def add_compare(commands) -> None:
-    about = "settings that differ, losses by equal steps, tokens and time"
-    command = add_command(commands, "compare", run_compare, about)
+    command = add_command(commands, "compare", run_compare, "settings that differ, losses by equal steps, tokens, time")
     command.add_argument("RUN", nargs="+", help="out directories; those that differ in their seed are one column")
 
 
@@ -243,8 +239,7 @@ def run_compare(args) -> None:
 
 
 def add_dashboard(commands) -> None:
-    about = "a page on this machine that shows runs, live as well"
-    command = add_command(commands, "dashboard", run_dashboard, about)
+    command = add_command(commands, "dashboard", run_dashboard, "a page on this machine that shows runs, live as well")
     command.add_argument("OUT", nargs="*", default=["out"], help="out directories, or directories that hold some")
     add_port(command)
 
@@ -317,9 +312,7 @@ def run_push(args) -> None:
 
 def add_export_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--checkpoint", metavar="WHICH", help="best, last or step-N (None: best, else last)")
-    command.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights"
-    )
+    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of weights")
     command.add_argument("--license", default="unknown", help="for the model card, such as mit or apache-2.0")
 
 
@@ -380,8 +373,7 @@ def run_plan(args) -> None:
 
 
 def add_data(commands) -> None:
-    about = "what a data directory holds, and what will go wrong with it"
-    command = add_command(commands, "data", run_data, about)
+    command = add_command(commands, "data", run_data, "what a data directory holds, and what will go wrong with it")
     command.add_argument("DIR", help="a data directory")
     command.add_argument("--block_size", type=int, default=256, metavar="N", help="context of the model to be trained")
     size = "of the model to be trained; the default is that of recipes/shakespeare.py"
@@ -396,16 +388,12 @@ def run_data(args) -> None:
 
 
 def add_bench(commands) -> None:
-    about = "throughput beside this machine's limits, measured in the same run"
-    command = add_command(commands, "bench", run_bench, about)
+    command = add_command(commands, "bench", run_bench, "throughput beside this machine's limits, measured in one run")
     add_device(command)
     command.add_argument("--model", default="classic", metavar="NAME", help="classic, laptop, baby or gpt2")
-    command.add_argument(
-        "--parts", default="train,sample,data,checkpoint,tokenize", metavar="A,B", help="what to measure"
-    )
-    command.add_argument(
-        "--against", choices=("transformers",), help="measure GPT2LMHeadModel of the same size as well"
-    )
+    parts = "train,sample,data,checkpoint,tokenize"
+    command.add_argument("--parts", default=parts, metavar="A,B", help="what to measure")
+    command.add_argument("--against", choices=("transformers",), help="measure its GPT-2 of the same size as well")
     command.add_argument("--batch_size", type=int, metavar="N", help="sequences in a batch (None: the model's own)")
     command.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, of which the median counts")
     command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of training")
@@ -421,8 +409,7 @@ def run_bench(args) -> None:
 
 
 def add_launch_check(commands) -> None:
-    about = "what the launcher resolves to, without training"
-    command = add_command(commands, "launch-check", run_launch_check, about)
+    command = add_command(commands, "launch-check", run_launch_check, "what the launcher resolves to, without training")
     add_device(command)
     command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of a run")
     command.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds to wait for other processes")
@@ -436,8 +423,7 @@ def run_launch_check(args) -> None:
 
 
 def add_import_nanogpt(commands) -> None:
-    about = "go on here with a checkpoint of nanoGPT's"
-    command = add_command(commands, "import-nanogpt", run_import_nanogpt, about)
+    command = add_command(commands, "import-nanogpt", run_import_nanogpt, "go on here with a checkpoint of nanoGPT's")
     command.add_argument("CKPT", help="nanoGPT's ckpt.pt")
     command.add_argument("--data", required=True, metavar="DIR", help="the data it was trained on, nanoGPT's or ours")
     command.add_argument("--out_dir", default="out/from_nanogpt", metavar="DIR", help="the run to write")
