@@ -19,7 +19,8 @@ from data_prep import text
 from data_prep.train_tokenizer import train
 from nanogpt.config import OneLineParser
 
-LEFT_OUT = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages"}
+# pydoc_data holds the articles once more, as Python's strings
+LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages"}
 DOCUMENTS = "documents.jsonl"
 
 

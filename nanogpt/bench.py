@@ -255,7 +255,7 @@ class Bench:
         if not run.state["step"]:
             run.begin()
             run.step()
-        optimizers = [optimizer.optimizer for optimizer in run.optimizers]
+        optimizers = run.optimizers
         numbers = iter(range(1, 10**6))
 
         def save() -> Path:

@@ -34,8 +34,11 @@ from nanogpt.optim import Muon
 MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
 MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
 STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}  # of each parameter
+# what a run counts, and where it begins
 COUNTED = {"step": int, "tokens": int, "train_seconds": float, "skipped_steps": int}
 COUNTED |= {"evaluated_step": int | None, "best_val_loss": float | None, "best_step": int | None}
+START = {"step": 0, "tokens": 0, "train_seconds": 0.0, "skipped_steps": 0}
+START |= {"evaluated_step": None, "best_val_loss": None, "best_step": None}
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -263,14 +266,24 @@ def point(link: Path, target: Path) -> None:
 def steps(out_dir: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
     found = [d for d in out_dir.glob("step-*") if re.fullmatch(r"step-\d{6,18}", d.name) and d.is_dir()]
-    return sorted(found, key=lambda d: int(d.name[5:]))
+    return sorted(found, key=number)
+
+
+def number(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint's directory."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def prune(out_dir: Path, keep: int) -> None:
-    """Removes all but the newest `keep`, `best` and `last`. What cannot be removed stays."""
+    """Removes all but the newest `keep`, `best` and `last`. What cannot be removed stays.
+
+    Steps beyond `last`, where a run that went back to its best once was, are the first to go.
+    """
     linked = {(out_dir / link).resolve() for link in ("best", "last")}
     with contextlib.suppress(OSError):
-        for old in steps(out_dir)[:-keep] if keep else []:
+        last = (out_dir / "last").resolve()
+        found = sorted(steps(out_dir), key=lambda step: number(step) <= number(last))  # stable: oldest first in both
+        for old in found[:-keep] if keep else []:
             if old.resolve() not in linked:
                 # first another name: nothing half removed bears a checkpoint's
                 old.rename(out_dir / f".tmp-removed-{old.name}")

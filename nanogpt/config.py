@@ -40,7 +40,7 @@ class TrainConfig:
     beta1: float = 0.9  # AdamW's decay rate of the mean
     beta2: float = 0.95  # AdamW's decay rate of the square; 0.99 where a step has few tokens
     grad_clip: float = 1.0  # largest norm of the gradient; 0 does not clip
-    max_bad_steps: int = 5  # this many steps in a row without a finite gradient end the run
+    max_bad_steps: int = 5  # this many steps in a row without a finite gradient end the run, at the next log_interval
     max_minutes: float = 0  # wall-clock time after which the run saves and ends, the last save included; 0: no limit
     max_failed_saves: int = 3  # this many checkpoints in a row that cannot be saved end the run
     # learning rate
@@ -90,7 +90,7 @@ class TrainConfig:
         )
         at_least |= dict.fromkeys(("grad_clip", "weight_decay", "min_lr", "muon_learning_rate"), 0)
         for name, least in at_least.items():
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:  # which catches NaN as well
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be above 0")

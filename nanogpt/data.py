@@ -134,7 +134,7 @@ class Tokens:
         return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, place: slice) -> np.ndarray:
-        start, stop, step = place.indices(len(self))
+        start, stop, _ = place.indices(len(self))
         stop = max(start, stop)
         parts = []
         for k in range(bisect_right(self.ends, start), len(self.ends)):
@@ -142,8 +142,7 @@ class Tokens:
             parts.append(self.maps[k][max(start - first, 0) : stop - first])
             if stop <= self.ends[k]:
                 break
-        whole = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, self.dtype)])
-        return whole[::step]
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, self.dtype)])
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """`length` tokens from each of the starts (B,) on: (B, length)."""
@@ -170,7 +169,7 @@ class TokenDataset:
 
     def __init__(self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None):
         """Raises ValueError, with what to do, if the files are missing, damaged, too short, or beyond `vocab_size`."""
-        self.meta = read_meta(directory)
+        self.meta, self.split = read_meta(directory), split
         self.block_size = block_size
         again = f"prepare the data in {directory} again"
         paths = [Path(directory, name) for name in self.meta["splits"][split].get("files", [f"{split}.bin"])]
@@ -204,9 +203,9 @@ class TokenDataset:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text per token over both splits, for bits per byte."""
-        splits = self.meta["splits"].values()
-        return sum(s["bytes"] for s in splits) / sum(s["tokens"] for s in splits)
+        """Bytes of text per token of this split, for bits per byte."""
+        counts = self.meta["splits"][self.split]
+        return counts["bytes"] / counts["tokens"]
 
     @property
     def windows_per_epoch(self) -> int:

@@ -3,7 +3,7 @@
 >>> ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)      # doctest: +SKIP
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -78,7 +78,8 @@ def stream(
 ) -> Iterator[torch.Tensor]:
     """Continues the prompts idx (B, T), yielding the next token of each (B,) as soon as it is drawn.
 
-    Temperature 0 takes the likeliest token. The same seed draws the same tokens on the same device.
+    Temperature 0 takes the likeliest token. The same seed draws the same tokens on the same device. Asking for the
+    first token raises ValueError where the prompt is empty.
 
     What the model reads is never longer than block_size: when it is full, its older half is dropped and the newer
     half becomes the beginning of a new context, read at positions 0 and on. (Moving on by a single token, as nanoGPT
@@ -118,17 +119,18 @@ def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> t
     return torch.cat((idx, torch.stack(new, dim=1)), dim=1) if new else idx
 
 
-def stream_text(tokenizer, tokens: Iterator[int]) -> Iterator[str]:
-    """Text of a stream of tokens in pieces that never split a UTF-8 character.
+def stream_text(tokenizer, tokens: Iterator[int], prompt: Sequence[int] = ()) -> Iterator[str]:
+    """Text of a stream of tokens that go on behind `prompt`, in pieces that never split a UTF-8 character.
 
     Some tokenizers mark the beginnings of words and drop the mark of the first one, so tokens are decoded behind those
     of the piece before them.
     """
-    previous, pending = [], []
+    previous, pending = [int(token) for token in prompt[-8:]], []
     for token in tokens:
         pending.append(token)
         piece = decode_behind(tokenizer, previous, pending)
-        if not piece.endswith("\ufffd") or len(pending) >= 8:  # no character has more bytes than four tokens
+        # a character has four tokens at most; after more the bytes are none, and waiting would not help
+        if not piece.endswith("\ufffd") or len(pending) >= 8:
             yield piece
             previous, pending = pending, []
     if pending:
@@ -146,7 +148,7 @@ def write(model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: i
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
     tokens = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
     yield tokenizer.decode(start)
-    yield from stream_text(tokenizer, (token.item() for token in tokens))
+    yield from stream_text(tokenizer, (token.item() for token in tokens), start)
 
 
 def write_amid_training(model: GPT, *args) -> str:

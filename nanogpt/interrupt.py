@@ -13,20 +13,24 @@ class Interrupts:
     """Used around the loop. Signals are remembered, so that a step can be finished; a second one ends at once."""
 
     def __init__(self, peers: Peers, max_minutes: float, max_failed_saves: int):
-        """`max_minutes` count from here; 0 is no limit."""
+        """`max_minutes` count from here, where all that precedes the first step counts as well; 0 is no limit."""
         self.peers, self.max_failed_saves = peers, max_failed_saves
         self.number = 0  # of the signal that came
-        self.last = time.monotonic()
-        self.end = self.last + 60 * max_minutes if max_minutes else None
+        self.end = time.monotonic() + 60 * max_minutes if max_minutes else None
         self.longest = 0.0  # seconds from the end of a step to the end of the next, with all that came between
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self.remember) for number in SIGNALS}
+        self.begin()
         return self
 
     def __exit__(self, *error) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    def begin(self) -> None:
+        """The first step begins; what came before it, compiling for instance, says nothing about the steps to come."""
+        self.last = time.monotonic()
 
     def remember(self, number: int, frame) -> None:
         self.number = number

@@ -7,7 +7,6 @@ something else than was meant. Here they are checked, and the Accelerator is mad
 import atexit
 import contextlib
 import ctypes
-import functools
 import os
 import platform
 import sys
@@ -15,7 +14,6 @@ from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
-import accelerate.optimizer
 import psutil
 import torch
 from accelerate import Accelerator
@@ -25,10 +23,6 @@ from nanogpt import tracking
 from nanogpt.config import TrainConfig
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
-
-# AcceleratedOptimizer.step asks twice a step whether a package is installed, 0.1 ms each time: ask once
-accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is_lomo_available)
-
 
 # Dense bf16 peak of a device in TFLOP/s, from its maker's data sheet; fp16 where there is no bf16 (V100, T4).
 # The first name contained in the device's own counts.
@@ -113,6 +107,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ValueError(
             f"the launcher started {world} processes, but each trains on its own: {several_on_a_cpu(world)}"
         )
+    if config.device not in ("auto", accelerator.device.type):
+        raise ValueError(
+            f"device={config.device}, but the launcher chose {accelerator.device.type} (ACCELERATE_USE_CPU or its "
+            "configuration says so): leave --device out, or change that"
+        )
     if accelerator.num_processes > 1:
         atexit.register(leave_group)
     if config.optimizer == "muon" and accelerator.distributed_type == DistributedType.FSDP:
@@ -175,13 +174,24 @@ def mixed_precision(config: TrainConfig) -> str:
         return launcher
     if torch.cuda.is_available() and not wants_cpu(config.device):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_computes_in_bf16() and (wants_cpu(config.device) or gpu_gib() == 0) else "no"
+    return "bf16" if cpu_computes_in_bf16() and gpu_gib(config.device) == 0 else "no"
 
 
 def cpu_computes_in_bf16() -> bool:
     """Whether this CPU has instructions for products of bf16: then they take a fifth of fp32's time (LOG.md)."""
     can = torch.cpu.get_capabilities()
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def set_up(config: TrainConfig, accelerator: Accelerator) -> int:
+    """What holds for the whole process: its CPU threads, whose number is returned, its memory, its determinism."""
+    if config.deterministic:
+        make_deterministic()
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    # products that stay in fp32 on CUDA use TF32, as in nanoGPT
+    torch.set_float32_matmul_precision("high" if accelerator.device.type == "cuda" else "highest")
+    return set_threads(config.threads, accelerator.num_processes)
 
 
 def set_threads(wanted: int, processes: int) -> int:

@@ -18,7 +18,7 @@ PERIOD = 10_000  # samples; shares are rounded to multiples of 1/PERIOD
 def read_shares(data: str) -> dict[str, float]:
     """{directory: share} of a `data` setting, the shares adding up to 1. Raises ValueError."""
     parts = [part.strip() for part in data.split(",")]
-    if len(parts) == 1 and not is_number(data.rpartition(":")[2]):
+    if len(parts) == 1 and not (":" in data and is_number(data.rpartition(":")[2])):
         return {data: 1.0}
     shares = {}
     for part in parts:
@@ -54,25 +54,29 @@ class Mixture(TokenDataset):
         first, *others = shares
         for other in others:
             tokenizer.check_same(first, other)
-        self.block_size = block_size
+        self.block_size, self.split = block_size, split
         self.parts = [TokenDataset(directory, split, block_size, vocab_size) for directory in shares]
         dtypes = {part.tokens.dtype for part in self.parts}
         if len(dtypes) > 1:
             raise ValueError(f"{', '.join(shares)} have tokens of different sizes: prepare them in the same way")
         self.tokens = Tokens([path for part in self.parts for path in part.tokens.paths], dtypes.pop())
+        self.quotas = round_shares(list(shares.values()))
         self.offsets = np.cumsum([0, *(len(part.tokens) for part in self.parts)])
         self.meta = self.parts[0].meta | {"splits": {}}
         for name in ("train", "val"):
             counts = [part.meta["splits"][name] for part in self.parts]
             self.meta["splits"][name] = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes")}
-        self.quotas = round_shares(list(shares.values()))
+            # so that a run that is resumed with other shares, or other directories of the same size, notices
+            self.meta["splits"][name]["parts"] = [
+                {"share": quota / PERIOD, "tokens": c["tokens"], "sha256": c.get("sha256")}
+                for quota, c in zip(self.quotas, counts, strict=True)
+            ]
         # sample m of a directory with q samples in a period belongs at (m + 1/2) / q of the period
         due = np.concatenate([(np.arange(q) + 0.5) / q for q in self.quotas])
         order = np.argsort(due, kind="stable")
-        self.part = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]  # (PERIOD,) whose turn it is
-        self.turn = np.concatenate([np.arange(q) for q in self.quotas])[
-            order
-        ]  # (PERIOD,) its how-manieth in the period
+        # both (PERIOD,): whose turn it is, and the how-manieth of its own in the period
+        self.part = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
+        self.turn = np.concatenate([np.arange(q) for q in self.quotas])[order]
 
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
         """First token of the window of each sample number, int64, counted through all directories."""

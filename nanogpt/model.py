@@ -47,8 +47,11 @@ class GPTConfig:
     gradient_checkpointing: bool = False  # recompute each block in the backward pass: less memory, a third more time
 
     def __post_init__(self):
-        choices = {"norm": ("layernorm", "rmsnorm"), "position": ("learned", "rope")}
-        choices["mlp"] = ("gelu", "gelu_tanh", "swiglu")
+        choices = {
+            "norm": ("layernorm", "rmsnorm"),
+            "position": ("learned", "rope"),
+            "mlp": ("gelu", "gelu_tanh", "swiglu"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -110,78 +113,6 @@ class KVCache:
         return keys.narrow(2, 0, self.length + new), values.narrow(2, 0, self.length + new)
 
 
-# torch's products in fp32 are MKL's, which take twice as long on AMD's CPUs as oneDNN's (LOG.md)
-ON_AMD = "AMD" in torch.cpu.get_capabilities().get("cpu_name", "") and torch.backends.mkldnn.is_available()
-
-
-class Linear(nn.Linear):
-    """torch's Linear, with quicker products where they are known to be slow: training in fp32 on an AMD CPU."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x (..., in) times weight (out, in) transposed, plus bias."""
-    training_in_fp32 = x.is_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    if training_in_fp32 and x.dtype == weight.dtype == torch.float32 and ON_AMD and not torch.compiler.is_compiling():
-        return LinearByOneDNN.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-class LinearByOneDNN(torch.autograd.Function):
-    """Linear through oneDNN, by the operator that torch.compile uses for it."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        x, weight = ctx.saved_tensors
-        grad_x = torch.ops.mkldnn._linear_pointwise(grad, weight.t(), None, "none", [], "")
-        rows = grad.flatten(0, -2)  # (N, out)
-        grad_weight = rows.t() @ x.flatten(0, -2)  # both transposed for oneDNN: no gain there
-        return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
-
-
-class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), in the weight's dtype."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square normalization over the last dimension of x; weight may have dimensions before that one too."""
-    x = x.to(weight.dtype)
-    if not x.is_cpu:
-        return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
-    if torch.is_grad_enabled():
-        return RMSNormOnCPU.apply(x, weight, eps)
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
-
-
-class RMSNormOnCPU(torch.autograd.Function):
-    """The same in as few passes over memory as it takes: torch has a fused kernel for CUDA alone (LOG.md: 2x)."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, inverse, weight)
-        return (x * inverse).mul_(weight)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        x, inverse, weight = ctx.saved_tensors
-        normed = x * inverse
-        by_weight = grad * normed
-        projection = torch.linalg.vecdot(by_weight, weight).div_(x.size(-1)).unsqueeze(-1)
-        grad_x = torch.addcmul(grad * weight, normed, projection, value=-1).mul_(inverse)
-        return grad_x, by_weight.flatten(0, -1 - weight.ndim).sum(0), None
-
-
 def norm_layer(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
         return RMSNorm(config.n_embd, eps=config.norm_eps)
@@ -226,9 +157,8 @@ class CausalSelfAttention(nn.Module):
         """
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)
-        qk, v = qkv.split(
-            [self.n_head + self.n_kv_head, self.n_kv_head], dim=2
-        )  # what queries and keys share is done once
+        # what queries and keys have in common is done to both at once
+        qk, v = qkv.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
         if self.q_norm is not None:
             weights = self.q_norm.weight.expand(self.n_head, -1), self.k_norm.weight.expand(self.n_kv_head, -1)
             qk = rms_norm(qk, torch.cat(weights), self.q_norm.eps)
@@ -263,6 +193,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(config.inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Each position on its own: (B, T, C) to (B, T, C)."""
         x = self.c_fc(x)
         if self.kind == "swiglu":
             gate, up = x.chunk(2, dim=-1)
@@ -282,6 +213,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, rope=None, cache: KVCache | None = None) -> torch.Tensor:
+        """(B, T, C) to (B, T, C): both branches add to what passes by (pre-norm)."""
         x = x + self.dropout(self.attn(self.ln_1(x), rope, cache))
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
@@ -402,3 +334,75 @@ class GPT(nn.Module):
         if self.lm_head is None:
             N += self.config.vocab_size * self.config.n_embd
         return 6 * N + 12 * self.config.n_layer * self.config.n_head * self.config.head_size * T
+
+
+# torch's products in fp32 are MKL's, which take twice as long on AMD's CPUs as oneDNN's (LOG.md)
+ON_AMD = "AMD" in torch.cpu.get_capabilities().get("cpu_name", "") and torch.backends.mkldnn.is_available()
+
+
+class Linear(nn.Linear):
+    """torch's Linear, with quicker products where they are known to be slow: training in fp32 on an AMD CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x (..., in) times weight (out, in) transposed, plus bias."""
+    training_in_fp32 = x.is_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    if training_in_fp32 and x.dtype == weight.dtype == torch.float32 and ON_AMD and not torch.compiler.is_compiling():
+        return LinearByOneDNN.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class LinearByOneDNN(torch.autograd.Function):
+    """Linear through oneDNN, by the operator that torch.compile uses for it."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        x, weight = ctx.saved_tensors
+        grad_x = torch.ops.mkldnn._linear_pointwise(grad, weight.t(), None, "none", [], "")
+        rows = grad.flatten(0, -2)  # (N, out)
+        grad_weight = rows.t() @ x.flatten(0, -2)  # both transposed for oneDNN: no gain there
+        return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), in the weight's dtype."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root-mean-square normalization over the last dimension of x; weight may have dimensions before that one too."""
+    x = x.to(weight.dtype)
+    if not x.is_cpu:
+        return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
+    if torch.is_grad_enabled():
+        return RMSNormOnCPU.apply(x, weight, eps)
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
+
+
+class RMSNormOnCPU(torch.autograd.Function):
+    """The same in as few passes over memory as it takes: torch has a fused kernel for CUDA alone (LOG.md: 2x)."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, inverse, weight)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        x, inverse, weight = ctx.saved_tensors
+        normed = x * inverse
+        by_weight = grad * normed
+        projection = torch.linalg.vecdot(by_weight, weight).div_(x.size(-1)).unsqueeze(-1)
+        grad_x = torch.addcmul(grad * weight, normed, projection, value=-1).mul_(inverse)
+        return grad_x, by_weight.flatten(0, -1 - weight.ndim).sum(0), None

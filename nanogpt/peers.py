@@ -25,6 +25,8 @@ SILENT = ("Timed out", "timed out", "timeout")
 
 
 class Peers:
+    """The other processes of a run; with a single process everything returns at once."""
+
     def __init__(self, accelerator: Accelerator, timeout: float):
         """`timeout` in seconds; `launch.make_accelerator` gives the device's own group the same."""
         self.accelerator, self.timeout = accelerator, timeout

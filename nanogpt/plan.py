@@ -150,8 +150,8 @@ def show(run) -> None:
 
 
 def taken(run) -> int:
-    """Bytes of what a step needs that a run has before its first one: weights, and moments where it was resumed."""
-    return checkpoint.size(run.gpt, [optimizer.optimizer for optimizer in run.optimizers])
+    """Bytes of what a step needs that a run has already."""
+    return checkpoint.size(run.gpt, run.optimizers)
 
 
 def say(run, text: str) -> None:

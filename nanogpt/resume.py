@@ -3,9 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-from nanogpt import checkpoint
+from nanogpt import checkpoint, tokenizer
 from nanogpt.config import INCIDENTAL, TrainConfig
+from nanogpt.mixture import read_shares
 from nanogpt.model import GPTConfig
+from nanogpt.peers import Peers
 
 # besides, what may differ from a checkpoint's settings: it shows in the tokens, the learning rate or the environment,
 # or concerns the start or the evaluations alone
@@ -34,12 +36,25 @@ def find_start(config: TrainConfig, say) -> Path | None:
     return start
 
 
+def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
+    """Raises ValueError where the processes do not find the same checkpoint: they must see the same files."""
+    step = int(start.name[5:]) if start and start.name[5:].isdigit() else -1
+    newest, oldest = peers.largest(step, -step)
+    if newest != -oldest:
+        raise ValueError(
+            f"the processes find different checkpoints in {out_dir} (steps {-oldest} and {newest}): "
+            "out_dir must be on a file system that all machines see"
+        )
+
+
 def compare(start: Path, model_config: GPTConfig, config: TrainConfig, data: dict, environment: dict, say) -> None:
-    """Compares with the checkpoint's settings: another model is refused, other changes that matter are named.
+    """Compares with the checkpoint: another model or tokenizer is refused, other changes that matter are named.
 
     `data` describes the tokens (the splits of meta.json), `environment` is `launch.environment`'s.
     """
+    tokenizer.check_same(start, next(iter(read_shares(config.data))))
     model, train = checkpoint.load_configs(start)
+    changed = []
     for old, new in ((model, model_config), (train, config)):
         for name in (field.name for field in dataclasses.fields(old)):
             a, b = getattr(old, name), getattr(new, name)
@@ -49,12 +64,8 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, data: dic
                     f"{start} was trained with {name}={a}, not {b}: resume with --{name}={a}, "
                     "or train the new model into another --out_dir"
                 )
-    changed = [
-        f"{name} {getattr(old, name)} -> {getattr(new, name)}"
-        for old, new in ((model, model_config), (train, config))
-        for name in (field.name for field in dataclasses.fields(old))
-        if getattr(old, name) != getattr(new, name) and name not in HARMLESS
-    ]
+            if a != b and name not in HARMLESS:
+                changed.append(f"{name} {a} -> {b}")
     decay = [c.lr_decay_iters or (c.max_iters if c.lr_schedule != "constant" else 0) for c in (train, config)]
     if decay[0] != decay[1]:
         changed.append(f"the learning rate decays over {decay[1]} steps, not {decay[0]}")

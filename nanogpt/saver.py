@@ -14,6 +14,7 @@ class Saver:
 
     def __init__(self, say: Callable[[str], None]):
         self.say = say
+        self.step = 0  # of the last checkpoint handed over
         self.thread: Thread | None = None
         self.error: Exception | None = None
         self.unsaved: str | None = None  # what went wrong with the last checkpoint

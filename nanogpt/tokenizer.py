@@ -22,6 +22,7 @@ import json
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -90,6 +91,15 @@ class CharTokenizer:
         vocab = tokenizer["model"]["vocab"]
         return cls("".join(sorted(vocab, key=vocab.get)))
 
+    @staticmethod
+    def reads(tokenizer: dict) -> bool:
+        """Whether a tokenizer.json is as `save` writes it: characters alone, counted through from 0."""
+        if tokenizer["model"]["type"] != "WordLevel" or tokenizer.get("pre_tokenizer") != EVERY_CHARACTER:
+            return False
+        vocab = tokenizer["model"]["vocab"]
+        plain = not tokenizer.get("normalizer") and not tokenizer.get("added_tokens")
+        return plain and sorted(vocab.values()) == list(range(len(vocab))) and all(len(token) == 1 for token in vocab)
+
 
 class ByteTokenizer:
     """One token a byte of UTF-8, id = byte, and an end-of-text token: any language, nothing to train."""
@@ -114,6 +124,19 @@ class ByteTokenizer:
         """Writes tokenizer.json into `directory`: byte-pair encoding without a single merge."""
         model = {"type": "BPE", "vocab": {c: byte for byte, c in enumerate(byte_alphabet())}, "merges": []}
         write_json(directory, model, BYTE_LEVEL, BYTE_LEVEL_DECODER, {EOT: self.eot_id})
+
+    @staticmethod
+    def reads(tokenizer: dict) -> bool:
+        """Whether a tokenizer.json is as `save` writes it: no merges, and each byte's id is the byte."""
+        model, special = (
+            tokenizer["model"],
+            {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])},
+        )
+        plain = model["type"] == "BPE" and not model["merges"] and not tokenizer.get("normalizer")
+        if not plain or tokenizer.get("pre_tokenizer") != BYTE_LEVEL or special != {EOT: ByteTokenizer.eot_id}:
+            return False
+        bytes_alone = {token: i for token, i in model["vocab"].items() if token != EOT}
+        return bytes_alone == {c: byte for byte, c in enumerate(byte_alphabet())}
 
 
 class BPETokenizer:
@@ -189,8 +212,10 @@ class BPETokenizer:
     @staticmethod
     def reads(tokenizer: dict) -> bool:
         """Whether tiktoken encodes as a tokenizer.json says: nothing but a pattern, bytes, and merges in id order."""
-        model, steps = tokenizer["model"], tokenizer["pre_tokenizer"].get("pretokenizers", [])
-        if tokenizer["normalizer"] or model.get("ignore_merges") or len(steps) != 2 or steps[1] != BYTE_LEVEL:
+        model, steps = tokenizer["model"], (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
+        if model["type"] != "BPE" or (tokenizer.get("decoder") or {}).get("type") != "ByteLevel":
+            return False
+        if tokenizer.get("normalizer") or model.get("ignore_merges") or len(steps) != 2 or steps[1] != BYTE_LEVEL:
             return False
         if steps[0]["type"] != "Split" or "Regex" not in steps[0]["pattern"] or steps[0]["behavior"] != "Isolated":
             return False
@@ -308,14 +333,12 @@ def load(directory: Path | str) -> CharTokenizer | ByteTokenizer | BPETokenizer 
         return CharTokenizer(untrusted.read_characters(pickled)) if pickled.exists() else BPETokenizer.gpt2()
     path, tokenizer = Path(directory, FILE), read_json(directory)
     try:
-        kind, decoder = tokenizer["model"]["type"], (tokenizer["decoder"] or {}).get("type")
-        if kind == "WordLevel" and tokenizer["pre_tokenizer"] == EVERY_CHARACTER:
+        if CharTokenizer.reads(tokenizer):
             return CharTokenizer.from_json(tokenizer)
-        if kind == "BPE" and decoder == "ByteLevel":
-            if not tokenizer["model"]["merges"] and tokenizer["pre_tokenizer"] == BYTE_LEVEL:
-                return ByteTokenizer()
-            if BPETokenizer.reads(tokenizer):
-                return BPETokenizer.from_json(tokenizer)
+        if ByteTokenizer.reads(tokenizer):
+            return ByteTokenizer()
+        if BPETokenizer.reads(tokenizer):
+            return BPETokenizer.from_json(tokenizer)
         return load_file(path)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data again") from error
@@ -361,7 +384,7 @@ def get(name: str) -> CharTokenizer | ByteTokenizer | BPETokenizer | HFTokenizer
 
 def check_same(directory: Path | str, other: Path | str) -> None:
     """Raises ValueError if the tokenizers of two directories give a token different ids, or do not know the same."""
-    (a, b) = (vocabulary(read_json(d)) for d in (directory, other))
+    (a, b) = (vocabulary(describe(d)) for d in (directory, other))
     if a != b:
         differing = sorted(a.items() ^ b.items(), key=lambda item: (item[1], item[0]))
         raise ValueError(
@@ -369,6 +392,15 @@ def check_same(directory: Path | str, other: Path | str) -> None:
             f"{a.get(differing[0][0], 'no token')} in one, {b.get(differing[0][0], 'no token')} in the other): "
             "prepare both with the same one"
         )
+
+
+def describe(directory: Path | str) -> dict:
+    """The tokenizer.json of a directory, or what it would be where nanoGPT wrote the directory."""
+    if not is_nanogpts(directory):
+        return read_json(directory)
+    with TemporaryDirectory() as elsewhere:
+        load(directory).save(elsewhere)
+        return read_json(elsewhere)
 
 
 def vocabulary(tokenizer: dict) -> dict[str, int]:

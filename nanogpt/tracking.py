@@ -142,7 +142,8 @@ class Metrics:
     def close(self) -> None:
         for file in self.files.values():
             file.close()
-        self._quietly(self.accelerator.end_training)
+        for tracker in self.accelerator.trackers:  # not Accelerate's end_training, which leaves the process group too
+            self._quietly(tracker.finish)
 
 
 def read(path: Path) -> list[dict]:

@@ -6,11 +6,9 @@ the run that was never interrupted, and k processes train what one trains with k
 """
 
 import dataclasses
-import shlex
 import sys
 import time
 from contextlib import nullcontext, suppress
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,12 +17,12 @@ import torch
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
-from nanogpt import checkpoint, guard, hf, launch, plan, plot, resume, tokenizer, tracking
+from nanogpt import checkpoint, guard, hf, launch, plan, plot, report, resume, tokenizer, tracking
 from nanogpt.compare import compare
 from nanogpt.config import TrainConfig, fail, parse, user_errors
 from nanogpt.data import Batch, mix
 from nanogpt.evaluate import evaluate
-from nanogpt.generate import pack, write, write_amid_training
+from nanogpt.generate import write_amid_training
 from nanogpt.interrupt import Interrupts
 from nanogpt.mixture import open_data, read_shares
 from nanogpt.model import GPT, GPTConfig
@@ -48,7 +46,8 @@ def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", ar
             prepare = prepare if config.data == recipes_data else None
             if config.dry_run or config.find_batch_size:
                 with TemporaryDirectory() as nowhere:  # nothing is left of it
-                    run = Run(model, dataclasses.replace(config, out_dir=nowhere), prepare, quiet=True)
+                    alone = dataclasses.replace(config, out_dir=nowhere, resume="none", report_to="none")
+                    run = Run(model, alone, prepare, quiet=True)
                     plan.show(run) if config.dry_run else plan.find_batch_size(run)
                 return
             seeds = range(config.seed, config.seed + config.seeds)
@@ -74,16 +73,13 @@ class Run:
         self.peers = Peers(self.accelerator, config.timeout)
         self.interrupts = Interrupts(self.peers, config.max_minutes, config.max_failed_saves)
         self.saver = Saver(self.say)
-        if config.deterministic:
-            launch.make_deterministic()
-        threads = launch.set_threads(config.threads, self.accelerator.num_processes)
-        if self.device.type == "cpu":
-            launch.keep_freed_memory()
+        environment = launch.environment(self.accelerator, launch.set_up(config, self.accelerator))
         if note:
             self.say(note)
+
         with self.accelerator.main_process_first():
             start = resume.find_start(config, self.say)
-        self.check_agreement(start)
+        resume.check_agreement(start, self.out_dir, self.peers)
         pretrained, words = None, None
         if config.init_from != "scratch":
             with self.accelerator.main_process_first():  # one of them fetches what may have to be fetched
@@ -91,35 +87,20 @@ class Run:
             model_config = pretrained.config
         if self.accelerator.is_main_process:
             hf.check_publishing(model_config, config.exportable, config.push_to_hub, self.say)
-        self.prepare_data(prepare)
-        self.train_data = open_data(config.data, "train", model_config.block_size, model_config.vocab_size)
-        self.val_data = open_data(config.data, "val", model_config.block_size, model_config.vocab_size)
-        directory = next(iter(read_shares(config.data)))  # of a mixture all have the same tokenizer
-        self.tokenizer = tokenizer.load(directory)
+
+        self.load_data(prepare, model_config)
         if words is not None:
             hf.check_tokenizer(words, self.tokenizer, self.val_data.tokens[:1000], config)
         if model_config.vocab_size is None:
             model_config = dataclasses.replace(model_config, vocab_size=self.train_data.meta["vocab_size"])
-        data, environment = self.train_data.meta["splits"], launch.environment(self.accelerator, threads)
+        data = self.train_data.meta["splits"]
         if start:
             resume.compare(start, model_config, config, data, environment, self.say)
-            if Path(directory, tokenizer.FILE).is_file():
-                tokenizer.check_same(start, directory)
 
-        torch.manual_seed(config.seed)
-        # products that stay in fp32 on CUDA use TF32, as in nanoGPT
-        torch.set_float32_matmul_precision("high" if self.device.type == "cuda" else "highest")
-        self.gpt = (pretrained or GPT(model_config)).to(self.device)
-        self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
-        if self.compiled:
-            self.gpt.compile()  # in place and before prepare: parameters keep their names; happens at the first forward
-        muon_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
-        optimizers = make_optimizers(self.gpt, config, muon_dtype)
-        self.model, *self.optimizers = self.accelerator.prepare(self.gpt, *optimizers)
-        self.state = {"step": 0, "tokens": 0, "train_seconds": 0.0, "skipped_steps": 0}
-        self.state |= {"evaluated_step": None, "best_val_loss": None, "best_step": None}
+        self.make_model(pretrained, model_config)
+        self.state = dict(checkpoint.START)
         if start:
-            checkpoint.restore(start, self.gpt, [optimizer.optimizer for optimizer in self.optimizers])
+            checkpoint.restore(start, self.gpt, self.optimizers)
             self.state = checkpoint.read_state(start)
         self.start_step = self.state["step"]
         self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * model_config.block_size
@@ -131,13 +112,40 @@ class Run:
             checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
         flat = self.settings["model"] | self.settings["train"]
         self.metrics = tracking.Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say)
-        self.introduce()
+        report.introduce(self)
+
+    def load_data(self, prepare, model_config: GPTConfig) -> None:
+        """Both splits and their tokenizer. Where there is no data yet, the main process makes it; the others wait."""
+        config, directory = self.config, Path(self.config.data)
+        with self.accelerator.main_process_first():
+            nothing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
+            if prepare is not None and nothing:
+                prepare(directory)
+        self.train_data = open_data(config.data, "train", model_config.block_size, model_config.vocab_size)
+        self.val_data = open_data(config.data, "val", model_config.block_size, model_config.vocab_size)
+        self.tokenizer = tokenizer.load(next(iter(read_shares(config.data))))  # of a mixture all have the same
+
+    def make_model(self, pretrained: GPT | None, model_config: GPTConfig) -> None:
+        """The model and its optimizers, on the device and as the launcher wants them: copied, sharded, compiled."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        self.gpt = (pretrained or GPT(model_config)).to(self.device)
+        self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
+        if self.compiled:
+            self.gpt.compile()  # in place and before prepare: parameters keep their names; happens at the first forward
+        muon_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        self.model, *wrapped = self.accelerator.prepare(self.gpt, *make_optimizers(self.gpt, config, muon_dtype))
+        # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of fp16 once for each
+        # optimizer, and so unscale the gradients of the second one twice.
+        self.optimizers = [wrapper.optimizer for wrapper in wrapped]
 
     def train(self) -> None:
         """The loop: evaluate and save where it is due, step, log; until max_iters or an interruption."""
-        config, state = self.config, self.state
+        state = self.state
         with self.peers.watched(self.saver.wait), self.interrupts, self.profiler() as profiler:
             self.begin()
+            config = self.config  # whose micro-batches may be smaller now
+            self.interrupts.begin()
             self.start_clock()
             while True:
                 done = state["step"] >= config.max_iters
@@ -154,11 +162,12 @@ class Run:
                 if self.log_due:
                     self.log()
                 self.saver.check()
-                number, time_is_up, unsaved = self.interrupts.due(self.saver.seconds, self.saver.failed)
-                if number or time_is_up or unsaved:
-                    self.leave(number, unsaved)
+                number, time_is_up, saves_fail = self.interrupts.due(self.saver.seconds, self.saver.failed)
+                if number or time_is_up or saves_fail:
+                    self.leave(number, saves_fail)
             self.finish()
-        self.conclude()
+        if state["step"] > 0 and self.accelerator.is_main_process:
+            report.conclude(self)
 
     def begin(self) -> None:
         """What the first step finds: sums at zero, the model in training mode, compiled, and fitting into memory."""
@@ -189,16 +198,17 @@ class Run:
         )
 
         # A gradient that is not finite must not reach the weights. The flag stays on the device, where the fused
-        # optimizers heed it, so nothing waits; with fp16 the gradient scaler does this by itself.
+        # optimizers heed it, so nothing waits.
         found_inf = (~self.grad_norm.isfinite()).float()
         self.log_due = (state["step"] + 1) % config.log_interval == 0 or state["step"] + 1 == config.max_iters
         if self.log_due:
             self.update_ratio.before()
         for optimizer in self.optimizers:
-            if accelerator.scaler is None:
-                optimizer.optimizer.found_inf = found_inf
+            optimizer.found_inf = found_inf
             optimizer.step()
             optimizer.zero_grad()
+        if accelerator.scaler is not None:  # fp16: clip_grad_norm_ has unscaled the gradients
+            accelerator.scaler.update()
         if self.log_due:
             self.moved = self.update_ratio.after()
         self.loss_sum += torch.where(found_inf > 0, 0.0, step_loss)
@@ -269,8 +279,6 @@ class Run:
         state = self.state
         return {"step": state["step"], "tokens": state["tokens"], "train_seconds": round(state["train_seconds"], 3)}
 
-    # What happens between the steps
-
     def evaluate_and_save(self) -> None:
         """Evaluates, and saves where the settings ask for it. The last evaluation is over the whole split."""
         config, state, accelerator = self.config, self.state, self.accelerator
@@ -308,40 +316,35 @@ class Run:
 
     def save(self, best: bool = False, background: bool = True) -> None:
         """Saves a checkpoint of the current step: all put it together, a thread of the main process writes it."""
-        self.saver.wait()
-        optimizers, main = [optimizer.optimizer for optimizer in self.optimizers], self.accelerator.is_main_process
-        background = background and launch.free_memory() > 2 * checkpoint.size(self.gpt, optimizers)
-        collected = checkpoint.collect(self.gpt, optimizers, copy=background, keep=main)
+        self.saver.wait()  # before memory is asked for: the copy of the save before it is gone then
+        main = self.accelerator.is_main_process
+        background = background and launch.free_memory() > 2 * checkpoint.size(self.gpt, self.optimizers)
+        collected = checkpoint.collect(self.gpt, self.optimizers, copy=background, keep=main)
         if main:
             state, settings, keep = dict(self.state), dict(self.settings), self.config.keep_checkpoints
+            state["skipped_steps"] += int(self.skipped)  # since the last line of metrics
 
             def write():
                 checkpoint.save(self.out_dir, state, *collected, settings, self.tokenizer, keep, best)
 
             self.saver.save(state["step"], write, background)
 
-    def leave(self, number: int, unsaved: bool) -> None:
+    def leave(self, number: int, saves_fail: bool) -> None:
         """Ends the run before its last step: by a signal (128 and its number is the exit code), or because its time is
         up (0), saves and says how to go on; where saving failed too often, only says so (1)."""
         self.pause_clock()
-        if not unsaved:
+        if not saves_fail:
             self.save(background=False)
         self.finish()
         self.interrupts.ignore()
-        command = shlex.join(a for a in sys.argv if not a.startswith("--resume="))
-        same = " (as before)" if self.peers.many else ""
         why = "stopped" if number else f"stopped after {self.config.max_minutes:g} minutes"
-        self.say(
-            f"{why}: step {self.state['step']} is saved; to go on: accelerate launch{same} {command} --resume=auto"
-        )
+        self.say(f"{why}: step {self.state['step']} is saved; to go on: {report.going_on(self)}")
         self.accelerator.wait_for_everyone()
         sys.exit(128 + number if number else 0)
 
     def give_up(self, lr: float) -> None:
         """Ends a run whose gradient is no longer finite; its weights never saw one of those gradients."""
-        self.bar.close()
-        self.metrics.close()
-        self.saver.wait()
+        self.close()
         self.interrupts.ignore()
         self.accelerator.wait_for_everyone()
         bad, norm = int(self.bad_in_a_row), float(self.good_norm)
@@ -349,59 +352,15 @@ class Run:
 
     def finish(self) -> None:
         """Waits until all is on the disk. Exit code 1, on all processes, if the last checkpoint did not get there."""
-        self.bar.close()
-        self.saver.wait()
-        self.metrics.close()
+        self.close()
         if self.peers.largest(self.saver.unsaved is not None)[0]:
             self.interrupts.ignore()
             fail(self.saver.unsaved, code=1)
 
-    def conclude(self) -> None:
-        """The result, a sample, and what to do next."""
-        state, recipe = self.state, sys.argv[0]
-        if not self.accelerator.is_main_process or state["step"] == 0:
-            return
-        best = f"best validation loss {state['best_val_loss']:.4f} at step {state['best_step']}"
-        speed = f"{state['tokens'] / max(state['train_seconds'], 1e-9):,.0f} tokens/s"
-        self.say(f"\n{state['step']:,} steps in {state['train_seconds']:.1f} s of training, {speed}; {best}\n")
-        if sys.stdout.isatty():
-            self.say(plot.text(self.out_dir) + "\n")
-        try:
-            self.say(self.sample() + "\n")
-        except (ValueError, OSError) as error:  # somebody else's hands were on the checkpoints
-            self.say(f"warning: no sample: {error}\n")
-        if self.config.push_to_hub:
-            try:
-                hf.push(self.out_dir, self.config.push_to_hub, say=self.say)
-            except (ValueError, OSError) as error:  # the run itself is safe on the disk
-                self.say(f"warning: not pushed: {error}; later: nanogpt push {self.out_dir} {self.config.push_to_hub}")
-        self.say(
-            f"next:  nanogpt sample {self.out_dir} --prompt {self.first_line()}\n"
-            f"       nanogpt eval {self.out_dir}\n"
-            f"       accelerate launch {recipe} --resume=auto --out_dir={self.out_dir} --max_iters={2 * state['step']}"
-        )
-
-    def first_line(self) -> str:
-        """The beginning of the data's first line, quoted for a shell: a prompt that its tokenizer knows."""
-        return shlex.quote(self.tokenizer.decode(self.train_data.tokens[:20]).partition("\n")[0] or " ")
-
-    def sample(self, characters: int = 300) -> str:
-        """A text by the run's best checkpoint, which is read back from the disk as everybody else will read it."""
-        model = pack(checkpoint.load_model(checkpoint.find(self.out_dir, say=self.say), self.device))
-        pieces = write(model, self.tokenizer, self.train_data.tokens[:1], characters, self.config.seed)
-        return "".join(islice(pieces, characters))
-
-    # Before the first step
-
-    def check_agreement(self, start: Path | None) -> None:
-        """Raises ValueError where the processes do not find the same checkpoint: they must see the same files."""
-        step = int(start.name[5:]) if start and start.name[5:].isdigit() else -1
-        newest, oldest = self.peers.largest(step, -step)
-        if newest != -oldest:
-            raise ValueError(
-                f"the processes find different checkpoints in {self.out_dir} (steps {-oldest} and {newest}): "
-                "out_dir must be on a file system that all machines see"
-            )
+    def close(self) -> None:
+        self.bar.close()
+        self.saver.wait()
+        self.metrics.close()
 
     def change_batches(self, config: TrainConfig) -> None:
         """Goes on with another batch_size and gradient_accumulation_steps, which make the same step."""
@@ -415,32 +374,6 @@ class Run:
         self.settings["train"] = dataclasses.asdict(config)
         if self.accelerator.is_main_process:
             checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
-
-    def prepare_data(self, prepare) -> None:
-        """Lets the main process make the data where there is none; the others wait for it."""
-        directory = Path(self.config.data)
-        with self.accelerator.main_process_first():
-            nothing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
-            if prepare is not None and nothing:
-                prepare(directory)
-
-    def introduce(self) -> None:
-        """A few lines that say what is about to happen."""
-        m, c, env = GPTConfig(**self.settings["model"]), self.config, self.settings["environment"]
-        epochs = c.max_iters * self.tokens_per_step / len(self.train_data.tokens)
-        many = f"{env['processes']} processes" if env["processes"] > 1 else "1 process"
-        heads = f"{m.n_head} heads" + (f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else "")
-        self.say(
-            f"device  {env['device']}, {many} with {env['threads']} threads, {env['precision']}, "
-            f"{'compiled' if self.compiled else 'not compiled'}\n"
-            f"model   {self.gpt.get_num_params():,} parameters: {m.n_layer} layers, {heads}, {m.n_embd} channels; "
-            f"{m.norm}, {m.position} positions, {m.mlp}\n"
-            f"data    {c.data}: {len(self.train_data.tokens):,} tokens to train on, {len(self.val_data.tokens):,} to "
-            f"validate, vocabulary {m.vocab_size:,}\n"
-            f"steps   {c.max_iters:,} of {self.tokens_per_step:,} tokens ({c.gradient_accumulation_steps} x "
-            f"{c.batch_size} sequences of {m.block_size}), {epochs:.2f} epochs, optimizer {c.optimizer}\n"
-            f"output  {self.out_dir}" + (f", going on from step {self.start_step:,}" if self.start_step else "")
-        )
 
     def say(self, text: str) -> None:
         """Prints on the main process, above the progress bar. Nobody listening any more is no reason to stop."""

@@ -83,6 +83,16 @@ def test_the_newest_the_last_and_the_best_are_kept(tmp_path):
     assert checkpoint.find(tmp_path, ("last",)).name == "step-000005"
 
 
+def test_what_a_run_left_behind_when_it_went_back_to_its_best_goes_first(tmp_path):
+    model, optimizers = trained(1)
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, model, optimizers, best=step == 1, keep=3)
+    for step in (2, 3):  # from its best, step 1, it goes on
+        checkpoint.point(tmp_path / "last", tmp_path / f"step-{step - 1:06d}")
+        save(tmp_path, step, model, optimizers, keep=2)
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step-000001", "step-000002", "step-000003"]
+
+
 FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json"]
 
 

@@ -59,6 +59,7 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(argv, message, capsys):
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
         ({"max_iters": -1}, "max_iters=-1 must be at least 0"),
+        ({"grad_clip": float("nan")}, "grad_clip=nan must be at least 0"),
         ({"device": "tpu"}, "device='tpu' is not one of auto, cpu, cuda, mps"),
     ],
 )

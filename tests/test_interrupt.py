@@ -29,6 +29,14 @@ def test_the_time_is_up_before_a_step_and_a_save_would_pass_the_limit():
         assert interrupts.due(saving=1.9, failed_saves=0) == (0, True, False)
 
 
+def test_what_came_before_the_first_step_is_not_taken_for_a_step():
+    with Interrupts(ALONE, 2 / 60, 3) as interrupts:  # 2 s
+        time.sleep(1)
+        interrupts.begin()
+        assert interrupts.due(saving=0.5, failed_saves=0) == (0, False, False)  # 1 + 0.5 s of 2
+        assert interrupts.longest < 0.5
+
+
 def test_saves_that_fail_too_often():
     with Interrupts(ALONE, 0, 3) as interrupts:
         assert interrupts.due(0, failed_saves=2) == (0, False, False)

@@ -1,4 +1,5 @@
 import json
+import pickle
 import re
 
 import numpy as np
@@ -32,6 +33,35 @@ def test_shares_are_read_and_add_up_to_one():
     assert read_shares("data/a") == {"data/a": 1}
     assert read_shares("a:3,b:1") == {"a": 0.75, "b": 0.25}
     assert read_shares("C:/x:0.5, b:0.5") == {"C:/x": 0.5, "b": 0.5}
+
+
+def test_a_directory_whose_name_is_a_number_is_no_mixture():
+    assert read_shares("2024") == {"2024": 1}
+
+
+def test_other_shares_and_other_directories_of_the_same_size_are_another_mixture(tmp_path):
+    """A run that is resumed compares these descriptions."""
+    a, b = (directory(tmp_path / name, first, 1000) for name, first in (("a", 0), ("b", 5000)))
+    for name, digest in (("a", "1"), ("b", "2")):
+        meta = json.loads((tmp_path / name / "meta.json").read_text())
+        for split in meta["splits"].values():
+            split["sha256"] = digest
+        (tmp_path / name / "meta.json").write_text(json.dumps(meta))
+    mixtures = [f"{a}:0.7,{b}:0.3", f"{a}:0.3,{b}:0.7", f"{b}:0.7,{a}:0.3", f"{a}:7,{b}:3"]
+    described = [json.dumps(open_data(mixture, "train", 16).meta["splits"]) for mixture in mixtures]
+    assert len(set(described[:3])) == 3 and described[3] == described[0]
+
+
+def test_directories_of_nanogpts_can_be_mixed(tmp_path):
+    for name, characters in (("a", "ab"), ("b", "ab"), ("c", "ac")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta.pkl").write_bytes(pickle.dumps({"itos": dict(enumerate(characters))}))
+        for split in ("train", "val"):
+            np.array([0, 1] * 50, "<u2").tofile(tmp_path / name / f"{split}.bin")
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    assert len(open_data(f"{a}:0.5,{b}:0.5", "train", 16).tokens) == 200
+    with pytest.raises(ValueError, match="'b' is token 1 in one, no token in the other"):
+        open_data(f"{a}:0.5,{c}:0.5", "train", 16)
 
 
 @pytest.mark.parametrize("data", ["a,b", "a:1,b", "a:0,b:1", "a:-1,b:2", "a:1,a:1", "a:nan,b:1", ":1,b:1"])

@@ -6,7 +6,7 @@ import pytest
 import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from nanogpt import tokenizer
 from nanogpt.generate import stream_text
@@ -193,6 +193,47 @@ def test_spaces_between_words_survive_streaming(tmp_path):
     ids = found.encode("to be to")
     assert ids.tolist() == [1, 2, 1]
     assert "".join(stream_text(found, iter(ids))) == "to be to"
+    assert "".join(stream_text(found, iter([2, 1]), prompt=[1])) == " be to"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab": {"<unk>": 0, "a": 1, "b": 2}},
+        {"vocab": {"a": 1, "b": 2}},
+        {"added_tokens": [("<|endoftext|>", 2)]},
+        {"normalizer": normalizers.Lowercase()},
+    ],
+    ids=["a longer token", "ids from 1", "an added token", "a normalizer"],
+)
+def test_what_only_looks_like_a_tokenizer_of_ours_is_read_by_the_library(tmp_path, change):
+    there = Tokenizer(models.WordLevel(change.get("vocab", {"a": 0, "b": 1}), unk_token="<unk>"))
+    there.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    there.decoder = decoders.Fuse()
+    if "normalizer" in change:
+        there.normalizer = change["normalizer"]
+    if "added_tokens" in change:
+        there.add_special_tokens(["<|endoftext|>"])
+    there.save(str(tmp_path / "tokenizer.json"))
+    found = tokenizer.load(tmp_path)
+    assert isinstance(found, HFTokenizer)
+    assert found.encode("ab").tolist() == there.encode("ab").ids
+
+
+def test_bytes_in_another_order_are_read_by_the_library(tmp_path):
+    ByteTokenizer().save(tmp_path)
+    there = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocab = there["model"]["vocab"]
+    there["model"]["vocab"] = {token: 255 - i for token, i in vocab.items()}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(there))
+    assert tokenizer.load(tmp_path).encode("az").tolist() == [255 - ord("a"), 255 - ord("z")]
+
+
+def test_a_tokenizer_without_a_pre_tokenizer_is_whole(tmp_path):
+    bpe = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    bpe.decoder = decoders.ByteLevel()
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.load(tmp_path).encode("abb").tolist() == [2, 1]
 
 
 def test_encodings_of_tiktoken_are_had_by_name(monkeypatch, gpt2_files):

@@ -122,6 +122,9 @@ class Tracker:
             raise self.error
         self.shown.append(args)
 
+    def finish(self) -> None:
+        self.shown.append("finished")
+
 
 def metrics(tmp_path, tracker: Tracker | None, warnings: list[str]) -> tracking.Metrics:
     def log(values, step):
@@ -130,7 +133,7 @@ def metrics(tmp_path, tracker: Tracker | None, warnings: list[str]) -> tracking.
 
     accelerator = SimpleNamespace(is_main_process=True, log_with=[tracker.name] if tracker else [], log=log)
     accelerator.trackers = [tracker] if tracker else []
-    accelerator.init_trackers = accelerator.end_training = lambda *args: None
+    accelerator.init_trackers = lambda *args: None
     return tracking.Metrics(accelerator, tmp_path, 0, {}, warnings.append)
 
 
@@ -140,6 +143,13 @@ def test_text_and_curve_reach_a_tracker_that_can_show_them(tmp_path):
     written.sample("<b>first</b>\nsecond", lambda: "a picture", step=5, tokens=50)
     assert tracker.shown == [("sample", "    <b>first</b>\n    second\n", 5), ("curve", "a picture", 5)]
     assert not warnings
+
+
+def test_at_the_end_trackers_finish_and_the_processes_stay_together(tmp_path):
+    """Accelerate's own end_training would destroy the process group, which the end of a run still needs."""
+    tracker, warnings = Tracker("tensorboard"), []
+    metrics(tmp_path, tracker, warnings).close()
+    assert tracker.shown == ["finished"] and not warnings
 
 
 def test_a_tracker_that_fails_is_one_warning_and_the_files_go_on(tmp_path):

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
+import sys
 import time
 from types import SimpleNamespace
 
@@ -13,7 +15,8 @@ import torch
 from accelerate.utils import DistributedType
 from conftest import TINY
 
-from nanogpt import checkpoint, hf, launch, tracking
+from nanogpt import TrainConfig, checkpoint, hf, launch, report, tracking, train
+from nanogpt.config import parse
 from nanogpt.generate import generate
 from nanogpt.train import Run
 
@@ -43,7 +46,7 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(make_run, tmp_path,
     assert resumed.state["tokens"] == whole.state["tokens"] == 6 * 4 * 16
     for optimizer_a, optimizer_b in zip(whole.optimizers, resumed.optimizers, strict=True):
         for p, q in zip(whole.gpt.parameters(), resumed.gpt.parameters(), strict=True):
-            a, b = optimizer_a.optimizer.state.get(p, {}), optimizer_b.optimizer.state.get(q, {})
+            a, b = optimizer_a.state.get(p, {}), optimizer_b.state.get(q, {})
             assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -108,7 +111,7 @@ def test_a_run_on_disk(make_run, capsys):
     assert (run.out_dir / "last").resolve().name == "step-000006"
     shown = capsys.readouterr().out
     assert "nanogpt sample" in shown and "best validation loss" in shown
-    assert len(run.sample()) == 300
+    assert len(report.sample(run)) == 301  # the data's first character, and as many tokens as it asks for
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(make_run):
@@ -128,6 +131,45 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(make_run):
     run.train()
     assert run.state["skipped_steps"] == 2
     assert [line["skipped_steps"] for line in tracking.read(run.out_dir / "metrics.jsonl") if "lr" in line] == [0, 1, 2]
+
+
+def test_steps_skipped_since_the_last_line_of_metrics_are_counted_after_a_resume(make_run):
+    run = make_run(max_iters=4, eval_interval=4, log_interval=3)
+    run.gpt.wte.weight.register_hook(lambda grad: grad * (float("nan") if run.state["step"] == 3 else 1))
+    run.train()  # the last step is skipped and logged
+    assert checkpoint.read_state(run.out_dir / "step-000004")["skipped_steps"] == 1
+    run = make_run(max_iters=8, eval_interval=5, log_interval=100, resume="auto")
+    run.gpt.wte.weight.register_hook(lambda grad: grad * (float("nan") if run.state["step"] == 4 else 1))
+    run.train()  # step 5 is skipped, and saved before any line says so
+    assert checkpoint.read_state(run.out_dir / "step-000005")["skipped_steps"] == 2
+    assert make_run(max_iters=9, resume="auto").state["skipped_steps"] == 2
+
+
+def scale_gradients(run: Run, scale: float) -> None:
+    """What Accelerate does in fp16, which it leaves out on a CPU."""
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    run.accelerator.state._mixed_precision, run.accelerator.native_amp = "fp16", True
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_gradient_scaler_changes_nothing_but_the_steps_that_overflow(make_run, tmp_path, optimizer):
+    """What fp16 brings, here in fp32: scaling by powers of two and back is exact."""
+    plain = make_run(optimizer=optimizer, out_dir=str(tmp_path / "plain"))
+    plain.train()
+    scaled = make_run(optimizer=optimizer, out_dir=str(tmp_path / "scaled"))
+    scale_gradients(scaled, 2.0**16)
+    scaled.train()
+    for a, b in zip(weights(plain), weights(scaled), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+    overflowing = make_run(optimizer=optimizer, out_dir=str(tmp_path / "overflowing"), max_iters=3)
+    scale_gradients(overflowing, 2.0**127)
+    overflowing.gpt.wte.weight.register_hook(lambda grad: grad * 1e9)
+    before = weights(overflowing)
+    overflowing.train()
+    assert overflowing.state["skipped_steps"] == 3
+    assert overflowing.accelerator.scaler.get_scale() == 2.0**124  # halved once for each step
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(overflowing), strict=True))
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, capsys):
@@ -202,10 +244,12 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(make_run, monkey
 def test_saves_that_keep_failing_end_the_run(make_run, monkeypatch, capsys):
     run = make_run(max_iters=50, eval_interval=2, max_failed_saves=2)
     monkeypatch.setattr(checkpoint, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(5, "I/O error")))
+    step = run.step
+    run.step = lambda: (run.saver.wait(), step())  # however busy the machine, the save has failed by then
     with pytest.raises(SystemExit) as exit:
         run.train()
     assert exit.value.code == 1
-    assert 4 <= run.state["step"] < 10
+    assert run.state["step"] == 5
     shown = capsys.readouterr()
     assert shown.out.count("warning: step") == 2
     assert "error: step 4 could not be saved: [Errno 5] I/O error" in shown.err
@@ -278,8 +322,6 @@ def test_deterministic_runs_are_equal_to_the_bit(make_run, tmp_path):
 
 
 def test_best_is_the_lowest_loss_ever_also_after_a_resume(make_run, monkeypatch):
-    import nanogpt.train as train
-
     losses = iter([4.0, 3.0, 2.0, 2.5, 2.6, 2.2, 2.1, 1.9])
     monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0})
     settings = {"eval_interval": 1, "always_save_checkpoint": True, "keep_checkpoints": 1, "lr_decay_iters": 9}
@@ -312,18 +354,11 @@ def test_max_iters_0_evaluates_only(make_run, capsys):
     assert not checkpoint.steps(run.out_dir)
 
 
-def test_only_the_best_is_saved_where_that_is_asked_for(make_run):
-    run = make_run(max_iters=6, eval_interval=1, always_save_checkpoint=False, keep_checkpoints=0, learning_rate=1e-9)
+def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
     losses = iter([4.0, 3.0, 3.5, 2.0, 2.5, 2.6, 2.7])
-    run.evaluate = lambda **kwargs: None
-    import nanogpt.train as train
-
-    original = train.evaluate
-    train.evaluate = lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0}
-    try:
-        run.train()
-    finally:
-        train.evaluate = original
+    monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0})
+    run = make_run(max_iters=6, eval_interval=1, always_save_checkpoint=False, keep_checkpoints=0, learning_rate=1e-9)
+    run.train()
     assert [p.name for p in checkpoint.steps(run.out_dir)] == ["step-000001", "step-000003", "step-000006"]
     assert (run.out_dir / "best").resolve().name == "step-000003"
     assert run.state["best_val_loss"] == 2.0
@@ -359,6 +394,37 @@ def test_a_half_written_checkpoint_is_passed_over(make_run, capsys):
     assert checkpoint.check(run.out_dir / "step-000004") is None
 
 
+def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypatch, tmp_path, capsys):
+    words = ["recipes/x.py", "--n_layer=2", "--n_head", "2", "--resume=auto", "--max_iters=4", "--data=my data"]
+    monkeypatch.setattr(sys, "argv", words)
+    make_run().train()
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:3] == ["accelerate", "launch", "recipes/x.py"]
+    model, config = parse(TINY, TrainConfig(), command[3:], "")
+    assert (model.n_layer, model.n_head, config.max_iters) == (2, 2, 8)
+    assert (config.resume, config.data) == ("auto", "my data")
+    make_run(seeds=2, seed=7, out_dir=str(tmp_path / "out-seed7")).train()
+    _, config = parse(TINY, TrainConfig(), shlex.split(capsys.readouterr().out.splitlines()[-1])[3:], "")
+    assert (config.seeds, config.seed, config.out_dir) == (1, 7, str(tmp_path / "out-seed7"))
+
+
+def test_a_dry_run_neither_resumes_nor_reports(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch.tracking, "available", lambda report_to, say: [] if report_to == "none" else 1 / 0)
+    flags = ["--dry_run", "--resume=last", "--report_to=trackio", "--device=cpu", "--precision=fp32"]
+    train.main(TINY, TrainConfig(data=str(data), batch_size=2), argv=flags)
+    assert "parameters" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_the_launcher_overrules_is_an_error(make_run, monkeypatch):
+    on_cpu = SimpleNamespace(num_processes=1, device=torch.device("cpu"), distributed_type=DistributedType.NO)
+    monkeypatch.setattr(launch, "Accelerator", lambda **kwargs: on_cpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="device=cuda, but the launcher chose cpu"):
+        make_run(device="cuda", precision="fp32")
+
+
 def test_accumulation_that_does_not_divide_says_which_counts_do(make_run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match=r"gradient_accumulation_steps=4 .* with 3 processes choose 3, 6, 9"):
@@ -366,7 +432,7 @@ def test_accumulation_that_does_not_divide_says_which_counts_do(make_run, monkey
 
 
 def test_muon_under_fsdp_is_refused(make_run, monkeypatch):
-    sharded = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP)
+    sharded = SimpleNamespace(num_processes=1, device=torch.device("cpu"), distributed_type=DistributedType.FSDP)
     monkeypatch.setattr(launch, "Accelerator", lambda **kwargs: sharded)
     with pytest.raises(
         ValueError, match="optimizer=muon needs whole matrices, and FSDP shards them: use --optimizer=adamw"
@@ -417,7 +483,6 @@ def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(
     run = make_run(max_iters=1)
     run.begin()
     x, y = run.micro_batch(0)
-    optimizers = [optimizer.optimizer for optimizer in run.optimizers]
 
     def with_accelerate():
         with run.accelerator.accumulate(run.model):
@@ -429,7 +494,7 @@ def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(
     def without():
         run.gpt(x, y).backward()
         torch.nn.utils.clip_grad_norm_(run.gpt.parameters(), 1.0)
-        for optimizer in optimizers:
+        for optimizer in run.optimizers:
             optimizer.step(), optimizer.zero_grad()
 
     seconds = {with_accelerate: [], without: []}
