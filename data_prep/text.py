@@ -11,13 +11,12 @@ interrupted command goes on where it was when it is started again. For several m
 with its own --shard i/n into the same directory, or into one that is copied together; `data_prep.merge` joins them.
 
 The tokenizer is char unless --tokenizer names another. For validation goes a tenth of the documents, a hundredth from
-100 MB on, a thousandth from 10 GB on, or --val_fraction.
+100 MB on and of - and hf:, a thousandth from 10 GB on, or --val_fraction.
 """
 
 import argparse
 import re
-import sys
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,9 @@ from data_prep.documents import Corpus, is_file
 from data_prep.writer import train_characters, write_corpus
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import OneLineParser, user_errors
+
+# around a command: a mistake of the user, or Ctrl-C, is one line
+command = partial(user_errors, "stopped: the same command goes on behind what is written already")
 
 
 def prepare(
@@ -111,17 +113,6 @@ def arguments(description: str | None) -> OneLineParser:
     parser.add_argument("--dedup", action="store_true", help="leave out documents that were there before")
     parser.add_argument("--shard", type=read_shard, default=(1, 1), metavar="I/N", help="only this part of the input")
     return parser
-
-
-@contextmanager
-def command():
-    """Around a command: a mistake of the user, or Ctrl-C, is one line."""
-    with user_errors():
-        try:
-            yield
-        except KeyboardInterrupt:
-            print("\nstopped: the same command goes on behind what is written already", file=sys.stderr)
-            sys.exit(130)
 
 
 def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> None:

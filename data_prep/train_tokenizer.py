@@ -9,6 +9,7 @@ suits a few megabytes. INPUT is what `data_prep.text` takes.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from data_prep.documents import Corpus
@@ -34,6 +35,15 @@ def train(
     return HFTokenizer(bpe, "bpe")
 
 
+def next_command(args: argparse.Namespace) -> str:
+    """What tokenizes the same text, ready for a shell."""
+    command = ["python", "-m", "data_prep.text", *args.INPUT, "--tokenizer", args.out, "--out", "data/mine"]
+    for name, default in (("text_column", "text"), ("errors", "strict")):
+        if (value := getattr(args, name)) != default:
+            command += [f"--{name}", value]
+    return shlex.join(command)
+
+
 if __name__ == "__main__":
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
@@ -48,4 +58,4 @@ if __name__ == "__main__":
         tokenizer.save(args.out)
         fewer = " (there was nothing left to merge)" if tokenizer.vocab_size < args.vocab_size else ""
         print(f"tokenizer: {args.out}: {tokenizer.vocab_size:,} tokens{fewer}")
-        print(f"next: python -m data_prep.text {' '.join(args.INPUT)} --tokenizer {args.out} --out data/mine")
+        print(f"next: {next_command(args)}")

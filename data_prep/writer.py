@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from data_prep.documents import Corpus, Piece
 from nanogpt import tokenizer as tokenizers
+from nanogpt.checkpoint import write_json
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between two notes of how far it is
@@ -127,13 +128,6 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard
         os.replace(Path(directory, tokenizers.FILE), out / tokenizers.FILE)
     write_json(out / name, meta)
     return meta
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes a file that is there either whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 @dataclass

@@ -41,6 +41,7 @@ MODELS = {  # configuration and sequences in a batch
     "gpt2": (GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"), 1),
 }
 PARTS = ("train", "sample", "data", "checkpoint", "tokenize")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}  # by Accelerate's names of precisions
 Seconds = dict[str, list[float]]
 
 
@@ -75,12 +76,19 @@ class Bench:
     """One model on this machine; every part adds its rows: what, in which unit, by whom, how much, spread, ratio."""
 
     def __init__(
-        self, model: str, batch_size: int | None, rounds: int, precision: str, device: str, against: str | None
+        self,
+        directory: Path,
+        model: str,
+        batch_size: int | None,
+        rounds: int,
+        precision: str,
+        device: str,
+        against: str | None,
     ):
+        """`directory` takes data and checkpoints."""
+        self.directory, self.rounds, self.against = directory, rounds, against
         self.config, default_batch = MODELS[model]
         self.batch_size = batch_size or default_batch
-        self.rounds, self.against = rounds, against
-        self.directory = Path(tempfile.mkdtemp(prefix="nanogpt-bench-"))
         self.make_data(tokens=max(200_000, 4 * self.config.block_size * self.batch_size))
         optimizer = "muon" if self.config.norm == "rmsnorm" else "adamw"
         self.train_config = TrainConfig(
@@ -93,7 +101,7 @@ class Bench:
         )
         self.run = Run(self.config, self.train_config, quiet=True)
         self.device = self.run.device
-        self.dtype = torch.bfloat16 if self.run.accelerator.mixed_precision == "bf16" else torch.float32
+        self.dtype = DTYPES[self.run.accelerator.mixed_precision]
         self.rows: list[dict] = []
 
     def make_data(self, tokens: int) -> None:
@@ -115,13 +123,15 @@ class Bench:
             row = {"part": part, "who": name, "ms": median * 1e3, "rate": amount / median, "unit": unit}
             self.rows.append(row | {"spread": spread, "of_limit": base / median})
 
-    # The parts
-
     def train(self) -> None:
         """A training step: this loop, the same without Accelerate, transformers, and the products alone."""
         run, steps = self.run, 4
         run.begin()
-        contenders = {"nanogpt": repeat(steps, run.step), "plain torch": repeat(steps, self.plain_step())}
+        model = GPT(self.config).to(self.device)
+        muon_dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32  # as in a run
+        optimizers = make_optimizers(model, self.train_config, muon_dtype)
+        plain = self.plain_step(model, optimizers, lambda x, y: model(x, y))
+        contenders = {"nanogpt": repeat(steps, run.step), "plain torch": repeat(steps, plain)}
         if self.against:
             contenders["transformers GPT-2"] = repeat(steps, self.transformers_step())
         contenders["products + attention"] = repeat(steps, self.products())
@@ -138,18 +148,14 @@ class Bench:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def plain_step(self, loss_of: Callable | None = None, model: nn.Module | None = None) -> Callable[[], None]:
-        """A bare loop over a ready batch: forward, backward, clip, step."""
-        model = model or GPT(self.config).to(self.device)
-        optimizers = [torch.optim.AdamW(model.parameters(), fused=True)]
-        if isinstance(model, GPT):
-            optimizers = make_optimizers(model, self.train_config, self.dtype)
+    def plain_step(self, model: nn.Module, optimizers: list, loss_of: Callable) -> Callable[[], None]:
+        """A bare loop over a ready batch: forward, backward, clip, step. `loss_of` takes inputs and targets (B, T)."""
         x, y = self.run.train_data.batch(0, 0, self.batch_size)
         x, y = x.to(self.device), y.to(self.device)
 
         def step() -> None:
             with self.autocast():
-                loss = loss_of(model, x) if loss_of else model(x, y)
+                loss = loss_of(x, y)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
@@ -169,7 +175,9 @@ class Bench:
         return transformers.GPT2LMHeadModel(config).to(self.device)
 
     def transformers_step(self) -> Callable[[], None]:
-        return self.plain_step(lambda model, x: model(input_ids=x, labels=x).loss, self.transformers_model())
+        model = self.transformers_model()
+        optimizers = [torch.optim.AdamW(model.parameters(), fused=True)]
+        return self.plain_step(model, optimizers, lambda x, y: model(input_ids=x, labels=x).loss)
 
     def products(self) -> Callable[[], None]:
         """The matrix products of a step, forward and backward, and its attention, with nothing in between."""
@@ -319,15 +327,15 @@ class Bench:
 
 
 def bench(
-    model: str = "classic",
-    parts: str = ",".join(PARTS),
-    against: str | None = None,
-    batch_size: int | None = None,
-    rounds: int = 5,
-    precision: str = "auto",
-    device: str = "auto",
-    profile: bool = False,
-    as_json: bool = False,
+    model: str,
+    parts: str,
+    against: str | None,
+    batch_size: int | None,
+    rounds: int,
+    precision: str,
+    device: str,
+    profile: bool,
+    as_json: bool,
 ) -> None:
     """Runs the parts that are named (with commas) and prints a table, or with `as_json` one JSON object."""
     chosen = [part for part in parts.split(",") if part]
@@ -338,12 +346,13 @@ def bench(
         raise ValueError(f"model={model!r} is not one of {', '.join(MODELS)}")
     if rounds < 1:
         raise ValueError(f"rounds={rounds} must be at least 1")
-    machine = Bench(model, batch_size, rounds, precision, device, against)
-    if profile:
-        print(machine.profile())
-        return
-    for part in chosen:
-        getattr(machine, part)()
+    with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as directory:
+        machine = Bench(Path(directory), model, batch_size, rounds, precision, device, against)
+        if profile:
+            print(machine.profile())
+            return
+        for part in chosen:
+            getattr(machine, part)()
     if as_json:
         print(json.dumps({"model": model, "environment": machine.run.settings["environment"], "rows": machine.rows}))
     else:

@@ -2,18 +2,16 @@
 
 import dataclasses
 import json
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
 from nanogpt import checkpoint, tracking
-from nanogpt.config import TrainConfig
+from nanogpt.config import INCIDENTAL, TrainConfig
+from nanogpt.mixture import read_shares
 from nanogpt.model import GPT
 
 CURVE = "training_curve.png"
-
-# settings that say nothing about the model
-MACHINE = "out_dir data device resume report_to threads profile compile log_interval gradient_checkpointing".split()
+# settings that say nothing about the model, or are said elsewhere
+LEFT_OUT = INCIDENTAL | {"data", "device", "compile", "gradient_checkpointing"}
 
 CARD = """\
 ---
@@ -48,13 +46,11 @@ Data: {data}.
 | setting | value |
 | --- | --- |
 {settings}
-
-Versions: {versions}.
-"""
+{versions}"""
 
 
 def write(
-    directory: Path, model: GPT, native: str, repo: str, license: str, prompt: str, source: Path | None, curve: bool
+    directory: Path, *, model: GPT, native: str, repo: str, license: str, prompt: str, source: Path | None, curve: bool
 ) -> None:
     """Writes README.md into an export.
 
@@ -93,29 +89,34 @@ def training(source: Path, curve: bool) -> str:
         results += (
             f" Validation loss {here[-1]['val_loss']:.4f} nats per token, {here[-1]['val_bpb']:.4f} bits per byte."
         )
-    train = config["train"]
-    defaults = dataclasses.asdict(TrainConfig())
-    shown = {k: v for k, v in (config["model"] | train).items() if v is not None and v != defaults.get(k)}
-    for name in MACHINE:
-        shown.pop(name, None)
-    versions = {"python": platform.python_version()} | {
-        name: version(name) for name in ("nanogpt", "torch", "transformers")
-    }
+    settings, defaults = config["model"] | config["train"], dataclasses.asdict(TrainConfig())
+    shown = {k: v for k, v in settings.items() if v is not None and v != defaults.get(k) and k not in LEFT_OUT}
+    names = [name for name in ("python", "nanogpt", "torch", "accelerate") if name in config["environment"]]
+    versions = ", ".join(f"{name} {config['environment'][name]}" for name in names)
     return TRAINING.format(
         curve=f"![training curve]({CURVE})\n\n" if curve else "",
         results=results,
-        data=data_line(Path(train["data"])),
+        data=data_line(settings["data"]),
         settings="\n".join(f"| {name} | {value} |" for name, value in shown.items()),
-        versions=", ".join(f"{name} {number}" for name, number in versions.items()),
+        versions=f"\nVersions: {versions}.\n" if versions else "",
     )
 
 
-def data_line(directory: Path) -> str:
+def data_line(data: str) -> str:
+    """What is known of a run's data: a directory, or a mixture of several."""
+    shares = read_shares(data)
+    if len(shares) == 1:
+        return directory_line(Path(data))
+    parts = [f"{share:.4g} of {directory_line(Path(directory))}" for directory, share in shares.items()]
+    return f"a mixture: {', '.join(parts)}"
+
+
+def directory_line(directory: Path) -> str:
     """What `meta.json` says of the data, where it is still there."""
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
         tokens = meta["splits"]["train"]["tokens"]
         source = Path(meta["source"]).name if Path(meta["source"]).is_absolute() else meta["source"]
-        return f"{source}; {tokens:,} training tokens, {meta['tokenizer']} tokenizer"
+        return f"{source} ({tokens:,} training tokens, {meta['tokenizer']} tokenizer)"
     except (OSError, ValueError, KeyError, TypeError):
         return directory.name

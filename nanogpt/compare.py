@@ -3,7 +3,7 @@
     nanogpt compare out/a out/b
     accelerate launch recipes/shakespeare.py --seeds=3 --out_dir=out/a     # out/a-seed1337, -seed1338, -seed1339
 
-Runs that differ in nothing but their seed are one row, with the mean and the spread (the standard deviation between
+Runs that differ in nothing but their seed are one column, with the mean and the spread (the standard deviation between
 seeds): a difference smaller than that says nothing.
 """
 
@@ -14,20 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt import checkpoint, tracking
+from nanogpt.config import INCIDENTAL
 
-# where and when a run was made, not what it is
-CIRCUMSTANCES = "out_dir seed seeds resume report_to log_interval eval_interval eval_iters keep_checkpoints".split()
-CIRCUMSTANCES += (
-    "always_save_checkpoint threads profile data exportable push_to_hub max_minutes sample_tokens timeout".split()
-)
 AXES = {"steps": "step", "tokens": "tokens", "seconds of training": "train_seconds"}
 POINTS = 8  # at most, at which curves are compared
 
 
 @dataclass
 class Curve:
-    name: str
+    run: Path
     settings: dict
+    kind: dict  # the settings that are the same for runs which differ in their seed alone
     points: np.ndarray  # (N, 4) step, tokens, seconds, validation loss
 
 
@@ -40,28 +37,33 @@ def read(run: Path) -> Curve:
     if not lines:
         raise ValueError(f"{run} has no validation loss yet")
     points = np.array([[line[key] for key in ("step", "tokens", "train_seconds", "val_loss")] for line in lines])
-    return Curve(run.name, config["model"] | config["train"], points)
+    settings = config["model"] | config["train"]
+    kind = {name: value for name, value in settings.items() if name not in INCIDENTAL | {"seed", "eval_iters"}}
+    digests = [split.get("sha256") for split in config.get("data", {}).values()]
+    if digests and all(digests):
+        kind["data"] = digests  # the same tokens, wherever they lie
+    return Curve(run, settings, kind, points)
 
 
 def group(curves: list[Curve]) -> dict[str, list[Curve]]:
-    """The curves by what they are, apart from seed and circumstances; each group named by its first run."""
-    kinds, named = [], {}
+    """The curves by what they are, apart from their seed; each group has the name of its first run, or its path."""
+    groups: list[list[Curve]] = []
     for curve in curves:
-        kind = {k: v for k, v in curve.settings.items() if k not in CIRCUMSTANCES}
-        if kind in kinds:
-            list(named.values())[kinds.index(kind)].append(curve)
+        same = next((group for group in groups if group[0].kind == curve.kind), None)
+        if same:
+            same.append(curve)
         else:
-            kinds.append(kind)
-            named[curve.name] = [curve]
-    return named
+            groups.append([curve])
+    names = [group[0].run.name for group in groups]
+    return {name if names.count(name) == 1 else str(g[0].run): g for name, g in zip(names, groups, strict=True)}
 
 
 def differences(groups: dict[str, list[Curve]]) -> dict[str, list]:
     """The settings that are not the same in all groups, with each group's value."""
-    first = [curves[0].settings for curves in groups.values()]
-    names = dict.fromkeys(name for settings in first for name in settings if name not in CIRCUMSTANCES)
-    values = {name: [settings.get(name) for settings in first] for name in names}
-    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+    first = [curves[0] for curves in groups.values()]
+    names = dict.fromkeys(name for curve in first for name in curve.kind)
+    differing = [name for name in names if any(c.kind.get(name) != first[0].kind.get(name) for c in first)]
+    return {name: [curve.settings.get(name) for curve in first] for name in differing}
 
 
 def loss_by(curve: Curve, axis: int, x: float) -> float:
@@ -70,8 +72,17 @@ def loss_by(curve: Curve, axis: int, x: float) -> float:
 
 
 def meeting_points(curves: list[Curve], axis: int) -> np.ndarray:
-    """Where to compare: at evaluations of any of the curves, as far as all of them reach."""
-    start, end = (pick(curve.points[i, axis] for curve in curves) for pick, i in ((max, 0), (min, -1)))
+    """Where to compare: at evaluations of any of the curves, as far as all of them reach.
+
+    Raises ValueError where one of them begins behind the end of another.
+    """
+    late, short = max(curves, key=lambda c: c.points[0, axis]), min(curves, key=lambda c: c.points[-1, axis])
+    start, end = late.points[0, axis], short.points[-1, axis]
+    if start > end:
+        raise ValueError(
+            f"{late.run} begins after {start:,.0f} {list(AXES)[axis]}, but {short.run} ends at {end:,.0f}: "
+            "there is nothing to compare"
+        )
     at = np.unique(np.concatenate([curve.points[:, axis] for curve in curves]))
     at = at[(at >= start) & (at <= end)]
     return at[np.unique(np.linspace(0, len(at) - 1, POINTS).round().astype(int))]
@@ -85,13 +96,14 @@ def spread(values: list[float]) -> str:
 def compare(runs: list[Path]) -> str:
     """The comparison as text. Raises ValueError if one of them is no run."""
     groups = group([read(Path(run)) for run in runs])
-    width = max(16, *(len(name) for name in groups)) + 2
+    settings = {name: [str(value) for value in values] for name, values in differences(groups).items()}
+    width = max(16, *(len(cell) for cells in (groups, *settings.values()) for cell in cells)) + 2
 
     def row(first: str, cells) -> str:
         return f"{first:<28}" + "".join(f"{cell:>{width}}" for cell in cells)
 
     lines = [row("", groups), row("seeds", [len(curves) for curves in groups.values()])]
-    lines += [row(name, [str(value) for value in values]) for name, values in differences(groups).items()]
+    lines += [row(name, values) for name, values in settings.items()]
     every = [curve for curves in groups.values() for curve in curves]
     for axis, title in enumerate(AXES):
         lines += ["", f"validation loss by equal {title}"]

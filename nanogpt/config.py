@@ -58,7 +58,7 @@ class TrainConfig:
     sample_tokens: int = 100  # tokens of the text that each evaluation writes to samples.jsonl; 0: none
     report_to: str = "none"  # none | trackio | wandb | tensorboard, several with commas; metrics.jsonl always
     exportable: bool = False  # stop at once where no transformers class could hold the model; false: a warning
-    push_to_hub: str | None = None  # USER/NAME: export the best checkpoint there at the end
+    push_to_hub: str | None = None  # USER/NAME: export the best there at the end; made at the start, public, if missing
     # the machine
     device: str = "auto"  # auto (what the launcher chose) | cpu | cuda | mps
     precision: str = "auto"  # auto (the launcher's, else bf16 where the device computes in it) | fp32 | bf16 | fp16
@@ -94,6 +94,14 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be above 0")
+
+
+# settings that never change what a step computes: a resumed run, a comparison and a model card pass over them
+INCIDENTAL = set(
+    "out_dir resume max_bad_steps max_minutes max_failed_saves eval_interval log_interval always_save_checkpoint "
+    "keep_checkpoints sample_tokens report_to exportable push_to_hub dry_run find_batch_size seeds profile timeout "
+    "threads".split()
+)
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -170,9 +178,15 @@ def fail(message: object, code: int = 2) -> typing.NoReturn:
 
 
 @contextmanager
-def user_errors():
-    """Around what depends on the user's input: ValueError and OSError become one line and exit code 2."""
+def user_errors(stopped: str = ""):
+    """Around what depends on the user: ValueError and OSError become one line and exit code 2, Ctrl-C becomes 130.
+
+    `stopped` is what to say to a Ctrl-C.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        print(stopped and f"\n{stopped}", file=sys.stderr)
+        sys.exit(130)

@@ -16,8 +16,7 @@ from nanogpt import checkpoint, hub
 from nanogpt.model import GPT, GPTConfig
 
 GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # ours and transformers' names
-TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh")  # the same function twice
-CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+TYPES = ("gpt2", "llama", "qwen3")
 
 
 def native_type(config: GPTConfig) -> str:
@@ -85,14 +84,15 @@ def read_config(directory: Path) -> GPTConfig:
     from transformers import AutoConfig
 
     kind = checkpoint.read_json(directory / "config.json").get("model_type")
-    if kind not in CLASSES:
-        raise ValueError(f"{directory} holds a {kind or 'nameless'} model; known are {', '.join(CLASSES)}")
+    if kind not in TYPES:
+        raise ValueError(f"{directory} holds a {kind or 'nameless'} model; known are {', '.join(TYPES)}")
     with quiet():
         c = AutoConfig.from_pretrained(directory)
     shape = {"vocab_size": c.vocab_size, "tie_embeddings": bool(c.tie_word_embeddings)}
     if kind == "gpt2":
         expect(directory, c, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-        gelus = {theirs: ours for ours, theirs in GELUS.items()} | dict.fromkeys(TANH_GELUS, "gelu_tanh")
+        gelus = {theirs: ours for ours, theirs in GELUS.items()}
+        gelus["gelu_pytorch_tanh"] = "gelu_tanh"  # the same function twice
         if c.activation_function not in gelus:
             raise ValueError(
                 f"{directory}: activation_function={c.activation_function!r} is not one of {', '.join(gelus)}"
@@ -143,9 +143,10 @@ def from_pretrained(
     config = replace(config, **changes)
     with torch.device("meta"):
         model = GPT(config)
+    tensors_of = layout(config)
     # the largest first: only then is there room for a second copy of it
     for name, p in sorted(model.named_parameters(), key=lambda item: -item[1].numel()):
-        theirs, transposed = layout(config)[name]
+        theirs, transposed = tensors_of[name]
         value = torch.cat([weights[t].t() if transposed else weights[t] for t in theirs])
         if name in ("wte.weight", "lm_head.weight"):
             value = F.pad(value, (0, 0, 0, config.padded_vocab_size - value.size(0)))
@@ -220,7 +221,8 @@ def to_transformers(model: GPT, eot_id: int | None = None):
 
     c, rows, state = model.config, model.fused_rows(), {}
     ours = dict(model.named_parameters())
-    for name, (theirs, transposed) in layout(c).items():
+    tensors_of = layout(c)
+    for name, (theirs, transposed) in tensors_of.items():
         value = ours[name].detach()
         if name in ("wte.weight", "lm_head.weight"):
             value = value[: c.vocab_size]
@@ -233,7 +235,7 @@ def to_transformers(model: GPT, eot_id: int | None = None):
         if name.endswith(".bias") and name not in state:  # GPT2LMHeadModel has biases, whether we do or not
             state[name] = torch.zeros(empty.shape, dtype=model.wte.weight.dtype)
     if c.tie_embeddings:
-        state["lm_head.weight"] = state[layout(c)["wte.weight"][0][0]]
+        state["lm_head.weight"] = state[tensors_of["wte.weight"][0][0]]
     native.load_state_dict(state, assign=True)
     native.tie_weights()
     return native.eval()

@@ -108,7 +108,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, roots: list[str], port: int | None = None):
-        """At `port`; without one, the first free of 6070 and the 20 after it. Raises ValueError, OSError."""
+        """At `port`; without one, the first free of 6070 to 6089, else any. Raises ValueError, OSError."""
         self.runs, self.lock = Runs(roots), threading.Lock()
         for wish in [port] if port is not None else [*range(PORT, PORT + 20), 0]:
             try:

@@ -22,6 +22,11 @@ def total_loss(model: GPT, batches: Iterator[Batch], device: torch.device | str)
     return total
 
 
+def forward_batch_size(batch_size: int, block_size: int) -> int:
+    """Sequences at a time where there is no backward pass: it takes little memory, and many keep the cores busy."""
+    return max(batch_size, 4096 // block_size)
+
+
 def evaluate(
     model: GPT,
     data: TokenDataset,
@@ -48,9 +53,7 @@ def evaluate(
             (x, y if i < eval_iters else torch.full_like(y, -1)) for i, (x, y) in zip(numbers, batches, strict=True)
         )
     else:
-        # a forward pass alone takes little memory, and larger batches keep the cores busy
-        batch_size = max(batch_size, 4096 // data.block_size)
-        batches = data.whole_split(batch_size, process, processes)
+        batches = data.whole_split(forward_batch_size(batch_size, data.block_size), process, processes)
     nats, targets = reduce(total_loss(model, batches, device)).tolist()
     loss = nats / targets
     bits_per_byte = loss / math.log(2) / data.bytes_per_token

@@ -120,7 +120,7 @@ class FollowedRun:
                 return False
             self.settings_time = changed
             parts = json.loads(path.read_text(encoding="utf-8"))
-            self.settings = {f"{name}": v for part in parts.values() for name, v in part.items()}
+            self.settings = {name: v for part in parts.values() for name, v in part.items()}
         except (OSError, ValueError, AttributeError, RecursionError):  # none, half written, or not one of ours
             return False
         return True

@@ -7,17 +7,20 @@ An export is loaded back by transformers, with nothing of ours, and compared wit
 continuation. One that differs is removed and never gets its name.
 """
 
+import re
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from nanogpt import card, checkpoint, convert, data, hub, plot, tokenizer
+from nanogpt import card, checkpoint, convert, hub, plot, tokenizer
 from nanogpt.config import TrainConfig
 from nanogpt.generate import generate
+from nanogpt.mixture import open_data
 from nanogpt.model import GPT, GPTConfig
 
 TOLERANCE = 1e-4  # between our logits and transformers', in fp32
@@ -38,11 +41,15 @@ def load(
     GPTConfig that leave the weights alone, such as dropout. Raises ValueError if it is none of them.
     """
     path = Path(run)
+    if which and not re.fullmatch(r"best|last|step-\d+", which):
+        raise ValueError(f"checkpoint={which!r} is not one of best, last, step-N")
     if path.is_dir() and not convert.is_transformers(path):
-        if which and which.startswith("step-"):
-            path, which = path / f"step-{int(which[5:] or 0):06d}", None
-        found = checkpoint.find(path, (which,) if which else ("best", "last"), say)
+        if which:
+            path /= f"step-{int(which[5:]):06d}" if which.startswith("step-") else which
+        found = checkpoint.find(path, say=say)
         return checkpoint.load_model(found, device, dtype, **changes), tokenizer.load(found), found
+    if which:
+        raise ValueError(f"{run} is no out directory: it has no checkpoint {which}")
     directory = convert.find_directory(run)
     return convert.from_pretrained(directory, dtype=dtype, **changes).to(device), tokenizer.load(directory), None
 
@@ -75,7 +82,7 @@ def check_tokenizer(theirs, ours, tokens: np.ndarray, config: TrainConfig) -> No
 def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None, say) -> None:
     """What would be a pity to learn after the training: whether transformers and the Hub will take the model.
 
-    Raises ValueError where they will not, but the settings ask for it.
+    Makes the repository, if there is none. Raises ValueError where they will not, but the settings ask for it.
     """
     try:
         convert.native_type(model_config)
@@ -84,7 +91,7 @@ def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None
             raise ValueError(f"transformers has no class for this model: {error}") from None
         say(f"warning: transformers has no class for this model, so it can be trained but not exported: {error}")
     if repo:
-        hub.check_write(repo)
+        hub.make_repository(repo)
 
 
 def export(
@@ -119,9 +126,16 @@ def export(
     unverified = Path(tempfile.mkdtemp(prefix=f".tmp-{to.name}-", dir=to.parent))
     try:
         write(unverified, native.to(dtype), words, model.config.block_size)
-        name, prompt = name or to.name, words.decode(ids[0, :8].tolist())
-        curve = source is not None and plot.curves([source.parent], unverified / card.CURVE)
-        card.write(unverified, model, type(native).__name__, name, license, prompt, source, curve)
+        card.write(
+            unverified,
+            model=model,
+            native=type(native).__name__,
+            repo=name or to.name,
+            license=license,
+            prompt=words.decode(ids[0, :8].tolist()),
+            source=source,
+            curve=source is not None and plot.curves([source.parent], unverified / card.CURVE),
+        )
         worst = verify(unverified, model, words, ids)
         unverified.chmod(0o755)  # mkdtemp and safetensors write for the owner alone
         for file in unverified.iterdir():
@@ -131,7 +145,8 @@ def export(
         raise OSError(f"{to} cannot be written: {error}") from None
     finally:
         shutil.rmtree(unverified, ignore_errors=True)
-    say(f"{to}: {type(native).__name__}, verified: logits differ by {worst:.1e} at most, the same greedy continuation")
+    what = f"{name or to}: {type(native).__name__}"
+    say(f"{what}, verified: logits differ by {worst:.1e} at most, the same greedy continuation")
     return to
 
 
@@ -154,16 +169,14 @@ def write_tokenizer(directory: Path, words, block_size: int) -> None:
     checkpoint.write_json(directory / "tokenizer_config.json", config)
 
 
-def real_tokens(model: GPT, source: Path | None, rows: int = 2) -> torch.Tensor:
-    """Tokens to compare with, (rows, T): of the validation data where it is at hand, else written by the model."""
+def real_tokens(model: GPT, source: Path | None) -> torch.Tensor:
+    """Tokens to compare with, (2, T): of the validation data where it is at hand, else written by the model."""
     T = min(model.config.block_size, 256)
     if source is not None:
-        directory = checkpoint.load_configs(source)[1].data
-        try:
-            return data.TokenDataset(directory, "val", T, model.config.vocab_size).batch(0, 0, rows)[0]
-        except ValueError:
-            pass  # elsewhere by now, or shorter than a context
-    start = torch.arange(rows)[:, None] % model.config.vocab_size
+        data = checkpoint.load_configs(source)[1].data
+        with suppress(ValueError):  # elsewhere by now, or shorter than a context
+            return open_data(data, "val", T, model.config.vocab_size).batch(0, 0, 2)[0]
+    start = torch.arange(2)[:, None] % model.config.vocab_size
     return generate(model, start, T - 1, seed=0)
 
 
@@ -197,11 +210,12 @@ def verify(directory: Path, model: GPT, words, ids: torch.Tensor) -> float:
     ours = generate(model, ids[:1, :start], new, temperature=0)[0].tolist()
     with convert.quiet():
         mask = torch.ones(1, start, dtype=torch.long)
-        continued = theirs.generate(ids[:1, :start], attention_mask=mask, do_sample=False, max_new_tokens=new)[
-            0
-        ].tolist()
-    if continued != ours[: len(continued)]:  # transformers stops at the end of a text
-        raise ValueError(f"the export is wrong: it continues by {continued[start:][:8]}, not by {ours[start:][:8]}")
+        output = theirs.generate(ids[:1, :start], attention_mask=mask, do_sample=False, max_new_tokens=new)
+    continued = output[0].tolist()  # transformers stops at the end of a text
+    differing = [i for i, (a, b) in enumerate(zip(ours, continued, strict=False)) if a != b]
+    if differing:
+        shown = slice(differing[0], differing[0] + 8)
+        raise ValueError(f"the export is wrong: it continues by {continued[shown]}, not by {ours[shown]}")
     return (a - b).abs().max().item()
 
 
@@ -212,9 +226,9 @@ def push(
 
     Asks for token and right first. What the repository holds besides stays. `options` are those of `export`.
     """
-    hub.check_write(repo, private, revision)
+    hub.make_repository(repo, private, revision)
     with tempfile.TemporaryDirectory() as directory:
-        folder = export(run, Path(directory, "export"), name=repo, say=lambda text: None, **options)
+        folder = export(run, Path(directory, "export"), name=repo, say=say, **options)
         address = hub.upload(folder, repo, f"Export of {Path(run).name} by nanogpt", revision)
     say(f"pushed: {address}")
     return address

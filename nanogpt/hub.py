@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # what a model's directory may need: never a pickle, never code
-WANTED = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*")
-WANTED += ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+WANTED = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+WANTED += ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+WANTED += ("merges.txt",)
 
 
 def download(name: str, revision: str | None = None) -> Path:
@@ -22,11 +23,11 @@ def download(name: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
 
 
-def check_write(name: str, private: bool = False, revision: str | None = None) -> None:
-    """Makes sure that `name` exists on the Hub and may be written to, before any other work is done.
+def make_repository(name: str, private: bool = False, revision: str | None = None) -> None:
+    """Makes the repository `name` on the Hub, and the branch, before any other work is done.
 
-    A repository that exists is left as it is; so is a branch. Raises ValueError where token, network or right are
-    missing.
+    What exists is left as it is; whether it may be written to is asked. Raises ValueError where token, network or right
+    are missing.
     """
     from huggingface_hub import HfApi
 

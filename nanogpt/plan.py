@@ -15,9 +15,9 @@ from itertools import islice
 
 import torch
 
-from nanogpt import guard, launch
+from nanogpt import checkpoint, guard, launch
 from nanogpt.config import TrainConfig
-from nanogpt.evaluate import total_loss
+from nanogpt.evaluate import forward_batch_size, total_loss
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import make_optimizers
 
@@ -99,19 +99,22 @@ def checkpoint_bytes(config: GPTConfig, train: TrainConfig) -> int:
     return 4 * (sum(p.numel() for p in model.parameters()) + moments)
 
 
-def describe(config: GPTConfig, train: TrainConfig, precision: str, train_tokens: int, processes: int = 1) -> str:
-    """The plan as text; `train_tokens` are those of the data."""
+def describe(
+    config: GPTConfig, train: TrainConfig, precision: str, train_tokens: int, processes: int = 1, taken: int = 0
+) -> str:
+    """The plan as text; `train_tokens` are those of the data, `taken` the bytes that the run has already."""
     with torch.device("meta"):
         model = GPT(config)
-    parts, total = parameters(config), model.get_num_params()
-    lines = [f"parameters    {total:,}: " + ", ".join(f"{name} {n:,}" for name, n in parts.items() if n)]
+    total = model.get_num_params()
+    parts = ", ".join(f"{name} {n:,}" for name, n in parameters(config).items() if n)
+    lines = [f"parameters    {total:,}: {parts}"]
 
     needed = memory(config, train, precision, processes)
-    room = available(train.device)
+    room = available(train.device) + taken
     verdict = "fits into" if sum(needed.values()) < room else "DOES NOT FIT into"
-    parts = ", ".join(f"{name} {size(n)}" for name, n in needed.items() if n)
-    lines.append(f"memory        {size(sum(needed.values()))} at the peak of a step: {parts}")
-    lines.append(f"              {verdict} the {size(room)} that are free")
+    holding = ", ".join(f"{name} {show_bytes(n)}" for name, n in needed.items() if n)
+    lines.append(f"memory        {show_bytes(sum(needed.values()))} at the peak of a step: {holding}")
+    lines.append(f"              {verdict} the {show_bytes(room)} that are free")
 
     step_tokens = train.gradient_accumulation_steps * train.batch_size * config.block_size
     tokens = train.max_iters * step_tokens
@@ -123,28 +126,32 @@ def describe(config: GPTConfig, train: TrainConfig, precision: str, train_tokens
     lines.append(f"              {ratio:.1f} tokens per parameter ({CHINCHILLA} make best use of compute)")
     flops = model.flops_per_token()
     lines.append(f"arithmetic    {flops / 1e6:,.1f} MFLOP a token, {flops * tokens / 1e15:,.3f} PFLOP in all")
-    lines.append(f"checkpoint    {size(checkpoint_bytes(config, train))}")
+    lines.append(f"checkpoint    {show_bytes(checkpoint_bytes(config, train))}")
     return "\n".join(lines)
 
 
 def show(run) -> None:
     """Prints the plan of a run (see `train.Run`), with times measured by a few of its steps, which are thrown away."""
-    config, processes = run.config, run.accelerator.num_processes
-    precision = run.settings["environment"]["precision"]
-    env = run.settings["environment"]
+    config, processes, env = run.config, run.accelerator.num_processes, run.settings["environment"]
+    precision, tokens = env["precision"], len(run.train_data.tokens)
     say(run, f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}")
-    say(run, describe(run.gpt.config, config, precision, len(run.train_data.tokens), processes))
+    say(run, describe(run.gpt.config, config, precision, tokens, processes, taken(run)))
     run.begin()
     step = time_steps(run)
     training = step * config.max_iters
-    batches = -(-len(run.val_data.tokens) // (run.gpt.config.block_size * eval_batch_size(run) * processes))
-    evaluations = 2 + max(0, config.max_iters - 1) // config.eval_interval  # at 0, in between, and at the end
-    evaluating = evaluations * time_evaluation(run) * (config.eval_iters or batches)
+    each = evaluations(config, len(run.val_data.tokens), run.val_data.block_size, processes)
+    seconds = {size: time_evaluation(run, size) for size, _ in set(each)}
+    evaluating = sum(batches * seconds[size] for size, batches in each)
     say(
         run,
-        f"time          {duration(training + evaluating)}: {config.max_iters:,} steps of {1e3 * step:,.1f} ms "
-        f"({duration(training)}), {evaluations} evaluations ({duration(evaluating)}); saving comes on top",
+        f"time          {show_seconds(training + evaluating)}: {config.max_iters:,} steps of {1e3 * step:,.1f} ms "
+        f"({show_seconds(training)}), {len(each)} evaluations ({show_seconds(evaluating)}); saving comes on top",
     )
+
+
+def taken(run) -> int:
+    """Bytes of what a step needs that a run has already."""
+    return checkpoint.size(run.gpt, run.optimizers)
 
 
 def say(run, text: str) -> None:
@@ -163,16 +170,18 @@ def time_steps(run, seconds: float = 3.0) -> float:
     return statistics.median(times[2:])
 
 
-def eval_batch_size(run) -> int:
-    """Sequences in a batch of an evaluation, as in `evaluate`."""
-    return (
-        run.config.batch_size if run.config.eval_iters else max(run.config.batch_size, 4096 // run.val_data.block_size)
-    )
+def evaluations(config: TrainConfig, val_tokens: int, block_size: int, processes: int) -> list[tuple[int, int]]:
+    """(sequences in a batch, batches of a process) of every evaluation of a run, the last one over the whole split."""
+    size = forward_batch_size(config.batch_size, block_size)
+    windows = -(-(val_tokens - 1) // block_size)
+    whole = size, -(-windows // (size * processes))
+    quick = (config.batch_size, -(-config.eval_iters // processes)) if config.eval_iters else whole
+    return [quick] * -(-config.max_iters // config.eval_interval) + [whole]
 
 
-def time_evaluation(run, batches: int = 6) -> float:
+def time_evaluation(run, batch_size: int, batches: int = 6) -> float:
     """Seconds that a batch of an evaluation takes."""
-    several = list(islice(run.val_data.whole_split(eval_batch_size(run)), batches))
+    several = list(islice(run.val_data.whole_split(batch_size), batches))
     total_loss(run.gpt, iter(several[:1]), run.device)
     start = time.perf_counter()
     total_loss(run.gpt, iter(several), run.device)
@@ -183,30 +192,32 @@ def find_batch_size(run) -> None:
     """Prints the speed of ever larger micro-batches, until one does not fit into memory.
 
     On a GPU each is tried; on a CPU, where a process that takes too much is ended by the system, one whose plan needs
-    more than is free is not.
+    more than was free at the start is not.
     """
-    config = run.config
-    run.begin()
+    config, precision = run.config, run.settings["environment"]["precision"]
+    room = available(config.device) + taken(run)
+    run.config = dataclasses.replace(config, batch_size=1)
+    run.begin()  # carries out a step of that size
     fastest, largest = (0.0, 0), 0
     say(run, f"{'batch_size':>10} {'memory':>10} {'tokens/s':>10}")
-    for size_now in (2**n for n in range(20)):
-        run.config = dataclasses.replace(config, batch_size=size_now)
-        needed = sum(memory(run.gpt.config, run.config, run.settings["environment"]["precision"]).values())
-        fits = run.device.type != "cpu" or needed < available(config.device)
-        if not run.peers.largest(fits)[0] or guard.attempt(run) == guard.MEMORY:
-            say(run, f"{size_now:>10} {size(needed):>10}   does not fit")
+    for size in (2**n for n in range(20)):
+        run.config = dataclasses.replace(config, batch_size=size)
+        needed = sum(memory(run.gpt.config, run.config, precision, run.accelerator.num_processes).values())
+        too_large = run.device.type == "cpu" and needed >= room
+        if run.peers.largest(too_large)[0] or guard.attempt(run) == guard.MEMORY:
+            say(run, f"{size:>10} {show_bytes(needed):>10}   does not fit")
             break
         gc.collect()
-        sequences = size_now * config.gradient_accumulation_steps
+        sequences = size * config.gradient_accumulation_steps
         speed = sequences * run.gpt.config.block_size / time_steps(run, seconds=0.5)
-        say(run, f"{size_now:>10} {size(needed):>10} {speed:>10,.0f}")
-        fastest, largest = max(fastest, (speed, size_now)), size_now
-        if size_now * run.gpt.config.block_size > len(run.train_data.tokens):
+        say(run, f"{size:>10} {show_bytes(needed):>10} {speed:>10,.0f}")
+        fastest, largest = max(fastest, (speed, size)), size
+        if size * run.gpt.config.block_size > len(run.train_data.tokens):
             break
     say(run, f"largest that fits: --batch_size={largest}; most tokens per second: --batch_size={fastest[1]}")
 
 
-def duration(seconds: float) -> str:
+def show_seconds(seconds: float) -> str:
     """Time in the units that suit it."""
     if seconds < 100:
         return f"{seconds:.1f} s"
@@ -216,7 +227,7 @@ def duration(seconds: float) -> str:
     return f"{minutes / 60:,.1f} h"
 
 
-def size(count: float) -> str:
+def show_bytes(count: float) -> str:
     """Bytes in the unit that suits them."""
     for unit, least in (("GB", 1e9), ("MB", 1e6)):
         if count >= least:

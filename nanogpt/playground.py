@@ -59,7 +59,6 @@ class Writer:
     def __init__(self, run: str, device: str):
         self.run, self.device = run, device
         self.model, self.tokenizer, _ = hf.load(run, device)
-        self.model.eval()
 
     def encode(self, text: str) -> torch.Tensor:
         """The tokens of a text (T,). Raises ValueError for no text, and for characters that have no token."""
@@ -70,9 +69,9 @@ class Writer:
     def write(self, prompt: str, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int):
         """The prompt and what has been added to it so far, again and again as it grows."""
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        tokens = stream(self.model, self.encode(prompt)[None], max_new_tokens, **options)
-        text = prompt
-        for piece in stream_text(self.tokenizer, (token.item() for token in tokens)):
+        ids, text = self.encode(prompt), prompt
+        tokens = stream(self.model, ids[None], max_new_tokens, **options)
+        for piece in stream_text(self.tokenizer, (token.item() for token in tokens), ids):
             text += piece
             yield text
 

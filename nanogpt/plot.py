@@ -13,9 +13,9 @@ from nanogpt import tracking
 DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])  # of a Braille character, rows and columns
 
 
-def points(run: Path, key: str, x: str = "tokens") -> list[tuple[float, float]]:
+def points(run: Path, key: str) -> list[tuple[float, float]]:
     """What the run in an out directory measured as `key`, over the tokens trained on."""
-    return [(line[x], line[key]) for line in tracking.read(Path(run) / tracking.METRICS) if key in line]
+    return [(line["tokens"], line[key]) for line in tracking.read(Path(run) / tracking.METRICS) if key in line]
 
 
 def curves(runs: list[Path], out: Path | io.BytesIO, **options) -> bool:

@@ -4,16 +4,16 @@ import dataclasses
 from pathlib import Path
 
 from nanogpt import checkpoint, tokenizer
-from nanogpt.config import TrainConfig
+from nanogpt.config import INCIDENTAL, TrainConfig
 from nanogpt.mixture import read_shares
 from nanogpt.model import GPTConfig
 from nanogpt.peers import Peers
 
-# what may differ from a checkpoint's settings without changing what the next step computes
-HARMLESS = set(
-    "out_dir data resume max_iters lr_decay_iters eval_interval eval_iters log_interval always_save_checkpoint "
-    "keep_checkpoints report_to max_bad_steps max_minutes max_failed_saves timeout deterministic device precision "
-    "compile threads profile init_from exportable push_to_hub dry_run find_batch_size seeds sample_tokens".split()
+# besides, what may differ from a checkpoint's settings: it shows in the tokens, the learning rate or the environment,
+# or concerns the start or the evaluations alone
+HARMLESS = INCIDENTAL | set(
+    "data init_from max_iters lr_decay_iters eval_iters device precision compile deterministic "
+    "gradient_checkpointing".split()
 )
 
 

@@ -21,8 +21,8 @@ def evaluate(
 ) -> dict[str, dict]:
     """Results by task, as lm_eval names them. `include_path` is a directory with task files of one's own.
 
-    `limit` takes the first so many examples of each task. Raises ValueError where lm_eval or a task is missing, or
-    where no transformers class can hold the model.
+    `limit` takes the first so many examples of each task. The model is moved to the CPU, and left there. Raises
+    ValueError where lm_eval or a task is missing, or where no transformers class can hold the model.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("--tasks needs lm_eval: pip install 'nanogpt[eval]'")

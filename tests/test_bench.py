@@ -1,9 +1,12 @@
 """The bench: that its figures are figures of what it says, not how large they are."""
 
 import json
+import tempfile
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from nanogpt import GPTConfig, bench, launch
@@ -42,11 +45,11 @@ def test_json_has_every_part_with_consistent_figures(capsys):
     assert step["mfu"] is None or 0 < step["mfu"] < 1
 
 
-def test_the_products_are_those_of_the_model():
+def test_the_products_are_those_of_the_model(tmp_path):
     """Their operations, counted by torch, are those of flops_per_token (which counts attention without causality)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    machine = bench.Bench("classic", 2, 1, "fp32", "cpu", None)
+    machine = bench.Bench(tmp_path, "classic", 2, 1, "fp32", "cpu", None)
     with FlopCounterMode(display=False) as counter:
         machine.products()()
     c, tokens = TINY, 2 * 16
@@ -54,6 +57,20 @@ def test_the_products_are_those_of_the_model():
     by_operator = counter.get_flop_counts()["Global"]
     products = sum(count for operator, count in by_operator.items() if "mm" in str(operator))
     assert products == 6 * matrices * tokens
+
+
+def test_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    main(["bench", "--rounds", "1", "--parts", "data,checkpoint", "--device", "cpu"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_others_are_measured_in_the_precision_of_the_run(tmp_path, monkeypatch):
+    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("no", torch.float32)):
+        run = SimpleNamespace(device=torch.device("cpu"), accelerator=SimpleNamespace(mixed_precision=name))
+        monkeypatch.setattr(bench, "Run", lambda *args, run=run, **options: run)
+        with bench.Bench(tmp_path, "classic", 2, 1, "auto", "cpu", None).autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_the_table_shows_unknown_peaks_as_such(capsys):

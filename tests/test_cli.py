@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import TINY
 
-from nanogpt import GPT, GPTConfig, checkpoint, plan, tokenizer, tracking
+from data_prep import writer
+from nanogpt import GPT, GPTConfig, checkpoint, plan, tasks, tokenizer, tracking
 from nanogpt.cli import main
 from nanogpt.data import TokenDataset
 
@@ -141,6 +142,16 @@ def test_batch_prints_what_a_step_trains_on(make_run, capsys):
     assert capsys.readouterr().out == shown
 
 
+def test_batch_of_a_mixture_names_no_epoch(make_run, data, text, tmp_path, capsys):
+    writer.write(tmp_path / "other", text, "char", 0.1, "made up")
+    run = make_run(data=f"{data}:0.5,{tmp_path / 'other'}:0.5")
+    run.train()
+    capsys.readouterr()
+    main(["batch", str(run.out_dir), "--step", "1"])
+    shown = capsys.readouterr().out
+    assert shown.count("step 1, micro-batch 0") == 4 and "epoch" not in shown
+
+
 def test_batch_of_a_step_before_the_first(run_dir, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["batch", str(run_dir), "--step", "0"])
@@ -172,6 +183,24 @@ def test_several_runs_are_a_table_and_results_are_kept_beside_the_checkpoint(run
     assert json.loads((run_dir / f"{last.name}.eval.json").read_text()).keys() == {"val", "train"}
 
 
+def test_results_on_other_data_or_of_some_examples_do_not_take_the_place_of_the_runs_own(run_dir, text, monkeypatch):
+    other = run_dir.parent / "other"
+    writer.write(other, text, "char", 0.5, "made up")
+    main(["eval", str(run_dir)])
+    main(["eval", str(run_dir), "--data", str(other)])
+    file = run_dir / f"{checkpoint.find(run_dir).name}.eval.json"
+    kept = json.loads(file.read_text())
+    assert kept["val"]["data"] == checkpoint.load_configs(run_dir)[1].data
+    assert kept[f"val of {other}"]["data"] == str(other)
+    assert kept["val"]["val_loss"] != kept[f"val of {other}"]["val_loss"]
+    monkeypatch.setattr(tasks, "evaluate", lambda *args: {"piqa": {"acc": 0.25 if args[4] else 0.5}})
+    main(["eval", str(run_dir), "--tasks", "piqa"])
+    main(["eval", str(run_dir), "--tasks", "piqa", "--limit", "10"])
+    kept = json.loads(file.read_text())
+    assert kept["piqa"] == {"piqa": {"acc": 0.5}, "limit": None}
+    assert kept["piqa, 10 examples"] == {"piqa": {"acc": 0.25}, "limit": 10}
+
+
 def test_compare_puts_runs_side_by_side(run_dir, capsys):
     main(["compare", str(run_dir), str(run_dir)])
     shown = capsys.readouterr().out
@@ -192,6 +221,14 @@ def test_a_plan_names_the_size_and_leaves_nothing_behind(data, tmp_path, monkeyp
     with pytest.raises(SystemExit):
         main(["plan", str(recipe), "--n_leyer=3"])
     assert "did you mean --n_layer?" in capsys.readouterr().err
+
+
+def test_a_plan_of_a_recipe_that_does_not_exist_changes_nothing(capsys):
+    before = list(sys.argv), list(sys.path)
+    with pytest.raises(SystemExit):
+        main(["plan", "nowhere/mine.py"])
+    assert capsys.readouterr().err.startswith("error: nowhere/mine.py is no file")
+    assert (sys.argv, sys.path) == before
 
 
 def test_the_largest_batch_is_looked_for(data, tmp_path, monkeypatch, capsys):

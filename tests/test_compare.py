@@ -35,7 +35,7 @@ def runs(tmp_path) -> list[Path]:
     ]
 
 
-def test_runs_that_differ_in_their_seed_are_one_row_with_its_spread(runs):
+def test_runs_that_differ_in_their_seed_are_one_column_with_its_spread(runs):
     text = compare(runs)
     assert text.splitlines()[0].split() == ["a1", "b"]
     assert text.splitlines()[1].split() == ["seeds", "2", "1"]
@@ -63,3 +63,31 @@ def test_what_is_no_run_is_named(tmp_path):
         compare([tmp_path])
     with pytest.raises(ValueError, match="has no validation loss yet"):
         compare([make(tmp_path / "new", 1, {})])
+
+
+def test_runs_of_one_name_and_different_settings_are_told_apart_by_their_paths(tmp_path):
+    for name, rate in (("one", 0.1), ("two", 0.3), ("three", 0.1)):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name / "run", 1, {0: 4.0, 10: 3.0}, learning_rate=rate)
+    text = compare([tmp_path / name / "run" for name in ("one", "two", "three")])
+    assert text.splitlines()[0].split() == [str(tmp_path / "one" / "run"), str(tmp_path / "two" / "run")]
+    assert text.splitlines()[1].split() == ["seeds", "2", "1"]
+
+
+@pytest.mark.parametrize("digests, columns", [("xx", 1), ("xy", 2), ((None, None), 2)])
+def test_runs_are_of_one_kind_where_their_tokens_are_the_same(tmp_path, digests, columns):
+    """Without the tokens' SHA-256 (a mixture has none) by the name of the data."""
+    for name, digest in zip("ab", digests, strict=True):
+        run = make(tmp_path / name, 1, {0: 4.0, 10: 3.0}, data=f"data/{name}")
+        config = json.loads((run / "config.json").read_text())
+        config["data"] = {split: {"tokens": 100} | ({"sha256": digest} if digest else {}) for split in ("train", "val")}
+        (run / "config.json").write_text(json.dumps(config))
+    lines = compare([tmp_path / "a", tmp_path / "b"]).splitlines()
+    assert len(lines[0].split()) == columns
+    assert [line.split() for line in lines if line.startswith("data")] == [["data", "data/a", "data/b"]] * (columns - 1)
+
+
+def test_runs_that_have_no_step_in_common_are_named(runs, tmp_path):
+    late = make(tmp_path / "late", 1, {2000: 2.0, 3000: 1.0})
+    with pytest.raises(ValueError, match=r"late begins after 2,000 steps, but .*a1 ends at 20: there is nothing to"):
+        compare([runs[0], late])

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import fail, field_help, parse
+from nanogpt.config import INCIDENTAL, fail, field_help, parse, user_errors
 
 
 def flags(*argv, model=None, train=None):
@@ -73,6 +73,17 @@ def test_every_field_has_a_help_text(config):
     assert field_help(config).keys() == {field.name for field in dataclasses.fields(config)}
 
 
+def test_every_setting_either_changes_what_is_computed_or_is_known_not_to():
+    """A new one has to join this list or `INCIDENTAL`, which resuming, comparisons and model cards read."""
+    computes = set(
+        "data init_from seed batch_size gradient_accumulation_steps max_iters optimizer learning_rate "
+        "muon_learning_rate muon_momentum weight_decay beta1 beta2 grad_clip lr_schedule warmup_iters lr_decay_iters "
+        "min_lr decay_fraction eval_iters device precision compile deterministic".split()
+    )
+    assert not computes & INCIDENTAL
+    assert computes | INCIDENTAL == {field.name for field in dataclasses.fields(TrainConfig)}
+
+
 def test_help_shows_every_flag_with_its_default(capsys):
     with pytest.raises(SystemExit):
         flags("--help", model=GPTConfig(n_layer=3))
@@ -87,3 +98,11 @@ def test_only_the_main_process_reports_an_error(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         fail("something")
     assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_is_exit_code_130_and_what_there_is_to_say(capsys):
+    for said, shown in (("", "\n"), ("stopped: it goes on", "\nstopped: it goes on\n")):
+        with pytest.raises(SystemExit) as exit, user_errors(said):
+            raise KeyboardInterrupt
+        assert exit.value.code == 130
+        assert capsys.readouterr().err == shown

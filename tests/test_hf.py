@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_checkpoint import seal_again
 from test_convert import CASES
 from test_model import randomize
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data_prep import writer
 from nanogpt import GPT, GPTConfig, TrainConfig, card, checkpoint, convert, hf
 from nanogpt.generate import generate
 from nanogpt.tokenizer import BPETokenizer, CharTokenizer, HFTokenizer
@@ -86,7 +88,7 @@ def test_exports_of_every_kind_reproduce_logits_and_greedy_tokens(tmp_path, gpt2
 
 
 def test_what_an_export_holds(run, tmp_path, capsys):
-    to = hf.export(run, tmp_path / "export", license="mit")
+    to = hf.export(run, tmp_path / "export")
     assert capsys.readouterr().out.startswith(f"{to}: Qwen3ForCausalLM, verified: logits differ by")
     assert {p.name for p in to.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
@@ -97,24 +99,7 @@ def test_what_an_export_holds(run, tmp_path, capsys):
     assert (config["vocab_size"], config["max_position_embeddings"]) == (70, 32)
     assert config["eos_token_id"] is None and config["bos_token_id"] is None  # every token is a character
     assert load_file(to / "model.safetensors")["model.embed_tokens.weight"].shape == (70, 32)
-    readme = (to / "README.md").read_text()
-    for part in (
-        "license: mit",
-        "library_name: transformers",
-        "Validation loss 2.0000",
-        "| n_kv_head | 2 |",
-        "7 steps",
-    ):
-        assert part in readme
-    assert str(tmp_path) not in readme  # a public page does not tell where somebody's files lie
     assert (to / card.CURVE).read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_card_passes_the_hubs_own_parser(run, tmp_path):
-    from huggingface_hub import ModelCard
-
-    data = ModelCard.load(hf.export(run, tmp_path / "export", license="apache-2.0") / "README.md").data
-    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "transformers", "text-generation")
 
 
 def test_end_of_text_and_context_are_those_of_the_model(tmp_path, gpt2_files):
@@ -212,6 +197,56 @@ def test_another_checkpoint_than_the_best_can_be_named(tmp_path):
     assert hf.load(tmp_path / "run", which="step-7")[2].name == "step-000007"
     with pytest.raises(ValueError, match="step-000009"):
         hf.load(tmp_path / "run", which="step-9")
+
+
+@pytest.mark.parametrize("which", ["bset", "step-abc", "step-", "../run"])
+def test_what_names_no_checkpoint_is_refused(run, which):
+    with pytest.raises(ValueError, match=f"checkpoint='{which}' is not one of best, last, step-N"):
+        hf.load(run, which=which)
+
+
+def test_a_checkpoint_that_is_asked_for_is_not_replaced_by_another(run, tmp_path):
+    to = hf.export(run, tmp_path / "export")
+    (run / "best").unlink()
+    with pytest.raises(ValueError, match="best' is no directory"):
+        hf.load(run, which="best")
+    with pytest.raises(ValueError, match="export is no out directory: it has no checkpoint last"):
+        hf.load(to, which="last")
+
+
+def test_a_push_tells_which_checkpoint_it_takes(run, monkeypatch):
+    said = []
+    (run / "step-000007").rename(run / "step-000003")
+    damaged = make_checkpoint(run, CASES["qwen3"], CharTokenizer(CHARACTERS))
+    (damaged / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(hf.hub, "make_repository", lambda *args: None)
+    monkeypatch.setattr(hf.hub, "upload", lambda *args: "address")
+    hf.push(run, "alice/model", say=said.append)
+    assert "step-000007 is not whole: model.safetensors has 0 bytes" in said[0]
+    assert said[-2].startswith("alice/model: Qwen3ForCausalLM, verified") and said[-1] == "pushed: address"
+
+
+def test_an_export_is_compared_on_the_text_of_a_mixture(run, tmp_path, text):
+    source = (run / "best").resolve()
+    for name in "ab":
+        writer.write(tmp_path / name, text, "char", 0.1, "made up")
+    config = checkpoint.read_json(source / "config.json")
+    config["train"]["data"] = f"{tmp_path / 'a'}:0.7,{tmp_path / 'b'}:0.3"
+    checkpoint.write_json(source / "config.json", config)
+    seal_again(source)
+    words = load_tokenizer(tmp_path / "a")
+    assert all(words.decode(row) in text for row in hf.real_tokens(hf.load(run)[0], source).tolist())
+
+
+def test_a_continuation_that_differs_is_shown_from_there(run, tmp_path, monkeypatch):
+    to, (model, words, _) = hf.export(run, tmp_path / "export"), hf.load(run)
+    ids = torch.randint(70, (1, 32))
+    theirs = generate(model, ids[:, :1], 32, temperature=0)[0].tolist()
+    wrong = [*theirs[:20], (theirs[20] + 1) % 70, *theirs[21:]]
+    monkeypatch.setattr(hf, "generate", lambda *args, **options: torch.tensor([wrong]))
+    with pytest.raises(ValueError) as error:
+        hf.verify(to, model, words, ids)
+    assert str(error.value).endswith(f"it continues by {theirs[20:28]}, not by {wrong[20:28]}")
 
 
 def test_an_export_can_be_named_wherever_a_run_can(run, tmp_path):

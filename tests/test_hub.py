@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load
 from test_convert import CASES
 from test_hf import CHARACTERS, make_checkpoint
 
+from nanogpt.hub import WANTED
 from nanogpt.tokenizer import CharTokenizer
 
 BIN = Path(sys.executable).parent
@@ -31,7 +33,7 @@ def nanogpt(hub, tmp_path):
 def test_push_uploads_a_verified_export_and_keeps_what_was_there(hub, nanogpt):
     hub.add("alice/model", {"notes.txt": b"keep me", "config.json": b"{}"})
     done = nanogpt("push", "run", "alice/model", "--license", "mit")
-    assert done.returncode == 0 and done.stdout.startswith(f"pushed: {hub.url}/alice/model/commit/"), done.stderr
+    assert done.returncode == 0 and f"\npushed: {hub.url}/alice/model/commit/" in done.stdout, done.stderr
     files = hub.files("alice/model")
     assert files["notes.txt"] == b"keep me"
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "training_curve.png"} <= files.keys()
@@ -72,6 +74,10 @@ def test_without_token_network_or_right_push_is_one_line_before_any_work(
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not hub.lfs and not hub.repos
+
+
+def test_only_files_that_a_model_needs_are_fetched():
+    assert [name for name in ("tokenizer.py", "tokenizer.pkl", "model.bin") for p in WANTED if fnmatch(name, p)] == []
 
 
 def test_models_that_do_not_exist_are_one_line(nanogpt):

@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from nanogpt import GPT, GPTConfig, TrainConfig, plan
+from nanogpt import GPT, GPTConfig, TrainConfig, guard, plan
 
 GPT2 = GPTConfig(vocab_size=50257, bias=True)
 
@@ -106,6 +107,52 @@ def test_the_plan_names_what_a_user_would_work_out_by_hand():
     assert f"{12800 / numbers:.1f} tokens per parameter" in text
     assert f"{GPT(config).flops_per_token() / 1e6:,.1f} MFLOP a token" in text
     assert "fits into" in text
+
+
+def test_what_a_run_has_already_is_not_counted_twice(monkeypatch):
+    config, train = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32), TrainConfig(device="cpu")
+    needed = sum(plan.memory(config, train, "fp32").values())
+    monkeypatch.setattr(plan, "available", lambda device: needed - 1000)
+    assert "DOES NOT FIT" in plan.describe(config, train, "fp32", train_tokens=6400, taken=1000)
+    assert "fits into" in plan.describe(config, train, "fp32", train_tokens=6400, taken=1001)
+
+
+def test_a_quick_evaluation_is_divided_among_processes_and_the_last_one_is_not_quick():
+    config = TrainConfig(batch_size=8, max_iters=100, eval_interval=30)  # at 0, 30, 60, 90 and 100
+    val_tokens = 100 * 1024 + 1  # 100 windows of 1024 are 13 batches of 8, of two processes 7
+    assert plan.evaluations(config, val_tokens, 1024, processes=1) == 5 * [(8, 13)]
+    assert plan.evaluations(config, val_tokens, 1024, processes=2) == 5 * [(8, 7)]
+    config = replace(config, eval_iters=5, batch_size=2)  # of the whole split 4 x 1024 tokens at a time
+    assert plan.evaluations(config, val_tokens, 1024, processes=2) == 4 * [(2, 3)] + [(4, 13)]
+    assert plan.evaluations(replace(config, max_iters=0), val_tokens, 1024, processes=1) == [(4, 25)]
+
+
+@pytest.fixture
+def search(make_run, monkeypatch):
+    """A run whose batch size is looked for, and the sizes that it has tried so far; all of them are fast."""
+    run, tried, attempt = make_run(batch_size=64, gradient_accumulation_steps=2), [], guard.attempt
+    monkeypatch.setattr(guard, "attempt", lambda run: (tried.append(run.config.batch_size), attempt(run))[1])
+    monkeypatch.setattr(plan, "time_steps", lambda run, seconds: 1.0)
+    return run, tried
+
+
+def test_a_batch_whose_plan_needs_more_than_is_free_is_not_tried_on_a_cpu(search, monkeypatch, capsys):
+    run, tried = search
+    eight = sum(plan.memory(run.gpt.config, replace(run.config, batch_size=8), "fp32").values())
+    weights = 4 * sum(p.numel() for p in run.gpt.parameters())
+    monkeypatch.setattr(plan, "available", lambda device: eight + 1 - weights)
+    plan.find_batch_size(run)
+    assert tried == [1, 1, 2, 4, 8]  # the first one before the first step
+    assert run.config.gradient_accumulation_steps == 2
+    assert "largest that fits: --batch_size=8;" in capsys.readouterr().out
+
+
+def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypatch, capsys):
+    run, tried = search
+    monkeypatch.setattr(run.peers, "largest", lambda *values: [int(run.config.batch_size > 2), *values[1:]])
+    plan.find_batch_size(run)
+    assert tried == [1, 1, 2]
+    assert "largest that fits: --batch_size=2;" in capsys.readouterr().out
 
 
 def test_a_model_that_cannot_fit_is_said_to():

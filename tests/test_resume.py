@@ -1,6 +1,8 @@
+import dataclasses
 import json
 
 import pytest
+from conftest import TINY
 from test_checkpoint import seal_again
 
 from nanogpt import checkpoint, resume
@@ -16,7 +18,8 @@ def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, c
     shown = capsys.readouterr().out
     assert "other settings than the run was started with: seed 1337 -> 2; batch_size 4 -> 2\n" in shown
     capsys.readouterr()
-    make_run(resume="auto", max_iters=8, lr_decay_iters=4)
+    recomputing = dataclasses.replace(TINY, gradient_checkpointing=True)
+    make_run(recomputing, resume="auto", max_iters=8, lr_decay_iters=4)
     assert "note:" not in capsys.readouterr().out
 
 

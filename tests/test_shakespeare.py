@@ -74,7 +74,7 @@ def test_speeches_are_taken_out_of_the_markdown():
     ]
 
 
-@pytest.mark.parametrize("place", ["data/mine/input.txt", "data/other/input.txt", "data/tinyshakespeare.txt"])
+@pytest.mark.parametrize("place", ["data/mine/input.txt", "data/shakespeare_x/input.txt", "data/tinyshakespeare.txt"])
 def test_what_is_already_there_is_taken(tmp_path, text, no_network, place):
     (tmp_path / place).parent.mkdir(parents=True)
     (tmp_path / place).write_text(text)
@@ -82,6 +82,13 @@ def test_what_is_already_there_is_taken(tmp_path, text, no_network, place):
     meta = shakespeare.prepare(tmp_path / "data" / "mine", say=said.append)
     assert meta["source"] == str(tmp_path / place)
     assert said[0] == f"text: {tmp_path / place}, which is already here"
+
+
+def test_another_text_beside_the_data_directory_is_not_taken(tmp_path, text, no_network):
+    (tmp_path / "data" / "poems").mkdir(parents=True)
+    (tmp_path / "data" / "poems" / "input.txt").write_text(text)
+    with pytest.raises(ValueError, match="tiny Shakespeare could not be obtained"):
+        shakespeare.prepare(tmp_path / "data" / "mine", say=lambda text: None)
 
 
 def test_the_download_is_checked_by_hash_before_it_is_used(tmp_path, monkeypatch, text):

@@ -1,5 +1,8 @@
 """A byte-pair encoding that is trained on a text."""
 
+import shlex
+from argparse import Namespace
+
 import numpy as np
 import pytest
 from texts import SCRIPTS
@@ -19,3 +22,12 @@ def test_a_trained_tokenizer_gives_every_text_back_and_shortens_its_own(tmp_path
         assert trained.decode(trained.encode(some)) == some
     with pytest.raises(ValueError, match="vocab_size=100 must be at least 257"):
         train_tokenizer.train([str(text_file)], 100)
+
+
+def test_the_command_after_a_trained_tokenizer_reads_the_same_text():
+    args = Namespace(INPUT=["my notes/", "*.csv"], out="data/bpe", text_column="body", errors="skip")
+    command = shlex.split(train_tokenizer.next_command(args))
+    assert command[:5] == ["python", "-m", "data_prep.text", "my notes/", "*.csv"]
+    assert "--text_column body --errors skip" in " ".join(command)
+    args.text_column, args.errors = "text", "strict"
+    assert train_tokenizer.next_command(args).endswith(" 'my notes/' '*.csv' --tokenizer data/bpe --out data/mine")

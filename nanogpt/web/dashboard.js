@@ -81,7 +81,7 @@ function chartOf(place) {
   if (!charts.has(place)) {
     const chart = new Chart(TITLES[place] ?? place, choose, (x) => charts.forEach((each) => each.draw(x)));
     charts.set(place, chart);
-    const order = ["loss", ...Object.keys(TITLES)];
+    const order = Object.keys(TITLES);
     const at = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
     const sorted = [...charts.entries()].sort((a, b) => at(a[0]) - at(b[0]));
     $("charts").replaceChildren(...sorted.map(([, each]) => each.figure));
