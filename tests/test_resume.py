@@ -94,3 +94,46 @@ def test_a_directory_that_cannot_be_written_is_an_error_before_the_run(make_run,
     monkeypatch.setattr(Path, "write_text", read_only)
     with pytest.raises(OSError, match=r"Read-only file system: .*config\.json"):
         make_run()
+
+
+def test_another_run_in_out_dir_is_not_overwritten(make_run):
+    make_run().train()
+    with pytest.raises(ValueError, match=r"already holds a run .step-000004.: .*--resume=auto.*--out_dir=.*out-2"):
+        make_run()
+
+
+def test_resuming_another_model_is_refused_and_other_settings_are_named(make_run, capsys):
+    make_run().train()
+    with pytest.raises(ValueError, match="was trained with n_embd=16, not 32: resume with --n_embd=16"):
+        make_run(dataclasses.replace(TINY, n_embd=32), resume="auto")
+    capsys.readouterr()
+    make_run(resume="auto", max_iters=8, lr_decay_iters=4, learning_rate=2e-2, log_interval=3)
+    shown = capsys.readouterr().out
+    assert "learning_rate 0.01 -> 0.02" in shown
+    assert "log_interval" not in shown and "decays" not in shown
+    make_run(resume="auto", max_iters=8)
+    assert "the learning rate decays over 8 steps, not 4" in capsys.readouterr().out
+
+
+def test_a_half_written_checkpoint_is_passed_over(make_run, capsys):
+    run = make_run(max_iters=4, eval_interval=2)
+    run.train()
+    (run.out_dir / "step-000004" / "model.safetensors").write_bytes(b"")
+    resumed = make_run(max_iters=4, eval_interval=2, resume="auto")
+    assert resumed.state["step"] == 2
+    assert "step-000004 is not whole: model.safetensors has 0 bytes" in capsys.readouterr().out
+    resumed.train()
+    assert checkpoint.check(run.out_dir / "step-000004") is None
+
+
+def test_another_tokenizer_than_the_checkpoints_is_refused(make_run, data, tmp_path, text):
+    from data_prep import writer
+
+    make_run().train()
+    characters = sorted(set(text))
+    other = text.translate(str.maketrans(characters[-1], "ß"))  # as many characters, but one of them another
+    writer.write(tmp_path / "other", other, "char", 0.1, "made up")
+    with pytest.raises(
+        ValueError, match=rf"different tokenizers .*'{characters[-1]}' is token \d+ in one, no token in"
+    ):
+        make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)

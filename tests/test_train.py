@@ -3,20 +3,15 @@
 import dataclasses
 import json
 import os
-import shlex
 import shutil
 import signal
-import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from conftest import TINY
 
 from nanogpt import TrainConfig, checkpoint, hf, launch, report, tracking, train
-from nanogpt.config import parse
 from nanogpt.generate import generate
 from nanogpt.train import Run
 
@@ -364,50 +359,6 @@ def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
     assert run.state["best_val_loss"] == 2.0
 
 
-def test_another_run_in_out_dir_is_not_overwritten(make_run):
-    make_run().train()
-    with pytest.raises(ValueError, match=r"already holds a run .step-000004.: .*--resume=auto.*--out_dir=.*out-2"):
-        make_run()
-
-
-def test_resuming_another_model_is_refused_and_other_settings_are_named(make_run, capsys):
-    make_run().train()
-    with pytest.raises(ValueError, match="was trained with n_embd=16, not 32: resume with --n_embd=16"):
-        make_run(dataclasses.replace(TINY, n_embd=32), resume="auto")
-    capsys.readouterr()
-    make_run(resume="auto", max_iters=8, lr_decay_iters=4, learning_rate=2e-2, log_interval=3)
-    shown = capsys.readouterr().out
-    assert "learning_rate 0.01 -> 0.02" in shown
-    assert "log_interval" not in shown and "decays" not in shown
-    make_run(resume="auto", max_iters=8)
-    assert "the learning rate decays over 8 steps, not 4" in capsys.readouterr().out
-
-
-def test_a_half_written_checkpoint_is_passed_over(make_run, capsys):
-    run = make_run(max_iters=4, eval_interval=2)
-    run.train()
-    (run.out_dir / "step-000004" / "model.safetensors").write_bytes(b"")
-    resumed = make_run(max_iters=4, eval_interval=2, resume="auto")
-    assert resumed.state["step"] == 2
-    assert "step-000004 is not whole: model.safetensors has 0 bytes" in capsys.readouterr().out
-    resumed.train()
-    assert checkpoint.check(run.out_dir / "step-000004") is None
-
-
-def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypatch, tmp_path, capsys):
-    words = ["recipes/x.py", "--n_layer=2", "--n_head", "2", "--resume=auto", "--max_iters=4", "--data=my data"]
-    monkeypatch.setattr(sys, "argv", words)
-    make_run().train()
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert command[:3] == ["accelerate", "launch", "recipes/x.py"]
-    model, config = parse(TINY, TrainConfig(), command[3:], "")
-    assert (model.n_layer, model.n_head, config.max_iters) == (2, 2, 8)
-    assert (config.resume, config.data) == ("auto", "my data")
-    make_run(seeds=2, seed=7, out_dir=str(tmp_path / "out-seed7")).train()
-    _, config = parse(TINY, TrainConfig(), shlex.split(capsys.readouterr().out.splitlines()[-1])[3:], "")
-    assert (config.seeds, config.seed, config.out_dir) == (1, 7, str(tmp_path / "out-seed7"))
-
-
 def test_a_dry_run_neither_resumes_nor_reports(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch.tracking, "available", lambda report_to, say: [] if report_to == "none" else 1 / 0)
@@ -415,29 +366,6 @@ def test_a_dry_run_neither_resumes_nor_reports(data, tmp_path, monkeypatch, caps
     train.main(TINY, TrainConfig(data=str(data), batch_size=2), argv=flags)
     assert "parameters" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
-
-
-def test_a_device_that_the_launcher_overrules_is_an_error(make_run, monkeypatch):
-    on_cpu = SimpleNamespace(num_processes=1, device=torch.device("cpu"), distributed_type=DistributedType.NO)
-    monkeypatch.setattr(launch, "Accelerator", lambda **kwargs: on_cpu)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match="device=cuda, but the launcher chose cpu"):
-        make_run(device="cuda", precision="fp32")
-
-
-def test_accumulation_that_does_not_divide_says_which_counts_do(make_run, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match=r"gradient_accumulation_steps=4 .* with 3 processes choose 3, 6, 9"):
-        make_run(gradient_accumulation_steps=4)
-
-
-def test_muon_under_fsdp_is_refused(make_run, monkeypatch):
-    sharded = SimpleNamespace(num_processes=1, device=torch.device("cpu"), distributed_type=DistributedType.FSDP)
-    monkeypatch.setattr(launch, "Accelerator", lambda **kwargs: sharded)
-    with pytest.raises(
-        ValueError, match="optimizer=muon needs whole matrices, and FSDP shards them: use --optimizer=adamw"
-    ):
-        make_run(optimizer="muon")
 
 
 def test_bf16_trains_and_checkpoints_stay_fp32(make_run):
@@ -543,16 +471,3 @@ def test_a_model_that_no_class_can_hold_is_a_warning_or_with_exportable_an_error
     with pytest.raises(ValueError, match="no class for this model: position='learned'"):
         make_run(odd, exportable=True)
     make_run(dataclasses.replace(TINY, bias=True), exportable=True)
-
-
-def test_another_tokenizer_than_the_checkpoints_is_refused(make_run, data, tmp_path, text):
-    from data_prep import writer
-
-    make_run().train()
-    characters = sorted(set(text))
-    other = text.translate(str.maketrans(characters[-1], "ß"))  # as many characters, but one of them another
-    writer.write(tmp_path / "other", other, "char", 0.1, "made up")
-    with pytest.raises(
-        ValueError, match=rf"different tokenizers .*'{characters[-1]}' is token \d+ in one, no token in"
-    ):
-        make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)

@@ -1,0 +1,23 @@
+"""What a run says at its end."""
+
+import shlex
+import sys
+
+from conftest import TINY
+
+from nanogpt import TrainConfig
+from nanogpt.config import parse
+
+
+def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypatch, tmp_path, capsys):
+    words = ["recipes/x.py", "--n_layer=2", "--n_head", "2", "--resume=auto", "--max_iters=4", "--data=my data"]
+    monkeypatch.setattr(sys, "argv", words)
+    make_run().train()
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:3] == ["accelerate", "launch", "recipes/x.py"]
+    model, config = parse(TINY, TrainConfig(), command[3:], "")
+    assert (model.n_layer, model.n_head, config.max_iters) == (2, 2, 8)
+    assert (config.resume, config.data) == ("auto", "my data")
+    make_run(seeds=2, seed=7, out_dir=str(tmp_path / "out-seed7")).train()
+    _, config = parse(TINY, TrainConfig(), shlex.split(capsys.readouterr().out.splitlines()[-1])[3:], "")
+    assert (config.seeds, config.seed, config.out_dir) == (1, 7, str(tmp_path / "out-seed7"))
