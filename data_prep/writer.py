@@ -123,9 +123,11 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard
     (out / name).unlink(missing_ok=True)  # from here on until the new one stands, the directory is incomplete
     for file in files.values():
         file.temporary.replace(file.path)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".tokenizer-") as directory:
-        tokenizer.save(directory)
-        os.replace(Path(directory, tokenizers.FILE), out / tokenizers.FILE)
+    directory = out / f".tokenizer-{shard[0]:05}.tmp"  # a name that who goes on after a kill finds again
+    directory.mkdir(exist_ok=True)
+    tokenizer.save(directory)
+    os.replace(directory / tokenizers.FILE, out / tokenizers.FILE)
+    directory.rmdir()
     write_json(out / name, meta)
     return meta
 
