@@ -13,6 +13,7 @@ interruption goes on there, and the bytes come out the same.
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -127,7 +128,7 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard
     directory.mkdir(exist_ok=True)
     tokenizer.save(directory)
     os.replace(directory / tokenizers.FILE, out / tokenizers.FILE)
-    directory.rmdir()
+    shutil.rmtree(directory)  # a tokenizer of the user's own may have written more
     write_json(out / name, meta)
     return meta
 

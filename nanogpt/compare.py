@@ -107,7 +107,12 @@ def compare(runs: list[Path]) -> str:
     every = [curve for curves in groups.values() for curve in curves]
     for axis, title in enumerate(AXES):
         lines += ["", f"validation loss by equal {title}"]
-        for x in meeting_points(every, axis):
+        try:
+            points = meeting_points(every, axis)
+        except ValueError as error:  # on another axis they may meet
+            lines.append(str(error))
+            continue
+        for x in points:
             cells = [spread([loss_by(c, axis, x) for c in curves]) for curves in groups.values()]
             lines.append(row(f"{x:,.1f}" if axis == 2 else f"{x:,.0f}", cells))
     lines += ["", row("lowest", [spread([c.points[:, 3].min() for c in curves]) for curves in groups.values()])]

@@ -167,7 +167,7 @@ def serve(runs: list[str], device: str, port: int | None = None, say=print, bloc
     try:
         import gradio as gr
     except ImportError:
-        raise ValueError("the playground needs Gradio: pip install 'nanogpt[playground]'") from None
+        raise ValueError("the playground needs Gradio: pip install -e '.[playground]' -c constraints.txt") from None
     blocks = page(runs, device)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # not Google's
     options = {

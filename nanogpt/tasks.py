@@ -25,7 +25,7 @@ def evaluate(
     ValueError where lm_eval or a task is missing, or where no transformers class can hold the model.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("--tasks needs lm_eval: pip install 'nanogpt[eval]'")
+        raise ValueError("--tasks needs lm_eval: pip install -e '.[eval]' -c constraints.txt")
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

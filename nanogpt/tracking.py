@@ -142,7 +142,8 @@ class Metrics:
     def close(self) -> None:
         for file in self.files.values():
             file.close()
-        for tracker in self.accelerator.trackers:  # not Accelerate's end_training, which leaves the process group too
+        # not Accelerate's end_training, which leaves the process group as well
+        for tracker in self.accelerator.trackers:
             self._quietly(tracker.finish)
 
 

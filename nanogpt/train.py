@@ -46,8 +46,8 @@ def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", ar
             prepare = prepare if config.data == recipes_data else None
             if config.dry_run or config.find_batch_size:
                 with TemporaryDirectory() as nowhere:  # nothing is left of it
-                    alone = dataclasses.replace(config, out_dir=nowhere, resume="none", report_to="none")
-                    run = Run(model, alone, prepare, quiet=True)
+                    alone = {"out_dir": nowhere, "resume": "none", "report_to": "none", "push_to_hub": None}
+                    run = Run(model, dataclasses.replace(config, **alone), prepare, quiet=True)
                     plan.show(run) if config.dry_run else plan.find_batch_size(run)
                 return
             seeds = range(config.seed, config.seed + config.seeds)

@@ -8,7 +8,11 @@ The weights come from the Hub (548 MB for gpt2) or from a directory that --init_
 must be the one that the data was prepared with. The line of step 0 is the loss before any training. Of the model's
 settings only block_size, dropout and gradient_checkpointing count here: the rest is the checkpoint's.
 
-What it reaches is not measured yet.
+What GPT-2 reaches is not measured yet. Without a network, the model that recipes/own_text.py trains in 200 steps (it
+stands there with 1.73) becomes a little better:
+
+    accelerate launch recipes/finetune_shakespeare.py --init_from=out/own_text --data=data/shakespeare_char \\
+        --block_size=64 --dropout=0 --learning_rate=1e-3 --eval_interval=100  # validation loss 1.70
 """
 
 from functools import partial

@@ -7,6 +7,10 @@ The model is the largest of five that has no more parameters than the text has t
 without a GPU at most 0.8 million parameters besides the embeddings, with one as much as its memory allows. It is
 trained until it has seen 20 tokens for each parameter (Hoffmann et al. 2022), but four epochs at most, after which
 repetition gains little (Muennighoff et al. 2023), and without a GPU 2,000 steps at most. A flag overrides any of this.
+
+What to expect of a megabyte of English by characters, on a CPU:
+
+    accelerate launch recipes/own_text.py --data=data/shakespeare_char --max_iters=200  # validation loss 1.73
 """
 
 import argparse

@@ -99,4 +99,4 @@ def test_without_gradio_the_way_to_it_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit) as error:
         main(["playground", "a"])
-    assert error.value.code == 2 and "pip install 'nanogpt[playground]'" in capsys.readouterr().err
+    assert error.value.code == 2 and "pip install -e '.[playground]'" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from test_hf import CHARACTERS, make_checkpoint
 from nanogpt import hf
 from nanogpt.tokenizer import CharTokenizer
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'nanogpt[eval]'")
+lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -e '.[eval]'")
 
 TASK = """
 dataset_path: json

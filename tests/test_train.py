@@ -359,10 +359,12 @@ def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
     assert run.state["best_val_loss"] == 2.0
 
 
-def test_a_dry_run_neither_resumes_nor_reports(data, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_neither_resumes_nor_reports_nor_pushes(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch.tracking, "available", lambda report_to, say: [] if report_to == "none" else 1 / 0)
-    flags = ["--dry_run", "--resume=last", "--report_to=trackio", "--device=cpu", "--precision=fp32"]
+    monkeypatch.setattr(hf.hub, "make_repository", lambda *args: 1 / 0)
+    flags = ["--dry_run", "--resume=last", "--report_to=trackio", "--push_to_hub=me/model"]
+    flags += ["--device=cpu", "--precision=fp32"]
     train.main(TINY, TrainConfig(data=str(data), batch_size=2), argv=flags)
     assert "parameters" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

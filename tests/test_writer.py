@@ -4,6 +4,7 @@ import random
 import resource
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +124,10 @@ class Wide(ByteTokenizer):
     def decode(self, ids) -> str:
         return super().decode(i - 65_536 for i in ids if i < 69_999)
 
+    def save(self, directory) -> None:
+        super().save(directory)
+        Path(directory, "notes.txt").write_text("more than tokenizer.json")
+
 
 class Wrong(Wide):
     vocab_size = 65_600
@@ -132,6 +137,7 @@ def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path):
     path = write_jsonl(tmp_path / "in.jsonl", documents())
     meta = text.prepare([path], tmp_path / "data", Wide(), 0.1, say=silent)
     assert meta["dtype"] == "uint32"
+    assert not list((tmp_path / "data").glob(".*"))
     ids = tokens(tmp_path / "data", "train")
     reference = np.array(expected(documents(), 0.1, False))
     assert np.array_equal(ids, np.where(reference == 256, 69_999, reference + 65_536))
