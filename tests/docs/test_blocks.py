@@ -21,6 +21,7 @@ DOCS = Docs.read()
 RUNNABLE = [f for f in DOCS.pages() if any(b.language in ("bash", "python") and not b.skip for b in DOCS.blocks(f))]
 SHORTER = 200  # times fewer steps
 TRAINS = re.compile(r"(accelerate launch|python|nanogpt plan) [^\n#]*?(recipes/(?!eval_)\w+|mine)\.py[^\n#]*")
+ADDED = re.compile(r" --max_iters=\d+ --eval_interval=2 --threads=1(?: --n_layer=1)?(?= --resume)")  # by `shorten`
 NUMBERS = re.compile(r"\d[\d,.]*")
 
 
@@ -123,6 +124,7 @@ def test_blocks_run_in_order(readings, file):
 def quoted(output: str) -> set[str]:
     """Lines of a run's output, apart from numbers, precision, and what depends on the text: prompt, sample, source."""
     output = re.sub(r"--prompt .*", "--prompt TEXT", re.sub(r"\bfp32\b", "bf16", output))
+    output = ADDED.sub("", output)
     before, _, after = output.partition("\nnext:")
     lines = before.split("\n\n")[0].splitlines() + before.split("\n\n")[1:2] + ("next:" + after).splitlines()
     return {" ".join(NUMBERS.sub("N", line).split()) for line in lines if not line.startswith("text:")}
