@@ -231,6 +231,7 @@ def test_a_plan_of_a_recipe_that_does_not_exist_changes_nothing(capsys):
     assert (sys.argv, sys.path) == before
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_looked_for(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "available", lambda device: 40e6)  # as much as a very small machine has free

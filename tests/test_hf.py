@@ -68,6 +68,7 @@ def read_by_transformers(tmp_path: Path, exports: list) -> dict[str, torch.Tenso
     return load_file(tmp_path / "read.safetensors")
 
 
+@pytest.mark.slow
 def test_exports_of_every_kind_reproduce_logits_and_greedy_tokens(tmp_path, gpt2_files):
     bpe, text = BPETokenizer.gpt2(), "I don't know the king's 12 horses.\n  Été!"
     cases = {name: (dataclasses.replace(c, block_size=80), CharTokenizer(CHARACTERS)) for name, c in CASES.items()}

@@ -30,6 +30,7 @@ def nanogpt(hub, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_push_uploads_a_verified_export_and_keeps_what_was_there(hub, nanogpt):
     hub.add("alice/model", {"notes.txt": b"keep me", "config.json": b"{}"})
     done = nanogpt("push", "run", "alice/model", "--license", "mit")
@@ -48,6 +49,7 @@ def test_push_uploads_a_verified_export_and_keeps_what_was_there(hub, nanogpt):
     assert sampled.returncode == 0 and sampled.stdout.startswith("ROMEO:"), sampled.stderr
 
 
+@pytest.mark.slow
 def test_a_private_repository_is_made_and_a_branch_leaves_main_alone(hub, nanogpt):
     assert nanogpt("push", "run", "alice/new", "--private", "--revision", "trial").returncode == 0
     assert hub.repos["alice/new"].private
@@ -87,6 +89,7 @@ def test_models_that_do_not_exist_are_one_line(nanogpt):
     assert done.returncode == 2 and "the Hub is out of reach" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_revision_is_pinned(hub, nanogpt, tmp_path):
     assert nanogpt("push", "run", "alice/model").returncode == 0
     first = hub.repos["alice/model"].branches["main"]
@@ -102,6 +105,7 @@ def test_a_revision_is_pinned(hub, nanogpt, tmp_path):
     assert shown.stdout.split() == ["rope", "learned"], shown.stderr
 
 
+@pytest.mark.slow
 def test_a_recipe_pushes_at_the_end_and_stops_at_the_start_where_it_could_not(hub, tmp_path, data):
     recipe = Path(__file__).parents[1] / "recipes" / "shakespeare_nanogpt.py"
     flags = "--device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max_iters=2".split()

@@ -31,6 +31,7 @@ def test_the_model_grows_with_the_text_and_the_machine(tokens, vocab_size, gib, 
     assert seen <= 4 * tokens
 
 
+@pytest.mark.slow
 def test_own_text_becomes_a_model_in_two_commands(tmp_path, text):
     """The README's way for a text of one's own, shortened to a few steps."""
     (tmp_path / "notes").mkdir()

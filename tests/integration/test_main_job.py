@@ -49,6 +49,7 @@ def launch(home: Path, *arguments, env=None) -> subprocess.CompletedProcess:
     return shell(home, BIN / "accelerate", "launch", *arguments, env=env)
 
 
+@pytest.mark.slow
 def test_launch_prepares_trains_and_samples_at_full_speed_without_a_warning(home):
     done = launch(home, RECIPE, *SMALL, "--max_iters=20", "--eval_interval=10")
     assert done.returncode == 0, done.stderr
@@ -68,6 +69,7 @@ def test_launch_prepares_trains_and_samples_at_full_speed_without_a_warning(home
     assert again == pytest.approx(final, abs=2e-3)  # this one in fp32, the run perhaps in bf16
 
 
+@pytest.mark.slow
 def test_python_alone_works_too_and_stopping_and_resuming_loses_nothing(home):
     flags = [*SMALL, "--max_iters=3000", "--eval_interval=10000", "--log_interval=1", "--out_dir=out/a"]
     process = subprocess.Popen(
@@ -95,6 +97,7 @@ def test_python_alone_works_too_and_stopping_and_resuming_loses_nothing(home):
     assert f"{stopped + 2:,} steps in" in done.stdout
 
 
+@pytest.mark.slow
 def test_on_a_terminal_a_bar_shows_loss_speed_and_time_left(home):
     pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
     ours, theirs = pty.openpty()
@@ -110,6 +113,7 @@ def test_on_a_terminal_a_bar_shows_loss_speed_and_time_left(home):
     assert re.search(rb"\d+/400 \[\d\d:\d\d<\d\d:\d\d, .*step/s, loss \d\.\d{3}, [\d,]+ tokens/s", shown), shown[-2000:]
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_a_mixture_what_one_trains(home, text):
     flags = [*SMALL, "--max_iters=6", "--eval_interval=6", "--log_interval=1", "--dropout=0.1", "--optimizer=muon"]
     flags += ["--gradient_accumulation_steps=2", "--data=data/a:0.7,data/b:0.3"]
@@ -127,6 +131,7 @@ def test_two_processes_train_on_a_mixture_what_one_trains(home, text):
     assert two.stdout.count("output  out/two") == 1  # one process speaks
 
 
+@pytest.mark.slow
 def test_a_launch_that_became_two_replicas_stops_with_the_right_command(home):
     flags = [*SMALL, "--max_iters=2", "--gradient_accumulation_steps=2"]
     done = launch(home, *TWO_PROCESSES, "--main_process_port", "0", CLASSIC, *flags)
@@ -136,6 +141,7 @@ def test_a_launch_that_became_two_replicas_stops_with_the_right_command(home):
     assert not (home / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_cpu_configuration_launches(home):
     config = ROOT / "accelerate_configs" / "cpu.yaml"
     done = launch(home, "--config_file", config, CLASSIC, *SMALL, "--max_iters=2")
@@ -143,6 +149,7 @@ def test_the_cpu_configuration_launches(home):
     assert "device  cpu, 1 process" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_exit_code_2(home):
     done = shell(home, sys.executable, CLASSIC, "--n_leyer=3")
     assert done.returncode == 2
@@ -152,6 +159,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(home):
     assert "error: unknown flag --n_leyer" in launched.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_the_first_sampled_token_comes_within_two_seconds_of_loading(home):
     done = shell(
@@ -164,6 +172,7 @@ def test_the_first_sampled_token_comes_within_two_seconds_of_loading(home):
     assert time.perf_counter() - start < 2
 
 
+@pytest.mark.slow
 def test_gpt2_is_fine_tuned_exported_and_compared(home, text, gpt2_files):
     gpt2 = GPT2LMHeadModel(GPT2Config(n_positions=32, n_embd=16, n_layer=1, n_head=2))
     torch.nn.init.constant_(gpt2.transformer.ln_f.bias, 0.1)  # all biases at zero would be taken for bias=False
