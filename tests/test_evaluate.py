@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from nanogpt import GPT, GPTConfig
+from data_prep import writer
+from nanogpt import GPT, GPTConfig, tokenizer
 from nanogpt.data import TokenDataset
 from nanogpt.evaluate import evaluate
 
@@ -55,3 +56,16 @@ def test_the_sampled_estimate_is_near_the_whole_and_depends_on_its_seed(model):
     estimates = [evaluate(gpt, dataset, 8, eval_iters=10, seed=seed)["val_loss"] for seed in (1, 1, 2)]
     assert estimates[0] == estimates[1] != estimates[2]
     assert estimates[0] == pytest.approx(whole, abs=0.1)
+
+
+def test_bits_per_byte_are_those_of_the_text_in_bytes(tmp_path):
+    """Of a text whose characters have one to four bytes, the bits that all of its tokens cost over its bytes."""
+    writer.write(tmp_path / "data", "añ你😀" * 100 + "a你" * 50, "char", 0.1, "made up")
+    data = TokenDataset(tmp_path / "data", "val", block_size=8)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=4, block_size=8, n_layer=1, n_head=1, n_embd=8))
+    result = evaluate(model, data, batch_size=4)
+    size = len(tokenizer.load(tmp_path / "data").decode(data.tokens[:]).encode())
+    assert size == 2 * len(data.tokens)  # the end is a你 alone
+    bits = result["val_loss"] * len(data.tokens) / math.log(2)
+    assert result["val_bpb"] == pytest.approx(bits / size)
