@@ -61,9 +61,17 @@ def sample(run, tokens: int = 300) -> str:
 
 
 def going_on(run, *changes: str) -> str:
-    """The command that resumes this run, with `changes`: flags that take the place of earlier ones."""
+    """The command that resumes this run; `changes` are flags, `--name=value`, in the place of those it was given."""
     if run.config.seeds > 1:
         changes = ("--seeds=1", f"--seed={run.config.seed}", f"--out_dir={run.out_dir}", *changes)
-    words = [word for word in sys.argv if not word.startswith("--resume=")]
+    changes = ("--resume=auto", *changes)
+    replaced = {change.partition("=")[0] for change in changes}
+    words, given = [], iter(sys.argv)
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name not in replaced:
+            words.append(word)
+        elif not equals:
+            next(given, None)  # its value
     same = " (as before)" if run.peers.many else ""
-    return f"accelerate launch{same} {shlex.join([*words, '--resume=auto', *changes])}"
+    return f"accelerate launch{same} {shlex.join([*words, *changes])}"

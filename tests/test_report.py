@@ -10,11 +10,11 @@ from nanogpt.config import parse
 
 
 def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypatch, tmp_path, capsys):
-    words = ["recipes/x.py", "--n_layer=2", "--n_head", "2", "--resume=auto", "--max_iters=4", "--data=my data"]
+    words = ["recipes/x.py", "--n_layer=2", "--max_iters", "4", "--n_head", "2", "--resume=auto", "--data=my data"]
     monkeypatch.setattr(sys, "argv", words)
     make_run().train()
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert command[:3] == ["accelerate", "launch", "recipes/x.py"]
+    assert command[:3] == ["accelerate", "launch", "recipes/x.py"] and "4" not in command
     model, config = parse(TINY, TrainConfig(), command[3:], "")
     assert (model.n_layer, model.n_head, config.max_iters) == (2, 2, 8)
     assert (config.resume, config.data) == ("auto", "my data")

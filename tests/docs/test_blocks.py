@@ -21,7 +21,7 @@ DOCS = Docs.read()
 RUNNABLE = [f for f in DOCS.pages() if any(b.language in ("bash", "python") and not b.skip for b in DOCS.blocks(f))]
 SHORTER = 200  # times fewer steps
 TRAINS = re.compile(r"(accelerate launch|python|nanogpt plan) [^\n#]*?(recipes/(?!eval_)\w+|mine)\.py[^\n#]*")
-ADDED = re.compile(r" --max_iters=\d+ --eval_interval=2 --threads=1(?: --n_layer=1)?(?= --resume)")  # by `shorten`
+ADDED = re.compile(r" --eval_interval=2 --threads=1(?: --n_layer=1)?(?= --resume)")  # by `shorten`
 NUMBERS = re.compile(r"\d[\d,.]*")
 
 
