@@ -61,7 +61,7 @@ def sample(run, tokens: int = 300) -> str:
 
 
 def going_on(run, *changes: str) -> str:
-    """The command that resumes this run; `changes` are flags, `--name=value`, in the place of those it was given."""
+    """The command that resumes this run; `changes` are flags, each with =, in the place of those it was given."""
     if run.config.seeds > 1:
         changes = ("--seeds=1", f"--seed={run.config.seed}", f"--out_dir={run.out_dir}", *changes)
     changes = ("--resume=auto", *changes)
