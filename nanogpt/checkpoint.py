@@ -337,7 +337,7 @@ def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print)
             raise ValueError(f"checkpoint {run} is not whole: {wrong}")
         say(f"checkpoint {run} is not whole: {wrong}; going on with {others[0]}, the last whole one")
         return others[0]
-    candidates = [(run / link).resolve() for link in prefer if (run / link).is_dir()]
+    candidates = list(dict.fromkeys((run / link).resolve() for link in prefer if (run / link).is_dir()))
     candidates += [step for step in reversed(steps(run)) if step.resolve() not in candidates]
     for candidate in candidates:
         wrong = check(candidate)

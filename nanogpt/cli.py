@@ -96,6 +96,7 @@ def note(text: str) -> None:
 
 
 def add_sample(commands) -> None:
+    """How to draw, besides what to continue."""
     command = add_command(commands, "sample", run_sample, "continue a prompt, streaming to the terminal")
     add_run(command)
     add_device(command)

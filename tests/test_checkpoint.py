@@ -342,3 +342,13 @@ def test_a_copy_does_not_change_with_the_model(tmp_path):
     assert weights["wte.weight"].any() and moments["h.0.attn.c_attn.weight.momentum_buffer"].any()
     assert not shared["wte.weight"].any() and not momentum.any()
     assert checkpoint.collect(model, optimizers, keep=False) == ({}, {})
+
+
+def test_a_damaged_checkpoint_that_is_the_best_and_the_last_is_named_once(tmp_path):
+    model, optimizers = trained(1)
+    for step in (1, 2):
+        newest = save(tmp_path, step, model, optimizers, best=True)
+    (newest / "model.safetensors").write_bytes(b"")
+    said = []
+    assert checkpoint.find(tmp_path, say=said.append).name == "step-000001"
+    assert len(said) == 1 and "step-000002 is not whole" in said[0]
