@@ -23,8 +23,8 @@ import numpy as np
 
 from data_prep.documents import Corpus, is_file
 from data_prep.writer import train_characters, write_corpus
-from nanogpt import tokenizer as tokenizers
 from nanogpt.config import OneLineParser, user_errors
+from nanogpt.data.tokenizer import get_tokenizer
 
 # around a command: a mistake of the user, or Ctrl-C, is one line
 command = partial(user_errors, "stopped: the same command goes on behind what is written already")
@@ -43,7 +43,7 @@ def prepare(
 ) -> dict:
     """Prepares the data directory `out` from `inputs` and returns its meta data. Raises ValueError or OSError.
 
-    `tokenizer` is a name for `nanogpt.tokenizer.get`, `char`, or a tokenizer of your own.
+    `tokenizer` is a name for `nanogpt.data.tokenizer.get`, `char`, or a tokenizer of your own.
     """
     if dedup and shard[1] > 1:
         raise ValueError("--dedup compares all documents: it cannot be used with --shard")
@@ -53,7 +53,7 @@ def prepare(
             raise ValueError("--tokenizer char reads the text twice, and standard input can be read once: use a file")
         tokenizer = train_characters(corpus)
     elif isinstance(tokenizer, str):
-        tokenizer = tokenizers.get(tokenizer)
+        tokenizer = get_tokenizer(tokenizer)
     fraction = default_val_fraction(corpus) if val_fraction is None else val_fraction
     meta = write_corpus(out, corpus, tokenizer, fraction, " ".join(inputs), dedup, say)
     say(summary(Path(out), meta, tokenizer, shard[1]))

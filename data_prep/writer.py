@@ -1,4 +1,4 @@
-"""Writes a data directory: train.bin, val.bin, tokenizer.json and, last, meta.json (see `nanogpt.data`).
+"""Writes a data directory: train.bin, val.bin, tokenizer.json and, last, meta.json (see `nanogpt.data.tokens`).
 
 `write` takes a text that is in memory and cuts its end off for validation, as nanoGPT does. `write_corpus` takes
 documents of any total size, in constant memory, and divides them by their hashes:
@@ -27,8 +27,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.documents import Corpus, Piece
-from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import write_json
+from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between two notes of how far it is
@@ -75,7 +75,7 @@ class TokenFile:
 
 def make_tokenizer(name: str, text: str):
     """The tokenizer called `name`, trained on `text` if it is one that is trained."""
-    return tokenizers.CharTokenizer.train(text) if name == "char" else tokenizers.get(name)
+    return CharTokenizer.train(text) if name == "char" else get_tokenizer(name)
 
 
 def token_dtype(tokenizer) -> np.dtype:
@@ -127,7 +127,7 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard
     directory = out / f".tokenizer-{shard[0]:05}.tmp"  # a name that who goes on after a kill finds again
     directory.mkdir(exist_ok=True)
     tokenizer.save(directory)
-    os.replace(directory / tokenizers.FILE, out / tokenizers.FILE)
+    os.replace(directory / FILE, out / FILE)
     shutil.rmtree(directory)  # a tokenizer of the user's own may have written more
     write_json(out / name, meta)
     return meta
@@ -156,7 +156,7 @@ class CorpusWriter:
         self.progress, self.hashes = out / f".progress{number}.json", out / f".hashes{number}.tmp"
         with tempfile.TemporaryDirectory() as directory:
             tokenizer.save(directory)
-            saved = hashlib.sha256(Path(directory, tokenizers.FILE).read_bytes()).hexdigest()
+            saved = hashlib.sha256(Path(directory, FILE).read_bytes()).hexdigest()
         job = hashlib.sha256(json.dumps([corpus.fingerprint(), saved, val_fraction, dedup]).encode()).hexdigest()
         self.state = {"job": job, "next": [0, 0, 0], "duplicates": 0, "skipped": 0, "hashes": 0, "splits": {}}
         found = json.loads(self.progress.read_text(encoding="utf-8")) if self.progress.exists() else {}
@@ -284,13 +284,13 @@ def ended(piece: Piece, eot_id: int | None) -> str:
     return piece.text + "\n" * newline
 
 
-def train_characters(corpus: Corpus) -> tokenizers.CharTokenizer:
+def train_characters(corpus: Corpus) -> CharTokenizer:
     """The character tokenizer of a corpus, which is read to its end for it."""
     everything = Corpus(corpus.inputs, corpus.text_column, corpus.errors)
     characters: set[str] = set()
     for piece in everything.pieces():
         characters.update(ended(piece, None))
-    return tokenizers.CharTokenizer.train("".join(characters))
+    return CharTokenizer.train("".join(characters))
 
 
 def write_corpus(
