@@ -43,7 +43,7 @@ def prepare(
 ) -> dict:
     """Prepares the data directory `out` from `inputs` and returns its meta data. Raises ValueError or OSError.
 
-    `tokenizer` is a name for `nanogpt.data.tokenizer.get`, `char`, or a tokenizer of your own.
+    `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your own.
     """
     if dedup and shard[1] > 1:
         raise ValueError("--dedup compares all documents: it cannot be used with --shard")

@@ -1,4 +1,4 @@
-"""What the launcher, the machine and the settings come to together; `launch-check` itself is in test_cli.py."""
+"""What the launcher, the machine and the settings come to together; `launch-check` itself is in test_commands.py."""
 
 from types import SimpleNamespace
 
