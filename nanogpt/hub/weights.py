@@ -98,7 +98,7 @@ def read_config(directory: Path) -> GPTConfig:
     try:
         with quiet():
             c = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        return checkpoint.typed(GPTConfig, translate(directory, kind, c))
+        return GPTConfig(**translate(directory, kind, c))
     except ValueError:
         raise
     except Exception as error:  # values of other types make transformers' classes raise nearly anything
