@@ -17,7 +17,7 @@ checkpoint metrics generate evaluate
 runtime.device runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare
 hub.client hub.weights hub.card hub.load hub.export hub.from_nanogpt
-plan resume console train
+plan resume console setup train
 commands.options commands.tasks commands.playground commands.bench commands.sample commands.evaluate commands.compare
 commands.dashboard commands.plot commands.export commands.push commands.show_batch commands.plan commands.check_data
 commands.launch_check commands.import_nanogpt commands commands.__main__
