@@ -162,7 +162,7 @@ class Run(Setup):
         seed = int(mix(mix(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0])
         torch.default_generator.manual_seed(
             seed
-        )  # torch.manual_seed looks for every kind of device, which takes 0.2 ms
+        )  # torch.manual_seed asks every kind of device: 0.2 ms
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
             x, y = x.pin_memory(), y.pin_memory()
