@@ -5,6 +5,7 @@ import resource
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,3 +146,8 @@ def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path):
     assert data.batch(0, 0, 4)[0].max() > 65_535
     with pytest.raises(ValueError, match=r"tokenizer wide gave the ids .*, but its vocab_size is 65600"):
         text.prepare([path], tmp_path / "wrong", Wrong(), 0.1, say=silent)
+
+
+@pytest.mark.parametrize("vocab_size, dtype", [(65_536, "uint16"), (65_537, "uint32")])
+def test_two_bytes_hold_65536_tokens_and_no_more(vocab_size, dtype):
+    assert writer.token_dtype(SimpleNamespace(vocab_size=vocab_size)) == dtype
