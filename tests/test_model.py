@@ -281,3 +281,15 @@ def test_projections_into_the_residual_stream_begin_smaller():
     for name, p in GPT(dataclasses.replace(GPT2, n_layer=8)).named_parameters():
         if p.ndim == 2:  # 1/sqrt(2 n_layer) is a quarter
             assert p.std().item() == pytest.approx(0.005 if "c_proj" in name else 0.02, rel=0.1), name
+
+
+def test_a_cropped_model_keeps_the_first_positions():
+    model, idx = GPT(GPT2), torch.randint(65, (1, 8))
+    expected = model(idx)
+    model.crop_block_size(8)
+    assert model.wpe.weight.shape == (8, 32) and torch.equal(model(idx), expected)
+
+
+def test_padding_counts_in_neither_of_two_embeddings():
+    model = GPT(dataclasses.replace(GPT2, tie_embeddings=False))
+    assert model.get_num_params() == GPT(GPT2).get_num_params() + 65 * 32
