@@ -373,3 +373,10 @@ def test_the_checksum_is_of_the_whole_file(tmp_path):
     content = bytes(range(256)) * 10_000  # more than is read at a time
     (tmp_path / "file").write_bytes(content)
     assert checkpoint.crc32(tmp_path / "file") == zlib.crc32(content)
+
+
+def test_of_several_whole_checkpoints_the_newest_is_taken(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, *trained(1), keep=0)
+    (tmp_path / "last" / "config.json").unlink()
+    assert checkpoint.find(tmp_path, say=lambda text: None).name == "step-000002"

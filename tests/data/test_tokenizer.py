@@ -286,10 +286,5 @@ def test_ids_may_leave_numbers_out():
 
 def test_spaces_around_a_special_token_stay_in_the_saved_tokenizer(tmp_path):
     ByteTokenizer().save(tmp_path)
-    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("a <|endoftext|> b").ids == [
-        97,
-        32,
-        256,
-        32,
-        98,
-    ]
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert saved.encode("a <|endoftext|> b").ids == [97, 32, 256, 32, 98]
