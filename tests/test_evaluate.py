@@ -77,11 +77,7 @@ def test_the_shares_of_three_processes_add_up_to_the_evaluation_of_one(model, ev
     gpt, dataset = model
     totals = []
     for process, processes in ((0, 1), (0, 3), (1, 3), (2, 3)):
-        share = {
-            "process": process,
-            "processes": processes,
-            "reduce": lambda total: totals.append(total) or torch.ones(2),
-        }
-        evaluate(gpt.eval(), dataset, 4, eval_iters=eval_iters, seed=5, **share)
+        share = {"eval_iters": eval_iters, "seed": 5, "process": process, "processes": processes}
+        evaluate(gpt.eval(), dataset, 4, **share, reduce=lambda total: totals.append(total) or torch.ones(2))
         assert not gpt.training
     torch.testing.assert_close(sum(totals[1:]), totals[0], rtol=1e-5, atol=0)
