@@ -220,7 +220,7 @@ nanogpt/hub/export.py
     if ours_ids != their_ids or  =>  if ours_ids != their_ids and
     shutil.rmtree(unverified, ignore_errors=True)  =>  pass
     weights.to_transformers(model, words.eot_id)  =>  weights.to_transformers(model)
-nanogpt/hub/export.py tests/hub/test_client.py
+nanogpt/hub/export.py tests/commands/test_commands.py
     client.make_repository(repo, private, revision)  =>  client.make_repository(repo, revision=revision)
     by nanogpt", revision)  =>  by nanogpt")
 nanogpt/hub/card.py
