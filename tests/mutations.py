@@ -65,8 +65,11 @@ nanogpt/optim.py
     update = grad.lerp(momentum, group["momentum"])  =>  update = momentum
     1 - lr * weight_decay  =>  1 - weight_decay
     max(1, shape[0] / shape[1])  =>  max(1, shape[1] / shape[0])
-    lr * group["lr_scale"]  =>  lr
+    lr * group.get("lr_scale", 1.0)  =>  lr
     rows = group["rows"] or [p.size(0)]  =>  rows = [p.size(0)]
+nanogpt/optim.py tests/test_train.py
+    optimizer.found_inf = not_finite  =>  pass
+    optimizer.zero_grad()  =>  pass
 nanogpt/config.py
     return text.lower() == "true"  =>  return bool(text)
     allow_abbrev=False  =>  allow_abbrev=True
@@ -179,7 +182,16 @@ nanogpt/runtime/guard.py
     torch.where(loss.isfinite(), 1.0, torch.nan)  =>  torch.where(loss.isfinite(), 1.0, 0.0)
     config.gradient_accumulation_steps * parts  =>  config.gradient_accumulation_steps * 2
     SCALER_STEPS if scaler is not None else 0  =>  SCALER_STEPS
-    run.gpt.zero_grad()  =>  pass
+nanogpt/runtime/guard.py tests/test_train.py
+    torch.where(not_finite > 0, 0.0, loss)  =>  loss
+    (self.bad_in_a_row + 1) * not_finite  =>  self.bad_in_a_row + not_finite
+nanogpt/train.py tests/runtime/test_guard.py
+    self.gpt.zero_grad()  =>  pass
+nanogpt/setup.py tests/test_train.py
+    open_data(data, "val", model_config  =>  open_data(data, "train", model_config
+    config.gradient_accumulation_steps * config.batch_size * model  =>  config.batch_size * model
+    torch.manual_seed(config.seed)  =>  pass
+    checkpoint.restore(start, self.gpt, self.optimizers)  =>  checkpoint.restore(start, self.gpt, [])
 nanogpt/runtime/signals.py
     60 * max_minutes  =>  max_minutes
     signal.signal(each, signal.SIG_DFL)  =>  signal.signal(each, signal.SIG_IGN)
@@ -240,30 +252,23 @@ nanogpt/hub/from_nanogpt.py
     bool(args.get("bias", True))  =>  bool(args.get("bias", False))
     = 2 * step  =>  = step
 nanogpt/train.py
-    open_data(config.data, "val", model_config  =>  open_data(config.data, "train", model_config
     config.grad_clip or torch.inf  =>  torch.inf
-    config.gradient_accumulation_steps * config.batch_size * model  =>  config.batch_size * model
     seed=config.seed + state["step"],  =>  seed=config.seed,
     = config.gradient_accumulation_steps // processes  =>  = config.gradient_accumulation_steps
     flops / peak / self.accelerator.num_processes  =>  flops / peak
-    reduce(self.loss_sum, "mean")  =>  reduce(self.loss_sum, "sum")
+    reduce(tally.loss, "mean")  =>  reduce(tally.loss, "sum")
     process=accelerator.process_index,  =>  process=0,
     reduce=self.add_up,  =>
-    loss.detach() / accumulation  =>  loss.detach()
-    torch.where(found_inf > 0, 0.0, step_loss)  =>  step_loss
+    loss.detach() / micro_batches  =>  loss.detach()
     number * config.batch_size, config.batch_size  =>  number, config.batch_size
     step * config.gradient_accumulation_steps + index  =>  step + index
     result["val_loss"] < state["best_val_loss"]  =>  result["val_loss"] > state["best_val_loss"]
-    (self.bad_in_a_row + 1) * found_inf  =>  self.bad_in_a_row + found_inf
     eval_iters=0 if last else config.eval_iters  =>  eval_iters=config.eval_iters
-    state["skipped_steps"] += int(self.skipped)  =>  pass
+    state["skipped_steps"] += int(self.tally.skipped)  =>  pass
     ^ np.uint64(number))[0]  =>  ^ np.uint64(step))[0]
-    torch.manual_seed(config.seed)  =>  pass
     lr_at(state["step"], config))  =>  lr_at(state["step"] + 1, config))
     128 + number if number else 0  =>  number
     (config.always_save_checkpoint or best or last)  =>  (config.always_save_checkpoint or last)
-    optimizer.found_inf = found_inf  =>  optimizer.found_inf = None
-    optimizer.zero_grad()  =>  pass
     i * accelerator.num_processes + accelerator.process_index  =>  i * accelerator.num_processes
 nanogpt/resume.py
     if a != b and name not in HARMLESS:  =>  if a != b and name in HARMLESS:
