@@ -146,7 +146,7 @@ def test_a_batch_whose_plan_needs_more_than_is_free_is_not_tried_on_a_cpu(search
     run.find_batch_size()
     assert tried == [1, 1, 2, 4, 8]  # the first one before the first step
     assert run.config.gradient_accumulation_steps == 2
-    assert "largest that fits: --batch_size=8;" in capsys.readouterr().out
+    assert "largest that fits: --batch_size=8; most tokens per second: --batch_size=8\n" in capsys.readouterr().out
 
 
 def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypatch, capsys):
