@@ -4,7 +4,8 @@ import shlex
 import sys
 
 from nanogpt import checkpoint
-from nanogpt.generate import pack, write
+from nanogpt.cpu import pack
+from nanogpt.generate import write
 from nanogpt.hub.export import push
 from nanogpt.view import plot
 

@@ -17,6 +17,7 @@ import torch
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
+from nanogpt.cpu import speed_up
 from nanogpt.evaluate import forward_batch_size, total_loss
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import make_optimizers
@@ -54,7 +55,7 @@ def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     with FakeTensorMode():
-        model = GPT(config)
+        model = speed_up(GPT(config))
         optimizers = make_optimizers(model, train, torch.bfloat16 if precision == "bf16" else torch.float32)
         idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
         tracker = MemTracker()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from nanogpt import checkpoint, console, metrics, plan, resume
 from nanogpt.config import TrainConfig, fail, parse, user_errors
+from nanogpt.cpu import speed_up
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import Batch, mix
@@ -135,7 +136,7 @@ class Run:
         """The model and its optimizers, on the device and as the launcher wants them: copied, sharded, compiled."""
         config = self.config
         torch.manual_seed(config.seed)
-        self.gpt = (pretrained or GPT(model_config)).to(self.device)
+        self.gpt = speed_up((pretrained or GPT(model_config)).to(self.device))  # on a CPU only
         self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
         if self.compiled:
             self.gpt.compile()  # in place and before prepare: parameters keep their names; happens at the first forward
