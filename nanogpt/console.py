@@ -6,7 +6,8 @@ import sys
 from tqdm import tqdm
 
 from nanogpt import checkpoint
-from nanogpt.generate import pack, write
+from nanogpt.cpu import pack
+from nanogpt.generate import write
 from nanogpt.hub.export import push
 from nanogpt.view import plot
 

@@ -17,6 +17,7 @@ from itertools import islice
 import torch
 
 from nanogpt.config import TrainConfig
+from nanogpt.cpu import speed_up
 from nanogpt.data.tokens import Batch, TokenDataset
 from nanogpt.evaluate import forward_batch_size
 from nanogpt.model import GPT, GPTConfig
@@ -54,7 +55,7 @@ def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     with FakeTensorMode():
-        model = GPT(config)
+        model = speed_up(GPT(config))
         optimizers = make_optimizers(model, train, torch.bfloat16 if precision == "bf16" else torch.float32)
         idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
         tracker = MemTracker()

@@ -160,9 +160,7 @@ class Run(Setup):
         number = step * config.gradient_accumulation_steps + index
         x, y = self.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
         seed = int(mix(mix(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0])
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed asks every kind of device: 0.2 ms
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device: 0.2 ms
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
             x, y = x.pin_memory(), y.pin_memory()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 model optim config
 data.files data.pickles data.tokenizer_json data.tokenizer data.tokens data.mixture data.check
-checkpoint metrics generate evaluate
+checkpoint metrics generate evaluate cpu
 runtime.device runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare
 hub.client hub.weights hub.card hub.load hub.export hub.from_nanogpt
@@ -83,7 +83,7 @@ def test_modules_import_only_those_before_them(module):
 
 def test_the_model_needs_nothing_but_torch():
     roots = {name.split(".")[0] for name in imports(ROOT / "nanogpt" / "model.py")}
-    assert roots - {"nanogpt"} == {"torch", "math", "dataclasses", "contextlib"}  # nanogpt: in from_pretrained alone
+    assert roots - {"nanogpt"} == {"torch", "math", "dataclasses"}  # nanogpt: in from_pretrained alone
 
 
 def test_data_prep_imports_no_recipe():

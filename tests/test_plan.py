@@ -48,11 +48,11 @@ MEASURE = """
 import sys, threading, time
 import psutil, torch
 from nanogpt import GPT, GPTConfig, TrainConfig, plan
-from nanogpt.runtime.device import keep_freed_memory
+from nanogpt.cpu import keep_freed_memory, speed_up
 from nanogpt.optim import make_optimizers
 
 def steps(config, train, n):
-    model = GPT(config)
+    model = speed_up(GPT(config))
     optimizers = make_optimizers(model, train)
     idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
     for _ in range(n):

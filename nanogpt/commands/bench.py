@@ -28,9 +28,10 @@ from torch import nn
 from nanogpt import checkpoint
 from nanogpt.commands.options import add_device
 from nanogpt.config import TrainConfig
+from nanogpt.cpu import pack, speed_up
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt.data.tokens import TokenDataset
-from nanogpt.generate import generate, pack
+from nanogpt.generate import generate
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import make_optimizers
 from nanogpt.runtime.device import peak_flops
@@ -130,7 +131,7 @@ class Bench:
         """A training step: this loop, the same without Accelerate, transformers, and the products alone."""
         run, steps = self.run, 4
         run.begin()
-        model = GPT(self.config).to(self.device)
+        model = speed_up(GPT(self.config).to(self.device))
         muon_dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32  # as in a run
         optimizers = make_optimizers(model, self.train_config, muon_dtype)
         plain = self.plain_step(model, optimizers, lambda x, y: model(x, y))

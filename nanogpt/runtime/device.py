@@ -6,7 +6,6 @@ else than intended. This module checks them and makes the Accelerator.
 
 import atexit
 import contextlib
-import ctypes
 import os
 import platform
 import sys
@@ -20,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from nanogpt import metrics
+from nanogpt import cpu, metrics
 from nanogpt.config import TrainConfig
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
@@ -189,7 +188,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
     if config.deterministic:
         make_deterministic()
     if accelerator.device.type == "cpu":
-        keep_freed_memory()
+        cpu.keep_freed_memory()
     # products that stay in fp32 on CUDA use TF32, as in nanoGPT
     torch.set_float32_matmul_precision("high" if accelerator.device.type == "cuda" else "highest")
     return environment_of(accelerator, set_threads(config.threads, accelerator.num_processes))
@@ -205,19 +204,6 @@ def set_threads(wanted: int, processes: int) -> int:
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     torch.set_num_threads(wanted or max(1, cores // processes_here))
     return torch.get_num_threads()
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep the memory that a step frees, for the next one: a step on a CPU is some 5 % faster (LOG.md).
-
-    By default it returns large blocks to the system at once, and every step pays for hundreds of page faults. Does
-    nothing where the C library is another one.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def free_memory() -> int:
