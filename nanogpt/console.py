@@ -3,9 +3,12 @@
 import shlex
 import sys
 
+import torch
+from accelerate.utils import DistributedType
 from tqdm import tqdm
 
 from nanogpt import checkpoint
+from nanogpt.config import TrainConfig
 from nanogpt.cpu import pack
 from nanogpt.generate import write
 from nanogpt.hub.export import push
@@ -28,6 +31,19 @@ def introduce(run) -> None:
         f"steps   {c.max_iters:,} of {run.tokens_per_step:,} tokens ({c.gradient_accumulation_steps} x "
         f"{c.batch_size} sequences of {m.block_size}), {epochs:.2f} epochs, optimizer {c.optimizer}\n"
         f"output  {run.out_dir}" + (f", resuming from step {run.start_step:,}" if run.start_step else "")
+    )
+
+
+def shared_batches(asked: TrainConfig, config: TrainConfig) -> str:
+    """A remark where the processes share a step in other micro-batches than were asked for; else empty."""
+    if asked == config:
+        return ""
+    same = (
+        config.batch_size * config.gradient_accumulation_steps == asked.batch_size * asked.gradient_accumulation_steps
+    )
+    return (
+        f"note: for several processes, now --batch_size={config.batch_size} --gradient_accumulation_steps="
+        f"{config.gradient_accumulation_steps}: a step has {'the same' if same else 'more'} sequences"
     )
 
 
@@ -55,7 +71,7 @@ def conclude(run) -> None:
         run.say(plot.text(run.out_dir) + "\n")
     try:
         run.say(sample(run) + "\n")
-    except (ValueError, OSError) as error:  # another process changed the checkpoints
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:  # or another process changed the checkpoints
         run.say(f"warning: no sample: {error}\n")
     out_dir = shlex.quote(str(run.out_dir))
     if config.push_to_hub:
@@ -76,7 +92,8 @@ def conclude(run) -> None:
 def sample(run, tokens: int = 300) -> str:
     """A text sampled from the run's best checkpoint, as loaded from disk."""
     found = checkpoint.find(run.out_dir, say=run.say)
-    model = pack(checkpoint.load_model(found, run.device, make_model=run.make_model))
+    sharded = run.accelerator.distributed_type == DistributedType.FSDP  # then it may be too large for one device
+    model = pack(checkpoint.load_model(found, "cpu" if sharded else run.device, make_model=run.make_model))
     return "".join(write(model, run.tokenizer, run.train_data.tokens[:1], tokens, run.config.seed))
 
 

@@ -150,7 +150,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class UpdateRatio:
-    """How far a step moves the blocks' matrices: `value` is |after - before| / |before|, over 16 rows of each.
+    """How far a step moves the blocks' matrices: |after - before| / |before|, over 16 rows of each (or of its shard).
 
     Used around the update: `with update_ratio: …`.
 
@@ -159,7 +159,10 @@ class UpdateRatio:
     """
 
     def __init__(self, model: nn.Module):
+        from torch.distributed.tensor import DTensor  # takes half a second to import
+
         matrices = [p.detach() for name, p in model.named_parameters() if name.startswith("h.") and p.ndim >= 2]
+        matrices = [p.to_local() if isinstance(p, DTensor) else p for p in matrices]
         self.rows = [p[:: max(1, p.size(0) // 16)] for p in matrices]  # views of what the optimizer changes
 
     @torch.no_grad()
@@ -170,4 +173,10 @@ class UpdateRatio:
     def __exit__(self, *error) -> None:
         size = torch.stack(torch._foreach_norm(self.copies)).norm()
         torch._foreach_sub_(self.copies, self.rows)
-        self.value = torch.stack(torch._foreach_norm(self.copies)).norm() / size  # on the device: nothing waits
+        moved = torch.stack(torch._foreach_norm(self.copies)).norm()
+        self.squares = torch.stack((moved, size)).square()  # on the device: nothing waits
+
+    def value(self, add_up=lambda tensor: tensor) -> float:
+        """The ratio of the last step; `add_up` sums a tensor over processes, each of which may hold a shard."""
+        moved, size = add_up(self.squares).sqrt().tolist()
+        return moved / size

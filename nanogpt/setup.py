@@ -1,6 +1,7 @@
 """Everything a run needs before its first step: the launcher's device, the data, the model, the files it writes."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training
 from nanogpt.metrics import Metrics
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.runtime.device import Clock, make_accelerator, set_up
+from nanogpt.runtime.device import Clock, make_accelerator, set_up, share_batches, unused_gpu
 from nanogpt.runtime.processes import Peers
 from nanogpt.runtime.saver import Saver
 from nanogpt.runtime.signals import Interrupts
@@ -40,6 +41,7 @@ class Setup:
 
         Raises ValueError or OSError if the settings, the data, or the contents of out_dir do not allow the run.
         """
+        asked, config = config, share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
         self.config, self.out_dir, self.quiet = config, Path(config.out_dir), quiet
         self.make_model, self.make_optimizers = make_model, make_optimizers
         self.accelerator = make_accelerator(config)
@@ -48,8 +50,8 @@ class Setup:
         self.interrupts = Interrupts(self.peers, config.max_minutes, config.max_failed_saves)
         self.saver = Saver(self.say)
         self.settings = {"environment": set_up(config, self.accelerator)}
-        if note:
-            self.say(note)
+        for line in filter(None, (note, unused_gpu(self.device), console.shared_batches(asked, config))):
+            self.say(line)
 
         with self.accelerator.main_process_first():
             start = resume.find_start(config, self.say)

@@ -166,7 +166,8 @@ class Run(Setup):
             x, y = x.pin_memory(), y.pin_memory()
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
-        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        asynchronous = self.device.type == "cuda"  # only from pinned memory; elsewhere the tokens could change underway
+        return x.to(self.device, non_blocking=asynchronous), y.to(self.device, non_blocking=asynchronous)
 
     def log(self) -> None:
         """Writes a line of metrics for the steps since the last one. Only here does the loop wait for the device."""
@@ -181,7 +182,7 @@ class Run(Setup):
         if steps > skipped:
             values["train_loss"] = self.accelerator.reduce(tally.loss, "mean").item() / (steps - skipped)
         if self.grad_norm.isfinite():
-            values["grad_norm"], values["update_ratio"] = self.grad_norm.item(), self.update_ratio.value.item()
+            values["grad_norm"], values["update_ratio"] = self.grad_norm.item(), self.update_ratio.value(self.add_up)
         values["lr"] = lr_at(state["step"] - 1, self.config)
         values["memory"] = memory_in_use(self.device)
         self.metrics.log(**self.progress(), **values, skipped_steps=state["skipped_steps"])
@@ -308,6 +309,8 @@ class Run(Setup):
             f"--gradient_accumulation_steps={config.gradient_accumulation_steps}; a step has the same sequences"
         )
         self.config = config
+        if self.compiled:
+            torch.compiler.reset()  # otherwise it compiles again for sizes that vary
         processes = self.accelerator.num_processes
         self.accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps // processes
         self.settings["train"] = dataclasses.asdict(config)
@@ -331,6 +334,8 @@ class Run(Setup):
     def seconds_with(self, batch_size: int, too_large: bool) -> float | None:
         """Seconds of a step with micro-batches of that size; None if they do not fit into memory on any process."""
         self.config = dataclasses.replace(self.config, batch_size=batch_size)
+        if self.compiled:
+            torch.compiler.reset()
         if self.peers.largest(too_large)[0]:
             return None
         problem = guard.problem_with(self.try_micro_batch, self.peers, self.compiled)

@@ -6,26 +6,31 @@ else than intended. This module checks them and makes the Accelerator.
 
 import atexit
 import contextlib
+import dataclasses
 import os
 import platform
+import re
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 
+import accelerate
+import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
+import nanogpt
 from nanogpt import cpu, metrics
 from nanogpt.config import TrainConfig
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
 
 # Dense bf16 peak of a device in TFLOP/s, from its maker's data sheet; fp16 where there is no bf16 (V100, T4).
-# The first name that is contained in the device's name is used.
+# The first name whose words are in the device's name is used.
 PEAK_TFLOPS = {
     "GB200": 2500,
     "B200": 2250,
@@ -37,6 +42,7 @@ PEAK_TFLOPS = {
     "A10G": 70,
     "A10": 125,
     "L40S": 362,
+    "L40": 181,
     "L4": 121,
     "RTX 5090": 209.5,
     "RTX 4090": 165.2,
@@ -48,7 +54,8 @@ PEAK_TFLOPS = {
 
 def peak_flops(device_name: str) -> float | None:
     """Peak bf16 floating-point operations per second of a GPU; None if unknown."""
-    return next((peak * 1e12 for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
+    found = (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name))
+    return next((peak * 1e12 for peak in found), None)
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -77,13 +84,8 @@ def gpu_gib(device: str = "auto") -> float:
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Makes the Accelerator. Raises ValueError if launcher, machine and settings disagree."""
+    check_launcher(os.environ)
     world = int(os.environ.get("WORLD_SIZE", 1))
-    # the launcher sets MASTER_ADDR only if it was asked for several processes; without WORLD_SIZE it started one
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise ValueError(
-            f"the launcher was asked for several processes, but started one: {several_on_a_cpu('N')} "
-            "(or, for one process: --num_processes 1, and no MASTER_ADDR in the environment)"
-        )
     accumulation = config.gradient_accumulation_steps
     if accumulation % world:
         raise ValueError(
@@ -121,9 +123,39 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def check_launcher(env: Mapping[str, str]) -> None:
+    """Raises ValueError for what the launcher sets in the environment but no run here supports."""
+    # the launcher sets MASTER_ADDR only if it was asked for several processes; without WORLD_SIZE it started one
+    if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env:
+        raise ValueError(
+            f"the launcher was asked for several processes, but started one: {several_on_a_cpu('N')} "
+            "(or, for one process: --num_processes 1, and no MASTER_ADDR in the environment)"
+        )
+    if env.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ValueError("the launcher's DeepSpeed is not supported: use accelerate_configs/fsdp2.yaml")
+    if env.get("ACCELERATE_USE_FSDP", "").lower() == "true" and env.get("FSDP_VERSION", "1") != "2":
+        raise ValueError("the launcher's FSDP version 1 is not supported: use accelerate_configs/fsdp2.yaml")
+    if env.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise ValueError("the launcher's dynamo_backend is not supported: set it to NO and use --compile=True")
+
+
+def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
+    """The same step in micro-batches that `processes` can share, if their number does not divide as it is.
+
+    If no smaller micro-batch divides, a default accumulation of 1 becomes one micro-batch for each process.
+    """
+    accumulation, sequences = config.gradient_accumulation_steps, config.gradient_accumulation_steps * config.batch_size
+    if accumulation % processes == 0:
+        return config
+    counts = [n for n in range(processes, sequences + 1, processes) if sequences % n == 0]
+    if counts:
+        return dataclasses.replace(config, batch_size=sequences // counts[0], gradient_accumulation_steps=counts[0])
+    return dataclasses.replace(config, gradient_accumulation_steps=processes) if accumulation == 1 else config
+
+
 def leave_group() -> None:
-    """Leaves the process group at exit: gloo's threads, if still running then, sometimes abort the process."""
-    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+    """Leaves all process groups at exit: gloo's threads, if still running then, sometimes abort the process."""
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
@@ -227,7 +259,7 @@ def make_deterministic() -> None:
 def environment_of(accelerator: Accelerator, threads: int) -> dict:
     """Versions and hardware, which results depend on besides the settings; written to config.json."""
     on_cuda = accelerator.device.type == "cuda"
-    return {name: version(name) for name in ("nanogpt", "torch", "accelerate", "numpy")} | {
+    return {package.__name__: str(package.__version__) for package in (nanogpt, torch, accelerate, np)} | {
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(accelerator.device) if on_cuda else accelerator.device.type,
         "processes": accelerator.num_processes,
@@ -269,3 +301,10 @@ def profiler(steps: int, path: Path, say):
 
     schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=steps, repeat=1)
     return torch.profiler.profile(schedule=schedule, on_trace_ready=write)
+
+
+def unused_gpu(device: torch.device) -> str:
+    """A remark for a run on the CPU of a machine with an NVIDIA driver that this torch cannot use; else empty."""
+    if device.type == "cpu" and Path("/proc/driver/nvidia/version").exists() and torch.version.cuda is None:
+        return "this torch has no CUDA, though the machine has an NVIDIA driver: install torch with CUDA to use its GPU"
+    return ""

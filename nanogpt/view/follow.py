@@ -145,7 +145,7 @@ class FollowedRun:
 
     def room_for(self, name: str) -> bool:
         """Whether one more metric is followed: a page of thousands helps nobody, but the losses always have a place."""
-        return name in alerts.CURVES or len(self.values) < MOST_NAMES and len(name) <= LONGEST_NAME
+        return name in alerts.CURVES or (len(self.values) < MOST_NAMES and len(name) <= LONGEST_NAME)
 
     def read_settings(self) -> bool:
         """Reads config.json if it changed; whether it did."""

@@ -81,3 +81,54 @@ def test_free_memory_is_what_the_container_has_left(monkeypatch):
 
 def test_a_peak_is_in_operations_a_second():
     assert device.peak_flops("NVIDIA A100-SXM4-40GB") == 312e12 and device.peak_flops("cpu") is None
+
+
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP version 1"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "asked for several processes"),
+    ],
+)
+def test_what_the_launcher_can_ask_for_in_vain_is_refused_at_the_start(settings, word):
+    with pytest.raises(ValueError, match=word):
+        device.check_launcher(settings)
+
+
+def test_what_the_launcher_sets_for_fsdp2_is_admitted():
+    device.check_launcher({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_DYNAMO_BACKEND": "NO"})
+
+
+@pytest.mark.parametrize(
+    "asked, processes, then",
+    [
+        ((32, 1), 8, (4, 8)),  # the same sequences in smaller micro-batches
+        ((12, 2), 3, (8, 3)),
+        ((12, 6), 3, (12, 6)),  # divides as it is
+        ((5, 1), 2, (5, 2)),  # a micro-batch for each
+        ((5, 4), 3, (5, 4)),  # the user's choice, which make_accelerator refuses
+    ],
+)
+def test_several_processes_share_the_sequences_of_a_step(asked, processes, then):
+    shared = device.share_batches(TrainConfig(batch_size=asked[0], gradient_accumulation_steps=asked[1]), processes)
+    assert (shared.batch_size, shared.gradient_accumulation_steps) == then
+
+
+def test_a_peak_is_that_of_the_very_device():
+    assert device.peak_flops("NVIDIA L40") == 181e12 and device.peak_flops("NVIDIA L4") == 121e12
+    assert device.peak_flops("NVIDIA A10G") == 70e12 and device.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+
+
+def test_versions_are_those_of_the_imported_packages(make_run):
+    run = make_run()
+    assert run.settings["environment"]["torch"] == torch.__version__
+
+
+def test_a_gpu_that_torch_cannot_use_is_mentioned(monkeypatch):
+    monkeypatch.setattr(device, "Path", lambda name: SimpleNamespace(exists=lambda: "nvidia" in name))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "install torch with CUDA" in device.unused_gpu(torch.device("cpu"))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert device.unused_gpu(torch.device("cpu")) == ""
