@@ -60,7 +60,7 @@ class Lines:
 
 
 def regular(path: Path) -> os.stat_result:
-    """The status of a file. Raises OSError for anything else: opening a FIFO waits for a writer, a device never ends."""
+    """The status of a file. Raises OSError for anything else: opening a FIFO waits, and a device never ends."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{path.name} is not a regular file")
@@ -145,7 +145,7 @@ class FollowedRun:
 
     def room_for(self, name: str) -> bool:
         """Whether one more metric is followed: a page of thousands helps nobody, but the losses always have a place."""
-        return name in alerts.CURVES or len(self.values) < MOST_NAMES and len(name) <= LONGEST_NAME
+        return name in alerts.CURVES or (len(self.values) < MOST_NAMES and len(name) <= LONGEST_NAME)
 
     def read_settings(self) -> bool:
         """Reads config.json if it changed; whether it did."""
