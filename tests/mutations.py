@@ -13,6 +13,7 @@ it. Each is made in a temporary copy of the tree, and counts as caught if tests 
 import argparse
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +36,6 @@ nanogpt/model.py
     dropout = self.dropout if self.training else 0.0  =>  dropout = self.dropout
     gradient_checkpointing and self.training:  =>  gradient_checkpointing and not self.training:
     std=0.02 / math.sqrt(2 * self.config.n_layer)  =>  std=0.02 / math.sqrt(self.config.n_layer)
-    isinstance(module, CausalSelfAttention | MLP)  =>  isinstance(module, CausalSelfAttention)
     VOCAB_MULTIPLE * math.ceil(  =>  VOCAB_MULTIPLE * math.floor(
     torch.cat((-sin, sin), dim=-1)  =>  torch.cat((sin, -sin), dim=-1)
     .tril(cache.length)  =>  .tril()
@@ -77,7 +77,6 @@ nanogpt/config.py
     code: int = 2  =>  code: int = 1
     sys.exit(130)  =>  sys.exit(1)
     print(f"error: {message}", file=sys.stderr, flush=True)  =>  print(f"error: {message}", flush=True)
-    always_save_checkpoint "  =>  always_save_checkpoint weight_decay "
 nanogpt/data/tokenizer.py
     "".join(sorted(set(text)))  =>  "".join(dict.fromkeys(text))
     np.where(points < len(self._ids)  =>  np.where(points <= len(self._ids)
@@ -328,7 +327,6 @@ data_prep/documents.py
 data_prep/text.py
     not 1 <= int(match[1]) <= int(match[2])  =>  not 0 <= int(match[1]) <= int(match[2])
     train["bytes"] + val["bytes"]  =>  train["bytes"]
-    errors, shard)  =>  errors)
 data_prep/train_tokenizer.py
     vocab_size=vocab_size - 1  =>  vocab_size=vocab_size
     ByteLevel(add_prefix_space=False)  =>  ByteLevel(add_prefix_space=True)
@@ -438,8 +436,8 @@ def pytest_in(copy: Path, tests: tuple[str, ...]) -> None:
     os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", MARKS, *tests]))
 
 
-def try_all(mutations: list[Mutation], copies: SimpleQueue) -> list[tuple[Mutation, str]]:
-    """Tries the changes that have the same file and tests; (change, caught or survived or kept or broken) of each."""
+def try_all(mutations: list[Mutation], copies: SimpleQueue) -> list[str]:
+    """Tries changes of one file with the same tests; caught, survived, kept or broken, for each of them."""
     copy, found = copies.get(), []
     path, tests = copy / mutations[0].file, mutations[0].tests
     try:
@@ -453,7 +451,7 @@ def try_all(mutations: list[Mutation], copies: SimpleQueue) -> list[tuple[Mutati
             result = "broken" if not sound else "caught" if not passed else "kept" if m.why else "survived"
             note = {"broken": f" ({' '.join(tests)} fail without it)", "kept": f" ({m.why})"}.get(result, "")
             print(f"{result:8}  {m}{note}", flush=True)
-            found.append((m, result))
+            found.append(result)
             path.write_text(source, encoding="utf-8")
     finally:
         copies.put(copy)
@@ -482,8 +480,14 @@ def main() -> int:
         copies = SimpleQueue()
         for i in range(WORKERS):
             copies.put(copy_tree(Path(directory, str(i))))
-        longest_first = sorted(groups, key=len, reverse=True)
-        results = [result for found in pool.map(lambda g: try_all(g, copies), longest_first) for _, result in found]
+        try:
+            longest_first = sorted(groups, key=len, reverse=True)
+            results = [result for found in pool.map(lambda g: try_all(g, copies), longest_first) for result in found]
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                os.killpg(child.pid, signal.SIGKILL)
+            shutil.rmtree(directory, ignore_errors=True)
+            os._exit(130)
     counts = {name: results.count(name) for name in ("caught", "survived", "kept", "broken")}
     share = counts["caught"] / max(len(results), 1)
     print(f"{share:.1%}: " + ", ".join(f"{count} {name}" for name, count in counts.items()), f"of {len(results)}")
