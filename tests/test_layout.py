@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # a module may import those before it, never those after it
-ORDER = "model untrusted tokenizer data mixture optim config checkpoint tracking generate evaluate".split()
+ORDER = "model lock untrusted tokenizer data mixture optim config checkpoint tracking generate evaluate".split()
 ORDER += "alerts follow dashboard plot compare hub convert card hf tasks playground".split()
 ORDER += "launch peers interrupt saver guard plan resume report train bench nanogpt_import doctor cli".split()
 
