@@ -11,23 +11,29 @@ interrupted command goes on where it was when it is started again. For several m
 with its own --shard i/n into the same directory, or into one that is copied together; `data_prep.merge` joins them.
 
 The tokenizer is char unless --tokenizer names another. For validation goes a tenth of the documents, a hundredth from
-100 MB on and of - and hf:, a thousandth from 10 GB on, or --val_fraction.
+100 MB on and of hf:, a thousandth from 10 GB on, or --val_fraction. `data_prep.split` says which.
 """
 
 import argparse
 import re
-from functools import partial
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.documents import Corpus, is_file
-from data_prep.writer import train_characters, write_corpus
+from data_prep.documents import Corpus
+from data_prep.writer import check_fraction, train_characters, write_corpus
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import OneLineParser, user_errors
 
-# around a command: a mistake of the user, or Ctrl-C, is one line
-command = partial(user_errors, "stopped: the same command goes on behind what is written already")
+
+@contextmanager
+def command():
+    """Around a command: a mistake of the user, or Ctrl-C, is one line, and what a terminal cannot show is escaped."""
+    sys.stdout.reconfigure(errors="backslashreplace")
+    with user_errors("stopped: nothing is written yet"):
+        yield
 
 
 def prepare(
@@ -47,11 +53,12 @@ def prepare(
     """
     if dedup and shard[1] > 1:
         raise ValueError("--dedup compares all documents: it cannot be used with --shard")
+    check_fraction(0.5 if val_fraction is None else val_fraction)
     corpus = Corpus(inputs, text_column, errors, shard)
+    files = "1 file" if len(corpus.inputs) == 1 else f"{len(corpus.inputs):,} files"
+    say(f"input: {files}, {corpus.size:,} bytes" + ", and the Hub" * corpus.streamed)
     if tokenizer == "char":
-        if "-" in inputs:
-            raise ValueError("--tokenizer char reads the text twice, and standard input can be read once: use a file")
-        tokenizer = train_characters(corpus)
+        tokenizer = train_characters(corpus, sys.stderr.isatty())
     elif isinstance(tokenizer, str):
         tokenizer = tokenizers.get(tokenizer)
     fraction = default_val_fraction(corpus) if val_fraction is None else val_fraction
@@ -65,7 +72,7 @@ def default_val_fraction(corpus: Corpus) -> float:
 
     A smaller fraction takes a part of the same documents, so that no document becomes validation text as data grows.
     """
-    if not all(is_file(name) for name in corpus.inputs):
+    if corpus.streamed:
         return 0.01
     return 0.1 if corpus.size < 100e6 else 0.01 if corpus.size < 10e9 else 0.001
 

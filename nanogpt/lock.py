@@ -27,10 +27,10 @@ class Lock:
     Where the directory is read-only, or its file system has no locks, nothing is locked.
     """
 
-    def __init__(self, directory: Path | str):
-        """Raises ValueError, naming host and process, if another lock is held there, be it in this process."""
+    def __init__(self, directory: Path | str, name: str = ".lock"):
+        """Raises ValueError, naming host and process, if a lock of that name is held there, be it in this process."""
         self.directory = Path(directory)
-        self.path, self.holder = self.directory / ".lock", self.directory / ".lock.json"
+        self.path, self.holder = self.directory / name, self.directory / f"{name}.json"
         self.lock = FileLock(self.path, blocking=False, thread_local=False)
         try:
             self.lock.acquire()
@@ -50,7 +50,7 @@ class Lock:
         try:
             held = json.loads(self.holder.read_text(encoding="utf-8"))
             return f"process {held['pid']} on {held['host']}"
-        except (OSError, ValueError, KeyError, TypeError):  # it has not written yet
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it has not written yet
             return "another process"
 
     def release(self) -> None:

@@ -32,7 +32,7 @@ def test_duplicates_are_left_out_on_request(tmp_path):
     said = []
     text.prepare([path], tmp_path / "data", "bytes", 0.1, dedup=True, say=said.append)
     assert documents_in(tmp_path / "data") == sorted(texts)
-    assert said[0] == "250 documents were there before and are left out"
+    assert "250 documents were there before and are left out" in said
     with pytest.raises(ValueError, match="--dedup compares all documents: it cannot be used with --shard"):
         text.prepare([path], tmp_path / "data", "bytes", dedup=True, shard=(1, 2))
 
@@ -83,7 +83,7 @@ def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path, monkeypatch)
         text.prepare([path], tmp_path / "data", "bytes", 0.1, say=silent)
     said = []
     text.prepare([path], tmp_path / "data", "bytes", 0.2, say=said.append)
-    assert "going on" not in said[0]
+    assert "going on" not in "".join(said)
     assert tokens(tmp_path / "data", "val").tolist() == expected(documents(), 0.2, True)
 
 
@@ -105,11 +105,11 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_same_command_goes_on(tmp_pat
     process.start()
     message = messages.get(timeout=60)
     process.join()
-    assert "File too large; the same command goes on behind what is written already" in message
+    assert "File too large; the same command goes on behind the " in message
     assert str(tmp_path / "data") in message
     said = []
     text.prepare(**arguments, say=said.append)
-    assert said[0].startswith("going on behind the ")
+    assert said[1].startswith("going on behind the ")
     assert tokens(tmp_path / "data", "train").tolist() == expected(documents(1000), 0.1, False)
 
 
