@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.writer import check_fraction, token_dtype
-from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import write_json
 from nanogpt.config import OneLineParser, user_errors
-from nanogpt.data import Tokens
+from nanogpt.data.tokenizer import get_tokenizer
+from nanogpt.data.tokens import Tokens
 
 MEASURED = 1 << 20  # tokens of each file that are decoded, to tell how many bytes of text a token stands for
 
@@ -36,7 +36,7 @@ def describe(directory: Path | str, tokenizer: str, val_fraction: float = 0.01, 
     Raises ValueError if there are too few files, or they hold ids that the tokenizer does not have.
     """
     check_fraction(val_fraction)
-    directory, words = Path(directory), tokenizers.get(tokenizer)
+    directory, words = Path(directory), get_tokenizer(tokenizer)
     dtype = token_dtype(words)
     paths = sorted(path for path in directory.glob("*.ds") if path.stat().st_size)
     counts = [path.stat().st_size // dtype.itemsize for path in paths]

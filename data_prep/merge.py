@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nanogpt.checkpoint import write_json
 from nanogpt.config import OneLineParser, user_errors
-from nanogpt.tokenizer import check_same
+from nanogpt.data.tokenizer import check_same
 
 
 def merge(out: Path | str, others: list[Path | str] = (), one_file: bool = False, say=print) -> dict:

@@ -24,8 +24,8 @@ import numpy as np
 
 from data_prep.documents import Corpus
 from data_prep.writer import check_fraction, train_characters, write_corpus
-from nanogpt import tokenizer as tokenizers
 from nanogpt.config import OneLineParser, user_errors
+from nanogpt.data.tokenizer import get_tokenizer
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def prepare(
 ) -> dict:
     """Prepares the data directory `out` from `inputs` and returns its meta data. Raises ValueError or OSError.
 
-    `tokenizer` is a name for `nanogpt.tokenizer.get`, `char`, or a tokenizer of your own.
+    `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your own.
     """
     if dedup and shard[1] > 1:
         raise ValueError("--dedup compares all documents: it cannot be used with --shard")
@@ -60,7 +60,7 @@ def prepare(
     if tokenizer == "char":
         tokenizer = train_characters(corpus, sys.stderr.isatty())
     elif isinstance(tokenizer, str):
-        tokenizer = tokenizers.get(tokenizer)
+        tokenizer = get_tokenizer(tokenizer)
     fraction = default_val_fraction(corpus) if val_fraction is None else val_fraction
     meta = write_corpus(out, corpus, tokenizer, fraction, " ".join(inputs), dedup, say)
     say(summary(Path(out), meta, tokenizer, shard[1]))

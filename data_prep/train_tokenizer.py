@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.documents import Corpus
 from nanogpt.config import OneLineParser, user_errors
-from nanogpt.tokenizer import EOT, HFTokenizer
+from nanogpt.data.tokenizer import EOT, HFTokenizer
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Writes a data directory: train.bin, val.bin, tokenizer.json and, last, meta.json (see `nanogpt.data`).
+"""Writes a data directory: train.bin, val.bin, tokenizer.json and, last, meta.json (see `nanogpt.data.tokens`).
 
 `write` takes a text that is in memory and cuts its end off for validation, as nanoGPT does. `write_corpus` takes
 documents of any total size, in constant memory, and divides them as `data_prep.split` says:
@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from data_prep.documents import Corpus, Piece
 from data_prep.split import Split
-from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import write_json
+from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
 from nanogpt.lock import Lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
@@ -77,7 +77,7 @@ class TokenFile:
 
 def make_tokenizer(name: str, text: str):
     """The tokenizer called `name`, trained on `text` if it is one that is trained."""
-    return tokenizers.CharTokenizer.train(text) if name == "char" else tokenizers.get(name)
+    return CharTokenizer.train(text) if name == "char" else get_tokenizer(name)
 
 
 def token_dtype(tokenizer) -> np.dtype:
@@ -127,7 +127,7 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard
     directory = out / f".tokenizer-{shard[0]:05}.tmp"  # a name that who goes on after a kill finds again
     directory.mkdir(exist_ok=True)
     tokenizer.save(directory)
-    os.replace(directory / tokenizers.FILE, out / tokenizers.FILE)
+    os.replace(directory / FILE, out / FILE)
     shutil.rmtree(directory)  # a tokenizer of the user's own may have written more
     write_json(out / name, meta)
     return meta
@@ -165,7 +165,7 @@ class CorpusWriter:
         self.progress, self.hashes = out / f".progress{number}.json", out / f".hashes{number}.tmp"
         with tempfile.TemporaryDirectory() as directory:
             tokenizer.save(directory)
-            saved = hashlib.sha256(Path(directory, tokenizers.FILE).read_bytes()).hexdigest()
+            saved = hashlib.sha256(Path(directory, FILE).read_bytes()).hexdigest()
         job = hashlib.sha256(json.dumps([2, corpus.fingerprint(), saved, val_fraction, dedup]).encode()).hexdigest()
         self.state = {"job": job, "next": [0, 0, 0], "copy": [], "skipped": 0, "hashes": 0, "splits": {}, "chosen": {}}
         self.state |= {"duplicates": 0, "cut": 0}
@@ -330,7 +330,7 @@ def ended(text: str) -> str:
     return text if text.endswith("\n") else text + "\n"
 
 
-def train_characters(corpus: Corpus, show: bool = False) -> tokenizers.CharTokenizer:
+def train_characters(corpus: Corpus, show: bool = False) -> CharTokenizer:
     """The character tokenizer of a corpus, which is read to its end for it."""
     found = np.zeros(sys.maxunicode + 1, bool)
     corpus = corpus.whole()
@@ -339,7 +339,7 @@ def train_characters(corpus: Corpus, show: bool = False) -> tokenizers.CharToken
             text = ended(piece.text) if piece.last else piece.text
             found[np.frombuffer(text.encode("utf-32-le"), np.uint32)] = True
             bar.update(max(corpus.before[piece.file] + piece.at - bar.n, 0))
-    return tokenizers.CharTokenizer.train("".join(map(chr, np.flatnonzero(found))))
+    return CharTokenizer.train("".join(map(chr, np.flatnonzero(found))))
 
 
 def progress(corpus: Corpus, show: bool) -> tqdm:

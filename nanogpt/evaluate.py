@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from nanogpt.data import Batch, TokenDataset
+from nanogpt.data.tokens import Batch, TokenDataset
 from nanogpt.model import GPT
 
 

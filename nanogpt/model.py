@@ -299,9 +299,9 @@ class GPT(nn.Module):
     def from_pretrained(cls, name_or_dir, **options) -> "GPT":
         """A model of transformers, from the Hub or a directory: gpt2, Llama- and Qwen3-shaped ones.
 
-        The one thing here that needs the rest of the package: see `nanogpt.convert.from_pretrained` for the options.
+        The one thing here that needs the rest of the package; options: `nanogpt.hub.weights.from_pretrained`.
         """
-        from nanogpt.convert import from_pretrained
+        from nanogpt.hub.weights import from_pretrained
 
         return from_pretrained(name_or_dir, **options)
 

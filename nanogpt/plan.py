@@ -15,11 +15,13 @@ from itertools import islice
 
 import torch
 
-from nanogpt import checkpoint, guard, launch
+from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.evaluate import forward_batch_size, total_loss
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import make_optimizers
+from nanogpt.runtime import guard
+from nanogpt.runtime.device import free_memory, gpu_gib, wants_cpu
 
 CHINCHILLA = 20  # tokens per parameter at which a given amount of compute is best spent (Hoffmann et al. 2022)
 # what glibc's heap and oneDNN take on top of the tensors on a CPU (LOG.md: 4 to 20 % in eight configurations)
@@ -75,16 +77,16 @@ def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int
         }
     parts = {"weights": peak["PARAM"], "gradients": peak["GRAD"], "optimizer": peak["OPT"]}
     parts["activations"] = sum(peak.values()) - sum(parts.values())
-    if launch.wants_cpu(train.device) or not launch.gpu_gib():
+    if wants_cpu(train.device) or not gpu_gib():
         parts["allocator"] = int(CPU_OVERHEAD * sum(parts.values()) + CPU_SCRATCH)
     return parts
 
 
 def available(device: str = "auto") -> int:
     """Bytes of memory that a run could take now: of the GPU where it would use one, else of this machine."""
-    if gib := launch.gpu_gib(device):
+    if gib := gpu_gib(device):
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else int(gib * 2**30)
-    return launch.free_memory()
+    return free_memory()
 
 
 def checkpoint_bytes(config: GPTConfig, train: TrainConfig) -> int:

@@ -3,11 +3,12 @@
 import dataclasses
 from pathlib import Path
 
-from nanogpt import checkpoint, tokenizer
+from nanogpt import checkpoint
 from nanogpt.config import INCIDENTAL, TrainConfig
-from nanogpt.mixture import read_shares
+from nanogpt.data.mixture import read_shares
+from nanogpt.data.tokenizer import check_same
 from nanogpt.model import GPTConfig
-from nanogpt.peers import Peers
+from nanogpt.runtime.processes import Peers
 
 # besides, what may differ from a checkpoint's settings: it shows in the tokens, the learning rate or the environment,
 # or concerns the start or the evaluations alone
@@ -52,7 +53,7 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, data: dic
 
     `data` describes the tokens (the splits of meta.json), `environment` is `launch.environment`'s.
     """
-    tokenizer.check_same(start, next(iter(read_shares(config.data))))
+    check_same(start, next(iter(read_shares(config.data))))
     model, train = checkpoint.load_configs(start)
     changed = []
     for old, new in ((model, model_config), (train, config)):

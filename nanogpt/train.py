@@ -17,18 +17,24 @@ import torch
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
-from nanogpt import checkpoint, guard, hf, launch, plan, plot, report, resume, tokenizer, tracking
-from nanogpt.compare import compare
+from nanogpt import checkpoint, console, metrics, plan, resume
 from nanogpt.config import TrainConfig, fail, parse, user_errors
-from nanogpt.data import Batch, mix
+from nanogpt.data.mixture import open_data, read_shares
+from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokens import Batch, mix
 from nanogpt.evaluate import evaluate
 from nanogpt.generate import write_amid_training
-from nanogpt.interrupt import Interrupts
-from nanogpt.mixture import open_data, read_shares
+from nanogpt.hub.export import check_publishing
+from nanogpt.hub.load import check_tokenizer, load_for_training
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import UpdateRatio, lr_at, make_optimizers, set_learning_rate
-from nanogpt.peers import Peers
-from nanogpt.saver import Saver
+from nanogpt.runtime import guard
+from nanogpt.runtime.device import environment_of, free_memory, make_accelerator, memory_in_use, peak_flops, set_up
+from nanogpt.runtime.processes import Peers
+from nanogpt.runtime.saver import Saver
+from nanogpt.runtime.signals import Interrupts
+from nanogpt.view import plot
+from nanogpt.view.compare import compare
 
 
 def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", argv: list[str] | None = None) -> None:
@@ -68,12 +74,12 @@ class Run:
     def __init__(self, model_config: GPTConfig, config: TrainConfig, prepare=None, note: str = "", quiet: bool = False):
         """Raises ValueError or OSError where the settings, the data, or what is in out_dir do not allow the run."""
         self.config, self.out_dir, self.quiet = config, Path(config.out_dir), quiet
-        self.accelerator = launch.make_accelerator(config)
+        self.accelerator = make_accelerator(config)
         self.device = self.accelerator.device
         self.peers = Peers(self.accelerator, config.timeout)
         self.interrupts = Interrupts(self.peers, config.max_minutes, config.max_failed_saves)
         self.saver = Saver(self.say)
-        environment = launch.environment(self.accelerator, launch.set_up(config, self.accelerator))
+        environment = environment_of(self.accelerator, set_up(config, self.accelerator))
         if note:
             self.say(note)
 
@@ -83,14 +89,14 @@ class Run:
         pretrained, words = None, None
         if config.init_from != "scratch":
             with self.accelerator.main_process_first():  # one of them fetches what may have to be fetched
-                pretrained, words = hf.load_for_training(start or config.init_from, model_config, self.say)
+                pretrained, words = load_for_training(start or config.init_from, model_config, self.say)
             model_config = pretrained.config
         if self.accelerator.is_main_process:
-            hf.check_publishing(model_config, config.exportable, config.push_to_hub, self.say)
+            check_publishing(model_config, config.exportable, config.push_to_hub, self.say)
 
         self.load_data(prepare, model_config)
         if words is not None:
-            hf.check_tokenizer(words, self.tokenizer, self.val_data.tokens[:1000], config)
+            check_tokenizer(words, self.tokenizer, self.val_data.tokens[:1000], config)
         if model_config.vocab_size is None:
             model_config = dataclasses.replace(model_config, vocab_size=self.train_data.meta["vocab_size"])
         data = self.train_data.meta["splits"]
@@ -111,8 +117,8 @@ class Run:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
         flat = self.settings["model"] | self.settings["train"]
-        self.metrics = tracking.Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say)
-        report.introduce(self)
+        self.metrics = metrics.Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say)
+        console.introduce(self)
 
     def load_data(self, prepare, model_config: GPTConfig) -> None:
         """Both splits and their tokenizer. Where there is no data yet, the main process makes it; the others wait."""
@@ -123,7 +129,7 @@ class Run:
                 prepare(directory)
         self.train_data = open_data(config.data, "train", model_config.block_size, model_config.vocab_size)
         self.val_data = open_data(config.data, "val", model_config.block_size, model_config.vocab_size)
-        self.tokenizer = tokenizer.load(next(iter(read_shares(config.data))))  # of a mixture all have the same
+        self.tokenizer = load_tokenizer(next(iter(read_shares(config.data))))  # of a mixture all have the same
 
     def make_model(self, pretrained: GPT | None, model_config: GPTConfig) -> None:
         """The model and its optimizers, on the device and as the launcher wants them: copied, sharded, compiled."""
@@ -167,7 +173,7 @@ class Run:
                     self.leave(number, saves_fail)
             self.finish()
         if state["step"] > 0 and self.accelerator.is_main_process:
-            report.conclude(self)
+            console.conclude(self)
 
     def begin(self) -> None:
         """What the first step finds: sums at zero, the model in training mode, compiled, and fitting into memory."""
@@ -254,7 +260,7 @@ class Run:
         state["skipped_steps"] += skipped
         seconds = state["train_seconds"] - self.logged["train_seconds"]
         values = {"tokens_per_second": round(steps * self.tokens_per_step / seconds)}
-        if peak := launch.peak_flops(self.settings["environment"]["device"]):
+        if peak := peak_flops(self.settings["environment"]["device"]):
             flops = values["tokens_per_second"] * self.gpt.flops_per_token()
             values["mfu"] = flops / peak / self.accelerator.num_processes
         if steps > skipped:
@@ -262,7 +268,7 @@ class Run:
         if self.grad_norm.isfinite():
             values["grad_norm"], values["update_ratio"] = self.grad_norm.item(), self.moved.item()
         values["lr"] = lr_at(state["step"] - 1, config)
-        values["memory"] = launch.memory(self.device)
+        values["memory"] = memory_in_use(self.device)
         self.metrics.log(**self.progress(), **values, skipped_steps=state["skipped_steps"])
         loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
         mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
@@ -318,7 +324,7 @@ class Run:
         """Saves a checkpoint of the current step: all put it together, a thread of the main process writes it."""
         self.saver.wait()  # before memory is asked for: the copy of the save before it is gone then
         main = self.accelerator.is_main_process
-        background = background and launch.free_memory() > 2 * checkpoint.size(self.gpt, self.optimizers)
+        background = background and free_memory() > 2 * checkpoint.size(self.gpt, self.optimizers)
         collected = checkpoint.collect(self.gpt, self.optimizers, copy=background, keep=main)
         if main:
             state, settings, keep = dict(self.state), dict(self.settings), self.config.keep_checkpoints
@@ -338,7 +344,7 @@ class Run:
         self.finish()
         self.interrupts.ignore()
         why = "stopped" if number else f"stopped after {self.config.max_minutes:g} minutes"
-        self.say(f"{why}: step {self.state['step']} is saved; to go on: {report.going_on(self)}")
+        self.say(f"{why}: step {self.state['step']} is saved; to go on: {console.going_on(self)}")
         self.accelerator.wait_for_everyone()
         sys.exit(128 + number if number else 0)
 

@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 
 from data_prep import shakespeare
-from nanogpt import hf
-from nanogpt.cli import pick_device
+from nanogpt.commands.options import pick_device
 from nanogpt.config import OneLineParser, user_errors
-from nanogpt.data import TokenDataset
+from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
+from nanogpt.hub.load import load
 
 SIZES = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
 
@@ -32,7 +32,7 @@ def main() -> None:
     device = pick_device(args.device)
     print(f"{'model':<24}{'parameters':>16}{'loss':>9}{'perplexity':>12}{'bits per byte':>15}")
     for name in args.models:
-        model, _, _ = hf.load(name, device)
+        model, _, _ = load(name, device)
         data = TokenDataset(args.data, "val", model.config.block_size, model.config.vocab_size)
         result = evaluate(model, data, args.batch_size, device)
         print(

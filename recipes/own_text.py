@@ -17,9 +17,9 @@ import argparse
 
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.config import user_errors
-from nanogpt.data import read_meta
-from nanogpt.launch import gpu_gib
-from nanogpt.mixture import read_shares
+from nanogpt.data.mixture import read_shares
+from nanogpt.data.tokens import read_meta
+from nanogpt.runtime.device import gpu_gib
 from nanogpt.train import main
 
 MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}

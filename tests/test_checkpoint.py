@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint
+from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.optim import make_optimizers
-from nanogpt.tokenizer import CharTokenizer
 
 OTHER = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=16)
 CONFIG = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=8)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from data_prep import writer
-from nanogpt import GPT, GPTConfig, tokenizer
-from nanogpt.data import TokenDataset
+from nanogpt import GPT, GPTConfig
+from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
 
 
@@ -65,7 +66,7 @@ def test_bits_per_byte_are_those_of_the_text_in_bytes(tmp_path):
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=4, block_size=8, n_layer=1, n_head=1, n_embd=8))
     result = evaluate(model, data, batch_size=4)
-    size = len(tokenizer.load(tmp_path / "data").decode(data.tokens[:]).encode())
+    size = len(load_tokenizer(tmp_path / "data").decode(data.tokens[:]).encode())
     assert size == 2 * len(data.tokens)  # the end is a你 alone
     bits = result["val_loss"] * len(data.tokens) / math.log(2)
     assert result["val_bpb"] == pytest.approx(bits / size)

@@ -1,6 +1,7 @@
 """The shape of the project: the direction of imports, what they cost, no pickle, and which tests mirror what."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,15 +9,40 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# a module may import those before it, never those after it
-ORDER = "model lock untrusted tokenizer data mixture optim config checkpoint tracking generate evaluate".split()
-ORDER += "alerts follow dashboard plot compare hub convert card hf tasks playground".split()
-ORDER += "launch peers interrupt saver guard plan resume report train bench nanogpt_import doctor cli".split()
+# a module imports those before it, never those after it, inside functions neither
+ORDER = """
+model optim config lock
+data.pickles data.tokenizer data.tokens data.mixture data.check
+checkpoint metrics generate evaluate
+runtime.device runtime.processes runtime.signals runtime.saver runtime.guard
+view.alerts view.follow view.dashboard view.plot view.compare
+hub.client hub.weights hub.card hub.load hub.export hub.from_nanogpt
+plan resume console train
+commands.options commands.tasks commands.playground commands.bench commands.sample commands.evaluate commands.compare
+commands.dashboard commands.plot commands.export commands.push commands.show_batch commands.plan commands.check_data
+commands.launch_check commands.import_nanogpt commands commands.__main__
+""".split()
+CORE = {"nanogpt", "nanogpt.GPT", "nanogpt.GPTConfig", "nanogpt.TrainConfig"}  # the package's own names
 
-# of the files tests/test_*.py, those that mirror no module, and what they are about
-OTHERS = {"layout": "the project", "accelerate_configs": "the files of that folder", "hub_server": "the tests' own Hub"}
+# of the files tests/**/test_*.py, those that mirror no module, and what they are about
+OTHERS = {
+    "test_layout": "the project",
+    "test_accelerate_configs": "the files of that folder",
+    "test_hub_server": "the tests' own Hub",
+    "commands/test_commands": "the `nanogpt` command",
+}
 
-GUARDED = ROOT / "nanogpt" / "untrusted.py"  # tests/test_untrusted.py shows its guards
+GUARDED = ROOT / "nanogpt" / "data" / "pickles.py"  # tests/data/test_pickles.py shows its guards
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package, without the package's own name, and its file; folders without code are left out."""
+    found = {}
+    for path in (ROOT / "nanogpt").rglob("*.py"):
+        parts = path.relative_to(ROOT / "nanogpt").with_suffix("").parts
+        if path.stat().st_size:
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return {name: path for name, path in found.items() if name}
 
 
 def imports(path: Path) -> set[str]:
@@ -30,21 +56,27 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def imported_modules(path: Path) -> set[str]:
+    """The modules of this package among what a file imports: `nanogpt.hub.card.write` is hub.card."""
+    found = set()
+    for name in imports(path):
+        if name.startswith("nanogpt") and name not in CORE:
+            name = name.removeprefix("nanogpt.")
+            found.add(name if name in modules() else name.rpartition(".")[0])
+    return found
+
+
 def test_every_module_has_its_place_in_the_order():
-    assert {path.stem for path in (ROOT / "nanogpt").glob("*.py")} == {*ORDER, "__init__"}
+    assert sorted(modules()) == sorted(ORDER)
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_modules_import_only_those_before_them(module):
     allowed = set(ORDER[: ORDER.index(module)])
     if module == "model":
-        allowed.add("convert")  # GPT.from_pretrained, where everybody looks for it; imported when it is called
-    if module == "bench":
-        allowed.add("cli")  # `python -m nanogpt.bench` is `nanogpt bench`
-    for name in imports(ROOT / "nanogpt" / f"{module}.py"):
-        assert not name.startswith(("data_prep", "recipes")), name
-        if name.startswith("nanogpt."):
-            assert name.split(".")[1] in allowed | {"GPT", "GPTConfig", "TrainConfig"}, name
+        allowed.add("hub.weights")  # GPT.from_pretrained, where everybody looks for it; imported when it is called
+    assert imported_modules(modules()[module]) <= allowed
+    assert not any(name.startswith(("data_prep", "recipes")) for name in imports(modules()[module]))
 
 
 def test_the_model_needs_nothing_but_torch():
@@ -58,14 +90,13 @@ def test_data_prep_imports_no_recipe():
 
 
 def test_nothing_unpickles_but_one_guarded_file():
-    for path in {*ROOT.glob("nanogpt/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("recipes/*.py")} - {GUARDED}:
-        source = path.read_text()
-        for word in ("pickle.", "import pickle", "torch.load(", "trust_remote_code"):
-            assert word not in source, f"{path}: {word}"
+    for path in {*ROOT.glob("nanogpt/**/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("recipes/*.py")} - {GUARDED}:
+        for word in (r"\bpickle\.", r"import pickle\b", r"torch\.load\(", "trust_remote_code=True"):
+            assert not re.search(word, path.read_text()), f"{path}: {word}"
 
 
 def test_importing_nanogpt_loads_no_heavy_library():
-    code = "import nanogpt, nanogpt.cli, sys; print(*sys.modules)"
+    code = "import nanogpt, nanogpt.commands, sys; nanogpt.commands.make_parser(only=[]); print(*sys.modules)"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
@@ -75,9 +106,11 @@ def test_importing_nanogpt_loads_no_heavy_library():
 
 
 def test_a_file_of_tests_mirrors_a_module():
-    modules = {path.stem for folder in ("nanogpt", "data_prep", "recipes") for path in (ROOT / folder).glob("*.py")}
-    mirrored = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    assert mirrored - modules == OTHERS.keys()
+    tests = {path.relative_to(ROOT / "tests").with_suffix("") for path in (ROOT / "tests").rglob("test_*.py")}
+    tests = {path for path in tests if path.parts[0] not in ("docs", "integration")}
+    mirrored = {str(path.with_name(path.name.removeprefix("test_"))).replace("/", ".") for path in tests}
+    there = {*modules()} | {f"{d}.{path.stem}" for d in ("data_prep", "recipes") for path in (ROOT / d).glob("*.py")}
+    assert mirrored - there == {name.replace("test_", "").replace("/", ".") for name in OTHERS}
 
 
 def test_a_file_of_tests_can_be_read_in_one_sitting():

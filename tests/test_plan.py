@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from nanogpt import GPT, GPTConfig, TrainConfig, guard, plan
+from nanogpt import GPT, GPTConfig, TrainConfig, plan
+from nanogpt.runtime import guard
 
 GPT2 = GPTConfig(vocab_size=50257, bias=True)
 
@@ -46,7 +47,8 @@ def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
 MEASURE = """
 import sys, threading, time
 import psutil, torch
-from nanogpt import GPT, GPTConfig, TrainConfig, launch, plan
+from nanogpt import GPT, GPTConfig, TrainConfig, plan
+from nanogpt.runtime.device import keep_freed_memory
 from nanogpt.optim import make_optimizers
 
 def steps(config, train, n):
@@ -62,7 +64,7 @@ def steps(config, train, n):
 
 config, train = eval(sys.argv[1])
 estimated = sum(plan.memory(config, train, "fp32").values())
-launch.keep_freed_memory()
+keep_freed_memory()
 steps(GPTConfig(vocab_size=64, block_size=8, n_layer=1, n_head=1, n_embd=8), train, 1)  # what torch itself takes
 process = psutil.Process()
 base, peak, done = process.memory_info().rss, 0, False

@@ -11,8 +11,9 @@ import pytest
 import torch
 from conftest import TINY
 
-from nanogpt import TrainConfig, checkpoint, hf, launch, report, tracking, train
+from nanogpt import TrainConfig, checkpoint, console, metrics, train
 from nanogpt.generate import generate
+from nanogpt.hub import export
 from nanogpt.train import Run
 
 DROPOUT = dataclasses.replace(TINY, dropout=0.2)
@@ -23,7 +24,7 @@ def weights(run: Run) -> list[torch.Tensor]:
 
 
 def curve(run: Run, name: str = "train_loss") -> dict[int, float]:
-    return {line["step"]: line[name] for line in tracking.read(run.out_dir / "metrics.jsonl") if name in line}
+    return {line["step"]: line[name] for line in metrics.read(run.out_dir / "metrics.jsonl") if name in line}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -86,7 +87,7 @@ def test_a_run_on_disk(make_run, capsys):
     config = json.loads((run.out_dir / "config.json").read_text())
     assert config["model"]["n_layer"] == 2 and config["train"]["max_iters"] == 6
     assert config["environment"]["torch"] == torch.__version__
-    lines = tracking.read(run.out_dir / "metrics.jsonl")
+    lines = metrics.read(run.out_dir / "metrics.jsonl")
     assert [line["step"] for line in lines if "train_loss" in line] == [2, 4, 6]
     expected = {
         "step",
@@ -106,7 +107,7 @@ def test_a_run_on_disk(make_run, capsys):
     assert (run.out_dir / "last").resolve().name == "step-000006"
     shown = capsys.readouterr().out
     assert "nanogpt sample" in shown and "best validation loss" in shown
-    assert len(report.sample(run)) == 301  # the data's first character, and as many tokens as it asks for
+    assert len(console.sample(run)) == 301  # the data's first character, and as many tokens as it asks for
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(make_run):
@@ -125,7 +126,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(make_run):
     run.micro_batch = poisoned
     run.train()
     assert run.state["skipped_steps"] == 2
-    assert [line["skipped_steps"] for line in tracking.read(run.out_dir / "metrics.jsonl") if "lr" in line] == [0, 1, 2]
+    assert [line["skipped_steps"] for line in metrics.read(run.out_dir / "metrics.jsonl") if "lr" in line] == [0, 1, 2]
 
 
 def test_steps_skipped_since_the_last_line_of_metrics_are_counted_after_a_resume(make_run):
@@ -361,8 +362,8 @@ def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
 
 def test_a_dry_run_neither_resumes_nor_reports_nor_pushes(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch.tracking, "available", lambda report_to, say: [] if report_to == "none" else 1 / 0)
-    monkeypatch.setattr(hf.hub, "make_repository", lambda *args: 1 / 0)
+    monkeypatch.setattr(metrics, "available", lambda report_to, say: [] if report_to == "none" else 1 / 0)
+    monkeypatch.setattr(export.client, "make_repository", lambda *args: 1 / 0)
     flags = ["--dry_run", "--resume=last", "--report_to=trackio", "--push_to_hub=me/model"]
     flags += ["--device=cpu", "--precision=fp32"]
     train.main(TINY, TrainConfig(data=str(data), batch_size=2), argv=flags)
@@ -440,7 +441,7 @@ def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(
 def test_a_run_can_start_from_a_model_of_transformers(make_run, data, tmp_path):
     first = make_run(max_iters=4)
     first.train()
-    hf.export(first.out_dir, tmp_path / "export")
+    export.export(first.out_dir, tmp_path / "export")
     config = dataclasses.replace(TINY, block_size=8, dropout=0.1, n_layer=5)  # of these, n_layer is the checkpoint's
     run = make_run(config, init_from=str(tmp_path / "export"), out_dir=str(tmp_path / "tuned"), max_iters=2)
     assert (run.gpt.config.block_size, run.gpt.config.dropout, run.gpt.config.n_layer) == (8, 0.1, 2)

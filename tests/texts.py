@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import tiktoken
 
-from nanogpt.tokenizer import EOT, BPETokenizer
+from nanogpt.data.tokenizer import EOT, BPETokenizer
 
 fork = multiprocessing.get_context("fork")
 KINDS = ["jsonl", "jsonl.gz", "jsonl.zst", "csv", "csv.gz", "parquet", "arrow", "file.arrow"]

@@ -27,6 +27,8 @@ SLURMS_FLAGS = {"--signal"}
 MADE_BY_USERS = {"recipes/x.py", "tasks/", "mine.py"}
 LANGUAGES = {"bash", "python", "text", ""}
 
+MODULE = (".py", "/__init__.py")
+
 
 def problems(docs: Docs) -> list[str]:
     """Every claim that does not hold, as `file:line: what`, in order."""
@@ -101,7 +103,8 @@ def files_exist(docs: Docs) -> Iterator[Text]:
     for span in docs.spans():
         if not re.fullmatch(r"[\w/-]*\w\.(?:py|md|yaml|cfg|toml|txt|jsonl?|bin|safetensors|pt|pkl)", span.text):
             continue
-        known = span.text in docs.files | THEIR_FILES or ("/" not in span.text and span.text in names)
+        beside = (PurePosixPath(span.file).parent / span.text).as_posix()
+        known = {span.text, beside} & (docs.files | THEIR_FILES) or ("/" not in span.text and span.text in names)
         if not known and PurePosixPath(span.text).name not in words_of_the_code() and not nanogpts(docs, span):
             yield Text(span.file, span.line, f"{span.text} is no file of ours and none that the code names")
 
@@ -142,11 +145,9 @@ def importable(name: str, docs: Docs) -> bool:
     parts = name.split(".")
     if parts[1] in ("py", "git"):
         return True
-    if len(parts) > 1 and f"{parts[0]}/{parts[1]}.py" in docs.files:
-        thing, rest = importlib.import_module(".".join(parts[:2])), parts[2:]
-    else:
-        thing, rest = importlib.import_module(parts[0]), parts[1:]
-    for part in rest:
+    modules = [n for n in range(1, len(parts) + 1) if {f"{'/'.join(parts[:n])}{end}" for end in MODULE} & docs.files]
+    thing = importlib.import_module(".".join(parts[: max(modules)]))
+    for part in parts[max(modules) :]:
         if not hasattr(thing, part):
             return False
         thing = getattr(thing, part)
@@ -215,16 +216,16 @@ def settings_are_listed(docs: Docs) -> Iterator[Text]:
 
 
 def folders_are_described(docs: Docs) -> Iterator[Text]:
-    """The first columns of README.md's tables name each module once, those of a folder's README each of its files."""
-    pages = [("README.md", "nanogpt")] + [(f"{folder}/README.md", folder) for folder in OURS[:4]]
-    for page, folder in pages:
+    """The first columns of a folder's README name each of its files once, those in folders below by their path."""
+    for folder in OURS[:4]:
+        page = f"{folder}/README.md"
         rows = [line.split(" | ")[0] for line in docs.texts.get(page, "").splitlines()]
         named = [(i, name) for i, row in enumerate(rows, 1) if row[:3] == "| `" for name in re.findall("`(.*?)`", row)]
         for file in sorted(docs.files):
             path = PurePosixPath(file)
-            if str(path.parent) != folder or path.name in ("__init__.py", "README.md"):
+            if not file.startswith(f"{folder}/") or path.suffix not in (".py", ".yaml") or path.stem.startswith("__"):
                 continue
-            found = [i for i, name in named if name == (file if page == "README.md" else path.name)]
+            found = [i for i, name in named if name == file.removeprefix(f"{folder}/")]
             if len(found) != 1:
                 yield Text(page, found[-1] if found else 1, f"{file} is named in {len(found)} rows, not in one")
 

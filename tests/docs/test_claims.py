@@ -42,8 +42,8 @@ MISTAKES = [
     ("data_prep/README.md", "data/mine_bpe --dedup", "data/mine_bpe --unique", "no flag --unique"),
     ("data_prep/README.md", "--vocab_size 4096", "--vocab_size 4k", "invalid int value"),
     ("README.md", "accelerate_configs/ddp.yaml", "accelerate_configs/multi_gpu.yaml", "does not exist"),
-    ("README.md", "data_prep/from_datatrove.py", "data_prep/datatrove.py", "data_prep/datatrove.py does not exist"),
-    ("README.md", "| `nanogpt/saver.py`", "| `nanogpt/background.py`", "nanogpt/background.py"),
+    ("data_prep/README.md", "`from_datatrove.py`", "`data_prep/datatrove.py`", "data_prep/datatrove.py does not exist"),
+    ("nanogpt/README.md", "| `runtime/saver.py`", "| `runtime/background.py`", "runtime/background.py"),
     ("README.md", "(LOG.md)", "(HISTORY.md)", "leads nowhere"),
     ("README.md", "`metrics.jsonl` (the curve", "`curve.jsonl` (the curve", "curve.jsonl is no file"),
     ("README.md", "`log_interval`", "`logging_interval`", "logging_interval is no name"),
@@ -56,11 +56,11 @@ MISTAKES = [
     ("README.md", "800 steps in 52.1 s", "900 steps in 52.1 s", "main job"),
     ("recipes/shakespeare.py", "validation loss 1.54\n", "validation loss 1.35\n", "loss 1.35 is not in LOG.md"),
     ("recipes/own_text.py", "my_notes/ --out data/mine", "my_notes/ --to data/mine", "no flag --to"),
-    ("nanogpt/cli.py", "--step 100", "--number 100", "no flag --number"),
-    ("nanogpt/hf.py", "exports/shakespeare", "exports/shakespeare --half", "no flag --half"),
+    ("nanogpt/commands/__init__.py", "--step 100", "--number 100", "no flag --number"),
+    ("nanogpt/hub/export.py", "exports/shakespeare", "exports/shakespeare --half", "no flag --half"),
     ("accelerate_configs/README.md", "| `fsdp2.yaml`", "| `fsdp.yaml`", "fsdp.yaml"),
     ("accelerate_configs/README.md", "--main_process_ip 10", "--main_ip 10", "accelerate launch"),
-    ("accelerate_configs/README.md", "-m nanogpt.cli", "-m nanogpt.command", "no module nanogpt.command"),
+    ("accelerate_configs/README.md", "-m nanogpt.commands", "-m nanogpt.command", "no module nanogpt.command"),
     ("accelerate_configs/ddp.yaml", "--gradient_accumulation_steps=8", "--accumulation=8", "no flag --accumulation"),
     ("docs/settings.md", "`max_iters` | int | `5000`", "`max_iters` | int | `500`", "should be"),
     ("recipes/README.md", "nanogpt compare out/four", "nanogpt contrast out/four", "no command contrast"),
@@ -77,14 +77,18 @@ MISTAKES = [
     ("README.md", "`TIKTOKEN_CACHE_DIR` tiktoken's", "`TIKTOKEN_CACHE` tiktoken's", "TIKTOKEN_CACHE is no name"),
     ("README.md", "`pytest -m long`", "`pytest -m lengthy`", "no marker lengthy"),
     ("README.md", "pytest -m 'alone and not long'", "pytest -m 'alone or long'", ".ci/run does not have the line"),
-    ("README.md", "| `nanogpt/guard.py`", "| `nanogpt/saver.py`", "nanogpt/saver.py is named in 2 rows"),
-    ("README.md", "| `nanogpt/plot.py`", "| `model_plot.py`", "model_plot.py is no file of ours"),
-    ("nanogpt/README.md", "`plan.py`, `resume.py`", "`saver.py`, `resume.py`", "nanogpt/saver.py is named in 2 rows"),
+    (
+        "nanogpt/README.md",
+        "| `runtime/guard.py`",
+        "| `runtime/saver.py`",
+        "nanogpt/runtime/saver.py is named in 2 rows",
+    ),
+    ("nanogpt/README.md", "| `view/plot.py`", "| `model_plot.py`", "model_plot.py is no file of ours"),
     ("recipes/shakespeare_nanogpt.py", "loss 1.91", "loss 1.92", "loss 1.92 is not"),
     ("accelerate_configs/README.md", "seconds (600)", "seconds (60)", "the default of --timeout is 600, not 60"),
     ("CONTRIBUTING.md", "by `HFTokenizer`", "by `HFTokeniser`", "HFTokeniser is no name"),
     ("CONTRIBUTING.md", "# known.py", "# unknown.py", "no block runs unknown.py"),
-    ("CHANGELOG.md", "`nanogpt.mixture`", "`nanogpt.mixing`", "nanogpt.mixing does not exist"),
+    ("CHANGELOG.md", "`nanogpt.data.mixture`", "`nanogpt.mixing`", "nanogpt.mixing does not exist"),
 ]
 
 
@@ -118,7 +122,7 @@ def test_a_command_that_was_renamed_is_missed_in_every_file(docs, monkeypatch):
     real = commands.subcommands
     monkeypatch.setattr(commands, "subcommands", lambda parser: {k: v for k, v in real(parser).items() if k != "eval"})
     found = {problem.split(":")[0] for problem in problems(docs) if "nanogpt has no command eval" in problem}
-    assert {"README.md", "nanogpt/cli.py", "CHANGELOG.md"} <= found
+    assert {"README.md", "nanogpt/commands/__init__.py", "CHANGELOG.md"} <= found
 
 
 def test_a_mark_needs_a_reason_and_a_block(docs):

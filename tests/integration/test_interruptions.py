@@ -13,7 +13,7 @@ import pytest
 from test_processes import RUNS, curve, start, train
 
 from data_prep import writer
-from nanogpt import checkpoint, tracking
+from nanogpt import checkpoint, metrics
 
 LONG = {"max_iters": 100_000, "eval_interval": 100_000, "lr_decay_iters": 100_000}
 
@@ -110,7 +110,7 @@ def test_what_one_process_meets_alone_both_heed(home):
     out, err = train(home, 2, *runs, code=1)
     assert time.monotonic() - begin < 60
     assert [int(code) for code in re.findall(r"exitcode +: (-?\d+)", err)] == [1, 1]
-    skipped = [line["skipped_steps"] for line in tracking.read(home / "out/once/metrics.jsonl") if "lr" in line]
+    skipped = [line["skipped_steps"] for line in metrics.read(home / "out/once/metrics.jsonl") if "lr" in line]
     assert skipped == [0, 0, 0, 1, 1, 1]
     assert curve(home, "whole", "val_loss").keys() == {0, 6} == curve(home, "narrow", "val_loss").keys()
     assert "out of memory with batch_size=4: now --batch_size=2 --gradient_accumulation_steps=8" in out

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import writer
-from nanogpt import checkpoint, tracking
+from nanogpt import checkpoint, metrics
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ def test_a_run_killed_fifty_times_ends_as_the_one_that_was_left_alone(tmp_path, 
         ends = [(out / "last" / file).read_bytes() for out in (killed, calm)]
         assert ends[0] == ends[1]
     curves = [
-        {line["step"]: line["train_loss"] for line in tracking.read(out / "metrics.jsonl") if "lr" in line}
+        {line["step"]: line["train_loss"] for line in metrics.read(out / "metrics.jsonl") if "lr" in line}
         for out in (killed, calm)
     ]
     assert len(curves[0]) == steps and curves[0] == curves[1]

@@ -19,8 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data_prep import writer
 from nanogpt import checkpoint
+from nanogpt.data.tokenizer import BPETokenizer
 from nanogpt.generate import stream
-from nanogpt.tokenizer import BPETokenizer
 
 ROOT = Path(__file__).parents[2]
 RECIPE, CLASSIC = ROOT / "recipes" / "shakespeare.py", ROOT / "recipes" / "shakespeare_nanogpt.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt import checkpoint, tracking
+from nanogpt import checkpoint, metrics
 
 RUNS = Path(__file__).with_name("runs.py")
 BIN = Path(sys.executable).parent
@@ -37,7 +37,7 @@ def train(home: Path, processes: int, *runs: dict, fsdp: bool = False, code: int
 
 
 def curve(home: Path, run: str, name: str) -> dict[int, float]:
-    return {line["step"]: line[name] for line in tracking.read(home / "out" / run / "metrics.jsonl") if name in line}
+    return {line["step"]: line[name] for line in metrics.read(home / "out" / run / "metrics.jsonl") if name in line}
 
 
 def run(name: str, **settings) -> dict:
@@ -140,7 +140,7 @@ def test_one_format_whatever_the_processes(trained):
 
 @pytest.mark.slow
 def test_launch_check_tells_what_each_process_is(home):
-    process = start(home, 2, "-m", "nanogpt.cli", "launch-check", "--precision", "fp32")
+    process = start(home, 2, "-m", "nanogpt.commands", "launch-check", "--precision", "fp32")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     lines = out.splitlines()

@@ -1,0 +1,86 @@
+"""`nanogpt eval RUN…`: loss, perplexity and bits per byte over a whole split, or tasks of lm_eval."""
+
+import contextlib
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+
+from nanogpt import checkpoint
+from nanogpt.commands import tasks
+from nanogpt.commands.options import add_device, note, pick_device
+from nanogpt.data.mixture import open_data
+from nanogpt.evaluate import evaluate
+from nanogpt.hub.load import load
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    command.add_argument("RUN", nargs="+", help="one or several: out directories, checkpoints, transformers models")
+    add_device(command)
+    command.add_argument("--data", metavar="DIR", help="a data directory (None: the one it was trained on)")
+    command.add_argument("--split", default="val", choices=("val", "train"), help="which part of it")
+    command.add_argument("--batch_size", type=int, default=32, metavar="N", help="sequences at a time")
+    command.add_argument(
+        "--tasks", metavar="A,B", help="tasks of lm_eval instead (pip install -e '.[eval]' -c constraints.txt)"
+    )
+    command.add_argument("--include_path", metavar="DIR", help="a directory with task files of your own")
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each task")
+
+
+def run(args) -> None:
+    """Prints the exact figures of each run, and keeps them as JSON beside its checkpoint."""
+    if args.batch_size < 1:
+        raise ValueError(f"batch_size={args.batch_size} must be at least 1")
+    device = pick_device(args.device)
+    if args.tasks:
+        eval_tasks(args, device)
+    else:
+        eval_split(args, device)
+
+
+def eval_split(args, device: str) -> None:
+    """Loss, perplexity and bits per byte of each run over a split; of several runs in a table as well."""
+
+    rows = []
+    for run in args.RUN:
+        model, _, found = load(run, device, say=note)
+        own = checkpoint.load_configs(found)[1].data if found else None
+        directory = args.data or own
+        if directory is None:
+            raise ValueError(f"{run} was not trained here: name the data directory to evaluate on by --data DIR")
+        data = open_data(directory, args.split, model.config.block_size, model.config.vocab_size)
+        start = time.perf_counter()
+        result = evaluate(model, data, args.batch_size, device)
+        seconds = time.perf_counter() - start
+        loss, perplexity, bpb = result["val_loss"], result["val_perplexity"], result["val_bpb"]
+        print(f"{found or run}, {args.split} split of {directory}: {len(data.tokens) - 1:,} tokens predicted")
+        print(f"loss {loss:.4f} nats per token, perplexity {perplexity:.3f}, {bpb:.4f} bits per byte ({seconds:.1f} s)")
+        rows.append(f"{run:<28}{loss:>10.4f}{perplexity:>12.3f}{bpb:>15.4f}")
+        what = args.split if directory == own else f"{args.split} of {directory}"
+        keep_results(found, what, result | {"data": directory})
+    if len(rows) > 1:
+        print(f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}", *rows, sep="\n")
+
+
+def eval_tasks(args, device: str) -> None:
+    """Each run's figures in tasks of lm_eval, all of them at the end."""
+
+    rows = []
+    for run in args.RUN:
+        model, words, found = load(run, device, say=note)
+        results = tasks.evaluate(model, words, args.tasks.split(","), args.include_path, args.limit, args.batch_size)
+        for task, values in results.items():
+            figures = [(name, value) for name, value in values.items() if isinstance(value, float)]
+            rows += [f"{run:<28} {task:<20} {name:<28} {value:.4f}" for name, value in figures]
+        limited = f", {args.limit} examples" if args.limit else ""
+        keep_results(found, args.tasks + limited, results | {"limit": args.limit})
+    print(*rows, sep="\n")
+
+
+def keep_results(found: Path | None, what: str, results: dict) -> None:
+    """Adds an evaluation to the JSON file beside the checkpoint, if there is one, in the place of an earlier one."""
+
+    if found:
+        path = found.with_name(f"{found.name}.eval.json")
+        with contextlib.suppress(OSError):  # somebody else's directory: the figures are on the screen
+            known = checkpoint.read_json(path) if path.exists() else {}
+            checkpoint.write_json(path, known | {what: results})

@@ -1,0 +1,23 @@
+"""`nanogpt plot RUN…`: draws loss curves into a picture."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from nanogpt import metrics
+from nanogpt.view import plot
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    command.add_argument("RUN", nargs="+", help="out directories")
+    command.add_argument("--out", default="curves.png", metavar="FILE", help="the picture: .png, .svg or .pdf")
+
+
+def run(args) -> None:
+    """Draws the picture; what holds no metrics is named."""
+
+    for run in args.RUN:
+        if not (Path(run) / metrics.METRICS).is_file():
+            raise ValueError(f"{run} is no out directory: it has no {metrics.METRICS}")
+    if not plot.curves([Path(run) for run in args.RUN], Path(args.out)):
+        raise ValueError(f"nothing has been measured yet in {', '.join(args.RUN)}")
+    print(args.out)

@@ -1,0 +1,42 @@
+"""`nanogpt show-batch RUN --step N`: the text that a step trains on."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+import numpy as np
+
+from nanogpt import checkpoint
+from nanogpt.data.mixture import open_data, read_shares
+from nanogpt.data.tokenizer import load_tokenizer
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    command.add_argument("RUN", help="an out directory, or one checkpoint in it")
+    command.add_argument("--step", type=int, required=True, metavar="N", help="number of the step; the first is 1")
+    command.add_argument("--data", metavar="DIR", help="where the data is (None: where the run found it)")
+
+
+def run(args) -> None:
+    """Prints the micro-batches of a step, sequence by sequence; the same whatever the number of processes was."""
+
+    if args.step < 1:
+        raise ValueError(f"step={args.step} must be at least 1")
+    config, trained = checkpoint.load_configs(Path(args.RUN))
+    directory = args.data or trained.data
+    data = open_data(directory, "train", config.block_size, config.vocab_size)
+    first_directory, *others = read_shares(directory)
+    words = load_tokenizer(first_directory)
+    for index in range(trained.gradient_accumulation_steps):
+        number = (args.step - 1) * trained.gradient_accumulation_steps + index
+        samples = number * trained.batch_size + np.arange(trained.batch_size)
+        starts = data.starts(trained.seed, samples)
+        inputs, targets = data.batch(trained.seed, samples[0], trained.batch_size)
+        for row, (x, y) in enumerate(zip(inputs.tolist(), targets.tolist(), strict=True)):
+            first = starts[row]
+            # the directories of a mixture have epochs of their own
+            epoch = "" if others else f", epoch {samples[row] // data.windows_per_epoch + 1}"
+            print(
+                f"step {args.step}, micro-batch {index}, sequence {row}: tokens {first:,} to {first + len(x):,} "
+                f"of {directory}{epoch}"
+            )
+            print(words.decode([*x, y[-1]]))

@@ -1,0 +1,79 @@
+"""What a run tells its user: what is about to happen, and when it is over what came of it and what to do next."""
+
+import shlex
+import sys
+
+from nanogpt import checkpoint
+from nanogpt.generate import pack, write
+from nanogpt.hub.export import push
+from nanogpt.view import plot
+
+
+def introduce(run) -> None:
+    """A few lines that say what is about to happen."""
+    m, c, env = run.gpt.config, run.config, run.settings["environment"]
+    epochs = c.max_iters * run.tokens_per_step / len(run.train_data.tokens)
+    many = f"{env['processes']} processes" if env["processes"] > 1 else "1 process"
+    heads = f"{m.n_head} heads" + (f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else "")
+    run.say(
+        f"device  {env['device']}, {many} with {env['threads']} threads, {env['precision']}, "
+        f"{'compiled' if run.compiled else 'not compiled'}\n"
+        f"model   {run.gpt.get_num_params():,} parameters: {m.n_layer} layers, {heads}, {m.n_embd} channels; "
+        f"{m.norm}, {m.position} positions, {m.mlp}\n"
+        f"data    {c.data}: {len(run.train_data.tokens):,} tokens to train on, {len(run.val_data.tokens):,} to "
+        f"validate, vocabulary {m.vocab_size:,}\n"
+        f"steps   {c.max_iters:,} of {run.tokens_per_step:,} tokens ({c.gradient_accumulation_steps} x "
+        f"{c.batch_size} sequences of {m.block_size}), {epochs:.2f} epochs, optimizer {c.optimizer}\n"
+        f"output  {run.out_dir}" + (f", going on from step {run.start_step:,}" if run.start_step else "")
+    )
+
+
+def conclude(run) -> None:
+    """The result, a sample, and what to do next; a push to the Hub where the settings ask for it."""
+    state, config = run.state, run.config
+    best = f"best validation loss {state['best_val_loss']:.4f} at step {state['best_step']}"
+    speed = f"{state['tokens'] / max(state['train_seconds'], 1e-9):,.0f} tokens/s"
+    run.say(f"\n{state['step']:,} steps in {state['train_seconds']:.1f} s of training, {speed}; {best}\n")
+    if sys.stdout.isatty():
+        run.say(plot.text(run.out_dir) + "\n")
+    try:
+        run.say(sample(run) + "\n")
+    except (ValueError, OSError) as error:  # somebody else's hands were on the checkpoints
+        run.say(f"warning: no sample: {error}\n")
+    out_dir = shlex.quote(str(run.out_dir))
+    if config.push_to_hub:
+        try:
+            push(run.out_dir, config.push_to_hub, say=run.say)
+        except (ValueError, OSError) as error:  # the run itself is safe on the disk
+            run.say(f"warning: not pushed: {error}; later: nanogpt push {out_dir} {config.push_to_hub}")
+    # a prompt that the tokenizer knows: the beginning of the data's first line
+    prompt = run.tokenizer.decode(run.train_data.tokens[:20]).partition("\n")[0] or " "
+    longer = going_on(run, f"--max_iters={2 * state['step']}")
+    run.say(
+        f"next:  nanogpt sample {out_dir} --prompt {shlex.quote(prompt)}\n"
+        f"       nanogpt eval {out_dir}\n"
+        f"       {longer}"
+    )
+
+
+def sample(run, tokens: int = 300) -> str:
+    """A text by the run's best checkpoint, which is read back from the disk as everybody else will read it."""
+    model = pack(checkpoint.load_model(checkpoint.find(run.out_dir, say=run.say), run.device))
+    return "".join(write(model, run.tokenizer, run.train_data.tokens[:1], tokens, run.config.seed))
+
+
+def going_on(run, *changes: str) -> str:
+    """The command that resumes this run; `changes` are flags, each with =, in the place of those it was given."""
+    if run.config.seeds > 1:
+        changes = ("--seeds=1", f"--seed={run.config.seed}", f"--out_dir={run.out_dir}", *changes)
+    changes = ("--resume=auto", *changes)
+    replaced = {change.partition("=")[0] for change in changes}
+    words, given = [], iter(sys.argv)
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name not in replaced:
+            words.append(word)
+        elif not equals:
+            next(given, None)  # its value
+    same = " (as before)" if run.peers.many else ""
+    return f"accelerate launch{same} {shlex.join([*words, *changes])}"

@@ -1,0 +1,100 @@
+"""Several data directories read as one, in given proportions: `--data data/a:0.7,data/b:0.3`.
+
+Which directory a sample comes from is a fixed table that repeats every 10,000 samples, in which the directories take
+turns as evenly as their shares allow: 0.7 and 0.3 give a b a a b a a a b a ... So after any number of samples each has
+had its share to within a sample or two. The table also tells how many samples of its own directory came before each
+place, so a sample of a mixture is, like any other, a pure function of (seed, sample number); every directory has
+epochs of its own. Evaluation reads the validation tokens of all directories once, whatever the shares.
+"""
+
+import numpy as np
+
+from nanogpt.data.tokenizer import check_same
+from nanogpt.data.tokens import TokenDataset, Tokens
+
+PERIOD = 10_000  # samples; shares are rounded to multiples of 1/PERIOD
+
+
+def read_shares(data: str) -> dict[str, float]:
+    """{directory: share} of a `data` setting, the shares adding up to 1. Raises ValueError."""
+    parts = [part.strip() for part in data.split(",")]
+    if len(parts) == 1 and not (":" in data and is_number(data.rpartition(":")[2])):
+        return {data: 1.0}
+    shares = {}
+    for part in parts:
+        directory, _, share = part.rpartition(":")
+        if not directory or not is_number(share) or not float(share) > 0 or directory in shares:
+            raise ValueError(
+                f"data={data!r}: a mixture is DIR:SHARE,DIR:SHARE with different directories and shares > 0"
+            )
+        shares[directory] = float(share)
+    return {directory: share / sum(shares.values()) for directory, share in shares.items()}
+
+
+def is_number(text: str) -> bool:
+    try:
+        return np.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def open_data(data: str, split: str, block_size: int, vocab_size: int | None = None) -> TokenDataset:
+    """The split of a data directory or of a mixture of them. Raises ValueError as `TokenDataset` does."""
+    shares = read_shares(data)
+    if len(shares) == 1:
+        return TokenDataset(next(iter(shares)), split, block_size, vocab_size)
+    return Mixture(shares, split, block_size, vocab_size)
+
+
+class Mixture(TokenDataset):
+    """One split of several data directories, {directory: share}."""
+
+    def __init__(self, shares: dict[str, float], split: str, block_size: int, vocab_size: int | None = None):
+        """Raises ValueError if a directory cannot be used, or was made with another tokenizer than the first."""
+        first, *others = shares
+        for other in others:
+            check_same(first, other)
+        self.block_size, self.split = block_size, split
+        self.parts = [TokenDataset(directory, split, block_size, vocab_size) for directory in shares]
+        dtypes = {part.tokens.dtype for part in self.parts}
+        if len(dtypes) > 1:
+            raise ValueError(f"{', '.join(shares)} have tokens of different sizes: prepare them in the same way")
+        self.tokens = Tokens([path for part in self.parts for path in part.tokens.paths], dtypes.pop())
+        self.quotas = round_shares(list(shares.values()))
+        self.offsets = np.cumsum([0, *(len(part.tokens) for part in self.parts)])
+        self.meta = self.parts[0].meta | {"splits": {}}
+        for name in ("train", "val"):
+            counts = [part.meta["splits"][name] for part in self.parts]
+            self.meta["splits"][name] = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes")}
+            # so that a run that is resumed with other shares, or other directories of the same size, notices
+            self.meta["splits"][name]["parts"] = [
+                {"share": quota / PERIOD, "tokens": c["tokens"], "sha256": c.get("sha256")}
+                for quota, c in zip(self.quotas, counts, strict=True)
+            ]
+        # sample m of a directory with q samples in a period belongs at (m + 1/2) / q of the period
+        due = np.concatenate([(np.arange(q) + 0.5) / q for q in self.quotas])
+        order = np.argsort(due, kind="stable")
+        # both (PERIOD,): whose turn it is, and the how-manieth of its own in the period
+        self.part = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
+        self.turn = np.concatenate([np.arange(q) for q in self.quotas])[order]
+
+    def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
+        """First token of the window of each sample number, int64, counted through all directories."""
+        period, place = np.divmod(samples, PERIOD)
+        starts = np.empty(len(samples), dtype=np.int64)
+        for k, part in enumerate(self.parts):
+            here = self.part[place] == k
+            numbers = period[here] * self.quotas[k] + self.turn[place[here]]
+            starts[here] = self.offsets[k] + part.starts(seed + k, numbers)
+        return starts
+
+
+def round_shares(shares: list[float]) -> list[int]:
+    """The shares as whole numbers that add up to PERIOD, by the largest remainders. Raises ValueError if one gets 0."""
+    exact = np.array(shares) * PERIOD
+    quotas = np.floor(exact + 1e-9).astype(np.int64)
+    for k in np.argsort(quotas - exact, kind="stable")[: PERIOD - quotas.sum()]:
+        quotas[k] += 1
+    if (quotas == 0).any():
+        raise ValueError(f"the smallest share of a mixture is {min(shares):.2g}, but 1/{PERIOD} is the least")
+    return quotas.tolist()

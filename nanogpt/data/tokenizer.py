@@ -1,0 +1,411 @@
+"""Text to token ids and back, saved as `tokenizer.json` in the Hugging Face format, which `AutoTokenizer` reads too.
+
+    >>> tokenizer = CharTokenizer.train("to be or not to be")
+    >>> tokenizer.decode(tokenizer.encode("not"))
+    'not'
+
+A tokenizer is any object with
+
+    name, vocab_size       the largest id plus one; embeddings have at least as many rows
+    eot_id                 the id of the end-of-text token that stands behind each document, or None
+    encode(text)           ids, one-dimensional int64; special tokens written out in the text are plain text
+    encode_batch(texts)    ids of each text, any integer dtype; several threads call it at the same time
+    decode(ids)            the text; bytes that are no whole UTF-8 character become U+FFFD
+    save(directory)        writes tokenizer.json, from which `load_tokenizer(directory)` makes the same tokenizer
+
+Characters, bytes and tiktoken's encodings have a class of their own here, which is faster; every other tokenizer.json
+is read by `HFTokenizer`. So a tokenizer of your own needs no class to load it, if it saves itself in that format: the
+README has one in thirty lines.
+"""
+
+import json
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from nanogpt.data import pickles
+
+FILE = "tokenizer.json"
+# Splitting at every character is what marks a WordLevel tokenizer as character level.
+EVERY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+BYTE_LEVEL_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+EOT = "<|endoftext|>"
+# what tokenizers of others call the end of a text, where no tokenizer_config.json says it
+EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+# tiktoken's encodings by the number of their mergeable tokens, because the Hugging Face format has no place for a name
+TIKTOKEN_NAMES = {50256: "gpt2", 50280: "p50k_base", 100256: "cl100k_base", 199998: "o200k_base"}
+
+
+class CharTokenizer:
+    """One token a character; ids follow the order of the code points, as in nanoGPT's shakespeare_char."""
+
+    name = "char"
+    eot_id = None
+
+    def __init__(self, characters: str):
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self._ids = np.full(max(map(ord, characters)) + 1, -1, dtype=np.int64)  # code point -> id
+        self._ids[[ord(c) for c in characters]] = np.arange(self.vocab_size)
+
+    @classmethod
+    def train(cls, text: str) -> "CharTokenizer":
+        if not text:
+            raise ValueError("the text is empty: a character tokenizer needs at least one character")
+        return cls("".join(sorted(set(text))))
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, one a character, int64. Raises ValueError naming a character that is not in the vocabulary."""
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        ids = np.where(points < len(self._ids), self._ids[np.minimum(points, len(self._ids) - 1)], -1)
+        if (ids < 0).any():
+            at = int(np.argmax(ids < 0))
+            raise ValueError(
+                f"character {text[at]!r} (position {at}) is not among the {self.vocab_size} that the model knows: "
+                f"{show_characters(self.characters)}"
+            )
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(self.characters[i] for i in ids)
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of text that each id stands for."""
+        return [c.encode("utf-8", "surrogatepass") for c in self.characters]
+
+    def save(self, directory: Path | str) -> None:
+        """Writes tokenizer.json into `directory`."""
+        vocab = {character: i for i, character in enumerate(self.characters)}
+        model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+        write_json(directory, model, EVERY_CHARACTER, {"type": "Fuse"}, {})
+
+    @classmethod
+    def from_json(cls, tokenizer: dict) -> "CharTokenizer":
+        vocab = tokenizer["model"]["vocab"]
+        return cls("".join(sorted(vocab, key=vocab.get)))
+
+    @staticmethod
+    def reads(tokenizer: dict) -> bool:
+        """Whether a tokenizer.json is as `save` writes it: characters alone, counted through from 0."""
+        if tokenizer["model"]["type"] != "WordLevel" or tokenizer.get("pre_tokenizer") != EVERY_CHARACTER:
+            return False
+        vocab = tokenizer["model"]["vocab"]
+        plain = not tokenizer.get("normalizer") and not tokenizer.get("added_tokens")
+        return plain and sorted(vocab.values()) == list(range(len(vocab))) and all(len(token) == 1 for token in vocab)
+
+
+class ByteTokenizer:
+    """One token a byte of UTF-8, id = byte, and an end-of-text token: any language, nothing to train."""
+
+    name = "bytes"
+    vocab_size = 257
+    eot_id = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, int64; half of a surrogate pair, which UTF-8 cannot hold, becomes a question mark."""
+        return np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(np.int64)
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""
+        spelled = (EOT.encode() if i == self.eot_id else bytes([i]) for i in ids)
+        return b"".join(spelled).decode("utf-8", "replace")
+
+    def save(self, directory: Path | str) -> None:
+        """Writes tokenizer.json into `directory`: byte-pair encoding without a single merge."""
+        model = {"type": "BPE", "vocab": {c: byte for byte, c in enumerate(byte_alphabet())}, "merges": []}
+        write_json(directory, model, BYTE_LEVEL, BYTE_LEVEL_DECODER, {EOT: self.eot_id})
+
+    @staticmethod
+    def reads(tokenizer: dict) -> bool:
+        """Whether a tokenizer.json is as `save` writes it: no merges, and each byte's id is the byte."""
+        model, special = (
+            tokenizer["model"],
+            {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])},
+        )
+        plain = model["type"] == "BPE" and not model["merges"] and not tokenizer.get("normalizer")
+        if not plain or tokenizer.get("pre_tokenizer") != BYTE_LEVEL or special != {EOT: ByteTokenizer.eot_id}:
+            return False
+        bytes_alone = {token: i for token, i in model["vocab"].items() if token != EOT}
+        return bytes_alone == {c: byte for byte, c in enumerate(byte_alphabet())}
+
+
+class BPETokenizer:
+    """Byte-pair encoding by tiktoken; `BPETokenizer.gpt2()` is GPT-2's, with 50257 tokens."""
+
+    def __init__(self, encoding):
+        self.encoding = encoding
+        self.name = encoding.name
+        self.vocab_size = encoding.n_vocab
+        self.eot_id = encoding._special_tokens.get(EOT)
+
+    @classmethod
+    def gpt2(cls) -> "BPETokenizer":
+        return cls.get("gpt2")
+
+    @classmethod
+    def get(cls, name: str) -> "BPETokenizer":
+        """An encoding of tiktoken's, which downloads its files on first use or reads them from $TIKTOKEN_CACHE_DIR."""
+        import tiktoken
+
+        try:
+            return cls(tiktoken.get_encoding(name))
+        except OSError as error:  # requests' errors are OSErrors
+            raise ConnectionError(
+                f"the tokenizer files of {name} could not be downloaded; fetch them once where there is a network, "
+                f"then point TIKTOKEN_CACHE_DIR at that cache ({type(error).__name__})"
+            ) from error
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, int64. Special tokens written out in the text, such as <|endoftext|>, are plain text here."""
+        return np.array(self.encoding.encode_ordinary(text), dtype=np.int64)
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """As `encode`, uint32. tiktoken fills arrays without holding the interpreter's lock."""
+        return [self.encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""
+        return self.encoding.decode([int(i) for i in ids])
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of text that each id stands for; a special token stands for none."""
+        tokens = [b""] * self.vocab_size
+        for token, i in self.encoding._mergeable_ranks.items():
+            tokens[i] = token
+        return tokens
+
+    def save(self, directory: Path | str) -> None:
+        """Writes tokenizer.json into `directory`; for GPT-2 that takes half a second and 1.8 MB."""
+        to_unicode = byte_alphabet()
+        ranks = self.encoding._mergeable_ranks
+        spell = {token: "".join(to_unicode[b] for b in token) for token in ranks}
+        vocab = {spell[token]: rank for token, rank in ranks.items()}
+        pairs = [[spell[a], spell[b]] for a, b in merges(ranks)]
+        pattern = {"Regex": self.encoding._pat_str}
+        split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+        pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]}
+        model = {"type": "BPE", "vocab": vocab, "merges": pairs}
+        write_json(directory, model, pre_tokenizer, BYTE_LEVEL_DECODER, self.encoding._special_tokens)
+
+    @classmethod
+    def from_json(cls, tokenizer: dict) -> "BPETokenizer":
+        import tiktoken
+
+        from_unicode = {character: byte for byte, character in enumerate(byte_alphabet())}
+        vocab = tokenizer["model"]["vocab"]
+        ranks = {bytes(from_unicode[c] for c in token): rank for token, rank in vocab.items()}
+        special = {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
+        pattern = tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+        name = TIKTOKEN_NAMES.get(len(vocab), "bpe")
+        return cls(tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special))
+
+    @staticmethod
+    def reads(tokenizer: dict) -> bool:
+        """Whether tiktoken encodes as a tokenizer.json says: nothing but a pattern, bytes, and merges in id order."""
+        model, steps = tokenizer["model"], (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
+        if model["type"] != "BPE" or (tokenizer.get("decoder") or {}).get("type") != "ByteLevel":
+            return False
+        if tokenizer.get("normalizer") or model.get("ignore_merges") or len(steps) != 2 or steps[1] != BYTE_LEVEL:
+            return False
+        if steps[0]["type"] != "Split" or "Regex" not in steps[0]["pattern"] or steps[0]["behavior"] != "Isolated":
+            return False
+        joined = [m.replace(" ", "") if isinstance(m, str) else "".join(m) for m in model["merges"]]
+        ids = [model["vocab"][token] for token in joined]
+        return len(ids) == len(model["vocab"]) - 256 and all(a < b for a, b in pairwise(ids))
+
+
+class HFTokenizer:
+    """Any tokenizer of the library `tokenizers`, as `tokenizer.json` describes it."""
+
+    def __init__(self, tokenizer, name: str = "hf", eot: str | None = None):
+        """`tokenizer` is a tokenizers.Tokenizer; `eot` its end-of-text token, if it is not one of the usual ones."""
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # written out in the text, they are plain text
+        self.tokenizer, self.name = tokenizer, name
+        vocab = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocab.values()) + 1
+        self.eot_id = next((vocab[token] for token in (eot, *EOT_NAMES) if token in vocab), None)
+
+    @classmethod
+    def get(cls, name: str) -> "HFTokenizer":
+        """The tokenizer of a model on the Hub or of a directory, by AutoTokenizer. Raises ValueError."""
+        from transformers import AutoTokenizer
+
+        try:
+            auto = AutoTokenizer.from_pretrained(name)
+            return cls(auto.backend_tokenizer, name, auto.eos_token)
+        except (OSError, ValueError, AttributeError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise ValueError(f"{name!r} has no tokenizer that could be loaded: {why}") from None
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, int64, without the special tokens that a model may want around it."""
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def save(self, directory: Path | str) -> None:
+        """Writes tokenizer.json into `directory`."""
+        self.tokenizer.save(str(Path(directory, FILE)))
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's printable stand-in for each of the 256 bytes; the Hugging Face format spells tokens with them."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
+
+
+def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The merge that made each token, in order: tiktoken keeps the results alone, the Hugging Face format the pairs."""
+    pairs = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([b]) for b in token]
+        while len(parts) > 2:  # merge the pair of lowest rank, among those older than this token
+            candidates = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
+            at = candidates.index(min(candidates))
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def show_characters(characters: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in characters[:200])
+
+
+def is_nanogpts(directory: Path | str) -> bool:
+    """Whether a data directory is as nanoGPT writes it: train.bin without tokenizer.json or meta.json."""
+    has = {path.name for path in Path(directory).glob("*")}
+    return "train.bin" in has and not has & {FILE, "meta.json"}
+
+
+def write_json(directory: Path | str, model: dict, pre_tokenizer: dict, decoder: dict, special: dict[str, int]) -> None:
+    """A tokenizer.json of these parts."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": content} | flags for content, i in special.items()],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": model,
+    }
+    Path(directory, FILE).write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
+def read_json(directory: Path | str) -> dict:
+    path = Path(directory, FILE)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: without it text cannot be turned into tokens") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data again") from None
+
+
+def load_tokenizer(directory: Path | str) -> CharTokenizer | ByteTokenizer | BPETokenizer | HFTokenizer:
+    """The tokenizer that `directory/tokenizer.json` describes. Raises ValueError if there is none, or it is damaged.
+
+    In a data directory of nanoGPT's it is what nanoGPT takes it to be: meta.pkl's characters, or else GPT-2's BPE.
+    """
+    if is_nanogpts(directory):
+        pickled = Path(directory, "meta.pkl")
+        return CharTokenizer(pickles.read_characters(pickled)) if pickled.exists() else BPETokenizer.gpt2()
+    path, tokenizer = Path(directory, FILE), read_json(directory)
+    try:
+        if CharTokenizer.reads(tokenizer):
+            return CharTokenizer.from_json(tokenizer)
+        if ByteTokenizer.reads(tokenizer):
+            return ByteTokenizer()
+        if BPETokenizer.reads(tokenizer):
+            return BPETokenizer.from_json(tokenizer)
+        return load_file(path)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data again") from error
+
+
+def load_file(path: Path) -> HFTokenizer:
+    """Any tokenizer.json by the library `tokenizers`; a tokenizer_config.json beside it may name the end of text."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise ValueError(f"{path} is damaged ({error}): prepare the data again") from None
+    beside = path.with_name("tokenizer_config.json")
+    eot = json.loads(beside.read_text(encoding="utf-8")).get("eos_token") if beside.is_file() else None
+    eot = eot["content"] if isinstance(eot, dict) else eot
+    return HFTokenizer(tokenizer, type(tokenizer.model).__name__.lower(), eot)
+
+
+def get_tokenizer(name: str) -> CharTokenizer | ByteTokenizer | BPETokenizer | HFTokenizer:
+    """The tokenizer of this name: bytes, an encoding of tiktoken's, a tokenizer.json, a directory, a name on the Hub.
+
+    Raises ValueError if there is none, OSError if its files cannot be had. `char` has to be trained on a text.
+    """
+    import tiktoken
+
+    if name == "bytes":
+        return ByteTokenizer()
+    if name in (encodings := tiktoken.list_encoding_names()):
+        return BPETokenizer.get(name)
+    path = Path(name)
+    if path.is_file():
+        return load_tokenizer(path.parent) if path.name == FILE else load_file(path)
+    if (path / FILE).is_file():
+        return load_tokenizer(path)
+    if path.is_dir() or name.count("/") == 1:
+        return HFTokenizer.get(name)
+    raise ValueError(
+        f"tokenizer {name!r} is not one of char, gpt2, bytes, {', '.join(e for e in encodings if e != 'gpt2')}, "
+        "nor a tokenizer.json, a directory with one, or OWNER/NAME of a model on the Hub"
+    )
+
+
+def check_same(directory: Path | str, other: Path | str) -> None:
+    """Raises ValueError if the tokenizers of two directories give a token different ids, or do not know the same."""
+    (a, b) = (vocabulary(describe(d)) for d in (directory, other))
+    if a != b:
+        differing = sorted(a.items() ^ b.items(), key=lambda item: (item[1], item[0]))
+        raise ValueError(
+            f"{directory} and {other} have different tokenizers (for instance, {differing[0][0]!r} is token "
+            f"{a.get(differing[0][0], 'no token')} in one, {b.get(differing[0][0], 'no token')} in the other): "
+            "prepare both with the same one"
+        )
+
+
+def describe(directory: Path | str) -> dict:
+    """The tokenizer.json of a directory, or what it would be where nanoGPT wrote the directory."""
+    if not is_nanogpts(directory):
+        return read_json(directory)
+    with TemporaryDirectory() as elsewhere:
+        load_tokenizer(directory).save(elsewhere)
+        return read_json(elsewhere)
+
+
+def vocabulary(tokenizer: dict) -> dict[str, int]:
+    """Token to id of a tokenizer.json, special tokens included."""
+    vocab = tokenizer["model"]["vocab"]
+    if isinstance(vocab, list):  # Unigram: pairs of token and score
+        vocab = {token: i for i, (token, _) in enumerate(vocab)}
+    return vocab | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}

@@ -1,0 +1,276 @@
+"""Memory-mapped tokens to batches, as a pure function of (seed, sample number): there is no loader state at all.
+
+A data directory holds `train.bin` and `val.bin` (bare little-endian token ids, nanoGPT's format), `meta.json` (what
+they contain) and `tokenizer.json`; one that nanoGPT prepared serves as it is. Where meta.json lists several files of a
+split (`train-00001.bin` and so on), they are read as one, one behind the other. An epoch cuts the tokens into windows
+of block_size, from a start that differs from epoch to epoch, and reads every window once in a shuffled order:
+
+    tokens   |.r.|---window---|---window---|---window---| … |---last window---|      r drawn anew for each epoch
+
+Sample number i, counted from the start of the run, is window permute(i mod n) of epoch i // n. So step s of a run
+reads the same tokens whatever the micro-batch size or the number of processes, and resuming needs no bookkeeping.
+"""
+
+import contextlib
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nanogpt.data.tokenizer import is_nanogpts, load_tokenizer
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (B, T) int64; targets are one token ahead
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """A good hash of uint64 arrays to uint64 (SplitMix64, Steele et al. 2014); arithmetic wraps around at 2^64."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(i: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
+    """Places i (0 <= i < n) of the pseudo-random permutation `key` (1,) uint64 of n elements, without holding all n.
+
+    A Feistel network permutes the next even power of two; whoever lands outside n walks on until inside
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    """
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))  # bits in each half
+    mask = np.uint64((1 << int(half)) - 1)
+    top = np.uint64(64) - half
+    round_keys = mix(key + np.arange(6, dtype=np.uint64))
+    i = i.astype(np.uint64)
+    outside = np.arange(len(i))
+    while len(outside):
+        left, right = i[outside] >> half, i[outside] & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (((right + round_key) * np.uint64(0x9E3779B97F4A7C15)) >> top)
+        i[outside] = (left << half) | right
+        outside = outside[i[outside] >= n]
+    return i.astype(np.int64)
+
+
+@lru_cache
+def count_ids(path: Path, changed_ns: int) -> np.ndarray:
+    """How often each id occurs in a file of uint16 tokens, (65536,) int64; `changed_ns` tells new files from old."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    with open(path, "rb") as file:
+        while len(tokens := np.fromfile(file, dtype="<u2", count=1 << 18)):
+            counts += np.bincount(tokens, minlength=1 << 16)
+    return counts
+
+
+def nanogpt_meta(directory: Path) -> dict | None:
+    """What `meta.json` would say of a directory as nanoGPT writes it; None if it is no such. Nothing is written there.
+
+    The bytes of text follow from how often each token occurs. Without meta.pkl the tokens must look like GPT-2's:
+    a text has ids above 10,000 soon, whereas a half-prepared directory with few characters has none.
+    """
+    files = {split: directory / f"{split}.bin" for split in ("train", "val")}
+    if not is_nanogpts(directory) or not all(path.is_file() for path in files.values()):
+        return None
+    counts = {split: count_ids(path.resolve(), path.stat().st_mtime_ns) for split, path in files.items()}
+    if not (directory / "meta.pkl").exists() and not counts["train"][10_000:].any():
+        return None
+    words = load_tokenizer(directory)
+    lengths = np.array([len(token) for token in words.token_bytes()])
+    meta = {"vocab_size": words.vocab_size, "dtype": "uint16", "tokenizer": words.name, "source": "nanoGPT's files"}
+    meta["splits"] = {
+        split: {
+            "tokens": int(n.sum()),
+            "bytes": int(n[: len(lengths)] @ lengths),
+            "largest": int(n.nonzero()[0].max(initial=0)),
+        }
+        for split, n in counts.items()
+    }
+    return meta
+
+
+def read_meta(directory: Path | str) -> dict:
+    """`meta.json` of a data directory, or what stands in for it where nanoGPT wrote the directory.
+
+    Raises ValueError, with what to do, if it is missing or damaged.
+    """
+    path = Path(directory, "meta.json")
+    again = f"prepare the data again, for instance: python -m data_prep.shakespeare --out {directory}"
+    if not Path(directory).is_dir():
+        raise ValueError(f"data directory {str(directory)!r} does not exist: {again}")
+    if from_nanogpt := nanogpt_meta(Path(directory)):
+        return from_nanogpt
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        _ = [meta["splits"][split][count] + 1 for split in ("train", "val") for count in ("tokens", "bytes")]
+        _ = meta["vocab_size"] + 1, np.dtype(meta["dtype"])
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {again}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {again}") from None
+    return meta
+
+
+class Tokens:
+    """Token files one behind the other, read as one long array: `len(tokens)`, `tokens[start:stop]`, `windows`."""
+
+    REMAP = 1024  # windows
+
+    def __init__(self, paths: list[Path], dtype: np.dtype):
+        self.paths = [path for path in paths if path.stat().st_size]  # an empty file cannot be mapped
+        self.dtype = dtype
+        self.ends = np.cumsum([path.stat().st_size // dtype.itemsize for path in self.paths]).tolist()
+        self.read = 0
+        self.map()
+
+    def map(self) -> None:
+        """Maps the files. What was read of a mapping counts as this process's memory until it is mapped anew."""
+        self.maps = [np.memmap(path, dtype=self.dtype, mode="r").view(np.ndarray) for path in self.paths]
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, place: slice) -> np.ndarray:
+        start, stop, _ = place.indices(len(self))
+        stop = max(start, stop)
+        parts = []
+        for k in range(bisect_right(self.ends, start), len(self.ends)):
+            first = self.ends[k - 1] if k else 0
+            parts.append(self.maps[k][max(start - first, 0) : stop - first])
+            if stop <= self.ends[k]:
+                break
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, self.dtype)])
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """`length` tokens from each of the starts (B,) on: (B, length)."""
+        self.read += len(starts)
+        if self.read > self.REMAP:
+            self.read = 0
+            self.map()
+        if len(self.maps) == 1:
+            return self.maps[0][starts[:, None] + np.arange(length)]
+        return np.stack([self[start : start + length] for start in starts.tolist()])
+
+    def largest(self) -> int:
+        """The largest token of all, read in pieces."""
+        largest = 0
+        for path in self.paths:
+            with open(path, "rb") as file:
+                while len(block := np.fromfile(file, self.dtype, 1 << 22)):
+                    largest = max(largest, int(block.max()))
+        return largest
+
+
+class TokenDataset:
+    """One split of a data directory. Opening it checks the file against `meta.json` and the model's vocabulary."""
+
+    def __init__(self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None):
+        """Raises ValueError, with what to do, if the files are missing, damaged, too short, or beyond `vocab_size`."""
+        self.meta, self.split = read_meta(directory), split
+        self.block_size = block_size
+        again = f"prepare the data in {directory} again"
+        paths = [Path(directory, name) for name in self.meta["splits"][split].get("files", [f"{split}.bin"])]
+        for path in paths:
+            if not path.is_file():
+                raise ValueError(f"{path} is missing: {again}")
+        path = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        dtype = np.dtype(self.meta["dtype"]).newbyteorder("<")
+        size, expected = sum(path.stat().st_size for path in paths), self.meta["splits"][split]["tokens"]
+        if size != expected * dtype.itemsize:
+            raise ValueError(
+                f"{path} has {size} bytes, but its {expected} tokens of {dtype.name} need {expected * dtype.itemsize}: "
+                f"it is truncated or was changed; {again}"
+            )
+        if expected < block_size + 1:
+            raise ValueError(
+                f"block_size={block_size} is too long: {path} has {expected} tokens, enough for "
+                f"--block_size={max(expected - 1, 0)} at most"
+            )
+        self.tokens = Tokens(paths, dtype)
+        vocab_size = vocab_size or self.meta["vocab_size"]
+        largest, meta = self.meta["splits"][split].get("largest"), Path(directory, "meta.json")
+        changed = meta.exists() and any(p.stat().st_mtime_ns > meta.stat().st_mtime_ns for p in self.tokens.paths)
+        if largest is None or changed:
+            largest = recorded_largest(Path(directory, ".scan.json"), self.tokens, vocab_size)
+        if largest >= vocab_size:
+            raise ValueError(
+                f"{path} contains token {largest}, but the vocabulary has {vocab_size} tokens (0 to {vocab_size - 1}): "
+                f"{again}, or give the vocab_size that it was made with"
+            )
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text per token of this split, for bits per byte."""
+        counts = self.meta["splits"][self.split]
+        return counts["bytes"] / counts["tokens"]
+
+    @property
+    def windows_per_epoch(self) -> int:
+        return (len(self.tokens) - 1) // self.block_size
+
+    def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
+        """First token of the window of each sample number, int64."""
+        n, T = self.windows_per_epoch, self.block_size
+        last = len(self.tokens) - 1 - T
+        starts = np.empty(len(samples), dtype=np.int64)
+        epochs = samples // n
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            key = mix(mix(np.array([seed], dtype=np.uint64)) ^ np.uint64(epoch))
+            window = permute(samples[here] % n, n, key)
+            shift = int(mix(key)[0]) % T
+            # the last window always ends with the last token, so that the end of the text is learnt as well
+            starts[here] = np.where(window == n - 1, last, shift + window * T)
+        return starts
+
+    def batch(self, seed: int, first_sample: int, batch_size: int) -> Batch:
+        """Samples `first_sample` to `first_sample + batch_size - 1` of the run with this seed."""
+        starts = self.starts(seed, np.arange(first_sample, first_sample + batch_size, dtype=np.int64))
+        return self._windows(starts)
+
+    def _windows(self, starts: np.ndarray) -> Batch:
+        tokens = torch.from_numpy(self.tokens.windows(starts, self.block_size + 1).astype(np.int64))  # (B, T + 1)
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def whole_split(self, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """Every token of the split as a target once, in windows side by side; each process gets its share of them.
+
+        The last window is filled up with targets of -1, which do not count, and so is the last batch: all processes
+        get the same number of batches, as sharded models need it.
+        """
+        T = self.block_size
+        n = -(-(len(self.tokens) - 1) // T)  # windows, the last one perhaps shorter
+        batches = -(-n // (batch_size * processes))
+        for b in range(batches):
+            windows = (b * processes + process) * batch_size + np.arange(batch_size)
+            starts = np.minimum(windows * T, len(self.tokens) - 1 - T)
+            x, y = self._windows(starts)
+            # a window moved back to fit in repeats targets of the one before it: those must not count twice
+            repeated = torch.from_numpy(np.minimum(windows * T - starts, T))
+            y[torch.arange(T)[None, :] < repeated[:, None]] = -1
+            yield x, y
+
+
+def recorded_largest(record: Path, tokens: Tokens, vocab_size: int) -> int:
+    """The largest token of files that meta.json does not tell it of, or that are newer.
+
+    Found once, and kept in `record` where the directory can be written to and the token is one of `vocab_size`.
+    """
+    stats = [path.stat() for path in tokens.paths]
+    key = " ".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p, s in zip(tokens.paths, stats, strict=True))
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if key in known:
+        return known[key]
+    known[key] = largest = tokens.largest()
+    if largest < vocab_size:
+        temporary = record.with_name(f"{record.name}.{os.getpid()}")  # several processes may get here at once
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(known), encoding="utf-8")
+            temporary.replace(record)
+    return largest

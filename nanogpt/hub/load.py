@@ -1,0 +1,66 @@
+"""What RUN means in every command: a run's checkpoint, or a transformers model."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nanogpt import checkpoint
+from nanogpt.config import TrainConfig
+from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.hub import weights
+from nanogpt.model import GPTConfig
+
+
+def load(
+    run: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    which: str | None = None,
+    say=print,
+    **changes,
+) -> tuple:
+    """What RUN means, everywhere: (model, tokenizer, the checkpoint that they are of).
+
+    An out directory (its `best` checkpoint, else `last`; or `which`: best, last, step-N), one checkpoint in it, or a
+    transformers model directory or Hub name, for which the checkpoint is None. `changes` are fields of
+    GPTConfig that leave the weights alone, such as dropout. Raises ValueError if it is none of them.
+    """
+    path = Path(run)
+    if which and not re.fullmatch(r"best|last|step-\d+", which):
+        raise ValueError(f"checkpoint={which!r} is not one of best, last, step-N")
+    if path.is_dir() and not weights.is_transformers(path):
+        if which:
+            path /= f"step-{int(which[5:]):06d}" if which.startswith("step-") else which
+        found = checkpoint.find(path, say=say)
+        return checkpoint.load_model(found, device, dtype, **changes), load_tokenizer(found), found
+    if which:
+        raise ValueError(f"{run} is no out directory: it has no checkpoint {which}")
+    directory = weights.find_directory(run)
+    return weights.from_pretrained(directory, dtype=dtype, **changes).to(device), load_tokenizer(directory), None
+
+
+def load_for_training(run: str | Path, wanted: GPTConfig, say=print) -> tuple:
+    """The model to fine-tune, or to go on with, and its tokenizer.
+
+    Of the settings `wanted`, dropout, gradient_checkpointing and block_size count: the rest is the checkpoint's.
+    """
+    kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
+    model, words, _ = load(run, say=say, **kept)
+    model.crop_block_size(min(wanted.block_size, model.config.block_size))
+    return model, words
+
+
+def check_tokenizer(theirs, ours, tokens: np.ndarray, config: TrainConfig) -> None:
+    """Raises ValueError if the data's tokens are not those that the model to fine-tune has learnt."""
+    text = ours.decode(tokens)
+    try:
+        same = np.array_equal(ours.encode(text), theirs.encode(text))
+    except ValueError:  # a character that it does not know
+        same = False
+    if not same:
+        raise ValueError(
+            f"{config.data} is tokenized by {ours.name!r}, which is not the tokenizer of "
+            f"init_from={config.init_from}: prepare the data with that model's tokenizer"
+        )

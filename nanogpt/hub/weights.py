@@ -1,0 +1,274 @@
+"""Our GPT and transformers' models: the same weights under other names, in both directions.
+
+Three of transformers' classes hold what a GPTConfig can express: GPT2LMHeadModel, LlamaForCausalLM and, with QK-norm,
+Qwen3ForCausalLM. `layout` says which of their tensors each of our parameters consists of; both directions read it.
+"""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+
+from nanogpt import checkpoint
+from nanogpt.hub import client
+from nanogpt.model import GPT, GPTConfig
+
+GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # ours and transformers' names
+TYPES = ("gpt2", "llama", "qwen3")
+
+
+def native_type(config: GPTConfig) -> str:
+    """transformers' model type for a configuration: gpt2, llama or qwen3.
+
+    Raises ValueError naming the field that none of them can hold.
+    """
+    c = config
+    if c.norm == "layernorm" and c.position == "learned":
+        if c.mlp not in GELUS:
+            raise ValueError(
+                f"mlp={c.mlp!r}: with layernorm and learned positions (GPT-2) it must be gelu or gelu_tanh"
+            )
+        if c.kv_heads != c.n_head:
+            raise ValueError(f"n_kv_head={c.n_kv_head}: GPT-2 has as many as n_head={c.n_head}")
+        if c.head_size * c.n_head != c.n_embd:
+            raise ValueError(f"head_dim={c.head_dim}: in GPT-2 it is n_embd / n_head")
+        if c.qk_norm:
+            raise ValueError("qk_norm=True: GPT-2 has none; Qwen3 has, with rmsnorm, rope and swiglu")
+        return "gpt2"
+    for name, value in (("norm", "rmsnorm"), ("position", "rope"), ("mlp", "swiglu")):
+        if getattr(c, name) != value:
+            raise ValueError(
+                f"{name}={getattr(c, name)!r}: transformers has layernorm, learned, gelu together (GPT-2) and rmsnorm, "
+                "rope, swiglu (Llama, Qwen3), but nothing between"
+            )
+    if c.qk_norm and c.bias:
+        raise ValueError("bias=True: with qk_norm (Qwen3) there are no biases")
+    return "qwen3" if c.qk_norm else "llama"
+
+
+def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
+    """For each of our parameters: the transformers tensors that are stacked in it, and whether they are transposed.
+
+    (GPT-2's matrices are stored as (in, out).)
+    """
+    kinds = ("weight", "bias") if config.bias else ("weight",)
+    if native_type(config) == "gpt2":
+        table = {name: ([f"transformer.{name}"], False) for name in ("wte.weight", "wpe.weight")}
+        for i in range(config.n_layer):
+            for part in ("ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+                for kind in kinds:
+                    name = f"h.{i}.{part}.{kind}"
+                    table[name] = [f"transformer.{name}"], kind == "weight" and not part.startswith("ln")
+        table |= {f"ln_f.{kind}": ([f"transformer.ln_f.{kind}"], False) for kind in kinds}
+    else:
+        parts = {"ln_1": ["input_layernorm"], "ln_2": ["post_attention_layernorm"]}
+        if config.qk_norm:
+            parts |= {"attn.q_norm": ["self_attn.q_norm"], "attn.k_norm": ["self_attn.k_norm"]}
+        matrices = {"attn.c_attn": [f"self_attn.{x}_proj" for x in "qkv"], "attn.c_proj": ["self_attn.o_proj"]}
+        matrices |= {"mlp.c_fc": ["mlp.gate_proj", "mlp.up_proj"], "mlp.c_proj": ["mlp.down_proj"]}
+        table = {"wte.weight": (["model.embed_tokens.weight"], False)}
+        for i in range(config.n_layer):
+            for part, theirs in (parts | matrices).items():
+                for kind in kinds if part in matrices else ("weight",):
+                    table[f"h.{i}.{part}.{kind}"] = [f"model.layers.{i}.{name}.{kind}" for name in theirs], False
+        table["ln_f.weight"] = ["model.norm.weight"], False
+    if not config.tie_embeddings:
+        table["lm_head.weight"] = ["lm_head.weight"], False
+    return table
+
+
+def read_config(directory: Path) -> GPTConfig:
+    """The configuration of a transformers model as ours. Raises ValueError for what our GPT cannot express."""
+    from transformers import AutoConfig
+
+    kind = checkpoint.read_json(directory / "config.json").get("model_type")
+    if kind not in TYPES:
+        raise ValueError(f"{directory} holds a {kind or 'nameless'} model; known are {', '.join(TYPES)}")
+    with quiet():
+        c = AutoConfig.from_pretrained(directory)
+    shape = {"vocab_size": c.vocab_size, "tie_embeddings": bool(c.tie_word_embeddings)}
+    if kind == "gpt2":
+        expect(directory, c, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+        gelus = {theirs: ours for ours, theirs in GELUS.items()}
+        gelus["gelu_pytorch_tanh"] = "gelu_tanh"  # the same function twice
+        if c.activation_function not in gelus:
+            raise ValueError(
+                f"{directory}: activation_function={c.activation_function!r} is not one of {', '.join(gelus)}"
+            )
+        shape |= {"block_size": c.n_positions, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd}
+        shape |= {"n_inner": c.n_inner, "mlp": gelus[c.activation_function], "norm_eps": c.layer_norm_epsilon}
+        return GPTConfig(**shape, bias=True)
+    expect(directory, c, hidden_act="silu")
+    rope = c.rope_parameters
+    if rope["rope_type"] != "default":
+        raise ValueError(f"{directory}: rope_type={rope['rope_type']!r} is not supported, only plain RoPE")
+    if kind == "qwen3":
+        expect(directory, c, attention_bias=False, use_sliding_window=False)
+    elif c.attention_bias != c.mlp_bias:
+        raise ValueError(f"{directory}: attention_bias={c.attention_bias} and mlp_bias={c.mlp_bias} must agree")
+    shape |= {"block_size": c.max_position_embeddings, "n_layer": c.num_hidden_layers, "n_embd": c.hidden_size}
+    shape |= {"n_head": c.num_attention_heads, "n_kv_head": c.num_key_value_heads, "head_dim": c.head_dim}
+    shape |= {"n_inner": c.intermediate_size, "norm_eps": c.rms_norm_eps, "rope_theta": rope["rope_theta"]}
+    bias = kind == "llama" and c.attention_bias
+    return GPTConfig(**shape, norm="rmsnorm", position="rope", mlp="swiglu", qk_norm=kind == "qwen3", bias=bias)
+
+
+def expect(directory: Path, config, **values) -> None:
+    for name, value in values.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"{directory}: {name}={getattr(config, name)} is not supported, only {value}")
+
+
+def from_pretrained(
+    name_or_dir: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **changes,
+) -> GPT:
+    """A GPT-2-, Llama- or Qwen3-shaped model of transformers as our GPT: a directory, or a name on the Hub.
+
+    `revision` is a branch, a tag or a commit there; `changes` are fields of GPTConfig that leave the weights alone,
+    such as dropout. Reads safetensors alone, one tensor at a time, so it takes little more memory than the weights.
+    Raises ValueError where there is no such model, or none that our GPT can be.
+    """
+    directory = find_directory(name_or_dir, revision)
+    config = read_config(directory)
+    weights = Weights(directory)
+    if native_type(config) == "gpt2":
+        biases = [names[0] for ours, (names, _) in layout(config).items() if ours.endswith(".bias")]
+        changes["bias"] = any(weights[name].any() for name in biases)  # all zero: how bias=False is written there
+    config = replace(config, **changes)
+    with torch.device("meta"):
+        model = GPT(config)
+    tensors_of = layout(config)
+    # the largest first: only then is there room for a second copy of it
+    for name, p in sorted(model.named_parameters(), key=lambda item: -item[1].numel()):
+        theirs, transposed = tensors_of[name]
+        value = torch.cat([weights[t].t() if transposed else weights[t] for t in theirs])
+        if name in ("wte.weight", "lm_head.weight"):
+            value = F.pad(value, (0, 0, 0, config.padded_vocab_size - value.size(0)))
+        if value.shape != p.shape:
+            raise ValueError(
+                f"{name_or_dir}: {theirs[0]} has shape {tuple(value.shape)}, its config.json says {tuple(p.shape)}"
+            )
+        model.load_state_dict({name: value.to(dtype).contiguous()}, strict=False, assign=True)
+    return model.eval()
+
+
+class Weights:
+    """The tensors of a transformers directory by name, each read when it is asked for."""
+
+    def __init__(self, directory: Path):
+        """Raises ValueError if there are no safetensors, or their header cannot be read."""
+        files = sorted(directory.glob("model*.safetensors"))
+        if not files:
+            pickles = sorted(path.name for path in directory.glob("*.bin"))
+            why = f"only {pickles[0]}, a pickle, which can run code when it is loaded" if pickles else "no weights"
+            raise ValueError(
+                f"{directory} has {why}: expected model.safetensors (transformers' save_pretrained writes it)"
+            )
+        self.file_of = {}
+        for file in files:
+            with self.open(file) as tensors:
+                self.file_of |= dict.fromkeys(tensors.keys(), file)
+        # GPT-2's own files leave the prefix out, and so do some fine-tunes of it
+        self.bare = not any(name.startswith(("transformer.", "model.")) for name in self.file_of)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        stored = name.removeprefix("transformer.").removeprefix("model.") if self.bare else name
+        if stored not in self.file_of:
+            raise ValueError(f"{next(iter(self.file_of.values())).parent} lacks the tensor {stored}: it is not whole")
+        with self.open(self.file_of[stored]) as tensors:  # opened anew: closing gives the pages read back
+            return tensors.get_tensor(stored)
+
+    @contextmanager
+    def open(self, file: Path):
+        try:
+            with safe_open(file, "pt") as tensors:
+                yield tensors
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} cannot be read: {error}") from None
+
+
+def find_directory(name_or_dir: str | Path, revision: str | None = None) -> Path:
+    """The directory of a transformers model: as named, or fetched from the Hub."""
+    path = Path(name_or_dir)
+    if path.is_dir():
+        return path
+    if path.is_absolute() or (path.parent != Path(".") and path.parent.is_dir()):
+        raise ValueError(
+            f"{str(name_or_dir)!r} is no directory: name an out directory, a checkpoint in one, or a transformers model"
+        )
+    return client.download(str(name_or_dir), revision)
+
+
+def is_transformers(directory: Path) -> bool:
+    """Whether a directory holds a transformers model; ours has no model_type in its config.json."""
+    path = directory / "config.json"
+    return path.is_file() and "model_type" in checkpoint.read_json(path)
+
+
+def to_transformers(model: GPT, eot_id: int | None = None):
+    """The same model as transformers' class, sharing the weights; `eot_id` is the end-of-text token, if there is one.
+
+    Raises ValueError if no native class can hold it.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    c, rows, state = model.config, model.fused_rows(), {}
+    ours = dict(model.named_parameters())
+    tensors_of = layout(c)
+    for name, (theirs, transposed) in tensors_of.items():
+        value = ours[name].detach()
+        if name in ("wte.weight", "lm_head.weight"):
+            value = value[: c.vocab_size]
+        parts = value.split(rows[name.replace(".bias", ".weight")]) if len(theirs) > 1 else [value]
+        for target, part in zip(theirs, parts, strict=True):
+            state[target] = (part.t() if transposed else part).contiguous()
+    with quiet(), init_empty_weights(include_buffers=False):  # RoPE's tables are buffers
+        native = AutoModelForCausalLM.from_config(AutoConfig.for_model(native_type(c), **native_config(c, eot_id)))
+    for name, empty in native.state_dict().items():
+        if name.endswith(".bias") and name not in state:  # GPT2LMHeadModel has biases, whether we do or not
+            state[name] = torch.zeros(empty.shape, dtype=model.wte.weight.dtype)
+    if c.tie_embeddings:
+        state["lm_head.weight"] = state[tensors_of["wte.weight"][0][0]]
+    native.load_state_dict(state, assign=True)
+    native.tie_weights()
+    return native.eval()
+
+
+def native_config(c: GPTConfig, eot_id: int | None) -> dict:
+    """The arguments of transformers' configuration class."""
+    config = {"vocab_size": c.vocab_size, "tie_word_embeddings": c.tie_embeddings, "dtype": "float32"}
+    # said even where there is none: by the classes' defaults a text would end at some ordinary token
+    config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id}
+    if native_type(c) == "gpt2":
+        config |= {"n_positions": c.block_size, "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head}
+        config |= {"n_inner": c.inner, "activation_function": GELUS[c.mlp], "layer_norm_epsilon": c.norm_eps}
+        return config | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
+    config |= {"hidden_size": c.n_embd, "intermediate_size": c.inner, "num_hidden_layers": c.n_layer}
+    config |= {"num_attention_heads": c.n_head, "num_key_value_heads": c.kv_heads, "head_dim": c.head_size}
+    config |= {"max_position_embeddings": c.block_size, "rms_norm_eps": c.norm_eps, "attention_dropout": c.dropout}
+    config |= {"rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta}, "attention_bias": c.bias}
+    return config | ({} if c.qk_norm else {"mlp_bias": c.bias})
+
+
+@contextmanager
+def quiet():
+    """transformers without its progress bars and hints, which are about matters that are settled here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

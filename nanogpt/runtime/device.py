@@ -1,0 +1,249 @@
+"""What the launcher and the machine resolve to: device, processes, precision, threads.
+
+`accelerate launch` says what it wants through environment variables; several of its combinations quietly train
+something else than was meant. Here they are checked, and the Accelerator is made.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
+
+from nanogpt import metrics
+from nanogpt.config import TrainConfig
+
+PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
+
+# Dense bf16 peak of a device in TFLOP/s, from its maker's data sheet; fp16 where there is no bf16 (V100, T4).
+# The first name contained in the device's own counts.
+PEAK_TFLOPS = {
+    "GB200": 2500,
+    "B200": 2250,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "A100": 312,
+    "A10G": 70,
+    "A10": 125,
+    "L40S": 362,
+    "L4": 121,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71,
+    "V100": 125,
+    "T4": 65,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Floating-point operations per second that a GPU can do at best in bf16; None where that is not known."""
+    return next((peak * 1e12 for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a CUDA device so far, what is taken now on MPS or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return psutil.Process().memory_info().rss
+
+
+def wants_cpu(device: str = "auto") -> bool:
+    return device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
+def gpu_gib(device: str = "auto") -> float:
+    """Memory of the GPU that a run would use, in GiB; 0 where it would run on the CPU."""
+    if wants_cpu(device):
+        return 0.0
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory / 2**30
+    if torch.backends.mps.is_available():
+        return torch.mps.recommended_max_memory() / 2**30
+    return 0.0
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The Accelerator for these settings. Raises ValueError where launcher, machine and settings disagree."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    # the launcher sets the address of a main process for several processes alone, but started a single one
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            f"the launcher was asked for several processes, but started one: {several_on_a_cpu('N')} "
+            "(or, for one process: --num_processes 1, and no MASTER_ADDR in the environment)"
+        )
+    accumulation = config.gradient_accumulation_steps
+    if accumulation % world:
+        raise ValueError(
+            f"gradient_accumulation_steps={accumulation} counts micro-batches over all processes and must be a "
+            f"multiple of their number: with {world} processes choose {world}, {2 * world}, {3 * world}, …"
+        )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch finds no CUDA device: leave --device out, or install torch for CUDA")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device=mps, but torch finds no Apple GPU: leave --device out")
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=mixed_precision(config),
+        # as a plugin: the plain argument loses against an environment variable that the launcher may set
+        gradient_accumulation_plugin=GradientAccumulationPlugin(accumulation // world, sync_with_dataloader=False),
+        log_with=metrics.available(config.report_to, say=lambda text: print(text, file=sys.stderr)) or None,
+        project_dir=config.out_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
+    )
+    if accelerator.num_processes != world:
+        raise ValueError(
+            f"the launcher started {world} processes, but each trains on its own: {several_on_a_cpu(world)}"
+        )
+    if config.device not in ("auto", accelerator.device.type):
+        raise ValueError(
+            f"device={config.device}, but the launcher chose {accelerator.device.type} (ACCELERATE_USE_CPU or its "
+            "configuration says so): leave --device out, or change that"
+        )
+    if accelerator.num_processes > 1:
+        atexit.register(leave_group)
+    if config.optimizer == "muon" and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "optimizer=muon needs whole matrices, and FSDP shards them: use --optimizer=adamw, or ddp.yaml"
+        )
+    return accelerator
+
+
+def leave_group() -> None:
+    """Before the process ends: threads of gloo's that still run then would abort it, now and then."""
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
+
+
+def several_on_a_cpu(processes: int | str) -> str:
+    return (
+        "for several processes on a CPU, ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes "
+        f"{processes} --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0 …"
+    )
+
+
+def check(device: str, precision: str, timeout: float) -> None:
+    """Prints what the launcher and the machine resolve to, a line for each process, and lets the processes add up.
+
+    Raises ValueError, naming the right command, where they do not belong together.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    config = TrainConfig(device=device, precision=precision, timeout=timeout, gradient_accumulation_steps=world)
+    accelerator = make_accelerator(config)
+    threads = set_threads(0, accelerator.num_processes)
+    env = environment_of(accelerator, threads)
+    parallel = "one process, no communication"
+    if accelerator.num_processes > 1:
+        backend = torch.distributed.get_backend()
+        how = {DistributedType.FSDP: "one model, sharded over them"}
+        parallel = (
+            f"{world} processes by {backend}, {how.get(accelerator.distributed_type, 'a copy of the model on each')}"
+        )
+    accelerator.print(f"{parallel}; {env['precision']}, torch {env['torch']}, accelerate {env['accelerate']}")
+    for rank in range(accelerator.num_processes):  # one after the other
+        if rank == accelerator.process_index:
+            host = platform.node()
+            print(f"process {rank}: {accelerator.device} ({env['device']}) on {host}, {threads} threads", flush=True)
+        accelerator.wait_for_everyone()
+    total = accelerator.reduce(torch.tensor(accelerator.process_index + 1.0, device=accelerator.device), "sum").item()
+    expected = accelerator.num_processes * (accelerator.num_processes + 1) / 2
+    if total != expected:
+        raise ValueError(f"the processes do not add up: {total} instead of {expected}")
+    accelerator.print("gradient_accumulation_steps of a run must be a multiple of " + str(accelerator.num_processes))
+    accelerator.end_training()
+
+
+def mixed_precision(config: TrainConfig) -> str:
+    """Accelerate's name for the precision: the settings', else the launcher's, else what the device is made for."""
+    if config.precision != "auto":
+        return next(theirs for theirs, ours in PRECISIONS.items() if ours == config.precision)
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher != "no":
+        return launcher
+    if torch.cuda.is_available() and not wants_cpu(config.device):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_computes_in_bf16() and gpu_gib(config.device) == 0 else "no"
+
+
+def cpu_computes_in_bf16() -> bool:
+    """Whether this CPU has instructions for products of bf16: then they take a fifth of fp32's time (LOG.md)."""
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def set_up(config: TrainConfig, accelerator: Accelerator) -> int:
+    """What holds for the whole process: its CPU threads, whose number is returned, its memory, its determinism."""
+    if config.deterministic:
+        make_deterministic()
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    # products that stay in fp32 on CUDA use TF32, as in nanoGPT
+    torch.set_float32_matmul_precision("high" if accelerator.device.type == "cuda" else "highest")
+    return set_threads(config.threads, accelerator.num_processes)
+
+
+def set_threads(wanted: int, processes: int) -> int:
+    """Sets and returns the CPU threads of this process; 0 wanted: an equal share of the cores.
+
+    `accelerate launch` asks for a single thread unless told otherwise, which would leave the other cores idle.
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = min(available, psutil.cpu_count(logical=False) or available)
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    torch.set_num_threads(wanted or max(1, cores // processes_here))
+    return torch.get_num_threads()
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep the memory that a step frees, for the next one: a step on a CPU is some 5 % faster (LOG.md).
+
+    By default it returns large blocks to the system at once, and every step pays for hundreds of page faults. Does
+    nothing where the C library is another one.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+def free_memory() -> int:
+    """Bytes of ordinary memory that are free, within the limit of the container if there is one (cgroup v2)."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
+
+
+def make_deterministic() -> None:
+    """Only operators that give the same bits every time, on CUDA as well."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    # nothing here reads what it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+
+
+def environment_of(accelerator: Accelerator, threads: int) -> dict:
+    """What figures depend on besides the settings, for config.json."""
+    on_cuda = accelerator.device.type == "cuda"
+    return {name: version(name) for name in ("nanogpt", "torch", "accelerate", "numpy")} | {
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(accelerator.device) if on_cuda else accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "threads": threads,
+        "precision": PRECISIONS[accelerator.mixed_precision],
+    }

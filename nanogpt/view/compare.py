@@ -1,0 +1,119 @@
+"""Runs beside each other, honestly: what was set differently, and the loss at equal steps, tokens and time.
+
+    nanogpt compare out/a out/b
+    accelerate launch recipes/shakespeare.py --seeds=3 --out_dir=out/a     # out/a-seed1337, -seed1338, -seed1339
+
+Runs that differ in nothing but their seed are one column, with the mean and the spread (the standard deviation between
+seeds): a difference smaller than that says nothing.
+"""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nanogpt import checkpoint, metrics
+from nanogpt.config import INCIDENTAL
+
+AXES = {"steps": "step", "tokens": "tokens", "seconds of training": "train_seconds"}
+POINTS = 8  # at most, at which curves are compared
+
+
+@dataclass
+class Curve:
+    run: Path
+    settings: dict
+    kind: dict  # the settings that are the same for runs which differ in their seed alone
+    points: np.ndarray  # (N, 4) step, tokens, seconds, validation loss
+
+
+def read(run: Path) -> Curve:
+    """A run's settings and validation losses. Raises ValueError if it is none, or has not been evaluated yet."""
+    if not (run / "metrics.jsonl").is_file():
+        raise ValueError(f"{run} is no out directory: it has no metrics.jsonl")
+    config = checkpoint.read_json(run / checkpoint.CONFIG)
+    lines = [line for line in metrics.read(run / "metrics.jsonl") if "val_loss" in line]
+    if not lines:
+        raise ValueError(f"{run} has no validation loss yet")
+    points = np.array([[line[key] for key in ("step", "tokens", "train_seconds", "val_loss")] for line in lines])
+    settings = config["model"] | config["train"]
+    kind = {name: value for name, value in settings.items() if name not in INCIDENTAL | {"seed", "eval_iters"}}
+    digests = [split.get("sha256") for split in config.get("data", {}).values()]
+    if digests and all(digests):
+        kind["data"] = digests  # the same tokens, wherever they lie
+    return Curve(run, settings, kind, points)
+
+
+def group(curves: list[Curve]) -> dict[str, list[Curve]]:
+    """The curves by what they are, apart from their seed; each group has the name of its first run, or its path."""
+    groups: list[list[Curve]] = []
+    for curve in curves:
+        same = next((group for group in groups if group[0].kind == curve.kind), None)
+        if same:
+            same.append(curve)
+        else:
+            groups.append([curve])
+    names = [group[0].run.name for group in groups]
+    return {name if names.count(name) == 1 else str(g[0].run): g for name, g in zip(names, groups, strict=True)}
+
+
+def differences(groups: dict[str, list[Curve]]) -> dict[str, list]:
+    """The settings that are not the same in all groups, with each group's value."""
+    first = [curves[0] for curves in groups.values()]
+    names = dict.fromkeys(name for curve in first for name in curve.kind)
+    differing = [name for name in names if any(c.kind.get(name) != first[0].kind.get(name) for c in first)]
+    return {name: [curve.settings.get(name) for curve in first] for name in differing}
+
+
+def loss_by(curve: Curve, axis: int, x: float) -> float:
+    """The last validation loss measured at or before `x` on an axis: nothing is made up between evaluations."""
+    return float(curve.points[curve.points[:, axis] <= x][-1, 3])
+
+
+def meeting_points(curves: list[Curve], axis: int) -> np.ndarray:
+    """Where to compare: at evaluations of any of the curves, as far as all of them reach.
+
+    Raises ValueError where one of them begins behind the end of another.
+    """
+    late, short = max(curves, key=lambda c: c.points[0, axis]), min(curves, key=lambda c: c.points[-1, axis])
+    start, end = late.points[0, axis], short.points[-1, axis]
+    if start > end:
+        raise ValueError(
+            f"{late.run} begins after {start:,.0f} {list(AXES)[axis]}, but {short.run} ends at {end:,.0f}: "
+            "there is nothing to compare"
+        )
+    at = np.unique(np.concatenate([curve.points[:, axis] for curve in curves]))
+    at = at[(at >= start) & (at <= end)]
+    return at[np.unique(np.linspace(0, len(at) - 1, POINTS).round().astype(int))]
+
+
+def spread(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    return f"{mean:.4f}" + (f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def compare(runs: list[Path]) -> str:
+    """The comparison as text. Raises ValueError if one of them is no run."""
+    groups = group([read(Path(run)) for run in runs])
+    settings = {name: [str(value) for value in values] for name, values in differences(groups).items()}
+    width = max(16, *(len(cell) for cells in (groups, *settings.values()) for cell in cells)) + 2
+
+    def row(first: str, cells) -> str:
+        return f"{first:<28}" + "".join(f"{cell:>{width}}" for cell in cells)
+
+    lines = [row("", groups), row("seeds", [len(curves) for curves in groups.values()])]
+    lines += [row(name, values) for name, values in settings.items()]
+    every = [curve for curves in groups.values() for curve in curves]
+    for axis, title in enumerate(AXES):
+        lines += ["", f"validation loss by equal {title}"]
+        try:
+            points = meeting_points(every, axis)
+        except ValueError as error:  # on another axis they may meet
+            lines.append(str(error))
+            continue
+        for x in points:
+            cells = [spread([loss_by(c, axis, x) for c in curves]) for curves in groups.values()]
+            lines.append(row(f"{x:,.1f}" if axis == 2 else f"{x:,.0f}", cells))
+    lines += ["", row("lowest", [spread([c.points[:, 3].min() for c in curves]) for curves in groups.values()])]
+    return "\n".join(lines)

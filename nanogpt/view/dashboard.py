@@ -1,0 +1,129 @@
+"""`nanogpt dashboard`: a page on this machine that shows runs side by side, while they train and afterwards.
+
+    nanogpt dashboard out
+
+It reads metrics.jsonl, samples.jsonl and config.json of each run, so it needs no tracker, and writes nothing. The page
+and all it asks for come from this process: nothing leaves the machine. Three kinds of answers in JSON:
+
+    /api/runs                                            what there is, and how far it got
+    /api/curves?run=0&key=val_loss&x=tokens&points=600   with &low=…&high=…: a part of it, in more detail
+    /api/samples?run=0                                   the texts of its evaluations
+"""
+
+import json
+import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from urllib.parse import parse_qs, urlsplit
+
+from nanogpt.view.follow import Runs, X
+
+FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
+    "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
+    "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
+}
+# what the browser is to allow the page: its own files, nothing from elsewhere, and no other page around it
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+PORT = 6070
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers GET alone."""
+
+    server: "Server"
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds that a connection may be silent
+
+    def do_GET(self) -> None:
+        """The page, its parts, or JSON. Whoever calls this machine by another name gets nothing.
+
+        A hostile page can point a name of its own at 127.0.0.1 and would then be of our origin (DNS rebinding); but
+        its requests still say that name.
+        """
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            return self.answer(403, b"this page is for http://127.0.0.1 or http://localhost alone\n")
+        url = urlsplit(self.path)
+        if url.path in FILES:
+            name, kind = FILES[url.path]
+            return self.answer(200, (files("nanogpt.view") / "web" / name).read_bytes(), kind)
+        asked = {"/api/runs": self.runs, "/api/curves": self.curves, "/api/samples": self.samples}.get(url.path)
+        if asked is None:
+            return self.answer(404, b"there is nothing here\n")
+        try:
+            query = parse_qs(url.query)
+            with self.server.lock:
+                found = asked(query)
+        except (ValueError, KeyError, IndexError):
+            return self.answer(400, b"this cannot be asked\n")
+        return self.answer(200, json.dumps(found, allow_nan=False).encode(), "application/json")
+
+    def runs(self, query: dict) -> list[dict]:
+        self.server.runs.update()
+        return [run.summary() for run in self.server.runs.found]
+
+    def curves(self, query: dict) -> dict:
+        """{key: [xs, ys]} of one run."""
+        run = self.server.runs.found[natural(query["run"][0])]
+        x, points = query["x"][0], min(natural(query["points"][0]), 10_000)
+        if x not in X:
+            raise ValueError(x)
+        low, high = float(query.get("low", [-math.inf])[0]), float(query.get("high", [math.inf])[0])
+        return {key: run.curve(key, x, points, low, high) for key in query["key"]}
+
+    def samples(self, query: dict) -> list[dict]:
+        return self.server.runs.found[natural(query["run"][0])].samples
+
+    def answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args) -> None:
+        """Says nothing."""
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(text)
+    return int(text)
+
+
+class Server(ThreadingHTTPServer):
+    """Serves the runs in `roots` at `address`, on this machine alone."""
+
+    daemon_threads = True
+
+    def __init__(self, roots: list[str], port: int | None = None):
+        """At `port`; without one, the first free of 6070 to 6089, else any. Raises ValueError, OSError."""
+        self.runs, self.lock = Runs(roots), threading.Lock()
+        for wish in [port] if port is not None else [*range(PORT, PORT + 20), 0]:
+            try:
+                super().__init__(("127.0.0.1", wish), Handler)
+                break
+            except (OSError, OverflowError) as error:
+                if wish in (port, 0):
+                    raise ValueError(
+                        f"port {wish} of 127.0.0.1 cannot be had: {error}; choose another --port"
+                    ) from None
+        self.address = f"http://127.0.0.1:{self.server_port}/"
+
+
+def serve(roots: list[str], port: int | None = None, say=print) -> None:
+    """Serves until Ctrl-C."""
+    with Server(roots, port) as server:
+        say(f"the runs in {', '.join(roots)} are shown at {server.address} (Ctrl-C ends)")
+        server.serve_forever()

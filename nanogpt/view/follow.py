@@ -1,0 +1,220 @@
+"""Following runs on the disk: each line of their files is read once, however long they are and while they grow.
+
+runs = Runs(["out"]); runs.update(); runs.found[0].curve("train_loss", "tokens", points=600)
+"""
+
+import json
+import math
+import time
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from nanogpt import metrics
+from nanogpt.view.alerts import alerts
+
+X = ("step", "tokens", "train_seconds")
+LONGEST_TEXT = 4000  # characters of a sample
+AT_ONCE = 4_000_000  # bytes read of a file before the page is told what there is so far
+MOST_SAMPLES = 500  # the first ones and the newest ones are kept
+
+
+class Lines:
+    """The objects in a file of JSON lines. A line that is not whole yet waits; one that is no object is passed over."""
+
+    def __init__(self, path: Path):
+        self.path, self.identity, self.position = path, None, 0
+        self.behind = False  # whether there is more to read at once
+
+    def new(self) -> tuple[bool, list[dict]]:
+        """Whether the file was begun anew (a resumed run), and the objects behind those read already: AT_ONCE of it."""
+        try:
+            status = self.path.stat()
+            again = self.identity not in (None, status.st_ino) or status.st_size < self.position
+            if again:
+                self.position = 0
+            self.identity = status.st_ino
+            self.behind = status.st_size > self.position + AT_ONCE
+            if status.st_size == self.position:
+                return again, []
+            with open(self.path, "rb") as file:
+                file.seek(self.position)
+                whole = file.read(min(status.st_size - self.position, AT_ONCE))
+        except OSError:  # just being replaced, or taken away
+            return False, []
+        if not self.behind or b"\n" in whole:  # else it is one monstrous line, which is passed over
+            whole = whole[: whole.rfind(b"\n") + 1]
+        self.position += len(whole)
+        return again, [line for line in map(parse, whole.splitlines()) if line is not None]
+
+
+def parse(line: bytes) -> dict | None:
+    """The object in a line, if it has a step, or None."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = number(found.get("step")) if isinstance(found, dict) else None
+    return found if step is not None and math.isfinite(step) else None
+
+
+def number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+class FollowedRun:
+    """What the files of one out directory hold so far."""
+
+    def __init__(self, directory: Path, name: str):
+        self.directory, self.name = directory, name
+        self.metrics, self.texts = Lines(directory / metrics.METRICS), Lines(directory / metrics.SAMPLES)
+        self.version = 0  # grows with every change
+        self.settings, self.settings_time = {}, None
+        self.samples: list[dict] = []
+        self.alerts: list[dict] = []
+        self.clear()
+
+    def clear(self) -> None:
+        self.x = {name: array("d") for name in X}
+        self.lines: dict[str, array] = {}  # of which lines the values are
+        self.values: dict[str, array] = {}
+
+    def update(self) -> None:
+        """Reads what is new."""
+        again, lines = self.metrics.new()
+        if again:
+            self.clear()
+        for line in lines:
+            at = len(self.x["step"])
+            for name in X:
+                self.x[name].append(number(line.get(name)) or 0.0)
+            for name, value in line.items():
+                value = number(value)
+                if value is not None and name not in X:
+                    self.lines.setdefault(name, array("q")).append(at)
+                    self.values.setdefault(name, array("d")).append(value)
+        if again or lines:
+            self.alerts = alerts({name: self.points(name, "step") for name in self.values})
+        texts_again, texts = self.texts.new()
+        kept = [] if texts_again else self.samples
+        kept += [
+            {"step": number(t["step"]), "text": t["text"][:LONGEST_TEXT]}
+            for t in texts
+            if isinstance(t.get("text"), str)
+        ]
+        self.samples = kept if len(kept) <= MOST_SAMPLES else kept[:10] + kept[10 - MOST_SAMPLES :]
+        if self.read_settings() or again or lines or texts_again or texts:
+            self.version += 1
+
+    def read_settings(self) -> bool:
+        """Reads config.json if it changed; whether it did."""
+        try:
+            path = self.directory / "config.json"
+            if self.settings_time == (changed := path.stat().st_mtime_ns):
+                return False
+            self.settings_time = changed
+            parts = json.loads(path.read_text(encoding="utf-8"))
+            self.settings = {name: v for part in parts.values() for name, v in part.items()}
+        except (OSError, ValueError, AttributeError, RecursionError):  # none, half written, or not one of ours
+            return False
+        return True
+
+    def points(self, key: str, x: str) -> tuple[np.ndarray, np.ndarray]:
+        """All values of `key` over x (step, tokens or train_seconds), both (N,)."""
+        if key not in self.values:
+            return np.empty(0), np.empty(0)
+        return np.array(self.x[x])[np.array(self.lines[key])], np.array(self.values[key])
+
+    def curve(self, key: str, x: str, points: int, low: float = -math.inf, high: float = math.inf) -> tuple[list, list]:
+        """The finite values of `key` for x from low to high, thinned out to about `points` of them."""
+        xs, ys = self.points(key, x)
+        shown = np.isfinite(ys) & np.isfinite(xs)
+        xs, ys = xs[shown], ys[shown]
+        # with a neighbour on each side, towards which the line leaves the picture
+        part = slice(max(0, np.searchsorted(xs, low) - 1), np.searchsorted(xs, high, "right") + 1)
+        xs, ys = thin(xs[part], ys[part], points)
+        return xs.tolist(), ys.tolist()
+
+    def summary(self) -> dict:
+        """The run as the page lists it."""
+        steps = self.x["step"]
+        last = {name: clean(self.values[name][-1]) for name in self.values}
+        best_step, best = None, None
+        steps_of, losses = self.points("val_loss", "step")
+        if np.isfinite(losses).any():
+            i = np.nanargmin(np.where(np.isfinite(losses), losses, np.nan))
+            best_step, best = steps_of[i], losses[i]
+        return {
+            "name": self.name,
+            "version": self.version,
+            "status": self.status(steps[-1] if steps else 0),
+            "behind": self.metrics.behind,
+            "end": {name: clean(self.x[name][-1]) if steps else 0 for name in X},
+            "last": last,
+            "best_step": best_step,
+            "best": best,
+            "settings": {name: str(value) for name, value in self.settings.items()},
+            "alerts": self.alerts,
+            "samples": len(self.samples),
+        }
+
+    def status(self, step: float) -> str:
+        """finished at max_iters; training if there was a line in the last minute; else stopped."""
+        end = number(self.settings.get("max_iters"))
+        if end is not None and step >= end:
+            return "finished"
+        try:
+            age = time.time() - self.metrics.path.stat().st_mtime
+        except OSError:
+            return "stopped"
+        return "training" if age < 60 else "stopped"
+
+
+def clean(value: float) -> float | None:
+    """For JSON, which knows neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
+
+
+def thin(xs: np.ndarray, ys: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """About `points` of the points (N,): lowest and highest of each of points/2 stretches, so that no peak is lost."""
+    stretches = max(1, points // 2)
+    if len(xs) <= 2 * stretches:
+        return xs, ys
+    length = -(-len(xs) // stretches)
+    padded = np.concatenate((ys, np.full(-len(ys) % length, ys[-1]))).reshape(-1, length)
+    starts = np.arange(len(padded)) * length
+    kept = np.concatenate((starts + padded.argmin(axis=1), starts + padded.argmax(axis=1), [0, len(xs) - 1]))
+    kept = np.unique(np.minimum(kept, len(xs) - 1))
+    return xs[kept], ys[kept]
+
+
+class Runs:
+    """The runs in some directories: each of them, what is in it, and what is in that."""
+
+    def __init__(self, roots: list[str]):
+        """Raises ValueError for a root that is no directory."""
+        self.roots = [Path(root) for root in roots]
+        for root in self.roots:
+            if not root.is_dir():
+                raise ValueError(
+                    f"{root} is not a directory: name out directories, or one that holds some, such as out"
+                )
+        self.found: list[FollowedRun] = []  # in the order in which they were found: the place is the run's number
+
+    def update(self) -> None:
+        """Looks for new runs, and for what is new in them."""
+        known = {run.directory for run in self.found}
+        for root in self.roots:
+            for depth in ("", "*/", "*/*/"):
+                for path in sorted(root.glob(depth + metrics.METRICS)):
+                    if path.parent not in known and path.is_file():
+                        known.add(path.parent)
+                        self.found.append(FollowedRun(path.parent, str(path.parent)))
+        for run in self.found:
+            run.update()

@@ -1,0 +1,103 @@
+"""What the playground computes; how it looks is tested in a browser, in tests/integration."""
+
+import dataclasses
+import re
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY
+
+from data_prep import writer
+from nanogpt import GPT
+from nanogpt.commands import main, playground
+from nanogpt.commands.playground import Writer, take_turns, token_losses
+from nanogpt.data.tokenizer import load_tokenizer
+
+HOSTILE = "<script>alert('&')</script>\n"
+
+
+@pytest.fixture
+def model() -> GPT:
+    torch.manual_seed(0)
+    return GPT(dataclasses.replace(TINY, vocab_size=20)).eval()
+
+
+@pytest.fixture
+def hostile_writer(tmp_path, monkeypatch) -> Writer:
+    """A model whose characters can spell a script."""
+    writer.write(tmp_path / "data", HOSTILE * 20, "char", 0.1, "made up")
+    words = load_tokenizer(tmp_path / "data")
+    torch.manual_seed(0)
+    model = GPT(dataclasses.replace(TINY, vocab_size=words.vocab_size)).eval()
+    monkeypatch.setattr(playground, "load", lambda *args: (model, words, None))
+    return Writer("<b>run</b>", "cpu")
+
+
+def test_the_losses_of_a_short_text_are_cross_entropies_of_the_models_logits(model):
+    ids = torch.arange(16) % 7
+    with torch.no_grad():
+        logits = model(ids[None])[0, :-1]
+    losses, probs, likeliest = token_losses(model, ids)
+    torch.testing.assert_close(losses, F.cross_entropy(logits, ids[1:], reduction="none"))
+    expected = [sorted(((p, i) for i, p in enumerate(row)), reverse=True)[:5] for row in logits.softmax(-1).tolist()]
+    assert likeliest.tolist() == [[i for _, i in row] for row in expected]
+    torch.testing.assert_close(probs, torch.tensor([[p for p, _ in row] for row in expected]))
+
+
+@pytest.mark.parametrize("length", [17, 18, 25, 50])
+def test_in_a_long_text_each_token_is_predicted_once_from_at_least_half_a_context(model, length):
+    ids = torch.randint(20, (length,), generator=torch.Generator().manual_seed(0))
+    losses, _, _ = token_losses(model, ids)
+    assert losses.shape == (length - 1,)
+    for i in range(1, length):
+        contexts = [ids[None, i - n : i] for n in range(min(i, 16 // 2 + 1), min(i, 16) + 1)]
+        with torch.no_grad():
+            possible = [F.cross_entropy(model(context)[:, -1], ids[i : i + 1]).item() for context in contexts]
+        assert min(abs(losses[i - 1].item() - loss) for loss in possible) < 1e-5
+
+
+def test_a_single_token_has_no_loss(model):
+    assert [part.shape for part in token_losses(model, torch.tensor([3]))] == [(0,), (0, 5), (0, 5)]
+
+
+def test_a_painted_text_has_its_characters_as_text_and_five_tokens_for_each_place(hostile_writer):
+    painted = hostile_writer.paint(HOSTILE)
+    body = painted.split("</style>")[1]
+    assert set(re.findall(r"</?(\w+)", body)) == {"p", "div", "span"}
+    assert "&lt;b&gt;run&lt;/b&gt;" in body
+    assert body.count('class="likeliest"') == len(HOSTILE) - 1 == body.count("background:")
+    tip = re.search(r'class="likeliest">loss (\d\.\d+)\n(.*?)</span>', body, flags=re.DOTALL)
+    assert len(tip[2].splitlines()) == 5
+
+
+def test_writing_grows_by_what_sampling_yields_and_the_seed_decides(hostile_writer):
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    texts = list(hostile_writer.write("<", 10, seed=1, **options))
+    assert [len(text) for text in texts] == list(range(2, 12)) and texts[-1].startswith("<")
+    assert list(hostile_writer.write("<", 10, seed=1, **options))[-1] == texts[-1]
+    assert list(hostile_writer.write("<", 10, seed=2, **options))[-1] != texts[-1]
+
+
+@pytest.mark.parametrize("text, complaint", [("", "no text"), ("Zz", "'Z'")])
+def test_a_text_that_the_model_cannot_read_is_named(hostile_writer, text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        hostile_writer.paint(text)
+
+
+def test_streams_take_turns_and_a_shorter_one_stays():
+    assert list(take_turns([iter("ab"), iter("xyz")])) == [["a", "x"], ["b", "y"], ["b", "z"], ["b", "z"]]
+
+
+def test_three_runs_are_one_too_many(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["playground", "a", "b", "c"])
+    assert error.value.code == 2 and "one, or two side by side" in capsys.readouterr().err
+
+
+def test_without_gradio_the_way_to_it_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit) as error:
+        main(["playground", "a"])
+    assert error.value.code == 2 and "pip install -e '.[playground]'" in capsys.readouterr().err

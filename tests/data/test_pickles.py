@@ -1,0 +1,119 @@
+"""Pickles that would run something, or are damaged: refused in one line, and nothing has run."""
+
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+
+from nanogpt.data.pickles import read_characters, read_checkpoint
+
+
+class Calls:
+    """Pickled, it calls `function(*arguments)` when it is read the ordinary way."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.fixture(params=["system", "eval", "getattr", "numpy"])
+def hostile(request, tmp_path):
+    """An object that touches a file when unpickled, or asks for a harmless function that could be a step to it."""
+    touch = f"touch {tmp_path / 'owned'}"
+    return {
+        "system": Calls(os.system, touch),
+        "eval": Calls(eval, f"__import__('os').system({touch!r})"),
+        "getattr": Calls(getattr, "text", "upper"),
+        "numpy": np.float64(1.5),
+    }[request.param]
+
+
+def one_line(read, path) -> str:
+    with pytest.raises(ValueError) as error:
+        read(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    return str(error.value)
+
+
+def test_a_pickle_that_calls_something_does_so_when_read_the_ordinary_way(tmp_path):
+    pickle.loads(pickle.dumps(Calls(os.system, f"touch {tmp_path / 'owned'}")))
+    assert (tmp_path / "owned").exists()  # so the tests below would notice
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_a_hostile_meta_pkl_is_refused(tmp_path, hostile, protocol):
+    path = tmp_path / "meta.pkl"
+    path.write_bytes(pickle.dumps({"vocab_size": 1, "itos": {0: "a"}, "stoi": hostile}, protocol))
+    assert "is refused: it asks for " in one_line(read_characters, path)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_hostile_checkpoint_is_refused(tmp_path, hostile, zipped):
+    path = tmp_path / "ckpt.pt"
+    contents = {"model": {}, "model_args": {}, "iter_num": 1, "config": hostile}
+    torch.save(contents, path, _use_new_zipfile_serialization=zipped)
+    assert "is refused: it asks for " in one_line(read_checkpoint, path)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"PK\x03\x04", b"\x80\x04.", b"(" * 10_000, b"\x80\x04\x8e" + b"\xff" * 8]
+)
+@pytest.mark.parametrize("read", [read_characters, read_checkpoint])
+def test_damaged_files_are_named(tmp_path, read, content):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert one_line(read, path).startswith(f"{path} is damaged")
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path):
+    path = tmp_path / "ckpt.pt"
+    torch.save({"model": {"w": torch.zeros(1000)}, "model_args": {}, "iter_num": 1}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    assert "is damaged" in one_line(read_checkpoint, path)
+
+
+@pytest.mark.parametrize(
+    "meta, message",
+    [
+        (["a"], "it needs 'itos'"),
+        ({"vocab_size": 2}, "it needs 'itos'"),
+        ({"itos": {0: "a", 2: "b"}}, "it needs 'itos'"),
+        ({"itos": {0: "a", 1: "bc"}}, "every character once"),
+        ({"itos": {0: "a", 1: "a"}}, "every character once"),
+        ({"itos": {0: "a", 1: 5}}, "every character once"),
+    ],
+)
+def test_a_meta_pkl_of_something_else_is_named(tmp_path, meta, message):
+    path = tmp_path / "meta.pkl"
+    path.write_bytes(pickle.dumps(meta))
+    assert message in one_line(read_characters, path)
+
+
+def test_a_checkpoint_of_something_else_names_what_is_missing(tmp_path):
+    torch.save([1], tmp_path / "ckpt.pt")
+    assert "model, model_args, iter_num missing" in one_line(read_checkpoint, tmp_path / "ckpt.pt")
+    torch.save({"model": {}, "iter_num": 1}, tmp_path / "ckpt.pt")
+    assert "checkpoint: model_args missing" in one_line(read_checkpoint, tmp_path / "ckpt.pt")
+
+
+def test_what_nanogpt_writes_is_read(tmp_path):
+    characters = "\n ab你"
+    itos = dict(enumerate(characters))
+    meta = {"vocab_size": 5, "itos": itos, "stoi": {c: i for i, c in itos.items()}}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
+    assert read_characters(tmp_path / "meta.pkl") == characters
+
+    weights = OrderedDict(w=torch.arange(3.0), lm_head=torch.arange(3.0))
+    contents = {"model": weights, "model_args": {"bias": True}, "iter_num": 7, "best_val_loss": torch.tensor(1.5)}
+    torch.save(contents, tmp_path / "ckpt.pt")
+    read = read_checkpoint(tmp_path / "ckpt.pt")
+    assert torch.equal(read["model"]["w"], torch.arange(3.0))
+    assert (read["iter_num"], read["best_val_loss"].item()) == (7, 1.5)

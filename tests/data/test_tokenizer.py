@@ -1,0 +1,280 @@
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from nanogpt.data.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    HFTokenizer,
+    check_same,
+    get_tokenizer,
+    load_tokenizer,
+    merges,
+)
+from nanogpt.generate import stream_text
+
+MIXED = "Hello wörld 你好 😀 \n\n  def f(x):\t\r\n  it's 1234 — ROMEO:<|endoftext|>"
+
+
+def test_characters_keep_the_order_of_nanogpts_vocabulary(shakespeare):
+    text = shakespeare.read_text()
+    chars = CharTokenizer.train(text)
+    assert chars.vocab_size == 65
+    itos = sorted(set(text))  # nanoGPT's prepare.py
+    assert chars.encode("ROMEO:").tolist() == [itos.index(c) for c in "ROMEO:"]
+    assert chars.decode(chars.encode(text)) == text
+
+
+def test_character_tokenizer_survives_saving_and_reads_the_same_in_tokenizers(tmp_path):
+    chars = CharTokenizer.train(MIXED)
+    chars.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.characters == chars.characters
+    reference = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert reference.encode(MIXED).ids == chars.encode(MIXED).tolist() == again.encode(MIXED).tolist()
+    assert reference.decode(reference.encode(MIXED).ids) == again.decode(again.encode(MIXED)) == MIXED
+
+
+@pytest.mark.parametrize("strange", ["é", "😀"])
+def test_an_unknown_character_is_named_with_its_place(strange):
+    with pytest.raises(ValueError, match=f"character '{strange}' .position 2. is not among the 2 .*: ab"):
+        CharTokenizer.train("abab").encode("ab" + strange)
+
+
+def test_an_empty_text_makes_no_tokenizer():
+    with pytest.raises(ValueError, match="text is empty"):
+        CharTokenizer.train("")
+
+
+def test_gpt2_survives_saving_and_reads_the_same_in_tokenizers(gpt2_files, tmp_path):
+    gpt2 = BPETokenizer.gpt2()
+    assert (gpt2.vocab_size, gpt2.eot_id) == (50257, 50256)
+    assert gpt2.encode("Hello world").tolist() == [15496, 995]  # as published with GPT-2
+    gpt2.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    plain = MIXED.replace("<|endoftext|>", "")
+    reference = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert reference.encode(plain).ids == gpt2.encode(plain).tolist() == again.encode(plain).tolist()
+    assert again.decode(again.encode(MIXED)) == MIXED
+    assert (again.name, again.vocab_size, again.eot_id) == ("gpt2", 50257, 50256)
+    assert 50256 not in gpt2.encode(MIXED)  # written out, a special token is plain text
+
+
+def test_merges_are_those_that_gpt2_was_published_with(gpt2_files):
+    pairs = merges(BPETokenizer.gpt2().encoding._mergeable_ranks)
+    assert len(pairs) == 50000
+    assert pairs[:3] == [(b" ", b"t"), (b" ", b"a"), (b"h", b"e")]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "tokenizer.json is missing"),
+        ("{", "is damaged"),
+        (json.dumps({"model": {"type": "Unigram"}, "decoder": {"type": "Metaspace"}}), "is damaged .Missing vocab"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(tmp_path)
+
+
+@cache
+def trained(vocab_size: int = 300) -> Tokenizer:
+    """A byte-level BPE that `tokenizers` trained, as published models have it."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        [MIXED] * 3,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return bpe
+
+
+@cache
+def small_tiktoken() -> tiktoken.Encoding:
+    """An encoding with an id that nothing has, as p50k_base and cl100k_base do."""
+    ranks = {bytes([b]): b for b in range(256)} | {b"he": 256, b"ll": 257, b"hell": 259, b" w": 260}
+    special = {"<|endoftext|>": 258, "<|fim|>": 300}
+    return tiktoken.Encoding("small", pat_str=r" ?\w+|\s+|[^\w\s]+", mergeable_ranks=ranks, special_tokens=special)
+
+
+@given(st.text())
+def test_bytes_are_those_of_utf8_and_come_back(text):
+    text = text.encode("utf-8", "ignore").decode()
+    ids = ByteTokenizer().encode(text)
+    assert ids.tolist() == list(text.encode())
+    assert ByteTokenizer().decode(ids) == text
+    assert "".join(stream_text(ByteTokenizer(), iter(ids))) == text
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_byte_level_tokenizers_give_every_text_back(text):
+    for some in (HFTokenizer(trained()), BPETokenizer(small_tiktoken())):
+        ids = some.encode(text)
+        assert some.decode(ids) == text
+        assert [a.tolist() for a in some.encode_batch([text, "x"])] == [ids.tolist(), some.encode("x").tolist()]
+        assert some.eot_id not in ids
+
+
+@given(st.text(min_size=1))
+def test_characters_come_back(text):
+    chars = CharTokenizer.train(text)
+    assert chars.decode(chars.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    "make, kind",
+    [
+        (lambda: CharTokenizer.train(MIXED), CharTokenizer),
+        (ByteTokenizer, ByteTokenizer),
+        (lambda: BPETokenizer(small_tiktoken()), BPETokenizer),
+        (lambda: HFTokenizer(trained()), HFTokenizer),
+    ],
+)
+def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(tmp_path, make, kind):
+    from transformers import PreTrainedTokenizerFast
+
+    first = make()
+    first.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert type(again) is kind
+    assert (again.vocab_size, again.eot_id) == (first.vocab_size, first.eot_id)
+    plain = MIXED.replace("<|endoftext|>", "")
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert theirs.encode(plain) == first.encode(plain).tolist() == again.encode(plain).tolist()
+    assert again.decode(again.encode(MIXED)) == MIXED
+
+
+def test_special_tokens_of_others_are_not_put_around_the_text_nor_read_out_of_it(tmp_path):
+    words = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "to": 3, "be": 4}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    words.add_special_tokens(["[CLS]", "[SEP]"])
+    words.enable_padding(length=8)
+    words.enable_truncation(4)
+    words.save(str(tmp_path / "tokenizer.json"))
+    found = get_tokenizer(str(tmp_path))
+    assert type(found) is HFTokenizer
+    assert found.encode("to be be be be be").tolist() == [3, 4, 4, 4, 4, 4]
+    assert found.eot_id == 2
+    assert 2 not in found.encode("[SEP]")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "[CLS]"}}')
+    assert get_tokenizer(str(tmp_path / "tokenizer.json")).eot_id == 1
+
+
+def test_a_directory_without_tokenizer_json_is_read_by_autotokenizer(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "to", "be", "##er"]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    found = get_tokenizer(str(tmp_path))
+    assert found.encode("to beer").tolist() == [5, 6, 7]
+    (tmp_path / "saved").mkdir()
+    found.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.encode("to beer").tolist() == [5, 6, 7]
+    assert again.eot_id == found.eot_id == 3
+
+
+def test_spaces_between_words_survive_streaming(tmp_path):
+    pieces = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁to", -1.0), ("▁be", -1.0), ("t", -3.0)], unk_id=0))
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    pieces.decoder = decoders.Metaspace()
+    found = HFTokenizer(pieces)
+    ids = found.encode("to be to")
+    assert ids.tolist() == [1, 2, 1]
+    assert "".join(stream_text(found, iter(ids))) == "to be to"
+    assert "".join(stream_text(found, iter([2, 1]), prompt=[1])) == " be to"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab": {"<unk>": 0, "a": 1, "b": 2}},
+        {"vocab": {"a": 1, "b": 2}},
+        {"added_tokens": [("<|endoftext|>", 2)]},
+        {"normalizer": normalizers.Lowercase()},
+    ],
+    ids=["a longer token", "ids from 1", "an added token", "a normalizer"],
+)
+def test_what_only_looks_like_a_tokenizer_of_ours_is_read_by_the_library(tmp_path, change):
+    there = Tokenizer(models.WordLevel(change.get("vocab", {"a": 0, "b": 1}), unk_token="<unk>"))
+    there.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    there.decoder = decoders.Fuse()
+    if "normalizer" in change:
+        there.normalizer = change["normalizer"]
+    if "added_tokens" in change:
+        there.add_special_tokens(["<|endoftext|>"])
+    there.save(str(tmp_path / "tokenizer.json"))
+    found = load_tokenizer(tmp_path)
+    assert isinstance(found, HFTokenizer)
+    assert found.encode("ab").tolist() == there.encode("ab").ids
+
+
+def test_bytes_in_another_order_are_read_by_the_library(tmp_path):
+    ByteTokenizer().save(tmp_path)
+    there = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocab = there["model"]["vocab"]
+    there["model"]["vocab"] = {token: 255 - i for token, i in vocab.items()}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(there))
+    assert load_tokenizer(tmp_path).encode("az").tolist() == [255 - ord("a"), 255 - ord("z")]
+
+
+def test_a_tokenizer_without_a_pre_tokenizer_is_whole(tmp_path):
+    bpe = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    bpe.decoder = decoders.ByteLevel()
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode("abb").tolist() == [2, 1]
+
+
+def test_encodings_of_tiktoken_are_had_by_name(monkeypatch, gpt2_files):
+    assert get_tokenizer("gpt2").vocab_size == 50257
+    assert get_tokenizer("bytes").vocab_size == 257
+
+    def no_network(name):
+        raise ConnectionError("no network in this test")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", no_network)
+    with pytest.raises(OSError, match="tokenizer files of cl100k_base could not be downloaded"):
+        get_tokenizer("cl100k_base")
+
+
+def test_a_name_that_is_no_tokenizer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"tokenizer 'morse' is not one of char, gpt2, bytes, .*cl100k_base"):
+        get_tokenizer("morse")
+    with pytest.raises(ValueError, match="has no tokenizer that could be loaded"):
+        get_tokenizer(str(tmp_path))
+
+
+def test_different_tokenizers_are_told_apart(tmp_path):
+    for name, text in (("a", "abc"), ("b", "abd"), ("c", "cba")):
+        (tmp_path / name).mkdir()
+        CharTokenizer.train(text).save(tmp_path / name)
+    check_same(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(ValueError, match=r"different tokenizers .*'c' is token 2 in one, no token in the other"):
+        check_same(tmp_path / "a", tmp_path / "b")
+
+
+def test_batches_of_gpt2_are_its_single_encodings(gpt2_files):
+    gpt2 = BPETokenizer.gpt2()
+    texts = [MIXED, "", "a\r\n\0b", "नमस्ते, שלום, 你好, привет 👩‍👩‍👧"]
+    for text, ids in zip(texts, gpt2.encode_batch(texts), strict=True):
+        assert np.array_equal(ids, gpt2.encode(text))
+        assert gpt2.decode(ids) == text

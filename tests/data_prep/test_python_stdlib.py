@@ -1,0 +1,55 @@
+"""The data of `recipes/python_stdlib.py`: which texts, and that they come back from the tokens as they were."""
+
+import sysconfig
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import pytest
+
+from data_prep import python_stdlib
+from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokens import read_meta
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A standard library of six files, two of which are wanted."""
+    files = {
+        "json/decoder.py": '"""JSON decoder."""\n'
+        + "".join(f"def scan_{i}(text):\n    return {i}\n" for i in range(99)),
+        "old.py": "# -*- coding: latin-1 -*-\nname = 'Löwis'\n",
+        "test/test_json.py": "a test",
+        "idlelib/idle_test/htest.py": "a test",
+        "encodings/cp037.py": "a table",
+        "site-packages/numpy.py": "another's",
+    }
+    for name, text in files.items():
+        (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "lib" / name).write_text(text, encoding="latin-1")
+    monkeypatch.setattr(sysconfig, "get_path", {"stdlib": str(tmp_path / "lib")}.get)
+    return {name: text for name, text in files.items() if "a test" not in text and "a table" not in text}
+
+
+def test_sources_without_tests_and_tables_then_the_manual(library, tmp_path):
+    del library["site-packages/numpy.py"]
+    found = list(python_stdlib.documents(tmp_path / "lib"))
+    assert dict(found[:2]) == library
+    assert len(found) == 2 + len(topics) and dict(found)["help('comparisons')"] == topics["comparisons"]
+
+
+def test_every_document_comes_back_from_the_tokens(library, tmp_path):
+    meta = python_stdlib.prepare(tmp_path / "data", vocab_size=300, say=lambda text: None)
+    assert meta["vocab_size"] == 300 and meta == read_meta(tmp_path / "data")
+    bpe = load_tokenizer(tmp_path / "data")
+    ids = np.concatenate([np.fromfile(tmp_path / "data" / f"{split}.bin", "<u2") for split in ("train", "val")])
+    texts = sorted(bpe.decode(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == bpe.eot_id) + 1)[:-1])
+    expected = sorted(text for _, text in python_stdlib.documents(tmp_path / "lib"))
+    assert texts == expected
+    assert sum(split["bytes"] for split in meta["splits"].values()) == sum(len(text.encode()) for text in expected)
+
+
+def test_this_pythons_own_library_has_sources_and_no_tests():
+    names = [name for name, _ in python_stdlib.documents(Path(sysconfig.get_path("stdlib")))]
+    assert {"json/decoder.py", "argparse.py", "asyncio/tasks.py"} < set(names)
+    assert not any(name.startswith(("test/", "encodings/")) for name in names)

@@ -1,0 +1,147 @@
+"""Writing: which split a document goes to, what is left out, and what an interruption leaves behind."""
+
+import random
+import resource
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from texts import documents, documents_in, expected, fork, save_as, sha256, silent, small_bpe, tokens, write_jsonl
+
+from data_prep import text, writer
+from nanogpt.data.tokenizer import ByteTokenizer
+from nanogpt.data.tokens import TokenDataset
+
+
+def test_adding_documents_moves_none_to_the_other_split(tmp_path):
+    texts = documents()
+    for name, some in (("few", texts[:200]), ("all", texts)):
+        path = write_jsonl(tmp_path / f"{name}.jsonl", some)
+        text.prepare([path], tmp_path / name, "bytes", 0.1, say=silent)
+    for split in ("train", "val"):
+        few, all_of_them = tokens(tmp_path / "few", split), tokens(tmp_path / "all", split)
+        assert np.array_equal(all_of_them[: len(few)], few)
+        assert len(all_of_them) > len(few)
+
+
+def test_duplicates_are_left_out_on_request(tmp_path):
+    texts = documents(200)
+    path = write_jsonl(tmp_path / "in.jsonl", texts + texts[:50] + texts)
+    said = []
+    text.prepare([path], tmp_path / "data", "bytes", 0.1, dedup=True, say=said.append)
+    assert documents_in(tmp_path / "data") == sorted(texts)
+    assert "250 documents were there before and are left out" in said
+    with pytest.raises(ValueError, match="--dedup compares all documents: it cannot be used with --shard"):
+        text.prepare([path], tmp_path / "data", "bytes", dedup=True, shard=(1, 2))
+
+
+def interrupt_and_restart(arguments: dict, times: int, seconds: float) -> None:
+    """Kills the preparation at random moments of `seconds`, then lets it finish."""
+    chance = random.Random(0)
+    for _ in range(times):
+        process = fork.Process(target=text.prepare, kwargs=arguments)
+        process.start()
+        time.sleep(chance.uniform(0, seconds))
+        process.kill()
+        process.join()
+    text.prepare(**arguments)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("dedup", [False, True])
+def test_killed_at_ten_random_moments_it_writes_the_same_bytes(tmp_path, monkeypatch, dedup):
+    monkeypatch.setattr(writer, "SECONDS", 0.02)
+    monkeypatch.setattr(writer, "BATCH", 1 << 14)
+    texts = documents(4000)
+    inputs = [write_jsonl(tmp_path / "a.jsonl", texts[:3000]), save_as("parquet", tmp_path, texts[2400:])]
+    common = {"inputs": inputs, "tokenizer": small_bpe(), "val_fraction": 0.1, "dedup": dedup}
+    start = time.perf_counter()
+    text.prepare(**common, out=tmp_path / "once", say=silent)
+    seconds = time.perf_counter() - start
+    with open(tmp_path / "said", "a") as said:
+        say = partial(print, file=said, flush=True)
+        interrupt_and_restart(common | {"out": tmp_path / "often", "say": say}, 10, 0.6 * seconds)
+    assert (tmp_path / "said").read_text().count("going on behind the ") > 2
+    assert sha256(tmp_path / "often") == sha256(tmp_path / "once")
+    assert (tmp_path / "often" / "meta.json").read_bytes() == (tmp_path / "once" / "meta.json").read_bytes()
+    assert sorted(f.name for f in (tmp_path / "often").iterdir()) == sorted(
+        f.name for f in (tmp_path / "once").iterdir()
+    )
+
+
+def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "BATCH", 1 << 12)
+    path = write_jsonl(tmp_path / "in.jsonl", documents())
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(writer.CorpusWriter, "finish", interrupted)
+        text.prepare([path], tmp_path / "data", "bytes", 0.1, say=silent)
+    said = []
+    text.prepare([path], tmp_path / "data", "bytes", 0.2, say=said.append)
+    assert "going on" not in "".join(said)
+    assert tokens(tmp_path / "data", "val").tolist() == expected(documents(), 0.2, True)
+
+
+def test_a_disk_that_fills_up_loses_nothing_and_the_same_command_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "SECONDS", 0.0)
+    monkeypatch.setattr(writer, "BATCH", 1 << 14)
+    path = write_jsonl(tmp_path / "in.jsonl", documents(1000))
+    arguments = {"inputs": [path], "out": tmp_path / "data", "tokenizer": "bytes", "val_fraction": 0.1}
+
+    def fill(messages) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))  # files cannot grow beyond that
+        try:
+            text.prepare(**arguments, say=silent)
+        except OSError as error:
+            messages.put(str(error))
+
+    messages = fork.Queue()
+    process = fork.Process(target=fill, args=(messages,))
+    process.start()
+    message = messages.get(timeout=60)
+    process.join()
+    assert "File too large; the same command goes on behind the " in message
+    assert str(tmp_path / "data") in message
+    said = []
+    text.prepare(**arguments, say=said.append)
+    assert said[1].startswith("going on behind the ")
+    assert tokens(tmp_path / "data", "train").tolist() == expected(documents(1000), 0.1, False)
+
+
+class Wide(ByteTokenizer):
+    """A tokenizer whose ids need 32 bits."""
+
+    name, vocab_size, eot_id = "wide", 70_000, 69_999
+
+    def encode(self, text: str) -> np.ndarray:
+        return super().encode(text) + 65_536
+
+    def decode(self, ids) -> str:
+        return super().decode(i - 65_536 for i in ids if i < 69_999)
+
+    def save(self, directory) -> None:
+        super().save(directory)
+        Path(directory, "notes.txt").write_text("more than tokenizer.json")
+
+
+class Wrong(Wide):
+    vocab_size = 65_600
+
+
+def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path):
+    path = write_jsonl(tmp_path / "in.jsonl", documents())
+    meta = text.prepare([path], tmp_path / "data", Wide(), 0.1, say=silent)
+    assert meta["dtype"] == "uint32"
+    assert not list((tmp_path / "data").glob(".*"))
+    ids = tokens(tmp_path / "data", "train")
+    reference = np.array(expected(documents(), 0.1, False))
+    assert np.array_equal(ids, np.where(reference == 256, 69_999, reference + 65_536))
+    data = TokenDataset(tmp_path / "data", "train", 16)
+    assert data.batch(0, 0, 4)[0].max() > 65_535
+    with pytest.raises(ValueError, match=r"tokenizer wide gave the ids .*, but its vocab_size is 65600"):
+        text.prepare([path], tmp_path / "wrong", Wrong(), 0.1, say=silent)

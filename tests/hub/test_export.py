@@ -1,0 +1,328 @@
+"""Exports: verified by transformers in a process that knows nothing of this package, refused where they are wrong."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from shapes import CASES, CHARACTERS, make_checkpoint
+from test_checkpoint import seal_again
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from data_prep import writer
+from nanogpt import GPT, checkpoint
+from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer, HFTokenizer, load_tokenizer
+from nanogpt.generate import generate
+from nanogpt.hub import card, export, weights
+from nanogpt.hub.load import load
+
+# what the exports are read by: nothing of ours, nothing from the network
+READER = """
+import json, sys
+sys.modules["nanogpt"] = None  # importing it raises ImportError
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+out = {}
+for name, directory, text in json.loads(sys.argv[1]):
+    model, words = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    ids = words(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        out[f"{name} logits"] = model(ids).logits.clone()
+    new = {"do_sample": False, "max_new_tokens": 64, "attention_mask": torch.ones_like(ids[:, :1])}
+    out[f"{name} greedy"] = model.generate(ids[:, :1], **new)
+save_file(out, sys.argv[2])
+"""
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
+    return tmp_path / "run"
+
+
+def read_by_transformers(tmp_path: Path, exports: list) -> dict[str, torch.Tensor]:
+    arguments = [json.dumps(exports), str(tmp_path / "read.safetensors")]
+    subprocess.run([sys.executable, "-c", READER, *arguments], check=True, timeout=300, cwd=tmp_path)
+    return load_file(tmp_path / "read.safetensors")
+
+
+@pytest.mark.slow
+def test_exports_of_every_kind_reproduce_logits_and_greedy_tokens(tmp_path, gpt2_files):
+    bpe, text = BPETokenizer.gpt2(), "I don't know the king's 12 horses.\n  Été!"
+    cases = {name: (dataclasses.replace(c, block_size=80), CharTokenizer(CHARACTERS)) for name, c in CASES.items()}
+    for name in ("gpt2, biases, tanh", "llama", "qwen3, untied"):
+        cases[f"{name}, bpe"] = (dataclasses.replace(CASES[name], block_size=80, vocab_size=50257), bpe)
+    exports = []
+    for name, (config, words) in cases.items():
+        make_checkpoint(tmp_path / name / "run", config, words)
+        export.export(tmp_path / name / "run", tmp_path / name / "export", say=lambda text: None)
+        exports.append((name, str(tmp_path / name / "export"), text if words is bpe else CHARACTERS[5:50]))
+    read = read_by_transformers(tmp_path, exports)
+    for name, _, text in exports:
+        model, words, _ = load(tmp_path / name / "run")
+        ids = torch.from_numpy(words.encode(text))[None]
+        with torch.no_grad():
+            assert (model(ids) - read[f"{name} logits"]).abs().max() < 1e-4, name
+        assert torch.equal(generate(model, ids[:, :1], 64, temperature=0), read[f"{name} greedy"]), name
+
+
+def test_what_an_export_holds(run, tmp_path, capsys):
+    to = export.export(run, tmp_path / "export")
+    assert capsys.readouterr().out.startswith(f"{to}: Qwen3ForCausalLM, verified: logits differ by")
+    assert {p.name for p in to.iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *("README.md", "training_curve.png"),
+    }
+    config = json.loads((to / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForCausalLM"] and "auto_map" not in config
+    assert (config["vocab_size"], config["max_position_embeddings"]) == (70, 32)
+    assert config["eos_token_id"] is None and config["bos_token_id"] is None  # every token is a character
+    assert load_file(to / "model.safetensors")["model.embed_tokens.weight"].shape == (70, 32)
+    assert (to / card.CURVE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_end_of_text_and_context_are_those_of_the_model(tmp_path, gpt2_files):
+    from transformers import AutoTokenizer, GenerationConfig
+
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=50257), BPETokenizer.gpt2())
+    to = export.export(tmp_path / "run", tmp_path / "export")
+    words = AutoTokenizer.from_pretrained(to)
+    assert (words.eos_token, words.eos_token_id, words.model_max_length) == ("<|endoftext|>", 50256, 32)
+    assert GenerationConfig.from_pretrained(to).eos_token_id == 50256
+
+
+@pytest.mark.parametrize("case", ["gpt2", "qwen3"])
+def test_the_pipeline_writes_within_the_context_without_being_told(tmp_path, case):
+    from transformers import pipeline
+
+    make_checkpoint(tmp_path / "run", CASES[case], CharTokenizer(CHARACTERS))
+    to = export.export(tmp_path / "run", tmp_path / "export")
+    text = pipeline("text-generation", str(to))("ROMEO:")[0]["generated_text"]
+    assert text.startswith("ROMEO:") and len(text) == 32  # a character a token; GPT-2 would crash at the 33rd
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_smaller_weights_are_verified_as_they_are_stored(run, tmp_path, dtype):
+    to = export.export(run, tmp_path / "export", dtype=dtype)
+    stored = load_file(to / "model.safetensors")["model.norm.weight"]
+    assert stored.dtype == dtype
+    assert torch.equal(stored.float(), load(run)[0].ln_f.weight.to(dtype).float())
+
+
+@pytest.mark.parametrize("damage", ["transposed", "other gelu", "swapped q and k"])
+def test_a_wrong_export_is_caught_and_removed(tmp_path, monkeypatch, damage):
+    make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS))
+    right = weights.to_transformers
+
+    def wrong(model, eot_id):
+        native = right(model, eot_id)
+        attention = native.transformer.h[1].attn
+        with torch.no_grad():
+            if damage == "transposed":
+                attention.c_proj.weight = torch.nn.Parameter(attention.c_proj.weight.t().contiguous())
+            elif damage == "swapped q and k":
+                q, k, v = attention.c_attn.weight.chunk(3, dim=1)
+                attention.c_attn.weight = torch.nn.Parameter(torch.cat((k, q, v), dim=1))
+            else:
+                native.config.activation_function = "gelu_new"
+        return native
+
+    monkeypatch.setattr(weights, "to_transformers", wrong)
+    with pytest.raises(ValueError, match="the export is wrong: logits differ by"):
+        export.export(tmp_path / "run", tmp_path / "export")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_wrong_tokenizer_is_caught(run, tmp_path, monkeypatch):
+    right = export.write
+
+    def wrong(directory, native, words, block_size):
+        right(directory, native, words, block_size)
+        CharTokenizer(CHARACTERS[::-1]).save(directory)
+
+    monkeypatch.setattr(export, "write", wrong)
+    with pytest.raises(ValueError, match=r"transformers' tokenizer reads .* differently"):
+        export.export(run, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", "export")
+
+    monkeypatch.setattr(checkpoint, "write_json", full)  # the last of the files
+    with pytest.raises(OSError, match="No space left"):
+        export.export(run, tmp_path / "export")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_existing_directory_is_never_overwritten(run, tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "mine").write_text("precious")
+    with pytest.raises(ValueError, match="exists already"):
+        export.export(run, tmp_path / "export")
+    assert (tmp_path / "export" / "mine").read_text() == "precious"
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS + "äöü"))
+    with pytest.raises(ValueError, match="the tokenizer has 73 tokens, but the model only 70"):
+        export.export(tmp_path / "run", tmp_path / "export")
+
+
+def test_another_checkpoint_than_the_best_can_be_named(tmp_path):
+    words = CharTokenizer(CHARACTERS)
+    make_checkpoint(tmp_path / "run", CASES["gpt2"], words)
+    assert load(tmp_path / "run", which="step-7")[2].name == "step-000007"
+    with pytest.raises(ValueError, match="step-000009"):
+        load(tmp_path / "run", which="step-9")
+
+
+@pytest.mark.parametrize("which", ["bset", "step-abc", "step-", "../run"])
+def test_what_names_no_checkpoint_is_refused(run, which):
+    with pytest.raises(ValueError, match=f"checkpoint='{which}' is not one of best, last, step-N"):
+        load(run, which=which)
+
+
+def test_a_checkpoint_that_is_asked_for_is_not_replaced_by_another(run, tmp_path):
+    to = export.export(run, tmp_path / "export")
+    (run / "best").unlink()
+    with pytest.raises(ValueError, match="best' is no directory"):
+        load(run, which="best")
+    with pytest.raises(ValueError, match="export is no out directory: it has no checkpoint last"):
+        load(to, which="last")
+
+
+def test_a_push_tells_which_checkpoint_it_takes(run, monkeypatch):
+    said = []
+    (run / "step-000007").rename(run / "step-000003")
+    damaged = make_checkpoint(run, CASES["qwen3"], CharTokenizer(CHARACTERS))
+    (damaged / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(export.client, "make_repository", lambda *args: None)
+    monkeypatch.setattr(export.client, "upload", lambda *args: "address")
+    export.push(run, "alice/model", say=said.append)
+    assert "step-000007 is not whole: model.safetensors has 0 bytes" in said[0]
+    assert said[-2].startswith("alice/model: Qwen3ForCausalLM, verified") and said[-1] == "pushed: address"
+
+
+def test_an_export_is_compared_on_the_text_of_a_mixture(run, tmp_path, text):
+    source = (run / "best").resolve()
+    for name in "ab":
+        writer.write(tmp_path / name, text, "char", 0.1, "made up")
+    config = checkpoint.read_json(source / "config.json")
+    config["train"]["data"] = f"{tmp_path / 'a'}:0.7,{tmp_path / 'b'}:0.3"
+    checkpoint.write_json(source / "config.json", config)
+    seal_again(source)
+    words = load_tokenizer(tmp_path / "a")
+    assert all(words.decode(row) in text for row in export.real_tokens(load(run)[0], source).tolist())
+
+
+def test_a_continuation_that_differs_is_shown_from_there(run, tmp_path, monkeypatch):
+    to, (model, words, _) = export.export(run, tmp_path / "export"), load(run)
+    ids = torch.randint(70, (1, 32))
+    theirs = generate(model, ids[:, :1], 32, temperature=0)[0].tolist()
+    wrong = [*theirs[:20], (theirs[20] + 1) % 70, *theirs[21:]]
+    monkeypatch.setattr(export, "generate", lambda *args, **options: torch.tensor([wrong]))
+    with pytest.raises(ValueError) as error:
+        export.verify(to, model, words, ids)
+    assert str(error.value).endswith(f"it continues by {theirs[20:28]}, not by {wrong[20:28]}")
+
+
+def test_an_export_can_be_named_wherever_a_run_can(run, tmp_path):
+    to = export.export(run, tmp_path / "export")
+    _, words, found = load(to)
+    assert found is None and words.decode(words.encode("ROMEO")) == "ROMEO"
+    again = export.export(to, tmp_path / "again")  # and exported once more
+    a, b = load_file(to / "model.safetensors"), load_file(again / "model.safetensors")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_model_trained_on_with_transformers_trainer_comes_back(run, tmp_path):
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    to = export.export(run, tmp_path / "export")
+    theirs = AutoModelForCausalLM.from_pretrained(to)
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(70, (8, 32))]
+    arguments = TrainingArguments(
+        str(tmp_path / "trainer"), max_steps=2, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True
+    )
+    trainer = Trainer(theirs, arguments, train_dataset=rows)
+    trainer.train()
+    trainer.save_model(tmp_path / "trained")
+    ours, idx = GPT.from_pretrained(tmp_path / "trained"), torch.randint(70, (2, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(idx), theirs.eval()(idx).logits, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(ours.ln_f.weight, load(run)[0].ln_f.weight)
+
+
+def test_a_merged_lora_comes_back_and_samples(run, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    to = export.export(run, tmp_path / "export")
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(to), LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
+    )
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_" in name:
+                p.normal_(std=0.3)
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    ours, idx = GPT.from_pretrained(tmp_path / "merged"), torch.randint(70, (2, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(idx), merged(idx).logits, atol=1e-4, rtol=1e-4)
+        assert (ours(idx) - load(run)[0](idx)).abs().max() > 0.1
+    assert generate(ours, idx, 10, seed=0).shape == (2, 30)
+
+
+def test_a_damaged_export_is_one_line(run, tmp_path):
+    to = export.export(run, tmp_path / "export")
+    weights = load_file(to / "model.safetensors")
+    weights.pop("model.layers.1.self_attn.k_proj.weight")
+    save_file(weights, to / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks the tensor model\.layers\.1\.self_attn\.k_proj\.weight"):
+        load(to)
+    (to / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        load(to)
+
+
+def test_what_is_no_model_at_all_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="holds no whole checkpoint"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="is no directory: name an out directory"):
+        load(tmp_path / "typo")
+
+
+def unigram(directory: Path) -> HFTokenizer:
+    """A tokenizer as SentencePiece's are: Unigram, spaces as ▁, its own name for the end of a text."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    text = ["the king and the queen spoke to the court", "what news from the king of the court"] * 20
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["</s>", "<unk>"], unk_token="<unk>")
+    tokenizer.train_from_iterator(text, trainer)
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    return load_tokenizer(directory)
+
+
+def test_any_hugging_face_tokenizer_travels_along(tmp_path):
+    from transformers import AutoTokenizer, pipeline
+
+    words = unigram(tmp_path / "words")
+    assert type(words) is HFTokenizer and words.eot_id == 0
+    config = dataclasses.replace(CASES["llama"], vocab_size=words.vocab_size)
+    make_checkpoint(tmp_path / "run", config, words)
+    to = export.export(tmp_path / "run", tmp_path / "export")
+    theirs = AutoTokenizer.from_pretrained(to)
+    assert theirs("the queen")["input_ids"] == words.encode("the queen").tolist()
+    assert (theirs.eos_token, theirs.eos_token_id) == ("</s>", 0)
+    assert pipeline("text-generation", str(to))("the king")[0]["generated_text"].startswith("the king")
+    assert load(to)[1].eot_id == 0

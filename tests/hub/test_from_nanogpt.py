@@ -1,0 +1,285 @@
+"""Checkpoints in nanoGPT's layout, made here by plain torch code, against what becomes of them."""
+
+import dataclasses
+import math
+import os
+import pickle
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from nanogpt import TrainConfig, checkpoint
+from nanogpt.commands import main
+from nanogpt.hub.from_nanogpt import import_checkpoint, resume_command
+from nanogpt.optim import lr_at
+
+ARGS = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 16, "dropout": 0.0}
+SETTINGS = {"batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 12, "eval_interval": 3, "eval_iters": 2}
+SETTINGS |= {"learning_rate": 1e-2, "min_lr": 1e-3, "warmup_iters": 2, "lr_decay_iters": 10, "decay_lr": True}
+SETTINGS |= {"weight_decay": 0.2, "beta1": 0.8, "beta2": 0.99, "grad_clip": 0.5, "log_interval": 1}
+SETTINGS |= {"always_save_checkpoint": True, "device": "cpu", "dtype": "bfloat16", "dataset": "made_up"}
+
+
+def block(C: int, bias: bool) -> nn.ModuleDict:
+    """A block with nanoGPT's names, in its order."""
+    attn = nn.ModuleDict({"c_attn": nn.Linear(C, 3 * C, bias), "c_proj": nn.Linear(C, C, bias)})
+    mlp = nn.ModuleDict({"c_fc": nn.Linear(C, 4 * C, bias), "c_proj": nn.Linear(4 * C, C, bias)})
+    return nn.ModuleDict(
+        {"ln_1": nn.LayerNorm(C, bias=bias), "attn": attn, "ln_2": nn.LayerNorm(C, bias=bias), "mlp": mlp}
+    )
+
+
+class Theirs(nn.Module):
+    """nanoGPT's model, written out: its names, tied embeddings, attention by an explicit softmax."""
+
+    def __init__(self, vocab_size: int, bias: bool):
+        super().__init__()
+        self.args = ARGS | {"vocab_size": vocab_size, "bias": bias}
+        C, layers, block_size = ARGS["n_embd"], ARGS["n_layer"], ARGS["block_size"]
+        self.transformer = nn.ModuleDict({"wte": nn.Embedding(vocab_size, C), "wpe": nn.Embedding(block_size, C)})
+        self.transformer["h"] = nn.ModuleList(block(C, bias) for _ in range(layers))
+        self.transformer["ln_f"] = nn.LayerNorm(C, bias=bias)
+        self.lm_head = nn.Linear(C, vocab_size, bias=False)
+        self.transformer["wte"].weight = self.lm_head.weight
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        parts, H = self.transformer, ARGS["n_head"]
+        B, T = idx.shape
+        x = parts["wte"](idx) + parts["wpe"](torch.arange(T))
+        for layer in parts["h"]:
+            heads = layer["attn"]["c_attn"](layer["ln_1"](x)).view(B, T, 3, H, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = heads
+            scores = q @ k.mT / math.sqrt(q.size(-1))
+            scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
+            y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, -1)
+            x = x + layer["attn"]["c_proj"](y)
+            x = x + layer["mlp"]["c_proj"](F.gelu(layer["mlp"]["c_fc"](layer["ln_2"](x))))
+        return self.lm_head(parts["ln_f"](x))
+
+    def optimizer(self) -> torch.optim.AdamW:
+        """nanoGPT's groups: what has two dimensions decays."""
+        decay = [p for p in self.parameters() if p.dim() >= 2]
+        rest = [p for p in self.parameters() if p.dim() < 2]
+        groups = [{"params": decay, "weight_decay": 0.2}, {"params": rest, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.99))
+
+
+def step(model: Theirs, optimizer, x: torch.Tensor, y: torch.Tensor, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), SETTINGS["grad_clip"])
+    optimizer.step()
+    return loss.item()
+
+
+def trained(vocab_size: int, bias: bool = True) -> tuple[Theirs, torch.optim.AdamW]:
+    torch.manual_seed(1)
+    model = Theirs(vocab_size, bias)
+    optimizer = model.optimizer()
+    for _ in range(3):
+        idx = torch.randint(vocab_size, (4, 17))
+        step(model, optimizer, idx[:, :-1], idx[:, 1:], 1e-2)
+    return model, optimizer
+
+
+def write(path: Path, model_and_optimizer: tuple, **other) -> Path:
+    model, optimizer = model_and_optimizer
+    contents = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "model_args": model.args}
+    contents |= {"iter_num": 3, "best_val_loss": torch.tensor(2.5), "config": SETTINGS}
+    torch.save(contents | other, path)
+    return path
+
+
+def groups(contents: dict) -> list[list[int]]:
+    return [group["params"] for group in contents["optimizer"]["param_groups"]]
+
+
+@pytest.fixture
+def theirs_data(tmp_path, text) -> Path:
+    """A data directory as nanoGPT's shakespeare_char/prepare.py writes it."""
+    directory = tmp_path / "theirs"
+    directory.mkdir()
+    characters = sorted(set(text))
+    ids = np.array([characters.index(c) for c in text], dtype=np.uint16)
+    ids[: len(ids) * 9 // 10].tofile(directory / "train.bin")
+    ids[len(ids) * 9 // 10 :].tofile(directory / "val.bin")
+    itos = dict(enumerate(characters))
+    meta = {"vocab_size": len(characters), "itos": itos, "stoi": {c: i for i, c in itos.items()}}
+    (directory / "meta.pkl").write_bytes(pickle.dumps(meta))
+    return directory
+
+
+@pytest.fixture
+def vocab_size(text) -> int:
+    return len(set(text))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_logits_are_theirs(tmp_path, theirs_data, vocab_size, bias, compiled):
+    model, optimizer = trained(vocab_size, bias)
+    mask = torch.ones(1, 1, 16, 16).tril()  # a buffer of nanoGPT's where torch has no fused attention
+    state = model.state_dict() | {f"transformer.h.{i}.attn.bias": mask for i in range(2)}
+    state = {("_orig_mod." if compiled else "") + name: tensor for name, tensor in state.items()}
+    path = write(tmp_path / "ckpt.pt", (model, optimizer), model=state)
+    ours = checkpoint.load_model(import_checkpoint(path, theirs_data, tmp_path / "out"))
+    idx = torch.randint(vocab_size, (3, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(idx), model(idx), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_training_goes_on_as_theirs_would(tmp_path, theirs_data, vocab_size, make_run, bias):
+    model, optimizer = trained(vocab_size, bias)
+    saved = import_checkpoint(write(tmp_path / "ckpt.pt", (model, optimizer)), theirs_data, tmp_path / "imported")
+    config, train = checkpoint.load_configs(saved)
+    assert train.precision == "fp32"  # nanoGPT has no autocast on a CPU
+    run = make_run(config, **(dataclasses.asdict(train) | {"resume": "last", "device": "cpu"}))
+    assert run.start_step == 3
+    run.begin()
+    for i in range(3, 12):
+        # nanoGPT's cosine, on paper
+        lr = 1e-3 + 0.5 * (1 + math.cos(math.pi * min(1, (i - 2) / 8))) * 9e-3
+        assert lr_at(i, run.config) == pytest.approx(lr, abs=1e-12)
+        expected = step(model, optimizer, *run.micro_batch(0), lr)
+        run.loss_sum.zero_()
+        run.step()
+        assert run.loss_sum.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_step_loss_and_settings_come_along(tmp_path, theirs_data, vocab_size):
+    path = write(tmp_path / "ckpt.pt", trained(vocab_size))
+    saved = import_checkpoint(path, theirs_data, tmp_path / "out")
+    assert saved.name == "step-000003" and (tmp_path / "out" / "best").resolve() == saved.resolve()
+    state = checkpoint.read_json(saved / "trainer_state.json")
+    assert (state["step"], state["tokens"], state["best_val_loss"], state["best_step"]) == (3, 3 * 4 * 16, 2.5, 3)
+    train = checkpoint.load_configs(saved)[1]
+    assert (train.beta1, train.beta2, train.weight_decay, train.grad_clip) == (0.8, 0.99, 0.2, 0.5)
+    assert (train.lr_schedule, train.warmup_iters, train.lr_decay_iters, train.min_lr) == ("cosine", 2, 10, 1e-3)
+    assert sorted(path.name for path in theirs_data.iterdir()) == ["meta.pkl", "train.bin", "val.bin"]
+
+
+def test_a_constant_learning_rate_has_no_warm_up(tmp_path, theirs_data, vocab_size):
+    path = write(tmp_path / "ckpt.pt", trained(vocab_size), config=SETTINGS | {"decay_lr": False})
+    train = checkpoint.load_configs(import_checkpoint(path, theirs_data, tmp_path / "out"))[1]
+    assert [lr_at(step, train) for step in (0, 1, 3, 50)] == [1e-2] * 4
+
+
+def test_of_their_50304_rows_the_50257_with_a_token_are_kept(tmp_path, text, gpt2_files):
+    from nanogpt.data.tokenizer import BPETokenizer
+
+    (tmp_path / "gpt2").mkdir()
+    ids = BPETokenizer.gpt2().encode(text).astype(np.uint16)
+    for split in ("train", "val"):
+        ids.tofile(tmp_path / "gpt2" / f"{split}.bin")
+    model, optimizer = trained(50304)
+    saved = import_checkpoint(write(tmp_path / "ckpt.pt", (model, optimizer)), tmp_path / "gpt2", tmp_path / "out")
+    ours = checkpoint.load_model(saved)
+    assert ours.config.vocab_size == 50257
+    idx = torch.from_numpy(ids[:16].astype(np.int64))[None]
+    with torch.no_grad():
+        torch.testing.assert_close(ours(idx), model(idx)[..., :50257], atol=1e-5, rtol=0)
+
+
+def test_without_the_optimizer_state_training_starts_its_moments_anew(tmp_path, theirs_data, vocab_size, make_run):
+    contents = torch.load(write(tmp_path / "a.pt", trained(vocab_size)))
+    del contents["optimizer"]
+    torch.save(contents, tmp_path / "b.pt")
+    saved = import_checkpoint(tmp_path / "b.pt", theirs_data, tmp_path / "imported", weights_only=True)
+    config, train = checkpoint.load_configs(saved)
+    run = make_run(config, **(dataclasses.asdict(train) | {"resume": "last", "device": "cpu"}))
+    run.train()
+    assert run.state["step"] == 12
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c["model"].pop("transformer.h.1.mlp.c_fc.weight"), r"h.1.mlp.c_fc.weight should be .*32, 8.*absent"),
+        (lambda c: c["model"].update(extra=torch.zeros(1)), r"extra should be absent, but is \(1,\)"),
+        (lambda c: c["model_args"].update(n_embd=16), r"h.0.attn.c_attn.bias should be \(48,\), but is \(24,\)"),
+        (lambda c: c["model_args"].update(vocab_size=77), "vocabulary has 77 tokens, that of the data .* by --data"),
+        (lambda c: c["model_args"].update(n_head=3), "n_embd=8 is not divisible by n_head=3"),
+        (lambda c: c["model_args"].pop("n_head"), "not laid out as nanoGPT's .*n_head"),
+        (lambda c: c["config"].update(batch_size=0), "batch_size=0 must be at least 1"),
+        (lambda c: c["config"].update(learning_rate=[]), "not laid out as nanoGPT's"),
+        (lambda c: c["optimizer"]["state"].pop(0), "not laid out as nanoGPT's .*KeyError"),
+        (lambda c: groups(c)[1].append(groups(c)[0].pop()), r"groups of \[9, 19\] parameters, .*--weights_only"),
+        (lambda c: groups(c)[0].reverse(), "optimizer state for wte.weight has another shape: .*--weights_only"),
+    ],
+)  # fmt: skip
+def test_what_is_not_nanogpts_is_named_and_nothing_written(tmp_path, theirs_data, vocab_size, change, message):
+    contents = torch.load(write(tmp_path / "ckpt.pt", trained(vocab_size)))
+    change(contents)
+    torch.save(contents, tmp_path / "ckpt.pt")
+    with pytest.raises(ValueError, match=f"ckpt.pt cannot be imported: .*{message}") as error:
+        import_checkpoint(tmp_path / "ckpt.pt", theirs_data, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["ckpt.pt", "meta.pkl"])
+def test_a_hostile_file_is_one_line_and_exit_code_2(tmp_path, theirs_data, vocab_size, capsys, where):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'owned'}",)
+
+    path = write(tmp_path / "ckpt.pt", trained(vocab_size), **({"config": Evil()} if where == "ckpt.pt" else {}))
+    if where == "meta.pkl":
+        (theirs_data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 1, "itos": Evil()}))
+    with pytest.raises(SystemExit) as end:
+        main(["import-nanogpt", str(path), "--data", str(theirs_data), "--out_dir", str(tmp_path / "out")])
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and f"{where} is refused: it asks for posix.system" in shown
+    assert not (tmp_path / "owned").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_there_is_not_written_into(tmp_path, theirs_data, vocab_size):
+    path = write(tmp_path / "ckpt.pt", trained(vocab_size))
+    import_checkpoint(path, theirs_data, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"out already holds a run .step-000003.: name another --out_dir"):
+        import_checkpoint(path, theirs_data, tmp_path / "out")
+
+
+def test_the_command_that_is_shown_goes_on(tmp_path, theirs_data, vocab_size, capsys):
+    path = write(tmp_path / "ckpt.pt", trained(vocab_size))
+    main(["import-nanogpt", str(path), "--data", str(theirs_data), "--out_dir", str(tmp_path / "out")])
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:2] == ["accelerate", "launch"]
+    recipe = str(Path(__file__).parents[2] / command[2])
+    done = subprocess.run([sys.executable, recipe, *command[3:], "--device=cpu"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 3" in done.stdout and "other settings" not in done.stdout
+    assert (tmp_path / "out" / "step-000012").is_dir()
+    main(["sample", str(tmp_path / "out"), "--max_new_tokens", "5", "--device", "cpu"])
+
+
+def test_a_finished_run_is_offered_twice_its_steps(tmp_path, theirs_data, vocab_size):
+    path = write(tmp_path / "ckpt.pt", trained(vocab_size), iter_num=12)
+    saved = import_checkpoint(path, theirs_data, tmp_path / "out")
+    assert "--max_iters=24" in resume_command(saved)
+    assert checkpoint.load_configs(saved)[1].max_iters == 12
+
+
+def test_settings_that_a_checkpoint_lacks_are_our_defaults(tmp_path, theirs_data, vocab_size):
+    path = write(tmp_path / "ckpt.pt", trained(vocab_size), config={})
+    train = checkpoint.load_configs(import_checkpoint(path, theirs_data, tmp_path / "out"))[1]
+    assert (train.batch_size, train.learning_rate) == (TrainConfig.batch_size, TrainConfig.learning_rate)
+    assert train.beta1 == 0.8  # the optimizer's own
+
+
+def test_data_that_are_not_there_are_named(tmp_path, vocab_size):
+    path = write(tmp_path / "ckpt.pt", trained(vocab_size))
+    with pytest.raises(ValueError, match="nowhere' does not exist: prepare the data again"):
+        import_checkpoint(path, tmp_path / "nowhere", tmp_path / "out")

@@ -1,0 +1,201 @@
+"""Weights to and from transformers, against transformers' own models."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from shapes import CASES, GPT2
+from test_model import randomize
+
+from nanogpt import GPT
+from nanogpt.hub import weights
+
+
+def their_logits(model: transformers.PreTrainedModel, idx: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(idx).logits
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_round_trip_through_transformers_is_bit_identical(tmp_path, name):
+    ours = GPT(CASES[name]).eval()
+    randomize(ours)
+    theirs = weights.to_transformers(ours)
+    idx = torch.randint(70, (2, 20))
+    torch.testing.assert_close(their_logits(theirs, idx), ours(idx), atol=1e-4, rtol=1e-4)
+    theirs.save_pretrained(tmp_path)
+    back = GPT.from_pretrained(tmp_path)
+    assert {f for f in vars(back.config) if getattr(back.config, f) != getattr(ours.config, f)} <= {
+        "head_dim",  # said in transformers' configuration even where it is n_embd / n_head,
+        "n_kv_head",  # and n_head,
+        "n_inner",  # and 4 n_embd
+    }
+    for (a, p), (b, q) in zip(ours.named_parameters(), back.named_parameters(), strict=True):
+        rows = 70 if a in ("wte.weight", "lm_head.weight") else len(p)  # the padding is nobody's
+        assert a == b and torch.equal(p[:rows], q[:rows])
+    with torch.no_grad():
+        assert torch.equal(ours(idx), back(idx))
+
+
+REFERENCES = {
+    "gpt2": lambda **k: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=70, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None, **k
+        )
+    ),
+    "llama": lambda **k: transformers.LlamaForCausalLM(transformers.LlamaConfig(**MODERN_SIZES, **k)),
+    "qwen3": lambda **k: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**MODERN_SIZES, head_dim=8, **k)),
+}
+MODERN_SIZES = dict(vocab_size=70, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+MODERN_SIZES |= dict(num_key_value_heads=2, max_position_embeddings=32, bos_token_id=None, eos_token_id=None)
+
+
+@pytest.mark.parametrize(
+    "kind, settings",
+    [
+        ("gpt2", {}),
+        ("gpt2", {"activation_function": "gelu", "tie_word_embeddings": False}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen3", {"rms_norm_eps": 1e-3, "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}),
+    ],
+)
+def test_a_model_made_by_transformers_has_its_logits_here(tmp_path, kind, settings):
+    theirs = REFERENCES[kind](**settings)
+    randomize(theirs)
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")  # several files
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    idx = torch.randint(70, (2, 20))
+    torch.testing.assert_close(GPT.from_pretrained(tmp_path)(idx), their_logits(theirs, idx), atol=1e-4, rtol=1e-4)
+
+
+def test_gpt2s_own_files_have_names_without_a_prefix(tmp_path):
+    theirs = REFERENCES["gpt2"]()
+    randomize(theirs)
+    theirs.save_pretrained(tmp_path)
+    state = {n.removeprefix("transformer."): p.clone() for n, p in theirs.state_dict().items() if n != "lm_head.weight"}
+    save_file(state, tmp_path / "model.safetensors")
+    idx = torch.randint(70, (2, 20))
+    torch.testing.assert_close(GPT.from_pretrained(tmp_path)(idx), their_logits(theirs, idx), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_cropped_context_changes_nothing_within_it(tmp_path, kind):
+    REFERENCES[kind]().save_pretrained(tmp_path)
+    whole, cropped = GPT.from_pretrained(tmp_path), GPT.from_pretrained(tmp_path, dropout=0.1)
+    cropped.crop_block_size(8)
+    idx = torch.randint(70, (2, 8))
+    assert cropped.config.block_size == 8 and cropped.config.dropout == 0.1
+    torch.testing.assert_close(cropped(idx), whole(idx))
+    with pytest.raises(ValueError, match="9 tokens do not fit"):
+        cropped(torch.zeros(1, 9, dtype=torch.long))
+    with pytest.raises(ValueError, match="block_size=9 is longer than the context of 8"):
+        cropped.crop_block_size(9)
+
+
+# as published in the models' config.json, with the parameters that their cards or papers state
+PUBLISHED = {
+    "gpt2": ({"n_layer": 12, "n_head": 12, "n_embd": 768}, 124_439_808),
+    "gpt2-medium": ({"n_layer": 24, "n_head": 16, "n_embd": 1024}, 354_823_168),
+    "gpt2-large": ({"n_layer": 36, "n_head": 20, "n_embd": 1280}, 774_030_080),
+    "gpt2-xl": ({"n_layer": 48, "n_head": 25, "n_embd": 1600}, 1_557_611_200),
+    "SmolLM2-135M": (
+        {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+        | {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
+        | {"max_position_embeddings": 8192, "rope_theta": 100000, "rms_norm_eps": 1e-5, "hidden_act": "silu"},
+        134_515_008,
+    ),
+    "Qwen3-0.6B": (
+        {"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+        | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
+        | {"max_position_embeddings": 40960, "rope_theta": 1000000, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+        596_049_920,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_have_their_parameters_and_shapes(tmp_path, name):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config, parameters = PUBLISHED[name]
+    gpt2 = {"model_type": "gpt2", "n_positions": 1024, "vocab_size": 50257, "activation_function": "gelu_new"}
+    (tmp_path / "config.json").write_text(json.dumps(config if "model_type" in config else gpt2 | config))
+    with torch.device("meta"):
+        ours = GPT(weights.read_config(tmp_path))
+        theirs = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert ours.get_num_params() == parameters == theirs.num_parameters()
+    shapes = {n: tuple(p.shape) for n, p in weights.to_transformers(ours).state_dict().items()}
+    assert shapes == {n: tuple(p.shape) for n, p in theirs.state_dict().items()}
+    if "rope_theta" in config:
+        assert (ours.config.rope_theta, ours.config.norm_eps) == (config["rope_theta"], config["rms_norm_eps"])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"n_kv_head": 2}, "n_kv_head=2"),
+        ({"head_dim": 16}, "head_dim=16"),
+        ({"qk_norm": True}, "qk_norm=True"),
+        ({"norm": "rmsnorm"}, "position='learned'"),
+        ({"norm": "rmsnorm", "position": "rope"}, "mlp='gelu'"),
+        ({"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True, "bias": True}, "bias=True"),
+        ({"mlp": "swiglu"}, "mlp='swiglu'"),
+    ],
+)
+def test_a_configuration_without_a_native_class_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        weights.native_type(dataclasses.replace(GPT2, **changes))
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"model_type": "mamba"}, "holds a mamba model; known are gpt2, llama, qwen3"),
+        ({"vocab_size": 5}, "holds a nameless model"),
+        ({"model_type": "gpt2", "activation_function": "relu"}, "activation_function='relu'"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act=gelu is not supported, only silu"),
+        ({"model_type": "llama", "attention_bias": True}, "attention_bias=True and mlp_bias=False must agree"),
+        ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 8}, "use_sliding_window=True"),
+        (
+            {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "rope_type='linear' is not supported",
+        ),
+    ],
+)
+def test_a_model_that_ours_cannot_be_is_refused(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        weights.read_config(tmp_path)
+
+
+def test_a_pickle_is_refused_with_the_reason(tmp_path):
+    REFERENCES["gpt2"]().config.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ValueError, match=r"only pytorch_model\.bin, a pickle, which can run code"):
+        GPT.from_pretrained(tmp_path)
+
+
+def test_damaged_and_incomplete_weights_are_refused_in_one_line(tmp_path):
+    theirs = REFERENCES["gpt2"]()
+    randomize(theirs)
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read"):
+        GPT.from_pretrained(tmp_path)
+    state = {
+        n: p.clone() for n, p in theirs.state_dict().items() if n not in ("lm_head.weight", "transformer.ln_f.bias")
+    }
+    save_file(state, file)
+    with pytest.raises(ValueError, match=r"lacks the tensor transformer\.ln_f\.bias"):
+        GPT.from_pretrained(tmp_path)
+    state["transformer.ln_f.bias"] = torch.ones(31)
+    save_file(state, file)
+    with pytest.raises(ValueError, match=r"transformer.ln_f.bias has shape \(31,\), its config.json says \(32,\)"):
+        GPT.from_pretrained(tmp_path)

@@ -1,0 +1,106 @@
+import dataclasses
+import errno
+
+import pytest
+import torch
+from conftest import TINY
+
+from nanogpt import TrainConfig, checkpoint, metrics
+from nanogpt.runtime import guard
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(value):
+    x = torch.ones(3, requires_grad=True)
+    (guard.contagious(x.sum() + value)).backward()
+    assert not x.grad.isfinite().any()
+
+
+def test_a_finite_loss_stays_as_it_is():
+    x = torch.ones(3, requires_grad=True)
+    loss = guard.contagious(2 * x.sum())
+    loss.backward()
+    assert loss == 6 and x.grad.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("size, then", [(12, (6, 2)), (6, (3, 2)), (3, (1, 3)), (25, (5, 5)), (7, (1, 7))])
+def test_a_batch_is_halved_or_divided_and_the_step_has_as_many_sequences(size, then):
+    config = guard.split(TrainConfig(batch_size=size))
+    assert (config.batch_size, config.gradient_accumulation_steps) == then
+
+
+def limited(run, most: int):
+    """A run whose forward pass needs too much memory for more than `most` sequences."""
+    forward = run.gpt.forward
+
+    def checked(idx, *args, **kwargs):
+        if len(idx) > most and run.gpt.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(idx, *args, **kwargs)
+
+    run.gpt.forward = checked
+    return run
+
+
+def test_too_large_a_batch_is_halved_at_the_first_step_and_trains_the_same(make_run, tmp_path, capsys):
+    whole = make_run(batch_size=8, out_dir=str(tmp_path / "whole"), log_interval=1)
+    whole.train()
+    run = limited(make_run(batch_size=8, log_interval=1), 2)
+    run.train()
+    shown = capsys.readouterr().out
+    assert "warning: out of memory with batch_size=8: now --batch_size=4 --gradient_accumulation_steps=2" in shown
+    assert "warning: out of memory with batch_size=4: now --batch_size=2 --gradient_accumulation_steps=4" in shown
+    losses = [
+        [line["train_loss"] for line in metrics.read(r.out_dir / "metrics.jsonl") if "lr" in line] for r in (whole, run)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    _, trained = checkpoint.load_configs(checkpoint.find(run.out_dir))
+    assert (trained.batch_size, trained.gradient_accumulation_steps) == (2, 4)
+    assert checkpoint.load_configs(run.out_dir)[1].batch_size == 2
+    assert run.state["tokens"] == whole.state["tokens"]
+
+
+def test_a_single_sequence_that_does_not_fit_says_what_to_do(make_run, capsys):
+    with pytest.raises(SystemExit) as exit:
+        limited(make_run(batch_size=2), 0).train()
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: a single sequence does not fit into memory: ") and error.count("\n") == 1
+    assert "--gradient_checkpointing=True" in error
+
+
+@pytest.mark.parametrize(
+    "error, memory",
+    [
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            True,
+        ),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error, memory):
+    assert guard.out_of_memory(error) is memory
+
+
+def test_torch_says_so_in_those_words():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60)
+    assert guard.out_of_memory(error.value)
+
+
+def test_the_rehearsal_changes_nothing(make_run):
+    run = make_run(dataclasses.replace(TINY, dropout=0.2), optimizer="muon")
+    before = [p.detach().clone() for p in run.gpt.parameters()]
+    guard.rehearse(run)
+    assert all(torch.equal(a, b) for a, b in zip(before, run.gpt.parameters(), strict=True))
+    assert all(p.grad is None for p in run.gpt.parameters())
+    assert all(not optimizer.state for optimizer in run.optimizers)
+
+
+def test_fp16_may_overflow_while_the_scaler_finds_its_scale():
+    config = TrainConfig(max_bad_steps=5)
+    assert guard.bad_steps_allowed(config, None) == 5
+    assert guard.bad_steps_allowed(config, torch.amp.GradScaler("cpu")) == 21

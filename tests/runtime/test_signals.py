@@ -1,0 +1,44 @@
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from nanogpt.runtime.processes import Peers
+from nanogpt.runtime.signals import Interrupts
+
+ALONE = Peers(SimpleNamespace(num_processes=1), 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_remembered_and_a_second_one_of_any_kind_would_end_at_once(number):
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts(ALONE, 0, 3) as interrupts:
+        assert interrupts.due(0, 0) == (0, False, False)
+        os.kill(os.getpid(), number)
+        assert interrupts.due(0, 0) == (number, False, False)
+        for any_kind in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            assert signal.getsignal(any_kind) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_time_is_up_before_a_step_and_a_save_would_pass_the_limit():
+    with Interrupts(ALONE, 2 / 60, 3) as interrupts:  # 2 s
+        time.sleep(0.1)
+        assert interrupts.due(saving=1.0, failed_saves=0) == (0, False, False)
+        assert interrupts.due(saving=1.9, failed_saves=0) == (0, True, False)
+
+
+def test_what_came_before_the_first_step_is_not_taken_for_a_step():
+    with Interrupts(ALONE, 2 / 60, 3) as interrupts:  # 2 s
+        time.sleep(1)
+        interrupts.begin()
+        assert interrupts.due(saving=0.5, failed_saves=0) == (0, False, False)  # 1 + 0.5 s of 2
+        assert interrupts.longest < 0.5
+
+
+def test_saves_that_fail_too_often():
+    with Interrupts(ALONE, 0, 3) as interrupts:
+        assert interrupts.due(0, failed_saves=2) == (0, False, False)
+        assert interrupts.due(0, failed_saves=3) == (0, False, True)

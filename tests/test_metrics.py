@@ -1,0 +1,184 @@
+"""What a run writes down about itself, and trackers that fail."""
+
+import dataclasses
+import json
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from conftest import TINY
+
+from nanogpt import metrics, train
+
+DROPOUT = dataclasses.replace(TINY, dropout=0.2)
+
+
+class Disk:
+    """A file on a disk with `room` for some bytes."""
+
+    name = "metrics.jsonl"
+
+    def __init__(self, room: int):
+        self.room, self.content = room, b""
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        taken = data[: self.room]
+        self.room -= len(taken)
+        self.content += taken
+        return len(taken)
+
+    def close(self):
+        pass
+
+
+def test_lines_that_a_full_disk_does_not_take_are_written_later(tmp_path):
+    said = []
+    written = metrics.LineFile(tmp_path / "metrics.jsonl", 0, said.append)
+    written.file = disk = Disk(room=20)
+    for step in range(3):
+        written.write({"step": step, "loss": 0.5})
+    assert len(said) == 1 and "metrics.jsonl could not be written: [Errno 28] No space left on device" in said[0]
+    disk.room = 1000
+    written.close()
+    assert [json.loads(line)["step"] for line in disk.content.splitlines()] == [0, 1, 2]
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
+    assert metrics.read(tmp_path / "metrics.jsonl") == [{"step": 1}]
+
+
+def test_each_evaluation_leaves_a_text_of_sample_tokens_and_the_same_weights_write_the_same(make_run):
+    run = make_run(eval_interval=2, learning_rate=1e-9)
+    run.train()
+    samples = metrics.read(run.out_dir / metrics.SAMPLES)
+    assert [line["step"] for line in samples] == [0, 2, 4]
+    assert [len(line["text"]) for line in samples] == [9, 9, 9]  # characters: the first token and eight more
+    assert samples[0]["text"] == samples[1]["text"]  # the seed is the run's, and the weights have hardly moved
+
+
+def test_no_samples_without_sample_tokens(make_run):
+    run = make_run(sample_tokens=0)
+    run.train()
+    assert (run.out_dir / metrics.SAMPLES).read_text() == ""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sampling_changes_nothing_of_the_training(make_run, tmp_path, precision):
+    ends = []
+    for n in (0, 30):
+        run = make_run(DROPOUT, sample_tokens=n, eval_interval=2, precision=precision, out_dir=str(tmp_path / f"{n}"))
+        run.train()
+        ends.append(run.gpt.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
+
+
+def test_sampling_is_not_counted_as_training(make_run, monkeypatch):
+    hours, real_clock = [], time.perf_counter
+
+    def slow(*args) -> str:
+        hours.append(3600)
+        return "text"
+
+    monkeypatch.setattr(train, "write_amid_training", slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: real_clock() + sum(hours))
+    run = make_run(max_iters=2, eval_interval=1)
+    run.train()
+    assert len(hours) == 3 and run.state["train_seconds"] < 3600
+
+
+def test_a_resumed_run_takes_back_the_samples_beyond_its_checkpoint(make_run):
+    make_run(max_iters=2, eval_interval=1).train()
+    run = make_run(max_iters=3, eval_interval=1, resume="auto")
+    with open(run.out_dir / metrics.SAMPLES, "a") as file:
+        file.write(json.dumps({"step": 3, "text": "of a life that was lost"}) + "\n")
+    run.metrics.close()
+    run = make_run(max_iters=3, eval_interval=1, resume="auto")
+    run.train()
+    steps = [line["step"] for line in metrics.read(run.out_dir / metrics.SAMPLES)]
+    assert steps == [0, 1, 2, 3]
+
+
+def test_memory_is_what_the_process_holds(make_run):
+    run = make_run(log_interval=4)
+    run.train()
+    line = next(line for line in metrics.read(run.out_dir / metrics.METRICS) if "memory" in line)
+    assert line["memory"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+
+
+class Tracker:
+    """What Accelerate makes of a tracker, as far as it is used here; remembers, or raises."""
+
+    def __init__(self, name: str, error: Exception | None = None):
+        self.name, self.error, self.shown = name, error, []
+        self.writer = SimpleNamespace(add_text=self.show, add_image=self.show)
+
+    def show(self, *args, **kwargs) -> None:
+        if self.error:
+            raise self.error
+        self.shown.append(args)
+
+    def finish(self) -> None:
+        self.shown.append("finished")
+
+
+def make_metrics(tmp_path, tracker: Tracker | None, warnings: list[str]) -> metrics.Metrics:
+    def log(values, step):
+        if tracker:
+            tracker.show(values, step)
+
+    accelerator = SimpleNamespace(is_main_process=True, log_with=[tracker.name] if tracker else [], log=log)
+    accelerator.trackers = [tracker] if tracker else []
+    accelerator.init_trackers = lambda *args: None
+    return metrics.Metrics(accelerator, tmp_path, 0, {}, warnings.append)
+
+
+def test_text_and_curve_reach_a_tracker_that_can_show_them(tmp_path):
+    tracker, warnings = Tracker("tensorboard"), []
+    written = make_metrics(tmp_path, tracker, warnings)
+    written.sample("<b>first</b>\nsecond", lambda: "a picture", step=5, tokens=50)
+    assert tracker.shown == [("sample", "    <b>first</b>\n    second\n", 5), ("curve", "a picture", 5)]
+    assert not warnings
+
+
+def test_at_the_end_trackers_finish_and_the_processes_stay_together(tmp_path):
+    """Accelerate's own end_training would destroy the process group, which the end of a run still needs."""
+    tracker, warnings = Tracker("tensorboard"), []
+    make_metrics(tmp_path, tracker, warnings).close()
+    assert tracker.shown == ["finished"] and not warnings
+
+
+def test_a_tracker_that_fails_is_one_warning_and_the_files_go_on(tmp_path):
+    warnings = []
+    written = make_metrics(tmp_path, Tracker("tensorboard", OSError("no network")), warnings)
+    for step in (1, 2):
+        written.log(step=step, train_loss=1.0)
+        written.sample("text", lambda: "a picture", step=step)
+    written.close()
+    assert len(warnings) == 1 and "no network" in warnings[0]
+    assert [line["step"] for line in metrics.read(tmp_path / metrics.METRICS)] == [1, 2]
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path):
+    warnings = []
+    written = make_metrics(tmp_path, Tracker("tensorboard"), warnings)
+    written.sample("text", lambda: 1 / 0, step=1)
+    assert len(warnings) == 1 and "division by zero" in warnings[0]
+    assert len(metrics.read(tmp_path / metrics.SAMPLES)) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_a_full_disk_is_one_warning_and_does_not_stop_the_run(tmp_path):
+    warnings = []
+    written = make_metrics(tmp_path, None, warnings)
+    with open("/dev/full", "wb", buffering=0) as full:
+        written.files[metrics.METRICS].file = full
+        for step in (1, 2):
+            written.log(step=step, train_loss=1.0)
+        written.close()
+    assert len(warnings) == 1 and "No space left" in warnings[0]
