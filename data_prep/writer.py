@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from data_prep.documents import Corpus, Piece
 from data_prep.split import Split
-from nanogpt.checkpoint import write_json
+from nanogpt.checkpoint import read_json, write_json
 from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
 from nanogpt.lock import Lock
 
@@ -169,7 +169,7 @@ class CorpusWriter:
         job = hashlib.sha256(json.dumps([2, corpus.fingerprint(), saved, val_fraction, dedup]).encode()).hexdigest()
         self.state = {"job": job, "next": [0, 0, 0], "copy": [], "skipped": 0, "hashes": 0, "splits": {}, "chosen": {}}
         self.state |= {"duplicates": 0, "cut": 0}
-        found = read_json(self.progress)
+        found = self.noted()
         self.resumed = found.get("job") == job
         if self.resumed:
             self.state = found
@@ -302,9 +302,16 @@ class CorpusWriter:
         self.state["splits"] = {split: file.counts for split, file in self.files.items()}
         write_json(self.progress, self.state)
 
+    def noted(self) -> dict:
+        """How far an earlier life of the command was."""
+        try:
+            return read_json(self.progress)
+        except ValueError:  # there was none
+            return {}
+
     def kept(self) -> str:
         """What an interruption leaves."""
-        noted = sum(counts["tokens"] for counts in read_json(self.progress).get("splits", {}).values())
+        noted = sum(counts["tokens"] for counts in self.noted().get("splits", {}).values())
         if not noted or self.corpus.spool:
             return "nothing is kept, the same command begins anew"
         return f"the same command goes on behind the {noted:,} tokens that are written"
@@ -314,15 +321,6 @@ class CorpusWriter:
         self.progress.unlink()
         self.hashes.unlink(missing_ok=True)
         return meta
-
-
-def read_json(path: Path) -> dict:
-    """An object of JSON, or an empty one where there is none, or anything else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def ended(text: str) -> str:
