@@ -270,7 +270,7 @@ class Corpus:
 
     def check_column(self, name: str, columns: Iterable[str]) -> None:
         if self.text_column not in columns:
-            has = ", ".join(map(str, islice(columns, 10))) or "none"
+            has = ", ".join(str(column)[:40] for column in islice(columns, 10)) or "none"
             raise ValueError(f"{name} has no column {self.text_column!r} (it has: {has}): name one by --text_column")
 
     def decode(self, block: bytes, start: int, name: str) -> str:

@@ -134,7 +134,7 @@ def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> 
         print(next_command(options["out"], options["shard"][1]))
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
     parser.add_argument("--out", required=True, metavar="DIR", help="the data directory, such as data/mine")
@@ -143,3 +143,7 @@ if __name__ == "__main__":
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)
         print(next_command(options["out"], options["shard"][1]))
+
+
+if __name__ == "__main__":
+    main()

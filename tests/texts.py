@@ -63,6 +63,12 @@ def documents_in(directory) -> list[str]:
     return sorted(found)
 
 
+def written(directory) -> bytes:
+    """The text of both splits of byte tokens."""
+    both = np.concatenate([tokens(directory, split) for split in ("train", "val")])
+    return both[both != 256].astype(np.uint8).tobytes()
+
+
 def is_val(document: str, fraction: float) -> bool:
     digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64 < fraction
