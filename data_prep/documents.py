@@ -31,6 +31,7 @@ from typing import NamedTuple
 from data_prep.inputs import HEAD, HUB, PACKED, bare, find_inputs, is_records, no_text, open_input, pyarrow_errors
 
 PIECE = 1 << 18  # characters
+NOTE = 1 << 14  # bytes
 HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs, which no tokenizer takes
 
 
@@ -89,8 +90,9 @@ class Corpus:
         return other
 
     def outweighs(self, file: int) -> bool:
-        """Whether an input is a plain text larger than all other inputs together."""
-        return not self.streamed and not is_records(self.inputs[file]) and 2 * self.sizes[file] > self.size
+        """Whether an input is a plain text, no mere note, larger than all other inputs together."""
+        plain = not self.streamed and not is_records(self.inputs[file])
+        return plain and self.sizes[file] > NOTE and 2 * self.sizes[file] > self.size
 
     def documents(self) -> Iterator[Piece]:
         """The first piece of each document, whatever the shard."""

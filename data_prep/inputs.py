@@ -23,13 +23,14 @@ NO_TEXT = [  # how it begins, what it is, what to do
     (rb"%PDF-", "a PDF", "pdftotext {0} makes text of it"),
     (rb"PK\x03\x04", "a DOCX, an EPUB or another zip archive", PANDOC + ", unzip unpacks others"),
     (rb"\xd0\xcf\x11\xe0|\{\\rtf", "a document of a word processor", PANDOC),
-    (rb"\s*<(!doctype html|html)", "HTML", PANDOC),
-    (rb'\s*\{\s*"(cells|nbformat)"', "a notebook", "jupyter nbconvert --to markdown {0} makes text of it"),
+    (rb"\s*<(?:!doctype html|html)", "HTML", PANDOC),
+    (rb'\s*\{\s*"(?:cells|nbformat)"', "a notebook", "jupyter nbconvert --to markdown {0} makes text of it"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*", "an image", "leave it out, or read it by OCR"),
     (rb"\x7fELF|MZ.{6}\0|\xcf\xfa\xed\xfe", "a program", "leave it out"),
     (rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh\d|\xfd7zXZ", "packed", "unpack it, or let its name end with .gz or .zst"),
     (rb"\xff\xfe|\xfe\xff", "UTF-16", "iconv -f UTF-16 -t UTF-8 {0} > {0}.txt makes UTF-8 of it"),
 ]
+ANY = re.compile(b"|".join(b"(" + pattern + b")" for pattern, _, _ in NO_TEXT), re.IGNORECASE | re.DOTALL)
 
 
 def find_inputs(inputs: list[str]) -> dict[str, os.stat_result | None]:
@@ -98,10 +99,10 @@ def is_records(name: str) -> bool:
 
 def no_text(name: str, head: bytes) -> str:
     """What a file is that begins as no text does, and what to do; nothing of any other."""
-    for pattern, what, advice in NO_TEXT:
-        if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
-            return f"{name} is {what}, not plain text: {advice.format(name)}; --errors skip leaves it out"
-    return ""
+    if not (found := ANY.match(head)):
+        return ""
+    _, what, advice = NO_TEXT[found.lastindex - 1]
+    return f"{name} is {what}, not plain text: {advice.format(name)}; --errors skip leaves it out"
 
 
 @contextmanager

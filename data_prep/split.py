@@ -1,8 +1,9 @@
 """Divides a corpus into training and validation text, so that a document stays where it is when others are added.
 
 A document is for validation as a whole if the hash of its text is below `val_fraction`. One that is long, or that
-outweighs all other files, is cut once instead, and its end is for validation, as in nanoGPT. If that leaves one of the
-splits without text, which takes few documents, one of the first FEW goes there, by its hash as well.
+outweighs all other files, is cut once instead, and its end is for validation, as in nanoGPT. So is a single document.
+If the hashes send the first two documents to the same split, one of them goes to the other, whatever follows: so no
+split is ever empty, and nothing has to move when a third one is added.
 """
 
 from itertools import islice
@@ -10,8 +11,7 @@ from itertools import islice
 from data_prep import documents
 from data_prep.documents import Corpus, Piece
 
-FEW = 10  # different documents, among which the one is chosen
-MOST = 1000  # documents read to find so many
+MOST = 1000  # documents read to find two that differ
 
 
 class Split:
@@ -29,21 +29,20 @@ class Split:
         return "val" if piece.digest < self.val_fraction * 2**64 else "train"
 
     def choose(self) -> dict:
-        found: dict[int, str] = {}
-        count, sides = 0, set()
-        for count, piece in enumerate(islice(self.corpus.documents(), MOST), 1):
-            found[piece.digest] = self.side(piece)
-            sides = {*found.values()}
-            if len(found) == FEW or (count > 1 and sides not in ({"train"}, {"val"})):
+        found: dict[int, Piece] = {}
+        several = False
+        for piece in islice(self.corpus.documents(), MOST):
+            several = bool(found)
+            found[piece.digest] = piece
+            if len(found) == 2:
                 break
-        several = {"several": count > 1}
+        chosen, sides = {"several": several}, {self.side(piece) for piece in found.values()}
+        by_length = sorted(found, key=lambda digest: (found[digest].length, digest))
         if len(found) == 1:
-            return several | {str(min(found)): "cut"}
+            return chosen | {str(by_length[0]): "cut"}
         if sides == {"train"}:
-            return several | {str(min(found)): "val"}
-        if sides == {"val"}:
-            return several | {str(max(found)): "train"}
-        return several
+            return chosen | {str(by_length[0]): "val"}
+        return chosen | {str(by_length[1]): "train"} if sides == {"val"} else chosen
 
     def boundary(self, piece: Piece) -> int:
         """How many characters of a document, from its beginning, are for training."""

@@ -32,7 +32,7 @@ from nanogpt.data.tokenizer import get_tokenizer
 def command():
     """Around a command: a mistake of the user, or Ctrl-C, is one line, and what a terminal cannot show is escaped."""
     sys.stdout.reconfigure(errors="backslashreplace")
-    with user_errors("stopped: nothing is written yet"):
+    with user_errors("stopped: nothing was written this time"):
         yield
 
 
@@ -54,9 +54,8 @@ def prepare(
     if dedup and shard[1] > 1:
         raise ValueError("--dedup compares all documents: it cannot be used with --shard")
     check_fraction(0.5 if val_fraction is None else val_fraction)
+    say("input: " + ", ".join(inputs[:3]) + f" and {len(inputs) - 3:,} more" * (len(inputs) > 3))
     corpus = Corpus(inputs, text_column, errors, shard)
-    files = "1 file" if len(corpus.inputs) == 1 else f"{len(corpus.inputs):,} files"
-    say(f"input: {files}, {corpus.size:,} bytes" + ", and the Hub" * corpus.streamed)
     if tokenizer == "char":
         tokenizer = train_characters(corpus, sys.stderr.isatty())
     elif isinstance(tokenizer, str):

@@ -161,7 +161,7 @@ class CorpusWriter:
 
     def __init__(self, out: Path, corpus: Corpus, tokenizer, val_fraction: float, dedup: bool):
         self.corpus, self.tokenizer, self.dedup = corpus, tokenizer, dedup
-        number = f"-{corpus.shard[0]:05}" if corpus.shard[1] > 1 else ""
+        number = part(corpus.shard)
         self.progress, self.hashes = out / f".progress{number}.json", out / f".hashes{number}.tmp"
         with tempfile.TemporaryDirectory() as directory:
             tokenizer.save(directory)
@@ -169,7 +169,7 @@ class CorpusWriter:
         job = hashlib.sha256(json.dumps([2, corpus.fingerprint(), saved, val_fraction, dedup]).encode()).hexdigest()
         self.state = {"job": job, "next": [0, 0, 0], "copy": [], "skipped": 0, "hashes": 0, "splits": {}, "chosen": {}}
         self.state |= {"duplicates": 0, "cut": 0}
-        found = self.noted()
+        found = noted(self.progress)
         self.resumed = found.get("job") == job
         if self.resumed:
             self.state = found
@@ -215,10 +215,7 @@ class CorpusWriter:
                     take()
             except KeyboardInterrupt:
                 self.note()
-                raise KeyboardInterrupt(f"stopped: {self.kept()}") from None
-            except OSError as error:
-                what = f"{error.filename or self.progress.parent}: {error.strerror or error}"
-                raise OSError(f"{what}; {self.kept()}") from error
+                raise
             finally:
                 pool.shutdown(cancel_futures=True)
         self.note()
@@ -302,25 +299,32 @@ class CorpusWriter:
         self.state["splits"] = {split: file.counts for split, file in self.files.items()}
         write_json(self.progress, self.state)
 
-    def noted(self) -> dict:
-        """How far an earlier life of the command was."""
-        try:
-            return read_json(self.progress)
-        except ValueError:  # there was none
-            return {}
-
-    def kept(self) -> str:
-        """What an interruption leaves."""
-        noted = sum(counts["tokens"] for counts in self.noted().get("splits", {}).values())
-        if not noted or self.corpus.spool:
-            return "nothing is kept, the same command begins anew"
-        return f"the same command goes on behind the {noted:,} tokens that are written"
-
     def finish(self, source: str) -> dict:
         meta = finish(self.progress.parent, self.files, self.tokenizer, source, self.corpus.shard)
         self.progress.unlink()
         self.hashes.unlink(missing_ok=True)
         return meta
+
+
+def part(shard: tuple[int, int]) -> str:
+    """What the names of one shard's files have in common."""
+    return f"-{shard[0]:05}" if shard[1] > 1 else ""
+
+
+def noted(progress: Path) -> dict:
+    """How far an earlier life of the command was."""
+    try:
+        return read_json(progress)
+    except ValueError:  # there was none
+        return {}
+
+
+def kept(progress: Path, corpus: Corpus) -> str:
+    """What an interruption leaves."""
+    tokens = sum(counts["tokens"] for counts in noted(progress).get("splits", {}).values())
+    if not tokens or corpus.spool:
+        return "nothing is kept, the same command begins anew"
+    return f"the same command goes on behind the {tokens:,} tokens that are written"
 
 
 def ended(text: str) -> str:
@@ -355,12 +359,20 @@ def write_corpus(
     check_fraction(val_fraction)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with Lock(out, f".lock-{corpus.shard[0]:05}" if corpus.shard[1] > 1 else ".lock"):
-        writer = CorpusWriter(out, corpus, tokenizer, val_fraction, dedup)
-        if writer.resumed:
-            say(f"going on behind the {writer.tokens:,} tokens that are already written")
-        writer.run(show=sys.stderr.isatty())
-        meta = writer.finish(source)
+    number = part(corpus.shard)
+    progress = out / f".progress{number}.json"
+    with Lock(out, f".lock{number}"):
+        try:
+            writer = CorpusWriter(out, corpus, tokenizer, val_fraction, dedup)
+            if writer.resumed:
+                say(f"going on behind the {writer.tokens:,} tokens that are already written")
+            writer.run(show=sys.stderr.isatty())
+            meta = writer.finish(source)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped: {kept(progress, corpus)}") from None
+        except OSError as error:
+            what = f"{error.filename or out}: {error.strerror or error}"
+            raise OSError(f"{what}; {kept(progress, corpus)}") from error
     if writer.state["duplicates"]:
         say(f"{writer.state['duplicates']:,} documents were there before and are left out")
     if corpus.skipped:

@@ -140,6 +140,23 @@ def test_what_is_left_out_is_counted_from_the_first_file_on_and_once(tmp_path, m
     assert documents_in(tmp_path / "out") == sorted(documents(200))
 
 
+@pytest.mark.parametrize("batches", [1, 3, 7, 20, 60])
+def test_interrupted_inside_a_long_document_it_writes_the_same_bytes(tmp_path, monkeypatch, batches):
+    monkeypatch.setattr(reading, "PIECE", 1 << 8)
+    monkeypatch.setattr(writer, "BATCH", 1 << 9)
+    monkeypatch.setattr(writer, "SECONDS", 0.0)
+    texts = documents(30)
+    inputs = [write_jsonl(tmp_path / "in.jsonl", texts + texts[:10])]
+    (tmp_path / "long.txt").write_text("".join(texts[:5]))
+    arguments = {"inputs": [*inputs, str(tmp_path / "long.txt")], "tokenizer": "bytes", "dedup": True, "say": silent}
+    text.prepare(**arguments, out=tmp_path / "once")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(writer.CorpusWriter, "append", interrupt_at(batches))
+        text.prepare(**arguments, out=tmp_path / "often")
+    text.prepare(**arguments, out=tmp_path / "often")
+    assert sha256(tmp_path / "often") == sha256(tmp_path / "once")
+
+
 def interrupt_at(batches: int):
     """`CorpusWriter.append` that is interrupted after so many calls."""
     append, count = writer.CorpusWriter.append, iter(range(batches))
