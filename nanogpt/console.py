@@ -3,6 +3,8 @@
 import shlex
 import sys
 
+from tqdm import tqdm
+
 from nanogpt import checkpoint
 from nanogpt.generate import pack, write
 from nanogpt.hub.export import push
@@ -28,6 +30,20 @@ def introduce(run) -> None:
     )
 
 
+def progress_bar(run) -> tqdm:
+    """The bar of a terminal; elsewhere it shows nothing."""
+    shown = run.main_process and sys.stderr.isatty() and not run.quiet
+    bar = {"total": run.config.max_iters, "initial": run.state["step"], "unit": "step", "dynamic_ncols": True}
+    return tqdm(**bar, leave=False, disable=not shown)
+
+
+def show_progress(bar: tqdm, values: dict) -> None:
+    """Shows a line of metrics beside the bar."""
+    loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
+    mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
+    bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s{mfu}", refresh=False)
+
+
 def conclude(run) -> None:
     """The result, a sample, and what to do next; a push to the Hub where the settings ask for it."""
     state, config = run.state, run.config
@@ -48,7 +64,7 @@ def conclude(run) -> None:
             run.say(f"warning: not pushed: {error}; later: nanogpt push {out_dir} {config.push_to_hub}")
     # a prompt that the tokenizer knows: the beginning of the data's first line
     prompt = run.tokenizer.decode(run.train_data.tokens[:20]).partition("\n")[0] or " "
-    longer = going_on(run, f"--max_iters={2 * state['step']}")
+    longer = resume_command(run, f"--max_iters={2 * state['step']}")
     run.say(
         f"next:  nanogpt sample {out_dir} --prompt {shlex.quote(prompt)}\n"
         f"       nanogpt eval {out_dir}\n"
@@ -58,11 +74,12 @@ def conclude(run) -> None:
 
 def sample(run, tokens: int = 300) -> str:
     """A text by the run's best checkpoint, which is read back from the disk as everybody else will read it."""
-    model = pack(checkpoint.load_model(checkpoint.find(run.out_dir, say=run.say), run.device))
+    found = checkpoint.find(run.out_dir, say=run.say)
+    model = pack(checkpoint.load_model(found, run.device, make_model=run.make_model))
     return "".join(write(model, run.tokenizer, run.train_data.tokens[:1], tokens, run.config.seed))
 
 
-def going_on(run, *changes: str) -> str:
+def resume_command(run, *changes: str) -> str:
     """The command that resumes this run; `changes` are flags, each with =, in the place of those it was given."""
     if run.config.seeds > 1:
         changes = ("--seeds=1", f"--seed={run.config.seed}", f"--out_dir={run.out_dir}", *changes)

@@ -34,10 +34,26 @@ def lr_at(step: int, config) -> float:
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """Writes `lr` into every group, times the group's own `lr_scale`."""
+    """Writes `lr` into every group, times the group's own `lr_scale`, if it has one."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) -> None:
+    """Steps every optimizer, unless `not_finite` is 1.0: then nothing changes. Gradients are freed either way.
+
+    Muon and torch's fused optimizers read the flag on the device, so the host does not wait for it; the fused ones on
+    MPS ignore it, and so do others: for those the host waits.
+    """
+    for optimizer in optimizers:
+        fused = optimizer.defaults.get("fused") and not_finite.device.type != "mps"
+        if isinstance(optimizer, Muon) or fused:
+            optimizer.found_inf = not_finite
+            optimizer.step()
+        elif not not_finite:
+            optimizer.step()
+        optimizer.zero_grad()
 
 
 def make_optimizers(model: nn.Module, config, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
@@ -132,7 +148,9 @@ class Muon(torch.optim.Optimizer):
 
 
 class UpdateRatio:
-    """How far a step moves the blocks' matrices: |after - before| / |before|, over 16 rows of each.
+    """How far a step moves the blocks' matrices: `value` is |after - before| / |before|, over 16 rows of each.
+
+    Used around the update: `with update_ratio: …`.
 
     About 1e-3 is healthy for AdamW (Karpathy, https://youtu.be/P6sfmUTpUmc); more with Muon, whose updates are larger
     by design. Rows spread over a matrix, because a copy of all weights would cost memory and time.
@@ -143,12 +161,11 @@ class UpdateRatio:
         self.rows = [p[:: max(1, p.size(0) // 16)] for p in matrices]  # views of what the optimizer changes
 
     @torch.no_grad()
-    def before(self) -> None:
+    def __enter__(self) -> None:
         self.copies = torch._foreach_mul(self.rows, 1.0)
 
     @torch.no_grad()
-    def after(self) -> torch.Tensor:
-        """The ratio, a scalar on the device, so that nobody waits for it."""
+    def __exit__(self, *error) -> None:
         size = torch.stack(torch._foreach_norm(self.copies)).norm()
         torch._foreach_sub_(self.copies, self.rows)
-        return torch.stack(torch._foreach_norm(self.copies)).norm() / size
+        self.value = torch.stack(torch._foreach_norm(self.copies)).norm() / size  # on the device: nothing waits

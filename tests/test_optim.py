@@ -133,9 +133,10 @@ def test_the_update_ratio_is_that_of_all_weights_where_matrices_are_small(optimi
     optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer))
     set_learning_rate(optimizers, 1e-3)
     model(torch.arange(8)[None], torch.arange(8)[None]).backward()
-    ratio.before()
+    ratio.__enter__()
     for each in optimizers:
         each.step()
     moved = torch.cat([(p - before[name]).flatten() for name, p in matrices.items()]).norm()
     size = torch.cat([p.flatten() for p in before.values()]).norm()
-    assert ratio.after().item() == pytest.approx((moved / size).item(), rel=1e-5)
+    ratio.__exit__()
+    assert ratio.value.item() == pytest.approx((moved / size).item(), rel=1e-5)

@@ -36,7 +36,7 @@ def test_another_machine_and_other_data_are_named(make_run, data, capsys):
     make_run(resume="auto", max_iters=8, lr_decay_iters=4)
     shown = capsys.readouterr().out
     assert f"{data} holds other tokens" in shown
-    assert "the machine is not the same, so the run is, up to rounding: torch 1.0 -> 2." in shown
+    assert "the environment changed; results match only up to rounding: torch 1.0 -> 2." in shown
     assert "processes 8 -> 1" in shown and "threads 2 ->" not in shown
 
 
@@ -72,14 +72,14 @@ def test_an_empty_directory_is_a_new_run(tmp_path, wish):
 
 def test_checkpoints_that_vanish_while_the_run_ends_cost_the_sample_alone(make_run, capsys):
     run = make_run()
-    finish = run.finish
+    end = run.end
 
-    def vanishing():
-        finish()
+    def vanishing(stop):
+        end(stop)
         for step in checkpoint.steps(run.out_dir):
             (step / "model.safetensors").write_bytes(b"")
 
-    run.finish = vanishing
+    run.end = vanishing
     run.train()
     shown = capsys.readouterr().out
     assert "warning: no sample: " in shown and "next:  nanogpt sample" in shown

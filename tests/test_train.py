@@ -404,7 +404,7 @@ def test_a_failing_compile_warns_once_and_the_run_goes_on(make_run, monkeypatch,
     run = make_run(max_iters=2, compile="true")
     run.train()
     shown = capsys.readouterr().out
-    assert shown.count("warning: torch.compile failed, going on without it: no compiler here\n") == 1
+    assert shown.count("warning: torch.compile failed, continuing without it: no compiler here\n") == 1
     assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(run), strict=True))
 
 

@@ -27,6 +27,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from nanogpt.data import pickles
+from nanogpt.data.special import without_special
 
 FILE = "tokenizer.json"
 # Splitting at every character is what marks a WordLevel tokenizer as character level.
@@ -47,8 +48,6 @@ class CharTokenizer:
     eot_id = None
 
     def __init__(self, characters: str):
-        if not characters:
-            raise ValueError("the vocabulary is empty: a character tokenizer needs at least one character")
         self.characters = characters
         self.vocab_size = len(characters)
         self._ids = np.full(max(map(ord, characters)) + 1, -1, dtype=np.int64)  # code point -> id
@@ -56,6 +55,8 @@ class CharTokenizer:
 
     @classmethod
     def train(cls, text: str) -> "CharTokenizer":
+        if not text:
+            raise ValueError("the text is empty: a character tokenizer needs at least one character")
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> np.ndarray:
@@ -232,11 +233,8 @@ class HFTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # written out in the text, they are plain text
-        self.tokenizer, self.name = tokenizer, name
+        self.tokenizer, self.published, self.name = without_special(tokenizer), tokenizer, name
         vocab = tokenizer.get_vocab(with_added_tokens=True)
-        if not vocab:
-            raise ValueError(f"the vocabulary of the tokenizer {name} is empty")
-        self.encoder = without_special(tokenizer)
         self.vocab_size = max(vocab.values()) + 1
         self.eot_id = next((vocab[token] for token in (eot, *EOT_NAMES) if token in vocab), None)
 
@@ -248,50 +246,24 @@ class HFTokenizer:
         try:
             auto = AutoTokenizer.from_pretrained(name)
             return cls(auto.backend_tokenizer, name, auto.eos_token)
-        except Exception as error:  # whatever the libraries raise on what they did not expect
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except (OSError, ValueError, AttributeError) as error:
+            why = str(error).strip().splitlines()[0]
             raise ValueError(f"{name!r} has no tokenizer that could be loaded: {why}") from None
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, int64, without the special tokens that a model may want around it."""
-        return np.array(self.encoder.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        encodings = self.encoder.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self.published.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`."""
-        Path(directory, FILE).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
-
-
-def without_special(tokenizer):
-    """A tokenizer with the same ids to which special tokens written out in a text are plain text.
-
-    A model that looks words up as a whole (Unigram, WordPiece, WordLevel) finds special tokens in its own vocabulary,
-    whatever `encode_special_tokens` says. So they are spelled differently in a copy, in a way that no text has.
-    """
-    from tokenizers import Tokenizer, models
-
-    if isinstance(tokenizer.model, models.BPE) and not tokenizer.model.ignore_merges:
-        return tokenizer
-    parts = json.loads(tokenizer.to_str())
-    model, special = parts["model"], {token["content"] for token in parts["added_tokens"] if token["special"]}
-    hide = {token: f"\ufdd0{token}" for token in special}
-    for token in parts["added_tokens"]:
-        token["content"] = hide.get(token["content"], token["content"])
-    if isinstance(model["vocab"], list):  # Unigram: pairs of token and score
-        model["vocab"] = [[hide.get(token, token), score] for token, score in model["vocab"]]
-    else:
-        model["vocab"] = {hide.get(token, token): i for token, i in model["vocab"].items()}
-    if model.get("unk_token"):
-        model["unk_token"] = hide.get(model["unk_token"], model["unk_token"])
-    copy = Tokenizer.from_str(json.dumps(parts | {"post_processor": None}))
-    copy.encode_special_tokens = True
-    return copy
+        Path(directory, FILE).write_text(self.published.to_str(pretty=True), encoding="utf-8")
 
 
 def byte_alphabet() -> list[str]:
@@ -342,13 +314,13 @@ def write_json(directory: Path | str, model: dict, pre_tokenizer: dict, decoder:
     Path(directory, FILE).write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
-def read_json(directory: Path | str, name: str = FILE) -> dict:
-    path = Path(directory, name)
+def read_json(directory: Path | str) -> dict:
+    path = Path(directory, FILE)
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")).items())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: without it text cannot be turned into tokens") from None
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data again") from None
 
 
@@ -369,7 +341,7 @@ def load_tokenizer(directory: Path | str) -> CharTokenizer | ByteTokenizer | BPE
         if BPETokenizer.reads(tokenizer):
             return BPETokenizer.from_json(tokenizer)
         return load_file(path)
-    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data again") from error
 
 
@@ -382,9 +354,9 @@ def load_file(path: Path) -> HFTokenizer:
     except Exception as error:  # the library raises nothing more precise
         raise ValueError(f"{path} is damaged ({error}): prepare the data again") from None
     beside = path.with_name("tokenizer_config.json")
-    eot = read_json(path.parent, beside.name).get("eos_token") if beside.is_file() else None
-    eot = eot.get("content") if isinstance(eot, dict) else eot
-    return HFTokenizer(tokenizer, type(tokenizer.model).__name__.lower(), eot if isinstance(eot, str) else None)
+    eot = json.loads(beside.read_text(encoding="utf-8")).get("eos_token") if beside.is_file() else None
+    eot = eot["content"] if isinstance(eot, dict) else eot
+    return HFTokenizer(tokenizer, type(tokenizer.model).__name__.lower(), eot)
 
 
 def get_tokenizer(name: str) -> CharTokenizer | ByteTokenizer | BPETokenizer | HFTokenizer:
@@ -413,7 +385,7 @@ def get_tokenizer(name: str) -> CharTokenizer | ByteTokenizer | BPETokenizer | H
 
 def check_same(directory: Path | str, other: Path | str) -> None:
     """Raises ValueError if the tokenizers of two directories give a token different ids, or do not know the same."""
-    (a, b) = (vocabulary(d) for d in (directory, other))
+    (a, b) = (vocabulary(describe(d)) for d in (directory, other))
     if a != b:
         differing = sorted(a.items() ^ b.items(), key=lambda item: (item[1], item[0]))
         raise ValueError(
@@ -432,13 +404,9 @@ def describe(directory: Path | str) -> dict:
         return read_json(elsewhere)
 
 
-def vocabulary(directory: Path | str) -> dict[str, int]:
-    """Token to id of the tokenizer.json of a directory, special tokens included. Raises ValueError."""
-    tokenizer = describe(directory)
-    try:
-        vocab = tokenizer["model"]["vocab"]
-        if isinstance(vocab, list):  # Unigram: pairs of token and score
-            vocab = {token: i for i, (token, _) in enumerate(vocab)}
-        return vocab | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{Path(directory, FILE)} is damaged ({type(error).__name__}: {error})") from None
+def vocabulary(tokenizer: dict) -> dict[str, int]:
+    """Token to id of a tokenizer.json, special tokens included."""
+    vocab = tokenizer["model"]["vocab"]
+    if isinstance(vocab, list):  # Unigram: pairs of token and score
+        vocab = {token: i for i, (token, _) in enumerate(vocab)}
+    return vocab | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}

@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import sys
+import time
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -183,15 +184,15 @@ def cpu_computes_in_bf16() -> bool:
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
-def set_up(config: TrainConfig, accelerator: Accelerator) -> int:
-    """What holds for the whole process: its CPU threads, whose number is returned, its memory, its determinism."""
+def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
+    """Sets what holds for the whole process: CPU threads, memory, determinism. Returns `environment_of` it."""
     if config.deterministic:
         make_deterministic()
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     # products that stay in fp32 on CUDA use TF32, as in nanoGPT
     torch.set_float32_matmul_precision("high" if accelerator.device.type == "cuda" else "highest")
-    return set_threads(config.threads, accelerator.num_processes)
+    return environment_of(accelerator, set_threads(config.threads, accelerator.num_processes))
 
 
 def set_threads(wanted: int, processes: int) -> int:
@@ -247,3 +248,38 @@ def environment_of(accelerator: Accelerator, threads: int) -> dict:
         "threads": threads,
         "precision": PRECISIONS[accelerator.mixed_precision],
     }
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Clock:
+    """Adds the seconds from `start` to `pause` to state["train_seconds"]: training without evaluating or saving."""
+
+    def __init__(self, device: torch.device, state: dict):
+        self.device, self.state = device, state
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+
+    def pause(self) -> None:
+        synchronize(self.device)
+        self.state["train_seconds"] += time.perf_counter() - self.started
+
+
+def profiler(steps: int, path: Path, say):
+    """Traces that many steps, after two to warm up, into a file for https://ui.perfetto.dev; with 0 steps nothing."""
+    if not steps:
+        return contextlib.nullcontext()
+
+    def write(profile) -> None:
+        profile.export_chrome_trace(str(path))
+        say(f"trace of {steps} steps: {path}, to be opened at https://ui.perfetto.dev")
+
+    schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=steps, repeat=1)
+    return torch.profiler.profile(schedule=schedule, on_trace_ready=write)

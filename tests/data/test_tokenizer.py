@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from nanogpt.data.tokenizer import (
-    EOT,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -50,7 +49,7 @@ def test_an_unknown_character_is_named_with_its_place(strange):
 
 
 def test_an_empty_text_makes_no_tokenizer():
-    with pytest.raises(ValueError, match="vocabulary is empty"):
+    with pytest.raises(ValueError, match="text is empty"):
         CharTokenizer.train("")
 
 
@@ -192,53 +191,6 @@ def test_a_directory_without_tokenizer_json_is_read_by_autotokenizer(tmp_path):
     again = load_tokenizer(tmp_path / "saved")
     assert again.encode("to beer").tolist() == [5, 6, 7]
     assert again.eot_id == found.eot_id == 3
-
-
-UNIGRAM = [(t, -1.0) for t in ("<unk>", "<s>", EOT, "▁", "to", "<", "s", ">", "|", "endoftext", "\u2581to")]
-WORDS = {t: i for i, t in enumerate(("[UNK]", "<s>", EOT, "to", "##>", "<s", "<", "##|", "##endoftext"))}
-
-
-@pytest.mark.parametrize(
-    "model, pre_tokenizer",
-    [
-        (models.Unigram(UNIGRAM, unk_id=0), pre_tokenizers.Metaspace()),
-        (models.WordPiece(WORDS, unk_token="[UNK]"), pre_tokenizers.WhitespaceSplit()),
-        (models.WordLevel(WORDS, unk_token="[UNK]"), pre_tokenizers.WhitespaceSplit()),
-    ],
-    ids=["Unigram", "WordPiece", "WordLevel"],
-)
-def test_special_tokens_that_a_text_spells_are_plain_text(tmp_path, model, pre_tokenizer):
-    there = Tokenizer(model)
-    there.pre_tokenizer = pre_tokenizer
-    there.add_special_tokens(["[UNK]", "<s>", EOT] if "[UNK]" in there.get_vocab() else ["<unk>", "<s>", EOT])
-    there.save(str(tmp_path / "tokenizer.json"))
-    found = load_tokenizer(tmp_path)
-    ids = found.encode(f"to <s> to {EOT} to")
-    assert not {1, 2} & {*ids.tolist()}
-    assert found.encode_batch([f"to <s> to {EOT} to"])[0].tolist() == ids.tolist()
-    assert found.eot_id == 2
-    assert found.decode([1]) == "<s>"
-    assert found.encode("to").tolist() == there.encode("to").ids
-    found.save(tmp_path)
-    assert json.loads((tmp_path / "tokenizer.json").read_text()) == json.loads(there.to_str())
-
-
-@pytest.mark.parametrize(
-    "written",
-    ["[" * 100_000, "[]", "3", "null", "{}", '{"model": []}', '{"model": {"type": "WordLevel", "vocab": {}}}', "\xff"],
-)
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_any_json_in_a_tokenizers_place_is_one_error(tmp_path, written, name):
-    CharTokenizer.train("ab").save(tmp_path)
-    if name != "tokenizer.json":  # which the library is to read, so that it looks for the other
-        there = Tokenizer(models.WordLevel({"a": 0, EOT: 1}, unk_token="a"))
-        there.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / name).write_bytes(written.encode("latin-1"))
-    if name != "tokenizer.json" and written.startswith("{"):
-        assert load_tokenizer(tmp_path).eot_id == 1
-        return
-    with pytest.raises(ValueError, match=rf"{name} is damaged|vocabulary .*is empty"):
-        load_tokenizer(tmp_path)
 
 
 def test_spaces_between_words_survive_streaming(tmp_path):
