@@ -173,7 +173,8 @@ def fail(message: object, code: int = 2) -> typing.NoReturn:
     if isinstance(message, OSError) and message.filename:
         message = f"{message.filename}: {message.strerror}"
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        line = " ".join(str(message).splitlines())
+        print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -181,12 +182,13 @@ def fail(message: object, code: int = 2) -> typing.NoReturn:
 def user_errors(stopped: str = ""):
     """Around what depends on the user: ValueError and OSError become one line and exit code 2, Ctrl-C becomes 130.
 
-    `stopped` is what to say to a Ctrl-C.
+    `stopped` is what to say to a Ctrl-C that says nothing itself.
     """
     try:
         yield
     except (ValueError, OSError) as error:
         fail(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        stopped = str(interrupt) or stopped
         print(stopped and f"\n{stopped}", file=sys.stderr)
         sys.exit(130)

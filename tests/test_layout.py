@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # a module imports those before it, never those after it, inside functions neither
 ORDER = """
-model optim config
-data.files data.pickles data.tokenizer_json data.tokenizer data.tokens data.mixture data.check
+model optim config lock
+data.files data.pickles data.tokenizer_json data.special data.tokenizer data.tokens data.mixture data.check
 checkpoint metrics generate evaluate cpu
 runtime.device runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 from texts import documents, expected, fork, is_val, save_as, sha256, silent, tokens, write_jsonl
 
+from data_prep import documents as reading
 from data_prep import merge, text
 from data_prep.documents import Corpus
 from nanogpt.data.tokens import TokenDataset
@@ -34,7 +35,8 @@ def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt", "jsonl.gz"])
 @pytest.mark.parametrize("one_file", [False, True])
-def test_four_shards_on_four_processes_merge_to_the_same_bytes(tmp_path, kind, one_file):
+def test_four_shards_on_four_processes_merge_to_the_same_bytes(tmp_path, monkeypatch, kind, one_file):
+    monkeypatch.setattr(reading, "PIECE", 1 << 12)
     texts = documents()
     if kind == "txt":
         (tmp_path / "input.txt").write_text("\n\n".join(texts))
