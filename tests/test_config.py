@@ -56,10 +56,10 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(argv, message, capsys):
     "changes, message",
     [
         ({"optimizer": "sgd"}, "optimizer='sgd' is not one of adamw, muon"),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
-        ({"max_iters": -1}, "max_iters=-1 must be at least 0"),
-        ({"grad_clip": float("nan")}, "grad_clip=nan must be at least 0"),
+        ({"batch_size": 0}, "batch_size=0 must be from 1 to 65536"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be from 1e-12 to 100"),
+        ({"max_iters": -1}, "max_iters=-1 must be from 0 to 1000000000"),
+        ({"grad_clip": float("nan")}, "grad_clip=nan must be from 0 to 1000000000.0"),
         ({"device": "tpu"}, "device='tpu' is not one of auto, cpu, cuda, mps"),
     ],
 )

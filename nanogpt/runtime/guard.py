@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from accelerate.utils import DistributedType
 
-from nanogpt.config import TrainConfig, user_errors
+from nanogpt.config import TrainConfig, out_of_memory, user_errors
 
 MEMORY = "out of memory"
 SCALER_STEPS = 16  # fp16: so many steps in a row may overflow while the scaler halves its first scale, 2^16, to 1
@@ -72,13 +72,6 @@ def attempt(run) -> str | None:
     run.gpt.zero_grad()
     memory, other = run.peers.largest(problem == MEMORY, problem not in (None, MEMORY))
     return MEMORY if memory else problem or ("it failed on another process" if other else None)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed: on CUDA by its own type of error, on the CPU and MPS by the text."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
-    )
 
 
 def split(config: TrainConfig) -> TrainConfig:
