@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import re
+import select
 import signal
 import sys
 import textwrap
@@ -191,13 +192,14 @@ def nearest(word: str, known) -> str:
 
 def settings_parser(model: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
     """The parser of a recipe: a flag for each field, those after KW_ONLY in a group of their own."""
-    parser = OneLineParser(description=description)
+    parser = OneLineParser(usage="%(prog)s [--SETTING VALUE …]", description=description)
     groups = [parser.add_argument_group(title) for title in ("settings", "advanced settings")]
     for config in (model, train):
         help_of, kinds = field_help(type(config)), declared(type(config))
         for field in dataclasses.fields(config):
             (kind, limits), value = kinds[field.name], getattr(config, field.name)
-            text = f"{help_of[field.name]} (default: {value})".strip().replace("%", "%%")
+            default = "" if value is None else f" (default: {value})"
+            text = f"{help_of[field.name]}{default}".strip().replace("%", "%%")
             flag_alone = {"nargs": "?", "const": "true"} if kind is bool or field.name == "compile" else {}
             metavar = short(kind, limits)
             groups[field.kw_only].add_argument(f"--{field.name}", metavar=metavar, help=text, **flag_alone)
@@ -270,6 +272,14 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
+def reader_is_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    poll = select.poll()
+    with suppress(OSError, ValueError):  # stdout is no file
+        poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
+
+
 @contextmanager
 def user_errors(stopped: str = ""):
     """Around what depends on the user: ValueError, OSError and too little memory become one line and exit code 2.
@@ -280,12 +290,10 @@ def user_errors(stopped: str = ""):
         yield
         sys.stdout.flush()
     except BrokenPipeError as error:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
-            sys.exit(128 + signal.SIGPIPE)
-        fail(error)  # another pipe, or a connection
+        if not reader_is_gone():  # another pipe, or a connection
+            fail(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         fail(error)
     except (RuntimeError, MemoryError) as error:

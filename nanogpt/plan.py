@@ -137,7 +137,10 @@ def show(run) -> None:
     config, processes, env = run.config, run.accelerator.num_processes, run.settings["environment"]
     precision, tokens = env["precision"], len(run.train_data.tokens)
     say(run, f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}")
-    say(run, describe(run.gpt.config, config, precision, tokens, processes, taken(run)))
+    plan = describe(run.gpt.config, config, precision, tokens, processes, taken(run))
+    say(run, plan)
+    if "DOES NOT FIT" in plan:
+        return
     run.begin()
     step = time_steps(run)
     training = step * config.max_iters

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType
 from tqdm import tqdm
 
 from nanogpt import checkpoint, console, metrics, plan, resume
-from nanogpt.config import TrainConfig, fail, parse, user_errors
+from nanogpt.config import TrainConfig, fail, parse, user_errors, visible
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import Batch, mix
@@ -134,6 +134,8 @@ class Run:
     def make_model(self, pretrained: GPT | None, model_config: GPTConfig) -> None:
         """The model and its optimizers, on the device and as the launcher wants them: copied, sharded, compiled."""
         config = self.config
+        if pretrained is None:
+            guard.check_room(model_config, config, self.device.type == "cpu")
         torch.manual_seed(config.seed)
         self.gpt = (pretrained or GPT(model_config)).to(self.device)
         self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
@@ -385,7 +387,7 @@ class Run:
         """Prints on the main process, above the progress bar. Nobody listening any more is no reason to stop."""
         if self.accelerator.is_main_process and not self.quiet:
             with suppress(OSError):
-                tqdm.write(text)
+                tqdm.write(visible(text))
 
     # The clock runs while training: not while evaluating, saving or compiling
 

@@ -243,7 +243,7 @@ class HFTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            auto = AutoTokenizer.from_pretrained(name)
+            auto = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             return cls(auto.backend_tokenizer, name, auto.eos_token)
         except (OSError, ValueError, AttributeError) as error:
             why = str(error).strip().splitlines()[0]

@@ -58,6 +58,8 @@ def export(
     our model; OSError if it cannot be written. In each case nothing is left of it.
     """
     to = Path(to)
+    if to.is_symlink():
+        raise ValueError(f"{to} is a symbolic link: export --to a directory")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ValueError(f"{to} exists already: remove it, or export --to another directory")
     model, words, source = load(run, which=which, say=say)
@@ -136,8 +138,8 @@ def verify(directory: Path, model: GPT, words, ids: torch.Tensor) -> float:
 
     text = words.decode(ids[0].tolist())
     with weights.quiet():
-        theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-        their_words = AutoTokenizer.from_pretrained(directory)
+        theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False).eval()
+        their_words = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         their_ids = their_words(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     ours_ids = words.encode(text).tolist()
     if ours_ids != their_ids or their_words.decode(ours_ids) != words.decode(ours_ids):

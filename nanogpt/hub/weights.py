@@ -88,7 +88,7 @@ def read_config(directory: Path) -> GPTConfig:
     if kind not in TYPES:
         raise ValueError(f"{directory} holds a {kind or 'nameless'} model; known are {', '.join(TYPES)}")
     with quiet():
-        c = AutoConfig.from_pretrained(directory)
+        c = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     shape = {"vocab_size": c.vocab_size, "tie_embeddings": bool(c.tie_word_embeddings)}
     if kind == "gpt2":
         expect(directory, c, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)

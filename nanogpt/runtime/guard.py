@@ -8,6 +8,8 @@ import torch
 from accelerate.utils import DistributedType
 
 from nanogpt.config import TrainConfig, out_of_memory, user_errors
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.runtime.device import free_memory
 
 MEMORY = "out of memory"
 SCALER_STEPS = 16  # fp16: so many steps in a row may overflow while the scaler halves its first scale, 2^16, to 1
@@ -31,6 +33,33 @@ def diagnosis(bad: int, step: int, lr: float, last_norm: float, config: TrainCon
         f"{config.out_dir}/metrics.jsonl; go on from the last checkpoint by --resume=auto with a lower "
         "--learning_rate or --precision=fp32"
     )
+
+
+def check_room(model: GPTConfig, config: TrainConfig, on_cpu: bool) -> None:
+    """Raises ValueError where a run needs more memory than is free, by a lower bound, before any of it is taken.
+
+    Every process makes the weights in ordinary memory. On a CPU training takes place there as well, and the system
+    would end a process that takes too much; a GPU says that its memory is full, and `rehearse` heeds it.
+    """
+    with torch.device("meta"):
+        one = GPT(dataclasses.replace(model, n_layer=1))
+    parameters = sum(p.numel() for p in one.parameters()) + (model.n_layer - 1) * sum(
+        p.numel() for p in one.h.parameters()
+    )
+    training = on_cpu and config.max_iters > 0 and not (config.dry_run or config.find_batch_size)
+    room, needed = free_memory(), parameters * (12 if training else 4)  # with gradients and optimizer, or weights alone
+    if needed > room:
+        raise ValueError(
+            f"the model has {parameters:,} parameters, which take at least {needed / 1e9:,.1f} GB; "
+            f"{room / 1e9:,.1f} GB of memory are free: choose a smaller n_layer, n_embd, n_inner or block_size"
+        )
+    tokens = config.batch_size * model.block_size
+    needed += tokens * (4 * model.padded_vocab_size + 4 * model.n_layer * model.n_embd)  # logits, each block's input
+    if training and needed > room:
+        raise ValueError(
+            f"batch_size={config.batch_size} sequences of {model.block_size} tokens take at least {needed / 1e9:,.1f} "
+            f"GB; {room / 1e9:,.1f} GB of memory are free: choose a smaller batch_size or block_size"
+        )
 
 
 def rehearse(run) -> None:
