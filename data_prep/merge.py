@@ -8,7 +8,6 @@ The tokens, one part behind the other, are those that a single machine would hav
 the SHA-256 over all of them. `TokenDataset` reads the parts as one split, so they need not be copied together.
 """
 
-import argparse
 import hashlib
 import shutil
 from contextlib import nullcontext
@@ -105,7 +104,7 @@ def join(paths: list[Path], counts: list[dict], target: Path | None) -> str:
 
 
 if __name__ == "__main__":
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("DIR", help="the data directory")
     parser.add_argument("OTHER", nargs="*", help="directories with further parts, which are moved")
     parser.add_argument("--one_file", action="store_true", help="copy the parts together into train.bin and val.bin")

@@ -107,7 +107,7 @@ def read_shard(text: str) -> tuple[int, int]:
 
 def arguments(description: str | None) -> OneLineParser:
     """The flags that this command and the scripts for known data sets have in common."""
-    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=description)
     parser.add_argument(
         "--tokenizer",
         metavar="T",

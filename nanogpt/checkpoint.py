@@ -21,7 +21,6 @@ import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -342,19 +341,9 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
     """The model and training settings that a checkpoint (or an out directory) was made with."""
     config = read_json(checkpoint / CONFIG)
     try:
-        return typed(GPTConfig, config["model"]), typed(TrainConfig, config["train"])
+        return GPTConfig(**config["model"]), TrainConfig(**config["train"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
-
-
-def typed(cls: type, values: dict) -> object:
-    """A dataclass of `values`, each of which must have its field's type."""
-    kinds = get_type_hints(cls)
-    for name, value in values.items():
-        kind = kinds.get(name, object)
-        if not isinstance(value, kind | int if kind is float else kind):
-            raise TypeError(f"{name} is {str(value)[:40]!r}")
-    return cls(**values)
 
 
 def load_model(

@@ -234,7 +234,7 @@ def test_initial_loss_is_that_of_a_uniform_guess():
         ({"n_embd": 30}, "n_embd=30 is not divisible by n_head=4: choose n_head from 2, 3, 5"),
         ({"n_kv_head": 3}, "n_head=4 is not divisible by n_kv_head=3"),
         ({"norm": "batchnorm"}, "norm='batchnorm' is not one of layernorm, rmsnorm"),
-        ({"n_layer": 0}, "n_layer=0 must be at least 1"),
+        ({"n_layer": 0}, "n_layer=0 must be from 1 to 1000"),
         ({"dropout": 1.5}, "dropout=1.5"),
         ({"position": "rope", "head_dim": 5}, "head size must be even; it is 5"),
     ],
