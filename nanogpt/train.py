@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
-from nanogpt import checkpoint, console, metrics, plan, resume
+from nanogpt import checkpoint, console, metrics, plan, resume, rundir
 from nanogpt.config import TrainConfig, fail, parse, user_errors
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ from nanogpt.runtime import guard
 from nanogpt.runtime.device import environment_of, free_memory, make_accelerator, memory_in_use, peak_flops, set_up
 from nanogpt.runtime.processes import Peers
 from nanogpt.runtime.saver import Saver
-from nanogpt.runtime.signals import Interrupts
+from nanogpt.runtime.signals import Interrupted, Interrupts
 from nanogpt.view import plot
 from nanogpt.view.compare import compare
 
@@ -115,6 +115,7 @@ class Run:
         self.settings |= {"data": data, "environment": environment}
         if self.accelerator.is_main_process:
             self.out_dir.mkdir(parents=True, exist_ok=True)
+            rundir.claim(self.out_dir)
             checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
         flat = self.settings["model"] | self.settings["train"]
         self.metrics = metrics.Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say)
@@ -158,7 +159,11 @@ class Run:
                 due = done or state["step"] % config.eval_interval == 0
                 if due and (state["evaluated_step"] != state["step"] or config.max_iters == 0):
                     self.pause_clock()
-                    self.evaluate_and_save()
+                    try:
+                        self.evaluate_and_save()
+                    except Interrupted as interrupted:
+                        self.start_clock()
+                        self.leave(interrupted.number, saves_fail=False)
                     self.start_clock()
                 if done:
                     break
@@ -286,10 +291,13 @@ class Run:
         return {"step": state["step"], "tokens": state["tokens"], "train_seconds": round(state["train_seconds"], 3)}
 
     def evaluate_and_save(self) -> None:
-        """Evaluates, and saves where the settings ask for it. The last evaluation is over the whole split."""
+        """Saves where the settings ask for it, then evaluates. The last evaluation is over the whole split."""
         config, state, accelerator = self.config, self.state, self.accelerator
         last, again = state["step"] >= config.max_iters, state["evaluated_step"] == state["step"]
-        state["evaluated_step"] = state["step"]
+        wanted = state["step"] > 0 and not again
+        first = wanted and (config.always_save_checkpoint or last)
+        if first:  # an evaluation that fails or is interrupted costs no checkpoint
+            self.save()
         result = evaluate(
             self.gpt,
             self.val_data,
@@ -300,7 +308,9 @@ class Run:
             process=accelerator.process_index,
             processes=accelerator.num_processes,
             reduce=self.add_up,
+            check=self.interrupts.check,
         )
+        state["evaluated_step"] = state["step"]
         best = state["best_val_loss"] is None or result["val_loss"] < state["best_val_loss"]
         if best:
             state["best_val_loss"], state["best_step"] = result["val_loss"], state["step"]
@@ -309,12 +319,14 @@ class Run:
             f"step {state['step']:>6,}  validation loss {result['val_loss']:.4f} "
             f"({result['val_bpb']:.3f} bits per byte) after {state['train_seconds']:.1f} s of training"
         )
-        if config.sample_tokens and not again and self.accelerator.distributed_type != DistributedType.FSDP:
-            first = self.train_data.tokens[:1]  # the data's own beginning
-            text = write_amid_training(self.gpt, self.tokenizer, first, config.sample_tokens, config.seed)
-            self.metrics.sample(text, lambda: plot.pixels(self.out_dir), **self.progress())
-        if state["step"] > 0 and not again and (config.always_save_checkpoint or best or last):
+        if first:
+            self.add_evaluation(best)
+        elif wanted and best:
             self.save(best)
+        if config.sample_tokens and not again and self.accelerator.distributed_type != DistributedType.FSDP:
+            start, check = self.train_data.tokens[:1], self.interrupts.check  # the data's own beginning
+            text = write_amid_training(self.gpt, self.tokenizer, start, config.sample_tokens, config.seed, check)
+            self.metrics.sample(text, lambda: plot.pixels(self.out_dir), **self.progress())
 
     def add_up(self, total: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
@@ -325,26 +337,44 @@ class Run:
         self.saver.wait()  # before memory is asked for: the copy of the save before it is gone then
         main = self.accelerator.is_main_process
         background = background and free_memory() > 2 * checkpoint.size(self.gpt, self.optimizers)
-        collected = checkpoint.collect(self.gpt, self.optimizers, copy=background, keep=main)
+        try:
+            collected = checkpoint.collect(self.gpt, self.optimizers, copy=background, keep=main)
+        except MemoryError as error:  # never where the model is sharded: there the whole of it is a copy anyway
+            self.say(f"warning: training waits for the checkpoint of step {self.state['step']}: {error}")
+            background, collected = False, checkpoint.collect(self.gpt, self.optimizers)
+        self.saver.step = self.state["step"]  # on the other processes too
         if main:
             state, settings, keep = dict(self.state), dict(self.settings), self.config.keep_checkpoints
             state["skipped_steps"] += int(self.skipped)  # since the last line of metrics
 
             def write():
+                self.metrics.sync()
                 checkpoint.save(self.out_dir, state, *collected, settings, self.tokenizer, keep, best)
 
             self.saver.save(state["step"], write, background)
+
+    def add_evaluation(self, best: bool) -> None:
+        """Has the evaluation of the current step written into its checkpoint, which may still be on its way."""
+        if self.accelerator.is_main_process:
+            state, keep = dict(self.state), self.config.keep_checkpoints
+
+            def write():
+                self.metrics.sync()
+                checkpoint.add_evaluation(self.out_dir, state, keep, best)
+
+            self.saver.add(write)
 
     def leave(self, number: int, saves_fail: bool) -> None:
         """Ends the run before its last step: by a signal (128 and its number is the exit code), or because its time is
         up (0), saves and says how to go on; where saving failed too often, only says so (1)."""
         self.pause_clock()
-        if not saves_fail:
+        if not saves_fail and self.saver.step != self.state["step"]:  # step 0 is not worth it
             self.save(background=False)
         self.finish()
         self.interrupts.ignore()
-        why = "stopped" if number else f"stopped after {self.config.max_minutes:g} minutes"
-        self.say(f"{why}: step {self.state['step']} is saved; to go on: {console.going_on(self)}")
+        why = self.interrupts.why(number) if number else f"stopped after {self.config.max_minutes:g} minutes"
+        saved = f"step {self.state['step']} is saved" if self.saver.step else "nothing is saved before step 1"
+        self.say(f"{why}: {saved}; to go on: {console.going_on(self)}")
         self.accelerator.wait_for_everyone()
         sys.exit(128 + number if number else 0)
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # a module imports those before it, never those after it, inside functions neither
 ORDER = """
-model optim config lock
+model optim config lock rundir
 data.pickles data.tokenizer data.tokens data.mixture data.check
 checkpoint metrics generate evaluate
 runtime.device runtime.processes runtime.signals runtime.saver runtime.guard

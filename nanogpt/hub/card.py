@@ -80,7 +80,7 @@ def training(source: Path, curve: bool) -> str:
     """The part of the card that tells how a checkpoint came about."""
     state, config = checkpoint.read_json(source / checkpoint.STATE), checkpoint.read_json(source / checkpoint.CONFIG)
     lines = metrics.read(source.parent / "metrics.jsonl")
-    here = [line for line in lines if line["step"] == state["step"] and "val_loss" in line]
+    here = [line for line in lines if line["step"] == state["step"] and {"val_loss", "val_bpb"} <= line.keys()]
     results = f"{state['step']:,} steps, {state['tokens']:,} tokens, {state['train_seconds']:,.0f} s of training"
     if "device" in config["environment"]:
         results += f" on {config['environment']['device']} in {config['environment']['precision']}"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt import metrics
+from nanogpt.metrics import number, parse
 from nanogpt.view.alerts import alerts
 
 X = ("step", "tokens", "train_seconds")
@@ -47,25 +48,6 @@ class Lines:
             whole = whole[: whole.rfind(b"\n") + 1]
         self.position += len(whole)
         return again, [line for line in map(parse, whole.splitlines()) if line is not None]
-
-
-def parse(line: bytes) -> dict | None:
-    """The object in a line, if it has a step, or None."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    step = number(found.get("step")) if isinstance(found, dict) else None
-    return found if step is not None and math.isfinite(step) else None
-
-
-def number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
 
 
 class FollowedRun:
