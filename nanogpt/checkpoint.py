@@ -27,14 +27,15 @@ from safetensors.torch import load_file, save_file
 
 from nanogpt import rundir
 from nanogpt.config import TrainConfig
+from nanogpt.data.files import read_json, require_regular
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import Muon
-from nanogpt.rundir import number, point, prune, steps, sync
+from nanogpt.rundir import number, point, prune, steps, sync, write_json
 
 MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
 NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # types of tensors that can be loaded
-MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
-STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}  # of each parameter
+# of each parameter; what another optimizer saved is restored as it was found
+STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 # what a run counts, and where it begins
 COUNTED = {"step": int, "tokens": int, "train_seconds": float, "skipped_steps": int}
 COUNTED |= {"evaluated_step": int | None, "best_val_loss": float | None, "best_step": int | None}
@@ -53,7 +54,7 @@ def size(model: GPT, optimizers: list[torch.optim.Optimizer]) -> int:
     """Bytes that a checkpoint has, nearly."""
     tensors = list(model.parameters())
     tensors += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
 
 
 def collect(
@@ -72,8 +73,8 @@ def collect(
             module.reshard()
     weights, moments, full = {}, {}, []
 
-    def take(into: dict, name: str, tensor: torch.Tensor) -> None:
-        tensor = whole(tensor.detach())
+    def take(into: dict, name: str, tensor: torch.Tensor | float) -> None:
+        tensor = whole(torch.as_tensor(tensor).detach())
         if keep:
             try:
                 on_host = tensor.cpu().contiguous()
@@ -103,19 +104,22 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     expected = {}
     for name, p in named.items():
-        keys = {f"{name}.{key}": torch.Size() if key == "step" else p.shape for key in STATES[type(owner[p])]}
+        keys = {f"{name}.{key}": torch.Size() if key == "step" else p.shape for key in STATES.get(type(owner[p]), ())}
         if keys.keys() & moments.keys():  # none at all: every step so far was skipped
             expected |= keys
-    expect(checkpoint / OPTIMIZER, moments, expected)
+    foreign = {name for name, p in named.items() if type(owner[p]) not in STATES}
+    known = {name: value for name, value in moments.items() if name.rpartition(".")[0] not in foreign}
+    expect(checkpoint / OPTIMIZER, known, expected)
     with torch.no_grad():
         for name, p in named.items():
             p.copy_(like(weights.pop(name), p))
     for full_name, value in moments.items():
         name, _, key = full_name.rpartition(".")
         p = named[name]
+        if full_name in known:
+            value = value.to(p.dtype)
         # a copy of its own: what was read may still be the file, mapped into memory; counters go to p's device as well
-        value = value.float()
-        owner[p].state[p][key] = (value.to(p.device) if key == "step" else like(value, p)).clone()
+        owner[p].state[p][key] = (like(value, p) if value.shape == p.shape else value.to(p.device)).clone()
 
 
 def expect(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> None:
@@ -128,7 +132,7 @@ def expect(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, torch
             found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}"
             raise ValueError(f"{path}: {name} is {found} instead of {tuple(shape)}: it is not this model's")
     if bad := not_finite(tensors):
-        raise ValueError(f"{path}: {bad} has values that are not finite, so the model is lost: {earlier(path.parent)}")
+        raise ValueError(f"{path}: {bad} has values that are not finite; {earlier(path.parent)}")
 
 
 def not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
@@ -138,9 +142,9 @@ def not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
 
 def earlier(checkpoint: Path) -> str:
     """Which checkpoint to go back to from one that is whole, but of no use."""
-    older = [other for other in steps(checkpoint.parent) if number(other) < number(checkpoint)]
-    for other in reversed(older):
-        if check(other) is None and not not_finite(read_tensors(other / MODEL)):
+    for other in reversed(steps(checkpoint.parent)):
+        older = number(other) < number(checkpoint)
+        if older and check(other) is None and not not_finite(read_tensors(other / MODEL)):
             return f"go back to {other} (--resume={other})"
     return "no earlier checkpoint is left"
 
@@ -156,6 +160,7 @@ def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
+        require_regular(path)
         return load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
@@ -168,19 +173,6 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         raise OSError(f"{path.name}: {error}") from None
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises ValueError for anything else, for too much of it, and for what cannot be read."""
-    try:
-        if path.stat().st_size > MOST_JSON:
-            raise ValueError(f"it has more than {MOST_JSON >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("it is no JSON object")
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
-
-
 def read_state(checkpoint: Path) -> dict:
     """What the run had counted when it was saved. Raises ValueError if a value is missing or of the wrong type."""
     state = read_json(checkpoint / STATE)
@@ -190,14 +182,6 @@ def read_state(checkpoint: Path) -> dict:
         if not right or (value is not None and not 0 <= value < 2**53 and name != "best_val_loss"):
             raise ValueError(f"{checkpoint / STATE} is damaged: {name} is {str(state.get(name))[:40]!r}")
     return {name: state[name] for name in COUNTED}
-
-
-def write_json(path: Path, value: dict) -> None:
-    """In one move, and with its bytes on the disk before: nobody ever reads half of it."""
-    temporary = rundir.temporary(path)
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
 
 
 def crc32(path: Path) -> int:
@@ -389,11 +373,12 @@ def typed(cls: type, values: dict) -> object:
 
 
 def load_model(
-    checkpoint: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, **changes
+    checkpoint: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, make_model=GPT, **changes
 ) -> GPT:
     """The model of a checkpoint, ready to evaluate or to sample from.
 
-    `changes` are fields of GPTConfig that leave the weights alone, such as dropout.
+    `make_model` builds it from its configuration, if it is a subclass. `changes` are fields of GPTConfig that leave the
+    weights alone, such as dropout.
     """
     config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
     weights = read_tensors(checkpoint / MODEL)
@@ -401,10 +386,10 @@ def load_model(
         raise ValueError(f"{checkpoint / MODEL} has {len(weights)} tensors, too few for n_layer={config.n_layer}")
     try:
         with torch.device("meta"):  # shapes without memory
-            shapes = {name: p.shape for name, p in GPT(config).named_parameters()}
+            shapes = {name: p.shape for name, p in make_model(config).named_parameters()}
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
     expect(checkpoint / MODEL, weights, shapes)
-    model = GPT(config)
+    model = make_model(config)
     model.load_state_dict(weights)
     return model.to(device=device, dtype=dtype).eval()

@@ -13,6 +13,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from nanogpt.data.files import read_json
 from nanogpt.lock import Lock
 
 MARK = ".run"
@@ -59,12 +60,9 @@ def is_unmarked_run(directory: Path) -> bool:
     """Whether an earlier version, which left no mark, has written a run there."""
     if any(directory.glob("step-*/trainer_state.json")):
         return True
-    config, metrics = directory / "config.json", directory / "metrics.jsonl"
-    if not (config.is_file() and metrics.is_file() and config.stat().st_size < 1 << 20):
-        return False
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        return isinstance(settings, dict) and {"model", "train"} <= settings.keys()
+    with contextlib.suppress(ValueError):
+        settings = read_json(directory / "config.json")
+        return (directory / "metrics.jsonl").is_file() and {"model", "train"} <= settings.keys()
     return False
 
 
@@ -132,6 +130,14 @@ def prune(out_dir: Path, keep: int) -> None:
                 # first another name: nothing half removed bears a checkpoint's
                 old.rename(temporary(old))
         sweep(out_dir)
+
+
+def write_json(path: Path, value: dict) -> None:
+    """In one move, and with its bytes on the disk before: nobody ever reads half of it."""
+    new = temporary(path)
+    new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    sync(new)
+    new.replace(path)
 
 
 def sync(path: Path) -> None:

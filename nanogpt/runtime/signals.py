@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import dataclass
 
 from nanogpt.runtime.processes import Peers
 
@@ -11,6 +12,15 @@ SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIG
 
 
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # which torchrun and accelerate launch set
+
+
+@dataclass
+class Stop:
+    """Why a run ends before max_iters, with the exit code (1: an error), and whether a checkpoint is saved first."""
+
+    message: str
+    code: int
+    save: bool = False
 
 
 class Interrupted(Exception):

@@ -5,6 +5,7 @@ import importlib
 import random
 import runpy
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,10 @@ def test_the_tokenizer_of_the_readme_works_as_it_stands(tmp_path, monkeypatch):
     ids = np.concatenate([tokens(tmp_path / "data" / "genes", split) for split in ("train", "val")])
     assert sorted(loaded.decode(ids).split("<|endoftext|>")) == sorted([*genes, ""])
     assert len(code.split("class Codons")[1].splitlines()) <= 32
+
+
+def test_a_shard_is_one_of_its_number():
+    assert text.read_shard("2/4") == (2, 4)
+    for wrong in ("0/4", "5/4", "1", "1/0", "a/b"):
+        with pytest.raises(ArgumentTypeError, match="is not I/N"):
+            text.read_shard(wrong)

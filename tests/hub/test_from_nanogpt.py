@@ -152,9 +152,9 @@ def test_training_goes_on_as_theirs_would(tmp_path, theirs_data, vocab_size, mak
         lr = 1e-3 + 0.5 * (1 + math.cos(math.pi * min(1, (i - 2) / 8))) * 9e-3
         assert lr_at(i, run.config) == pytest.approx(lr, abs=1e-12)
         expected = step(model, optimizer, *run.micro_batch(0), lr)
-        run.loss_sum.zero_()
+        run.tally.loss.zero_()
         run.step()
-        assert run.loss_sum.item() == pytest.approx(expected, abs=1e-5)
+        assert run.tally.loss.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_step_loss_and_settings_come_along(tmp_path, theirs_data, vocab_size):
