@@ -28,11 +28,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nanogpt.config import TrainConfig
+from nanogpt.data.files import read_json, require_regular
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import Muon
 
 MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
-MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
 # of each parameter; what another optimizer saved is restored as it was found
 STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 # what a run counts, and where it begins
@@ -135,6 +135,7 @@ def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
+        require_regular(path)
         return load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
@@ -145,19 +146,6 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:  # a full disk among others
         raise OSError(f"{path.name}: {error}") from None
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises ValueError for anything else, for too much of it, and for what cannot be read."""
-    try:
-        if path.stat().st_size > MOST_JSON:
-            raise ValueError(f"it has more than {MOST_JSON >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("it is no JSON object")
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
 
 
 def read_state(checkpoint: Path) -> dict:

@@ -173,8 +173,8 @@ def fail(message: object, code: int = 2) -> typing.NoReturn:
     if isinstance(message, OSError) and message.filename:
         message = f"{message.filename}: {message.strerror}"
     if os.environ.get("RANK", "0") == "0":
-        line = " ".join(str(message).splitlines())
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        message = " ".join(str(message).splitlines())
+        print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""What a run tells its user: what is about to happen, and when it is over what came of it and what to do next."""
+"""What a run prints: its settings at the start, its progress, and at the end the result and the next commands."""
 
 import shlex
 import sys
@@ -6,13 +6,14 @@ import sys
 from tqdm import tqdm
 
 from nanogpt import checkpoint
-from nanogpt.generate import pack, write
+from nanogpt.cpu import pack
+from nanogpt.generate import write
 from nanogpt.hub.export import push
 from nanogpt.view import plot
 
 
 def introduce(run) -> None:
-    """A few lines that say what is about to happen."""
+    """Prints device, model, data, steps and output."""
     m, c, env = run.gpt.config, run.config, run.settings["environment"]
     epochs = c.max_iters * run.tokens_per_step / len(run.train_data.tokens)
     many = f"{env['processes']} processes" if env["processes"] > 1 else "1 process"
@@ -26,12 +27,12 @@ def introduce(run) -> None:
         f"validate, vocabulary {m.vocab_size:,}\n"
         f"steps   {c.max_iters:,} of {run.tokens_per_step:,} tokens ({c.gradient_accumulation_steps} x "
         f"{c.batch_size} sequences of {m.block_size}), {epochs:.2f} epochs, optimizer {c.optimizer}\n"
-        f"output  {run.out_dir}" + (f", going on from step {run.start_step:,}" if run.start_step else "")
+        f"output  {run.out_dir}" + (f", resuming from step {run.start_step:,}" if run.start_step else "")
     )
 
 
 def progress_bar(run) -> tqdm:
-    """The bar of a terminal; elsewhere it shows nothing."""
+    """A progress bar, shown on a terminal only."""
     shown = run.main_process and sys.stderr.isatty() and not run.quiet
     bar = {"total": run.config.max_iters, "initial": run.state["step"], "unit": "step", "dynamic_ncols": True}
     return tqdm(**bar, leave=False, disable=not shown)
@@ -45,7 +46,7 @@ def show_progress(bar: tqdm, values: dict) -> None:
 
 
 def conclude(run) -> None:
-    """The result, a sample, and what to do next; a push to the Hub where the settings ask for it."""
+    """Prints the result, a sample and the next commands; pushes to the Hub if the settings ask for it."""
     state, config = run.state, run.config
     best = f"best validation loss {state['best_val_loss']:.4f} at step {state['best_step']}"
     speed = f"{state['tokens'] / max(state['train_seconds'], 1e-9):,.0f} tokens/s"
@@ -54,13 +55,13 @@ def conclude(run) -> None:
         run.say(plot.text(run.out_dir) + "\n")
     try:
         run.say(sample(run) + "\n")
-    except (ValueError, OSError) as error:  # somebody else's hands were on the checkpoints
+    except (ValueError, OSError) as error:  # another process changed the checkpoints
         run.say(f"warning: no sample: {error}\n")
     out_dir = shlex.quote(str(run.out_dir))
     if config.push_to_hub:
         try:
             push(run.out_dir, config.push_to_hub, say=run.say)
-        except (ValueError, OSError) as error:  # the run itself is safe on the disk
+        except (ValueError, OSError) as error:  # the checkpoint is saved all the same
             run.say(f"warning: not pushed: {error}; later: nanogpt push {out_dir} {config.push_to_hub}")
     # a prompt that the tokenizer knows: the beginning of the data's first line
     prompt = run.tokenizer.decode(run.train_data.tokens[:20]).partition("\n")[0] or " "
@@ -73,14 +74,14 @@ def conclude(run) -> None:
 
 
 def sample(run, tokens: int = 300) -> str:
-    """A text by the run's best checkpoint, which is read back from the disk as everybody else will read it."""
+    """A text sampled from the run's best checkpoint, as loaded from disk."""
     found = checkpoint.find(run.out_dir, say=run.say)
     model = pack(checkpoint.load_model(found, run.device, make_model=run.make_model))
     return "".join(write(model, run.tokenizer, run.train_data.tokens[:1], tokens, run.config.seed))
 
 
 def resume_command(run, *changes: str) -> str:
-    """The command that resumes this run; `changes` are flags, each with =, in the place of those it was given."""
+    """The command that resumes this run; `changes` are flags (`--name=value`) that replace those given."""
     if run.config.seeds > 1:
         changes = ("--seeds=1", f"--seed={run.config.seed}", f"--out_dir={run.out_dir}", *changes)
     changes = ("--resume=auto", *changes)

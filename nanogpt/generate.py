@@ -7,45 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from nanogpt.model import GPT, KVCache
-
-
-class PackedLinear(nn.Module):
-    """A Linear for inference on the CPU, its weight laid out by oneDNN for itself.
-
-    Sampling reads every weight for every token, so it is as fast as memory is read; for a few rows torch's Linear
-    reaches less than half of that in fp32, and oneDNN nine tenths (LOG.md). The operators are those that torch.compile
-    uses when it freezes a model.
-    """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
-        super().__init__()
-        # the layout for 16 rows serves a single one better than the layout for one (LOG.md)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 16)
-        self.bias = bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-
-@torch.no_grad()
-def pack(model: GPT, smallest: int = 10_000_000) -> GPT:
-    """Replaces the Linear layers of a model on the CPU by packed ones: from then on it samples, and trains no more.
-
-    Models of fewer parameters than `smallest` stay as they are: they fit into the cache, and gain nothing.
-    """
-    small = model.get_num_params() < smallest
-    if small or model.wte.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return model
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child.weight, child.bias))
-    if model.lm_head is None:
-        model.lm_head = PackedLinear(model.wte.weight)
-    return model
 
 
 def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:

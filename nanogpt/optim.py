@@ -1,8 +1,8 @@
 """Optimizers and learning-rate schedules.
 
-`make_optimizers` sorts a model's parameters: with `optimizer="adamw"` one AdamW with nanoGPT's decay groups, with
-`optimizer="muon"` Muon for the matrices inside the blocks and AdamW for the rest. `lr_at` is the whole schedule, a pure
-function of the step; `set_learning_rate` writes its value into the groups before each step.
+`make_optimizers` assigns a model's parameters: `optimizer="adamw"` is one AdamW with nanoGPT's decay groups;
+`optimizer="muon"` is Muon for the matrices inside the blocks and AdamW for the rest. `lr_at` is the whole schedule, a
+pure function of the step; `set_learning_rate` writes its value into the parameter groups before each step.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 
-# Quintic Newton-Schulz: slope at zero as steep as can be, singular values end up in about 0.7 to 1.2 (Jordan 2024)
+# Quintic Newton-Schulz with the steepest slope at zero; singular values end in about 0.7 to 1.2 (Jordan 2024)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -34,7 +34,7 @@ def lr_at(step: int, config) -> float:
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """Writes `lr` into every group, times the group's own `lr_scale`, if it has one."""
+    """Sets the learning rate of every group to `lr` times the group's `lr_scale`, if it has one."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -99,8 +99,8 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by Newton-Schulz (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
 
-    For the matrices of the blocks alone. A group's `rows` tells that its parameters are several matrices on top of
-    each other (queries, keys and values), which are orthogonalized one by one. All matrices of one shape go through
+    Only for the matrices of the blocks. A group's `rows` are the row counts of matrices stacked in one parameter
+    (queries, keys and values), which are orthogonalized one by one. All matrices of one shape go through
     Newton-Schulz as one batch, in `dtype`: bf16 is enough for it, and pays where the device computes in bf16.
 
     An update has singular values near 1, so its entries have a root mean square of 1/sqrt(max(rows, columns));
@@ -110,11 +110,11 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype: torch.dtype = torch.float32):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, rows=None))
         self.dtype = dtype
-        self.found_inf: torch.Tensor | None = None  # 1.0: leave everything as it is; the same as torch's AdamW has
+        self.found_inf: torch.Tensor | None = None  # 1.0 skips the update, as in torch's fused AdamW
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One update of all matrices that have a gradient; `closure` is only there for torch's interface."""
+        """Updates all matrices that have a gradient. `closure` is ignored."""
         skip = self.found_inf
         if skip is not None and skip.device.type == "cpu":
             if skip:
@@ -128,7 +128,9 @@ class Muon(torch.optim.Optimizer):
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                 momentum, grad = self.state[p]["momentum_buffer"], p.grad
-                if skip is not None:  # on an accelerator nobody waits to see the flag, so the arithmetic heeds it
+                if (
+                    skip is not None
+                ):  # on an accelerator the flag is part of the arithmetic, so the host need not wait for it
                     grad = torch.where(skip > 0, momentum, grad)
                 momentum.lerp_(grad, 1 - group["momentum"])
                 update = grad.lerp(momentum, group["momentum"])  # Nesterov

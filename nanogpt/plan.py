@@ -1,10 +1,10 @@
-"""What a run will do, before it does it: parameters, memory, arithmetic, tokens.
+"""What a run will take: parameters, memory, arithmetic, tokens, time.
 
     accelerate launch recipes/shakespeare.py --dry_run
     nanogpt plan recipes/shakespeare.py --n_layer=8
 
-Memory is not guessed from a formula: a step is carried out on torch's fake tensors, which have shapes but no contents,
-while its allocations are counted.
+Memory is not estimated by a formula: a step runs on torch's fake tensors, which have shapes but no data, while its
+allocations are counted.
 """
 
 import dataclasses
@@ -17,14 +17,15 @@ from itertools import islice
 import torch
 
 from nanogpt.config import TrainConfig
+from nanogpt.cpu import speed_up
 from nanogpt.data.tokens import Batch, TokenDataset
 from nanogpt.evaluate import forward_batch_size
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import make_optimizers
 from nanogpt.runtime.device import free_memory, gpu_gib, wants_cpu
 
-CHINCHILLA = 20  # tokens per parameter at which a given amount of compute is best spent (Hoffmann et al. 2022)
-# what glibc's heap and oneDNN take on top of the tensors on a CPU (LOG.md: 4 to 20 % in eight configurations)
+CHINCHILLA = 20  # tokens per parameter that make best use of a given amount of compute (Hoffmann et al. 2022)
+# memory of glibc's heap and oneDNN on a CPU, in addition to the tensors (LOG.md: 4 to 20 % in eight configurations)
 CPU_OVERHEAD, CPU_SCRATCH = 0.12, 30e6
 
 
@@ -45,7 +46,7 @@ def parameters(config: GPTConfig) -> dict[str, int]:
 
 
 def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int = 1) -> dict[str, int]:
-    """Bytes that a step needs at its peak in one process, by what they hold; for a CPU with the allocator's share.
+    """Peak memory of a step in one process, in bytes by purpose; on a CPU with the allocator's overhead.
 
     Raises nothing for a model of any size: no memory is allocated.
     """
@@ -54,7 +55,7 @@ def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     with FakeTensorMode():
-        model = GPT(config)
+        model = speed_up(GPT(config))
         optimizers = make_optimizers(model, train, torch.bfloat16 if precision == "bf16" else torch.float32)
         idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
         tracker = MemTracker()
@@ -83,7 +84,7 @@ def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int
 
 
 def available(device: str = "auto") -> int:
-    """Bytes of memory that a run could take now: of the GPU where it would use one, else of this machine."""
+    """Memory that a run could use now, in bytes: of the GPU if it would use one, else of this machine."""
     if gib := gpu_gib(device):
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else int(gib * 2**30)
     return free_memory()
@@ -104,7 +105,7 @@ def checkpoint_bytes(config: GPTConfig, train: TrainConfig) -> int:
 def describe(
     config: GPTConfig, train: TrainConfig, precision: str, train_tokens: int, processes: int = 1, taken: int = 0
 ) -> str:
-    """The plan as text; `train_tokens` are those of the data, `taken` the bytes that the run has already."""
+    """The plan as text. `train_tokens` counts the training data; `taken` is memory that the run already holds."""
     with torch.device("meta"):
         model = GPT(config)
     total = model.get_num_params()
@@ -230,7 +231,7 @@ def find_batch_size(
 
 
 def show_seconds(seconds: float) -> str:
-    """Time in the units that suit it."""
+    """Formats a duration."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes = seconds / 60
@@ -240,7 +241,7 @@ def show_seconds(seconds: float) -> str:
 
 
 def show_bytes(count: float) -> str:
-    """Bytes in the unit that suits them."""
+    """Formats a number of bytes."""
     for unit, least in (("GB", 1e9), ("MB", 1e6)):
         if count >= least:
             return f"{count / least:,.1f} {unit}"

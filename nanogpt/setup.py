@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from nanogpt import checkpoint, console, optim, resume
 from nanogpt.config import TrainConfig
+from nanogpt.cpu import speed_up
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub.export import check_publishing
@@ -101,7 +102,7 @@ class Setup:
         """Makes the model and its optimizers, on the device, compiled, copied or sharded as the launcher asks."""
         config = self.config
         torch.manual_seed(config.seed)
-        self.gpt = (pretrained or self.make_model(model_config)).to(self.device)
+        self.gpt = speed_up((pretrained or self.make_model(model_config)).to(self.device))  # on a CPU only
         self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
         if self.compiled:
             self.gpt.compile()  # in place, before prepare: names stay as they are; it compiles at the first forward

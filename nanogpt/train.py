@@ -64,7 +64,7 @@ def main(
             model_config, config = parse(model_config, config, sys.argv[1:] if argv is None else argv, description)
             prepare = prepare if config.data == recipes_data else None
             if config.dry_run or config.find_batch_size:
-                with TemporaryDirectory() as nowhere:  # nothing is left of it
+                with TemporaryDirectory() as nowhere:  # leaves no files
                     alone = {"out_dir": nowhere, "resume": "none", "report_to": "none", "push_to_hub": None}
                     run = Run(model_config, dataclasses.replace(config, **alone), prepare, quiet=True, **make)
                     run.plan() if config.dry_run else run.find_batch_size()
@@ -77,7 +77,7 @@ def main(
             run.train()
         if config.seeds > 1:
             run.say(compare(names))
-    except KeyboardInterrupt:  # before the loop or after it: there is nothing to save
+    except KeyboardInterrupt:  # outside the loop there is nothing to save
         sys.exit(130)
 
 
@@ -160,7 +160,7 @@ class Run(Setup):
         number = step * config.gradient_accumulation_steps + index
         x, y = self.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
         seed = int(mix(mix(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0])
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for all kinds of devices: 0.2 ms
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device: 0.2 ms
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
             x, y = x.pin_memory(), y.pin_memory()
@@ -222,7 +222,7 @@ class Run(Setup):
 
     def save(self, best: bool = False, background: bool = True) -> None:
         """Saves a checkpoint of the current step: all processes gather it, a thread of the main process writes it."""
-        self.saver.wait()  # before memory is asked for: the copy of the previous save is gone then
+        self.saver.wait()  # frees the copy of the previous save first
         background = background and free_memory() > 2 * checkpoint.size(self.gpt, self.optimizers)
         collected = checkpoint.collect(self.gpt, self.optimizers, copy=background, keep=self.main_process)
         if self.main_process:
@@ -291,7 +291,7 @@ class Run(Setup):
 
     def try_micro_batch(self) -> None:
         """A forward and backward pass with the memory of a first step; no gradient is left."""
-        # without communication, so that a process that fails leaves no other waiting; FSDP cannot do without
+        # no communication, so that a failing process leaves no other waiting; FSDP requires it
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
         try:
             with nullcontext() if sharded else self.accelerator.no_sync(self.model):

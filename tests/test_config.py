@@ -106,3 +106,10 @@ def test_ctrl_c_is_exit_code_130_and_what_there_is_to_say(capsys):
             raise KeyboardInterrupt
         assert exit.value.code == 130
         assert capsys.readouterr().err == shown
+
+
+def test_false_is_false_and_half_a_flag_is_none(capsys):
+    assert parse(GPTConfig(bias=True), TrainConfig(), ["--bias=False"], "")[0].bias is False
+    with pytest.raises(SystemExit):
+        parse(GPTConfig(), TrainConfig(), ["--max_iter=5"], "")
+    assert "unknown flag --max_iter: did you mean --max_iters?" in capsys.readouterr().err

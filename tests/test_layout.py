@@ -7,14 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutations
 import pytest
 
 ROOT = Path(__file__).parents[1]
 # a module imports those before it, never those after it, inside functions neither
 ORDER = """
 model optim config lock
-data.pickles data.special data.tokenizer data.tokens data.mixture data.check
-checkpoint metrics generate evaluate
+data.files data.pickles data.tokenizer_json data.special data.tokenizer data.tokens data.mixture data.check
+checkpoint metrics generate evaluate cpu
 runtime.device runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare
 hub.client hub.weights hub.card hub.load hub.export hub.from_nanogpt
@@ -82,7 +83,7 @@ def test_modules_import_only_those_before_them(module):
 
 def test_the_model_needs_nothing_but_torch():
     roots = {name.split(".")[0] for name in imports(ROOT / "nanogpt" / "model.py")}
-    assert roots - {"nanogpt"} == {"torch", "math", "dataclasses", "contextlib"}  # nanogpt: in from_pretrained alone
+    assert roots - {"nanogpt"} == {"torch", "math", "dataclasses"}  # nanogpt: in from_pretrained alone
 
 
 def test_data_prep_imports_no_recipe():
@@ -151,3 +152,18 @@ def test_no_file_has_over_400_lines_and_no_function_over_60():
 def test_a_file_of_tests_can_be_read_in_one_sitting():
     lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
     assert {name: count for name, count in lines.items() if count > 500} == {}
+
+
+def test_the_table_of_mutations_fits_the_code():
+    table = mutations.read_table()
+    assert mutations.faults(table) == []
+    assert len(table) == len(set(table)) >= 80
+
+
+def test_faults_of_a_table_of_mutations_are_named():
+    table = (
+        "nanogpt/optim.py\n    no such line  =>  pass\n    import  =>  pass\n    import math  =>  import\n    why: ?\n"
+    )
+    gone, many, broken = mutations.faults(mutations.read_table(table))
+    assert gone == "nanogpt/optim.py: no such line  =>  pass: the piece occurs 0 times"
+    assert "the piece occurs" in many and "occurs 0 times" not in many and "syntax" in broken

@@ -48,11 +48,11 @@ MEASURE = """
 import sys, threading, time
 import psutil, torch
 from nanogpt import GPT, GPTConfig, TrainConfig, plan
-from nanogpt.runtime.device import keep_freed_memory
+from nanogpt.cpu import keep_freed_memory, speed_up
 from nanogpt.optim import make_optimizers
 
 def steps(config, train, n):
-    model = GPT(config)
+    model = speed_up(GPT(config))
     optimizers = make_optimizers(model, train)
     idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
     for _ in range(n):
@@ -146,7 +146,7 @@ def test_a_batch_whose_plan_needs_more_than_is_free_is_not_tried_on_a_cpu(search
     run.find_batch_size()
     assert tried == [1, 1, 2, 4, 8]  # the first one before the first step
     assert run.config.gradient_accumulation_steps == 2
-    assert "largest that fits: --batch_size=8;" in capsys.readouterr().out
+    assert "largest that fits: --batch_size=8; most tokens per second: --batch_size=8\n" in capsys.readouterr().out
 
 
 def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypatch, capsys):

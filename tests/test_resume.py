@@ -137,3 +137,14 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(make_run, data, tmp_p
         ValueError, match=rf"different tokenizers .*'{characters[-1]}' is token \d+ in one, no token in"
     ):
         make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)
+
+
+def test_best_last_and_a_directory_are_where_they_say(make_run, capsys):
+    run = make_run(max_iters=4, eval_interval=2)
+    run.train()
+    checkpoint.point(run.out_dir / "best", run.out_dir / "step-000002")
+    for wish, step in (("best", 2), ("last", 4), ("auto", 4), (str(run.out_dir / "step-000002"), 2)):
+        assert make_run(max_iters=6, resume=wish).state["step"] == step
+    capsys.readouterr()
+    make_run(max_iters=6, resume="last", beta2=0.5, log_interval=3)
+    assert "beta2 0.95 -> 0.5" in capsys.readouterr().out

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from nanogpt.commands.options import add_device, add_run, note, pick_device
-from nanogpt.generate import generate, pack, stream, stream_text
+from nanogpt.cpu import pack
+from nanogpt.generate import generate, stream, stream_text
 from nanogpt.hub.load import load
 
 

@@ -1,12 +1,11 @@
-"""What the launcher and the machine resolve to: device, processes, precision, threads.
+"""Device, processes, precision and threads: what the launcher asked for and what the machine has.
 
-`accelerate launch` says what it wants through environment variables; several of its combinations quietly train
-something else than was meant. Here they are checked, and the Accelerator is made.
+`accelerate launch` passes its settings in environment variables, and several combinations silently train something
+else than intended. This module checks them and makes the Accelerator.
 """
 
 import atexit
 import contextlib
-import ctypes
 import os
 import platform
 import sys
@@ -20,13 +19,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from nanogpt import metrics
+from nanogpt import cpu, metrics
 from nanogpt.config import TrainConfig
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
 
 # Dense bf16 peak of a device in TFLOP/s, from its maker's data sheet; fp16 where there is no bf16 (V100, T4).
-# The first name contained in the device's own counts.
+# The first name that is contained in the device's name is used.
 PEAK_TFLOPS = {
     "GB200": 2500,
     "B200": 2250,
@@ -48,12 +47,12 @@ PEAK_TFLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Floating-point operations per second that a GPU can do at best in bf16; None where that is not known."""
+    """Peak bf16 floating-point operations per second of a GPU; None if unknown."""
     return next((peak * 1e12 for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a CUDA device so far, what is taken now on MPS or by this process."""
+    """Memory in use, in bytes: the peak of tensors on CUDA; on MPS and the CPU, what is allocated now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -66,7 +65,7 @@ def wants_cpu(device: str = "auto") -> bool:
 
 
 def gpu_gib(device: str = "auto") -> float:
-    """Memory of the GPU that a run would use, in GiB; 0 where it would run on the CPU."""
+    """Memory of the GPU that a run would use, in GiB; 0 if it would run on the CPU."""
     if wants_cpu(device):
         return 0.0
     if torch.cuda.is_available():
@@ -77,9 +76,9 @@ def gpu_gib(device: str = "auto") -> float:
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """The Accelerator for these settings. Raises ValueError where launcher, machine and settings disagree."""
+    """Makes the Accelerator. Raises ValueError if launcher, machine and settings disagree."""
     world = int(os.environ.get("WORLD_SIZE", 1))
-    # the launcher sets the address of a main process for several processes alone, but started a single one
+    # the launcher sets MASTER_ADDR only if it was asked for several processes; without WORLD_SIZE it started one
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ValueError(
             f"the launcher was asked for several processes, but started one: {several_on_a_cpu('N')} "
@@ -98,7 +97,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=mixed_precision(config),
-        # as a plugin: the plain argument loses against an environment variable that the launcher may set
+        # as a plugin, because an environment variable of the launcher overrides the plain argument
         gradient_accumulation_plugin=GradientAccumulationPlugin(accumulation // world, sync_with_dataloader=False),
         log_with=metrics.available(config.report_to, say=lambda text: print(text, file=sys.stderr)) or None,
         project_dir=config.out_dir,
@@ -123,7 +122,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def leave_group() -> None:
-    """Before the process ends: threads of gloo's that still run then would abort it, now and then."""
+    """Leaves the process group at exit: gloo's threads, if still running then, sometimes abort the process."""
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         torch.distributed.destroy_process_group()
 
@@ -167,7 +166,7 @@ def check(device: str, precision: str, timeout: float) -> None:
 
 
 def mixed_precision(config: TrainConfig) -> str:
-    """Accelerate's name for the precision: the settings', else the launcher's, else what the device is made for."""
+    """Accelerate's name for the precision: from the settings, else the launcher, else what the device supports."""
     if config.precision != "auto":
         return next(theirs for theirs, ours in PRECISIONS.items() if ours == config.precision)
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -179,24 +178,24 @@ def mixed_precision(config: TrainConfig) -> str:
 
 
 def cpu_computes_in_bf16() -> bool:
-    """Whether this CPU has instructions for products of bf16: then they take a fifth of fp32's time (LOG.md)."""
+    """Whether this CPU has bf16 instructions: then bf16 products take a fifth of fp32's time (LOG.md)."""
     can = torch.cpu.get_capabilities()
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
 def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
-    """Sets what holds for the whole process: CPU threads, memory, determinism. Returns `environment_of` it."""
+    """Sets threads, memory and determinism of this process. Returns `environment_of` it."""
     if config.deterministic:
         make_deterministic()
     if accelerator.device.type == "cpu":
-        keep_freed_memory()
+        cpu.keep_freed_memory()
     # products that stay in fp32 on CUDA use TF32, as in nanoGPT
     torch.set_float32_matmul_precision("high" if accelerator.device.type == "cuda" else "highest")
     return environment_of(accelerator, set_threads(config.threads, accelerator.num_processes))
 
 
 def set_threads(wanted: int, processes: int) -> int:
-    """Sets and returns the CPU threads of this process; 0 wanted: an equal share of the cores.
+    """Sets and returns the CPU threads of this process; 0 means an equal share of the cores.
 
     `accelerate launch` asks for a single thread unless told otherwise, which would leave the other cores idle.
     """
@@ -207,21 +206,8 @@ def set_threads(wanted: int, processes: int) -> int:
     return torch.get_num_threads()
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc keep the memory that a step frees, for the next one: a step on a CPU is some 5 % faster (LOG.md).
-
-    By default it returns large blocks to the system at once, and every step pays for hundreds of page faults. Does
-    nothing where the C library is another one.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
-
-
 def free_memory() -> int:
-    """Bytes of ordinary memory that are free, within the limit of the container if there is one (cgroup v2)."""
+    """Free memory of the machine in bytes, within the container's limit if there is one (cgroup v2)."""
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # "max" is no number
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
@@ -230,16 +216,16 @@ def free_memory() -> int:
 
 
 def make_deterministic() -> None:
-    """Only operators that give the same bits every time, on CUDA as well."""
+    """Allows only operators that give the same bits every time, also on CUDA."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     torch.use_deterministic_algorithms(True)
-    # nothing here reads what it has not written
+    # no code here reads uninitialized memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 
 def environment_of(accelerator: Accelerator, threads: int) -> dict:
-    """What figures depend on besides the settings, for config.json."""
+    """Versions and hardware, which results depend on besides the settings; written to config.json."""
     on_cuda = accelerator.device.type == "cuda"
     return {name: version(name) for name in ("nanogpt", "torch", "accelerate", "numpy")} | {
         "python": platform.python_version(),
@@ -251,7 +237,7 @@ def environment_of(accelerator: Accelerator, threads: int) -> dict:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     elif device.type == "mps":
@@ -273,13 +259,13 @@ class Clock:
 
 
 def profiler(steps: int, path: Path, say):
-    """Traces that many steps, after two to warm up, into a file for https://ui.perfetto.dev; with 0 steps nothing."""
+    """Traces `steps` steps, after two for warm-up, into a file for https://ui.perfetto.dev; 0 traces nothing."""
     if not steps:
         return contextlib.nullcontext()
 
     def write(profile) -> None:
         profile.export_chrome_trace(str(path))
-        say(f"trace of {steps} steps: {path}, to be opened at https://ui.perfetto.dev")
+        say(f"trace of {steps} steps: {path}; open it at https://ui.perfetto.dev")
 
     schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=steps, repeat=1)
     return torch.profiler.profile(schedule=schedule, on_trace_ready=write)

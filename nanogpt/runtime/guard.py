@@ -1,4 +1,4 @@
-"""What protects weights and run: gradients that are not finite, micro-batches that do not fit into memory."""
+"""Protects weights and run from non-finite gradients and from micro-batches that do not fit into memory."""
 
 import dataclasses
 import gc
@@ -10,16 +10,16 @@ from nanogpt.config import TrainConfig
 from nanogpt.runtime.processes import Peers
 
 MEMORY = "out of memory"
-SCALER_STEPS = 16  # fp16: so many steps in a row may overflow while the scaler halves its first scale, 2^16, to 1
+SCALER_STEPS = 16  # fp16: this many steps may overflow while the scaler halves its initial scale of 2^16 to 1
 
 
 def contagious(loss: torch.Tensor) -> torch.Tensor:
-    """`loss`, with a gradient that is not finite where the loss is not: all processes see it in the one they share."""
+    """Returns `loss`; if it is not finite, neither is its gradient, so all processes see it in the shared gradient."""
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
 
 
 def bad_steps_allowed(config: TrainConfig, scaler) -> int:
-    """How many steps in a row may lack a finite gradient before the run ends."""
+    """How many steps in a row may have a non-finite gradient before the run stops."""
     return config.max_bad_steps + (SCALER_STEPS if scaler is not None else 0)
 
 
@@ -30,7 +30,7 @@ class Tally:
         self.loss, self.skipped, self.bad_in_a_row, self.good_norm = torch.zeros(4, device=device)
 
     def add(self, loss: torch.Tensor, grad_norm: torch.Tensor, not_finite: torch.Tensor) -> None:
-        """Counts a step; one whose gradient was not finite (`not_finite` is 1.0) was skipped."""
+        """Counts a step; it was skipped if its gradient was not finite (`not_finite` is 1.0)."""
         self.loss += torch.where(not_finite > 0, 0.0, loss)
         self.skipped += not_finite
         self.bad_in_a_row = (self.bad_in_a_row + 1) * not_finite
@@ -42,17 +42,17 @@ class Tally:
 
 
 def diagnosis(tally: Tally, step: int, lr: float, config: TrainConfig) -> str:
-    """What is known about a run without finite gradients, and where to look."""
+    """The message for a run whose gradients are not finite."""
     return (
         f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step {step}, at learning rate {lr:.2e}; "
         f"the last finite gradient norm was {float(tally.good_norm):.3g}. None of these steps was applied. Look at "
-        f"grad_norm and train_loss in {config.out_dir}/metrics.jsonl; go on from the last checkpoint by --resume=auto "
+        f"grad_norm and train_loss in {config.out_dir}/metrics.jsonl; resume from the last checkpoint by --resume=auto "
         "with a lower --learning_rate or --precision=fp32"
     )
 
 
 def problem_with(attempt: Callable[[], None], peers: Peers, compiled: bool) -> str | None:
-    """What goes wrong with `attempt()` on any process: MEMORY, or what the compiler says; None if nothing does."""
+    """Calls `attempt()`. Returns MEMORY or the compiler's message if it fails on any process, else None."""
     problem = None
     try:
         attempt()
@@ -72,14 +72,14 @@ def release_memory(device: torch.device) -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed: on CUDA by its own type of error, on the CPU and MPS by the text."""
+    """Whether an allocation failed: CUDA has an error type for it, the CPU and MPS only a message."""
     return isinstance(error, torch.OutOfMemoryError) or any(
         text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
     )
 
 
 def split(config: TrainConfig) -> TrainConfig:
-    """The same step in smaller micro-batches: half as large, or where the size is odd, by its smallest divisor."""
+    """The same step in smaller micro-batches: half the size, or if it is odd, divided by its smallest divisor."""
     size = config.batch_size
     if size == 1:
         raise ValueError(

@@ -258,3 +258,15 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(f'{{"text": "{i} \\ud83d|\\ud83d\\ude00"}}\n' for i in range(100)))
     text.prepare([str(tmp_path / "in.jsonl")], tmp_path / "data", "bytes", 0.2, say=silent)
     assert documents_in(tmp_path / "data") == sorted(f"{i} \ufffd|😀" for i in range(100))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffirst line\n" + b"and so on\n" * 100)
+    (tmp_path / "b.csv").write_bytes(b"\xef\xbb\xbftext\nsecond\n")
+    found = "".join(piece.text for piece in Corpus([str(tmp_path / "a.txt"), str(tmp_path / "b.csv")]).pieces())
+    assert found.startswith("first line\nand so") and found.endswith("\nsecond")
+
+
+def test_tabs_separate_the_columns_of_a_tsv(tmp_path):
+    (tmp_path / "a.tsv").write_text("id\ttext\n1\tone, two\n")
+    assert [piece.text for piece in Corpus([str(tmp_path / "a.tsv")]).pieces()] == ["one, two"]

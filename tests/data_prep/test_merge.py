@@ -84,3 +84,13 @@ def test_parts_that_are_missing_changed_or_of_other_data_are_named(tmp_path):
         file.write(b"\1\1")
     with pytest.raises(ValueError, match=r"train-00003.bin is not what was written: its SHA-256 differs"):
         merge.merge(tmp_path / "data")
+
+
+def test_the_largest_token_is_that_of_all_parts_and_no_part_is_overwritten(tmp_path):
+    inputs = [write_jsonl(tmp_path / f"{c[0]}.jsonl", [c + i * c[0] for i in range(50)]) for c in ("abc", "xyz")]
+    for out, i in (("one", 1), ("one", 2), ("two", 2)):
+        text.prepare(inputs, tmp_path / out, "char", 0.5, shard=(i, 2), say=silent)
+    with pytest.raises(ValueError, match=r"train-00002.bin exists, and nothing is overwritten"):
+        merge.merge(tmp_path / "one", [tmp_path / "two"])
+    meta = merge.merge(tmp_path / "one", say=silent)
+    assert [meta["splits"][split]["largest"] for split in ("train", "val")] == [6, 6]  # newline and six letters

@@ -8,6 +8,7 @@ import json
 import random
 import runpy
 import sys
+from argparse import ArgumentTypeError
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -106,13 +107,14 @@ NAMES = [
 @given(
     st.sampled_from(NAMES),
     CONTENTS,
-    st.sampled_from(["char", "bytes"]),
+    st.sampled_from(["char", "bytes", "itself"]),
     st.sampled_from(["strict", "skip", "replace"]),
 )
 def test_no_file_ends_the_command_with_a_traceback(tmp_path_factory, name, content, kind, errors):
     folder = tmp_path_factory.mktemp("odd")
     path = folder / name
     path.write_bytes(content)
+    kind = str(path) if kind == "itself" else kind
     check_run(str(path), "--out", str(folder / "out"), "--tokenizer", kind, "--errors", errors)
 
 
@@ -187,3 +189,10 @@ def test_the_tokenizer_of_the_readme_works_as_it_stands(tmp_path, monkeypatch):
     ids = np.concatenate([tokens(tmp_path / "data" / "genes", split) for split in ("train", "val")])
     assert sorted(loaded.decode(ids).split("<|endoftext|>")) == sorted([*genes, ""])
     assert len(code.split("class Codons")[1].splitlines()) <= 32
+
+
+def test_a_shard_is_one_of_its_number():
+    assert text.read_shard("2/4") == (2, 4)
+    for wrong in ("0/4", "5/4", "1", "1/0", "a/b"):
+        with pytest.raises(ArgumentTypeError, match="is not I/N"):
+            text.read_shard(wrong)

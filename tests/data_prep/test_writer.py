@@ -6,6 +6,7 @@ import resource
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from texts import (
 
 from data_prep import documents as reading
 from data_prep import text, writer
+from nanogpt.checkpoint import write_json
 from nanogpt.data.tokenizer import ByteTokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.lock import Lock
@@ -254,3 +256,39 @@ def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path):
     assert data.batch(0, 0, 4)[0].max() > 65_535
     with pytest.raises(ValueError, match=r"tokenizer wide gave the ids .*, but its vocab_size is 65600"):
         text.prepare([path], tmp_path / "wrong", Wrong(), 0.1, say=silent)
+
+
+@pytest.mark.parametrize("vocab_size, dtype", [(65_536, "uint16"), (65_537, "uint32")])
+def test_two_bytes_hold_65536_tokens_and_no_more(vocab_size, dtype):
+    assert writer.token_dtype(SimpleNamespace(vocab_size=vocab_size)) == dtype
+
+
+def test_meta_json_counts_what_the_files_hold(tmp_path):
+    meta = writer.write(tmp_path / "data", "zé" * 100 + "aé" * 50, "char", 0.25, "made up")
+    train, val = (meta["splits"][split] for split in ("train", "val"))
+    assert (train["tokens"], train["bytes"], train["largest"]) == (225, 337, 2)
+    assert (val["tokens"], val["bytes"], val["largest"]) == (75, 113, 2)
+    assert [train["sha256"], val["sha256"]] == sha256(tmp_path / "data")
+    file = writer.TokenFile(tmp_path / "x.bin", np.dtype("<u2"))
+    for ids in ([3, 9], [4], []):
+        file.append(np.array(ids, dtype=np.int64), 1, 1)
+    assert file.counts == {"tokens": 3, "bytes": 3, "documents": 3, "largest": 9}
+    file.close()
+
+
+def test_tokens_are_on_the_disk_before_the_note_of_them_and_all_hashes_are_kept(tmp_path, monkeypatch):
+    done, finish = [], writer.CorpusWriter.finish
+
+    def kept(self, source):
+        done.append((sorted(np.fromfile(self.hashes, np.uint64).tolist()), sorted(self.seen)))
+        return finish(self, source)
+
+    monkeypatch.setattr(writer, "BATCH", 1000)
+    monkeypatch.setattr(writer.os, "fsync", lambda descriptor: done.append("synced"))
+    monkeypatch.setattr(writer, "write_json", lambda path, value: (write_json(path, value), done.append(path.name)))
+    monkeypatch.setattr(writer.CorpusWriter, "finish", kept)
+    path = write_jsonl(tmp_path / "in.jsonl", documents())
+    text.prepare([path], tmp_path / "data", ByteTokenizer(), 0.1, dedup=True, say=silent)
+    hashes, seen = done.pop(3)
+    assert hashes == seen and len(seen) > 100
+    assert done == ["synced", "synced", ".progress.json", "synced", "synced", "meta.json"]
