@@ -327,12 +327,9 @@ data_prep/documents.py
     index=i - 1, contiguous=True  =>  index=i - 1, contiguous=False
 data_prep/inputs.py
     if (status.st_dev, status.st_ino) not in seen:  =>  if file not in found:
-    not name.startswith(".") and name not in OTHERS  =>  not name.startswith(".")
-    NO_TEXT[found.lastindex - 1]  =>  NO_TEXT[found.lastindex % len(NO_TEXT)]
 data_prep/split.py
     piece.digest < self.val_fraction * 2**64  =>  piece.digest < self.val_fraction * 2**63
     {str(by_length[0]): "val"}  =>  {str(by_length[1]): "val"}
-    piece.length > documents.PIECE or  =>  False or
     {"several": several}  =>  {"several": False}
 data_prep/text.py
     not 1 <= int(match[1]) <= int(match[2])  =>  not 0 <= int(match[1]) <= int(match[2])
