@@ -324,6 +324,12 @@ data_prep/documents.py
     return end + 1  =>  return end
     "\t" if bare(name).endswith(".tsv") else ","  =>  ","
     index=i - 1, contiguous=True  =>  index=i - 1, contiguous=False
+data_prep/inputs.py
+    if (status.st_dev, status.st_ino) not in seen:  =>  if file not in found:
+data_prep/split.py
+    piece.digest < self.val_fraction * 2**64  =>  piece.digest < self.val_fraction * 2**63
+    {str(by_length[0]): "val"}  =>  {str(by_length[1]): "val"}
+    {"several": several}  =>  {"several": False}
 data_prep/text.py
     not 1 <= int(match[1]) <= int(match[2])  =>  not 0 <= int(match[1]) <= int(match[2])
     train["bytes"] + val["bytes"]  =>  train["bytes"]
