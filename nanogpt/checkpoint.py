@@ -21,19 +21,19 @@ import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_type_hints
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nanogpt.config import TrainConfig
+from nanogpt.data.files import read_json, require_regular
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import Muon
 
 MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
-MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
-STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}  # of each parameter
+# of each parameter; what another optimizer saved is restored as it was found
+STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 # what a run counts, and where it begins
 COUNTED = {"step": int, "tokens": int, "train_seconds": float, "skipped_steps": int}
 COUNTED |= {"evaluated_step": int | None, "best_val_loss": float | None, "best_step": int | None}
@@ -52,7 +52,7 @@ def size(model: GPT, optimizers: list[torch.optim.Optimizer]) -> int:
     """Bytes that a checkpoint has, nearly."""
     tensors = list(model.parameters())
     tensors += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
 
 
 def collect(
@@ -70,8 +70,8 @@ def collect(
             module.reshard()
     weights, moments = {}, {}
 
-    def take(into: dict, name: str, tensor: torch.Tensor) -> None:
-        tensor = whole(tensor.detach())
+    def take(into: dict, name: str, tensor: torch.Tensor | float) -> None:
+        tensor = whole(torch.as_tensor(tensor).detach())
         if keep:
             on_host = tensor.cpu().contiguous()
             into[name] = on_host.clone() if copy and on_host.data_ptr() == tensor.data_ptr() else on_host
@@ -96,10 +96,12 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     expected = {}
     for name, p in named.items():
-        keys = {f"{name}.{key}": torch.Size() if key == "step" else p.shape for key in STATES[type(owner[p])]}
+        keys = {f"{name}.{key}": torch.Size() if key == "step" else p.shape for key in STATES.get(type(owner[p]), ())}
         if keys.keys() & moments.keys():  # none at all: every step so far was skipped
             expected |= keys
-    expect(checkpoint / OPTIMIZER, moments, expected)
+    foreign = {name for name, p in named.items() if type(owner[p]) not in STATES}
+    known = {name: value for name, value in moments.items() if name.rpartition(".")[0] not in foreign}
+    expect(checkpoint / OPTIMIZER, known, expected)
     with torch.no_grad():
         for name, p in named.items():
             p.copy_(like(weights.pop(name), p))
@@ -107,7 +109,7 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
         name, _, key = full_name.rpartition(".")
         p = named[name]
         # a copy of its own: what was read may still be the file, mapped into memory; counters go to p's device as well
-        owner[p].state[p][key] = (value.to(p.device) if key == "step" else like(value, p)).clone()
+        owner[p].state[p][key] = (like(value, p) if value.shape == p.shape else value.to(p.device)).clone()
 
 
 def expect(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> None:
@@ -132,6 +134,7 @@ def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
+        require_regular(path)
         return load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
@@ -142,19 +145,6 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:  # a full disk among others
         raise OSError(f"{path.name}: {error}") from None
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises ValueError for anything else, for too much of it, and for what cannot be read."""
-    try:
-        if path.stat().st_size > MOST_JSON:
-            raise ValueError(f"it has more than {MOST_JSON >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("it is no JSON object")
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -351,27 +341,18 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
     """The model and training settings that a checkpoint (or an out directory) was made with."""
     config = read_json(checkpoint / CONFIG)
     try:
-        return typed(GPTConfig, config["model"]), typed(TrainConfig, config["train"])
+        return GPTConfig(**config["model"]), TrainConfig(**config["train"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
 
 
-def typed(cls: type, values: dict) -> object:
-    """A dataclass of `values`, each of which must have its field's type."""
-    kinds = get_type_hints(cls)
-    for name, value in values.items():
-        kind = kinds.get(name, object)
-        if not isinstance(value, kind | int if kind is float else kind):
-            raise TypeError(f"{name} is {str(value)[:40]!r}")
-    return cls(**values)
-
-
 def load_model(
-    checkpoint: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, **changes
+    checkpoint: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, make_model=GPT, **changes
 ) -> GPT:
     """The model of a checkpoint, ready to evaluate or to sample from.
 
-    `changes` are fields of GPTConfig that leave the weights alone, such as dropout.
+    `make_model` builds it from its configuration, if it is a subclass. `changes` are fields of GPTConfig that leave the
+    weights alone, such as dropout.
     """
     config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
     weights = read_tensors(checkpoint / MODEL)
@@ -379,10 +360,10 @@ def load_model(
         raise ValueError(f"{checkpoint / MODEL} has {len(weights)} tensors, too few for n_layer={config.n_layer}")
     try:
         with torch.device("meta"):  # shapes without memory
-            shapes = {name: p.shape for name, p in GPT(config).named_parameters()}
+            shapes = {name: p.shape for name, p in make_model(config).named_parameters()}
     except RuntimeError as error:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
     expect(checkpoint / MODEL, weights, shapes)
-    model = GPT(config)
+    model = make_model(config)
     model.load_state_dict(weights)
     return model.to(device=device, dtype=dtype).eval()

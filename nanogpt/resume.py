@@ -48,10 +48,10 @@ def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
         )
 
 
-def compare(start: Path, model_config: GPTConfig, config: TrainConfig, data: dict, environment: dict, say) -> None:
+def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict, say) -> None:
     """Compares with the checkpoint: another model or tokenizer is refused, other changes that matter are named.
 
-    `data` describes the tokens (the splits of meta.json), `environment` is `launch.environment`'s.
+    `settings` are those of the run's config.json, of which "data" and "environment" are compared here.
     """
     check_same(start, next(iter(read_shares(config.data))))
     model, train = checkpoint.load_configs(start)
@@ -71,11 +71,12 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, data: dic
     if decay[0] != decay[1]:
         changed.append(f"the learning rate decays over {decay[1]} steps, not {decay[0]}")
     saved = checkpoint.read_json(start / checkpoint.CONFIG)
-    if saved.get("data", data) != data:
+    if saved.get("data", settings["data"]) != settings["data"]:
         changed.append(f"{config.data} holds other tokens")
     if changed:
         say(f"note: this goes on with other settings than the run was started with: {'; '.join(changed)}")
     before = saved.get("environment", {})
-    moved = [f"{name} {before[name]} -> {now}" for name, now in environment.items() if before.get(name, now) != now]
+    now = settings["environment"]
+    moved = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if moved:
-        say(f"note: the machine is not the same, so the run is, up to rounding: {', '.join(moved)}")
+        say(f"note: the environment changed; results match only up to rounding: {', '.join(moved)}")

@@ -211,7 +211,7 @@ def test_initial_loss_is_that_of_a_uniform_guess():
         ({"n_embd": 30}, "n_embd=30 is not divisible by n_head=4: choose n_head from 2, 3, 5"),
         ({"n_kv_head": 3}, "n_head=4 is not divisible by n_kv_head=3"),
         ({"norm": "batchnorm"}, "norm='batchnorm' is not one of layernorm, rmsnorm"),
-        ({"n_layer": 0}, "n_layer=0 must be at least 1"),
+        ({"n_layer": 0}, "n_layer=0 must be from 1 to 1000"),
         ({"dropout": 1.5}, "dropout=1.5"),
         ({"position": "rope", "head_dim": 5}, "head size must be even; it is 5"),
     ],
@@ -219,3 +219,54 @@ def test_initial_loss_is_that_of_a_uniform_guess():
 def test_impossible_configurations_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(GPT2, **changes)
+
+
+def test_dropout_is_on_embeddings_attention_and_both_branches_and_off_in_evaluation(monkeypatch):
+    model, chances, attend = GPT(dataclasses.replace(GPT2, dropout=0.5)), [], F.scaled_dot_product_attention
+
+    def record(q, k, v, mask, dropout, *args, **kwargs):
+        chances.append(dropout)
+        return attend(q, k, v, mask, dropout, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(lambda module, *_: chances.append(module.p * module.training))
+    idx = torch.randint(65, (2, 16))
+    model(idx, idx)
+    assert chances == [0.5] * (1 + 3 * 2)  # the embeddings, and in each of two blocks attention and two branches
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(idx), model(idx))
+    assert set(chances[7:]) == {0.0}
+
+
+@pytest.mark.parametrize("checkpointing, times", [(True, 2), (False, 1)])
+def test_gradient_checkpointing_computes_each_block_again_in_the_backward_pass(checkpointing, times):
+    model = GPT(dataclasses.replace(GPT2, gradient_checkpointing=checkpointing))
+    idx, layers = torch.zeros(1, 8, dtype=torch.long), []
+    for block in model.h:
+        block.attn.register_forward_pre_hook(lambda attn, _: layers.append(attn.layer))
+    model(idx, idx).backward()
+    assert layers == [0, 1, 1, 0][: 2 * times]
+    model.eval()(idx, idx)
+    assert layers[2 * times :] == [0, 1]
+
+
+def test_projections_into_the_residual_stream_begin_smaller():
+    torch.manual_seed(0)
+    for name, p in GPT(dataclasses.replace(GPT2, n_layer=8)).named_parameters():
+        if p.ndim == 2:  # 1/sqrt(2 n_layer) is a quarter
+            assert p.std().item() == pytest.approx(0.005 if "c_proj" in name else 0.02, rel=0.1), name
+
+
+def test_a_cropped_model_keeps_the_first_positions():
+    model, idx = GPT(GPT2), torch.randint(65, (1, 8))
+    expected = model(idx)
+    model.crop_block_size(8)
+    assert model.wpe.weight.shape == (8, 32) and torch.equal(model(idx), expected)
+
+
+def test_padding_counts_in_neither_of_two_embeddings():
+    model = GPT(dataclasses.replace(GPT2, tie_embeddings=False))
+    assert model.get_num_params() == GPT(GPT2).get_num_params() + 65 * 32

@@ -39,7 +39,7 @@ def evaluate(
     device = model.wte.weight.device
     with tempfile.TemporaryDirectory() as directory:
         write_tokenizer(Path(directory), words, model.config.block_size)
-        their_words = AutoTokenizer.from_pretrained(directory)
+        their_words = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     native = weights.to_transformers(model.cpu(), words.eot_id).to(device)
     lm = HFLM(
         pretrained=native,

@@ -2,11 +2,21 @@
 
 import signal
 import time
+from dataclasses import dataclass
 
 from nanogpt.runtime.processes import Peers
 
 # Slurm sends SIGUSR1 some time before its limit, where it is asked to (accelerate_configs/README.md)
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGUSR1")]
+
+
+@dataclass
+class Stop:
+    """Why a run ends before max_iters, with the exit code (1: an error), and whether a checkpoint is saved first."""
+
+    message: str
+    code: int
+    save: bool = False
 
 
 class Interrupts:
