@@ -15,7 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nanogpt.model import GPT, GPTConfig, KVCache
+from nanogpt.model import GPT, CausalSelfAttention, GPTConfig, KVCache
 
 GPT2 = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, n_inner=48)
@@ -228,7 +228,7 @@ def test_dropout_is_on_embeddings_attention_and_both_branches_and_off_in_evaluat
         chances.append(dropout)
         return attend(q, k, v, mask, dropout, *args, **kwargs)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    monkeypatch.setattr(CausalSelfAttention, "attention", staticmethod(record))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.register_forward_hook(lambda module, *_: chances.append(module.p * module.training))
