@@ -154,7 +154,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class OneLineParser(argparse.ArgumentParser):
     """An argparse whose errors are one line, and which suggests the flag that was probably meant.
 
-    Flags are written with _ or - alike: --max_iters, --max-iters.
+    Flags may be written with _ or -: `--max_iters` is `--max-iters`.
     """
 
     def __init__(self, **options):

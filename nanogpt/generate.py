@@ -3,7 +3,7 @@
 >>> ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)      # doctest: +SKIP
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -106,18 +106,24 @@ def decode_behind(tokenizer, previous: list[int], pending: list[int]) -> str:
     return text[len(before) :] if text.startswith(before) else tokenizer.decode(pending)
 
 
-def write(model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int) -> Iterator[str]:
-    """The text of the tokens `start` (T,), then what the model goes on with, in pieces; it should be in eval mode."""
+def write(
+    model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int, check: Callable[[], object] = lambda: None
+) -> Iterator[str]:
+    """The text of the tokens `start` (T,), then what the model goes on with, in pieces; it should be in eval mode.
+
+    `check` is called after each token; what it raises ends the text.
+    """
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
     tokens = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
     yield tokenizer.decode(start)
-    yield from stream_text(tokenizer, (token.item() for token in tokens), start)
+    yield from stream_text(tokenizer, (token.item() for token in tokens if not check()), start)
 
 
 def write_amid_training(model: GPT, *args) -> str:
     """`write` by the weights as they are now. It draws from a generator of its own, so training goes on unchanged."""
     model.eval()
-    with torch.compiler.set_stance("force_eager"):  # every length of the text would be compiled anew
-        text = "".join(write(model, *args))
-    model.train()
-    return text
+    try:
+        with torch.compiler.set_stance("force_eager"):  # every length of the text would be compiled anew
+            return "".join(write(model, *args))
+    finally:
+        model.train()

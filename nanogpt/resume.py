@@ -1,9 +1,10 @@
 """Where a run starts: anew, or from a checkpoint; and what about it is not as it was."""
 
 import dataclasses
+import os
 from pathlib import Path
 
-from nanogpt import checkpoint
+from nanogpt import checkpoint, rundir
 from nanogpt.config import INCIDENTAL, TrainConfig
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import check_same
@@ -19,15 +20,20 @@ HARMLESS = INCIDENTAL | set(
 
 
 def find_start(config: TrainConfig, say) -> Path | None:
-    """The checkpoint to go on from, if any. Raises ValueError if this run would overwrite another in out_dir."""
+    """The checkpoint to go on from, if any. Raises ValueError if this run would overwrite another in out_dir, or
+    anything else, or if another process writes there."""
+    if not config.out_dir.strip():
+        raise ValueError(f"out_dir={config.out_dir!r} names no directory: name a new or empty one with --out_dir")
     out_dir = Path(config.out_dir)
-    checkpoint.finish_renaming(out_dir)
+    if out_dir.exists() and os.environ.get("RANK", "0") == "0":
+        rundir.claim(out_dir)
+        checkpoint.finish_renaming(out_dir)
     wish, there = config.resume, checkpoint.steps(out_dir)
     if wish == "auto" and not there:
         return None
     if wish in ("auto", "last", "best"):
-        return checkpoint.find(out_dir, ("best",) if wish == "best" else ("last",), say)
-    start = None if wish == "none" else checkpoint.find(wish, ("last",), say)
+        return checkpoint.find(out_dir, ("best",) if wish == "best" else ("last",), say, hold=False)
+    start = None if wish == "none" else checkpoint.find(wish, ("last",), say, hold=False)
     if there and (start is None or start.parent != out_dir.resolve()):
         free = next(n for n in range(2, 10**6) if not Path(f"{out_dir}-{n}").exists())
         raise ValueError(
@@ -75,8 +81,8 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
         changed.append(f"{config.data} holds other tokens")
     if changed:
         say(f"note: this goes on with other settings than the run was started with: {'; '.join(changed)}")
-    before = saved.get("environment", {})
-    now = settings["environment"]
+    before = saved.get("environment")
+    before, now = before if isinstance(before, dict) else {}, settings["environment"]
     moved = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if moved:
         say(f"note: the environment changed; results match only up to rounding: {', '.join(moved)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nanogpt import checkpoint, console, optim, resume
+from nanogpt import checkpoint, console, optim, resume, rundir
 from nanogpt.config import TrainConfig, visible
 from nanogpt.cpu import speed_up
 from nanogpt.data.mixture import open_data, read_shares
@@ -122,6 +122,7 @@ class Setup:
         """Writes config.json, opens the files of metrics, and says what is about to happen."""
         if self.main_process:
             self.out_dir.mkdir(parents=True, exist_ok=True)
+            rundir.claim(self.out_dir)
             checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
         flat = self.settings["model"] | self.settings["train"]
         self.metrics = Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say)

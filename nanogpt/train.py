@@ -33,7 +33,7 @@ from nanogpt.runtime.device import (
     profiler,
     synchronize,
 )
-from nanogpt.runtime.signals import Stop
+from nanogpt.runtime.signals import Interrupted, Stop
 from nanogpt.setup import Setup
 from nanogpt.view import plot
 from nanogpt.view.compare import compare
@@ -99,9 +99,12 @@ class Run(Setup):
                 due = done or state["step"] % config.eval_interval == 0
                 if due and (state["evaluated_step"] != state["step"] or config.max_iters == 0):
                     self.clock.pause()
-                    self.evaluate_and_save()
+                    try:
+                        self.evaluate_and_save()
+                    except Interrupted as interrupted:
+                        stop = self.stopped(interrupted.number)
                     self.clock.start()
-                if done:
+                if done or stop:
                     break
                 self.step()
                 if trace:
@@ -191,10 +194,13 @@ class Run(Setup):
         self.logged = dict(state)
 
     def evaluate_and_save(self) -> None:
-        """Evaluates, samples, and saves where the settings ask for it. The last evaluation is over the whole split."""
+        """Saves where the settings ask for it, evaluates and samples. The last evaluation is over the whole split."""
         config, state, accelerator = self.config, self.state, self.accelerator
         last, again = state["step"] >= config.max_iters, state["evaluated_step"] == state["step"]
-        state["evaluated_step"] = state["step"]
+        wanted = state["step"] > 0 and not again
+        saved = wanted and (config.always_save_checkpoint or last)
+        if saved:  # an evaluation that fails, or is interrupted, costs no checkpoint
+            self.save()
         result = evaluate(
             self.gpt,
             self.val_data,
@@ -205,7 +211,9 @@ class Run(Setup):
             process=accelerator.process_index,
             processes=accelerator.num_processes,
             reduce=self.add_up,
+            check=self.interrupts.check,
         )
+        state["evaluated_step"] = state["step"]
         best = state["best_val_loss"] is None or result["val_loss"] < state["best_val_loss"]
         if best:
             state["best_val_loss"], state["best_step"] = result["val_loss"], state["step"]
@@ -214,26 +222,46 @@ class Run(Setup):
             f"step {state['step']:>6,}  validation loss {result['val_loss']:.4f} "
             f"({result['val_bpb']:.3f} bits per byte) after {state['train_seconds']:.1f} s of training"
         )
+        if saved:
+            self.add_evaluation(best)
+        elif wanted and best:
+            self.save(best)
         if config.sample_tokens and not again and accelerator.distributed_type != DistributedType.FSDP:
             first = self.train_data.tokens[:1]  # the data's own beginning
-            text = write_amid_training(self.gpt, self.tokenizer, first, config.sample_tokens, config.seed)
+            how = config.sample_tokens, config.seed, self.interrupts.check
+            text = write_amid_training(self.gpt, self.tokenizer, first, *how)
             self.metrics.sample(text, lambda: plot.pixels(self.out_dir), **self.progress())
-        if state["step"] > 0 and not again and (config.always_save_checkpoint or best or last):
-            self.save(best)
 
     def save(self, best: bool = False, background: bool = True) -> None:
         """Saves a checkpoint of the current step: all processes gather it, a thread of the main process writes it."""
         self.saver.wait()  # frees the copy of the previous save first
         background = background and free_memory() > 2 * checkpoint.size(self.gpt, self.optimizers)
-        collected = checkpoint.collect(self.gpt, self.optimizers, copy=background, keep=self.main_process)
+        try:
+            collected = checkpoint.collect(self.gpt, self.optimizers, copy=background, keep=self.main_process)
+        except MemoryError as error:  # only where the model is whole on this process, which needs no other then
+            self.say(f"warning: training waits for the checkpoint of step {self.state['step']}: {error}")
+            background, collected = False, checkpoint.collect(self.gpt, self.optimizers)
+        self.saver.step = self.state["step"]  # on the other processes too
         if self.main_process:
             state, settings, keep = dict(self.state), dict(self.settings), self.config.keep_checkpoints
             state["skipped_steps"] += int(self.tally.skipped)  # since the last line of metrics
 
             def write():
+                self.metrics.sync()
                 checkpoint.save(self.out_dir, state, *collected, settings, self.tokenizer, keep, best)
 
             self.saver.save(state["step"], write, background)
+
+    def add_evaluation(self, best: bool) -> None:
+        """Has the evaluation of the current step written into its checkpoint, which may still be on its way."""
+        if self.main_process:
+            state, keep = dict(self.state), self.config.keep_checkpoints
+
+            def write():
+                self.metrics.sync()
+                checkpoint.add_evaluation(self.out_dir, state, keep, best)
+
+            self.saver.add(write)
 
     def reason_to_stop(self) -> Stop | None:
         """Why the run ends before max_iters, the same on all processes; None to continue."""
@@ -243,11 +271,15 @@ class Run(Setup):
         number, time_is_up, saves_fail = self.interrupts.due(self.saver.seconds, self.saver.failed)
         if saves_fail:
             return Stop(self.saver.unsaved, code=1)
-        if number or time_is_up:
-            why = "stopped" if number else f"stopped after {config.max_minutes:g} minutes"
-            message = f"{why}: step {step} is saved; to resume: {console.resume_command(self)}"
-            return Stop(message, code=128 + number if number else 0, save=True)
-        return None
+        return self.stopped(number) if number or time_is_up else None
+
+    def stopped(self, number: int) -> Stop:
+        """The end by a signal, or because the time is up (0)."""
+        step, minutes = self.state["step"], self.config.max_minutes
+        why = self.interrupts.why(number) if number else f"stopped after {minutes:g} minutes"
+        what = f"step {step} is saved" if step else "there was no step to save"
+        message = f"{why}: {what}; to resume: {console.resume_command(self)}"
+        return Stop(message, code=128 + number if number else 0, save=True)
 
     def end(self, stop: Stop | None) -> None:
         """Ends the run: saves if `stop` asks for it, waits for the disk, and exits if `stop` is given.
@@ -255,7 +287,7 @@ class Run(Setup):
         The exit code is 1, on all processes, if the last checkpoint could not be saved.
         """
         self.clock.pause()
-        if stop and stop.save:
+        if stop and stop.save and self.saver.step != self.state["step"]:
             self.save(background=False)
         self.bar.close()
         self.saver.wait()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 model optim config lock
 data.files data.pickles data.tokenizer_json data.special data.tokenizer data.tokens data.mixture data.check
-checkpoint metrics generate evaluate cpu
+rundir checkpoint metrics generate evaluate cpu
 runtime.device runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare
 hub.client hub.weights hub.card hub.load hub.from_nanogpt hub.to_nanogpt hub.export
