@@ -49,7 +49,6 @@ nanogpt/model.py
     padding * (1 if self.lm_head is None else 2)  =>  padding
     .detach()[:block_size].clone()  =>  .detach()[-block_size:].clone()
     self.k_norm.weight.expand(  =>  self.q_norm.weight.expand(
-    vecdot(by_weight, weight).div_(x.size(-1))  =>  vecdot(by_weight, weight)
 nanogpt/optim.py
     (step + 1) / (config.warmup_iters + 1)  =>  step / config.warmup_iters
     (config.beta1, config.beta2), config.weight_decay  =>  (config.beta2, config.beta1), config.weight_decay
@@ -158,6 +157,16 @@ nanogpt/evaluate.py
     data.block_size), process, processes)  =>  data.block_size), 0, processes)
     y if i < eval_iters else  =>  y if i <= eval_iters else
     data.batch(seed, i * batch_size, batch_size)  =>  data.batch(seed, i, batch_size)
+nanogpt/cpu.py
+    vecdot(by_weight, weight).div_(x.size(-1))  =>  vecdot(by_weight, weight)
+    grad_x = onednn_product(grad, weight.t())  =>  grad_x = onednn_product(grad, weight.t()) * 2
+    rows.sum(0) if ctx.needs_input_grad[2] else None  =>  None
+    F.scaled_dot_product_attention(q.float(), k.float(), v.float(), *args, **options)
+        =>  F.scaled_dot_product_attention(q, k, v, *args, **options)
+    if type(module) is nn.Linear:  =>  if isinstance(module, nn.Linear):
+    if model.wte.weight.device.type == "cpu":  =>  if True:
+    libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  =>  pass
+    small = model.get_num_params() < smallest  =>  small = False
 nanogpt/runtime/device.py
     GradientAccumulationPlugin(accumulation // world  =>  GradientAccumulationPlugin(accumulation
     wanted or max(1, cores // processes_here)  =>  wanted or cores
