@@ -5,7 +5,7 @@
     python tests/mutations.py --list
     python tests/mutations.py --check                    # only whether each piece still occurs once in its file
 
-mutations.txt is the table. Below each file, with the tests to run if they are not those that mirror it, are its changes:
+mutations.txt is the table. Below a file, and the tests to run where they are not those that mirror it, are its changes:
 `piece  =>  replacement`, on two lines where one is too short. `why:` below a change is the reason that no test notices
 it. Each is made in a temporary copy of the tree, and counts as caught if tests that pass without it fail or hang.
 """
