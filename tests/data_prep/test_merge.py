@@ -16,8 +16,8 @@ from nanogpt.data.tokens import TokenDataset
 
 def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
     (tmp_path / "set").mkdir()
-    for i in range(3):
-        table = pyarrow.table({"text": documents()[100 * i : 100 * i + 100]})
+    for i in range(6):
+        table = pyarrow.table({"text": documents()[50 * i : 50 * i + 50]})
         pyarrow.parquet.write_table(table, tmp_path / "set" / f"{i}.parquet")
     common = {"inputs": [f"hf:{tmp_path / 'set'}"], "tokenizer": "bytes", "val_fraction": 0.1, "say": silent}
     text.prepare(**common, out=tmp_path / "once")
@@ -27,8 +27,8 @@ def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
     meta = merge.merge(tmp_path / "parts", one_file=True, say=silent)
     assert sha256(tmp_path / "parts") == sha256(tmp_path / "once")
     assert meta["splits"]["train"]["documents"] == sum(not is_val(t, 0.1) for t in documents())
-    with pytest.raises(ValueError, match="has 3 files: it cannot be divided into 4 shards"):
-        text.prepare(**common, out=tmp_path / "more", shard=(1, 4))
+    with pytest.raises(ValueError, match="has 6 files: it cannot be divided into 7 shards"):
+        text.prepare(**common, out=tmp_path / "more", shard=(1, 7))
     corpus = Corpus(common["inputs"])
     assert list(corpus.pieces(0, 150)) == list(corpus.pieces())[150:]
 
