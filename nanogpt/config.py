@@ -104,12 +104,12 @@ INCIDENTAL = set(
 
 def field_help(cls: type) -> dict[str, str]:
     """The comment behind each field of a dataclass, by field name: one source for readers and for --help."""
-    found = dict.fromkeys(cls.__dataclass_fields__, "")
+    found = dict.fromkeys((field.name for field in dataclasses.fields(cls)), "")
     for base in reversed(cls.__mro__):
         with suppress(OSError, TypeError):  # without source: typed at a prompt, or built in
             source = textwrap.dedent(inspect.getsource(base))
             found |= re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE)
-    return {name: found[name] for name in cls.__dataclass_fields__}
+    return {field.name: found[field.name] for field in dataclasses.fields(cls)}
 
 
 def read_value(text: str, kind: type) -> object:
@@ -154,7 +154,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class OneLineParser(argparse.ArgumentParser):
     """An argparse whose errors are one line, and which suggests the flag that was probably meant.
 
-    Flags may be written with _ or -: `--max_iters` is `--max-iters`.
+    In the names of flags, _ and - are the same.
     """
 
     def __init__(self, **options):
@@ -202,7 +202,7 @@ def settings_parser(model: GPTConfig, train: TrainConfig, description: str) -> O
             text = f"{help_of[field.name]}{default}".strip().replace("%", "%%")
             flag_alone = {"nargs": "?", "const": "true"} if kind is bool or field.name == "compile" else {}
             metavar = short(kind, limits)
-            groups[field.kw_only].add_argument(f"--{field.name}", metavar=metavar, help=text, **flag_alone)
+            groups[bool(field.kw_only)].add_argument(f"--{field.name}", metavar=metavar, help=text, **flag_alone)
     return parser
 
 
