@@ -13,8 +13,9 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
-from nanogpt.checkpoint import read_json, write_json
+from nanogpt.checkpoint import write_json
 from nanogpt.config import OneLineParser, user_errors
+from nanogpt.data.files import read_json
 from nanogpt.data.tokenizer import check_same
 
 SAME = ("vocab_size", "dtype", "tokenizer", "source")  # in all parts

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from data_prep.documents import Corpus, Piece
 from data_prep.split import Split
-from nanogpt.checkpoint import read_json, write_json
+from nanogpt.checkpoint import write_json
+from nanogpt.data.files import read_json
 from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
 from nanogpt.lock import Lock
 
@@ -167,7 +168,15 @@ class CorpusWriter:
             tokenizer.save(directory)
             saved = hashlib.sha256(Path(directory, FILE).read_bytes()).hexdigest()
         job = hashlib.sha256(json.dumps([2, corpus.fingerprint(), saved, val_fraction, dedup]).encode()).hexdigest()
-        self.state = {"job": job, "next": [0, 0, 0], "copy": [], "skipped": 0, "hashes": 0, "splits": {}, "chosen": {}}
+        self.state: dict = {
+            "job": job,
+            "next": [0, 0, 0],
+            "copy": [],
+            "skipped": 0,
+            "hashes": 0,
+            "splits": {},
+            "chosen": {},
+        }
         self.state |= {"duplicates": 0, "cut": 0}
         found = noted(self.progress)
         self.resumed = found.get("job") == job

@@ -107,13 +107,14 @@ NAMES = [
 @given(
     st.sampled_from(NAMES),
     CONTENTS,
-    st.sampled_from(["char", "bytes"]),
+    st.sampled_from(["char", "bytes", "itself"]),
     st.sampled_from(["strict", "skip", "replace"]),
 )
 def test_no_file_ends_the_command_with_a_traceback(tmp_path_factory, name, content, kind, errors):
     folder = tmp_path_factory.mktemp("odd")
     path = folder / name
     path.write_bytes(content)
+    kind = str(path) if kind == "itself" else kind
     check_run(str(path), "--out", str(folder / "out"), "--tokenizer", kind, "--errors", errors)
 
 
