@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser
 
-from nanogpt.commands.options import add_export_options, add_run, export_options
+from nanogpt.commands.options import add_export_options, add_run, export_options, show
 from nanogpt.hub.export import export
 
 
@@ -16,4 +16,4 @@ def add_arguments(command: ArgumentParser) -> None:
 
 def run(args) -> None:
 
-    export(args.RUN, args.to, format=args.format, **export_options(args))
+    export(args.RUN, args.to, format=args.format, say=show, **export_options(args))

@@ -262,7 +262,8 @@ class TokenDataset:
 
     def _windows(self, starts: np.ndarray) -> Batch:
         tokens = torch.from_numpy(self.tokens.windows(starts, self.block_size + 1).astype(np.int64))  # (B, T + 1)
-        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        # cloned: contiguous() would let x and y of a single window share memory, and targets are changed in place
+        return tuple(part.clone(memory_format=torch.contiguous_format) for part in (tokens[:, :-1], tokens[:, 1:]))
 
     def whole_split(self, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
         """Every token of the split as a target once, in windows side by side; each process gets its share of them.

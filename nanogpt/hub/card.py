@@ -110,7 +110,7 @@ def training(story: Story, curve: bool) -> str:
     """The part of the card that tells how a checkpoint came about."""
     state, settings, environment = story.state, story.settings, story.environment
     lines = metrics.read(story.out_dir / "metrics.jsonl")
-    here = [line for line in lines if line["step"] == state["step"] and "val_loss" in line]
+    here = [line for line in lines if line["step"] == state["step"] and {"val_loss", "val_bpb"} <= line.keys()]
     results = f"{state['step']:,} steps, {state['tokens']:,} tokens, {state['train_seconds']:,.0f} s of training"
     if "device" in environment:
         results += f" on {environment['device']} in {environment.get('precision')}"

@@ -74,11 +74,6 @@ def export(
         say(f"{to}: nanoGPT's checkpoint, verified: the same weights and sizes")
         return to
     model.to(dtype).float()  # as the weights will be read back
-    if words.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {words.vocab_size} tokens, but the model only {model.config.vocab_size}: they do not "
-            f"belong together"
-        )
     special = special_tokens(words, model.config.vocab_size)
     native = weights.to_transformers(model, words.eot_id, special.pad_id)
     ids = real_tokens(model, story)
@@ -149,8 +144,13 @@ class Special:
 def special_tokens(words, vocab_size: int) -> Special:
     """A token to pad with: the end-of-text token, else a new one where the model has a row to spare.
 
-    Character level has no token for other characters, so what stands for them is one that is there.
+    Character level has no token for other characters, so what stands for them is one that is there. Raises ValueError
+    if the tokenizer has more tokens than the model.
     """
+    if words.vocab_size > vocab_size:
+        raise ValueError(
+            f"the tokenizer has {words.vocab_size} tokens, but the model only {vocab_size}: they do not belong together"
+        )
     pad_token, pad_id, unk_token, notes = None, words.eot_id, None, []
     if pad_id is not None:
         pad_token = words.decode([pad_id])

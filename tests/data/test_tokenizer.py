@@ -43,7 +43,7 @@ def test_character_tokenizer_survives_saving_and_reads_the_same_in_tokenizers(tm
     assert reference.decode(reference.encode(MIXED).ids) == again.decode(again.encode(MIXED)) == MIXED
 
 
-@pytest.mark.parametrize("strange", ["é", "😀"])
+@pytest.mark.parametrize("strange", ["é", "😀", "c"])  # c comes right behind the last known one
 def test_an_unknown_character_is_named_with_its_place(strange):
     with pytest.raises(ValueError, match=f"character '{strange}' .position 2. is not among the 2 .*: ab"):
         CharTokenizer.train("abab").encode("ab" + strange)
@@ -348,3 +348,13 @@ def test_batches_of_gpt2_are_its_single_encodings(gpt2_files):
     for text, ids in zip(texts, gpt2.encode_batch(texts), strict=True):
         assert np.array_equal(ids, gpt2.encode(text))
         assert gpt2.decode(ids) == text
+
+
+def test_ids_may_leave_numbers_out():
+    assert HFTokenizer(Tokenizer(models.WordLevel({"a": 0, "b": 6}, unk_token="a"))).vocab_size == 7
+
+
+def test_spaces_around_a_special_token_stay_in_the_saved_tokenizer(tmp_path):
+    ByteTokenizer().save(tmp_path)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert saved.encode("a <|endoftext|> b").ids == [97, 32, 256, 32, 98]

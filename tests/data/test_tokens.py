@@ -78,7 +78,7 @@ def test_the_same_samples_whatever_the_batch_split(tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("tokens", [17, 100, 1009])
+@pytest.mark.parametrize("tokens", [17, 66, 100, 1009])  # 66: the last token alone in a batch
 def test_whole_split_predicts_every_token_once(tmp_path, tokens, processes):
     data = numbered(tmp_path, tokens, 16, "val")
     shares = [list(data.whole_split(4, process, processes)) for process in range(processes)]
@@ -327,3 +327,15 @@ def test_memory_stays_flat_while_a_file_is_read(tmp_path):
         if step % 100 == 0:
             largest = max(largest, process.memory_info().rss)
     assert largest - before < 150e6
+
+
+def test_tokens_newer_than_what_meta_json_says_of_them_are_looked_through(tmp_path):
+    numbered(tmp_path, 1000, 16)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    meta["splits"]["train"]["largest"] = 3
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    for nanoseconds, found in ((1, 3), (3, 999)):
+        os.utime(tmp_path / "meta.json", ns=(0, 2))
+        os.utime(tmp_path / "train.bin", ns=(0, nanoseconds))
+        with pytest.raises(ValueError, match=f"contains token {found}, but the vocabulary has 3 tokens"):
+            TokenDataset(tmp_path, "train", 16, vocab_size=3)

@@ -73,3 +73,9 @@ def test_the_data_of_a_mixture_are_all_named(tmp_path, text):
     assert line == f"a mixture: 0.75 of a.txt ({tokens}), 0.25 of b.txt ({tokens})"
     assert card.data_line("nowhere/a:0.7,nowhere/b:0.3") == "a mixture: 0.7 of a, 0.3 of b"
     assert card.data_line("nowhere/c") == "c"
+
+
+def test_the_loss_is_that_of_the_step(source):
+    with open(source.parent / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "val_loss": 1.0, "val_bpb": 1.0}\n')
+    assert "Validation loss 2.0000" in card.training(source, curve=False)

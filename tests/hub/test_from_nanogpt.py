@@ -108,9 +108,9 @@ def test_training_goes_on_as_theirs_would(tmp_path, theirs_data, vocab_size, mak
         lr = 1e-3 + 0.5 * (1 + math.cos(math.pi * min(1, (i - 2) / 8))) * 9e-3
         assert lr_at(i, run.config) == pytest.approx(lr, abs=1e-12)
         expected = step(model, optimizer, *run.micro_batch(0), lr)
-        run.loss_sum.zero_()
+        run.tally.loss.zero_()
         run.step()
-        assert run.loss_sum.item() == pytest.approx(expected, abs=1e-5)
+        assert run.tally.loss.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_step_loss_and_settings_come_along(tmp_path, theirs_data, vocab_size):
@@ -167,7 +167,7 @@ def test_without_the_optimizer_state_training_starts_its_moments_anew(tmp_path, 
         (lambda c: c["model_args"].update(vocab_size=77), "vocabulary has 77 tokens, that of the data .* by --data"),
         (lambda c: c["model_args"].update(n_head=3), "n_embd=8 is not divisible by n_head=3"),
         (lambda c: c["model_args"].pop("n_head"), "not laid out as nanoGPT's .*n_head"),
-        (lambda c: c["config"].update(batch_size=0), "batch_size=0 must be at least 1"),
+        (lambda c: c["config"].update(batch_size=0), "batch_size=0 must be from 1 to 65536"),
         (lambda c: c["config"].update(learning_rate=[]), "not laid out as nanoGPT's"),
         (lambda c: c["optimizer"]["state"].pop(0), "not laid out as nanoGPT's .*KeyError"),
         (lambda c: groups(c)[1].append(groups(c)[0].pop()), r"groups of \[9, 19\] parameters, .*--weights_only"),
