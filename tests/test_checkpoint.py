@@ -245,12 +245,13 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "model, message",
     [
-        ({"n_layer": 10**9}, "has 9 tensors, too few for n_layer=1000000000"),
-        ({"n_embd": 10**6}, "it is not this model's"),
-        ({"n_embd": 10**9}, "config.json is not a run's configuration .Storage size calculation overflowed"),
-        ({"n_embd": "8"}, "n_embd is '8'"),
-        ({"n_layer": [1]}, r"n_layer is '\[1\]'"),
-        ({"vocab_size": 10**8}, "it is not this model's"),
+        ({"n_layer": 10**9}, "n_layer=1000000000 must be from 1 to 1000"),
+        ({"n_layer": 1000}, "has 9 tensors, too few for n_layer=1000"),
+        ({"n_embd": 2**18}, "it is not this model's"),
+        ({"n_embd": 10**9}, "n_embd=1000000000 must be from 1 to 262144"),
+        ({"n_embd": "8"}, "n_embd='8' must be int"),
+        ({"n_layer": [1]}, r"n_layer=\[1\] must be int"),
+        ({"vocab_size": 10**7}, "it is not this model's"),
         ({"n_head": 0}, "config.json is not a run's configuration"),
     ],
 )
@@ -352,3 +353,31 @@ def test_a_damaged_checkpoint_that_is_the_best_and_the_last_is_named_once(tmp_pa
     said = []
     assert checkpoint.find(tmp_path, say=said.append).name == "step-000001"
     assert len(said) == 1 and "step-000002 is not whole" in said[0]
+
+
+def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    done, sync, point = [], checkpoint.sync, checkpoint.point
+    monkeypatch.setattr(checkpoint, "sync", lambda path: (sync(path), done.append(path.name)))
+    monkeypatch.setattr(checkpoint, "point", lambda link, target: (point(link, target), done.append(link.name)))
+    save(tmp_path / "run", 1, *trained(1), best=True)
+    assert set(done[:4]) == set(FILES) - {"trainer_state.json"}
+    assert done[4:] == ["trainer_state.json", ".tmp-step-000001", "best", "last", "run"]
+
+
+def test_steps_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("step-1000000", "step-000009", "step-999999"):
+        (tmp_path / name).mkdir()
+    assert [checkpoint.number(step) for step in checkpoint.steps(tmp_path)] == [9, 999_999, 1_000_000]
+
+
+def test_the_checksum_is_of_the_whole_file(tmp_path):
+    content = bytes(range(256)) * 10_000  # more than is read at a time
+    (tmp_path / "file").write_bytes(content)
+    assert checkpoint.crc32(tmp_path / "file") == zlib.crc32(content)
+
+
+def test_of_several_whole_checkpoints_the_newest_is_taken(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, *trained(1), keep=0)
+    (tmp_path / "last" / "config.json").unlink()
+    assert checkpoint.find(tmp_path, say=lambda text: None).name == "step-000002"

@@ -133,9 +133,20 @@ def test_the_update_ratio_is_that_of_all_weights_where_matrices_are_small(optimi
     optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer))
     set_learning_rate(optimizers, 1e-3)
     model(torch.arange(8)[None], torch.arange(8)[None]).backward()
-    ratio.before()
+    ratio.__enter__()
     for each in optimizers:
         each.step()
     moved = torch.cat([(p - before[name]).flatten() for name, p in matrices.items()]).norm()
     size = torch.cat([p.flatten() for p in before.values()]).norm()
-    assert ratio.after().item() == pytest.approx((moved / size).item(), rel=1e-5)
+    ratio.__exit__()
+    assert ratio.value() == pytest.approx((moved / size).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_settings_of_the_optimizer_reach_it(optimizer):
+    settings = {"beta1": 0.8, "beta2": 0.98, "weight_decay": 0.3, "muon_momentum": 0.7}
+    *muon, adamw = make_optimizers(GPT(MODEL), TrainConfig(optimizer=optimizer, **settings))
+    assert all(group["betas"] == (0.8, 0.98) for group in adamw.param_groups)
+    assert len(muon) == (optimizer == "muon")
+    for group in (group for each in muon for group in each.param_groups):
+        assert (group["momentum"], group["weight_decay"]) == (0.7, 0.3)

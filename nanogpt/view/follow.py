@@ -4,7 +4,6 @@ runs = Runs(["out"]); runs.update(); runs.found[0].curve("train_loss", "tokens",
 """
 
 import contextlib
-import json
 import math
 import os
 import stat
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt import checkpoint, metrics
+from nanogpt.metrics import number, parse
 from nanogpt.view import alerts
 
 X = ("step", "tokens", "train_seconds")
@@ -72,25 +72,6 @@ def visible(text: str, kept: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
-
-
-def parse(line: bytes) -> dict | None:
-    """The object in a line, if it has a step, or None."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    step = number(found.get("step")) if isinstance(found, dict) else None
-    return found if step is not None and math.isfinite(step) else None
-
-
-def number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
 
 
 class FollowedRun:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import TINY
 
@@ -15,6 +16,7 @@ from nanogpt import GPT, GPTConfig, checkpoint, metrics, plan
 from nanogpt.commands import main, tasks
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
+from nanogpt.hub import export
 
 
 @pytest.fixture
@@ -96,19 +98,31 @@ def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, capsys):
         (["sample", "RUN", "--prompt", "ÄFFIN"], "character 'Ä' (position 0) is not among the"),
         (["sample", "RUN", "--prompt", ""], "the prompt is empty"),
         (["sample", "RUN", "--prompt", "FILE:nowhere.txt"], "nowhere.txt: No such file or directory"),
-        (["sample", "RUN", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
-        (["sample", "RUN", "--num_samples", "0"], "num_samples=0 must be at least 1"),
+        (["sample", "RUN", "--temperature", "-1"], "--temperature=-1: must be from 0 to 1000"),
+        (["sample", "RUN", "--num_samples", "0"], "--num_samples=0: must be from 1 to 10000"),
         (["sample", "RUN", "--max_tokens", "9"], "unknown flag --max_tokens"),
         (["sample", "/nowhere"], "'/nowhere' is no directory"),
         (["sample", "RUN", "--device", "abacus"], "device='abacus' is not one of"),
         (["eval", "RUN", "--data", "nowhere"], "data directory 'nowhere' does not exist"),
-        (["eval", "RUN", "--batch_size", "0"], "batch_size=0 must be at least 1"),
+        (["eval", "RUN", "--batch_size", "0"], "--batch_size=0: must be from 1 to 4096"),
+        (["eval", "RUN", "--batch_size", "9" * 11], "--batch_size=99999999999: must be from 1 to 4096"),
+        (["sample", "RUN", "--temperature", "nan"], "--temperature=nan: must be from 0 to 1000"),
+        (["sample", "RUN", "--num_samples", "10000000000"], "--num_samples=10000000000: must be from 1 to 10000"),
+        (["show-batch", "RUN", "--step", "9" * 20], "--step=99999999999999999999: must be from 1 to"),
+        (["bench", "--batch_size", "0"], "--batch_size=0: must be from 1 to 4096"),
+        (["plan", "/etc/passwd"], "/etc/passwd is not a Python file"),
+        (["plot", "RUN", "--out", "out"], "out='out' must end in .png, .svg, .pdf"),
+        (["sample", "RUN", "--max-new-token", "9"], "unknown flag --max_new_token: did you mean --max_new_tokens?"),
+        (["export", "RUN", "--to", "LINK"], "is a symbolic link"),
+        (["smaple"], "unknown command smaple: did you mean sample?"),
         (["fly"], "fly"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run_dir, argv, message, capsys):
+    (run_dir.parent / "link").symlink_to(run_dir.parent / "elsewhere")
+    names = {"RUN": str(run_dir), "LINK": str(run_dir.parent / "link")}
     with pytest.raises(SystemExit) as exit:
-        main([str(run_dir) if a == "RUN" else a for a in argv])
+        main([names.get(a, a) for a in argv])
     assert exit.value.code == 2
     error = capsys.readouterr().err
     assert message in error
@@ -157,7 +171,7 @@ def test_batch_of_a_step_before_the_first(run_dir, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["show-batch", str(run_dir), "--step", "0"])
     assert exit.value.code == 2
-    assert capsys.readouterr().err == "error: step=0 must be at least 1\n"
+    assert capsys.readouterr().err == "error: --step=0: must be from 1 to 1000000000\n"
 
 
 def test_launch_check_of_one_process(make_run, capsys):
@@ -181,7 +195,8 @@ def test_several_runs_are_a_table_and_results_are_kept_beside_the_checkpoint(run
     assert [line.split()[1] for line in table[1:]] == [f"{values['val_loss']:.4f}" for values in kept]
     assert kept[0]["val_loss"] != kept[1]["val_loss"]
     main(["eval", str(last), "--split", "train"])
-    assert json.loads((run_dir / f"{last.name}.eval.json").read_text()).keys() == {"val", "train"}
+    kept = json.loads((run_dir / f"{last.name}.eval.json").read_text())
+    assert kept.keys() == {"val", "train"} and kept["val"]["val_loss"] != kept["train"]["val_loss"]
 
 
 def test_results_on_other_data_or_of_some_examples_do_not_take_the_place_of_the_runs_own(run_dir, text, monkeypatch):
@@ -228,7 +243,7 @@ def test_a_plan_of_a_recipe_that_does_not_exist_changes_nothing(capsys):
     before = list(sys.argv), list(sys.path)
     with pytest.raises(SystemExit):
         main(["plan", "nowhere/mine.py"])
-    assert capsys.readouterr().err.startswith("error: nowhere/mine.py is no file")
+    assert capsys.readouterr().err.startswith("error: nowhere/mine.py is not a Python file")
     assert (sys.argv, sys.path) == before
 
 
@@ -258,3 +273,33 @@ def test_seeds_are_trained_one_after_the_other_and_compared(data, tmp_path, monk
     assert losses[0] != losses[1]
     table = capsys.readouterr().out.split("validation loss by equal steps")[1]
     assert f"{sum(losses) / 2:.4f} ±{abs(losses[0] - losses[1]) / 2**0.5:.4f}" in table
+
+
+def test_push_takes_its_options_along(run_dir, monkeypatch):
+    asked = []
+
+    def upload(folder, repo, message, revision):
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        asked.append((repo, revision, weights["transformer.wte.weight"].dtype))
+        assert "license: mit" in (folder / "README.md").read_text()
+        return "address"
+
+    monkeypatch.setattr(export.client, "make_repository", lambda *args, **kwargs: asked.append((args, kwargs)))
+    monkeypatch.setattr(export.client, "upload", upload)
+    options = ["--private", "--revision", "trial", "--license", "mit", "--dtype", "bfloat16"]
+    main(["push", str(run_dir), "me/model", *options])
+    assert asked == [(("me/model", True, "trial"), {}), ("me/model", "trial", torch.bfloat16)]
+
+
+def test_top_k_1_is_greedy(run_dir, capsys):
+    texts = set()
+    for options in (["--temperature", "0"], ["--top_k", "1", "--temperature", "2"]):
+        main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "30", *options])
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 1
+
+
+def test_batch_can_be_shown_where_the_data_lies_now(run_dir, text, tmp_path, capsys):
+    writer.write(tmp_path / "moved", text, "char", 0.1, "made up")
+    main(["show-batch", str(run_dir), "--step", "1", "--data", str(tmp_path / "moved")])
+    assert f"of {tmp_path / 'moved'}, epoch 1" in capsys.readouterr().out

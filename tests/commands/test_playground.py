@@ -5,6 +5,7 @@ import dataclasses
 import http.client
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +109,15 @@ def test_without_gradio_the_way_to_it_is_named(monkeypatch, capsys):
     with pytest.raises(SystemExit) as error:
         main(["playground", "a"])
     assert error.value.code == 2 and "pip install -e '.[playground]'" in capsys.readouterr().err
+
+
+def test_the_page_is_served_to_this_machine_alone(monkeypatch):
+    asked = {}
+    blocks = SimpleNamespace(launch=lambda **options: asked.update(options), local_url="http://127.0.0.1:7870/")
+    monkeypatch.setattr(playground, "page", lambda runs, device: blocks)
+    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(themes=SimpleNamespace(Default=lambda **fonts: None)))
+    playground.serve(["run"], "cpu", port=7870, say=lambda text: None, block=False)
+    assert asked["server_name"] == "127.0.0.1" and asked["share"] is False
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from data_prep import python_stdlib, writer
+from data_prep import documents, python_stdlib, writer
 from data_prep.merge import merge
 from data_prep.text import prepare
 from data_prep.train_tokenizer import train
@@ -107,7 +107,8 @@ def test_files_that_were_changed_are_found_by_their_sha256(tmp_path, text, capsy
     assert "the val split was changed: its SHA-256 is" in capsys.readouterr().err
 
 
-def test_shards_are_examined_as_one(tmp_path, text):
+def test_shards_are_examined_as_one(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(documents, "PIECE", 1 << 10)
     (tmp_path / "in.txt").write_text(text)
     for i in (1, 2):
         prepare([str(tmp_path / "in.txt")], tmp_path / "data", "bytes", 0.2, shard=(i, 2), say=lambda text: None)
