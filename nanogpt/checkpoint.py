@@ -19,7 +19,6 @@ import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -357,19 +356,9 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
     try:
         # settings of a recipe's own, or of another version, are passed over: nothing here depends on them
         train = {name: value for name, value in config["train"].items() if name in TrainConfig.__dataclass_fields__}
-        return typed(GPTConfig, config["model"]), typed(TrainConfig, train)
+        return GPTConfig(**config["model"]), TrainConfig(**train)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
-
-
-def typed(cls: type, values: dict) -> object:
-    """A dataclass of `values`, each of which must have its field's type."""
-    kinds = get_type_hints(cls)
-    for name, value in values.items():
-        kind = kinds.get(name, object)
-        if not isinstance(value, kind | int if kind is float else kind):
-            raise TypeError(f"{name} is {str(value)[:40]!r}")
-    return cls(**values)
 
 
 def load_model(

@@ -1,99 +1,97 @@
 """Settings of a run: dataclass defaults < the recipe < the command line.
 
 Every field of `GPTConfig` and `TrainConfig` is a flag of the same name, `--max_iters 500` or `--max_iters=500`; its
-help text is the comment behind the field. An unknown flag or an ill-typed value is an error, never ignored.
+help text is the comment behind the field, its choices or limits are in its type: `Annotated[int, 1, 1000]` is an
+integer from 1 to 1000. --help lists the fields after KW_ONLY as advanced. An unknown flag or a value that is not
+allowed is an error, never ignored.
 """
 
 import argparse
 import dataclasses
 import difflib
 import inspect
+import json
 import os
 import re
+import select
+import signal
 import sys
+import textwrap
+import time
 import types
 import typing
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
-from nanogpt.model import GPTConfig
+import psutil
+import torch
+
+from nanogpt.model import GPTConfig, check_fields, declared
+
+PATIENCE = 10  # seconds that other processes leave the main one to report what all of them found
+
+Count = Annotated[int, 1, 65_536]
+Steps = Annotated[int, 0, 10**9]
+Rate = Annotated[float, 0, 100]
+Decay = Annotated[float, 0, 0.999999]
 
 
 @dataclass
 class TrainConfig:
-    # the run
     out_dir: str = "out/run"  # directory of this run: config.json, metrics.jsonl, checkpoints
     data: str = "data/shakespeare_char"  # data directory, or a mixture of several: data/a:0.7,data/b:0.3
-    resume: str = "none"  # none | auto (the last whole checkpoint, if any) | last | best | a checkpoint directory
+    resume: str = "none"  # none | auto (the last intact checkpoint, if any) | last | best | a checkpoint directory
     init_from: str = "scratch"  # scratch | a model to fine-tune: an out directory, a transformers directory or Hub name
-    seed: int = 1337  # weights, batches and dropout follow from it
-    # batches
-    batch_size: int = 12  # sequences in a micro-batch
-    gradient_accumulation_steps: int = 1  # micro-batches in a step, over all processes together
-    max_iters: int = 5000  # optimizer steps; 0 only evaluates
-    # optimizer
-    optimizer: str = "adamw"  # adamw | muon (Muon for the blocks' matrices, AdamW for the rest)
-    learning_rate: float = 1e-3  # peak, of AdamW
-    muon_learning_rate: float = 0.02  # peak, of Muon; follows the same schedule
-    muon_momentum: float = 0.95  # Nesterov momentum of Muon
-    weight_decay: float = 0.1  # decoupled, on matrices (and embeddings, without Muon), not on biases and norms
-    beta1: float = 0.9  # AdamW's decay rate of the mean
-    beta2: float = 0.95  # AdamW's decay rate of the square; 0.99 where a step has few tokens
-    grad_clip: float = 1.0  # largest norm of the gradient; 0 does not clip
-    max_bad_steps: int = 5  # this many steps in a row without a finite gradient end the run, at the next log_interval
-    max_minutes: float = 0  # wall-clock time after which the run saves and ends, the last save included; 0: no limit
-    max_failed_saves: int = 3  # this many checkpoints in a row that cannot be saved end the run
-    # learning rate
-    lr_schedule: str = "cosine"  # cosine | linear | wsd (stable, then linear at the end) | constant
-    warmup_iters: int = 100  # steps of linear warm-up
-    lr_decay_iters: int | None = None  # step at which min_lr is reached; none: max_iters
-    min_lr: float = 1e-4  # learning rate at the end (nanoGPT: a tenth of the peak)
-    decay_fraction: float = 0.4  # wsd: share of lr_decay_iters that decays
-    # evaluation, logging, checkpoints
-    eval_interval: int = 250  # steps between evaluations, and between checkpoints; the last step always has both
-    eval_iters: int = 0  # batches of an evaluation, drawn at random as nanoGPT does; 0: the whole split, exactly
-    log_interval: int = 10  # steps between lines of metrics.jsonl
-    always_save_checkpoint: bool = True  # save at every evaluation; false: only when it is the best yet
-    keep_checkpoints: int = 2  # newest checkpoints kept, besides the best; 0 keeps all
-    sample_tokens: int = 100  # tokens of the text that each evaluation writes to samples.jsonl; 0: none
+    seed: Annotated[int, 0, 2**63 - 1] = 1337  # determines weights, batches and dropout
+    max_iters: Steps = 5000  # optimizer steps; 0 only evaluates
+    batch_size: Count = 12  # sequences in a micro-batch
+    gradient_accumulation_steps: Count = 1  # micro-batches in a step, over all processes together
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for the blocks' matrices, AdamW for the rest
+    learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # peak, of AdamW
+    weight_decay: Rate = 0.1  # decoupled, on matrices (and embeddings, without Muon), not on biases and norms
+    eval_interval: Annotated[int, 1, 10**9] = 250  # steps between evaluations, and checkpoints; always at the last step
     report_to: str = "none"  # none | trackio | wandb | tensorboard, several with commas; metrics.jsonl always
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: the launcher's choice
+    _: KW_ONLY  # the advanced ones
+    # optimizer
+    muon_learning_rate: Rate = 0.02  # peak, of Muon; follows the same schedule
+    muon_momentum: Decay = 0.95  # Nesterov momentum of Muon
+    beta1: Decay = 0.9  # AdamW's decay rate of the mean
+    beta2: Decay = 0.95  # AdamW's decay rate of the square; 0.99 where a step has few tokens
+    grad_clip: Annotated[float, 0, 1e9] = 1.0  # largest norm of the gradient; 0 does not clip
+    max_bad_steps: Annotated[int, 1, 10**9] = 5  # so many steps in a row without a finite gradient end the run
+    # learning rate
+    lr_schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # wsd: stable, then linear at the end
+    warmup_iters: Steps = 100  # steps of linear warm-up
+    lr_decay_iters: Annotated[int | None, 1, 10**9] = None  # step at which min_lr is reached; none: max_iters
+    min_lr: Rate = 1e-4  # learning rate at the end (nanoGPT: a tenth of the peak)
+    decay_fraction: Annotated[float, 0, 1] = 0.4  # wsd: share of lr_decay_iters that decays
+    # evaluation, logging, checkpoints
+    eval_iters: Steps = 0  # batches of an evaluation, drawn at random as nanoGPT does; 0: the whole split, exactly
+    log_interval: Annotated[int, 1, 10**9] = 10  # steps between lines of metrics.jsonl
+    always_save_checkpoint: bool = True  # save at every evaluation; false: only when it is the best yet
+    keep_checkpoints: Steps = 2  # newest checkpoints kept, besides the best; 0 keeps all
+    max_failed_saves: Annotated[int, 1, 10**9] = 3  # so many checkpoints in a row that cannot be saved end the run
+    max_minutes: Annotated[float, 0, 1e7] = 0  # wall-clock time after which the run saves and ends; 0: no limit
+    sample_tokens: Steps = 100  # tokens of the text that each evaluation writes to samples.jsonl; 0: none
     exportable: bool = False  # stop at once where no transformers class could hold the model; false: a warning
     push_to_hub: str | None = None  # USER/NAME: export the best there at the end; made at the start, public, if missing
     # the machine
-    device: str = "auto"  # auto (what the launcher chose) | cpu | cuda | mps
-    precision: str = "auto"  # auto (the launcher's, else bf16 where the device computes in it) | fp32 | bf16 | fp16
-    compile: str = "auto"  # auto (on CUDA) | true | false: torch.compile
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: the launcher's, else bf16 where supported
+    compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: on CUDA
     dry_run: bool = False  # only show what the run would take: parameters, memory, time
     find_batch_size: bool = False  # only try ever larger batch sizes, until one does not fit into memory
-    seeds: int = 1  # that many runs one after the other, with seeds counting up, into out_dir-seed…; then compared
-    profile: int = 0  # steps to trace into out_dir/trace.json, after two to warm up
+    seeds: Annotated[int, 1, 1000] = 1  # train so many runs with seeds counting up, into out_dir-seed…; compare them
+    profile: Steps = 0  # steps to trace into out_dir/trace.json, after two to warm up
     deterministic: bool = False  # the same bits in every run on one machine; on a GPU some operators get slower
-    timeout: float = 600  # seconds that a process waits for another one before it ends the run
-    threads: int = 0  # CPU threads of each process; 0: the cores, shared among the processes
+    timeout: Annotated[float, 1, 1e6] = 600  # seconds that a process waits for another one before it ends the run
+    threads: Annotated[int, 0, 1024] = 0  # CPU threads of each process; 0: the cores, shared among the processes
 
     def __post_init__(self):
-        choices = {
-            "optimizer": ("adamw", "muon"),
-            "lr_schedule": ("cosine", "linear", "wsd", "constant"),
-            "device": ("auto", "cpu", "cuda", "mps"),
-            "precision": ("auto", "fp32", "bf16", "fp16"),
-            "compile": ("auto", "true", "false"),
-        }
         self.compile = str(self.compile).lower()  # a recipe may say False, nanoGPT's flag is --compile=False
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        at_least = {"batch_size": 1, "gradient_accumulation_steps": 1, "eval_interval": 1, "log_interval": 1}
-        at_least |= {"seeds": 1, "max_bad_steps": 1, "max_failed_saves": 1, "timeout": 1, "max_minutes": 0}
-        at_least |= dict.fromkeys(
-            "max_iters seed eval_iters keep_checkpoints threads warmup_iters profile sample_tokens".split(), 0
-        )
-        at_least |= dict.fromkeys(("grad_clip", "weight_decay", "min_lr", "muon_learning_rate"), 0)
-        for name, least in at_least.items():
-            if not getattr(self, name) >= least:  # which catches NaN as well
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate} must be above 0")
+        check_fields(self)
 
 
 # settings that never change what a step computes: a resumed run, a comparison and a model card pass over them
@@ -106,8 +104,12 @@ INCIDENTAL = set(
 
 def field_help(cls: type) -> dict[str, str]:
     """The comment behind each field of a dataclass, by field name: one source for readers and for --help."""
-    lines = re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), flags=re.MULTILINE)
-    return dict(lines)
+    found = dict.fromkeys((field.name for field in dataclasses.fields(cls)), "")
+    for base in reversed(cls.__mro__):
+        with suppress(OSError, TypeError):  # without source: typed at a prompt, or built in
+            source = textwrap.dedent(inspect.getsource(base))
+            found |= re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE)
+    return {field.name: found[field.name] for field in dataclasses.fields(cls)}
 
 
 def read_value(text: str, kind: type) -> object:
@@ -126,67 +128,180 @@ def read_value(text: str, kind: type) -> object:
         raise ValueError(f"expected {'an integer' if kind is int else 'a number'}") from None
 
 
+def within(kind: type, low: float, high: float):
+    """For argparse's `type=`: numbers of that kind from `low` to `high`."""
+
+    def read(text: str):
+        try:
+            value = read_value(text, kind)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text:.40}: {error}") from None
+        if not low <= value <= high:  # which catches NaN as well
+            raise argparse.ArgumentTypeError(f"{text:.40}: must be from {low} to {high}")
+        return value
+
+    return read
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of an option, where it has one and its help does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said = action.default in (None, False, argparse.SUPPRESS) or "default" in action.help
+        return action.help if said or not action.option_strings else f"{action.help} (default: %(default)s)"
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """An argparse whose errors are one line, and which suggests the flag that was probably meant."""
+    """An argparse whose errors are one line, and which suggests the flag that was probably meant.
+
+    In the names of flags, _ and - are the same.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False} | options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        args, rest = list(sys.argv[1:] if args is None else args), []
+        if "--" in args:
+            args, rest = args[: args.index("--")], args[args.index("--") :]
+        args = [re.sub(r"(?<=\w)-", "_", name) + equals + value for name, equals, value in map(split_flag, args)]
+        namespace, unknown = super().parse_known_args(args + rest, namespace)
+        if unknown:  # reported here, so that a sub-command suggests its own flags
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
 
     def error(self, message: str) -> typing.NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--?\w+)", message)
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown[1], flags, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            message = f"unknown flag {unknown[1]}: {hint}--help lists them all"
-        fail(message)
+        """Exits with code 2 and one line."""
+        if unknown := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
+            message = f"unknown flag {unknown[1]}: {nearest(unknown[1], self._option_string_actions)}"
+        elif unknown := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose", message, re.DOTALL):
+            commands = next(action.choices for action in self._actions if action.dest == "command")
+            message = f"unknown command {unknown[1]}: {nearest(unknown[1], commands)}"
+        fail(re.sub(r"^argument (--\w+): (?=.*: (expected|must))", r"\1=", message, flags=re.DOTALL))
+
+
+def split_flag(word: str) -> tuple[str, str, str]:
+    """A flag's name, = and value; of any other word an empty name."""
+    return word.partition("=") if word.startswith("--") else ("", "", word)
+
+
+def nearest(word: str, known) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}? --help lists them all" if near else "--help lists them all"
+
+
+def settings_parser(model: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
+    """The parser of a recipe: a flag for each field, those after KW_ONLY in a group of their own."""
+    parser = OneLineParser(usage="%(prog)s [--SETTING VALUE …]", description=description)
+    groups = [parser.add_argument_group(title) for title in ("settings", "advanced settings")]
+    for config in (model, train):
+        help_of, kinds = field_help(type(config)), declared(type(config))
+        for field in dataclasses.fields(config):
+            (kind, limits), value = kinds[field.name], getattr(config, field.name)
+            default = "" if value is None else f" (default: {value})"
+            text = f"{help_of[field.name]}{default}".strip().replace("%", "%%")
+            flag_alone = {"nargs": "?", "const": "true"} if kind is bool or field.name == "compile" else {}
+            metavar = short(kind, limits)
+            groups[bool(field.kw_only)].add_argument(f"--{field.name}", metavar=metavar, help=text, **flag_alone)
+    return parser
 
 
 def parse(model: GPTConfig, train: TrainConfig, argv: list[str], description: str) -> tuple[GPTConfig, TrainConfig]:
     """The recipe's two configurations with the command line laid over them."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(description=description, formatter_class=formatter, allow_abbrev=False)
-    for config in (model, train):
-        help_of, kinds = field_help(type(config)), typing.get_type_hints(type(config))
-        group = parser.add_argument_group(type(config).__name__)
-        for field in dataclasses.fields(config):
-            value = getattr(config, field.name)
-            text = f"{help_of[field.name]} (default: {value})".replace("%", "%%")
-            flag_alone = {"nargs": "?", "const": "true"} if kinds[field.name] is bool or field.name == "compile" else {}
-            group.add_argument(f"--{field.name}", metavar=short(kinds[field.name]), help=text, **flag_alone)
+    parser = settings_parser(model, train, description)
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
     changed = []
     for config in (model, train):
-        kinds, values = typing.get_type_hints(type(config)), {}
+        kinds, values = declared(type(config)), {}
         for name in given.keys() & kinds.keys():
             try:
-                values[name] = read_value(given[name], kinds[name])
+                values[name] = read_value(given[name], kinds[name][0])
             except ValueError as error:
-                parser.error(f"--{name}={given[name]}: {error}")
+                parser.error(f"--{name}={given[name]:.80}: {error}")
         changed.append(dataclasses.replace(config, **values))
     return tuple(changed)
 
 
-def short(kind: type) -> str:
+def short(kind: type, limits: tuple = ()) -> str:
+    """A type as --help shows it: its choices, or its name."""
+    if kind is str and limits:
+        return "|".join(limits)
     return kind.__name__.upper() if isinstance(kind, type) else str(kind).split(" ")[0].upper()
+
+
+def visible(text: str) -> str:
+    """`text` for a terminal: control characters other than newline and tab, such as ESC, are shown as \\x1b."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def fail(message: object, code: int = 2) -> typing.NoReturn:
     """One line on stderr, from the main process alone, and the exit code; 2: the user has something to change."""
     if isinstance(message, OSError) and message.filename:
         message = f"{message.filename}: {message.strerror}"
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    line = visible(" ".join(str(message).split("\n")))
+    line = f"error: {line if len(line) < 1000 else line[:1000] + '…'}"
+    rank, torchrun = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if rank != "0" and torchrun and code == 2:
+        time.sleep(PATIENCE)  # the main process has the same to say, and when it ends this one is ended as well
+        line, rank = f"error: process {rank}: {line.removeprefix('error: ')}", "0"
+    if rank == "0":
+        print(line, file=sys.stderr, flush=True)
+        if torchrun and code == 2:  # what the launcher prints last
+            with suppress(OSError):
+                Path(torchrun).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+    if code == 2 and (launcher := lone_launcher()):
+        launcher.terminate()
     sys.exit(code)
+
+
+def lone_launcher() -> psutil.Process | None:
+    """`accelerate launch`, where it started this process alone: it would print a traceback below a user's mistake."""
+    with suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        if "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ and parent:
+            words = [Path(word).name for word in parent.cmdline()[:3]]
+            if words[1:] == ["accelerate", "launch"] or words[1:2] == ["accelerate-launch"]:
+                return parent
+    return None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: on CUDA by its own type of error, on the CPU and MPS by the text."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def reader_is_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    poll = select.poll()
+    with suppress(OSError, ValueError):  # stdout is no file
+        poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
 
 
 @contextmanager
 def user_errors(stopped: str = ""):
-    """Around what depends on the user: ValueError and OSError become one line and exit code 2, Ctrl-C becomes 130.
+    """Around what depends on the user: ValueError, OSError and too little memory become one line and exit code 2.
 
-    `stopped` is what to say to a Ctrl-C.
+    Ctrl-C becomes 130, with `stopped` as what to say if it says nothing itself; a reader that is gone (`| head`)
+    becomes 141, as in a shell.
     """
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        if not reader_is_gone():  # another pipe, or a connection
+            fail(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         fail(error)
-    except KeyboardInterrupt:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        fail("out of memory: choose a smaller model, batch or number of samples")
+    except KeyboardInterrupt as interrupt:
+        stopped = str(interrupt) or stopped
         print(stopped and f"\n{stopped}", file=sys.stderr)
         sys.exit(130)

@@ -98,7 +98,7 @@ def sample(run, tokens: int = 300) -> str:
 
 
 def resume_command(run, *changes: str) -> str:
-    """The command that resumes this run; `changes` are flags (`--name=value`) that replace those given."""
+    """The command that resumes this run; `changes` are flags with their values that replace those given."""
     if run.config.seeds > 1:
         changes = ("--seeds=1", f"--seed={run.config.seed}", f"--out_dir={run.out_dir}", *changes)
     changes = ("--resume=auto", *changes)

@@ -136,7 +136,8 @@ def fp32_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args, **o
     if not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, *args, **options)
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), *args, **options)
+        y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), *args, **options)
+    return y.to(v.dtype)
 
 
 @torch.no_grad()

@@ -17,53 +17,71 @@ Dimension letters: B batch, T time, C channels (n_embd), H heads, K key-value he
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from types import NoneType
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-VOCAB_MULTIPLE = (
-    64  # the embedding has a multiple of 64 rows, for fast matrix products; only this file sees the padding
-)
+VOCAB_MULTIPLE = 64  # the embedding has a multiple of 64 rows, for fast products; only this file sees the padding
+
+
+def declared(cls: type) -> dict[str, tuple[type, tuple]]:
+    """The types of a dataclass's fields with what they may hold: choices of a Literal, limits of an Annotated number.
+
+    >>> declared(GPTConfig)["n_layer"], declared(GPTConfig)["norm"]
+    ((<class 'int'>, (1, 1000)), (<class 'str'>, ('layernorm', 'rmsnorm')))
+    """
+    found = {}
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        kind, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        found[name] = (str, get_args(kind)) if get_origin(kind) is Literal else (kind, tuple(limits))
+    return found
+
+
+def check_fields(config) -> None:
+    """Raises ValueError where a field of a dataclass does not hold what it declares."""
+    allowed = declared(type(config))
+    for name in (field.name for field in fields(config)):
+        value, (kind, limits) = getattr(config, name), allowed[name]
+        if not isinstance(value, kind | int if float in (kind, *get_args(kind)) else kind):
+            raise ValueError(f"{name}={value!r:.80} must be {getattr(kind, '__name__', kind)}")
+        if isinstance(value, str) and (not value or "\0" in value):
+            raise ValueError(f"{name}={value!r:.80} is not a name")
+        if isinstance(value, str) and limits and value not in limits:
+            raise ValueError(f"{name}={value!r:.80} is not one of {', '.join(limits)}")
+        # `not` catches NaN as well
+        if not isinstance(value, str | NoneType) and limits and not limits[0] <= value <= limits[1]:
+            raise ValueError(f"{name}={value!s:.40} must be from {limits[0]} to {limits[1]}")
 
 
 @dataclass
 class GPTConfig:
-    block_size: int = 1024  # context length T, in tokens
-    vocab_size: int | None = None  # number of tokens; none: as many as the data's tokenizer has
-    n_layer: int = 12  # number of blocks
-    n_head: int = 12  # attention heads in a block
-    n_kv_head: int | None = None  # heads that keys and values have (grouped-query attention); none: n_head
-    n_embd: int = 768  # channels C
-    head_dim: int | None = None  # channels in a head; none: n_embd / n_head
-    n_inner: int | None = None  # hidden channels of the MLP; none: 4 C, for swiglu 8/3 C in multiples of 32
-    norm: str = "layernorm"  # layernorm | rmsnorm
-    norm_eps: float = 1e-5  # added to the variance in every norm
-    position: str = "learned"  # learned | rope
-    rope_theta: float = 10000.0  # base of RoPE's wavelengths
-    mlp: str = "gelu"  # gelu (exact, as nanoGPT) | gelu_tanh (as GPT-2's own weights) | swiglu
+    block_size: Annotated[int, 1, 2**24] = 1024  # context length T, in tokens
+    vocab_size: Annotated[int | None, 1, 2**24] = None  # number of tokens; none: as many as the data's tokenizer has
+    n_layer: Annotated[int, 1, 1000] = 12  # number of blocks
+    n_head: Annotated[int, 1, 4096] = 12  # attention heads in a block
+    n_embd: Annotated[int, 1, 2**18] = 768  # channels C
+    dropout: Annotated[float, 0, 0.99] = 0.0  # on embeddings, attention weights, branches; 0 suits all but tiny data
+    _: KW_ONLY  # the advanced ones
+    n_kv_head: Annotated[int | None, 1, 4096] = None  # heads of keys and values (grouped-query attention); none: n_head
+    head_dim: Annotated[int | None, 1, 2**16] = None  # channels in a head; none: n_embd / n_head
+    n_inner: Annotated[int | None, 1, 2**20] = None  # MLP's channels; none: 4 C, for swiglu 8/3 C in multiples of 32
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # of the input of attention, MLP and output projection
+    norm_eps: Annotated[float, 0, 1] = 1e-5  # added to the variance in every norm
+    position: Literal["learned", "rope"] = "learned"  # how the model knows the order of tokens
+    rope_theta: Annotated[float, 1, 1e12] = 10000.0  # base of RoPE's wavelengths
+    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"  # gelu: exact, as nanoGPT; gelu_tanh: as GPT-2's own weights
     qk_norm: bool = False  # RMSNorm over each head's query and key, before RoPE (as Qwen3)
     bias: bool = False  # biases in Linear and LayerNorm; GPT-2 has them, nanoGPT trains better without
-    dropout: float = 0.0  # on embeddings, attention weights and each branch's output; 0 suits all but tiny data
     tie_embeddings: bool = True  # one matrix for the token embedding and the output projection
     gradient_checkpointing: bool = False  # recompute each block in the backward pass: less memory, a third more time
 
     def __post_init__(self):
-        choices = {
-            "norm": ("layernorm", "rmsnorm"),
-            "position": ("learned", "rope"),
-            "mlp": ("gelu", "gelu_tanh", "swiglu"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_dim", "n_inner"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        check_fields(self)
         if self.head_dim is None and self.n_embd % self.n_head:
             near = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
             near = sorted(sorted(near, key=lambda h: abs(h - self.n_head))[:3])

@@ -49,7 +49,7 @@ def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) ->
     for optimizer in optimizers:
         fused = optimizer.defaults.get("fused") and not_finite.device.type != "mps"
         if isinstance(optimizer, Muon) or fused:
-            optimizer.found_inf = not_finite
+            optimizer.found_inf = not_finite  # type: ignore[attr-defined]
             optimizer.step()
         elif not not_finite:
             optimizer.step()

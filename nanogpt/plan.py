@@ -151,7 +151,10 @@ def show(
     precision, processes = env["precision"], env["processes"]
     train_data, val_data = data
     say(f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}")
-    say(describe(GPTConfig(**settings["model"]), config, precision, len(train_data.tokens), processes, taken))
+    text = describe(GPTConfig(**settings["model"]), config, precision, len(train_data.tokens), processes, taken)
+    say(text)
+    if "DOES NOT FIT" in text:
+        return
     begin()
     seconds = median_seconds(step)
     training = seconds * config.max_iters

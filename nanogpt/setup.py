@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from nanogpt import checkpoint, console, optim, resume, rundir
-from nanogpt.config import TrainConfig
+from nanogpt.config import TrainConfig, visible
 from nanogpt.cpu import speed_up
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
@@ -18,6 +18,7 @@ from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training
 from nanogpt.metrics import Metrics
 from nanogpt.model import GPT, GPTConfig
+from nanogpt.runtime import guard
 from nanogpt.runtime.device import Clock, make_accelerator, set_up, share_batches, unused_gpu
 from nanogpt.runtime.processes import Peers
 from nanogpt.runtime.saver import Saver
@@ -103,6 +104,8 @@ class Setup:
     def prepare_model(self, pretrained: GPT | None, model_config: GPTConfig) -> None:
         """Makes the model and its optimizers, on the device, compiled, copied or sharded as the launcher asks."""
         config = self.config
+        if pretrained is None:
+            guard.check_room(model_config, config, self.device.type == "cpu")
         torch.manual_seed(config.seed)
         self.gpt = speed_up((pretrained or self.make_model(model_config)).to(self.device))  # on a CPU only
         self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
@@ -138,4 +141,4 @@ class Setup:
         """Prints on the main process, above the progress bar. Ignores a closed stdout."""
         if self.main_process and not self.quiet:
             with suppress(OSError):
-                tqdm.write(text)
+                tqdm.write(visible(text))

@@ -6,7 +6,6 @@
 Downloads 0.5, 1.5, 3.2 and 6.4 GB. Bits per byte compare across tokenizers, losses per token do not.
 """
 
-import argparse
 from pathlib import Path
 
 from data_prep import shakespeare
@@ -21,7 +20,7 @@ SIZES = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
 
 def main() -> None:
     """Prints a line for each model."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--data", default="data/shakespeare_gpt2", help="a data directory in GPT-2's encoding")
     parser.add_argument("--models", nargs="+", default=SIZES, help="Hub names, directories or out directories")
     parser.add_argument("--batch_size", type=int, default=4, help="sequences at a time")

@@ -13,10 +13,8 @@ What to expect of a megabyte of English by characters, on a CPU:
     accelerate launch recipes/own_text.py --data=data/shakespeare_char --max_iters=200  # validation loss 1.73
 """
 
-import argparse
-
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import user_errors
+from nanogpt.config import settings_parser, user_errors
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokens import read_meta
 from nanogpt.runtime.device import gpu_gib
@@ -62,9 +60,8 @@ def size(tokens: int, vocab_size: int, gib: float) -> tuple[GPTConfig, TrainConf
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--data", default="data/mine")
-    data = parser.parse_known_args()[0].data
+    model, train, _ = size(0, 1, 0)
+    data = settings_parser(model, train, __doc__).parse_args().data or "data/mine"
     with user_errors():
         metas = [read_meta(directory) for directory in read_shares(data)]
         tokens = sum(meta["splits"]["train"]["tokens"] for meta in metas)

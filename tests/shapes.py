@@ -30,6 +30,7 @@ def make_checkpoint(out_dir: Path, config: GPTConfig, words, seed: int = 0) -> P
     settings = {"model": dataclasses.asdict(config), "train": dataclasses.asdict(TrainConfig(data="nowhere"))}
     settings["environment"] = {"device": "cpu", "precision": "fp32"}
     state = {"step": 7, "tokens": 700, "train_seconds": 1.5, "best_val_loss": 2.0, "best_step": 7}
+    state |= {"skipped_steps": 0, "evaluated_step": 7}
     weights = dict(model.state_dict())
     out_dir.mkdir(parents=True, exist_ok=True)
     lines = [

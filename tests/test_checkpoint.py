@@ -245,12 +245,13 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "model, message",
     [
-        ({"n_layer": 10**9}, "has 9 tensors, too few for n_layer=1000000000"),
-        ({"n_embd": 10**6}, "it is not this model's"),
-        ({"n_embd": 10**9}, "config.json is not a run's configuration .Storage size calculation overflowed"),
-        ({"n_embd": "8"}, "n_embd is '8'"),
-        ({"n_layer": [1]}, r"n_layer is '\[1\]'"),
-        ({"vocab_size": 10**8}, "it is not this model's"),
+        ({"n_layer": 10**9}, "n_layer=1000000000 must be from 1 to 1000"),
+        ({"n_layer": 1000}, "has 9 tensors, too few for n_layer=1000"),
+        ({"n_embd": 2**18}, "it is not this model's"),
+        ({"n_embd": 10**9}, "n_embd=1000000000 must be from 1 to 262144"),
+        ({"n_embd": "8"}, "n_embd='8' must be int"),
+        ({"n_layer": [1]}, r"n_layer=\[1\] must be int"),
+        ({"vocab_size": 10**7}, "it is not this model's"),
         ({"n_head": 0}, "config.json is not a run's configuration"),
     ],
 )

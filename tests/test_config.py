@@ -1,9 +1,16 @@
 import dataclasses
+import subprocess
+import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import INCIDENTAL, fail, field_help, parse, user_errors
+from nanogpt.config import INCIDENTAL, fail, field_help, parse, user_errors, visible, within
+from nanogpt.model import declared
+
+ODD = ["", "0", "-1", "nan", "inf", "-inf", "1e30", "1e-30", "9" * 30, "9" * 5000, "none", "TRUE", "\x1b[31m"]
 
 
 def flags(*argv, model=None, train=None):
@@ -56,16 +63,132 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(argv, message, capsys):
     "changes, message",
     [
         ({"optimizer": "sgd"}, "optimizer='sgd' is not one of adamw, muon"),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
-        ({"max_iters": -1}, "max_iters=-1 must be at least 0"),
-        ({"grad_clip": float("nan")}, "grad_clip=nan must be at least 0"),
+        ({"batch_size": 0}, "batch_size=0 must be from 1 to 65536"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be from 1e-12 to 100"),
+        ({"max_iters": -1}, "max_iters=-1 must be from 0 to 1000000000"),
+        ({"grad_clip": float("nan")}, "grad_clip=nan must be from 0 to 1000000000.0"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf must be from 1e-12 to 100"),
+        ({"muon_learning_rate": 1e30}, "muon_learning_rate=1e"),
+        ({"weight_decay": 1e30}, "weight_decay=1e"),
+        ({"min_lr": float("inf")}, "min_lr=inf must be from 0 to 100"),
+        ({"timeout": float("inf")}, "timeout=inf must be from 1 to"),
+        ({"batch_size": 10**9}, "batch_size=1000000000 must be from 1 to 65536"),
+        ({"threads": 10**6}, "threads=1000000 must be from 0 to 1024"),
+        ({"decay_fraction": 7.0}, "decay_fraction=7.0 must be from 0 to 1"),
+        ({"lr_decay_iters": -5}, "lr_decay_iters=-5 must be from 1"),
+        ({"muon_momentum": 3.0}, "muon_momentum=3.0 must be from 0"),
+        ({"init_from": ""}, "init_from='' is not a name"),
+        ({"seed": 10**30}, "seed=1000000000000000000000000000000 must be from 0 to 9223372036854775807"),
+        ({"max_iters": "5"}, "max_iters='5' must be int"),
+        ({"max_iters": None}, "max_iters=None must be int"),
         ({"device": "tpu"}, "device='tpu' is not one of auto, cpu, cuda, mps"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"rope_theta": 0.0}, "rope_theta=0.0 must be from 1"),
+        ({"rope_theta": float("nan")}, "rope_theta=nan must be from 1"),
+        ({"norm_eps": -1.0}, "norm_eps=-1.0 must be from 0 to 1"),
+        ({"n_embd": 10**9}, "n_embd=1000000000 must be from 1 to 262144"),
+        ({"n_inner": 10**9}, "n_inner=1000000000 must be from 1 to 1048576"),
+        ({"n_layer": 10**9}, "n_layer=1000000000 must be from 1 to 1000"),
+        ({"n_layer": 10**400}, "n_layer=10000"),
+    ],
+)
+def test_models_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(**changes)
+
+
+FIELDS = [(cls, field.name) for cls in (GPTConfig, TrainConfig) for field in dataclasses.fields(cls)]
+
+
+@settings(max_examples=1000, derandomize=True, deadline=None, database=None)
+@given(st.sampled_from(FIELDS), st.sampled_from(ODD) | st.integers().map(str) | st.floats().map(str) | st.text())
+def test_any_value_of_any_flag_is_within_its_limits_or_refused_in_one_line(field, text):
+    cls, name = field
+    kind, limits = declared(cls)[name]
+    try:
+        with user_errors():
+            configs = flags(f"--{name}={text}")
+    except SystemExit as exit:
+        assert exit.code == 2
+        return
+    value = getattr(configs[cls is TrainConfig], name)
+    assert value is None or isinstance(value, kind if isinstance(kind, type) else object)
+    assert value is None or not limits or value in limits or limits[0] <= value <= limits[1]
+
+
+def test_a_subclass_adds_a_setting():
+    @dataclasses.dataclass
+    class Mine(TrainConfig):
+        label_smoothing: float = 0.0  # share of the target's probability that all tokens get
+
+    assert field_help(Mine)["label_smoothing"] == "share of the target's probability that all tokens get"
+    assert field_help(Mine)["out_dir"] == field_help(TrainConfig)["out_dir"]
+    train = flags("--label_smoothing=0.1", "--max_iters=3", train=Mine())[1]
+    assert (type(train), train.label_smoothing, train.max_iters) == (Mine, 0.1, 3)
+
+
+def test_a_class_without_source_has_no_help_texts_but_is_read():
+    made = dataclasses.make_dataclass("Mine", [("extra", int, 1)], bases=(TrainConfig,))
+    assert flags("--extra=2", train=made())[1].extra == 2
+
+
+def test_flags_are_written_with_hyphens_too():
+    model, train = flags("--n-layer=4", "--max-iters", "7", "--data=out-of-reach")
+    assert (model.n_layer, train.max_iters, train.data) == (4, 7, "out-of-reach")
+
+
+def test_help_lists_what_people_change_first_before_the_rest(capsys):
+    with pytest.raises(SystemExit):
+        flags("--help")
+    first, advanced = capsys.readouterr().out.split("\nadvanced settings:\n")
+    assert first.count("\n  --") == 20
+    assert "--max_iters " in first and "--muon_momentum " in advanced
+    assert "(default: None)" not in first + advanced
+
+
+def test_control_characters_are_visible():
+    assert visible("a\tb\n\x1b[31mred\x9b0m\r\x00é") == "a\tb\n\\x1b[31mred\\x9b0m\\x0d\\x00é"
+
+
+def test_an_error_is_one_line_without_escape_sequences(capsys):
+    for message in ("\x1b]0;owned\x07 and\na second line", FileNotFoundError(2, "No such file", "\x1b[2J")):
+        with pytest.raises(SystemExit):
+            fail(message)
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "\x1b" not in error and "\\x1b" in error
+
+
+def test_numbers_of_options_have_limits():
+    read = within(float, 0, 1)
+    assert read("0.5") == 0.5
+    for text in ("nan", "-1", "2", "x"):
+        with pytest.raises(Exception, match=f"{text}: "):
+            read(text)
+
+
+def test_too_little_memory_is_a_line(capsys):
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        with pytest.raises(SystemExit) as exit, user_errors():
+            raise error
+        assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: out of memory")
+    with pytest.raises(RuntimeError, match="another"), user_errors():
+        raise RuntimeError("another")
+
+
+def test_a_reader_that_leaves_ends_the_program_quietly():
+    program = "from nanogpt.config import user_errors\nwith user_errors():\n    for i in range(10**6): print(i)"
+    command = f"{sys.executable} -c '{program}' | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n141\n", "")
 
 
 @pytest.mark.parametrize("config", [GPTConfig, TrainConfig])

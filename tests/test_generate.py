@@ -7,7 +7,7 @@ import torch
 
 from nanogpt import GPT, GPTConfig
 from nanogpt.data.tokenizer import CharTokenizer
-from nanogpt.generate import PackedLinear, filter_logits, generate, pack, stream_text, write_amid_training
+from nanogpt.generate import filter_logits, generate, stream_text, write_amid_training
 
 GPT2 = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(
@@ -48,18 +48,6 @@ def test_a_full_context_keeps_its_newer_half():
     idx = torch.randint(65, (1, 16), generator=torch.Generator().manual_seed(1))
     out = generate(model, idx, 2, temperature=0)
     assert out[0, 17] == model(out[:, 9:17])[0, -1].argmax()  # the last 8 of 17 tokens, at positions 0 to 7
-
-
-@pytest.mark.parametrize("config", [GPT2, dataclasses.replace(GPT2, bias=True), MODERN], ids=["gpt2", "bias", "modern"])
-def test_a_packed_model_gives_the_same_logits_and_tokens(config):
-    model, packed = random_model(config), pack(random_model(config), smallest=0)
-    assert sum(isinstance(module, PackedLinear) for module in packed.modules()) == 4 * config.n_layer + 1
-    idx = torch.randint(65, (3, 16), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        torch.testing.assert_close(packed(idx), model(idx), atol=1e-4, rtol=1e-4)
-    assert torch.equal(generate(packed, idx[:, :4], 12, temperature=0), generate(model, idx[:, :4], 12, temperature=0))
-    in_bf16 = generate(pack(random_model(config).bfloat16(), smallest=0), idx[:, :4], 12, temperature=0)
-    assert in_bf16.shape == (3, 16)
 
 
 def test_the_seed_decides_and_padding_is_never_sampled():

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 # a module imports those before it, never those after it, inside functions neither
 ORDER = """
 model optim config lock
-data.files data.pickles data.tokenizer_json data.tokenizer data.tokens data.mixture data.check
+data.files data.pickles data.tokenizer_json data.special data.tokenizer data.tokens data.mixture data.check
 rundir checkpoint metrics generate evaluate cpu
 runtime.device runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare
-hub.client hub.weights hub.card hub.load hub.export hub.from_nanogpt
+hub.client hub.weights hub.card hub.load hub.from_nanogpt hub.to_nanogpt hub.export
 plan resume console setup train
 commands.options commands.tasks commands.playground commands.bench commands.sample commands.evaluate commands.compare
 commands.dashboard commands.plot commands.export commands.push commands.show_batch commands.plan commands.check_data

@@ -1,49 +1,47 @@
-"""The `nanogpt` command: what there is to do with a trained run.
+"""The `nanogpt` command: work with trained runs.
 
     nanogpt sample out/shakespeare --prompt "ROMEO:"
     nanogpt eval out/shakespeare
     nanogpt compare out/a out/b
-    nanogpt dashboard out
-    nanogpt playground out/shakespeare
-    nanogpt plot out/shakespeare out/wide --out curves.png
     nanogpt export out/shakespeare --to exports/shakespeare
-    nanogpt push out/shakespeare USER/NAME
-    nanogpt show-batch out/shakespeare --step 100
-    nanogpt plan recipes/shakespeare.py --n_layer=8
-    nanogpt check-data data/shakespeare_char
-    nanogpt bench --against transformers
     accelerate launch --config_file accelerate_configs/ddp.yaml -m nanogpt.commands launch-check
-    nanogpt import-nanogpt out/ckpt.pt --data data/shakespeare_char
 
 RUN is an out directory (its best checkpoint, else its last), one checkpoint in it, or a transformers model: a directory
-or a name on the Hub, such as gpt2.
+or a name on the Hub, such as gpt2. `--help` after a command shows its options.
 """
 
 import argparse
 import sys
 from importlib import import_module
 
+from nanogpt import __version__
 from nanogpt.config import OneLineParser, user_errors
 
-COMMANDS = {  # name: (module, what it does)
-    "sample": ("sample", "continue a prompt, streaming to the terminal"),
-    "eval": ("evaluate", "loss, perplexity and bits per byte over a whole split"),
-    "compare": ("compare", "settings that differ, losses by equal steps, tokens, time"),
-    "dashboard": ("dashboard", "a page on this machine that shows runs, live as well"),
-    "playground": (
-        "playground",
-        "a page on this machine to write with one or two models, and to see what each token of a text costs",
-    ),
-    "plot": ("plot", "draw the losses of runs into a picture"),
-    "export": ("export", "write a directory that transformers loads, verified"),
-    "push": ("push", "export to a repository on the Hub; what it holds besides stays"),
-    "show-batch": ("show_batch", "the text that a step trains on"),
-    "plan": ("plan", "what a run will take: parameters, memory, tokens, time"),
-    "check-data": ("check_data", "what a data directory holds, and what will go wrong with it"),
-    "bench": ("bench", "throughput beside this machine's limits, measured in one run"),
-    "launch-check": ("launch_check", "what the launcher resolves to, without training"),
-    "import-nanogpt": ("import_nanogpt", "go on here with a checkpoint of nanoGPT's"),
+GROUPS = {  # of commands; each: (module, what it does)
+    "use a model": {
+        "sample": ("sample", "continue a prompt, streaming to the terminal"),
+        "playground": ("playground", "a local page to write with one or two models, and to see each token's loss"),
+        "export": ("export", "write a directory that transformers loads, verified"),
+        "push": ("push", "export to a repository on the Hub; other files there stay"),
+    },
+    "measure and compare": {
+        "eval": ("evaluate", "loss, perplexity and bits per byte over a whole split"),
+        "compare": ("compare", "settings that differ, losses by equal steps, tokens, time"),
+        "plot": ("plot", "draw the losses of runs into a picture"),
+        "dashboard": ("dashboard", "a local page that shows runs, live as well"),
+    },
+    "before a run": {
+        "plan": ("plan", "parameters, memory, tokens and time of a run"),
+        "check-data": ("check_data", "what a data directory holds, and what will go wrong with it"),
+        "show-batch": ("show_batch", "the text that a step trains on"),
+        "import-nanogpt": ("import_nanogpt", "continue from a nanoGPT checkpoint"),
+    },
+    "the machine": {
+        "bench": ("bench", "throughput beside this machine's limits, measured in one run"),
+        "launch-check": ("launch_check", "what the launcher resolves to, without training"),
+    },
 }
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,11 +57,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_parser(only: list[str] | None = None) -> argparse.ArgumentParser:
     """The parser of all commands; `only` those named import their modules, which keeps a start short."""
-    parser = OneLineParser(prog="nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    options = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    listed = [
+        "\n".join([f"{title}:", *(f"  {name:<15} {help}" for name, (_, help) in group.items())])
+        for title, group in GROUPS.items()
+    ]
+    parser = OneLineParser(prog="nanogpt", usage="nanogpt COMMAND …", description=__doc__, epilog="\n\n".join(listed))
+    parser.add_argument("--version", action="version", version=f"nanogpt {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="nanogpt", help=argparse.SUPPRESS)
     for name, (module, help) in COMMANDS.items():
-        command = commands.add_parser(name, help=help, description=help, **options)
+        command = commands.add_parser(name, description=help)
         if only is None or name in only:
             implementation = import_module(f"nanogpt.commands.{module}")
             implementation.add_arguments(command)

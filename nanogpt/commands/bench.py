@@ -27,7 +27,7 @@ from torch import nn
 
 from nanogpt import checkpoint
 from nanogpt.commands.options import add_device
-from nanogpt.config import TrainConfig
+from nanogpt.config import TrainConfig, within
 from nanogpt.cpu import pack, speed_up
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt.data.tokens import TokenDataset
@@ -348,8 +348,6 @@ def bench(
             raise ValueError(f"parts={parts!r}: {part!r} is not one of {', '.join(PARTS)}")
     if model not in MODELS:
         raise ValueError(f"model={model!r} is not one of {', '.join(MODELS)}")
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds} must be at least 1")
     with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as directory:
         machine = Bench(Path(directory), model, batch_size, rounds, precision, device, against)
         if profile:
@@ -369,8 +367,12 @@ def add_arguments(command: ArgumentParser) -> None:
     parts = "train,sample,data,checkpoint,tokenize"
     command.add_argument("--parts", default=parts, metavar="A,B", help="what to measure")
     command.add_argument("--against", choices=("transformers",), help="measure its GPT-2 of the same size as well")
-    command.add_argument("--batch_size", type=int, metavar="N", help="sequences in a batch (None: the model's own)")
-    command.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, of which the median counts")
+    command.add_argument(
+        "--batch_size", type=within(int, 1, 4096), metavar="N", help="sequences; default: the model's own"
+    )
+    command.add_argument(
+        "--rounds", type=within(int, 1, 1000), default=5, metavar="N", help="rounds, of which the median counts"
+    )
     command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of training")
     command.add_argument("--profile", action="store_true", help="only show where a training step spends its time")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -2,17 +2,21 @@
 
 from argparse import ArgumentParser
 
+from nanogpt.commands.options import show
+from nanogpt.config import within
 from nanogpt.data.check import examine
 
 
 def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("DIR", help="a data directory")
-    command.add_argument("--block_size", type=int, default=256, metavar="N", help="context of the model to be trained")
+    command.add_argument(
+        "--block_size", type=within(int, 1, 2**24), default=256, metavar="N", help="context of the model to be trained"
+    )
     size = "of the model to be trained; the default is that of recipes/shakespeare.py"
-    command.add_argument("--parameters", type=int, default=763_264, metavar="N", help=size)
+    command.add_argument("--parameters", type=within(int, 1, 10**13), default=763_264, metavar="N", help=size)
     command.add_argument("--sha256", action="store_true", help="compare the files with what was written")
 
 
 def run(args) -> None:
 
-    examine(args.DIR, args.block_size, args.parameters, args.sha256)
+    examine(args.DIR, args.block_size, args.parameters, args.sha256, say=show)

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
+from nanogpt.commands.options import show
 from nanogpt.view.compare import compare
 
 
@@ -12,4 +13,4 @@ def add_arguments(command: ArgumentParser) -> None:
 
 def run(args) -> None:
 
-    print(compare([Path(run) for run in args.RUN]))
+    show(compare([Path(run) for run in args.RUN]))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from nanogpt import checkpoint
 from nanogpt.commands import tasks
-from nanogpt.commands.options import add_device, note, pick_device
+from nanogpt.commands.options import add_device, note, pick_device, show
+from nanogpt.config import within
 from nanogpt.data.mixture import open_data
 from nanogpt.evaluate import evaluate
 from nanogpt.hub.load import load
@@ -16,20 +17,20 @@ from nanogpt.hub.load import load
 def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("RUN", nargs="+", help="one or several: out directories, checkpoints, transformers models")
     add_device(command)
-    command.add_argument("--data", metavar="DIR", help="a data directory (None: the one it was trained on)")
+    command.add_argument("--data", metavar="DIR", help="a data directory ; default: the one it was trained on")
     command.add_argument("--split", default="val", choices=("val", "train"), help="which part of it")
-    command.add_argument("--batch_size", type=int, default=32, metavar="N", help="sequences at a time")
+    command.add_argument("--batch_size", type=within(int, 1, 4096), default=32, metavar="N", help="sequences at a time")
     command.add_argument(
         "--tasks", metavar="A,B", help="tasks of lm_eval instead (pip install -e '.[eval]' -c constraints.txt)"
     )
     command.add_argument("--include_path", metavar="DIR", help="a directory with task files of your own")
-    command.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each task")
+    command.add_argument(
+        "--limit", type=within(int, 1, 10**9), metavar="N", help="only the first N examples of each task"
+    )
 
 
 def run(args) -> None:
     """Prints the exact figures of each run, and keeps them as JSON beside its checkpoint."""
-    if args.batch_size < 1:
-        raise ValueError(f"batch_size={args.batch_size} must be at least 1")
     device = pick_device(args.device)
     if args.tasks:
         eval_tasks(args, device)
@@ -52,13 +53,13 @@ def eval_split(args, device: str) -> None:
         result = evaluate(model, data, args.batch_size, device)
         seconds = time.perf_counter() - start
         loss, perplexity, bpb = result["val_loss"], result["val_perplexity"], result["val_bpb"]
-        print(f"{found or run}, {args.split} split of {directory}: {len(data.tokens) - 1:,} tokens predicted")
+        show(f"{found or run}, {args.split} split of {directory}: {len(data.tokens) - 1:,} tokens predicted")
         print(f"loss {loss:.4f} nats per token, perplexity {perplexity:.3f}, {bpb:.4f} bits per byte ({seconds:.1f} s)")
         rows.append(f"{run:<28}{loss:>10.4f}{perplexity:>12.3f}{bpb:>15.4f}")
         what = args.split if directory == own else f"{args.split} of {directory}"
         keep_results(found, what, result | {"data": directory})
     if len(rows) > 1:
-        print(f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}", *rows, sep="\n")
+        show("\n".join((f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}", *rows)))
 
 
 def eval_tasks(args, device: str) -> None:

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
+from nanogpt.commands.options import show
 from nanogpt.hub.from_nanogpt import import_checkpoint, resume_command
 
 
@@ -17,5 +18,5 @@ def run(args) -> None:
     """Writes the checkpoint and says how to go on with it."""
 
     saved = import_checkpoint(Path(args.CKPT), Path(args.data), Path(args.out_dir), args.weights_only)
-    print(f"{args.CKPT} is now {saved}\n")
-    print(f"next:  nanogpt sample {args.out_dir}\n       nanogpt eval {args.out_dir}\n       {resume_command(saved)}")
+    show(f"{args.CKPT} is now {saved}\n")
+    show(f"next:  nanogpt sample {args.out_dir}\n       nanogpt eval {args.out_dir}\n       {resume_command(saved)}")

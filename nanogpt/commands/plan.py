@@ -14,8 +14,11 @@ def add_arguments(command: ArgumentParser) -> None:
 
 def run(args) -> None:
     """Runs the recipe with --dry_run, in this process."""
-    if not Path(args.RECIPE).is_file():
-        raise ValueError(f"{args.RECIPE} is no file: name a recipe, such as recipes/shakespeare.py")
+    if Path(args.RECIPE).suffix != ".py" or not Path(args.RECIPE).is_file():
+        raise ValueError(f"{args.RECIPE} is not a Python file: name a recipe, such as recipes/shakespeare.py")
     sys.argv = [args.RECIPE, "--dry_run", *args.FLAGS]
     sys.path.insert(0, str(Path(args.RECIPE).resolve().parent))
-    runpy.run_path(args.RECIPE, run_name="__main__")
+    try:
+        runpy.run_path(args.RECIPE, run_name="__main__")
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None

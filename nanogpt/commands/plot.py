@@ -4,7 +4,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from nanogpt import metrics
+from nanogpt.commands.options import show
 from nanogpt.view import plot
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -15,9 +18,11 @@ def add_arguments(command: ArgumentParser) -> None:
 def run(args) -> None:
     """Draws the picture; what holds no metrics is named."""
 
+    if Path(args.out).suffix not in PICTURES:
+        raise ValueError(f"out={args.out!r} must end in {', '.join(PICTURES)}")
     for run in args.RUN:
         if not (Path(run) / metrics.METRICS).is_file():
             raise ValueError(f"{run} is no out directory: it has no {metrics.METRICS}")
     if not plot.curves([Path(run) for run in args.RUN], Path(args.out)):
         raise ValueError(f"nothing has been measured yet in {', '.join(args.RUN)}")
-    print(args.out)
+    show(args.out)

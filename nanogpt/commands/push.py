@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser
 
-from nanogpt.commands.options import add_export_options, add_run, export_options
+from nanogpt.commands.options import add_export_options, add_run, export_options, show
 from nanogpt.hub.export import push
 
 
@@ -10,10 +10,10 @@ def add_arguments(command: ArgumentParser) -> None:
     add_run(command)
     command.add_argument("REPO", metavar="USER/NAME", help="the repository, which is made if there is none")
     command.add_argument("--private", action="store_true", help="make it private, if it is made")
-    command.add_argument("--revision", metavar="BRANCH", help="a branch to push to (None: main)")
+    command.add_argument("--revision", metavar="BRANCH", help="a branch to push to; default: main")
     add_export_options(command)
 
 
 def run(args) -> None:
 
-    push(args.RUN, args.REPO, private=args.private, revision=args.revision, **export_options(args))
+    push(args.RUN, args.REPO, private=args.private, revision=args.revision, say=show, **export_options(args))

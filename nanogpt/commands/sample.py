@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from nanogpt.commands.options import add_device, add_run, note, pick_device
+from nanogpt.commands.options import SEEDS, add_device, add_run, note, pick_device
+from nanogpt.config import visible, within
 from nanogpt.cpu import pack
 from nanogpt.generate import generate, stream, stream_text
 from nanogpt.hub.load import load
@@ -18,23 +19,29 @@ def add_arguments(command: ArgumentParser) -> None:
     add_run(command)
     add_device(command)
     command.add_argument("--prompt", default="\n", metavar="TEXT|FILE:PATH", help="text to continue")
-    command.add_argument("--max_new_tokens", type=int, default=500, metavar="N", help="tokens to add")
-    command.add_argument("--num_samples", type=int, default=1, metavar="N", help="continuations, sampled as one batch")
-    command.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token")
-    command.add_argument("--top_k", type=int, default=200, metavar="K", help="only the K likeliest tokens; 0 is off")
-    command.add_argument("--top_p", type=float, default=1.0, metavar="P", help="only the likeliest, of probability P")
-    command.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    command.add_argument("--max_new_tokens", type=within(int, 1, 10**7), default=500, metavar="N", help="tokens to add")
+    command.add_argument(
+        "--num_samples", type=within(int, 1, 10_000), default=1, metavar="N", help="continuations, sampled as one batch"
+    )
+    command.add_argument(
+        "--temperature", type=within(float, 0, 1000), default=0.8, metavar="T", help="0 takes the likeliest token"
+    )
+    command.add_argument(
+        "--top_k", type=within(int, 0, 2**24), default=200, metavar="K", help="only the K likeliest tokens; 0 is off"
+    )
+    command.add_argument(
+        "--top_p", type=within(float, 0, 1), default=1.0, metavar="P", help="only the likeliest, of probability P"
+    )
+    command.add_argument("--seed", type=SEEDS, metavar="N", help="the same seed gives the same text")
     command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and cache")
     command.add_argument("--compile", action="store_true", help="torch.compile: pays on a GPU, for long texts")
+    command.add_argument("--raw", action="store_true", help="print control characters as they are, ESC included")
     command.add_argument("--stats", action="store_true", help="print tokens per second at the end, on stderr")
 
 
 def run(args) -> None:
     """Streams one continuation as it is drawn; several are drawn as a batch and printed one after the other."""
 
-    for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("temperature", 0), ("top_k", 0), ("top_p", 0)):
-        if getattr(args, name) < least:
-            raise ValueError(f"{name}={getattr(args, name)} must be at least {least}")
     device = pick_device(args.device)
     model, words, _ = load(args.RUN, device, getattr(torch, args.dtype), say=note)
     prompt = args.prompt
@@ -48,16 +55,17 @@ def run(args) -> None:
         model.compile(dynamic=True)
     idx = torch.tensor(ids, device=device).repeat(args.num_samples, 1)
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+    shown = str if args.raw else visible
     start = time.perf_counter()
     if args.num_samples == 1:
-        print(prompt, end="", flush=True)
+        print(shown(prompt), end="", flush=True)
         tokens = (token.item() for token in stream(model, idx, args.max_new_tokens, **options))
         for piece in stream_text(words, tokens, prompt=ids):
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
         print()
     else:
         for row in generate(model, idx, args.max_new_tokens, **options).tolist():
-            print(words.decode(row), "-" * 40, sep="\n")
+            print(shown(words.decode(row)), "-" * 40, sep="\n")
     if args.stats:
         seconds, count = time.perf_counter() - start, args.num_samples * args.max_new_tokens
         speed = f"{count:,} tokens in {seconds:.2f} s: {count / seconds:,.0f} tokens/s"

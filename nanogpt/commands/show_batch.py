@@ -6,21 +6,23 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt import checkpoint
+from nanogpt.commands.options import show
+from nanogpt.config import within
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
 
 
 def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("RUN", help="an out directory, or one checkpoint in it")
-    command.add_argument("--step", type=int, required=True, metavar="N", help="number of the step; the first is 1")
-    command.add_argument("--data", metavar="DIR", help="where the data is (None: where the run found it)")
+    command.add_argument(
+        "--step", type=within(int, 1, 10**9), required=True, metavar="N", help="number of the step; the first is 1"
+    )
+    command.add_argument("--data", metavar="DIR", help="where the data is; default: where the run found it")
 
 
 def run(args) -> None:
     """Prints the micro-batches of a step, sequence by sequence; the same whatever the number of processes was."""
 
-    if args.step < 1:
-        raise ValueError(f"step={args.step} must be at least 1")
     config, trained = checkpoint.load_configs(Path(args.RUN))
     directory = args.data or trained.data
     data = open_data(directory, "train", config.block_size, config.vocab_size)
@@ -35,8 +37,8 @@ def run(args) -> None:
             first = starts[row]
             # the directories of a mixture have epochs of their own
             epoch = "" if others else f", epoch {samples[row] // data.windows_per_epoch + 1}"
-            print(
+            show(
                 f"step {args.step}, micro-batch {index}, sequence {row}: tokens {first:,} to {first + len(x):,} "
                 f"of {directory}{epoch}"
             )
-            print(words.decode([*x, y[-1]]))
+            show(words.decode([*x, y[-1]]))

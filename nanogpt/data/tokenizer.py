@@ -27,6 +27,7 @@ import numpy as np
 
 from nanogpt.data import pickles, tokenizer_json
 from nanogpt.data.files import read_json
+from nanogpt.data.special import without_special
 from nanogpt.data.tokenizer_json import (
     BYTE_LEVEL,
     BYTE_LEVEL_DECODER,
@@ -248,7 +249,7 @@ class HFTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # written out in the text, they are plain text
-        self.tokenizer, self.name = tokenizer, name
+        self.tokenizer, self.published, self.name = without_special(tokenizer), tokenizer, name
         vocab = tokenizer.get_vocab(with_added_tokens=True)
         if not vocab:
             raise ValueError("the tokenizer's vocabulary is empty")
@@ -279,11 +280,11 @@ class HFTokenizer:
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self.published.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`."""
-        self.tokenizer.save(str(Path(directory, FILE)))
+        Path(directory, FILE).write_text(self.published.to_str(pretty=True), encoding="utf-8")
 
 
 def show_characters(characters: str) -> str:

@@ -33,8 +33,14 @@ def load(
     if path.is_dir() and not weights.is_transformers(path):
         if which:
             path /= f"step-{int(which[5:]):06d}" if which.startswith("step-") else which
-        found = checkpoint.find(path, say=say)
-        return checkpoint.load_model(found, device, dtype, **changes), load_tokenizer(found), found
+        while True:
+            found = checkpoint.find(path, say=say)
+            try:
+                return checkpoint.load_model(found, device, dtype, **changes), load_tokenizer(found), found
+            except ValueError:
+                if found.is_dir():
+                    raise
+                say(f"{found.name} was removed while it was read: taking the next")
     if which:
         raise ValueError(f"{run} is no out directory: it has no checkpoint {which}")
     directory = weights.find_directory(run)

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from nanogpt.config import TrainConfig
+from nanogpt.config import TrainConfig, out_of_memory
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.runtime.device import free_memory
 from nanogpt.runtime.processes import Peers
 
 MEMORY = "out of memory"
@@ -51,6 +53,33 @@ def diagnosis(tally: Tally, step: int, lr: float, config: TrainConfig) -> str:
     )
 
 
+def check_room(model: GPTConfig, config: TrainConfig, on_cpu: bool) -> None:
+    """Raises ValueError where a run needs more memory than is free, by a lower bound, before any of it is taken.
+
+    Every process makes the weights in ordinary memory. On a CPU training takes place there as well, and the system
+    would end a process that takes too much; a GPU says that its memory is full, and `rehearse` heeds it.
+    """
+    with torch.device("meta"):
+        one = GPT(dataclasses.replace(model, n_layer=1))
+    parameters = sum(p.numel() for p in one.parameters()) + (model.n_layer - 1) * sum(
+        p.numel() for p in one.h.parameters()
+    )
+    training = on_cpu and config.max_iters > 0 and not (config.dry_run or config.find_batch_size)
+    room, needed = free_memory(), parameters * (12 if training else 4)  # with gradients and optimizer, or weights alone
+    if needed > room:
+        raise ValueError(
+            f"the model has {parameters:,} parameters, which take at least {needed / 1e9:,.1f} GB; "
+            f"{room / 1e9:,.1f} GB of memory are free: choose a smaller n_layer, n_embd, n_inner or block_size"
+        )
+    tokens = config.batch_size * model.block_size
+    needed += tokens * (4 * model.padded_vocab_size + 4 * model.n_layer * model.n_embd)  # logits, each block's input
+    if training and needed > room:
+        raise ValueError(
+            f"batch_size={config.batch_size} sequences of {model.block_size} tokens take at least {needed / 1e9:,.1f} "
+            f"GB; {room / 1e9:,.1f} GB of memory are free: choose a smaller batch_size or block_size"
+        )
+
+
 def problem_with(attempt: Callable[[], None], peers: Peers, compiled: bool) -> str | None:
     """Calls `attempt()`. Returns MEMORY or the compiler's message if it fails on any process, else None."""
     problem = None
@@ -69,13 +98,6 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed: CUDA has an error type for it, the CPU and MPS only a message."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
-    )
 
 
 def split(config: TrainConfig) -> TrainConfig:

@@ -38,9 +38,20 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 PORT = 6070
-OWN_NAMES = ("127.0.0.1", "localhost", "::1")  # of this machine, as a browser on it says them
 MOST_CONNECTIONS = 64  # at a time, each of them a thread
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+def is_own(address: str) -> bool:
+    """Whether a Host header, or the part of an address behind //, names this machine as its own browser does.
+
+    A hostile page can point a name of its own at 127.0.0.1 and would then be of our origin (DNS rebinding); but its
+    requests still say that name.
+    """
+    try:
+        return urlsplit(f"//{address}").hostname in ("127.0.0.1", "localhost", "::1")
+    except ValueError:  # a bracket without its other half
+        return False
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -51,17 +62,13 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 20  # seconds that a connection may be silent
 
     def do_GET(self) -> None:
-        """The page, its parts, or JSON. Whoever calls this machine by another name gets nothing.
-
-        A hostile page can point a name of its own at 127.0.0.1 and would then be of our origin (DNS rebinding); but
-        its requests still say that name.
-        """
-        try:
-            host, url = urlsplit(f"//{self.headers.get('Host', '')}").hostname, urlsplit(self.path)
-        except ValueError:  # a bracket without its other half
-            return self.answer(400, b"this cannot be asked\n")
-        if host not in OWN_NAMES:
+        """The page, its parts, or JSON. Whoever calls this machine by another name gets nothing."""
+        if not is_own(self.headers.get("Host", "")):
             return self.answer(403, b"this page is for http://127.0.0.1 or http://localhost alone\n")
+        try:
+            url = urlsplit(self.path)
+        except ValueError:
+            return self.answer(400, b"this cannot be asked\n")
         if url.path in FILES:
             name, kind = FILES[url.path]
             return self.answer(200, (files("nanogpt.view") / "web" / name).read_bytes(), kind)

@@ -60,7 +60,7 @@ class Lines:
 
 
 def regular(path: Path) -> os.stat_result:
-    """The status of a file. Raises OSError for all else: opening a FIFO waits for a writer, a device never ends."""
+    """The status of a file. Raises OSError for anything else: opening a FIFO waits, and a device never ends."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{path.name} is not a regular file")

@@ -97,7 +97,7 @@ def test_known_peaks_are_those_of_the_data_sheets():
     [
         (["--parts", "juggling"], "'juggling' is not one of train, sample"),
         (["--model", "gpt5"], "model='gpt5' is not one of classic"),
-        (["--rounds", "0"], "rounds=0 must be at least 1"),
+        (["--rounds", "0"], "--rounds=0: must be from 1 to 1000"),
     ],
 )
 def test_bad_input(flags, message, capsys):

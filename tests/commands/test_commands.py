@@ -98,19 +98,31 @@ def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, capsys):
         (["sample", "RUN", "--prompt", "ÄFFIN"], "character 'Ä' (position 0) is not among the"),
         (["sample", "RUN", "--prompt", ""], "the prompt is empty"),
         (["sample", "RUN", "--prompt", "FILE:nowhere.txt"], "nowhere.txt: No such file or directory"),
-        (["sample", "RUN", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
-        (["sample", "RUN", "--num_samples", "0"], "num_samples=0 must be at least 1"),
+        (["sample", "RUN", "--temperature", "-1"], "--temperature=-1: must be from 0 to 1000"),
+        (["sample", "RUN", "--num_samples", "0"], "--num_samples=0: must be from 1 to 10000"),
         (["sample", "RUN", "--max_tokens", "9"], "unknown flag --max_tokens"),
         (["sample", "/nowhere"], "'/nowhere' is no directory"),
         (["sample", "RUN", "--device", "abacus"], "device='abacus' is not one of"),
         (["eval", "RUN", "--data", "nowhere"], "data directory 'nowhere' does not exist"),
-        (["eval", "RUN", "--batch_size", "0"], "batch_size=0 must be at least 1"),
+        (["eval", "RUN", "--batch_size", "0"], "--batch_size=0: must be from 1 to 4096"),
+        (["eval", "RUN", "--batch_size", "9" * 11], "--batch_size=99999999999: must be from 1 to 4096"),
+        (["sample", "RUN", "--temperature", "nan"], "--temperature=nan: must be from 0 to 1000"),
+        (["sample", "RUN", "--num_samples", "10000000000"], "--num_samples=10000000000: must be from 1 to 10000"),
+        (["show-batch", "RUN", "--step", "9" * 20], "--step=99999999999999999999: must be from 1 to"),
+        (["bench", "--batch_size", "0"], "--batch_size=0: must be from 1 to 4096"),
+        (["plan", "/etc/passwd"], "/etc/passwd is not a Python file"),
+        (["plot", "RUN", "--out", "out"], "out='out' must end in .png, .svg, .pdf"),
+        (["sample", "RUN", "--max-new-token", "9"], "unknown flag --max_new_token: did you mean --max_new_tokens?"),
+        (["export", "RUN", "--to", "LINK"], "is a symbolic link"),
+        (["smaple"], "unknown command smaple: did you mean sample?"),
         (["fly"], "fly"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run_dir, argv, message, capsys):
+    (run_dir.parent / "link").symlink_to(run_dir.parent / "elsewhere")
+    names = {"RUN": str(run_dir), "LINK": str(run_dir.parent / "link")}
     with pytest.raises(SystemExit) as exit:
-        main([str(run_dir) if a == "RUN" else a for a in argv])
+        main([names.get(a, a) for a in argv])
     assert exit.value.code == 2
     error = capsys.readouterr().err
     assert message in error
@@ -159,7 +171,7 @@ def test_batch_of_a_step_before_the_first(run_dir, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["show-batch", str(run_dir), "--step", "0"])
     assert exit.value.code == 2
-    assert capsys.readouterr().err == "error: step=0 must be at least 1\n"
+    assert capsys.readouterr().err == "error: --step=0: must be from 1 to 1000000000\n"
 
 
 def test_launch_check_of_one_process(make_run, capsys):
@@ -231,7 +243,7 @@ def test_a_plan_of_a_recipe_that_does_not_exist_changes_nothing(capsys):
     before = list(sys.argv), list(sys.path)
     with pytest.raises(SystemExit):
         main(["plan", "nowhere/mine.py"])
-    assert capsys.readouterr().err.startswith("error: nowhere/mine.py is no file")
+    assert capsys.readouterr().err.startswith("error: nowhere/mine.py is not a Python file")
     assert (sys.argv, sys.path) == before
 
 

@@ -4,10 +4,10 @@ python tests/docs/settings_table.py > docs/settings.md
 """
 
 import dataclasses
-import typing
 
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.config import field_help, short
+from nanogpt.model import declared
 
 HEAD = """# Settings
 
@@ -20,11 +20,11 @@ This file is generated: `python tests/docs/settings_table.py > docs/settings.md`
 
 def table(config: type) -> list[str]:
     """The lines of one dataclass's table."""
-    help_of, kinds = field_help(config), typing.get_type_hints(config)
+    help_of, kinds = field_help(config), declared(config)
     lines = [f"## {config.__name__}", "", "| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(config):
         meaning = help_of[field.name].replace("|", "\\|")
-        kind = short(kinds[field.name]).lower()
+        kind = short(*kinds[field.name]).lower().replace("|", ", ")
         lines.append(f"| `{field.name}` | {kind} | `{str(field.default).lower()}` | {meaning} |")
     return lines
 

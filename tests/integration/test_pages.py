@@ -166,10 +166,10 @@ def test_the_dashboard_follows_a_run_that_trains_beside_a_hostile_one(page, tmp_
 
 def test_runs_full_of_metrics_alerts_and_control_characters_leave_the_others_their_place(page, tmp_path):
     for name, more in {"good": {}, "many": {f"metric {i}": i for i in range(5000)}, "z\u202egpj\x1b[2J": {}}.items():
-        lines = [
-            {"step": s, "tokens": s, "train_seconds": s, **more, "val_loss": 4 - s, "constructor": 1} for s in (1, 2)
-        ]
-        lines += [{"step": 3, "tokens": 3, "train_seconds": 3, "val_loss": float("nan"), "mfu": 1e300}] * bool(more)
+        more |= {"constructor": 1}
+        lines = [{"step": s, "tokens": s, "train_seconds": s, "val_loss": 4 - s} | more for s in (1, 2)]
+        if name == "many":
+            lines += [{"step": 3, "tokens": 3, "train_seconds": 3, "val_loss": float("nan"), "mfu": 1e300}]
         # a value that cannot be counted up to in steps of its axis
         lines += [{"step": 4, "tokens": 4, "train_seconds": 4, "lr": value} for value in (1e300, 1e300 + 2e284)]
         (tmp_path / name).mkdir()

@@ -132,3 +132,13 @@ def test_a_gpu_that_torch_cannot_use_is_mentioned(monkeypatch):
     assert "install torch with CUDA" in device.unused_gpu(torch.device("cpu"))
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     assert device.unused_gpu(torch.device("cpu")) == ""
+
+
+def test_deterministic_runs_use_deterministic_operators(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    device.make_deterministic()
+    assert asked == [True] and not torch.backends.cudnn.benchmark

@@ -1,0 +1,182 @@
+"""Generated command lines, through the real parsers and `main` of recipes, commands and data_prep, on tiny data.
+
+Whatever is typed: no traceback, exit code 0, or 2 where something is to be changed, and three lines on stderr at most.
+"""
+
+import contextlib
+import io
+import os
+import random
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from commands import parser_of, subcommands
+from conftest import TINY
+from huggingface_hub import constants
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from data_prep import writer
+from nanogpt import GPT, TrainConfig, console, plan
+from nanogpt.commands import bench, tasks
+from nanogpt.commands import main as nanogpt
+from nanogpt.hub import client
+from nanogpt.train import Run
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TRAINING = "shakespeare shakespeare_nanogpt finetune_shakespeare own_text python_stdlib".split()
+SHORT = "--data=data --device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4".split()
+SHORT += "--max_iters=2 --eval_interval=2 --sample_tokens=2 --eval_iters=1 --precision=fp32 --compile=false".split()
+SERVERS = {"dashboard", "playground"}  # which run until they are stopped
+ARGUMENTS = {  # what the commands need besides their options
+    "import-nanogpt": ["ckpt.pt", "--data=data"],
+    "show-batch": ["trained", "--step=1"],
+    "compare": ["trained", "trained"],
+    "check-data": ["data"],
+    "plan": [str(RECIPES / "shakespeare_nanogpt.py"), *SHORT],
+    "push": ["trained", "a/b"],
+    "bench": [],
+    "sample": ["trained", "--max_new_tokens=5"],
+    "launch-check": ["--device=cpu"],
+}
+# numbers are none, small, or far too large: what is allowed and takes hours is not tried
+ODD = [
+    "",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "nan",
+    "inf",
+    "1e30",
+    "9" * 25,
+    "none",
+    "true",
+    "word",
+    "0x10",
+    "1,2",
+    "é",
+    "\x1b[31mred",
+]
+ODD += [
+    "a\x9b2Jb",
+    "nowhere/at/all",
+    "/etc/passwd",
+    "/dev/null",
+    ".",
+    "out",
+    "data",
+    "data:0.5,data:x",
+    "x" * 5000,
+    "{}",
+]
+PLAUSIBLE = {"INT": "1 2", "FLOAT": "0.5 1", "BOOL": "true false", "N": "1 2", "T": "0 1", "P": "1", "K": "2"}
+STRAY = ["stray", "--frobnicate", "--n_leyer=3", "--max-itres", "-x", "--", "--=", "--data", "---", "--seed=1=2", "--é"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with tiny data and a tiny run, and no network, no long measurements."""
+    before, place = os.getcwd(), tmp_path_factory.mktemp("odd")
+    os.chdir(place)
+    reset()
+    writer.write(place / "data", "To be, or not to be: that is the question.\n" * 40, "char", 0.1, "made up")
+    config = TrainConfig(
+        out_dir="trained", data="data", device="cpu", batch_size=4, max_iters=2, sample_tokens=2, threads=1
+    )
+    Run(TINY, config, quiet=True).train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(client, "make_repository", unavailable)
+        patch.setattr(tasks, "evaluate", unavailable)
+        patch.setattr(bench, "bench", lambda *args, **options: None)
+        patch.setattr(plan, "time_steps", lambda run: 0.01)
+        patch.setattr(GPT, "compile", lambda model: None)
+        patch.setattr(console, "sample", lambda run: "a sample")  # 300 tokens
+        yield place
+    os.chdir(before)
+
+
+def unavailable(*args, **options):
+    raise OSError("no network")
+
+
+def reset() -> None:
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def programs() -> list[str]:
+    commands = sorted(subcommands(parser_of("nanogpt")).keys() - SERVERS)
+    return [*TRAINING, *commands, "data_prep.text", "data_prep.merge"]
+
+
+def options_of(program: str) -> dict[str, list[str]]:
+    """The flags of a program, each with some values that it may take."""
+    if program in TRAINING:
+        parser = parser_of(f"recipes/{program}.py")
+    else:
+        parser = subcommands(parser_of("nanogpt")).get(program) or parser_of(program)
+    options = [action for action in parser._actions if action.option_strings and action.dest != "help"]
+    return {
+        a.option_strings[-1]: list(a.choices or PLAUSIBLE.get(a.metavar, str(a.metavar).replace("|", " ")).split())
+        for a in options
+    }
+
+
+def command_line(chance: random.Random) -> list[str]:
+    """A program, what it needs, and some arguments of which most are odd."""
+    program = chance.choice([*TRAINING, *programs()])
+    needed = ["data", "--out=made"] if program == "data_prep.text" else ["trained"]
+    words, options = [program, *(SHORT if program in TRAINING else ARGUMENTS.get(program, needed))], options_of(program)
+    for _ in range(chance.choice([1, 1, 2, 3])):
+        flag, plausible = chance.choice(list(options.items()) or [("--none", ODD)])
+        value = chance.choice(ODD if chance.random() < 0.4 else plausible)
+        flag = flag.replace("_", "-") if chance.random() < 0.5 else flag
+        forms = [[f"{flag}={value}"], [flag, value], [flag], [chance.choice(STRAY)]]
+        words += chance.choices(forms, weights=(6, 3, 1, 1))[0]
+    return words
+
+
+def run(program: str, *words: str) -> tuple[int, str]:
+    """Exit code and stderr of a program in this process."""
+    reset()
+    shutil.rmtree("out", ignore_errors=True)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as m:
+        m.setattr(sys, "argv", [program, *words])
+        m.setattr(sys, "path", [*sys.path])
+        try:
+            if program in TRAINING:
+                runpy.run_path(str(RECIPES / f"{program}.py"), run_name="__main__")
+            elif program.startswith("data_prep"):
+                m.delitem(sys.modules, program, raising=False)
+                runpy.run_module(program, run_name="__main__")
+            else:
+                nanogpt([program, *words])
+        except SystemExit as exit:
+            return exit.code or 0, said.getvalue()
+        finally:
+            torch.use_deterministic_algorithms(False)
+    return 0, said.getvalue()
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+@given(st.randoms(use_true_random=True))
+def test_no_traceback_and_three_lines_at_most(place, chance):
+    words = command_line(chance)
+    code, said = run(*words)
+    assert code in (0, 2), (words, said)
+    assert code == 0 or said.splitlines()[-1].startswith("error: "), (words, said)
+    assert said.count("\n") <= 3 and not any(ord(c) < 32 for c in said.replace("\n", "")), (words, said)
+
+
+def test_the_same_programs_work_without_odd_arguments(place):
+    assert run("shakespeare_nanogpt", *SHORT, "--out_dir=plain")[0] == 0
+    assert run("sample", "trained", "--max-new-tokens=2")[0] == 0
+    assert run("own_text", *SHORT, "--out_dir=plain2")[0] == 0
