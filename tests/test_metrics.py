@@ -180,7 +180,7 @@ def test_a_full_disk_is_one_warning_and_does_not_stop_the_run(tmp_path):
         written.files[metrics.METRICS].file = full
         for step in (1, 2):
             written.log(step=step, train_loss=1.0)
-        written.close()
+        written.files[metrics.METRICS].write()
     assert len(warnings) == 1 and "No space left" in warnings[0]
 
 

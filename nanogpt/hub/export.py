@@ -171,12 +171,23 @@ def write(directory: Path, native, words, block_size: int, special: Special) -> 
     with weights.quiet():
         # not max_length, which transformers warns of wherever somebody gives max_new_tokens
         native.generation_config.max_new_tokens = max(1, block_size // 2)
-        native.save_pretrained(directory, max_shard_size="5GB")
+        native.save_pretrained(directory, state_dict=published_names(native), max_shard_size="5GB")
     config = checkpoint.read_json(directory / "config.json")
     if "rope_parameters" in config:  # where transformers 4 and mlx-lm look for it; without it they take their default
         config["rope_theta"] = config["rope_parameters"]["rope_theta"]
         checkpoint.write_json(directory / "config.json", config)
     write_tokenizer(directory, words, block_size, special)
+
+
+def published_names(native) -> dict[str, torch.Tensor]:
+    """The weights by the names of published files: GPT-2's have no prefix, and mlx-lm reads them only so.
+
+    transformers 4 takes that for damage where the output projection is stored as well.
+    """
+    state = native.state_dict()
+    if not native.config.tie_word_embeddings:
+        return state
+    return {name.removeprefix("transformer."): tensor for name, tensor in state.items() if name != "lm_head.weight"}
 
 
 def write_tokenizer(directory: Path, words, block_size: int, special: Special) -> None:
