@@ -370,24 +370,6 @@ def test_bf16_trains_and_checkpoints_stay_fp32(make_run):
     assert generate(model, torch.zeros(1, 1, dtype=torch.long), 3).shape == (1, 4)
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_mfu_is_a_share_of_the_peaks_of_all_processes(make_run, monkeypatch, processes):
-    peak, log = 1e12, Run.log
-
-    def log_as_one_of_several(run: Run) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(type(run.accelerator), "num_processes", processes)
-            log(run)
-
-    monkeypatch.setattr(train, "peak_flops", lambda device: peak)
-    monkeypatch.setattr(Run, "log", log_as_one_of_several)
-    run = make_run(log_interval=2)
-    run.train()
-    flops, speeds, shares = run.gpt.flops_per_token(), curve(run, "tokens_per_second"), curve(run, "mfu")
-    assert shares == pytest.approx({step: speed * flops / (processes * peak) for step, speed in speeds.items()})
-    assert set(shares) == {2, 4}
-
-
 def test_profile_writes_a_trace_of_the_steps(make_run, capsys):
     run = make_run(max_iters=6, eval_interval=6, profile=2)
     run.train()
