@@ -171,7 +171,6 @@ class Metrics:
             file.sync()
 
     def close(self) -> None:
-        self.sync()
         for file in self.files.values():
             file.close()
         # not Accelerate's end_training, which leaves the process group as well
