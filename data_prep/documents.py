@@ -4,47 +4,52 @@
     >>> texts = [piece.text for piece in corpus.pieces()]
 
 What a file holds follows from its name: .jsonl, .ndjson and .json have an object a line, .csv and .tsv a record,
-.parquet and .arrow a row for each document, whose text is in the column `text_column`; any other file is one document
-of plain text. A further .gz or .zst is unpacked on the way. `-` is standard input, `hf:OWNER/NAME:CONFIG:SPLIT` a data
-set of the Hub (or a directory that `datasets` reads), streamed; configuration and split may be left out.
+.parquet and .arrow a row for each document, whose text is in the column `text_column`; a .json may also be an array of
+objects, which is read as a whole. Any other file is one document of plain text. A further .gz or .zst is unpacked on
+the way. `-` is standard input, kept in a temporary file, `hf:OWNER/NAME:CONFIG:SPLIT` a data set of the Hub (or a
+directory that `datasets` reads), streamed; configuration and split may be left out. Hidden files and folders in a
+folder are not read.
 
-A plain text larger than a hundredth of all input comes in several pieces, so that a single book too can be divided into
-training and validation text, and so does any document beyond a million characters. They are cut at the beginnings of
-lines, where tokenizers cut as well: between a newline alone and a character that is no space, where there is one.
+A document of more than PIECE characters comes in several pieces. They are cut at the beginnings of lines, where
+tokenizers cut as well: between a newline alone and a character that is no space, where there is one.
 """
 
 import codecs
+import copy
 import csv
-import glob
-import gzip
-import io
+import hashlib
 import json
 import os
+import re
+import shutil
 import sys
-import zlib
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import accumulate, islice
-from pathlib import Path
 from typing import NamedTuple
 
-TEXT = (".txt", ".md")
-RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-PACKED = (".gz", ".zst")
-LARGEST_PIECE = 1 << 20  # characters
-STREAM_PIECE = 1 << 12  # of an input whose size is not known
-HUB = "hf:"
+from data_prep.inputs import HEAD, HUB, PACKED, bare, find_inputs, is_records, no_text, open_input, pyarrow_errors
+
+PIECE = 1 << 18  # characters
+NOTE = 1 << 14  # bytes
+HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs, which no tokenizer takes
 
 
 class Piece(NamedTuple):
-    """A document or, where `passage` is above 0 or `last` is false, a part of one."""
+    """A document, or a part of one that is longer than PIECE characters."""
 
     file: int  # number of the input
     document: int  # number of the document in it
     passage: int  # number of the piece in the document
     at: int  # bytes of the input that lie before
     text: str
-    last: bool  # the document ends here
+    place: int  # characters of the document that lie before
+    length: int  # characters of the document
+    digest: int  # hash of the document, of 64 bits
+
+    @property
+    def last(self) -> bool:
+        return self.place + len(self.text) == self.length
 
 
 class Corpus:
@@ -53,37 +58,56 @@ class Corpus:
     def __init__(
         self, inputs: list[str], text_column: str = "text", errors: str = "strict", shard: tuple[int, int] = (1, 1)
     ):
-        """`errors` is what happens to text that is not UTF-8: strict raises, replace puts U+FFFD, skip leaves it out.
+        """`errors` is what happens to what is no UTF-8 text: strict raises, replace puts U+FFFD, skip leaves it out.
 
         `shard` (i, n), counted from 1, takes the i-th of n parts, about equal in bytes. Raises ValueError.
         """
         self.text_column, self.errors, self.shard = text_column, errors, shard
-        self.inputs = find_inputs(inputs)
-        self.sizes = [os.path.getsize(name) if is_file(name) else 0 for name in self.inputs]
+        if shard[1] > 1 and ("-" in inputs or (len(inputs) > 1 and any(name.startswith(HUB) for name in inputs))):
+            raise ValueError("a data set of the Hub cannot be divided together with other inputs, and - not at all")
+        self.spool = spool(sys.stdin) if "-" in inputs else None  # lives as long as the corpus
+        found = find_inputs([self.spool.name if self.spool and name == "-" else name for name in inputs])
+        self.inputs, self.streamed = list(found), None in found.values()
+        self.sizes = [status.st_size if status else 0 for status in found.values()]
+        self.changed = [status.st_mtime_ns if status else 0 for status in found.values()]
         self.size = sum(self.sizes)
         self.before = [0, *accumulate(self.sizes)]  # bytes of the inputs before each
-        self.skipped = 0  # documents and lines left out because they are not UTF-8
-        files = [name for name in self.inputs if is_file(name)]
-        if len(files) < len(self.inputs) and shard[1] > 1 and (len(self.inputs) > 1 or "-" in self.inputs):
-            raise ValueError("a data set of the Hub cannot be divided together with other inputs, and - not at all")
-        if len(files) == len(self.inputs) and self.size == 0:
+        if not self.streamed and self.size == 0:
             raise ValueError(f"the text is empty ({', '.join(inputs)}): there is nothing to train on")
-        self.piece_size = (
-            STREAM_PIECE if len(files) < len(self.inputs) else min(max(self.size // 100, 256), LARGEST_PIECE)
-        )
+        self.measured: dict[int, tuple[int, int]] = {}  # length and digest of plain texts of several pieces
+        # lines that are not UTF-8 and files that are no text: those left out, and how many before the present input
+        self.skipped = self.skipped_before = 0
 
     def fingerprint(self) -> list:
         """What has to be the same for an interrupted preparation to be taken up again."""
-        times = [os.stat(name).st_mtime_ns if is_file(name) else 0 for name in self.inputs]
-        settings = [self.text_column, self.errors, list(self.shard)]
-        return [settings, [list(file) for file in zip(self.inputs, self.sizes, times, strict=True)]]
+        files = zip(self.inputs, self.sizes, self.changed, strict=True)
+        return [[self.text_column, self.errors, list(self.shard)], [list(file) for file in files]]
+
+    def whole(self) -> "Corpus":
+        """The same without division into shards."""
+        other = copy.copy(self)
+        other.shard = (1, 1)
+        return other
+
+    def outweighs(self, file: int) -> bool:
+        """Whether an input is a plain text, no mere note, larger than all other inputs together."""
+        plain = not self.streamed and not is_records(self.inputs[file])
+        return plain and self.sizes[file] > NOTE and 2 * self.sizes[file] > self.size
+
+    def documents(self) -> Iterator[Piece]:
+        """The first piece of each document, whatever the shard."""
+        corpus = self.whole()
+        for f, name in enumerate(self.inputs):
+            pieces = corpus.read(f, 0)
+            yield from (piece for piece in pieces if not piece.place) if is_records(name) else islice(pieces, 1)
 
     def pieces(self, file: int = 0, document: int = 0, passage: int = 0) -> Iterator[Piece]:
         """The pieces of this shard from the given one on. Raises ValueError or OSError that names the input."""
         i, n = self.shard
         low, high = self.size * (i - 1) // n, self.size * i // n
         for f in range(file, len(self.inputs)):
-            everything = not is_file(self.inputs[f]) or n == 1  # a data set of the Hub is divided by `datasets`
+            self.skipped_before = self.skipped
+            everything = n == 1 or self.streamed  # a data set of the Hub is divided by `datasets`
             # a packed file is in one shard as a whole: how far a packed stream is read ahead is not for sure
             packed = self.inputs[f].lower().endswith(PACKED)
             first, stop = self.before[f], self.before[f] + (1 if packed else self.sizes[f])
@@ -98,25 +122,37 @@ class Corpus:
 
     def read(self, f: int, first: int) -> Iterator[Piece]:
         """All pieces of input `f` from document `first` on."""
-        name = self.inputs[f]
-        if is_records(name):
-            documents, size = ([document] for document in self.records(name, first)), LARGEST_PIECE
-        else:
-            documents, size, first = [self.blocks(name)], self.piece_size, 0
-        for document, blocks in enumerate(documents, first):
-            for passage, (at, text, last) in enumerate(passages(blocks, size)):
-                yield Piece(f, document, passage, at, text, last)
+        if not is_records(self.inputs[f]):
+            yield from pieces_of(f, 0, *self.plain(f))
+            return
+        for document, (at, text) in enumerate(self.records(self.inputs[f], first), first):
+            yield from pieces_of(f, document, [(at, text)], *measure([text]))
+
+    def plain(self, f: int) -> tuple[Iterable[tuple[int, str]], int, int]:
+        """The blocks of a plain text file, its length and its digest. A large one is read twice for it."""
+        name, skipped = self.inputs[f], self.skipped
+        blocks = list(islice(self.blocks(name), 2))
+        if len(blocks) < 2:
+            return blocks, *measure(text for _, text in blocks)
+        if f not in self.measured:
+            self.measured[f] = measure(text for _, text in self.blocks(name))
+        self.skipped = skipped  # what was left out counts once
+        return self.blocks(name), *self.measured[f]
 
     def blocks(self, name: str) -> Iterator[tuple[int, str]]:
         """(byte where it begins, text) of the blocks of a plain text file."""
         with open_input(name) as (file, position):
+            if self.errors != "replace" and (what := no_text(name, file.peek(HEAD)[:HEAD])):
+                if self.errors == "strict":
+                    raise ValueError(what)
+                self.skipped += 1
+                return
             start = 0
-            while block := file.read(self.piece_size):
-                block += file.readline(self.piece_size)
+            while block := file.read(PIECE):
+                block += file.readline(PIECE)
                 while (following := file.peek(1)[:1]) and 0x80 <= following[0] < 0xC0:  # not inside a character
                     block += file.read(1)
-                text = self.decode(block, start, name)
-                if text is not None:
+                if text := self.decode(block, start, name):
                     yield position() or start, text
                 start += len(block)
 
@@ -142,24 +178,41 @@ class Corpus:
         with open_input(name) as (file, position):
             lines = Lines(file, lambda line, start: self.decode(line, start, name))
             if bare(name).endswith((".csv", ".tsv")):
-                csv.field_size_limit(1 << 31)
-                reader = csv.DictReader(lines, delimiter="\t" if bare(name).endswith(".tsv") else ",")
-                self.check_column(name, reader.fieldnames or [])
-                for record in reader:
-                    yield position() or lines.start, record[self.text_column]
-                return
-            for line in lines:
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{name}, byte {lines.start}: the line is not JSON ({error})") from None
-                self.check_column(name, record if isinstance(record, dict) else [])
+                records = self.table(name, lines)
+            elif file.peek(HEAD)[:HEAD].removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+                records = self.parse(name, "".join(lines), 0)
+            else:
+                records = (self.parse(name, line, lines.start) for line in lines if line.strip())
+            for record in records:
+                if not isinstance(record, dict):
+                    raise ValueError(
+                        f"{name}, byte {lines.start}: a {type(record).__name__} where an object with a column "
+                        f"{self.text_column!r} should be"
+                    )
+                self.check_column(name, record)
                 text = record[self.text_column]
-                if "\\u" in line and isinstance(text, str):  # half of a surrogate pair, which no tokenizer takes
-                    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+                if isinstance(text, str):
+                    text = HALVES.sub("\ufffd", text)
                 yield position() or lines.start, text
+
+    def table(self, name: str, lines: Iterable[str]) -> Iterator[dict]:
+        """The records of a csv file."""
+        csv.field_size_limit(1 << 31)
+        reader = csv.DictReader(lines, delimiter="\t" if bare(name).endswith(".tsv") else ",")
+        try:
+            self.check_column(name, reader.fieldnames or [])
+            yield from reader
+        except csv.Error as error:
+            raise ValueError(f"{name}, line {reader.line_num}: {error}") from None
+
+    def parse(self, name: str, text: str, start: int) -> object:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{name}, byte {start}: the line is not JSON ({error}); there has to be an object a line, "
+                f"as jq -c . {name} writes it"
+            ) from None
 
     def parquet(self, name: str, first: int) -> Iterator[tuple[int, object]]:
         """The text column from row `first` on, with the bytes read so far; row groups before that are not touched."""
@@ -211,30 +264,36 @@ class Corpus:
             for record in dataset.skip(first):
                 self.check_column(name, record)
                 yield 0, record[self.text_column]
-        except (ConnectionError, FileNotFoundError) as error:
-            raise ValueError(f"{name} could not be read: {str(error).splitlines()[0]}") from None
+        except ValueError:
+            raise
+        except Exception as error:  # `datasets` raises whatever its readers and the network raise
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{name} could not be read: {why}") from None
 
     def check_column(self, name: str, columns: Iterable[str]) -> None:
         if self.text_column not in columns:
-            raise ValueError(
-                f"{name} has no column {self.text_column!r} (it has: {', '.join(map(str, columns)) or 'none'}): "
-                "name one by --text_column"
-            )
+            has = ", ".join(str(column)[:40] for column in islice(columns, 10)) or "none"
+            raise ValueError(f"{name} has no column {self.text_column!r} (it has: {has}): name one by --text_column")
 
-    def decode(self, block: bytes, start: int, name: str) -> str | None:
-        """The text of bytes that begin at byte `start` of the input; None where they are to be left out."""
+    def decode(self, block: bytes, start: int, name: str) -> str:
+        """The text of bytes that begin at byte `start` of the input, without the lines that are to be left out."""
         if start == 0:
             block = block.removeprefix(codecs.BOM_UTF8)
+        nul = -1 if self.errors == "replace" else block.find(b"\0")
         try:
-            return block.decode("utf-8")
+            if nul < 0:
+                return block.decode("utf-8", "replace" if self.errors == "replace" else "strict")
+            why = f"has a NUL at byte {start + nul}, as UTF-16 and programs have"
         except UnicodeDecodeError as error:
-            if self.errors == "strict":
-                raise ValueError(
-                    f"{name} is not UTF-8 text (byte {start + error.start}): "
-                    "--errors replace puts U+FFFD there, --errors skip leaves that piece out"
-                ) from None
-            self.skipped += self.errors == "skip"
-            return block.decode("utf-8", "replace") if self.errors == "replace" else None
+            why = f"is not UTF-8 text (byte {start + error.start})"
+        if self.errors == "strict":
+            raise ValueError(
+                f"{name} {why}: --errors replace takes it as it is, with U+FFFD for what is not UTF-8, --errors skip "
+                "leaves that line out, iconv -t UTF-8 converts"
+            )
+        lines = block.splitlines(keepends=True)
+        self.skipped += len(lines) == 1
+        return "".join(self.decode(line, 1, name) for line in lines) if len(lines) > 1 else ""
 
 
 class Lines:
@@ -248,21 +307,38 @@ class Lines:
         for line in self.file:
             self.start, end = end, end + len(line)
             text = self.decode(line, self.start)
-            if text is not None:
+            if text:
                 yield text
 
 
-def passages(blocks: Iterable[tuple[int, str]], size: int) -> Iterator[tuple[int, str, bool]]:
-    """(place, text, whether it is the last) of the pieces of one document, which itself comes in blocks."""
-    at, text = 0, ""
+def measure(texts: Iterable[str]) -> tuple[int, int]:
+    """The length of a document, in characters, and its digest; both are the same however it is divided."""
+    length, digest = 0, hashlib.blake2b(digest_size=8)
+    for text in texts:
+        length += len(text)
+        digest.update(text.encode("utf-8"))
+    return length, int.from_bytes(digest.digest(), "little")
+
+
+def pieces_of(file: int, document: int, blocks: Iterable[tuple[int, str]], length: int, digest: int) -> Iterator[Piece]:
+    """The pieces of one document, which itself comes in blocks."""
+    place = 0
+    for passage, (at, text) in enumerate(passages(blocks, PIECE)):
+        yield Piece(file, document, passage, at, text, place, length, digest)
+        place += len(text)
+
+
+def passages(blocks: Iterable[tuple[int, str]], size: int) -> Iterator[tuple[int, str]]:
+    """(byte where its block begins, text) of a document's passages of at most `size` characters."""
+    at, text, start = 0, "", 0
     for at, block in blocks:
-        text += block
-        while len(text) > size:
-            cut = find_cut(text, size)
-            yield at, text[:cut], False
-            text = text[cut:]
-    if text:
-        yield at, text, True
+        text, start = text[start:] + block, 0
+        while len(text) - start > size:
+            cut = start + find_cut(text[start : start + size + 1], size)
+            yield at, text[start:cut]
+            start = cut
+    if start < len(text):
+        yield at, text[start:]
 
 
 def find_cut(text: str, size: int) -> int:
@@ -274,70 +350,11 @@ def find_cut(text: str, size: int) -> int:
     return text.rfind("\n", 0, size) + 1 or size
 
 
-def find_inputs(inputs: list[str]) -> list[str]:
-    """The files behind the inputs. Raises ValueError where there is none."""
-    found = []
-    for name in inputs:
-        if name == "-" or name.startswith(HUB) or os.path.isfile(name):
-            found.append(name)
-            continue
-        if os.path.isdir(name):
-            files = sorted(str(path) for path in Path(name).rglob("*") if path.is_file() and known(str(path)))
-            if not files:
-                raise ValueError(f"the folder {name} has no files that end with {', '.join(TEXT + RECORDS)}")
-        else:
-            files = sorted(file for file in glob.glob(name, recursive=True) if os.path.isfile(file))
-            if not files:
-                raise ValueError(f"{name} does not exist: name files, folders, patterns, hf:OWNER/NAME, or - for stdin")
-        found += files
-    return found
-
-
-def bare(name: str) -> str:
-    return name.lower().removesuffix(".gz").removesuffix(".zst")
-
-
-def known(name: str) -> bool:
-    return bare(name).endswith(TEXT + RECORDS)
-
-
-def is_records(name: str) -> bool:
-    return name.startswith(HUB) or bare(name).endswith(RECORDS)
-
-
-def is_file(name: str) -> bool:
-    return name != "-" and not name.startswith(HUB)
-
-
-@contextmanager
-def open_input(name: str):
-    """A binary file to read the unpacked bytes from, and a function: how far into a packed file one is, else 0.
-
-    Raises ValueError, naming the file, where what is packed is broken.
-    """
-    if name == "-":
-        yield sys.stdin.buffer, lambda: 0
-        return
-    with open(name, "rb") as packed:
-        if not name.lower().endswith(PACKED):
-            yield packed, lambda: 0
-            return
-        try:
-            if name.lower().endswith(".gz"):
-                yield gzip.GzipFile(fileobj=packed), packed.tell
-            else:
-                import pyarrow
-
-                yield io.BufferedReader(pyarrow.input_stream(packed, compression="zstd")), packed.tell
-        except (EOFError, zlib.error, OSError) as error:
-            raise ValueError(f"{name} is broken: it cannot be unpacked ({error})") from None
-
-
-@contextmanager
-def pyarrow_errors(name: str):
-    import pyarrow
-
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{name} is broken: {str(error).splitlines()[0]}") from None
+def spool(stdin):
+    """Standard input as a temporary file, which can be measured, and read twice. It is removed with the object."""
+    if stdin is None:
+        raise ValueError("standard input is closed: there is nothing to read from -")
+    file = tempfile.NamedTemporaryFile(prefix="stdin-")  # noqa: SIM115 - the corpus keeps it open
+    shutil.copyfileobj(stdin.buffer, file)
+    file.flush()
+    return file

@@ -9,14 +9,17 @@ the SHA-256 over all of them. `TokenDataset` reads the parts as one split, so th
 """
 
 import hashlib
-import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
 from nanogpt.checkpoint import write_json
 from nanogpt.config import OneLineParser, user_errors
+from nanogpt.data.files import read_json
 from nanogpt.data.tokenizer import check_same
+
+SAME = ("vocab_size", "dtype", "tokenizer", "source")  # in all parts
+COUNTS = ("tokens", "bytes", "documents", "largest")  # of a split
 
 
 def merge(out: Path | str, others: list[Path | str] = (), one_file: bool = False, say=print) -> dict:
@@ -36,7 +39,7 @@ def merge(out: Path | str, others: list[Path | str] = (), one_file: bool = False
         counts = [part["splits"][split] for part in parts]
         names = [f"{split}-{i:05}.bin" for i in range(1, len(parts) + 1)]
         digest = join([out / name for name in names], counts, out / f".{split}.bin.tmp" if one_file else None)
-        whole = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes", "documents")}
+        whole = {key: sum(c[key] for c in counts) for key in COUNTS[:3]}
         whole |= {"largest": max(c["largest"] for c in counts), "sha256": digest}
         meta["splits"][split] = whole if one_file else whole | {"files": names}
         if whole["tokens"] < 2:
@@ -55,7 +58,7 @@ def merge(out: Path | str, others: list[Path | str] = (), one_file: bool = False
 
 def read_parts(out: Path) -> list[dict]:
     """The descriptions of all parts, in order."""
-    parts = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("part-*.json"))}
+    parts = {path: read_part(path) for path in sorted(out.glob("part-*.json"))}
     if not parts:
         raise ValueError(f"{out} holds no parts (part-00001.json): make them by data_prep.text --shard I/N --out {out}")
     first = next(iter(parts.values()))
@@ -64,12 +67,24 @@ def read_parts(out: Path) -> list[dict]:
     if missing:
         raise ValueError(f"{out} lacks the parts {', '.join(f'{i}/{n}' for i in missing)}: run them with --shard first")
     for path, part in parts.items():
-        for key in ("vocab_size", "dtype", "tokenizer", "source"):
+        for key in SAME:
             if part[key] != first[key] or part["shard"][1] != n:
                 raise ValueError(
                     f"{path} is a part of other data than the first: {key} {part[key]!r}, not {first[key]!r}"
                 )
     return list(parts.values())
+
+
+def read_part(path: Path) -> dict:
+    part = read_json(path)
+    try:
+        _ = [part["splits"][split][key] + 0 for split in ("train", "val") for key in COUNTS]
+        _ = [part[key] for key in SAME], [part["splits"][split]["sha256"] for split in ("train", "val")]
+        i, n = part["shard"]
+        _ = range(i, n)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run its --shard again") from None
+    return part
 
 
 def join(paths: list[Path], counts: list[dict], target: Path | None) -> str:

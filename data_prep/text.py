@@ -11,23 +11,31 @@ interrupted command goes on where it was when it is started again. For several m
 with its own --shard i/n into the same directory, or into one that is copied together; `data_prep.merge` joins them.
 
 The tokenizer is char unless --tokenizer names another. For validation goes a tenth of the documents, a hundredth from
-100 MB on and of - and hf:, a thousandth from 10 GB on, or --val_fraction.
+100 MB on and of hf:, a thousandth from 10 GB on, or --val_fraction. `data_prep.split` says which.
 """
 
 import argparse
+import io
 import re
-from functools import partial
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.documents import Corpus, is_file
-from data_prep.writer import train_characters, write_corpus
+from data_prep.documents import Corpus
+from data_prep.writer import check_fraction, train_characters, write_corpus
 from nanogpt.config import OneLineParser, user_errors
 from nanogpt.data.tokenizer import get_tokenizer
 
-# around a command: a mistake of the user, or Ctrl-C, is one line
-command = partial(user_errors, "stopped: the same command goes on behind what is written already")
+
+@contextmanager
+def command():
+    """Around a command: a mistake of the user, or Ctrl-C, is one line, and what a terminal cannot show is escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with user_errors("stopped: nothing was written this time"):
+        yield
 
 
 def prepare(
@@ -47,11 +55,11 @@ def prepare(
     """
     if dedup and shard[1] > 1:
         raise ValueError("--dedup compares all documents: it cannot be used with --shard")
+    check_fraction(0.5 if val_fraction is None else val_fraction)
+    say("input: " + ", ".join(inputs[:3]) + f" and {len(inputs) - 3:,} more" * (len(inputs) > 3))
     corpus = Corpus(inputs, text_column, errors, shard)
     if tokenizer == "char":
-        if "-" in inputs:
-            raise ValueError("--tokenizer char reads the text twice, and standard input can be read once: use a file")
-        tokenizer = train_characters(corpus)
+        tokenizer = train_characters(corpus, sys.stderr.isatty())
     elif isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
     fraction = default_val_fraction(corpus) if val_fraction is None else val_fraction
@@ -65,7 +73,7 @@ def default_val_fraction(corpus: Corpus) -> float:
 
     A smaller fraction takes a part of the same documents, so that no document becomes validation text as data grows.
     """
-    if not all(is_file(name) for name in corpus.inputs):
+    if corpus.streamed:
         return 0.01
     return 0.1 if corpus.size < 100e6 else 0.01 if corpus.size < 10e9 else 0.001
 
@@ -127,7 +135,7 @@ def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> 
         print(next_command(options["out"], options["shard"][1]))
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
     parser.add_argument("--out", required=True, metavar="DIR", help="the data directory, such as data/mine")
@@ -136,3 +144,7 @@ if __name__ == "__main__":
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)
         print(next_command(options["out"], options["shard"][1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Writes a data directory: train.bin, val.bin, tokenizer.json and, last, meta.json (see `nanogpt.data.tokens`).
 
 `write` takes a text that is in memory and cuts its end off for validation, as nanoGPT does. `write_corpus` takes
-documents of any total size, in constant memory, and divides them by their hashes:
+documents of any total size, in constant memory, and divides them as `data_prep.split` says:
 
     corpus.pieces() -> batches of 256k characters -> tokenized by a thread for each core -> appended, in order
 
@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,8 +27,11 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.documents import Corpus, Piece
+from data_prep.split import Split
 from nanogpt.checkpoint import write_json
+from nanogpt.data.files import read_json
 from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
+from nanogpt.lock import Lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between two notes of how far it is
@@ -99,10 +102,11 @@ def write(out: Path | str, text: str, tokenizer_name: str, val_fraction: float, 
     tokenizer = make_tokenizer(tokenizer_name, text)
     cut = int(len(text) * (1 - val_fraction))
     out.mkdir(parents=True, exist_ok=True)
-    files = {split: TokenFile(out / f"{split}.bin", token_dtype(tokenizer)) for split in ("train", "val")}
-    for split, part in (("train", text[:cut]), ("val", text[cut:])):
-        files[split].append(tokenizer.encode(part), len(part.encode("utf-8")), 1)
-    return finish(out, files, tokenizer, source)
+    with Lock(out):
+        files = {split: TokenFile(out / f"{split}.bin", token_dtype(tokenizer)) for split in ("train", "val")}
+        for split, part in (("train", text[:cut]), ("val", text[cut:])):
+            files[split].append(tokenizer.encode(part), len(part.encode("utf-8")), 1)
+        return finish(out, files, tokenizer, source)
 
 
 def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard: tuple[int, int] = (1, 1)) -> dict:
@@ -111,10 +115,7 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard
         file.sync()
         file.close()
         if shard[1] == 1 and file.counts["tokens"] < 2:
-            raise ValueError(
-                f"the {split} split has {file.counts['tokens']} tokens: the text ({source}) is too short, "
-                "or has too few documents for its --val_fraction"
-            )
+            raise ValueError(f"the {split} split has {file.counts['tokens']} tokens: the text ({source}) is too short")
     dtype = token_dtype(tokenizer)
     meta = {"vocab_size": tokenizer.vocab_size, "dtype": dtype.name, "tokenizer": tokenizer.name}
     meta |= {"source": source, "splits": {split: file.meta() for split, file in files.items()}}
@@ -135,36 +136,57 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard
 
 @dataclass
 class Batch:
-    """Pieces to be tokenized together, and what is to be noted when they are on disk."""
+    """Texts to be tokenized together, and what is to be noted when they are on disk."""
 
-    pieces: dict[str, list[Piece]] = field(default_factory=lambda: {"train": [], "val": []})
-    sizes: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})  # bytes
+    texts: dict[str, list[str]] = field(default_factory=lambda: {"train": [], "val": []})
+    ends: dict[str, list[bool]] = field(default_factory=lambda: {"train": [], "val": []})  # end-of-text token behind it
+    sizes: Counter = field(default_factory=Counter)  # bytes by split
+    documents: Counter = field(default_factory=Counter)  # that end in it, by split
     characters: int = 0
     hashes: list[int] = field(default_factory=list)
-    duplicates: int = 0
+    counts: Counter = field(default_factory=Counter)  # documents that are duplicates, and those that are cut
     next: list[int] = field(default_factory=list)  # the piece behind the last one: file, document, passage
+    copy: list[int] = field(default_factory=list)  # file and document of the last duplicate
     at: int = 0  # bytes of input read
-    skipped: int = 0
+    skipped: int = 0  # before the input that the last piece is of
+
+    def add(self, split: str, text: str, end: bool) -> None:
+        self.texts[split].append(text)
+        self.ends[split].append(end)
+        self.sizes[split] += len(text.encode("utf-8"))
+        self.characters += len(text)
 
 
 class CorpusWriter:
     """Tokenizes a corpus into a data directory; see `write_corpus`."""
 
     def __init__(self, out: Path, corpus: Corpus, tokenizer, val_fraction: float, dedup: bool):
-        self.corpus, self.tokenizer, self.val_fraction, self.dedup = corpus, tokenizer, val_fraction, dedup
-        number = f"-{corpus.shard[0]:05}" if corpus.shard[1] > 1 else ""
+        self.corpus, self.tokenizer, self.dedup = corpus, tokenizer, dedup
+        number = part(corpus.shard)
         self.progress, self.hashes = out / f".progress{number}.json", out / f".hashes{number}.tmp"
         with tempfile.TemporaryDirectory() as directory:
             tokenizer.save(directory)
             saved = hashlib.sha256(Path(directory, FILE).read_bytes()).hexdigest()
-        job = hashlib.sha256(json.dumps([corpus.fingerprint(), saved, val_fraction, dedup]).encode()).hexdigest()
-        self.state = {"job": job, "next": [0, 0, 0], "duplicates": 0, "skipped": 0, "hashes": 0, "splits": {}}
-        found = json.loads(self.progress.read_text(encoding="utf-8")) if self.progress.exists() else {}
-        self.resumed = found.get("job") == job and "-" not in corpus.inputs  # standard input cannot be read again
+        job = hashlib.sha256(json.dumps([2, corpus.fingerprint(), saved, val_fraction, dedup]).encode()).hexdigest()
+        self.state: dict = {
+            "job": job,
+            "next": [0, 0, 0],
+            "copy": [],
+            "skipped": 0,
+            "hashes": 0,
+            "splits": {},
+            "chosen": {},
+        }
+        self.state |= {"duplicates": 0, "cut": 0}
+        found = noted(self.progress)
+        self.resumed = found.get("job") == job
         if self.resumed:
             self.state = found
         else:
             self.progress.unlink(missing_ok=True)  # it described what is overwritten now
+        self.split = Split(corpus, val_fraction, self.state["chosen"])
+        self.state["chosen"] = self.split.chosen
+        corpus.skipped = self.state["skipped"]  # in the inputs before the one where it goes on, which is read again
         dtype, counts = token_dtype(tokenizer), self.state["splits"]
         self.files = {s: TokenFile(out / f"{s}{number}.bin", dtype, counts.get(s)) for s in ("train", "val")}
         self.seen: set[int] = set()
@@ -180,8 +202,7 @@ class CorpusWriter:
         threads, pending = os.cpu_count() or 1, deque()
         noted = start = time.monotonic()
         before = self.tokens
-        options = {"unit": "B", "unit_scale": True, "dynamic_ncols": True, "disable": not show, "leave": False}
-        with ThreadPoolExecutor(threads) as pool, tqdm(total=self.corpus.size or None, **options) as bar:
+        with ThreadPoolExecutor(threads) as pool, progress(self.corpus, show) as bar:
 
             def take() -> None:
                 batch, future = pending.popleft()
@@ -201,48 +222,65 @@ class CorpusWriter:
                         noted = time.monotonic()
                 while pending:
                     take()
+            except KeyboardInterrupt:
+                self.note()
+                raise
             finally:
                 pool.shutdown(cancel_futures=True)
         self.note()
 
     def batches(self) -> Iterator[Batch]:
         """What is to be written, in order, from where the last life of the command noted that it was."""
-        batch = Batch()
-        for number, piece in enumerate(self.corpus.pieces(*self.state["next"])):
-            if number == 0:  # what was skipped on the way back to this place is in the state already
-                self.corpus.skipped = self.state["skipped"]
-            data = piece.text.encode("utf-8")
-            digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        batch = Batch(copy=self.state["copy"])
+        for piece in self.corpus.pieces(*self.state["next"]):
             batch.next = [piece.file, piece.document + piece.last, 0 if piece.last else piece.passage + 1]
             batch.at = self.corpus.before[piece.file] + piece.at
-            whole = piece.last and piece.passage == 0
-            if self.dedup and whole and digest in self.seen:
-                batch.duplicates += 1
-                continue
-            if self.dedup and whole:
-                self.seen.add(digest)
-                batch.hashes.append(digest)
-            split = "val" if digest < self.val_fraction * 2**64 else "train"
-            batch.pieces[split].append(piece)
-            batch.sizes[split] += len(data)
-            batch.characters += len(piece.text)
+            batch.skipped = self.corpus.skipped_before
+            if not self.is_copy(piece, batch):
+                self.divide(piece, batch)
             if batch.characters >= BATCH:
-                batch.skipped = self.corpus.skipped
                 yield batch
-                batch = Batch()
+                batch = Batch(copy=batch.copy)
         if batch.next:
-            batch.skipped = self.corpus.skipped
             yield batch
+
+    def is_copy(self, piece: Piece, batch: Batch) -> bool:
+        """Whether a piece is of a document that was there before, and is to be left out."""
+        document = [piece.file, piece.document]
+        if self.dedup and piece.passage == 0:
+            if piece.digest in self.seen:
+                batch.copy = document
+                batch.counts["duplicates"] += 1
+            else:
+                self.seen.add(piece.digest)
+                batch.hashes.append(piece.digest)
+        return batch.copy == document
+
+    def divide(self, piece: Piece, batch: Batch) -> None:
+        """Adds a piece to the batch, each part of it to its split."""
+        boundary = self.split.boundary(piece)
+        cut = min(max(boundary - piece.place, 0), len(piece.text))
+        whole = boundary == piece.length
+        if cut:  # where it is cut, other documents follow, unless there are none
+            ends = boundary == piece.place + cut
+            batch.add("train", piece.text[:cut], ends and (whole or self.split.chosen["several"]))
+        if cut < len(piece.text):
+            batch.add("val", piece.text[cut:], piece.last)
+        batch.documents["train" if whole else "val"] += piece.last
+        batch.counts["cut"] += piece.last and 0 < boundary < piece.length
 
     def encode(self, batch: Batch) -> dict[str, np.ndarray]:
         """The tokens of a batch by split, with an end-of-text token behind each document."""
         eot = self.tokenizer.eot_id
-        end = [] if eot is None else [np.array([eot])]
         found = {}
-        for split, pieces in batch.pieces.items():
-            arrays = self.tokenizer.encode_batch([ended(piece, eot) for piece in pieces])
-            parts = [part for ids, piece in zip(arrays, pieces, strict=True) for part in (ids, *(end * piece.last))]
-            ids = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        for split, texts in batch.texts.items():
+            ends = batch.ends[split]
+            if eot is None:
+                texts = [ended(text) if end else text for text, end in zip(texts, ends, strict=True)]
+            parts = []
+            for ids, end in zip(self.tokenizer.encode_batch(texts), ends, strict=True):
+                parts += [ids, [eot]] if end and eot is not None else [ids]
+            ids = np.concatenate([np.asarray(part, np.int64) for part in parts]) if parts else np.zeros(0, np.int64)
             if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.vocab_size:
                 raise ValueError(
                     f"tokenizer {self.tokenizer.name} gave the ids {ids.min()} to {ids.max()}, "
@@ -253,16 +291,15 @@ class CorpusWriter:
 
     def append(self, batch: Batch, found: dict[str, np.ndarray]) -> None:
         for split, ids in found.items():
-            documents = sum(piece.last for piece in batch.pieces[split])
-            self.files[split].append(ids, batch.sizes[split], documents)
+            self.files[split].append(ids, batch.sizes[split], batch.documents[split])
         if batch.hashes:
             with open(self.hashes, "r+b" if self.state["hashes"] else "wb") as file:
                 file.seek(8 * self.state["hashes"])
                 file.write(np.array(batch.hashes, np.uint64).data)
         self.state["hashes"] += len(batch.hashes)
-        self.state["duplicates"] += batch.duplicates
-        self.state["skipped"] = batch.skipped
-        self.state["next"] = batch.next
+        for what in ("duplicates", "cut"):
+            self.state[what] += batch.counts[what]
+        self.state |= {"skipped": batch.skipped, "next": batch.next, "copy": batch.copy}
 
     def note(self) -> None:
         """Syncs the files, then writes down how far they are: in this order a crash loses nothing but time."""
@@ -278,19 +315,47 @@ class CorpusWriter:
         return meta
 
 
-def ended(piece: Piece, eot_id: int | None) -> str:
-    """The text of a piece; without an end-of-text token a newline ends a document."""
-    newline = piece.last and eot_id is None and not piece.text.endswith("\n")
-    return piece.text + "\n" * newline
+def part(shard: tuple[int, int]) -> str:
+    """What the names of one shard's files have in common."""
+    return f"-{shard[0]:05}" if shard[1] > 1 else ""
 
 
-def train_characters(corpus: Corpus) -> CharTokenizer:
+def noted(progress: Path) -> dict:
+    """How far an earlier life of the command was."""
+    try:
+        return read_json(progress)
+    except ValueError:  # there was none
+        return {}
+
+
+def kept(progress: Path, corpus: Corpus) -> str:
+    """What an interruption leaves."""
+    tokens = sum(counts["tokens"] for counts in noted(progress).get("splits", {}).values())
+    if not tokens or corpus.spool:
+        return "nothing is kept, the same command begins anew"
+    return f"the same command goes on behind the {tokens:,} tokens that are written"
+
+
+def ended(text: str) -> str:
+    """Without an end-of-text token a newline ends a document."""
+    return text if text.endswith("\n") else text + "\n"
+
+
+def train_characters(corpus: Corpus, show: bool = False) -> CharTokenizer:
     """The character tokenizer of a corpus, which is read to its end for it."""
-    everything = Corpus(corpus.inputs, corpus.text_column, corpus.errors)
-    characters: set[str] = set()
-    for piece in everything.pieces():
-        characters.update(ended(piece, None))
-    return CharTokenizer.train("".join(characters))
+    found = np.zeros(sys.maxunicode + 1, bool)
+    corpus = corpus.whole()
+    with progress(corpus, show) as bar:
+        for piece in corpus.pieces():
+            text = ended(piece.text) if piece.last else piece.text
+            found[np.frombuffer(text.encode("utf-32-le"), np.uint32)] = True
+            bar.update(max(corpus.before[piece.file] + piece.at - bar.n, 0))
+    return CharTokenizer.train("".join(map(chr, np.flatnonzero(found))))
+
+
+def progress(corpus: Corpus, show: bool) -> tqdm:
+    """A bar over the bytes of the input."""
+    return tqdm(total=corpus.size or None, unit="B", unit_scale=True, dynamic_ncols=True, disable=not show, leave=False)
 
 
 def write_corpus(
@@ -298,23 +363,31 @@ def write_corpus(
 ) -> dict:
     """Tokenizes the documents of `corpus`; returns the meta data.
 
-    A piece is for validation if its hash is below `val_fraction`: adding documents moves none of the others. `dedup`
-    leaves out documents that were there before, by a hash of 64 bits; its memory grows with their number.
+    `dedup` leaves out documents that were there before, by a hash of 64 bits; its memory grows with their number.
     """
     check_fraction(val_fraction)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    writer = CorpusWriter(out, corpus, tokenizer, val_fraction, dedup)
-    if writer.resumed:
-        say(f"going on behind the {writer.tokens:,} tokens that are already written")
-    try:
-        writer.run(show=sys.stderr.isatty())
-    except OSError as error:
-        what = f"{error.filename or out}: {error.strerror or error}"
-        raise OSError(f"{what}; the same command goes on behind what is written already") from error
-    meta = writer.finish(source)
+    number = part(corpus.shard)
+    progress = out / f".progress{number}.json"
+    with Lock(out, f".lock{number}"):
+        try:
+            writer = CorpusWriter(out, corpus, tokenizer, val_fraction, dedup)
+            if writer.resumed:
+                say(f"going on behind the {writer.tokens:,} tokens that are already written")
+            writer.run(show=sys.stderr.isatty())
+            meta = writer.finish(source)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped: {kept(progress, corpus)}") from None
+        except OSError as error:
+            what = f"{error.filename or out}: {error.strerror or error}"
+            raise OSError(f"{what}; {kept(progress, corpus)}") from error
     if writer.state["duplicates"]:
         say(f"{writer.state['duplicates']:,} documents were there before and are left out")
-    if writer.state["skipped"]:
-        say(f"{writer.state['skipped']:,} pieces were not UTF-8 and are left out")
+    if corpus.skipped:
+        say(f"{corpus.skipped:,} lines or files were no UTF-8 text and are left out")
+    train, val = (meta["splits"][split]["documents"] for split in ("train", "val"))
+    cut = writer.state["cut"]
+    counts = {"for training": train, "for validation": val - cut, "cut once, the end for validation": cut}
+    say("documents: " + ", ".join(f"{count:,} {where}" for where, count in counts.items() if count))
     return meta

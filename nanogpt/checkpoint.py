@@ -12,10 +12,8 @@ A checkpoint is written into a temporary directory, synced, and renamed: at ever
 whole. Loading one reads safetensors and JSON, and so executes nothing.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 import re
 import shutil
 import zlib
@@ -26,13 +24,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from nanogpt import rundir
 from nanogpt.config import TrainConfig
+from nanogpt.data.files import read_json, require_regular
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import Muon
+from nanogpt.rundir import number, point, prune, steps, sync, write_json
 
 MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
-MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
-STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}  # of each parameter
+NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # types of tensors that can be loaded
+# of each parameter; what another optimizer saved is restored as it was found
+STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 # what a run counts, and where it begins
 COUNTED = {"step": int, "tokens": int, "train_seconds": float, "skipped_steps": int}
 COUNTED |= {"evaluated_step": int | None, "best_val_loss": float | None, "best_step": int | None}
@@ -51,7 +53,7 @@ def size(model: GPT, optimizers: list[torch.optim.Optimizer]) -> int:
     """Bytes that a checkpoint has, nearly."""
     tensors = list(model.parameters())
     tensors += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
 
 
 def collect(
@@ -60,26 +62,32 @@ def collect(
     """Full weights and optimizer state by name, on the CPU. To be called on all processes.
 
     With `copy` they stay as they are when training goes on; without, they may be the model's own memory. Processes
-    that do not `keep` them get empty ones: a sharded model takes all processes to put together.
+    that do not `keep` them get empty ones: a sharded model takes all processes to put together. Raises MemoryError
+    where there is no room for a copy, after all processes have done their part.
     """
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():  # an evaluation leaves FSDP's outermost parameters whole: optimizers know the shards
         if isinstance(module, FSDPModule):
             module.reshard()
-    weights, moments = {}, {}
+    weights, moments, full = {}, {}, []
 
-    def take(into: dict, name: str, tensor: torch.Tensor) -> None:
-        tensor = whole(tensor.detach())
+    def take(into: dict, name: str, tensor: torch.Tensor | float) -> None:
+        tensor = whole(torch.as_tensor(tensor).detach())
         if keep:
-            on_host = tensor.cpu().contiguous()
-            into[name] = on_host.clone() if copy and on_host.data_ptr() == tensor.data_ptr() else on_host
+            try:
+                on_host = tensor.cpu().contiguous()
+                into[name] = on_host.clone() if copy and on_host.data_ptr() == tensor.data_ptr() else on_host
+            except RuntimeError as error:
+                full.append(error)
 
     for name, p in model.named_parameters():
         take(weights, name, p)
         for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
                 take(moments, f"{name}.{key}", value)
+    if full:
+        raise MemoryError(f"no memory for a copy of weights and optimizer state: {full[0]}")
     return weights, moments
 
 
@@ -95,18 +103,22 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     expected = {}
     for name, p in named.items():
-        keys = {f"{name}.{key}": torch.Size() if key == "step" else p.shape for key in STATES[type(owner[p])]}
+        keys = {f"{name}.{key}": torch.Size() if key == "step" else p.shape for key in STATES.get(type(owner[p]), ())}
         if keys.keys() & moments.keys():  # none at all: every step so far was skipped
             expected |= keys
-    expect(checkpoint / OPTIMIZER, moments, expected)
+    foreign = {name for name, p in named.items() if type(owner[p]) not in STATES}
+    known = {name: value for name, value in moments.items() if name.rpartition(".")[0] not in foreign}
+    expect(checkpoint / OPTIMIZER, known, expected)
     with torch.no_grad():
         for name, p in named.items():
             p.copy_(like(weights.pop(name), p))
     for full_name, value in moments.items():
         name, _, key = full_name.rpartition(".")
         p = named[name]
+        if full_name in known:
+            value = value.to(p.dtype)
         # a copy of its own: what was read may still be the file, mapped into memory; counters go to p's device as well
-        owner[p].state[p][key] = (value.to(p.device) if key == "step" else like(value, p)).clone()
+        owner[p].state[p][key] = (like(value, p) if value.shape == p.shape else value.to(p.device)).clone()
 
 
 def expect(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> None:
@@ -115,9 +127,25 @@ def expect(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, torch
         what = "lacks" if strange[0] in shapes else "has an unknown"
         raise ValueError(f"{path} {what} {strange[0][:80]!r}: it is not this model's")
     for name, shape in shapes.items():
-        if tensors[name].shape != shape or not tensors[name].is_floating_point():
+        if tensors[name].shape != shape or tensors[name].dtype not in NUMBERS:
             found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}"
             raise ValueError(f"{path}: {name} is {found} instead of {tuple(shape)}: it is not this model's")
+    if bad := not_finite(tensors):
+        raise ValueError(f"{path}: {bad} has values that are not finite; {earlier(path.parent)}")
+
+
+def not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
+    """The name of a tensor with infinities or NaNs."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+
+
+def earlier(checkpoint: Path) -> str:
+    """Which checkpoint to go back to from one that is whole, but of no use."""
+    for other in reversed(steps(checkpoint.parent)):
+        older = number(other) < number(checkpoint)
+        if older and check(other) is None and not not_finite(read_tensors(other / MODEL)):
+            return f"go back to {other} (--resume={other})"
+    return "no earlier checkpoint is left"
 
 
 def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
@@ -131,6 +159,7 @@ def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
+        require_regular(path)
         return load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
@@ -143,42 +172,15 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         raise OSError(f"{path.name}: {error}") from None
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises ValueError for anything else, for too much of it, and for what cannot be read."""
-    try:
-        if path.stat().st_size > MOST_JSON:
-            raise ValueError(f"it has more than {MOST_JSON >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("it is no JSON object")
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
-
-
 def read_state(checkpoint: Path) -> dict:
     """What the run had counted when it was saved. Raises ValueError if a value is missing or of the wrong type."""
     state = read_json(checkpoint / STATE)
     for name, kind in COUNTED.items():
-        if not isinstance(state.get(name, ""), kind) or isinstance(state[name], bool):
+        value = state.get(name, "")
+        right = isinstance(value, kind) and not isinstance(value, bool)
+        if not right or (value is not None and not 0 <= value < 2**53 and name != "best_val_loss"):
             raise ValueError(f"{checkpoint / STATE} is damaged: {name} is {str(state.get(name))[:40]!r}")
     return {name: state[name] for name in COUNTED}
-
-
-def write_json(path: Path, value: dict) -> None:
-    """In one move: nobody ever reads half of it."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file's bytes, or a directory's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def crc32(path: Path) -> int:
@@ -199,30 +201,27 @@ def save(
 ) -> Path:
     """Writes the checkpoint of step `state["step"]`, points `last` (and `best`) at it, prunes old ones.
 
-    Raises OSError if the disk does not take it; what was there before stays as it was.
+    Raises OSError if the disk does not take it, ValueError if out_dir is not this run's (see `rundir.claim`); what was
+    there before stays as it was.
     """
+    rundir.claim(out_dir)  # which does not make it: where it vanished, perhaps a disk that will come back did
     final = out_dir / f"step-{state['step']:06d}"
-    temporary = out_dir / f".tmp-{final.name}"
-    sweep(out_dir)
-    temporary.mkdir()  # out_dir is not made again: where it vanished, perhaps a disk that will come back did
+    temporary = rundir.temporary(final)
+    rundir.sweep(out_dir)
+    temporary.mkdir()
     try:
         write_tensors(temporary / MODEL, weights)
         write_tensors(temporary / OPTIMIZER, moments)
         write_json(temporary / CONFIG, config)
         tokenizer.save(temporary)
         files = sorted(temporary.iterdir())
-        with ThreadPoolExecutor() as pool:  # the disk writes while the checksums are computed
-            synced = [pool.submit(sync, file) for file in files]
-            checksums = list(pool.map(crc32, files))
-            for future in synced:
-                future.result()
+        checksums = sync_all(files)
         manifest = {f.name: {"bytes": f.stat().st_size, "crc32": c} for f, c in zip(files, checksums, strict=True)}
         content = state | {"files": manifest}
         write_json(temporary / STATE, content | {"crc32": seal(content)})
-        sync(temporary / STATE)
         sync(temporary)
         if final.exists():  # resumed from before this step: the same step again, or a damaged one, makes room
-            final.rename(out_dir / f".old-{final.name}")  # killed here: finish_renaming
+            final.rename(rundir.temporary(final, "old"))  # killed here: finish_renaming
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -230,66 +229,53 @@ def save(
     if best:  # before `last`: a run killed in between starts before this step, and finds the best once more
         point(out_dir / "best", final)
     point(out_dir / "last", final)
+    if not (out_dir / CONFIG).exists():  # out_dir was emptied
+        write_json(out_dir / CONFIG, config)
     sync(out_dir)
     prune(out_dir, keep)
     return final
 
 
-def sweep(out_dir: Path) -> None:
-    """Removes what saves that were killed have left behind."""
-    for left in [*out_dir.glob(".tmp-*"), *out_dir.glob(".old-*")]:
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+def sync_all(files: list[Path]) -> list[int]:
+    """The checksums of files, which are on the disk when it returns."""
+    jobs = [(sync, file) for file in files] + [(crc32, file) for file in files]
+    try:
+        with ThreadPoolExecutor() as pool:  # the disk writes while the checksums are computed
+            done = list(pool.map(lambda job: job[0](job[1]), jobs))
+    except RuntimeError:  # the system has no thread left
+        done = [work(file) for work, file in jobs]
+    return done[len(files) :]
+
+
+def add_evaluation(out_dir: Path, state: dict, keep: int, best: bool) -> None:
+    """Writes the evaluation of step `state["step"]` into its checkpoint, and points `best` at it if it is the best.
+
+    `best` first: a run killed in between evaluates the step again, and finds the best once more.
+    """
+    final = out_dir / f"step-{state['step']:06d}"
+    content = read_json(final / STATE)
+    content |= {name: state[name] for name in ("evaluated_step", "best_val_loss", "best_step")}
+    del content["crc32"]
+    if best:
+        point(out_dir / "best", final)
+        sync(out_dir)
+    write_json(final / STATE, content | {"crc32": seal(content)})
+    sync(final)
+    prune(out_dir, keep)
 
 
 def finish_renaming(out_dir: Path) -> None:
     """Where a save was killed while it put a checkpoint in the place of another, gives the better one the name."""
-    for old in out_dir.glob(".old-step-*"):
-        final = out_dir / old.name.removeprefix(".old-")
-        new = out_dir / f".tmp-{final.name}"
+    prefix = rundir.temporary(out_dir / "step-", "old").name
+    for old in out_dir.glob(f"{prefix}*"):
+        final = out_dir / f"step-{old.name.removeprefix(prefix)}"
+        new = rundir.temporary(final)
         sound = [path for path in (new, old) if path.is_dir() and check(path) is None]
         if sound and not final.exists():
             sound[0].rename(final)
 
 
-def point(link: Path, target: Path) -> None:
-    """Makes `link` a symbolic link to its sibling `target`, in one move."""
-    temporary = link.with_name(f".tmp-{link.name}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(link)
-
-
-def steps(out_dir: Path) -> list[Path]:
-    """The run's checkpoints, oldest first."""
-    found = [d for d in out_dir.glob("step-*") if re.fullmatch(r"step-\d{6,18}", d.name) and d.is_dir()]
-    return sorted(found, key=number)
-
-
-def number(checkpoint: Path) -> int:
-    """The step in the name of a checkpoint's directory."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def prune(out_dir: Path, keep: int) -> None:
-    """Removes all but the newest `keep`, `best` and `last`. What cannot be removed stays.
-
-    Steps beyond `last`, where a run that went back to its best once was, are the first to go.
-    """
-    linked = {(out_dir / link).resolve() for link in ("best", "last")}
-    with contextlib.suppress(OSError):
-        last = (out_dir / "last").resolve()
-        found = sorted(steps(out_dir), key=lambda step: number(step) <= number(last))  # stable: oldest first in both
-        for old in found[:-keep] if keep else []:
-            if old.resolve() not in linked:
-                # first another name: nothing half removed bears a checkpoint's
-                old.rename(out_dir / f".tmp-removed-{old.name}")
-        sweep(out_dir)
-
-
-def check(checkpoint: Path, checksums: bool = True) -> str | None:
+def check(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None if it is whole.
 
     The names of files are ours, never those that the checkpoint brings: it cannot point anywhere else.
@@ -309,7 +295,7 @@ def check(checkpoint: Path, checksums: bool = True) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            if checksums and crc32(path) != expected["crc32"]:
+            if crc32(path) != expected["crc32"]:
                 return f"{name} is damaged: its checksum is wrong"
     except OSError as error:
         return f"it cannot be read ({error})"
@@ -318,49 +304,70 @@ def check(checkpoint: Path, checksums: bool = True) -> str | None:
     return None
 
 
-def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print) -> Path:
+def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print, hold: bool = True) -> Path:
     """The checkpoint that `run` means: itself, or in an out directory the first of `prefer` that is whole.
 
-    Where that one is damaged, the newest whole one is taken instead and `say` tells so. Raises ValueError if there
-    is none at all.
+    Where that one is damaged, the newest whole one is taken instead and `say` tells so. With `hold`, a run that trains
+    meanwhile does not remove it before this process ends (`rundir.hold`). Raises ValueError if there is none at all.
     """
     run = Path(run)
     if not run.is_dir():
         raise ValueError(f"{str(run)!r} is no directory: name an out directory, or a checkpoint in one")
     if (run / MODEL).exists() or (run / STATE).exists() or re.fullmatch(r"step-\d+", run.resolve().name):
-        wrong = check(run)
+        wrong = check_held(run, hold)
         if wrong is None:
             return run.resolve()
-        others = [other for other in reversed(steps(run.resolve().parent)) if check(other) is None]
-        if not others:
+        other = next((o for o in reversed(steps(run.resolve().parent)) if check_held(o, hold) is None), None)
+        if other is None:
             raise ValueError(f"checkpoint {run} is not whole: {wrong}")
-        say(f"checkpoint {run} is not whole: {wrong}; going on with {others[0]}, the last whole one")
-        return others[0]
-    candidates = list(dict.fromkeys((run / link).resolve() for link in prefer if (run / link).is_dir()))
-    candidates += [step for step in reversed(steps(run)) if step.resolve() not in candidates]
-    for candidate in candidates:
-        wrong = check(candidate)
-        if wrong is None:
-            return candidate
-        say(f"checkpoint {candidate.name} is not whole: {wrong}; trying the next")
+        say(f"checkpoint {run} is not whole: {wrong}; going on with {other}, the last whole one")
+        return other
+    tried: list[Path] = []
+    while candidates := [path for path in choices(run, prefer) if path not in tried]:  # a run may write new ones
+        for candidate in candidates:
+            wrong = check_held(candidate, hold)
+            if wrong is None:
+                return candidate
+            if candidate.is_dir():  # else the run that writes there has removed it
+                say(f"checkpoint {candidate.name} is not whole: {wrong}; trying the next")
+        tried += candidates
     raise ValueError(f"{run} holds no whole checkpoint: train into it first, or name another run")
+
+
+def check_held(checkpoint: Path, hold: bool) -> str | None:
+    """What is wrong with a checkpoint. With `hold` no run removes it before this process ends, if it is whole."""
+    if hold:
+        rundir.hold(checkpoint)
+    wrong = check(checkpoint)
+    if wrong:
+        rundir.let_go(checkpoint)
+    return wrong
+
+
+def choices(run: Path, prefer: tuple[str, ...]) -> list[Path]:
+    """The checkpoints of an out directory in the order in which they are tried: linked by `prefer`, then the newest."""
+    linked = [(run / link).resolve() for link in prefer if (run / link).is_dir()]
+    return list(dict.fromkeys(linked + [step.resolve() for step in reversed(steps(run))]))
 
 
 def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
     """The model and training settings that a checkpoint (or an out directory) was made with."""
     config = read_json(checkpoint / CONFIG)
     try:
-        return GPTConfig(**config["model"]), TrainConfig(**config["train"])
-    except (KeyError, TypeError, ValueError) as error:
+        # settings of a recipe's own, or of another version, are passed over: nothing here depends on them
+        train = {name: value for name, value in config["train"].items() if name in TrainConfig.__dataclass_fields__}
+        return GPTConfig(**config["model"]), TrainConfig(**train)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
 
 
 def load_model(
-    checkpoint: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, **changes
+    checkpoint: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, make_model=GPT, **changes
 ) -> GPT:
     """The model of a checkpoint, ready to evaluate or to sample from.
 
-    `changes` are fields of GPTConfig that leave the weights alone, such as dropout.
+    `make_model` builds it from its configuration, if it is a subclass. `changes` are fields of GPTConfig that leave the
+    weights alone, such as dropout.
     """
     config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
     weights = read_tensors(checkpoint / MODEL)
@@ -368,10 +375,10 @@ def load_model(
         raise ValueError(f"{checkpoint / MODEL} has {len(weights)} tensors, too few for n_layer={config.n_layer}")
     try:
         with torch.device("meta"):  # shapes without memory
-            shapes = {name: p.shape for name, p in GPT(config).named_parameters()}
-    except RuntimeError as error:
+            shapes = {name: p.shape for name, p in make_model(config).named_parameters()}
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
     expect(checkpoint / MODEL, weights, shapes)
-    model = GPT(config)
+    model = make_model(config)
     model.load_state_dict(weights)
     return model.to(device=device, dtype=dtype).eval()

@@ -104,12 +104,12 @@ INCIDENTAL = set(
 
 def field_help(cls: type) -> dict[str, str]:
     """The comment behind each field of a dataclass, by field name: one source for readers and for --help."""
-    found = dict.fromkeys(cls.__dataclass_fields__, "")
+    found = dict.fromkeys((field.name for field in dataclasses.fields(cls)), "")
     for base in reversed(cls.__mro__):
         with suppress(OSError, TypeError):  # without source: typed at a prompt, or built in
             source = textwrap.dedent(inspect.getsource(base))
             found |= re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE)
-    return {name: found[name] for name in cls.__dataclass_fields__}
+    return {field.name: found[field.name] for field in dataclasses.fields(cls)}
 
 
 def read_value(text: str, kind: type) -> object:
@@ -154,7 +154,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class OneLineParser(argparse.ArgumentParser):
     """An argparse whose errors are one line, and which suggests the flag that was probably meant.
 
-    Flags are written with _ or - alike: --max_iters, --max-iters.
+    In the names of flags, _ and - are the same.
     """
 
     def __init__(self, **options):
@@ -202,7 +202,7 @@ def settings_parser(model: GPTConfig, train: TrainConfig, description: str) -> O
             text = f"{help_of[field.name]}{default}".strip().replace("%", "%%")
             flag_alone = {"nargs": "?", "const": "true"} if kind is bool or field.name == "compile" else {}
             metavar = short(kind, limits)
-            groups[field.kw_only].add_argument(f"--{field.name}", metavar=metavar, help=text, **flag_alone)
+            groups[bool(field.kw_only)].add_argument(f"--{field.name}", metavar=metavar, help=text, **flag_alone)
     return parser
 
 
@@ -230,8 +230,12 @@ def short(kind: type, limits: tuple = ()) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` for a terminal: control characters other than newline and tab, such as ESC, are shown as \\x1b."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+    """`text` for a terminal or a page: what is not shown or moves other text, but for newline and tab, becomes \\x1b.
+
+    These are control characters such as ESC, the marks of writing direction, and halves of surrogate pairs.
+    """
+    hidden = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(hidden, lambda match: ascii(match[0])[1:-1] if match[0] != "\r" else r"\x0d", text)
 
 
 def fail(message: object, code: int = 2) -> typing.NoReturn:
@@ -284,7 +288,8 @@ def reader_is_gone() -> bool:
 def user_errors(stopped: str = ""):
     """Around what depends on the user: ValueError, OSError and too little memory become one line and exit code 2.
 
-    Ctrl-C becomes 130, with `stopped` as what to say; a reader that is gone (`| head`) becomes 141, as in a shell.
+    Ctrl-C becomes 130, with `stopped` as what to say if it says nothing itself; a reader that is gone (`| head`)
+    becomes 141, as in a shell.
     """
     try:
         yield
@@ -300,6 +305,7 @@ def user_errors(stopped: str = ""):
         if not out_of_memory(error):
             raise
         fail("out of memory: choose a smaller model, batch or number of samples")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        stopped = str(interrupt) or stopped
         print(stopped and f"\n{stopped}", file=sys.stderr)
         sys.exit(130)

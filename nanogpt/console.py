@@ -1,16 +1,22 @@
-"""What a run tells its user: what is about to happen, and when it is over what came of it and what to do next."""
+"""What a run prints: its settings at the start, its progress, and at the end the result and the next commands."""
 
 import shlex
 import sys
 
+import torch
+from accelerate.utils import DistributedType
+from tqdm import tqdm
+
 from nanogpt import checkpoint
-from nanogpt.generate import pack, write
+from nanogpt.config import TrainConfig
+from nanogpt.cpu import pack
+from nanogpt.generate import write
 from nanogpt.hub.export import push
 from nanogpt.view import plot
 
 
 def introduce(run) -> None:
-    """A few lines that say what is about to happen."""
+    """Prints device, model, data, steps and output."""
     m, c, env = run.gpt.config, run.config, run.settings["environment"]
     epochs = c.max_iters * run.tokens_per_step / len(run.train_data.tokens)
     many = f"{env['processes']} processes" if env["processes"] > 1 else "1 process"
@@ -24,12 +30,39 @@ def introduce(run) -> None:
         f"validate, vocabulary {m.vocab_size:,}\n"
         f"steps   {c.max_iters:,} of {run.tokens_per_step:,} tokens ({c.gradient_accumulation_steps} x "
         f"{c.batch_size} sequences of {m.block_size}), {epochs:.2f} epochs, optimizer {c.optimizer}\n"
-        f"output  {run.out_dir}" + (f", going on from step {run.start_step:,}" if run.start_step else "")
+        f"output  {run.out_dir}" + (f", resuming from step {run.start_step:,}" if run.start_step else "")
     )
 
 
+def shared_batches(asked: TrainConfig, config: TrainConfig) -> str:
+    """A remark where the processes share a step in other micro-batches than were asked for; else empty."""
+    if asked == config:
+        return ""
+    same = (
+        config.batch_size * config.gradient_accumulation_steps == asked.batch_size * asked.gradient_accumulation_steps
+    )
+    return (
+        f"note: for several processes, now --batch_size={config.batch_size} --gradient_accumulation_steps="
+        f"{config.gradient_accumulation_steps}: a step has {'the same' if same else 'more'} sequences"
+    )
+
+
+def progress_bar(run) -> tqdm:
+    """A progress bar, shown on a terminal only."""
+    shown = run.main_process and sys.stderr.isatty() and not run.quiet
+    bar = {"total": run.config.max_iters, "initial": run.state["step"], "unit": "step", "dynamic_ncols": True}
+    return tqdm(**bar, leave=False, disable=not shown)
+
+
+def show_progress(bar: tqdm, values: dict) -> None:
+    """Shows a line of metrics beside the bar."""
+    loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
+    mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
+    bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s{mfu}", refresh=False)
+
+
 def conclude(run) -> None:
-    """The result, a sample, and what to do next; a push to the Hub where the settings ask for it."""
+    """Prints the result, a sample and the next commands; pushes to the Hub if the settings ask for it."""
     state, config = run.state, run.config
     best = f"best validation loss {state['best_val_loss']:.4f} at step {state['best_step']}"
     speed = f"{state['tokens'] / max(state['train_seconds'], 1e-9):,.0f} tokens/s"
@@ -38,17 +71,17 @@ def conclude(run) -> None:
         run.say(plot.text(run.out_dir) + "\n")
     try:
         run.say(sample(run) + "\n")
-    except (ValueError, OSError) as error:  # somebody else's hands were on the checkpoints
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:  # or another process changed the checkpoints
         run.say(f"warning: no sample: {error}\n")
     out_dir = shlex.quote(str(run.out_dir))
     if config.push_to_hub:
         try:
             push(run.out_dir, config.push_to_hub, say=run.say)
-        except (ValueError, OSError) as error:  # the run itself is safe on the disk
+        except (ValueError, OSError) as error:  # the checkpoint is saved all the same
             run.say(f"warning: not pushed: {error}; later: nanogpt push {out_dir} {config.push_to_hub}")
     # a prompt that the tokenizer knows: the beginning of the data's first line
     prompt = run.tokenizer.decode(run.train_data.tokens[:20]).partition("\n")[0] or " "
-    longer = going_on(run, f"--max_iters={2 * state['step']}")
+    longer = resume_command(run, f"--max_iters={2 * state['step']}")
     run.say(
         f"next:  nanogpt sample {out_dir} --prompt {shlex.quote(prompt)}\n"
         f"       nanogpt eval {out_dir}\n"
@@ -57,13 +90,15 @@ def conclude(run) -> None:
 
 
 def sample(run, tokens: int = 300) -> str:
-    """A text by the run's best checkpoint, which is read back from the disk as everybody else will read it."""
-    model = pack(checkpoint.load_model(checkpoint.find(run.out_dir, say=run.say), run.device))
+    """A text sampled from the run's best checkpoint, as loaded from disk."""
+    found = checkpoint.find(run.out_dir, say=run.say)
+    sharded = run.accelerator.distributed_type == DistributedType.FSDP  # then it may be too large for one device
+    model = pack(checkpoint.load_model(found, "cpu" if sharded else run.device, make_model=run.make_model))
     return "".join(write(model, run.tokenizer, run.train_data.tokens[:1], tokens, run.config.seed))
 
 
-def going_on(run, *changes: str) -> str:
-    """The command that resumes this run; `changes` are flags, each with =, in the place of those it was given."""
+def resume_command(run, *changes: str) -> str:
+    """The command that resumes this run; `changes` are flags with their values that replace those given."""
     if run.config.seeds > 1:
         changes = ("--seeds=1", f"--seed={run.config.seed}", f"--out_dir={run.out_dir}", *changes)
     changes = ("--resume=auto", *changes)

@@ -1,7 +1,7 @@
 """Loss on held-out tokens: exactly, over the whole split, or nanoGPT's quick estimate from random batches."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -10,15 +10,23 @@ from nanogpt.model import GPT
 
 
 @torch.no_grad()
-def total_loss(model: GPT, batches: Iterator[Batch], device: torch.device | str) -> torch.Tensor:
-    """Sum of the losses in nats and number of targets, as one float64 tensor (2,) that processes can add up."""
+def total_loss(
+    model: GPT, batches: Iterator[Batch], device: torch.device | str, check: Callable[[], object] = lambda: None
+) -> torch.Tensor:
+    """Sum of the losses in nats and number of targets, as one float64 tensor (2,) that processes can add up.
+
+    `check` is called before each batch; what it raises ends the evaluation.
+    """
     training = model.training
     model.eval()
     total = torch.zeros(2, dtype=torch.float64)
-    for x, y in batches:
-        loss = model(x.to(device), y.to(device), reduction="sum")
-        total += torch.tensor([loss.item(), (y != -1).sum().item()], dtype=torch.float64)
-    model.train(training)
+    try:
+        for x, y in batches:
+            check()
+            loss = model(x.to(device), y.to(device), reduction="sum")
+            total += torch.tensor([loss.item(), (y != -1).sum().item()], dtype=torch.float64)
+    finally:
+        model.train(training)
     return total
 
 
@@ -37,13 +45,15 @@ def evaluate(
     process: int = 0,
     processes: int = 1,
     reduce=lambda total: total,
+    check: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """`val_loss` in nats per token, `val_perplexity` and `val_bpb`, bits per byte of text.
 
     With eval_iters=0 every token of the split is predicted exactly once, from the tokens before it in its window of
     block_size: the result depends on neither batch size nor number of processes. With eval_iters > 0 it is the mean
     over that many batches drawn by `seed`, as nanoGPT estimates it: quicker, and noisy. `reduce` adds a tensor up
-    over the processes. The products are in the precision that the model runs in: bf16 moves the loss by some 2e-4.
+    over the processes; `check` is called before each batch, equally often on all of them. The products are in the
+    precision that the model runs in: bf16 moves the loss by some 2e-4.
     """
     if eval_iters:
         numbers = range(process, -(-eval_iters // processes) * processes, processes)
@@ -54,7 +64,7 @@ def evaluate(
         )
     else:
         batches = data.whole_split(forward_batch_size(batch_size, data.block_size), process, processes)
-    nats, targets = reduce(total_loss(model, batches, device)).tolist()
+    nats, targets = reduce(total_loss(model, batches, device, check)).tolist()
     loss = nats / targets
     bits_per_byte = loss / math.log(2) / data.bytes_per_token
     return {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700)), "val_bpb": bits_per_byte}

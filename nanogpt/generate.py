@@ -3,49 +3,12 @@
 >>> ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)      # doctest: +SKIP
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from nanogpt.model import GPT, KVCache
-
-
-class PackedLinear(nn.Module):
-    """A Linear for inference on the CPU, its weight laid out by oneDNN for itself.
-
-    Sampling reads every weight for every token, so it is as fast as memory is read; for a few rows torch's Linear
-    reaches less than half of that in fp32, and oneDNN nine tenths (LOG.md). The operators are those that torch.compile
-    uses when it freezes a model.
-    """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
-        super().__init__()
-        # the layout for 16 rows serves a single one better than the layout for one (LOG.md)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 16)
-        self.bias = bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-
-@torch.no_grad()
-def pack(model: GPT, smallest: int = 10_000_000) -> GPT:
-    """Replaces the Linear layers of a model on the CPU by packed ones: from then on it samples, and trains no more.
-
-    Models of fewer parameters than `smallest` stay as they are: they fit into the cache, and gain nothing.
-    """
-    small = model.get_num_params() < smallest
-    if small or model.wte.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return model
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child.weight, child.bias))
-    if model.lm_head is None:
-        model.lm_head = PackedLinear(model.wte.weight)
-    return model
 
 
 def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
@@ -143,18 +106,24 @@ def decode_behind(tokenizer, previous: list[int], pending: list[int]) -> str:
     return text[len(before) :] if text.startswith(before) else tokenizer.decode(pending)
 
 
-def write(model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int) -> Iterator[str]:
-    """The text of the tokens `start` (T,), then what the model goes on with, in pieces; it should be in eval mode."""
+def write(
+    model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int, check: Callable[[], object] = lambda: None
+) -> Iterator[str]:
+    """The text of the tokens `start` (T,), then what the model goes on with, in pieces; it should be in eval mode.
+
+    `check` is called after each token; what it raises ends the text.
+    """
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
     tokens = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
     yield tokenizer.decode(start)
-    yield from stream_text(tokenizer, (token.item() for token in tokens), start)
+    yield from stream_text(tokenizer, (token.item() for token in tokens if not check()), start)
 
 
 def write_amid_training(model: GPT, *args) -> str:
     """`write` by the weights as they are now. It draws from a generator of its own, so training goes on unchanged."""
     model.eval()
-    with torch.compiler.set_stance("force_eager"):  # every length of the text would be compiled anew
-        text = "".join(write(model, *args))
-    model.train()
-    return text
+    try:
+        with torch.compiler.set_stance("force_eager"):  # every length of the text would be compiled anew
+            return "".join(write(model, *args))
+    finally:
+        model.train()

@@ -1,8 +1,9 @@
 """Where a run's measurements go: `metrics.jsonl`, always, and Accelerate's trackers, as far as they work.
 
 A line of metrics.jsonl is one JSON object with `step`, `tokens`, `train_seconds` and what was measured there;
-samples.jsonl beside it has the `text` that the model wrote at each evaluation. Both are flushed line by line, so a
-killed run keeps its curve. A tracker that is missing, has no key or no network costs one line of warning, no run.
+samples.jsonl beside it has the `text` that the model wrote at each evaluation. Both are flushed line by line and synced
+with each checkpoint, so a killed run keeps its curve. A tracker that is missing, has no key or no network costs one
+line of warning, no run.
 """
 
 import contextlib
@@ -10,10 +11,14 @@ import html
 import importlib.util
 import io
 import json
+import math
 import os
+import sys
 from pathlib import Path
 
 from accelerate import Accelerator
+
+from nanogpt import rundir
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 TRACKERS = ("trackio", "wandb", "tensorboard")
@@ -54,12 +59,22 @@ class LineFile:
     """
 
     def __init__(self, path: Path, step: int, say):
-        """Goes on behind `step`: what an earlier life of the run wrote beyond it is taken back."""
-        kept = [line for line in read(path) if line["step"] <= step] if step else []
-        temporary = path.with_name(f".tmp-{path.name}")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        """Goes on behind `step`: what an earlier life of the run wrote beyond it is taken back.
+
+        From step 0 on it is another curve: an earlier one, whose checkpoints are gone, is kept under another name.
+        """
+        there = read(path, say)
+        if not step and any(line["step"] > 0 for line in there):
+            kept = next(p for n in range(1, 10**6) if not (p := path.with_name(f"{path.stem}-{n}.jsonl")).exists())
+            path.rename(kept)
+            say(f"note: {path} is of an earlier run without checkpoints: kept as {kept.name}")
+        self.path, self.say, self.unwritten = path, say, b""
+        lines = [line for line in there if line["step"] <= step] if step else []
+        self.end = lines[-1]["step"] if lines else 0
+        temporary = rundir.temporary(path)
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        rundir.sync(temporary)
         temporary.replace(path)
-        self.name, self.say, self.unwritten = path.name, say, b""
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
 
     def write(self, values: dict | None = None) -> None:
@@ -72,7 +87,17 @@ class LineFile:
                 self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
         except OSError as error:
             if not waited:
-                self.say(f"warning: {self.name} could not be written: {error}; its lines are kept for later")
+                self.say(f"warning: {self.path.name} could not be written: {error}; its lines are kept for later")
+
+    def sync(self) -> None:
+        """Waits until the lines are on the disk. Where somebody took the file away, says so and begins another."""
+        try:
+            if rundir.inode(self.path) != os.fstat(self.file.fileno()).st_ino:
+                self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+                self.say(f"warning: {self.path} was removed while the run writes it: what it held is lost to the run")
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            self.say(f"warning: {self.path} could not be synced: {error}")
 
     def close(self) -> None:
         self.write()
@@ -87,6 +112,8 @@ class Metrics:
         self.accelerator, self.say, self.files = accelerator, say, {}
         if accelerator.is_main_process:
             self.files = {name: LineFile(out_dir / name, step, say) for name in (METRICS, SAMPLES)}
+            if self.files[METRICS].end + config.get("log_interval", step) < step:
+                say(f"note: {out_dir / METRICS} has no lines between steps {self.files[METRICS].end} and {step}")
         self._quietly(accelerator.init_trackers, out_dir.parent.name or "nanogpt", config, self._names(out_dir))
 
     def _names(self, out_dir: Path) -> dict:
@@ -139,6 +166,10 @@ class Metrics:
 
                 tracker.log({"sample": trackio.Markdown(indented), "curve": trackio.Image(pixels)}, step=step)
 
+    def sync(self) -> None:
+        for file in self.files.values():
+            file.sync()
+
     def close(self) -> None:
         for file in self.files.values():
             file.close()
@@ -147,12 +178,36 @@ class Metrics:
             self._quietly(tracker.finish)
 
 
-def read(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
-    if not path.exists():
+def read(path: Path, say=lambda text: print(text, file=sys.stderr)) -> list[dict]:
+    """The lines of a metrics.jsonl or samples.jsonl. Damaged ones are skipped, and `say` tells so.
+
+    A last line that a kill cut short is skipped silently.
+    """
+    if not path.is_file():
         return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
-    return lines
+    whole, _, cut_short = path.read_bytes().rpartition(b"\n")
+    lines = [parse(line) for line in whole.split(b"\n")] if whole else []
+    if damaged := [n for n, line in enumerate(lines, 1) if line is None]:
+        say(f"note: {path} has {len(damaged)} damaged lines, skipped; the first is line {damaged[0]}")
+    return [line for line in [*lines, parse(cut_short)] if line is not None]
+
+
+def parse(line: bytes) -> dict | None:
+    """The numbers, and the text, of a line; None where it is no JSON object with a step."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = number(found.get("step")) if isinstance(found, dict) else None
+    if step is None or not math.isfinite(step):
+        return None
+    return {name: value for name, value in found.items() if name == "text" or number(value) is not None}
+
+
+def number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None

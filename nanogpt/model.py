@@ -1,12 +1,15 @@
-"""GPT: one model, two families, one file that needs nothing but torch.
+"""GPT: one model, two families, in one file that needs only torch.
 
     GPT-2 family    LayerNorm, learned positions, GELU, dropout, optional bias   (Radford et al. 2019)
     modern family   RMSNorm, RoPE, SwiGLU, grouped-query attention, QK-norm      (Llama 2023, Qwen3 2025)
 
-Every field of `GPTConfig` can be set on its own, so the two families are only two corners of it:
+Each field of `GPTConfig` can be set on its own; the families are two points in that space:
 
     >>> gpt2 = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=2, n_head=4, n_embd=32))
     >>> loss = gpt2(torch.zeros(1, 8, dtype=torch.long), targets=torch.zeros(1, 8, dtype=torch.long))
+
+To read it, begin with `GPT.forward`: embeddings, the blocks, the logits or the loss. A `Block` adds the output of
+`CausalSelfAttention` and of `MLP` to its input. `KVCache` is for sampling only, `rope_tables` for position="rope" only.
 
 Weights are named as in nanoGPT (`h.0.attn.c_attn.weight`, …) and stored as torch's Linear stores them: (out, in).
 
@@ -14,7 +17,6 @@ Dimension letters: B batch, T time, C channels (n_embd), H heads, K key-value he
 """
 
 import math
-from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from types import NoneType
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
@@ -24,7 +26,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-VOCAB_MULTIPLE = 64  # rows of the embedding: matrix products like multiples of 64, and nothing else ever sees the rest
+VOCAB_MULTIPLE = 64  # the embedding has a multiple of 64 rows, for fast products; only this file sees the padding
 
 
 def declared(cls: type) -> dict[str, tuple[type, tuple]]:
@@ -113,7 +115,7 @@ class GPTConfig:
 
 
 class KVCache:
-    """Keys and values of the tokens read so far, allocated once: no tensor grows while sampling."""
+    """Keys and values of the tokens read so far, allocated once so that no tensor grows while sampling."""
 
     def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None, length: int | None = None):
         """Room for `length` tokens, by default the whole block_size."""
@@ -123,10 +125,10 @@ class KVCache:
         self.keys = [torch.empty(shape, **make) for _ in range(config.n_layer)]
         self.values = [torch.empty(shape, **make) for _ in range(config.n_layer)]
         self.rope = rope_tables(config, torch.arange(length, device=device))
-        self.length = 0  # tokens held, the position of the next one
+        self.length = 0  # number of tokens held, and the position of the next one
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes k and v (B, K, T, D) behind what is held; returns all of the layer's (B, K, length + T, D)."""
+        """Appends k and v (B, K, T, D); returns all keys and values of the layer, each (B, K, length + T, D)."""
         keys, values, new = self.keys[layer], self.values[layer], k.size(2)
         keys.narrow(2, self.length, new).copy_(k)
         values.narrow(2, self.length, new).copy_(v)
@@ -135,15 +137,23 @@ class KVCache:
 
 def norm_layer(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
-        return RMSNorm(config.n_embd, eps=config.norm_eps)
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm over the last dimension of x, in the weight's dtype: fp32 under autocast, too.
+
+    torch's function for a weight that has more than that dimension, here one row for each head.
+    """
+    return F.rms_norm(x.to(weight.dtype), x.shape[-1:], eps=eps) * weight
 
 
 def rope_tables(config: GPTConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and signed sines (T, D) of rotary position embeddings (Su et al. 2021), in Llama's layout.
 
-    Channel i of a head turns together with channel i + D/2, by an angle of position / theta^(2i/D). The sines of the
-    first half are negative, because that is how `apply_rope` needs them.
+    Channels i and i + D/2 of a head are rotated together, by an angle of position / theta^(2i/D). The sines of the
+    first half are negative, as `apply_rope` needs them.
     """
     D = config.head_size
     wavelengths = config.rope_theta ** (torch.arange(0, D, 2, device=positions.device).float() / D)
@@ -153,11 +163,15 @@ def rope_tables(config: GPTConfig, positions: torch.Tensor) -> tuple[torch.Tenso
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns queries or keys x (B, H, T, D) by the tables (T, D): (a, b) to (a cos - b sin, b cos + a sin)."""
+    """Rotates queries or keys x (B, H, T, D) by the tables (T, D): (a, b) to (a cos - b sin, b cos + a sin)."""
     return (x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin).to(x.dtype)
 
 
 class CausalSelfAttention(nn.Module):
+    # nanogpt/cpu.py replaces these two on a CPU
+    rms_norm = staticmethod(rms_norm)
+    attention = staticmethod(F.scaled_dot_product_attention)
+
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.layer = layer
@@ -165,27 +179,27 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         # queries, keys and values in one matrix product
         self.qkv_rows = [n * self.head_size for n in (self.n_head, self.n_kv_head, self.n_kv_head)]
-        self.c_attn = Linear(config.n_embd, sum(self.qkv_rows), bias=config.bias)
-        self.c_proj = Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
-        self.q_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
+        self.c_attn = nn.Linear(config.n_embd, sum(self.qkv_rows), bias=config.bias)
+        self.c_proj = nn.Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
+        self.q_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: torch.Tensor, rope=None, cache: KVCache | None = None) -> torch.Tensor:
-        """x (B, T, C) to what its positions gather from themselves and those before, (B, T, C).
+        """x (B, T, C) to (B, T, C): each position attends to itself and to those before it.
 
-        `rope` are the tables of `rope_tables`; a `cache` holds earlier positions and takes up these.
+        `rope` is the result of `rope_tables`. A `cache` provides earlier positions, and these are appended to it.
         """
         B, T, _ = x.shape
-        qkv = self.c_attn(x).view(B, T, -1, self.head_size)
-        # what queries and keys have in common is done to both at once
+        qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, H + 2 K, D)
+        # queries and keys are normalized and rotated as one tensor: half as many operators
         qk, v = qkv.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
         if self.q_norm is not None:
             weights = self.q_norm.weight.expand(self.n_head, -1), self.k_norm.weight.expand(self.n_kv_head, -1)
-            qk = rms_norm(qk, torch.cat(weights), self.q_norm.eps)
+            qk = self.rms_norm(qk, torch.cat(weights), self.q_norm.eps)  # by a weight of (H + K, D)
         qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, H + K, T, D), (B, K, T, D)
         if rope is not None:
             qk = apply_rope(qk, *rope)
-        q, k = qk.split([self.n_head, self.n_kv_head], dim=1)
+        q, k = qk.split([self.n_head, self.n_kv_head], dim=1)  # (B, H, T, D), (B, K, T, D)
 
         mask = None
         if cache is not None:
@@ -194,12 +208,8 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(self.layer, k, v)
         causal, gqa = mask is None and T > 1, self.n_kv_head != self.n_head
         dropout = self.dropout if self.training else 0.0
-        fp32 = q.is_cpu and torch.is_grad_enabled()  # there the backward pass takes four times as long in bf16 (LOG.md)
-        if fp32:
-            q, k, v = q.float(), k.float(), v.float()
-        with torch.autocast("cpu", enabled=False) if fp32 else nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)
-        y = y.transpose(1, 2).reshape(B, T, self.n_head * self.head_size)  # heads side by side again
+        y = self.attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, self.n_head * self.head_size)  # the heads side by side again
         return self.c_proj(y)
 
 
@@ -207,16 +217,16 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.kind = config.mlp
-        # swiglu: gate and up in one matrix product
+        # SwiGLU's gate and up projections in one matrix product
         self.fc_rows = [config.inner] * (2 if config.mlp == "swiglu" else 1)
-        self.c_fc = Linear(config.n_embd, sum(self.fc_rows), bias=config.bias)
-        self.c_proj = Linear(config.inner, config.n_embd, bias=config.bias)
+        self.c_fc = nn.Linear(config.n_embd, sum(self.fc_rows), bias=config.bias)
+        self.c_proj = nn.Linear(config.inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Each position on its own: (B, T, C) to (B, T, C)."""
-        x = self.c_fc(x)
+        """(B, T, C) to (B, T, C), each position on its own."""
+        x = self.c_fc(x)  # (B, T, inner), for swiglu (B, T, 2 inner)
         if self.kind == "swiglu":
-            gate, up = x.chunk(2, dim=-1)
+            gate, up = x.chunk(2, dim=-1)  # (B, T, inner) each
             x = F.silu(gate) * up
         else:
             x = F.gelu(x, approximate="tanh" if self.kind == "gelu_tanh" else "none")
@@ -233,12 +243,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, rope=None, cache: KVCache | None = None) -> torch.Tensor:
-        """(B, T, C) to (B, T, C): both branches add to what passes by (pre-norm)."""
+        """(B, T, C) to (B, T, C): two residual branches, each normalized at its input (pre-norm)."""
         x = x + self.dropout(self.attn(self.ln_1(x), rope, cache))
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
 
 class GPT(nn.Module):
+    linear = staticmethod(F.linear)  # computes the logits; nanogpt/cpu.py replaces it on a CPU
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         if config.vocab_size is None:
@@ -249,12 +261,12 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = norm_layer(config)
-        # tied: no second parameter exists, so nothing can come untied when a checkpoint is loaded or sharded
+        # if tied there is no second parameter, so nothing can come untied when a checkpoint is loaded or sharded
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
         self.apply(self._init_weights)
 
     def _init_weights(self, module: nn.Module):
-        """GPT-2's initialisation: N(0, 0.02), the projections into the residual stream by 1/sqrt(2 n_layer) less."""
+        """GPT-2's initialization: N(0, 0.02), divided by sqrt(2 n_layer) for projections into the residual stream."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -273,11 +285,11 @@ class GPT(nn.Module):
     ) -> torch.Tensor:
         """Token ids `idx` (B, T) to logits (B, T, V), or with `targets` (B, T) to their cross-entropy in nats.
 
-        The loss comes alone: handing the logits back as well would keep (and under mixed precision copy) the largest
-        tensor of the step. Targets of -1 do not count; `reduction` is cross_entropy's. With a `cache`, idx continues
-        what the cache holds. `logits_to_keep=n` gives the logits of the last n positions only; 0 gives all.
+        With targets only the loss is returned: returning the logits too would keep (and under mixed precision copy)
+        the largest tensor of the step. Targets of -1 are ignored; `reduction` is that of cross_entropy. With a `cache`,
+        idx continues the tokens in the cache. `logits_to_keep=n` computes the logits of the last n positions, 0 all.
 
-        Raises ValueError if idx, with what the cache holds, is longer than block_size.
+        Raises ValueError if idx, together with the tokens in the cache, is longer than block_size.
         """
         past = cache.length if cache is not None else 0
         T = idx.size(1)
@@ -300,33 +312,32 @@ class GPT(nn.Module):
             cache.length += T
         x = self.ln_f(x[:, -logits_to_keep:])
 
+        head = self.wte if self.lm_head is None else self.lm_head
         if targets is None:
-            logits = F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
-            return logits[..., : self.config.vocab_size]
-        head = self.wte.weight if self.lm_head is None else self.lm_head.weight
-        # -inf on the padding: it takes no probability and no gradient, so the loss is that of V tokens exactly
-        padding = torch.zeros(head.size(0), device=x.device, dtype=x.dtype)
+            return self.linear(x, head.weight)[..., : self.config.vocab_size]
+        # The bias is -inf for the padding, which so gets no probability and no gradient: the loss is that of V tokens.
+        padding = torch.zeros(self.config.padded_vocab_size, device=x.device, dtype=x.dtype)
         padding[self.config.vocab_size :] = -torch.inf
-        logits = linear(x, head, padding)
+        logits = self.linear(x, head.weight, padding)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
 
     def fused_rows(self) -> dict[str, list[int]]:
-        """Rows of the matrices stacked in one parameter (queries, keys, values; gate, up), by the parameter's name."""
+        """Parameters that stack several matrices (queries, keys, values; gate, up): the rows of each, by name."""
         rows = {f"h.{i}.attn.c_attn.weight": block.attn.qkv_rows for i, block in enumerate(self.h)}
         return rows | {f"h.{i}.mlp.c_fc.weight": block.mlp.fc_rows for i, block in enumerate(self.h)}
 
     @classmethod
     def from_pretrained(cls, name_or_dir, **options) -> "GPT":
-        """A model of transformers, from the Hub or a directory: gpt2, Llama- and Qwen3-shaped ones.
+        """Loads a GPT-2-, Llama- or Qwen3-shaped model of transformers, from the Hub or a directory.
 
-        The one thing here that needs the rest of the package; options: `nanogpt.hub.weights.from_pretrained`.
+        Only this method needs the rest of the package. `options` are those of `nanogpt.hub.weights.from_pretrained`.
         """
         from nanogpt.hub.weights import from_pretrained
 
         return from_pretrained(name_or_dir, **options)
 
     def crop_block_size(self, block_size: int) -> None:
-        """Shortens the context, learned positions included. Raises ValueError if it would be longer than it is."""
+        """Shortens the context and the learned positions. Raises ValueError if block_size is longer than now."""
         if block_size > self.config.block_size:
             raise ValueError(f"block_size={block_size} is longer than the context of {self.config.block_size} tokens")
         self.config = replace(self.config, block_size=block_size)
@@ -334,7 +345,7 @@ class GPT(nn.Module):
             self.wpe = nn.Embedding.from_pretrained(self.wpe.weight.detach()[:block_size].clone(), freeze=False)
 
     def get_num_params(self, non_embedding: bool = False) -> int:
-        """Number of parameters, without the padding of the vocabulary; `non_embedding` leaves wte and wpe out."""
+        """Number of parameters without the vocabulary's padding; `non_embedding` leaves out wte and wpe."""
         total = sum(p.numel() for p in self.parameters())
         padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
         total -= padding * (1 if self.lm_head is None else 2)
@@ -344,85 +355,13 @@ class GPT(nn.Module):
         return total
 
     def flops_per_token(self, T: int | None = None) -> int:
-        """Floating-point operations of training on one token of a sequence of T: 6 N + 12 L H D T (PaLM, appendix B).
+        """Floating-point operations to train on one token of a sequence of T: 6 N + 12 L H D T (PaLM, appendix B).
 
-        N is the number of parameters that a token is multiplied with: tables that are only looked up do not count
-        (wpe, and wte unless it is also the output projection). Causality is not taken off, as is the custom.
+        N counts the parameters that a token is multiplied by: not wpe, and wte only if it is the output projection
+        too. As usual, the operations that causal attention saves are not subtracted.
         """
         T = T or self.config.block_size
         N = self.get_num_params(non_embedding=True)
         if self.lm_head is None:
             N += self.config.vocab_size * self.config.n_embd
         return 6 * N + 12 * self.config.n_layer * self.config.n_head * self.config.head_size * T
-
-
-# torch's products in fp32 are MKL's, which take twice as long on AMD's CPUs as oneDNN's (LOG.md)
-ON_AMD = "AMD" in torch.cpu.get_capabilities().get("cpu_name", "") and torch.backends.mkldnn.is_available()
-
-
-class Linear(nn.Linear):
-    """torch's Linear, with quicker products where they are known to be slow: training in fp32 on an AMD CPU."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x (..., in) times weight (out, in) transposed, plus bias."""
-    training_in_fp32 = x.is_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    if training_in_fp32 and x.dtype == weight.dtype == torch.float32 and ON_AMD and not torch.compiler.is_compiling():
-        return LinearByOneDNN.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-class LinearByOneDNN(torch.autograd.Function):
-    """Linear through oneDNN, by the operator that torch.compile uses for it."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        x, weight = ctx.saved_tensors
-        grad_x = torch.ops.mkldnn._linear_pointwise(grad, weight.t(), None, "none", [], "")
-        rows = grad.flatten(0, -2)  # (N, out)
-        grad_weight = rows.t() @ x.flatten(0, -2)  # both transposed for oneDNN: no gain there
-        return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
-
-
-class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), in the weight's dtype."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square normalization over the last dimension of x; weight may have dimensions before that one too."""
-    x = x.to(weight.dtype)
-    if not x.is_cpu:
-        return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
-    if torch.is_grad_enabled():
-        return RMSNormOnCPU.apply(x, weight, eps)
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
-
-
-class RMSNormOnCPU(torch.autograd.Function):
-    """The same in as few passes over memory as it takes: torch has a fused kernel for CUDA alone (LOG.md: 2x)."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, inverse, weight)
-        return (x * inverse).mul_(weight)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        x, inverse, weight = ctx.saved_tensors
-        normed = x * inverse
-        by_weight = grad * normed
-        projection = torch.linalg.vecdot(by_weight, weight).div_(x.size(-1)).unsqueeze(-1)
-        grad_x = torch.addcmul(grad * weight, normed, projection, value=-1).mul_(inverse)
-        return grad_x, by_weight.flatten(0, -1 - weight.ndim).sum(0), None

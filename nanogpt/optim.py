@@ -1,8 +1,8 @@
 """Optimizers and learning-rate schedules.
 
-`make_optimizers` sorts a model's parameters: with `optimizer="adamw"` one AdamW with nanoGPT's decay groups, with
-`optimizer="muon"` Muon for the matrices inside the blocks and AdamW for the rest. `lr_at` is the whole schedule, a pure
-function of the step; `set_learning_rate` writes its value into the groups before each step.
+`make_optimizers` assigns a model's parameters: `optimizer="adamw"` is one AdamW with nanoGPT's decay groups;
+`optimizer="muon"` is Muon for the matrices inside the blocks and AdamW for the rest. `lr_at` is the whole schedule, a
+pure function of the step; `set_learning_rate` writes its value into the parameter groups before each step.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 
-# Quintic Newton-Schulz: slope at zero as steep as can be, singular values end up in about 0.7 to 1.2 (Jordan 2024)
+# Quintic Newton-Schulz with the steepest slope at zero; singular values end in about 0.7 to 1.2 (Jordan 2024)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -34,10 +34,26 @@ def lr_at(step: int, config) -> float:
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """Writes `lr` into every group, times the group's own `lr_scale`."""
+    """Sets the learning rate of every group to `lr` times the group's `lr_scale`, if it has one."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) -> None:
+    """Steps every optimizer, unless `not_finite` is 1.0: then nothing changes. Gradients are freed either way.
+
+    Muon and torch's fused optimizers read the flag on the device, so the host does not wait for it; the fused ones on
+    MPS ignore it, and so do others: for those the host waits.
+    """
+    for optimizer in optimizers:
+        fused = optimizer.defaults.get("fused") and not_finite.device.type != "mps"
+        if isinstance(optimizer, Muon) or fused:
+            optimizer.found_inf = not_finite  # type: ignore[attr-defined]
+            optimizer.step()
+        elif not not_finite:
+            optimizer.step()
+        optimizer.zero_grad()
 
 
 def make_optimizers(model: nn.Module, config, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
@@ -83,8 +99,8 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by Newton-Schulz (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
 
-    For the matrices of the blocks alone. A group's `rows` tells that its parameters are several matrices on top of
-    each other (queries, keys and values), which are orthogonalized one by one. All matrices of one shape go through
+    Only for the matrices of the blocks. A group's `rows` are the row counts of matrices stacked in one parameter
+    (queries, keys and values), which are orthogonalized one by one. All matrices of one shape go through
     Newton-Schulz as one batch, in `dtype`: bf16 is enough for it, and pays where the device computes in bf16.
 
     An update has singular values near 1, so its entries have a root mean square of 1/sqrt(max(rows, columns));
@@ -94,11 +110,11 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype: torch.dtype = torch.float32):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, rows=None))
         self.dtype = dtype
-        self.found_inf: torch.Tensor | None = None  # 1.0: leave everything as it is; the same as torch's AdamW has
+        self.found_inf: torch.Tensor | None = None  # 1.0 skips the update, as in torch's fused AdamW
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One update of all matrices that have a gradient; `closure` is only there for torch's interface."""
+        """Updates all matrices that have a gradient. `closure` is ignored."""
         skip = self.found_inf
         if skip is not None and skip.device.type == "cpu":
             if skip:
@@ -112,7 +128,9 @@ class Muon(torch.optim.Optimizer):
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                 momentum, grad = self.state[p]["momentum_buffer"], p.grad
-                if skip is not None:  # on an accelerator nobody waits to see the flag, so the arithmetic heeds it
+                if (
+                    skip is not None
+                ):  # on an accelerator the flag is part of the arithmetic, so the host need not wait for it
                     grad = torch.where(skip > 0, momentum, grad)
                 momentum.lerp_(grad, 1 - group["momentum"])
                 update = grad.lerp(momentum, group["momentum"])  # Nesterov
@@ -132,23 +150,33 @@ class Muon(torch.optim.Optimizer):
 
 
 class UpdateRatio:
-    """How far a step moves the blocks' matrices: |after - before| / |before|, over 16 rows of each.
+    """How far a step moves the blocks' matrices: |after - before| / |before|, over 16 rows of each (or of its shard).
+
+    Used around the update: `with update_ratio: …`.
 
     About 1e-3 is healthy for AdamW (Karpathy, https://youtu.be/P6sfmUTpUmc); more with Muon, whose updates are larger
     by design. Rows spread over a matrix, because a copy of all weights would cost memory and time.
     """
 
     def __init__(self, model: nn.Module):
+        from torch.distributed.tensor import DTensor  # takes half a second to import
+
         matrices = [p.detach() for name, p in model.named_parameters() if name.startswith("h.") and p.ndim >= 2]
+        matrices = [p.to_local() if isinstance(p, DTensor) else p for p in matrices]
         self.rows = [p[:: max(1, p.size(0) // 16)] for p in matrices]  # views of what the optimizer changes
 
     @torch.no_grad()
-    def before(self) -> None:
+    def __enter__(self) -> None:
         self.copies = torch._foreach_mul(self.rows, 1.0)
 
     @torch.no_grad()
-    def after(self) -> torch.Tensor:
-        """The ratio, a scalar on the device, so that nobody waits for it."""
+    def __exit__(self, *error) -> None:
         size = torch.stack(torch._foreach_norm(self.copies)).norm()
         torch._foreach_sub_(self.copies, self.rows)
-        return torch.stack(torch._foreach_norm(self.copies)).norm() / size
+        moved = torch.stack(torch._foreach_norm(self.copies)).norm()
+        self.squares = torch.stack((moved, size)).square()  # on the device: nothing waits
+
+    def value(self, add_up=lambda tensor: tensor) -> float:
+        """The ratio of the last step; `add_up` sums a tensor over processes, each of which may hold a shard."""
+        moved, size = add_up(self.squares).sqrt().tolist()
+        return moved / size

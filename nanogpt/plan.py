@@ -1,30 +1,31 @@
-"""What a run will do, before it does it: parameters, memory, arithmetic, tokens.
+"""What a run will take: parameters, memory, arithmetic, tokens, time.
 
     accelerate launch recipes/shakespeare.py --dry_run
     nanogpt plan recipes/shakespeare.py --n_layer=8
 
-Memory is not guessed from a formula: a step is carried out on torch's fake tensors, which have shapes but no contents,
-while its allocations are counted.
+Memory is not estimated by a formula: a step runs on torch's fake tensors, which have shapes but no data, while its
+allocations are counted.
 """
 
 import dataclasses
 import gc
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import torch
 
-from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
-from nanogpt.evaluate import forward_batch_size, total_loss
+from nanogpt.cpu import speed_up
+from nanogpt.data.tokens import Batch, TokenDataset
+from nanogpt.evaluate import forward_batch_size
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import make_optimizers
-from nanogpt.runtime import guard
 from nanogpt.runtime.device import free_memory, gpu_gib, wants_cpu
 
-CHINCHILLA = 20  # tokens per parameter at which a given amount of compute is best spent (Hoffmann et al. 2022)
-# what glibc's heap and oneDNN take on top of the tensors on a CPU (LOG.md: 4 to 20 % in eight configurations)
+CHINCHILLA = 20  # tokens per parameter that make best use of a given amount of compute (Hoffmann et al. 2022)
+# memory of glibc's heap and oneDNN on a CPU, in addition to the tensors (LOG.md: 4 to 20 % in eight configurations)
 CPU_OVERHEAD, CPU_SCRATCH = 0.12, 30e6
 
 
@@ -45,7 +46,7 @@ def parameters(config: GPTConfig) -> dict[str, int]:
 
 
 def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int = 1) -> dict[str, int]:
-    """Bytes that a step needs at its peak in one process, by what they hold; for a CPU with the allocator's share.
+    """Peak memory of a step in one process, in bytes by purpose; on a CPU with the allocator's overhead.
 
     Raises nothing for a model of any size: no memory is allocated.
     """
@@ -54,7 +55,7 @@ def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     with FakeTensorMode():
-        model = GPT(config)
+        model = speed_up(GPT(config))
         optimizers = make_optimizers(model, train, torch.bfloat16 if precision == "bf16" else torch.float32)
         idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
         tracker = MemTracker()
@@ -83,7 +84,7 @@ def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int
 
 
 def available(device: str = "auto") -> int:
-    """Bytes of memory that a run could take now: of the GPU where it would use one, else of this machine."""
+    """Memory that a run could use now, in bytes: of the GPU if it would use one, else of this machine."""
     if gib := gpu_gib(device):
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else int(gib * 2**30)
     return free_memory()
@@ -104,7 +105,7 @@ def checkpoint_bytes(config: GPTConfig, train: TrainConfig) -> int:
 def describe(
     config: GPTConfig, train: TrainConfig, precision: str, train_tokens: int, processes: int = 1, taken: int = 0
 ) -> str:
-    """The plan as text; `train_tokens` are those of the data, `taken` the bytes that the run has already."""
+    """The plan as text. `train_tokens` counts the training data; `taken` is memory that the run already holds."""
     with torch.device("meta"):
         model = GPT(config)
     total = model.get_num_params()
@@ -132,45 +133,46 @@ def describe(
     return "\n".join(lines)
 
 
-def show(run) -> None:
-    """Prints the plan of a run (see `train.Run`), with times measured by a few of its steps, which are thrown away."""
-    config, processes, env = run.config, run.accelerator.num_processes, run.settings["environment"]
-    precision, tokens = env["precision"], len(run.train_data.tokens)
-    say(run, f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}")
-    plan = describe(run.gpt.config, config, precision, tokens, processes, taken(run))
-    say(run, plan)
-    if "DOES NOT FIT" in plan:
+def show(
+    settings: dict,
+    data: tuple[TokenDataset, TokenDataset],
+    taken: int,
+    begin: Callable[[], None],
+    step: Callable[[], None],
+    evaluate: Callable[[Iterator[Batch]], object],
+    say: Callable[[str], None],
+) -> None:
+    """Prints the plan of a run, with measured times.
+
+    `settings` are those of its config.json, `taken` are the bytes that it has allocated already; `begin()` readies the
+    first step, `step()` takes one and waits for it, `evaluate(batches)` runs the model on batches.
+    """
+    config, env = TrainConfig(**settings["train"]), settings["environment"]
+    precision, processes = env["precision"], env["processes"]
+    train_data, val_data = data
+    say(f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}")
+    text = describe(GPTConfig(**settings["model"]), config, precision, len(train_data.tokens), processes, taken)
+    say(text)
+    if "DOES NOT FIT" in text:
         return
-    run.begin()
-    step = time_steps(run)
-    training = step * config.max_iters
-    each = evaluations(config, len(run.val_data.tokens), run.val_data.block_size, processes)
-    seconds = {size: time_evaluation(run, size) for size, _ in set(each)}
-    evaluating = sum(batches * seconds[size] for size, batches in each)
+    begin()
+    seconds = median_seconds(step)
+    training = seconds * config.max_iters
+    each = evaluations(config, len(val_data.tokens), val_data.block_size, processes)
+    a_batch = {size: time_evaluation(evaluate, val_data, size) for size, _ in set(each)}
+    evaluating = sum(batches * a_batch[size] for size, batches in each)
     say(
-        run,
-        f"time          {show_seconds(training + evaluating)}: {config.max_iters:,} steps of {1e3 * step:,.1f} ms "
-        f"({show_seconds(training)}), {len(each)} evaluations ({show_seconds(evaluating)}); saving comes on top",
+        f"time          {show_seconds(training + evaluating)}: {config.max_iters:,} steps of {1e3 * seconds:,.1f} ms "
+        f"({show_seconds(training)}), {len(each)} evaluations ({show_seconds(evaluating)}); saving comes on top"
     )
 
 
-def taken(run) -> int:
-    """Bytes of what a step needs that a run has already."""
-    return checkpoint.size(run.gpt, run.optimizers)
-
-
-def say(run, text: str) -> None:
-    if run.accelerator.is_main_process:
-        print(text, flush=True)
-
-
-def time_steps(run, seconds: float = 3.0) -> float:
-    """Seconds that a step of `run` takes, the median of as many as fit into `seconds`, after two to warm up."""
-    times = []
-    while len(times) < 5 or (sum(times) < seconds and len(times) < 200):
+def median_seconds(step: Callable[[], None], at_most: float = 3.0) -> float:
+    """Seconds that `step()` takes: the median of as many calls as fit into `at_most` seconds, after two to warm up."""
+    times: list[float] = []
+    while len(times) < 5 or (sum(times) < at_most and len(times) < 200):
         start = time.perf_counter()
-        run.step()
-        run.wait_for_device()
+        step()
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
@@ -184,46 +186,55 @@ def evaluations(config: TrainConfig, val_tokens: int, block_size: int, processes
     return [quick] * -(-config.max_iters // config.eval_interval) + [whole]
 
 
-def time_evaluation(run, batch_size: int, batches: int = 6) -> float:
+def time_evaluation(
+    evaluate: Callable[[Iterator[Batch]], object], data: TokenDataset, batch_size: int, batches: int = 6
+) -> float:
     """Seconds that a batch of an evaluation takes."""
-    several = list(islice(run.val_data.whole_split(batch_size), batches))
-    total_loss(run.gpt, iter(several[:1]), run.device)
+    several = list(islice(data.whole_split(batch_size), batches))
+    evaluate(iter(several[:1]))
     start = time.perf_counter()
-    total_loss(run.gpt, iter(several), run.device)
+    evaluate(iter(several))
     return (time.perf_counter() - start) / len(several)
 
 
-def find_batch_size(run) -> None:
+def find_batch_size(
+    settings: dict,
+    room: int,
+    train_tokens: int,
+    seconds_with: Callable[[int, bool], float | None],
+    say: Callable[[str], None],
+) -> None:
     """Prints the speed of ever larger micro-batches, until one does not fit into memory.
 
-    On a GPU each is tried; on a CPU, where a process that takes too much is ended by the system, one whose plan needs
-    more than was free at the start is not.
+    `settings` are those of a run's config.json and `room` is the memory that it may take, in bytes.
+    `seconds_with(batch_size, too_large)` returns the seconds of a step, or None if it does not fit or is too large to
+    try. On a GPU each size is tried; on a CPU, where the system kills a process that takes too much, a size whose plan
+    needs more than `room` is not.
     """
-    config, precision = run.config, run.settings["environment"]["precision"]
-    room = available(config.device) + taken(run)
-    run.config = dataclasses.replace(config, batch_size=1)
-    run.begin()  # carries out a step of that size
+    config, model_config = TrainConfig(**settings["train"]), GPTConfig(**settings["model"])
+    env = settings["environment"]
     fastest, largest = (0.0, 0), 0
-    say(run, f"{'batch_size':>10} {'memory':>10} {'tokens/s':>10}")
+    say(f"{'batch_size':>10} {'memory':>10} {'tokens/s':>10}")
     for size in (2**n for n in range(20)):
-        run.config = dataclasses.replace(config, batch_size=size)
-        needed = sum(memory(run.gpt.config, run.config, precision, run.accelerator.num_processes).values())
-        too_large = run.device.type == "cpu" and needed >= room
-        if run.peers.largest(too_large)[0] or guard.attempt(run) == guard.MEMORY:
-            say(run, f"{size:>10} {show_bytes(needed):>10}   does not fit")
+        tried = dataclasses.replace(config, batch_size=size)
+        needed = sum(memory(model_config, tried, env["precision"], env["processes"]).values())
+        too_large = env["device"] == "cpu" and needed >= room
+        seconds = seconds_with(size, too_large)
+        if seconds is None:
+            say(f"{size:>10} {show_bytes(needed):>10}   does not fit")
             break
         gc.collect()
-        sequences = size * config.gradient_accumulation_steps
-        speed = sequences * run.gpt.config.block_size / time_steps(run, seconds=0.5)
-        say(run, f"{size:>10} {show_bytes(needed):>10} {speed:>10,.0f}")
+        tokens = size * model_config.block_size
+        speed = config.gradient_accumulation_steps * tokens / seconds
+        say(f"{size:>10} {show_bytes(needed):>10} {speed:>10,.0f}")
         fastest, largest = max(fastest, (speed, size)), size
-        if size * run.gpt.config.block_size > len(run.train_data.tokens):
+        if tokens > train_tokens:
             break
-    say(run, f"largest that fits: --batch_size={largest}; most tokens per second: --batch_size={fastest[1]}")
+    say(f"largest that fits: --batch_size={largest}; most tokens per second: --batch_size={fastest[1]}")
 
 
 def show_seconds(seconds: float) -> str:
-    """Time in the units that suit it."""
+    """Formats a duration."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes = seconds / 60
@@ -233,7 +244,7 @@ def show_seconds(seconds: float) -> str:
 
 
 def show_bytes(count: float) -> str:
-    """Bytes in the unit that suits them."""
+    """Formats a number of bytes."""
     for unit, least in (("GB", 1e9), ("MB", 1e6)):
         if count >= least:
             return f"{count / least:,.1f} {unit}"

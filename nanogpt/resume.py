@@ -1,9 +1,10 @@
 """Where a run starts: anew, or from a checkpoint; and what about it is not as it was."""
 
 import dataclasses
+import os
 from pathlib import Path
 
-from nanogpt import checkpoint
+from nanogpt import checkpoint, rundir
 from nanogpt.config import INCIDENTAL, TrainConfig
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import check_same
@@ -19,15 +20,20 @@ HARMLESS = INCIDENTAL | set(
 
 
 def find_start(config: TrainConfig, say) -> Path | None:
-    """The checkpoint to go on from, if any. Raises ValueError if this run would overwrite another in out_dir."""
+    """The checkpoint to go on from, if any. Raises ValueError if this run would overwrite another in out_dir, or
+    anything else, or if another process writes there."""
+    if not config.out_dir.strip():
+        raise ValueError(f"out_dir={config.out_dir!r} names no directory: name a new or empty one with --out_dir")
     out_dir = Path(config.out_dir)
-    checkpoint.finish_renaming(out_dir)
+    if out_dir.exists() and os.environ.get("RANK", "0") == "0":
+        rundir.claim(out_dir)
+        checkpoint.finish_renaming(out_dir)
     wish, there = config.resume, checkpoint.steps(out_dir)
     if wish == "auto" and not there:
         return None
     if wish in ("auto", "last", "best"):
-        return checkpoint.find(out_dir, ("best",) if wish == "best" else ("last",), say)
-    start = None if wish == "none" else checkpoint.find(wish, ("last",), say)
+        return checkpoint.find(out_dir, ("best",) if wish == "best" else ("last",), say, hold=False)
+    start = None if wish == "none" else checkpoint.find(wish, ("last",), say, hold=False)
     if there and (start is None or start.parent != out_dir.resolve()):
         free = next(n for n in range(2, 10**6) if not Path(f"{out_dir}-{n}").exists())
         raise ValueError(
@@ -48,10 +54,10 @@ def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
         )
 
 
-def compare(start: Path, model_config: GPTConfig, config: TrainConfig, data: dict, environment: dict, say) -> None:
+def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict, say) -> None:
     """Compares with the checkpoint: another model or tokenizer is refused, other changes that matter are named.
 
-    `data` describes the tokens (the splits of meta.json), `environment` is `launch.environment`'s.
+    `settings` are those of the run's config.json, of which "data" and "environment" are compared here.
     """
     check_same(start, next(iter(read_shares(config.data))))
     model, train = checkpoint.load_configs(start)
@@ -71,11 +77,12 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, data: dic
     if decay[0] != decay[1]:
         changed.append(f"the learning rate decays over {decay[1]} steps, not {decay[0]}")
     saved = checkpoint.read_json(start / checkpoint.CONFIG)
-    if saved.get("data", data) != data:
+    if saved.get("data", settings["data"]) != settings["data"]:
         changed.append(f"{config.data} holds other tokens")
     if changed:
         say(f"note: this goes on with other settings than the run was started with: {'; '.join(changed)}")
-    before = saved.get("environment", {})
-    moved = [f"{name} {before[name]} -> {now}" for name, now in environment.items() if before.get(name, now) != now]
+    before = saved.get("environment")
+    before, now = before if isinstance(before, dict) else {}, settings["environment"]
+    moved = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if moved:
-        say(f"note: the machine is not the same, so the run is, up to rounding: {', '.join(moved)}")
+        say(f"note: the environment changed; results match only up to rounding: {', '.join(moved)}")

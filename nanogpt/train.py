@@ -1,228 +1,158 @@
-"""Training: one loop for a CPU, a GPU or many of them.
+"""Training: one loop for a CPU, a GPU or many of them. Read `Run.train`, then `Run.step`.
 
-A recipe calls `main(MODEL, TRAIN, prepare=…)`. What a step computes depends on the settings and the step alone: its
-batches, its dropout and its learning rate are pure functions of them. So a run that is interrupted and resumed is
-the run that was never interrupted, and k processes train what one trains with k times the accumulation.
+A recipe calls `main(MODEL, TRAIN, prepare=…)`. What a step computes depends on the settings and the step number alone:
+its batches, its dropout and its learning rate are pure functions of them. A run that is interrupted and resumed is
+therefore identical to one that never stopped, and k processes train what one process trains with k times the
+accumulation. `recipes/minimal.py` is the same training without the safeguards.
 """
 
 import dataclasses
 import sys
-import time
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from accelerate.utils import DistributedType
-from tqdm import tqdm
 
-from nanogpt import checkpoint, console, metrics, plan, resume
-from nanogpt.config import TrainConfig, fail, parse, user_errors, visible
-from nanogpt.data.mixture import open_data, read_shares
-from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt import checkpoint, console, optim, plan
+from nanogpt.config import TrainConfig, fail, parse, user_errors
 from nanogpt.data.tokens import Batch, mix
-from nanogpt.evaluate import evaluate
+from nanogpt.evaluate import evaluate, total_loss
 from nanogpt.generate import write_amid_training
-from nanogpt.hub.export import check_publishing
-from nanogpt.hub.load import check_tokenizer, load_for_training
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.optim import UpdateRatio, lr_at, make_optimizers, set_learning_rate
+from nanogpt.optim import UpdateRatio, lr_at, set_learning_rate, update
 from nanogpt.runtime import guard
-from nanogpt.runtime.device import environment_of, free_memory, make_accelerator, memory_in_use, peak_flops, set_up
-from nanogpt.runtime.processes import Peers
-from nanogpt.runtime.saver import Saver
-from nanogpt.runtime.signals import Interrupts
+from nanogpt.runtime.device import (
+    free_memory,
+    memory_in_use,
+    peak_flops,
+    profiler,
+    synchronize,
+)
+from nanogpt.runtime.signals import Interrupted, Stop
+from nanogpt.setup import Setup
 from nanogpt.view import plot
 from nanogpt.view.compare import compare
 
 
-def main(model: GPTConfig, config: TrainConfig, prepare=None, note: str = "", argv: list[str] | None = None) -> None:
-    """Runs a recipe: the command line over its settings, the data prepared if there is none, then training.
+def main(
+    model_config: GPTConfig,
+    config: TrainConfig,
+    prepare: Callable[[Path], object] | None = None,
+    note: str = "",
+    argv: list[str] | None = None,
+    *,
+    make_model: Callable[[GPTConfig], GPT] = GPT,
+    make_optimizers: Callable[..., list[torch.optim.Optimizer]] = optim.make_optimizers,
+) -> None:
+    """Runs a recipe: its settings, overridden by the command line `argv` (default: `sys.argv[1:]`).
 
-    `prepare(directory)` makes the recipe's own data; it is called where there is none yet, on the main process alone.
-    `note` is printed at the start, for what the recipe decided by itself. A mistake of the user is one line and exit
-    code 2.
+    `prepare(directory)` makes the recipe's own data; the main process calls it if there is no data yet. `note` is
+    printed at the start. `make_model` builds the model from its configuration: `GPT`, or a subclass with an idea of
+    your own; `make_optimizers` has the signature of `nanogpt.optim.make_optimizers`. A user's mistake is one line on
+    stderr and exit code 2.
     """
     description = sys.modules["__main__"].__doc__ or ""
+    make = {"make_model": make_model, "make_optimizers": make_optimizers}
     try:
         with user_errors():
             recipes_data = config.data
-            model, config = parse(model, config, sys.argv[1:] if argv is None else argv, description)
+            model_config, config = parse(model_config, config, sys.argv[1:] if argv is None else argv, description)
             prepare = prepare if config.data == recipes_data else None
             if config.dry_run or config.find_batch_size:
-                with TemporaryDirectory() as nowhere:  # nothing is left of it
+                with TemporaryDirectory() as nowhere:  # leaves no files
                     alone = {"out_dir": nowhere, "resume": "none", "report_to": "none", "push_to_hub": None}
-                    run = Run(model, dataclasses.replace(config, **alone), prepare, quiet=True)
-                    plan.show(run) if config.dry_run else plan.find_batch_size(run)
+                    run = Run(model_config, dataclasses.replace(config, **alone), prepare, quiet=True, **make)
+                    run.plan() if config.dry_run else run.find_batch_size()
                 return
             seeds = range(config.seed, config.seed + config.seeds)
             names = [f"{config.out_dir}-seed{seed}" if config.seeds > 1 else config.out_dir for seed in seeds]
         for seed, name in zip(seeds, names, strict=True):
             with user_errors():
-                run = Run(model, dataclasses.replace(config, seed=seed, out_dir=name), prepare, note)
+                run = Run(model_config, dataclasses.replace(config, seed=seed, out_dir=name), prepare, note, **make)
             run.train()
         if config.seeds > 1:
             run.say(compare(names))
-    except KeyboardInterrupt:  # before the loop or after it: there is nothing to save
+    except KeyboardInterrupt:  # outside the loop there is nothing to save
         sys.exit(130)
 
 
-class Run:
-    """A run: made and checked by the constructor, trained by `train`."""
-
-    def __init__(self, model_config: GPTConfig, config: TrainConfig, prepare=None, note: str = "", quiet: bool = False):
-        """Raises ValueError or OSError where the settings, the data, or what is in out_dir do not allow the run."""
-        self.config, self.out_dir, self.quiet = config, Path(config.out_dir), quiet
-        self.accelerator = make_accelerator(config)
-        self.device = self.accelerator.device
-        self.peers = Peers(self.accelerator, config.timeout)
-        self.interrupts = Interrupts(self.peers, config.max_minutes, config.max_failed_saves)
-        self.saver = Saver(self.say)
-        environment = environment_of(self.accelerator, set_up(config, self.accelerator))
-        if note:
-            self.say(note)
-
-        with self.accelerator.main_process_first():
-            start = resume.find_start(config, self.say)
-        resume.check_agreement(start, self.out_dir, self.peers)
-        pretrained, words = None, None
-        if config.init_from != "scratch":
-            with self.accelerator.main_process_first():  # one of them fetches what may have to be fetched
-                pretrained, words = load_for_training(start or config.init_from, model_config, self.say)
-            model_config = pretrained.config
-        if self.accelerator.is_main_process:
-            check_publishing(model_config, config.exportable, config.push_to_hub, self.say)
-
-        self.load_data(prepare, model_config)
-        if words is not None:
-            check_tokenizer(words, self.tokenizer, self.val_data.tokens[:1000], config)
-        if model_config.vocab_size is None:
-            model_config = dataclasses.replace(model_config, vocab_size=self.train_data.meta["vocab_size"])
-        data = self.train_data.meta["splits"]
-        if start:
-            resume.compare(start, model_config, config, data, environment, self.say)
-
-        self.make_model(pretrained, model_config)
-        self.state = dict(checkpoint.START)
-        if start:
-            checkpoint.restore(start, self.gpt, self.optimizers)
-            self.state = checkpoint.read_state(start)
-        self.start_step = self.state["step"]
-        self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * model_config.block_size
-
-        self.settings = {"model": dataclasses.asdict(model_config), "train": dataclasses.asdict(config)}
-        self.settings |= {"data": data, "environment": environment}
-        if self.accelerator.is_main_process:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
-        flat = self.settings["model"] | self.settings["train"]
-        self.metrics = metrics.Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say)
-        console.introduce(self)
-
-    def load_data(self, prepare, model_config: GPTConfig) -> None:
-        """Both splits and their tokenizer. Where there is no data yet, the main process makes it; the others wait."""
-        config, directory = self.config, Path(self.config.data)
-        with self.accelerator.main_process_first():
-            nothing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
-            if prepare is not None and nothing:
-                prepare(directory)
-        self.train_data = open_data(config.data, "train", model_config.block_size, model_config.vocab_size)
-        self.val_data = open_data(config.data, "val", model_config.block_size, model_config.vocab_size)
-        self.tokenizer = load_tokenizer(next(iter(read_shares(config.data))))  # of a mixture all have the same
-
-    def make_model(self, pretrained: GPT | None, model_config: GPTConfig) -> None:
-        """The model and its optimizers, on the device and as the launcher wants them: copied, sharded, compiled."""
-        config = self.config
-        if pretrained is None:
-            guard.check_room(model_config, config, self.device.type == "cpu")
-        torch.manual_seed(config.seed)
-        self.gpt = (pretrained or GPT(model_config)).to(self.device)
-        self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
-        if self.compiled:
-            self.gpt.compile()  # in place and before prepare: parameters keep their names; happens at the first forward
-        muon_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
-        self.model, *wrapped = self.accelerator.prepare(self.gpt, *make_optimizers(self.gpt, config, muon_dtype))
-        # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of fp16 once for each
-        # optimizer, and so unscale the gradients of the second one twice.
-        self.optimizers = [wrapper.optimizer for wrapper in wrapped]
+class Run(Setup):
+    """One run: `Setup` makes and checks everything, `train` trains."""
 
     def train(self) -> None:
-        """The loop: evaluate and save where it is due, step, log; until max_iters or an interruption."""
+        """The loop: evaluate and save where due, take a step, log; until max_iters, or until something stops it."""
         state = self.state
-        with self.peers.watched(self.saver.wait), self.interrupts, self.profiler() as profiler:
+        tracing = profiler(self.config.profile if self.main_process else 0, self.out_dir / "trace.json", self.say)
+        with self.peers.watched(self.saver.wait), self.interrupts, tracing as trace:
             self.begin()
-            config = self.config  # whose micro-batches may be smaller now
+            config = self.config  # after begin, whose rehearsal may have made the micro-batches smaller
             self.interrupts.begin()
-            self.start_clock()
-            while True:
+            self.clock.start()
+            stop = None
+            while stop is None:
                 done = state["step"] >= config.max_iters
                 due = done or state["step"] % config.eval_interval == 0
                 if due and (state["evaluated_step"] != state["step"] or config.max_iters == 0):
-                    self.pause_clock()
-                    self.evaluate_and_save()
-                    self.start_clock()
-                if done:
+                    self.clock.pause()
+                    try:
+                        self.evaluate_and_save()
+                    except Interrupted as interrupted:
+                        stop = self.stopped(interrupted.number)
+                    self.clock.start()
+                if done or stop:
                     break
                 self.step()
-                if profiler:
-                    profiler.step()
+                if trace:
+                    trace.step()
                 if self.log_due:
+                    self.clock.pause()
                     self.log()
+                    self.clock.start()
                 self.saver.check()
-                number, time_is_up, saves_fail = self.interrupts.due(self.saver.seconds, self.saver.failed)
-                if number or time_is_up or saves_fail:
-                    self.leave(number, saves_fail)
-            self.finish()
-        if state["step"] > 0 and self.accelerator.is_main_process:
+                stop = self.reason_to_stop()
+            self.end(stop)
+        if state["step"] > 0 and self.main_process:
             console.conclude(self)
 
     def begin(self) -> None:
-        """What the first step finds: sums at zero, the model in training mode, compiled, and fitting into memory."""
-        self.loss_sum, self.skipped, self.bad_in_a_row, self.good_norm = torch.zeros(4, device=self.device)
+        """Readies what the first step needs: sums at zero, training mode, a compiled model that fits into memory."""
+        self.tally = guard.Tally(self.device)
         self.update_ratio = UpdateRatio(self.gpt)
         self.logged = dict(self.state)  # as it was at the last line of metrics
         self.gpt.train()
         if self.state["step"] < self.config.max_iters:
-            guard.rehearse(self)
-        shown = self.accelerator.is_main_process and sys.stderr.isatty() and not self.quiet
-        bar = {"total": self.config.max_iters, "initial": self.state["step"], "unit": "step", "dynamic_ncols": True}
-        self.bar = tqdm(**bar, leave=False, disable=not shown)
+            self.rehearse()
+        self.bar = console.progress_bar(self)
 
     def step(self) -> None:
         """One optimizer step: this process's share of the micro-batches, the clipped gradient, the update."""
         config, state, accelerator = self.config, self.state, self.accelerator
         set_learning_rate(self.optimizers, lr_at(state["step"], config))
-        accumulation = config.gradient_accumulation_steps // accelerator.num_processes
+
+        micro_batches = config.gradient_accumulation_steps // accelerator.num_processes
         step_loss = torch.zeros((), device=self.device)
-        for i in range(accumulation):
-            x, y = self.micro_batch(i * accelerator.num_processes + accelerator.process_index)
-            with accelerator.accumulate(self.model):
+        for i in range(micro_batches):
+            x, y = self.micro_batch(i * accelerator.num_processes + accelerator.process_index)  # (B, T) each
+            with accelerator.accumulate(self.model):  # gradients are summed over processes after the last one
                 loss = guard.contagious(self.model(x, y))
                 accelerator.backward(loss)
-            step_loss += loss.detach() / accumulation
-        self.grad_norm = checkpoint.whole(
-            accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip or torch.inf)
-        )
+            step_loss += loss.detach() / micro_batches
 
-        # A gradient that is not finite must not reach the weights. The flag stays on the device, where the fused
-        # optimizers heed it, so nothing waits.
-        found_inf = (~self.grad_norm.isfinite()).float()
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip or torch.inf)
+        self.grad_norm = checkpoint.whole(norm)
+        not_finite = (~self.grad_norm.isfinite()).float()  # stays on the device, so that nothing waits for it
         self.log_due = (state["step"] + 1) % config.log_interval == 0 or state["step"] + 1 == config.max_iters
-        if self.log_due:
-            self.update_ratio.before()
-        for optimizer in self.optimizers:
-            optimizer.found_inf = found_inf
-            optimizer.step()
-            optimizer.zero_grad()
+        with self.update_ratio if self.log_due else nullcontext():
+            update(self.optimizers, not_finite)  # nothing changes where the gradient is not finite
         if accelerator.scaler is not None:  # fp16: clip_grad_norm_ has unscaled the gradients
             accelerator.scaler.update()
-        if self.log_due:
-            self.moved = self.update_ratio.after()
-        self.loss_sum += torch.where(found_inf > 0, 0.0, step_loss)
-        self.skipped += found_inf
-        self.bad_in_a_row = (self.bad_in_a_row + 1) * found_inf
-        self.good_norm = torch.where(found_inf > 0, self.good_norm, self.grad_norm)
+
+        self.tally.add(step_loss, self.grad_norm, not_finite)
         state["step"] += 1
         state["tokens"] += self.tokens_per_step
         self.bar.update()
@@ -233,32 +163,19 @@ class Run:
         number = step * config.gradient_accumulation_steps + index
         x, y = self.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
         seed = int(mix(mix(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0])
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for all kinds of devices: 0.2 ms
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device: 0.2 ms
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
             x, y = x.pin_memory(), y.pin_memory()
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
-        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-
-    def profiler(self):
-        """With `--profile N` traces N steps, after two to warm up, into a file that https://ui.perfetto.dev shows."""
-        n, path = self.config.profile, self.out_dir / "trace.json"
-        if not n or not self.accelerator.is_main_process:
-            return nullcontext()
-
-        def write(profile) -> None:
-            profile.export_chrome_trace(str(path))
-            self.say(f"trace of {n} steps: {path}, to be opened at https://ui.perfetto.dev")
-
-        schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=n, repeat=1)
-        return torch.profiler.profile(schedule=schedule, on_trace_ready=write)
+        asynchronous = self.device.type == "cuda"  # only from pinned memory; elsewhere the tokens could change underway
+        return x.to(self.device, non_blocking=asynchronous), y.to(self.device, non_blocking=asynchronous)
 
     def log(self) -> None:
-        """A line of metrics for the steps since the last one. Only here does the loop wait for the device."""
-        state, config = self.state, self.config
-        self.pause_clock()
-        steps, skipped = state["step"] - self.logged["step"], int(self.skipped)
+        """Writes a line of metrics for the steps since the last one. Only here does the loop wait for the device."""
+        state, tally = self.state, self.tally
+        steps, skipped = state["step"] - self.logged["step"], int(tally.skipped)
         state["skipped_steps"] += skipped
         seconds = state["train_seconds"] - self.logged["train_seconds"]
         values = {"tokens_per_second": round(steps * self.tokens_per_step / seconds)}
@@ -266,32 +183,24 @@ class Run:
             flops = values["tokens_per_second"] * self.gpt.flops_per_token()
             values["mfu"] = flops / peak / self.accelerator.num_processes
         if steps > skipped:
-            values["train_loss"] = self.accelerator.reduce(self.loss_sum, "mean").item() / (steps - skipped)
+            values["train_loss"] = self.accelerator.reduce(tally.loss, "mean").item() / (steps - skipped)
         if self.grad_norm.isfinite():
-            values["grad_norm"], values["update_ratio"] = self.grad_norm.item(), self.moved.item()
-        values["lr"] = lr_at(state["step"] - 1, config)
+            values["grad_norm"], values["update_ratio"] = self.grad_norm.item(), self.update_ratio.value(self.add_up)
+        values["lr"] = lr_at(state["step"] - 1, self.config)
         values["memory"] = memory_in_use(self.device)
         self.metrics.log(**self.progress(), **values, skipped_steps=state["skipped_steps"])
-        loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
-        mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
-        self.bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s{mfu}", refresh=False)
-        if self.bad_in_a_row >= guard.bad_steps_allowed(config, self.accelerator.scaler):
-            self.give_up(values["lr"])
-        self.loss_sum.zero_()
-        self.skipped.zero_()
+        console.show_progress(self.bar, values)
+        tally.reset()
         self.logged = dict(state)
-        self.start_clock()
-
-    def progress(self) -> dict:
-        """Where the run stands, the same for every line of metrics."""
-        state = self.state
-        return {"step": state["step"], "tokens": state["tokens"], "train_seconds": round(state["train_seconds"], 3)}
 
     def evaluate_and_save(self) -> None:
-        """Evaluates, and saves where the settings ask for it. The last evaluation is over the whole split."""
+        """Saves where the settings ask for it, evaluates and samples. The last evaluation is over the whole split."""
         config, state, accelerator = self.config, self.state, self.accelerator
         last, again = state["step"] >= config.max_iters, state["evaluated_step"] == state["step"]
-        state["evaluated_step"] = state["step"]
+        wanted = state["step"] > 0 and not again
+        saved = wanted and (config.always_save_checkpoint or last)
+        if saved:  # an evaluation that fails, or is interrupted, costs no checkpoint
+            self.save()
         result = evaluate(
             self.gpt,
             self.val_data,
@@ -302,7 +211,9 @@ class Run:
             process=accelerator.process_index,
             processes=accelerator.num_processes,
             reduce=self.add_up,
+            check=self.interrupts.check,
         )
+        state["evaluated_step"] = state["step"]
         best = state["best_val_loss"] is None or result["val_loss"] < state["best_val_loss"]
         if best:
             state["best_val_loss"], state["best_step"] = result["val_loss"], state["step"]
@@ -311,95 +222,157 @@ class Run:
             f"step {state['step']:>6,}  validation loss {result['val_loss']:.4f} "
             f"({result['val_bpb']:.3f} bits per byte) after {state['train_seconds']:.1f} s of training"
         )
-        if config.sample_tokens and not again and self.accelerator.distributed_type != DistributedType.FSDP:
-            first = self.train_data.tokens[:1]  # the data's own beginning
-            text = write_amid_training(self.gpt, self.tokenizer, first, config.sample_tokens, config.seed)
-            self.metrics.sample(text, lambda: plot.pixels(self.out_dir), **self.progress())
-        if state["step"] > 0 and not again and (config.always_save_checkpoint or best or last):
+        if saved:
+            self.add_evaluation(best)
+        elif wanted and best:
             self.save(best)
-
-    def add_up(self, total: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over all processes."""
-        return self.accelerator.reduce(total.to(self.device)) if self.accelerator.num_processes > 1 else total
+        if config.sample_tokens and not again and accelerator.distributed_type != DistributedType.FSDP:
+            first = self.train_data.tokens[:1]  # the data's own beginning
+            how = config.sample_tokens, config.seed, self.interrupts.check
+            text = write_amid_training(self.gpt, self.tokenizer, first, *how)
+            self.metrics.sample(text, lambda: plot.pixels(self.out_dir), **self.progress())
 
     def save(self, best: bool = False, background: bool = True) -> None:
-        """Saves a checkpoint of the current step: all put it together, a thread of the main process writes it."""
-        self.saver.wait()  # before memory is asked for: the copy of the save before it is gone then
-        main = self.accelerator.is_main_process
+        """Saves a checkpoint of the current step: all processes gather it, a thread of the main process writes it."""
+        self.saver.wait()  # frees the copy of the previous save first
         background = background and free_memory() > 2 * checkpoint.size(self.gpt, self.optimizers)
-        collected = checkpoint.collect(self.gpt, self.optimizers, copy=background, keep=main)
-        if main:
+        try:
+            collected = checkpoint.collect(self.gpt, self.optimizers, copy=background, keep=self.main_process)
+        except MemoryError as error:  # only where the model is whole on this process, which needs no other then
+            self.say(f"warning: training waits for the checkpoint of step {self.state['step']}: {error}")
+            background, collected = False, checkpoint.collect(self.gpt, self.optimizers)
+        self.saver.step = self.state["step"]  # on the other processes too
+        if self.main_process:
             state, settings, keep = dict(self.state), dict(self.settings), self.config.keep_checkpoints
-            state["skipped_steps"] += int(self.skipped)  # since the last line of metrics
+            state["skipped_steps"] += int(self.tally.skipped)  # since the last line of metrics
 
             def write():
+                self.metrics.sync()
                 checkpoint.save(self.out_dir, state, *collected, settings, self.tokenizer, keep, best)
 
             self.saver.save(state["step"], write, background)
 
-    def leave(self, number: int, saves_fail: bool) -> None:
-        """Ends the run before its last step: by a signal (128 and its number is the exit code), or because its time is
-        up (0), saves and says how to go on; where saving failed too often, only says so (1)."""
-        self.pause_clock()
-        if not saves_fail:
+    def add_evaluation(self, best: bool) -> None:
+        """Has the evaluation of the current step written into its checkpoint, which may still be on its way."""
+        if self.main_process:
+            state, keep = dict(self.state), self.config.keep_checkpoints
+
+            def write():
+                self.metrics.sync()
+                checkpoint.add_evaluation(self.out_dir, state, keep, best)
+
+            self.saver.add(write)
+
+    def reason_to_stop(self) -> Stop | None:
+        """Why the run ends before max_iters, the same on all processes; None to continue."""
+        config, step = self.config, self.state["step"]
+        if self.log_due and self.tally.bad_in_a_row >= guard.bad_steps_allowed(config, self.accelerator.scaler):
+            return Stop(guard.diagnosis(self.tally, step, lr_at(step - 1, config), config), code=1)
+        number, time_is_up, saves_fail = self.interrupts.due(self.saver.seconds, self.saver.failed)
+        if saves_fail:
+            return Stop(self.saver.unsaved, code=1)
+        return self.stopped(number) if number or time_is_up else None
+
+    def stopped(self, number: int) -> Stop:
+        """The end by a signal, or because the time is up (0)."""
+        step, minutes = self.state["step"], self.config.max_minutes
+        why = self.interrupts.why(number) if number else f"stopped after {minutes:g} minutes"
+        what = f"step {step} is saved" if step else "there was no step to save"
+        message = f"{why}: {what}; to resume: {console.resume_command(self)}"
+        return Stop(message, code=128 + number if number else 0, save=True)
+
+    def end(self, stop: Stop | None) -> None:
+        """Ends the run: saves if `stop` asks for it, waits for the disk, and exits if `stop` is given.
+
+        The exit code is 1, on all processes, if the last checkpoint could not be saved.
+        """
+        self.clock.pause()
+        if stop and stop.save and self.saver.step != self.state["step"]:
             self.save(background=False)
-        self.finish()
-        self.interrupts.ignore()
-        why = "stopped" if number else f"stopped after {self.config.max_minutes:g} minutes"
-        self.say(f"{why}: step {self.state['step']} is saved; to go on: {console.going_on(self)}")
-        self.accelerator.wait_for_everyone()
-        sys.exit(128 + number if number else 0)
-
-    def give_up(self, lr: float) -> None:
-        """Ends a run whose gradient is no longer finite; its weights never saw one of those gradients."""
-        self.close()
-        self.interrupts.ignore()
-        self.accelerator.wait_for_everyone()
-        bad, norm = int(self.bad_in_a_row), float(self.good_norm)
-        fail(guard.diagnosis(bad, self.state["step"], lr, norm, self.config), code=1)
-
-    def finish(self) -> None:
-        """Waits until all is on the disk. Exit code 1, on all processes, if the last checkpoint did not get there."""
-        self.close()
-        if self.peers.largest(self.saver.unsaved is not None)[0]:
-            self.interrupts.ignore()
-            fail(self.saver.unsaved, code=1)
-
-    def close(self) -> None:
         self.bar.close()
         self.saver.wait()
         self.metrics.close()
+        if self.peers.largest(self.saver.unsaved is not None)[0]:
+            stop = Stop(self.saver.unsaved, code=1)
+        if stop is None:
+            return
+        self.interrupts.ignore()
+        self.accelerator.wait_for_everyone()
+        if stop.code == 1:
+            fail(stop.message, code=1)
+        self.say(stop.message)
+        sys.exit(stop.code)
+
+    # Before the first step: does it fit, what will it take
+
+    def rehearse(self) -> None:
+        """Tries a forward and backward pass that changes nothing: it compiles the model and finds out what fits.
+
+        A micro-batch that does not fit into memory is halved, on all processes alike, until it does. If compiling
+        fails, the run continues without it.
+        """
+        while problem := guard.problem_with(self.try_micro_batch, self.peers, self.compiled):
+            guard.release_memory(self.device)
+            if problem == guard.MEMORY:
+                with user_errors():
+                    smaller = guard.split(self.config)
+                self.change_batches(smaller)
+            else:
+                self.say(f"warning: torch.compile failed, continuing without it: {problem}")
+                self.gpt._compiled_call_impl = None  # what nn.Module.compile() sets
+                self.compiled = False
+
+    def try_micro_batch(self) -> None:
+        """A forward and backward pass with the memory of a first step; no gradient is left."""
+        # no communication, so that a failing process leaves no other waiting; FSDP requires it
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        try:
+            with nullcontext() if sharded else self.accelerator.no_sync(self.model):
+                if self.state["step"] == 0:  # the optimizer's state, as large as AdamW's, comes with the first step
+                    moments = [torch.empty_like(p) for p in self.gpt.parameters() for _ in range(2)]  # noqa: F841
+                self.model(*self.micro_batch(0)).backward()
+        finally:
+            self.gpt.zero_grad()
 
     def change_batches(self, config: TrainConfig) -> None:
-        """Goes on with another batch_size and gradient_accumulation_steps, which make the same step."""
+        """Continues with another batch_size and gradient_accumulation_steps, which make the same step."""
         self.say(
             f"warning: out of memory with batch_size={self.config.batch_size}: now --batch_size={config.batch_size} "
             f"--gradient_accumulation_steps={config.gradient_accumulation_steps}; a step has the same sequences"
         )
         self.config = config
+        if self.compiled:
+            torch.compiler.reset()  # otherwise it compiles again for sizes that vary
         processes = self.accelerator.num_processes
         self.accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps // processes
         self.settings["train"] = dataclasses.asdict(config)
-        if self.accelerator.is_main_process:
+        if self.main_process:
             checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
 
-    def say(self, text: str) -> None:
-        """Prints on the main process, above the progress bar. Nobody listening any more is no reason to stop."""
-        if self.accelerator.is_main_process and not self.quiet:
-            with suppress(OSError):
-                tqdm.write(visible(text))
+    def plan(self) -> None:
+        """Prints what the run will take, with times measured by a few of its steps, which are thrown away."""
+        data, taken = (self.train_data, self.val_data), checkpoint.size(self.gpt, self.optimizers)
+        evaluate = partial(total_loss, self.gpt, device=self.device)
+        plan.show(self.settings, data, taken, self.begin, self.timed_step, evaluate, self.accelerator.print)
 
-    # The clock runs while training: not while evaluating, saving or compiling
+    def find_batch_size(self) -> None:
+        """Prints the speed of ever larger micro-batches, until one does not fit into memory."""
+        self.config = dataclasses.replace(self.config, batch_size=1)
+        room = plan.available(self.config.device) + checkpoint.size(self.gpt, self.optimizers)
+        self.begin()
+        train_tokens = len(self.train_data.tokens)
+        plan.find_batch_size(self.settings, room, train_tokens, self.seconds_with, self.accelerator.print)
 
-    def start_clock(self) -> None:
-        self.clock = time.perf_counter()
+    def seconds_with(self, batch_size: int, too_large: bool) -> float | None:
+        """Seconds of a step with micro-batches of that size; None if they do not fit into memory on any process."""
+        self.config = dataclasses.replace(self.config, batch_size=batch_size)
+        if self.compiled:
+            torch.compiler.reset()
+        if self.peers.largest(too_large)[0]:
+            return None
+        problem = guard.problem_with(self.try_micro_batch, self.peers, self.compiled)
+        return None if problem == guard.MEMORY else plan.median_seconds(self.timed_step, at_most=0.5)
 
-    def pause_clock(self) -> None:
-        self.wait_for_device()
-        self.state["train_seconds"] += time.perf_counter() - self.clock
-
-    def wait_for_device(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+    def timed_step(self) -> None:
+        self.step()
+        synchronize(self.device)

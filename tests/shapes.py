@@ -12,7 +12,7 @@ GPT2 = GPTConfig(vocab_size=70, block_size=32, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, n_inner=48)
 CASES = {
     "gpt2": GPT2,
-    "gpt2, biases, tanh": dataclasses.replace(GPT2, bias=True, mlp="gelu_tanh"),
+    "gpt2, biases, tanh": dataclasses.replace(GPT2, bias=True, mlp="gelu_tanh", norm_eps=0.1),
     "gpt2, untied, own n_inner": dataclasses.replace(GPT2, tie_embeddings=False, n_inner=80),
     "llama": MODERN,
     "llama, untied, biases": dataclasses.replace(MODERN, tie_embeddings=False, bias=True),
@@ -30,10 +30,13 @@ def make_checkpoint(out_dir: Path, config: GPTConfig, words, seed: int = 0) -> P
     settings = {"model": dataclasses.asdict(config), "train": dataclasses.asdict(TrainConfig(data="nowhere"))}
     settings["environment"] = {"device": "cpu", "precision": "fp32"}
     state = {"step": 7, "tokens": 700, "train_seconds": 1.5, "best_val_loss": 2.0, "best_step": 7}
+    state |= {"skipped_steps": 0, "evaluated_step": 7}
     weights = dict(model.state_dict())
     out_dir.mkdir(parents=True, exist_ok=True)
+    saved = checkpoint.save(out_dir, state, weights, {}, settings, words, keep=2, best=True)
     lines = [
         {"step": s, "tokens": 100 * s, "val_loss": loss, "val_bpb": 1.44 * loss} for s, loss in ((0, 4.0), (7, 2.0))
     ]
+    saved = checkpoint.save(out_dir, state, weights, {}, settings, words, keep=2, best=True)
     (out_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return checkpoint.save(out_dir, state, weights, {}, settings, words, keep=2, best=True)
+    return saved

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint
+from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint, rundir
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.optim import make_optimizers
 
@@ -58,6 +58,11 @@ def test_weights_and_optimizer_state_come_back_to_the_bit(tmp_path, optimizer):
             assert all(torch.equal(a.state[p][k], b.state[q][k]) for k in a.state.get(p, {}))
 
 
+def shown(directory) -> list[str]:
+    """Names in a directory but for the run's own mark and lock."""
+    return sorted(p.name for p in directory.iterdir() if p.name not in (".run", ".lock", ".lock.json", "config.json"))
+
+
 def test_the_files_are_safetensors_and_json(tmp_path):
     path = save(tmp_path, 7, *trained(1), best=True)
     assert path.name == "step-000007"
@@ -69,7 +74,7 @@ def test_the_files_are_safetensors_and_json(tmp_path):
         "trainer_state.json",
     }
     assert (tmp_path / "last").resolve() == (tmp_path / "best").resolve() == path.resolve()
-    assert not list(tmp_path.glob(".*"))
+    assert {f.name for f in tmp_path.glob(".*")} == {".run", ".lock", ".lock.json"}
     model = checkpoint.load_model(path)
     assert not model.training and model.config == CONFIG
 
@@ -155,7 +160,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path):
     weights, moments = checkpoint.collect(model, optimizers)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path, {"step": 2}, weights, moments, {}, SimpleNamespace(save=full), 2, False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step-000001"]
+    assert shown(tmp_path) == ["last", "step-000001"]
     assert checkpoint.check(tmp_path / "step-000001") is None
 
 
@@ -165,7 +170,7 @@ def test_a_step_that_is_there_already_is_replaced_as_a_whole(tmp_path):
     path = save(tmp_path, 1, model, optimizers)
     assert checkpoint.check(path) is None
     assert torch.equal(checkpoint.load_model(path).wte.weight, model.wte.weight)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step-000001"]
+    assert shown(tmp_path) == ["last", "step-000001"]
 
 
 def test_a_config_that_is_none_is_named(tmp_path):
@@ -303,12 +308,15 @@ def test_a_json_file_too_large_to_be_one_of_ours_is_not_read(tmp_path):
 
 
 def test_what_killed_saves_left_behind_is_removed_by_the_next(tmp_path):
-    (tmp_path / ".tmp-step-000001").mkdir()
-    (tmp_path / ".tmp-step-000001" / "model.safetensors").write_bytes(b"half")
-    (tmp_path / ".old-step-000001").mkdir()
-    (tmp_path / ".tmp-last").symlink_to("step-000001")
+    rundir.claim(tmp_path)
+    half = rundir.temporary(tmp_path / "step-000001")
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    rundir.temporary(tmp_path / "step-000001", "old").mkdir()
+    rundir.temporary(tmp_path / "last").symlink_to("step-000001")
+    (tmp_path / ".tmp-step-000003").mkdir()  # without the run's mark: of something else
     save(tmp_path, 2, *trained(1))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step-000002"]
+    assert shown(tmp_path) == [".tmp-step-000003", "last", "step-000002"]
 
 
 @pytest.mark.parametrize("new_is_whole", [True, False])
@@ -316,18 +324,20 @@ def test_a_save_killed_between_two_renames_is_finished(tmp_path, new_is_whole):
     """The checkpoint that makes room bears no name for a moment, and neither does the one that takes its place."""
     model, optimizers = trained(2)
     old, new = save(tmp_path, 1, *trained(1)), save(tmp_path / "new", 1, model, optimizers)
-    old.rename(tmp_path / ".old-step-000001")
-    new.rename(tmp_path / ".tmp-step-000001")
+    aside, half = (rundir.temporary(tmp_path / "step-000001", kind) for kind in ("old", "tmp"))
+    old.rename(aside)
+    new.rename(half)
     if not new_is_whole:
-        (tmp_path / ".tmp-step-000001" / "config.json").unlink()
+        (half / "config.json").unlink()
     checkpoint.finish_renaming(tmp_path)
     found = checkpoint.load_model(checkpoint.find(tmp_path, ("last",)))
     assert torch.equal(found.wte.weight, model.wte.weight) is new_is_whole
 
 
 def test_what_was_replaced_and_is_half_removed_does_not_come_back(tmp_path):
-    save(tmp_path, 1, *trained(1)).rename(tmp_path / ".old-step-000001")
-    (tmp_path / ".old-step-000001" / "model.safetensors").unlink()
+    saved, old = save(tmp_path, 1, *trained(1)), rundir.temporary(tmp_path / "step-000001", "old")
+    saved.rename(old)
+    (old / "model.safetensors").unlink()
     checkpoint.finish_renaming(tmp_path)
     assert checkpoint.steps(tmp_path) == []
 
@@ -353,3 +363,34 @@ def test_a_damaged_checkpoint_that_is_the_best_and_the_last_is_named_once(tmp_pa
     said = []
     assert checkpoint.find(tmp_path, say=said.append).name == "step-000001"
     assert len(said) == 1 and "step-000002 is not whole" in said[0]
+
+
+def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    done, sync, point = [], rundir.sync, checkpoint.point
+    for module in (checkpoint, rundir):
+        monkeypatch.setattr(module, "sync", lambda path: (sync(path), done.append(path.name)))
+    monkeypatch.setattr(checkpoint, "point", lambda link, target: (point(link, target), done.append(link.name)))
+    save(tmp_path / "run", 1, *trained(1), best=True)
+    half = rundir.temporary(tmp_path / "run" / "step-000001").name
+    files, names = done[: done.index(half)], done[done.index(half) :]
+    written = {name.removeprefix(".tmp-") for name in files}  # JSON waits under another name until it is synced
+    assert set(FILES) <= written and names[:3] == [half, "best", "last"] and names[-1] == "run"
+
+
+def test_steps_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("step-1000000", "step-000009", "step-999999"):
+        (tmp_path / name).mkdir()
+    assert [checkpoint.number(step) for step in checkpoint.steps(tmp_path)] == [9, 999_999, 1_000_000]
+
+
+def test_the_checksum_is_of_the_whole_file(tmp_path):
+    content = bytes(range(256)) * 10_000  # more than is read at a time
+    (tmp_path / "file").write_bytes(content)
+    assert checkpoint.crc32(tmp_path / "file") == zlib.crc32(content)
+
+
+def test_of_several_whole_checkpoints_the_newest_is_taken(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, *trained(1), keep=0)
+    (tmp_path / "last" / "config.json").unlink()
+    assert checkpoint.find(tmp_path, say=lambda text: None).name == "step-000002"

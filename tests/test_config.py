@@ -157,6 +157,7 @@ def test_help_lists_what_people_change_first_before_the_rest(capsys):
 
 def test_control_characters_are_visible():
     assert visible("a\tb\n\x1b[31mred\x9b0m\r\x00é") == "a\tb\n\\x1b[31mred\\x9b0m\\x0d\\x00é"
+    assert visible("txt.\u202eexe\u2066 \udcff 👩\u200d👧") == "txt.\\u202eexe\\u2066 \\udcff 👩\u200d👧"
 
 
 def test_an_error_is_one_line_without_escape_sequences(capsys):
@@ -229,3 +230,10 @@ def test_ctrl_c_is_exit_code_130_and_what_there_is_to_say(capsys):
             raise KeyboardInterrupt
         assert exit.value.code == 130
         assert capsys.readouterr().err == shown
+
+
+def test_false_is_false_and_half_a_flag_is_none(capsys):
+    assert parse(GPTConfig(bias=True), TrainConfig(), ["--bias=False"], "")[0].bias is False
+    with pytest.raises(SystemExit):
+        parse(GPTConfig(), TrainConfig(), ["--max_iter=5"], "")
+    assert "unknown flag --max_iter: did you mean --max_iters?" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import sys
 
 from conftest import TINY
 
+from data_prep import writer
 from nanogpt import TrainConfig
 from nanogpt.config import parse
 
@@ -21,3 +22,12 @@ def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypa
     make_run(seeds=2, seed=7, out_dir=str(tmp_path / "out-seed7")).train()
     _, config = parse(TINY, TrainConfig(), shlex.split(capsys.readouterr().out.splitlines()[-1])[3:], "")
     assert (config.seeds, config.seed, config.out_dir) == (1, 7, str(tmp_path / "out-seed7"))
+
+
+def test_epochs_are_counted_and_the_prompt_is_ready_for_a_shell(make_run, tmp_path, capsys):
+    writer.write(tmp_path / "quotes", "it's here\n" * 400, "char", 0.25, "made up")
+    make_run(data=str(tmp_path / "quotes"), gradient_accumulation_steps=2).train()
+    shown = capsys.readouterr().out
+    assert f"4 of 128 tokens (2 x 4 sequences of 16), {4 * 128 / 3000:.2f} epochs" in shown
+    command = next(line for line in shown.splitlines() if line.startswith("next:  nanogpt sample"))
+    assert shlex.split(command)[-1] == "it's here"

@@ -70,3 +70,14 @@ def test_bits_per_byte_are_those_of_the_text_in_bytes(tmp_path):
     assert size == 2 * len(data.tokens)  # the end is a你 alone
     bits = result["val_loss"] * len(data.tokens) / math.log(2)
     assert result["val_bpb"] == pytest.approx(bits / size)
+
+
+@pytest.mark.parametrize("eval_iters", [0, 10])
+def test_the_shares_of_three_processes_add_up_to_the_evaluation_of_one(model, eval_iters):
+    gpt, dataset = model
+    totals = []
+    for process, processes in ((0, 1), (0, 3), (1, 3), (2, 3)):
+        share = {"eval_iters": eval_iters, "seed": 5, "process": process, "processes": processes}
+        evaluate(gpt.eval(), dataset, 4, **share, reduce=lambda total: totals.append(total) or torch.ones(2))
+        assert not gpt.training
+    torch.testing.assert_close(sum(totals[1:]), totals[0], rtol=1e-5, atol=0)

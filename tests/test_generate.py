@@ -1,11 +1,13 @@
 import dataclasses
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig
-from nanogpt.generate import PackedLinear, filter_logits, generate, pack, stream_text
+from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.generate import filter_logits, generate, stream_text, write_amid_training
 
 GPT2 = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(
@@ -48,18 +50,6 @@ def test_a_full_context_keeps_its_newer_half():
     assert out[0, 17] == model(out[:, 9:17])[0, -1].argmax()  # the last 8 of 17 tokens, at positions 0 to 7
 
 
-@pytest.mark.parametrize("config", [GPT2, dataclasses.replace(GPT2, bias=True), MODERN], ids=["gpt2", "bias", "modern"])
-def test_a_packed_model_gives_the_same_logits_and_tokens(config):
-    model, packed = random_model(config), pack(random_model(config), smallest=0)
-    assert sum(isinstance(module, PackedLinear) for module in packed.modules()) == 4 * config.n_layer + 1
-    idx = torch.randint(65, (3, 16), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        torch.testing.assert_close(packed(idx), model(idx), atol=1e-4, rtol=1e-4)
-    assert torch.equal(generate(packed, idx[:, :4], 12, temperature=0), generate(model, idx[:, :4], 12, temperature=0))
-    in_bf16 = generate(pack(random_model(config).bfloat16(), smallest=0), idx[:, :4], 12, temperature=0)
-    assert in_bf16.shape == (3, 16)
-
-
 def test_the_seed_decides_and_padding_is_never_sampled():
     model = random_model(GPT2)
     idx = torch.zeros(4, 1, dtype=torch.long)
@@ -91,3 +81,24 @@ def test_streamed_text_never_splits_a_character():
     pieces = list(stream_text(by_byte, iter(text.encode())))
     assert pieces == list(text)
     assert "".join(stream_text(by_byte, iter(b"ok\xff"))) == "ok\ufffd"
+
+
+def test_draws_follow_the_softmax_of_the_logits_over_the_temperature():
+    model, idx = random_model(GPT2), torch.zeros(4000, 1, dtype=torch.long)
+    drawn = generate(model, idx, 1, temperature=2.0, seed=1)[:, 1]
+    expected = (model(idx[:1])[0, 0] / 2).softmax(-1)
+    assert (drawn.bincount(minlength=65) / 4000 - expected).abs().max() < 0.03
+
+
+def test_the_model_is_afterwards_in_the_mode_it_was_in():
+    words, model = CharTokenizer("".join(map(chr, range(65)))), random_model(GPT2)
+    for training in (True, False):
+        generate(model.train(training), torch.zeros(1, 1, dtype=torch.long), 2)
+        assert model.training == training
+    write_amid_training(model.train(), words, np.array([1]), 2, 0)
+    assert model.training
+
+
+def test_streamed_text_has_the_spaces_that_stand_between_tokens_alone():
+    by_word = SimpleNamespace(decode=lambda ids: " ".join("abcdef"[i] for i in ids))
+    assert list(stream_text(by_word, iter([1, 2, 3]), prompt=[0])) == [" b", " c", " d"]

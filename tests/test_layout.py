@@ -1,28 +1,36 @@
 """The shape of the project: the direction of imports, what they cost, no pickle, and which tests mirror what."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import mutations
 import pytest
 
 ROOT = Path(__file__).parents[1]
 # a module imports those before it, never those after it, inside functions neither
 ORDER = """
-model optim config
-data.pickles data.tokenizer data.tokens data.mixture data.check
-checkpoint metrics generate evaluate
+model optim config lock
+data.files data.pickles data.tokenizer_json data.special data.tokenizer data.tokens data.mixture data.check
+rundir checkpoint metrics generate evaluate cpu
 runtime.device runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare
-hub.client hub.weights hub.card hub.load hub.export hub.from_nanogpt
-plan resume console train
+hub.client hub.weights hub.card hub.load hub.from_nanogpt hub.to_nanogpt hub.export
+plan resume console setup train
 commands.options commands.tasks commands.playground commands.bench commands.sample commands.evaluate commands.compare
 commands.dashboard commands.plot commands.export commands.push commands.show_batch commands.plan commands.check_data
 commands.launch_check commands.import_nanogpt commands commands.__main__
 """.split()
-CORE = {"nanogpt", "nanogpt.GPT", "nanogpt.GPTConfig", "nanogpt.TrainConfig"}  # the package's own names
+CORE = {
+    "nanogpt",
+    "nanogpt.__version__",
+    "nanogpt.GPT",
+    "nanogpt.GPTConfig",
+    "nanogpt.TrainConfig",
+}  # the package's own names
 
 # of the files tests/**/test_*.py, those that mirror no module, and what they are about
 OTHERS = {
@@ -81,7 +89,13 @@ def test_modules_import_only_those_before_them(module):
 
 def test_the_model_needs_nothing_but_torch():
     roots = {name.split(".")[0] for name in imports(ROOT / "nanogpt" / "model.py")}
-    assert roots - {"nanogpt"} == {"torch", "math", "dataclasses", "contextlib"}  # nanogpt: in from_pretrained alone
+    assert roots - {"nanogpt"} == {
+        "torch",
+        "math",
+        "dataclasses",
+        "types",
+        "typing",
+    }  # nanogpt: in from_pretrained alone
 
 
 def test_data_prep_imports_no_recipe():
@@ -113,6 +127,55 @@ def test_a_file_of_tests_mirrors_a_module():
     assert mirrored - there == {name.replace("test_", "").replace("/", ".") for name in OTHERS}
 
 
+def test_the_journeys_of_the_readme_name_functions_of_three_files_at_most():
+    text = (ROOT / "nanogpt" / "README.md").read_text().split("## Three journeys")[1].split("\n## ")[0]
+    journeys = [re.findall(r"`(nanogpt\.[\w.]+)`", part) for part in text.split("\n**")[1:]]
+    assert len(journeys) == 3
+    for names in journeys:
+        files = {
+            max((module for module in modules() if name.startswith(f"nanogpt.{module}.")), key=len) for name in names
+        }
+        assert len(names) >= 5 and len(files) <= 3
+        for name in names:
+            module = max((module for module in modules() if name.startswith(f"nanogpt.{module}.")), key=len)
+            thing = importlib.import_module(f"nanogpt.{module}")
+            for part in name.removeprefix(f"nanogpt.{module}.").split("."):
+                thing = getattr(thing, part)
+            assert callable(thing), name
+
+
+def lengths() -> dict[str, int]:
+    """Lines of every file and every function of what people read."""
+    found = {}
+    for folder in ("nanogpt", "data_prep", "recipes"):
+        for path in (ROOT / folder).rglob("*.py"):
+            name = str(path.relative_to(ROOT))
+            found[name] = len(path.read_text().splitlines())
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef):
+                    found[f"{name}: {node.name}"] = node.end_lineno - node.lineno + 1
+    return found
+
+
+def test_no_file_has_over_400_lines_and_no_function_over_60():
+    assert {name: n for name, n in lengths().items() if n > (60 if ": " in name else 400)} == {}
+
+
 def test_a_file_of_tests_can_be_read_in_one_sitting():
     lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
     assert {name: count for name, count in lines.items() if count > 500} == {}
+
+
+def test_the_table_of_mutations_fits_the_code():
+    table = mutations.read_table()
+    assert mutations.faults(table) == []
+    assert len(table) == len(set(table)) >= 80
+
+
+def test_faults_of_a_table_of_mutations_are_named():
+    table = (
+        "nanogpt/optim.py\n    no such line  =>  pass\n    import  =>  pass\n    import math  =>  import\n    why: ?\n"
+    )
+    gone, many, broken = mutations.faults(mutations.read_table(table))
+    assert gone == "nanogpt/optim.py: no such line  =>  pass: the piece occurs 0 times"
+    assert "the piece occurs" in many and "occurs 0 times" not in many and "syntax" in broken

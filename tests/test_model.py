@@ -15,7 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nanogpt.model import GPT, GPTConfig, KVCache, LinearByOneDNN, RMSNormOnCPU
+from nanogpt.model import GPT, CausalSelfAttention, GPTConfig, KVCache
 
 GPT2 = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, n_inner=48)
@@ -161,29 +161,6 @@ def test_padding_of_the_vocabulary_gets_no_probability_and_no_gradient():
     assert model.lm_head.weight.grad[:65].abs().min() > 0
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_onednns_linear_has_the_output_and_gradients_of_torchs(with_bias):
-    torch.manual_seed(0)
-    shapes = [(3, 5, 32), (48, 32)] + [(48,)] * with_bias
-    ours = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    theirs = [t.detach().clone().requires_grad_() for t in ours]
-    grad = torch.randn(3, 5, 48)
-    a, b = LinearByOneDNN.apply(*ours, *[None] * (not with_bias)), F.linear(*theirs)
-    a.backward(grad), b.backward(grad)
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    for x, y in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(x.grad, y.grad, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("weight_shape", [(16,), (4, 16)])
-def test_rmsnorms_gradients_are_those_of_autograd(weight_shape):
-    torch.manual_seed(0)
-    x = torch.randn(3, 5, 4, 16, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(weight_shape, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, w: RMSNormOnCPU.apply(x, w, 1e-5), (x, weight))
-
-
 def test_targets_of_minus_one_do_not_count():
     model = GPT(GPT2).eval()
     idx = torch.randint(65, (1, 8))
@@ -242,3 +219,54 @@ def test_initial_loss_is_that_of_a_uniform_guess():
 def test_impossible_configurations_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(GPT2, **changes)
+
+
+def test_dropout_is_on_embeddings_attention_and_both_branches_and_off_in_evaluation(monkeypatch):
+    model, chances, attend = GPT(dataclasses.replace(GPT2, dropout=0.5)), [], F.scaled_dot_product_attention
+
+    def record(q, k, v, mask, dropout, *args, **kwargs):
+        chances.append(dropout)
+        return attend(q, k, v, mask, dropout, *args, **kwargs)
+
+    monkeypatch.setattr(CausalSelfAttention, "attention", staticmethod(record))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(lambda module, *_: chances.append(module.p * module.training))
+    idx = torch.randint(65, (2, 16))
+    model(idx, idx)
+    assert chances == [0.5] * (1 + 3 * 2)  # the embeddings, and in each of two blocks attention and two branches
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(idx), model(idx))
+    assert set(chances[7:]) == {0.0}
+
+
+@pytest.mark.parametrize("checkpointing, times", [(True, 2), (False, 1)])
+def test_gradient_checkpointing_computes_each_block_again_in_the_backward_pass(checkpointing, times):
+    model = GPT(dataclasses.replace(GPT2, gradient_checkpointing=checkpointing))
+    idx, layers = torch.zeros(1, 8, dtype=torch.long), []
+    for block in model.h:
+        block.attn.register_forward_pre_hook(lambda attn, _: layers.append(attn.layer))
+    model(idx, idx).backward()
+    assert layers == [0, 1, 1, 0][: 2 * times]
+    model.eval()(idx, idx)
+    assert layers[2 * times :] == [0, 1]
+
+
+def test_projections_into_the_residual_stream_begin_smaller():
+    torch.manual_seed(0)
+    for name, p in GPT(dataclasses.replace(GPT2, n_layer=8)).named_parameters():
+        if p.ndim == 2:  # 1/sqrt(2 n_layer) is a quarter
+            assert p.std().item() == pytest.approx(0.005 if "c_proj" in name else 0.02, rel=0.1), name
+
+
+def test_a_cropped_model_keeps_the_first_positions():
+    model, idx = GPT(GPT2), torch.randint(65, (1, 8))
+    expected = model(idx)
+    model.crop_block_size(8)
+    assert model.wpe.weight.shape == (8, 32) and torch.equal(model(idx), expected)
+
+
+def test_padding_counts_in_neither_of_two_embeddings():
+    model = GPT(dataclasses.replace(GPT2, tie_embeddings=False))
+    assert model.get_num_params() == GPT(GPT2).get_num_params() + 65 * 32

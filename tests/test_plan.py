@@ -48,11 +48,11 @@ MEASURE = """
 import sys, threading, time
 import psutil, torch
 from nanogpt import GPT, GPTConfig, TrainConfig, plan
-from nanogpt.runtime.device import keep_freed_memory
+from nanogpt.cpu import keep_freed_memory, speed_up
 from nanogpt.optim import make_optimizers
 
 def steps(config, train, n):
-    model = GPT(config)
+    model = speed_up(GPT(config))
     optimizers = make_optimizers(model, train)
     idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
     for _ in range(n):
@@ -132,9 +132,9 @@ def test_a_quick_evaluation_is_divided_among_processes_and_the_last_one_is_not_q
 @pytest.fixture
 def search(make_run, monkeypatch):
     """A run whose batch size is looked for, and the sizes that it has tried so far; all of them are fast."""
-    run, tried, attempt = make_run(batch_size=64, gradient_accumulation_steps=2), [], guard.attempt
-    monkeypatch.setattr(guard, "attempt", lambda run: (tried.append(run.config.batch_size), attempt(run))[1])
-    monkeypatch.setattr(plan, "time_steps", lambda run, seconds: 1.0)
+    run, tried, attempt = make_run(batch_size=64, gradient_accumulation_steps=2), [], guard.problem_with
+    monkeypatch.setattr(guard, "problem_with", lambda *args: (tried.append(run.config.batch_size), attempt(*args))[1])
+    monkeypatch.setattr(plan, "median_seconds", lambda step, at_most: 1.0)
     return run, tried
 
 
@@ -143,16 +143,16 @@ def test_a_batch_whose_plan_needs_more_than_is_free_is_not_tried_on_a_cpu(search
     eight = sum(plan.memory(run.gpt.config, replace(run.config, batch_size=8), "fp32").values())
     weights = 4 * sum(p.numel() for p in run.gpt.parameters())
     monkeypatch.setattr(plan, "available", lambda device: eight + 1 - weights)
-    plan.find_batch_size(run)
+    run.find_batch_size()
     assert tried == [1, 1, 2, 4, 8]  # the first one before the first step
     assert run.config.gradient_accumulation_steps == 2
-    assert "largest that fits: --batch_size=8;" in capsys.readouterr().out
+    assert "largest that fits: --batch_size=8; most tokens per second: --batch_size=8\n" in capsys.readouterr().out
 
 
 def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypatch, capsys):
     run, tried = search
     monkeypatch.setattr(run.peers, "largest", lambda *values: [int(run.config.batch_size > 2), *values[1:]])
-    plan.find_batch_size(run)
+    run.find_batch_size()
     assert tried == [1, 1, 2]
     assert "largest that fits: --batch_size=2;" in capsys.readouterr().out
 

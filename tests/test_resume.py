@@ -36,7 +36,7 @@ def test_another_machine_and_other_data_are_named(make_run, data, capsys):
     make_run(resume="auto", max_iters=8, lr_decay_iters=4)
     shown = capsys.readouterr().out
     assert f"{data} holds other tokens" in shown
-    assert "the machine is not the same, so the run is, up to rounding: torch 1.0 -> 2." in shown
+    assert "the environment changed; results match only up to rounding: torch 1.0 -> 2." in shown
     assert "processes 8 -> 1" in shown and "threads 2 ->" not in shown
 
 
@@ -72,14 +72,14 @@ def test_an_empty_directory_is_a_new_run(tmp_path, wish):
 
 def test_checkpoints_that_vanish_while_the_run_ends_cost_the_sample_alone(make_run, capsys):
     run = make_run()
-    finish = run.finish
+    end = run.end
 
-    def vanishing():
-        finish()
+    def vanishing(stop):
+        end(stop)
         for step in checkpoint.steps(run.out_dir):
             (step / "model.safetensors").write_bytes(b"")
 
-    run.finish = vanishing
+    run.end = vanishing
     run.train()
     shown = capsys.readouterr().out
     assert "warning: no sample: " in shown and "next:  nanogpt sample" in shown
@@ -137,3 +137,14 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(make_run, data, tmp_p
         ValueError, match=rf"different tokenizers .*'{characters[-1]}' is token \d+ in one, no token in"
     ):
         make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)
+
+
+def test_best_last_and_a_directory_are_where_they_say(make_run, capsys):
+    run = make_run(max_iters=4, eval_interval=2)
+    run.train()
+    checkpoint.point(run.out_dir / "best", run.out_dir / "step-000002")
+    for wish, step in (("best", 2), ("last", 4), ("auto", 4), (str(run.out_dir / "step-000002"), 2)):
+        assert make_run(max_iters=6, resume=wish).state["step"] == step
+    capsys.readouterr()
+    make_run(max_iters=6, resume="last", beta2=0.5, log_interval=3)
+    assert "beta2 0.95 -> 0.5" in capsys.readouterr().out

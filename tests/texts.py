@@ -27,11 +27,13 @@ def silent(message: str) -> None:
 
 
 def documents(count: int = 300) -> list[str]:
-    """Made-up documents of one to sixty lines."""
+    """Made-up documents of one to sixty lines; the hash of the second, not of the first, is for validation."""
     chance = random.Random(1)
     words = "the king and queen of hearts did speak to me in anger o my lord what news from court".split()
     lines = lambda: "\n".join(" ".join(chance.choices(words, k=9)) for _ in range(chance.randint(1, 60)))  # noqa: E731
-    return [f"Number {i}, {SCRIPTS[i % 5]}\n{lines()}" for i in range(count)]
+    found = [f"Number {i}, {SCRIPTS[i % 5]}\n{lines()}" for i in range(count)]
+    found.insert(1, found.pop(next(i for i, t in enumerate(found) if is_val(t, 0.1))))
+    return found
 
 
 def write_jsonl(path, texts: list[str], column: str = "text") -> str:
@@ -61,6 +63,12 @@ def documents_in(directory) -> list[str]:
             bytes(part[:-1].astype(np.uint8)).decode() for part in np.split(ids, np.flatnonzero(ids == 256) + 1)[:-1]
         ]
     return sorted(found)
+
+
+def written(directory) -> bytes:
+    """The text of both splits of byte tokens."""
+    both = np.concatenate([tokens(directory, split) for split in ("train", "val")])
+    return both[both != 256].astype(np.uint8).tobytes()
 
 
 def is_val(document: str, fraction: float) -> bool:

@@ -7,7 +7,7 @@
     accelerate launch --config_file accelerate_configs/ddp.yaml -m nanogpt.commands launch-check
 
 RUN is an out directory (its best checkpoint, else its last), one checkpoint in it, or a transformers model: a directory
-or a name on the Hub, such as gpt2. `nanogpt COMMAND --help` shows the options of a command.
+or a name on the Hub, such as gpt2. `--help` after a command shows its options.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Throughput of this machine, each figure beside the best that the machine could do, measured in the same run.
+"""Throughput on this machine, compared with the machine's limits in the same run.
 
     nanogpt bench                               # the classic small model: 4 layers, 128 channels, 12 x 64 tokens
     nanogpt bench --model gpt2 --against transformers
@@ -28,9 +28,10 @@ from torch import nn
 from nanogpt import checkpoint
 from nanogpt.commands.options import add_device
 from nanogpt.config import TrainConfig, within
+from nanogpt.cpu import pack, speed_up
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt.data.tokens import TokenDataset
-from nanogpt.generate import generate, pack
+from nanogpt.generate import generate
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import make_optimizers
 from nanogpt.runtime.device import peak_flops
@@ -49,7 +50,7 @@ Seconds = dict[str, list[float]]
 
 
 def interleave(contenders: dict[str, Callable[[], None]], rounds: int) -> Seconds:
-    """Seconds of every call, the contenders taking turns; a first round warms up and does not count."""
+    """Seconds of every call. Contenders take turns; the first round is a warm-up and not counted."""
     seconds: Seconds = {name: [] for name in contenders}
     for round in range(rounds + 1):
         for name, run in contenders.items():
@@ -76,7 +77,7 @@ def repeat(times: int, run: Callable) -> Callable[[], None]:
 
 
 class Bench:
-    """One model on this machine; every part adds its rows: what, in which unit, by whom, how much, spread, ratio."""
+    """One model on this machine. Every part adds rows: contender, rate, unit, spread, ratio to the limit."""
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ class Bench:
         """A training step: this loop, the same without Accelerate, transformers, and the products alone."""
         run, steps = self.run, 4
         run.begin()
-        model = GPT(self.config).to(self.device)
+        model = speed_up(GPT(self.config).to(self.device))
         muon_dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32  # as in a run
         optimizers = make_optimizers(model, self.train_config, muon_dtype)
         plain = self.plain_step(model, optimizers, lambda x, y: model(x, y))
@@ -240,7 +241,7 @@ class Bench:
         return lambda: model.generate(idx, **options)
 
     def data(self) -> None:
-        """Putting batches together; the limit copies as many bytes."""
+        """Making batches; the limit copies as many bytes."""
         data, count = TokenDataset(self.directory, "train", self.config.block_size), 50
         numbers = iter(range(0, 2**60, self.batch_size))
         batch = data.batch(0, 0, self.batch_size)
@@ -287,7 +288,7 @@ class Bench:
         self.add("load", "MB/s", megabytes, interleave(contenders, self.rounds), limit="plain read")
 
     def tokenize(self) -> None:
-        """Turning text into tokens; GPT-2's BPE is compared with tiktoken alone, where its files are at hand."""
+        """Tokenizing; GPT-2's BPE is compared with plain tiktoken, if its files are available."""
         text = "\n".join(f"FIRST CITIZEN {i}:\nBefore we proceed any further, hear me speak.\n" for i in range(5000))
         chars = CharTokenizer.train(text)
         contenders = {"nanogpt": lambda: chars.encode(text), "copying the text": lambda: text.encode("utf-32-le")}
@@ -340,7 +341,7 @@ def bench(
     profile: bool,
     as_json: bool,
 ) -> None:
-    """Runs the parts that are named (with commas) and prints a table, or with `as_json` one JSON object."""
+    """Runs the comma-separated `parts` and prints a table, or one JSON object if `as_json`."""
     chosen = [part for part in parts.split(",") if part]
     for part in chosen:
         if part not in PARTS:

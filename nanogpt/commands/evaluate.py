@@ -59,7 +59,7 @@ def eval_split(args, device: str) -> None:
         what = args.split if directory == own else f"{args.split} of {directory}"
         keep_results(found, what, result | {"data": directory})
     if len(rows) > 1:
-        show(f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}", *rows, sep="\n")
+        show("\n".join((f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}", *rows)))
 
 
 def eval_tasks(args, device: str) -> None:

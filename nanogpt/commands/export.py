@@ -1,4 +1,4 @@
-"""`nanogpt export RUN --to DIR`: a directory that transformers loads."""
+"""`nanogpt export RUN --to DIR`: a directory that transformers loads, or a checkpoint of nanoGPT's."""
 
 from argparse import ArgumentParser
 
@@ -8,10 +8,12 @@ from nanogpt.hub.export import export
 
 def add_arguments(command: ArgumentParser) -> None:
     add_run(command)
-    command.add_argument("--to", required=True, metavar="DIR", help="the directory, which must not exist yet")
+    command.add_argument("--to", required=True, metavar="PATH", help="the directory or file, which must not exist yet")
+    what = "transformers: a directory; nanogpt: a ckpt.pt without optimizer state"
+    command.add_argument("--format", default="transformers", choices=("transformers", "nanogpt"), help=what)
     add_export_options(command)
 
 
 def run(args) -> None:
 
-    export(args.RUN, args.to, say=show, **export_options(args))
+    export(args.RUN, args.to, format=args.format, say=show, **export_options(args))

@@ -16,9 +16,11 @@ from collections.abc import Iterator
 import torch
 
 from nanogpt.commands.options import add_device, add_port, pick_device
+from nanogpt.config import visible
 from nanogpt.generate import stream, stream_text
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
+from nanogpt.view.dashboard import is_own
 
 PORT = 7870
 STYLE = """<style>
@@ -96,7 +98,7 @@ class Writer:
     def visible(self, ids: list[int], space: str = " ") -> str:
         """Text of tokens as HTML that shows what it says, white space included."""
         text = self.tokenizer.decode(ids).replace("\n", "⏎").replace("\t", "⇥").replace(" ", space)
-        return html.escape(text)
+        return html.escape(visible(text))
 
 
 def take_turns(streams: list[Iterator[str]]) -> Iterator[list[str]]:
@@ -109,6 +111,21 @@ def take_turns(streams: list[Iterator[str]]) -> Iterator[list[str]]:
             except StopIteration:
                 del running[i]
         yield list(reached)
+
+
+class OwnPages:
+    """ASGI middleware: no route answers pages of other hosts, nor to a name for this machine that is not its own."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope: dict, receive, send) -> None:
+        headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
+        origin = headers.get(b"origin", "//localhost").partition("//")[2]  # not every request has one
+        if scope["type"] == "lifespan" or (is_own(headers.get(b"host", "")) and is_own(origin)):
+            return await self.app(scope, receive, send)
+        await send({"type": "http.response.start", "status": 403, "headers": []})
+        await send({"type": "http.response.body", "body": b"this page is for http://127.0.0.1 alone\n"})
 
 
 def page(runs: list[str], device: str):
@@ -170,9 +187,12 @@ def serve(runs: list[str], device: str, port: int | None = None, say=print, bloc
         import gradio as gr
     except ImportError:
         raise ValueError("the playground needs Gradio: pip install -e '.[playground]' -c constraints.txt") from None
+    from starlette.middleware import Middleware  # Gradio brings it
+
     blocks = page(runs, device)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # not Google's
     options = {
+        "app_kwargs": {"middleware": [Middleware(OwnPages)]},
         "quiet": True,
         "share": False,
         "ssr_mode": False,

@@ -9,7 +9,8 @@ import torch
 
 from nanogpt.commands.options import SEEDS, add_device, add_run, note, pick_device
 from nanogpt.config import visible, within
-from nanogpt.generate import generate, pack, stream, stream_text
+from nanogpt.cpu import pack
+from nanogpt.generate import generate, stream, stream_text
 from nanogpt.hub.load import load
 
 

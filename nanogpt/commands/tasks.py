@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from nanogpt.hub import weights
-from nanogpt.hub.export import write_tokenizer
+from nanogpt.hub.export import special_tokens, write_tokenizer
 from nanogpt.model import GPT
 
 
@@ -38,7 +38,8 @@ def evaluate(
         raise ValueError(f"there is no task {missing[0]!r}: `lm_eval ls tasks` lists them, --include_path adds others")
     device = model.wte.weight.device
     with tempfile.TemporaryDirectory() as directory:
-        write_tokenizer(Path(directory), words, model.config.block_size)
+        special = special_tokens(words, model.config.vocab_size)
+        write_tokenizer(Path(directory), words, model.config.block_size, special)
         their_words = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     native = weights.to_transformers(model.cpu(), words.eot_id).to(device)
     lm = HFLM(

@@ -1,33 +1,68 @@
 """`nanogpt check-data DIR`: what a data directory holds, and what about it will go wrong in training.
 
-Counts are exact. Frequencies, repetitions and document lengths come from the first and the last tokens of each split,
-so that a large corpus takes seconds. Repetitions are found whatever their place: of all passages of 32 tokens in a row
-those are compared whose hash is divisible by 16 (winnowing, Schleimer et al. 2003).
+Counts are exact. The rest comes from the first and the last tokens of each split, so that a large corpus takes seconds:
+
+    another tokenizer's tokens  tokenizer.json is larger or smaller than meta.json says, or decoding tokens and encoding
+                                the text gives other tokens. Not found: an alphabet in place of another of its size.
+    unknown and binary          more than 1 % of the tokens are the unknown one, or of the characters no text
+    repetitions and leaks       passages of PASSAGE letters and digits, wherever they stand: case, space and punctuation
+                                do not count, and a changed word hides only the passages that it is in. One passage in
+                                KEEP is compared, chosen by its hash (winnowing, Schleimer et al. 2003). A stretch of
+                                validation text has leaked if COPIED of its passages are in the training text. Reported
+                                are 5 % of them, or 0.5 % where no end-of-text token tells documents apart.
+    copies of documents         the same letters and digits, or COPIED of the passages in two documents of like length;
+                                an excerpt is not a copy. Reported are 5 % of the training text, and one in a thousand
+                                validation documents that are training documents too.
 """
 
+import contextlib
 import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokenizer import HFTokenizer, load_tokenizer
 from nanogpt.data.tokens import TokenDataset, Tokens, mix, read_meta
 
-SAMPLE = 1 << 24  # tokens of a split that are looked at
-PASSAGE = 32  # tokens
-KEEP = 16  # a passage in so many is compared
+SAMPLE = 1 << 23  # tokens of a split that are looked at
+PASSAGE = 32  # letters and digits; a power of two
+KEEP = 16
+STRETCH = 300  # letters and digits
+COPIED = 0.4
+ALIKE = 0.85  # length of a nearly equal document, of the longer one
+SHORTEST = 50  # letters and digits that make a document's copy worth telling
+OWN = "put its tokenizer.json there, or prepare the data again"
+BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]")  # control characters, and what was not UTF-8
+
+
+@dataclass
+class Text:
+    """The documents in a sample of a split."""
+
+    letters: list[str]  # the letters and digits of each document, in lower case
+    lengths: np.ndarray  # tokens of each document (N,)
+    equal: np.ndarray  # whether an earlier document has the same tokens (N,)
+    binary: float  # share of the characters
+    hashes: np.ndarray  # of the passages that are compared (P,) uint64
+    places: np.ndarray  # of their first letters, counted through all documents (P,)
+    owners: np.ndarray  # the documents that they are in (P,)
 
 
 def examine(directory: Path | str, block_size: int, parameters: int, sha256: bool = False, say=print) -> list[str]:
     """Prints a report on a data directory; returns the warnings in it.
 
     `block_size` and `parameters` are those of the model to be trained. Raises ValueError where the files do not fit
-    meta.json or the vocabulary, and with `sha256` where they are not what was written.
+    meta.json or tokenizer.json, and with `sha256` where they are not what was written.
     """
     meta = read_meta(directory)
     splits = {split: TokenDataset(directory, split, 1).tokens for split in ("train", "val")}
     words = load_tokenizer(directory)
+    require_own_tokenizer(directory, meta, words, splits)
     say(f"{directory}: tokenizer {words.name}, vocabulary {meta['vocab_size']:,}, {meta['dtype']}")
     say(f"source: {meta.get('source', 'not recorded')}")
     for split, tokens in splits.items():
@@ -36,23 +71,41 @@ def examine(directory: Path | str, block_size: int, parameters: int, sha256: boo
             say(f"       {check_sha256(split, meta['splits'][split], tokens)}")
     looked_at = {split: sample(tokens) for split, tokens in splits.items()}
     counts = np.bincount(looked_at["train"], minlength=meta["vocab_size"])
-    say(frequencies(counts, words))
-    hashes = {split: passages(ids) for split, ids in looked_at.items()}
-    repeated = 1 - len(np.unique(hashes["train"])) / max(len(hashes["train"]), 1)
-    shared = np.isin(hashes["val"], hashes["train"]).mean() if len(hashes["val"]) else 0.0
-    say(f"repetition: {repeated:.1%} of the training text occurs twice, {shared:.1%} of the validation text is in it")
-    longest = longest_document(looked_at["train"], words.eot_id)
+    say(frequencies(counts[: words.vocab_size], words))
+    train, val = (read(ids, words) for ids in looked_at.values())
+    repeated = 1 - len(np.unique(train.hashes)) / max(len(train.hashes), 1)
+    shared = np.isin(val.hashes, train.hashes)
+    known = mean(shared)
+    say(f"repetition: {repeated:.1%} of the training text occurs twice, {known:.1%} of the validation text is in it")
     say("windows:")
     chance = np.random.default_rng(0)
     for start in chance.integers(max(len(splits["train"]) - 64, 1), size=3).tolist():
         text = words.decode(splits["train"][start : start + 64].tolist())
         say(f"  {start:>14,}  {text[:90]!r}")
-    warnings = find_warnings(meta, counts, repeated, shared, longest, block_size, parameters)
+    documents = meta["splits"]["train"].get("documents", 2)
+    warnings = other_tokenizer(meta, words, looked_at["train"])
+    if not warnings:  # else all that follows is about a text that is none
+        warnings = sizes(meta, block_size, parameters) + tokens_used(meta, words, counts)
+        warnings += (
+            binary_text(train, val) + repetitions(train, repeated, words, documents) + leaks(train, val, shared, words)
+        )
     for warning in warnings:
         say(f"warning: {warning}")
     if not warnings:
         say("nothing to warn of")
     return warnings
+
+
+def require_own_tokenizer(directory: Path | str, meta: dict, words, splits: dict[str, Tokens]) -> None:
+    """Raises ValueError where there are tokens that tokenizer.json does not have."""
+    if words.vocab_size >= meta["vocab_size"]:
+        return
+    largest = max(tokens.largest() for tokens in splits.values())
+    if largest >= words.vocab_size:
+        raise ValueError(
+            f"{directory} has token {largest}, but its tokenizer.json has {words.vocab_size} tokens: "
+            f"another tokenizer made these tokens; {OWN}"
+        )
 
 
 def describe(split: str, counts: dict, tokens: Tokens) -> str:
@@ -103,32 +156,114 @@ def frequencies(counts: np.ndarray, words) -> str:
     return "\n".join(lines)
 
 
-def passages(ids: np.ndarray) -> np.ndarray:
-    """Hashes, uint64, of those passages of PASSAGE tokens that are compared."""
-    n = max(len(ids) - PASSAGE + 1, 0)
-    found = []
-    for start in range(0, n, 1 << 20):
-        stop = min(start + (1 << 20), n)
-        rolling = np.zeros(stop - start, np.uint64)
-        for j in range(PASSAGE):
-            rolling = rolling * np.uint64(0x9E3779B97F4A7C15) + ids[start + j : stop + j].astype(np.uint64)
-        hashes = mix(rolling)
-        found.append(hashes[hashes % np.uint64(KEEP) == 0])
-    return np.concatenate([np.zeros(0, np.uint64), *found])
+def unknown_id(words) -> int | None:
+    """The token that stands for what a tokenizer has no token for, if it has such a one."""
+    if not isinstance(words, HFTokenizer):
+        return None
+    model = json.loads(words.tokenizer.to_str())["model"]
+    named = words.tokenizer.token_to_id(model.get("unk_token") or "")
+    return named if model.get("unk_id") is None else model["unk_id"]
 
 
-def longest_document(ids: np.ndarray, eot_id: int | None) -> float:
-    """Share of the longest document among the tokens; 0 where there is no end-of-text token to tell by."""
-    if eot_id is None or not len(ids):
-        return 0.0
+def split_documents(ids: np.ndarray, eot_id: int | None) -> list[np.ndarray]:
+    """The documents in tokens (N,), without the end-of-text tokens behind them; one where there are no such tokens."""
     ends = np.flatnonzero(ids == eot_id)
-    return float(np.diff([-1, *ends, len(ids)]).max() / len(ids))
+    parts = [ids[start + 1 : end] for start, end in pairwise([-1, *ends, len(ids)])]
+    return [part for part in parts if len(part)]
 
 
-def find_warnings(
-    meta: dict, counts: np.ndarray, repeated: float, shared: float, longest: float, block_size: int, parameters: int
-) -> list[str]:
-    """What is likely to go wrong, one line each with the way out."""
+def read(ids: np.ndarray, words) -> Text:
+    """The documents in tokens (N,)."""
+    letters, lengths, equal, seen = [], [], [], set()
+    characters = binary = 0
+    for document in split_documents(ids, words.eot_id):
+        text, digest = words.decode(document.tolist()), hashlib.blake2b(document.tobytes(), digest_size=8).digest()
+        characters, binary = characters + len(text), binary + len(BINARY.findall(text))
+        letters.append(re.sub(r"[\W_]+", "", text).lower())
+        lengths.append(len(document))
+        equal.append(digest in seen)
+        seen.add(digest)
+    codes = np.frombuffer("".join(letters).encode("utf-32-le", "replace"), np.uint32)
+    hashes, places = passages(codes)
+    ends = np.cumsum([len(each) for each in letters], dtype=np.int64)
+    owners = np.searchsorted(ends, places, "right")
+    inside = places + PASSAGE <= ends[owners] if len(ends) else np.zeros(0, bool)
+    found = hashes[inside], places[inside], owners[inside]
+    return Text(letters, np.array(lengths), np.array(equal, bool), binary / max(characters, 1), *found)
+
+
+def passages(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes, uint64, and places of those passages of PASSAGE numbers that are compared."""
+    found = [(np.zeros(0, np.uint64), np.zeros(0, np.int64))]
+    for start in range(0, max(len(codes) - PASSAGE + 1, 0), 1 << 16):
+        rolling = codes[start : start + (1 << 16) + PASSAGE - 1].astype(np.uint64)
+        length, factor = 1, 0x9E3779B97F4A7C15
+        while length < PASSAGE:  # of two hashes side by side, one of twice the length
+            rolling = rolling[:-length] * np.uint64(factor) + rolling[length:]
+            length, factor = 2 * length, factor * factor % 2**64
+        hashes = mix(rolling)
+        kept = np.flatnonzero(hashes % np.uint64(KEEP) == 0)
+        found.append((hashes[kept], start + kept))
+    hashes, places = zip(*found, strict=True)
+    return np.concatenate(hashes), np.concatenate(places)
+
+
+def copies(text: Text, others: Text) -> np.ndarray:
+    """Which documents (N,) of a text are among `others` too, as they are or nearly; of the same text, earlier ones."""
+    found, known = np.zeros(len(text.letters), bool), set() if text is others else set(others.letters)
+    for i, letters in enumerate(text.letters):
+        found[i] = len(letters) >= SHORTEST and letters in known
+        if text is others:
+            known.add(letters)
+    if not len(others.hashes):
+        return found
+    hashes, first = np.unique(others.hashes, return_index=True)
+    at = np.minimum(np.searchsorted(hashes, text.hashes), len(hashes) - 1)
+    home = others.owners[first[at]]  # the first document with that passage
+    hit = (hashes[at] == text.hashes) & ((home < text.owners) | (text is not others))
+    pairs, common = np.unique(text.owners[hit] * len(others.letters) + home[hit], return_counts=True)
+    mine, theirs = np.divmod(pairs, len(others.letters))
+    longer = np.maximum(np.bincount(text.owners)[mine], np.bincount(others.owners)[theirs])  # in passages
+    lengths = [np.array(list(map(len, each.letters)))[n] for each, n in ((text, mine), (others, theirs))]
+    alike = np.minimum(*lengths) >= ALIKE * np.maximum(*lengths)
+    found[mine[alike & (common >= COPIED * longer) & (longer >= 4)]] = True
+    return found
+
+
+def mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def other_tokenizer(meta: dict, words, ids: np.ndarray) -> list[str]:
+    """Whether tokenizer.json seems not to be the one that made the tokens."""
+    if words.vocab_size > meta["vocab_size"]:
+        found = f"tokenizer.json has {words.vocab_size:,} tokens, and meta.json says {meta['vocab_size']:,}"
+    elif (
+        same := same_again(words, ids)
+    ) < 0.97:  # 0.96 between encodings trained on parts of one text, 1.00 by the own
+        found = f"of the tokens, {same:.0%} are the same after decoding them and encoding the text"
+    else:
+        return []
+    return [f"{found}: another tokenizer made these tokens; {OWN}"]
+
+
+def same_again(words, ids: np.ndarray) -> float:
+    """The share of tokens that encoding their text gives again. Bytes can be anything, and unknown tokens nothing."""
+    if words.name == "bytes" or (ids == unknown_id(words)).mean() > 0.01:
+        return 1.0
+    same = total = 0
+    for start in np.linspace(0, max(len(ids) - 512, 0), 16).astype(int):
+        window = ids[start : start + 512]
+        for document in split_documents(window, words.eot_id):
+            with contextlib.suppress(ValueError):  # a character that has no token
+                again = words.encode(words.decode(document.tolist())).tolist()
+                same += (Counter(document.tolist()) & Counter(again)).total()
+            total += len(document)
+    return same / max(total, 1)
+
+
+def sizes(meta: dict, block_size: int, parameters: int) -> list[str]:
+    """Whether there is enough text."""
     train, val = meta["splits"]["train"], meta["splits"]["val"]
     found = []
     if min(train["tokens"], val["tokens"]) <= block_size:
@@ -146,15 +281,65 @@ def find_warnings(
         )
     if train.get("documents", 2) + val.get("documents", 0) < 2:
         found.append("all text is one document: its passages, not documents, are divided into training and validation")
-    elif longest > 0.5:
+    return found
+
+
+def tokens_used(meta: dict, words, counts: np.ndarray) -> list[str]:
+    """Whether the vocabulary suits the text."""
+    found, used = [], int((counts > 0).sum())
+    if used < 0.1 * len(counts) and meta["splits"]["train"]["tokens"] > 10 * len(counts):
+        found.append(f"only {used:,} of {len(counts):,} tokens of the vocabulary occur: a smaller one is faster")
+    unknown = unknown_id(words)
+    if unknown is not None and counts[unknown] > 0.01 * counts.sum():
+        found.append(
+            f"{counts[unknown] / counts.sum():.0%} of the tokens are {words.decode([unknown])!r}: that text is lost, "
+            "so take --tokenizer bytes, or a tokenizer that was trained on such text"
+        )
+    return found
+
+
+def binary_text(train: Text, val: Text) -> list[str]:
+    """Whether there is much in the files that is no text."""
+    binary = max(train.binary, val.binary)
+    if binary <= 0.01:
+        return []
+    return [f"{binary:.0%} of the characters are control characters or were not UTF-8: are there binary files in it?"]
+
+
+def repetitions(train: Text, repeated: float, words, documents: int) -> list[str]:
+    """Whether the training text, of so many documents, says things twice; `repeated` is the share of its passages."""
+    found, total = [], max(train.lengths.sum(), 1)
+    if words.eot_id is None:
+        if repeated > 0.15:
+            found.append(f"{repeated:.0%} of the training text is repeated: try --dedup, if whole documents are")
+        return found
+    if documents > 1 and (longest := train.lengths.max() / total) > 0.5:
         found.append(
             f"a single document makes up {longest:.0%} of what was looked at: is something missing between texts?"
         )
-    if repeated > 0.1:
-        found.append(f"{repeated:.0%} of the training text is repeated: try --dedup")
-    if shared > 0.05:
-        found.append(f"{shared:.0%} of the validation text is in the training text: its loss will be too low")
-    used = int((counts > 0).sum())
-    if used < 0.1 * len(counts) and train["tokens"] > 10 * len(counts):
-        found.append(f"only {used:,} of {len(counts):,} tokens of the vocabulary occur: a smaller one is faster")
+    equal, near = (train.lengths[each].sum() / total for each in (train.equal, copies(train, train) & ~train.equal))
+    if equal > 0.05:
+        found.append(f"{equal:.0%} of the training text is repeated: try --dedup")
+    if near > 0.05:
+        found.append(
+            f"{near:.0%} of the training text are documents that differ little from others: --dedup keeps them"
+        )
+    if repeated > equal + near + 0.15:
+        found.append(f"{repeated:.0%} of the training text is repeated in other documents: --dedup keeps it")
+    return found
+
+
+def leaks(train: Text, val: Text, shared: np.ndarray, words) -> list[str]:
+    """Whether validation text is in the training text too; `shared` tells it of the passages of `val` (P,)."""
+    found, stretches = [], val.places // STRETCH
+    passages_in = np.bincount(stretches)
+    leaked = mean((np.bincount(stretches, shared) >= COPIED * passages_in)[passages_in >= 4])
+    if leaked > (0.005 if words.eot_id is None else 0.05):
+        found.append(f"{leaked:.0%} of the validation text is in the training text: its loss will be too low")
+    both = int(copies(val, train).sum())
+    if words.eot_id is not None and both and both >= 0.001 * len(val.letters):
+        found.append(
+            f"{both:,} of {len(val.letters):,} validation documents are training documents too, as they are or nearly: "
+            "leave one of each pair out"
+        )
     return found

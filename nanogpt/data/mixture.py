@@ -1,7 +1,7 @@
 """Several data directories read as one, in given proportions: `--data data/a:0.7,data/b:0.3`.
 
 Which directory a sample comes from is a fixed table that repeats every 10,000 samples, in which the directories take
-turns as evenly as their shares allow: 0.7 and 0.3 give a b a a b a a a b a ... So after any number of samples each has
+turns as evenly as their shares allow: 0.7 and 0.3 give a b a a a b a a b a ... So after any number of samples each has
 had its share to within a sample or two. The table also tells how many samples of its own directory came before each
 place, so a sample of a mixture is, like any other, a pure function of (seed, sample number); every directory has
 epochs of its own. Evaluation reads the validation tokens of all directories once, whatever the shares.

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from nanogpt.data.files import require_regular
+
 
 class RefusedError(Exception):
     pass
@@ -26,6 +28,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 def read_characters(path: Path) -> str:
     """The characters of a character-level `meta.pkl`, in the order of their ids. Raises ValueError if it is no such."""
+    require_regular(path)
     try:
         with open(path, "rb") as file:
             meta = PlainUnpickler(file).load()
@@ -48,6 +51,7 @@ def read_characters(path: Path) -> str:
 
 def read_checkpoint(path: Path) -> dict:
     """The dict in a nanoGPT `ckpt.pt`, with its tensors on the CPU. Raises ValueError if it asks for anything else."""
+    require_regular(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an old or strange pickle: it is read or refused all the same

@@ -10,7 +10,7 @@ A tokenizer is any object with
     eot_id                 the id of the end-of-text token that stands behind each document, or None
     encode(text)           ids, one-dimensional int64; special tokens written out in the text are plain text
     encode_batch(texts)    ids of each text, any integer dtype; several threads call it at the same time
-    decode(ids)            the text; bytes that are no whole UTF-8 character become U+FFFD
+    decode(ids)            the text; bytes that are no whole UTF-8 character, and ids without a token, become U+FFFD
     save(directory)        writes tokenizer.json, from which `load_tokenizer(directory)` makes the same tokenizer
 
 Characters, bytes and tiktoken's encodings have a class of their own here, which is faster; every other tokenizer.json
@@ -18,7 +18,6 @@ is read by `HFTokenizer`. So a tokenizer of your own needs no class to load it, 
 README has one in thirty lines.
 """
 
-import json
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -26,13 +25,20 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from nanogpt.data import pickles
+from nanogpt.data import pickles, tokenizer_json
+from nanogpt.data.files import read_json
+from nanogpt.data.special import without_special
+from nanogpt.data.tokenizer_json import (
+    BYTE_LEVEL,
+    BYTE_LEVEL_DECODER,
+    EVERY_CHARACTER,
+    FILE,
+    GPT2_PATTERN,
+    GPT2_SPLIT,
+    byte_alphabet,
+    merges,
+)
 
-FILE = "tokenizer.json"
-# Splitting at every character is what marks a WordLevel tokenizer as character level.
-EVERY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-BYTE_LEVEL_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 EOT = "<|endoftext|>"
 # what tokenizers of others call the end of a text, where no tokenizer_config.json says it
 EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
@@ -74,7 +80,7 @@ class CharTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self.characters[i] for i in ids)
+        return "".join(self.characters[i] if i < self.vocab_size else "\ufffd" for i in ids)
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of text that each id stands for."""
@@ -84,7 +90,7 @@ class CharTokenizer:
         """Writes tokenizer.json into `directory`."""
         vocab = {character: i for i, character in enumerate(self.characters)}
         model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
-        write_json(directory, model, EVERY_CHARACTER, {"type": "Fuse"}, {})
+        tokenizer_json.write(directory, model, EVERY_CHARACTER, {"type": "Fuse"}, {})
 
     @classmethod
     def from_json(cls, tokenizer: dict) -> "CharTokenizer":
@@ -117,21 +123,18 @@ class ByteTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""
-        spelled = (EOT.encode() if i == self.eot_id else bytes([i]) for i in ids)
+        spelled = (EOT.encode() if i == self.eot_id else bytes([i if i < 256 else 255]) for i in ids)
         return b"".join(spelled).decode("utf-8", "replace")
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`: byte-pair encoding without a single merge."""
         model = {"type": "BPE", "vocab": {c: byte for byte, c in enumerate(byte_alphabet())}, "merges": []}
-        write_json(directory, model, BYTE_LEVEL, BYTE_LEVEL_DECODER, {EOT: self.eot_id})
+        tokenizer_json.write(directory, model, BYTE_LEVEL, BYTE_LEVEL_DECODER, {EOT: self.eot_id})
 
     @staticmethod
     def reads(tokenizer: dict) -> bool:
         """Whether a tokenizer.json is as `save` writes it: no merges, and each byte's id is the byte."""
-        model, special = (
-            tokenizer["model"],
-            {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])},
-        )
+        model, special = tokenizer["model"], tokenizer_json.special_tokens(tokenizer)
         plain = model["type"] == "BPE" and not model["merges"] and not tokenizer.get("normalizer")
         if not plain or tokenizer.get("pre_tokenizer") != BYTE_LEVEL or special != {EOT: ByteTokenizer.eot_id}:
             return False
@@ -175,7 +178,18 @@ class BPETokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""
-        return self.encoding.decode([int(i) for i in ids])
+        ids = [int(i) for i in ids]
+        try:
+            return self.encoding.decode(ids)
+        except KeyError:  # rows of a model that no token has
+            return b"".join(map(self.one_token, ids)).decode("utf-8", "replace")
+
+    def one_token(self, i: int) -> bytes:
+        """The bytes of one id; where no token has it, one that is in no text."""
+        try:
+            return self.encoding.decode_single_token_bytes(i)
+        except KeyError:
+            return b"\xff"
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of text that each id stands for; a special token stands for none."""
@@ -191,11 +205,11 @@ class BPETokenizer:
         spell = {token: "".join(to_unicode[b] for b in token) for token in ranks}
         vocab = {spell[token]: rank for token, rank in ranks.items()}
         pairs = [[spell[a], spell[b]] for a, b in merges(ranks)]
-        pattern = {"Regex": self.encoding._pat_str}
-        split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
-        pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]}
+        pre_tokenizer = tokenizer_json.byte_level_split(self.encoding._pat_str)
+        if self.encoding._pat_str == GPT2_PATTERN and len(vocab) in TIKTOKEN_NAMES:
+            pre_tokenizer = GPT2_SPLIT  # as published
         model = {"type": "BPE", "vocab": vocab, "merges": pairs}
-        write_json(directory, model, pre_tokenizer, BYTE_LEVEL_DECODER, self.encoding._special_tokens)
+        tokenizer_json.write(directory, model, pre_tokenizer, BYTE_LEVEL_DECODER, self.encoding._special_tokens)
 
     @classmethod
     def from_json(cls, tokenizer: dict) -> "BPETokenizer":
@@ -204,24 +218,27 @@ class BPETokenizer:
         from_unicode = {character: byte for byte, character in enumerate(byte_alphabet())}
         vocab = tokenizer["model"]["vocab"]
         ranks = {bytes(from_unicode[c] for c in token): rank for token, rank in vocab.items()}
-        special = {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
-        pattern = tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
-        name = TIKTOKEN_NAMES.get(len(vocab), "bpe")
+        name, special = TIKTOKEN_NAMES.get(len(vocab), "bpe"), tokenizer_json.special_tokens(tokenizer)
+        pattern = tokenizer_json.byte_level_pattern(tokenizer)
         return cls(tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special))
 
     @staticmethod
     def reads(tokenizer: dict) -> bool:
         """Whether tiktoken encodes as a tokenizer.json says: nothing but a pattern, bytes, and merges in id order."""
-        model, steps = tokenizer["model"], (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
+        model, vocab = tokenizer["model"], tokenizer["model"]["vocab"]
         if model["type"] != "BPE" or (tokenizer.get("decoder") or {}).get("type") != "ByteLevel":
             return False
-        if tokenizer.get("normalizer") or model.get("ignore_merges") or len(steps) != 2 or steps[1] != BYTE_LEVEL:
+        if tokenizer.get("normalizer") or model.get("ignore_merges"):
             return False
-        if steps[0]["type"] != "Split" or "Regex" not in steps[0]["pattern"] or steps[0]["behavior"] != "Isolated":
+        if not tokenizer_json.byte_level_pattern(tokenizer):
+            return False
+        # another one with GPT-2's pattern was trained by the library, whose Unicode tables may be of another year
+        if tokenizer["pre_tokenizer"] == GPT2_SPLIT and len(vocab) not in TIKTOKEN_NAMES:
             return False
         joined = [m.replace(" ", "") if isinstance(m, str) else "".join(m) for m in model["merges"]]
-        ids = [model["vocab"][token] for token in joined]
-        return len(ids) == len(model["vocab"]) - 256 and all(a < b for a, b in pairwise(ids))
+        ids, alphabet = [vocab[token] for token in joined], set(byte_alphabet())
+        whole = alphabet <= vocab.keys() and alphabet.isdisjoint(joined) and len(set(vocab.values())) == len(vocab)
+        return whole and len(ids) == len(vocab) - 256 and all(a < b for a, b in pairwise(ids))
 
 
 class HFTokenizer:
@@ -232,8 +249,10 @@ class HFTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # written out in the text, they are plain text
-        self.tokenizer, self.name = tokenizer, name
+        self.tokenizer, self.published, self.name = without_special(tokenizer), tokenizer, name
         vocab = tokenizer.get_vocab(with_added_tokens=True)
+        if not vocab:
+            raise ValueError("the tokenizer's vocabulary is empty")
         self.vocab_size = max(vocab.values()) + 1
         self.eot_id = next((vocab[token] for token in (eot, *EOT_NAMES) if token in vocab), None)
 
@@ -245,45 +264,27 @@ class HFTokenizer:
         try:
             auto = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             return cls(auto.backend_tokenizer, name, auto.eos_token)
-        except (OSError, ValueError, AttributeError) as error:
-            why = str(error).strip().splitlines()[0]
+        except Exception as error:  # files of anybody's can make it raise nearly anything
+            why = pickles.first_line(error)
             raise ValueError(f"{name!r} has no tokenizer that could be loaded: {why}") from None
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, int64, without the special tokens that a model may want around it."""
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        """Ids of `text`, int64, without the special tokens that a model may want around it. Raises ValueError."""
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises nothing more precise, where it has no token for unknown text
+            raise ValueError(f"the tokenizer cannot read this text ({pickles.first_line(error)})") from None
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self.published.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`."""
-        self.tokenizer.save(str(Path(directory, FILE)))
-
-
-def byte_alphabet() -> list[str]:
-    """GPT-2's printable stand-in for each of the 256 bytes; the Hugging Face format spells tokens with them."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [b for b in range(256) if b not in printable]
-    return [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
-
-
-def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The merge that made each token, in order: tiktoken keeps the results alone, the Hugging Face format the pairs."""
-    pairs = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [bytes([b]) for b in token]
-        while len(parts) > 2:  # merge the pair of lowest rank, among those older than this token
-            candidates = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
-            at = candidates.index(min(candidates))
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        if len(parts) == 2:
-            pairs.append((parts[0], parts[1]))
-    return pairs
+        Path(directory, FILE).write_text(self.published.to_str(pretty=True), encoding="utf-8")
 
 
 def show_characters(characters: str) -> str:
@@ -296,33 +297,6 @@ def is_nanogpts(directory: Path | str) -> bool:
     return "train.bin" in has and not has & {FILE, "meta.json"}
 
 
-def write_json(directory: Path | str, model: dict, pre_tokenizer: dict, decoder: dict, special: dict[str, int]) -> None:
-    """A tokenizer.json of these parts."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": content} | flags for content, i in special.items()],
-        "normalizer": None,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
-        "decoder": decoder,
-        "model": model,
-    }
-    Path(directory, FILE).write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-
-
-def read_json(directory: Path | str) -> dict:
-    path = Path(directory, FILE)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: without it text cannot be turned into tokens") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data again") from None
-
-
 def load_tokenizer(directory: Path | str) -> CharTokenizer | ByteTokenizer | BPETokenizer | HFTokenizer:
     """The tokenizer that `directory/tokenizer.json` describes. Raises ValueError if there is none, or it is damaged.
 
@@ -331,7 +305,7 @@ def load_tokenizer(directory: Path | str) -> CharTokenizer | ByteTokenizer | BPE
     if is_nanogpts(directory):
         pickled = Path(directory, "meta.pkl")
         return CharTokenizer(pickles.read_characters(pickled)) if pickled.exists() else BPETokenizer.gpt2()
-    path, tokenizer = Path(directory, FILE), read_json(directory)
+    path, tokenizer = Path(directory, FILE), tokenizer_json.read(directory)
     try:
         if CharTokenizer.reads(tokenizer):
             return CharTokenizer.from_json(tokenizer)
@@ -339,9 +313,9 @@ def load_tokenizer(directory: Path | str) -> CharTokenizer | ByteTokenizer | BPE
             return ByteTokenizer()
         if BPETokenizer.reads(tokenizer):
             return BPETokenizer.from_json(tokenizer)
-        return load_file(path)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data again") from error
+    except Exception as error:  # a damaged one can raise nearly anything
+        raise ValueError(f"{path} is damaged ({pickles.first_line(error)}): prepare the data again") from None
+    return load_file(path)
 
 
 def load_file(path: Path) -> HFTokenizer:
@@ -351,11 +325,11 @@ def load_file(path: Path) -> HFTokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
-        raise ValueError(f"{path} is damaged ({error}): prepare the data again") from None
+        raise ValueError(f"{path} is damaged ({pickles.first_line(error)}): prepare the data again") from None
     beside = path.with_name("tokenizer_config.json")
-    eot = json.loads(beside.read_text(encoding="utf-8")).get("eos_token") if beside.is_file() else None
-    eot = eot["content"] if isinstance(eot, dict) else eot
-    return HFTokenizer(tokenizer, type(tokenizer.model).__name__.lower(), eot)
+    eot = read_json(beside).get("eos_token") if beside.exists() else None
+    eot = eot.get("content") if isinstance(eot, dict) else eot
+    return HFTokenizer(tokenizer, type(tokenizer.model).__name__.lower(), eot if isinstance(eot, str) else None)
 
 
 def get_tokenizer(name: str) -> CharTokenizer | ByteTokenizer | BPETokenizer | HFTokenizer:
@@ -384,7 +358,7 @@ def get_tokenizer(name: str) -> CharTokenizer | ByteTokenizer | BPETokenizer | H
 
 def check_same(directory: Path | str, other: Path | str) -> None:
     """Raises ValueError if the tokenizers of two directories give a token different ids, or do not know the same."""
-    (a, b) = (vocabulary(describe(d)) for d in (directory, other))
+    (a, b) = (tokenizer_json.vocabulary(describe(d)) for d in (directory, other))
     if a != b:
         differing = sorted(a.items() ^ b.items(), key=lambda item: (item[1], item[0]))
         raise ValueError(
@@ -397,15 +371,7 @@ def check_same(directory: Path | str, other: Path | str) -> None:
 def describe(directory: Path | str) -> dict:
     """The tokenizer.json of a directory, or what it would be where nanoGPT wrote the directory."""
     if not is_nanogpts(directory):
-        return read_json(directory)
+        return tokenizer_json.read(directory)
     with TemporaryDirectory() as elsewhere:
         load_tokenizer(directory).save(elsewhere)
-        return read_json(elsewhere)
-
-
-def vocabulary(tokenizer: dict) -> dict[str, int]:
-    """Token to id of a tokenizer.json, special tokens included."""
-    vocab = tokenizer["model"]["vocab"]
-    if isinstance(vocab, list):  # Unigram: pairs of token and score
-        vocab = {token: i for i, (token, _) in enumerate(vocab)}
-    return vocab | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+        return tokenizer_json.read(elsewhere)

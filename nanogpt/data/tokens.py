@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt.data.tokenizer import is_nanogpts, load_tokenizer
+from nanogpt.data.files import is_count, read_json
+from nanogpt.data.tokenizer import FILE, is_nanogpts, load_tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (B, T) int64; targets are one token ahead
 
@@ -103,15 +104,43 @@ def read_meta(directory: Path | str) -> dict:
         raise ValueError(f"data directory {str(directory)!r} does not exist: {again}")
     if from_nanogpt := nanogpt_meta(Path(directory)):
         return from_nanogpt
+    if not path.exists():
+        raise ValueError(f"{path} is missing: {again}")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        _ = [meta["splits"][split][count] + 1 for split in ("train", "val") for count in ("tokens", "bytes")]
-        _ = meta["vocab_size"] + 1, np.dtype(meta["dtype"])
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: {again}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        meta = read_json(path)
+        check_meta(meta, path.with_name(FILE))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {again}") from None
     return meta
+
+
+def check_meta(meta: dict, tokenizer: Path) -> None:
+    """Raises ValueError or KeyError where meta.json lacks a value, or has one that cannot be.
+
+    Files lie in the directory itself, and each token of a large vocabulary takes several bytes of `tokenizer`.
+    """
+    for split in ("train", "val"):
+        counts = {"largest": 0, "documents": 0, "files": ["train.bin"], "sha256": ""} | meta["splits"][split]
+        for name in ("tokens", "bytes", "largest", "documents"):
+            if not is_count(counts[name]):
+                raise ValueError(f"{split}: {name} is {str(counts[name])[:40]!r}")
+        if counts["tokens"] and not counts["bytes"]:
+            raise ValueError(f"{split}: {counts['tokens']} tokens have 0 bytes of text")
+        files = counts["files"]
+        if not isinstance(files, list) or not files or not all(is_name(file) for file in files):
+            raise ValueError(f"{split}: files is {str(files)[:80]!r}, not a list of names in this directory")
+        if not isinstance(counts["sha256"], str):
+            raise ValueError(f"{split}: sha256 is {str(counts['sha256'])[:40]!r}")
+    most = max(1 << 20, tokenizer.stat().st_size if tokenizer.is_file() else 0)
+    if not is_count(meta["vocab_size"], 1) or meta["vocab_size"] > most:
+        raise ValueError(f"vocab_size is {str(meta['vocab_size'])[:40]!r}")
+    if meta["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(f"dtype is {str(meta['dtype'])[:40]!r}, neither uint16 nor uint32")
+
+
+def is_name(file: object) -> bool:
+    """Whether it names a file in the same directory: no path to anywhere else."""
+    return isinstance(file, str) and file == Path(file).name and file not in ("", "..")
 
 
 class Tokens:
@@ -233,7 +262,8 @@ class TokenDataset:
 
     def _windows(self, starts: np.ndarray) -> Batch:
         tokens = torch.from_numpy(self.tokens.windows(starts, self.block_size + 1).astype(np.int64))  # (B, T + 1)
-        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        # cloned: contiguous() would let x and y of a single window share memory, and targets are changed in place
+        return tuple(part.clone(memory_format=torch.contiguous_format) for part in (tokens[:, :-1], tokens[:, 1:]))
 
     def whole_split(self, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
         """Every token of the split as a target once, in windows side by side; each process gets its share of them.
@@ -262,10 +292,10 @@ def recorded_largest(record: Path, tokens: Tokens, vocab_size: int) -> int:
     stats = [path.stat() for path in tokens.paths]
     key = " ".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p, s in zip(tokens.paths, stats, strict=True))
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = read_json(record)
+    except ValueError:
         known = {}
-    if key in known:
+    if is_count(known.get(key)):
         return known[key]
     known[key] = largest = tokens.largest()
     if largest < vocab_size:

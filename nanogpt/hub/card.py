@@ -3,9 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from nanogpt import checkpoint, metrics
 from nanogpt.config import INCIDENTAL, TrainConfig
+from nanogpt.data.files import read_json
 from nanogpt.data.mixture import read_shares
 from nanogpt.model import GPT
 
@@ -25,11 +27,11 @@ A GPT with {parameters:,} parameters, trained with nanogpt. It is a plain `{nati
 ```python
 from transformers import pipeline
 
-generate = pipeline("text-generation", "{repo}")
+generate = pipeline("text-generation", {repo})
 print(generate({prompt!r}, max_new_tokens={new_tokens})[0]["generated_text"])
 ```
 
-The context is {block_size:,} tokens long, prompt and answer together.
+The context is {block_size:,} tokens long, prompt and answer together.{notes}
 {training}
 ## Limits
 
@@ -49,13 +51,40 @@ Data: {data}.
 {versions}"""
 
 
+class Story(NamedTuple):
+    """What a checkpoint tells of its run, read once: a run that trains on may remove the checkpoint meanwhile."""
+
+    out_dir: Path
+    state: dict
+    settings: dict
+    environment: dict
+
+
+def read(source: Path) -> Story:
+    """The story of a checkpoint. Raises ValueError where a file is missing, or not as a run writes it."""
+    state, config = checkpoint.read_state(source), checkpoint.read_json(source / checkpoint.CONFIG)
+    model, train = checkpoint.load_configs(source)
+    environment = config.get("environment", {})
+    settings = dataclasses.asdict(model) | dataclasses.asdict(train)
+    return Story(source.parent, state, settings, environment if isinstance(environment, dict) else {})
+
+
 def write(
-    directory: Path, *, model: GPT, native: str, repo: str, license: str, prompt: str, source: Path | None, curve: bool
+    directory: Path,
+    *,
+    model: GPT,
+    native: str,
+    repo: str,
+    license: str,
+    prompt: str,
+    notes: list[str],
+    story: Story | None,
+    curve: bool,
 ) -> None:
     """Writes README.md into an export.
 
-    `native` is transformers' class, `source` the checkpoint that the export was made of (None for a model from
-    elsewhere); `curve` tells whether its picture lies beside.
+    `native` is transformers' class, `repo` how the example names the model, `story` that of the checkpoint that the
+    export was made of (None for a model from elsewhere); `curve` tells whether its picture lies beside.
     """
     from huggingface_hub import ModelCardData
 
@@ -67,32 +96,33 @@ def write(
         title=repo.rstrip("/").rpartition("/")[2],
         parameters=model.get_num_params(),
         native=native,
-        repo=repo,
+        repo=json.dumps(repo, ensure_ascii=False),
         prompt=prompt,
         new_tokens=min(200, model.config.block_size // 2),
         block_size=model.config.block_size,
-        training=training(source, curve) if source else "",
+        notes="".join(f" {note[0].upper()}{note[1:]}." for note in notes),
+        training=training(story, curve) if story else "",
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def training(source: Path, curve: bool) -> str:
+def training(story: Story, curve: bool) -> str:
     """The part of the card that tells how a checkpoint came about."""
-    state, config = checkpoint.read_json(source / checkpoint.STATE), checkpoint.read_json(source / checkpoint.CONFIG)
-    lines = metrics.read(source.parent / "metrics.jsonl")
-    here = [line for line in lines if line["step"] == state["step"] and "val_loss" in line]
+    state, settings, environment = story.state, story.settings, story.environment
+    lines = metrics.read(story.out_dir / "metrics.jsonl")
+    here = [line for line in lines if line["step"] == state["step"] and {"val_loss", "val_bpb"} <= line.keys()]
     results = f"{state['step']:,} steps, {state['tokens']:,} tokens, {state['train_seconds']:,.0f} s of training"
-    if "device" in config["environment"]:
-        results += f" on {config['environment']['device']} in {config['environment']['precision']}"
+    if "device" in environment:
+        results += f" on {environment['device']} in {environment.get('precision')}"
     results += "."
     if here:
         results += (
             f" Validation loss {here[-1]['val_loss']:.4f} nats per token, {here[-1]['val_bpb']:.4f} bits per byte."
         )
-    settings, defaults = config["model"] | config["train"], dataclasses.asdict(TrainConfig())
+    defaults = dataclasses.asdict(TrainConfig())
     shown = {k: v for k, v in settings.items() if v is not None and v != defaults.get(k) and k not in LEFT_OUT}
-    names = [name for name in ("python", "nanogpt", "torch", "accelerate") if name in config["environment"]]
-    versions = ", ".join(f"{name} {config['environment'][name]}" for name in names)
+    names = [name for name in ("python", "nanogpt", "torch", "accelerate") if name in environment]
+    versions = ", ".join(f"{name} {environment[name]}" for name in names)
     return TRAINING.format(
         curve=f"![training curve]({CURVE})\n\n" if curve else "",
         results=results,
@@ -114,9 +144,9 @@ def data_line(data: str) -> str:
 def directory_line(directory: Path) -> str:
     """What `meta.json` says of the data, where it is still there."""
     try:
-        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json(directory / "meta.json")
         tokens = meta["splits"]["train"]["tokens"]
         source = Path(meta["source"]).name if Path(meta["source"]).is_absolute() else meta["source"]
         return f"{source} ({tokens:,} training tokens, {meta['tokenizer']} tokenizer)"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return directory.name

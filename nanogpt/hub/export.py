@@ -7,9 +7,12 @@ An export is loaded back by transformers, with nothing of ours, and compared wit
 continuation. One that differs is removed and never gets its name.
 """
 
+import json
+import math
 import shutil
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +20,10 @@ from safetensors import SafetensorError
 
 from nanogpt import checkpoint
 from nanogpt.data.mixture import open_data
+from nanogpt.data.pickles import first_line
+from nanogpt.data.tokenizer import FILE, CharTokenizer
 from nanogpt.generate import generate
-from nanogpt.hub import card, client, weights
+from nanogpt.hub import card, client, to_nanogpt, weights
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.view import plot
@@ -49,43 +54,44 @@ def export(
     dtype: torch.dtype = torch.float32,
     license: str = "unknown",
     name: str | None = None,
+    format: str = "transformers",
     say=print,
 ) -> Path:
     """Writes what `run` means (see `load`) into the directory `to`, in transformers' format, and verifies it.
 
-    `dtype` is that of the stored weights; `name` is how the model card calls it, by default the directory. Raises
-    ValueError if no native class can hold the model, if `to` is in use, or if what transformers loads from it is not
-    our model; OSError if it cannot be written. In each case nothing is left of it.
+    `dtype` is that of the stored weights; `name` is how the model card calls it, by default the directory. With the
+    format "nanogpt", `to` is a file, nanoGPT's ckpt.pt. Raises ValueError if no native class can hold the model, if
+    `to` is in use, or if what transformers loads from it is not our model; OSError if it cannot be written. In each
+    case nothing is left of it.
     """
     to = Path(to)
-    if to.is_symlink():
-        raise ValueError(f"{to} is a symbolic link: export --to a directory")
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ValueError(f"{to} exists already: remove it, or export --to another directory")
-    model, words, source = load(run, which=which, say=say)
+    check_target(to, directory=format == "transformers")
+    model, words, source, story = load_with_story(run, which, say)
+    if format == "nanogpt":
+        state = story.state if story else checkpoint.START
+        loss = state["best_val_loss"]
+        to_nanogpt.write(model.to(dtype), to, state["step"], math.inf if loss is None else loss)
+        say(f"{to}: nanoGPT's checkpoint, verified: the same weights and sizes")
+        return to
     model.to(dtype).float()  # as the weights will be read back
-    if words.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {words.vocab_size} tokens, but the model only {model.config.vocab_size}: they do not "
-            f"belong together"
-        )
-    native = weights.to_transformers(model, words.eot_id)
-    ids = real_tokens(model, source)
-    to.parent.mkdir(parents=True, exist_ok=True)
+    special = special_tokens(words, model.config.vocab_size)
+    native = weights.to_transformers(model, words.eot_id, special.pad_id)
+    ids = real_tokens(model, story)
     unverified = Path(tempfile.mkdtemp(prefix=f".tmp-{to.name}-", dir=to.parent))
     try:
-        write(unverified, native.to(dtype), words, model.config.block_size)
+        write(unverified, native.to(dtype), words, model.config.block_size, special)
         card.write(
             unverified,
             model=model,
             native=type(native).__name__,
-            repo=name or to.name,
+            repo=name or str(to.resolve()),
             license=license,
             prompt=words.decode(ids[0, :8].tolist()),
-            source=source,
+            notes=special.notes,
+            story=story,
             curve=source is not None and plot.curves([source.parent], unverified / card.CURVE),
         )
-        worst = verify(unverified, model, words, ids)
+        worst = verify(unverified, model, words, ids, special)
         unverified.chmod(0o755)  # mkdtemp and safetensors write for the owner alone
         for file in unverified.iterdir():
             file.chmod(0o644)
@@ -94,53 +100,143 @@ def export(
         raise OSError(f"{to} cannot be written: {error}") from None
     finally:
         shutil.rmtree(unverified, ignore_errors=True)
+    for note in special.notes:
+        say(f"note: {note}")
     what = f"{name or to}: {type(native).__name__}"
     say(f"{what}, verified: logits differ by {worst:.1e} at most, the same greedy continuation")
     return to
 
 
-def write(directory: Path, native, words, block_size: int) -> None:
+def check_target(to: Path, directory: bool) -> None:
+    """Raises ValueError where an export cannot be written to, before anything is read; makes the directory above."""
+    if to.is_symlink():
+        raise ValueError(f"{to} is a symbolic link: name what it points to, or another path")
+    if to.exists() and not (directory and to.is_dir() and not any(to.iterdir())):
+        raise ValueError(f"{to} exists already: remove it, or export --to another path")
+    to.parent.mkdir(parents=True, exist_ok=True)
+
+
+def load_with_story(run: str | Path, which: str | None, say) -> tuple:
+    """(model, tokenizer, checkpoint, what it tells of its run), all of one checkpoint; see `load` and `card.read`.
+
+    Where the checkpoint vanishes meanwhile, because its run trains on and removes it, takes the next.
+    """
+    while True:
+        model, words, source = load(run, which=which, say=say)
+        try:
+            return model, words, source, card.read(source) if source else None
+        except ValueError:
+            if source.is_dir():
+                raise
+            say(f"{source.name} was removed while it was read: taking the next")
+
+
+@dataclass
+class Special:
+    """Special tokens of an export: those that the tokenizer has no name for, and what to tell about them."""
+
+    pad_token: str | None
+    pad_id: int | None
+    unk_token: str | None  # of character level
+    notes: list[str]
+
+
+def special_tokens(words, vocab_size: int) -> Special:
+    """A token to pad with: the end-of-text token, else a new one where the model has a row to spare.
+
+    Character level has no token for other characters, so what stands for them is one that is there. Raises ValueError
+    if the tokenizer has more tokens than the model.
+    """
+    if words.vocab_size > vocab_size:
+        raise ValueError(
+            f"the tokenizer has {words.vocab_size} tokens, but the model only {vocab_size}: they do not belong together"
+        )
+    pad_token, pad_id, unk_token, notes = None, words.eot_id, None, []
+    if pad_id is not None:
+        pad_token = words.decode([pad_id])
+    elif words.vocab_size < vocab_size:
+        pad_token, pad_id = "<pad>", words.vocab_size
+    else:
+        notes.append(
+            "the vocabulary has no end-of-text token and no room for one to pad with: batches need texts of one length"
+        )
+    if isinstance(words, CharTokenizer):
+        unk_token = next((c for c in "\ufffd \n" if c in words.characters), words.characters[0])
+        notes.append(f"in transformers, characters that the model does not know are read as {unk_token!r}")
+    return Special(pad_token, pad_id, unk_token, notes)
+
+
+def write(directory: Path, native, words, block_size: int, special: Special) -> None:
     """Weights, configuration, generation settings and tokenizer, as transformers expects them."""
     with weights.quiet():
-        native.generation_config.max_length = block_size
-        native.save_pretrained(directory, max_shard_size="5GB")
-    write_tokenizer(directory, words, block_size)
+        # not max_length, which transformers warns of wherever somebody gives max_new_tokens
+        native.generation_config.max_new_tokens = max(1, block_size // 2)
+        native.save_pretrained(directory, state_dict=published_names(native), max_shard_size="5GB")
+    config = checkpoint.read_json(directory / "config.json")
+    if "rope_parameters" in config:  # where transformers 4 and mlx-lm look for it; without it they take their default
+        config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+        checkpoint.write_json(directory / "config.json", config)
+    write_tokenizer(directory, words, block_size, special)
 
 
-def write_tokenizer(directory: Path, words, block_size: int) -> None:
+def published_names(native) -> dict[str, torch.Tensor]:
+    """The weights by the names of published files: GPT-2's have no prefix, and mlx-lm reads them only so.
+
+    transformers 4 takes that for damage where the output projection is stored as well.
+    """
+    state = native.state_dict()
+    if not native.config.tie_word_embeddings:
+        return state
+    return {name.removeprefix("transformer."): tensor for name, tensor in state.items() if name != "lm_head.weight"}
+
+
+def write_tokenizer(directory: Path, words, block_size: int, special: Special) -> None:
     """What `AutoTokenizer` reads: tokenizer.json, and the special tokens and the context length."""
     words.save(directory)
+    if special.unk_token:
+        tokenizer = checkpoint.read_json(directory / FILE)
+        tokenizer["model"]["unk_token"] = special.unk_token
+        (directory / FILE).write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     names = ("bos_token", "eos_token", "unk_token")  # all the same, as with GPT-2's own
-    special = {} if words.eot_id is None else dict.fromkeys(names, words.decode([words.eot_id]))
+    tokens = {} if words.eot_id is None else dict.fromkeys(names, special.pad_token)
+    if special.pad_token:
+        tokens["pad_token"] = special.pad_token
     # the class that every version of transformers reads a bare tokenizer.json with
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size} | special
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size} | tokens
     config["clean_up_tokenization_spaces"] = False
     checkpoint.write_json(directory / "tokenizer_config.json", config)
 
 
-def real_tokens(model: GPT, source: Path | None) -> torch.Tensor:
+def real_tokens(model: GPT, story: card.Story | None) -> torch.Tensor:
     """Tokens to compare with, (2, T): of the validation data where it is at hand, else written by the model."""
     T = min(model.config.block_size, 256)
-    if source is not None:
-        data = checkpoint.load_configs(source)[1].data
+    if story is not None:
         with suppress(ValueError):  # elsewhere by now, or shorter than a context
-            return open_data(data, "val", T, model.config.vocab_size).batch(0, 0, 2)[0]
+            return open_data(story.settings["data"], "val", T, model.config.vocab_size).batch(0, 0, 2)[0]
     start = torch.arange(2)[:, None] % model.config.vocab_size
     return generate(model, start, T - 1, seed=0)
 
 
-def verify(directory: Path, model: GPT, words, ids: torch.Tensor) -> float:
+def verify(directory: Path, model: GPT, words, ids: torch.Tensor, special: Special) -> float:
     """Compares what transformers loads from `directory` with our model, on ids (B, T).
 
     Returns the largest difference between logits; raises ValueError saying what differs.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    text = words.decode(ids[0].tolist())
+    own = {"trust_remote_code": False}
     with weights.quiet():
-        theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False).eval()
-        their_words = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        their_ids = their_words(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        try:
+            theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **own).eval()
+            their_words = AutoTokenizer.from_pretrained(directory, **own)
+            # some tokenizers read a special token that a text spells out as the token, others as plain text
+            plain = [i for i in ids[0].tolist() if i not in their_words.added_tokens_decoder]
+            text = words.decode(plain)
+            their_ids = their_words(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        except Exception as error:  # of a tokenizer of anybody's, which comes along as it is
+            raise ValueError(f"the export is wrong: transformers cannot read it ({first_line(error)})") from None
+    if their_words.pad_token_id != special.pad_id:
+        raise ValueError(f"the export is wrong: its padding is token {their_words.pad_token_id}, not {special.pad_id}")
     ours_ids = words.encode(text).tolist()
     if ours_ids != their_ids or their_words.decode(ours_ids) != words.decode(ours_ids):
         raise ValueError(f"the export is wrong: transformers' tokenizer reads {text[:40]!r} differently")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt import checkpoint
+from nanogpt import checkpoint, rundir
 from nanogpt.config import TrainConfig
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub import weights
@@ -33,8 +33,14 @@ def load(
     if path.is_dir() and not weights.is_transformers(path):
         if which:
             path /= f"step-{int(which[5:]):06d}" if which.startswith("step-") else which
-        found = checkpoint.find(path, say=say)
-        return checkpoint.load_model(found, device, dtype, **changes), load_tokenizer(found), found
+        while True:
+            found = checkpoint.find(path, say=say)
+            try:
+                return checkpoint.load_model(found, device, dtype, **changes), load_tokenizer(found), found
+            except ValueError:
+                if found.is_dir():
+                    raise
+                say(f"{found.name} was removed while it was read: taking the next")
     if which:
         raise ValueError(f"{run} is no out directory: it has no checkpoint {which}")
     directory = weights.find_directory(run)
@@ -47,7 +53,9 @@ def load_for_training(run: str | Path, wanted: GPTConfig, say=print) -> tuple:
     Of the settings `wanted`, dropout, gradient_checkpointing and block_size count: the rest is the checkpoint's.
     """
     kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
-    model, words, _ = load(run, say=say, **kept)
+    model, words, found = load(run, say=say, **kept)
+    if found:
+        rundir.let_go(found)  # a run may remove its own checkpoint
     model.crop_block_size(min(wanted.block_size, model.config.block_size))
     return model, words
 

@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
 from nanogpt import checkpoint
+from nanogpt.data.files import is_count, require_regular
+from nanogpt.data.pickles import first_line
 from nanogpt.hub import client
 from nanogpt.model import GPT, GPTConfig
 
 GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # ours and transformers' names
 TYPES = ("gpt2", "llama", "qwen3")
+MOST_LAYERS = 10_000
 
 
 def native_type(config: GPTConfig) -> str:
@@ -84,11 +87,26 @@ def read_config(directory: Path) -> GPTConfig:
     """The configuration of a transformers model as ours. Raises ValueError for what our GPT cannot express."""
     from transformers import AutoConfig
 
-    kind = checkpoint.read_json(directory / "config.json").get("model_type")
+    path = directory / "config.json"
+    raw = checkpoint.read_json(path)
+    kind = raw.get("model_type")
     if kind not in TYPES:
-        raise ValueError(f"{directory} holds a {kind or 'nameless'} model; known are {', '.join(TYPES)}")
-    with quiet():
-        c = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        raise ValueError(f"{directory} holds a {str(kind or 'nameless')[:40]} model; known are {', '.join(TYPES)}")
+    for name in ("n_layer", "num_hidden_layers"):  # transformers' classes make lists of so many
+        if not is_count(raw.get(name, 1), 1) or raw.get(name, 1) > MOST_LAYERS:
+            raise ValueError(f"{path}: {name}={str(raw[name])[:40]} is not a number of layers")
+    try:
+        with quiet():
+            c = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        return GPTConfig(**translate(directory, kind, c))
+    except ValueError:
+        raise
+    except Exception as error:  # values of other types make transformers' classes raise nearly anything
+        raise ValueError(f"{path} is not a {kind} model's configuration ({first_line(error)})") from None
+
+
+def translate(directory: Path, kind: str, c) -> dict:
+    """The fields of GPTConfig for a configuration of transformers'. Raises ValueError where there are none."""
     shape = {"vocab_size": c.vocab_size, "tie_embeddings": bool(c.tie_word_embeddings)}
     if kind == "gpt2":
         expect(directory, c, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
@@ -100,11 +118,11 @@ def read_config(directory: Path) -> GPTConfig:
             )
         shape |= {"block_size": c.n_positions, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd}
         shape |= {"n_inner": c.n_inner, "mlp": gelus[c.activation_function], "norm_eps": c.layer_norm_epsilon}
-        return GPTConfig(**shape, bias=True)
+        return shape | {"bias": True}
     expect(directory, c, hidden_act="silu")
     rope = c.rope_parameters
     if rope["rope_type"] != "default":
-        raise ValueError(f"{directory}: rope_type={rope['rope_type']!r} is not supported, only plain RoPE")
+        raise ValueError(f"{directory}: rope_type={str(rope['rope_type'])[:40]!r} is not supported, only plain RoPE")
     if kind == "qwen3":
         expect(directory, c, attention_bias=False, use_sliding_window=False)
     elif c.attention_bias != c.mlp_bias:
@@ -112,14 +130,14 @@ def read_config(directory: Path) -> GPTConfig:
     shape |= {"block_size": c.max_position_embeddings, "n_layer": c.num_hidden_layers, "n_embd": c.hidden_size}
     shape |= {"n_head": c.num_attention_heads, "n_kv_head": c.num_key_value_heads, "head_dim": c.head_dim}
     shape |= {"n_inner": c.intermediate_size, "norm_eps": c.rms_norm_eps, "rope_theta": rope["rope_theta"]}
-    bias = kind == "llama" and c.attention_bias
-    return GPTConfig(**shape, norm="rmsnorm", position="rope", mlp="swiglu", qk_norm=kind == "qwen3", bias=bias)
+    shape |= {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu"}
+    return shape | {"qk_norm": kind == "qwen3", "bias": kind == "llama" and c.attention_bias}
 
 
 def expect(directory: Path, config, **values) -> None:
     for name, value in values.items():
         if getattr(config, name) != value:
-            raise ValueError(f"{directory}: {name}={getattr(config, name)} is not supported, only {value}")
+            raise ValueError(f"{directory}: {name}={str(getattr(config, name))[:40]} is not supported, only {value}")
 
 
 def from_pretrained(
@@ -138,25 +156,41 @@ def from_pretrained(
     directory = find_directory(name_or_dir, revision)
     config = read_config(directory)
     weights = Weights(directory)
+    if config.n_layer > len(weights.file_of):
+        raise ValueError(f"{directory} has {len(weights.file_of)} tensors, too few for {config.n_layer} layers")
     if native_type(config) == "gpt2":
         biases = [names[0] for ours, (names, _) in layout(config).items() if ours.endswith(".bias")]
         changes["bias"] = any(weights[name].any() for name in biases)  # all zero: how bias=False is written there
     config = replace(config, **changes)
-    with torch.device("meta"):
-        model = GPT(config)
-    tensors_of = layout(config)
+    tensors_of, model = layout(config), empty_model(config, weights)
     # the largest first: only then is there room for a second copy of it
-    for name, p in sorted(model.named_parameters(), key=lambda item: -item[1].numel()):
+    for name, _ in sorted(model.named_parameters(), key=lambda item: -item[1].numel()):
         theirs, transposed = tensors_of[name]
         value = torch.cat([weights[t].t() if transposed else weights[t] for t in theirs])
         if name in ("wte.weight", "lm_head.weight"):
             value = F.pad(value, (0, 0, 0, config.padded_vocab_size - value.size(0)))
-        if value.shape != p.shape:
-            raise ValueError(
-                f"{name_or_dir}: {theirs[0]} has shape {tuple(value.shape)}, its config.json says {tuple(p.shape)}"
-            )
         model.load_state_dict({name: value.to(dtype).contiguous()}, strict=False, assign=True)
     return model.eval()
+
+
+def empty_model(config: GPTConfig, weights: "Weights") -> GPT:
+    """The model without memory for its parameters. Raises ValueError unless the stored tensors have its shapes."""
+    try:
+        with torch.device("meta"):
+            model = GPT(config)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise ValueError(f"{weights.directory}/config.json is not a model's ({first_line(error)})") from None
+    named = dict(model.named_parameters())
+    for name, (theirs, transposed) in layout(config).items():
+        expected = tuple(named[name].shape)
+        if name in ("wte.weight", "lm_head.weight"):  # without our padding
+            expected = (config.vocab_size, *expected[1:])
+        shapes = [weights.shape(t)[:: -1 if transposed else 1] for t in theirs]
+        found = (sum(shape[0] for shape in shapes if shape), *shapes[0][1:])
+        if found != expected or any(shape[1:] != expected[1:] for shape in shapes):
+            found, expected = (shape[:: -1 if transposed else 1] for shape in (found, expected))
+            raise ValueError(f"{weights.directory}: {theirs[0]} has shape {found}, its config.json says {expected}")
+    return model
 
 
 class Weights:
@@ -171,26 +205,37 @@ class Weights:
             raise ValueError(
                 f"{directory} has {why}: expected model.safetensors (transformers' save_pretrained writes it)"
             )
-        self.file_of = {}
+        self.directory, self.file_of, self.shapes = directory, {}, {}
         for file in files:
             with self.open(file) as tensors:
-                self.file_of |= dict.fromkeys(tensors.keys(), file)
+                names = tensors.keys()
+                self.shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+                self.file_of |= dict.fromkeys(names, file)
         # GPT-2's own files leave the prefix out, and so do some fine-tunes of it
         self.bare = not any(name.startswith(("transformer.", "model.")) for name in self.file_of)
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def stored(self, name: str) -> str:
+        """The name that a tensor has in the files. Raises ValueError where there is none."""
         stored = name.removeprefix("transformer.").removeprefix("model.") if self.bare else name
         if stored not in self.file_of:
-            raise ValueError(f"{next(iter(self.file_of.values())).parent} lacks the tensor {stored}: it is not whole")
+            raise ValueError(f"{self.directory} lacks the tensor {stored}: it is not whole")
+        return stored
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes[self.stored(name)]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        stored = self.stored(name)
         with self.open(self.file_of[stored]) as tensors:  # opened anew: closing gives the pages read back
             return tensors.get_tensor(stored)
 
     @contextmanager
     def open(self, file: Path):
         try:
+            require_regular(file)
             with safe_open(file, "pt") as tensors:
                 yield tensors
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
 
 
@@ -212,8 +257,8 @@ def is_transformers(directory: Path) -> bool:
     return path.is_file() and "model_type" in checkpoint.read_json(path)
 
 
-def to_transformers(model: GPT, eot_id: int | None = None):
-    """The same model as transformers' class, sharing the weights; `eot_id` is the end-of-text token, if there is one.
+def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = None):
+    """The same model as transformers' class, sharing the weights; the ids are those of special tokens, if there are.
 
     Raises ValueError if no native class can hold it.
     """
@@ -230,8 +275,9 @@ def to_transformers(model: GPT, eot_id: int | None = None):
         parts = value.split(rows[name.replace(".bias", ".weight")]) if len(theirs) > 1 else [value]
         for target, part in zip(theirs, parts, strict=True):
             state[target] = (part.t() if transposed else part).contiguous()
+    arguments = native_config(c, eot_id, pad_id)
     with quiet(), init_empty_weights(include_buffers=False):  # RoPE's tables are buffers
-        native = AutoModelForCausalLM.from_config(AutoConfig.for_model(native_type(c), **native_config(c, eot_id)))
+        native = AutoModelForCausalLM.from_config(AutoConfig.for_model(native_type(c), **arguments))
     for name, empty in native.state_dict().items():
         if name.endswith(".bias") and name not in state:  # GPT2LMHeadModel has biases, whether we do or not
             state[name] = torch.zeros(empty.shape, dtype=model.wte.weight.dtype)
@@ -242,13 +288,14 @@ def to_transformers(model: GPT, eot_id: int | None = None):
     return native.eval()
 
 
-def native_config(c: GPTConfig, eot_id: int | None) -> dict:
+def native_config(c: GPTConfig, eot_id: int | None, pad_id: int | None) -> dict:
     """The arguments of transformers' configuration class."""
     config = {"vocab_size": c.vocab_size, "tie_word_embeddings": c.tie_embeddings, "dtype": "float32"}
     # said even where there is none: by the classes' defaults a text would end at some ordinary token
-    config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id}
+    config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": pad_id}
     if native_type(c) == "gpt2":
         config |= {"n_positions": c.block_size, "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head}
+        config |= {"n_ctx": c.block_size}  # the older name of n_positions, which some readers still ask for
         config |= {"n_inner": c.inner, "activation_function": GELUS[c.mlp], "layer_norm_epsilon": c.norm_eps}
         return config | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
     config |= {"hidden_size": c.n_embd, "intermediate_size": c.inner, "num_hidden_layers": c.n_layer}

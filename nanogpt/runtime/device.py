@@ -1,31 +1,36 @@
-"""What the launcher and the machine resolve to: device, processes, precision, threads.
+"""Device, processes, precision and threads: what the launcher asked for and what the machine has.
 
-`accelerate launch` says what it wants through environment variables; several of its combinations quietly train
-something else than was meant. Here they are checked, and the Accelerator is made.
+`accelerate launch` passes its settings in environment variables, and several combinations silently train something
+else than intended. This module checks them and makes the Accelerator.
 """
 
 import atexit
 import contextlib
-import ctypes
+import dataclasses
 import os
 import platform
+import re
 import sys
+import time
+from collections.abc import Mapping
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 
+import accelerate
+import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from nanogpt import metrics
+import nanogpt
+from nanogpt import cpu, metrics
 from nanogpt.config import TrainConfig
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
 
 # Dense bf16 peak of a device in TFLOP/s, from its maker's data sheet; fp16 where there is no bf16 (V100, T4).
-# The first name contained in the device's own counts.
+# The first name whose words are in the device's name is used.
 PEAK_TFLOPS = {
     "GB200": 2500,
     "B200": 2250,
@@ -37,6 +42,7 @@ PEAK_TFLOPS = {
     "A10G": 70,
     "A10": 125,
     "L40S": 362,
+    "L40": 181,
     "L4": 121,
     "RTX 5090": 209.5,
     "RTX 4090": 165.2,
@@ -47,12 +53,13 @@ PEAK_TFLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Floating-point operations per second that a GPU can do at best in bf16; None where that is not known."""
-    return next((peak * 1e12 for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
+    """Peak bf16 floating-point operations per second of a GPU; None if unknown."""
+    found = (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name))
+    return next((peak * 1e12 for peak in found), None)
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a CUDA device so far, what is taken now on MPS or by this process."""
+    """Memory in use, in bytes: the peak of tensors on CUDA; on MPS and the CPU, what is allocated now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -65,7 +72,7 @@ def wants_cpu(device: str = "auto") -> bool:
 
 
 def gpu_gib(device: str = "auto") -> float:
-    """Memory of the GPU that a run would use, in GiB; 0 where it would run on the CPU."""
+    """Memory of the GPU that a run would use, in GiB; 0 if it would run on the CPU."""
     if wants_cpu(device):
         return 0.0
     if torch.cuda.is_available():
@@ -76,14 +83,9 @@ def gpu_gib(device: str = "auto") -> float:
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """The Accelerator for these settings. Raises ValueError where launcher, machine and settings disagree."""
+    """Makes the Accelerator. Raises ValueError if launcher, machine and settings disagree."""
+    check_launcher(os.environ)
     world = int(os.environ.get("WORLD_SIZE", 1))
-    # the launcher sets the address of a main process for several processes alone, but started a single one
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise ValueError(
-            f"the launcher was asked for several processes, but started one: {several_on_a_cpu('N')} "
-            "(or, for one process: --num_processes 1, and no MASTER_ADDR in the environment)"
-        )
     accumulation = config.gradient_accumulation_steps
     if accumulation % world:
         raise ValueError(
@@ -97,7 +99,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=mixed_precision(config),
-        # as a plugin: the plain argument loses against an environment variable that the launcher may set
+        # as a plugin, because an environment variable of the launcher overrides the plain argument
         gradient_accumulation_plugin=GradientAccumulationPlugin(accumulation // world, sync_with_dataloader=False),
         log_with=metrics.available(config.report_to, say=lambda text: print(text, file=sys.stderr)) or None,
         project_dir=config.out_dir,
@@ -121,9 +123,39 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def check_launcher(env: Mapping[str, str]) -> None:
+    """Raises ValueError for what the launcher sets in the environment but no run here supports."""
+    # the launcher sets MASTER_ADDR only if it was asked for several processes; without WORLD_SIZE it started one
+    if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env:
+        raise ValueError(
+            f"the launcher was asked for several processes, but started one: {several_on_a_cpu('N')} "
+            "(or, for one process: --num_processes 1, and no MASTER_ADDR in the environment)"
+        )
+    if env.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ValueError("the launcher's DeepSpeed is not supported: use accelerate_configs/fsdp2.yaml")
+    if env.get("ACCELERATE_USE_FSDP", "").lower() == "true" and env.get("FSDP_VERSION", "1") != "2":
+        raise ValueError("the launcher's FSDP version 1 is not supported: use accelerate_configs/fsdp2.yaml")
+    if env.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise ValueError("the launcher's dynamo_backend is not supported: set it to NO and use --compile=True")
+
+
+def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
+    """The same step in micro-batches that `processes` can share, if their number does not divide as it is.
+
+    If no smaller micro-batch divides, a default accumulation of 1 becomes one micro-batch for each process.
+    """
+    accumulation, sequences = config.gradient_accumulation_steps, config.gradient_accumulation_steps * config.batch_size
+    if accumulation % processes == 0:
+        return config
+    counts = [n for n in range(processes, sequences + 1, processes) if sequences % n == 0]
+    if counts:
+        return dataclasses.replace(config, batch_size=sequences // counts[0], gradient_accumulation_steps=counts[0])
+    return dataclasses.replace(config, gradient_accumulation_steps=processes) if accumulation == 1 else config
+
+
 def leave_group() -> None:
-    """Before the process ends: threads of gloo's that still run then would abort it, now and then."""
-    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+    """Leaves all process groups at exit: gloo's threads, if still running then, sometimes abort the process."""
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
@@ -166,7 +198,7 @@ def check(device: str, precision: str, timeout: float) -> None:
 
 
 def mixed_precision(config: TrainConfig) -> str:
-    """Accelerate's name for the precision: the settings', else the launcher's, else what the device is made for."""
+    """Accelerate's name for the precision: from the settings, else the launcher, else what the device supports."""
     if config.precision != "auto":
         return next(theirs for theirs, ours in PRECISIONS.items() if ours == config.precision)
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -178,24 +210,24 @@ def mixed_precision(config: TrainConfig) -> str:
 
 
 def cpu_computes_in_bf16() -> bool:
-    """Whether this CPU has instructions for products of bf16: then they take a fifth of fp32's time (LOG.md)."""
+    """Whether this CPU has bf16 instructions: then bf16 products take a fifth of fp32's time (LOG.md)."""
     can = torch.cpu.get_capabilities()
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
-def set_up(config: TrainConfig, accelerator: Accelerator) -> int:
-    """What holds for the whole process: its CPU threads, whose number is returned, its memory, its determinism."""
+def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
+    """Sets threads, memory and determinism of this process. Returns `environment_of` it."""
     if config.deterministic:
         make_deterministic()
     if accelerator.device.type == "cpu":
-        keep_freed_memory()
+        cpu.keep_freed_memory()
     # products that stay in fp32 on CUDA use TF32, as in nanoGPT
     torch.set_float32_matmul_precision("high" if accelerator.device.type == "cuda" else "highest")
-    return set_threads(config.threads, accelerator.num_processes)
+    return environment_of(accelerator, set_threads(config.threads, accelerator.num_processes))
 
 
 def set_threads(wanted: int, processes: int) -> int:
-    """Sets and returns the CPU threads of this process; 0 wanted: an equal share of the cores.
+    """Sets and returns the CPU threads of this process; 0 means an equal share of the cores.
 
     `accelerate launch` asks for a single thread unless told otherwise, which would leave the other cores idle.
     """
@@ -206,21 +238,8 @@ def set_threads(wanted: int, processes: int) -> int:
     return torch.get_num_threads()
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc keep the memory that a step frees, for the next one: a step on a CPU is some 5 % faster (LOG.md).
-
-    By default it returns large blocks to the system at once, and every step pays for hundreds of page faults. Does
-    nothing where the C library is another one.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
-
-
 def free_memory() -> int:
-    """Bytes of ordinary memory that are free, within the limit of the container if there is one (cgroup v2)."""
+    """Free memory of the machine in bytes, within the container's limit if there is one (cgroup v2)."""
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # "max" is no number
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
@@ -229,21 +248,63 @@ def free_memory() -> int:
 
 
 def make_deterministic() -> None:
-    """Only operators that give the same bits every time, on CUDA as well."""
+    """Allows only operators that give the same bits every time, also on CUDA."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     torch.use_deterministic_algorithms(True)
-    # nothing here reads what it has not written
+    # no code here reads uninitialized memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 
 def environment_of(accelerator: Accelerator, threads: int) -> dict:
-    """What figures depend on besides the settings, for config.json."""
+    """Versions and hardware, which results depend on besides the settings; written to config.json."""
     on_cuda = accelerator.device.type == "cuda"
-    return {name: version(name) for name in ("nanogpt", "torch", "accelerate", "numpy")} | {
+    return {package.__name__: str(package.__version__) for package in (nanogpt, torch, accelerate, np)} | {
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(accelerator.device) if on_cuda else accelerator.device.type,
         "processes": accelerator.num_processes,
         "threads": threads,
         "precision": PRECISIONS[accelerator.mixed_precision],
     }
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Clock:
+    """Adds the seconds from `start` to `pause` to state["train_seconds"]: training without evaluating or saving."""
+
+    def __init__(self, device: torch.device, state: dict):
+        self.device, self.state = device, state
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+
+    def pause(self) -> None:
+        synchronize(self.device)
+        self.state["train_seconds"] += time.perf_counter() - self.started
+
+
+def profiler(steps: int, path: Path, say):
+    """Traces `steps` steps, after two for warm-up, into a file for https://ui.perfetto.dev; 0 traces nothing."""
+    if not steps:
+        return contextlib.nullcontext()
+
+    def write(profile) -> None:
+        profile.export_chrome_trace(str(path))
+        say(f"trace of {steps} steps: {path}; open it at https://ui.perfetto.dev")
+
+    schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=steps, repeat=1)
+    return torch.profiler.profile(schedule=schedule, on_trace_ready=write)
+
+
+def unused_gpu(device: torch.device) -> str:
+    """A remark for a run on the CPU of a machine with an NVIDIA driver that this torch cannot use; else empty."""
+    if device.type == "cpu" and Path("/proc/driver/nvidia/version").exists() and torch.version.cuda is None:
+        return "this torch has no CUDA, though the machine has an NVIDIA driver: install torch with CUDA to use its GPU"
+    return ""

@@ -1,37 +1,55 @@
-"""What protects weights and run: gradients that are not finite, micro-batches that do not fit into memory."""
+"""Protects weights and run from non-finite gradients and from micro-batches that do not fit into memory."""
 
 import dataclasses
 import gc
-from contextlib import nullcontext
+from collections.abc import Callable
 
 import torch
-from accelerate.utils import DistributedType
 
-from nanogpt.config import TrainConfig, out_of_memory, user_errors
+from nanogpt.config import TrainConfig, out_of_memory
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.runtime.device import free_memory
+from nanogpt.runtime.processes import Peers
 
 MEMORY = "out of memory"
-SCALER_STEPS = 16  # fp16: so many steps in a row may overflow while the scaler halves its first scale, 2^16, to 1
+SCALER_STEPS = 16  # fp16: this many steps may overflow while the scaler halves its initial scale of 2^16 to 1
 
 
 def contagious(loss: torch.Tensor) -> torch.Tensor:
-    """`loss`, with a gradient that is not finite where the loss is not: all processes see it in the one they share."""
+    """Returns `loss`; if it is not finite, neither is its gradient, so all processes see it in the shared gradient."""
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
 
 
 def bad_steps_allowed(config: TrainConfig, scaler) -> int:
-    """How many steps in a row may lack a finite gradient before the run ends."""
+    """How many steps in a row may have a non-finite gradient before the run stops."""
     return config.max_bad_steps + (SCALER_STEPS if scaler is not None else 0)
 
 
-def diagnosis(bad: int, step: int, lr: float, last_norm: float, config: TrainConfig) -> str:
-    """What is known about a run without finite gradients, and where to look."""
+class Tally:
+    """Sums over the steps since the last line of metrics, on the device, so that no step waits for it."""
+
+    def __init__(self, device: torch.device):
+        self.loss, self.skipped, self.bad_in_a_row, self.good_norm = torch.zeros(4, device=device)
+
+    def add(self, loss: torch.Tensor, grad_norm: torch.Tensor, not_finite: torch.Tensor) -> None:
+        """Counts a step; it was skipped if its gradient was not finite (`not_finite` is 1.0)."""
+        self.loss += torch.where(not_finite > 0, 0.0, loss)
+        self.skipped += not_finite
+        self.bad_in_a_row = (self.bad_in_a_row + 1) * not_finite
+        self.good_norm = torch.where(not_finite > 0, self.good_norm, grad_norm)
+
+    def reset(self) -> None:
+        self.loss.zero_()
+        self.skipped.zero_()
+
+
+def diagnosis(tally: Tally, step: int, lr: float, config: TrainConfig) -> str:
+    """The message for a run whose gradients are not finite."""
     return (
-        f"no finite gradient in the last {bad} steps up to step {step}, at learning rate {lr:.2e}; the last finite "
-        f"gradient norm was {last_norm:.3g}. None of these steps was applied. Look at grad_norm and train_loss in "
-        f"{config.out_dir}/metrics.jsonl; go on from the last checkpoint by --resume=auto with a lower "
-        "--learning_rate or --precision=fp32"
+        f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step {step}, at learning rate {lr:.2e}; "
+        f"the last finite gradient norm was {float(tally.good_norm):.3g}. None of these steps was applied. Look at "
+        f"grad_norm and train_loss in {config.out_dir}/metrics.jsonl; resume from the last checkpoint by --resume=auto "
+        "with a lower --learning_rate or --precision=fp32"
     )
 
 
@@ -62,49 +80,28 @@ def check_room(model: GPTConfig, config: TrainConfig, on_cpu: bool) -> None:
         )
 
 
-def rehearse(run) -> None:
-    """Before the first step, a forward and backward pass that changes nothing: it compiles, and finds what fits.
-
-    A micro-batch that does not fit is halved, on all processes alike, until it does; where compiling fails, the run
-    goes on without. Where a single sequence is too much, one line says what to do.
-    """
-    while problem := attempt(run):
-        gc.collect()  # the failed pass' tensors
-        if run.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if problem == MEMORY:
-            with user_errors():
-                smaller = split(run.config)
-            run.change_batches(smaller)
-        else:
-            run.say(f"warning: torch.compile failed, going on without it: {problem}")
-            run.gpt._compiled_call_impl = None  # what nn.Module.compile() sets
-            run.compiled = False
-
-
-def attempt(run) -> str | None:
-    """What goes wrong with a micro-batch on any process: MEMORY, or what the compiler says; None if nothing does."""
+def problem_with(attempt: Callable[[], None], peers: Peers, compiled: bool) -> str | None:
+    """Calls `attempt()`. Returns MEMORY or the compiler's message if it fails on any process, else None."""
     problem = None
-    # without communication, so that a process that fails leaves no other waiting; FSDP cannot do without
-    sharded = run.accelerator.distributed_type == DistributedType.FSDP
-    moments = []
     try:
-        with nullcontext() if sharded else run.accelerator.no_sync(run.model):
-            if run.state["step"] == 0:  # the optimizer's state, as large as AdamW's, comes with the first step
-                moments = [torch.empty_like(p) for p in run.gpt.parameters() for _ in range(2)]
-            run.model(*run.micro_batch(0)).backward()
+        attempt()
     except Exception as error:  # whatever the compiler trips over, the model also runs without it
         problem = MEMORY if out_of_memory(error) else str(error).splitlines()[0]
-        if problem != MEMORY and not run.compiled:
+        if problem != MEMORY and not compiled:
             raise
-    del moments
-    run.gpt.zero_grad()
-    memory, other = run.peers.largest(problem == MEMORY, problem not in (None, MEMORY))
+    memory, other = peers.largest(problem == MEMORY, problem not in (None, MEMORY))
     return MEMORY if memory else problem or ("it failed on another process" if other else None)
 
 
+def release_memory(device: torch.device) -> None:
+    """Frees the tensors of a failed attempt."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def split(config: TrainConfig) -> TrainConfig:
-    """The same step in smaller micro-batches: half as large, or where the size is odd, by its smallest divisor."""
+    """The same step in smaller micro-batches: half the size, or if it is odd, divided by its smallest divisor."""
     size = config.batch_size
     if size == 1:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Writes checkpoints in a thread while training goes on, one at a time.
 
 The loop hands over a copy of the state in ordinary memory and takes the next step. What went wrong is told at the step
-after. Where there is no memory for a copy, the loop waits for the disk.
+after. Where there is no memory for a copy, or no thread, the loop waits for the disk.
 """
 
 import time
@@ -24,26 +24,46 @@ class Saver:
     def save(self, step: int, write: Callable[[], object], background: bool) -> None:
         """Calls `write()`, which saves `step`. Waits for the save before it and, unless `background`, for this one."""
         self.wait()
-        self.step = step
-        # not a daemon: however the run ends, Python waits for it
-        self.thread = Thread(target=self._work, args=(write,), name="saver")
-        self.thread.start()
+        self.step, self.error = step, None
+
+        def timed() -> None:
+            start = time.perf_counter()
+            write()
+            self.seconds = time.perf_counter() - start
+
+        self._start(timed)
         if not background:
             self.wait()
 
-    def _work(self, write: Callable[[], object]) -> None:
-        start = time.perf_counter()
-        self.error = None
+    def add(self, write: Callable[[], object]) -> None:
+        """Calls `write()`, which adds something to the checkpoint handed over last, when it is saved; if it is."""
+        self.check()
+        if self.thread is not None or self.unsaved is None:
+            self._start(write)
+
+    def _start(self, write: Callable[[], object]) -> None:
+        # not a daemon: however the run ends, Python waits for it
+        self.thread = Thread(target=self._work, args=(write, self.thread), name="saver")
         try:
-            write()
+            self.thread.start()
+        except RuntimeError as error:
+            self.say(f"warning: training waits for the checkpoint of step {self.step}: {error}")
+            self._work(write, None)
+
+    def _work(self, write: Callable[[], object], before: Thread | None) -> None:
+        if before is not None:
+            before.join()
+        try:
+            if self.error is None:
+                write()
         except Exception as error:  # whatever it is, it belongs to the loop, which is elsewhere
             self.error = error
-        self.seconds = time.perf_counter() - start
 
     def wait(self) -> None:
         """Returns when nothing is being written any more."""
         if self.thread is not None:
-            self.thread.join()
+            if self.thread.is_alive():
+                self.thread.join()
             self.check()
 
     def check(self) -> None:

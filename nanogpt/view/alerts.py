@@ -5,6 +5,7 @@ Pure functions of the measurements; the thresholds are in `alerts`, one line eac
 
 import numpy as np
 
+CURVES = ("train_loss", "val_loss", "skipped_steps")  # what `alerts` looks at
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,)
 
 

@@ -33,10 +33,11 @@ def read(run: Path) -> Curve:
     if not (run / "metrics.jsonl").is_file():
         raise ValueError(f"{run} is no out directory: it has no metrics.jsonl")
     config = checkpoint.read_json(run / checkpoint.CONFIG)
-    lines = [line for line in metrics.read(run / "metrics.jsonl") if "val_loss" in line]
+    keys = ("step", "tokens", "train_seconds", "val_loss")
+    lines = [line for line in metrics.read(run / "metrics.jsonl") if line.keys() >= set(keys)]
     if not lines:
         raise ValueError(f"{run} has no validation loss yet")
-    points = np.array([[line[key] for key in ("step", "tokens", "train_seconds", "val_loss")] for line in lines])
+    points = np.array([[line[key] for key in keys] for line in lines])
     settings = config["model"] | config["train"]
     kind = {name: value for name, value in settings.items() if name not in INCIDENTAL | {"seed", "eval_iters"}}
     digests = [split.get("sha256") for split in config.get("data", {}).values()]

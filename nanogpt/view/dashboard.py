@@ -10,14 +10,16 @@ and all it asks for come from this process: nothing leaves the machine. Three ki
     /api/samples?run=0                                   the texts of its evaluations
 """
 
+import contextlib
 import json
 import math
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from urllib.parse import parse_qs, urlsplit
 
-from nanogpt.view.follow import Runs, X
+from nanogpt.view.follow import MOST_NAMES, Runs, X
 
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -36,6 +38,20 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 PORT = 6070
+MOST_CONNECTIONS = 64  # at a time, each of them a thread
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+def is_own(address: str) -> bool:
+    """Whether a Host header, or the part of an address behind //, names this machine as its own browser does.
+
+    A hostile page can point a name of its own at 127.0.0.1 and would then be of our origin (DNS rebinding); but its
+    requests still say that name.
+    """
+    try:
+        return urlsplit(f"//{address}").hostname in ("127.0.0.1", "localhost", "::1")
+    except ValueError:  # a bracket without its other half
+        return False
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -43,18 +59,16 @@ class Handler(BaseHTTPRequestHandler):
 
     server: "Server"
     protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds that a connection may be silent
+    timeout = 20  # seconds that a connection may be silent
 
     def do_GET(self) -> None:
-        """The page, its parts, or JSON. Whoever calls this machine by another name gets nothing.
-
-        A hostile page can point a name of its own at 127.0.0.1 and would then be of our origin (DNS rebinding); but
-        its requests still say that name.
-        """
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if host not in ("127.0.0.1", "localhost", "::1"):
+        """The page, its parts, or JSON. Whoever calls this machine by another name gets nothing."""
+        if not is_own(self.headers.get("Host", "")):
             return self.answer(403, b"this page is for http://127.0.0.1 or http://localhost alone\n")
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError:
+            return self.answer(400, b"this cannot be asked\n")
         if url.path in FILES:
             name, kind = FILES[url.path]
             return self.answer(200, (files("nanogpt.view") / "web" / name).read_bytes(), kind)
@@ -71,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def runs(self, query: dict) -> list[dict]:
         self.server.runs.update()
-        return [run.summary() for run in self.server.runs.found]
+        return [{"number": number, **run.summary()} for number, run in self.server.runs.found.items()]
 
     def curves(self, query: dict) -> dict:
         """{key: [xs, ys]} of one run."""
@@ -80,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         if x not in X:
             raise ValueError(x)
         low, high = float(query.get("low", [-math.inf])[0]), float(query.get("high", [math.inf])[0])
-        return {key: run.curve(key, x, points, low, high) for key in query["key"]}
+        return {key: run.curve(key, x, points, low, high) for key in query["key"][:MOST_NAMES]}
 
     def samples(self, query: dict) -> list[dict]:
         return self.server.runs.found[natural(query["run"][0])].samples
@@ -110,6 +124,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, roots: list[str], port: int | None = None):
         """At `port`; without one, the first free of 6070 to 6089, else any. Raises ValueError, OSError."""
         self.runs, self.lock = Runs(roots), threading.Lock()
+        self.free = threading.BoundedSemaphore(MOST_CONNECTIONS)
         for wish in [port] if port is not None else [*range(PORT, PORT + 20), 0]:
             try:
                 super().__init__(("127.0.0.1", wish), Handler)
@@ -120,6 +135,25 @@ class Server(ThreadingHTTPServer):
                         f"port {wish} of 127.0.0.1 cannot be had: {error}; choose another --port"
                     ) from None
         self.address = f"http://127.0.0.1:{self.server_port}/"
+
+    def process_request(self, request, client_address) -> None:
+        """A thread for a connection; one too many is turned away."""
+        if self.free.acquire(blocking=False):
+            return super().process_request(request, client_address)
+        with contextlib.suppress(OSError):
+            request.sendall(BUSY)
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request, client_address) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
+    def handle_error(self, request, client_address) -> None:
+        """Says nothing of clients that left or fell silent."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 def serve(roots: list[str], port: int | None = None, say=print) -> None:

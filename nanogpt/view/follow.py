@@ -3,21 +3,31 @@
 runs = Runs(["out"]); runs.update(); runs.found[0].curve("train_loss", "tokens", points=600)
 """
 
-import json
+import contextlib
 import math
 import time
 from array import array
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 
-from nanogpt import metrics
-from nanogpt.view.alerts import alerts
+from nanogpt import checkpoint, metrics
+from nanogpt.config import visible
+from nanogpt.data.files import read_json, require_regular
+from nanogpt.metrics import number, parse
+from nanogpt.view import alerts
 
 X = ("step", "tokens", "train_seconds")
 LONGEST_TEXT = 4000  # characters of a sample
+LONGEST_NAME = 100  # characters of a metric's or a setting's name
+LONGEST_VALUE = 200  # characters of a setting
 AT_ONCE = 4_000_000  # bytes read of a file before the page is told what there is so far
 MOST_SAMPLES = 500  # the first ones and the newest ones are kept
+MOST_NAMES = 100  # metrics of a run
+MOST_SETTINGS = 300
+LARGEST_CONFIG = 1 << 20  # bytes of config.json
 
 
 class Lines:
@@ -30,6 +40,7 @@ class Lines:
     def new(self) -> tuple[bool, list[dict]]:
         """Whether the file was begun anew (a resumed run), and the objects behind those read already: AT_ONCE of it."""
         try:
+            require_regular(self.path)
             status = self.path.stat()
             again = self.identity not in (None, status.st_ino) or status.st_size < self.position
             if again:
@@ -41,7 +52,7 @@ class Lines:
             with open(self.path, "rb") as file:
                 file.seek(self.position)
                 whole = file.read(min(status.st_size - self.position, AT_ONCE))
-        except OSError:  # just being replaced, or taken away
+        except (OSError, ValueError):  # just being replaced, or taken away, or no file
             return False, []
         if not self.behind or b"\n" in whole:  # else it is one monstrous line, which is passed over
             whole = whole[: whole.rfind(b"\n") + 1]
@@ -49,33 +60,15 @@ class Lines:
         return again, [line for line in map(parse, whole.splitlines()) if line is not None]
 
 
-def parse(line: bytes) -> dict | None:
-    """The object in a line, if it has a step, or None."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    step = number(found.get("step")) if isinstance(found, dict) else None
-    return found if step is not None and math.isfinite(step) else None
-
-
-def number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
-
-
 class FollowedRun:
     """What the files of one out directory hold so far."""
 
     def __init__(self, directory: Path, name: str):
-        self.directory, self.name = directory, name
+        self.directory, self.name = directory, visible(name)
         self.metrics, self.texts = Lines(directory / metrics.METRICS), Lines(directory / metrics.SAMPLES)
         self.version = 0  # grows with every change
-        self.settings, self.settings_time = {}, None
+        self.settings: dict[str, str] = {}
+        self.max_iters, self.settings_time = None, None
         self.samples: list[dict] = []
         self.alerts: list[dict] = []
         self.clear()
@@ -84,6 +77,7 @@ class FollowedRun:
         self.x = {name: array("d") for name in X}
         self.lines: dict[str, array] = {}  # of which lines the values are
         self.values: dict[str, array] = {}
+        self.cut = False  # whether there are more metrics than MOST_NAMES, or some with too long a name
 
     def update(self) -> None:
         """Reads what is new."""
@@ -95,16 +89,20 @@ class FollowedRun:
             for name in X:
                 self.x[name].append(number(line.get(name)) or 0.0)
             for name, value in line.items():
-                value = number(value)
-                if value is not None and name not in X:
-                    self.lines.setdefault(name, array("q")).append(at)
-                    self.values.setdefault(name, array("d")).append(value)
+                value, name = number(value), visible(name[: LONGEST_NAME + 1])
+                if value is None or name in X:
+                    continue
+                if name not in self.values and not self.room_for(name):
+                    self.cut = True
+                    continue
+                self.lines.setdefault(name, array("q")).append(at)
+                self.values.setdefault(name, array("d")).append(value)
         if again or lines:
-            self.alerts = alerts({name: self.points(name, "step") for name in self.values})
+            self.alerts = alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES})
         texts_again, texts = self.texts.new()
         kept = [] if texts_again else self.samples
         kept += [
-            {"step": number(t["step"]), "text": t["text"][:LONGEST_TEXT]}
+            {"step": number(t["step"]), "text": visible(t["text"][:LONGEST_TEXT])}
             for t in texts
             if isinstance(t.get("text"), str)
         ]
@@ -112,17 +110,28 @@ class FollowedRun:
         if self.read_settings() or again or lines or texts_again or texts:
             self.version += 1
 
+    def room_for(self, name: str) -> bool:
+        """Whether one more metric is followed: a page of thousands helps nobody, but the losses always have a place."""
+        return name in alerts.CURVES or (len(self.values) < MOST_NAMES and len(name) <= LONGEST_NAME)
+
     def read_settings(self) -> bool:
         """Reads config.json if it changed; whether it did."""
+        path = self.directory / checkpoint.CONFIG
         try:
-            path = self.directory / "config.json"
-            if self.settings_time == (changed := path.stat().st_mtime_ns):
+            status = path.stat()
+            if self.settings_time == status.st_mtime_ns:
                 return False
-            self.settings_time = changed
-            parts = json.loads(path.read_text(encoding="utf-8"))
-            self.settings = {name: v for part in parts.values() for name, v in part.items()}
-        except (OSError, ValueError, AttributeError, RecursionError):  # none, half written, or not one of ours
+            self.settings_time = status.st_mtime_ns
+            if status.st_size > LARGEST_CONFIG:
+                raise ValueError(f"{path.name} has more than {LARGEST_CONFIG >> 20} MiB")
+            parts = [part for part in read_json(path).values() if isinstance(part, dict)]
+            settings = dict(islice(((name, value) for part in parts for name, value in part.items()), MOST_SETTINGS))
+            self.max_iters = number(settings.get("max_iters"))
+            self.settings = {visible(k[:LONGEST_NAME]): visible(str(v)[:LONGEST_VALUE]) for k, v in settings.items()}
+        except OSError:
             return False
+        except (ValueError, RecursionError) as error:
+            self.settings = {path.name: visible(f"not read: {error}"[:LONGEST_VALUE])}
         return True
 
     def points(self, key: str, x: str) -> tuple[np.ndarray, np.ndarray]:
@@ -157,17 +166,17 @@ class FollowedRun:
             "behind": self.metrics.behind,
             "end": {name: clean(self.x[name][-1]) if steps else 0 for name in X},
             "last": last,
+            "cut": self.cut,
             "best_step": best_step,
             "best": best,
-            "settings": {name: str(value) for name, value in self.settings.items()},
+            "settings": self.settings,
             "alerts": self.alerts,
             "samples": len(self.samples),
         }
 
     def status(self, step: float) -> str:
         """finished at max_iters; training if there was a line in the last minute; else stopped."""
-        end = number(self.settings.get("max_iters"))
-        if end is not None and step >= end:
+        if self.max_iters is not None and step >= self.max_iters:
             return "finished"
         try:
             age = time.time() - self.metrics.path.stat().st_mtime
@@ -205,16 +214,28 @@ class Runs:
                 raise ValueError(
                     f"{root} is not a directory: name out directories, or one that holds some, such as out"
                 )
-        self.found: list[FollowedRun] = []  # in the order in which they were found: the place is the run's number
+        self.found: dict[int, FollowedRun] = {}  # by a number that no other run ever gets
+        self.numbers = count()
 
     def update(self) -> None:
-        """Looks for new runs, and for what is new in them."""
-        known = {run.directory for run in self.found}
-        for root in self.roots:
-            for depth in ("", "*/", "*/*/"):
-                for path in sorted(root.glob(depth + metrics.METRICS)):
-                    if path.parent not in known and path.is_file():
-                        known.add(path.parent)
-                        self.found.append(FollowedRun(path.parent, str(path.parent)))
-        for run in self.found:
+        """Looks for new runs, for those that were deleted, and for what is new in the others."""
+        present = dict.fromkeys(directory for root in self.roots for directory in runs_below(root))
+        self.found = {number: run for number, run in self.found.items() if run.directory in present}
+        known = {run.directory for run in self.found.values()}
+        for directory in present:
+            if directory not in known:
+                self.found[next(self.numbers)] = FollowedRun(directory, str(directory))
+        for run in self.found.values():
             run.update()
+
+
+def runs_below(root: Path, depth: int = 2) -> Iterator[Path]:
+    """The out directories among `root` and those in it, `depth` levels down. What vanishes meanwhile is left out."""
+    with contextlib.suppress(OSError, ValueError):
+        require_regular(root / metrics.METRICS)
+        yield root
+    if depth:
+        with contextlib.suppress(OSError):
+            for path in sorted(root.iterdir()):
+                if path.is_dir():
+                    yield from runs_below(path, depth - 1)

@@ -15,7 +15,8 @@ DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])  # of 
 
 def points(run: Path, key: str) -> list[tuple[float, float]]:
     """What the run in an out directory measured as `key`, over the tokens trained on."""
-    return [(line["tokens"], line[key]) for line in metrics.read(Path(run) / metrics.METRICS) if key in line]
+    lines = metrics.read(Path(run) / metrics.METRICS)
+    return [(line["tokens"], line[key]) for line in lines if {"tokens", key} <= line.keys()]
 
 
 def curves(runs: list[Path], out: Path | io.BytesIO, **options) -> bool:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import TINY
 
@@ -15,6 +16,7 @@ from nanogpt import GPT, GPTConfig, checkpoint, metrics, plan
 from nanogpt.commands import main, tasks
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
+from nanogpt.hub import export
 
 
 @pytest.fixture
@@ -193,7 +195,8 @@ def test_several_runs_are_a_table_and_results_are_kept_beside_the_checkpoint(run
     assert [line.split()[1] for line in table[1:]] == [f"{values['val_loss']:.4f}" for values in kept]
     assert kept[0]["val_loss"] != kept[1]["val_loss"]
     main(["eval", str(last), "--split", "train"])
-    assert json.loads((run_dir / f"{last.name}.eval.json").read_text()).keys() == {"val", "train"}
+    kept = json.loads((run_dir / f"{last.name}.eval.json").read_text())
+    assert kept.keys() == {"val", "train"} and kept["val"]["val_loss"] != kept["train"]["val_loss"]
 
 
 def test_results_on_other_data_or_of_some_examples_do_not_take_the_place_of_the_runs_own(run_dir, text, monkeypatch):
@@ -270,3 +273,33 @@ def test_seeds_are_trained_one_after_the_other_and_compared(data, tmp_path, monk
     assert losses[0] != losses[1]
     table = capsys.readouterr().out.split("validation loss by equal steps")[1]
     assert f"{sum(losses) / 2:.4f} ±{abs(losses[0] - losses[1]) / 2**0.5:.4f}" in table
+
+
+def test_push_takes_its_options_along(run_dir, monkeypatch):
+    asked = []
+
+    def upload(folder, repo, message, revision):
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        asked.append((repo, revision, next(iter(weights.values())).dtype))
+        assert "license: mit" in (folder / "README.md").read_text()
+        return "address"
+
+    monkeypatch.setattr(export.client, "make_repository", lambda *args, **kwargs: asked.append((args, kwargs)))
+    monkeypatch.setattr(export.client, "upload", upload)
+    options = ["--private", "--revision", "trial", "--license", "mit", "--dtype", "bfloat16"]
+    main(["push", str(run_dir), "me/model", *options])
+    assert asked == [(("me/model", True, "trial"), {}), ("me/model", "trial", torch.bfloat16)]
+
+
+def test_top_k_1_is_greedy(run_dir, capsys):
+    texts = set()
+    for options in (["--temperature", "0"], ["--top_k", "1", "--temperature", "2"]):
+        main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "30", *options])
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 1
+
+
+def test_batch_can_be_shown_where_the_data_lies_now(run_dir, text, tmp_path, capsys):
+    writer.write(tmp_path / "moved", text, "char", 0.1, "made up")
+    main(["show-batch", str(run_dir), "--step", "1", "--data", str(tmp_path / "moved")])
+    assert f"of {tmp_path / 'moved'}, epoch 1" in capsys.readouterr().out

@@ -1,8 +1,11 @@
 """What the playground computes; how it looks is tested in a browser, in tests/integration."""
 
+import asyncio
 import dataclasses
+import http.client
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from conftest import TINY
 from data_prep import writer
 from nanogpt import GPT
 from nanogpt.commands import main, playground
-from nanogpt.commands.playground import Writer, take_turns, token_losses
+from nanogpt.commands.playground import OwnPages, Writer, take_turns, token_losses
 from nanogpt.data.tokenizer import load_tokenizer
 
 HOSTILE = "<script>alert('&')</script>\n"
@@ -72,6 +75,11 @@ def test_a_painted_text_has_its_characters_as_text_and_five_tokens_for_each_plac
     assert len(tip[2].splitlines()) == 5
 
 
+def test_characters_that_cannot_be_seen_are_painted_as_escapes(hostile_writer, monkeypatch):
+    monkeypatch.setattr(hostile_writer.tokenizer, "decode", lambda ids: "\x1b\u202e <")
+    assert hostile_writer.visible([0], "_") == r"\x1b\u202e_&lt;"
+
+
 def test_writing_grows_by_what_sampling_yields_and_the_seed_decides(hostile_writer):
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     texts = list(hostile_writer.write("<", 10, seed=1, **options))
@@ -101,3 +109,64 @@ def test_without_gradio_the_way_to_it_is_named(monkeypatch, capsys):
     with pytest.raises(SystemExit) as error:
         main(["playground", "a"])
     assert error.value.code == 2 and "pip install -e '.[playground]'" in capsys.readouterr().err
+
+
+def test_the_page_is_served_to_this_machine_alone(monkeypatch):
+    asked = {}
+    blocks = SimpleNamespace(launch=lambda **options: asked.update(options), local_url="http://127.0.0.1:7870/")
+    monkeypatch.setattr(playground, "page", lambda runs, device: blocks)
+    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(themes=SimpleNamespace(Default=lambda **fonts: None)))
+    playground.serve(["run"], "cpu", port=7870, say=lambda text: None, block=False)
+    assert asked["server_name"] == "127.0.0.1" and asked["share"] is False
+
+
+@pytest.mark.parametrize(
+    "allowed, headers",
+    [
+        (True, {"host": "127.0.0.1:7870"}),
+        (True, {"host": "localhost:7870", "origin": "http://localhost:7870"}),
+        (True, {"host": "[::1]:7870", "origin": "http://127.0.0.1:9"}),
+        (False, {"host": "evil.com:7870"}),
+        (False, {"host": "127.0.0.1.evil.com"}),
+        (False, {"host": "["}),
+        (False, {}),
+        (False, {"host": "127.0.0.1:7870", "origin": "http://evil.com"}),
+        (False, {"host": "127.0.0.1:7870", "origin": "null"}),
+    ],
+)
+def test_other_names_for_this_machine_and_pages_of_other_hosts_are_refused(allowed, headers):
+    sent = []
+
+    async def page(scope, receive, send):
+        sent.append({"status": 200})
+
+    async def send(message):
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(OwnPages(page)({"type": "http", "headers": raw}, None, send))
+    assert sent[0]["status"] == (200 if allowed else 403)
+
+
+def test_no_route_of_the_real_page_answers_to_a_foreign_host(hostile_writer):
+    pytest.importorskip("gradio")
+    blocks = playground.serve(["a run"], "cpu", say=lambda text: None, block=False)
+
+    def status(method: str, path: str, **headers) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", blocks.server_port, timeout=10)
+        connection.request(method, path, b"{}" if method == "POST" else None, headers)
+        found = connection.getresponse().status
+        connection.close()
+        return found
+
+    try:
+        routes = {
+            (method.upper(), path) for path, methods in blocks.app.openapi()["paths"].items() for method in methods
+        }
+        assert {("POST", "/gradio_api/upload"), ("POST", "/gradio_api/queue/join")} <= routes and len(routes) > 20
+        for method, path in sorted(routes):
+            assert status(method, re.sub("{.*?}", "x", path), Host="evil.com") == 403, path
+            assert status(method, re.sub("{.*?}", "x", path), Origin="http://evil.com") == 403, path
+        assert status("GET", "/") == status("GET", "/config", Host="localhost:1") == 200
+    finally:
+        blocks.close()

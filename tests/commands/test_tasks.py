@@ -5,16 +5,16 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from shapes import CASES, CHARACTERS, make_checkpoint
 
+from nanogpt.commands.tasks import first_token
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.hub import export
 from nanogpt.hub.load import load
-
-lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -e '.[eval]'")
 
 TASK = """
 dataset_path: json
@@ -39,6 +39,7 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 @pytest.mark.slow
 def test_the_figures_in_process_are_those_of_lm_eval_on_the_export_and_of_arithmetic(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -e '.[eval]'")
     texts = [CHARACTERS[i : i + 20] for i in range(0, 40, 5)]
     lines = [json.dumps({"text": text, "answer": i % 3}) for i, text in enumerate(texts)]
     (tmp_path / "docs.jsonl").write_text("\n".join(lines))
@@ -74,3 +75,13 @@ def test_the_figures_in_process_are_those_of_lm_eval_on_the_export_and_of_arithm
             nats += model(idx[:, :-1], idx[:, 1:], reduction="sum").item()
     bits = nats / math.log(2) / sum(len(text) for text in texts)
     assert ours["rolling"]["bits_per_byte,none"] == pytest.approx(bits, abs=1e-5)
+
+
+@pytest.mark.parametrize("eot_id, newline, first", [(0, [5], 0), (9, [5], 9), (None, [5], 5), (None, None, 0)])
+def test_a_text_is_read_after_the_end_of_another_else_after_a_newline(eot_id, newline, first):
+    def encode(text: str) -> list[int]:
+        if newline is None:
+            raise ValueError("not in the vocabulary")
+        return newline
+
+    assert first_token(SimpleNamespace(eot_id=eot_id, encode=encode)) == first

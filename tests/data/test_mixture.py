@@ -83,8 +83,9 @@ def test_after_any_number_of_samples_each_has_had_its_share(three, shares):
     source = data._windows(data.starts(7, np.arange(25_000)))[0][:, 0].numpy() // 100_000
     for k, share in enumerate(shares):
         had = np.cumsum(source == k)
-        assert np.abs(had - share * np.arange(1, 25_001)).max() < len(shares)
+        assert np.abs(had - share * np.arange(1, 25_001)).max() < 1
         assert abs(had[-1] / 25_000 - share) < 1e-3
+    assert shares != (0.7, 0.3) or "".join("abc"[k] for k in source[:10]) == "abaaabaaba"  # as mixture.py says
 
 
 def test_each_directory_is_read_as_it_is_alone_without_replacement(three):
@@ -96,6 +97,9 @@ def test_each_directory_is_read_as_it_is_alone_without_replacement(three):
         assert torch.equal(mine, alone.batch(7 + k, 0, len(mine))[0])
         epoch = mine[: alone.windows_per_epoch, 0]
         assert len(epoch.unique()) == alone.windows_per_epoch
+        later = data.batch(7, 2 * PERIOD, 30)[0]
+        mine = later[later[:, 0] // 100_000 == k]
+        assert torch.equal(mine, alone.batch(7 + k, 2 * (7000, 3000)[k], len(mine))[0])
 
 
 def test_the_same_samples_whatever_the_batch_split(three):

@@ -33,6 +33,13 @@ def hostile(request, tmp_path):
     }[request.param]
 
 
+@pytest.mark.parametrize("read", [read_characters, read_checkpoint])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_only_a_regular_file_is_read(tmp_path, read, make):
+    make(tmp_path / "file")
+    assert one_line(read, tmp_path / "file") == f"{tmp_path / 'file'} is not a regular file"
+
+
 def one_line(read, path) -> str:
     with pytest.raises(ValueError) as error:
         read(path)

@@ -1,4 +1,5 @@
 import json
+import os
 from functools import cache
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_character_tokenizer_survives_saving_and_reads_the_same_in_tokenizers(tm
     assert reference.decode(reference.encode(MIXED).ids) == again.decode(again.encode(MIXED)) == MIXED
 
 
-@pytest.mark.parametrize("strange", ["é", "😀"])
+@pytest.mark.parametrize("strange", ["é", "😀", "c"])  # c comes right behind the last known one
 def test_an_unknown_character_is_named_with_its_place(strange):
     with pytest.raises(ValueError, match=f"character '{strange}' .position 2. is not among the 2 .*: ab"):
         CharTokenizer.train("abab").encode("ab" + strange)
@@ -67,6 +68,68 @@ def test_gpt2_survives_saving_and_reads_the_same_in_tokenizers(gpt2_files, tmp_p
     assert 50256 not in gpt2.encode(MIXED)  # written out, a special token is plain text
 
 
+def test_gpt2_is_written_with_the_split_that_readers_in_other_languages_know(gpt2_files, tmp_path):
+    gpt2 = BPETokenizer.gpt2()
+    gpt2.save(tmp_path)
+    there = json.loads((tmp_path / "tokenizer.json").read_text())
+    # as in openai-community/gpt2's tokenizer.json, but for add_prefix_space and trim_offsets, which change no id
+    assert there["pre_tokenizer"] == {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True
+    }  # fmt: skip
+    older = [{"type": "Split", "pattern": {"Regex": gpt2.encoding._pat_str}, "behavior": "Isolated", "invert": False}]
+    older.append(there["pre_tokenizer"] | {"use_regex": False})
+    published, text = load_tokenizer(tmp_path), MIXED + "\n\n\t x'S don't 3½²\u2003 \xa0 ٣ \r\n" + " " * 70
+    reference = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    there["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": older}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(there))
+    before = load_tokenizer(tmp_path)
+    assert type(published) is type(before) is BPETokenizer
+    reference.encode_special_tokens = True
+    for some in (published, before, gpt2):
+        assert some.encode(text).tolist() == reference.encode(text).ids
+
+
+def test_a_byte_level_tokenizer_that_lacks_bytes_is_not_given_to_tiktoken(tmp_path):
+    BPETokenizer(small_tiktoken()).save(tmp_path)
+    there = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocab = there["model"]["vocab"]
+    vocab["aa"] = vocab.pop("z")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(there))
+    assert type(load_tokenizer(tmp_path)) is HFTokenizer
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_only_a_regular_file_is_read(tmp_path, make):
+    make(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"is damaged .*tokenizer\.json is not a regular file"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "meta.json").touch()  # ours, not nanoGPT's
+    with pytest.raises(ValueError, match="is not a regular file"):
+        check_same(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"eos_token": [1]}', '{"eos_token": {"content": 5}}'])
+def test_an_odd_tokenizer_config_is_one_line_or_names_no_end(tmp_path, content):
+    HFTokenizer(trained()).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    if content.startswith('{"'):
+        assert load_tokenizer(tmp_path).eot_id == 0
+    else:
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json cannot be read"):
+            load_tokenizer(tmp_path)
+
+
+def test_ids_without_a_token_are_marked(gpt2_files):
+    for some in (CharTokenizer("ab"), ByteTokenizer(), BPETokenizer(small_tiktoken())):
+        assert some.decode([*some.encode("ab"), 301]) == "ab\ufffd"
+
+
+def test_what_a_library_cannot_encode_is_a_mistake_of_the_users():
+    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="<unk>"))
+    with pytest.raises(ValueError, match=r"the tokenizer cannot read this text .*Missing .UNK. token"):
+        HFTokenizer(words).encode("b")
+
+
 def test_merges_are_those_that_gpt2_was_published_with(gpt2_files):
     pairs = merges(BPETokenizer.gpt2().encoding._mergeable_ranks)
     assert len(pairs) == 50000
@@ -78,7 +141,14 @@ def test_merges_are_those_that_gpt2_was_published_with(gpt2_files):
     [
         (None, "tokenizer.json is missing"),
         ("{", "is damaged"),
-        (json.dumps({"model": {"type": "Unigram"}, "decoder": {"type": "Metaspace"}}), "is damaged .Missing vocab"),
+        ("[]", "is damaged .*no JSON object"),
+        ("[" * 100_000, "is damaged .*RecursionError"),
+        ('{"model": {"type": "WordLevel", "vocab": {}}, "added_tokens": []}', "its vocabulary is empty"),
+        ('{"model": {"type": "BPE", "vocab": {"a": 1000000000}}}', "it gives 'a' the id 1000000000"),
+        ('{"model": {"type": "BPE", "vocab": {"a": -1}}}', "it gives 'a' the id -1"),
+        ('{"model": {"type": "BPE", "vocab": {"a": [0]}}}', "it gives 'a' the id .0."),
+        ('{"model": {"type": "BPE", "vocab": {"a": 0}}, "added_tokens": [7]}', "is damaged .TypeError"),
+        (json.dumps({"model": {"type": "Unigram"}, "decoder": {"type": "Metaspace"}}), "is damaged .*'vocab'"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path, content, message):
@@ -278,3 +348,13 @@ def test_batches_of_gpt2_are_its_single_encodings(gpt2_files):
     for text, ids in zip(texts, gpt2.encode_batch(texts), strict=True):
         assert np.array_equal(ids, gpt2.encode(text))
         assert gpt2.decode(ids) == text
+
+
+def test_ids_may_leave_numbers_out():
+    assert HFTokenizer(Tokenizer(models.WordLevel({"a": 0, "b": 6}, unk_token="a"))).vocab_size == 7
+
+
+def test_spaces_around_a_special_token_stay_in_the_saved_tokenizer(tmp_path):
+    ByteTokenizer().save(tmp_path)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert saved.encode("a <|endoftext|> b").ids == [97, 32, 256, 32, 98]

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanogpt.data.tokenizer import BPETokenizer, load_tokenizer
+from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
 from nanogpt.data.tokens import TokenDataset, Tokens, permute
 
 
@@ -23,6 +23,13 @@ def numbered(directory, tokens: int, block_size: int, split: str = "train") -> T
     meta = {"vocab_size": tokens, "dtype": "uint32", "splits": {"train": counts, "val": counts}}
     (directory / "meta.json").write_text(json.dumps(meta))
     return TokenDataset(directory, split, block_size)
+
+
+def change(directory, split: str, **values) -> None:
+    """Changes what meta.json says of a split."""
+    meta = json.loads((directory / "meta.json").read_text())
+    meta["splits"][split] |= values
+    (directory / "meta.json").write_text(json.dumps(meta))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 1000])
@@ -71,7 +78,7 @@ def test_the_same_samples_whatever_the_batch_split(tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("tokens", [17, 100, 1009])
+@pytest.mark.parametrize("tokens", [17, 66, 100, 1009])  # 66: the last token alone in a batch
 def test_whole_split_predicts_every_token_once(tmp_path, tokens, processes):
     data = numbered(tmp_path, tokens, 16, "val")
     shares = [list(data.whole_split(4, process, processes)) for process in range(processes)]
@@ -99,6 +106,58 @@ def test_damaged_data_is_named(tmp_path, spoil, message):
     spoil(tmp_path)
     with pytest.raises(ValueError, match=message):
         TokenDataset(tmp_path, "train", 16)
+
+
+@pytest.mark.parametrize("file", ["/dev/zero", "../train.bin", "a/../train.bin", "..", "", 5, "a/train.bin"])
+def test_files_of_a_split_lie_in_the_directory(tmp_path, file):
+    numbered(tmp_path, 1000, 16)
+    change(tmp_path, "train", files=[file])
+    with pytest.raises(ValueError, match=r"meta\.json is damaged .*train: files is .*not a list of names in this dir"):
+        TokenDataset(tmp_path, "train", 16)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"tokens": True}, "tokens is 'True'"),
+        ({"tokens": 10**30}, "tokens is '1000000"),
+        ({"bytes": -1}, "bytes is '-1'"),
+        ({"bytes": 0}, "1000 tokens have 0 bytes of text"),
+        ({"largest": [3]}, r"largest is '\[3\]'"),
+        ({"files": []}, r"files is '\[\]'"),
+        ({"sha256": 5}, "sha256 is '5'"),
+    ],
+)
+def test_odd_counts_are_named(tmp_path, values, message):
+    numbered(tmp_path, 1000, 16)
+    change(tmp_path, "train", **values)
+    with pytest.raises(ValueError, match=f"meta.json is damaged .*train: {message}.*: prepare the data again"):
+        TokenDataset(tmp_path, "train", 16)
+
+
+@pytest.mark.parametrize(
+    "values", [{"vocab_size": 10**9}, {"vocab_size": "7"}, {"vocab_size": 0}, {"dtype": "O"}, {"dtype": ["uint16"]}]
+)
+def test_a_vocabulary_or_dtype_that_cannot_be_is_named(tmp_path, values):
+    numbered(tmp_path, 1000, 16)
+    CharTokenizer("ab").save(tmp_path)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    (tmp_path / "meta.json").write_text(json.dumps(meta | {"vocab_size": 300} | values))
+    with pytest.raises(ValueError, match=f"meta.json is damaged .*{next(iter(values))} is "):
+        TokenDataset(tmp_path, "train", 16)
+
+
+@pytest.mark.parametrize("name", ["meta.json", ".scan.json", "train.bin"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_only_regular_files_are_read(tmp_path, name, make):
+    numbered(tmp_path, 1000, 16)
+    (tmp_path / name).unlink(missing_ok=True)
+    make(tmp_path / name)
+    if name == ".scan.json":
+        assert len(TokenDataset(tmp_path, "train", 16).tokens) == 1000
+    else:
+        with pytest.raises(ValueError, match=f"{name} is (missing|damaged .*not a regular file)"):
+            TokenDataset(tmp_path, "train", 16)
 
 
 def test_ids_beyond_the_vocabulary_are_named(tmp_path):
@@ -268,3 +327,15 @@ def test_memory_stays_flat_while_a_file_is_read(tmp_path):
         if step % 100 == 0:
             largest = max(largest, process.memory_info().rss)
     assert largest - before < 150e6
+
+
+def test_tokens_newer_than_what_meta_json_says_of_them_are_looked_through(tmp_path):
+    numbered(tmp_path, 1000, 16)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    meta["splits"]["train"]["largest"] = 3
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    for nanoseconds, found in ((1, 3), (3, 999)):
+        os.utime(tmp_path / "meta.json", ns=(0, 2))
+        os.utime(tmp_path / "train.bin", ns=(0, nanoseconds))
+        with pytest.raises(ValueError, match=f"contains token {found}, but the vocabulary has 3 tokens"):
+            TokenDataset(tmp_path, "train", 16, vocab_size=3)

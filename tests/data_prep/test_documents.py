@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import io
 import sys
 
 import pyarrow
@@ -10,10 +9,23 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from texts import KINDS, SCRIPTS, documents, documents_in, expected, is_val, save_as, silent, tokens, write_jsonl
+from texts import (
+    KINDS,
+    SCRIPTS,
+    documents,
+    documents_in,
+    expected,
+    is_val,
+    save_as,
+    sha256,
+    silent,
+    tokens,
+    write_jsonl,
+)
 
+from data_prep import documents as reading
 from data_prep import text
-from data_prep.documents import Corpus, find_cut, passages
+from data_prep.documents import Corpus, find_cut, measure, passages
 from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 
@@ -36,9 +48,9 @@ def test_every_format_gives_the_documents_with_end_of_text_tokens(tmp_path, kind
 
 
 def test_a_folder_is_read_in_the_order_of_names_each_file_a_document(tmp_path):
-    texts = [t[:600] for t in documents(150)]  # none is larger than a hundredth of all
+    texts = documents(20)
     for i, t in enumerate(texts):
-        path = tmp_path / "in" / f"{i // 50}" / f"{i:03}.{'md' if i % 2 else 'txt'}"
+        path = tmp_path / "in" / f"{i // 10}" / f"{i:03}.{'md' if i % 2 else 'txt'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(t.encode())
     (tmp_path / "in" / "picture.png").write_bytes(b"\xff\xd8")
@@ -56,21 +68,30 @@ def test_every_script_and_control_character_comes_through(tmp_path, strange):
     text.prepare([write_jsonl(tmp_path / "in.jsonl", texts)], tmp_path / "data", "bytes", 0.2, say=silent)
     assert documents_in(tmp_path / "data") == sorted(texts)
     (tmp_path / "in.txt").write_bytes("\n".join(texts).encode())
-    text.prepare([str(tmp_path / "in.txt")], tmp_path / "char", "char", 0.2, say=silent)
+    text.prepare([str(tmp_path / "in.txt")], tmp_path / "char", "char", 0.2, errors="replace", say=silent)
     chars = load_tokenizer(tmp_path / "char")
     assert sorted(chars.characters) == sorted(set("\n".join(texts)) | {"\n"})
 
 
-def test_a_text_file_alone_is_divided_at_line_beginnings_and_nothing_is_lost(tmp_path, text_file):
-    meta = text.prepare([str(text_file)], tmp_path / "data", "bytes", 0.1, say=silent)
-    whole = text_file.read_text()
+def test_a_text_file_alone_is_cut_once_as_nanogpt_does(tmp_path, text_file):
+    """The reference is nanoGPT's prepare.py: data[: int(n * 0.9)] and data[int(n * 0.9) :]."""
+    meta = text.prepare([str(text_file)], tmp_path / "data", "char", say=silent)
+    data = text_file.read_text()
+    ids = {character: i for i, character in enumerate(sorted(set(data)))}
+    n = len(data)
+    assert tokens(tmp_path / "data", "train").tolist() == [ids[c] for c in data[: int(n * 0.9)]]
+    assert tokens(tmp_path / "data", "val").tolist() == [ids[c] for c in data[int(n * 0.9) :]]
     assert sum(meta["splits"][s]["documents"] for s in ("train", "val")) == 1
-    assert sum(meta["splits"][s]["bytes"] for s in ("train", "val")) == len(whole.encode())
-    assert 0.02 < meta["splits"]["val"]["bytes"] / len(whole.encode()) < 0.25
-    assert tokens(tmp_path / "data", "train")[0] in (whole.encode()[0], *b"FS")
-    pieces = list(Corpus([str(text_file)]).pieces())
+    assert sum(meta["splits"][s]["bytes"] for s in ("train", "val")) == n
+
+
+def test_a_long_text_comes_in_pieces_that_begin_with_a_line(monkeypatch, text_file):
+    monkeypatch.setattr(reading, "PIECE", 1 << 10)
+    whole, pieces = text_file.read_text(), list(Corpus([str(text_file)]).pieces())
+    assert len(pieces) > 20
     assert "".join(piece.text for piece in pieces) == whole
     assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert {piece.digest for piece in pieces} == {measure([whole])[1]}
     for piece in pieces[1:]:
         assert piece.text[0].isupper()  # a line of the text begins with a capital
 
@@ -78,17 +99,16 @@ def test_a_text_file_alone_is_divided_at_line_beginnings_and_nothing_is_lost(tmp
 @given(st.text(alphabet="ab \n\r", max_size=200), st.integers(1, 20), st.integers(1, 50))
 def test_pieces_put_together_are_the_document(document, size, block):
     blocks = [(i, document[i : i + block]) for i in range(0, len(document), block)]
-    found = list(passages(blocks, size))
-    assert "".join(piece for _, piece, _ in found) == document
-    assert all(len(piece) <= size for _, piece, _ in found)
-    assert [last for *_, last in found] == [False] * (len(found) - 1) + [True] * bool(found)
-    assert [piece for _, piece, _ in found] == [piece for _, piece, _ in passages([(0, document)], size)]
+    found = [piece for _, piece in passages(blocks, size)]
+    assert "".join(found) == document
+    assert all(len(piece) <= size for piece in found)
+    assert found == [piece for _, piece in passages([(0, document)], size)]
 
 
 def test_texts_are_cut_where_gpt2_cuts_too(gpt2_files):
     gpt2 = BPETokenizer.gpt2()
     whole = "\n\n".join(documents(40))
-    pieces = [piece for _, piece, _ in passages([(0, whole)], 500)]
+    pieces = [piece for _, piece in passages([(0, whole)], 500)]
     assert len(pieces) > 50
     assert [i for piece in pieces for i in gpt2.encode(piece)] == gpt2.encode(whole).tolist()
     assert find_cut("ab\n\ncd\nef", 8) == 7
@@ -103,14 +123,15 @@ def test_reading_begins_at_any_document(tmp_path, kind, first):
     assert [piece.at for piece in pieces] == sorted(piece.at for piece in pieces)
 
 
-def test_standard_input_is_a_document(tmp_path, monkeypatch, text):
-    from data_prep.text import prepare
-
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(text.encode()))))
-    meta = prepare(["-"], tmp_path / "data", "bytes", 0.3, say=silent)
-    assert sum(meta["splits"][s]["bytes"] for s in ("train", "val")) == len(text)
-    with pytest.raises(ValueError, match="standard input can be read once"):
-        prepare(["-"], tmp_path / "data", "char", say=silent)
+def test_standard_input_is_a_document_like_the_same_file(tmp_path, monkeypatch, text_file):
+    for out, name in (("file", str(text_file)), ("stdin", "-")):
+        with open(text_file) as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            text.prepare([name], tmp_path / out, "char", say=silent)
+    assert sha256(tmp_path / "stdin") == sha256(tmp_path / "file")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input is closed"):
+        Corpus(["-"])
 
 
 def test_a_directory_that_datasets_reads_is_streamed(tmp_path):
@@ -122,11 +143,12 @@ def test_a_directory_that_datasets_reads_is_streamed(tmp_path):
     assert "".join(sorted("".join(documents_in(tmp_path / "data")))) == "".join(sorted("".join(texts)))
 
 
-def test_small_files_are_divided_among_shards_without_loss(tmp_path):
+def test_small_files_are_divided_among_shards_without_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "PIECE", 1 << 9)
     for i in range(300):
         (tmp_path / f"{i}.txt").write_text(f"text {i}")
     (tmp_path / "packed.txt.gz").write_bytes(gzip.compress(b"packed " * 100))
-    assert len(list(Corpus([str(tmp_path)]).pieces())) > 300
+    assert len(list(Corpus([str(tmp_path)]).pieces())) > 301
     shards = [list(Corpus([str(tmp_path)], shard=(i, 3)).pieces()) for i in (1, 2, 3)]
     assert [piece for shard in shards for piece in shard] == list(Corpus([str(tmp_path)]).pieces())
     with pytest.raises(ValueError, match="cannot be divided together with other inputs, and - not at all"):
@@ -168,7 +190,9 @@ def test_what_is_not_utf8_is_named_with_its_offset_replaced_or_left_out(tmp_path
     skipped = "".join(documents_in(tmp_path / "skipped")) if kind != "txt" else decode_all(tmp_path / "skipped")
     assert "200" not in skipped
     assert "line 399" in skipped
-    assert said[0] == "1 pieces were not UTF-8 and are left out"
+    assert "1 lines or files were no UTF-8 text and are left out" in said
+    if kind == "txt":  # only the line is left out
+        assert skipped == replaced.replace("l\ufffd\ufffdne 200\n", "")
 
 
 def decode_all(directory) -> str:
@@ -234,3 +258,15 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(f'{{"text": "{i} \\ud83d|\\ud83d\\ude00"}}\n' for i in range(100)))
     text.prepare([str(tmp_path / "in.jsonl")], tmp_path / "data", "bytes", 0.2, say=silent)
     assert documents_in(tmp_path / "data") == sorted(f"{i} \ufffd|😀" for i in range(100))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffirst line\n" + b"and so on\n" * 100)
+    (tmp_path / "b.csv").write_bytes(b"\xef\xbb\xbftext\nsecond\n")
+    found = "".join(piece.text for piece in Corpus([str(tmp_path / "a.txt"), str(tmp_path / "b.csv")]).pieces())
+    assert found.startswith("first line\nand so") and found.endswith("\nsecond")
+
+
+def test_tabs_separate_the_columns_of_a_tsv(tmp_path):
+    (tmp_path / "a.tsv").write_text("id\ttext\n1\tone, two\n")
+    assert [piece.text for piece in Corpus([str(tmp_path / "a.tsv")]).pieces()] == ["one, two"]

@@ -47,9 +47,17 @@ def test_what_datatrove_writes_on_a_local_executor_is_read_in_place(tmp_path):
 
 def test_files_of_another_tokenizer_are_refused(tmp_path):
     for name in ("a.ds", "b.ds"):
-        np.array([1, 2, 300], dtype="<u2").tofile(tmp_path / name)
-    with pytest.raises(ValueError, match=r"a.ds contains token 300: it was not made with this tokenizer .bytes"):
+        np.array([1, 2, 257], dtype="<u2").tofile(tmp_path / name)
+    with pytest.raises(ValueError, match=r"a.ds contains token 257: it was not made with this tokenizer .bytes"):
         from_datatrove.describe(tmp_path, "bytes")
     (tmp_path / "b.ds").unlink()
     with pytest.raises(ValueError, match=r"has 1 files that end with .ds: it takes two"):
         from_datatrove.describe(tmp_path, "bytes")
+
+
+@pytest.mark.parametrize("fraction, files", [(0.01, 1), (0.2, 1), (0.3, 2), (0.9, 3)])
+def test_the_last_files_as_many_as_the_fraction_asks_for_are_for_validation(tmp_path, fraction, files):
+    for i, tokens in enumerate((400, 300, 100, 200)):
+        np.full(tokens, 65, dtype="<u2").tofile(tmp_path / f"{i}.ds")
+    meta = from_datatrove.describe(tmp_path, "bytes", fraction, say=lambda text: None)
+    assert meta["splits"]["val"]["files"] == [f"{i}.ds" for i in range(4)][-files:]

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 from texts import documents, expected, fork, is_val, save_as, sha256, silent, tokens, write_jsonl
 
+from data_prep import documents as reading
 from data_prep import merge, text
 from data_prep.documents import Corpus
 from nanogpt.data.tokens import TokenDataset
@@ -15,8 +16,8 @@ from nanogpt.data.tokens import TokenDataset
 
 def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
     (tmp_path / "set").mkdir()
-    for i in range(3):
-        table = pyarrow.table({"text": documents()[100 * i : 100 * i + 100]})
+    for i in range(6):
+        table = pyarrow.table({"text": documents()[50 * i : 50 * i + 50]})
         pyarrow.parquet.write_table(table, tmp_path / "set" / f"{i}.parquet")
     common = {"inputs": [f"hf:{tmp_path / 'set'}"], "tokenizer": "bytes", "val_fraction": 0.1, "say": silent}
     text.prepare(**common, out=tmp_path / "once")
@@ -26,15 +27,16 @@ def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
     meta = merge.merge(tmp_path / "parts", one_file=True, say=silent)
     assert sha256(tmp_path / "parts") == sha256(tmp_path / "once")
     assert meta["splits"]["train"]["documents"] == sum(not is_val(t, 0.1) for t in documents())
-    with pytest.raises(ValueError, match="has 3 files: it cannot be divided into 4 shards"):
-        text.prepare(**common, out=tmp_path / "more", shard=(1, 4))
+    with pytest.raises(ValueError, match="has 6 files: it cannot be divided into 7 shards"):
+        text.prepare(**common, out=tmp_path / "more", shard=(1, 7))
     corpus = Corpus(common["inputs"])
     assert list(corpus.pieces(0, 150)) == list(corpus.pieces())[150:]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt", "jsonl.gz"])
 @pytest.mark.parametrize("one_file", [False, True])
-def test_four_shards_on_four_processes_merge_to_the_same_bytes(tmp_path, kind, one_file):
+def test_four_shards_on_four_processes_merge_to_the_same_bytes(tmp_path, monkeypatch, kind, one_file):
+    monkeypatch.setattr(reading, "PIECE", 1 << 12)
     texts = documents()
     if kind == "txt":
         (tmp_path / "input.txt").write_text("\n\n".join(texts))
@@ -82,3 +84,13 @@ def test_parts_that_are_missing_changed_or_of_other_data_are_named(tmp_path):
         file.write(b"\1\1")
     with pytest.raises(ValueError, match=r"train-00003.bin is not what was written: its SHA-256 differs"):
         merge.merge(tmp_path / "data")
+
+
+def test_the_largest_token_is_that_of_all_parts_and_no_part_is_overwritten(tmp_path):
+    inputs = [write_jsonl(tmp_path / f"{c[0]}.jsonl", [c + i * c[0] for i in range(50)]) for c in ("abc", "xyz")]
+    for out, i in (("one", 1), ("one", 2), ("two", 2)):
+        text.prepare(inputs, tmp_path / out, "char", 0.5, shard=(i, 2), say=silent)
+    with pytest.raises(ValueError, match=r"train-00002.bin exists, and nothing is overwritten"):
+        merge.merge(tmp_path / "one", [tmp_path / "two"])
+    meta = merge.merge(tmp_path / "one", say=silent)
+    assert [meta["splits"][split]["largest"] for split in ("train", "val")] == [6, 6]  # newline and six letters

@@ -224,4 +224,4 @@ def every_flag() -> frozenset[str]:
     for path in sorted((ROOT / "data_prep").glob("*.py")):
         if '__name__ == "__main__"' in path.read_text(encoding="utf-8"):
             flags |= flags_of(parser_of(f"data_prep.{path.stem}"))
-    return frozenset(flags | flags_of(parser_of("recipes/eval_gpt2.py")))
+    return frozenset(flags.union(*(flags_of(parser_of(f)) for f in ("recipes/eval_gpt2.py", "tests/mutations.py"))))

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 from safetensors.torch import load
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.data.tokenizer import CharTokenizer
-from nanogpt.hub.client import WANTED
+from nanogpt.hub.client import WANTED, download, make_repository
 
 BIN = Path(sys.executable).parent
 
@@ -121,3 +123,22 @@ def test_a_recipe_pushes_at_the_end_and_stops_at_the_start_where_it_could_not(hu
     refused = run("hf_bob", "--out_dir=out/second")
     assert refused.returncode == 2 and "does not let this token write to alice/model" in refused.stderr
     assert not (tmp_path / "out" / "second").exists()
+
+
+def test_what_is_asked_of_the_hub(monkeypatch):
+    asked = []
+
+    def ask(name):
+        return lambda *args, **kwargs: asked.append((name, *args, kwargs)) or "directory"
+
+    calls = {name: ask(name) for name in ("whoami", "create_repo", "auth_check", "create_branch")}
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(**calls))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", ask("download"))
+    make_repository("me/model", private=True, revision="trial")
+    assert asked[1:] == [
+        ("create_repo", "me/model", {"private": True, "exist_ok": True}),
+        ("auth_check", "me/model", {"write": True}),
+        ("create_branch", "me/model", {"branch": "trial", "exist_ok": True}),
+    ]
+    assert download("me/model", "v1") == Path("directory")
+    assert asked[-1] == ("download", "me/model", {"revision": "v1", "allow_patterns": list(WANTED)})

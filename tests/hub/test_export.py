@@ -13,6 +13,7 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 from test_checkpoint import seal_again
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+import nanogpt.hub.load
 from data_prep import writer
 from nanogpt import GPT, checkpoint
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer, HFTokenizer, load_tokenizer
@@ -73,7 +74,9 @@ def test_exports_of_every_kind_reproduce_logits_and_greedy_tokens(tmp_path, gpt2
 
 def test_what_an_export_holds(run, tmp_path, capsys):
     to = export.export(run, tmp_path / "export")
-    assert capsys.readouterr().out.startswith(f"{to}: Qwen3ForCausalLM, verified: logits differ by")
+    *notes, verified = capsys.readouterr().out.splitlines()
+    assert verified.startswith(f"{to}: Qwen3ForCausalLM, verified: logits differ by")
+    assert "no room for one to pad with" in notes[0] and "characters that the model does not know" in notes[1]
     assert {p.name for p in to.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
         *("README.md", "training_curve.png"),
@@ -81,7 +84,10 @@ def test_what_an_export_holds(run, tmp_path, capsys):
     config = json.loads((to / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"] and "auto_map" not in config
     assert (config["vocab_size"], config["max_position_embeddings"]) == (70, 32)
-    assert config["eos_token_id"] is None and config["bos_token_id"] is None  # every token is a character
+    assert [config[f"{kind}_token_id"] for kind in ("eos", "bos", "pad")] == [None] * 3  # every token is a character
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500.0  # for transformers 4 and mlx-lm
+    generation = json.loads((to / "generation_config.json").read_text())
+    assert generation["max_new_tokens"] == 16 and "max_length" not in generation
     assert load_file(to / "model.safetensors")["model.embed_tokens.weight"].shape == (70, 32)
     assert (to / card.CURVE).read_bytes().startswith(b"\x89PNG")
 
@@ -94,16 +100,58 @@ def test_end_of_text_and_context_are_those_of_the_model(tmp_path, gpt2_files):
     words = AutoTokenizer.from_pretrained(to)
     assert (words.eos_token, words.eos_token_id, words.model_max_length) == ("<|endoftext|>", 50256, 32)
     assert GenerationConfig.from_pretrained(to).eos_token_id == 50256
+    assert (words.pad_token, words.pad_token_id, GenerationConfig.from_pretrained(to).pad_token_id) == (
+        *("<|endoftext|>", 50256, 50256),
+    )
+    config = json.loads((to / "config.json").read_text())
+    assert config["n_ctx"] == config["n_positions"] == 32 and "rope_theta" not in config
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama"])
+def test_batches_of_different_lengths_are_padded_with_a_new_token_where_there_is_room(tmp_path, case):
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
+
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES[case], vocab_size=72), CharTokenizer(CHARACTERS))
+    to = export.export(tmp_path / "run", tmp_path / "export")
+    words, model = AutoTokenizer.from_pretrained(to), AutoModelForCausalLM.from_pretrained(to)
+    assert (words.pad_token, words.pad_token_id, model.config.pad_token_id) == ("<pad>", 70, 70)
+    batch = words(["ROMEO", "JULIET:"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        alone = model(words("ROMEO", return_tensors="pt")["input_ids"]).logits
+    torch.testing.assert_close(logits[0, :5], alone[0], atol=1e-5, rtol=1e-5)
+    collated = DataCollatorForLanguageModeling(words, mlm=False)([words("ROMEO"), words("JULIET:")])
+    assert collated["labels"][0].tolist()[5:] == [-100, -100]
+    assert type(load(to)[1]) is CharTokenizer and load(to)[1].vocab_size == 70
+
+
+def test_an_unknown_character_is_read_as_a_known_one_and_the_card_says_so(tmp_path):
+    from transformers import AutoTokenizer
+
+    characters = CHARACTERS[:-1] + " "
+    make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer("".join(sorted(characters))))
+    to = export.export(tmp_path / "run", tmp_path / "export")
+    words = AutoTokenizer.from_pretrained(to)
+    assert words.decode(words("Aé你B")["input_ids"], skip_special_tokens=True) == "A  B"
+    assert "characters that the model does not know are read as ' '" in (to / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"character 'é' .position 1. is not among the 70"):
+        load(to)[1].encode("Aé")
 
 
 @pytest.mark.parametrize("case", ["gpt2", "qwen3"])
-def test_the_pipeline_writes_within_the_context_without_being_told(tmp_path, case):
+def test_the_pipeline_writes_within_the_context_without_being_told(tmp_path, case, capsys):
     from transformers import pipeline
 
     make_checkpoint(tmp_path / "run", CASES[case], CharTokenizer(CHARACTERS))
     to = export.export(tmp_path / "run", tmp_path / "export")
-    text = pipeline("text-generation", str(to))("ROMEO:")[0]["generated_text"]
-    assert text.startswith("ROMEO:") and len(text) == 32  # a character a token; GPT-2 would crash at the 33rd
+    write = pipeline("text-generation", str(to))
+    text = write("ROMEO:")[0]["generated_text"]
+    assert (
+        text.startswith("ROMEO:") and len(text) == 6 + 16
+    )  # half the context; GPT-2 would crash at the 33rd character
+    capsys.readouterr()
+    assert len(write("ROMEO:", max_new_tokens=5)[0]["generated_text"]) == 11
+    assert "max_length" not in capsys.readouterr().err  # "both max_new_tokens and max_length seem to have been set"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -119,8 +167,8 @@ def test_a_wrong_export_is_caught_and_removed(tmp_path, monkeypatch, damage):
     make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS))
     right = weights.to_transformers
 
-    def wrong(model, eot_id):
-        native = right(model, eot_id)
+    def wrong(*arguments):
+        native = right(*arguments)
         attention = native.transformer.h[1].attn
         with torch.no_grad():
             if damage == "transposed":
@@ -141,8 +189,8 @@ def test_a_wrong_export_is_caught_and_removed(tmp_path, monkeypatch, damage):
 def test_a_wrong_tokenizer_is_caught(run, tmp_path, monkeypatch):
     right = export.write
 
-    def wrong(directory, native, words, block_size):
-        right(directory, native, words, block_size)
+    def wrong(directory, *arguments):
+        right(directory, *arguments)
         CharTokenizer(CHARACTERS[::-1]).save(directory)
 
     monkeypatch.setattr(export, "write", wrong)
@@ -159,6 +207,47 @@ def test_a_full_disk_leaves_nothing_behind(run, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export.export(run, tmp_path / "export")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("target", ["nothing", "empty", "file"])
+@pytest.mark.parametrize("format", ["transformers", "nanogpt"])
+def test_a_symbolic_link_is_refused_before_anything_is_read(tmp_path, target, format):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    with pytest.raises(ValueError, match="link is a symbolic link: name what it points to, or another path"):
+        export.export(tmp_path / "no run", tmp_path / "link", format=format)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("when", ["weights", "tokenizer", "story"])
+def test_a_checkpoint_that_its_run_removes_meanwhile_is_replaced_by_the_next(run, tmp_path, monkeypatch, when):
+    """As `checkpoint.prune` does it: another name, then removed."""
+    words, said = CharTokenizer(CHARACTERS), []
+    first = (run / "best").resolve()
+    part = {"weights": (checkpoint, "load_model"), "tokenizer": (nanogpt.hub.load, "load_tokenizer")}
+    module, name = part.get(when, (card, "read"))
+    right = getattr(module, name)
+
+    def prunes_first(path, *arguments, **options):
+        if path == first and first.is_dir():
+            first.rename(run / ".tmp-removed")
+            make_checkpoint(run, CASES["qwen3"], words, seed=1).rename(run / "step-000009")
+        return right(path, *arguments, **options)
+
+    monkeypatch.setattr(module, name, prunes_first)
+    to = export.export(run, tmp_path / "export", say=said.append)
+    assert "step-000007 was removed while it was read: taking the next" in said
+    assert load(to)[2] is None and "verified" in said[-1]
+
+
+def test_a_checkpoint_that_is_damaged_but_there_is_not_read_for_ever(run, monkeypatch):
+    def damaged(*arguments, **options):
+        raise ValueError("damaged")
+
+    monkeypatch.setattr(checkpoint, "load_model", damaged)
+    with pytest.raises(ValueError, match="damaged"):
+        load(run)
 
 
 def test_an_existing_directory_is_never_overwritten(run, tmp_path):
@@ -219,7 +308,7 @@ def test_an_export_is_compared_on_the_text_of_a_mixture(run, tmp_path, text):
     checkpoint.write_json(source / "config.json", config)
     seal_again(source)
     words = load_tokenizer(tmp_path / "a")
-    assert all(words.decode(row) in text for row in export.real_tokens(load(run)[0], source).tolist())
+    assert all(words.decode(row) in text for row in export.real_tokens(load(run)[0], card.read(source)).tolist())
 
 
 def test_a_continuation_that_differs_is_shown_from_there(run, tmp_path, monkeypatch):
@@ -229,7 +318,7 @@ def test_a_continuation_that_differs_is_shown_from_there(run, tmp_path, monkeypa
     wrong = [*theirs[:20], (theirs[20] + 1) % 70, *theirs[21:]]
     monkeypatch.setattr(export, "generate", lambda *args, **options: torch.tensor([wrong]))
     with pytest.raises(ValueError) as error:
-        export.verify(to, model, words, ids)
+        export.verify(to, model, words, ids, export.special_tokens(words, 70))
     assert str(error.value).endswith(f"it continues by {theirs[20:28]}, not by {wrong[20:28]}")
 
 

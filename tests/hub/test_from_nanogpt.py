@@ -14,61 +14,17 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from nanogpts import Theirs
 
-from nanogpt import TrainConfig, checkpoint
+from nanogpt import TrainConfig, checkpoint, rundir
 from nanogpt.commands import main
 from nanogpt.hub.from_nanogpt import import_checkpoint, resume_command
 from nanogpt.optim import lr_at
 
-ARGS = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 16, "dropout": 0.0}
 SETTINGS = {"batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 12, "eval_interval": 3, "eval_iters": 2}
 SETTINGS |= {"learning_rate": 1e-2, "min_lr": 1e-3, "warmup_iters": 2, "lr_decay_iters": 10, "decay_lr": True}
 SETTINGS |= {"weight_decay": 0.2, "beta1": 0.8, "beta2": 0.99, "grad_clip": 0.5, "log_interval": 1}
 SETTINGS |= {"always_save_checkpoint": True, "device": "cpu", "dtype": "bfloat16", "dataset": "made_up"}
-
-
-def block(C: int, bias: bool) -> nn.ModuleDict:
-    """A block with nanoGPT's names, in its order."""
-    attn = nn.ModuleDict({"c_attn": nn.Linear(C, 3 * C, bias), "c_proj": nn.Linear(C, C, bias)})
-    mlp = nn.ModuleDict({"c_fc": nn.Linear(C, 4 * C, bias), "c_proj": nn.Linear(4 * C, C, bias)})
-    return nn.ModuleDict(
-        {"ln_1": nn.LayerNorm(C, bias=bias), "attn": attn, "ln_2": nn.LayerNorm(C, bias=bias), "mlp": mlp}
-    )
-
-
-class Theirs(nn.Module):
-    """nanoGPT's model, written out: its names, tied embeddings, attention by an explicit softmax."""
-
-    def __init__(self, vocab_size: int, bias: bool):
-        super().__init__()
-        self.args = ARGS | {"vocab_size": vocab_size, "bias": bias}
-        C, layers, block_size = ARGS["n_embd"], ARGS["n_layer"], ARGS["block_size"]
-        self.transformer = nn.ModuleDict({"wte": nn.Embedding(vocab_size, C), "wpe": nn.Embedding(block_size, C)})
-        self.transformer["h"] = nn.ModuleList(block(C, bias) for _ in range(layers))
-        self.transformer["ln_f"] = nn.LayerNorm(C, bias=bias)
-        self.lm_head = nn.Linear(C, vocab_size, bias=False)
-        self.transformer["wte"].weight = self.lm_head.weight
-
-    def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        parts, H = self.transformer, ARGS["n_head"]
-        B, T = idx.shape
-        x = parts["wte"](idx) + parts["wpe"](torch.arange(T))
-        for layer in parts["h"]:
-            heads = layer["attn"]["c_attn"](layer["ln_1"](x)).view(B, T, 3, H, -1).permute(2, 0, 3, 1, 4)
-            q, k, v = heads
-            scores = q @ k.mT / math.sqrt(q.size(-1))
-            scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
-            y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, -1)
-            x = x + layer["attn"]["c_proj"](y)
-            x = x + layer["mlp"]["c_proj"](F.gelu(layer["mlp"]["c_fc"](layer["ln_2"](x))))
-        return self.lm_head(parts["ln_f"](x))
-
-    def optimizer(self) -> torch.optim.AdamW:
-        """nanoGPT's groups: what has two dimensions decays."""
-        decay = [p for p in self.parameters() if p.dim() >= 2]
-        rest = [p for p in self.parameters() if p.dim() < 2]
-        groups = [{"params": decay, "weight_decay": 0.2}, {"params": rest, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.99))
 
 
 def step(model: Theirs, optimizer, x: torch.Tensor, y: torch.Tensor, lr: float) -> float:
@@ -152,9 +108,9 @@ def test_training_goes_on_as_theirs_would(tmp_path, theirs_data, vocab_size, mak
         lr = 1e-3 + 0.5 * (1 + math.cos(math.pi * min(1, (i - 2) / 8))) * 9e-3
         assert lr_at(i, run.config) == pytest.approx(lr, abs=1e-12)
         expected = step(model, optimizer, *run.micro_batch(0), lr)
-        run.loss_sum.zero_()
+        run.tally.loss.zero_()
         run.step()
-        assert run.loss_sum.item() == pytest.approx(expected, abs=1e-5)
+        assert run.tally.loss.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_step_loss_and_settings_come_along(tmp_path, theirs_data, vocab_size):
@@ -257,10 +213,11 @@ def test_the_command_that_is_shown_goes_on(tmp_path, theirs_data, vocab_size, ca
     main(["import-nanogpt", str(path), "--data", str(theirs_data), "--out_dir", str(tmp_path / "out")])
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert command[:2] == ["accelerate", "launch"]
+    rundir.release(tmp_path / "out")  # as at the end of the command's process
     recipe = str(Path(__file__).parents[2] / command[2])
     done = subprocess.run([sys.executable, recipe, *command[3:], "--device=cpu"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "going on from step 3" in done.stdout and "other settings" not in done.stdout
+    assert "resuming from step 3" in done.stdout and "other settings" not in done.stdout
     assert (tmp_path / "out" / "step-000012").is_dir()
     main(["sample", str(tmp_path / "out"), "--max_new_tokens", "5", "--device", "cpu"])
 

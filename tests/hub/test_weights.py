@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import resource
 
 import pytest
 import torch
@@ -171,6 +173,47 @@ def test_a_model_that_ours_cannot_be_is_refused(tmp_path, config, message):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
         weights.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind, changes, message",
+    [
+        ("gpt2", {"n_layer": 10**9}, "n_layer=1000000000 is not a number of layers"),
+        ("qwen3", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is not a number of layers"),
+        ("llama", {"num_hidden_layers": "2"}, "num_hidden_layers=2 is not a number of layers"),
+        ("gpt2", {"n_layer": 5000}, "n_layer=5000 must be from 1 to 1000"),
+        ("gpt2", {"n_layer": 900}, "has 28 tensors, too few for 900 layers"),
+        ("gpt2", {"vocab_size": 6_000_000}, r"wte.weight has shape \(70, 32\), its config.json says \(6000000, 32\)"),
+        ("gpt2", {"vocab_size": 60_000_000}, "vocab_size=60000000 must be from 1 to 16777216"),
+        ("llama", {"vocab_size": 60}, r"embed_tokens.weight has shape \(70, 32\), its config.json says \(60, 32\)"),
+        ("gpt2", {"n_positions": 10**7}, r"wpe.weight has shape \(32, 32\), its config.json says"),
+        ("llama", {"intermediate_size": 10**6}, r"gate_proj.weight has shape \(96, 32\), its config.json says"),
+        ("qwen3", {"head_dim": 60_000}, r"q_norm.weight has shape|q_proj.weight has shape"),
+        ("llama", {"hidden_size": 10**30, "head_dim": 8}, "n_embd=1.* must be from 1 to 262144"),
+        ("gpt2", {"n_head": {"a": 1}}, "config.json is not a gpt2 model's configuration"),
+        ("llama", {"rope_parameters": 5}, "config.json is not a llama model's configuration"),
+        ("llama", {"rope_parameters": {"rope_type": [1] * 100}}, "config.json|rope_type="),
+    ],
+)
+def test_sizes_that_the_weights_do_not_have_are_refused_before_anything_is_built(tmp_path, kind, changes, message):
+    REFERENCES[kind]().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=message) as error:
+        GPT.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_only_regular_files_are_read(tmp_path, name, make):
+    REFERENCES["gpt2"]().save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} cannot be read.* is not a regular file"):
+        GPT.from_pretrained(tmp_path)
 
 
 def test_a_pickle_is_refused_with_the_reason(tmp_path):

@@ -11,6 +11,7 @@ sequences that fit into its memory.
 
 import json
 import sys
+from dataclasses import replace
 
 import accelerate
 import torch
@@ -62,7 +63,7 @@ if __name__ == "__main__":
         Accelerator = sharded
     for flags in json.loads(sys.argv[-1]):
         trouble = flags.pop("poison", []), flags.pop("room", 99)
-        run = Run(MODEL, TrainConfig(**TRAIN | flags))
+        run = Run(replace(MODEL, dropout=flags.pop("dropout", MODEL.dropout)), TrainConfig(**TRAIN | flags))
         if "--fsdp" in sys.argv:
             from torch.distributed.tensor import DTensor
 

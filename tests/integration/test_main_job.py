@@ -289,7 +289,7 @@ def test_resuming_from_half_written_and_empty_checkpoints(recipe, home):
     code, shown, err = recipe("--resume=auto")
     assert code == 0, err
     assert "step-000002 is not whole: optimizer.safetensors has 4 bytes" in shown
-    assert "going on from step 1" in shown
+    assert "resuming from step 1" in shown
     for step in out.glob("step-*"):
         shutil.rmtree(step)
         step.mkdir()

@@ -164,6 +164,35 @@ def test_the_dashboard_follows_a_run_that_trains_beside_a_hostile_one(page, tmp_
         assert samples.count() == 1
 
 
+def test_runs_full_of_metrics_alerts_and_control_characters_leave_the_others_their_place(page, tmp_path):
+    for name, more in {"good": {}, "many": {f"metric {i}": i for i in range(5000)}, "z\u202egpj\x1b[2J": {}}.items():
+        more |= {"constructor": 1}
+        lines = [{"step": s, "tokens": s, "train_seconds": s, "val_loss": 4 - s} | more for s in (1, 2)]
+        if name == "many":
+            lines += [{"step": 3, "tokens": 3, "train_seconds": 3, "val_loss": float("nan"), "mfu": 1e300}]
+        # a value that cannot be counted up to in steps of its axis
+        lines += [{"step": 4, "tokens": 4, "train_seconds": 4, "lr": value} for value in (1e300, 1e300 + 2e284)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for i in range(30):
+        (tmp_path / f"bad {i}").mkdir()
+        (tmp_path / f"bad {i}" / "metrics.jsonl").write_text('{"step": 1, "train_loss": NaN}\n')
+    with process("-m", "nanogpt.commands", "dashboard", tmp_path) as lines:
+        page.goto(address(lines))
+        loss = page.locator("figure[data-lines='3']").first  # the validation loss of three runs
+        loss.wait_for()
+        assert loss.get_attribute("data-title").startswith("loss") and page.locator("#state").inner_text() == "33 runs"
+        box = loss.bounding_box()
+        assert box["y"] + box["height"] < 800 and page.locator("#alerts li").count() == 31
+        assert page.locator("figure:visible").count() == 30 and page.locator("#cut").is_visible()
+        assert page.locator("figure[data-title=constructor]").count() == 1
+        assert r"z\u202egpj\x1b[2J" in page.locator("#runs").inner_text()
+        keep(page, "dashboard-crowd")
+        shutil.rmtree(tmp_path / "many")
+        page.locator("figure[data-lines='2']").first.wait_for()
+        until(lambda: page.locator("#state").inner_text() == "32 runs", "list without the run that was deleted")
+
+
 @pytest.mark.alone
 def test_the_dashboard_stays_quick_with_100_000_points(page, tmp_path):
     (tmp_path / "long").mkdir()

@@ -11,6 +11,7 @@ import pytest
 from nanogpt import checkpoint, metrics
 
 RUNS = Path(__file__).with_name("runs.py")
+MINIMAL = Path(__file__).with_name("minimal_losses.py")
 BIN = Path(sys.executable).parent
 # the way to start several processes on a CPU (accelerate_configs/README.md)
 SEVERAL = "--multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0".split()
@@ -159,3 +160,17 @@ def test_a_launch_that_became_one_process_stops_with_the_right_command(home):
         "the launcher was asked for several processes, but started one: for several processes on a CPU" in done.stderr
     )
     assert not (home / "out" / "never").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_minimal_recipe_has_the_same_losses_on_one_process_and_on_two(home, optimizer):
+    settings = {"max_iters": 50, "lr_decay_iters": 50, "optimizer": optimizer, "sample_tokens": 0, "eval_interval": 50}
+    train(home, 1, run(f"whole-{optimizer}", dropout=0.0, **settings))
+    expected = list(curve(home, f"whole-{optimizer}", "train_loss").values())
+    for processes in (1, 2):
+        process = start(home, processes, MINIMAL, f"{processes}.json", json.dumps(settings))
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        losses = json.loads((home / f"{processes}.json").read_text())
+        assert losses == pytest.approx(expected, abs=1e-6) and len(set(losses)) == 50

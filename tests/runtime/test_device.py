@@ -1,11 +1,13 @@
 """What the launcher, the machine and the settings come to together; `launch-check` itself is in test_commands.py."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.utils import DistributedType
 
+from nanogpt import TrainConfig
 from nanogpt.runtime import device
 
 
@@ -30,3 +32,113 @@ def test_a_device_that_the_launcher_overrules_is_an_error(make_run, monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="device=cuda, but the launcher chose cpu"):
         make_run(device="cuda", precision="fp32")
+
+
+def test_accelerate_is_asked_for_the_share_of_a_process_and_the_timeout(monkeypatch):
+    asked, on_cpu = {}, {"device": torch.device("cpu"), "distributed_type": DistributedType.NO}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(device.atexit, "register", lambda function: None)
+    monkeypatch.setattr(
+        device, "Accelerator", lambda **kwargs: asked.update(kwargs) or SimpleNamespace(num_processes=2, **on_cpu)
+    )
+    device.make_accelerator(TrainConfig(gradient_accumulation_steps=6, timeout=90, device="cpu"))
+    assert asked["gradient_accumulation_plugin"].num_steps == 3
+    assert asked["kwargs_handlers"][0].timeout.total_seconds() == 90
+
+
+def test_precision_is_the_settings_else_the_launchers_else_the_machines(monkeypatch):
+    monkeypatch.setattr(device, "cpu_computes_in_bf16", lambda: True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert device.mixed_precision(TrainConfig(precision="fp32", device="cpu")) == "no"
+    assert device.mixed_precision(TrainConfig(device="cpu")) == "fp16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert device.mixed_precision(TrainConfig(device="cpu")) == "bf16"
+
+
+def test_the_launcher_or_the_settings_choose_the_cpu(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert device.wants_cpu("cpu") and not device.wants_cpu()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert device.wants_cpu()
+
+
+def test_cores_are_shared_among_the_processes_of_a_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    monkeypatch.setattr(device.psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    before = torch.get_num_threads()
+    try:
+        assert [device.set_threads(wanted, 4) for wanted in (0, 3)] == [4, 3]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_free_memory_is_what_the_container_has_left(monkeypatch):
+    files = {"/sys/fs/cgroup/memory.max": "1000", "/sys/fs/cgroup/memory.current": "400"}
+    monkeypatch.setattr(device, "Path", lambda name: SimpleNamespace(read_text=lambda: files[name]))
+    assert device.free_memory() == 600
+
+
+def test_a_peak_is_in_operations_a_second():
+    assert device.peak_flops("NVIDIA A100-SXM4-40GB") == 312e12 and device.peak_flops("cpu") is None
+
+
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP version 1"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "asked for several processes"),
+    ],
+)
+def test_what_the_launcher_can_ask_for_in_vain_is_refused_at_the_start(settings, word):
+    with pytest.raises(ValueError, match=word):
+        device.check_launcher(settings)
+
+
+def test_what_the_launcher_sets_for_fsdp2_is_admitted():
+    device.check_launcher({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_DYNAMO_BACKEND": "NO"})
+
+
+@pytest.mark.parametrize(
+    "asked, processes, then",
+    [
+        ((32, 1), 8, (4, 8)),  # the same sequences in smaller micro-batches
+        ((12, 2), 3, (8, 3)),
+        ((12, 6), 3, (12, 6)),  # divides as it is
+        ((5, 1), 2, (5, 2)),  # a micro-batch for each
+        ((5, 4), 3, (5, 4)),  # the user's choice, which make_accelerator refuses
+    ],
+)
+def test_several_processes_share_the_sequences_of_a_step(asked, processes, then):
+    shared = device.share_batches(TrainConfig(batch_size=asked[0], gradient_accumulation_steps=asked[1]), processes)
+    assert (shared.batch_size, shared.gradient_accumulation_steps) == then
+
+
+def test_a_peak_is_that_of_the_very_device():
+    assert device.peak_flops("NVIDIA L40") == 181e12 and device.peak_flops("NVIDIA L4") == 121e12
+    assert device.peak_flops("NVIDIA A10G") == 70e12 and device.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+
+
+def test_versions_are_those_of_the_imported_packages(make_run):
+    run = make_run()
+    assert run.settings["environment"]["torch"] == torch.__version__
+
+
+def test_a_gpu_that_torch_cannot_use_is_mentioned(monkeypatch):
+    monkeypatch.setattr(device, "Path", lambda name: SimpleNamespace(exists=lambda: "nvidia" in name))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "install torch with CUDA" in device.unused_gpu(torch.device("cpu"))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert device.unused_gpu(torch.device("cpu")) == ""
+
+
+def test_deterministic_runs_use_deterministic_operators(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    device.make_deterministic()
+    assert asked == [True] and not torch.backends.cudnn.benchmark

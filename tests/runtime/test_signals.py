@@ -42,3 +42,19 @@ def test_saves_that_fail_too_often():
     with Interrupts(ALONE, 0, 3) as interrupts:
         assert interrupts.due(0, failed_saves=2) == (0, False, False)
         assert interrupts.due(0, failed_saves=3) == (0, False, True)
+
+
+def test_the_longest_step_so_far_is_kept_in_reserve(monkeypatch):
+    now = iter([0, 0, 0, 50, 52, 70, 71])  # seconds: made, entered, begun, then the ends of steps
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    with Interrupts(ALONE, 2, 3) as interrupts:  # 120 s
+        interrupts.begin()
+        assert [interrupts.due(0, 0)[1] for _ in range(4)] == [False, False, False, True]  # 71 + 50 s
+
+
+def test_handlers_are_put_back():
+    mine = lambda *_: None  # noqa: E731
+    before = signal.signal(signal.SIGUSR1, mine)
+    with Interrupts(ALONE, 0, 3):
+        assert signal.getsignal(signal.SIGUSR1) != mine
+    assert signal.signal(signal.SIGUSR1, before) is mine

@@ -51,6 +51,8 @@ def test_a_single_spike_does_not_diverge():
     values = falling()
     values[-2] = 9.0
     assert kinds(train_loss=curve(values)) == []
+    values[-1] = 9.0
+    assert kinds(train_loss=curve(values)) == []
 
 
 def overfit(train) -> dict:
@@ -76,3 +78,7 @@ def test_validation_that_stands_still_is_a_plateau_and_one_that_creeps_down_is_n
     (found,) = alerts({"val_loss": curve(val, 100)})
     assert found["kind"] == "plateau" and found["step"] == 500
     assert kinds(val_loss=curve([4, 3, 2.5, 2.2, 2.0, 1.99, 1.98, 1.97, 1.96, 1.95], 100)) == []
+
+
+def test_the_best_of_all_evaluations_before_counts_for_a_plateau():
+    assert kinds(val_loss=curve([4, 3, 2.5, 2.2, 2.1, 2.0, 1.9, *[1.9] * 5], 100)) == ["plateau"]

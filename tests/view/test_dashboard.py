@@ -2,13 +2,18 @@
 
 import http.client
 import json
+import os
+import shutil
 import socket
+import struct
 import threading
+import time
 
 import pytest
 
 from nanogpt.commands import main
-from nanogpt.view.dashboard import PORT, Server
+from nanogpt.view.dashboard import MOST_CONNECTIONS, PORT, Server
+from nanogpt.view.follow import MOST_NAMES
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -96,6 +101,75 @@ def test_no_path_leads_to_any_other_file(server, path):
 def test_a_question_that_makes_no_sense_is_an_answer_of_400(server, query):
     assert ask(server, f"/api/curves?{query}")[0] == 400
     assert ask(server, "/api/runs")[0] == 200
+
+
+@pytest.mark.parametrize("path, host", [("/", "["), ("//[", "localhost"), ("/api/runs", "[::1")])
+def test_half_a_bracket_is_refused_without_a_traceback(server, capfd, path, host):
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        status = connection.makefile("rb").readline().split()[1]
+    assert status in (b"400", b"403", b"404") and capfd.readouterr().err == ""
+
+
+def test_clients_that_leave_print_nothing(server, capfd):
+    for _ in range(20):
+        connection = socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
+        connection.sendall(b"GET /dashboard.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not a goodbye
+        connection.close()
+    assert ask(server, "/api/runs")[0] == 200
+    time.sleep(0.5)
+    assert capfd.readouterr().err == ""
+
+
+def test_one_connection_too_many_is_turned_away_and_the_next_is_served_again(server):
+    idle = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(MOST_CONNECTIONS)]
+    assert ask(server, "/")[0] == 503
+    for connection in idle:
+        connection.close()
+    end = time.monotonic() + 10
+    while (status := ask(server, "/")[0]) == 503 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert status == 200
+
+
+def test_a_run_that_was_deleted_is_gone_and_its_number_never_given_again(server, tmp_path):
+    assert [run["number"] for run in json.loads(ask(server, "/api/runs")[2])] == [0]
+    shutil.rmtree(tmp_path / "out" / HOSTILE)
+    assert json.loads(ask(server, "/api/runs")[2]) == []
+    assert ask(server, "/api/samples?run=0")[0] == 400
+    (tmp_path / "out" / "new").mkdir()
+    (tmp_path / "out" / "new" / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert [run["number"] for run in json.loads(ask(server, "/api/runs")[2])] == [1]
+    shutil.rmtree(tmp_path / "out")
+    assert json.loads(ask(server, "/api/runs")[2]) == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "samples.jsonl", "metrics.jsonl"])
+def test_a_fifo_hangs_nothing(server, tmp_path, name):
+    other = tmp_path / "out" / "other"
+    other.mkdir()
+    (other / "metrics.jsonl").write_text('{"step": 1}\n')
+    (other / name).unlink(missing_ok=True)
+    os.mkfifo(other / name)
+    found = json.loads(ask(server, "/api/runs")[2])
+    assert len(found) == (1 if name == "metrics.jsonl" else 2) and found[-1]["settings"] is not None
+
+
+def test_a_run_of_300_megabytes_of_settings_or_5000_metrics_is_answered_in_brief(server, tmp_path):
+    other = tmp_path / "out" / "other"
+    other.mkdir()
+    names = {f"metric {i}": i for i in range(5000)} | {"x" * 10_000: 1, "val_loss": 3.0}
+    (other / "metrics.jsonl").write_text(json.dumps({"step": 1} | names) + "\n")
+    with open(other / "config.json", "wb") as file:
+        file.truncate(300_000_000)
+    body = ask(server, "/api/runs")[2]
+    found = {run["name"].rsplit("/")[-1]: run for run in json.loads(body)}["other"]
+    assert len(body) < 20_000 and found["cut"] and len(found["last"]) == MOST_NAMES + 1 and found["best"] == 3.0
+    assert found["settings"] == {"config.json": "not read: config.json has more than 1 MiB"}
+    settings = {"train": {f"setting {i}": "x" * 5000 for i in range(200)}}
+    (other / "config.json").write_text(json.dumps(settings))
+    assert len(ask(server, "/api/runs")[2]) < 100_000
 
 
 def test_it_listens_on_this_machine_alone(server):

@@ -98,6 +98,18 @@ def test_samples_are_followed_and_cut_to_a_length(run, monkeypatch):
     assert [each["step"] for each in run.samples] == [1, 2, *range(4, 12), *range(90, 100)]
 
 
+def test_characters_that_cannot_be_seen_are_escaped_in_names_settings_and_samples(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(line(1, **{"a\x1b[2Jb": 1.0, "caf\u00e9": 2.0}))
+    (tmp_path / "samples.jsonl").write_text(line(1, text="one\n\ttwo\x1b[31m\u202ethree"))
+    (tmp_path / "config.json").write_text(json.dumps({"train": {"na\x00me": "\x9b31m"}, "format": 1}))
+    run = FollowedRun(tmp_path, "gpj\u202e.exe\udcff")
+    run.update()
+    summary = run.summary()
+    assert summary["name"] == r"gpj\u202e.exe\udcff" and list(summary["last"]) == [r"a\x1b[2Jb", "caf\u00e9"]
+    assert summary["settings"] == {r"na\x00me": r"\x9b31m"}
+    assert run.samples == [{"step": 1.0, "text": "one\n\ttwo\\x1b[31m\\u202ethree"}]
+
+
 def test_thinning_keeps_ends_and_peaks(run):
     xs = np.arange(100_000.0)
     ys = np.sin(xs / 1e4)
@@ -124,13 +136,13 @@ def test_runs_are_found_at_the_root_and_two_levels_below_and_keep_their_places(t
     runs = Runs([str(tmp_path)])
     runs.update()
     names = [str(tmp_path / name) for name in ("b", "group/c")]
-    assert [run.name for run in runs.found] == names
+    assert [run.name for run in runs.found.values()] == names
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "metrics.jsonl").write_text(line(1))
     runs.update()
-    assert [run.name for run in runs.found] == [*names, str(tmp_path / "a")]
+    assert [run.name for run in runs.found.values()] == [*names, str(tmp_path / "a")]
     alone = Runs([str(tmp_path / "b"), str(tmp_path)])
     alone.update()
-    assert [run.name for run in alone.found].count(str(tmp_path / "b")) == 1
+    assert [run.name for run in alone.found.values()].count(str(tmp_path / "b")) == 1
     with pytest.raises(ValueError, match="nowhere is not a directory"):
         Runs([str(tmp_path / "nowhere")])

@@ -17,7 +17,10 @@ function ticks(low, high, count) {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
   const found = [];
-  for (let i = Math.ceil(low / step); i * step <= high + step * 1e-9; i++) found.push(i * step);
+  for (let i = 0; i <= count; i++) { // counted: where low is huge beside step, adding one changes nothing
+    const tick = (Math.ceil(low / step) + i) * step;
+    if (tick <= high + step * 1e-9) found.push(tick);
+  }
   return found;
 }
 

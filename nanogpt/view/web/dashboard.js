@@ -9,7 +9,7 @@ const TITLES = {
   lr: "learning rate", grad_norm: "gradient norm", update_ratio: "update to weight ratio",
   tokens_per_second: "tokens per second", mfu: "MFU", memory: "memory, bytes", skipped_steps: "skipped steps",
 };
-const PLACES = { train_loss: "loss", val_loss: "loss", val_perplexity: null }; // the perplexity says what the loss says
+const PLACES = new Map([["train_loss", "loss"], ["val_loss", "loss"], ["val_perplexity", null]]); // null: the loss says it
 const NOISY = ["train_loss", "grad_norm", "update_ratio", "tokens_per_second", "mfu"];
 const MOST_CHARTS = 30;
 
@@ -17,10 +17,13 @@ const $ = (id) => document.getElementById(id);
 let runs = []; // as /api/runs lists them
 let range; // of x, [low, high], or all of it
 let sampleStep = Infinity; // the newest
+let trouble = ""; // why not all is shown
 const hidden = new Set(), charts = new Map(), curves = new Map(), samples = new Map();
 
 const color = (number) => COLORS[number % COLORS.length];
-const shown = () => runs.map((run, number) => ({ ...run, number })).filter((run) => !hidden.has(run.number));
+const shown = () => runs.filter((run) => !hidden.has(run.number));
+const placeOf = (key) => (PLACES.has(key) ? PLACES.get(key) : key);
+const rank = (place) => (Object.keys(TITLES).indexOf(place) + 1 || Infinity);
 
 function make(name, text = "", properties = {}) {
   return Object.assign(document.createElement(name), { textContent: text, ...properties });
@@ -38,23 +41,40 @@ async function ask(path, query = []) {
   return answer.json();
 }
 
-// Asks for the curves and samples of the runs whose version, or the view of them, has changed.
-async function fetchNew() {
+// The charts there are, the usual ones first, as many as a page can bear.
+function places() {
+  const all = [...new Set(shown().flatMap((run) => Object.keys(run.last)).map(placeOf))].filter((place) => place !== null);
+  const left = all.sort((a, b) => rank(a) - rank(b) || 0).slice(0, MOST_CHARTS);
+  const cut = all.length - left.length + shown().filter((run) => run.cut).length;
+  $("cut").hidden = !cut;
+  return left;
+}
+
+// Asks for the curves and samples of a run if its version, or the view of it, has changed.
+async function fetchRun(run, wanted) {
   const points = Math.round(Math.min(2000, $("charts").clientWidth * 1.2)), x = $("x").value;
-  await Promise.all(shown().map(async (run) => {
-    const view = JSON.stringify([run.version, x, points, range]);
-    if (curves.get(run.number)?.view === view) return;
-    const query = [["run", run.number], ["x", x], ["points", points], ...Object.keys(run.last).map((key) => ["key", key])];
-    if (range) query.push(["low", range[0]], ["high", range[1]]);
-    curves.set(run.number, { view, lines: Object.keys(run.last).length ? await ask("/api/curves", query) : {} });
-    if (samples.get(run.number)?.version !== run.version && run.samples) {
-      samples.set(run.number, { version: run.version, texts: await ask("/api/samples", [["run", run.number]]) });
-    }
-  }));
+  const keys = Object.keys(run.last).filter((key) => wanted.includes(placeOf(key)));
+  const view = JSON.stringify([run.version, x, points, range, keys]);
+  if (curves.get(run.number)?.view === view) return;
+  const query = [["run", run.number], ["x", x], ["points", points], ...keys.map((key) => ["key", key])];
+  if (range) query.push(["low", range[0]], ["high", range[1]]);
+  const lines = keys.length ? await ask("/api/curves", query) : {};
+  if (samples.get(run.number)?.version !== run.version && run.samples) {
+    samples.set(run.number, { version: run.version, texts: await ask("/api/samples", [["run", run.number]]) });
+  }
+  curves.set(run.number, { view, lines });
+}
+
+// What one run lacks, perhaps because it was just deleted, keeps none of the others off the page.
+async function fetchNew() {
+  const wanted = places();
+  const failed = (await Promise.allSettled(shown().map((run) => fetchRun(run, wanted)))).find((each) => each.reason);
+  trouble = failed ? `not all is shown: ${failed.reason.message}` : "";
 }
 
 function drawRuns() {
-  $("runs").replaceChildren(...runs.map((run, number) => {
+  $("runs").replaceChildren(...runs.map((run) => {
+    const number = run.number;
     const box = make("input", "", { type: "checkbox", checked: !hidden.has(number) });
     box.addEventListener("change", () => {
       hidden[box.checked ? "delete" : "add"](number);
@@ -79,11 +99,9 @@ function drawAlerts() {
 
 function chartOf(place) {
   if (!charts.has(place)) {
-    const chart = new Chart(TITLES[place] ?? place, choose, (x) => charts.forEach((each) => each.draw(x)));
+    const chart = new Chart(Object.hasOwn(TITLES, place) ? TITLES[place] : place, choose, (x) => charts.forEach((each) => each.draw(x)));
     charts.set(place, chart);
-    const order = Object.keys(TITLES);
-    const at = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
-    const sorted = [...charts.entries()].sort((a, b) => at(a[0]) - at(b[0]));
+    const sorted = [...charts.entries()].sort((a, b) => rank(a[0]) - rank(b[0]) || 0);
     $("charts").replaceChildren(...sorted.map(([, each]) => each.figure));
   }
   return charts.get(place);
@@ -93,9 +111,8 @@ function drawCharts() {
   const lines = new Map();
   for (const run of shown()) {
     for (const [key, [xs, ys]] of Object.entries(curves.get(run.number)?.lines ?? {})) {
-      const place = key in PLACES ? PLACES[key] : key;
+      const place = placeOf(key);
       if (key === "skipped_steps" && !ys.some((y) => y > 0)) continue;
-      if (place === null || (!lines.has(place) && lines.size >= MOST_CHARTS)) continue;
       if (!lines.has(place)) lines.set(place, []);
       const line = { label: place === "loss" ? `${run.name}, ${key}` : run.name, color: color(run.number), xs };
       const into = lines.get(place);
@@ -134,7 +151,7 @@ function drawSettings() {
   const head = make("tr");
   head.append(make("th", "setting"), ...columns.map((run) => make("th", run.name)));
   const rows = names.map((name) => {
-    const row = make("tr"), values = columns.map((run) => run.settings[name] ?? "–");
+    const row = make("tr"), values = columns.map((run) => (Object.hasOwn(run.settings, name) ? run.settings[name] : "–"));
     row.append(make("td", name), ...values.map((value) => make("td", value)));
     row.className = new Set(values).size > 1 ? "differs" : "";
     return row;
@@ -163,11 +180,11 @@ async function follow() {
     if (!document.hidden) {
       const before = JSON.stringify(runs);
       runs = await ask("/api/runs");
-      if (JSON.stringify(runs) !== before) {
+      if (trouble || JSON.stringify(runs) !== before) {
         drawRuns();
         await refresh();
       }
-      $("state").textContent = runs.length ? `${runs.length} run${runs.length > 1 ? "s" : ""}` : "no runs yet";
+      $("state").textContent = trouble || (runs.length ? `${runs.length} run${runs.length > 1 ? "s" : ""}` : "no runs yet");
     }
   } catch (error) {
     $("state").textContent = `nothing new: ${error.message}`;

@@ -1,0 +1,136 @@
+"""Finds the files behind the inputs of a command, opens them, and tells text from what is none."""
+
+import glob
+import gzip
+import io
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TEXT = (".txt", ".md")
+RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+PACKED = (".gz", ".zst")
+HUB = "hf:"
+OTHERS = {"node_modules", "__pycache__"}  # folders that are not read, like hidden ones
+OURS = re.compile(r"(meta|tokenizer|part-\d+)\.json")  # beside train.bin
+HEAD = 512  # bytes by which a kind of file is known
+
+PANDOC = "pandoc {0} -t plain -o {0}.txt makes text of it"
+NO_TEXT = [  # how it begins, what it is, what to do
+    (rb"%PDF-", "a PDF", "pdftotext {0} makes text of it"),
+    (rb"PK\x03\x04", "a DOCX, an EPUB or another zip archive", PANDOC + ", unzip unpacks others"),
+    (rb"\xd0\xcf\x11\xe0|\{\\rtf", "a document of a word processor", PANDOC),
+    (rb"\s*<(?:!doctype html|html)", "HTML", PANDOC),
+    (rb'\s*\{\s*"(?:cells|nbformat)"', "a notebook", "jupyter nbconvert --to markdown {0} makes text of it"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*", "an image", "leave it out, or read it by OCR"),
+    (rb"\x7fELF|MZ.{6}\0|\xcf\xfa\xed\xfe", "a program", "leave it out"),
+    (rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh\d|\xfd7zXZ", "packed", "unpack it, or let its name end with .gz or .zst"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16", "iconv -f UTF-16 -t UTF-8 {0} > {0}.txt makes UTF-8 of it"),
+]
+ANY = re.compile(b"|".join(b"(" + pattern + b")" for pattern, _, _ in NO_TEXT), re.IGNORECASE | re.DOTALL)
+
+
+def find_inputs(inputs: list[str]) -> dict[str, os.stat_result | None]:
+    """The files behind the inputs, each once, whatever links lead to it; a data set of the Hub has None.
+
+    Raises ValueError where there is none.
+    """
+    found: dict[str, os.stat_result | None] = {}
+    seen = set()
+    for name in inputs:
+        if name.startswith(HUB):
+            found[name] = None
+            continue
+        for file in files_of(name):
+            status = os.stat(file)
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                found[file] = status
+    return found
+
+
+def files_of(name: str) -> list[str]:
+    """The files of one input, in the order of their names. Raises ValueError where there is none."""
+    if os.path.isfile(name):
+        return [name]
+    if os.path.isdir(name):
+        files = sorted(files_below(name))
+        if not files:
+            raise ValueError(f"the folder {name} has no files that end with {', '.join(TEXT + RECORDS)}")
+        return files
+    files = sorted(file for file in glob.glob(name, recursive=True) if os.path.isfile(file))
+    if not files:
+        raise ValueError(f"{name} does not exist: name files, folders, patterns, hf:OWNER/NAME, or - for stdin")
+    return files
+
+
+def files_below(folder: str) -> Iterator[str]:
+    """The text files in a folder; not what is hidden, and not what describes the tokens of a data directory."""
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in OTHERS]
+        tokens = any(name.startswith("train") and name.endswith(".bin") for name in names)
+        for name in names:
+            file = os.path.join(path, name)
+            if known(name) and name[0] != "." and not (tokens and OURS.fullmatch(name)) and is_regular(file):
+                yield file
+
+
+def is_regular(file: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(file).st_mode)
+    except OSError:  # a link that leads nowhere
+        return False
+
+
+def bare(name: str) -> str:
+    return name.lower().removesuffix(".gz").removesuffix(".zst")
+
+
+def known(name: str) -> bool:
+    return bare(name).endswith(TEXT + RECORDS)
+
+
+def is_records(name: str) -> bool:
+    return name.startswith(HUB) or bare(name).endswith(RECORDS)
+
+
+def no_text(name: str, head: bytes) -> str:
+    """What a file is that begins as no text does, and what to do; nothing of any other."""
+    if not (found := ANY.match(head)):
+        return ""
+    _, what, advice = NO_TEXT[found.lastindex - 1]
+    return f"{name} is {what}, not plain text: {advice.format(name)}; --errors skip leaves it out"
+
+
+@contextmanager
+def open_input(name: str):
+    """A binary file to read the unpacked bytes from, and a function: how far into a packed file one is, else 0.
+
+    Raises ValueError, naming the file, where what is packed is broken.
+    """
+    with open(name, "rb") as packed:
+        if not name.lower().endswith(PACKED):
+            yield packed, lambda: 0
+            return
+        try:
+            if name.lower().endswith(".gz"):
+                yield gzip.GzipFile(fileobj=packed), packed.tell
+            else:
+                import pyarrow
+
+                yield io.BufferedReader(pyarrow.input_stream(packed, compression="zstd")), packed.tell
+        except (EOFError, zlib.error, OSError) as error:
+            raise ValueError(f"{name} is broken: it cannot be unpacked ({error})") from None
+
+
+@contextmanager
+def pyarrow_errors(name: str):
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is broken: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,52 @@
+"""Divides a corpus into training and validation text, so that a document stays where it is when others are added.
+
+A document is for validation as a whole if the hash of its text is below `val_fraction`. One that is long, or that
+outweighs all other files, is cut once instead, and its end is for validation, as in nanoGPT. So is a single document.
+If the hashes send the first two documents to the same split, one of them goes to the other, whatever follows: so no
+split is ever empty, and nothing has to move when a third one is added.
+"""
+
+from itertools import islice
+
+from data_prep import documents
+from data_prep.documents import Corpus, Piece
+
+MOST = 1000  # documents read to find two that differ
+
+
+class Split:
+    """Where each document of a corpus is divided; `chosen` is that of an earlier `Split` of the same corpus."""
+
+    def __init__(self, corpus: Corpus, val_fraction: float, chosen: dict | None = None):
+        self.corpus, self.val_fraction = corpus, val_fraction
+        # whether there are several documents, and documents (by their digest) that go elsewhere than their hash says
+        self.chosen = chosen or self.choose()
+
+    def side(self, piece: Piece) -> str:
+        """train, val, or cut."""
+        if piece.length > documents.PIECE or self.corpus.outweighs(piece.file):
+            return "cut"
+        return "val" if piece.digest < self.val_fraction * 2**64 else "train"
+
+    def choose(self) -> dict:
+        found: dict[int, Piece] = {}
+        several = False
+        for piece in islice(self.corpus.documents(), MOST):
+            several = bool(found)
+            found[piece.digest] = piece
+            if len(found) == 2:
+                break
+        chosen, sides = {"several": several}, {self.side(piece) for piece in found.values()}
+        by_length = sorted(found, key=lambda digest: (found[digest].length, digest))
+        if len(found) == 1:
+            return chosen | {str(by_length[0]): "cut"}
+        if sides == {"train"}:
+            return chosen | {str(by_length[0]): "val"}
+        return chosen | {str(by_length[1]): "train"} if sides == {"val"} else chosen
+
+    def boundary(self, piece: Piece) -> int:
+        """How many characters of a document, from its beginning, are for training."""
+        side = self.chosen.get(str(piece.digest)) or self.side(piece)
+        if side == "cut":  # of a short document both parts get two characters at least
+            return max(min(max(int(piece.length * (1 - self.val_fraction)), 2), piece.length - 2), 0)
+        return piece.length if side == "train" else 0

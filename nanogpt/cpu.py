@@ -1,0 +1,189 @@
+"""What is faster on a CPU only. `model.py` is plain PyTorch; the functions here change a finished model.
+
+>>> model = speed_up(GPT(config))  # before training                                          # doctest: +SKIP
+>>> model = pack(model)  # before sampling, instead: a packed model cannot be trained         # doctest: +SKIP
+
+Two ways are used, neither of which touches parameters, their names or gradient checkpointing:
+
+- A torch module gets a subclass of its class, which overrides `forward` only: `linear.__class__ = OneDNNLinear`.
+  `isinstance(linear, nn.Linear)` stays true. Subclasses made elsewhere keep their own forward.
+- A torch function that `model.py` calls through an attribute is replaced in this one model by a function of the same
+  signature: `attention.attention = fp32_attention`.
+
+Each part gives the same values and gradients as torch up to rounding (tests/test_cpu.py). Outside of training all but
+`pack` call torch's own functions. `python tests/performance/cpu_parts.py` measures the parts one by one; what they
+gained is in LOG.md.
+"""
+
+import contextlib
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nanogpt.model import GPT, CausalSelfAttention, rms_norm
+
+# torch computes fp32 products by MKL, which takes twice as long as oneDNN on AMD's CPUs (LOG.md)
+ON_AMD = "AMD" in torch.cpu.get_capabilities().get("cpu_name", "") and torch.backends.mkldnn.is_available()
+
+
+def speed_up(model: GPT) -> GPT:
+    """Makes the training of a model on a CPU faster, in place. Models on other devices stay as they are."""
+    if model.wte.weight.device.type == "cpu":
+        if ON_AMD:
+            use_onednn_products(model)
+        use_fused_rms_norm(model)
+        use_fp32_attention(model)
+    return model
+
+
+def use_onednn_products(model: GPT) -> None:
+    """Computes matrix products in fp32 by oneDNN while training."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = OneDNNLinear
+    model.linear = onednn_linear
+
+
+class OneDNNLinear(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return onednn_linear(x, self.weight, self.bias)
+
+
+def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`F.linear`: x (..., in) times the transposed weight (out, in), plus bias (out,)."""
+    training_in_fp32 = torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    if training_in_fp32 and x.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling():
+        return LinearFunction.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`F.linear` by the operator that torch.compile uses; its weight may be packed. It has no gradient."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class LinearFunction(torch.autograd.Function):
+    """`onednn_product` with a gradient."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn_product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        x, weight = ctx.saved_tensors
+        grad_x = onednn_product(grad, weight.t())
+        rows = grad.flatten(0, -2)  # (N, out)
+        grad_weight = rows.t() @ x.flatten(0, -2)  # by torch: oneDNN is no faster with both operands transposed
+        return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def use_fused_rms_norm(model: GPT) -> None:
+    """Computes RMSNorm in as few passes over memory as possible while training.
+
+    torch has a fused kernel for CUDA only; on a CPU it takes twice as long (LOG.md).
+    """
+    for module in model.modules():
+        if type(module) is nn.RMSNorm:
+            module.__class__ = FusedRMSNorm
+        elif isinstance(module, CausalSelfAttention):
+            module.rms_norm = fused_rms_norm
+
+
+class FusedRMSNorm(nn.RMSNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return fused_rms_norm(x, self.weight, self.eps)
+
+
+def fused_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`model.rms_norm`: x / sqrt(mean(x^2) + eps) * weight over the last dimension, in the weight's dtype."""
+    if torch.is_grad_enabled():
+        return RMSNormFunction.apply(x.to(weight.dtype), weight, eps)
+    return rms_norm(x, weight, eps)
+
+
+class RMSNormFunction(torch.autograd.Function):
+    """RMSNorm (Zhang and Sennrich 2019); the weight may have dimensions before the last, such as one row per head."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, inverse, weight)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        x, inverse, weight = ctx.saved_tensors
+        normed = x * inverse
+        by_weight = grad * normed
+        projection = torch.linalg.vecdot(by_weight, weight).div_(x.size(-1)).unsqueeze(-1)
+        grad_x = torch.addcmul(grad * weight, normed, projection, value=-1).mul_(inverse)
+        return grad_x, by_weight.flatten(0, -1 - weight.ndim).sum(0), None
+
+
+def use_fp32_attention(model: GPT) -> None:
+    """Computes attention in fp32 while training: its backward pass takes four times as long in bf16 (LOG.md)."""
+    for module in model.modules():
+        if isinstance(module, CausalSelfAttention):
+            module.attention = fp32_attention
+
+
+def fp32_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args, **options) -> torch.Tensor:
+    """`F.scaled_dot_product_attention`; while training in fp32, whatever the dtype of q, k, v and autocast's."""
+    if not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, *args, **options)
+    with torch.autocast("cpu", enabled=False):
+        y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), *args, **options)
+    return y.to(v.dtype)
+
+
+@torch.no_grad()
+def pack(model: GPT, smallest: int = 10_000_000) -> GPT:
+    """Packs the weights of a model on the CPU for sampling, in place. A packed model cannot be trained.
+
+    Models with fewer than `smallest` parameters stay as they are: they fit into the cache, so they gain nothing.
+    """
+    small = model.get_num_params() < smallest
+    if small or model.wte.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return model
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, PackedLinear(child.weight, child.bias))
+    if model.lm_head is None:
+        model.lm_head = PackedLinear(model.wte.weight)
+    model.linear = onednn_product
+    return model
+
+
+class PackedLinear(nn.Module):
+    """Linear with its weight in oneDNN's own layout.
+
+    Sampling reads all weights for each token, so it is bound by memory. For a few rows torch's Linear reaches less
+    than half of the memory's speed in fp32, oneDNN nine tenths (LOG.md).
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
+        super().__init__()
+        # the layout for 16 rows is faster for a single row than the layout for one (LOG.md)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 16)
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return onednn_product(x, self.weight, self.bias)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep the memory that a step frees for the next step: some 5 % faster on a CPU (LOG.md).
+
+    By default glibc returns large blocks to the system at once, and each step pays for hundreds of page faults. The
+    setting holds for the whole process. Does nothing with another C library.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)

@@ -1,0 +1,106 @@
+"""The Hugging Face format of a tokenizer, `tokenizer.json`: its parts as our tokenizers write them, and what it holds.
+
+Byte-level tokenizers spell their tokens in GPT-2's alphabet, which has a printable character for each byte.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+from nanogpt.data.files import is_count, read_json
+
+FILE = "tokenizer.json"
+# Splitting at every character is what marks a WordLevel tokenizer as character level.
+EVERY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+BYTE_LEVEL_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+# GPT-2's split pattern as tiktoken writes it (possessive, so quicker); the format has it built in, under this name,
+# and readers in other languages know it by that alone
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+GPT2_SPLIT = BYTE_LEVEL | {"use_regex": True}
+
+
+def write(directory: Path | str, model: dict, pre_tokenizer: dict, decoder: dict, special: dict[str, int]) -> None:
+    """A tokenizer.json of these parts."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": content} | flags for content, i in special.items()],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": model,
+    }
+    Path(directory, FILE).write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
+def read(directory: Path | str) -> dict:
+    """The tokenizer.json of a directory, whose vocabulary is one. Raises ValueError if it is missing or damaged."""
+    path = Path(directory, FILE)
+    if not path.exists():
+        raise ValueError(f"{path} is missing: without it text cannot be turned into tokens")
+    try:
+        tokenizer = read_json(path)
+        vocab = vocabulary(tokenizer)
+        if not tokenizer["model"]["vocab"]:
+            raise ValueError("its vocabulary is empty")
+        # each token takes several bytes of the file: no array is made for ids that it cannot have
+        wrong = next((item for item in vocab.items() if not is_count(item[1]) or item[1] >= path.stat().st_size), None)
+        if wrong:
+            raise ValueError(f"it gives {wrong[0][:40]!r} the id {str(wrong[1])[:40]}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data again") from None
+    return tokenizer
+
+
+def vocabulary(tokenizer: dict) -> dict[str, int]:
+    """Token to id of a tokenizer.json, special tokens included."""
+    vocab = tokenizer["model"]["vocab"]
+    if isinstance(vocab, list):  # Unigram: pairs of token and score
+        vocab = {token: i for i, (token, _) in enumerate(vocab)}
+    return vocab | special_tokens(tokenizer)
+
+
+def special_tokens(tokenizer: dict) -> dict[str, int]:
+    return {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's printable stand-in for each of the 256 bytes; the Hugging Face format spells tokens with them."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
+
+
+def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The merge that made each token, in order: tiktoken keeps the results alone, the Hugging Face format the pairs."""
+    pairs = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([b]) for b in token]
+        while len(parts) > 2:  # merge the pair of lowest rank, among those older than this token
+            candidates = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
+            at = candidates.index(min(candidates))
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def byte_level_split(pattern: str) -> dict:
+    """A pre-tokenizer that splits by a pattern of its own before it spells bytes."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]}
+
+
+def byte_level_pattern(tokenizer: dict) -> str | None:
+    """The split pattern of a byte-level pre-tokenizer, in either form; None if it is none, or does more than split."""
+    found = tokenizer.get("pre_tokenizer") or {}
+    if found == GPT2_SPLIT:
+        return GPT2_PATTERN
+    steps = found.get("pretokenizers", [])
+    if len(steps) != 2 or steps[1] != BYTE_LEVEL or steps[0]["type"] != "Split" or steps[0]["behavior"] != "Isolated":
+        return None
+    return steps[0]["pattern"].get("Regex")

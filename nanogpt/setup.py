@@ -1,0 +1,144 @@
+"""Everything a run needs before its first step: the launcher's device, the data, the model, the files it writes."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nanogpt import checkpoint, console, optim, resume, rundir
+from nanogpt.config import TrainConfig, visible
+from nanogpt.cpu import speed_up
+from nanogpt.data.mixture import open_data, read_shares
+from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.hub.export import check_publishing
+from nanogpt.hub.load import check_tokenizer, load_for_training
+from nanogpt.metrics import Metrics
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.runtime import guard
+from nanogpt.runtime.device import Clock, make_accelerator, set_up, share_batches, unused_gpu
+from nanogpt.runtime.processes import Peers
+from nanogpt.runtime.saver import Saver
+from nanogpt.runtime.signals import Interrupts
+
+
+class Setup:
+    """Makes and checks what `train.Run` trains with."""
+
+    def __init__(
+        self,
+        model_config: GPTConfig,
+        config: TrainConfig,
+        prepare: Callable[[Path], object] | None = None,
+        note: str = "",
+        quiet: bool = False,
+        make_model: Callable[[GPTConfig], GPT] = GPT,
+        make_optimizers: Callable[..., list[torch.optim.Optimizer]] = optim.make_optimizers,
+    ):
+        """Arguments are those of `train.main`; `quiet` prints nothing.
+
+        Raises ValueError or OSError if the settings, the data, or the contents of out_dir do not allow the run.
+        """
+        asked, config = config, share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
+        self.config, self.out_dir, self.quiet = config, Path(config.out_dir), quiet
+        self.make_model, self.make_optimizers = make_model, make_optimizers
+        self.accelerator = make_accelerator(config)
+        self.device, self.main_process = self.accelerator.device, self.accelerator.is_main_process
+        self.peers = Peers(self.accelerator, config.timeout)
+        self.interrupts = Interrupts(self.peers, config.max_minutes, config.max_failed_saves)
+        self.saver = Saver(self.say)
+        self.settings = {"environment": set_up(config, self.accelerator)}
+        for line in filter(None, (note, unused_gpu(self.device), console.shared_batches(asked, config))):
+            self.say(line)
+
+        with self.accelerator.main_process_first():
+            start = resume.find_start(config, self.say)
+        resume.check_agreement(start, self.out_dir, self.peers)
+        pretrained, their_tokenizer = self.load_pretrained(start, model_config)
+        model_config = pretrained.config if pretrained else model_config
+        if self.main_process:
+            check_publishing(model_config, config.exportable, config.push_to_hub, self.say)
+        self.open_data(prepare, model_config)
+        if their_tokenizer is not None:
+            check_tokenizer(their_tokenizer, self.tokenizer, self.val_data.tokens[:1000], config)
+        if model_config.vocab_size is None:
+            model_config = dataclasses.replace(model_config, vocab_size=self.train_data.meta["vocab_size"])
+        self.settings |= {"model": dataclasses.asdict(model_config), "train": dataclasses.asdict(config)}
+        self.settings["data"] = self.train_data.meta["splits"]
+        if start:
+            resume.compare(start, model_config, config, self.settings, self.say)
+
+        self.prepare_model(pretrained, model_config)
+        self.state = dict(checkpoint.START)
+        if start:
+            checkpoint.restore(start, self.gpt, self.optimizers)
+            self.state = checkpoint.read_state(start)
+        self.start_step = self.state["step"]
+        self.clock = Clock(self.device, self.state)
+        self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * model_config.block_size
+        self.open_files()
+
+    def load_pretrained(self, start: Path | None, model_config: GPTConfig) -> tuple:
+        """The model that `init_from` names and its tokenizer; (None, None) for a model from scratch."""
+        if self.config.init_from == "scratch":
+            return None, None
+        if self.make_model is not GPT:
+            raise ValueError(f"init_from={self.config.init_from} loads a GPT: it cannot be combined with make_model")
+        with self.accelerator.main_process_first():  # one process downloads
+            return load_for_training(start or self.config.init_from, model_config, self.say)
+
+    def open_data(self, prepare: Callable[[Path], object] | None, model_config: GPTConfig) -> None:
+        """Opens both splits and their tokenizer. The main process prepares the data first if there is none."""
+        data, directory = self.config.data, Path(self.config.data)
+        with self.accelerator.main_process_first():
+            nothing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
+            if prepare is not None and nothing:
+                prepare(directory)
+        self.train_data = open_data(data, "train", model_config.block_size, model_config.vocab_size)
+        self.val_data = open_data(data, "val", model_config.block_size, model_config.vocab_size)
+        self.tokenizer = load_tokenizer(next(iter(read_shares(data))))  # all parts of a mixture have the same
+
+    def prepare_model(self, pretrained: GPT | None, model_config: GPTConfig) -> None:
+        """Makes the model and its optimizers, on the device, compiled, copied or sharded as the launcher asks."""
+        config = self.config
+        if pretrained is None:
+            guard.check_room(model_config, config, self.device.type == "cpu")
+        torch.manual_seed(config.seed)
+        self.gpt = speed_up((pretrained or self.make_model(model_config)).to(self.device))  # on a CPU only
+        self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
+        if self.compiled:
+            self.gpt.compile()  # in place, before prepare: names stay as they are; it compiles at the first forward
+        muon_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        optimizers = self.make_optimizers(self.gpt, config, muon_dtype)
+        self.model, *wrapped = self.accelerator.prepare(self.gpt, *optimizers)
+        # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of fp16 once for each
+        # optimizer, and so unscale the gradients of the second one twice.
+        self.optimizers = [wrapper.optimizer for wrapper in wrapped]
+
+    def open_files(self) -> None:
+        """Writes config.json, opens the files of metrics, and says what is about to happen."""
+        if self.main_process:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            rundir.claim(self.out_dir)
+            checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
+        flat = self.settings["model"] | self.settings["train"]
+        self.metrics = Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say)
+        console.introduce(self)
+
+    def progress(self) -> dict:
+        """Where the run stands, the same for every line of metrics."""
+        state = self.state
+        return {"step": state["step"], "tokens": state["tokens"], "train_seconds": round(state["train_seconds"], 3)}
+
+    def add_up(self, total: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes."""
+        return self.accelerator.reduce(total.to(self.device)) if self.accelerator.num_processes > 1 else total
+
+    def say(self, text: str) -> None:
+        """Prints on the main process, above the progress bar. Ignores a closed stdout."""
+        if self.main_process and not self.quiet:
+            with suppress(OSError):
+                tqdm.write(visible(text))

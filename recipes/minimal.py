@@ -1,0 +1,71 @@
+"""The loop of `nanogpt.train` in sixty lines of plain Accelerate, without its safeguards: for reading and teaching.
+
+    accelerate launch recipes/minimal.py
+
+It trains the laptop model of recipes/shakespeare.py, with the same losses. It has no checkpoints, no command line, no
+metrics, and no protection against anything that can go wrong.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from data_prep import shakespeare
+from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt.data.tokens import TokenDataset
+from nanogpt.evaluate import evaluate
+from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
+
+MODEL = GPTConfig(
+    **{"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True},
+    **{"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "n_inner": 320},
+)
+TRAIN = TrainConfig(
+    **{"data": "data/shakespeare_char", "batch_size": 32, "max_iters": 800, "optimizer": "muon", "muon_momentum": 0.9},
+    **{"learning_rate": 0.01, "beta1": 0.8, "weight_decay": 0.0, "lr_schedule": "linear", "warmup_iters": 0},
+    **{"min_lr": 0.0},
+)
+
+
+def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator):
+    """Trains, and yields the model and the loss of each step (a scalar tensor, the mean over all processes)."""
+    # micro-batches are counted over all processes, and each process takes its share
+    share = config.gradient_accumulation_steps // accelerator.num_processes
+    accelerator.gradient_accumulation_steps = share
+    data = TokenDataset(config.data, "train", model_config.block_size)
+    torch.manual_seed(config.seed)
+    gpt = GPT(replace(model_config, vocab_size=data.meta["vocab_size"]))
+    model, *optimizers = accelerator.prepare(gpt, *make_optimizers(gpt, config))
+
+    for step in range(config.max_iters):
+        set_learning_rate(optimizers, lr_at(step, config))
+        step_loss = torch.zeros((), device=accelerator.device)
+        for i in range(share):
+            # a batch is a pure function of the seed and its number, so there is no loader to keep in step
+            number = step * config.gradient_accumulation_steps + i * accelerator.num_processes
+            first_sample = (number + accelerator.process_index) * config.batch_size
+            x, y = data.batch(config.seed, first_sample, config.batch_size)  # (B, T) each
+            with accelerator.accumulate(model):  # gradients are averaged over the processes at the last micro-batch
+                loss = model(x.to(accelerator.device), y.to(accelerator.device))
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
+                for optimizer in optimizers:  # Accelerate's wrappers do nothing before the last micro-batch
+                    optimizer.step()
+                    optimizer.zero_grad()
+            step_loss += loss.detach() / share
+        yield gpt, accelerator.reduce(step_loss, "mean")
+
+
+if __name__ == "__main__":
+    accelerator = Accelerator()
+    with accelerator.main_process_first():
+        if not Path(TRAIN.data, "meta.json").exists():
+            shakespeare.prepare(TRAIN.data)
+    for step, (gpt, loss) in enumerate(train(MODEL, TRAIN, accelerator), 1):  # noqa: B007 (used below)
+        if step % 100 == 0:
+            accelerator.print(f"step {step}: loss {loss.item():.3f}")
+    val_data = TokenDataset(TRAIN.data, "val", MODEL.block_size)
+    accelerator.print(f"validation loss {evaluate(gpt, val_data, 32, accelerator.device)['val_loss']:.4f}")

@@ -1,0 +1,108 @@
+"""Which files an input stands for, and what is told of those that hold no text."""
+
+import gzip
+import json
+import os
+
+import pytest
+from texts import documents, documents_in, silent, written
+
+from data_prep import text
+from data_prep.inputs import find_inputs
+
+
+def put(path, content: bytes | str):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_hidden_and_installed_files_in_a_folder_are_not_read(tmp_path):
+    put(tmp_path / "a.txt", "a")
+    put(tmp_path / "more" / "b.md", "b")
+    for hidden in (
+        ".git/c.txt",
+        ".obsidian/app.json",
+        "node_modules/x/package.json",
+        "more/.d.txt",
+    ):
+        put(tmp_path / hidden, "{}")
+    assert [*find_inputs([str(tmp_path)])] == [str(tmp_path / "a.txt"), str(tmp_path / "more" / "b.md")]
+
+
+def test_data_prepared_inside_the_input_is_no_input(tmp_path):
+    texts = documents(20)
+    for i, t in enumerate(texts):
+        put(tmp_path / f"{i}.txt", t)
+    for out in (tmp_path / "data", tmp_path / "data", tmp_path, tmp_path):  # each twice
+        text.prepare([str(tmp_path)], out, "bytes", say=silent)
+        assert documents_in(out) == sorted(texts)
+
+
+def test_a_file_is_read_once_whatever_links_lead_to_it(tmp_path):
+    a, b = put(tmp_path / "a.txt", "a"), put(tmp_path / "b.txt", "b")
+    os.symlink(a, tmp_path / "c.txt")
+    os.link(b, tmp_path / "d.txt")
+    os.symlink(tmp_path / "nowhere", tmp_path / "e.txt")
+    os.symlink(tmp_path, tmp_path / "loop")
+    assert [*find_inputs([str(tmp_path), str(a), str(tmp_path / "*.txt")])] == [str(a), str(b)]
+
+
+NO_TEXT = {
+    "paper.pdf": (b"%PDF-1.4\n1 0 obj << /Type /Catalog >> endobj\n", "a PDF.*pdftotext"),
+    "letter.docx": (b"PK\3\4" + bytes(100), "a DOCX, an EPUB or another zip archive.*pandoc"),
+    "letter.rtf": (rb"{\rtf1 Hello}", "a document of a word processor.*pandoc"),
+    "page.txt": (b"\n <!DOCTYPE html><p>Hello", "HTML.*pandoc"),
+    "page.htm": (b"<HTML lang=en>", "HTML.*pandoc"),
+    "notes.ipynb": (b'{\n "cells": [', "a notebook.*nbconvert"),
+    "photo.md": (b"\xff\xd8\xff\xe0\0\x10JFIF", "an image.*leave it out"),
+    "picture": (b"\x89PNG\r\n", "an image.*leave it out"),
+    "program": (b"\x7fELF\2\1\1\0", "a program.*leave it out"),
+    "text": (gzip.compress(b"text"), "packed.*end with .gz"),
+    "wide.txt": ("wide".encode("utf-16"), "UTF-16.*iconv"),
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXT)
+def test_what_is_no_text_is_named_with_what_to_do(tmp_path, name):
+    content, message = NO_TEXT[name]
+    path = str(put(tmp_path / name, content))
+    with pytest.raises(ValueError, match=f"{name} is {message}") as error:
+        text.prepare([path], tmp_path / "data", "bytes", say=silent)
+    assert "\n" not in str(error.value)
+    good, said = str(put(tmp_path / "good", "good\n")), []
+    text.prepare([path, good], tmp_path / "data", "bytes", errors="skip", say=said.append)
+    assert written(tmp_path / "data") == b"good\n"
+    assert "1 lines or files were no UTF-8 text and are left out" in said
+
+
+def test_a_nul_is_named_where_it_is_and_taken_on_request(tmp_path):
+    wide = "first line\nsecond line\n".encode("utf-16-le")
+    path = str(put(tmp_path / "wide.txt", wide))
+    with pytest.raises(ValueError, match=r"wide.txt has a NUL at byte 1, as .*iconv -t UTF-8"):
+        text.prepare([path], tmp_path / "data", "bytes", say=silent)
+    text.prepare([path], tmp_path / "data", "bytes", errors="replace", say=silent)
+    assert written(tmp_path / "data") == wide
+
+
+def test_an_array_of_objects_is_read_like_an_object_a_line(tmp_path):
+    texts = documents(30)
+    for indent in (None, 2):
+        path = put(tmp_path / f"{indent}.json", json.dumps([{"text": t, "id": 1} for t in texts], indent=indent))
+        text.prepare([str(path)], tmp_path / f"{indent}", "bytes", say=silent)
+        assert documents_in(tmp_path / f"{indent}") == sorted(texts)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[" * 100_000, "the line is not JSON .maximum recursion"),
+        ('["a", "b"]', "byte 0: a str where an object with a column 'text' should be"),
+        ('{"a": {\n"text": "b"}}', "byte 0: the line is not JSON .*an object a line, as jq -c . "),
+        ('{"text": ["a"]}', "record 0: column 'text' holds list, not text"),
+        ('{"a\\nb": 1}', "no column 'text' .it has: a"),
+    ],
+)
+def test_other_json_is_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        text.prepare([str(put(tmp_path / "in.json", content))], tmp_path / "data", "bytes", say=silent)

@@ -1,0 +1,158 @@
+"""Measures what each part of nanogpt/cpu.py gains, for a training step and for sampling. A script, not a test.
+
+    python tests/performance/cpu_parts.py
+    python tests/performance/cpu_parts.py --parts rms_norm attention --rounds 15
+
+A part is compared with its absence, all other parts being in use. Both take turns in one process (for `memory`, a
+setting of the whole process, in two), and a round compares neighbours in time. A gain of 1.05 says that the same work
+takes 5 % longer without the part. Run it on an idle machine; ignore gains that lie within their spread.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from torch import nn
+
+from nanogpt import GPT, GPTConfig, TrainConfig, cpu
+from nanogpt.generate import generate
+from nanogpt.optim import make_optimizers
+from nanogpt.runtime.device import set_threads
+
+PARTS = {
+    "products": cpu.use_onednn_products,
+    "rms_norm": cpu.use_fused_rms_norm,
+    "attention": cpu.use_fp32_attention,
+    "memory": lambda model: cpu.keep_freed_memory(),
+    "pack": cpu.pack,
+}
+CLASSIC = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)
+MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
+LAPTOP = GPTConfig(**MODERN, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320)
+GPT2 = GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh")
+TRAINING = {  # configuration, sequences in a batch, optimizer, autocast
+    "classic-fp32": (CLASSIC, 12, "adamw", None),
+    "classic-bf16": (CLASSIC, 12, "adamw", torch.bfloat16),
+    "laptop-bf16": (LAPTOP, 32, "muon", torch.bfloat16),
+}
+SAMPLING = {"sample-gpt2-fp32": (GPT2, torch.float32), "sample-gpt2-bf16": (GPT2, torch.bfloat16)}
+Work = Callable[[], None]
+
+
+def make_work(setup: str, parts: list[str], repeats: int) -> Work:
+    """A function that carries out `repeats` training steps, or samples as many tokens, with these parts in use."""
+    torch.manual_seed(0)
+    return (make_training if setup in TRAINING else make_sampling)(setup, parts, repeats)
+
+
+def make_training(setup: str, parts: list[str], steps: int) -> Work:
+    config, batch_size, optimizer, dtype = TRAINING[setup]
+    model = GPT(config)
+    for part in parts:
+        PARTS[part](model)
+    train_config = TrainConfig(optimizer=optimizer, batch_size=batch_size)
+    optimizers = make_optimizers(model, train_config, dtype or torch.float32)
+    tokens = torch.randint(config.vocab_size, (batch_size, config.block_size + 1))
+
+    def work() -> None:
+        for _ in range(steps):
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                loss = model(tokens[:, :-1], tokens[:, 1:])
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for each in optimizers:
+                each.step()
+                each.zero_grad()
+
+    return work
+
+
+def make_sampling(setup: str, parts: list[str], tokens: int) -> Work:
+    config, dtype = SAMPLING[setup]
+    model = GPT(config).to(dtype).eval()
+    for part in parts:
+        PARTS[part](model)
+    prompt = torch.zeros(1, 8, dtype=torch.long)
+
+    def work() -> None:
+        generate(model, prompt, tokens, temperature=0)
+
+    return work
+
+
+def timed(work: Work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def serve(pipe, threads: int, *what) -> None:
+    """In a process of its own: makes the work, then carries it out and sends its seconds at each request."""
+    torch.set_num_threads(threads)
+    work = make_work(*what)
+    while pipe.recv():
+        pipe.send(timed(work))
+
+
+@contextlib.contextmanager
+def in_a_process(*what):
+    """A function that returns the seconds of the work, carried out in a new process."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs, torch.get_num_threads(), *what), daemon=True)
+    process.start()
+    yield lambda: ours.send(True) or ours.recv()
+    ours.send(False)
+    process.join()
+
+
+@contextlib.contextmanager
+def in_this_process(*what):
+    work = make_work(*what)
+    yield lambda: timed(work)
+
+
+def compare(setup: str, part: str, rounds: int, repeats: int) -> None:
+    """Prints a line: milliseconds a step or token with the part and without, and the median gain with its spread."""
+    used = ["pack"] if setup in SAMPLING else ["products", "rms_norm", "attention", "memory"]
+    place = in_a_process if part == "memory" else in_this_process
+    others = [name for name in used if name != part]
+    with place(setup, used, repeats) as with_part, place(setup, others, repeats) as without:
+        with_part(), without()  # warms up
+        seconds = [(with_part(), without()) if i % 2 else (without(), with_part())[::-1] for i in range(rounds)]
+    gains = [slow / fast for fast, slow in seconds]
+    fast, slow = (1e3 * statistics.median(column) / repeats for column in zip(*seconds, strict=True))
+    gain = f"{statistics.median(gains):5.3f} ({min(gains):.3f} to {max(gains):.3f})"
+    print(f"{setup:<18}{part:<11}{fast:>9.2f}{slow:>10.2f}   {gain:<24}{conditions()}", flush=True)
+
+
+def conditions() -> str:
+    clock = psutil.cpu_freq()
+    return f"load {os.getloadavg()[0]:.2f}, " + (f"{clock.current:.0f} MHz" if clock else "clock unknown")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    setups = [*TRAINING, *SAMPLING]
+    parser.add_argument("--setups", nargs="+", choices=setups, default=setups, metavar="SETUP")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=20, help="training steps or sampled tokens in a round")
+    args = parser.parse_args()
+    threads = set_threads(0, 1)
+    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {threads} threads, torch {torch.__version__}, {conditions()}")
+    print(f"{'setup':<18}{'part':<11}{'ms with':>9}{'without':>10}   {'gain, median (spread)':<24}conditions")
+    for setup in args.setups:
+        for part in args.parts:
+            if (part == "pack") == (setup in SAMPLING):
+                compare(setup, part, args.rounds, args.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""What is faster on a CPU against plain torch: values and gradients of each part, and of whole models."""
+
+import copy
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from shapes import CASES
+from test_model import randomize
+from torch import nn
+
+from nanogpt import GPT, GPTConfig
+from nanogpt.cpu import (
+    FusedRMSNorm,
+    LinearFunction,
+    PackedLinear,
+    RMSNormFunction,
+    fp32_attention,
+    pack,
+    speed_up,
+    use_fp32_attention,
+    use_fused_rms_norm,
+    use_onednn_products,
+)
+from nanogpt.generate import generate
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+PARTS = [pytest.param(use_onednn_products, marks=needs_onednn), use_fused_rms_norm, use_fp32_attention]
+IDX = torch.randint(65, (3, 24), generator=torch.Generator().manual_seed(1))
+
+
+def make_model(config: GPTConfig) -> GPT:
+    """A model with the same random weights each time; its logits have an ordinary size."""
+    model = GPT(config)
+    randomize(model)
+    model.wte.weight.data *= 0.3
+    return model
+
+
+def gradients(model: GPT, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The loss and the gradient of each parameter, under autocast to dtype."""
+    torch.manual_seed(2)  # of dropout
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        loss = model(IDX, IDX)
+    loss.backward()
+    return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters()}
+
+
+def distance(a: dict, b: dict) -> float:
+    """The largest difference between tensors of the same name, relative to the norm of the first."""
+    assert a.keys() == b.keys()
+    return max(((a[name] - b[name]).float().norm() / a[name].float().norm()).item() for name in a)
+
+
+@needs_onednn
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_onednns_linear_has_the_output_and_gradients_of_torchs(with_bias):
+    torch.manual_seed(0)
+    shapes = [(3, 5, 32), (48, 32)] + [(48,)] * with_bias
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    expected = [t.detach().clone().requires_grad_() for t in inputs]
+    grad = torch.randn(3, 5, 48)
+    a, b = LinearFunction.apply(*inputs, *[None] * (not with_bias)), F.linear(*expected)
+    a.backward(grad), b.backward(grad)
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    for x, y in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(x.grad, y.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weight_shape", [(16,), (4, 16)])
+def test_rmsnorms_gradients_are_those_of_autograd(weight_shape):
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 4, 16, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(weight_shape, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(RMSNormFunction.apply(x, weight, 1e-5), F.rms_norm(x, (16,), eps=1e-5) * weight)
+    assert torch.autograd.gradcheck(lambda x, w: RMSNormFunction.apply(x, w, 1e-5), (x, weight))
+
+
+def test_attention_in_bf16_is_computed_in_fp32_where_a_gradient_is_needed():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 8, 16).bfloat16().requires_grad_() for _ in range(3))
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True).bfloat16()
+    in_bf16 = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = fp32_attention(q, k, v, is_causal=True)
+    assert torch.equal(y, expected) and not torch.equal(y, in_bf16)
+    grad = torch.randn_like(y)
+    for a, b in zip(
+        torch.autograd.grad(y, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
+    ):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        assert torch.equal(fp32_attention(q, k, v, is_causal=True), in_bf16)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_part_leaves_the_loss_and_the_gradients_of_a_model_as_they_are(part, case):
+    model, faster = make_model(CASES[case]), make_model(CASES[case])
+    part(faster)
+    assert distance(gradients(model), gradients(faster)) < 1e-5
+    # in bf16 both are as far from fp32 as bf16 is
+    faster.zero_grad()
+    assert distance(gradients(make_model(CASES[case])), gradients(faster, torch.bfloat16)) < 0.1
+
+
+@pytest.mark.parametrize("case", ["gpt2", "qwen3"])
+def test_without_gradients_a_model_computes_the_same_bits(case):
+    model, faster = make_model(CASES[case]), speed_up(make_model(CASES[case]))
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            assert torch.equal(faster(IDX), model(IDX))
+
+
+def test_names_and_values_of_parameters_stay_and_copies_train():
+    model, faster = make_model(CASES["qwen3, untied"]), speed_up(make_model(CASES["qwen3, untied"]))
+    for (a, x), (b, y) in zip(model.state_dict().items(), faster.state_dict().items(), strict=True):
+        assert a == b and torch.equal(x, y)
+    assert isinstance(faster.h[0].attn.c_attn, nn.Linear) and isinstance(faster.ln_f, FusedRMSNorm)
+    assert faster.h[0].attn.attention is fp32_attention
+    assert distance(gradients(copy.deepcopy(faster)), gradients(faster)) == 0
+
+
+def test_gradient_checkpointing_recomputes_by_the_same_functions():
+    config = CASES["qwen3"]
+    expected = gradients(speed_up(make_model(config)))
+    config = dataclasses.replace(config, gradient_checkpointing=True)
+    assert distance(expected, gradients(speed_up(make_model(config)))) == 0
+
+
+def test_torch_compile_sees_one_graph():
+    model = speed_up(make_model(CASES["qwen3"]))
+    expected = gradients(model)
+    model.zero_grad()
+    model.compile(backend="eager", fullgraph=True)
+    assert distance(expected, gradients(model)) < 1e-5
+
+
+def test_only_torchs_own_modules_on_the_cpu_are_changed():
+    class Own(nn.Linear):
+        pass
+
+    model = make_model(CASES["gpt2"])
+    model.h[0].mlp.c_fc.__class__ = Own
+    assert type(speed_up(model).h[0].mlp.c_fc) is Own
+    with torch.device("meta"):
+        elsewhere = speed_up(GPT(CASES["qwen3"]))
+    assert type(elsewhere.ln_f) is nn.RMSNorm and elsewhere.h[0].attn.attention is F.scaled_dot_product_attention
+
+
+def test_a_run_on_the_cpu_trains_a_faster_model(make_run):
+    assert make_run().gpt.h[0].attn.attention is fp32_attention
+
+
+@needs_onednn
+@pytest.mark.parametrize("case", ["gpt2", "gpt2, biases, tanh", "qwen3, untied"])
+def test_a_packed_model_gives_the_same_logits_loss_and_tokens(case):
+    config = CASES[case]
+    model, packed = make_model(config).eval(), pack(make_model(config).eval(), smallest=0)
+    assert sum(isinstance(module, PackedLinear) for module in packed.modules()) == 4 * config.n_layer + 1
+    with torch.no_grad():
+        torch.testing.assert_close(packed(IDX), model(IDX), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(packed(IDX, IDX), model(IDX, IDX), atol=1e-4, rtol=1e-4)
+    prompt = IDX[:, :4]
+    assert torch.equal(generate(packed, prompt, 12, temperature=0), generate(model, prompt, 12, temperature=0))
+    in_bf16 = generate(pack(make_model(config).bfloat16(), smallest=0), prompt, 12, temperature=0)
+    assert in_bf16.shape == (3, 16)
+
+
+def test_a_small_model_is_not_packed():
+    assert not any(isinstance(module, PackedLinear) for module in pack(make_model(CASES["gpt2"])).modules())
+
+
+FAULTS = """
+import resource, sys, torch
+from nanogpt.cpu import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for step in range(20):
+    if step == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**20) for _ in range(8)]  # 4 MiB each
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept_for_the_next_step():
+    # glibc's default without its adjustment to what has been freed so far, so that both counts are always the same
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+    faults = {}
+    for how in ("keep", "not"):
+        command = [sys.executable, "-c", FAULTS, how]
+        faults[how] = int(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    assert faults["not"] > 1000  # the pages of several blocks, each time
+    assert faults["keep"] < 100

@@ -1,0 +1,64 @@
+"""Hooks: a model and optimizers of one's own."""
+
+import pytest
+import torch
+from conftest import TINY
+
+from nanogpt import GPT, TrainConfig, checkpoint, optim, train
+from nanogpt.train import Run
+
+
+class Shifted(GPT):
+    """A GPT with one more parameter: a bias on the residual stream."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.shift = torch.nn.Parameter(torch.zeros(config.n_embd))
+        self.drop.register_forward_hook(lambda module, args, x: x + self.shift)
+
+
+def sgd(model, config, dtype):
+    """Two optimizers that the package does not know, one of which counts in a plain number."""
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for p in model.parameters():
+                if p.grad is not None and p.ndim < 2:
+                    self.state[p]["updates"] = self.state[p].get("updates", 0) + 1
+
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim < 2) == small] for small in (False, True))
+    return [torch.optim.SGD(matrices, momentum=0.9), Counting(vectors, momentum=0.9)]
+
+
+def test_a_model_and_optimizers_of_ones_own_train_and_resume_to_the_bit(data, tmp_path, capsys):
+    hooks = {"make_model": Shifted, "make_optimizers": sgd}
+    fields = {"data": str(data), "device": "cpu", "precision": "fp32", "batch_size": 4, "eval_interval": 3}
+    fields |= {"sample_tokens": 0, "warmup_iters": 2, "learning_rate": 0.1}
+
+    def trained(name, *lives):
+        for max_iters in lives:
+            config = TrainConfig(out_dir=str(tmp_path / name), max_iters=max_iters, lr_decay_iters=6, **fields)
+            train.main(TINY, config, argv=["--resume=auto"], **hooks)
+        return tmp_path / name / "step-000006"
+
+    whole, resumed = trained("whole", 6), trained("resumed", 3, 6)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes()
+    weights, moments = (checkpoint.read_tensors(whole / f) for f in ("model.safetensors", "optimizer.safetensors"))
+    assert weights["shift"].abs().max() > 0 and moments["shift.updates"] == 6
+    assert "warning: no sample" not in capsys.readouterr().out  # the sample at the end is by the same class
+
+
+def test_an_optimizer_that_reads_no_flag_is_not_called_for_a_gradient_that_is_not_finite():
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.full((3,), torch.nan)
+    optimizer = torch.optim.SGD([weight], momentum=0.9)
+    optim.update([optimizer], torch.tensor(1.0))
+    assert torch.equal(weight, torch.ones(3)) and not optimizer.state and weight.grad is None
+
+
+def test_pretrained_weights_and_a_model_of_ones_own_are_refused_together(data, tmp_path):
+    fields = {"device": "cpu", "precision": "fp32", "init_from": "gpt2"}
+    with pytest.raises(ValueError, match="init_from=gpt2 loads a GPT"):
+        Run(TINY, TrainConfig(out_dir=str(tmp_path / "out"), data=str(data), **fields), make_model=Shifted)
