@@ -83,7 +83,7 @@ def test_python_alone_works_too_and_stopping_and_resuming_loses_nothing(home):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
-    stopped = int(re.search(r"stopped: step (\d+) is saved; to go on: .*--resume=auto", out)[1])
+    stopped = int(re.search(r"stopped: step (\d+) is saved; to resume: .*--resume=auto", out)[1])
     more = [
         *flags[:-4],
         f"--max_iters={stopped + 2}",
@@ -93,7 +93,7 @@ def test_python_alone_works_too_and_stopping_and_resuming_loses_nothing(home):
     ]
     done = shell(home, sys.executable, RECIPE, *more, "--resume=auto")
     assert done.returncode == 0, done.stderr
-    assert f"going on from step {stopped:,}" in done.stdout
+    assert f"resuming from step {stopped:,}" in done.stdout
     assert f"{stopped + 2:,} steps in" in done.stdout
 
 
