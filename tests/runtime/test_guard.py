@@ -109,9 +109,9 @@ def test_fp16_may_overflow_while_the_scaler_finds_its_scale():
 @pytest.mark.parametrize(
     "model, train, message",
     [
-        ({"n_layer": 1000, "n_embd": 8192}, {}, "the model has 805,321,818,112 parameters, which take at least 9,6"),
+        ({"n_layer": 1000, "n_embd": 8192}, {}, "the model has 805,323,808,768 parameters, which take at least 9,6"),
         ({}, {"batch_size": 65536}, "batch_size=65536 sequences of 4096 tokens take at least "),
-        ({"n_inner": 2**20}, {}, "which take at least 1.8 GB; 1.0 GB of memory are free"),
+        ({"n_inner": 2**20}, {}, "which take at least 1.6 GB; 1.0 GB of memory are free"),
     ],
 )
 def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch, model, train, message):
