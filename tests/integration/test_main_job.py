@@ -166,7 +166,7 @@ def test_a_mistake_of_several_processes_is_the_last_that_the_launcher_says(home)
     done = launch(home, *TWO_PROCESSES, "--main_process_port", "0", CLASSIC, "--n_leyer=3", env=env)
     line = "error: unknown flag --n_leyer: did you mean --n_layer? --help lists them all"
     assert done.returncode == 1
-    assert done.stderr.count(f"\n{line}\n") == 1  # by the main process alone
+    assert f"\n{done.stderr}".count(f"\n{line}\n") == 1  # by the main process alone
     assert done.stderr.splitlines()[-2].strip() == f"traceback : {line}"
 
 
