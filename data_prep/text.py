@@ -15,6 +15,7 @@ The tokenizer is char unless --tokenizer names another. For validation goes a te
 """
 
 import argparse
+import io
 import re
 import sys
 from contextlib import contextmanager
@@ -31,7 +32,8 @@ from nanogpt.data.tokenizer import get_tokenizer
 @contextmanager
 def command():
     """Around a command: a mistake of the user, or Ctrl-C, is one line, and what a terminal cannot show is escaped."""
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     with user_errors("stopped: nothing was written this time"):
         yield
 

@@ -230,8 +230,12 @@ def short(kind: type, limits: tuple = ()) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` for a terminal: control characters other than newline and tab, such as ESC, are shown as \\x1b."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+    """`text` for a terminal or a page: what is not shown or moves other text, but for newline and tab, becomes \\x1b.
+
+    These are control characters such as ESC, the marks of writing direction, and halves of surrogate pairs.
+    """
+    hidden = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(hidden, lambda match: ascii(match[0])[1:-1] if match[0] != "\r" else r"\x0d", text)
 
 
 def fail(message: object, code: int = 2) -> typing.NoReturn:

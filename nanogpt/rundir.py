@@ -42,6 +42,12 @@ def claim(directory: Path) -> None:
         sync(directory / MARK)
 
 
+def release(directory: Path) -> None:
+    """Unlocks a directory that this process has claimed."""
+    if found := LOCKED.pop(directory.resolve(), None):
+        found[0].release()
+
+
 def check(directory: Path) -> None:
     """Raises ValueError where a directory holds something, but no run."""
     if (directory / MARK).is_file() or is_unmarked_run(directory):

@@ -33,8 +33,10 @@ def make_checkpoint(out_dir: Path, config: GPTConfig, words, seed: int = 0) -> P
     state |= {"skipped_steps": 0, "evaluated_step": 7}
     weights = dict(model.state_dict())
     out_dir.mkdir(parents=True, exist_ok=True)
+    saved = checkpoint.save(out_dir, state, weights, {}, settings, words, keep=2, best=True)
     lines = [
         {"step": s, "tokens": 100 * s, "val_loss": loss, "val_bpb": 1.44 * loss} for s, loss in ((0, 4.0), (7, 2.0))
     ]
+    saved = checkpoint.save(out_dir, state, weights, {}, settings, words, keep=2, best=True)
     (out_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return checkpoint.save(out_dir, state, weights, {}, settings, words, keep=2, best=True)
+    return saved

@@ -33,16 +33,6 @@ def save(out, step, model, optimizers, best=False, keep=2, settings=None, tokeni
     return checkpoint.save(out, {"step": step}, *collected, settings, CharTokenizer(tokenizer), keep, best)
 
 
-def seen(out) -> list[str]:
-    """The names in an out directory that a user sees."""
-    return sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-
-
-def left(out) -> list[str]:
-    """What a save should not have left behind."""
-    return [path.name for kind in ("tmp", "old") for path in out.glob(f".{kind}-*")]
-
-
 def seal_again(path):
     """Makes the state file of a forged checkpoint fit its other files: as whole as an attacker can make it."""
     state = json.loads((path / "trainer_state.json").read_text())
@@ -68,6 +58,11 @@ def test_weights_and_optimizer_state_come_back_to_the_bit(tmp_path, optimizer):
             assert all(torch.equal(a.state[p][k], b.state[q][k]) for k in a.state.get(p, {}))
 
 
+def shown(directory) -> list[str]:
+    """Names in a directory but for the run's own mark and lock."""
+    return sorted(p.name for p in directory.iterdir() if p.name not in (".run", ".lock", ".lock.json", "config.json"))
+
+
 def test_the_files_are_safetensors_and_json(tmp_path):
     path = save(tmp_path, 7, *trained(1), best=True)
     assert path.name == "step-000007"
@@ -79,7 +74,7 @@ def test_the_files_are_safetensors_and_json(tmp_path):
         "trainer_state.json",
     }
     assert (tmp_path / "last").resolve() == (tmp_path / "best").resolve() == path.resolve()
-    assert not left(tmp_path)
+    assert {f.name for f in tmp_path.glob(".*")} == {".run", ".lock", ".lock.json"}
     model = checkpoint.load_model(path)
     assert not model.training and model.config == CONFIG
 
@@ -165,7 +160,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path):
     weights, moments = checkpoint.collect(model, optimizers)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path, {"step": 2}, weights, moments, {}, SimpleNamespace(save=full), 2, False)
-    assert seen(tmp_path) == ["config.json", "last", "step-000001"] and not left(tmp_path)
+    assert shown(tmp_path) == ["last", "step-000001"]
     assert checkpoint.check(tmp_path / "step-000001") is None
 
 
@@ -175,7 +170,7 @@ def test_a_step_that_is_there_already_is_replaced_as_a_whole(tmp_path):
     path = save(tmp_path, 1, model, optimizers)
     assert checkpoint.check(path) is None
     assert torch.equal(checkpoint.load_model(path).wte.weight, model.wte.weight)
-    assert seen(tmp_path) == ["config.json", "last", "step-000001"] and not left(tmp_path)
+    assert shown(tmp_path) == ["last", "step-000001"]
 
 
 def test_a_config_that_is_none_is_named(tmp_path):
@@ -315,26 +310,37 @@ def test_a_json_file_too_large_to_be_one_of_ours_is_not_read(tmp_path):
         checkpoint.read_json(path)
 
 
+def test_what_killed_saves_left_behind_is_removed_by_the_next(tmp_path):
+    rundir.claim(tmp_path)
+    half = rundir.temporary(tmp_path / "step-000001")
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    rundir.temporary(tmp_path / "step-000001", "old").mkdir()
+    rundir.temporary(tmp_path / "last").symlink_to("step-000001")
+    (tmp_path / ".tmp-step-000003").mkdir()  # without the run's mark: of something else
+    save(tmp_path, 2, *trained(1))
+    assert shown(tmp_path) == [".tmp-step-000003", "last", "step-000002"]
+
+
 @pytest.mark.parametrize("new_is_whole", [True, False])
 def test_a_save_killed_between_two_renames_is_finished(tmp_path, new_is_whole):
     """The checkpoint that makes room bears no name for a moment, and neither does the one that takes its place."""
     model, optimizers = trained(2)
     old, new = save(tmp_path, 1, *trained(1)), save(tmp_path / "new", 1, model, optimizers)
-    waiting = rundir.temporary(old)
-    old.rename(rundir.temporary(old, "old"))
-    new.rename(waiting)
+    aside, half = (rundir.temporary(tmp_path / "step-000001", kind) for kind in ("old", "tmp"))
+    old.rename(aside)
+    new.rename(half)
     if not new_is_whole:
-        (waiting / "config.json").unlink()
+        (half / "config.json").unlink()
     checkpoint.finish_renaming(tmp_path)
     found = checkpoint.load_model(checkpoint.find(tmp_path, ("last",)))
     assert torch.equal(found.wte.weight, model.wte.weight) is new_is_whole
 
 
 def test_what_was_replaced_and_is_half_removed_does_not_come_back(tmp_path):
-    path = save(tmp_path, 1, *trained(1))
-    replaced = rundir.temporary(path, "old")
-    path.rename(replaced)
-    (replaced / "model.safetensors").unlink()
+    saved, old = save(tmp_path, 1, *trained(1)), rundir.temporary(tmp_path / "step-000001", "old")
+    saved.rename(old)
+    (old / "model.safetensors").unlink()
     checkpoint.finish_renaming(tmp_path)
     assert checkpoint.steps(tmp_path) == []
 
@@ -364,21 +370,14 @@ def test_a_damaged_checkpoint_that_is_the_best_and_the_last_is_named_once(tmp_pa
 
 def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     done, sync, point = [], rundir.sync, checkpoint.point
-    for module in (rundir, checkpoint):
+    for module in (checkpoint, rundir):
         monkeypatch.setattr(module, "sync", lambda path: (sync(path), done.append(path.name)))
     monkeypatch.setattr(checkpoint, "point", lambda link, target: (point(link, target), done.append(link.name)))
     save(tmp_path / "run", 1, *trained(1), best=True)
-    mark = rundir.read_id(tmp_path / "run")
-    assert done[:2] == [".run", ".tmp-config.json"]
-    assert set(done[2:6]) == set(FILES) - {"trainer_state.json"}
-    assert done[6:] == [
-        ".tmp-trainer_state.json",
-        f".tmp-{mark}-step-000001",
-        "best",
-        "last",
-        f".tmp-{mark}-config.json",
-        "run",
-    ]
+    half = rundir.temporary(tmp_path / "run" / "step-000001").name
+    files, names = done[: done.index(half)], done[done.index(half) :]
+    written = {name.removeprefix(".tmp-") for name in files}  # JSON waits under another name until it is synced
+    assert set(FILES) <= written and names[:3] == [half, "best", "last"] and names[-1] == "run"
 
 
 def test_steps_are_in_the_order_of_their_numbers(tmp_path):
@@ -405,7 +404,7 @@ def test_an_evaluation_is_added_to_its_checkpoint_and_best_points_there(tmp_path
     model, optimizers = trained(1)
     for step in (1, 2, 3):
         save(tmp_path, step, model, optimizers, best=step == 1, keep=1)
-    assert seen(tmp_path) == ["best", "config.json", "last", "step-000001", "step-000003"]
+    assert shown(tmp_path) == ["best", "last", "step-000001", "step-000003"]
     evaluated = {"step": 3, "evaluated_step": 3, "best_val_loss": 1.5, "best_step": 3, "tokens": 99}
     checkpoint.add_evaluation(tmp_path, evaluated, keep=1, best=True)
     state = checkpoint.read_json(tmp_path / "step-000003" / "trainer_state.json")
@@ -413,7 +412,7 @@ def test_an_evaluation_is_added_to_its_checkpoint_and_best_points_there(tmp_path
     assert "tokens" not in state  # nothing but the evaluation is added
     assert checkpoint.check(tmp_path / "step-000003") is None
     assert (tmp_path / "best").resolve().name == "step-000003"
-    assert seen(tmp_path) == ["best", "config.json", "last", "step-000003"]  # the old best goes
+    assert shown(tmp_path) == ["best", "last", "step-000003"]  # the old best goes
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])

@@ -157,6 +157,7 @@ def test_help_lists_what_people_change_first_before_the_rest(capsys):
 
 def test_control_characters_are_visible():
     assert visible("a\tb\n\x1b[31mred\x9b0m\r\x00é") == "a\tb\n\\x1b[31mred\\x9b0m\\x0d\\x00é"
+    assert visible("txt.\u202eexe\u2066 \udcff 👩\u200d👧") == "txt.\\u202eexe\\u2066 \\udcff 👩\u200d👧"
 
 
 def test_an_error_is_one_line_without_escape_sequences(capsys):

@@ -180,7 +180,7 @@ def test_a_full_disk_is_one_warning_and_does_not_stop_the_run(tmp_path):
         written.files[metrics.METRICS].file = full
         for step in (1, 2):
             written.log(step=step, train_loss=1.0)
-        written.close()
+        written.files[metrics.METRICS].write()
     assert len(warnings) == 1 and "No space left" in warnings[0]
 
 
@@ -200,3 +200,22 @@ def test_text_is_no_html_for_wandb_and_what_a_tracker_prints_is_dropped(tmp_path
     make_metrics(tmp_path, tracker, warnings).sample("<b>", lambda: "a picture", step=5)
     assert tracker.shown == [({"sample": "<pre>&lt;b&gt;</pre>", "curve": "a picture"}, 5)]
     assert not warnings and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_mfu_is_a_share_of_the_peaks_of_all_processes(make_run, monkeypatch, processes):
+    peak, log = 1e12, train.Run.log
+
+    def log_as_one_of_several(run: train.Run) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(run.accelerator), "num_processes", processes)
+            log(run)
+
+    monkeypatch.setattr(train, "peak_flops", lambda device: peak)
+    monkeypatch.setattr(train.Run, "log", log_as_one_of_several)
+    run = make_run(log_interval=2)
+    run.train()
+    lines = [line for line in metrics.read(run.out_dir / "metrics.jsonl") if "mfu" in line]
+    flops = [line["tokens_per_second"] * run.gpt.flops_per_token() for line in lines]
+    assert [line["mfu"] for line in lines] == pytest.approx([each / peak / processes for each in flops])
+    assert len(lines) == 2

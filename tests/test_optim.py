@@ -150,3 +150,33 @@ def test_the_settings_of_the_optimizer_reach_it(optimizer):
     assert len(muon) == (optimizer == "muon")
     for group in (group for each in muon for group in each.param_groups):
         assert (group["momentum"], group["weight_decay"]) == (0.7, 0.3)
+
+
+@pytest.mark.parametrize("grad_clip", [0.01, 0.0])
+def test_the_optimizer_gets_the_clipped_gradient(make_run, monkeypatch, grad_clip):
+    run, norms = make_run(grad_clip=grad_clip), []
+    (optimizer,) = run.optimizers
+    step = optimizer.step  # whose update hardly depends on the gradient's size, so the gradient itself is looked at
+
+    def record():
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in run.gpt.parameters()]).item())
+        step()
+
+    monkeypatch.setattr(optimizer, "step", record)
+    run.begin()
+    run.step()
+    assert run.grad_norm > 0.1
+    assert norms == [pytest.approx(grad_clip or run.grad_norm.item(), rel=1e-3)]
+
+
+def test_learning_rate_and_dropout_follow_from_step_and_micro_batch(make_run):
+    run = make_run(gradient_accumulation_steps=2, warmup_iters=3, learning_rate=0.4)
+    run.begin()
+    seen = set()
+    for step in range(2):
+        for index in (0, 1, 1):
+            run.micro_batch(index)
+            seen.add(torch.rand(()).item())
+        run.step()
+        assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * (step + 1))
+    assert len(seen) == 4

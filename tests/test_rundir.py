@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_checkpoint import left, save, trained
+from test_checkpoint import save, trained
 
 from nanogpt import checkpoint, resume, rundir
 from nanogpt.config import TrainConfig
@@ -15,6 +15,11 @@ from nanogpt.config import TrainConfig
 
 def content(directory: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def left(directory: Path) -> list[str]:
+    """What looks like something temporary."""
+    return sorted(path.name for kind in ("tmp", "old") for path in directory.glob(f".{kind}-*"))
 
 
 def home(directory: Path) -> None:
@@ -55,11 +60,11 @@ def test_a_directory_that_holds_no_run_is_refused_in_one_line_and_left_alone(tmp
     assert content(out) == before
 
 
-@pytest.mark.parametrize("out_dir", ["", " ", "."])
+@pytest.mark.parametrize("out_dir", ["", "."])
 def test_the_current_directory_is_refused_in_one_line(tmp_path, monkeypatch, out_dir):
     (tmp_path / "notes.txt").write_text("mine")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"out_dir='.*(names no directory|it holds 'notes.txt').*--out_dir"):
+    with pytest.raises(ValueError, match=r"out_dir='.*(is not a name|it holds 'notes.txt')"):
         resume.find_start(TrainConfig(out_dir=out_dir), print)
 
 
@@ -73,7 +78,7 @@ def test_only_what_the_run_has_marked_is_removed(tmp_path):
         (path / "model.safetensors").write_bytes(b"half")
     rundir.temporary(tmp_path / "last").symlink_to("step-000001")
     save(tmp_path, 2, *trained(1))
-    assert sorted(left(tmp_path)) == [".old-mine", ".old-step-000009", ".tmp-00000000-step-000009", ".tmp-mine"]
+    assert left(tmp_path) == [".old-mine", ".old-step-000009", ".tmp-00000000-step-000009", ".tmp-mine"]
 
 
 @pytest.mark.parametrize("mark", ["", "../../x\n", "*\n", "\udcff"])

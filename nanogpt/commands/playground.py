@@ -16,11 +16,11 @@ from collections.abc import Iterator
 import torch
 
 from nanogpt.commands.options import add_device, add_port, pick_device
+from nanogpt.config import visible
 from nanogpt.generate import stream, stream_text
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.view.dashboard import is_own
-from nanogpt.view.follow import visible
 
 PORT = 7870
 STYLE = """<style>

@@ -224,11 +224,14 @@ def verify(directory: Path, model: GPT, words, ids: torch.Tensor, special: Speci
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    text, own = words.decode(ids[0].tolist()), {"trust_remote_code": False}
+    own = {"trust_remote_code": False}
     with weights.quiet():
         try:
             theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **own).eval()
             their_words = AutoTokenizer.from_pretrained(directory, **own)
+            # some tokenizers read a special token that a text spells out as the token, others as plain text
+            plain = [i for i in ids[0].tolist() if i not in their_words.added_tokens_decoder]
+            text = words.decode(plain)
             their_ids = their_words(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         except Exception as error:  # of a tokenizer of anybody's, which comes along as it is
             raise ValueError(f"the export is wrong: transformers cannot read it ({first_line(error)})") from None

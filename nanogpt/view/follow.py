@@ -5,8 +5,6 @@ runs = Runs(["out"]); runs.update(); runs.found[0].curve("train_loss", "tokens",
 
 import contextlib
 import math
-import os
-import stat
 import time
 from array import array
 from collections.abc import Iterator
@@ -16,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt import checkpoint, metrics
+from nanogpt.config import visible
+from nanogpt.data.files import read_json, require_regular
 from nanogpt.metrics import number, parse
 from nanogpt.view import alerts
 
@@ -40,7 +40,8 @@ class Lines:
     def new(self) -> tuple[bool, list[dict]]:
         """Whether the file was begun anew (a resumed run), and the objects behind those read already: AT_ONCE of it."""
         try:
-            status = regular(self.path)
+            require_regular(self.path)
+            status = self.path.stat()
             again = self.identity not in (None, status.st_ino) or status.st_size < self.position
             if again:
                 self.position = 0
@@ -51,27 +52,12 @@ class Lines:
             with open(self.path, "rb") as file:
                 file.seek(self.position)
                 whole = file.read(min(status.st_size - self.position, AT_ONCE))
-        except OSError:  # just being replaced, or taken away, or no file
+        except (OSError, ValueError):  # just being replaced, or taken away, or no file
             return False, []
         if not self.behind or b"\n" in whole:  # else it is one monstrous line, which is passed over
             whole = whole[: whole.rfind(b"\n") + 1]
         self.position += len(whole)
         return again, [line for line in map(parse, whole.splitlines()) if line is not None]
-
-
-def regular(path: Path) -> os.stat_result:
-    """The status of a file. Raises OSError for anything else: opening a FIFO waits, and a device never ends."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(f"{path.name} is not a regular file")
-    return status
-
-
-def visible(text: str, kept: str = "") -> str:
-    """The text with an escape such as \\x1b or \\u202e for each character that cannot be seen, but for those `kept`."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
 
 
 class FollowedRun:
@@ -116,7 +102,7 @@ class FollowedRun:
         texts_again, texts = self.texts.new()
         kept = [] if texts_again else self.samples
         kept += [
-            {"step": number(t["step"]), "text": visible(t["text"][:LONGEST_TEXT], "\n\t")}
+            {"step": number(t["step"]), "text": visible(t["text"][:LONGEST_TEXT])}
             for t in texts
             if isinstance(t.get("text"), str)
         ]
@@ -132,13 +118,13 @@ class FollowedRun:
         """Reads config.json if it changed; whether it did."""
         path = self.directory / checkpoint.CONFIG
         try:
-            status = regular(path)
+            status = path.stat()
             if self.settings_time == status.st_mtime_ns:
                 return False
             self.settings_time = status.st_mtime_ns
             if status.st_size > LARGEST_CONFIG:
                 raise ValueError(f"{path.name} has more than {LARGEST_CONFIG >> 20} MiB")
-            parts = [part for part in checkpoint.read_json(path).values() if isinstance(part, dict)]
+            parts = [part for part in read_json(path).values() if isinstance(part, dict)]
             settings = dict(islice(((name, value) for part in parts for name, value in part.items()), MOST_SETTINGS))
             self.max_iters = number(settings.get("max_iters"))
             self.settings = {visible(k[:LONGEST_NAME]): visible(str(v)[:LONGEST_VALUE]) for k, v in settings.items()}
@@ -245,8 +231,8 @@ class Runs:
 
 def runs_below(root: Path, depth: int = 2) -> Iterator[Path]:
     """The out directories among `root` and those in it, `depth` levels down. What vanishes meanwhile is left out."""
-    with contextlib.suppress(OSError):
-        regular(root / metrics.METRICS)
+    with contextlib.suppress(OSError, ValueError):
+        require_regular(root / metrics.METRICS)
         yield root
     if depth:
         with contextlib.suppress(OSError):

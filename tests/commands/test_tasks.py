@@ -51,7 +51,7 @@ def test_the_figures_in_process_are_those_of_lm_eval_on_the_export_and_of_arithm
     export.export(tmp_path / "run", tmp_path / "export")
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     code = (
-        "import json, sys\nfrom nanogpt import hf, tasks\n"
+        "import json, sys\nfrom nanogpt.commands import tasks\nfrom nanogpt.hub.load import load\n"
         "model, words, _ = load('run')\n"
         "print(json.dumps(tasks.evaluate(model, words, ['rolling', 'choice'], 'tasks')))"
     )

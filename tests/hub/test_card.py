@@ -78,4 +78,4 @@ def test_the_data_of_a_mixture_are_all_named(tmp_path, text):
 def test_the_loss_is_that_of_the_step(source):
     with open(source.parent / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "val_loss": 1.0, "val_bpb": 1.0}\n')
-    assert "Validation loss 2.0000" in card.training(source, curve=False)
+    assert "Validation loss 2.0000" in card.training(card.read(source), curve=False)

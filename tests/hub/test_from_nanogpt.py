@@ -16,7 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from nanogpts import Theirs
 
-from nanogpt import TrainConfig, checkpoint
+from nanogpt import TrainConfig, checkpoint, rundir
 from nanogpt.commands import main
 from nanogpt.hub.from_nanogpt import import_checkpoint, resume_command
 from nanogpt.optim import lr_at
@@ -213,10 +213,11 @@ def test_the_command_that_is_shown_goes_on(tmp_path, theirs_data, vocab_size, ca
     main(["import-nanogpt", str(path), "--data", str(theirs_data), "--out_dir", str(tmp_path / "out")])
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert command[:2] == ["accelerate", "launch"]
+    rundir.release(tmp_path / "out")  # as at the end of the command's process
     recipe = str(Path(__file__).parents[2] / command[2])
     done = subprocess.run([sys.executable, recipe, *command[3:], "--device=cpu"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "going on from step 3" in done.stdout and "other settings" not in done.stdout
+    assert "resuming from step 3" in done.stdout and "other settings" not in done.stdout
     assert (tmp_path / "out" / "step-000012").is_dir()
     main(["sample", str(tmp_path / "out"), "--max_new_tokens", "5", "--device", "cpu"])
 

@@ -19,7 +19,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.runtime.device import Accelerator
+from nanogpt.runtime import device
 from nanogpt.train import Run
 
 MODEL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1, bias=True)
@@ -60,7 +60,7 @@ def troubled(run: Run, poison: list[int], room: int) -> Run:
 
 if __name__ == "__main__":
     if "--fsdp" in sys.argv:
-        Accelerator = sharded
+        device.Accelerator = sharded
     for flags in json.loads(sys.argv[-1]):
         trouble = flags.pop("poison", []), flags.pop("room", 99)
         run = Run(replace(MODEL, dropout=flags.pop("dropout", MODEL.dropout)), TrainConfig(**TRAIN | flags))

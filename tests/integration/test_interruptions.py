@@ -57,7 +57,7 @@ def test_a_signal_to_one_process_saves_and_ends_both_with_its_code(home, number,
         workers[1].send_signal(number)
         out, err, codes = end(launcher)
     assert codes == [code, code], err
-    stopped = int(re.search(r"stopped: step (\d+) is saved; to go on: accelerate launch .*--resume=auto", out)[1])
+    stopped = int(re.search(r"stopped: step (\d+) is saved; to resume: accelerate launch .*--resume=auto", out)[1])
     last = checkpoint.find(home / "out" / "a", ("last",))
     assert last.name == f"step-{stopped:06d}" and checkpoint.check(last) is None
 

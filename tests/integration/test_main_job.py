@@ -83,7 +83,7 @@ def test_python_alone_works_too_and_stopping_and_resuming_loses_nothing(home):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
-    stopped = int(re.search(r"stopped: step (\d+) is saved; to go on: .*--resume=auto", out)[1])
+    stopped = int(re.search(r"stopped: step (\d+) is saved; to resume: .*--resume=auto", out)[1])
     more = [
         *flags[:-4],
         f"--max_iters={stopped + 2}",
@@ -93,7 +93,7 @@ def test_python_alone_works_too_and_stopping_and_resuming_loses_nothing(home):
     ]
     done = shell(home, sys.executable, RECIPE, *more, "--resume=auto")
     assert done.returncode == 0, done.stderr
-    assert f"going on from step {stopped:,}" in done.stdout
+    assert f"resuming from step {stopped:,}" in done.stdout
     assert f"{stopped + 2:,} steps in" in done.stdout
 
 
@@ -289,7 +289,7 @@ def test_resuming_from_half_written_and_empty_checkpoints(recipe, home):
     code, shown, err = recipe("--resume=auto")
     assert code == 0, err
     assert "step-000002 is not whole: optimizer.safetensors has 4 bytes" in shown
-    assert "going on from step 1" in shown
+    assert "resuming from step 1" in shown
     for step in out.glob("step-*"):
         shutil.rmtree(step)
         step.mkdir()

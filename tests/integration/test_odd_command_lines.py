@@ -95,7 +95,7 @@ def place(tmp_path_factory):
         patch.setattr(client, "make_repository", unavailable)
         patch.setattr(tasks, "evaluate", unavailable)
         patch.setattr(bench, "bench", lambda *args, **options: None)
-        patch.setattr(plan, "time_steps", lambda run: 0.01)
+        patch.setattr(plan, "median_seconds", lambda step, at_most=3.0: 0.01)
         patch.setattr(GPT, "compile", lambda model: None)
         patch.setattr(console, "sample", lambda run: "a sample")  # 300 tokens
         yield place
