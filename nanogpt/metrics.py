@@ -93,6 +93,7 @@ class LineFile:
         """Waits until the lines are on the disk. Where somebody took the file away, says so and begins another."""
         try:
             if rundir.inode(self.path) != os.fstat(self.file.fileno()).st_ino:
+                rundir.claim(self.path.parent)
                 self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
                 self.say(f"warning: {self.path} was removed while the run writes it: what it held is lost to the run")
             os.fsync(self.file.fileno())
