@@ -136,7 +136,7 @@ def test_each_quick_evaluation_draws_batches_of_its_own(make_run):
 @pytest.mark.parametrize("error", [RuntimeError("something broke"), torch.OutOfMemoryError("out of memory")])
 def test_an_evaluation_that_fails_costs_no_checkpoint(make_run, monkeypatch, error):
     run = make_run(max_iters=4, eval_interval=2)
-    monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": 3.0, "val_bpb": 1.0})
+    monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": 9.0, "val_bpb": 1.0})
     begin = run.step
 
     def step():

@@ -1,8 +1,8 @@
-"""The same runs by one process and by two, without a launcher: `python pair.py '[{"max_iters": 4}]'`.
+"""The same runs by one process and by two, without a launcher: `python pair.py '[{"name": "a", "max_iters": 4}]'`.
 
 Every process is a fork of this one, which has everything imported and has not computed anything, so this takes a few
-seconds. Run number n goes to out/alone-n and to out/pair-n. `room` is as in runs.py; `terminate` is the step at whose
-evaluation the last process alone gets a SIGTERM. Prints the exit codes: of both processes, of the one alone.
+seconds. The run `name` goes to out/name-one and to out/name-two. `room` is as in runs.py; `terminate` is the step at
+whose evaluation the last process alone gets a SIGTERM. Prints the exit codes: of both processes, of the one alone.
 """
 
 import json
@@ -19,10 +19,11 @@ from nanogpt import TrainConfig
 from nanogpt.train import Run
 
 
-def train(name: str, settings: list[dict]) -> None:
-    for n, flags in enumerate(settings):
+def train(processes: str, settings: list[dict]) -> None:
+    for flags in settings:
+        out_dir = f"out/{flags.pop('name')}-{processes}"
         room, step = flags.pop("room", 99), flags.pop("terminate", None)
-        run = Run(MODEL, TrainConfig(**TRAIN | flags | {"threads": 1, "out_dir": f"out/{name}-{n}"}))
+        run = Run(MODEL, TrainConfig(**TRAIN | flags | {"threads": 1, "out_dir": out_dir}))
         terminate_itself(troubled(run, [], room), step).train()
 
 
@@ -40,14 +41,14 @@ def terminate_itself(run: Run, step: int | None) -> Run:
     return run
 
 
-def fork(name: str, settings: list[dict], **environment: str) -> int:
+def fork(processes: str, settings: list[dict], **environment: str) -> int:
     """Starts a process; returns its id."""
     if pid := os.fork():
         return pid
     code = 1
     try:
         os.environ.update(environment)
-        train(name, settings)
+        train(processes, settings)
         code = 0
     except SystemExit as exit:
         code = exit.code
@@ -61,8 +62,8 @@ def main(settings: list[dict]) -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    processes = [fork("pair", settings, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
-    processes.append(fork("alone", settings))
+    processes = [fork("two", settings, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+    processes.append(fork("one", settings))
     print("exit codes", *(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in processes))
 
 

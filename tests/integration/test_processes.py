@@ -187,19 +187,19 @@ def pair(home: Path, *settings: dict) -> str:
 def test_two_processes_measure_what_one_does(home):
     """The mean of their losses, the sum of their shares of an evaluation, and the divisor of micro-batches that were
     halved because one of them lacked the memory."""
-    few = {"max_iters": 4, "eval_interval": 2, "eval_iters": 3}
-    assert pair(home, few, {"max_iters": 4, "room": 2}) == "exit codes 0 0 0"
-    for n, evaluations in ((0, [0, 2, 4]), (1, [0, 4])):
+    few = {"name": "quick", "max_iters": 4, "eval_interval": 2, "eval_iters": 3}
+    assert pair(home, few, {"name": "halved", "max_iters": 4, "room": 2}) == "exit codes 0 0 0"
+    for name, evaluations in (("quick", [0, 2, 4]), ("halved", [0, 4])):
         for value in ("train_loss", "grad_norm", "val_loss", "tokens"):
-            one, two = curve(home, f"alone-{n}", value), curve(home, f"pair-{n}", value)
+            one, two = curve(home, f"{name}-one", value), curve(home, f"{name}-two", value)
             assert two == pytest.approx(one, abs=1e-6)
-        assert list(curve(home, f"pair-{n}", "val_loss")) == evaluations
-        assert curve(home, f"pair-{n}", "tokens")[4] == 4 * 4 * 4 * 16  # steps, micro-batches, sequences, tokens
-    assert checkpoint.load_configs(home / "out" / "pair-1")[1].gradient_accumulation_steps == 8
+        assert list(curve(home, f"{name}-two", "val_loss")) == evaluations
+        assert curve(home, f"{name}-two", "tokens")[4] == 4 * 4 * 4 * 16  # steps, micro-batches, sequences, tokens
+    assert checkpoint.load_configs(home / "out" / "halved-two")[1].gradient_accumulation_steps == 8
 
 
 def test_a_signal_to_one_process_ends_an_evaluation_on_both(home):
-    assert pair(home, {"max_iters": 4, "eval_interval": 2, "terminate": 2}) == "exit codes 143 143 143"
-    for name in ("pair-0", "alone-0"):
+    assert pair(home, {"name": "ended", "max_iters": 4, "eval_interval": 2, "terminate": 2}) == "exit codes 143 143 143"
+    for name in ("ended-two", "ended-one"):
         last = checkpoint.find(home / "out" / name, ("last",))
         assert last.name == "step-000002" and checkpoint.read_state(last)["evaluated_step"] == 0
