@@ -224,11 +224,12 @@ def verify(directory: Path, model: GPT, words, ids: torch.Tensor, special: Speci
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    own = {"trust_remote_code": False}
     with weights.quiet():
         try:
-            theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **own).eval()
-            their_words = AutoTokenizer.from_pretrained(directory, **own)
+            theirs = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=torch.float32, trust_remote_code=False
+            ).eval()
+            their_words = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
             # some tokenizers read a special token that a text spells out as the token, others as plain text
             plain = [i for i in ids[0].tolist() if i not in their_words.added_tokens_decoder]
             text = words.decode(plain)

@@ -7,7 +7,6 @@ Runs that differ in nothing but their seed are one column, with the mean and the
 seeds): a difference smaller than that says nothing.
 """
 
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +37,12 @@ def read(run: Path) -> Curve:
     if not lines:
         raise ValueError(f"{run} has no validation loss yet")
     points = np.array([[line[key] for key in keys] for line in lines])
-    settings = config["model"] | config["train"]
+    try:
+        settings = {**config["model"], **config["train"]}
+        digests = [split.get("sha256") for split in config.get("data", {}).values()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{run / checkpoint.CONFIG} is not a run's configuration ({error})") from None
     kind = {name: value for name, value in settings.items() if name not in INCIDENTAL | {"seed", "eval_iters"}}
-    digests = [split.get("sha256") for split in config.get("data", {}).values()]
     if digests and all(digests):
         kind["data"] = digests  # the same tokens, wherever they lie
     return Curve(run, settings, kind, points)
@@ -90,8 +92,8 @@ def meeting_points(curves: list[Curve], axis: int) -> np.ndarray:
 
 
 def spread(values: list[float]) -> str:
-    mean = statistics.mean(values)
-    return f"{mean:.4f}" + (f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else "")
+    with np.errstate(all="ignore"):  # a loss may be infinite, or no number
+        return f"{np.mean(values):.4f}" + (f" ±{np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
 def compare(runs: list[Path]) -> str:

@@ -116,7 +116,7 @@ def spoil(chance: random.Random, value: object) -> object:
             key = chance.choice(list(parent)) if isinstance(parent, dict) else chance.randrange(len(parent))
         kind = chance.random()
         if kind < 0.75 or key == "":
-            parent[key] = chance.choice(ODD)
+            parent[key] = copy.deepcopy(chance.choice(ODD))
         elif kind < 0.9:
             del parent[key]
         elif isinstance(parent, dict):
@@ -161,7 +161,9 @@ def odd_file(chance: random.Random, directory: Path, name: str):
     else:
         path.write_bytes(new)
     if "last/" in name and path.is_file():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, AssertionError
+        ):
             seal_again(path.parent)
     try:
         yield

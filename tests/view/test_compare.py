@@ -1,6 +1,7 @@
 """Comparison of runs, on curves written by hand."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,17 @@ def test_runs_that_have_no_step_in_common_are_named(runs, tmp_path):
     shown = compare([runs[0], late])
     assert f"late begins after 2,000 steps, but {runs[0]} ends at 20: there is nothing to compare" in shown
     assert shown.splitlines()[-1].split() == ["lowest", "2.0000", "1.0000"]
+
+
+def test_losses_that_are_no_numbers_are_shown_as_such(tmp_path):
+    runs = [make(tmp_path / name, seed, {0: 4.0, 10: loss}) for name, seed, loss in (("a", 1, 3.0), ("b", 2, math.inf))]
+    assert compare(runs).splitlines()[-1].split() == ["lowest", "3.5000", "±0.7071"]
+    assert "inf ±nan" in compare(runs)
+
+
+@pytest.mark.parametrize("config", [{}, {"model": 5, "train": {}}, {"model": {}, "train": {}, "data": [1]}])
+def test_a_configuration_of_other_types_is_named(tmp_path, config):
+    run = make(tmp_path / "a", 1, {0: 4.0})
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json is not a run's configuration"):
+        compare([run])
