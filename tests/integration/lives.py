@@ -38,7 +38,7 @@ def live(**settings) -> int:
 
 
 def saving() -> bool:
-    return any(OUT.glob(".tmp-step-*"))
+    return any(OUT.glob(".tmp-*-step-*"))
 
 
 def kill(pid: int, chance: random.Random, in_a_save: bool) -> bool:
