@@ -345,3 +345,14 @@ def test_tokens_count_every_micro_batch(make_run):
     run.train()
     lines = metrics.read(run.out_dir / metrics.METRICS)
     assert [line["tokens"] for line in lines if "lr" in line] == [n * 5 * 2 * 16 for n in (1, 2, 3)]
+
+
+def test_an_evaluation_that_is_done_again_is_in_the_curve_once(make_run, monkeypatch):
+    """A kill came after the line of metrics, and before the checkpoint knew of the evaluation."""
+    run = make_run(max_iters=4, eval_interval=2)
+    monkeypatch.setattr(run, "add_evaluation", lambda best: None)
+    run.train()
+    again = make_run(max_iters=6, eval_interval=2, resume="auto")
+    again.train()
+    for name, key in ((metrics.METRICS, "val_loss"), (metrics.SAMPLES, "text")):
+        assert [line["step"] for line in metrics.read(run.out_dir / name) if key in line] == [0, 2, 4, 6]
