@@ -91,6 +91,15 @@ def test_a_damaged_mark_removes_nothing_and_is_written_anew(tmp_path, mark):
     assert left(tmp_path) == [".tmp-mine"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs there")
+def test_a_fifo_in_place_of_the_mark_is_replaced(tmp_path):
+    save(tmp_path, 1, *trained(1))
+    (tmp_path / ".run").unlink()
+    os.mkfifo(tmp_path / ".run")
+    save(tmp_path, 2, *trained(1))
+    assert (tmp_path / ".run").is_file()
+
+
 @pytest.mark.parametrize("gone", [(), ("step-000004", "last", "best"), ("config.json",), ("metrics.jsonl",)])
 def test_a_run_of_an_earlier_version_has_no_mark_and_goes_on(make_run, gone):
     run = make_run()
