@@ -58,8 +58,9 @@ class LineFile:
     What a full disk does not take is kept and written before the next line.
     """
 
-    def __init__(self, path: Path, step: int, say):
-        """Goes on behind `step`: what an earlier life of the run wrote beyond it is taken back.
+    def __init__(self, path: Path, step: int, say, evaluated: bool = True):
+        """Goes on behind `step`: what an earlier life of the run wrote beyond it is taken back, and its evaluation
+        of that step unless that is `evaluated`.
 
         From step 0 on it is another curve: an earlier one, whose checkpoints are gone, is kept under another name.
         """
@@ -70,6 +71,8 @@ class LineFile:
             say(f"note: {path} is of an earlier run without checkpoints: kept as {kept.name}")
         self.path, self.say, self.unwritten = path, say, b""
         lines = [line for line in there if line["step"] <= step] if step else []
+        if not evaluated:
+            lines = [line for line in lines if line["step"] < step or not {"val_loss", "text"} & line.keys()]
         self.end = lines[-1]["step"] if lines else 0
         temporary = rundir.temporary(path)
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -93,6 +96,7 @@ class LineFile:
         """Waits until the lines are on the disk. Where somebody took the file away, says so and begins another."""
         try:
             if rundir.inode(self.path) != os.fstat(self.file.fileno()).st_ino:
+                rundir.claim(self.path.parent)
                 self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
                 self.say(f"warning: {self.path} was removed while the run writes it: what it held is lost to the run")
             os.fsync(self.file.fileno())
@@ -107,11 +111,11 @@ class LineFile:
 class Metrics:
     """The files of one run, written by the main process alone, and the trackers beside them."""
 
-    def __init__(self, accelerator: Accelerator, out_dir: Path, step: int, config: dict, say):
-        """Goes on behind `step`: what an earlier life of the run wrote beyond it is taken back."""
+    def __init__(self, accelerator: Accelerator, out_dir: Path, step: int, config: dict, say, evaluated: bool = True):
+        """Goes on behind `step`, see `LineFile`."""
         self.accelerator, self.say, self.files = accelerator, say, {}
         if accelerator.is_main_process:
-            self.files = {name: LineFile(out_dir / name, step, say) for name in (METRICS, SAMPLES)}
+            self.files = {name: LineFile(out_dir / name, step, say, evaluated) for name in (METRICS, SAMPLES)}
             if self.files[METRICS].end + config.get("log_interval", step) < step:
                 say(f"note: {out_dir / METRICS} has no lines between steps {self.files[METRICS].end} and {step}")
         self._quietly(accelerator.init_trackers, out_dir.parent.name or "nanogpt", config, self._names(out_dir))

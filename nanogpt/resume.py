@@ -22,8 +22,6 @@ HARMLESS = INCIDENTAL | set(
 def find_start(config: TrainConfig, say) -> Path | None:
     """The checkpoint to go on from, if any. Raises ValueError if this run would overwrite another in out_dir, or
     anything else, or if another process writes there."""
-    if not config.out_dir.strip():
-        raise ValueError(f"out_dir={config.out_dir!r} names no directory: name a new or empty one with --out_dir")
     out_dir = Path(config.out_dir)
     if out_dir.exists() and os.environ.get("RANK", "0") == "0":
         rundir.claim(out_dir)

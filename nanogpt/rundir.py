@@ -16,7 +16,7 @@ from pathlib import Path
 from nanogpt.data.files import read_json
 from nanogpt.lock import Lock
 
-MARK = ".run"
+MARK, NEW_MARK = ".run", ".run.new"
 LOCKED: dict[Path, tuple[Lock, int | None]] = {}  # by this process; with the inode of the lock's file
 READ: dict[Path, int] = {}  # checkpoints that this process reads; with the descriptor that holds the lock
 
@@ -37,9 +37,11 @@ def claim(directory: Path) -> None:
         LOCKED[path] = lock, inode(lock.path)
         atexit.register(lock.release)
     if read_id(directory) is None:
-        with open(directory / MARK, "w", encoding="utf-8") as file:
-            file.write(f"{secrets.token_hex(4)}\n")
-        sync(directory / MARK)
+        new = directory / NEW_MARK
+        with open(new, "w", encoding="utf-8") as text:
+            text.write(f"{secrets.token_hex(4)}\n")
+        sync(new)
+        new.replace(directory / MARK)
 
 
 def release(directory: Path) -> None:
@@ -52,7 +54,7 @@ def check(directory: Path) -> None:
     """Raises ValueError where a directory holds something, but no run."""
     if (directory / MARK).is_file() or is_unmarked_run(directory):
         return
-    ignored = {MARK, ".lock", ".lock.json"}
+    ignored = {MARK, NEW_MARK, ".lock", ".lock.json"}
     foreign = sorted(path.name for path in directory.iterdir() if path.name not in ignored)
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""

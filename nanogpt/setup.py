@@ -125,7 +125,8 @@ class Setup:
             rundir.claim(self.out_dir)
             checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
         flat = self.settings["model"] | self.settings["train"]
-        self.metrics = Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say)
+        evaluated = self.state["evaluated_step"] == self.start_step
+        self.metrics = Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say, evaluated)
         console.introduce(self)
 
     def progress(self) -> dict:

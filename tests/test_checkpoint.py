@@ -284,6 +284,9 @@ def test_names_in_the_manifest_lead_nowhere(tmp_path):
     [
         ({"step": "../../x"}, "step is '../../x'"),
         ({"step": True}, "step is 'True'"),
+        ({"step": -1}, "step is '-1'"),
+        ({"step": 10**30}, "step is '1000"),
+        ({"train_seconds": float("nan")}, "train_seconds is 'nan'"),
         ({"tokens": None}, "tokens is 'None'"),
         ({"best_val_loss": "low"}, "best_val_loss is 'low'"),
         ({"train_seconds": [[[]]]}, "train_seconds is"),
@@ -394,3 +397,98 @@ def test_of_several_whole_checkpoints_the_newest_is_taken(tmp_path):
         save(tmp_path, step, *trained(1), keep=0)
     (tmp_path / "last" / "config.json").unlink()
     assert checkpoint.find(tmp_path, say=lambda text: None).name == "step-000002"
+
+
+def test_an_evaluation_is_added_to_its_checkpoint_and_best_points_there(tmp_path):
+    """The run saves before it evaluates. `best` comes first, so that a kill in between costs the evaluation alone."""
+    model, optimizers = trained(1)
+    for step in (1, 2, 3):
+        save(tmp_path, step, model, optimizers, best=step == 1, keep=1)
+    assert shown(tmp_path) == ["best", "last", "step-000001", "step-000003"]
+    evaluated = {"step": 3, "evaluated_step": 3, "best_val_loss": 1.5, "best_step": 3, "tokens": 99}
+    checkpoint.add_evaluation(tmp_path, evaluated, keep=1, best=True)
+    state = checkpoint.read_json(tmp_path / "step-000003" / "trainer_state.json")
+    assert (state["evaluated_step"], state["best_val_loss"], state["best_step"]) == (3, 1.5, 3)
+    assert "tokens" not in state  # nothing but the evaluation is added
+    assert checkpoint.check(tmp_path / "step-000003") is None
+    assert (tmp_path / "best").resolve().name == "step-000003"
+    assert shown(tmp_path) == ["best", "last", "step-000003"]  # the old best goes
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named_with_the_step_to_go_back_to(tmp_path, name, value):
+    model, optimizers = trained(1)
+    save(tmp_path, 1, model, optimizers, keep=0)
+    spoilt = [save(tmp_path, step, model, optimizers, keep=0) for step in (2, 3)]
+    for path in spoilt:
+        tensors = {key: tensor.clone() for key, tensor in checkpoint.read_tensors(path / name).items()}
+        key = next(key for key in tensors if tensors[key].dim() == 2)
+        tensors[key][0, 0] = value
+        checkpoint.write_tensors(path / name, tensors)
+        seal_again(path)
+    back = "step-000001" if name == "model.safetensors" else "step-000002"
+    with pytest.raises(ValueError, match=rf"{key} has values that are not finite; go back to .*{back} \(--resume="):
+        checkpoint.restore(spoilt[1], model, optimizers)
+    shutil.rmtree(tmp_path / "step-000001")
+    shutil.rmtree(tmp_path / "step-000002")
+    with pytest.raises(ValueError, match="no earlier checkpoint is left"):
+        checkpoint.restore(spoilt[1], model, optimizers)
+
+
+@pytest.mark.parametrize("config", [[], {"model": []}, {"model": 3, "train": []}, {"model": {}, "train": 3}])
+def test_a_sealed_configuration_of_wrong_types_is_one_line(tmp_path, config):
+    path = save(tmp_path, 1, *trained(1))
+    (path / "config.json").write_text(json.dumps(config))
+    seal_again(path)
+    with pytest.raises(ValueError, match=r"config.json (is not a run's configuration|cannot be read)") as error:
+        checkpoint.load_model(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_sealed_tensors_of_wrong_types_are_one_line(tmp_path, dtype):
+    path = save(tmp_path, 1, *trained(1))
+    tensors = {key: tensor.to(dtype) for key, tensor in checkpoint.read_tensors(path / "model.safetensors").items()}
+    checkpoint.write_tensors(path / "model.safetensors", tensors)
+    seal_again(path)
+    with pytest.raises(ValueError, match="it is not this model's"):
+        checkpoint.load_model(path)
+
+
+def test_moments_in_another_precision_are_restored_in_the_weights_own(tmp_path):
+    model, optimizers = trained(1, "adamw")
+    path = save(tmp_path, 1, model, optimizers)
+    tensors = {key: tensor.double() for key, tensor in checkpoint.read_tensors(path / "optimizer.safetensors").items()}
+    checkpoint.write_tensors(path / "optimizer.safetensors", tensors)
+    seal_again(path)
+    checkpoint.restore(path, model, optimizers)
+    assert {v.dtype for o in optimizers for state in o.state.values() for v in state.values()} == {torch.float32}
+    optimizers[0].step()
+
+
+def test_settings_that_a_recipe_of_ones_own_has_added_are_passed_over(tmp_path):
+    """A dataclass that inherits from TrainConfig: what it has trained is sampled and evaluated as any other."""
+    path = save(tmp_path, 1, *trained(1), settings={"train": vars(TrainConfig(seed=7)) | {"temperature": 0.5}})
+    assert checkpoint.load_configs(path)[1].seed == 7
+
+
+def test_a_save_needs_no_threads(tmp_path, monkeypatch):
+    def none_left(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", none_left)
+    assert checkpoint.check(save(tmp_path, 1, *trained(1))) is None
+
+
+def test_a_copy_without_memory_is_an_error_after_all_processes_have_done_their_part(monkeypatch):
+    model, optimizers = trained(1, "adamw")
+    gathered, whole = [], checkpoint.whole
+    monkeypatch.setattr(checkpoint, "whole", lambda tensor: (gathered.append(1), whole(tensor))[1])
+    monkeypatch.setattr(
+        torch.Tensor, "clone", lambda self: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))
+    )
+    with pytest.raises(MemoryError, match="no memory for a copy of weights and optimizer state: can't allocate"):
+        checkpoint.collect(model, optimizers, copy=True)
+    assert len(gathered) == 4 * len(list(model.parameters()))
+    assert len(checkpoint.collect(model, optimizers)[0]) == len(list(model.parameters()))

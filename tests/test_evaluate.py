@@ -1,10 +1,12 @@
 import math
+import os
+import signal
 
 import pytest
 import torch
 
 from data_prep import writer
-from nanogpt import GPT, GPTConfig
+from nanogpt import GPT, GPTConfig, checkpoint, metrics, train
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
@@ -81,3 +83,104 @@ def test_the_shares_of_three_processes_add_up_to_the_evaluation_of_one(model, ev
         evaluate(gpt.eval(), dataset, 4, **share, reduce=lambda total: totals.append(total) or torch.ones(2))
         assert not gpt.training
     torch.testing.assert_close(sum(totals[1:]), totals[0], rtol=1e-5, atol=0)
+
+
+def test_what_check_raises_ends_the_evaluation_and_the_model_is_as_before(model):
+    gpt, dataset = model
+    calls = []
+
+    def check():
+        calls.append(gpt.training)
+        if len(calls) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        evaluate(gpt.train(), dataset, 1, eval_iters=5, check=check)
+    assert calls == [False] * 3 and gpt.training
+
+
+@pytest.mark.parametrize("block_size, batch_size", [(600, 1), (2100, 1), (4096, 12)])
+def test_a_long_context_is_evaluated_one_window_at_a_time(tmp_path, block_size, batch_size):
+    """Inputs and targets of a single window shared their memory: a target that does not count became an input."""
+    text = "abcdefgh" * 8000
+    writer.write(tmp_path / "data", text, "char", 0.1, "made up")
+    data = TokenDataset(tmp_path / "data", "val", block_size)
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=8, block_size=block_size, n_layer=1, n_head=1, n_embd=8))
+    assert len(data.tokens) % block_size > 1  # the last window repeats some targets
+    assert evaluate(gpt, data, batch_size)["val_loss"] == pytest.approx(math.log(8), abs=0.1)
+
+
+def losses(run) -> dict[int, float]:
+    lines = metrics.read(run.out_dir / "metrics.jsonl")
+    return {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+
+
+def test_a_run_evaluates_on_the_validation_split_as_it_is_now(make_run, data):
+    run = make_run(max_iters=2, eval_interval=2)
+    run.train()
+    for split, same in (("val", True), ("train", False)):
+        expected = evaluate(run.gpt, TokenDataset(data, split, 16), 4)["val_loss"]
+        assert (losses(run)[2] == pytest.approx(expected, abs=1e-6)) is same
+
+
+def test_each_quick_evaluation_draws_batches_of_its_own(make_run):
+    """The weights hardly move, so that another loss is that of other batches."""
+    still = {"learning_rate": 1e-12, "min_lr": 0, "weight_decay": 0, "max_iters": 3, "eval_interval": 1}
+    run = make_run(eval_iters=1, **still)
+    run.train()
+    found = losses(run)
+    assert abs(found[0] - found[1]) > 1e-4 and abs(found[1] - found[2]) > 1e-4
+
+
+@pytest.mark.parametrize("error", [RuntimeError("something broke"), torch.OutOfMemoryError("out of memory")])
+def test_an_evaluation_that_fails_costs_no_checkpoint(make_run, monkeypatch, error):
+    run = make_run(max_iters=4, eval_interval=2)
+    monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": 9.0, "val_bpb": 1.0})
+    begin = run.step
+
+    def step():
+        begin()
+        if run.state["step"] == 4:
+            monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: (_ for _ in ()).throw(error))
+
+    run.step = step
+    with pytest.raises(type(error)):
+        run.train()
+    run.saver.wait()
+    last = checkpoint.find(run.out_dir, ("last",))
+    assert last.name == "step-000004"
+    state = checkpoint.read_state(last)
+    assert (state["evaluated_step"], state["best_step"]) == (2, 0)  # of 0 and 2 the first
+    monkeypatch.undo()
+    again = make_run(max_iters=4, eval_interval=2, resume="auto")
+    again.train()  # makes up for it
+    assert checkpoint.read_state(last)["evaluated_step"] == 4 == again.state["best_step"]
+    assert (run.out_dir / "best").resolve().name == "step-000004"
+
+
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_a_signal_during_an_evaluation_abandons_it_saves_and_stops(make_run, tmp_path, monkeypatch, capsys, step):
+    whole = make_run(max_iters=4, eval_interval=2, out_dir=str(tmp_path / "whole"))
+    whole.train()
+    run = make_run(max_iters=4, eval_interval=2)
+    split = run.val_data.whole_split
+
+    def signalled(*args):
+        for number, batch in enumerate(split(*args)):
+            assert run.state["step"] != step or number == 0, "it goes on"
+            if run.state["step"] == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(run.val_data, "whole_split", signalled)
+    with pytest.raises(SystemExit) as exit:
+        run.train()
+    assert exit.value.code == 143
+    assert list(losses(run)) == list(range(0, step, 2))
+    assert [path.name for path in checkpoint.steps(run.out_dir)][-1:] == [f"step-{step:06d}"][: step > 0]
+    saved = f"step {step} is saved" if step else "there was no step to save"
+    assert f"stopped: {saved}; to resume:" in capsys.readouterr().out
+    again = make_run(max_iters=4, eval_interval=2, resume="auto")
+    again.train()
+    assert losses(again) == losses(whole) and again.state["best_step"] == whole.state["best_step"]

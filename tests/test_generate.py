@@ -1,11 +1,13 @@
 import dataclasses
+import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from nanogpt import GPT, GPTConfig
+from nanogpt import GPT, GPTConfig, checkpoint, metrics, train
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.generate import filter_logits, generate, stream_text, write_amid_training
 
@@ -102,3 +104,35 @@ def test_the_model_is_afterwards_in_the_mode_it_was_in():
 def test_streamed_text_has_the_spaces_that_stand_between_tokens_alone():
     by_word = SimpleNamespace(decode=lambda ids: " ".join("abcdef"[i] for i in ids))
     assert list(stream_text(by_word, iter([1, 2, 3]), prompt=[0])) == [" b", " c", " d"]
+
+
+def test_what_check_raises_ends_a_text_and_the_model_trains_on():
+    model, tokenizer, calls = GPT(dataclasses.replace(GPT2, vocab_size=3)).train(), CharTokenizer("abc"), []
+
+    def check():
+        calls.append(model.training)
+        if len(calls) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        write_amid_training(model, tokenizer, np.array([0]), 1000, 1, check)
+    assert calls == [False] * 3 and model.training
+
+
+def test_a_signal_during_a_sample_keeps_the_evaluation_before_it(make_run, monkeypatch):
+    run = make_run(max_iters=4, eval_interval=2, sample_tokens=100_000)
+    sample = train.write_amid_training
+
+    def signalled(*args):
+        if run.state["step"] == 0:
+            return "text"
+        os.kill(os.getpid(), signal.SIGTERM)
+        return sample(*args)
+
+    monkeypatch.setattr(train, "write_amid_training", signalled)
+    with pytest.raises(SystemExit) as exit:
+        run.train()
+    assert exit.value.code == 143
+    state = checkpoint.read_state(checkpoint.find(run.out_dir, ("last",)))
+    assert (state["step"], state["evaluated_step"], state["best_step"]) == (2, 2, 2)
+    assert len(metrics.read(run.out_dir / metrics.SAMPLES)) == 1

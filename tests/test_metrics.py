@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 import sys
 import time
 from types import SimpleNamespace
@@ -11,7 +13,9 @@ import pytest
 import torch
 from conftest import TINY
 
-from nanogpt import metrics, train
+from nanogpt import checkpoint, metrics, train
+from nanogpt.hub import export
+from nanogpt.view import compare, follow, plot
 
 DROPOUT = dataclasses.replace(TINY, dropout=0.2)
 
@@ -219,3 +223,136 @@ def test_mfu_is_a_share_of_the_peaks_of_all_processes(make_run, monkeypatch, pro
     flops = [line["tokens_per_second"] * run.gpt.flops_per_token() for line in lines]
     assert [line["mfu"] for line in lines] == pytest.approx([each / peak / processes for each in flops])
     assert len(lines) == 2
+
+
+DAMAGED = ["5", "[1]", '{"a": 1}', '{"step": "one"}', '{"step": NaN}', "[" * 100_000, "\x00garbage\xff", "null"]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_line_is_skipped_with_a_note_wherever_metrics_are_read(make_run, tmp_path, capsys, damaged):
+    run = make_run(max_iters=4, eval_interval=2)
+    run.train()
+    path = run.out_dir / metrics.METRICS
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], damaged, *lines[2:]]) + "\n")
+    capsys.readouterr()
+    assert metrics.read(path) == [json.loads(line) for line in lines]
+    assert capsys.readouterr().err == f"note: {path} has 1 damaged lines, skipped; the first is line 3\n"
+    assert compare.compare([run.out_dir])
+    assert plot.curves([run.out_dir], tmp_path / "curve.png")
+    assert export.export(run.out_dir, tmp_path / "export", say=lambda text: None).is_dir()
+    runs = follow.Runs([str(run.out_dir)])
+    runs.update()
+    assert runs.found[0].summary()["best_step"] == 4
+    capsys.readouterr()
+    again = make_run(max_iters=6, eval_interval=2, resume="auto")  # writes the file anew, without it
+    assert "damaged lines, skipped" in capsys.readouterr().out
+    again.train()
+    assert [line["step"] for line in map(json.loads, path.read_text().splitlines()) if "val_loss" in line] == [
+        0,
+        2,
+        4,
+        6,
+    ]
+
+
+def test_lines_that_lack_values_or_have_wrong_ones_are_no_traceback(make_run, tmp_path):
+    run = make_run(max_iters=4, eval_interval=2)
+    run.train()
+    odd = [
+        '{"step": 4}',
+        '{"step": 4, "val_loss": "low", "tokens": [], "train_seconds": {}}',
+        '{"step": 4, "val_loss": 1}',
+    ]
+    with open(run.out_dir / metrics.METRICS, "a") as file:
+        file.write("\n".join(odd) + "\n")
+    assert compare.compare([run.out_dir]) and plot.curves([run.out_dir], tmp_path / "curve.png")
+    assert export.export(run.out_dir, tmp_path / "export", say=lambda text: None).is_dir()
+
+
+def test_a_curve_whose_checkpoints_are_gone_is_kept(make_run, capsys):
+    run = make_run(max_iters=4, eval_interval=2)
+    run.train()
+    curve = (run.out_dir / metrics.METRICS).read_text()
+    for step in checkpoint.steps(run.out_dir):
+        shutil.rmtree(step)
+    for link in ("best", "last"):
+        (run.out_dir / link).unlink()
+    for wish, kept in (("auto", "metrics-1.jsonl"), ("none", "metrics-2.jsonl")):
+        capsys.readouterr()
+        run = make_run(max_iters=4, eval_interval=4, resume=wish)
+        assert f"is of an earlier run without checkpoints: kept as {kept}" in capsys.readouterr().out
+        run.metrics.log(step=1, tokens=1, train_seconds=1)
+        run.metrics.close()
+    assert (run.out_dir / "metrics-1.jsonl").read_text() == curve
+    assert len(metrics.read(run.out_dir / "metrics-2.jsonl")) == 1
+
+
+def test_metrics_samples_and_settings_are_synced_with_each_checkpoint(make_run, monkeypatch):
+    run = make_run(max_iters=4, eval_interval=2, log_interval=1)
+    synced, fsync = {}, os.fsync
+
+    def record(descriptor):
+        fsync(descriptor)
+        synced[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
+
+    monkeypatch.setattr(os, "fsync", record)
+    run.train()
+    whole = (run.out_dir / metrics.METRICS).stat()
+    assert synced[whole.st_ino] == whole.st_size
+    assert (run.out_dir / metrics.SAMPLES).stat().st_ino in synced
+    monkeypatch.undo()
+    again = make_run(max_iters=4, resume="auto")
+    assert (again.out_dir / checkpoint.CONFIG).stat().st_size > 0
+
+
+def test_files_that_a_failing_disk_has_emptied_are_named_and_rebuilt(make_run, capsys):
+    make_run(max_iters=4, eval_interval=2, log_interval=1).train()
+    run = make_run(max_iters=4, resume="auto")
+    for name in (metrics.METRICS, metrics.SAMPLES, checkpoint.CONFIG):
+        (run.out_dir / name).write_bytes(b"")
+    capsys.readouterr()
+    run = make_run(max_iters=6, eval_interval=2, log_interval=1, resume="auto")
+    assert "metrics.jsonl has no lines between steps 0 and 4" in capsys.readouterr().out
+    assert json.loads((run.out_dir / checkpoint.CONFIG).read_text())["train"]["max_iters"] == 6
+    run.train()
+    assert [line["step"] for line in metrics.read(run.out_dir / metrics.METRICS) if "lr" in line] == [5, 6]
+
+
+def test_an_out_dir_that_is_emptied_while_a_run_writes_it_is_told_and_filled_again(make_run, capsys):
+    run = make_run(max_iters=6, eval_interval=2, log_interval=1)
+    step, empty = run.step, run.out_dir.with_name("empty")
+
+    def vanishing():
+        step()
+        run.saver.wait()
+        if run.state["step"] == 3:
+            run.out_dir.rename(empty)
+            run.out_dir.mkdir()
+
+    run.step = vanishing
+    run.train()
+    said = capsys.readouterr().out
+    assert "metrics.jsonl was removed while the run writes it: what it held is lost to the run" in said
+    assert [step.name for step in checkpoint.steps(run.out_dir)] == ["step-000004", "step-000006"]
+    assert (run.out_dir / checkpoint.CONFIG).is_file() and (run.out_dir / ".run").is_file()
+    assert max(line["step"] for line in metrics.read(run.out_dir / metrics.METRICS)) == 6
+    assert make_run(max_iters=8, resume="auto").start_step == 6
+
+
+def test_tokens_count_every_micro_batch(make_run):
+    run = make_run(max_iters=3, batch_size=2, gradient_accumulation_steps=5, log_interval=1)
+    run.train()
+    lines = metrics.read(run.out_dir / metrics.METRICS)
+    assert [line["tokens"] for line in lines if "lr" in line] == [n * 5 * 2 * 16 for n in (1, 2, 3)]
+
+
+def test_an_evaluation_that_is_done_again_is_in_the_curve_once(make_run, monkeypatch):
+    """A kill came after the line of metrics, and before the checkpoint knew of the evaluation."""
+    run = make_run(max_iters=4, eval_interval=2)
+    monkeypatch.setattr(run, "add_evaluation", lambda best: None)
+    run.train()
+    again = make_run(max_iters=6, eval_interval=2, resume="auto")
+    again.train()
+    for name, key in ((metrics.METRICS, "val_loss"), (metrics.SAMPLES, "text")):
+        assert [line["step"] for line in metrics.read(run.out_dir / name) if key in line] == [0, 2, 4, 6]

@@ -75,6 +75,7 @@ class Saver:
             self.failed, self.unsaved = 0, None
             return
         self.failed += 1
-        what = str(self.error) if isinstance(self.error, OSError) else f"{type(self.error).__name__}: {self.error}"
+        expected = isinstance(self.error, OSError | ValueError)
+        what = str(self.error) if expected else f"{type(self.error).__name__}: {self.error}"
         self.unsaved = f"step {self.step} could not be saved: {what}"
         self.say(f"warning: {self.unsaved}; earlier checkpoints are untouched, and training goes on")

@@ -339,3 +339,12 @@ def test_tokens_newer_than_what_meta_json_says_of_them_are_looked_through(tmp_pa
         os.utime(tmp_path / "train.bin", ns=(0, nanoseconds))
         with pytest.raises(ValueError, match=f"contains token {found}, but the vocabulary has 3 tokens"):
             TokenDataset(tmp_path, "train", 16, vocab_size=3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_inputs_and_targets_never_share_memory(tmp_path, batch_size):
+    data = numbered(tmp_path, 1009, block_size=16)
+    for x, y in (data.batch(1, 0, batch_size), next(data.whole_split(batch_size))):
+        before = x.clone()
+        y.fill_(-1)
+        assert torch.equal(x, before) and x.is_contiguous() and y.is_contiguous()

@@ -38,7 +38,7 @@ def live(**settings) -> int:
 
 
 def saving() -> bool:
-    return any(OUT.glob(".tmp-step-*"))
+    return any(OUT.glob(".tmp-*-step-*"))
 
 
 def kill(pid: int, chance: random.Random, in_a_save: bool) -> bool:
@@ -73,7 +73,7 @@ def main(kills: int, seed: int) -> None:
         for there in checkpoint.steps(OUT):
             assert checkpoint.check(there) is None, f"{there}: {checkpoint.check(there)}"
         if checkpoint.steps(OUT):
-            now = int(checkpoint.find(OUT, ("last",)).name[5:])
+            now = int(checkpoint.find(OUT, ("last",), hold=False).name[5:])
             assert now >= step, f"step {step} is lost: the last whole one is {now}"
             step = now
     for settings in ({"out_dir": str(OUT), "eval_interval": 2}, {"out_dir": "out/calm", "eval_interval": 10_000}):

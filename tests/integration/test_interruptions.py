@@ -118,3 +118,16 @@ def test_what_one_process_meets_alone_both_heed(home):
     assert list(curve(home, "once", "train_loss")) == [1, 2, 3, 5, 6]
     message = r"error: no finite gradient in the last 3 steps up to step 6, at .*; the last finite gradient norm was \d"
     assert len(re.findall(message, err)) == 1
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_killed_ends_its_processes_and_the_run_goes_on_later(home):
+    """By SIGKILL, so that the launcher can tell its processes nothing."""
+    with running(home) as (launcher, workers):
+        launcher.kill()
+        _, alive = psutil.wait_procs(workers, timeout=20)
+        assert alive == []
+        out, _ = launcher.communicate(timeout=10)
+    stopped = int(re.search(r"the launcher died: stopped: step (\d+) is saved; to resume: accelerate launch", out)[1])
+    last = checkpoint.find(home / "out" / "a", ("last",))
+    assert last.name == f"step-{stopped:06d}" and checkpoint.check(last) is None

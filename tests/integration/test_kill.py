@@ -30,4 +30,6 @@ def test_a_run_killed_fifty_times_ends_as_the_one_that_was_left_alone(tmp_path, 
         for out in (killed, calm)
     ]
     assert len(curves[0]) == steps and curves[0] == curves[1]
-    assert [path.name for path in killed.glob(".*")] == []
+    evaluations = [line["step"] for line in metrics.read(killed / "metrics.jsonl") if "val_loss" in line]
+    assert len(evaluations) == len(set(evaluations))
+    assert {path.name for path in killed.glob(".*")} <= {".run", ".lock", ".lock.json"}

@@ -174,3 +174,32 @@ def test_the_minimal_recipe_has_the_same_losses_on_one_process_and_on_two(home, 
         assert process.returncode == 0, err
         losses = json.loads((home / f"{processes}.json").read_text())
         assert losses == pytest.approx(expected, abs=1e-6) and len(set(losses)) == 50
+
+
+def pair(home: Path, *settings: dict) -> str:
+    """Trains each run by one process and by two, see pair.py; returns the exit codes: of the two, of the one."""
+    command = [sys.executable, RUNS.with_name("pair.py"), json.dumps(settings)]
+    done = subprocess.run(map(str, command), cwd=home, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_two_processes_measure_what_one_does(home):
+    """The mean of their losses, the sum of their shares of an evaluation, and the divisor of micro-batches that were
+    halved because one of them lacked the memory."""
+    few = {"name": "quick", "max_iters": 4, "eval_interval": 2, "eval_iters": 3}
+    assert pair(home, few, {"name": "halved", "max_iters": 4, "room": 2}) == "exit codes 0 0 0"
+    for name, evaluations in (("quick", [0, 2, 4]), ("halved", [0, 4])):
+        for value in ("train_loss", "grad_norm", "val_loss", "tokens"):
+            one, two = curve(home, f"{name}-one", value), curve(home, f"{name}-two", value)
+            assert two == pytest.approx(one, abs=1e-6)
+        assert list(curve(home, f"{name}-two", "val_loss")) == evaluations
+        assert curve(home, f"{name}-two", "tokens")[4] == 4 * 4 * 4 * 16  # steps, micro-batches, sequences, tokens
+    assert checkpoint.load_configs(home / "out" / "halved-two")[1].gradient_accumulation_steps == 8
+
+
+def test_a_signal_to_one_process_ends_an_evaluation_on_both(home):
+    assert pair(home, {"name": "ended", "max_iters": 4, "eval_interval": 2, "terminate": 2}) == "exit codes 143 143 143"
+    for name in ("ended-two", "ended-one"):
+        last = checkpoint.find(home / "out" / name, ("last",))
+        assert last.name == "step-000002" and checkpoint.read_state(last)["evaluated_step"] == 0

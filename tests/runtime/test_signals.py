@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from nanogpt.runtime.processes import Peers
-from nanogpt.runtime.signals import Interrupts
+from nanogpt.runtime.signals import LAUNCHED, Interrupted, Interrupts
 
 ALONE = Peers(SimpleNamespace(num_processes=1), 1)
 
@@ -58,3 +58,33 @@ def test_handlers_are_put_back():
     with Interrupts(ALONE, 0, 3):
         assert signal.getsignal(signal.SIGUSR1) != mine
     assert signal.signal(signal.SIGUSR1, before) is mine
+
+
+def test_a_launcher_that_died_stops_the_run_as_a_hangup(monkeypatch):
+    parent = os.getppid()
+    for name, noticed in (("TORCHELASTIC_RUN_ID", True), ("ACCELERATE_MIXED_PRECISION", True), ("NOHUP", False)):
+        monkeypatch.setattr(os, "getppid", lambda: parent)
+        for other in LAUNCHED:
+            monkeypatch.delenv(other, raising=False)
+        monkeypatch.setenv(name, "x")
+        with Interrupts(ALONE, 0, 3) as interrupts:
+            interrupts.check()
+            assert interrupts.due(0, 0) == (0, False, False)
+            monkeypatch.setattr(os, "getppid", lambda: 1)
+            if not noticed:  # started from a shell, which may end
+                interrupts.check()
+                continue
+            with pytest.raises(Interrupted) as interrupted:
+                interrupts.check()
+            assert interrupted.value.number == signal.SIGHUP
+            assert interrupts.due(0, 0) == (signal.SIGHUP, False, False)
+            assert interrupts.why(signal.SIGHUP) == "the launcher died: stopped"
+
+
+def test_between_batches_a_signal_of_any_process_is_raised_on_all(monkeypatch):
+    with Interrupts(ALONE, 0, 3) as interrupts:
+        interrupts.check()
+        monkeypatch.setattr(ALONE, "largest", lambda *values: [max(value, signal.SIGTERM) for value in values])
+        with pytest.raises(Interrupted) as interrupted:
+            interrupts.check()
+        assert interrupted.value.number == signal.SIGTERM
