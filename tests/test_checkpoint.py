@@ -377,6 +377,15 @@ def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert set(FILES) <= written and names[:3] == [half, "best", "last"] and names[-1] == "run"
 
 
+def test_an_evaluation_is_on_the_disk_after_best(tmp_path, monkeypatch):
+    path, done = save(tmp_path / "run", 1, *trained(1)), []
+    for name in ("sync", "point", "write_json"):
+        monkeypatch.setattr(checkpoint, name, lambda path, *args: done.append(path.name))
+    state = {"step": 1, "evaluated_step": 1, "best_val_loss": 2.0, "best_step": 1}
+    checkpoint.add_evaluation(tmp_path / "run", state, 2, best=True)
+    assert done == ["best", "run", "trainer_state.json", path.name]
+
+
 def test_steps_are_in_the_order_of_their_numbers(tmp_path):
     for name in ("step-1000000", "step-000009", "step-999999"):
         (tmp_path / name).mkdir()
