@@ -109,6 +109,22 @@ def test_nothing_unpickles_but_one_guarded_file():
             assert not re.search(word, path.read_text()), f"{path}: {word}"
 
 
+def test_no_code_from_a_model_directory_is_executed():
+    """Whatever a class of transformers loads, it is told not to run the code that comes with it."""
+    found = 0
+    for path in (path for folder in ("nanogpt", "data_prep", "recipes") for path in (ROOT / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        theirs = {alias.name for node in froms if node.module == "transformers" for alias in node.names}
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            if name.endswith(".from_pretrained") and name.split(".")[0] in theirs | {"transformers"}:
+                refused = [k.value.value for k in call.keywords if k.arg == "trust_remote_code"]
+                assert refused == [False], f"{path}:{call.lineno}"
+                found += 1
+    assert found >= 5
+
+
 def test_importing_nanogpt_loads_no_heavy_library():
     code = "import nanogpt, nanogpt.commands, sys; nanogpt.commands.make_parser(only=[]); print(*sys.modules)"
     loaded = set(

@@ -226,9 +226,7 @@ def verify(directory: Path, model: GPT, words, ids: torch.Tensor, special: Speci
 
     with weights.quiet():
         try:
-            theirs = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=torch.float32, trust_remote_code=False
-            ).eval()
+            theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False)
             their_words = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
             # some tokenizers read a special token that a text spells out as the token, others as plain text
             plain = [i for i in ids[0].tolist() if i not in their_words.added_tokens_decoder]

@@ -12,8 +12,8 @@ import torch
 from conftest import TINY
 
 from data_prep import writer
-from nanogpt import GPT, GPTConfig, checkpoint, metrics, plan
-from nanogpt.commands import main, tasks
+from nanogpt import GPT, GPTConfig, __version__, checkpoint, metrics, plan
+from nanogpt.commands import COMMANDS, GROUPS, main, tasks
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.hub import export
@@ -215,6 +215,60 @@ def test_results_on_other_data_or_of_some_examples_do_not_take_the_place_of_the_
     kept = json.loads(file.read_text())
     assert kept["piqa"] == {"piqa": {"acc": 0.5}, "limit": None}
     assert kept["piqa, 10 examples"] == {"piqa": {"acc": 0.25}, "limit": 10}
+
+
+def test_escape_sequences_are_visible_unless_raw_is_asked_for(tmp_path, make_run, capsys):
+    writer.write(tmp_path / "escapes", "\x1b[2J\x1b]0;title\x07 \n" * 200, "char", 0.1, "from \x1b[31mred")
+    run = make_run(data=str(tmp_path / "escapes"))
+    run.train()
+    sample = ["sample", str(run.out_dir), "--prompt", "\x1b[", "--max_new_tokens=20"]
+    data = str(tmp_path / "escapes")
+    for argv in (
+        sample,
+        [*sample, "--num_samples=2"],
+        ["check-data", data],
+        ["show-batch", str(run.out_dir), "--step=1"],
+    ):
+        capsys.readouterr()
+        main(argv)
+        shown = capsys.readouterr().out
+        assert "\\x1b[" in shown and not any(ord(c) < 32 and c not in "\n\t" for c in shown)
+    main([*sample, "--raw"])
+    assert capsys.readouterr().out.startswith("\x1b[")
+
+
+def test_the_texts_of_a_run_reach_the_terminal_visibly(tmp_path, make_run, capsys):
+    writer.write(tmp_path / "escapes", "\x1b[2J\x1b]0;title\x07 \n" * 200, "char", 0.1, "made up")
+    make_run(data=str(tmp_path / "escapes")).train()
+    shown = capsys.readouterr().out
+    assert "\\x1b" in shown and "\x1b" not in shown
+
+
+def test_names_in_a_comparison_are_visible(run_dir, tmp_path, capsys):
+    other = run_dir.rename(tmp_path / "a\x1b[31mb")
+    main(["compare", str(other)])
+    shown = capsys.readouterr().out
+    assert "a\\x1b[31mb" in shown and "\x1b" not in shown
+
+
+def test_the_version_and_the_groups_of_commands(capsys):
+    for flag in ("--version", "--help"):
+        with pytest.raises(SystemExit) as exit:
+            main([flag])
+        assert exit.value.code == 0
+    version, _, help = capsys.readouterr().out.partition("\n")
+    assert version == f"nanogpt {__version__}"
+    for group, commands in GROUPS.items():
+        assert f"\n{group}:\n" in help
+        assert all(re.search(rf"\n  {name} +\S", help) for name in commands)
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_help_says_a_default_once(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "None" not in shown and not re.search(r"default: [^)]*\(default", shown)
 
 
 def test_compare_puts_runs_side_by_side(run_dir, capsys):

@@ -184,6 +184,16 @@ def small_tiktoken() -> tiktoken.Encoding:
     return tiktoken.Encoding("small", pat_str=r" ?\w+|\s+|[^\w\s]+", mergeable_ranks=ranks, special_tokens=special)
 
 
+def test_code_beside_a_tokenizer_is_never_run_nor_asked_about(tmp_path, monkeypatch):
+    auto_map = {"AutoTokenizer": [None, "evil.Mine"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Mine", "auto_map": auto_map}))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match="contains custom code") as error:
+        HFTokenizer.get(str(tmp_path))
+    assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
+
+
 @given(st.text())
 def test_bytes_are_those_of_utf8_and_come_back(text):
     text = text.encode("utf-8", "ignore").decode()

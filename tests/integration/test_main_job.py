@@ -155,8 +155,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(home):
     assert done.returncode == 2
     assert done.stderr == "error: unknown flag --n_leyer: did you mean --n_layer? --help lists them all\n"
     launched = launch(home, CLASSIC, "--n_leyer=3")
-    assert launched.returncode == 1  # the launcher's own code, behind its own traceback
-    assert "error: unknown flag --n_leyer" in launched.stderr
+    assert launched.returncode == -signal.SIGTERM  # without the launcher's traceback
+    assert launched.stderr.endswith(done.stderr) and "Traceback" not in launched.stderr
+
+
+@pytest.mark.slow
+def test_a_mistake_of_several_processes_is_the_last_that_the_launcher_says(home):
+    """Elastic launchers print a report of their own, whose last line repeats the mistake."""
+    env = {"ACCELERATE_USE_CPU": "true"}
+    done = launch(home, *TWO_PROCESSES, "--main_process_port", "0", CLASSIC, "--n_leyer=3", env=env)
+    line = "error: unknown flag --n_leyer: did you mean --n_layer? --help lists them all"
+    assert done.returncode == 1
+    assert done.stderr.count(f"\n{line}\n") == 1  # by the main process alone
+    assert done.stderr.splitlines()[-2].strip() == f"traceback : {line}"
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from nanogpt import TrainConfig, checkpoint, metrics
+from nanogpt import GPTConfig, TrainConfig, checkpoint, metrics
 from nanogpt.runtime import guard
 
 
@@ -104,3 +104,19 @@ def test_fp16_may_overflow_while_the_scaler_finds_its_scale():
     config = TrainConfig(max_bad_steps=5)
     assert guard.bad_steps_allowed(config, None) == 5
     assert guard.bad_steps_allowed(config, torch.amp.GradScaler("cpu")) == 21
+
+
+@pytest.mark.parametrize(
+    "model, train, message",
+    [
+        ({"n_layer": 1000, "n_embd": 8192}, {}, "the model has 805,323,808,768 parameters, which take at least 9,6"),
+        ({}, {"batch_size": 65536}, "batch_size=65536 sequences of 4096 tokens take at least "),
+        ({"n_inner": 2**20}, {}, "which take at least 1.6 GB; 1.0 GB of memory are free"),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch, model, train, message):
+    monkeypatch.setattr(guard, "free_memory", lambda: 10**9)
+    shape = {"vocab_size": 65, "block_size": 4096, "n_layer": 1, "n_head": 2, "n_embd": 64, "position": "rope"}
+    with pytest.raises(ValueError, match=message):
+        guard.check_room(GPTConfig(**shape | model), TrainConfig(**train), on_cpu=True)
+    guard.check_room(GPTConfig(**shape), TrainConfig(batch_size=1), on_cpu=True)
