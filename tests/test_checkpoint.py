@@ -380,6 +380,25 @@ def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert set(FILES) <= written and names[:3] == [half, "best", "last"] and names[-1] == "run"
 
 
+def test_an_evaluation_is_on_the_disk_after_best(tmp_path, monkeypatch):
+    path, done = save(tmp_path / "run", 1, *trained(1)), []
+    for name in ("sync", "point", "write_json"):
+        monkeypatch.setattr(checkpoint, name, lambda path, *args: done.append(path.name))
+    state = {"step": 1, "evaluated_step": 1, "best_val_loss": 2.0, "best_step": 1}
+    checkpoint.add_evaluation(tmp_path / "run", state, 2, best=True)
+    assert done == ["best", "run", "trainer_state.json", path.name]
+
+
+def test_from_weights_that_are_not_finite_the_way_leads_back(tmp_path):
+    model, optimizers = trained(1)
+    paths = [save(tmp_path, step, model, optimizers, keep=0) for step in (1, 2, 3)]
+    with torch.no_grad():
+        model.wte.weight[0, 0] = torch.nan
+    paths[1] = save(tmp_path, 2, model, optimizers, keep=0)
+    with pytest.raises(ValueError, match=r"wte.weight has values that are not finite; go back to .*step-000001 "):
+        checkpoint.load_model(paths[1])
+
+
 def test_steps_are_in_the_order_of_their_numbers(tmp_path):
     for name in ("step-1000000", "step-000009", "step-999999"):
         (tmp_path / name).mkdir()

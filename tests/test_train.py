@@ -463,3 +463,27 @@ def test_a_model_that_no_class_can_hold_is_a_warning_or_with_exportable_an_error
     with pytest.raises(ValueError, match="no class for this model: position='learned'"):
         make_run(odd, exportable=True)
     make_run(dataclasses.replace(TINY, bias=True), exportable=True)
+
+
+def test_a_process_of_two_takes_its_share_and_evaluates_validation_tokens(make_run, monkeypatch):
+    run = make_run(gradient_accumulation_steps=4, eval_iters=3, seed=10, log_interval=1)
+    run.begin()
+    shares, reduced, asked, micro_batch = [], [], {}, run.micro_batch
+    for name, value in (("num_processes", 2), ("process_index", 1)):
+        monkeypatch.setattr(type(run.accelerator), name, property(lambda self, value=value: value))
+    monkeypatch.setattr(run.accelerator, "reduce", lambda tensor, how="sum": reduced.append(how) or tensor)
+    monkeypatch.setattr(run, "micro_batch", lambda index: shares.append(index) or micro_batch(index))
+    run.clock.start()
+    run.step()
+    assert shares == [1, 3] and run.state["tokens"] == 4 * 4 * 16
+    run.clock.pause()
+    run.log()
+    assert reduced[0] == "mean"  # of the loss
+    result = {"val_loss": 3.0, "val_bpb": 1.0}
+    monkeypatch.setattr(train, "evaluate", lambda gpt, data, *_, **options: asked.update(options, data=data) or result)
+    run.evaluate_and_save()
+    run.saver.wait()
+    assert (asked["data"].split, asked["seed"], asked["eval_iters"]) == ("val", 10 + 1, 3)
+    assert (asked["process"], asked["processes"], asked["reduce"]) == (1, 2, run.add_up)
+    run.change_batches(dataclasses.replace(run.config, batch_size=2, gradient_accumulation_steps=8))
+    assert run.accelerator.gradient_accumulation_steps == 4
