@@ -37,11 +37,7 @@ def claim(directory: Path) -> None:
         LOCKED[path] = lock, inode(lock.path)
         atexit.register(lock.release)
     if read_id(directory) is None:
-        new = directory / NEW_MARK
-        with open(new, "w", encoding="utf-8") as text:
-            text.write(f"{secrets.token_hex(4)}\n")
-        sync(new)
-        new.replace(directory / MARK)
+        write(directory / MARK, f"{secrets.token_hex(4)}\n", directory / NEW_MARK)
 
 
 def release(directory: Path) -> None:
@@ -141,9 +137,12 @@ def prune(out_dir: Path, keep: int) -> None:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """In one move, and with its bytes on the disk before: nobody ever reads half of it."""
-    new = temporary(path)
-    new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write(path, json.dumps(value, indent=2) + "\n", temporary(path))
+
+
+def write(path: Path, text: str, new: Path) -> None:
+    """Writes a file under the name `new`, waits for the disk and renames it: nobody ever reads half of it."""
+    new.write_text(text, encoding="utf-8")
     sync(new)
     new.replace(path)
 

@@ -36,6 +36,7 @@ CORE = {
 OTHERS = {
     "test_layout": "the project",
     "test_accelerate_configs": "the files of that folder",
+    "test_forged_checkpoint": "checkpoints that an attacker made",
     "test_hub_server": "the tests' own Hub",
     "commands/test_commands": "the `nanogpt` command",
 }

@@ -3,7 +3,7 @@ import json
 
 import pytest
 from conftest import TINY
-from test_checkpoint import seal_again
+from test_forged_checkpoint import seal_again
 
 from nanogpt import checkpoint, resume
 from nanogpt.config import TrainConfig
@@ -92,7 +92,7 @@ def test_a_directory_that_cannot_be_written_is_an_error_before_the_run(make_run,
         raise OSError(30, "Read-only file system", str(self))
 
     monkeypatch.setattr(Path, "write_text", read_only)
-    with pytest.raises(OSError, match=r"Read-only file system: .*config\.json"):
+    with pytest.raises(OSError, match=r"Read-only file system: .*out.\.run"):
         make_run()
 
 

@@ -17,7 +17,7 @@ from nanogpt.hub.load import load
 def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("RUN", nargs="+", help="one or several: out directories, checkpoints, transformers models")
     add_device(command)
-    command.add_argument("--data", metavar="DIR", help="a data directory ; default: the one it was trained on")
+    command.add_argument("--data", metavar="DIR", help="a data directory; default: the one it was trained on")
     command.add_argument("--split", default="val", choices=("val", "train"), help="which part of it")
     command.add_argument("--batch_size", type=within(int, 1, 4096), default=32, metavar="N", help="sequences at a time")
     command.add_argument(

@@ -72,4 +72,4 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:100].rstrip(" :")
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300].rstrip(" :")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from shapes import CASES, CHARACTERS, make_checkpoint
-from test_checkpoint import seal_again
+from test_forged_checkpoint import seal_again
 
 from data_prep import writer
 from nanogpt import checkpoint

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from shapes import CASES, CHARACTERS, make_checkpoint
-from test_checkpoint import seal_again
+from test_forged_checkpoint import seal_again
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import nanogpt.hub.load

@@ -24,7 +24,7 @@ from conftest import TINY
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from shapes import CASES, make_checkpoint
-from test_checkpoint import seal_again
+from test_forged_checkpoint import seal_again
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep import writer
