@@ -81,10 +81,6 @@ class TrainConfig:
     # the machine
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: the launcher's, else bf16 where supported
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: on CUDA
-    dry_run: bool = False  # only show what the run would take: parameters, memory, time
-    find_batch_size: bool = False  # only try ever larger batch sizes, until one does not fit into memory
-    seeds: Annotated[int, 1, 1000] = 1  # train so many runs with seeds counting up, into out_dir-seed…; compare them
-    profile: Steps = 0  # steps to trace into out_dir/trace.json, after two to warm up
     deterministic: bool = False  # the same bits in every run on one machine; on a GPU some operators get slower
     timeout: Annotated[float, 1, 1e6] = 600  # seconds that a process waits for another one before it ends the run
     threads: Annotated[int, 0, 1024] = 0  # CPU threads of each process; 0: the cores, shared among the processes
@@ -94,12 +90,24 @@ class TrainConfig:
         check_fields(self)
 
 
-# settings that never change what a step computes: a resumed run, a comparison and a model card pass over them
+@dataclass
+class Actions:
+    """What else a recipe can do. These are flags only: a recipe does not set them and a run does not record them."""
+
+    dry_run: bool = False  # only show what the run would take: parameters, memory, time
+    find_batch_size: bool = False  # only try ever larger batch sizes, until one does not fit into memory
+    seeds: Annotated[int, 1, 1000] = 1  # train this many seeds, counting up, into out_dir-seed…, and compare them
+    profile: Steps = 0  # trace this many steps into out_dir/trace.json, after two steps of warm-up
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+# settings that never change what a step computes: resuming, comparisons and model cards ignore them
 INCIDENTAL = set(
     "out_dir resume max_bad_steps max_minutes max_failed_saves eval_interval log_interval always_save_checkpoint "
-    "keep_checkpoints sample_tokens report_to exportable push_to_hub dry_run find_batch_size seeds profile timeout "
-    "threads".split()
-)
+    "keep_checkpoints sample_tokens report_to exportable push_to_hub timeout threads".split()
+) | {field.name for field in dataclasses.fields(Actions)}  # earlier versions recorded them
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -191,10 +199,10 @@ def nearest(word: str, known) -> str:
 
 
 def settings_parser(model: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
-    """The parser of a recipe: a flag for each field, those after KW_ONLY in a group of their own."""
+    """The parser of a recipe: a flag for each field, those after KW_ONLY and the actions in groups of their own."""
     parser = OneLineParser(usage="%(prog)s [--SETTING VALUE …]", description=description)
-    groups = [parser.add_argument_group(title) for title in ("settings", "advanced settings")]
-    for config in (model, train):
+    groups = [parser.add_argument_group(title) for title in ("settings", "advanced settings", "actions")]
+    for config in (model, train, Actions()):
         help_of, kinds = field_help(type(config)), declared(type(config))
         for field in dataclasses.fields(config):
             (kind, limits), value = kinds[field.name], getattr(config, field.name)
@@ -202,16 +210,19 @@ def settings_parser(model: GPTConfig, train: TrainConfig, description: str) -> O
             text = f"{help_of[field.name]}{default}".strip().replace("%", "%%")
             flag_alone = {"nargs": "?", "const": "true"} if kind is bool or field.name == "compile" else {}
             metavar = short(kind, limits)
-            groups[bool(field.kw_only)].add_argument(f"--{field.name}", metavar=metavar, help=text, **flag_alone)
+            group = groups[2 if isinstance(config, Actions) else int(bool(field.kw_only))]
+            group.add_argument(f"--{field.name}", metavar=metavar, help=text, **flag_alone)
     return parser
 
 
-def parse(model: GPTConfig, train: TrainConfig, argv: list[str], description: str) -> tuple[GPTConfig, TrainConfig]:
-    """The recipe's two configurations with the command line laid over them."""
+def parse(
+    model: GPTConfig, train: TrainConfig, argv: list[str], description: str
+) -> tuple[GPTConfig, TrainConfig, Actions]:
+    """The recipe's two configurations, overridden by the command line, and the actions that it asks for."""
     parser = settings_parser(model, train, description)
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
     changed = []
-    for config in (model, train):
+    for config in (model, train, Actions()):
         kinds, values = declared(type(config)), {}
         for name in given.keys() & kinds.keys():
             try:

@@ -99,7 +99,7 @@ def sample(run, tokens: int = 300) -> str:
 
 def resume_command(run, *changes: str) -> str:
     """The command that resumes this run; `changes` are flags with their values that replace those given."""
-    if run.config.seeds > 1:
+    if any(word.partition("=")[0] == "--seeds" for word in sys.argv):
         changes = ("--seeds=1", f"--seed={run.config.seed}", f"--out_dir={run.out_dir}", *changes)
     changes = ("--resume=auto", *changes)
     replaced = {change.partition("=")[0] for change in changes}

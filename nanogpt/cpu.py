@@ -5,8 +5,8 @@
 
 Two ways are used, neither of which touches parameters, their names or gradient checkpointing:
 
-- A torch module gets a subclass of its class, which overrides `forward` only: `linear.__class__ = OneDNNLinear`.
-  `isinstance(linear, nn.Linear)` stays true. Subclasses made elsewhere keep their own forward.
+- A torch module gets a subclass of its class, which overrides `forward` only: `norm.__class__ = FusedRMSNorm`.
+  `isinstance(norm, nn.RMSNorm)` stays true. Subclasses made elsewhere keep their own forward.
 - A torch function that `model.py` calls through an attribute is replaced in this one model by a function of the same
   signature: `attention.attention = fp32_attention`.
 
@@ -24,61 +24,13 @@ from torch import nn
 
 from nanogpt.model import GPT, CausalSelfAttention, rms_norm
 
-# torch computes fp32 products by MKL, which takes twice as long as oneDNN on AMD's CPUs (LOG.md)
-ON_AMD = "AMD" in torch.cpu.get_capabilities().get("cpu_name", "") and torch.backends.mkldnn.is_available()
-
 
 def speed_up(model: GPT) -> GPT:
     """Makes the training of a model on a CPU faster, in place. Models on other devices stay as they are."""
     if model.wte.weight.device.type == "cpu":
-        if ON_AMD:
-            use_onednn_products(model)
         use_fused_rms_norm(model)
         use_fp32_attention(model)
     return model
-
-
-def use_onednn_products(model: GPT) -> None:
-    """Computes matrix products in fp32 by oneDNN while training."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = OneDNNLinear
-    model.linear = onednn_linear
-
-
-class OneDNNLinear(nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return onednn_linear(x, self.weight, self.bias)
-
-
-def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear`: x (..., in) times the transposed weight (out, in), plus bias (out,)."""
-    training_in_fp32 = torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    if training_in_fp32 and x.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling():
-        return LinearFunction.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-def onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear` by the operator that torch.compile uses; its weight may be packed. It has no gradient."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-class LinearFunction(torch.autograd.Function):
-    """`onednn_product` with a gradient."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        return onednn_product(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        x, weight = ctx.saved_tensors
-        grad_x = onednn_product(grad, weight.t())
-        rows = grad.flatten(0, -2)  # (N, out)
-        grad_weight = rows.t() @ x.flatten(0, -2)  # by torch: oneDNN is no faster with both operands transposed
-        return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def use_fused_rms_norm(model: GPT) -> None:
@@ -155,8 +107,13 @@ def pack(model: GPT, smallest: int = 10_000_000) -> GPT:
                 setattr(module, name, PackedLinear(child.weight, child.bias))
     if model.lm_head is None:
         model.lm_head = PackedLinear(model.wte.weight)
-    model.linear = onednn_product
+    model.linear = packed_linear
     return model
+
+
+def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`F.linear` by oneDNN, with a weight that is packed or not. It has no gradient."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class PackedLinear(nn.Module):
@@ -173,7 +130,7 @@ class PackedLinear(nn.Module):
         self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return onednn_product(x, self.weight, self.bias)
+        return packed_linear(x, self.weight, self.bias)
 
 
 def keep_freed_memory() -> None:

@@ -38,7 +38,7 @@ class Setup:
         make_model: Callable[[GPTConfig], GPT] = GPT,
         make_optimizers: Callable[..., list[torch.optim.Optimizer]] = optim.make_optimizers,
     ):
-        """Arguments are those of `train.main`; `quiet` prints nothing.
+        """Arguments are those of `train.main`; `quiet` prints nothing, for a run that will not train.
 
         Raises ValueError or OSError if the settings, the data, or the contents of out_dir do not allow the run.
         """
@@ -105,7 +105,8 @@ class Setup:
         """Makes the model and its optimizers, on the device, compiled, copied or sharded as the launcher asks."""
         config = self.config
         if pretrained is None:
-            guard.check_room(model_config, config, self.device.type == "cpu")
+            training = self.device.type == "cpu" and config.max_iters > 0 and not self.quiet
+            guard.check_room(model_config, config, training)
         torch.manual_seed(config.seed)
         self.gpt = speed_up((pretrained or self.make_model(model_config)).to(self.device))  # on a CPU only
         self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")

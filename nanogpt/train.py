@@ -61,21 +61,22 @@ def main(
     try:
         with user_errors():
             recipes_data = config.data
-            model_config, config = parse(model_config, config, sys.argv[1:] if argv is None else argv, description)
+            argv = sys.argv[1:] if argv is None else argv
+            model_config, config, actions = parse(model_config, config, argv, description)
             prepare = prepare if config.data == recipes_data else None
-            if config.dry_run or config.find_batch_size:
+            if actions.dry_run or actions.find_batch_size:
                 with TemporaryDirectory() as nowhere:  # leaves no files
                     alone = {"out_dir": nowhere, "resume": "none", "report_to": "none", "push_to_hub": None}
                     run = Run(model_config, dataclasses.replace(config, **alone), prepare, quiet=True, **make)
-                    run.plan() if config.dry_run else run.find_batch_size()
+                    run.plan() if actions.dry_run else run.find_batch_size()
                 return
-            seeds = range(config.seed, config.seed + config.seeds)
-            names = [f"{config.out_dir}-seed{seed}" if config.seeds > 1 else config.out_dir for seed in seeds]
+            seeds = range(config.seed, config.seed + actions.seeds)
+            names = [f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir for seed in seeds]
         for seed, name in zip(seeds, names, strict=True):
             with user_errors():
                 run = Run(model_config, dataclasses.replace(config, seed=seed, out_dir=name), prepare, note, **make)
-            run.train()
-        if config.seeds > 1:
+            run.train(profile=actions.profile)
+        if actions.seeds > 1:
             run.say(compare(names))
     except KeyboardInterrupt:  # outside the loop there is nothing to save
         sys.exit(130)
@@ -84,10 +85,13 @@ def main(
 class Run(Setup):
     """One run: `Setup` makes and checks everything, `train` trains."""
 
-    def train(self) -> None:
-        """The loop: evaluate and save where due, take a step, log; until max_iters, or until something stops it."""
+    def train(self, profile: int = 0) -> None:
+        """The loop: evaluate and save where due, take a step, log; until max_iters, or until something stops it.
+
+        The first `profile` steps after two of warm-up are traced into out_dir/trace.json.
+        """
         state = self.state
-        tracing = profiler(self.config.profile if self.main_process else 0, self.out_dir / "trace.json", self.say)
+        tracing = profiler(profile if self.main_process else 0, self.out_dir / "trace.json", self.say)
         with self.peers.watched(self.saver.wait), self.interrupts, tracing as trace:
             self.begin()
             config = self.config  # after begin, whose rehearsal may have made the micro-batches smaller

@@ -7,20 +7,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import INCIDENTAL, fail, field_help, parse, user_errors, visible, within
+from nanogpt.config import INCIDENTAL, Actions, fail, field_help, parse, user_errors, visible, within
 from nanogpt.model import declared
 
 ODD = ["", "0", "-1", "nan", "inf", "-inf", "1e30", "1e-30", "9" * 30, "9" * 5000, "none", "TRUE", "\x1b[31m"]
 
 
 def flags(*argv, model=None, train=None):
-    return parse(model or GPTConfig(), train or TrainConfig(), list(argv), "a recipe")
+    return parse(model or GPTConfig(), train or TrainConfig(), list(argv), "a recipe")[:2]
 
 
 def test_command_line_overrides_recipe_overrides_defaults():
     model, train = flags("--n_layer=4", "--max_iters", "7", model=GPTConfig(n_layer=2, n_embd=48))
     assert (model.n_layer, model.n_embd, model.n_head) == (4, 48, 12)
     assert (train.max_iters, train.batch_size) == (7, TrainConfig().batch_size)
+
+
+def test_actions_are_flags_and_no_settings():
+    _, train, actions = parse(GPTConfig(), TrainConfig(), ["--dry_run", "--seeds=3"], "")
+    assert (actions, train) == (Actions(dry_run=True, seeds=3), TrainConfig())
 
 
 def test_values_are_read_by_the_type_of_their_field():
@@ -192,7 +197,7 @@ def test_a_reader_that_leaves_ends_the_program_quietly():
     assert (done.stdout, done.stderr) == ("0\n141\n", "")
 
 
-@pytest.mark.parametrize("config", [GPTConfig, TrainConfig])
+@pytest.mark.parametrize("config", [GPTConfig, TrainConfig, Actions])
 def test_every_field_has_a_help_text(config):
     assert field_help(config).keys() == {field.name for field in dataclasses.fields(config)}
 
@@ -205,14 +210,14 @@ def test_every_setting_either_changes_what_is_computed_or_is_known_not_to():
         "min_lr decay_fraction eval_iters device precision compile deterministic".split()
     )
     assert not computes & INCIDENTAL
-    assert computes | INCIDENTAL == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert computes | INCIDENTAL == {field.name for cls in (TrainConfig, Actions) for field in dataclasses.fields(cls)}
 
 
 def test_help_shows_every_flag_with_its_default(capsys):
     with pytest.raises(SystemExit):
         flags("--help", model=GPTConfig(n_layer=3))
     shown = capsys.readouterr().out
-    for config in (GPTConfig, TrainConfig):
+    for config in (GPTConfig, TrainConfig, Actions):
         assert all(f"--{field.name} " in shown for field in dataclasses.fields(config))
     assert "number of blocks (default: 3)" in " ".join(shown.split())
 

@@ -16,12 +16,13 @@ def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypa
     make_run().train()
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert command[:3] == ["accelerate", "launch", "recipes/x.py"] and "4" not in command
-    model, config = parse(TINY, TrainConfig(), command[3:], "")
+    model, config, _ = parse(TINY, TrainConfig(), command[3:], "")
     assert (model.n_layer, model.n_head, config.max_iters) == (2, 2, 8)
     assert (config.resume, config.data) == ("auto", "my data")
-    make_run(seeds=2, seed=7, out_dir=str(tmp_path / "out-seed7")).train()
-    _, config = parse(TINY, TrainConfig(), shlex.split(capsys.readouterr().out.splitlines()[-1])[3:], "")
-    assert (config.seeds, config.seed, config.out_dir) == (1, 7, str(tmp_path / "out-seed7"))
+    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "2"])
+    make_run(seed=7, out_dir=str(tmp_path / "out-seed7")).train()
+    _, config, actions = parse(TINY, TrainConfig(), shlex.split(capsys.readouterr().out.splitlines()[-1])[3:], "")
+    assert (actions.seeds, config.seed, config.out_dir) == (1, 7, str(tmp_path / "out-seed7"))
 
 
 def test_epochs_are_counted_and_the_prompt_is_ready_for_a_shell(make_run, tmp_path, capsys):

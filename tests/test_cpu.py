@@ -17,7 +17,6 @@ from torch import nn
 from nanogpt import GPT, GPTConfig
 from nanogpt.cpu import (
     FusedRMSNorm,
-    LinearFunction,
     PackedLinear,
     RMSNormFunction,
     fp32_attention,
@@ -25,12 +24,11 @@ from nanogpt.cpu import (
     speed_up,
     use_fp32_attention,
     use_fused_rms_norm,
-    use_onednn_products,
 )
 from nanogpt.generate import generate
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
-PARTS = [pytest.param(use_onednn_products, marks=needs_onednn), use_fused_rms_norm, use_fp32_attention]
+PARTS = [use_fused_rms_norm, use_fp32_attention]
 IDX = torch.randint(65, (3, 24), generator=torch.Generator().manual_seed(1))
 
 
@@ -55,21 +53,6 @@ def distance(a: dict, b: dict) -> float:
     """The largest difference between tensors of the same name, relative to the norm of the first."""
     assert a.keys() == b.keys()
     return max(((a[name] - b[name]).float().norm() / a[name].float().norm()).item() for name in a)
-
-
-@needs_onednn
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_onednns_linear_has_the_output_and_gradients_of_torchs(with_bias):
-    torch.manual_seed(0)
-    shapes = [(3, 5, 32), (48, 32)] + [(48,)] * with_bias
-    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    expected = [t.detach().clone().requires_grad_() for t in inputs]
-    grad = torch.randn(3, 5, 48)
-    a, b = LinearFunction.apply(*inputs, *[None] * (not with_bias)), F.linear(*expected)
-    a.backward(grad), b.backward(grad)
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    for x, y in zip(inputs, expected, strict=True):
-        torch.testing.assert_close(x.grad, y.grad, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("weight_shape", [(16,), (4, 16)])
@@ -142,12 +125,12 @@ def test_torch_compile_sees_one_graph():
 
 
 def test_only_torchs_own_modules_on_the_cpu_are_changed():
-    class Own(nn.Linear):
+    class Own(nn.RMSNorm):
         pass
 
-    model = make_model(CASES["gpt2"])
-    model.h[0].mlp.c_fc.__class__ = Own
-    assert type(speed_up(model).h[0].mlp.c_fc) is Own
+    model = make_model(CASES["qwen3"])
+    model.ln_f.__class__ = Own
+    assert type(speed_up(model).ln_f) is Own
     with torch.device("meta"):
         elsewhere = speed_up(GPT(CASES["qwen3"]))
     assert type(elsewhere.ln_f) is nn.RMSNorm and elsewhere.h[0].attn.attention is F.scaled_dot_product_attention

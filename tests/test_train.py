@@ -371,8 +371,8 @@ def test_bf16_trains_and_checkpoints_stay_fp32(make_run):
 
 
 def test_profile_writes_a_trace_of_the_steps(make_run, capsys):
-    run = make_run(max_iters=6, eval_interval=6, profile=2)
-    run.train()
+    run = make_run(max_iters=6, eval_interval=6)
+    run.train(profile=2)
     trace = json.loads((run.out_dir / "trace.json").read_text())
     names = [event["name"] for event in trace["traceEvents"] if event.get("ph") == "X"]
     assert sum(name.startswith("ProfilerStep") for name in names) == 2

@@ -53,18 +53,17 @@ def diagnosis(tally: Tally, step: int, lr: float, config: TrainConfig) -> str:
     )
 
 
-def check_room(model: GPTConfig, config: TrainConfig, on_cpu: bool) -> None:
+def check_room(model: GPTConfig, config: TrainConfig, training: bool) -> None:
     """Raises ValueError where a run needs more memory than is free, by a lower bound, before any of it is taken.
 
-    Every process makes the weights in ordinary memory. On a CPU training takes place there as well, and the system
-    would end a process that takes too much; a GPU says that its memory is full, and `rehearse` heeds it.
+    Every process makes the weights in ordinary memory. `training` adds what training on a CPU takes there, where the
+    system kills a process that takes too much. A GPU raises an error when its memory is full, which `rehearse` handles.
     """
     with torch.device("meta"):
         one = GPT(dataclasses.replace(model, n_layer=1))
     parameters = sum(p.numel() for p in one.parameters()) + (model.n_layer - 1) * sum(
         p.numel() for p in one.h.parameters()
     )
-    training = on_cpu and config.max_iters > 0 and not (config.dry_run or config.find_batch_size)
     room, needed = free_memory(), parameters * (12 if training else 4)  # with gradients and optimizer, or weights alone
     if needed > room:
         raise ValueError(

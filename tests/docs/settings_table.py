@@ -6,7 +6,7 @@ python tests/docs/settings_table.py > docs/settings.md
 import dataclasses
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import field_help, short
+from nanogpt.config import Actions, field_help, short
 from nanogpt.model import declared
 
 HEAD = """# Settings
@@ -31,7 +31,7 @@ def table(config: type) -> list[str]:
 
 def settings() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *table(GPTConfig), "", *table(TrainConfig)]) + "\n"
+    return "\n".join([HEAD, *table(GPTConfig), "", *table(TrainConfig), "", *table(Actions)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 A part is compared with its absence, all other parts being in use. Both take turns in one process (for `memory`, a
 setting of the whole process, in two), and a round compares neighbours in time. A gain of 1.05 says that the same work
-takes 5 % longer without the part. Run it on an idle machine; ignore gains that lie within their spread.
+takes 5 % longer without the part. Rounds are short, because virtual machines change their speed within seconds. Run it
+on an idle machine; the median counts.
 """
 
 import argparse
@@ -26,7 +27,6 @@ from nanogpt.optim import make_optimizers
 from nanogpt.runtime.device import set_threads
 
 PARTS = {
-    "products": cpu.use_onednn_products,
     "rms_norm": cpu.use_fused_rms_norm,
     "attention": cpu.use_fp32_attention,
     "memory": lambda model: cpu.keep_freed_memory(),
@@ -120,7 +120,7 @@ def in_this_process(*what):
 
 def compare(setup: str, part: str, rounds: int, repeats: int) -> None:
     """Prints a line: milliseconds a step or token with the part and without, and the median gain with its spread."""
-    used = ["pack"] if setup in SAMPLING else ["products", "rms_norm", "attention", "memory"]
+    used = ["pack"] if setup in SAMPLING else ["rms_norm", "attention", "memory"]
     place = in_a_process if part == "memory" else in_this_process
     others = [name for name in used if name != part]
     with place(setup, used, repeats) as with_part, place(setup, others, repeats) as without:
@@ -142,8 +142,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     setups = [*TRAINING, *SAMPLING]
     parser.add_argument("--setups", nargs="+", choices=setups, default=setups, metavar="SETUP")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--repeats", type=int, default=20, help="training steps or sampled tokens in a round")
+    parser.add_argument("--rounds", type=int, default=61)
+    parser.add_argument("--repeats", type=int, default=4, help="training steps or sampled tokens in a round")
     args = parser.parse_args()
     threads = set_threads(0, 1)
     print(f"{time.strftime('%Y-%m-%d %H:%M')}, {threads} threads, torch {torch.__version__}, {conditions()}")

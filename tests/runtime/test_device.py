@@ -1,6 +1,7 @@
 """What the launcher, the machine and the settings come to together; `launch-check` itself is in test_commands.py."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -53,6 +54,18 @@ def test_precision_is_the_settings_else_the_launchers_else_the_machines(monkeypa
     assert device.mixed_precision(TrainConfig(device="cpu")) == "fp16"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert device.mixed_precision(TrainConfig(device="cpu")) == "bf16"
+
+
+def test_bf16_instructions_are_found_without_torchs_own_function(monkeypatch, tmp_path):
+    with_torch = device.cpu_computes_in_bf16()
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    if Path("/proc/cpuinfo").is_file():
+        assert device.cpu_computes_in_bf16() == with_torch
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512_bf16\n")
+    assert device.cpu_computes_in_bf16(str(tmp_path / "cpuinfo"))
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f\n")
+    assert not device.cpu_computes_in_bf16(str(tmp_path / "cpuinfo"))
+    assert not device.cpu_computes_in_bf16(str(tmp_path / "none"))
 
 
 def test_the_launcher_or_the_settings_choose_the_cpu(monkeypatch):

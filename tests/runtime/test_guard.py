@@ -118,5 +118,5 @@ def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch, model, train,
     monkeypatch.setattr(guard, "free_memory", lambda: 10**9)
     shape = {"vocab_size": 65, "block_size": 4096, "n_layer": 1, "n_head": 2, "n_embd": 64, "position": "rope"}
     with pytest.raises(ValueError, match=message):
-        guard.check_room(GPTConfig(**shape | model), TrainConfig(**train), on_cpu=True)
-    guard.check_room(GPTConfig(**shape), TrainConfig(batch_size=1), on_cpu=True)
+        guard.check_room(GPTConfig(**shape | model), TrainConfig(**train), training=True)
+    guard.check_room(GPTConfig(**shape), TrainConfig(batch_size=1), training=True)
