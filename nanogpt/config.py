@@ -190,11 +190,11 @@ def nearest(word: str, known) -> str:
     return f"did you mean {near[0]}? --help lists them all" if near else "--help lists them all"
 
 
-def settings_parser(model: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
+def settings_parser(model_config: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
     """The parser of a recipe: a flag for each field, those after KW_ONLY in a group of their own."""
     parser = OneLineParser(usage="%(prog)s [--SETTING VALUE …]", description=description)
     groups = [parser.add_argument_group(title) for title in ("settings", "advanced settings")]
-    for config in (model, train):
+    for config in (model_config, train):
         help_of, kinds = field_help(type(config)), declared(type(config))
         for field in dataclasses.fields(config):
             (kind, limits), value = kinds[field.name], getattr(config, field.name)
@@ -206,12 +206,14 @@ def settings_parser(model: GPTConfig, train: TrainConfig, description: str) -> O
     return parser
 
 
-def parse(model: GPTConfig, train: TrainConfig, argv: list[str], description: str) -> tuple[GPTConfig, TrainConfig]:
+def parse(
+    model_config: GPTConfig, train: TrainConfig, argv: list[str], description: str
+) -> tuple[GPTConfig, TrainConfig]:
     """The recipe's two configurations with the command line laid over them."""
-    parser = settings_parser(model, train, description)
+    parser = settings_parser(model_config, train, description)
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
     changed = []
-    for config in (model, train):
+    for config in (model_config, train):
         kinds, values = declared(type(config)), {}
         for name in given.keys() & kinds.keys():
             try:

@@ -93,11 +93,11 @@ def test_draws_follow_the_softmax_of_the_logits_over_the_temperature():
 
 
 def test_the_model_is_afterwards_in_the_mode_it_was_in():
-    words, model = CharTokenizer("".join(map(chr, range(65)))), random_model(GPT2)
+    tokenizer, model = CharTokenizer("".join(map(chr, range(65)))), random_model(GPT2)
     for training in (True, False):
         generate(model.train(training), torch.zeros(1, 1, dtype=torch.long), 2)
         assert model.training == training
-    write_amid_training(model.train(), words, np.array([1]), 2, 0)
+    write_amid_training(model.train(), tokenizer, np.array([1]), 2, 0)
     assert model.training
 
 

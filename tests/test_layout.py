@@ -116,10 +116,10 @@ def test_no_code_from_a_model_directory_is_executed():
     for path in (path for folder in ("nanogpt", "data_prep", "recipes") for path in (ROOT / folder).rglob("*.py")):
         tree = ast.parse(path.read_text())
         froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        theirs = {alias.name for node in froms if node.module == "transformers" for alias in node.names}
+        hf_classes = {alias.name for node in froms if node.module == "transformers" for alias in node.names}
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             name = ast.unparse(call.func)
-            if name.endswith(".from_pretrained") and name.split(".")[0] in theirs | {"transformers"}:
+            if name.endswith(".from_pretrained") and name.split(".")[0] in hf_classes | {"transformers"}:
                 refused = [k.value.value for k in call.keywords if k.arg == "trust_remote_code"]
                 assert refused == [False], f"{path}:{call.lineno}"
                 found += 1

@@ -66,17 +66,17 @@ def test_muon_takes_the_blocks_matrices_and_adamw_all_else():
 @pytest.mark.parametrize("shape", [(16, 32), (48, 16), (16, 16)])
 def test_muon_equals_torchs_muon_in_equal_precision(shape):
     torch.manual_seed(0)
-    ours, theirs = torch.nn.Parameter(torch.randn(shape)), torch.nn.Parameter(torch.empty(shape))
-    theirs.data.copy_(ours.data)
-    start = ours.detach().clone()
-    a = Muon([{"params": [ours], "rows": None}], lr=0.02, momentum=0.95, weight_decay=0.1, dtype=torch.bfloat16)
-    b = torch.optim.Muon([theirs], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True)
+    p, reference = torch.nn.Parameter(torch.randn(shape)), torch.nn.Parameter(torch.empty(shape))
+    reference.data.copy_(p.data)
+    start = p.detach().clone()
+    a = Muon([{"params": [p], "rows": None}], lr=0.02, momentum=0.95, weight_decay=0.1, dtype=torch.bfloat16)
+    b = torch.optim.Muon([reference], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True)
     for _ in range(5):
-        ours.grad = torch.randn(shape)
-        theirs.grad = ours.grad.clone()
+        p.grad = torch.randn(shape)
+        reference.grad = p.grad.clone()
         a.step(), b.step()
-    assert (ours - start).abs().max() > 0.01
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    assert (p - start).abs().max() > 0.01
+    torch.testing.assert_close(p, reference, atol=1e-6, rtol=1e-6)
 
 
 def test_stacked_matrices_are_orthogonalized_one_by_one():

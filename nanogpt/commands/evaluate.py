@@ -67,8 +67,9 @@ def eval_tasks(args, device: str) -> None:
 
     rows = []
     for run in args.RUN:
-        model, words, found = load(run, device, say=note)
-        results = tasks.evaluate(model, words, args.tasks.split(","), args.include_path, args.limit, args.batch_size)
+        model, tokenizer, found = load(run, device, say=note)
+        names = args.tasks.split(",")
+        results = tasks.evaluate(model, tokenizer, names, args.include_path, args.limit, args.batch_size)
         for task, values in results.items():
             figures = [(name, value) for name, value in values.items() if isinstance(value, float)]
             rows += [f"{run:<28} {task:<20} {name:<28} {value:.4f}" for name, value in figures]

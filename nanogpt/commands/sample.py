@@ -43,13 +43,13 @@ def run(args) -> None:
     """Streams one continuation as it is drawn; several are drawn as a batch and printed one after the other."""
 
     device = pick_device(args.device)
-    model, words, _ = load(args.RUN, device, getattr(torch, args.dtype), say=note)
+    model, tokenizer, _ = load(args.RUN, device, getattr(torch, args.dtype), say=note)
     prompt = args.prompt
     if prompt.startswith("FILE:"):
         prompt = Path(prompt[5:]).read_text(encoding="utf-8")
     if not prompt:
         raise ValueError("the prompt is empty: give at least one character, such as --prompt ROMEO:")
-    ids = words.encode(prompt)
+    ids = tokenizer.encode(prompt)
     model = pack(model)
     if args.compile:
         model.compile(dynamic=True)
@@ -60,12 +60,12 @@ def run(args) -> None:
     if args.num_samples == 1:
         print(shown(prompt), end="", flush=True)
         tokens = (token.item() for token in stream(model, idx, args.max_new_tokens, **options))
-        for piece in stream_text(words, tokens, prompt=ids):
+        for piece in stream_text(tokenizer, tokens, prompt=ids):
             print(shown(piece), end="", flush=True)
         print()
     else:
         for row in generate(model, idx, args.max_new_tokens, **options).tolist():
-            print(shown(words.decode(row)), "-" * 40, sep="\n")
+            print(shown(tokenizer.decode(row)), "-" * 40, sep="\n")
     if args.stats:
         seconds, count = time.perf_counter() - start, args.num_samples * args.max_new_tokens
         speed = f"{count:,} tokens in {seconds:.2f} s: {count / seconds:,.0f} tokens/s"

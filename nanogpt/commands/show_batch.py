@@ -27,7 +27,7 @@ def run(args) -> None:
     directory = args.data or trained.data
     data = open_data(directory, "train", config.block_size, config.vocab_size)
     first_directory, *others = read_shares(directory)
-    words = load_tokenizer(first_directory)
+    tokenizer = load_tokenizer(first_directory)
     for index in range(trained.gradient_accumulation_steps):
         number = (args.step - 1) * trained.gradient_accumulation_steps + index
         samples = number * trained.batch_size + np.arange(trained.batch_size)
@@ -41,4 +41,4 @@ def run(args) -> None:
                 f"step {args.step}, micro-batch {index}, sequence {row}: tokens {first:,} to {first + len(x):,} "
                 f"of {directory}{epoch}"
             )
-            show(words.decode([*x, y[-1]]))
+            show(tokenizer.decode([*x, y[-1]]))

@@ -53,22 +53,22 @@ def load_for_training(run: str | Path, wanted: GPTConfig, say=print) -> tuple:
     Of the settings `wanted`, dropout, gradient_checkpointing and block_size count: the rest is the checkpoint's.
     """
     kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
-    model, words, found = load(run, say=say, **kept)
+    model, tokenizer, found = load(run, say=say, **kept)
     if found:
         rundir.let_go(found)  # a run may remove its own checkpoint
     model.crop_block_size(min(wanted.block_size, model.config.block_size))
-    return model, words
+    return model, tokenizer
 
 
-def check_tokenizer(theirs, ours, tokens: np.ndarray, config: TrainConfig) -> None:
+def check_tokenizer(expected, tokenizer, tokens: np.ndarray, config: TrainConfig) -> None:
     """Raises ValueError if the data's tokens are not those that the model to fine-tune has learnt."""
-    text = ours.decode(tokens)
+    text = tokenizer.decode(tokens)
     try:
-        same = np.array_equal(ours.encode(text), theirs.encode(text))
+        same = np.array_equal(tokenizer.encode(text), expected.encode(text))
     except ValueError:  # a character that it does not know
         same = False
     if not same:
         raise ValueError(
-            f"{config.data} is tokenized by {ours.name!r}, which is not the tokenizer of "
+            f"{config.data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of "
             f"init_from={config.init_from}: prepare the data with that model's tokenizer"
         )

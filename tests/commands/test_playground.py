@@ -31,10 +31,10 @@ def model() -> GPT:
 def hostile_writer(tmp_path, monkeypatch) -> Writer:
     """A model whose characters can spell a script."""
     writer.write(tmp_path / "data", HOSTILE * 20, "char", 0.1, "made up")
-    words = load_tokenizer(tmp_path / "data")
+    tokenizer = load_tokenizer(tmp_path / "data")
     torch.manual_seed(0)
-    model = GPT(dataclasses.replace(TINY, vocab_size=words.vocab_size)).eval()
-    monkeypatch.setattr(playground, "load", lambda *args: (model, words, None))
+    model = GPT(dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)).eval()
+    monkeypatch.setattr(playground, "load", lambda *args: (model, tokenizer, None))
     return Writer("<b>run</b>", "cpu")
 
 
