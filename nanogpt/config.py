@@ -17,6 +17,7 @@ import select
 import signal
 import sys
 import textwrap
+import threading
 import time
 import types
 import typing
@@ -66,6 +67,7 @@ class TrainConfig:
     lr_schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # wsd: stable, then linear at the end
     warmup_iters: Steps = 100  # steps of linear warm-up
     lr_decay_iters: Annotated[int | None, 1, 10**9] = None  # step at which min_lr is reached; none: max_iters
+    train_minutes: Annotated[float, 0, 1e7] = 0  # minutes of training that the run and its decay take; 0: max_iters
     min_lr: Rate = 1e-4  # learning rate at the end (nanoGPT: a tenth of the peak)
     decay_fraction: Annotated[float, 0, 1] = 0.4  # wsd: share of lr_decay_iters that decays
     # evaluation, logging, checkpoints
@@ -75,6 +77,7 @@ class TrainConfig:
     keep_checkpoints: Steps = 2  # newest checkpoints kept, besides the best; 0 keeps all
     max_failed_saves: Annotated[int, 1, 10**9] = 3  # so many checkpoints in a row that cannot be saved end the run
     max_minutes: Annotated[float, 0, 1e7] = 0  # wall-clock time after which the run saves and ends; 0: no limit
+    json: bool = False  # print out_dir/result.json as the last line
     sample_tokens: Steps = 100  # tokens of the text that each evaluation writes to samples.jsonl; 0: none
     exportable: bool = False  # stop at once where no transformers class could hold the model; false: a warning
     push_to_hub: str | None = None  # USER/NAME: export the best there at the end; made at the start, public, if missing
@@ -96,10 +99,13 @@ class TrainConfig:
 
 # settings that never change what a step computes: a resumed run, a comparison and a model card pass over them
 INCIDENTAL = set(
-    "out_dir resume max_bad_steps max_minutes max_failed_saves eval_interval log_interval always_save_checkpoint "
+    "out_dir resume json max_bad_steps max_minutes max_failed_saves eval_interval log_interval always_save_checkpoint "
     "keep_checkpoints sample_tokens report_to exportable push_to_hub dry_run find_batch_size seeds profile timeout "
     "threads".split()
 )
+
+# of a run's config.json, what --config leaves to the recipe and the command line
+NOT_REPEATED = set("out_dir resume dry_run find_batch_size seeds profile json".split())
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -193,6 +199,7 @@ def nearest(word: str, known) -> str:
 def settings_parser(model_config: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
     """The parser of a recipe: a flag for each field, those after KW_ONLY in a group of their own."""
     parser = OneLineParser(usage="%(prog)s [--SETTING VALUE …]", description=description)
+    parser.add_argument("--config", metavar="FILE", help="repeat a run: its config.json, before the flags given here")
     groups = [parser.add_argument_group(title) for title in ("settings", "advanced settings")]
     for config in (model_config, train):
         help_of, kinds = field_help(type(config)), declared(type(config))
@@ -209,12 +216,13 @@ def settings_parser(model_config: GPTConfig, train: TrainConfig, description: st
 def parse(
     model_config: GPTConfig, train: TrainConfig, argv: list[str], description: str
 ) -> tuple[GPTConfig, TrainConfig]:
-    """The recipe's two configurations with the command line laid over them."""
+    """The recipe's two configurations with --config, then the command line laid over them."""
     parser = settings_parser(model_config, train, description)
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
-    changed = []
+    repeated, changed = recorded(given["config"]) if "config" in given else {}, []
     for config in (model_config, train):
-        kinds, values = declared(type(config)), {}
+        kinds = declared(type(config))
+        values = {name: repeated[name] for name in repeated.keys() & kinds.keys()}
         for name in given.keys() & kinds.keys():
             try:
                 values[name] = read_value(given[name], kinds[name][0])
@@ -222,6 +230,17 @@ def parse(
                 parser.error(f"--{name}={given[name]:.80}: {error}")
         changed.append(dataclasses.replace(config, **values))
     return tuple(changed)
+
+
+def recorded(path: str) -> dict:
+    """The settings in a run's config.json, or in that of an out directory. Raises ValueError where there are none."""
+    file = Path(path, "config.json") if Path(path).is_dir() else Path(path)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        settings = {**found["model"], **found["train"]}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{file} is not a run's configuration ({type(error).__name__}: {error})") from None
+    return {name: value for name, value in settings.items() if name not in NOT_REPEATED}
 
 
 def short(kind: type, limits: tuple = ()) -> str:
@@ -284,6 +303,18 @@ def reader_is_gone() -> bool:
     with suppress(OSError, ValueError):  # stdout is no file
         poll.register(sys.stdout.fileno(), 0)
     return bool(poll.poll(0))
+
+
+@contextmanager
+def waiting(what: str, say=None):
+    """Around what may take long and prints nothing: says what it is, on stderr, after one and a half seconds."""
+    timer = threading.Timer(1.5, say or (lambda text: print(text, file=sys.stderr)), [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -43,6 +43,20 @@ def test_a_schedule_longer_than_the_run_is_fine():
     assert lr_at(5, config) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ("linear", {0: 0.25, 30: 0.75, 60: 0.5, 120: 0.0, 500: 0.0}),
+        ("cosine", {0: 0.25, 60: 0.5, 120: 0.0}),
+        ("wsd", {30: 1.0, 72: 1.0, 96: 0.5, 120: 0.0}),
+    ],
+)
+def test_with_train_minutes_the_decay_goes_by_the_time_and_the_warm_up_by_the_steps(schedule, expected):
+    config = TrainConfig(lr_schedule=schedule, learning_rate=1.0, min_lr=0.0, warmup_iters=3, train_minutes=2)
+    for seconds, lr in expected.items():
+        assert lr_at(10**6 if seconds else 0, config, seconds) == pytest.approx(lr)
+
+
 def test_adamw_decays_matrices_and_embeddings_alone():
     model = GPT(MODEL)
     (optimizer,) = make_optimizers(model, TrainConfig(weight_decay=0.1))

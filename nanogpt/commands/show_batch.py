@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt import checkpoint
-from nanogpt.commands.options import show
+from nanogpt.commands.options import add_checkpoint, show
 from nanogpt.config import within
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.hub.load import choose
 
 
 def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("RUN", help="an out directory, or one checkpoint in it")
+    add_checkpoint(command)
     command.add_argument(
         "--step", type=within(int, 1, 10**9), required=True, metavar="N", help="number of the step; the first is 1"
     )
@@ -23,7 +25,7 @@ def add_arguments(command: ArgumentParser) -> None:
 def run(args) -> None:
     """Prints the micro-batches of a step, sequence by sequence; the same whatever the number of processes was."""
 
-    config, trained = checkpoint.load_configs(Path(args.RUN))
+    config, trained = checkpoint.load_configs(choose(Path(args.RUN), args.checkpoint))
     directory = args.data or trained.data
     data = open_data(directory, "train", config.block_size, config.vocab_size)
     first_directory, *others = read_shares(directory)

@@ -283,7 +283,7 @@ def test_a_checkpoint_that_is_asked_for_is_not_replaced_by_another(run, tmp_path
     (run / "best").unlink()
     with pytest.raises(ValueError, match="best' is no directory"):
         load(run, which="best")
-    with pytest.raises(ValueError, match="export is no out directory: it has no checkpoint last"):
+    with pytest.raises(ValueError, match="export has no checkpoint last"):
         load(to, which="last")
 
 
