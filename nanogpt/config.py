@@ -17,6 +17,7 @@ import select
 import signal
 import sys
 import textwrap
+import threading
 import time
 import types
 import typing
@@ -66,6 +67,7 @@ class TrainConfig:
     lr_schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # wsd: stable, then linear at the end
     warmup_iters: Steps = 100  # steps of linear warm-up
     lr_decay_iters: Annotated[int | None, 1, 10**9] = None  # step at which min_lr is reached; none: max_iters
+    train_minutes: Annotated[float, 0, 1e7] = 0  # minutes of training that the run and its decay take; 0: max_iters
     min_lr: Rate = 1e-4  # learning rate at the end (nanoGPT: a tenth of the peak)
     decay_fraction: Annotated[float, 0, 1] = 0.4  # wsd: share of lr_decay_iters that decays
     # evaluation, logging, checkpoints
@@ -98,6 +100,7 @@ class Actions:
     find_batch_size: bool = False  # only try ever larger batch sizes, until one does not fit into memory
     seeds: Annotated[int, 1, 1000] = 1  # train this many seeds, counting up, into out_dir-seed…, and compare them
     profile: Steps = 0  # trace this many steps into out_dir/trace.json, after two steps of warm-up
+    json: bool = False  # print out_dir/result.json as the last line
 
     def __post_init__(self):
         check_fields(self)
@@ -108,6 +111,9 @@ INCIDENTAL = set(
     "out_dir resume max_bad_steps max_minutes max_failed_saves eval_interval log_interval always_save_checkpoint "
     "keep_checkpoints sample_tokens report_to exportable push_to_hub timeout threads".split()
 ) | {field.name for field in dataclasses.fields(Actions)}  # earlier versions recorded them
+
+# of a run's config.json, what --config leaves to the recipe and the command line
+NOT_REPEATED = {"out_dir", "resume", *(field.name for field in dataclasses.fields(Actions))}
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -198,11 +204,12 @@ def nearest(word: str, known) -> str:
     return f"did you mean {near[0]}? --help lists them all" if near else "--help lists them all"
 
 
-def settings_parser(model: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
+def settings_parser(model_config: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
     """The parser of a recipe: a flag for each field, those after KW_ONLY and the actions in groups of their own."""
     parser = OneLineParser(usage="%(prog)s [--SETTING VALUE …]", description=description)
+    parser.add_argument("--config", metavar="FILE", help="repeat a run: its config.json, before the flags given here")
     groups = [parser.add_argument_group(title) for title in ("settings", "advanced settings", "actions")]
-    for config in (model, train, Actions()):
+    for config in (model_config, train, Actions()):
         help_of, kinds = field_help(type(config)), declared(type(config))
         for field in dataclasses.fields(config):
             (kind, limits), value = kinds[field.name], getattr(config, field.name)
@@ -216,14 +223,15 @@ def settings_parser(model: GPTConfig, train: TrainConfig, description: str) -> O
 
 
 def parse(
-    model: GPTConfig, train: TrainConfig, argv: list[str], description: str
+    model_config: GPTConfig, train: TrainConfig, argv: list[str], description: str
 ) -> tuple[GPTConfig, TrainConfig, Actions]:
-    """The recipe's two configurations, overridden by the command line, and the actions that it asks for."""
-    parser = settings_parser(model, train, description)
+    """The recipe's two configurations, overridden by --config and the command line, and the actions asked for."""
+    parser = settings_parser(model_config, train, description)
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
-    changed = []
-    for config in (model, train, Actions()):
-        kinds, values = declared(type(config)), {}
+    repeated, changed = recorded(given["config"]) if "config" in given else {}, []
+    for config in (model_config, train, Actions()):
+        kinds = declared(type(config))
+        values = {name: repeated[name] for name in repeated.keys() & kinds.keys()}
         for name in given.keys() & kinds.keys():
             try:
                 values[name] = read_value(given[name], kinds[name][0])
@@ -231,6 +239,17 @@ def parse(
                 parser.error(f"--{name}={given[name]:.80}: {error}")
         changed.append(dataclasses.replace(config, **values))
     return tuple(changed)
+
+
+def recorded(path: str) -> dict:
+    """The settings in a run's config.json, or in that of an out directory. Raises ValueError where there are none."""
+    file = Path(path, "config.json") if Path(path).is_dir() else Path(path)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        settings = {**found["model"], **found["train"]}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{file} is not a run's configuration ({type(error).__name__}: {error})") from None
+    return {name: value for name, value in settings.items() if name not in NOT_REPEATED}
 
 
 def short(kind: type, limits: tuple = ()) -> str:
@@ -293,6 +312,18 @@ def reader_is_gone() -> bool:
     with suppress(OSError, ValueError):  # stdout is no file
         poll.register(sys.stdout.fileno(), 0)
     return bool(poll.poll(0))
+
+
+@contextmanager
+def waiting(what: str, say=None):
+    """Around what may take long and prints nothing: says what it is, on stderr, after one and a half seconds."""
+    timer = threading.Timer(1.5, say or (lambda text: print(text, file=sys.stderr)), [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -1,24 +1,36 @@
 """What a run prints: its settings at the start, its progress, and at the end the result and the next commands."""
 
+import dataclasses
+import json
+import os
 import shlex
 import sys
+import time
+from pathlib import Path
 
 import torch
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
-from nanogpt import checkpoint
+from nanogpt import checkpoint, metrics
 from nanogpt.config import TrainConfig
 from nanogpt.cpu import pack
+from nanogpt.data.files import plain
 from nanogpt.generate import write
 from nanogpt.hub.export import push
+from nanogpt.runtime.signals import Stop
 from nanogpt.view import plot
+
+RESULT = "result.json"
+EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
 
 def introduce(run) -> None:
     """Prints device, model, data, steps and output."""
     m, c, env = run.gpt.config, run.config, run.settings["environment"]
     epochs = c.max_iters * run.tokens_per_step / len(run.train_data.tokens)
+    amount = f"{epochs:.2f} epochs" if not c.train_minutes else f"for {c.train_minutes:g} minutes of training"
+    steps = "" if c.train_minutes else f"{c.max_iters:,} "
     many = f"{env['processes']} processes" if env["processes"] > 1 else "1 process"
     heads = f"{m.n_head} heads" + (f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else "")
     run.say(
@@ -28,8 +40,8 @@ def introduce(run) -> None:
         f"{m.norm}, {m.position} positions, {m.mlp}\n"
         f"data    {c.data}: {len(run.train_data.tokens):,} tokens to train on, {len(run.val_data.tokens):,} to "
         f"validate, vocabulary {m.vocab_size:,}\n"
-        f"steps   {c.max_iters:,} of {run.tokens_per_step:,} tokens ({c.gradient_accumulation_steps} x "
-        f"{c.batch_size} sequences of {m.block_size}), {epochs:.2f} epochs, optimizer {c.optimizer}\n"
+        f"steps   {steps}of {run.tokens_per_step:,} tokens ({c.gradient_accumulation_steps} x "
+        f"{c.batch_size} sequences of {m.block_size}), {amount}, optimizer {c.optimizer}\n"
         f"output  {run.out_dir}" + (f", resuming from step {run.start_step:,}" if run.start_step else "")
     )
 
@@ -47,18 +59,98 @@ def shared_batches(asked: TrainConfig, config: TrainConfig) -> str:
     )
 
 
-def progress_bar(run) -> tqdm:
-    """A progress bar, shown on a terminal only."""
-    shown = run.main_process and sys.stderr.isatty() and not run.quiet
-    bar = {"total": run.config.max_iters, "initial": run.state["step"], "unit": "step", "dynamic_ncols": True}
-    return tqdm(**bar, leave=False, disable=not shown)
+class Progress:
+    """How far a run is: a bar on a terminal; anywhere else a line every ten seconds."""
+
+    def __init__(self, run):
+        self.run, shown = run, run.main_process and not run.quiet
+        total = None if run.config.train_minutes else run.config.max_iters
+        bar = {"total": total, "initial": run.state["step"], "unit": "step", "dynamic_ncols": True, "leave": False}
+        self.bar = tqdm(**bar, disable=not (shown and sys.stderr.isatty()))
+        self.in_lines = shown and self.bar.disable
+        self.restart()
+
+    def restart(self) -> None:
+        """What follows is timed anew, without the evaluation before it."""
+        self.since, self.step = time.monotonic(), self.run.state["step"]
+
+    def update(self) -> None:
+        """A step is done."""
+        self.bar.update()
+        if self.in_lines and time.monotonic() - self.since >= EVERY:
+            self.run.say(self.line())
+            self.restart()
+
+    def line(self) -> str:
+        """Step, loss since the last line of metrics, speed, time left."""
+        run, state = self.run, self.run.state
+        steps, seconds = state["step"] - self.step, time.monotonic() - self.since
+        good = state["step"] - run.logged["step"] - int(run.tally.skipped)
+        loss = f"loss {run.tally.loss.item() / good:.4f}" if good else "no finite gradient"
+        left = (run.config.max_iters - state["step"]) * seconds / steps
+        if run.config.train_minutes:
+            left = 60 * run.config.train_minutes - state["train_seconds"] - (time.perf_counter() - run.clock.started)
+        speed = f"{steps * run.tokens_per_step / seconds:,.0f} tokens/s"
+        return f"step {state['step']:>6,}  {loss}, {speed}, {tqdm.format_interval(max(left, 0))} left"
+
+    def show(self, values: dict) -> None:
+        """Shows a line of metrics beside the bar."""
+        loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
+        mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
+        self.bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s{mfu}", refresh=False)
+
+    def close(self) -> None:
+        self.bar.close()
 
 
-def show_progress(bar: tqdm, values: dict) -> None:
-    """Shows a line of metrics beside the bar."""
-    loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
-    mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
-    bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s{mfu}", refresh=False)
+def first_line(text: str) -> str:
+    """The first line of a sample that says something, below its evaluation."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "(blank)")
+    return f"{'sample':<13}{line:.100}"
+
+
+def result(run, stop: Stop | None) -> dict:
+    """How a run ended, for programs: what was set otherwise than in the recipe, what it reached, what it took."""
+    state, lines, changed = run.state, metrics.read(run.out_dir / metrics.METRICS), {}
+    for config, recipe in zip((run.gpt.config, run.config), run.recipe, strict=True):
+        there = {field.name: getattr(recipe, field.name, None) for field in dataclasses.fields(config)}
+        changed |= {name: value for name, value in vars(config).items() if value != there[name]}
+    if run.recipe[0].vocab_size is None:
+        changed.pop("vocab_size", None)  # the data's
+    best = [line["val_bpb"] for line in lines if line["step"] == state["best_step"] and "val_bpb" in line]
+    reasons = {0: "time limit", 1: "failed"}
+    return {
+        "out_dir": str(run.out_dir),
+        "reason": reasons.get(stop.code, "interrupted") if stop else "finished",
+        "message": stop.message if stop else None,
+        "settings": changed,
+        "val_loss": state["best_val_loss"],
+        "val_bpb": best[-1] if best else None,
+        "best_step": state["best_step"],
+        "step": state["step"],
+        "tokens": state["tokens"],
+        "train_seconds": round(state["train_seconds"], 3),
+        "tokens_per_second": round(state["tokens"] / max(state["train_seconds"], 1e-9)),
+        "memory": max((line["memory"] for line in lines if "memory" in line), default=None),
+        "skipped_steps": state["skipped_steps"],
+        "parameters": run.gpt.get_num_params(),
+        "version": run.settings["environment"]["nanogpt"],
+    }
+
+
+def write_result(run, stop: Stop | None) -> None:
+    """Writes result.json; a disk that does not take it is a warning."""
+    try:
+        checkpoint.write_json(run.out_dir / RESULT, plain(result(run, stop)))
+    except OSError as error:
+        run.say(f"warning: {RESULT} could not be written: {error}")
+
+
+def print_result(out_dir: Path) -> None:
+    """Prints result.json as one line, on the main process; nothing where the run has not ended."""
+    path = out_dir / RESULT
+    if os.environ.get("RANK", "0") == "0" and path.is_file():
+        print(json.dumps(checkpoint.read_json(path)), flush=True)
 
 
 def conclude(run) -> None:
@@ -81,11 +173,13 @@ def conclude(run) -> None:
             run.say(f"warning: not pushed: {error}; later: nanogpt push {out_dir} {config.push_to_hub}")
     # a prompt that the tokenizer knows: the beginning of the data's first line
     prompt = run.tokenizer.decode(run.train_data.tokens[:20]).partition("\n")[0] or " "
-    longer = resume_command(run, f"--max_iters={2 * state['step']}")
+    longer = f"--max_iters={2 * state['step']}"
+    if config.train_minutes:
+        longer = f"--train_minutes={2 * config.train_minutes:g}"
     run.say(
         f"next:  nanogpt sample {out_dir} --prompt {shlex.quote(prompt)}\n"
         f"       nanogpt eval {out_dir}\n"
-        f"       {longer}"
+        f"       {resume_command(run, longer)}"
     )
 
 
@@ -94,7 +188,7 @@ def sample(run, tokens: int = 300) -> str:
     found = checkpoint.find(run.out_dir, say=run.say)
     sharded = run.accelerator.distributed_type == DistributedType.FSDP  # then it may be too large for one device
     model = pack(checkpoint.load_model(found, "cpu" if sharded else run.device, make_model=run.make_model))
-    return "".join(write(model, run.tokenizer, run.train_data.tokens[:1], tokens, run.config.seed))
+    return write(model, run.tokenizer, run.train_data.tokens[:1], tokens, run.config.seed)
 
 
 def resume_command(run, *changes: str) -> str:

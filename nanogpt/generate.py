@@ -3,7 +3,8 @@
 >>> ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)      # doctest: +SKIP
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -37,10 +38,12 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    eos_id: int | None = None,
     use_cache: bool = True,
 ) -> Iterator[torch.Tensor]:
     """Continues the prompts idx (B, T), yielding the next token of each (B,) as soon as it is drawn.
 
+    The end-of-text token `eos_id` ends a sample, which repeats it from then on; the stream ends with the last sample.
     Temperature 0 takes the likeliest token. The same seed draws the same tokens on the same device. Asking for the
     first token raises ValueError where the prompt is empty.
 
@@ -58,6 +61,7 @@ def stream(
     room = min(block_size, context.size(1) + max_new_tokens)
     cache = KVCache(model.config, idx.size(0), weights.device, weights.dtype, room) if use_cache else None
     unread = context
+    ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         if context.size(1) > block_size:
             context = unread = context[:, -max(1, block_size // 2) :]
@@ -69,17 +73,30 @@ def stream(
         else:
             probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
             unread = torch.multinomial(probs, 1, generator=generator)
+        if eos_id is not None:
+            unread = unread.masked_fill(ended[:, None], eos_id)
+            ended |= unread[:, 0] == eos_id
         context = torch.cat((context, unread), dim=1)
         yield unread[:, 0]
+        if eos_id is not None and ended.all():
+            return
 
 
 def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
-    """The prompts idx (B, T) with max_new_tokens sampled behind each: (B, T + max_new_tokens). Options as `stream`."""
+    """The prompts idx (B, T) with max_new_tokens sampled behind each: (B, T + max_new_tokens). Options as `stream`.
+
+    With `eos_id` there are fewer where all samples end earlier; `until` cuts the repeated end-of-text tokens off.
+    """
     training = model.training
     model.eval()
     new = list(stream(model, idx, max_new_tokens, **options))
     model.train(training)
     return torch.cat((idx, torch.stack(new, dim=1)), dim=1) if new else idx
+
+
+def until(eos_id: int | None, tokens: Iterable[int]) -> Iterator[int]:
+    """The tokens before the first end-of-text token; all of them without one."""
+    return takewhile(lambda token: token != eos_id, tokens)
 
 
 def stream_text(tokenizer, tokens: Iterator[int], prompt: Sequence[int] = ()) -> Iterator[str]:
@@ -108,15 +125,16 @@ def decode_behind(tokenizer, previous: list[int], pending: list[int]) -> str:
 
 def write(
     model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int, check: Callable[[], object] = lambda: None
-) -> Iterator[str]:
-    """The text of the tokens `start` (T,), then what the model goes on with, in pieces; it should be in eval mode.
+) -> str:
+    """The text of the tokens `start` (T,), then what the model goes on with, to the end of the text.
 
-    `check` is called after each token; what it raises ends the text.
+    The model should be in eval mode. `check` is called after each token, equally often on all processes; what it raises
+    ends the sampling.
     """
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
-    tokens = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
-    yield tokenizer.decode(start)
-    yield from stream_text(tokenizer, (token.item() for token in tokens if not check()), start)
+    drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
+    new = [token.item() for token in drawn if not check()]
+    return tokenizer.decode([*start.tolist(), *until(tokenizer.eot_id, new)])
 
 
 def write_amid_training(model: GPT, *args) -> str:
@@ -124,6 +142,6 @@ def write_amid_training(model: GPT, *args) -> str:
     model.eval()
     try:
         with torch.compiler.set_stance("force_eager"):  # every length of the text would be compiled anew
-            return "".join(write(model, *args))
+            return write(model, *args)
     finally:
         model.train()

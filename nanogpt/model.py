@@ -328,13 +328,23 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_dir, **options) -> "GPT":
-        """Loads a GPT-2-, Llama- or Qwen3-shaped model of transformers, from the Hub or a directory.
+        """Loads a run (its best checkpoint), a checkpoint, or a GPT-2-, Llama- or Qwen3-shaped transformers model.
 
-        Only this method needs the rest of the package. `options` are those of `nanogpt.hub.weights.from_pretrained`.
+        `name_or_dir` is a directory, or a name on the Hub. `options` are those of `nanogpt.hub.load.from_pretrained`.
         """
-        from nanogpt.hub.weights import from_pretrained
+        from nanogpt.hub.load import from_pretrained
 
         return from_pretrained(name_or_dir, **options)
+
+    def generate(self, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
+        """Continues the prompts idx (B, T) by up to max_new_tokens each; see `nanogpt.generate.generate`.
+
+        Options: temperature, top_k, top_p, seed, and eos_id, the end-of-text token that ends a sample. This method and
+        `from_pretrained` need the rest of the package.
+        """
+        from nanogpt.generate import generate
+
+        return generate(self, idx, max_new_tokens, **options)
 
     def crop_block_size(self, block_size: int) -> None:
         """Shortens the context and the learned positions. Raises ValueError if block_size is longer than now."""

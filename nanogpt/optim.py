@@ -2,7 +2,7 @@
 
 `make_optimizers` assigns a model's parameters: `optimizer="adamw"` is one AdamW with nanoGPT's decay groups;
 `optimizer="muon"` is Muon for the matrices inside the blocks and AdamW for the rest. `lr_at` is the whole schedule, a
-pure function of the step; `set_learning_rate` writes its value into the parameter groups before each step.
+pure function of the step (or the time); `set_learning_rate` writes its value into the parameter groups.
 """
 
 import math
@@ -14,19 +14,21 @@ from torch import nn
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def lr_at(step: int, config) -> float:
+def lr_at(step: int, config, seconds: float = 0.0) -> float:
     """The learning rate of `step` (the first is 0): linear warm-up, then `config.lr_schedule` down to `min_lr`.
 
     cosine and linear reach min_lr at lr_decay_iters (as nanoGPT); wsd (warmup-stable-decay, Hu et al. 2024) holds the
-    peak and spends the last decay_fraction of lr_decay_iters on a straight line down; constant never decays.
+    peak and spends the last decay_fraction of lr_decay_iters on a straight line down; constant never decays. With
+    train_minutes, the decay goes by `seconds` of training instead of steps, and ends with those minutes.
     """
     if step < config.warmup_iters:
         return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
-    end = config.lr_decay_iters or config.max_iters
-    start = config.warmup_iters
+    now, start, end = step, config.warmup_iters, config.lr_decay_iters or config.max_iters
+    if config.train_minutes:
+        now, start, end = seconds, 0, 60 * config.train_minutes
     if config.lr_schedule == "wsd":
         start = max(start, round(end * (1 - config.decay_fraction)))
-    progress = min(1.0, (step - start) / max(1, end - start))
+    progress = min(1.0, (now - start) / max(1, end - start))
     if config.lr_schedule == "constant" or progress <= 0:
         return config.learning_rate
     share = 0.5 * (1 + math.cos(math.pi * progress)) if config.lr_schedule == "cosine" else 1 - progress

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from nanogpt import checkpoint, console, optim, resume, rundir
-from nanogpt.config import TrainConfig, visible
+from nanogpt.config import TrainConfig, visible, waiting
 from nanogpt.cpu import speed_up
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
@@ -37,14 +37,17 @@ class Setup:
         quiet: bool = False,
         make_model: Callable[[GPTConfig], GPT] = GPT,
         make_optimizers: Callable[..., list[torch.optim.Optimizer]] = optim.make_optimizers,
+        recipe: tuple[GPTConfig, TrainConfig] | None = None,
     ):
-        """Arguments are those of `train.main`; `quiet` prints nothing, for a run that will not train.
+        """Arguments are those of `train.main`; `recipe` are the settings before the flags; `quiet` prints nothing, for
+        a run that will not train.
 
         Raises ValueError or OSError if the settings, the data, or the contents of out_dir do not allow the run.
         """
         asked, config = config, share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
         self.config, self.out_dir, self.quiet = config, Path(config.out_dir), quiet
         self.make_model, self.make_optimizers = make_model, make_optimizers
+        self.recipe = recipe or (GPTConfig(), TrainConfig())
         self.accelerator = make_accelerator(config)
         self.device, self.main_process = self.accelerator.device, self.accelerator.is_main_process
         self.peers = Peers(self.accelerator, config.timeout)
@@ -96,7 +99,8 @@ class Setup:
         with self.accelerator.main_process_first():
             nothing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
             if prepare is not None and nothing:
-                prepare(directory)
+                with waiting(f"preparing {directory}", self.say):
+                    prepare(directory)
         self.train_data = open_data(data, "train", model_config.block_size, model_config.vocab_size)
         self.val_data = open_data(data, "val", model_config.block_size, model_config.vocab_size)
         self.tokenizer = load_tokenizer(next(iter(read_shares(data))))  # all parts of a mixture have the same
@@ -124,11 +128,25 @@ class Setup:
         if self.main_process:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             rundir.claim(self.out_dir)
+            (self.out_dir / console.RESULT).unlink(missing_ok=True)  # of an earlier life
             checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
         flat = self.settings["model"] | self.settings["train"]
         evaluated = self.state["evaluated_step"] == self.start_step
         self.metrics = Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say, evaluated)
         console.introduce(self)
+
+    def done(self) -> bool:
+        """Whether the run has taken all its steps, or its minutes; the same on all processes."""
+        config, state = self.config, self.state
+        if config.train_minutes and config.max_iters:
+            return state["train_seconds"] >= 60 * config.train_minutes
+        return state["step"] >= config.max_iters
+
+    def pause(self) -> None:
+        """Stops the clock. Where the learning rate goes by it, all processes take the time of the slowest."""
+        self.clock.pause()
+        if self.config.train_minutes:
+            self.state["train_seconds"] = self.peers.largest(round(1e6 * self.state["train_seconds"]))[0] / 1e6
 
     def progress(self) -> dict:
         """Where the run stands, the same for every line of metrics."""

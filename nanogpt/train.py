@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from nanogpt import checkpoint, console, optim, plan
-from nanogpt.config import TrainConfig, fail, parse, user_errors
+from nanogpt.config import TrainConfig, fail, parse, user_errors, waiting
 from nanogpt.data.tokens import Batch, mix
 from nanogpt.evaluate import evaluate, total_loss
 from nanogpt.generate import write_amid_training
@@ -57,7 +57,8 @@ def main(
     stderr and exit code 2.
     """
     description = sys.modules["__main__"].__doc__ or ""
-    make = {"make_model": make_model, "make_optimizers": make_optimizers}
+    make = {"make_model": make_model, "make_optimizers": make_optimizers, "recipe": (model_config, config)}
+    begun: list[Path] = []
     try:
         with user_errors():
             recipes_data = config.data
@@ -75,11 +76,15 @@ def main(
         for seed, name in zip(seeds, names, strict=True):
             with user_errors():
                 run = Run(model_config, dataclasses.replace(config, seed=seed, out_dir=name), prepare, note, **make)
+            begun.append(run.out_dir)
             run.train(profile=actions.profile)
         if actions.seeds > 1:
             run.say(compare(names))
     except KeyboardInterrupt:  # outside the loop there is nothing to save
         sys.exit(130)
+    finally:
+        for out_dir in begun if actions.json else []:
+            console.print_result(out_dir)
 
 
 class Run(Setup):
@@ -99,22 +104,23 @@ class Run(Setup):
             self.clock.start()
             stop = None
             while stop is None:
-                done = state["step"] >= config.max_iters
-                due = done or state["step"] % config.eval_interval == 0
+                due = self.done() or state["step"] % config.eval_interval == 0
                 if due and (state["evaluated_step"] != state["step"] or config.max_iters == 0):
-                    self.clock.pause()
+                    self.pause()
                     try:
-                        self.evaluate_and_save()
+                        with waiting("evaluating", self.say):
+                            self.evaluate_and_save()
                     except Interrupted as interrupted:
                         stop = self.stopped(interrupted.number)
                     self.clock.start()
-                if done or stop:
+                    self.bar.restart()
+                if self.done() or stop:
                     break
                 self.step()
                 if trace:
                     trace.step()
                 if self.log_due:
-                    self.clock.pause()
+                    self.pause()
                     self.log()
                     self.clock.start()
                 self.saver.check()
@@ -129,14 +135,15 @@ class Run(Setup):
         self.update_ratio = UpdateRatio(self.gpt)
         self.logged = dict(self.state)  # as it was at the last line of metrics
         self.gpt.train()
-        if self.state["step"] < self.config.max_iters:
+        if not self.done():
             self.rehearse()
-        self.bar = console.progress_bar(self)
+        self.bar = console.Progress(self)
 
     def step(self) -> None:
         """One optimizer step: this process's share of the micro-batches, the clipped gradient, the update."""
         config, state, accelerator = self.config, self.state, self.accelerator
-        set_learning_rate(self.optimizers, lr_at(state["step"], config))
+        self.lr = lr_at(state["step"], config, state["train_seconds"])
+        set_learning_rate(self.optimizers, self.lr)
 
         micro_batches = config.gradient_accumulation_steps // accelerator.num_processes
         step_loss = torch.zeros((), device=self.device)
@@ -190,17 +197,17 @@ class Run(Setup):
             values["train_loss"] = self.accelerator.reduce(tally.loss, "mean").item() / (steps - skipped)
         if self.grad_norm.isfinite():
             values["grad_norm"], values["update_ratio"] = self.grad_norm.item(), self.update_ratio.value(self.add_up)
-        values["lr"] = lr_at(state["step"] - 1, self.config)
+        values["lr"] = self.lr
         values["memory"] = memory_in_use(self.device)
         self.metrics.log(**self.progress(), **values, skipped_steps=state["skipped_steps"])
-        console.show_progress(self.bar, values)
+        self.bar.show(values)
         tally.reset()
         self.logged = dict(state)
 
     def evaluate_and_save(self) -> None:
         """Saves where the settings ask for it, evaluates and samples. The last evaluation is over the whole split."""
         config, state, accelerator = self.config, self.state, self.accelerator
-        last, again = state["step"] >= config.max_iters, state["evaluated_step"] == state["step"]
+        last, again = self.done(), state["evaluated_step"] == state["step"]
         wanted = state["step"] > 0 and not again
         saved = wanted and (config.always_save_checkpoint or last)
         if saved:  # an evaluation that fails, or is interrupted, costs no checkpoint
@@ -235,6 +242,7 @@ class Run(Setup):
             how = config.sample_tokens, config.seed, self.interrupts.check
             text = write_amid_training(self.gpt, self.tokenizer, first, *how)
             self.metrics.sample(text, lambda: plot.pixels(self.out_dir), **self.progress())
+            self.say(console.first_line(text))
 
     def save(self, best: bool = False, background: bool = True) -> None:
         """Saves a checkpoint of the current step: all processes gather it, a thread of the main process writes it."""
@@ -271,7 +279,7 @@ class Run(Setup):
         """Why the run ends before max_iters, the same on all processes; None to continue."""
         config, step = self.config, self.state["step"]
         if self.log_due and self.tally.bad_in_a_row >= guard.bad_steps_allowed(config, self.accelerator.scaler):
-            return Stop(guard.diagnosis(self.tally, step, lr_at(step - 1, config), config), code=1)
+            return Stop(guard.diagnosis(self.tally, step, self.lr, config), code=1)
         number, time_is_up, saves_fail = self.interrupts.due(self.saver.seconds, self.saver.failed)
         if saves_fail:
             return Stop(self.saver.unsaved, code=1)
@@ -290,7 +298,7 @@ class Run(Setup):
 
         The exit code is 1, on all processes, if the last checkpoint could not be saved.
         """
-        self.clock.pause()
+        self.pause()
         if stop and stop.save and self.saver.step != self.state["step"]:
             self.save(background=False)
         self.bar.close()
@@ -298,6 +306,8 @@ class Run(Setup):
         self.metrics.close()
         if self.peers.largest(self.saver.unsaved is not None)[0]:
             stop = Stop(self.saver.unsaved, code=1)
+        if self.main_process:
+            console.write_result(self, stop)
         if stop is None:
             return
         self.interrupts.ignore()

@@ -14,7 +14,7 @@ What to expect of a megabyte of English by characters, on a CPU:
 """
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import settings_parser, user_errors
+from nanogpt.config import recorded, settings_parser, user_errors
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokens import read_meta
 from nanogpt.runtime.device import gpu_gib
@@ -61,8 +61,10 @@ def size(tokens: int, vocab_size: int, gib: float) -> tuple[GPTConfig, TrainConf
 
 if __name__ == "__main__":
     model, train, _ = size(0, 1, 0)
-    data = settings_parser(model, train, __doc__).parse_args().data or "data/mine"
+    given = settings_parser(model, train, __doc__).parse_args()
     with user_errors():
+        repeated = recorded(given.config) if given.config else {}
+        data = given.data or repeated.get("data", "data/mine")
         metas = [read_meta(directory) for directory in read_shares(data)]
         tokens = sum(meta["splits"]["train"]["tokens"] for meta in metas)
         model, train, note = size(tokens, metas[0]["vocab_size"], gpu_gib())

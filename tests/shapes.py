@@ -23,7 +23,7 @@ CASES = {
 CHARACTERS = "".join(chr(33 + i) for i in range(70))
 
 
-def make_checkpoint(out_dir: Path, config: GPTConfig, words, seed: int = 0) -> Path:
+def make_checkpoint(out_dir: Path, config: GPTConfig, tokenizer, seed: int = 0) -> Path:
     """A checkpoint of an untrained model in an out directory."""
     model = GPT(config)
     randomize(model)
@@ -33,10 +33,10 @@ def make_checkpoint(out_dir: Path, config: GPTConfig, words, seed: int = 0) -> P
     state |= {"skipped_steps": 0, "evaluated_step": 7}
     weights = dict(model.state_dict())
     out_dir.mkdir(parents=True, exist_ok=True)
-    saved = checkpoint.save(out_dir, state, weights, {}, settings, words, keep=2, best=True)
+    saved = checkpoint.save(out_dir, state, weights, {}, settings, tokenizer, keep=2, best=True)
     lines = [
         {"step": s, "tokens": 100 * s, "val_loss": loss, "val_bpb": 1.44 * loss} for s, loss in ((0, 4.0), (7, 2.0))
     ]
-    saved = checkpoint.save(out_dir, state, weights, {}, settings, words, keep=2, best=True)
+    saved = checkpoint.save(out_dir, state, weights, {}, settings, tokenizer, keep=2, best=True)
     (out_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return saved

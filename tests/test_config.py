@@ -1,13 +1,15 @@
 import dataclasses
+import json
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import INCIDENTAL, Actions, fail, field_help, parse, user_errors, visible, within
+from nanogpt.config import INCIDENTAL, Actions, fail, field_help, parse, user_errors, visible, waiting, within
 from nanogpt.model import declared
 
 ODD = ["", "0", "-1", "nan", "inf", "-inf", "1e30", "1e-30", "9" * 30, "9" * 5000, "none", "TRUE", "\x1b[31m"]
@@ -155,7 +157,7 @@ def test_help_lists_what_people_change_first_before_the_rest(capsys):
     with pytest.raises(SystemExit):
         flags("--help")
     first, advanced = capsys.readouterr().out.split("\nadvanced settings:\n")
-    assert first.count("\n  --") == 20
+    assert first.count("\n  --") == 21
     assert "--max_iters " in first and "--muon_momentum " in advanced
     assert "(default: None)" not in first + advanced
 
@@ -207,7 +209,7 @@ def test_every_setting_either_changes_what_is_computed_or_is_known_not_to():
     computes = set(
         "data init_from seed batch_size gradient_accumulation_steps max_iters optimizer learning_rate "
         "muon_learning_rate muon_momentum weight_decay beta1 beta2 grad_clip lr_schedule warmup_iters lr_decay_iters "
-        "min_lr decay_fraction eval_iters device precision compile deterministic".split()
+        "train_minutes min_lr decay_fraction eval_iters device precision compile deterministic".split()
     )
     assert not computes & INCIDENTAL
     assert computes | INCIDENTAL == {field.name for cls in (TrainConfig, Actions) for field in dataclasses.fields(cls)}
@@ -242,3 +244,45 @@ def test_false_is_false_and_half_a_flag_is_none(capsys):
     with pytest.raises(SystemExit):
         parse(GPTConfig(), TrainConfig(), ["--max_iter=5"], "")
     assert "unknown flag --max_iter: did you mean --max_iters?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--max-iter=5", "--max_iter=5", "--max-iter"])
+def test_a_suggestion_is_right_however_the_flag_is_spelled(flag, capsys):
+    with pytest.raises(SystemExit):
+        flags(flag)
+    assert (
+        capsys.readouterr().err == "error: unknown flag --max_iter: did you mean --max_iters? --help lists them all\n"
+    )
+
+
+def test_config_repeats_the_settings_of_a_run_below_the_flags_and_above_the_recipe(tmp_path):
+    recorded = {"n_layer": 3, "vocab_size": 65}, {"max_iters": 7, "beta1": 0.5, "out_dir": "out/old", "resume": "auto"}
+    config = {"model": recorded[0], "train": recorded[1] | {"of_another_version": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for path in (tmp_path, tmp_path / "config.json"):
+        model, train = flags(f"--config={path}", "--beta1=0.6", model=GPTConfig(n_layer=1, n_head=4, n_embd=8))
+        assert (model.n_layer, model.n_head, model.vocab_size) == (3, 4, 65)
+        assert (train.max_iters, train.beta1, train.out_dir, train.resume) == (7, 0.6, "out/run", "none")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": 1, "train": {}}', '{"model": {"n_layer": 0}, "train": {}}'])
+def test_a_config_that_is_none_is_one_line(tmp_path, content, capsys):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(SystemExit) as exit, user_errors():
+        flags(f"--config={tmp_path}")
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and error.count("\n") == 1
+    assert "config.json is not a run's configuration" in error or "n_layer=0 must be from 1" in error
+    with pytest.raises(SystemExit), user_errors():
+        flags("--config=nowhere/config.json")
+    assert capsys.readouterr().err == "error: nowhere/config.json: No such file or directory\n"
+
+
+def test_what_takes_long_says_what_it_is_and_what_is_quick_says_nothing(capsys):
+    with waiting("brewing tea"):
+        pass
+    assert capsys.readouterr().err == ""
+    said = []
+    with waiting("brewing coffee", said.append):
+        time.sleep(1.8)
+    assert said == ["brewing coffee ..."]

@@ -1,12 +1,18 @@
-"""What a run says at its end."""
+"""What a run says while it trains, and at its end."""
 
+import json
+import os
+import re
 import shlex
+import signal
 import sys
+import time
 
+import pytest
 from conftest import TINY
 
 from data_prep import writer
-from nanogpt import TrainConfig
+from nanogpt import TrainConfig, __version__, console, metrics, train
 from nanogpt.config import parse
 
 
@@ -32,3 +38,108 @@ def test_epochs_are_counted_and_the_prompt_is_ready_for_a_shell(make_run, tmp_pa
     assert f"4 of 128 tokens (2 x 4 sequences of 16), {4 * 128 / 3000:.2f} epochs" in shown
     command = next(line for line in shown.splitlines() if line.startswith("next:  nanogpt sample"))
     assert shlex.split(command)[-1] == "it's here"
+
+
+def test_where_there_is_no_terminal_a_line_tells_step_loss_speed_and_time_left(make_run, monkeypatch, capsys):
+    monkeypatch.setattr(console, "EVERY", 0)
+    run = make_run(log_interval=1)
+    run.train()
+    shown = re.findall(
+        r"^step +(\d) {2}loss (\d\.\d{4}), [\d,]+ tokens/s, (\d\d:\d\d) left$", capsys.readouterr().out, re.M
+    )
+    logged = [line for line in metrics.read(run.out_dir / "metrics.jsonl") if "train_loss" in line]
+    assert [(int(step), loss) for step, loss, _ in shown] == [(i["step"], f"{i['train_loss']:.4f}") for i in logged]
+    assert len(shown) == 4 and shown[-1][2] == "00:00"
+
+
+def test_a_line_comes_every_ten_seconds_and_an_evaluation_does_not_count(make_run, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    run = make_run(max_iters=30, eval_interval=20, sample_tokens=0)
+    step, evaluate = run.step, run.evaluate_and_save
+
+    def slow_step():
+        now[0] += 2.0
+        step()
+
+    def slow_evaluation():
+        now[0] += 100.0
+        evaluate()
+
+    run.step, run.evaluate_and_save = slow_step, slow_evaluation
+    run.train()
+    shown = re.findall(r"^step +(\d+)  loss .*, (\d+) tokens/s, (\S+) left", capsys.readouterr().out, re.M)
+    assert [int(step) for step, _, _ in shown] == [5, 10, 15, 20, 25, 30]
+    assert {speed for _, speed, _ in shown} == {"32"}  # 4 x 16 tokens in 2 s
+    assert [left for _, _, left in shown] == ["00:50", "00:40", "00:30", "00:20", "00:10", "00:00"]
+
+
+def test_each_evaluation_shows_the_first_line_of_its_sample(make_run, monkeypatch, capsys):
+    monkeypatch.setattr(train, "write_amid_training", lambda *args: "\n  \n\tTo be \x1b\nor not")
+    make_run(max_iters=2, eval_interval=1).train()
+    assert capsys.readouterr().out.count("\nsample       To be \\x1b\n") == 3
+    make_run(max_iters=2, eval_interval=1, sample_tokens=0, resume="auto").train()
+    assert "sample  " not in capsys.readouterr().out
+
+
+def test_an_evaluation_that_takes_long_says_so(make_run, monkeypatch, capsys):
+    real = train.evaluate
+
+    def slow(*args, **options):
+        time.sleep(1.8)
+        return real(*args, **options)
+
+    monkeypatch.setattr(train, "evaluate", slow)
+    make_run(max_iters=0).train()
+    assert "\nevaluating ...\nstep      0  validation loss" in capsys.readouterr().out
+
+
+def test_a_run_ends_with_its_result_as_json(make_run):
+    run = make_run(max_iters=8, eval_interval=4, log_interval=2)
+    run.train()
+    result = json.loads((run.out_dir / "result.json").read_text())
+    lines = metrics.read(run.out_dir / "metrics.jsonl")
+    best = min((line for line in lines if "val_loss" in line), key=lambda line: line["val_loss"])
+    assert (result["val_loss"], result["val_bpb"], result["best_step"]) == (
+        best["val_loss"],
+        best["val_bpb"],
+        best["step"],
+    )
+    assert (result["step"], result["tokens"], result["reason"]) == (8, 8 * 4 * 16, "finished")
+    assert result["tokens_per_second"] == pytest.approx(8 * 4 * 16 / run.state["train_seconds"], abs=1)
+    assert result["memory"] == max(line["memory"] for line in lines if "memory" in line)
+    assert result["version"] == __version__
+    assert result["settings"]["batch_size"] == 4 and result["settings"]["n_embd"] == 16
+    assert not {"vocab_size", "beta1"} & result["settings"].keys()  # of the data; as it was
+
+
+@pytest.mark.parametrize("how, reason", [("signal", "interrupted"), ("time", "time limit"), ("nan", "failed")])
+def test_the_result_says_why_a_run_ended_early(make_run, monkeypatch, how, reason):
+    run = make_run(max_iters=50, max_bad_steps=1, log_interval=1)
+    step = run.step
+
+    def troubled():
+        step()
+        if run.state["step"] == 3:
+            if how == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif how == "time":
+                run.interrupts.end = 0.0
+            else:
+                run.tally.bad_in_a_row += 1
+
+    run.step = troubled
+    with pytest.raises(SystemExit):
+        run.train()
+    result = json.loads((run.out_dir / "result.json").read_text())
+    assert (result["reason"], result["step"]) == (reason, 3) and "step 3" in result["message"]
+    make_run(max_iters=50, resume="auto")
+    assert not (run.out_dir / "result.json").exists()  # the run goes on
+
+
+def test_the_last_line_is_the_result_where_it_is_asked_for(data, tmp_path, capsys):
+    flags = f"--data={data} --out_dir={tmp_path}/out --max_iters=2 --json --device=cpu --precision=fp32 --batch_size=3"
+    train.main(TINY, TrainConfig(batch_size=2, sample_tokens=8), argv=flags.split())
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == json.loads((tmp_path / "out" / "result.json").read_text())
+    assert last["settings"]["batch_size"] == 3 and "n_embd" not in last["settings"]  # the recipe's own

@@ -9,7 +9,7 @@ import torch
 
 from nanogpt import GPT, GPTConfig, checkpoint, metrics, train
 from nanogpt.data.tokenizer import CharTokenizer
-from nanogpt.generate import filter_logits, generate, stream_text, write_amid_training
+from nanogpt.generate import filter_logits, generate, stream, stream_text, until, write_amid_training
 
 GPT2 = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(
@@ -93,11 +93,11 @@ def test_draws_follow_the_softmax_of_the_logits_over_the_temperature():
 
 
 def test_the_model_is_afterwards_in_the_mode_it_was_in():
-    words, model = CharTokenizer("".join(map(chr, range(65)))), random_model(GPT2)
+    tokenizer, model = CharTokenizer("".join(map(chr, range(65)))), random_model(GPT2)
     for training in (True, False):
         generate(model.train(training), torch.zeros(1, 1, dtype=torch.long), 2)
         assert model.training == training
-    write_amid_training(model.train(), words, np.array([1]), 2, 0)
+    write_amid_training(model.train(), tokenizer, np.array([1]), 2, 0)
     assert model.training
 
 
@@ -136,3 +136,28 @@ def test_a_signal_during_a_sample_keeps_the_evaluation_before_it(make_run, monke
     state = checkpoint.read_state(checkpoint.find(run.out_dir, ("last",)))
     assert (state["step"], state["evaluated_step"], state["best_step"]) == (2, 2, 2)
     assert len(metrics.read(run.out_dir / metrics.SAMPLES)) == 1
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_sample_ends_with_the_end_of_text_token_and_the_batch_with_its_last_sample(use_cache):
+    model = random_model(MODERN)
+    idx = torch.randint(65, (3, 4), generator=torch.Generator().manual_seed(1))
+    whole = generate(model, idx, 30, temperature=0)[:, 4:].tolist()
+    eos_id = next(token for token in whole[0] if all(token in row for row in whole))
+    ends = [row.index(eos_id) for row in whole]
+    assert len(set(ends)) > 1 and max(ends) < 29
+    cut = generate(model, idx, 30, temperature=0, eos_id=eos_id, use_cache=use_cache)[:, 4:].tolist()
+    for row, end, uncut in zip(cut, ends, whole, strict=True):
+        assert row == uncut[: end + 1] + [eos_id] * (max(ends) - end)
+        assert list(until(eos_id, row)) == uncut[:end]
+    assert len(list(stream(model, idx[:1], 30, temperature=0, eos_id=eos_id))) == ends[0] + 1
+    assert list(until(None, whole[0])) == whole[0]
+    assert torch.equal(model.generate(idx, 30, temperature=0), generate(model, idx, 30, temperature=0))
+
+
+def test_a_text_that_a_run_writes_ends_with_its_end_and_every_token_is_checked(monkeypatch):
+    tokens, calls = [1, 0, 2, 0], []
+    monkeypatch.setattr("nanogpt.generate.stream", lambda *args, **options: (torch.tensor([t]) for t in tokens))
+    tokenizer = SimpleNamespace(eot_id=2, decode=lambda ids: " ".join(map(str, ids)))
+    assert write_amid_training(random_model(GPT2), tokenizer, np.array([7]), 4, 0, lambda: calls.append(1)) == "7 1 0"
+    assert len(calls) == 4  # processes agree on each of them, whatever they have drawn

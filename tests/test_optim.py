@@ -43,6 +43,20 @@ def test_a_schedule_longer_than_the_run_is_fine():
     assert lr_at(5, config) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ("linear", {0: 0.25, 30: 0.75, 60: 0.5, 120: 0.0, 500: 0.0}),
+        ("cosine", {0: 0.25, 60: 0.5, 120: 0.0}),
+        ("wsd", {30: 1.0, 72: 1.0, 96: 0.5, 120: 0.0}),
+    ],
+)
+def test_with_train_minutes_the_decay_goes_by_the_time_and_the_warm_up_by_the_steps(schedule, expected):
+    config = TrainConfig(lr_schedule=schedule, learning_rate=1.0, min_lr=0.0, warmup_iters=3, train_minutes=2)
+    for seconds, lr in expected.items():
+        assert lr_at(10**6 if seconds else 0, config, seconds) == pytest.approx(lr)
+
+
 def test_adamw_decays_matrices_and_embeddings_alone():
     model = GPT(MODEL)
     (optimizer,) = make_optimizers(model, TrainConfig(weight_decay=0.1))
@@ -66,17 +80,17 @@ def test_muon_takes_the_blocks_matrices_and_adamw_all_else():
 @pytest.mark.parametrize("shape", [(16, 32), (48, 16), (16, 16)])
 def test_muon_equals_torchs_muon_in_equal_precision(shape):
     torch.manual_seed(0)
-    ours, theirs = torch.nn.Parameter(torch.randn(shape)), torch.nn.Parameter(torch.empty(shape))
-    theirs.data.copy_(ours.data)
-    start = ours.detach().clone()
-    a = Muon([{"params": [ours], "rows": None}], lr=0.02, momentum=0.95, weight_decay=0.1, dtype=torch.bfloat16)
-    b = torch.optim.Muon([theirs], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True)
+    p, reference = torch.nn.Parameter(torch.randn(shape)), torch.nn.Parameter(torch.empty(shape))
+    reference.data.copy_(p.data)
+    start = p.detach().clone()
+    a = Muon([{"params": [p], "rows": None}], lr=0.02, momentum=0.95, weight_decay=0.1, dtype=torch.bfloat16)
+    b = torch.optim.Muon([reference], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True)
     for _ in range(5):
-        ours.grad = torch.randn(shape)
-        theirs.grad = ours.grad.clone()
+        p.grad = torch.randn(shape)
+        reference.grad = p.grad.clone()
         a.step(), b.step()
-    assert (ours - start).abs().max() > 0.01
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    assert (p - start).abs().max() > 0.01
+    torch.testing.assert_close(p, reference, atol=1e-6, rtol=1e-6)
 
 
 def test_stacked_matrices_are_orthogonalized_one_by_one():

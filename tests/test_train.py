@@ -14,6 +14,7 @@ from conftest import TINY
 from nanogpt import TrainConfig, checkpoint, console, metrics, train
 from nanogpt.generate import generate
 from nanogpt.hub import export
+from nanogpt.runtime import device
 from nanogpt.train import Run
 
 DROPOUT = dataclasses.replace(TINY, dropout=0.2)
@@ -487,3 +488,24 @@ def test_a_process_of_two_takes_its_share_and_evaluates_validation_tokens(make_r
     assert (asked["process"], asked["processes"], asked["reduce"]) == (1, 2, run.add_up)
     run.change_batches(dataclasses.replace(run.config, batch_size=2, gradient_accumulation_steps=8))
     assert run.accelerator.gradient_accumulation_steps == 4
+
+
+def test_a_run_by_the_time_decays_within_its_minutes_and_resumes_to_the_bit(make_run, tmp_path, monkeypatch):
+    def a_second(clock):
+        clock.state["train_seconds"] += 1.0
+
+    monkeypatch.setattr(device.Clock, "pause", a_second)
+    settings = {"train_minutes": 6 / 60, "log_interval": 2, "eval_interval": 4, "lr_schedule": "linear", "min_lr": 0.0}
+    settings |= {"warmup_iters": 0, "max_iters": 4, "sample_tokens": 0}  # max_iters does not count
+    whole = make_run(DROPOUT, out_dir=str(tmp_path / "whole"), **settings)
+    whole.train()
+    # a second before step 0, one for each line of metrics, one before the evaluation of step 4: at step 8 they are six
+    assert curve(whole, "lr") == {
+        step: pytest.approx(1e-2 * left / 6) for step, left in ((2, 5), (4, 4), (6, 2), (8, 1))
+    }
+    assert list(curve(whole, "val_loss")) == [0, 4, 8] and whole.state["best_step"] in (4, 8)
+    resumed = make_run(DROPOUT, resume=str(whole.out_dir / "step-000004"), **settings)
+    resumed.train()
+    assert resumed.state == whole.state
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    assert curve(resumed, "lr") == {step: lr for step, lr in curve(whole, "lr").items() if step > 4}

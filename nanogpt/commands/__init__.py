@@ -1,5 +1,6 @@
-"""The `nanogpt` command: work with trained runs.
+"""The `nanogpt` command: train models, work with them.
 
+    nanogpt train recipes/shakespeare.py --max_iters=200
     nanogpt sample out/shakespeare --prompt "ROMEO:"
     nanogpt eval out/shakespeare
     nanogpt compare out/a out/b
@@ -18,6 +19,13 @@ from nanogpt import __version__
 from nanogpt.config import OneLineParser, user_errors
 
 GROUPS = {  # of commands; each: (module, what it does)
+    "train": {
+        "train": ("train", "train a recipe, in one process or several"),
+        "plan": ("plan", "parameters, memory, tokens and time of a run"),
+        "check-data": ("check_data", "what a data directory holds, and what will go wrong with it"),
+        "show-batch": ("show_batch", "the text that a step trains on"),
+        "import-nanogpt": ("import_nanogpt", "continue from a nanoGPT checkpoint"),
+    },
     "use a model": {
         "sample": ("sample", "continue a prompt, streaming to the terminal"),
         "playground": ("playground", "a local page to write with one or two models, and to see each token's loss"),
@@ -29,12 +37,6 @@ GROUPS = {  # of commands; each: (module, what it does)
         "compare": ("compare", "settings that differ, losses by equal steps, tokens, time"),
         "plot": ("plot", "draw the losses of runs into a picture"),
         "dashboard": ("dashboard", "a local page that shows runs, live as well"),
-    },
-    "before a run": {
-        "plan": ("plan", "parameters, memory, tokens and time of a run"),
-        "check-data": ("check_data", "what a data directory holds, and what will go wrong with it"),
-        "show-batch": ("show_batch", "the text that a step trains on"),
-        "import-nanogpt": ("import_nanogpt", "continue from a nanoGPT checkpoint"),
     },
     "the machine": {
         "bench": ("bench", "throughput beside this machine's limits, measured in one run"),

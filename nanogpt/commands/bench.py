@@ -225,8 +225,8 @@ class Bench:
         idx = torch.zeros(1, 8, dtype=torch.long, device=self.device)
         block = torch.ones(max(weights, 2**27), device=self.device)
         for dtype in (torch.float32, torch.bfloat16):
-            ours = pack(GPT(self.config).to(self.device, dtype).eval())
-            contenders = {"nanogpt": lambda m=ours: generate(m, idx, tokens, temperature=0)}
+            packed = pack(GPT(self.config).to(self.device, dtype).eval())
+            contenders = {"nanogpt": lambda m=packed: generate(m, idx, tokens, temperature=0)}
             if self.against and dtype == torch.float32:
                 contenders["transformers GPT-2"] = self.transformers_generate(idx, tokens)
             reads = tokens * weights * dtype.itemsize / (block.numel() * block.itemsize)

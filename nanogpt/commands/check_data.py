@@ -2,9 +2,10 @@
 
 from argparse import ArgumentParser
 
-from nanogpt.commands.options import show
+from nanogpt.commands.options import add_json, show, show_json
 from nanogpt.config import within
 from nanogpt.data.check import examine
+from nanogpt.data.tokens import read_meta
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -15,8 +16,11 @@ def add_arguments(command: ArgumentParser) -> None:
     size = "of the model to be trained; the default is that of recipes/shakespeare.py"
     command.add_argument("--parameters", type=within(int, 1, 10**13), default=763_264, metavar="N", help=size)
     command.add_argument("--sha256", action="store_true", help="compare the files with what was written")
+    add_json(command)
 
 
 def run(args) -> None:
-
-    examine(args.DIR, args.block_size, args.parameters, args.sha256, say=show)
+    say = (lambda text: None) if args.json else show
+    warnings = examine(args.DIR, args.block_size, args.parameters, args.sha256, say=say)
+    if args.json:
+        show_json({"data": args.DIR, "warnings": warnings, **read_meta(args.DIR)})

@@ -3,14 +3,18 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from nanogpt.commands.options import show
-from nanogpt.view.compare import compare
+from nanogpt.commands.options import add_json, show, show_json
+from nanogpt.view.compare import compare, verdict
 
 
 def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("RUN", nargs="+", help="out directories; those that differ in their seed are one column")
+    add_json(command)
 
 
 def run(args) -> None:
-
-    show(compare([Path(run) for run in args.RUN]))
+    runs = [Path(run) for run in args.RUN]
+    if args.json:
+        show_json(verdict(runs))
+    else:
+        show(compare(runs))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nanogpt import checkpoint
 from nanogpt.commands import tasks
-from nanogpt.commands.options import add_device, note, pick_device, show
-from nanogpt.config import within
+from nanogpt.commands.options import add_checkpoint, add_device, add_json, note, pick_device, show, show_json
+from nanogpt.config import waiting, within
 from nanogpt.data.mixture import open_data
 from nanogpt.evaluate import evaluate
 from nanogpt.hub.load import load
@@ -16,6 +16,7 @@ from nanogpt.hub.load import load
 
 def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("RUN", nargs="+", help="one or several: out directories, checkpoints, transformers models")
+    add_checkpoint(command)
     add_device(command)
     command.add_argument("--data", metavar="DIR", help="a data directory; default: the one it was trained on")
     command.add_argument("--split", default="val", choices=("val", "train"), help="which part of it")
@@ -27,54 +28,59 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_argument(
         "--limit", type=within(int, 1, 10**9), metavar="N", help="only the first N examples of each task"
     )
+    add_json(command)
 
 
 def run(args) -> None:
     """Prints the exact figures of each run, and keeps them as JSON beside its checkpoint."""
-    device = pick_device(args.device)
-    if args.tasks:
-        eval_tasks(args, device)
-    else:
-        eval_split(args, device)
+    results = (eval_tasks if args.tasks else eval_split)(args, pick_device(args.device))
+    if args.json:
+        show_json(results)
 
 
-def eval_split(args, device: str) -> None:
+def eval_split(args, device: str) -> list[dict]:
     """Loss, perplexity and bits per byte of each run over a split; of several runs in a table as well."""
-
-    rows = []
+    say, rows, results = (lambda text: None) if args.json else show, [], []
     for run in args.RUN:
-        model, _, found = load(run, device, say=note)
+        model, _, found = load(run, device, which=args.checkpoint, say=note)
         own = checkpoint.load_configs(found)[1].data if found else None
         directory = args.data or own
         if directory is None:
             raise ValueError(f"{run} was not trained here: name the data directory to evaluate on by --data DIR")
         data = open_data(directory, args.split, model.config.block_size, model.config.vocab_size)
         start = time.perf_counter()
-        result = evaluate(model, data, args.batch_size, device)
+        with waiting(f"evaluating {found or run}", note):
+            result = evaluate(model, data, args.batch_size, device)
         seconds = time.perf_counter() - start
         loss, perplexity, bpb = result["val_loss"], result["val_perplexity"], result["val_bpb"]
-        show(f"{found or run}, {args.split} split of {directory}: {len(data.tokens) - 1:,} tokens predicted")
-        print(f"loss {loss:.4f} nats per token, perplexity {perplexity:.3f}, {bpb:.4f} bits per byte ({seconds:.1f} s)")
+        say(f"{found or run}, {args.split} split of {directory}: {len(data.tokens) - 1:,} tokens predicted")
+        say(f"loss {loss:.4f} nats per token, perplexity {perplexity:.3f}, {bpb:.4f} bits per byte ({seconds:.1f} s)")
         rows.append(f"{run:<28}{loss:>10.4f}{perplexity:>12.3f}{bpb:>15.4f}")
         what = args.split if directory == own else f"{args.split} of {directory}"
         keep_results(found, what, result | {"data": directory})
+        about = {"run": run, "checkpoint": found and str(found), "data": directory, "split": args.split}
+        results.append(about | {"tokens": len(data.tokens) - 1, **result, "seconds": seconds})
     if len(rows) > 1:
-        show("\n".join((f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}", *rows)))
+        say("\n".join((f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}", *rows)))
+    return results
 
 
-def eval_tasks(args, device: str) -> None:
+def eval_tasks(args, device: str) -> list[dict]:
     """Each run's figures in tasks of lm_eval, all of them at the end."""
-
-    rows = []
+    rows, all_results = [], []
     for run in args.RUN:
-        model, words, found = load(run, device, say=note)
-        results = tasks.evaluate(model, words, args.tasks.split(","), args.include_path, args.limit, args.batch_size)
+        model, tokenizer, found = load(run, device, which=args.checkpoint, say=note)
+        names = args.tasks.split(",")
+        results = tasks.evaluate(model, tokenizer, names, args.include_path, args.limit, args.batch_size)
         for task, values in results.items():
             figures = [(name, value) for name, value in values.items() if isinstance(value, float)]
             rows += [f"{run:<28} {task:<20} {name:<28} {value:.4f}" for name, value in figures]
         limited = f", {args.limit} examples" if args.limit else ""
         keep_results(found, args.tasks + limited, results | {"limit": args.limit})
-    print(*rows, sep="\n")
+        all_results.append({"run": run, "checkpoint": found and str(found), "limit": args.limit, "tasks": results})
+    if not args.json:
+        print(*rows, sep="\n")
+    return all_results
 
 
 def keep_results(found: Path | None, what: str, results: dict) -> None:

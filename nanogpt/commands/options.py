@@ -1,15 +1,48 @@
 """Options that several commands share."""
 
+import json
+import runpy
 import sys
-from argparse import ArgumentParser
+from argparse import REMAINDER, ArgumentParser
+from pathlib import Path
 
 from nanogpt.config import visible, within
+from nanogpt.data.files import plain
 
 SEEDS = within(int, 0, 2**63 - 1)  # numbers that torch and numpy take as a seed
 
 
 def add_run(command: ArgumentParser) -> None:
     command.add_argument("RUN", help="an out directory (best, else last), a checkpoint in one, or a transformers model")
+    add_checkpoint(command)
+
+
+def add_checkpoint(command: ArgumentParser) -> None:
+    command.add_argument("--checkpoint", metavar="WHICH", help="best, last or step-N; default: best, else last")
+
+
+def add_recipe(command: ArgumentParser) -> None:
+    command.add_argument("RECIPE", help="a recipe, such as recipes/shakespeare.py")
+    command.add_argument("FLAGS", nargs=REMAINDER, help="its flags, such as --n_layer=8")
+
+
+def require_recipe(recipe: str) -> None:
+    if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
+        raise ValueError(f"{recipe} is not a Python file: name a recipe, such as recipes/shakespeare.py")
+
+
+def run_recipe(recipe: str, flags: list[str]) -> None:
+    """Runs a recipe as `python RECIPE flags` does, in this process."""
+    sys.argv = [recipe, *flags]
+    sys.path.insert(0, str(Path(recipe).resolve().parent))
+    try:
+        runpy.run_path(recipe, run_name="__main__")
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+
+
+def add_json(command: ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print the result as one line of JSON")
 
 
 def add_device(command: ArgumentParser) -> None:
@@ -37,12 +70,16 @@ def show(text: str) -> None:
     print(visible(text), flush=True)
 
 
+def show_json(value: object) -> None:
+    """Prints a result for a program to read: one line, in ASCII."""
+    print(json.dumps(plain(value)), flush=True)
+
+
 def note(text: str) -> None:
     print(f"note: {visible(text)}", file=sys.stderr)
 
 
 def add_export_options(command: ArgumentParser) -> None:
-    command.add_argument("--checkpoint", metavar="WHICH", help="best, last or step-N; default: best, else last")
     command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of weights")
     command.add_argument("--license", default="unknown", help="for the model card, such as mit or apache-2.0")
 

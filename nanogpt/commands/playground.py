@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 import torch
 
-from nanogpt.commands.options import add_device, add_port, pick_device
+from nanogpt.commands.options import add_checkpoint, add_device, add_port, pick_device
 from nanogpt.config import visible
-from nanogpt.generate import stream, stream_text
+from nanogpt.generate import stream, stream_text, until
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.view.dashboard import is_own
@@ -60,9 +60,9 @@ def token_losses(model: GPT, ids: torch.Tensor, k: int = 5) -> tuple[torch.Tenso
 class Writer:
     """A model with its tokenizer: continues prompts, and paints texts by their losses."""
 
-    def __init__(self, run: str, device: str):
+    def __init__(self, run: str, device: str, which: str | None = None):
         self.run, self.device = run, device
-        self.model, self.tokenizer, _ = load(run, device)
+        self.model, self.tokenizer, _ = load(run, device, which=which)
 
     def encode(self, text: str) -> torch.Tensor:
         """The tokens of a text (T,). Raises ValueError for no text, and for characters that have no token."""
@@ -73,9 +73,9 @@ class Writer:
     def write(self, prompt: str, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int):
         """The prompt and what has been added to it so far, again and again as it grows."""
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        ids, text = self.encode(prompt), prompt
-        tokens = stream(self.model, ids[None], max_new_tokens, **options)
-        for piece in stream_text(self.tokenizer, (token.item() for token in tokens), ids):
+        ids, text, eos_id = self.encode(prompt), prompt, self.tokenizer.eot_id
+        drawn = stream(self.model, ids[None], max_new_tokens, eos_id=eos_id, **options)
+        for piece in stream_text(self.tokenizer, until(eos_id, (token.item() for token in drawn)), ids):
             text += piece
             yield text
 
@@ -128,11 +128,11 @@ class OwnPages:
         await send({"type": "http.response.body", "body": b"this page is for http://127.0.0.1 alone\n"})
 
 
-def page(runs: list[str], device: str):
+def page(runs: list[str], device: str, which: str | None = None):
     """The Gradio page for one or two runs."""
     import gradio as gr
 
-    writers = [Writer(run, device) for run in runs]
+    writers = [Writer(run, device, which) for run in runs]
 
     def tell(error: ValueError):
         return gr.Error(html.escape(str(error)), print_exception=False)
@@ -178,7 +178,7 @@ def page(runs: list[str], device: str):
     return blocks
 
 
-def serve(runs: list[str], device: str, port: int | None = None, say=print, block: bool = True):
+def serve(runs: list[str], device: str, port: int | None = None, say=print, block: bool = True, which=None):
     """Serves the page until Ctrl-C; with block=False returns Gradio's app at once. Raises ValueError, OSError."""
     if len(runs) > 2:
         raise ValueError(f"{len(runs)} runs: the playground shows one, or two side by side")
@@ -189,7 +189,7 @@ def serve(runs: list[str], device: str, port: int | None = None, say=print, bloc
         raise ValueError("the playground needs Gradio: pip install -e '.[playground]' -c constraints.txt") from None
     from starlette.middleware import Middleware  # Gradio brings it
 
-    blocks = page(runs, device)
+    blocks = page(runs, device, which)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # not Google's
     options = {
         "app_kwargs": {"middleware": [Middleware(OwnPages)]},
@@ -217,9 +217,10 @@ def free_port() -> int:
 
 def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("RUN", nargs="+", help="one or two of: an out directory, a checkpoint, a transformers model")
+    add_checkpoint(command)
     add_device(command)
     add_port(command)
 
 
 def run(args) -> None:
-    serve(args.RUN, pick_device(args.device), args.port)
+    serve(args.RUN, pick_device(args.device), args.port, which=args.checkpoint)

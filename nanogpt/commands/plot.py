@@ -12,7 +12,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("RUN", nargs="+", help="out directories")
-    command.add_argument("--out", default="curves.png", metavar="FILE", help="the picture: .png, .svg or .pdf")
+    command.add_argument("--out", "--to", default="curves.png", metavar="FILE", help="the picture: .png, .svg or .pdf")
 
 
 def run(args) -> None:

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 
 from nanogpt.commands.options import add_export_options, add_run, export_options, show
+from nanogpt.config import waiting
 from nanogpt.hub.export import push
 
 
@@ -15,5 +16,5 @@ def add_arguments(command: ArgumentParser) -> None:
 
 
 def run(args) -> None:
-
-    push(args.RUN, args.REPO, private=args.private, revision=args.revision, say=show, **export_options(args))
+    with waiting(f"exporting {args.RUN}", show):
+        push(args.RUN, args.REPO, private=args.private, revision=args.revision, say=show, **export_options(args))

@@ -3,14 +3,15 @@
 import sys
 import time
 from argparse import ArgumentParser
+from itertools import tee
 from pathlib import Path
 
 import torch
 
-from nanogpt.commands.options import SEEDS, add_device, add_run, note, pick_device
+from nanogpt.commands.options import SEEDS, add_device, add_json, add_run, note, pick_device, show_json
 from nanogpt.config import visible, within
 from nanogpt.cpu import pack
-from nanogpt.generate import generate, stream, stream_text
+from nanogpt.generate import generate, stream, stream_text, until
 from nanogpt.hub.load import load
 
 
@@ -35,38 +36,50 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("--seed", type=SEEDS, metavar="N", help="the same seed gives the same text")
     command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and cache")
     command.add_argument("--compile", action="store_true", help="torch.compile: pays on a GPU, for long texts")
+    command.add_argument("--ignore_eos", action="store_true", help="go on behind the end-of-text token")
     command.add_argument("--raw", action="store_true", help="print control characters as they are, ESC included")
     command.add_argument("--stats", action="store_true", help="print tokens per second at the end, on stderr")
+    add_json(command)
 
 
 def run(args) -> None:
     """Streams one continuation as it is drawn; several are drawn as a batch and printed one after the other."""
-
     device = pick_device(args.device)
-    model, words, _ = load(args.RUN, device, getattr(torch, args.dtype), say=note)
+    model, tokenizer, _ = load(args.RUN, device, getattr(torch, args.dtype), args.checkpoint, say=note)
     prompt = args.prompt
     if prompt.startswith("FILE:"):
         prompt = Path(prompt[5:]).read_text(encoding="utf-8")
     if not prompt:
         raise ValueError("the prompt is empty: give at least one character, such as --prompt ROMEO:")
-    ids = words.encode(prompt)
+    ids = tokenizer.encode(prompt)
     model = pack(model)
     if args.compile:
         model.compile(dynamic=True)
     idx = torch.tensor(ids, device=device).repeat(args.num_samples, 1)
+    eos_id = None if args.ignore_eos else tokenizer.eot_id
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+    options["eos_id"] = eos_id
     shown = str if args.raw else visible
     start = time.perf_counter()
-    if args.num_samples == 1:
+    if args.num_samples == 1 and not args.json:
         print(shown(prompt), end="", flush=True)
         tokens = (token.item() for token in stream(model, idx, args.max_new_tokens, **options))
-        for piece in stream_text(words, tokens, prompt=ids):
+        tokens, drawn = tee(until(eos_id, tokens))
+        for piece in stream_text(tokenizer, tokens, prompt=ids):
             print(shown(piece), end="", flush=True)
         print()
+        count = sum(1 for _ in drawn)
     else:
-        for row in generate(model, idx, args.max_new_tokens, **options).tolist():
-            print(shown(words.decode(row)), "-" * 40, sep="\n")
+        new = generate(model, idx, args.max_new_tokens, **options)[:, len(ids) :].tolist()
+        rows = [list(until(eos_id, row)) for row in new]
+        count, texts = sum(map(len, rows)), [tokenizer.decode([*ids, *row]) for row in rows]
+        if args.json:  # a sample that has ended is shorter by its end-of-text token at least
+            ended = [len(row) < args.max_new_tokens for row in rows]
+            samples = [{"text": t, "tokens": len(r), "ended": e} for t, r, e in zip(texts, rows, ended, strict=True)]
+            show_json({"run": args.RUN, "prompt": prompt, "samples": samples})
+        else:
+            print(*(f"{shown(text)}\n{'-' * 40}" for text in texts), sep="\n")
     if args.stats:
-        seconds, count = time.perf_counter() - start, args.num_samples * args.max_new_tokens
+        seconds = time.perf_counter() - start
         speed = f"{count:,} tokens in {seconds:.2f} s: {count / seconds:,.0f} tokens/s"
         print(f"{speed} ({device}, {args.dtype})", file=sys.stderr)

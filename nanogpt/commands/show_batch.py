@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt import checkpoint
-from nanogpt.commands.options import show
+from nanogpt.commands.options import add_checkpoint, show
 from nanogpt.config import within
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.hub.load import choose
 
 
 def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("RUN", help="an out directory, or one checkpoint in it")
+    add_checkpoint(command)
     command.add_argument(
         "--step", type=within(int, 1, 10**9), required=True, metavar="N", help="number of the step; the first is 1"
     )
@@ -23,11 +25,11 @@ def add_arguments(command: ArgumentParser) -> None:
 def run(args) -> None:
     """Prints the micro-batches of a step, sequence by sequence; the same whatever the number of processes was."""
 
-    config, trained = checkpoint.load_configs(Path(args.RUN))
+    config, trained = checkpoint.load_configs(choose(Path(args.RUN), args.checkpoint))
     directory = args.data or trained.data
     data = open_data(directory, "train", config.block_size, config.vocab_size)
     first_directory, *others = read_shares(directory)
-    words = load_tokenizer(first_directory)
+    tokenizer = load_tokenizer(first_directory)
     for index in range(trained.gradient_accumulation_steps):
         number = (args.step - 1) * trained.gradient_accumulation_steps + index
         samples = number * trained.batch_size + np.arange(trained.batch_size)
@@ -41,4 +43,4 @@ def run(args) -> None:
                 f"step {args.step}, micro-batch {index}, sequence {row}: tokens {first:,} to {first + len(x):,} "
                 f"of {directory}{epoch}"
             )
-            show(words.decode([*x, y[-1]]))
+            show(tokenizer.decode([*x, y[-1]]))

@@ -18,7 +18,12 @@ from nanogpt.model import GPT
 
 
 def evaluate(
-    model: GPT, words, tasks: list[str], include_path: str | None = None, limit: int | None = None, batch_size: int = 8
+    model: GPT,
+    tokenizer,
+    tasks: list[str],
+    include_path: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
 ) -> dict[str, dict]:
     """Results by task, as lm_eval names them. `include_path` is a directory with task files of one's own.
 
@@ -38,27 +43,27 @@ def evaluate(
         raise ValueError(f"there is no task {missing[0]!r}: `lm_eval ls tasks` lists them, --include_path adds others")
     device = model.wte.weight.device
     with tempfile.TemporaryDirectory() as directory:
-        special = special_tokens(words, model.config.vocab_size)
-        write_tokenizer(Path(directory), words, model.config.block_size, special)
-        their_words = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    native = weights.to_transformers(model.cpu(), words.eot_id).to(device)
+        special = special_tokens(tokenizer, model.config.vocab_size)
+        write_tokenizer(Path(directory), tokenizer, model.config.block_size, special)
+        hf_tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    native = weights.to_transformers(model.cpu(), tokenizer.eot_id).to(device)
     lm = HFLM(
         pretrained=native,
-        tokenizer=their_words,
+        tokenizer=hf_tokenizer,
         batch_size=batch_size,
         max_length=model.config.block_size,
         # what a text without a context is read after; a tokenizer without an end-of-text token has none of its own
-        prefix_token_id=first_token(words),
+        prefix_token_id=first_token(tokenizer),
     )
     with torch.no_grad():
         return lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, limit=limit)["results"]
 
 
-def first_token(words) -> int:
+def first_token(tokenizer) -> int:
     """The token that stands before a text: end of text, else the newline, else the first of the vocabulary."""
-    if words.eot_id is not None:
-        return words.eot_id
+    if tokenizer.eot_id is not None:
+        return tokenizer.eot_id
     try:
-        return int(words.encode("\n")[0])
+        return int(tokenizer.encode("\n")[0])
     except ValueError:  # a character level vocabulary without it
         return 0

@@ -61,9 +61,9 @@ def examine(directory: Path | str, block_size: int, parameters: int, sha256: boo
     """
     meta = read_meta(directory)
     splits = {split: TokenDataset(directory, split, 1).tokens for split in ("train", "val")}
-    words = load_tokenizer(directory)
-    require_own_tokenizer(directory, meta, words, splits)
-    say(f"{directory}: tokenizer {words.name}, vocabulary {meta['vocab_size']:,}, {meta['dtype']}")
+    tokenizer = load_tokenizer(directory)
+    require_own_tokenizer(directory, meta, tokenizer, splits)
+    say(f"{directory}: tokenizer {tokenizer.name}, vocabulary {meta['vocab_size']:,}, {meta['dtype']}")
     say(f"source: {meta.get('source', 'not recorded')}")
     for split, tokens in splits.items():
         say(describe(split, meta["splits"][split], tokens))
@@ -71,8 +71,8 @@ def examine(directory: Path | str, block_size: int, parameters: int, sha256: boo
             say(f"       {check_sha256(split, meta['splits'][split], tokens)}")
     looked_at = {split: sample(tokens) for split, tokens in splits.items()}
     counts = np.bincount(looked_at["train"], minlength=meta["vocab_size"])
-    say(frequencies(counts[: words.vocab_size], words))
-    train, val = (read(ids, words) for ids in looked_at.values())
+    say(frequencies(counts[: tokenizer.vocab_size], tokenizer))
+    train, val = (read(ids, tokenizer) for ids in looked_at.values())
     repeated = 1 - len(np.unique(train.hashes)) / max(len(train.hashes), 1)
     shared = np.isin(val.hashes, train.hashes)
     known = mean(shared)
@@ -80,15 +80,14 @@ def examine(directory: Path | str, block_size: int, parameters: int, sha256: boo
     say("windows:")
     chance = np.random.default_rng(0)
     for start in chance.integers(max(len(splits["train"]) - 64, 1), size=3).tolist():
-        text = words.decode(splits["train"][start : start + 64].tolist())
+        text = tokenizer.decode(splits["train"][start : start + 64].tolist())
         say(f"  {start:>14,}  {text[:90]!r}")
     documents = meta["splits"]["train"].get("documents", 2)
-    warnings = other_tokenizer(meta, words, looked_at["train"])
+    warnings = other_tokenizer(meta, tokenizer, looked_at["train"])
     if not warnings:  # else all that follows is about a text that is none
-        warnings = sizes(meta, block_size, parameters) + tokens_used(meta, words, counts)
-        warnings += (
-            binary_text(train, val) + repetitions(train, repeated, words, documents) + leaks(train, val, shared, words)
-        )
+        warnings = sizes(meta, block_size, parameters) + tokens_used(meta, tokenizer, counts)
+        warnings += binary_text(train, val) + repetitions(train, repeated, tokenizer, documents)
+        warnings += leaks(train, val, shared, tokenizer)
     for warning in warnings:
         say(f"warning: {warning}")
     if not warnings:
@@ -96,14 +95,14 @@ def examine(directory: Path | str, block_size: int, parameters: int, sha256: boo
     return warnings
 
 
-def require_own_tokenizer(directory: Path | str, meta: dict, words, splits: dict[str, Tokens]) -> None:
+def require_own_tokenizer(directory: Path | str, meta: dict, tokenizer, splits: dict[str, Tokens]) -> None:
     """Raises ValueError where there are tokens that tokenizer.json does not have."""
-    if words.vocab_size >= meta["vocab_size"]:
+    if tokenizer.vocab_size >= meta["vocab_size"]:
         return
     largest = max(tokens.largest() for tokens in splits.values())
-    if largest >= words.vocab_size:
+    if largest >= tokenizer.vocab_size:
         raise ValueError(
-            f"{directory} has token {largest}, but its tokenizer.json has {words.vocab_size} tokens: "
+            f"{directory} has token {largest}, but its tokenizer.json has {tokenizer.vocab_size} tokens: "
             f"another tokenizer made these tokens; {OWN}"
         )
 
@@ -141,10 +140,10 @@ def sample(tokens: Tokens) -> np.ndarray:
     return np.concatenate([tokens[: SAMPLE // 2], tokens[-SAMPLE // 2 :]]).astype(np.int64)
 
 
-def frequencies(counts: np.ndarray, words) -> str:
+def frequencies(counts: np.ndarray, tokenizer) -> str:
     """The most frequent tokens, and how many tokens occur how often."""
     total = max(counts.sum(), 1)
-    top = ", ".join(f"{words.decode([int(i)])!r} {counts[i] / total:.1%}" for i in np.argsort(-counts)[:8])
+    top = ", ".join(f"{tokenizer.decode([int(i)])!r} {counts[i] / total:.1%}" for i in np.argsort(-counts)[:8])
     lines = [f"most frequent: {top}", f"{'times':>17}  tokens of the vocabulary that occur so often"]
     edges = [0, 1, *(10**k for k in range(1, 20))]
     for low, high in pairwise(edges):
@@ -156,12 +155,12 @@ def frequencies(counts: np.ndarray, words) -> str:
     return "\n".join(lines)
 
 
-def unknown_id(words) -> int | None:
+def unknown_id(tokenizer) -> int | None:
     """The token that stands for what a tokenizer has no token for, if it has such a one."""
-    if not isinstance(words, HFTokenizer):
+    if not isinstance(tokenizer, HFTokenizer):
         return None
-    model = json.loads(words.tokenizer.to_str())["model"]
-    named = words.tokenizer.token_to_id(model.get("unk_token") or "")
+    model = json.loads(tokenizer.tokenizer.to_str())["model"]
+    named = tokenizer.tokenizer.token_to_id(model.get("unk_token") or "")
     return named if model.get("unk_id") is None else model["unk_id"]
 
 
@@ -172,12 +171,12 @@ def split_documents(ids: np.ndarray, eot_id: int | None) -> list[np.ndarray]:
     return [part for part in parts if len(part)]
 
 
-def read(ids: np.ndarray, words) -> Text:
+def read(ids: np.ndarray, tokenizer) -> Text:
     """The documents in tokens (N,)."""
     letters, lengths, equal, seen = [], [], [], set()
     characters = binary = 0
-    for document in split_documents(ids, words.eot_id):
-        text, digest = words.decode(document.tolist()), hashlib.blake2b(document.tobytes(), digest_size=8).digest()
+    for document in split_documents(ids, tokenizer.eot_id):
+        text, digest = tokenizer.decode(document.tolist()), hashlib.blake2b(document.tobytes(), digest_size=8).digest()
         characters, binary = characters + len(text), binary + len(BINARY.findall(text))
         letters.append(re.sub(r"[\W_]+", "", text).lower())
         lengths.append(len(document))
@@ -222,11 +221,11 @@ def copies(text: Text, others: Text) -> np.ndarray:
     home = others.owners[first[at]]  # the first document with that passage
     hit = (hashes[at] == text.hashes) & ((home < text.owners) | (text is not others))
     pairs, common = np.unique(text.owners[hit] * len(others.letters) + home[hit], return_counts=True)
-    mine, theirs = np.divmod(pairs, len(others.letters))
-    longer = np.maximum(np.bincount(text.owners)[mine], np.bincount(others.owners)[theirs])  # in passages
-    lengths = [np.array(list(map(len, each.letters)))[n] for each, n in ((text, mine), (others, theirs))]
+    document, other = np.divmod(pairs, len(others.letters))
+    longer = np.maximum(np.bincount(text.owners)[document], np.bincount(others.owners)[other])  # in passages
+    lengths = [np.array(list(map(len, each.letters)))[n] for each, n in ((text, document), (others, other))]
     alike = np.minimum(*lengths) >= ALIKE * np.maximum(*lengths)
-    found[mine[alike & (common >= COPIED * longer) & (longer >= 4)]] = True
+    found[document[alike & (common >= COPIED * longer) & (longer >= 4)]] = True
     return found
 
 
@@ -234,12 +233,12 @@ def mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
-def other_tokenizer(meta: dict, words, ids: np.ndarray) -> list[str]:
+def other_tokenizer(meta: dict, tokenizer, ids: np.ndarray) -> list[str]:
     """Whether tokenizer.json seems not to be the one that made the tokens."""
-    if words.vocab_size > meta["vocab_size"]:
-        found = f"tokenizer.json has {words.vocab_size:,} tokens, and meta.json says {meta['vocab_size']:,}"
+    if tokenizer.vocab_size > meta["vocab_size"]:
+        found = f"tokenizer.json has {tokenizer.vocab_size:,} tokens, and meta.json says {meta['vocab_size']:,}"
     elif (
-        same := same_again(words, ids)
+        same := same_again(tokenizer, ids)
     ) < 0.97:  # 0.96 between encodings trained on parts of one text, 1.00 by the own
         found = f"of the tokens, {same:.0%} are the same after decoding them and encoding the text"
     else:
@@ -247,16 +246,16 @@ def other_tokenizer(meta: dict, words, ids: np.ndarray) -> list[str]:
     return [f"{found}: another tokenizer made these tokens; {OWN}"]
 
 
-def same_again(words, ids: np.ndarray) -> float:
+def same_again(tokenizer, ids: np.ndarray) -> float:
     """The share of tokens that encoding their text gives again. Bytes can be anything, and unknown tokens nothing."""
-    if words.name == "bytes" or (ids == unknown_id(words)).mean() > 0.01:
+    if tokenizer.name == "bytes" or (ids == unknown_id(tokenizer)).mean() > 0.01:
         return 1.0
     same = total = 0
     for start in np.linspace(0, max(len(ids) - 512, 0), 16).astype(int):
         window = ids[start : start + 512]
-        for document in split_documents(window, words.eot_id):
+        for document in split_documents(window, tokenizer.eot_id):
             with contextlib.suppress(ValueError):  # a character that has no token
-                again = words.encode(words.decode(document.tolist())).tolist()
+                again = tokenizer.encode(tokenizer.decode(document.tolist())).tolist()
                 same += (Counter(document.tolist()) & Counter(again)).total()
             total += len(document)
     return same / max(total, 1)
@@ -284,16 +283,16 @@ def sizes(meta: dict, block_size: int, parameters: int) -> list[str]:
     return found
 
 
-def tokens_used(meta: dict, words, counts: np.ndarray) -> list[str]:
+def tokens_used(meta: dict, tokenizer, counts: np.ndarray) -> list[str]:
     """Whether the vocabulary suits the text."""
     found, used = [], int((counts > 0).sum())
     if used < 0.1 * len(counts) and meta["splits"]["train"]["tokens"] > 10 * len(counts):
         found.append(f"only {used:,} of {len(counts):,} tokens of the vocabulary occur: a smaller one is faster")
-    unknown = unknown_id(words)
+    unknown = unknown_id(tokenizer)
     if unknown is not None and counts[unknown] > 0.01 * counts.sum():
         found.append(
-            f"{counts[unknown] / counts.sum():.0%} of the tokens are {words.decode([unknown])!r}: that text is lost, "
-            "so take --tokenizer bytes, or a tokenizer that was trained on such text"
+            f"{counts[unknown] / counts.sum():.0%} of the tokens are {tokenizer.decode([unknown])!r}: "
+            "that text is lost, so take --tokenizer bytes, or a tokenizer that was trained on such text"
         )
     return found
 
@@ -306,10 +305,10 @@ def binary_text(train: Text, val: Text) -> list[str]:
     return [f"{binary:.0%} of the characters are control characters or were not UTF-8: are there binary files in it?"]
 
 
-def repetitions(train: Text, repeated: float, words, documents: int) -> list[str]:
+def repetitions(train: Text, repeated: float, tokenizer, documents: int) -> list[str]:
     """Whether the training text, of so many documents, says things twice; `repeated` is the share of its passages."""
     found, total = [], max(train.lengths.sum(), 1)
-    if words.eot_id is None:
+    if tokenizer.eot_id is None:
         if repeated > 0.15:
             found.append(f"{repeated:.0%} of the training text is repeated: try --dedup, if whole documents are")
         return found
@@ -329,15 +328,15 @@ def repetitions(train: Text, repeated: float, words, documents: int) -> list[str
     return found
 
 
-def leaks(train: Text, val: Text, shared: np.ndarray, words) -> list[str]:
+def leaks(train: Text, val: Text, shared: np.ndarray, tokenizer) -> list[str]:
     """Whether validation text is in the training text too; `shared` tells it of the passages of `val` (P,)."""
     found, stretches = [], val.places // STRETCH
     passages_in = np.bincount(stretches)
     leaked = mean((np.bincount(stretches, shared) >= COPIED * passages_in)[passages_in >= 4])
-    if leaked > (0.005 if words.eot_id is None else 0.05):
+    if leaked > (0.005 if tokenizer.eot_id is None else 0.05):
         found.append(f"{leaked:.0%} of the validation text is in the training text: its loss will be too low")
     both = int(copies(val, train).sum())
-    if words.eot_id is not None and both and both >= 0.001 * len(val.letters):
+    if tokenizer.eot_id is not None and both and both >= 0.001 * len(val.letters):
         found.append(
             f"{both:,} of {len(val.letters):,} validation documents are training documents too, as they are or nearly: "
             "leave one of each pair out"

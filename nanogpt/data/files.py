@@ -1,6 +1,7 @@
 """Small files that anybody may have written: only regular files are read, and JSON objects of a limited size."""
 
 import json
+import math
 from pathlib import Path
 
 MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
@@ -24,6 +25,15 @@ def read_json(path: Path) -> dict:
         return value
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
+
+
+def plain(value: object) -> object:
+    """`value` for JSON, which has no infinities and no NaN: they become null."""
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_count(value: object, least: int = 0) -> bool:

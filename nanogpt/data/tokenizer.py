@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from nanogpt.config import waiting
 from nanogpt.data import pickles, tokenizer_json
 from nanogpt.data.files import read_json
 from nanogpt.data.special import without_special
@@ -161,7 +162,8 @@ class BPETokenizer:
         import tiktoken
 
         try:
-            return cls(tiktoken.get_encoding(name))
+            with waiting(f"reading the encoding {name}, which is downloaded once"):
+                return cls(tiktoken.get_encoding(name))
         except OSError as error:  # requests' errors are OSErrors
             raise ConnectionError(
                 f"the tokenizer files of {name} could not be downloaded; fetch them once where there is a network, "

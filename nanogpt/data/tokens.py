@@ -79,9 +79,10 @@ def nanogpt_meta(directory: Path) -> dict | None:
     counts = {split: count_ids(path.resolve(), path.stat().st_mtime_ns) for split, path in files.items()}
     if not (directory / "meta.pkl").exists() and not counts["train"][10_000:].any():
         return None
-    words = load_tokenizer(directory)
-    lengths = np.array([len(token) for token in words.token_bytes()])
-    meta = {"vocab_size": words.vocab_size, "dtype": "uint16", "tokenizer": words.name, "source": "nanoGPT's files"}
+    tokenizer = load_tokenizer(directory)
+    lengths = np.array([len(token) for token in tokenizer.token_bytes()])
+    meta = {"vocab_size": tokenizer.vocab_size, "dtype": "uint16", "tokenizer": tokenizer.name}
+    meta["source"] = "nanoGPT's files"
     meta["splits"] = {
         split: {
             "tokens": int(n.sum()),

@@ -66,7 +66,7 @@ def export(
     """
     to = Path(to)
     check_target(to, directory=format == "transformers")
-    model, words, source, story = load_with_story(run, which, say)
+    model, tokenizer, source, story = load_with_story(run, which, say)
     if format == "nanogpt":
         state = story.state if story else checkpoint.START
         loss = state["best_val_loss"]
@@ -74,24 +74,24 @@ def export(
         say(f"{to}: nanoGPT's checkpoint, verified: the same weights and sizes")
         return to
     model.to(dtype).float()  # as the weights will be read back
-    special = special_tokens(words, model.config.vocab_size)
-    native = weights.to_transformers(model, words.eot_id, special.pad_id)
+    special = special_tokens(tokenizer, model.config.vocab_size)
+    native = weights.to_transformers(model, tokenizer.eot_id, special.pad_id)
     ids = real_tokens(model, story)
     unverified = Path(tempfile.mkdtemp(prefix=f".tmp-{to.name}-", dir=to.parent))
     try:
-        write(unverified, native.to(dtype), words, model.config.block_size, special)
+        write(unverified, native.to(dtype), tokenizer, model.config.block_size, special)
         card.write(
             unverified,
             model=model,
             native=type(native).__name__,
             repo=name or str(to.resolve()),
             license=license,
-            prompt=words.decode(ids[0, :8].tolist()),
+            prompt=tokenizer.decode(ids[0, :8].tolist()),
             notes=special.notes,
             story=story,
             curve=source is not None and plot.curves([source.parent], unverified / card.CURVE),
         )
-        worst = verify(unverified, model, words, ids, special)
+        worst = verify(unverified, model, tokenizer, ids, special)
         unverified.chmod(0o755)  # mkdtemp and safetensors write for the owner alone
         for file in unverified.iterdir():
             file.chmod(0o644)
@@ -122,9 +122,9 @@ def load_with_story(run: str | Path, which: str | None, say) -> tuple:
     Where the checkpoint vanishes meanwhile, because its run trains on and removes it, takes the next.
     """
     while True:
-        model, words, source = load(run, which=which, say=say)
+        model, tokenizer, source = load(run, which=which, say=say)
         try:
-            return model, words, source, card.read(source) if source else None
+            return model, tokenizer, source, card.read(source) if source else None
         except ValueError:
             if source.is_dir():
                 raise
@@ -141,32 +141,33 @@ class Special:
     notes: list[str]
 
 
-def special_tokens(words, vocab_size: int) -> Special:
+def special_tokens(tokenizer, vocab_size: int) -> Special:
     """A token to pad with: the end-of-text token, else a new one where the model has a row to spare.
 
     Character level has no token for other characters, so what stands for them is one that is there. Raises ValueError
     if the tokenizer has more tokens than the model.
     """
-    if words.vocab_size > vocab_size:
+    if tokenizer.vocab_size > vocab_size:
         raise ValueError(
-            f"the tokenizer has {words.vocab_size} tokens, but the model only {vocab_size}: they do not belong together"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only {vocab_size}: "
+            "they do not belong together"
         )
-    pad_token, pad_id, unk_token, notes = None, words.eot_id, None, []
+    pad_token, pad_id, unk_token, notes = None, tokenizer.eot_id, None, []
     if pad_id is not None:
-        pad_token = words.decode([pad_id])
-    elif words.vocab_size < vocab_size:
-        pad_token, pad_id = "<pad>", words.vocab_size
+        pad_token = tokenizer.decode([pad_id])
+    elif tokenizer.vocab_size < vocab_size:
+        pad_token, pad_id = "<pad>", tokenizer.vocab_size
     else:
         notes.append(
             "the vocabulary has no end-of-text token and no room for one to pad with: batches need texts of one length"
         )
-    if isinstance(words, CharTokenizer):
-        unk_token = next((c for c in "\ufffd \n" if c in words.characters), words.characters[0])
+    if isinstance(tokenizer, CharTokenizer):
+        unk_token = next((c for c in "\ufffd \n" if c in tokenizer.characters), tokenizer.characters[0])
         notes.append(f"in transformers, characters that the model does not know are read as {unk_token!r}")
     return Special(pad_token, pad_id, unk_token, notes)
 
 
-def write(directory: Path, native, words, block_size: int, special: Special) -> None:
+def write(directory: Path, native, tokenizer, block_size: int, special: Special) -> None:
     """Weights, configuration, generation settings and tokenizer, as transformers expects them."""
     with weights.quiet():
         # not max_length, which transformers warns of wherever somebody gives max_new_tokens
@@ -176,7 +177,7 @@ def write(directory: Path, native, words, block_size: int, special: Special) -> 
     if "rope_parameters" in config:  # where transformers 4 and mlx-lm look for it; without it they take their default
         config["rope_theta"] = config["rope_parameters"]["rope_theta"]
         checkpoint.write_json(directory / "config.json", config)
-    write_tokenizer(directory, words, block_size, special)
+    write_tokenizer(directory, tokenizer, block_size, special)
 
 
 def published_names(native) -> dict[str, torch.Tensor]:
@@ -190,15 +191,15 @@ def published_names(native) -> dict[str, torch.Tensor]:
     return {name.removeprefix("transformer."): tensor for name, tensor in state.items() if name != "lm_head.weight"}
 
 
-def write_tokenizer(directory: Path, words, block_size: int, special: Special) -> None:
+def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Special) -> None:
     """What `AutoTokenizer` reads: tokenizer.json, and the special tokens and the context length."""
-    words.save(directory)
+    tokenizer.save(directory)
     if special.unk_token:
-        tokenizer = checkpoint.read_json(directory / FILE)
-        tokenizer["model"]["unk_token"] = special.unk_token
-        (directory / FILE).write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+        contents = checkpoint.read_json(directory / FILE)
+        contents["model"]["unk_token"] = special.unk_token
+        (directory / FILE).write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
     names = ("bos_token", "eos_token", "unk_token")  # all the same, as with GPT-2's own
-    tokens = {} if words.eot_id is None else dict.fromkeys(names, special.pad_token)
+    tokens = {} if tokenizer.eot_id is None else dict.fromkeys(names, special.pad_token)
     if special.pad_token:
         tokens["pad_token"] = special.pad_token
     # the class that every version of transformers reads a bare tokenizer.json with
@@ -217,7 +218,7 @@ def real_tokens(model: GPT, story: card.Story | None) -> torch.Tensor:
     return generate(model, start, T - 1, seed=0)
 
 
-def verify(directory: Path, model: GPT, words, ids: torch.Tensor, special: Special) -> float:
+def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: Special) -> float:
     """Compares what transformers loads from `directory` with our model, on ids (B, T).
 
     Returns the largest difference between logits; raises ValueError saying what differs.
@@ -226,21 +227,21 @@ def verify(directory: Path, model: GPT, words, ids: torch.Tensor, special: Speci
 
     with weights.quiet():
         try:
-            theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False)
-            their_words = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            hf_model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False)
+            hf_tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
             # some tokenizers read a special token that a text spells out as the token, others as plain text
-            plain = [i for i in ids[0].tolist() if i not in their_words.added_tokens_decoder]
-            text = words.decode(plain)
-            their_ids = their_words(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            plain = [i for i in ids[0].tolist() if i not in hf_tokenizer.added_tokens_decoder]
+            text = tokenizer.decode(plain)
+            hf_ids = hf_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         except Exception as error:  # of a tokenizer of anybody's, which comes along as it is
             raise ValueError(f"the export is wrong: transformers cannot read it ({first_line(error)})") from None
-    if their_words.pad_token_id != special.pad_id:
-        raise ValueError(f"the export is wrong: its padding is token {their_words.pad_token_id}, not {special.pad_id}")
-    ours_ids = words.encode(text).tolist()
-    if ours_ids != their_ids or their_words.decode(ours_ids) != words.decode(ours_ids):
+    if hf_tokenizer.pad_token_id != special.pad_id:
+        raise ValueError(f"the export is wrong: its padding is token {hf_tokenizer.pad_token_id}, not {special.pad_id}")
+    expected_ids = tokenizer.encode(text).tolist()
+    if expected_ids != hf_ids or hf_tokenizer.decode(expected_ids) != tokenizer.decode(expected_ids):
         raise ValueError(f"the export is wrong: transformers' tokenizer reads {text[:40]!r} differently")
     with torch.no_grad():
-        a, b = model(ids), theirs(ids).logits
+        a, b = model(ids), hf_model(ids).logits
     if a.shape != b.shape:
         raise ValueError(f"the export is wrong: logits have shape {tuple(b.shape)} instead of {tuple(a.shape)}")
     # fp32 has seven digits: GPT-2's logits, around -100, cannot agree to more than five behind the point
@@ -251,15 +252,15 @@ def verify(directory: Path, model: GPT, words, ids: torch.Tensor, special: Speci
         )
     start = max(1, min(16, model.config.block_size - 64))
     new = min(64, model.config.block_size + 1 - start)  # the last one is not read again
-    ours = generate(model, ids[:1, :start], new, temperature=0)[0].tolist()
+    expected = generate(model, ids[:1, :start], new, temperature=0)[0].tolist()
     with weights.quiet():
         mask = torch.ones(1, start, dtype=torch.long)
-        output = theirs.generate(ids[:1, :start], attention_mask=mask, do_sample=False, max_new_tokens=new)
+        output = hf_model.generate(ids[:1, :start], attention_mask=mask, do_sample=False, max_new_tokens=new)
     continued = output[0].tolist()  # transformers stops at the end of a text
-    differing = [i for i, (a, b) in enumerate(zip(ours, continued, strict=False)) if a != b]
+    differing = [i for i, (a, b) in enumerate(zip(expected, continued, strict=False)) if a != b]
     if differing:
         shown = slice(differing[0], differing[0] + 8)
-        raise ValueError(f"the export is wrong: it continues by {continued[shown]}, not by {ours[shown]}")
+        raise ValueError(f"the export is wrong: it continues by {continued[shown]}, not by {expected[shown]}")
     return (a - b).abs().max().item()
 
 

@@ -40,18 +40,18 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
     if there := checkpoint.steps(out_dir):
         raise ValueError(f"{out_dir} already holds a run ({there[-1].name}): name another --out_dir")
     read_meta(data)  # says what is wrong with the data, if anything
-    theirs, words = pickles.read_checkpoint(path), load_tokenizer(data)
+    contents, tokenizer = pickles.read_checkpoint(path), load_tokenizer(data)
     try:
-        config = model_config(theirs["model_args"], words)
-        weights = convert_weights(theirs["model"], config)
+        config = model_config(contents["model_args"], tokenizer)
+        weights = convert_weights(contents["model"], config)
         config.tie_embeddings = "lm_head.weight" not in weights
         padded = {name: pad(name, tensor, config) for name, tensor in weights.items()}
         check_shapes(padded, config)
-        optimizer = None if weights_only else theirs["optimizer"]
+        optimizer = None if weights_only else contents["optimizer"]
         moments = convert_moments(optimizer, weights) if optimizer else {}
         moments = {name: pad(name, tensor, config) for name, tensor in moments.items()}
-        train = train_config(theirs.get("config", {}), optimizer, data, out_dir)
-        step, loss = int(theirs["iter_num"]), float(theirs["best_val_loss"])
+        train = train_config(contents.get("config", {}), optimizer, data, out_dir)
+        step, loss = int(contents["iter_num"]), float(contents["best_val_loss"])
     except ValueError as error:
         raise ValueError(f"{path} cannot be imported: {error}") from None
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
@@ -65,21 +65,21 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
     run = {"model": dataclasses.asdict(config), "train": dataclasses.asdict(train)}
     run["environment"] = {"imported_from": "nanoGPT"}
     out_dir.mkdir(parents=True, exist_ok=True)
-    saved = checkpoint.save(out_dir, state, padded, moments, run, words, train.keep_checkpoints, best=True)
+    saved = checkpoint.save(out_dir, state, padded, moments, run, tokenizer, train.keep_checkpoints, best=True)
     checkpoint.write_json(out_dir / checkpoint.CONFIG, run)
     return saved
 
 
-def model_config(args: dict, words) -> GPTConfig:
+def model_config(args: dict, tokenizer) -> GPTConfig:
     """Our configuration for nanoGPT's `model_args`. Raises ValueError if the tokenizer is not the model's."""
-    theirs, ours = args["vocab_size"], words.vocab_size
-    if theirs != ours and not (words.name == "gpt2" and theirs == PADDED_GPT2):
+    vocab_size, rows = tokenizer.vocab_size, args["vocab_size"]
+    if rows != vocab_size and not (tokenizer.name == "gpt2" and rows == PADDED_GPT2):
         raise ValueError(
-            f"its vocabulary has {theirs} tokens, that of the data {ours}: give by --data what it was trained on"
+            f"its vocabulary has {rows} tokens, that of the data {vocab_size}: give by --data what it was trained on"
         )
     sizes = {name: int(args[name]) for name in MODEL}
     # checkpoints from before there was a choice have biases
-    return GPTConfig(**sizes, vocab_size=ours, bias=bool(args.get("bias", True)), dropout=float(args["dropout"]))
+    return GPTConfig(**sizes, vocab_size=vocab_size, bias=bool(args.get("bias", True)), dropout=float(args["dropout"]))
 
 
 def convert_weights(state: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
@@ -134,18 +134,18 @@ def check_shapes(weights: dict, config: GPTConfig) -> None:
             raise ValueError(f"{name} should be {expected.get(name, 'absent')}, but is {found.get(name, 'absent')}")
 
 
-def train_config(theirs: dict, optimizer: dict | None, data: Path, out_dir: Path) -> TrainConfig:
+def train_config(config: dict, optimizer: dict | None, data: Path, out_dir: Path) -> TrainConfig:
     """Our settings for nanoGPT's, which a checkpoint has in `config`; those of the machine are left to this one."""
     if optimizer:  # a resumed optimizer has what it was made with, whatever the settings say
         group = optimizer["param_groups"][0]
-        theirs = theirs | {"weight_decay": group["weight_decay"]}
-        theirs |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
-    settings = {name: int(theirs[name]) for name in COUNTS if name in theirs}
-    settings |= {name: float(theirs[name]) for name in NUMBERS if name in theirs}
-    settings["always_save_checkpoint"] = bool(theirs.get("always_save_checkpoint", True))
-    if not theirs.get("decay_lr", True):
+        config = config | {"weight_decay": group["weight_decay"]}
+        config |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
+    settings = {name: int(config[name]) for name in COUNTS if name in config}
+    settings |= {name: float(config[name]) for name in NUMBERS if name in config}
+    settings["always_save_checkpoint"] = bool(config.get("always_save_checkpoint", True))
+    if not config.get("decay_lr", True):
         settings |= {"lr_schedule": "constant", "warmup_iters": 0}
-    fp32 = theirs.get("device") == "cpu" or theirs.get("dtype") == "float32"  # nanoGPT has no autocast on a CPU
+    fp32 = config.get("device") == "cpu" or config.get("dtype") == "float32"  # nanoGPT has no autocast on a CPU
     return TrainConfig(data=str(data), out_dir=str(out_dir), precision="fp32" if fp32 else "auto", **settings)
 
 

@@ -10,7 +10,7 @@ from nanogpt import checkpoint, rundir
 from nanogpt.config import TrainConfig
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub import weights
-from nanogpt.model import GPTConfig
+from nanogpt.model import GPT, GPTConfig
 
 
 def load(
@@ -27,12 +27,8 @@ def load(
     transformers model directory or Hub name, for which the checkpoint is None. `changes` are fields of
     GPTConfig that leave the weights alone, such as dropout. Raises ValueError if it is none of them.
     """
-    path = Path(run)
-    if which and not re.fullmatch(r"best|last|step-\d+", which):
-        raise ValueError(f"checkpoint={which!r} is not one of best, last, step-N")
+    path = choose(Path(run), which)
     if path.is_dir() and not weights.is_transformers(path):
-        if which:
-            path /= f"step-{int(which[5:]):06d}" if which.startswith("step-") else which
         while True:
             found = checkpoint.find(path, say=say)
             try:
@@ -42,9 +38,29 @@ def load(
                     raise
                 say(f"{found.name} was removed while it was read: taking the next")
     if which:
-        raise ValueError(f"{run} is no out directory: it has no checkpoint {which}")
+        raise ValueError(f"{run} has no checkpoint {which}")
     directory = weights.find_directory(run)
     return weights.from_pretrained(directory, dtype=dtype, **changes).to(device), load_tokenizer(directory), None
+
+
+def choose(run: Path, which: str | None) -> Path:
+    """The checkpoint `which` of an out directory: best, last or step-N; without one, the directory itself."""
+    if which is None:
+        return run
+    if not re.fullmatch(r"best|last|step-\d+", which):
+        raise ValueError(f"checkpoint={which!r} is not one of best, last, step-N")
+    return run / (f"step-{int(which[5:]):06d}" if which.startswith("step-") else which)
+
+
+def from_pretrained(run: str | Path, *, revision: str | None = None, which: str | None = None, **options) -> GPT:
+    """The model alone, of what `load` takes; `revision` is a branch, a tag or a commit on the Hub.
+
+    `options` are dtype, and fields of GPTConfig that leave the weights alone, such as dropout.
+    """
+    path = choose(Path(run), which)
+    if (path / checkpoint.STATE).is_file() or checkpoint.steps(path):
+        return checkpoint.load_model(checkpoint.find(path), **options)
+    return weights.from_pretrained(path if which else run, revision=revision, **options)
 
 
 def load_for_training(run: str | Path, wanted: GPTConfig, say=print) -> tuple:
@@ -53,22 +69,22 @@ def load_for_training(run: str | Path, wanted: GPTConfig, say=print) -> tuple:
     Of the settings `wanted`, dropout, gradient_checkpointing and block_size count: the rest is the checkpoint's.
     """
     kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
-    model, words, found = load(run, say=say, **kept)
+    model, tokenizer, found = load(run, say=say, **kept)
     if found:
         rundir.let_go(found)  # a run may remove its own checkpoint
     model.crop_block_size(min(wanted.block_size, model.config.block_size))
-    return model, words
+    return model, tokenizer
 
 
-def check_tokenizer(theirs, ours, tokens: np.ndarray, config: TrainConfig) -> None:
+def check_tokenizer(expected, tokenizer, tokens: np.ndarray, config: TrainConfig) -> None:
     """Raises ValueError if the data's tokens are not those that the model to fine-tune has learnt."""
-    text = ours.decode(tokens)
+    text = tokenizer.decode(tokens)
     try:
-        same = np.array_equal(ours.encode(text), theirs.encode(text))
+        same = np.array_equal(tokenizer.encode(text), expected.encode(text))
     except ValueError:  # a character that it does not know
         same = False
     if not same:
         raise ValueError(
-            f"{config.data} is tokenized by {ours.name!r}, which is not the tokenizer of "
+            f"{config.data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of "
             f"init_from={config.init_from}: prepare the data with that model's tokenizer"
         )

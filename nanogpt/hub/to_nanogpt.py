@@ -19,12 +19,13 @@ from nanogpt.model import GPT, GPTConfig
 def require_nanogpts(config: GPTConfig) -> None:
     """Raises ValueError naming a field that nanoGPT's GPT has no place for."""
     c = config
-    theirs = {"norm": "layernorm", "position": "learned", "mlp": "gelu", "norm_eps": 1e-5, "qk_norm": False}
-    theirs |= {"tie_embeddings": True, "n_kv_head": c.n_head, "head_dim": c.n_embd / c.n_head, "n_inner": 4 * c.n_embd}
-    ours = dataclasses.asdict(c) | {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}
-    for name, value in theirs.items():
-        if ours[name] != value:
-            raise ValueError(f"nanoGPT's GPT cannot hold this model: {name}={ours[name]}, there it is always {value}")
+    required = {"norm": "layernorm", "position": "learned", "mlp": "gelu", "norm_eps": 1e-5, "qk_norm": False}
+    required |= {"tie_embeddings": True, "n_kv_head": c.n_head}
+    required |= {"head_dim": c.n_embd / c.n_head, "n_inner": 4 * c.n_embd}
+    actual = dataclasses.asdict(c) | {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}
+    for name, value in required.items():
+        if actual[name] != value:
+            raise ValueError(f"nanoGPT's GPT cannot hold this model: {name}={actual[name]}, there it is always {value}")
 
 
 def write(model: GPT, to: Path, step: int, loss: float) -> None:

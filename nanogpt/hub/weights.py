@@ -74,9 +74,9 @@ def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
         matrices |= {"mlp.c_fc": ["mlp.gate_proj", "mlp.up_proj"], "mlp.c_proj": ["mlp.down_proj"]}
         table = {"wte.weight": (["model.embed_tokens.weight"], False)}
         for i in range(config.n_layer):
-            for part, theirs in (parts | matrices).items():
+            for part, names in (parts | matrices).items():
                 for kind in kinds if part in matrices else ("weight",):
-                    table[f"h.{i}.{part}.{kind}"] = [f"model.layers.{i}.{name}.{kind}" for name in theirs], False
+                    table[f"h.{i}.{part}.{kind}"] = [f"model.layers.{i}.{name}.{kind}" for name in names], False
         table["ln_f.weight"] = ["model.norm.weight"], False
     if not config.tie_embeddings:
         table["lm_head.weight"] = ["lm_head.weight"], False
@@ -110,7 +110,7 @@ def translate(directory: Path, kind: str, c) -> dict:
     shape = {"vocab_size": c.vocab_size, "tie_embeddings": bool(c.tie_word_embeddings)}
     if kind == "gpt2":
         expect(directory, c, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-        gelus = {theirs: ours for ours, theirs in GELUS.items()}
+        gelus = {hf_name: name for name, hf_name in GELUS.items()}
         gelus["gelu_pytorch_tanh"] = "gelu_tanh"  # the same function twice
         if c.activation_function not in gelus:
             raise ValueError(
@@ -159,14 +159,14 @@ def from_pretrained(
     if config.n_layer > len(weights.file_of):
         raise ValueError(f"{directory} has {len(weights.file_of)} tensors, too few for {config.n_layer} layers")
     if native_type(config) == "gpt2":
-        biases = [names[0] for ours, (names, _) in layout(config).items() if ours.endswith(".bias")]
+        biases = [names[0] for name, (names, _) in layout(config).items() if name.endswith(".bias")]
         changes["bias"] = any(weights[name].any() for name in biases)  # all zero: how bias=False is written there
     config = replace(config, **changes)
     tensors_of, model = layout(config), empty_model(config, weights)
     # the largest first: only then is there room for a second copy of it
     for name, _ in sorted(model.named_parameters(), key=lambda item: -item[1].numel()):
-        theirs, transposed = tensors_of[name]
-        value = torch.cat([weights[t].t() if transposed else weights[t] for t in theirs])
+        hf_names, transposed = tensors_of[name]
+        value = torch.cat([weights[t].t() if transposed else weights[t] for t in hf_names])
         if name in ("wte.weight", "lm_head.weight"):
             value = F.pad(value, (0, 0, 0, config.padded_vocab_size - value.size(0)))
         model.load_state_dict({name: value.to(dtype).contiguous()}, strict=False, assign=True)
@@ -181,15 +181,15 @@ def empty_model(config: GPTConfig, weights: "Weights") -> GPT:
     except (RuntimeError, OverflowError, TypeError) as error:
         raise ValueError(f"{weights.directory}/config.json is not a model's ({first_line(error)})") from None
     named = dict(model.named_parameters())
-    for name, (theirs, transposed) in layout(config).items():
+    for name, (hf_names, transposed) in layout(config).items():
         expected = tuple(named[name].shape)
         if name in ("wte.weight", "lm_head.weight"):  # without our padding
             expected = (config.vocab_size, *expected[1:])
-        shapes = [weights.shape(t)[:: -1 if transposed else 1] for t in theirs]
+        shapes = [weights.shape(t)[:: -1 if transposed else 1] for t in hf_names]
         found = (sum(shape[0] for shape in shapes if shape), *shapes[0][1:])
         if found != expected or any(shape[1:] != expected[1:] for shape in shapes):
             found, expected = (shape[:: -1 if transposed else 1] for shape in (found, expected))
-            raise ValueError(f"{weights.directory}: {theirs[0]} has shape {found}, its config.json says {expected}")
+            raise ValueError(f"{weights.directory}: {hf_names[0]} has shape {found}, its config.json says {expected}")
     return model
 
 
@@ -266,14 +266,14 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     c, rows, state = model.config, model.fused_rows(), {}
-    ours = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     tensors_of = layout(c)
-    for name, (theirs, transposed) in tensors_of.items():
-        value = ours[name].detach()
+    for name, (hf_names, transposed) in tensors_of.items():
+        value = parameters[name].detach()
         if name in ("wte.weight", "lm_head.weight"):
             value = value[: c.vocab_size]
-        parts = value.split(rows[name.replace(".bias", ".weight")]) if len(theirs) > 1 else [value]
-        for target, part in zip(theirs, parts, strict=True):
+        parts = value.split(rows[name.replace(".bias", ".weight")]) if len(hf_names) > 1 else [value]
+        for target, part in zip(hf_names, parts, strict=True):
             state[target] = (part.t() if transposed else part).contiguous()
     arguments = native_config(c, eot_id, pad_id)
     with quiet(), init_empty_weights(include_buffers=False):  # RoPE's tables are buffers

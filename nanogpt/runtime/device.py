@@ -200,7 +200,7 @@ def check(device: str, precision: str, timeout: float) -> None:
 def mixed_precision(config: TrainConfig) -> str:
     """Accelerate's name for the precision: from the settings, else the launcher, else what the device supports."""
     if config.precision != "auto":
-        return next(theirs for theirs, ours in PRECISIONS.items() if ours == config.precision)
+        return next(name for name, precision in PRECISIONS.items() if precision == config.precision)
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launcher != "no":
         return launcher

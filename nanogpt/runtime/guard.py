@@ -53,15 +53,15 @@ def diagnosis(tally: Tally, step: int, lr: float, config: TrainConfig) -> str:
     )
 
 
-def check_room(model: GPTConfig, config: TrainConfig, training: bool) -> None:
+def check_room(model_config: GPTConfig, config: TrainConfig, training: bool) -> None:
     """Raises ValueError where a run needs more memory than is free, by a lower bound, before any of it is taken.
 
     Every process makes the weights in ordinary memory. `training` adds what training on a CPU takes there, where the
     system kills a process that takes too much. A GPU raises an error when its memory is full, which `rehearse` handles.
     """
     with torch.device("meta"):
-        one = GPT(dataclasses.replace(model, n_layer=1))
-    parameters = sum(p.numel() for p in one.parameters()) + (model.n_layer - 1) * sum(
+        one = GPT(dataclasses.replace(model_config, n_layer=1))
+    parameters = sum(p.numel() for p in one.parameters()) + (model_config.n_layer - 1) * sum(
         p.numel() for p in one.h.parameters()
     )
     room, needed = free_memory(), parameters * (12 if training else 4)  # with gradients and optimizer, or weights alone
@@ -70,12 +70,13 @@ def check_room(model: GPTConfig, config: TrainConfig, training: bool) -> None:
             f"the model has {parameters:,} parameters, which take at least {needed / 1e9:,.1f} GB; "
             f"{room / 1e9:,.1f} GB of memory are free: choose a smaller n_layer, n_embd, n_inner or block_size"
         )
-    tokens = config.batch_size * model.block_size
-    needed += tokens * (4 * model.padded_vocab_size + 4 * model.n_layer * model.n_embd)  # logits, each block's input
+    tokens, block_inputs = config.batch_size * model_config.block_size, model_config.n_layer * model_config.n_embd
+    needed += 4 * tokens * (model_config.padded_vocab_size + block_inputs)  # logits, each block's input
     if training and needed > room:
         raise ValueError(
-            f"batch_size={config.batch_size} sequences of {model.block_size} tokens take at least {needed / 1e9:,.1f} "
-            f"GB; {room / 1e9:,.1f} GB of memory are free: choose a smaller batch_size or block_size"
+            f"batch_size={config.batch_size} sequences of {model_config.block_size} tokens take at least "
+            f"{needed / 1e9:,.1f} GB; {room / 1e9:,.1f} GB of memory are free: choose a smaller batch_size "
+            "or block_size"
         )
 
 

@@ -7,6 +7,7 @@ Runs that differ in nothing but their seed are one column, with the mean and the
 seeds): a difference smaller than that says nothing.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,9 +92,14 @@ def meeting_points(curves: list[Curve], axis: int) -> np.ndarray:
     return at[np.unique(np.linspace(0, len(at) - 1, POINTS).round().astype(int))]
 
 
-def spread(values: list[float]) -> str:
+def deviation(values: list[float]) -> float | None:
+    """The standard deviation between seeds; None for a single one."""
     with np.errstate(all="ignore"):  # a loss may be infinite, or no number
-        return f"{np.mean(values):.4f}" + (f" ±{np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def spread(values: list[float]) -> str:
+    return f"{np.mean(values):.4f}" + (f" ±{deviation(values):.4f}" if len(values) > 1 else "")
 
 
 def compare(runs: list[Path]) -> str:
@@ -120,3 +126,32 @@ def compare(runs: list[Path]) -> str:
             lines.append(row(f"{x:,.1f}" if axis == 2 else f"{x:,.0f}", cells))
     lines += ["", row("lowest", [spread([c.points[:, 3].min() for c in curves]) for curves in groups.values()])]
     return "\n".join(lines)
+
+
+def verdict(runs: list[Path]) -> dict:
+    """The comparison for a program. `runs` are ranked by their lowest validation loss, the mean over seeds.
+
+    `better` is the first of them, `by` how much lower its loss is than the next one's; `spread` is the larger standard
+    deviation between seeds of those two, None if neither has several seeds, and `beyond_spread` whether `by` is more.
+    `at_equal` has the losses at the last point on each axis that all have reached.
+    """
+    groups = group([read(Path(run)) for run in runs])
+    differing, at_equal = differences(groups), {}
+    rows: list[dict] = []
+    for i, (name, curves) in enumerate(groups.items()):
+        lowest = [float(curve.points[:, 3].min()) for curve in curves]
+        row = {"name": name, "runs": [str(curve.run) for curve in curves], "val_loss": float(np.mean(lowest))}
+        settings = {setting: values[i] for setting, values in differing.items()}
+        rows.append(row | {"spread": deviation(lowest), "settings": settings})
+    rows.sort(key=lambda row: (np.isnan(row["val_loss"]), row["val_loss"]))
+    for axis, title in enumerate(AXES):
+        with suppress(ValueError):  # they have no point in common
+            at = float(meeting_points([curve for curves in groups.values() for curve in curves], axis)[-1])
+            losses = {name: float(np.mean([loss_by(c, axis, at) for c in curves])) for name, curves in groups.items()}
+            at_equal[title] = {"at": at, "val_loss": losses}
+    by = rows[1]["val_loss"] - rows[0]["val_loss"] if len(rows) > 1 else None
+    known = [row["spread"] for row in rows[:2] if row["spread"] is not None]
+    spread = max(known) if known else None
+    better = rows[0]["name"] if by is not None else None
+    beyond = None if by is None or spread is None else by > spread
+    return {"better": better, "by": by, "spread": spread, "beyond_spread": beyond, "runs": rows, "at_equal": at_equal}

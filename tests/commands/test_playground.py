@@ -31,10 +31,10 @@ def model() -> GPT:
 def hostile_writer(tmp_path, monkeypatch) -> Writer:
     """A model whose characters can spell a script."""
     writer.write(tmp_path / "data", HOSTILE * 20, "char", 0.1, "made up")
-    words = load_tokenizer(tmp_path / "data")
+    tokenizer = load_tokenizer(tmp_path / "data")
     torch.manual_seed(0)
-    model = GPT(dataclasses.replace(TINY, vocab_size=words.vocab_size)).eval()
-    monkeypatch.setattr(playground, "load", lambda *args: (model, words, None))
+    model = GPT(dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)).eval()
+    monkeypatch.setattr(playground, "load", lambda *args, **options: (model, tokenizer, None))
     return Writer("<b>run</b>", "cpu")
 
 
@@ -114,7 +114,7 @@ def test_without_gradio_the_way_to_it_is_named(monkeypatch, capsys):
 def test_the_page_is_served_to_this_machine_alone(monkeypatch):
     asked = {}
     blocks = SimpleNamespace(launch=lambda **options: asked.update(options), local_url="http://127.0.0.1:7870/")
-    monkeypatch.setattr(playground, "page", lambda runs, device: blocks)
+    monkeypatch.setattr(playground, "page", lambda *args: blocks)
     monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(themes=SimpleNamespace(Default=lambda **fonts: None)))
     playground.serve(["run"], "cpu", port=7870, say=lambda text: None, block=False)
     assert asked["server_name"] == "127.0.0.1" and asked["share"] is False

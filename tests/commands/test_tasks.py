@@ -52,29 +52,30 @@ def test_the_figures_in_process_are_those_of_lm_eval_on_the_export_and_of_arithm
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     code = (
         "import json, sys\nfrom nanogpt.commands import tasks\nfrom nanogpt.hub.load import load\n"
-        "model, words, _ = load('run')\n"
-        "print(json.dumps(tasks.evaluate(model, words, ['rolling', 'choice'], 'tasks')))"
+        "model, tokenizer, _ = load('run')\n"
+        "print(json.dumps(tasks.evaluate(model, tokenizer, ['rolling', 'choice'], 'tasks')))"
     )
     options = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": 300}
-    ours = subprocess.run([sys.executable, "-c", code], **options)
-    assert ours.returncode == 0, ours.stderr
-    ours = json.loads(ours.stdout.splitlines()[-1])
+    results = subprocess.run([sys.executable, "-c", code], **options)
+    assert results.returncode == 0, results.stderr
+    results = json.loads(results.stdout.splitlines()[-1])
     arguments = "--model hf --model_args pretrained=export,dtype=float32,prefix_token_id=0 --tasks rolling,choice"
     arguments += " --include_path tasks --device cpu --batch_size 8 --output_path results"
-    theirs = subprocess.run([sys.executable, "-m", "lm_eval", *arguments.split()], **options)
-    assert theirs.returncode == 0, theirs.stderr
-    theirs = json.loads(next((tmp_path / "results").rglob("*.json")).read_text())["results"]
-    assert ours["choice"]["acc,none"] == theirs["choice"]["acc,none"]
-    assert ours["rolling"]["bits_per_byte,none"] == pytest.approx(theirs["rolling"]["bits_per_byte,none"], abs=1e-6)
+    expected = subprocess.run([sys.executable, "-m", "lm_eval", *arguments.split()], **options)
+    assert expected.returncode == 0, expected.stderr
+    expected = json.loads(next((tmp_path / "results").rglob("*.json")).read_text())["results"]
+    assert results["choice"]["acc,none"] == expected["choice"]["acc,none"]
+    found = results["rolling"]["bits_per_byte,none"]
+    assert found == pytest.approx(expected["rolling"]["bits_per_byte,none"], abs=1e-6)
 
-    model, words, _ = load(tmp_path / "run")
+    model, tokenizer, _ = load(tmp_path / "run")
     nats = 0.0
     for text in texts:
-        idx = torch.tensor([[0, *words.encode(text).tolist()]])
+        idx = torch.tensor([[0, *tokenizer.encode(text).tolist()]])
         with torch.no_grad():
             nats += model(idx[:, :-1], idx[:, 1:], reduction="sum").item()
     bits = nats / math.log(2) / sum(len(text) for text in texts)
-    assert ours["rolling"]["bits_per_byte,none"] == pytest.approx(bits, abs=1e-5)
+    assert found == pytest.approx(bits, abs=1e-5)
 
 
 @pytest.mark.parametrize("eot_id, newline, first", [(0, [5], 0), (9, [5], 9), (None, [5], 5), (None, None, 0)])

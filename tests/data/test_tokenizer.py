@@ -125,9 +125,9 @@ def test_ids_without_a_token_are_marked(gpt2_files):
 
 
 def test_what_a_library_cannot_encode_is_a_mistake_of_the_users():
-    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="<unk>"))
     with pytest.raises(ValueError, match=r"the tokenizer cannot read this text .*Missing .UNK. token"):
-        HFTokenizer(words).encode("b")
+        HFTokenizer(tokenizer).encode("b")
 
 
 def test_merges_are_those_that_gpt2_was_published_with(gpt2_files):
@@ -236,21 +236,21 @@ def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(tmp_path, make, 
     assert type(again) is kind
     assert (again.vocab_size, again.eot_id) == (first.vocab_size, first.eot_id)
     plain = MIXED.replace("<|endoftext|>", "")
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
-    assert theirs.encode(plain) == first.encode(plain).tolist() == again.encode(plain).tolist()
+    hf_tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert hf_tokenizer.encode(plain) == first.encode(plain).tolist() == again.encode(plain).tolist()
     assert again.decode(again.encode(MIXED)) == MIXED
 
 
 def test_special_tokens_of_others_are_not_put_around_the_text_nor_read_out_of_it(tmp_path):
-    words = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "to": 3, "be": 4}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "to": 3, "be": 4}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    words.add_special_tokens(["[CLS]", "[SEP]"])
-    words.enable_padding(length=8)
-    words.enable_truncation(4)
-    words.save(str(tmp_path / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
+    tokenizer.enable_padding(length=8)
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     found = get_tokenizer(str(tmp_path))
     assert type(found) is HFTokenizer
     assert found.encode("to be be be be be").tolist() == [3, 4, 4, 4, 4, 4]

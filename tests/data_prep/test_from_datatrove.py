@@ -25,9 +25,9 @@ def test_what_datatrove_writes_on_a_local_executor_is_read_in_place(tmp_path):
     for part in range(3):
         lines = [json.dumps({"text": t, "id": str(i)}) for i, t in enumerate(documents()[part::3])]
         (tmp_path / "in" / f"{part}.jsonl").write_text("\n".join(lines))
-    words = train_tokenizer.train([str(tmp_path / "in")], 300)
+    tokenizer = train_tokenizer.train([str(tmp_path / "in")], 300)
     (tmp_path / "bpe").mkdir()
-    words.save(tmp_path / "bpe")
+    tokenizer.save(tmp_path / "bpe")
     path = str(tmp_path / "bpe" / "tokenizer.json")
     tokenize = DocumentTokenizer(str(tmp_path / "data"), path, eos_token="<|endoftext|>", shuffle_documents=False)
     pipeline = [JsonlReader(str(tmp_path / "in")), tokenize]

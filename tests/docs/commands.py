@@ -20,7 +20,7 @@ from pages import ROOT, Docs, Text
 
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.commands import make_parser
-from nanogpt.config import parse
+from nanogpt.config import parse, settings_parser
 
 PROGRAMS = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:accelerate launch|nanogpt|python(?: -m)?) ")
 STANDS_FOR_ANY = ("recipes/x.py", "x.py", "RECIPE")  # a name in the place of a recipe's
@@ -80,7 +80,7 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 def recipe_flags() -> set[str]:
-    return {f"--{name}" for name in (GPTConfig.__dataclass_fields__ | TrainConfig.__dataclass_fields__)} | {"--help"}
+    return flags_of(settings_parser(GPTConfig(), TrainConfig(), ""))
 
 
 def error_of(run) -> str | None:
@@ -123,7 +123,8 @@ def split(command: str) -> list[str]:
 
 def check(words: list[str], docs: Docs, whole: bool, page: str = "") -> str | None:
     """What is wrong with a command, or None. A command that is not `whole`, a mention, may lack arguments."""
-    words = [re.sub(r'^"?\$.*', "1", word) for word in words if not re.match(r"[A-Z_]+=", word)]
+    words = words[: words.index(">")] if ">" in words else words
+    words = [re.sub(r'^"?\$.*', "1", word) for word in words if not re.match(r"[A-Z_]+=|\$flags$|--config=\$", word)]
     if not words:
         return "no shell could read this command"
     if words[:2] == ["accelerate", "launch"]:
@@ -199,7 +200,8 @@ def check_nanogpt(words: list[str], docs: Docs, whole: bool, page: str) -> str |
     command, *rest = words
     if command not in known:
         return f"nanogpt has no command {command}"
-    if command == "plan" and rest:
+    if command in ("plan", "train") and rest:
+        rest = [word for word in rest if not word.startswith("--processes=")]
         return check_script(rest[0], rest[1:], docs, whole, page)
     return unknown_flags(rest, flags_of(known[command]), f"nanogpt {command}") or (
         parsed(known[command], rest) if whole else None

@@ -49,15 +49,19 @@ class Block(NamedTuple):
 class Docs:
     """The project as its documentation sees it: texts to be read, and the names of all files."""
 
-    texts: dict[str, str]  # path -> content, of .ci/run and files that end with one of TEXTS
+    texts: dict[str, str]  # path -> content, of .ci/run, Makefile and files that end with one of TEXTS
     files: frozenset[str]
 
     @classmethod
     def read(cls, root: Path = ROOT) -> "Docs":
-        paths = [*root.glob("*.*"), *(path for folder in OURS for path in (root / folder).rglob("*"))]
+        paths = [
+            *root.glob("*.*"),
+            root / "Makefile",
+            *(path for folder in OURS for path in (root / folder).rglob("*")),
+        ]
         paths = [path for path in paths if path.is_file() and "__pycache__" not in path.parts]
         names = {path.relative_to(root).as_posix(): path for path in paths}
-        readable = {name: p for name, p in names.items() if p.suffix in TEXTS or name == ".ci/run"}
+        readable = {name: p for name, p in names.items() if p.suffix in TEXTS or name in (".ci/run", "Makefile")}
         return cls({name: p.read_text(encoding="utf-8") for name, p in readable.items()}, frozenset(names))
 
     def change(self, file: str, old: str, new: str) -> "Docs":

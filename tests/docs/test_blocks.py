@@ -20,7 +20,9 @@ from data_prep.text import prepare
 DOCS = Docs.read()
 RUNNABLE = [f for f in DOCS.pages() if any(b.language in ("bash", "python") and not b.skip for b in DOCS.blocks(f))]
 SHORTER = 200  # times fewer steps
-TRAINS = re.compile(r"(accelerate launch|python|nanogpt plan) [^\n#]*?(recipes/(?!eval_)\w+|mine)\.py[^\n#]*")
+TRAINS = re.compile(
+    r"(accelerate launch|python|nanogpt plan|nanogpt train) [^\n#]*?(recipes/(?!eval_)\w+|mine)\.py[^\n#]*"
+)
 ADDED = re.compile(r" --eval_interval=2 --threads=1(?: --n_layer=1)?(?= --resume)")  # by `shorten`
 NUMBERS = re.compile(r"\d[\d,.]*")
 
@@ -42,9 +44,9 @@ def shorten(script: str, launcher: bool = True) -> str:
     plain = r"accelerate launch (?:--config_file \S+ )?(?=recipes/|mine)"
     script = script if launcher else re.sub(plain, "python ", script)
     script = TRAINS.sub(few, script).replace("nanogpt bench", "nanogpt bench --rounds=1 --parts=data")
-    script = script.replace("--seeds=3", "--seeds=2")
+    script = re.sub(r"--train_minutes=\d+", "--train_minutes=0.005", script.replace("--seeds=3", "--seeds=2"))
     # what serves a page until Ctrl-C does so for a few seconds
-    return re.sub(r"^(nanogpt (?:dashboard|playground)[^\n#]*)", r"timeout 8 \1 || [ $? = 124 ] ", script, flags=re.M)
+    return re.sub(r"^(nanogpt (?:dashboard|playground)[^\n#&]*)", r"timeout 8 \1 || [ $? = 124 ] ", script, flags=re.M)
 
 
 def clone(home: Path, text: str) -> Path:

@@ -76,7 +76,7 @@ MISTAKES = [
     ("README.md", "`--gradient_checkpointing=True`", "`--gradient_checkpointing=often`", "expected true or false"),
     ("README.md", "`TIKTOKEN_CACHE_DIR` tiktoken's", "`TIKTOKEN_CACHE` tiktoken's", "TIKTOKEN_CACHE is no name"),
     ("README.md", "`pytest -m long`", "`pytest -m lengthy`", "no marker lengthy"),
-    ("README.md", "pytest -m 'alone and not long'", "pytest -m 'alone or long'", ".ci/run does not have the line"),
+    ("README.md", "pytest -m 'alone and not long'", "pytest -m 'alone or long'", "do not have the line"),
     (
         "nanogpt/README.md",
         "| `runtime/guard.py`",

@@ -21,7 +21,7 @@ from nanogpt.generate import generate
 from nanogpt.hub import card, export, weights
 from nanogpt.hub.load import load
 
-# what the exports are read by: nothing of ours, nothing from the network
+# reads the exports without this package and without a network
 READER = """
 import json, sys
 sys.modules["nanogpt"] = None  # importing it raises ImportError
@@ -30,8 +30,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 out = {}
 for name, directory, text in json.loads(sys.argv[1]):
-    model, words = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
-    ids = words(text, return_tensors="pt")["input_ids"]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         out[f"{name} logits"] = model(ids).logits.clone()
     new = {"do_sample": False, "max_new_tokens": 64, "attention_mask": torch.ones_like(ids[:, :1])}
@@ -59,14 +59,14 @@ def test_exports_of_every_kind_reproduce_logits_and_greedy_tokens(tmp_path, gpt2
     for name in ("gpt2, biases, tanh", "llama", "qwen3, untied"):
         cases[f"{name}, bpe"] = (dataclasses.replace(CASES[name], block_size=80, vocab_size=50257), bpe)
     exports = []
-    for name, (config, words) in cases.items():
-        make_checkpoint(tmp_path / name / "run", config, words)
+    for name, (config, tokenizer) in cases.items():
+        make_checkpoint(tmp_path / name / "run", config, tokenizer)
         export.export(tmp_path / name / "run", tmp_path / name / "export", say=lambda text: None)
-        exports.append((name, str(tmp_path / name / "export"), text if words is bpe else CHARACTERS[5:50]))
+        exports.append((name, str(tmp_path / name / "export"), text if tokenizer is bpe else CHARACTERS[5:50]))
     read = read_by_transformers(tmp_path, exports)
     for name, _, text in exports:
-        model, words, _ = load(tmp_path / name / "run")
-        ids = torch.from_numpy(words.encode(text))[None]
+        model, tokenizer, _ = load(tmp_path / name / "run")
+        ids = torch.from_numpy(tokenizer.encode(text))[None]
         with torch.no_grad():
             assert (model(ids) - read[f"{name} logits"]).abs().max() < 1e-4, name
         assert torch.equal(generate(model, ids[:, :1], 64, temperature=0), read[f"{name} greedy"]), name
@@ -97,10 +97,10 @@ def test_end_of_text_and_context_are_those_of_the_model(tmp_path, gpt2_files):
 
     make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=50257), BPETokenizer.gpt2())
     to = export.export(tmp_path / "run", tmp_path / "export")
-    words = AutoTokenizer.from_pretrained(to)
-    assert (words.eos_token, words.eos_token_id, words.model_max_length) == ("<|endoftext|>", 50256, 32)
+    tokenizer = AutoTokenizer.from_pretrained(to)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.model_max_length) == ("<|endoftext|>", 50256, 32)
     assert GenerationConfig.from_pretrained(to).eos_token_id == 50256
-    assert (words.pad_token, words.pad_token_id, GenerationConfig.from_pretrained(to).pad_token_id) == (
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, GenerationConfig.from_pretrained(to).pad_token_id) == (
         *("<|endoftext|>", 50256, 50256),
     )
     config = json.loads((to / "config.json").read_text())
@@ -113,14 +113,14 @@ def test_batches_of_different_lengths_are_padded_with_a_new_token_where_there_is
 
     make_checkpoint(tmp_path / "run", dataclasses.replace(CASES[case], vocab_size=72), CharTokenizer(CHARACTERS))
     to = export.export(tmp_path / "run", tmp_path / "export")
-    words, model = AutoTokenizer.from_pretrained(to), AutoModelForCausalLM.from_pretrained(to)
-    assert (words.pad_token, words.pad_token_id, model.config.pad_token_id) == ("<pad>", 70, 70)
-    batch = words(["ROMEO", "JULIET:"], return_tensors="pt", padding=True)
+    tokenizer, model = AutoTokenizer.from_pretrained(to), AutoModelForCausalLM.from_pretrained(to)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, model.config.pad_token_id) == ("<pad>", 70, 70)
+    batch = tokenizer(["ROMEO", "JULIET:"], return_tensors="pt", padding=True)
     with torch.no_grad():
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        alone = model(words("ROMEO", return_tensors="pt")["input_ids"]).logits
+        alone = model(tokenizer("ROMEO", return_tensors="pt")["input_ids"]).logits
     torch.testing.assert_close(logits[0, :5], alone[0], atol=1e-5, rtol=1e-5)
-    collated = DataCollatorForLanguageModeling(words, mlm=False)([words("ROMEO"), words("JULIET:")])
+    collated = DataCollatorForLanguageModeling(tokenizer, mlm=False)([tokenizer("ROMEO"), tokenizer("JULIET:")])
     assert collated["labels"][0].tolist()[5:] == [-100, -100]
     assert type(load(to)[1]) is CharTokenizer and load(to)[1].vocab_size == 70
 
@@ -131,8 +131,8 @@ def test_an_unknown_character_is_read_as_a_known_one_and_the_card_says_so(tmp_pa
     characters = CHARACTERS[:-1] + " "
     make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer("".join(sorted(characters))))
     to = export.export(tmp_path / "run", tmp_path / "export")
-    words = AutoTokenizer.from_pretrained(to)
-    assert words.decode(words("Aé你B")["input_ids"], skip_special_tokens=True) == "A  B"
+    tokenizer = AutoTokenizer.from_pretrained(to)
+    assert tokenizer.decode(tokenizer("Aé你B")["input_ids"], skip_special_tokens=True) == "A  B"
     assert "characters that the model does not know are read as ' '" in (to / "README.md").read_text()
     with pytest.raises(ValueError, match=r"character 'é' .position 1. is not among the 70"):
         load(to)[1].encode("Aé")
@@ -223,7 +223,7 @@ def test_a_symbolic_link_is_refused_before_anything_is_read(tmp_path, target, fo
 @pytest.mark.parametrize("when", ["weights", "tokenizer", "story"])
 def test_a_checkpoint_that_its_run_removes_meanwhile_is_replaced_by_the_next(run, tmp_path, monkeypatch, when):
     """As `checkpoint.prune` does it: another name, then removed."""
-    words, said = CharTokenizer(CHARACTERS), []
+    tokenizer, said = CharTokenizer(CHARACTERS), []
     first = (run / "best").resolve()
     part = {"weights": (checkpoint, "load_model"), "tokenizer": (nanogpt.hub.load, "load_tokenizer")}
     module, name = part.get(when, (card, "read"))
@@ -232,7 +232,7 @@ def test_a_checkpoint_that_its_run_removes_meanwhile_is_replaced_by_the_next(run
     def prunes_first(path, *arguments, **options):
         if path == first and first.is_dir():
             first.rename(run / ".tmp-removed")
-            make_checkpoint(run, CASES["qwen3"], words, seed=1).rename(run / "step-000009")
+            make_checkpoint(run, CASES["qwen3"], tokenizer, seed=1).rename(run / "step-000009")
         return right(path, *arguments, **options)
 
     monkeypatch.setattr(module, name, prunes_first)
@@ -265,8 +265,8 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
 
 
 def test_another_checkpoint_than_the_best_can_be_named(tmp_path):
-    words = CharTokenizer(CHARACTERS)
-    make_checkpoint(tmp_path / "run", CASES["gpt2"], words)
+    tokenizer = CharTokenizer(CHARACTERS)
+    make_checkpoint(tmp_path / "run", CASES["gpt2"], tokenizer)
     assert load(tmp_path / "run", which="step-7")[2].name == "step-000007"
     with pytest.raises(ValueError, match="step-000009"):
         load(tmp_path / "run", which="step-9")
@@ -283,7 +283,7 @@ def test_a_checkpoint_that_is_asked_for_is_not_replaced_by_another(run, tmp_path
     (run / "best").unlink()
     with pytest.raises(ValueError, match="best' is no directory"):
         load(run, which="best")
-    with pytest.raises(ValueError, match="export is no out directory: it has no checkpoint last"):
+    with pytest.raises(ValueError, match="export has no checkpoint last"):
         load(to, which="last")
 
 
@@ -307,25 +307,25 @@ def test_an_export_is_compared_on_the_text_of_a_mixture(run, tmp_path, text):
     config["train"]["data"] = f"{tmp_path / 'a'}:0.7,{tmp_path / 'b'}:0.3"
     checkpoint.write_json(source / "config.json", config)
     seal_again(source)
-    words = load_tokenizer(tmp_path / "a")
-    assert all(words.decode(row) in text for row in export.real_tokens(load(run)[0], card.read(source)).tolist())
+    tokenizer = load_tokenizer(tmp_path / "a")
+    assert all(tokenizer.decode(row) in text for row in export.real_tokens(load(run)[0], card.read(source)).tolist())
 
 
 def test_a_continuation_that_differs_is_shown_from_there(run, tmp_path, monkeypatch):
-    to, (model, words, _) = export.export(run, tmp_path / "export"), load(run)
+    to, (model, tokenizer, _) = export.export(run, tmp_path / "export"), load(run)
     ids = torch.randint(70, (1, 32))
-    theirs = generate(model, ids[:, :1], 32, temperature=0)[0].tolist()
-    wrong = [*theirs[:20], (theirs[20] + 1) % 70, *theirs[21:]]
+    expected = generate(model, ids[:, :1], 32, temperature=0)[0].tolist()
+    wrong = [*expected[:20], (expected[20] + 1) % 70, *expected[21:]]
     monkeypatch.setattr(export, "generate", lambda *args, **options: torch.tensor([wrong]))
     with pytest.raises(ValueError) as error:
-        export.verify(to, model, words, ids, export.special_tokens(words, 70))
-    assert str(error.value).endswith(f"it continues by {theirs[20:28]}, not by {wrong[20:28]}")
+        export.verify(to, model, tokenizer, ids, export.special_tokens(tokenizer, 70))
+    assert str(error.value).endswith(f"it continues by {expected[20:28]}, not by {wrong[20:28]}")
 
 
 def test_an_export_can_be_named_wherever_a_run_can(run, tmp_path):
     to = export.export(run, tmp_path / "export")
-    _, words, found = load(to)
-    assert found is None and words.decode(words.encode("ROMEO")) == "ROMEO"
+    _, tokenizer, found = load(to)
+    assert found is None and tokenizer.decode(tokenizer.encode("ROMEO")) == "ROMEO"
     again = export.export(to, tmp_path / "again")  # and exported once more
     a, b = load_file(to / "model.safetensors"), load_file(again / "model.safetensors")
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -335,18 +335,18 @@ def test_a_model_trained_on_with_transformers_trainer_comes_back(run, tmp_path):
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
     to = export.export(run, tmp_path / "export")
-    theirs = AutoModelForCausalLM.from_pretrained(to)
+    hf_model = AutoModelForCausalLM.from_pretrained(to)
     rows = [{"input_ids": row, "labels": row} for row in torch.randint(70, (8, 32))]
     arguments = TrainingArguments(
         str(tmp_path / "trainer"), max_steps=2, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True
     )
-    trainer = Trainer(theirs, arguments, train_dataset=rows)
+    trainer = Trainer(hf_model, arguments, train_dataset=rows)
     trainer.train()
     trainer.save_model(tmp_path / "trained")
-    ours, idx = GPT.from_pretrained(tmp_path / "trained"), torch.randint(70, (2, 20))
+    model, idx = GPT.from_pretrained(tmp_path / "trained"), torch.randint(70, (2, 20))
     with torch.no_grad():
-        torch.testing.assert_close(ours(idx), theirs.eval()(idx).logits, atol=1e-4, rtol=1e-4)
-    assert not torch.equal(ours.ln_f.weight, load(run)[0].ln_f.weight)
+        torch.testing.assert_close(model(idx), hf_model.eval()(idx).logits, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(model.ln_f.weight, load(run)[0].ln_f.weight)
 
 
 def test_a_merged_lora_comes_back_and_samples(run, tmp_path):
@@ -363,11 +363,11 @@ def test_a_merged_lora_comes_back_and_samples(run, tmp_path):
                 p.normal_(std=0.3)
     merged = adapted.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
-    ours, idx = GPT.from_pretrained(tmp_path / "merged"), torch.randint(70, (2, 20))
+    model, idx = GPT.from_pretrained(tmp_path / "merged"), torch.randint(70, (2, 20))
     with torch.no_grad():
-        torch.testing.assert_close(ours(idx), merged(idx).logits, atol=1e-4, rtol=1e-4)
-        assert (ours(idx) - load(run)[0](idx)).abs().max() > 0.1
-    assert generate(ours, idx, 10, seed=0).shape == (2, 30)
+        torch.testing.assert_close(model(idx), merged(idx).logits, atol=1e-4, rtol=1e-4)
+        assert (model(idx) - load(run)[0](idx)).abs().max() > 0.1
+    assert generate(model, idx, 10, seed=0).shape == (2, 30)
 
 
 def test_a_damaged_export_is_one_line(run, tmp_path):
@@ -405,13 +405,13 @@ def unigram(directory: Path) -> HFTokenizer:
 def test_any_hugging_face_tokenizer_travels_along(tmp_path):
     from transformers import AutoTokenizer, pipeline
 
-    words = unigram(tmp_path / "words")
-    assert type(words) is HFTokenizer and words.eot_id == 0
-    config = dataclasses.replace(CASES["llama"], vocab_size=words.vocab_size)
-    make_checkpoint(tmp_path / "run", config, words)
+    tokenizer = unigram(tmp_path / "tokenizer")
+    assert type(tokenizer) is HFTokenizer and tokenizer.eot_id == 0
+    config = dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size)
+    make_checkpoint(tmp_path / "run", config, tokenizer)
     to = export.export(tmp_path / "run", tmp_path / "export")
-    theirs = AutoTokenizer.from_pretrained(to)
-    assert theirs("the queen")["input_ids"] == words.encode("the queen").tolist()
-    assert (theirs.eos_token, theirs.eos_token_id) == ("</s>", 0)
+    hf_tokenizer = AutoTokenizer.from_pretrained(to)
+    assert hf_tokenizer("the queen")["input_ids"] == tokenizer.encode("the queen").tolist()
+    assert (hf_tokenizer.eos_token, hf_tokenizer.eos_token_id) == ("</s>", 0)
     assert pipeline("text-generation", str(to))("the king")[0]["generated_text"].startswith("the king")
     assert load(to)[1].eot_id == 0

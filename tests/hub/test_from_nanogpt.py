@@ -88,10 +88,10 @@ def test_logits_are_theirs(tmp_path, theirs_data, vocab_size, bias, compiled):
     state = model.state_dict() | {f"transformer.h.{i}.attn.bias": mask for i in range(2)}
     state = {("_orig_mod." if compiled else "") + name: tensor for name, tensor in state.items()}
     path = write(tmp_path / "ckpt.pt", (model, optimizer), model=state)
-    ours = checkpoint.load_model(import_checkpoint(path, theirs_data, tmp_path / "out"))
+    imported = checkpoint.load_model(import_checkpoint(path, theirs_data, tmp_path / "out"))
     idx = torch.randint(vocab_size, (3, 16))
     with torch.no_grad():
-        torch.testing.assert_close(ours(idx), model(idx), atol=1e-5, rtol=0)
+        torch.testing.assert_close(imported(idx), model(idx), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -140,11 +140,11 @@ def test_of_their_50304_rows_the_50257_with_a_token_are_kept(tmp_path, text, gpt
         ids.tofile(tmp_path / "gpt2" / f"{split}.bin")
     model, optimizer = trained(50304)
     saved = import_checkpoint(write(tmp_path / "ckpt.pt", (model, optimizer)), tmp_path / "gpt2", tmp_path / "out")
-    ours = checkpoint.load_model(saved)
-    assert ours.config.vocab_size == 50257
+    imported = checkpoint.load_model(saved)
+    assert imported.config.vocab_size == 50257
     idx = torch.from_numpy(ids[:16].astype(np.int64))[None]
     with torch.no_grad():
-        torch.testing.assert_close(ours(idx), model(idx)[..., :50257], atol=1e-5, rtol=0)
+        torch.testing.assert_close(imported(idx), model(idx)[..., :50257], atol=1e-5, rtol=0)
 
 
 def test_without_the_optimizer_state_training_starts_its_moments_anew(tmp_path, theirs_data, vocab_size, make_run):

@@ -24,11 +24,11 @@ def test_logits_are_the_same_there(tmp_path, bias):
     contents = torch.load(tmp_path / "new" / "ckpt.pt", weights_only=True)
     assert contents["model_args"] == ARGS | {"vocab_size": 70, "bias": bias}
     assert (contents["iter_num"], contents["best_val_loss"]) == (7, 2.0)
-    theirs = Theirs(70, bias)
-    theirs.load_state_dict(contents["model"])  # strict: all of the names, and no others
+    nanogpt_model = Theirs(70, bias)
+    nanogpt_model.load_state_dict(contents["model"])  # strict: all of the names, and no others
     idx = torch.randint(70, (3, 16))
     with torch.no_grad():
-        torch.testing.assert_close(theirs(idx), load(tmp_path / "run")[0](idx), atol=1e-5, rtol=0)
+        torch.testing.assert_close(nanogpt_model(idx), load(tmp_path / "run")[0](idx), atol=1e-5, rtol=0)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["ckpt.pt"]
 
 

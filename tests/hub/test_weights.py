@@ -16,30 +16,30 @@ from nanogpt import GPT
 from nanogpt.hub import weights
 
 
-def their_logits(model: transformers.PreTrainedModel, idx: torch.Tensor) -> torch.Tensor:
+def hf_logits(model: transformers.PreTrainedModel, idx: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(idx).logits
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_round_trip_through_transformers_is_bit_identical(tmp_path, name):
-    ours = GPT(CASES[name]).eval()
-    randomize(ours)
-    theirs = weights.to_transformers(ours)
+    model = GPT(CASES[name]).eval()
+    randomize(model)
+    hf_model = weights.to_transformers(model)
     idx = torch.randint(70, (2, 20))
-    torch.testing.assert_close(their_logits(theirs, idx), ours(idx), atol=1e-4, rtol=1e-4)
-    theirs.save_pretrained(tmp_path)
+    torch.testing.assert_close(hf_logits(hf_model, idx), model(idx), atol=1e-4, rtol=1e-4)
+    hf_model.save_pretrained(tmp_path)
     back = GPT.from_pretrained(tmp_path)
-    assert {f for f in vars(back.config) if getattr(back.config, f) != getattr(ours.config, f)} <= {
+    assert {f for f in vars(back.config) if getattr(back.config, f) != getattr(model.config, f)} <= {
         "head_dim",  # said in transformers' configuration even where it is n_embd / n_head,
         "n_kv_head",  # and n_head,
         "n_inner",  # and 4 n_embd
     }
-    for (a, p), (b, q) in zip(ours.named_parameters(), back.named_parameters(), strict=True):
+    for (a, p), (b, q) in zip(model.named_parameters(), back.named_parameters(), strict=True):
         rows = 70 if a in ("wte.weight", "lm_head.weight") else len(p)  # the padding is nobody's
         assert a == b and torch.equal(p[:rows], q[:rows])
     with torch.no_grad():
-        assert torch.equal(ours(idx), back(idx))
+        assert torch.equal(model(idx), back(idx))
 
 
 REFERENCES = {
@@ -66,22 +66,23 @@ MODERN_SIZES |= dict(num_key_value_heads=2, max_position_embeddings=32, bos_toke
     ],
 )
 def test_a_model_made_by_transformers_has_its_logits_here(tmp_path, kind, settings):
-    theirs = REFERENCES[kind](**settings)
-    randomize(theirs)
-    theirs.save_pretrained(tmp_path, max_shard_size="20KB")  # several files
+    hf_model = REFERENCES[kind](**settings)
+    randomize(hf_model)
+    hf_model.save_pretrained(tmp_path, max_shard_size="20KB")  # several files
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     idx = torch.randint(70, (2, 20))
-    torch.testing.assert_close(GPT.from_pretrained(tmp_path)(idx), their_logits(theirs, idx), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(GPT.from_pretrained(tmp_path)(idx), hf_logits(hf_model, idx), atol=1e-4, rtol=1e-4)
 
 
 def test_gpt2s_own_files_have_names_without_a_prefix(tmp_path):
-    theirs = REFERENCES["gpt2"]()
-    randomize(theirs)
-    theirs.save_pretrained(tmp_path)
-    state = {n.removeprefix("transformer."): p.clone() for n, p in theirs.state_dict().items() if n != "lm_head.weight"}
+    hf_model = REFERENCES["gpt2"]()
+    randomize(hf_model)
+    hf_model.save_pretrained(tmp_path)
+    state = hf_model.state_dict()
+    state = {n.removeprefix("transformer."): p.clone() for n, p in state.items() if n != "lm_head.weight"}
     save_file(state, tmp_path / "model.safetensors")
     idx = torch.randint(70, (2, 20))
-    torch.testing.assert_close(GPT.from_pretrained(tmp_path)(idx), their_logits(theirs, idx), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(GPT.from_pretrained(tmp_path)(idx), hf_logits(hf_model, idx), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -127,13 +128,13 @@ def test_published_configurations_have_their_parameters_and_shapes(tmp_path, nam
     gpt2 = {"model_type": "gpt2", "n_positions": 1024, "vocab_size": 50257, "activation_function": "gelu_new"}
     (tmp_path / "config.json").write_text(json.dumps(config if "model_type" in config else gpt2 | config))
     with torch.device("meta"):
-        ours = GPT(weights.read_config(tmp_path))
-        theirs = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
-    assert ours.get_num_params() == parameters == theirs.num_parameters()
-    shapes = {n: tuple(p.shape) for n, p in weights.to_transformers(ours).state_dict().items()}
-    assert shapes == {n: tuple(p.shape) for n, p in theirs.state_dict().items()}
+        model = GPT(weights.read_config(tmp_path))
+        hf_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert model.get_num_params() == parameters == hf_model.num_parameters()
+    shapes = {n: tuple(p.shape) for n, p in weights.to_transformers(model).state_dict().items()}
+    assert shapes == {n: tuple(p.shape) for n, p in hf_model.state_dict().items()}
     if "rope_theta" in config:
-        assert (ours.config.rope_theta, ours.config.norm_eps) == (config["rope_theta"], config["rms_norm_eps"])
+        assert (model.config.rope_theta, model.config.norm_eps) == (config["rope_theta"], config["rms_norm_eps"])
 
 
 @pytest.mark.parametrize(
@@ -224,16 +225,16 @@ def test_a_pickle_is_refused_with_the_reason(tmp_path):
 
 
 def test_damaged_and_incomplete_weights_are_refused_in_one_line(tmp_path):
-    theirs = REFERENCES["gpt2"]()
-    randomize(theirs)
-    theirs.save_pretrained(tmp_path)
+    hf_model = REFERENCES["gpt2"]()
+    randomize(hf_model)
+    hf_model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"model.safetensors cannot be read"):
         GPT.from_pretrained(tmp_path)
     state = {
-        n: p.clone() for n, p in theirs.state_dict().items() if n not in ("lm_head.weight", "transformer.ln_f.bias")
+        n: p.clone() for n, p in hf_model.state_dict().items() if n not in ("lm_head.weight", "transformer.ln_f.bias")
     }
     save_file(state, file)
     with pytest.raises(ValueError, match=r"lacks the tensor transformer\.ln_f\.bias"):

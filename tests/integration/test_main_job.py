@@ -100,14 +100,14 @@ def test_python_alone_works_too_and_stopping_and_resuming_loses_nothing(home):
 @pytest.mark.slow
 def test_on_a_terminal_a_bar_shows_loss_speed_and_time_left(home):
     pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # rows, columns
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # rows, columns
     command = [sys.executable, CLASSIC, *SMALL, "--max_iters=400", "--eval_interval=400"]
-    process = subprocess.Popen(map(str, command), cwd=home, stdout=subprocess.DEVNULL, stderr=theirs)
-    os.close(theirs)
+    process = subprocess.Popen(map(str, command), cwd=home, stdout=subprocess.DEVNULL, stderr=slave)
+    os.close(slave)
     shown = b""
     with contextlib.suppress(OSError):  # a terminal ends with an error
-        while block := os.read(ours, 1 << 16):
+        while block := os.read(master, 1 << 16):
             shown += block
     assert process.wait(timeout=60) == 0
     assert re.search(rb"\d+/400 \[\d\d:\d\d<\d\d:\d\d, .*step/s, loss \d\.\d{3}, [\d,]+ tokens/s", shown), shown[-2000:]

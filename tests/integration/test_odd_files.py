@@ -87,8 +87,8 @@ def place(tmp_path_factory):
     settings = {"out_dir": "run", "data": "data", "device": "cpu", "batch_size": 4, "max_iters": 2, "threads": 1}
     Run(TINY, TrainConfig(**settings, sample_tokens=2), quiet=True).train()
     export("run", "gpt2", say=lambda text: None)
-    words = HFTokenizer(byte_level())
-    make_checkpoint(place / "other", dataclasses.replace(CASES["qwen3"], vocab_size=300), words)
+    tokenizer = HFTokenizer(byte_level())
+    make_checkpoint(place / "other", dataclasses.replace(CASES["qwen3"], vocab_size=300), tokenizer)
     export("other", "qwen3", say=lambda text: None)
     previous = signal.signal(signal.SIGALRM, stop_hanging)
     yield place

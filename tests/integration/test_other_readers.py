@@ -89,19 +89,19 @@ def test_exports_have_our_logits_and_tokens_in_other_readers(tmp_path, environme
     if "TIKTOKEN_CACHE_DIR" in os.environ:
         config = dataclasses.replace(CASES["gpt2, biases, tanh"], vocab_size=50257)
         cases["gpt2, its own encoding"] = config, BPETokenizer.gpt2()
-    for case, (config, words) in cases.items():
+    for case, (config, tokenizer) in cases.items():
         if case not in UNKNOWN_TO.get(name, ()):
             # away from the default of rope_theta, with which an export that leaves it out would be right
-            make_checkpoint(tmp_path / case / "run", dataclasses.replace(config, rope_theta=500.0), words)
+            make_checkpoint(tmp_path / case / "run", dataclasses.replace(config, rope_theta=500.0), tokenizer)
             exports[case] = export(tmp_path / case / "run", tmp_path / case / "export", say=lambda text: None)
     read = [python, "-c", code, str(tmp_path / "ids.npy"), TEXT, *map(str, exports.values())]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(read, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for case, directory in exports.items():
-        model, words, _ = load(tmp_path / case / "run")
+        model, tokenizer, _ = load(tmp_path / case / "run")
         with torch.no_grad():
             difference = np.abs(np.load(directory / "read.npy") - model(ids).numpy()).max()
         print(f"{name}, {case}: logits differ by {difference:.1e}")
         assert difference < 1e-4, case
-        assert np.load(directory / "tokens.npy").tolist() == words.encode(TEXT).tolist(), case
+        assert np.load(directory / "tokens.npy").tolist() == tokenizer.encode(TEXT).tolist(), case

