@@ -237,3 +237,12 @@ def test_false_is_false_and_half_a_flag_is_none(capsys):
     with pytest.raises(SystemExit):
         parse(GPTConfig(), TrainConfig(), ["--max_iter=5"], "")
     assert "unknown flag --max_iter: did you mean --max_iters?" in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_one_line(capsys):
+    with pytest.raises(SystemExit) as exit, user_errors():
+        import no_such_package  # noqa: F401
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: the package no_such_package is not installed: pip install no_such_package\n"
+    )

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import os
 import signal
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, checkpoint, metrics, train
+from nanogpt import generate as generate_module
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.generate import filter_logits, generate, stream_text, write_amid_training
 
@@ -136,3 +138,17 @@ def test_a_signal_during_a_sample_keeps_the_evaluation_before_it(make_run, monke
     state = checkpoint.read_state(checkpoint.find(run.out_dir, ("last",)))
     assert (state["step"], state["evaluated_step"], state["best_step"]) == (2, 2, 2)
     assert len(metrics.read(run.out_dir / metrics.SAMPLES)) == 1
+
+
+def test_sampling_on_cuda_passes_over_cudnns_attention(monkeypatch):
+    flags = torch.backends.cuda
+    for device, cudnn in (("cuda", False), ("cpu", flags.cudnn_sdp_enabled())):
+        with generate_module.sampling_kernels(torch.device(device)):
+            assert flags.cudnn_sdp_enabled() is cudnn
+            assert flags.flash_sdp_enabled() and flags.mem_efficient_sdp_enabled() and flags.math_sdp_enabled()
+    contexts = []
+    monkeypatch.setattr(
+        generate_module, "sampling_kernels", lambda device: contexts.append(device.type) or contextlib.nullcontext()
+    )
+    generate(random_model(GPT2), torch.zeros(1, 1, dtype=torch.long), 3)
+    assert contexts == ["cpu"] * 3
