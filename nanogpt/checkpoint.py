@@ -40,6 +40,10 @@ COUNTED = {"step": int, "tokens": int, "train_seconds": float, "skipped_steps": 
 COUNTED |= {"evaluated_step": int | None, "best_val_loss": float | None, "best_step": int | None}
 START = {"step": 0, "tokens": 0, "train_seconds": 0.0, "skipped_steps": 0}
 START |= {"evaluated_step": None, "best_val_loss": None, "best_step": None}
+# fp16's gradient scaler; earlier versions saved neither
+SCALER = {"loss_scale": float | None, "loss_scale_steps": int | None}
+COUNTED |= SCALER
+START |= dict.fromkeys(SCALER)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -174,11 +178,12 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def read_state(checkpoint: Path) -> dict:
     """What the run had counted when it was saved. Raises ValueError if a value is missing or of the wrong type."""
-    state = read_json(checkpoint / STATE)
+    state = dict.fromkeys(SCALER) | read_json(checkpoint / STATE)
     for name, kind in COUNTED.items():
         value = state.get(name, "")
         right = isinstance(value, kind) and not isinstance(value, bool)
-        if not right or (value is not None and not 0 <= value < 2**53 and name != "best_val_loss"):
+        most = float("inf") if name == "loss_scale" else 2**53
+        if not right or (value is not None and not 0 <= value < most and name != "best_val_loss"):
             raise ValueError(f"{checkpoint / STATE} is damaged: {name} is {str(state.get(name))[:40]!r}")
     return {name: state[name] for name in COUNTED}
 

@@ -343,6 +343,8 @@ def user_errors(stopped: str = ""):
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         fail(error)
+    except ModuleNotFoundError as error:  # of what only some commands need
+        fail(f"the package {error.name} is not installed: pip install {error.name}")
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -4,10 +4,12 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import takewhile
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanogpt.model import GPT, KVCache
 
@@ -26,6 +28,12 @@ def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float |
         beyond = probs.cumsum(-1) - probs > top_p  # the probability of all the likelier ones is already enough
         logits = logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
     return logits
+
+
+def sampling_kernels(device: torch.device) -> AbstractContextManager:
+    """On CUDA, attention without cuDNN, whose kernel is planned anew for every length of the context."""
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(kernels) if device.type == "cuda" else nullcontext()
 
 
 @torch.inference_mode()
@@ -67,7 +75,8 @@ def stream(
             context = unread = context[:, -max(1, block_size // 2) :]
             if cache is not None:
                 cache.length = 0
-        logits = model(unread if use_cache else context, cache=cache, logits_to_keep=1)[:, -1].float()
+        with sampling_kernels(idx.device):
+            logits = model(unread if use_cache else context, cache=cache, logits_to_keep=1)[:, -1].float()
         if temperature == 0:
             unread = logits.argmax(-1, keepdim=True)
         else:

@@ -167,10 +167,26 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return (x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin).to(x.dtype)
 
 
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask=None, dropout=0.0, causal=False, enable_gqa=False
+) -> torch.Tensor:
+    """torch's attention of queries (B, H, T, D) to keys and values (B, K, S, D); `enable_gqa` where K is not H.
+
+    On CUDA grouped queries have a kernel in half precision only, from Ampere on, and without a mask. Without a kernel
+    torch computes the (T, S) matrices themselves; repeating the keys and values avoids that.
+    """
+    if enable_gqa and q.device.type == "cuda":
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else q.dtype
+        if mask is not None or dtype.itemsize > 2 or torch.cuda.get_device_properties(q.device).major < 8:
+            k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+            enable_gqa = False
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
+
+
 class CausalSelfAttention(nn.Module):
     # nanogpt/cpu.py replaces these two on a CPU
     rms_norm = staticmethod(rms_norm)
-    attention = staticmethod(F.scaled_dot_product_attention)
+    attention = staticmethod(attention)
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -312,13 +328,21 @@ class GPT(nn.Module):
             cache.length += T
         x = self.ln_f(x[:, -logits_to_keep:])
 
-        head = self.wte if self.lm_head is None else self.lm_head
         if targets is None:
-            return self.linear(x, head.weight)[..., : self.config.vocab_size]
+            return self.linear(x, self.head.weight)[..., : self.config.vocab_size]
+        return self.loss(x, targets, reduction)
+
+    @property
+    def head(self) -> nn.Module:
+        """The module whose weight (V, C) turns the final states into logits."""
+        return self.wte if self.lm_head is None else self.lm_head
+
+    def loss(self, x: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+        """Cross-entropy of the final states x (B, T, C), as `forward` returns it."""
         # The bias is -inf for the padding, which so gets no probability and no gradient: the loss is that of V tokens.
         padding = torch.zeros(self.config.padded_vocab_size, device=x.device, dtype=x.dtype)
         padding[self.config.vocab_size :] = -torch.inf
-        logits = self.linear(x, head.weight, padding)
+        logits = self.linear(x, self.head.weight, padding)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
 
     def fused_rows(self) -> dict[str, list[int]]:

@@ -45,16 +45,25 @@ def parameters(config: GPTConfig) -> dict[str, int]:
     return parts
 
 
-def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int = 1) -> dict[str, int]:
+def simulated_device(device: str) -> str:
+    """Where a simulated step runs: cuda if the run would use it, else cpu; also instead of a Mac's GPU."""
+    return "cuda" if torch.cuda.is_available() and gpu_gib(device) else "cpu"
+
+
+def memory(
+    config: GPTConfig, train: TrainConfig, precision: str, processes: int = 1, device: str | None = None
+) -> dict[str, int]:
     """Peak memory of a step in one process, in bytes by purpose; on a CPU with the allocator's overhead.
 
-    Raises nothing for a model of any size: no memory is allocated.
+    `device` is by default `simulated_device`. Raises nothing for a model of any size: no memory is allocated. The step
+    is not compiled; on CUDA, where a run compiles it, it takes less.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    with FakeTensorMode():
+    device = device or simulated_device(train.device)
+    with FakeTensorMode(), torch.device(device):
         model = speed_up(GPT(config))
         optimizers = make_optimizers(model, train, torch.bfloat16 if precision == "bf16" else torch.float32)
         idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
@@ -63,7 +72,7 @@ def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int
         with tracker:
             for _ in range(2):  # the first step makes the optimizers' state
                 for _ in range(min(2, train.gradient_accumulation_steps // processes)):
-                    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                    with torch.autocast(device, dtype, enabled=dtype is not None):
                         loss = model(idx, idx)
                     loss.backward()
                     tracker.reset_mod_stats()  # it keeps figures of each module, for one pass
@@ -78,7 +87,7 @@ def memory(config: GPTConfig, train: TrainConfig, precision: str, processes: int
         }
     parts = {"weights": peak["PARAM"], "gradients": peak["GRAD"], "optimizer": peak["OPT"]}
     parts["activations"] = sum(peak.values()) - sum(parts.values())
-    if wants_cpu(train.device) or not gpu_gib():
+    if device == "cpu" and (wants_cpu(train.device) or not gpu_gib()):
         parts["allocator"] = int(CPU_OVERHEAD * sum(parts.values()) + CPU_SCRATCH)
     return parts
 
@@ -117,6 +126,8 @@ def describe(
     verdict = "fits into" if sum(needed.values()) < room else "DOES NOT FIT into"
     holding = ", ".join(f"{name} {show_bytes(n)}" for name, n in needed.items() if n)
     lines.append(f"memory        {show_bytes(sum(needed.values()))} at the peak of a step: {holding}")
+    if simulated_device(train.device) == "cuda":
+        lines.append("              without torch.compile, which takes less; the CUDA context comes on top")
     lines.append(f"              {verdict} the {show_bytes(room)} that are free")
 
     step_tokens = train.gradient_accumulation_steps * train.batch_size * config.block_size

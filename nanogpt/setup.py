@@ -18,8 +18,8 @@ from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training
 from nanogpt.metrics import Metrics
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.runtime import guard
-from nanogpt.runtime.device import Clock, make_accelerator, set_up, share_batches, unused_gpu
+from nanogpt.runtime import guard, sharding
+from nanogpt.runtime.device import Clock, compile_blocks, make_accelerator, set_up, share_batches, unused_gpu
 from nanogpt.runtime.processes import Peers
 from nanogpt.runtime.saver import Saver
 from nanogpt.runtime.signals import Interrupts
@@ -57,13 +57,14 @@ class Setup:
         for line in filter(None, (note, unused_gpu(self.device), console.shared_batches(asked, config))):
             self.say(line)
 
-        with self.accelerator.main_process_first():
+        with self.peers.in_agreement(main_first=True):
             start = resume.find_start(config, self.say)
         resume.check_agreement(start, self.out_dir, self.peers)
         pretrained, their_tokenizer = self.load_pretrained(start, model_config)
         model_config = pretrained.config if pretrained else model_config
-        if self.main_process:
-            check_publishing(model_config, config.exportable, config.push_to_hub, self.say)
+        with self.peers.in_agreement():
+            if self.main_process:
+                check_publishing(model_config, config.exportable, config.push_to_hub, self.say)
         self.open_data(prepare, model_config)
         if their_tokenizer is not None:
             check_tokenizer(their_tokenizer, self.tokenizer, self.val_data.tokens[:1000], config)
@@ -79,6 +80,7 @@ class Setup:
         if start:
             checkpoint.restore(start, self.gpt, self.optimizers)
             self.state = checkpoint.read_state(start)
+            guard.restore_scale(self.accelerator.scaler, self.state)
         self.start_step = self.state["step"]
         self.clock = Clock(self.device, self.state)
         self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * model_config.block_size
@@ -90,32 +92,34 @@ class Setup:
             return None, None
         if self.make_model is not GPT:
             raise ValueError(f"init_from={self.config.init_from} loads a GPT: it cannot be combined with make_model")
-        with self.accelerator.main_process_first():  # one process downloads
+        with self.peers.in_agreement(main_first=True):  # one process downloads
             return load_for_training(start or self.config.init_from, model_config, self.say)
 
     def open_data(self, prepare: Callable[[Path], object] | None, model_config: GPTConfig) -> None:
         """Opens both splits and their tokenizer. The main process prepares the data first if there is none."""
         data, directory = self.config.data, Path(self.config.data)
-        with self.accelerator.main_process_first():
+        with self.peers.in_agreement(main_first=True):
             nothing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
             if prepare is not None and nothing:
                 with waiting(f"preparing {directory}", self.say):
                     prepare(directory)
-        self.train_data = open_data(data, "train", model_config.block_size, model_config.vocab_size)
-        self.val_data = open_data(data, "val", model_config.block_size, model_config.vocab_size)
-        self.tokenizer = load_tokenizer(next(iter(read_shares(data))))  # all parts of a mixture have the same
+            self.train_data = open_data(data, "train", model_config.block_size, model_config.vocab_size)
+            self.val_data = open_data(data, "val", model_config.block_size, model_config.vocab_size)
+            self.tokenizer = load_tokenizer(next(iter(read_shares(data))))  # all parts of a mixture have the same
 
     def prepare_model(self, pretrained: GPT | None, model_config: GPTConfig) -> None:
         """Makes the model and its optimizers, on the device, compiled, copied or sharded as the launcher asks."""
         config = self.config
         if pretrained is None:
             training = self.device.type == "cpu" and config.max_iters > 0 and not self.quiet
-            guard.check_room(model_config, config, training)
+            with self.peers.in_agreement():  # one machine may have less memory than another
+                guard.check_room(model_config, config, training)
         torch.manual_seed(config.seed)
         self.gpt = speed_up((pretrained or self.make_model(model_config)).to(self.device))  # on a CPU only
         self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
         if self.compiled:
-            self.gpt.compile()  # in place, before prepare: names stay as they are; it compiles at the first forward
+            compile_blocks(self.gpt)
+        sharding.configure(self.accelerator, self.gpt)
         muon_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
         optimizers = self.make_optimizers(self.gpt, config, muon_dtype)
         self.model, *wrapped = self.accelerator.prepare(self.gpt, *optimizers)
@@ -125,14 +129,15 @@ class Setup:
 
     def open_files(self) -> None:
         """Writes config.json, opens the files of metrics, and says what is about to happen."""
-        if self.main_process:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            rundir.claim(self.out_dir)
-            (self.out_dir / console.RESULT).unlink(missing_ok=True)  # of an earlier life
-            checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
-        flat = self.settings["model"] | self.settings["train"]
-        evaluated = self.state["evaluated_step"] == self.start_step
-        self.metrics = Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say, evaluated)
+        with self.peers.in_agreement():
+            if self.main_process:
+                self.out_dir.mkdir(parents=True, exist_ok=True)
+                rundir.claim(self.out_dir)
+                (self.out_dir / console.RESULT).unlink(missing_ok=True)  # of an earlier life
+                checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
+            flat = self.settings["model"] | self.settings["train"]
+            evaluated = self.state["evaluated_step"] == self.start_step
+            self.metrics = Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say, evaluated)
         console.introduce(self)
 
     def done(self) -> bool:

@@ -32,6 +32,7 @@ from nanogpt.runtime.device import (
     peak_flops,
     profiler,
     synchronize,
+    undo_compile,
 )
 from nanogpt.runtime.signals import Interrupted, Stop
 from nanogpt.setup import Setup
@@ -83,8 +84,9 @@ def main(
     except KeyboardInterrupt:  # outside the loop there is nothing to save
         sys.exit(130)
     finally:
-        for out_dir in begun if actions.json else []:
-            console.print_result(out_dir)
+        for out_dir in begun:
+            if actions.json:
+                console.print_result(out_dir)
 
 
 class Run(Setup):
@@ -257,6 +259,7 @@ class Run(Setup):
         if self.main_process:
             state, settings, keep = dict(self.state), dict(self.settings), self.config.keep_checkpoints
             state["skipped_steps"] += int(self.tally.skipped)  # since the last line of metrics
+            state |= guard.scale_of(self.accelerator.scaler)
 
             def write():
                 self.metrics.sync()
@@ -333,7 +336,7 @@ class Run(Setup):
                 self.change_batches(smaller)
             else:
                 self.say(f"warning: torch.compile failed, continuing without it: {problem}")
-                self.gpt._compiled_call_impl = None  # what nn.Module.compile() sets
+                undo_compile(self.gpt)
                 self.compiled = False
 
     def try_micro_batch(self) -> None:

@@ -286,3 +286,12 @@ def test_what_takes_long_says_what_it_is_and_what_is_quick_says_nothing(capsys):
     with waiting("brewing coffee", said.append):
         time.sleep(1.8)
     assert said == ["brewing coffee ..."]
+
+
+def test_a_package_that_is_missing_is_one_line(capsys):
+    with pytest.raises(SystemExit) as exit, user_errors():
+        import no_such_package  # noqa: F401
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: the package no_such_package is not installed: pip install no_such_package\n"
+    )

@@ -26,6 +26,7 @@ from nanogpt.cpu import (
     use_fused_rms_norm,
 )
 from nanogpt.generate import generate
+from nanogpt.model import attention
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 PARTS = [use_fused_rms_norm, use_fp32_attention]
@@ -133,7 +134,7 @@ def test_only_torchs_own_modules_on_the_cpu_are_changed():
     assert type(speed_up(model).ln_f) is Own
     with torch.device("meta"):
         elsewhere = speed_up(GPT(CASES["qwen3"]))
-    assert type(elsewhere.ln_f) is nn.RMSNorm and elsewhere.h[0].attn.attention is F.scaled_dot_product_attention
+    assert type(elsewhere.ln_f) is nn.RMSNorm and elsewhere.h[0].attn.attention is attention
 
 
 def test_a_run_on_the_cpu_trains_a_faster_model(make_run):

@@ -136,11 +136,14 @@ def test_names_in_the_manifest_lead_nowhere(tmp_path):
         ({"tokens": None}, "tokens is 'None'"),
         ({"best_val_loss": "low"}, "best_val_loss is 'low'"),
         ({"train_seconds": [[[]]]}, "train_seconds is"),
+        ({"loss_scale": float("inf")}, "loss_scale is 'inf'"),
+        ({"loss_scale_steps": 1.5}, "loss_scale_steps is '1.5'"),
     ],
 )
 def test_a_state_of_wrong_types_is_named(tmp_path, values, message):
     whole = {"step": 1, "tokens": 2, "train_seconds": 0.5, "skipped_steps": 0}
     whole |= {"evaluated_step": None, "best_val_loss": 2.5, "best_step": 1}
+    whole |= {"loss_scale": 2.0**60, "loss_scale_steps": 7}
     checkpoint.write_json(tmp_path / "trainer_state.json", whole)
     assert checkpoint.read_state(tmp_path) == whole
     checkpoint.write_json(tmp_path / "trainer_state.json", whole | values)

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import os
 import signal
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, checkpoint, metrics, train
+from nanogpt import generate as generate_module
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.generate import filter_logits, generate, stream, stream_text, until, write_amid_training
 
@@ -161,3 +163,17 @@ def test_a_text_that_a_run_writes_ends_with_its_end_and_every_token_is_checked(m
     tokenizer = SimpleNamespace(eot_id=2, decode=lambda ids: " ".join(map(str, ids)))
     assert write_amid_training(random_model(GPT2), tokenizer, np.array([7]), 4, 0, lambda: calls.append(1)) == "7 1 0"
     assert len(calls) == 4  # processes agree on each of them, whatever they have drawn
+
+
+def test_sampling_on_cuda_passes_over_cudnns_attention(monkeypatch):
+    flags = torch.backends.cuda
+    for device, cudnn in (("cuda", False), ("cpu", flags.cudnn_sdp_enabled())):
+        with generate_module.sampling_kernels(torch.device(device)):
+            assert flags.cudnn_sdp_enabled() is cudnn
+            assert flags.flash_sdp_enabled() and flags.mem_efficient_sdp_enabled() and flags.math_sdp_enabled()
+    contexts = []
+    monkeypatch.setattr(
+        generate_module, "sampling_kernels", lambda device: contexts.append(device.type) or contextlib.nullcontext()
+    )
+    generate(random_model(GPT2), torch.zeros(1, 1, dtype=torch.long), 3)
+    assert contexts == ["cpu"] * 3

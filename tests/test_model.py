@@ -1,10 +1,12 @@
 """The model against transformers' own implementations, with the same random weights."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -15,7 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nanogpt.model import GPT, CausalSelfAttention, GPTConfig, KVCache
+from nanogpt.model import GPT, CausalSelfAttention, GPTConfig, KVCache, attention
 
 GPT2 = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, n_inner=48)
@@ -270,3 +272,38 @@ def test_a_cropped_model_keeps_the_first_positions():
 def test_padding_counts_in_neither_of_two_embeddings():
     model = GPT(dataclasses.replace(GPT2, tie_embeddings=False))
     assert model.get_num_params() == GPT(GPT2).get_num_params() + 65 * 32
+
+
+@pytest.mark.parametrize(
+    "dtype, capability, masked, repeated",
+    [
+        (torch.bfloat16, 8, False, False),  # the flash kernel takes groups as they are
+        (torch.float32, 8, False, True),
+        (torch.float16, 7, False, True),
+        (torch.bfloat16, 9, True, True),
+    ],
+)
+def test_keys_are_repeated_where_cuda_has_no_kernel_for_grouped_queries(
+    monkeypatch, dtype, capability, masked, repeated
+):
+    got = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability))
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v, *_, enable_gqa: got.append((k, v, enable_gqa))
+    )
+    with FakeTensorMode():
+        q, k = (torch.empty(2, heads, 5, 8, device="cuda", dtype=dtype) for heads in (6, 2))
+        attention(q, k, k, torch.empty(5, 5) if masked else None, 0.0, not masked, enable_gqa=True)
+    keys, values, grouped = got[0]
+    assert keys.shape == values.shape == (2, 6 if repeated else 2, 5, 8)
+    assert grouped is not repeated
+
+
+def test_repeated_keys_are_those_of_grouped_queries():
+    q, k, v = (torch.randn(2, heads, 5, 8) for heads in (6, 2, 2))
+    grouped = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    on_cuda = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, size=q.size)
+    with pytest.MonkeyPatch.context() as patch:
+        attend = F.scaled_dot_product_attention
+        patch.setattr(F, "scaled_dot_product_attention", lambda _, *args, **options: attend(q, *args, **options))
+        assert torch.allclose(attention(on_cuda, k, v, None, 0.0, True, enable_gqa=True), grouped, atol=1e-6)

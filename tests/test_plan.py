@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig, plan
 from nanogpt.runtime import guard
@@ -161,3 +162,28 @@ def test_a_model_that_cannot_fit_is_said_to():
     config = GPTConfig(vocab_size=50257, n_layer=2, n_head=96, n_embd=12288)  # two of GPT-3's 96 blocks
     text = plan.describe(config, TrainConfig(batch_size=32, device="cpu"), "bf16", train_tokens=10**9)
     assert "DOES NOT FIT" in text
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="a torch without CUDA has no fake tensors of it")
+def test_a_step_on_cuda_is_simulated_without_a_gpu():
+    """On fake tensors of that device, in blocks of 512 bytes, and without what a CPU's allocator takes."""
+    config = GPTConfig(vocab_size=64, block_size=64, n_layer=2, n_head=2, n_embd=64, norm="rmsnorm", position="rope")
+    numbers = sum(p.numel() for p in GPT(config).parameters())
+    needed = [plan.memory(config, TrainConfig(batch_size=size), "fp32", device="cuda") for size in (8, 16)]
+    for parts in needed:
+        assert parts.keys() == {"weights", "gradients", "optimizer", "activations"}
+        assert parts["weights"] == pytest.approx(4 * numbers, rel=0.01)
+        assert parts["optimizer"] == pytest.approx(8 * numbers, rel=0.1)
+    assert needed[1]["activations"] == pytest.approx(2 * needed[0]["activations"], rel=0.02)
+
+
+def test_the_plan_of_a_gpu_says_what_it_leaves_out(monkeypatch):
+    config = GPTConfig(vocab_size=64, block_size=16, n_layer=1, n_head=2, n_embd=32)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for gib, simulated in ((8.0, "cuda"), (0.0, "cpu")):  # the second is --device=cpu
+        monkeypatch.setattr(plan, "gpu_gib", lambda device, gib=gib: gib)
+        monkeypatch.setattr(plan, "memory", lambda *args: {"weights": 10})
+        monkeypatch.setattr(plan, "available", lambda device: 100)
+        assert plan.simulated_device("auto") == simulated
+        text = plan.describe(config, TrainConfig(), "fp32", train_tokens=10**6)
+        assert ("without torch.compile" in text) is (simulated == "cuda")

@@ -1,10 +1,16 @@
 """`nanogpt launch-check`: what the launcher resolves to, without training."""
 
+import os
+import platform
 from argparse import ArgumentParser
 
+import torch
+from accelerate.utils import DistributedType
+
 from nanogpt.commands.options import add_device
-from nanogpt.config import within
-from nanogpt.runtime.device import check
+from nanogpt.config import TrainConfig, within
+from nanogpt.runtime.device import environment_of, make_accelerator, set_threads
+from nanogpt.runtime.processes import Peers
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -17,5 +23,38 @@ def add_arguments(command: ArgumentParser) -> None:
 
 def run(args) -> None:
     """To be started as a recipe is: `accelerate launch … -m nanogpt.commands launch-check`."""
-
     check(args.device, args.precision, args.timeout)
+
+
+def check(device: str, precision: str, timeout: float) -> None:
+    """Prints what the launcher and the machine resolve to, a line for each process, and lets the processes add up.
+
+    They add up on the device and in the group on the CPU, as in a run. Raises ValueError, naming the right command,
+    where they do not belong together.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    config = TrainConfig(device=device, precision=precision, timeout=timeout, gradient_accumulation_steps=world)
+    accelerator = make_accelerator(config)
+    peers = Peers(accelerator, timeout)
+    threads = set_threads(0, accelerator.num_processes)
+    env = environment_of(accelerator, threads)
+    parallel = "one process, no communication"
+    if accelerator.num_processes > 1:
+        backend = torch.distributed.get_backend()
+        how = {DistributedType.FSDP: "one model, sharded over them"}
+        parallel = (
+            f"{world} processes by {backend}, {how.get(accelerator.distributed_type, 'a copy of the model on each')}"
+        )
+    accelerator.print(f"{parallel}; {env['precision']}, torch {env['torch']}, accelerate {env['accelerate']}")
+    for rank in range(accelerator.num_processes):  # one after the other
+        if rank == accelerator.process_index:
+            host = platform.node()
+            print(f"process {rank}: {accelerator.device} ({env['device']}) on {host}, {threads} threads", flush=True)
+        accelerator.wait_for_everyone()
+    total = accelerator.reduce(torch.tensor(accelerator.process_index + 1.0, device=accelerator.device), "sum").item()
+    expected = accelerator.num_processes * (accelerator.num_processes + 1) / 2
+    last = peers.largest(accelerator.process_index)[0] + 1
+    if (total, last) != (expected, accelerator.num_processes):
+        raise ValueError(f"the processes do not add up: {total} instead of {expected}, {last} on the CPU")
+    accelerator.print("gradient_accumulation_steps of a run must be a multiple of " + str(accelerator.num_processes))
+    accelerator.end_training()

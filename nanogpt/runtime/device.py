@@ -22,10 +22,12 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch import nn
 
 import nanogpt
 from nanogpt import cpu, metrics
 from nanogpt.config import TrainConfig
+from nanogpt.model import GPT
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
 
@@ -166,37 +168,6 @@ def several_on_a_cpu(processes: int | str) -> str:
     )
 
 
-def check(device: str, precision: str, timeout: float) -> None:
-    """Prints what the launcher and the machine resolve to, a line for each process, and lets the processes add up.
-
-    Raises ValueError, naming the right command, where they do not belong together.
-    """
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    config = TrainConfig(device=device, precision=precision, timeout=timeout, gradient_accumulation_steps=world)
-    accelerator = make_accelerator(config)
-    threads = set_threads(0, accelerator.num_processes)
-    env = environment_of(accelerator, threads)
-    parallel = "one process, no communication"
-    if accelerator.num_processes > 1:
-        backend = torch.distributed.get_backend()
-        how = {DistributedType.FSDP: "one model, sharded over them"}
-        parallel = (
-            f"{world} processes by {backend}, {how.get(accelerator.distributed_type, 'a copy of the model on each')}"
-        )
-    accelerator.print(f"{parallel}; {env['precision']}, torch {env['torch']}, accelerate {env['accelerate']}")
-    for rank in range(accelerator.num_processes):  # one after the other
-        if rank == accelerator.process_index:
-            host = platform.node()
-            print(f"process {rank}: {accelerator.device} ({env['device']}) on {host}, {threads} threads", flush=True)
-        accelerator.wait_for_everyone()
-    total = accelerator.reduce(torch.tensor(accelerator.process_index + 1.0, device=accelerator.device), "sum").item()
-    expected = accelerator.num_processes * (accelerator.num_processes + 1) / 2
-    if total != expected:
-        raise ValueError(f"the processes do not add up: {total} instead of {expected}")
-    accelerator.print("gradient_accumulation_steps of a run must be a multiple of " + str(accelerator.num_processes))
-    accelerator.end_training()
-
-
 def mixed_precision(config: TrainConfig) -> str:
     """Accelerate's name for the precision: from the settings, else the launcher, else what the device supports."""
     if config.precision != "auto":
@@ -268,6 +239,25 @@ def environment_of(accelerator: Accelerator, threads: int) -> dict:
         "threads": threads,
         "precision": PRECISIONS[accelerator.mixed_precision],
     }
+
+
+def compiled_parts(model: GPT) -> list[tuple[nn.Module, str]]:
+    return [*((block, "forward") for block in model.h), (model, "loss")]
+
+
+def compile_blocks(model: GPT) -> None:
+    """Compiles each block and the loss, in place, at their first call; names of parameters stay as they are.
+
+    All blocks share one compilation, which so takes as long for 48 of them as for one, and what happens between them
+    stays outside: FSDP gathers the next one, DDP sums gradients.
+    """
+    for owner, name in compiled_parts(model):
+        setattr(owner, name, torch.compile(getattr(owner, name)))
+
+
+def undo_compile(model: GPT) -> None:
+    for owner, name in compiled_parts(model):
+        delattr(owner, name)  # of this model: that of its class remains
 
 
 def synchronize(device: torch.device) -> None:

@@ -25,6 +25,21 @@ def bad_steps_allowed(config: TrainConfig, scaler) -> int:
     return config.max_bad_steps + (SCALER_STEPS if scaler is not None else 0)
 
 
+def scale_of(scaler) -> dict:
+    """What a checkpoint holds of fp16's gradient scaler: its scale, and how many steps in a row did not overflow."""
+    if scaler is None:
+        return {}
+    state = scaler.state_dict()
+    return {"loss_scale": state["scale"], "loss_scale_steps": state["_growth_tracker"]}
+
+
+def restore_scale(scaler, state: dict) -> None:
+    """Restores the scaler from what a checkpoint holds; without fp16, then or now, there is nothing to restore."""
+    if scaler is not None and state["loss_scale"] is not None:
+        saved = {"scale": state["loss_scale"], "_growth_tracker": state["loss_scale_steps"]}
+        scaler.load_state_dict(scaler.state_dict() | saved)
+
+
 class Tally:
     """Sums over the steps since the last line of metrics, on the device, so that no step waits for it."""
 

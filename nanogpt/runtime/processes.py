@@ -22,18 +22,52 @@ CLOSED = (
     "remote process",
 )
 SILENT = ("Timed out", "timed out", "timeout")
+MESSAGE = 1000  # bytes of a message that processes share
 
 
 class Peers:
     """The other processes of a run; with a single process everything returns at once."""
 
     def __init__(self, accelerator: Accelerator, timeout: float):
-        """`timeout` in seconds; `launch.make_accelerator` gives the device's own group the same."""
+        """`timeout` in seconds; `device.make_accelerator` gives the device's own group the same."""
         self.accelerator, self.timeout = accelerator, timeout
         self.many = accelerator.num_processes > 1
         self.group = None  # the default group, where that is on the CPU anyway
         if self.many and accelerator.device.type != "cpu":
-            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            try:
+                self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            except RuntimeError as error:
+                raise ValueError(
+                    "the processes cannot reach each other by gloo, which they use on the CPU: set GLOO_SOCKET_IFNAME "
+                    f"to the network interface between the machines, such as eth0 ({str(error).splitlines()[0]:.200})"
+                ) from None
+
+    @contextmanager
+    def in_agreement(self, main_first: bool = False):
+        """Around what a process may find wrong alone: if one raises an error all do, and none waits for another.
+
+        With `main_first` the others begin after the main process, so that it alone downloads or prepares.
+        """
+        main, error = self.accelerator.is_main_process, None
+        if main_first and not main:
+            self.fail_together(None)
+        try:
+            yield
+        except Exception as found:
+            error = found
+        if main_first and main:
+            self.fail_together(error)
+        self.fail_together(error)
+
+    def fail_together(self, error: Exception | None) -> None:
+        """Raises `error`, and on the processes without one the message of the first that has one."""
+        here, nobody = self.accelerator.process_index, self.accelerator.num_processes
+        first = -self.largest(-(nobody if error is None else here))[0]
+        if first == nobody:
+            return
+        message = str(error).encode()[:MESSAGE] if here == first else b""
+        shared = bytes(self.largest(*message.ljust(MESSAGE, b"\0"))).rstrip(b"\0").decode(errors="ignore")
+        raise error or ValueError(shared)
 
     def largest(self, *values: int) -> list[int]:
         """The largest of each value over all processes."""

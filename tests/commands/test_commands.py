@@ -13,7 +13,7 @@ from conftest import TINY
 
 from data_prep import writer
 from nanogpt import GPT, GPTConfig, __version__, checkpoint, metrics, plan
-from nanogpt.commands import COMMANDS, GROUPS, main, tasks
+from nanogpt.commands import COMMANDS, GROUPS, launch_check, main, tasks
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.hub import export
@@ -174,15 +174,30 @@ def test_batch_of_a_step_before_the_first(run_dir, capsys):
     assert capsys.readouterr().err == "error: --step=0: must be from 1 to 1000000000\n"
 
 
-def test_launch_check_of_one_process(make_run, capsys):
+def reset_accelerate() -> None:
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+def test_launch_check_of_one_process(capsys):
+    reset_accelerate()
     main(["launch-check", "--device", "cpu", "--precision", "fp32"])
     shown = capsys.readouterr().out
     assert shown.startswith(f"one process, no communication; fp32, torch {torch.__version__}, accelerate ")
     assert "process 0: cpu (cpu) on " in shown
+
+
+def test_launch_check_uses_the_group_on_the_cpu_as_a_run_does(monkeypatch, capsys):
+    def unreachable(accelerator, timeout):
+        raise ValueError(f"no route within {timeout:g} s")
+
+    monkeypatch.setattr(launch_check, "Peers", unreachable)
+    reset_accelerate()
+    with pytest.raises(SystemExit) as exit:
+        main(["launch-check", "--device", "cpu", "--timeout", "7"])
+    assert exit.value.code == 2 and capsys.readouterr().err == "error: no route within 7 s\n"
 
 
 def test_several_runs_are_a_table_and_results_are_kept_beside_the_checkpoint(run_dir, capsys):

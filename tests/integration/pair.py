@@ -1,8 +1,10 @@
 """The same runs by one process and by two, without a launcher: `python pair.py '[{"name": "a", "max_iters": 4}]'`.
 
 Every process is a fork of this one, which has everything imported and has not computed anything, so this takes a few
-seconds. The run `name` goes to out/name-one and to out/name-two. `room` is as in runs.py; `terminate` is the step at
-whose evaluation the last process alone gets a SIGTERM. Prints the exit codes: of both processes, of the one alone.
+seconds. The run `name` goes to out/name-one and to out/name-two; with `--fsdp` two more processes, which share a model
+as in runs.py, write out/name-fsdp. `room` is as in runs.py; `terminate` is the step at whose evaluation the last
+process alone gets a SIGTERM; `model` are changes of the model. Prints the exit codes: of both processes, of those that
+share a model, of the one alone.
 """
 
 import json
@@ -11,19 +13,27 @@ import signal
 import socket
 import sys
 import traceback
+from dataclasses import replace
 
 import torch._dynamo  # noqa: F401 (which making an optimizer imports: a second that each process would spend again)
-from runs import MODEL, TRAIN, troubled
+from runs import MODEL, TRAIN, check_shards, sharded, troubled
 
 from nanogpt import TrainConfig
+from nanogpt.config import user_errors
+from nanogpt.runtime import device
 from nanogpt.train import Run
 
 
 def train(processes: str, settings: list[dict]) -> None:
+    if processes == "fsdp":
+        device.Accelerator = sharded
     for flags in settings:
         out_dir = f"out/{flags.pop('name')}-{processes}"
-        room, step = flags.pop("room", 99), flags.pop("terminate", None)
-        run = Run(MODEL, TrainConfig(**TRAIN | flags | {"threads": 1, "out_dir": out_dir}))
+        room, step, model = flags.pop("room", 99), flags.pop("terminate", None), flags.pop("model", {})
+        with user_errors():
+            run = Run(replace(MODEL, **model), TrainConfig(**TRAIN | flags | {"threads": 1, "out_dir": out_dir}))
+        if processes == "fsdp":
+            check_shards(run)
         terminate_itself(troubled(run, [], room), step).train()
 
 
@@ -57,15 +67,19 @@ def fork(processes: str, settings: list[dict], **environment: str) -> int:
     os._exit(code)
 
 
-def main(settings: list[dict]) -> None:
+def fork_two(processes: str, settings: list[dict]) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    processes = [fork("two", settings, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+    return [fork(processes, settings, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+
+
+def main(settings: list[dict], fsdp: bool) -> None:
+    processes = [pid for name in ["two", "fsdp"][: 1 + fsdp] for pid in fork_two(name, settings)]
     processes.append(fork("one", settings))
     print("exit codes", *(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in processes))
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[-1]), "--fsdp" in sys.argv)

@@ -17,6 +17,7 @@ import accelerate
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
 
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.runtime import device
@@ -40,7 +41,21 @@ def sharded(**kwargs):
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
     )
+    if accelerator.mixed_precision != "no":
+        accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
     return accelerator
+
+
+def check_shards(run: Run) -> None:
+    """Lets a run fail where, after any backward pass, a process has more than its shard of a gradient."""
+    backward = run.accelerator.backward
+
+    def checked(loss):
+        backward(loss)
+        for name, p in run.gpt.named_parameters():
+            assert isinstance(p, DTensor) and p.grad.to_local().shape == p.to_local().shape, name
+
+    run.accelerator.backward = checked
 
 
 def troubled(run: Run, poison: list[int], room: int) -> Run:
@@ -65,7 +80,5 @@ if __name__ == "__main__":
         trouble = flags.pop("poison", []), flags.pop("room", 99)
         run = Run(replace(MODEL, dropout=flags.pop("dropout", MODEL.dropout)), TrainConfig(**TRAIN | flags))
         if "--fsdp" in sys.argv:
-            from torch.distributed.tensor import DTensor
-
-            assert all(isinstance(p, DTensor) for p in run.gpt.parameters())
+            check_shards(run)
         troubled(run, *trouble).train()

@@ -22,7 +22,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from data_prep import writer
-from nanogpt import GPT, TrainConfig, console, plan
+from nanogpt import GPT, TrainConfig, console, plan, setup
 from nanogpt.commands import bench, tasks
 from nanogpt.commands import main as nanogpt
 from nanogpt.hub import client
@@ -97,6 +97,7 @@ def place(tmp_path_factory):
         patch.setattr(bench, "bench", lambda *args, **options: None)
         patch.setattr(plan, "median_seconds", lambda step, at_most=3.0: 0.01)
         patch.setattr(GPT, "compile", lambda model: None)
+        patch.setattr(setup, "compile_blocks", lambda model: None)
         patch.setattr(console, "sample", lambda run: "a sample")  # 300 tokens
         yield place
     os.chdir(before)

@@ -1,14 +1,16 @@
 """What the launcher, the machine and the settings come to together; `launch-check` itself is in test_commands.py."""
 
 import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.utils import DistributedType
+from torch._dynamo.testing import CompileCounter
 
-from nanogpt import TrainConfig
+from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.runtime import device
 
 
@@ -155,3 +157,18 @@ def test_deterministic_runs_use_deterministic_operators(monkeypatch):
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     device.make_deterministic()
     assert asked == [True] and not torch.backends.cudnn.benchmark
+
+
+def test_all_blocks_share_one_compilation_and_the_loss_has_another(monkeypatch):
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=65, block_size=16, n_layer=5, n_head=2, n_embd=16, position="rope"))
+    idx, names = torch.zeros(2, 16, dtype=torch.long), [name for name, _ in model.named_parameters()]
+    expected = model(idx, idx)
+    device.compile_blocks(model)
+    assert torch.equal(model(idx, idx), expected) and counter.frame_count == 2
+    assert [name for name, _ in model.named_parameters()] == names
+    device.undo_compile(model)
+    assert model.h[0].forward.__func__ is type(model.h[0]).forward and "loss" not in vars(model)

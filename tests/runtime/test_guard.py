@@ -3,10 +3,11 @@ import errno
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import TINY
 
 from nanogpt import GPTConfig, TrainConfig, checkpoint, metrics
-from nanogpt.runtime import guard
+from nanogpt.runtime import device, guard
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -120,3 +121,40 @@ def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch, model, train,
     with pytest.raises(ValueError, match=message):
         guard.check_room(GPTConfig(**shape | model), TrainConfig(**train), training=True)
     guard.check_room(GPTConfig(**shape), TrainConfig(batch_size=1), training=True)
+
+
+class FP16OnCPU(Accelerator):
+    """fp16 as on a GPU; on a CPU Accelerate computes in fp32 instead, without a gradient scaler."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.state._mixed_precision, self.native_amp = "fp16", True
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22, growth_interval=2)
+
+
+def test_fp16_resumes_to_the_bit_with_the_scale_that_it_had(make_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "Accelerator", FP16OnCPU)
+    settings = {"log_interval": 1, "lr_decay_iters": 40, "eval_interval": 20, "max_bad_steps": 30}
+    whole = make_run(max_iters=40, out_dir=str(tmp_path / "whole"), **settings)
+    whole.train()
+    make_run(max_iters=24, **settings).train()  # between two changes of the scale
+    saved = checkpoint.read_state(tmp_path / "out" / "step-000024")
+    assert 0 < saved["skipped_steps"] < 24 and saved["loss_scale"] < 2**22 and saved["loss_scale_steps"] == 1
+    resumed = make_run(max_iters=40, resume="auto", **settings)
+    resumed.train()
+    for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+        files = [run.out_dir / "step-000040" / file for run in (whole, resumed)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert resumed.accelerator.scaler.state_dict() == whole.accelerator.scaler.state_dict()
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_scale(make_run, monkeypatch):
+    make_run(max_iters=2, eval_interval=2).train()
+    [path] = checkpoint.steps(make_run(max_iters=2, resume="auto").out_dir)
+    content = checkpoint.read_json(path / checkpoint.STATE)
+    for name in ("crc32", "loss_scale", "loss_scale_steps"):
+        del content[name]
+    checkpoint.write_json(path / checkpoint.STATE, content | {"crc32": checkpoint.seal(content)})
+    monkeypatch.setattr(device, "Accelerator", FP16OnCPU)
+    run = make_run(max_iters=2, resume="auto")
+    assert run.state["step"] == 2 and run.accelerator.scaler.get_scale() == 2.0**22

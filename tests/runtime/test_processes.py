@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanogpt.runtime.processes import Peers, lost
+from nanogpt.runtime.processes import MESSAGE, Peers, lost
 
 
 def two() -> SimpleNamespace:
@@ -58,3 +58,50 @@ def test_where_another_has_died_the_last_save_ends_and_the_exit_code_is_1(monkey
         raise RuntimeError("Connection closed by peer")
     assert done == ["saved", 1]
     assert capsys.readouterr().err.startswith("error: process 1 of 2 stops: another process of the run has died; ")
+
+
+def agreeing(errors: list[str | None], first: int) -> list[Peers]:
+    """Processes that run one after the other, as if each saw what the others bring: `first` is the first to fail."""
+    found = []
+    for rank in range(len(errors)):
+        peers = Peers(SimpleNamespace(num_processes=1, process_index=rank, is_main_process=rank == 0), 1)
+        peers.accelerator.num_processes = len(errors)
+        text = (errors[first] or "").encode().ljust(MESSAGE, b"\0")
+        peers.largest = lambda *values, text=text: [-first] if len(values) == 1 else [*text]
+        found.append(peers)
+    return found
+
+
+def test_a_mistake_that_one_process_finds_is_raised_on_all_with_its_message():
+    errors = [None, "out/a holds no run é", None]
+    for peers, mine in zip(agreeing(errors, first=1), errors, strict=True):
+        with pytest.raises(ValueError, match=r"^out/a holds no run é$"), peers.in_agreement():
+            if mine:
+                raise ValueError(mine)
+
+
+def test_the_others_do_not_begin_where_the_main_process_fails_first():
+    begun = []
+    for peers in agreeing(["no such data", None], first=0):
+        with pytest.raises(ValueError, match="no such data"), peers.in_agreement(main_first=True):
+            begun.append(peers.accelerator.process_index)
+            raise ValueError("no such data")
+    assert begun == [0]
+
+
+def test_a_process_alone_keeps_its_own_error():
+    peers = Peers(SimpleNamespace(num_processes=1, process_index=0, is_main_process=True), 1)
+    with peers.in_agreement(main_first=True):
+        pass
+    with pytest.raises(FileNotFoundError), peers.in_agreement():
+        raise FileNotFoundError("x")
+
+
+def test_gloo_without_a_route_between_machines_names_the_variable(monkeypatch):
+    def unreachable(backend, timeout):
+        raise RuntimeError("Gloo connectFullMesh failed with [..] timed out connecting: SO_ERROR\nmore")
+
+    monkeypatch.setattr(torch.distributed, "new_group", unreachable)
+    on_gpu = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"set GLOO_SOCKET_IFNAME to .*connectFullMesh failed.*SO_ERROR\)$"):
+        Peers(on_gpu, 1)

@@ -1,0 +1,210 @@
+"""What must hold on the device at hand: CUDA, an Apple GPU, several GPUs. `pytest -m device`
+
+Each test compares with the CPU, with fp32, or with one process. On a machine without a GPU they skip;
+`NANOGPT_DEVICE=cpu pytest -m device` runs those that can be run on a CPU, to test the tests.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from shapes import CASES, randomize
+
+from nanogpt import GPT, GPTConfig, checkpoint, metrics, plan
+from nanogpt.generate import generate
+from nanogpt.hub import export
+from nanogpt.runtime.device import undo_compile
+
+pytestmark = pytest.mark.device
+ROOT = Path(__file__).parents[2]
+SMALL = GPTConfig(block_size=32, n_layer=2, n_head=2, n_embd=64)
+MODERN = dataclasses.replace(SMALL, norm="rmsnorm", position="rope", mlp="swiglu", qk_norm=True, n_kv_head=1)
+FIFTY = {"max_iters": 50, "eval_interval": 50, "log_interval": 1, "learning_rate": 3e-3, "sample_tokens": 0}
+# largest difference of the last ten losses of fifty to fp32's; of fp16 some first steps overflow and are skipped
+BOUNDS = {"bf16": 0.03, "fp16": 0.1}
+
+
+def here() -> str:
+    """The kind of device to test: NANOGPT_DEVICE, else the GPU of this machine, else none."""
+    if "NANOGPT_DEVICE" in os.environ:
+        return os.environ["NANOGPT_DEVICE"]
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """fp32 products in fp32: a run on CUDA turns TF32 on."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def device() -> str:
+    if not here():
+        pytest.skip("no CUDA or Apple GPU here; NANOGPT_DEVICE=cpu runs what can be run on a CPU")
+    return here()
+
+
+@pytest.fixture
+def train(make_run, device, tmp_path):
+    """Trains on the device; returns the run and its training losses by step."""
+
+    def train(name: str, model: GPTConfig = SMALL, prepare=lambda run: None, **settings):
+        options = {"device": device, "compile": "false", "out_dir": str(tmp_path / name)} | settings
+        run = make_run(model, **options)
+        prepare(run)
+        run.train()
+        return run, curve(run.out_dir)
+
+    return train
+
+
+def curve(out_dir: Path, name: str = "train_loss") -> dict[int, float]:
+    return {line["step"]: line[name] for line in metrics.read(out_dir / metrics.METRICS) if name in line}
+
+
+def needs_cuda(device: str, count: int = 1) -> None:
+    if device != "cuda" or torch.cuda.device_count() < count:
+        pytest.skip(f"needs {count} CUDA GPU" + "s" * (count > 1))
+
+
+def on_cpu_and(device: str, config: GPTConfig) -> list[tuple[GPT, torch.Tensor]]:
+    """The same random model and tokens (4, 24) on the CPU and on the device."""
+    idx = torch.randint(config.vocab_size, (4, 24), generator=torch.Generator().manual_seed(1))
+    pairs = []
+    for where in ("cpu", device):
+        model = GPT(config)
+        randomize(model)
+        pairs.append((model.to(where), idx.to(where)))
+    return pairs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_gradients_are_the_cpus_in_fp32(device, name):
+    (model, idx), (other, same) = on_cpu_and(device, CASES[name])
+    with torch.no_grad():
+        torch.testing.assert_close(other(same).cpu(), model(idx), atol=2e-3, rtol=1e-3)
+    model(idx, idx).backward()
+    other(same, same).backward()
+    for (parameter, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        difference = (p.grad - q.grad.cpu()).norm()
+        assert difference <= 1e-3 * p.grad.norm() + 1e-6, f"{parameter}: {difference / p.grad.norm():.1e}"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_greedy_samples_are_the_cpus_with_and_without_a_cache(device, name):
+    """Beyond block_size, where the context begins anew; what the vocabulary is padded with is never sampled."""
+    (model, idx), (other, same) = on_cpu_and(device, CASES[name])
+    expected = generate(model, idx, 40, temperature=0)
+    for use_cache in (True, False):
+        assert torch.equal(generate(other, same, 40, temperature=0, use_cache=use_cache).cpu(), expected)
+    assert expected.max() < CASES[name].vocab_size
+
+
+@pytest.mark.parametrize("model", [SMALL, MODERN], ids=["gpt2", "modern"])
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_half_precision_stays_near_fp32(train, precision, model):
+    _, expected = train("fp32", model, **FIFTY)
+    run, losses = train(precision, model, precision=precision, max_bad_steps=20, **FIFTY)
+    assert run.state["skipped_steps"] <= (10 if precision == "fp16" else 0)
+    last = range(41, 51)
+    assert [losses[i] for i in last] == pytest.approx([expected[i] for i in last], abs=BOUNDS[precision])
+
+
+def test_a_run_resumes_to_the_bit_with_deterministic(train):
+    model, settings = dataclasses.replace(MODERN, dropout=0.1), {"deterministic": True, "log_interval": 1}
+    settings |= {"lr_decay_iters": 8, "eval_interval": 4}
+    try:
+        whole, expected = train("whole", model, max_iters=8, **settings)
+        train("half", model, max_iters=4, **settings)
+        resumed, losses = train("half", model, max_iters=8, resume="auto", **settings)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert losses == expected
+    files = [run.out_dir / "step-000008" / checkpoint.MODEL for run in (whole, resumed)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_batch_that_does_not_fit_is_halved(train, device):
+    needs_cuda(device)
+    total, room = torch.cuda.get_device_properties(0).total_memory, torch.cuda.memory_reserved() + 2**30
+    torch.cuda.set_per_process_memory_fraction(room / total)
+    try:
+        run, losses = train("large", batch_size=8192, max_iters=2, eval_interval=2, log_interval=1, eval_iters=1)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+    assert len(losses) == 2 and run.config.batch_size < 8192
+    assert run.config.batch_size * run.config.gradient_accumulation_steps == 8192
+
+
+def test_the_plan_estimates_the_memory_of_a_step(train, device):
+    needs_cuda(device)
+    model = GPTConfig(block_size=256, n_layer=4, n_head=4, n_embd=256)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    settings = {"batch_size": 64, "precision": "bf16", "max_iters": 3, "eval_interval": 3, "eval_iters": 1}
+    run, _ = train("planned", model, **settings)
+    needed = plan.memory(run.gpt.config, run.config, "bf16")
+    assert sum(needed.values()) == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.15), needed
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(train):
+    before = []
+
+    def poison(run) -> None:
+        run.gpt.wte.weight.register_hook(lambda grad: grad * float("nan"))
+        before.extend(p.detach().clone() for p in run.gpt.parameters())
+
+    run, _ = train("poisoned", prepare=poison, max_iters=3, eval_interval=3, max_bad_steps=9)
+    assert run.state["skipped_steps"] == 3
+    assert all(torch.equal(p, q) for p, q in zip(before, run.gpt.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("model", [SMALL, MODERN], ids=["gpt2", "modern"])
+def test_compiled_losses_are_the_plain_ones(train, device, model):
+    if device == "mps":
+        pytest.skip("torch.compile is for CUDA and the CPU")
+    few = {"max_iters": 10, "eval_interval": 5, "log_interval": 1}
+    _, expected = train("plain", model, **few)
+    run, losses = train("compiled", model, compile="true", **few)
+    assert run.compiled and losses == pytest.approx(expected, abs=1e-3)
+    undo_compile(run.gpt)  # which fails where it was not compiled
+
+
+def test_a_run_exports_to_transformers(train, tmp_path):
+    run, _ = train("exported", dataclasses.replace(SMALL, bias=True), precision="bf16", max_iters=4)
+    export.export(run.out_dir, tmp_path / "export")  # loads it in transformers and compares
+    assert (tmp_path / "export" / "model.safetensors").is_file()
+
+
+def test_the_batch_on_the_device_is_the_batch(make_run, device):
+    """Many at once, from pinned memory and without waiting for any."""
+    run = make_run(SMALL, device=device, batch_size=64, gradient_accumulation_steps=100)
+    copies = [run.micro_batch(index) for index in range(100)]
+    for index, (x, y) in enumerate(copies):
+        expected = run.train_data.batch(run.config.seed, index * 64, 64)
+        assert torch.equal(x.cpu(), expected[0]) and torch.equal(y.cpu(), expected[1])
+
+
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("precision, most", [("fp32", 1e-4), ("bf16", 5e-3)])
+def test_two_gpus_lose_what_one_does(data, tmp_path, device, config, precision, most):
+    needs_cuda(device, count=2)
+    losses = []
+    for name, count in (("single_gpu", 1), (config, 2)):
+        launcher = f"--config_file {ROOT}/accelerate_configs/{name}.yaml --num_processes {count} --mixed_precision no"
+        flags = f"--out_dir out/{name} --data data --precision {precision} --max_iters 20 --log_interval 1 "
+        flags += "--gradient_accumulation_steps 2 --sample_tokens 0 --n_layer 2 --n_embd 64 --n_head 2 --compile false"
+        recipe = str(ROOT / "recipes" / "shakespeare_nanogpt.py")
+        command = [sys.executable, "-m", "accelerate.commands.launch", *launcher.split(), recipe, *flags.split()]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses.append(curve(tmp_path / "out" / name))
+    assert len(losses[0]) == 20 and losses[1] == pytest.approx(losses[0], abs=most)
