@@ -46,7 +46,7 @@ def test_logits_are_the_same_there(tmp_path, bias):
     ],
 )
 def test_what_nanogpt_cannot_hold_is_named(changes, message):
-    with pytest.raises(ValueError, match=f"nanoGPT's GPT cannot hold this model: {message}"):
+    with pytest.raises(ValueError, match=f"nanoGPT's GPT does not support {message}"):
         require_nanogpts(dataclasses.replace(CONFIG, **changes))
     require_nanogpts(dataclasses.replace(CONFIG, n_kv_head=2, head_dim=4, n_inner=32, dropout=0.1))
 

@@ -69,7 +69,7 @@ def test_the_command_draws_runs_and_names_what_is_none(tmp_path, capsys):
     assert out.read_bytes().startswith(b"\x89PNG")
     for wrong, complaint in (
         (tmp_path, "no out directory"),
-        (run_with(tmp_path / "empty"), "nothing has been measured"),
+        (run_with(tmp_path / "empty"), "there are no measurements yet"),
     ):
         with pytest.raises(SystemExit) as error:
             main(["plot", str(wrong), "--out", str(out)])
