@@ -29,7 +29,7 @@ def test_a_hostile_state_file_is_no_crash(tmp_path, content):
     path = save(tmp_path, 1, *trained(1))
     (path / "trainer_state.json").write_text(content)
     assert "trainer_state.json is damaged" in checkpoint.check(path)
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="no intact checkpoint"):
         checkpoint.find(tmp_path, say=lambda text: None)
 
 

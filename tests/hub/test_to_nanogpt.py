@@ -35,12 +35,12 @@ def test_logits_are_the_same_there(tmp_path, bias):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dataclasses.asdict(CASES["llama"]), "norm=rmsnorm, there it is always layernorm"),
-        ({"mlp": "gelu_tanh"}, "mlp=gelu_tanh, there it is always gelu"),
+        (dataclasses.asdict(CASES["llama"]), "norm=rmsnorm: there it is always layernorm"),
+        ({"mlp": "gelu_tanh"}, "mlp=gelu_tanh: there it is always gelu"),
         ({"tie_embeddings": False}, "tie_embeddings=False"),
-        ({"n_kv_head": 1}, "n_kv_head=1, there it is always 2"),
+        ({"n_kv_head": 1}, "n_kv_head=1: there it is always 2"),
         ({"head_dim": 8}, "head_dim=8"),
-        ({"n_inner": 48}, "n_inner=48, there it is always 32"),
+        ({"n_inner": 48}, "n_inner=48: there it is always 32"),
         ({"norm_eps": 1e-6}, "norm_eps=1e-06"),
         ({"qk_norm": True}, "qk_norm=True"),
     ],
