@@ -1,17 +1,16 @@
-"""Documents out of files, folders, standard input and data sets of the Hub, one after the other in constant memory.
+"""Reads documents from files, folders, standard input and data sets on the Hub, one by one in constant memory.
 
     >>> corpus = Corpus(["books/", "notes/*.md", "crawl.jsonl.gz"])
     >>> texts = [piece.text for piece in corpus.pieces()]
 
-What a file holds follows from its name: .jsonl, .ndjson and .json have an object a line, .csv and .tsv a record,
-.parquet and .arrow a row for each document, whose text is in the column `text_column`; a .json may also be an array of
-objects, which is read as a whole. Any other file is one document of plain text. A further .gz or .zst is unpacked on
-the way. `-` is standard input, kept in a temporary file, `hf:OWNER/NAME:CONFIG:SPLIT` a data set of the Hub (or a
-directory that `datasets` reads), streamed; configuration and split may be left out. Hidden files and folders in a
-folder are not read.
+The suffix of a file tells its format. A document is a line (an object) of .jsonl, .ndjson and .json, a record of .csv
+and .tsv, or a row of .parquet and .arrow, with its text in the column `text_column`; a .json may also be an array of
+objects, which is read at once. Any other file is one document of plain text. Files may be packed as .gz or .zst. `-` is
+standard input, copied to a temporary file; `hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that
+`datasets` reads), streamed, with configuration and split optional. Hidden files and folders in a folder are skipped.
 
-A document of more than PIECE characters comes in several pieces. They are cut at the beginnings of lines, where
-tokenizers cut as well: between a newline alone and a character that is no space, where there is one.
+A document of more than PIECE characters comes in several pieces. It is cut at starts of lines where tokenizers cut as
+well: if possible, between a single newline and a character other than white space.
 """
 
 import codecs
@@ -32,7 +31,7 @@ from data_prep.inputs import HEAD, HUB, PACKED, bare, find_inputs, is_records, n
 
 PIECE = 1 << 18  # characters
 NOTE = 1 << 14  # bytes
-HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs, which no tokenizer takes
+HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs, which no tokenizer accepts
 
 
 class Piece(NamedTuple):
@@ -41,9 +40,9 @@ class Piece(NamedTuple):
     file: int  # number of the input
     document: int  # number of the document in it
     passage: int  # number of the piece in the document
-    at: int  # bytes of the input that lie before
+    at: int  # bytes of the input before it
     text: str
-    place: int  # characters of the document that lie before
+    place: int  # characters of the document before it
     length: int  # characters of the document
     digest: int  # hash of the document, of 64 bits
 
@@ -53,18 +52,18 @@ class Piece(NamedTuple):
 
 
 class Corpus:
-    """The documents of all inputs, in the order of the inputs; folders and patterns in the order of their names."""
+    """The documents of all inputs, in order; files of folders and patterns are sorted by name."""
 
     def __init__(
         self, inputs: list[str], text_column: str = "text", errors: str = "strict", shard: tuple[int, int] = (1, 1)
     ):
-        """`errors` is what happens to what is no UTF-8 text: strict raises, replace puts U+FFFD, skip leaves it out.
+        """`errors` handles text that is not UTF-8: strict raises, replace inserts U+FFFD, skip leaves it out.
 
-        `shard` (i, n), counted from 1, takes the i-th of n parts, about equal in bytes. Raises ValueError.
+        `shard` (i, n) takes the i-th of n parts of about equal size in bytes, from 1 on. Raises ValueError.
         """
         self.text_column, self.errors, self.shard = text_column, errors, shard
         if shard[1] > 1 and ("-" in inputs or (len(inputs) > 1 and any(name.startswith(HUB) for name in inputs))):
-            raise ValueError("a data set of the Hub cannot be divided together with other inputs, and - not at all")
+            raise ValueError("--shard supports neither standard input nor a data set on the Hub with other inputs")
         self.spool = spool(sys.stdin) if "-" in inputs else None  # lives as long as the corpus
         found = find_inputs([self.spool.name if self.spool and name == "-" else name for name in inputs])
         self.inputs, self.streamed = list(found), None in found.values()
@@ -75,40 +74,40 @@ class Corpus:
         if not self.streamed and self.size == 0:
             raise ValueError(f"the text is empty ({', '.join(inputs)}): there is nothing to train on")
         self.measured: dict[int, tuple[int, int]] = {}  # length and digest of plain texts of several pieces
-        # lines that are not UTF-8 and files that are no text: those left out, and how many before the present input
+        # lines and files that are not text: the number left out so far, and before the current input
         self.skipped = self.skipped_before = 0
 
     def fingerprint(self) -> list:
-        """What has to be the same for an interrupted preparation to be taken up again."""
+        """What must be unchanged for an interrupted preparation to resume."""
         files = zip(self.inputs, self.sizes, self.changed, strict=True)
         return [[self.text_column, self.errors, list(self.shard)], [list(file) for file in files]]
 
-    def whole(self) -> "Corpus":
-        """The same without division into shards."""
+    def unsharded(self) -> "Corpus":
+        """The same corpus without sharding."""
         other = copy.copy(self)
         other.shard = (1, 1)
         return other
 
     def outweighs(self, file: int) -> bool:
-        """Whether an input is a plain text, no mere note, larger than all other inputs together."""
+        """Whether an input is plain text, longer than a note, and larger than all other inputs together."""
         plain = not self.streamed and not is_records(self.inputs[file])
         return plain and self.sizes[file] > NOTE and 2 * self.sizes[file] > self.size
 
     def documents(self) -> Iterator[Piece]:
         """The first piece of each document, whatever the shard."""
-        corpus = self.whole()
+        corpus = self.unsharded()
         for f, name in enumerate(self.inputs):
             pieces = corpus.read(f, 0)
             yield from (piece for piece in pieces if not piece.place) if is_records(name) else islice(pieces, 1)
 
     def pieces(self, file: int = 0, document: int = 0, passage: int = 0) -> Iterator[Piece]:
-        """The pieces of this shard from the given one on. Raises ValueError or OSError that names the input."""
+        """The pieces of this shard, starting with the given one. Raises ValueError or OSError naming the input."""
         i, n = self.shard
         low, high = self.size * (i - 1) // n, self.size * i // n
         for f in range(file, len(self.inputs)):
             self.skipped_before = self.skipped
-            everything = n == 1 or self.streamed  # a data set of the Hub is divided by `datasets`
-            # a packed file is in one shard as a whole: how far a packed stream is read ahead is not for sure
+            everything = n == 1 or self.streamed  # `datasets` divides a data set on the Hub
+            # a packed file belongs to a single shard, because positions in a packed stream are not exact
             packed = self.inputs[f].lower().endswith(PACKED)
             first, stop = self.before[f], self.before[f] + (1 if packed else self.sizes[f])
             if not everything and (stop <= low or first >= high):
@@ -129,18 +128,18 @@ class Corpus:
             yield from pieces_of(f, document, [(at, text)], *measure([text]))
 
     def plain(self, f: int) -> tuple[Iterable[tuple[int, str]], int, int]:
-        """The blocks of a plain text file, its length and its digest. A large one is read twice for it."""
+        """The blocks of a plain text file, its length and its digest. A large file is read twice."""
         name, skipped = self.inputs[f], self.skipped
         blocks = list(islice(self.blocks(name), 2))
         if len(blocks) < 2:
             return blocks, *measure(text for _, text in blocks)
         if f not in self.measured:
             self.measured[f] = measure(text for _, text in self.blocks(name))
-        self.skipped = skipped  # what was left out counts once
+        self.skipped = skipped  # the second reading counts again
         return self.blocks(name), *self.measured[f]
 
     def blocks(self, name: str) -> Iterator[tuple[int, str]]:
-        """(byte where it begins, text) of the blocks of a plain text file."""
+        """(start in bytes, text) of the blocks of a plain text file."""
         with open_input(name) as (file, position):
             if self.errors != "replace" and (what := no_text(name, file.peek(HEAD)[:HEAD])):
                 if self.errors == "strict":
@@ -157,7 +156,7 @@ class Corpus:
                 start += len(block)
 
     def records(self, name: str, first: int) -> Iterator[tuple[int, str]]:
-        """(byte where it begins, text) of the records of a file from number `first` on; "" where there is no text."""
+        """(start in bytes, text) of the records of a file from number `first` on; "" for a record without text."""
         if name.startswith(HUB):
             found = self.hub(name, first)
         elif bare(name).endswith(".parquet"):
@@ -186,8 +185,8 @@ class Corpus:
             for record in records:
                 if not isinstance(record, dict):
                     raise ValueError(
-                        f"{name}, byte {lines.start}: a {type(record).__name__} where an object with a column "
-                        f"{self.text_column!r} should be"
+                        f"{name}, byte {lines.start}: expected an object with a column {self.text_column!r}, "
+                        f"not a {type(record).__name__}"
                     )
                 self.check_column(name, record)
                 text = record[self.text_column]
@@ -210,12 +209,12 @@ class Corpus:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{name}, byte {start}: the line is not JSON ({error}); there has to be an object a line, "
-                f"as jq -c . {name} writes it"
+                f"{name}, byte {start}: the line is not JSON ({error}); expected one object per line, "
+                f"as jq -c . {name} writes them"
             ) from None
 
     def parquet(self, name: str, first: int) -> Iterator[tuple[int, object]]:
-        """The text column from row `first` on, with the bytes read so far; row groups before that are not touched."""
+        """The text column from row `first` on, with the bytes read so far; earlier row groups are not read."""
         import pyarrow.parquet
 
         with pyarrow_errors(name), pyarrow.parquet.ParquetFile(name, buffer_size=1 << 20, pre_buffer=False) as file:
@@ -236,7 +235,7 @@ class Corpus:
         import pyarrow
 
         with pyarrow_errors(name), pyarrow.memory_map(name) as file:
-            try:  # as data sets are saved by `datasets`
+            try:  # the format that `datasets` writes
                 batches = pyarrow.ipc.open_stream(file)
             except pyarrow.ArrowInvalid:
                 reader = pyarrow.ipc.open_file(file)
@@ -249,7 +248,7 @@ class Corpus:
                         yield at, text
 
     def hub(self, name: str, first: int) -> Iterator[tuple[int, object]]:
-        """A data set that `datasets` knows, streamed; no code of it is run."""
+        """Streams a data set with `datasets`, which runs no code from it."""
         from datasets import load_dataset
 
         path, config, split = [*name.removeprefix(HUB).split(":"), "", ""][:3]
@@ -273,23 +272,23 @@ class Corpus:
     def check_column(self, name: str, columns: Iterable[str]) -> None:
         if self.text_column not in columns:
             has = ", ".join(str(column)[:40] for column in islice(columns, 10)) or "none"
-            raise ValueError(f"{name} has no column {self.text_column!r} (it has: {has}): name one by --text_column")
+            raise ValueError(f"{name} has no column {self.text_column!r} (it has: {has}): name one with --text_column")
 
     def decode(self, block: bytes, start: int, name: str) -> str:
-        """The text of bytes that begin at byte `start` of the input, without the lines that are to be left out."""
+        """Decodes bytes that start at byte `start` of the input, without the lines that are to be skipped."""
         if start == 0:
             block = block.removeprefix(codecs.BOM_UTF8)
         nul = -1 if self.errors == "replace" else block.find(b"\0")
         try:
             if nul < 0:
                 return block.decode("utf-8", "replace" if self.errors == "replace" else "strict")
-            why = f"has a NUL at byte {start + nul}, as UTF-16 and programs have"
+            why = f"has a NUL at byte {start + nul}, like UTF-16 and binary files"
         except UnicodeDecodeError as error:
             why = f"is not UTF-8 text (byte {start + error.start})"
         if self.errors == "strict":
             raise ValueError(
-                f"{name} {why}: --errors replace takes it as it is, with U+FFFD for what is not UTF-8, --errors skip "
-                "leaves that line out, iconv -t UTF-8 converts"
+                f"{name} {why}: --errors replace keeps it, with U+FFFD for what is not UTF-8, --errors skip leaves "
+                "that line out, iconv -t UTF-8 converts it"
             )
         lines = block.splitlines(keepends=True)
         self.skipped += len(lines) == 1
@@ -297,7 +296,7 @@ class Corpus:
 
 
 class Lines:
-    """The lines of a binary file as text; `start` is the byte where the last one began."""
+    """The lines of a binary file as text; `start` is the first byte of the last line."""
 
     def __init__(self, file: Iterable[bytes], decode):
         self.file, self.decode, self.start = file, decode, 0
@@ -321,7 +320,7 @@ def measure(texts: Iterable[str]) -> tuple[int, int]:
 
 
 def pieces_of(file: int, document: int, blocks: Iterable[tuple[int, str]], length: int, digest: int) -> Iterator[Piece]:
-    """The pieces of one document, which itself comes in blocks."""
+    """The pieces of a document that is given in blocks."""
     place = 0
     for passage, (at, text) in enumerate(passages(blocks, PIECE)):
         yield Piece(file, document, passage, at, text, place, length, digest)
@@ -329,7 +328,7 @@ def pieces_of(file: int, document: int, blocks: Iterable[tuple[int, str]], lengt
 
 
 def passages(blocks: Iterable[tuple[int, str]], size: int) -> Iterator[tuple[int, str]]:
-    """(byte where its block begins, text) of a document's passages of at most `size` characters."""
+    """(start of its block in bytes, text) of a document's passages of at most `size` characters."""
     at, text, start = 0, "", 0
     for at, block in blocks:
         text, start = text[start:] + block, 0
@@ -351,7 +350,7 @@ def find_cut(text: str, size: int) -> int:
 
 
 def spool(stdin):
-    """Standard input as a temporary file, which can be measured, and read twice. It is removed with the object."""
+    """Copies standard input to a temporary file, which can be read twice. It is removed with the object."""
     if stdin is None:
         raise ValueError("standard input is closed: there is nothing to read from -")
     file = tempfile.NamedTemporaryFile(prefix="stdin-")  # noqa: SIM115 - the corpus keeps it open

@@ -8,7 +8,7 @@ About 10 billion tokens of GPT-2 in 9.7 million documents by the data set's card
 streamed and not kept. On two cores a good hour at the 2.2 million tokens/s of LOG.md, if the network keeps up (not run
 in full yet).
 
-An interrupted run goes on where it was. --help has the other flags, among them --shard I/N for several machines.
+An interrupted command resumes when started again. --help shows all flags, such as --shard I/N for several machines.
 """
 
 from data_prep.text import prepare_known

@@ -1,4 +1,4 @@
-"""Token files of datatrove, for corpora that it takes a cluster to tokenize.
+"""Reads token files of datatrove in place, for corpora that need a cluster to tokenize.
 
     python -m data_prep.from_datatrove data/crawl --tokenizer data/mine_bpe
 
@@ -11,8 +11,8 @@
     tokenize = DocumentTokenizer("data/crawl", "data/mine_bpe/tokenizer.json", eos_token="<|endoftext|>")
     LocalPipelineExecutor([ParquetReader("crawl/"), tokenize], tasks=64, workers=8, logging_dir="logs").run()
 
-What it writes into data/crawl, a file of tokens for each task, stays as it is: this command describes the files in a
-meta.json and puts tokenizer.json beside them. The last of them, as many as --val_fraction asks for, are for validation.
+It writes a file of tokens for each task into data/crawl. This command leaves the files as they are and adds meta.json,
+which describes them, and tokenizer.json. The last files, up to a share of --val_fraction, are for validation.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from nanogpt.config import OneLineParser, user_errors
 from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.data.tokens import Tokens
 
-MEASURED = 1 << 20  # tokens of each file that are decoded, to tell how many bytes of text a token stands for
+MEASURED = 1 << 20  # tokens of each file that are decoded, to estimate the bytes of text per token
 
 
 def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0.01, say=print) -> dict:
     """Writes meta.json and tokenizer.json for the .ds files in `directory`; returns the meta data.
 
-    Raises ValueError if there are too few files, or they hold ids that the tokenizer does not have.
+    Raises ValueError if there are too few files, or if they contain ids that the tokenizer does not have.
     """
     check_fraction(val_fraction)
     directory, tokenizer = Path(directory), get_tokenizer(tokenizer_name)
@@ -41,7 +41,7 @@ def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0
     counts = [path.stat().st_size // dtype.itemsize for path in paths]
     if len(paths) < 2:
         raise ValueError(
-            f"{directory} has {len(paths)} files that end with .ds: it takes two, one of them for validation"
+            f"{directory} has {len(paths)} files that end with .ds, but needs two, one of them for validation"
         )
     first_val = len(paths) - 1
     while first_val > 1 and sum(counts[first_val:]) < val_fraction * sum(counts):
@@ -58,7 +58,7 @@ def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0
 
 
 def measure(tokens: Tokens, tokenizer) -> dict:
-    """What meta.json says about a split; `bytes` is estimated from the beginning of each file. Raises ValueError."""
+    """The entry of a split in meta.json; `bytes` is estimated from the start of each file. Raises ValueError."""
     largest, documents, size, measured, digest = 0, 0, 0, 0, hashlib.sha256()
     for path in tokens.paths:
         with open(path, "rb") as file:

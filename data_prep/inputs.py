@@ -1,4 +1,4 @@
-"""Finds the files behind the inputs of a command, opens them, and tells text from what is none."""
+"""Finds and opens the input files of a command, and recognizes files that are not text."""
 
 import glob
 import gzip
@@ -15,28 +15,28 @@ RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 PACKED = (".gz", ".zst")
 HUB = "hf:"
 OTHERS = {"node_modules", "__pycache__"}  # folders that are not read, like hidden ones
-OURS = re.compile(r"(meta|tokenizer|part-\d+)\.json")  # beside train.bin
-HEAD = 512  # bytes by which a kind of file is known
+OURS = re.compile(r"(meta|tokenizer|part-\d+)\.json")  # in a data directory, next to train.bin
+HEAD = 512  # bytes from which a format is recognized
 
-PANDOC = "pandoc {0} -t plain -o {0}.txt makes text of it"
+PANDOC = "pandoc {0} -t plain -o {0}.txt converts it to text"
 NO_TEXT = [  # how it begins, what it is, what to do
-    (rb"%PDF-", "a PDF", "pdftotext {0} makes text of it"),
+    (rb"%PDF-", "a PDF", "pdftotext {0} converts it to text"),
     (rb"PK\x03\x04", "a DOCX, an EPUB or another zip archive", PANDOC + ", unzip unpacks others"),
     (rb"\xd0\xcf\x11\xe0|\{\\rtf", "a document of a word processor", PANDOC),
     (rb"\s*<(?:!doctype html|html)", "HTML", PANDOC),
-    (rb'\s*\{\s*"(?:cells|nbformat)"', "a notebook", "jupyter nbconvert --to markdown {0} makes text of it"),
+    (rb'\s*\{\s*"(?:cells|nbformat)"', "a notebook", "jupyter nbconvert --to markdown {0} converts it to text"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*", "an image", "leave it out, or read it by OCR"),
     (rb"\x7fELF|MZ.{6}\0|\xcf\xfa\xed\xfe", "a program", "leave it out"),
     (rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh\d|\xfd7zXZ", "packed", "unpack it, or let its name end with .gz or .zst"),
-    (rb"\xff\xfe|\xfe\xff", "UTF-16", "iconv -f UTF-16 -t UTF-8 {0} > {0}.txt makes UTF-8 of it"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16", "iconv -f UTF-16 -t UTF-8 {0} > {0}.txt converts it to UTF-8"),
 ]
 ANY = re.compile(b"|".join(b"(" + pattern + b")" for pattern, _, _ in NO_TEXT), re.IGNORECASE | re.DOTALL)
 
 
 def find_inputs(inputs: list[str]) -> dict[str, os.stat_result | None]:
-    """The files behind the inputs, each once, whatever links lead to it; a data set of the Hub has None.
+    """The input files, each once even if several links lead to it; the value of a data set on the Hub is None.
 
-    Raises ValueError where there is none.
+    Raises ValueError if an input has no files.
     """
     found: dict[str, os.stat_result | None] = {}
     seen = set()
@@ -53,7 +53,7 @@ def find_inputs(inputs: list[str]) -> dict[str, os.stat_result | None]:
 
 
 def files_of(name: str) -> list[str]:
-    """The files of one input, in the order of their names. Raises ValueError where there is none."""
+    """The files of one input, sorted by name. Raises ValueError if there are none."""
     if os.path.isfile(name):
         return [name]
     if os.path.isdir(name):
@@ -68,7 +68,7 @@ def files_of(name: str) -> list[str]:
 
 
 def files_below(folder: str) -> Iterator[str]:
-    """The text files in a folder; not what is hidden, and not what describes the tokens of a data directory."""
+    """The text files in a folder, without hidden ones and those that describe a data directory."""
     for path, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in OTHERS]
         tokens = any(name.startswith("train") and name.endswith(".bin") for name in names)
@@ -81,7 +81,7 @@ def files_below(folder: str) -> Iterator[str]:
 def is_regular(file: str) -> bool:
     try:
         return stat.S_ISREG(os.stat(file).st_mode)
-    except OSError:  # a link that leads nowhere
+    except OSError:  # a broken link
         return False
 
 
@@ -98,7 +98,7 @@ def is_records(name: str) -> bool:
 
 
 def no_text(name: str, head: bytes) -> str:
-    """What a file is that begins as no text does, and what to do; nothing of any other."""
+    """What a file is that starts unlike text, and how to convert it; "" for other files."""
     if not (found := ANY.match(head)):
         return ""
     _, what, advice = NO_TEXT[found.lastindex - 1]
@@ -107,9 +107,9 @@ def no_text(name: str, head: bytes) -> str:
 
 @contextmanager
 def open_input(name: str):
-    """A binary file to read the unpacked bytes from, and a function: how far into a packed file one is, else 0.
+    """A binary file with the unpacked bytes, and a function that returns the position in a packed file, else 0.
 
-    Raises ValueError, naming the file, where what is packed is broken.
+    Raises ValueError, naming the file, if it cannot be unpacked.
     """
     with open(name, "rb") as packed:
         if not name.lower().endswith(PACKED):

@@ -1,16 +1,14 @@
-"""Joins what `data_prep.text --shard i/n` made on several machines into one data directory.
+"""Joins the parts that `data_prep.text --shard i/n` made on several machines into one data directory.
 
     python -m data_prep.merge data/mine                          # all parts are in it already
     python -m data_prep.merge data/mine from_2/mine from_3/mine  # moves the parts of the others there first
-    python -m data_prep.merge data/mine --one_file               # train.bin instead of train-00001.bin and so on
 
-The tokens, one part behind the other, are those that a single machine would have written, to the byte; meta.json has
-the SHA-256 over all of them. `TokenDataset` reads the parts as one split, so they need not be copied together.
+Together the parts are byte for byte what a single machine would have written; meta.json has the SHA-256 over all of
+them. `TokenDataset` reads the files as one split, so they are not copied.
 """
 
 import hashlib
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 from nanogpt.checkpoint import write_json
@@ -22,7 +20,7 @@ SAME = ("vocab_size", "dtype", "tokenizer", "source")  # in all parts
 COUNTS = ("tokens", "bytes", "documents", "largest")  # of a split
 
 
-def merge(out: Path | str, others: list[Path | str] = (), one_file: bool = False, say=print) -> dict:
+def merge(out: Path | str, others: list[Path | str] = (), say=print) -> dict:
     """Writes meta.json over the parts in `out`; returns it. Raises ValueError if parts are missing or do not fit."""
     out = Path(out)
     for other in map(Path, others):
@@ -38,19 +36,15 @@ def merge(out: Path | str, others: list[Path | str] = (), one_file: bool = False
     for split in ("train", "val"):
         counts = [part["splits"][split] for part in parts]
         names = [f"{split}-{i:05}.bin" for i in range(1, len(parts) + 1)]
-        digest = join([out / name for name in names], counts, out / f".{split}.bin.tmp" if one_file else None)
-        whole = {key: sum(c[key] for c in counts) for key in COUNTS[:3]}
-        whole |= {"largest": max(c["largest"] for c in counts), "sha256": digest}
-        meta["splits"][split] = whole if one_file else whole | {"files": names}
-        if whole["tokens"] < 2:
-            raise ValueError(f"the {split} split of {out} has {whole['tokens']} tokens: that is too short")
+        total = {key: sum(c[key] for c in counts) for key in COUNTS[:3]}
+        total |= {"largest": max(c["largest"] for c in counts), "sha256": checksum(out, names, counts)}
+        meta["splits"][split] = total | {"files": names}
+        if total["tokens"] < 2:
+            raise ValueError(f"the {split} split of {out} has {total['tokens']} tokens: that is too short")
     (out / "meta.json").unlink(missing_ok=True)
-    for split in meta["splits"] if one_file else ():
-        (out / f".{split}.bin.tmp").replace(out / f"{split}.bin")
     write_json(out / "meta.json", meta)
     for i in range(1, len(parts) + 1):
-        for name in [f"part-{i:05}.json", *([f"train-{i:05}.bin", f"val-{i:05}.bin"] if one_file else [])]:
-            (out / name).unlink()
+        (out / f"part-{i:05}.json").unlink()
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
     say(f"data: {out}: {len(parts)} parts with {train:,} training tokens, {val:,} for validation")
     return meta
@@ -60,7 +54,7 @@ def read_parts(out: Path) -> list[dict]:
     """The descriptions of all parts, in order."""
     parts = {path: read_part(path) for path in sorted(out.glob("part-*.json"))}
     if not parts:
-        raise ValueError(f"{out} holds no parts (part-00001.json): make them by data_prep.text --shard I/N --out {out}")
+        raise ValueError(f"{out} has no parts (part-00001.json): run data_prep.text --shard I/N --out {out} first")
     first = next(iter(parts.values()))
     n = first["shard"][1]
     missing = sorted(set(range(1, n + 1)) - {part["shard"][0] for part in parts.values()})
@@ -87,20 +81,17 @@ def read_part(path: Path) -> dict:
     return part
 
 
-def join(paths: list[Path], counts: list[dict], target: Path | None) -> str:
-    """SHA-256 over all files, each checked by its own; with `target` they are copied there, one behind the other."""
+def checksum(out: Path, names: list[str], counts: list[dict]) -> str:
+    """SHA-256 over all files of a split. Raises ValueError if a file differs from its own SHA-256."""
     digest = hashlib.sha256()
-    with open(target, "wb") if target else nullcontext() as copy:
-        for path, count in zip(paths, counts, strict=True):
-            own = hashlib.sha256()
-            with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-                    own.update(block)
-                    if target:
-                        copy.write(block)
-            if own.hexdigest() != count["sha256"]:
-                raise ValueError(f"{path} is not what was written: its SHA-256 differs; run its --shard again")
+    for name, count in zip(names, counts, strict=True):
+        own = hashlib.sha256()
+        with open(out / name, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                own.update(block)
+        if own.hexdigest() != count["sha256"]:
+            raise ValueError(f"{out / name} is not what was written: its SHA-256 differs; run its --shard again")
     return digest.hexdigest()
 
 
@@ -108,7 +99,6 @@ if __name__ == "__main__":
     parser = OneLineParser(description=__doc__)
     parser.add_argument("DIR", help="the data directory")
     parser.add_argument("OTHER", nargs="*", help="directories with further parts, which are moved")
-    parser.add_argument("--one_file", action="store_true", help="copy the parts together into train.bin and val.bin")
     args = parser.parse_args()
     with user_errors():
-        merge(args.DIR, args.OTHER, args.one_file)
+        merge(args.DIR, args.OTHER)

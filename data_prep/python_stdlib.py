@@ -1,10 +1,10 @@
-"""The standard library of the Python that runs this, and the reference manual that lies in it: text without a network.
+"""Python's own standard library and the reference manual in it: text without a network.
 
     python -m data_prep.python_stdlib                      # into data/python_stdlib
 
-A document is a source file, without those of the tests and the tables of character sets, or an article that Python's
-`help()` shows, such as the one on comparisons. With Python 3.11: 687 documents of 10.4 MB, 2.9 million tokens in a
-byte-pair encoding of 4096 tokens that is trained on them; a tenth of the documents is for validation. Ten seconds.
+A document is a source file, except tests and tables of character sets, or an article that Python's `help()` shows, such
+as the one on comparisons. With Python 3.11: 687 documents of 10.4 MB, 2.9 million tokens in a byte-pair encoding of
+4096 tokens that is trained on them; a tenth of the documents is for validation. It takes ten seconds.
 """
 
 import json
@@ -18,7 +18,7 @@ from data_prep import text
 from data_prep.train_tokenizer import train
 from nanogpt.config import OneLineParser, user_errors
 
-# pydoc_data holds the articles once more, as Python's strings
+# pydoc_data holds the articles as well, as Python strings
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages"}
 DOCUMENTS = "documents.jsonl"
 
@@ -28,7 +28,7 @@ def documents(library: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(library.rglob("*.py")):
         name = path.relative_to(library)
         if not LEFT_OUT.intersection(name.parts):
-            with tokenize.open(path) as file:  # heeds what the file says about its encoding
+            with tokenize.open(path) as file:  # uses the encoding that the file declares
                 yield str(name), file.read()
     yield from ((f"help({name!r})", article) for name, article in sorted(topics.items()))
 

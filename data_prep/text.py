@@ -1,4 +1,4 @@
-"""Any text of any size to tokens, in one command.
+"""Turns text of any kind and size into tokens.
 
     python -m data_prep.text book.txt --out data/mine
     python -m data_prep.text notes/ 'crawl-*.jsonl.gz' --tokenizer gpt2 --out data/mine
@@ -7,11 +7,11 @@
     python -m data_prep.text hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer gpt2 --out data/fineweb
 
 INPUT is a file, a folder, a pattern, - or hf:OWNER/NAME[:CONFIG[:SPLIT]]; `data_prep.documents` lists the formats. An
-interrupted command goes on where it was when it is started again. For several machines, each runs the same command
-with its own --shard i/n into the same directory, or into one that is copied together; `data_prep.merge` joins them.
+interrupted command resumes when it is started again. On several machines, run the same command with --shard 1/n, 2/n
+and so on, into one directory or into directories that you copy together; `data_prep.merge` joins them.
 
-The tokenizer is char unless --tokenizer names another. For validation goes a tenth of the documents, a hundredth from
-100 MB on and of hf:, a thousandth from 10 GB on, or --val_fraction. `data_prep.split` says which.
+The default tokenizer is char. The default share of documents for validation (--val_fraction) is 0.1, or 0.01 from
+100 MB on and for hf:, or 0.001 from 10 GB on; `data_prep.split` explains which documents those are.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from nanogpt.data.tokenizer import get_tokenizer
 
 @contextmanager
 def command():
-    """Around a command: a mistake of the user, or Ctrl-C, is one line, and what a terminal cannot show is escaped."""
+    """Wraps a command: user errors and Ctrl-C become one line, characters that a terminal cannot show are escaped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with user_errors("stopped: nothing was written this time"):
@@ -69,9 +69,9 @@ def prepare(
 
 
 def default_val_fraction(corpus: Corpus) -> float:
-    """A tenth of little text, less of much: a hundred megabytes are enough to measure a loss by.
+    """The share for validation, smaller for a large corpus: a hundred megabytes are enough to measure a loss.
 
-    A smaller fraction takes a part of the same documents, so that no document becomes validation text as data grows.
+    A smaller fraction takes a subset of the same documents, so no document becomes validation text as data grows.
     """
     if corpus.streamed:
         return 0.01
@@ -79,7 +79,7 @@ def default_val_fraction(corpus: Corpus) -> float:
 
 
 def summary(out: Path, meta: dict, tokenizer, shards: int) -> str:
-    """What was written: how much, and how it begins."""
+    """Describes what was written: counts, and the first tokens."""
     train, val = meta["splits"]["train"], meta["splits"]["val"]
     tokens, size = train["tokens"] + val["tokens"], train["bytes"] + val["bytes"]
     lines = [
@@ -108,7 +108,7 @@ def read_shard(text: str) -> tuple[int, int]:
 
 
 def arguments(description: str | None) -> OneLineParser:
-    """The flags that this command and the scripts for known data sets have in common."""
+    """The flags that this command shares with the scripts for known data sets."""
     parser = OneLineParser(description=description)
     parser.add_argument(
         "--tokenizer",
@@ -117,14 +117,14 @@ def arguments(description: str | None) -> OneLineParser:
     )
     parser.add_argument("--val_fraction", type=float, metavar="F", help="share of the documents for validation")
     parser.add_argument("--text_column", default="text", metavar="NAME", help="of jsonl, csv, parquet (default: text)")
-    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help="what is not UTF-8")
-    parser.add_argument("--dedup", action="store_true", help="leave out documents that were there before")
+    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help="for non-UTF-8 text")
+    parser.add_argument("--dedup", action="store_true", help="leave out duplicate documents")
     parser.add_argument("--shard", type=read_shard, default=(1, 1), metavar="I/N", help="only this part of the input")
     return parser
 
 
 def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> None:
-    """The command of a script for a data set of the Hub: GPT-2's tokens, or local copies by --source."""
+    """The command of a script for a data set on the Hub, or for local copies of it (--source); GPT-2's tokens."""
     parser = arguments(description)
     parser.add_argument("--source", metavar="DIR", help=f"local copies of its files, instead of {hub}")
     parser.add_argument("--out", default=out, metavar="DIR", help=f"default: {out}")

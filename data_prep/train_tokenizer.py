@@ -1,11 +1,11 @@
-"""Trains a byte-pair encoding on a text of your own, by the library `tokenizers`.
+"""Trains a byte-pair encoding on your own text with the library `tokenizers`.
 
     python -m data_prep.train_tokenizer notes/ --vocab_size 4096 --out data/mine_bpe
     python -m data_prep.text notes/ --tokenizer data/mine_bpe --out data/mine
 
-Words are split as GPT-2 splits them and spelled in bytes, so every text can be encoded and comes back as it was
-(Sennrich et al. 2016; Radford et al. 2019). A larger vocabulary makes fewer tokens of a text and a larger model: 4096
-suits a few megabytes. INPUT is what `data_prep.text` takes.
+Text is split as in GPT-2 and spelled in bytes, so every text can be encoded and decoded without loss (Sennrich et al.
+2016; Radford et al. 2019). A larger vocabulary means fewer tokens and a larger model: 4096 suits a few megabytes. INPUT
+is the same as for `data_prep.text`.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def train(
 
 
 def next_command(args: argparse.Namespace) -> str:
-    """What tokenizes the same text, ready for a shell."""
+    """The command that tokenizes the same text."""
     command = ["python", "-m", "data_prep.text", *args.INPUT, "--tokenizer", args.out, "--out", "data/mine"]
     for name, default in (("text_column", "text"), ("errors", "strict")):
         if (value := getattr(args, name)) != default:
@@ -50,7 +50,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", required=True, metavar="DIR", help="where tokenizer.json is written")
     parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens (default: 4096)")
     parser.add_argument("--text_column", default="text", metavar="NAME", help="of jsonl, csv, parquet (default: text)")
-    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help="what is not UTF-8")
+    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help="for non-UTF-8 text")
     args = parser.parse_args()
     with user_errors():
         tokenizer = train(args.INPUT, args.vocab_size, args.text_column, args.errors, show=True)

@@ -5,9 +5,8 @@ documents of any total size, in constant memory, and divides them as `data_prep.
 
     corpus.pieces() -> batches of 256k characters -> tokenized by a thread for each core -> appended, in order
 
-The tokenizers do their work without holding the interpreter's lock, so threads keep all cores busy. Every few seconds
-the files are synced and a hidden file notes how far they are; whoever starts the same command again after an
-interruption goes on there, and the bytes come out the same.
+The tokenizers release the GIL, so threads use all cores. Every few seconds the files are synced and a hidden file
+records the progress. After an interruption the same command resumes from there, and writes the same bytes.
 """
 
 import hashlib
@@ -34,19 +33,19 @@ from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
 from nanogpt.lock import Lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
-SECONDS = 2.0  # between two notes of how far it is
+SECONDS = 2.0  # between records of the progress
 
 
 class TokenFile:
-    """A token file under a hidden name until it is whole, with what meta.json says about it."""
+    """A token file, under a hidden name until it is complete, and its entry in meta.json."""
 
     def __init__(self, path: Path, dtype: np.dtype, counts: dict | None = None):
-        """With the `counts` of an interrupted run it goes on behind those tokens, whatever else was written."""
+        """With the `counts` of an interrupted run, resumes after those tokens and discards later ones."""
         self.path, self.dtype = path, dtype
         self.temporary = path.with_name(f".{path.name}.tmp")
         self.counts = counts or {"tokens": 0, "bytes": 0, "documents": 0, "largest": 0}
         self.digest = hashlib.sha256()
-        if counts and path.exists() and not self.temporary.exists():  # interrupted while the files got their names
+        if counts and path.exists() and not self.temporary.exists():  # interrupted while files were renamed
             path.replace(self.temporary)
         self.file = open(self.temporary, "r+b" if counts else "wb")  # noqa: SIM115 - closed by `close`
         self.file.truncate(self.counts["tokens"] * dtype.itemsize)
@@ -56,7 +55,7 @@ class TokenFile:
             raise ValueError(f"{self.temporary} is shorter than it was: remove {path.parent} and start again")
 
     def append(self, ids: np.ndarray, size: int, documents: int) -> None:
-        """`size` is that of the text in bytes."""
+        """Appends the ids of a text of `size` bytes, in which `documents` end."""
         data = ids.astype(self.dtype).data
         self.file.write(data)
         self.digest.update(data)
@@ -76,11 +75,6 @@ class TokenFile:
         return self.counts | {"sha256": self.digest.hexdigest()}
 
 
-def make_tokenizer(name: str, text: str):
-    """The tokenizer called `name`, trained on `text` if it is one that is trained."""
-    return CharTokenizer.train(text) if name == "char" else get_tokenizer(name)
-
-
 def token_dtype(tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
 
@@ -93,13 +87,13 @@ def check_fraction(val_fraction: float) -> None:
 def write(out: Path | str, text: str, tokenizer_name: str, val_fraction: float, source: str) -> dict:
     """Tokenizes `text`, the last `val_fraction` of its characters as validation split; returns the meta data.
 
-    Files get their names when all of them are whole, so an interrupted run leaves no half-made directory behind.
+    Files are renamed when all of them are complete, so an interrupted run leaves no incomplete directory.
     """
     check_fraction(val_fraction)
     if not text.strip():
         raise ValueError(f"the text is empty ({source}): there is nothing to train on")
     out = Path(out)
-    tokenizer = make_tokenizer(tokenizer_name, text)
+    tokenizer = CharTokenizer.train(text) if tokenizer_name == "char" else get_tokenizer(tokenizer_name)
     cut = int(len(text) * (1 - val_fraction))
     out.mkdir(parents=True, exist_ok=True)
     with Lock(out):
@@ -110,7 +104,7 @@ def write(out: Path | str, text: str, tokenizer_name: str, val_fraction: float, 
 
 
 def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard: tuple[int, int] = (1, 1)) -> dict:
-    """Gives whole files their names and describes them in meta.json, or in part-00002.json for one shard of many."""
+    """Renames complete files and describes them in meta.json, or in part-00002.json for one shard of many."""
     for split, file in files.items():
         file.sync()
         file.close()
@@ -122,33 +116,33 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard
     if shard[1] > 1:
         meta |= {"shard": list(shard)}
     name = "meta.json" if shard[1] == 1 else f"part-{shard[0]:05}.json"
-    (out / name).unlink(missing_ok=True)  # from here on until the new one stands, the directory is incomplete
+    (out / name).unlink(missing_ok=True)  # the directory is incomplete until the new one is written
     for file in files.values():
         file.temporary.replace(file.path)
-    directory = out / f".tokenizer-{shard[0]:05}.tmp"  # a name that who goes on after a kill finds again
+    directory = out / f".tokenizer-{shard[0]:05}.tmp"  # a fixed name, which is found again after a kill
     directory.mkdir(exist_ok=True)
     tokenizer.save(directory)
     os.replace(directory / FILE, out / FILE)
-    shutil.rmtree(directory)  # a tokenizer of the user's own may have written more
+    shutil.rmtree(directory)  # a custom tokenizer may have written more
     write_json(out / name, meta)
     return meta
 
 
 @dataclass
 class Batch:
-    """Texts to be tokenized together, and what is to be noted when they are on disk."""
+    """Texts to tokenize together, and the progress to record when they are on disk."""
 
     texts: dict[str, list[str]] = field(default_factory=lambda: {"train": [], "val": []})
-    ends: dict[str, list[bool]] = field(default_factory=lambda: {"train": [], "val": []})  # end-of-text token behind it
+    ends: dict[str, list[bool]] = field(default_factory=lambda: {"train": [], "val": []})  # end-of-text token follows
     sizes: Counter = field(default_factory=Counter)  # bytes by split
     documents: Counter = field(default_factory=Counter)  # that end in it, by split
     characters: int = 0
     hashes: list[int] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)  # documents that are duplicates, and those that are cut
-    next: list[int] = field(default_factory=list)  # the piece behind the last one: file, document, passage
+    next: list[int] = field(default_factory=list)  # the piece after the last one: file, document, passage
     copy: list[int] = field(default_factory=list)  # file and document of the last duplicate
     at: int = 0  # bytes of input read
-    skipped: int = 0  # before the input that the last piece is of
+    skipped: int = 0  # before the input of the last piece
 
     def add(self, split: str, text: str, end: bool) -> None:
         self.texts[split].append(text)
@@ -168,25 +162,17 @@ class CorpusWriter:
             tokenizer.save(directory)
             saved = hashlib.sha256(Path(directory, FILE).read_bytes()).hexdigest()
         job = hashlib.sha256(json.dumps([2, corpus.fingerprint(), saved, val_fraction, dedup]).encode()).hexdigest()
-        self.state: dict = {
-            "job": job,
-            "next": [0, 0, 0],
-            "copy": [],
-            "skipped": 0,
-            "hashes": 0,
-            "splits": {},
-            "chosen": {},
-        }
-        self.state |= {"duplicates": 0, "cut": 0}
-        found = noted(self.progress)
+        self.state: dict = {"job": job, "next": [0, 0, 0], "copy": [], "splits": {}, "chosen": {}}
+        self.state |= dict.fromkeys(("skipped", "hashes", "duplicates", "cut"), 0)
+        found = read_progress(self.progress)
         self.resumed = found.get("job") == job
         if self.resumed:
             self.state = found
         else:
-            self.progress.unlink(missing_ok=True)  # it described what is overwritten now
+            self.progress.unlink(missing_ok=True)  # it describes files that are overwritten now
         self.split = Split(corpus, val_fraction, self.state["chosen"])
         self.state["chosen"] = self.split.chosen
-        corpus.skipped = self.state["skipped"]  # in the inputs before the one where it goes on, which is read again
+        corpus.skipped = self.state["skipped"]  # in the inputs before the current one, which is read again
         dtype, counts = token_dtype(tokenizer), self.state["splits"]
         self.files = {s: TokenFile(out / f"{s}{number}.bin", dtype, counts.get(s)) for s in ("train", "val")}
         self.seen: set[int] = set()
@@ -198,18 +184,17 @@ class CorpusWriter:
         return sum(file.counts["tokens"] for file in self.files.values())
 
     def run(self, show: bool) -> None:
-        """Reads here, tokenizes in threads, appends here, in the order of reading."""
+        """Reads, tokenizes in threads, and appends in the order of reading."""
         threads, pending = os.cpu_count() or 1, deque()
-        noted = start = time.monotonic()
+        recorded = start = time.monotonic()
         before = self.tokens
         with ThreadPoolExecutor(threads) as pool, progress(self.corpus, show) as bar:
 
             def take() -> None:
                 batch, future = pending.popleft()
                 self.append(batch, future.result())
-                bar.set_postfix_str(
-                    f"{(self.tokens - before) / (time.monotonic() - start):,.0f} tokens/s", refresh=False
-                )
+                speed = (self.tokens - before) / (time.monotonic() - start)
+                bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
                 bar.update(max(batch.at - bar.n, 0))
 
             try:
@@ -217,20 +202,20 @@ class CorpusWriter:
                     pending.append((batch, pool.submit(self.encode, batch)))
                     if len(pending) > 2 * threads:
                         take()
-                    if time.monotonic() - noted > SECONDS:
-                        self.note()
-                        noted = time.monotonic()
+                    if time.monotonic() - recorded > SECONDS:
+                        self.record()
+                        recorded = time.monotonic()
                 while pending:
                     take()
             except KeyboardInterrupt:
-                self.note()
+                self.record()
                 raise
             finally:
                 pool.shutdown(cancel_futures=True)
-        self.note()
+        self.record()
 
     def batches(self) -> Iterator[Batch]:
-        """What is to be written, in order, from where the last life of the command noted that it was."""
+        """The batches to write, in order, from the recorded progress on."""
         batch = Batch(copy=self.state["copy"])
         for piece in self.corpus.pieces(*self.state["next"]):
             batch.next = [piece.file, piece.document + piece.last, 0 if piece.last else piece.passage + 1]
@@ -245,7 +230,7 @@ class CorpusWriter:
             yield batch
 
     def is_copy(self, piece: Piece, batch: Batch) -> bool:
-        """Whether a piece is of a document that was there before, and is to be left out."""
+        """Whether a piece belongs to a duplicate document, which is left out."""
         document = [piece.file, piece.document]
         if self.dedup and piece.passage == 0:
             if piece.digest in self.seen:
@@ -257,11 +242,11 @@ class CorpusWriter:
         return batch.copy == document
 
     def divide(self, piece: Piece, batch: Batch) -> None:
-        """Adds a piece to the batch, each part of it to its split."""
+        """Adds each part of a piece to its split in the batch."""
         boundary = self.split.boundary(piece)
         cut = min(max(boundary - piece.place, 0), len(piece.text))
         whole = boundary == piece.length
-        if cut:  # where it is cut, other documents follow, unless there are none
+        if cut:  # other documents follow, if there are several
             ends = boundary == piece.place + cut
             batch.add("train", piece.text[:cut], ends and (whole or self.split.chosen["several"]))
         if cut < len(piece.text):
@@ -270,7 +255,7 @@ class CorpusWriter:
         batch.counts["cut"] += piece.last and 0 < boundary < piece.length
 
     def encode(self, batch: Batch) -> dict[str, np.ndarray]:
-        """The tokens of a batch by split, with an end-of-text token behind each document."""
+        """The tokens of a batch by split, with an end-of-text token after each document."""
         eot = self.tokenizer.eot_id
         found = {}
         for split, texts in batch.texts.items():
@@ -301,8 +286,8 @@ class CorpusWriter:
             self.state[what] += batch.counts[what]
         self.state |= {"skipped": batch.skipped, "next": batch.next, "copy": batch.copy}
 
-    def note(self) -> None:
-        """Syncs the files, then writes down how far they are: in this order a crash loses nothing but time."""
+    def record(self) -> None:
+        """Syncs the files, then records the progress: in this order a crash loses only time."""
         for file in self.files.values():
             file.sync()
         self.state["splits"] = {split: file.counts for split, file in self.files.items()}
@@ -316,35 +301,35 @@ class CorpusWriter:
 
 
 def part(shard: tuple[int, int]) -> str:
-    """What the names of one shard's files have in common."""
+    """The suffix in the names of a shard's files."""
     return f"-{shard[0]:05}" if shard[1] > 1 else ""
 
 
-def noted(progress: Path) -> dict:
-    """How far an earlier life of the command was."""
+def read_progress(progress: Path) -> dict:
+    """The progress that an interrupted command recorded, if any."""
     try:
         return read_json(progress)
-    except ValueError:  # there was none
+    except ValueError:
         return {}
 
 
 def kept(progress: Path, corpus: Corpus) -> str:
-    """What an interruption leaves."""
-    tokens = sum(counts["tokens"] for counts in noted(progress).get("splits", {}).values())
+    """What the same command can resume from after an interruption."""
+    tokens = sum(counts["tokens"] for counts in read_progress(progress).get("splits", {}).values())
     if not tokens or corpus.spool:
-        return "nothing is kept, the same command begins anew"
-    return f"the same command goes on behind the {tokens:,} tokens that are written"
+        return "nothing is kept, the same command starts again"
+    return f"the same command resumes after the {tokens:,} tokens already written"
 
 
 def ended(text: str) -> str:
-    """Without an end-of-text token a newline ends a document."""
+    """Adds the newline that ends a document if there is no end-of-text token."""
     return text if text.endswith("\n") else text + "\n"
 
 
 def train_characters(corpus: Corpus, show: bool = False) -> CharTokenizer:
-    """The character tokenizer of a corpus, which is read to its end for it."""
+    """Trains a character tokenizer on a corpus, which is read completely."""
     found = np.zeros(sys.maxunicode + 1, bool)
-    corpus = corpus.whole()
+    corpus = corpus.unsharded()
     with progress(corpus, show) as bar:
         for piece in corpus.pieces():
             text = ended(piece.text) if piece.last else piece.text
@@ -354,7 +339,7 @@ def train_characters(corpus: Corpus, show: bool = False) -> CharTokenizer:
 
 
 def progress(corpus: Corpus, show: bool) -> tqdm:
-    """A bar over the bytes of the input."""
+    """A progress bar over the bytes of the input."""
     return tqdm(total=corpus.size or None, unit="B", unit_scale=True, dynamic_ncols=True, disable=not show, leave=False)
 
 
@@ -363,7 +348,7 @@ def write_corpus(
 ) -> dict:
     """Tokenizes the documents of `corpus`; returns the meta data.
 
-    `dedup` leaves out documents that were there before, by a hash of 64 bits; its memory grows with their number.
+    `dedup` leaves out duplicate documents, by a hash of 64 bits; memory grows with the number of documents.
     """
     check_fraction(val_fraction)
     out = Path(out)
@@ -374,7 +359,7 @@ def write_corpus(
         try:
             writer = CorpusWriter(out, corpus, tokenizer, val_fraction, dedup)
             if writer.resumed:
-                say(f"going on behind the {writer.tokens:,} tokens that are already written")
+                say(f"resuming after the {writer.tokens:,} tokens already written")
             writer.run(show=sys.stderr.isatty())
             meta = writer.finish(source)
         except KeyboardInterrupt:
@@ -383,9 +368,9 @@ def write_corpus(
             what = f"{error.filename or out}: {error.strerror or error}"
             raise OSError(f"{what}; {kept(progress, corpus)}") from error
     if writer.state["duplicates"]:
-        say(f"{writer.state['duplicates']:,} documents were there before and are left out")
+        say(f"{writer.state['duplicates']:,} duplicate documents were left out")
     if corpus.skipped:
-        say(f"{corpus.skipped:,} lines or files were no UTF-8 text and are left out")
+        say(f"{corpus.skipped:,} lines or files that are not UTF-8 text were left out")
     train, val = (meta["splits"][split]["documents"] for split in ("train", "val"))
     cut = writer.state["cut"]
     counts = {"for training": train, "for validation": val - cut, "cut once, the end for validation": cut}

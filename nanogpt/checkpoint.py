@@ -1,15 +1,15 @@
-"""Checkpoints: atomic, without a pickle, and one format whatever the number of processes.
+"""Atomic checkpoints without pickle, in one format for any number of processes.
 
     out/<run>/step-000500/model.safetensors        the weights by name, as the model has them
                           optimizer.safetensors    "<parameter>.<state>", such as wte.weight.exp_avg
-                          config.json              everything that determines the run
+                          config.json              all settings and versions
                           tokenizer.json           the data's tokenizer
-                          trainer_state.json       step, tokens, best loss; size and CRC-32 of every file (and of
-                                                   what it says itself); written last
+                          trainer_state.json       step, tokens, best loss; size and CRC-32 of every file and of its
+                                                   own content; written last
     out/<run>/last, best                           links to two of them
 
-A checkpoint is written into a temporary directory, synced, and renamed: at every moment what has its final name is
-whole. Loading one reads safetensors and JSON, and so executes nothing.
+A checkpoint is written to a temporary directory, synced, and renamed, so everything with a final name is complete.
+Loading reads safetensors and JSON only, and executes nothing.
 """
 
 import dataclasses
@@ -32,10 +32,10 @@ from nanogpt.optim import Muon
 from nanogpt.rundir import number, point, prune, steps, sync, write_json
 
 MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
-NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # types of tensors that can be loaded
-# of each parameter; what another optimizer saved is restored as it was found
+NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes that can be loaded
+# optimizer state of each parameter; the state of other optimizers is restored unchecked
 STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
-# what a run counts, and where it begins
+# the counters of a run, and their values at step 0
 COUNTED = {"step": int, "tokens": int, "train_seconds": float, "skipped_steps": int}
 COUNTED |= {"evaluated_step": int | None, "best_val_loss": float | None, "best_step": int | None}
 START = {"step": 0, "tokens": 0, "train_seconds": 0.0, "skipped_steps": 0}
@@ -46,15 +46,15 @@ COUNTED |= SCALER
 START |= dict.fromkeys(SCALER)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor. A sharded one is put together by all processes: all must call this."""
-    from torch.distributed.tensor import DTensor  # half a second, which sampling does not have to wait for
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor. A sharded one is gathered from all processes, which must all call this."""
+    from torch.distributed.tensor import DTensor  # takes half a second to import, and sampling does not need it
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def size(model: GPT, optimizers: list[torch.optim.Optimizer]) -> int:
-    """Bytes that a checkpoint has, nearly."""
+    """Approximate size of a checkpoint in bytes."""
     tensors = list(model.parameters())
     tensors += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
@@ -63,21 +63,21 @@ def size(model: GPT, optimizers: list[torch.optim.Optimizer]) -> int:
 def collect(
     model: GPT, optimizers: list[torch.optim.Optimizer], copy: bool = False, keep: bool = True
 ) -> tuple[dict, dict]:
-    """Full weights and optimizer state by name, on the CPU. To be called on all processes.
+    """Full weights and optimizer state by name, on the CPU. Must be called on all processes.
 
-    With `copy` they stay as they are when training goes on; without, they may be the model's own memory. Processes
-    that do not `keep` them get empty ones: a sharded model takes all processes to put together. Raises MemoryError
-    where there is no room for a copy, after all processes have done their part.
+    With `copy` they do not change as training continues; otherwise they may share the model's memory. Processes without
+    `keep` only take part in gathering and return empty dicts. Raises MemoryError if a copy does not fit into memory,
+    after all processes have taken part.
     """
     from torch.distributed.fsdp import FSDPModule
 
-    for module in model.modules():  # an evaluation leaves FSDP's outermost parameters whole: optimizers know the shards
+    for module in model.modules():  # an evaluation leaves FSDP's outermost parameters unsharded
         if isinstance(module, FSDPModule):
             module.reshard()
     weights, moments, full = {}, {}, []
 
     def take(into: dict, name: str, tensor: torch.Tensor | float) -> None:
-        tensor = whole(torch.as_tensor(tensor).detach())
+        tensor = full_tensor(torch.as_tensor(tensor).detach())
         if keep:
             try:
                 on_host = tensor.cpu().contiguous()
@@ -96,9 +96,9 @@ def collect(
 
 
 def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Loads weights and optimizer state into a model and optimizers as they were made, sharded or not.
+    """Loads weights and optimizer state into a new model and new optimizers, sharded or not.
 
-    Raises ValueError where the files are not those of such a model and such optimizers.
+    Raises ValueError if the files do not belong to such a model and such optimizers.
     """
     named = dict(model.named_parameters())
     weights = read_tensors(checkpoint / MODEL)
@@ -108,7 +108,7 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     expected = {}
     for name, p in named.items():
         keys = {f"{name}.{key}": torch.Size() if key == "step" else p.shape for key in STATES.get(type(owner[p]), ())}
-        if keys.keys() & moments.keys():  # none at all: every step so far was skipped
+        if keys.keys() & moments.keys():  # there are none if every step was skipped
             expected |= keys
     foreign = {name for name, p in named.items() if type(owner[p]) not in STATES}
     known = {name: value for name, value in moments.items() if name.rpartition(".")[0] not in foreign}
@@ -121,19 +121,19 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
         p = named[name]
         if full_name in known:
             value = value.to(p.dtype)
-        # a copy of its own: what was read may still be the file, mapped into memory; counters go to p's device as well
+        # cloned, because the value may be a memory-mapped file; step counters go to p's device as well
         owner[p].state[p][key] = (like(value, p) if value.shape == p.shape else value.to(p.device)).clone()
 
 
 def expect(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> None:
-    """Raises ValueError where names or shapes differ, before anything is changed."""
+    """Raises ValueError if names, shapes or dtypes differ, or values are not finite."""
     if strange := sorted(tensors.keys() ^ shapes.keys()):
         what = "lacks" if strange[0] in shapes else "has an unknown"
-        raise ValueError(f"{path} {what} {strange[0][:80]!r}: it is not this model's")
+        raise ValueError(f"{path} {what} {strange[0][:80]!r}: it does not belong to this model")
     for name, shape in shapes.items():
         if tensors[name].shape != shape or tensors[name].dtype not in NUMBERS:
             found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}"
-            raise ValueError(f"{path}: {name} is {found} instead of {tuple(shape)}: it is not this model's")
+            raise ValueError(f"{path}: {name} is {found} instead of {tuple(shape)}: it does not belong to this model")
     if bad := not_finite(tensors):
         raise ValueError(f"{path}: {bad} has values that are not finite; {earlier(path.parent)}")
 
@@ -144,7 +144,7 @@ def not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
 
 
 def earlier(checkpoint: Path) -> str:
-    """Which checkpoint to go back to from one that is whole, but of no use."""
+    """Advice on which checkpoint to resume from instead of one with values that are not finite."""
     for other in reversed(steps(checkpoint.parent)):
         older = number(other) < number(checkpoint)
         if older and check(other) is None and not not_finite(read_tensors(other / MODEL)):
@@ -153,7 +153,7 @@ def earlier(checkpoint: Path) -> str:
 
 
 def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """`tensor` on the device of p, and sharded as p is."""
+    """`tensor` on the device of p, sharded like p."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(p, DTensor):
@@ -172,12 +172,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     try:
         save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk among others
+    except SafetensorError as error:  # such as a full disk
         raise OSError(f"{path.name}: {error}") from None
 
 
 def read_state(checkpoint: Path) -> dict:
-    """What the run had counted when it was saved. Raises ValueError if a value is missing or of the wrong type."""
+    """The run's counters in a checkpoint. Raises ValueError if one is missing or has the wrong type."""
     state = dict.fromkeys(SCALER) | read_json(checkpoint / STATE)
     for name, kind in COUNTED.items():
         value = state.get(name, "")
@@ -197,7 +197,7 @@ def crc32(path: Path) -> int:
 
 
 def seal(state: dict) -> int:
-    """CRC-32 of a state file's content, which no other file could hold."""
+    """CRC-32 of a state file's content."""
     return zlib.crc32(json.dumps(state, sort_keys=True).encode())
 
 
@@ -206,10 +206,10 @@ def save(
 ) -> Path:
     """Writes the checkpoint of step `state["step"]`, points `last` (and `best`) at it, prunes old ones.
 
-    Raises OSError if the disk does not take it, ValueError if out_dir is not this run's (see `rundir.claim`); what was
-    there before stays as it was.
+    Raises OSError if it cannot be written, ValueError if out_dir is not this run's (see `rundir.claim`); existing
+    checkpoints stay as they were.
     """
-    rundir.claim(out_dir)  # which does not make it: where it vanished, perhaps a disk that will come back did
+    rundir.claim(out_dir)  # does not create out_dir: if it vanished, its disk may come back
     final = out_dir / f"step-{state['step']:06d}"
     temporary = rundir.temporary(final)
     rundir.sweep(out_dir)
@@ -225,13 +225,13 @@ def save(
         content = state | {"files": manifest}
         write_json(temporary / STATE, content | {"crc32": seal(content)})
         sync(temporary)
-        if final.exists():  # resumed from before this step: the same step again, or a damaged one, makes room
-            final.rename(rundir.temporary(final, "old"))  # killed here: finish_renaming
+        if final.exists():  # the run was resumed from before this step
+            final.rename(rundir.temporary(final, "old"))  # after a kill here, finish_renaming completes the save
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if best:  # before `last`: a run killed in between starts before this step, and finds the best once more
+    if best:  # before `last`: a run killed in between resumes before this step and finds the best again
         point(out_dir / "best", final)
     point(out_dir / "last", final)
     if not (out_dir / CONFIG).exists():  # out_dir was emptied
@@ -242,12 +242,12 @@ def save(
 
 
 def sync_all(files: list[Path]) -> list[int]:
-    """The checksums of files, which are on the disk when it returns."""
+    """Flushes files to disk and returns their checksums."""
     jobs = [(sync, file) for file in files] + [(crc32, file) for file in files]
     try:
         with ThreadPoolExecutor() as pool:  # the disk writes while the checksums are computed
             done = list(pool.map(lambda job: job[0](job[1]), jobs))
-    except RuntimeError:  # the system has no thread left
+    except RuntimeError:  # no thread can be started
         done = [work(file) for work, file in jobs]
     return done[len(files) :]
 
@@ -255,7 +255,7 @@ def sync_all(files: list[Path]) -> list[int]:
 def add_evaluation(out_dir: Path, state: dict, keep: int, best: bool) -> None:
     """Writes the evaluation of step `state["step"]` into its checkpoint, and points `best` at it if it is the best.
 
-    `best` first: a run killed in between evaluates the step again, and finds the best once more.
+    `best` is moved first: a run killed in between evaluates the step again and finds the best again.
     """
     final = out_dir / f"step-{state['step']:06d}"
     content = read_json(final / STATE)
@@ -270,7 +270,7 @@ def add_evaluation(out_dir: Path, state: dict, keep: int, best: bool) -> None:
 
 
 def finish_renaming(out_dir: Path) -> None:
-    """Where a save was killed while it put a checkpoint in the place of another, gives the better one the name."""
+    """Completes a save that was killed while it replaced a checkpoint: the newest intact one gets the name."""
     prefix = rundir.temporary(out_dir / "step-", "old").name
     for old in out_dir.glob(f"{prefix}*"):
         final = out_dir / f"step-{old.name.removeprefix(prefix)}"
@@ -281,9 +281,9 @@ def finish_renaming(out_dir: Path) -> None:
 
 
 def check(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None if it is whole.
+    """What is wrong with a checkpoint; None if it is intact.
 
-    The names of files are ours, never those that the checkpoint brings: it cannot point anywhere else.
+    Opens only files with known names, never names from the checkpoint, so it cannot point elsewhere.
     """
     try:
         if not any(checkpoint.iterdir()):
@@ -310,22 +310,22 @@ def check(checkpoint: Path) -> str | None:
 
 
 def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print, hold: bool = True) -> Path:
-    """The checkpoint that `run` means: itself, or in an out directory the first of `prefer` that is whole.
+    """The checkpoint that `run` names: itself, or the first intact one of `prefer` in an out directory.
 
-    Where that one is damaged, the newest whole one is taken instead and `say` tells so. With `hold`, a run that trains
-    meanwhile does not remove it before this process ends (`rundir.hold`). Raises ValueError if there is none at all.
+    Falls back to the newest intact checkpoint and reports it through `say`. With `hold`, a run in training does not
+    remove it before this process ends (`rundir.hold`). Raises ValueError if there is none.
     """
     run = Path(run)
     if not run.is_dir():
-        raise ValueError(f"{str(run)!r} is no directory: name an out directory, or a checkpoint in one")
+        raise ValueError(f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one")
     if (run / MODEL).exists() or (run / STATE).exists() or re.fullmatch(r"step-\d+", run.resolve().name):
         wrong = check_held(run, hold)
         if wrong is None:
             return run.resolve()
         other = next((o for o in reversed(steps(run.resolve().parent)) if check_held(o, hold) is None), None)
         if other is None:
-            raise ValueError(f"checkpoint {run} is not whole: {wrong}")
-        say(f"checkpoint {run} is not whole: {wrong}; going on with {other}, the last whole one")
+            raise ValueError(f"checkpoint {run} is damaged: {wrong}")
+        say(f"checkpoint {run} is damaged: {wrong}; using {other}, the newest intact one")
         return other
     tried: list[Path] = []
     while candidates := [path for path in choices(run, prefer) if path not in tried]:  # a run may write new ones
@@ -333,33 +333,33 @@ def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print,
             wrong = check_held(candidate, hold)
             if wrong is None:
                 return candidate
-            if candidate.is_dir():  # else the run that writes there has removed it
-                say(f"checkpoint {candidate.name} is not whole: {wrong}; trying the next")
+            if candidate.is_dir():  # otherwise the run has removed it
+                say(f"checkpoint {candidate.name} is damaged: {wrong}; trying the next")
         tried += candidates
-    raise ValueError(f"{run} holds no whole checkpoint: train into it first, or name another run")
+    raise ValueError(f"{run} has no intact checkpoint: train into it first, or name another run")
 
 
 def check_held(checkpoint: Path, hold: bool) -> str | None:
-    """What is wrong with a checkpoint. With `hold` no run removes it before this process ends, if it is whole."""
+    """`check`; with `hold`, no run removes an intact checkpoint before this process ends."""
     if hold:
         rundir.hold(checkpoint)
     wrong = check(checkpoint)
     if wrong:
-        rundir.let_go(checkpoint)
+        rundir.unhold(checkpoint)
     return wrong
 
 
 def choices(run: Path, prefer: tuple[str, ...]) -> list[Path]:
-    """The checkpoints of an out directory in the order in which they are tried: linked by `prefer`, then the newest."""
+    """The checkpoints of an out directory in the order to try: those linked by `prefer`, then the newest first."""
     linked = [(run / link).resolve() for link in prefer if (run / link).is_dir()]
     return list(dict.fromkeys(linked + [step.resolve() for step in reversed(steps(run))]))
 
 
 def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
-    """The model and training settings that a checkpoint (or an out directory) was made with."""
+    """The model and training settings of a checkpoint or an out directory."""
     config = read_json(checkpoint / CONFIG)
     try:
-        # settings of a recipe's own, or of another version, are passed over: nothing here depends on them
+        # unknown settings, of a recipe or of another version, are ignored
         train = {name: value for name, value in config["train"].items() if name in TrainConfig.__dataclass_fields__}
         return GPTConfig(**config["model"]), TrainConfig(**train)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -369,14 +369,14 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
 def load_model(
     checkpoint: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, make_model=GPT, **changes
 ) -> GPT:
-    """The model of a checkpoint, ready to evaluate or to sample from.
+    """The model of a checkpoint, in eval mode.
 
-    `make_model` builds it from its configuration, if it is a subclass. `changes` are fields of GPTConfig that leave the
-    weights alone, such as dropout.
+    `make_model` builds it from its configuration, if it is a subclass. `changes` are fields of GPTConfig that do not
+    affect the weights, such as dropout.
     """
     config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
     weights = read_tensors(checkpoint / MODEL)
-    if config.n_layer > len(weights):  # before anything of that size is made
+    if config.n_layer > len(weights):  # before anything of that size is allocated
         raise ValueError(f"{checkpoint / MODEL} has {len(weights)} tensors, too few for n_layer={config.n_layer}")
     try:
         with torch.device("meta"):  # shapes without memory

@@ -1,4 +1,4 @@
-"""What is faster on a CPU only. `model.py` is plain PyTorch; the functions here change a finished model.
+"""Optimizations for the CPU. `model.py` is plain PyTorch; the functions here change a finished model.
 
 >>> model = speed_up(GPT(config))  # before training                                          # doctest: +SKIP
 >>> model = pack(model)  # before sampling, instead: a packed model cannot be trained         # doctest: +SKIP
@@ -11,8 +11,7 @@ Two ways are used, neither of which touches parameters, their names or gradient 
   signature: `attention.attention = fp32_attention`.
 
 Each part gives the same values and gradients as torch up to rounding (tests/test_cpu.py). Outside of training all but
-`pack` call torch's own functions. `python tests/performance/cpu_parts.py` measures the parts one by one; what they
-gained is in LOG.md.
+`pack` call torch's own functions. `python tests/performance/cpu_parts.py` measures each part; LOG.md has the results.
 """
 
 import contextlib

@@ -31,7 +31,7 @@ def total_loss(
 
 
 def forward_batch_size(batch_size: int, block_size: int) -> int:
-    """Sequences at a time where there is no backward pass: it takes little memory, and many keep the cores busy."""
+    """Sequences per batch without a backward pass: it needs little memory, and larger batches use the cores better."""
     return max(batch_size, 4096 // block_size)
 
 
@@ -51,14 +51,14 @@ def evaluate(
 
     With eval_iters=0 every token of the split is predicted exactly once, from the tokens before it in its window of
     block_size: the result depends on neither batch size nor number of processes. With eval_iters > 0 it is the mean
-    over that many batches drawn by `seed`, as nanoGPT estimates it: quicker, and noisy. `reduce` adds a tensor up
-    over the processes; `check` is called before each batch, equally often on all of them. The products are in the
-    precision that the model runs in: bf16 moves the loss by some 2e-4.
+    over that many batches drawn by `seed`, as in nanoGPT: faster, but noisy. `reduce` sums a tensor over processes;
+    `check` is called before each batch, equally often on all processes. The forward pass runs in the model's precision:
+    bf16 changes the loss by about 2e-4.
     """
     if eval_iters:
         numbers = range(process, -(-eval_iters // processes) * processes, processes)
         batches = (data.batch(seed, i * batch_size, batch_size) for i in numbers)
-        # as many batches on every process, as sharded models need it; what is too much does not count
+        # the same number of batches on every process, as sharded models require; surplus ones are ignored
         batches = (
             (x, y if i < eval_iters else torch.full_like(y, -1)) for i, (x, y) in zip(numbers, batches, strict=True)
         )

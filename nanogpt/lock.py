@@ -1,11 +1,11 @@
-"""One process at a time in a directory: two that write the same files would destroy each other's work.
+"""A lock on a directory, so that two processes do not write the same files.
 
     >>> with Lock("data/mine"):
     ...     print("nobody else has it")
     nobody else has it
 
-The lock is the kernel's, on the file `.lock` (by the package `filelock`), and so ends with the process that holds it,
-however that ends. The file `.lock.json` beside it says who holds it.
+The kernel holds the lock on the file `.lock` (package `filelock`) and releases it when the process ends, however it
+ends. The file `.lock.json` names the holder.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-# of a read-only directory, where nobody writes, and of a file system that has no locks
+# errors of read-only directories and of file systems without locks
 WITHOUT = {errno.EROFS, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 class Lock:
-    """Locks `directory`, which is created if need be, from now to `release`, or to the end of a `with` block.
+    """Locks `directory` until `release` or the end of a `with` block, and creates it if needed.
 
-    Where the directory is read-only, or its file system has no locks, nothing is locked.
+    Does nothing if the directory is read-only or its file system has no locks.
     """
 
     def __init__(self, directory: Path | str, name: str = ".lock"):
-        """Raises ValueError, naming host and process, if a lock of that name is held there, be it in this process."""
+        """Raises ValueError, naming host and process, if a lock of that name is held there, also by this process."""
         self.directory = Path(directory)
         self.path, self.holder = self.directory / name, self.directory / f"{name}.json"
         self.lock = FileLock(self.path, blocking=False, thread_local=False)
@@ -46,7 +46,7 @@ class Lock:
             self.holder.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), encoding="utf-8")
 
     def who(self) -> str:
-        """The holder, as it wrote it down."""
+        """The holder, from its file."""
         try:
             held = json.loads(self.holder.read_text(encoding="utf-8"))
             return f"process {held['pid']} on {held['host']}"
@@ -54,7 +54,7 @@ class Lock:
             return "another process"
 
     def release(self) -> None:
-        """Unlocks and removes both files, in an order in which nobody finds the name of another."""
+        """Removes both files, then unlocks: in this order no process reads the name of an earlier holder."""
         if self.lock.is_locked:
             for path in (self.holder, self.path):
                 with contextlib.suppress(OSError):

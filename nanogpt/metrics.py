@@ -1,9 +1,9 @@
-"""Where a run's measurements go: `metrics.jsonl`, always, and Accelerate's trackers, as far as they work.
+"""A run's measurements: always in `metrics.jsonl`, and in Accelerate's trackers if they work.
 
 A line of metrics.jsonl is one JSON object with `step`, `tokens`, `train_seconds` and what was measured there;
-samples.jsonl beside it has the `text` that the model wrote at each evaluation. Both are flushed line by line and synced
-with each checkpoint, so a killed run keeps its curve. A tracker that is missing, has no key or no network costs one
-line of warning, no run.
+samples.jsonl has the `text` that the model wrote at each evaluation. Both are flushed line by line and synced with each
+checkpoint, so a killed run keeps its curve. A tracker without its package, a key or a network is a one-line warning,
+never the end of the run.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def wanted(report_to: str) -> list[str]:
 
 
 def available(report_to: str, say) -> list[str]:
-    """The trackers that are named and installed; wandb goes offline where there is no key to ask for."""
+    """The trackers that are named and installed; wandb runs offline if there is no API key."""
     found = []
     for name in wanted(report_to):
         if importlib.util.find_spec(name) is None:
@@ -53,22 +53,21 @@ def _netrc() -> str:
 
 
 class LineFile:
-    """A file of JSON lines, each in the system's hands as soon as it is written.
+    """A file of JSON lines, written without a buffer.
 
-    What a full disk does not take is kept and written before the next line.
+    Lines that cannot be written, because the disk is full, are kept and written before the next line.
     """
 
     def __init__(self, path: Path, step: int, say, evaluated: bool = True):
-        """Goes on behind `step`: what an earlier life of the run wrote beyond it is taken back, and its evaluation
-        of that step unless that is `evaluated`.
+        """Continues after `step`: removes later lines, and the evaluation of that step unless it is `evaluated`.
 
-        From step 0 on it is another curve: an earlier one, whose checkpoints are gone, is kept under another name.
+        A run that starts at step 0 renames the curve of an earlier run, whose checkpoints are gone.
         """
         there = read(path, say)
         if not step and any(line["step"] > 0 for line in there):
             kept = next(p for n in range(1, 10**6) if not (p := path.with_name(f"{path.stem}-{n}.jsonl")).exists())
             path.rename(kept)
-            say(f"note: {path} is of an earlier run without checkpoints: kept as {kept.name}")
+            say(f"note: {path} belongs to an earlier run without checkpoints: kept as {kept.name}")
         self.path, self.say, self.unwritten = path, say, b""
         lines = [line for line in there if line["step"] <= step] if step else []
         if not evaluated:
@@ -81,7 +80,7 @@ class LineFile:
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
 
     def write(self, values: dict | None = None) -> None:
-        """One more line, or only what is waiting."""
+        """Writes one more line, or only those that were kept."""
         waited = bool(self.unwritten)
         if values is not None:
             self.unwritten += json.dumps(values).encode() + b"\n"
@@ -93,12 +92,12 @@ class LineFile:
                 self.say(f"warning: {self.path.name} could not be written: {error}; its lines are kept for later")
 
     def sync(self) -> None:
-        """Waits until the lines are on the disk. Where somebody took the file away, says so and begins another."""
+        """Flushes the lines to disk. If the file was removed, warns and starts a new one."""
         try:
             if rundir.inode(self.path) != os.fstat(self.file.fileno()).st_ino:
                 rundir.claim(self.path.parent)
                 self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-                self.say(f"warning: {self.path} was removed while the run writes it: what it held is lost to the run")
+                self.say(f"warning: {self.path} was removed during the run: its earlier lines are lost")
             os.fsync(self.file.fileno())
         except OSError as error:
             self.say(f"warning: {self.path} could not be synced: {error}")
@@ -109,40 +108,38 @@ class LineFile:
 
 
 class Metrics:
-    """The files of one run, written by the main process alone, and the trackers beside them."""
+    """The files of one run, written by the main process only, and its trackers."""
 
     def __init__(self, accelerator: Accelerator, out_dir: Path, step: int, config: dict, say, evaluated: bool = True):
-        """Goes on behind `step`, see `LineFile`."""
+        """Continues after `step`, see `LineFile`."""
         self.accelerator, self.say, self.files = accelerator, say, {}
         if accelerator.is_main_process:
             self.files = {name: LineFile(out_dir / name, step, say, evaluated) for name in (METRICS, SAMPLES)}
             if self.files[METRICS].end + config.get("log_interval", step) < step:
                 say(f"note: {out_dir / METRICS} has no lines between steps {self.files[METRICS].end} and {step}")
-        self._quietly(accelerator.init_trackers, out_dir.parent.name or "nanogpt", config, self._names(out_dir))
-
-    def _names(self, out_dir: Path) -> dict:
-        return {"trackio": {"name": out_dir.name}, "wandb": {"name": out_dir.name}}
+        names = {"trackio": {"name": out_dir.name}, "wandb": {"name": out_dir.name}}
+        self._quietly(accelerator.init_trackers, out_dir.parent.name or "nanogpt", config, names)
 
     def _quietly(self, call, *args, **kwargs) -> None:
-        """Calls something of the trackers': what they print is dropped, what they raise ends them."""
+        """Calls a function of the trackers without their output; an exception ends the reporting."""
         if not self.accelerator.log_with:
             return
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 call(*args, **kwargs)
-        except Exception as error:  # whatever a tracker trips over, the run is worth more
+        except Exception as error:  # no tracker may end the run
             self.say(f"warning: reporting to {self.accelerator.log_with} ended: {type(error).__name__}: {error}")
             self.accelerator.log_with, self.accelerator.trackers = [], []
 
     def log(self, **values) -> None:
-        """One line: `step` and whatever was measured at it."""
+        """Writes one line: `step` and the values measured at it."""
         self._write(METRICS, values)
         self._quietly(self.accelerator.log, {k: v for k, v in values.items() if k != "step"}, step=values["step"])
 
     def sample(self, text: str, picture, **progress) -> None:
-        """What the model writes at this step, for samples.jsonl; the trackers get it with the curve as a picture.
+        """Writes the model's text at this step to samples.jsonl; trackers also get the curve as a picture.
 
-        `picture` is a function that draws the run's curve, (height, width, 3) in uint8.
+        `picture()` draws the run's curve, (height, width, 3) in uint8.
         """
         self._write(SAMPLES, {**progress, "text": text})
         if self.accelerator.is_main_process:
@@ -153,8 +150,8 @@ class Metrics:
             self.files[name].write(values)
 
     def _show(self, text: str, picture, step: int) -> None:
-        """Text and picture in each tracker's own types; all of them take the text as text, whatever it contains."""
-        indented = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown for: verbatim
+        """Sends text and picture in each tracker's own types, the text verbatim."""
+        indented = "".join(f"    {line}\n" for line in text.splitlines())  # a code block in Markdown
         pixels = picture()
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
@@ -177,27 +174,27 @@ class Metrics:
     def close(self) -> None:
         for file in self.files.values():
             file.close()
-        # not Accelerate's end_training, which leaves the process group as well
+        # not Accelerate's end_training, which also destroys the process group
         for tracker in self.accelerator.trackers:
             self._quietly(tracker.finish)
 
 
 def read(path: Path, say=lambda text: print(text, file=sys.stderr)) -> list[dict]:
-    """The lines of a metrics.jsonl or samples.jsonl. Damaged ones are skipped, and `say` tells so.
+    """The lines of a metrics.jsonl or samples.jsonl.
 
-    A last line that a kill cut short is skipped silently.
+    Damaged lines are skipped and reported through `say`, except for a last line that a kill cut short.
     """
     if not path.is_file():
         return []
-    whole, _, cut_short = path.read_bytes().rpartition(b"\n")
-    lines = [parse(line) for line in whole.split(b"\n")] if whole else []
+    content, _, cut_short = path.read_bytes().rpartition(b"\n")
+    lines = [parse(line) for line in content.split(b"\n")] if content else []
     if damaged := [n for n, line in enumerate(lines, 1) if line is None]:
         say(f"note: {path} has {len(damaged)} damaged lines, skipped; the first is line {damaged[0]}")
     return [line for line in [*lines, parse(cut_short)] if line is not None]
 
 
 def parse(line: bytes) -> dict | None:
-    """The numbers, and the text, of a line; None where it is no JSON object with a step."""
+    """The numbers and the text of a line; None if it is not a JSON object with a step."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):

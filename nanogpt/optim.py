@@ -45,8 +45,8 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> Non
 def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) -> None:
     """Steps every optimizer, unless `not_finite` is 1.0: then nothing changes. Gradients are freed either way.
 
-    Muon and torch's fused optimizers read the flag on the device, so the host does not wait for it; the fused ones on
-    MPS ignore it, and so do others: for those the host waits.
+    Muon and torch's fused optimizers read the flag on the device. Others, and fused ones on MPS, ignore it, so for them
+    the host waits for the flag.
     """
     for optimizer in optimizers:
         fused = optimizer.defaults.get("fused") and not_finite.device.type != "mps"
@@ -69,11 +69,8 @@ def make_optimizers(model: nn.Module, config, dtype: torch.dtype = torch.float32
     if config.optimizer == "adamw":
         vectors = [p for name, p in named.items() if name not in matrices]
         decayed = {"params": list(matrices.values()), "weight_decay": decay, "lr_scale": 1.0}
-        return [
-            torch.optim.AdamW(
-                [decayed, {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0}], betas=betas, fused=True
-            )
-        ]
+        rest = {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0}
+        return [torch.optim.AdamW([decayed, rest], betas=betas, fused=True)]
 
     inside = {name: p for name, p in matrices.items() if name.startswith("h.")}
     rows, scale = model.fused_rows(), config.muon_learning_rate / config.learning_rate
@@ -105,8 +102,8 @@ class Muon(torch.optim.Optimizer):
     (queries, keys and values), which are orthogonalized one by one. All matrices of one shape go through
     Newton-Schulz as one batch, in `dtype`: bf16 is enough for it, and pays where the device computes in bf16.
 
-    An update has singular values near 1, so its entries have a root mean square of 1/sqrt(max(rows, columns));
-    the factor sqrt(max(1, rows/columns)) makes a step change outputs equally much whatever the shape (same source).
+    An update has singular values near 1, so its entries have a root mean square of 1/sqrt(max(rows, columns)). The
+    factor sqrt(max(1, rows/columns)) makes a step change outputs by the same amount for any shape (same source).
     """
 
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype: torch.dtype = torch.float32):
@@ -130,9 +127,7 @@ class Muon(torch.optim.Optimizer):
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                 momentum, grad = self.state[p]["momentum_buffer"], p.grad
-                if (
-                    skip is not None
-                ):  # on an accelerator the flag is part of the arithmetic, so the host need not wait for it
+                if skip is not None:  # on an accelerator the flag is part of the arithmetic: the host does not wait
                     grad = torch.where(skip > 0, momentum, grad)
                 momentum.lerp_(grad, 1 - group["momentum"])
                 update = grad.lerp(momentum, group["momentum"])  # Nesterov
@@ -156,8 +151,8 @@ class UpdateRatio:
 
     Used around the update: `with update_ratio: …`.
 
-    About 1e-3 is healthy for AdamW (Karpathy, https://youtu.be/P6sfmUTpUmc); more with Muon, whose updates are larger
-    by design. Rows spread over a matrix, because a copy of all weights would cost memory and time.
+    About 1e-3 is healthy for AdamW (Karpathy, https://youtu.be/P6sfmUTpUmc); Muon's updates are larger by design. It
+    uses a few rows because a copy of all weights would cost memory and time.
     """
 
     def __init__(self, model: nn.Module):
@@ -176,7 +171,7 @@ class UpdateRatio:
         size = torch.stack(torch._foreach_norm(self.copies)).norm()
         torch._foreach_sub_(self.copies, self.rows)
         moved = torch.stack(torch._foreach_norm(self.copies)).norm()
-        self.squares = torch.stack((moved, size)).square()  # on the device: nothing waits
+        self.squares = torch.stack((moved, size)).square()  # on the device, without synchronizing
 
     def value(self, add_up=lambda tensor: tensor) -> float:
         """The ratio of the last step; `add_up` sums a tensor over processes, each of which may hold a shard."""

@@ -1,4 +1,4 @@
-"""Where a run starts: anew, or from a checkpoint; and what about it is not as it was."""
+"""Where a run starts, at step 0 or from a checkpoint, and what has changed since that checkpoint."""
 
 import dataclasses
 import os
@@ -11,8 +11,8 @@ from nanogpt.data.tokenizer import check_same
 from nanogpt.model import GPTConfig
 from nanogpt.runtime.processes import Peers
 
-# besides, what may differ from a checkpoint's settings: it shows in the tokens, the learning rate or the environment,
-# or concerns the start or the evaluations alone
+# settings that may differ from a checkpoint's: they are compared by the tokens, the learning rate or the environment,
+# or affect only the start or the evaluations
 HARMLESS = INCIDENTAL | set(
     "data init_from max_iters lr_decay_iters eval_iters device precision compile deterministic "
     "gradient_checkpointing".split()
@@ -20,8 +20,10 @@ HARMLESS = INCIDENTAL | set(
 
 
 def find_start(config: TrainConfig, say) -> Path | None:
-    """The checkpoint to go on from, if any. Raises ValueError if this run would overwrite another in out_dir, or
-    anything else, or if another process writes there."""
+    """The checkpoint to resume from, if any.
+
+    Raises ValueError if out_dir holds another run or anything else, or if another process writes there.
+    """
     out_dir = Path(config.out_dir)
     if out_dir.exists() and os.environ.get("RANK", "0") == "0":
         rundir.claim(out_dir)
@@ -35,14 +37,14 @@ def find_start(config: TrainConfig, say) -> Path | None:
     if there and (start is None or start.parent != out_dir.resolve()):
         free = next(n for n in range(2, 10**6) if not Path(f"{out_dir}-{n}").exists())
         raise ValueError(
-            f"{out_dir} already holds a run ({there[-1].name}): go on with it by --resume=auto, "
-            f"or write another one by --out_dir={out_dir}-{free}"
+            f"{out_dir} already holds a run ({there[-1].name}): resume it with --resume=auto, "
+            f"or start another with --out_dir={out_dir}-{free}"
         )
     return start
 
 
 def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
-    """Raises ValueError where the processes do not find the same checkpoint: they must see the same files."""
+    """Raises ValueError unless all processes find the same checkpoint."""
     step = int(start.name[5:]) if start and start.name[5:].isdigit() else -1
     newest, oldest = peers.largest(step, -step)
     if newest != -oldest:
@@ -53,9 +55,9 @@ def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
 
 
 def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict, say) -> None:
-    """Compares with the checkpoint: another model or tokenizer is refused, other changes that matter are named.
+    """Compares a run with its checkpoint: refuses another model or tokenizer, reports other changes that matter.
 
-    `settings` are those of the run's config.json, of which "data" and "environment" are compared here.
+    `settings` is the content of the run's config.json; "data" and "environment" in it are compared as well.
     """
     check_same(start, next(iter(read_shares(config.data))))
     model, train = checkpoint.load_configs(start)
@@ -76,9 +78,9 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
         changed.append(f"the learning rate decays over {decay[1]} steps, not {decay[0]}")
     saved = checkpoint.read_json(start / checkpoint.CONFIG)
     if saved.get("data", settings["data"]) != settings["data"]:
-        changed.append(f"{config.data} holds other tokens")
+        changed.append(f"{config.data} has other tokens")
     if changed:
-        say(f"note: this goes on with other settings than the run was started with: {'; '.join(changed)}")
+        say(f"note: the settings differ from the checkpoint's: {'; '.join(changed)}")
     before = saved.get("environment")
     before, now = before if isinstance(before, dict) else {}, settings["environment"]
     moved = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]

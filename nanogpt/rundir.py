@@ -1,7 +1,7 @@
-"""Out directories: a run writes into an empty directory or into its own, alone, and removes only what it has marked.
+"""Out directories: a run writes only into an empty directory or its own, and removes only its own files.
 
-The file `.run` holds the run's id, and temporary names carry it: `.tmp-<id>-…`, `.old-<id>-…`. Nothing else is ever
-removed as a leftover. The process that writes holds a lock (`nanogpt.lock`) until it ends.
+The file `.run` holds the run's id, which is part of temporary names: `.tmp-<id>-…`, `.old-<id>-…`. No other leftovers
+are ever removed. The process that writes holds a lock (`nanogpt.lock`) until it ends.
 """
 
 import atexit
@@ -17,22 +17,22 @@ from nanogpt.data.files import read_json
 from nanogpt.lock import Lock
 
 MARK, NEW_MARK = ".run", ".run.new"
-LOCKED: dict[Path, tuple[Lock, int | None]] = {}  # by this process; with the inode of the lock's file
-READ: dict[Path, int] = {}  # checkpoints that this process reads; with the descriptor that holds the lock
+LOCKED: dict[Path, tuple[Lock, int | None]] = {}  # by this process, with the inode of the lock's file
+READ: dict[Path, int] = {}  # checkpoints that this process holds, with the descriptor that has the lock
 
 
 def claim(directory: Path) -> None:
-    """Marks and locks an existing directory for the run of this process, until the process ends; again where the
-    mark or the lock were taken away.
+    """Marks and locks an existing directory for this process's run, until the process ends.
 
-    Raises ValueError where the directory holds something else than a run, or another process has it.
+    Restores a mark or a lock that was removed. Raises ValueError if the directory holds anything but a run, or is
+    locked by another process.
     """
     check(directory)
     path = directory.resolve()
     lock, file = LOCKED.get(path, (None, None))
     if lock is None or inode(lock.path) != file:
         if lock is not None:
-            lock.lock.release()  # of a file that is gone: what has its name now is not ours to remove
+            lock.lock.release()  # without removing files: those of that name may belong to another process
         lock = Lock(path)
         LOCKED[path] = lock, inode(lock.path)
         atexit.register(lock.release)
@@ -47,7 +47,7 @@ def release(directory: Path) -> None:
 
 
 def check(directory: Path) -> None:
-    """Raises ValueError where a directory holds something, but no run."""
+    """Raises ValueError if a directory holds anything but a run."""
     if (directory / MARK).is_file() or is_unmarked_run(directory):
         return
     ignored = {MARK, NEW_MARK, ".lock", ".lock.json"}
@@ -55,13 +55,13 @@ def check(directory: Path) -> None:
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise ValueError(
-            f"out_dir={str(directory)!r} is not a run's directory, it holds {foreign[0]!r}{more}: "
+            f"out_dir={str(directory)!r} is not a run's directory, it has {foreign[0]!r}{more}: "
             "name a new or empty directory with --out_dir"
         )
 
 
 def is_unmarked_run(directory: Path) -> bool:
-    """Whether an earlier version, which left no mark, has written a run there."""
+    """Whether it holds a run of an earlier version, which wrote no mark."""
     if any(directory.glob("step-*/trainer_state.json")):
         return True
     with contextlib.suppress(ValueError):
@@ -71,7 +71,7 @@ def is_unmarked_run(directory: Path) -> bool:
 
 
 def read_id(directory: Path) -> str | None:
-    """The id of the run whose directory it is."""
+    """The id of the run in a directory."""
     with contextlib.suppress(OSError, ValueError):
         if (directory / MARK).is_file():
             found = re.fullmatch(r"([0-9a-f]{8})\n", (directory / MARK).read_text(encoding="utf-8"))
@@ -86,12 +86,12 @@ def inode(path: Path) -> int | None:
 
 
 def temporary(path: Path, kind: str = "tmp") -> Path:
-    """The name under which something waits until it is `path`; it carries the mark of the run in that directory."""
+    """A temporary name for `path`, with the id of the run in that directory."""
     return path.with_name("-".join(filter(None, (f".{kind}", read_id(path.parent), path.name))))
 
 
 def sweep(directory: Path) -> None:
-    """Removes what saves of this run that were killed have left behind."""
+    """Removes leftovers of this run's killed saves."""
     run = read_id(directory)
     for left in [*directory.glob(f".tmp-{run}-*"), *directory.glob(f".old-{run}-*")] if run else []:
         if left.is_dir() and not left.is_symlink():
@@ -101,7 +101,7 @@ def sweep(directory: Path) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Makes `link` a symbolic link to its sibling `target`, in one move."""
+    """Makes `link` a symbolic link to its sibling `target`, atomically."""
     new = temporary(link)
     new.unlink(missing_ok=True)
     new.symlink_to(target.name)
@@ -115,15 +115,15 @@ def steps(out_dir: Path) -> list[Path]:
 
 
 def number(checkpoint: Path) -> int:
-    """The step in the name of a checkpoint's directory; 0 where somebody has given it another name."""
+    """The step in the name of a checkpoint's directory; 0 if it has another name."""
     found = re.fullmatch(r"step-(\d+)", checkpoint.name)
     return int(found[1]) if found else 0
 
 
 def prune(out_dir: Path, keep: int) -> None:
-    """Removes all but the newest `keep`, `best`, `last`, and what another process reads. What cannot go stays.
+    """Removes all checkpoints but the newest `keep`, `best`, `last`, and those that another process reads.
 
-    Steps beyond `last`, where a run that went back to its best once was, are the first to go.
+    Steps after `last`, from before the run was resumed at its best one, are removed first. Errors are ignored.
     """
     linked = {(out_dir / link).resolve() for link in ("best", "last")}
     with contextlib.suppress(OSError):
@@ -131,7 +131,7 @@ def prune(out_dir: Path, keep: int) -> None:
         found = sorted(steps(out_dir), key=lambda step: number(step) <= number(last))  # stable: oldest first in both
         for old in found[:-keep] if keep else []:
             if old.resolve() not in linked and not is_read(old):
-                # first another name: nothing half removed bears a checkpoint's
+                # renamed first, so that no half-removed directory has a checkpoint's name
                 old.rename(temporary(old))
         sweep(out_dir)
 
@@ -141,14 +141,14 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def write(path: Path, text: str, new: Path) -> None:
-    """Writes a file under the name `new`, waits for the disk and renames it: nobody ever reads half of it."""
+    """Writes a file atomically: under the name `new`, synced, then renamed."""
     new.write_text(text, encoding="utf-8")
     sync(new)
     new.replace(path)
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's bytes, or a directory's names, are on the disk."""
+    """Flushes a file, or the entries of a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -157,11 +157,11 @@ def sync(path: Path) -> None:
 
 
 def hold(checkpoint: Path) -> None:
-    """Keeps a run that trains meanwhile from removing a checkpoint, until this process ends or lets go of it.
+    """Keeps a run in training from removing a checkpoint until this process ends or calls `unhold`.
 
-    Does nothing where there are no such locks: on Windows, and on some file systems.
+    Does nothing where flock is unavailable: on Windows and on some file systems.
     """
-    let_go(checkpoint)
+    unhold(checkpoint)
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
@@ -169,7 +169,7 @@ def hold(checkpoint: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-def let_go(checkpoint: Path) -> None:
+def unhold(checkpoint: Path) -> None:
     """Ends a `hold`."""
     if (descriptor := READ.pop(checkpoint.resolve(), None)) is not None:
         os.close(descriptor)
@@ -177,7 +177,7 @@ def let_go(checkpoint: Path) -> None:
 
 def is_read(checkpoint: Path) -> bool:
     """Whether another process holds a checkpoint."""
-    let_go(checkpoint)
+    unhold(checkpoint)
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 

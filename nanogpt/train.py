@@ -157,7 +157,7 @@ class Run(Setup):
             step_loss += loss.detach() / micro_batches
 
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip or torch.inf)
-        self.grad_norm = checkpoint.whole(norm)
+        self.grad_norm = checkpoint.full_tensor(norm)
         not_finite = (~self.grad_norm.isfinite()).float()  # stays on the device, so that nothing waits for it
         self.log_due = (state["step"] + 1) % config.log_interval == 0 or state["step"] + 1 == config.max_iters
         with self.update_ratio if self.log_due else nullcontext():

@@ -111,20 +111,20 @@ def test_a_damaged_file_is_noticed_and_the_last_whole_checkpoint_taken(tmp_path,
         (newest / name).write_bytes(content)
     said = []
     assert checkpoint.find(tmp_path, ("last",), said.append).name == "step-000001"
-    assert len(said) == 1 and "step-000002 is not whole: " in said[0]
+    assert len(said) == 1 and "step-000002 is damaged: " in said[0]
     if (name, damage) != ("trainer_state.json", "another model's"):  # it describes other files than there are
         assert name in said[0]
     said.clear()
     assert checkpoint.find(newest, say=said.append).name == "step-000001"
-    assert "going on with" in said[0]
+    assert "; using " in said[0]
 
 
 def test_an_empty_directory_and_no_directory_are_named(tmp_path):
     (tmp_path / "step-000003").mkdir()
     assert checkpoint.check(tmp_path / "step-000003") == "it is empty"
-    with pytest.raises(ValueError, match="step-000003 is not whole: it is empty"):
+    with pytest.raises(ValueError, match="step-000003 is damaged: it is empty"):
         checkpoint.find(tmp_path / "step-000003")
-    with pytest.raises(ValueError, match="is no directory"):
+    with pytest.raises(ValueError, match="is not a directory"):
         checkpoint.find(tmp_path / "nowhere")
 
 
@@ -179,7 +179,7 @@ def test_what_killed_saves_left_behind_is_removed_by_the_next(tmp_path):
 
 @pytest.mark.parametrize("new_is_whole", [True, False])
 def test_a_save_killed_between_two_renames_is_finished(tmp_path, new_is_whole):
-    """The checkpoint that makes room bears no name for a moment, and neither does the one that takes its place."""
+    """For a moment neither the old checkpoint nor the new one has its final name."""
     model, optimizers = trained(2)
     old, new = save(tmp_path, 1, *trained(1)), save(tmp_path / "new", 1, model, optimizers)
     aside, half = (rundir.temporary(tmp_path / "step-000001", kind) for kind in ("old", "tmp"))
@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_that_is_the_best_and_the_last_is_named_once(tmp_pa
     (newest / "model.safetensors").write_bytes(b"")
     said = []
     assert checkpoint.find(tmp_path, say=said.append).name == "step-000001"
-    assert len(said) == 1 and "step-000002 is not whole" in said[0]
+    assert len(said) == 1 and "step-000002 is damaged" in said[0]
 
 
 def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
@@ -290,7 +290,7 @@ def test_an_evaluation_is_added_to_its_checkpoint_and_best_points_there(tmp_path
 
 
 def test_settings_that_a_recipe_of_ones_own_has_added_are_passed_over(tmp_path):
-    """A dataclass that inherits from TrainConfig: what it has trained is sampled and evaluated as any other."""
+    """Models trained with a subclass of TrainConfig are sampled and evaluated like any other."""
     path = save(tmp_path, 1, *trained(1), settings={"train": vars(TrainConfig(seed=7)) | {"temperature": 0.5}})
     assert checkpoint.load_configs(path)[1].seed == 7
 
@@ -305,8 +305,8 @@ def test_a_save_needs_no_threads(tmp_path, monkeypatch):
 
 def test_a_copy_without_memory_is_an_error_after_all_processes_have_done_their_part(monkeypatch):
     model, optimizers = trained(1, "adamw")
-    gathered, whole = [], checkpoint.whole
-    monkeypatch.setattr(checkpoint, "whole", lambda tensor: (gathered.append(1), whole(tensor))[1])
+    gathered, full_tensor = [], checkpoint.full_tensor
+    monkeypatch.setattr(checkpoint, "full_tensor", lambda tensor: (gathered.append(1), full_tensor(tensor))[1])
     monkeypatch.setattr(
         torch.Tensor, "clone", lambda self: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))
     )

@@ -1,4 +1,4 @@
-"""What is faster on a CPU against plain torch: values and gradients of each part, and of whole models."""
+"""Optimizations for the CPU against plain torch: values and gradients of each part, and of models."""
 
 import copy
 import dataclasses

@@ -62,7 +62,7 @@ def test_the_sampled_estimate_is_near_the_whole_and_depends_on_its_seed(model):
 
 
 def test_bits_per_byte_are_those_of_the_text_in_bytes(tmp_path):
-    """Of a text whose characters have one to four bytes, the bits that all of its tokens cost over its bytes."""
+    """The bits of all tokens divided by the bytes of the text, whose characters have one to four bytes."""
     writer.write(tmp_path / "data", "añ你😀" * 100 + "a你" * 50, "char", 0.1, "made up")
     data = TokenDataset(tmp_path / "data", "val", block_size=8)
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def test_a_run_evaluates_on_the_validation_split_as_it_is_now(make_run, data):
 
 
 def test_each_quick_evaluation_draws_batches_of_its_own(make_run):
-    """The weights hardly move, so that another loss is that of other batches."""
+    """The weights hardly change, so a different loss comes from different batches."""
     still = {"learning_rate": 1e-12, "min_lr": 0, "weight_decay": 0, "max_iters": 3, "eval_interval": 1}
     run = make_run(eval_iters=1, **still)
     run.train()

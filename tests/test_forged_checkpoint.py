@@ -1,4 +1,4 @@
-"""Checkpoints that an attacker has made, or a damaged disk: one line each, and nothing of them is taken."""
+"""Forged or damaged checkpoints: a one-line error each, and nothing is loaded from them."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from nanogpt import checkpoint
 
 
 def seal_again(path):
-    """Makes the state file of a forged checkpoint fit its other files: as whole as an attacker can make it."""
+    """Makes the state file of a forged checkpoint match its other files, as an attacker would."""
     state = json.loads((path / "trainer_state.json").read_text())
     del state["crc32"]
     for name in state["files"]:
@@ -29,7 +29,7 @@ def test_a_hostile_state_file_is_no_crash(tmp_path, content):
     path = save(tmp_path, 1, *trained(1))
     (path / "trainer_state.json").write_text(content)
     assert "trainer_state.json is damaged" in checkpoint.check(path)
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="no intact checkpoint"):
         checkpoint.find(tmp_path, say=lambda text: None)
 
 
@@ -71,7 +71,7 @@ def test_a_hostile_file_of_tensors_is_one_line(tmp_path, kind, name):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t.pop("wte.weight"), "lacks 'wte.weight': it is not this model's"),
+        (lambda t: t.pop("wte.weight"), "lacks 'wte.weight': it does not belong to this model"),
         (lambda t: t.update({"../../etc/passwd": torch.zeros(1)}), "has an unknown '../../etc/passwd'"),
         (
             lambda t: t.update({"wte.weight": torch.zeros(1)}),
@@ -98,11 +98,11 @@ def test_tensors_of_another_model_are_refused_before_anything_is_changed(tmp_pat
     [
         ({"n_layer": 10**9}, "n_layer=1000000000 must be from 1 to 1000"),
         ({"n_layer": 1000}, "has 9 tensors, too few for n_layer=1000"),
-        ({"n_embd": 2**18}, "it is not this model's"),
+        ({"n_embd": 2**18}, "it does not belong to this model"),
         ({"n_embd": 10**9}, "n_embd=1000000000 must be from 1 to 262144"),
         ({"n_embd": "8"}, "n_embd='8' must be int"),
         ({"n_layer": [1]}, r"n_layer=\[1\] must be int"),
-        ({"vocab_size": 10**7}, "it is not this model's"),
+        ({"vocab_size": 10**7}, "it does not belong to this model"),
         ({"n_head": 0}, "config.json is not a run's configuration"),
     ],
 )
@@ -196,7 +196,7 @@ def test_sealed_tensors_of_wrong_types_are_one_line(tmp_path, dtype):
     tensors = {key: tensor.to(dtype) for key, tensor in checkpoint.read_tensors(path / "model.safetensors").items()}
     checkpoint.write_tensors(path / "model.safetensors", tensors)
     seal_again(path)
-    with pytest.raises(ValueError, match="it is not this model's"):
+    with pytest.raises(ValueError, match="it does not belong to this model"):
         checkpoint.load_model(path)
 
 

@@ -1,4 +1,4 @@
-"""One process at a time: who comes second is told who came first, and a process that dies leaves nothing locked."""
+"""Locks: a second process is told the holder, and a process that dies leaves nothing locked."""
 
 import errno
 import os

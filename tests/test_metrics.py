@@ -1,4 +1,4 @@
-"""What a run writes down about itself, and trackers that fail."""
+"""The metrics of a run, and trackers that fail."""
 
 import dataclasses
 import json
@@ -281,7 +281,7 @@ def test_a_curve_whose_checkpoints_are_gone_is_kept(make_run, capsys):
     for wish, kept in (("auto", "metrics-1.jsonl"), ("none", "metrics-2.jsonl")):
         capsys.readouterr()
         run = make_run(max_iters=4, eval_interval=4, resume=wish)
-        assert f"is of an earlier run without checkpoints: kept as {kept}" in capsys.readouterr().out
+        assert f"belongs to an earlier run without checkpoints: kept as {kept}" in capsys.readouterr().out
         run.metrics.log(step=1, tokens=1, train_seconds=1)
         run.metrics.close()
     assert (run.out_dir / "metrics-1.jsonl").read_text() == curve
@@ -333,7 +333,7 @@ def test_an_out_dir_that_is_emptied_while_a_run_writes_it_is_told_and_filled_aga
     run.step = vanishing
     run.train()
     said = capsys.readouterr().out
-    assert "metrics.jsonl was removed while the run writes it: what it held is lost to the run" in said
+    assert "metrics.jsonl was removed during the run: its earlier lines are lost" in said
     assert [step.name for step in checkpoint.steps(run.out_dir)] == ["step-000004", "step-000006"]
     assert (run.out_dir / checkpoint.CONFIG).is_file() and (run.out_dir / ".run").is_file()
     assert max(line["step"] for line in metrics.read(run.out_dir / metrics.METRICS)) == 6

@@ -16,7 +16,7 @@ def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, c
         resume="auto", seed=2, batch_size=2, lr_decay_iters=4, max_iters=8, max_minutes=9, timeout=5, keep_checkpoints=7
     )
     shown = capsys.readouterr().out
-    assert "other settings than the run was started with: seed 1337 -> 2; batch_size 4 -> 2\n" in shown
+    assert "the settings differ from the checkpoint's: seed 1337 -> 2; batch_size 4 -> 2\n" in shown
     capsys.readouterr()
     recomputing = dataclasses.replace(TINY, gradient_checkpointing=True)
     make_run(recomputing, resume="auto", max_iters=8, lr_decay_iters=4)
@@ -35,7 +35,7 @@ def test_another_machine_and_other_data_are_named(make_run, data, capsys):
     capsys.readouterr()
     make_run(resume="auto", max_iters=8, lr_decay_iters=4)
     shown = capsys.readouterr().out
-    assert f"{data} holds other tokens" in shown
+    assert f"{data} has other tokens" in shown
     assert "the environment changed; results match only up to rounding: torch 1.0 -> 2." in shown
     assert "processes 8 -> 1" in shown and "threads 2 ->" not in shown
 
@@ -121,7 +121,7 @@ def test_a_half_written_checkpoint_is_passed_over(make_run, capsys):
     (run.out_dir / "step-000004" / "model.safetensors").write_bytes(b"")
     resumed = make_run(max_iters=4, eval_interval=2, resume="auto")
     assert resumed.state["step"] == 2
-    assert "step-000004 is not whole: model.safetensors has 0 bytes" in capsys.readouterr().out
+    assert "step-000004 is damaged: model.safetensors has 0 bytes" in capsys.readouterr().out
     resumed.train()
     assert checkpoint.check(run.out_dir / "step-000004") is None
 

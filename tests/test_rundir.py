@@ -1,4 +1,4 @@
-"""Whose directory it is: nothing of others is removed or overwritten, and one process writes at a time."""
+"""Out directories: other files are never removed or overwritten, and one process writes at a time."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def left(directory: Path) -> list[str]:
-    """What looks like something temporary."""
+    """Names that look temporary."""
     return sorted(path.name for kind in ("tmp", "old") for path in directory.glob(f".{kind}-*"))
 
 
@@ -52,7 +52,7 @@ def test_a_directory_that_holds_no_run_is_refused_in_one_line_and_left_alone(tmp
     out.mkdir()
     fill(out)
     before = content(out)
-    with pytest.raises(ValueError, match=r"is not a run's directory, it holds '.*: name a new or empty") as error:
+    with pytest.raises(ValueError, match=r"is not a run's directory, it has '.*: name a new or empty") as error:
         resume.find_start(TrainConfig(out_dir=str(out), resume=wish), print)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="is not a run's directory"):
@@ -64,7 +64,7 @@ def test_a_directory_that_holds_no_run_is_refused_in_one_line_and_left_alone(tmp
 def test_the_current_directory_is_refused_in_one_line(tmp_path, monkeypatch, out_dir):
     (tmp_path / "notes.txt").write_text("mine")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"out_dir='.*(is not a name|it holds 'notes.txt')"):
+    with pytest.raises(ValueError, match=r"out_dir='.*(is not a name|it has 'notes.txt')"):
         resume.find_start(TrainConfig(out_dir=out_dir), print)
 
 

@@ -2,11 +2,11 @@
 
     nanogpt bench                               # the classic small model: 4 layers, 128 channels, 12 x 64 tokens
     nanogpt bench --model gpt2 --against transformers
-    nanogpt bench --parts train --profile       # a table of the operators that a training step spends its time in
+    nanogpt bench --profile                     # the operators in which a training step spends its time
 
-Contenders take turns, several rounds, and the median with its spread is shown: machines are noisy, and a ratio of
-neighbours in time is worth more than a figure. Limits: for a training step its matrix products and attention alone;
-for sampling the time it takes to read the weights; for files a plain write or read of the same bytes.
+Contenders take turns for several rounds, and the median is shown with its spread: machines are noisy, so ratios of
+interleaved measurements mean more than absolute figures. Limits: for a training step its matrix products and attention
+alone; for sampling the time to read the weights; for files a plain write or read of the same bytes.
 """
 
 import json
@@ -45,12 +45,12 @@ MODELS = {  # configuration and sequences in a batch
     "gpt2": (GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"), 1),
 }
 PARTS = ("train", "sample", "data", "checkpoint", "tokenize")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}  # by Accelerate's names of precisions
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}  # by Accelerate's names
 Seconds = dict[str, list[float]]
 
 
 def interleave(contenders: dict[str, Callable[[], None]], rounds: int) -> Seconds:
-    """Seconds of every call. Contenders take turns; the first round is a warm-up and not counted."""
+    """Seconds of every call. Contenders take turns; the first round is a warm-up that does not count."""
     seconds: Seconds = {name: [] for name in contenders}
     for round in range(rounds + 1):
         for name, run in contenders.items():
@@ -79,30 +79,15 @@ def repeat(times: int, run: Callable) -> Callable[[], None]:
 class Bench:
     """One model on this machine. Every part adds rows: contender, rate, unit, spread, ratio to the limit."""
 
-    def __init__(
-        self,
-        directory: Path,
-        model: str,
-        batch_size: int | None,
-        rounds: int,
-        precision: str,
-        device: str,
-        against: str | None,
-    ):
-        """`directory` takes data and checkpoints."""
-        self.directory, self.rounds, self.against = directory, rounds, against
-        self.config, default_batch = MODELS[model]
-        self.batch_size = batch_size or default_batch
+    def __init__(self, directory: Path, args):
+        """`directory` is for data and checkpoints, `args` are the command's."""
+        self.directory, self.rounds, self.against = directory, args.rounds, args.against
+        self.config, default_batch = MODELS[args.model]
+        self.batch_size = args.batch_size or default_batch
         self.make_data(tokens=max(200_000, 4 * self.config.block_size * self.batch_size))
-        optimizer = "muon" if self.config.norm == "rmsnorm" else "adamw"
-        self.train_config = TrainConfig(
-            out_dir=str(self.directory / "out"),
-            data=str(self.directory),
-            batch_size=self.batch_size,
-            optimizer=optimizer,
-            precision=precision,
-            device=device,
-        )
+        settings = {"batch_size": self.batch_size, "precision": args.precision, "device": args.device}
+        settings["optimizer"] = "muon" if self.config.norm == "rmsnorm" else "adamw"
+        self.train_config = TrainConfig(out_dir=str(directory / "out"), data=str(directory), **settings)
         self.run = Run(self.config, self.train_config, quiet=True)
         self.device = self.run.device
         self.dtype = DTYPES[self.run.accelerator.mixed_precision]
@@ -119,7 +104,7 @@ class Bench:
         CharTokenizer("".join(chr(256 + i) for i in range(self.config.vocab_size))).save(self.directory)
 
     def add(self, part: str, unit: str, amount: float, seconds: Seconds, limit: str) -> None:
-        """Rows of a part: `amount` units a call; `limit` is the contender that the others are compared with."""
+        """Adds the rows of a part: `amount` units per call; `limit` is the contender to compare with."""
         base = statistics.median(seconds[limit])
         for name, values in seconds.items():
             median = statistics.median(values)
@@ -134,7 +119,7 @@ class Bench:
         model = speed_up(GPT(self.config).to(self.device))
         muon_dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32  # as in a run
         optimizers = make_optimizers(model, self.train_config, muon_dtype)
-        plain = self.plain_step(model, optimizers, lambda x, y: model(x, y))
+        plain = self.plain_step(model, optimizers, model)
         contenders = {"nanogpt": repeat(steps, run.step), "plain torch": repeat(steps, plain)}
         if self.against:
             contenders["transformers GPT-2"] = repeat(steps, self.transformers_step())
@@ -153,7 +138,7 @@ class Bench:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def plain_step(self, model: nn.Module, optimizers: list, loss_of: Callable) -> Callable[[], None]:
-        """A bare loop over a ready batch: forward, backward, clip, step. `loss_of` takes inputs and targets (B, T)."""
+        """A bare training step on a fixed batch: forward, backward, clip, update. `loss_of` takes x and y (B, T)."""
         x, y = self.run.train_data.batch(0, 0, self.batch_size)
         x, y = x.to(self.device), y.to(self.device)
 
@@ -191,13 +176,10 @@ class Bench:
         shapes = [(c.n_embd, qkv), (c.n_head * c.head_size, c.n_embd), (c.n_embd, up), (c.inner, c.n_embd)] * c.n_layer
         shapes.append((c.n_embd, c.padded_vocab_size))
         make = {"device": self.device, "dtype": self.dtype}
-        products = []  # every layer has tensors of its own, as in the model
+        products = []  # each layer has its own tensors, as in the model
         for inner, outer in shapes:
-            x, w, g = (
-                torch.randn(rows, inner, **make),
-                torch.randn(outer, inner, **make),
-                torch.randn(rows, outer, **make),
-            )
+            sizes = ((rows, inner), (outer, inner), (rows, outer))
+            x, w, g = (torch.randn(size, **make) for size in sizes)
             products.append((x, w, g, torch.empty_like(g), torch.empty_like(x), torch.empty_like(w)))
         heads = (self.batch_size, c.n_head, c.block_size, c.head_size)
         dtype = torch.float32 if self.device.type == "cpu" else self.dtype  # as the model's attention
@@ -330,48 +312,17 @@ class Bench:
         return "\n".join(lines)
 
 
-def bench(
-    model: str,
-    parts: str,
-    against: str | None,
-    batch_size: int | None,
-    rounds: int,
-    precision: str,
-    device: str,
-    profile: bool,
-    as_json: bool,
-) -> None:
-    """Runs the comma-separated `parts` and prints a table, or one JSON object if `as_json`."""
-    chosen = [part for part in parts.split(",") if part]
-    for part in chosen:
-        if part not in PARTS:
-            raise ValueError(f"parts={parts!r}: {part!r} is not one of {', '.join(PARTS)}")
-    if model not in MODELS:
-        raise ValueError(f"model={model!r} is not one of {', '.join(MODELS)}")
-    with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as directory:
-        machine = Bench(Path(directory), model, batch_size, rounds, precision, device, against)
-        if profile:
-            print(machine.profile())
-            return
-        for part in chosen:
-            getattr(machine, part)()
-    if as_json:
-        print(json.dumps({"model": model, "environment": machine.run.settings["environment"], "rows": machine.rows}))
-    else:
-        print(machine.table())
-
-
 def add_arguments(command: ArgumentParser) -> None:
     add_device(command)
     command.add_argument("--model", default="classic", metavar="NAME", help="classic, laptop, baby or gpt2")
-    parts = "train,sample,data,checkpoint,tokenize"
-    command.add_argument("--parts", default=parts, metavar="A,B", help="what to measure")
-    command.add_argument("--against", choices=("transformers",), help="measure its GPT-2 of the same size as well")
+    parts = ",".join(PARTS)
+    command.add_argument("--parts", default=parts, metavar="A,B", help=f"what to measure (default: {parts})")
+    command.add_argument("--against", choices=("transformers",), help="also measure its GPT-2 of the same size")
     command.add_argument(
         "--batch_size", type=within(int, 1, 4096), metavar="N", help="sequences; default: the model's own"
     )
     command.add_argument(
-        "--rounds", type=within(int, 1, 1000), default=5, metavar="N", help="rounds, of which the median counts"
+        "--rounds", type=within(int, 1, 1000), default=5, metavar="N", help="rounds; the median is shown"
     )
     command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of training")
     command.add_argument("--profile", action="store_true", help="only show where a training step spends its time")
@@ -379,5 +330,21 @@ def add_arguments(command: ArgumentParser) -> None:
 
 
 def run(args) -> None:
-    names = ("model", "parts", "against", "batch_size", "rounds", "precision", "device", "profile")
-    bench(**{name: getattr(args, name) for name in names}, as_json=args.json)
+    """Prints a table, or one JSON object."""
+    parts = [part for part in args.parts.split(",") if part]
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"parts={args.parts!r}: {part!r} is not one of {', '.join(PARTS)}")
+    if args.model not in MODELS:
+        raise ValueError(f"model={args.model!r} is not one of {', '.join(MODELS)}")
+    with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as directory:
+        bench = Bench(Path(directory), args)
+        if args.profile:
+            print(bench.profile())
+            return
+        for part in parts:
+            getattr(bench, part)()
+    if args.json:
+        print(json.dumps({"model": args.model, "environment": bench.run.settings["environment"], "rows": bench.rows}))
+    else:
+        print(bench.table())

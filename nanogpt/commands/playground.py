@@ -1,10 +1,10 @@
-"""`nanogpt playground`: write with one model, or two side by side, and see what each token of a text costs a model.
+"""`nanogpt playground`: write with one or two models, and see each token's loss.
 
     pip install -e '.[playground]' -c constraints.txt
     nanogpt playground out/shakespeare out/wide
 
-A Gradio page on this machine; nothing leaves it. A token's colour is its loss; the five likeliest tokens in its place
-show up under the pointer.
+A local Gradio page that loads nothing from the network. A token's colour shows its loss. Hover over a token to see the
+five most likely tokens at its position.
 """
 
 import html
@@ -34,15 +34,15 @@ STYLE = """<style>
 
 @torch.inference_mode()
 def token_losses(model: GPT, ids: torch.Tensor, k: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For each of the tokens ids (T,) but the first: its loss in nats (T - 1,), and the k likeliest tokens in its place
-    with their probabilities, both (T - 1, k).
+    """For each token of ids (T,) after the first: its loss in nats (T - 1,), the probabilities of the k most likely
+    tokens at its position, and these tokens, both (T - 1, k).
 
-    What the model reads is never longer than block_size. A longer text is read in windows which overlap by half of it,
-    so that behind the first window no token is predicted from less than that.
+    A text longer than block_size is read in windows that overlap by half, so that after the first window every token is
+    predicted from at least half a block_size.
     """
     block_size = model.config.block_size
     losses, probs, tokens = [], [], []
-    start, done = 0, 1  # done: tokens that have their loss, the first having none
+    start, done = 0, 1  # done: tokens with a loss, and the first one, which has none
     while done < len(ids):
         targets = ids[done : start + block_size + 1]
         logits = model(ids[None, start : done + len(targets) - 1])[0, -len(targets) :].float()  # (t, V)
@@ -58,20 +58,20 @@ def token_losses(model: GPT, ids: torch.Tensor, k: int = 5) -> tuple[torch.Tenso
 
 
 class Writer:
-    """A model with its tokenizer: continues prompts, and paints texts by their losses."""
+    """A model with its tokenizer: continues prompts, and colours texts by their losses."""
 
     def __init__(self, run: str, device: str, which: str | None = None):
         self.run, self.device = run, device
         self.model, self.tokenizer, _ = load(run, device, which=which)
 
     def encode(self, text: str) -> torch.Tensor:
-        """The tokens of a text (T,). Raises ValueError for no text, and for characters that have no token."""
+        """The tokens of a text (T,). Raises ValueError for an empty text and for unknown characters."""
         if not text:
-            raise ValueError("there is no text: give at least one character")
+            raise ValueError("the text is empty: give at least one character")
         return torch.tensor(self.tokenizer.encode(text), device=self.device)
 
     def write(self, prompt: str, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int):
-        """The prompt and what has been added to it so far, again and again as it grows."""
+        """Yields the text so far, prompt included, after each piece."""
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         ids, text, eos_id = self.encode(prompt), prompt, self.tokenizer.eot_id
         drawn = stream(self.model, ids[None], max_new_tokens, eos_id=eos_id, **options)
@@ -80,7 +80,7 @@ class Writer:
             yield text
 
     def paint(self, text: str) -> str:
-        """The text as HTML, each token coloured by its loss; its own characters are escaped."""
+        """The text as HTML, escaped, each token coloured by its loss."""
         ids = self.encode(text)
         losses, probs, likeliest = (part.tolist() for part in token_losses(self.model, ids))
         show = self.visible
@@ -96,13 +96,13 @@ class Writer:
         return f'{STYLE}<p>{summary}</p><div class="tokens">{"".join(painted)}</div>'
 
     def visible(self, ids: list[int], space: str = " ") -> str:
-        """Text of tokens as HTML that shows what it says, white space included."""
+        """The text of tokens as HTML, with visible white space."""
         text = self.tokenizer.decode(ids).replace("\n", "⏎").replace("\t", "⇥").replace(" ", space)
         return html.escape(visible(text))
 
 
 def take_turns(streams: list[Iterator[str]]) -> Iterator[list[str]]:
-    """What each stream has reached, as they go on in turns until all of them have ended."""
+    """Advances streams in turns until all have ended; yields the latest value of each."""
     reached, running = [""] * len(streams), dict(enumerate(streams))
     while running:
         for i in list(running):
@@ -114,18 +114,18 @@ def take_turns(streams: list[Iterator[str]]) -> Iterator[list[str]]:
 
 
 class OwnPages:
-    """ASGI middleware: no route answers pages of other hosts, nor to a name for this machine that is not its own."""
+    """ASGI middleware that refuses requests from pages of other hosts and requests to names that are not local."""
 
     def __init__(self, app):
         self.app = app
 
     async def __call__(self, scope: dict, receive, send) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
-        origin = headers.get(b"origin", "//localhost").partition("//")[2]  # not every request has one
+        origin = headers.get(b"origin", "//localhost").partition("//")[2]  # not all requests have one
         if scope["type"] == "lifespan" or (is_own(headers.get(b"host", "")) and is_own(origin)):
             return await self.app(scope, receive, send)
         await send({"type": "http.response.start", "status": 403, "headers": []})
-        await send({"type": "http.response.body", "body": b"this page is for http://127.0.0.1 alone\n"})
+        await send({"type": "http.response.body", "body": b"use http://127.0.0.1\n"})
 
 
 def page(runs: list[str], device: str, which: str | None = None):
@@ -200,14 +200,14 @@ def serve(runs: list[str], device: str, port: int | None = None, say=print, bloc
         "theme": gr.themes.Default(**fonts),
     }
     blocks.launch(server_name="127.0.0.1", server_port=port or free_port(), prevent_thread_lock=True, **options)
-    say(f"{' and '.join(runs)} can be tried at {blocks.local_url} (Ctrl-C ends)")
+    say(f"the playground for {' and '.join(runs)} is at {blocks.local_url} (Ctrl-C to stop)")
     if block:
         blocks.block_thread()
     return blocks
 
 
 def free_port() -> int:
-    """The first of PORT and the ports after it that nobody listens on."""
+    """The first free port from PORT on."""
     for port in range(PORT, PORT + 100):
         with socket.socket() as attempt:
             if attempt.connect_ex(("127.0.0.1", port)):

@@ -16,13 +16,12 @@ def add_arguments(command: ArgumentParser) -> None:
 
 
 def run(args) -> None:
-    """Draws the picture; what holds no metrics is named."""
-
+    """Draws the picture. Raises ValueError naming a directory without metrics."""
     if Path(args.out).suffix not in PICTURES:
         raise ValueError(f"out={args.out!r} must end in {', '.join(PICTURES)}")
     for run in args.RUN:
         if not (Path(run) / metrics.METRICS).is_file():
-            raise ValueError(f"{run} is no out directory: it has no {metrics.METRICS}")
+            raise ValueError(f"{run} is not an out directory: it has no {metrics.METRICS}")
     if not plot.curves([Path(run) for run in args.RUN], Path(args.out)):
-        raise ValueError(f"nothing has been measured yet in {', '.join(args.RUN)}")
+        raise ValueError(f"{', '.join(args.RUN)}: there are no measurements yet")
     show(args.out)

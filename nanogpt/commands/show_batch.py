@@ -19,12 +19,11 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_argument(
         "--step", type=within(int, 1, 10**9), required=True, metavar="N", help="number of the step; the first is 1"
     )
-    command.add_argument("--data", metavar="DIR", help="where the data is; default: where the run found it")
+    command.add_argument("--data", metavar="DIR", help="the data directory; default: the run's")
 
 
 def run(args) -> None:
-    """Prints the micro-batches of a step, sequence by sequence; the same whatever the number of processes was."""
-
+    """Prints the micro-batches of a step, sequence by sequence; they do not depend on the number of processes."""
     config, trained = checkpoint.load_configs(choose(Path(args.RUN), args.checkpoint))
     directory = args.data or trained.data
     data = open_data(directory, "train", config.block_size, config.vocab_size)

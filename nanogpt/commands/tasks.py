@@ -3,7 +3,7 @@
     nanogpt eval out/shakespeare --tasks lambada_openai,piqa
     nanogpt eval out/shakespeare --tasks mine --include_path tasks/
 
-A model goes in as transformers' class, in this process, so the figures are those of `lm_eval --model hf` on its export.
+The model is converted to its transformers class in this process; results equal `lm_eval --model hf` on its export.
 """
 
 import importlib.util
@@ -25,10 +25,10 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 8,
 ) -> dict[str, dict]:
-    """Results by task, as lm_eval names them. `include_path` is a directory with task files of one's own.
+    """Results by task, with lm_eval's names. `include_path` is a directory with custom task files.
 
-    `limit` takes the first so many examples of each task. The model is moved to the CPU, and left there. Raises
-    ValueError where lm_eval or a task is missing, or where no transformers class can hold the model.
+    `limit` is the number of examples per task. Moves the model to the CPU. Raises ValueError if lm_eval or a task is
+    missing, or if no transformers class supports the model.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("--tasks needs lm_eval: pip install -e '.[eval]' -c constraints.txt")
@@ -40,7 +40,7 @@ def evaluate(
     manager = TaskManager(include_path=include_path)
     missing = [name for name in tasks if name not in manager.all_tasks]
     if missing:
-        raise ValueError(f"there is no task {missing[0]!r}: `lm_eval ls tasks` lists them, --include_path adds others")
+        raise ValueError(f"unknown task {missing[0]!r}: `lm_eval ls tasks` lists all, --include_path adds others")
     device = model.wte.weight.device
     with tempfile.TemporaryDirectory() as directory:
         special = special_tokens(tokenizer, model.config.vocab_size)
@@ -52,7 +52,7 @@ def evaluate(
         tokenizer=hf_tokenizer,
         batch_size=batch_size,
         max_length=model.config.block_size,
-        # what a text without a context is read after; a tokenizer without an end-of-text token has none of its own
+        # precedes a text without context; HFLM has no default for a tokenizer without an end-of-text token
         prefix_token_id=first_token(tokenizer),
     )
     with torch.no_grad():
@@ -60,10 +60,10 @@ def evaluate(
 
 
 def first_token(tokenizer) -> int:
-    """The token that stands before a text: end of text, else the newline, else the first of the vocabulary."""
+    """The token before a text: end of text, else newline, else token 0."""
     if tokenizer.eot_id is not None:
         return tokenizer.eot_id
     try:
         return int(tokenizer.encode("\n")[0])
-    except ValueError:  # a character level vocabulary without it
+    except ValueError:  # a character vocabulary without newline
         return 0

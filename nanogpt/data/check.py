@@ -1,18 +1,18 @@
-"""`nanogpt check-data DIR`: what a data directory holds, and what about it will go wrong in training.
+"""`nanogpt check-data DIR`: the contents of a data directory, and warnings about what will go wrong in training.
 
-Counts are exact. The rest comes from the first and the last tokens of each split, so that a large corpus takes seconds:
+Counts are exact. The rest is measured on the first and last tokens of each split, so a large corpus takes seconds:
 
-    another tokenizer's tokens  tokenizer.json is larger or smaller than meta.json says, or decoding tokens and encoding
-                                the text gives other tokens. Not found: an alphabet in place of another of its size.
-    unknown and binary          more than 1 % of the tokens are the unknown one, or of the characters no text
-    repetitions and leaks       passages of PASSAGE letters and digits, wherever they stand: case, space and punctuation
-                                do not count, and a changed word hides only the passages that it is in. One passage in
-                                KEEP is compared, chosen by its hash (winnowing, Schleimer et al. 2003). A stretch of
-                                validation text has leaked if COPIED of its passages are in the training text. Reported
-                                are 5 % of them, or 0.5 % where no end-of-text token tells documents apart.
-    copies of documents         the same letters and digits, or COPIED of the passages in two documents of like length;
-                                an excerpt is not a copy. Reported are 5 % of the training text, and one in a thousand
-                                validation documents that are training documents too.
+    wrong tokenizer        tokenizer.json and meta.json disagree on the vocabulary size, or decoding and encoding again
+                           gives other tokens. Another alphabet of the same size is not detected.
+    unknown and binary     more than 1 % of the tokens are unknown, or of the characters are not text
+    repetitions and leaks  compares passages of PASSAGE letters and digits at any position. Case, space and punctuation
+                           are ignored, and a changed word affects only the passages that contain it. One passage in
+                           KEEP is compared, chosen by its hash (winnowing, Schleimer et al. 2003). A stretch of
+                           validation text has leaked if a share of COPIED of its passages is in the training text.
+                           Reported from 5 % on, or from 0.5 % without an end-of-text token.
+    copies of documents    the same letters and digits, or a share of COPIED of the passages in two documents of
+                           similar length; an excerpt is not a copy. Reported from 5 % of the training text on, and
+                           from one in a thousand validation documents that are also training documents.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ import numpy as np
 from nanogpt.data.tokenizer import HFTokenizer, load_tokenizer
 from nanogpt.data.tokens import TokenDataset, Tokens, mix, read_meta
 
-SAMPLE = 1 << 23  # tokens of a split that are looked at
+SAMPLE = 1 << 23  # tokens of a split that are read
 PASSAGE = 32  # letters and digits; a power of two
 KEEP = 16
 STRETCH = 300  # letters and digits
 COPIED = 0.4
-ALIKE = 0.85  # length of a nearly equal document, of the longer one
-SHORTEST = 50  # letters and digits that make a document's copy worth telling
+ALIKE = 0.85  # shorter length over longer length of two near copies
+SHORTEST = 50  # letters and digits; copies of shorter documents are ignored
 OWN = "put its tokenizer.json there, or prepare the data again"
 BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]")  # control characters, and what was not UTF-8
 
@@ -56,8 +56,8 @@ class Text:
 def examine(directory: Path | str, block_size: int, parameters: int, sha256: bool = False, say=print) -> list[str]:
     """Prints a report on a data directory; returns the warnings in it.
 
-    `block_size` and `parameters` are those of the model to be trained. Raises ValueError where the files do not fit
-    meta.json or tokenizer.json, and with `sha256` where they are not what was written.
+    `block_size` and `parameters` are those of the model to be trained; `sha256` also verifies checksums. Raises
+    ValueError if the files do not match meta.json or tokenizer.json.
     """
     meta = read_meta(directory)
     splits = {split: TokenDataset(directory, split, 1).tokens for split in ("train", "val")}
@@ -84,19 +84,19 @@ def examine(directory: Path | str, block_size: int, parameters: int, sha256: boo
         say(f"  {start:>14,}  {text[:90]!r}")
     documents = meta["splits"]["train"].get("documents", 2)
     warnings = other_tokenizer(meta, tokenizer, looked_at["train"])
-    if not warnings:  # else all that follows is about a text that is none
+    if not warnings:  # with the wrong tokenizer the text means nothing
         warnings = sizes(meta, block_size, parameters) + tokens_used(meta, tokenizer, counts)
         warnings += binary_text(train, val) + repetitions(train, repeated, tokenizer, documents)
         warnings += leaks(train, val, shared, tokenizer)
     for warning in warnings:
         say(f"warning: {warning}")
     if not warnings:
-        say("nothing to warn of")
+        say("no warnings")
     return warnings
 
 
 def require_own_tokenizer(directory: Path | str, meta: dict, tokenizer, splits: dict[str, Tokens]) -> None:
-    """Raises ValueError where there are tokens that tokenizer.json does not have."""
+    """Raises ValueError if a token is not in tokenizer.json."""
     if tokenizer.vocab_size >= meta["vocab_size"]:
         return
     largest = max(tokens.largest() for tokens in splits.values())
@@ -156,7 +156,7 @@ def frequencies(counts: np.ndarray, tokenizer) -> str:
 
 
 def unknown_id(tokenizer) -> int | None:
-    """The token that stands for what a tokenizer has no token for, if it has such a one."""
+    """The id of the unknown token, if the tokenizer has one."""
     if not isinstance(tokenizer, HFTokenizer):
         return None
     model = json.loads(tokenizer.tokenizer.to_str())["model"]
@@ -165,7 +165,7 @@ def unknown_id(tokenizer) -> int | None:
 
 
 def split_documents(ids: np.ndarray, eot_id: int | None) -> list[np.ndarray]:
-    """The documents in tokens (N,), without the end-of-text tokens behind them; one where there are no such tokens."""
+    """The documents in tokens (N,), without end-of-text tokens; a single one if there are no such tokens."""
     ends = np.flatnonzero(ids == eot_id)
     parts = [ids[start + 1 : end] for start, end in pairwise([-1, *ends, len(ids)])]
     return [part for part in parts if len(part)]
@@ -192,12 +192,12 @@ def read(ids: np.ndarray, tokenizer) -> Text:
 
 
 def passages(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes, uint64, and places of those passages of PASSAGE numbers that are compared."""
+    """Hashes (uint64) and positions of the passages that are compared."""
     found = [(np.zeros(0, np.uint64), np.zeros(0, np.int64))]
     for start in range(0, max(len(codes) - PASSAGE + 1, 0), 1 << 16):
         rolling = codes[start : start + (1 << 16) + PASSAGE - 1].astype(np.uint64)
         length, factor = 1, 0x9E3779B97F4A7C15
-        while length < PASSAGE:  # of two hashes side by side, one of twice the length
+        while length < PASSAGE:  # combines adjacent hashes into one of twice the length
             rolling = rolling[:-length] * np.uint64(factor) + rolling[length:]
             length, factor = 2 * length, factor * factor % 2**64
         hashes = mix(rolling)
@@ -208,7 +208,7 @@ def passages(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def copies(text: Text, others: Text) -> np.ndarray:
-    """Which documents (N,) of a text are among `others` too, as they are or nearly; of the same text, earlier ones."""
+    """Which documents (N,) of `text` are also in `others`, exactly or nearly; of the same text, in earlier ones."""
     found, known = np.zeros(len(text.letters), bool), set() if text is others else set(others.letters)
     for i, letters in enumerate(text.letters):
         found[i] = len(letters) >= SHORTEST and letters in known
@@ -234,20 +234,18 @@ def mean(values: np.ndarray) -> float:
 
 
 def other_tokenizer(meta: dict, tokenizer, ids: np.ndarray) -> list[str]:
-    """Whether tokenizer.json seems not to be the one that made the tokens."""
+    """Warns if another tokenizer seems to have made the tokens."""
     if tokenizer.vocab_size > meta["vocab_size"]:
         found = f"tokenizer.json has {tokenizer.vocab_size:,} tokens, and meta.json says {meta['vocab_size']:,}"
-    elif (
-        same := same_again(tokenizer, ids)
-    ) < 0.97:  # 0.96 between encodings trained on parts of one text, 1.00 by the own
-        found = f"of the tokens, {same:.0%} are the same after decoding them and encoding the text"
+    elif (same := same_again(tokenizer, ids)) < 0.97:  # 0.96 between encodings trained on parts of one text
+        found = f"only {same:.0%} of the tokens are the same after decoding and encoding again"
     else:
         return []
     return [f"{found}: another tokenizer made these tokens; {OWN}"]
 
 
 def same_again(tokenizer, ids: np.ndarray) -> float:
-    """The share of tokens that encoding their text gives again. Bytes can be anything, and unknown tokens nothing."""
+    """The share of tokens unchanged by decoding and encoding again; 1.0 for bytes and many unknown tokens."""
     if tokenizer.name == "bytes" or (ids == unknown_id(tokenizer)).mean() > 0.01:
         return 1.0
     same = total = 0
@@ -262,7 +260,7 @@ def same_again(tokenizer, ids: np.ndarray) -> float:
 
 
 def sizes(meta: dict, block_size: int, parameters: int) -> list[str]:
-    """Whether there is enough text."""
+    """Warns if there is too little text."""
     train, val = meta["splits"]["train"], meta["splits"]["val"]
     found = []
     if min(train["tokens"], val["tokens"]) <= block_size:
@@ -276,60 +274,58 @@ def sizes(meta: dict, block_size: int, parameters: int) -> list[str]:
     if train["tokens"] < parameters:
         found.append(
             f"fewer training tokens ({train['tokens']:,}) than parameters ({parameters:,}): "
-            "the model will learn the text by heart; take a smaller one, more text, or dropout"
+            "the model will memorize the text; use a smaller model, more text, or dropout"
         )
     if train.get("documents", 2) + val.get("documents", 0) < 2:
-        found.append("all text is one document: its passages, not documents, are divided into training and validation")
+        found.append("all text is one document, so its end is the validation text instead of other documents")
     return found
 
 
 def tokens_used(meta: dict, tokenizer, counts: np.ndarray) -> list[str]:
-    """Whether the vocabulary suits the text."""
+    """Warns if the vocabulary does not suit the text."""
     found, used = [], int((counts > 0).sum())
     if used < 0.1 * len(counts) and meta["splits"]["train"]["tokens"] > 10 * len(counts):
-        found.append(f"only {used:,} of {len(counts):,} tokens of the vocabulary occur: a smaller one is faster")
+        found.append(f"only {used:,} of {len(counts):,} tokens of the vocabulary occur: a smaller vocabulary is faster")
     unknown = unknown_id(tokenizer)
     if unknown is not None and counts[unknown] > 0.01 * counts.sum():
         found.append(
             f"{counts[unknown] / counts.sum():.0%} of the tokens are {tokenizer.decode([unknown])!r}: "
-            "that text is lost, so take --tokenizer bytes, or a tokenizer that was trained on such text"
+            "that text is lost; use --tokenizer bytes, or a tokenizer trained on such text"
         )
     return found
 
 
 def binary_text(train: Text, val: Text) -> list[str]:
-    """Whether there is much in the files that is no text."""
+    """Warns if the files contain more than text."""
     binary = max(train.binary, val.binary)
     if binary <= 0.01:
         return []
-    return [f"{binary:.0%} of the characters are control characters or were not UTF-8: are there binary files in it?"]
+    return [f"{binary:.0%} of the characters are control characters or were not UTF-8: are there binary files?"]
 
 
 def repetitions(train: Text, repeated: float, tokenizer, documents: int) -> list[str]:
-    """Whether the training text, of so many documents, says things twice; `repeated` is the share of its passages."""
+    """Warns if training text is repeated; `repeated` is the share of its passages that occur again."""
     found, total = [], max(train.lengths.sum(), 1)
     if tokenizer.eot_id is None:
         if repeated > 0.15:
-            found.append(f"{repeated:.0%} of the training text is repeated: try --dedup, if whole documents are")
+            found.append(f"{repeated:.0%} of the training text is repeated: try --dedup if documents are repeated")
         return found
     if documents > 1 and (longest := train.lengths.max() / total) > 0.5:
         found.append(
-            f"a single document makes up {longest:.0%} of what was looked at: is something missing between texts?"
+            f"a single document is {longest:.0%} of the text: are end-of-text tokens missing between documents?"
         )
     equal, near = (train.lengths[each].sum() / total for each in (train.equal, copies(train, train) & ~train.equal))
     if equal > 0.05:
         found.append(f"{equal:.0%} of the training text is repeated: try --dedup")
     if near > 0.05:
-        found.append(
-            f"{near:.0%} of the training text are documents that differ little from others: --dedup keeps them"
-        )
+        found.append(f"{near:.0%} of the training text are near copies of other documents, which --dedup keeps")
     if repeated > equal + near + 0.15:
-        found.append(f"{repeated:.0%} of the training text is repeated in other documents: --dedup keeps it")
+        found.append(f"{repeated:.0%} of the training text is repeated in other documents, which --dedup keeps")
     return found
 
 
 def leaks(train: Text, val: Text, shared: np.ndarray, tokenizer) -> list[str]:
-    """Whether validation text is in the training text too; `shared` tells it of the passages of `val` (P,)."""
+    """Warns if validation text is also in the training text; `shared` (P,) marks the passages of `val` that are."""
     found, stretches = [], val.places // STRETCH
     passages_in = np.bincount(stretches)
     leaked = mean((np.bincount(stretches, shared) >= COPIED * passages_in)[passages_in >= 4])
@@ -338,7 +334,7 @@ def leaks(train: Text, val: Text, shared: np.ndarray, tokenizer) -> list[str]:
     both = int(copies(val, train).sum())
     if tokenizer.eot_id is not None and both and both >= 0.001 * len(val.letters):
         found.append(
-            f"{both:,} of {len(val.letters):,} validation documents are training documents too, as they are or nearly: "
-            "leave one of each pair out"
+            f"{both:,} of {len(val.letters):,} validation documents are also training documents, exactly or "
+            "nearly: remove one of each pair"
         )
     return found

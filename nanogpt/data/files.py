@@ -1,4 +1,4 @@
-"""Small files that anybody may have written: only regular files are read, and JSON objects of a limited size."""
+"""Reads small files of unknown origin: regular files only, and JSON objects of limited size."""
 
 import json
 import math
@@ -8,20 +8,20 @@ MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
 
 
 def require_regular(path: Path) -> None:
-    """Raises ValueError for a FIFO, a device or a directory: reading one may never end. OSError if nothing is there."""
+    """Raises ValueError for a FIFO, a device or a directory, which may block for ever; OSError if there is no file."""
     if path.stat() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object. Raises ValueError for anything else, for too much of it, and for what cannot be read."""
+    """Reads a JSON object. Raises ValueError if the file is something else, too large, or cannot be read."""
     try:
         require_regular(path)
         if path.stat().st_size > MOST_JSON:
             raise ValueError(f"it has more than {MOST_JSON >> 20} MiB")
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         return value
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
@@ -37,5 +37,5 @@ def plain(value: object) -> object:
 
 
 def is_count(value: object, least: int = 0) -> bool:
-    """Whether a value out of a JSON file is an integer from `least` to the largest of int64."""
+    """Whether a value from a JSON file is an integer of at least `least` that fits into int64."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63

@@ -1,10 +1,10 @@
 """Several data directories read as one, in given proportions: `--data data/a:0.7,data/b:0.3`.
 
-Which directory a sample comes from is a fixed table that repeats every 10,000 samples, in which the directories take
-turns as evenly as their shares allow: 0.7 and 0.3 give a b a a a b a a b a ... So after any number of samples each has
-had its share to within a sample or two. The table also tells how many samples of its own directory came before each
-place, so a sample of a mixture is, like any other, a pure function of (seed, sample number); every directory has
-epochs of its own. Evaluation reads the validation tokens of all directories once, whatever the shares.
+A fixed table, repeated every 10,000 samples, says which directory a sample comes from. The directories take turns as
+evenly as their shares allow: 0.7 and 0.3 give a b a a a b a a b a ... So after any number of samples, each directory
+is within a sample or two of its share. The table also counts the earlier samples of each directory, so a sample of a
+mixture is a pure function of (seed, sample number), too. Each directory has its own epochs. Evaluation reads the
+validation tokens of all directories once, whatever the shares.
 """
 
 import numpy as np
@@ -66,7 +66,7 @@ class Mixture(TokenDataset):
         for name in ("train", "val"):
             counts = [part.meta["splits"][name] for part in self.parts]
             self.meta["splits"][name] = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes")}
-            # so that a run that is resumed with other shares, or other directories of the same size, notices
+            # compared on resume, so that other shares or other directories of the same size are noticed
             self.meta["splits"][name]["parts"] = [
                 {"share": quota / PERIOD, "tokens": c["tokens"], "sha256": c.get("sha256")}
                 for quota, c in zip(self.quotas, counts, strict=True)
@@ -74,12 +74,12 @@ class Mixture(TokenDataset):
         # sample m of a directory with q samples in a period belongs at (m + 1/2) / q of the period
         due = np.concatenate([(np.arange(q) + 0.5) / q for q in self.quotas])
         order = np.argsort(due, kind="stable")
-        # both (PERIOD,): whose turn it is, and the how-manieth of its own in the period
+        # both (PERIOD,): the directory of each sample, and its number among that directory's samples in the period
         self.part = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
         self.turn = np.concatenate([np.arange(q) for q in self.quotas])[order]
 
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
-        """First token of the window of each sample number, int64, counted through all directories."""
+        """Index of the first token of each sample's window, int64, counted through all directories."""
         period, place = np.divmod(samples, PERIOD)
         starts = np.empty(len(samples), dtype=np.int64)
         for k, part in enumerate(self.parts):
@@ -90,11 +90,11 @@ class Mixture(TokenDataset):
 
 
 def round_shares(shares: list[float]) -> list[int]:
-    """The shares as whole numbers that add up to PERIOD, by the largest remainders. Raises ValueError if one gets 0."""
+    """Rounds shares to integers that add up to PERIOD (largest remainders). Raises ValueError if one becomes 0."""
     exact = np.array(shares) * PERIOD
     quotas = np.floor(exact + 1e-9).astype(np.int64)
     for k in np.argsort(quotas - exact, kind="stable")[: PERIOD - quotas.sum()]:
         quotas[k] += 1
     if (quotas == 0).any():
-        raise ValueError(f"the smallest share of a mixture is {min(shares):.2g}, but 1/{PERIOD} is the least")
+        raise ValueError(f"the smallest share of a mixture is {min(shares):.2g}, but must be at least 1/{PERIOD}")
     return quotas.tolist()

@@ -1,8 +1,7 @@
-"""nanoGPT's `meta.pkl` and `ckpt.pt`, read with guards. No other file of the project reads a pickle.
+"""Reads nanoGPT's `meta.pkl` and `ckpt.pt` safely. No other module reads a pickle.
 
-A pickle is a program: reading one the ordinary way runs whatever its author put in. `meta.pkl` needs nothing but dicts,
-strings and numbers, so here every name that a pickle asks for is refused. `ckpt.pt` needs tensors as well, and is read
-by torch's own restricted unpickler (`weights_only=True`), which knows those that rebuild tensors and no others.
+Unpickling can run arbitrary code. `meta.pkl` needs only dicts, strings and numbers, so any class or function that it
+names is refused. `ckpt.pt` also needs tensors and is read by torch's restricted unpickler (`weights_only=True`).
 """
 
 import pickle
@@ -20,14 +19,14 @@ class RefusedError(Exception):
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Admits what a pickle can hold without naming a class or a function: dicts, lists, strings, numbers."""
+    """Allows dicts, lists, strings and numbers; refuses classes and functions."""
 
     def find_class(self, module: str, name: str):
-        raise RefusedError(f"it asks for {module}.{name}, and nothing but plain values is admitted")
+        raise RefusedError(f"it asks for {module}.{name}, but only plain values are allowed")
 
 
 def read_characters(path: Path) -> str:
-    """The characters of a character-level `meta.pkl`, in the order of their ids. Raises ValueError if it is no such."""
+    """The characters of a character-level `meta.pkl`, in the order of their ids. Raises ValueError for other files."""
     require_regular(path)
     try:
         with open(path, "rb") as file:
@@ -37,7 +36,7 @@ def read_characters(path: Path) -> str:
     except RefusedError as error:
         raise ValueError(f"{path} is refused: {error}") from None
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"{path} is damaged, or no pickle ({first_line(error)})") from None
+        raise ValueError(f"{path} is damaged, or not a pickle ({first_line(error)})") from None
     itos = meta.get("itos") if isinstance(meta, dict) else None
     if not isinstance(itos, dict) or not itos or set(itos) != set(range(len(itos))):
         raise ValueError(
@@ -54,15 +53,15 @@ def read_checkpoint(path: Path) -> dict:
     require_regular(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an old or strange pickle: it is read or refused all the same
+            warnings.simplefilter("ignore")  # about old pickles
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
-            reason = f"it asks for {asked[1]}, and nothing but tensors and plain values is admitted"
+            reason = f"it asks for {asked[1]}, but only tensors and plain values are allowed"
             raise ValueError(f"{path} is refused: {reason}") from None
-        raise ValueError(f"{path} is damaged, or nothing that torch saved ({type(error).__name__})") from None
+        raise ValueError(f"{path} is damaged, or was not saved by torch ({type(error).__name__})") from None
     missing = [
         key for key in ("model", "model_args", "iter_num") if not (type(checkpoint) is dict and key in checkpoint)
     ]

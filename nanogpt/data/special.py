@@ -1,13 +1,13 @@
-"""Keeps special tokens that a text spells out, such as <s>, plain text, whatever kind of model a tokenizer has."""
+"""Encodes special tokens that are spelled out in a text, such as <s>, as plain text, for all kinds of tokenizers."""
 
 import json
 
 
 def without_special(tokenizer):
-    """A tokenizers.Tokenizer with the same ids, to which special tokens are text like any other.
+    """A tokenizers.Tokenizer with the same ids that encodes special tokens in a text as plain text.
 
-    A model that looks words up as a whole (Unigram, WordPiece, WordLevel) finds special tokens in its own vocabulary,
-    whatever `encode_special_tokens` says. So they are spelled differently in a copy, in a way that no text has.
+    Unigram, WordPiece and WordLevel find special tokens in their own vocabulary, whatever `encode_special_tokens`
+    says. Therefore a copy of the tokenizer spells them with a character that no text has.
     """
     from tokenizers import Tokenizer, models
 

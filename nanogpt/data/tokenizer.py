@@ -7,15 +7,14 @@
 A tokenizer is any object with
 
     name, vocab_size       the largest id plus one; embeddings have at least as many rows
-    eot_id                 the id of the end-of-text token that stands behind each document, or None
-    encode(text)           ids, one-dimensional int64; special tokens written out in the text are plain text
-    encode_batch(texts)    ids of each text, any integer dtype; several threads call it at the same time
-    decode(ids)            the text; bytes that are no whole UTF-8 character, and ids without a token, become U+FFFD
+    eot_id                 the id of the end-of-text token after each document, or None
+    encode(text)           ids, one-dimensional int64; special tokens spelled out in the text are plain text
+    encode_batch(texts)    ids of each text, any integer dtype; called from several threads at once
+    decode(ids)            the text; incomplete UTF-8 sequences and ids without a token become U+FFFD
     save(directory)        writes tokenizer.json, from which `load_tokenizer(directory)` makes the same tokenizer
 
-Characters, bytes and tiktoken's encodings have a class of their own here, which is faster; every other tokenizer.json
-is read by `HFTokenizer`. So a tokenizer of your own needs no class to load it, if it saves itself in that format: the
-README has one in thirty lines.
+Characters, bytes and tiktoken's encodings have their own, faster classes; `HFTokenizer` reads every other
+tokenizer.json. A tokenizer of your own that saves this format needs no class for loading: data_prep/README.md has one.
 """
 
 from collections.abc import Iterable
@@ -41,14 +40,14 @@ from nanogpt.data.tokenizer_json import (
 )
 
 EOT = "<|endoftext|>"
-# what tokenizers of others call the end of a text, where no tokenizer_config.json says it
+# other tokenizers' names for end of text, used where no tokenizer_config.json gives one
 EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-# tiktoken's encodings by the number of their mergeable tokens, because the Hugging Face format has no place for a name
+# tiktoken's encodings by number of mergeable tokens, because the Hugging Face format does not store a name
 TIKTOKEN_NAMES = {50256: "gpt2", 50280: "p50k_base", 100256: "cl100k_base", 199998: "o200k_base"}
 
 
 class CharTokenizer:
-    """One token a character; ids follow the order of the code points, as in nanoGPT's shakespeare_char."""
+    """One token per character; ids in the order of code points, as in nanoGPT's shakespeare_char."""
 
     name = "char"
     eot_id = None
@@ -66,14 +65,14 @@ class CharTokenizer:
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, one a character, int64. Raises ValueError naming a character that is not in the vocabulary."""
+        """Ids of `text`, int64. Raises ValueError naming a character that is not in the vocabulary."""
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         ids = np.where(points < len(self._ids), self._ids[np.minimum(points, len(self._ids) - 1)], -1)
         if (ids < 0).any():
             at = int(np.argmax(ids < 0))
             raise ValueError(
                 f"character {text[at]!r} (position {at}) is not among the {self.vocab_size} that the model knows: "
-                f"{show_characters(self.characters)}"
+                f"{self.characters[:200]!r}"
             )
         return ids
 
@@ -84,7 +83,7 @@ class CharTokenizer:
         return "".join(self.characters[i] if i < self.vocab_size else "\ufffd" for i in ids)
 
     def token_bytes(self) -> list[bytes]:
-        """The bytes of text that each id stands for."""
+        """The bytes of each token."""
         return [c.encode("utf-8", "surrogatepass") for c in self.characters]
 
     def save(self, directory: Path | str) -> None:
@@ -100,7 +99,7 @@ class CharTokenizer:
 
     @staticmethod
     def reads(tokenizer: dict) -> bool:
-        """Whether a tokenizer.json is as `save` writes it: characters alone, counted through from 0."""
+        """Whether a tokenizer.json has the form that `save` writes: single characters with ids from 0 on."""
         if tokenizer["model"]["type"] != "WordLevel" or tokenizer.get("pre_tokenizer") != EVERY_CHARACTER:
             return False
         vocab = tokenizer["model"]["vocab"]
@@ -109,32 +108,32 @@ class CharTokenizer:
 
 
 class ByteTokenizer:
-    """One token a byte of UTF-8, id = byte, and an end-of-text token: any language, nothing to train."""
+    """One token per UTF-8 byte (id = byte) and an end-of-text token: any language, no training."""
 
     name = "bytes"
     vocab_size = 257
     eot_id = 256
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, int64; half of a surrogate pair, which UTF-8 cannot hold, becomes a question mark."""
+        """Ids of `text`, int64; lone surrogates, which UTF-8 cannot encode, become question marks."""
         return np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(np.int64)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""
+        """The text of `ids`; incomplete UTF-8 sequences become U+FFFD."""
         spelled = (EOT.encode() if i == self.eot_id else bytes([i if i < 256 else 255]) for i in ids)
         return b"".join(spelled).decode("utf-8", "replace")
 
     def save(self, directory: Path | str) -> None:
-        """Writes tokenizer.json into `directory`: byte-pair encoding without a single merge."""
+        """Writes tokenizer.json into `directory`, as byte-pair encoding without merges."""
         model = {"type": "BPE", "vocab": {c: byte for byte, c in enumerate(byte_alphabet())}, "merges": []}
         tokenizer_json.write(directory, model, BYTE_LEVEL, BYTE_LEVEL_DECODER, {EOT: self.eot_id})
 
     @staticmethod
     def reads(tokenizer: dict) -> bool:
-        """Whether a tokenizer.json is as `save` writes it: no merges, and each byte's id is the byte."""
+        """Whether a tokenizer.json has the form that `save` writes: no merges, each byte's id is the byte."""
         model, special = tokenizer["model"], tokenizer_json.special_tokens(tokenizer)
         plain = model["type"] == "BPE" and not model["merges"] and not tokenizer.get("normalizer")
         if not plain or tokenizer.get("pre_tokenizer") != BYTE_LEVEL or special != {EOT: ByteTokenizer.eot_id}:
@@ -158,7 +157,7 @@ class BPETokenizer:
 
     @classmethod
     def get(cls, name: str) -> "BPETokenizer":
-        """An encoding of tiktoken's, which downloads its files on first use or reads them from $TIKTOKEN_CACHE_DIR."""
+        """The tiktoken encoding `name`. Its files are downloaded on first use, or read from $TIKTOKEN_CACHE_DIR."""
         import tiktoken
 
         try:
@@ -166,42 +165,42 @@ class BPETokenizer:
                 return cls(tiktoken.get_encoding(name))
         except OSError as error:  # requests' errors are OSErrors
             raise ConnectionError(
-                f"the tokenizer files of {name} could not be downloaded; fetch them once where there is a network, "
-                f"then point TIKTOKEN_CACHE_DIR at that cache ({type(error).__name__})"
+                f"the tokenizer files of {name} could not be downloaded ({type(error).__name__}): download them once "
+                "where there is a network, then set TIKTOKEN_CACHE_DIR to that cache"
             ) from error
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, int64. Special tokens written out in the text, such as <|endoftext|>, are plain text here."""
+        """Ids of `text`, int64. Special tokens spelled out in the text, such as <|endoftext|>, are plain text."""
         return np.array(self.encoding.encode_ordinary(text), dtype=np.int64)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """As `encode`, uint32. tiktoken fills arrays without holding the interpreter's lock."""
+        """As `encode`, but uint32, and without holding the GIL."""
         return [self.encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""
+        """The text of `ids`; incomplete UTF-8 sequences become U+FFFD."""
         ids = [int(i) for i in ids]
         try:
             return self.encoding.decode(ids)
-        except KeyError:  # rows of a model that no token has
+        except KeyError:  # an id without a token, from a padding row of the model
             return b"".join(map(self.one_token, ids)).decode("utf-8", "replace")
 
     def one_token(self, i: int) -> bytes:
-        """The bytes of one id; where no token has it, one that is in no text."""
+        """The bytes of one id; an invalid byte for an id without a token."""
         try:
             return self.encoding.decode_single_token_bytes(i)
         except KeyError:
             return b"\xff"
 
     def token_bytes(self) -> list[bytes]:
-        """The bytes of text that each id stands for; a special token stands for none."""
+        """The bytes of each token; none for special tokens."""
         tokens = [b""] * self.vocab_size
         for token, i in self.encoding._mergeable_ranks.items():
             tokens[i] = token
         return tokens
 
     def save(self, directory: Path | str) -> None:
-        """Writes tokenizer.json into `directory`; for GPT-2 that takes half a second and 1.8 MB."""
+        """Writes tokenizer.json into `directory` (half a second and 1.8 MB for GPT-2)."""
         to_unicode = byte_alphabet()
         ranks = self.encoding._mergeable_ranks
         spell = {token: "".join(to_unicode[b] for b in token) for token in ranks}
@@ -226,7 +225,7 @@ class BPETokenizer:
 
     @staticmethod
     def reads(tokenizer: dict) -> bool:
-        """Whether tiktoken encodes as a tokenizer.json says: nothing but a pattern, bytes, and merges in id order."""
+        """Whether tiktoken can stand in for a tokenizer.json: only a pattern, bytes, and merges in id order."""
         model, vocab = tokenizer["model"], tokenizer["model"]["vocab"]
         if model["type"] != "BPE" or (tokenizer.get("decoder") or {}).get("type") != "ByteLevel":
             return False
@@ -234,23 +233,23 @@ class BPETokenizer:
             return False
         if not tokenizer_json.byte_level_pattern(tokenizer):
             return False
-        # another one with GPT-2's pattern was trained by the library, whose Unicode tables may be of another year
+        # others with GPT-2's pattern were trained by `tokenizers`, whose Unicode tables may differ from tiktoken's
         if tokenizer["pre_tokenizer"] == GPT2_SPLIT and len(vocab) not in TIKTOKEN_NAMES:
             return False
         joined = [m.replace(" ", "") if isinstance(m, str) else "".join(m) for m in model["merges"]]
         ids, alphabet = [vocab[token] for token in joined], set(byte_alphabet())
-        whole = alphabet <= vocab.keys() and alphabet.isdisjoint(joined) and len(set(vocab.values())) == len(vocab)
-        return whole and len(ids) == len(vocab) - 256 and all(a < b for a, b in pairwise(ids))
+        complete = alphabet <= vocab.keys() and alphabet.isdisjoint(joined) and len(set(vocab.values())) == len(vocab)
+        return complete and len(ids) == len(vocab) - 256 and all(a < b for a, b in pairwise(ids))
 
 
 class HFTokenizer:
-    """Any tokenizer of the library `tokenizers`, as `tokenizer.json` describes it."""
+    """Any tokenizer of the library `tokenizers`."""
 
     def __init__(self, tokenizer, name: str = "hf", eot: str | None = None):
-        """`tokenizer` is a tokenizers.Tokenizer; `eot` its end-of-text token, if it is not one of the usual ones."""
+        """`tokenizer` is a tokenizers.Tokenizer; `eot` its end-of-text token, if it is none of EOT_NAMES."""
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True  # written out in the text, they are plain text
+        tokenizer.encode_special_tokens = True  # as plain text
         self.tokenizer, self.published, self.name = without_special(tokenizer), tokenizer, name
         vocab = tokenizer.get_vocab(with_added_tokens=True)
         if not vocab:
@@ -260,24 +259,23 @@ class HFTokenizer:
 
     @classmethod
     def get(cls, name: str) -> "HFTokenizer":
-        """The tokenizer of a model on the Hub or of a directory, by AutoTokenizer. Raises ValueError."""
+        """The tokenizer of a model on the Hub or in a directory, loaded by AutoTokenizer. Raises ValueError."""
         from transformers import AutoTokenizer
 
         try:
             auto = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             return cls(auto.backend_tokenizer, name, auto.eos_token)
-        except Exception as error:  # files of anybody's can make it raise nearly anything
-            why = pickles.first_line(error)
-            raise ValueError(f"{name!r} has no tokenizer that could be loaded: {why}") from None
+        except Exception as error:  # damaged files can raise nearly anything
+            raise ValueError(f"{name!r} has no tokenizer that could be loaded: {pickles.first_line(error)}") from None
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, int64, without the special tokens that a model may want around it. Raises ValueError."""
+        """Ids of `text`, int64, without added special tokens. Raises ValueError."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         try:
             encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # the library raises nothing more precise, where it has no token for unknown text
+        except Exception as error:  # the library raises plain Exception, for instance without an unknown token
             raise ValueError(f"the tokenizer cannot read this text ({pickles.first_line(error)})") from None
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
@@ -289,12 +287,8 @@ class HFTokenizer:
         Path(directory, FILE).write_text(self.published.to_str(pretty=True), encoding="utf-8")
 
 
-def show_characters(characters: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in characters[:200])
-
-
 def is_nanogpts(directory: Path | str) -> bool:
-    """Whether a data directory is as nanoGPT writes it: train.bin without tokenizer.json or meta.json."""
+    """Whether nanoGPT wrote a data directory: train.bin without tokenizer.json or meta.json."""
     has = {path.name for path in Path(directory).glob("*")}
     return "train.bin" in has and not has & {FILE, "meta.json"}
 
@@ -302,7 +296,7 @@ def is_nanogpts(directory: Path | str) -> bool:
 def load_tokenizer(directory: Path | str) -> CharTokenizer | ByteTokenizer | BPETokenizer | HFTokenizer:
     """The tokenizer that `directory/tokenizer.json` describes. Raises ValueError if there is none, or it is damaged.
 
-    In a data directory of nanoGPT's it is what nanoGPT takes it to be: meta.pkl's characters, or else GPT-2's BPE.
+    In a data directory that nanoGPT wrote: the characters of meta.pkl if there is one, else GPT-2's BPE.
     """
     if is_nanogpts(directory):
         pickled = Path(directory, "meta.pkl")
@@ -315,29 +309,29 @@ def load_tokenizer(directory: Path | str) -> CharTokenizer | ByteTokenizer | BPE
             return ByteTokenizer()
         if BPETokenizer.reads(tokenizer):
             return BPETokenizer.from_json(tokenizer)
-    except Exception as error:  # a damaged one can raise nearly anything
+    except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{path} is damaged ({pickles.first_line(error)}): prepare the data again") from None
     return load_file(path)
 
 
 def load_file(path: Path) -> HFTokenizer:
-    """Any tokenizer.json by the library `tokenizers`; a tokenizer_config.json beside it may name the end of text."""
+    """Loads a tokenizer.json with `tokenizers`; tokenizer_config.json next to it may name the end of text."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
+    except Exception as error:  # the library raises plain Exception
         raise ValueError(f"{path} is damaged ({pickles.first_line(error)}): prepare the data again") from None
-    beside = path.with_name("tokenizer_config.json")
-    eot = read_json(beside).get("eos_token") if beside.exists() else None
+    config = path.with_name("tokenizer_config.json")
+    eot = read_json(config).get("eos_token") if config.exists() else None
     eot = eot.get("content") if isinstance(eot, dict) else eot
     return HFTokenizer(tokenizer, type(tokenizer.model).__name__.lower(), eot if isinstance(eot, str) else None)
 
 
 def get_tokenizer(name: str) -> CharTokenizer | ByteTokenizer | BPETokenizer | HFTokenizer:
-    """The tokenizer of this name: bytes, an encoding of tiktoken's, a tokenizer.json, a directory, a name on the Hub.
+    """The tokenizer `name`: bytes, a tiktoken encoding, a tokenizer.json, a directory, or a model on the Hub.
 
-    Raises ValueError if there is none, OSError if its files cannot be had. `char` has to be trained on a text.
+    Raises ValueError if there is none, OSError if its files are unavailable. `char` has to be trained on a text.
     """
     import tiktoken
 
@@ -359,19 +353,19 @@ def get_tokenizer(name: str) -> CharTokenizer | ByteTokenizer | BPETokenizer | H
 
 
 def check_same(directory: Path | str, other: Path | str) -> None:
-    """Raises ValueError if the tokenizers of two directories give a token different ids, or do not know the same."""
-    (a, b) = (tokenizer_json.vocabulary(describe(d)) for d in (directory, other))
+    """Raises ValueError unless the tokenizers of two directories have the same tokens with the same ids."""
+    a, b = (tokenizer_json.vocabulary(describe(d)) for d in (directory, other))
     if a != b:
         differing = sorted(a.items() ^ b.items(), key=lambda item: (item[1], item[0]))
         raise ValueError(
             f"{directory} and {other} have different tokenizers (for instance, {differing[0][0]!r} is token "
             f"{a.get(differing[0][0], 'no token')} in one, {b.get(differing[0][0], 'no token')} in the other): "
-            "prepare both with the same one"
+            "prepare both with the same tokenizer"
         )
 
 
 def describe(directory: Path | str) -> dict:
-    """The tokenizer.json of a directory, or what it would be where nanoGPT wrote the directory."""
+    """The tokenizer.json of a directory, or its equivalent if nanoGPT wrote the directory."""
     if not is_nanogpts(directory):
         return tokenizer_json.read(directory)
     with TemporaryDirectory() as elsewhere:

@@ -1,4 +1,4 @@
-"""The Hugging Face format of a tokenizer, `tokenizer.json`: its parts as our tokenizers write them, and what it holds.
+"""Reading and writing `tokenizer.json`, the Hugging Face format of a tokenizer.
 
 Byte-level tokenizers spell their tokens in GPT-2's alphabet, which has a printable character for each byte.
 """
@@ -14,14 +14,14 @@ FILE = "tokenizer.json"
 EVERY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 BYTE_LEVEL_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-# GPT-2's split pattern as tiktoken writes it (possessive, so quicker); the format has it built in, under this name,
-# and readers in other languages know it by that alone
+# GPT-2's split pattern as tiktoken writes it (possessive, so faster). tokenizer.json has it built in, and some readers
+# support only the built-in form.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 GPT2_SPLIT = BYTE_LEVEL | {"use_regex": True}
 
 
 def write(directory: Path | str, model: dict, pre_tokenizer: dict, decoder: dict, special: dict[str, int]) -> None:
-    """A tokenizer.json of these parts."""
+    """Writes a tokenizer.json with these parts."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     tokenizer = {
         "version": "1.0",
@@ -38,16 +38,16 @@ def write(directory: Path | str, model: dict, pre_tokenizer: dict, decoder: dict
 
 
 def read(directory: Path | str) -> dict:
-    """The tokenizer.json of a directory, whose vocabulary is one. Raises ValueError if it is missing or damaged."""
+    """The tokenizer.json of a directory. Raises ValueError if it is missing or damaged."""
     path = Path(directory, FILE)
     if not path.exists():
-        raise ValueError(f"{path} is missing: without it text cannot be turned into tokens")
+        raise ValueError(f"{path} is missing: text cannot be tokenized without it")
     try:
         tokenizer = read_json(path)
         vocab = vocabulary(tokenizer)
         if not tokenizer["model"]["vocab"]:
             raise ValueError("its vocabulary is empty")
-        # each token takes several bytes of the file: no array is made for ids that it cannot have
+        # each token takes several bytes of the file, so larger ids are wrong: no array is allocated for them
         wrong = next((item for item in vocab.items() if not is_count(item[1]) or item[1] >= path.stat().st_size), None)
         if wrong:
             raise ValueError(f"it gives {wrong[0][:40]!r} the id {str(wrong[1])[:40]}")
@@ -69,14 +69,14 @@ def special_tokens(tokenizer: dict) -> dict[str, int]:
 
 
 def byte_alphabet() -> list[str]:
-    """GPT-2's printable stand-in for each of the 256 bytes; the Hugging Face format spells tokens with them."""
+    """GPT-2's printable character for each of the 256 bytes, with which the Hugging Face format spells tokens."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in printable]
     return [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
 
 
 def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The merge that made each token, in order: tiktoken keeps the results alone, the Hugging Face format the pairs."""
+    """The merge that made each token, in order: tiktoken stores only the results, the Hugging Face format the pairs."""
     pairs = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [bytes([b]) for b in token]
@@ -90,13 +90,13 @@ def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def byte_level_split(pattern: str) -> dict:
-    """A pre-tokenizer that splits by a pattern of its own before it spells bytes."""
+    """A byte-level pre-tokenizer that splits by `pattern`."""
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     return {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]}
 
 
 def byte_level_pattern(tokenizer: dict) -> str | None:
-    """The split pattern of a byte-level pre-tokenizer, in either form; None if it is none, or does more than split."""
+    """The split pattern of a byte-level pre-tokenizer, in either form; None for any other pre-tokenizer."""
     found = tokenizer.get("pre_tokenizer") or {}
     if found == GPT2_SPLIT:
         return GPT2_PATTERN

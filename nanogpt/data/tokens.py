@@ -1,9 +1,9 @@
-"""Memory-mapped tokens to batches, as a pure function of (seed, sample number): there is no loader state at all.
+"""Memory-mapped tokens to batches. A batch is a pure function of (seed, sample number); there is no loader state.
 
 A data directory holds `train.bin` and `val.bin` (bare little-endian token ids, nanoGPT's format), `meta.json` (what
-they contain) and `tokenizer.json`; one that nanoGPT prepared serves as it is. Where meta.json lists several files of a
-split (`train-00001.bin` and so on), they are read as one, one behind the other. An epoch cuts the tokens into windows
-of block_size, from a start that differs from epoch to epoch, and reads every window once in a shuffled order:
+they contain) and `tokenizer.json`; a directory that nanoGPT prepared works as it is. If meta.json lists several files
+for a split (`train-00001.bin` and so on), they are read as one. An epoch cuts the tokens into windows of block_size,
+from a start that differs from epoch to epoch, and reads every window once in a shuffled order:
 
     tokens   |.r.|---window---|---window---|---window---| … |---last window---|      r drawn anew for each epoch
 
@@ -29,7 +29,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (B, T) int
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """A good hash of uint64 arrays to uint64 (SplitMix64, Steele et al. 2014); arithmetic wraps around at 2^64."""
+    """Hashes uint64 arrays to uint64 (SplitMix64, Steele et al. 2014); arithmetic is modulo 2^64."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -37,10 +37,10 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def permute(i: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """Places i (0 <= i < n) of the pseudo-random permutation `key` (1,) uint64 of n elements, without holding all n.
+    """Elements i (0 <= i < n) of the pseudo-random permutation `key` (1,) uint64 of n elements, without storing it.
 
-    A Feistel network permutes the next even power of two; whoever lands outside n walks on until inside
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    A Feistel network permutes the next even power of two; results outside n are permuted again until they are inside
+    (cycle walking, Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))  # bits in each half
     mask = np.uint64((1 << int(half)) - 1)
@@ -59,7 +59,7 @@ def permute(i: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def count_ids(path: Path, changed_ns: int) -> np.ndarray:
-    """How often each id occurs in a file of uint16 tokens, (65536,) int64; `changed_ns` tells new files from old."""
+    """How often each id occurs in a file of uint16 tokens, (65536,) int64; `changed_ns` is part of the cache's key."""
     counts = np.zeros(1 << 16, dtype=np.int64)
     with open(path, "rb") as file:
         while len(tokens := np.fromfile(file, dtype="<u2", count=1 << 18)):
@@ -68,10 +68,10 @@ def count_ids(path: Path, changed_ns: int) -> np.ndarray:
 
 
 def nanogpt_meta(directory: Path) -> dict | None:
-    """What `meta.json` would say of a directory as nanoGPT writes it; None if it is no such. Nothing is written there.
+    """The equivalent of `meta.json` for a directory that nanoGPT wrote, or None. Writes nothing.
 
-    The bytes of text follow from how often each token occurs. Without meta.pkl the tokens must look like GPT-2's:
-    a text has ids above 10,000 soon, whereas a half-prepared directory with few characters has none.
+    The bytes of text follow from the counts of the tokens. Without meta.pkl the tokens must look like GPT-2's: any
+    text soon has ids above 10,000, but a half-prepared directory with few characters has none.
     """
     files = {split: directory / f"{split}.bin" for split in ("train", "val")}
     if not is_nanogpts(directory) or not all(path.is_file() for path in files.values()):
@@ -95,9 +95,9 @@ def nanogpt_meta(directory: Path) -> dict | None:
 
 
 def read_meta(directory: Path | str) -> dict:
-    """`meta.json` of a data directory, or what stands in for it where nanoGPT wrote the directory.
+    """`meta.json` of a data directory, or its equivalent if nanoGPT wrote the directory.
 
-    Raises ValueError, with what to do, if it is missing or damaged.
+    Raises ValueError if it is missing or damaged.
     """
     path = Path(directory, "meta.json")
     again = f"prepare the data again, for instance: python -m data_prep.shakespeare --out {directory}"
@@ -116,9 +116,9 @@ def read_meta(directory: Path | str) -> dict:
 
 
 def check_meta(meta: dict, tokenizer: Path) -> None:
-    """Raises ValueError or KeyError where meta.json lacks a value, or has one that cannot be.
+    """Raises ValueError or KeyError if meta.json lacks a value or has an impossible one.
 
-    Files lie in the directory itself, and each token of a large vocabulary takes several bytes of `tokenizer`.
+    Its files must be in the directory itself. Each token of a large vocabulary takes several bytes of `tokenizer`.
     """
     for split in ("train", "val"):
         counts = {"largest": 0, "documents": 0, "files": ["train.bin"], "sha256": ""} | meta["splits"][split]
@@ -140,12 +140,12 @@ def check_meta(meta: dict, tokenizer: Path) -> None:
 
 
 def is_name(file: object) -> bool:
-    """Whether it names a file in the same directory: no path to anywhere else."""
+    """Whether it is a plain file name, not a path to another directory."""
     return isinstance(file, str) and file == Path(file).name and file not in ("", "..")
 
 
 class Tokens:
-    """Token files one behind the other, read as one long array: `len(tokens)`, `tokens[start:stop]`, `windows`."""
+    """Token files read as one long array: `len(tokens)`, `tokens[start:stop]`, `windows`."""
 
     REMAP = 1024  # windows
 
@@ -157,7 +157,7 @@ class Tokens:
         self.map()
 
     def map(self) -> None:
-        """Maps the files. What was read of a mapping counts as this process's memory until it is mapped anew."""
+        """Maps the files. Pages that were read count as this process's memory until the files are mapped again."""
         self.maps = [np.memmap(path, dtype=self.dtype, mode="r").view(np.ndarray) for path in self.paths]
 
     def __len__(self) -> int:
@@ -175,7 +175,7 @@ class Tokens:
         return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, self.dtype)])
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """`length` tokens from each of the starts (B,) on: (B, length)."""
+        """`length` tokens from each of the starts (B,): (B, length)."""
         self.read += len(starts)
         if self.read > self.REMAP:
             self.read = 0
@@ -185,7 +185,7 @@ class Tokens:
         return np.stack([self[start : start + length] for start in starts.tolist()])
 
     def largest(self) -> int:
-        """The largest token of all, read in pieces."""
+        """The largest token id."""
         largest = 0
         for path in self.paths:
             with open(path, "rb") as file:
@@ -198,7 +198,7 @@ class TokenDataset:
     """One split of a data directory. Opening it checks the file against `meta.json` and the model's vocabulary."""
 
     def __init__(self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None):
-        """Raises ValueError, with what to do, if the files are missing, damaged, too short, or beyond `vocab_size`."""
+        """Raises ValueError if the files are missing, damaged, too short, or have ids beyond `vocab_size`."""
         self.meta, self.split = read_meta(directory), split
         self.block_size = block_size
         again = f"prepare the data in {directory} again"
@@ -242,7 +242,7 @@ class TokenDataset:
         return (len(self.tokens) - 1) // self.block_size
 
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
-        """First token of the window of each sample number, int64."""
+        """Index of the first token of each sample's window, int64."""
         n, T = self.windows_per_epoch, self.block_size
         last = len(self.tokens) - 1 - T
         starts = np.empty(len(samples), dtype=np.int64)
@@ -267,10 +267,10 @@ class TokenDataset:
         return tuple(part.clone(memory_format=torch.contiguous_format) for part in (tokens[:, :-1], tokens[:, 1:]))
 
     def whole_split(self, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
-        """Every token of the split as a target once, in windows side by side; each process gets its share of them.
+        """Batches in which every token of the split is a target once; each process gets its share of them.
 
-        The last window is filled up with targets of -1, which do not count, and so is the last batch: all processes
-        get the same number of batches, as sharded models need it.
+        The last window and the last batch are padded with targets of -1, which are ignored: all processes get the same
+        number of batches, as sharded models require.
         """
         T = self.block_size
         n = -(-(len(self.tokens) - 1) // T)  # windows, the last one perhaps shorter
@@ -279,16 +279,16 @@ class TokenDataset:
             windows = (b * processes + process) * batch_size + np.arange(batch_size)
             starts = np.minimum(windows * T, len(self.tokens) - 1 - T)
             x, y = self._windows(starts)
-            # a window moved back to fit in repeats targets of the one before it: those must not count twice
+            # a window that was moved back to fit repeats targets of the one before it, which must not count twice
             repeated = torch.from_numpy(np.minimum(windows * T - starts, T))
             y[torch.arange(T)[None, :] < repeated[:, None]] = -1
             yield x, y
 
 
 def recorded_largest(record: Path, tokens: Tokens, vocab_size: int) -> int:
-    """The largest token of files that meta.json does not tell it of, or that are newer.
+    """The largest token id of files that are newer than meta.json, or whose meta.json does not record it.
 
-    Found once, and kept in `record` where the directory can be written to and the token is one of `vocab_size`.
+    It is cached in `record` if the directory is writable and the id is below `vocab_size`.
     """
     stats = [path.stat() for path in tokens.paths]
     key = " ".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p, s in zip(tokens.paths, stats, strict=True))

@@ -12,7 +12,7 @@ from nanogpt.data.mixture import read_shares
 from nanogpt.model import GPT
 
 CURVE = "training_curve.png"
-# settings that say nothing about the model, or are said elsewhere
+# settings that do not describe the model, or are elsewhere in the card
 LEFT_OUT = INCIDENTAL | {"data", "device", "compile", "gradient_checkpointing"}
 
 CARD = """\
@@ -51,8 +51,8 @@ Data: {data}.
 {versions}"""
 
 
-class Story(NamedTuple):
-    """What a checkpoint tells of its run, read once: a run that trains on may remove the checkpoint meanwhile."""
+class RunInfo(NamedTuple):
+    """A checkpoint's information about its run, read at once because a run in training may remove the checkpoint."""
 
     out_dir: Path
     state: dict
@@ -60,13 +60,13 @@ class Story(NamedTuple):
     environment: dict
 
 
-def read(source: Path) -> Story:
-    """The story of a checkpoint. Raises ValueError where a file is missing, or not as a run writes it."""
+def read(source: Path) -> RunInfo:
+    """Reads a checkpoint's information. Raises ValueError if a file is missing or damaged."""
     state, config = checkpoint.read_state(source), checkpoint.read_json(source / checkpoint.CONFIG)
     model, train = checkpoint.load_configs(source)
     environment = config.get("environment", {})
     settings = dataclasses.asdict(model) | dataclasses.asdict(train)
-    return Story(source.parent, state, settings, environment if isinstance(environment, dict) else {})
+    return RunInfo(source.parent, state, settings, environment if isinstance(environment, dict) else {})
 
 
 def write(
@@ -78,13 +78,13 @@ def write(
     license: str,
     prompt: str,
     notes: list[str],
-    story: Story | None,
+    info: RunInfo | None,
     curve: bool,
 ) -> None:
     """Writes README.md into an export.
 
-    `native` is transformers' class, `repo` how the example names the model, `story` that of the checkpoint that the
-    export was made of (None for a model from elsewhere); `curve` tells whether its picture lies beside.
+    `native` is the transformers class, `repo` the model's name in the example, `info` that of the exported checkpoint
+    (None for a model from elsewhere); `curve` tells whether the export has a picture of its losses.
     """
     from huggingface_hub import ModelCardData
 
@@ -101,15 +101,15 @@ def write(
         new_tokens=min(200, model.config.block_size // 2),
         block_size=model.config.block_size,
         notes="".join(f" {note[0].upper()}{note[1:]}." for note in notes),
-        training=training(story, curve) if story else "",
+        training=training(info, curve) if info else "",
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def training(story: Story, curve: bool) -> str:
-    """The part of the card that tells how a checkpoint came about."""
-    state, settings, environment = story.state, story.settings, story.environment
-    lines = metrics.read(story.out_dir / "metrics.jsonl")
+def training(info: RunInfo, curve: bool) -> str:
+    """The card's section about training."""
+    state, settings, environment = info.state, info.settings, info.environment
+    lines = metrics.read(info.out_dir / "metrics.jsonl")
     here = [line for line in lines if line["step"] == state["step"] and {"val_loss", "val_bpb"} <= line.keys()]
     results = f"{state['step']:,} steps, {state['tokens']:,} tokens, {state['train_seconds']:,.0f} s of training"
     if "device" in environment:
@@ -133,7 +133,7 @@ def training(story: Story, curve: bool) -> str:
 
 
 def data_line(data: str) -> str:
-    """What is known of a run's data: a directory, or a mixture of several."""
+    """Describes a run's data: a directory, or a mixture of several."""
     shares = read_shares(data)
     if len(shares) == 1:
         return directory_line(Path(data))
@@ -142,7 +142,7 @@ def data_line(data: str) -> str:
 
 
 def directory_line(directory: Path) -> str:
-    """What `meta.json` says of the data, where it is still there."""
+    """Describes a data directory by its `meta.json`, if that still exists."""
     try:
         meta = read_json(directory / "meta.json")
         tokens = meta["splits"]["train"]["tokens"]

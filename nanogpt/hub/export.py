@@ -1,10 +1,10 @@
-"""Publishing: a checkpoint as a directory that transformers loads, verified before it leaves; and what RUN means.
+"""Exports a checkpoint as a directory that transformers loads, and pushes it to the Hub.
 
     nanogpt export out/shakespeare --to exports/shakespeare
     nanogpt push out/shakespeare USER/NAME
 
-An export is loaded back by transformers, with nothing of ours, and compared with our model: tokens, logits, a greedy
-continuation. One that differs is removed and never gets its name.
+Before an export is finalized, transformers loads it and its tokens, logits and a greedy continuation are compared with
+the model's. An export that differs is removed.
 """
 
 import json
@@ -28,13 +28,13 @@ from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.view import plot
 
-TOLERANCE = 1e-4  # between our logits and transformers', in fp32
+TOLERANCE = 1e-4  # of logits, in fp32
 
 
 def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None, say) -> None:
-    """What would be a pity to learn after the training: whether transformers and the Hub will take the model.
+    """Checks before training whether the model can be exported and pushed; creates the repository if needed.
 
-    Makes the repository, if there is none. Raises ValueError where they will not, but the settings ask for it.
+    Raises ValueError if the settings ask for an export and it is impossible, otherwise warns.
     """
     try:
         weights.native_type(model_config)
@@ -57,26 +57,26 @@ def export(
     format: str = "transformers",
     say=print,
 ) -> Path:
-    """Writes what `run` means (see `load`) into the directory `to`, in transformers' format, and verifies it.
+    """Exports `run` (see `load`) to the directory `to` in transformers' format, and verifies the export.
 
-    `dtype` is that of the stored weights; `name` is how the model card calls it, by default the directory. With the
-    format "nanogpt", `to` is a file, nanoGPT's ckpt.pt. Raises ValueError if no native class can hold the model, if
-    `to` is in use, or if what transformers loads from it is not our model; OSError if it cannot be written. In each
-    case nothing is left of it.
+    `dtype` is that of the stored weights, `name` the model's name in the card (default: the directory). With the format
+    "nanogpt", `to` is a file, nanoGPT's ckpt.pt. Raises ValueError if no transformers class can hold the model, if `to`
+    exists, or if transformers loads a different model from it; OSError if it cannot be written. On error nothing is
+    left at `to`.
     """
     to = Path(to)
     check_target(to, directory=format == "transformers")
-    model, tokenizer, source, story = load_with_story(run, which, say)
+    model, tokenizer, source, info = load_with_info(run, which, say)
     if format == "nanogpt":
-        state = story.state if story else checkpoint.START
+        state = info.state if info else checkpoint.START
         loss = state["best_val_loss"]
         to_nanogpt.write(model.to(dtype), to, state["step"], math.inf if loss is None else loss)
         say(f"{to}: nanoGPT's checkpoint, verified: the same weights and sizes")
         return to
-    model.to(dtype).float()  # as the weights will be read back
+    model.to(dtype).float()  # rounded as stored
     special = special_tokens(tokenizer, model.config.vocab_size)
     native = weights.to_transformers(model, tokenizer.eot_id, special.pad_id)
-    ids = real_tokens(model, story)
+    ids = real_tokens(model, info)
     unverified = Path(tempfile.mkdtemp(prefix=f".tmp-{to.name}-", dir=to.parent))
     try:
         write(unverified, native.to(dtype), tokenizer, model.config.block_size, special)
@@ -88,11 +88,11 @@ def export(
             license=license,
             prompt=tokenizer.decode(ids[0, :8].tolist()),
             notes=special.notes,
-            story=story,
+            info=info,
             curve=source is not None and plot.curves([source.parent], unverified / card.CURVE),
         )
         worst = verify(unverified, model, tokenizer, ids, special)
-        unverified.chmod(0o755)  # mkdtemp and safetensors write for the owner alone
+        unverified.chmod(0o755)  # mkdtemp and safetensors write for the owner only
         for file in unverified.iterdir():
             file.chmod(0o644)
         unverified.replace(to)
@@ -108,18 +108,18 @@ def export(
 
 
 def check_target(to: Path, directory: bool) -> None:
-    """Raises ValueError where an export cannot be written to, before anything is read; makes the directory above."""
+    """Raises ValueError if an export cannot be written to `to`; creates its parent directory."""
     if to.is_symlink():
-        raise ValueError(f"{to} is a symbolic link: name what it points to, or another path")
+        raise ValueError(f"{to} is a symbolic link: name its target, or another path")
     if to.exists() and not (directory and to.is_dir() and not any(to.iterdir())):
         raise ValueError(f"{to} exists already: remove it, or export --to another path")
     to.parent.mkdir(parents=True, exist_ok=True)
 
 
-def load_with_story(run: str | Path, which: str | None, say) -> tuple:
-    """(model, tokenizer, checkpoint, what it tells of its run), all of one checkpoint; see `load` and `card.read`.
+def load_with_info(run: str | Path, which: str | None, say) -> tuple:
+    """(model, tokenizer, checkpoint, its RunInfo), all from one checkpoint; see `load` and `card.read`.
 
-    Where the checkpoint vanishes meanwhile, because its run trains on and removes it, takes the next.
+    If a run in training removes the checkpoint meanwhile, takes the next one.
     """
     while True:
         model, tokenizer, source = load(run, which=which, say=say)
@@ -133,19 +133,19 @@ def load_with_story(run: str | Path, which: str | None, say) -> tuple:
 
 @dataclass
 class Special:
-    """Special tokens of an export: those that the tokenizer has no name for, and what to tell about them."""
+    """Special tokens that an export adds to the tokenizer, and notes about them for the user."""
 
     pad_token: str | None
     pad_id: int | None
-    unk_token: str | None  # of character level
+    unk_token: str | None  # at character level
     notes: list[str]
 
 
 def special_tokens(tokenizer, vocab_size: int) -> Special:
-    """A token to pad with: the end-of-text token, else a new one where the model has a row to spare.
+    """The padding token is the end-of-text token, or else a new one if the model's vocabulary has room for it.
 
-    Character level has no token for other characters, so what stands for them is one that is there. Raises ValueError
-    if the tokenizer has more tokens than the model.
+    A character-level tokenizer has no unknown token, so a known character takes that role. Raises ValueError if the
+    tokenizer has more tokens than the model.
     """
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
@@ -159,7 +159,7 @@ def special_tokens(tokenizer, vocab_size: int) -> Special:
         pad_token, pad_id = "<pad>", tokenizer.vocab_size
     else:
         notes.append(
-            "the vocabulary has no end-of-text token and no room for one to pad with: batches need texts of one length"
+            "the vocabulary has no end-of-text token and no room for a padding token: batches need texts of one length"
         )
     if isinstance(tokenizer, CharTokenizer):
         unk_token = next((c for c in "\ufffd \n" if c in tokenizer.characters), tokenizer.characters[0])
@@ -170,20 +170,20 @@ def special_tokens(tokenizer, vocab_size: int) -> Special:
 def write(directory: Path, native, tokenizer, block_size: int, special: Special) -> None:
     """Weights, configuration, generation settings and tokenizer, as transformers expects them."""
     with weights.quiet():
-        # not max_length, which transformers warns of wherever somebody gives max_new_tokens
+        # not max_length, about which transformers warns whenever max_new_tokens is given
         native.generation_config.max_new_tokens = max(1, block_size // 2)
         native.save_pretrained(directory, state_dict=published_names(native), max_shard_size="5GB")
     config = checkpoint.read_json(directory / "config.json")
-    if "rope_parameters" in config:  # where transformers 4 and mlx-lm look for it; without it they take their default
+    if "rope_parameters" in config:  # transformers 4 and mlx-lm read rope_theta here and otherwise use their default
         config["rope_theta"] = config["rope_parameters"]["rope_theta"]
         checkpoint.write_json(directory / "config.json", config)
     write_tokenizer(directory, tokenizer, block_size, special)
 
 
 def published_names(native) -> dict[str, torch.Tensor]:
-    """The weights by the names of published files: GPT-2's have no prefix, and mlx-lm reads them only so.
+    """The weights by the names of published files: GPT-2's have no prefix, which mlx-lm requires.
 
-    transformers 4 takes that for damage where the output projection is stored as well.
+    With untied embeddings transformers 4 needs the prefix.
     """
     state = native.state_dict()
     if not native.config.tie_word_embeddings:
@@ -192,36 +192,36 @@ def published_names(native) -> dict[str, torch.Tensor]:
 
 
 def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Special) -> None:
-    """What `AutoTokenizer` reads: tokenizer.json, and the special tokens and the context length."""
+    """Writes the files that `AutoTokenizer` reads, with the special tokens and the context length."""
     tokenizer.save(directory)
     if special.unk_token:
         contents = checkpoint.read_json(directory / FILE)
         contents["model"]["unk_token"] = special.unk_token
         (directory / FILE).write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
-    names = ("bos_token", "eos_token", "unk_token")  # all the same, as with GPT-2's own
+    names = ("bos_token", "eos_token", "unk_token")  # all the same token, as in GPT-2
     tokens = {} if tokenizer.eot_id is None else dict.fromkeys(names, special.pad_token)
     if special.pad_token:
         tokens["pad_token"] = special.pad_token
-    # the class that every version of transformers reads a bare tokenizer.json with
+    # the class with which every version of transformers reads a bare tokenizer.json
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size} | tokens
     config["clean_up_tokenization_spaces"] = False
     checkpoint.write_json(directory / "tokenizer_config.json", config)
 
 
-def real_tokens(model: GPT, story: card.Story | None) -> torch.Tensor:
-    """Tokens to compare with, (2, T): of the validation data where it is at hand, else written by the model."""
+def real_tokens(model: GPT, info: card.RunInfo | None) -> torch.Tensor:
+    """Tokens for the comparison, (2, T): from the validation data if it is available, else sampled from the model."""
     T = min(model.config.block_size, 256)
-    if story is not None:
-        with suppress(ValueError):  # elsewhere by now, or shorter than a context
-            return open_data(story.settings["data"], "val", T, model.config.vocab_size).batch(0, 0, 2)[0]
+    if info is not None:
+        with suppress(ValueError):  # the data was moved, or is shorter than the context
+            return open_data(info.settings["data"], "val", T, model.config.vocab_size).batch(0, 0, 2)[0]
     start = torch.arange(2)[:, None] % model.config.vocab_size
     return generate(model, start, T - 1, seed=0)
 
 
 def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: Special) -> float:
-    """Compares what transformers loads from `directory` with our model, on ids (B, T).
+    """Compares the model that transformers loads from `directory` with `model`, on ids (B, T).
 
-    Returns the largest difference between logits; raises ValueError saying what differs.
+    Returns the largest difference between logits. Raises ValueError naming what differs.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -233,7 +233,7 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: S
             plain = [i for i in ids[0].tolist() if i not in hf_tokenizer.added_tokens_decoder]
             text = tokenizer.decode(plain)
             hf_ids = hf_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        except Exception as error:  # of a tokenizer of anybody's, which comes along as it is
+        except Exception as error:  # whatever a third-party tokenizer raises
             raise ValueError(f"the export is wrong: transformers cannot read it ({first_line(error)})") from None
     if hf_tokenizer.pad_token_id != special.pad_id:
         raise ValueError(f"the export is wrong: its padding is token {hf_tokenizer.pad_token_id}, not {special.pad_id}")
@@ -244,7 +244,7 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: S
         a, b = model(ids), hf_model(ids).logits
     if a.shape != b.shape:
         raise ValueError(f"the export is wrong: logits have shape {tuple(b.shape)} instead of {tuple(a.shape)}")
-    # fp32 has seven digits: GPT-2's logits, around -100, cannot agree to more than five behind the point
+    # fp32 has seven digits: GPT-2's logits, around -100, can agree to five decimals at most
     off = (a - b).abs() - TOLERANCE * (a.abs() / 10).clamp(min=1)
     if not (off <= 0).all():
         raise ValueError(
@@ -260,16 +260,16 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: S
     differing = [i for i, (a, b) in enumerate(zip(expected, continued, strict=False)) if a != b]
     if differing:
         shown = slice(differing[0], differing[0] + 8)
-        raise ValueError(f"the export is wrong: it continues by {continued[shown]}, not by {expected[shown]}")
+        raise ValueError(f"the export is wrong: it continues with {continued[shown]}, not with {expected[shown]}")
     return (a - b).abs().max().item()
 
 
 def push(
     run: str | Path, repo: str, *, private: bool = False, revision: str | None = None, say=print, **options
 ) -> str:
-    """Exports `run` and adds it to the repository `repo` on the Hub (made if there is none); returns its address.
+    """Exports `run` and adds it to the repository `repo` on the Hub, creating it if needed; returns the commit's URL.
 
-    Asks for token and right first. What the repository holds besides stays. `options` are those of `export`.
+    Checks token and write access first. Other files in the repository stay. `options` are those of `export`.
     """
     client.make_repository(repo, private, revision)
     with tempfile.TemporaryDirectory() as directory:

@@ -1,9 +1,9 @@
-"""From nanoGPT: its `ckpt.pt` becomes a checkpoint of ours, optimizer state and all, so that training goes on.
+"""Imports nanoGPT's `ckpt.pt` with its optimizer state, to continue training.
 
     nanogpt import-nanogpt out-shakespeare-char/ckpt.pt --data data/shakespeare_char --out_dir out/shakespeare
 
-nanoGPT (Karpathy 2022) has the same weights under the same names; what differs is the prefix `transformer.`, the
-padding of the vocabulary, and that its optimizer state goes by number instead of by name.
+nanoGPT (Karpathy 2022) has the same weights under the same names. Different are the prefix `transformer.`, the padding
+of the vocabulary, and the optimizer state, which goes by number instead of by name.
 """
 
 import dataclasses
@@ -27,19 +27,19 @@ MODEL = "n_layer n_head n_embd block_size".split()
 COUNTS = "batch_size gradient_accumulation_steps max_iters warmup_iters lr_decay_iters".split()
 COUNTS += "eval_interval eval_iters log_interval".split()
 NUMBERS = "learning_rate min_lr weight_decay beta1 beta2 grad_clip".split()
-PADDED_GPT2 = 50304  # what nanoGPT makes of GPT-2's 50257 tokens
+PADDED_GPT2 = 50304  # nanoGPT's vocabulary size for GPT-2's 50257 tokens
 
 
 def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool = False) -> Path:
     """Writes nanoGPT's checkpoint `path`, trained on `data`, as one of the run `out_dir`; returns its directory.
 
-    Logits and the steps that follow are nanoGPT's. One thing is not: of the 50304 rows that it gives to GPT-2's
-    vocabulary only the 50257 with a token are kept, so that the others take no probability. `weights_only` leaves the
-    optimizer state behind. Raises ValueError or OSError, and then has written nothing.
+    Logits and the following steps are nanoGPT's, with one exception: of its 50304 rows for GPT-2's vocabulary only the
+    50257 with a token are kept, so the others get no probability. `weights_only` leaves out the optimizer state. Raises
+    ValueError or OSError, and then has written nothing.
     """
     if there := checkpoint.steps(out_dir):
         raise ValueError(f"{out_dir} already holds a run ({there[-1].name}): name another --out_dir")
-    read_meta(data)  # says what is wrong with the data, if anything
+    read_meta(data)  # raises ValueError if something is wrong with the data
     contents, tokenizer = pickles.read_checkpoint(path), load_tokenizer(data)
     try:
         config = model_config(contents["model_args"], tokenizer)
@@ -56,9 +56,9 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
         raise ValueError(f"{path} cannot be imported: {error}") from None
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         what = pickles.first_line(error)
-        raise ValueError(f"{path} cannot be imported: it is not laid out as nanoGPT's checkpoints ({what})") from None
+        raise ValueError(f"{path} cannot be imported: it is not one of nanoGPT's checkpoints ({what})") from None
 
-    # nanoGPT saves right after an evaluation, and keeps that evaluation's loss as its best
+    # nanoGPT saves right after an evaluation, and stores its loss as the best
     state = {"step": step, "evaluated_step": step, "best_val_loss": loss, "best_step": step}
     state["tokens"] = step * train.gradient_accumulation_steps * train.batch_size * config.block_size
     state |= {"train_seconds": 0.0, "skipped_steps": 0}
@@ -75,18 +75,18 @@ def model_config(args: dict, tokenizer) -> GPTConfig:
     vocab_size, rows = tokenizer.vocab_size, args["vocab_size"]
     if rows != vocab_size and not (tokenizer.name == "gpt2" and rows == PADDED_GPT2):
         raise ValueError(
-            f"its vocabulary has {rows} tokens, that of the data {vocab_size}: give by --data what it was trained on"
+            f"its vocabulary has {rows} tokens, the data's {vocab_size}: name the data it was trained on with --data"
         )
     sizes = {name: int(args[name]) for name in MODEL}
-    # checkpoints from before there was a choice have biases
+    # early checkpoints do not record `bias`, and have biases
     return GPTConfig(**sizes, vocab_size=vocab_size, bias=bool(args.get("bias", True)), dropout=float(args["dropout"]))
 
 
 def convert_weights(state: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
-    """nanoGPT's state dict by our names, in its order; without lm_head where that is tied to the embedding.
+    """nanoGPT's state dict by our names, in its order; without lm_head if it is tied to the embedding.
 
-    A model that was compiled has `_orig_mod.` before its names; where attention was not torch's own there are masks
-    (`h.0.attn.bias`) among them, which are no parameters.
+    Names of a compiled model start with `_orig_mod.`. Attention masks (`h.0.attn.bias`), which are buffers of models
+    without torch's fused attention, are left out.
     """
     names = {name: name.removeprefix("_orig_mod.").removeprefix("transformer.") for name in state}
     weights = {names[n]: t.float() for n, t in state.items() if not re.fullmatch(r"h\.\d+\.attn\.bias", names[n])}
@@ -98,34 +98,34 @@ def convert_weights(state: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
 def convert_moments(optimizer: dict, weights: dict) -> dict[str, torch.Tensor]:
     """AdamW's state as `checkpoint` keeps it, "<parameter>.<state>", from nanoGPT's, which goes by number.
 
-    nanoGPT's groups are the matrices and embeddings, which decay, and then the rest, both in the model's order.
+    nanoGPT's groups are the matrices and embeddings, which decay, then the rest, both in the model's order.
     """
     groups = [[n for n, t in weights.items() if t.ndim >= 2], [n for n, t in weights.items() if t.ndim < 2]]
     numbers = [group["params"] for group in optimizer["param_groups"]]
     if [len(names) for names in groups] != [len(ids) for ids in numbers]:
         raise ValueError(
             f"its optimizer has groups of {[len(ids) for ids in numbers]} parameters, not of "
-            f"{[len(names) for names in groups]}: import the model alone by --weights_only"
+            f"{[len(names) for names in groups]}: import the model alone with --weights_only"
         )
     moments = {}
     for name, number in zip(chain(*groups), chain(*numbers), strict=True):
         state = optimizer["state"][number]
         if state["exp_avg"].shape != weights[name].shape or state["exp_avg_sq"].shape != weights[name].shape:
-            raise ValueError(f"its optimizer state for {name} has another shape: import it by --weights_only")
+            raise ValueError(f"its optimizer state for {name} has another shape: import it with --weights_only")
         moments |= {f"{name}.{key}": state[key].float() for key in ("exp_avg", "exp_avg_sq")}
         moments[f"{name}.step"] = torch.tensor(float(state["step"]))
     return moments
 
 
 def pad(name: str, tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
-    """What has a row for each token, with our padding: zeros up to a multiple of 64, which nothing ever reads."""
+    """Pads tensors with a row per token by zeros to a multiple of 64 rows; the padding is never read."""
     if not name.startswith(("wte.", "lm_head.")) or tensor.ndim != 2:
         return tensor.contiguous()
     return F.pad(tensor[: config.vocab_size], (0, 0, 0, config.padded_vocab_size - config.vocab_size))
 
 
 def check_shapes(weights: dict, config: GPTConfig) -> None:
-    """Raises ValueError naming a parameter that the model has and the checkpoint has not, or in another shape."""
+    """Raises ValueError naming a parameter that is missing, unknown or has another shape."""
     with torch.device("meta"):
         expected = {name: tuple(p.shape) for name, p in GPT(config).named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -135,8 +135,8 @@ def check_shapes(weights: dict, config: GPTConfig) -> None:
 
 
 def train_config(config: dict, optimizer: dict | None, data: Path, out_dir: Path) -> TrainConfig:
-    """Our settings for nanoGPT's, which a checkpoint has in `config`; those of the machine are left to this one."""
-    if optimizer:  # a resumed optimizer has what it was made with, whatever the settings say
+    """Our settings for nanoGPT's `config`, except those of the machine."""
+    if optimizer:  # a resumed optimizer keeps its own values, whatever the settings say
         group = optimizer["param_groups"][0]
         config = config | {"weight_decay": group["weight_decay"]}
         config |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
@@ -150,7 +150,7 @@ def train_config(config: dict, optimizer: dict | None, data: Path, out_dir: Path
 
 
 def resume_command(saved: Path) -> str:
-    """The command line that goes on with an imported checkpoint: resuming takes its settings from recipe and flags."""
+    """The command line that continues an imported checkpoint: resuming takes its settings from recipe and flags."""
     config, train = checkpoint.load_configs(saved)
     step = checkpoint.read_json(saved / checkpoint.STATE)["step"]
     values = {"out_dir": train.out_dir, "data": train.data}

@@ -21,11 +21,11 @@ def load(
     say=print,
     **changes,
 ) -> tuple:
-    """What RUN means, everywhere: (model, tokenizer, the checkpoint that they are of).
+    """Loads a RUN: (model, tokenizer, checkpoint).
 
-    An out directory (its `best` checkpoint, else `last`; or `which`: best, last, step-N), one checkpoint in it, or a
-    transformers model directory or Hub name, for which the checkpoint is None. `changes` are fields of
-    GPTConfig that leave the weights alone, such as dropout. Raises ValueError if it is none of them.
+    RUN is an out directory (its `best` checkpoint, else `last`; or `which`: best, last, step-N), one checkpoint in it,
+    or a transformers model directory or Hub name, for which the checkpoint is None. `changes` are fields of GPTConfig
+    that do not affect the weights, such as dropout. Raises ValueError if it is none of them.
     """
     path = choose(Path(run), which)
     if path.is_dir() and not weights.is_transformers(path):
@@ -38,7 +38,7 @@ def load(
                     raise
                 say(f"{found.name} was removed while it was read: taking the next")
     if which:
-        raise ValueError(f"{run} has no checkpoint {which}")
+        raise ValueError(f"{run} is not an out directory: it has no checkpoint {which}")
     directory = weights.find_directory(run)
     return weights.from_pretrained(directory, dtype=dtype, **changes).to(device), load_tokenizer(directory), None
 
@@ -64,20 +64,20 @@ def from_pretrained(run: str | Path, *, revision: str | None = None, which: str 
 
 
 def load_for_training(run: str | Path, wanted: GPTConfig, say=print) -> tuple:
-    """The model to fine-tune, or to go on with, and its tokenizer.
+    """The model to fine-tune and its tokenizer.
 
-    Of the settings `wanted`, dropout, gradient_checkpointing and block_size count: the rest is the checkpoint's.
+    Uses dropout, gradient_checkpointing and block_size of `wanted`; the other settings are the checkpoint's.
     """
     kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
     model, tokenizer, found = load(run, say=say, **kept)
     if found:
-        rundir.let_go(found)  # a run may remove its own checkpoint
+        rundir.unhold(found)  # a run may remove its own checkpoint
     model.crop_block_size(min(wanted.block_size, model.config.block_size))
     return model, tokenizer
 
 
 def check_tokenizer(expected, tokenizer, tokens: np.ndarray, config: TrainConfig) -> None:
-    """Raises ValueError if the data's tokens are not those that the model to fine-tune has learnt."""
+    """Raises ValueError if the data's `tokenizer` is not the `expected` one of the model to fine-tune."""
     text = tokenizer.decode(tokens)
     try:
         same = np.array_equal(tokenizer.encode(text), expected.encode(text))

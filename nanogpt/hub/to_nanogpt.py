@@ -1,9 +1,9 @@
-"""Back to nanoGPT: a model as `ckpt.pt`, which nanoGPT's sample.py and its GPT load.
+"""Exports a model as `ckpt.pt`, which nanoGPT's GPT and sample.py load.
 
     nanogpt export out/shakespeare --to ckpt.pt --format nanogpt
 
-The file has `model`, a state dict by nanoGPT's names, and `model_args`; no optimizer state. It is read back by torch's
-restricted unpickler and compared before it gets its name.
+The file has `model`, a state dict with nanoGPT's names, and `model_args`, but no optimizer state. It is read back by
+torch's restricted unpickler and compared before it is finalized.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from nanogpt.model import GPT, GPTConfig
 
 
 def require_nanogpts(config: GPTConfig) -> None:
-    """Raises ValueError naming a field that nanoGPT's GPT has no place for."""
+    """Raises ValueError naming a setting that nanoGPT's GPT does not support."""
     c = config
     required = {"norm": "layernorm", "position": "learned", "mlp": "gelu", "norm_eps": 1e-5, "qk_norm": False}
     required |= {"tie_embeddings": True, "n_kv_head": c.n_head}
@@ -25,17 +25,16 @@ def require_nanogpts(config: GPTConfig) -> None:
     actual = dataclasses.asdict(c) | {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}
     for name, value in required.items():
         if actual[name] != value:
-            raise ValueError(f"nanoGPT's GPT cannot hold this model: {name}={actual[name]}, there it is always {value}")
+            raise ValueError(f"nanoGPT's GPT does not support {name}={actual[name]}: there it is always {value}")
 
 
 def write(model: GPT, to: Path, step: int, loss: float) -> None:
-    """Writes the model as nanoGPT's checkpoint `to`, of a step with that validation loss.
+    """Writes the model as nanoGPT's checkpoint `to`, with its step and validation loss.
 
-    Raises ValueError if nanoGPT's GPT cannot hold the model, OSError if it cannot be written.
+    Raises ValueError if nanoGPT's GPT does not support the model, OSError if it cannot be written.
     """
     c = model.config
     require_nanogpts(c)
-    # the padding of the vocabulary is ours
     state = {f"transformer.{n}": p.detach() for n, p in model.named_parameters()}
     state["transformer.wte.weight"] = state["lm_head.weight"] = state["transformer.wte.weight"][: c.vocab_size].clone()
     args = {name: getattr(c, name) for name in [*MODEL, "vocab_size", "bias", "dropout"]}
@@ -47,9 +46,9 @@ def write(model: GPT, to: Path, step: int, loss: float) -> None:
         weights = convert_weights(back["model"], c)
         same = all(torch.equal(weights[n], state[f"transformer.{n}"].float()) for n, _ in model.named_parameters())
         if not same or back["model_args"] != args:
-            raise ValueError(f"{to} is wrong: what is read back from it is not the model")
+            raise ValueError(f"{to} is wrong: the model read back from it differs")
         temporary.replace(to)
-    except RuntimeError as error:  # torch's, of a full disk among others
+    except RuntimeError as error:  # raised by torch, for instance if the disk is full
         raise OSError(f"{to} cannot be written: {pickles.first_line(error)}") from None
     finally:
         temporary.unlink(missing_ok=True)

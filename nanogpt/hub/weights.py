@@ -1,7 +1,7 @@
-"""Our GPT and transformers' models: the same weights under other names, in both directions.
+"""Converts weights to and from transformers.
 
-Three of transformers' classes hold what a GPTConfig can express: GPT2LMHeadModel, LlamaForCausalLM and, with QK-norm,
-Qwen3ForCausalLM. `layout` says which of their tensors each of our parameters consists of; both directions read it.
+Three classes of transformers cover most of GPTConfig: GPT2LMHeadModel, LlamaForCausalLM and, with QK-norm,
+Qwen3ForCausalLM. `layout` maps each of our parameters to their tensors; both directions use it.
 """
 
 from contextlib import contextmanager
@@ -18,15 +18,15 @@ from nanogpt.data.pickles import first_line
 from nanogpt.hub import client
 from nanogpt.model import GPT, GPTConfig
 
-GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # ours and transformers' names
+GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # names in GPTConfig and in transformers
 TYPES = ("gpt2", "llama", "qwen3")
 MOST_LAYERS = 10_000
 
 
 def native_type(config: GPTConfig) -> str:
-    """transformers' model type for a configuration: gpt2, llama or qwen3.
+    """The transformers model type for a configuration: gpt2, llama or qwen3.
 
-    Raises ValueError naming the field that none of them can hold.
+    Raises ValueError naming the field that none of them supports.
     """
     c = config
     if c.norm == "layernorm" and c.position == "learned":
@@ -45,7 +45,7 @@ def native_type(config: GPTConfig) -> str:
         if getattr(c, name) != value:
             raise ValueError(
                 f"{name}={getattr(c, name)!r}: transformers has layernorm, learned, gelu together (GPT-2) and rmsnorm, "
-                "rope, swiglu (Llama, Qwen3), but nothing between"
+                "rope, swiglu together (Llama, Qwen3)"
             )
     if c.qk_norm and c.bias:
         raise ValueError("bias=True: with qk_norm (Qwen3) there are no biases")
@@ -53,7 +53,7 @@ def native_type(config: GPTConfig) -> str:
 
 
 def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
-    """For each of our parameters: the transformers tensors that are stacked in it, and whether they are transposed.
+    """Maps each of our parameters to the transformers tensors stacked in it, and whether they are transposed.
 
     (GPT-2's matrices are stored as (in, out).)
     """
@@ -84,15 +84,16 @@ def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
 
 
 def read_config(directory: Path) -> GPTConfig:
-    """The configuration of a transformers model as ours. Raises ValueError for what our GPT cannot express."""
+    """The GPTConfig of a transformers model. Raises ValueError if GPT does not support it."""
     from transformers import AutoConfig
 
     path = directory / "config.json"
     raw = checkpoint.read_json(path)
     kind = raw.get("model_type")
     if kind not in TYPES:
-        raise ValueError(f"{directory} holds a {str(kind or 'nameless')[:40]} model; known are {', '.join(TYPES)}")
-    for name in ("n_layer", "num_hidden_layers"):  # transformers' classes make lists of so many
+        what = f"a {str(kind)[:40]} model" if kind else "no transformers model (config.json has no model_type)"
+        raise ValueError(f"{directory} holds {what}; supported are {', '.join(TYPES)}")
+    for name in ("n_layer", "num_hidden_layers"):  # transformers' classes make lists of this length
         if not is_count(raw.get(name, 1), 1) or raw.get(name, 1) > MOST_LAYERS:
             raise ValueError(f"{path}: {name}={str(raw[name])[:40]} is not a number of layers")
     try:
@@ -101,12 +102,12 @@ def read_config(directory: Path) -> GPTConfig:
         return GPTConfig(**translate(directory, kind, c))
     except ValueError:
         raise
-    except Exception as error:  # values of other types make transformers' classes raise nearly anything
+    except Exception as error:  # values of wrong types make transformers' classes raise nearly anything
         raise ValueError(f"{path} is not a {kind} model's configuration ({first_line(error)})") from None
 
 
 def translate(directory: Path, kind: str, c) -> dict:
-    """The fields of GPTConfig for a configuration of transformers'. Raises ValueError where there are none."""
+    """The fields of GPTConfig for a transformers configuration. Raises ValueError if it is not supported."""
     shape = {"vocab_size": c.vocab_size, "tie_embeddings": bool(c.tie_word_embeddings)}
     if kind == "gpt2":
         expect(directory, c, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
@@ -147,11 +148,11 @@ def from_pretrained(
     dtype: torch.dtype = torch.float32,
     **changes,
 ) -> GPT:
-    """A GPT-2-, Llama- or Qwen3-shaped model of transformers as our GPT: a directory, or a name on the Hub.
+    """Loads a GPT-2-, Llama- or Qwen3-shaped transformers model, from a directory or the Hub, as a GPT.
 
-    `revision` is a branch, a tag or a commit there; `changes` are fields of GPTConfig that leave the weights alone,
-    such as dropout. Reads safetensors alone, one tensor at a time, so it takes little more memory than the weights.
-    Raises ValueError where there is no such model, or none that our GPT can be.
+    `revision` is a branch, a tag or a commit on the Hub; `changes` are fields of GPTConfig that do not affect the
+    weights, such as dropout. Reads only safetensors, one tensor at a time, so it takes little more memory than the
+    weights. Raises ValueError if there is no such model, or if GPT does not support it.
     """
     directory = find_directory(name_or_dir, revision)
     config = read_config(directory)
@@ -160,10 +161,10 @@ def from_pretrained(
         raise ValueError(f"{directory} has {len(weights.file_of)} tensors, too few for {config.n_layer} layers")
     if native_type(config) == "gpt2":
         biases = [names[0] for name, (names, _) in layout(config).items() if name.endswith(".bias")]
-        changes["bias"] = any(weights[name].any() for name in biases)  # all zero: how bias=False is written there
+        changes["bias"] = any(weights[name].any() for name in biases)  # bias=False is exported as zeros
     config = replace(config, **changes)
     tensors_of, model = layout(config), empty_model(config, weights)
-    # the largest first: only then is there room for a second copy of it
+    # the largest first, while there is room for a second copy of it
     for name, _ in sorted(model.named_parameters(), key=lambda item: -item[1].numel()):
         hf_names, transposed = tensors_of[name]
         value = torch.cat([weights[t].t() if transposed else weights[t] for t in hf_names])
@@ -174,12 +175,12 @@ def from_pretrained(
 
 
 def empty_model(config: GPTConfig, weights: "Weights") -> GPT:
-    """The model without memory for its parameters. Raises ValueError unless the stored tensors have its shapes."""
+    """The model on the meta device. Raises ValueError unless the stored tensors have its shapes."""
     try:
         with torch.device("meta"):
             model = GPT(config)
     except (RuntimeError, OverflowError, TypeError) as error:
-        raise ValueError(f"{weights.directory}/config.json is not a model's ({first_line(error)})") from None
+        raise ValueError(f"{weights.directory}/config.json does not describe a model ({first_line(error)})") from None
     named = dict(model.named_parameters())
     for name, (hf_names, transposed) in layout(config).items():
         expected = tuple(named[name].shape)
@@ -194,7 +195,7 @@ def empty_model(config: GPTConfig, weights: "Weights") -> GPT:
 
 
 class Weights:
-    """The tensors of a transformers directory by name, each read when it is asked for."""
+    """The tensors of a transformers directory by name, each read when it is needed."""
 
     def __init__(self, directory: Path):
         """Raises ValueError if there are no safetensors, or their header cannot be read."""
@@ -218,7 +219,7 @@ class Weights:
         """The name that a tensor has in the files. Raises ValueError where there is none."""
         stored = name.removeprefix("transformer.").removeprefix("model.") if self.bare else name
         if stored not in self.file_of:
-            raise ValueError(f"{self.directory} lacks the tensor {stored}: it is not whole")
+            raise ValueError(f"{self.directory} lacks the tensor {stored}: it is incomplete")
         return stored
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -226,7 +227,7 @@ class Weights:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         stored = self.stored(name)
-        with self.open(self.file_of[stored]) as tensors:  # opened anew: closing gives the pages read back
+        with self.open(self.file_of[stored]) as tensors:  # closing it frees the pages read
             return tensors.get_tensor(stored)
 
     @contextmanager
@@ -240,27 +241,28 @@ class Weights:
 
 
 def find_directory(name_or_dir: str | Path, revision: str | None = None) -> Path:
-    """The directory of a transformers model: as named, or fetched from the Hub."""
+    """The directory of a transformers model: a local one, or downloaded from the Hub."""
     path = Path(name_or_dir)
     if path.is_dir():
         return path
     if path.is_absolute() or (path.parent != Path(".") and path.parent.is_dir()):
         raise ValueError(
-            f"{str(name_or_dir)!r} is no directory: name an out directory, a checkpoint in one, or a transformers model"
+            f"{str(name_or_dir)!r} is not a directory: name an out directory, a checkpoint in one, or a transformers "
+            "model"
         )
     return client.download(str(name_or_dir), revision)
 
 
 def is_transformers(directory: Path) -> bool:
-    """Whether a directory holds a transformers model; ours has no model_type in its config.json."""
+    """Whether a directory holds a transformers model, whose config.json has a model_type."""
     path = directory / "config.json"
     return path.is_file() and "model_type" in checkpoint.read_json(path)
 
 
 def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = None):
-    """The same model as transformers' class, sharing the weights; the ids are those of special tokens, if there are.
+    """The model as a transformers class, sharing its weights; the ids are those of special tokens, if any.
 
-    Raises ValueError if no native class can hold it.
+    Raises ValueError if no class supports it.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -279,7 +281,7 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
     with quiet(), init_empty_weights(include_buffers=False):  # RoPE's tables are buffers
         native = AutoModelForCausalLM.from_config(AutoConfig.for_model(native_type(c), **arguments))
     for name, empty in native.state_dict().items():
-        if name.endswith(".bias") and name not in state:  # GPT2LMHeadModel has biases, whether we do or not
+        if name.endswith(".bias") and name not in state:  # GPT2LMHeadModel always has biases
             state[name] = torch.zeros(empty.shape, dtype=model.wte.weight.dtype)
     if c.tie_embeddings:
         state["lm_head.weight"] = state[tensors_of["wte.weight"][0][0]]
@@ -289,9 +291,9 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
 
 
 def native_config(c: GPTConfig, eot_id: int | None, pad_id: int | None) -> dict:
-    """The arguments of transformers' configuration class."""
+    """The arguments of the transformers configuration class."""
     config = {"vocab_size": c.vocab_size, "tie_word_embeddings": c.tie_embeddings, "dtype": "float32"}
-    # said even where there is none: by the classes' defaults a text would end at some ordinary token
+    # given even if None: by the classes' defaults a text would end at an ordinary token
     config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": pad_id}
     if native_type(c) == "gpt2":
         config |= {"n_positions": c.block_size, "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head}

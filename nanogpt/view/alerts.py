@@ -1,18 +1,18 @@
-"""What a glance at a run's curves should not miss: divergence, steps without a gradient, a plateau, overfitting.
+"""Alerts about a run's curves: values that are not finite, divergence, overfitting, a plateau.
 
-Pure functions of the measurements; the thresholds are in `alerts`, one line each.
+Pure functions of the measurements; the thresholds are default arguments.
 """
 
 import numpy as np
 
-CURVES = ("train_loss", "val_loss", "skipped_steps")  # what `alerts` looks at
+CURVES = ("train_loss", "val_loss", "skipped_steps")  # the curves that `alerts` reads
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,)
 
 
 def alerts(curves: dict[str, Curve]) -> list[dict]:
-    """What deserves attention in the curves of a run, by their names in metrics.jsonl: {"kind", "step", "text"} each.
+    """The alerts for a run's curves, given by their names in metrics.jsonl: {"kind", "step", "text"} each.
 
-    `curves` may lack any of them and hold values that are not finite.
+    Curves may be missing from `curves`, and values may not be finite.
     """
     found = not_finite(curves) + diverging(curves)
     found += overfitting(curves) or ([] if found else plateau(curves))
@@ -20,7 +20,7 @@ def alerts(curves: dict[str, Curve]) -> list[dict]:
 
 
 def not_finite(curves: dict[str, Curve]) -> list[tuple]:
-    """A loss that is NaN or infinite, and steps that were skipped because their gradient was."""
+    """A loss is NaN or infinite, or steps were skipped because their gradient was."""
     found = []
     for name in ("train_loss", "val_loss"):
         steps, values = curves.get(name, ((), ()))
@@ -30,15 +30,13 @@ def not_finite(curves: dict[str, Curve]) -> list[tuple]:
     steps, skipped = curves.get("skipped_steps", ((), ()))
     if len(skipped) and skipped[-1] > 0:
         last = steps[np.flatnonzero(np.diff(skipped, prepend=0) > 0)[-1]]
-        text = (
-            f"{skipped[-1]:,.0f} steps were skipped for want of a finite gradient, the last one up to step {last:,.0f}"
-        )
+        text = f"{skipped[-1]:,.0f} steps were skipped because of a non-finite gradient, the last by step {last:,.0f}"
         found.append(("nan", last, text))
     return found
 
 
 def diverging(curves: dict[str, Curve], window: int = 5, rise: float = 0.5) -> list[tuple]:
-    """The training loss, its median over `window` lines, is now `rise` nats above the lowest it has been."""
+    """The training loss (its median over `window` lines) has risen by `rise` nats above its minimum."""
     steps, values = finite(curves, "train_loss")
     if len(values) < 2 * window:
         return []
@@ -51,7 +49,7 @@ def diverging(curves: dict[str, Curve], window: int = 5, rise: float = 0.5) -> l
 
 
 def overfitting(curves: dict[str, Curve], rise: float = 0.01) -> list[tuple]:
-    """Two evaluations or more past the best one, validation loss is a share of `rise` above it while training falls."""
+    """For two evaluations or more, validation loss is a share of `rise` above its best while training loss falls."""
     steps, values = finite(curves, "val_loss")
     train_steps, train = finite(curves, "train_loss")
     if not len(values):
@@ -72,7 +70,7 @@ def overfitting(curves: dict[str, Curve], rise: float = 0.01) -> list[tuple]:
 
 
 def plateau(curves: dict[str, Curve], evaluations: int = 5, gain: float = 0.001) -> list[tuple]:
-    """The last `evaluations` brought less than a share of `gain` below the best validation loss before them."""
+    """The last `evaluations` improved the best validation loss by less than a share of `gain`."""
     steps, values = finite(curves, "val_loss")
     if len(values) < 2 * evaluations:
         return []

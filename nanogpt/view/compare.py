@@ -1,10 +1,10 @@
-"""Runs beside each other, honestly: what was set differently, and the loss at equal steps, tokens and time.
+"""Compares runs: settings that differ, and losses at equal steps, tokens and training time.
 
     nanogpt compare out/a out/b
     accelerate launch recipes/shakespeare.py --seeds=3 --out_dir=out/a     # out/a-seed1337, -seed1338, -seed1339
 
-Runs that differ in nothing but their seed are one column, with the mean and the spread (the standard deviation between
-seeds): a difference smaller than that says nothing.
+Runs that differ only in their seed share a column, with mean and spread (standard deviation between seeds). Ignore
+differences smaller than the spread.
 """
 
 from contextlib import suppress
@@ -17,21 +17,21 @@ from nanogpt import checkpoint, metrics
 from nanogpt.config import INCIDENTAL
 
 AXES = {"steps": "step", "tokens": "tokens", "seconds of training": "train_seconds"}
-POINTS = 8  # at most, at which curves are compared
+POINTS = 8  # at which curves are compared, at most
 
 
 @dataclass
 class Curve:
     run: Path
     settings: dict
-    kind: dict  # the settings that are the same for runs which differ in their seed alone
+    kind: dict  # the settings that are equal for runs that differ only in their seed
     points: np.ndarray  # (N, 4) step, tokens, seconds, validation loss
 
 
 def read(run: Path) -> Curve:
-    """A run's settings and validation losses. Raises ValueError if it is none, or has not been evaluated yet."""
+    """A run's settings and validation losses. Raises ValueError if it is not a run, or has not been evaluated yet."""
     if not (run / "metrics.jsonl").is_file():
-        raise ValueError(f"{run} is no out directory: it has no metrics.jsonl")
+        raise ValueError(f"{run} is not an out directory: it has no metrics.jsonl")
     config = checkpoint.read_json(run / checkpoint.CONFIG)
     keys = ("step", "tokens", "train_seconds", "val_loss")
     lines = [line for line in metrics.read(run / "metrics.jsonl") if line.keys() >= set(keys)]
@@ -45,12 +45,12 @@ def read(run: Path) -> Curve:
         raise ValueError(f"{run / checkpoint.CONFIG} is not a run's configuration ({error})") from None
     kind = {name: value for name, value in settings.items() if name not in INCIDENTAL | {"seed", "eval_iters"}}
     if digests and all(digests):
-        kind["data"] = digests  # the same tokens, wherever they lie
+        kind["data"] = digests  # the same tokens in any directory
     return Curve(run, settings, kind, points)
 
 
 def group(curves: list[Curve]) -> dict[str, list[Curve]]:
-    """The curves by what they are, apart from their seed; each group has the name of its first run, or its path."""
+    """Groups curves that differ only in their seed; a group has the name, or the path, of its first run."""
     groups: list[list[Curve]] = []
     for curve in curves:
         same = next((group for group in groups if group[0].kind == curve.kind), None)
@@ -63,7 +63,7 @@ def group(curves: list[Curve]) -> dict[str, list[Curve]]:
 
 
 def differences(groups: dict[str, list[Curve]]) -> dict[str, list]:
-    """The settings that are not the same in all groups, with each group's value."""
+    """The settings that differ between groups, with each group's value."""
     first = [curves[0] for curves in groups.values()]
     names = dict.fromkeys(name for curve in first for name in curve.kind)
     differing = [name for name in names if any(c.kind.get(name) != first[0].kind.get(name) for c in first)]
@@ -71,20 +71,20 @@ def differences(groups: dict[str, list[Curve]]) -> dict[str, list]:
 
 
 def loss_by(curve: Curve, axis: int, x: float) -> float:
-    """The last validation loss measured at or before `x` on an axis: nothing is made up between evaluations."""
+    """The last validation loss measured at or before `x` on an axis, without interpolation."""
     return float(curve.points[curve.points[:, axis] <= x][-1, 3])
 
 
 def meeting_points(curves: list[Curve], axis: int) -> np.ndarray:
-    """Where to compare: at evaluations of any of the curves, as far as all of them reach.
+    """Where to compare: at evaluations of any curve, within the range that all curves cover.
 
-    Raises ValueError where one of them begins behind the end of another.
+    Raises ValueError if a curve starts after the end of another.
     """
     late, short = max(curves, key=lambda c: c.points[0, axis]), min(curves, key=lambda c: c.points[-1, axis])
     start, end = late.points[0, axis], short.points[-1, axis]
     if start > end:
         raise ValueError(
-            f"{late.run} begins after {start:,.0f} {list(AXES)[axis]}, but {short.run} ends at {end:,.0f}: "
+            f"{late.run} starts after {start:,.0f} {list(AXES)[axis]}, but {short.run} ends at {end:,.0f}: "
             "there is nothing to compare"
         )
     at = np.unique(np.concatenate([curve.points[:, axis] for curve in curves]))
@@ -94,7 +94,7 @@ def meeting_points(curves: list[Curve], axis: int) -> np.ndarray:
 
 def deviation(values: list[float]) -> float | None:
     """The standard deviation between seeds; None for a single one."""
-    with np.errstate(all="ignore"):  # a loss may be infinite, or no number
+    with np.errstate(all="ignore"):  # a loss may be infinite, or NaN
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
@@ -103,7 +103,7 @@ def spread(values: list[float]) -> str:
 
 
 def compare(runs: list[Path]) -> str:
-    """The comparison as text. Raises ValueError if one of them is no run."""
+    """The comparison as text. Raises ValueError if one of `runs` is not a run."""
     groups = group([read(Path(run)) for run in runs])
     settings = {name: [str(value) for value in values] for name, values in differences(groups).items()}
     width = max(16, *(len(cell) for cells in (groups, *settings.values()) for cell in cells)) + 2
@@ -118,7 +118,7 @@ def compare(runs: list[Path]) -> str:
         lines += ["", f"validation loss by equal {title}"]
         try:
             points = meeting_points(every, axis)
-        except ValueError as error:  # on another axis they may meet
+        except ValueError as error:  # the curves may overlap on another axis
             lines.append(str(error))
             continue
         for x in points:

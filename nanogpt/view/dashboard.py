@@ -1,11 +1,11 @@
-"""`nanogpt dashboard`: a page on this machine that shows runs side by side, while they train and afterwards.
+"""`nanogpt dashboard`: a local page that shows runs side by side, during training and afterwards.
 
     nanogpt dashboard out
 
 It reads metrics.jsonl, samples.jsonl and config.json of each run, so it needs no tracker, and writes nothing. The page
-and all it asks for come from this process: nothing leaves the machine. Three kinds of answers in JSON:
+loads nothing from the network. It reads JSON from these addresses:
 
-    /api/runs                                            what there is, and how far it got
+    /api/runs                                            all runs and their progress
     /api/curves?run=0&key=val_loss&x=tokens&points=600   with &low=…&high=…: a part of it, in more detail
     /api/samples?run=0                                   the texts of its evaluations
 """
@@ -27,7 +27,7 @@ FILES = {
     "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
     "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
 }
-# what the browser is to allow the page: its own files, nothing from elsewhere, and no other page around it
+# the page may load its own files only, and no other page may embed it
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
 POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {
@@ -38,49 +38,49 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 PORT = 6070
-MOST_CONNECTIONS = 64  # at a time, each of them a thread
+MOST_CONNECTIONS = 64  # at a time, one thread each
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 def is_own(address: str) -> bool:
-    """Whether a Host header, or the part of an address behind //, names this machine as its own browser does.
+    """Whether a Host header, or the part of a URL after //, is a local name.
 
-    A hostile page can point a name of its own at 127.0.0.1 and would then be of our origin (DNS rebinding); but its
-    requests still say that name.
+    A hostile page can point its own name at 127.0.0.1 to become part of our origin (DNS rebinding), but its requests
+    still carry that name.
     """
     try:
         return urlsplit(f"//{address}").hostname in ("127.0.0.1", "localhost", "::1")
-    except ValueError:  # a bracket without its other half
+    except ValueError:  # an unbalanced bracket
         return False
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers GET alone."""
+    """Answers GET requests."""
 
     server: "Server"
     protocol_version = "HTTP/1.1"
-    timeout = 20  # seconds that a connection may be silent
+    timeout = 20  # seconds without data before a connection is closed
 
     def do_GET(self) -> None:
-        """The page, its parts, or JSON. Whoever calls this machine by another name gets nothing."""
+        """Sends the page, its files, or JSON; refuses requests under another name of this machine."""
         if not is_own(self.headers.get("Host", "")):
-            return self.answer(403, b"this page is for http://127.0.0.1 or http://localhost alone\n")
+            return self.answer(403, b"use http://127.0.0.1 or http://localhost\n")
         try:
             url = urlsplit(self.path)
         except ValueError:
-            return self.answer(400, b"this cannot be asked\n")
+            return self.answer(400, b"bad request\n")
         if url.path in FILES:
             name, kind = FILES[url.path]
             return self.answer(200, (files("nanogpt.view") / "web" / name).read_bytes(), kind)
-        asked = {"/api/runs": self.runs, "/api/curves": self.curves, "/api/samples": self.samples}.get(url.path)
-        if asked is None:
-            return self.answer(404, b"there is nothing here\n")
+        endpoint = {"/api/runs": self.runs, "/api/curves": self.curves, "/api/samples": self.samples}.get(url.path)
+        if endpoint is None:
+            return self.answer(404, b"not found\n")
         try:
             query = parse_qs(url.query)
             with self.server.lock:
-                found = asked(query)
+                found = endpoint(query)
         except (ValueError, KeyError, IndexError):
-            return self.answer(400, b"this cannot be asked\n")
+            return self.answer(400, b"bad request\n")
         return self.answer(200, json.dumps(found, allow_nan=False).encode(), "application/json")
 
     def runs(self, query: dict) -> list[dict]:
@@ -107,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 def natural(text: str) -> int:
@@ -117,7 +117,7 @@ def natural(text: str) -> int:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the runs in `roots` at `address`, on this machine alone."""
+    """Serves the runs in `roots` at `address`, on 127.0.0.1 only."""
 
     daemon_threads = True
 
@@ -131,13 +131,11 @@ class Server(ThreadingHTTPServer):
                 break
             except (OSError, OverflowError) as error:
                 if wish in (port, 0):
-                    raise ValueError(
-                        f"port {wish} of 127.0.0.1 cannot be had: {error}; choose another --port"
-                    ) from None
+                    raise ValueError(f"port {wish} is unavailable: {error}; choose another --port") from None
         self.address = f"http://127.0.0.1:{self.server_port}/"
 
     def process_request(self, request, client_address) -> None:
-        """A thread for a connection; one too many is turned away."""
+        """Starts a thread for a connection, or refuses it if there are too many."""
         if self.free.acquire(blocking=False):
             return super().process_request(request, client_address)
         with contextlib.suppress(OSError):
@@ -151,7 +149,7 @@ class Server(ThreadingHTTPServer):
             self.free.release()
 
     def handle_error(self, request, client_address) -> None:
-        """Says nothing of clients that left or fell silent."""
+        """Ignores clients that disconnected or timed out."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -159,5 +157,5 @@ class Server(ThreadingHTTPServer):
 def serve(roots: list[str], port: int | None = None, say=print) -> None:
     """Serves until Ctrl-C."""
     with Server(roots, port) as server:
-        say(f"the runs in {', '.join(roots)} are shown at {server.address} (Ctrl-C ends)")
+        say(f"the runs in {', '.join(roots)} are shown at {server.address} (Ctrl-C to stop)")
         server.serve_forever()

@@ -1,6 +1,7 @@
-"""Following runs on the disk: each line of their files is read once, however long they are and while they grow.
+"""Follows runs on disk. Each line of their files is read once, while the files grow.
 
-runs = Runs(["out"]); runs.update(); runs.found[0].curve("train_loss", "tokens", points=600)
+>>> runs = Runs(["out"])                                                                # doctest: +SKIP
+>>> runs.update(); runs.found[0].curve("train_loss", "tokens", points=600)              # doctest: +SKIP
 """
 
 import contextlib
@@ -23,22 +24,22 @@ X = ("step", "tokens", "train_seconds")
 LONGEST_TEXT = 4000  # characters of a sample
 LONGEST_NAME = 100  # characters of a metric's or a setting's name
 LONGEST_VALUE = 200  # characters of a setting
-AT_ONCE = 4_000_000  # bytes read of a file before the page is told what there is so far
-MOST_SAMPLES = 500  # the first ones and the newest ones are kept
+AT_ONCE = 4_000_000  # bytes of a file read in one update
+MOST_SAMPLES = 500  # of a run; the first and the newest are kept
 MOST_NAMES = 100  # metrics of a run
 MOST_SETTINGS = 300
 LARGEST_CONFIG = 1 << 20  # bytes of config.json
 
 
 class Lines:
-    """The objects in a file of JSON lines. A line that is not whole yet waits; one that is no object is passed over."""
+    """The objects in a growing file of JSON lines. Incomplete lines are read later, other lines are skipped."""
 
     def __init__(self, path: Path):
         self.path, self.identity, self.position = path, None, 0
-        self.behind = False  # whether there is more to read at once
+        self.behind = False  # whether there is more to read
 
     def new(self) -> tuple[bool, list[dict]]:
-        """Whether the file was begun anew (a resumed run), and the objects behind those read already: AT_ONCE of it."""
+        """Whether the file was replaced (the run was resumed), and new objects from at most AT_ONCE bytes."""
         try:
             require_regular(self.path)
             status = self.path.stat()
@@ -51,17 +52,17 @@ class Lines:
                 return again, []
             with open(self.path, "rb") as file:
                 file.seek(self.position)
-                whole = file.read(min(status.st_size - self.position, AT_ONCE))
-        except (OSError, ValueError):  # just being replaced, or taken away, or no file
+                lines = file.read(min(status.st_size - self.position, AT_ONCE))
+        except (OSError, ValueError):  # it is being replaced, was removed, or is not a regular file
             return False, []
-        if not self.behind or b"\n" in whole:  # else it is one monstrous line, which is passed over
-            whole = whole[: whole.rfind(b"\n") + 1]
-        self.position += len(whole)
-        return again, [line for line in map(parse, whole.splitlines()) if line is not None]
+        if not self.behind or b"\n" in lines:  # else it is one enormous line, which is skipped
+            lines = lines[: lines.rfind(b"\n") + 1]
+        self.position += len(lines)
+        return again, [line for line in map(parse, lines.splitlines()) if line is not None]
 
 
 class FollowedRun:
-    """What the files of one out directory hold so far."""
+    """The contents of one out directory so far."""
 
     def __init__(self, directory: Path, name: str):
         self.directory, self.name = directory, visible(name)
@@ -75,12 +76,12 @@ class FollowedRun:
 
     def clear(self) -> None:
         self.x = {name: array("d") for name in X}
-        self.lines: dict[str, array] = {}  # of which lines the values are
+        self.lines: dict[str, array] = {}  # the lines of the values
         self.values: dict[str, array] = {}
         self.cut = False  # whether there are more metrics than MOST_NAMES, or some with too long a name
 
     def update(self) -> None:
-        """Reads what is new."""
+        """Reads new lines."""
         again, lines = self.metrics.new()
         if again:
             self.clear()
@@ -111,7 +112,7 @@ class FollowedRun:
             self.version += 1
 
     def room_for(self, name: str) -> bool:
-        """Whether one more metric is followed: a page of thousands helps nobody, but the losses always have a place."""
+        """Whether another metric is followed: their number is limited, but the losses are always among them."""
         return name in alerts.CURVES or (len(self.values) < MOST_NAMES and len(name) <= LONGEST_NAME)
 
     def read_settings(self) -> bool:
@@ -145,7 +146,7 @@ class FollowedRun:
         xs, ys = self.points(key, x)
         shown = np.isfinite(ys) & np.isfinite(xs)
         xs, ys = xs[shown], ys[shown]
-        # with a neighbour on each side, towards which the line leaves the picture
+        # with a neighbour on each side, so that the line reaches the edges
         part = slice(max(0, np.searchsorted(xs, low) - 1), np.searchsorted(xs, high, "right") + 1)
         xs, ys = thin(xs[part], ys[part], points)
         return xs.tolist(), ys.tolist()
@@ -186,12 +187,12 @@ class FollowedRun:
 
 
 def clean(value: float) -> float | None:
-    """For JSON, which knows neither NaN nor infinity."""
+    """None for NaN and infinity, which JSON cannot represent."""
     return value if math.isfinite(value) else None
 
 
 def thin(xs: np.ndarray, ys: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """About `points` of the points (N,): lowest and highest of each of points/2 stretches, so that no peak is lost."""
+    """Thins out points (N,) to about `points`: the lowest and highest of each of points/2 stretches, to keep peaks."""
     stretches = max(1, points // 2)
     if len(xs) <= 2 * stretches:
         return xs, ys
@@ -204,21 +205,21 @@ def thin(xs: np.ndarray, ys: np.ndarray, points: int) -> tuple[np.ndarray, np.nd
 
 
 class Runs:
-    """The runs in some directories: each of them, what is in it, and what is in that."""
+    """The runs in some directories, at most two levels below them."""
 
     def __init__(self, roots: list[str]):
-        """Raises ValueError for a root that is no directory."""
+        """Raises ValueError for a root that is not a directory."""
         self.roots = [Path(root) for root in roots]
         for root in self.roots:
             if not root.is_dir():
                 raise ValueError(
                     f"{root} is not a directory: name out directories, or one that holds some, such as out"
                 )
-        self.found: dict[int, FollowedRun] = {}  # by a number that no other run ever gets
+        self.found: dict[int, FollowedRun] = {}  # by a number that is never reused
         self.numbers = count()
 
     def update(self) -> None:
-        """Looks for new runs, for those that were deleted, and for what is new in the others."""
+        """Finds new and deleted runs, and reads new lines of the others."""
         present = dict.fromkeys(directory for root in self.roots for directory in runs_below(root))
         self.found = {number: run for number, run in self.found.items() if run.directory in present}
         known = {run.directory for run in self.found.values()}
@@ -230,7 +231,7 @@ class Runs:
 
 
 def runs_below(root: Path, depth: int = 2) -> Iterator[Path]:
-    """The out directories among `root` and those in it, `depth` levels down. What vanishes meanwhile is left out."""
+    """The out directories at `root` and up to `depth` levels below it."""
     with contextlib.suppress(OSError, ValueError):
         require_regular(root / metrics.METRICS)
         yield root

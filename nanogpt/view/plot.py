@@ -1,4 +1,4 @@
-"""Curves of runs from their `metrics.jsonl`: as a picture, and in characters for a terminal.
+"""Draws the curves in runs' `metrics.jsonl` as a picture, or as characters for a terminal.
 
 nanogpt plot out/a out/b --out curves.png
 """
@@ -10,20 +10,20 @@ import numpy as np
 
 from nanogpt import metrics
 
-DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])  # of a Braille character, rows and columns
+DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])  # of a Braille character, by row and column
 
 
 def points(run: Path, key: str) -> list[tuple[float, float]]:
-    """What the run in an out directory measured as `key`, over the tokens trained on."""
+    """(tokens, value) of the metric `key` of a run."""
     lines = metrics.read(Path(run) / metrics.METRICS)
     return [(line["tokens"], line[key]) for line in lines if {"tokens", key} <= line.keys()]
 
 
 def curves(runs: list[Path], out: Path | io.BytesIO, **options) -> bool:
-    """Draws the losses of out directories over the tokens trained on; whether there was anything to draw.
+    """Draws the losses of out directories over tokens; returns False if there are none.
 
-    Training loss is thin, validation loss thick, a colour for each run. The suffix of `out` picks the format. Raises
-    ValueError for one that matplotlib does not know.
+    Training loss is thin, validation loss thick, with a colour for each run. The suffix of `out` selects the format.
+    Raises ValueError for one that matplotlib does not support.
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 

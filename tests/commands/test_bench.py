@@ -1,4 +1,4 @@
-"""The bench: that its figures are figures of what it says, not how large they are."""
+"""The bench: what its figures measure, not how large they are."""
 
 import json
 import tempfile
@@ -21,6 +21,11 @@ def tiny(monkeypatch):
     monkeypatch.setitem(bench.MODELS, "classic", (TINY, 2))
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+def make_bench(directory, precision: str = "fp32") -> bench.Bench:
+    args = SimpleNamespace(model="classic", batch_size=2, rounds=1, precision=precision, device="cpu", against=None)
+    return bench.Bench(directory, args)
 
 
 def test_contenders_take_turns_and_the_first_round_does_not_count():
@@ -50,9 +55,8 @@ def test_the_products_are_those_of_the_model(tmp_path):
     """Their operations, counted by torch, are those of flops_per_token (which counts attention without causality)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    machine = bench.Bench(tmp_path, "classic", 2, 1, "fp32", "cpu", None)
     with FlopCounterMode(display=False) as counter:
-        machine.products()()
+        make_bench(tmp_path).products()()
     c, tokens = TINY, 2 * 16
     matrices = 12 * c.n_layer * c.n_embd**2 + c.padded_vocab_size * c.n_embd
     by_operator = counter.get_flop_counts()["Global"]
@@ -70,7 +74,7 @@ def test_the_others_are_measured_in_the_precision_of_the_run(tmp_path, monkeypat
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("no", torch.float32)):
         run = SimpleNamespace(device=torch.device("cpu"), accelerator=SimpleNamespace(mixed_precision=name))
         monkeypatch.setattr(bench, "Run", lambda *args, run=run, **options: run)
-        with bench.Bench(tmp_path, "classic", 2, 1, "auto", "cpu", None).autocast():
+        with make_bench(tmp_path, "auto").autocast():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 

@@ -101,7 +101,7 @@ def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, capsys):
         (["sample", "RUN", "--temperature", "-1"], "--temperature=-1: must be from 0 to 1000"),
         (["sample", "RUN", "--num_samples", "0"], "--num_samples=0: must be from 1 to 10000"),
         (["sample", "RUN", "--max_tokens", "9"], "unknown flag --max_tokens"),
-        (["sample", "/nowhere"], "'/nowhere' is no directory"),
+        (["sample", "/nowhere"], "'/nowhere' is not a directory"),
         (["sample", "RUN", "--device", "abacus"], "device='abacus' is not one of"),
         (["eval", "RUN", "--data", "nowhere"], "data directory 'nowhere' does not exist"),
         (["eval", "RUN", "--batch_size", "0"], "--batch_size=0: must be from 1 to 4096"),
@@ -135,7 +135,7 @@ def test_a_damaged_best_checkpoint_is_replaced_by_a_whole_one(run_dir, capsys):
     main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "3"])
     captured = capsys.readouterr()
     assert "FIRST:" in captured.out
-    assert f"{best.name} is not whole: model.safetensors has 7 bytes" in captured.err
+    assert f"{best.name} is damaged: model.safetensors has 7 bytes" in captured.err
 
 
 def test_batch_prints_what_a_step_trains_on(make_run, capsys):

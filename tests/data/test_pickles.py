@@ -12,7 +12,7 @@ from nanogpt.data.pickles import read_characters, read_checkpoint
 
 
 class Calls:
-    """Pickled, it calls `function(*arguments)` when it is read the ordinary way."""
+    """Calls `function(*arguments)` when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments

@@ -51,7 +51,7 @@ def test_files_of_another_tokenizer_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.ds contains token 257: it was not made with this tokenizer .bytes"):
         from_datatrove.describe(tmp_path, "bytes")
     (tmp_path / "b.ds").unlink()
-    with pytest.raises(ValueError, match=r"has 1 files that end with .ds: it takes two"):
+    with pytest.raises(ValueError, match=r"has 1 files that end with .ds, but needs two"):
         from_datatrove.describe(tmp_path, "bytes")
 
 

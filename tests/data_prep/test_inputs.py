@@ -1,4 +1,4 @@
-"""Which files an input stands for, and what is told of those that hold no text."""
+"""Which files an input means, and how files that are not text are reported."""
 
 import gzip
 import json
@@ -73,13 +73,13 @@ def test_what_is_no_text_is_named_with_what_to_do(tmp_path, name):
     good, said = str(put(tmp_path / "good", "good\n")), []
     text.prepare([path, good], tmp_path / "data", "bytes", errors="skip", say=said.append)
     assert written(tmp_path / "data") == b"good\n"
-    assert "1 lines or files were no UTF-8 text and are left out" in said
+    assert "1 lines or files that are not UTF-8 text were left out" in said
 
 
 def test_a_nul_is_named_where_it_is_and_taken_on_request(tmp_path):
     wide = "first line\nsecond line\n".encode("utf-16-le")
     path = str(put(tmp_path / "wide.txt", wide))
-    with pytest.raises(ValueError, match=r"wide.txt has a NUL at byte 1, as .*iconv -t UTF-8"):
+    with pytest.raises(ValueError, match=r"wide.txt has a NUL at byte 1, like .*iconv -t UTF-8"):
         text.prepare([path], tmp_path / "data", "bytes", say=silent)
     text.prepare([path], tmp_path / "data", "bytes", errors="replace", say=silent)
     assert written(tmp_path / "data") == wide
@@ -97,8 +97,8 @@ def test_an_array_of_objects_is_read_like_an_object_a_line(tmp_path):
     "content, message",
     [
         ("[" * 100_000, "the line is not JSON .maximum recursion"),
-        ('["a", "b"]', "byte 0: a str where an object with a column 'text' should be"),
-        ('{"a": {\n"text": "b"}}', "byte 0: the line is not JSON .*an object a line, as jq -c . "),
+        ('["a", "b"]', "byte 0: expected an object with a column 'text', not a str"),
+        ('{"a": {\n"text": "b"}}', "byte 0: the line is not JSON .*one object per line, as jq -c . "),
         ('{"text": ["a"]}', "record 0: column 'text' holds list, not text"),
         ('{"a\\nb": 1}', "no column 'text' .it has: a"),
     ],

@@ -1,4 +1,4 @@
-"""Parts that several machines made become what one would have made, or are refused."""
+"""Parts from several machines are joined into the data that one machine would make, or refused."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from texts import documents, expected, fork, is_val, save_as, sha256, silent, tokens, write_jsonl
+from texts import documents, expected, fork, is_val, save_as, silent, tokens, write_jsonl
 
 from data_prep import documents as reading
 from data_prep import merge, text
@@ -24,8 +24,9 @@ def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
     assert tokens(tmp_path / "once", "train").tolist() == expected(documents(), 0.1, False)
     for i in (1, 2, 3):
         text.prepare(**common, out=tmp_path / "parts", shard=(i, 3))
-    meta = merge.merge(tmp_path / "parts", one_file=True, say=silent)
-    assert sha256(tmp_path / "parts") == sha256(tmp_path / "once")
+    meta = merge.merge(tmp_path / "parts", say=silent)
+    once = json.loads((tmp_path / "once" / "meta.json").read_text())
+    assert all(meta["splits"][s]["sha256"] == once["splits"][s]["sha256"] for s in ("train", "val"))
     assert meta["splits"]["train"]["documents"] == sum(not is_val(t, 0.1) for t in documents())
     with pytest.raises(ValueError, match="has 6 files: it cannot be divided into 7 shards"):
         text.prepare(**common, out=tmp_path / "more", shard=(1, 7))
@@ -34,8 +35,7 @@ def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt", "jsonl.gz"])
-@pytest.mark.parametrize("one_file", [False, True])
-def test_four_shards_on_four_processes_merge_to_the_same_bytes(tmp_path, monkeypatch, kind, one_file):
+def test_four_shards_on_four_processes_merge_to_the_same_bytes(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(reading, "PIECE", 1 << 12)
     texts = documents()
     if kind == "txt":
@@ -54,15 +54,14 @@ def test_four_shards_on_four_processes_merge_to_the_same_bytes(tmp_path, monkeyp
         worker.start()
     for worker in workers:
         worker.join()
-    meta = merge.merge(tmp_path / "parts", [tmp_path / "elsewhere"], one_file, say=silent)
+    meta = merge.merge(tmp_path / "parts", [tmp_path / "elsewhere"], say=silent)
     once = json.loads((tmp_path / "once" / "meta.json").read_text())
     for split in ("train", "val"):
-        files = meta["splits"][split].pop("files", None)
+        files = meta["splits"][split].pop("files")
         assert meta["splits"][split] == once["splits"][split]
-        assert (files is None) == one_file
         whole = TokenDataset(tmp_path / "parts", split, 16).tokens
         assert np.array_equal(whole[:], tokens(tmp_path / "once", split))
-        if not one_file and kind != "jsonl.gz":  # which is not divided
+        if kind != "jsonl.gz":  # which is not divided
             sizes = [(tmp_path / "parts" / name).stat().st_size for name in files]
             assert split == "val" or max(sizes) < 2 * min(sizes)
     assert not list((tmp_path / "parts").glob("part-*"))
@@ -70,7 +69,7 @@ def test_four_shards_on_four_processes_merge_to_the_same_bytes(tmp_path, monkeyp
 
 def test_parts_that_are_missing_changed_or_of_other_data_are_named(tmp_path):
     path = write_jsonl(tmp_path / "in.jsonl", documents())
-    with pytest.raises(ValueError, match="holds no parts"):
+    with pytest.raises(ValueError, match="has no parts"):
         merge.merge(tmp_path)
     for i in (1, 3):
         text.prepare([path], tmp_path / "data", "bytes", 0.1, shard=(i, 3), say=silent)

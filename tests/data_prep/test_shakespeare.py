@@ -1,4 +1,4 @@
-"""Preparing tiny Shakespeare: every source, and what is said when there is none."""
+"""Preparing tiny Shakespeare: every source, and the error if there is none."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ _\\[Aside]_ Speak, sir,'\\--speak.
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Neither the download nor pip answers."""
+    """The download and pip fail."""
 
     def refuse(*args, **kwargs):
         raise OSError("no network in this test")

@@ -30,7 +30,7 @@ def notes(folder, texts: list[str]) -> list[str]:
 
 
 def splits_of(inputs, out) -> dict[str, list[str]]:
-    """The texts of each split, as they lie between the end-of-text tokens."""
+    """The texts of each split, between the end-of-text tokens."""
     text.prepare(inputs, out, "bytes", 0.1, say=silent)
     found = {s: ByteTokenizer().decode(tokens(out, s)).split(EOT) for s in ("train", "val")}
     return {s: [t for t in texts if t] for s, texts in found.items()}

@@ -1,4 +1,4 @@
-"""Writing: which split a document goes to, what is left out, and what an interruption leaves behind."""
+"""Writing: the split of each document, what is left out, and interruptions."""
 
 import json
 import random
@@ -49,7 +49,7 @@ def test_duplicates_are_left_out_on_request(tmp_path):
     said = []
     text.prepare([path], tmp_path / "data", "bytes", 0.1, dedup=True, say=said.append)
     assert documents_in(tmp_path / "data") == sorted(texts)
-    assert "250 documents were there before and are left out" in said
+    assert "250 duplicate documents were left out" in said
     with pytest.raises(ValueError, match="--dedup compares all documents: it cannot be used with --shard"):
         text.prepare([path], tmp_path / "data", "bytes", dedup=True, shard=(1, 2))
 
@@ -65,7 +65,7 @@ def test_long_documents_are_compared_as_a_whole(tmp_path, monkeypatch, kind):
     inputs = [str(tmp_path)] if kind == "notes" else [write_jsonl(tmp_path / "in.jsonl", texts)]
     said = []
     meta = text.prepare(inputs, tmp_path / "data", "bytes", dedup=True, say=said.append)
-    assert "5 documents were there before and are left out" in said
+    assert "5 duplicate documents were left out" in said
     assert sum(meta["splits"][s]["documents"] for s in ("train", "val")) == 12
     assert sorted(written(tmp_path / "data")) == sorted("".join(texts[:10] + texts[15:]).encode())
 
@@ -96,7 +96,7 @@ def test_killed_at_ten_random_moments_it_writes_the_same_bytes(tmp_path, monkeyp
     with open(tmp_path / "said", "a") as said:
         say = partial(print, file=said, flush=True)
         interrupt_and_restart(common | {"out": tmp_path / "often", "say": say}, 10, 0.6 * seconds)
-    assert (tmp_path / "said").read_text().count("going on behind the ") > 2
+    assert (tmp_path / "said").read_text().count("resuming after the ") > 2
     assert sha256(tmp_path / "often") == sha256(tmp_path / "once")
     assert (tmp_path / "often" / "meta.json").read_bytes() == (tmp_path / "once" / "meta.json").read_bytes()
     assert sorted(f.name for f in (tmp_path / "often").iterdir()) == sorted(
@@ -115,14 +115,14 @@ def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(writer.CorpusWriter, "encode", interrupted)
     after = 0
-    with pytest.raises(KeyboardInterrupt, match="stopped: nothing is kept, the same command begins anew"):
+    with pytest.raises(KeyboardInterrupt, match="stopped: nothing is kept, the same command starts again"):
         text.prepare([path], tmp_path / "data", "bytes", 0.1, say=silent)
     after = 500
-    with pytest.raises(KeyboardInterrupt, match=r"the same command goes on behind the [0-9,]+ tokens") as interrupt:
+    with pytest.raises(KeyboardInterrupt, match=r"the same command resumes after the [0-9,]+ tokens") as interrupt:
         text.prepare([path], tmp_path / "data", "bytes", 0.1, say=silent)
     after, said = 1000, []
     text.prepare([path], tmp_path / "data", "bytes", 0.1, say=said.append)
-    assert said[1].split(" behind ")[1].split(" tokens")[0] in str(interrupt.value)
+    assert said[1].split(" after the ")[1].split(" tokens")[0] in str(interrupt.value)
 
 
 def test_what_is_left_out_is_counted_from_the_first_file_on_and_once(tmp_path, monkeypatch):
@@ -137,8 +137,8 @@ def test_what_is_left_out_is_counted_from_the_first_file_on_and_once(tmp_path, m
         text.prepare(**arguments, say=silent)
     said = []
     text.prepare(**arguments, say=said.append)
-    assert "going on behind" in said[1]
-    assert "200 lines or files were no UTF-8 text and are left out" in said
+    assert "resuming after" in said[1]
+    assert "200 lines or files that are not UTF-8 text were left out" in said
     assert documents_in(tmp_path / "out") == sorted(documents(200))
 
 
@@ -194,7 +194,7 @@ def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path, monkeypatch)
         text.prepare([path], tmp_path / "data", "bytes", 0.1, say=silent)
     said = []
     text.prepare([path], tmp_path / "data", "bytes", 0.2, say=said.append)
-    assert "going on" not in "".join(said)
+    assert "resuming" not in "".join(said)
     assert tokens(tmp_path / "data", "val").tolist() == expected(documents(), 0.2, True)
 
 
@@ -216,11 +216,11 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_same_command_goes_on(tmp_pat
     process.start()
     message = messages.get(timeout=60)
     process.join()
-    assert "File too large; the same command goes on behind the " in message
+    assert "File too large; the same command resumes after the " in message
     assert str(tmp_path / "data") in message
     said = []
     text.prepare(**arguments, say=said.append)
-    assert said[1].startswith("going on behind the ")
+    assert said[1].startswith("resuming after the ")
     assert tokens(tmp_path / "data", "train").tolist() == expected(documents(1000), 0.1, False)
 
 

@@ -1,4 +1,4 @@
-"""The model card: what it tells of a run, and that the Hub reads it."""
+"""The model card: its information about a run, and that the Hub accepts it."""
 
 import subprocess
 import sys

@@ -76,7 +76,7 @@ def test_what_an_export_holds(run, tmp_path, capsys):
     to = export.export(run, tmp_path / "export")
     *notes, verified = capsys.readouterr().out.splitlines()
     assert verified.startswith(f"{to}: Qwen3ForCausalLM, verified: logits differ by")
-    assert "no room for one to pad with" in notes[0] and "characters that the model does not know" in notes[1]
+    assert "no room for a padding token" in notes[0] and "characters that the model does not know" in notes[1]
     assert {p.name for p in to.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
         *("README.md", "training_curve.png"),
@@ -215,12 +215,12 @@ def test_a_symbolic_link_is_refused_before_anything_is_read(tmp_path, target, fo
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("precious")
     (tmp_path / "link").symlink_to(tmp_path / target)
-    with pytest.raises(ValueError, match="link is a symbolic link: name what it points to, or another path"):
+    with pytest.raises(ValueError, match="link is a symbolic link: name its target, or another path"):
         export.export(tmp_path / "no run", tmp_path / "link", format=format)
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "precious"
 
 
-@pytest.mark.parametrize("when", ["weights", "tokenizer", "story"])
+@pytest.mark.parametrize("when", ["weights", "tokenizer", "info"])
 def test_a_checkpoint_that_its_run_removes_meanwhile_is_replaced_by_the_next(run, tmp_path, monkeypatch, when):
     """As `checkpoint.prune` does it: another name, then removed."""
     tokenizer, said = CharTokenizer(CHARACTERS), []
@@ -281,9 +281,9 @@ def test_what_names_no_checkpoint_is_refused(run, which):
 def test_a_checkpoint_that_is_asked_for_is_not_replaced_by_another(run, tmp_path):
     to = export.export(run, tmp_path / "export")
     (run / "best").unlink()
-    with pytest.raises(ValueError, match="best' is no directory"):
+    with pytest.raises(ValueError, match="best' is not a directory"):
         load(run, which="best")
-    with pytest.raises(ValueError, match="export has no checkpoint last"):
+    with pytest.raises(ValueError, match="export is not an out directory: it has no checkpoint last"):
         load(to, which="last")
 
 
@@ -295,7 +295,7 @@ def test_a_push_tells_which_checkpoint_it_takes(run, monkeypatch):
     monkeypatch.setattr(export.client, "make_repository", lambda *args: None)
     monkeypatch.setattr(export.client, "upload", lambda *args: "address")
     export.push(run, "alice/model", say=said.append)
-    assert "step-000007 is not whole: model.safetensors has 0 bytes" in said[0]
+    assert "step-000007 is damaged: model.safetensors has 0 bytes" in said[0]
     assert said[-2].startswith("alice/model: Qwen3ForCausalLM, verified") and said[-1] == "pushed: address"
 
 
@@ -319,7 +319,7 @@ def test_a_continuation_that_differs_is_shown_from_there(run, tmp_path, monkeypa
     monkeypatch.setattr(export, "generate", lambda *args, **options: torch.tensor([wrong]))
     with pytest.raises(ValueError) as error:
         export.verify(to, model, tokenizer, ids, export.special_tokens(tokenizer, 70))
-    assert str(error.value).endswith(f"it continues by {expected[20:28]}, not by {wrong[20:28]}")
+    assert str(error.value).endswith(f"it continues with {expected[20:28]}, not with {wrong[20:28]}")
 
 
 def test_an_export_can_be_named_wherever_a_run_can(run, tmp_path):
@@ -383,9 +383,9 @@ def test_a_damaged_export_is_one_line(run, tmp_path):
 
 
 def test_what_is_no_model_at_all_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="holds no whole checkpoint"):
+    with pytest.raises(ValueError, match="has no intact checkpoint"):
         load(tmp_path)
-    with pytest.raises(ValueError, match="is no directory: name an out directory"):
+    with pytest.raises(ValueError, match="is not a directory: name an out directory"):
         load(tmp_path / "typo")
 
 

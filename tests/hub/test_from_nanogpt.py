@@ -1,4 +1,4 @@
-"""Checkpoints in nanoGPT's layout, made here by plain torch code, against what becomes of them."""
+"""Imports of nanoGPT checkpoints, which plain torch code makes here."""
 
 import dataclasses
 import math
@@ -164,12 +164,12 @@ def test_without_the_optimizer_state_training_starts_its_moments_anew(tmp_path, 
         (lambda c: c["model"].pop("transformer.h.1.mlp.c_fc.weight"), r"h.1.mlp.c_fc.weight should be .*32, 8.*absent"),
         (lambda c: c["model"].update(extra=torch.zeros(1)), r"extra should be absent, but is \(1,\)"),
         (lambda c: c["model_args"].update(n_embd=16), r"h.0.attn.c_attn.bias should be \(48,\), but is \(24,\)"),
-        (lambda c: c["model_args"].update(vocab_size=77), "vocabulary has 77 tokens, that of the data .* by --data"),
+        (lambda c: c["model_args"].update(vocab_size=77), "vocabulary has 77 tokens, the data.s .* with --data"),
         (lambda c: c["model_args"].update(n_head=3), "n_embd=8 is not divisible by n_head=3"),
-        (lambda c: c["model_args"].pop("n_head"), "not laid out as nanoGPT's .*n_head"),
+        (lambda c: c["model_args"].pop("n_head"), "not one of nanoGPT's .*n_head"),
         (lambda c: c["config"].update(batch_size=0), "batch_size=0 must be from 1 to 65536"),
-        (lambda c: c["config"].update(learning_rate=[]), "not laid out as nanoGPT's"),
-        (lambda c: c["optimizer"]["state"].pop(0), "not laid out as nanoGPT's .*KeyError"),
+        (lambda c: c["config"].update(learning_rate=[]), "not one of nanoGPT's"),
+        (lambda c: c["optimizer"]["state"].pop(0), "not one of nanoGPT's .*KeyError"),
         (lambda c: groups(c)[1].append(groups(c)[0].pop()), r"groups of \[9, 19\] parameters, .*--weights_only"),
         (lambda c: groups(c)[0].reverse(), "optimizer state for wte.weight has another shape: .*--weights_only"),
     ],

@@ -35,18 +35,18 @@ def test_logits_are_the_same_there(tmp_path, bias):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dataclasses.asdict(CASES["llama"]), "norm=rmsnorm, there it is always layernorm"),
-        ({"mlp": "gelu_tanh"}, "mlp=gelu_tanh, there it is always gelu"),
+        (dataclasses.asdict(CASES["llama"]), "norm=rmsnorm: there it is always layernorm"),
+        ({"mlp": "gelu_tanh"}, "mlp=gelu_tanh: there it is always gelu"),
         ({"tie_embeddings": False}, "tie_embeddings=False"),
-        ({"n_kv_head": 1}, "n_kv_head=1, there it is always 2"),
+        ({"n_kv_head": 1}, "n_kv_head=1: there it is always 2"),
         ({"head_dim": 8}, "head_dim=8"),
-        ({"n_inner": 48}, "n_inner=48, there it is always 32"),
+        ({"n_inner": 48}, "n_inner=48: there it is always 32"),
         ({"norm_eps": 1e-6}, "norm_eps=1e-06"),
         ({"qk_norm": True}, "qk_norm=True"),
     ],
 )
 def test_what_nanogpt_cannot_hold_is_named(changes, message):
-    with pytest.raises(ValueError, match=f"nanoGPT's GPT cannot hold this model: {message}"):
+    with pytest.raises(ValueError, match=f"nanoGPT's GPT does not support {message}"):
         require_nanogpts(dataclasses.replace(CONFIG, **changes))
     require_nanogpts(dataclasses.replace(CONFIG, n_kv_head=2, head_dim=4, n_inner=32, dropout=0.1))
 

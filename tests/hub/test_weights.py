@@ -157,8 +157,8 @@ def test_a_configuration_without_a_native_class_is_named(changes, message):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"model_type": "mamba"}, "holds a mamba model; known are gpt2, llama, qwen3"),
-        ({"vocab_size": 5}, "holds a nameless model"),
+        ({"model_type": "mamba"}, "holds a mamba model; supported are gpt2, llama, qwen3"),
+        ({"vocab_size": 5}, "config.json has no model_type"),
         ({"model_type": "gpt2", "activation_function": "relu"}, "activation_function='relu'"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act=gelu is not supported, only silu"),

@@ -237,7 +237,7 @@ def recipe(home, monkeypatch, capsys):
         (["--block_size=100000"], "block_size=100000 is too long"),
         (["--vocab_size=3"], "but the vocabulary has 3 tokens"),
         (["--out_dir=/dev/null/out"], "/dev/null/out"),
-        (["--data=nowhere", "--resume=out/none"], "'out/none' is no directory"),
+        (["--data=nowhere", "--resume=out/none"], "'out/none' is not a directory"),
         (["--report_to=pigeon"], "'pigeon' is not one of none, trackio, wandb, tensorboard"),
         (["--device=cuda"], "device=cuda, but torch finds no CUDA device"),
     ],
@@ -299,13 +299,13 @@ def test_resuming_from_half_written_and_empty_checkpoints(recipe, home):
     (out / "step-000002" / "optimizer.safetensors").write_bytes(b"half")
     code, shown, err = recipe("--resume=auto")
     assert code == 0, err
-    assert "step-000002 is not whole: optimizer.safetensors has 4 bytes" in shown
+    assert "step-000002 is damaged: optimizer.safetensors has 4 bytes" in shown
     assert "resuming from step 1" in shown
     for step in out.glob("step-*"):
         shutil.rmtree(step)
         step.mkdir()
     code, _, err = recipe("--resume=auto")
-    assert code == 2 and "holds no whole checkpoint" in err
+    assert code == 2 and "has no intact checkpoint" in err
 
 
 def test_a_schedule_longer_than_the_run_and_max_iters_0_are_fine(recipe):

@@ -1,4 +1,4 @@
-"""What is pointed out in a run's curves, and what is not."""
+"""Alerts about a run's curves, and curves without alerts."""
 
 import numpy as np
 import pytest

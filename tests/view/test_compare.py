@@ -60,7 +60,7 @@ def test_equal_tokens_and_time_are_not_equal_steps(runs):
 
 
 def test_what_is_no_run_is_named(tmp_path):
-    with pytest.raises(ValueError, match="is no out directory"):
+    with pytest.raises(ValueError, match="is not an out directory"):
         compare([tmp_path])
     with pytest.raises(ValueError, match="has no validation loss yet"):
         compare([make(tmp_path / "new", 1, {})])
@@ -91,7 +91,7 @@ def test_runs_are_of_one_kind_where_their_tokens_are_the_same(tmp_path, digests,
 def test_runs_that_have_no_step_in_common_are_named(runs, tmp_path):
     late = make(tmp_path / "late", 1, {2000: 2.0, 3000: 1.0}, n_layer=3)
     shown = compare([runs[0], late])
-    assert f"late begins after 2,000 steps, but {runs[0]} ends at 20: there is nothing to compare" in shown
+    assert f"late starts after 2,000 steps, but {runs[0]} ends at 20: there is nothing to compare" in shown
     assert shown.splitlines()[-1].split() == ["lowest", "2.0000", "1.0000"]
 
 

@@ -183,7 +183,7 @@ def test_the_next_free_port_is_taken_and_a_port_in_use_is_one_line(tmp_path, cap
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit) as error:
             main(["dashboard", str(tmp_path), "--port", str(port)])
-        assert error.value.code == 2 and f"port {port} of 127.0.0.1 cannot be had" in capsys.readouterr().err
+        assert error.value.code == 2 and f"port {port} is unavailable" in capsys.readouterr().err
     with Server([str(tmp_path)]) as first, Server([str(tmp_path)]) as second:
         assert PORT <= first.server_port != second.server_port
 

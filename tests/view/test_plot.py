@@ -68,8 +68,8 @@ def test_the_command_draws_runs_and_names_what_is_none(tmp_path, capsys):
     main(["plot", str(run), "--out", str(out)])
     assert out.read_bytes().startswith(b"\x89PNG")
     for wrong, complaint in (
-        (tmp_path, "no out directory"),
-        (run_with(tmp_path / "empty"), "nothing has been measured"),
+        (tmp_path, "not an out directory"),
+        (run_with(tmp_path / "empty"), "there are no measurements yet"),
     ):
         with pytest.raises(SystemExit) as error:
             main(["plot", str(wrong), "--out", str(out)])

@@ -1,4 +1,4 @@
-// A line chart on a canvas: axes, curves, the values under the pointer, a stretch chosen by dragging.
+// A line chart on a canvas: axes, curves, the values under the pointer, zooming by dragging.
 
 const MARGIN = { left: 62, right: 10, top: 8, bottom: 24 };
 
@@ -12,20 +12,20 @@ export function short(value) {
   return size < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(4));
 }
 
-// Round numbers between low and high, some `count` of them.
+// About `count` round numbers between low and high.
 function ticks(low, high, count) {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
   const found = [];
-  for (let i = 0; i <= count; i++) { // counted: where low is huge beside step, adding one changes nothing
+  for (let i = 0; i <= count; i++) { // an index, because low + step may equal low
     const tick = (Math.ceil(low / step) + i) * step;
     if (tick <= high + step * 1e-9) found.push(tick);
   }
   return found;
 }
 
-// An exponential moving average without the bias towards the first value. It reaches over a share of the chart rather
-// than a number of points, so that few points are not drawn late.
+// An exponential moving average without bias towards the first value. Its width is a share of the chart instead of a
+// number of points, so that a curve of few points does not lag.
 export function smooth(ys, strength) {
   const weight = strength ** (600 / ys.length);
   let sum = 0, total = 0;
@@ -36,7 +36,7 @@ export function smooth(ys, strength) {
   });
 }
 
-// The place of the point nearest to x in xs, which ascend.
+// The index of the value nearest to x in xs, which is sorted.
 function nearest(xs, x) {
   let low = 0, high = xs.length - 1;
   while (high - low > 1) {
@@ -47,7 +47,7 @@ function nearest(xs, x) {
 }
 
 export class Chart {
-  // choose(low, high) is called when a stretch of x was chosen, choose() for all of it; hover(x) as the pointer moves, null as it leaves.
+  // choose(low, high) is called when a range of x was selected, choose() to reset it; hover(x) when the pointer moves, hover(null) when it leaves.
   constructor(title, choose, hover) {
     this.figure = document.createElement("figure");
     const caption = document.createElement("figcaption");
@@ -83,7 +83,7 @@ export class Chart {
     this.canvas.addEventListener("dblclick", () => choose());
   }
 
-  // lines: [{label, color, width, xs, ys}]; range: [low, high] of x, or none for all; log: a logarithmic y axis.
+  // lines: [{label, color, width, xs, ys}]; range: [low, high] of x, or undefined; log: a logarithmic y axis.
   show(lines, range, log) {
     this.lines = lines.filter((line) => line.xs.length);
     const all = (name) => this.lines.map((line) => line[name]);
@@ -108,7 +108,7 @@ export class Chart {
     return this.low + Math.min(1, Math.max(0, share)) * (this.high - this.low);
   }
 
-  // x: where the pointer is, null for nowhere, by default where it was.
+  // x: the position of the pointer, or null; by default the last one.
   draw(x = this.x) {
     this.x = x;
     const { clientWidth: width, clientHeight: height } = this.canvas, ratio = devicePixelRatio;
@@ -167,7 +167,7 @@ export class Chart {
     pen.fillRect(across(this.from), MARGIN.top, across(this.to) - across(this.from), h);
   }
 
-  // The values at x, in words: text alone, whatever a run may be called.
+  // Shows the values at x, as text and never as HTML.
   tell(x) {
     this.box.hidden = x === null;
     if (this.box.hidden) return;

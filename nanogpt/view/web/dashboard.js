@@ -1,5 +1,5 @@
-// The page of `nanogpt dashboard`: asks for what is new every second, and shows it.
-// Whatever comes from a run is put in as text (textContent, append), never as HTML.
+// The page of `nanogpt dashboard`: fetches and shows new data every second.
+// Everything that comes from a run is inserted as text (textContent, append), never as HTML.
 
 import { Chart, short, smooth } from "/chart.js";
 
@@ -9,15 +9,15 @@ const TITLES = {
   lr: "learning rate", grad_norm: "gradient norm", update_ratio: "update to weight ratio",
   tokens_per_second: "tokens per second", mfu: "MFU", memory: "memory, bytes", skipped_steps: "skipped steps",
 };
-const PLACES = new Map([["train_loss", "loss"], ["val_loss", "loss"], ["val_perplexity", null]]); // null: the loss says it
+const PLACES = new Map([["train_loss", "loss"], ["val_loss", "loss"], ["val_perplexity", null]]); // null: not shown
 const NOISY = ["train_loss", "grad_norm", "update_ratio", "tokens_per_second", "mfu"];
 const MOST_CHARTS = 30;
 
 const $ = (id) => document.getElementById(id);
 let runs = []; // as /api/runs lists them
-let range; // of x, [low, high], or all of it
+let range; // of x: [low, high], or undefined for the full range
 let sampleStep = Infinity; // the newest
-let trouble = ""; // why not all is shown
+let trouble = ""; // an error message
 const hidden = new Set(), charts = new Map(), curves = new Map(), samples = new Map();
 
 const color = (number) => COLORS[number % COLORS.length];
@@ -41,7 +41,7 @@ async function ask(path, query = []) {
   return answer.json();
 }
 
-// The charts there are, the usual ones first, as many as a page can bear.
+// The names of all charts, the usual ones first, MOST_CHARTS at most.
 function places() {
   const all = [...new Set(shown().flatMap((run) => Object.keys(run.last)).map(placeOf))].filter((place) => place !== null);
   const left = all.sort((a, b) => rank(a) - rank(b) || 0).slice(0, MOST_CHARTS);
@@ -50,7 +50,7 @@ function places() {
   return left;
 }
 
-// Asks for the curves and samples of a run if its version, or the view of it, has changed.
+// Fetches the curves and samples of a run if its version or the view has changed.
 async function fetchRun(run, wanted) {
   const points = Math.round(Math.min(2000, $("charts").clientWidth * 1.2)), x = $("x").value;
   const keys = Object.keys(run.last).filter((key) => wanted.includes(placeOf(key)));
@@ -65,11 +65,11 @@ async function fetchRun(run, wanted) {
   curves.set(run.number, { view, lines });
 }
 
-// What one run lacks, perhaps because it was just deleted, keeps none of the others off the page.
+// A run that fails, perhaps because it was just deleted, does not keep the others from being shown.
 async function fetchNew() {
   const wanted = places();
   const failed = (await Promise.allSettled(shown().map((run) => fetchRun(run, wanted)))).find((each) => each.reason);
-  trouble = failed ? `not all is shown: ${failed.reason.message}` : "";
+  trouble = failed ? `some runs could not be loaded: ${failed.reason.message}` : "";
 }
 
 function drawRuns() {
@@ -174,7 +174,7 @@ async function refresh() {
   drawSettings();
 }
 
-// Every second, one after the other; while the page cannot be seen it asks for nothing.
+// Runs every second, one request at a time; a hidden page requests nothing.
 async function follow() {
   try {
     if (!document.hidden) {
@@ -187,7 +187,7 @@ async function follow() {
       $("state").textContent = trouble || (runs.length ? `${runs.length} run${runs.length > 1 ? "s" : ""}` : "no runs yet");
     }
   } catch (error) {
-    $("state").textContent = `nothing new: ${error.message}`;
+    $("state").textContent = `no connection: ${error.message}`;
   }
   setTimeout(follow, runs.some((run) => run.behind) ? 0 : 1000);
 }
