@@ -9,6 +9,7 @@ allocations are counted.
 
 import dataclasses
 import gc
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import torch
 
 from nanogpt.config import TrainConfig
 from nanogpt.cpu import speed_up
+from nanogpt.data.files import plain
 from nanogpt.data.tokens import Batch, TokenDataset
 from nanogpt.evaluate import forward_batch_size
 from nanogpt.model import GPT, GPTConfig
@@ -111,36 +113,51 @@ def checkpoint_bytes(config: GPTConfig, train: TrainConfig) -> int:
     return 4 * (sum(p.numel() for p in model.parameters()) + moments)
 
 
-def describe(
+def estimate(
     config: GPTConfig, train: TrainConfig, precision: str, train_tokens: int, processes: int = 1, taken: int = 0
-) -> str:
-    """The plan as text. `train_tokens` counts the training data; `taken` is memory that the run already holds."""
+) -> dict:
+    """The plan without times. `train_tokens` counts the training data; `taken` is memory that the run already holds."""
     with torch.device("meta"):
         model = GPT(config)
-    total = model.get_num_params()
-    parts = ", ".join(f"{name} {n:,}" for name, n in parameters(config).items() if n)
-    lines = [f"parameters    {total:,}: {parts}"]
-
     needed = memory(config, train, precision, processes)
     room = available(train.device) + taken
-    verdict = "fits into" if sum(needed.values()) < room else "DOES NOT FIT into"
-    holding = ", ".join(f"{name} {show_bytes(n)}" for name, n in needed.items() if n)
-    lines.append(f"memory        {show_bytes(sum(needed.values()))} at the peak of a step: {holding}")
-    if simulated_device(train.device) == "cuda":
-        lines.append("              without torch.compile, which takes less; the CUDA context comes on top")
-    lines.append(f"              {verdict} the {show_bytes(room)} that are free")
-
     step_tokens = train.gradient_accumulation_steps * train.batch_size * config.block_size
-    tokens = train.max_iters * step_tokens
+    return {
+        "parameters": model.get_num_params(),
+        "parameters_by_part": parameters(config),
+        "memory": sum(needed.values()),
+        "memory_by_purpose": needed,
+        "free_memory": room,
+        "fits": sum(needed.values()) < room,
+        "on_cuda": simulated_device(train.device) == "cuda",
+        "steps": train.max_iters,
+        "tokens_per_step": step_tokens,
+        "tokens": train.max_iters * step_tokens,
+        "train_tokens": train_tokens,
+        "flops_per_token": model.flops_per_token(),
+        "checkpoint_bytes": checkpoint_bytes(config, train),
+    }
+
+
+def describe(plan: dict) -> str:
+    """An `estimate` as text."""
+    tokens, total = plan["tokens"], plan["parameters"]
+    parts = ", ".join(f"{name} {n:,}" for name, n in plan["parameters_by_part"].items() if n)
+    lines = [f"parameters    {total:,}: {parts}"]
+    holding = ", ".join(f"{name} {show_bytes(n)}" for name, n in plan["memory_by_purpose"].items() if n)
+    lines.append(f"memory        {show_bytes(plan['memory'])} at the peak of a step: {holding}")
+    if plan["on_cuda"]:
+        lines.append("              without torch.compile, which takes less; the CUDA context comes on top")
+    verdict = "fits into" if plan["fits"] else "DOES NOT FIT into"
+    lines.append(f"              {verdict} the {show_bytes(plan['free_memory'])} that are free")
     lines.append(
-        f"tokens        {step_tokens:,} a step, {tokens:,} in {train.max_iters:,} steps: {tokens / train_tokens:.2f} "
-        f"epochs of {train_tokens:,}"
+        f"tokens        {plan['tokens_per_step']:,} a step, {tokens:,} in {plan['steps']:,} steps: "
+        f"{tokens / plan['train_tokens']:.2f} epochs of {plan['train_tokens']:,}"
     )
-    ratio = tokens / total
-    lines.append(f"              {ratio:.1f} tokens per parameter ({CHINCHILLA} make best use of compute)")
-    flops = model.flops_per_token()
+    lines.append(f"              {tokens / total:.1f} tokens per parameter ({CHINCHILLA} make best use of compute)")
+    flops = plan["flops_per_token"]
     lines.append(f"arithmetic    {flops / 1e6:,.1f} MFLOP a token, {flops * tokens / 1e15:,.3f} PFLOP in all")
-    lines.append(f"checkpoint    {show_bytes(checkpoint_bytes(config, train))}")
+    lines.append(f"checkpoint    {show_bytes(plan['checkpoint_bytes'])}")
     return "\n".join(lines)
 
 
@@ -151,9 +168,10 @@ def show(
     begin: Callable[[], None],
     step: Callable[[], None],
     evaluate: Callable[[Iterator[Batch]], object],
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
+    as_json: bool = False,
 ) -> None:
-    """Prints the plan of a run, with measured times.
+    """Prints the plan of a run, with measured times; `as_json` in one line.
 
     `settings` are those of its config.json, `taken` are the bytes that it has allocated already; `begin()` readies the
     first step, `step()` takes one and waits for it, `evaluate(batches)` runs the model on batches.
@@ -161,21 +179,24 @@ def show(
     config, env = TrainConfig(**settings["train"]), settings["environment"]
     precision, processes = env["precision"], env["processes"]
     train_data, val_data = data
+    say = (lambda text: None) if as_json else print_line
     say(f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}")
-    text = describe(GPTConfig(**settings["model"]), config, precision, len(train_data.tokens), processes, taken)
-    say(text)
-    if "DOES NOT FIT" in text:
-        return
-    begin()
-    seconds = median_seconds(step)
-    training = seconds * config.max_iters
-    each = evaluations(config, len(val_data.tokens), val_data.block_size, processes)
-    a_batch = {size: time_evaluation(evaluate, val_data, size) for size, _ in set(each)}
-    evaluating = sum(batches * a_batch[size] for size, batches in each)
-    say(
-        f"time          {show_seconds(training + evaluating)}: {config.max_iters:,} steps of {1e3 * seconds:,.1f} ms "
-        f"({show_seconds(training)}), {len(each)} evaluations ({show_seconds(evaluating)}); saving comes on top"
-    )
+    plan = estimate(GPTConfig(**settings["model"]), config, precision, len(train_data.tokens), processes, taken)
+    say(describe(plan))
+    if plan["fits"]:
+        begin()
+        seconds = median_seconds(step)
+        training = seconds * config.max_iters
+        each = evaluations(config, len(val_data.tokens), val_data.block_size, processes)
+        a_batch = {size: time_evaluation(evaluate, val_data, size) for size, _ in set(each)}
+        evaluating = sum(batches * a_batch[size] for size, batches in each)
+        say(
+            f"time          {show_seconds(training + evaluating)}: {config.max_iters:,} steps of {1e3 * seconds:,.1f} "
+            f"ms ({show_seconds(training)}), {len(each)} evaluations ({show_seconds(evaluating)}); saving comes on top"
+        )
+        plan |= {"seconds_per_step": seconds, "train_seconds": training, "evaluation_seconds": evaluating}
+    if as_json:
+        print_line(json.dumps(plain(plan)))
 
 
 def median_seconds(step: Callable[[], None], at_most: float = 3.0) -> float:

@@ -70,7 +70,7 @@ def main(
                 with TemporaryDirectory() as nowhere:  # leaves no files
                     alone = {"out_dir": nowhere, "resume": "none", "report_to": "none", "push_to_hub": None}
                     run = Run(model_config, dataclasses.replace(config, **alone), prepare, quiet=True, **make)
-                    run.plan() if actions.dry_run else run.find_batch_size()
+                    run.plan(actions.json) if actions.dry_run else run.find_batch_size()
                 return
             seeds = range(config.seed, config.seed + actions.seeds)
             names = [f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir for seed in seeds]
@@ -366,11 +366,12 @@ class Run(Setup):
         if self.main_process:
             checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
 
-    def plan(self) -> None:
+    def plan(self, as_json: bool) -> None:
         """Prints what the run will take, with times measured by a few of its steps, which are thrown away."""
         data, taken = (self.train_data, self.val_data), checkpoint.size(self.gpt, self.optimizers)
         evaluate = partial(total_loss, self.gpt, device=self.device)
-        plan.show(self.settings, data, taken, self.begin, self.timed_step, evaluate, self.accelerator.print)
+        say = self.accelerator.print
+        plan.show(self.settings, data, taken, self.begin, self.timed_step, evaluate, say, as_json)
 
     def find_batch_size(self) -> None:
         """Prints the speed of ever larger micro-batches, until one does not fit into memory."""

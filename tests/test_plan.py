@@ -104,7 +104,7 @@ def test_estimated_memory_is_within_15_percent_of_what_a_step_takes(settings):
 def test_the_plan_names_what_a_user_would_work_out_by_hand():
     config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
     train = TrainConfig(batch_size=4, gradient_accumulation_steps=2, max_iters=100, device="cpu")
-    text = plan.describe(config, train, "fp32", train_tokens=6400)
+    text = plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400))
     assert "128 a step, 12,800 in 100 steps: 2.00 epochs of 6,400" in text
     numbers = GPT(config).get_num_params()
     assert f"{12800 / numbers:.1f} tokens per parameter" in text
@@ -116,8 +116,8 @@ def test_what_a_run_has_already_is_not_counted_twice(monkeypatch):
     config, train = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32), TrainConfig(device="cpu")
     needed = sum(plan.memory(config, train, "fp32").values())
     monkeypatch.setattr(plan, "available", lambda device: needed - 1000)
-    assert "DOES NOT FIT" in plan.describe(config, train, "fp32", train_tokens=6400, taken=1000)
-    assert "fits into" in plan.describe(config, train, "fp32", train_tokens=6400, taken=1001)
+    assert "DOES NOT FIT" in plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400, taken=1000))
+    assert "fits into" in plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400, taken=1001))
 
 
 def test_a_quick_evaluation_is_divided_among_processes_and_the_last_one_is_not_quick():
@@ -160,7 +160,7 @@ def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypa
 
 def test_a_model_that_cannot_fit_is_said_to():
     config = GPTConfig(vocab_size=50257, n_layer=2, n_head=96, n_embd=12288)  # two of GPT-3's 96 blocks
-    text = plan.describe(config, TrainConfig(batch_size=32, device="cpu"), "bf16", train_tokens=10**9)
+    text = plan.describe(plan.estimate(config, TrainConfig(batch_size=32, device="cpu"), "bf16", train_tokens=10**9))
     assert "DOES NOT FIT" in text
 
 
@@ -185,5 +185,5 @@ def test_the_plan_of_a_gpu_says_what_it_leaves_out(monkeypatch):
         monkeypatch.setattr(plan, "memory", lambda *args: {"weights": 10})
         monkeypatch.setattr(plan, "available", lambda device: 100)
         assert plan.simulated_device("auto") == simulated
-        text = plan.describe(config, TrainConfig(), "fp32", train_tokens=10**6)
+        text = plan.describe(plan.estimate(config, TrainConfig(), "fp32", train_tokens=10**6))
         assert ("without torch.compile" in text) is (simulated == "cuda")

@@ -1,6 +1,8 @@
 """Options that several commands share: --json and --checkpoint."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,8 @@ from data_prep.text import prepare
 from nanogpt import checkpoint
 from nanogpt.commands import main
 from nanogpt.data.files import plain
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"
 
 
 @pytest.fixture
@@ -92,3 +96,15 @@ def test_what_is_not_finite_is_null_in_json():
         "a": [1.0, None],
         "b": [None, "x", None, True],
     }
+
+
+def test_a_plan_as_json_has_the_figures_of_the_text(data, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["nanogpt"])
+    flags = (
+        f"--data={data} --device=cpu --n-layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max-iters=50"
+    )
+    for argv in (["--json", RECIPE, *flags.split()], [RECIPE, *flags.split(), "--json"]):
+        found = printed(capsys, "plan", *argv)
+        assert (found["tokens_per_step"], found["tokens"], found["fits"]) == (64, 3200, True)
+        assert found["parameters"] == sum(found["parameters_by_part"].values())
+        assert found["train_seconds"] == pytest.approx(50 * found["seconds_per_step"])
