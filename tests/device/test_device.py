@@ -171,7 +171,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(train):
 def test_compiled_losses_are_the_plain_ones(train, device, model):
     if device == "mps":
         pytest.skip("torch.compile is for CUDA and the CPU")
-    few = {"max_iters": 10, "eval_interval": 5, "log_interval": 1}
+    few = {"max_iters": 10, "eval_interval": 5, "log_interval": 1, "learning_rate": 1e-3}
     _, expected = train("plain", model, **few)
     run, losses = train("compiled", model, compile="true", **few)
     assert run.compiled and losses == pytest.approx(expected, abs=1e-3)
