@@ -38,7 +38,7 @@ def load(
                     raise
                 say(f"{found.name} was removed while it was read: taking the next")
     if which:
-        raise ValueError(f"{run} is not an out directory: it has no checkpoint {which}")
+        raise ValueError(f"{run} has no checkpoint {which}")
     directory = weights.find_directory(run)
     return weights.from_pretrained(directory, dtype=dtype, **changes).to(device), load_tokenizer(directory), None
 

@@ -1,8 +1,8 @@
 """Every bash and python block of every Markdown file, run in order as a reader would, in a directory like a clone.
 
 So that all of it takes two minutes, a command that names a recipe gets a two-hundredth of its steps, one layer, one
-thread, since two pages are read at a time, and a seed less; the launcher is left out after its first time on a page;
-what serves a page to a browser does so for seconds.
+thread, since two pages are read at a time, and a seed less; a loop has two rounds; the launcher is left out after its
+first time on a page; what serves a page to a browser does so for seconds.
 """
 
 import os
@@ -44,6 +44,7 @@ def shorten(script: str, launcher: bool = True) -> str:
     plain = r"accelerate launch (?:--config_file \S+ )?(?=recipes/|mine)"
     script = script if launcher else re.sub(plain, "python ", script)
     script = TRAINS.sub(few, script).replace("nanogpt bench", "nanogpt bench --rounds=1 --parts=data")
+    script = re.sub(r"(for flags in(?: --\S+){2})[^;]*;", r"\1;", script)  # two experiments in the place of nine
     script = re.sub(r"--train_minutes=\d+", "--train_minutes=0.005", script.replace("--seeds=3", "--seeds=2"))
     # what serves a page until Ctrl-C does so for a few seconds
     return re.sub(r"^(nanogpt (?:dashboard|playground)[^\n#&]*)", r"timeout 8 \1 || [ $? = 124 ] ", script, flags=re.M)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 def make(*arguments: str, path: str = "", **env: str) -> str:
     """What `make` prints in a clone, with the directory `path` first in PATH."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("VENV", "FLAGS", "MAKEFLAGS")}
+    clean = {k: v for k, v in os.environ.items() if k not in ("VENV", "FLAGS", "MFLAGS") and k[:4] != "MAKE"}
     clean |= {"PATH": f"{path}:{clean['PATH']}", **env}
     return subprocess.run(["make", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, check=True).stdout
 
