@@ -17,7 +17,7 @@ from nanogpt.model import GPT, KVCache
 def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
     """Logits (B, V) with -inf for all but the top_k largest, or all beyond the smallest set of probability top_p.
 
-    The likeliest token always stays. top_p is nucleus sampling (Holtzman et al. 2020).
+    The most likely token is always kept. top_p is nucleus sampling (Holtzman et al. 2020).
     """
     if top_k and top_k < logits.size(-1):
         kth = logits.topk(top_k).values[:, -1:]
@@ -25,13 +25,13 @@ def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float |
     if top_p is not None and top_p < 1.0:
         ordered, order = logits.sort(descending=True)
         probs = ordered.softmax(-1)
-        beyond = probs.cumsum(-1) - probs > top_p  # the probability of all the likelier ones is already enough
+        beyond = probs.cumsum(-1) - probs > top_p  # more likely tokens already reach top_p
         logits = logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
     return logits
 
 
 def sampling_kernels(device: torch.device) -> AbstractContextManager:
-    """On CUDA, attention without cuDNN, whose kernel is planned anew for every length of the context."""
+    """On CUDA, attention without cuDNN, which plans a new kernel for every length of the context."""
     kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return sdpa_kernel(kernels) if device.type == "cuda" else nullcontext()
 
@@ -52,13 +52,12 @@ def stream(
     """Continues the prompts idx (B, T), yielding the next token of each (B,) as soon as it is drawn.
 
     The end-of-text token `eos_id` ends a sample, which repeats it from then on; the stream ends with the last sample.
-    Temperature 0 takes the likeliest token. The same seed draws the same tokens on the same device. Asking for the
-    first token raises ValueError where the prompt is empty.
+    Temperature 0 takes the most likely token. The same seed draws the same tokens on the same device. Raises ValueError
+    at the first token if the prompt is empty.
 
-    What the model reads is never longer than block_size: when it is full, its older half is dropped and the newer
-    half becomes the beginning of a new context, read at positions 0 and on. (Moving on by a single token, as nanoGPT
-    does, would change every position and so cost a whole pass for each token.) `use_cache=False` reads the same
-    context anew for every token: the same result, slowly, and what the cache is tested against.
+    The context never exceeds block_size: when it is full, its older half is dropped and the newer half is read again
+    from position 0. (Dropping a single token, as nanoGPT does, would change every position and so cost a full pass per
+    token.) `use_cache=False` reads the context again for every token, with the same result; tests compare the two.
     """
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty: give at least one token")
@@ -92,9 +91,9 @@ def stream(
 
 
 def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
-    """The prompts idx (B, T) with max_new_tokens sampled behind each: (B, T + max_new_tokens). Options as `stream`.
+    """The prompts idx (B, T) with max_new_tokens appended: (B, T + max_new_tokens). Options as `stream`.
 
-    With `eos_id` there are fewer where all samples end earlier; `until` cuts the repeated end-of-text tokens off.
+    With `eos_id` there are fewer if all samples end earlier; `until` removes the repeated end-of-text tokens.
     """
     training = model.training
     model.eval()
@@ -109,25 +108,25 @@ def until(eos_id: int | None, tokens: Iterable[int]) -> Iterator[int]:
 
 
 def stream_text(tokenizer, tokens: Iterator[int], prompt: Sequence[int] = ()) -> Iterator[str]:
-    """Text of a stream of tokens that go on behind `prompt`, in pieces that never split a UTF-8 character.
+    """The text of a stream of tokens that continue `prompt`, in pieces that never split a UTF-8 character.
 
-    Some tokenizers mark the beginnings of words and drop the mark of the first one, so tokens are decoded behind those
-    of the piece before them.
+    Some tokenizers mark the start of words and drop the first mark, so tokens are decoded together with those of the
+    previous piece.
     """
     previous, pending = [int(token) for token in prompt[-8:]], []
     for token in tokens:
         pending.append(token)
-        piece = decode_behind(tokenizer, previous, pending)
-        # a character has four tokens at most; after more the bytes are none, and waiting would not help
+        piece = decode_after(tokenizer, previous, pending)
+        # a character has at most four tokens; after more, the bytes are not UTF-8
         if not piece.endswith("\ufffd") or len(pending) >= 8:
             yield piece
             previous, pending = pending, []
     if pending:
-        yield decode_behind(tokenizer, previous, pending)
+        yield decode_after(tokenizer, previous, pending)
 
 
-def decode_behind(tokenizer, previous: list[int], pending: list[int]) -> str:
-    """What the tokens `pending` add to the text of `previous`."""
+def decode_after(tokenizer, previous: list[int], pending: list[int]) -> str:
+    """The text that the tokens `pending` add to `previous`."""
     before, text = tokenizer.decode(previous), tokenizer.decode(previous + pending)
     return text[len(before) :] if text.startswith(before) else tokenizer.decode(pending)
 
@@ -135,10 +134,10 @@ def decode_behind(tokenizer, previous: list[int], pending: list[int]) -> str:
 def write(
     model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int, check: Callable[[], object] = lambda: None
 ) -> str:
-    """The text of the tokens `start` (T,), then what the model goes on with, to the end of the text.
+    """The text of the tokens `start` (T,) and the model's continuation, up to the end-of-text token.
 
-    The model should be in eval mode. `check` is called after each token, equally often on all processes; what it raises
-    ends the sampling.
+    The model should be in eval mode. `check` is called after each token, equally often on all processes; an exception
+    from it ends the sampling.
     """
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
     drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
@@ -147,10 +146,10 @@ def write(
 
 
 def write_amid_training(model: GPT, *args) -> str:
-    """`write` by the weights as they are now. It draws from a generator of its own, so training goes on unchanged."""
+    """`write` with the current weights. It uses its own random generator, so it does not affect training."""
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):  # every length of the text would be compiled anew
+        with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
             return write(model, *args)
     finally:
         model.train()

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -22,6 +23,12 @@ from nanogpt import rundir
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 TRACKERS = ("trackio", "wandb", "tensorboard")
+WANDB_ID = "wandb_id"  # a file in the out directory
+WANDB = {
+    "name": "WANDB_NAME",
+    "id": "WANDB_RUN_ID",
+    "resume": "WANDB_RESUME",
+}  # the variables of wandb.init's arguments
 
 
 def wanted(report_to: str) -> list[str]:
@@ -117,8 +124,24 @@ class Metrics:
             self.files = {name: LineFile(out_dir / name, step, say, evaluated) for name in (METRICS, SAMPLES)}
             if self.files[METRICS].end + config.get("log_interval", step) < step:
                 say(f"note: {out_dir / METRICS} has no lines between steps {self.files[METRICS].end} and {step}")
-        names = {"trackio": {"name": out_dir.name}, "wandb": {"name": out_dir.name}}
-        self._quietly(accelerator.init_trackers, out_dir.parent.name or "nanogpt", config, names)
+        self._quietly(self._start, out_dir, step, config)
+        for tracker in accelerator.trackers if accelerator.is_main_process else []:
+            if tracker.name == "wandb":
+                run = tracker.run
+                mode = "disabled" if run.disabled else "offline" if run.offline else "online"
+                say(f"wandb   {mode}: project {run.project}, run {run.name}, id {run.id}")
+
+    def _start(self, out_dir: Path, step: int, config: dict) -> None:
+        """Starts the trackers; a resumed run continues there. W&B's own environment variables take precedence."""
+        options = {"trackio": {"name": out_dir.name, "resume": "allow" if step else "never"}}
+        if self.accelerator.is_main_process and "wandb" in map(str, self.accelerator.log_with):
+            kept = out_dir / WANDB_ID
+            if not step or not kept.is_file():
+                kept.write_text(secrets.token_hex(4))
+            wandb = {"name": out_dir.name, "id": kept.read_text(), "resume": "allow"}
+            options["wandb"] = {key: value for key, value in wandb.items() if WANDB[key] not in os.environ}
+        project = os.environ.get("WANDB_PROJECT") or out_dir.parent.name or "nanogpt"
+        self.accelerator.init_trackers(project, config, options)
 
     def _quietly(self, call, *args, **kwargs) -> None:
         """Calls a function of the trackers without their output; an exception ends the reporting."""

@@ -359,10 +359,9 @@ class GPT(nn.Module):
         return from_pretrained(name_or_dir, **options)
 
     def generate(self, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
-        """Continues the prompts idx (B, T) by up to max_new_tokens each; see `nanogpt.generate.generate`.
+        """Continues the prompts idx (B, T) by up to max_new_tokens each.
 
-        Options: temperature, top_k, top_p, seed, and eos_id, the end-of-text token that ends a sample. This method and
-        `from_pretrained` need the rest of the package.
+        Options, see `nanogpt.generate.stream`: temperature, top_k, top_p, seed, eos_id (the token that ends a sample).
         """
         from nanogpt.generate import generate
 

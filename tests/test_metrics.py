@@ -121,6 +121,7 @@ class Tracker:
     def __init__(self, name: str, error: Exception | None = None):
         self.name, self.error, self.shown = name, error, []
         self.writer = SimpleNamespace(add_text=self.show, add_image=self.show)
+        self.run = SimpleNamespace(disabled=False, offline=True, project="p", name="n", id="i")  # wandb's
 
     def show(self, *args, **kwargs) -> None:
         if self.error:
@@ -203,7 +204,33 @@ def test_text_is_no_html_for_wandb_and_what_a_tracker_prints_is_dropped(tmp_path
     tracker.log = lambda values, step: (print("an advertisement"), tracker.show(values, step))
     make_metrics(tmp_path, tracker, warnings).sample("<b>", lambda: "a picture", step=5)
     assert tracker.shown == [({"sample": "<pre>&lt;b&gt;</pre>", "curve": "a picture"}, 5)]
-    assert not warnings and capsys.readouterr().out == ""
+    assert warnings == ["wandb   offline: project p, run n, id i"] and capsys.readouterr().out == ""
+
+
+def test_a_resumed_run_continues_its_run_in_the_trackers_and_wandbs_variables_come_first(tmp_path, monkeypatch):
+    started, said = [], []
+    accelerator = SimpleNamespace(is_main_process=True, log_with=["wandb", "trackio"])
+    accelerator.trackers = [Tracker("wandb")]
+    accelerator.init_trackers = lambda *args: started.append(args)
+    for name in (*metrics.WANDB.values(), "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    out = tmp_path / "search" / "wide"
+    out.mkdir(parents=True)
+    for step in (0, 10, 0):
+        metrics.Metrics(accelerator, out, step, {}, said.append)
+    (first, _, options), (_, _, again), (_, _, anew) = started
+    assert (first, options["wandb"]["name"], options["trackio"]) == (
+        "search",
+        "wide",
+        {"name": "wide", "resume": "never"},
+    )
+    assert options["wandb"] == again["wandb"] and options["wandb"]["resume"] == "allow"
+    assert again["trackio"]["resume"] == "allow" and anew["wandb"]["id"] != again["wandb"]["id"]
+    assert "wandb   offline: project p, run n, id i" in said
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setenv("WANDB_RUN_ID", "sweep-1")
+    metrics.Metrics(accelerator, out, 0, {}, said.append)
+    assert started[-1][0] == "mine" and started[-1][2]["wandb"].keys() == {"name", "resume"}
 
 
 @pytest.mark.parametrize("processes", [1, 3])

@@ -32,21 +32,21 @@ def add_arguments(command: ArgumentParser) -> None:
 
 
 def run(args) -> None:
-    """Prints the exact figures of each run, and keeps them as JSON beside its checkpoint."""
+    """Prints the exact figures of each run, and stores them as JSON next to its checkpoint."""
     results = (eval_tasks if args.tasks else eval_split)(args, pick_device(args.device))
     if args.json:
         show_json(results)
 
 
 def eval_split(args, device: str) -> list[dict]:
-    """Loss, perplexity and bits per byte of each run over a split; of several runs in a table as well."""
+    """Loss, perplexity and bits per byte of each run over a split; several runs also as a table."""
     say, rows, results = (lambda text: None) if args.json else show, [], []
     for run in args.RUN:
         model, _, found = load(run, device, which=args.checkpoint, say=note)
         own = checkpoint.load_configs(found)[1].data if found else None
         directory = args.data or own
         if directory is None:
-            raise ValueError(f"{run} was not trained here: name the data directory to evaluate on by --data DIR")
+            raise ValueError(f"{run} was not trained here: name the data directory to evaluate on with --data DIR")
         data = open_data(directory, args.split, model.config.block_size, model.config.vocab_size)
         start = time.perf_counter()
         with waiting(f"evaluating {found or run}", note):
@@ -66,7 +66,7 @@ def eval_split(args, device: str) -> list[dict]:
 
 
 def eval_tasks(args, device: str) -> list[dict]:
-    """Each run's figures in tasks of lm_eval, all of them at the end."""
+    """Each run's results in tasks of lm_eval, printed at the end."""
     rows, all_results = [], []
     for run in args.RUN:
         model, tokenizer, found = load(run, device, which=args.checkpoint, say=note)
@@ -84,10 +84,10 @@ def eval_tasks(args, device: str) -> list[dict]:
 
 
 def keep_results(found: Path | None, what: str, results: dict) -> None:
-    """Adds an evaluation to the JSON file beside the checkpoint, if there is one, in the place of an earlier one."""
+    """Stores an evaluation in the JSON file of a checkpoint, if there is one, and replaces an earlier one."""
 
     if found:
         path = found.with_name(f"{found.name}.eval.json")
-        with contextlib.suppress(OSError):  # somebody else's directory: the figures are on the screen
+        with contextlib.suppress(OSError):  # the directory may be read-only; the figures are printed as well
             known = checkpoint.read_json(path) if path.exists() else {}
             checkpoint.write_json(path, known | {what: results})

@@ -66,12 +66,12 @@ def pick_device(name: str) -> str:
 
 
 def show(text: str) -> None:
-    """Prints what may hold text of others, with its control characters made visible."""
+    """Prints text of unknown origin, with control characters made visible."""
     print(visible(text), flush=True)
 
 
 def show_json(value: object) -> None:
-    """Prints a result for a program to read: one line, in ASCII."""
+    """Prints a result for programs: one line of JSON in ASCII."""
     print(json.dumps(plain(value)), flush=True)
 
 

@@ -16,7 +16,6 @@ from nanogpt.hub.load import load
 
 
 def add_arguments(command: ArgumentParser) -> None:
-    """How to draw, besides what to continue."""
     add_run(command)
     add_device(command)
     command.add_argument("--prompt", default="\n", metavar="TEXT|FILE:PATH", help="text to continue")
@@ -25,25 +24,25 @@ def add_arguments(command: ArgumentParser) -> None:
         "--num_samples", type=within(int, 1, 10_000), default=1, metavar="N", help="continuations, sampled as one batch"
     )
     command.add_argument(
-        "--temperature", type=within(float, 0, 1000), default=0.8, metavar="T", help="0 takes the likeliest token"
+        "--temperature", type=within(float, 0, 1000), default=0.8, metavar="T", help="0 takes the most likely token"
     )
     command.add_argument(
-        "--top_k", type=within(int, 0, 2**24), default=200, metavar="K", help="only the K likeliest tokens; 0 is off"
+        "--top_k", type=within(int, 0, 2**24), default=200, metavar="K", help="only the K most likely tokens; 0 is off"
     )
     command.add_argument(
-        "--top_p", type=within(float, 0, 1), default=1.0, metavar="P", help="only the likeliest, of probability P"
+        "--top_p", type=within(float, 0, 1), default=1.0, metavar="P", help="only the most likely, of probability P"
     )
     command.add_argument("--seed", type=SEEDS, metavar="N", help="the same seed gives the same text")
     command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and cache")
-    command.add_argument("--compile", action="store_true", help="torch.compile: pays on a GPU, for long texts")
-    command.add_argument("--ignore_eos", action="store_true", help="go on behind the end-of-text token")
+    command.add_argument("--compile", action="store_true", help="torch.compile: faster on a GPU, for long texts")
+    command.add_argument("--ignore_eos", action="store_true", help="continue after the end-of-text token")
     command.add_argument("--raw", action="store_true", help="print control characters as they are, ESC included")
     command.add_argument("--stats", action="store_true", help="print tokens per second at the end, on stderr")
     add_json(command)
 
 
 def run(args) -> None:
-    """Streams one continuation as it is drawn; several are drawn as a batch and printed one after the other."""
+    """Streams a single continuation; several are sampled as a batch and printed one after the other."""
     device = pick_device(args.device)
     model, tokenizer, _ = load(args.RUN, device, getattr(torch, args.dtype), args.checkpoint, say=note)
     prompt = args.prompt

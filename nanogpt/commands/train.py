@@ -1,4 +1,4 @@
-"""`nanogpt train RECIPE [flags]`: trains a recipe, in this process or, by the launcher, in several."""
+"""`nanogpt train RECIPE [flags]`: trains a recipe, in this process or in several that the launcher starts."""
 
 import os
 import sys
@@ -16,13 +16,13 @@ def add_arguments(command: ArgumentParser) -> None:
 
 
 def add_processes(command: ArgumentParser, default: int = 1) -> None:
-    what = "processes: one for each GPU; without a GPU, on the CPU"
+    what = "number of processes: one per GPU; without a GPU, on the CPU"
     command.add_argument("--processes", type=within(int, 1, 1024), default=default, metavar="N", help=what)
 
 
 def run(args) -> None:
-    """`accelerate launch` is for everything else: several machines, sharding, a configuration file."""
-    anywhere = OneLineParser(add_help=False)  # --processes may stand behind the recipe as well
+    """Trains the recipe. For several machines, sharding or a configuration file use `accelerate launch`."""
+    anywhere = OneLineParser(add_help=False)  # --processes is accepted after the recipe, too
     add_processes(anywhere, args.processes)
     found, flags = ArgumentParser.parse_known_args(anywhere, args.FLAGS)
     require_recipe(args.RECIPE)
@@ -33,7 +33,7 @@ def run(args) -> None:
 
 
 def launch(recipe: str, flags: list[str], processes: int) -> None:
-    """Becomes the launcher of so many processes. Raises ValueError if this machine has too few GPUs for them."""
+    """Replaces this process by the launcher. Raises ValueError if the machine has fewer GPUs than processes."""
     import torch
 
     gpus = torch.cuda.device_count()

@@ -1,7 +1,7 @@
-"""The processes of a run among themselves: what they agree on, and what becomes of one that waits in vain.
+"""Agreement among the processes of a run, and detection of those that hang or die.
 
-What all must decide alike (to stop, to take smaller batches) goes through a group of processes of its own, on the CPU:
-there nobody has to wait for a GPU, and a process that hangs or dies is noticed within `--timeout`.
+Decisions that must be the same everywhere (to stop, to halve the batch) go through a process group on the CPU: it does
+not wait for the GPU, and it notices within `--timeout` that a process hangs or has died.
 """
 
 import os
@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 
-# what gloo's and NCCL's errors contain, and what it means
+# texts in the errors of gloo and NCCL
 CLOSED = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -26,13 +26,13 @@ MESSAGE = 1000  # bytes of a message that processes share
 
 
 class Peers:
-    """The other processes of a run; with a single process everything returns at once."""
+    """The other processes of a run; with a single process everything returns immediately."""
 
     def __init__(self, accelerator: Accelerator, timeout: float):
-        """`timeout` in seconds; `device.make_accelerator` gives the device's own group the same."""
+        """`timeout` in seconds; `device.make_accelerator` sets the same for the device's own group."""
         self.accelerator, self.timeout = accelerator, timeout
         self.many = accelerator.num_processes > 1
-        self.group = None  # the default group, where that is on the CPU anyway
+        self.group = None  # the default group, if that is on the CPU
         if self.many and accelerator.device.type != "cpu":
             try:
                 self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
@@ -44,9 +44,9 @@ class Peers:
 
     @contextmanager
     def in_agreement(self, main_first: bool = False):
-        """Around what a process may find wrong alone: if one raises an error all do, and none waits for another.
+        """If the code in this context fails on one process, all processes raise its error, so none waits for another.
 
-        With `main_first` the others begin after the main process, so that it alone downloads or prepares.
+        With `main_first` the others start after the main process, so that only it downloads or prepares.
         """
         main, error = self.accelerator.is_main_process, None
         if main_first and not main:
@@ -60,7 +60,7 @@ class Peers:
         self.fail_together(error)
 
     def fail_together(self, error: Exception | None) -> None:
-        """Raises `error`, and on the processes without one the message of the first that has one."""
+        """Raises `error`; processes without one raise the message of the first process that has one."""
         here, nobody = self.accelerator.process_index, self.accelerator.num_processes
         first = -self.largest(-(nobody if error is None else here))[0]
         if first == nobody:
@@ -79,22 +79,22 @@ class Peers:
 
     @contextmanager
     def watched(self, before_exit: Callable[[], None]):
-        """Around what waits for others: where one of them has died or hangs, one line says so, and exit code 1."""
+        """Exits with one line and code 1 if the code in this context waits for a process that hangs or has died."""
         try:
             yield
         except RuntimeError as error:
             if not self.many or (reason := lost(str(error), self.timeout)) is None:
                 raise
             before_exit()
-            saved = "--resume=auto goes on from the last checkpoint"
+            saved = "--resume=auto resumes from the last checkpoint"
             me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
             print(f"error: {me} stops: {reason}; {saved}", file=sys.stderr, flush=True)
             sys.stdout.flush()
-            os._exit(1)  # an ordinary exit would wait for the others once more
+            os._exit(1)  # an ordinary exit would wait for the others again
 
 
 def lost(error: str, timeout: float) -> str | None:
-    """What an error of a collective operation says about the other processes; None if it is about something else."""
+    """The cause of a failed collective operation; None if other processes are not the cause."""
     if any(text in error for text in CLOSED):
         return "another process of the run has died"
     if any(text in error for text in SILENT):

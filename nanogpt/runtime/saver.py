@@ -1,7 +1,7 @@
-"""Writes checkpoints in a thread while training goes on, one at a time.
+"""Writes checkpoints in a background thread, one at a time.
 
-The loop hands over a copy of the state in ordinary memory and takes the next step. What went wrong is told at the step
-after. Where there is no memory for a copy, or no thread, the loop waits for the disk.
+The loop passes a copy of the state and continues with the next step, after which a failed save is reported. If there is
+no memory for a copy, or no thread can be started, the loop waits for the disk.
 """
 
 import time
@@ -10,19 +10,19 @@ from threading import Thread
 
 
 class Saver:
-    """On the main process; elsewhere nothing is ever handed over, and all methods return at once."""
+    """Used on the main process; on the others nothing is passed to it, and all methods return immediately."""
 
     def __init__(self, say: Callable[[str], None]):
         self.say = say
-        self.step = 0  # of the last checkpoint handed over
+        self.step = 0  # of the last checkpoint passed to save
         self.thread: Thread | None = None
         self.error: Exception | None = None
         self.unsaved: str | None = None  # what went wrong with the last checkpoint
-        self.failed = 0  # saves in a row that went wrong
-        self.seconds = 0.0  # that the last one took
+        self.failed = 0  # saves in a row that failed
+        self.seconds = 0.0  # duration of the last save
 
     def save(self, step: int, write: Callable[[], object], background: bool) -> None:
-        """Calls `write()`, which saves `step`. Waits for the save before it and, unless `background`, for this one."""
+        """Calls `write()`, which saves `step`. Waits for the previous save and, unless `background`, for this one."""
         self.wait()
         self.step, self.error = step, None
 
@@ -36,13 +36,13 @@ class Saver:
             self.wait()
 
     def add(self, write: Callable[[], object]) -> None:
-        """Calls `write()`, which adds something to the checkpoint handed over last, when it is saved; if it is."""
+        """Calls `write()`, which adds to the last checkpoint, after that has been saved; not if saving it failed."""
         self.check()
         if self.thread is not None or self.unsaved is None:
             self._start(write)
 
     def _start(self, write: Callable[[], object]) -> None:
-        # not a daemon: however the run ends, Python waits for it
+        # not a daemon, so that Python waits for it when the run ends
         self.thread = Thread(target=self._work, args=(write, self.thread), name="saver")
         try:
             self.thread.start()
@@ -56,18 +56,18 @@ class Saver:
         try:
             if self.error is None:
                 write()
-        except Exception as error:  # whatever it is, it belongs to the loop, which is elsewhere
+        except Exception as error:  # reported by the loop in `check`
             self.error = error
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more."""
+        """Waits until nothing is being written."""
         if self.thread is not None:
             if self.thread.is_alive():
                 self.thread.join()
             self.check()
 
     def check(self) -> None:
-        """To be called after every step: tells once how a save ended, if one did."""
+        """Reports a save that has failed, once. Called after every step."""
         if self.thread is None or self.thread.is_alive():
             return
         self.thread = None
@@ -78,4 +78,4 @@ class Saver:
         expected = isinstance(self.error, OSError | ValueError)
         what = str(self.error) if expected else f"{type(self.error).__name__}: {self.error}"
         self.unsaved = f"step {self.step} could not be saved: {what}"
-        self.say(f"warning: {self.unsaved}; earlier checkpoints are untouched, and training goes on")
+        self.say(f"warning: {self.unsaved}; earlier checkpoints are untouched, and training continues")

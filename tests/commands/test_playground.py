@@ -88,7 +88,7 @@ def test_writing_grows_by_what_sampling_yields_and_the_seed_decides(hostile_writ
     assert list(hostile_writer.write("<", 10, seed=2, **options))[-1] != texts[-1]
 
 
-@pytest.mark.parametrize("text, complaint", [("", "no text"), ("Zz", "'Z'")])
+@pytest.mark.parametrize("text, complaint", [("", "text is empty"), ("Zz", "'Z'")])
 def test_a_text_that_the_model_cannot_read_is_named(hostile_writer, text, complaint):
     with pytest.raises(ValueError, match=complaint):
         hostile_writer.paint(text)

@@ -226,5 +226,5 @@ def every_flag() -> frozenset[str]:
     for path in sorted((ROOT / "data_prep").glob("*.py")):
         if '__name__ == "__main__"' in path.read_text(encoding="utf-8"):
             flags |= flags_of(parser_of(f"data_prep.{path.stem}"))
-    scripts = "recipes/eval_gpt2.py", "tests/mutations.py", "tests/device/report.py"
-    return frozenset(flags.union(*(flags_of(parser_of(file)) for file in scripts)))
+    scripts = ("recipes/eval_gpt2.py", "tests/mutations.py", "tests/device/report.py")
+    return frozenset(flags.union(*(flags_of(parser_of(script)) for script in scripts)))
