@@ -167,9 +167,7 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return (x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin).to(x.dtype)
 
 
-def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask=None, dropout=0.0, causal=False, enable_gqa=False
-) -> torch.Tensor:
+def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
     """torch's attention of queries (B, H, T, D) to keys and values (B, K, S, D); `enable_gqa` where K is not H.
 
     On CUDA grouped queries have a kernel in half precision only, from Ampere on, and without a mask. Without a kernel
