@@ -164,8 +164,8 @@ def test_a_model_that_cannot_fit_is_said_to():
     assert "DOES NOT FIT" in text
 
 
-@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="a torch without CUDA has no fake tensors of it")
-def test_a_step_on_cuda_is_simulated_without_a_gpu():
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a torch with CUDA and a driver")
+def test_a_step_on_cuda_is_simulated():
     """On fake tensors of that device, in blocks of 512 bytes, and without what a CPU's allocator takes."""
     config = GPTConfig(vocab_size=64, block_size=64, n_layer=2, n_head=2, n_embd=64, norm="rmsnorm", position="rope")
     numbers = sum(p.numel() for p in GPT(config).parameters())

@@ -112,6 +112,7 @@ def test_without_gradio_the_way_to_it_is_named(monkeypatch, capsys):
 
 
 def test_the_page_is_served_to_this_machine_alone(monkeypatch):
+    pytest.importorskip("starlette", reason="comes with gradio")
     asked = {}
     blocks = SimpleNamespace(launch=lambda **options: asked.update(options), local_url="http://127.0.0.1:7870/")
     monkeypatch.setattr(playground, "page", lambda *args: blocks)

@@ -70,7 +70,7 @@ def test_a_launcher_that_died_stops_the_run_as_a_hangup(monkeypatch):
         with Interrupts(ALONE, 0, 3) as interrupts:
             interrupts.check()
             assert interrupts.due(0, 0) == (0, False, False)
-            monkeypatch.setattr(os, "getppid", lambda: 1)
+            monkeypatch.setattr(os, "getppid", lambda: -1)
             if not noticed:  # started from a shell, which may end
                 interrupts.check()
                 continue
