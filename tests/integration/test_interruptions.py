@@ -82,7 +82,7 @@ def test_a_killed_process_ends_the_other_at_once_with_a_clear_line(home, victim)
         workers[victim].kill()
         _, err, _ = end(launcher)
         assert time.monotonic() - begin < 20
-    expected = f"error: process {1 - victim} of 2 stops: another process of the run has died; --resume=auto goes on"
+    expected = f"error: process {1 - victim} of 2 stops: another process of the run has died; --resume=auto resumes"
     assert expected in err
     assert launcher.returncode != 0
 

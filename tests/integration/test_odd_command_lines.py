@@ -11,6 +11,7 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,13 +95,26 @@ def place(tmp_path_factory):
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         patch.setattr(client, "make_repository", unavailable)
         patch.setattr(tasks, "evaluate", unavailable)
-        patch.setattr(bench, "bench", lambda *args, **options: None)
+        patch.setattr(bench, "Bench", Unmeasured)
         patch.setattr(plan, "median_seconds", lambda step, at_most=3.0: 0.01)
         patch.setattr(GPT, "compile", lambda model: None)
         patch.setattr(setup, "compile_blocks", lambda model: None)
         patch.setattr(console, "sample", lambda run: "a sample")  # 300 tokens
         yield place
     os.chdir(before)
+
+
+class Unmeasured:
+    """A `bench.Bench` that measures nothing."""
+
+    rows = ()
+    run = SimpleNamespace(settings={"environment": {}})
+
+    def __init__(self, *args):
+        pass
+
+    def __getattr__(self, part: str):
+        return lambda: ""
 
 
 def unavailable(*args, **options):
