@@ -110,8 +110,7 @@ class Run(Setup):
                 if due and (state["evaluated_step"] != state["step"] or config.max_iters == 0):
                     self.pause()
                     try:
-                        with waiting("evaluating", self.say):
-                            self.evaluate_and_save()
+                        self.evaluate_and_save()
                     except Interrupted as interrupted:
                         stop = self.stopped(interrupted.number)
                     self.clock.start()
@@ -214,18 +213,19 @@ class Run(Setup):
         saved = wanted and (config.always_save_checkpoint or last)
         if saved:  # an evaluation that fails, or is interrupted, costs no checkpoint
             self.save()
-        result = evaluate(
-            self.gpt,
-            self.val_data,
-            config.batch_size,
-            self.device,
-            eval_iters=0 if last else config.eval_iters,
-            seed=config.seed + state["step"],
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-            reduce=self.add_up,
-            check=self.interrupts.check,
-        )
+        with waiting("evaluating", self.say):
+            result = evaluate(
+                self.gpt,
+                self.val_data,
+                config.batch_size,
+                self.device,
+                eval_iters=0 if last else config.eval_iters,
+                seed=config.seed + state["step"],
+                process=accelerator.process_index,
+                processes=accelerator.num_processes,
+                reduce=self.add_up,
+                check=self.interrupts.check,
+            )
         state["evaluated_step"] = state["step"]
         best = state["best_val_loss"] is None or result["val_loss"] < state["best_val_loss"]
         if best:
