@@ -29,6 +29,7 @@ class Split:
         return "val" if piece.digest < self.val_fraction * 2**64 else "train"
 
     def choose(self) -> dict:
+        """Reads documents until two differ; moves or cuts one of them if its hash would leave a split empty."""
         found: dict[int, Piece] = {}
         several = False
         for piece in islice(self.corpus.documents(), MOST):

@@ -38,7 +38,7 @@ def make_repository(name: str, private: bool = False, revision: str | None = Non
         api = HfApi()
         api.whoami()
         api.create_repo(name, private=private, exist_ok=True)
-        api.auth_check(name, write=True)  # an existing one may be somebody else's
+        api.auth_check(name, write=True)  # create_repo also accepts the repository of another user
         if revision:
             api.create_branch(name, branch=revision, exist_ok=True)
 

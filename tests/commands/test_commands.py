@@ -19,14 +19,6 @@ from nanogpt.data.tokens import TokenDataset
 from nanogpt.hub import export
 
 
-@pytest.fixture
-def run_dir(make_run, capsys):
-    run = make_run(max_iters=10, eval_interval=5)
-    run.train()
-    capsys.readouterr()
-    return run.out_dir
-
-
 def test_sample_continues_the_prompt_with_as_many_tokens_as_asked_for(run_dir, capsys):
     main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "40", "--seed", "1"])
     shown = capsys.readouterr().out

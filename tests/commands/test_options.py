@@ -14,14 +14,6 @@ from nanogpt.data.files import plain
 RECIPE = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"
 
 
-@pytest.fixture
-def run_dir(make_run, capsys):
-    run = make_run(max_iters=10, eval_interval=5)
-    run.train()
-    capsys.readouterr()
-    return run.out_dir
-
-
 def printed(capsys, *argv) -> object:
     """The one line of JSON that a command prints."""
     capsys.readouterr()
