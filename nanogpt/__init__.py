@@ -3,7 +3,7 @@
 >>> from nanogpt import GPT, GPTConfig, TrainConfig, load, train
 
     model, tokenizer = load("out/shakespeare")          # a run, one of its checkpoints, a transformers directory, gpt2
-    ids = torch.tensor([tokenizer.encode("ROMEO:")])    # (B, T)
+    ids = torch.tensor(tokenizer.encode("ROMEO:"))[None]  # (B, T)
     print(tokenizer.decode(model.generate(ids, 100, temperature=0.8)[0].tolist()))
     train.main(GPTConfig(n_layer=4), TrainConfig(data="data/mine", out_dir="out/mine"))
 

@@ -340,6 +340,18 @@ def test_max_iters_0_evaluates_only(make_run, capsys):
     assert not checkpoint.steps(run.out_dir)
 
 
+def test_the_last_evaluation_is_over_the_whole_split_and_the_others_are_estimates(make_run, monkeypatch):
+    asked = []
+
+    def evaluation(*args, eval_iters, **options):
+        asked.append(eval_iters)
+        return {"val_loss": 1.0, "val_bpb": 1.0}
+
+    monkeypatch.setattr(train, "evaluate", evaluation)
+    make_run(max_iters=4, eval_interval=2, eval_iters=7).train()
+    assert asked == [7, 7, 0]
+
+
 def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
     losses = iter([4.0, 3.0, 3.5, 2.0, 2.5, 2.6, 2.7])
     monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0})

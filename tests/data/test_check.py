@@ -11,7 +11,7 @@ from data_prep.merge import merge
 from data_prep.text import prepare
 from data_prep.train_tokenizer import train
 from nanogpt.commands import main
-from nanogpt.data.check import PASSAGE, examine, passages
+from nanogpt.data.check import PASSAGE, examine, passages, read
 from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, HFTokenizer
 
 
@@ -93,6 +93,16 @@ def test_repeated_passages_are_found_wherever_they_stand():
     assert len(hashes) == pytest.approx(100_000 / 16, rel=0.1) and len(np.unique(hashes)) < 0.51 * len(hashes)
     assert set(places[places < 49_000] + 50_000) <= set(places) and (np.diff(places) > 0).all()
     assert len(passages(noise[: PASSAGE - 1])[0]) == 0
+
+
+def test_a_passage_may_end_with_its_document_but_not_reach_into_the_next():
+    chance = random.Random(0)
+    texts = ["".join(chance.choices("abcdefgh", k=PASSAGE)) + "\n" for _ in range(400)]
+    tokenizer = ByteTokenizer()
+    ids = np.concatenate([[*tokenizer.encode(text), tokenizer.eot_id] for text in texts])
+    found = read(ids, tokenizer)
+    assert set(found.places % PASSAGE) == {0}
+    assert 10 < len(found.places) < 50  # one in 16 of the 400
 
 
 def test_files_that_were_changed_are_found_by_their_sha256(tmp_path, text, capsys):
