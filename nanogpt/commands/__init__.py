@@ -16,7 +16,7 @@ import sys
 from importlib import import_module
 
 from nanogpt import __version__
-from nanogpt.config import OneLineParser, user_errors
+from nanogpt.config import OneLineParser, fail, user_errors
 
 GROUPS = {  # of commands; each: (module, what it does)
     "train": {
@@ -57,6 +57,24 @@ def main(argv: list[str] | None = None) -> None:
         args.run(args)
 
 
+class Completion(argparse.Action):
+    """Prints the script of a shell that completes commands, flags and file names, and exits."""
+
+    def __call__(self, parser, namespace, shell, option_string=None):
+        try:
+            import shtab
+        except ImportError:
+            fail("--completion needs a package that is not installed: pip install shtab")
+        whole = make_parser()
+        commands = next(action for action in whole._actions if action.dest == "command")
+        commands.help = "a command"  # what has no help is not completed
+        for action in (action for command in commands.choices.values() for action in command._actions):
+            if action.nargs != 0 and not action.choices:
+                action.complete = shtab.FILE
+        print(shtab.complete(whole, shell))
+        parser.exit()
+
+
 def make_parser(only: list[str] | None = None) -> argparse.ArgumentParser:
     """The parser of all commands; `only` those named import their modules, which keeps a start short."""
     listed = [
@@ -65,9 +83,11 @@ def make_parser(only: list[str] | None = None) -> argparse.ArgumentParser:
     ]
     parser = OneLineParser(prog="nanogpt", usage="nanogpt COMMAND …", description=__doc__, epilog="\n\n".join(listed))
     parser.add_argument("--version", action="version", version=f"nanogpt {__version__}")
+    help = "print a script with which the shell completes commands and flags"
+    parser.add_argument("--completion", action=Completion, choices=("bash", "zsh", "tcsh"), help=help)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="nanogpt", help=argparse.SUPPRESS)
     for name, (module, help) in COMMANDS.items():
-        command = commands.add_parser(name, description=help)
+        command = commands.add_parser(name, help=help, description=help)
         if only is None or name in only:
             implementation = import_module(f"nanogpt.commands.{module}")
             implementation.add_arguments(command)

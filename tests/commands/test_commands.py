@@ -3,6 +3,8 @@
 import json
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -364,3 +366,22 @@ def test_batch_can_be_shown_where_the_data_lies_now(run_dir, text, tmp_path, cap
     writer.write(tmp_path / "moved", text, "char", 0.1, "made up")
     main(["show-batch", str(run_dir), "--step", "1", "--data", str(tmp_path / "moved")])
     assert f"of {tmp_path / 'moved'}, epoch 1" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    "words, completed",
+    [(["sam"], ["sample"]), (["sample", "--temp"], ["--temperature"]), (["export", "out/tin"], ["out/tiny"])],
+)
+def test_bash_completes_commands_flags_and_files(tmp_path, capsys, words, completed):
+    (tmp_path / "out" / "tiny").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        main(["--completion", "bash"])
+    script = capsys.readouterr().out
+    script += """
+        COMP_WORDS=(nanogpt "$@"); COMP_CWORD=$#
+        $(complete -p nanogpt | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(["bash", "-c", script, "bash", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == completed
