@@ -207,6 +207,13 @@ def test_a_wrong_tokenizer_is_caught(run, tmp_path, monkeypatch):
     assert not (tmp_path / "export").exists()
 
 
+def test_a_tokenizer_that_differs_in_its_encoding_alone_is_caught(run, tmp_path, monkeypatch):
+    encode = CharTokenizer.encode
+    monkeypatch.setattr(CharTokenizer, "encode", lambda self, text: encode(self, text)[::-1])
+    with pytest.raises(ValueError, match=r"transformers' tokenizer reads .* differently"):
+        export.export(run, tmp_path / "export")
+
+
 def test_a_full_disk_leaves_nothing_behind(run, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device", "export")

@@ -94,6 +94,13 @@ def test_logits_are_theirs(tmp_path, theirs_data, vocab_size, bias, compiled):
         torch.testing.assert_close(imported(idx), model(idx), atol=1e-5, rtol=0)
 
 
+def test_an_early_checkpoint_does_not_say_that_it_has_biases(tmp_path, theirs_data, vocab_size):
+    model, optimizer = trained(vocab_size)
+    args = {name: value for name, value in model.args.items() if name != "bias"}
+    path = write(tmp_path / "ckpt.pt", (model, optimizer), model_args=args)
+    assert checkpoint.load_model(import_checkpoint(path, theirs_data, tmp_path / "out")).config.bias
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_training_goes_on_as_theirs_would(tmp_path, theirs_data, vocab_size, make_run, bias):
     model, optimizer = trained(vocab_size, bias)
@@ -114,11 +121,12 @@ def test_training_goes_on_as_theirs_would(tmp_path, theirs_data, vocab_size, mak
 
 
 def test_step_loss_and_settings_come_along(tmp_path, theirs_data, vocab_size):
-    path = write(tmp_path / "ckpt.pt", trained(vocab_size))
+    accumulated = SETTINGS | {"gradient_accumulation_steps": 5}
+    path = write(tmp_path / "ckpt.pt", trained(vocab_size), config=accumulated)
     saved = import_checkpoint(path, theirs_data, tmp_path / "out")
     assert saved.name == "step-000003" and (tmp_path / "out" / "best").resolve() == saved.resolve()
     state = checkpoint.read_json(saved / "trainer_state.json")
-    assert (state["step"], state["tokens"], state["best_val_loss"], state["best_step"]) == (3, 3 * 4 * 16, 2.5, 3)
+    assert (state["step"], state["tokens"], state["best_val_loss"], state["best_step"]) == (3, 3 * 5 * 4 * 16, 2.5, 3)
     train = checkpoint.load_configs(saved)[1]
     assert (train.beta1, train.beta2, train.weight_decay, train.grad_clip) == (0.8, 0.99, 0.2, 0.5)
     assert (train.lr_schedule, train.warmup_iters, train.lr_decay_iters, train.min_lr) == ("cosine", 2, 10, 1e-3)
