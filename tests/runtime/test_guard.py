@@ -158,3 +158,10 @@ def test_a_checkpoint_of_an_earlier_version_has_no_scale(make_run, monkeypatch):
     monkeypatch.setattr(device, "Accelerator", FP16OnCPU)
     run = make_run(max_iters=2, resume="auto")
     assert run.state["step"] == 2 and run.accelerator.scaler.get_scale() == 2.0**22
+
+
+def test_the_loss_of_a_skipped_step_is_not_in_the_mean():
+    tally = guard.Tally(torch.device("cpu"))
+    for loss, skipped in ((2.0, 0.0), (float("nan"), 1.0), (4.0, 0.0)):
+        tally.add(torch.tensor(loss), torch.tensor(1.0), torch.tensor(skipped))
+    assert tally.loss == 6 and tally.skipped == 1
