@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from nanogpt.data.tokens import Batch, TokenDataset
+from nanogpt.data.tokens import Batch, TokenDataset, to_device
 from nanogpt.model import GPT
 
 
@@ -15,19 +15,20 @@ def total_loss(
 ) -> torch.Tensor:
     """Sum of the losses in nats and number of targets, as one float64 tensor (2,) that processes can add up.
 
-    `check` is called before each batch; what it raises ends the evaluation.
+    `check` is called before each batch; what it raises ends the evaluation. The host waits for the device once, at the
+    end.
     """
     training = model.training
     model.eval()
-    total = torch.zeros(2, dtype=torch.float64)
+    losses, targets = [torch.zeros((), device=device)], 0
     try:
         for x, y in batches:
             check()
-            loss = model(x.to(device), y.to(device), reduction="sum")
-            total += torch.tensor([loss.item(), (y != -1).sum().item()], dtype=torch.float64)
+            targets += (y != -1).sum().item()  # on the host
+            losses.append(model(*to_device((x, y), device), reduction="sum"))
     finally:
         model.train(training)
-    return total
+    return torch.tensor([sum(torch.stack(losses).tolist()), targets], dtype=torch.float64)
 
 
 def forward_batch_size(batch_size: int, block_size: int) -> int:

@@ -264,6 +264,7 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     linear = staticmethod(F.linear)  # computes the logits; nanogpt/cpu.py replaces it on a CPU
+    chunked_loss = None  # nanogpt/chunked_loss.py sets it on other devices, where the vocabulary is large
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -305,8 +306,7 @@ class GPT(nn.Module):
 
         Raises ValueError if idx, together with the tokens in the cache, is longer than block_size.
         """
-        past = cache.length if cache is not None else 0
-        T = idx.size(1)
+        T, past = idx.size(1), 0 if cache is None else cache.length
         if past + T > self.config.block_size:
             raise ValueError(f"{past + T} tokens do not fit into block_size={self.config.block_size}")
         positions = torch.arange(past, past + T, device=idx.device)
@@ -340,6 +340,8 @@ class GPT(nn.Module):
         # The bias is -inf for the padding, which so gets no probability and no gradient: the loss is that of V tokens.
         padding = torch.zeros(self.config.padded_vocab_size, device=x.device, dtype=x.dtype)
         padding[self.config.vocab_size :] = -torch.inf
+        if self.chunked_loss is not None:
+            return self.chunked_loss(x, self.head.weight, padding, targets, reduction)
         logits = self.linear(x, self.head.weight, padding)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
 

@@ -6,12 +6,17 @@ pure function of the step (or the time); `set_learning_rate` writes its value in
 """
 
 import math
+from itertools import accumulate
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 # Quintic Newton-Schulz with the steepest slope at zero; singular values end in about 0.7 to 1.2 (Jordan 2024)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+# Copies of a model (DDP) divide the work on matrices of at least this many rows and columns. An element costs 20 to 30
+# operations for each of the shorter side, but always the same bytes to send: small ones are quicker computed everywhere
+SHARED_FROM = 256
 
 
 def lr_at(step: int, config, seconds: float = 0.0) -> float:
@@ -95,6 +100,52 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x.mT if tall else x
 
 
+def orthogonalize_share(x: list[torch.Tensor]) -> torch.Tensor:
+    """`orthogonalize` of N matrices that every process has: each computes its share, and gets those of the others."""
+    rank, world, N = dist.get_rank(), dist.get_world_size(), len(x)
+    each = -(-N // world)
+    mine = torch.stack([x[min(rank * each + i, N - 1)] for i in range(each)])  # all shares have one size
+    everyones = mine.new_empty(world * each, *x[0].shape)
+    dist.all_gather([*everyones.split(each)], orthogonalize(mine).contiguous())
+    return everyones[:N]
+
+
+def orthogonalize_sharded(x: list[torch.Tensor], held: list[list[int]], group) -> torch.Tensor:
+    """`orthogonalize` of matrices whose rows are spread over the processes of `group`.
+
+    x are the rows that this process has of each matrix, held[i][r] is how many process r has of matrix i. Each process
+    gets its share of the matrices whole and sends back the rows of the results: none ever has all matrices. Returns the
+    rows of this process, one matrix after the other.
+    """
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    each = -(-len(x) // world)
+    shares = [slice(r * each, (r + 1) * each) for r in range(world)]  # the last ones may be empty
+    mine = held[shares[rank]]
+
+    def exchange(send: list[list[torch.Tensor]], rows: list[list[int]]) -> torch.Tensor:
+        """Sends the matrices send[r] to process r; returns what all sent, of rows[r] rows each, one after the other."""
+        flat = torch.cat([x[0][:0], *(matrix for matrices in send for matrix in matrices)])
+        got = flat.new_empty(sum(map(sum, rows)), flat.size(1))
+        dist.all_to_all_single(got, flat, [sum(n) for n in rows], [sum(map(len, m)) for m in send], group=group)
+        return got
+
+    rows = [[counts[r] for counts in mine] for r in range(world)]
+    parts = exchange([x[share] for share in shares], rows).split([n for counts in rows for n in counts])
+    whole = [torch.cat(parts[i :: len(mine)]) for i in range(len(mine))]
+    whole = orthogonalize(torch.stack(whole)) if mine else []
+    back = [matrix.split(counts) for matrix, counts in zip(whole, mine, strict=True)]
+    rows = [[counts[rank] for counts in held[share]] for share in shares]
+    return exchange([[matrix[r] for matrix in back] for r in range(world)], rows)
+
+
+def rows_held(rows: list[int], processes: int) -> list[list[int]]:
+    """How many rows of each of several stacked matrices a process has, where FSDP shards the stack (torch.chunk)."""
+    each = -(-sum(rows) // processes)
+    starts = [each * r for r in range(processes)]
+    ends = accumulate(rows)
+    return [[max(0, min(end, s + each) - max(end - n, s)) for s in starts] for n, end in zip(rows, ends, strict=True)]
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by Newton-Schulz (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
 
@@ -104,46 +155,55 @@ class Muon(torch.optim.Optimizer):
 
     An update has singular values near 1, so its entries have a root mean square of 1/sqrt(max(rows, columns)). The
     factor sqrt(max(1, rows/columns)) makes a step change outputs by the same amount for any shape (same source).
+
+    Processes divide the matrices of a batch among themselves: always where FSDP shards them, and where each process has
+    a copy of the model (`copies`), from SHARED_FROM on. All decide by the shape alone, so they decide alike.
     """
 
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype: torch.dtype = torch.float32):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, rows=None))
         self.dtype = dtype
         self.found_inf: torch.Tensor | None = None  # 1.0 skips the update, as in torch's fused AdamW
+        self.copies = 1  # processes that call this with the same gradients
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
         """Updates all matrices that have a gradient. `closure` is ignored."""
         skip = self.found_inf
         if skip is not None and skip.device.type == "cpu":
-            if skip:
+            if skip:  # on all processes, or on none
                 return
             skip = None
-        batches = {}  # (shape, lr, weight decay) -> updates and weights
+        batches = {}  # (rows, columns, lr, weight decay, device mesh) -> (update, weight, rows held by each process)
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
+            for p in (p for p in group["params"] if p.grad is not None):
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                momentum, grad = self.state[p]["momentum_buffer"], p.grad
+                mesh = getattr(p, "device_mesh", None)  # of a sharded parameter
+                tensors = self.state[p]["momentum_buffer"], p.grad, p
+                momentum, grad, weight = (tensor.to_local() if mesh else tensor for tensor in tensors)
                 if skip is not None:  # on an accelerator the flag is part of the arithmetic: the host does not wait
                     grad = torch.where(skip > 0, momentum, grad)
                 momentum.lerp_(grad, 1 - group["momentum"])
-                update = grad.lerp(momentum, group["momentum"])  # Nesterov
+                update = grad.lerp(momentum, group["momentum"]).to(self.dtype)  # Nesterov
                 rows = group["rows"] or [p.size(0)]
-                for u, w in zip(update.split(rows), p.split(rows), strict=True):
-                    key = (w.shape, group["lr"], group["weight_decay"])
-                    updates, weights = batches.setdefault(key, ([], []))
-                    updates.append(u)
-                    weights.append(w)
-        for (shape, lr, weight_decay), (updates, weights) in batches.items():
-            update = torch.stack(updates)
-            update = orthogonalize(update.to(self.dtype)).to(update.dtype)
-            if skip is not None:
-                lr = lr * (1 - skip)
+                held = rows_held(rows, mesh.size() if mesh else 1)
+                here = [counts[mesh.get_local_rank() if mesh else 0] for counts in held]
+                for n, *matrix in zip(rows, update.split(here), weight.split(here), held, strict=True):
+                    key = (n, p.size(1), group["lr"], group["weight_decay"], mesh)
+                    batches.setdefault(key, []).append(matrix)
+        for (rows, columns, lr, weight_decay, mesh), matrices in batches.items():
+            updates, weights, held = zip(*matrices, strict=True)
+            if mesh:
+                update = orthogonalize_sharded(updates, held, mesh.get_group())
+            elif self.copies > 1 and min(rows, columns) >= SHARED_FROM:
+                update = orthogonalize_share(updates)
+            else:
+                update = orthogonalize(torch.stack(updates))
+            lr = lr if skip is None else lr * (1 - skip)
             torch._foreach_mul_(weights, 1 - lr * weight_decay)
-            torch._foreach_sub_(weights, [*(update * (lr * math.sqrt(max(1, shape[0] / shape[1]))))])
+            update = update.to(weights[0].dtype) * (lr * math.sqrt(max(1, rows / columns)))
+            torch._foreach_sub_(weights, update.reshape(-1, columns).split([len(weight) for weight in weights]))
 
 
 class UpdateRatio:

@@ -17,6 +17,7 @@ from itertools import islice
 
 import torch
 
+from nanogpt.chunked_loss import use_chunked_loss
 from nanogpt.config import TrainConfig
 from nanogpt.cpu import speed_up
 from nanogpt.data.files import plain
@@ -66,7 +67,7 @@ def memory(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     device = device or simulated_device(train.device)
     with FakeTensorMode(), torch.device(device):
-        model = speed_up(GPT(config))
+        model = use_chunked_loss(speed_up(GPT(config)), train.batch_size * config.block_size)
         optimizers = make_optimizers(model, train, torch.bfloat16 if precision == "bf16" else torch.float32)
         idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
         tracker = MemTracker()

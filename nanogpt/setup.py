@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from nanogpt import checkpoint, console, optim, resume, rundir
+from nanogpt.chunked_loss import use_chunked_loss
 from nanogpt.config import TrainConfig, visible, waiting
 from nanogpt.cpu import speed_up
 from nanogpt.data.mixture import open_data, read_shares
@@ -116,6 +117,7 @@ class Setup:
                 guard.check_room(model_config, config, training)
         torch.manual_seed(config.seed)
         self.gpt = speed_up((pretrained or self.make_model(model_config)).to(self.device))  # on a CPU only
+        use_chunked_loss(self.gpt, config.batch_size * model_config.block_size)  # on other devices only
         self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
         if self.compiled:
             compile_blocks(self.gpt)
@@ -126,6 +128,8 @@ class Setup:
         # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of fp16 once for each
         # optimizer, and so unscale the gradients of the second one twice.
         self.optimizers = [wrapper.optimizer for wrapper in wrapped]
+        for muon in (optimizer for optimizer in self.optimizers if isinstance(optimizer, optim.Muon)):
+            muon.copies = self.accelerator.num_processes  # a sharded one knows by its parameters
 
     def open_files(self) -> None:
         """Writes config.json, opens the files of metrics, and says what is about to happen."""

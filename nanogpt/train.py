@@ -19,8 +19,9 @@ import torch
 from accelerate.utils import DistributedType
 
 from nanogpt import checkpoint, console, optim, plan
+from nanogpt.chunked_loss import use_chunked_loss
 from nanogpt.config import TrainConfig, fail, parse, user_errors, waiting
-from nanogpt.data.tokens import Batch, mix
+from nanogpt.data.tokens import Batch, mix, to_device
 from nanogpt.evaluate import evaluate, total_loss
 from nanogpt.generate import write_amid_training
 from nanogpt.model import GPT, GPTConfig
@@ -173,16 +174,14 @@ class Run(Setup):
         """Micro-batch `index` of the current step, on the device; its dropout is seeded from it as well."""
         step, config = self.state["step"], self.config
         number = step * config.gradient_accumulation_steps + index
-        x, y = self.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
+        batch = self.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
         seed = int(mix(mix(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0])
         torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device: 0.2 ms
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-            x, y = x.pin_memory(), y.pin_memory()
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
-        asynchronous = self.device.type == "cuda"  # only from pinned memory; elsewhere the tokens could change underway
-        return x.to(self.device, non_blocking=asynchronous), y.to(self.device, non_blocking=asynchronous)
+        return to_device(batch, self.device)
 
     def log(self) -> None:
         """Writes a line of metrics for the steps since the last one. Only here does the loop wait for the device."""
@@ -384,6 +383,7 @@ class Run(Setup):
     def seconds_with(self, batch_size: int, too_large: bool) -> float | None:
         """Seconds of a step with micro-batches of that size; None if they do not fit into memory on any process."""
         self.config = dataclasses.replace(self.config, batch_size=batch_size)
+        use_chunked_loss(self.gpt, batch_size * self.gpt.config.block_size)
         if self.compiled:
             torch.compiler.reset()
         if self.peers.largest(too_large)[0]:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 model optim config lock
 data.files data.pickles data.tokenizer_json data.special data.tokenizer data.tokens data.mixture data.check
-rundir checkpoint metrics generate evaluate cpu
+rundir checkpoint metrics generate evaluate cpu chunked_loss
 runtime.device runtime.sharding runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare
 hub.client hub.weights hub.card hub.load hub.from_nanogpt hub.to_nanogpt hub.export
@@ -38,6 +38,7 @@ OTHERS = {
     "test_accelerate_configs": "the files of that folder",
     "test_forged_checkpoint": "checkpoints that an attacker made",
     "test_hub_server": "the tests' own Hub",
+    "test_counts": "what a step makes the host wait for, and what it copies",
     "commands/test_commands": "the `nanogpt` command",
 }
 

@@ -1,10 +1,14 @@
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig
-from nanogpt.optim import Muon, UpdateRatio, lr_at, make_optimizers, orthogonalize, set_learning_rate
+from nanogpt.optim import Muon, UpdateRatio, lr_at, make_optimizers, orthogonalize, rows_held, set_learning_rate
 
 MODEL = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16, norm="rmsnorm", mlp="swiglu")
 
@@ -103,6 +107,43 @@ def test_stacked_matrices_are_orthogonalized_one_by_one():
     Muon([{"params": [stacked], "rows": [8, 16]}], lr=0.1).step()
     Muon([{"params": parts}], lr=0.1).step()
     torch.testing.assert_close(stacked, torch.cat(parts))
+
+
+def on_processes(number: int, directory: Path) -> list[dict]:
+    """What tests/integration/muon.py finds on each process."""
+    command = [sys.executable, Path(__file__).with_name("integration") / "muon.py", number, directory]
+    done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+# torch 2.6 shards on CUDA only
+sharding = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="no FSDP2 on this torch's CPU")
+
+
+@sharding
+def test_two_processes_each_orthogonalize_half_and_agree_with_one(tmp_path):
+    """Of 9, 6, 3 and 3 matrices of a shape, one of them at most 5, 3, 2 and 2."""
+    found = on_processes(2, tmp_path)
+    assert all(each[kind]["difference"] < 1e-6 for each in found for kind in ("copies", "shards"))
+    assert [each["copies"]["matrices"] for each in found] == [12, 12]  # each share is as large as the largest
+    assert sorted(each["shards"]["matrices"] for each in found) == [9, 12]
+
+
+@sharding
+@pytest.mark.slow
+def test_momentum_moves_between_two_three_and_one_process(tmp_path):
+    for number, shares in ((2, [9, 12]), (3, [7, 7, 7]), (1, [21])):
+        found = on_processes(number, tmp_path)
+        assert all(each[kind]["difference"] < 1e-6 for each in found for kind in ("copies", "shards"))
+        assert sorted(each["shards"]["matrices"] for each in found) == shares
+
+
+@pytest.mark.parametrize("rows, processes", [([7, 3, 3], 2), ([5, 2], 3), ([4], 4), ([1, 1], 5), ([8, 8], 1)])
+def test_rows_held_are_those_of_torch_chunk(rows, processes):
+    matrix_of_row = torch.tensor([i for i, n in enumerate(rows) for _ in range(n)])
+    shards = [*matrix_of_row.chunk(processes), *[torch.empty(0)] * processes][:processes]
+    assert rows_held(rows, processes) == [[int((shard == i).sum()) for shard in shards] for i in range(len(rows))]
 
 
 def test_orthogonalize_brings_singular_values_near_one():

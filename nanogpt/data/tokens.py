@@ -28,6 +28,13 @@ from nanogpt.data.tokenizer import FILE, is_nanogpts, load_tokenizer
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (B, T) int64; targets are one token ahead
 
 
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on `device`. For CUDA it is copied from pinned memory, so that the host does not wait for the copy."""
+    on_cuda = torch.device(device).type == "cuda"  # elsewhere the tokens could change underway
+    x, y = (tokens.pin_memory() if on_cuda else tokens for tokens in batch)
+    return x.to(device, non_blocking=on_cuda), y.to(device, non_blocking=on_cuda)
+
+
 def mix(x: np.ndarray) -> np.ndarray:
     """Hashes uint64 arrays to uint64 (SplitMix64, Steele et al. 2014); arithmetic is modulo 2^64."""
     x = x + np.uint64(0x9E3779B97F4A7C15)

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
 import nanogpt
@@ -105,7 +105,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(accumulation // world, sync_with_dataloader=False),
         log_with=metrics.available(config.report_to, say=lambda text: print(text, file=sys.stderr)) or None,
         project_dir=config.out_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy of the gradients
+        ],
     )
     if accelerator.num_processes != world:
         raise ValueError(
@@ -118,10 +121,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         )
     if accelerator.num_processes > 1:
         atexit.register(leave_group)
-    if config.optimizer == "muon" and accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError(
-            "optimizer=muon needs whole matrices, and FSDP shards them: use --optimizer=adamw, or ddp.yaml"
-        )
     return accelerator
 
 

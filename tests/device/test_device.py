@@ -208,3 +208,20 @@ def test_two_gpus_lose_what_one_does(data, tmp_path, device, config, precision, 
         assert done.returncode == 0, done.stderr[-2000:]
         losses.append(curve(tmp_path / "out" / name))
     assert len(losses[0]) == 20 and losses[1] == pytest.approx(losses[0], abs=most)
+
+
+def test_between_two_log_lines_cuda_refuses_no_wait(make_run, device):
+    """Whatever would synchronize is an error to torch in this mode."""
+    if device != "cuda":
+        pytest.skip("only CUDA has this mode")
+    run = make_run(SMALL, device=device, compile="false", max_iters=20, log_interval=10)
+    run.begin()
+    run.interrupts.begin()
+    run.step()  # which makes the optimizer's state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            run.step()
+            assert run.reason_to_stop() is None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -81,9 +81,12 @@ def trained(home) -> Path:
     fsdp = [run("fsdp"), run("fsdp-half", **half), run("fsdp-half", resume="auto")]
     fsdp += [moved("2-to-fsdp", "2-half", max_iters=15, eval_interval=5)]
     fsdp += [run("fsdp-few", **few)]  # batches that do not divide
+    fsdp += [run("muon-fsdp", **muon), run("muon-fsdp-half", **muon, **half)]
+    fsdp += [moved("muon-1-to-fsdp", "muon-1-half", **muon)]
     train(home, 2, *fsdp, fsdp=True)
     single = [moved("2-to-1", "2-half"), moved("2-to-fsdp-to-1", "2-to-fsdp", 15), moved("fsdp-to-1", "fsdp-half")]
-    train(home, 1, *single, moved("muon-2-to-1", "muon-2-half", **muon))
+    single += [moved(f"muon-{name}-to-1", f"muon-{name}-half", **muon) for name in ("2", "fsdp")]
+    train(home, 1, *single)
     return home
 
 
@@ -100,6 +103,7 @@ def test_losses_and_gradient_norms_are_those_of_one_process(trained, name):
 
 MOVES = [("1-to-2", "1"), ("2-to-1", "1"), ("2-to-fsdp", "1"), ("2-to-fsdp-to-1", "1"), ("fsdp-to-1", "1")]
 MOVES += [("muon-2", "muon-1"), ("muon-1-to-2", "muon-1"), ("muon-2-to-1", "muon-1")]
+MOVES += [("muon-fsdp", "muon-1"), ("muon-1-to-fsdp", "muon-1"), ("muon-fsdp-to-1", "muon-1")]
 
 
 @pytest.mark.slow

@@ -20,15 +20,6 @@ def test_accumulation_that_does_not_divide_says_which_counts_do(make_run, monkey
         make_run(gradient_accumulation_steps=4)
 
 
-def test_muon_under_fsdp_is_refused(make_run, monkeypatch):
-    sharded = SimpleNamespace(num_processes=1, device=torch.device("cpu"), distributed_type=DistributedType.FSDP)
-    monkeypatch.setattr(device, "Accelerator", lambda **kwargs: sharded)
-    with pytest.raises(
-        ValueError, match="optimizer=muon needs whole matrices, and FSDP shards them: use --optimizer=adamw"
-    ):
-        make_run(optimizer="muon")
-
-
 def test_a_device_that_the_launcher_overrules_is_an_error(make_run, monkeypatch):
     on_cpu = SimpleNamespace(num_processes=1, device=torch.device("cpu"), distributed_type=DistributedType.NO)
     monkeypatch.setattr(device, "Accelerator", lambda **kwargs: on_cpu)
@@ -46,7 +37,8 @@ def test_accelerate_is_asked_for_the_share_of_a_process_and_the_timeout(monkeypa
     )
     device.make_accelerator(TrainConfig(gradient_accumulation_steps=6, timeout=90, device="cpu"))
     assert asked["gradient_accumulation_plugin"].num_steps == 3
-    assert asked["kwargs_handlers"][0].timeout.total_seconds() == 90
+    group, copies = asked["kwargs_handlers"]
+    assert group.timeout.total_seconds() == 90 and copies.gradient_as_bucket_view
 
 
 def test_precision_is_the_settings_else_the_launchers_else_the_machines(monkeypatch):

@@ -1,0 +1,75 @@
+"""The loss over a large vocabulary, in chunks of rows: the logits never exist as a whole.
+
+For 12 sequences of 1024 tokens and GPT-2's vocabulary the logits are 618 million numbers, 2.5 GB in fp32, and plain
+cross-entropy holds several copies of them, or of their gradient, at once. Here a chunk's logits, loss and gradient are
+computed one after the other and forgotten, with the same three matrix products.
+
+>>> use_chunked_loss(model, tokens=12 * 1024)  # before training; smaller models stay as they are      # doctest: +SKIP
+
+A CPU's numbers stay what they were: there `model.py` computes the loss. torch 2.13 has `F.linear_cross_entropy` with
+chunks, but earlier versions do not, and torch.compile does not compile it (LOG.md).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from nanogpt.model import GPT
+
+CHUNK = 2**26  # logits at a time: 0.27 GB in fp32
+
+
+def use_chunked_loss(model: GPT, tokens: int) -> GPT:
+    """Lets a model compute its loss in chunks, in place, if a batch of so many tokens has more than two.
+
+    Models on a CPU stay as they are.
+    """
+    if model.wte.weight.device.type != "cpu" and tokens * model.config.padded_vocab_size > 2 * CHUNK:
+        model.chunked_loss = chunked_loss
+    return model
+
+
+def chunked_loss(x, weight, bias, targets, reduction: str) -> torch.Tensor:
+    """Cross-entropy of the logits x weight^T + bias of x (B, T, C) at targets (B, T), of which -1 are ignored."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    x, weight, bias = (tensor.to(dtype) for tensor in (x.flatten(0, 1), weight, bias))
+    targets = targets.flatten()
+    with torch.autocast(kind, enabled=False):
+        loss = ChunkedLoss.apply(x, weight, bias, targets, torch.is_grad_enabled())
+    return loss if reduction == "sum" else loss / (targets != -1).sum()
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """The sum of losses in fp32. The gradients are computed along with it, while a chunk's logits are there."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, targets, training: bool) -> torch.Tensor:
+        """x (N, C), weight (V, C), bias (V), targets (N); without `training` no gradients are computed."""
+        chunks = -(-len(x) * len(weight) // CHUNK)
+        rows = 64 * -(-len(x) // (64 * chunks))
+        loss = torch.zeros((), device=x.device)
+        grad_x, grad_weight = [], torch.zeros(weight.shape, device=x.device) if training else None
+        for chunk in zip(x.split(rows), targets.split(rows), strict=True):
+            grad_x.append(add_chunk(*chunk, weight, bias, loss, grad_weight))
+        if training:
+            ctx.save_for_backward(torch.cat(grad_x), grad_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        grad_x, grad_weight = ctx.saved_tensors
+        # scaled in fp32: the scale of fp16 keeps small gradients from vanishing
+        return (grad_x * grad).to(grad_x.dtype), (grad_weight * grad).to(grad_x.dtype), None, None, None
+
+
+def add_chunk(x, targets, weight, bias, loss: torch.Tensor, grad_weight: torch.Tensor | None) -> torch.Tensor | None:
+    """Adds the loss of a chunk to `loss` and the weight's gradient to grad_weight; returns the gradient of x."""
+    logs = F.linear(x, weight, bias).log_softmax(-1, dtype=torch.float32)  # (rows, V)
+    loss += F.nll_loss(logs, targets, ignore_index=-1, reduction="sum")
+    if grad_weight is None:
+        return None
+    kept = (targets != -1).float()[:, None]
+    # the gradient of the logits: their probabilities, minus 1 at the targets
+    grad = logs.exp_().mul_(kept).scatter_add_(1, targets.clamp(min=0)[:, None], -kept).to(x.dtype)
+    grad_weight += grad.mT @ x
+    return grad @ weight

@@ -1,0 +1,102 @@
+"""What a step makes the host wait for, and what it copies: counted among the operators that torch dispatches.
+
+Waits are looked for on the meta device, which has no data: whatever asks for a value there is an error, as on a GPU it
+would be a wait. It stands for CUDA, whose tensors a torch without CUDA cannot even imitate.
+"""
+
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nanogpt import GPT, GPTConfig, console
+from nanogpt.evaluate import total_loss
+from nanogpt.optim import UpdateRatio, make_optimizers
+from nanogpt.runtime.guard import Tally
+
+WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal")
+MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
+TINY = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
+FAMILIES = {"gpt2": GPTConfig(**TINY, dropout=0.1), "modern": GPTConfig(**TINY, **MODERN)}
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that let the host wait for `device`, and casts of tensors of so many elements, by dtype."""
+
+    def __init__(self, device: str = "cpu", elements: int = 0):
+        super().__init__()
+        self.device, self.elements, self.waits, self.casts = device, elements, Counter(), Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
+        devices = {tensor.device.type for tensor in tensors}
+        moved = name == "copy_" and len(devices) > 1
+        moved |= name == "_to_copy" and torch.device(kwargs.get("device") or self.device).type != self.device
+        if self.device in devices and (name in WAITS or moved):
+            self.waits[name] += 1
+        if name == "_to_copy" and tensors[0].numel() == self.elements:
+            self.casts[kwargs.get("dtype")] += 1
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def on_meta(make_run, monkeypatch):
+    """Makes a run that has begun, all of whose tensors are on the meta device."""
+    monkeypatch.setattr(console, "EVERY", float("inf"))  # a line of progress every ten seconds shows the loss
+    # the fused AdamW computes shapes there, but is refused
+    adam = sys.modules["torch.optim.adam"]  # torch.optim deletes the name
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *args, **options: None)
+
+    def make(config: GPTConfig, **settings):
+        run = make_run(config, max_iters=20, log_interval=10, **settings)
+        run.begin()
+        run.device = torch.device("meta")
+        run.gpt.to(run.device)
+        run.optimizers = make_optimizers(run.gpt, run.config)
+        run.tally, run.update_ratio = Tally(run.device), UpdateRatio(run.gpt)
+        run.interrupts.begin()
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_between_two_log_lines_the_host_waits_for_nothing(on_meta, family, optimizer):
+    run = on_meta(FAMILIES[family], optimizer=optimizer, gradient_accumulation_steps=2)
+    with Operators("meta") as operators:
+        for _ in range(9):
+            run.step()
+            run.saver.check()
+            assert not run.log_due and run.reason_to_stop() is None
+        run.step()
+    assert run.log_due and not operators.waits
+    with pytest.raises(RuntimeError, match="meta"):  # the line itself needs values
+        run.log()
+
+
+def test_an_evaluation_waits_after_its_last_batch_only(on_meta):
+    run, seen = on_meta(FAMILIES["gpt2"]), []
+    batches = (seen.append(1) or batch for batch in run.val_data.whole_split(4))
+    with Operators("meta") as operators, pytest.raises(RuntimeError, match="meta"):
+        total_loss(run.gpt, batches, run.device)
+    assert len(seen) == len(list(run.val_data.whole_split(4))) > 10
+    assert sum(operators.waits.values()) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision, casts", [("fp32", {}), ("bf16", {torch.float32: 1, torch.bfloat16: 1})])
+def test_logits_are_cast_once_and_their_gradient_once(family, precision, casts):
+    """Under autocast: to fp32 for the loss, and the gradient back; nothing else as large is copied."""
+    model = GPT(replace(FAMILIES[family], vocab_size=1000))
+    idx = torch.zeros(3, 16, dtype=torch.long)
+    with Operators("cpu", elements=3 * 16 * model.config.padded_vocab_size) as operators:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(idx, idx)
+        loss.backward()
+    assert operators.casts == casts
