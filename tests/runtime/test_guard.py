@@ -165,3 +165,11 @@ def test_the_loss_of_a_skipped_step_is_not_in_the_mean():
     for loss, skipped in ((2.0, 0.0), (float("nan"), 1.0), (4.0, 0.0)):
         tally.add(torch.tensor(loss), torch.tensor(1.0), torch.tensor(skipped))
     assert tally.loss == 6 and tally.skipped == 1
+
+
+def test_bad_steps_in_a_row_are_counted_from_the_last_good_one():
+    tally, counted = guard.Tally(torch.device("cpu")), []
+    for skipped in (1.0, 0.0, 1.0, 1.0):
+        tally.add(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(skipped))
+        counted.append(int(tally.bad_in_a_row))
+    assert counted == [1, 0, 1, 2]
