@@ -34,22 +34,31 @@ def documents(library: Path) -> Iterator[tuple[str, str]]:
 
 
 def prepare(
-    out: Path | str = "data/python_stdlib", vocab_size: int = 4096, val_fraction: float = 0.1, say=print
+    out: Path | str = "data/python_stdlib",
+    vocab_size: int = 4096,
+    val_fraction: float = 0.1,
+    tokenizer: str = "bpe",
+    say=print,
 ) -> dict:
-    """Prepares the data directory `out`, its tokenizer included, and returns its meta data."""
+    """Prepares the data directory `out`, its tokenizer included, and returns its meta data.
+
+    `tokenizer` is bpe, which is trained to `vocab_size` tokens, or a name for `data_prep.text.prepare`, such as bytes.
+    """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / DOCUMENTS, "w", encoding="utf-8") as file:
         for name, content in documents(Path(sysconfig.get_path("stdlib"))):
             file.write(json.dumps({"name": name, "text": content}) + "\n")
     inputs = [str(out / DOCUMENTS)]
-    return text.prepare(inputs, out, train(inputs, vocab_size), val_fraction, say=say)
+    trained = train(inputs, vocab_size) if tokenizer == "bpe" else tokenizer
+    return text.prepare(inputs, out, trained, val_fraction, say=say)
 
 
 if __name__ == "__main__":
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--out", default="data/python_stdlib", metavar="DIR", help="default: data/python_stdlib")
-    parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens (default: 4096)")
+    parser.add_argument("--tokenizer", default="bpe", metavar="T", help="bpe: trained on the text; bytes, gpt2, …")
+    parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens of bpe (default: 4096)")
     parser.add_argument("--val_fraction", type=float, default=0.1, metavar="F", help="default: 0.1")
     with user_errors("stopped"):
         args = parser.parse_args()

@@ -97,6 +97,7 @@ class Actions:
     """What else a recipe can do. These are flags only: a recipe does not set them and a run does not record them."""
 
     dry_run: bool = False  # only show what the run would take: parameters, memory, time
+    price: Annotated[float, 0, 1e6] = 0  # dollars an hour of the machine, for dry_run's cost; 0: not known
     find_batch_size: bool = False  # only try ever larger batch sizes, until one does not fit into memory
     seeds: Annotated[int, 1, 1000] = 1  # train this many seeds, counting up, into out_dir-seed…, and compare them
     profile: Steps = 0  # trace this many steps into out_dir/trace.json, after two steps of warm-up

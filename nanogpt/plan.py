@@ -18,7 +18,7 @@ from itertools import islice
 import torch
 
 from nanogpt.chunked_loss import use_chunked_loss
-from nanogpt.config import TrainConfig
+from nanogpt.config import Actions, TrainConfig
 from nanogpt.cpu import speed_up
 from nanogpt.data.files import plain
 from nanogpt.data.tokens import Batch, TokenDataset
@@ -117,12 +117,14 @@ def checkpoint_bytes(config: GPTConfig, train: TrainConfig) -> int:
 def estimate(
     config: GPTConfig, train: TrainConfig, precision: str, train_tokens: int, processes: int = 1, taken: int = 0
 ) -> dict:
-    """The plan without times. `train_tokens` counts the training data; `taken` is memory that the run already holds."""
+    """The plan without times. `train_tokens` counts the training data; `taken` is memory that the run already holds.
+
+    With train_minutes the number of steps is None: it depends on the time of a step.
+    """
     with torch.device("meta"):
         model = GPT(config)
     needed = memory(config, train, precision, processes)
-    room = available(train.device) + taken
-    step_tokens = train.gradient_accumulation_steps * train.batch_size * config.block_size
+    room, minutes = available(train.device) + taken, train.train_minutes if train.max_iters else 0
     return {
         "parameters": model.get_num_params(),
         "parameters_by_part": parameters(config),
@@ -131,9 +133,9 @@ def estimate(
         "free_memory": room,
         "fits": sum(needed.values()) < room,
         "on_cuda": simulated_device(train.device) == "cuda",
-        "steps": train.max_iters,
-        "tokens_per_step": step_tokens,
-        "tokens": train.max_iters * step_tokens,
+        "tokens_per_step": train.gradient_accumulation_steps * train.batch_size * config.block_size,
+        "train_minutes": minutes,
+        "steps": None if minutes else train.max_iters,
         "train_tokens": train_tokens,
         "flops_per_token": model.flops_per_token(),
         "checkpoint_bytes": checkpoint_bytes(config, train),
@@ -142,7 +144,7 @@ def estimate(
 
 def describe(plan: dict) -> str:
     """An `estimate` as text."""
-    tokens, total = plan["tokens"], plan["parameters"]
+    total, steps, minutes = plan["parameters"], plan["steps"], plan["train_minutes"]
     parts = ", ".join(f"{name} {n:,}" for name, n in plan["parameters_by_part"].items() if n)
     lines = [f"parameters    {total:,}: {parts}"]
     holding = ", ".join(f"{name} {show_bytes(n)}" for name, n in plan["memory_by_purpose"].items() if n)
@@ -151,13 +153,17 @@ def describe(plan: dict) -> str:
         lines.append("              without torch.compile, which takes less; the CUDA context comes on top")
     verdict = "fits into" if plan["fits"] else "DOES NOT FIT into"
     lines.append(f"              {verdict} the {show_bytes(plan['free_memory'])} that are free")
-    lines.append(
-        f"tokens        {plan['tokens_per_step']:,} a step, {tokens:,} in {plan['steps']:,} steps: "
-        f"{tokens / plan['train_tokens']:.2f} epochs of {plan['train_tokens']:,}"
-    )
-    lines.append(f"              {tokens / total:.1f} tokens per parameter ({CHINCHILLA} make best use of compute)")
-    flops = plan["flops_per_token"]
-    lines.append(f"arithmetic    {flops / 1e6:,.1f} MFLOP a token, {flops * tokens / 1e15:,.3f} PFLOP in all")
+    a_step, flops = f"tokens        {plan['tokens_per_step']:,} a step, ", plan["flops_per_token"]
+    arithmetic = f"arithmetic    {flops / 1e6:,.1f} MFLOP a token"
+    if steps is None:
+        lines += [f"{a_step}for {minutes:g} minutes", arithmetic]
+    else:
+        tokens = steps * plan["tokens_per_step"]
+        amount = f"{tokens:,} in {steps:,} steps"
+        amount = f"about {amount}, which {minutes:g} minutes allow" if minutes else amount
+        lines.append(f"{a_step}{amount}: {tokens / plan['train_tokens']:.2f} epochs of {plan['train_tokens']:,}")
+        lines.append(f"              {tokens / total:.1f} tokens per parameter ({CHINCHILLA} make best use of compute)")
+        lines.append(f"{arithmetic}, {flops * tokens / 1e15:,.3f} PFLOP in all")
     lines.append(f"checkpoint    {show_bytes(plan['checkpoint_bytes'])}")
     return "\n".join(lines)
 
@@ -166,27 +172,31 @@ def show(
     settings: dict,
     data: tuple[TokenDataset, TokenDataset],
     taken: int,
-    begin: Callable[[], None],
-    step: Callable[[], None],
+    measure: Callable[[], float],
     evaluate: Callable[[Iterator[Batch]], object],
     print_line: Callable[[str], None],
-    as_json: bool = False,
+    actions: Actions,
 ) -> None:
-    """Prints the plan of a run, with measured times; `as_json` in one line.
+    """Prints the plan of a run, with measured times, and with actions.price its cost; with actions.json in one line.
 
-    `settings` are those of its config.json, `taken` are the bytes that it has allocated already; `begin()` readies the
-    first step, `step()` takes one and waits for it, `evaluate(batches)` runs the model on batches.
+    `settings` are those of its config.json, `taken` are the bytes that it has allocated already; `measure()` returns
+    the seconds of a step, `evaluate(batches)` runs the model on batches.
     """
     config, env = TrainConfig(**settings["train"]), settings["environment"]
     precision, processes = env["precision"], env["processes"]
     train_data, val_data = data
-    say = (lambda text: None) if as_json else print_line
+    say = (lambda text: None) if actions.json else print_line
     say(f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}")
     plan = estimate(GPTConfig(**settings["model"]), config, precision, len(train_data.tokens), processes, taken)
-    say(describe(plan))
+    by_time = plan["fits"] and plan["train_minutes"]
+    if not by_time:  # else the steps have to be timed first
+        say(describe(plan))
     if plan["fits"]:
-        begin()
-        seconds = median_seconds(step)
+        plan["seconds_per_step"] = seconds = measure()
+        if by_time:
+            plan["steps"] = max(1, round(60 * plan["train_minutes"] / seconds))
+            config = dataclasses.replace(config, max_iters=plan["steps"])
+            say(describe(plan))
         training = seconds * config.max_iters
         each = evaluations(config, len(val_data.tokens), val_data.block_size, processes)
         a_batch = {size: time_evaluation(evaluate, val_data, size) for size, _ in set(each)}
@@ -195,19 +205,26 @@ def show(
             f"time          {show_seconds(training + evaluating)}: {config.max_iters:,} steps of {1e3 * seconds:,.1f} "
             f"ms ({show_seconds(training)}), {len(each)} evaluations ({show_seconds(evaluating)}); saving comes on top"
         )
-        plan |= {"seconds_per_step": seconds, "train_seconds": training, "evaluation_seconds": evaluating}
-    if as_json:
+        plan |= {"train_seconds": training, "evaluation_seconds": evaluating}
+        if actions.price:
+            plan["cost"] = actions.price * (training + evaluating) / 3600
+            say(f"cost          {plan['cost']:,.2f} dollars, at {actions.price:g} dollars an hour")
+    if actions.json:
+        plan["tokens"] = None if plan["steps"] is None else plan["steps"] * plan["tokens_per_step"]
         print_line(json.dumps(plain(plan)))
 
 
 def median_seconds(step: Callable[[], None], at_most: float = 3.0) -> float:
-    """Seconds that `step()` takes: the median of as many calls as fit into `at_most` seconds, after two to warm up."""
+    """Seconds that `step()` takes: the median of as many calls as fit into `at_most` seconds, after two to warm up.
+
+    These are three calls at least, unless a step takes so long that the start makes no difference to it.
+    """
     times: list[float] = []
-    while len(times) < 5 or (sum(times) < at_most and len(times) < 200):
+    while sum(times) < 4 * at_most and (len(times) < 5 or (sum(times) < at_most and len(times) < 200)):
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    return statistics.median(times[2:] or times[-1:])
 
 
 def evaluations(config: TrainConfig, val_tokens: int, block_size: int, processes: int) -> list[tuple[int, int]]:

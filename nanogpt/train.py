@@ -20,21 +20,14 @@ from accelerate.utils import DistributedType
 
 from nanogpt import checkpoint, console, optim, plan
 from nanogpt.chunked_loss import use_chunked_loss
-from nanogpt.config import TrainConfig, fail, parse, user_errors, waiting
+from nanogpt.config import Actions, TrainConfig, fail, parse, user_errors, waiting
 from nanogpt.data.tokens import Batch, mix, to_device
 from nanogpt.evaluate import evaluate, total_loss
 from nanogpt.generate import write_amid_training
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import UpdateRatio, lr_at, set_learning_rate, update
 from nanogpt.runtime import guard
-from nanogpt.runtime.device import (
-    free_memory,
-    memory_in_use,
-    peak_flops,
-    profiler,
-    synchronize,
-    undo_compile,
-)
+from nanogpt.runtime.device import free_memory, memory_in_use, peak_flops, profiler, synchronize, undo_compile
 from nanogpt.runtime.signals import Interrupted, Stop
 from nanogpt.setup import Setup
 from nanogpt.view import plot
@@ -71,7 +64,7 @@ def main(
                 with TemporaryDirectory() as nowhere:  # leaves no files
                     alone = {"out_dir": nowhere, "resume": "none", "report_to": "none", "push_to_hub": None}
                     run = Run(model_config, dataclasses.replace(config, **alone), prepare, quiet=True, **make)
-                    run.plan(actions.json) if actions.dry_run else run.find_batch_size()
+                    run.plan(actions) if actions.dry_run else run.find_batch_size()
                 return
             seeds = range(config.seed, config.seed + actions.seeds)
             names = [f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir for seed in seeds]
@@ -365,12 +358,23 @@ class Run(Setup):
         if self.main_process:
             checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
 
-    def plan(self, as_json: bool) -> None:
+    def plan(self, actions: Actions) -> None:
         """Prints what the run will take, with times measured by a few of its steps, which are thrown away."""
         data, taken = (self.train_data, self.val_data), checkpoint.size(self.gpt, self.optimizers)
         evaluate = partial(total_loss, self.gpt, device=self.device)
-        say = self.accelerator.print
-        plan.show(self.settings, data, taken, self.begin, self.timed_step, evaluate, say, as_json)
+        plan.show(self.settings, data, taken, self.measure, evaluate, self.accelerator.print, actions)
+
+    def measure(self) -> float:
+        """Seconds of a step. Of many micro-batches two are timed: each other one takes as long as the second."""
+        self.begin()
+        processes = self.accelerator.num_processes
+        share = self.config.gradient_accumulation_steps // processes
+        seconds = []
+        for n in range(1, 3) if share > 2 else [share]:
+            self.config = dataclasses.replace(self.config, gradient_accumulation_steps=n * processes)
+            self.accelerator.gradient_accumulation_steps = n
+            seconds.append(plan.median_seconds(self.timed_step))
+        return seconds[0] + (share - 1) * max(seconds[1] - seconds[0], 0) if share > 2 else seconds[0]
 
     def find_batch_size(self) -> None:
         """Prints the speed of ever larger micro-batches, until one does not fit into memory."""

@@ -1,5 +1,6 @@
 """The plan against arithmetic on paper, and against what a step really takes."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig, plan
+from nanogpt.config import Actions
 from nanogpt.runtime import guard
 
 GPT2 = GPTConfig(vocab_size=50257, bias=True)
@@ -110,6 +112,45 @@ def test_the_plan_names_what_a_user_would_work_out_by_hand():
     assert f"{12800 / numbers:.1f} tokens per parameter" in text
     assert f"{GPT(config).flops_per_token() / 1e6:,.1f} MFLOP a token" in text
     assert "fits into" in text
+
+
+def test_with_train_minutes_the_steps_are_those_that_fit_into_them(make_run, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "median_seconds", lambda step: 0.5)
+    run = make_run(train_minutes=2, batch_size=4, max_iters=7, eval_interval=100)
+    run.plan(Actions(price=6))
+    shown = capsys.readouterr().out
+    assert "64 a step, about 15,360 in 240 steps, which 2 minutes allow: 0." in shown
+    assert "240 steps of 500.0 ms (2.0 min), 4 evaluations" in shown  # after 0, 100, 200 and 240 steps
+    assert "cost          0.20 dollars, at 6 dollars an hour" in shown
+    run.plan(Actions(json=True))
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["steps"], found["tokens"], found["train_seconds"]) == (240, 15_360, 120)
+
+
+def test_without_a_measured_time_train_minutes_give_no_number_of_steps():
+    config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    text = plan.describe(plan.estimate(config, TrainConfig(train_minutes=5, device="cpu"), "fp32", train_tokens=6400))
+    assert "192 a step, for 5 minutes\n" in text and "epochs" not in text and "tokens per parameter" not in text
+
+
+def test_of_many_micro_batches_two_are_timed(make_run, monkeypatch):
+    run, taken = make_run(gradient_accumulation_steps=10), []
+
+    def seconds(step):
+        step()
+        taken.append(run.config.gradient_accumulation_steps)
+        return {1: 3.0, 2: 5.0}[taken[-1]]  # 1 for the optimizer, 2 for each micro-batch
+
+    monkeypatch.setattr(plan, "median_seconds", seconds)
+    assert run.measure() == 3 + 9 * 2
+    assert taken == [1, 2]
+
+
+def test_a_slow_step_is_timed_once(monkeypatch):
+    clock = iter(range(0, 1000, 13))
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert plan.median_seconds(lambda: calls.append(1)) == 13 and len(calls) == 1
 
 
 def test_what_a_run_has_already_is_not_counted_twice(monkeypatch):

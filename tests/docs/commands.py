@@ -180,7 +180,7 @@ def check_script(script: str, words: list[str], docs: Docs, whole: bool, page: s
         return f"{script} does not exist"
     if script.startswith("tests/"):
         return None
-    if "OneLineParser" in docs.texts[script]:
+    if "OneLineParser" in docs.texts[script] or "read_flags" in docs.texts[script]:
         parser = parser_of(script)
         return unknown_flags(words, flags_of(parser), script) or (parsed(parser, words) if whole else None)
     return unknown_flags(words, recipe_flags(), script) or recipe_error(script, tuple(words))
@@ -226,6 +226,6 @@ def every_flag() -> frozenset[str]:
     for path in sorted((ROOT / "data_prep").glob("*.py")):
         if '__name__ == "__main__"' in path.read_text(encoding="utf-8"):
             flags |= flags_of(parser_of(f"data_prep.{path.stem}"))
-    scripts = ("recipes/eval_gpt2.py", "tests/mutations.py", "tests/device/report.py")
+    scripts = ("recipes/eval_gpt2.py", "recipes/scaling.py", "tests/mutations.py", "tests/device/report.py")
     scripts += ("tests/performance/against_nanogpt.py",)
     return frozenset(flags.union(*(flags_of(parser_of(script)) for script in scripts)))

@@ -30,7 +30,7 @@ from nanogpt.hub import client
 from nanogpt.train import Run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-TRAINING = "shakespeare shakespeare_nanogpt finetune_shakespeare own_text python_stdlib".split()
+TRAINING = "shakespeare shakespeare_nanogpt finetune_shakespeare own_text pretrain python_stdlib".split()
 SHORT = "--data=data --device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4".split()
 SHORT += "--max_iters=2 --eval_interval=2 --sample_tokens=2 --eval_iters=1 --precision=fp32 --compile=false".split()
 SERVERS = {"dashboard", "playground"}  # which run until they are stopped

@@ -1,0 +1,197 @@
+"""Loss against compute: trains a ladder of small models, fits a law to their losses, and predicts larger ones.
+
+    python recipes/scaling.py            # writes out/scaling/scaling.json and out/scaling/scaling.png
+    python recipes/scaling.py --check    # then trains a run with four times the compute of the last rung, and compares
+
+A rung is a run of recipes/pretrain.py in out/scaling/depth-N: its rules give the size, the batch, the rates, and 20
+tokens per parameter. Only the context is the same for all, because the loss depends on it. A complete rung is reused,
+an interrupted one resumes. Other flags go to every rung, such as --data, or --aspect_ratio=64 on a GPU.
+
+The text is Python's standard library by bytes: small models need a small vocabulary, and no rung may read more than
+four epochs, up to which repeated text is nearly as good as new (Muennighoff et al. 2023).
+
+The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022), or E = 0, the pure power law of
+Kaplan et al. (2020), which few rungs determine better: of the two, the one that predicts the last rung better from
+those before it. The band spans the laws that leave one rung out. LOG.md has what was measured.
+"""
+
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pretrain
+
+from data_prep import python_stdlib
+from nanogpt import TrainConfig, checkpoint, metrics
+from nanogpt.config import INCIDENTAL, parse, recorded, settings_parser, user_errors
+from nanogpt.data.files import read_json
+
+DATA, OUT_DIR, DEPTHS, ASPECT_RATIO, CONTEXT = "data/python_bytes", "out/scaling", "2,3,4,5", 16, 128  # for a CPU
+EPOCHS, FACTOR = 4, 4
+
+
+class Rung(NamedTuple):
+    depth: int
+    out_dir: Path
+    compute: float  # floating-point operations in all
+    epochs: float
+    settings: dict  # of the model and the training
+    command: list[str]
+
+
+def power_law(compute: np.ndarray, losses: np.ndarray, floor: float) -> tuple[float, float, float]:
+    """(E, A, alpha) with E = `floor`: a straight line through the logarithms, by least squares."""
+    slope, intercept = np.polyfit(np.log(compute), np.log(losses - floor), 1)
+    return floor, float(np.exp(intercept)), float(-slope)
+
+
+def predict(law: tuple[float, float, float], compute):
+    return law[0] + law[1] * np.asarray(compute, float) ** -law[2]
+
+
+def fit(compute: np.ndarray, losses: np.ndarray, with_floor: bool) -> tuple[float, float, float]:
+    """The law with the least squares of relative errors, over a grid of E that is refined around the best."""
+
+    def error(floor: float) -> float:
+        return float(np.square(np.log(predict(power_law(compute, losses, floor), compute) / losses)).sum())
+
+    best, width, most = 0.0, float(losses.min()), 0.999 * float(losses.min())
+    for _ in range(5 if with_floor else 0):
+        grid = np.linspace(max(0.0, best - width), min(most, best + width), 61)
+        best, width = float(min(grid, key=error)), grid[1] - grid[0]
+    return power_law(compute, losses, best)
+
+
+def laws(compute: np.ndarray, losses: np.ndarray) -> list[tuple[float, float, float]]:
+    """The law of three rungs or more, in the form that predicts the last one better, then those with one left out."""
+    off = [abs(predict(fit(compute[:-1], losses[:-1], form), compute[-1]) - losses[-1]) for form in (False, True)]
+    form = len(compute) > 3 and bool(off[1] < off[0])
+    without = [np.arange(len(compute)) != i for i in range(len(compute))]
+    return [fit(compute, losses, form), *(fit(compute[rest], losses[rest], form) for rest in without)]
+
+
+def plan(depth: int, given: Namespace, flags: list[str], name: str, compute: float = 0) -> Rung:
+    """A run of so many layers, by the rules; with `compute` it takes as many tokens as these operations allow."""
+    dials, (vocab_size, available) = Namespace(**vars(given) | {"depth": depth}), pretrain.measure(given.data)
+    for last in (not compute, True):
+        model, train, _ = parse(*pretrain.derive(dials, flags, vocab_size), flags, "")
+        model.vocab_size = vocab_size
+        tokens = train.max_iters * train.batch_size * train.gradient_accumulation_steps * model.block_size
+        total = float(tokens * pretrain.on_meta(model).flops_per_token())
+        if last:
+            break
+        dials.tokens_per_parameter *= compute / total
+    words = [f"--{dial}={getattr(dials, dial)}" for dial in ("depth", "aspect_ratio", "tokens_per_parameter")]
+    out_dir = Path(given.out_dir, name)
+    command = [sys.executable, pretrain.__file__, *flags, *words, f"--out_dir={out_dir}", "--resume=auto"]
+    return Rung(depth, out_dir, total, tokens / available, vars(model) | vars(train), command)
+
+
+def loss(rung: Rung) -> float:
+    """The validation loss at the end of a run, which is trained, or resumed, where it is not complete."""
+    there = recorded(rung.out_dir) if (rung.out_dir / "config.json").exists() else {}
+    # a run may divide its steps into other micro-batches
+    for name in sorted(
+        there.keys() & rung.settings.keys() - INCIDENTAL - {"batch_size", "gradient_accumulation_steps"}
+    ):
+        if there[name] != (asked := rung.settings[name]):
+            raise ValueError(f"{rung.out_dir} holds a run with {name}={there[name]}, not {asked}: change --out_dir")
+    result = rung.out_dir / "result.json"
+    if not result.exists() or read_json(result)["reason"] != "finished":
+        train(rung)
+    return [line["val_loss"] for line in metrics.read(rung.out_dir / metrics.METRICS) if "val_loss" in line][-1]
+
+
+def train(rung: Rung) -> None:
+    """Trains a run in a process of its own, which saves at Ctrl-C; where it fails, this one ends with its code."""
+    process = subprocess.Popen(rung.command)
+    try:
+        process.wait()
+    finally:
+        code = process.wait()
+    if code:
+        sys.exit(code)
+
+
+def draw(found: dict, path: Path) -> None:
+    """Losses over operations, with the law and its band."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes, (floor, factor, alpha) = figure.subplots(), found["laws"][0]
+    compute = np.geomspace(found["rungs"][0]["compute"], max(run["compute"] for run in found["predictions"]), 200)
+    curves = [predict(law, compute) for law in found["laws"]]
+    axes.fill_between(compute, np.min(curves, axis=0), np.max(curves, axis=0), alpha=0.2, label="one rung left out")
+    axes.plot(compute, curves[0], label=f"{floor:.3f} + {factor:.3g} C^-{alpha:.4f}")
+    for key, mark, label in (("rungs", "o", "trained"), ("check", "s", "trained to check the law")):
+        if runs := found.get(key):
+            axes.plot([run["compute"] for run in runs], [run["val_loss"] for run in runs], mark, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="floating-point operations", ylabel="validation loss, nats per token")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def describe(runs: list[Rung], found: dict, losses: list[float] | None = None) -> list[dict]:
+    """What was trained and what the laws say, for JSON; printed as well."""
+    lines = []
+    for i, run in enumerate(runs):
+        law, *others = (float(predict(each, run.compute)) for each in found["laws"])
+        line = {"depth": run.depth, "compute": run.compute, "epochs": run.epochs, "law": law}
+        line |= {"low": min(others), "high": max(others)}
+        text = (
+            f"depth {run.depth:2}, {run.compute:.3g} operations: law {law:.4f} ({min(others):.4f} to {max(others):.4f})"
+        )
+        if losses:
+            line |= {"val_loss": losses[i], "off": losses[i] / law - 1}
+            text += f", loss {losses[i]:.4f}, {line['off']:+.2%}"
+        print(text)
+        lines.append(line)
+    return lines
+
+
+def run() -> None:
+    """Reads the command line, trains, fits, writes."""
+    parser = settings_parser(pretrain.shape(2, ASPECT_RATIO), TrainConfig(data=DATA, out_dir=OUT_DIR), __doc__)
+    parser.add_argument("--depths", default=DEPTHS, metavar="N,N,N", help="of the rungs, three or more")
+    parser.add_argument("--check", action="store_true", help=f"train with {FACTOR} times the compute of the last rung")
+    given, flags = pretrain.read_flags(parser, ASPECT_RATIO)
+    given.data, given.out_dir = given.data or DATA, given.out_dir or OUT_DIR
+    flags = [flag for flag in flags if flag.split("=")[0] not in ("--depths", "--check")]
+    flags = [f"--block_size={CONTEXT}", f"--data={given.data}", *flags]
+    with user_errors():
+        depths = [int(word) for word in given.depths.split(",") if word.isdecimal() and 1 <= int(word) <= 60]
+        if len(depths) < 3 or len(depths) < len(given.depths.split(",")) or depths != sorted({*depths}):
+            raise ValueError(f"--depths={given.depths} must be three or more, rising, from 1 to 60, such as {DEPTHS}")
+        if given.data == DATA and not Path(DATA).exists():
+            python_stdlib.prepare(DATA, tokenizer="bytes")
+        rungs = [plan(depth, given, flags, f"depth-{depth}") for depth in depths]
+        ahead = [plan(depth, given, flags, "") for depth in range(depths[-1] + 1, depths[-1] + 4)]
+        most = FACTOR * rungs[-1].compute
+        nearest = min(ahead, key=lambda run: abs(np.log(run.compute / most)))
+        check = plan(nearest.depth, given, flags, "check", most)
+        for each in [*rungs, check] if given.check else rungs:
+            if each.epochs > EPOCHS:
+                raise ValueError(
+                    f"depth {each.depth} would read {given.data} {each.epochs:.1f} times, more than {EPOCHS}: "
+                    "name more text with --data, or smaller models with --depths or --aspect_ratio"
+                )
+        if given.dry_run:
+            for rung in rungs:
+                train(rung)
+            return
+        losses = [loss(rung) for rung in rungs]
+        found: dict = {"laws": laws(np.array([rung.compute for rung in rungs]), np.array(losses))}
+        print("L(C) = {:.4f} + {:.4g} C^-{:.4f}; in brackets with one rung left out".format(*found["laws"][0]))
+        found["rungs"], found["predictions"] = describe(rungs, found, losses), describe([*ahead, check], found)
+        if given.check:
+            found["check"] = describe([check], found, [loss(check)])
+        checkpoint.write_json(Path(given.out_dir, "scaling.json"), found)
+        draw(found, Path(given.out_dir, "scaling.png"))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,120 @@
+"""The rules against arithmetic on paper, and the command line."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+
+import pretrain
+import pytest
+
+from nanogpt.model import GPT
+
+DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
+VOCABULARY = 4096
+
+
+def rules(depth: int, **options):
+    model = replace(pretrain.shape(depth), vocab_size=VOCABULARY)
+    return model, pretrain.training(model, **options)
+
+
+def tokens_per_step(model, train) -> int:
+    return train.batch_size * train.gradient_accumulation_steps * model.block_size
+
+
+def test_depth_12_is_as_large_as_gpt2():
+    model, train = rules(12)
+    assert (model.n_layer, model.n_head, model.n_embd, model.head_size, model.block_size) == (12, 12, 768, 64, 1024)
+    assert (model.norm, model.position, model.mlp, model.qk_norm) == ("rmsnorm", "rope", "swiglu", True)
+    # attention 4 C^2, three matrices of C x 2048 in the MLP, two norms of C and two of 64; last norm, embeddings
+    count = 12 * (4 * 768**2 + 3 * 768 * 2048 + 2 * 768 + 2 * 64) + 768 + VOCABULARY * 768
+    assert GPT(model).get_num_params() == pretrain.on_meta(model).get_num_params() == count
+    compute = 20 * count * (6 * count + 12 * 12 * 768 * 1024)  # 20 tokens a parameter, PaLM's operations for each
+    assert tokens_per_step(model, train) == pytest.approx(0.292 * compute**0.3271, rel=0.13)
+    assert train.max_iters * tokens_per_step(model, train) == pytest.approx(20 * count, rel=0.001)
+    assert train.learning_rate == pytest.approx(0.01 * (128 / 768) ** 0.5)
+    assert (train.optimizer, train.muon_learning_rate, train.weight_decay, train.min_lr) == ("muon", 0.02, 0.1, 0.0)
+
+
+def test_everything_is_monotone_in_the_depth():
+    found = [rules(depth) for depth in DEPTHS]
+    rising = [
+        [model.n_embd for model, _ in found],
+        [model.block_size for model, _ in found],
+        [pretrain.on_meta(model).get_num_params() for model, _ in found],
+        [tokens_per_step(model, train) for model, train in found],
+        [train.max_iters for _, train in found],
+        [train.muon_momentum for _, train in found],
+        [train.weight_decay for _, train in found],
+        [-train.learning_rate for _, train in found],
+    ]
+    assert all(values == sorted(values) for values in rising), rising
+
+
+@pytest.mark.parametrize("sequences, expected", [(0.3, 4), (5.6, 6), (9.1, 10), (10.9, 10), (51.2, 48), (270, 256)])
+def test_a_step_has_4_5_6_or_7_times_a_power_of_two_sequences(sequences, expected):
+    found = pretrain.rounded(sequences)
+    assert found == expected
+    while found % 2 == 0 and found > 7:
+        found //= 2
+    assert found in (4, 5, 6, 7)
+
+
+def test_the_machine_changes_the_micro_batch_and_not_the_step():
+    for depth in DEPTHS:
+        (model, cpu), (_, gpu) = rules(depth), rules(depth, gib=80)
+        assert tokens_per_step(model, cpu) == tokens_per_step(model, gpu)
+        assert replace(cpu, batch_size=1, gradient_accumulation_steps=1) == replace(
+            gpu, batch_size=1, gradient_accumulation_steps=1
+        )
+        assert cpu.batch_size * model.block_size <= max(4096, 7 * model.block_size)
+        assert gpu.batch_size * model.block_size <= 16_384
+        assert math.log2(gpu.gradient_accumulation_steps).is_integer()  # any usual number of GPUs can share it
+
+
+def plan_of(monkeypatch, capsys, *flags: str) -> dict:
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *flags, "--dry_run", "--json", "--device=cpu", "--precision=fp32"])
+    pretrain.run()
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_flags_override_what_follows_and_a_models_flag_counts_for_the_rest(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ("--data=data", "--depth=2", "--aspect_ratio=16", "--block_size=16")
+    found = plan_of(monkeypatch, capsys, *flags, "--tokens_per_parameter=3", "--price=7")
+    assert found["tokens"] == pytest.approx(3 * found["parameters"], rel=0.05)
+    assert found["cost"] == pytest.approx(7 * (found["train_seconds"] + found["evaluation_seconds"]) / 3600)
+    short = plan_of(monkeypatch, capsys, *flags, "--n_layer=1", "--max_iters=7")
+    assert short["steps"] == 7 and short["parameters"] < found["parameters"]
+    assert short["tokens_per_step"] % 16 == 0
+
+
+def test_a_plan_needs_no_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = "--depth=1 --aspect_ratio=8 --batch_size=1 --gradient_accumulation_steps=1 --eval_iters=1".split()
+    found = plan_of(monkeypatch, capsys, *flags)
+    assert found["train_tokens"] == 9_990_000_000 and found["parameters"] > 50257 * 8
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--depth=0", "--depth=0: must be from 1 to 64"),
+        ("--depth=65", "--depth=65: must be from 1 to 64"),
+        ("--depth=two", "--depth=two: expected an integer"),
+        ("--tokens_per_parameter=nan", "--tokens_per_parameter=nan: must be from"),
+        ("--aspect_ratio=33", "the head size must be even"),
+        ("--n_layer=0", "n_layer=0 must be from 1"),
+        ("--data=nowhere", "data directory 'nowhere' does not exist"),
+        ("--dept=3", "did you mean --depth?"),
+    ],
+)
+def test_a_mistake_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *flags.split()])
+    with pytest.raises(SystemExit) as exit:
+        pretrain.run()
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and said.count("\n") == 1 and message in said, said

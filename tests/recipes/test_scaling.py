@@ -1,0 +1,79 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scaling
+
+from data_prep import writer
+
+COMPUTE = np.array([1e11, 1e12, 6e12, 3e13])
+
+
+@pytest.mark.parametrize("law", [(0.6, 60.0, 0.17), (0.0, 12.0, 0.08), (1.7, 400.0, 0.25)])
+def test_the_fit_finds_a_known_law(law):
+    losses = law[0] + law[1] * COMPUTE ** -law[2]
+    found, *without = scaling.laws(COMPUTE, losses)
+    assert found == pytest.approx(law, rel=0.01, abs=0.001)
+    ahead = scaling.predict(law, 1.2e14)
+    assert all(scaling.predict(each, 1.2e14) == pytest.approx(ahead, rel=0.01) for each in without)
+
+
+def test_noise_of_a_tenth_of_a_percent_leaves_the_prediction_of_four_times_the_compute_within_one():
+    chance, law = np.random.default_rng(0), (0.5, 40.0, 0.15)
+    for _ in range(8):
+        losses = scaling.predict(law, COMPUTE) * (1 + 0.001 * chance.standard_normal(4))
+        found = scaling.laws(COMPUTE, losses)[0]
+        assert scaling.predict(found, 1.2e14) == pytest.approx(scaling.predict(law, 1.2e14), rel=0.01)
+
+
+def test_three_rungs_get_a_pure_power_law():
+    losses = 0.6 + 60 * COMPUTE**-0.17
+    assert scaling.laws(COMPUTE[:3], losses[:3])[0][0] == 0
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--depths=1,2", "--depths=1,2 must be three or more, rising"),
+        ("--depths=1,2,x", "--depths=1,2,x must be three or more"),
+        ("--depths=3,2,1", "--depths=3,2,1 must be three or more, rising"),
+        ("--depths=1,2,3 --data=nowhere", "data directory 'nowhere' does not exist"),
+        ("--depths=1,2,3 --data=data", "depth 1 would read data 5.3 times, more than 4"),
+        ("--frobnicate", "unknown flag --frobnicate"),
+    ],
+)
+def test_a_mistake_is_one_line(flags, message, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["scaling.py", *flags.split()])
+    with pytest.raises(SystemExit) as exit:
+        scaling.run()
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and said.count("\n") == 1 and said.startswith("error: ")
+    assert message in said
+
+
+@pytest.mark.slow
+def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text):
+    writer.write(tmp_path / "data", text, "bytes", 0.1, "made up")
+    flags = "--data=data --out_dir=out --depths=1,2,3 --aspect_ratio=8 --block_size=16 --tokens_per_parameter=0.5"
+    flags += " --device=cpu --precision=fp32 --threads=1 --sample_tokens=2 --log_interval=1000"
+
+    def ladder(*more: str):
+        command = [sys.executable, scaling.__file__, *flags.split(), *more]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+
+    done = ladder("--check")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "scaling.json").read_text())
+    assert [rung["depth"] for rung in found["rungs"]] == [1, 2, 3]
+    assert found["check"][0]["compute"] == pytest.approx(4 * found["rungs"][-1]["compute"], rel=0.02)
+    for rung, name in zip([*found["rungs"], *found["check"]], ("depth-1", "depth-2", "depth-3", "check"), strict=True):
+        result = json.loads((tmp_path / "out" / name / "result.json").read_text())
+        assert result["reason"] == "finished" and rung["val_loss"] == pytest.approx(result["val_loss"], abs=0.05)
+    assert (tmp_path / "out" / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    again = ladder()
+    assert again.returncode == 0 and "validation loss" not in again.stdout  # nothing is trained anew
+    other = ladder("--seed=5")
+    assert other.returncode == 2 and "out/depth-1 holds a run with seed=1337, not 5" in other.stderr
