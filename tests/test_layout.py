@@ -137,11 +137,11 @@ def test_importing_nanogpt_loads_no_heavy_library():
     assert not heavy & loaded
 
 
-def test_a_file_of_tests_mirrors_a_module():
+def test_a_file_of_tests_mirrors_a_file():
     tests = {path.relative_to(ROOT / "tests").with_suffix("") for path in (ROOT / "tests").rglob("test_*.py")}
     tests = {path for path in tests if path.parts[0] not in ("docs", "integration", "device")}
     mirrored = {str(path.with_name(path.name.removeprefix("test_"))).replace("/", ".") for path in tests}
-    there = {*modules()} | {f"{d}.{path.stem}" for d in ("data_prep", "recipes") for path in (ROOT / d).glob("*.py")}
+    there = {*modules()} | {f"{d}.{path.stem}" for d in ("data_prep", "recipes") for path in (ROOT / d).glob("*.*")}
     assert mirrored - there == {name.replace("test_", "").replace("/", ".") for name in OTHERS}
 
 
