@@ -54,6 +54,8 @@ class Piece(NamedTuple):
 class Corpus:
     """The documents of all inputs, in order; files of folders and patterns are sorted by name."""
 
+    kind, kind_name = str, "text"  # of a record
+
     def __init__(
         self, inputs: list[str], text_column: str = "text", errors: str = "strict", shard: tuple[int, int] = (1, 1)
     ):
@@ -166,9 +168,10 @@ class Corpus:
         else:
             found = islice(self.lines_of_records(name), first, None)
         for number, (at, text) in enumerate(found, first):
-            if not isinstance(text, str | None):
+            if not isinstance(text, self.kind | None):
                 raise ValueError(
-                    f"{name}, record {number}: column {self.text_column!r} holds {type(text).__name__}, not text"
+                    f"{name}, record {number}: column {self.text_column!r} holds {type(text).__name__}, "
+                    f"not {self.kind_name}"
                 )
             yield at, text or ""
 

@@ -103,8 +103,18 @@ def write(out: Path | str, text: str, tokenizer_name: str, val_fraction: float, 
         return finish(out, files, tokenizer, source)
 
 
-def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard: tuple[int, int] = (1, 1)) -> dict:
-    """Renames complete files and describes them in meta.json, or in part-00002.json for one shard of many."""
+def finish(
+    out: Path,
+    files: dict[str, TokenFile],
+    tokenizer,
+    source: str,
+    shard: tuple[int, int] = (1, 1),
+    more: dict | None = None,
+) -> dict:
+    """Renames complete files and describes them in meta.json, or in part-00002.json for one shard of many.
+
+    `more` are further entries.
+    """
     for split, file in files.items():
         file.sync()
         file.close()
@@ -112,7 +122,7 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, shard
             raise ValueError(f"the {split} split has {file.counts['tokens']} tokens: the text ({source}) is too short")
     dtype = token_dtype(tokenizer)
     meta = {"vocab_size": tokenizer.vocab_size, "dtype": dtype.name, "tokenizer": tokenizer.name}
-    meta |= {"source": source, "splits": {split: file.meta() for split, file in files.items()}}
+    meta |= {"source": source, "splits": {split: file.meta() for split, file in files.items()}} | (more or {})
     if shard[1] > 1:
         meta |= {"shard": list(shard)}
     name = "meta.json" if shard[1] == 1 else f"part-{shard[0]:05}.json"

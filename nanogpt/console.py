@@ -16,6 +16,7 @@ from nanogpt import checkpoint, metrics
 from nanogpt.config import TrainConfig
 from nanogpt.cpu import pack
 from nanogpt.data.files import plain
+from nanogpt.data.tokenizer import END, START
 from nanogpt.generate import write
 from nanogpt.hub.export import push
 from nanogpt.runtime.signals import Stop
@@ -104,7 +105,9 @@ class Progress:
 
 
 def first_line(text: str) -> str:
-    """The first line of a sample that says something, below its evaluation."""
+    """The first line of a sample that says something, below its evaluation; of a conversation all lines."""
+    if text.startswith(START):
+        text = " ".join(text.replace(START, "").replace(END, "").split())
     line = next((line.strip() for line in text.splitlines() if line.strip()), "(blank)")
     return f"{'sample':<13}{line:.100}"
 
@@ -173,14 +176,13 @@ def conclude(run) -> None:
             run.say(f"warning: not pushed: {error}; later: nanogpt push {out_dir} {config.push_to_hub}")
     # a prompt that the tokenizer knows: the beginning of the data's first line
     prompt = run.tokenizer.decode(run.train_data.tokens[:20]).partition("\n")[0] or " "
+    use = f"sample {out_dir} --prompt {shlex.quote(prompt)}"
+    if "chat" in run.train_data.meta:
+        use = f"chat {out_dir}"
     longer = f"--max_iters={2 * state['step']}"
     if config.train_minutes:
         longer = f"--train_minutes={2 * config.train_minutes:g}"
-    run.say(
-        f"next:  nanogpt sample {out_dir} --prompt {shlex.quote(prompt)}\n"
-        f"       nanogpt eval {out_dir}\n"
-        f"       {resume_command(run, longer)}"
-    )
+    run.say(f"next:  nanogpt {use}\n       nanogpt eval {out_dir}\n       {resume_command(run, longer)}")
 
 
 def sample(run, tokens: int = 300) -> str:
@@ -188,7 +190,7 @@ def sample(run, tokens: int = 300) -> str:
     found = checkpoint.find(run.out_dir, say=run.say)
     sharded = run.accelerator.distributed_type == DistributedType.FSDP  # then it may be too large for one device
     model = pack(checkpoint.load_model(found, "cpu" if sharded else run.device, make_model=run.make_model))
-    return write(model, run.tokenizer, run.train_data.tokens[:1], tokens, run.config.seed)
+    return write(model, run.tokenizer, run.train_data.beginning, tokens, run.config.seed)
 
 
 def resume_command(run, *changes: str) -> str:

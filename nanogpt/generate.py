@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nanogpt.data.tokenizer import END
 from nanogpt.model import GPT, KVCache
 
 
@@ -134,7 +135,7 @@ def decode_after(tokenizer, previous: list[int], pending: list[int]) -> str:
 def write(
     model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int, check: Callable[[], object] = lambda: None
 ) -> str:
-    """The text of the tokens `start` (T,) and the model's continuation, up to the end-of-text token.
+    """The text of the tokens `start` (T,) and the model's continuation, up to the end of the text or of a message.
 
     The model should be in eval mode. `check` is called after each token, equally often on all processes; an exception
     from it ends the sampling.
@@ -142,7 +143,7 @@ def write(
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
     drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
     new = [token.item() for token in drawn if not check()]
-    return tokenizer.decode([*start.tolist(), *until(tokenizer.eot_id, new)])
+    return tokenizer.decode([*start.tolist(), *until(tokenizer.special.get(END), until(tokenizer.eot_id, new))])
 
 
 def write_amid_training(model: GPT, *args) -> str:

@@ -15,8 +15,9 @@ from nanogpt.config import TrainConfig, visible, waiting
 from nanogpt.cpu import speed_up
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokens import read_meta
 from nanogpt.hub.export import check_publishing
-from nanogpt.hub.load import check_tokenizer, load_for_training
+from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
 from nanogpt.metrics import Metrics
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.runtime import guard, sharding
@@ -66,7 +67,7 @@ class Setup:
         with self.peers.in_agreement():
             if self.main_process:
                 check_publishing(model_config, config.exportable, config.push_to_hub, self.say)
-        self.open_data(prepare, model_config)
+        model_config = self.open_data(prepare, model_config, pretrained)
         if their_tokenizer is not None:
             check_tokenizer(their_tokenizer, self.tokenizer, self.val_data.tokens[:1000], config)
         if model_config.vocab_size is None:
@@ -96,17 +97,25 @@ class Setup:
         with self.peers.in_agreement(main_first=True):  # one process downloads
             return load_for_training(start or self.config.init_from, model_config, self.say)
 
-    def open_data(self, prepare: Callable[[Path], object] | None, model_config: GPTConfig) -> None:
-        """Opens both splits and their tokenizer. The main process prepares the data first if there is none."""
+    def open_data(self, prepare: Callable[[Path], object] | None, model_config: GPTConfig, pretrained) -> GPTConfig:
+        """Opens both splits and their tokenizer. The main process prepares the data first if there is none.
+
+        Returns the model's configuration, which conversations may give a larger vocabulary.
+        """
         data, directory = self.config.data, Path(self.config.data)
         with self.peers.in_agreement(main_first=True):
             nothing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
             if prepare is not None and nothing:
                 with waiting(f"preparing {directory}", self.say):
                     prepare(directory)
+            first = next(iter(read_shares(data)))  # all parts of a mixture have the same tokenizer
+            if pretrained is not None:
+                make_room(pretrained, read_meta(first), self.config)
+                model_config = pretrained.config
             self.train_data = open_data(data, "train", model_config.block_size, model_config.vocab_size)
             self.val_data = open_data(data, "val", model_config.block_size, model_config.vocab_size)
-            self.tokenizer = load_tokenizer(next(iter(read_shares(data))))  # all parts of a mixture have the same
+            self.tokenizer = load_tokenizer(first)
+        return model_config
 
     def prepare_model(self, pretrained: GPT | None, model_config: GPTConfig) -> None:
         """Makes the model and its optimizers, on the device, compiled, copied or sharded as the launcher asks."""

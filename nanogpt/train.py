@@ -232,9 +232,8 @@ class Run(Setup):
         elif wanted and best:
             self.save(best)
         if config.sample_tokens and not again and accelerator.distributed_type != DistributedType.FSDP:
-            first = self.train_data.tokens[:1]  # the data's own beginning
             how = config.sample_tokens, config.seed, self.interrupts.check
-            text = write_amid_training(self.gpt, self.tokenizer, first, *how)
+            text = write_amid_training(self.gpt, self.tokenizer, self.train_data.beginning, *how)
             self.metrics.sample(text, lambda: plot.pixels(self.out_dir), **self.progress())
             self.say(console.first_line(text))
 

@@ -4,11 +4,13 @@ import os
 import random
 from pathlib import Path
 
+import conversations
 import pytest
 import torch
 from hub_server import Hub
 
 from data_prep import writer
+from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.train import Run
 
@@ -56,6 +58,26 @@ def make_run(tmp_path, data, capsys):
         return Run(model, TrainConfig(**(fields | settings)))
 
     return make
+
+
+@pytest.fixture
+def chat_data(tmp_path) -> Path:
+    """Conversations by characters, in blocks of 64."""
+    inputs = conversations.write(
+        tmp_path / "talks.jsonl", [conversations.talk(f"{i}?", "yes") for i in range(100, 140)]
+    )
+    prepare_chat([inputs], tmp_path / "chat_data", "char", 64, say=lambda text: None)
+    return tmp_path / "chat_data"
+
+
+@pytest.fixture
+def chat_run(tmp_path, chat_data, make_run) -> Path:
+    """A run that has learnt to answer all of them."""
+    model = GPTConfig(block_size=64, n_layer=1, n_head=2, n_embd=32)
+    settings = {"data": str(chat_data), "max_iters": 60, "eval_interval": 60, "learning_rate": 2e-2}
+    run = make_run(model, out_dir=str(tmp_path / "chat_run"), batch_size=8, **settings)
+    run.train()
+    return run.out_dir
 
 
 @pytest.fixture

@@ -157,10 +157,11 @@ def test_a_sample_ends_with_the_end_of_text_token_and_the_batch_with_its_last_sa
     assert torch.equal(model.generate(idx, 30, temperature=0), generate(model, idx, 30, temperature=0))
 
 
-def test_a_text_that_a_run_writes_ends_with_its_end_and_every_token_is_checked(monkeypatch):
+@pytest.mark.parametrize("ends", [{"eot_id": 2, "special": {}}, {"eot_id": None, "special": {"<|im_end|>": 2}}])
+def test_a_text_that_a_run_writes_ends_with_its_end_and_every_token_is_checked(monkeypatch, ends):
     tokens, calls = [1, 0, 2, 0], []
     monkeypatch.setattr("nanogpt.generate.stream", lambda *args, **options: (torch.tensor([t]) for t in tokens))
-    tokenizer = SimpleNamespace(eot_id=2, decode=lambda ids: " ".join(map(str, ids)))
+    tokenizer = SimpleNamespace(**ends, decode=lambda ids: " ".join(map(str, ids)))
     assert write_amid_training(random_model(GPT2), tokenizer, np.array([7]), 4, 0, lambda: calls.append(1)) == "7 1 0"
     assert len(calls) == 4  # processes agree on each of them, whatever they have drawn
 

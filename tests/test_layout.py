@@ -15,14 +15,14 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 model optim config lock
 data.files data.pickles data.tokenizer_json data.special data.tokenizer data.tokens data.mixture data.check
-rundir checkpoint metrics generate evaluate cpu chunked_loss
+rundir checkpoint metrics generate chat evaluate cpu chunked_loss
 runtime.device runtime.sharding runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare
 hub.client hub.weights hub.card hub.load hub.from_nanogpt hub.to_nanogpt hub.export
 plan resume console setup train
-commands.options commands.tasks commands.playground commands.bench commands.sample commands.evaluate commands.compare
-commands.dashboard commands.plot commands.export commands.push commands.show_batch commands.plan commands.train
-commands.check_data commands.launch_check commands.import_nanogpt commands commands.__main__
+commands.options commands.tasks commands.playground commands.bench commands.sample commands.chat commands.evaluate
+commands.compare commands.dashboard commands.plot commands.export commands.push commands.show_batch commands.plan
+commands.train commands.check_data commands.launch_check commands.import_nanogpt commands commands.__main__
 """.split()
 CORE = {
     "nanogpt",

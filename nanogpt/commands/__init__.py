@@ -28,6 +28,7 @@ GROUPS = {  # of commands; each: (module, what it does)
     },
     "use a model": {
         "sample": ("sample", "continue a prompt, streaming to the terminal"),
+        "chat": ("chat", "talk to a model that was trained on conversations"),
         "playground": ("playground", "a local page to write with one or two models, and to see each token's loss"),
         "export": ("export", "write a directory that transformers loads, verified"),
         "push": ("push", "export to a repository on the Hub; other files there stay"),

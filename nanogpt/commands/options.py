@@ -41,6 +41,28 @@ def run_recipe(recipe: str, flags: list[str]) -> None:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
 
 
+def add_sampling(command: ArgumentParser, max_new_tokens: int) -> None:
+    command.add_argument(
+        "--max_new_tokens", type=within(int, 1, 10**7), default=max_new_tokens, metavar="N", help="tokens to add"
+    )
+    command.add_argument(
+        "--temperature", type=within(float, 0, 1000), default=0.8, metavar="T", help="0 takes the most likely token"
+    )
+    command.add_argument(
+        "--top_k", type=within(int, 0, 2**24), default=200, metavar="K", help="only the K most likely tokens; 0 is off"
+    )
+    command.add_argument(
+        "--top_p", type=within(float, 0, 1), default=1.0, metavar="P", help="only the most likely, of probability P"
+    )
+    command.add_argument("--seed", type=SEEDS, metavar="N", help="the same seed gives the same text")
+    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and cache")
+    command.add_argument("--raw", action="store_true", help="print control characters as they are, ESC included")
+
+
+def sampling_options(args) -> dict:
+    return {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+
+
 def add_json(command: ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print the result as one line of JSON")
 

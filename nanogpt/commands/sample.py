@@ -8,7 +8,16 @@ from pathlib import Path
 
 import torch
 
-from nanogpt.commands.options import SEEDS, add_device, add_json, add_run, note, pick_device, show_json
+from nanogpt.commands.options import (
+    add_device,
+    add_json,
+    add_run,
+    add_sampling,
+    note,
+    pick_device,
+    sampling_options,
+    show_json,
+)
 from nanogpt.config import visible, within
 from nanogpt.cpu import pack
 from nanogpt.generate import generate, stream, stream_text, until
@@ -19,24 +28,12 @@ def add_arguments(command: ArgumentParser) -> None:
     add_run(command)
     add_device(command)
     command.add_argument("--prompt", default="\n", metavar="TEXT|FILE:PATH", help="text to continue")
-    command.add_argument("--max_new_tokens", type=within(int, 1, 10**7), default=500, metavar="N", help="tokens to add")
+    add_sampling(command, max_new_tokens=500)
     command.add_argument(
         "--num_samples", type=within(int, 1, 10_000), default=1, metavar="N", help="continuations, sampled as one batch"
     )
-    command.add_argument(
-        "--temperature", type=within(float, 0, 1000), default=0.8, metavar="T", help="0 takes the most likely token"
-    )
-    command.add_argument(
-        "--top_k", type=within(int, 0, 2**24), default=200, metavar="K", help="only the K most likely tokens; 0 is off"
-    )
-    command.add_argument(
-        "--top_p", type=within(float, 0, 1), default=1.0, metavar="P", help="only the most likely, of probability P"
-    )
-    command.add_argument("--seed", type=SEEDS, metavar="N", help="the same seed gives the same text")
-    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and cache")
     command.add_argument("--compile", action="store_true", help="torch.compile: faster on a GPU, for long texts")
     command.add_argument("--ignore_eos", action="store_true", help="continue after the end-of-text token")
-    command.add_argument("--raw", action="store_true", help="print control characters as they are, ESC included")
     command.add_argument("--stats", action="store_true", help="print tokens per second at the end, on stderr")
     add_json(command)
 
@@ -56,8 +53,7 @@ def run(args) -> None:
         model.compile(dynamic=True)
     idx = torch.tensor(ids, device=device).repeat(args.num_samples, 1)
     eos_id = None if args.ignore_eos else tokenizer.eot_id
-    options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
-    options["eos_id"] = eos_id
+    options = sampling_options(args) | {"eos_id": eos_id}
     shown = str if args.raw else visible
     start = time.perf_counter()
     if args.num_samples == 1 and not args.json:

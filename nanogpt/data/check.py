@@ -60,7 +60,8 @@ def examine(directory: Path | str, block_size: int, parameters: int, sha256: boo
     ValueError if the files do not match meta.json or tokenizer.json.
     """
     meta = read_meta(directory)
-    splits = {split: TokenDataset(directory, split, 1).tokens for split in ("train", "val")}
+    smallest = meta["chat"]["block"] if "chat" in meta else 1
+    splits = {split: TokenDataset(directory, split, smallest).tokens for split in ("train", "val")}
     tokenizer = load_tokenizer(directory)
     require_own_tokenizer(directory, meta, tokenizer, splits)
     say(f"{directory}: tokenizer {tokenizer.name}, vocabulary {meta['vocab_size']:,}, {meta['dtype']}")
@@ -164,9 +165,9 @@ def unknown_id(tokenizer) -> int | None:
     return named if model.get("unk_id") is None else model["unk_id"]
 
 
-def split_documents(ids: np.ndarray, eot_id: int | None) -> list[np.ndarray]:
-    """The documents in tokens (N,), without end-of-text tokens; a single one if there are no such tokens."""
-    ends = np.flatnonzero(ids == eot_id)
+def split_documents(ids: np.ndarray, *special: int | None) -> list[np.ndarray]:
+    """The documents in tokens (N,), without the tokens `special` that end them; a single one without such tokens."""
+    ends = np.flatnonzero(np.isin(ids, [i for i in special if i is not None]))
     parts = [ids[start + 1 : end] for start, end in pairwise([-1, *ends, len(ids)])]
     return [part for part in parts if len(part)]
 
@@ -251,7 +252,7 @@ def same_again(tokenizer, ids: np.ndarray) -> float:
     same = total = 0
     for start in np.linspace(0, max(len(ids) - 512, 0), 16).astype(int):
         window = ids[start : start + 512]
-        for document in split_documents(window, tokenizer.eot_id):
+        for document in split_documents(window, tokenizer.eot_id, *tokenizer.special.values()):
             with contextlib.suppress(ValueError):  # a character that has no token
                 again = tokenizer.encode(tokenizer.decode(document.tolist())).tolist()
                 same += (Counter(document.tolist()) & Counter(again)).total()

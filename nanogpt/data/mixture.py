@@ -56,6 +56,8 @@ class Mixture(TokenDataset):
             check_same(first, other)
         self.block_size, self.split = block_size, split
         self.parts = [TokenDataset(directory, split, block_size, vocab_size) for directory in shares]
+        if any("chat" in part.meta for part in self.parts):
+            raise ValueError("conversations cannot be a part of a mixture: data_prep.chat takes several files")
         dtypes = {part.tokens.dtype for part in self.parts}
         if len(dtypes) > 1:
             raise ValueError(f"{', '.join(shares)} have tokens of different sizes: prepare them in the same way")

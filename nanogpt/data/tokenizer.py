@@ -8,6 +8,7 @@ A tokenizer is any object with
 
     name, vocab_size       the largest id plus one; embeddings have at least as many rows
     eot_id                 the id of the end-of-text token after each document, or None
+    special                the ids of special tokens by their names; only here, not needed in a class of your own
     encode(text)           ids, one-dimensional int64; special tokens spelled out in the text are plain text
     encode_batch(texts)    ids of each text, any integer dtype; called from several threads at once
     decode(ids)            the text; incomplete UTF-8 sequences and ids without a token become U+FFFD
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 import numpy as np
 
@@ -40,6 +42,7 @@ from nanogpt.data.tokenizer_json import (
 )
 
 EOT = "<|endoftext|>"
+START, END = "<|im_start|>", "<|im_end|>"  # of a message, see `nanogpt.chat`
 # other tokenizers' names for end of text, used where no tokenizer_config.json gives one
 EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 # tiktoken's encodings by number of mergeable tokens, because the Hugging Face format does not store a name
@@ -47,16 +50,21 @@ TIKTOKEN_NAMES = {50256: "gpt2", 50280: "p50k_base", 100256: "cl100k_base", 1999
 
 
 class CharTokenizer:
-    """One token per character; ids in the order of code points, as in nanoGPT's shakespeare_char."""
+    """One token per character; ids in the order of code points, as in nanoGPT's shakespeare_char.
+
+    With `chat`, the special tokens of conversations follow.
+    """
 
     name = "char"
     eot_id = None
 
-    def __init__(self, characters: str):
+    def __init__(self, characters: str, chat: bool = False):
         self.characters = characters
-        self.vocab_size = len(characters)
+        self.tokens = [*characters, *((START, END) if chat else ())]
+        self.vocab_size = len(self.tokens)
+        self.special = {token: self.tokens.index(token) for token in self.tokens[len(characters) :]}
         self._ids = np.full(max(map(ord, characters)) + 1, -1, dtype=np.int64)  # code point -> id
-        self._ids[[ord(c) for c in characters]] = np.arange(self.vocab_size)
+        self._ids[[ord(c) for c in characters]] = np.arange(len(characters))
 
     @classmethod
     def train(cls, text: str) -> "CharTokenizer":
@@ -71,7 +79,7 @@ class CharTokenizer:
         if (ids < 0).any():
             at = int(np.argmax(ids < 0))
             raise ValueError(
-                f"character {text[at]!r} (position {at}) is not among the {self.vocab_size} that the model knows: "
+                f"character {text[at]!r} (position {at}) is not among the {len(self.characters)} that the model knows: "
                 f"{self.characters[:200]!r}"
             )
         return ids
@@ -80,30 +88,31 @@ class CharTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self.characters[i] if i < self.vocab_size else "\ufffd" for i in ids)
+        return "".join(self.tokens[i] if i < self.vocab_size else "\ufffd" for i in ids)
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of each token."""
-        return [c.encode("utf-8", "surrogatepass") for c in self.characters]
+        return [token.encode("utf-8", "surrogatepass") for token in self.tokens]
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`."""
         vocab = {character: i for i, character in enumerate(self.characters)}
         model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
-        tokenizer_json.write(directory, model, EVERY_CHARACTER, {"type": "Fuse"}, {})
+        tokenizer_json.write(directory, model, EVERY_CHARACTER, {"type": "Fuse"}, self.special)
 
     @classmethod
     def from_json(cls, tokenizer: dict) -> "CharTokenizer":
         vocab = tokenizer["model"]["vocab"]
-        return cls("".join(sorted(vocab, key=vocab.get)))
+        return cls("".join(sorted(vocab, key=vocab.get)), chat=bool(tokenizer.get("added_tokens")))
 
     @staticmethod
     def reads(tokenizer: dict) -> bool:
         """Whether a tokenizer.json has the form that `save` writes: single characters with ids from 0 on."""
+        special, n = tokenizer_json.special_tokens(tokenizer), len(tokenizer["model"]["vocab"])
         if tokenizer["model"]["type"] != "WordLevel" or tokenizer.get("pre_tokenizer") != EVERY_CHARACTER:
             return False
         vocab = tokenizer["model"]["vocab"]
-        plain = not tokenizer.get("normalizer") and not tokenizer.get("added_tokens")
+        plain = not tokenizer.get("normalizer") and special in ({}, {START: n, END: n + 1})
         return plain and sorted(vocab.values()) == list(range(len(vocab))) and all(len(token) == 1 for token in vocab)
 
 
@@ -113,6 +122,7 @@ class ByteTokenizer:
     name = "bytes"
     vocab_size = 257
     eot_id = 256
+    special: ClassVar = {EOT: eot_id}
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, int64; lone surrogates, which UTF-8 cannot encode, become question marks."""
@@ -129,14 +139,14 @@ class ByteTokenizer:
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`, as byte-pair encoding without merges."""
         model = {"type": "BPE", "vocab": {c: byte for byte, c in enumerate(byte_alphabet())}, "merges": []}
-        tokenizer_json.write(directory, model, BYTE_LEVEL, BYTE_LEVEL_DECODER, {EOT: self.eot_id})
+        tokenizer_json.write(directory, model, BYTE_LEVEL, BYTE_LEVEL_DECODER, self.special)
 
     @staticmethod
     def reads(tokenizer: dict) -> bool:
         """Whether a tokenizer.json has the form that `save` writes: no merges, each byte's id is the byte."""
         model, special = tokenizer["model"], tokenizer_json.special_tokens(tokenizer)
         plain = model["type"] == "BPE" and not model["merges"] and not tokenizer.get("normalizer")
-        if not plain or tokenizer.get("pre_tokenizer") != BYTE_LEVEL or special != {EOT: ByteTokenizer.eot_id}:
+        if not plain or tokenizer.get("pre_tokenizer") != BYTE_LEVEL or special != ByteTokenizer.special:
             return False
         bytes_alone = {token: i for token, i in model["vocab"].items() if token != EOT}
         return bytes_alone == {c: byte for byte, c in enumerate(byte_alphabet())}
@@ -149,7 +159,8 @@ class BPETokenizer:
         self.encoding = encoding
         self.name = encoding.name
         self.vocab_size = encoding.n_vocab
-        self.eot_id = encoding._special_tokens.get(EOT)
+        self.special = encoding._special_tokens
+        self.eot_id = self.special.get(EOT)
 
     @classmethod
     def gpt2(cls) -> "BPETokenizer":
@@ -210,7 +221,7 @@ class BPETokenizer:
         if self.encoding._pat_str == GPT2_PATTERN and len(vocab) in TIKTOKEN_NAMES:
             pre_tokenizer = GPT2_SPLIT  # as published
         model = {"type": "BPE", "vocab": vocab, "merges": pairs}
-        tokenizer_json.write(directory, model, pre_tokenizer, BYTE_LEVEL_DECODER, self.encoding._special_tokens)
+        tokenizer_json.write(directory, model, pre_tokenizer, BYTE_LEVEL_DECODER, self.special)
 
     @classmethod
     def from_json(cls, tokenizer: dict) -> "BPETokenizer":
@@ -255,6 +266,7 @@ class HFTokenizer:
         if not vocab:
             raise ValueError("the tokenizer's vocabulary is empty")
         self.vocab_size = max(vocab.values()) + 1
+        self.special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self.eot_id = next((vocab[token] for token in (eot, *EOT_NAMES) if token in vocab), None)
 
     @classmethod

@@ -22,12 +22,11 @@ GPT2_SPLIT = BYTE_LEVEL | {"use_regex": True}
 
 def write(directory: Path | str, model: dict, pre_tokenizer: dict, decoder: dict, special: dict[str, int]) -> None:
     """Writes a tokenizer.json with these parts."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": content} | flags for content, i in special.items()],
+        "added_tokens": [added_token(content, i) for content, i in special.items()],
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
@@ -35,6 +34,12 @@ def write(directory: Path | str, model: dict, pre_tokenizer: dict, decoder: dict
         "model": model,
     }
     Path(directory, FILE).write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
+def added_token(content: str, i: int) -> dict:
+    """The entry of a special token."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": i, "content": content} | flags
 
 
 def read(directory: Path | str) -> dict:

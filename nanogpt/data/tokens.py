@@ -9,6 +9,9 @@ from a start that differs from epoch to epoch, and reads every window once in a 
 
 Sample number i, counted from the start of the run, is window permute(i mod n) of epoch i // n. So step s of a run
 reads the same tokens whatever the micro-batch size or the number of processes, and resuming needs no bookkeeping.
+
+Conversations (`data_prep.chat`) fill blocks of a size that meta.json names. Every window is such a block: r is 0. Only
+the assistant's tokens are targets; `answers` finds them in the window itself.
 """
 
 import contextlib
@@ -21,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
 from nanogpt.data.files import is_count, read_json
 from nanogpt.data.tokenizer import FILE, is_nanogpts, load_tokenizer
@@ -62,6 +66,23 @@ def permute(i: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
         i[outside] = (left << half) | right
         outside = outside[i[outside] >= n]
     return i.astype(np.int64)
+
+
+def answers(tokens: np.ndarray, begin: list[int], end: int) -> np.ndarray:
+    """Which tokens of windows (B, T) are an answer of the assistant: bool (B, T), a function of each window alone.
+
+    An answer begins after the tokens `begin`, <|im_start|>assistant and a line break, and ends with the token `end`,
+    <|im_end|>, which is a part of it. Where a window starts inside a message, nothing in it says whose message that is,
+    so its tokens are no answer.
+    """
+    B, T = tokens.shape
+    places, begins = np.arange(T), np.zeros((B, T), dtype=bool)
+    if len(begin) < T:
+        begins[:, len(begin) :] = (sliding_window_view(tokens, len(begin), axis=1)[:, :-1] == begin).all(-1)
+    begun = np.maximum.accumulate(np.where(begins, places, -1), axis=1)  # the last place up to here
+    ended = np.maximum.accumulate(np.where(tokens == end, places, -1), axis=1)
+    ended = np.pad(ended[:, :-1], ((0, 0), (1, 0)), constant_values=-1)  # before here
+    return begun > ended
 
 
 @lru_cache
@@ -137,8 +158,14 @@ def check_meta(meta: dict, tokenizer: Path) -> None:
         files = counts["files"]
         if not isinstance(files, list) or not files or not all(is_name(file) for file in files):
             raise ValueError(f"{split}: files is {str(files)[:80]!r}, not a list of names in this directory")
+        if "chat" in meta and not all(is_count(counts["answers"][name], 1) for name in ("tokens", "bytes")):
+            raise ValueError(f"{split}: answers is {str(counts['answers'])[:40]!r}")
         if not isinstance(counts["sha256"], str):
             raise ValueError(f"{split}: sha256 is {str(counts['sha256'])[:40]!r}")
+    if chat := meta.get("chat"):
+        ids = [*chat["answer"], chat["end"]]
+        if not is_count(chat["block"], len(ids)) or not all(map(is_count, ids)) or len(ids) < 2:
+            raise ValueError(f"chat is {str(chat)[:80]!r}")
     most = max(1 << 20, tokenizer.stat().st_size if tokenizer.is_file() else 0)
     if not is_count(meta["vocab_size"], 1) or meta["vocab_size"] > most:
         raise ValueError(f"vocab_size is {str(meta['vocab_size'])[:40]!r}")
@@ -221,6 +248,11 @@ class TokenDataset:
                 f"{path} has {size} bytes, but its {expected} tokens of {dtype.name} need {expected * dtype.itemsize}: "
                 f"it is truncated or was changed; {again}"
             )
+        if "chat" in self.meta and block_size != (block := self.meta["chat"]["block"]):
+            raise ValueError(
+                f"the conversations in {directory} fill blocks of {block} tokens: give --block_size={block}, "
+                f"or prepare them with --block_size {block_size}"
+            )
         if expected < block_size + 1:
             raise ValueError(
                 f"block_size={block_size} is too long: {path} has {expected} tokens, enough for "
@@ -240,9 +272,18 @@ class TokenDataset:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text per token of this split, for bits per byte."""
+        """Bytes of text per token of this split that is a target, for bits per byte."""
         counts = self.meta["splits"][self.split]
+        counts = counts.get("answers", counts)
         return counts["bytes"] / counts["tokens"]
+
+    @property
+    def beginning(self) -> np.ndarray:
+        """What a run's samples continue: the first token, or the first conversation up to its first answer."""
+        if chat := self.meta.get("chat"):
+            first = self.tokens[: chat["block"]]
+            return first[: int(answers(first[None], chat["answer"], chat["end"]).argmax())]
+        return self.tokens[:1]
 
     @property
     def windows_per_epoch(self) -> int:
@@ -258,7 +299,7 @@ class TokenDataset:
             here = epochs == epoch
             key = mix(mix(np.array([seed], dtype=np.uint64)) ^ np.uint64(epoch))
             window = permute(samples[here] % n, n, key)
-            shift = int(mix(key)[0]) % T
+            shift = 0 if "chat" in self.meta else int(mix(key)[0]) % T
             # the last window always ends with the last token, so that the end of the text is learnt as well
             starts[here] = np.where(window == n - 1, last, shift + window * T)
         return starts
@@ -269,9 +310,13 @@ class TokenDataset:
         return self._windows(starts)
 
     def _windows(self, starts: np.ndarray) -> Batch:
-        tokens = torch.from_numpy(self.tokens.windows(starts, self.block_size + 1).astype(np.int64))  # (B, T + 1)
+        ids = self.tokens.windows(starts, self.block_size + 1).astype(np.int64)
+        tokens = torch.from_numpy(ids)  # (B, T + 1)
         # cloned: contiguous() would let x and y of a single window share memory, and targets are changed in place
-        return tuple(part.clone(memory_format=torch.contiguous_format) for part in (tokens[:, :-1], tokens[:, 1:]))
+        x, y = (part.clone(memory_format=torch.contiguous_format) for part in (tokens[:, :-1], tokens[:, 1:]))
+        if chat := self.meta.get("chat"):
+            y[torch.from_numpy(~answers(ids, chat["answer"], chat["end"])[:, 1:])] = -1  # ignored by the loss
+        return x, y
 
     def whole_split(self, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
         """Batches in which every token of the split is a target once; each process gets its share of them.

@@ -76,14 +76,14 @@ def write(
     native: str,
     repo: str,
     license: str,
-    prompt: str,
+    prompt: str | list[dict],
     notes: list[str],
     info: RunInfo | None,
     curve: bool,
 ) -> None:
     """Writes README.md into an export.
 
-    `native` is the transformers class, `repo` the model's name in the example, `info` that of the exported checkpoint
+    `native` is the transformers class, `repo` and `prompt` those of the example, `info` that of the exported checkpoint
     (None for a model from elsewhere); `curve` tells whether the export has a picture of its losses.
     """
     from huggingface_hub import ModelCardData

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from nanogpt import checkpoint
+from nanogpt import chat, checkpoint
 from nanogpt.data.mixture import open_data
 from nanogpt.data.pickles import first_line
-from nanogpt.data.tokenizer import FILE, CharTokenizer
+from nanogpt.data.tokenizer import END, FILE, CharTokenizer
 from nanogpt.generate import generate
 from nanogpt.hub import card, client, to_nanogpt, weights
 from nanogpt.hub.load import load
@@ -29,6 +29,7 @@ from nanogpt.model import GPT, GPTConfig
 from nanogpt.view import plot
 
 TOLERANCE = 1e-4  # of logits, in fp32
+HELLO = [{"role": "user", "content": "Hello"}]  # in the card's example
 
 
 def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None, say) -> None:
@@ -75,7 +76,7 @@ def export(
         return to
     model.to(dtype).float()  # rounded as stored
     special = special_tokens(tokenizer, model.config.vocab_size)
-    native = weights.to_transformers(model, tokenizer.eot_id, special.pad_id)
+    native = weights.to_transformers(model, next(iter(special.eos_ids), None), special.pad_id)
     ids = real_tokens(model, info)
     unverified = Path(tempfile.mkdtemp(prefix=f".tmp-{to.name}-", dir=to.parent))
     try:
@@ -86,7 +87,7 @@ def export(
             native=type(native).__name__,
             repo=name or str(to.resolve()),
             license=license,
-            prompt=tokenizer.decode(ids[0, :8].tolist()),
+            prompt=HELLO if chat.can_chat(tokenizer) else tokenizer.decode(ids[0, :8].tolist()),
             notes=special.notes,
             info=info,
             curve=source is not None and plot.curves([source.parent], unverified / card.CURVE),
@@ -138,11 +139,12 @@ class Special:
     pad_token: str | None
     pad_id: int | None
     unk_token: str | None  # at character level
+    eos_ids: list[int]  # tokens that end a text: the end-of-text token, the end of a message
     notes: list[str]
 
 
 def special_tokens(tokenizer, vocab_size: int) -> Special:
-    """The padding token is the end-of-text token, or else a new one if the model's vocabulary has room for it.
+    """The padding token is that which ends a text, or else a new one if the model's vocabulary has room for it.
 
     A character-level tokenizer has no unknown token, so a known character takes that role. Raises ValueError if the
     tokenizer has more tokens than the model.
@@ -152,7 +154,9 @@ def special_tokens(tokenizer, vocab_size: int) -> Special:
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only {vocab_size}: "
             "they do not belong together"
         )
-    pad_token, pad_id, unk_token, notes = None, tokenizer.eot_id, None, []
+    ends = dict.fromkeys((tokenizer.eot_id, tokenizer.special.get(END)))  # in this order, each once
+    eos_ids = [i for i in ends if i is not None]
+    pad_token, pad_id, unk_token, notes = None, next(iter(eos_ids), None), None, []
     if pad_id is not None:
         pad_token = tokenizer.decode([pad_id])
     elif tokenizer.vocab_size < vocab_size:
@@ -164,7 +168,7 @@ def special_tokens(tokenizer, vocab_size: int) -> Special:
     if isinstance(tokenizer, CharTokenizer):
         unk_token = next((c for c in "\ufffd \n" if c in tokenizer.characters), tokenizer.characters[0])
         notes.append(f"in transformers, characters that the model does not know are read as {unk_token!r}")
-    return Special(pad_token, pad_id, unk_token, notes)
+    return Special(pad_token, pad_id, unk_token, eos_ids, notes)
 
 
 def write(directory: Path, native, tokenizer, block_size: int, special: Special) -> None:
@@ -172,6 +176,8 @@ def write(directory: Path, native, tokenizer, block_size: int, special: Special)
     with weights.quiet():
         # not max_length, about which transformers warns whenever max_new_tokens is given
         native.generation_config.max_new_tokens = max(1, block_size // 2)
+        if len(special.eos_ids) > 1:
+            native.generation_config.eos_token_id = special.eos_ids
         native.save_pretrained(directory, state_dict=published_names(native), max_shard_size="5GB")
     config = checkpoint.read_json(directory / "config.json")
     if "rope_parameters" in config:  # transformers 4 and mlx-lm read rope_theta here and otherwise use their default
@@ -199,13 +205,15 @@ def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Specia
         contents["model"]["unk_token"] = special.unk_token
         (directory / FILE).write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
     names = ("bos_token", "eos_token", "unk_token")  # all the same token, as in GPT-2
-    tokens = {} if tokenizer.eot_id is None else dict.fromkeys(names, special.pad_token)
+    tokens = dict.fromkeys(names, special.pad_token) if special.eos_ids else {}
     if special.pad_token:
         tokens["pad_token"] = special.pad_token
     # the class with which every version of transformers reads a bare tokenizer.json
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size} | tokens
     config["clean_up_tokenization_spaces"] = False
     checkpoint.write_json(directory / "tokenizer_config.json", config)
+    if chat.can_chat(tokenizer):
+        (directory / "chat_template.jinja").write_text(chat.TEMPLATE, encoding="utf-8")
 
 
 def real_tokens(model: GPT, info: card.RunInfo | None) -> torch.Tensor:
@@ -235,6 +243,11 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: S
             hf_ids = hf_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         except Exception as error:  # whatever a third-party tokenizer raises
             raise ValueError(f"the export is wrong: transformers cannot read it ({first_line(error)})") from None
+    hello = [{"role": "user", "content": text[:8] or " "}]
+    if chat.can_chat(tokenizer):
+        rendered = hf_tokenizer.apply_chat_template(hello, return_dict=False)
+        if rendered != chat.render(tokenizer, hello).tolist():
+            raise ValueError("the export is wrong: transformers' template gives other tokens for a conversation")
     if hf_tokenizer.pad_token_id != special.pad_id:
         raise ValueError(f"the export is wrong: its padding is token {hf_tokenizer.pad_token_id}, not {special.pad_id}")
     expected_ids = tokenizer.encode(text).tolist()

@@ -1,6 +1,7 @@
 """What RUN means in every command: a run's checkpoint, or a transformers model."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +77,36 @@ def load_for_training(run: str | Path, wanted: GPTConfig, say=print) -> tuple:
     return model, tokenizer
 
 
+def make_room(model: GPT, meta: dict, config: TrainConfig) -> None:
+    """Adds the tokens that conversations have in addition (see `nanogpt.chat`) to the vocabulary of a model, in place.
+
+    They take rows of the embeddings that padded the vocabulary, with the mean of the others (Hewitt 2021, "Initializing
+    New Word Embeddings for Pretrained Language Models"). Raises ValueError if there is no room.
+    """
+    old, new, room = model.config.vocab_size, meta["vocab_size"], model.config.padded_vocab_size
+    if "chat" not in meta or new <= old:
+        return
+    if new > room:
+        raise ValueError(
+            f"{config.data} has {new:,} tokens, and the embeddings of init_from={config.init_from} have room for "
+            f"{room:,}: prepare the data with that model's tokenizer, or start from a model with a smaller vocabulary"
+        )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in ("wte.weight", "lm_head.weight"):
+                weight[old:new] = weight[:old].mean(0)
+    model.config = replace(model.config, vocab_size=new)
+
+
 def check_tokenizer(expected, tokenizer, tokens: np.ndarray, config: TrainConfig) -> None:
     """Raises ValueError if the data's `tokenizer` is not the `expected` one of the model to fine-tune."""
-    text = tokenizer.decode(tokens)
+    text = tokenizer.decode(tokens[~np.isin(tokens, list(tokenizer.special.values()))])
     try:
         same = np.array_equal(tokenizer.encode(text), expected.encode(text))
     except ValueError:  # a character that it does not know
         same = False
-    if not same:
+    known = expected.special
+    if not same or any(known.get(token, max(i, expected.vocab_size)) != i for token, i in tokenizer.special.items()):
         raise ValueError(
             f"{config.data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of "
             f"init_from={config.init_from}: prepare the data with that model's tokenizer"

@@ -2,11 +2,13 @@ import json
 import random
 import re
 
+import conversations
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data_prep import documents, python_stdlib, writer
+from data_prep.chat import prepare as prepare_chat
 from data_prep.merge import merge
 from data_prep.text import prepare
 from data_prep.train_tokenizer import train
@@ -301,3 +303,11 @@ def test_tiny_shakespeare_has_no_copies_and_no_leaks(tmp_path, shakespeare, gpt2
 def test_pythons_standard_library_has_nothing_to_warn_of(tmp_path):
     python_stdlib.prepare(tmp_path / "data", 1024, say=lambda text: None)
     assert report(tmp_path / "data")[1] == []
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "char"])
+def test_conversations_are_not_taken_for_another_tokenizers(tmp_path, tokenizer):
+    inputs = conversations.write(tmp_path / "in.jsonl", conversations.talks())
+    prepare_chat([inputs], tmp_path / "data", tokenizer, 128, say=lambda text: None)
+    shown, warnings = report(tmp_path / "data", block_size=128)
+    assert "<|im_" in shown and not any("another tokenizer" in warning for warning in warnings)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
-from nanogpt.data.tokens import TokenDataset, Tokens, permute
+from nanogpt.data.tokens import TokenDataset, Tokens, answers, permute
 
 
 def numbered(directory, tokens: int, block_size: int, split: str = "train") -> TokenDataset:
@@ -348,3 +348,38 @@ def test_inputs_and_targets_never_share_memory(tmp_path, batch_size):
         before = x.clone()
         y.fill_(-1)
         assert torch.equal(x, before) and x.is_contiguous() and y.is_contiguous()
+
+
+def answers_one_by_one(window: list[int], begin: list[int], end: int) -> list[bool]:
+    found, inside = [], False
+    for place, token in enumerate(window):
+        inside = inside or (place >= len(begin) and window[place - len(begin) : place] == begin)
+        found.append(inside)
+        inside = inside and token != end
+    return found
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=9, max_size=9), min_size=1, max_size=3), st.integers(1, 3))
+def test_answers_are_found_in_any_window_also_in_one_that_starts_inside_a_message(rows, length):
+    begin = [2, 0, 1][:length]  # as in <|im_start|>assistant: the first token is in no text
+    tokens = np.array(rows)
+    expected = [answers_one_by_one(row, begin, 3) for row in rows]
+    assert answers(tokens, begin, 3).tolist() == expected
+
+
+@pytest.mark.parametrize("chat", [{"block": 4}, {"answer": [], "end": 3}, {"answer": [1, -2], "end": 3}, {"end": "x"}])
+def test_damaged_meta_data_of_conversations_is_one_line(tmp_path, chat):
+    numbered(tmp_path, 17, block_size=16)
+    change(tmp_path, "train", answers={"tokens": 5, "bytes": 5})
+    change(tmp_path, "val", answers={"tokens": 5, "bytes": 5})
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    good = {"block": 16, "answer": [1, 2, 3, 4], "end": 5}
+    (tmp_path / "meta.json").write_text(json.dumps(meta | {"chat": good}))
+    assert TokenDataset(tmp_path, "train", 16).batch(0, 0, 1)[1].tolist() == [[-1] * 4 + [5] + [-1] * 11]
+    (tmp_path / "meta.json").write_text(json.dumps(meta | {"chat": good | chat}))
+    with pytest.raises(ValueError, match=r"meta\.json is damaged .*chat is"):
+        TokenDataset(tmp_path, "train", 16)
+    change(tmp_path, "val", answers={"tokens": 5, "bytes": 0})
+    (tmp_path / "meta.json").write_text(json.dumps(json.loads((tmp_path / "meta.json").read_text()) | {"chat": good}))
+    with pytest.raises(ValueError, match=r"val: answers is"):
+        TokenDataset(tmp_path, "train", 16)

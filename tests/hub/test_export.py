@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conversations
 import pytest
 import torch
 import transformers
@@ -17,8 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import nanogpt.hub.load
 from data_prep import writer
-from nanogpt import GPT, checkpoint
-from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer, HFTokenizer, load_tokenizer
+from nanogpt import GPT, chat, checkpoint
+from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, HFTokenizer, load_tokenizer
 from nanogpt.generate import generate
 from nanogpt.hub import card, export, weights
 from nanogpt.hub.load import load
@@ -430,3 +431,29 @@ def test_any_hugging_face_tokenizer_travels_along(tmp_path):
     assert (hf_tokenizer.eos_token, hf_tokenizer.eos_token_id) == ("</s>", 0)
     assert pipeline("text-generation", str(to))("the king")[0]["generated_text"].startswith("the king")
     assert load(to)[1].eot_id == 0
+
+
+def test_transformers_answers_conversations_as_the_model_does(chat_run, tmp_path, capsys):
+    to = export.export(chat_run, tmp_path / "export")
+    model, tokenizer, _ = load(chat_run)
+    messages = conversations.talk("101?")
+    expected = "".join(chat.answer(model, tokenizer, messages, 20, temperature=0))
+    talk = transformers.pipeline("text-generation", str(to))
+    reply = talk(messages, do_sample=False, max_new_tokens=20)[0]["generated_text"]
+    assert reply == [*messages, {"role": "assistant", "content": expected}] and expected == "yes"
+    assert talk.tokenizer.eos_token == "<|im_end|>" and "'role': 'user'" in (to / "README.md").read_text()
+
+
+def test_texts_end_at_the_end_of_a_message_as_well(tmp_path):
+    tokenizer = chat.add_tokens(ByteTokenizer())
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["qwen3"], vocab_size=259), tokenizer)
+    to = export.export(tmp_path / "run", tmp_path / "export", say=lambda text: None)
+    assert json.loads((to / "generation_config.json").read_text())["eos_token_id"] == [256, 258]
+    assert json.loads((to / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
+
+
+def test_a_template_that_gives_other_tokens_is_noticed(chat_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "TEMPLATE", chat.TEMPLATE.replace("<|im_end|>\n'", "<|im_end|>'"))
+    with pytest.raises(ValueError, match="template gives other tokens for a conversation"):
+        export.export(chat_run, tmp_path / "export")
+    assert not (tmp_path / "export").exists()

@@ -87,6 +87,7 @@ def test_every_recipe_that_trains_states_a_loss():
         ("pretrain", 0.03),
         ("gpt2", 0.02),
         ("finetune_shakespeare", 0.03),
+        ("chat", 0.05),  # one run; the spread of seeds is not measured
         ("python_stdlib", 0.15),  # with another Python it is another text
         pytest.param("shakespeare_nanogpt", 0.02, marks=pytest.mark.long),
     ],

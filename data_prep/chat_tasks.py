@@ -1,0 +1,114 @@
+"""Made-up conversations about sums, spelling and dates: thousands of them in seconds, without a network.
+
+    python -m data_prep.chat_tasks                        # into data/chat_tasks
+    python -m data_prep.chat_tasks --ask out/chat         # the share of right answers to those for validation
+
+Each question occurs once, so that the model has seen none of the questions for validation. One or two of them make a
+conversation, and a third of the conversations begin with a message of the system.
+"""
+
+import json
+import random
+import string
+from datetime import date, timedelta
+from pathlib import Path
+
+from data_prep import chat as chat_prep
+from data_prep import text
+from data_prep.split import Split
+from nanogpt import chat
+from nanogpt.commands.options import pick_device
+from nanogpt.config import OneLineParser, user_errors
+from nanogpt.hub.load import load
+from nanogpt.model import GPT
+
+CONVERSATIONS = "conversations.jsonl"
+BLOCK = 160
+
+
+def sums(chance: random.Random) -> tuple[str, str]:
+    a, b = chance.randrange(100), chance.randrange(100)
+    return f"What is {a} + {b}?", str(a + b)
+
+
+def spelling(chance: random.Random) -> tuple[str, str]:
+    word = "".join(chance.choice(("aeiou", string.ascii_lowercase)[i % 2]) for i in range(chance.randint(3, 7)))
+    return f"Spell {word}.", "-".join(word)
+
+
+def dates(chance: random.Random) -> tuple[str, str]:
+    day = date(2000, 1, 1) + timedelta(chance.randrange(30 * 365))
+    return f"What is the day after {spoken(day)}?", spoken(day + timedelta(1))
+
+
+def spoken(day: date) -> str:
+    return f"{day.day} {day:%b} {day.year}"
+
+
+def conversations(questions: int = 8000, seed: int = 1) -> list[list[dict]]:
+    """So many different questions, in conversations; the same for the same seed."""
+    chance, asked = random.Random(seed), {}
+    while len(asked) < questions:
+        question, answer = (sums, sums, spelling, dates)[len(asked) % 4](chance)
+        asked.setdefault(question, answer)
+    rest, found = list(asked.items()), []
+    chance.shuffle(rest)
+    while rest:
+        messages = [{"role": "system", "content": "Be brief."}] if chance.random() < 1 / 3 else []
+        for question, answer in (rest.pop() for _ in range(min(len(rest), chance.randint(1, 2)))):
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        found.append(messages)
+    return found
+
+
+def prepare(out: Path | str = "data/chat_tasks", tokenizer="bytes", block_size: int = BLOCK, say=print) -> dict:
+    """Prepares the data directory `out` and returns its meta data."""
+    path = Path(out, CONVERSATIONS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations()))
+    return chat_prep.prepare([str(path)], out, tokenizer, block_size, say=say)
+
+
+def held_out(data: Path | str) -> list[list[dict]]:
+    """The conversations for validation."""
+    corpus = chat_prep.Conversations([str(Path(data, CONVERSATIONS))])
+    split = Split(corpus, text.default_val_fraction(corpus))
+    return [messages for piece, messages, _ in corpus.conversations() if not split.boundary(piece)]
+
+
+def accuracy(model: GPT, tokenizer, data: Path | str) -> dict[str, tuple[int, int]]:
+    """Right and all answers to the questions of `held_out`, by kind; greedy, each after the conversation before it."""
+    counts = {"sums": (0, 0), "spelling": (0, 0), "dates": (0, 0)}
+    for messages in held_out(data):
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                question = messages[i - 1]["content"]
+                kind = "spelling" if question.startswith("Spell") else "dates" if "day" in question else "sums"
+                said = "".join(chat.answer(model, tokenizer, messages[:i], 40, temperature=0))
+                right, asked = counts[kind]
+                counts[kind] = right + (said == message["content"]), asked + 1
+    return counts
+
+
+def main() -> None:
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument("--out", default="data/chat_tasks", metavar="DIR", help="default: data/chat_tasks")
+    parser.add_argument("--tokenizer", default="bytes", metavar="T", help="as for data_prep.chat")
+    parser.add_argument("--block_size", type=int, default=BLOCK, metavar="N", help=f"tokens of a block ({BLOCK})")
+    parser.add_argument("--ask", metavar="RUN", help="ask this model the questions for validation, instead")
+    with user_errors("stopped"):
+        args = parser.parse_args()
+        if not args.ask:
+            prepare(args.out, args.tokenizer, args.block_size)
+            print(f"next: accelerate launch recipes/chat.py --data {args.out} --block_size={args.block_size}")
+            return
+        model, tokenizer, _ = load(args.ask, pick_device("auto"))
+        chat.require(tokenizer, args.ask)
+        counts = accuracy(model, tokenizer, args.out)
+        right, asked = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
+        kinds = ", ".join(f"{kind} {100 * n / max(total, 1):.1f} %" for kind, (n, total) in counts.items())
+        print(f"{100 * right / asked:.1f} % of {asked} answers are right: {kinds}")
+
+
+if __name__ == "__main__":
+    main()

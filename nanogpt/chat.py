@@ -1,0 +1,99 @@
+r"""Conversations as tokens, in the format ChatML, and a model's answers to them.
+
+    <|im_start|>user
+    What is 2 + 2?<|im_end|>
+    <|im_start|>assistant
+    4<|im_end|>
+
+A message is {"role": "system", "user" or "assistant", "content": its text}. White space around the content is dropped.
+`START` and `END` are special tokens, which no text can spell. `TEMPLATE` renders the same text in transformers.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from nanogpt.data import tokenizer_json
+from nanogpt.data.tokenizer import END, FILE, START, load_tokenizer
+from nanogpt.generate import stream, stream_text, until
+from nanogpt.model import GPT
+
+ROLES = ("system", "user", "assistant")
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def can_chat(tokenizer) -> bool:
+    return {START, END} <= tokenizer.special.keys()
+
+
+def require(tokenizer, run: str) -> None:
+    """Raises ValueError if the tokenizer of `run` has no tokens for conversations."""
+    if not can_chat(tokenizer):
+        raise ValueError(f"{run} was not trained on conversations: its tokenizer has no {START}; see recipes/chat.py")
+
+
+def add_tokens(tokenizer):
+    """The tokenizer with START and END; where it lacks them, they follow its other tokens."""
+    missing = [token for token in (START, END) if token not in tokenizer.special]
+    if not missing:
+        return tokenizer
+    with TemporaryDirectory() as directory:
+        tokenizer.save(directory)
+        parts = tokenizer_json.read(directory)
+        added = [tokenizer_json.added_token(token, tokenizer.vocab_size + i) for i, token in enumerate(missing)]
+        parts["added_tokens"] = [*(parts.get("added_tokens") or []), *added]
+        Path(directory, FILE).write_text(json.dumps(parts), encoding="utf-8")
+        return load_tokenizer(directory)
+
+
+def render(tokenizer, messages: list[dict]) -> np.ndarray:
+    """The tokens of a conversation, int64."""
+    parts, after = [], tokenizer.encode("\n")
+    for message in messages:
+        text = tokenizer.encode(f"{message['role']}\n{message['content'].strip()}")
+        parts += [[tokenizer.special[START]], text, [tokenizer.special[END]], after]
+    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+
+def answer_begin(tokenizer) -> list[int]:
+    """The tokens after which an answer follows."""
+    return [tokenizer.special[START], *tokenizer.encode("assistant\n").tolist()]
+
+
+def prompt(tokenizer, messages: list[dict], length: int) -> np.ndarray:
+    """The tokens of a conversation up to the place of the next answer, `length` at most.
+
+    A question and its answer after the other are left out, from the oldest on, until the rest fits; the system's
+    message stays. Raises ValueError if the last message is too long.
+    """
+    first = messages[:1] if messages[0]["role"] == "system" else []
+    rest = messages[len(first) :]
+    while True:
+        ids = np.concatenate([render(tokenizer, first + rest), answer_begin(tokenizer)])
+        if len(ids) <= length:
+            return ids
+        if len(rest) < 3:
+            raise ValueError(f"the message is too long: {len(ids)} tokens, where the context has room for {length}")
+        rest = rest[2:]
+
+
+def answer(model: GPT, tokenizer, messages: list[dict], max_new_tokens: int, **options) -> Iterator[str]:
+    """Yields the answer to a conversation in pieces; `options` are those of `nanogpt.generate.stream`.
+
+    Half of the context at least is for the conversation, the rest of it limits the answer. Raises ValueError at the
+    first piece, see `prompt`.
+    """
+    block_size, end = model.config.block_size, tokenizer.special[END]
+    ids = prompt(tokenizer, messages, block_size - min(max_new_tokens, block_size // 2))
+    idx = torch.from_numpy(ids).to(model.wte.weight.device)[None]
+    drawn = stream(model, idx, min(max_new_tokens, block_size - len(ids)), eos_id=end, **options)
+    yield from stream_text(tokenizer, until(end, (token.item() for token in drawn)), ids.tolist())

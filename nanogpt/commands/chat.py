@@ -1,0 +1,59 @@
+"""`nanogpt chat RUN`: a conversation with a model that was trained on conversations.
+
+A line is a message; Ctrl-D ends. Piped lines are answered one after the other, as one conversation.
+"""
+
+import sys
+from argparse import ArgumentParser
+
+import torch
+
+from nanogpt import chat
+from nanogpt.commands.options import add_device, add_run, add_sampling, note, pick_device, sampling_options
+from nanogpt.config import visible
+from nanogpt.cpu import pack
+from nanogpt.hub.load import load
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    add_run(command)
+    add_device(command)
+    command.add_argument("--system", metavar="TEXT", help="the system's message, before the first one")
+    add_sampling(command, max_new_tokens=200)
+
+
+def run(args) -> None:
+    """Answers line by line; the oldest exchanges are forgotten when the context is full."""
+    model, tokenizer, _ = load(args.RUN, pick_device(args.device), getattr(torch, args.dtype), args.checkpoint, note)
+    chat.require(tokenizer, args.RUN)
+    model, shown, terminal = pack(model), str if args.raw else visible, sys.stdin.isatty()
+    messages = [{"role": "system", "content": args.system}] if args.system else []
+    if terminal:
+        note("each line is a message; Ctrl-D ends")
+    while (line := read(terminal)) is not None:
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line})
+        pieces = []
+        try:
+            for piece in chat.answer(model, tokenizer, messages, args.max_new_tokens, **sampling_options(args)):
+                print(shown(piece), end="", flush=True)
+                pieces.append(piece)
+        except ValueError as error:  # too long, or a character that the model does not know
+            if not terminal:
+                raise
+            note(str(error))
+            messages.pop()
+            continue
+        print(flush=True)
+        messages.append({"role": "assistant", "content": "".join(pieces)})
+
+
+def read(terminal: bool) -> str | None:
+    """The next line; None at the end."""
+    try:
+        return input("> " if terminal else "")
+    except EOFError:
+        if terminal:
+            print()
+        return None

@@ -1,0 +1,45 @@
+"""A model that answers: trained on conversations, of which the assistant's tokens alone count.
+
+    accelerate launch recipes/chat.py  # validation loss 0.172
+    python -m data_prep.chat_tasks --ask out/chat
+    nanogpt chat out/chat
+
+The made-up conversations of data_prep/chat_tasks.py need no network. Of the 825 questions for validation, which are in
+no conversation for training, it answers 55.9 % right: spelling 100 %, dates 98 %, sums 9 %.
+
+To fine-tune a model on conversations of your own, prepare them with its tokenizer (docs/chat.md). Of the model's
+settings only block_size, dropout and gradient_checkpointing count then:
+
+    python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --block_size 256 --out data/mine_chat
+    accelerate launch recipes/chat.py --init_from=out/mine --data=data/mine_chat --block_size=256
+    accelerate launch recipes/chat.py --init_from=gpt2 --data=data/gpt2_chat --block_size=512 --batch_size=4 \\
+        --optimizer=adamw --learning_rate=5e-5 --beta1=0.9
+"""
+
+from data_prep import chat_tasks
+from nanogpt import GPTConfig, TrainConfig
+from nanogpt.train import main
+
+MODEL = GPTConfig(
+    **{"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True},
+    **{"block_size": chat_tasks.BLOCK, "n_layer": 3, "n_head": 4, "n_embd": 96, "n_inner": 256},
+)
+TRAIN = TrainConfig(
+    out_dir="out/chat",
+    data="data/chat_tasks",
+    batch_size=16,
+    max_iters=600,
+    eval_interval=200,
+    optimizer="muon",
+    muon_momentum=0.9,
+    learning_rate=0.01,
+    beta1=0.8,
+    weight_decay=0.0,
+    lr_schedule="linear",
+    warmup_iters=0,
+    min_lr=0.0,
+    exportable=True,
+)
+
+if __name__ == "__main__":
+    main(MODEL, TRAIN, prepare=chat_tasks.prepare)

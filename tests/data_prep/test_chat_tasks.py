@@ -1,0 +1,59 @@
+"""Made-up conversations: right answers, questions for validation that are in no other conversation."""
+
+import re
+from datetime import datetime, timedelta
+
+import pytest
+from texts import silent
+
+from data_prep import chat_tasks
+from nanogpt import chat
+
+
+def questions(conversations: list[list[dict]]) -> list[str]:
+    return [message["content"] for messages in conversations for message in messages if message["role"] == "user"]
+
+
+def right(question: str) -> str:
+    """The answer to a question, found in another way."""
+    if found := re.fullmatch(r"What is (\d+) \+ (\d+)\?", question):
+        return f"{int(found[1]) + int(found[2])}"
+    if found := re.fullmatch(r"Spell (\w+)\.", question):
+        return re.sub(r"(?<=\w)(?=\w)", "-", found[1])
+    day = datetime.strptime(re.fullmatch(r"What is the day after (.*)\?", question)[1], "%d %b %Y") + timedelta(days=1)
+    return day.strftime("%d %b %Y").lstrip("0")
+
+
+def test_questions_differ_and_answers_are_right():
+    found = chat_tasks.conversations(400)
+    assert found == chat_tasks.conversations(400) != chat_tasks.conversations(400, seed=2)
+    asked = questions(found)
+    assert len(set(asked)) == len(asked) == 400
+    answers = [m["content"] for messages in found for m in messages if m["role"] == "assistant"]
+    assert [right(question) for question in asked] == answers
+
+
+def test_held_out_questions_are_in_no_conversation_for_training(tmp_path, monkeypatch):
+    few = chat_tasks.conversations(300)
+    monkeypatch.setattr(chat_tasks, "conversations", lambda: few)
+    meta = chat_tasks.prepare(tmp_path, say=silent)
+    held = chat_tasks.held_out(tmp_path)
+    assert len(held) == meta["splits"]["val"]["documents"] >= 2
+    assert not set(questions(held)) & set(questions([messages for messages in few if messages not in held]))
+
+
+@pytest.mark.parametrize("kind, word", [("sums", "+"), ("spelling", "Spell"), ("dates", "day")])
+def test_accuracy_counts_right_answers_by_kind(tmp_path, monkeypatch, kind, word):
+    few = chat_tasks.conversations(300)
+    monkeypatch.setattr(chat_tasks, "conversations", lambda: few)
+    chat_tasks.prepare(tmp_path, say=silent)
+
+    def answer(model, tokenizer, messages, most, **options):
+        last = messages[-1]["content"]
+        yield right(last) if word in last else "something else"
+
+    monkeypatch.setattr(chat, "answer", answer)
+    counts = chat_tasks.accuracy(None, None, tmp_path)
+    assert sum(asked for _, asked in counts.values()) == len(questions(chat_tasks.held_out(tmp_path)))
+    assert {name for name, (good, _) in counts.items() if good} == {kind}
+    assert counts[kind][0] == counts[kind][1]
