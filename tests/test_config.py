@@ -50,7 +50,7 @@ def test_nanogpts_command_line_works_as_it_stands():
     "argv, message",
     [
         (["--n_leyer=3"], "unknown flag --n_leyer: did you mean --n_layer?"),
-        (["--frobnicate"], "unknown flag --frobnicate: --help lists them all"),
+        (["--xyzzy"], "unknown flag --xyzzy: --help lists them all"),
         (["--n_layer=four"], "--n_layer=four: expected an integer"),
         (["--n_layer=4.5"], "--n_layer=4.5: expected an integer"),
         (["--learning_rate=fast"], "--learning_rate=fast: expected a number"),
