@@ -95,10 +95,13 @@ def fp32_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args, **o
 def pack(model: GPT, smallest: int = 10_000_000) -> GPT:
     """Packs the weights of a model on the CPU for sampling, in place. A packed model cannot be trained.
 
-    Models with fewer than `smallest` parameters stay as they are: they fit into the cache, so they gain nothing.
+    Models with fewer than `smallest` parameters stay as they are: they fit into the cache, so they gain nothing. So do
+    models in bf16 where the CPU has no AVX-512 or the like, without which oneDNN packs no bf16.
     """
-    small = model.get_num_params() < smallest
-    if small or model.wte.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    small, weight = model.get_num_params() < smallest, model.wte.weight
+    if small or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return model
+    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return model
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

@@ -156,6 +156,15 @@ def test_a_packed_model_gives_the_same_logits_loss_and_tokens(case):
     assert in_bf16.shape == (3, 16)
 
 
+@needs_onednn
+def test_where_the_cpu_packs_no_bf16_a_model_in_bf16_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    config = CASES["qwen3, untied"]
+    in_bf16, in_fp32 = (pack(make_model(config).to(dtype), smallest=0) for dtype in (torch.bfloat16, torch.float32))
+    assert not any(isinstance(module, PackedLinear) for module in in_bf16.modules())
+    assert any(isinstance(module, PackedLinear) for module in in_fp32.modules())
+
+
 def test_a_small_model_is_not_packed():
     assert not any(isinstance(module, PackedLinear) for module in pack(make_model(CASES["gpt2"])).modules())
 
