@@ -23,6 +23,7 @@ import types
 import typing
 from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -117,6 +118,7 @@ INCIDENTAL = set(
 NOT_REPEATED = {"out_dir", "resume", *(field.name for field in dataclasses.fields(Actions))}
 
 
+@lru_cache
 def field_help(cls: type) -> dict[str, str]:
     """The comment behind each field of a dataclass, by field name: one source for readers and for --help."""
     found = dict.fromkeys((field.name for field in dataclasses.fields(cls)), "")

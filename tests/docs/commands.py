@@ -79,6 +79,7 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
     return next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), {})
 
 
+@lru_cache
 def recipe_flags() -> set[str]:
     return flags_of(settings_parser(GPTConfig(), TrainConfig(), ""))
 

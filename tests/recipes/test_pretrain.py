@@ -90,6 +90,7 @@ def test_flags_override_what_follows_and_a_models_flag_counts_for_the_rest(data,
     assert short["tokens_per_step"] % 16 == 0
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_text(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = "--depth=1 --aspect_ratio=8 --batch_size=1 --gradient_accumulation_steps=1 --eval_iters=1".split()
