@@ -181,9 +181,9 @@ def run(program: str, *words: str) -> tuple[int, str]:
     return 0, said.getvalue()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
 @given(st.randoms(use_true_random=True))
-@pytest.mark.slow
 def test_no_traceback_and_three_lines_at_most(place, chance):
     words = command_line(chance)
     code, said = run(*words)
