@@ -6,7 +6,9 @@ import struct
 import zlib
 
 import pytest
+import safetensors
 import torch
+from packaging.version import Version
 from test_checkpoint import CONFIG, save, trained
 
 from nanogpt import checkpoint
@@ -192,6 +194,8 @@ def test_a_sealed_configuration_of_wrong_types_is_one_line(tmp_path, config):
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn])
 def test_sealed_tensors_of_wrong_types_are_one_line(tmp_path, dtype):
+    if dtype.is_complex and Version(safetensors.__version__) < Version("0.7"):
+        pytest.skip("this safetensors writes no complex numbers")
     path = save(tmp_path, 1, *trained(1))
     tensors = {key: tensor.to(dtype) for key, tensor in checkpoint.read_tensors(path / "model.safetensors").items()}
     checkpoint.write_tensors(path / "model.safetensors", tensors)
