@@ -83,7 +83,7 @@ def main(rank: int, world: int, port: str, directory: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{port}", rank=rank, world_size=world)
     optim.SHARED_FROM = 25
-    print(json.dumps(compare(directory)), flush=True)
+    os.write(1, f"{json.dumps(compare(directory))}\n".encode())  # at once: the others print too
     dist.destroy_process_group()
 
 
