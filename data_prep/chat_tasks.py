@@ -18,7 +18,7 @@ from data_prep import text
 from data_prep.split import Split
 from nanogpt import chat
 from nanogpt.commands.options import pick_device
-from nanogpt.config import OneLineParser, user_errors
+from nanogpt.config import OneLineParser, user_errors, within
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
 
@@ -91,10 +91,12 @@ def accuracy(model: GPT, tokenizer, data: Path | str) -> dict[str, tuple[int, in
 
 
 def main() -> None:
+    """Reads the command line; makes the data, or asks a model."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--out", default="data/chat_tasks", metavar="DIR", help="default: data/chat_tasks")
     parser.add_argument("--tokenizer", default="bytes", metavar="T", help="as for data_prep.chat")
-    parser.add_argument("--block_size", type=int, default=BLOCK, metavar="N", help=f"tokens of a block ({BLOCK})")
+    size = {"type": within(int, 16, 2**24), "default": BLOCK, "metavar": "N", "help": f"tokens of a block ({BLOCK})"}
+    parser.add_argument("--block_size", **size)
     parser.add_argument("--ask", metavar="RUN", help="ask this model the questions for validation, instead")
     with user_errors("stopped"):
         args = parser.parse_args()

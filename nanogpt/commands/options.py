@@ -42,6 +42,7 @@ def run_recipe(recipe: str, flags: list[str]) -> None:
 
 
 def add_sampling(command: ArgumentParser, max_new_tokens: int) -> None:
+    """Adds what `sampling_options` reads, and what else `nanogpt sample` and `nanogpt chat` share."""
     command.add_argument(
         "--max_new_tokens", type=within(int, 1, 10**7), default=max_new_tokens, metavar="N", help="tokens to add"
     )

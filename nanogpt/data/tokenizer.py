@@ -108,12 +108,12 @@ class CharTokenizer:
     @staticmethod
     def reads(tokenizer: dict) -> bool:
         """Whether a tokenizer.json has the form that `save` writes: single characters with ids from 0 on."""
-        special, n = tokenizer_json.special_tokens(tokenizer), len(tokenizer["model"]["vocab"])
         if tokenizer["model"]["type"] != "WordLevel" or tokenizer.get("pre_tokenizer") != EVERY_CHARACTER:
             return False
-        vocab = tokenizer["model"]["vocab"]
+        vocab, special = tokenizer["model"]["vocab"], tokenizer_json.special_tokens(tokenizer)
+        n = len(vocab)
         plain = not tokenizer.get("normalizer") and special in ({}, {START: n, END: n + 1})
-        return plain and sorted(vocab.values()) == list(range(len(vocab))) and all(len(token) == 1 for token in vocab)
+        return plain and sorted(vocab.values()) == list(range(n)) and all(len(token) == 1 for token in vocab)
 
 
 class ByteTokenizer:

@@ -1,8 +1,8 @@
 """A run that is killed again and again, for test_kill.py: `python lives.py KILLS SEED`, in a directory with `data/`.
 
 Each life is a fork of this process, which has everything imported and has not computed anything: a life starts in a
-tenth of a second. Half of the kills wait for a save to begin and strike within it. After each, what has a
-checkpoint's name must be whole.
+tenth of a second. Half of the kills wait for a save to begin and strike within it, a quarter wait until one is done, so
+that a slow machine gets on as well. After each, what has a checkpoint's name must be whole.
 """
 
 import os
@@ -41,10 +41,10 @@ def saving() -> bool:
     return any(OUT.glob(".tmp-*-step-*"))
 
 
-def kill(pid: int, chance: random.Random, in_a_save: bool) -> bool:
+def kill(pid: int, chance: random.Random, in_a_save: bool, after_a_save: bool) -> bool:
     """Kills a life at a random moment after its first new step; returns whether a save was under way."""
     metrics = OUT / "metrics.jsonl"
-    began = time.monotonic()
+    began, last = time.monotonic(), checkpoint.steps(OUT)[-1:]
     before = None
     while time.monotonic() < began + 30:
         size = metrics.stat().st_size if metrics.exists() else 0
@@ -57,6 +57,8 @@ def kill(pid: int, chance: random.Random, in_a_save: bool) -> bool:
             pass
         time.sleep(chance.random() * 0.015)
     else:
+        while after_a_save and checkpoint.steps(OUT)[-1:] == last and time.monotonic() < began + 30:
+            time.sleep(0.001)
         time.sleep(chance.random() * 0.3)
     hit = saving()
     os.kill(pid, signal.SIGKILL)
@@ -69,7 +71,7 @@ def main(kills: int, seed: int) -> None:
     hits, step = 0, 0
     for i in range(kills):
         pid = live(out_dir=str(OUT), max_iters=10_000, eval_interval=2)
-        hits += kill(pid, chance, in_a_save=i % 2 == 0)
+        hits += kill(pid, chance, in_a_save=i % 2 == 0, after_a_save=i % 4 == 1)
         for there in checkpoint.steps(OUT):
             assert checkpoint.check(there) is None, f"{there}: {checkpoint.check(there)}"
         if checkpoint.steps(OUT):

@@ -19,7 +19,7 @@ def test_a_run_killed_fifty_times_ends_as_the_one_that_was_left_alone(tmp_path, 
     assert done.returncode == 0, done.stderr
     hits, steps = map(int, re.search(r"kills 50, (\d+) of them in a save; steps (\d+)", done.stdout).groups())
     assert hits >= 15
-    assert steps > 25  # it gets on between the kills, on a slow machine too
+    assert steps > 50
     assert "is damaged" not in done.stdout
     killed, calm = tmp_path / "out" / "killed", tmp_path / "out" / "calm"
     for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
