@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nanogpt.cache import KVCache, StaticKVCache
 from nanogpt.data.tokenizer import END
-from nanogpt.model import GPT, KVCache
+from nanogpt.model import GPT
 
 
 def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
@@ -37,6 +38,11 @@ def sampling_kernels(device: torch.device) -> AbstractContextManager:
     return sdpa_kernel(kernels) if device.type == "cuda" else nullcontext()
 
 
+def next_logits(model: GPT, idx: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+    """Logits (B, V) of the token after idx (B, T), which continues what is in the cache."""
+    return model(idx, cache=cache, logits_to_keep=1)[:, -1].float()
+
+
 @torch.inference_mode()
 def stream(
     model: GPT,
@@ -49,6 +55,7 @@ def stream(
     seed: int | None = None,
     eos_id: int | None = None,
     use_cache: bool = True,
+    compile: bool = False,
 ) -> Iterator[torch.Tensor]:
     """Continues the prompts idx (B, T), yielding the next token of each (B,) as soon as it is drawn.
 
@@ -59,24 +66,31 @@ def stream(
     The context never exceeds block_size: when it is full, its older half is dropped and the newer half is read again
     from position 0. (Dropping a single token, as nanoGPT does, would change every position and so cost a full pass per
     token.) `use_cache=False` reads the context again for every token, with the same result; tests compare the two.
+
+    With `compile` the prompt is read as it is, and the step for a single token is compiled once for all lengths.
     """
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty: give at least one token")
     block_size = model.config.block_size
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
     context = idx[:, -block_size:]
-    weights = model.wte.weight
-    room = min(block_size, context.size(1) + max_new_tokens)
-    cache = KVCache(model.config, idx.size(0), weights.device, weights.dtype, room) if use_cache else None
-    unread = context
+    weight, make_cache = model.wte.weight, StaticKVCache if compile else KVCache
+    # what is compiled must not depend on the prompt's length
+    room = block_size if compile else min(block_size, context.size(1) + max_new_tokens)
+    cache = make_cache(model.config, idx.size(0), weight.device, weight.dtype, room) if use_cache else None
+    # on a GPU one CUDA graph instead of hundreds of launches, which take longer than the kernels of a small model
+    decode = torch.compile(next_logits, mode="reduce-overhead", dynamic=False) if compile and use_cache else next_logits
+    unread, step = context, next_logits
     ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         if context.size(1) > block_size:
             context = unread = context[:, -max(1, block_size // 2) :]
             if cache is not None:
-                cache.length = 0
+                cache.clear()
+            step = next_logits
         with sampling_kernels(idx.device):
-            logits = model(unread if use_cache else context, cache=cache, logits_to_keep=1)[:, -1].float()
+            logits = step(model, unread if use_cache else context, cache)
+        step = decode
         if temperature == 0:
             unread = logits.argmax(-1, keepdim=True)
         else:

@@ -9,7 +9,7 @@ Each field of `GPTConfig` can be set on its own; the families are two points in 
     >>> loss = gpt2(torch.zeros(1, 8, dtype=torch.long), targets=torch.zeros(1, 8, dtype=torch.long))
 
 To read it, begin with `GPT.forward`: embeddings, the blocks, the logits or the loss. A `Block` adds the output of
-`CausalSelfAttention` and of `MLP` to its input. `KVCache` is for sampling only, `rope_tables` for position="rope" only.
+`CausalSelfAttention` and of `MLP` to its input. Sampling passes a `cache` (nanogpt/cache.py) through all of them.
 
 Weights are named as in nanoGPT (`h.0.attn.c_attn.weight`, …) and stored as torch's Linear stores them: (out, in).
 
@@ -114,27 +114,6 @@ class GPTConfig:
         return VOCAB_MULTIPLE * math.ceil(self.vocab_size / VOCAB_MULTIPLE)
 
 
-class KVCache:
-    """Keys and values of the tokens read so far, allocated once so that no tensor grows while sampling."""
-
-    def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None, length: int | None = None):
-        """Room for `length` tokens, by default the whole block_size."""
-        length = length or config.block_size
-        shape = (batch_size, config.kv_heads, length, config.head_size)
-        make = {"device": device, "dtype": dtype}
-        self.keys = [torch.empty(shape, **make) for _ in range(config.n_layer)]
-        self.values = [torch.empty(shape, **make) for _ in range(config.n_layer)]
-        self.rope = rope_tables(config, torch.arange(length, device=device))
-        self.length = 0  # number of tokens held, and the position of the next one
-
-    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends k and v (B, K, T, D); returns all keys and values of the layer, each (B, K, length + T, D)."""
-        keys, values, new = self.keys[layer], self.values[layer], k.size(2)
-        keys.narrow(2, self.length, new).copy_(k)
-        values.narrow(2, self.length, new).copy_(v)
-        return keys.narrow(2, 0, self.length + new), values.narrow(2, 0, self.length + new)
-
-
 def norm_layer(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
@@ -198,7 +177,7 @@ class CausalSelfAttention(nn.Module):
         self.q_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: torch.Tensor, rope=None, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rope=None, cache=None) -> torch.Tensor:
         """x (B, T, C) to (B, T, C): each position attends to itself and to those before it.
 
         `rope` is the result of `rope_tables`. A `cache` provides earlier positions, and these are appended to it.
@@ -211,15 +190,11 @@ class CausalSelfAttention(nn.Module):
             weights = self.q_norm.weight.expand(self.n_head, -1), self.k_norm.weight.expand(self.n_kv_head, -1)
             qk = self.rms_norm(qk, torch.cat(weights), self.q_norm.eps)  # by a weight of (H + K, D)
         qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, H + K, T, D), (B, K, T, D)
-        if rope is not None:
+        if rope:
             qk = apply_rope(qk, *rope)
         q, k = qk.split([self.n_head, self.n_kv_head], dim=1)  # (B, H, T, D), (B, K, T, D)
 
-        mask = None
-        if cache is not None:
-            if cache.length and T > 1:  # query i, at position length + i, sees the keys up to there
-                mask = torch.ones(T, cache.length + T, dtype=torch.bool, device=x.device).tril(cache.length)
-            k, v = cache.extend(self.layer, k, v)
+        k, v, mask = (k, v, None) if cache is None else cache.extend(self.layer, k, v)
         causal, gqa = mask is None and T > 1, self.n_kv_head != self.n_head
         dropout = self.dropout if self.training else 0.0
         y = self.attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)  # (B, H, T, D)
@@ -256,7 +231,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, rope=None, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rope=None, cache=None) -> torch.Tensor:
         """(B, T, C) to (B, T, C): two residual branches, each normalized at its input (pre-norm)."""
         x = x + self.dropout(self.attn(self.ln_1(x), rope, cache))
         return x + self.dropout(self.mlp(self.ln_2(x)))
@@ -295,7 +270,7 @@ class GPT(nn.Module):
         targets: torch.Tensor | None = None,
         *,
         reduction: str = "mean",
-        cache: KVCache | None = None,
+        cache=None,
         logits_to_keep: int = 0,
     ) -> torch.Tensor:
         """Token ids `idx` (B, T) to logits (B, T, V), or with `targets` (B, T) to their cross-entropy in nats.
@@ -309,21 +284,22 @@ class GPT(nn.Module):
         T, past = idx.size(1), 0 if cache is None else cache.length
         if past + T > self.config.block_size:
             raise ValueError(f"{past + T} tokens do not fit into block_size={self.config.block_size}")
-        positions = torch.arange(past, past + T, device=idx.device)
+        if cache is None:
+            positions = torch.arange(T, device=idx.device)
+            rope = rope_tables(self.config, positions) if self.config.position == "rope" else None
+        else:
+            positions, rope = cache.place(T)
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe(positions)
         x = self.drop(x)
-        rope = None
-        if self.config.position == "rope":
-            rope = rope_tables(self.config, positions) if cache is None else [t[past : past + T] for t in cache.rope]
         for block in self.h:
             if self.config.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, rope, use_reentrant=False)
             else:
                 x = block(x, rope, cache)
         if cache is not None:
-            cache.length += T
+            cache.advance(T)
         x = self.ln_f(x[:, -logits_to_keep:])
 
         if targets is None:

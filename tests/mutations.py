@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 WORKERS = 2
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["pytest", "torch", "accelerate", "transformers", "transformers.modeling_utils"])
-MARKS = "not slow and not alone and not long"
+MARKS = "not alone and not long"
 
 TABLE = Path(__file__).with_suffix(".txt")
 

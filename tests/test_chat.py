@@ -24,6 +24,7 @@ def tokenizer(request):
     return chat.add_tokens(get_tokenizer(request.param))
 
 
+@pytest.mark.slow
 def test_our_tokens_are_those_of_the_template_in_transformers(tokenizer, tmp_path):
     from transformers import AutoTokenizer
 
@@ -38,6 +39,7 @@ def test_our_tokens_are_those_of_the_template_in_transformers(tokenizer, tmp_pat
         assert [*expected, *chat.answer_begin(tokenizer)] == begun
 
 
+@pytest.mark.slow
 def test_added_tokens_follow_the_others_and_are_saved(tokenizer, tmp_path):
     start, end = tokenizer.special[START], tokenizer.special[END]
     assert (start, end) == (tokenizer.vocab_size - 2, tokenizer.vocab_size - 1)

@@ -70,6 +70,7 @@ def test_without_gradients_the_loss_is_the_same():
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_torch_compile_takes_all_of_it(monkeypatch):
     model = make(True)
     expected, expected_grad = step(make(True), torch.bfloat16)

@@ -82,6 +82,7 @@ def test_each_evaluation_shows_the_first_line_of_its_sample(make_run, monkeypatc
     assert "sample  " not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_takes_long_says_so(make_run, monkeypatch, capsys):
     real = train.evaluate
 

@@ -117,6 +117,7 @@ def test_gradient_checkpointing_recomputes_by_the_same_functions():
     assert distance(expected, gradients(speed_up(make_model(config)))) == 0
 
 
+@pytest.mark.slow
 def test_torch_compile_sees_one_graph():
     model = speed_up(make_model(CASES["qwen3"]))
     expected = gradients(model)
@@ -183,6 +184,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_kept_for_the_next_step():
     # glibc's default without its adjustment to what has been freed so far, so that both counts are always the same

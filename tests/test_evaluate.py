@@ -159,6 +159,7 @@ def test_an_evaluation_that_fails_costs_no_checkpoint(make_run, monkeypatch, err
     assert (run.out_dir / "best").resolve().name == "step-000004"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 2, 4])
 def test_a_signal_during_an_evaluation_abandons_it_saves_and_stops(make_run, tmp_path, monkeypatch, capsys, step):
     whole = make_run(max_iters=4, eval_interval=2, out_dir=str(tmp_path / "whole"))

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 model optim config lock
 data.files data.pickles data.tokenizer_json data.special data.tokenizer data.tokens data.mixture data.check
-rundir checkpoint metrics generate chat evaluate cpu chunked_loss
+rundir checkpoint metrics cache generate chat evaluate cpu chunked_loss
 runtime.device runtime.sharding runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare
 hub.client hub.weights hub.card hub.load hub.from_nanogpt hub.to_nanogpt hub.export
@@ -80,6 +80,7 @@ def test_every_module_has_its_place_in_the_order():
     assert sorted(modules()) == sorted(ORDER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ORDER)
 def test_modules_import_only_those_before_them(module):
     allowed = set(ORDER[: ORDER.index(module)])
@@ -127,6 +128,7 @@ def test_no_code_from_a_model_directory_is_executed():
     assert found >= 5
 
 
+@pytest.mark.slow
 def test_importing_nanogpt_loads_no_heavy_library():
     code = "import nanogpt, nanogpt.commands, sys; nanogpt.commands.make_parser(only=[]); print(*sys.modules)"
     loaded = set(

@@ -72,6 +72,7 @@ def test_no_samples_without_sample_tokens(make_run):
     assert (run.out_dir / metrics.SAMPLES).read_text() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_sampling_changes_nothing_of_the_training(make_run, tmp_path, precision):
     ends = []
@@ -255,6 +256,7 @@ def test_mfu_is_a_share_of_the_peaks_of_all_processes(make_run, monkeypatch, pro
 DAMAGED = ["5", "[1]", '{"a": 1}', '{"step": "one"}', '{"step": NaN}', "[" * 100_000, "\x00garbage\xff", "null"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", DAMAGED)
 def test_a_damaged_line_is_skipped_with_a_note_wherever_metrics_are_read(make_run, tmp_path, capsys, damaged):
     run = make_run(max_iters=4, eval_interval=2)

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nanogpt.model import GPT, CausalSelfAttention, GPTConfig, KVCache, attention
+from nanogpt.model import GPT, CausalSelfAttention, GPTConfig, attention
 
 GPT2 = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, n_inner=48)
@@ -129,23 +129,6 @@ def test_logits_and_loss_equal_those_of_transformers(base, changes, reference, t
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     by_transformers = F.cross_entropy(expected[:, :-1].flatten(0, 1), idx[:, 1:].flatten())
     torch.testing.assert_close(loss, by_transformers, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "config", [GPT2, MODERN, dataclasses.replace(MODERN, qk_norm=True)], ids=["gpt2", "llama", "qwen3"]
-)
-def test_reading_in_pieces_through_the_cache_equals_reading_at_once(config):
-    model = GPT(config).eval()
-    randomize(model)
-    idx = torch.randint(65, (2, 32))
-    cache = KVCache(config, batch_size=2)
-    with torch.no_grad():
-        pieces = [model(idx[:, a:b], cache=cache) for a, b in ((0, 7), (7, 20), (20, 21), (21, 32))]
-        whole = model(idx)
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-4, rtol=1e-4)
-    assert cache.length == 32
-    with pytest.raises(ValueError, match="33 tokens do not fit into block_size=32"):
-        model(idx[:, :1], cache=cache)
 
 
 def test_logits_to_keep_gives_the_last_positions():

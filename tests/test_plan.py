@@ -39,6 +39,7 @@ def test_weights_gradients_and_optimizer_state_have_four_bytes_a_number():
     assert plan.checkpoint_bytes(config, TrainConfig()) == 12 * numbers
 
 
+@pytest.mark.slow
 def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
     config = GPTConfig(vocab_size=64, block_size=64, n_layer=4, n_head=2, n_embd=64)
     sizes = [plan.memory(config, TrainConfig(batch_size=b, device="cpu"), "fp32")["activations"] for b in (8, 16)]
@@ -153,6 +154,7 @@ def test_a_slow_step_is_timed_once(monkeypatch):
     assert plan.median_seconds(lambda: calls.append(1)) == 13 and len(calls) == 1
 
 
+@pytest.mark.slow
 def test_what_a_run_has_already_is_not_counted_twice(monkeypatch):
     config, train = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32), TrainConfig(device="cpu")
     needed = sum(plan.memory(config, train, "fp32").values())
@@ -180,6 +182,7 @@ def search(make_run, monkeypatch):
     return run, tried
 
 
+@pytest.mark.slow
 def test_a_batch_whose_plan_needs_more_than_is_free_is_not_tried_on_a_cpu(search, monkeypatch, capsys):
     run, tried = search
     eight = sum(plan.memory(run.gpt.config, replace(run.config, batch_size=8), "fp32").values())
@@ -191,6 +194,7 @@ def test_a_batch_whose_plan_needs_more_than_is_free_is_not_tried_on_a_cpu(search
     assert "largest that fits: --batch_size=8; most tokens per second: --batch_size=8\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypatch, capsys):
     run, tried = search
     monkeypatch.setattr(run.peers, "largest", lambda *values: [int(run.config.batch_size > 2), *values[1:]])

@@ -46,6 +46,7 @@ def test_another_optimizer_is_refused(make_run):
         make_run(optimizer="muon", resume="auto")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "config.json", "trainer_state.json"])
 def test_a_forged_checkpoint_is_an_error_of_one_line_before_the_run(make_run, name):
     """Its checksums fit: what is wrong shows only when it is read."""

@@ -28,6 +28,7 @@ def curve(run: Run, name: str = "train_loss") -> dict[int, float]:
     return {line["step"]: line[name] for line in metrics.read(run.out_dir / "metrics.jsonl") if name in line}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_stopped_and_resumed_equals_never_stopped_to_the_bit(make_run, tmp_path, optimizer):
     settings = {"optimizer": optimizer, "log_interval": 1, "lr_decay_iters": 6, "eval_interval": 3}
@@ -137,6 +138,7 @@ def scale_gradients(run: Run, scale: float) -> None:
     run.accelerator.state._mixed_precision, run.accelerator.native_amp = "fp16", True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_gradient_scaler_changes_nothing_but_the_steps_that_overflow(make_run, tmp_path, optimizer):
     """What fp16 brings, here in fp32: scaling by powers of two and back is exact."""
@@ -307,6 +309,7 @@ def test_deterministic_runs_are_equal_to_the_bit(make_run, tmp_path):
     assert ends[0][1] == ends[1][1]
 
 
+@pytest.mark.slow
 def test_best_is_the_lowest_loss_ever_also_after_a_resume(make_run, monkeypatch):
     losses = iter([4.0, 3.0, 2.0, 2.5, 2.6, 2.2, 2.1, 1.9])
     monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0})
@@ -362,6 +365,7 @@ def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
     assert run.state["best_val_loss"] == 2.0
 
 
+@pytest.mark.slow
 def test_a_dry_run_neither_resumes_nor_reports_nor_pushes(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(metrics, "available", lambda report_to, say: [] if report_to == "none" else 1 / 0)
@@ -392,6 +396,7 @@ def test_profile_writes_a_trace_of_the_steps(make_run, capsys):
     assert "trace of 2 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failing_compile_warns_once_and_the_run_goes_on(make_run, monkeypatch, tmp_path, capsys):
     plain = make_run(max_iters=2, out_dir=str(tmp_path / "plain"))
     plain.train()
@@ -440,6 +445,7 @@ def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(
     assert medians[0] - medians[1] < 0.5e-3  # 0.1 ms measured (LOG.md); the rest is room for a busy machine
 
 
+@pytest.mark.slow
 def test_a_run_can_start_from_a_model_of_transformers(make_run, data, tmp_path):
     first = make_run(max_iters=4)
     first.train()

@@ -49,11 +49,9 @@ def run(args) -> None:
         raise ValueError("the prompt is empty: give at least one character, such as --prompt ROMEO:")
     ids = tokenizer.encode(prompt)
     model = pack(model)
-    if args.compile:
-        model.compile(dynamic=True)
     idx = torch.tensor(ids, device=device).repeat(args.num_samples, 1)
     eos_id = None if args.ignore_eos else tokenizer.eot_id
-    options = sampling_options(args) | {"eos_id": eos_id}
+    options = sampling_options(args) | {"eos_id": eos_id, "compile": args.compile}
     shown = str if args.raw else visible
     start = time.perf_counter()
     if args.num_samples == 1 and not args.json:

@@ -22,24 +22,28 @@ def points(run: Path, key: str) -> list[tuple[float, float]]:
 def curves(runs: list[Path], out: Path | io.BytesIO, **options) -> bool:
     """Draws the losses of out directories over tokens; returns False if there are none.
 
-    Training loss is thin, validation loss thick, with a colour for each run. The suffix of `out` selects the format.
+    Training loss is thin, validation loss thick, with a colour for each run. The losses of the first twentieth, which
+    would flatten the rest, are cut off if they are higher. The suffix of `out` selects the format.
     Raises ValueError for one that matplotlib does not support.
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    drawn = False
+    drawn, late = False, []
     for number, run in enumerate(runs):
         for key, label, width in (("train_loss", "training", 0.8), ("val_loss", "validation", 2.0)):
             line = points(run, key)
             if line:
                 drawn = True
+                late += [loss for tokens, loss in line if tokens > line[-1][0] / 20 and np.isfinite(loss)]
                 name = label if len(runs) == 1 else f"{Path(run).name}, {label}".replace("$", r"\$")  # no formula
                 axes.plot(*zip(*line, strict=True), color=f"C{number}", linewidth=width, label=name)
     if drawn:
         axes.set_xlabel("tokens")
         axes.set_ylabel("loss, nats per token")
+        if len(late) > 20:
+            axes.set_ylim(top=1.02 * max(late))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         figure.savefig(out, **options)

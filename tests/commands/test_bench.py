@@ -84,6 +84,7 @@ def test_the_table_shows_unknown_peaks_as_such(capsys):
     assert "products + attention" in shown and "n/a" in shown
 
 
+@pytest.mark.slow
 def test_profile_lists_operators(capsys):
     main(["bench", "--profile"])
     assert "aten::" in capsys.readouterr().out

@@ -86,6 +86,7 @@ def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, capsys):
     assert path.name in shown and "bits per byte" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argv, message",
     [
@@ -286,6 +287,7 @@ def test_compare_puts_runs_side_by_side(run_dir, capsys):
     assert "seeds" in shown and "±0.0000" in shown
 
 
+@pytest.mark.slow
 def test_a_plan_names_the_size_and_leaves_nothing_behind(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -324,6 +326,7 @@ def test_the_largest_batch_is_looked_for(data, tmp_path, monkeypatch, capsys):
     assert refused == 2 * largest
 
 
+@pytest.mark.slow
 def test_seeds_are_trained_one_after_the_other_and_compared(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"
@@ -338,6 +341,7 @@ def test_seeds_are_trained_one_after_the_other_and_compared(data, tmp_path, monk
     assert f"{sum(losses) / 2:.4f} ±{abs(losses[0] - losses[1]) / 2**0.5:.4f}" in table
 
 
+@pytest.mark.slow
 def test_push_takes_its_options_along(run_dir, monkeypatch):
     asked = []
 

@@ -46,6 +46,7 @@ def test_samples_as_json_are_those_that_are_printed(run_dir, capsys):
     assert len(printed(capsys, *argv, "--json", "--num_samples=3")["samples"]) == 3
 
 
+@pytest.mark.slow
 def test_checkpoint_names_one_of_a_run_for_every_command_that_reads_one(run_dir, tmp_path, capsys):
     first = checkpoint.steps(run_dir)[0]
     assert printed(capsys, "eval", run_dir, "--checkpoint=step-5", "--json")[0]["checkpoint"] == str(first)
@@ -90,6 +91,7 @@ def test_what_is_not_finite_is_null_in_json():
     }
 
 
+@pytest.mark.slow
 def test_a_plan_as_json_has_the_figures_of_the_text(data, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nanogpt"])
     flags = (

@@ -172,6 +172,7 @@ def misspelt(text: str, every: int = 25) -> str:
     return " ".join(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bytes", "char"])
 @pytest.mark.parametrize("change", [str, disguised, misspelt])
 def test_a_single_validation_document_that_is_training_text_too_is_found_though_disguised(tmp_path, name, change):
@@ -199,6 +200,7 @@ def test_an_excerpt_of_a_training_document_is_no_copy_of_it(tmp_path):
     assert report(excerpt)[1] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -293,6 +295,7 @@ def test_binary_text_is_told_by_its_control_characters(tmp_path, noise, strange,
     assert [warning.split("%")[1][:33] for warning in warnings] == [" of the characters are control ch"] * found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
 def test_tiny_shakespeare_has_no_copies_and_no_leaks(tmp_path, shakespeare, gpt2_files, tokenizer):
     writer.write(tmp_path / "data", shakespeare.read_text(), tokenizer, 0.1, "made up")

@@ -54,6 +54,7 @@ def test_an_empty_text_makes_no_tokenizer():
         CharTokenizer.train("")
 
 
+@pytest.mark.slow
 def test_gpt2_survives_saving_and_reads_the_same_in_tokenizers(gpt2_files, tmp_path):
     gpt2 = BPETokenizer.gpt2()
     assert (gpt2.vocab_size, gpt2.eot_id) == (50257, 50256)
@@ -68,6 +69,7 @@ def test_gpt2_survives_saving_and_reads_the_same_in_tokenizers(gpt2_files, tmp_p
     assert 50256 not in gpt2.encode(MIXED)  # written out, a special token is plain text
 
 
+@pytest.mark.slow
 def test_gpt2_is_written_with_the_split_that_readers_in_other_languages_know(gpt2_files, tmp_path):
     gpt2 = BPETokenizer.gpt2()
     gpt2.save(tmp_path)

@@ -311,6 +311,7 @@ def test_ten_billion_tokens_open_at_once_and_are_drawn_without_replacement(tmp_p
     assert peak < 200e6
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_while_a_file_is_read(tmp_path):
     tokens = 150_000_000  # 300 MB, which a mapping that is kept would come to hold
     np.zeros(tokens, dtype="<u2").tofile(tmp_path / "train.bin")

@@ -114,6 +114,7 @@ def test_texts_are_cut_where_gpt2_cuts_too(gpt2_files):
     assert find_cut("ab\n\ncd\nef", 8) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 69, 70, 150, 299, 300])
 @pytest.mark.parametrize("kind", KINDS)
 def test_reading_begins_at_any_document(tmp_path, kind, first):

@@ -59,6 +59,7 @@ def test_the_original_gives_nanogpts_token_files(shakespeare, tmp_path):
     assert json.loads((tmp_path / "data" / "meta.json").read_text())["splits"]["train"]["sha256"] == digest
 
 
+@pytest.mark.slow
 def test_gpt2_tokens_are_nanogpts_too(shakespeare, gpt2_files, tmp_path):
     from data_prep.shakespeare import prepare
 

@@ -107,6 +107,16 @@ def test_greedy_samples_are_the_cpus_with_and_without_a_cache(device, name):
     assert expected.max() < CASES[name].vocab_size
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_compiled_greedy_samples_are_the_cpus(device, name):
+    if device not in ("cuda", "cpu"):
+        pytest.skip("torch.compile is for CUDA and the CPU")
+    (model, idx), (other, same) = on_cpu_and(device, CASES[name])
+    expected = generate(model, idx, 40, temperature=0)
+    for _ in range(2):
+        assert torch.equal(generate(other, same, 40, temperature=0, compile=True).cpu(), expected)
+
+
 @pytest.mark.parametrize("model", [SMALL, MODERN], ids=["gpt2", "modern"])
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_half_precision_stays_near_fp32(train, precision, model):

@@ -53,6 +53,7 @@ def test_it_tests_and_measures_and_writes_json_and_markdown(tmp_path):
     assert table.strip() == done.stdout.strip() and "| classic | train | nanogpt |" in table
 
 
+@pytest.mark.slow
 def test_what_does_not_end_in_time_is_said_and_the_report_is_written_all_the_same(tmp_path):
     command = [sys.executable, REPORT, "--device", "cpu", "--tiny", "--minutes", "0", "--out", tmp_path]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)

@@ -69,7 +69,7 @@ def figures_follow(docs: Docs) -> Iterator[Text]:
         if not found or found[1] != value:
             position = output.start() + (found.start() if found else 0)
             yield at(page, position, f"{found[1] if found else 'nothing'} should be {value}")
-    steps = re.findall(r"^step +(\d+)  ", output[0], re.MULTILINE)
+    steps = re.findall(r"^step +(\d+)  validation", output[0], re.MULTILINE)
     if steps != [str(i) for i in range(0, train.max_iters + 1, train.eval_interval)]:
         yield at(page, output.start(), f"evaluations at {steps} are not every {train.eval_interval} steps")
     if lr_at(train.max_iters, train) != train.min_lr:

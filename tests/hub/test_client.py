@@ -57,6 +57,7 @@ def test_a_private_repository_is_made_and_a_branch_leaves_main_alone(hub, nanogp
     assert "model.safetensors" in hub.files("alice/new", "trial") and "model.safetensors" not in hub.files("alice/new")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "token, environment, repo, message",
     [
@@ -83,6 +84,7 @@ def test_only_files_that_a_model_needs_are_fetched():
     assert [name for name in ("tokenizer.py", "tokenizer.pkl", "model.bin") for p in WANTED if fnmatch(name, p)] == []
 
 
+@pytest.mark.slow
 def test_models_that_do_not_exist_are_one_line(nanogpt):
     done = nanogpt("sample", "alice/none")
     assert done.returncode == 2 and done.stderr.startswith("error: alice/none does not exist on the Hub"), done.stderr

@@ -99,6 +99,7 @@ def test_what_an_export_holds(run, tmp_path, capsys):
     assert (to / card.CURVE).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_end_of_text_and_context_are_those_of_the_model(tmp_path, gpt2_files):
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -236,6 +237,7 @@ def test_a_symbolic_link_is_refused_before_anything_is_read(tmp_path, target, fo
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "precious"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["weights", "tokenizer", "info"])
 def test_a_checkpoint_that_its_run_removes_meanwhile_is_replaced_by_the_next(run, tmp_path, monkeypatch, when):
     """As `checkpoint.prune` does it: another name, then removed."""

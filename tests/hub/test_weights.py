@@ -120,6 +120,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configurations_have_their_parameters_and_shapes(tmp_path, name):
     from transformers import AutoConfig, AutoModelForCausalLM

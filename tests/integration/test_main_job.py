@@ -293,6 +293,7 @@ def test_an_out_directory_that_holds_another_run(recipe, home):
     assert {f: f.read_bytes() for f in out.rglob("*") if f.is_file()} == before
 
 
+@pytest.mark.slow
 def test_resuming_from_half_written_and_empty_checkpoints(recipe, home):
     out = home / "out" / "shakespeare_nanogpt"
     assert recipe("--eval_interval=1", "--always_save_checkpoint=True")[0] == 0

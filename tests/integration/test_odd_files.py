@@ -193,6 +193,7 @@ def run(words: list[str]) -> tuple[int, str]:
     return code, said.getvalue() + "".join(f"{warning.message}\n" for warning in warned)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
 @given(st.randoms(use_true_random=True))
 def test_no_traceback_and_three_lines_at_most(place, chance):

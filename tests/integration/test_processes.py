@@ -155,6 +155,7 @@ def test_launch_check_tells_what_each_process_is(home):
     assert lines[3] == "gradient_accumulation_steps of a run must be a multiple of 2"
 
 
+@pytest.mark.slow
 def test_a_launch_that_became_one_process_stops_with_the_right_command(home):
     flags = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_", "MASTER_"))}
@@ -190,6 +191,7 @@ def pair(home: Path, *settings: dict, fsdp: bool = False, **environment: str) ->
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(home):
     """The mean of their losses, the sum of their shares of an evaluation, and the divisor of micro-batches that were
     halved because one of them lacked the memory."""
@@ -204,6 +206,7 @@ def test_two_processes_measure_what_one_does(home):
     assert checkpoint.load_configs(home / "out" / "halved-two")[1].gradient_accumulation_steps == 8
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_ends_an_evaluation_on_both(home):
     assert pair(home, {"name": "ended", "max_iters": 4, "eval_interval": 2, "terminate": 2}) == "exit codes 143 143 143"
     for name in ("ended-two", "ended-one"):
@@ -244,6 +247,7 @@ def test_compiled_blocks_lose_what_plain_ones_do_alone_copied_and_sharded(home):
     assert curve(home, "compiled-one", "train_loss") != curve(home, "plain-one", "train_loss")  # it was compiled
 
 
+@pytest.mark.slow
 def test_what_the_main_process_finds_wrong_alone_ends_all_at_once(home):
     """transformers has no class for RMSNorm with learned positions, which the main process alone looks up."""
     start = time.monotonic()

@@ -141,6 +141,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_from_a_checkout_with_the_packages_of_a_stock_image(tmp_path, text):
     """torch, accelerate, transformers, tiktoken, numpy and what they need; all else is hidden from the process."""
     data = tmp_path / "data" / "shakespeare_char"

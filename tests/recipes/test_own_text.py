@@ -8,6 +8,7 @@ import pytest
 from nanogpt.model import GPT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tokens, vocab_size, gib, n_embd",
     [
@@ -44,6 +45,7 @@ def test_own_text_becomes_a_model_in_two_commands(tmp_path, text):
     assert trained.read_bytes() == prepared.read_bytes()
 
 
+@pytest.mark.slow
 def test_without_data_it_says_how_to_make_some(tmp_path):
     command = [sys.executable, own_text.__file__, "--data", "data/nothing"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

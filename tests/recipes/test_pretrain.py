@@ -23,6 +23,7 @@ def tokens_per_step(model, train) -> int:
     return train.batch_size * train.gradient_accumulation_steps * model.block_size
 
 
+@pytest.mark.slow
 def test_depth_12_is_as_large_as_gpt2():
     model, train = rules(12)
     assert (model.n_layer, model.n_head, model.n_embd, model.head_size, model.block_size) == (12, 12, 768, 64, 1024)
@@ -79,6 +80,7 @@ def plan_of(monkeypatch, capsys, *flags: str) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_flags_override_what_follows_and_a_models_flag_counts_for_the_rest(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ("--data=data", "--depth=2", "--aspect_ratio=16", "--block_size=16")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from matplotlib.figure import Figure
 
 from nanogpt import metrics
 from nanogpt.commands import main
@@ -77,3 +78,14 @@ def test_the_command_draws_runs_and_names_what_is_none(tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         main(["plot", str(run), "--out", str(tmp_path / "curves.xyz")])
     assert error.value.code == 2 and "xyz" in capsys.readouterr().err
+
+
+def test_a_picture_leaves_out_the_first_losses_where_they_are_higher(tmp_path, monkeypatch):
+    axes, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: (axes.extend(self.axes), save(self, *args)))
+    falling = [(1, 9.0), *((x, 3.0 - x / 100) for x in range(10, 101, 3))]
+    for name, train in (("long", falling), ("short", falling[:5])):
+        run = run_with(tmp_path / name, train, val=[(0, 9.5), (100, 2.5)])
+        assert plot.curves([run], tmp_path / f"{name}.png")
+    (_, high), (_, whole) = (each.get_ylim() for each in axes)
+    assert 2.9 < high < 3.1 and whole > 9.5
