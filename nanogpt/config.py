@@ -43,7 +43,7 @@ Decay = Annotated[float, 0, 0.999999]
 @dataclass
 class TrainConfig:
     out_dir: str = "out/run"  # directory of this run: config.json, metrics.jsonl, checkpoints
-    data: str = "data/shakespeare_char"  # data directory, or a mixture of several: data/a:0.7,data/b:0.3
+    data: str = "data/shakespeare_char"  # data directory, also at a URL, or a mixture of several: data/a:0.7,data/b:0.3
     resume: str = "none"  # none | auto (the last intact checkpoint, if any) | last | best | a checkpoint directory
     init_from: str = "scratch"  # scratch | a model to fine-tune: an out directory, a transformers directory or Hub name
     seed: Annotated[int, 0, 2**63 - 1] = 1337  # determines weights, batches and dropout

@@ -4,9 +4,10 @@
         subprocess.run(command, env=os.environ | hub.environment("hf_alice", cache))
         assert hub.files("alice/model")["config.json"]
 
-Model repositories with branches and commits, whoami, LFS uploads (the basic transfer), downloads pinned to a revision;
-what the real Hub refuses, it refuses by the same status and `X-Error-Code`. `requests` records who asked for what.
-Paths and fields follow what huggingface_hub sends and reads, see its hf_api.py, _commit_api.py, lfs.py.
+Repositories (data sets are found as models) with branches and commits, whoami, LFS uploads (the basic transfer),
+downloads pinned to a revision, whole or a range of bytes; what the real Hub refuses, it refuses by the same status and
+`X-Error-Code`. `requests` records who asked for what. Paths and fields follow what huggingface_hub sends and reads, see
+its hf_api.py, _commit_api.py, lfs.py.
 """
 
 import base64
@@ -24,6 +25,7 @@ import yaml
 TOKENS = {"hf_alice": ("alice", "write"), "hf_alice_read": ("alice", "read"), "hf_bob": ("bob", "write")}
 REPO = r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)"
 REVISION = r"(?P<revision>[^/]+)"
+KIND = "(?:models|datasets)"
 
 
 class Refusal(Exception):
@@ -136,6 +138,10 @@ class Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Code": error.code, "X-Error-Message": str(error), "Content-Type": "application/json"}
             content = json.dumps({"error": str(error)}).encode()
         self.hub.requests.append((self.command, path, status))
+        if status == 200 and (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+            start, stop = int(asked[1]), int(asked[2]) + 1
+            headers = headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
+            status, content = 206, content[start:stop]
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(content))} | headers).items():
             self.send_header(name, value)
@@ -307,11 +313,11 @@ ROUTES = [
     ("POST", f"/api/models/{REPO}/branch/{REVISION}", Handler.create_branch),
     ("POST", f"/api/models/{REPO}/preupload/{REVISION}", Handler.preupload),
     ("POST", f"/api/models/{REPO}/commit/{REVISION}", Handler.commit),
-    ("GET", f"/api/models/{REPO}/tree/{REVISION}(?:/(?P<path>.+))?", Handler.tree),
-    ("GET", f"/api/models/{REPO}/revision/{REVISION}", Handler.info),
-    ("GET", f"/api/models/{REPO}", Handler.info),
+    ("GET", f"/api/{KIND}/{REPO}/tree/{REVISION}(?:/(?P<path>.+))?", Handler.tree),
+    ("GET", f"/api/{KIND}/{REPO}/revision/{REVISION}", Handler.info),
+    ("GET", f"/api/{KIND}/{REPO}", Handler.info),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_upload),
     ("GET HEAD", "/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_download),
-    ("GET HEAD", f"/{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.download),
+    ("GET HEAD", f"/(?:datasets/)?{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.download),
 ]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # a module imports those before it, never those after it, inside functions neither
 ORDER = """
 model optim config lock
-data.files data.pickles data.tokenizer_json data.special data.tokenizer data.tokens data.mixture data.check
+data.files data.pickles data.remote data.tokenizer_json data.special data.tokenizer data.tokens data.mixture data.check
 rundir checkpoint metrics cache generate chat evaluate cpu chunked_loss
 runtime.device runtime.sharding runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare

@@ -29,6 +29,7 @@ import numpy as np
 from nanogpt.config import waiting
 from nanogpt.data import pickles, tokenizer_json
 from nanogpt.data.files import read_json
+from nanogpt.data.remote import local
 from nanogpt.data.special import without_special
 from nanogpt.data.tokenizer_json import (
     BYTE_LEVEL,
@@ -310,6 +311,7 @@ def load_tokenizer(directory: Path | str) -> CharTokenizer | ByteTokenizer | BPE
 
     In a data directory that nanoGPT wrote: the characters of meta.pkl if there is one, else GPT-2's BPE.
     """
+    directory = local(directory)
     if is_nanogpts(directory):
         pickled = Path(directory, "meta.pkl")
         return CharTokenizer(pickles.read_characters(pickled)) if pickled.exists() else BPETokenizer.gpt2()
@@ -378,6 +380,7 @@ def check_same(directory: Path | str, other: Path | str) -> None:
 
 def describe(directory: Path | str) -> dict:
     """The tokenizer.json of a directory, or its equivalent if nanoGPT wrote the directory."""
+    directory = local(directory)
     if not is_nanogpts(directory):
         return tokenizer_json.read(directory)
     with TemporaryDirectory() as elsewhere:

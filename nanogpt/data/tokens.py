@@ -27,6 +27,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from nanogpt.data.files import is_count, read_json
+from nanogpt.data.remote import Shards, local, token_file
 from nanogpt.data.tokenizer import FILE, is_nanogpts, load_tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (B, T) int64; targets are one token ahead
@@ -127,11 +128,11 @@ def read_meta(directory: Path | str) -> dict:
 
     Raises ValueError if it is missing or damaged.
     """
-    path = Path(directory, "meta.json")
+    path = local(directory) / "meta.json"
     again = f"prepare the data again, for instance: python -m data_prep.shakespeare --out {directory}"
-    if not Path(directory).is_dir():
+    if not path.parent.is_dir():
         raise ValueError(f"data directory {str(directory)!r} does not exist: {again}")
-    if from_nanogpt := nanogpt_meta(Path(directory)):
+    if from_nanogpt := nanogpt_meta(path.parent):
         return from_nanogpt
     if not path.exists():
         raise ValueError(f"{path} is missing: {again}")
@@ -183,7 +184,7 @@ class Tokens:
 
     REMAP = 1024  # windows
 
-    def __init__(self, paths: list[Path], dtype: np.dtype):
+    def __init__(self, paths: list[Path | Shards], dtype: np.dtype):
         self.paths = [path for path in paths if path.stat().st_size]  # an empty file cannot be mapped
         self.dtype = dtype
         self.ends = np.cumsum([path.stat().st_size // dtype.itemsize for path in self.paths]).tolist()
@@ -192,7 +193,10 @@ class Tokens:
 
     def map(self) -> None:
         """Maps the files. Pages that were read count as this process's memory until the files are mapped again."""
-        self.maps = [np.memmap(path, dtype=self.dtype, mode="r").view(np.ndarray) for path in self.paths]
+        self.maps = [
+            path if isinstance(path, Shards) else np.memmap(path, dtype=self.dtype, mode="r").view(np.ndarray)
+            for path in self.paths
+        ]
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -214,7 +218,10 @@ class Tokens:
         if self.read > self.REMAP:
             self.read = 0
             self.map()
-        if len(self.maps) == 1:
+        for first, shards in zip([0, *self.ends], self.maps, strict=False):
+            if isinstance(shards, Shards):
+                shards.fetch(starts - first, length)
+        if len(self.maps) == 1 and isinstance(self.maps[0], np.ndarray):
             return self.maps[0][starts[:, None] + np.arange(length)]
         return np.stack([self[start : start + length] for start in starts.tolist()])
 
@@ -236,12 +243,13 @@ class TokenDataset:
         self.meta, self.split = read_meta(directory), split
         self.block_size = block_size
         again = f"prepare the data in {directory} again"
-        paths = [Path(directory, name) for name in self.meta["splits"][split].get("files", [f"{split}.bin"])]
+        dtype = np.dtype(self.meta["dtype"]).newbyteorder("<")
+        names = self.meta["splits"][split].get("files", [f"{split}.bin"])
+        paths = [token_file(directory, name, split, dtype) for name in names]
         for path in paths:
             if not path.is_file():
                 raise ValueError(f"{path} is missing: {again}")
         path = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-        dtype = np.dtype(self.meta["dtype"]).newbyteorder("<")
         size, expected = sum(path.stat().st_size for path in paths), self.meta["splits"][split]["tokens"]
         if size != expected * dtype.itemsize:
             raise ValueError(

@@ -9,6 +9,7 @@ from nanogpt import checkpoint, metrics
 from nanogpt.config import INCIDENTAL, TrainConfig
 from nanogpt.data.files import read_json
 from nanogpt.data.mixture import read_shares
+from nanogpt.data.remote import local
 from nanogpt.model import GPT
 
 CURVE = "training_curve.png"
@@ -136,17 +137,17 @@ def data_line(data: str) -> str:
     """Describes a run's data: a directory, or a mixture of several."""
     shares = read_shares(data)
     if len(shares) == 1:
-        return directory_line(Path(data))
-    parts = [f"{share:.4g} of {directory_line(Path(directory))}" for directory, share in shares.items()]
+        return directory_line(data)
+    parts = [f"{share:.4g} of {directory_line(directory)}" for directory, share in shares.items()]
     return f"a mixture: {', '.join(parts)}"
 
 
-def directory_line(directory: Path) -> str:
+def directory_line(directory: str) -> str:
     """Describes a data directory by its `meta.json`, if that still exists."""
     try:
-        meta = read_json(directory / "meta.json")
+        meta = read_json(local(directory) / "meta.json")
         tokens = meta["splits"]["train"]["tokens"]
         source = Path(meta["source"]).name if Path(meta["source"]).is_absolute() else meta["source"]
         return f"{source} ({tokens:,} training tokens, {meta['tokenizer']} tokenizer)"
     except (ValueError, KeyError, TypeError):
-        return directory.name
+        return Path(directory).name

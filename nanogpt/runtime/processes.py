@@ -13,6 +13,8 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 
+from nanogpt.data.remote import Unreachable
+
 # texts in the errors of gloo and NCCL
 CLOSED = (
     "Connection closed by peer",
@@ -79,11 +81,14 @@ class Peers:
 
     @contextmanager
     def watched(self, before_exit: Callable[[], None]):
-        """Exits with one line and code 1 if the code in this context waits for a process that hangs or has died."""
+        """Exits with one line and code 1 if the code in this context waits for a process that hangs or has died, or
+        needs data at a URL that cannot be read."""
         try:
             yield
-        except RuntimeError as error:
-            if not self.many or (reason := lost(str(error), self.timeout)) is None:
+        except (RuntimeError, Unreachable) as error:
+            reason = lost(str(error), self.timeout) if self.many else None
+            reason = str(error) if isinstance(error, Unreachable) else reason
+            if reason is None:
                 raise
             before_exit()
             saved = "--resume=auto resumes from the last checkpoint"

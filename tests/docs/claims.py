@@ -22,7 +22,7 @@ from nanogpt import GPTConfig, TrainConfig
 NANOGPTS = "README.md"  # whose table has nanoGPT's names in the first column
 THEIR_COMMANDS = {"python bench.py"}
 THEIR_FILES = {"configurator.py", "sample.py", "config/x.py"}
-THEIR_NAMES = {"CalledProcessError", "WANDB_ENTITY", "WANDB_RUN_GROUP", "WANDB_TAGS"}  # of others
+THEIR_NAMES = {"CalledProcessError", "WANDB_ENTITY", "WANDB_RUN_GROUP", "WANDB_TAGS", "PET_SHUTDOWN_TIMEOUT"}
 SLURMS_FLAGS = {"--signal"}
 MADE_BY_USERS = {"recipes/x.py", "tasks/", "mine.py"}
 LANGUAGES = {"bash", "python", "text", ""}

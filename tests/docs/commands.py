@@ -1,7 +1,7 @@
 """Commands as the documentation writes them, checked by the very parsers that will read them.
 
-`accelerate launch`, recipes, `nanogpt` and the modules of data_prep: the parsers are caught as each program is about to
-use them, so no list of flags is kept here.
+`accelerate launch`, recipes, `nanogpt`, `hf` and the modules of data_prep: the parsers are caught as each program is
+about to use them, so no list of flags is kept here.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from unittest.mock import patch
 
+import click
 from accelerate.commands.launch import launch_command_parser
 from pages import ROOT, Docs, Text
 
@@ -22,7 +23,7 @@ from nanogpt import GPTConfig, TrainConfig
 from nanogpt.commands import make_parser
 from nanogpt.config import parse, settings_parser
 
-PROGRAMS = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:accelerate launch|nanogpt|python(?: -m)?) ")
+PROGRAMS = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:accelerate launch|nanogpt|python(?: -m)?|hf) ")
 STANDS_FOR_ANY = ("recipes/x.py", "x.py", "RECIPE")  # a name in the place of a recipe's
 
 
@@ -109,7 +110,9 @@ def commands(doc: Text) -> Iterator[tuple[int, list[str]]]:
         while original[taken - 1].endswith("\\") and taken < len(original):
             taken += 1
         for part in re.split(r"(?<=\S) \| |; (?=do |nanogpt|python|accelerate)", re.sub(r"\s# .*", "", line)):
-            start = re.search(r"(?:^|[\s'(\"])((?:[A-Z_]+=\S+ )*(?:accelerate launch|nanogpt|python(?: -m)?) .*)", part)
+            start = re.search(
+                r"(?:^|[\s'(\"])((?:[A-Z_]+=\S+ )*(?:accelerate launch|nanogpt|python(?: -m)?|hf) .*)", part
+            )
             if start and re.fullmatch(r"(?:next:)?\s*|.*\b(?:do|exec)\s*|.*\$\(", part[: start.start(1)]):
                 yield line_number, split(start[1])
 
@@ -136,7 +139,34 @@ def check(words: list[str], docs: Docs, whole: bool, page: str = "") -> str | No
         return check_script(words[1], words[2:], docs, whole, page)
     if words[0] == "nanogpt":
         return check_nanogpt(words[1:], docs, whole, page)
+    if words[0] == "hf":
+        return check_hf(words[1:], docs, whole, page)
     return None
+
+
+def check_hf(words: list[str], docs: Docs, whole: bool, page: str) -> str | None:
+    """A command of huggingface_hub, by its own parser; of what a job runs in bash, our commands as well."""
+    from huggingface_hub.cli.hf import app
+
+    try:
+        command, context = app, click.Context(app)
+        while isinstance(command, click.Group) and words:
+            name, command, words = command.resolve_command(context, words)
+        if not whole:
+            return None
+        found = command.make_context(name, words).params
+    except click.ClickException as error:
+        return f"hf: {error.format_message()}"
+    if odd := re.match(
+        "-.*", str(found.get("image"))
+    ):  # `hf jobs run` takes a flag that it does not know for the image
+        return f"hf has no flag {odd[0]}"
+    for option in command.params:
+        if isinstance(option.type, click.Choice) and found[option.name] not in (None, *option.type.choices):
+            return f"hf: {found[option.name]!r} is not one of {', '.join(option.type.choices)}"
+    parts = [shlex.split(part) for part in found["command"][-1].split("&&")] if "command" in found else []
+    errors = (check(part, docs, whole, page) for part in parts)
+    return next(filter(None, errors), None)
 
 
 def check_launch(words: list[str], docs: Docs, whole: bool, page: str) -> str | None:

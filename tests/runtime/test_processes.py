@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nanogpt.data.remote import Unreachable
 from nanogpt.runtime.processes import MESSAGE, Peers, lost
 
 
@@ -58,6 +59,19 @@ def test_where_another_has_died_the_last_save_ends_and_the_exit_code_is_1(monkey
         raise RuntimeError("Connection closed by peer")
     assert done == ["saved", 1]
     assert capsys.readouterr().err.startswith("error: process 1 of 2 stops: another process of the run has died; ")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_data_at_a_url_that_cannot_be_read_ends_a_run_with_one_line(monkeypatch, capsys, processes):
+    done, alone = [], SimpleNamespace(num_processes=1, process_index=0)
+    monkeypatch.setattr(os, "_exit", lambda code: done.append(code))
+    with Peers(two() if processes == 2 else alone, 1).watched(lambda: done.append("saved")):
+        raise Unreachable("s3://a/train.bin cannot be read (timeout)")
+    assert done == ["saved", 1]
+    err = (
+        f"error: process {processes - 1} of {processes} stops: s3://a/train.bin cannot be read (timeout); --resume=auto"
+    )
+    assert capsys.readouterr().err.startswith(err)
 
 
 def agreeing(errors: list[str | None], first: int) -> list[Peers]:

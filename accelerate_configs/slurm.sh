@@ -1,0 +1,49 @@
+#!/bin/bash
+# From raw shards of FineWeb-Edu to a trained model, on two nodes. In a clone on a file system that all nodes see:
+#   RAW=/shared/fineweb-edu/sample/10BT sbatch accelerate_configs/slurm.sh
+# Submit it again to go on after a failure. README.md explains it.
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1          # one launcher, which starts a process for each GPU
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300          # to this script, five minutes before the limit
+#SBATCH --requeue                    # Slurm itself does so, too, when a node fails
+#SBATCH --open-mode=append           # one log for all starts
+set -eu
+export RAW=${RAW:-raw/fineweb_edu}   # the folder with the parquet files
+export DATA=${DATA:-data/fineweb_edu} # gets their tokens
+export TOKENIZER=${TOKENIZER:-gpt2}
+export RECIPE=${RECIPE:-recipes/pretrain.py --depth=12} # and any of its flags
+export GPUS=${GPUS:-8}               # in each node, as above
+
+# Starts a program and waits for it; `stop` interrupts the wait.
+run() {
+    "$@" &
+    program=$!
+    wait "$program"
+}
+
+# The time is nearly up: what runs saves and ends, and the job goes back into the queue. srun passes USR1 to its tasks.
+stop() {
+    kill -USR1 "$program" || true
+    wait "$program" || true
+    scontrol requeue "$SLURM_JOB_ID"
+    exit
+}
+trap stop USR1
+
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it from the job
+if [ ! -e "$DATA/meta.json" ]; then  # an interrupted task resumes after the tokens it has written
+    run srun --kill-on-bad-exit=1 bash -c 'exec python -m data_prep.fineweb_edu --source "$RAW" --out "$DATA" \
+        --tokenizer "$TOKENIZER" --shard "$((SLURM_PROCID + 1))/$SLURM_NTASKS"'
+    run python -m data_prep.merge "$DATA"
+fi
+
+# The launcher passes signals on, and leaves its processes four minutes to save.
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=240
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # a line for each
+export FIRST=${nodes%%$'\n'*} PORT=$((20000 + SLURM_JOB_ID % 10000))
+run srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --config_file accelerate_configs/multi_node.yaml \
+    --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * GPUS))" --machine_rank "$SLURM_NODEID" \
+    --main_process_ip "$FIRST" --main_process_port "$PORT" $RECIPE --data="$DATA" --resume=auto'

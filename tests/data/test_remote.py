@@ -1,0 +1,236 @@
+import errno
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+
+from nanogpt import metrics
+from nanogpt.commands import main
+from nanogpt.data import remote
+from nanogpt.data.mixture import open_data
+from nanogpt.data.remote import Shards, Unreachable, find
+from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokens import TokenDataset, read_meta
+from nanogpt.hub.card import data_line
+
+URL = "memory://bucket/mine"
+TOKENS = 1009  # 63 windows of 16 in an epoch; 64 shards
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of this test's own, shards of 16 tokens, and no memory of earlier URLs."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(remote, "SHARD", 64)
+    monkeypatch.setattr(remote, "PAUSES", (0, 0))
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    find.cache_clear()
+    fsspec.filesystem("memory").store.clear()
+    return tmp_path / "hf" / "nanogpt"
+
+
+def put(directory, url: str) -> str:
+    """Uploads the files of a directory; returns the URL."""
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.makedirs(root, exist_ok=True)
+    for path in directory.iterdir():
+        if path.is_file():
+            fs.pipe_file(f"{root}/{path.name}", path.read_bytes())
+    find.cache_clear()
+    return url
+
+
+@pytest.fixture
+def numbers(tmp_path, data):
+    """A data directory whose training tokens count up, in two files."""
+    directory = tmp_path / "numbers"
+    directory.mkdir()
+    tokens = np.arange(TOKENS, dtype="<u4")
+    names = ("train-00001.bin", "train-00002.bin")
+    for name, part in zip(names, (tokens[:410], tokens[410:]), strict=True):
+        part.tofile(directory / name)
+    tokens[:100].tofile(directory / "val.bin")
+    splits = {"train": {"tokens": TOKENS, "bytes": TOKENS, "largest": TOKENS - 1, "files": list(names)}}
+    splits["val"] = {"tokens": 100, "bytes": 100, "largest": 99}
+    (directory / "meta.json").write_text(json.dumps({"vocab_size": TOKENS, "dtype": "uint32", "splits": splits}))
+    (directory / "tokenizer.json").write_bytes((data / "tokenizer.json").read_bytes())
+    return directory
+
+
+def cached_shards(cache) -> set[str]:
+    return {f"{path.parent.name}/{path.name}" for path in cache.glob("*/*.shards/*")}
+
+
+@pytest.mark.parametrize("protocol", ["memory", "file"])
+def test_the_windows_at_a_url_are_those_of_the_local_directory(tmp_path, numbers, protocol):
+    url = put(numbers, URL if protocol == "memory" else f"file://{tmp_path}/elsewhere")
+    here, there = TokenDataset(numbers, "train", 16), TokenDataset(url, "train", 16)
+    for first in range(0, 2 * here.windows_per_epoch, 7):
+        for a, b in zip(here.batch(5, first, 7), there.batch(5, first, 7), strict=True):
+            assert torch.equal(a, b)
+    assert there.tokens[400:420].tolist() == list(range(400, 420))
+    assert there.beginning.tolist() == [0]
+    val = zip(TokenDataset(numbers, "val", 16).whole_split(4), TokenDataset(url, "val", 16).whole_split(4), strict=True)
+    assert all(torch.equal(a[0], b[0]) for a, b in val)
+    assert load_tokenizer(url).vocab_size == load_tokenizer(numbers).vocab_size
+
+
+def test_parts_of_a_mixture_may_be_at_urls(tmp_path, numbers):
+    other = shutil.copytree(numbers, tmp_path / "other")
+    put(numbers, URL)
+    here, there = (open_data(f"{other}:0.7,{part}:0.3", "train", 16) for part in (numbers, URL))
+    assert torch.equal(here.batch(5, 0, 100)[0], there.batch(5, 0, 100)[0])
+
+
+def test_only_shards_of_windows_that_were_read_are_downloaded_once(cache, numbers, monkeypatch):
+    data = TokenDataset(put(numbers, URL), "train", 16)
+    assert cached_shards(cache) == set()
+    starts = data.starts(5, np.arange(6))
+    data.batch(5, 0, 6)
+    read = {int(place) for start in starts for place in range(start, start + 17)}
+    first = {f"train-00001.bin.shards/{place // 16:06}" for place in read if place < 410}
+    second = {f"train-00002.bin.shards/{(place - 410) // 16:06}" for place in read if place >= 410}
+    assert cached_shards(cache) == first | second
+    monkeypatch.setattr(Shards, "read", None)
+    TokenDataset(URL, "train", 16).batch(5, 0, 6)  # by another process
+
+
+@pytest.mark.slow
+def test_a_run_at_a_url_loses_what_a_local_one_does_and_resumes(tmp_path, data, make_run, capsys):
+    settings = {"log_interval": 1, "max_iters": 6, "eval_interval": 3}
+    make_run(out_dir=str(tmp_path / "here"), **settings).train()
+    url = put(data, URL)
+    make_run(out_dir=str(tmp_path / "there"), data=url, **settings | {"max_iters": 3, "lr_decay_iters": 6}).train()
+    make_run(out_dir=str(tmp_path / "there"), data=url, resume="auto", **settings).train()
+    here, there = (metrics.read(tmp_path / name / "metrics.jsonl") for name in ("here", "there"))
+    for value in ("train_loss", "val_loss"):
+        assert [line[value] for line in here if value in line] == [line[value] for line in there if value in line]
+    assert here[-1]["step"] == there[-1]["step"] == 6
+    assert data_line(url) == data_line(str(data))  # in the model card
+
+
+def test_changed_files_get_a_cache_of_their_own(cache, numbers):
+    TokenDataset(put(numbers, URL), "train", 16).batch(5, 0, 40)
+    fsspec.filesystem("memory").pipe_file("/bucket/mine/README.md", b"a page, no data")
+    find.cache_clear()
+    TokenDataset(URL, "train", 16)
+    assert len(list(cache.iterdir())) == 1
+    for name in ("train-00001.bin", "train-00002.bin"):
+        tokens = np.fromfile(numbers / name, dtype="<u4")
+        tokens[::-1].tofile(numbers / name)
+    changed = TokenDataset(put(numbers, URL), "train", 16)
+    assert torch.equal(changed.batch(5, 0, 40)[0], TokenDataset(numbers, "train", 16).batch(5, 0, 40)[0])
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_processes_that_download_the_same_shard_at_once_leave_it_whole(cache, numbers):
+    shards = TokenDataset(put(numbers, URL), "train", 16).tokens.paths[0]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(shards.download, [3] * 40))
+    shards.fetch([412, -20], 3)  # of the second file, and of one before
+    assert np.fromfile(shards.path(3), "<u4").tolist() == list(range(48, 64))
+    assert cached_shards(cache) == {"train-00001.bin.shards/000003"}
+
+
+def test_a_download_is_tried_again(numbers, monkeypatch):
+    data, tries = TokenDataset(put(numbers, URL), "train", 16), []
+    real = type(fsspec.filesystem("memory")).open
+
+    def flaky(*args, **kwargs):
+        tries.append(args)
+        if len(tries) < 3:
+            raise ConnectionError("reset by peer")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "open", flaky)
+    assert data.tokens[:3].tolist() == [0, 1, 2] and len(tries) == 3
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "open", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(Unreachable, match=r"^memory://bucket/mine/train-00002.bin cannot be read \(ZeroDivisionError"):
+        data.tokens[500:503]
+
+
+def test_what_is_wrong_with_a_url_is_one_line(numbers):
+    for url, message in [
+        ("memory://nothing", "memory://nothing cannot be read (FileNotFoundError"),
+        ("nonsense://a", "nonsense://a cannot be read (ValueError: Protocol not known: nonsense"),
+        ("http://127.0.0.1:9/x", "http://127.0.0.1:9/x cannot be read ("),
+    ]:
+        with pytest.raises(ValueError) as error:
+            read_meta(url)
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    (numbers / "meta.json").rename(numbers / "other.json")
+    with pytest.raises(
+        ValueError, match=r"^memory://bucket/mine has no meta.json: it must hold the files of a data dir"
+    ):
+        read_meta(put(numbers, URL))
+
+
+def test_files_that_do_not_fit_to_meta_json_are_named(numbers):
+    fs = fsspec.filesystem("memory")
+    url = put(numbers, URL)
+    fs.pipe_file("/bucket/mine/train-00002.bin", bytes(40))
+    with pytest.raises(ValueError, match=r"has 1680 bytes, but its 1009 tokens of uint32 need 4036"):
+        TokenDataset(url, "train", 16)
+    fs.rm_file("/bucket/mine/train-00001.bin")
+    find.cache_clear()
+    with pytest.raises(ValueError, match=r"^memory://bucket/mine/train-00001.bin is missing"):
+        TokenDataset(url, "train", 16)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_named(cache, numbers):
+    data = TokenDataset(put(numbers, URL), "train", 16)
+    fsspec.filesystem("memory").pipe_file("/bucket/mine/train-00001.bin", bytes(100))
+    with pytest.raises(Unreachable, match=r"train-00001.bin has changed while it was read: start again"):
+        data.tokens[300:303]
+    assert cached_shards(cache) == set()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_shard(cache, numbers, monkeypatch):
+    data = TokenDataset(put(numbers, URL), "train", 16)
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        Unreachable, match=r"^the disk has no room for memory://bucket/mine/train-00001.bin: let HF_HOME"
+    ):
+        data.tokens[:3]
+    assert cached_shards(cache) == set()
+
+
+def test_check_data_reads_a_url_and_sha256_asks_for_a_local_copy(data, capsys, monkeypatch):
+    monkeypatch.setattr(remote, "SHARD", 1 << 12)
+    url = put(data, URL)
+    main(["check-data", url, "--block_size", "16"])
+    assert f"{url}: tokenizer char" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["check-data", url, "--sha256"])
+    assert "train.bin is read in shards: for this, download it and name the local data dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["", "datasets/"])
+def test_a_repository_on_the_hub_is_read_at_one_commit(hub, cache, tmp_path, numbers, monkeypatch, kind):
+    for name, value in hub.environment(None, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template[template.index("/{") :])
+    files = {f"tokens/{path.name}": path.read_bytes() for path in numbers.iterdir()}
+    hub.add("alice/data", files)
+    data = TokenDataset(f"hf://{kind}alice/data/tokens", "train", 16)
+    before, later = data.batch(5, 0, 2)[0], TokenDataset(numbers, "train", 16).batch(5, 2, 20)[0]
+    broken = {name: bytes(len(content)) if name.endswith(".bin") else content for name, content in files.items()}
+    hub.repos["alice/data"].commit("main", broken, "other tokens")
+    assert torch.equal(before, TokenDataset(numbers, "train", 16).batch(5, 0, 2)[0])
+    assert torch.equal(data.batch(5, 2, 20)[0], later)
+    asked = [path for method, path, _ in hub.requests if "/resolve/" in path]
+    assert asked and not any("/resolve/main/" in path for path in asked)
+    with pytest.raises(Unreachable, match=r"^hf://alice/nothing cannot be read \("):
+        find("hf://alice/nothing")

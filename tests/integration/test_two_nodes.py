@@ -1,0 +1,228 @@
+"""accelerate_configs/slurm.sh as it stands, on two nodes that are processes here: what Slurm does is faked.
+
+Three starts of one job: the first makes the tokens, trains, and gets the signal before the time limit; in the second a
+node dies; the third reaches the end. One process then trains the same without a launcher.
+"""
+
+import os
+import random
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from data_prep import text
+from nanogpt import checkpoint, metrics
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "accelerate_configs" / "slurm.sh"
+SETTINGS = "--depth=2 --aspect_ratio=32 --precision=fp32 --threads=1 --gradient_accumulation_steps=4 --batch_size=32 "
+SETTINGS += "--lr_schedule=constant --log_interval=1 --eval_interval=5 --sample_tokens=0 --timeout=60"
+
+# starts the command on both nodes, passes signals on, and ends the other node a minute after one that failed
+SRUN = f"""#!{sys.executable}
+import os, signal, subprocess, sys, time
+
+command = [word for i, word in enumerate(sys.argv) if i and not word.startswith("--kill")]
+nodes = []
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: [node.send_signal(number) for node in nodes])
+for i in "01":
+    task = os.environ | {{"SLURM_NODEID": i, "SLURM_PROCID": i, "SLURM_NTASKS": "2"}}
+    nodes.append(subprocess.Popen(command, env=task))
+    with open("pids", "a") as file:
+        print(nodes[-1].pid, file=file, flush=True)
+failed = None
+while None in (codes := [node.poll() for node in nodes]):
+    failed = failed or (any(codes) and time.monotonic())
+    if failed and time.monotonic() > failed + 60:
+        [node.kill() for node in nodes]
+    time.sleep(0.02)
+sys.exit(max(abs(code) for code in codes))
+"""
+SCONTROL = """#!/bin/sh
+case "$1" in
+show) [ "$2 $3" = "hostnames node[1-2]" ] && printf '127.0.0.1\\n127.0.0.1\\n' ;;
+requeue) echo "$2" >> requeued ;;
+esac
+"""
+
+
+def free_job_id() -> int:
+    """The number of a job whose port is free (see slurm.sh)."""
+    while True:
+        number = random.randrange(10_000)
+        with socket.socket() as port, suppress(OSError):
+            port.bind(("127.0.0.1", 20_000 + number))
+            return 10_000 + number
+
+
+def raw_shards(folder: Path) -> None:
+    """Three files with the columns of FineWeb-Edu."""
+    folder.mkdir()
+    chance = random.Random(0)
+    words = "the school of a river and its water is one where many learn how plants grow from light to seed".split()
+    for shard in range(3):
+        texts = [" ".join(chance.choices(words, k=chance.randint(30, 90))).capitalize() + "." for _ in range(100)]
+        columns = {"text": texts, "id": [f"<urn:uuid:{shard}-{i}>" for i in range(100)]}
+        columns |= {name: ["made up"] * 100 for name in ("dump", "url", "file_path", "language")}
+        columns |= {"language_score": [0.9] * 100, "token_count": [100] * 100, "score": [3.1] * 100}
+        columns |= {"int_score": [3] * 100}
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{shard:03}_00000.parquet")
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    launchers = ("ACCELERATE_", "OMP_", "MASTER_", "SLURM_", "PET_")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(launchers)}
+    path = f"{home / 'bin'}:{Path(sys.executable).parent}:{clean['PATH']}"
+    return clean | {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HOME": str(home / "hf"), "ACCELERATE_USE_CPU": "true"}
+
+
+class Job:
+    """The script's starts, in the directory `home`."""
+
+    def __init__(self, home: Path):
+        self.home, self.number, self.starts = home, free_job_id(), []
+        for name, code in (("srun", SRUN), ("scontrol", SCONTROL)):
+            (home / "bin").mkdir(exist_ok=True)
+            (home / "bin" / name).write_text(code)
+            (home / "bin" / name).chmod(0o755)
+        for name in ("recipes", "accelerate_configs"):
+            (home / name).symlink_to(ROOT / name)
+        raw_shards(home / "raw")
+
+    def start(self, max_iters: int) -> subprocess.Popen:
+        slurms = {"JOB_ID": str(self.number), "NNODES": "2", "JOB_NODELIST": "node[1-2]", "CPUS_PER_TASK": "1"}
+        env = clean_environment(self.home) | {f"SLURM_{name}": value for name, value in slurms.items()}
+        recipe = f"recipes/pretrain.py {SETTINGS} --out_dir=out/two --max_iters={max_iters}"
+        env |= {"RAW": "raw", "DATA": "data/made_up", "TOKENIZER": "bytes", "GPUS": "1", "RECIPE": recipe}
+        traced = "exec 9>>trace; BASH_XTRACEFD=9; PS4='+$LINENO '; set -x; source accelerate_configs/slurm.sh"
+        with open(self.home / f"log{len(self.starts)}", "w") as log:
+            process = subprocess.Popen(["bash", "-c", traced], cwd=self.home, env=env, stdout=log, stderr=log)
+        self.starts.append(process)
+        return process
+
+    def log(self, start: int) -> str:
+        return (self.home / f"log{start}").read_text()
+
+    def wait_for(self, what, process: subprocess.Popen) -> None:
+        end = time.monotonic() + 300
+        while not what():
+            assert process.poll() is None and time.monotonic() < end, self.log(len(self.starts) - 1)
+            time.sleep(0.02)
+
+    def curve(self, run: str) -> dict[int, float]:
+        path = self.home / "out" / run / "metrics.jsonl"
+        lines = metrics.read(path) if path.exists() else []
+        return {line["step"]: line["train_loss"] for line in lines if "train_loss" in line}
+
+    def steps_saved(self) -> list[int]:
+        return [int(path.name[5:]) for path in checkpoint.steps(self.home / "out" / "two")]
+
+    def nodes(self) -> list[psutil.Process]:
+        """The last two tasks."""
+        return [psutil.Process(int(pid)) for pid in (self.home / "pids").read_text().split()[-2:]]
+
+    def end(self) -> None:
+        """Ends what a failed test leaves."""
+        for process in self.starts:
+            if process.poll() is None:
+                for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    with suppress(psutil.Error):
+                        each.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    job = Job(tmp_path_factory.mktemp("home"))
+    try:
+        first = job.start(max_iters=10_000)
+        job.wait_for(lambda: len(job.curve("two")) >= 3, first)
+        first.send_signal(signal.SIGUSR1)
+        first.wait(timeout=300)
+        job.stopped = SimpleNamespace(code=first.returncode, step=job.steps_saved()[-1])
+        job.stopped.queue = (job.home / "requeued").read_text()
+        job.stopped.tokenized = (job.home / "data" / "made_up" / "meta.json").stat().st_mtime_ns
+
+        second = job.start(max_iters=10_000)
+        job.wait_for(lambda: job.steps_saved()[-1] > job.stopped.step, second)
+        node = job.nodes()[1]
+        killed = time.monotonic()
+        for process in [*node.children(recursive=True), node]:
+            process.kill()
+        second.wait(timeout=300)
+        job.killed = SimpleNamespace(code=second.returncode, seconds=time.monotonic() - killed)
+        job.killed.step = job.steps_saved()[-1]
+
+        last = max(job.curve("two")) + 3
+        third = job.start(max_iters=last)
+        third.wait(timeout=300)
+        job.done = SimpleNamespace(code=third.returncode, step=last)
+        yield job
+    finally:
+        job.end()
+
+
+@pytest.mark.slow
+def test_two_tasks_make_the_tokens_that_one_would_make(job):
+    text.prepare([str(job.home / "raw")], job.home / "data" / "one", "bytes", 0.001, say=lambda said: None)
+    for split in ("train", "val"):
+        parts = sorted((job.home / "data" / "made_up").glob(f"{split}-*.bin"))
+        assert len(parts) == 2
+        one = (job.home / "data" / "one" / f"{split}.bin").read_bytes()
+        assert b"".join(part.read_bytes() for part in parts) == one
+
+
+@pytest.mark.slow
+def test_before_the_time_limit_the_run_saves_and_the_job_is_queued_again(job):
+    assert job.stopped.code == 0, job.log(0)
+    assert job.stopped.queue == f"{job.number}\n" == (job.home / "requeued").read_text()  # once in all
+    assert f"stopped: step {job.stopped.step} is saved" in job.log(0)
+    assert f"out/two, resuming from step {job.stopped.step}\n" in job.log(1)
+
+
+@pytest.mark.slow
+def test_a_dead_node_ends_the_job_and_the_next_start_resumes_from_the_last_checkpoint(job):
+    assert job.killed.code != 0
+    assert job.killed.seconds < 90
+    assert "error: process 0 of 2 stops: another process of the run has died" in job.log(1)
+    assert job.done.code == 0, job.log(2)
+    assert f"out/two, resuming from step {job.killed.step}\n" in job.log(2)
+    assert (job.home / "data" / "made_up" / "meta.json").stat().st_mtime_ns == job.stopped.tokenized
+    assert job.steps_saved()[-1] == job.done.step > job.killed.step
+
+
+@pytest.mark.slow
+def test_the_nodes_are_one_run_which_loses_what_one_process_loses(job):
+    flags = [*shlex.split(SETTINGS), "--data=data/made_up", "--out_dir=out/one", f"--max_iters={job.done.step}"]
+    command = [sys.executable, "recipes/pretrain.py", *flags]
+    done = subprocess.run(command, cwd=job.home, env=clean_environment(job.home), capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(job.curve("two")) == job.done.step
+    assert job.curve("two") == pytest.approx(job.curve("one"), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_every_line_of_the_script_was_executed(job):
+    run = {int(number) for number in re.findall(r"^\++(\d+) ", (job.home / "trace").read_text(), re.MULTILINE)}
+    lines, continued = SCRIPT.read_text().splitlines(), False
+    commands = []
+    for number, line in enumerate(lines, 1):
+        plain = line.strip() in ("", "fi", "}") or line.lstrip().startswith("#") or line.endswith("() {")
+        if not continued and not plain:
+            commands.append(number)
+        continued = line.endswith("\\")
+    assert len(commands) > 15
+    assert [f"{number}: {lines[number - 1]}" for number in commands if number not in run] == []
