@@ -147,7 +147,7 @@ def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
     types = [gguf.TokenType.UNUSED] * vocab_size
     for token, i in known.items():
         tokens[i], types[i] = token, gguf.TokenType.NORMAL
-    for token in parts["added_tokens"]:
+    for token in parts.get("added_tokens") or []:
         kind = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
         tokens[token["id"]], types[token["id"]] = token["content"], kind
     end = eos_ids[0] if eos_ids else tokenizer.vocab_size
