@@ -169,12 +169,8 @@ def spell_characters(characters: str) -> tuple[dict[str, int], list[str], str]:
 def name_split(parts: dict) -> str:
     """llama.cpp's name for the way in which a tokenizer.json splits text. Raises ValueError if it has none."""
     model, steps = parts["model"], parts.get("pre_tokenizer") or {}
-    normalizer = (parts.get("normalizer") or {}).get("type")
-    if (
-        model["type"] != "BPE"
-        or (parts.get("decoder") or {}).get("type") != "ByteLevel"
-        or normalizer not in (None, "NFC")
-    ):
+    decoder, normalizer = ((parts.get(part) or {}).get("type") for part in ("decoder", "normalizer"))
+    if model["type"] != "BPE" or decoder != "ByteLevel" or normalizer not in (None, "NFC"):  # llama.cpp drops NFC
         raise ValueError(
             f"GGUF holds characters and byte-level BPE, but this tokenizer is {model['type']}: export to a directory"
         )
@@ -184,9 +180,7 @@ def name_split(parts: dict) -> str:
         return "smollm"
     pattern = tokenizer_json.byte_level_pattern(parts)
     if pattern not in SPLITS:
-        raise ValueError(
-            f"llama.cpp has no name for how this tokenizer splits text ({pattern}): export without --format"
-        )
+        raise ValueError(f"llama.cpp does not know how this tokenizer splits text ({pattern}): export to a directory")
     return SPLITS[pattern]
 
 
@@ -209,11 +203,7 @@ def to_llama_cpp(model: GPT, added: bool) -> dict[str, torch.Tensor]:
         if kind == "llama" and heads:
             halves = tensor.view(heads, 2, c.head_size // 2, -1)  # (H, 2, D/2, C)
             tensor = halves.transpose(1, 2).reshape(tensor.shape)
-        if (
-            added
-            and tensor.size(0) == c.vocab_size
-            and name.endswith(("wte.weight", "embed_tokens.weight", "lm_head.weight"))
-        ):
+        if added and name.endswith(("wte.weight", "embed_tokens.weight", "lm_head.weight")):
             tensor = torch.cat([tensor, tensor.mean(0, keepdim=True)])
         found[names.get_name(name, try_suffixes=(".weight", ".bias"))] = tensor.contiguous()
     return found
@@ -296,7 +286,8 @@ def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: st
         )
     except Exception as error:
         raise ValueError(f"the export is wrong: llama.cpp cannot read it ({first_line(error)})") from None
-    text = tokenizer.decode(i for i in ids[0].tolist() if i not in tokenizer.special.values())
+    plain = [i for i in ids[0].tolist() if i < tokenizer.vocab_size and i not in tokenizer.special.values()]
+    text = tokenizer.decode(plain)
     if reader.tokenize(text.encode(), add_bos=False) != tokenizer.encode(text).tolist():
         raise ValueError(f"the export is wrong: llama.cpp reads {text[:40]!r} differently")
     new = min(32, T - start)
@@ -307,7 +298,6 @@ def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: st
         return f"llama.cpp writes the same {new} greedy tokens"
     exact_gelu = weights.native_type(model.config) == "gpt2" and model.config.mlp == "gelu"
     if kind == "F32" and not exact_gelu:
-        raise ValueError(
-            f"the export is wrong: llama.cpp continues with {continued[same:][:8]}, not {expected[same:][:8]}"
-        )
+        shown = slice(same, same + 8)
+        raise ValueError(f"the export is wrong: llama.cpp continues with {continued[shown]}, not {expected[shown]}")
     return f"llama.cpp, which rounds more, writes the same {same} of {new} greedy tokens as the model in fp32"

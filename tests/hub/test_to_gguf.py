@@ -11,7 +11,6 @@ import torch
 from conversations import talk
 from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
-from test_export import unigram
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nanogpt import chat
@@ -191,7 +190,7 @@ def test_a_wrong_tensor_is_caught_and_nothing_is_left(tmp_path, monkeypatch, dty
 
 
 def test_tokenizers_that_llama_cpp_does_not_know_are_refused(tmp_path):
-    tokenizer = unigram(tmp_path / "tokenizer")
+    tokenizer = HFTokenizer(Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0)], 0)))
     config = dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size)
     with pytest.raises(ValueError, match=r"GGUF holds characters and byte-level BPE, but this tokenizer is Unigram"):
         exported(tmp_path, config, tokenizer)
