@@ -245,7 +245,7 @@ def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, text, shape, encoding
     import llama_cpp
 
     tokenizer, said = CharTokenizer(WIDE) if encoding == "char" else trained_bpe(text), []
-    config = dataclasses.replace(CASES[SHAPES[shape]], vocab_size=tokenizer.vocab_size, block_size=80)
+    config = dataclasses.replace(SHAPES[shape], vocab_size=tokenizer.vocab_size, block_size=80)
     make_checkpoint(tmp_path / "run", config, tokenizer)
     to = to_gguf.export(tmp_path / "run", tmp_path / "model.gguf", say=said.append)
     assert said[-1].endswith("; llama.cpp writes the same 32 greedy tokens")

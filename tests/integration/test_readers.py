@@ -16,6 +16,7 @@ import readers
 from readers import READERS
 
 from nanogpt.hub.export import export
+from nanogpt.hub.load import load
 
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic")
 SERVE = "from transformers.cli.transformers import app; app()"
@@ -42,7 +43,7 @@ def test_the_pipeline_writes_the_models_greedy_tokens(make, shape):
 
     run, exported = make(shape)
     written = pipeline("text-generation", str(exported))(readers.PROMPT, do_sample=False, max_new_tokens=readers.NEW)
-    assert written[0]["generated_text"] == readers.PROMPT + readers.continuation(run)
+    assert written[0]["generated_text"] == readers.PROMPT + readers.continuation(*load(run)[:2])
 
 
 @pytest.mark.slow
@@ -51,9 +52,9 @@ def test_the_pipeline_answers_messages_as_the_model_does(make, shape):
     from transformers import pipeline
 
     run, exported = make(shape, talks=True)
-    messages, answer = readers.question(run)
-    written = pipeline("text-generation", str(exported))(messages, do_sample=False, max_new_tokens=readers.NEW)
-    assert written[0]["generated_text"] == [*messages, {"role": "assistant", "content": answer}]
+    written = pipeline("text-generation", str(exported))(readers.MESSAGES, do_sample=False, max_new_tokens=readers.NEW)
+    answer = readers.answer(*load(run)[:2])
+    assert written[0]["generated_text"] == [*readers.MESSAGES, {"role": "assistant", "content": answer}]
 
 
 def ask(url: str, body: dict | None = None, timeout: float = 60) -> dict:
@@ -103,8 +104,7 @@ def test_transformers_serve_writes_and_answers_as_the_model_does(make, server, s
     options = {"max_tokens": readers.NEW, "temperature": 0}
     run, exported = make(shape)
     written = ask(f"{server}/completions", {"model": str(exported), "prompt": readers.PROMPT, **options})
-    assert written["choices"][0]["text"] == readers.continuation(run)
+    assert written["choices"][0]["text"] == readers.continuation(*load(run)[:2])
     run, exported = make(shape, talks=True)
-    messages, answer = readers.question(run)
-    written = ask(f"{server}/chat/completions", {"model": str(exported), "messages": messages, **options})
-    assert written["choices"][0]["message"]["content"] == answer
+    written = ask(f"{server}/chat/completions", {"model": str(exported), "messages": readers.MESSAGES, **options})
+    assert written["choices"][0]["message"]["content"] == readers.answer(*load(run)[:2])
