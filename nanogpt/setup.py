@@ -40,9 +40,10 @@ class Setup:
         make_model: Callable[[GPTConfig], GPT] = GPT,
         make_optimizers: Callable[..., list[torch.optim.Optimizer]] = optim.make_optimizers,
         recipe: tuple[GPTConfig, TrainConfig] | None = None,
+        command: list[str] | None = None,
     ):
-        """Arguments are those of `train.main`; `recipe` are the settings before the flags; `quiet` prints nothing, for
-        a run that will not train.
+        """Arguments are those of `train.main`; `recipe` are the settings before the flags, `command` the recipe and its
+        flags, if a command started the run; `quiet` prints nothing, for a run that will not train.
 
         Raises ValueError or OSError if the settings, the data, or the contents of out_dir do not allow the run.
         """
@@ -73,7 +74,7 @@ class Setup:
         if model_config.vocab_size is None:
             model_config = dataclasses.replace(model_config, vocab_size=self.train_data.meta["vocab_size"])
         self.settings |= {"model": dataclasses.asdict(model_config), "train": dataclasses.asdict(config)}
-        self.settings["data"] = self.train_data.meta["splits"]
+        self.settings |= {"data": self.train_data.meta["splits"], "command": command}
         if start:
             resume.compare(start, model_config, config, self.settings, self.say)
 

@@ -53,6 +53,7 @@ def main(
     """
     description = sys.modules["__main__"].__doc__ or ""
     make = {"make_model": make_model, "make_optimizers": make_optimizers, "recipe": (model_config, config)}
+    make["command"] = list(sys.argv) if argv is None else None
     begun: list[Path] = []
     try:
         with user_errors():

@@ -26,7 +26,7 @@ CHARACTERS = "".join(chr(33 + i) for i in range(70))
 def make_checkpoint(out_dir: Path, config: GPTConfig, tokenizer, seed: int = 0) -> Path:
     """A checkpoint of an untrained model in an out directory."""
     model = GPT(config)
-    randomize(model)
+    randomize(model, seed)
     settings = {"model": dataclasses.asdict(config), "train": dataclasses.asdict(TrainConfig(data="nowhere"))}
     settings["environment"] = {"device": "cpu", "precision": "fp32"}
     state = {"step": 7, "tokens": 700, "train_seconds": 1.5, "best_val_loss": 2.0, "best_step": 7}

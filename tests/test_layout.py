@@ -18,7 +18,7 @@ data.files data.pickles data.remote data.tokenizer_json data.special data.tokeni
 rundir checkpoint metrics cache generate chat evaluate cpu chunked_loss
 runtime.device runtime.sharding runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare
-hub.client hub.weights hub.card hub.load hub.from_nanogpt hub.to_nanogpt hub.export
+hub.client hub.weights hub.card hub.load hub.from_nanogpt hub.to_nanogpt hub.export hub.to_gguf
 plan resume console setup train
 commands.options commands.tasks commands.playground commands.bench commands.sample commands.chat commands.evaluate
 commands.compare commands.dashboard commands.plot commands.export commands.push commands.show_batch commands.plan

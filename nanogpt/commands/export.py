@@ -1,9 +1,10 @@
-"""`nanogpt export RUN --to DIR`: a directory that transformers loads, or a checkpoint of nanoGPT's."""
+"""`nanogpt export RUN --to DIR`: a directory that transformers loads, a file for llama.cpp, or nanoGPT's checkpoint."""
 
 from argparse import ArgumentParser
 
 from nanogpt.commands.options import add_export_options, add_run, export_options, show
 from nanogpt.config import waiting
+from nanogpt.hub import to_gguf
 from nanogpt.hub.export import export
 
 
@@ -12,11 +13,18 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_argument(
         "--to", "--out", required=True, metavar="PATH", help="the directory or file, which must not exist yet"
     )
-    what = "transformers: a directory; nanogpt: a ckpt.pt without optimizer state"
-    command.add_argument("--format", default="transformers", choices=("transformers", "nanogpt"), help=what)
-    add_export_options(command)
+    what = "transformers: a directory; gguf: a file for llama.cpp, the default where PATH ends in .gguf; "
+    what += "nanogpt: a ckpt.pt without optimizer state"
+    command.add_argument("--format", choices=("transformers", "gguf", "nanogpt"), help=what)
+    add_export_options(command, "q8_0")
 
 
 def run(args) -> None:
+    format = args.format or ("gguf" if args.to.endswith(".gguf") else "transformers")
+    if args.dtype == "q8_0" and format != "gguf":
+        raise ValueError("dtype=q8_0 is for GGUF alone: add --format gguf, or choose bfloat16")
     with waiting(f"exporting {args.RUN}", show):
-        export(args.RUN, args.to, format=args.format, say=show, **export_options(args))
+        if format == "gguf":
+            to_gguf.export(args.RUN, args.to, say=show, **export_options(args))
+        else:
+            export(args.RUN, args.to, format=format, say=show, **export_options(args))

@@ -102,12 +102,14 @@ def note(text: str) -> None:
     print(f"note: {visible(text)}", file=sys.stderr)
 
 
-def add_export_options(command: ArgumentParser) -> None:
-    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of weights")
+def add_export_options(command: ArgumentParser, *more_dtypes: str) -> None:
+    dtypes = ("float32", "bfloat16", "float16", *more_dtypes)
+    command.add_argument("--dtype", default="float32", choices=dtypes, help="of weights; q8_0 is for GGUF alone")
     command.add_argument("--license", default="unknown", help="for the model card, such as mit or apache-2.0")
 
 
 def export_options(args) -> dict:
     import torch
 
-    return {"which": args.checkpoint, "dtype": getattr(torch, args.dtype), "license": args.license}
+    dtype = args.dtype if args.dtype == "q8_0" else getattr(torch, args.dtype)
+    return {"which": args.checkpoint, "dtype": dtype, "license": args.license}

@@ -1,10 +1,10 @@
-"""`nanogpt playground`: write with one or two models, and see each token's loss.
+"""`nanogpt playground`: write with one or two models, talk to them, and see each token's loss.
 
     pip install -e '.[playground]' -c constraints.txt
     nanogpt playground out/shakespeare out/wide
 
 A local Gradio page that loads nothing from the network. A token's colour shows its loss. Hover over a token to see the
-five most likely tokens at its position.
+five most likely tokens at its position. A model that was trained on conversations has a tab to talk to it.
 """
 
 import html
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import torch
 
+from nanogpt import chat
 from nanogpt.commands.options import add_checkpoint, add_device, add_port, pick_device
 from nanogpt.config import visible
 from nanogpt.generate import stream, stream_text, until
@@ -76,6 +77,14 @@ class Writer:
         ids, text, eos_id = self.encode(prompt), prompt, self.tokenizer.eot_id
         drawn = stream(self.model, ids[None], max_new_tokens, eos_id=eos_id, **options)
         for piece in stream_text(self.tokenizer, until(eos_id, (token.item() for token in drawn)), ids):
+            text += piece
+            yield text
+
+    def answer(self, message: str, earlier: list[dict], max_new_tokens: int, temperature: float):
+        """Yields the answer so far to a message after `earlier` ones, of user and assistant in turns."""
+        text, messages = "", [*earlier, {"role": "user", "content": message}]
+        options = {"temperature": temperature, "top_k": 200}
+        for piece in chat.answer(self.model, self.tokenizer, messages, max_new_tokens, **options):
             text += piece
             yield text
 
@@ -175,7 +184,37 @@ def page(runs: list[str], device: str, which: str | None = None):
             with gr.Row():
                 painted = [gr.HTML(elem_id=f"painted-{i}") for i, _ in enumerate(runs)]
             button.click(paint, text, painted, api_visibility="private")
+        for i, writer in enumerate(writers):
+            if chat.can_chat(writer.tokenizer):
+                with gr.Tab(f"Talk to {writer.run}"):
+                    add_chat(gr, writer, i)
     return blocks
+
+
+def add_chat(gr, writer: Writer, number: int) -> None:
+    """A conversation with a model; Gradio's history has each message's text in parts."""
+
+    def answer(message: str, history: list[dict], max_new_tokens: int, temperature: float):
+        earlier = [{"role": said["role"], "content": plain_text(said["content"])} for said in history]
+        try:
+            yield from writer.answer(message, earlier, max_new_tokens, temperature)
+        except ValueError as error:  # too long, or a character that the model does not know
+            raise gr.Error(html.escape(str(error)), print_exception=False) from None
+
+    gr.ChatInterface(
+        answer,
+        chatbot=gr.Chatbot(render_markdown=False, elem_id=f"chat-{number}"),
+        additional_inputs=[
+            gr.Slider(1, 2000, 200, step=1, label="tokens"),
+            gr.Slider(0, 2, 0.8, step=0.05, label="temperature"),
+        ],
+        api_visibility="private",
+    )
+
+
+def plain_text(content: str | list[dict]) -> str:
+    """The text of a message in Gradio's history."""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def serve(runs: list[str], device: str, port: int | None = None, say=print, block: bool = True, which=None):

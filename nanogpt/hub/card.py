@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from nanogpt import checkpoint, metrics
+from nanogpt import chat, checkpoint, metrics
 from nanogpt.config import INCIDENTAL, TrainConfig
 from nanogpt.data.files import read_json
 from nanogpt.data.mixture import read_shares
@@ -33,10 +35,30 @@ print(generate({prompt!r}, max_new_tokens={new_tokens})[0]["generated_text"])
 ```
 
 The context is {block_size:,} tokens long, prompt and answer together.{notes}
-{training}
+{conversations}{training}{evaluation}
 ## Limits
 
 It repeats what it was trained on, with its errors and its biases, and knows nothing else.
+"""
+
+CONVERSATIONS = """
+## Conversations
+
+`tokenizer.apply_chat_template` renders messages with this template, and `pipeline` does so by itself:
+
+```jinja
+{template}
+```
+"""
+
+EVALUATION = """
+## Evaluation
+
+Measured with lm_eval (`nanogpt eval --tasks`):
+
+| task | examples | metric | value | standard error |
+| --- | --- | --- | --- | --- |
+{rows}
 """
 
 TRAINING = """
@@ -45,11 +67,21 @@ TRAINING = """
 {curve}{results}
 
 Data: {data}.
-
+{command}
 | setting | value |
 | --- | --- |
 {settings}
 {versions}"""
+
+
+class Figure(NamedTuple):
+    """A result of `nanogpt eval --tasks`."""
+
+    task: str
+    limit: int | None  # number of examples; None: all
+    metric: str
+    value: float
+    error: float | None  # standard error
 
 
 class RunInfo(NamedTuple):
@@ -59,6 +91,8 @@ class RunInfo(NamedTuple):
     state: dict
     settings: dict
     environment: dict
+    command: list[str]  # that started the run; empty if unknown
+    figures: list[Figure]
 
 
 def read(source: Path) -> RunInfo:
@@ -67,7 +101,27 @@ def read(source: Path) -> RunInfo:
     model, train = checkpoint.load_configs(source)
     environment = config.get("environment", {})
     settings = dataclasses.asdict(model) | dataclasses.asdict(train)
-    return RunInfo(source.parent, state, settings, environment if isinstance(environment, dict) else {})
+    environment = environment if isinstance(environment, dict) else {}
+    command = config.get("command")
+    command = [str(word) for word in command] if isinstance(command, list) else []
+    return RunInfo(source.parent, state, settings, environment, command, read_figures(source))
+
+
+def read_figures(source: Path) -> list[Figure]:
+    """The results of tasks that `nanogpt eval` stored next to a checkpoint; none if there are none."""
+    found = []
+    with suppress(ValueError, OSError, AttributeError, TypeError):  # no such file, or damaged
+        for results in read_json(source.with_name(f"{source.name}.eval.json")).values():
+            tasks = results.items() if "limit" in results else ()  # else: the loss of a split
+            for task, values in ((task, values) for task, values in tasks if isinstance(values, dict)):
+                for name, value in values.items():
+                    metric, _, filtered = name.partition(",")
+                    if isinstance(value, float) and not metric.endswith("_stderr"):
+                        error = values.get(f"{metric}_stderr,{filtered}")
+                        error = error if isinstance(error, float) else None
+                        metric = metric if filtered == "none" else name
+                        found.append(Figure(task, results["limit"], metric, value, error))
+    return found
 
 
 def write(
@@ -89,12 +143,18 @@ def write(
     """
     from huggingface_hub import ModelCardData
 
+    title, figures = repo.rstrip("/").rpartition("/")[2], info.figures if info else []
     metadata = ModelCardData(
-        license=license, library_name="transformers", pipeline_tag="text-generation", tags=["nanogpt"]
+        license=license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["nanogpt"],
+        model_name=title if figures else None,
+        eval_results=to_hub(figures),
     )
     card = CARD.format(
         metadata=metadata.to_yaml(),
-        title=repo.rstrip("/").rpartition("/")[2],
+        title=title,
         parameters=model.get_num_params(),
         native=native,
         repo=json.dumps(repo, ensure_ascii=False),
@@ -102,9 +162,43 @@ def write(
         new_tokens=min(200, model.config.block_size // 2),
         block_size=model.config.block_size,
         notes="".join(f" {note[0].upper()}{note[1:]}." for note in notes),
+        conversations=CONVERSATIONS.format(template=chat.TEMPLATE) if isinstance(prompt, list) else "",
         training=training(info, curve) if info else "",
+        evaluation=EVALUATION.format(rows="\n".join(map(row, figures))) if figures else "",
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def row(figure: Figure) -> str:
+    error = "" if figure.error is None else f"{figure.error:.4f}"
+    return f"| {figure.task} | {figure.limit or 'all'} | {figure.metric} | {figure.value:.4f} | {error} |"
+
+
+def to_hub(figures: list[Figure]) -> list | None:
+    """The Hub's form of the results, for its model index. Results of some examples only are left out."""
+    from huggingface_hub import EvalResult
+
+    found = [
+        EvalResult("text-generation", figure.task, figure.task, figure.metric, round(figure.value, 6))
+        for figure in figures
+        if figure.limit is None
+    ]
+    return found or None
+
+
+def command_line(command: list[str]) -> str:
+    """The command that trains the model again, without flags that do not matter for it and without absolute paths."""
+    words, skipping = [], False
+    for word in command:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") in INCIDENTAL:
+            skipping = not equals  # its value follows, if it has one
+        elif not word.startswith("--") and skipping:
+            skipping = False
+        else:
+            skipping, path = False, Path(value if equals else word)
+            words.append((f"{flag}={path.name}" if equals else path.name) if path.is_absolute() else word)
+    return shlex.join(["accelerate", "launch", *words])
 
 
 def training(info: RunInfo, curve: bool) -> str:
@@ -128,6 +222,7 @@ def training(info: RunInfo, curve: bool) -> str:
         curve=f"![training curve]({CURVE})\n\n" if curve else "",
         results=results,
         data=data_line(settings["data"]),
+        command=f"\n```bash\n{command_line(info.command)}\n```\n" if info.command else "",
         settings="\n".join(f"| {name} | {value} |" for name, value in shown.items()),
         versions=f"\nVersions: {versions}.\n" if versions else "",
     )

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import http.client
+import json
 import re
 import sys
 from types import SimpleNamespace
@@ -11,9 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
+from conversations import talk
 
 from data_prep import writer
-from nanogpt import GPT
+from nanogpt import GPT, chat
 from nanogpt.commands import main, playground
 from nanogpt.commands.playground import OwnPages, Writer, take_turns, token_losses
 from nanogpt.data.tokenizer import load_tokenizer
@@ -88,6 +90,19 @@ def test_writing_grows_by_what_sampling_yields_and_the_seed_decides(hostile_writ
     assert list(hostile_writer.write("<", 10, seed=2, **options))[-1] != texts[-1]
 
 
+def test_an_answer_grows_and_is_that_of_nanogpt_chat(chat_run):
+    talker = Writer(str(chat_run), "cpu")
+    earlier = talk("100?", "yes")
+    grown = list(talker.answer("101?", earlier, 20, 0.0))
+    expected = list(chat.answer(talker.model, talker.tokenizer, [*earlier, *talk("101?")], 20, temperature=0))
+    assert grown == ["".join(expected[: i + 1]) for i in range(len(expected))] and grown[-1] == "yes"
+
+
+def test_a_messages_text_is_read_from_gradios_history():
+    parts = [{"type": "text", "text": "to "}, {"type": "text", "text": "be"}, {"type": "file", "file": {}}]
+    assert playground.plain_text(parts) == playground.plain_text("to be") == "to be"
+
+
 @pytest.mark.parametrize("text, complaint", [("", "text is empty"), ("Zz", "'Z'")])
 def test_a_text_that_the_model_cannot_read_is_named(hostile_writer, text, complaint):
     with pytest.raises(ValueError, match=complaint):
@@ -147,6 +162,12 @@ def test_other_names_for_this_machine_and_pages_of_other_hosts_are_refused(allow
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     asyncio.run(OwnPages(page)({"type": "http", "headers": raw}, None, send))
     assert sent[0]["status"] == (200 if allowed else 403)
+
+
+def test_the_real_page_has_a_tab_for_a_model_that_talks(chat_run):
+    pytest.importorskip("gradio")
+    described = json.dumps(playground.page([str(chat_run)], "cpu").get_config_file())
+    assert f"Talk to {chat_run}" in described and "chat-0" in described
 
 
 def test_no_route_of_the_real_page_answers_to_a_foreign_host(hostile_writer):

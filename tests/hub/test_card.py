@@ -8,7 +8,7 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 from test_forged_checkpoint import seal_again
 
 from data_prep import writer
-from nanogpt import checkpoint
+from nanogpt import chat, checkpoint
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.hub import card, export
 
@@ -40,6 +40,61 @@ def test_it_tells_result_and_settings_but_nothing_of_the_machine(source, tmp_pat
         assert part in readme
     for part in ("keep_checkpoints", "threads", "out_dir", str(tmp_path)):
         assert part not in readme
+
+
+RESULTS = {
+    "val": {"val_loss": 2.0, "data": "nowhere"},
+    "piqa": {"piqa": {"alias": "piqa", "acc,none": 0.625, "acc_stderr,none": 0.0113}, "limit": None},
+    "gsm8k, 10 examples": {"gsm8k": {"exact_match,strict": 0.1, "exact_match_stderr,strict": "N/A"}, "limit": 10},
+}
+
+
+def test_results_of_tasks_are_in_the_card_and_those_of_whole_tasks_in_the_hubs_index(source, tmp_path):
+    from huggingface_hub import ModelCard
+
+    checkpoint.write_json(source.with_name(f"{source.name}.eval.json"), RESULTS)
+    readme = export.export(source, tmp_path / "export", name="alice/model") / "README.md"
+    assert (
+        "| piqa | all | acc | 0.6250 | 0.0113 |\n| gsm8k | 10 | exact_match,strict | 0.1000 |  |" in readme.read_text()
+    )
+    data = ModelCard.load(readme).data
+    (result,) = data.eval_results
+    assert (data.model_name, result.dataset_name, result.metric_type, result.metric_value) == (
+        *("model", "piqa", "acc", 0.625),
+    )
+
+
+@pytest.mark.parametrize("contents", ["{", "[]", '{"piqa": 1}', '{"piqa": {"limit": 1, "x": {"acc": [0.5]}}}'])
+def test_results_that_are_damaged_are_left_out(source, contents):
+    source.with_name(f"{source.name}.eval.json").write_text(contents)
+    assert card.read(source).figures == []
+
+
+def test_the_command_is_that_of_the_recipe_without_what_concerns_the_machine(source, tmp_path):
+    given = ["/home/me/recipes/mine.py", "--n_layer=2", "--out_dir", "/home/me/out", "--json", "--data=/home/me/d"]
+    config = checkpoint.read_json(source / "config.json")
+    checkpoint.write_json(source / "config.json", config | {"command": [*given, "--resume=auto", "--seed", "2"]})
+    seal_again(source)
+    readme = (export.export(source, tmp_path / "export") / "README.md").read_text()
+    assert "\n```bash\naccelerate launch mine.py --n_layer=2 --data=d --seed 2\n```\n" in readme
+
+
+@pytest.mark.slow
+def test_a_recipe_stores_its_command(tmp_path, data):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from nanogpt import GPTConfig, TrainConfig, train\n"
+        "model = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16)\n"
+        f"train.main(model, TrainConfig(data={str(data)!r}, out_dir='out', batch_size=2, warmup_iters=0))\n"
+    )
+    command = [sys.executable, str(recipe), "--max_iters=1", "--device=cpu"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=tmp_path)
+    assert card.read(tmp_path / "out" / "last").command == command[1:]
+
+
+def test_a_model_that_chats_shows_its_template(chat_run, tmp_path):
+    readme = (export.export(chat_run, tmp_path / "export", say=lambda text: None) / "README.md").read_text()
+    assert f"```jinja\n{chat.TEMPLATE}\n```" in readme
 
 
 def code_of(readme: str) -> str:

@@ -1,5 +1,6 @@
 """Pushing and fetching through a local Hub: real commands, real HTTP, in processes of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -48,6 +49,19 @@ def test_push_uploads_a_verified_export_and_keeps_what_was_there(hub, nanogpt):
 
     sampled = nanogpt("sample", "alice/model", "--prompt", "ROMEO:", "--max_new_tokens", "5", token=None)
     assert sampled.returncode == 0 and sampled.stdout.startswith("ROMEO:"), sampled.stderr
+
+
+@pytest.mark.slow
+def test_push_takes_results_of_tasks_along_as_the_hubs_metadata(hub, nanogpt, tmp_path):
+    results = {"piqa": {"piqa": {"acc,none": 0.625}, "limit": None}}
+    (tmp_path / "run" / "step-000007.eval.json").write_text(json.dumps(results))
+    done = nanogpt("push", "run", "alice/model")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "README.md").write_bytes(hub.files("alice/model")["README.md"])
+    (result,) = huggingface_hub.ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert (result.task_type, result.dataset_type, result.metric_type, result.metric_value) == (
+        *("text-generation", "piqa", "acc", 0.625),
+    )
 
 
 @pytest.mark.slow

@@ -1,0 +1,68 @@
+"""Programs that continue an export with the model's own 32 greedy tokens, and the shapes of which a test shows it.
+
+The tests of a program are parametrized by its shapes here; tests/docs/test_readers.py compares docs/publishing.md with
+this table.
+"""
+
+import dataclasses
+import string
+from pathlib import Path
+
+import torch
+from conversations import talk
+from shapes import CASES, CHARACTERS, make_checkpoint
+from test_model import randomize
+
+from nanogpt import GPT, chat
+from nanogpt.data.tokenizer import START, CharTokenizer
+from nanogpt.generate import generate
+
+SHAPES = {
+    "GPT-2": dataclasses.replace(CASES["gpt2"], mlp="gelu_tanh"),
+    "Llama": CASES["llama"],
+    "Qwen3": CASES["qwen3"],
+}
+READERS = {
+    "transformers' `pipeline`": ("GPT-2", "Llama", "Qwen3"),
+    "transformers' `pipeline`, given messages": ("GPT-2", "Llama", "Qwen3"),
+    "`transformers serve`": ("GPT-2", "Llama", "Qwen3"),
+    "llama.cpp (GGUF in F32)": ("GPT-2", "Llama", "Qwen3"),
+}
+NEW = 32
+PROMPT, MESSAGES = "ROMEO:", talk("who?")
+
+
+def table() -> str:
+    """READERS as Markdown."""
+    lines = [["reader", *SHAPES], ["---"] * (len(SHAPES) + 1)]
+    lines += [
+        [name, *("yes" if shape in able else "not supported" for shape in SHAPES)] for name, able in READERS.items()
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
+
+
+def make_run(out_dir: Path, shape: str, talks: bool = False) -> Path:
+    """A model of that shape at character level, which does not repeat itself; one that `talks` answers messages."""
+    tokenizer = CharTokenizer("".join(sorted(string.printable[:95] + "\n")) if talks else CHARACTERS)
+    tokenizer = chat.add_tokens(tokenizer) if talks else tokenizer
+    config = dataclasses.replace(SHAPES[shape], vocab_size=tokenizer.vocab_size, block_size=80)
+    write = answer if talks else continuation
+    for seed in range(100):
+        model = GPT(config).eval()
+        randomize(model, seed)
+        if len(set(write(model, tokenizer))) >= NEW // 3:
+            make_checkpoint(out_dir, config, tokenizer, seed)
+            return out_dir
+    raise AssertionError("all of them repeat themselves")
+
+
+def continuation(model: GPT, tokenizer) -> str:
+    """What the model writes after PROMPT."""
+    ids = torch.from_numpy(tokenizer.encode(PROMPT))[None]
+    return tokenizer.decode(generate(model, ids, NEW, temperature=0)[0, ids.size(1) :].tolist())
+
+
+def answer(model: GPT, tokenizer) -> str:
+    """What the model answers to MESSAGES; nothing if it ends early."""
+    text = "".join(chat.answer(model, tokenizer, MESSAGES, NEW, temperature=0))
+    return text if len(text) == NEW and START not in text else ""
