@@ -28,7 +28,8 @@ from nanogpt import checkpoint, metrics
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "accelerate_configs" / "slurm.sh"
 SETTINGS = "--depth=2 --aspect_ratio=32 --precision=fp32 --threads=1 --gradient_accumulation_steps=4 --batch_size=32 "
-SETTINGS += "--lr_schedule=constant --log_interval=1 --eval_interval=5 --sample_tokens=0 --timeout=60"
+SETTINGS += "--learning_rate=1e-3 --muon_learning_rate=2e-3 --lr_schedule=constant --log_interval=1 --eval_interval=5 "
+SETTINGS += "--sample_tokens=0 --timeout=60"
 
 # starts the command on both nodes, passes signals on, and ends the other node a minute after one that failed
 SRUN = f"""#!{sys.executable}
