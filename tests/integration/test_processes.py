@@ -207,6 +207,16 @@ def test_two_processes_measure_what_one_does(home):
 
 
 @pytest.mark.slow
+def test_two_processes_with_data_at_a_url_lose_what_one_does_with_local_data(home):
+    steps = {"max_iters": 4, "eval_interval": 2}
+    url = {"name": "url", "data": f"file://{home}/data", **steps}
+    assert pair(home, {"name": "path", **steps}, url, HF_HOME=str(home / "hf")) == "exit codes 0 0 0"
+    for value in ("train_loss", "val_loss"):
+        path = curve(home, "path-one", value)
+        assert path and curve(home, "url-one", value) == path
+        assert curve(home, "url-two", value) == pytest.approx(path, abs=1e-6)
+
+
 def test_a_signal_to_one_process_ends_an_evaluation_on_both(home):
     assert pair(home, {"name": "ended", "max_iters": 4, "eval_interval": 2, "terminate": 2}) == "exit codes 143 143 143"
     for name in ("ended-two", "ended-one"):

@@ -28,7 +28,8 @@ from nanogpt import checkpoint, metrics
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "accelerate_configs" / "slurm.sh"
 SETTINGS = "--depth=2 --aspect_ratio=32 --precision=fp32 --threads=1 --gradient_accumulation_steps=4 --batch_size=32 "
-SETTINGS += "--lr_schedule=constant --log_interval=1 --eval_interval=5 --sample_tokens=0 --timeout=60"
+SETTINGS += "--learning_rate=1e-3 --muon_learning_rate=2e-3 --lr_schedule=constant --log_interval=1 --eval_interval=5 "
+SETTINGS += "--sample_tokens=0 --timeout=60"
 
 # starts the command on both nodes, passes signals on, and ends the other node a minute after one that failed
 SRUN = f"""#!{sys.executable}
@@ -142,6 +143,32 @@ class Job:
                     with suppress(psutil.Error):
                         each.kill()
                 process.wait()
+
+
+def without_data_prep(home: Path, fake: str) -> Job:
+    """A job whose `python`, which would make the tokens, is a line of bash."""
+    job = Job(home)
+    (home / "bin" / "python").write_text(f"#!/bin/bash\n{fake}\n")
+    (home / "bin" / "python").chmod(0o755)
+    return job
+
+
+def test_the_signal_queues_the_job_again_while_it_makes_tokens_too(tmp_path):
+    job = without_data_prep(tmp_path, "trap 'exit 3' USR1; echo >> begun; while true; do sleep 0.1; done")
+    try:
+        script = job.start(max_iters=1)
+        job.wait_for(lambda: (tmp_path / "begun").exists() and (tmp_path / "begun").stat().st_size == 2, script)
+        script.send_signal(signal.SIGUSR1)
+        assert script.wait(timeout=60) == 0, job.log(0)
+    finally:
+        job.end()
+    assert (tmp_path / "requeued").read_text() == f"{job.number}\n"
+
+
+def test_tokens_that_cannot_be_made_end_the_job_with_an_error(tmp_path):
+    job = without_data_prep(tmp_path, "exit 7")
+    assert job.start(max_iters=1).wait(timeout=60) == 7, job.log(0)
+    assert not (tmp_path / "requeued").exists()
 
 
 @pytest.fixture(scope="module")
