@@ -46,7 +46,10 @@ def fields(reader) -> dict:
     return {name: field.contents() for name, field in reader.fields.items()}
 
 
-@pytest.mark.parametrize("case", CASES)
+FAST = ("gpt2, biases, tanh", "llama, untied, biases", "qwen3")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in FAST else pytest.mark.slow) for case in CASES])
 def test_transformers_reads_the_weights_of_every_shape(tmp_path, case):
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
