@@ -9,6 +9,8 @@ Specification of the format: https://github.com/ggml-org/ggml/blob/master/docs/g
 """
 
 import importlib.util
+import io
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -280,10 +282,10 @@ def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: st
 
     T = model.config.block_size
     start = max(1, min(16, T - 32))
+    fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     try:
-        reader = llama_cpp.Llama(
-            str(file), n_ctx=T, type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, verbose=False
-        )
+        with redirect_stderr(io.StringIO()):  # it warns that its own cache is longer than a short context
+            reader = llama_cpp.Llama(str(file), n_ctx=T, verbose=False, **fp32)
     except Exception as error:
         raise ValueError(f"the export is wrong: llama.cpp cannot read it ({first_line(error)})") from None
     plain = [i for i in ids[0].tolist() if i < tokenizer.vocab_size and i not in tokenizer.special.values()]

@@ -11,7 +11,7 @@ import torch
 from conversations import talk
 from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nanogpt import chat
 from nanogpt.commands import main
@@ -46,7 +46,10 @@ def fields(reader) -> dict:
     return {name: field.contents() for name, field in reader.fields.items()}
 
 
-@pytest.mark.parametrize("case", CASES)
+FAST = ("gpt2, biases, tanh", "llama, untied, biases", "qwen3")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in FAST else pytest.mark.slow) for case in CASES])
 def test_transformers_reads_the_weights_of_every_shape(tmp_path, case):
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -226,10 +229,22 @@ def test_a_modelfile_that_is_there_is_not_overwritten(tmp_path):
     assert (tmp_path / "Modelfile").read_text() == "precious" and not (tmp_path / "model.gguf").exists()
 
 
-def trained_bpe(text: str) -> HFTokenizer:
-    """A byte-level BPE of 400 tokens, split as in GPT-2."""
+GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+SPLITTERS = {
+    "gpt-2": GPT2_SPLIT,
+    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2_SPLIT]),
+    "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(to_gguf.WORDS % r"\p{N}"), "isolated"), BYTES]),
+    "llama-bpe": pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(to_gguf.WORDS % r"\p{N}{1,3}"), "isolated"), BYTES]
+    ),
+}
+
+
+def trained_bpe(text: str, split: str = "gpt-2") -> HFTokenizer:
+    """A byte-level BPE of 400 tokens."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = SPLITTERS[split], decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator([text], trainer)
@@ -260,6 +275,37 @@ def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, text, shape, encoding
     print(f"{shape}, {encoding}: logits differ by {(found - expected).abs().max():.1e}")
     # llama.cpp takes GPT-2's GELU from a table in half precision
     torch.testing.assert_close(found, expected, atol=0.1 if shape == "GPT-2" else 1e-3, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@llama_cpp_is_there
+@pytest.mark.parametrize("split", SPLITTERS)
+def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, text, split):
+    import llama_cpp
+
+    hard = "I'LL don't  know\n\n the king's 12345 horses. \tÉté! 你好 2x=3\r\n  end  "
+    tokenizer = trained_bpe(20 * hard + text, split)
+    config = dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size)
+    to, reader, _ = exported(tmp_path, config, tokenizer)
+    assert fields(reader)["tokenizer.ggml.pre"] == split
+    found = llama_cpp.Llama(str(to), vocab_only=True, verbose=False).tokenize(hard.encode(), add_bos=False)
+    assert found == tokenizer.encode(hard).tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@llama_cpp_is_there
+def test_where_llama_cpp_computes_another_gelu_the_equal_tokens_are_counted(tmp_path, monkeypatch):
+    said = []
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], block_size=80), CharTokenizer(CHARACTERS))
+    right = to_gguf.generate
+    monkeypatch.setattr(to_gguf, "generate", lambda *args, **options: right(*args, **options).index_fill(1, at, 0))
+    at = torch.tensor([16 + 20])  # the 21st new token
+    to_gguf.export(tmp_path / "run", tmp_path / "model.gguf", say=said.append)
+    assert said[-1].endswith(
+        "llama.cpp, which rounds more, writes the same 20 of 32 greedy tokens as the model in fp32"
+    )
 
 
 @pytest.mark.slow
