@@ -217,6 +217,7 @@ def test_two_processes_with_data_at_a_url_lose_what_one_does_with_local_data(hom
         assert curve(home, "url-two", value) == pytest.approx(path, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_ends_an_evaluation_on_both(home):
     assert pair(home, {"name": "ended", "max_iters": 4, "eval_interval": 2, "terminate": 2}) == "exit codes 143 143 143"
     for name in ("ended-two", "ended-one"):
