@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
 CONFIGS = sorted((Path(__file__).parents[1] / "accelerate_configs").glob("*.yaml"))
 
@@ -24,6 +26,14 @@ def test_accelerate_reads_it_and_it_is_short_and_explained(path):
 def test_the_readme_explains_each_of_them():
     text = (CONFIGS[0].parent / "README.md").read_text()
     assert [path.name for path in CONFIGS if f"`{path.name}`" not in text] == []
+
+
+def test_the_scheduler_chooses_the_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    for path in CONFIGS:
+        args = launch_command_parser().parse_args(["--config_file", str(path), "--main_process_ip=127.0.0.1", "x.py"])
+        environment = prepare_simple_launcher_cmd_env(_validate_launch_command(args)[0])[1]
+        assert environment.get("CUDA_VISIBLE_DEVICES", "3") == "3", path.name
 
 
 def test_fsdp_leaves_tied_weights_tied():

@@ -7,8 +7,11 @@ import shlex
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate.utils import DistributedType
 from conftest import TINY
 
 from data_prep import writer
@@ -144,3 +147,24 @@ def test_the_last_line_is_the_result_where_it_is_asked_for(data, tmp_path, capsy
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last == json.loads((tmp_path / "out" / "result.json").read_text())
     assert last["settings"]["batch_size"] == 3 and "n_embd" not in last["settings"]  # the recipe's own
+
+
+def test_a_sample_that_does_not_fit_is_a_warning_and_the_run_is_complete(make_run, monkeypatch, capsys):
+    def full(*args):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(console, "write", full)
+    make_run().train()
+    shown = capsys.readouterr().out
+    assert "warning: no sample: out of memory" in shown and "next:  nanogpt sample" in shown
+
+
+@pytest.mark.parametrize("kind, where", [(DistributedType.FSDP, "cpu"), (DistributedType.MULTI_GPU, "cuda")])
+def test_the_last_sample_of_a_sharded_model_is_written_on_the_cpu(make_run, monkeypatch, kind, where):
+    run, loaded = make_run(), []
+    run.train()
+    load = console.checkpoint.load_model
+    monkeypatch.setattr(console.checkpoint, "load_model", lambda path, on, **options: loaded.append(on) or load(path))
+    run.device, run.accelerator = "cuda", SimpleNamespace(distributed_type=kind)
+    console.sample(run, tokens=2)
+    assert loaded == [where]

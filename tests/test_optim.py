@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig
-from nanogpt.optim import Muon, UpdateRatio, lr_at, make_optimizers, orthogonalize, rows_held, set_learning_rate
+from nanogpt.optim import (
+    Muon,
+    UpdateRatio,
+    lr_at,
+    make_optimizers,
+    orthogonalize,
+    rows_held,
+    set_learning_rate,
+    update,
+)
 
 MODEL = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16, norm="rmsnorm", mlp="swiglu")
 
@@ -178,6 +187,34 @@ def test_a_gradient_flagged_as_not_finite_leaves_weights_and_state_alone(optimiz
         p.grad.fill_(1.0)
     step(0.0)
     assert not all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+
+
+@pytest.mark.parametrize(
+    "device, fused, wrong, steps, reads_the_flag",
+    [
+        ("mps", True, True, 0, False),
+        ("mps", True, False, 1, False),
+        ("cuda", False, True, 0, False),
+        ("cuda", True, True, 1, True),
+    ],
+)
+def test_where_an_optimizer_ignores_the_flag_the_host_waits_for_it(device, fused, wrong, steps, reads_the_flag):
+    done = []
+
+    class Flag:
+        def __init__(self):
+            self.device = torch.device(device)
+
+        def __bool__(self):
+            return wrong
+
+    class Optimizer:
+        defaults, found_inf = {"fused": fused}, None
+        step, zero_grad = (lambda self: done.append("step")), (lambda self: done.append("zero"))
+
+    optimizer = Optimizer()
+    update([optimizer], Flag())
+    assert done == ["step"] * steps + ["zero"] and (optimizer.found_inf is not None) is reads_the_flag
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

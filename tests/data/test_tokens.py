@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
-from nanogpt.data.tokens import TokenDataset, Tokens, answers, permute
+from nanogpt.data.tokens import TokenDataset, Tokens, answers, permute, to_device
 
 
 def numbered(directory, tokens: int, block_size: int, split: str = "train") -> TokenDataset:
@@ -384,3 +384,21 @@ def test_damaged_meta_data_of_conversations_is_one_line(tmp_path, chat):
     (tmp_path / "meta.json").write_text(json.dumps(json.loads((tmp_path / "meta.json").read_text()) | {"chat": good}))
     with pytest.raises(ValueError, match=r"val: answers is"):
         TokenDataset(tmp_path, "train", 16)
+
+
+@pytest.mark.parametrize(
+    "device, copies", [("cuda", ["pin", "pin", True, True]), ("mps", [False] * 2), ("cpu", [False] * 2)]
+)
+def test_only_a_copy_from_pinned_memory_is_not_waited_for(device, copies):
+    made = []
+
+    class Tokens:
+        def pin_memory(self):
+            made.append("pin")
+            return self
+
+        def to(self, device, non_blocking):
+            made.append(non_blocking)
+
+    to_device((Tokens(), Tokens()), device)
+    assert made == copies

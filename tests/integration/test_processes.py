@@ -98,6 +98,8 @@ def test_losses_and_gradient_norms_are_those_of_one_process(trained, name):
     for value in ("train_loss", "grad_norm", "val_loss"):
         assert curve(trained, name, value) == pytest.approx(curve(trained, "1", value), abs=1e-6)
     assert curve(trained, name, "lr") == curve(trained, "1", "lr")
+    ratios = curve(trained, name, "update_ratio")  # on shards over other rows
+    assert ratios == pytest.approx(curve(trained, "1", "update_ratio"), rel=0.2 if name == "fsdp" else 1e-3)
     assert len(set(curve(trained, "1", "train_loss").values())) == 20
 
 

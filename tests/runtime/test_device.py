@@ -141,6 +141,16 @@ def test_a_gpu_that_torch_cannot_use_is_mentioned(monkeypatch):
     assert device.unused_gpu(torch.device("cpu")) == ""
 
 
+def test_a_process_leaves_all_groups_at_its_end_whatever_the_backend(monkeypatch):
+    left = []
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda *groups: left.append(groups))
+    device.leave_group()
+    assert left == []  # it was in none
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    device.leave_group()
+    assert left == [()]  # without a name it is the main group and all others
+
+
 def test_deterministic_runs_use_deterministic_operators(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)

@@ -175,3 +175,13 @@ def test_bad_steps_in_a_row_are_counted_from_the_last_good_one():
         tally.add(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(skipped))
         counted.append(int(tally.bad_in_a_row))
     assert counted == [1, 0, 1, 2]
+
+
+def test_another_batch_size_is_compiled_anew(make_run, monkeypatch):
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    for compiled in (False, True):
+        run = make_run()
+        run.compiled = compiled
+        run.change_batches(guard.split(run.config))
+    assert len(resets) == 1
