@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -116,6 +117,10 @@ class Setup:
             self.train_data = open_data(data, "train", model_config.block_size, model_config.vocab_size)
             self.val_data = open_data(data, "val", model_config.block_size, model_config.vocab_size)
             self.tokenizer = load_tokenizer(first)
+        counts = zlib.crc32(repr(self.train_data.meta["splits"]).encode())
+        largest, smallest = self.peers.largest(counts, -counts)
+        if largest != -smallest:
+            raise ValueError(f"the processes find different tokens in {data}: all machines must see the same data")
         return model_config
 
     def prepare_model(self, pretrained: GPT | None, model_config: GPTConfig) -> None:

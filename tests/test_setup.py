@@ -1,10 +1,11 @@
-"""Hooks: a model and optimizers of one's own."""
+"""Hooks: a model and optimizers of one's own; processes that see different data."""
 
 import pytest
 import torch
 from conftest import TINY
 
 from nanogpt import GPT, TrainConfig, checkpoint, optim, train
+from nanogpt.runtime.processes import Peers
 from nanogpt.train import Run
 
 
@@ -63,3 +64,14 @@ def test_pretrained_weights_and_a_model_of_ones_own_are_refused_together(data, t
     fields = {"device": "cpu", "precision": "fp32", "init_from": "gpt2"}
     with pytest.raises(ValueError, match="init_from=gpt2 loads a GPT"):
         Run(TINY, TrainConfig(out_dir=str(tmp_path / "out"), data=str(data), **fields), make_model=Shifted)
+
+
+def test_a_process_that_finds_other_tokens_ends_the_run(make_run, monkeypatch):
+    def with_another(self, *values):
+        """The largest where another process brings other tokens, and agrees in all else."""
+        tokens = len(values) == 2 and values[0] == -values[1] > 1000
+        return [max(values[0], 1000), max(values[1], -1000)] if tokens else list(map(int, values))
+
+    monkeypatch.setattr(Peers, "largest", with_another)
+    with pytest.raises(ValueError, match=r"^the processes find different tokens in .*data: all machines must see"):
+        make_run()
