@@ -273,8 +273,9 @@ def test_the_playground_talks_to_a_model_and_remembers(page, chat_run):
         for number, message in ((1, "101?"), (2, "102?")):
             box.fill(message)
             box.press("Enter")
-            until(lambda: page.locator("#chat-0").inner_text().split().count("yes") == number, "answer")  # noqa: B023
+            until(lambda n=number: page.locator("#chat-0").inner_text().split().count("yes") == n, "answer")
         keep(page, "playground-chat")
+        assert page.get_by_role("button", name="Share").count() == 0  # which would upload the conversation
         box.fill("é")
         box.press("Enter")
         until(lambda: "character 'é'" in page.locator("body").inner_text(), "complaint")
