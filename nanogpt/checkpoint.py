@@ -227,6 +227,7 @@ def save(
         sync(temporary)
         if final.exists():  # the run was resumed from before this step
             final.rename(rundir.temporary(final, "old"))  # after a kill here, finish_renaming completes the save
+        final.with_name(f"{final.name}.eval.json").unlink(missing_ok=True)  # was measured with other weights
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

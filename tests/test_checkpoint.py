@@ -152,6 +152,15 @@ def test_a_step_that_is_there_already_is_replaced_as_a_whole(tmp_path):
     assert shown(tmp_path) == ["last", "step-000001"]
 
 
+def test_evaluations_of_a_step_go_with_the_weights_that_they_measured(tmp_path):
+    results = save(tmp_path, 1, *trained(1)).with_name("step-000001.eval.json")
+    results.write_text("{}")
+    save(tmp_path, 2, *trained(1))
+    assert results.exists()
+    save(tmp_path, 1, *trained(2))
+    assert not results.exists()
+
+
 def test_a_config_that_is_none_is_named(tmp_path):
     path = save(tmp_path, 1, *trained(1))
     (path / "config.json").write_text(json.dumps({"model": {"n_wings": 2}}))

@@ -203,7 +203,8 @@ def add_chat(gr, writer: Writer, number: int) -> None:
 
     gr.ChatInterface(
         answer,
-        chatbot=gr.Chatbot(render_markdown=False, elem_id=f"chat-{number}"),
+        # no button that shares, which would upload the conversation
+        chatbot=gr.Chatbot(label=writer.run, render_markdown=False, buttons=["copy"], elem_id=f"chat-{number}"),
         additional_inputs=[
             gr.Slider(1, 2000, 200, step=1, label="tokens"),
             gr.Slider(0, 2, 0.8, step=0.05, label="temperature"),

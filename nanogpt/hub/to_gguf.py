@@ -289,12 +289,13 @@ def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: st
     except Exception as error:
         raise ValueError(f"the export is wrong: llama.cpp cannot read it ({first_line(error)})") from None
     plain = [i for i in ids[0].tolist() if i < tokenizer.vocab_size and i not in tokenizer.special.values()]
-    text = tokenizer.decode(plain)
-    if reader.tokenize(text.encode(), add_bos=False) != tokenizer.encode(text).tolist():
-        raise ValueError(f"the export is wrong: llama.cpp reads {text[:40]!r} differently")
-    new = min(32, T - start)
-    expected = generate(model, ids[:1, :start], new, temperature=0)[0, start:].tolist()
+    text, new = tokenizer.decode(plain), min(32, T - start)
+    read = reader.tokenize(text.encode(), add_bos=False)
     continued = list(islice(reader.generate(ids[0, :start].tolist(), temp=0, repeat_penalty=1), new))
+    reader.close()
+    if read != tokenizer.encode(text).tolist():
+        raise ValueError(f"the export is wrong: llama.cpp reads {text[:40]!r} differently")
+    expected = generate(model, ids[:1, :start], new, temperature=0)[0, start:].tolist()
     same = next((i for i in range(new) if continued[i] != expected[i]), new)
     if same == new:
         return f"llama.cpp writes the same {new} greedy tokens"

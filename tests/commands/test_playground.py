@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import http.client
-import json
 import re
 import sys
 from types import SimpleNamespace
@@ -166,7 +165,7 @@ def test_other_names_for_this_machine_and_pages_of_other_hosts_are_refused(allow
 
 def test_the_real_page_has_a_tab_for_a_model_that_talks(chat_run):
     pytest.importorskip("gradio")
-    described = json.dumps(playground.page([str(chat_run)], "cpu").get_config_file())
+    described = str(playground.page([str(chat_run)], "cpu").get_config_file())
     assert f"Talk to {chat_run}" in described and "chat-0" in described
 
 

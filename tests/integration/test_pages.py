@@ -262,3 +262,20 @@ def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, dat
         page.locator("#painted-0 .token").nth(3).hover()
         assert tip.is_visible() and len(tip.inner_text().splitlines()) == 6
         keep(page, "playground-loss")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
+def test_the_playground_talks_to_a_model_and_remembers(page, chat_run):
+    with process("-m", "nanogpt.commands", "playground", chat_run, "--device=cpu") as lines:
+        page.goto(address(lines))
+        page.get_by_role("tab", name="Talk to").click()
+        box = page.get_by_role("tabpanel").get_by_role("textbox").last
+        for number, message in ((1, "101?"), (2, "102?")):
+            box.fill(message)
+            box.press("Enter")
+            until(lambda n=number: page.locator("#chat-0").inner_text().split().count("yes") == n, "answer")
+        keep(page, "playground-chat")
+        assert page.get_by_role("button", name="Share").count() == 0  # which would upload the conversation
+        box.fill("é")
+        box.press("Enter")
+        until(lambda: "character 'é'" in page.locator("body").inner_text(), "complaint")
