@@ -4,10 +4,10 @@
         subprocess.run(command, env=os.environ | hub.environment("hf_alice", cache))
         assert hub.files("alice/model")["config.json"]
 
-Repositories (data sets are found as models) with branches and commits, whoami, LFS uploads (the basic transfer),
-downloads pinned to a revision, whole or a range of bytes; what the real Hub refuses, it refuses by the same status and
-`X-Error-Code`. `requests` records who asked for what. Paths and fields follow what huggingface_hub sends and reads, see
-its hf_api.py, _commit_api.py, lfs.py.
+Repositories (data sets are found as models) and Spaces with branches and commits, whoami, LFS uploads (the basic
+transfer), downloads pinned to a revision, whole or a range of bytes; what the real Hub refuses, it refuses by the same
+status and `X-Error-Code`. `requests` records who asked for what. Paths and fields follow what huggingface_hub sends and
+reads, see its hf_api.py, _commit_api.py, lfs.py.
 """
 
 import base64
@@ -23,9 +23,9 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 TOKENS = {"hf_alice": ("alice", "write"), "hf_alice_read": ("alice", "read"), "hf_bob": ("bob", "write")}
-REPO = r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)"
+REPO = r"(?P<repo>(?:spaces/)?[\w.-]+(?:/[\w.-]+)?)"  # a Space is kept as spaces/USER/NAME
+API = rf"/api/(?:models/|datasets/|(?=spaces/)){REPO}"
 REVISION = r"(?P<revision>[^/]+)"
-KIND = "(?:models|datasets)"
 
 
 class Refusal(Exception):
@@ -39,6 +39,7 @@ class Refusal(Exception):
 @dataclass
 class Repo:
     private: bool = False
+    sdk: str | None = None  # of a Space
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # commit -> path -> content
     messages: list[str] = field(default_factory=list)  # of the commits, on all branches, in order
     branches: dict[str, str] = field(default_factory=dict)  # name -> commit
@@ -159,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def open(self, name: str, write: bool = False) -> Repo:
         """The repository, where this user may see it (or change it)."""
-        repo, owner = self.hub.repos.get(name), name.split("/")[0]
+        repo, owner = self.hub.repos.get(name), name.removeprefix("spaces/").split("/")[0]
         if repo is None or (repo.private and owner != self.user):
             raise Refusal(404 if self.user else 401, "RepoNotFound", "Repository not found")
         if write:
@@ -187,11 +188,12 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         owner = asked.get("organization") or self.user
         self.check_right(owner)
-        name = f"{owner}/{asked['name']}"
+        name = f"{'spaces/' if asked.get('type') == 'space' else ''}{owner}/{asked['name']}"
         url = {"url": f"{self.hub.url}/{name}", "name": name}
         if name in self.hub.repos:
             return self.json(url | {"error": "You already created this model repo"}, 409)
         self.hub.add(name, {}, asked.get("visibility") == "private" or asked.get("private", False))
+        self.hub.repos[name].sdk = asked.get("sdk")
         return self.json(url)
 
     def auth_check(self, repo: str, write: str):
@@ -309,13 +311,13 @@ ROUTES = [
     ("GET", "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create_repo),
     ("POST", "/api/validate-yaml", Handler.validate_yaml),
-    ("GET", f"/api/models/{REPO}/auth-check(?P<write>/write)?", Handler.auth_check),
-    ("POST", f"/api/models/{REPO}/branch/{REVISION}", Handler.create_branch),
-    ("POST", f"/api/models/{REPO}/preupload/{REVISION}", Handler.preupload),
-    ("POST", f"/api/models/{REPO}/commit/{REVISION}", Handler.commit),
-    ("GET", f"/api/{KIND}/{REPO}/tree/{REVISION}(?:/(?P<path>.+))?", Handler.tree),
-    ("GET", f"/api/{KIND}/{REPO}/revision/{REVISION}", Handler.info),
-    ("GET", f"/api/{KIND}/{REPO}", Handler.info),
+    ("GET", f"{API}/auth-check(?P<write>/write)?", Handler.auth_check),
+    ("POST", f"{API}/branch/{REVISION}", Handler.create_branch),
+    ("POST", f"{API}/preupload/{REVISION}", Handler.preupload),
+    ("POST", f"{API}/commit/{REVISION}", Handler.commit),
+    ("GET", f"{API}/tree/{REVISION}(?:/(?P<path>.+))?", Handler.tree),
+    ("GET", f"{API}/revision/{REVISION}", Handler.info),
+    ("GET", f"{API}", Handler.info),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_upload),
     ("GET HEAD", "/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_download),

@@ -27,6 +27,8 @@ READERS = {
     "transformers' `pipeline`, given messages": ("GPT-2", "Llama", "Qwen3"),
     "`transformers serve`": ("GPT-2", "Llama", "Qwen3"),
     "llama.cpp (GGUF in F32)": ("GPT-2", "Llama", "Qwen3"),
+    "ONNX Runtime": ("GPT-2", "Llama", "Qwen3"),
+    "transformers.js, in Chromium": ("GPT-2", "Llama", "Qwen3"),
 }
 NEW = 32
 PROMPT, MESSAGES = "ROMEO:", talk("who?")

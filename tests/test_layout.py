@@ -18,11 +18,12 @@ data.files data.pickles data.remote data.tokenizer_json data.special data.tokeni
 rundir checkpoint metrics cache generate chat evaluate cpu chunked_loss
 runtime.device runtime.sharding runtime.processes runtime.signals runtime.saver runtime.guard
 view.alerts view.follow view.dashboard view.plot view.compare
-hub.client hub.weights hub.card hub.load hub.from_nanogpt hub.to_nanogpt hub.export hub.to_gguf
+hub.client hub.weights hub.card hub.load hub.from_nanogpt hub.to_nanogpt hub.export hub.to_gguf hub.to_onnx hub.to_page
 plan resume console setup train
 commands.options commands.tasks commands.playground commands.bench commands.sample commands.chat commands.evaluate
-commands.compare commands.dashboard commands.plot commands.export commands.push commands.show_batch commands.plan
-commands.train commands.check_data commands.launch_check commands.import_nanogpt commands commands.__main__
+commands.compare commands.dashboard commands.plot commands.export commands.page commands.push commands.show_batch
+commands.plan commands.train commands.check_data commands.launch_check commands.import_nanogpt
+commands commands.__main__
 """.split()
 CORE = {
     "nanogpt",

@@ -1,10 +1,10 @@
-"""`nanogpt export RUN --to DIR`: a directory that transformers loads, a file for llama.cpp, or nanoGPT's checkpoint."""
+"""`nanogpt export RUN --to PATH`: for transformers, with or without ONNX, for llama.cpp, or for nanoGPT."""
 
 from argparse import ArgumentParser
 
 from nanogpt.commands.options import add_export_options, add_run, export_options, show
 from nanogpt.config import waiting
-from nanogpt.hub import to_gguf
+from nanogpt.hub import to_gguf, to_onnx
 from nanogpt.hub.export import export
 
 
@@ -13,9 +13,11 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_argument(
         "--to", "--out", required=True, metavar="PATH", help="the directory or file, which must not exist yet"
     )
-    what = "transformers: a directory; gguf: a file for llama.cpp, the default where PATH ends in .gguf; "
-    what += "nanogpt: a ckpt.pt without optimizer state"
-    command.add_argument("--format", choices=("transformers", "gguf", "nanogpt"), help=what)
+    what = (
+        "transformers: a directory; onnx: the same with onnx/model.onnx; gguf: a file for llama.cpp, the default where "
+    )
+    what += "PATH ends in .gguf; nanogpt: a ckpt.pt without optimizer state"
+    command.add_argument("--format", choices=("transformers", "onnx", "gguf", "nanogpt"), help=what)
     add_export_options(command, "q8_0")
 
 
@@ -26,5 +28,7 @@ def run(args) -> None:
     with waiting(f"exporting {args.RUN}", show):
         if format == "gguf":
             to_gguf.export(args.RUN, args.to, say=show, **export_options(args))
+        elif format == "onnx":
+            to_onnx.export(args.RUN, args.to, say=show, **export_options(args))
         else:
             export(args.RUN, args.to, format=format, say=show, **export_options(args))

@@ -1,20 +1,22 @@
-"""`nanogpt push RUN USER/NAME`: an export on the Hub."""
+"""`nanogpt push RUN USER/NAME`: an export on the Hub, or with --space a page that runs the model."""
 
 from argparse import ArgumentParser
 
 from nanogpt.commands.options import add_export_options, add_run, export_options, show
 from nanogpt.config import waiting
-from nanogpt.hub.export import push
+from nanogpt.hub import export, to_page
 
 
 def add_arguments(command: ArgumentParser) -> None:
     add_run(command)
     command.add_argument("REPO", metavar="USER/NAME", help="the repository, which is made if there is none")
     command.add_argument("--private", action="store_true", help="make it private, if it is made")
+    command.add_argument("--space", action="store_true", help="a static Space: the page that `nanogpt page` writes")
     command.add_argument("--revision", metavar="BRANCH", help="a branch to push to; default: main")
     add_export_options(command)
 
 
 def run(args) -> None:
     with waiting(f"exporting {args.RUN}", show):
+        push = to_page.push if args.space else export.push
         push(args.RUN, args.REPO, private=args.private, revision=args.revision, say=show, **export_options(args))

@@ -25,8 +25,8 @@ def download(name: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
 
 
-def make_repository(name: str, private: bool = False, revision: str | None = None) -> None:
-    """Creates the repository `name` on the Hub, and the branch, if they do not exist.
+def make_repository(name: str, private: bool = False, revision: str | None = None, space: bool = False) -> None:
+    """Creates the repository `name` on the Hub, or the static Space, and the branch, if they do not exist.
 
     Raises ValueError if the token, the network or write access is missing.
     """
@@ -37,22 +37,24 @@ def make_repository(name: str, private: bool = False, revision: str | None = Non
     with explained(name):
         api = HfApi()
         api.whoami()
-        api.create_repo(name, private=private, exist_ok=True)
-        api.auth_check(name, write=True)  # create_repo also accepts the repository of another user
+        kind = "space" if space else "model"
+        sdk = "static" if space else None
+        api.create_repo(name, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
+        api.auth_check(name, write=True, repo_type=kind)  # create_repo also accepts the repository of another user
         if revision:
-            api.create_branch(name, branch=revision, exist_ok=True)
+            api.create_branch(name, branch=revision, exist_ok=True, repo_type=kind)
 
 
-def upload(directory: Path, name: str, message: str, revision: str | None = None) -> str:
+def upload(directory: Path, name: str, message: str, revision: str | None = None, space: bool = False) -> str:
     """Adds the files of `directory` to the repository in one commit, without deleting others; returns its URL."""
     from huggingface_hub import HfApi
 
+    kind = "space" if space else "model"
     with explained(name):
-        return (
-            HfApi()
-            .upload_folder(repo_id=name, folder_path=directory, commit_message=message, revision=revision)
-            .commit_url
+        done = HfApi().upload_folder(
+            repo_id=name, folder_path=directory, commit_message=message, revision=revision, repo_type=kind
         )
+        return done.commit_url
 
 
 @contextmanager

@@ -141,7 +141,8 @@ def test_a_recipe_pushes_at_the_end_and_stops_at_the_start_where_it_could_not(hu
     assert not (tmp_path / "out" / "second").exists()
 
 
-def test_what_is_asked_of_the_hub(monkeypatch):
+@pytest.mark.parametrize("space, kind", [(False, "model"), (True, "space")])
+def test_what_is_asked_of_the_hub(monkeypatch, space, kind):
     asked = []
 
     def ask(name):
@@ -150,11 +151,12 @@ def test_what_is_asked_of_the_hub(monkeypatch):
     calls = {name: ask(name) for name in ("whoami", "create_repo", "auth_check", "create_branch")}
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(**calls))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", ask("download"))
-    make_repository("me/model", private=True, revision="trial")
+    make_repository("me/model", private=True, revision="trial", space=space)
+    sdk = {"space_sdk": "static" if space else None}
     assert asked[1:] == [
-        ("create_repo", "me/model", {"private": True, "exist_ok": True}),
-        ("auth_check", "me/model", {"write": True}),
-        ("create_branch", "me/model", {"branch": "trial", "exist_ok": True}),
+        ("create_repo", "me/model", {"private": True, "exist_ok": True, "repo_type": kind} | sdk),
+        ("auth_check", "me/model", {"write": True, "repo_type": kind}),
+        ("create_branch", "me/model", {"branch": "trial", "exist_ok": True, "repo_type": kind}),
     ]
     assert download("me/model", "v1") == Path("directory")
     assert asked[-1] == ("download", "me/model", {"revision": "v1", "allow_patterns": list(WANTED)})

@@ -1,0 +1,151 @@
+"""The page of `nanogpt page` in Chromium without a network. Skipped where Chromium, npm or a package is missing.
+
+    apt-get install chromium npm; pip install playwright; pip install -e '.[onnx]' -c constraints.txt
+
+With NANOGPT_SCREENSHOTS=DIR the page is kept as a picture there.
+"""
+
+import dataclasses
+import functools
+import http.server
+import importlib.util
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from shapes import CASES, CHARACTERS, make_checkpoint
+
+from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
+from nanogpt.generate import generate
+from nanogpt.hub import to_onnx, to_page
+from nanogpt.hub.load import load
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MISSING = [name for name in (*to_onnx.NEEDED, "playwright") if importlib.util.find_spec(name) is None]
+MISSING += [] if CHROMIUM else ["chromium"]
+MISSING += [] if shutil.which("npm") else ["npm"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}"),
+]
+READY = "document.getElementById('state').textContent.startsWith('ready')"
+DONE = "document.getElementById('state').textContent.includes(' a second')"
+# the page's own function, with ids instead of text
+TOKENS = "([ids, n]) => { const out = []; return generate(ids, n, 0, (id) => out.push(id)).then(() => out) }"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page without a network, which fails its test if it raised an error or asked for anything but its own files."""
+    context = browser.new_context(viewport={"width": 900, "height": 1000})
+    context.set_default_timeout(120_000)
+    context.set_offline(True)
+    asked, errors = [], []
+    context.on("request", lambda request: asked.append(request.url))
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(error))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    yield page
+    context.close()
+    assert asked and [url for url in asked if not url.startswith(("file://", "blob:", "data:"))] == []
+    assert errors == []
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory) -> tuple[Path, Path]:
+    """A run and its page."""
+    run = tmp_path_factory.mktemp("qwen3") / "run"
+    make_checkpoint(run, CASES["qwen3"], CharTokenizer(CHARACTERS))
+    return run, to_page.write(run, run.with_name("page"), prompt="ABC", say=lambda text: None)
+
+
+def open_page(page, directory: Path) -> None:
+    page.goto((directory / "index.html").as_uri())
+    page.wait_for_function(READY)
+
+
+def expected(run: Path, ids: list[int], new: int) -> list[int]:
+    return generate(load(run)[0], torch.tensor([ids]), new, temperature=0)[0, len(ids) :].tolist()
+
+
+def test_qwen3_writes_the_greedy_tokens_of_the_model_beyond_its_context(page, qwen3):
+    run, directory = qwen3
+    open_page(page, directory)
+    tokenizer = load(run)[1]
+    ids = tokenizer.encode("ABC").tolist()
+    assert page.evaluate(TOKENS, [ids, 70]) == expected(run, ids, 70)  # the context is 32 tokens long
+    page.evaluate("document.getElementById('temperature').value = 0")
+    page.fill("#length", "32")
+    page.fill("#prompt", "AéBC")
+    page.click("#write")
+    page.wait_for_function(DONE)
+    assert page.locator("#text").text_content() == "ABC" + tokenizer.decode(expected(run, ids, 32))
+    assert "1 characters of the prompt are unknown" in page.locator("#state").text_content()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_other_shapes_write_the_greedy_tokens_of_the_model(page, tmp_path, gpt2_files, name):
+    config, tokenizer = dataclasses.replace(CASES[name], block_size=64, vocab_size=50257), BPETokenizer.gpt2()
+    make_checkpoint(tmp_path / "run", config, tokenizer)
+    text = "I don't know the king's 12 horses.\n  Été!"
+    open_page(page, to_page.write(tmp_path / "run", tmp_path / "page", say=lambda text: None))
+    ids = tokenizer.encode(text).tolist()
+    assert page.evaluate("(text) => tokenizer.encode(text)", text) == ids
+    assert page.evaluate("(ids) => tokenizer.decode(ids)", ids) == text
+    assert page.evaluate(TOKENS, [ids, 32]) == expected(tmp_path / "run", ids, 32)
+
+
+def test_sampled_text_streams_until_it_is_stopped(page, qwen3):
+    open_page(page, qwen3[1])
+    assert page.input_value("#prompt") == "ABC" and page.locator("svg polyline").count() == 1
+    assert "Qwen3ForCausalLM" in page.locator("#facts").inner_text()
+    page.fill("#length", "10000")
+    page.click("#write")
+    lengths = set()
+    for _ in range(20):
+        lengths.add(len(page.locator("#text").text_content()))
+        page.wait_for_timeout(50)
+    page.click("#stop")
+    page.wait_for_function(DONE)
+    text = page.locator("#text").text_content()
+    assert len(lengths) > 3 and max(lengths) <= len(text) < 10003
+    page.fill("#length", "300")
+    page.click("#write")
+    page.wait_for_function(DONE)
+    assert page.locator("#text").text_content() != text[:303]
+    if "NANOGPT_SCREENSHOTS" in os.environ:
+        page.screenshot(path=Path(os.environ["NANOGPT_SCREENSHOTS"]) / "page.png", full_page=True)
+
+
+def test_on_a_narrow_screen_nothing_is_cut_off(page, qwen3):
+    page.set_viewport_size({"width": 320, "height": 640})
+    open_page(page, qwen3[1])
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_a_static_host_serves_it_as_it_is(browser, qwen3):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=qwen3[1])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    origin, asked = f"http://127.0.0.1:{server.server_port}/", []
+    page = browser.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(origin)
+    page.wait_for_function(READY, timeout=120_000)
+    page.close()
+    server.shutdown()
+    assert [url for url in asked if not url.startswith((origin, "blob:", "data:"))] == []
