@@ -13,10 +13,8 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_argument(
         "--to", "--out", required=True, metavar="PATH", help="the directory or file, which must not exist yet"
     )
-    what = (
-        "transformers: a directory; onnx: the same with onnx/model.onnx; gguf: a file for llama.cpp, the default where "
-    )
-    what += "PATH ends in .gguf; nanogpt: a ckpt.pt without optimizer state"
+    what = "transformers: a directory; onnx: the same with onnx/model.onnx; gguf: a file for llama.cpp, the default "
+    what += "where PATH ends in .gguf; nanogpt: a ckpt.pt without optimizer state"
     command.add_argument("--format", choices=("transformers", "onnx", "gguf", "nanogpt"), help=what)
     add_export_options(command, "q8_0")
 

@@ -72,7 +72,7 @@ def write(
     model, tokenizer, source, info = load_with_info(run, which, say)
     with tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory:
         folder = to_onnx.export(source or run, Path(directory, "export"), name=name or to.name, say=say, **options)
-        files |= {name: (folder / name).read_bytes() for name in MODEL}
+        files = files | {name: (folder / name).read_bytes() for name in MODEL}
         page = Path(shutil.copytree(PAGE, Path(directory, "page")))
         native = json.loads(files["config.json"])["architectures"][0]
         facts = describe(model, native, info, options.get("license", "unknown"))

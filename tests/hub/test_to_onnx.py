@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import readers
 import torch
+from readers import READERS
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.commands import main
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt.hub import to_onnx
+from nanogpt.hub.load import load
 
 MISSING = [name for name in to_onnx.NEEDED if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
@@ -50,6 +53,27 @@ def step(session, ids: np.ndarray, mask: np.ndarray, cache: dict) -> tuple[np.nd
     return logits, dict(zip(cache, present, strict=True))
 
 
+def continue_greedily(session, tokens: np.ndarray) -> np.ndarray:
+    """The tokens and 32 more."""
+    unread, cache = tokens, empty_cache(session, 1)
+    for _ in range(32):
+        logits, cache = step(session, unread, np.ones_like(tokens), cache)
+        unread = logits[:, -1:].argmax(-1)
+        tokens = np.concatenate((tokens, unread), axis=1)
+    return tokens
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", READERS["ONNX Runtime"])
+def test_onnx_runtime_writes_the_models_greedy_tokens(tmp_path, shape):
+    run = readers.make_run(tmp_path / "run", shape)
+    session = open_session(to_onnx.export(run, tmp_path / "export", say=lambda text: None))
+    model, tokenizer, _ = load(run)
+    tokens = continue_greedily(session, tokenizer.encode(readers.PROMPT).astype(np.int64)[None])
+    assert tokenizer.decode(tokens[0].tolist()) == readers.PROMPT + readers.continuation(model, tokenizer)
+
+
 @needs_onnx
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
@@ -64,12 +88,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path, name):
     np.testing.assert_allclose(np.concatenate((first, rest), axis=1), expected, atol=1e-4, rtol=0)
     assert all(tensor.shape[2] == 40 for tensor in cache.values())
 
-    tokens = unread = ids[:1, :8].numpy()
-    cache = empty_cache(session, 1)
-    for _ in range(32):
-        logits, cache = step(session, unread, np.ones_like(tokens), cache)
-        unread = logits[:, -1:].argmax(-1)
-        tokens = np.concatenate((tokens, unread), axis=1)
+    tokens = continue_greedily(session, ids[:1, :8].numpy())
     mask = torch.ones(1, 8, dtype=torch.long)
     greedy = hf_model.generate(ids[:1, :8], attention_mask=mask, do_sample=False, max_new_tokens=32)
     assert tokens.tolist() == greedy.tolist()

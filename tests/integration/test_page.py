@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
@@ -65,6 +66,13 @@ def page(browser):
     assert errors == []
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fetched_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(to_page, "fetch_library", functools.cache(to_page.fetch_library))
+        yield
+
+
 @pytest.fixture(scope="module")
 def qwen3(tmp_path_factory) -> tuple[Path, Path]:
     """A run and its page."""
@@ -82,7 +90,7 @@ def expected(run: Path, ids: list[int], new: int) -> list[int]:
     return generate(load(run)[0], torch.tensor([ids]), new, temperature=0)[0, len(ids) :].tolist()
 
 
-def test_qwen3_writes_the_greedy_tokens_of_the_model_beyond_its_context(page, qwen3):
+def test_the_greedy_tokens_are_those_of_the_model_beyond_its_context_too(page, qwen3):
     run, directory = qwen3
     open_page(page, directory)
     tokenizer = load(run)[1]
@@ -97,9 +105,9 @@ def test_qwen3_writes_the_greedy_tokens_of_the_model_beyond_its_context(page, qw
     assert "1 characters of the prompt are unknown" in page.locator("#state").text_content()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_other_shapes_write_the_greedy_tokens_of_the_model(page, tmp_path, gpt2_files, name):
-    config, tokenizer = dataclasses.replace(CASES[name], block_size=64, vocab_size=50257), BPETokenizer.gpt2()
+@pytest.mark.parametrize("shape", READERS["transformers.js, in Chromium"])
+def test_every_shape_writes_the_greedy_tokens_of_the_model(page, tmp_path, gpt2_files, shape):
+    config, tokenizer = dataclasses.replace(SHAPES[shape], block_size=64, vocab_size=50257), BPETokenizer.gpt2()
     make_checkpoint(tmp_path / "run", config, tokenizer)
     text = "I don't know the king's 12 horses.\n  Été!"
     open_page(page, to_page.write(tmp_path / "run", tmp_path / "page", say=lambda text: None))
