@@ -296,6 +296,19 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, text, split):
 @pytest.mark.slow
 @pytest.mark.long
 @llama_cpp_is_there
+def test_llama_cpp_leaves_characters_out_that_the_model_does_not_know(tmp_path):
+    import llama_cpp
+
+    tokenizer = CharTokenizer(WIDE)
+    to, _, _ = exported(tmp_path, dataclasses.replace(CASES["llama"], vocab_size=len(WIDE)), tokenizer)
+    reader = llama_cpp.Llama(str(to), vocab_only=True, verbose=False)
+    # è, the first byte of which is that of ä; €, that of no other; an emoji that begins as 😀 does
+    assert reader.tokenize("aèä€zÃ😁😀".encode(), add_bos=False) == tokenizer.encode("aäz😀").tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@llama_cpp_is_there
 def test_where_llama_cpp_computes_another_gelu_the_equal_tokens_are_counted(tmp_path, monkeypatch):
     said = []
     make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], block_size=80), CharTokenizer(CHARACTERS))
