@@ -4,7 +4,7 @@
     nanogpt export out/shakespeare --to exports/shakespeare --format onnx
 
 The graph is one pass with a key-value cache. Its inputs and outputs have the names and dimensions that transformers.js
-and optimum expect; S is the number of tokens read before, 0 in the first pass:
+expects; S is the number of tokens read before, 0 in the first pass:
 
     input_ids (B, T), attention_mask (B, S + T), position_ids (B, T), past_key_values.N.key and .value (B, K, S, D)
     logits (B, T, V), present.N.key and .value (B, K, S + T, D)

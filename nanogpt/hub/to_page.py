@@ -31,6 +31,7 @@ LIBRARY = {  # name on the page: package, file in it
     "transformers.js": (TRANSFORMERS, "dist/transformers.min.js"),
     "ort.mjs": (ONNXRUNTIME, "dist/ort-wasm-simd-threaded.mjs"),
     "ort.wasm": (ONNXRUNTIME, "dist/ort-wasm-simd-threaded.wasm"),
+    "LICENSE": (TRANSFORMERS, "LICENSE"),
 }
 MODEL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", to_onnx.FILE)
 PIECE = 2**24  # characters of base64 in a script; a string of JavaScript has 2**29 at most
@@ -74,6 +75,7 @@ def write(
         folder = to_onnx.export(source or run, Path(directory, "export"), name=name or to.name, say=say, **options)
         files = files | {name: (folder / name).read_bytes() for name in MODEL}
         page = Path(shutil.copytree(PAGE, Path(directory, "page")))
+        (page / "LICENSE-transformers.js").write_bytes(files.pop("LICENSE"))
         native = json.loads(files["config.json"])["architectures"][0]
         facts = describe(model, native, info, options.get("license", "unknown"))
         facts |= {"title": name or Path(run).name, "curves": curves(source), "scripts": embed(files, page)}

@@ -26,7 +26,7 @@ from data_prep import writer
 from nanogpt import GPT, TrainConfig, console, plan, setup
 from nanogpt.commands import bench, tasks
 from nanogpt.commands import main as nanogpt
-from nanogpt.hub import client
+from nanogpt.hub import client, to_page
 from nanogpt.train import Run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -94,6 +94,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         patch.setattr(client, "make_repository", unavailable)
+        patch.setattr(to_page, "fetch_library", unavailable)
         patch.setattr(tasks, "evaluate", unavailable)
         patch.setattr(bench, "Bench", Unmeasured)
         patch.setattr(plan, "median_seconds", lambda step, at_most=3.0: 0.01)

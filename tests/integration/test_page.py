@@ -33,8 +33,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}"),
 ]
-READY = "document.getElementById('state').textContent.startsWith('ready')"
-DONE = "document.getElementById('state').textContent.includes(' a second')"
+PATIENCE = 120_000  # milliseconds
 # the page's own function, with ids instead of text
 TOKENS = "([ids, n]) => { const out = []; return generate(ids, n, 0, (id) => out.push(id)).then(() => out) }"
 
@@ -53,7 +52,7 @@ def browser():
 def page(browser):
     """A page without a network, which fails its test if it raised an error or asked for anything but its own files."""
     context = browser.new_context(viewport={"width": 900, "height": 1000})
-    context.set_default_timeout(120_000)
+    context.set_default_timeout(PATIENCE)
     context.set_offline(True)
     asked, errors = [], []
     context.on("request", lambda request: asked.append(request.url))
@@ -81,9 +80,14 @@ def qwen3(tmp_path_factory) -> tuple[Path, Path]:
     return run, to_page.write(run, run.with_name("page"), prompt="ABC", say=lambda text: None)
 
 
+def wait(page, state: str) -> None:
+    """Waits by a locator: the page allows no eval, which wait_for_function needs."""
+    page.locator("#state", has_text=state).wait_for(timeout=PATIENCE)
+
+
 def open_page(page, directory: Path) -> None:
     page.goto((directory / "index.html").as_uri())
-    page.wait_for_function(READY)
+    wait(page, "ready after")
 
 
 def expected(run: Path, ids: list[int], new: int) -> list[int]:
@@ -96,11 +100,11 @@ def test_the_greedy_tokens_are_those_of_the_model_beyond_its_context_too(page, q
     tokenizer = load(run)[1]
     ids = tokenizer.encode("ABC").tolist()
     assert page.evaluate(TOKENS, [ids, 70]) == expected(run, ids, 70)  # the context is 32 tokens long
-    page.evaluate("document.getElementById('temperature').value = 0")
+    page.fill("#temperature", "0")
     page.fill("#length", "32")
     page.fill("#prompt", "AéBC")
     page.click("#write")
-    page.wait_for_function(DONE)
+    wait(page, " a second")
     assert page.locator("#text").text_content() == "ABC" + tokenizer.decode(expected(run, ids, 32))
     assert "1 characters of the prompt are unknown" in page.locator("#state").text_content()
 
@@ -128,12 +132,12 @@ def test_sampled_text_streams_until_it_is_stopped(page, qwen3):
         lengths.add(len(page.locator("#text").text_content()))
         page.wait_for_timeout(50)
     page.click("#stop")
-    page.wait_for_function(DONE)
+    wait(page, " a second")
     text = page.locator("#text").text_content()
     assert len(lengths) > 3 and max(lengths) <= len(text) < 10003
     page.fill("#length", "300")
     page.click("#write")
-    page.wait_for_function(DONE)
+    wait(page, " a second")
     assert page.locator("#text").text_content() != text[:303]
     if "NANOGPT_SCREENSHOTS" in os.environ:
         page.screenshot(path=Path(os.environ["NANOGPT_SCREENSHOTS"]) / "page.png", full_page=True)
@@ -153,7 +157,7 @@ def test_a_static_host_serves_it_as_it_is(browser, qwen3):
     page = browser.new_page()
     page.on("request", lambda request: asked.append(request.url))
     page.goto(origin)
-    page.wait_for_function(READY, timeout=120_000)
+    wait(page, "ready after")
     page.close()
     server.shutdown()
     assert [url for url in asked if not url.startswith((origin, "blob:", "data:"))] == []
