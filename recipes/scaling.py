@@ -10,9 +10,9 @@ an interrupted one resumes. Other flags go to every rung, such as --data, or --a
 The text is Python's standard library by bytes: small models need a small vocabulary, and no rung may read more than
 four epochs, up to which repeated text is nearly as good as new (Muennighoff et al. 2023).
 
-The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022), or E = 0, the pure power law of
-Kaplan et al. (2020), which few rungs determine better: of the two, the one that predicts the last rung better from
-those before it. The band spans the laws that leave one rung out. LOG.md has what was measured.
+The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022). Three rungs do not determine E, so it
+is 0 for them: the pure power law of Kaplan et al. (2020). The band spans the laws that leave one rung out. LOG.md has
+what was measured.
 """
 
 import subprocess
@@ -66,11 +66,10 @@ def fit(compute: np.ndarray, losses: np.ndarray, with_floor: bool) -> tuple[floa
 
 
 def laws(compute: np.ndarray, losses: np.ndarray) -> list[tuple[float, float, float]]:
-    """The law of three rungs or more, in the form that predicts the last one better, then those with one left out."""
-    off = [abs(predict(fit(compute[:-1], losses[:-1], form), compute[-1]) - losses[-1]) for form in (False, True)]
-    form = len(compute) > 3 and bool(off[1] < off[0])
+    """The law of three rungs or more, then those with one left out."""
+    with_floor = len(compute) > 3
     without = [np.arange(len(compute)) != i for i in range(len(compute))]
-    return [fit(compute, losses, form), *(fit(compute[rest], losses[rest], form) for rest in without)]
+    return [fit(compute, losses, with_floor), *(fit(compute[rest], losses[rest], with_floor) for rest in without)]
 
 
 def plan(depth: int, given: Namespace, flags: list[str], name: str, compute: float = 0) -> Rung:

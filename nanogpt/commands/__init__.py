@@ -30,7 +30,7 @@ GROUPS = {  # of commands; each: (module, what it does)
         "sample": ("sample", "continue a prompt, streaming to the terminal"),
         "chat": ("chat", "talk to a model that was trained on conversations"),
         "playground": ("playground", "a local page to write with one or two models, and to see each token's loss"),
-        "export": ("export", "write a directory that transformers loads, or ONNX Runtime, verified"),
+        "export": ("export", "write the model for transformers, ONNX Runtime, or llama.cpp and Ollama, verified"),
         "page": ("page", "write a static page that runs the model in the browser"),
         "push": ("push", "export to a repository on the Hub, or push a page; other files there stay"),
     },
