@@ -10,9 +10,9 @@ an interrupted one resumes. Other flags go to every rung, such as --data, or --a
 The text is Python's standard library by bytes: small models need a small vocabulary, and no rung may read more than
 four epochs, up to which repeated text is nearly as good as new (Muennighoff et al. 2023).
 
-The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022). Three rungs do not determine E, so it
-is 0 for them: the pure power law of Kaplan et al. (2020). The band spans the laws that leave one rung out. LOG.md has
-what was measured.
+The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022). Three rungs do not determine E, so
+it is 0 for them: the pure power law of Kaplan et al. (2020). The band spans the laws that leave one rung out. LOG.md
+has what was measured.
 """
 
 import subprocess
