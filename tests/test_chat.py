@@ -70,6 +70,7 @@ def test_the_oldest_exchanges_make_room_and_the_system_stays():
         chat.prompt(tokenizer, messages, len(full[2]) - 1)
 
 
+@pytest.mark.slow
 def test_an_answer_is_what_the_model_writes_up_to_the_end_of_its_message():
     tokenizer = chat.add_tokens(CharTokenizer(CHARACTERS))
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=1, n_head=2, n_embd=16)).eval()

@@ -119,6 +119,7 @@ class Live(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_twelve_sequences_of_a_thousand_tokens_hold_less_than_half_of_their_logits(monkeypatch, dtype):
     """Counted on fake tensors; larger than 2^25 are the logits, a chunk of them, and the head's weight (2^25.2)."""

@@ -56,6 +56,7 @@ def distance(a: dict, b: dict) -> float:
     return max(((a[name] - b[name]).float().norm() / a[name].float().norm()).item() for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight_shape", [(16,), (4, 16)])
 def test_rmsnorms_gradients_are_those_of_autograd(weight_shape):
     torch.manual_seed(0)
@@ -82,6 +83,7 @@ def test_attention_in_bf16_is_computed_in_fp32_where_a_gradient_is_needed():
         assert torch.equal(fp32_attention(q, k, v, is_causal=True), in_bf16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("case", CASES)
 def test_a_part_leaves_the_loss_and_the_gradients_of_a_model_as_they_are(part, case):

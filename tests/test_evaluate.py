@@ -124,6 +124,7 @@ def test_a_run_evaluates_on_the_validation_split_as_it_is_now(make_run, data):
         assert (losses(run)[2] == pytest.approx(expected, abs=1e-6)) is same
 
 
+@pytest.mark.slow
 def test_each_quick_evaluation_draws_batches_of_its_own(make_run):
     """The weights hardly change, so a different loss comes from different batches."""
     still = {"learning_rate": 1e-12, "min_lr": 0, "weight_decay": 0, "max_iters": 3, "eval_interval": 1}
@@ -133,6 +134,7 @@ def test_each_quick_evaluation_draws_batches_of_its_own(make_run):
     assert abs(found[0] - found[1]) > 1e-4 and abs(found[1] - found[2]) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("something broke"), torch.OutOfMemoryError("out of memory")])
 def test_an_evaluation_that_fails_costs_no_checkpoint(make_run, monkeypatch, error):
     run = make_run(max_iters=4, eval_interval=2)

@@ -86,6 +86,7 @@ print(json.dumps(api.list_repo_files("alice/model")))
     assert "old/a.txt" not in files and files["old/b.txt"] == b"2"
 
 
+@pytest.mark.slow
 def test_a_branch_takes_a_commit_and_main_stays(hub, client):
     main = hub.add("alice/model", {"a.txt": b"1"})
     commit = client("""
@@ -151,6 +152,7 @@ except HfHubHTTPError as error:
     assert set(hub.repos) == {"alice/open", "alice/secret"} and hub.files("alice/open")["a.txt"] == b"1"
 
 
+@pytest.mark.slow
 def test_a_card_with_broken_metadata_is_refused_before_anything_is_uploaded(hub, client):
     hub.add("alice/model", {})
     client("""

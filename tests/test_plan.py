@@ -29,6 +29,7 @@ def test_untied_and_modern_models_add_up_too():
     assert sum(plan.parameters(config).values()) == GPT(config).get_num_params()
 
 
+@pytest.mark.slow
 def test_weights_gradients_and_optimizer_state_have_four_bytes_a_number():
     config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
     numbers = sum(p.numel() for p in GPT(config).parameters())
@@ -104,6 +105,7 @@ def test_estimated_memory_is_within_15_percent_of_what_a_step_takes(settings):
     assert estimated == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_plan_names_what_a_user_would_work_out_by_hand():
     config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
     train = TrainConfig(batch_size=4, gradient_accumulation_steps=2, max_iters=100, device="cpu")
@@ -115,6 +117,7 @@ def test_the_plan_names_what_a_user_would_work_out_by_hand():
     assert "fits into" in text
 
 
+@pytest.mark.slow
 def test_with_train_minutes_the_steps_are_those_that_fit_into_them(make_run, monkeypatch, capsys):
     monkeypatch.setattr(plan, "median_seconds", lambda step: 0.5)
     run = make_run(train_minutes=2, batch_size=4, max_iters=7, eval_interval=100)
@@ -203,6 +206,7 @@ def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypa
     assert "largest that fits: --batch_size=2;" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_fit_is_said_to():
     config = GPTConfig(vocab_size=50257, n_layer=2, n_head=96, n_embd=12288)  # two of GPT-3's 96 blocks
     text = plan.describe(plan.estimate(config, TrainConfig(batch_size=32, device="cpu"), "bf16", train_tokens=10**9))

@@ -179,6 +179,7 @@ def test_what_another_process_reads_is_not_removed_until_it_ends(tmp_path):
     assert [step.name for step in checkpoint.steps(tmp_path)] == ["step-000004"]
 
 
+@pytest.mark.slow
 def test_a_run_removes_what_it_has_read_itself(make_run):
     make_run(max_iters=2, eval_interval=2).train()
     run = make_run(max_iters=6, eval_interval=2, keep_checkpoints=1, learning_rate=1e-2, resume="auto")

@@ -36,6 +36,7 @@ def test_contenders_take_turns_and_the_first_round_does_not_count():
     assert min(seconds["b"]) >= 0.01 > max(seconds["a"])
 
 
+@pytest.mark.slow
 def test_json_has_every_part_with_consistent_figures(capsys):
     main(["bench", "--rounds", "1", "--parts", "train,data,checkpoint,tokenize", "--against", "transformers", "--json"])
     result = json.loads(capsys.readouterr().out)

@@ -23,6 +23,7 @@ def printed(capsys, *argv) -> object:
     return json.loads(out)
 
 
+@pytest.mark.slow
 def test_eval_compare_and_check_data_print_their_figures_as_json(run_dir, data, capsys):
     first, last = checkpoint.steps(run_dir)
     results = printed(capsys, "eval", first, last, "--json")
@@ -67,6 +68,7 @@ def test_checkpoint_names_one_of_a_run_for_every_command_that_reads_one(run_dir,
             assert message in error or "step-000007" in error
 
 
+@pytest.mark.slow
 def test_a_text_ends_where_it_ends_unless_the_end_of_text_token_is_to_be_ignored(make_run, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{i:03}a"}}\n' for i in range(200)))
     prepare([str(tmp_path / "a.jsonl")], tmp_path / "letters", "bytes", say=lambda text: None)

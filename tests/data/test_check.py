@@ -185,6 +185,7 @@ def test_a_single_validation_document_that_is_training_text_too_is_found_though_
     assert len(warnings) == 1 and leaked[name] in warnings[0]
 
 
+@pytest.mark.slow
 def test_short_documents_on_both_sides_are_found_and_very_short_ones_are_no_copies(tmp_path):
     train, val = made_up(300, 1), made_up(100, 2)
     short = "A remark of three lines is repeated word for word on both sides."

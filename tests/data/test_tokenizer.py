@@ -132,6 +132,7 @@ def test_what_a_library_cannot_encode_is_a_mistake_of_the_users():
         HFTokenizer(tokenizer).encode("b")
 
 
+@pytest.mark.slow
 def test_merges_are_those_that_gpt2_was_published_with(gpt2_files):
     pairs = merges(BPETokenizer.gpt2().encoding._mergeable_ranks)
     assert len(pairs) == 50000

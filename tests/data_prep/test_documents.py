@@ -30,6 +30,7 @@ from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_gives_the_documents_with_end_of_text_tokens(tmp_path, kind):
     texts = documents()

@@ -14,6 +14,7 @@ from data_prep.documents import Corpus
 from nanogpt.data.tokens import TokenDataset
 
 
+@pytest.mark.slow
 def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
     (tmp_path / "set").mkdir()
     for i in range(6):

@@ -142,6 +142,7 @@ def test_what_is_left_out_is_counted_from_the_first_file_on_and_once(tmp_path, m
     assert documents_in(tmp_path / "out") == sorted(documents(200))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 3, 7, 20, 60])
 def test_interrupted_inside_a_long_document_it_writes_the_same_bytes(tmp_path, monkeypatch, batches):
     monkeypatch.setattr(reading, "PIECE", 1 << 8)
@@ -198,6 +199,7 @@ def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path, monkeypatch)
     assert tokens(tmp_path / "data", "val").tolist() == expected(documents(), 0.2, True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_loses_nothing_and_the_same_command_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "SECONDS", 0.0)
     monkeypatch.setattr(writer, "BATCH", 1 << 14)

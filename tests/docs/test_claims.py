@@ -106,6 +106,7 @@ def test_a_mistake_in_a_text_is_named_with_file_and_line(docs, before, file, rig
     assert any(line <= number <= line + 1 for number in near) or complaint == "main job", found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", ["recipes/shakespeare.py", "accelerate_configs/ddp.yaml", "LOG.md", "docs/settings.md"]
 )
@@ -130,6 +131,7 @@ def test_a_command_that_was_renamed_is_missed_in_every_file(docs, monkeypatch):
     assert {"README.md", "nanogpt/commands/__init__.py", "CHANGELOG.md"} <= found
 
 
+@pytest.mark.slow
 def test_a_mark_needs_a_reason_and_a_block(docs):
     mark = "<!-- skip: needs the Hub, eight GPUs -->\n"
     line = docs.texts["README.md"].split(mark)[0].count("\n") + 1

@@ -80,6 +80,7 @@ def vocab_size(text) -> int:
     return len(set(text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("compiled", [True, False])
 def test_logits_are_theirs(tmp_path, theirs_data, vocab_size, bias, compiled):
@@ -156,6 +157,7 @@ def test_of_their_50304_rows_the_50257_with_a_token_are_kept(tmp_path, text, gpt
         torch.testing.assert_close(imported(idx), model(idx)[..., :50257], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_without_the_optimizer_state_training_starts_its_moments_anew(tmp_path, theirs_data, vocab_size, make_run):
     contents = torch.load(write(tmp_path / "a.pt", trained(vocab_size)))
     del contents["optimizer"]

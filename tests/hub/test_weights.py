@@ -21,6 +21,7 @@ def hf_logits(model: transformers.PreTrainedModel, idx: torch.Tensor) -> torch.T
         return model.eval()(idx).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_round_trip_through_transformers_is_bit_identical(tmp_path, name):
     model = GPT(CASES[name]).eval()

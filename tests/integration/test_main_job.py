@@ -283,6 +283,7 @@ def test_an_empty_text(recipe, home):
     assert "the text is empty" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_out_directory_that_holds_another_run(recipe, home):
     assert recipe()[0] == 0
     out = home / "out" / "shakespeare_nanogpt"
@@ -309,6 +310,7 @@ def test_resuming_from_half_written_and_empty_checkpoints(recipe, home):
     assert code == 2 and "has no intact checkpoint" in err
 
 
+@pytest.mark.slow
 def test_a_schedule_longer_than_the_run_and_max_iters_0_are_fine(recipe):
     code, shown, _ = recipe("--lr_decay_iters=100", "--out_dir=out/a")
     assert code == 0 and "2 steps in" in shown

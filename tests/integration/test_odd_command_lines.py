@@ -193,6 +193,7 @@ def test_no_traceback_and_three_lines_at_most(place, chance):
     assert said.count("\n") <= 3 and not any(ord(c) < 32 for c in said.replace("\n", "")), (words, said)
 
 
+@pytest.mark.slow
 def test_the_same_programs_work_without_odd_arguments(place):
     assert run("shakespeare_nanogpt", *SHORT, "--out_dir=plain")[0] == 0
     assert run("sample", "trained", "--max-new-tokens=2")[0] == 0

@@ -210,6 +210,7 @@ def test_no_traceback_and_three_lines_at_most(place, chance):
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, (words, name, held)  # KiB
 
 
+@pytest.mark.slow
 def test_the_same_commands_work_on_the_files_as_they_were(place):
     for words in [*COMMANDS["run"], *COMMANDS["data"], *COMMANDS["gpt2"], *COMMANDS["qwen3"]]:
         assert run(words) == (0, ""), words

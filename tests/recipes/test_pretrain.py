@@ -38,6 +38,7 @@ def test_depth_12_is_as_large_as_gpt2():
     assert (train.optimizer, train.muon_learning_rate, train.weight_decay, train.min_lr) == ("muon", 0.02, 0.1, 0.0)
 
 
+@pytest.mark.slow
 def test_everything_is_monotone_in_the_depth():
     found = [rules(depth) for depth in DEPTHS]
     rising = [
@@ -62,6 +63,7 @@ def test_a_step_has_4_5_6_or_7_times_a_power_of_two_sequences(sequences, expecte
     assert found in (4, 5, 6, 7)
 
 
+@pytest.mark.slow
 def test_the_machine_changes_the_micro_batch_and_not_the_step():
     for depth in DEPTHS:
         (model, cpu), (_, gpu) = rules(depth), rules(depth, gib=80)

@@ -20,6 +20,7 @@ def test_the_fit_finds_a_known_law(law):
     assert all(scaling.predict(each, 1.2e14) == pytest.approx(ahead, rel=0.01) for each in without)
 
 
+@pytest.mark.slow
 def test_noise_of_a_tenth_of_a_percent_leaves_the_prediction_of_four_times_the_compute_within_one():
     chance, law = np.random.default_rng(0), (0.5, 40.0, 0.15)
     for _ in range(8):

@@ -62,6 +62,7 @@ def test_too_large_a_batch_is_halved_at_the_first_step_and_trains_the_same(make_
     assert run.state["tokens"] == whole.state["tokens"]
 
 
+@pytest.mark.slow
 def test_a_single_sequence_that_does_not_fit_says_what_to_do(make_run, capsys):
     with pytest.raises(SystemExit) as exit:
         limited(make_run(batch_size=2), 0).train()
