@@ -2,24 +2,15 @@ import dataclasses
 
 import pytest
 import torch
+from test_generate import GPT2, random_model
 from torch._dynamo.utils import counters
 
-from nanogpt import GPT, GPTConfig
 from nanogpt.cache import KVCache
 from nanogpt.generate import generate
 
-GPT2 = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=4, n_embd=32)
 LLAMA = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, tie_embeddings=False)
 QWEN3 = dataclasses.replace(LLAMA, qk_norm=True)
 SHAPES = pytest.mark.parametrize("config", [GPT2, LLAMA, QWEN3], ids=["gpt2", "llama", "qwen3"])
-
-
-def random_model(config: GPTConfig) -> GPT:
-    torch.manual_seed(0)
-    model = GPT(config).eval()
-    for p in model.parameters():
-        p.data.normal_(std=0.4)
-    return model
 
 
 def prompts(length: int) -> torch.Tensor:

@@ -117,7 +117,7 @@ def explained(what: object) -> Iterator[None]:
 
 @contextmanager
 def completed(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when it is complete and synced; several processes may write the same one at once."""
+    """Writes a file under a temporary name and renames it when it is complete. Several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:

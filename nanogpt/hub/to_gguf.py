@@ -218,6 +218,7 @@ def kind_of(name: str, tensor: torch.Tensor, wanted: str) -> str:
 
 
 def add_sizes(writer, model: GPT, vocab_size: int) -> None:
+    """Writes the model's sizes; `vocab_size` counts an added token."""
     c = model.config
     writer.add_context_length(c.block_size)
     writer.add_embedding_length(c.n_embd)
@@ -237,6 +238,7 @@ def add_sizes(writer, model: GPT, vocab_size: int) -> None:
 
 
 def add_tokenizer(writer, vocabulary: Vocabulary, tokenizer) -> None:
+    """Writes the tokens, and the chat template if the model was trained on conversations."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.split)
     writer.add_token_list(vocabulary.tokens)

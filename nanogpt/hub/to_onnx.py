@@ -106,6 +106,7 @@ class Graph(nn.Module):
                 module.forward = partial(rms_norm, weight=module.weight, eps=module.eps)
 
     def forward(self, input_ids, attention_mask, position_ids, past: list[torch.Tensor]) -> tuple:
+        """Logits (B, T, V) and the new cache; the module docstring has the inputs' shapes."""
         model, T, total = self.model, input_ids.size(1), attention_mask.size(1)
         rows, columns = torch.arange(total - T, total), torch.arange(total)
         allowed = (columns <= rows[:, None]) & attention_mask.bool()[:, None, None, None]  # (B, 1, 1, T, S + T)

@@ -1,4 +1,4 @@
-"""accelerate_configs/slurm.sh as it stands, on two nodes that are processes here: what Slurm does is faked.
+"""Runs accelerate_configs/slurm.sh unchanged on two local processes as nodes, with fakes for srun and scontrol.
 
 Three starts of one job: the first makes the tokens, trains, and gets the signal before the time limit; in the second a
 node dies; the third reaches the end. One process then trains the same without a launcher.

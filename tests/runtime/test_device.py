@@ -105,7 +105,8 @@ def test_what_the_launcher_can_ask_for_in_vain_is_refused_at_the_start(settings,
 
 
 def test_what_the_launcher_sets_for_fsdp2_is_admitted():
-    device.check_launcher({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_DYNAMO_BACKEND": "NO"})
+    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_DYNAMO_BACKEND": "NO"}
+    assert device.check_launcher(asked) is None
 
 
 @pytest.mark.parametrize(
