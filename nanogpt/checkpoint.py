@@ -80,8 +80,7 @@ def collect(
         tensor = full_tensor(torch.as_tensor(tensor).detach())
         if keep:
             try:
-                on_host = tensor.cpu().contiguous()
-                into[name] = on_host.clone() if copy and on_host.data_ptr() == tensor.data_ptr() else on_host
+                into[name] = to_host(tensor, copy)
             except RuntimeError as error:
                 full.append(error)
 
@@ -90,9 +89,20 @@ def collect(
         for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
                 take(moments, f"{name}.{key}", value)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # until all copies have arrived
     if full:
         raise MemoryError(f"no memory for a copy of weights and optimizer state: {full[0]}")
     return weights, moments
+
+
+def to_host(tensor: torch.Tensor, copy: bool) -> torch.Tensor:
+    """`tensor` on the CPU; with `copy` in memory of its own, which CUDA has filled at the next synchronization."""
+    if copy and tensor.device.type == "cuda":  # into pinned memory, which torch keeps for the next copy
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return pinned.copy_(tensor, non_blocking=True)
+    on_host = tensor.cpu().contiguous()
+    return on_host.clone() if copy and on_host.data_ptr() == tensor.data_ptr() else on_host
 
 
 def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:

@@ -6,6 +6,7 @@ pure function of the step (or the time); `set_learning_rate` writes its value in
 """
 
 import math
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
@@ -45,6 +46,20 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> Non
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+@contextmanager
+def cast_weights_once():
+    """Around the micro-batches of a step: autocast casts each weight for the first one and keeps it for the others.
+
+    Weights change only in `update`, which must come after it. torch.compile casts in its own code, so it gains nothing.
+    """
+    torch.autocast_increment_nesting()  # autocast forgets at the end of the outermost context
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
 
 
 def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) -> None:

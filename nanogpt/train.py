@@ -25,7 +25,7 @@ from nanogpt.data.tokens import Batch, mix, to_device
 from nanogpt.evaluate import evaluate, total_loss
 from nanogpt.generate import write_amid_training
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.optim import UpdateRatio, lr_at, set_learning_rate, update
+from nanogpt.optim import UpdateRatio, cast_weights_once, lr_at, set_learning_rate, update
 from nanogpt.runtime import guard
 from nanogpt.runtime.device import free_memory, memory_in_use, peak_flops, profiler, synchronize, undo_compile
 from nanogpt.runtime.signals import Interrupted, Stop
@@ -47,9 +47,8 @@ def main(
     """Runs a recipe: its settings, overridden by the command line `argv` (default: `sys.argv[1:]`).
 
     `prepare(directory)` makes the recipe's own data; the main process calls it if there is no data yet. `note` is
-    printed at the start. `make_model` builds the model from its configuration: `GPT`, or a subclass with an idea of
-    your own; `make_optimizers` has the signature of `nanogpt.optim.make_optimizers`. A user's mistake is one line on
-    stderr and exit code 2.
+    printed at the start. `make_model` is `GPT` or a subclass with an idea of your own, `make_optimizers` has the
+    signature of `nanogpt.optim.make_optimizers`. A user's mistake is one line on stderr and exit code 2.
     """
     description = sys.modules["__main__"].__doc__ or ""
     make = {"make_model": make_model, "make_optimizers": make_optimizers, "recipe": (model_config, config)}
@@ -143,12 +142,13 @@ class Run(Setup):
 
         micro_batches = config.gradient_accumulation_steps // accelerator.num_processes
         step_loss = torch.zeros((), device=self.device)
-        for i in range(micro_batches):
-            x, y = self.micro_batch(i * accelerator.num_processes + accelerator.process_index)  # (B, T) each
-            with accelerator.accumulate(self.model):  # gradients are summed over processes after the last one
-                loss = guard.contagious(self.model(x, y))
-                accelerator.backward(loss)
-            step_loss += loss.detach() / micro_batches
+        with cast_weights_once():
+            for i in range(micro_batches):
+                x, y = self.micro_batch(i * accelerator.num_processes + accelerator.process_index)  # (B, T) each
+                with accelerator.accumulate(self.model):  # gradients are summed over processes after the last one
+                    loss = guard.contagious(self.model(x, y))
+                    accelerator.backward(loss)
+                step_loss += loss.detach() / micro_batches
 
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip or torch.inf)
         self.grad_norm = checkpoint.full_tensor(norm)

@@ -104,3 +104,18 @@ def test_logits_are_cast_once_and_their_gradient_once(family, precision, casts):
             loss = model(idx, idx)
         loss.backward()
     assert operators.casts == casts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_autocast_casts_each_weight_once_a_step(make_run, family):
+    config = replace(FAMILIES[family], n_inner=40)  # so that no activation has as many elements as the matrices
+    run = make_run(config, precision="bf16", gradient_accumulation_steps=3)
+    run.begin()
+    matrix = run.gpt.h[0].mlp.c_proj.weight
+    alike = sum(p.numel() == matrix.numel() for p in run.gpt.parameters())
+    for _ in range(2):
+        before = matrix.detach().clone()
+        with Operators("cpu", elements=matrix.numel()) as operators:
+            run.step()
+        assert operators.casts[torch.bfloat16] == alike
+        assert not torch.equal(before, matrix)  # the next step casts the new weights
