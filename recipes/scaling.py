@@ -3,9 +3,12 @@
     python recipes/scaling.py            # writes out/scaling/scaling.json and out/scaling/scaling.png
     python recipes/scaling.py --check    # then trains a run with four times the compute of the last rung, and compares
 
-A rung is a run of recipes/pretrain.py in out/scaling/depth-N: its rules give the size, the batch, the rates, and 20
-tokens per parameter. Only the context is the same for all, because the loss depends on it. A complete rung is reused,
-an interrupted one resumes. Other flags go to every rung, such as --data, or --aspect_ratio=64 on a GPU.
+A rung is several runs of recipes/pretrain.py, in out/scaling/depth-N-seed…: the rules of that recipe give the size, the
+batch, the rates, and 20 tokens per parameter. Only the context is the same for all, because the loss depends on it. The
+law is fitted to the means of the runs, whose losses differ by 1 % (LOG.md): the largest rung has --seeds runs, 3 by
+default, the others as many as take its compute, at most three times that number. On a CPU as many train at a time as it
+has cores. What they print is in out/scaling/*.log. A complete run is reused, an interrupted one resumes. Other flags go
+to every run, such as --data, or --aspect_ratio=64 on a GPU.
 
 The text is Python's standard library by bytes: small models need a small vocabulary, and no rung may read more than
 four epochs, up to which repeated text is nearly as good as new (Muennighoff et al. 2023).
@@ -15,9 +18,11 @@ it is 0 for them: the pure power law of Kaplan et al. (2020). The band spans the
 has what was measured.
 """
 
+import os
 import subprocess
 import sys
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,16 +30,18 @@ import numpy as np
 import pretrain
 
 from data_prep import python_stdlib
-from nanogpt import TrainConfig, checkpoint, metrics
+from nanogpt import GPTConfig, TrainConfig, checkpoint, metrics
 from nanogpt.config import INCIDENTAL, parse, recorded, settings_parser, user_errors
 from nanogpt.data.files import read_json
+from nanogpt.runtime.device import gpu_gib
 
 DATA, OUT_DIR, DEPTHS, ASPECT_RATIO, CONTEXT = "data/python_bytes", "out/scaling", "2,3,4,5", 16, 128  # for a CPU
-EPOCHS, FACTOR = 4, 4
+EPOCHS, FACTOR, SEEDS = 4, 4, 3
 
 
-class Rung(NamedTuple):
+class Planned(NamedTuple):
     depth: int
+    seed: int
     out_dir: Path
     compute: float  # floating-point operations in all
     epochs: float
@@ -72,8 +79,10 @@ def laws(compute: np.ndarray, losses: np.ndarray) -> list[tuple[float, float, fl
     return [fit(compute, losses, with_floor), *(fit(compute[rest], losses[rest], with_floor) for rest in without)]
 
 
-def plan(depth: int, given: Namespace, flags: list[str], name: str, compute: float = 0) -> Rung:
-    """A run of so many layers, by the rules; with `compute` it takes as many tokens as these operations allow."""
+def plan(
+    depth: int, given: Namespace, flags: list[str], name: str = "", number: int = 0, compute: float = 0
+) -> Planned:
+    """Run `number` of so many layers, by the rules; with `compute`, as many tokens as these operations allow."""
     dials, (vocab_size, available) = Namespace(**vars(given) | {"depth": depth}), pretrain.measure(given.data)
     for last in (not compute, True):
         model, train, _ = parse(*pretrain.derive(dials, flags, vocab_size), flags, "")
@@ -83,36 +92,55 @@ def plan(depth: int, given: Namespace, flags: list[str], name: str, compute: flo
         if last:
             break
         dials.tokens_per_parameter *= compute / total
+    train.seed += number
     words = [f"--{dial}={getattr(dials, dial)}" for dial in ("depth", "aspect_ratio", "tokens_per_parameter")]
-    out_dir = Path(given.out_dir, name)
-    command = [sys.executable, pretrain.__file__, *flags, *words, f"--out_dir={out_dir}", "--resume=auto"]
-    return Rung(depth, out_dir, total, tokens / available, vars(model) | vars(train), command)
+    out_dir = Path(given.out_dir, f"{name or f'depth-{depth}'}-seed{train.seed}")
+    words += [f"--seed={train.seed}", f"--out_dir={out_dir}", "--resume=auto"]
+    command = [sys.executable, pretrain.__file__, *flags, *words]
+    return Planned(depth, train.seed, out_dir, total, tokens / available, vars(model) | vars(train), command)
 
 
-def loss(rung: Rung) -> float:
-    """The validation loss at the end of a run, which is trained, or resumed, where it is not complete."""
-    there = recorded(rung.out_dir) if (rung.out_dir / "config.json").exists() else {}
-    # a run may divide its steps into other micro-batches
-    for name in sorted(
-        there.keys() & rung.settings.keys() - INCIDENTAL - {"batch_size", "gradient_accumulation_steps"}
-    ):
-        if there[name] != (asked := rung.settings[name]):
-            raise ValueError(f"{rung.out_dir} holds a run with {name}={there[name]}, not {asked}: change --out_dir")
-    result = rung.out_dir / "result.json"
-    if not result.exists() or read_json(result)["reason"] != "finished":
-        train(rung)
-    return [line["val_loss"] for line in metrics.read(rung.out_dir / metrics.METRICS) if "val_loss" in line][-1]
+def complete(run: Planned) -> bool:
+    """Whether the run has been trained to its end. Raises ValueError if its directory holds another run."""
+    there = recorded(run.out_dir) if (run.out_dir / "config.json").exists() else {}
+    divided = {"batch_size", "gradient_accumulation_steps"}  # a run may divide its steps into other micro-batches
+    for name in sorted(there.keys() & run.settings.keys() - INCIDENTAL - divided):
+        if there[name] != (asked := run.settings[name]):
+            raise ValueError(f"{run.out_dir} holds a run with {name}={there[name]}, not {asked}: change --out_dir")
+    result = run.out_dir / "result.json"
+    return result.exists() and read_json(result)["reason"] == "finished"
 
 
-def train(rung: Rung) -> None:
-    """Trains a run in a process of its own, which saves at Ctrl-C; where it fails, this one ends with its code."""
-    process = subprocess.Popen(rung.command)
-    try:
-        process.wait()
-    finally:
-        code = process.wait()
-    if code:
-        sys.exit(code)
+def loss(run: Planned) -> float:
+    """The validation loss at the end of a complete run."""
+    return [line["val_loss"] for line in metrics.read(run.out_dir / metrics.METRICS) if "val_loss" in line][-1]
+
+
+def train(runs: list[Planned], at_once: int) -> None:
+    """Trains the runs that are not complete, `at_once` at a time, the longest first.
+
+    Each is a process of its own, which saves at Ctrl-C. If one fails, no other is begun, and this process ends with
+    its last line and its exit code.
+    """
+    missing = sorted((run for run in runs if not complete(run)), key=lambda run: -run.compute)
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            for code, run in zip(pool.map(process, missing), missing, strict=True):
+                if code:
+                    print(run.out_dir.with_suffix(".log").read_text().strip().split("\n")[-1], file=sys.stderr)
+                    sys.exit(code)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def process(run: Planned) -> int:
+    """Trains a run in a process of its own; returns its exit code."""
+    run.out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with open(run.out_dir.with_suffix(".log"), "w") as log:
+        code = subprocess.run(run.command, stdout=log, stderr=subprocess.STDOUT).returncode
+    if not code:
+        print(f"depth {run.depth}, {run.compute:.3g} operations, seed {run.seed}: {loss(run):.4f}", flush=True)
+    return code
 
 
 def draw(found: dict, path: Path) -> None:
@@ -134,7 +162,7 @@ def draw(found: dict, path: Path) -> None:
     figure.savefig(path)
 
 
-def describe(runs: list[Rung], found: dict, losses: list[float] | None = None) -> list[dict]:
+def describe(runs: list[Planned], found: dict, losses: list[float] | None = None) -> list[dict]:
     """What was trained and what the laws say, for JSON; printed as well."""
     lines = []
     for i, run in enumerate(runs):
@@ -159,34 +187,46 @@ def run() -> None:
     parser.add_argument("--check", action="store_true", help=f"train with {FACTOR} times the compute of the last rung")
     given, flags = pretrain.read_flags(parser, ASPECT_RATIO)
     given.data, given.out_dir = given.data or DATA, given.out_dir or OUT_DIR
-    flags = [flag for flag in flags if flag.split("=")[0] not in ("--depths", "--check")]
-    flags = [f"--block_size={CONTEXT}", f"--data={given.data}", *flags]
+    flags = [flag for flag in flags if flag.split("=")[0] not in ("--depths", "--check", "--seeds")]
+    at_once = 1 if gpu_gib(given.device or "auto") else os.cpu_count() or 1
+    threads = ["--threads=1"] * (at_once > 1)
+    # without evaluations in between, which would take longer than the smallest runs
+    flags = [f"--block_size={CONTEXT}", f"--data={given.data}", f"--eval_interval={10**6}", *threads, *flags]
     with user_errors():
         depths = [int(word) for word in given.depths.split(",") if word.isdecimal() and 1 <= int(word) <= 60]
         if len(depths) < 3 or len(depths) < len(given.depths.split(",")) or depths != sorted({*depths}):
             raise ValueError(f"--depths={given.depths} must be three or more, rising, from 1 to 60, such as {DEPTHS}")
+        seeds = parse(GPTConfig(), TrainConfig(), [f"--seeds={given.seeds or SEEDS}"], "")[2].seeds
         if given.data == DATA and not Path(DATA).exists():
             python_stdlib.prepare(DATA, tokenizer="bytes")
-        rungs = [plan(depth, given, flags, f"depth-{depth}") for depth in depths]
-        ahead = [plan(depth, given, flags, "") for depth in range(depths[-1] + 1, depths[-1] + 4)]
-        most = FACTOR * rungs[-1].compute
+        firsts = [plan(depth, given, flags) for depth in depths]
+        counts = [min(3 * seeds, round(seeds * firsts[-1].compute / first.compute)) for first in firsts]
+        rungs = [
+            [first, *(plan(first.depth, given, flags, number=number) for number in range(1, count))]
+            for first, count in zip(firsts, counts, strict=True)
+        ]
+        ahead = [plan(depth, given, flags) for depth in range(depths[-1] + 1, depths[-1] + 4)]
+        most = FACTOR * firsts[-1].compute
         nearest = min(ahead, key=lambda run: abs(np.log(run.compute / most)))
-        check = plan(nearest.depth, given, flags, "check", most)
-        for each in [*rungs, check] if given.check else rungs:
+        check = plan(nearest.depth, given, flags, "check", compute=most)
+        for each in [*firsts, check] if given.check else firsts:
             if each.epochs > EPOCHS:
                 raise ValueError(
                     f"depth {each.depth} would read {given.data} {each.epochs:.1f} times, more than {EPOCHS}: "
                     "name more text with --data, or smaller models with --depths or --aspect_ratio"
                 )
         if given.dry_run:
-            for rung in rungs:
-                train(rung)
+            for rung in firsts:
+                process(rung)
+                print(rung.out_dir.with_suffix(".log").read_text())
             return
-        losses = [loss(rung) for rung in rungs]
-        found: dict = {"laws": laws(np.array([rung.compute for rung in rungs]), np.array(losses))}
+        train([each for rung in rungs for each in rung], at_once)
+        losses = [float(np.mean([loss(each) for each in rung])) for rung in rungs]
+        found: dict = {"laws": laws(np.array([rung.compute for rung in firsts]), np.array(losses))}
         print("L(C) = {:.4f} + {:.4g} C^-{:.4f}; in brackets with one rung left out".format(*found["laws"][0]))
-        found["rungs"], found["predictions"] = describe(rungs, found, losses), describe([*ahead, check], found)
+        found["rungs"], found["predictions"] = describe(firsts, found, losses), describe([*ahead, check], found)
         if given.check:
+            train([check], 1)
             found["check"] = describe([check], found, [loss(check)])
         checkpoint.write_json(Path(given.out_dir, "scaling.json"), found)
         draw(found, Path(given.out_dir, "scaling.png"))

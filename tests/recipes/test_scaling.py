@@ -59,22 +59,29 @@ def test_a_mistake_is_one_line(flags, message, data, tmp_path, monkeypatch, caps
 def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text):
     writer.write(tmp_path / "data", text, "bytes", 0.1, "made up")
     flags = "--data=data --out_dir=out --depths=1,2,3 --aspect_ratio=8 --block_size=16 --tokens_per_parameter=0.5"
-    flags += " --device=cpu --precision=fp32 --threads=1 --sample_tokens=2 --log_interval=1000"
+    flags += " --device=cpu --precision=fp32 --threads=1 --sample_tokens=2 --log_interval=1000 --seeds=1"
 
     def ladder(*more: str):
         command = [sys.executable, scaling.__file__, *flags.split(), *more]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
 
+    def trained(name: str) -> list[float]:
+        """The losses of a rung's runs, by their seeds."""
+        results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob(f"out/{name}-seed*/result.json"))]
+        assert {result["reason"] for result in results} == {"finished"}
+        return [result["val_loss"] for result in results]
+
     done = ladder("--check")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "scaling.json").read_text())
     assert [rung["depth"] for rung in found["rungs"]] == [1, 2, 3]
+    assert [len(trained(name)) for name in ("depth-1", "depth-2", "depth-3", "check")] == [3, 3, 1, 1]
     assert found["check"][0]["compute"] == pytest.approx(4 * found["rungs"][-1]["compute"], rel=0.02)
     for rung, name in zip([*found["rungs"], *found["check"]], ("depth-1", "depth-2", "depth-3", "check"), strict=True):
-        result = json.loads((tmp_path / "out" / name / "result.json").read_text())
-        assert result["reason"] == "finished" and rung["val_loss"] == pytest.approx(result["val_loss"], abs=0.05)
+        assert rung["val_loss"] == pytest.approx(np.mean(trained(name)), abs=0.05)
+    assert len(set(trained("depth-1"))) == 3  # of three seeds
     assert (tmp_path / "out" / "scaling.png").read_bytes().startswith(b"\x89PNG")
     again = ladder()
-    assert again.returncode == 0 and "validation loss" not in again.stdout  # nothing is trained anew
-    other = ladder("--seed=5")
-    assert other.returncode == 2 and "out/depth-1 holds a run with seed=1337, not 5" in other.stderr
+    assert again.returncode == 0 and "seed" not in again.stdout  # nothing is trained anew
+    other = ladder("--grad_clip=5")
+    assert other.returncode == 2 and "out/depth-1-seed1337 holds a run with grad_clip=1.0, not 5.0" in other.stderr

@@ -1,0 +1,181 @@
+"""The speed of this package on this machine, as one table of ratios. `make bench` runs it: half an hour at most.
+
+    python tests/performance/table.py                   # against nanoGPT's settings, trained by this package in fp32
+    python tests/performance/table.py --nanogpt FOLDER  # against nanoGPT itself, a clone of github.com/karpathy/nanoGPT
+    python tests/performance/table.py --rows sampling   # only rows whose names begin so
+
+Each row is measured in a process of its own and says how busy the machine was then (load) and how fast its clock ran,
+because both change the figures: below a load of about 0.5 before the start, the ratios can be had again. Seconds are
+those of training, without evaluations. Losses are over the whole validation split of tiny Shakespeare, nats per
+character. LOG.md has what was measured, and on which machine.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+import torch
+
+from data_prep import shakespeare
+from nanogpt import GPT, metrics
+from nanogpt.commands.bench import MODELS, interleave
+from nanogpt.generate import generate
+from nanogpt.runtime.device import set_threads
+
+ROOT = Path(__file__).parents[2]
+DATA = Path("data/shakespeare_char")
+# nanoGPT's settings for a CPU, from its README, without its evaluations
+SIZES = "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0"
+NANOGPT = (
+    f"{SIZES} --max_iters=2000 --lr_decay_iters=2000 --eval_interval=2000 --eval_iters=1 --device=cpu --compile=False"
+)
+NANOGPTS_LOSS, ON_A_GPU = (
+    1.898,
+    1.4697,
+)  # of these settings, over the whole split; of its settings for a GPU, its README
+SHORT = "--max_iters=150 --batch_size=16 --muon_momentum=0.8 --eval_interval=1000"
+SEEDS = (1, 2, 3)
+
+
+def call(*command: object) -> str:
+    """The output of a command, which is shown if it fails."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    return done.stdout
+
+
+def train(recipe: str, flags: str, out_dir: Path) -> list[dict]:
+    """The evaluations of a run: lines of its metrics.jsonl."""
+    call(sys.executable, ROOT / "recipes" / recipe, *flags.split(), "--sample_tokens=0", f"--out_dir={out_dir}")
+    return [line for line in metrics.read(out_dir / metrics.METRICS) if "val_loss" in line]
+
+
+def nanogpts_seconds(clone: Path | None, scratch: Path) -> float:
+    """Seconds of training that nanoGPT's settings take: by its own train.py, else by this package in fp32."""
+    if clone is None:
+        return train("shakespeare_nanogpt.py", f"{NANOGPT} --precision=fp32", scratch / "nanogpt")[-1]["train_seconds"]
+    directory = scratch / "data" / "shakespeare_char"
+    directory.mkdir(parents=True)
+    for split in ("train.bin", "val.bin"):
+        (directory / split).symlink_to((DATA / split).absolute())
+    vocab_size = json.loads((DATA / "meta.json").read_text())["vocab_size"]
+    (directory / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
+    command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT.split(), "--log_interval=1"]
+    done = subprocess.run(
+        [*command, f"--out_dir={scratch / 'out'}"], cwd=nanogpt_in(clone, scratch), capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    steps = [float(ms) / 1000 for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", done.stdout, re.MULTILINE)][1:2001]
+    return sum(steps)  # the first one contains an evaluation
+
+
+def nanogpt_in(clone: Path, scratch: Path) -> Path:
+    """A directory from which nanoGPT's train.py finds its data: they are looked up in the current one."""
+    for name in ("train.py", "model.py", "configurator.py", "config"):
+        (scratch / name).symlink_to((clone / name).absolute())
+    return scratch
+
+
+def learning(clone: Path | None, scratch: Path) -> Iterator[tuple[str, str, str]]:
+    """Time to nanoGPT's losses, and the loss after its time."""
+    theirs = nanogpts_seconds(clone, scratch)
+    who = "nanoGPT" if clone else "its settings, this loop, fp32"
+    ends = [train("shakespeare.py", f"{SHORT} --seed={seed}", scratch / f"short{seed}")[-1] for seed in SEEDS]
+    losses = sorted(end["val_loss"] for end in ends)
+    times = sorted(theirs / end["train_seconds"] for end in ends)
+    passed = "passed" if losses[1] <= NANOGPTS_LOSS else "not reached"
+    yield (
+        f"time to {NANOGPTS_LOSS}, {passed}: {losses[1]:.3f} ({losses[0]:.3f} to {losses[-1]:.3f})",
+        f"{theirs / times[1]:.1f} s, {who} {theirs:.1f} s",
+        f"1/{times[1]:.1f} (1/{times[0]:.1f} to 1/{times[-1]:.1f})",
+    )
+    flags = f"--train_minutes={theirs / 60} --eval_interval=100000"
+    losses = sorted(
+        train("shakespeare.py", f"{flags} --seed={seed}", scratch / f"same{seed}")[-1]["val_loss"] for seed in SEEDS
+    )
+    yield f"loss after these {theirs:.1f} s", f"{losses[1]:.4f}", f"({losses[0]:.4f} to {losses[-1]:.4f})"
+
+
+def best(scratch: Path) -> Iterator[tuple[str, str, str]]:
+    """recipes/shakespeare_best.py."""
+    lines = train("shakespeare_best.py", "", scratch / "best")
+    reached = [line["train_seconds"] for line in lines if line["val_loss"] <= ON_A_GPU]
+    seconds = f"{reached[0]:.0f} s" if reached else "not reached"
+    yield f"time to {ON_A_GPU}, nanoGPT's loss on a GPU", seconds, f"{lines[-1]['tokens'] / 1e6:.2f} million tokens"
+    least = min(line["val_loss"] for line in lines)
+    yield "lowest loss of that run", f"{least:.4f}", f"{lines[-1]['train_seconds']:.0f} s"
+
+
+def bench(model: str, part: str, *flags: str) -> Iterator[tuple[str, str, str]]:
+    """Shares of what the machine allows, by `nanogpt bench`."""
+    output = call(sys.executable, "-m", "nanogpt", "bench", "--model", model, "--parts", part, "--json", *flags)
+    for row in json.loads(output.splitlines()[-1])["rows"]:
+        if row["who"].startswith("nanogpt"):
+            name = f"{row['part']}, {row['who']}, {model}, share of its limit"
+            yield name, f"{row['rate']:.1f} {row['unit']}", f"{row['of_limit']:.0%} (spread {row['spread']:.0%})"
+
+
+def batch_of_ten(rounds: int = 7, tokens: int = 300) -> Iterator[tuple[str, str, str]]:
+    """Ten samples of the laptop model, against nanoGPT's loop, which reads the context again for each token."""
+    set_threads(0, 1)
+    model = GPT(MODELS["laptop"][0]).eval()
+    idx = torch.zeros(10, 1, dtype=torch.long)
+
+    @torch.no_grad()
+    def nanogpts() -> None:
+        x = idx
+        for _ in range(tokens):
+            logits = model(x[:, -model.config.block_size :])[:, -1] / 0.8
+            x = torch.cat((x, torch.multinomial(logits.softmax(-1), 1)), dim=1)
+
+    ours = {"here": lambda: generate(model, idx, tokens, temperature=0.8), "nanogpt": nanogpts}
+    seconds = interleave(ours, rounds)
+    ratios = statistics.quantiles([b / a for a, b in zip(*seconds.values(), strict=True)], n=4)
+    rate = 10 * tokens / statistics.median(seconds["here"])
+    name = "sampling, laptop, ten at once, against nanoGPT's loop"
+    yield name, f"{rate:.0f} tokens/s", f"{ratios[1]:.1f} times ({ratios[0]:.1f} to {ratios[2]:.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a clone of nanoGPT")
+    parser.add_argument("--rows", default="", help="learning, best, step, sampling, ten; default: all")
+    args = parser.parse_args()
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    name = re.search(r"model name\s*: (.*)", cpuinfo)[1]
+    features = [feature for feature in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {feature} " in cpuinfo]
+    print(time.strftime("%Y-%m-%d"), name, f"{os.cpu_count()} cores", *features, f"torch {torch.__version__}", sep=", ")
+    if not DATA.exists():
+        shakespeare.prepare(DATA)
+    with TemporaryDirectory() as name:
+        scratch = Path(name)
+        parts = {
+            "learning": lambda: learning(args.nanogpt and args.nanogpt.absolute(), scratch),
+            "best": lambda: best(scratch),
+            "step": lambda: (row for model in ("classic", "laptop") for row in bench(model, "train")),
+            "sampling": lambda: bench("gpt2", "sample", "--batch_size=1"),
+            "ten": batch_of_ten,
+        }
+        for part, rows in parts.items():
+            if args.rows in part:
+                before = os.getloadavg()[0]
+                for what, figure, ratio in rows():
+                    clock = psutil.cpu_freq()
+                    state = f"load {before:.1f}" + (f", {clock.current:.0f} MHz" if clock else "")
+                    print(f"| {what} | {figure} | {ratio} | {state} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
