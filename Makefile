@@ -7,18 +7,23 @@ SHELL := bash
 export VIRTUAL_ENV := $(abspath $(VENV))
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 
-.PHONY: help train test
+.PHONY: help train test bench
 
 help:
 	@echo 'make train   make $(VENV), install the package, train recipes/shakespeare.py and print the result'
 	@echo '             FLAGS="--max_iters=10" passes flags on; a run that was interrupted is resumed'
 	@echo 'make test    make $(VENV), install the test tools, run all that continuous integration runs'
+	@echo 'make bench   make $(VENV), install the package, measure the speed of this machine: half an hour, idle'
+	@echo '             FLAGS="--nanogpt FOLDER" compares with a clone of nanoGPT'
 	@echo
-	@echo 'Both use $(if $(UV),uv,$(PYTHON)) and can be repeated. VENV=DIR names another virtual environment.'
+	@echo 'All use $(if $(UV),uv,$(PYTHON)) and can be repeated. VENV=DIR names another virtual environment.'
 
 train: $(VENV)/.installed
 	accelerate launch recipes/shakespeare.py --resume=auto $(FLAGS)
 	@echo '       (in this shell first: . $(VENV)/bin/activate)'
+
+bench: $(VENV)/.installed
+	python tests/performance/table.py $(FLAGS)
 
 # two test processes share the cores
 test: export OMP_WAIT_POLICY := passive

@@ -21,7 +21,7 @@ def make(*arguments: str, path: str = "", **env: str) -> str:
 
 def test_make_alone_says_what_there_is():
     shown = make()
-    assert "make train " in shown and "make test " in shown and 'FLAGS="--max_iters=10"' in shown
+    assert all(f"make {target} " in shown for target in ("train", "test", "bench")) and 'FLAGS="--max_iters=10"' in shown
 
 
 def test_train_makes_the_environment_installs_the_tested_versions_and_passes_flags_on(tmp_path):
@@ -29,6 +29,11 @@ def test_train_makes_the_environment_installs_the_tested_versions_and_passes_fla
     assert lines[0] == f"python3 -m venv {tmp_path}/env"
     assert lines[1] == "pip install -e . -c constraints.txt"
     assert "accelerate launch recipes/shakespeare.py --resume=auto --max_iters=10" in lines
+
+
+def test_bench_measures_this_machine(tmp_path):
+    lines = make("-n", "bench", f"VENV={tmp_path}/env", "FLAGS=--nanogpt nanoGPT").splitlines()
+    assert lines[-1] == "python tests/performance/table.py --nanogpt nanoGPT"
 
 
 def test_uv_is_used_where_it_is_installed(tmp_path):
