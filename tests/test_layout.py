@@ -41,6 +41,7 @@ OTHERS = {
     "test_hub_server": "the tests' own Hub",
     "test_counts": "what a step makes the host wait for, and what it copies",
     "commands/test_commands": "the `nanogpt` command",
+    "performance/test_table": "the script of `make bench`",
 }
 
 GUARDED = ROOT / "nanogpt" / "data" / "pickles.py"  # tests/data/test_pickles.py shows its guards

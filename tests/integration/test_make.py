@@ -21,7 +21,9 @@ def make(*arguments: str, path: str = "", **env: str) -> str:
 
 def test_make_alone_says_what_there_is():
     shown = make()
-    assert all(f"make {target} " in shown for target in ("train", "test", "bench")) and 'FLAGS="--max_iters=10"' in shown
+    assert (
+        all(f"make {target} " in shown for target in ("train", "test", "bench")) and 'FLAGS="--max_iters=10"' in shown
+    )
 
 
 def test_train_makes_the_environment_installs_the_tested_versions_and_passes_flags_on(tmp_path):

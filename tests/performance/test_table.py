@@ -1,0 +1,58 @@
+import json
+import re
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+path = Path(__file__).with_name("table.py")
+spec = spec_from_file_location("table", path)
+table = module_from_spec(spec)
+spec.loader.exec_module(table)
+
+
+def evaluation(loss: float, seconds: float) -> dict:
+    return {"val_loss": loss, "train_seconds": seconds, "tokens": 2_000_000}
+
+
+@pytest.mark.parametrize(
+    "losses, said", [((1.9, 1.89, 1.88), "passed: 1.890"), ((1.95, 1.89, 1.9), "not reached: 1.900")]
+)
+def test_times_are_ratios_and_the_median_of_the_losses_decides(monkeypatch, tmp_path, losses, said):
+    ends = {"short": [(loss, 10.0 * seed) for seed, loss in enumerate(losses, 1)], "same": [(1.5, 99.0)] * 3}
+    monkeypatch.setattr(table, "nanogpts_seconds", lambda clone, scratch: 120.0)
+
+    def train(recipe: str, flags: str, out_dir: Path) -> list[dict]:
+        assert recipe == "shakespeare.py" and f"--seed={out_dir.name[-1]}" in flags.split()
+        if out_dir.name.startswith("same"):
+            assert "--train_minutes=2.0" in flags.split()
+        return [evaluation(4.2, 0.0), evaluation(*ends[out_dir.name[:-1]].pop(0))]
+
+    monkeypatch.setattr(table, "train", train)
+    first, second = table.learning(None, tmp_path)
+    assert said in first[0] and first[1].startswith("20.0 s") and first[2] == "1/6.0 (1/4.0 to 1/12.0)"
+    assert second == ("loss after these 120.0 s", "1.5000", "(1.5000 to 1.5000)")
+
+
+def test_the_first_evaluation_below_the_loss_counts(monkeypatch, tmp_path):
+    lines = [evaluation(4.2, 0), evaluation(1.48, 100), evaluation(1.46, 200), evaluation(1.44, 300)]
+    monkeypatch.setattr(table, "train", lambda *arguments: lines)
+    first, second = table.best(tmp_path)
+    assert first[1:] == ("200 s", "2.00 million tokens") and second[1:] == ("1.4400", "300 s")
+    monkeypatch.setattr(table, "train", lambda *arguments: lines[:2])
+    assert next(table.best(tmp_path))[1] == "not reached"
+
+
+def test_shares_come_from_nanogpt_bench(monkeypatch):
+    row = {"part": "train", "who": "nanogpt", "rate": 1234.5, "unit": "tokens/s", "of_limit": 0.5, "spread": 0.1}
+    shown = json.dumps({"rows": [row, row | {"who": "products + attention"}]})
+    monkeypatch.setattr(table, "call", lambda *command: f"a note\n{shown}\n")
+    assert list(table.bench("laptop", "train")) == [
+        ("train, nanogpt, laptop, share of its limit", "1234.5 tokens/s", "50% (spread 10%)")
+    ]
+
+
+@pytest.mark.slow
+def test_ten_samples_at_once_are_timed_against_nanogpts_loop():
+    ((_, rate, ratio),) = table.batch_of_ten(rounds=2, tokens=8)
+    assert re.fullmatch(r"\d+ tokens/s", rate) and re.fullmatch(r"[\d.]+ times \([\d.]+ to [\d.]+\)", ratio)
