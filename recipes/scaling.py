@@ -3,15 +3,16 @@
     python recipes/scaling.py            # writes out/scaling/scaling.json and out/scaling/scaling.png
     python recipes/scaling.py --check    # then trains a run with four times the compute of the last rung, and compares
 
-A rung is several runs of recipes/pretrain.py, in out/scaling/depth-N-seed…: the rules of that recipe give the size, the
-batch, the rates, and 20 tokens per parameter. Only the context is the same for all, because the loss depends on it. The
-law is fitted to the means of the runs, whose losses differ by 1 % (LOG.md): the largest rung has --seeds runs, 3 by
-default, the others as many as take its compute, at most three times that number. On a CPU as many train at a time as it
-has cores. What they print is in out/scaling/*.log. A complete run is reused, an interrupted one resumes. Other flags go
-to every run, such as --data, or --aspect_ratio=64 on a GPU.
+A rung is one or more runs of recipes/pretrain.py, in out/scaling/depth-N-seed…: the rules of that recipe give the size,
+the batch, the rates, and 20 tokens per parameter. Only the context is the same for all, because the loss depends on it.
+Runs that differ in their seed alone have losses up to 1 % apart (LOG.md), so the law is fitted to means: the last rung
+has --seeds runs, by default one, the others as many as take its compute, at most three times that number. On a CPU as
+many train at a time as it has cores. What they print is in out/scaling/*.log. A complete run is reused, an interrupted
+one resumes. Other flags go to every run, such as --data, or --aspect_ratio=64 on a GPU.
 
 The text is Python's standard library by bytes: small models need a small vocabulary, and no rung may read more than
-four epochs, up to which repeated text is nearly as good as new (Muennighoff et al. 2023).
+four epochs, up to which repeated text is nearly as good as new (Muennighoff et al. 2023). The first rung has three
+layers: below 10^12 operations the losses fall faster than a law says that fits what follows (LOG.md).
 
 The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022). Three rungs do not determine E, so
 it is 0 for them: the pure power law of Kaplan et al. (2020). The band spans the laws that leave one rung out. LOG.md
@@ -35,8 +36,8 @@ from nanogpt.config import INCIDENTAL, parse, recorded, settings_parser, user_er
 from nanogpt.data.files import read_json
 from nanogpt.runtime.device import gpu_gib
 
-DATA, OUT_DIR, DEPTHS, ASPECT_RATIO, CONTEXT = "data/python_bytes", "out/scaling", "2,3,4,5", 16, 128  # for a CPU
-EPOCHS, FACTOR, SEEDS = 4, 4, 3
+DATA, OUT_DIR, DEPTHS, ASPECT_RATIO, CONTEXT = "data/python_bytes", "out/scaling", "3,4,5", 12, 128  # for a CPU
+EPOCHS, FACTOR, SEEDS = 4, 4, 1
 
 
 class Planned(NamedTuple):

@@ -38,9 +38,10 @@ from nanogpt.runtime.device import peak_flops
 from nanogpt.train import Run
 
 MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
+LAPTOP = MODERN | {"n_inner": 320, "tie_embeddings": False}
 MODELS = {  # configuration and sequences in a batch
     "classic": (GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128), 12),
-    "laptop": (GPTConfig(**MODERN, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320), 32),
+    "laptop": (GPTConfig(**LAPTOP, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128), 32),
     "baby": (GPTConfig(**MODERN, vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384), 64),
     "gpt2": (GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"), 1),
 }

@@ -34,7 +34,9 @@ PARTS = {
 }
 CLASSIC = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)
 MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
-LAPTOP = GPTConfig(**MODERN, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320)
+LAPTOP = GPTConfig(
+    **MODERN, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
+)
 GPT2 = GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh")
 TRAINING = {  # configuration, sequences in a batch, optimizer, autocast
     "classic-fp32": (CLASSIC, 12, "adamw", None),
