@@ -19,19 +19,20 @@ def evaluation(loss: float, seconds: float) -> dict:
     "losses, said", [((1.9, 1.89, 1.88), "passed: 1.890"), ((1.95, 1.89, 1.9), "not reached: 1.900")]
 )
 def test_times_are_ratios_and_the_median_of_the_losses_decides(monkeypatch, tmp_path, losses, said):
-    ends = {"short": [(loss, 10.0 * seed) for seed, loss in enumerate(losses, 1)], "same": [(1.5, 99.0)] * 3}
+    ends = [evaluation(loss, 10.0 * seed) for seed, loss in enumerate(losses, 1)] + [evaluation(1.5, 119.0)]
+    seeds: list[int] = []
     monkeypatch.setattr(table, "nanogpts_seconds", lambda clone, scratch: 120.0)
 
     def train(recipe: str, flags: str, out_dir: Path) -> list[dict]:
-        assert recipe == "shakespeare.py" and f"--seed={out_dir.name[-1]}" in flags.split()
-        if out_dir.name.startswith("same"):
-            assert "--train_minutes=2.0" in flags.split()
-        return [evaluation(4.2, 0.0), evaluation(*ends[out_dir.name[:-1]].pop(0))]
+        assert recipe == "shakespeare.py" and ("--train_minutes=2.0" in flags.split()) == (out_dir.name == "same")
+        seeds.append(int(flags.split("--seed=")[1]))
+        return [evaluation(4.2, 0.0), ends.pop(0)]
 
     monkeypatch.setattr(table, "train", train)
     first, second = table.learning(None, tmp_path)
     assert said in first[0] and first[1].startswith("20.0 s") and first[2] == "1/6.0 (1/4.0 to 1/12.0)"
-    assert second == ("loss after these 120.0 s", "1.5000", "(1.5000 to 1.5000)")
+    assert seeds == [1, 2, 3, 1]
+    assert second == ("loss of recipes/shakespeare.py after these 120.0 s", "1.5000", "one seed")
 
 
 def test_the_first_evaluation_below_the_loss_counts(monkeypatch, tmp_path):

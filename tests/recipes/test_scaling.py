@@ -41,7 +41,7 @@ def test_three_rungs_get_a_pure_power_law():
         ("--depths=1,2,x", "--depths=1,2,x must be three or more"),
         ("--depths=3,2,1", "--depths=3,2,1 must be three or more, rising"),
         ("--depths=1,2,3 --data=nowhere", "data directory 'nowhere' does not exist"),
-        ("--depths=1,2,3 --data=data", "depth 1 would read data 5.3 times, more than 4"),
+        ("--depths=1,2,3 --data=data", "depth 2 would read data 16.4 times, more than 4"),
         ("--frobnicate", "unknown flag --frobnicate"),
     ],
 )
