@@ -11,8 +11,7 @@ many train at a time as it has cores. What they print is in out/scaling/*.log. A
 one resumes. Other flags go to every run, such as --data, or --aspect_ratio=64 on a GPU.
 
 The text is Python's standard library by bytes: small models need a small vocabulary, and no rung may read more than
-four epochs, up to which repeated text is nearly as good as new (Muennighoff et al. 2023). The first rung has three
-layers: below 10^12 operations the losses fall faster than a law says that fits what follows (LOG.md).
+four epochs, up to which repeated text is nearly as good as new (Muennighoff et al. 2023).
 
 The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022). Three rungs do not determine E, so
 it is 0 for them: the pure power law of Kaplan et al. (2020). The band spans the laws that leave one rung out. LOG.md
@@ -36,7 +35,7 @@ from nanogpt.config import INCIDENTAL, parse, recorded, settings_parser, user_er
 from nanogpt.data.files import read_json
 from nanogpt.runtime.device import gpu_gib
 
-DATA, OUT_DIR, DEPTHS, ASPECT_RATIO, CONTEXT = "data/python_bytes", "out/scaling", "3,4,5", 12, 128  # for a CPU
+DATA, OUT_DIR, DEPTHS, ASPECT_RATIO, CONTEXT = "data/python_bytes", "out/scaling", "2,3,4,5", 12, 128  # for a CPU
 EPOCHS, FACTOR, SEEDS = 4, 4, 1
 
 

@@ -210,7 +210,7 @@ class Bench:
         for dtype in (torch.float32, torch.bfloat16):
             packed = pack(GPT(self.config).to(self.device, dtype).eval())
             contenders = {"nanogpt": lambda m=packed: generate(m, idx, tokens, temperature=0)}
-            if self.device != "cpu":
+            if self.device.type != "cpu":  # which would compile for minutes, and cannot compile packed weights
                 contenders["nanogpt, compiled"] = lambda m=packed: generate(m, idx, tokens, temperature=0, compile=True)
             if self.against and dtype == torch.float32:
                 contenders["transformers GPT-2"] = self.transformers_generate(idx, tokens)

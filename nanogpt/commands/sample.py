@@ -48,7 +48,7 @@ def run(args) -> None:
     if not prompt:
         raise ValueError("the prompt is empty: give at least one character, such as --prompt ROMEO:")
     ids = tokenizer.encode(prompt)
-    model = pack(model)
+    model = model if args.compile else pack(model)  # torch.compile cannot read packed weights
     idx = torch.tensor(ids, device=device).repeat(args.num_samples, 1)
     eos_id = None if args.ignore_eos else tokenizer.eot_id
     options = sampling_options(args) | {"eos_id": eos_id, "compile": args.compile}

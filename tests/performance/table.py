@@ -118,7 +118,7 @@ def best(scratch: Path) -> Iterator[tuple[str, str, str]]:
 
 def bench(model: str, part: str, *flags: str) -> Iterator[tuple[str, str, str]]:
     """Shares of what the machine allows, by `nanogpt bench`."""
-    output = call(sys.executable, "-m", "nanogpt", "bench", "--model", model, "--parts", part, "--json", *flags)
+    output = call(sys.executable, "-m", "nanogpt.commands", "bench", "--model", model, "--parts", part, "--json", *flags)
     for row in json.loads(output.splitlines()[-1])["rows"]:
         if row["who"].startswith("nanogpt"):
             name = f"{row['part']}, {row['who']}, {model}, share of its limit"
