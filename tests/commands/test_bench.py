@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from nanogpt import GPTConfig
 from nanogpt.commands import bench, main
+from nanogpt.cpu import pack
 from nanogpt.runtime.device import peak_flops
 
 TINY = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32)
@@ -111,3 +112,14 @@ def test_bad_input(flags, message, capsys):
         main(["bench", *flags])
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_on_a_cpu_sampling_is_timed_with_packed_weights_and_not_compiled(tmp_path, monkeypatch):
+    packed = []
+    monkeypatch.setattr(bench, "pack", lambda model: packed.append(pack(model, smallest=0)) or packed[-1])
+    measured = make_bench(tmp_path)
+    measured.sample(tokens=2)
+    rows = [(row["part"], row["who"]) for row in measured.rows]
+    parts = ("sample, fp32", "sample, bf16")
+    assert rows == [(part, who) for part in parts for who in ("nanogpt", "reading the weights")] and len(packed) == 2

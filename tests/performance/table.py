@@ -1,4 +1,4 @@
-"""The speed of this package on this machine, as one table of ratios. `make bench` runs it: half an hour at most.
+"""The speed of this package on this machine, as one table of ratios. `make bench` runs it: about half an hour.
 
     python tests/performance/table.py                   # against nanoGPT's settings, trained by this package in fp32
     python tests/performance/table.py --nanogpt FOLDER  # against nanoGPT itself, a clone of github.com/karpathy/nanoGPT
@@ -118,7 +118,8 @@ def best(scratch: Path) -> Iterator[tuple[str, str, str]]:
 
 def bench(model: str, part: str, *flags: str) -> Iterator[tuple[str, str, str]]:
     """Shares of what the machine allows, by `nanogpt bench`."""
-    output = call(sys.executable, "-m", "nanogpt.commands", "bench", "--model", model, "--parts", part, "--json", *flags)
+    command = [sys.executable, "-m", "nanogpt.commands", "bench", "--json", "--model", model, "--parts", part]
+    output = call(*command, *flags)
     for row in json.loads(output.splitlines()[-1])["rows"]:
         if row["who"].startswith("nanogpt"):
             name = f"{row['part']}, {row['who']}, {model}, share of its limit"
