@@ -89,7 +89,7 @@ def collect(
         for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
                 take(moments, f"{name}.{key}", value)
-    if torch.cuda.is_available():
+    if model.wte.weight.is_cuda:
         torch.cuda.synchronize()  # until all copies have arrived
     if full:
         raise MemoryError(f"no memory for a copy of weights and optimizer state: {full[0]}")

@@ -2,9 +2,9 @@
 
     python tests/performance/table.py                   # against nanoGPT's settings, trained by this package in fp32
     python tests/performance/table.py --nanogpt FOLDER  # against nanoGPT itself, a clone of github.com/karpathy/nanoGPT
-    python tests/performance/table.py --rows sampling   # only rows whose names begin so
+    python tests/performance/table.py --rows sampling   # one of learning, best, step, sampling, ten
 
-Each row is measured in a process of its own and says how busy the machine was then (load) and how fast its clock ran,
+Each row says how busy the machine was then (load) and how fast its clock ran,
 because both change the figures: below a load of about 0.5 before the start, the ratios can be had again. Seconds are
 those of training, without evaluations. Losses are over the whole validation split of tiny Shakespeare, nats per
 character. LOG.md has what was measured, and on which machine.
@@ -35,21 +35,19 @@ from nanogpt.runtime.device import set_threads
 ROOT = Path(__file__).parents[2]
 DATA = Path("data/shakespeare_char")
 # nanoGPT's settings for a CPU, from its README, without its evaluations
-SIZES = "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0"
 NANOGPT = (
-    f"{SIZES} --max_iters=2000 --lr_decay_iters=2000 --eval_interval=2000 --eval_iters=1 --device=cpu --compile=False"
+    "--device=cpu --compile=False --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0 "
+    "--max_iters=2000 --lr_decay_iters=2000 --eval_interval=2000 --eval_iters=1"
 )
-NANOGPTS_LOSS, ON_A_GPU = (
-    1.898,
-    1.4697,
-)  # of these settings, over the whole split; of its settings for a GPU, its README
+NANOGPTS_LOSS = 1.898  # after these steps, over the whole split
+ON_A_GPU = 1.4697  # of nanoGPT's settings for a GPU, by its README
 SHORT = "--max_iters=150 --batch_size=16 --muon_momentum=0.8 --eval_interval=1000"
 SEEDS = (1, 2, 3)
 
 
-def call(*command: object) -> str:
+def call(*command: object, cwd: Path | None = None) -> str:
     """The output of a command, which is shown if it fails."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
     return done.stdout
@@ -72,12 +70,8 @@ def nanogpts_seconds(clone: Path | None, scratch: Path) -> float:
     vocab_size = json.loads((DATA / "meta.json").read_text())["vocab_size"]
     (directory / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
     command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT.split(), "--log_interval=1"]
-    done = subprocess.run(
-        [*command, f"--out_dir={scratch / 'out'}"], cwd=nanogpt_in(clone, scratch), capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-    steps = [float(ms) / 1000 for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", done.stdout, re.MULTILINE)][1:2001]
+    output = call(*command, f"--out_dir={scratch / 'out'}", cwd=nanogpt_in(clone, scratch))
+    steps = [float(ms) / 1000 for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)][1:2001]
     return sum(steps)  # the first one contains an evaluation
 
 
