@@ -7,6 +7,7 @@ from pathlib import Path
 import conversations
 import pytest
 import torch
+from fresh import reset_accelerate
 from hub_server import Hub
 
 from data_prep import writer
@@ -20,6 +21,12 @@ TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 @pytest.fixture(scope="session", autouse=True)
 def two_threads():
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """No test depends on the precision or device that another one in its process asked for."""
+    reset_accelerate()
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +54,9 @@ def data(tmp_path, text) -> Path:
 @pytest.fixture
 def make_run(tmp_path, data, capsys):
     """Makes a tiny `Run`, in this process, from settings of either configuration."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
 
     def make(model: GPTConfig = TINY, **settings) -> Run:
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+        reset_accelerate()
         fields = {"out_dir": str(tmp_path / "out"), "data": str(data), "device": "cpu", "precision": "fp32"}
         fields |= {"batch_size": 4, "max_iters": 4, "eval_interval": 4, "warmup_iters": 2, "learning_rate": 1e-2}
         fields |= {"sample_tokens": 8}

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from nanogpt import GPTConfig
 from nanogpt.commands import bench, main
@@ -20,8 +19,6 @@ TINY = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32)
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setitem(bench.MODELS, "classic", (TINY, 2))
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 def make_bench(directory, precision: str = "fp32") -> bench.Bench:

@@ -170,15 +170,7 @@ def test_batch_of_a_step_before_the_first(run_dir, capsys):
     assert capsys.readouterr().err == "error: --step=0: must be from 1 to 1000000000\n"
 
 
-def reset_accelerate() -> None:
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
 def test_launch_check_of_one_process(capsys):
-    reset_accelerate()
     main(["launch-check", "--device", "cpu", "--precision", "fp32"])
     shown = capsys.readouterr().out
     assert shown.startswith(f"one process, no communication; fp32, torch {torch.__version__}, accelerate ")
@@ -190,7 +182,6 @@ def test_launch_check_uses_the_group_on_the_cpu_as_a_run_does(monkeypatch, capsy
         raise ValueError(f"no route within {timeout:g} s")
 
     monkeypatch.setattr(launch_check, "Peers", unreachable)
-    reset_accelerate()
     with pytest.raises(SystemExit) as exit:
         main(["launch-check", "--device", "cpu", "--timeout", "7"])
     assert exit.value.code == 2 and capsys.readouterr().err == "error: no route within 7 s\n"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import reset_accelerate
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data_prep import writer
@@ -210,13 +211,10 @@ def test_gpt2_is_fine_tuned_exported_and_compared(home, text, gpt2_files):
 @pytest.fixture
 def recipe(home, monkeypatch, capsys):
     """Runs the classic recipe with flags, in a new user's directory; returns exit code, stdout and stderr."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
     monkeypatch.chdir(home)
 
     def run(*flags):
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+        reset_accelerate()
         monkeypatch.setattr(sys, "argv", [str(CLASSIC), *SMALL, "--device=cpu", "--max_iters=2", *flags])
         code = 0
         try:

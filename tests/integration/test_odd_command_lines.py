@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from commands import parser_of, subcommands
 from conftest import TINY
+from fresh import reset_accelerate
 from huggingface_hub import constants
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -85,7 +85,7 @@ def place(tmp_path_factory):
     """A directory with tiny data and a tiny run, and no network, no long measurements."""
     before, place = os.getcwd(), tmp_path_factory.mktemp("odd")
     os.chdir(place)
-    reset()
+    reset_accelerate()
     writer.write(place / "data", "To be, or not to be: that is the question.\n" * 40, "char", 0.1, "made up")
     config = TrainConfig(
         out_dir="trained", data="data", device="cpu", batch_size=4, max_iters=2, sample_tokens=2, threads=1
@@ -122,11 +122,6 @@ def unavailable(*args, **options):
     raise OSError("no network")
 
 
-def reset() -> None:
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
 def programs() -> list[str]:
     commands = sorted(subcommands(parser_of("nanogpt")).keys() - SERVERS)
     return [*TRAINING, *commands, "data_prep.text", "data_prep.merge"]
@@ -161,7 +156,7 @@ def command_line(chance: random.Random) -> list[str]:
 
 def run(program: str, *words: str) -> tuple[int, str]:
     """Exit code and stderr of a program in this process."""
-    reset()
+    reset_accelerate()
     shutil.rmtree("out", ignore_errors=True)
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as m:

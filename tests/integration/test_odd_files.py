@@ -19,8 +19,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import TINY
+from fresh import reset_accelerate
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from shapes import CASES, make_checkpoint
@@ -81,8 +81,7 @@ def place(tmp_path_factory):
     """A tiny run, its data, and two transformers directories; one has a tokenizer that the library trained."""
     before, place = os.getcwd(), tmp_path_factory.mktemp("odd")
     os.chdir(place)
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
     writer.write(place / "data", TEXT, "char", 0.1, "made up")
     settings = {"out_dir": "run", "data": "data", "device": "cpu", "batch_size": 4, "max_iters": 2, "threads": 1}
     Run(TINY, TrainConfig(**settings, sample_tokens=2), quiet=True).train()
