@@ -16,12 +16,19 @@ Each part gives the same values and gradients as torch up to rounding (tests/tes
 
 import contextlib
 import ctypes
+import functools
+import platform
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from nanogpt.model import GPT, CausalSelfAttention, rms_norm
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+NARROWEST, WIDEST = 8, 96  # outputs in a block of packed weights; 96 are fastest (LOG.md)
+FEW = 8  # rows, up to which bags are faster than a product
+SUM = 0  # the mode of a bag
 
 
 def speed_up(model: GPT) -> GPT:
@@ -92,47 +99,86 @@ def fp32_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args, **o
 
 
 @torch.no_grad()
-def pack(model: GPT, smallest: int = 10_000_000) -> GPT:
+def pack(model: GPT, int8: bool = False, smallest: int = 10_000_000) -> GPT:
     """Packs the weights of a model on the CPU for sampling, in place. A packed model cannot be trained.
 
-    Models with fewer than `smallest` parameters stay as they are: they fit into the cache, so they gain nothing. So do
-    models in bf16 where the CPU has no AVX-512 or the like, without which oneDNN packs no bf16.
+    With `int8` they are rounded to 8 bits. Without it models with fewer than `smallest` parameters stay as they are:
+    they fit into the cache, so they gain nothing. So do all models on anything but an x86 CPU, and int8 raises
+    ValueError there.
     """
-    small, weight = model.get_num_params() < smallest, model.wte.weight
-    if small or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    device = model.wte.weight.device.type
+    fast = device == "cpu" and X86
+    if int8 and not fast:
+        raise ValueError(f"dtype=int8 is for x86 CPUs, and the model is on {device}: choose bfloat16")
+    if not fast or (not int8 and model.get_num_params() < smallest):
         return model
-    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return model
+    if model.lm_head is None:
+        model.lm_head = PackedLinear(model.wte.weight, None, int8)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child.weight, child.bias))
-    if model.lm_head is None:
-        model.lm_head = PackedLinear(model.wte.weight)
+            if isinstance(child, nn.Linear) and child.out_features % NARROWEST == 0:
+                setattr(module, name, PackedLinear(child.weight, child.bias, int8))
     model.linear = packed_linear
     return model
 
 
-def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear` by oneDNN, with a weight that is packed or not. It has no gradient."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
 class PackedLinear(nn.Module):
-    """Linear with its weight in oneDNN's own layout.
+    """Linear for a few rows, such as the next token of a sample, where the time is that of reading the weights.
 
-    Sampling reads all weights for each token, so it is bound by memory. For a few rows torch's Linear reaches less
-    than half of the memory's speed in fp32, oneDNN nine tenths (LOG.md).
+    A matrix times a vector is the weighted sum of the matrix's columns, which is what an embedding bag computes, and
+    torch's kernel for it (FBGEMM) reads memory at up to nine tenths of its speed, in bf16 and with weights of 8 bits
+    too. A matrix product reads at half of it (LOG.md). The kernel keeps its sums in registers if they are few, so the
+    columns are cut into blocks: the weight is (blocks, C, width), and the product takes a bag for each block and row.
+
+    With 8 bits, the `width` numbers of a column's block share a scale and an offset in fp32, which follow them.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, int8: bool = False):
         super().__init__()
-        # the layout for 16 rows is faster for a single row than the layout for one (LOG.md)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 16)
-        self.bias = bias
+        outputs, inputs = weight.shape
+        width = max(width for width in range(NARROWEST, WIDEST + 1, NARROWEST) if outputs % width == 0)
+        blocks = weight.detach().view(-1, width, inputs).transpose(1, 2).contiguous()
+        if int8:
+            columns = torch.ops.quantized.embedding_bag_byte_prepack(blocks.float().view(-1, width))
+            blocks = columns.view(-1, inputs, columns.size(1))
+        self.weight, self.bias = blocks, bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return packed_linear(x, self.weight, self.bias)
+
+
+def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`F.linear` of x (..., C) with the weight of a `PackedLinear`. It has no gradient."""
+    blocks, C, _ = weight.shape
+    R = x.numel() // C
+    if R <= FEW:
+        scales = x.reshape(R, C).expand(blocks, -1, -1).flatten()
+        # torch.compile warns at a cache, and needs none
+        columns, bags = (columns_in_bags if torch.compiler.is_compiling() else cached_columns)(blocks, R, C)
+        if weight.dtype == torch.uint8:
+            bag = torch.ops.quantized.embedding_bag_byte_rowwise_offsets
+            y = bag(weight.flatten(0, 1), columns, bags, mode=SUM, per_sample_weights=scales)
+        else:
+            y = torch.embedding_bag(weight.flatten(0, 1), columns, bags, mode=SUM, per_sample_weights=scales)[0]
+    else:
+        if weight.dtype == torch.uint8:
+            weight = torch.ops.quantized.embedding_bag_byte_unpack(weight.flatten(0, 1)).view(blocks, C, -1)
+        elif weight.dtype != torch.float32 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            weight = weight.float()  # products of halves take six times as long there
+        y = (x.reshape(R, C).to(weight.dtype) @ weight).to(x.dtype)
+    if R > 1:
+        y = y.view(blocks, R, -1).transpose(0, 1)
+    y = y.reshape(*x.shape[:-1], -1)
+    return y if bias is None else y + bias
+
+
+def columns_in_bags(blocks: int, rows: int, C: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of the columns in each bag, a bag for each block and row, and where each bag starts."""
+    columns = torch.arange(blocks * C, dtype=torch.int32).view(blocks, 1, C).expand(-1, rows, -1).reshape(-1)
+    return columns, torch.arange(0, columns.numel(), C, dtype=torch.int32)
+
+
+cached_columns = functools.lru_cache(maxsize=32)(columns_in_bags)
 
 
 def keep_freed_memory() -> None:

@@ -14,7 +14,7 @@ from shapes import CASES
 from test_model import randomize
 from torch import nn
 
-from nanogpt import GPT, GPTConfig
+from nanogpt import GPT, GPTConfig, cpu
 from nanogpt.cpu import (
     FusedRMSNorm,
     PackedLinear,
@@ -28,7 +28,7 @@ from nanogpt.cpu import (
 from nanogpt.generate import generate
 from nanogpt.model import attention
 
-needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+needs_x86 = pytest.mark.skipif(not cpu.X86, reason="weights are packed on x86 only")
 PARTS = [use_fused_rms_norm, use_fp32_attention]
 IDX = torch.randint(65, (3, 24), generator=torch.Generator().manual_seed(1))
 
@@ -39,6 +39,10 @@ def make_model(config: GPTConfig) -> GPT:
     randomize(model)
     model.wte.weight.data *= 0.3
     return model
+
+
+def count_packed(model: GPT) -> int:
+    return sum(isinstance(module, PackedLinear) for module in model.modules())
 
 
 def gradients(model: GPT, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
@@ -144,32 +148,67 @@ def test_a_run_on_the_cpu_trains_a_faster_model(make_run):
     assert make_run().gpt.h[0].attn.attention is fp32_attention
 
 
-@needs_onednn
+@needs_x86
 @pytest.mark.parametrize("case", ["gpt2", "gpt2, biases, tanh", "qwen3, untied"])
 def test_a_packed_model_gives_the_same_logits_loss_and_tokens(case):
     config = CASES[case]
     model, packed = make_model(config).eval(), pack(make_model(config).eval(), smallest=0)
-    assert sum(isinstance(module, PackedLinear) for module in packed.modules()) == 4 * config.n_layer + 1
+    assert count_packed(packed) == 4 * config.n_layer + 1
     with torch.no_grad():
         torch.testing.assert_close(packed(IDX), model(IDX), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(packed(IDX, IDX), model(IDX, IDX), atol=1e-4, rtol=1e-4)
     prompt = IDX[:, :4]
     assert torch.equal(generate(packed, prompt, 12, temperature=0), generate(model, prompt, 12, temperature=0))
-    in_bf16 = generate(pack(make_model(config).bfloat16(), smallest=0), prompt, 12, temperature=0)
-    assert in_bf16.shape == (3, 16)
 
 
-@needs_onednn
-def test_where_the_cpu_packs_no_bf16_a_model_in_bf16_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    config = CASES["qwen3, untied"]
-    in_bf16, in_fp32 = (pack(make_model(config).to(dtype), smallest=0) for dtype in (torch.bfloat16, torch.float32))
-    assert not any(isinstance(module, PackedLinear) for module in in_bf16.modules())
-    assert any(isinstance(module, PackedLinear) for module in in_fp32.modules())
+@pytest.mark.parametrize("has_bf16", [True, False])
+@pytest.mark.parametrize("rows", [1, 8, 9])
+@pytest.mark.parametrize("kind, error", [("float32", 1e-6), ("bfloat16", 0.01), ("float16", 1e-3), ("int8", 0.01)])
+def test_a_packed_product_is_linears_up_to_rounding(kind, error, rows, has_bf16, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    torch.manual_seed(0)
+    int8, dtype = kind == "int8", torch.float32 if kind == "int8" else getattr(torch, kind)
+    linear, x = nn.Linear(40, 5 * 56), torch.randn(1, rows, 40)
+    expected = linear(x).detach()
+    linear, x = linear.to(dtype), x.to(dtype)
+    with torch.no_grad():
+        y = PackedLinear(linear.weight, linear.bias, int8)(x)
+    assert y.dtype == dtype and y.shape == expected.shape
+    distance = (y - expected).norm() / expected.norm()
+    assert distance < error and (kind == "float32" or distance > error / 20)  # rounded, but not too much
+
+
+def test_weights_of_8_bits_leave_the_loss_nearly_as_it_is(monkeypatch):
+    monkeypatch.setattr(cpu, "X86", True)  # elsewhere it is only slow
+    model, rounded = make_model(CASES["qwen3"]).eval(), pack(make_model(CASES["qwen3"]).eval(), int8=True)
+    assert {module.weight.dtype for module in rounded.modules() if isinstance(module, PackedLinear)} == {torch.uint8}
+    with torch.no_grad():
+        loss, change = model(IDX, IDX), rounded(IDX, IDX) - model(IDX, IDX)
+    assert 0 < abs(change) < 0.01 * loss
+    assert generate(rounded, IDX[:, :4], 12, temperature=0).shape == (3, 16)
+
+
+@needs_x86
+def test_a_layer_whose_outputs_cannot_be_cut_into_blocks_stays_as_it_is():
+    config = GPTConfig(vocab_size=65, block_size=24, n_layer=1, n_head=1, n_embd=20)
+    model, packed = make_model(config).eval(), pack(make_model(config).eval(), smallest=0)
+    assert count_packed(packed) == 2  # up in the MLP, and the logits; 20 and 60 are no multiples of 8
+    with torch.no_grad():
+        torch.testing.assert_close(packed(IDX), model(IDX), atol=1e-4, rtol=1e-4)
 
 
 def test_a_small_model_is_not_packed():
-    assert not any(isinstance(module, PackedLinear) for module in pack(make_model(CASES["gpt2"])).modules())
+    assert count_packed(pack(make_model(CASES["gpt2"]))) == 0
+
+
+def test_on_other_devices_nothing_is_packed_and_8_bits_are_an_error(monkeypatch):
+    with torch.device("meta"):
+        elsewhere = GPT(CASES["gpt2"])
+    assert count_packed(pack(elsewhere, smallest=0)) == 0
+    with pytest.raises(ValueError, match="dtype=int8 is for x86 CPUs, and the model is on meta: choose bfloat16"):
+        pack(elsewhere, int8=True)
+    monkeypatch.setattr(cpu, "X86", False)
+    assert count_packed(pack(make_model(CASES["gpt2"]), smallest=0)) == 0
 
 
 FAULTS = """

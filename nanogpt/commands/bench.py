@@ -28,7 +28,7 @@ from torch import nn
 from nanogpt import checkpoint
 from nanogpt.commands.options import add_device
 from nanogpt.config import TrainConfig, within
-from nanogpt.cpu import pack, speed_up
+from nanogpt.cpu import X86, pack, speed_up
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.generate import generate
@@ -200,24 +200,27 @@ class Bench:
         return step
 
     def sample(self, tokens: int = 64) -> None:
-        """Greedy sampling in fp32 and bf16, one sequence; the limit reads the weights from memory."""
+        """Greedy sampling, one sequence, weights in fp32, bf16 and on a CPU int8; the limit reads them from memory."""
         model = GPT(self.config).to(self.device).eval()
         weights = sum(p.numel() for name, p in model.named_parameters() if name != "wpe.weight")
         if model.lm_head is not None:
             weights -= model.wte.weight.numel()
         idx = torch.zeros(1, 8, dtype=torch.long, device=self.device)
         block = torch.ones(max(weights, 2**27), device=self.device)
-        for dtype in (torch.float32, torch.bfloat16):
-            packed = pack(GPT(self.config).to(self.device, dtype).eval())
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+        for precision, dtype in dtypes.items():
+            int8 = dtype == torch.int8
+            if int8 and (self.device.type != "cpu" or not X86):
+                continue
+            packed = pack(GPT(self.config).to(self.device, torch.float32 if int8 else dtype).eval(), int8)
             contenders = {"nanogpt": lambda m=packed: generate(m, idx, tokens, temperature=0)}
-            if self.device.type != "cpu":  # which would compile for minutes, and cannot compile packed weights
+            if self.device.type != "cpu":  # which would compile for minutes
                 contenders["nanogpt, compiled"] = lambda m=packed: generate(m, idx, tokens, temperature=0, compile=True)
             if self.against and dtype == torch.float32:
                 contenders["transformers GPT-2"] = self.transformers_generate(idx, tokens)
             reads = tokens * weights * dtype.itemsize / (block.numel() * block.itemsize)
             seconds = interleave(contenders | {"reading the weights": block.sum}, self.rounds)
             seconds["reading the weights"] = [s * reads for s in seconds["reading the weights"]]
-            precision = "bf16" if dtype == torch.bfloat16 else "fp32"
             self.add(f"sample, {precision}", "tokens/s", tokens, seconds, limit="reading the weights")
 
     def transformers_generate(self, idx: torch.Tensor, tokens: int) -> Callable:

@@ -6,13 +6,9 @@ A line is a message; Ctrl-D ends. Piped lines are answered one after the other, 
 import sys
 from argparse import ArgumentParser
 
-import torch
-
 from nanogpt import chat
-from nanogpt.commands.options import add_device, add_run, add_sampling, note, pick_device, sampling_options
+from nanogpt.commands.options import add_device, add_run, add_sampling, load_for_sampling, note, sampling_options
 from nanogpt.config import visible
-from nanogpt.cpu import pack
-from nanogpt.hub.load import load
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -24,9 +20,9 @@ def add_arguments(command: ArgumentParser) -> None:
 
 def run(args) -> None:
     """Answers line by line; the oldest exchanges are forgotten when the context is full."""
-    model, tokenizer, _ = load(args.RUN, pick_device(args.device), getattr(torch, args.dtype), args.checkpoint, note)
+    model, tokenizer = load_for_sampling(args)
     chat.require(tokenizer, args.RUN)
-    model, shown, terminal = pack(model), str if args.raw else visible, sys.stdin.isatty()
+    shown, terminal = str if args.raw else visible, sys.stdin.isatty()
     messages = [{"role": "system", "content": args.system}] if args.system else []
     if terminal:
         note("each line is a message; Ctrl-D ends")

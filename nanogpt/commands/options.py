@@ -56,12 +56,26 @@ def add_sampling(command: ArgumentParser, max_new_tokens: int) -> None:
         "--top_p", type=within(float, 0, 1), default=1.0, metavar="P", help="only the most likely, of probability P"
     )
     command.add_argument("--seed", type=SEEDS, metavar="N", help="the same seed gives the same text")
-    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and cache")
+    dtypes = ("float32", "bfloat16", "int8")
+    command.add_argument("--dtype", default="float32", choices=dtypes, help="of weights and cache; int8: weights alone")
     command.add_argument("--raw", action="store_true", help="print control characters as they are, ESC included")
 
 
 def sampling_options(args) -> dict:
     return {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+
+
+def load_for_sampling(args) -> tuple:
+    """The model, on a CPU with its weights packed, and the tokenizer of RUN; `args` are those of `add_sampling`."""
+    import torch
+
+    from nanogpt.cpu import pack
+    from nanogpt.hub.load import load
+
+    int8, device = args.dtype == "int8", pick_device(args.device)
+    dtype = torch.float32 if int8 else getattr(torch, args.dtype)
+    model, tokenizer, _ = load(args.RUN, device, dtype, args.checkpoint, say=note)
+    return pack(model, int8), tokenizer
 
 
 def add_json(command: ArgumentParser) -> None:

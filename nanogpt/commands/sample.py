@@ -13,15 +13,12 @@ from nanogpt.commands.options import (
     add_json,
     add_run,
     add_sampling,
-    note,
-    pick_device,
+    load_for_sampling,
     sampling_options,
     show_json,
 )
 from nanogpt.config import visible, within
-from nanogpt.cpu import pack
 from nanogpt.generate import generate, stream, stream_text, until
-from nanogpt.hub.load import load
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -40,15 +37,14 @@ def add_arguments(command: ArgumentParser) -> None:
 
 def run(args) -> None:
     """Streams a single continuation; several are sampled as a batch and printed one after the other."""
-    device = pick_device(args.device)
-    model, tokenizer, _ = load(args.RUN, device, getattr(torch, args.dtype), args.checkpoint, say=note)
+    model, tokenizer = load_for_sampling(args)
+    device = model.wte.weight.device.type
     prompt = args.prompt
     if prompt.startswith("FILE:"):
         prompt = Path(prompt[5:]).read_text(encoding="utf-8")
     if not prompt:
         raise ValueError("the prompt is empty: give at least one character, such as --prompt ROMEO:")
     ids = tokenizer.encode(prompt)
-    model = model if args.compile else pack(model)  # torch.compile cannot read packed weights
     idx = torch.tensor(ids, device=device).repeat(args.num_samples, 1)
     eos_id = None if args.ignore_eos else tokenizer.eot_id
     options = sampling_options(args) | {"eos_id": eos_id, "compile": args.compile}

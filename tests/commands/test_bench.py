@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanogpt import GPTConfig
+from nanogpt import GPTConfig, cpu
 from nanogpt.commands import bench, main
 from nanogpt.cpu import pack
 from nanogpt.runtime.device import peak_flops
@@ -114,9 +114,11 @@ def test_bad_input(flags, message, capsys):
 @pytest.mark.slow
 def test_on_a_cpu_sampling_is_timed_with_packed_weights_and_not_compiled(tmp_path, monkeypatch):
     packed = []
-    monkeypatch.setattr(bench, "pack", lambda model: packed.append(pack(model, smallest=0)) or packed[-1])
+    monkeypatch.setattr(bench, "pack", lambda model, int8: packed.append(pack(model, int8, smallest=0)) or packed[-1])
+    monkeypatch.setattr(bench, "X86", True)
+    monkeypatch.setattr(cpu, "X86", True)
     measured = make_bench(tmp_path)
     measured.sample(tokens=2)
     rows = [(row["part"], row["who"]) for row in measured.rows]
-    parts = ("sample, fp32", "sample, bf16")
-    assert rows == [(part, who) for part in parts for who in ("nanogpt", "reading the weights")] and len(packed) == 2
+    parts = ("sample, fp32", "sample, bf16", "sample, int8")
+    assert rows == [(part, who) for part in parts for who in ("nanogpt", "reading the weights")] and len(packed) == 3

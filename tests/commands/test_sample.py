@@ -3,14 +3,25 @@ from functools import partial
 import pytest
 
 from nanogpt import cpu
-from nanogpt.commands import main, sample
+from nanogpt.commands import main
 
 
 @pytest.mark.slow
-def test_a_model_large_enough_to_be_packed_can_be_compiled_too(run_dir, monkeypatch, capsys):
-    monkeypatch.setattr(sample, "pack", partial(cpu.pack, smallest=0))
+@pytest.mark.filterwarnings("error::UserWarning")  # of torch.compile, say
+def test_packed_weights_can_be_compiled_too(run_dir, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "pack", partial(cpu.pack, smallest=0))
     texts = []
     for flags in ([], ["--compile"]):
         main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "5", "--temperature", "0", *flags])
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+def test_weights_of_8_bits_are_sampled_from(run_dir, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "X86", True)
+    packed = []
+    monkeypatch.setattr(cpu, "PackedLinear", lambda *args, make=cpu.PackedLinear: packed.append(args) or make(*args))
+    main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "5", "--dtype=int8", "--stats"])
+    captured = capsys.readouterr()
+    assert captured.out.startswith("FIRST:") and captured.err.endswith("(cpu, int8)\n")
+    assert packed and all(args[2] for args in packed)
