@@ -128,7 +128,7 @@ class PackedLinear(nn.Module):
     A matrix times a vector is the weighted sum of the matrix's columns, which is what an embedding bag computes, and
     torch's kernel for it (FBGEMM) reads memory at up to nine tenths of its speed, in bf16 and with weights of 8 bits
     too. A matrix product reads at half of it (LOG.md). The kernel keeps its sums in registers if they are few, so the
-    columns are cut into blocks: the weight is (blocks, C, width), and the product takes a bag for each block and row.
+    columns are cut into blocks: the weight is (blocks * C, width), and the product takes a bag for each block and row.
 
     With 8 bits, the `width` numbers of a column's block share a scale and an offset in fp32, which follow them.
     """
@@ -137,11 +137,9 @@ class PackedLinear(nn.Module):
         super().__init__()
         outputs, inputs = weight.shape
         width = max(width for width in range(NARROWEST, WIDEST + 1, NARROWEST) if outputs % width == 0)
-        blocks = weight.detach().view(-1, width, inputs).transpose(1, 2).contiguous()
-        if int8:
-            columns = torch.ops.quantized.embedding_bag_byte_prepack(blocks.float().view(-1, width))
-            blocks = columns.view(-1, inputs, columns.size(1))
-        self.weight, self.bias = blocks, bias
+        columns = weight.detach().view(-1, width, inputs).transpose(1, 2).reshape(-1, width)
+        self.weight = torch.ops.quantized.embedding_bag_byte_prepack(columns.float()) if int8 else columns
+        self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return packed_linear(x, self.weight, self.bias)
@@ -149,23 +147,21 @@ class PackedLinear(nn.Module):
 
 def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear` of x (..., C) with the weight of a `PackedLinear`. It has no gradient."""
-    blocks, C, _ = weight.shape
-    R = x.numel() // C
+    C, int8 = x.size(-1), weight.dtype == torch.uint8
+    R, blocks = x.numel() // C, weight.size(0) // C
     if R <= FEW:
-        scales = x.reshape(R, C).expand(blocks, -1, -1).flatten()
+        scales = x.reshape(1, R, C).expand(blocks, -1, -1).flatten()
         # torch.compile warns at a cache, and needs none
         columns, bags = (columns_in_bags if torch.compiler.is_compiling() else cached_columns)(blocks, R, C)
-        if weight.dtype == torch.uint8:
-            bag = torch.ops.quantized.embedding_bag_byte_rowwise_offsets
-            y = bag(weight.flatten(0, 1), columns, bags, mode=SUM, per_sample_weights=scales)
-        else:
-            y = torch.embedding_bag(weight.flatten(0, 1), columns, bags, mode=SUM, per_sample_weights=scales)[0]
+        bag = torch.ops.quantized.embedding_bag_byte_rowwise_offsets if int8 else torch.embedding_bag
+        y = bag(weight, columns, bags, mode=SUM, per_sample_weights=scales)
+        y = y if int8 else y[0]  # (blocks * R, width)
     else:
-        if weight.dtype == torch.uint8:
-            weight = torch.ops.quantized.embedding_bag_byte_unpack(weight.flatten(0, 1)).view(blocks, C, -1)
+        if int8:
+            weight = torch.ops.quantized.embedding_bag_byte_unpack(weight)
         elif weight.dtype != torch.float32 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             weight = weight.float()  # products of halves take six times as long there
-        y = (x.reshape(R, C).to(weight.dtype) @ weight).to(x.dtype)
+        y = (x.reshape(R, C).to(weight.dtype) @ weight.view(blocks, C, -1)).to(x.dtype)  # (blocks, R, width)
     if R > 1:
         y = y.view(blocks, R, -1).transpose(0, 1)
     y = y.reshape(*x.shape[:-1], -1)
