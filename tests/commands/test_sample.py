@@ -7,7 +7,7 @@ from nanogpt.commands import main
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("error::UserWarning")  # of torch.compile, say
+@pytest.mark.filterwarnings("error:Dynamo detected")  # a cache, about which it warns
 def test_packed_weights_can_be_compiled_too(run_dir, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "pack", partial(cpu.pack, smallest=0))
     texts = []

@@ -4,6 +4,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import torch
 
 path = Path(__file__).with_name("table.py")
 spec = spec_from_file_location("table", path)
@@ -54,6 +55,11 @@ def test_shares_come_from_nanogpt_bench(monkeypatch):
 
 
 @pytest.mark.slow
-def test_ten_samples_at_once_are_timed_against_nanogpts_loop():
-    ((_, rate, ratio),) = table.batch_of_ten(rounds=2, tokens=8)
-    assert re.fullmatch(r"\d+ tokens/s", rate) and re.fullmatch(r"[\d.]+ times \([\d.]+ to [\d.]+\)", ratio)
+@pytest.mark.parametrize("compiler", ["", "g++"])
+def test_ten_samples_at_once_are_timed_against_nanogpts_loop(monkeypatch, compiler):
+    monkeypatch.setattr(table.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    rows = list(table.batch_of_ten(rounds=2, tokens=8))
+    assert ["compiled" in row[0] for row in rows] == ([False, True] if compiler else [False])
+    for _, rate, ratio in rows:
+        assert re.fullmatch(r"\d+ tokens/s", rate) and re.fullmatch(r"[\d.]+ times \([\d.]+ to [\d.]+\)", ratio)
