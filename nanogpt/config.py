@@ -71,6 +71,9 @@ class TrainConfig:
     train_minutes: Annotated[float, 0, 1e7] = 0  # minutes of training that the run and its decay take; 0: max_iters
     min_lr: Rate = 1e-4  # learning rate at the end (nanoGPT: a tenth of the peak)
     decay_fraction: Annotated[float, 0, 1] = 0.4  # wsd: share of lr_decay_iters that decays
+    # context
+    short_block_iters: Steps = 0  # first steps, which read windows in pieces: less context, less time
+    short_block_size: Count = 64  # tokens in such a piece; divides block_size
     # evaluation, logging, checkpoints
     eval_iters: Steps = 0  # batches of an evaluation, drawn at random as nanoGPT does; 0: the whole split, exactly
     log_interval: Annotated[int, 1, 10**9] = 10  # steps between lines of metrics.jsonl

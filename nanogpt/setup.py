@@ -114,6 +114,10 @@ class Setup:
             if pretrained is not None:
                 make_room(pretrained, read_meta(first), self.config)
                 model_config = pretrained.config
+            T, short = model_config.block_size, self.config.short_block_size
+            if self.config.short_block_iters and T % short:
+                divisor = max(d for d in range(1, min(short, T) + 1) if T % d == 0)
+                raise ValueError(f"short_block_size={short} does not divide block_size={T}: choose {divisor}")
             self.train_data = open_data(data, "train", model_config.block_size, model_config.vocab_size)
             self.val_data = open_data(data, "val", model_config.block_size, model_config.vocab_size)
             self.tokenizer = load_tokenizer(first)

@@ -21,13 +21,13 @@ from accelerate.utils import DistributedType
 from nanogpt import checkpoint, console, optim, plan
 from nanogpt.chunked_loss import use_chunked_loss
 from nanogpt.config import Actions, TrainConfig, fail, parse, user_errors, waiting
-from nanogpt.data.tokens import Batch, mix, to_device
+from nanogpt.data.tokens import Batch, cut, mix, to_device
 from nanogpt.evaluate import evaluate, total_loss
 from nanogpt.generate import write_amid_training
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import UpdateRatio, cast_weights_once, lr_at, set_learning_rate, update
 from nanogpt.runtime import guard
-from nanogpt.runtime.device import free_memory, memory_in_use, peak_flops, profiler, synchronize, undo_compile
+from nanogpt.runtime.device import free_memory, memory_in_use, peak_flops, profiler, reseed, synchronize, undo_compile
 from nanogpt.runtime.signals import Interrupted, Stop
 from nanogpt.setup import Setup
 from nanogpt.view import plot
@@ -169,23 +169,21 @@ class Run(Setup):
         step, config = self.state["step"], self.config
         number = step * config.gradient_accumulation_steps + index
         batch = self.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
-        seed = int(mix(mix(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0])
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device: 0.2 ms
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(seed)
+        if step < config.short_block_iters:
+            batch = cut(batch, config.short_block_size)
+        reseed(self.device, int(mix(mix(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0]))
         return to_device(batch, self.device)
 
     def log(self) -> None:
         """Writes a line of metrics for the steps since the last one. Only here does the loop wait for the device."""
-        state, tally = self.state, self.tally
+        config, state, tally = self.config, self.state, self.tally
         steps, skipped = state["step"] - self.logged["step"], int(tally.skipped)
         state["skipped_steps"] += skipped
         seconds = state["train_seconds"] - self.logged["train_seconds"]
         values = {"tokens_per_second": round(steps * self.tokens_per_step / seconds)}
         if peak := peak_flops(self.settings["environment"]["device"]):
-            flops = values["tokens_per_second"] * self.gpt.flops_per_token()
+            short = state["step"] <= config.short_block_iters
+            flops = values["tokens_per_second"] * self.gpt.flops_per_token(config.short_block_size if short else None)
             values["mfu"] = flops / peak / self.accelerator.num_processes
         if steps > skipped:
             values["train_loss"] = self.accelerator.reduce(tally.loss, "mean").item() / (steps - skipped)

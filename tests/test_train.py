@@ -32,6 +32,7 @@ def curve(run: Run, name: str = "train_loss") -> dict[int, float]:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_stopped_and_resumed_equals_never_stopped_to_the_bit(make_run, tmp_path, optimizer):
     settings = {"optimizer": optimizer, "log_interval": 1, "lr_decay_iters": 6, "eval_interval": 3}
+    settings |= {"short_block_iters": 4, "short_block_size": 8}
     whole = make_run(DROPOUT, max_iters=6, out_dir=str(tmp_path / "whole"), **settings)
     whole.train()
     make_run(DROPOUT, max_iters=3, **settings).train()
@@ -73,6 +74,25 @@ def test_the_same_step_whatever_the_split_into_micro_batches(make_run, tmp_path)
         assert curves[other] == pytest.approx(curves[0], abs=1e-6)
         for a, b in zip(ends[0], ends[other], strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_the_first_steps_read_the_same_windows_in_pieces(make_run, tmp_path):
+    run = make_run(short_block_iters=2, short_block_size=4, gradient_accumulation_steps=2, log_interval=1)
+    x, y = run.train_data.batch(run.config.seed, 12, 4)  # step 1, the second micro-batch of 4
+    for step, pieces in ((1, 4), (2, 1)):
+        run.state["step"] = step
+        if step == 2:
+            x, y = run.train_data.batch(run.config.seed, 20, 4)
+        short_x, short_y = run.micro_batch(1)
+        assert short_x.shape == short_y.shape == (4 * pieces, 16 // pieces)
+        assert torch.equal(torch.cat(short_x.chunk(4 * pieces), 1), x.view(1, -1))
+        assert torch.equal(short_y[:, :-1], short_x[:, 1:]) and torch.equal(short_y.flatten(), y.flatten())
+    run.state["step"] = 0
+    run.train()
+    assert run.state["tokens"] == 4 * 2 * 4 * 16 and len(curve(run)) == 4
+    message = "short_block_size=7 does not divide block_size=16: choose 4"
+    with pytest.raises(ValueError, match=message):
+        make_run(short_block_iters=1, short_block_size=7, out_dir=str(tmp_path / "other"))
 
 
 def test_training_learns(make_run):

@@ -40,6 +40,12 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return x.to(device, non_blocking=on_cuda), y.to(device, non_blocking=on_cuda)
 
 
+def cut(batch: Batch, size: int) -> Batch:
+    """The windows (B, T) in pieces, (B T / size, size): the same tokens, with less context."""
+    x, y = batch
+    return x.view(-1, size), y.view(-1, size)
+
+
 def mix(x: np.ndarray) -> np.ndarray:
     """Hashes uint64 arrays to uint64 (SplitMix64, Steele et al. 2014); arithmetic is modulo 2^64."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
