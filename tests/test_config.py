@@ -211,7 +211,8 @@ def test_every_setting_either_changes_what_is_computed_or_is_known_not_to():
     computes = set(
         "data init_from seed batch_size gradient_accumulation_steps max_iters optimizer learning_rate "
         "muon_learning_rate muon_momentum weight_decay beta1 beta2 grad_clip lr_schedule warmup_iters lr_decay_iters "
-        "train_minutes min_lr decay_fraction short_block_iters short_block_size eval_iters device precision compile deterministic".split()
+        "train_minutes min_lr decay_fraction short_block_iters short_block_size eval_iters device precision "
+        "compile deterministic".split()
     )
     assert not computes & INCIDENTAL
     assert computes | INCIDENTAL == {field.name for cls in (TrainConfig, Actions) for field in dataclasses.fields(cls)}

@@ -162,7 +162,7 @@ def main() -> None:
     name = re.search(r"model name\s*: (.*)", cpuinfo)[1]
     features = [feature for feature in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {feature} " in cpuinfo]
     print(time.strftime("%Y-%m-%d"), name, f"{os.cpu_count()} cores", *features, f"torch {torch.__version__}", sep=", ")
-    if not DATA.exists():
+    if not (DATA / "meta.json").exists():  # the text alone may be there
         shakespeare.prepare(DATA)
     with TemporaryDirectory() as name:
         scratch = Path(name)
