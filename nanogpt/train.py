@@ -164,12 +164,12 @@ class Run(Setup):
         state["tokens"] += self.tokens_per_step
         self.bar.update()
 
-    def micro_batch(self, index: int) -> Batch:
-        """Micro-batch `index` of the current step, on the device; its dropout is seeded from it as well."""
+    def micro_batch(self, index: int, whole: bool = False) -> Batch:
+        """Micro-batch `index` of the current step, on the device; seeds its dropout. `whole`: windows are not cut."""
         step, config = self.state["step"], self.config
         number = step * config.gradient_accumulation_steps + index
         batch = self.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
-        if step < config.short_block_iters:
+        if step < config.short_block_iters and not whole:
             batch = cut(batch, config.short_block_size)
         reseed(self.device, int(mix(mix(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0]))
         return to_device(batch, self.device)
@@ -338,6 +338,8 @@ class Run(Setup):
                 if self.state["step"] == 0:  # the optimizer's state, as large as AdamW's, comes with the first step
                     moments = [torch.empty_like(p) for p in self.gpt.parameters() for _ in range(2)]  # noqa: F841
                 self.model(*self.micro_batch(0)).backward()
+                if self.state["step"] < self.config.short_block_iters:  # the later steps have to fit as well
+                    self.model(*self.micro_batch(0, whole=True)).backward()
         finally:
             self.gpt.zero_grad()
 

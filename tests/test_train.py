@@ -88,6 +88,10 @@ def test_the_first_steps_read_the_same_windows_in_pieces(make_run, tmp_path):
         assert torch.equal(torch.cat(short_x.chunk(4 * pieces), 1), x.view(1, -1))
         assert torch.equal(short_y[:, :-1], short_x[:, 1:]) and torch.equal(short_y.flatten(), y.flatten())
     run.state["step"] = 0
+    shapes = []
+    run.gpt.register_forward_pre_hook(lambda model, inputs: shapes.append(tuple(inputs[0].shape)))
+    run.begin()  # tries what later steps read, too: it has to fit into memory
+    assert shapes == [(16, 4), (4, 16)]
     run.train()
     assert run.state["tokens"] == 4 * 2 * 4 * 16 and len(curve(run)) == 4
     message = "short_block_size=7 does not divide block_size=16: choose 4"
