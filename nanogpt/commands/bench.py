@@ -207,11 +207,11 @@ class Bench:
             weights -= model.wte.weight.numel()
         idx = torch.zeros(1, 8, dtype=torch.long, device=self.device)
         block = torch.ones(max(weights, 2**27), device=self.device)
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        if self.device.type == "cpu" and X86:
+            dtypes["int8"] = torch.int8
         for precision, dtype in dtypes.items():
             int8 = dtype == torch.int8
-            if int8 and (self.device.type != "cpu" or not X86):
-                continue
             packed = pack(GPT(self.config).to(self.device, torch.float32 if int8 else dtype).eval(), int8)
             contenders = {"nanogpt": lambda m=packed: generate(m, idx, tokens, temperature=0)}
             if self.device.type != "cpu":  # which would compile for minutes
