@@ -365,13 +365,13 @@ class Run(Setup):
         plan.show(self.settings, data, taken, self.measure, evaluate, self.accelerator.print, actions)
 
     def measure(self) -> float:
-        """Seconds of a step. Of many micro-batches two are timed: each other one takes as long as the second."""
+        """Seconds of a step of whole windows. Of many micro-batches two are timed; the others count as the second."""
         self.begin()
         processes = self.accelerator.num_processes
         share = self.config.gradient_accumulation_steps // processes
-        seconds = []
+        seconds, whole = [], {"short_block_iters": 0}
         for n in range(1, 3) if share > 2 else [share]:
-            self.config = dataclasses.replace(self.config, gradient_accumulation_steps=n * processes)
+            self.config = dataclasses.replace(self.config, gradient_accumulation_steps=n * processes, **whole)
             self.accelerator.gradient_accumulation_steps = n
             seconds.append(plan.median_seconds(self.timed_step))
         return seconds[0] + (share - 1) * max(seconds[1] - seconds[0], 0) if share > 2 else seconds[0]

@@ -150,6 +150,12 @@ def test_of_many_micro_batches_two_are_timed(make_run, monkeypatch):
     assert taken == [1, 2]
 
 
+def test_steps_of_whole_windows_are_timed(make_run, monkeypatch):
+    run, lengths = make_run(short_block_iters=4, short_block_size=8), []
+    monkeypatch.setattr(plan, "median_seconds", lambda step: lengths.append(run.micro_batch(0)[0].size(1)) or 1.0)
+    assert run.measure() == 1.0 and lengths == [run.gpt.config.block_size] != [8]
+
+
 def test_a_slow_step_is_timed_once(monkeypatch):
     clock = iter(range(0, 1000, 13))
     monkeypatch.setattr(plan.time, "perf_counter", lambda: next(clock))
