@@ -8,15 +8,17 @@ Two ways are used, neither of which touches parameters, their names or gradient 
 - A torch module gets a subclass of its class, which overrides `forward` only: `norm.__class__ = FusedRMSNorm`.
   `isinstance(norm, nn.RMSNorm)` stays true. Subclasses made elsewhere keep their own forward.
 - A torch function that `model.py` calls through an attribute is replaced in this one model by a function of the same
-  signature: `attention.attention = fp32_attention`.
+  signature: `attention.attention = fast_attention`.
 
-Each part gives the same values and gradients as torch up to rounding (tests/test_cpu.py). Outside of training all but
-`pack` call torch's own functions. `python tests/performance/cpu_parts.py` measures each part; LOG.md has the results.
+Each part gives the same values and gradients as torch up to rounding (tests/test_cpu.py); dropout draws other random
+numbers. Outside of training all but `pack` call torch's own functions. `python tests/performance/cpu_parts.py` measures
+each part; LOG.md has the results.
 """
 
 import contextlib
 import ctypes
 import functools
+import math
 import platform
 
 import torch
@@ -29,13 +31,15 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 NARROWEST, WIDEST = 8, 96  # outputs in a block of packed weights; 96 are fastest (LOG.md)
 FEW = 8  # rows, up to which bags are faster than a product
 SUM = 0  # the mode of a bag
+SHORT = 64  # tokens, up to which attention is faster written out (LOG.md)
 
 
 def speed_up(model: GPT) -> GPT:
     """Makes the training of a model on a CPU faster, in place. Models on other devices stay as they are."""
     if model.wte.weight.device.type == "cpu":
         use_fused_rms_norm(model)
-        use_fp32_attention(model)
+        use_fast_attention(model)
+        use_fast_dropout(model)
     return model
 
 
@@ -82,20 +86,84 @@ class RMSNormFunction(torch.autograd.Function):
         return grad_x, by_weight.flatten(0, -1 - weight.ndim).sum(0), None
 
 
-def use_fp32_attention(model: GPT) -> None:
-    """Computes attention in fp32 while training: its backward pass takes four times as long in bf16 (LOG.md)."""
+def use_fast_attention(model: GPT) -> None:
+    """Computes attention in fp32 while training, and by products of its own where torch's kernel is slower."""
     for module in model.modules():
         if isinstance(module, CausalSelfAttention):
-            module.attention = fp32_attention
+            module.attention = fast_attention
 
 
-def fp32_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args, **options) -> torch.Tensor:
-    """`F.scaled_dot_product_attention`; while training in fp32, whatever the dtype of q, k, v and autocast's."""
+def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
+    """`model.attention`; while training in fp32, whatever the dtype of q, k, v and autocast's.
+
+    torch's backward pass takes four times as long in bf16 as in fp32. For short sequences it takes longer than three
+    plain products do, and with dropout torch has no kernel on the CPU (LOG.md).
+    """
     if not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v, *args, **options)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
+    dtype = v.dtype
     with torch.autocast("cpu", enabled=False):
-        y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), *args, **options)
-    return y.to(v.dtype)
+        q, k, v = q.float(), k.float(), v.float()
+        if causal and mask is None and (dropout or q.size(-2) <= SHORT) and not torch.compiler.is_compiling():
+            if enable_gqa:
+                k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+            y = AttentionFunction.apply(q, k, v, dropout)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
+    return y.to(dtype)
+
+
+class AttentionFunction(torch.autograd.Function):
+    """Causal attention of q, k, v (B, H, T, D), written out, with dropout of the weights."""
+
+    @staticmethod
+    def forward(ctx, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
+        B, H, T, D = q.shape
+        ctx.shape, ctx.scale = q.shape, 1 / math.sqrt(D)
+        q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
+        future = q.new_full((T, T), -math.inf).triu_(1)
+        weights = torch.baddbmm(future, q, k.mT, alpha=ctx.scale).softmax(-1)  # (B H, T, T)
+        kept = dropout_mask(weights, dropout) if dropout else None
+        ctx.save_for_backward(q, k, v, weights, kept)
+        return ((weights * kept if dropout else weights) @ v).view(B, H, T, D)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        q, k, v, weights, kept = ctx.saved_tensors
+        grad = grad.reshape(v.shape)
+        grad_weights = grad @ v.mT
+        dropped = weights
+        if kept is not None:
+            grad_weights *= kept
+            dropped = weights * kept
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        grad_q = torch.baddbmm(q, grad_scores, k, beta=0, alpha=ctx.scale)
+        grad_k = torch.baddbmm(k, grad_scores.mT, q, beta=0, alpha=ctx.scale)
+        return *(x.view(ctx.shape) for x in (grad_q, grad_k, dropped.mT @ grad)), None
+
+
+def use_fast_dropout(model: GPT) -> None:
+    """Draws four random numbers at a time for dropout: torch takes several times as long (LOG.md)."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = FastDropout
+
+
+class FastDropout(nn.Dropout):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.p or torch.compiler.is_compiling():
+            return super().forward(x)
+        return x * dropout_mask(x, self.p)
+
+
+def dropout_mask(x: torch.Tensor, p: float) -> torch.Tensor:
+    """What dropout multiplies x by: 0 with a probability of p, to the nearest 1/65536, else a factor that makes up."""
+    n, dropped = x.numel(), min(round(p * 2**16), 2**16 - 1)
+    numbers = torch.empty(-(-n // 4), dtype=torch.int64, device=x.device)
+    numbers.random_(-(2**63), None)  # one after the other, so the fewer the better
+    numbers = numbers.view(torch.int16)[:n].view(x.shape)
+    kept = torch.ge(numbers, dropped - 2**15, out=x.new_empty(x.shape))
+    return kept.mul_(2**16 / (2**16 - dropped))
 
 
 @torch.no_grad()

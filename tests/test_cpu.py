@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import os
 import platform
 import subprocess
@@ -16,20 +17,22 @@ from torch import nn
 
 from nanogpt import GPT, GPTConfig, cpu
 from nanogpt.cpu import (
+    AttentionFunction,
+    FastDropout,
     FusedRMSNorm,
     PackedLinear,
     RMSNormFunction,
-    fp32_attention,
+    fast_attention,
     pack,
     speed_up,
-    use_fp32_attention,
+    use_fast_attention,
     use_fused_rms_norm,
 )
 from nanogpt.generate import generate
 from nanogpt.model import attention
 
 needs_x86 = pytest.mark.skipif(not cpu.X86, reason="weights are packed on x86 only")
-PARTS = [use_fused_rms_norm, use_fp32_attention]
+PARTS = [use_fused_rms_norm, use_fast_attention]
 IDX = torch.randint(65, (3, 24), generator=torch.Generator().manual_seed(1))
 
 
@@ -70,21 +73,78 @@ def test_rmsnorms_gradients_are_those_of_autograd(weight_shape):
     assert torch.autograd.gradcheck(lambda x, w: RMSNormFunction.apply(x, w, 1e-5), (x, weight))
 
 
-def test_attention_in_bf16_is_computed_in_fp32_where_a_gradient_is_needed():
+@pytest.mark.parametrize("tokens", [8, cpu.SHORT + 1])  # both ways
+def test_attention_in_bf16_is_computed_in_fp32_where_a_gradient_is_needed(tokens):
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 4, 8, 16).bfloat16().requires_grad_() for _ in range(3))
+    q, k, v = (torch.randn(2, 4, tokens, 16).bfloat16().requires_grad_() for _ in range(3))
     expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True).bfloat16()
     in_bf16 = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with torch.autocast("cpu", torch.bfloat16):
-        y = fp32_attention(q, k, v, is_causal=True)
-    assert torch.equal(y, expected) and not torch.equal(y, in_bf16)
+        y = fast_attention(q, k, v, causal=True)
+    assert (y - expected).norm() < (in_bf16 - expected).norm() / 10
+    grad = torch.randn_like(y)
+    ours, theirs = (torch.autograd.grad(each, (q, k, v), grad) for each in (y, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() < 1e-3 * b.norm()
+    with torch.no_grad():
+        assert torch.equal(fast_attention(q, k, v, causal=True), in_bf16)
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+@pytest.mark.parametrize("tokens", [1, 2, cpu.SHORT])
+def test_attention_written_out_is_torchs(tokens, heads):
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, tokens, 16, requires_grad=True)
+    k, v = (torch.randn(2, heads, tokens, 16, requires_grad=True) for _ in range(2))
+    options = {"causal": True, "enable_gqa": heads < 4}
+    y, expected = fast_attention(q, k, v, **options), attention(q, k, v, **options)
+    torch.testing.assert_close(y, expected)
     grad = torch.randn_like(y)
     for a, b in zip(
         torch.autograd.grad(y, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
     ):
-        assert torch.equal(a, b)
-    with torch.no_grad():
-        assert torch.equal(fp32_attention(q, k, v, is_causal=True), in_bf16)
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_the_gradients_of_attention_with_dropout_are_those_of_autograd(monkeypatch):
+    monkeypatch.setattr(cpu, "dropout_mask", lambda weights, p: mask)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = torch.ones(6, 7, 7, dtype=torch.float64).bernoulli_(0.5) * 2
+    assert torch.autograd.gradcheck(lambda *x: AttentionFunction.apply(*x, 0.5), (q, k, v))
+    scores = (q @ k.mT / 2).masked_fill(torch.ones(7, 7).triu_(1).bool(), -torch.inf)
+    expected = (scores.softmax(-1) * mask.view(2, 3, 7, 7)) @ v
+    torch.testing.assert_close(AttentionFunction.apply(q, k, v, 0.5), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.999999])
+def test_dropout_keeps_the_right_share_and_the_mean(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 1003, dtype=dtype)
+    mask = cpu.dropout_mask(x, p)
+    assert mask.dtype == dtype and mask.shape == x.shape
+    count, kept = x.numel(), (mask > 0).sum().item()
+    share = 1 - min(p, 65535 / 65536)
+    assert abs(kept - count * share) < 5 * math.sqrt(count * share * (1 - share)) + count / 2**17
+    values = mask.unique()
+    assert len(values) == 2 and values[0] == 0 and values[1].item() == pytest.approx(1 / share, rel=1e-2)
+    rows = (mask > 0).float().mean(1)  # no row, and no quarter of a number, is drawn differently
+    assert rows.std() == pytest.approx(math.sqrt(share * (1 - share) / 1003), rel=0.1)
+    torch.manual_seed(0)
+    assert torch.equal(cpu.dropout_mask(x, p), mask)
+
+
+def test_a_model_with_dropout_drops_while_training_only():
+    config = dataclasses.replace(CASES["qwen3"], dropout=0.5)
+    model, faster = make_model(config), speed_up(make_model(config))
+    assert type(faster.h[0].dropout) is FastDropout and isinstance(faster.h[0].dropout, nn.Dropout)
+    losses = [gradients(faster)["loss"] for _ in range(2)]
+    assert losses[0] == losses[1] != gradients(model)["loss"]  # by the seed, but from other numbers
+    torch.testing.assert_close(faster.eval()(IDX), model.eval()(IDX), atol=1e-4, rtol=1e-4)
+    checkpointed = speed_up(make_model(dataclasses.replace(config, gradient_checkpointing=True)))
+    faster.train().zero_grad()
+    assert distance(gradients(faster), gradients(checkpointed)) == 0  # the same masks are drawn again
 
 
 @pytest.mark.slow
@@ -112,7 +172,7 @@ def test_names_and_values_of_parameters_stay_and_copies_train():
     for (a, x), (b, y) in zip(model.state_dict().items(), faster.state_dict().items(), strict=True):
         assert a == b and torch.equal(x, y)
     assert isinstance(faster.h[0].attn.c_attn, nn.Linear) and isinstance(faster.ln_f, FusedRMSNorm)
-    assert faster.h[0].attn.attention is fp32_attention
+    assert faster.h[0].attn.attention is fast_attention
     assert distance(gradients(copy.deepcopy(faster)), gradients(faster)) == 0
 
 
@@ -145,7 +205,7 @@ def test_only_torchs_own_modules_on_the_cpu_are_changed():
 
 
 def test_a_run_on_the_cpu_trains_a_faster_model(make_run):
-    assert make_run().gpt.h[0].attn.attention is fp32_attention
+    assert make_run().gpt.h[0].attn.attention is fast_attention
 
 
 @needs_x86

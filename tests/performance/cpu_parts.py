@@ -11,6 +11,7 @@ on an idle machine; the median counts.
 
 import argparse
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import statistics
@@ -28,7 +29,8 @@ from nanogpt.runtime.device import set_threads
 
 PARTS = {
     "rms_norm": cpu.use_fused_rms_norm,
-    "attention": cpu.use_fp32_attention,
+    "attention": cpu.use_fast_attention,
+    "dropout": cpu.use_fast_dropout,
     "memory": lambda model: cpu.keep_freed_memory(),
     "pack": cpu.pack,
 }
@@ -37,11 +39,17 @@ MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": Tru
 LAPTOP = GPTConfig(
     **MODERN, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
 )
+LONGER = GPTConfig(
+    **MODERN, vocab_size=65, block_size=256, n_layer=5, n_head=5, n_embd=160, n_inner=416, tie_embeddings=False
+)
 GPT2 = GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh")
 TRAINING = {  # configuration, sequences in a batch, optimizer, autocast
     "classic-fp32": (CLASSIC, 12, "adamw", None),
     "classic-bf16": (CLASSIC, 12, "adamw", torch.bfloat16),
+    "laptop-fp32": (LAPTOP, 32, "muon", None),
     "laptop-bf16": (LAPTOP, 32, "muon", torch.bfloat16),
+    "longer-fp32": (LONGER, 12, "muon", None),
+    "dropout-fp32": (dataclasses.replace(LONGER, dropout=0.05), 12, "muon", None),
 }
 SAMPLING = {"sample-gpt2-fp32": (GPT2, torch.float32), "sample-gpt2-bf16": (GPT2, torch.bfloat16)}
 Work = Callable[[], None]
@@ -122,7 +130,7 @@ def in_this_process(*what):
 
 def compare(setup: str, part: str, rounds: int, repeats: int) -> None:
     """Prints a line: milliseconds a step or token with the part and without, and the median gain with its spread."""
-    used = ["pack"] if setup in SAMPLING else ["rms_norm", "attention", "memory"]
+    used = ["pack"] if setup in SAMPLING else [part for part in PARTS if part != "pack"]
     place = in_a_process if part == "memory" else in_this_process
     others = [name for name in used if name != part]
     with place(setup, used, repeats) as with_part, place(setup, others, repeats) as without:
