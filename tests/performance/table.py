@@ -43,6 +43,7 @@ NANOGPT = (
 NANOGPTS_LOSS = 1.898  # after these steps, over the whole split
 ON_A_GPU = 1.4697  # of nanoGPT's settings for a GPU, by its README
 SHORT = "--max_iters=150 --batch_size=16 --muon_momentum=0.8 --eval_interval=1000"
+FEWER = "--max_iters=850 --short_block_iters=340 --eval_interval=10000"
 SEEDS = (1, 2, 3)
 
 
@@ -102,13 +103,16 @@ def learning(clone: Path | None, scratch: Path) -> Iterator[tuple[str, str, str]
 
 
 def best(scratch: Path) -> Iterator[tuple[str, str, str]]:
-    """recipes/shakespeare_best.py."""
-    lines = train("shakespeare_best.py", "", scratch / "best")
-    reached = [line["train_seconds"] for line in lines if line["val_loss"] <= ON_A_GPU]
-    seconds = f"{reached[0]:.0f} s" if reached else "not reached"
-    yield f"time to {ON_A_GPU}, nanoGPT's loss on a GPU", seconds, f"{lines[-1]['tokens'] / 1e6:.2f} million tokens"
-    least = min(line["val_loss"] for line in lines)
-    yield "lowest loss of that run", f"{least:.4f}", f"{lines[-1]['train_seconds']:.0f} s"
+    """recipes/shakespeare_best.py: fewer steps, which reach nanoGPT's loss, then as it is."""
+    end = train("shakespeare_best.py", FEWER, scratch / "fewer")[-1]
+    passed = "passed" if end["val_loss"] <= ON_A_GPU else "not reached"
+    yield (
+        f"time to {ON_A_GPU}, nanoGPT's loss on a GPU, {passed}: {end['val_loss']:.4f}",
+        f"{end['train_seconds']:.0f} s",
+        f"{end['tokens'] / 1e6:.2f} million tokens",
+    )
+    end = train("shakespeare_best.py", "--eval_interval=10000", scratch / "best")[-1]
+    yield "loss of recipes/shakespeare_best.py", f"{end['val_loss']:.4f}", f"{end['train_seconds']:.0f} s"
 
 
 def bench(model: str, part: str, *flags: str) -> Iterator[tuple[str, str, str]]:

@@ -36,13 +36,19 @@ def test_times_are_ratios_and_the_median_of_the_losses_decides(monkeypatch, tmp_
     assert second == ("loss of recipes/shakespeare.py after these 120.0 s", "1.5000", "one seed")
 
 
-def test_the_first_evaluation_below_the_loss_counts(monkeypatch, tmp_path):
-    lines = [evaluation(4.2, 0), evaluation(1.48, 100), evaluation(1.46, 200), evaluation(1.44, 300)]
-    monkeypatch.setattr(table, "train", lambda *arguments: lines)
+def test_nanogpts_loss_on_a_gpu_is_reached_with_fewer_steps_than_the_recipe_has(monkeypatch, tmp_path):
+    ends = {"fewer": evaluation(1.46, 200), "best": evaluation(1.44, 300)}
+
+    def train(recipe: str, flags: str, out_dir: Path) -> list[dict]:
+        assert recipe == "shakespeare_best.py" and ("--max_iters" in flags) == (out_dir.name == "fewer")
+        return [evaluation(4.2, 0), ends[out_dir.name]]
+
+    monkeypatch.setattr(table, "train", train)
     first, second = table.best(tmp_path)
-    assert first[1:] == ("200 s", "2.00 million tokens") and second[1:] == ("1.4400", "300 s")
-    monkeypatch.setattr(table, "train", lambda *arguments: lines[:2])
-    assert next(table.best(tmp_path))[1] == "not reached"
+    assert "passed: 1.4600" in first[0] and first[1:] == ("200 s", "2.00 million tokens")
+    assert second == ("loss of recipes/shakespeare_best.py", "1.4400", "300 s")
+    ends["fewer"] = evaluation(1.48, 200)
+    assert "not reached: 1.4800" in next(table.best(tmp_path))[0]
 
 
 def test_shares_come_from_nanogpt_bench(monkeypatch):
