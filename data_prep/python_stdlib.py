@@ -21,15 +21,20 @@ from nanogpt.config import OneLineParser, user_errors
 # pydoc_data holds the articles as well, as Python strings
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages"}
 DOCUMENTS = "documents.jsonl"
+SHORT = 1000  # characters; a longer file is taken once: Debian has one of 43 kB twice, for training and validation
 
 
 def documents(library: Path) -> Iterator[tuple[str, str]]:
     """(name, text) of each source file below `library`, then of each article of the manual, in the order of names."""
+    seen = set()
     for path in sorted(library.rglob("*.py")):
         name = path.relative_to(library)
         if not LEFT_OUT.intersection(name.parts):
             with tokenize.open(path) as file:  # uses the encoding that the file declares
-                yield str(name), file.read()
+                content = file.read()
+            if len(content) < SHORT or content not in seen:
+                seen.add(content)
+                yield str(name), content
     yield from ((f"help({name!r})", article) for name, article in sorted(topics.items()))
 
 

@@ -38,6 +38,13 @@ def test_sources_without_tests_and_tables_then_the_manual(library, tmp_path):
     assert len(found) == 2 + len(topics) and dict(found)["help('comparisons')"] == topics["comparisons"]
 
 
+def test_a_long_file_that_is_there_twice_is_taken_once(tmp_path):
+    for name, text in {"a.py": "x = 1\n" * 200, "b.py": "x = 1\n" * 200, "c.py": "", "d.py": ""}.items():
+        (tmp_path / name).write_text(text)
+    names = [name for name, _ in python_stdlib.documents(tmp_path)][: -len(topics)]
+    assert names == ["a.py", "c.py", "d.py"]
+
+
 def test_every_document_comes_back_from_the_tokens(library, tmp_path):
     meta = python_stdlib.prepare(tmp_path / "data", vocab_size=300, say=lambda text: None)
     assert meta["vocab_size"] == 300 and meta == read_meta(tmp_path / "data")
