@@ -22,10 +22,9 @@ import math
 import platform
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from nanogpt.model import GPT, CausalSelfAttention, rms_norm
+from nanogpt.model import GPT, CausalSelfAttention, attention, rms_norm
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 NARROWEST, WIDEST = 8, 96  # outputs in a block of packed weights; 96 are fastest (LOG.md)
@@ -96,11 +95,11 @@ def use_fast_attention(model: GPT) -> None:
 def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
     """`model.attention`; while training in fp32, whatever the dtype of q, k, v and autocast's.
 
-    torch's backward pass takes four times as long in bf16 as in fp32. For short sequences it takes longer than three
+    torch's backward pass takes four times as long in bf16 as in fp32. For short sequences it takes longer than
     plain products do, and with dropout torch has no kernel on the CPU (LOG.md).
     """
     if not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
+        return attention(q, k, v, mask, dropout, causal, enable_gqa)
     dtype = v.dtype
     with torch.autocast("cpu", enabled=False):
         q, k, v = q.float(), k.float(), v.float()
@@ -109,7 +108,7 @@ def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=Fal
                 k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
             y = AttentionFunction.apply(q, k, v, dropout)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
+            y = attention(q, k, v, mask, dropout, causal, enable_gqa)
     return y.to(dtype)
 
 

@@ -81,11 +81,12 @@ def test_attention_in_bf16_is_computed_in_fp32_where_a_gradient_is_needed(tokens
     in_bf16 = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = fast_attention(q, k, v, causal=True)
+    assert torch.equal(y, expected) or tokens <= cpu.SHORT
     assert (y - expected).norm() < (in_bf16 - expected).norm() / 10
     grad = torch.randn_like(y)
     ours, theirs = (torch.autograd.grad(each, (q, k, v), grad) for each in (y, expected))
     for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).norm() < 1e-3 * b.norm()
+        assert torch.equal(a, b) or (tokens <= cpu.SHORT and (a - b).norm() < 1e-3 * b.norm())
     with torch.no_grad():
         assert torch.equal(fast_attention(q, k, v, causal=True), in_bf16)
 

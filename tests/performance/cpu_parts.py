@@ -11,7 +11,6 @@ on an idle machine; the median counts.
 
 import argparse
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import statistics
@@ -39,8 +38,16 @@ MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": Tru
 LAPTOP = GPTConfig(
     **MODERN, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
 )
-LONGER = GPTConfig(
-    **MODERN, vocab_size=65, block_size=256, n_layer=5, n_head=5, n_embd=160, n_inner=416, tie_embeddings=False
+DROPOUT = GPTConfig(
+    **MODERN,
+    vocab_size=65,
+    block_size=256,
+    n_layer=5,
+    n_head=5,
+    n_embd=160,
+    n_inner=416,
+    tie_embeddings=False,
+    dropout=0.05,
 )
 GPT2 = GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh")
 TRAINING = {  # configuration, sequences in a batch, optimizer, autocast
@@ -48,8 +55,7 @@ TRAINING = {  # configuration, sequences in a batch, optimizer, autocast
     "classic-bf16": (CLASSIC, 12, "adamw", torch.bfloat16),
     "laptop-fp32": (LAPTOP, 32, "muon", None),
     "laptop-bf16": (LAPTOP, 32, "muon", torch.bfloat16),
-    "longer-fp32": (LONGER, 12, "muon", None),
-    "dropout-fp32": (dataclasses.replace(LONGER, dropout=0.05), 12, "muon", None),
+    "dropout-fp32": (DROPOUT, 12, "muon", None),
 }
 SAMPLING = {"sample-gpt2-fp32": (GPT2, torch.float32), "sample-gpt2-bf16": (GPT2, torch.bfloat16)}
 Work = Callable[[], None]
