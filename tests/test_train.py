@@ -441,7 +441,10 @@ def test_a_failing_compile_warns_once_and_the_run_goes_on(make_run, monkeypatch,
 
 @pytest.mark.alone
 def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(make_run):
-    """A tenth of a millisecond, where the classic model's step takes twenty; measured on a tiny model."""
+    """A tenth of a millisecond, where the classic model's step takes twenty; measured on a tiny model.
+
+    The quick tenth of the steps counts: a step is slower by what else the machine does, never faster.
+    """
     run = make_run(max_iters=1)
     run.begin()
     x, y = run.micro_batch(0)
@@ -465,8 +468,8 @@ def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(
             start = time.perf_counter()
             step()
             times.append(time.perf_counter() - start)
-    medians = [sorted(times)[100] for times in seconds.values()]
-    assert medians[0] - medians[1] < 0.5e-3  # 0.1 ms measured (LOG.md); the rest is room for a busy machine
+    quick = [sorted(times)[20] for times in seconds.values()]
+    assert quick[0] - quick[1] < 0.5e-3  # 0.1 ms measured (LOG.md); the rest is room for a busy machine
 
 
 @pytest.mark.slow
