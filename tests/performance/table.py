@@ -43,7 +43,7 @@ NANOGPT = (
 NANOGPTS_LOSS = 1.898  # after these steps, over the whole split
 ON_A_GPU = 1.4697  # of nanoGPT's settings for a GPU, by its README
 SHORT = "--max_iters=150 --batch_size=16 --muon_momentum=0.8 --eval_interval=1000"
-FEWER = "--max_iters=850 --short_block_iters=340 --eval_interval=10000"
+FEWER = "--max_iters=840 --short_block_iters=336 --muon_learning_rate=0.014 --eval_interval=10000"
 SEEDS = (1, 2, 3)
 
 
