@@ -13,16 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-# Polar Express (Amsel et al. 2025, arXiv 2505.16932): polynomials a x + b x^3 + c x^5, each the nearest to 1 on the
-# interval to which those before it bring singular values of 0.003 to 1. The third leaves 0.35 to 1.65, which for
-# Muon is as good as five steps of Jordan's polynomial (LOG.md). Each x is divided by 1.01: beyond its interval a
-# polynomial diverges, and bf16 rounds
-NEWTON_SCHULZ = (
-    (8.300667, -24.037544, 17.466134),
-    (4.003387, -2.922840, 0.541871),
-    (3.470862, -2.549404, 0.500204),
-)
-# Copies of a model (DDP) divide the work on matrices of at least this many rows and columns. An element costs 12 to 18
+# Quintic Newton-Schulz with the steepest slope at zero; singular values end in about 0.7 to 1.2 (Jordan 2024)
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+# Copies of a model (DDP) divide the work on matrices of at least this many rows and columns. An element costs 20 to 30
 # operations for each of the shorter side, but always the same bytes to send: small ones are quicker computed everywhere
 SHARED_FROM = 256
 
@@ -107,15 +100,16 @@ def make_optimizers(model: nn.Module, config, dtype: torch.dtype = torch.float32
     return [muon, torch.optim.AdamW([others], betas=betas, fused=True)]
 
 
-def orthogonalize(x: torch.Tensor) -> torch.Tensor:
+def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """The nearest (semi-)orthogonal matrices to x (N, rows, columns), roughly: U V^T where x = U S V^T.
 
     Newton-Schulz iteration X <- a X + (b A + c A^2) X with A = X X^T, for all N matrices of one shape at once.
     """
+    a, b, c = NEWTON_SCHULZ
     tall = x.size(1) > x.size(2)
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # brings the largest singular value below 1
-    for a, b, c in NEWTON_SCHULZ:
+    for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
@@ -169,8 +163,6 @@ def rows_held(rows: list[int], processes: int) -> list[list[int]]:
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by Newton-Schulz (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
-
-    Jordan takes five steps of one polynomial; the three of NEWTON_SCHULZ do as well.
 
     Only for the matrices of the blocks. A group's `rows` are the row counts of matrices stacked in one parameter
     (queries, keys and values), which are orthogonalized one by one. All matrices of one shape go through

@@ -9,7 +9,6 @@ import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.optim import (
-    NEWTON_SCHULZ,
     Muon,
     UpdateRatio,
     lr_at,
@@ -93,12 +92,11 @@ def test_muon_takes_the_blocks_matrices_and_adamw_all_else():
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 @pytest.mark.parametrize("shape", [(16, 32), (48, 16), (16, 16)])
-def test_muon_equals_torchs_muon_in_equal_precision_with_its_polynomial(shape, monkeypatch):
+def test_muon_equals_torchs_muon_in_equal_precision(shape):
     torch.manual_seed(0)
     p, reference = torch.nn.Parameter(torch.randn(shape)), torch.nn.Parameter(torch.empty(shape))
     reference.data.copy_(p.data)
     start = p.detach().clone()
-    monkeypatch.setattr("nanogpt.optim.NEWTON_SCHULZ", [(3.4445, -4.7750, 2.0315)] * 5)
     a = Muon([{"params": [p], "rows": None}], lr=0.02, momentum=0.95, weight_decay=0.1, dtype=torch.bfloat16)
     b = torch.optim.Muon([reference], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True)
     for _ in range(5):
@@ -158,36 +156,10 @@ def test_rows_held_are_those_of_torch_chunk(rows, processes):
     assert rows_held(rows, processes) == [[int((shard == i).sum()) for shard in shards] for i in range(len(rows))]
 
 
-def test_orthogonalize_brings_singular_values_near_one_and_keeps_their_vectors():
+def test_orthogonalize_brings_singular_values_near_one():
     torch.manual_seed(0)
-    x = torch.randn(3, 32, 64)
-    values = torch.linalg.svdvals(orthogonalize(x))
-    assert values.min() > 0.35 and values.max() < 1.65
-    u, _, vh = torch.linalg.svd(x, full_matrices=False)
-    rotated = u.mT @ orthogonalize(x) @ vh.mT
-    torch.testing.assert_close(rotated, torch.diag_embed(rotated.diagonal(dim1=1, dim2=2)), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_singular_values_at_the_end_of_the_interval_do_not_diverge(dtype):
-    """A matrix of rank 1 has a singular value of exactly 1, which bf16 may round up."""
-    torch.manual_seed(0)
-    x = (torch.randn(50, 64, 1) @ torch.randn(50, 1, 96)).to(dtype)
-    norms = torch.linalg.matrix_norm(orthogonalize(x).float(), ord=2)
-    assert norms.min() > 0.35 and norms.max() < 1.7
-
-
-def test_each_polynomial_is_the_one_nearest_to_one_on_its_interval():
-    """By Chebyshev: its error has the same size, with changing sign, at four points, one more than it has numbers."""
-    low, high = 0.003, 1.0
-    for a, b, c in NEWTON_SCHULZ:
-        x = torch.linspace(low, high, 100_001, dtype=torch.float64)
-        y = a * 1.01 * x + b * 1.01**3 * x**3 + c * 1.01**5 * x**5
-        turns = [0, *((y[1:-1] - y[:-2]) * (y[2:] - y[1:-1]) < 0).nonzero().flatten().tolist(), -1]
-        error = torch.stack([1 - y[i] for i in turns]) * torch.tensor([1, -1, 1, -1])
-        torch.testing.assert_close(error, error.max().expand(4), atol=1e-4, rtol=0)
-        low, high = y.min(), y.max()
-    assert low > 0.35 and high < 1.65
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, 32, 64)))
+    assert values.min() > 0.6 and values.max() < 1.3
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
