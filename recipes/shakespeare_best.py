@@ -6,7 +6,7 @@
 
 nanoGPT trains its "baby GPT" of 10.6 million parameters for about three minutes on an A100 to reach 1.4697, the best of
 several evaluations on random batches. Here 0.77 million parameters reach it over the whole validation split. On two
-cores of a CPU without bf16 that takes five minutes by the second line; the first goes on for fifteen.
+cores of a CPU without bf16 that takes little more than five minutes by the second line; the first goes on for fourteen.
 It is the small model of recipes/shakespeare.py. What differs:
 
 - a context of 256 characters: each prediction sees more of the scene
