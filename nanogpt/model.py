@@ -195,7 +195,8 @@ class CausalSelfAttention(nn.Module):
         q, k = qk.split([self.n_head, self.n_kv_head], dim=1)  # (B, H, T, D), (B, K, T, D)
 
         k, v, mask = (k, v, None) if cache is None else cache.extend(self.layer, k, v)
-        causal, gqa = mask is None and T > 1, self.n_kv_head != self.n_head
+        causal = mask is None and (cache is None or T > 1)  # a single query after others in the cache sees all keys
+        gqa = self.n_kv_head != self.n_head
         dropout = self.dropout if self.training else 0.0
         y = self.attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, self.n_head * self.head_size)  # the heads side by side again

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     GPT2Config,
@@ -290,3 +291,15 @@ def test_repeated_keys_are_those_of_grouped_queries():
         attend = F.scaled_dot_product_attention
         patch.setattr(F, "scaled_dot_product_attention", lambda _, *args, **options: attend(q, *args, **options))
         assert torch.allclose(attention(on_cuda, k, v, None, 0.0, True, enable_gqa=True), grouped, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_torch_compile_sees_one_graph_for_all_lengths():
+    counter = CompileCounter()
+    torch.compiler.reset()
+    model = GPT(dataclasses.replace(MODERN, qk_norm=True))
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for T in (32, 16, 24, 8):  # the second one compiles for any length
+        idx = torch.arange(T)[None]
+        torch.testing.assert_close(compiled(idx, idx), model(idx, idx))
+    assert counter.frame_count == 2
