@@ -1,7 +1,8 @@
 """The four sizes of GPT-2 on a data set: what a model of your own can be compared with.
 
     python recipes/eval_gpt2.py
-    python recipes/eval_gpt2.py --data data/mine --models gpt2 gpt2-medium out/mine
+    python -m data_prep.text my_notes/ --tokenizer gpt2 --out data/mine_gpt2
+    python recipes/eval_gpt2.py --data data/mine_gpt2 --models gpt2 gpt2-medium out/mine_gpt2
 
 Downloads 0.5, 1.5, 3.2 and 6.4 GB. Bits per byte compare across tokenizers, losses per token do not.
 """
@@ -11,9 +12,10 @@ from pathlib import Path
 from data_prep import shakespeare
 from nanogpt.commands.options import pick_device
 from nanogpt.config import OneLineParser, user_errors
+from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
-from nanogpt.hub.load import load
+from nanogpt.hub.load import check_tokenizer, load
 
 SIZES = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
 
@@ -31,8 +33,9 @@ def main() -> None:
     device = pick_device(args.device)
     print(f"{'model':<24}{'parameters':>16}{'loss':>9}{'perplexity':>12}{'bits per byte':>15}")
     for name in args.models:
-        model, _, _ = load(name, device)
+        model, tokenizer, _ = load(name, device)
         data = TokenDataset(args.data, "val", model.config.block_size, model.config.vocab_size)
+        check_tokenizer(tokenizer, load_tokenizer(args.data), data.tokens[:1000], args.data, name)
         result = evaluate(model, data, args.batch_size, device)
         print(
             f"{name:<24}{model.get_num_params():>16,}{result['val_loss']:>9.4f}{result['val_perplexity']:>12.2f}"

@@ -98,8 +98,8 @@ def make_room(model: GPT, meta: dict, config: TrainConfig) -> None:
     model.config = replace(model.config, vocab_size=new)
 
 
-def check_tokenizer(expected, tokenizer, tokens: np.ndarray, config: TrainConfig) -> None:
-    """Raises ValueError if the data's `tokenizer` is not the `expected` one of the model to fine-tune."""
+def check_tokenizer(expected, tokenizer, tokens: np.ndarray, data: str, model: str) -> None:
+    """Raises ValueError if the `tokenizer` of the directory `data` is not the `expected` one, which `model` has."""
     text = tokenizer.decode(tokens[~np.isin(tokens, list(tokenizer.special.values()))])
     try:
         same = np.array_equal(tokenizer.encode(text), expected.encode(text))
@@ -108,6 +108,6 @@ def check_tokenizer(expected, tokenizer, tokens: np.ndarray, config: TrainConfig
     known = expected.special
     if not same or any(known.get(token, max(i, expected.vocab_size)) != i for token, i in tokenizer.special.items()):
         raise ValueError(
-            f"{config.data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of "
-            f"init_from={config.init_from}: prepare the data with that model's tokenizer"
+            f"{data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of {model}: "
+            "prepare the data with that model's tokenizer"
         )

@@ -204,6 +204,10 @@ def test_gpt2_is_fine_tuned_exported_and_compared(home, text, gpt2_files):
     assert lines[1][1:] == lines[2][1:] and float(lines[1][2]) == pytest.approx(after, abs=5e-3)
     assert lines[0][1] == f"{sum(p.numel() for p in gpt2.parameters()):,}"
 
+    writer.write(home / "data" / "characters", text, "char", 0.1, "made up")
+    wrong = shell(home, sys.executable, EVAL_GPT2, "--data=data/characters", "--models", "gpt2")
+    assert wrong.returncode == 2 and "is not the tokenizer of gpt2: prepare the data" in wrong.stderr
+
 
 # Mistakes, through the recipe itself but in this process, so that each takes milliseconds
 
