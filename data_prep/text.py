@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.documents import Corpus
+from data_prep.inputs import left_out
 from data_prep.writer import check_fraction, train_characters, write_corpus
 from nanogpt.config import OneLineParser, user_errors
 from nanogpt.data.tokenizer import get_tokenizer
@@ -58,6 +59,8 @@ def prepare(
     check_fraction(0.5 if val_fraction is None else val_fraction)
     say("input: " + ", ".join(inputs[:3]) + f" and {len(inputs) - 3:,} more" * (len(inputs) > 3))
     corpus = Corpus(inputs, text_column, errors, shard)
+    if others := left_out(inputs):
+        say(f"not read, because of their endings: {others}")
     if tokenizer == "char":
         tokenizer = train_characters(corpus, sys.stderr.isatty())
     elif isinstance(tokenizer, str):

@@ -30,6 +30,16 @@ def test_hidden_and_installed_files_in_a_folder_are_not_read(tmp_path):
     assert [*find_inputs([str(tmp_path)])] == [str(tmp_path / "a.txt"), str(tmp_path / "more" / "b.md")]
 
 
+def test_other_files_in_a_folder_are_counted_in_the_output(tmp_path):
+    others = ("b.PDF", "more/c.pdf", "d.e.pdf", "f.py", "more/g.py", "Makefile", ".git/h.py", "node_modules/i.js")
+    for name in ("a.txt", *others):
+        put(tmp_path / "in" / name, "Some text.")
+    said = []
+    for _ in range(2):  # the second time, what the first one wrote is there
+        text.prepare([str(tmp_path / "in")], tmp_path / "in" / "data", "bytes", say=said.append)
+    assert said.count("not read, because of their endings: 3 .pdf, 2 .py, 1 without an ending") == 2
+
+
 def test_data_prepared_inside_the_input_is_no_input(tmp_path):
     texts = documents(20)
     for i, t in enumerate(texts):
