@@ -2,8 +2,8 @@
 
     accelerate launch recipes/minimal.py
 
-It trains the laptop model of recipes/shakespeare.py, with the same losses. It has no checkpoints, no command line, no
-metrics, and no protection against anything that can go wrong.
+It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding. It has no checkpoints, no
+command line, no metrics, and no protection against anything that can go wrong.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
 
 MODEL = GPTConfig(
     **{"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True},
-    **{"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "n_inner": 320},
+    **{"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "n_inner": 320, "tie_embeddings": False},
 )
 TRAIN = TrainConfig(
     **{"data": "data/shakespeare_char", "batch_size": 32, "max_iters": 800, "optimizer": "muon", "muon_momentum": 0.9},
