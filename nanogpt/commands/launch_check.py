@@ -56,5 +56,5 @@ def check(device: str, precision: str, timeout: float) -> None:
     last = peers.largest(accelerator.process_index)[0] + 1
     if (total, last) != (expected, accelerator.num_processes):
         raise ValueError(f"the processes do not add up: {total} instead of {expected}, {last} on the CPU")
-    accelerator.print("gradient_accumulation_steps of a run must be a multiple of " + str(accelerator.num_processes))
+    accelerator.print(f"the sequences of a step must be a multiple of {accelerator.num_processes}, to be shared")
     accelerator.end_training()

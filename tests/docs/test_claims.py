@@ -65,7 +65,7 @@ MISTAKES = [
     ("accelerate_configs/README.md", "--flavor a10g-small", "--flavor a10", "'a10' is not one of"),
     ("data_prep/README.md", "--repo-type dataset", "--repo-kind dataset", "No such option"),
     ("accelerate_configs/README.md", "-m nanogpt.commands", "-m nanogpt.command", "no module nanogpt.command"),
-    ("accelerate_configs/ddp.yaml", "--gradient_accumulation_steps=8", "--accumulation=8", "no flag --accumulation"),
+    ("accelerate_configs/ddp.yaml", "recipes/shakespeare.py", "recipes/hamlet.py", "recipes/hamlet.py does not exist"),
     ("docs/settings.md", "`max_iters` | int | `5000`", "`max_iters` | int | `500`", "should be"),
     ("recipes/README.md", "nanogpt compare out/four", "nanogpt contrast out/four", "no command contrast"),
     ("recipes/README.md", "accelerate launch mine.py", "accelerate launch yours.py", "yours.py does not exist"),

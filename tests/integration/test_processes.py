@@ -154,7 +154,7 @@ def test_launch_check_tells_what_each_process_is(home):
     lines = out.splitlines()
     assert lines[0].startswith("2 processes by gloo, a copy of the model on each; fp32, torch ")
     assert [line.split(" on ")[0] for line in lines[1:3]] == ["process 0: cpu:0 (cpu)", "process 1: cpu:0 (cpu)"]
-    assert lines[3] == "gradient_accumulation_steps of a run must be a multiple of 2"
+    assert lines[3] == "the sequences of a step must be a multiple of 2, to be shared"
 
 
 @pytest.mark.slow
