@@ -52,7 +52,7 @@ class TrainConfig:
     gradient_accumulation_steps: Count = 1  # micro-batches in a step, over all processes together
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for the blocks' matrices, AdamW for the rest
     learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # peak, of AdamW
-    weight_decay: Rate = 0.1  # decoupled, on matrices (and embeddings, without Muon), not on biases and norms
+    weight_decay: Rate = 0.1  # decoupled; by Muon on matrices in the blocks, by AdamW on all matrices and embeddings
     eval_interval: Annotated[int, 1, 10**9] = 250  # steps between evaluations, and checkpoints; always at the last step
     report_to: str = "none"  # none | trackio | wandb | tensorboard, several with commas; metrics.jsonl always
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: the launcher's choice
@@ -63,7 +63,7 @@ class TrainConfig:
     beta1: Decay = 0.9  # AdamW's decay rate of the mean
     beta2: Decay = 0.95  # AdamW's decay rate of the square; 0.99 where a step has few tokens
     grad_clip: Annotated[float, 0, 1e9] = 1.0  # largest norm of the gradient; 0 does not clip
-    max_bad_steps: Annotated[int, 1, 10**9] = 5  # so many steps in a row without a finite gradient end the run
+    max_bad_steps: Annotated[int, 1, 10**9] = 5  # stop after this many steps in a row without a finite gradient
     # learning rate
     lr_schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # wsd: stable, then linear at the end
     warmup_iters: Steps = 100  # steps of linear warm-up
@@ -79,11 +79,11 @@ class TrainConfig:
     log_interval: Annotated[int, 1, 10**9] = 10  # steps between lines of metrics.jsonl
     always_save_checkpoint: bool = True  # save at every evaluation; false: only when it is the best yet
     keep_checkpoints: Steps = 2  # newest checkpoints kept, besides the best; 0 keeps all
-    max_failed_saves: Annotated[int, 1, 10**9] = 3  # so many checkpoints in a row that cannot be saved end the run
+    max_failed_saves: Annotated[int, 1, 10**9] = 3  # stop after this many failed saves in a row
     max_minutes: Annotated[float, 0, 1e7] = 0  # wall-clock time after which the run saves and ends; 0: no limit
     sample_tokens: Steps = 100  # tokens of the text that each evaluation writes to samples.jsonl; 0: none
-    exportable: bool = False  # stop at once where no transformers class could hold the model; false: a warning
-    push_to_hub: str | None = None  # USER/NAME: export the best there at the end; made at the start, public, if missing
+    exportable: bool = False  # refuse a model that fits no class of transformers; false: a warning
+    push_to_hub: str | None = None  # USER/NAME: push the best at the end; a missing repository is created, public
     # the machine
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: the launcher's, else bf16 where supported
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: on CUDA

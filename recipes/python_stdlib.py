@@ -3,8 +3,8 @@
     accelerate launch recipes/python_stdlib.py
 
 5.9 million parameters, a byte-pair encoding of 4096 tokens, 2.8 epochs of 9.6 MB: after 1,800 steps, 19 minutes on two
-cores of a CPU that computes in bf16, a validation loss of 2.7578, 1.119 bits per byte. It writes what resembles Python.
-The same with a model that is ready in seconds:
+cores of a CPU that computes in bf16, a validation loss of 2.7578, 1.119 bits per byte. Its samples resemble Python.
+A smaller model, trained in seconds:
 
     accelerate launch recipes/python_stdlib.py --n_layer=2 --n_head=2 --n_embd=64 --block_size=64 \\
         --max_iters=100 --out_dir=out/python_small  # validation loss 5.48

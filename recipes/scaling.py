@@ -6,9 +6,9 @@
 A rung is one or more runs of recipes/pretrain.py, in out/scaling/depth-N-seed…: the rules of that recipe give the size,
 the batch, the rates, and 20 tokens per parameter. Only the context is the same for all, because the loss depends on it.
 Runs that differ in their seed alone have losses up to 1 % apart (LOG.md), so the law is fitted to means: the last rung
-has --seeds runs, by default one, the others as many as take its compute, at most three times that number. On a CPU as
-many train at a time as it has cores. What they print is in out/scaling/*.log. A complete run is reused, an interrupted
-one resumes. Other flags go to every run, such as --data, or --aspect_ratio=64 on a GPU.
+has --seeds runs (default 1), the others as many as its compute allows, at most 3 x --seeds. On a CPU as many train at a
+time as it has cores. What they print is in out/scaling/*.log. A complete run is reused, an interrupted one resumes.
+Other flags go to every run, such as --data, or --aspect_ratio=64 on a GPU.
 
 The text is Python's standard library by bytes: small models need a small vocabulary, and no rung may read more than
 four epochs, up to which repeated text is nearly as good as new (Muennighoff et al. 2023).

@@ -1,4 +1,4 @@
-"""nanoGPT's result on a GPU, by a CPU: tiny Shakespeare, characters, validation loss below 1.4697.
+"""nanoGPT's GPU result on a CPU: tiny Shakespeare, characters, validation loss below 1.4697.
 
     accelerate launch recipes/shakespeare_best.py  # validation loss 1.42
     accelerate launch recipes/shakespeare_best.py --max_iters=850 --short_block_iters=340 \\
@@ -10,7 +10,7 @@ cores of a CPU without bf16 that takes little more than five minutes by the seco
 It is the small model of recipes/shakespeare.py. What differs:
 
 - a context of 256 characters: each prediction sees more of the scene
-- for the first 960 steps of 64 only: what is learnt first needs no more, and attention takes less time
+- only 64 in the first 960 steps: early learning needs no more, and attention takes less time
 - more steps, 7.3 epochs: at this size they pay more than a larger model would in the same time
 - weight decay, more than usual because the text is read so often; dropout made it worse
 - Muon's momentum nearer to the usual 0.95: this run is longer, so it may remember more
