@@ -15,7 +15,6 @@ The default tokenizer is char. The default share of documents for validation (--
 """
 
 import argparse
-import io
 import re
 import sys
 from contextlib import contextmanager
@@ -32,9 +31,7 @@ from nanogpt.data.tokenizer import get_tokenizer
 
 @contextmanager
 def command():
-    """Wraps a command: user errors and Ctrl-C become one line, characters that a terminal cannot show are escaped."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Wraps a command: user errors and Ctrl-C become one line."""
     with user_errors("stopped: nothing was written this time"):
         yield
 

@@ -28,13 +28,11 @@ from nanogpt import rundir
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import read_json, require_regular
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.optim import Muon
+from nanogpt.optim import state_shapes
 from nanogpt.rundir import number, point, prune, steps, sync, write_json
 
 MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
 NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes that can be loaded
-# optimizer state of each parameter; the state of other optimizers is restored unchecked
-STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 # the counters of a run, and their values at step 0
 COUNTED = {"step": int, "tokens": int, "train_seconds": float, "skipped_steps": int}
 COUNTED |= {"evaluated_step": int | None, "best_val_loss": float | None, "best_step": int | None}
@@ -115,12 +113,13 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     moments = read_tensors(checkpoint / OPTIMIZER)
     expect(checkpoint / MODEL, weights, {name: p.shape for name, p in named.items()})
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    expected = {}
+    expected, foreign = dict[str, torch.Size](), set[str]()  # the state of foreign optimizers is restored unchecked
     for name, p in named.items():
-        keys = {f"{name}.{key}": torch.Size() if key == "step" else p.shape for key in STATES.get(type(owner[p]), ())}
-        if keys.keys() & moments.keys():  # there are none if every step was skipped
-            expected |= keys
-    foreign = {name for name, p in named.items() if type(owner[p]) not in STATES}
+        shapes = state_shapes(owner[p], p) if p in owner else {}  # a frozen parameter has no state
+        if shapes is None:
+            foreign.add(name)
+        elif any(f"{name}.{key}" in moments for key in shapes):  # there is none if every step was skipped
+            expected |= {f"{name}.{key}": shape for key, shape in shapes.items()}
     known = {name: value for name, value in moments.items() if name.rpartition(".")[0] not in foreign}
     expect(checkpoint / OPTIMIZER, known, expected)
     with torch.no_grad():
@@ -329,7 +328,8 @@ def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print,
     run = Path(run)
     if not run.is_dir():
         raise ValueError(f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one")
-    if (run / MODEL).exists() or (run / STATE).exists() or re.fullmatch(r"step-\d+", run.resolve().name):
+    called_so = re.fullmatch(r"step-\d+", run.resolve().name) and not steps(run)  # an out directory may be, too
+    if (run / MODEL).exists() or (run / STATE).exists() or called_so:
         wrong = check_held(run, hold)
         if wrong is None:
             return run.resolve()

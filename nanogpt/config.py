@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import io
 import json
 import os
 import re
@@ -243,6 +244,10 @@ def parse(
                 values[name] = read_value(given[name], kinds[name][0])
             except ValueError as error:
                 parser.error(f"--{name}={given[name]:.80}: {error}")
+        for name in values.keys() & {"out_dir", "data", "init_from", "resume"}:  # the shell leaves --data=~/x as it is
+            values[name] = os.path.expanduser(values[name])
+        if "out_dir" in values:
+            values["out_dir"] = str(Path(values["out_dir"]))  # without a / at its end
         changed.append(dataclasses.replace(config, **values))
     return tuple(changed)
 
@@ -337,8 +342,10 @@ def user_errors(stopped: str = ""):
     """Around what depends on the user: ValueError, OSError and too little memory become one line and exit code 2.
 
     Ctrl-C becomes 130, with `stopped` as what to say if it says nothing itself; a reader that is gone (`| head`)
-    becomes 141, as in a shell.
+    becomes 141, as in a shell. From here on, characters that stdout cannot show are escaped.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType
 from tqdm import tqdm
 
 from nanogpt import checkpoint, metrics
@@ -175,8 +174,8 @@ def conclude(run) -> None:
         except (ValueError, OSError) as error:  # the checkpoint is saved all the same
             run.say(f"warning: not pushed: {error}; later: nanogpt push {out_dir} {config.push_to_hub}")
     # a prompt that the tokenizer knows: the beginning of the data's first line
-    prompt = run.tokenizer.decode(run.train_data.tokens[:20]).partition("\n")[0] or " "
-    use = f"sample {out_dir} --prompt {shlex.quote(prompt)}"
+    prompt = run.tokenizer.decode(run.train_data.tokens[:20]).partition("\n")[0].rstrip("\ufffd") or " "
+    use = f"sample {out_dir} --prompt{'=' if prompt[0] == '-' else ' '}{shlex.quote(prompt)}"
     if "chat" in run.train_data.meta:
         use = f"chat {out_dir}"
     longer = f"--max_iters={2 * state['step']}"
@@ -188,8 +187,8 @@ def conclude(run) -> None:
 def sample(run, tokens: int = 300) -> str:
     """A text sampled from the run's best checkpoint, as loaded from disk."""
     found = checkpoint.find(run.out_dir, say=run.say)
-    sharded = run.accelerator.distributed_type == DistributedType.FSDP  # then it may be too large for one device
-    model = pack(checkpoint.load_model(found, "cpu" if sharded else run.device, make_model=run.make_model))
+    device = "cpu" if run.sharded else run.device  # a sharded one may be too large for one device
+    model = pack(checkpoint.load_model(found, device, make_model=run.make_model))
     return write(model, run.tokenizer, run.train_data.beginning, tokens, run.config.seed)
 
 

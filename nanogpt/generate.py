@@ -61,7 +61,7 @@ def stream(
 
     The end-of-text token `eos_id` ends a sample, which repeats it from then on; the stream ends with the last sample.
     Temperature 0 takes the most likely token. The same seed draws the same tokens on the same device. Raises ValueError
-    at the first token if the prompt is empty.
+    at the first token if the prompt is empty, and on a CPU if the logits are not finite.
 
     The context never exceeds block_size: when it is full, its older half is dropped and the newer half is read again
     from position 0. (Dropping a single token, as nanoGPT does, would change every position and so cost a full pass per
@@ -95,7 +95,12 @@ def stream(
             unread = logits.argmax(-1, keepdim=True)
         else:
             probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
-            unread = torch.multinomial(probs, 1, generator=generator)
+            try:
+                unread = torch.multinomial(probs, 1, generator=generator)
+            except RuntimeError:
+                if logits.isfinite().all():
+                    raise
+                raise ValueError("the model's logits are not finite: its training has diverged") from None
         if eos_id is not None:
             unread = unread.masked_fill(ended[:, None], eos_id)
             ended |= unread[:, 0] == eos_id

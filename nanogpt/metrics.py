@@ -14,6 +14,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import sys
 from pathlib import Path
 
@@ -65,16 +66,18 @@ class LineFile:
     Lines that cannot be written, because the disk is full, are kept and written before the next line.
     """
 
-    def __init__(self, path: Path, step: int, say, evaluated: bool = True):
+    def __init__(self, path: Path, step: int, say, evaluated: bool = True, newest: int = 0):
         """Continues after `step`: removes later lines, and the evaluation of that step unless it is `evaluated`.
 
-        A run that starts at step 0 renames the curve of an earlier run, whose checkpoints are gone.
+        The whole curve is kept in another file if it belongs to checkpoints that are gone (the run starts at step 0) or
+        are still there (`newest`, the number of the last one, is larger than `step`).
         """
         there = read(path, say)
-        if not step and any(line["step"] > 0 for line in there):
+        if (not step or step < newest) and any(line["step"] > step for line in there):
             kept = next(p for n in range(1, 10**6) if not (p := path.with_name(f"{path.stem}-{n}.jsonl")).exists())
-            path.rename(kept)
-            say(f"note: {path} belongs to an earlier run without checkpoints: kept as {kept.name}")
+            shutil.copyfile(path, kept)
+            why = f"goes on after step {step}" if step else "belongs to an earlier run without checkpoints"
+            say(f"note: {path} {why}: kept as {kept.name}")
         self.path, self.say, self.unwritten = path, say, b""
         lines = [line for line in there if line["step"] <= step] if step else []
         if not evaluated:
@@ -117,11 +120,11 @@ class LineFile:
 class Metrics:
     """The files of one run, written by the main process only, and its trackers."""
 
-    def __init__(self, accelerator: Accelerator, out_dir: Path, step: int, config: dict, say, evaluated: bool = True):
-        """Continues after `step`, see `LineFile`."""
+    def __init__(self, accelerator: Accelerator, out_dir: Path, step: int, config: dict, say, *kept, write=True):
+        """Continues after `step`; `kept` are further arguments of `LineFile`. `write=False` leaves the files alone."""
         self.accelerator, self.say, self.files = accelerator, say, {}
-        if accelerator.is_main_process:
-            self.files = {name: LineFile(out_dir / name, step, say, evaluated) for name in (METRICS, SAMPLES)}
+        if accelerator.is_main_process and write:
+            self.files = {name: LineFile(out_dir / name, step, say, *kept) for name in (METRICS, SAMPLES)}
             if self.files[METRICS].end + config.get("log_interval", step) < step:
                 say(f"note: {out_dir / METRICS} has no lines between steps {self.files[METRICS].end} and {step}")
         self._quietly(self._start, out_dir, step, config)

@@ -161,6 +161,14 @@ def rows_held(rows: list[int], processes: int) -> list[list[int]]:
     return [[max(0, min(end, s + each) - max(end - n, s)) for s in starts] for n, end in zip(rows, ends, strict=True)]
 
 
+def state_shapes(optimizer: torch.optim.Optimizer, p: torch.Tensor) -> dict[str, torch.Size] | None:
+    """What AdamW and Muon keep for a parameter p, by name; None for other optimizers, which may keep anything."""
+    if type(optimizer) is torch.optim.AdamW:
+        moments = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * optimizer.defaults["amsgrad"]
+        return {"step": torch.Size()} | dict.fromkeys(moments, p.shape)
+    return {"momentum_buffer": p.shape} if type(optimizer) is Muon else None
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by Newton-Schulz (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
 

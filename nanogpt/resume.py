@@ -54,14 +54,18 @@ def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
         )
 
 
-def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict, say) -> None:
+def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict, say) -> bool:
     """Compares a run with its checkpoint: refuses another model or tokenizer, reports other changes that matter.
 
-    `settings` is the content of the run's config.json; "data" and "environment" in it are compared as well.
+    `settings` is the content of the run's config.json; "data" and "environment" in it are compared as well. Returns
+    whether the validation text is the same.
     """
     check_same(start, next(iter(read_shares(config.data))))
     model, train = checkpoint.load_configs(start)
-    changed = []
+    changed, harmless = [], HARMLESS
+    sequences = {c.batch_size * c.gradient_accumulation_steps for c in (train, config)}
+    if len(sequences) == 1 and not model_config.dropout:  # a step is the same, only divided differently
+        harmless = harmless | {"batch_size", "gradient_accumulation_steps"}
     for old, new in ((model, model_config), (train, config)):
         for name in (field.name for field in dataclasses.fields(old)):
             a, b = getattr(old, name), getattr(new, name)
@@ -71,13 +75,14 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
                     f"{start} was trained with {name}={a}, not {b}: resume with --{name}={a}, "
                     "or train the new model into another --out_dir"
                 )
-            if a != b and name not in HARMLESS:
+            if a != b and name not in harmless:
                 changed.append(f"{name} {a} -> {b}")
     decay = [c.lr_decay_iters or (c.max_iters if c.lr_schedule != "constant" else 0) for c in (train, config)]
     if decay[0] != decay[1]:
         changed.append(f"the learning rate decays over {decay[1]} steps, not {decay[0]}")
     saved = checkpoint.read_json(start / checkpoint.CONFIG)
-    if saved.get("data", settings["data"]) != settings["data"]:
+    data = saved.get("data", settings["data"])
+    if data != settings["data"]:
         changed.append(f"{config.data} has other tokens")
     if changed:
         say(f"note: the settings differ from the checkpoint's: {'; '.join(changed)}")
@@ -86,3 +91,4 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
     moved = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if moved:
         say(f"note: the environment changed; results match only up to rounding: {', '.join(moved)}")
+    return data.get("val") == settings["data"]["val"]

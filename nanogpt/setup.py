@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from accelerate.utils import DistributedType
 from tqdm import tqdm
 
 from nanogpt import checkpoint, console, optim, resume, rundir
@@ -54,6 +55,7 @@ class Setup:
         self.recipe = recipe or (GPTConfig(), TrainConfig())
         self.accelerator = make_accelerator(config)
         self.device, self.main_process = self.accelerator.device, self.accelerator.is_main_process
+        self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
         self.peers = Peers(self.accelerator, config.timeout)
         self.interrupts = Interrupts(self.peers, config.max_minutes, config.max_failed_saves)
         self.saver = Saver(self.say)
@@ -78,13 +80,16 @@ class Setup:
         self.settings |= {"model": dataclasses.asdict(model_config), "train": dataclasses.asdict(config)}
         self.settings |= {"data": self.train_data.meta["splits"], "command": command}
         if start:
-            resume.compare(start, model_config, config, self.settings, self.say)
+            same_text = resume.compare(start, model_config, config, self.settings, self.say)
 
         self.prepare_model(pretrained, model_config)
         self.state = dict(checkpoint.START)
         if start:
             checkpoint.restore(start, self.gpt, self.optimizers)
             self.state = checkpoint.read_state(start)
+            if not same_text and not self.done():
+                self.say("note: the validation text is another one, so the best loss counts anew")
+                self.state |= {"best_val_loss": None, "best_step": None, "evaluated_step": None}
             guard.restore_scale(self.accelerator.scaler, self.state)
         self.start_step = self.state["step"]
         self.clock = Clock(self.device, self.state)
@@ -152,16 +157,23 @@ class Setup:
             muon.copies = self.accelerator.num_processes  # a sharded one knows by its parameters
 
     def open_files(self) -> None:
-        """Writes config.json, opens the files of metrics, and says what is about to happen."""
+        """Writes config.json, opens the files of metrics, and says what is about to happen.
+
+        A run that only evaluates a checkpoint again leaves its settings and its curve as they are.
+        """
+        newest = max(map(checkpoint.number, checkpoint.steps(self.out_dir)), default=0)
+        evaluated = self.state["evaluated_step"] == self.start_step
+        again = newest > 0 and evaluated and self.done()
         with self.peers.in_agreement():
             if self.main_process:
                 self.out_dir.mkdir(parents=True, exist_ok=True)
                 rundir.claim(self.out_dir)
                 (self.out_dir / console.RESULT).unlink(missing_ok=True)  # of an earlier life
-                checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
+                if not again:
+                    checkpoint.write_json(self.out_dir / checkpoint.CONFIG, self.settings)
             flat = self.settings["model"] | self.settings["train"]
-            evaluated = self.state["evaluated_step"] == self.start_step
-            self.metrics = Metrics(self.accelerator, self.out_dir, self.start_step, flat, self.say, evaluated)
+            where = self.accelerator, self.out_dir, self.start_step, flat, self.say
+            self.metrics = Metrics(*where, evaluated, newest, write=not again)
         console.introduce(self)
 
     def done(self) -> bool:

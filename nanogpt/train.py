@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
 
 from nanogpt import checkpoint, console, optim, plan
 from nanogpt.chunked_loss import use_chunked_loss
@@ -230,7 +229,7 @@ class Run(Setup):
             self.add_evaluation(best)
         elif wanted and best:
             self.save(best)
-        if config.sample_tokens and not again and accelerator.distributed_type != DistributedType.FSDP:
+        if config.sample_tokens and not again and not self.sharded and result["val_loss"] < torch.inf:
             how = config.sample_tokens, config.seed, self.interrupts.check
             text = write_amid_training(self.gpt, self.tokenizer, self.train_data.beginning, *how)
             self.metrics.sample(text, lambda: plot.pixels(self.out_dir), **self.progress())
@@ -332,9 +331,8 @@ class Run(Setup):
     def try_micro_batch(self) -> None:
         """A forward and backward pass with the memory of a first step; no gradient is left."""
         # no communication, so that a failing process leaves no other waiting; FSDP requires it
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP
         try:
-            with nullcontext() if sharded else self.accelerator.no_sync(self.model):
+            with nullcontext() if self.sharded else self.accelerator.no_sync(self.model):
                 if self.state["step"] == 0:  # the optimizer's state, as large as AdamW's, comes with the first step
                     moments = [torch.empty_like(p) for p in self.gpt.parameters() for _ in range(2)]  # noqa: F841
                 self.model(*self.micro_batch(0)).backward()
@@ -378,7 +376,7 @@ class Run(Setup):
 
     def find_batch_size(self) -> None:
         """Prints the speed of ever larger micro-batches, until one does not fit into memory."""
-        self.config = dataclasses.replace(self.config, batch_size=1)
+        self.config = dataclasses.replace(self.config, batch_size=1, short_block_iters=0)
         room = plan.available(self.config.device) + checkpoint.size(self.gpt, self.optimizers)
         self.begin()
         train_tokens = len(self.train_data.tokens)

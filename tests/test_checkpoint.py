@@ -8,7 +8,7 @@ import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint, rundir
 from nanogpt.data.tokenizer import CharTokenizer
-from nanogpt.optim import make_optimizers
+from nanogpt.optim import Muon, make_optimizers
 
 OTHER = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=16)
 CONFIG = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=8)
@@ -43,6 +43,41 @@ def test_weights_and_optimizer_state_come_back_to_the_bit(tmp_path, optimizer):
         for p, q in zip(model.parameters(), other.parameters(), strict=True):
             assert a.state.get(p, {}).keys() == b.state.get(q, {}).keys()
             assert all(torch.equal(a.state[p][k], b.state[q][k]) for k in a.state.get(p, {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_frozen_parameters_and_other_moments_come_back(tmp_path, optimizer):
+    """As `make_optimizers` of one's own may have them."""
+
+    def trained_in_part(seed: int):
+        torch.manual_seed(seed)
+        model = GPT(CONFIG)
+        model.wte.requires_grad_(False)
+        rest = [p for p in model.parameters() if p.requires_grad]
+        if optimizer == "adamw":
+            optimizers = [torch.optim.AdamW(rest, amsgrad=True)]
+        else:
+            matrices = [p for p in rest if p.ndim == 2]
+            optimizers = [Muon([{"params": matrices}]), torch.optim.AdamW([p for p in rest if p.ndim < 2])]
+        idx = torch.randint(5, (2, 8))
+        model(idx, idx).backward()
+        for o in optimizers:
+            o.step()
+        return model, optimizers
+
+    model, optimizers = trained_in_part(1)
+    path = save(tmp_path, 1, model, optimizers)
+    other, others = trained_in_part(2)
+    checkpoint.restore(path, other, others)
+    kept = [value for o in optimizers for state in o.state.values() for value in state.values()]
+    restored = [value for o in others for state in o.state.values() for value in state.values()]
+    assert len(kept) > 4 and all(torch.equal(a, b) for a, b in zip(kept, restored, strict=True))
+    assert torch.equal(model.wte.weight, other.wte.weight)
+
+
+def test_an_out_directory_may_be_called_as_a_checkpoint_is(tmp_path):
+    path = save(tmp_path / "step-7", 1, *trained(1))
+    assert checkpoint.find(tmp_path / "step-7", ("last",)) == path.resolve()
 
 
 def shown(directory) -> list[str]:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -23,6 +24,22 @@ def test_command_line_overrides_recipe_overrides_defaults():
     model, train = flags("--n_layer=4", "--max_iters", "7", model=GPTConfig(n_layer=2, n_embd=48))
     assert (model.n_layer, model.n_embd, model.n_head) == (4, 48, 12)
     assert (train.max_iters, train.batch_size) == (7, TrainConfig().batch_size)
+
+
+def test_home_directories_are_found_and_a_slash_at_the_end_is_not_part_of_a_name(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    train = flags("--out_dir=~/runs/x/", "--data=~/text", "--init_from=~/base", "--resume=~/runs/x/best")[1]
+    home = "/home/someone"
+    assert (train.out_dir, train.data) == (f"{home}/runs/x", f"{home}/text")
+    assert (train.init_from, train.resume) == (f"{home}/base", f"{home}/runs/x/best")
+    assert flags("--data=hf://datasets/a/b/")[1].data == "hf://datasets/a/b/"
+
+
+def test_what_stdout_cannot_show_is_escaped():
+    program = "from nanogpt.config import user_errors\nwith user_errors():\n    print('caf\u00e9 \u201c\u65e5')"
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    assert done.stdout.decode("latin-1") == "caf\u00e9 \\u201c\\u65e5\n"
 
 
 def test_actions_are_flags_and_no_settings():

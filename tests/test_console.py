@@ -7,11 +7,9 @@ import shlex
 import signal
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from conftest import TINY
 
 from data_prep import writer
@@ -42,6 +40,16 @@ def test_epochs_are_counted_and_the_prompt_is_ready_for_a_shell(make_run, tmp_pa
     assert f"4 of 128 tokens (2 x 4 sequences of 16), {4 * 128 / 3000:.2f} epochs" in shown
     command = next(line for line in shown.splitlines() if line.startswith("next:  nanogpt sample"))
     assert shlex.split(command)[-1] == "it's here"
+
+
+ODD_BEGINNINGS = {"--- title\n": "--prompt='--- title'", "天地玄黄宇宙洪荒": "--prompt '天地玄黄宇宙'"}
+
+
+@pytest.mark.parametrize("beginning, prompt", ODD_BEGINNINGS.items(), ids=["dashes", "Chinese"])
+def test_a_prompt_that_looks_like_a_flag_or_ends_amid_a_character_works(make_run, tmp_path, capsys, beginning, prompt):
+    writer.write(tmp_path / "odd", beginning * 400, "bytes", 0.25, "made up")
+    make_run(data=str(tmp_path / "odd")).train()
+    assert f" {prompt}\n" in capsys.readouterr().out
 
 
 def test_where_there_is_no_terminal_a_line_tells_step_loss_speed_and_time_left(make_run, monkeypatch, capsys):
@@ -162,12 +170,12 @@ def test_a_sample_that_does_not_fit_is_a_warning_and_the_run_is_complete(make_ru
     assert "warning: no sample: out of memory" in shown and "next:  nanogpt sample" in shown
 
 
-@pytest.mark.parametrize("kind, where", [(DistributedType.FSDP, "cpu"), (DistributedType.MULTI_GPU, "cuda")])
-def test_the_last_sample_of_a_sharded_model_is_written_on_the_cpu(make_run, monkeypatch, kind, where):
+@pytest.mark.parametrize("sharded, where", [(True, "cpu"), (False, "cuda")])
+def test_the_last_sample_of_a_sharded_model_is_written_on_the_cpu(make_run, monkeypatch, sharded, where):
     run, loaded = make_run(), []
     run.train()
     load = console.checkpoint.load_model
     monkeypatch.setattr(console.checkpoint, "load_model", lambda path, on, **options: loaded.append(on) or load(path))
-    run.device, run.accelerator = "cuda", SimpleNamespace(distributed_type=kind)
+    run.device, run.sharded = "cuda", sharded
     console.sample(run, tokens=2)
     assert loaded == [where]

@@ -75,6 +75,13 @@ def test_top_k_and_top_p_keep_the_likeliest():
     assert kept(top_p=0.0) == [True, False, False, False, False]
 
 
+def test_a_model_that_has_diverged_is_named():
+    model = random_model(GPT2)
+    model.ln_f.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="logits are not finite: its training has diverged"):
+        generate(model, torch.zeros(1, 1, dtype=torch.long), 1)
+
+
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="prompt is empty"):
         generate(random_model(GPT2), torch.zeros(1, 0, dtype=torch.long), 1)

@@ -321,6 +321,28 @@ def test_a_curve_whose_checkpoints_are_gone_is_kept(make_run, capsys):
     assert len(metrics.read(run.out_dir / "metrics-2.jsonl")) == 1
 
 
+@pytest.mark.slow
+def test_an_earlier_checkpoint_is_evaluated_again_without_a_change_of_the_run(make_run):
+    run = make_run(max_iters=4, eval_interval=2)
+    run.train()
+    names = (metrics.METRICS, metrics.SAMPLES, checkpoint.CONFIG)
+    before = [(run.out_dir / name).read_bytes() for name in names]
+    make_run(max_iters=0, resume=str(run.out_dir / "step-000002"), learning_rate=1.0).train()
+    assert [(run.out_dir / name).read_bytes() for name in names] == before
+
+
+@pytest.mark.slow
+def test_the_curve_of_later_checkpoints_is_kept_where_a_run_goes_back(make_run, capsys):
+    run = make_run(max_iters=4, eval_interval=2)
+    run.train()
+    curve = (run.out_dir / metrics.METRICS).read_text()
+    capsys.readouterr()
+    run = make_run(max_iters=4, eval_interval=2, resume=str(run.out_dir / "step-000002"))
+    assert "metrics.jsonl goes on after step 2: kept as metrics-1.jsonl" in capsys.readouterr().out
+    assert (run.out_dir / "metrics-1.jsonl").read_text() == curve
+    assert [line["step"] for line in metrics.read(run.out_dir / metrics.METRICS)][-1] == 2
+
+
 def test_metrics_samples_and_settings_are_synced_with_each_checkpoint(make_run, monkeypatch):
     run = make_run(max_iters=4, eval_interval=2, log_interval=1)
     synced, fsync = {}, os.fsync

@@ -204,6 +204,17 @@ def test_a_batch_whose_plan_needs_more_than_is_free_is_not_tried_on_a_cpu(search
 
 
 @pytest.mark.slow
+def test_the_batch_is_looked_for_with_whole_windows(make_run, monkeypatch):
+    run, shapes = make_run(short_block_iters=100, short_block_size=4), set()
+    monkeypatch.setattr(plan, "median_seconds", lambda step, at_most: step() or 1.0)
+    forward = run.gpt.forward
+    monkeypatch.setattr(run.gpt, "forward", lambda x, y: shapes.add(x.size(1)) or forward(x, y))
+    monkeypatch.setattr(plan, "available", lambda device: 1e6)
+    run.find_batch_size()
+    assert shapes == {16}
+
+
+@pytest.mark.slow
 def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypatch, capsys):
     run, tried = search
     monkeypatch.setattr(run.peers, "largest", lambda *values: [int(run.config.batch_size > 2), *values[1:]])

@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import random
 
 import pytest
 from conftest import TINY
 from test_forged_checkpoint import seal_again
 
+from data_prep import writer
 from nanogpt import checkpoint, resume
 from nanogpt.config import TrainConfig
 
@@ -18,7 +20,9 @@ def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, c
     )
     shown = capsys.readouterr().out
     assert "the settings differ from the checkpoint's: seed 1337 -> 2; batch_size 4 -> 2\n" in shown
-    capsys.readouterr()
+    same_step = {"batch_size": 2, "gradient_accumulation_steps": 2}
+    make_run(resume="auto", max_iters=8, lr_decay_iters=4, **same_step)
+    assert "note:" not in capsys.readouterr().out
     recomputing = dataclasses.replace(TINY, gradient_checkpointing=True)
     make_run(recomputing, resume="auto", max_iters=8, lr_decay_iters=4)
     assert "note:" not in capsys.readouterr().out
@@ -39,6 +43,27 @@ def test_another_machine_and_other_data_are_named(make_run, data, capsys):
     assert f"{data} has other tokens" in shown
     assert "the environment changed; results match only up to rounding: torch 1.0 -> 2." in shown
     assert "processes 8 -> 1" in shown and "threads 2 ->" not in shown
+
+
+@pytest.mark.slow
+def test_on_another_validation_text_the_best_loss_counts_anew(make_run, tmp_path, text, capsys):
+    run = make_run(max_iters=4, eval_interval=2, learning_rate=0.1)
+    run.train()
+    hard = "".join(random.Random(0).sample(text, len(text)))  # the same characters, which nothing predicts
+    writer.write(tmp_path / "hard", hard, "char", 0.1, "made up")
+    capsys.readouterr()
+    run = make_run(data=str(tmp_path / "hard"), resume="auto", max_iters=8, eval_interval=2, learning_rate=0.1)
+    assert run.state["best_step"] is None and "the best loss counts anew" in capsys.readouterr().out
+    run.train()
+    assert (run.out_dir / "best").resolve().name > "step-000004"
+
+
+def test_a_step_of_the_same_sequences_differs_only_where_there_is_dropout(make_run, capsys):
+    dropout = dataclasses.replace(TINY, dropout=0.1)
+    make_run(dropout).train()
+    capsys.readouterr()
+    make_run(dropout, resume="auto", max_iters=8, lr_decay_iters=4, batch_size=2, gradient_accumulation_steps=2)
+    assert "batch_size 4 -> 2; gradient_accumulation_steps 1 -> 2" in capsys.readouterr().out
 
 
 def test_another_optimizer_is_refused(make_run):

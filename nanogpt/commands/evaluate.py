@@ -9,9 +9,10 @@ from nanogpt import checkpoint
 from nanogpt.commands import tasks
 from nanogpt.commands.options import add_checkpoint, add_device, add_json, note, pick_device, show, show_json
 from nanogpt.config import waiting, within
-from nanogpt.data.mixture import open_data
+from nanogpt.data.mixture import open_data, read_shares
+from nanogpt.data.tokenizer import check_same, load_tokenizer
 from nanogpt.evaluate import evaluate
-from nanogpt.hub.load import load
+from nanogpt.hub.load import check_tokenizer, load
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -42,12 +43,17 @@ def eval_split(args, device: str) -> list[dict]:
     """Loss, perplexity and bits per byte of each run over a split; several runs also as a table."""
     say, rows, results = (lambda text: None) if args.json else show, [], []
     for run in args.RUN:
-        model, _, found = load(run, device, which=args.checkpoint, say=note)
+        model, tokenizer, found = load(run, device, which=args.checkpoint, say=note)
         own = checkpoint.load_configs(found)[1].data if found else None
         directory = args.data or own
         if directory is None:
             raise ValueError(f"{run} was not trained here: name the data directory to evaluate on with --data DIR")
         data = open_data(directory, args.split, model.config.block_size, model.config.vocab_size)
+        for part in read_shares(directory):
+            if found:
+                check_same(found, part)
+            else:
+                check_tokenizer(tokenizer, load_tokenizer(part), data.tokens[:1000], part, run)
         start = time.perf_counter()
         with waiting(f"evaluating {found or run}", note):
             result = evaluate(model, data, args.batch_size, device)

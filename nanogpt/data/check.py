@@ -74,7 +74,7 @@ def examine(directory: Path | str, block_size: int, parameters: int, sha256: boo
     counts = np.bincount(looked_at["train"], minlength=meta["vocab_size"])
     say(frequencies(counts[: tokenizer.vocab_size], tokenizer))
     train, val = (read(ids, tokenizer) for ids in looked_at.values())
-    repeated = 1 - len(np.unique(train.hashes)) / max(len(train.hashes), 1)
+    repeated = 1 - len(np.unique(train.hashes)) / len(train.hashes) if len(train.hashes) else 0.0
     shared = np.isin(val.hashes, train.hashes)
     known = mean(shared)
     say(f"repetition: {repeated:.1%} of the training text occurs twice, {known:.1%} of the validation text is in it")

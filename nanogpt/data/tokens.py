@@ -267,10 +267,12 @@ class TokenDataset:
                 f"the conversations in {directory} fill blocks of {block} tokens: give --block_size={block}, "
                 f"or prepare them with --block_size {block_size}"
             )
+        if expected < 2:
+            raise ValueError(f"{path} has {expected} tokens, too few to predict one: add text, or divide it otherwise")
         if expected < block_size + 1:
             raise ValueError(
                 f"block_size={block_size} is too long: {path} has {expected} tokens, enough for "
-                f"--block_size={max(expected - 1, 0)} at most"
+                f"--block_size={expected - 1} at most"
             )
         self.tokens = Tokens(paths, dtype)
         vocab_size = vocab_size or self.meta["vocab_size"]

@@ -124,8 +124,13 @@ def compare(runs: list[Path]) -> str:
         for x in points:
             cells = [spread([loss_by(c, axis, x) for c in curves]) for curves in groups.values()]
             lines.append(row(f"{x:,.1f}" if axis == 2 else f"{x:,.0f}", cells))
-    lines += ["", row("lowest", [spread([c.points[:, 3].min() for c in curves]) for curves in groups.values()])]
+    lines += ["", row("lowest", [spread([lowest(c) for c in curves]) for curves in groups.values()])]
     return "\n".join(lines)
+
+
+def lowest(curve: Curve) -> float:
+    """The lowest validation loss; those that are not numbers do not count, unless all are."""
+    return float(np.fmin.reduce(curve.points[:, 3]))
 
 
 def verdict(runs: list[Path]) -> dict:
@@ -139,10 +144,10 @@ def verdict(runs: list[Path]) -> dict:
     differing, at_equal = differences(groups), {}
     rows: list[dict] = []
     for i, (name, curves) in enumerate(groups.items()):
-        lowest = [float(curve.points[:, 3].min()) for curve in curves]
-        row = {"name": name, "runs": [str(curve.run) for curve in curves], "val_loss": float(np.mean(lowest))}
+        losses = [lowest(curve) for curve in curves]
+        row = {"name": name, "runs": [str(curve.run) for curve in curves], "val_loss": float(np.mean(losses))}
         settings = {setting: values[i] for setting, values in differing.items()}
-        rows.append(row | {"spread": deviation(lowest), "settings": settings})
+        rows.append(row | {"spread": deviation(losses), "settings": settings})
     rows.sort(key=lambda row: (np.isnan(row["val_loss"]), row["val_loss"]))
     for axis, title in enumerate(AXES):
         with suppress(ValueError):  # they have no point in common

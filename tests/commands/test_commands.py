@@ -202,6 +202,14 @@ def test_several_runs_are_a_table_and_results_are_kept_beside_the_checkpoint(run
     assert kept.keys() == {"val", "train"} and kept["val"]["val_loss"] != kept["train"]["val_loss"]
 
 
+def test_data_of_another_tokenizer_are_not_evaluated(run_dir, capsys):
+    other = run_dir.parent / "other"
+    writer.write(other, "abcdefghijklmnop " * 200, "char", 0.1, "made up")
+    with pytest.raises(SystemExit) as exit:
+        main(["eval", str(run_dir), "--data", str(other)])
+    assert exit.value.code == 2 and f"and {other} have different tokenizers" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_results_on_other_data_or_of_some_examples_do_not_take_the_place_of_the_runs_own(run_dir, text, monkeypatch):
     other = run_dir.parent / "other"

@@ -86,6 +86,13 @@ def test_a_single_document_is_warned_of(tmp_path, noise):
     assert any("all text is one document" in warning for warning in report(directory)[1])
 
 
+def test_a_text_without_passages_repeats_nothing(tmp_path):
+    directory = random_data(tmp_path / "d", np.arange(8), np.arange(4), documents=2)
+    said, warnings = report(directory)
+    assert "repetition: 0.0% of the training text" in said
+    assert not any("repeated" in warning for warning in warnings)
+
+
 def test_repeated_passages_are_found_wherever_they_stand():
     noise = np.random.default_rng(1).integers(1000, size=50_000)
     moved = np.concatenate([noise[17:20_000], noise[40_000:]])

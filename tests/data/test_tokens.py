@@ -172,6 +172,14 @@ def test_a_block_longer_than_the_split_is_named(tmp_path):
         TokenDataset(tmp_path, "train", 1000)
 
 
+def test_a_split_without_a_token_to_predict_is_named(tmp_path):
+    numbered(tmp_path, 1000, 16)
+    (tmp_path / "val.bin").write_bytes(bytes(4))
+    change(tmp_path, "val", tokens=1)
+    with pytest.raises(ValueError, match=r"val.bin has 1 tokens, too few to predict one"):
+        TokenDataset(tmp_path, "val", 1)
+
+
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(ValueError, match="does not exist: prepare"):
         TokenDataset(tmp_path / "nowhere", "train", 16)
