@@ -32,6 +32,19 @@ def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float |
     return logits
 
 
+def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None) -> torch.Tensor:
+    """The next token (B, 1) of each row of logits (B, V). Raises ValueError, on a CPU, if they are not finite."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
+    try:
+        return torch.multinomial(probs, 1, generator=generator)
+    except RuntimeError:
+        if logits.isfinite().all():
+            raise
+        raise ValueError("the model's logits are not finite: its training has diverged") from None
+
+
 def sampling_kernels(device: torch.device) -> AbstractContextManager:
     """On CUDA, attention without cuDNN, which plans a new kernel for every length of the context."""
     kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -91,16 +104,7 @@ def stream(
         with sampling_kernels(idx.device):
             logits = step(model, unread if use_cache else context, cache)
         step = decode
-        if temperature == 0:
-            unread = logits.argmax(-1, keepdim=True)
-        else:
-            probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
-            try:
-                unread = torch.multinomial(probs, 1, generator=generator)
-            except RuntimeError:
-                if logits.isfinite().all():
-                    raise
-                raise ValueError("the model's logits are not finite: its training has diverged") from None
+        unread = draw(logits, temperature, top_k, top_p, generator)
         if eos_id is not None:
             unread = unread.masked_fill(ended[:, None], eos_id)
             ended |= unread[:, 0] == eos_id

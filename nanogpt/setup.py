@@ -85,16 +85,20 @@ class Setup:
         self.prepare_model(pretrained, model_config)
         self.state = dict(checkpoint.START)
         if start:
-            checkpoint.restore(start, self.gpt, self.optimizers)
-            self.state = checkpoint.read_state(start)
-            if not same_text and not self.done():
-                self.say("note: the validation text is another one, so the best loss counts anew")
-                self.state |= {"best_val_loss": None, "best_step": None, "evaluated_step": None}
-            guard.restore_scale(self.accelerator.scaler, self.state)
+            self.restore(start, same_text)
         self.start_step = self.state["step"]
         self.clock = Clock(self.device, self.state)
         self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * model_config.block_size
         self.open_files()
+
+    def restore(self, start: Path, same_text: bool) -> None:
+        """Continues from a checkpoint; losses on another validation text are not compared with earlier ones."""
+        checkpoint.restore(start, self.gpt, self.optimizers)
+        self.state = checkpoint.read_state(start)
+        if not same_text and not self.done():
+            self.say("note: the validation text is another one, so the best loss counts anew")
+            self.state |= {"best_val_loss": None, "best_step": None, "evaluated_step": None}
+        guard.restore_scale(self.accelerator.scaler, self.state)
 
     def load_pretrained(self, start: Path | None, model_config: GPTConfig) -> tuple:
         """The model that `init_from` names and its tokenizer; (None, None) for a model from scratch."""

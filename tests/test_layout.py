@@ -42,6 +42,7 @@ OTHERS = {
     "test_counts": "what a step makes the host wait for, and what it copies",
     "commands/test_commands": "the `nanogpt` command",
     "performance/test_table": "the script of `make bench`",
+    "performance/test_sampling": "the script that compares with llama.cpp and ONNX Runtime",
 }
 
 GUARDED = ROOT / "nanogpt" / "data" / "pickles.py"  # tests/data/test_pickles.py shows its guards
