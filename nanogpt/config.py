@@ -244,10 +244,10 @@ def parse(
                 values[name] = read_value(given[name], kinds[name][0])
             except ValueError as error:
                 parser.error(f"--{name}={given[name]:.80}: {error}")
-        for name in values.keys() & {"out_dir", "data", "init_from", "resume"}:  # the shell leaves --data=~/x as it is
-            values[name] = os.path.expanduser(values[name])
-        if "out_dir" in values:
-            values["out_dir"] = str(Path(values["out_dir"]))  # without a / at its end
+            if name in ("out_dir", "data", "init_from", "resume"):
+                values[name] = os.path.expanduser(values[name])  # the shell leaves --data=~/x as it is
+            if name == "out_dir":
+                values[name] = str(Path(values[name]))  # without a / at its end
         changed.append(dataclasses.replace(config, **values))
     return tuple(changed)
 

@@ -76,6 +76,7 @@ class LineFile:
         if (not step or step < newest) and any(line["step"] > step for line in there):
             kept = next(p for n in range(1, 10**6) if not (p := path.with_name(f"{path.stem}-{n}.jsonl")).exists())
             shutil.copyfile(path, kept)
+            rundir.sync(kept)
             why = f"goes on after step {step}" if step else "belongs to an earlier run without checkpoints"
             say(f"note: {path} {why}: kept as {kept.name}")
         self.path, self.say, self.unwritten = path, say, b""

@@ -73,8 +73,8 @@ class Setup:
                 check_publishing(model_config, config.exportable, config.push_to_hub, self.say)
         model_config = self.open_data(prepare, model_config, pretrained)
         if their_tokenizer is not None:
-            first = self.val_data.tokens[:1000]
-            check_tokenizer(their_tokenizer, self.tokenizer, first, config.data, f"init_from={config.init_from}")
+            model = f"init_from={config.init_from}"
+            check_tokenizer(their_tokenizer, self.tokenizer, self.val_data.tokens, config.data, model)
         if model_config.vocab_size is None:
             model_config = dataclasses.replace(model_config, vocab_size=self.train_data.meta["vocab_size"])
         self.settings |= {"model": dataclasses.asdict(model_config), "train": dataclasses.asdict(config)}

@@ -285,14 +285,19 @@ def test_config_repeats_the_settings_of_a_run_below_the_flags_and_above_the_reci
         assert (train.max_iters, train.beta1, train.out_dir, train.resume) == (7, 0.6, "out/run", "none")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"model": 1, "train": {}}', '{"model": {"n_layer": 0}, "train": {}}'])
-def test_a_config_that_is_none_is_one_line(tmp_path, content, capsys):
+NO_CONFIGS = dict.fromkeys(("{", "[]", '{"model": 1, "train": {}}'), "config.json is not a run's configuration")
+NO_CONFIGS['{"model": {"n_layer": 0}, "train": {}}'] = "n_layer=0 must be from 1"
+NO_CONFIGS['{"model": {}, "train": {"data": 5}}'] = "data=5 must be str"
+
+
+@pytest.mark.parametrize("content, complaint", NO_CONFIGS.items())
+def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, capsys):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(SystemExit) as exit, user_errors():
         flags(f"--config={tmp_path}")
     error = capsys.readouterr().err
     assert exit.value.code == 2 and error.count("\n") == 1
-    assert "config.json is not a run's configuration" in error or "n_layer=0 must be from 1" in error
+    assert complaint in error
     with pytest.raises(SystemExit), user_errors():
         flags("--config=nowhere/config.json")
     assert capsys.readouterr().err == "error: nowhere/config.json: No such file or directory\n"

@@ -53,7 +53,7 @@ def eval_split(args, device: str) -> list[dict]:
             if found:
                 check_same(found, part)
             else:
-                check_tokenizer(tokenizer, load_tokenizer(part), data.tokens[:1000], part, run)
+                check_tokenizer(tokenizer, load_tokenizer(part), data.tokens, part, run)
         start = time.perf_counter()
         with waiting(f"evaluating {found or run}", note):
             result = evaluate(model, data, args.batch_size, device)
