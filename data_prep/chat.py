@@ -26,10 +26,10 @@ from data_prep.inputs import is_records
 from data_prep.split import Split
 from data_prep.writer import TokenFile, check_fraction, finish, token_dtype
 from nanogpt import chat
-from nanogpt.config import OneLineParser, within
 from nanogpt.data.tokenizer import END, CharTokenizer, get_tokenizer
 from nanogpt.data.tokens import answers
-from nanogpt.lock import Lock
+from nanogpt.run.flags import OneLineParser, within
+from nanogpt.run.lock import Lock
 
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # its other names are ours
 

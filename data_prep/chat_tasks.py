@@ -17,10 +17,11 @@ from data_prep import chat as chat_prep
 from data_prep import text
 from data_prep.split import Split
 from nanogpt import chat
-from nanogpt.commands.options import pick_device
-from nanogpt.config import OneLineParser, user_errors, within
+from nanogpt.cli.options import pick_device
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import OneLineParser, within
 
 CONVERSATIONS = "conversations.jsonl"
 BLOCK = 160

@@ -22,9 +22,10 @@ import numpy as np
 
 from data_prep.writer import check_fraction, token_dtype
 from nanogpt.checkpoint import write_json
-from nanogpt.config import OneLineParser, user_errors
 from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.data.tokens import Tokens
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import OneLineParser
 
 MEASURED = 1 << 20  # tokens of each file that are decoded, to estimate the bytes of text per token
 

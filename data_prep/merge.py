@@ -12,9 +12,10 @@ import shutil
 from pathlib import Path
 
 from nanogpt.checkpoint import write_json
-from nanogpt.config import OneLineParser, user_errors
 from nanogpt.data.files import read_json
 from nanogpt.data.tokenizer import check_same
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import OneLineParser
 
 SAME = ("vocab_size", "dtype", "tokenizer", "source")  # in all parts
 COUNTS = ("tokens", "bytes", "documents", "largest")  # of a split

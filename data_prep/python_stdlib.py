@@ -16,7 +16,8 @@ from pydoc_data.topics import topics
 
 from data_prep import text
 from data_prep.train_tokenizer import train
-from nanogpt.config import OneLineParser, user_errors
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import OneLineParser
 
 # pydoc_data holds the articles as well, as Python strings
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages"}

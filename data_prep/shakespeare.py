@@ -23,7 +23,8 @@ import zipfile
 from pathlib import Path
 
 from data_prep import writer
-from nanogpt.config import OneLineParser, user_errors, waiting
+from nanogpt.run.errors import user_errors, waiting
+from nanogpt.run.flags import OneLineParser
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 URL_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

@@ -25,8 +25,9 @@ import numpy as np
 from data_prep.documents import Corpus
 from data_prep.inputs import left_out
 from data_prep.writer import check_fraction, train_characters, write_corpus
-from nanogpt.config import OneLineParser, user_errors
 from nanogpt.data.tokenizer import get_tokenizer
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import OneLineParser
 
 
 @contextmanager

@@ -13,8 +13,9 @@ import shlex
 from pathlib import Path
 
 from data_prep.documents import Corpus
-from nanogpt.config import OneLineParser, user_errors
 from nanogpt.data.tokenizer import EOT, HFTokenizer
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import OneLineParser
 
 
 def train(

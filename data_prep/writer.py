@@ -30,7 +30,7 @@ from data_prep.split import Split
 from nanogpt.checkpoint import write_json
 from nanogpt.data.files import read_json
 from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
-from nanogpt.lock import Lock
+from nanogpt.run.lock import Lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress

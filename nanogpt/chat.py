@@ -19,8 +19,8 @@ import torch
 
 from nanogpt.data import tokenizer_json
 from nanogpt.data.tokenizer import END, FILE, START, load_tokenizer
-from nanogpt.generate import stream, stream_text, until
 from nanogpt.model import GPT
+from nanogpt.sample import stream, stream_text, until
 
 ROLES = ("system", "user", "assistant")
 TEMPLATE = (
@@ -87,7 +87,7 @@ def prompt(tokenizer, messages: list[dict], length: int) -> np.ndarray:
 
 
 def answer(model: GPT, tokenizer, messages: list[dict], max_new_tokens: int, **options) -> Iterator[str]:
-    """Yields the answer to a conversation in pieces; `options` are those of `nanogpt.generate.stream`.
+    """Yields the answer to a conversation in pieces; `options` are those of `nanogpt.sample.stream`.
 
     Half of the context at least is for the conversation, the rest of it limits the answer. Raises ValueError at the
     first piece, see `prompt`.

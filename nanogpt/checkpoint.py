@@ -24,12 +24,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nanogpt import rundir
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import read_json, require_regular
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import state_shapes
-from nanogpt.rundir import number, point, prune, steps, sync, write_json
+from nanogpt.run import rundir
+from nanogpt.run.rundir import number, point, prune, steps, sync, write_json
 
 MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
 NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes that can be loaded

@@ -161,7 +161,7 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -
 
 
 class CausalSelfAttention(nn.Module):
-    # nanogpt/cpu.py replaces these two on a CPU
+    # nanogpt/ops/cpu.py replaces these two on a CPU
     rms_norm = staticmethod(rms_norm)
     attention = staticmethod(attention)
 
@@ -239,8 +239,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    linear = staticmethod(F.linear)  # computes the logits; nanogpt/cpu.py replaces it on a CPU
-    chunked_loss = None  # nanogpt/chunked_loss.py sets it on other devices, where the vocabulary is large
+    linear = staticmethod(F.linear)  # computes the logits; nanogpt/ops/cpu.py replaces it on a CPU
+    chunked_loss = None  # nanogpt/ops/loss.py sets it on other devices, where the vocabulary is large
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -340,9 +340,9 @@ class GPT(nn.Module):
     def generate(self, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
         """Continues the prompts idx (B, T) by up to max_new_tokens each.
 
-        Options, see `nanogpt.generate.stream`: temperature, top_k, top_p, seed, eos_id (the token that ends a sample).
+        Options, see `nanogpt.sample.stream`: temperature, top_k, top_p, seed, eos_id (the token that ends a sample).
         """
-        from nanogpt.generate import generate
+        from nanogpt.sample import generate
 
         return generate(self, idx, max_new_tokens, **options)
 

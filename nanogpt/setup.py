@@ -11,22 +11,24 @@ import torch
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
-from nanogpt import checkpoint, console, optim, resume, rundir
-from nanogpt.chunked_loss import use_chunked_loss
-from nanogpt.config import TrainConfig, visible, waiting
-from nanogpt.cpu import speed_up
+from nanogpt import checkpoint, optim
+from nanogpt.config import TrainConfig
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import read_meta
 from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
-from nanogpt.metrics import Metrics
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.runtime import guard, sharding
-from nanogpt.runtime.device import Clock, compile_blocks, make_accelerator, set_up, share_batches, unused_gpu
-from nanogpt.runtime.processes import Peers
-from nanogpt.runtime.saver import Saver
-from nanogpt.runtime.signals import Interrupts
+from nanogpt.ops import sharded
+from nanogpt.ops.cpu import speed_up
+from nanogpt.ops.loss import use_chunked_loss
+from nanogpt.run import console, guard, resume, rundir
+from nanogpt.run.agree import Peers
+from nanogpt.run.device import Clock, compile_blocks, make_accelerator, set_up, share_batches, unused_gpu
+from nanogpt.run.errors import visible, waiting
+from nanogpt.run.metrics import Metrics
+from nanogpt.run.saver import Saver
+from nanogpt.run.stop import Interrupts
 
 
 class Setup:
@@ -150,7 +152,7 @@ class Setup:
         self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
         if self.compiled:
             compile_blocks(self.gpt)
-        sharding.configure(self.accelerator, self.gpt)
+        sharded.configure(self.accelerator, self.gpt)
         muon_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
         optimizers = self.make_optimizers(self.gpt, config, muon_dtype)
         self.model, *wrapped = self.accelerator.prepare(self.gpt, *optimizers)

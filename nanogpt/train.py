@@ -17,20 +17,21 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from nanogpt import checkpoint, console, optim, plan
-from nanogpt.chunked_loss import use_chunked_loss
-from nanogpt.config import Actions, TrainConfig, fail, parse, user_errors, waiting
+from nanogpt import checkpoint, optim
+from nanogpt.config import Actions, TrainConfig
 from nanogpt.data.tokens import Batch, cut, mix, to_device
 from nanogpt.evaluate import evaluate, total_loss
-from nanogpt.generate import write_amid_training
 from nanogpt.model import GPT, GPTConfig
+from nanogpt.ops.loss import use_chunked_loss
 from nanogpt.optim import UpdateRatio, cast_weights_once, lr_at, set_learning_rate, update
-from nanogpt.runtime import guard
-from nanogpt.runtime.device import free_memory, memory_in_use, peak_flops, profiler, reseed, synchronize, undo_compile
-from nanogpt.runtime.signals import Interrupted, Stop
+from nanogpt.run import console, guard, plan, plot
+from nanogpt.run.compare import compare
+from nanogpt.run.device import free_memory, memory_in_use, peak_flops, profiler, reseed, synchronize, undo_compile
+from nanogpt.run.errors import fail, user_errors, waiting
+from nanogpt.run.flags import parse
+from nanogpt.run.stop import Interrupted, Stop
+from nanogpt.sample import write_amid_training
 from nanogpt.setup import Setup
-from nanogpt.view import plot
-from nanogpt.view.compare import compare
 
 
 def main(

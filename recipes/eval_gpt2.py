@@ -10,12 +10,13 @@ Downloads 0.5, 1.5, 3.2 and 6.4 GB. Bits per byte compare across tokenizers, los
 from pathlib import Path
 
 from data_prep import shakespeare
-from nanogpt.commands.options import pick_device
-from nanogpt.config import OneLineParser, user_errors
+from nanogpt.cli.options import pick_device
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
 from nanogpt.hub.load import check_tokenizer, load
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import OneLineParser
 
 SIZES = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
 

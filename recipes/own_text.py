@@ -18,8 +18,9 @@ from dataclasses import replace
 from pretrain import TOKENS_PER_PARAMETER, measure, on_meta, shape, training
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import recorded, settings_parser, user_errors
-from nanogpt.runtime.device import gpu_gib
+from nanogpt.run.device import gpu_gib
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import recorded, settings_parser
 from nanogpt.train import main
 
 EPOCHS = 4

@@ -25,11 +25,12 @@ import torch
 
 from data_prep import fineweb_edu
 from nanogpt import GPT, GPTConfig, TrainConfig
-from nanogpt.config import OneLineParser, parse, recorded, settings_parser, short, user_errors, within
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.data.tokens import read_meta
-from nanogpt.runtime.device import gpu_gib
+from nanogpt.run.device import gpu_gib
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import OneLineParser, parse, recorded, settings_parser, short, within
 from nanogpt.train import main
 
 DATA = "data/fineweb_edu"

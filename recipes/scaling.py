@@ -30,10 +30,13 @@ import numpy as np
 import pretrain
 
 from data_prep import python_stdlib
-from nanogpt import GPTConfig, TrainConfig, checkpoint, metrics
-from nanogpt.config import INCIDENTAL, parse, recorded, settings_parser, user_errors
+from nanogpt import GPTConfig, TrainConfig, checkpoint
+from nanogpt.config import INCIDENTAL
 from nanogpt.data.files import read_json
-from nanogpt.runtime.device import gpu_gib
+from nanogpt.run import metrics
+from nanogpt.run.device import gpu_gib
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import parse, recorded, settings_parser
 
 DATA, OUT_DIR, DEPTHS, ASPECT_RATIO, CONTEXT = "data/python_bytes", "out/scaling", "2,3,4,5", 12, 128  # for a CPU
 EPOCHS, FACTOR, SEEDS = 4, 4, 1

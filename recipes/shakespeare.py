@@ -12,7 +12,7 @@ How the settings were found, and what did not help, is in LOG.md.
 
 from data_prep import shakespeare
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.runtime.device import gpu_gib
+from nanogpt.run.device import gpu_gib
 from nanogpt.train import main
 
 MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}

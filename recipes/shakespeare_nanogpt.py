@@ -12,7 +12,7 @@ On a CPU, nanoGPT's own smaller settings, 2000 steps:
 
 from data_prep import shakespeare
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.runtime.device import gpu_gib
+from nanogpt.run.device import gpu_gib
 from nanogpt.train import main
 
 MODEL = GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, bias=False)

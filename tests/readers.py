@@ -15,7 +15,7 @@ from test_model import randomize
 
 from nanogpt import GPT, chat
 from nanogpt.data.tokenizer import START, CharTokenizer
-from nanogpt.generate import generate
+from nanogpt.sample import generate
 
 SHAPES = {
     "GPT-2": dataclasses.replace(CASES["gpt2"], mlp="gelu_tanh"),

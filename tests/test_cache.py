@@ -2,11 +2,11 @@ import dataclasses
 
 import pytest
 import torch
-from test_generate import GPT2, random_model
+from test_sample import GPT2, random_model
 from torch._dynamo.utils import counters
 
 from nanogpt.cache import KVCache
-from nanogpt.generate import generate
+from nanogpt.sample import generate
 
 LLAMA = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, tie_embeddings=False)
 QWEN3 = dataclasses.replace(LLAMA, qk_norm=True)

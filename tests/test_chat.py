@@ -9,7 +9,7 @@ from test_model import randomize
 
 from nanogpt import GPT, GPTConfig, chat
 from nanogpt.data.tokenizer import END, START, ByteTokenizer, CharTokenizer, get_tokenizer, load_tokenizer
-from nanogpt.generate import generate
+from nanogpt.sample import generate
 
 HARD = talk("  two\n\nlines ", "\n\nwith white space \t", "Ünïcode 你好 12", "  ", system=" I'm\nsystem")
 CHARACTERS = "".join(sorted({c for messages in (*talks(), HARD) for m in messages for c in m["role"] + m["content"]}))

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint, rundir
+from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.optim import Muon, make_optimizers
+from nanogpt.run import rundir
 
 OTHER = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=16)
 CONFIG = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=8)

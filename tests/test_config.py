@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import INCIDENTAL, Actions, fail, field_help, parse, user_errors, visible, waiting, within
+from nanogpt.config import INCIDENTAL, Actions
 from nanogpt.model import declared
+from nanogpt.run.errors import fail, user_errors, visible, waiting
+from nanogpt.run.flags import field_help, parse, within
 
 ODD = ["", "0", "-1", "nan", "inf", "-inf", "1e30", "1e-30", "9" * 30, "9" * 5000, "none", "TRUE", "\x1b[31m"]
 

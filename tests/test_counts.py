@@ -14,10 +14,11 @@ from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nanogpt import GPT, GPTConfig, console
+from nanogpt import GPT, GPTConfig
 from nanogpt.evaluate import total_loss
 from nanogpt.optim import UpdateRatio, make_optimizers
-from nanogpt.runtime.guard import Tally
+from nanogpt.run import console
+from nanogpt.run.guard import Tally
 
 WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal")
 MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}

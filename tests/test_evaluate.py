@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from data_prep import writer
-from nanogpt import GPT, GPTConfig, checkpoint, metrics, train
+from nanogpt import GPT, GPTConfig, checkpoint, train
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
+from nanogpt.run import metrics
 
 
 @pytest.fixture

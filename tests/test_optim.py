@@ -8,16 +8,7 @@ import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig
-from nanogpt.optim import (
-    Muon,
-    UpdateRatio,
-    lr_at,
-    make_optimizers,
-    orthogonalize,
-    rows_held,
-    set_learning_rate,
-    update,
-)
+from nanogpt.optim import Muon, UpdateRatio, lr_at, make_optimizers, orthogonalize, rows_held, set_learning_rate, update
 
 MODEL = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16, norm="rmsnorm", mlp="swiglu")
 

@@ -5,7 +5,7 @@ import torch
 from conftest import TINY
 
 from nanogpt import GPT, TrainConfig, checkpoint, optim, train
-from nanogpt.runtime.processes import Peers
+from nanogpt.run.agree import Peers
 from nanogpt.train import Run
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import TINY
 
-from nanogpt import TrainConfig, checkpoint, console, metrics, train
-from nanogpt.generate import generate
+from nanogpt import TrainConfig, checkpoint, train
 from nanogpt.hub import export
-from nanogpt.runtime import device
+from nanogpt.run import console, device, metrics
+from nanogpt.sample import generate
 from nanogpt.train import Run
 
 DROPOUT = dataclasses.replace(TINY, dropout=0.2)

@@ -28,8 +28,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from nanogpt.config import waiting
 from nanogpt.data.pickles import first_line
+from nanogpt.run.errors import waiting
 
 SHARD = 1 << 20  # bytes, a multiple of the size of a token
 THREADS = 16  # that download at a time

@@ -26,7 +26,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from nanogpt.config import waiting
 from nanogpt.data import pickles, tokenizer_json
 from nanogpt.data.files import read_json
 from nanogpt.data.remote import local
@@ -41,6 +40,7 @@ from nanogpt.data.tokenizer_json import (
     byte_alphabet,
     merges,
 )
+from nanogpt.run.errors import waiting
 
 EOT = "<|endoftext|>"
 START, END = "<|im_start|>", "<|im_end|>"  # of a message, see `nanogpt.chat`

@@ -7,12 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from nanogpt import chat, checkpoint, metrics
+from nanogpt import chat, checkpoint
 from nanogpt.config import INCIDENTAL, TrainConfig
 from nanogpt.data.files import read_json
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.remote import local
 from nanogpt.model import GPT
+from nanogpt.run import metrics
 
 CURVE = "training_curve.png"
 # settings that do not describe the model, or are elsewhere in the card

@@ -22,11 +22,11 @@ from nanogpt import chat, checkpoint
 from nanogpt.data.mixture import open_data
 from nanogpt.data.pickles import first_line
 from nanogpt.data.tokenizer import END, FILE, CharTokenizer
-from nanogpt.generate import generate
 from nanogpt.hub import card, client, to_nanogpt, weights
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.view import plot
+from nanogpt.run import plot
+from nanogpt.sample import generate
 
 TOLERANCE = 1e-4  # of logits, in fp32
 HELLO = [{"role": "user", "content": "Hello"}]  # in the card's example

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt import checkpoint, rundir
+from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub import weights
 from nanogpt.model import GPT, GPTConfig
+from nanogpt.run import rundir
 
 
 def load(

@@ -10,14 +10,14 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from nanogpt import metrics
-from nanogpt.commands import main
+from nanogpt.cli import main
 from nanogpt.data import remote
 from nanogpt.data.mixture import open_data
 from nanogpt.data.remote import Shards, Unreachable, find
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset, read_meta
 from nanogpt.hub.card import data_line
+from nanogpt.run import metrics
 
 URL = "memory://bucket/mine"
 TOKENS = 1009  # 63 windows of 16 in an epoch; 64 shards

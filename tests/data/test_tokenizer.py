@@ -19,7 +19,7 @@ from nanogpt.data.tokenizer import (
     load_tokenizer,
     merges,
 )
-from nanogpt.generate import stream_text
+from nanogpt.sample import stream_text
 
 MIXED = "Hello wörld 你好 😀 \n\n  def f(x):\t\r\n  it's 1234 — ROMEO:<|endoftext|>"
 

@@ -29,7 +29,7 @@ from data_prep import text, writer
 from nanogpt.checkpoint import write_json
 from nanogpt.data.tokenizer import ByteTokenizer
 from nanogpt.data.tokens import TokenDataset
-from nanogpt.lock import Lock
+from nanogpt.run.lock import Lock
 
 
 def test_adding_documents_moves_none_to_the_other_split(tmp_path):

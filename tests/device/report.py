@@ -35,7 +35,7 @@ print(json.dumps({name: value for name, value in env.items() if name != "threads
 # seconds of a training step of nanoGPT's model, as its train.py takes one: compiled on CUDA, under autocast
 NANOGPT = """
 import contextlib, json, statistics, sys, time, torch
-from nanogpt.commands.bench import MODELS
+from nanogpt.cli.bench import MODELS
 from nanogpt.runtime.device import synchronize
 folder, name, kind, dtype, rounds = sys.argv[1:]
 sys.path.insert(0, folder)
@@ -118,9 +118,7 @@ class Report:
         few = ["--rounds", "1", "--batch_size", "2"] if self.tiny else ["--rounds", "3"]
         for i, model in enumerate(models):
             options = ["--model", model, "--parts", "train,sample", "--device", self.device, "--json", *few]
-            printed = self.run(
-                f"bench {model}", "-m", "nanogpt.commands", "bench", *options, share=1 / (len(models) - i)
-            )
+            printed = self.run(f"bench {model}", "-m", "nanogpt", "bench", *options, share=1 / (len(models) - i))
             if printed and printed.startswith("{"):
                 rows = json.loads(printed.splitlines()[-1])["rows"]
                 self.found["bench"] += [{"model": model, **row} for row in rows]

@@ -14,10 +14,11 @@ import pytest
 import torch
 from shapes import CASES, randomize
 
-from nanogpt import GPT, GPTConfig, checkpoint, metrics, plan
-from nanogpt.generate import generate
+from nanogpt import GPT, GPTConfig, checkpoint
 from nanogpt.hub import export
-from nanogpt.runtime.device import undo_compile
+from nanogpt.run import metrics, plan
+from nanogpt.run.device import undo_compile
+from nanogpt.sample import generate
 
 pytestmark = pytest.mark.device
 ROOT = Path(__file__).parents[2]

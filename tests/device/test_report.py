@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt.cpu import X86
+from nanogpt.ops.cpu import X86
 
 REPORT = Path(__file__).with_name("report.py")
 # as much of nanoGPT's model.py as its train.py uses

@@ -20,8 +20,8 @@ from accelerate.commands.launch import launch_command_parser
 from pages import ROOT, Docs, Text
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.commands import make_parser
-from nanogpt.config import parse, settings_parser
+from nanogpt.cli import make_parser
+from nanogpt.run.flags import parse, settings_parser
 
 PROGRAMS = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:accelerate launch|nanogpt|python(?: -m)?|hf) ")
 STANDS_FOR_ANY = ("recipes/x.py", "x.py", "RECIPE")  # a name in the place of a recipe's
@@ -50,7 +50,7 @@ def parser_of(program: str) -> argparse.ArgumentParser:
     """The parser of `accelerate launch`, `nanogpt`, a module such as `data_prep.text`, or a script."""
     if program == "accelerate launch":
         return launch_command_parser()
-    if program in ("nanogpt", "nanogpt.commands"):
+    if program in ("nanogpt", "nanogpt.cli"):
         return make_parser()
     if program.endswith(".py"):
         return catch(lambda: runpy.run_path(str(ROOT / program), run_name="__main__"))
@@ -193,7 +193,7 @@ def check_module(module: str, words: list[str], docs: Docs, whole: bool) -> str 
     name = module.replace(".", "/")
     if f"{name}.py" not in docs.files and f"{name}/__main__.py" not in docs.files:
         return None if module.split(".")[0] not in ("nanogpt", "data_prep", "recipes") else f"no module {module}"
-    if module == "nanogpt.commands":
+    if module == "nanogpt.cli":
         return check_nanogpt(words, docs, whole, "")
     parser = parser_of(module)
     return unknown_flags(words, flags_of(parser), module) or (parsed(parser, words) if whole else None)

@@ -11,8 +11,9 @@ from dataclasses import replace
 from commands import settings_of
 from pages import Docs, Text, at
 
-from nanogpt import GPTConfig, TrainConfig, plan
+from nanogpt import GPTConfig, TrainConfig
 from nanogpt.optim import lr_at
+from nanogpt.run import plan
 
 LOSS = re.compile(r"loss (?:of |about |is )?(\d\.\d{2,4})\b")
 EVALUATION = re.compile(r"validation loss (\d\.\d{4}) \((\d\.\d{3}) bits per byte\)")

@@ -26,7 +26,7 @@ def nanogpt(hub, tmp_path):
 
     def run(*arguments: str, token: str | None = "hf_alice", **environment: str) -> subprocess.CompletedProcess:
         env = os.environ | hub.environment(token, tmp_path / "home") | environment
-        command = [sys.executable, "-m", "nanogpt.commands", *arguments]
+        command = [sys.executable, "-m", "nanogpt", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
 
     return run

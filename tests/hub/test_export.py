@@ -20,9 +20,9 @@ import nanogpt.hub.load
 from data_prep import writer
 from nanogpt import GPT, chat, checkpoint
 from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, HFTokenizer, load_tokenizer
-from nanogpt.generate import generate
 from nanogpt.hub import card, export, weights
 from nanogpt.hub.load import load
+from nanogpt.sample import generate
 
 as_transformers_reads_now = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.17"), reason="transformers 5.5 pads and stops differently"

@@ -16,10 +16,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from nanogpts import Theirs
 
-from nanogpt import TrainConfig, checkpoint, rundir
-from nanogpt.commands import main
+from nanogpt import TrainConfig, checkpoint
+from nanogpt.cli import main
 from nanogpt.hub.from_nanogpt import import_checkpoint, resume_command
 from nanogpt.optim import lr_at
+from nanogpt.run import rundir
 
 SETTINGS = {"batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 12, "eval_interval": 3, "eval_iters": 2}
 SETTINGS |= {"learning_rate": 1e-2, "min_lr": 1e-3, "warmup_iters": 2, "lr_decay_iters": 10, "decay_lr": True}

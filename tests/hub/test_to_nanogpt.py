@@ -8,7 +8,7 @@ from nanogpts import ARGS, Theirs
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt import GPTConfig
-from nanogpt.commands import main
+from nanogpt.cli import main
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.hub.export import export
 from nanogpt.hub.load import load

@@ -19,8 +19,8 @@ import torch._dynamo  # noqa: F401 (which making an optimizer imports: a second 
 from runs import MODEL, TRAIN, check_shards, sharded, troubled
 
 from nanogpt import TrainConfig
-from nanogpt.config import user_errors
-from nanogpt.runtime import device
+from nanogpt.run import device
+from nanogpt.run.errors import user_errors
 from nanogpt.train import Run
 
 

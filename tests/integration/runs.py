@@ -20,7 +20,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.runtime import device
+from nanogpt.run import device
 from nanogpt.train import Run
 
 MODEL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1, bias=True)

@@ -13,7 +13,8 @@ import pytest
 from test_processes import RUNS, curve, start, train
 
 from data_prep import writer
-from nanogpt import checkpoint, metrics
+from nanogpt import checkpoint
+from nanogpt.run import metrics
 
 LONG = {"max_iters": 100_000, "eval_interval": 100_000, "lr_decay_iters": 100_000}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_prep import writer
-from nanogpt import checkpoint, metrics
+from nanogpt import checkpoint
+from nanogpt.run import metrics
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from data_prep import writer
 from nanogpt import checkpoint
 from nanogpt.data.tokenizer import BPETokenizer
-from nanogpt.generate import stream
+from nanogpt.sample import stream
 
 ROOT = Path(__file__).parents[2]
 RECIPE, CLASSIC = ROOT / "recipes" / "shakespeare.py", ROOT / "recipes" / "shakespeare_nanogpt.py"

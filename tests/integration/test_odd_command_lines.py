@@ -23,10 +23,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from data_prep import writer
-from nanogpt import GPT, TrainConfig, console, plan, setup
-from nanogpt.commands import bench, tasks
-from nanogpt.commands import main as nanogpt
-from nanogpt.hub import client, to_page
+from nanogpt import GPT, TrainConfig, setup
+from nanogpt.cli import main as nanogpt
+from nanogpt.extras import bench, eval_tasks
+from nanogpt.extras.page import to_page
+from nanogpt.hub import client
+from nanogpt.run import console, plan
 from nanogpt.train import Run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -95,7 +97,7 @@ def place(tmp_path_factory):
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         patch.setattr(client, "make_repository", unavailable)
         patch.setattr(to_page, "fetch_library", unavailable)
-        patch.setattr(tasks, "evaluate", unavailable)
+        patch.setattr(eval_tasks, "evaluate", unavailable)
         patch.setattr(bench, "Bench", Unmeasured)
         patch.setattr(plan, "median_seconds", lambda step, at_most=3.0: 0.01)
         patch.setattr(GPT, "compile", lambda model: None)

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep import writer
 from nanogpt import TrainConfig, checkpoint
-from nanogpt.commands import main
+from nanogpt.cli import main
 from nanogpt.data.tokenizer import CharTokenizer, HFTokenizer, load_tokenizer
 from nanogpt.hub.export import export
 from nanogpt.train import Run

@@ -20,9 +20,9 @@ from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
-from nanogpt.generate import generate
-from nanogpt.hub import to_onnx, to_page
+from nanogpt.extras.page import to_onnx, to_page
 from nanogpt.hub.load import load
+from nanogpt.sample import generate
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = [name for name in (*to_onnx.NEEDED, "playwright") if importlib.util.find_spec(name) is None]

@@ -130,7 +130,7 @@ def hostile_run(tmp_path) -> Path:
 def test_the_dashboard_follows_a_run_that_trains_beside_a_hostile_one(page, tmp_path, data, hostile_run):
     live = tmp_path / "out" / "live"
     schedule = "--max_iters=1000000 --log_interval=5 --eval_interval=100 --eval_iters=2 --sample_tokens=30".split()
-    command = "-m", "nanogpt.commands", "dashboard", tmp_path / "out"
+    command = "-m", "nanogpt", "dashboard", tmp_path / "out"
     with train(data, live, *schedule), process(*command) as lines:
         page.goto(address(lines))
         loss = page.locator("figure").first
@@ -177,7 +177,7 @@ def test_runs_full_of_metrics_alerts_and_control_characters_leave_the_others_the
     for i in range(30):
         (tmp_path / f"bad {i}").mkdir()
         (tmp_path / f"bad {i}" / "metrics.jsonl").write_text('{"step": 1, "train_loss": NaN}\n')
-    with process("-m", "nanogpt.commands", "dashboard", tmp_path) as lines:
+    with process("-m", "nanogpt", "dashboard", tmp_path) as lines:
         page.goto(address(lines))
         loss = page.locator("figure[data-lines='3']").first  # the validation loss of three runs
         loss.wait_for()
@@ -200,7 +200,7 @@ def test_the_dashboard_stays_quick_with_100_000_points(page, tmp_path):
         for step in range(100_000):
             line = {"step": step, "tokens": step, "train_seconds": step, "train_loss": 4 - step / 50_000, "lr": 1e-3}
             file.write(json.dumps(line | {"grad_norm": 50.0 if step == 54_321 else step % 7 / 7}) + "\n")
-    with process("-m", "nanogpt.commands", "dashboard", tmp_path) as lines:
+    with process("-m", "nanogpt", "dashboard", tmp_path) as lines:
         page.goto(address(lines))
         page.locator("figure[data-end='99999']").first.wait_for()
         start = time.monotonic()
@@ -222,7 +222,7 @@ def test_a_page_of_another_origin_reads_nothing_of_the_dashboard(page, tmp_path,
     fetch = """async ([url, options]) => {
         try { return await (await fetch(url, options)).text() } catch (error) { return 'refused' }
     }"""
-    with process("-m", "nanogpt.commands", "dashboard", tmp_path / "out") as lines:
+    with process("-m", "nanogpt", "dashboard", tmp_path / "out") as lines:
         url = address(lines) + "api/runs"
         page.goto(f"http://127.0.0.1:{stranger.server_port}/setup.cfg-does-not-exist")
         assert page.evaluate(fetch, [url, {}]) == "refused"
@@ -239,7 +239,7 @@ def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, dat
     with train(data, tmp_path / "run", "--max_iters=20", "--eval_interval=10") as lines:
         assert any("next:" in line for line in lines)
     first, second = tmp_path / "run" / "step-000010", tmp_path / "run" / "step-000020"
-    with process("-m", "nanogpt.commands", "playground", first, second, "--device=cpu") as lines:
+    with process("-m", "nanogpt", "playground", first, second, "--device=cpu") as lines:
         page.goto(address(lines))
         page.fill("#prompt textarea", "FIRST:")
         page.fill("#tokens input[type=number]", "400")
@@ -266,7 +266,7 @@ def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, dat
 
 @pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
 def test_the_playground_talks_to_a_model_and_remembers(page, chat_run):
-    with process("-m", "nanogpt.commands", "playground", chat_run, "--device=cpu") as lines:
+    with process("-m", "nanogpt", "playground", chat_run, "--device=cpu") as lines:
         page.goto(address(lines))
         page.get_by_role("tab", name="Talk to").click()
         box = page.get_by_role("tabpanel").get_by_role("textbox").last

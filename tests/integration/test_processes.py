@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt import checkpoint, metrics
+from nanogpt import checkpoint
+from nanogpt.run import metrics
 
 RUNS = Path(__file__).with_name("runs.py")
 MINIMAL = Path(__file__).with_name("minimal_losses.py")
@@ -148,7 +149,7 @@ def test_one_format_whatever_the_processes(trained):
 
 @pytest.mark.slow
 def test_launch_check_tells_what_each_process_is(home):
-    process = start(home, 2, "-m", "nanogpt.commands", "launch-check", "--precision", "fp32")
+    process = start(home, 2, "-m", "nanogpt", "launch-check", "--precision", "fp32")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     lines = out.splitlines()

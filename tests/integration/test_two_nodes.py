@@ -23,7 +23,8 @@ import pyarrow.parquet
 import pytest
 
 from data_prep import text
-from nanogpt import checkpoint, metrics
+from nanogpt import checkpoint
+from nanogpt.run import metrics
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "accelerate_configs" / "slurm.sh"

@@ -1,4 +1,4 @@
-"""Measures what each part of nanogpt/cpu.py gains, for a training step and for sampling. A script, not a test.
+"""Measures what each part of nanogpt/ops/cpu.py gains, for a training step and for sampling. A script, not a test.
 
     python tests/performance/cpu_parts.py
     python tests/performance/cpu_parts.py --parts rms_norm attention --rounds 15
@@ -21,10 +21,11 @@ import psutil
 import torch
 from torch import nn
 
-from nanogpt import GPT, GPTConfig, TrainConfig, cpu
-from nanogpt.generate import generate
+from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt.ops import cpu
 from nanogpt.optim import make_optimizers
-from nanogpt.runtime.device import set_threads
+from nanogpt.run.device import set_threads
+from nanogpt.sample import generate
 
 PARTS = {
     "rms_norm": cpu.use_fused_rms_norm,

@@ -24,12 +24,13 @@ import torch
 import transformers
 
 from nanogpt import load
-from nanogpt.commands.bench import interleave
-from nanogpt.cpu import pack
 from nanogpt.data.tokenizer import BPETokenizer
-from nanogpt.generate import generate
-from nanogpt.hub import to_gguf, to_onnx
-from nanogpt.runtime.device import set_threads
+from nanogpt.extras import gguf
+from nanogpt.extras.bench import interleave
+from nanogpt.extras.page import to_onnx
+from nanogpt.ops.cpu import pack
+from nanogpt.run.device import set_threads
+from nanogpt.sample import generate
 
 PROMPT = [0] * 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": "q8_0"}  # to_gguf's names
@@ -55,7 +56,7 @@ def llama_cpp(folder: Path, precision: str, tokens: int, threads: int) -> Callab
 
     directory = folder / precision
     directory.mkdir()
-    file = to_gguf.export(folder, directory / "model.gguf", dtype=DTYPES[precision], say=lambda text: None)
+    file = gguf.export(folder, directory / "model.gguf", dtype=DTYPES[precision], say=lambda text: None)
     size = {"n_ctx": len(PROMPT) + tokens, "n_threads": threads, "n_threads_batch": threads}
     model = llama_cpp.Llama(str(file), **size, verbose=False)
 

@@ -28,10 +28,11 @@ import psutil
 import torch
 
 from data_prep import shakespeare
-from nanogpt import GPT, metrics
-from nanogpt.commands.bench import MODELS, interleave
-from nanogpt.generate import generate
-from nanogpt.runtime.device import set_threads
+from nanogpt import GPT
+from nanogpt.extras.bench import MODELS, interleave
+from nanogpt.run import metrics
+from nanogpt.run.device import set_threads
+from nanogpt.sample import generate
 
 ROOT = Path(__file__).parents[2]
 DATA = Path("data/shakespeare_char")
@@ -118,7 +119,7 @@ def best(scratch: Path) -> Iterator[tuple[str, str, str]]:
 
 def bench(model: str, part: str, *flags: str) -> Iterator[tuple[str, str, str]]:
     """Shares of what the machine allows, by `nanogpt bench`."""
-    command = [sys.executable, "-m", "nanogpt.commands", "bench", "--json", "--model", model, "--parts", part]
+    command = [sys.executable, "-m", "nanogpt", "bench", "--json", "--model", model, "--parts", part]
     output = call(*command, *flags)
     for row in json.loads(output.splitlines()[-1])["rows"]:
         if row["who"].startswith("nanogpt"):

@@ -1,5 +1,0 @@
-"""`python -m nanogpt.commands`, for launchers that start modules."""
-
-from nanogpt.commands import main
-
-main()

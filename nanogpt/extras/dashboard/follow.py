@@ -1,0 +1,243 @@
+"""Follows runs on disk. Each line of their files is read once, while the files grow.
+
+>>> runs = Runs(["out"])                                                                # doctest: +SKIP
+>>> runs.update(); runs.found[0].curve("train_loss", "tokens", points=600)              # doctest: +SKIP
+"""
+
+import contextlib
+import math
+import time
+from array import array
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+
+from nanogpt import checkpoint
+from nanogpt.data.files import read_json, require_regular
+from nanogpt.extras.dashboard import alerts
+from nanogpt.run import metrics
+from nanogpt.run.errors import visible
+from nanogpt.run.metrics import number, parse
+
+X = ("step", "tokens", "train_seconds")
+LONGEST_TEXT = 4000  # characters of a sample
+LONGEST_NAME = 100  # characters of a metric's or a setting's name
+LONGEST_VALUE = 200  # characters of a setting
+AT_ONCE = 4_000_000  # bytes of a file read in one update
+MOST_SAMPLES = 500  # of a run; the first and the newest are kept
+MOST_NAMES = 100  # metrics of a run
+MOST_SETTINGS = 300
+LARGEST_CONFIG = 1 << 20  # bytes of config.json
+
+
+class Lines:
+    """The objects in a growing file of JSON lines. Incomplete lines are read later, other lines are skipped."""
+
+    def __init__(self, path: Path):
+        self.path, self.identity, self.position = path, None, 0
+        self.behind = False  # whether there is more to read
+
+    def new(self) -> tuple[bool, list[dict]]:
+        """Whether the file was replaced (the run was resumed), and new objects from at most AT_ONCE bytes."""
+        try:
+            require_regular(self.path)
+            status = self.path.stat()
+            again = self.identity not in (None, status.st_ino) or status.st_size < self.position
+            if again:
+                self.position = 0
+            self.identity = status.st_ino
+            self.behind = status.st_size > self.position + AT_ONCE
+            if status.st_size == self.position:
+                return again, []
+            with open(self.path, "rb") as file:
+                file.seek(self.position)
+                lines = file.read(min(status.st_size - self.position, AT_ONCE))
+        except (OSError, ValueError):  # it is being replaced, was removed, or is not a regular file
+            return False, []
+        if not self.behind or b"\n" in lines:  # else it is one enormous line, which is skipped
+            lines = lines[: lines.rfind(b"\n") + 1]
+        self.position += len(lines)
+        return again, [line for line in map(parse, lines.splitlines()) if line is not None]
+
+
+class FollowedRun:
+    """The contents of one out directory so far."""
+
+    def __init__(self, directory: Path, name: str):
+        self.directory, self.name = directory, visible(name)
+        self.metrics, self.texts = Lines(directory / metrics.METRICS), Lines(directory / metrics.SAMPLES)
+        self.version = 0  # grows with every change
+        self.settings: dict[str, str] = {}
+        self.max_iters, self.settings_time = None, None
+        self.samples: list[dict] = []
+        self.alerts: list[dict] = []
+        self.clear()
+
+    def clear(self) -> None:
+        self.x = {name: array("d") for name in X}
+        self.lines: dict[str, array] = {}  # the lines of the values
+        self.values: dict[str, array] = {}
+        self.cut = False  # whether there are more metrics than MOST_NAMES, or some with too long a name
+
+    def update(self) -> None:
+        """Reads new lines."""
+        again, lines = self.metrics.new()
+        if again:
+            self.clear()
+        for line in lines:
+            at = len(self.x["step"])
+            for name in X:
+                self.x[name].append(number(line.get(name)) or 0.0)
+            for name, value in line.items():
+                value, name = number(value), visible(name[: LONGEST_NAME + 1])
+                if value is None or name in X:
+                    continue
+                if name not in self.values and not self.room_for(name):
+                    self.cut = True
+                    continue
+                self.lines.setdefault(name, array("q")).append(at)
+                self.values.setdefault(name, array("d")).append(value)
+        if again or lines:
+            self.alerts = alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES})
+        texts_again, texts = self.texts.new()
+        kept = [] if texts_again else self.samples
+        kept += [
+            {"step": number(t["step"]), "text": visible(t["text"][:LONGEST_TEXT])}
+            for t in texts
+            if isinstance(t.get("text"), str)
+        ]
+        self.samples = kept if len(kept) <= MOST_SAMPLES else kept[:10] + kept[10 - MOST_SAMPLES :]
+        if self.read_settings() or again or lines or texts_again or texts:
+            self.version += 1
+
+    def room_for(self, name: str) -> bool:
+        """Whether another metric is followed: their number is limited, but the losses are always among them."""
+        return name in alerts.CURVES or (len(self.values) < MOST_NAMES and len(name) <= LONGEST_NAME)
+
+    def read_settings(self) -> bool:
+        """Reads config.json if it changed; whether it did."""
+        path = self.directory / checkpoint.CONFIG
+        try:
+            status = path.stat()
+            if self.settings_time == status.st_mtime_ns:
+                return False
+            self.settings_time = status.st_mtime_ns
+            if status.st_size > LARGEST_CONFIG:
+                raise ValueError(f"{path.name} has more than {LARGEST_CONFIG >> 20} MiB")
+            parts = [part for part in read_json(path).values() if isinstance(part, dict)]
+            settings = dict(islice(((name, value) for part in parts for name, value in part.items()), MOST_SETTINGS))
+            self.max_iters = number(settings.get("max_iters"))
+            self.settings = {visible(k[:LONGEST_NAME]): visible(str(v)[:LONGEST_VALUE]) for k, v in settings.items()}
+        except OSError:
+            return False
+        except (ValueError, RecursionError) as error:
+            self.settings = {path.name: visible(f"not read: {error}"[:LONGEST_VALUE])}
+        return True
+
+    def points(self, key: str, x: str) -> tuple[np.ndarray, np.ndarray]:
+        """All values of `key` over x (step, tokens or train_seconds), both (N,)."""
+        if key not in self.values:
+            return np.empty(0), np.empty(0)
+        return np.array(self.x[x])[np.array(self.lines[key])], np.array(self.values[key])
+
+    def curve(self, key: str, x: str, points: int, low: float = -math.inf, high: float = math.inf) -> tuple[list, list]:
+        """The finite values of `key` for x from low to high, thinned out to about `points` of them."""
+        xs, ys = self.points(key, x)
+        shown = np.isfinite(ys) & np.isfinite(xs)
+        xs, ys = xs[shown], ys[shown]
+        # with a neighbour on each side, so that the line reaches the edges
+        part = slice(max(0, np.searchsorted(xs, low) - 1), np.searchsorted(xs, high, "right") + 1)
+        xs, ys = thin(xs[part], ys[part], points)
+        return xs.tolist(), ys.tolist()
+
+    def summary(self) -> dict:
+        """The run as the page lists it."""
+        steps = self.x["step"]
+        last = {name: clean(self.values[name][-1]) for name in self.values}
+        best_step, best = None, None
+        steps_of, losses = self.points("val_loss", "step")
+        if np.isfinite(losses).any():
+            i = np.nanargmin(np.where(np.isfinite(losses), losses, np.nan))
+            best_step, best = steps_of[i], losses[i]
+        return {
+            "name": self.name,
+            "version": self.version,
+            "status": self.status(steps[-1] if steps else 0),
+            "behind": self.metrics.behind,
+            "end": {name: clean(self.x[name][-1]) if steps else 0 for name in X},
+            "last": last,
+            "cut": self.cut,
+            "best_step": best_step,
+            "best": best,
+            "settings": self.settings,
+            "alerts": self.alerts,
+            "samples": len(self.samples),
+        }
+
+    def status(self, step: float) -> str:
+        """finished at max_iters; training if there was a line in the last minute; else stopped."""
+        if self.max_iters is not None and step >= self.max_iters:
+            return "finished"
+        try:
+            age = time.time() - self.metrics.path.stat().st_mtime
+        except OSError:
+            return "stopped"
+        return "training" if age < 60 else "stopped"
+
+
+def clean(value: float) -> float | None:
+    """None for NaN and infinity, which JSON cannot represent."""
+    return value if math.isfinite(value) else None
+
+
+def thin(xs: np.ndarray, ys: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Thins out points (N,) to about `points`: the lowest and highest of each of points/2 stretches, to keep peaks."""
+    stretches = max(1, points // 2)
+    if len(xs) <= 2 * stretches:
+        return xs, ys
+    length = -(-len(xs) // stretches)
+    padded = np.concatenate((ys, np.full(-len(ys) % length, ys[-1]))).reshape(-1, length)
+    starts = np.arange(len(padded)) * length
+    kept = np.concatenate((starts + padded.argmin(axis=1), starts + padded.argmax(axis=1), [0, len(xs) - 1]))
+    kept = np.unique(np.minimum(kept, len(xs) - 1))
+    return xs[kept], ys[kept]
+
+
+class Runs:
+    """The runs in some directories, at most two levels below them."""
+
+    def __init__(self, roots: list[str]):
+        """Raises ValueError for a root that is not a directory."""
+        self.roots = [Path(root) for root in roots]
+        for root in self.roots:
+            if not root.is_dir():
+                raise ValueError(
+                    f"{root} is not a directory: name out directories, or one that holds some, such as out"
+                )
+        self.found: dict[int, FollowedRun] = {}  # by a number that is never reused
+        self.numbers = count()
+
+    def update(self) -> None:
+        """Finds new and deleted runs, and reads new lines of the others."""
+        present = dict.fromkeys(directory for root in self.roots for directory in runs_below(root))
+        self.found = {number: run for number, run in self.found.items() if run.directory in present}
+        known = {run.directory for run in self.found.values()}
+        for directory in present:
+            if directory not in known:
+                self.found[next(self.numbers)] = FollowedRun(directory, str(directory))
+        for run in self.found.values():
+            run.update()
+
+
+def runs_below(root: Path, depth: int = 2) -> Iterator[Path]:
+    """The out directories at `root` and up to `depth` levels below it."""
+    with contextlib.suppress(OSError, ValueError):
+        require_regular(root / metrics.METRICS)
+        yield root
+    if depth:
+        with contextlib.suppress(OSError):
+            for path in sorted(root.iterdir()):
+                if path.is_dir():
+                    yield from runs_below(path, depth - 1)

@@ -1,0 +1,161 @@
+"""`nanogpt dashboard`: a local page that shows runs side by side, during training and afterwards.
+
+    nanogpt dashboard out
+
+It reads metrics.jsonl, samples.jsonl and config.json of each run, so it needs no tracker, and writes nothing. The page
+loads nothing from the network. It reads JSON from these addresses:
+
+    /api/runs                                            all runs and their progress
+    /api/curves?run=0&key=val_loss&x=tokens&points=600   with &low=…&high=…: a part of it, in more detail
+    /api/samples?run=0                                   the texts of its evaluations
+"""
+
+import contextlib
+import json
+import math
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from urllib.parse import parse_qs, urlsplit
+
+from nanogpt.extras.dashboard.follow import MOST_NAMES, Runs, X
+
+FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
+    "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
+    "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
+}
+# the page may load its own files only, and no other page may embed it
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+PORT = 6070
+MOST_CONNECTIONS = 64  # at a time, one thread each
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+def is_own(address: str) -> bool:
+    """Whether a Host header, or the part of a URL after //, is a local name.
+
+    A hostile page can point its own name at 127.0.0.1 to become part of our origin (DNS rebinding), but its requests
+    still carry that name.
+    """
+    try:
+        return urlsplit(f"//{address}").hostname in ("127.0.0.1", "localhost", "::1")
+    except ValueError:  # an unbalanced bracket
+        return False
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers GET requests."""
+
+    server: "Server"
+    protocol_version = "HTTP/1.1"
+    timeout = 20  # seconds without data before a connection is closed
+
+    def do_GET(self) -> None:
+        """Sends the page, its files, or JSON; refuses requests under another name of this machine."""
+        if not is_own(self.headers.get("Host", "")):
+            return self.answer(403, b"use http://127.0.0.1 or http://localhost\n")
+        try:
+            url = urlsplit(self.path)
+        except ValueError:
+            return self.answer(400, b"bad request\n")
+        if url.path in FILES:
+            name, kind = FILES[url.path]
+            return self.answer(200, (files("nanogpt.extras.dashboard") / "web" / name).read_bytes(), kind)
+        endpoint = {"/api/runs": self.runs, "/api/curves": self.curves, "/api/samples": self.samples}.get(url.path)
+        if endpoint is None:
+            return self.answer(404, b"not found\n")
+        try:
+            query = parse_qs(url.query)
+            with self.server.lock:
+                found = endpoint(query)
+        except (ValueError, KeyError, IndexError):
+            return self.answer(400, b"bad request\n")
+        return self.answer(200, json.dumps(found, allow_nan=False).encode(), "application/json")
+
+    def runs(self, query: dict) -> list[dict]:
+        self.server.runs.update()
+        return [{"number": number, **run.summary()} for number, run in self.server.runs.found.items()]
+
+    def curves(self, query: dict) -> dict:
+        """{key: [xs, ys]} of one run."""
+        run = self.server.runs.found[natural(query["run"][0])]
+        x, points = query["x"][0], min(natural(query["points"][0]), 10_000)
+        if x not in X:
+            raise ValueError(x)
+        low, high = float(query.get("low", [-math.inf])[0]), float(query.get("high", [math.inf])[0])
+        return {key: run.curve(key, x, points, low, high) for key in query["key"][:MOST_NAMES]}
+
+    def samples(self, query: dict) -> list[dict]:
+        return self.server.runs.found[natural(query["run"][0])].samples
+
+    def answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args) -> None:
+        """Logs nothing."""
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(text)
+    return int(text)
+
+
+class Server(ThreadingHTTPServer):
+    """Serves the runs in `roots` at `address`, on 127.0.0.1 only."""
+
+    daemon_threads = True
+
+    def __init__(self, roots: list[str], port: int | None = None):
+        """At `port`; without one, the first free of 6070 to 6089, else any. Raises ValueError, OSError."""
+        self.runs, self.lock = Runs(roots), threading.Lock()
+        self.free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        for wish in [port] if port is not None else [*range(PORT, PORT + 20), 0]:
+            try:
+                super().__init__(("127.0.0.1", wish), Handler)
+                break
+            except (OSError, OverflowError) as error:
+                if wish in (port, 0):
+                    raise ValueError(f"port {wish} is unavailable: {error}; choose another --port") from None
+        self.address = f"http://127.0.0.1:{self.server_port}/"
+
+    def process_request(self, request, client_address) -> None:
+        """Starts a thread for a connection, or refuses it if there are too many."""
+        if self.free.acquire(blocking=False):
+            return super().process_request(request, client_address)
+        with contextlib.suppress(OSError):
+            request.sendall(BUSY)
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request, client_address) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
+    def handle_error(self, request, client_address) -> None:
+        """Ignores clients that disconnected or timed out."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+def serve(roots: list[str], port: int | None = None, say=print) -> None:
+    """Serves until Ctrl-C."""
+    with Server(roots, port) as server:
+        say(f"the runs in {', '.join(roots)} are shown at {server.address} (Ctrl-C to stop)")
+        server.serve_forever()

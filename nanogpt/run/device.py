@@ -1,0 +1,311 @@
+"""Device, processes, precision and threads: what the launcher asked for and what the machine has.
+
+`accelerate launch` passes its settings in environment variables, and several combinations silently train something
+else than intended. This module checks them and makes the Accelerator.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import accelerate
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch import nn
+
+import nanogpt
+from nanogpt.config import TrainConfig
+from nanogpt.model import GPT
+from nanogpt.ops import cpu
+from nanogpt.run import metrics
+
+PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
+
+# Dense bf16 peak of a device in TFLOP/s, from its maker's data sheet; fp16 where there is no bf16 (V100, T4).
+# The first name whose words are in the device's name is used.
+PEAK_TFLOPS = {
+    "GB200": 2500,
+    "B200": 2250,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "A100": 312,
+    "A10G": 70,
+    "A10": 125,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71,
+    "V100": 125,
+    "T4": 65,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Peak bf16 floating-point operations per second of a GPU; None if unknown."""
+    found = (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name))
+    return next((peak * 1e12 for peak in found), None)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Memory in use, in bytes: the peak of tensors on CUDA; on MPS and the CPU, what is allocated now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return psutil.Process().memory_info().rss
+
+
+def wants_cpu(device: str = "auto") -> bool:
+    return device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
+def gpu_gib(device: str = "auto") -> float:
+    """Memory of the GPU that a run would use, in GiB; 0 if it would run on the CPU."""
+    if wants_cpu(device):
+        return 0.0
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory / 2**30
+    if torch.backends.mps.is_available():
+        return torch.mps.recommended_max_memory() / 2**30
+    return 0.0
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Makes the Accelerator. Raises ValueError if launcher, machine and settings disagree."""
+    check_launcher(os.environ)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    accumulation = config.gradient_accumulation_steps
+    if accumulation % world:
+        raise ValueError(
+            f"gradient_accumulation_steps={accumulation} counts micro-batches over all processes and must be a "
+            f"multiple of their number: with {world} processes choose {world}, {2 * world}, {3 * world}, …"
+        )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch finds no CUDA device: leave --device out, or install torch for CUDA")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device=mps, but torch finds no Apple GPU: leave --device out")
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=mixed_precision(config),
+        # as a plugin, because an environment variable of the launcher overrides the plain argument
+        gradient_accumulation_plugin=GradientAccumulationPlugin(accumulation // world, sync_with_dataloader=False),
+        log_with=metrics.available(config.report_to, say=lambda text: print(text, file=sys.stderr)) or None,
+        project_dir=config.out_dir,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy of the gradients
+        ],
+    )
+    if accelerator.num_processes != world:
+        raise ValueError(
+            f"the launcher started {world} processes, but each trains on its own: {several_on_a_cpu(world)}"
+        )
+    if config.device not in ("auto", accelerator.device.type):
+        raise ValueError(
+            f"device={config.device}, but the launcher chose {accelerator.device.type} (ACCELERATE_USE_CPU or its "
+            "configuration says so): leave --device out, or change that"
+        )
+    if accelerator.num_processes > 1:
+        atexit.register(leave_group)
+    return accelerator
+
+
+def check_launcher(env: Mapping[str, str]) -> None:
+    """Raises ValueError for what the launcher sets in the environment but no run here supports."""
+    # the launcher sets MASTER_ADDR only if it was asked for several processes; without WORLD_SIZE it started one
+    if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env:
+        raise ValueError(
+            f"the launcher was asked for several processes, but started one: {several_on_a_cpu('N')} "
+            "(or, for one process: --num_processes 1, and no MASTER_ADDR in the environment)"
+        )
+    if env.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ValueError("the launcher's DeepSpeed is not supported: use accelerate_configs/fsdp2.yaml")
+    if env.get("ACCELERATE_USE_FSDP", "").lower() == "true" and env.get("FSDP_VERSION", "1") != "2":
+        raise ValueError("the launcher's FSDP version 1 is not supported: use accelerate_configs/fsdp2.yaml")
+    if env.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise ValueError("the launcher's dynamo_backend is not supported: set it to NO and use --compile=True")
+
+
+def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
+    """The same step in micro-batches that `processes` can share, if their number does not divide as it is.
+
+    If no smaller micro-batch divides, a default accumulation of 1 becomes one micro-batch for each process.
+    """
+    accumulation, sequences = config.gradient_accumulation_steps, config.gradient_accumulation_steps * config.batch_size
+    if accumulation % processes == 0:
+        return config
+    counts = [n for n in range(processes, sequences + 1, processes) if sequences % n == 0]
+    if counts:
+        return dataclasses.replace(config, batch_size=sequences // counts[0], gradient_accumulation_steps=counts[0])
+    return dataclasses.replace(config, gradient_accumulation_steps=processes) if accumulation == 1 else config
+
+
+def leave_group() -> None:
+    """Leaves all process groups at exit: gloo's threads, if still running then, sometimes abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def several_on_a_cpu(processes: int | str) -> str:
+    return (
+        "for several processes on a CPU, ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes "
+        f"{processes} --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0 …"
+    )
+
+
+def mixed_precision(config: TrainConfig) -> str:
+    """Accelerate's name for the precision: from the settings, else the launcher, else what the device supports."""
+    if config.precision != "auto":
+        return next(name for name, precision in PRECISIONS.items() if precision == config.precision)
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher != "no":
+        return launcher
+    if torch.cuda.is_available() and not wants_cpu(config.device):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_computes_in_bf16() and gpu_gib(config.device) == 0 else "no"
+
+
+def cpu_computes_in_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether this CPU has bf16 instructions: then bf16 products take a fifth of fp32's time (LOG.md)."""
+    names = ("avx512_bf16", "amx_bf16")
+    if hasattr(torch.cpu, "get_capabilities"):  # from torch 2.13 on
+        return any(torch.cpu.get_capabilities().get(name) for name in names)
+    return Path(cpuinfo).is_file() and any(name in Path(cpuinfo).read_text().split() for name in names)
+
+
+def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
+    """Sets threads, memory and determinism of this process. Returns `environment_of` it."""
+    if config.deterministic:
+        make_deterministic()
+    if accelerator.device.type == "cpu":
+        cpu.keep_freed_memory()
+    # products that stay in fp32 on CUDA use TF32, as in nanoGPT
+    torch.set_float32_matmul_precision("high" if accelerator.device.type == "cuda" else "highest")
+    return environment_of(accelerator, set_threads(config.threads, accelerator.num_processes))
+
+
+def set_threads(wanted: int, processes: int) -> int:
+    """Sets and returns the CPU threads of this process; 0 means an equal share of the cores.
+
+    `accelerate launch` asks for a single thread unless told otherwise, which would leave the other cores idle.
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = min(available, psutil.cpu_count(logical=False) or available)
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    torch.set_num_threads(wanted or max(1, cores // processes_here))
+    return torch.get_num_threads()
+
+
+def free_memory() -> int:
+    """Free memory of the machine in bytes, within the container's limit if there is one (cgroup v2)."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
+
+
+def make_deterministic() -> None:
+    """Allows only operators that give the same bits every time, also on CUDA."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    # no code here reads uninitialized memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+
+
+def environment_of(accelerator: Accelerator, threads: int) -> dict:
+    """Versions and hardware, which results depend on besides the settings; written to config.json."""
+    on_cuda = accelerator.device.type == "cuda"
+    return {package.__name__: str(package.__version__) for package in (nanogpt, torch, accelerate, np)} | {
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(accelerator.device) if on_cuda else accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "threads": threads,
+        "precision": PRECISIONS[accelerator.mixed_precision],
+    }
+
+
+def compiled_parts(model: GPT) -> list[tuple[nn.Module, str]]:
+    return [*((block, "forward") for block in model.h), (model, "loss")]
+
+
+def compile_blocks(model: GPT) -> None:
+    """Compiles each block and the loss, in place, at their first call; names of parameters stay as they are.
+
+    All blocks share one compilation, which so takes as long for 48 of them as for one, and what happens between them
+    stays outside: FSDP gathers the next one, DDP sums gradients.
+    """
+    for owner, name in compiled_parts(model):
+        setattr(owner, name, torch.compile(getattr(owner, name)))
+
+
+def undo_compile(model: GPT) -> None:
+    for owner, name in compiled_parts(model):
+        delattr(owner, name)  # of this model: that of its class remains
+
+
+def reseed(device: torch.device, seed: int) -> None:
+    """Seeds the generators of the CPU and of `device`; torch.manual_seed asks every kind of device, in 0.2 ms."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Clock:
+    """Adds the seconds from `start` to `pause` to state["train_seconds"]: training without evaluating or saving."""
+
+    def __init__(self, device: torch.device, state: dict):
+        self.device, self.state = device, state
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+
+    def pause(self) -> None:
+        synchronize(self.device)
+        self.state["train_seconds"] += time.perf_counter() - self.started
+
+
+def profiler(steps: int, path: Path, say):
+    """Traces `steps` steps, after two for warm-up, into a file for https://ui.perfetto.dev; 0 traces nothing."""
+    if not steps:
+        return contextlib.nullcontext()
+
+    def write(profile) -> None:
+        profile.export_chrome_trace(str(path))
+        say(f"trace of {steps} steps: {path}; open it at https://ui.perfetto.dev")
+
+    schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=steps, repeat=1)
+    return torch.profiler.profile(schedule=schedule, on_trace_ready=write)
+
+
+def unused_gpu(device: torch.device) -> str:
+    """A remark for a run on the CPU of a machine with an NVIDIA driver that this torch cannot use; else empty."""
+    if device.type == "cpu" and Path("/proc/driver/nvidia/version").exists() and torch.version.cuda is None:
+        return "this torch has no CUDA, though the machine has an NVIDIA driver: install torch with CUDA to use its GPU"
+    return ""

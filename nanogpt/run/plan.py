@@ -1,0 +1,301 @@
+"""What a run will take: parameters, memory, arithmetic, tokens, time.
+
+    accelerate launch recipes/shakespeare.py --dry_run
+    nanogpt plan recipes/shakespeare.py --n_layer=8
+
+Memory is not estimated by a formula: a step runs on torch's fake tensors, which have shapes but no data, while its
+allocations are counted.
+"""
+
+import dataclasses
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+
+from nanogpt.config import Actions, TrainConfig
+from nanogpt.data.files import plain
+from nanogpt.data.tokens import Batch, TokenDataset
+from nanogpt.evaluate import forward_batch_size
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.ops.cpu import speed_up
+from nanogpt.ops.loss import use_chunked_loss
+from nanogpt.optim import make_optimizers
+from nanogpt.run.device import free_memory, gpu_gib, wants_cpu
+
+CHINCHILLA = 20  # tokens per parameter that make best use of a given amount of compute (Hoffmann et al. 2022)
+# memory of glibc's heap and oneDNN on a CPU, in addition to the tensors (LOG.md: 4 to 20 % in eight configurations)
+CPU_OVERHEAD, CPU_SCRATCH = 0.12, 30e6
+
+
+def parameters(config: GPTConfig) -> dict[str, int]:
+    """Number of parameters by part of the model, without the padding of the vocabulary."""
+    with torch.device("meta"):
+        model = GPT(config)
+    unpadded = config.vocab_size * config.n_embd
+    parts = {"token embedding": unpadded}
+    if model.wpe is not None:
+        parts["position embedding"] = model.wpe.weight.numel()
+    for name, pattern in (("attention", ".attn."), ("MLP", ".mlp.")):
+        parts[name] = sum(p.numel() for n, p in model.named_parameters() if pattern in n and p.ndim == 2)
+    if model.lm_head is not None:
+        parts["output projection"] = unpadded
+    parts["norms and biases"] = model.get_num_params() - sum(parts.values())
+    return parts
+
+
+def simulated_device(device: str) -> str:
+    """Where a simulated step runs: cuda if the run would use it, else cpu; also instead of a Mac's GPU."""
+    return "cuda" if torch.cuda.is_available() and gpu_gib(device) else "cpu"
+
+
+def memory(
+    config: GPTConfig, train: TrainConfig, precision: str, processes: int = 1, device: str | None = None
+) -> dict[str, int]:
+    """Peak memory of a step in one process, in bytes by purpose; on a CPU with the allocator's overhead.
+
+    `device` is by default `simulated_device`. Raises nothing for a model of any size: no memory is allocated. The step
+    is not compiled; on CUDA, where a run compiles it, it takes less.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    device = device or simulated_device(train.device)
+    with FakeTensorMode(), torch.device(device):
+        model = use_chunked_loss(speed_up(GPT(config)), train.batch_size * config.block_size)
+        optimizers = make_optimizers(model, train, torch.bfloat16 if precision == "bf16" else torch.float32)
+        idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
+        tracker = MemTracker()
+        tracker.track_external(model, *optimizers, idx)
+        with tracker:
+            for _ in range(2):  # the first step makes the optimizers' state
+                for _ in range(min(2, train.gradient_accumulation_steps // processes)):
+                    with torch.autocast(device, dtype, enabled=dtype is not None):
+                        loss = model(idx, idx)
+                    loss.backward()
+                    tracker.reset_mod_stats()  # it keeps figures of each module, for one pass
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        peak = {
+            kind.name: size  # type: ignore[attr-defined]
+            for kind, size in next(iter(tracker.get_tracker_snapshot("peak").values())).items()
+            if kind != "Total"
+        }
+    parts = {"weights": peak["PARAM"], "gradients": peak["GRAD"], "optimizer": peak["OPT"]}
+    parts["activations"] = sum(peak.values()) - sum(parts.values())
+    if device == "cpu" and (wants_cpu(train.device) or not gpu_gib()):
+        parts["allocator"] = int(CPU_OVERHEAD * sum(parts.values()) + CPU_SCRATCH)
+    return parts
+
+
+def available(device: str = "auto") -> int:
+    """Memory that a run could use now, in bytes: of the GPU if it would use one, else of this machine."""
+    if gib := gpu_gib(device):
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else int(gib * 2**30)
+    return free_memory()
+
+
+def checkpoint_bytes(config: GPTConfig, train: TrainConfig) -> int:
+    """Size of a checkpoint's two large files: weights and optimizer state in fp32."""
+    with torch.device("meta"):
+        model = GPT(config)
+        optimizers = make_optimizers(model, train)
+    moments = 0
+    for optimizer in optimizers:
+        each = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
+        moments += sum(each * p.numel() for group in optimizer.param_groups for p in group["params"])
+    return 4 * (sum(p.numel() for p in model.parameters()) + moments)
+
+
+def estimate(
+    config: GPTConfig, train: TrainConfig, precision: str, train_tokens: int, processes: int = 1, taken: int = 0
+) -> dict:
+    """The plan without times. `train_tokens` counts the training data; `taken` is memory that the run already holds.
+
+    With train_minutes the number of steps is None: it depends on the time of a step.
+    """
+    with torch.device("meta"):
+        model = GPT(config)
+    needed = memory(config, train, precision, processes)
+    room, minutes = available(train.device) + taken, train.train_minutes if train.max_iters else 0
+    return {
+        "parameters": model.get_num_params(),
+        "parameters_by_part": parameters(config),
+        "memory": sum(needed.values()),
+        "memory_by_purpose": needed,
+        "free_memory": room,
+        "fits": sum(needed.values()) < room,
+        "on_cuda": simulated_device(train.device) == "cuda",
+        "tokens_per_step": train.gradient_accumulation_steps * train.batch_size * config.block_size,
+        "train_minutes": minutes,
+        "steps": None if minutes else train.max_iters,
+        "train_tokens": train_tokens,
+        "flops_per_token": model.flops_per_token(),
+        "checkpoint_bytes": checkpoint_bytes(config, train),
+    }
+
+
+def describe(plan: dict) -> str:
+    """An `estimate` as text."""
+    total, steps, minutes = plan["parameters"], plan["steps"], plan["train_minutes"]
+    parts = ", ".join(f"{name} {n:,}" for name, n in plan["parameters_by_part"].items() if n)
+    lines = [f"parameters    {total:,}: {parts}"]
+    holding = ", ".join(f"{name} {show_bytes(n)}" for name, n in plan["memory_by_purpose"].items() if n)
+    lines.append(f"memory        {show_bytes(plan['memory'])} at the peak of a step: {holding}")
+    if plan["on_cuda"]:
+        lines.append("              without torch.compile, which takes less; the CUDA context comes on top")
+    verdict = "fits into" if plan["fits"] else "DOES NOT FIT into"
+    lines.append(f"              {verdict} the {show_bytes(plan['free_memory'])} that are free")
+    a_step, flops = f"tokens        {plan['tokens_per_step']:,} a step, ", plan["flops_per_token"]
+    arithmetic = f"arithmetic    {flops / 1e6:,.1f} MFLOP a token"
+    if steps is None:
+        lines += [f"{a_step}for {minutes:g} minutes", arithmetic]
+    else:
+        tokens = steps * plan["tokens_per_step"]
+        amount = f"{tokens:,} in {steps:,} steps"
+        amount = f"about {amount}, which {minutes:g} minutes allow" if minutes else amount
+        lines.append(f"{a_step}{amount}: {tokens / plan['train_tokens']:.2f} epochs of {plan['train_tokens']:,}")
+        lines.append(f"              {tokens / total:.1f} tokens per parameter ({CHINCHILLA} make best use of compute)")
+        lines.append(f"{arithmetic}, {flops * tokens / 1e15:,.3f} PFLOP in all")
+    lines.append(f"checkpoint    {show_bytes(plan['checkpoint_bytes'])}")
+    return "\n".join(lines)
+
+
+def show(
+    settings: dict,
+    data: tuple[TokenDataset, TokenDataset],
+    taken: int,
+    measure: Callable[[], float],
+    evaluate: Callable[[Iterator[Batch]], object],
+    print_line: Callable[[str], None],
+    actions: Actions,
+) -> None:
+    """Prints the plan of a run, with measured times, and with actions.price its cost; with actions.json in one line.
+
+    `settings` are those of its config.json, `taken` are the bytes that it has allocated already; `measure()` returns
+    the seconds of a step, `evaluate(batches)` runs the model on batches.
+    """
+    config, env = TrainConfig(**settings["train"]), settings["environment"]
+    precision, processes = env["precision"], env["processes"]
+    train_data, val_data = data
+    say = (lambda text: None) if actions.json else print_line
+    say(f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}")
+    plan = estimate(GPTConfig(**settings["model"]), config, precision, len(train_data.tokens), processes, taken)
+    by_time = plan["fits"] and plan["train_minutes"]
+    if not by_time:  # else the steps have to be timed first
+        say(describe(plan))
+    if plan["fits"]:
+        plan["seconds_per_step"] = seconds = measure()
+        if by_time:
+            plan["steps"] = max(1, round(60 * plan["train_minutes"] / seconds))
+            config = dataclasses.replace(config, max_iters=plan["steps"])
+            say(describe(plan))
+        training = seconds * config.max_iters
+        each = evaluations(config, len(val_data.tokens), val_data.block_size, processes)
+        a_batch = {size: time_evaluation(evaluate, val_data, size) for size, _ in set(each)}
+        evaluating = sum(batches * a_batch[size] for size, batches in each)
+        say(
+            f"time          {show_seconds(training + evaluating)}: {config.max_iters:,} steps of {1e3 * seconds:,.1f} "
+            f"ms ({show_seconds(training)}), {len(each)} evaluations ({show_seconds(evaluating)}); saving comes on top"
+        )
+        plan |= {"train_seconds": training, "evaluation_seconds": evaluating}
+        if actions.price:
+            plan["cost"] = actions.price * (training + evaluating) / 3600
+            say(f"cost          {plan['cost']:,.2f} dollars, at {actions.price:g} dollars an hour")
+    if actions.json:
+        plan["tokens"] = None if plan["steps"] is None else plan["steps"] * plan["tokens_per_step"]
+        print_line(json.dumps(plain(plan)))
+
+
+def median_seconds(step: Callable[[], None], at_most: float = 3.0) -> float:
+    """Seconds that `step()` takes: the median of as many calls as fit into `at_most` seconds, after two to warm up.
+
+    These are three calls at least, unless a step takes so long that the start makes no difference to it.
+    """
+    times: list[float] = []
+    while sum(times) < 4 * at_most and (len(times) < 5 or (sum(times) < at_most and len(times) < 200)):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:] or times[-1:])
+
+
+def evaluations(config: TrainConfig, val_tokens: int, block_size: int, processes: int) -> list[tuple[int, int]]:
+    """(sequences in a batch, batches of a process) of every evaluation of a run, the last one over the whole split."""
+    size = forward_batch_size(config.batch_size, block_size)
+    windows = -(-(val_tokens - 1) // block_size)
+    whole = size, -(-windows // (size * processes))
+    quick = (config.batch_size, -(-config.eval_iters // processes)) if config.eval_iters else whole
+    return [quick] * -(-config.max_iters // config.eval_interval) + [whole]
+
+
+def time_evaluation(
+    evaluate: Callable[[Iterator[Batch]], object], data: TokenDataset, batch_size: int, batches: int = 6
+) -> float:
+    """Seconds that a batch of an evaluation takes."""
+    several = list(islice(data.whole_split(batch_size), batches))
+    evaluate(iter(several[:1]))
+    start = time.perf_counter()
+    evaluate(iter(several))
+    return (time.perf_counter() - start) / len(several)
+
+
+def find_batch_size(
+    settings: dict,
+    room: int,
+    train_tokens: int,
+    seconds_with: Callable[[int, bool], float | None],
+    say: Callable[[str], None],
+) -> None:
+    """Prints the speed of ever larger micro-batches, until one does not fit into memory.
+
+    `settings` are those of a run's config.json and `room` is the memory that it may take, in bytes.
+    `seconds_with(batch_size, too_large)` returns the seconds of a step, or None if it does not fit or is too large to
+    try. On a GPU each size is tried; on a CPU, where the system kills a process that takes too much, a size whose plan
+    needs more than `room` is not.
+    """
+    config, model_config = TrainConfig(**settings["train"]), GPTConfig(**settings["model"])
+    env = settings["environment"]
+    fastest, largest = (0.0, 0), 0
+    say(f"{'batch_size':>10} {'memory':>10} {'tokens/s':>10}")
+    for size in (2**n for n in range(20)):
+        tried = dataclasses.replace(config, batch_size=size)
+        needed = sum(memory(model_config, tried, env["precision"], env["processes"]).values())
+        too_large = env["device"] == "cpu" and needed >= room
+        seconds = seconds_with(size, too_large)
+        if seconds is None:
+            say(f"{size:>10} {show_bytes(needed):>10}   does not fit")
+            break
+        gc.collect()
+        tokens = size * model_config.block_size
+        speed = config.gradient_accumulation_steps * tokens / seconds
+        say(f"{size:>10} {show_bytes(needed):>10} {speed:>10,.0f}")
+        fastest, largest = max(fastest, (speed, size)), size
+        if tokens > train_tokens:
+            break
+    say(f"largest that fits: --batch_size={largest}; most tokens per second: --batch_size={fastest[1]}")
+
+
+def show_seconds(seconds: float) -> str:
+    """Formats a duration."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    if minutes < 100:
+        return f"{minutes:.1f} min"
+    return f"{minutes / 60:,.1f} h"
+
+
+def show_bytes(count: float) -> str:
+    """Formats a number of bytes."""
+    for unit, least in (("GB", 1e9), ("MB", 1e6)):
+        if count >= least:
+            return f"{count / least:,.1f} {unit}"
+    return f"{count / 1e3:,.0f} kB"

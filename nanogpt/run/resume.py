@@ -1,0 +1,95 @@
+"""Where a run starts, at step 0 or from a checkpoint, and what has changed since that checkpoint."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from nanogpt import checkpoint
+from nanogpt.config import INCIDENTAL, TrainConfig
+from nanogpt.data.mixture import read_shares
+from nanogpt.data.tokenizer import check_same
+from nanogpt.model import GPTConfig
+from nanogpt.run import rundir
+from nanogpt.run.agree import Peers
+
+# settings that may differ from a checkpoint's: they are compared by the tokens, the learning rate or the environment,
+# or affect only the start or the evaluations
+HARMLESS = INCIDENTAL | set(
+    "data init_from max_iters lr_decay_iters eval_iters device precision compile deterministic "
+    "gradient_checkpointing".split()
+)
+
+
+def find_start(config: TrainConfig, say) -> Path | None:
+    """The checkpoint to resume from, if any.
+
+    Raises ValueError if out_dir holds another run or anything else, or if another process writes there.
+    """
+    out_dir = Path(config.out_dir)
+    if out_dir.exists() and os.environ.get("RANK", "0") == "0":
+        rundir.claim(out_dir)
+        checkpoint.finish_renaming(out_dir)
+    wish, there = config.resume, checkpoint.steps(out_dir)
+    if wish == "auto" and not there:
+        return None
+    if wish in ("auto", "last", "best"):
+        return checkpoint.find(out_dir, ("best",) if wish == "best" else ("last",), say, hold=False)
+    start = None if wish == "none" else checkpoint.find(wish, ("last",), say, hold=False)
+    if there and (start is None or start.parent != out_dir.resolve()):
+        free = next(n for n in range(2, 10**6) if not Path(f"{out_dir}-{n}").exists())
+        raise ValueError(
+            f"{out_dir} already holds a run ({there[-1].name}): resume it with --resume=auto, "
+            f"or start another with --out_dir={out_dir}-{free}"
+        )
+    return start
+
+
+def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
+    """Raises ValueError unless all processes find the same checkpoint."""
+    step = int(start.name[5:]) if start and start.name[5:].isdigit() else -1
+    newest, oldest = peers.largest(step, -step)
+    if newest != -oldest:
+        raise ValueError(
+            f"the processes find different checkpoints in {out_dir} (steps {-oldest} and {newest}): "
+            "out_dir must be on a file system that all machines see"
+        )
+
+
+def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict, say) -> bool:
+    """Compares a run with its checkpoint: refuses another model or tokenizer, reports other changes that matter.
+
+    `settings` is the content of the run's config.json; "data" and "environment" in it are compared as well. Returns
+    whether the validation text is the same.
+    """
+    check_same(start, next(iter(read_shares(config.data))))
+    model, train = checkpoint.load_configs(start)
+    changed, harmless = [], HARMLESS
+    sequences = {c.batch_size * c.gradient_accumulation_steps for c in (train, config)}
+    if len(sequences) == 1 and not model_config.dropout:  # a step is the same, only divided differently
+        harmless = harmless | {"batch_size", "gradient_accumulation_steps"}
+    for old, new in ((model, model_config), (train, config)):
+        for name in (field.name for field in dataclasses.fields(old)):
+            a, b = getattr(old, name), getattr(new, name)
+            fixed = old is model and name not in ("dropout", "gradient_checkpointing")
+            if a != b and (fixed or name == "optimizer"):
+                raise ValueError(
+                    f"{start} was trained with {name}={a}, not {b}: resume with --{name}={a}, "
+                    "or train the new model into another --out_dir"
+                )
+            if a != b and name not in harmless:
+                changed.append(f"{name} {a} -> {b}")
+    decay = [c.lr_decay_iters or (c.max_iters if c.lr_schedule != "constant" else 0) for c in (train, config)]
+    if decay[0] != decay[1]:
+        changed.append(f"the learning rate decays over {decay[1]} steps, not {decay[0]}")
+    saved = checkpoint.read_json(start / checkpoint.CONFIG)
+    data = saved.get("data", settings["data"])
+    if data != settings["data"]:
+        changed.append(f"{config.data} has other tokens")
+    if changed:
+        say(f"note: the settings differ from the checkpoint's: {'; '.join(changed)}")
+    before = saved.get("environment")
+    before, now = before if isinstance(before, dict) else {}, settings["environment"]
+    moved = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if moved:
+        say(f"note: the environment changed; results match only up to rounding: {', '.join(moved)}")
+    return data.get("val") == settings["data"]["val"]

@@ -1,0 +1,126 @@
+"""The bench: what its figures measure, not how large they are."""
+
+import json
+import tempfile
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nanogpt import GPTConfig
+from nanogpt.cli import main
+from nanogpt.extras import bench
+from nanogpt.ops import cpu
+from nanogpt.ops.cpu import pack
+from nanogpt.run.device import peak_flops
+
+TINY = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(bench.MODELS, "classic", (TINY, 2))
+
+
+def make_bench(directory, precision: str = "fp32") -> bench.Bench:
+    args = SimpleNamespace(model="classic", batch_size=2, rounds=1, precision=precision, device="cpu", against=None)
+    return bench.Bench(directory, args)
+
+
+def test_contenders_take_turns_and_the_first_round_does_not_count():
+    order = []
+    seconds = bench.interleave({"a": lambda: order.append("a"), "b": lambda: (order.append("b"), time.sleep(0.01))}, 3)
+    assert order == ["a", "b"] * 4
+    assert [len(v) for v in seconds.values()] == [3, 3]
+    assert min(seconds["b"]) >= 0.01 > max(seconds["a"])
+
+
+@pytest.mark.slow
+def test_json_has_every_part_with_consistent_figures(capsys):
+    main(["bench", "--rounds", "1", "--parts", "train,data,checkpoint,tokenize", "--against", "transformers", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    rows = {(row["part"], row["who"]): row for row in result["rows"]}
+    for part in ("train", "data", "save", "load", "tokenize, char"):
+        assert rows[part, "nanogpt"]["rate"] > 0
+    assert rows["train", "transformers GPT-2"]["rate"] > 0
+    step = rows["train", "nanogpt"]
+    assert step["rate"] == pytest.approx(4 * 2 * 16 / step["ms"] * 1e3)  # four steps of 2 x 16 tokens a call
+    limit = rows["train", "products + attention"]
+    assert step["of_limit"] == pytest.approx(limit["ms"] / step["ms"])
+    assert limit["of_limit"] == 1.0
+    assert step["mfu"] is None or 0 < step["mfu"] < 1
+
+
+def test_the_products_are_those_of_the_model(tmp_path):
+    """Their operations, counted by torch, are those of flops_per_token (which counts attention without causality)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        make_bench(tmp_path).products()()
+    c, tokens = TINY, 2 * 16
+    matrices = 12 * c.n_layer * c.n_embd**2 + c.padded_vocab_size * c.n_embd
+    by_operator = counter.get_flop_counts()["Global"]
+    products = sum(count for operator, count in by_operator.items() if "mm" in str(operator))
+    assert products == 6 * matrices * tokens
+
+
+def test_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    main(["bench", "--rounds", "1", "--parts", "data,checkpoint", "--device", "cpu"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_others_are_measured_in_the_precision_of_the_run(tmp_path, monkeypatch):
+    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("no", torch.float32)):
+        run = SimpleNamespace(device=torch.device("cpu"), accelerator=SimpleNamespace(mixed_precision=name))
+        monkeypatch.setattr(bench, "Run", lambda *args, run=run, **options: run)
+        with make_bench(tmp_path, "auto").autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_the_table_shows_unknown_peaks_as_such(capsys):
+    main(["bench", "--rounds", "1", "--parts", "train", "--device", "cpu"])
+    shown = capsys.readouterr().out
+    assert "products + attention" in shown and "n/a" in shown
+
+
+@pytest.mark.slow
+def test_profile_lists_operators(capsys):
+    main(["bench", "--profile"])
+    assert "aten::" in capsys.readouterr().out
+
+
+def test_known_peaks_are_those_of_the_data_sheets():
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("cpu") is None
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--parts", "juggling"], "'juggling' is not one of train, sample"),
+        (["--model", "gpt5"], "model='gpt5' is not one of classic"),
+        (["--rounds", "0"], "--rounds=0: must be from 1 to 1000"),
+    ],
+)
+def test_bad_input(flags, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["bench", *flags])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_on_a_cpu_sampling_is_timed_with_packed_weights_and_not_compiled(tmp_path, monkeypatch):
+    packed = []
+    monkeypatch.setattr(bench, "pack", lambda model, int8: packed.append(pack(model, int8, smallest=0)) or packed[-1])
+    monkeypatch.setattr(bench, "X86", True)
+    monkeypatch.setattr(cpu, "X86", True)
+    measured = make_bench(tmp_path)
+    measured.sample(tokens=2)
+    rows = [(row["part"], row["who"]) for row in measured.rows]
+    parts = ("sample, fp32", "sample, bf16", "sample, int8")
+    assert rows == [(part, who) for part in parts for who in ("nanogpt", "reading the weights")] and len(packed) == 3

@@ -1,0 +1,203 @@
+"""The dashboard's server: what it answers, and to whom."""
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from nanogpt.cli import main
+from nanogpt.extras.dashboard.follow import MOST_NAMES
+from nanogpt.extras.dashboard.server import MOST_CONNECTIONS, PORT, Server
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A dashboard on a run with a hostile name; there is a secret beside the runs."""
+    run = tmp_path / "out" / HOSTILE
+    run.mkdir(parents=True)
+    (tmp_path / "secret.txt").write_text("secret")
+    lines = [{"step": step, "tokens": step * 10, "train_seconds": 1, "val_loss": 4 - step} for step in (0, 1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "samples.jsonl").write_text(json.dumps({"step": 2, "text": "a text"}) + "\n")
+    (run / "config.json").write_text(json.dumps({"train": {"max_iters": 2}}))
+    with Server([str(tmp_path / "out")]) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def ask(server, path: str, method: str = "GET", **headers):
+    """(status, headers, body) of a request that is sent as it is."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection.request(method, path, headers={key.replace("_", "-"): value for key, value in headers.items()})
+    response = connection.getresponse()
+    found = response.status, response.headers, response.read()
+    connection.close()
+    return found
+
+
+def test_runs_curves_and_samples_as_json(server):
+    (run,) = json.loads(ask(server, "/api/runs")[2])
+    assert run["name"].endswith(HOSTILE) and run["status"] == "finished" and (run["best"], run["best_step"]) == (2, 2)
+    asked = "/api/curves?run=0&x=tokens&points=100&key=val_loss&key=lr"
+    assert json.loads(ask(server, asked)[2]) == {"val_loss": [[0, 10, 20], [4, 3, 2]], "lr": [[], []]}
+    assert json.loads(ask(server, asked + "&low=15&high=20")[2])["val_loss"] == [[10, 20], [3, 2]]
+    assert json.loads(ask(server, "/api/samples?run=0")[2]) == [{"step": 2, "text": "a text"}]
+
+
+def test_the_page_asks_nothing_of_any_other_machine(server):
+    for path in ("/", "/dashboard.js", "/chart.js", "/dashboard.css"):
+        status, headers, body = ask(server, path)
+        assert (
+            status == 200 and b"//" not in body.replace(b"// ", b"") and headers["X-Content-Type-Options"] == "nosniff"
+        )
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:6070", "127.0.0.1.evil.example", "", "192.168.0.1"])
+@pytest.mark.parametrize("path", ["/", "/api/runs"])
+def test_another_name_for_this_machine_gets_nothing(server, host, path):
+    status, _, body = ask(server, path, Host=host)
+    assert status == 403 and b"name" not in body
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:6070", "localhost"])
+def test_its_own_names_serve_through_a_forwarded_port_too(server, host):
+    assert ask(server, "/api/runs", Host=host)[0] == 200
+
+
+def test_a_page_of_another_origin_may_not_read(server):
+    _, headers, _ = ask(server, "/api/runs", Origin="http://evil.example")
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert not [name for name in headers if name.lower().startswith("access-control")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_nobody_may_write(server, method):
+    assert ask(server, "/api/runs", method)[0] == 501
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path",
+    ["/../secret.txt", "/..%2fsecret.txt", "//etc/passwd", "/api/../../secret.txt", "/index.html", "/web/dashboard.js"],
+)
+def test_no_path_leads_to_any_other_file(server, path):
+    status, _, body = ask(server, path)
+    assert status == 404 and b"secret" not in body
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "query", ["", "run=7", "run=-1", "run=..", "run=0&x=values&points=9&key=lr", "run=0&x=step&points=nan&key=lr"]
+)
+def test_a_question_that_makes_no_sense_is_an_answer_of_400(server, query):
+    assert ask(server, f"/api/curves?{query}")[0] == 400
+    assert ask(server, "/api/runs")[0] == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path, host", [("/", "["), ("//[", "localhost"), ("/api/runs", "[::1")])
+def test_half_a_bracket_is_refused_without_a_traceback(server, capfd, path, host):
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        status = connection.makefile("rb").readline().split()[1]
+    assert status in (b"400", b"403", b"404") and capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_clients_that_leave_print_nothing(server, capfd):
+    for _ in range(20):
+        connection = socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
+        connection.sendall(b"GET /dashboard.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not a goodbye
+        connection.close()
+    assert ask(server, "/api/runs")[0] == 200
+    time.sleep(0.5)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_one_connection_too_many_is_turned_away_and_the_next_is_served_again(server):
+    idle = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(MOST_CONNECTIONS)]
+    assert ask(server, "/")[0] == 503
+    for connection in idle:
+        connection.close()
+    end = time.monotonic() + 10
+    while (status := ask(server, "/")[0]) == 503 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert status == 200
+
+
+def test_a_run_that_was_deleted_is_gone_and_its_number_never_given_again(server, tmp_path):
+    assert [run["number"] for run in json.loads(ask(server, "/api/runs")[2])] == [0]
+    shutil.rmtree(tmp_path / "out" / HOSTILE)
+    assert json.loads(ask(server, "/api/runs")[2]) == []
+    assert ask(server, "/api/samples?run=0")[0] == 400
+    (tmp_path / "out" / "new").mkdir()
+    (tmp_path / "out" / "new" / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert [run["number"] for run in json.loads(ask(server, "/api/runs")[2])] == [1]
+    shutil.rmtree(tmp_path / "out")
+    assert json.loads(ask(server, "/api/runs")[2]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["config.json", "samples.jsonl", "metrics.jsonl"])
+def test_a_fifo_hangs_nothing(server, tmp_path, name):
+    other = tmp_path / "out" / "other"
+    other.mkdir()
+    (other / "metrics.jsonl").write_text('{"step": 1}\n')
+    (other / name).unlink(missing_ok=True)
+    os.mkfifo(other / name)
+    found = json.loads(ask(server, "/api/runs")[2])
+    assert len(found) == (1 if name == "metrics.jsonl" else 2) and found[-1]["settings"] is not None
+
+
+def test_a_run_of_300_megabytes_of_settings_or_5000_metrics_is_answered_in_brief(server, tmp_path):
+    other = tmp_path / "out" / "other"
+    other.mkdir()
+    names = {f"metric {i}": i for i in range(5000)} | {"x" * 10_000: 1, "val_loss": 3.0}
+    (other / "metrics.jsonl").write_text(json.dumps({"step": 1} | names) + "\n")
+    with open(other / "config.json", "wb") as file:
+        file.truncate(300_000_000)
+    body = ask(server, "/api/runs")[2]
+    found = {run["name"].rsplit("/")[-1]: run for run in json.loads(body)}["other"]
+    assert len(body) < 20_000 and found["cut"] and len(found["last"]) == MOST_NAMES + 1 and found["best"] == 3.0
+    assert found["settings"] == {"config.json": "not read: config.json has more than 1 MiB"}
+    settings = {"train": {f"setting {i}": "x" * 5000 for i in range(200)}}
+    (other / "config.json").write_text(json.dumps(settings))
+    assert len(ask(server, "/api/runs")[2]) < 100_000
+
+
+def test_it_listens_on_this_machine_alone(server):
+    assert server.server_address[0] == "127.0.0.1"
+
+
+def test_the_next_free_port_is_taken_and_a_port_in_use_is_one_line(tmp_path, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as error:
+            main(["dashboard", str(tmp_path), "--port", str(port)])
+        assert error.value.code == 2 and f"port {port} is unavailable" in capsys.readouterr().err
+    with Server([str(tmp_path)]) as first, Server([str(tmp_path)]) as second:
+        assert PORT <= first.server_port != second.server_port
+
+
+def test_a_directory_that_does_not_exist_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["dashboard", str(tmp_path / "nowhere")])
+    assert error.value.code == 2 and "nowhere is not a directory" in capsys.readouterr().err

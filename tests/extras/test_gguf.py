@@ -1,0 +1,354 @@
+"""GGUF files: read by gguf's own reader, by transformers', and, in tests marked long, by llama.cpp."""
+
+import dataclasses
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conversations import talk
+from readers import READERS, SHAPES
+from shapes import CASES, CHARACTERS, make_checkpoint
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from nanogpt import chat
+from nanogpt.cli import main
+from nanogpt.data import tokenizer_json
+from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, HFTokenizer
+from nanogpt.extras import gguf as to_gguf
+from nanogpt.hub import weights
+from nanogpt.hub.load import load
+
+gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
+llama_cpp_is_there = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"
+)
+WIDE = "".join(sorted("\n aäßЖ你😀é👍zÿ"))  # of one byte to four
+
+
+@pytest.fixture(autouse=True)
+def without_llama_cpp(request, monkeypatch):
+    """The other tests are the same where it is installed."""
+    if not request.node.get_closest_marker("long"):
+        nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
+        monkeypatch.setattr(to_gguf, "importlib", nothing)
+
+
+def exported(tmp_path, config, tokenizer, **options):
+    """(the file, what gguf reads in it, the model)."""
+    make_checkpoint(tmp_path / "run", config, tokenizer)
+    to = to_gguf.export(tmp_path / "run", tmp_path / "model.gguf", say=lambda text: None, **options)
+    return to, gguf.GGUFReader(to), load(tmp_path / "run")[0]
+
+
+def fields(reader) -> dict:
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+FAST = ("gpt2, biases, tanh", "llama, untied, biases", "qwen3")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in FAST else pytest.mark.slow) for case in CASES])
+def test_transformers_reads_the_weights_of_every_shape(tmp_path, case):
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    to, _, model = exported(tmp_path, CASES[case], CharTokenizer(CHARACTERS))
+    native = weights.to_transformers(model)
+    read = load_gguf_checkpoint(to, return_tensors=True, model_to_load=native)["tensors"]
+    expected = native.state_dict()
+    assert read.keys() == expected.keys() - ({"lm_head.weight"} if CASES[case].tie_embeddings else set())
+    for name, tensor in read.items():
+        rows = len(expected[name])  # a token that ends a text was added
+        assert torch.equal(tensor[:rows], expected[name]) and len(tensor) == rows + (rows == 70), name
+
+
+@pytest.mark.parametrize("case", ["gpt2, untied, own n_inner", "llama, all heads, own head size", "qwen3"])
+def test_sizes_are_those_of_the_model(tmp_path, case):
+    c = CASES[case]
+    _, reader, _ = exported(tmp_path, c, CharTokenizer(CHARACTERS))
+    found, kind = fields(reader), weights.native_type(c)
+    sizes = {"context_length": 32, "embedding_length": 32, "block_count": 2, "feed_forward_length": c.inner}
+    sizes |= {"attention.head_count": 4, "attention.head_count_kv": c.kv_heads, "vocab_size": 71}
+    if kind == "gpt2":
+        sizes |= {"attention.layer_norm_epsilon": pytest.approx(1e-5)}
+    else:
+        sizes |= {"attention.layer_norm_rms_epsilon": pytest.approx(c.norm_eps), "rope.freq_base": c.rope_theta}
+        sizes |= dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), c.head_size)
+    assert found["general.architecture"] == kind
+    assert {name: found[f"{kind}.{name}"] for name in sizes} == sizes
+
+
+@pytest.mark.parametrize("dtype, kind", [("bfloat16", "BF16"), ("float16", "F16"), ("q8_0", "Q8_0")])
+def test_matrices_are_rounded_and_vectors_are_not(tmp_path, dtype, kind):
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], n_inner=80), CharTokenizer(CHARACTERS))
+    main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "model.gguf"), "--dtype", dtype])
+    model = load(tmp_path / "run")[0]
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    kinds = {name: tensor.tensor_type.name for name, tensor in found.items()}
+    assert kinds["token_embd.weight"] == kinds["blk.1.attn_qkv.weight"] == kind
+    assert kinds["output_norm.weight"] == kinds["position_embd.weight"] == kinds["blk.0.attn_qkv.bias"] == "F32"
+    assert kinds["blk.0.ffn_down.weight"] == ("F32" if kind == "Q8_0" else kind)  # 80 is no multiple of 32
+    stored, expected = found["blk.1.attn_qkv.weight"], model.h[1].attn.c_attn.weight.detach()
+    read = torch.from_numpy(np.array(gguf.dequantize(stored.data, stored.tensor_type)))
+    if kind == "Q8_0":  # 255 steps between the largest weight of a block and its negative
+        assert 0 < (read - expected).abs().max() <= expected.abs().max() / 127 * 0.6
+    else:
+        assert torch.equal(read, expected.to(getattr(torch, dtype)).float())
+
+
+def as_byte_level_bpe(found: dict) -> Tokenizer:
+    """The tokenizer in a file as the library `tokenizers` has it; GPT-2's split."""
+    tokens = found["tokenizer.ggml.tokens"]
+    plain = [t for t, kind in zip(tokens, found["tokenizer.ggml.token_type"], strict=True) if kind == 1]
+    vocab = {token: i for i, token in enumerate(tokens)} | {"ÿ": len(tokens), "ÿÿ": len(tokens) + 1}
+    vocab |= {part: len(vocab) + i for i, part in enumerate(tokenizer_json.byte_alphabet()) if part not in vocab}
+    merges = [tuple(merge.split(" ")) for merge in found["tokenizer.ggml.merges"]]
+    for a, b in merges:
+        vocab.setdefault(a + b, len(vocab))
+    assert len(plain) == len(set(plain))
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return tokenizer
+
+
+@pytest.mark.parametrize("characters", [WIDE, CHARACTERS])
+def test_characters_are_byte_pair_encoding(tmp_path, characters):
+    tokenizer = CharTokenizer(characters)
+    config = dataclasses.replace(CASES["llama"], vocab_size=len(characters))
+    found = fields(exported(tmp_path, config, tokenizer)[1])
+    text = characters[::-1] + characters + characters[1::2]
+    assert as_byte_level_bpe(found).encode(text).ids == tokenizer.encode(text).tolist()
+    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
+    assert found["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_bytes_have_no_merge_that_a_text_could_need(tmp_path):
+    config = dataclasses.replace(CASES["gpt2"], vocab_size=257)
+    found = fields(exported(tmp_path, config, ByteTokenizer())[1])
+    assert as_byte_level_bpe(found).encode("Été, 你").ids == list("Été, 你".encode())
+    assert found["tokenizer.ggml.merges"] == ["ÿ ÿ"] and found["tokenizer.ggml.eos_token_id"] == 256
+    assert (found["tokenizer.ggml.tokens"][256], found["tokenizer.ggml.token_type"][256]) == ("<|endoftext|>", 3)
+
+
+@pytest.mark.slow
+def test_gpt2s_encoding_is_held(tmp_path, gpt2_files):
+    tokenizer = BPETokenizer.gpt2()
+    config = dataclasses.replace(CASES["qwen3"], vocab_size=50257)
+    found = fields(exported(tmp_path, config, tokenizer)[1])
+    text = "I don't know the king's 12 horses.\n  Été! 你好"
+    assert as_byte_level_bpe(found).encode(text).ids == tokenizer.encode(text).tolist()
+    assert len(found["tokenizer.ggml.tokens"]) == 50257 and found["tokenizer.ggml.pre"] == "gpt-2"
+    assert found["tokenizer.ggml.eos_token_id"] == found["tokenizer.ggml.bos_token_id"] == 50256
+
+
+def test_where_no_token_ends_a_text_one_is_added_that_is_never_the_likeliest(tmp_path, capsys):
+    make_checkpoint(tmp_path / "run", CASES["gpt2, untied, own n_inner"], CharTokenizer(CHARACTERS))
+    to = to_gguf.export(tmp_path / "run", tmp_path / "model.gguf")
+    reader, model = gguf.GGUFReader(to), load(tmp_path / "run")[0]
+    found, tensors = fields(reader), {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
+    assert found["tokenizer.ggml.tokens"][70:] == ["<|endoftext|>"] and found["tokenizer.ggml.eos_token_id"] == 70
+    for name, rows in (("token_embd.weight", model.wte.weight), ("output.weight", model.lm_head.weight)):
+        torch.testing.assert_close(tensors[name][70], rows[:70].mean(0))
+    assert "<|endoftext|> is added, and is never the most likely" in capsys.readouterr().out
+
+
+def test_a_row_that_the_tokenizer_does_not_use_ends_a_text(tmp_path):
+    config = dataclasses.replace(CASES["gpt2"], vocab_size=72)
+    found = fields(exported(tmp_path, config, CharTokenizer(CHARACTERS))[1])
+    assert found["tokenizer.ggml.tokens"][70:] == ["<|endoftext|>", "[PAD71]"]
+    assert found["tokenizer.ggml.token_type"][70:] == [3, 5] and found["tokenizer.ggml.eos_token_id"] == 70
+
+
+def test_a_model_that_chats_has_its_template_in_the_file_and_for_ollama(tmp_path):
+    tokenizer = chat.add_tokens(ByteTokenizer())
+    config = dataclasses.replace(CASES["qwen3"], vocab_size=tokenizer.vocab_size)
+    found = fields(exported(tmp_path, config, tokenizer)[1])
+    assert found["tokenizer.chat_template"] == chat.TEMPLATE
+    assert (found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]) == (256, 258)
+    modelfile = (tmp_path / "Modelfile").read_text()
+    assert modelfile.startswith(
+        'FROM ./model.gguf\nPARAMETER num_ctx 32\nPARAMETER stop "<|im_end|>"\nTEMPLATE """{{ range'
+    )
+
+
+def test_a_modelfile_without_conversations_hands_the_prompt_on(tmp_path):
+    exported(tmp_path, CASES["gpt2"], CharTokenizer(CHARACTERS))
+    assert (tmp_path / "Modelfile").read_text().endswith('\nTEMPLATE """{{ .Prompt }}"""\n')
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "q8_0"])
+def test_a_wrong_tensor_is_caught_and_nothing_is_left(tmp_path, monkeypatch, dtype):
+    right = gguf.quantize
+
+    def wrong(array, kind):
+        array = array.copy()
+        array.flat[3] += 0.05 * np.abs(array).max()
+        return right(array, kind)
+
+    monkeypatch.setattr(gguf, "quantize", wrong)
+    with pytest.raises(ValueError, match=r"the export is wrong: token_embd.weight, read back, differs by"):
+        exported(tmp_path, CASES["llama"], CharTokenizer(CHARACTERS), dtype=dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_tokenizers_that_llama_cpp_does_not_know_are_refused(tmp_path):
+    tokenizer = HFTokenizer(Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0)], 0)))
+    config = dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size)
+    with pytest.raises(ValueError, match=r"GGUF holds characters and byte-level BPE, but this tokenizer is Unigram"):
+        exported(tmp_path, config, tokenizer)
+    parts = {"model": {"type": "BPE", "merges": ["a b"]}, "decoder": {"type": "ByteLevel"}}
+    for pattern, name in ((r"\S+", None), (to_gguf.WORDS % r"\p{N}", "qwen2"), (tokenizer_json.GPT2_PATTERN, "gpt-2")):
+        parts["pre_tokenizer"] = tokenizer_json.byte_level_split(pattern)
+        if name:
+            assert to_gguf.name_split(parts) == name
+        else:
+            with pytest.raises(ValueError, match=r"llama.cpp does not know how this tokenizer splits text"):
+                to_gguf.name_split(parts)
+
+
+@pytest.mark.parametrize("arguments", [["--format", "gguf", "--to", "x"], ["--to", "x.gguf"]])
+def test_without_the_package_the_way_to_it_is_named(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(SystemExit) as end:
+        main(["export", "run", *arguments])
+    assert end.value.code == 2 and "GGUF needs the package gguf: pip install -e '.[gguf]'" in capsys.readouterr().err
+
+
+def test_q8_0_is_for_gguf_alone(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["export", "run", "--to", str(tmp_path / "x"), "--dtype", "q8_0"])
+    assert end.value.code == 2 and "dtype=q8_0 is for GGUF alone: add --format gguf" in capsys.readouterr().err
+
+
+def test_a_modelfile_that_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "Modelfile").write_text("precious")
+    with pytest.raises(ValueError, match="Modelfile exists already"):
+        exported(tmp_path, CASES["gpt2"], CharTokenizer(CHARACTERS))
+    assert (tmp_path / "Modelfile").read_text() == "precious" and not (tmp_path / "model.gguf").exists()
+
+
+GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+SPLITTERS = {
+    "gpt-2": GPT2_SPLIT,
+    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2_SPLIT]),
+    "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(to_gguf.WORDS % r"\p{N}"), "isolated"), BYTES]),
+    "llama-bpe": pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(to_gguf.WORDS % r"\p{N}{1,3}"), "isolated"), BYTES]
+    ),
+}
+
+
+def trained_bpe(text: str, split: str = "gpt-2") -> HFTokenizer:
+    """A byte-level BPE of 400 tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = SPLITTERS[split], decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([text], trainer)
+    return HFTokenizer(tokenizer)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@llama_cpp_is_there
+@pytest.mark.parametrize("encoding", ["char", "bpe"])
+@pytest.mark.parametrize("shape", READERS["llama.cpp (GGUF in F32)"])
+def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, text, shape, encoding):
+    import llama_cpp
+
+    tokenizer, said = CharTokenizer(WIDE) if encoding == "char" else trained_bpe(text), []
+    config = dataclasses.replace(SHAPES[shape], vocab_size=tokenizer.vocab_size, block_size=80)
+    make_checkpoint(tmp_path / "run", config, tokenizer)
+    to = to_gguf.export(tmp_path / "run", tmp_path / "model.gguf", say=said.append)
+    assert said[-1].endswith("; llama.cpp writes the same 32 greedy tokens")
+
+    fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+    reader = llama_cpp.Llama(str(to), n_ctx=80, logits_all=True, verbose=False, **fp32)
+    model, ids = load(tmp_path / "run")[0], torch.arange(60) % tokenizer.vocab_size
+    reader.eval(ids.tolist())
+    with torch.no_grad():
+        expected = model(ids[None])[0]
+    found = torch.tensor(np.array(reader.scores[:60, : tokenizer.vocab_size]))
+    print(f"{shape}, {encoding}: logits differ by {(found - expected).abs().max():.1e}")
+    # llama.cpp takes GPT-2's GELU from a table in half precision
+    torch.testing.assert_close(found, expected, atol=0.1 if shape == "GPT-2" else 1e-3, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@llama_cpp_is_there
+@pytest.mark.parametrize("split", SPLITTERS)
+def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, text, split):
+    import llama_cpp
+
+    hard = "I'LL don't  know\n\n the king's 12345 horses. \tÉté! 你好 2x=3\r\n  end  "
+    tokenizer = trained_bpe(20 * hard + text, split)
+    config = dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size)
+    to, reader, _ = exported(tmp_path, config, tokenizer)
+    assert fields(reader)["tokenizer.ggml.pre"] == split
+    found = llama_cpp.Llama(str(to), vocab_only=True, verbose=False).tokenize(hard.encode(), add_bos=False)
+    assert found == tokenizer.encode(hard).tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@llama_cpp_is_there
+def test_llama_cpp_leaves_characters_out_that_the_model_does_not_know(tmp_path):
+    import llama_cpp
+
+    tokenizer = CharTokenizer(WIDE)
+    to, _, _ = exported(tmp_path, dataclasses.replace(CASES["llama"], vocab_size=len(WIDE)), tokenizer)
+    reader = llama_cpp.Llama(str(to), vocab_only=True, verbose=False)
+    # è, the first byte of which is that of ä; €, that of no other; an emoji that begins as 😀 does
+    assert reader.tokenize("aèä€zÃ😁😀".encode(), add_bos=False) == tokenizer.encode("aäz😀").tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@llama_cpp_is_there
+def test_where_llama_cpp_computes_another_gelu_the_equal_tokens_are_counted(tmp_path, monkeypatch):
+    said = []
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], block_size=80), CharTokenizer(CHARACTERS))
+    right = to_gguf.generate
+    monkeypatch.setattr(to_gguf, "generate", lambda *args, **options: right(*args, **options).index_fill(1, at, 0))
+    at = torch.tensor([16 + 20])  # the 21st new token
+    to_gguf.export(tmp_path / "run", tmp_path / "model.gguf", say=said.append)
+    assert said[-1].endswith(
+        "llama.cpp, which rounds more, writes the same 20 of 32 greedy tokens as the model in fp32"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@llama_cpp_is_there
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "q8_0"])
+def test_llama_cpp_answers_messages_by_the_template(chat_run, tmp_path, dtype):
+    import llama_cpp
+
+    main(["export", str(chat_run), "--to", str(tmp_path / "model.gguf"), "--dtype", dtype])
+    reader = llama_cpp.Llama(str(tmp_path / "model.gguf"), n_ctx=64, verbose=False)
+    model, tokenizer, _ = load(chat_run)
+    messages = talk("101?")
+    expected = "".join(chat.answer(model, tokenizer, messages, 20, temperature=0))
+    written = reader.create_chat_completion(messages, max_tokens=20, temperature=0)
+    assert written["choices"][0]["message"]["content"] == expected == "yes"
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@llama_cpp_is_there
+def test_a_wrong_permutation_is_noticed_by_llama_cpp(tmp_path, monkeypatch):
+    right = gguf.to_llama_cpp
+
+    def wrong(*arguments):
+        tensors = right(*arguments)
+        return tensors | {"blk.0.attn_q.weight": tensors["blk.0.attn_q.weight"].flip(0)}
+
+    monkeypatch.setattr(to_gguf, "to_llama_cpp", wrong)
+    with pytest.raises(ValueError, match=r"the export is wrong: llama\.cpp continues with"):
+        exported(tmp_path, dataclasses.replace(CASES["llama"], block_size=80), CharTokenizer(CHARACTERS))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -1,0 +1,195 @@
+"""What the playground computes; how it looks is tested in a browser, in tests/integration."""
+
+import asyncio
+import dataclasses
+import http.client
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY
+from conversations import talk
+
+from data_prep import writer
+from nanogpt import GPT, chat
+from nanogpt.cli import main
+from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.extras import playground
+from nanogpt.extras.playground import OwnPages, Writer, take_turns, token_losses
+
+HOSTILE = "<script>alert('&')</script>\n"
+
+
+@pytest.fixture
+def model() -> GPT:
+    torch.manual_seed(0)
+    return GPT(dataclasses.replace(TINY, vocab_size=20)).eval()
+
+
+@pytest.fixture
+def hostile_writer(tmp_path, monkeypatch) -> Writer:
+    """A model whose characters can spell a script."""
+    writer.write(tmp_path / "data", HOSTILE * 20, "char", 0.1, "made up")
+    tokenizer = load_tokenizer(tmp_path / "data")
+    torch.manual_seed(0)
+    model = GPT(dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)).eval()
+    monkeypatch.setattr(playground, "load", lambda *args, **options: (model, tokenizer, None))
+    return Writer("<b>run</b>", "cpu")
+
+
+def test_the_losses_of_a_short_text_are_cross_entropies_of_the_models_logits(model):
+    ids = torch.arange(16) % 7
+    with torch.no_grad():
+        logits = model(ids[None])[0, :-1]
+    losses, probs, likeliest = token_losses(model, ids)
+    torch.testing.assert_close(losses, F.cross_entropy(logits, ids[1:], reduction="none"))
+    expected = [sorted(((p, i) for i, p in enumerate(row)), reverse=True)[:5] for row in logits.softmax(-1).tolist()]
+    assert likeliest.tolist() == [[i for _, i in row] for row in expected]
+    torch.testing.assert_close(probs, torch.tensor([[p for p, _ in row] for row in expected]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [17, 18, 25, 50])
+def test_in_a_long_text_each_token_is_predicted_once_from_at_least_half_a_context(model, length):
+    ids = torch.randint(20, (length,), generator=torch.Generator().manual_seed(0))
+    losses, _, _ = token_losses(model, ids)
+    assert losses.shape == (length - 1,)
+    for i in range(1, length):
+        contexts = [ids[None, i - n : i] for n in range(min(i, 16 // 2 + 1), min(i, 16) + 1)]
+        with torch.no_grad():
+            possible = [F.cross_entropy(model(context)[:, -1], ids[i : i + 1]).item() for context in contexts]
+        assert min(abs(losses[i - 1].item() - loss) for loss in possible) < 1e-5
+
+
+def test_a_single_token_has_no_loss(model):
+    assert [part.shape for part in token_losses(model, torch.tensor([3]))] == [(0,), (0, 5), (0, 5)]
+
+
+def test_a_painted_text_has_its_characters_as_text_and_five_tokens_for_each_place(hostile_writer):
+    painted = hostile_writer.paint(HOSTILE)
+    body = painted.split("</style>")[1]
+    assert set(re.findall(r"</?(\w+)", body)) == {"p", "div", "span"}
+    assert "&lt;b&gt;run&lt;/b&gt;" in body
+    assert body.count('class="likeliest"') == len(HOSTILE) - 1 == body.count("background:")
+    tip = re.search(r'class="likeliest">loss (\d\.\d+)\n(.*?)</span>', body, flags=re.DOTALL)
+    assert len(tip[2].splitlines()) == 5
+
+
+def test_characters_that_cannot_be_seen_are_painted_as_escapes(hostile_writer, monkeypatch):
+    monkeypatch.setattr(hostile_writer.tokenizer, "decode", lambda ids: "\x1b\u202e <")
+    assert hostile_writer.visible([0], "_") == r"\x1b\u202e_&lt;"
+
+
+def test_writing_grows_by_what_sampling_yields_and_the_seed_decides(hostile_writer):
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    texts = list(hostile_writer.write("<", 10, seed=1, **options))
+    assert [len(text) for text in texts] == list(range(2, 12)) and texts[-1].startswith("<")
+    assert list(hostile_writer.write("<", 10, seed=1, **options))[-1] == texts[-1]
+    assert list(hostile_writer.write("<", 10, seed=2, **options))[-1] != texts[-1]
+
+
+def test_an_answer_grows_and_is_that_of_nanogpt_chat(chat_run):
+    talker = Writer(str(chat_run), "cpu")
+    earlier = talk("100?", "yes")
+    grown = list(talker.answer("101?", earlier, 20, 0.0))
+    expected = list(chat.answer(talker.model, talker.tokenizer, [*earlier, *talk("101?")], 20, temperature=0))
+    assert grown == ["".join(expected[: i + 1]) for i in range(len(expected))] and grown[-1] == "yes"
+
+
+def test_a_messages_text_is_read_from_gradios_history():
+    parts = [{"type": "text", "text": "to "}, {"type": "text", "text": "be"}, {"type": "file", "file": {}}]
+    assert playground.plain_text(parts) == playground.plain_text("to be") == "to be"
+
+
+@pytest.mark.parametrize("text, complaint", [("", "text is empty"), ("Zz", "'Z'")])
+def test_a_text_that_the_model_cannot_read_is_named(hostile_writer, text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        hostile_writer.paint(text)
+
+
+def test_streams_take_turns_and_a_shorter_one_stays():
+    assert list(take_turns([iter("ab"), iter("xyz")])) == [["a", "x"], ["b", "y"], ["b", "z"], ["b", "z"]]
+
+
+def test_three_runs_are_one_too_many(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["playground", "a", "b", "c"])
+    assert error.value.code == 2 and "one, or two side by side" in capsys.readouterr().err
+
+
+def test_without_gradio_the_way_to_it_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit) as error:
+        main(["playground", "a"])
+    assert error.value.code == 2 and "pip install -e '.[playground]'" in capsys.readouterr().err
+
+
+def test_the_page_is_served_to_this_machine_alone(monkeypatch):
+    pytest.importorskip("starlette", reason="comes with gradio")
+    asked = {}
+    blocks = SimpleNamespace(launch=lambda **options: asked.update(options), local_url="http://127.0.0.1:7870/")
+    monkeypatch.setattr(playground, "page", lambda *args: blocks)
+    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(themes=SimpleNamespace(Default=lambda **fonts: None)))
+    playground.serve(["run"], "cpu", port=7870, say=lambda text: None, block=False)
+    assert asked["server_name"] == "127.0.0.1" and asked["share"] is False
+
+
+@pytest.mark.parametrize(
+    "allowed, headers",
+    [
+        (True, {"host": "127.0.0.1:7870"}),
+        (True, {"host": "localhost:7870", "origin": "http://localhost:7870"}),
+        (True, {"host": "[::1]:7870", "origin": "http://127.0.0.1:9"}),
+        (False, {"host": "evil.com:7870"}),
+        (False, {"host": "127.0.0.1.evil.com"}),
+        (False, {"host": "["}),
+        (False, {}),
+        (False, {"host": "127.0.0.1:7870", "origin": "http://evil.com"}),
+        (False, {"host": "127.0.0.1:7870", "origin": "null"}),
+    ],
+)
+def test_other_names_for_this_machine_and_pages_of_other_hosts_are_refused(allowed, headers):
+    sent = []
+
+    async def page(scope, receive, send):
+        sent.append({"status": 200})
+
+    async def send(message):
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(OwnPages(page)({"type": "http", "headers": raw}, None, send))
+    assert sent[0]["status"] == (200 if allowed else 403)
+
+
+def test_the_real_page_has_a_tab_for_a_model_that_talks(chat_run):
+    pytest.importorskip("gradio")
+    described = str(playground.page([str(chat_run)], "cpu").get_config_file())
+    assert f"Talk to {chat_run}" in described and "chat-0" in described
+
+
+def test_no_route_of_the_real_page_answers_to_a_foreign_host(hostile_writer):
+    pytest.importorskip("gradio")
+    blocks = playground.serve(["a run"], "cpu", say=lambda text: None, block=False)
+
+    def status(method: str, path: str, **headers) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", blocks.server_port, timeout=10)
+        connection.request(method, path, b"{}" if method == "POST" else None, headers)
+        found = connection.getresponse().status
+        connection.close()
+        return found
+
+    try:
+        routes = {
+            (method.upper(), path) for path, methods in blocks.app.openapi()["paths"].items() for method in methods
+        }
+        assert {("POST", "/gradio_api/upload"), ("POST", "/gradio_api/queue/join")} <= routes and len(routes) > 20
+        for method, path in sorted(routes):
+            assert status(method, re.sub("{.*?}", "x", path), Host="evil.com") == 403, path
+            assert status(method, re.sub("{.*?}", "x", path), Origin="http://evil.com") == 403, path
+        assert status("GET", "/") == status("GET", "/config", Host="localhost:1") == 200
+    finally:
+        blocks.close()

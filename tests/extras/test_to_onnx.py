@@ -1,0 +1,159 @@
+"""Graphs for ONNX Runtime, against transformers' models of the same export."""
+
+import copy
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import readers
+import torch
+from readers import READERS
+from shapes import CASES, CHARACTERS, make_checkpoint
+
+from nanogpt.cli import main
+from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
+from nanogpt.extras.page import to_onnx
+from nanogpt.hub.load import load
+
+MISSING = [name for name in to_onnx.NEEDED if importlib.util.find_spec(name) is None]
+needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
+
+
+def export(tmp_path: Path, config, tokenizer) -> Path:
+    make_checkpoint(tmp_path / "run", config, tokenizer)
+    return to_onnx.export(tmp_path / "run", tmp_path / "export", say=lambda text: None)
+
+
+def open_session(directory: Path):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(directory / to_onnx.FILE, providers=["CPUExecutionProvider"])
+
+
+def transformers_model(directory: Path):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory).eval()
+
+
+def empty_cache(session, batch_size: int) -> dict[str, np.ndarray]:
+    """As transformers.js makes it: by the graph's own shapes, where every name but batch_size is 0."""
+    inputs = [i for i in session.get_inputs() if i.name.startswith("past_key_values.")]
+    size = {"batch_size": batch_size}
+    shapes = ([size.get(d, 0) if isinstance(d, str) else d for d in i.shape] for i in inputs)
+    return {i.name: np.zeros(shape, np.float32) for i, shape in zip(inputs, shapes, strict=True)}
+
+
+def step(session, ids: np.ndarray, mask: np.ndarray, cache: dict) -> tuple[np.ndarray, dict]:
+    """Logits and cache after the tokens ids (B, T), of which mask (B, S + T) leaves some out."""
+    positions = (mask.cumsum(-1) - 1).clip(0)[:, -ids.shape[1] :]
+    logits, *present = session.run(None, {"input_ids": ids, "attention_mask": mask, "position_ids": positions} | cache)
+    return logits, dict(zip(cache, present, strict=True))
+
+
+def continue_greedily(session, tokens: np.ndarray) -> np.ndarray:
+    """The tokens and 32 more."""
+    unread, cache = tokens, empty_cache(session, 1)
+    for _ in range(32):
+        logits, cache = step(session, unread, np.ones_like(tokens), cache)
+        unread = logits[:, -1:].argmax(-1)
+        tokens = np.concatenate((tokens, unread), axis=1)
+    return tokens
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", READERS["ONNX Runtime"])
+def test_onnx_runtime_writes_the_models_greedy_tokens(tmp_path, shape):
+    run = readers.make_run(tmp_path / "run", shape)
+    session = open_session(to_onnx.export(run, tmp_path / "export", say=lambda text: None))
+    model, tokenizer, _ = load(run)
+    tokens = continue_greedily(session, tokenizer.encode(readers.PROMPT).astype(np.int64)[None])
+    assert tokenizer.decode(tokens[0].tolist()) == readers.PROMPT + readers.continuation(model, tokenizer)
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path, name):
+    directory = export(tmp_path, dataclasses.replace(CASES[name], block_size=80), CharTokenizer(CHARACTERS))
+    session, hf_model = open_session(directory), transformers_model(directory)
+    ids = torch.randint(70, (3, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = hf_model(ids).logits.numpy()
+    first, cache = step(session, ids[:, :30].numpy(), np.ones((3, 30), np.int64), empty_cache(session, 3))
+    rest, cache = step(session, ids[:, 30:].numpy(), np.ones((3, 40), np.int64), cache)  # ten more at once
+    np.testing.assert_allclose(np.concatenate((first, rest), axis=1), expected, atol=1e-4, rtol=0)
+    assert all(tensor.shape[2] == 40 for tensor in cache.values())
+
+    tokens = continue_greedily(session, ids[:1, :8].numpy())
+    mask = torch.ones(1, 8, dtype=torch.long)
+    greedy = hf_model.generate(ids[:1, :8], attention_mask=mask, do_sample=False, max_new_tokens=32)
+    assert tokens.tolist() == greedy.tolist()
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_texts_padded_on_the_left_have_the_logits_that_they_have_alone(tmp_path, name):
+    session = open_session(export(tmp_path, CASES[name], CharTokenizer(CHARACTERS)))
+    ids, pad = np.arange(20)[None], 6
+    alone, _ = step(session, ids, np.ones_like(ids), empty_cache(session, 1))
+    padded = np.concatenate((np.full((1, pad), 69), ids), axis=1)
+    mask = np.concatenate((np.zeros((1, pad), np.int64), np.ones_like(ids)), axis=1)
+    logits, _ = step(session, padded, mask, empty_cache(session, 1))
+    np.testing.assert_allclose(logits[:, pad:], alone, atol=1e-5, rtol=0)
+    assert np.isfinite(logits).all()
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_the_embeddings_are_stored_once_and_the_rest_is_an_export_for_transformers(tmp_path, gpt2_files, capsys):
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=50257), BPETokenizer.gpt2())
+    to = tmp_path / "export"
+    main(["export", str(tmp_path / "run"), "--to", str(to), "--format", "onnx", "--license", "mit"])
+    *_, transformers, verified = capsys.readouterr().out.splitlines()
+    assert transformers.startswith(f"{to}: GPT2LMHeadModel, verified")
+    assert verified.startswith(f"{to}: onnx/model.onnx, verified in ONNX Runtime: logits differ by")
+    assert (to / to_onnx.FILE).stat().st_size < 1.02 * (to / "model.safetensors").stat().st_size + 100_000
+    files = {str(path.relative_to(to)) for path in to.rglob("*") if path.is_file()}
+    assert {"config.json", "tokenizer.json", "README.md", "onnx/model.onnx"} <= files
+    assert str(to) in (to / "README.md").read_text() and ".tmp-" not in (to / "README.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "run"]
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_an_export_with_other_logits_is_removed(tmp_path, monkeypatch):
+    def write(model, path):
+        other = copy.deepcopy(model)
+        other.ln_f.weight.data[0] += 1
+        original(other, path)
+
+    original = to_onnx.write
+    monkeypatch.setattr(to_onnx, "write", write)
+    with pytest.raises(ValueError, match="ONNX Runtime's logits differ by"):
+        export(tmp_path, CASES["qwen3"], CharTokenizer(CHARACTERS))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_an_export_that_continues_differently_is_removed(tmp_path, monkeypatch):
+    original = to_onnx.feed  # with the cache it reads other tokens
+    monkeypatch.setattr(to_onnx, "feed", lambda tokens, read, past: original(tokens * (read == 0), read, past))
+    with pytest.raises(ValueError, match="the model continues a text differently"):
+        export(tmp_path, CASES["qwen3"], CharTokenizer(CHARACTERS))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "new" / "export"), "--format", "onnx"])
+    assert end.value.code == 2 and not (tmp_path / "new").exists()
+    assert capsys.readouterr().err == (
+        "error: an export to ONNX needs onnx and onnxruntime: pip install -e '.[onnx]' -c constraints.txt\n"
+    )

@@ -1,0 +1,110 @@
+"""What `nanogpt page` writes and pushes. tests/integration/test_page.py opens such pages in a browser."""
+
+import base64
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shapes import CASES, CHARACTERS, make_checkpoint
+
+from nanogpt.cli import main
+from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.extras.page import to_onnx, to_page
+from nanogpt.hub import card
+from nanogpt.hub.load import load
+
+# pushes a page that was not made by npm and ONNX
+PUSH = """
+from pathlib import Path
+from nanogpt.cli import main
+from nanogpt.hub import to_page
+def write(run, to, *, name, license, **options):
+    (to / "files").mkdir(parents=True)
+    (to / "index.html").write_text(f"{run} {name} {license}")
+    (to / "files" / "0.js").write_text("put()")
+    return to
+to_page.write = write
+main(["push", "run", "alice/demo", "--space", "--license", "mit"])
+"""
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    make_checkpoint(tmp_path / "run", CASES["llama"], CharTokenizer(CHARACTERS))
+    return tmp_path / "run"
+
+
+def fake_npm(tmp_path: Path, monkeypatch, script: str) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "npm").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "bin" / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+@pytest.mark.parametrize(
+    "script, message",
+    [
+        (None, "a page needs transformers.js, and npm to fetch it: install npm (with Node.js)"),
+        ("echo 'npm error code ENOTFOUND' >&2; exit 1", "npm cannot fetch @huggingface/transformers"),
+    ],
+)
+def test_without_npm_or_a_network_it_is_one_line_before_any_work(tmp_path, run, monkeypatch, capsys, script, message):
+    monkeypatch.setattr(to_onnx, "require_onnx", lambda: None)
+    if script is None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        fake_npm(tmp_path, monkeypatch, script)
+    with pytest.raises(SystemExit) as end:
+        main(["page", str(run), "--to", str(tmp_path / "page")])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and message in said and said.count("\n") == 1
+    assert not (tmp_path / "page").exists()
+
+
+def test_files_are_kept_in_pieces_that_give_them_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(to_page, "PIECE", 400)
+    files = {"onnx/model.onnx": os.urandom(1000), "config.json": b"{}"}
+    scripts = to_page.embed(files, tmp_path)
+    assert scripts == ["files/0.js", "files/1.js", "files/2.js", "files/3.js", "files/4.js"]
+    texts = dict.fromkeys(files, b"")
+    for script in scripts:
+        name, piece = re.fullmatch(r'put\("(.*?)", "([\w+/=]*)"\);\n', (tmp_path / script).read_text()).groups()
+        texts[name] += base64.b64decode(piece)  # each piece alone, as the page decodes them
+    assert {name: gzip.decompress(text) for name, text in texts.items()} == files
+
+
+def test_the_page_tells_what_the_model_is(run):
+    model, _, source = load(run)
+    told = to_page.describe(model, "LlamaForCausalLM", card.read(source), "mit")
+    facts = dict(told["facts"])
+    assert facts["parameters"] == f"{model.get_num_params():,}" and told["block_size"] == 32
+    assert facts["shape"] == "2 layers, 4 heads, 32 channels; LlamaForCausalLM in transformers"
+    assert facts["training"] == "7 steps, 700 tokens, 2 s on cpu in fp32"
+    assert (facts["data"], facts["validation loss"]) == ("nowhere", "2.0000 nats per token")
+    assert facts["license"] == "mit"
+
+
+def test_curves_are_thinned_out_and_without_values_that_json_lacks(run):
+    assert to_page.curves(None) == {}
+    lines = [{"step": i, "tokens": i, "train_loss": float("nan") if i == 5 else 3.0} for i in range(2000)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves = to_page.curves(load(run)[2])
+    assert curves["val"] == [] and 400 < len(curves["train"]) <= 500
+    json.dumps(curves, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_a_page_is_pushed_as_a_static_space(hub, run, tmp_path):
+    env = os.environ | hub.environment("hf_alice", tmp_path / "home")
+    command = [sys.executable, "-c", PUSH]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0 and f"pushed: {hub.url}/spaces/alice/demo/commit/" in done.stdout, done.stderr
+    files = hub.files("spaces/alice/demo")
+    assert files["index.html"] == b"run alice/demo mit" and files["files/0.js"] == b"put()"
+    assert b"sdk: static\n" in files["README.md"] and b"license: mit\n" in files["README.md"]
+    assert hub.repos["spaces/alice/demo"].sdk == "static" and "alice/demo" not in hub.repos

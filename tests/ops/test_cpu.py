@@ -1,0 +1,300 @@
+"""Optimizations for the CPU against plain torch: values and gradients of each part, and of models."""
+
+import copy
+import dataclasses
+import math
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from shapes import CASES
+from test_model import randomize
+from torch import nn
+
+from nanogpt import GPT, GPTConfig
+from nanogpt.model import attention
+from nanogpt.ops import cpu
+from nanogpt.ops.cpu import (
+    AttentionFunction,
+    FastDropout,
+    FusedRMSNorm,
+    PackedLinear,
+    RMSNormFunction,
+    fast_attention,
+    pack,
+    speed_up,
+    use_fast_attention,
+    use_fused_rms_norm,
+)
+from nanogpt.sample import generate
+
+needs_x86 = pytest.mark.skipif(not cpu.X86, reason="weights are packed on x86 only")
+PARTS = [use_fused_rms_norm, use_fast_attention]
+IDX = torch.randint(65, (3, 24), generator=torch.Generator().manual_seed(1))
+
+
+def make_model(config: GPTConfig) -> GPT:
+    """A model with the same random weights each time; its logits have an ordinary size."""
+    model = GPT(config)
+    randomize(model)
+    model.wte.weight.data *= 0.3
+    return model
+
+
+def count_packed(model: GPT) -> int:
+    return sum(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def gradients(model: GPT, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The loss and the gradient of each parameter, under autocast to dtype."""
+    torch.manual_seed(2)  # of dropout
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        loss = model(IDX, IDX)
+    loss.backward()
+    return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters()}
+
+
+def distance(a: dict, b: dict) -> float:
+    """The largest difference between tensors of the same name, relative to the norm of the first."""
+    assert a.keys() == b.keys()
+    return max(((a[name] - b[name]).float().norm() / a[name].float().norm()).item() for name in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight_shape", [(16,), (4, 16)])
+def test_rmsnorms_gradients_are_those_of_autograd(weight_shape):
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 4, 16, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(weight_shape, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(RMSNormFunction.apply(x, weight, 1e-5), F.rms_norm(x, (16,), eps=1e-5) * weight)
+    assert torch.autograd.gradcheck(lambda x, w: RMSNormFunction.apply(x, w, 1e-5), (x, weight))
+
+
+@pytest.mark.parametrize("tokens", [8, cpu.SHORT + 1])  # both ways
+def test_attention_in_bf16_is_computed_in_fp32_where_a_gradient_is_needed(tokens):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, tokens, 16).bfloat16().requires_grad_() for _ in range(3))
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True).bfloat16()
+    in_bf16 = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = fast_attention(q, k, v, causal=True)
+    assert torch.equal(y, expected) or tokens <= cpu.SHORT
+    assert (y - expected).norm() < (in_bf16 - expected).norm() / 10
+    grad = torch.randn_like(y)
+    ours, theirs = (torch.autograd.grad(each, (q, k, v), grad) for each in (y, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b) or (tokens <= cpu.SHORT and (a - b).norm() < 1e-3 * b.norm())
+    with torch.no_grad():
+        assert torch.equal(fast_attention(q, k, v, causal=True), in_bf16)
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+@pytest.mark.parametrize("tokens", [1, 2, cpu.SHORT])
+def test_attention_written_out_is_torchs(tokens, heads):
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, tokens, 16, requires_grad=True)
+    k, v = (torch.randn(2, heads, tokens, 16, requires_grad=True) for _ in range(2))
+    options = {"causal": True, "enable_gqa": heads < 4}
+    y, expected = fast_attention(q, k, v, **options), attention(q, k, v, **options)
+    torch.testing.assert_close(y, expected)
+    grad = torch.randn_like(y)
+    for a, b in zip(
+        torch.autograd.grad(y, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_the_gradients_of_attention_with_dropout_are_those_of_autograd(monkeypatch):
+    monkeypatch.setattr(cpu, "dropout_mask", lambda weights, p: mask)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = torch.ones(6, 7, 7, dtype=torch.float64).bernoulli_(0.5) * 2
+    assert torch.autograd.gradcheck(lambda *x: AttentionFunction.apply(*x, 0.5), (q, k, v))
+    scores = (q @ k.mT / 2).masked_fill(torch.ones(7, 7).triu_(1).bool(), -torch.inf)
+    expected = (scores.softmax(-1) * mask.view(2, 3, 7, 7)) @ v
+    torch.testing.assert_close(AttentionFunction.apply(q, k, v, 0.5), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.999999])
+def test_dropout_keeps_the_right_share_and_the_mean(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 1003, dtype=dtype)
+    mask = cpu.dropout_mask(x, p)
+    assert mask.dtype == dtype and mask.shape == x.shape
+    count, kept = x.numel(), (mask > 0).sum().item()
+    share = 1 - min(p, 65535 / 65536)
+    assert abs(kept - count * share) < 5 * math.sqrt(count * share * (1 - share)) + count / 2**17
+    values = mask.unique()
+    assert len(values) == 2 and values[0] == 0 and values[1].item() == pytest.approx(1 / share, rel=1e-2)
+    rows = (mask > 0).float().mean(1)  # no row, and no quarter of a number, is drawn differently
+    assert rows.std() == pytest.approx(math.sqrt(share * (1 - share) / 1003), rel=0.1)
+    torch.manual_seed(0)
+    assert torch.equal(cpu.dropout_mask(x, p), mask)
+
+
+def test_a_model_with_dropout_drops_while_training_only():
+    config = dataclasses.replace(CASES["qwen3"], dropout=0.5)
+    model, faster = make_model(config), speed_up(make_model(config))
+    assert type(faster.h[0].dropout) is FastDropout and isinstance(faster.h[0].dropout, nn.Dropout)
+    losses = [gradients(faster)["loss"] for _ in range(2)]
+    assert losses[0] == losses[1] != gradients(model)["loss"]  # by the seed, but from other numbers
+    torch.testing.assert_close(faster.eval()(IDX), model.eval()(IDX), atol=1e-4, rtol=1e-4)
+    checkpointed = speed_up(make_model(dataclasses.replace(config, gradient_checkpointing=True)))
+    faster.train().zero_grad()
+    assert distance(gradients(faster), gradients(checkpointed)) == 0  # the same masks are drawn again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_part_leaves_the_loss_and_the_gradients_of_a_model_as_they_are(part, case):
+    model, faster = make_model(CASES[case]), make_model(CASES[case])
+    part(faster)
+    assert distance(gradients(model), gradients(faster)) < 1e-5
+    # in bf16 both are as far from fp32 as bf16 is
+    faster.zero_grad()
+    assert distance(gradients(make_model(CASES[case])), gradients(faster, torch.bfloat16)) < 0.1
+
+
+@pytest.mark.parametrize("case", ["gpt2", "qwen3"])
+def test_without_gradients_a_model_computes_the_same_bits(case):
+    model, faster = make_model(CASES[case]), speed_up(make_model(CASES[case]))
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            assert torch.equal(faster(IDX), model(IDX))
+
+
+def test_names_and_values_of_parameters_stay_and_copies_train():
+    model, faster = make_model(CASES["qwen3, untied"]), speed_up(make_model(CASES["qwen3, untied"]))
+    for (a, x), (b, y) in zip(model.state_dict().items(), faster.state_dict().items(), strict=True):
+        assert a == b and torch.equal(x, y)
+    assert isinstance(faster.h[0].attn.c_attn, nn.Linear) and isinstance(faster.ln_f, FusedRMSNorm)
+    assert faster.h[0].attn.attention is fast_attention
+    assert distance(gradients(copy.deepcopy(faster)), gradients(faster)) == 0
+
+
+def test_gradient_checkpointing_recomputes_by_the_same_functions():
+    config = CASES["qwen3"]
+    expected = gradients(speed_up(make_model(config)))
+    config = dataclasses.replace(config, gradient_checkpointing=True)
+    assert distance(expected, gradients(speed_up(make_model(config)))) == 0
+
+
+@pytest.mark.slow
+def test_torch_compile_sees_one_graph():
+    model = speed_up(make_model(CASES["qwen3"]))
+    expected = gradients(model)
+    model.zero_grad()
+    model.compile(backend="eager", fullgraph=True)
+    assert distance(expected, gradients(model)) < 1e-5
+
+
+def test_only_torchs_own_modules_on_the_cpu_are_changed():
+    class Own(nn.RMSNorm):
+        pass
+
+    model = make_model(CASES["qwen3"])
+    model.ln_f.__class__ = Own
+    assert type(speed_up(model).ln_f) is Own
+    with torch.device("meta"):
+        elsewhere = speed_up(GPT(CASES["qwen3"]))
+    assert type(elsewhere.ln_f) is nn.RMSNorm and elsewhere.h[0].attn.attention is attention
+
+
+def test_a_run_on_the_cpu_trains_a_faster_model(make_run):
+    assert make_run().gpt.h[0].attn.attention is fast_attention
+
+
+@needs_x86
+@pytest.mark.parametrize("case", ["gpt2", "gpt2, biases, tanh", "qwen3, untied"])
+def test_a_packed_model_gives_the_same_logits_loss_and_tokens(case):
+    config = CASES[case]
+    model, packed = make_model(config).eval(), pack(make_model(config).eval(), smallest=0)
+    assert count_packed(packed) == 4 * config.n_layer + 1
+    with torch.no_grad():
+        torch.testing.assert_close(packed(IDX), model(IDX), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(packed(IDX, IDX), model(IDX, IDX), atol=1e-4, rtol=1e-4)
+    prompt = IDX[:, :4]
+    assert torch.equal(generate(packed, prompt, 12, temperature=0), generate(model, prompt, 12, temperature=0))
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+@pytest.mark.parametrize("rows", [1, 8, 9])
+@pytest.mark.parametrize("kind, error", [("float32", 1e-6), ("bfloat16", 0.01), ("float16", 1e-3), ("int8", 0.01)])
+def test_a_packed_product_is_linears_up_to_rounding(kind, error, rows, has_bf16, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    torch.manual_seed(0)
+    int8, dtype = kind == "int8", torch.float32 if kind == "int8" else getattr(torch, kind)
+    linear, x = nn.Linear(40, 5 * 56), torch.randn(1, rows, 40)
+    expected = linear(x).detach()
+    linear, x = linear.to(dtype), x.to(dtype)
+    with torch.no_grad():
+        y = PackedLinear(linear.weight, linear.bias, int8)(x)
+    assert y.dtype == dtype and y.shape == expected.shape
+    distance = (y - expected).norm() / expected.norm()
+    assert distance < error and (kind == "float32" or distance > error / 20)  # rounded, but not too much
+
+
+def test_weights_of_8_bits_leave_the_loss_nearly_as_it_is(monkeypatch):
+    monkeypatch.setattr(cpu, "X86", True)  # elsewhere it is only slow
+    model, rounded = make_model(CASES["qwen3"]).eval(), pack(make_model(CASES["qwen3"]).eval(), int8=True)
+    assert {module.weight.dtype for module in rounded.modules() if isinstance(module, PackedLinear)} == {torch.uint8}
+    with torch.no_grad():
+        loss, change = model(IDX, IDX), rounded(IDX, IDX) - model(IDX, IDX)
+    assert 0 < abs(change) < 0.01 * loss
+    assert generate(rounded, IDX[:, :4], 12, temperature=0).shape == (3, 16)
+
+
+@needs_x86
+def test_a_layer_whose_outputs_cannot_be_cut_into_blocks_stays_as_it_is():
+    config = GPTConfig(vocab_size=65, block_size=24, n_layer=1, n_head=1, n_embd=20)
+    model, packed = make_model(config).eval(), pack(make_model(config).eval(), smallest=0)
+    assert count_packed(packed) == 2  # up in the MLP, and the logits; 20 and 60 are no multiples of 8
+    with torch.no_grad():
+        torch.testing.assert_close(packed(IDX), model(IDX), atol=1e-4, rtol=1e-4)
+
+
+def test_a_small_model_is_not_packed():
+    assert count_packed(pack(make_model(CASES["gpt2"]))) == 0
+
+
+def test_on_other_devices_nothing_is_packed_and_8_bits_are_an_error(monkeypatch):
+    with torch.device("meta"):
+        elsewhere = GPT(CASES["gpt2"])
+    assert count_packed(pack(elsewhere, smallest=0)) == 0
+    with pytest.raises(ValueError, match="dtype=int8 is for x86 CPUs, and the model is on meta: choose bfloat16"):
+        pack(elsewhere, int8=True)
+    monkeypatch.setattr(cpu, "X86", False)
+    assert count_packed(pack(make_model(CASES["gpt2"]), smallest=0)) == 0
+
+
+FAULTS = """
+import resource, sys, torch
+from nanogpt.cpu import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for step in range(20):
+    if step == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**20) for _ in range(8)]  # 4 MiB each
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept_for_the_next_step():
+    # glibc's default without its adjustment to what has been freed so far, so that both counts are always the same
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+    faults = {}
+    for how in ("keep", "not"):
+        command = [sys.executable, "-c", FAULTS, how]
+        faults[how] = int(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    assert faults["not"] > 1000  # the pages of several blocks, each time
+    assert faults["keep"] < 100

@@ -1,0 +1,115 @@
+"""A sharded model on one process, in a group of its own; two processes are in tests/integration/test_processes.py."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import fully_shard
+
+from nanogpt import GPT, GPTConfig
+from nanogpt.ops import sharded as sharding
+from nanogpt.ops.cpu import speed_up
+
+# torch 2.6 shards on CUDA only
+pytestmark = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="no FSDP2 on this torch's CPU")
+
+SIZES = {"vocab_size": 65, "block_size": 64, "n_layer": 2, "n_head": 4, "n_embd": 32}
+FAMILIES = {
+    "gpt2": GPTConfig(**SIZES, bias=True),
+    "modern": GPTConfig(**SIZES, norm="rmsnorm", position="rope", mlp="swiglu", qk_norm=True, n_kv_head=2),
+}
+
+
+@pytest.fixture
+def group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def accelerator(precision: str, kind=DistributedType.FSDP) -> SimpleNamespace:
+    plugin, accumulation = SimpleNamespace(mixed_precision_policy=None), SimpleNamespace(plugin_kwargs={})
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    device = torch.device("cpu")
+    return SimpleNamespace(
+        distributed_type=kind, mixed_precision=precision, state=state, gradient_state=accumulation, device=device
+    )
+
+
+def sharded(config: GPTConfig, precision: str) -> GPT:
+    """A model as Accelerate's `prepare` shards it."""
+    torch.manual_seed(0)
+    model, how = speed_up(GPT(config)), accelerator(precision)
+    sharding.configure(how, model)
+    policy = how.state.fsdp_plugin.mixed_precision_policy
+    for module in (*model.h, model.ln_f, model):
+        fully_shard(module, mp_policy=policy)
+    return model
+
+
+def batch(sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.randint(65, (sequences, 65), generator=torch.Generator().manual_seed(1))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_products_are_in_bf16_and_what_is_between_them_in_fp32(group, config):
+    model, got, gave = sharded(config, "bf16"), {}, {}
+
+    def record(name, inputs, output):
+        got[name], gave[name] = inputs[0].dtype, output.dtype
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda module, inputs, output, name=name: record(name, inputs, output))
+    loss = model(*batch(2))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    for name in ("h.0", "h.1", "h.0.ln_1", "h.0.ln_2", "ln_f"):
+        assert got[name] == gave[name] == torch.float32, name
+    assert gave["wte"] == torch.float32
+    for name in ("h.0.attn.c_attn", "h.0.attn.c_proj", "h.1.mlp.c_fc", "h.1.mlp.c_proj"):
+        assert gave[name] == torch.bfloat16, name
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_its_loss_and_gradients_are_those_of_autocast(group, config):
+    torch.manual_seed(0)
+    plain, x, y = speed_up(GPT(config)), *batch(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain(x, y)
+    expected.backward()
+    model = sharded(config, "bf16")
+    loss = model(x, y)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-3)
+    for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+        assert (p.grad - q.grad.full_tensor()).norm() < 0.03 * p.grad.norm() + 1e-4
+
+
+def test_rope_and_qk_norm_get_fp32_tables_and_weights(group, monkeypatch):
+    model, dtypes = sharded(FAMILIES["modern"], "bf16"), []
+    monkeypatch.setattr(
+        sharding, "rms_norm", lambda x, weight, eps: (dtypes.append(weight.dtype), x.to(weight.dtype))[1]
+    )
+    monkeypatch.setattr("nanogpt.model.apply_rope", lambda x, cos, sin: (dtypes.extend((cos.dtype, sin.dtype)), x)[1])
+    model(*batch(1))
+    assert len(dtypes) == 2 * (2 + 1 + 2) + 1 and set(dtypes) == {torch.float32}  # norms, QK-norm, tables; the last
+
+
+@pytest.mark.slow
+def test_a_sum_of_losses_in_fp16_does_not_overflow(group):
+    x, y = batch(400)
+    loss = sharded(FAMILIES["gpt2"], "fp16")(x, y, reduction="sum")
+    assert 65_504 < loss.item() == pytest.approx(y.numel() * 4.174, rel=0.01)
+
+
+def test_nothing_changes_without_fsdp_and_fp32_needs_no_policy():
+    for how in (accelerator("bf16", DistributedType.MULTI_GPU), accelerator("no")):
+        model = GPT(FAMILIES["gpt2"])
+        before = type(model.ln_f), model.forward
+        sharding.configure(how, model)
+        assert (type(model.ln_f), model.forward) == before
+        assert how.state.fsdp_plugin.mixed_precision_policy is None
+    assert how.gradient_state.plugin_kwargs == {"sync_each_batch": True}  # with FSDP, in fp32 as well

@@ -1,0 +1,182 @@
+"""What a run says while it trains, and at its end."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+
+import pytest
+import torch
+from conftest import TINY
+
+from data_prep import writer
+from nanogpt import TrainConfig, __version__, train
+from nanogpt.run import console, metrics
+from nanogpt.run.flags import parse
+
+
+@pytest.mark.slow
+def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypatch, tmp_path, capsys):
+    words = ["recipes/x.py", "--n_layer=2", "--max_iters", "4", "--n_head", "2", "--resume=auto", "--data=my data"]
+    monkeypatch.setattr(sys, "argv", words)
+    make_run().train()
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:3] == ["accelerate", "launch", "recipes/x.py"] and "4" not in command
+    model, config, _ = parse(TINY, TrainConfig(), command[3:], "")
+    assert (model.n_layer, model.n_head, config.max_iters) == (2, 2, 8)
+    assert (config.resume, config.data) == ("auto", "my data")
+    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "2"])
+    make_run(seed=7, out_dir=str(tmp_path / "out-seed7")).train()
+    _, config, actions = parse(TINY, TrainConfig(), shlex.split(capsys.readouterr().out.splitlines()[-1])[3:], "")
+    assert (actions.seeds, config.seed, config.out_dir) == (1, 7, str(tmp_path / "out-seed7"))
+
+
+def test_epochs_are_counted_and_the_prompt_is_ready_for_a_shell(make_run, tmp_path, capsys):
+    writer.write(tmp_path / "quotes", "it's here\n" * 400, "char", 0.25, "made up")
+    make_run(data=str(tmp_path / "quotes"), gradient_accumulation_steps=2).train()
+    shown = capsys.readouterr().out
+    assert f"4 of 128 tokens (2 x 4 sequences of 16), {4 * 128 / 3000:.2f} epochs" in shown
+    command = next(line for line in shown.splitlines() if line.startswith("next:  nanogpt sample"))
+    assert shlex.split(command)[-1] == "it's here"
+
+
+ODD_BEGINNINGS = {"--- title\n": "--prompt='--- title'", "天地玄黄宇宙洪荒": "--prompt '天地玄黄宇宙'"}
+
+
+@pytest.mark.parametrize("beginning, prompt", ODD_BEGINNINGS.items(), ids=["dashes", "Chinese"])
+def test_a_prompt_that_looks_like_a_flag_or_ends_amid_a_character_works(make_run, tmp_path, capsys, beginning, prompt):
+    writer.write(tmp_path / "odd", beginning * 400, "bytes", 0.25, "made up")
+    make_run(data=str(tmp_path / "odd")).train()
+    assert f" {prompt}\n" in capsys.readouterr().out
+
+
+def test_where_there_is_no_terminal_a_line_tells_step_loss_speed_and_time_left(make_run, monkeypatch, capsys):
+    monkeypatch.setattr(console, "EVERY", 0)
+    run = make_run(log_interval=1)
+    run.train()
+    shown = re.findall(
+        r"^step +(\d) {2}loss (\d\.\d{4}), [\d,]+ tokens/s, (\d\d:\d\d) left$", capsys.readouterr().out, re.M
+    )
+    logged = [line for line in metrics.read(run.out_dir / "metrics.jsonl") if "train_loss" in line]
+    assert [(int(step), loss) for step, loss, _ in shown] == [(i["step"], f"{i['train_loss']:.4f}") for i in logged]
+    assert len(shown) == 4 and shown[-1][2] == "00:00"
+
+
+def test_a_line_comes_every_ten_seconds_and_an_evaluation_does_not_count(make_run, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    run = make_run(max_iters=30, eval_interval=20, sample_tokens=0)
+    step, evaluate = run.step, run.evaluate_and_save
+
+    def slow_step():
+        now[0] += 2.0
+        step()
+
+    def slow_evaluation():
+        now[0] += 100.0
+        evaluate()
+
+    run.step, run.evaluate_and_save = slow_step, slow_evaluation
+    run.train()
+    shown = re.findall(r"^step +(\d+)  loss .*, (\d+) tokens/s, (\S+) left", capsys.readouterr().out, re.M)
+    assert [int(step) for step, _, _ in shown] == [5, 10, 15, 20, 25, 30]
+    assert {speed for _, speed, _ in shown} == {"32"}  # 4 x 16 tokens in 2 s
+    assert [left for _, _, left in shown] == ["00:50", "00:40", "00:30", "00:20", "00:10", "00:00"]
+
+
+@pytest.mark.slow
+def test_each_evaluation_shows_the_first_line_of_its_sample(make_run, monkeypatch, capsys):
+    monkeypatch.setattr(train, "write_amid_training", lambda *args: "\n  \n\tTo be \x1b\nor not")
+    make_run(max_iters=2, eval_interval=1).train()
+    assert capsys.readouterr().out.count("\nsample       To be \\x1b\n") == 3
+    make_run(max_iters=2, eval_interval=1, sample_tokens=0, resume="auto").train()
+    assert "sample  " not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_takes_long_says_so(make_run, monkeypatch, capsys):
+    real = train.evaluate
+
+    def slow(*args, **options):
+        time.sleep(1.8)
+        return real(*args, **options)
+
+    monkeypatch.setattr(train, "evaluate", slow)
+    make_run(max_iters=0).train()
+    assert "\nevaluating ...\nstep      0  validation loss" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_its_result_as_json(make_run):
+    run = make_run(max_iters=8, eval_interval=4, log_interval=2)
+    run.train()
+    result = json.loads((run.out_dir / "result.json").read_text())
+    lines = metrics.read(run.out_dir / "metrics.jsonl")
+    best = min((line for line in lines if "val_loss" in line), key=lambda line: line["val_loss"])
+    assert (result["val_loss"], result["val_bpb"], result["best_step"]) == (
+        best["val_loss"],
+        best["val_bpb"],
+        best["step"],
+    )
+    assert (result["step"], result["tokens"], result["reason"]) == (8, 8 * 4 * 16, "finished")
+    assert result["tokens_per_second"] == pytest.approx(8 * 4 * 16 / run.state["train_seconds"], abs=1)
+    assert result["memory"] == max(line["memory"] for line in lines if "memory" in line)
+    assert result["version"] == __version__
+    assert result["settings"]["batch_size"] == 4 and result["settings"]["n_embd"] == 16
+    assert not {"vocab_size", "beta1"} & result["settings"].keys()  # of the data; as it was
+
+
+@pytest.mark.parametrize("how, reason", [("signal", "interrupted"), ("time", "time limit"), ("nan", "failed")])
+def test_the_result_says_why_a_run_ended_early(make_run, monkeypatch, how, reason):
+    run = make_run(max_iters=50, max_bad_steps=1, log_interval=1)
+    step = run.step
+
+    def troubled():
+        step()
+        if run.state["step"] == 3:
+            if how == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif how == "time":
+                run.interrupts.end = 0.0
+            else:
+                run.tally.bad_in_a_row += 1
+
+    run.step = troubled
+    with pytest.raises(SystemExit):
+        run.train()
+    result = json.loads((run.out_dir / "result.json").read_text())
+    assert (result["reason"], result["step"]) == (reason, 3) and "step 3" in result["message"]
+    make_run(max_iters=50, resume="auto")
+    assert not (run.out_dir / "result.json").exists()  # the run goes on
+
+
+def test_the_last_line_is_the_result_where_it_is_asked_for(data, tmp_path, capsys):
+    flags = f"--data={data} --out_dir={tmp_path}/out --max_iters=2 --json --device=cpu --precision=fp32 --batch_size=3"
+    train.main(TINY, TrainConfig(batch_size=2, sample_tokens=8), argv=flags.split())
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == json.loads((tmp_path / "out" / "result.json").read_text())
+    assert last["settings"]["batch_size"] == 3 and "n_embd" not in last["settings"]  # the recipe's own
+
+
+def test_a_sample_that_does_not_fit_is_a_warning_and_the_run_is_complete(make_run, monkeypatch, capsys):
+    def full(*args):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(console, "write", full)
+    make_run().train()
+    shown = capsys.readouterr().out
+    assert "warning: no sample: out of memory" in shown and "next:  nanogpt sample" in shown
+
+
+@pytest.mark.parametrize("sharded, where", [(True, "cpu"), (False, "cuda")])
+def test_the_last_sample_of_a_sharded_model_is_written_on_the_cpu(make_run, monkeypatch, sharded, where):
+    run, loaded = make_run(), []
+    run.train()
+    load = console.checkpoint.load_model
+    monkeypatch.setattr(console.checkpoint, "load_model", lambda path, on, **options: loaded.append(on) or load(path))
+    run.device, run.sharded = "cuda", sharded
+    console.sample(run, tokens=2)
+    assert loaded == [where]

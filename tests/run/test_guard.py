@@ -1,0 +1,188 @@
+import dataclasses
+import errno
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import TINY
+
+from nanogpt import GPTConfig, TrainConfig, checkpoint
+from nanogpt.run import device, guard, metrics
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(value):
+    x = torch.ones(3, requires_grad=True)
+    (guard.contagious(x.sum() + value)).backward()
+    assert not x.grad.isfinite().any()
+
+
+def test_a_finite_loss_stays_as_it_is():
+    x = torch.ones(3, requires_grad=True)
+    loss = guard.contagious(2 * x.sum())
+    loss.backward()
+    assert loss == 6 and x.grad.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("size, then", [(12, (6, 2)), (6, (3, 2)), (3, (1, 3)), (25, (5, 5)), (7, (1, 7))])
+def test_a_batch_is_halved_or_divided_and_the_step_has_as_many_sequences(size, then):
+    config = guard.split(TrainConfig(batch_size=size))
+    assert (config.batch_size, config.gradient_accumulation_steps) == then
+
+
+def limited(run, most: int):
+    """A run whose forward pass needs too much memory for more than `most` sequences."""
+    forward = run.gpt.forward
+
+    def checked(idx, *args, **kwargs):
+        if len(idx) > most and run.gpt.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(idx, *args, **kwargs)
+
+    run.gpt.forward = checked
+    return run
+
+
+@pytest.mark.slow
+def test_too_large_a_batch_is_halved_at_the_first_step_and_trains_the_same(make_run, tmp_path, capsys):
+    whole = make_run(batch_size=8, out_dir=str(tmp_path / "whole"), log_interval=1)
+    whole.train()
+    run = limited(make_run(batch_size=8, log_interval=1), 2)
+    run.train()
+    shown = capsys.readouterr().out
+    assert "warning: out of memory with batch_size=8: now --batch_size=4 --gradient_accumulation_steps=2" in shown
+    assert "warning: out of memory with batch_size=4: now --batch_size=2 --gradient_accumulation_steps=4" in shown
+    losses = [
+        [line["train_loss"] for line in metrics.read(r.out_dir / "metrics.jsonl") if "lr" in line] for r in (whole, run)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    _, trained = checkpoint.load_configs(checkpoint.find(run.out_dir))
+    assert (trained.batch_size, trained.gradient_accumulation_steps) == (2, 4)
+    assert checkpoint.load_configs(run.out_dir)[1].batch_size == 2
+    assert run.state["tokens"] == whole.state["tokens"]
+
+
+@pytest.mark.slow
+def test_a_single_sequence_that_does_not_fit_says_what_to_do(make_run, capsys):
+    with pytest.raises(SystemExit) as exit:
+        limited(make_run(batch_size=2), 0).train()
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: a single sequence does not fit into memory: ") and error.count("\n") == 1
+    assert "--gradient_checkpointing=True" in error
+
+
+@pytest.mark.parametrize(
+    "error, memory",
+    [
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            True,
+        ),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error, memory):
+    assert guard.out_of_memory(error) is memory
+
+
+def test_torch_says_so_in_those_words():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60)
+    assert guard.out_of_memory(error.value)
+
+
+def test_the_rehearsal_changes_nothing(make_run):
+    run = make_run(dataclasses.replace(TINY, dropout=0.2), optimizer="muon")
+    before = [p.detach().clone() for p in run.gpt.parameters()]
+    run.rehearse()
+    assert all(torch.equal(a, b) for a, b in zip(before, run.gpt.parameters(), strict=True))
+    assert all(p.grad is None for p in run.gpt.parameters())
+    assert all(not optimizer.state for optimizer in run.optimizers)
+
+
+def test_fp16_may_overflow_while_the_scaler_finds_its_scale():
+    config = TrainConfig(max_bad_steps=5)
+    assert guard.bad_steps_allowed(config, None) == 5
+    assert guard.bad_steps_allowed(config, torch.amp.GradScaler("cpu")) == 21
+
+
+@pytest.mark.parametrize(
+    "model, train, message",
+    [
+        ({"n_layer": 1000, "n_embd": 8192}, {}, "the model has 805,323,808,768 parameters, which take at least 9,6"),
+        ({}, {"batch_size": 65536}, "batch_size=65536 sequences of 4096 tokens take at least "),
+        ({"n_inner": 2**20}, {}, "which take at least 1.6 GB; 1.0 GB of memory are free"),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch, model, train, message):
+    monkeypatch.setattr(guard, "free_memory", lambda: 10**9)
+    shape = {"vocab_size": 65, "block_size": 4096, "n_layer": 1, "n_head": 2, "n_embd": 64, "position": "rope"}
+    with pytest.raises(ValueError, match=message):
+        guard.check_room(GPTConfig(**shape | model), TrainConfig(**train), training=True)
+    guard.check_room(GPTConfig(**shape), TrainConfig(batch_size=1), training=True)
+
+
+class FP16OnCPU(Accelerator):
+    """fp16 as on a GPU; on a CPU Accelerate computes in fp32 instead, without a gradient scaler."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.state._mixed_precision, self.native_amp = "fp16", True
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22, growth_interval=2)
+
+
+@pytest.mark.slow
+def test_fp16_resumes_to_the_bit_with_the_scale_that_it_had(make_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "Accelerator", FP16OnCPU)
+    settings = {"log_interval": 1, "lr_decay_iters": 40, "eval_interval": 20, "max_bad_steps": 30}
+    whole = make_run(max_iters=40, out_dir=str(tmp_path / "whole"), **settings)
+    whole.train()
+    make_run(max_iters=24, **settings).train()  # between two changes of the scale
+    saved = checkpoint.read_state(tmp_path / "out" / "step-000024")
+    assert 0 < saved["skipped_steps"] < 24 and saved["loss_scale"] < 2**22 and saved["loss_scale_steps"] == 1
+    resumed = make_run(max_iters=40, resume="auto", **settings)
+    resumed.train()
+    for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+        files = [run.out_dir / "step-000040" / file for run in (whole, resumed)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert resumed.accelerator.scaler.state_dict() == whole.accelerator.scaler.state_dict()
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_scale(make_run, monkeypatch):
+    make_run(max_iters=2, eval_interval=2).train()
+    [path] = checkpoint.steps(make_run(max_iters=2, resume="auto").out_dir)
+    content = checkpoint.read_json(path / checkpoint.STATE)
+    for name in ("crc32", "loss_scale", "loss_scale_steps"):
+        del content[name]
+    checkpoint.write_json(path / checkpoint.STATE, content | {"crc32": checkpoint.seal(content)})
+    monkeypatch.setattr(device, "Accelerator", FP16OnCPU)
+    run = make_run(max_iters=2, resume="auto")
+    assert run.state["step"] == 2 and run.accelerator.scaler.get_scale() == 2.0**22
+
+
+def test_the_loss_of_a_skipped_step_is_not_in_the_mean():
+    tally = guard.Tally(torch.device("cpu"))
+    for loss, skipped in ((2.0, 0.0), (float("nan"), 1.0), (4.0, 0.0)):
+        tally.add(torch.tensor(loss), torch.tensor(1.0), torch.tensor(skipped))
+    assert tally.loss == 6 and tally.skipped == 1
+
+
+def test_bad_steps_in_a_row_are_counted_from_the_last_good_one():
+    tally, counted = guard.Tally(torch.device("cpu")), []
+    for skipped in (1.0, 0.0, 1.0, 1.0):
+        tally.add(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(skipped))
+        counted.append(int(tally.bad_in_a_row))
+    assert counted == [1, 0, 1, 2]
+
+
+def test_another_batch_size_is_compiled_anew(make_run, monkeypatch):
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    for compiled in (False, True):
+        run = make_run()
+        run.compiled = compiled
+        run.change_batches(guard.split(run.config))
+    assert len(resets) == 1

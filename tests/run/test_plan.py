@@ -1,0 +1,255 @@
+"""The plan against arithmetic on paper, and against what a step really takes."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt.config import Actions
+from nanogpt.run import guard, plan
+
+GPT2 = GPTConfig(vocab_size=50257, bias=True)
+
+
+def test_parameters_by_part_are_those_of_gpt2():
+    parts = plan.parameters(GPT2)
+    assert sum(parts.values()) == 124_439_808
+    assert parts["token embedding"] == 50257 * 768 and parts["position embedding"] == 1024 * 768
+    assert parts["attention"] == 12 * 4 * 768**2 and parts["MLP"] == 12 * 8 * 768**2
+    assert parts["norms and biases"] == 12 * (9 * 768 + 4 * 768) + 2 * 768
+
+
+def test_untied_and_modern_models_add_up_too():
+    modern = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True, "n_kv_head": 2}
+    config = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32, tie_embeddings=False, **modern)
+    assert sum(plan.parameters(config).values()) == GPT(config).get_num_params()
+
+
+@pytest.mark.slow
+def test_weights_gradients_and_optimizer_state_have_four_bytes_a_number():
+    config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    numbers = sum(p.numel() for p in GPT(config).parameters())
+    needed = plan.memory(config, TrainConfig(batch_size=2, gradient_accumulation_steps=4, device="cpu"), "fp32")
+    assert needed["weights"] == 4 * numbers
+    assert needed["gradients"] == 4 * numbers  # they wait while the next micro-batch is computed
+    assert needed["optimizer"] == pytest.approx(8 * numbers, rel=0.01)  # and a step count for each parameter
+    assert plan.checkpoint_bytes(config, TrainConfig()) == 12 * numbers
+
+
+@pytest.mark.slow
+def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
+    config = GPTConfig(vocab_size=64, block_size=64, n_layer=4, n_head=2, n_embd=64)
+    sizes = [plan.memory(config, TrainConfig(batch_size=b, device="cpu"), "fp32")["activations"] for b in (8, 16)]
+    assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.02)
+    config.gradient_checkpointing = True
+    assert plan.memory(config, TrainConfig(batch_size=16, device="cpu"), "fp32")["activations"] < sizes[1] / 2
+
+
+MEASURE = """
+import sys, threading, time
+import psutil, torch
+from nanogpt import GPT, GPTConfig, TrainConfig, plan
+from nanogpt.cpu import keep_freed_memory, speed_up
+from nanogpt.optim import make_optimizers
+
+def steps(config, train, n):
+    model = speed_up(GPT(config))
+    optimizers = make_optimizers(model, train)
+    idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
+    for _ in range(n):
+        model(idx, idx).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+config, train = eval(sys.argv[1])
+estimated = sum(plan.memory(config, train, "fp32").values())
+keep_freed_memory()
+steps(GPTConfig(vocab_size=64, block_size=8, n_layer=1, n_head=1, n_embd=8), train, 1)  # what torch itself takes
+process = psutil.Process()
+base, peak, done = process.memory_info().rss, 0, False
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, process.memory_info().rss - base)
+        time.sleep(0.002)
+thread = threading.Thread(target=watch)
+thread.start()
+steps(config, train, 3)
+done = True
+thread.join()
+print(estimated, peak)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128), TrainConfig(batch_size=64)",
+        "GPTConfig(vocab_size=1000, block_size=256, n_layer=8, n_head=8, n_embd=512), TrainConfig(batch_size=8)",
+        "GPTConfig(vocab_size=50257, block_size=256, n_layer=6, n_head=6, n_embd=384, norm='rmsnorm', position='rope', "
+        "mlp='swiglu', qk_norm=True), TrainConfig(batch_size=4, optimizer='muon')",
+    ],
+    ids=["classic", "25M", "30M modern"],
+)
+def test_estimated_memory_is_within_15_percent_of_what_a_step_takes(settings):
+    done = subprocess.run([sys.executable, "-c", MEASURE, settings], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    estimated, measured = map(int, done.stdout.split())
+    assert estimated == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_plan_names_what_a_user_would_work_out_by_hand():
+    config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    train = TrainConfig(batch_size=4, gradient_accumulation_steps=2, max_iters=100, device="cpu")
+    text = plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400))
+    assert "128 a step, 12,800 in 100 steps: 2.00 epochs of 6,400" in text
+    numbers = GPT(config).get_num_params()
+    assert f"{12800 / numbers:.1f} tokens per parameter" in text
+    assert f"{GPT(config).flops_per_token() / 1e6:,.1f} MFLOP a token" in text
+    assert "fits into" in text
+
+
+@pytest.mark.slow
+def test_with_train_minutes_the_steps_are_those_that_fit_into_them(make_run, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "median_seconds", lambda step: 0.5)
+    run = make_run(train_minutes=2, batch_size=4, max_iters=7, eval_interval=100)
+    run.plan(Actions(price=6))
+    shown = capsys.readouterr().out
+    assert "64 a step, about 15,360 in 240 steps, which 2 minutes allow: 0." in shown
+    assert "240 steps of 500.0 ms (2.0 min), 4 evaluations" in shown  # after 0, 100, 200 and 240 steps
+    assert "cost          0.20 dollars, at 6 dollars an hour" in shown
+    run.plan(Actions(json=True))
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["steps"], found["tokens"], found["train_seconds"]) == (240, 15_360, 120)
+
+
+def test_without_a_measured_time_train_minutes_give_no_number_of_steps():
+    config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    text = plan.describe(plan.estimate(config, TrainConfig(train_minutes=5, device="cpu"), "fp32", train_tokens=6400))
+    assert "192 a step, for 5 minutes\n" in text and "epochs" not in text and "tokens per parameter" not in text
+
+
+def test_of_many_micro_batches_two_are_timed(make_run, monkeypatch):
+    run, taken = make_run(gradient_accumulation_steps=10), []
+
+    def seconds(step):
+        step()
+        taken.append(run.config.gradient_accumulation_steps)
+        return {1: 3.0, 2: 5.0}[taken[-1]]  # 1 for the optimizer, 2 for each micro-batch
+
+    monkeypatch.setattr(plan, "median_seconds", seconds)
+    assert run.measure() == 3 + 9 * 2
+    assert taken == [1, 2]
+
+
+def test_steps_of_whole_windows_are_timed(make_run, monkeypatch):
+    run, lengths = make_run(short_block_iters=4, short_block_size=8), []
+    monkeypatch.setattr(plan, "median_seconds", lambda step: lengths.append(run.micro_batch(0)[0].size(1)) or 1.0)
+    assert run.measure() == 1.0 and lengths == [run.gpt.config.block_size] != [8]
+
+
+def test_a_slow_step_is_timed_once(monkeypatch):
+    clock = iter(range(0, 1000, 13))
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert plan.median_seconds(lambda: calls.append(1)) == 13 and len(calls) == 1
+
+
+@pytest.mark.slow
+def test_what_a_run_has_already_is_not_counted_twice(monkeypatch):
+    config, train = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32), TrainConfig(device="cpu")
+    needed = sum(plan.memory(config, train, "fp32").values())
+    monkeypatch.setattr(plan, "available", lambda device: needed - 1000)
+    assert "DOES NOT FIT" in plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400, taken=1000))
+    assert "fits into" in plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400, taken=1001))
+
+
+def test_a_quick_evaluation_is_divided_among_processes_and_the_last_one_is_not_quick():
+    config = TrainConfig(batch_size=8, max_iters=100, eval_interval=30)  # at 0, 30, 60, 90 and 100
+    val_tokens = 100 * 1024 + 1  # 100 windows of 1024 are 13 batches of 8, of two processes 7
+    assert plan.evaluations(config, val_tokens, 1024, processes=1) == 5 * [(8, 13)]
+    assert plan.evaluations(config, val_tokens, 1024, processes=2) == 5 * [(8, 7)]
+    config = replace(config, eval_iters=5, batch_size=2)  # of the whole split 4 x 1024 tokens at a time
+    assert plan.evaluations(config, val_tokens, 1024, processes=2) == 4 * [(2, 3)] + [(4, 13)]
+    assert plan.evaluations(replace(config, max_iters=0), val_tokens, 1024, processes=1) == [(4, 25)]
+
+
+@pytest.fixture
+def search(make_run, monkeypatch):
+    """A run whose batch size is looked for, and the sizes that it has tried so far; all of them are fast."""
+    run, tried, attempt = make_run(batch_size=64, gradient_accumulation_steps=2), [], guard.problem_with
+    monkeypatch.setattr(guard, "problem_with", lambda *args: (tried.append(run.config.batch_size), attempt(*args))[1])
+    monkeypatch.setattr(plan, "median_seconds", lambda step, at_most: 1.0)
+    return run, tried
+
+
+@pytest.mark.slow
+def test_a_batch_whose_plan_needs_more_than_is_free_is_not_tried_on_a_cpu(search, monkeypatch, capsys):
+    run, tried = search
+    eight = sum(plan.memory(run.gpt.config, replace(run.config, batch_size=8), "fp32").values())
+    weights = 4 * sum(p.numel() for p in run.gpt.parameters())
+    monkeypatch.setattr(plan, "available", lambda device: eight + 1 - weights)
+    run.find_batch_size()
+    assert tried == [1, 1, 2, 4, 8]  # the first one before the first step
+    assert run.config.gradient_accumulation_steps == 2
+    assert "largest that fits: --batch_size=8; most tokens per second: --batch_size=8\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_batch_is_looked_for_with_whole_windows(make_run, monkeypatch):
+    run, shapes = make_run(short_block_iters=100, short_block_size=4), set()
+    monkeypatch.setattr(plan, "median_seconds", lambda step, at_most: step() or 1.0)
+    forward = run.gpt.forward
+    monkeypatch.setattr(run.gpt, "forward", lambda x, y: shapes.add(x.size(1)) or forward(x, y))
+    monkeypatch.setattr(plan, "available", lambda device: 1e6)
+    run.find_batch_size()
+    assert shapes == {16}
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypatch, capsys):
+    run, tried = search
+    monkeypatch.setattr(run.peers, "largest", lambda *values: [int(run.config.batch_size > 2), *values[1:]])
+    run.find_batch_size()
+    assert tried == [1, 1, 2]
+    assert "largest that fits: --batch_size=2;" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_fit_is_said_to():
+    config = GPTConfig(vocab_size=50257, n_layer=2, n_head=96, n_embd=12288)  # two of GPT-3's 96 blocks
+    text = plan.describe(plan.estimate(config, TrainConfig(batch_size=32, device="cpu"), "bf16", train_tokens=10**9))
+    assert "DOES NOT FIT" in text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a torch with CUDA and a driver")
+def test_a_step_on_cuda_is_simulated():
+    """On fake tensors of that device, in blocks of 512 bytes, and without what a CPU's allocator takes."""
+    config = GPTConfig(vocab_size=64, block_size=64, n_layer=2, n_head=2, n_embd=64, norm="rmsnorm", position="rope")
+    numbers = sum(p.numel() for p in GPT(config).parameters())
+    needed = [plan.memory(config, TrainConfig(batch_size=size), "fp32", device="cuda") for size in (8, 16)]
+    for parts in needed:
+        assert parts.keys() == {"weights", "gradients", "optimizer", "activations"}
+        assert parts["weights"] == pytest.approx(4 * numbers, rel=0.01)
+        assert parts["optimizer"] == pytest.approx(8 * numbers, rel=0.1)
+    assert needed[1]["activations"] == pytest.approx(2 * needed[0]["activations"], rel=0.02)
+
+
+def test_the_plan_of_a_gpu_says_what_it_leaves_out(monkeypatch):
+    config = GPTConfig(vocab_size=64, block_size=16, n_layer=1, n_head=2, n_embd=32)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for gib, simulated in ((8.0, "cuda"), (0.0, "cpu")):  # the second is --device=cpu
+        monkeypatch.setattr(plan, "gpu_gib", lambda device, gib=gib: gib)
+        monkeypatch.setattr(plan, "memory", lambda *args: {"weights": 10})
+        monkeypatch.setattr(plan, "available", lambda device: 100)
+        assert plan.simulated_device("auto") == simulated
+        text = plan.describe(plan.estimate(config, TrainConfig(), "fp32", train_tokens=10**6))
+        assert ("without torch.compile" in text) is (simulated == "cuda")

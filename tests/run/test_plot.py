@@ -1,0 +1,90 @@
+"""Curves of runs as a picture and in characters."""
+
+import json
+
+import pytest
+from matplotlib.figure import Figure
+
+from nanogpt.cli import main
+from nanogpt.run import metrics, plot
+
+
+def run_with(directory, train=(), val=()):
+    directory.mkdir()
+    lines = [{"step": x, "tokens": 10 * x, "train_loss": y} for x, y in train]
+    lines += [{"step": x, "tokens": 10 * x, "val_loss": y} for x, y in val]
+    (directory / metrics.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return directory
+
+
+def dots(drawing: str) -> set[tuple[int, int]]:
+    """Where a drawing has dots: (row, column), each character having four by two. Unicode's own numbering."""
+    numbering = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 0), (3, 1)]
+    found = set()
+    for i, line in enumerate(drawing.splitlines()[:-1]):
+        for j, character in enumerate(line[9:]):
+            found |= {(4 * i + r, 2 * j + c) for b, (r, c) in enumerate(numbering) if ord(character) - 0x2800 >> b & 1}
+    return found
+
+
+def test_a_falling_validation_loss_is_a_line_from_the_upper_left_to_the_lower_right(tmp_path):
+    drawing = plot.text(run_with(tmp_path / "run", val=[(0, 4.0), (100, 2.0)]), width=20, height=10)
+    assert dots(drawing) == {(i, i) for i in range(40)}
+    lines = drawing.splitlines()
+    assert lines[0].startswith("   4.000 ") and lines[9].startswith("   2.000 ")
+    assert lines[-1].split() == ["0", "1,000", "tokens"]
+
+
+def test_training_losses_are_single_dots(tmp_path):
+    drawing = plot.text(run_with(tmp_path / "run", train=[(0, 3.0), (50, 1.0), (100, 2.0)]), width=5, height=2)
+    assert dots(drawing) == {(0, 0), (7, 4), (4, 9)}
+
+
+def test_too_little_to_draw_is_no_drawing(tmp_path):
+    assert plot.text(run_with(tmp_path / "run", val=[(0, 4.0)])) == ""
+    assert not plot.curves([tmp_path / "nothing"], tmp_path / "none.png") and not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("losses", [[(0, float("nan")), (1, float("inf")), (2, 1.0)], [(0, 1.0), (1, 1.0), (2, 1.0)]])
+def test_losses_that_are_not_finite_or_do_not_change_are_no_error(tmp_path, losses):
+    run = run_with(tmp_path / "run", train=losses, val=losses)
+    plot.text(run)
+    assert plot.curves([run], tmp_path / "curve.png")
+
+
+def test_the_picture_for_trackers_has_the_colour_of_the_curve(tmp_path):
+    pixels = plot.pixels(run_with(tmp_path / "run", val=[(0, 4.0), (100, 2.0)]))
+    assert pixels.shape == (540, 960, 3)
+    assert (pixels == (0x1F, 0x77, 0xB4)).all(axis=2).sum() > 500  # matplotlib's first colour
+
+
+def test_a_name_that_looks_like_a_formula_is_a_name(tmp_path):
+    runs = [run_with(tmp_path / "$a_{$", val=[(0, 4.0), (1, 2.0)]), run_with(tmp_path / "b", val=[(0, 4.0), (1, 3.0)])]
+    assert plot.curves(runs, tmp_path / "curves.svg")
+
+
+def test_the_command_draws_runs_and_names_what_is_none(tmp_path, capsys):
+    run, out = run_with(tmp_path / "run", val=[(0, 4.0), (1, 2.0)]), tmp_path / "curves.png"
+    main(["plot", str(run), "--out", str(out)])
+    assert out.read_bytes().startswith(b"\x89PNG")
+    for wrong, complaint in (
+        (tmp_path, "not an out directory"),
+        (run_with(tmp_path / "empty"), "there are no measurements yet"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            main(["plot", str(wrong), "--out", str(out)])
+        assert error.value.code == 2 and complaint in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        main(["plot", str(run), "--out", str(tmp_path / "curves.xyz")])
+    assert error.value.code == 2 and "xyz" in capsys.readouterr().err
+
+
+def test_a_picture_leaves_out_the_first_losses_where_they_are_higher(tmp_path, monkeypatch):
+    axes, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: (axes.extend(self.axes), save(self, *args)))
+    falling = [(1, 9.0), *((x, 3.0 - x / 100) for x in range(10, 101, 3))]
+    for name, train in (("long", falling), ("short", falling[:5])):
+        run = run_with(tmp_path / name, train, val=[(0, 9.5), (100, 2.5)])
+        assert plot.curves([run], tmp_path / f"{name}.png")
+    (_, high), (_, whole) = (each.get_ylim() for each in axes)
+    assert 2.9 < high < 3.1 and whole > 9.5
