@@ -17,45 +17,17 @@ Dimension letters: B batch, T time, C channels (n_embd), H heads, K key-value he
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from types import NoneType
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-VOCAB_MULTIPLE = 64  # the embedding has a multiple of 64 rows, for fast products; only this file sees the padding
-
-
-def declared(cls: type) -> dict[str, tuple[type, tuple]]:
-    """The types of a dataclass's fields with what they may hold: choices of a Literal, limits of an Annotated number.
-
-    >>> declared(GPTConfig)["n_layer"], declared(GPTConfig)["norm"]
-    ((<class 'int'>, (1, 1000)), (<class 'str'>, ('layernorm', 'rmsnorm')))
-    """
-    found = {}
-    for name, hint in get_type_hints(cls, include_extras=True).items():
-        kind, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        found[name] = (str, get_args(kind)) if get_origin(kind) is Literal else (kind, tuple(limits))
-    return found
-
-
-def check_fields(config) -> None:
-    """Raises ValueError where a field of a dataclass does not hold what it declares."""
-    allowed = declared(type(config))
-    for name in (field.name for field in fields(config)):
-        value, (kind, limits) = getattr(config, name), allowed[name]
-        if not isinstance(value, kind | int if float in (kind, *get_args(kind)) else kind):
-            raise ValueError(f"{name}={value!r:.80} must be {getattr(kind, '__name__', kind)}")
-        if isinstance(value, str) and (not value or "\0" in value):
-            raise ValueError(f"{name}={value!r:.80} is not a name")
-        if isinstance(value, str) and limits and value not in limits:
-            raise ValueError(f"{name}={value!r:.80} is not one of {', '.join(limits)}")
-        # `not` catches NaN as well
-        if not isinstance(value, str | NoneType) and limits and not limits[0] <= value <= limits[1]:
-            raise ValueError(f"{name}={value!s:.40} must be from {limits[0]} to {limits[1]}")
+VOCAB_MULTIPLE = 64  # pad the vocabulary to a multiple of 64: faster matmuls; only this file sees the padding
 
 
 @dataclass
@@ -114,18 +86,90 @@ class GPTConfig:
         return VOCAB_MULTIPLE * math.ceil(self.vocab_size / VOCAB_MULTIPLE)
 
 
-def norm_layer(config: GPTConfig) -> nn.Module:
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
-    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+# Operators that another file may replace: `GPT(config, ops=...)`. nanogpt/ops/ has faster ones for a CPU, a loss for
+# large vocabularies on GPUs, and the precision of sharded models.
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm over the last dimension of x, in the weight's dtype: fp32 under autocast, too.
+    """RMSNorm over the last dimension of x, in the weight's dtype: in fp32 under autocast, too."""
+    return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps)
 
-    torch's function for a weight that has more than that dimension, here one row for each head.
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
+    """Attention of queries (B, H, T, D) to keys and values (B, K, S, D); `enable_gqa` if K is smaller than H.
+
+    CUDA has a fused kernel for grouped queries only in half precision, on Ampere or newer, without a mask. Without a
+    fused kernel torch materializes the (T, S) matrices; repeating the keys and values avoids that.
     """
-    return F.rms_norm(x.to(weight.dtype), x.shape[-1:], eps=eps) * weight
+    if enable_gqa and q.device.type == "cuda":
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else q.dtype
+        if mask is not None or dtype.itemsize > 2 or torch.cuda.get_device_properties(q.device).major < 8:
+            k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+            enable_gqa = False
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
+
+
+def cross_entropy(x, weight, bias, targets, reduction: str = "mean", linear=F.linear) -> torch.Tensor:
+    """Loss of the final states x (B, T, C) times the head's weight (V, C) plus bias (V) at targets (B, T)."""
+    logits = linear(x, weight, bias)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
+
+
+class Ops(NamedTuple):
+    """The operators of a model, as functions of the same signature as these defaults."""
+
+    linear: Callable = F.linear
+    embedding: Callable = F.embedding
+    rms_norm: Callable = rms_norm
+    layer_norm: Callable = layer_norm
+    dropout: Callable = F.dropout
+    attention: Callable = attention
+    loss: Callable = cross_entropy
+
+
+class Linear(nn.Linear):
+    ops = Ops()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ops.linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Embedding):
+    ops = Ops()
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        return self.ops.embedding(idx, self.weight)
+
+
+class RMSNorm(nn.RMSNorm):
+    ops = Ops()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ops.rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    ops = Ops()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Dropout(nn.Dropout):
+    ops = Ops()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ops.dropout(x, self.p, self.training)
+
+
+def norm_layer(config: GPTConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.n_embd, eps=config.norm_eps)
+    return LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
 def rope_tables(config: GPTConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,24 +190,8 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return (x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin).to(x.dtype)
 
 
-def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
-    """torch's attention of queries (B, H, T, D) to keys and values (B, K, S, D); `enable_gqa` where K is not H.
-
-    On CUDA grouped queries have a kernel in half precision only, from Ampere on, and without a mask. Without a kernel
-    torch computes the (T, S) matrices themselves; repeating the keys and values avoids that.
-    """
-    if enable_gqa and q.device.type == "cuda":
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else q.dtype
-        if mask is not None or dtype.itemsize > 2 or torch.cuda.get_device_properties(q.device).major < 8:
-            k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
-            enable_gqa = False
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
-
-
 class CausalSelfAttention(nn.Module):
-    # nanogpt/ops/cpu.py replaces these two on a CPU
-    rms_norm = staticmethod(rms_norm)
-    attention = staticmethod(attention)
+    ops = Ops()
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -172,10 +200,10 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         # queries, keys and values in one matrix product
         self.qkv_rows = [n * self.head_size for n in (self.n_head, self.n_kv_head, self.n_kv_head)]
-        self.c_attn = nn.Linear(config.n_embd, sum(self.qkv_rows), bias=config.bias)
-        self.c_proj = nn.Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
-        self.q_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
+        self.c_attn = Linear(config.n_embd, sum(self.qkv_rows), bias=config.bias)
+        self.c_proj = Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
+        self.q_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: torch.Tensor, rope=None, cache=None) -> torch.Tensor:
         """x (B, T, C) to (B, T, C): each position attends to itself and to those before it.
@@ -184,21 +212,18 @@ class CausalSelfAttention(nn.Module):
         """
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, H + 2 K, D)
-        # queries and keys are normalized and rotated as one tensor: half as many operators
-        qk, v = qkv.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
+        q, k, v = qkv.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
         if self.q_norm is not None:
-            weights = self.q_norm.weight.expand(self.n_head, -1), self.k_norm.weight.expand(self.n_kv_head, -1)
-            qk = self.rms_norm(qk, torch.cat(weights), self.q_norm.eps)  # by a weight of (H + K, D)
-        qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, H + K, T, D), (B, K, T, D)
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D), (B, K, T, D) twice
         if rope:
-            qk = apply_rope(qk, *rope)
-        q, k = qk.split([self.n_head, self.n_kv_head], dim=1)  # (B, H, T, D), (B, K, T, D)
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
 
         k, v, mask = (k, v, None) if cache is None else cache.extend(self.layer, k, v)
         causal = mask is None and (cache is None or T > 1)  # a single query after others in the cache sees all keys
         gqa = self.n_kv_head != self.n_head
         dropout = self.dropout if self.training else 0.0
-        y = self.attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)  # (B, H, T, D)
+        y = self.ops.attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, self.n_head * self.head_size)  # the heads side by side again
         return self.c_proj(y)
 
@@ -209,8 +234,8 @@ class MLP(nn.Module):
         self.kind = config.mlp
         # SwiGLU's gate and up projections in one matrix product
         self.fc_rows = [config.inner] * (2 if config.mlp == "swiglu" else 1)
-        self.c_fc = nn.Linear(config.n_embd, sum(self.fc_rows), bias=config.bias)
-        self.c_proj = nn.Linear(config.inner, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, sum(self.fc_rows), bias=config.bias)
+        self.c_proj = Linear(config.inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) to (B, T, C), each position on its own."""
@@ -230,7 +255,7 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = norm_layer(config)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, rope=None, cache=None) -> torch.Tensor:
         """(B, T, C) to (B, T, C): two residual branches, each normalized at its input (pre-norm)."""
@@ -239,22 +264,30 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    linear = staticmethod(F.linear)  # computes the logits; nanogpt/ops/cpu.py replaces it on a CPU
-    chunked_loss = None  # nanogpt/ops/loss.py sets it on other devices, where the vocabulary is large
+    ops = Ops()
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, ops: Ops | None = None):
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("vocab_size is not set: give the number of tokens that the tokenizer has")
         self.config = config
-        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
-        self.drop = nn.Dropout(config.dropout)
+        self.wte = Embedding(config.padded_vocab_size, config.n_embd)
+        self.wpe = Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = norm_layer(config)
         # if tied there is no second parameter, so nothing can come untied when a checkpoint is loaded or sharded
-        self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.lm_head = None if config.tie_embeddings else Linear(config.n_embd, config.padded_vocab_size, bias=False)
         self.apply(self._init_weights)
+        if ops is not None:
+            self.use(ops)
+
+    def use(self, ops: Ops) -> "GPT":
+        """Computes with other operators from now on. Parameters and their names stay as they are."""
+        for module in self.modules():
+            if hasattr(module, "ops"):
+                module.ops = ops
+        return self
 
     def _init_weights(self, module: nn.Module):
         """GPT-2's initialization: N(0, 0.02), divided by sqrt(2 n_layer) for projections into the residual stream."""
@@ -304,7 +337,7 @@ class GPT(nn.Module):
         x = self.ln_f(x[:, -logits_to_keep:])
 
         if targets is None:
-            return self.linear(x, self.head.weight)[..., : self.config.vocab_size]
+            return self.ops.linear(x, self.head.weight)[..., : self.config.vocab_size]
         return self.loss(x, targets, reduction)
 
     @property
@@ -314,13 +347,10 @@ class GPT(nn.Module):
 
     def loss(self, x: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
         """Cross-entropy of the final states x (B, T, C), as `forward` returns it."""
-        # The bias is -inf for the padding, which so gets no probability and no gradient: the loss is that of V tokens.
+        # a bias of -inf gives padded tokens no probability and no gradient: the loss is that of V tokens
         padding = torch.zeros(self.config.padded_vocab_size, device=x.device, dtype=x.dtype)
         padding[self.config.vocab_size :] = -torch.inf
-        if self.chunked_loss is not None:
-            return self.chunked_loss(x, self.head.weight, padding, targets, reduction)
-        logits = self.linear(x, self.head.weight, padding)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
+        return self.ops.loss(x, self.head.weight, padding, targets, reduction)
 
     def fused_rows(self) -> dict[str, list[int]]:
         """Parameters that stack several matrices (queries, keys, values; gate, up): the rows of each, by name."""
@@ -352,7 +382,7 @@ class GPT(nn.Module):
             raise ValueError(f"block_size={block_size} is longer than the context of {self.config.block_size} tokens")
         self.config = replace(self.config, block_size=block_size)
         if self.wpe is not None:
-            self.wpe = nn.Embedding.from_pretrained(self.wpe.weight.detach()[:block_size].clone(), freeze=False)
+            self.wpe = Embedding.from_pretrained(self.wpe.weight.detach()[:block_size].clone(), freeze=False)
 
     def get_num_params(self, non_embedding: bool = False) -> int:
         """Number of parameters without the vocabulary's padding; `non_embedding` leaves out wte and wpe."""
@@ -375,3 +405,35 @@ class GPT(nn.Module):
         if self.lm_head is None:
             N += self.config.vocab_size * self.config.n_embd
         return 6 * N + 12 * self.config.n_layer * self.config.n_head * self.config.head_size * T
+
+
+# What the fields of a configuration may hold; nanogpt/config.py uses it as well
+
+
+def declared(cls: type) -> dict[str, tuple[type, tuple]]:
+    """The types of a dataclass's fields with what they may hold: choices of a Literal, limits of an Annotated number.
+
+    >>> declared(GPTConfig)["n_layer"], declared(GPTConfig)["norm"]
+    ((<class 'int'>, (1, 1000)), (<class 'str'>, ('layernorm', 'rmsnorm')))
+    """
+    found = {}
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        kind, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        found[name] = (str, get_args(kind)) if get_origin(kind) is Literal else (kind, tuple(limits))
+    return found
+
+
+def check_fields(config) -> None:
+    """Raises ValueError where a field of a dataclass does not hold what it declares."""
+    allowed = declared(type(config))
+    for name in (field.name for field in fields(config)):
+        value, (kind, limits) = getattr(config, name), allowed[name]
+        if not isinstance(value, kind | int if float in (kind, *get_args(kind)) else kind):
+            raise ValueError(f"{name}={value!r:.80} must be {getattr(kind, '__name__', kind)}")
+        if isinstance(value, str) and (not value or "\0" in value):
+            raise ValueError(f"{name}={value!r:.80} is not a name")
+        if isinstance(value, str) and limits and value not in limits:
+            raise ValueError(f"{name}={value!r:.80} is not one of {', '.join(limits)}")
+        # `not` catches NaN as well
+        if not isinstance(value, str | NoneType) and limits and not limits[0] <= value <= limits[1]:
+            raise ValueError(f"{name}={value!s:.40} must be from {limits[0]} to {limits[1]}")

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -19,9 +19,7 @@ from nanogpt.data.tokens import read_meta
 from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.ops import sharded
-from nanogpt.ops.cpu import speed_up
-from nanogpt.ops.loss import use_chunked_loss
+from nanogpt.ops import ops_for, sharded
 from nanogpt.run import console, guard, resume, rundir
 from nanogpt.run.agree import Peers
 from nanogpt.run.device import Clock, compile_blocks, make_accelerator, set_up, share_batches, unused_gpu
@@ -147,8 +145,8 @@ class Setup:
             with self.peers.in_agreement():  # one machine may have less memory than another
                 guard.check_room(model_config, config, training)
         torch.manual_seed(config.seed)
-        self.gpt = speed_up((pretrained or self.make_model(model_config)).to(self.device))  # on a CPU only
-        use_chunked_loss(self.gpt, config.batch_size * model_config.block_size)  # on other devices only
+        self.gpt = (pretrained or self.make_model(model_config)).to(self.device)
+        self.gpt.use(ops_for(self.device, model_config, config.batch_size * model_config.block_size))
         self.compiled = config.compile == "true" or (config.compile == "auto" and self.device.type == "cuda")
         if self.compiled:
             compile_blocks(self.gpt)
@@ -181,6 +179,10 @@ class Setup:
             where = self.accelerator, self.out_dir, self.start_step, flat, self.say
             self.metrics = Metrics(*where, evaluated, newest, write=not again)
         console.introduce(self)
+
+    def autocast(self):
+        """Mixed precision around a sharded model; Accelerate has wrapped any other model in it."""
+        return self.accelerator.autocast() if self.sharded else nullcontext()
 
     def done(self) -> bool:
         """Whether the run has taken all its steps, or its minutes; the same on all processes."""

@@ -22,7 +22,7 @@ from nanogpt.config import Actions, TrainConfig
 from nanogpt.data.tokens import Batch, cut, mix, to_device
 from nanogpt.evaluate import evaluate, total_loss
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.ops.loss import use_chunked_loss
+from nanogpt.ops.loss import loss_for
 from nanogpt.optim import UpdateRatio, cast_weights_once, lr_at, set_learning_rate, update
 from nanogpt.run import console, guard, plan, plot
 from nanogpt.run.compare import compare
@@ -146,7 +146,8 @@ class Run(Setup):
             for i in range(micro_batches):
                 x, y = self.micro_batch(i * accelerator.num_processes + accelerator.process_index)  # (B, T) each
                 with accelerator.accumulate(self.model):  # gradients are summed over processes after the last one
-                    loss = guard.contagious(self.model(x, y))
+                    with self.autocast():
+                        loss = guard.contagious(self.model(x, y))
                     accelerator.backward(loss)
                 step_loss += loss.detach() / micro_batches
 
@@ -204,7 +205,7 @@ class Run(Setup):
         saved = wanted and (config.always_save_checkpoint or last)
         if saved:  # an evaluation that fails, or is interrupted, costs no checkpoint
             self.save()
-        with waiting("evaluating", self.say):
+        with waiting("evaluating", self.say), self.autocast():
             result = evaluate(
                 self.gpt,
                 self.val_data,
@@ -336,9 +337,13 @@ class Run(Setup):
             with nullcontext() if self.sharded else self.accelerator.no_sync(self.model):
                 if self.state["step"] == 0:  # the optimizer's state, as large as AdamW's, comes with the first step
                     moments = [torch.empty_like(p) for p in self.gpt.parameters() for _ in range(2)]  # noqa: F841
-                self.model(*self.micro_batch(0)).backward()
+                with self.autocast():
+                    loss = self.model(*self.micro_batch(0))
+                loss.backward()
                 if self.state["step"] < self.config.short_block_iters:  # the later steps have to fit as well
-                    self.model(*self.micro_batch(0, whole=True)).backward()
+                    with self.autocast():
+                        loss = self.model(*self.micro_batch(0, whole=True))
+                    loss.backward()
         finally:
             self.gpt.zero_grad()
 
@@ -361,7 +366,8 @@ class Run(Setup):
         """Prints what the run will take, with times measured by a few of its steps, which are thrown away."""
         data, taken = (self.train_data, self.val_data), checkpoint.size(self.gpt, self.optimizers)
         evaluate = partial(total_loss, self.gpt, device=self.device)
-        plan.show(self.settings, data, taken, self.measure, evaluate, self.accelerator.print, actions)
+        with self.autocast():
+            plan.show(self.settings, data, taken, self.measure, evaluate, self.accelerator.print, actions)
 
     def measure(self) -> float:
         """Seconds of a step of whole windows. Of many micro-batches two are timed; the others count as the second."""
@@ -386,7 +392,8 @@ class Run(Setup):
     def seconds_with(self, batch_size: int, too_large: bool) -> float | None:
         """Seconds of a step with micro-batches of that size; None if they do not fit into memory on any process."""
         self.config = dataclasses.replace(self.config, batch_size=batch_size)
-        use_chunked_loss(self.gpt, batch_size * self.gpt.config.block_size)
+        tokens = batch_size * self.gpt.config.block_size
+        self.gpt.use(self.gpt.ops._replace(loss=loss_for(self.device, self.gpt.config, tokens)))
         if self.compiled:
             torch.compiler.reset()
         if self.peers.largest(too_large)[0]:

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nanogpt.model import GPT, CausalSelfAttention, GPTConfig, attention
+from nanogpt.model import GPT, GPTConfig, Ops, attention
 
 GPT2 = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, n_inner=48)
@@ -207,14 +207,14 @@ def test_impossible_configurations_are_refused(changes, message):
         dataclasses.replace(GPT2, **changes)
 
 
-def test_dropout_is_on_embeddings_attention_and_both_branches_and_off_in_evaluation(monkeypatch):
+def test_dropout_is_on_embeddings_attention_and_both_branches_and_off_in_evaluation():
     model, chances, attend = GPT(dataclasses.replace(GPT2, dropout=0.5)), [], F.scaled_dot_product_attention
 
     def record(q, k, v, mask, dropout, *args, **kwargs):
         chances.append(dropout)
         return attend(q, k, v, mask, dropout, *args, **kwargs)
 
-    monkeypatch.setattr(CausalSelfAttention, "attention", staticmethod(record))
+    model.use(Ops(attention=record))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.register_forward_hook(lambda module, *_: chances.append(module.p * module.training))

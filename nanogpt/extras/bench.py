@@ -31,7 +31,8 @@ from nanogpt.config import TrainConfig
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.ops.cpu import X86, pack, speed_up
+from nanogpt.ops import ops_for
+from nanogpt.ops.cpu import X86, pack
 from nanogpt.optim import make_optimizers
 from nanogpt.run.device import peak_flops
 from nanogpt.run.flags import within
@@ -118,7 +119,8 @@ class Bench:
         """A training step: this loop, the same without Accelerate, transformers, and the products alone."""
         run, steps = self.run, 4
         run.begin()
-        model = speed_up(GPT(self.config).to(self.device))
+        ops = ops_for(self.device, self.config, self.batch_size * self.config.block_size)
+        model = GPT(self.config, ops).to(self.device)
         muon_dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32  # as in a run
         optimizers = make_optimizers(model, self.train_config, muon_dtype)
         plain = self.plain_step(model, optimizers, model)

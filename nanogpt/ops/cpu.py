@@ -1,18 +1,11 @@
-"""Optimizations for the CPU. `model.py` is plain PyTorch; the functions here change a finished model.
+"""Faster operators for the CPU.
 
->>> model = speed_up(GPT(config))  # before training                                          # doctest: +SKIP
->>> model = pack(model)  # before sampling, instead: a packed model cannot be trained         # doctest: +SKIP
+>>> model = GPT(config, ops=CPU)  # for training                                              # doctest: +SKIP
+>>> model = pack(model)  # for sampling: a packed model cannot be trained                     # doctest: +SKIP
 
-Two ways are used, neither of which touches parameters, their names or gradient checkpointing:
-
-- A torch module gets a subclass of its class, which overrides `forward` only: `norm.__class__ = FusedRMSNorm`.
-  `isinstance(norm, nn.RMSNorm)` stays true. Subclasses made elsewhere keep their own forward.
-- A torch function that `model.py` calls through an attribute is replaced in this one model by a function of the same
-  signature: `attention.attention = fast_attention`.
-
-Each part gives the same values and gradients as torch up to rounding (tests/test_cpu.py); dropout draws other random
-numbers. Outside of training all but `pack` call torch's own functions. `python tests/performance/cpu_parts.py` measures
-each part; LOG.md has the results.
+Each operator gives the same values and gradients as torch up to rounding (tests/ops/test_cpu.py); dropout draws
+other random numbers. Without gradients all but `pack` call torch's own functions.
+`python tests/performance/cpu_parts.py` measures each operator; LOG.md has the results.
 """
 
 import contextlib
@@ -22,9 +15,10 @@ import math
 import platform
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from nanogpt.model import GPT, CausalSelfAttention, attention, rms_norm
+from nanogpt.model import GPT, Linear, Ops, attention, cross_entropy, rms_norm
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 NARROWEST, WIDEST = 8, 96  # outputs in a block of packed weights; 96 are fastest (LOG.md)
@@ -33,41 +27,18 @@ SUM = 0  # the mode of a bag
 SHORT = 64  # tokens, up to which attention is faster written out (LOG.md)
 
 
-def speed_up(model: GPT) -> GPT:
-    """Makes the training of a model on a CPU faster, in place. Models on other devices stay as they are."""
-    if model.wte.weight.device.type == "cpu":
-        use_fused_rms_norm(model)
-        use_fast_attention(model)
-        use_fast_dropout(model)
-    return model
-
-
-def use_fused_rms_norm(model: GPT) -> None:
-    """Computes RMSNorm in as few passes over memory as possible while training.
+def fused_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`model.rms_norm` in as few passes over memory as possible while training.
 
     torch has a fused kernel for CUDA only; on a CPU it takes twice as long (LOG.md).
     """
-    for module in model.modules():
-        if type(module) is nn.RMSNorm:
-            module.__class__ = FusedRMSNorm
-        elif isinstance(module, CausalSelfAttention):
-            module.rms_norm = fused_rms_norm
-
-
-class FusedRMSNorm(nn.RMSNorm):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return fused_rms_norm(x, self.weight, self.eps)
-
-
-def fused_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`model.rms_norm`: x / sqrt(mean(x^2) + eps) * weight over the last dimension, in the weight's dtype."""
     if torch.is_grad_enabled():
         return RMSNormFunction.apply(x.to(weight.dtype), weight, eps)
     return rms_norm(x, weight, eps)
 
 
 class RMSNormFunction(torch.autograd.Function):
-    """RMSNorm (Zhang and Sennrich 2019); the weight may have dimensions before the last, such as one row per head."""
+    """RMSNorm (Zhang and Sennrich 2019): x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -82,14 +53,7 @@ class RMSNormFunction(torch.autograd.Function):
         by_weight = grad * normed
         projection = torch.linalg.vecdot(by_weight, weight).div_(x.size(-1)).unsqueeze(-1)
         grad_x = torch.addcmul(grad * weight, normed, projection, value=-1).mul_(inverse)
-        return grad_x, by_weight.flatten(0, -1 - weight.ndim).sum(0), None
-
-
-def use_fast_attention(model: GPT) -> None:
-    """Computes attention in fp32 while training, and by products of its own where torch's kernel is slower."""
-    for module in model.modules():
-        if isinstance(module, CausalSelfAttention):
-            module.attention = fast_attention
+        return grad_x, by_weight.flatten(0, -2).sum(0), None
 
 
 def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
@@ -141,18 +105,11 @@ class AttentionFunction(torch.autograd.Function):
         return *(x.view(ctx.shape) for x in (grad_q, grad_k, dropped.mT @ grad)), None
 
 
-def use_fast_dropout(model: GPT) -> None:
-    """Draws four random numbers at a time for dropout: torch takes several times as long (LOG.md)."""
-    for module in model.modules():
-        if type(module) is nn.Dropout:
-            module.__class__ = FastDropout
-
-
-class FastDropout(nn.Dropout):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or not self.p or torch.compiler.is_compiling():
-            return super().forward(x)
-        return x * dropout_mask(x, self.p)
+def fast_dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+    """`F.dropout` that draws four random numbers at a time: torch takes several times as long (LOG.md)."""
+    if not training or not p or torch.compiler.is_compiling():
+        return F.dropout(x, p, training)
+    return x * dropout_mask(x, p)
 
 
 def dropout_mask(x: torch.Tensor, p: float) -> torch.Tensor:
@@ -163,6 +120,9 @@ def dropout_mask(x: torch.Tensor, p: float) -> torch.Tensor:
     numbers = numbers.view(torch.int16)[:n].view(x.shape)
     kept = torch.ge(numbers, dropped - 2**15, out=x.new_empty(x.shape))
     return kept.mul_(2**16 / (2**16 - dropped))
+
+
+CPU = Ops(rms_norm=fused_rms_norm, attention=fast_attention, dropout=fast_dropout)
 
 
 @torch.no_grad()
@@ -179,42 +139,39 @@ def pack(model: GPT, int8: bool = False, smallest: int = 10_000_000) -> GPT:
         raise ValueError(f"dtype=int8 is for x86 CPUs, and the model is on {device}: choose bfloat16")
     if not fast or (not int8 and model.get_num_params() < smallest):
         return model
-    if model.lm_head is None:
-        model.lm_head = PackedLinear(model.wte.weight, None, int8)
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and child.out_features % NARROWEST == 0:
-                setattr(module, name, PackedLinear(child.weight, child.bias, int8))
-    model.linear = packed_linear
-    return model
+    if model.lm_head is None:  # the embedding stays as it is, so the logits get a packed copy
+        model.lm_head = Linear(model.config.n_embd, model.config.padded_vocab_size, bias=False, device="meta")
+        model.lm_head.weight = model.wte.weight
+    for linear in (module for module in model.modules() if isinstance(module, Linear)):
+        if linear.out_features % NARROWEST == 0:
+            linear.weight = nn.Parameter(packed(linear.weight, int8), requires_grad=False)
+    loss = functools.partial(cross_entropy, linear=packed_linear)
+    return model.use(model.ops._replace(linear=packed_linear, loss=loss))
 
 
-class PackedLinear(nn.Module):
-    """Linear for a few rows, such as the next token of a sample, where the time is that of reading the weights.
+def packed(weight: torch.Tensor, int8: bool = False) -> torch.Tensor:
+    """The weight (V, C) of a Linear for `packed_linear`: blocks of columns (blocks, C, width), or their 8 bits.
 
     A matrix times a vector is the weighted sum of the matrix's columns, which is what an embedding bag computes, and
     torch's kernel for it (FBGEMM) reads memory at up to nine tenths of its speed, in bf16 and with weights of 8 bits
-    too. A matrix product reads at half of it (LOG.md). The kernel keeps its sums in registers if they are few, so the
-    columns are cut into blocks: the weight is (blocks * C, width), and the product takes a bag for each block and row.
+    too. A matmul reads at half of it (LOG.md). The kernel keeps its sums in registers if they are few, so the columns
+    are cut into blocks, and the product takes a bag for each block and row.
 
-    With 8 bits, the `width` numbers of a column's block share a scale and an offset in fp32, which follow them.
+    With 8 bits, (blocks * C, width + 8), the numbers of a column's block share a scale and an offset in fp32, which
+    follow them.
     """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, int8: bool = False):
-        super().__init__()
-        outputs, inputs = weight.shape
-        width = max(width for width in range(NARROWEST, WIDEST + 1, NARROWEST) if outputs % width == 0)
-        columns = weight.detach().view(-1, width, inputs).transpose(1, 2).reshape(-1, width)
-        self.weight = torch.ops.quantized.embedding_bag_byte_prepack(columns.float()) if int8 else columns
-        self.bias = bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return packed_linear(x, self.weight, self.bias)
+    outputs, inputs = weight.shape
+    width = max(width for width in range(NARROWEST, WIDEST + 1, NARROWEST) if outputs % width == 0)
+    columns = weight.detach().view(-1, width, inputs).transpose(1, 2).contiguous()
+    return torch.ops.quantized.embedding_bag_byte_prepack(columns.flatten(0, 1).float()) if int8 else columns
 
 
 def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear` of x (..., C) with the weight of a `PackedLinear`. It has no gradient."""
+    """`F.linear` of x (..., C) with a `packed` weight, or with one that could not be packed. It has no gradient."""
     C, int8 = x.size(-1), weight.dtype == torch.uint8
+    if not int8 and weight.ndim == 2:
+        return F.linear(x, weight, bias)
+    weight = weight if int8 else weight.flatten(0, 1)  # (blocks * C, width)
     R, blocks = x.numel() // C, weight.size(0) // C
     if R <= FEW:
         scales = x.reshape(1, R, C).expand(blocks, -1, -1).flatten()

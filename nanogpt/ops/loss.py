@@ -2,33 +2,31 @@
 
 For 12 sequences of 1024 tokens and GPT-2's vocabulary the logits are 618 million numbers, 2.5 GB in fp32, and plain
 cross-entropy holds several copies of them, or of their gradient, at once. Here a chunk's logits, loss and gradient are
-computed one after the other and forgotten, with the same three matrix products.
+computed one after the other and forgotten, with the same three matmuls.
 
->>> use_chunked_loss(model, tokens=12 * 1024)  # before training; smaller models stay as they are      # doctest: +SKIP
+>>> model.use(model.ops._replace(loss=chunked_loss))                                            # doctest: +SKIP
 
 A CPU's numbers stay what they were: there `model.py` computes the loss. torch 2.13 has `F.linear_cross_entropy` with
 chunks, but earlier versions do not, and torch.compile does not compile it (LOG.md).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
-from nanogpt.model import GPT
+from nanogpt.model import GPTConfig, cross_entropy
 
 CHUNK = 2**26  # logits at a time: 0.27 GB in fp32
 
 
-def use_chunked_loss(model: GPT, tokens: int) -> GPT:
-    """Lets a model compute its loss in chunks, in place, if a batch of so many tokens has more than two.
-
-    Models on a CPU stay as they are.
-    """
-    if model.wte.weight.device.type != "cpu" and tokens * model.config.padded_vocab_size > 2 * CHUNK:
-        model.chunked_loss = chunked_loss
-    return model
+def loss_for(device: torch.device, config: GPTConfig, tokens: int) -> Callable:
+    """The loss of a batch of so many tokens: in chunks if it has more than two, except on a CPU."""
+    large = device.type != "cpu" and tokens * config.padded_vocab_size > 2 * CHUNK
+    return chunked_loss if large else cross_entropy
 
 
-def chunked_loss(x, weight, bias, targets, reduction: str) -> torch.Tensor:
+def chunked_loss(x, weight, bias, targets, reduction: str = "mean") -> torch.Tensor:
     """Cross-entropy of the logits x weight^T + bias of x (B, T, C) at targets (B, T), of which -1 are ignored."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

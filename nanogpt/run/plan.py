@@ -22,8 +22,7 @@ from nanogpt.data.files import plain
 from nanogpt.data.tokens import Batch, TokenDataset
 from nanogpt.evaluate import forward_batch_size
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.ops.cpu import speed_up
-from nanogpt.ops.loss import use_chunked_loss
+from nanogpt.ops import ops_for
 from nanogpt.optim import make_optimizers
 from nanogpt.run.device import free_memory, gpu_gib, wants_cpu
 
@@ -67,7 +66,7 @@ def memory(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     device = device or simulated_device(train.device)
     with FakeTensorMode(), torch.device(device):
-        model = use_chunked_loss(speed_up(GPT(config)), train.batch_size * config.block_size)
+        model = GPT(config, ops=ops_for(torch.device(device), config, train.batch_size * config.block_size))
         optimizers = make_optimizers(model, train, torch.bfloat16 if precision == "bf16" else torch.float32)
         idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
         tracker = MemTracker()

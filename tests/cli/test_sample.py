@@ -20,8 +20,8 @@ def test_packed_weights_can_be_compiled_too(run_dir, monkeypatch, capsys):
 def test_weights_of_8_bits_are_sampled_from(run_dir, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "X86", True)
     packed = []
-    monkeypatch.setattr(cpu, "PackedLinear", lambda *args, make=cpu.PackedLinear: packed.append(args) or make(*args))
+    monkeypatch.setattr(cpu, "packed", lambda *args, make=cpu.packed: packed.append(args) or make(*args))
     main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "5", "--dtype=int8", "--stats"])
     captured = capsys.readouterr()
     assert captured.out.startswith("FIRST:") and captured.err.endswith("(cpu, int8)\n")
-    assert packed and all(args[2] for args in packed)
+    assert packed and all(args[1] for args in packed)

@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nanogpt import GPT, GPTConfig
+from nanogpt.model import Ops, cross_entropy
 from nanogpt.ops import loss as chunked_loss
-from nanogpt.ops.loss import use_chunked_loss
+from nanogpt.ops.loss import loss_for
 
 SIZES = {"block_size": 64, "n_layer": 1, "n_head": 2, "n_embd": 32}
 LARGE = GPTConfig(vocab_size=50257, n_layer=1)  # GPT-2's vocabulary, width and context
@@ -25,7 +26,7 @@ def make(chunked: bool, **options) -> GPT:
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=1000, **SIZES, **options))  # padded to 1024
     if chunked:
-        model.chunked_loss = chunked_loss.chunked_loss
+        model.use(Ops(loss=chunked_loss.chunked_loss))
     return model
 
 
@@ -132,7 +133,7 @@ def test_twelve_sequences_of_a_thousand_tokens_hold_less_than_half_of_their_logi
         with FakeTensorMode():
             model, idx = GPT(LARGE), torch.zeros(12, 1024, dtype=torch.long)
             if chunked:
-                model.chunked_loss = chunked_loss.chunked_loss
+                model.use(Ops(loss=chunked_loss.chunked_loss))
             with Live(2**25) as live:
                 with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                     loss = model(idx, idx)
@@ -144,8 +145,8 @@ def test_twelve_sequences_of_a_thousand_tokens_hold_less_than_half_of_their_logi
 
 def test_it_is_for_large_vocabularies_and_never_for_a_cpu(monkeypatch):
     monkeypatch.setattr(chunked_loss, "CHUNK", 2**26)
-    assert use_chunked_loss(make(False), tokens=10**9).chunked_loss is None
-    with torch.device("meta"):  # which is no CPU
-        assert use_chunked_loss(GPT(LARGE), tokens=12 * 1024).chunked_loss is not None
-        assert use_chunked_loss(GPT(LARGE), tokens=2 * 1024).chunked_loss is None
-        assert use_chunked_loss(make(False), tokens=64 * 1024).chunked_loss is None
+    cpu, gpu, small = torch.device("cpu"), torch.device("meta"), GPTConfig(vocab_size=1000)
+    assert loss_for(cpu, LARGE, tokens=10**9) is cross_entropy
+    assert loss_for(gpu, LARGE, tokens=12 * 1024) is chunked_loss.chunked_loss
+    assert loss_for(gpu, LARGE, tokens=2 * 1024) is cross_entropy
+    assert loss_for(gpu, small, tokens=64 * 1024) is cross_entropy

@@ -28,9 +28,9 @@ from nanogpt.run.device import set_threads
 from nanogpt.sample import generate
 
 PARTS = {
-    "rms_norm": cpu.use_fused_rms_norm,
-    "attention": cpu.use_fast_attention,
-    "dropout": cpu.use_fast_dropout,
+    "rms_norm": lambda model: model.use(model.ops._replace(rms_norm=cpu.fused_rms_norm)),
+    "attention": lambda model: model.use(model.ops._replace(attention=cpu.fast_attention)),
+    "dropout": lambda model: model.use(model.ops._replace(dropout=cpu.fast_dropout)),
     "memory": lambda model: cpu.keep_freed_memory(),
     "pack": cpu.pack,
 }

@@ -52,12 +52,13 @@ def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
 MEASURE = """
 import sys, threading, time
 import psutil, torch
-from nanogpt import GPT, GPTConfig, TrainConfig, plan
-from nanogpt.cpu import keep_freed_memory, speed_up
+from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt.run import plan
+from nanogpt.ops.cpu import CPU, keep_freed_memory
 from nanogpt.optim import make_optimizers
 
 def steps(config, train, n):
-    model = speed_up(GPT(config))
+    model = GPT(config, CPU)
     optimizers = make_optimizers(model, train)
     idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
     for _ in range(n):

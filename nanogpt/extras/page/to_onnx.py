@@ -17,7 +17,6 @@ import importlib.util
 import math
 import tempfile
 import warnings
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ import torch.nn.functional as F
 from nanogpt.hub.export import TOLERANCE, check_target, real_tokens
 from nanogpt.hub.export import export as export_for_transformers
 from nanogpt.hub.load import load
-from nanogpt.model import GPT, GPTConfig, rope_tables
+from nanogpt.model import GPT, GPTConfig, Ops, rope_tables
 from nanogpt.sample import generate
 
 FILE = "onnx/model.onnx"
@@ -98,12 +97,8 @@ class Graph(nn.Module):
 
     def __init__(self, model: GPT):
         super().__init__()
-        self.model, self.now = copy.deepcopy(model), Pass(model.config)
-        for block in self.model.h:
-            block.attn.attention, block.attn.rms_norm = self.now.attention, rms_norm
-        for module in self.model.modules():
-            if isinstance(module, nn.RMSNorm):
-                module.forward = partial(rms_norm, weight=module.weight, eps=module.eps)
+        self.now = Pass(model.config)
+        self.model = copy.deepcopy(model).use(Ops(rms_norm=rms_norm, attention=self.now.attention))
 
     def forward(self, input_ids, attention_mask, position_ids, past: list[torch.Tensor]) -> tuple:
         """Logits (B, T, V) and the new cache; the module docstring has the inputs' shapes."""
