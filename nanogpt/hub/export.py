@@ -210,7 +210,7 @@ def published_names(native) -> dict[str, torch.Tensor]:
 def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Special) -> None:
     """Writes the files that `AutoTokenizer` reads, with the special tokens and the context length.
 
-    Training encodes without the tokenizer's template, such as [CLS] … [SEP], so the export has none, and a note says so.
+    Training does not use the tokenizer's template, such as [CLS] … [SEP], so the export has none, and a note says so.
     """
     tokenizer.save(directory)
     contents = checkpoint.read_json(directory / FILE)

@@ -25,6 +25,7 @@ from nanogpt.hub import card, client
 from nanogpt.hub.export import check_target, load_with_info
 from nanogpt.model import GPT
 from nanogpt.run import plot
+from nanogpt.sample import default_prompt
 
 PAGE = Path(__file__).parent / "web"
 TRANSFORMERS, ONNXRUNTIME = "@huggingface/transformers@4.3.1", "onnxruntime-web@1.31.0-dev.20260914-8d85527a0"
@@ -63,7 +64,7 @@ def write(
     """Writes the page of `run` into the directory `to`; the other options are those of an export.
 
     `prompt` is what stands on the page at first (default: a question for a model that was trained on conversations,
-    else a line break), `name` the page's title (default: the name of `run`).
+    else `nanogpt.sample.default_prompt`), `name` the page's title (default: the name of `run`).
 
     Raises ValueError if npm is missing or fetches nothing, and what an export raises. On error nothing is left at `to`.
     """
@@ -80,7 +81,7 @@ def write(
         native = json.loads(files["config.json"])["architectures"][0]
         facts = describe(model, native, info, options.get("license", "unknown"))
         facts |= {"title": name or Path(run).name, "curves": curves(source), "scripts": embed(files, page)}
-        facts["prompt"] = prompt or (QUESTION if chat.can_chat(tokenizer) else "\n")
+        facts["prompt"] = prompt or (QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0])
         (page / "facts.js").write_text(f"const FACTS = {json.dumps(facts, allow_nan=False)};\n")
         page.replace(to)
     size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
