@@ -156,7 +156,7 @@ def decode_after(tokenizer, previous: list[int], pending: list[int]) -> str:
 
 
 def default_prompt(tokenizer) -> tuple[str, list[int]]:
-    """What to continue without a prompt, as text and tokens: a newline, else the end of a text, else the first token."""
+    """The text and tokens to continue without a prompt: a newline, else the end of a text, else the first token."""
     with suppress(ValueError):  # a vocabulary without newline
         ids = tokenizer.encode("\n").tolist()
         if "\n" in tokenizer.decode(ids):  # some drop white space, or read it as unknown

@@ -72,7 +72,8 @@ def export(
     if format == "nanogpt":
         state = info.state if info else checkpoint.START
         loss = state["best_val_loss"]
-        to_nanogpt.write(model.to(dtype), to, state["step"], math.inf if loss is None else loss)
+        with named_errors(to):
+            to_nanogpt.write(model.to(dtype), to, state["step"], math.inf if loss is None else loss)
         say(f"{to}: nanoGPT's checkpoint, verified: the same weights and sizes")
         return to
     model.to(dtype).float()  # rounded as stored

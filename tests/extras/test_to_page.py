@@ -50,11 +50,16 @@ def fake_npm(tmp_path: Path, monkeypatch, script: str) -> None:
     "script, message",
     [
         (None, "a page needs transformers.js, and npm to fetch it: install npm (with Node.js)"),
-        ("echo 'npm error code ENOTFOUND' >&2; exit 1", "npm cannot fetch @huggingface/transformers"),
+        (
+            "echo 'npm error code ENOTFOUND' >&2; exit 1",
+            "npm cannot fetch @huggingface/transformers@4.3.1: code E",
+        ),
+        ("exec /bin/sleep 60", "npm has not fetched @huggingface/transformers@4.3.1 within 0.2 s"),
     ],
 )
 def test_without_npm_or_a_network_it_is_one_line_before_any_work(tmp_path, run, monkeypatch, capsys, script, message):
     monkeypatch.setattr(to_onnx, "require_onnx", lambda: None)
+    monkeypatch.setattr(to_page, "TIMEOUT", 0.2 if script and "sleep" in script else 60)
     if script is None:
         monkeypatch.setenv("PATH", str(tmp_path))
     else:
@@ -64,6 +69,15 @@ def test_without_npm_or_a_network_it_is_one_line_before_any_work(tmp_path, run, 
     said = capsys.readouterr().err
     assert end.value.code == 2 and message in said and said.count("\n") == 1
     assert not (tmp_path / "page").exists()
+
+
+def test_npm_gets_another_cache_if_its_own_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.delenv("npm_config_cache", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert to_page.npm_cache("elsewhere") == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert to_page.npm_cache("elsewhere") == ["--cache", "elsewhere"]
 
 
 def test_files_are_kept_in_pieces_that_give_them_back(tmp_path, monkeypatch):
