@@ -119,13 +119,15 @@ def check_target(to: Path, directory: bool) -> None:
 
 @contextmanager
 def named_errors(to: Path):
-    """Context manager that adds the path `to` to errors of a failed write, such as on a full disk."""
+    """Context manager in which a failed write, such as on a full disk, names `to`, not a temporary path."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if getattr(error, "filename", None):
+        file = getattr(error, "filename", None)
+        if file and f".tmp-{to.name}" not in str(file):
             raise
-        raise OSError(f"{to} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(getattr(error, "errno", None), reason, str(to)) from None
 
 
 def load_with_info(run: str | Path, which: str | None, say) -> tuple:

@@ -221,13 +221,18 @@ def test_a_tokenizer_that_differs_in_its_encoding_alone_is_caught(run, tmp_path,
         export.export(run, tmp_path / "export")
 
 
-def test_a_full_disk_leaves_nothing_behind(run, tmp_path, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device", "export")
+@pytest.mark.parametrize("filename", [None, "temporary"])
+@pytest.mark.parametrize("format", ["transformers", "nanogpt"])
+def test_a_full_disk_is_named_and_leaves_nothing_behind(run, tmp_path, monkeypatch, format, filename):
+    def full(contents, path, *arguments):
+        raise OSError(28, "No space left on device", filename and str(path))
 
-    monkeypatch.setattr(checkpoint, "write_json", full)  # the last of the files
-    with pytest.raises(OSError, match="No space left"):
-        export.export(run, tmp_path / "export")
+    monkeypatch.setattr(checkpoint, "write_json", lambda path, value: full(value, path))  # the last of the files
+    monkeypatch.setattr(export.to_nanogpt, "require_nanogpts", lambda config: None)
+    monkeypatch.setattr(export.torch, "save", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        export.export(run, tmp_path / "export", format=format)
+    assert error.value.filename == str(tmp_path / "export")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
