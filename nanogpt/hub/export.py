@@ -282,7 +282,7 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: S
     expected_ids = tokenizer.encode(text).tolist()
     if expected_ids != hf_ids or hf_tokenizer.decode(expected_ids) != tokenizer.decode(expected_ids):
         raise ValueError(f"the export is wrong: transformers' tokenizer reads {text[:40]!r} differently")
-    with torch.no_grad():
+    with torch.no_grad(), weights.quiet():  # transformers warns of an end-of-text token at the end
         a, b = model(ids), hf_model(ids).logits
     if a.shape != b.shape:
         raise ValueError(f"the export is wrong: logits have shape {tuple(b.shape)} instead of {tuple(a.shape)}")
