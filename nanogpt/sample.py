@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import takewhile
 
 import numpy as np
@@ -153,6 +153,19 @@ def decode_after(tokenizer, previous: list[int], pending: list[int]) -> str:
     """The text that the tokens `pending` add to `previous`."""
     before, text = tokenizer.decode(previous), tokenizer.decode(previous + pending)
     return text[len(before) :] if text.startswith(before) else tokenizer.decode(pending)
+
+
+def default_prompt(tokenizer) -> tuple[str, list[int]]:
+    """The text and tokens to continue without a prompt: a newline, else the end of a text, else the first token."""
+    with suppress(ValueError):  # a vocabulary without newline
+        ids = tokenizer.encode("\n").tolist()
+        if "\n" in tokenizer.decode(ids):  # some drop white space, or read it as unknown
+            return "\n", ids
+    if tokenizer.eot_id is not None:
+        return "", [tokenizer.eot_id]
+    plain = (i for i in range(tokenizer.vocab_size) if i not in tokenizer.special.values())
+    first = next((i for i in plain if tokenizer.decode([i])), 0)
+    return tokenizer.decode([first]), [first]
 
 
 def write(

@@ -7,14 +7,23 @@ import sys
 from argparse import ArgumentParser
 
 from nanogpt import chat
-from nanogpt.cli.options import add_device, add_run, add_sampling, load_for_sampling, note, sampling_options
+from nanogpt.cli.options import (
+    TO_UTF8,
+    add_device,
+    add_run,
+    add_sampling,
+    load_for_sampling,
+    note,
+    sampling_options,
+    utf8,
+)
 from nanogpt.run.errors import visible
 
 
 def add_arguments(command: ArgumentParser) -> None:
     add_run(command)
     add_device(command)
-    command.add_argument("--system", metavar="TEXT", help="the system's message, before the first one")
+    command.add_argument("--system", type=utf8, metavar="TEXT", help="the system's message, before the first one")
     add_sampling(command, max_new_tokens=200)
 
 
@@ -46,9 +55,13 @@ def run(args) -> None:
 
 
 def read(terminal: bool) -> str | None:
-    """The next line; None at the end."""
+    """The next line; None at the end. Raises ValueError if it is not UTF-8."""
     try:
-        return input("> " if terminal else "")
+        line = input("> " if terminal else "").removeprefix("\ufeff")  # byte order mark
+        line.encode()  # where the locale is C, other bytes become surrogates
+        return line
+    except UnicodeError:
+        raise ValueError(f"the messages on stdin are not UTF-8 text: {TO_UTF8}") from None
     except EOFError:
         if terminal:
             print()

@@ -3,13 +3,14 @@
 import json
 import runpy
 import sys
-from argparse import REMAINDER, ArgumentParser
+from argparse import REMAINDER, ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 from nanogpt.data.files import plain
 from nanogpt.run.errors import visible
 from nanogpt.run.flags import within
 
+TO_UTF8 = "convert it, for instance with iconv -f WINDOWS-1252 -t UTF-8"
 SEEDS = within(int, 0, 2**63 - 1)  # numbers that torch and numpy take as a seed
 
 
@@ -77,6 +78,15 @@ def load_for_sampling(args) -> tuple:
     dtype = torch.float32 if int8 else getattr(torch, args.dtype)
     model, tokenizer, _ = load(args.RUN, device, dtype, args.checkpoint, say=note)
     return pack(model, int8), tokenizer
+
+
+def utf8(text: str) -> str:
+    """For argparse's `type=`: text without a byte order mark; bytes that are not UTF-8 are an error."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ArgumentTypeError(f"{text:.40}: must be UTF-8 text: {TO_UTF8}") from None
+    return text.removeprefix("\ufeff")
 
 
 def add_json(command: ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser
 
-from nanogpt.cli.options import add_export_options, add_run, export_options, show
+from nanogpt.cli.options import add_export_options, add_run, export_options, show, utf8
 from nanogpt.extras.page import to_page
 from nanogpt.run.errors import waiting
 
@@ -10,7 +10,7 @@ from nanogpt.run.errors import waiting
 def add_arguments(command: ArgumentParser) -> None:
     add_run(command)
     command.add_argument("--to", "--out", required=True, metavar="DIR", help="the directory, which must not exist yet")
-    command.add_argument("--prompt", metavar="TEXT", help="what stands on the page at first")
+    command.add_argument("--prompt", type=utf8, metavar="TEXT", help="what stands on the page at first")
     add_export_options(command)
 
 

@@ -15,6 +15,7 @@ import torch
 from nanogpt.hub import weights
 from nanogpt.hub.export import special_tokens, write_tokenizer
 from nanogpt.model import GPT
+from nanogpt.sample import default_prompt
 
 
 def evaluate(
@@ -60,10 +61,5 @@ def evaluate(
 
 
 def first_token(tokenizer) -> int:
-    """The token before a text: end of text, else newline, else token 0."""
-    if tokenizer.eot_id is not None:
-        return tokenizer.eot_id
-    try:
-        return int(tokenizer.encode("\n")[0])
-    except ValueError:  # a character vocabulary without newline
-        return 0
+    """The token before a text: end of text, else newline, else the first token."""
+    return default_prompt(tokenizer)[1][0] if tokenizer.eot_id is None else tokenizer.eot_id

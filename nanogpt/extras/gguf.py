@@ -24,7 +24,7 @@ from nanogpt.data import tokenizer_json
 from nanogpt.data.pickles import first_line
 from nanogpt.data.tokenizer import END, EOT, CharTokenizer
 from nanogpt.hub import weights
-from nanogpt.hub.export import check_target, load_with_info, real_tokens, special_tokens
+from nanogpt.hub.export import check_target, load_with_info, named_errors, real_tokens, special_tokens
 from nanogpt.model import GPT
 from nanogpt.sample import generate
 
@@ -84,17 +84,22 @@ def export(
     `dtype` is a key of KINDS. Norms, biases and positions stay in fp32, and so do matrices whose rows Q8_0 cannot
     divide. Raises ValueError if GGUF cannot hold the model or its tokenizer, if a file exists, or if what is read back
     differs; OSError if it cannot be written. On error nothing is left.
+
+    If the directory has a Modelfile, that of another export, the new one is NAME.Modelfile.
     """
-    to, modelfile, gguf = Path(to), Path(to).with_name("Modelfile"), require_gguf()
+    to, gguf = Path(to), require_gguf()
+    modelfile = to.with_name("Modelfile")
+    if modelfile.exists():
+        modelfile = to.with_name(f"{to.name.removesuffix('.gguf')}.Modelfile")
     for path in (to, modelfile):
         check_target(path, directory=False)
     model, tokenizer, _, info = load_with_info(run, which, say)
     vocabulary = read_vocabulary(tokenizer, model.config.vocab_size)
     tensors = to_llama_cpp(model, vocabulary.added)
     kinds = {n: gguf.GGMLQuantizationType[kind_of(n, tensor, KINDS[dtype])] for n, tensor in tensors.items()}
-    temporary = to.with_name(f".tmp-{to.name}")
-    writer = gguf.GGUFWriter(temporary, weights.native_type(model.config))
-    try:
+    with named_errors(to), TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory:
+        temporary, temporary_modelfile = Path(directory, to.name), Path(directory, modelfile.name)
+        writer = gguf.GGUFWriter(temporary, weights.native_type(model.config))
         add_sizes(writer, model, len(vocabulary.tokens))
         add_tokenizer(writer, vocabulary, tokenizer)
         writer.add_name(to.stem)
@@ -111,14 +116,12 @@ def export(
         said = f"{to}: GGUF in {KINDS[dtype]}, verified: its {len(tensors)} tensors, read back, are those of the model"
         if importlib.util.find_spec("llama_cpp"):
             said += f"; {ask_llama_cpp(temporary, model, tokenizer, real_tokens(model, info), KINDS[dtype])}"
+        temporary_modelfile.write_text(for_ollama(to.name, model, tokenizer), encoding="utf-8")
         temporary.replace(to)
-    finally:
-        writer.close()
-        temporary.unlink(missing_ok=True)
-    modelfile.write_text(for_ollama(to.name, model, tokenizer), encoding="utf-8")
+        temporary_modelfile.replace(modelfile)
     if vocabulary.added:
         say(f"note: llama.cpp needs a token that ends a text: {EOT} is added, and is never the most likely token")
-    say(said)
+    say(f"{said}; for Ollama: {modelfile}")
     return to
 
 

@@ -21,7 +21,7 @@ from nanogpt.extras.dashboard.server import is_own
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.run.errors import visible
-from nanogpt.sample import stream, stream_text, until
+from nanogpt.sample import default_prompt, stream, stream_text, until
 
 PORT = 7870
 STYLE = """<style>
@@ -67,9 +67,10 @@ class Writer:
 
     def encode(self, text: str) -> torch.Tensor:
         """The tokens of a text (T,). Raises ValueError for an empty text and for unknown characters."""
-        if not text:
+        ids = self.tokenizer.encode(text)
+        if not len(ids):
             raise ValueError("the text is empty: give at least one character")
-        return torch.tensor(self.tokenizer.encode(text), device=self.device)
+        return torch.tensor(ids, device=self.device)
 
     def write(self, prompt: str, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int):
         """Yields the text so far, prompt included, after each piece."""
@@ -162,7 +163,7 @@ def page(runs: list[str], device: str, which: str | None = None):
 
     with gr.Blocks(title="nanogpt playground", analytics_enabled=False) as blocks:
         with gr.Tab("Write"):
-            prompt = gr.Textbox("\n", lines=2, label="prompt", elem_id="prompt")
+            prompt = gr.Textbox(default_prompt(writers[0].tokenizer)[0], lines=2, label="prompt", elem_id="prompt")
             with gr.Row():
                 asked = [
                     prompt,

@@ -9,14 +9,15 @@ the model's. An export that differs is removed.
 
 import json
 import math
-import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import category
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 
 from nanogpt import chat, checkpoint
 from nanogpt.data.mixture import open_data
@@ -71,15 +72,17 @@ def export(
     if format == "nanogpt":
         state = info.state if info else checkpoint.START
         loss = state["best_val_loss"]
-        to_nanogpt.write(model.to(dtype), to, state["step"], math.inf if loss is None else loss)
+        with named_errors(to):
+            to_nanogpt.write(model.to(dtype), to, state["step"], math.inf if loss is None else loss)
         say(f"{to}: nanoGPT's checkpoint, verified: the same weights and sizes")
         return to
     model.to(dtype).float()  # rounded as stored
     special = special_tokens(tokenizer, model.config.vocab_size)
     native = weights.to_transformers(model, next(iter(special.eos_ids), None), special.pad_id)
     ids = real_tokens(model, info)
-    unverified = Path(tempfile.mkdtemp(prefix=f".tmp-{to.name}-", dir=to.parent))
-    try:
+    with named_errors(to), tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory:
+        unverified = Path(directory, to.name)
+        unverified.mkdir()
         write(unverified, native.to(dtype), tokenizer, model.config.block_size, special)
         card.write(
             unverified,
@@ -93,14 +96,9 @@ def export(
             curve=source is not None and plot.curves([source.parent], unverified / card.CURVE),
         )
         worst = verify(unverified, model, tokenizer, ids, special)
-        unverified.chmod(0o755)  # mkdtemp and safetensors write for the owner only
         for file in unverified.iterdir():
-            file.chmod(0o644)
+            file.chmod(0o644)  # safetensors writes for the owner only
         unverified.replace(to)
-    except SafetensorError as error:
-        raise OSError(f"{to} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(unverified, ignore_errors=True)
     for note in special.notes:
         say(f"note: {note}")
     what = f"{name or to}: {type(native).__name__}"
@@ -110,11 +108,26 @@ def export(
 
 def check_target(to: Path, directory: bool) -> None:
     """Raises ValueError if an export cannot be written to `to`; creates its parent directory."""
+    if any(category(c) in ("Cc", "Cs") for c in str(to)):  # it stands in the model card and in Ollama's Modelfile
+        raise ValueError(f"{str(to)!r} has line breaks, control characters or bytes that are not UTF-8: rename it")
     if to.is_symlink():
         raise ValueError(f"{to} is a symbolic link: name its target, or another path")
     if to.exists() and not (directory and to.is_dir() and not any(to.iterdir())):
         raise ValueError(f"{to} exists already: remove it, or export --to another path")
     to.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def named_errors(to: Path):
+    """Context manager in which a failed write, such as on a full disk, names `to`, not a temporary path."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        file = getattr(error, "filename", None)
+        if file and f".tmp-{to.name}" not in str(file):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(getattr(error, "errno", None), reason, str(to)) from None
 
 
 def load_with_info(run: str | Path, which: str | None, say) -> tuple:
@@ -198,11 +211,21 @@ def published_names(native) -> dict[str, torch.Tensor]:
 
 
 def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Special) -> None:
-    """Writes the files that `AutoTokenizer` reads, with the special tokens and the context length."""
+    """Writes the files that `AutoTokenizer` reads, with the special tokens and the context length.
+
+    Training does not use the tokenizer's template, such as [CLS] … [SEP], so the export has none, and a note says so.
+    """
     tokenizer.save(directory)
+    contents = checkpoint.read_json(directory / FILE)
+    template = contents.get("post_processor")
+    if template:
+        contents["post_processor"] = without_template(template)
+        added = Tokenizer.from_file(str(directory / FILE)).encode("").tokens
+        if added:
+            special.notes.append(f"the tokenizer's template adds {' '.join(added)}; training did not use it: left out")
     if special.unk_token:
-        contents = checkpoint.read_json(directory / FILE)
         contents["model"]["unk_token"] = special.unk_token
+    if template or special.unk_token:
         (directory / FILE).write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
     names = ("bos_token", "eos_token", "unk_token")  # all the same token, as in GPT-2
     tokens = dict.fromkeys(names, special.pad_token) if special.eos_ids else {}
@@ -210,10 +233,16 @@ def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Specia
         tokens["pad_token"] = special.pad_token
     # the class with which every version of transformers reads a bare tokenizer.json
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size} | tokens
-    config["clean_up_tokenization_spaces"] = False
+    config |= {"padding_side": "left", "clean_up_tokenization_spaces": False}  # a batch continues at its right end
+    config["model_input_names"] = ["input_ids", "attention_mask"]  # transformers 4 adds token_type_ids
     checkpoint.write_json(directory / "tokenizer_config.json", config)
     if chat.can_chat(tokenizer):
         (directory / "chat_template.jinja").write_text(chat.TEMPLATE, encoding="utf-8")
+
+
+def without_template(processor: dict) -> dict | None:
+    """The step of a post-processor that adds no tokens: ByteLevel, which trims offsets."""
+    return next((step for step in processor.get("processors", [processor]) if step["type"] == "ByteLevel"), None)
 
 
 def real_tokens(model: GPT, info: card.RunInfo | None) -> torch.Tensor:
@@ -240,7 +269,7 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: S
             # some tokenizers read a special token that a text spells out as the token, others as plain text
             plain = [i for i in ids[0].tolist() if i not in hf_tokenizer.added_tokens_decoder]
             text = tokenizer.decode(plain)
-            hf_ids = hf_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            hf_ids = hf_tokenizer(text, split_special_tokens=True)["input_ids"]
         except Exception as error:  # whatever a third-party tokenizer raises
             raise ValueError(f"the export is wrong: transformers cannot read it ({first_line(error)})") from None
     hello = [{"role": "user", "content": text[:8] or " "}]
@@ -253,7 +282,7 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: S
     expected_ids = tokenizer.encode(text).tolist()
     if expected_ids != hf_ids or hf_tokenizer.decode(expected_ids) != tokenizer.decode(expected_ids):
         raise ValueError(f"the export is wrong: transformers' tokenizer reads {text[:40]!r} differently")
-    with torch.no_grad():
+    with torch.no_grad(), weights.quiet():  # transformers warns of an end-of-text token at the end
         a, b = model(ids), hf_model(ids).logits
     if a.shape != b.shape:
         raise ValueError(f"the export is wrong: logits have shape {tuple(b.shape)} instead of {tuple(a.shape)}")

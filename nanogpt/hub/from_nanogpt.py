@@ -34,8 +34,8 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
     """Writes nanoGPT's checkpoint `path`, trained on `data`, as one of the run `out_dir`; returns its directory.
 
     Logits and the following steps are nanoGPT's, with one exception: of its 50304 rows for GPT-2's vocabulary only the
-    50257 with a token are kept, so the others get no probability. `weights_only` leaves out the optimizer state. Raises
-    ValueError or OSError, and then has written nothing.
+    50257 with a token are kept, so the others get no probability. `weights_only` leaves out the optimizer state, which
+    a checkpoint from `nanogpt export` does not have. Raises ValueError or OSError, and then has written nothing.
     """
     if there := checkpoint.steps(out_dir):
         raise ValueError(f"{out_dir} already holds a run ({there[-1].name}): name another --out_dir")
@@ -47,7 +47,7 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
         config.tie_embeddings = "lm_head.weight" not in weights
         padded = {name: pad(name, tensor, config) for name, tensor in weights.items()}
         check_shapes(padded, config)
-        optimizer = None if weights_only else contents["optimizer"]
+        optimizer = None if weights_only else contents.get("optimizer")  # not in an export
         moments = convert_moments(optimizer, weights) if optimizer else {}
         moments = {name: pad(name, tensor, config) for name, tensor in moments.items()}
         train = train_config(contents.get("config", {}), optimizer, data, out_dir)
@@ -85,10 +85,10 @@ def model_config(args: dict, tokenizer) -> GPTConfig:
 def convert_weights(state: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
     """nanoGPT's state dict by our names, in its order; without lm_head if it is tied to the embedding.
 
-    Names of a compiled model start with `_orig_mod.`. Attention masks (`h.0.attn.bias`), which are buffers of models
-    without torch's fused attention, are left out.
+    Names of a compiled model start with `_orig_mod.`, those of one wrapped by DDP with `module.`. Attention masks
+    (`h.0.attn.bias`), which are buffers of models without torch's fused attention, are left out.
     """
-    names = {name: name.removeprefix("_orig_mod.").removeprefix("transformer.") for name in state}
+    names = {name: re.sub(r"^(_orig_mod\.|module\.)*(transformer\.)?", "", name) for name in state}
     weights = {names[n]: t.float() for n, t in state.items() if not re.fullmatch(r"h\.\d+\.attn\.bias", names[n])}
     if torch.equal(weights["lm_head.weight"], weights["wte.weight"]):
         del weights["lm_head.weight"]

@@ -49,6 +49,6 @@ def write(model: GPT, to: Path, step: int, loss: float) -> None:
             raise ValueError(f"{to} is wrong: the model read back from it differs")
         temporary.replace(to)
     except RuntimeError as error:  # raised by torch, for instance if the disk is full
-        raise OSError(f"{to} cannot be written: {pickles.first_line(error)}") from None
+        raise OSError(pickles.first_line(error)) from None
     finally:
         temporary.unlink(missing_ok=True)

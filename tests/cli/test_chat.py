@@ -8,6 +8,7 @@ from conversations import talk
 
 from nanogpt import chat
 from nanogpt.cli import main
+from nanogpt.cli.chat import read
 from nanogpt.hub.load import load
 
 
@@ -63,6 +64,19 @@ def test_on_a_terminal_such_a_message_is_a_note_and_the_conversation_goes_on(say
     lines = iter(["é", "101?", None])
     monkeypatch.setattr("nanogpt.cli.chat.read", lambda terminal: next(lines))
     assert say("", "--temperature", "0") == "yes\n"
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the latter in the locale C
+def test_a_message_that_is_not_utf_8_is_refused(monkeypatch, errors):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf1?\ncaf\xe9\n"), "utf-8", errors))
+    with pytest.raises(ValueError, match="not UTF-8"):
+        while read(terminal=False) is not None:
+            pass
+
+
+def test_a_byte_order_mark_is_not_part_of_a_message(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf1?\n"), "utf-8"))
+    assert read(terminal=False) == "1?"
 
 
 def test_a_model_without_conversations_is_refused(run_dir, capsys):

@@ -5,13 +5,12 @@ import math
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from shapes import CASES, CHARACTERS, make_checkpoint
 
-from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer
 from nanogpt.extras.eval_tasks import first_token
 from nanogpt.hub import export
 from nanogpt.hub.load import load
@@ -51,7 +50,7 @@ def test_the_figures_in_process_are_those_of_lm_eval_on_the_export_and_of_arithm
     export.export(tmp_path / "run", tmp_path / "export")
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     code = (
-        "import json, sys\nfrom nanogpt.cli import tasks\nfrom nanogpt.hub.load import load\n"
+        "import json, sys\nfrom nanogpt.extras import eval_tasks as tasks\nfrom nanogpt.hub.load import load\n"
         "model, tokenizer, _ = load('run')\n"
         "print(json.dumps(tasks.evaluate(model, tokenizer, ['rolling', 'choice'], 'tasks')))"
     )
@@ -78,11 +77,8 @@ def test_the_figures_in_process_are_those_of_lm_eval_on_the_export_and_of_arithm
     assert found == pytest.approx(bits, abs=1e-5)
 
 
-@pytest.mark.parametrize("eot_id, newline, first", [(0, [5], 0), (9, [5], 9), (None, [5], 5), (None, None, 0)])
-def test_a_text_is_read_after_the_end_of_another_else_after_a_newline(eot_id, newline, first):
-    def encode(text: str) -> list[int]:
-        if newline is None:
-            raise ValueError("not in the vocabulary")
-        return newline
-
-    assert first_token(SimpleNamespace(eot_id=eot_id, encode=encode)) == first
+@pytest.mark.parametrize(
+    "tokenizer, first", [(ByteTokenizer(), 256), (CharTokenizer("\t\n"), 1), (CharTokenizer("ab"), 0)]
+)
+def test_a_text_is_read_after_the_end_of_another_else_after_a_newline(tokenizer, first):
+    assert first_token(tokenizer) == first

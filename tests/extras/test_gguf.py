@@ -223,11 +223,49 @@ def test_q8_0_is_for_gguf_alone(tmp_path, capsys):
     assert end.value.code == 2 and "dtype=q8_0 is for GGUF alone: add --format gguf" in capsys.readouterr().err
 
 
+def test_files_of_two_types_fit_into_one_directory(tmp_path):
+    for dtype in (torch.float16, "q8_0"):
+        make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS))
+        name = f"model.{to_gguf.KINDS[dtype]}.gguf"
+        to_gguf.export(tmp_path / "run", tmp_path / "to" / name, dtype=dtype, say=lambda text: None)
+    assert {path.name: path.read_text().splitlines()[0] for path in (tmp_path / "to").glob("*Modelfile")} == {
+        "Modelfile": "FROM ./model.F16.gguf",
+        "model.Q8_0.Modelfile": "FROM ./model.Q8_0.gguf",
+    }
+    with pytest.raises(ValueError, match=r"model\.F16\.gguf exists already"):
+        to_gguf.export(tmp_path / "run", tmp_path / "to" / "model.F16.gguf")
+
+
 def test_a_modelfile_that_is_there_is_not_overwritten(tmp_path):
-    (tmp_path / "Modelfile").write_text("precious")
-    with pytest.raises(ValueError, match="Modelfile exists already"):
+    for name in ("Modelfile", "model.Modelfile"):
+        (tmp_path / name).write_text("precious")
+    with pytest.raises(ValueError, match=r"model\.Modelfile exists already"):
         exported(tmp_path, CASES["gpt2"], CharTokenizer(CHARACTERS))
     assert (tmp_path / "Modelfile").read_text() == "precious" and not (tmp_path / "model.gguf").exists()
+
+
+@pytest.mark.parametrize("name", ["x\nSYSTEM evil.gguf", "x\rSYSTEM evil.gguf", "\udcff.gguf"])
+def test_a_name_that_would_write_into_the_modelfile_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="has line breaks, control characters or bytes that are not UTF-8"):
+        to_gguf.export(tmp_path / "run", tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "owner, method",
+    [(gguf.GGUFWriter, "write_tensors_to_file"), (to_gguf, "for_ollama")],
+    ids=["file", "Modelfile"],
+)
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch, owner, method):
+    make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS))
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(owner, method, full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/to/model\.gguf'"):
+        to_gguf.export(tmp_path / "run", tmp_path / "to" / "model.gguf")
+    assert list((tmp_path / "to").iterdir()) == []
 
 
 GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False)

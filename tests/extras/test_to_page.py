@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,34 @@ main(["push", "run", "alice/demo", "--space", "--license", "mit"])
 """
 
 
+# page.js without a browser: `generate` stands for a model that is stopped before its first token
+PAGE = """
+const fs = require("fs"), vm = require("vm"), elements = {};
+const element = () => ({ textContent: "", value: "text", valueAsNumber: NaN, replaceChildren() {} });
+const getElementById = (id) => elements[id] ??= element();
+globalThis.document = { getElementById, createElement: element, createTextNode: element };
+globalThis.FACTS = { scripts: [], curves: {}, facts: [] };
+process.on("unhandledRejection", () => {});  // there is no library to load
+vm.runInThisContext(fs.readFileSync(process.argv[1], "utf8"));
+vm.runInThisContext("tokenizer = { encode: () => [1], decode: () => '' }; generate = async () => {};");
+setTimeout(async () => {
+  document.getElementById("length").valueAsNumber = Number(process.argv[2]);
+  await vm.runInThisContext("write()");
+  console.log(elements.state.textContent);
+});
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+@pytest.mark.parametrize(
+    "length, said", [("NaN", "the number of tokens"), ("0", "the number of tokens"), ("5", "0 tokens")]
+)
+def test_the_page_says_what_is_wrong_with_a_number_of_tokens(length, said):
+    command = ["node", "-e", PAGE, str(to_page.PAGE / "page.js"), length]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert said in done.stdout and "undefined" not in done.stdout + done.stderr
+
+
 @pytest.fixture
 def run(tmp_path) -> Path:
     make_checkpoint(tmp_path / "run", CASES["llama"], CharTokenizer(CHARACTERS))
@@ -50,11 +79,16 @@ def fake_npm(tmp_path: Path, monkeypatch, script: str) -> None:
     "script, message",
     [
         (None, "a page needs transformers.js, and npm to fetch it: install npm (with Node.js)"),
-        ("echo 'npm error code ENOTFOUND' >&2; exit 1", "npm cannot fetch @huggingface/transformers"),
+        (
+            "echo 'npm error code ENOTFOUND' >&2; exit 1",
+            "npm cannot fetch @huggingface/transformers@4.3.1: code E",
+        ),
+        ("exec /bin/sleep 60", "npm has not fetched @huggingface/transformers@4.3.1 within 0.2 s"),
     ],
 )
 def test_without_npm_or_a_network_it_is_one_line_before_any_work(tmp_path, run, monkeypatch, capsys, script, message):
     monkeypatch.setattr(to_onnx, "require_onnx", lambda: None)
+    monkeypatch.setattr(to_page, "TIMEOUT", 0.2 if script and "sleep" in script else 60)
     if script is None:
         monkeypatch.setenv("PATH", str(tmp_path))
     else:
@@ -64,6 +98,15 @@ def test_without_npm_or_a_network_it_is_one_line_before_any_work(tmp_path, run, 
     said = capsys.readouterr().err
     assert end.value.code == 2 and message in said and said.count("\n") == 1
     assert not (tmp_path / "page").exists()
+
+
+def test_npm_gets_another_cache_if_its_own_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.delenv("npm_config_cache", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert to_page.npm_cache("elsewhere") == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert to_page.npm_cache("elsewhere") == ["--cache", "elsewhere"]
 
 
 def test_files_are_kept_in_pieces_that_give_them_back(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from shapes import CASES, CHARACTERS, make_checkpoint
 from test_forged_checkpoint import seal_again
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import nanogpt.hub.load
 from data_prep import writer
@@ -126,13 +126,13 @@ def test_batches_of_different_lengths_are_padded_with_a_new_token_where_there_is
     to = export.export(tmp_path / "run", tmp_path / "export")
     tokenizer, model = AutoTokenizer.from_pretrained(to), AutoModelForCausalLM.from_pretrained(to)
     assert (tokenizer.pad_token, tokenizer.pad_token_id, model.config.pad_token_id) == ("<pad>", 70, 70)
-    batch = tokenizer(["ROMEO", "JULIET:"], return_tensors="pt", padding=True)
-    with torch.no_grad():
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        alone = model(tokenizer("ROMEO", return_tensors="pt")["input_ids"]).logits
-    torch.testing.assert_close(logits[0, :5], alone[0], atol=1e-5, rtol=1e-5)
+    greedy = {"do_sample": False, "max_new_tokens": 10}
+    together = model.generate(**tokenizer(["ROMEO", "JULIET:"], return_tensors="pt", padding=True), **greedy)
+    for text, row in zip(["ROMEO", "JULIET:"], together, strict=True):
+        alone = model.generate(**tokenizer(text, return_tensors="pt"), **greedy)[0]
+        assert row[-len(alone) :].tolist() == alone.tolist()
     collated = DataCollatorForLanguageModeling(tokenizer, mlm=False)([tokenizer("ROMEO"), tokenizer("JULIET:")])
-    assert collated["labels"][0].tolist()[5:] == [-100, -100]
+    assert collated["labels"][0].tolist()[:2] == [-100, -100]
     assert type(load(to)[1]) is CharTokenizer and load(to)[1].vocab_size == 70
 
 
@@ -221,13 +221,18 @@ def test_a_tokenizer_that_differs_in_its_encoding_alone_is_caught(run, tmp_path,
         export.export(run, tmp_path / "export")
 
 
-def test_a_full_disk_leaves_nothing_behind(run, tmp_path, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device", "export")
+@pytest.mark.parametrize("filename", [None, "temporary"])
+@pytest.mark.parametrize("format", ["transformers", "nanogpt"])
+def test_a_full_disk_is_named_and_leaves_nothing_behind(run, tmp_path, monkeypatch, format, filename):
+    def full(contents, path, *arguments):
+        raise OSError(28, "No space left on device", filename and str(path))
 
-    monkeypatch.setattr(checkpoint, "write_json", full)  # the last of the files
-    with pytest.raises(OSError, match="No space left"):
-        export.export(run, tmp_path / "export")
+    monkeypatch.setattr(checkpoint, "write_json", lambda path, value: full(value, path))  # the last of the files
+    monkeypatch.setattr(export.to_nanogpt, "require_nanogpts", lambda config: None)
+    monkeypatch.setattr(export.torch, "save", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        export.export(run, tmp_path / "export", format=format)
+    assert error.value.filename == str(tmp_path / "export")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
@@ -439,6 +444,63 @@ def test_any_hugging_face_tokenizer_travels_along(tmp_path):
     assert (hf_tokenizer.eos_token, hf_tokenizer.eos_token_id) == ("</s>", 0)
     assert pipeline("text-generation", str(to))("the king")[0]["generated_text"].startswith("the king")
     assert load(to)[1].eot_id == 0
+
+
+WORDS = ["the king and the queen spoke to the court", "what news from the king of the court"] * 20
+
+
+def with_template(kind: str) -> Tokenizer:
+    """A tokenizer that adds special tokens to each text, in one of the ways in which published ones do."""
+    names = ["<s>", "</s>", "<unk>", "<pad>"]
+    bos, eos = ("<s>", 0), ("</s>", 1)
+    template = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[bos, eos])
+    if kind in ("bert", "llama"):
+        tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>") if kind == "bert" else models.BPE(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace() if kind == "bert" else pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.WordPiece() if kind == "bert" else decoders.Metaspace()
+        trainer = (trainers.WordPieceTrainer if kind == "bert" else trainers.BpeTrainer)(
+            vocab_size=80, special_tokens=names
+        )
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300, special_tokens=names, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
+    tokenizer.train_from_iterator(WORDS, trainer)
+    tokenizer.post_processor = {
+        "bert": processors.BertProcessing(eos, bos),
+        "llama": processors.TemplateProcessing(single="<s> $A", special_tokens=[bos]),
+        "roberta": processors.RobertaProcessing(eos, bos),
+        "template": template,
+        "sequence": processors.Sequence([processors.ByteLevel(trim_offsets=False), template]),
+    }[kind]
+    assert tokenizer.encode("the king").ids[0] == 0
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "roberta", "template", "sequence"])
+def test_an_export_adds_no_tokens_that_training_did_not_have(tmp_path, kind, capsys):
+    (tmp_path / "tokenizer").mkdir()
+    with_template(kind).save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(
+        '{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true, "add_eos_token": true}'
+    )
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    config = dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size)
+    make_checkpoint(tmp_path / "run", config, tokenizer)
+    to = export.export(tmp_path / "run", tmp_path / "export")
+    assert "template adds <s>" in capsys.readouterr().out
+    ids = tokenizer.encode("the king").tolist()
+    expected = generate(load(tmp_path / "run")[0], torch.tensor([ids]), 8, temperature=0, eos_id=1)[0].tolist()
+    for reread in (to, export.export(to, tmp_path / "again")):
+        write = transformers.pipeline("text-generation", str(reread))
+        assert write.tokenizer("the king")["input_ids"] == ids
+        new = write("the king", do_sample=False, max_new_tokens=8, return_tensors=True)[0]["generated_token_ids"]
+        assert new == expected
+    steps = Tokenizer.from_file(str(to / "tokenizer.json")).post_processor
+    assert isinstance(steps, processors.ByteLevel) == (kind == "sequence")
 
 
 @pytest.mark.slow

@@ -18,7 +18,9 @@ from nanogpts import Theirs
 
 from nanogpt import TrainConfig, checkpoint
 from nanogpt.cli import main
+from nanogpt.hub.export import export
 from nanogpt.hub.from_nanogpt import import_checkpoint, resume_command
+from nanogpt.hub.load import load
 from nanogpt.optim import lr_at
 from nanogpt.run import rundir
 
@@ -83,17 +85,27 @@ def vocab_size(text) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("compiled", [True, False])
-def test_logits_are_theirs(tmp_path, theirs_data, vocab_size, bias, compiled):
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."])
+def test_logits_are_theirs(tmp_path, theirs_data, vocab_size, bias, prefix):
     model, optimizer = trained(vocab_size, bias)
     mask = torch.ones(1, 1, 16, 16).tril()  # a buffer of nanoGPT's where torch has no fused attention
     state = model.state_dict() | {f"transformer.h.{i}.attn.bias": mask for i in range(2)}
-    state = {("_orig_mod." if compiled else "") + name: tensor for name, tensor in state.items()}
+    state = {prefix + name: tensor for name, tensor in state.items()}
     path = write(tmp_path / "ckpt.pt", (model, optimizer), model=state)
     imported = checkpoint.load_model(import_checkpoint(path, theirs_data, tmp_path / "out"))
     idx = torch.randint(vocab_size, (3, 16))
     with torch.no_grad():
         torch.testing.assert_close(imported(idx), model(idx), atol=1e-5, rtol=0)
+
+
+def test_what_export_writes_can_be_imported(tmp_path, theirs_data, vocab_size):
+    import_checkpoint(write(tmp_path / "ckpt.pt", trained(vocab_size)), theirs_data, tmp_path / "out")
+    export(tmp_path / "out", tmp_path / "export.pt", format="nanogpt")
+    again = import_checkpoint(tmp_path / "export.pt", theirs_data, tmp_path / "again")
+    assert checkpoint.read_json(again / "trainer_state.json")["best_val_loss"] == 2.5
+    idx = torch.randint(vocab_size, (3, 16))
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "again")[0](idx), load(tmp_path / "out")[0](idx))
 
 
 def test_an_early_checkpoint_does_not_say_that_it_has_biases(tmp_path, theirs_data, vocab_size):

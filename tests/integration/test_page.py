@@ -107,6 +107,9 @@ def test_the_greedy_tokens_are_those_of_the_model_beyond_its_context_too(page, q
     wait(page, " a second")
     assert page.locator("#text").text_content() == "ABC" + tokenizer.decode(expected(run, ids, 32))
     assert "1 characters of the prompt are unknown" in page.locator("#state").text_content()
+    page.fill("#length", "")
+    page.click("#write")
+    wait(page, "Give the number of tokens")
 
 
 @pytest.mark.parametrize("shape", READERS["transformers.js, in Chromium"])

@@ -24,7 +24,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from nanogpt.hub.export import TOLERANCE, check_target, real_tokens
+from nanogpt.hub.export import TOLERANCE, check_target, named_errors, real_tokens
 from nanogpt.hub.export import export as export_for_transformers
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig, Ops, rope_tables
@@ -49,7 +49,7 @@ def export(run: str | Path, to: str | Path, *, name: str | None = None, say=prin
     require_onnx()
     to = Path(to)
     check_target(to, directory=True)
-    with tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as unverified:
+    with named_errors(to), tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as unverified:
         said = []
         folder = export_for_transformers(
             run, Path(unverified, to.name), name=name or str(to.resolve()), say=said.append, **options

@@ -12,6 +12,8 @@ import base64
 import gzip
 import json
 import math
+import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -22,9 +24,10 @@ from nanogpt import chat
 from nanogpt.data.tokenizer import END, START
 from nanogpt.extras.page import to_onnx
 from nanogpt.hub import card, client
-from nanogpt.hub.export import check_target, load_with_info
+from nanogpt.hub.export import check_target, load_with_info, named_errors
 from nanogpt.model import GPT
 from nanogpt.run import plot
+from nanogpt.sample import default_prompt
 
 PAGE = Path(__file__).parent / "web"
 TRANSFORMERS, ONNXRUNTIME = "@huggingface/transformers@4.3.1", "onnxruntime-web@1.31.0-dev.20260914-8d85527a0"
@@ -36,6 +39,7 @@ LIBRARY = {  # name on the page: package, file in it
 }
 MODEL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", to_onnx.FILE)
 PIECE = 2**24  # characters of base64 in a script; a string of JavaScript has 2**29 at most
+TIMEOUT = 300  # seconds for npm, which fetches some 50 MB
 MOST_POINTS = 500  # of a curve
 QUESTION = f"{START}user\nHello{END}\n{START}assistant\n"
 SPACE = """\
@@ -63,7 +67,7 @@ def write(
     """Writes the page of `run` into the directory `to`; the other options are those of an export.
 
     `prompt` is what stands on the page at first (default: a question for a model that was trained on conversations,
-    else a line break), `name` the page's title (default: the name of `run`).
+    else `nanogpt.sample.default_prompt`), `name` the page's title (default: the name of `run`).
 
     Raises ValueError if npm is missing or fetches nothing, and what an export raises. On error nothing is left at `to`.
     """
@@ -72,7 +76,7 @@ def write(
     to_onnx.require_onnx()
     files = fetch_library()
     model, tokenizer, source, info = load_with_info(run, which, say)
-    with tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory:
+    with named_errors(to), tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory:
         folder = to_onnx.export(source or run, Path(directory, "export"), name=name or to.name, say=say, **options)
         files = files | {name: (folder / name).read_bytes() for name in MODEL}
         page = Path(shutil.copytree(PAGE, Path(directory, "page")))
@@ -80,7 +84,7 @@ def write(
         native = json.loads(files["config.json"])["architectures"][0]
         facts = describe(model, native, info, options.get("license", "unknown"))
         facts |= {"title": name or Path(run).name, "curves": curves(source), "scripts": embed(files, page)}
-        facts["prompt"] = prompt or (QUESTION if chat.can_chat(tokenizer) else "\n")
+        facts["prompt"] = prompt or (QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0])
         (page / "facts.js").write_text(f"const FACTS = {json.dumps(facts, allow_nan=False)};\n")
         page.replace(to)
     size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
@@ -94,12 +98,28 @@ def fetch_library() -> dict[str, bytes]:
     if npm is None:
         raise ValueError("a page needs transformers.js, and npm to fetch it: install npm (with Node.js)")
     with tempfile.TemporaryDirectory() as directory:
-        command = [npm, "pack", "--silent", "--prefer-offline", TRANSFORMERS, ONNXRUNTIME]
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+        command = [npm, "pack", "--loglevel=error", "--no-update-notifier", "--prefer-offline", "--fetch-retries=1"]
+        command += ["--fetch-retry-mintimeout=1000", *npm_cache(directory), TRANSFORMERS, ONNXRUNTIME]
+        try:
+            done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"npm has not fetched {TRANSFORMERS} within {TIMEOUT} s: is there a network?") from None
         if done.returncode:
-            raise ValueError(f"npm cannot fetch {TRANSFORMERS}: {' '.join(done.stderr.split())[:200]}")
+            said = " ".join(re.sub(r"npm (error|ERR!)", "", done.stderr).split()) or f"exit code {done.returncode}"
+            raise ValueError(f"npm cannot fetch {TRANSFORMERS}: {said[:300]}")
         packages = dict(zip((TRANSFORMERS, ONNXRUNTIME), done.stdout.split(), strict=True))
         return {name: read(Path(directory, packages[package]), file) for name, (package, file) in LIBRARY.items()}
+
+
+def npm_cache(temporary: str) -> list[str]:
+    """The flag that moves npm's cache into the directory `temporary` if HOME is not writable, where npm would hang."""
+    usual = Path(os.environ.get("npm_config_cache") or Path.home() / ".npm")  # noqa: SIM112
+    try:
+        usual.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=usual).close()
+        return []
+    except OSError:
+        return ["--cache", temporary]
 
 
 def read(package: Path, file: str) -> bytes:

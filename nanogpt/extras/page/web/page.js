@@ -83,6 +83,8 @@ async function write() {
   const read = tokenizer.encode($("prompt").value, { add_special_tokens: false });
   const prompt = read.filter((id) => id !== undefined && id !== null); // characters without a token
   if (!prompt.length) return say("The prompt is empty: give at least one character that the model knows.");
+  const length = $("length").valueAsNumber; // NaN for an empty field
+  if (!(length >= 1)) return say("Give the number of tokens to write: 1 or more.");
   const left_out = read.length - prompt.length;
   const decode = (ids) => tokenizer.decode(ids, { skip_special_tokens: true });
   const ids = [...prompt], start = performance.now(), shown = document.createTextNode("");
@@ -97,10 +99,11 @@ async function write() {
   busy(true);
   say("writing …");
   try {
-    await generate(prompt, Number($("length").value), Number($("temperature").value), show);
+    await generate(prompt, length, Number($("temperature").value), show);
     const count = ids.length - prompt.length, seconds = (performance.now() - start) / 1000;
     const note = left_out ? ` ${left_out} characters of the prompt are unknown to the model and were left out.` : "";
-    say(`${count} tokens in ${seconds.toFixed(1)} s: ${(count / seconds).toFixed(0)} a second, the first after ${first.toFixed(0)} ms.${note}`);
+    const latency = count ? `, the first after ${first.toFixed(0)} ms` : ""; // it may be stopped before
+    say(`${count} tokens in ${seconds.toFixed(1)} s: ${(count / seconds).toFixed(0)} a second${latency}.${note}`);
   } catch (error) {
     say(`It failed: ${error.message}`);
     throw error;
