@@ -4,13 +4,15 @@ import errno
 import json
 import math
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-UNSYNCABLE = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # from file systems that lack fsync
+# from file systems and systems that cannot flush a directory, or a file that is open for reading only (Windows)
+UNSYNCABLE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
 MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
 
 
@@ -66,6 +68,17 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in UNSYNCABLE:
             raise
+
+
+def follow(path: Path | str) -> Path:
+    """The checkpoint that `best` or `last` names if it is a text file, as on file systems without links; else `path`."""
+    path = Path(path)
+    if path.name in ("best", "last") and path.is_file():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            name = file.read(64).strip()
+        if re.fullmatch(r"step-\d+", name):
+            return path.with_name(name)
+    return path
 
 
 def plain(value: object) -> object:

@@ -9,6 +9,7 @@ import torch
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
+from nanogpt.data.files import follow
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub import weights
 from nanogpt.model import GPT, GPTConfig
@@ -48,10 +49,10 @@ def load(
 def choose(run: Path, which: str | None) -> Path:
     """The checkpoint `which` of an out directory: best, last or step-N; without one, the directory itself."""
     if which is None:
-        return run
+        return follow(run)
     if not re.fullmatch(r"best|last|step-\d+", which):
         raise ValueError(f"checkpoint={which!r} is not one of best, last, step-N")
-    return run / (f"step-{int(which[5:]):06d}" if which.startswith("step-") else which)
+    return follow(run / (f"step-{int(which[5:]):06d}" if which.startswith("step-") else which))
 
 
 def from_pretrained(run: str | Path, *, revision: str | None = None, which: str | None = None, **options) -> GPT:

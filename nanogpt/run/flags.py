@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from nanogpt.config import NOT_REPEATED, Actions, TrainConfig
+from nanogpt.data.files import follow
 from nanogpt.model import GPTConfig, declared
 from nanogpt.run.errors import fail
 
@@ -152,7 +153,9 @@ def parse(
 
 def recorded(path: str) -> dict:
     """The settings in a run's config.json, or in that of an out directory. Raises ValueError where there are none."""
-    file = Path(path, "config.json") if Path(path).is_dir() else Path(path)
+    file = follow(path)
+    if file.is_dir():
+        file = file / "config.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         settings = {**found["model"], **found["train"]}

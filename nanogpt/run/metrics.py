@@ -20,6 +20,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from nanogpt.data import files
 from nanogpt.run import rundir
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -109,7 +110,7 @@ class LineFile:
                 rundir.claim(self.path.parent)
                 self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
                 self.say(f"warning: {self.path} was removed during the run: its earlier lines are lost")
-            os.fsync(self.file.fileno())
+            files.sync(self.file.fileno())
         except OSError as error:
             self.say(f"warning: {self.path} could not be synced: {error}")
 
