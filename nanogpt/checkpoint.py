@@ -15,6 +15,7 @@ Loading reads safetensors and JSON only, and executes nothing.
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -157,7 +158,7 @@ def earlier(checkpoint: Path) -> str:
     for other in reversed(steps(checkpoint.parent)):
         older = number(other) < number(checkpoint)
         if older and check(other) is None and not not_finite(read_tensors(other / MODEL)):
-            return f"go back to {other} (--resume={other})"
+            return f"go back to {other} ({shlex.quote(f'--resume={other}')})"
     return "no earlier checkpoint is left"
 
 

@@ -71,7 +71,7 @@ def sync(descriptor: int) -> None:
 
 
 def follow(path: Path | str) -> Path:
-    """The checkpoint that `best` or `last` names if it is a text file, as on file systems without links; else `path`."""
+    """`path`, or if it is a text file in place of a link `best` or `last`, the checkpoint that it names."""
     path = Path(path)
     if path.name in ("best", "last") and path.is_file():
         with open(path, encoding="utf-8", errors="replace") as file:

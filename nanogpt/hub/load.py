@@ -1,7 +1,8 @@
 """What RUN means in every command: a run's checkpoint, or a transformers model."""
 
 import re
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,15 +67,25 @@ def from_pretrained(run: str | Path, *, revision: str | None = None, which: str 
     return weights.from_pretrained(path if which else run, revision=revision, **options)
 
 
-def load_for_training(run: str | Path, wanted: GPTConfig, say=print) -> tuple:
+def load_for_training(run: str | Path, wanted: GPTConfig, say=print, given: Iterable[str] = ()) -> tuple:
     """The model to fine-tune and its tokenizer.
 
-    Uses dropout, gradient_checkpointing and block_size of `wanted`; the other settings are the checkpoint's.
+    Uses dropout, gradient_checkpointing and block_size of `wanted`; the other settings are the checkpoint's. Raises
+    ValueError if one that the user has `given` differs from the checkpoint's.
     """
     kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
     model, tokenizer, found = load(run, say=say, **kept)
     if found:
         rundir.unhold(found)  # a run may remove its own checkpoint
+    effective = {"n_kv_head": "kv_heads", "head_dim": "head_size", "n_inner": "inner"}  # of fields that may be None
+    for field in fields(wanted):
+        name, asked = field.name, getattr(wanted, field.name)
+        there = getattr(model.config, effective.get(name, name))
+        agrees = asked <= there if name == "block_size" else asked in (there, None)
+        if name in given and name not in kept and not agrees:
+            raise ValueError(
+                f"{name}={asked}, but {run}, which is trained further, has {name}={there}: leave --{name} out"
+            )
     model.crop_block_size(min(wanted.block_size, model.config.block_size))
     return model, tokenizer
 
