@@ -28,7 +28,7 @@ from tqdm import tqdm
 from data_prep.documents import Corpus, Piece
 from data_prep.split import Split
 from nanogpt.checkpoint import write_json
-from nanogpt.data.files import read_json
+from nanogpt.data.files import read_json, sync
 from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
 from nanogpt.run.lock import Lock
 
@@ -66,7 +66,7 @@ class TokenFile:
 
     def sync(self) -> None:
         self.file.flush()
-        os.fsync(self.file.fileno())
+        sync(self.file.fileno())
 
     def close(self) -> None:
         self.file.close()

@@ -6,7 +6,7 @@
                           tokenizer.json           the data's tokenizer
                           trainer_state.json       step, tokens, best loss; size and CRC-32 of every file and of its
                                                    own content; written last
-    out/<run>/last, best                           links to two of them
+    out/<run>/last, best                           links to two of them, or text files with their names
 
 A checkpoint is written to a temporary directory, synced, and renamed, so everything with a final name is complete.
 Loading reads safetensors and JSON only, and executes nothing.
@@ -15,6 +15,7 @@ Loading reads safetensors and JSON only, and executes nothing.
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import read_json, require_regular
+from nanogpt.data.files import follow, read_json, require_regular
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import state_shapes
 from nanogpt.run import rundir
@@ -157,7 +158,7 @@ def earlier(checkpoint: Path) -> str:
     for other in reversed(steps(checkpoint.parent)):
         older = number(other) < number(checkpoint)
         if older and check(other) is None and not not_finite(read_tensors(other / MODEL)):
-            return f"go back to {other} (--resume={other})"
+            return f"go back to {other} ({shlex.quote(f'--resume={other}')})"
     return "no earlier checkpoint is left"
 
 
@@ -325,7 +326,7 @@ def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print,
     Falls back to the newest intact checkpoint and reports it through `say`. With `hold`, a run in training does not
     remove it before this process ends (`rundir.hold`). Raises ValueError if there is none.
     """
-    run = Path(run)
+    run = follow(run)
     if not run.is_dir():
         raise ValueError(f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one")
     called_so = re.fullmatch(r"step-\d+", run.resolve().name) and not steps(run)  # an out directory may be, too
@@ -362,7 +363,8 @@ def check_held(checkpoint: Path, hold: bool) -> str | None:
 
 def choices(run: Path, prefer: tuple[str, ...]) -> list[Path]:
     """The checkpoints of an out directory in the order to try: those linked by `prefer`, then the newest first."""
-    linked = [(run / link).resolve() for link in prefer if (run / link).is_dir()]
+    named = [follow(run / link) for link in prefer]
+    linked = [path.resolve() for path in named if path.is_dir()]
     return list(dict.fromkeys(linked + [step.resolve() for step in reversed(steps(run))]))
 
 

@@ -78,6 +78,8 @@ class TrainConfig:
     def __post_init__(self):
         self.compile = str(self.compile).lower()  # a recipe may say False, nanoGPT's flag is --compile=False
         check_fields(self)
+        if self.init_from == "resume":  # nanoGPT's
+            raise ValueError("init_from=resume: to resume the run in out_dir, give --resume=auto")
 
 
 @dataclass
@@ -102,5 +104,5 @@ INCIDENTAL = set(
 ) | {field.name for field in dataclasses.fields(Actions)}  # earlier versions recorded them
 
 
-# of a run's config.json, what --config leaves to the recipe and the command line
-NOT_REPEATED = {"out_dir", "resume", *(field.name for field in dataclasses.fields(Actions))}
+# of a run's config.json, what --config leaves to the recipe and the command line: also what publishes
+NOT_REPEATED = {"out_dir", "resume", "push_to_hub", "report_to", *(field.name for field in dataclasses.fields(Actions))}

@@ -428,7 +428,9 @@ def check_fields(config) -> None:
     allowed = declared(type(config))
     for name in (field.name for field in fields(config)):
         value, (kind, limits) = getattr(config, name), allowed[name]
-        if not isinstance(value, kind | int if float in (kind, *get_args(kind)) else kind):
+        kinds = get_args(kind) or (kind,)
+        a_number = (int,) if float in kinds else ()
+        if not isinstance(value, (*kinds, *a_number)) or (isinstance(value, bool) and bool not in kinds):
             raise ValueError(f"{name}={value!r:.80} must be {getattr(kind, '__name__', kind)}")
         if isinstance(value, str) and (not value or "\0" in value):
             raise ValueError(f"{name}={value!r:.80} is not a name")

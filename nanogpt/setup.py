@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -43,9 +43,11 @@ class Setup:
         make_optimizers: Callable[..., list[torch.optim.Optimizer]] = optim.make_optimizers,
         recipe: tuple[GPTConfig, TrainConfig] | None = None,
         command: list[str] | None = None,
+        given: Iterable[str] = (),
     ):
         """Arguments are those of `train.main`; `recipe` are the settings before the flags, `command` the recipe and its
-        flags, if a command started the run; `quiet` prints nothing, for a run that will not train.
+        flags, if a command started the run; `given` are the names of settings that have a flag there; `quiet` prints
+        nothing, for a run that will not train.
 
         Raises ValueError or OSError if the settings, the data, or the contents of out_dir do not allow the run.
         """
@@ -66,7 +68,7 @@ class Setup:
         with self.peers.in_agreement(main_first=True):
             start = resume.find_start(config, self.say)
         resume.check_agreement(start, self.out_dir, self.peers)
-        pretrained, their_tokenizer = self.load_pretrained(start, model_config)
+        pretrained, their_tokenizer = self.load_pretrained(start, model_config, given)
         model_config = pretrained.config if pretrained else model_config
         with self.peers.in_agreement():
             if self.main_process:
@@ -100,14 +102,14 @@ class Setup:
             self.state |= {"best_val_loss": None, "best_step": None, "evaluated_step": None}
         guard.restore_scale(self.accelerator.scaler, self.state)
 
-    def load_pretrained(self, start: Path | None, model_config: GPTConfig) -> tuple:
+    def load_pretrained(self, start: Path | None, model_config: GPTConfig, given: Iterable[str]) -> tuple:
         """The model that `init_from` names and its tokenizer; (None, None) for a model from scratch."""
         if self.config.init_from == "scratch":
             return None, None
         if self.make_model is not GPT:
             raise ValueError(f"init_from={self.config.init_from} loads a GPT: it cannot be combined with make_model")
         with self.peers.in_agreement(main_first=True):  # one process downloads
-            return load_for_training(start or self.config.init_from, model_config, self.say)
+            return load_for_training(start or self.config.init_from, model_config, self.say, given)
 
     def open_data(self, prepare: Callable[[Path], object] | None, model_config: GPTConfig, pretrained) -> GPTConfig:
         """Opens both splits and their tokenizer. The main process prepares the data first if there is none.
@@ -165,9 +167,9 @@ class Setup:
 
         A run that only evaluates a checkpoint again leaves its settings and its curve as they are.
         """
-        newest = max(map(checkpoint.number, checkpoint.steps(self.out_dir)), default=0)
+        newest = max(map(checkpoint.number, checkpoint.steps(self.out_dir)), default=-1)
         evaluated = self.state["evaluated_step"] == self.start_step
-        again = newest > 0 and evaluated and self.done()
+        again = newest >= 0 and evaluated and self.done()
         with self.peers.in_agreement():
             if self.main_process:
                 self.out_dir.mkdir(parents=True, exist_ok=True)

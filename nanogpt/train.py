@@ -28,7 +28,7 @@ from nanogpt.run import console, guard, plan, plot
 from nanogpt.run.compare import compare
 from nanogpt.run.device import free_memory, memory_in_use, peak_flops, profiler, reseed, synchronize, undo_compile
 from nanogpt.run.errors import fail, user_errors, waiting
-from nanogpt.run.flags import parse
+from nanogpt.run.flags import named, parse
 from nanogpt.run.stop import Interrupted, Stop
 from nanogpt.sample import write_amid_training
 from nanogpt.setup import Setup
@@ -58,6 +58,7 @@ def main(
         with user_errors():
             recipes_data = config.data
             argv = sys.argv[1:] if argv is None else argv
+            make["given"] = named(argv)
             model_config, config, actions = parse(model_config, config, argv, description)
             prepare = prepare if config.data == recipes_data else None
             if actions.dry_run or actions.find_batch_size:
@@ -201,7 +202,8 @@ class Run(Setup):
         """Saves where the settings ask for it, evaluates and samples. The last evaluation is over the whole split."""
         config, state, accelerator = self.config, self.state, self.accelerator
         last, again = self.done(), state["evaluated_step"] == state["step"]
-        wanted = state["step"] > 0 and not again
+        fine_tuning = config.init_from != "scratch" and config.max_iters > 0  # may end worse than it began
+        wanted = (state["step"] > 0 or fine_tuning) and not again
         saved = wanted and (config.always_save_checkpoint or last)
         if saved:  # an evaluation that fails, or is interrupted, costs no checkpoint
             self.save()

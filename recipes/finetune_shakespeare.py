@@ -7,7 +7,7 @@
 The weights come from the Hub (548 MB for gpt2) or from a directory that --init_from names; so does the tokenizer, which
 must be the one that the data was prepared with (recipes/README.md does so for SmolLM2). The line of step 0 is the loss
 before any training. Of the model's settings only block_size, dropout and gradient_checkpointing count here: the rest is
-the checkpoint's.
+the checkpoint's, and a flag that contradicts it is an error.
 
 What GPT-2 reaches is not measured yet. Without a network, the model that recipes/own_text.py trains in 200 steps (its
 validation loss there is 1.60) improves slightly:

@@ -13,7 +13,7 @@ from nanogpt import GPTConfig, TrainConfig
 from nanogpt.config import INCIDENTAL, Actions
 from nanogpt.model import declared
 from nanogpt.run.errors import fail, user_errors, visible, waiting
-from nanogpt.run.flags import field_help, parse, within
+from nanogpt.run.flags import field_help, named, parse, within
 
 ODD = ["", "0", "-1", "nan", "inf", "-inf", "1e30", "1e-30", "9" * 30, "9" * 5000, "none", "TRUE", "\x1b[31m"]
 
@@ -38,7 +38,7 @@ def test_home_directories_are_found_and_a_slash_at_the_end_is_not_part_of_a_name
 
 
 def test_what_stdout_cannot_show_is_escaped():
-    program = "from nanogpt.config import user_errors\nwith user_errors():\n    print('caf\u00e9 \u201c\u65e5')"
+    program = "from nanogpt.run.errors import user_errors\nwith user_errors():\n    print('caf\u00e9 \u201c\u65e5')"
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
     assert done.stdout.decode("latin-1") == "caf\u00e9 \\u201c\\u65e5\n"
@@ -214,7 +214,7 @@ def test_too_little_memory_is_a_line(capsys):
 
 @pytest.mark.slow
 def test_a_reader_that_leaves_ends_the_program_quietly():
-    program = "from nanogpt.config import user_errors\nwith user_errors():\n    for i in range(10**6): print(i)"
+    program = "from nanogpt.run.errors import user_errors\nwith user_errors():\n    for i in range(10**6): print(i)"
     command = f"{sys.executable} -c '{program}' | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n141\n", "")
@@ -303,6 +303,47 @@ def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, capsys)
     with pytest.raises(SystemExit), user_errors():
         flags("--config=nowhere/config.json")
     assert capsys.readouterr().err == "error: nowhere/config.json: No such file or directory\n"
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_config_with_true_for_a_number_is_refused(tmp_path, value):
+    (tmp_path / "config.json").write_text(f'{{"model": {{"n_layer": {value}}}, "train": {{}}}}')
+    with pytest.raises(ValueError, match=r"n_layer=(True|False) must be int"):
+        flags(f"--config={tmp_path}")
+
+
+def test_a_config_repeats_nothing_that_publishes(tmp_path):
+    train = {"push_to_hub": "someone/model", "report_to": "wandb", "max_iters": 7}
+    (tmp_path / "config.json").write_text(json.dumps({"model": {}, "train": train}))
+    found = flags(f"--config={tmp_path}")[1]
+    assert (found.push_to_hub, found.report_to, found.max_iters) == (None, "none", 7)
+
+
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        ("--lr=1e-3", "--learning_rate"),
+        ("--dtype=bfloat16", "--precision"),
+        ("--dataset=x", "--data"),
+        ("--eval_only=True", "--max_iters=0"),
+        ("--decay_lr=False", "--lr_schedule=constant"),
+        ("--wandb_log=True", "--report_to=wandb"),
+        ("--wandb-project=x", "the environment variable WANDB_PROJECT"),
+    ],
+)
+def test_nanogpts_other_names_suggest_ours(theirs, ours, capsys):
+    with pytest.raises(SystemExit):
+        flags(theirs)
+    assert f"did you mean {ours}?" in capsys.readouterr().err
+
+
+def test_nanogpts_way_to_resume_suggests_ours():
+    with pytest.raises(ValueError, match=r"init_from=resume: .*--resume=auto"):
+        flags("--init_from=resume")
+
+
+def test_flags_are_found_in_either_spelling():
+    assert {"n_layer", "bias", "out_dir"} <= named(["--n-layer", "3", "--bias", "--out_dir=a-b"])
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from nanogpt import TrainConfig, checkpoint, train
+from nanogpt import GPTConfig, TrainConfig, checkpoint, train
 from nanogpt.hub import export
 from nanogpt.run import console, device, metrics
 from nanogpt.sample import generate
@@ -490,6 +491,86 @@ def test_a_run_can_start_from_a_model_of_transformers(make_run, data, tmp_path):
     assert torch.equal(again.gpt.h[1].mlp.c_fc.weight, run.gpt.h[1].mlp.c_fc.weight)
     again.train()
     assert again.state["step"] == 3
+
+
+SETTINGS = "--device=cpu --precision=fp32 --batch_size=4 --max_iters=2 --eval_interval=2 --sample_tokens=0".split()
+
+
+def fine_tune(data, tmp_path, *flags):
+    """`train.main` of a recipe with its own idea of a model."""
+    recipe = GPTConfig(block_size=16, n_layer=3, n_head=2, n_embd=32, position="rope", n_inner=64)
+    out = tmp_path / "tuned"
+    argv = [*SETTINGS, f"--data={data}", f"--init_from={tmp_path / 'out'}", f"--out_dir={out}", *flags]
+    train.main(recipe, TrainConfig(), argv=argv)
+    return checkpoint.load_configs(checkpoint.find(out, ("last",)))[0]
+
+
+@pytest.mark.parametrize(
+    "flags, complaint",
+    [
+        (["--n_layer=3"], "n_layer=3, but .*out.*has n_layer=2: leave --n_layer out"),  # the recipe's own value
+        (["--n-layer", "5"], "n_layer=5, but"),
+        (["--position=rope"], "position=rope, but .* has position=learned"),
+        (["--tie_embeddings=false"], "tie_embeddings=False, but .* has tie_embeddings=True"),
+        (["--bias"], "bias=True, but .* has bias=False"),
+        (["--n_inner=65"], "n_inner=65, but .* has n_inner=64"),
+        (["--block_size=32"], "block_size=32, but .* has block_size=16"),
+    ],
+)
+def test_a_flag_that_contradicts_the_model_to_fine_tune_is_one_line(data, tmp_path, make_run, capsys, flags, complaint):
+    make_run(max_iters=1, eval_interval=1).train()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        fine_tune(data, tmp_path, *flags)
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and re.search(complaint, error) and error.count("\n") == 1
+    assert not (tmp_path / "tuned" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_flags_that_agree_with_the_model_to_fine_tune_are_accepted(data, tmp_path, make_run):
+    make_run(max_iters=1, eval_interval=1).train()
+    flags = ["--block_size=8", "--dropout=0.1", "--n_layer=2", "--n_inner=64", "--n_kv_head=2", "--head_dim=none"]
+    tuned = fine_tune(data, tmp_path, *flags)
+    assert (tuned.block_size, tuned.dropout, tuned.n_layer, tuned.n_embd) == (8, 0.1, 2, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("always", [True, False])
+def test_fine_tuning_that_gets_worse_keeps_the_model_it_began_with(make_run, tmp_path, always):
+    first = make_run(max_iters=40, eval_interval=20, learning_rate=1e-2)
+    first.train()
+    worse = {"init_from": str(first.out_dir), "out_dir": str(tmp_path / "tuned"), "learning_rate": 10.0}
+    make_run(max_iters=6, eval_interval=2, always_save_checkpoint=always, keep_checkpoints=1, **worse).train()
+    best = checkpoint.find(tmp_path / "tuned")
+    assert best.name == "step-000000"
+    assert torch.equal(checkpoint.load_model(best).wte.weight, checkpoint.load_model(first.out_dir / "best").wte.weight)
+    export.export(tmp_path / "tuned", tmp_path / "export")
+
+
+@pytest.mark.slow
+def test_fine_tuning_resumes_from_step_0_with_one_evaluation_of_it(make_run, tmp_path):
+    first = make_run(max_iters=2, eval_interval=2)
+    first.train()
+    settings = {"init_from": str(first.out_dir), "max_iters": 4, "eval_interval": 2, "keep_checkpoints": 0}
+    names = "whole", "killed"
+    for name in names:
+        make_run(out_dir=str(tmp_path / name), **settings).train()
+    for later in ("step-000002", "step-000004"):
+        shutil.rmtree(tmp_path / "killed" / later)
+    make_run(out_dir=str(tmp_path / "killed"), resume="auto", **settings).train()
+    whole, killed = (metrics.read(tmp_path / name / metrics.METRICS) for name in names)
+    assert [line["step"] for line in whole] == [line["step"] for line in killed]
+    assert [line.get("val_loss") for line in whole] == [line.get("val_loss") for line in killed]
+    assert not (tmp_path / "killed" / "metrics-1.jsonl").exists()
+
+
+def test_neither_a_run_from_scratch_nor_one_that_only_evaluates_saves_step_0(make_run, tmp_path):
+    first = make_run(max_iters=2, eval_interval=2)
+    first.train()
+    make_run(max_iters=0, init_from=str(first.out_dir), out_dir=str(tmp_path / "evaluated")).train()
+    assert [step.name for step in checkpoint.steps(first.out_dir)] == ["step-000002"]
+    assert checkpoint.steps(tmp_path / "evaluated") == []
 
 
 def test_fine_tuning_on_another_tokenizers_tokens_is_refused(make_run, data, tmp_path):

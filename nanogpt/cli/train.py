@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 
 from nanogpt.cli.options import add_recipe, require_recipe, run_recipe
 from nanogpt.run.flags import OneLineParser, within
+from nanogpt.run.stop import hangup_is_ignored
 
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no".split()
 
@@ -41,4 +42,7 @@ def launch(recipe: str, flags: list[str], processes: int) -> None:
     if not on_cpu and processes > gpus:
         raise ValueError(f"--processes={processes}: this machine has {gpus} GPUs; --device=cpu trains on the CPU")
     command = [sys.executable, *LAUNCH, "--main_process_port", "0", "--num_processes", str(processes), recipe, *flags]
-    os.execve(sys.executable, command, os.environ | ({"ACCELERATE_USE_CPU": "true"} if on_cpu else {}))
+    environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if on_cpu else {})
+    if hangup_is_ignored():  # the launcher would handle it all the same
+        environment.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
+    os.execve(sys.executable, command, environment)

@@ -1,9 +1,18 @@
-"""Reads small files of unknown origin: regular files only, and JSON objects of limited size."""
+"""Reads small files of unknown origin (regular files, JSON objects of limited size) and writes files atomically."""
 
+import errno
 import json
 import math
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
+# from file systems and systems that cannot flush a directory, or a file that is open for reading only (Windows)
+UNSYNCABLE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
 MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
 
 
@@ -25,6 +34,51 @@ def read_json(path: Path) -> dict:
         return value
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
+
+
+@contextmanager
+def write_atomic(path: Path | str) -> Iterator[BinaryIO]:
+    """Yields a binary file that becomes `path` when the block ends without an error; until then `path` is unchanged.
+
+    It is written under a temporary name beside `path`, synced and renamed. Several threads and processes may write the
+    same path at once. Missing directories are made. An OSError, such as a full disk, names `path`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            sync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync(descriptor: int) -> None:
+    """Flushes an open file to disk; does nothing on file systems that cannot."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSYNCABLE:
+            raise
+
+
+def follow(path: Path | str) -> Path:
+    """`path`, or if it is a text file in place of a link `best` or `last`, the checkpoint that it names."""
+    path = Path(path)
+    if path.name in ("best", "last") and path.is_file():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            name = file.read(64).strip()
+        if re.fullmatch(r"step-\d+", name):
+            return path.with_name(name)
+    return path
 
 
 def plain(value: object) -> object:

@@ -27,7 +27,7 @@ from typing import ClassVar
 import numpy as np
 
 from nanogpt.data import pickles, tokenizer_json
-from nanogpt.data.files import read_json
+from nanogpt.data.files import follow, read_json
 from nanogpt.data.remote import local
 from nanogpt.data.special import without_special
 from nanogpt.data.tokenizer_json import (
@@ -353,7 +353,7 @@ def get_tokenizer(name: str) -> CharTokenizer | ByteTokenizer | BPETokenizer | H
         return ByteTokenizer()
     if name in (encodings := tiktoken.list_encoding_names()):
         return BPETokenizer.get(name)
-    path = Path(name)
+    path = follow(name)
     if path.is_file():
         return load_tokenizer(path.parent) if path.name == FILE else load_file(path)
     if (path / FILE).is_file():

@@ -1,7 +1,8 @@
 """What RUN means in every command: a run's checkpoint, or a transformers model."""
 
 import re
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
+from nanogpt.data.files import follow
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub import weights
 from nanogpt.model import GPT, GPTConfig
@@ -48,10 +50,10 @@ def load(
 def choose(run: Path, which: str | None) -> Path:
     """The checkpoint `which` of an out directory: best, last or step-N; without one, the directory itself."""
     if which is None:
-        return run
+        return follow(run)
     if not re.fullmatch(r"best|last|step-\d+", which):
         raise ValueError(f"checkpoint={which!r} is not one of best, last, step-N")
-    return run / (f"step-{int(which[5:]):06d}" if which.startswith("step-") else which)
+    return follow(run / (f"step-{int(which[5:]):06d}" if which.startswith("step-") else which))
 
 
 def from_pretrained(run: str | Path, *, revision: str | None = None, which: str | None = None, **options) -> GPT:
@@ -65,15 +67,25 @@ def from_pretrained(run: str | Path, *, revision: str | None = None, which: str 
     return weights.from_pretrained(path if which else run, revision=revision, **options)
 
 
-def load_for_training(run: str | Path, wanted: GPTConfig, say=print) -> tuple:
+def load_for_training(run: str | Path, wanted: GPTConfig, say=print, given: Iterable[str] = ()) -> tuple:
     """The model to fine-tune and its tokenizer.
 
-    Uses dropout, gradient_checkpointing and block_size of `wanted`; the other settings are the checkpoint's.
+    Uses dropout, gradient_checkpointing and block_size of `wanted`; the other settings are the checkpoint's. Raises
+    ValueError if one that the user has `given` differs from the checkpoint's.
     """
     kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
     model, tokenizer, found = load(run, say=say, **kept)
     if found:
         rundir.unhold(found)  # a run may remove its own checkpoint
+    effective = {"n_kv_head": "kv_heads", "head_dim": "head_size", "n_inner": "inner"}  # of fields that may be None
+    for field in fields(wanted):
+        name, asked = field.name, getattr(wanted, field.name)
+        there = getattr(model.config, effective.get(name, name))
+        agrees = asked <= there if name == "block_size" else asked in (there, None)
+        if name in given and name not in kept and not agrees:
+            raise ValueError(
+                f"{name}={asked}, but {run}, which is trained further, has {name}={there}: leave --{name} out"
+            )
     model.crop_block_size(min(wanted.block_size, model.config.block_size))
     return model, tokenizer
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -76,7 +77,8 @@ class Progress:
 
     def update(self) -> None:
         """A step is done."""
-        self.bar.update()
+        with suppress(OSError):  # the terminal may have been closed
+            self.bar.update()
         if self.in_lines and time.monotonic() - self.since >= EVERY:
             self.run.say(self.line())
             self.restart()
@@ -100,7 +102,8 @@ class Progress:
         self.bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s{mfu}", refresh=False)
 
     def close(self) -> None:
-        self.bar.close()
+        with suppress(OSError):
+            self.bar.close()
 
 
 def first_line(text: str) -> str:

@@ -16,8 +16,22 @@ from functools import lru_cache
 from pathlib import Path
 
 from nanogpt.config import NOT_REPEATED, Actions, TrainConfig
+from nanogpt.data.files import follow
 from nanogpt.model import GPTConfig, declared
 from nanogpt.run.errors import fail
+
+# nanoGPT's flags that have another name here
+NANOGPT = {
+    "--dataset": "--data",
+    "--dtype": "--precision",
+    "--lr": "--learning_rate",
+    "--start": "--prompt",
+    "--eval_only": "--max_iters=0",
+    "--decay_lr": "--lr_schedule=constant",
+    "--wandb_log": "--report_to=wandb",
+    "--wandb_project": "the environment variable WANDB_PROJECT",
+    "--wandb_run_name": "the environment variable WANDB_NAME",
+}
 
 
 @lru_cache
@@ -106,6 +120,9 @@ def split_flag(word: str) -> tuple[str, str, str]:
 
 def nearest(word: str, known) -> str:
     near = difflib.get_close_matches(word, known, n=1)
+    ours = NANOGPT.get(word, "")
+    if ours.partition("=")[0] in known or (ours.startswith("the") and "--report_to" in known):
+        near = [ours]
     return f"did you mean {near[0]}? --help lists them all" if near else "--help lists them all"
 
 
@@ -150,9 +167,16 @@ def parse(
     return tuple(changed)
 
 
+def named(argv: list[str]) -> set[str]:
+    """The names of the settings that a command line has flags for."""
+    return {split_flag(word)[0].lstrip("-").replace("-", "_") for word in argv}
+
+
 def recorded(path: str) -> dict:
     """The settings in a run's config.json, or in that of an out directory. Raises ValueError where there are none."""
-    file = Path(path, "config.json") if Path(path).is_dir() else Path(path)
+    file = follow(path)
+    if file.is_dir():
+        file = file / "config.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         settings = {**found["model"], **found["train"]}

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from nanogpt.data import files
 from nanogpt.run import rundir
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -66,21 +67,21 @@ class LineFile:
     Lines that cannot be written, because the disk is full, are kept and written before the next line.
     """
 
-    def __init__(self, path: Path, step: int, say, evaluated: bool = True, newest: int = 0):
+    def __init__(self, path: Path, step: int, say, evaluated: bool = True, newest: int = -1):
         """Continues after `step`: removes later lines, and the evaluation of that step unless it is `evaluated`.
 
-        The whole curve is kept in another file if it belongs to checkpoints that are gone (the run starts at step 0) or
-        are still there (`newest`, the number of the last one, is larger than `step`).
+        `newest` is the step of the newest checkpoint, or -1 if there is none. The whole curve is kept in another file
+        if it belongs to checkpoints that are gone, or to newer ones than `step`.
         """
-        there = read(path, say)
-        if (not step or step < newest) and any(line["step"] > step for line in there):
+        there, resumed = read(path, say), step > 0 or newest >= 0
+        if (not resumed or step < newest) and any(line["step"] > step for line in there):
             kept = next(p for n in range(1, 10**6) if not (p := path.with_name(f"{path.stem}-{n}.jsonl")).exists())
             shutil.copyfile(path, kept)
             rundir.sync(kept)
-            why = f"goes on after step {step}" if step else "belongs to an earlier run without checkpoints"
+            why = f"goes on after step {step}" if resumed else "belongs to an earlier run without checkpoints"
             say(f"note: {path} {why}: kept as {kept.name}")
         self.path, self.say, self.unwritten = path, say, b""
-        lines = [line for line in there if line["step"] <= step] if step else []
+        lines = [line for line in there if line["step"] <= step] if resumed else []
         if not evaluated:
             lines = [line for line in lines if line["step"] < step or not {"val_loss", "text"} & line.keys()]
         self.end = lines[-1]["step"] if lines else 0
@@ -109,7 +110,7 @@ class LineFile:
                 rundir.claim(self.path.parent)
                 self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
                 self.say(f"warning: {self.path} was removed during the run: its earlier lines are lost")
-            os.fsync(self.file.fileno())
+            files.sync(self.file.fileno())
         except OSError as error:
             self.say(f"warning: {self.path} could not be synced: {error}")
 
@@ -121,31 +122,45 @@ class LineFile:
 class Metrics:
     """The files of one run, written by the main process only, and its trackers."""
 
-    def __init__(self, accelerator: Accelerator, out_dir: Path, step: int, config: dict, say, *kept, write=True):
-        """Continues after `step`; `kept` are further arguments of `LineFile`. `write=False` leaves the files alone."""
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        out_dir: Path,
+        step: int,
+        config: dict,
+        say,
+        evaluated: bool = True,
+        newest: int = -1,
+        write: bool = True,
+    ):
+        """Continues after `step`; arguments are those of `LineFile`. `write=False` leaves the files alone."""
         self.accelerator, self.say, self.files = accelerator, say, {}
+        self.first_new_step = 0  # of those that trackio does not have from before a kill
         if accelerator.is_main_process and write:
-            self.files = {name: LineFile(out_dir / name, step, say, *kept) for name in (METRICS, SAMPLES)}
+            self.files = {name: LineFile(out_dir / name, step, say, evaluated, newest) for name in (METRICS, SAMPLES)}
             if self.files[METRICS].end + config.get("log_interval", step) < step:
                 say(f"note: {out_dir / METRICS} has no lines between steps {self.files[METRICS].end} and {step}")
-        self._quietly(self._start, out_dir, step, config)
+        self._quietly(self._start, out_dir, step > 0 or newest >= 0, config)
         for tracker in accelerator.trackers if accelerator.is_main_process else []:
             if tracker.name == "wandb":
                 run = tracker.run
                 mode = "disabled" if run.disabled else "offline" if run.offline else "online"
                 say(f"wandb   {mode}: project {run.project}, run {run.name}, id {run.id}")
 
-    def _start(self, out_dir: Path, step: int, config: dict) -> None:
+    def _start(self, out_dir: Path, resumed: bool, config: dict) -> None:
         """Starts the trackers; a resumed run continues there. W&B's own environment variables take precedence."""
-        options = {"trackio": {"name": out_dir.name, "resume": "allow" if step else "never"}}
+        options = {"trackio": {"name": out_dir.name, "resume": "allow" if resumed else "never"}}
         if self.accelerator.is_main_process and "wandb" in map(str, self.accelerator.log_with):
             kept = out_dir / WANDB_ID
-            if not step or not kept.is_file():
+            if not resumed or not kept.is_file():
                 kept.write_text(secrets.token_hex(4))
             wandb = {"name": out_dir.name, "id": kept.read_text(), "resume": "allow"}
             options["wandb"] = {key: value for key, value in wandb.items() if WANDB[key] not in os.environ}
         project = os.environ.get("WANDB_PROJECT") or out_dir.parent.name or "nanogpt"
         self.accelerator.init_trackers(project, config, options)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "trackio" and self.accelerator.is_main_process:
+                self.first_new_step = getattr(tracker.run, "_next_step", 0)  # trackio shows what is logged twice twice
 
     def _quietly(self, call, *args, **kwargs) -> None:
         """Calls a function of the trackers without their output; an exception ends the reporting."""
@@ -161,7 +176,12 @@ class Metrics:
     def log(self, **values) -> None:
         """Writes one line: `step` and the values measured at it."""
         self._write(METRICS, values)
-        self._quietly(self.accelerator.log, {k: v for k, v in values.items() if k != "step"}, step=values["step"])
+        self._quietly(self._report, {k: v for k, v in values.items() if k != "step"}, values["step"])
+
+    def _report(self, values: dict, step: int) -> None:
+        for tracker in self.accelerator.trackers:
+            if tracker.name != "trackio" or step >= self.first_new_step:
+                tracker.log(values, step=step)
 
     def sample(self, text: str, picture, **progress) -> None:
         """Writes the model's text at this step to samples.jsonl; trackers also get the curve as a picture.
@@ -189,7 +209,7 @@ class Metrics:
 
                 shown = {"sample": wandb.Html(f"<pre>{html.escape(text)}</pre>"), "curve": wandb.Image(pixels)}
                 tracker.log(shown, step=step)
-            elif tracker.name == "trackio":
+            elif tracker.name == "trackio" and step >= self.first_new_step:
                 import trackio
 
                 tracker.log({"sample": trackio.Markdown(indented), "curve": trackio.Image(pixels)}, step=step)

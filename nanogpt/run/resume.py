@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 from nanogpt import checkpoint
@@ -26,6 +27,7 @@ def find_start(config: TrainConfig, say) -> Path | None:
     Raises ValueError if out_dir holds another run or anything else, or if another process writes there.
     """
     out_dir = Path(config.out_dir)
+    check_name(out_dir)
     if out_dir.exists() and os.environ.get("RANK", "0") == "0":
         rundir.claim(out_dir)
         checkpoint.finish_renaming(out_dir)
@@ -39,9 +41,21 @@ def find_start(config: TrainConfig, say) -> Path | None:
         free = next(n for n in range(2, 10**6) if not Path(f"{out_dir}-{n}").exists())
         raise ValueError(
             f"{out_dir} already holds a run ({there[-1].name}): resume it with --resume=auto, "
-            f"or start another with --out_dir={out_dir}-{free}"
+            f"or start another with {shlex.quote(f'--out_dir={out_dir}-{free}')}"
         )
     return start
+
+
+def check_name(out_dir: Path) -> None:
+    """Raises ValueError for a path in which no checkpoint could be written, or read again."""
+    name = f"out_dir={str(out_dir)!r}"
+    for path in (out_dir, *out_dir.parents):
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"{name}: {path} is a link to {os.readlink(path)}, which does not exist: create it first")
+    try:
+        str(out_dir.resolve()).encode("utf-8")
+    except UnicodeEncodeError:  # safetensors could not read from there
+        raise ValueError(f"{name}: its path is not UTF-8: name another directory with --out_dir") from None
 
 
 def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
@@ -78,8 +92,8 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
                 )
             if a != b and name not in harmless:
                 changed.append(f"{name} {a} -> {b}")
-    decay = [c.lr_decay_iters or (c.max_iters if c.lr_schedule != "constant" else 0) for c in (train, config)]
-    if decay[0] != decay[1]:
+    decay = [c.lr_decay_iters or c.max_iters for c in (train, config) if c.lr_schedule != "constant"]
+    if len(decay) == 2 and decay[0] != decay[1] and config.max_iters and not config.train_minutes:
         changed.append(f"the learning rate decays over {decay[1]} steps, not {decay[0]}")
     saved = checkpoint.read_json(start / checkpoint.CONFIG)
     data = saved.get("data", settings["data"])

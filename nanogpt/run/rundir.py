@@ -13,7 +13,8 @@ import secrets
 import shutil
 from pathlib import Path
 
-from nanogpt.data.files import read_json
+from nanogpt.data import files
+from nanogpt.data.files import follow, read_json
 from nanogpt.run.lock import Lock
 
 MARK, NEW_MARK = ".run", ".run.new"
@@ -101,11 +102,15 @@ def sweep(directory: Path) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Makes `link` a symbolic link to its sibling `target`, atomically."""
+    """Makes `link` name its sibling `target`, atomically: a symbolic link, or if that fails a text file (`follow`)."""
     new = temporary(link)
     new.unlink(missing_ok=True)
-    new.symlink_to(target.name)
-    new.replace(link)
+    try:
+        new.symlink_to(target.name)
+    except OSError:  # the file system has no links, or Windows does not allow them
+        write(link, target.name + "\n", new)
+    else:
+        new.replace(link)
 
 
 def steps(out_dir: Path) -> list[Path]:
@@ -125,12 +130,11 @@ def prune(out_dir: Path, keep: int) -> None:
 
     Steps after `last`, from before the run was resumed at its best one, are removed first. Errors are ignored.
     """
-    linked = {(out_dir / link).resolve() for link in ("best", "last")}
     with contextlib.suppress(OSError):
-        last = (out_dir / "last").resolve()
+        best, last = (follow(out_dir / link).resolve() for link in ("best", "last"))
         found = sorted(steps(out_dir), key=lambda step: number(step) <= number(last))  # stable: oldest first in both
         for old in found[:-keep] if keep else []:
-            if old.resolve() not in linked and not is_read(old):
+            if old.resolve() not in (best, last) and not is_read(old):
                 # renamed first, so that no half-removed directory has a checkpoint's name
                 old.rename(temporary(old))
         sweep(out_dir)
@@ -148,10 +152,14 @@ def write(path: Path, text: str, new: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or the entries of a directory, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flushes a file, or the entries of a directory, to disk; does nothing on systems that cannot."""
+    writable = path.is_file() and os.access(path, os.W_OK)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+    except PermissionError:  # Windows opens no directory
+        return
+    try:
+        files.sync(descriptor)
     finally:
         os.close(descriptor)
 

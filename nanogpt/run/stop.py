@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from nanogpt.run.agree import Peers
 
-# Slurm can send SIGUSR1 before its time limit (accelerate_configs/README.md)
-SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGUSR1")]
+# SIGHUP: the terminal closes; Slurm can send SIGUSR1 before its time limit (accelerate_configs/README.md)
+SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")]
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and accelerate launch
 
 
@@ -28,6 +29,11 @@ class Interrupted(Exception):
         self.number = number
 
 
+def hangup_is_ignored() -> bool:
+    """Whether this process was started to outlive its terminal, as by nohup."""
+    return HANGUP is not None and signal.getsignal(HANGUP) == signal.SIG_IGN
+
+
 class Interrupts:
     """Context manager around the loop. The first signal lets the current step finish; the second ends the process."""
 
@@ -40,7 +46,8 @@ class Interrupts:
         self.longest = 0.0  # longest time in seconds from the end of a step to the end of the next
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.remember) for number in SIGNALS}
+        handled = [number for number in SIGNALS if number != HANGUP or not hangup_is_ignored()]
+        self.before = {number: signal.signal(number, self.remember) for number in handled}
         self.begin()
         return self
 
@@ -54,18 +61,23 @@ class Interrupts:
 
     def remember(self, number: int, frame) -> None:
         self.number = number
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        for each in self.before:  # shell, kernel and service managers may send SIGHUP several times, or after SIGTERM
+            signal.signal(each, signal.SIG_IGN if each == HANGUP else signal.SIG_DFL)
 
     def pending(self) -> int:
         """The number of the signal that this process received, or 0; SIGHUP's if the launcher died."""
-        if not self.number and self.launcher not in (None, os.getppid()):
-            self.number = signal.SIGHUP
+        if not self.number and self.launcher_died():
+            self.number = HANGUP or signal.SIGTERM
         return self.number
+
+    def launcher_died(self) -> bool:
+        return self.launcher not in (None, os.getppid())
 
     def why(self, number: int) -> str:
         """Describes a run that the signal `number` ends."""
-        return "the launcher died: stopped" if number == signal.SIGHUP else "stopped"
+        if self.launcher_died():
+            return "the launcher died: stopped"
+        return "the terminal was closed: stopped" if number == HANGUP else "stopped"
 
     def check(self) -> None:
         """Raises Interrupted on all processes if one of them has received a signal.

@@ -93,6 +93,12 @@ def test_what_is_not_finite_is_null_in_json():
     }
 
 
+def test_nanogpts_start_is_the_prompt_of_sample(capsys):
+    with pytest.raises(SystemExit):
+        main(["sample", "out/x", "--start=y"])
+    assert "did you mean --prompt?" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_plan_as_json_has_the_figures_of_the_text(data, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nanogpt"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -46,6 +47,20 @@ def test_several_processes_are_the_launchers(argv, monkeypatch):
     program, words, env = started[0]
     assert program == sys.executable and words[words.index("--num_processes") + 1] == "2"
     assert words[-2:] == [str(RECIPE), "--n_layer=1"] and env["ACCELERATE_USE_CPU"] == "true"
+
+
+@pytest.mark.parametrize("handler, told", [(signal.SIG_IGN, True), (signal.SIG_DFL, False)])
+def test_under_nohup_the_launcher_leaves_hangups_alone(monkeypatch, handler, told):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *command: started.append(command))
+    monkeypatch.delenv("PET_SIGNALS_TO_HANDLE", raising=False)
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        main(["train", "--processes=2", str(RECIPE), "--device=cpu"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ("PET_SIGNALS_TO_HANDLE" in started[0][2]) == told
+    assert "SIGHUP" not in started[0][2].get("PET_SIGNALS_TO_HANDLE", "")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Writing: the split of each document, what is left out, and interruptions."""
 
 import json
+import os
 import random
 import resource
 import time
@@ -286,7 +287,7 @@ def test_tokens_are_on_the_disk_before_the_note_of_them_and_all_hashes_are_kept(
         return finish(self, source)
 
     monkeypatch.setattr(writer, "BATCH", 1000)
-    monkeypatch.setattr(writer.os, "fsync", lambda descriptor: done.append("synced"))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append("synced"))
     monkeypatch.setattr(writer, "write_json", lambda path, value: (write_json(path, value), done.append(path.name)))
     monkeypatch.setattr(writer.CorpusWriter, "finish", kept)
     path = write_jsonl(tmp_path / "in.jsonl", documents())

@@ -2,9 +2,13 @@
 
 import contextlib
 import json
+import os
+import pty
 import re
+import select
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -73,6 +77,34 @@ def test_a_signal_of_slurms_to_the_launcher_reaches_both(home, monkeypatch):
     assert codes in ([], [138, 138]), err  # the launcher itself ended by the signal tells nothing
     assert "stopped: step" in out
     assert checkpoint.check(checkpoint.find(home / "out" / "a", ("last",))) is None
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_saves_the_run(home):
+    command = [sys.executable, RUNS, json.dumps([{"out_dir": "out/a", **LONG}])]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(home)
+        os.execv(sys.executable, [str(word) for word in command])
+    try:
+        for _ in range(600):
+            if curve(home, "a", "train_loss"):
+                break
+            if select.select([terminal], [], [], 0.1)[0]:
+                os.read(terminal, 10_000)
+        os.close(terminal)
+        for _ in range(300):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("it did not end")
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    last = checkpoint.find(home / "out" / "a", ("last",))
+    assert last.name > "step-000000" and checkpoint.check(last) is None
+    assert json.loads((home / "out" / "a" / "result.json").read_text())["reason"] == "interrupted"
 
 
 @pytest.mark.slow

@@ -131,16 +131,15 @@ class Tracker:
             raise self.error
         self.shown.append(args)
 
+    def log(self, values, step) -> None:
+        self.show(values, step)
+
     def finish(self) -> None:
         self.shown.append("finished")
 
 
 def make_metrics(tmp_path, tracker: Tracker | None, warnings: list[str]) -> metrics.Metrics:
-    def log(values, step):
-        if tracker:
-            tracker.show(values, step)
-
-    accelerator = SimpleNamespace(is_main_process=True, log_with=[tracker.name] if tracker else [], log=log)
+    accelerator = SimpleNamespace(is_main_process=True, log_with=[tracker.name] if tracker else [])
     accelerator.trackers = [tracker] if tracker else []
     accelerator.init_trackers = lambda *args: None
     return metrics.Metrics(accelerator, tmp_path, 0, {}, warnings.append)
@@ -152,6 +151,18 @@ def test_text_and_curve_reach_a_tracker_that_can_show_them(tmp_path):
     written.sample("<b>first</b>\nsecond", lambda: "a picture", step=5, tokens=50)
     assert tracker.shown == [("sample", "    <b>first</b>\n    second\n", 5), ("curve", "a picture", 5)]
     assert not warnings
+
+
+def test_trackio_gets_no_step_again_that_it_has_from_before_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Markdown=str, Image=str))
+    tracker = Tracker("trackio")
+    tracker.run._next_step = 31  # it has steps up to 30
+    resumed = make_metrics(tmp_path, tracker, [])
+    for step in (20, 30, 40):
+        resumed.log(step=step, train_loss=1.0)
+        resumed.sample("text", lambda: "a picture", step=step)
+    assert [step for _, step in tracker.shown] == [40, 40]
+    assert [line["step"] for line in metrics.read(tmp_path / metrics.METRICS)] == [20, 30, 40]
 
 
 def test_at_the_end_trackers_finish_and_the_processes_stay_together(tmp_path):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import random
 
 import pytest
@@ -122,6 +123,41 @@ def test_a_directory_that_cannot_be_written_is_an_error_before_the_run(make_run,
     monkeypatch.setattr(Path, "write_text", read_only)
     with pytest.raises(OSError, match=r"Read-only file system: .*out.\.run"):
         make_run()
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_anything_is_written(make_run, tmp_path):
+    name = os.fsdecode(b"q\xfe")
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    os.mkdir(tmp_path / name)
+    for out_dir in (tmp_path / name, tmp_path / name / "run", tmp_path / "link"):
+        with pytest.raises(ValueError, match=r"^out_dir=.*is not UTF-8: name another"):
+            make_run(out_dir=str(out_dir))
+    assert os.listdir(tmp_path / name) == []
+
+
+@pytest.mark.parametrize("out_dir", ["link", "link/run", "loop"])
+def test_a_link_to_nothing_is_refused_in_one_line(make_run, tmp_path, out_dir):
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match=r"^out_dir=.* is a link to (nowhere|loop), which does not exist"):
+        make_run(out_dir=str(tmp_path / out_dir))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ({}, {"max_iters": 0}),
+        ({}, {"lr_schedule": "constant", "max_iters": 8}),
+        ({"lr_schedule": "constant"}, {"lr_schedule": "cosine", "max_iters": 8}),
+        ({"lr_schedule": "constant"}, {"lr_schedule": "constant", "max_iters": 8, "lr_decay_iters": 6}),
+    ],
+)
+def test_the_length_of_the_decay_is_named_only_if_there_are_two(make_run, capsys, before, after):
+    make_run(**before).train()
+    capsys.readouterr()
+    make_run(resume="auto", **after)
+    assert "decays over" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Out directories: other files are never removed or overwritten, and one process writes at a time."""
 
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,12 @@ from pathlib import Path
 import pytest
 from test_checkpoint import save, trained
 
-from nanogpt import checkpoint
+from nanogpt import GPT, checkpoint
 from nanogpt.config import TrainConfig
+from nanogpt.data.tokenizer import get_tokenizer
+from nanogpt.hub.load import load
 from nanogpt.run import resume, rundir
+from nanogpt.run.flags import recorded
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -124,7 +129,7 @@ def test_a_run_of_an_earlier_version_has_no_mark_and_goes_on(make_run, gone):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from nanogpt import rundir
+from nanogpt.run import rundir
 rundir.claim(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)
@@ -205,3 +210,98 @@ def test_a_checkpoint_that_is_removed_while_it_is_looked_at_gives_way_to_the_nex
     monkeypatch.setattr(checkpoint, "check", racing)
     assert checkpoint.find(tmp_path, ("best", "last"), said.append).name == "step-000002"
     assert said == []
+
+
+def without_links(monkeypatch, number):
+    def symlink(*args, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "symlink", symlink)
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EPERM, errno.ENOSYS])
+def test_without_symbolic_links_best_and_last_are_found_and_old_checkpoints_are_pruned(tmp_path, monkeypatch, number):
+    without_links(monkeypatch, number)
+    model, optimizers = trained(1)
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, model, optimizers, best=step == 2, keep=1)
+    assert not (tmp_path / "last").is_symlink() and left(tmp_path) == []
+    assert [step.name for step in checkpoint.steps(tmp_path)] == ["step-000002", "step-000004"]
+    assert checkpoint.find(tmp_path).name == "step-000002"
+    assert checkpoint.find(tmp_path, ("last",)).name == "step-000004"
+
+
+def test_a_text_file_in_place_of_a_link_is_read_wherever_a_checkpoint_is_named(make_run, monkeypatch):
+    without_links(monkeypatch, errno.ENOTSUP)
+    run = make_run(max_iters=2, eval_interval=1)
+    run.train()
+    last = run.out_dir / "last"
+    assert last.is_file() and load(run.out_dir, which="last")[2] == load(last)[2] == run.out_dir / "step-000002"
+    assert GPT.from_pretrained(last).config.n_layer == 2
+    assert get_tokenizer(str(last)).vocab_size == run.tokenizer.vocab_size
+    assert recorded(str(last))["max_iters"] == 2
+    assert make_run(max_iters=3, resume=str(last)).start_step == 2
+
+
+def test_a_link_and_a_text_file_replace_each_other(tmp_path, monkeypatch):
+    model, optimizers = trained(1)
+    save(tmp_path, 1, model, optimizers)
+    with monkeypatch.context() as elsewhere:
+        without_links(elsewhere, errno.ENOTSUP)
+        save(tmp_path, 2, model, optimizers)
+        assert checkpoint.find(tmp_path, ("last",)).name == "step-000002"
+    save(tmp_path, 3, model, optimizers)
+    assert (tmp_path / "last").resolve().name == "step-000003"
+
+
+@pytest.mark.parametrize("text", ["../elsewhere", "step-000009", "", "\udcff", "step-000001/../../x"])
+def test_a_text_file_names_nothing_but_a_checkpoint_beside_it(tmp_path, text):
+    save(tmp_path, 1, *trained(1))
+    (tmp_path / "last").unlink()
+    (tmp_path / "last").write_bytes(text.encode(errors="surrogateescape"))
+    assert checkpoint.find(tmp_path, ("last",)).name == "step-000001"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES])
+def test_a_checkpoint_is_saved_where_directories_cannot_be_synced(tmp_path, monkeypatch, number):
+    def fsync(descriptor, fsync=os.fsync):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert checkpoint.check(save(tmp_path, 1, *trained(1))) is None
+
+
+def test_a_checkpoint_is_saved_as_on_windows(tmp_path, monkeypatch):
+    """No directory can be opened, and no file be synced that is open for reading only."""
+    files = []
+
+    def opened(path, flags, *args, open=os.open, **options):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open(path, flags, *args, **options)
+
+    def fsync(descriptor, fsync=os.fsync):
+        import fcntl
+
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        fsync(descriptor)
+        files.append(descriptor)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert checkpoint.check(save(tmp_path, 1, *trained(1))) is None
+    assert len(files) >= 5  # all files of the checkpoint
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_disk_that_fails_fails_the_save(tmp_path, monkeypatch, number):
+    def fsync(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        save(tmp_path, 1, *trained(1))
+    assert checkpoint.steps(tmp_path) == []

@@ -23,6 +23,34 @@ def test_a_signal_is_remembered_and_a_second_one_of_any_kind_would_end_at_once(n
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_hangup_is_remembered_and_more_of_them_do_not_end_the_run():
+    with Interrupts(ALONE, 0, 3) as interrupts:
+        for _ in range(3):  # the kernel's and the shell's
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupts.due(0, 0) == (signal.SIGHUP, False, False)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert interrupts.why(signal.SIGHUP) == "the terminal was closed: stopped"
+
+
+def test_a_hangup_after_another_signal_does_not_end_the_run():
+    """systemd's SendSIGHUP sends one right after SIGTERM."""
+    with Interrupts(ALONE, 0, 3) as interrupts:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        assert interrupts.due(0, 0) == (signal.SIGTERM, False, False)
+
+
+def test_under_nohup_a_hangup_is_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts(ALONE, 0, 3) as interrupts:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupts.due(0, 0) == (0, False, False)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_time_is_up_before_a_step_and_a_save_would_pass_the_limit():
     with Interrupts(ALONE, 2 / 60, 3) as interrupts:  # 2 s
         time.sleep(0.1)
