@@ -275,6 +275,7 @@ class Run(Setup):
         """Why the run ends before max_iters, the same on all processes; None to continue."""
         config, step = self.config, self.state["step"]
         if self.log_due and self.tally.bad_in_a_row >= guard.bad_steps_allowed(config, self.accelerator.scaler):
+            self.saver.wait()
             return Stop(guard.diagnosis(self.tally, step, self.lr, config), code=1)
         number, time_is_up, saves_fail = self.interrupts.due(self.saver.seconds, self.saver.failed)
         if saves_fail:

@@ -91,7 +91,7 @@ class Peers:
             if reason is None:
                 raise
             before_exit()
-            saved = "--resume=auto resumes from the last checkpoint"
+            saved = "start it again with --resume=auto"
             me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
             print(f"error: {me} stops: {reason}; {saved}", file=sys.stderr, flush=True)
             sys.stdout.flush()

@@ -176,8 +176,7 @@ def conclude(run) -> None:
             push(run.out_dir, config.push_to_hub, say=run.say)
         except (ValueError, OSError) as error:  # the checkpoint is saved all the same
             run.say(f"warning: not pushed: {error}; later: nanogpt push {out_dir} {config.push_to_hub}")
-    # a prompt that the tokenizer knows: the beginning of the data's first line
-    prompt = run.tokenizer.decode(run.train_data.tokens[:20]).partition("\n")[0].rstrip("\ufffd") or " "
+    prompt = first_prompt(run.tokenizer.decode(run.train_data.tokens[:20]))
     use = f"sample {out_dir} --prompt{'=' if prompt[0] == '-' else ' '}{shlex.quote(prompt)}"
     if "chat" in run.train_data.meta:
         use = f"chat {out_dir}"
@@ -185,6 +184,12 @@ def conclude(run) -> None:
     if config.train_minutes:
         longer = f"--train_minutes={2 * config.train_minutes:g}"
     run.say(f"next:  nanogpt {use}\n       nanogpt eval {out_dir}\n       {resume_command(run, longer)}")
+
+
+def first_prompt(text: str) -> str:
+    """A prompt that the tokenizer knows and a terminal shows as it is: the beginning of the first line of the data."""
+    line = text.strip().partition("\n")[0]
+    return "".join(filter(str.isprintable, line)).strip("\ufffd ") or " "
 
 
 def sample(run, tokens: int = 300) -> str:

@@ -3,11 +3,13 @@
 import dataclasses
 import gc
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT, GPTConfig
+from nanogpt.run import rundir
 from nanogpt.run.agree import Peers
 from nanogpt.run.device import free_memory
 from nanogpt.run.errors import out_of_memory
@@ -61,11 +63,13 @@ class Tally:
 
 def diagnosis(tally: Tally, step: int, lr: float, config: TrainConfig) -> str:
     """The message for a run whose gradients are not finite."""
+    saved = rundir.steps(Path(config.out_dir))
+    again = "resume from the last checkpoint by --resume=auto" if saved else "no step was saved: start again"
     return (
         f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step {step}, at learning rate {lr:.2e}; "
         f"the last finite gradient norm was {float(tally.good_norm):.3g}. None of these steps was applied. Look at "
-        f"grad_norm and train_loss in {config.out_dir}/metrics.jsonl; resume from the last checkpoint by --resume=auto "
-        "with a lower --learning_rate or --precision=fp32"
+        f"grad_norm and train_loss in {config.out_dir}/metrics.jsonl; {again} with a lower --learning_rate or "
+        "--precision=fp32"
     )
 
 

@@ -24,7 +24,7 @@ from nanogpt.evaluate import forward_batch_size
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.ops import ops_for
 from nanogpt.optim import make_optimizers
-from nanogpt.run.device import free_memory, gpu_gib, wants_cpu
+from nanogpt.run.device import free_memory, gpu_gib, memory_in_use, wants_cpu
 
 CHINCHILLA = 20  # tokens per parameter that make best use of a given amount of compute (Hoffmann et al. 2022)
 # memory of glibc's heap and oneDNN on a CPU, in addition to the tensors (LOG.md: 4 to 20 % in eight configurations)
@@ -124,6 +124,9 @@ def estimate(
         model = GPT(config)
     needed = memory(config, train, precision, processes)
     room, minutes = available(train.device) + taken, train.train_minutes if train.max_iters else 0
+    if "allocator" in needed:  # on a CPU; this process has loaded what a run loads
+        needed["Python and torch"] = max(memory_in_use(torch.device("cpu")) - taken, 0)
+        room += needed["Python and torch"]
     return {
         "parameters": model.get_num_params(),
         "parameters_by_part": parameters(config),

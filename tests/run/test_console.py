@@ -44,9 +44,11 @@ def test_epochs_are_counted_and_the_prompt_is_ready_for_a_shell(make_run, tmp_pa
 
 
 ODD_BEGINNINGS = {"--- title\n": "--prompt='--- title'", "天地玄黄宇宙洪荒": "--prompt '天地玄黄宇宙'"}
+ODD_BEGINNINGS |= {"Hello there\r\nAll\r\n": "--prompt 'Hello there'", "\n\t a\x1b[1m\n": "--prompt 'a[1m'"}
+ODD_BEGINNINGS |= {"\u200f\u202bשלום\u202c\n": "--prompt 'שלום'", "\u200f\r\n": "--prompt ' '"}
 
 
-@pytest.mark.parametrize("beginning, prompt", ODD_BEGINNINGS.items(), ids=["dashes", "Chinese"])
+@pytest.mark.parametrize("beginning, prompt", ODD_BEGINNINGS.items(), ids=range(6))
 def test_a_prompt_that_looks_like_a_flag_or_ends_amid_a_character_works(make_run, tmp_path, capsys, beginning, prompt):
     writer.write(tmp_path / "odd", beginning * 400, "bytes", 0.25, "made up")
     make_run(data=str(tmp_path / "odd")).train()

@@ -170,6 +170,13 @@ def test_the_loss_of_a_skipped_step_is_not_in_the_mean():
     assert tally.loss == 6 and tally.skipped == 1
 
 
+def test_a_run_without_checkpoints_is_not_told_to_resume(tmp_path):
+    tally, config = guard.Tally(torch.device("cpu")), TrainConfig(out_dir=str(tmp_path))
+    assert "--resume" not in guard.diagnosis(tally, 5, 1e-3, config)
+    (tmp_path / "step-000002").mkdir()
+    assert "--resume=auto" in guard.diagnosis(tally, 5, 1e-3, config)
+
+
 def test_bad_steps_in_a_row_are_counted_from_the_last_good_one():
     tally, counted = guard.Tally(torch.device("cpu")), []
     for skipped in (1.0, 0.0, 1.0, 1.0):

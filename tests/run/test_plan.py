@@ -173,6 +173,14 @@ def test_what_a_run_has_already_is_not_counted_twice(monkeypatch):
     assert "fits into" in plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400, taken=1001))
 
 
+@pytest.mark.slow
+def test_the_memory_of_a_plan_has_python_and_torch_in_it(monkeypatch):
+    config, train = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32), TrainConfig(device="cpu")
+    monkeypatch.setattr(plan, "memory_in_use", lambda device: 400_000_000)
+    found = plan.estimate(config, train, "fp32", train_tokens=6400, taken=30_000_000)
+    assert found["memory"] == sum(plan.memory(config, train, "fp32").values()) + 370_000_000
+
+
 def test_a_quick_evaluation_is_divided_among_processes_and_the_last_one_is_not_quick():
     config = TrainConfig(batch_size=8, max_iters=100, eval_interval=30)  # at 0, 30, 60, 90 and 100
     val_tokens = 100 * 1024 + 1  # 100 windows of 1024 are 13 batches of 8, of two processes 7
