@@ -4,45 +4,53 @@
                           optimizer.safetensors    "<parameter>.<state>", such as wte.weight.exp_avg
                           config.json              all settings and versions
                           tokenizer.json           the data's tokenizer
-                          trainer_state.json       step, tokens, best loss; size and CRC-32 of every file and of its
-                                                   own content; written last
+                          trainer_state.json       State; size and CRC-32 of every file and of its own content
     out/<run>/last, best                           links to two of them, or text files with their names
 
-A checkpoint is written to a temporary directory, synced, and renamed, so everything with a final name is complete.
-Loading reads safetensors and JSON only, and executes nothing.
+A checkpoint is written once, to a temporary directory, synced, and renamed: everything with a final name is complete,
+and is never edited. Loading reads safetensors and JSON only, and executes nothing.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
 import shlex
 import shutil
+import typing
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from nanogpt import rundir
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import follow, read_json, require_regular
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import state_shapes
-from nanogpt.run import rundir
-from nanogpt.run.rundir import number, point, prune, steps, sync, write_json
+from nanogpt.rundir import sync, temporary, write, write_json
 
 MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
+TOKENIZER = "tokenizer.json"
+FILES = (MODEL, OPTIMIZER, CONFIG, TOKENIZER)  # besides STATE
 NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes that can be loaded
-# the counters of a run, and their values at step 0
-COUNTED = {"step": int, "tokens": int, "train_seconds": float, "skipped_steps": int}
-COUNTED |= {"evaluated_step": int | None, "best_val_loss": float | None, "best_step": int | None}
-START = {"step": 0, "tokens": 0, "train_seconds": 0.0, "skipped_steps": 0}
-START |= {"evaluated_step": None, "best_val_loss": None, "best_step": None}
-# fp16's gradient scaler; earlier versions saved neither
-SCALER = {"loss_scale": float | None, "loss_scale_steps": int | None}
-COUNTED |= SCALER
-START |= dict.fromkeys(SCALER)
+
+
+@dataclasses.dataclass
+class State:
+    """How far a run is, and how it got there: all that a checkpoint stores besides tensors and settings."""
+
+    step: int = 0
+    tokens: int = 0
+    train_seconds: float = 0.0
+    skipped_steps: int = 0
+    evaluated_step: int | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    loss_scale: float | None = None  # of fp16's gradient scaler; runs of earlier versions have neither of the two
+    loss_scale_steps: int | None = None  # steps in a row that did not overflow
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -52,56 +60,29 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def size(model: GPT, optimizers: list[torch.optim.Optimizer]) -> int:
-    """Approximate size of a checkpoint in bytes."""
-    tensors = list(model.parameters())
-    tensors += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
-
-
-def collect(
-    model: GPT, optimizers: list[torch.optim.Optimizer], copy: bool = False, keep: bool = True
-) -> tuple[dict, dict]:
+def collect(model: GPT, optimizers: list[torch.optim.Optimizer], keep: bool = True) -> tuple[dict, dict]:
     """Full weights and optimizer state by name, on the CPU. Must be called on all processes.
 
-    With `copy` they do not change as training continues; otherwise they may share the model's memory. Processes without
-    `keep` only take part in gathering and return empty dicts. Raises MemoryError if a copy does not fit into memory,
-    after all processes have taken part.
+    They may share the model's memory. Processes without `keep` only take part in gathering and return empty dicts.
     """
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():  # an evaluation leaves FSDP's outermost parameters unsharded
         if isinstance(module, FSDPModule):
             module.reshard()
-    weights, moments, full = {}, {}, []
+    weights, moments = {}, {}
 
     def take(into: dict, name: str, tensor: torch.Tensor | float) -> None:
         tensor = full_tensor(torch.as_tensor(tensor).detach())
         if keep:
-            try:
-                into[name] = to_host(tensor, copy)
-            except RuntimeError as error:
-                full.append(error)
+            into[name] = tensor.cpu().contiguous()
 
     for name, p in model.named_parameters():
         take(weights, name, p)
         for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
                 take(moments, f"{name}.{key}", value)
-    if model.wte.weight.is_cuda:
-        torch.cuda.synchronize()  # until all copies have arrived
-    if full:
-        raise MemoryError(f"no memory for a copy of weights and optimizer state: {full[0]}")
     return weights, moments
-
-
-def to_host(tensor: torch.Tensor, copy: bool) -> torch.Tensor:
-    """`tensor` on the CPU; with `copy` in memory of its own, which CUDA has filled at the next synchronization."""
-    if copy and tensor.device.type == "cuda":  # into pinned memory, which torch keeps for the next copy
-        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return pinned.copy_(tensor, non_blocking=True)
-    on_host = tensor.cpu().contiguous()
-    return on_host.clone() if copy and on_host.data_ptr() == tensor.data_ptr() else on_host
 
 
 def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -186,16 +167,16 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         raise OSError(f"{path.name}: {error}") from None
 
 
-def read_state(checkpoint: Path) -> dict:
-    """The run's counters in a checkpoint. Raises ValueError if one is missing or has the wrong type."""
-    state = dict.fromkeys(SCALER) | read_json(checkpoint / STATE)
-    for name, kind in COUNTED.items():
-        value = state.get(name, "")
+def read_state(checkpoint: Path) -> State:
+    """The state in a checkpoint. Raises ValueError if a value is missing or has the wrong type."""
+    found = {"loss_scale": None, "loss_scale_steps": None} | read_json(checkpoint / STATE)
+    for name, kind in typing.get_type_hints(State).items():
+        value = found.get(name, "")
         right = isinstance(value, kind) and not isinstance(value, bool)
         most = float("inf") if name == "loss_scale" else 2**53
         if not right or (value is not None and not 0 <= value < most and name != "best_val_loss"):
-            raise ValueError(f"{checkpoint / STATE} is damaged: {name} is {str(state.get(name))[:40]!r}")
-    return {name: state[name] for name in COUNTED}
+            raise ValueError(f"{checkpoint / STATE} is damaged: {name} is {str(found.get(name))[:40]!r}")
+    return State(**{name: found[name] for name in State.__dataclass_fields__})
 
 
 def crc32(path: Path) -> int:
@@ -212,35 +193,36 @@ def seal(state: dict) -> int:
 
 
 def save(
-    out_dir: Path, state: dict, weights: dict, moments: dict, config: dict, tokenizer, keep: int, best: bool
+    out_dir: Path, state: State, weights: dict, moments: dict, config: dict, tokenizer, keep: int, best: bool
 ) -> Path:
-    """Writes the checkpoint of step `state["step"]`, points `last` (and `best`) at it, prunes old ones.
+    """Writes the checkpoint of step `state.step`, points `last` (and `best`) at it, prunes old ones.
 
     Raises OSError if it cannot be written, ValueError if out_dir is not this run's (see `rundir.claim`); existing
     checkpoints stay as they were.
     """
     rundir.claim(out_dir)  # does not create out_dir: if it vanished, its disk may come back
-    final = out_dir / f"step-{state['step']:06d}"
-    temporary = rundir.temporary(final)
-    rundir.sweep(out_dir)
-    temporary.mkdir()
+    final = out_dir / f"step-{state.step:06d}"
+    new = temporary(final)
+    rundir.remove_leftovers(out_dir)
+    new.mkdir()
     try:
-        write_tensors(temporary / MODEL, weights)
-        write_tensors(temporary / OPTIMIZER, moments)
-        write_json(temporary / CONFIG, config)
-        tokenizer.save(temporary)
-        files = sorted(temporary.iterdir())
-        checksums = sync_all(files)
-        manifest = {f.name: {"bytes": f.stat().st_size, "crc32": c} for f, c in zip(files, checksums, strict=True)}
-        content = state | {"files": manifest}
-        write_json(temporary / STATE, content | {"crc32": seal(content)})
-        sync(temporary)
+        write_tensors(new / MODEL, weights)
+        write_tensors(new / OPTIMIZER, moments)
+        write_json(new / CONFIG, config)
+        tokenizer.save(new)
+        manifest = {}
+        for file in sorted(new.iterdir()):
+            manifest[file.name] = {"bytes": file.stat().st_size, "crc32": crc32(file)}
+            sync(file)
+        content = dataclasses.asdict(state) | {"files": manifest}
+        write_json(new / STATE, content | {"crc32": seal(content)})
+        sync(new)
         if final.exists():  # the run was resumed from before this step
-            final.rename(rundir.temporary(final, "old"))  # after a kill here, finish_renaming completes the save
+            final.rename(temporary(final, "old"))  # after a kill here, finish_renaming completes the save
         final.with_name(f"{final.name}.eval.json").unlink(missing_ok=True)  # was measured with other weights
-        temporary.rename(final)
+        new.rename(final)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         raise
     if best:  # before `last`: a run killed in between resumes before this step and finds the best again
         point(out_dir / "best", final)
@@ -252,47 +234,57 @@ def save(
     return final
 
 
-def sync_all(files: list[Path]) -> list[int]:
-    """Flushes files to disk and returns their checksums."""
-    jobs = [(sync, file) for file in files] + [(crc32, file) for file in files]
-    try:
-        with ThreadPoolExecutor() as pool:  # the disk writes while the checksums are computed
-            done = list(pool.map(lambda job: job[0](job[1]), jobs))
-    except RuntimeError:  # no thread can be started
-        done = [work(file) for work, file in jobs]
-    return done[len(files) :]
-
-
-def add_evaluation(out_dir: Path, state: dict, keep: int, best: bool) -> None:
-    """Writes the evaluation of step `state["step"]` into its checkpoint, and points `best` at it if it is the best.
-
-    `best` is moved first: a run killed in between evaluates the step again and finds the best again.
-    """
-    final = out_dir / f"step-{state['step']:06d}"
-    content = read_json(final / STATE)
-    content |= {name: state[name] for name in ("evaluated_step", "best_val_loss", "best_step")}
-    del content["crc32"]
-    if best:
-        point(out_dir / "best", final)
-        sync(out_dir)
-    write_json(final / STATE, content | {"crc32": seal(content)})
-    sync(final)
-    prune(out_dir, keep)
-
-
 def finish_renaming(out_dir: Path) -> None:
     """Completes a save that was killed while it replaced a checkpoint: the newest intact one gets the name."""
-    prefix = rundir.temporary(out_dir / "step-", "old").name
+    prefix = temporary(out_dir / "step-", "old").name
     for old in out_dir.glob(f"{prefix}*"):
         final = out_dir / f"step-{old.name.removeprefix(prefix)}"
-        new = rundir.temporary(final)
-        sound = [path for path in (new, old) if path.is_dir() and check(path) is None]
+        sound = [path for path in (temporary(final), old) if path.is_dir() and check(path) is None]
         if sound and not final.exists():
             sound[0].rename(final)
 
 
-def check(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is intact.
+def point(link: Path, target: Path) -> None:
+    """Makes `link` name its sibling `target`, atomically: a symbolic link, or if that fails a text file (`follow`)."""
+    new = temporary(link)
+    new.unlink(missing_ok=True)
+    try:
+        new.symlink_to(target.name)
+    except OSError:  # the file system has no links, or Windows does not allow them
+        write(link, target.name + "\n", new)
+    else:
+        new.replace(link)
+
+
+def steps(out_dir: Path) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    found = [d for d in out_dir.glob("step-*") if re.fullmatch(r"step-\d{6,18}", d.name) and d.is_dir()]
+    return sorted(found, key=number)
+
+
+def number(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint's directory; 0 if it has another name."""
+    found = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    return int(found[1]) if found else 0
+
+
+def prune(out_dir: Path, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep`, `best` and `last`. Errors are ignored.
+
+    Checkpoints newer than `last`, from before the run was resumed at an earlier one, are removed first.
+    """
+    with contextlib.suppress(OSError):
+        best, last = (follow(out_dir / link).resolve() for link in ("best", "last"))
+        found = sorted(steps(out_dir), key=lambda step: number(step) <= number(last))  # stable: oldest first in both
+        for old in found[:-keep] if keep else []:
+            if old.resolve() not in (best, last):
+                # renamed first, so that no half-removed directory has a checkpoint's name
+                old.rename(temporary(old))
+        rundir.remove_leftovers(out_dir)
+
+
+def check(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
+    """What is wrong with the files `names` of a checkpoint; None if they are intact.
 
     Opens only files with known names, never names from the checkpoint, so it cannot point elsewhere.
     """
@@ -304,9 +296,8 @@ def check(checkpoint: Path) -> str | None:
         state = read_json(checkpoint / STATE)
         if state.pop("crc32", None) != seal(state):
             return f"{STATE} is damaged: its checksum is wrong"
-        files = state["files"]
-        for name in (MODEL, OPTIMIZER, CONFIG, "tokenizer.json"):
-            path, expected = checkpoint / name, files[name]
+        for name in names:
+            path, expected = checkpoint / name, state["files"][name]
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
@@ -320,52 +311,38 @@ def check(checkpoint: Path) -> str | None:
     return None
 
 
-def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print, hold: bool = True) -> Path:
+def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print, to_resume: bool = False) -> Path:
     """The checkpoint that `run` names: itself, or the first intact one of `prefer` in an out directory.
 
-    Falls back to the newest intact checkpoint and reports it through `say`. With `hold`, a run in training does not
-    remove it before this process ends (`rundir.hold`). Raises ValueError if there is none.
+    Falls back to the newest intact checkpoint and reports it through `say`. Reads and checks the model's files, with
+    `to_resume` the optimizer's as well. Raises ValueError if there is none.
     """
     run = follow(run)
     if not run.is_dir():
         raise ValueError(f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one")
     called_so = re.fullmatch(r"step-\d+", run.resolve().name) and not steps(run)  # an out directory may be, too
-    if (run / MODEL).exists() or (run / STATE).exists() or called_so:
-        wrong = check_held(run, hold)
-        if wrong is None:
-            return run.resolve()
-        other = next((o for o in reversed(steps(run.resolve().parent)) if check_held(o, hold) is None), None)
-        if other is None:
-            raise ValueError(f"checkpoint {run} is damaged: {wrong}")
-        say(f"checkpoint {run} is damaged: {wrong}; using {other}, the newest intact one")
-        return other
+    itself = (run / MODEL).exists() or (run / STATE).exists() or called_so
+    names = FILES if to_resume else (MODEL, CONFIG, TOKENIZER)
     tried: list[Path] = []
-    while candidates := [path for path in choices(run, prefer) if path not in tried]:  # a run may write new ones
-        for candidate in candidates:
-            wrong = check_held(candidate, hold)
-            if wrong is None:
-                return candidate
-            if candidate.is_dir():  # otherwise the run has removed it
-                say(f"checkpoint {candidate.name} is damaged: {wrong}; trying the next")
-        tried += candidates
-    raise ValueError(f"{run} has no intact checkpoint: train into it first, or name another run")
+    error = f"{run} has no intact checkpoint: train into it first, or name another run"
+    while untried := [path for path in choices(run, prefer, itself) if path not in tried]:
+        candidate = untried[0]
+        tried.append(candidate)
+        wrong = check(candidate, names)
+        if wrong is None:
+            return candidate
+        if itself and len(tried) == 1:
+            error = f"checkpoint {run} is damaged: {wrong}"
+        if candidate.is_dir() and len(untried) > 1:  # otherwise the run has removed it
+            say(f"checkpoint {candidate.name} is damaged: {wrong}; trying the next")
+    raise ValueError(error)
 
 
-def check_held(checkpoint: Path, hold: bool) -> str | None:
-    """`check`; with `hold`, no run removes an intact checkpoint before this process ends."""
-    if hold:
-        rundir.hold(checkpoint)
-    wrong = check(checkpoint)
-    if wrong:
-        rundir.unhold(checkpoint)
-    return wrong
-
-
-def choices(run: Path, prefer: tuple[str, ...]) -> list[Path]:
-    """The checkpoints of an out directory in the order to try: those linked by `prefer`, then the newest first."""
-    named = [follow(run / link) for link in prefer]
-    linked = [path.resolve() for path in named if path.is_dir()]
-    return list(dict.fromkeys(linked + [step.resolve() for step in reversed(steps(run))]))
+def choices(run: Path, prefer: tuple[str, ...], itself: bool) -> list[Path]:
+    """The checkpoints to try, in this order: the named one, or those linked by `prefer`; then the newest first."""
+    named = [run] if itself else [path for path in (follow(run / link) for link in prefer) if path.is_dir()]
+    others = reversed(steps(run.resolve().parent if itself else run))
+    return list(dict.fromkeys(path.resolve() for path in (*named, *others)))
 
 
 def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:

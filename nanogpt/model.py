@@ -18,7 +18,7 @@ Dimension letters: B batch, T time, C channels (n_embd), H heads, K key-value he
 
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from types import NoneType
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 VOCAB_MULTIPLE = 64  # pad the vocabulary to a multiple of 64: faster matmuls; only this file sees the padding
+
+SAME_RESULT = {"ignored_by": ("resume", "card")}  # see `setting` in nanogpt/config.py
 
 
 @dataclass
@@ -50,7 +52,9 @@ class GPTConfig:
     qk_norm: bool = False  # RMSNorm over each head's query and key, before RoPE (as Qwen3)
     bias: bool = False  # biases in Linear and LayerNorm; GPT-2 has them, nanoGPT trains better without
     tie_embeddings: bool = True  # one matrix for the token embedding and the output projection
-    gradient_checkpointing: bool = False  # recompute each block in the backward pass: less memory, a third more time
+    gradient_checkpointing: bool = field(
+        default=False, metadata=SAME_RESULT
+    )  # recompute blocks: less memory, more time
 
     def __post_init__(self):
         check_fields(self)
@@ -426,7 +430,7 @@ def declared(cls: type) -> dict[str, tuple[type, tuple]]:
 def check_fields(config) -> None:
     """Raises ValueError where a field of a dataclass does not hold what it declares."""
     allowed = declared(type(config))
-    for name in (field.name for field in fields(config)):
+    for name in (f.name for f in fields(config)):
         value, (kind, limits) = getattr(config, name), allowed[name]
         kinds = get_args(kind) or (kind,)
         a_number = (int,) if float in kinds else ()

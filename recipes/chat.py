@@ -38,7 +38,7 @@ TRAIN = TrainConfig(
     lr_schedule="linear",
     warmup_iters=0,
     min_lr=0.0,
-    exportable=True,
+    require_exportable=True,
 )
 
 if __name__ == "__main__":

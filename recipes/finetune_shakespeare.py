@@ -37,7 +37,7 @@ TRAIN = TrainConfig(
     eval_interval=20,
     log_interval=1,
     always_save_checkpoint=False,
-    exportable=True,
+    require_exportable=True,
 )
 
 if __name__ == "__main__":

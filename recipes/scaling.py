@@ -31,7 +31,7 @@ import pretrain
 
 from data_prep import python_stdlib
 from nanogpt import GPTConfig, TrainConfig, checkpoint
-from nanogpt.config import INCIDENTAL
+from nanogpt.config import ignored_by
 from nanogpt.data.files import read_json
 from nanogpt.run import metrics
 from nanogpt.run.device import gpu_gib
@@ -107,7 +107,7 @@ def complete(run: Planned) -> bool:
     """Whether the run has been trained to its end. Raises ValueError if its directory holds another run."""
     there = recorded(run.out_dir) if (run.out_dir / "config.json").exists() else {}
     divided = {"batch_size", "gradient_accumulation_steps"}  # a run may divide its steps into other micro-batches
-    for name in sorted(there.keys() & run.settings.keys() - INCIDENTAL - divided):
+    for name in sorted(there.keys() & run.settings.keys() - ignored_by("compare", "card") - divided):
         if there[name] != (asked := run.settings[name]):
             raise ValueError(f"{run.out_dir} holds a run with {name}={there[name]}, not {asked}: change --out_dir")
     result = run.out_dir / "result.json"

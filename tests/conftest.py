@@ -9,11 +9,11 @@ import pytest
 import torch
 from fresh import reset_accelerate
 from hub_server import Hub
+from tiny_run import Run
 
 from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.train import Run
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 

@@ -29,8 +29,7 @@ def make_checkpoint(out_dir: Path, config: GPTConfig, tokenizer, seed: int = 0) 
     randomize(model, seed)
     settings = {"model": dataclasses.asdict(config), "train": dataclasses.asdict(TrainConfig(data="nowhere"))}
     settings["environment"] = {"device": "cpu", "precision": "fp32"}
-    state = {"step": 7, "tokens": 700, "train_seconds": 1.5, "best_val_loss": 2.0, "best_step": 7}
-    state |= {"skipped_steps": 0, "evaluated_step": 7}
+    state = checkpoint.State(7, 700, 1.5, evaluated_step=7, best_val_loss=2.0, best_step=7)
     weights = dict(model.state_dict())
     out_dir.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.save(out_dir, state, weights, {}, settings, tokenizer, keep=2, best=True)

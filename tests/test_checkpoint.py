@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint
+from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint, rundir
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.optim import Muon, make_optimizers
-from nanogpt.run import rundir
 
 OTHER = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=16)
 CONFIG = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=8)
@@ -30,7 +29,7 @@ def save(out, step, model, optimizers, best=False, keep=2, settings=None, tokeni
     settings = {"model": vars(CONFIG), "train": vars(TrainConfig())} | (settings or {})
     collected = checkpoint.collect(model, optimizers)
     out.mkdir(exist_ok=True)
-    return checkpoint.save(out, {"step": step}, *collected, settings, CharTokenizer(tokenizer), keep, best)
+    return checkpoint.save(out, checkpoint.State(step), *collected, settings, CharTokenizer(tokenizer), keep, best)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -147,13 +146,27 @@ def test_a_damaged_file_is_noticed_and_the_last_whole_checkpoint_taken(tmp_path,
         content[len(content) // 2] ^= 1
         (newest / name).write_bytes(content)
     said = []
-    assert checkpoint.find(tmp_path, ("last",), said.append).name == "step-000001"
+    assert checkpoint.find(tmp_path, ("last",), said.append, to_resume=True).name == "step-000001"
     assert len(said) == 1 and "step-000002 is damaged: " in said[0]
     if (name, damage) != ("trainer_state.json", "another model's"):  # it describes other files than there are
         assert name in said[0]
-    said.clear()
-    assert checkpoint.find(newest, say=said.append).name == "step-000001"
-    assert "; using " in said[0]
+    assert checkpoint.find(newest, say=said.append, to_resume=True).name == "step-000001"
+    assert len(said) == 2 and said[0] == said[1]
+
+
+def test_the_optimizers_state_is_read_only_to_resume(tmp_path, monkeypatch):
+    path, read, crc32 = save(tmp_path, 1, *trained(1)), [], checkpoint.crc32
+    monkeypatch.setattr(checkpoint, "crc32", lambda file: (read.append(file.name), crc32(file))[1])
+    assert checkpoint.find(tmp_path) == path
+    assert sorted(read) == ["config.json", "model.safetensors", "tokenizer.json"]
+    (path / "optimizer.safetensors").unlink()
+    assert checkpoint.find(tmp_path) == path
+    with pytest.raises(ValueError, match="has no intact checkpoint"):
+        checkpoint.find(tmp_path, to_resume=True)
+
+
+def test_processes_that_do_not_save_take_part_in_gathering_and_keep_nothing():
+    assert checkpoint.collect(*trained(1), keep=False) == ({}, {})
 
 
 def test_an_empty_directory_and_no_directory_are_named(tmp_path):
@@ -174,7 +187,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path):
 
     weights, moments = checkpoint.collect(model, optimizers)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, {"step": 2}, weights, moments, {}, SimpleNamespace(save=full), 2, False)
+        checkpoint.save(tmp_path, checkpoint.State(2), weights, moments, {}, SimpleNamespace(save=full), 2, False)
     assert shown(tmp_path) == ["last", "step-000001"]
     assert checkpoint.check(tmp_path / "step-000001") is None
 
@@ -246,19 +259,6 @@ def test_what_was_replaced_and_is_half_removed_does_not_come_back(tmp_path):
     assert checkpoint.steps(tmp_path) == []
 
 
-def test_a_copy_does_not_change_with_the_model(tmp_path):
-    model, optimizers = trained(1)
-    (weights, moments), (shared, _) = (checkpoint.collect(model, optimizers, copy=copy) for copy in (True, False))
-    size = sum(t.numel() * t.element_size() for t in [*weights.values(), *moments.values()])
-    assert checkpoint.size(model, optimizers) == size
-    with torch.no_grad():
-        model.wte.weight.zero_()
-        momentum = optimizers[0].state[model.h[0].attn.c_attn.weight]["momentum_buffer"].zero_()
-    assert weights["wte.weight"].any() and moments["h.0.attn.c_attn.weight.momentum_buffer"].any()
-    assert not shared["wte.weight"].any() and not momentum.any()
-    assert checkpoint.collect(model, optimizers, keep=False) == ({}, {})
-
-
 def test_a_damaged_checkpoint_that_is_the_best_and_the_last_is_named_once(tmp_path):
     model, optimizers = trained(1)
     for step in (1, 2):
@@ -279,15 +279,6 @@ def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     files, names = done[: done.index(half)], done[done.index(half) :]
     written = {name.removeprefix(".tmp-") for name in files}  # JSON waits under another name until it is synced
     assert set(FILES) <= written and names[:3] == [half, "best", "last"] and names[-1] == "run"
-
-
-def test_an_evaluation_is_on_the_disk_after_best(tmp_path, monkeypatch):
-    path, done = save(tmp_path / "run", 1, *trained(1)), []
-    for name in ("sync", "point", "write_json"):
-        monkeypatch.setattr(checkpoint, name, lambda path, *args: done.append(path.name))
-    state = {"step": 1, "evaluated_step": 1, "best_val_loss": 2.0, "best_step": 1}
-    checkpoint.add_evaluation(tmp_path / "run", state, 2, best=True)
-    assert done == ["best", "run", "trainer_state.json", path.name]
 
 
 def test_from_weights_that_are_not_finite_the_way_leads_back(tmp_path):
@@ -319,44 +310,7 @@ def test_of_several_whole_checkpoints_the_newest_is_taken(tmp_path):
     assert checkpoint.find(tmp_path, say=lambda text: None).name == "step-000002"
 
 
-def test_an_evaluation_is_added_to_its_checkpoint_and_best_points_there(tmp_path):
-    """The run saves before it evaluates. `best` comes first, so that a kill in between costs the evaluation alone."""
-    model, optimizers = trained(1)
-    for step in (1, 2, 3):
-        save(tmp_path, step, model, optimizers, best=step == 1, keep=1)
-    assert shown(tmp_path) == ["best", "last", "step-000001", "step-000003"]
-    evaluated = {"step": 3, "evaluated_step": 3, "best_val_loss": 1.5, "best_step": 3, "tokens": 99}
-    checkpoint.add_evaluation(tmp_path, evaluated, keep=1, best=True)
-    state = checkpoint.read_json(tmp_path / "step-000003" / "trainer_state.json")
-    assert (state["evaluated_step"], state["best_val_loss"], state["best_step"]) == (3, 1.5, 3)
-    assert "tokens" not in state  # nothing but the evaluation is added
-    assert checkpoint.check(tmp_path / "step-000003") is None
-    assert (tmp_path / "best").resolve().name == "step-000003"
-    assert shown(tmp_path) == ["best", "last", "step-000003"]  # the old best goes
-
-
 def test_settings_that_a_recipe_of_ones_own_has_added_are_passed_over(tmp_path):
     """Models trained with a subclass of TrainConfig are sampled and evaluated like any other."""
     path = save(tmp_path, 1, *trained(1), settings={"train": vars(TrainConfig(seed=7)) | {"temperature": 0.5}})
     assert checkpoint.load_configs(path)[1].seed == 7
-
-
-def test_a_save_needs_no_threads(tmp_path, monkeypatch):
-    def none_left(self):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr("threading.Thread.start", none_left)
-    assert checkpoint.check(save(tmp_path, 1, *trained(1))) is None
-
-
-def test_a_copy_without_memory_is_an_error_after_all_processes_have_done_their_part(monkeypatch):
-    model, optimizers = trained(1, "adamw")
-    gathered, full_tensor = [], checkpoint.full_tensor
-    monkeypatch.setattr(checkpoint, "full_tensor", lambda tensor: (gathered.append(1), full_tensor(tensor))[1])
-    monkeypatch.setattr(
-        torch.Tensor, "clone", lambda self: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))
-    )
-    with pytest.raises(MemoryError, match="no memory for a copy of weights and optimizer state: can't allocate"):
-        checkpoint.collect(model, optimizers, copy=True)
-    assert len(gathered) == 4 * len(list(model.parameters()))
-    assert len(checkpoint.collect(model, optimizers)[0]) == len(list(model.parameters()))

@@ -56,7 +56,7 @@ def on_meta(make_run, monkeypatch):
 
     def make(config: GPTConfig, **settings):
         run = make_run(config, max_iters=20, log_interval=10, **settings)
-        run.begin()
+        run.rehearse()
         run.device = torch.device("meta")
         run.gpt.to(run.device)
         run.optimizers = make_optimizers(run.gpt, run.config)
@@ -76,7 +76,6 @@ def test_between_two_log_lines_the_host_waits_for_nothing(on_meta, family, optim
     with Operators("meta") as operators:
         for _ in range(9):
             run.step()
-            run.saver.check()
             assert not run.log_due and run.reason_to_stop() is None
         run.step()
     assert run.log_due and not operators.waits
@@ -111,7 +110,7 @@ def test_logits_are_cast_once_and_their_gradient_once(family, precision, casts):
 def test_autocast_casts_each_weight_once_a_step(make_run, family):
     config = replace(FAMILIES[family], n_inner=40)  # so that no activation has as many elements as the matrices
     run = make_run(config, precision="bf16", gradient_accumulation_steps=3)
-    run.begin()
+    run.rehearse()
     matrix = run.gpt.h[0].mlp.c_proj.weight
     alike = sum(p.numel() == matrix.numel() for p in run.gpt.parameters())
     for _ in range(2):

@@ -144,13 +144,12 @@ def test_an_evaluation_that_fails_costs_no_checkpoint(make_run, monkeypatch, err
 
     def step():
         begin()
-        if run.state["step"] == 4:
+        if run.state.step == 4:
             monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: (_ for _ in ()).throw(error))
 
     run.step = step
     with pytest.raises(type(error)):
         run.train()
-    run.saver.wait()
     last = checkpoint.find(run.out_dir, ("last",))
     assert last.name == "step-000004"
     state = checkpoint.read_state(last)
@@ -158,7 +157,7 @@ def test_an_evaluation_that_fails_costs_no_checkpoint(make_run, monkeypatch, err
     monkeypatch.undo()
     again = make_run(max_iters=4, eval_interval=2, resume="auto")
     again.train()  # makes up for it
-    assert checkpoint.read_state(last)["evaluated_step"] == 4 == again.state["best_step"]
+    assert checkpoint.read_state(last).evaluated_step == 4 == again.state.best_step
     assert (run.out_dir / "best").resolve().name == "step-000004"
 
 
@@ -172,8 +171,8 @@ def test_a_signal_during_an_evaluation_abandons_it_saves_and_stops(make_run, tmp
 
     def signalled(*args):
         for number, batch in enumerate(split(*args)):
-            assert run.state["step"] != step or number == 0, "it goes on"
-            if run.state["step"] == step:
+            assert run.state.step != step or number == 0, "it goes on"
+            if run.state.step == step:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
@@ -187,4 +186,4 @@ def test_a_signal_during_an_evaluation_abandons_it_saves_and_stops(make_run, tmp
     assert f"stopped: {saved}; to resume:" in capsys.readouterr().out
     again = make_run(max_iters=4, eval_interval=2, resume="auto")
     again.train()
-    assert losses(again) == losses(whole) and again.state["best_step"] == whole.state["best_step"]
+    assert losses(again) == losses(whole) and again.state.best_step == whole.state.best_step

@@ -248,7 +248,7 @@ def test_the_optimizer_gets_the_clipped_gradient(make_run, monkeypatch, grad_cli
         step()
 
     monkeypatch.setattr(optimizer, "step", record)
-    run.begin()
+    run.rehearse()
     run.step()
     assert run.grad_norm > 0.1
     assert norms == [pytest.approx(grad_clip or run.grad_norm.item(), rel=1e-3)]
@@ -256,7 +256,7 @@ def test_the_optimizer_gets_the_clipped_gradient(make_run, monkeypatch, grad_cli
 
 def test_learning_rate_and_dropout_follow_from_step_and_micro_batch(make_run):
     run = make_run(gradient_accumulation_steps=2, warmup_iters=3, learning_rate=0.4)
-    run.begin()
+    run.rehearse()
     seen = set()
     for step in range(2):
         for index in (0, 1, 1):

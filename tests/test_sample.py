@@ -135,7 +135,7 @@ def test_a_signal_during_a_sample_keeps_the_evaluation_before_it(make_run, monke
     sample = train.write_amid_training
 
     def signalled(*args):
-        if run.state["step"] == 0:
+        if run.state.step == 0:
             return "text"
         os.kill(os.getpid(), signal.SIGTERM)
         return sample(*args)

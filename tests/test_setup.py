@@ -3,10 +3,10 @@
 import pytest
 import torch
 from conftest import TINY
+from tiny_run import Run
 
 from nanogpt import GPT, TrainConfig, checkpoint, optim, train
 from nanogpt.run.agree import Peers
-from nanogpt.train import Run
 
 
 class Shifted(GPT):

@@ -11,12 +11,12 @@ import time
 import pytest
 import torch
 from conftest import TINY
+from tiny_run import Run
 
 from nanogpt import GPTConfig, TrainConfig, checkpoint, train
 from nanogpt.hub import export
-from nanogpt.run import console, device, metrics
+from nanogpt.run import console, guard, metrics
 from nanogpt.sample import generate
-from nanogpt.train import Run
 
 DROPOUT = dataclasses.replace(TINY, dropout=0.2)
 
@@ -38,12 +38,12 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(make_run, tmp_path,
     whole.train()
     make_run(DROPOUT, max_iters=3, **settings).train()
     resumed = make_run(DROPOUT, max_iters=6, resume="auto", **settings)
-    assert resumed.state["step"] == 3
+    assert resumed.state.step == 3
     resumed.train()
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
     assert curve(whole) == curve(resumed)
     assert curve(whole, "val_loss") == curve(resumed, "val_loss")
-    assert resumed.state["tokens"] == whole.state["tokens"] == 6 * 4 * 16
+    assert resumed.state.tokens == whole.state.tokens == 6 * 4 * 16
     for optimizer_a, optimizer_b in zip(whole.optimizers, resumed.optimizers, strict=True):
         for p, q in zip(whole.gpt.parameters(), resumed.gpt.parameters(), strict=True):
             a, b = optimizer_a.state.get(p, {}), optimizer_b.state.get(q, {})
@@ -81,20 +81,20 @@ def test_the_first_steps_read_the_same_windows_in_pieces(make_run, tmp_path):
     run = make_run(short_block_iters=2, short_block_size=4, gradient_accumulation_steps=2, log_interval=1)
     x, y = run.train_data.batch(run.config.seed, 12, 4)  # step 1, the second micro-batch of 4
     for step, pieces in ((1, 4), (2, 1)):
-        run.state["step"] = step
+        run.state.step = step
         if step == 2:
             x, y = run.train_data.batch(run.config.seed, 20, 4)
         short_x, short_y = run.micro_batch(1)
         assert short_x.shape == short_y.shape == (4 * pieces, 16 // pieces)
         assert torch.equal(torch.cat(short_x.chunk(4 * pieces), 1), x.view(1, -1))
         assert torch.equal(short_y[:, :-1], short_x[:, 1:]) and torch.equal(short_y.flatten(), y.flatten())
-    run.state["step"] = 0
+    run.state.step = 0
     shapes = []
     run.gpt.register_forward_pre_hook(lambda model, inputs: shapes.append(tuple(inputs[0].shape)))
-    run.begin()  # tries what later steps read, too: it has to fit into memory
+    run.rehearse()  # tries what later steps read, too: it has to fit into memory
     assert shapes == [(16, 4), (4, 16)]
     run.train()
-    assert run.state["tokens"] == 4 * 2 * 4 * 16 and len(curve(run)) == 4
+    assert run.state.tokens == 4 * 2 * 4 * 16 and len(curve(run)) == 4
     message = "short_block_size=7 does not divide block_size=16: choose 4"
     with pytest.raises(ValueError, match=message):
         make_run(short_block_iters=1, short_block_size=7, out_dir=str(tmp_path / "other"))
@@ -123,7 +123,9 @@ def test_a_run_on_disk(make_run, capsys):
     assert (run.out_dir / "last").resolve().name == "step-000006"
     shown = capsys.readouterr().out
     assert "nanogpt sample" in shown and "best validation loss" in shown
-    assert len(console.sample(run)) == 301  # the data's first character, and as many tokens as it asks for
+    assert (
+        len(console.sample(run.config, run.parts)) == 301
+    )  # the data's first character, and as many tokens as it asks for
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(make_run):
@@ -132,29 +134,29 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(make_run):
     before = {}
 
     def poisoned(index):
-        if run.state["step"] == 1:
+        if run.state.step == 1:
             before["weights"] = weights(run)
             run.gpt.wte.weight.register_hook(lambda grad: grad * float("nan"))
-        if run.state["step"] == 2:
+        if run.state.step == 2:
             assert all(torch.equal(a, b) for a, b in zip(weights(run), before["weights"], strict=True))
         return batch(index)
 
     run.micro_batch = poisoned
     run.train()
-    assert run.state["skipped_steps"] == 2
+    assert run.state.skipped_steps == 2
     assert [line["skipped_steps"] for line in metrics.read(run.out_dir / "metrics.jsonl") if "lr" in line] == [0, 1, 2]
 
 
 def test_steps_skipped_since_the_last_line_of_metrics_are_counted_after_a_resume(make_run):
     run = make_run(max_iters=4, eval_interval=4, log_interval=3)
-    run.gpt.wte.weight.register_hook(lambda grad: grad * (float("nan") if run.state["step"] == 3 else 1))
+    run.gpt.wte.weight.register_hook(lambda grad: grad * (float("nan") if run.state.step == 3 else 1))
     run.train()  # the last step is skipped and logged
-    assert checkpoint.read_state(run.out_dir / "step-000004")["skipped_steps"] == 1
+    assert checkpoint.read_state(run.out_dir / "step-000004").skipped_steps == 1
     run = make_run(max_iters=8, eval_interval=5, log_interval=100, resume="auto")
-    run.gpt.wte.weight.register_hook(lambda grad: grad * (float("nan") if run.state["step"] == 4 else 1))
+    run.gpt.wte.weight.register_hook(lambda grad: grad * (float("nan") if run.state.step == 4 else 1))
     run.train()  # step 5 is skipped, and saved before any line says so
-    assert checkpoint.read_state(run.out_dir / "step-000005")["skipped_steps"] == 2
-    assert make_run(max_iters=9, resume="auto").state["skipped_steps"] == 2
+    assert checkpoint.read_state(run.out_dir / "step-000005").skipped_steps == 2
+    assert make_run(max_iters=9, resume="auto").state.skipped_steps == 2
 
 
 def scale_gradients(run: Run, scale: float) -> None:
@@ -180,19 +182,19 @@ def test_a_gradient_scaler_changes_nothing_but_the_steps_that_overflow(make_run,
     overflowing.gpt.wte.weight.register_hook(lambda grad: grad * 1e9)
     before = weights(overflowing)
     overflowing.train()
-    assert overflowing.state["skipped_steps"] == 3
+    assert overflowing.state.skipped_steps == 3
     assert overflowing.accelerator.scaler.get_scale() == 2.0**124  # halved once for each step
     assert all(torch.equal(a, b) for a, b in zip(before, weights(overflowing), strict=True))
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, capsys):
-    run = make_run(max_iters=9, log_interval=1, max_bad_steps=2)
+    run = make_run(max_iters=9, log_interval=1)
     run.gpt.wte.weight.register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(SystemExit) as exit:
         run.train()
     assert exit.value.code == 1
-    assert run.state["step"] == 2
-    assert "error: no finite gradient in the last 2 steps up to step 2, at learning rate" in capsys.readouterr().err
+    assert run.state.step == 5
+    assert "error: no finite gradient in the last 5 steps up to step 5, at learning rate" in capsys.readouterr().err
 
 
 def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(make_run, tmp_path):
@@ -202,7 +204,7 @@ def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(make_run, tmp
     batch = run.micro_batch
 
     def interrupted(index):
-        if run.state["step"] == 2:
+        if run.state.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return batch(index)
 
@@ -213,7 +215,7 @@ def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(make_run, tmp
     resumed.train()
     assert list(curve(resumed, "val_loss")) == [0, 3, 6]
     assert curve(resumed, "val_loss") == curve(whole, "val_loss")
-    assert resumed.state["best_step"] == whole.state["best_step"]
+    assert resumed.state.best_step == whole.state.best_step
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
@@ -223,7 +225,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys
     batch = run.micro_batch
 
     def interrupted(index):
-        if run.state["step"] == 2:
+        if run.state.step == 2:
             os.kill(os.getpid(), number)
         return batch(index)
 
@@ -235,7 +237,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys
     assert "--resume=auto" in capsys.readouterr().out
     assert signal.getsignal(number) is before
     again = make_run(max_iters=50, eval_interval=50, resume="auto")
-    assert again.state["step"] == 3
+    assert again.state.step == 3
 
 
 def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(make_run, monkeypatch, capsys):
@@ -255,17 +257,15 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(make_run, monkey
 
 
 def test_saves_that_keep_failing_end_the_run(make_run, monkeypatch, capsys):
-    run = make_run(max_iters=50, eval_interval=2, max_failed_saves=2)
+    run = make_run(max_iters=50, eval_interval=2)
     monkeypatch.setattr(checkpoint, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(5, "I/O error")))
-    step = run.step
-    run.step = lambda: (run.saver.wait(), step())  # however busy the machine, the save has failed by then
     with pytest.raises(SystemExit) as exit:
         run.train()
     assert exit.value.code == 1
-    assert run.state["step"] == 5
+    assert run.state.step == 7
     shown = capsys.readouterr()
-    assert shown.out.count("warning: step") == 2
-    assert "error: step 4 could not be saved: [Errno 5] I/O error" in shown.err
+    assert shown.out.count("warning: step") == 3
+    assert "error: step 6 could not be saved: [Errno 5] I/O error" in shown.err
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limits on the size of files here")
@@ -278,8 +278,7 @@ def test_a_write_that_the_system_refuses_loses_nothing(make_run, capsys):
 
     def limited():
         step()
-        most = 2048 if run.state["step"] in (3, 4) else -1
-        run.saver.wait()
+        most = 2048 if run.state.step in (3, 4) else -1
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, -1))
 
     run.step = limited
@@ -294,10 +293,9 @@ def test_an_out_dir_that_vanishes_is_told_and_comes_back(make_run, capsys):
     step, away = run.step, run.out_dir.with_name("away")
 
     def vanishing():
-        run.saver.wait()
-        if run.state["step"] == 3:
+        if run.state.step == 3:
             run.out_dir.rename(away)
-        if run.state["step"] == 5:
+        if run.state.step == 5:
             away.rename(run.out_dir)
         step()
 
@@ -309,14 +307,14 @@ def test_an_out_dir_that_vanishes_is_told_and_comes_back(make_run, capsys):
 
 
 @pytest.mark.alone
-def test_max_minutes_saves_and_ends_in_time(make_run, capsys):
-    run = make_run(max_iters=10**6, eval_interval=10**6, max_minutes=1 / 60)
+def test_time_limit_saves_and_ends_in_time(make_run, capsys):
+    run = make_run(max_iters=10**6, eval_interval=10**6, time_limit=1 / 60)
     begin = time.monotonic()
     with pytest.raises(SystemExit) as exit:
         run.train()
     assert exit.value.code == 0
     assert time.monotonic() - begin < 3  # 1 s, and room for a busy machine
-    assert checkpoint.find(run.out_dir, ("last",)).name == f"step-{run.state['step']:06d}"
+    assert checkpoint.find(run.out_dir, ("last",)).name == f"step-{run.state.step:06d}"
     assert "stopped after 0.0166667 minutes: step" in capsys.readouterr().out
 
 
@@ -345,7 +343,7 @@ def test_best_is_the_lowest_loss_ever_also_after_a_resume(make_run, monkeypatch)
     run = make_run(max_iters=6, resume="auto", **settings)
     run.train()
     assert (run.out_dir / "best").resolve().name == "step-000002"
-    assert run.state["best_val_loss"] == 2.0
+    assert run.state.best_val_loss == 2.0
     assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
     run = make_run(max_iters=7, resume="auto", **settings)
     run.train()
@@ -387,7 +385,7 @@ def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
     run.train()
     assert [p.name for p in checkpoint.steps(run.out_dir)] == ["step-000001", "step-000003", "step-000006"]
     assert (run.out_dir / "best").resolve().name == "step-000003"
-    assert run.state["best_val_loss"] == 2.0
+    assert run.state.best_val_loss == 2.0
 
 
 @pytest.mark.slow
@@ -447,7 +445,7 @@ def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(
     The quick tenth of the steps counts: a step is slower by what else the machine does, never faster.
     """
     run = make_run(max_iters=1)
-    run.begin()
+    run.rehearse()
     x, y = run.micro_batch(0)
 
     def with_accelerate():
@@ -490,7 +488,7 @@ def test_a_run_can_start_from_a_model_of_transformers(make_run, data, tmp_path):
     again = make_run(config, init_from=str(tmp_path / "export"), out_dir=str(run.out_dir), resume="auto", max_iters=3)
     assert torch.equal(again.gpt.h[1].mlp.c_fc.weight, run.gpt.h[1].mlp.c_fc.weight)
     again.train()
-    assert again.state["step"] == 3
+    assert again.state.step == 3
 
 
 SETTINGS = "--device=cpu --precision=fp32 --batch_size=4 --max_iters=2 --eval_interval=2 --sample_tokens=0".split()
@@ -588,13 +586,13 @@ def test_a_model_that_no_class_can_hold_is_a_warning_or_with_exportable_an_error
     make_run(odd)
     assert "warning: transformers has no class for this model" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no class for this model: position='learned'"):
-        make_run(odd, exportable=True)
-    make_run(dataclasses.replace(TINY, bias=True), exportable=True)
+        make_run(odd, require_exportable=True)
+    make_run(dataclasses.replace(TINY, bias=True), require_exportable=True)
 
 
 def test_a_process_of_two_takes_its_share_and_evaluates_validation_tokens(make_run, monkeypatch):
     run = make_run(gradient_accumulation_steps=4, eval_iters=3, seed=10, log_interval=1)
-    run.begin()
+    run.rehearse()
     shares, reduced, asked, micro_batch = [], [], {}, run.micro_batch
     for name, value in (("num_processes", 2), ("process_index", 1)):
         monkeypatch.setattr(type(run.accelerator), name, property(lambda self, value=value: value))
@@ -602,25 +600,25 @@ def test_a_process_of_two_takes_its_share_and_evaluates_validation_tokens(make_r
     monkeypatch.setattr(run, "micro_batch", lambda index: shares.append(index) or micro_batch(index))
     run.clock.start()
     run.step()
-    assert shares == [1, 3] and run.state["tokens"] == 4 * 4 * 16
-    run.clock.pause()
+    assert shares == [1, 3] and run.state.tokens == 4 * 4 * 16
     run.log()
     assert reduced[0] == "mean"  # of the loss
     result = {"val_loss": 3.0, "val_bpb": 1.0}
     monkeypatch.setattr(train, "evaluate", lambda gpt, data, *_, **options: asked.update(options, data=data) or result)
     run.evaluate_and_save()
-    run.saver.wait()
     assert (asked["data"].split, asked["seed"], asked["eval_iters"]) == ("val", 10 + 1, 3)
     assert (asked["process"], asked["processes"], asked["reduce"]) == (1, 2, run.add_up)
-    run.change_batches(dataclasses.replace(run.config, batch_size=2, gradient_accumulation_steps=8))
+    guard.change_batches(
+        run.config, dataclasses.replace(run.config, batch_size=2, gradient_accumulation_steps=8), run.parts
+    )
     assert run.accelerator.gradient_accumulation_steps == 4
 
 
 def test_a_run_by_the_time_decays_within_its_minutes_and_resumes_to_the_bit(make_run, tmp_path, monkeypatch):
-    def a_second(clock):
-        clock.state["train_seconds"] += 1.0
+    def a_second(clock, state):
+        state.train_seconds += 1.0
 
-    monkeypatch.setattr(device.Clock, "pause", a_second)
+    monkeypatch.setattr(train.Clock, "pause", a_second)
     settings = {"train_minutes": 6 / 60, "log_interval": 2, "eval_interval": 4, "lr_schedule": "linear", "min_lr": 0.0}
     settings |= {"warmup_iters": 0, "max_iters": 4, "sample_tokens": 0}  # max_iters does not count
     whole = make_run(DROPOUT, out_dir=str(tmp_path / "whole"), **settings)
@@ -629,7 +627,7 @@ def test_a_run_by_the_time_decays_within_its_minutes_and_resumes_to_the_bit(make
     assert curve(whole, "lr") == {
         step: pytest.approx(1e-2 * left / 6) for step, left in ((2, 5), (4, 4), (6, 2), (8, 1))
     }
-    assert list(curve(whole, "val_loss")) == [0, 4, 8] and whole.state["best_step"] in (4, 8)
+    assert list(curve(whole, "val_loss")) == [0, 4, 8] and whole.state.best_step in (4, 8)
     resumed = make_run(DROPOUT, resume=str(whole.out_dir / "step-000004"), **settings)
     resumed.train()
     assert resumed.state == whole.state

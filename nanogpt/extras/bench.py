@@ -9,6 +9,7 @@ interleaved measurements mean more than absolute figures. Limits: for a training
 alone; for sampling the time to read the weights; for files a plain write or read of the same bytes.
 """
 
+import dataclasses
 import json
 import os
 import statistics
@@ -36,8 +37,10 @@ from nanogpt.ops.cpu import X86, pack
 from nanogpt.optim import make_optimizers
 from nanogpt.run.device import peak_flops
 from nanogpt.run.flags import within
+from nanogpt.run.guard import rehearse
+from nanogpt.run.prepare import prepare
 from nanogpt.sample import generate
-from nanogpt.train import Run
+from nanogpt.train import step
 
 MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
 LAPTOP = MODERN | {"n_inner": 320, "tie_embeddings": False}
@@ -91,10 +94,14 @@ class Bench:
         settings = {"batch_size": self.batch_size, "precision": args.precision, "device": args.device}
         settings["optimizer"] = "muon" if self.config.norm == "rmsnorm" else "adamw"
         self.train_config = TrainConfig(out_dir=str(directory / "out"), data=str(directory), **settings)
-        self.run = Run(self.config, self.train_config, quiet=True)
+        self.train_config, self.run, self.state = prepare(self.config, self.train_config, quiet=True)
+        self.train_config = rehearse(self.train_config, self.run, self.state)
         self.device = self.run.device
         self.dtype = DTYPES[self.run.accelerator.mixed_precision]
         self.rows: list[dict] = []
+
+    def step(self) -> None:
+        step(self.train_config, self.run, self.state)
 
     def make_data(self, tokens: int) -> None:
         """A data directory of random tokens."""
@@ -118,13 +125,12 @@ class Bench:
     def train(self) -> None:
         """A training step: this loop, the same without Accelerate, transformers, and the products alone."""
         run, steps = self.run, 4
-        run.begin()
         ops = ops_for(self.device, self.config, self.batch_size * self.config.block_size)
         model = GPT(self.config, ops).to(self.device)
         muon_dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32  # as in a run
         optimizers = make_optimizers(model, self.train_config, muon_dtype)
         plain = self.plain_step(model, optimizers, model)
-        contenders = {"nanogpt": repeat(steps, run.step), "plain torch": repeat(steps, plain)}
+        contenders = {"nanogpt": repeat(steps, self.step), "plain torch": repeat(steps, plain)}
         if self.against:
             contenders["transformers GPT-2"] = repeat(steps, self.transformers_step())
         contenders["products + attention"] = repeat(steps, self.products())
@@ -247,14 +253,13 @@ class Bench:
         """Saving and loading weights and optimizer state; the limits write (and sync) and read the same bytes."""
         run, out = self.run, self.directory / "checkpoints"
         out.mkdir()
-        if not run.state["step"]:
-            run.begin()
-            run.step()
+        if not self.state.step:
+            self.step()
         optimizers = run.optimizers
         numbers = iter(range(1, 10**6))
 
         def save() -> Path:
-            state = run.state | {"step": next(numbers)}
+            state = dataclasses.replace(self.state, step=next(numbers))
             collected = checkpoint.collect(run.gpt, optimizers)
             return checkpoint.save(out, state, *collected, run.settings, run.tokenizer, keep=1, best=False)
 
@@ -296,11 +301,10 @@ class Bench:
 
     def profile(self, steps: int = 10) -> str:
         """Where the time of a training step goes, by operator."""
-        self.run.begin()
-        self.run.step()
+        self.step()
         with torch.profiler.profile() as profile:
             for _ in range(steps):
-                self.run.step()
+                self.step()
         by = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
         return profile.key_averages().table(sort_by=by, row_limit=20, max_name_column_width=50)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nanogpt import chat, checkpoint
-from nanogpt.config import INCIDENTAL, TrainConfig
+from nanogpt.config import TrainConfig, ignored_by
 from nanogpt.data.files import read_json
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.remote import local
@@ -17,7 +17,6 @@ from nanogpt.run import metrics
 
 CURVE = "training_curve.png"
 # settings that do not describe the model, or are elsewhere in the card
-LEFT_OUT = INCIDENTAL | {"data", "device", "compile", "gradient_checkpointing"}
 
 CARD = """\
 ---
@@ -98,7 +97,7 @@ class RunInfo(NamedTuple):
 
 def read(source: Path) -> RunInfo:
     """Reads a checkpoint's information. Raises ValueError if a file is missing or damaged."""
-    state, config = checkpoint.read_state(source), checkpoint.read_json(source / checkpoint.CONFIG)
+    state, config = vars(checkpoint.read_state(source)), checkpoint.read_json(source / checkpoint.CONFIG)
     model, train = checkpoint.load_configs(source)
     environment = config.get("environment", {})
     settings = dataclasses.asdict(model) | dataclasses.asdict(train)
@@ -192,7 +191,7 @@ def command_line(command: list[str]) -> str:
     words, skipping = [], False
     for word in command:
         flag, equals, value = word.partition("=")
-        if flag.startswith("--") and flag[2:].replace("-", "_") in INCIDENTAL:
+        if flag.startswith("--") and flag[2:].replace("-", "_") in ignored_by("compare", "card"):
             skipping = not equals  # its value follows, if it has one
         elif not word.startswith("--") and skipping:
             skipping = False
@@ -216,7 +215,9 @@ def training(info: RunInfo, curve: bool) -> str:
             f" Validation loss {here[-1]['val_loss']:.4f} nats per token, {here[-1]['val_bpb']:.4f} bits per byte."
         )
     defaults = dataclasses.asdict(TrainConfig())
-    shown = {k: v for k, v in settings.items() if v is not None and v != defaults.get(k) and k not in LEFT_OUT}
+    shown = {
+        k: v for k, v in settings.items() if v is not None and v != defaults.get(k) and k not in ignored_by("card")
+    }
     names = [name for name in ("python", "nanogpt", "torch", "accelerate") if name in environment]
     versions = ", ".join(f"{name} {environment[name]}" for name in names)
     return TRAINING.format(

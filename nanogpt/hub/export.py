@@ -70,7 +70,7 @@ def export(
     check_target(to, directory=format == "transformers")
     model, tokenizer, source, info = load_with_info(run, which, say)
     if format == "nanogpt":
-        state = info.state if info else checkpoint.START
+        state = info.state if info else vars(checkpoint.State())
         loss = state["best_val_loss"]
         with named_errors(to):
             to_nanogpt.write(model.to(dtype), to, state["step"], math.inf if loss is None else loss)

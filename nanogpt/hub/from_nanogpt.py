@@ -59,9 +59,8 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
         raise ValueError(f"{path} cannot be imported: it is not one of nanoGPT's checkpoints ({what})") from None
 
     # nanoGPT saves right after an evaluation, and stores its loss as the best
-    state = {"step": step, "evaluated_step": step, "best_val_loss": loss, "best_step": step}
-    state["tokens"] = step * train.gradient_accumulation_steps * train.batch_size * config.block_size
-    state |= {"train_seconds": 0.0, "skipped_steps": 0}
+    tokens = step * train.gradient_accumulation_steps * train.batch_size * config.block_size
+    state = checkpoint.State(step, tokens, evaluated_step=step, best_val_loss=loss, best_step=step)
     run = {"model": dataclasses.asdict(config), "train": dataclasses.asdict(train)}
     run["environment"] = {"imported_from": "nanoGPT"}
     out_dir.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ from nanogpt.data.files import follow
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub import weights
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.run import rundir
 
 
 def load(
@@ -63,7 +62,7 @@ def from_pretrained(run: str | Path, *, revision: str | None = None, which: str 
     """
     path = choose(Path(run), which)
     if (path / checkpoint.STATE).is_file() or checkpoint.steps(path):
-        return checkpoint.load_model(checkpoint.find(path), **options)
+        return load(path, **options)[0]
     return weights.from_pretrained(path if which else run, revision=revision, **options)
 
 
@@ -74,9 +73,7 @@ def load_for_training(run: str | Path, wanted: GPTConfig, say=print, given: Iter
     ValueError if one that the user has `given` differs from the checkpoint's.
     """
     kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
-    model, tokenizer, found = load(run, say=say, **kept)
-    if found:
-        rundir.unhold(found)  # a run may remove its own checkpoint
+    model, tokenizer, _ = load(run, say=say, **kept)
     effective = {"n_kv_head": "kv_heads", "head_dim": "head_size", "n_inner": "inner"}  # of fields that may be None
     for field in fields(wanted):
         name, asked = field.name, getattr(wanted, field.name)

@@ -6,7 +6,6 @@ not wait for the GPU, and it notices within `--timeout` that a process hangs or 
 
 import os
 import sys
-from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -80,7 +79,7 @@ class Peers:
         return tensor.tolist()
 
     @contextmanager
-    def watched(self, before_exit: Callable[[], None]):
+    def watched(self):
         """Exits with one line and code 1 if the code in this context waits for a process that hangs or has died, or
         needs data at a URL that cannot be read."""
         try:
@@ -90,7 +89,6 @@ class Peers:
             reason = str(error) if isinstance(error, Unreachable) else reason
             if reason is None:
                 raise
-            before_exit()
             saved = "start it again with --resume=auto"
             me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
             print(f"error: {me} stops: {reason}; {saved}", file=sys.stderr, flush=True)

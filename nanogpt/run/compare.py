@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt import checkpoint
-from nanogpt.config import INCIDENTAL
+from nanogpt.config import ignored_by
 from nanogpt.run import metrics
 
 AXES = {"steps": "step", "tokens": "tokens", "seconds of training": "train_seconds"}
@@ -44,7 +44,7 @@ def read(run: Path) -> Curve:
         digests = [split.get("sha256") for split in config.get("data", {}).values()]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{run / checkpoint.CONFIG} is not a run's configuration ({error})") from None
-    kind = {name: value for name, value in settings.items() if name not in INCIDENTAL | {"seed", "eval_iters"}}
+    kind = {name: value for name, value in settings.items() if name not in ignored_by("compare")}
     if digests and all(digests):
         kind["data"] = digests  # the same tokens in any directory
     return Curve(run, settings, kind, points)

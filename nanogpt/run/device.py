@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import sys
-import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +27,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.model import GPT
 from nanogpt.ops import cpu
 from nanogpt.run import metrics
+from nanogpt.train import logger
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
 
@@ -58,15 +58,6 @@ def peak_flops(device_name: str) -> float | None:
     """Peak bf16 floating-point operations per second of a GPU; None if unknown."""
     found = (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name))
     return next((peak * 1e12 for peak in found), None)
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Memory in use, in bytes: the peak of tensors on CUDA; on MPS and the CPU, what is allocated now."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if device.type == "mps":
-        return torch.mps.driver_allocated_memory()
-    return psutil.Process().memory_info().rss
 
 
 def wants_cpu(device: str = "auto") -> bool:
@@ -257,45 +248,14 @@ def undo_compile(model: GPT) -> None:
     del model.loss
 
 
-def reseed(device: torch.device, seed: int) -> None:
-    """Seeds the generators of the CPU and of `device`; torch.manual_seed asks every kind of device, in 0.2 ms."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-class Clock:
-    """Adds the seconds from `start` to `pause` to state["train_seconds"]: training without evaluating or saving."""
-
-    def __init__(self, device: torch.device, state: dict):
-        self.device, self.state = device, state
-
-    def start(self) -> None:
-        self.started = time.perf_counter()
-
-    def pause(self) -> None:
-        synchronize(self.device)
-        self.state["train_seconds"] += time.perf_counter() - self.started
-
-
-def profiler(steps: int, path: Path, say):
+def profiler(steps: int, path: Path):
     """Traces `steps` steps, after two for warm-up, into a file for https://ui.perfetto.dev; 0 traces nothing."""
     if not steps:
         return contextlib.nullcontext()
 
     def write(profile) -> None:
         profile.export_chrome_trace(str(path))
-        say(f"trace of {steps} steps: {path}; open it at https://ui.perfetto.dev")
+        logger.info(f"trace of {steps} steps: {path}; open it at https://ui.perfetto.dev")
 
     schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=steps, repeat=1)
     return torch.profiler.profile(schedule=schedule, on_trace_ready=write)

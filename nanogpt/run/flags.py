@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from nanogpt.config import NOT_REPEATED, Actions, TrainConfig
+from nanogpt.config import Actions, TrainConfig, ignored_by
 from nanogpt.data.files import follow
 from nanogpt.model import GPTConfig, declared
 from nanogpt.run.errors import fail
@@ -31,6 +31,11 @@ NANOGPT = {
     "--wandb_log": "--report_to=wandb",
     "--wandb_project": "the environment variable WANDB_PROJECT",
     "--wandb_run_name": "the environment variable WANDB_NAME",
+}
+RENAMED = {"max_minutes": "time_limit", "exportable": "require_exportable"}
+GONE = {  # flags that do nothing any more, and why
+    "max_failed_saves": "three failed saves in a row end a run",
+    "max_bad_steps": "five steps in a row without a finite gradient end a run",
 }
 
 
@@ -141,6 +146,9 @@ def settings_parser(model_config: GPTConfig, train: TrainConfig, description: st
             metavar = short(kind, limits)
             group = groups[2 if isinstance(config, Actions) else int(bool(field.kw_only))]
             group.add_argument(f"--{field.name}", metavar=metavar, help=text, **flag_alone)
+    for old in (*RENAMED, *GONE, "find_batch_size"):
+        flag_alone = {"nargs": "?", "const": "true"} if old in ("exportable", "find_batch_size") else {}
+        parser.add_argument(f"--{old}", help=argparse.SUPPRESS, **flag_alone)
     return parser
 
 
@@ -150,6 +158,15 @@ def parse(
     """The recipe's two configurations, overridden by --config and the command line, and the actions asked for."""
     parser = settings_parser(model_config, train, description)
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
+    for old in given.keys() & {*GONE, *RENAMED}:
+        why = GONE[old] if old in GONE else f"it is called --{RENAMED[old]} now"
+        print(f"note: --{old}: {why}", file=sys.stderr)
+        given.setdefault(RENAMED.get(old, old), given[old])
+    if "find_batch_size" in given:
+        parser.error(
+            "--find_batch_size is gone: --dry_run shows the memory of a step, and a run halves a --batch_size "
+            "that does not fit"
+        )
     repeated, changed = recorded(given["config"]) if "config" in given else {}, []
     for config in (model_config, train, Actions()):
         kinds = declared(type(config))
@@ -182,7 +199,8 @@ def recorded(path: str) -> dict:
         settings = {**found["model"], **found["train"]}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{file} is not a run's configuration ({type(error).__name__}: {error})") from None
-    return {name: value for name, value in settings.items() if name not in NOT_REPEATED}
+    settings = {RENAMED.get(name, name): value for name, value in settings.items()}
+    return {name: value for name, value in settings.items() if name not in ignored_by("config")}
 
 
 def short(kind: type, limits: tuple = ()) -> str:

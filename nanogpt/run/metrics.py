@@ -20,8 +20,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from nanogpt import rundir
 from nanogpt.data import files
-from nanogpt.run import rundir
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 TRACKERS = ("trackio", "wandb", "tensorboard")
@@ -134,7 +134,7 @@ class Metrics:
         write: bool = True,
     ):
         """Continues after `step`; arguments are those of `LineFile`. `write=False` leaves the files alone."""
-        self.accelerator, self.say, self.files = accelerator, say, {}
+        self.accelerator, self.out_dir, self.say, self.files = accelerator, out_dir, say, {}
         self.first_new_step = 0  # of those that trackio does not have from before a kill
         if accelerator.is_main_process and write:
             self.files = {name: LineFile(out_dir / name, step, say, evaluated, newest) for name in (METRICS, SAMPLES)}
@@ -183,23 +183,22 @@ class Metrics:
             if tracker.name != "trackio" or step >= self.first_new_step:
                 tracker.log(values, step=step)
 
-    def sample(self, text: str, picture, **progress) -> None:
-        """Writes the model's text at this step to samples.jsonl; trackers also get the curve as a picture.
-
-        `picture()` draws the run's curve, (height, width, 3) in uint8.
-        """
+    def sample(self, text: str, **progress) -> None:
+        """Writes the model's text at this step to samples.jsonl; trackers also get the curve as a picture."""
         self._write(SAMPLES, {**progress, "text": text})
         if self.accelerator.is_main_process:
-            self._quietly(self._show, text, picture, progress["step"])
+            self._quietly(self._show, text, progress["step"])
 
     def _write(self, name: str, values: dict) -> None:
         if self.files:
             self.files[name].write(values)
 
-    def _show(self, text: str, picture, step: int) -> None:
-        """Sends text and picture in each tracker's own types, the text verbatim."""
+    def _show(self, text: str, step: int) -> None:
+        """Sends text and curve in each tracker's own types, the text verbatim."""
+        from nanogpt.run import plot  # which reads metrics
+
         indented = "".join(f"    {line}\n" for line in text.splitlines())  # a code block in Markdown
-        pixels = picture()
+        pixels = plot.pixels(self.out_dir)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.writer.add_text("sample", indented, step)

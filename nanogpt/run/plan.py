@@ -8,23 +8,24 @@ allocations are counted.
 """
 
 import dataclasses
-import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
 import torch
 
 from nanogpt.config import Actions, TrainConfig
 from nanogpt.data.files import plain
-from nanogpt.data.tokens import Batch, TokenDataset
-from nanogpt.evaluate import forward_batch_size
+from nanogpt.data.tokens import TokenDataset
+from nanogpt.evaluate import forward_batch_size, total_loss
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.ops import ops_for
 from nanogpt.optim import make_optimizers
-from nanogpt.run.device import free_memory, gpu_gib, memory_in_use, wants_cpu
+from nanogpt.run.device import free_memory, gpu_gib, wants_cpu
+from nanogpt.run.guard import rehearse
+from nanogpt.train import Parts, State, memory_in_use, step, synchronize
 
 CHINCHILLA = 20  # tokens per parameter that make best use of a given amount of compute (Hoffmann et al. 2022)
 # memory of glibc's heap and oneDNN on a CPU, in addition to the tensors (LOG.md: 4 to 20 % in eight configurations)
@@ -170,38 +171,31 @@ def describe(plan: dict) -> str:
     return "\n".join(lines)
 
 
-def show(
-    settings: dict,
-    data: tuple[TokenDataset, TokenDataset],
-    taken: int,
-    measure: Callable[[], float],
-    evaluate: Callable[[Iterator[Batch]], object],
-    print_line: Callable[[str], None],
-    actions: Actions,
-) -> None:
-    """Prints the plan of a run, with measured times, and with actions.price its cost; with actions.json in one line.
+def show(config: TrainConfig, parts: Parts, state: State, actions: Actions) -> None:
+    """Prints what a run will take, with times measured by a few of its steps, which are thrown away.
 
-    `settings` are those of its config.json, `taken` are the bytes that it has allocated already; `measure()` returns
-    the seconds of a step, `evaluate(batches)` runs the model on batches.
+    With actions.price also its cost; with actions.json all in one line.
     """
-    config, env = TrainConfig(**settings["train"]), settings["environment"]
+    env, print_line = parts.settings["environment"], parts.accelerator.print
     precision, processes = env["precision"], env["processes"]
-    train_data, val_data = data
     say = (lambda text: None) if actions.json else print_line
     say(f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}")
-    plan = estimate(GPTConfig(**settings["model"]), config, precision, len(train_data.tokens), processes, taken)
+    train_tokens, val_data = len(parts.train_data.tokens), parts.val_data
+    taken = bytes_taken(parts.gpt, parts.optimizers)
+    plan = estimate(parts.gpt.config, config, precision, train_tokens, processes, taken)
     by_time = plan["fits"] and plan["train_minutes"]
     if not by_time:  # else the steps have to be timed first
         say(describe(plan))
     if plan["fits"]:
-        plan["seconds_per_step"] = seconds = measure()
+        plan["seconds_per_step"] = seconds = seconds_per_step(config, parts, state)
         if by_time:
             plan["steps"] = max(1, round(60 * plan["train_minutes"] / seconds))
             config = dataclasses.replace(config, max_iters=plan["steps"])
             say(describe(plan))
         training = seconds * config.max_iters
         each = evaluations(config, len(val_data.tokens), val_data.block_size, processes)
-        a_batch = {size: time_evaluation(evaluate, val_data, size) for size, _ in set(each)}
+        with parts.autocast():
+            a_batch = {size: time_evaluation(parts, val_data, size) for size, _ in set(each)}
         evaluating = sum(batches * a_batch[size] for size, batches in each)
         say(
             f"time          {show_seconds(training + evaluating)}: {config.max_iters:,} steps of {1e3 * seconds:,.1f} "
@@ -214,6 +208,31 @@ def show(
     if actions.json:
         plan["tokens"] = None if plan["steps"] is None else plan["steps"] * plan["tokens_per_step"]
         print_line(json.dumps(plain(plan)))
+
+
+def bytes_taken(gpt: GPT, optimizers: list[torch.optim.Optimizer]) -> int:
+    """Bytes of the weights and of the optimizers' state so far."""
+    tensors = list(gpt.parameters())
+    tensors += [value for optimizer in optimizers for values in optimizer.state.values() for value in values.values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
+
+
+def seconds_per_step(config: TrainConfig, parts: Parts, state: State) -> float:
+    """Seconds of a step of whole windows. Times one and two micro-batches and extrapolates if there are more."""
+    config = rehearse(config, parts, state)
+    processes = parts.accelerator.num_processes
+    share = config.gradient_accumulation_steps // processes
+    seconds = []
+    for n in range(1, 3) if share > 2 else [share]:
+        timed = dataclasses.replace(config, gradient_accumulation_steps=n * processes, short_block_iters=0)
+        parts.accelerator.gradient_accumulation_steps = n
+        seconds.append(median_seconds(lambda timed=timed: timed_step(timed, parts, state)))
+    return seconds[0] + (share - 1) * max(seconds[1] - seconds[0], 0) if share > 2 else seconds[0]
+
+
+def timed_step(config: TrainConfig, parts: Parts, state: State) -> None:
+    step(config, parts, state)
+    synchronize(parts.device)
 
 
 def median_seconds(step: Callable[[], None], at_most: float = 3.0) -> float:
@@ -238,51 +257,13 @@ def evaluations(config: TrainConfig, val_tokens: int, block_size: int, processes
     return [quick] * -(-config.max_iters // config.eval_interval) + [whole]
 
 
-def time_evaluation(
-    evaluate: Callable[[Iterator[Batch]], object], data: TokenDataset, batch_size: int, batches: int = 6
-) -> float:
+def time_evaluation(parts: Parts, data: TokenDataset, batch_size: int, batches: int = 6) -> float:
     """Seconds that a batch of an evaluation takes."""
     several = list(islice(data.whole_split(batch_size), batches))
-    evaluate(iter(several[:1]))
+    total_loss(parts.gpt, iter(several[:1]), parts.device)
     start = time.perf_counter()
-    evaluate(iter(several))
+    total_loss(parts.gpt, iter(several), parts.device)
     return (time.perf_counter() - start) / len(several)
-
-
-def find_batch_size(
-    settings: dict,
-    room: int,
-    train_tokens: int,
-    seconds_with: Callable[[int, bool], float | None],
-    say: Callable[[str], None],
-) -> None:
-    """Prints the speed of ever larger micro-batches, until one does not fit into memory.
-
-    `settings` are those of a run's config.json and `room` is the memory that it may take, in bytes.
-    `seconds_with(batch_size, too_large)` returns the seconds of a step, or None if it does not fit or is too large to
-    try. On a GPU each size is tried; on a CPU, where the system kills a process that takes too much, a size whose plan
-    needs more than `room` is not.
-    """
-    config, model_config = TrainConfig(**settings["train"]), GPTConfig(**settings["model"])
-    env = settings["environment"]
-    fastest, largest = (0.0, 0), 0
-    say(f"{'batch_size':>10} {'memory':>10} {'tokens/s':>10}")
-    for size in (2**n for n in range(20)):
-        tried = dataclasses.replace(config, batch_size=size)
-        needed = sum(memory(model_config, tried, env["precision"], env["processes"]).values())
-        too_large = env["device"] == "cpu" and needed >= room
-        seconds = seconds_with(size, too_large)
-        if seconds is None:
-            say(f"{size:>10} {show_bytes(needed):>10}   does not fit")
-            break
-        gc.collect()
-        tokens = size * model_config.block_size
-        speed = config.gradient_accumulation_steps * tokens / seconds
-        say(f"{size:>10} {show_bytes(needed):>10} {speed:>10,.0f}")
-        fastest, largest = max(fastest, (speed, size)), size
-        if tokens > train_tokens:
-            break
-    say(f"largest that fits: --batch_size={largest}; most tokens per second: --batch_size={fastest[1]}")
 
 
 def show_seconds(seconds: float) -> str:

@@ -1,27 +1,21 @@
-"""Where a run starts, at step 0 or from a checkpoint, and what has changed since that checkpoint."""
+"""Where a run starts, at step 0 or from a checkpoint, what has changed since that, and how to resume it."""
 
 import dataclasses
 import os
 import shlex
+import sys
 from pathlib import Path
 
-from nanogpt import checkpoint
-from nanogpt.config import INCIDENTAL, TrainConfig
+from nanogpt import checkpoint, rundir
+from nanogpt.config import TrainConfig, ignored_by
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import check_same
 from nanogpt.model import GPTConfig
-from nanogpt.run import rundir
 from nanogpt.run.agree import Peers
-
-# settings that may differ from a checkpoint's: they are compared by the tokens, the learning rate or the environment,
-# or affect only the start or the evaluations
-HARMLESS = INCIDENTAL | set(
-    "data init_from max_iters lr_decay_iters eval_iters device precision compile deterministic "
-    "gradient_checkpointing".split()
-)
+from nanogpt.train import logger
 
 
-def find_start(config: TrainConfig, say) -> Path | None:
+def find_start(config: TrainConfig) -> Path | None:
     """The checkpoint to resume from, if any.
 
     Raises ValueError if out_dir holds another run or anything else, or if another process writes there.
@@ -31,12 +25,13 @@ def find_start(config: TrainConfig, say) -> Path | None:
     if out_dir.exists() and os.environ.get("RANK", "0") == "0":
         rundir.claim(out_dir)
         checkpoint.finish_renaming(out_dir)
-    wish, there = config.resume, checkpoint.steps(out_dir)
-    if wish == "auto" and not there:
+    requested, there = config.resume, checkpoint.steps(out_dir)
+    if requested == "auto" and not there:
         return None
-    if wish in ("auto", "last", "best"):
-        return checkpoint.find(out_dir, ("best",) if wish == "best" else ("last",), say, hold=False)
-    start = None if wish == "none" else checkpoint.find(wish, ("last",), say, hold=False)
+    if requested in ("auto", "last", "best"):
+        prefer = "best" if requested == "best" else "last"
+        return checkpoint.find(out_dir, (prefer,), logger.info, to_resume=True)
+    start = None if requested == "none" else checkpoint.find(requested, ("last",), logger.info, to_resume=True)
     if there and (start is None or start.parent != out_dir.resolve()):
         free = next(n for n in range(2, 10**6) if not Path(f"{out_dir}-{n}").exists())
         raise ValueError(
@@ -69,7 +64,7 @@ def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
         )
 
 
-def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict, say) -> bool:
+def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict) -> bool:
     """Compares a run with its checkpoint: refuses another model or tokenizer, reports other changes that matter.
 
     `settings` is the content of the run's config.json; "data" and "environment" in it are compared as well. Returns
@@ -77,7 +72,7 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
     """
     check_same(start, next(iter(read_shares(config.data))))
     model, train = checkpoint.load_configs(start)
-    changed, harmless = [], HARMLESS
+    changed, harmless = [], ignored_by("resume")
     sequences = {c.batch_size * c.gradient_accumulation_steps for c in (train, config)}
     if len(sequences) == 1 and not model_config.dropout:  # a step is the same, only divided differently
         harmless = harmless | {"batch_size", "gradient_accumulation_steps"}
@@ -100,10 +95,27 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
     if data != settings["data"]:
         changed.append(f"{config.data} has other tokens")
     if changed:
-        say(f"note: the settings differ from the checkpoint's: {'; '.join(changed)}")
+        logger.info(f"note: the settings differ from the checkpoint's: {'; '.join(changed)}")
     before = saved.get("environment")
     before, now = before if isinstance(before, dict) else {}, settings["environment"]
     moved = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if moved:
-        say(f"note: the environment changed; results match only up to rounding: {', '.join(moved)}")
+        logger.info(f"note: the environment changed; results match only up to rounding: {', '.join(moved)}")
     return data.get("val") == settings["data"]["val"]
+
+
+def resume_command(config: TrainConfig, several: bool, *changes: str) -> str:
+    """The command that resumes this run; `changes` are flags with their values that replace those given."""
+    if any(word.partition("=")[0] == "--seeds" for word in sys.argv):
+        changes = ("--seeds=1", f"--seed={config.seed}", f"--out_dir={config.out_dir}", *changes)
+    changes = ("--resume=auto", *changes)
+    replaced = {change.partition("=")[0] for change in changes}
+    words, given = [], iter(sys.argv)
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name not in replaced:
+            words.append(word)
+        elif not equals:
+            next(given, None)  # its value
+    same = " (as before)" if several else ""
+    return f"accelerate launch{same} {shlex.join([*words, *changes])}"

@@ -1,11 +1,16 @@
-"""Reasons to end a run before max_iters: a signal, a dead launcher, --max_minutes, or repeated failures to save."""
+"""Reasons to end a run before max_iters: signals, a dead launcher, --time_limit, failing saves, bad gradients."""
 
 import os
 import signal
 import time
 from dataclasses import dataclass
 
+from nanogpt.checkpoint import State
+from nanogpt.config import TrainConfig
 from nanogpt.run.agree import Peers
+from nanogpt.run.guard import bad_steps_allowed, diagnosis
+from nanogpt.run.resume import resume_command
+from nanogpt.train import Parts, log_is_due
 
 # SIGHUP: the terminal closes; Slurm can send SIGUSR1 before its time limit (accelerate_configs/README.md)
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")]
@@ -13,8 +18,11 @@ HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and accelerate launch
 
 
+FAILED_SAVES = 3  # in a row that end a run
+
+
 @dataclass
-class Stop:
+class Stop(Exception):
     """Why a run ends before max_iters, its exit code (1: an error), and whether it saves a checkpoint first."""
 
     message: str
@@ -37,13 +45,15 @@ def hangup_is_ignored() -> bool:
 class Interrupts:
     """Context manager around the loop. The first signal lets the current step finish; the second ends the process."""
 
-    def __init__(self, peers: Peers, max_minutes: float, max_failed_saves: int):
-        """`max_minutes` count from here, before anything is loaded; 0 means no limit."""
-        self.peers, self.max_failed_saves = peers, max_failed_saves
+    def __init__(self, peers: Peers, minutes: float):
+        """`minutes` count from here, before anything is loaded; 0 means no limit."""
+        self.peers = peers
         self.number = 0  # of the signal received
         self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
-        self.end = time.monotonic() + 60 * max_minutes if max_minutes else None
+        self.end = time.monotonic() + 60 * minutes if minutes else None
+        self.last = time.monotonic()  # end of the last step
         self.longest = 0.0  # longest time in seconds from the end of a step to the end of the next
+        self.before: dict = {}  # the handlers that were there
 
     def __enter__(self):
         handled = [number for number in SIGNALS if number != HANGUP or not hangup_is_ignored()]
@@ -106,5 +116,23 @@ class Interrupts:
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
         time_is_up = self.end is not None and now + self.longest + saving > self.end
-        number, *reasons = self.peers.largest(self.pending(), time_is_up, failed_saves >= self.max_failed_saves)
+        number, *reasons = self.peers.largest(self.pending(), time_is_up, failed_saves >= FAILED_SAVES)
         return number, *map(bool, reasons)
+
+    def check_step(self, config: TrainConfig, parts: Parts, state: State) -> None:
+        """Raises Stop if the run has to end before the next step, on all processes alike."""
+        scaler, tally, saves = parts.accelerator.scaler, parts.tally, parts.saves
+        if log_is_due(config, state.step) and tally.bad_in_a_row >= bad_steps_allowed(scaler):
+            raise Stop(diagnosis(tally, state.step, tally.lr, config), code=1)
+        number, time_is_up, saves_fail = self.due(saves.seconds, saves.failed)
+        if saves_fail:
+            raise Stop(saves.error, code=1)
+        if number or time_is_up:
+            raise self.stopped(config, parts, state, number)
+
+    def stopped(self, config: TrainConfig, parts: Parts, state: State, number: int) -> Stop:
+        """The end by a signal, or because the time is up (0)."""
+        why = self.why(number) if number else f"stopped after {config.time_limit:g} minutes"
+        what = f"step {state.step} is saved" if state.step else "there was no step to save"
+        message = f"{why}: {what}; to resume: {resume_command(config, self.peers.many)}"
+        return Stop(message, code=128 + number if number else 0, save=True)

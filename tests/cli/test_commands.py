@@ -138,7 +138,7 @@ def test_a_damaged_best_checkpoint_is_replaced_by_a_whole_one(run_dir, capsys):
 def test_batch_prints_what_a_step_trains_on(make_run, capsys):
     run = make_run(gradient_accumulation_steps=2)
     run.train()
-    run.state["step"] = 2
+    run.state.step = 2
     expected = [
         run.tokenizer.decode([*x, y[-1]])
         for index in range(2)

@@ -123,7 +123,7 @@ def test_compiled_greedy_samples_are_the_cpus(device, name):
 def test_half_precision_stays_near_fp32(train, precision, model):
     _, expected = train("fp32", model, **FIFTY)
     run, losses = train(precision, model, precision=precision, max_bad_steps=20, **FIFTY)
-    assert run.state["skipped_steps"] <= (10 if precision == "fp16" else 0)
+    assert run.state.skipped_steps <= (10 if precision == "fp16" else 0)
     last = range(41, 51)
     assert [losses[i] for i in last] == pytest.approx([expected[i] for i in last], abs=BOUNDS[precision])
 
@@ -174,7 +174,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(train):
         before.extend(p.detach().clone() for p in run.gpt.parameters())
 
     run, _ = train("poisoned", prepare=poison, max_iters=3, eval_interval=3, max_bad_steps=9)
-    assert run.state["skipped_steps"] == 3
+    assert run.state.skipped_steps == 3
     assert all(torch.equal(p, q) for p, q in zip(before, run.gpt.parameters(), strict=True))
 
 
@@ -226,7 +226,7 @@ def test_between_two_log_lines_cuda_refuses_no_wait(make_run, device):
     if device != "cuda":
         pytest.skip("only CUDA has this mode")
     run = make_run(SMALL, device=device, compile="false", max_iters=20, log_interval=10)
-    run.begin()
+    run.rehearse()
     run.interrupts.begin()
     run.step()  # which makes the optimizer's state
     torch.cuda.set_sync_debug_mode("error")

@@ -16,13 +16,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from nanogpts import Theirs
 
-from nanogpt import TrainConfig, checkpoint
+from nanogpt import TrainConfig, checkpoint, rundir
 from nanogpt.cli import main
 from nanogpt.hub.export import export
 from nanogpt.hub.from_nanogpt import import_checkpoint, resume_command
 from nanogpt.hub.load import load
 from nanogpt.optim import lr_at
-from nanogpt.run import rundir
 
 SETTINGS = {"batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 12, "eval_interval": 3, "eval_iters": 2}
 SETTINGS |= {"learning_rate": 1e-2, "min_lr": 1e-3, "warmup_iters": 2, "lr_decay_iters": 10, "decay_lr": True}
@@ -123,7 +122,7 @@ def test_training_goes_on_as_theirs_would(tmp_path, theirs_data, vocab_size, mak
     assert train.precision == "fp32"  # nanoGPT has no autocast on a CPU
     run = make_run(config, **(dataclasses.asdict(train) | {"resume": "last", "device": "cpu"}))
     assert run.start_step == 3
-    run.begin()
+    run.rehearse()
     for i in range(3, 12):
         # nanoGPT's cosine, on paper
         lr = 1e-3 + 0.5 * (1 + math.cos(math.pi * min(1, (i - 2) / 8))) * 9e-3
@@ -179,7 +178,7 @@ def test_without_the_optimizer_state_training_starts_its_moments_anew(tmp_path, 
     config, train = checkpoint.load_configs(saved)
     run = make_run(config, **(dataclasses.asdict(train) | {"resume": "last", "device": "cpu"}))
     run.train()
-    assert run.state["step"] == 12
+    assert run.state.step == 12
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch._dynamo  # noqa: F401 (which making an optimizer imports: a second that each life would spend again)
 
 from nanogpt import GPTConfig, TrainConfig, checkpoint
-from nanogpt.train import Run
+from nanogpt.run.main import train_to_the_end
+from nanogpt.run.prepare import prepare
 
 MODEL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1)
 OUT = Path("out/killed")
@@ -30,7 +31,7 @@ def live(**settings) -> int:
     try:
         fields = {"data": "data", "precision": "fp32", "device": "cpu", "threads": 1, "batch_size": 4, "eval_iters": 1}
         fields |= {"lr_decay_iters": 10_000, "log_interval": 1, "resume": "auto", "optimizer": "muon"}
-        Run(MODEL, TrainConfig(**fields | settings), quiet=False).train()
+        train_to_the_end(*prepare(MODEL, TrainConfig(**fields | settings)))
         code = 0
     finally:
         sys.stdout.flush()
@@ -75,7 +76,7 @@ def main(kills: int, seed: int) -> None:
         for there in checkpoint.steps(OUT):
             assert checkpoint.check(there) is None, f"{there}: {checkpoint.check(there)}"
         if checkpoint.steps(OUT):
-            now = int(checkpoint.find(OUT, ("last",), hold=False).name[5:])
+            now = int(checkpoint.find(OUT, ("last",)).name[5:])
             assert now >= step, f"step {step} is lost: the last whole one is {now}"
             step = now
     for settings in ({"out_dir": str(OUT), "eval_interval": 2}, {"out_dir": "out/calm", "eval_interval": 10_000}):

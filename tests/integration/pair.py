@@ -16,12 +16,14 @@ import traceback
 from dataclasses import replace
 
 import torch._dynamo  # noqa: F401 (which making an optimizer imports: a second that each process would spend again)
-from runs import MODEL, TRAIN, check_shards, sharded, troubled
+from runs import MODEL, TRAIN, check_shards, sharded, trouble
 
 from nanogpt import TrainConfig
 from nanogpt.run import device
 from nanogpt.run.errors import user_errors
-from nanogpt.train import Run
+from nanogpt.run.main import train_to_the_end
+from nanogpt.run.prepare import prepare
+from nanogpt.train import Parts, State
 
 
 def train(processes: str, settings: list[dict]) -> None:
@@ -31,24 +33,26 @@ def train(processes: str, settings: list[dict]) -> None:
         out_dir = f"out/{flags.pop('name')}-{processes}"
         room, step, model = flags.pop("room", 99), flags.pop("terminate", None), flags.pop("model", {})
         with user_errors():
-            run = Run(replace(MODEL, **model), TrainConfig(**TRAIN | flags | {"threads": 1, "out_dir": out_dir}))
+            settings = TrainConfig(**TRAIN | flags | {"threads": 1, "out_dir": out_dir})
+            config, parts, state = prepare(replace(MODEL, **model), settings)
         if processes == "fsdp":
-            check_shards(run)
-        terminate_itself(troubled(run, [], room), step).train()
+            check_shards(parts)
+        trouble(parts, state, [], room)
+        terminate_itself(parts, state, step)
+        train_to_the_end(config, parts, state)
 
 
-def terminate_itself(run: Run, step: int | None) -> Run:
-    """`run`, whose last process gets a SIGTERM before the first batch of the evaluation at `step`."""
-    whole_split = run.val_data.whole_split
+def terminate_itself(parts: Parts, state: State, step: int | None) -> None:
+    """The last process gets a SIGTERM before the first batch of the evaluation at `step`."""
+    whole_split = parts.val_data.whole_split
 
     def batches(*args):
         for number, batch in enumerate(whole_split(*args)):
-            if number == 0 and step == run.state["step"] and run.accelerator.is_last_process:
+            if number == 0 and step == state.step and parts.accelerator.is_last_process:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    run.val_data.whole_split = batches
-    return run
+    parts.val_data.whole_split = batches
 
 
 def fork(processes: str, settings: list[dict], **environment: str) -> int:

@@ -21,7 +21,9 @@ from torch.distributed.tensor import DTensor
 
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.run import device
-from nanogpt.train import Run
+from nanogpt.run.main import train_to_the_end
+from nanogpt.run.prepare import prepare
+from nanogpt.train import Parts, State
 
 MODEL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1, bias=True)
 TRAIN = {"data": "data", "seed": 1, "batch_size": 4, "gradient_accumulation_steps": 4, "precision": "fp32"}
@@ -46,39 +48,40 @@ def sharded(**kwargs):
     return accelerator
 
 
-def check_shards(run: Run) -> None:
+def check_shards(parts: Parts) -> None:
     """Lets a run fail where, after any backward pass, a process has more than its shard of a gradient."""
-    backward = run.accelerator.backward
+    backward = parts.accelerator.backward
 
     def checked(loss):
         backward(loss)
-        for name, p in run.gpt.named_parameters():
+        for name, p in parts.gpt.named_parameters():
             assert isinstance(p, DTensor) and p.grad.to_local().shape == p.to_local().shape, name
 
-    run.accelerator.backward = checked
+    parts.accelerator.backward = checked
 
 
-def troubled(run: Run, poison: list[int], room: int) -> Run:
-    """`run`, whose last process gets a loss that is not a number at some steps, and has room for few sequences."""
-    forward = run.gpt.forward
-    last = run.accelerator.process_index == run.accelerator.num_processes - 1
+def trouble(parts: Parts, state: State, poison: list[int], room: int) -> None:
+    """The last process gets a loss that is not a number at some steps, and has room for few sequences."""
+    forward = parts.gpt.forward
+    last = parts.accelerator.process_index == parts.accelerator.num_processes - 1
 
     def broken(idx, *args, **kwargs):
-        if last and len(idx) > room and run.gpt.training:
+        if last and len(idx) > room and parts.gpt.training:
             raise torch.OutOfMemoryError("CUDA out of memory")
         loss = forward(idx, *args, **kwargs)
-        return loss * float("nan") if last and run.gpt.training and run.state["step"] in poison else loss
+        return loss * float("nan") if last and parts.gpt.training and state.step in poison else loss
 
-    run.gpt.forward = broken
-    return run
+    parts.gpt.forward = broken
 
 
 if __name__ == "__main__":
     if "--fsdp" in sys.argv:
         device.Accelerator = sharded
     for flags in json.loads(sys.argv[-1]):
-        trouble = flags.pop("poison", []), flags.pop("room", 99)
-        run = Run(replace(MODEL, dropout=flags.pop("dropout", MODEL.dropout)), TrainConfig(**TRAIN | flags))
+        poison, room = flags.pop("poison", []), flags.pop("room", 99)
+        model = replace(MODEL, dropout=flags.pop("dropout", MODEL.dropout))
+        config, parts, state = prepare(model, TrainConfig(**TRAIN | flags))
         if "--fsdp" in sys.argv:
-            check_shards(run)
-        troubled(run, *trouble).train()
+            check_shards(parts)
+        trouble(parts, state, poison, room)
+        train_to_the_end(config, parts, state)

@@ -21,6 +21,7 @@ from fresh import reset_accelerate
 from huggingface_hub import constants
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from tiny_run import Run
 
 from data_prep import writer
 from nanogpt import GPT, TrainConfig, setup
@@ -29,7 +30,6 @@ from nanogpt.extras import bench, eval_tasks
 from nanogpt.extras.page import to_page
 from nanogpt.hub import client
 from nanogpt.run import console, plan
-from nanogpt.train import Run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TRAINING = "shakespeare shakespeare_nanogpt finetune_shakespeare own_text pretrain python_stdlib".split()

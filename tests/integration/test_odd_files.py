@@ -25,6 +25,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from shapes import CASES, make_checkpoint
 from test_forged_checkpoint import seal_again
+from tiny_run import Run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep import writer
@@ -32,7 +33,6 @@ from nanogpt import TrainConfig, checkpoint
 from nanogpt.cli import main
 from nanogpt.data.tokenizer import CharTokenizer, HFTokenizer, load_tokenizer
 from nanogpt.hub.export import export
-from nanogpt.train import Run
 
 TEXT = "To be, or not to be: that is the question.\n" * 40
 SAMPLE, EXPORT = ["--max_new_tokens=3", "--device=cpu"], ["--to=exported"]

@@ -225,7 +225,7 @@ def test_a_signal_to_one_process_ends_an_evaluation_on_both(home):
     assert pair(home, {"name": "ended", "max_iters": 4, "eval_interval": 2, "terminate": 2}) == "exit codes 143 143 143"
     for name in ("ended-two", "ended-one"):
         last = checkpoint.find(home / "out" / name, ("last",))
-        assert last.name == "step-000002" and checkpoint.read_state(last)["evaluated_step"] == 0
+        assert last.name == "step-000002" and checkpoint.read_state(last).evaluated_step == 0
 
 
 MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True, "bias": False}

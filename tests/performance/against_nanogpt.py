@@ -24,11 +24,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 import torch
+from tiny_run import Run
 
 from data_prep import writer
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.hub import to_nanogpt
-from nanogpt.train import Run
 
 SIZES = {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
 VOCAB, BATCH, WARMUP, STEPS, RATES = 65, 12, 100, 2000, (1e-3, 1e-4)
@@ -51,7 +51,7 @@ def make_run(directory: Path, text: str, precision: str) -> Run:
         compile="false",
     )
     run = Run(GPTConfig(**SIZES, dropout=0.0), config, quiet=True)
-    run.begin()
+    run.rehearse()
     return run
 
 

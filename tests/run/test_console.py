@@ -124,7 +124,7 @@ def test_a_run_ends_with_its_result_as_json(make_run):
         best["step"],
     )
     assert (result["step"], result["tokens"], result["reason"]) == (8, 8 * 4 * 16, "finished")
-    assert result["tokens_per_second"] == pytest.approx(8 * 4 * 16 / run.state["train_seconds"], abs=1)
+    assert result["tokens_per_second"] == pytest.approx(8 * 4 * 16 / run.state.train_seconds, abs=1)
     assert result["memory"] == max(line["memory"] for line in lines if "memory" in line)
     assert result["version"] == __version__
     assert result["settings"]["batch_size"] == 4 and result["settings"]["n_embd"] == 16
@@ -133,18 +133,18 @@ def test_a_run_ends_with_its_result_as_json(make_run):
 
 @pytest.mark.parametrize("how, reason", [("signal", "interrupted"), ("time", "time limit"), ("nan", "failed")])
 def test_the_result_says_why_a_run_ended_early(make_run, monkeypatch, how, reason):
-    run = make_run(max_iters=50, max_bad_steps=1, log_interval=1)
+    run = make_run(max_iters=50, log_interval=1)
     step = run.step
 
     def troubled():
         step()
-        if run.state["step"] == 3:
+        if run.state.step == 3:
             if how == "signal":
                 os.kill(os.getpid(), signal.SIGTERM)
             elif how == "time":
                 run.interrupts.end = 0.0
             else:
-                run.tally.bad_in_a_row += 1
+                run.tally.bad_in_a_row += 5
 
     run.step = troubled
     with pytest.raises(SystemExit):
@@ -179,6 +179,7 @@ def test_the_last_sample_of_a_sharded_model_is_written_on_the_cpu(make_run, monk
     run.train()
     load = console.checkpoint.load_model
     monkeypatch.setattr(console.checkpoint, "load_model", lambda path, on, **options: loaded.append(on) or load(path))
-    run.device, run.sharded = "cuda", sharded
-    console.sample(run, tokens=2)
+    monkeypatch.setattr(type(run.parts), "device", "cuda")
+    run.parts.sharded = sharded
+    console.sample(run.config, run.parts, tokens=2)
     assert loaded == [where]

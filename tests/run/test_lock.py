@@ -11,9 +11,9 @@ import sys
 import pytest
 from filelock import FileLock
 
-from nanogpt.run.lock import Lock
+from nanogpt.rundir import Lock
 
-HOLD = "import sys; from nanogpt.lock import Lock; lock = Lock(sys.argv[1]); print('held', flush=True); input()"
+HOLD = "import sys; from nanogpt.rundir import Lock; lock = Lock(sys.argv[1]); print('held', flush=True); input()"
 
 
 @pytest.fixture

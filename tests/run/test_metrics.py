@@ -95,7 +95,7 @@ def test_sampling_is_not_counted_as_training(make_run, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: real_clock() + sum(hours))
     run = make_run(max_iters=2, eval_interval=1)
     run.train()
-    assert len(hours) == 3 and run.state["train_seconds"] < 3600
+    assert len(hours) == 3 and run.state.train_seconds < 3600
 
 
 @pytest.mark.slow
@@ -145,22 +145,27 @@ def make_metrics(tmp_path, tracker: Tracker | None, warnings: list[str]) -> metr
     return metrics.Metrics(accelerator, tmp_path, 0, {}, warnings.append)
 
 
-def test_text_and_curve_reach_a_tracker_that_can_show_them(tmp_path):
+@pytest.fixture
+def a_picture(monkeypatch):
+    monkeypatch.setattr(plot, "pixels", lambda out_dir: "a picture")
+
+
+def test_text_and_curve_reach_a_tracker_that_can_show_them(tmp_path, a_picture):
     tracker, warnings = Tracker("tensorboard"), []
     written = make_metrics(tmp_path, tracker, warnings)
-    written.sample("<b>first</b>\nsecond", lambda: "a picture", step=5, tokens=50)
+    written.sample("<b>first</b>\nsecond", step=5, tokens=50)
     assert tracker.shown == [("sample", "    <b>first</b>\n    second\n", 5), ("curve", "a picture", 5)]
     assert not warnings
 
 
-def test_trackio_gets_no_step_again_that_it_has_from_before_a_kill(tmp_path, monkeypatch):
+def test_trackio_gets_no_step_again_that_it_has_from_before_a_kill(tmp_path, monkeypatch, a_picture):
     monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Markdown=str, Image=str))
     tracker = Tracker("trackio")
     tracker.run._next_step = 31  # it has steps up to 30
     resumed = make_metrics(tmp_path, tracker, [])
     for step in (20, 30, 40):
         resumed.log(step=step, train_loss=1.0)
-        resumed.sample("text", lambda: "a picture", step=step)
+        resumed.sample("text", step=step)
     assert [step for _, step in tracker.shown] == [40, 40]
     assert [line["step"] for line in metrics.read(tmp_path / metrics.METRICS)] == [20, 30, 40]
 
@@ -172,21 +177,22 @@ def test_at_the_end_trackers_finish_and_the_processes_stay_together(tmp_path):
     assert tracker.shown == ["finished"] and not warnings
 
 
-def test_a_tracker_that_fails_is_one_warning_and_the_files_go_on(tmp_path):
+def test_a_tracker_that_fails_is_one_warning_and_the_files_go_on(tmp_path, a_picture):
     warnings = []
     written = make_metrics(tmp_path, Tracker("tensorboard", OSError("no network")), warnings)
     for step in (1, 2):
         written.log(step=step, train_loss=1.0)
-        written.sample("text", lambda: "a picture", step=step)
+        written.sample("text", step=step)
     written.close()
     assert len(warnings) == 1 and "no network" in warnings[0]
     assert [line["step"] for line in metrics.read(tmp_path / metrics.METRICS)] == [1, 2]
 
 
-def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path):
+def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot, "pixels", lambda out_dir: 1 / 0)
     warnings = []
     written = make_metrics(tmp_path, Tracker("tensorboard"), warnings)
-    written.sample("text", lambda: 1 / 0, step=1)
+    written.sample("text", step=1)
     assert len(warnings) == 1 and "division by zero" in warnings[0]
     assert len(metrics.read(tmp_path / metrics.SAMPLES)) == 1
 
@@ -212,11 +218,11 @@ def test_wandb_is_offline_where_there_is_no_key(monkeypatch, key, mode):
     assert metrics.os.environ.get("WANDB_MODE") == mode
 
 
-def test_text_is_no_html_for_wandb_and_what_a_tracker_prints_is_dropped(tmp_path, monkeypatch, capsys):
+def test_text_is_no_html_for_wandb_and_what_a_tracker_prints_is_dropped(tmp_path, monkeypatch, capsys, a_picture):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Html=str, Image=str))
     tracker, warnings = Tracker("wandb"), []
     tracker.log = lambda values, step: (print("an advertisement"), tracker.show(values, step))
-    make_metrics(tmp_path, tracker, warnings).sample("<b>", lambda: "a picture", step=5)
+    make_metrics(tmp_path, tracker, warnings).sample("<b>", step=5)
     assert tracker.shown == [({"sample": "<pre>&lt;b&gt;</pre>", "curve": "a picture"}, 5)]
     assert warnings == ["wandb   offline: project p, run n, id i"] and capsys.readouterr().out == ""
 
@@ -393,8 +399,7 @@ def test_an_out_dir_that_is_emptied_while_a_run_writes_it_is_told_and_filled_aga
 
     def vanishing():
         step()
-        run.saver.wait()
-        if run.state["step"] == 3:
+        if run.state.step == 3:
             run.out_dir.rename(empty)
             run.out_dir.mkdir()
 

@@ -10,7 +10,7 @@ import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.config import Actions
-from nanogpt.run import guard, plan
+from nanogpt.run import plan
 
 GPT2 = GPTConfig(vocab_size=50257, bias=True)
 
@@ -143,7 +143,7 @@ def test_of_many_micro_batches_two_are_timed(make_run, monkeypatch):
 
     def seconds(step):
         step()
-        taken.append(run.config.gradient_accumulation_steps)
+        taken.append(run.accelerator.gradient_accumulation_steps)
         return {1: 3.0, 2: 5.0}[taken[-1]]  # 1 for the optimizer, 2 for each micro-batch
 
     monkeypatch.setattr(plan, "median_seconds", seconds)
@@ -153,7 +153,10 @@ def test_of_many_micro_batches_two_are_timed(make_run, monkeypatch):
 
 def test_steps_of_whole_windows_are_timed(make_run, monkeypatch):
     run, lengths = make_run(short_block_iters=4, short_block_size=8), []
-    monkeypatch.setattr(plan, "median_seconds", lambda step: lengths.append(run.micro_batch(0)[0].size(1)) or 1.0)
+    run.rehearse()
+    run.gpt.register_forward_pre_hook(lambda model, inputs: lengths.append(inputs[0].size(1)))
+    monkeypatch.setattr(plan, "rehearse", lambda config, parts, state: config)
+    monkeypatch.setattr(plan, "median_seconds", lambda step: step() or 1.0)
     assert run.measure() == 1.0 and lengths == [run.gpt.config.block_size] != [8]
 
 
@@ -189,47 +192,6 @@ def test_a_quick_evaluation_is_divided_among_processes_and_the_last_one_is_not_q
     config = replace(config, eval_iters=5, batch_size=2)  # of the whole split 4 x 1024 tokens at a time
     assert plan.evaluations(config, val_tokens, 1024, processes=2) == 4 * [(2, 3)] + [(4, 13)]
     assert plan.evaluations(replace(config, max_iters=0), val_tokens, 1024, processes=1) == [(4, 25)]
-
-
-@pytest.fixture
-def search(make_run, monkeypatch):
-    """A run whose batch size is looked for, and the sizes that it has tried so far; all of them are fast."""
-    run, tried, attempt = make_run(batch_size=64, gradient_accumulation_steps=2), [], guard.problem_with
-    monkeypatch.setattr(guard, "problem_with", lambda *args: (tried.append(run.config.batch_size), attempt(*args))[1])
-    monkeypatch.setattr(plan, "median_seconds", lambda step, at_most: 1.0)
-    return run, tried
-
-
-@pytest.mark.slow
-def test_a_batch_whose_plan_needs_more_than_is_free_is_not_tried_on_a_cpu(search, monkeypatch, capsys):
-    run, tried = search
-    eight = sum(plan.memory(run.gpt.config, replace(run.config, batch_size=8), "fp32").values())
-    weights = 4 * sum(p.numel() for p in run.gpt.parameters())
-    monkeypatch.setattr(plan, "available", lambda device: eight + 1 - weights)
-    run.find_batch_size()
-    assert tried == [1, 1, 2, 4, 8]  # the first one before the first step
-    assert run.config.gradient_accumulation_steps == 2
-    assert "largest that fits: --batch_size=8; most tokens per second: --batch_size=8\n" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_the_batch_is_looked_for_with_whole_windows(make_run, monkeypatch):
-    run, shapes = make_run(short_block_iters=100, short_block_size=4), set()
-    monkeypatch.setattr(plan, "median_seconds", lambda step, at_most: step() or 1.0)
-    forward = run.gpt.forward
-    monkeypatch.setattr(run.gpt, "forward", lambda x, y: shapes.add(x.size(1)) or forward(x, y))
-    monkeypatch.setattr(plan, "available", lambda device: 1e6)
-    run.find_batch_size()
-    assert shapes == {16}
-
-
-@pytest.mark.slow
-def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypatch, capsys):
-    run, tried = search
-    monkeypatch.setattr(run.peers, "largest", lambda *values: [int(run.config.batch_size > 2), *values[1:]])
-    run.find_batch_size()
-    assert tried == [1, 1, 2]
-    assert "largest that fits: --batch_size=2;" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from test_forged_checkpoint import seal_again
 from data_prep import writer
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
-from nanogpt.run import resume
+from nanogpt.run import main, resume
 
 
 @pytest.mark.slow
@@ -18,7 +18,7 @@ def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, c
     make_run().train()
     capsys.readouterr()
     make_run(
-        resume="auto", seed=2, batch_size=2, lr_decay_iters=4, max_iters=8, max_minutes=9, timeout=5, keep_checkpoints=7
+        resume="auto", seed=2, batch_size=2, lr_decay_iters=4, max_iters=8, time_limit=9, timeout=5, keep_checkpoints=7
     )
     shown = capsys.readouterr().out
     assert "the settings differ from the checkpoint's: seed 1337 -> 2; batch_size 4 -> 2\n" in shown
@@ -55,7 +55,7 @@ def test_on_another_validation_text_the_best_loss_counts_anew(make_run, tmp_path
     writer.write(tmp_path / "hard", hard, "char", 0.1, "made up")
     capsys.readouterr()
     run = make_run(data=str(tmp_path / "hard"), resume="auto", max_iters=8, eval_interval=2, learning_rate=0.1)
-    assert run.state["best_step"] is None and "the best loss counts anew" in capsys.readouterr().out
+    assert run.state.best_step is None and "the best loss is reset" in capsys.readouterr().out
     run.train()
     assert (run.out_dir / "best").resolve().name > "step-000004"
 
@@ -96,19 +96,18 @@ def test_a_forged_checkpoint_is_an_error_of_one_line_before_the_run(make_run, na
 
 @pytest.mark.parametrize("wish", ["none", "auto"])
 def test_an_empty_directory_is_a_new_run(tmp_path, wish):
-    assert resume.find_start(TrainConfig(out_dir=str(tmp_path / "out"), resume=wish), print) is None
+    assert resume.find_start(TrainConfig(out_dir=str(tmp_path / "out"), resume=wish)) is None
 
 
-def test_checkpoints_that_vanish_while_the_run_ends_cost_the_sample_alone(make_run, capsys):
-    run = make_run()
-    end = run.end
+def test_checkpoints_that_vanish_while_the_run_ends_cost_the_sample_alone(make_run, monkeypatch, capsys):
+    run, end = make_run(), main.end
 
-    def vanishing(stop):
-        end(stop)
+    def vanishing(*args):
+        end(*args)
         for step in checkpoint.steps(run.out_dir):
             (step / "model.safetensors").write_bytes(b"")
 
-    run.end = vanishing
+    monkeypatch.setattr(main, "end", vanishing)
     run.train()
     shown = capsys.readouterr().out
     assert "warning: no sample: " in shown and "next:  nanogpt sample" in shown
@@ -187,7 +186,7 @@ def test_a_half_written_checkpoint_is_passed_over(make_run, capsys):
     run.train()
     (run.out_dir / "step-000004" / "model.safetensors").write_bytes(b"")
     resumed = make_run(max_iters=4, eval_interval=2, resume="auto")
-    assert resumed.state["step"] == 2
+    assert resumed.state.step == 2
     assert "step-000004 is damaged: model.safetensors has 0 bytes" in capsys.readouterr().out
     resumed.train()
     assert checkpoint.check(run.out_dir / "step-000004") is None
@@ -212,7 +211,7 @@ def test_best_last_and_a_directory_are_where_they_say(make_run, capsys):
     run.train()
     checkpoint.point(run.out_dir / "best", run.out_dir / "step-000002")
     for wish, step in (("best", 2), ("last", 4), ("auto", 4), (str(run.out_dir / "step-000002"), 2)):
-        assert make_run(max_iters=6, resume=wish).state["step"] == step
+        assert make_run(max_iters=6, resume=wish).state.step == step
     capsys.readouterr()
     make_run(max_iters=6, resume="last", beta2=0.5, log_interval=3)
     assert "beta2 0.95 -> 0.5" in capsys.readouterr().out

@@ -1,0 +1,122 @@
+"""A recipe's command line: parses it, prepares a run and trains it; also plans, seeds and profiles."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from nanogpt.checkpoint import State
+from nanogpt.config import TrainConfig
+from nanogpt.hub.export import push
+from nanogpt.model import GPTConfig
+from nanogpt.run import console, plan
+from nanogpt.run.compare import compare
+from nanogpt.run.device import profiler
+from nanogpt.run.errors import fail, user_errors
+from nanogpt.run.flags import named, parse
+from nanogpt.run.guard import rehearse
+from nanogpt.run.prepare import prepare
+from nanogpt.run.stop import Interrupted, Stop
+from nanogpt.train import Parts, done, logger, pause, save, train
+
+
+def main(
+    model_config: GPTConfig,
+    config: TrainConfig,
+    prepare_data: Callable[[Path], object] | None,
+    note: str,
+    argv: list[str] | None,
+    **make,
+) -> None:
+    """`nanogpt.train.main`, which documents the arguments; `make` are make_model and make_optimizers."""
+    description = sys.modules["__main__"].__doc__ or ""
+    make |= {"recipe": (model_config, config), "command": list(sys.argv) if argv is None else None}
+    begun: list[Path] = []
+    try:
+        with user_errors():
+            recipes_data = config.data
+            argv = sys.argv[1:] if argv is None else argv
+            make["given"] = named(argv)
+            model_config, config, actions = parse(model_config, config, argv, description)
+            prepare_data = prepare_data if config.data == recipes_data else None
+            if actions.dry_run:
+                with TemporaryDirectory() as tmpdir:  # leaves no files
+                    config = replace(config, out_dir=tmpdir, resume="none", report_to="none", push_to_hub=None)
+                    plan.show(*prepare(model_config, config, prepare_data, quiet=True, **make), actions)
+                return
+            seeds = range(config.seed, config.seed + actions.seeds)
+            names = [f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir for seed in seeds]
+        for seed, name in zip(seeds, names, strict=True):
+            with user_errors():
+                seeded = replace(config, seed=seed, out_dir=name)
+                run = prepare(model_config, seeded, prepare_data, note, **make)
+            begun.append(Path(name))
+            train_to_the_end(*run, profile=actions.profile)
+        if actions.seeds > 1:
+            logger.info(compare(names))
+    except KeyboardInterrupt:  # outside the loop there is nothing to save
+        sys.exit(130)
+    finally:
+        for out_dir in begun:
+            if actions.json:
+                console.print_result(out_dir)
+
+
+def train_to_the_end(config: TrainConfig, parts: Parts, state: State, profile: int = 0) -> None:
+    """Trains what `prepare` made: rehearses, handles what stops a run early, writes its result, concludes.
+
+    The first `profile` steps after two of warm-up are traced into out_dir/trace.json. A run that stops early exits.
+    """
+    main_process, stop = parts.accelerator.is_main_process, None
+    tracing = profiler(profile if main_process else 0, parts.out_dir / "trace.json")
+    with parts.peers.watched(), parts.interrupts, tracing as trace:
+        if not done(config, state):
+            config = rehearse(config, parts, state)
+        parts.interrupts.begin()
+        try:
+            train(config, parts, state, after_step=trace.step if trace else lambda: None)
+        except Stop as why:
+            stop = why
+        except Interrupted as interrupted:
+            stop = parts.interrupts.stopped(config, parts, state, interrupted.number)
+        end(config, parts, state, stop)
+    if state.step > 0 and main_process:
+        console.conclude(config, parts, state)
+        if config.push_to_hub:
+            push_result(config, parts)
+        console.suggest(config, parts, state)
+
+
+def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> None:
+    """Ends the run: saves if `stop` asks for it, writes result.json, and exits if `stop` is given.
+
+    The exit code is 1, on all processes, if the last checkpoint could not be saved.
+    """
+    pause(config, parts, state)
+    if stop and stop.save and parts.saves.step != state.step:
+        save(config, parts, state)
+    parts.progress.close()
+    parts.metrics.close()
+    if parts.peers.largest(parts.saves.error is not None)[0]:
+        stop = Stop(parts.saves.error, code=1)
+    if parts.accelerator.is_main_process:
+        console.write_result(config, parts, state, stop)
+    if stop is None:
+        return
+    parts.interrupts.ignore()
+    parts.accelerator.wait_for_everyone()
+    if stop.code == 1:
+        fail(stop.message, code=1)
+    logger.info(stop.message)
+    sys.exit(stop.code)
+
+
+def push_result(config: TrainConfig, parts: Parts) -> None:
+    """Pushes the best checkpoint to the Hub; a failure is a warning, because the checkpoint is saved all the same."""
+    try:
+        push(parts.out_dir, config.push_to_hub, say=logger.info)
+    except (ValueError, OSError) as error:
+        later = f"nanogpt push {shlex.quote(str(parts.out_dir))} {config.push_to_hub}"
+        logger.warning(f"not pushed: {error}; later: {later}")

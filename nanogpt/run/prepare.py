@@ -1,0 +1,215 @@
+"""Everything a run needs before its first step: the launcher's device, the data, the model, the files it writes."""
+
+import dataclasses
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from nanogpt import checkpoint, optim, rundir
+from nanogpt.checkpoint import State
+from nanogpt.config import TrainConfig
+from nanogpt.data.mixture import open_data, read_shares
+from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokens import TokenDataset, read_meta
+from nanogpt.hub.export import check_publishing
+from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.ops import ops_for, sharded
+from nanogpt.optim import UpdateRatio
+from nanogpt.run import console, guard, resume
+from nanogpt.run.agree import Peers
+from nanogpt.run.device import compile_blocks, make_accelerator, peak_flops, set_up, share_batches, unused_gpu
+from nanogpt.run.errors import waiting
+from nanogpt.run.metrics import Metrics
+from nanogpt.run.stop import Interrupts
+from nanogpt.train import Clock, Parts, Tally, done, logger
+
+
+def prepare(
+    model_config: GPTConfig,
+    config: TrainConfig,
+    prepare_data: Callable[[Path], object] | None = None,
+    note: str = "",
+    quiet: bool = False,
+    make_model: Callable[[GPTConfig], GPT] = GPT,
+    make_optimizers: Callable[..., list[torch.optim.Optimizer]] = optim.make_optimizers,
+    recipe: tuple[GPTConfig, TrainConfig] | None = None,
+    command: list[str] | None = None,
+    given: Iterable[str] = (),
+) -> tuple[TrainConfig, Parts, State]:
+    """Makes and checks all that `train` needs: the settings as they are used, the parts, and where to start.
+
+    Arguments are those of `train.main`; `recipe` are the settings before the flags, `command` the recipe and its flags,
+    if a command started the run; `given` are the names of settings that have a flag there; `quiet` prints nothing, for
+    a run that will not train.
+
+    Raises ValueError or OSError if the settings, the data, or the contents of out_dir do not allow the run.
+    """
+    requested, config = config, share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
+    out_dir = Path(config.out_dir)
+    accelerator = make_accelerator(config)
+    console.show_messages(accelerator.is_main_process and not quiet)
+    peers = Peers(accelerator, config.timeout)
+    interrupts = Interrupts(peers, config.time_limit)  # which counts from here
+    environment = set_up(config, accelerator)
+    for line in (note, unused_gpu(accelerator.device), console.shared_batches(requested, config)):
+        if line:
+            logger.info(line)
+
+    with peers.in_agreement(main_first=True):
+        start = resume.find_start(config)
+    resume.check_agreement(start, out_dir, peers)
+    pretrained, pretrained_tokenizer = None, None
+    if config.init_from != "scratch":
+        if make_model is not GPT:
+            raise ValueError(f"init_from={config.init_from} loads a GPT: it cannot be combined with make_model")
+        with peers.in_agreement(main_first=True):  # one process downloads
+            source = start or config.init_from
+            pretrained, pretrained_tokenizer = load_for_training(source, model_config, logger.info, given)
+        model_config = pretrained.config
+    with peers.in_agreement():
+        if accelerator.is_main_process:
+            check_publishing(model_config, config.require_exportable, config.push_to_hub, logger.info)
+
+    with peers.in_agreement(main_first=True):
+        first = find_data(config, prepare_data)
+        if pretrained is not None:
+            make_room(pretrained, read_meta(first), config)
+            model_config = pretrained.config
+        check_short_blocks(config, model_config)
+        train_data, val_data = (
+            open_data(config.data, split, model_config.block_size, model_config.vocab_size)
+            for split in ("train", "val")
+        )
+        tokenizer = load_tokenizer(first)
+    check_same_tokens(config, train_data, peers)
+    if pretrained_tokenizer is not None:
+        model = f"init_from={config.init_from}"
+        check_tokenizer(pretrained_tokenizer, tokenizer, val_data.tokens, config.data, model)
+    if model_config.vocab_size is None:
+        model_config = dataclasses.replace(model_config, vocab_size=train_data.meta["vocab_size"])
+    settings = {
+        "environment": environment,
+        "model": dataclasses.asdict(model_config),
+        "train": dataclasses.asdict(config),
+        "data": train_data.meta["splits"],
+        "command": command,
+    }
+    same_text = resume.compare(start, model_config, config, settings) if start else True
+
+    if pretrained is None:
+        training = accelerator.device.type == "cpu" and config.max_iters > 0 and not quiet
+        with peers.in_agreement():  # one machine may have less memory than another
+            guard.check_room(model_config, config, training)
+    torch.manual_seed(config.seed)
+    gpt = (pretrained or make_model(model_config)).to(accelerator.device)
+    gpt.use(ops_for(accelerator.device, model_config, config.batch_size * model_config.block_size))
+    compiled = config.compile == "true" or (config.compile == "auto" and accelerator.device.type == "cuda")
+    if compiled:
+        compile_blocks(gpt)
+    model, optimizers = wrap(accelerator, gpt, config, make_optimizers)
+    state = State()
+    if start:
+        state = restore(start, gpt, optimizers, accelerator.scaler)
+        if not same_text and not done(config, state):
+            logger.info("note: the validation data changed, so the best loss is reset")
+            state.best_val_loss = state.best_step = state.evaluated_step = None
+
+    metrics = open_files(config, accelerator, peers, settings, state)
+    parts = Parts(
+        accelerator,
+        gpt,
+        model,
+        optimizers,
+        train_data,
+        val_data,
+        tokenizer,
+        out_dir,
+        settings,
+        metrics,
+        console.Progress(config, state, shown=accelerator.is_main_process and not quiet),
+        peers,
+        interrupts,
+        Tally(accelerator.device, state),
+        Clock(accelerator.device),
+        UpdateRatio(gpt),
+        sharded=accelerator.distributed_type == DistributedType.FSDP,
+        compiled=compiled,
+        peak_flops=peak_flops(environment["device"]),
+        make_model=make_model,
+        recipe=recipe or (GPTConfig(), TrainConfig()),
+    )
+    console.introduce(config, parts, state)
+    return config, parts, state
+
+
+def find_data(config: TrainConfig, prepare_data: Callable[[Path], object] | None) -> str | Path:
+    """The data directory, or the first of a mixture, whose parts all have its tokenizer; prepared if it is missing."""
+    directory = Path(config.data)
+    missing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
+    if prepare_data is not None and missing:
+        with waiting(f"preparing {directory}", logger.info):
+            prepare_data(directory)
+    return next(iter(read_shares(config.data)))
+
+
+def check_short_blocks(config: TrainConfig, model_config: GPTConfig) -> None:
+    T, short = model_config.block_size, config.short_block_size
+    if config.short_block_iters and T % short:
+        divisor = max(d for d in range(1, min(short, T) + 1) if T % d == 0)
+        raise ValueError(f"short_block_size={short} does not divide block_size={T}: choose {divisor}")
+
+
+def check_same_tokens(config: TrainConfig, data: TokenDataset, peers: Peers) -> None:
+    counts = zlib.crc32(repr(data.meta["splits"]).encode())
+    largest, smallest = peers.largest(counts, -counts)
+    if largest != -smallest:
+        raise ValueError(f"the processes find different tokens in {config.data}: all machines must see the same data")
+
+
+def wrap(accelerator: Accelerator, gpt: GPT, config: TrainConfig, make_optimizers) -> tuple:
+    """The model, copied or sharded as the launcher asks, and its optimizers."""
+    sharded.configure(accelerator, gpt)
+    muon_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    model, *wrapped = accelerator.prepare(gpt, *make_optimizers(gpt, config, muon_dtype))
+    # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of fp16 once for each
+    # optimizer, and so unscale the gradients of the second one twice.
+    optimizers = [wrapper.optimizer for wrapper in wrapped]
+    for muon in (optimizer for optimizer in optimizers if isinstance(optimizer, optim.Muon)):
+        muon.copies = accelerator.num_processes  # a sharded one knows by its parameters
+    return model, optimizers
+
+
+def restore(start: Path, gpt: GPT, optimizers: list[torch.optim.Optimizer], scaler) -> State:
+    """Loads a checkpoint into the model, the optimizers and fp16's gradient scaler; returns its state."""
+    checkpoint.restore(start, gpt, optimizers)
+    state = checkpoint.read_state(start)
+    if scaler is not None and state.loss_scale is not None:
+        saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
+        scaler.load_state_dict(scaler.state_dict() | saved)
+    return state
+
+
+def open_files(config: TrainConfig, accelerator: Accelerator, peers: Peers, settings: dict, state: State) -> Metrics:
+    """Writes config.json and opens the files of metrics.
+
+    A run that only evaluates a checkpoint again leaves its settings and its curve as they are.
+    """
+    out_dir = Path(config.out_dir)
+    newest = max(map(checkpoint.number, checkpoint.steps(out_dir)), default=-1)
+    evaluated = state.evaluated_step == state.step
+    again = newest >= 0 and evaluated and done(config, state)
+    with peers.in_agreement():
+        if accelerator.is_main_process:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            rundir.claim(out_dir)
+            (out_dir / console.RESULT).unlink(missing_ok=True)  # from an earlier run
+            if not again:
+                rundir.write_json(out_dir / checkpoint.CONFIG, settings)
+        flat = settings["model"] | settings["train"]
+        return Metrics(accelerator, out_dir, state.step, flat, logger.info, evaluated, newest, write=not again)
