@@ -283,6 +283,7 @@ class Parts:
     """What a run consists of, built once by `prepare` in nanogpt/run/prepare.py."""
 
     accelerator: Accelerator
+    device: torch.device
     gpt: GPT
     model: torch.nn.Module  # gpt as Accelerate wraps it, which training calls
     optimizers: list[torch.optim.Optimizer]
@@ -306,10 +307,6 @@ class Parts:
     peak_flops: float | None = None  # of the device, if known
     make_model: Callable[[GPTConfig], GPT] = GPT
     recipe: tuple[GPTConfig, TrainConfig] = (GPTConfig(), TrainConfig())  # the settings before the command line's
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
 
     def autocast(self):
         """Mixed precision around a sharded model; Accelerate has wrapped any other model in it."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import INCIDENTAL, Actions
+from nanogpt.config import Actions, ignored_by
 from nanogpt.model import declared
 from nanogpt.run.errors import fail, user_errors, visible, waiting
 from nanogpt.run.flags import field_help, named, parse, within
@@ -225,16 +225,39 @@ def test_every_field_has_a_help_text(config):
     assert field_help(config).keys() == {field.name for field in dataclasses.fields(config)}
 
 
-def test_every_setting_either_changes_what_is_computed_or_is_known_not_to():
-    """A new one has to join this list or `INCIDENTAL`, which resuming, comparisons and model cards read."""
-    computes = set(
-        "data init_from seed batch_size gradient_accumulation_steps max_iters optimizer learning_rate "
-        "muon_learning_rate muon_momentum weight_decay beta1 beta2 grad_clip lr_schedule warmup_iters lr_decay_iters "
-        "train_minutes min_lr decay_fraction short_block_iters short_block_size eval_iters device precision "
-        "compile deterministic".split()
+def test_what_never_changes_a_step_is_ignored_by_all_who_read_recorded_settings():
+    incidental = set(
+        "out_dir resume time_limit eval_interval log_interval always_save_checkpoint keep_checkpoints sample_tokens "
+        "report_to require_exportable push_to_hub timeout threads".split()
     )
-    assert not computes & INCIDENTAL
-    assert computes | INCIDENTAL == {field.name for cls in (TrainConfig, Actions) for field in dataclasses.fields(cls)}
+    of_runs = {field.name for field in dataclasses.fields(TrainConfig)} | {"gradient_checkpointing", "n_layer"}
+    assert of_runs & ignored_by("resume", "compare", "card") == incidental
+    assert of_runs & ignored_by("config") == {"out_dir", "resume", "push_to_hub", "report_to"}
+    assert of_runs & ignored_by("compare") == incidental | {"seed", "eval_iters"}
+    assert of_runs & ignored_by("card") == incidental | {"data", "device", "compile", "gradient_checkpointing"}
+    starts = set("data init_from max_iters lr_decay_iters eval_iters device precision compile deterministic".split())
+    assert of_runs & ignored_by("resume") == incidental | starts | {"gradient_checkpointing"}
+
+
+@pytest.mark.parametrize("words", [["--max_minutes=5"], ["--max_minutes", "5"], ["--max-minutes=5"]])
+def test_a_renamed_flag_works_with_a_note(words, capsys):
+    assert flags(*words)[1].time_limit == 5
+    assert capsys.readouterr().err == "note: --max_minutes: it is called --time_limit now\n"
+    assert flags("--exportable")[1].require_exportable is True
+
+
+def test_flags_that_are_gone_are_noted_or_say_what_to_use(tmp_path, capsys):
+    assert flags("--max_failed_saves=9", "--max_bad_steps", "4", "--seed=3")[1] == TrainConfig(seed=3)
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        "note: --max_bad_steps: five steps in a row without a finite gradient end a run",
+        "note: --max_failed_saves: three failed saves in a row end a run",
+    ]
+    with pytest.raises(SystemExit) as exit:
+        flags("--find_batch_size")
+    assert exit.value.code == 2 and "--dry_run" in capsys.readouterr().err
+    recorded = {"model": {}, "train": {"max_minutes": 7.0, "max_bad_steps": 9, "exportable": True}}
+    (tmp_path / "config.json").write_text(json.dumps(recorded))
+    assert flags(f"--config={tmp_path}")[1] == TrainConfig(time_limit=7.0, require_exportable=True)
 
 
 def test_help_shows_every_flag_with_its_default(capsys):

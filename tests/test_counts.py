@@ -18,7 +18,7 @@ from nanogpt import GPT, GPTConfig
 from nanogpt.evaluate import total_loss
 from nanogpt.optim import UpdateRatio, make_optimizers
 from nanogpt.run import console
-from nanogpt.run.guard import Tally
+from nanogpt.train import Tally, log_is_due
 
 WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal")
 MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
@@ -57,10 +57,10 @@ def on_meta(make_run, monkeypatch):
     def make(config: GPTConfig, **settings):
         run = make_run(config, max_iters=20, log_interval=10, **settings)
         run.rehearse()
-        run.device = torch.device("meta")
+        run.parts.device = torch.device("meta")
         run.gpt.to(run.device)
-        run.optimizers = make_optimizers(run.gpt, run.config)
-        run.tally, run.update_ratio = Tally(run.device), UpdateRatio(run.gpt)
+        run.parts.optimizers = make_optimizers(run.gpt, run.config)
+        run.parts.tally, run.parts.update_ratio = Tally(run.device, run.state), UpdateRatio(run.gpt)
         run.interrupts.begin()
         return run
 
@@ -76,9 +76,9 @@ def test_between_two_log_lines_the_host_waits_for_nothing(on_meta, family, optim
     with Operators("meta") as operators:
         for _ in range(9):
             run.step()
-            assert not run.log_due and run.reason_to_stop() is None
+            run.interrupts.check_step(run.config, run.parts, run.state)
         run.step()
-    assert run.log_due and not operators.waits
+    assert log_is_due(run.config, run.state.step) and not operators.waits
     with pytest.raises(RuntimeError, match="meta"):  # the line itself needs values
         run.log()
 

@@ -153,7 +153,7 @@ def test_an_evaluation_that_fails_costs_no_checkpoint(make_run, monkeypatch, err
     last = checkpoint.find(run.out_dir, ("last",))
     assert last.name == "step-000004"
     state = checkpoint.read_state(last)
-    assert (state["evaluated_step"], state["best_step"]) == (2, 0)  # of 0 and 2 the first
+    assert (state.evaluated_step, state.best_step) == (2, 0)  # of 0 and 2 the first
     monkeypatch.undo()
     again = make_run(max_iters=4, eval_interval=2, resume="auto")
     again.train()  # makes up for it

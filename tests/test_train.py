@@ -218,6 +218,21 @@ def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(make_run, tmp
     assert resumed.state.best_step == whole.state.best_step
 
 
+def test_a_checkpoint_has_its_evaluation_when_it_gets_its_name(make_run, monkeypatch):
+    """Nothing edits it later."""
+    saved, save = [], checkpoint.save
+
+    def saving(out_dir, state, *args):
+        saved.append((state.step, state.evaluated_step))
+        return save(out_dir, state, *args)
+
+    monkeypatch.setattr(checkpoint, "save", saving)
+    run = make_run(max_iters=4, eval_interval=2)
+    run.train()
+    assert saved == [(2, 2), (4, 4)]
+    assert checkpoint.read_state(run.out_dir / "step-000002").evaluated_step == 2
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys, number, code):
     before = signal.getsignal(number)  # the default, or ignored where the tests run in the background of a shell

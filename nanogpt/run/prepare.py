@@ -123,6 +123,7 @@ def prepare(
     metrics = open_files(config, accelerator, peers, settings, state)
     parts = Parts(
         accelerator,
+        accelerator.device,
         gpt,
         model,
         optimizers,

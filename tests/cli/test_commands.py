@@ -20,7 +20,7 @@ from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.extras import eval_tasks
 from nanogpt.hub import export
-from nanogpt.run import metrics, plan
+from nanogpt.run import metrics
 
 
 def test_sample_continues_the_prompt_with_as_many_tokens_as_asked_for(run_dir, capsys):
@@ -316,20 +316,6 @@ def test_a_plan_of_a_recipe_that_does_not_exist_changes_nothing(capsys):
         main(["plan", "nowhere/mine.py"])
     assert capsys.readouterr().err.startswith("error: nowhere/mine.py is not a Python file")
     assert (sys.argv, sys.path) == before
-
-
-@pytest.mark.slow
-def test_the_largest_batch_is_looked_for(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "available", lambda device: 40e6)  # as much as a very small machine has free
-    recipe = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"
-    flags = "--device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --find_batch_size".split()
-    monkeypatch.setattr(sys, "argv", [str(recipe), *flags, f"--data={data}"])
-    runpy.run_path(str(recipe), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
-    assert "does not fit" in lines[-2]
-    refused, largest = int(lines[-2].split()[0]), int(lines[-1].split("--batch_size=")[1].split(";")[0])
-    assert refused == 2 * largest
 
 
 @pytest.mark.slow

@@ -21,15 +21,15 @@ from fresh import reset_accelerate
 from huggingface_hub import constants
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tiny_run import Run
 
 from data_prep import writer
-from nanogpt import GPT, TrainConfig, setup
+from nanogpt import GPT, TrainConfig
 from nanogpt.cli import main as nanogpt
 from nanogpt.extras import bench, eval_tasks
 from nanogpt.extras.page import to_page
 from nanogpt.hub import client
-from nanogpt.run import console, plan
+from nanogpt.run import console, plan, prepare
+from nanogpt.run.main import train_to_the_end
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TRAINING = "shakespeare shakespeare_nanogpt finetune_shakespeare own_text pretrain python_stdlib".split()
@@ -92,7 +92,7 @@ def place(tmp_path_factory):
     config = TrainConfig(
         out_dir="trained", data="data", device="cpu", batch_size=4, max_iters=2, sample_tokens=2, threads=1
     )
-    Run(TINY, config, quiet=True).train()
+    train_to_the_end(*prepare.prepare(TINY, config, quiet=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         patch.setattr(client, "make_repository", unavailable)
@@ -101,8 +101,8 @@ def place(tmp_path_factory):
         patch.setattr(bench, "Bench", Unmeasured)
         patch.setattr(plan, "median_seconds", lambda step, at_most=3.0: 0.01)
         patch.setattr(GPT, "compile", lambda model: None)
-        patch.setattr(setup, "compile_blocks", lambda model: None)
-        patch.setattr(console, "sample", lambda run: "a sample")  # 300 tokens
+        patch.setattr(prepare, "compile_blocks", lambda model: None)
+        patch.setattr(console, "sample", lambda config, parts: "a sample")  # 300 tokens
         yield place
     os.chdir(before)
 

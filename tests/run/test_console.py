@@ -179,7 +179,6 @@ def test_the_last_sample_of_a_sharded_model_is_written_on_the_cpu(make_run, monk
     run.train()
     load = console.checkpoint.load_model
     monkeypatch.setattr(console.checkpoint, "load_model", lambda path, on, **options: loaded.append(on) or load(path))
-    monkeypatch.setattr(type(run.parts), "device", "cuda")
-    run.parts.sharded = sharded
+    run.parts.device, run.parts.sharded = "cuda", sharded
     console.sample(run.config, run.parts, tokens=2)
     assert loaded == [where]
