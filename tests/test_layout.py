@@ -27,6 +27,7 @@ def test_the_model_needs_nothing_but_torch():
     roots = {name.split(".")[0] for name in imports(ROOT / "nanogpt" / "model.py")}
     assert roots - {"nanogpt"} == {
         "torch",
+        "collections",
         "math",
         "dataclasses",
         "types",

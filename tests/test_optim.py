@@ -250,8 +250,8 @@ def test_the_optimizer_gets_the_clipped_gradient(make_run, monkeypatch, grad_cli
     monkeypatch.setattr(optimizer, "step", record)
     run.rehearse()
     run.step()
-    assert run.grad_norm > 0.1
-    assert norms == [pytest.approx(grad_clip or run.grad_norm.item(), rel=1e-3)]
+    assert run.tally.grad_norm > 0.1
+    assert norms == [pytest.approx(grad_clip or run.tally.grad_norm.item(), rel=1e-3)]
 
 
 def test_learning_rate_and_dropout_follow_from_step_and_micro_batch(make_run):

@@ -145,7 +145,7 @@ def test_a_signal_during_a_sample_keeps_the_evaluation_before_it(make_run, monke
         run.train()
     assert exit.value.code == 143
     state = checkpoint.read_state(checkpoint.find(run.out_dir, ("last",)))
-    assert (state["step"], state["evaluated_step"], state["best_step"]) == (2, 2, 2)
+    assert (state.step, state.evaluated_step, state.best_step) == (2, 2, 2)
     assert len(metrics.read(run.out_dir / metrics.SAMPLES)) == 1
 
 

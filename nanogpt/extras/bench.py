@@ -37,7 +37,6 @@ from nanogpt.ops.cpu import X86, pack
 from nanogpt.optim import make_optimizers
 from nanogpt.run.device import peak_flops
 from nanogpt.run.flags import within
-from nanogpt.run.guard import rehearse
 from nanogpt.run.prepare import prepare
 from nanogpt.sample import generate
 from nanogpt.train import step
@@ -95,7 +94,6 @@ class Bench:
         settings["optimizer"] = "muon" if self.config.norm == "rmsnorm" else "adamw"
         self.train_config = TrainConfig(out_dir=str(directory / "out"), data=str(directory), **settings)
         self.train_config, self.run, self.state = prepare(self.config, self.train_config, quiet=True)
-        self.train_config = rehearse(self.train_config, self.run, self.state)
         self.device = self.run.device
         self.dtype = DTYPES[self.run.accelerator.mixed_precision]
         self.rows: list[dict] = []
