@@ -1,9 +1,16 @@
-"""Reads small files of unknown origin: regular files only, and JSON objects of limited size."""
+"""Reads small files of unknown origin (regular files, JSON objects of limited size) and writes files atomically."""
 
+import errno
 import json
 import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
+UNSYNCABLE = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # from file systems that lack fsync
 MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
 
 
@@ -25,6 +32,40 @@ def read_json(path: Path) -> dict:
         return value
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
+
+
+@contextmanager
+def write_atomic(path: Path | str) -> Iterator[BinaryIO]:
+    """Yields a binary file that becomes `path` when the block ends without an error; until then `path` is unchanged.
+
+    It is written under a temporary name beside `path`, synced and renamed. Several threads and processes may write the
+    same path at once. Missing directories are made. An OSError, such as a full disk, names `path`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            sync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync(descriptor: int) -> None:
+    """Flushes an open file to disk; does nothing on file systems that cannot."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSYNCABLE:
+            raise
 
 
 def plain(value: object) -> object:

@@ -13,10 +13,8 @@ and after as many windows as there are shards most of the text is in the cache.
 
 import errno
 import hashlib
-import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +22,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from nanogpt.data.files import write_atomic
 from nanogpt.data.pickles import first_line
 from nanogpt.run.errors import waiting
 
@@ -115,21 +114,6 @@ def explained(what: object) -> Iterator[None]:
         raise Unreachable(f"{what} cannot be read ({first_line(error)}): {hint}") from None
 
 
-@contextmanager
-def completed(path: Path) -> Iterator[BinaryIO]:
-    """Writes a file under a temporary name and renames it when it is complete. Several processes may do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def download(source: Source, name: str) -> Path:
     """The path of a file in the cache; it is downloaded if the cache lacks it and the directory has it."""
     path, what = source.cache / name, f"{source.url}/{name}"
@@ -137,7 +121,7 @@ def download(source: Source, name: str) -> Path:
         with (
             explained(what),
             waiting(f"downloading {what}"),
-            completed(path) as file,
+            write_atomic(path) as file,
             source.fs.open(f"{source.root}/{name}", "rb") as remote,
         ):
             shutil.copyfileobj(remote, file, SHARD)
@@ -205,7 +189,7 @@ class Shards:
                 time.sleep(pause)
         if len(data) != min(SHARD, self.size - k * SHARD):
             raise Unreachable(f"{self} has changed while it was read: start again, with --resume=auto")
-        with explained(self), completed(self.path(k)) as file:
+        with explained(self), write_atomic(self.path(k)) as file:
             file.write(data)
 
     def read(self, k: int) -> bytes:

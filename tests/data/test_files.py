@@ -1,0 +1,39 @@
+import errno
+import os
+
+import pytest
+
+from nanogpt.data.files import write_atomic
+
+
+def full(descriptor):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.json"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left.*tokenizer\.json"), write_atomic(path) as file:
+        file.write(b"new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["tokenizer.json"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), write_atomic(path) as file:
+        file.write(b"new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_files_are_written_where_the_file_system_cannot_sync(tmp_path, monkeypatch, number):
+    def unsupported(descriptor):
+        raise OSError(number, "unsupported")
+
+    monkeypatch.setattr(os, "fsync", unsupported)
+    with write_atomic(tmp_path / "a") as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new" and os.listdir(tmp_path) == ["a"]
