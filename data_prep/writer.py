@@ -28,6 +28,7 @@ from tqdm import tqdm
 from data_prep.documents import Corpus, Piece
 from data_prep.split import Split
 from nanogpt.checkpoint import write_json
+from nanogpt.data import tokenizer_json
 from nanogpt.data.files import read_json
 from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
 from nanogpt.run.lock import Lock
@@ -134,6 +135,7 @@ def finish(
     tokenizer.save(directory)
     os.replace(directory / FILE, out / FILE)
     shutil.rmtree(directory)  # a custom tokenizer may have written more
+    meta["tokenizer_sha256"] = tokenizer_json.sha256(out)
     write_json(out / name, meta)
     return meta
 

@@ -3,6 +3,7 @@
 Byte-level tokenizers spell their tokens in GPT-2's alphabet, which has a printable character for each byte.
 """
 
+import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -59,6 +60,11 @@ def read(directory: Path | str) -> dict:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data again") from None
     return tokenizer
+
+
+def sha256(directory: Path | str) -> str:
+    """Checksum of the tokenizer.json of a directory, which meta.json records beside tokens that it made."""
+    return hashlib.sha256(Path(directory, FILE).read_bytes()).hexdigest()
 
 
 def vocabulary(tokenizer: dict) -> dict[str, int]:

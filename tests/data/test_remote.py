@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import constants
 
 from nanogpt.cli import main
-from nanogpt.data import remote
+from nanogpt.data import remote, tokenizer_json
 from nanogpt.data.mixture import open_data
 from nanogpt.data.remote import Shards, Unreachable, find
 from nanogpt.data.tokenizer import load_tokenizer
@@ -58,8 +58,10 @@ def numbers(tmp_path, data):
     tokens[:100].tofile(directory / "val.bin")
     splits = {"train": {"tokens": TOKENS, "bytes": TOKENS, "largest": TOKENS - 1, "files": list(names)}}
     splits["val"] = {"tokens": 100, "bytes": 100, "largest": 99}
-    (directory / "meta.json").write_text(json.dumps({"vocab_size": TOKENS, "dtype": "uint32", "splits": splits}))
     (directory / "tokenizer.json").write_bytes((data / "tokenizer.json").read_bytes())
+    meta = {"vocab_size": TOKENS, "dtype": "uint32", "splits": splits}
+    meta["tokenizer_sha256"] = tokenizer_json.sha256(directory)  # as if it had made these tokens
+    (directory / "meta.json").write_text(json.dumps(meta))
     return directory
 
 
