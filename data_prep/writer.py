@@ -379,6 +379,11 @@ def write_corpus(
         except OSError as error:
             what = f"{error.filename or out}: {error.strerror or error}"
             raise OSError(f"{what}; {kept(progress, corpus)}") from error
+    if tokenizer.eot_id is None and (special := getattr(tokenizer, "special", {})):
+        say(
+            f"note: none of the tokenizer's special tokens ({' '.join(list(special)[:5])}) is known to end a text: a "
+            "newline ends each document, unless tokenizer_config.json beside its tokenizer.json names an eos_token"
+        )
     if writer.state["duplicates"]:
         say(f"{writer.state['duplicates']:,} duplicate documents were left out")
     if corpus.skipped:
