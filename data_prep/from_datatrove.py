@@ -22,6 +22,7 @@ import numpy as np
 
 from data_prep.writer import check_fraction, token_dtype
 from nanogpt.checkpoint import write_json
+from nanogpt.data import tokenizer_json
 from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.data.tokens import Tokens
 from nanogpt.run.errors import user_errors
@@ -52,6 +53,7 @@ def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0
     for split, some in (("train", paths[:first_val]), ("val", paths[first_val:])):
         meta["splits"][split] = {"files": [path.name for path in some]} | measure(Tokens(some, dtype), tokenizer)
     tokenizer.save(directory)
+    meta["tokenizer_sha256"] = tokenizer_json.sha256(directory)
     write_json(directory / "meta.json", meta)
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
     say(f"data: {directory}: {len(paths)} files with {train:,} training tokens, {val:,} for validation")

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from data_prep.documents import Corpus, Piece
 from data_prep.split import Split
 from nanogpt.checkpoint import write_json
+from nanogpt.data import tokenizer_json
 from nanogpt.data.files import read_json, sync
 from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
 from nanogpt.run.lock import Lock
@@ -134,6 +135,7 @@ def finish(
     tokenizer.save(directory)
     os.replace(directory / FILE, out / FILE)
     shutil.rmtree(directory)  # a custom tokenizer may have written more
+    meta["tokenizer_sha256"] = tokenizer_json.sha256(out)
     write_json(out / name, meta)
     return meta
 
@@ -377,6 +379,11 @@ def write_corpus(
         except OSError as error:
             what = f"{error.filename or out}: {error.strerror or error}"
             raise OSError(f"{what}; {kept(progress, corpus)}") from error
+    if tokenizer.eot_id is None and (special := getattr(tokenizer, "special", {})):
+        say(
+            f"note: none of the tokenizer's special tokens ({' '.join(list(special)[:5])}) is known to end a text: a "
+            "newline ends each document, unless tokenizer_config.json beside its tokenizer.json names an eos_token"
+        )
     if writer.state["duplicates"]:
         say(f"{writer.state['duplicates']:,} duplicate documents were left out")
     if corpus.skipped:
