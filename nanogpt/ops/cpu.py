@@ -10,7 +10,7 @@ Two ways are used, neither of which touches parameters, their names or gradient 
 - A torch function that `model.py` calls through an attribute is replaced in this one model by a function of the same
   signature: `attention.attention = fast_attention`.
 
-Each part gives the same values and gradients as torch up to rounding (tests/test_cpu.py); dropout draws other random
+Each part gives the same values and gradients as torch up to rounding (tests/ops/test_cpu.py); dropout draws other random
 numbers. Outside of training all but `pack` call torch's own functions. `python tests/performance/cpu_parts.py` measures
 each part; LOG.md has the results.
 """
