@@ -13,20 +13,17 @@ import ast
 import copy
 import importlib.machinery
 import importlib.util
+import multiprocessing
 import os
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
 MARKS = "not nightly and not manual"
-SITE = """import sys
-sys.path.append({tests!r})
-import changes
-changes.install({name!r})
-"""
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["pytest", "torch._dynamo", "accelerate", "transformers.modeling_utils", "datasets"])
 
 # "module [tests, if they do not mirror it]": {behavior: (what stands there, what takes its place)}
 CHANGES = {
@@ -227,16 +224,28 @@ def fits(name: str) -> bool:
 
 
 def passes(tests: str, name: str | None, timeout: float | None = None) -> bool:
-    """Whether the tests pass, with a change or without."""
-    with TemporaryDirectory() as site:
-        if name:
-            Path(site, "sitecustomize.py").write_text(SITE.format(tests=str(ROOT / "tests"), name=name))
-        env = os.environ | {"PYTHONPATH": os.pathsep.join((site, str(ROOT)))}
-        command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "-m", MARKS, tests]
-        try:
-            return not subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=timeout).returncode
-        except subprocess.TimeoutExpired:
-            return False
+    """Whether the tests pass, in a fork of a process that has imported the large libraries."""
+    process = SERVER.Process(target=run_pytest, args=(tests, name))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)  # with all that the tests have started
+        process.join()
+    return process.exitcode == 0
+
+
+def run_pytest(tests: str, name: str | None) -> None:
+    import pytest
+
+    os.setsid()
+    os.chdir(ROOT)
+    with open(os.devnull, "r+b") as nothing:
+        for stream in range(3):
+            os.dup2(nothing.fileno(), stream)
+    sys.path.insert(0, str(ROOT))
+    if name:
+        install(name)
+    os._exit(pytest.main(["-xq", "-p", "no:cacheprovider", "-m", MARKS, tests]))
 
 
 def main() -> int:
