@@ -38,7 +38,7 @@ def test_home_directories_are_found_and_a_slash_at_the_end_is_not_part_of_a_name
 
 
 def test_what_stdout_cannot_show_is_escaped():
-    program = "from nanogpt.config import user_errors\nwith user_errors():\n    print('caf\u00e9 \u201c\u65e5')"
+    program = "from nanogpt.run.errors import user_errors\nwith user_errors():\n    print('caf\u00e9 \u201c\u65e5')"
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
     assert done.stdout.decode("latin-1") == "caf\u00e9 \\u201c\\u65e5\n"

@@ -2,13 +2,16 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep.text import prepare
 from nanogpt import checkpoint
 from nanogpt.cli import main
+from nanogpt.cli.options import load_for_sampling
 from nanogpt.data.files import plain
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"
@@ -45,6 +48,14 @@ def test_samples_as_json_are_those_that_are_printed(run_dir, capsys):
     assert [s["text"] + "\n" for s in found["samples"]] == [shown]
     assert (found["samples"][0]["tokens"], found["samples"][0]["ended"]) == (9, False)
     assert len(printed(capsys, *argv, "--json", "--num_samples=3")["samples"]) == 3
+
+
+@pytest.mark.parametrize(
+    "dtype, expected", [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("int8", torch.float32)]
+)
+def test_weights_have_the_dtype_that_was_asked_for(run_dir, dtype, expected):
+    model, _ = load_for_sampling(Namespace(RUN=str(run_dir), dtype=dtype, device="cpu", checkpoint=None))
+    assert model.wte.weight.dtype == expected  # int8 is how matrices are packed; all else stays in fp32
 
 
 @pytest.mark.slow
