@@ -214,7 +214,7 @@ def test_too_little_memory_is_a_line(capsys):
 
 @pytest.mark.slow
 def test_a_reader_that_leaves_ends_the_program_quietly():
-    program = "from nanogpt.config import user_errors\nwith user_errors():\n    for i in range(10**6): print(i)"
+    program = "from nanogpt.run.errors import user_errors\nwith user_errors():\n    for i in range(10**6): print(i)"
     command = f"{sys.executable} -c '{program}' | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n141\n", "")

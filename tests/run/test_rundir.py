@@ -124,7 +124,7 @@ def test_a_run_of_an_earlier_version_has_no_mark_and_goes_on(make_run, gone):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from nanogpt import rundir
+from nanogpt.run import rundir
 rundir.claim(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)
