@@ -13,6 +13,7 @@ from hub_server import Hub
 from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
+from nanogpt.run import console
 from nanogpt.train import Run
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
@@ -21,6 +22,12 @@ TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 @pytest.fixture(scope="session", autouse=True)
 def two_threads():
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_last_samples():
+    """Sampling 300 tokens would be most of a tiny run's time."""
+    console.SAMPLE_TOKENS = 8
 
 
 @pytest.fixture(autouse=True)

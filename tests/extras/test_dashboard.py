@@ -29,7 +29,7 @@ def server(tmp_path):
     (run / "samples.jsonl").write_text(json.dumps({"step": 2, "text": "a text"}) + "\n")
     (run / "config.json").write_text(json.dumps({"train": {"max_iters": 2}}))
     with Server([str(tmp_path / "out")]) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 

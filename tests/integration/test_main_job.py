@@ -41,7 +41,7 @@ def home(tmp_path, text) -> Path:
 
 
 def shell(home: Path, *command, env=None, timeout=120) -> subprocess.CompletedProcess:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_NUM_THREADS"))}
     clean |= {"HF_HOME": str(home / "hf")} | (env or {})  # no accelerate configuration of this machine's
     return subprocess.run(map(str, command), cwd=home, env=clean, capture_output=True, text=True, timeout=timeout)
 

@@ -28,7 +28,7 @@ from nanogpt.cli import main as nanogpt
 from nanogpt.extras import bench, eval_tasks
 from nanogpt.extras.page import to_page
 from nanogpt.hub import client
-from nanogpt.run import console, plan
+from nanogpt.run import plan
 from nanogpt.train import Run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -102,7 +102,6 @@ def place(tmp_path_factory):
         patch.setattr(plan, "median_seconds", lambda step, at_most=3.0: 0.01)
         patch.setattr(GPT, "compile", lambda model: None)
         patch.setattr(setup, "compile_blocks", lambda model: None)
-        patch.setattr(console, "sample", lambda run: "a sample")  # 300 tokens
         yield place
     os.chdir(before)
 

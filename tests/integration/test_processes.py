@@ -21,7 +21,7 @@ SEVERAL = "--multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no
 
 def start(home: Path, processes: int, *arguments) -> subprocess.Popen:
     """Starts `arguments` by accelerate launch, without any configuration of this machine's."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_", "MASTER_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_NUM_THREADS", "MASTER_"))}
     clean |= {"HF_HOME": str(home / "hf"), "ACCELERATE_USE_CPU": "true"}
     several = [*SEVERAL, "--num_processes", processes] if processes > 1 else ["--num_processes", 1]
     command = map(str, [BIN / "accelerate", "launch", *several, *arguments])
@@ -161,7 +161,7 @@ def test_launch_check_tells_what_each_process_is(home):
 @pytest.mark.slow
 def test_a_launch_that_became_one_process_stops_with_the_right_command(home):
     flags = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_", "MASTER_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_NUM_THREADS", "MASTER_"))}
     command = map(str, [BIN / "accelerate", "launch", *flags, RUNS, json.dumps([run("never")])])
     done = subprocess.run(command, cwd=home, env=clean, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0

@@ -85,7 +85,7 @@ def raw_shards(folder: Path) -> None:
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    launchers = ("ACCELERATE_", "OMP_", "MASTER_", "SLURM_", "PET_")
+    launchers = ("ACCELERATE_", "OMP_NUM_THREADS", "MASTER_", "SLURM_", "PET_")
     clean = {k: v for k, v in os.environ.items() if not k.startswith(launchers)}
     path = f"{home / 'bin'}:{Path(sys.executable).parent}:{clean['PATH']}"
     return clean | {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HOME": str(home / "hf"), "ACCELERATE_USE_CPU": "true"}
