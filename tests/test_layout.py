@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 GUARDED = ROOT / "nanogpt" / "data" / "pickles.py"  # tests/data/test_pickles.py shows its guards
 
@@ -61,7 +59,6 @@ def test_no_code_from_a_model_directory_is_executed():
     assert found >= 5
 
 
-@pytest.mark.slow
 def test_importing_nanogpt_loads_no_heavy_library():
     code = "import nanogpt, nanogpt.cli, sys; nanogpt.cli.make_parser(only=[]); print(*sys.modules)"
     loaded = set(
