@@ -46,7 +46,6 @@ def test_every_token_but_the_prompt_is_read_by_the_compiled_step(monkeypatch):
     assert len(steps) == 7
 
 
-@pytest.mark.slow
 def test_a_compiled_step_draws_the_same_tokens_and_is_compiled_once_for_all_lengths():
     model = random_model(dataclasses.replace(QWEN3, n_layer=1))
     counters.clear()

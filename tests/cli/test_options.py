@@ -26,7 +26,6 @@ def printed(capsys, *argv) -> object:
     return json.loads(out)
 
 
-@pytest.mark.slow
 def test_eval_compare_and_check_data_print_their_figures_as_json(run_dir, data, capsys):
     first, last = checkpoint.steps(run_dir)
     results = printed(capsys, "eval", first, last, "--json")
@@ -58,7 +57,6 @@ def test_weights_have_the_dtype_that_was_asked_for(run_dir, dtype, expected):
     assert model.wte.weight.dtype == expected  # int8 is how matrices are packed; all else stays in fp32
 
 
-@pytest.mark.slow
 def test_checkpoint_names_one_of_a_run_for_every_command_that_reads_one(run_dir, tmp_path, capsys):
     first = checkpoint.steps(run_dir)[0]
     assert printed(capsys, "eval", run_dir, "--checkpoint=step-5", "--json")[0]["checkpoint"] == str(first)
@@ -79,7 +77,6 @@ def test_checkpoint_names_one_of_a_run_for_every_command_that_reads_one(run_dir,
             assert message in error or "step-000007" in error
 
 
-@pytest.mark.slow
 def test_a_text_ends_where_it_ends_unless_the_end_of_text_token_is_to_be_ignored(make_run, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{i:03}a"}}\n' for i in range(200)))
     prepare([str(tmp_path / "a.jsonl")], tmp_path / "letters", "bytes", say=lambda text: None)
@@ -104,7 +101,6 @@ def test_what_is_not_finite_is_null_in_json():
     }
 
 
-@pytest.mark.slow
 def test_a_plan_as_json_has_the_figures_of_the_text(data, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nanogpt"])
     flags = (

@@ -6,7 +6,6 @@ from nanogpt.cli import main
 from nanogpt.ops import cpu
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("error:Dynamo detected")  # a cache, about which it warns
 def test_packed_weights_can_be_compiled_too(run_dir, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "pack", partial(cpu.pack, smallest=0))

@@ -64,7 +64,6 @@ def distance(a: dict, b: dict) -> float:
     return max(((a[name] - b[name]).float().norm() / a[name].float().norm()).item() for name in a)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("weight_shape", [(16,), (4, 16)])
 def test_rmsnorms_gradients_are_those_of_autograd(weight_shape):
     torch.manual_seed(0)
@@ -149,7 +148,6 @@ def test_a_model_with_dropout_drops_while_training_only():
     assert distance(gradients(faster), gradients(checkpointed)) == 0  # the same masks are drawn again
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("case", CASES)
 def test_a_part_leaves_the_loss_and_the_gradients_of_a_model_as_they_are(part, case):
@@ -185,7 +183,6 @@ def test_gradient_checkpointing_recomputes_by_the_same_functions():
     assert distance(expected, gradients(speed_up(make_model(config)))) == 0
 
 
-@pytest.mark.slow
 def test_torch_compile_sees_one_graph():
     model = speed_up(make_model(CASES["qwen3"]))
     expected = gradients(model)
@@ -275,7 +272,7 @@ def test_on_other_devices_nothing_is_packed_and_8_bits_are_an_error(monkeypatch)
 
 FAULTS = """
 import resource, sys, torch
-from nanogpt.cpu import keep_freed_memory
+from nanogpt.ops.cpu import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for step in range(20):
@@ -287,7 +284,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_kept_for_the_next_step():
     # glibc's default without its adjustment to what has been freed so far, so that both counts are always the same

@@ -8,7 +8,6 @@ import pytest
 from nanogpt.model import GPT
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "tokens, vocab_size, gib, n_embd",
     [
@@ -30,7 +29,6 @@ def test_the_model_grows_with_the_text_and_the_machine(tokens, vocab_size, gib, 
     assert gib or seen <= 1.05 * 4e6
 
 
-@pytest.mark.slow
 def test_own_text_becomes_a_model_in_two_commands(tmp_path, text):
     """The README's way for a text of one's own, shortened to a few steps."""
     (tmp_path / "notes").mkdir()
@@ -45,7 +43,6 @@ def test_own_text_becomes_a_model_in_two_commands(tmp_path, text):
     assert trained.read_bytes() == prepared.read_bytes()
 
 
-@pytest.mark.slow
 def test_without_data_it_says_how_to_make_some(tmp_path):
     command = [sys.executable, own_text.__file__, "--data", "data/nothing"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
