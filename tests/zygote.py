@@ -40,7 +40,7 @@ class Zygote:
     """The client. `start` forks a program; use it in a `with` block, which ends what still runs."""
 
     def __init__(self, directory: Path):
-        self.directory, self.count, self.stores = directory, 0, []
+        self.directory, self.count, self.stores, self.lock = directory, 0, [], threading.Lock()
 
     def __enter__(self) -> "Zygote":
         self.env = clean_environment(self.directory)
@@ -53,8 +53,9 @@ class Zygote:
         self.process.communicate()
 
     def ask(self, **request):
-        self.process.stdin.write(json.dumps(request) + "\n")
-        return json.loads(self.process.stdout.readline())
+        with self.lock:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            return json.loads(self.process.stdout.readline())
 
     def start(self, *words, cwd: Path, env: dict[str, str] | None = None, stderr: str | None = None) -> "Program":
         """Starts `nanogpt …`, `-m MODULE …` or `SCRIPT.py …`; its stderr may go to a terminal, given by its name."""
@@ -124,7 +125,7 @@ def serve() -> dict:
 
 def become(request: dict) -> None:
     """Makes this fork the process that was asked for, and runs its program."""
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(request.get("stdin", os.devnull), os.O_RDONLY), 0)
     for fd, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT), fd)
     os.environ.clear()

@@ -8,12 +8,11 @@ starting Python; the launcher is the real one, but only once, on the README.
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from pages import OURS, PAGES, ROOT, SAVED, Block, parse_markdown
-from shims import Shims
+from shims import shims
 
 from data_prep.text import prepare
 
@@ -69,13 +68,10 @@ def clone(home: Path, text: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Of the shell: the shims in front, no network, nothing from a launcher that runs the tests."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_NUM_THREADS"))}
-    clean |= {"HF_HOME": str(tmp_path_factory.mktemp("hf")), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    clean["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    with Shims(clean) as shims:
-        yield clean | {"PATH": f"{shims.bin}:{Path(sys.executable).parent}:{clean['PATH']}"}
+def environment(zygote):
+    """Of the shell: the shims in front, no network."""
+    with shims(zygote) as directory:
+        yield zygote.env | {"PATH": f"{directory}:{zygote.env['PATH']}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def run(file: str, block: Block, home: Path, environment: dict) -> str:
