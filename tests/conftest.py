@@ -2,6 +2,7 @@
 
 import os
 import random
+from functools import partial
 from pathlib import Path
 
 import conversations
@@ -9,10 +10,12 @@ import pytest
 import torch
 from fresh import reset_accelerate
 from hub_server import Hub
+from zygote import ROOT, Zygote
 
 from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
+from nanogpt.run import console
 from nanogpt.train import Run
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
@@ -21,6 +24,12 @@ TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 @pytest.fixture(scope="session", autouse=True)
 def two_threads():
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_last_samples():
+    """Sampling 300 tokens would be most of a tiny run's time."""
+    console.SAMPLE_TOKENS = 8
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +98,25 @@ def chat_run(tmp_path, chat_data, make_run) -> Path:
 def hub():
     with Hub() as hub:
         yield hub
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory):
+    """Starts programs as processes of their own; see zygote.py."""
+    with Zygote(tmp_path_factory.mktemp("zygote")) as zygote:
+        yield zygote
+
+
+@pytest.fixture
+def cli(zygote, tmp_path):
+    """Runs a nanogpt command in a process: `cli("sample", run).stdout`."""
+    return partial(zygote.run, "nanogpt", cwd=tmp_path)
+
+
+@pytest.fixture
+def recipe(zygote, tmp_path):
+    """Runs a recipe in a process: `recipe("shakespeare", "--max_iters=2").stdout`."""
+    return lambda name, *flags, **env: zygote.run(ROOT / "recipes" / f"{name}.py", *flags, cwd=tmp_path, **env)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,13 @@ def test_a_cache_of_fixed_shapes_gives_the_same_tokens_past_block_size_too(confi
         assert torch.equal(generate(model, idx, 40, compile=True, **options), generate(model, idx, 40, **options))
 
 
-@pytest.mark.slow
+def test_every_token_but_the_prompt_is_read_by_the_compiled_step(monkeypatch):
+    steps = []
+    monkeypatch.setattr(torch, "compile", lambda step, **options: lambda *args: steps.append(1) or step(*args))
+    generate(random_model(GPT2), prompts(4), 8, compile=True)
+    assert len(steps) == 7
+
+
 def test_a_compiled_step_draws_the_same_tokens_and_is_compiled_once_for_all_lengths():
     model = random_model(dataclasses.replace(QWEN3, n_layer=1))
     counters.clear()

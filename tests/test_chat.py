@@ -24,7 +24,6 @@ def tokenizer(request):
     return chat.add_tokens(get_tokenizer(request.param))
 
 
-@pytest.mark.slow
 def test_our_tokens_are_those_of_the_template_in_transformers(tokenizer, tmp_path):
     from transformers import AutoTokenizer
 
@@ -39,7 +38,6 @@ def test_our_tokens_are_those_of_the_template_in_transformers(tokenizer, tmp_pat
         assert [*expected, *chat.answer_begin(tokenizer)] == begun
 
 
-@pytest.mark.slow
 def test_added_tokens_follow_the_others_and_are_saved(tokenizer, tmp_path):
     start, end = tokenizer.special[START], tokenizer.special[END]
     assert (start, end) == (tokenizer.vocab_size - 2, tokenizer.vocab_size - 1)
@@ -70,7 +68,6 @@ def test_the_oldest_exchanges_make_room_and_the_system_stays():
         chat.prompt(tokenizer, messages, len(full[2]) - 1)
 
 
-@pytest.mark.slow
 def test_an_answer_is_what_the_model_writes_up_to_the_end_of_its_message():
     tokenizer = chat.add_tokens(CharTokenizer(CHARACTERS))
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=1, n_head=2, n_embd=16)).eval()

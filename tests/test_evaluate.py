@@ -125,7 +125,6 @@ def test_a_run_evaluates_on_the_validation_split_as_it_is_now(make_run, data):
         assert (losses(run)[2] == pytest.approx(expected, abs=1e-6)) is same
 
 
-@pytest.mark.slow
 def test_each_quick_evaluation_draws_batches_of_its_own(make_run):
     """The weights hardly change, so a different loss comes from different batches."""
     still = {"learning_rate": 1e-12, "min_lr": 0, "weight_decay": 0, "max_iters": 3, "eval_interval": 1}
@@ -135,7 +134,6 @@ def test_each_quick_evaluation_draws_batches_of_its_own(make_run):
     assert abs(found[0] - found[1]) > 1e-4 and abs(found[1] - found[2]) > 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("something broke"), torch.OutOfMemoryError("out of memory")])
 def test_an_evaluation_that_fails_costs_no_checkpoint(make_run, monkeypatch, error):
     run = make_run(max_iters=4, eval_interval=2)
@@ -162,7 +160,6 @@ def test_an_evaluation_that_fails_costs_no_checkpoint(make_run, monkeypatch, err
     assert (run.out_dir / "best").resolve().name == "step-000004"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 2, 4])
 def test_a_signal_during_an_evaluation_abandons_it_saves_and_stops(make_run, tmp_path, monkeypatch, capsys, step):
     whole = make_run(max_iters=4, eval_interval=2, out_dir=str(tmp_path / "whole"))

@@ -40,7 +40,6 @@ def folder(tmp_path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.slow
 def test_a_folder_is_uploaded_and_comes_back_in_a_snapshot(hub, client, folder):
     result = client(f"""
 api.create_repo("alice/model", private=True)
@@ -69,7 +68,6 @@ print(json.dumps([newest, old, hf_hub_download("alice/model", "model.safetensors
     assert Path(one).read_bytes() == WEIGHTS
 
 
-@pytest.mark.slow
 def test_an_upload_adds_to_what_is_there_and_deletes_only_what_it_is_told_to(hub, client, folder):
     hub.add("alice/model", {"notes.txt": b"keep", "old/a.txt": b"1", "old/b.txt": b"2", "README.md": b"old"})
     client(f"""
@@ -86,7 +84,6 @@ print(json.dumps(api.list_repo_files("alice/model")))
     assert "old/a.txt" not in files and files["old/b.txt"] == b"2"
 
 
-@pytest.mark.slow
 def test_a_branch_takes_a_commit_and_main_stays(hub, client):
     main = hub.add("alice/model", {"a.txt": b"1"})
     commit = client("""
@@ -101,7 +98,6 @@ print(json.dumps(commit.oid))
     assert hub.files("alice/model")["a.txt"] == b"1" and hub.files("alice/model", commit)["a.txt"] == b"2"
 
 
-@pytest.mark.slow
 def test_an_unchanged_file_makes_no_commit(hub, client):
     hub.add("alice/model", {"a.txt": b"1", "model.safetensors": WEIGHTS})
     client(f"""
@@ -112,7 +108,6 @@ print("0")
     assert hub.repos["alice/model"].messages == ["initial commit", "add"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "token, action, error",
     [
@@ -152,7 +147,6 @@ except HfHubHTTPError as error:
     assert set(hub.repos) == {"alice/open", "alice/secret"} and hub.files("alice/open")["a.txt"] == b"1"
 
 
-@pytest.mark.slow
 def test_a_card_with_broken_metadata_is_refused_before_anything_is_uploaded(hub, client):
     hub.add("alice/model", {})
     client("""
@@ -165,7 +159,6 @@ except ValueError as error:
     assert "README.md" not in hub.files("alice/model")
 
 
-@pytest.mark.slow
 def test_transformers_reads_a_configuration_with_and_without_a_namespace(hub, client):
     config = GPT2Config(n_layer=3, n_embd=24, n_head=2).to_json_string().encode()
     commit = hub.add("alice/model", {"config.json": config})

@@ -293,7 +293,6 @@ def test_repeated_keys_are_those_of_grouped_queries():
         assert torch.allclose(attention(on_cuda, k, v, None, 0.0, True, enable_gqa=True), grouped, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_torch_compile_sees_one_graph_for_all_lengths():
     counter = CompileCounter()
     torch.compiler.reset()

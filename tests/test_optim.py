@@ -121,7 +121,6 @@ def on_processes(number: int, directory: Path) -> list[dict]:
 sharding = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="no FSDP2 on this torch's CPU")
 
 
-@pytest.mark.slow
 @sharding
 def test_two_processes_each_orthogonalize_half_and_agree_with_one(tmp_path):
     """Of 9, 6, 3 and 3 matrices of a shape, one of them at most 5, 3, 2 and 2."""
@@ -132,7 +131,6 @@ def test_two_processes_each_orthogonalize_half_and_agree_with_one(tmp_path):
 
 
 @sharding
-@pytest.mark.slow
 def test_momentum_moves_between_two_three_and_one_process(tmp_path):
     for number, shares in ((2, [9, 12]), (3, [7, 7, 7]), (1, [21])):
         found = on_processes(number, tmp_path)

@@ -28,7 +28,6 @@ def random_model(config: GPTConfig) -> GPT:
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("config", [GPT2, MODERN], ids=["gpt2", "modern"])
 @pytest.mark.parametrize("prompt_length", [1, 5, 16, 40])
 def test_cached_equals_uncached_token_for_token_past_block_size_too(config, prompt_length):

@@ -24,6 +24,7 @@ from nanogpt.sample import write
 
 RESULT = "result.json"
 EVERY = 10.0  # seconds between lines of progress where there is no terminal
+SAMPLE_TOKENS = 300  # of the sample at the end
 
 
 def introduce(run) -> None:
@@ -167,7 +168,7 @@ def conclude(run) -> None:
     if sys.stdout.isatty():
         run.say(plot.text(run.out_dir) + "\n")
     try:
-        run.say(sample(run) + "\n")
+        run.say(sample(run, SAMPLE_TOKENS) + "\n")
     except (ValueError, OSError, torch.OutOfMemoryError) as error:  # or another process changed the checkpoints
         run.say(f"warning: no sample: {error}\n")
     out_dir = shlex.quote(str(run.out_dir))
@@ -192,7 +193,7 @@ def first_prompt(text: str) -> str:
     return "".join(filter(str.isprintable, line)).strip("\ufffd ") or " "
 
 
-def sample(run, tokens: int = 300) -> str:
+def sample(run, tokens: int) -> str:
     """A text sampled from the run's best checkpoint, as loaded from disk."""
     found = checkpoint.find(run.out_dir, say=run.say)
     device = "cpu" if run.sharded else run.device  # a sharded one may be too large for one device

@@ -25,12 +25,10 @@ def say(monkeypatch, capsys, chat_run):
     return run
 
 
-@pytest.mark.slow
 def test_every_line_is_answered_until_the_input_ends(say):
     assert say("101?\n\n139?\n", "--temperature", "0") == "yes\nyes\n"
 
 
-@pytest.mark.slow
 def test_answers_know_what_was_said_before(say, chat_run):
     model, tokenizer, _ = load(chat_run)
     first = "".join(chat.answer(model, tokenizer, talk("1?", system="yes"), 9, temperature=2.0, seed=5))
@@ -40,12 +38,10 @@ def test_answers_know_what_was_said_before(say, chat_run):
     assert say("1?\n2?\n", "--system", "yes", *options) == f"{first}\n{second}\n"
 
 
-@pytest.mark.slow
 def test_a_long_conversation_goes_on_within_the_context(say):
     assert say("101?\n" * 8, "--temperature", "0").count("\n") == 8
 
 
-@pytest.mark.slow
 def test_a_message_that_is_too_long_or_has_unknown_characters_is_one_line(say, capsys):
     for line, complaint in (("1" * 70, "the message is too long"), ("é", "character 'é'")):
         with pytest.raises(SystemExit) as exit:
@@ -54,7 +50,6 @@ def test_a_message_that_is_too_long_or_has_unknown_characters_is_one_line(say, c
         assert exit.value.code == 2 and error.startswith("error: ") and complaint in error and error.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_on_a_terminal_such_a_message_is_a_note_and_the_conversation_goes_on(say, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

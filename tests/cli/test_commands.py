@@ -88,7 +88,6 @@ def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, capsys):
     assert path.name in shown and "bits per byte" in shown
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "argv, message",
     [
@@ -164,7 +163,6 @@ def test_batch_of_a_mixture_names_no_epoch(make_run, data, text, tmp_path, capsy
     assert shown.count("step 1, micro-batch 0") == 4 and "epoch" not in shown
 
 
-@pytest.mark.slow
 def test_batch_of_a_step_before_the_first(run_dir, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["show-batch", str(run_dir), "--step", "0"])
@@ -189,7 +187,6 @@ def test_launch_check_uses_the_group_on_the_cpu_as_a_run_does(monkeypatch, capsy
     assert exit.value.code == 2 and capsys.readouterr().err == "error: no route within 7 s\n"
 
 
-@pytest.mark.slow
 def test_several_runs_are_a_table_and_results_are_kept_beside_the_checkpoint(run_dir, capsys):
     first, last = sorted(run_dir.glob("step-*"))
     main(["eval", str(first), str(last)])
@@ -212,7 +209,6 @@ def test_data_of_another_tokenizer_are_not_evaluated(run_dir, capsys):
     assert exit.value.code == 2 and f"and {other} have different tokenizers" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_results_on_other_data_or_of_some_examples_do_not_take_the_place_of_the_runs_own(run_dir, text, monkeypatch):
     other = run_dir.parent / "other"
     writer.write(other, text, "char", 0.5, "made up")
@@ -251,7 +247,6 @@ def test_escape_sequences_are_visible_unless_raw_is_asked_for(tmp_path, make_run
     assert capsys.readouterr().out.startswith("\x1b[")
 
 
-@pytest.mark.slow
 def test_the_texts_of_a_run_reach_the_terminal_visibly(tmp_path, make_run, capsys):
     writer.write(tmp_path / "escapes", "\x1b[2J\x1b]0;title\x07 \n" * 200, "char", 0.1, "made up")
     make_run(data=str(tmp_path / "escapes")).train()
@@ -286,14 +281,12 @@ def test_help_says_a_default_once(command, capsys):
         assert "None" not in option and option.count("default:") <= 1
 
 
-@pytest.mark.slow
 def test_compare_puts_runs_side_by_side(run_dir, capsys):
     main(["compare", str(run_dir), str(run_dir)])
     shown = capsys.readouterr().out
     assert "seeds" in shown and "±0.0000" in shown
 
 
-@pytest.mark.slow
 def test_a_plan_names_the_size_and_leaves_nothing_behind(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -318,7 +311,6 @@ def test_a_plan_of_a_recipe_that_does_not_exist_changes_nothing(capsys):
     assert (sys.argv, sys.path) == before
 
 
-@pytest.mark.slow
 def test_the_largest_batch_is_looked_for(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "available", lambda device: 40e6)  # as much as a very small machine has free
@@ -332,7 +324,6 @@ def test_the_largest_batch_is_looked_for(data, tmp_path, monkeypatch, capsys):
     assert refused == 2 * largest
 
 
-@pytest.mark.slow
 def test_seeds_are_trained_one_after_the_other_and_compared(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"
@@ -347,7 +338,6 @@ def test_seeds_are_trained_one_after_the_other_and_compared(data, tmp_path, monk
     assert f"{sum(losses) / 2:.4f} ±{abs(losses[0] - losses[1]) / 2**0.5:.4f}" in table
 
 
-@pytest.mark.slow
 def test_push_takes_its_options_along(run_dir, monkeypatch):
     asked = []
 
@@ -364,7 +354,6 @@ def test_push_takes_its_options_along(run_dir, monkeypatch):
     assert asked == [(("me/model", True, "trial"), {}), ("me/model", "trial", torch.bfloat16)]
 
 
-@pytest.mark.slow
 def test_top_k_1_is_greedy(run_dir, capsys):
     texts = set()
     for options in (["--temperature", "0"], ["--top_k", "1", "--temperature", "2"]):
@@ -373,7 +362,6 @@ def test_top_k_1_is_greedy(run_dir, capsys):
     assert len(texts) == 1
 
 
-@pytest.mark.slow
 def test_batch_can_be_shown_where_the_data_lies_now(run_dir, text, tmp_path, capsys):
     writer.write(tmp_path / "moved", text, "char", 0.1, "made up")
     main(["show-batch", str(run_dir), "--step", "1", "--data", str(tmp_path / "moved")])

@@ -2,13 +2,16 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep.text import prepare
 from nanogpt import checkpoint
 from nanogpt.cli import main
+from nanogpt.cli.options import load_for_sampling
 from nanogpt.data.files import plain
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"
@@ -23,7 +26,6 @@ def printed(capsys, *argv) -> object:
     return json.loads(out)
 
 
-@pytest.mark.slow
 def test_eval_compare_and_check_data_print_their_figures_as_json(run_dir, data, capsys):
     first, last = checkpoint.steps(run_dir)
     results = printed(capsys, "eval", first, last, "--json")
@@ -47,7 +49,14 @@ def test_samples_as_json_are_those_that_are_printed(run_dir, capsys):
     assert len(printed(capsys, *argv, "--json", "--num_samples=3")["samples"]) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "dtype, expected", [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("int8", torch.float32)]
+)
+def test_weights_have_the_dtype_that_was_asked_for(run_dir, dtype, expected):
+    model, _ = load_for_sampling(Namespace(RUN=str(run_dir), dtype=dtype, device="cpu", checkpoint=None))
+    assert model.wte.weight.dtype == expected  # int8 is how matrices are packed; all else stays in fp32
+
+
 def test_checkpoint_names_one_of_a_run_for_every_command_that_reads_one(run_dir, tmp_path, capsys):
     first = checkpoint.steps(run_dir)[0]
     assert printed(capsys, "eval", run_dir, "--checkpoint=step-5", "--json")[0]["checkpoint"] == str(first)
@@ -68,7 +77,6 @@ def test_checkpoint_names_one_of_a_run_for_every_command_that_reads_one(run_dir,
             assert message in error or "step-000007" in error
 
 
-@pytest.mark.slow
 def test_a_text_ends_where_it_ends_unless_the_end_of_text_token_is_to_be_ignored(make_run, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{i:03}a"}}\n' for i in range(200)))
     prepare([str(tmp_path / "a.jsonl")], tmp_path / "letters", "bytes", say=lambda text: None)
@@ -99,7 +107,6 @@ def test_nanogpts_start_is_the_prompt_of_sample(capsys):
     assert "did you mean --prompt?" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_plan_as_json_has_the_figures_of_the_text(data, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nanogpt"])
     flags = (

@@ -12,7 +12,6 @@ from nanogpt.data.tokenizer import HFTokenizer
 from nanogpt.ops import cpu
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("error:Dynamo detected")  # a cache, about which it warns
 def test_packed_weights_can_be_compiled_too(run_dir, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "pack", partial(cpu.pack, smallest=0))

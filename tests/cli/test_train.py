@@ -15,7 +15,6 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"
 SMALL = "--device=cpu --n-layer=1 --n_head=2 --n-embd=16 --block_size=16 --batch_size=4 --max-iters=2".split()
 
 
-@pytest.mark.slow
 def test_a_recipe_is_trained_and_repeated_exactly_from_its_config(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nanogpt"])
     results = []

@@ -131,7 +131,6 @@ def test_directories_of_different_tokenizers_are_refused(three, tmp_path):
         open_data(f"{three[0]}:0.5,{other}:0.5", "train", 16)
 
 
-@pytest.mark.slow
 def test_a_run_on_a_mixture_goes_on_exactly(make_run, tmp_path, data, text):
     from safetensors.torch import load_file
 

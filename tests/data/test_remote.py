@@ -104,7 +104,6 @@ def test_only_shards_of_windows_that_were_read_are_downloaded_once(cache, number
     TokenDataset(URL, "train", 16).batch(5, 0, 6)  # by another process
 
 
-@pytest.mark.slow
 def test_a_run_at_a_url_loses_what_a_local_one_does_and_resumes(tmp_path, data, make_run, capsys):
     settings = {"log_interval": 1, "max_iters": 6, "eval_interval": 3}
     make_run(out_dir=str(tmp_path / "here"), **settings).train()

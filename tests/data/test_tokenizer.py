@@ -56,7 +56,6 @@ def test_an_empty_text_makes_no_tokenizer():
         CharTokenizer.train("")
 
 
-@pytest.mark.slow
 def test_gpt2_survives_saving_and_reads_the_same_in_tokenizers(gpt2_files, tmp_path):
     gpt2 = BPETokenizer.gpt2()
     assert (gpt2.vocab_size, gpt2.eot_id) == (50257, 50256)
@@ -71,7 +70,6 @@ def test_gpt2_survives_saving_and_reads_the_same_in_tokenizers(gpt2_files, tmp_p
     assert 50256 not in gpt2.encode(MIXED)  # written out, a special token is plain text
 
 
-@pytest.mark.slow
 def test_gpt2_is_written_with_the_split_that_readers_in_other_languages_know(gpt2_files, tmp_path):
     gpt2 = BPETokenizer.gpt2()
     gpt2.save(tmp_path)
@@ -134,7 +132,6 @@ def test_what_a_library_cannot_encode_is_a_mistake_of_the_users():
         HFTokenizer(tokenizer).encode("b")
 
 
-@pytest.mark.slow
 def test_merges_are_those_that_gpt2_was_published_with(gpt2_files):
     pairs = merges(BPETokenizer.gpt2().encoding._mergeable_ranks)
     assert len(pairs) == 50000

@@ -30,7 +30,6 @@ from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_gives_the_documents_with_end_of_text_tokens(tmp_path, kind):
     texts = documents()
@@ -115,7 +114,6 @@ def test_texts_are_cut_where_gpt2_cuts_too(gpt2_files):
     assert find_cut("ab\n\ncd\nef", 8) == 7
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 69, 70, 150, 299, 300])
 @pytest.mark.parametrize("kind", KINDS)
 def test_reading_begins_at_any_document(tmp_path, kind, first):

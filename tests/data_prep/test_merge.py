@@ -14,7 +14,6 @@ from data_prep.documents import Corpus
 from nanogpt.data.tokens import TokenDataset
 
 
-@pytest.mark.slow
 def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
     (tmp_path / "set").mkdir()
     for i in range(6):
@@ -35,7 +34,6 @@ def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
     assert list(corpus.pieces(0, 150)) == list(corpus.pieces())[150:]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt", "jsonl.gz"])
 def test_four_shards_on_four_processes_merge_to_the_same_bytes(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(reading, "PIECE", 1 << 12)

@@ -56,7 +56,6 @@ def test_every_document_comes_back_from_the_tokens(library, tmp_path):
     assert sum(split["bytes"] for split in meta["splits"].values()) == sum(len(text.encode()) for text in expected)
 
 
-@pytest.mark.slow
 def test_this_pythons_own_library_has_sources_and_no_tests():
     names = [name for name, _ in python_stdlib.documents(Path(sysconfig.get_path("stdlib")))]
     assert {"json/decoder.py", "argparse.py", "asyncio/tasks.py"} < set(names)

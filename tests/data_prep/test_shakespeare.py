@@ -59,7 +59,6 @@ def test_the_original_gives_nanogpts_token_files(shakespeare, tmp_path):
     assert json.loads((tmp_path / "data" / "meta.json").read_text())["splits"]["train"]["sha256"] == digest
 
 
-@pytest.mark.slow
 def test_gpt2_tokens_are_nanogpts_too(shakespeare, gpt2_files, tmp_path):
     from data_prep.shakespeare import prepare
 
@@ -135,7 +134,6 @@ def test_a_wheel_with_another_hash_is_not_opened(monkeypatch):
         shakespeare.rebuild()
 
 
-@pytest.mark.slow
 def test_the_rebuilt_text_is_the_original_almost_line_by_line(shakespeare):
     from data_prep.shakespeare import rebuild
 

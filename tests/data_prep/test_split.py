@@ -36,7 +36,6 @@ def splits_of(inputs, out) -> dict[str, list[str]]:
     return {s: [t for t in texts if t] for s, texts in found.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind, counts", [("notes", (1, 2, 3, 5, 10, 30)), ("jsonl", (2, 5, 20, 50))])
 def test_both_splits_have_text_and_none_has_a_line_of_the_other(tmp_path, kind, counts):
     for count in counts:
@@ -103,7 +102,6 @@ GROWING = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", GROWING)
 def test_text_for_validation_stays_so_when_files_are_added(tmp_path, monkeypatch, what):
     monkeypatch.setattr(reading, "PIECE", 1 << 14)  # so that a book is long

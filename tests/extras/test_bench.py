@@ -36,7 +36,6 @@ def test_contenders_take_turns_and_the_first_round_does_not_count():
     assert min(seconds["b"]) >= 0.01 > max(seconds["a"])
 
 
-@pytest.mark.slow
 def test_json_has_every_part_with_consistent_figures(capsys):
     main(["bench", "--rounds", "1", "--parts", "train,data,checkpoint,tokenize", "--against", "transformers", "--json"])
     result = json.loads(capsys.readouterr().out)
@@ -85,7 +84,6 @@ def test_the_table_shows_unknown_peaks_as_such(capsys):
     assert "products + attention" in shown and "n/a" in shown
 
 
-@pytest.mark.slow
 def test_profile_lists_operators(capsys):
     main(["bench", "--profile"])
     assert "aten::" in capsys.readouterr().out
@@ -113,7 +111,6 @@ def test_bad_input(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_on_a_cpu_sampling_is_timed_with_packed_weights_and_not_compiled(tmp_path, monkeypatch):
     packed = []
     monkeypatch.setattr(bench, "pack", lambda model, int8: packed.append(pack(model, int8, smallest=0)) or packed[-1])

@@ -179,7 +179,6 @@ def misspelt(text: str, every: int = 25) -> str:
     return " ".join(words)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bytes", "char"])
 @pytest.mark.parametrize("change", [str, disguised, misspelt])
 def test_a_single_validation_document_that_is_training_text_too_is_found_though_disguised(tmp_path, name, change):
@@ -192,7 +191,6 @@ def test_a_single_validation_document_that_is_training_text_too_is_found_though_
     assert len(warnings) == 1 and leaked[name] in warnings[0]
 
 
-@pytest.mark.slow
 def test_short_documents_on_both_sides_are_found_and_very_short_ones_are_no_copies(tmp_path):
     train, val = made_up(300, 1), made_up(100, 2)
     short = "A remark of three lines is repeated word for word on both sides."
@@ -208,7 +206,6 @@ def test_an_excerpt_of_a_training_document_is_no_copy_of_it(tmp_path):
     assert report(excerpt)[1] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -303,14 +300,12 @@ def test_binary_text_is_told_by_its_control_characters(tmp_path, noise, strange,
     assert [warning.split("%")[1][:33] for warning in warnings] == [" of the characters are control ch"] * found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
 def test_tiny_shakespeare_has_no_copies_and_no_leaks(tmp_path, shakespeare, gpt2_files, tokenizer):
     writer.write(tmp_path / "data", shakespeare.read_text(), tokenizer, 0.1, "made up")
     assert report(tmp_path / "data")[1] == []
 
 
-@pytest.mark.slow
 def test_pythons_standard_library_has_nothing_to_warn_of(tmp_path):
     python_stdlib.prepare(tmp_path / "data", 1024, say=lambda text: None)
     assert report(tmp_path / "data")[1] == []

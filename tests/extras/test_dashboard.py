@@ -29,7 +29,7 @@ def server(tmp_path):
     (run / "samples.jsonl").write_text(json.dumps({"step": 2, "text": "a text"}) + "\n")
     (run / "config.json").write_text(json.dumps({"train": {"max_iters": 2}}))
     with Server([str(tmp_path / "out")]) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
@@ -63,7 +63,6 @@ def test_the_page_asks_nothing_of_any_other_machine(server):
         assert "unsafe" not in headers["Content-Security-Policy"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:6070", "127.0.0.1.evil.example", "", "192.168.0.1"])
 @pytest.mark.parametrize("path", ["/", "/api/runs"])
 def test_another_name_for_this_machine_gets_nothing(server, host, path):
@@ -71,7 +70,6 @@ def test_another_name_for_this_machine_gets_nothing(server, host, path):
     assert status == 403 and b"name" not in body
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:6070", "localhost"])
 def test_its_own_names_serve_through_a_forwarded_port_too(server, host):
     assert ask(server, "/api/runs", Host=host)[0] == 200
@@ -83,13 +81,11 @@ def test_a_page_of_another_origin_may_not_read(server):
     assert not [name for name in headers if name.lower().startswith("access-control")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_nobody_may_write(server, method):
     assert ask(server, "/api/runs", method)[0] == 501
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     ["/../secret.txt", "/..%2fsecret.txt", "//etc/passwd", "/api/../../secret.txt", "/index.html", "/web/dashboard.js"],
@@ -99,7 +95,6 @@ def test_no_path_leads_to_any_other_file(server, path):
     assert status == 404 and b"secret" not in body
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "query", ["", "run=7", "run=-1", "run=..", "run=0&x=values&points=9&key=lr", "run=0&x=step&points=nan&key=lr"]
 )
@@ -108,7 +103,6 @@ def test_a_question_that_makes_no_sense_is_an_answer_of_400(server, query):
     assert ask(server, "/api/runs")[0] == 200
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path, host", [("/", "["), ("//[", "localhost"), ("/api/runs", "[::1")])
 def test_half_a_bracket_is_refused_without_a_traceback(server, capfd, path, host):
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
@@ -117,7 +111,6 @@ def test_half_a_bracket_is_refused_without_a_traceback(server, capfd, path, host
     assert status in (b"400", b"403", b"404") and capfd.readouterr().err == ""
 
 
-@pytest.mark.slow
 def test_clients_that_leave_print_nothing(server, capfd):
     for _ in range(20):
         connection = socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
@@ -129,7 +122,6 @@ def test_clients_that_leave_print_nothing(server, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.slow
 def test_one_connection_too_many_is_turned_away_and_the_next_is_served_again(server):
     idle = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(MOST_CONNECTIONS)]
     assert ask(server, "/")[0] == 503
@@ -153,7 +145,6 @@ def test_a_run_that_was_deleted_is_gone_and_its_number_never_given_again(server,
     assert json.loads(ask(server, "/api/runs")[2]) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "samples.jsonl", "metrics.jsonl"])
 def test_a_fifo_hangs_nothing(server, tmp_path, name):
     other = tmp_path / "out" / "other"

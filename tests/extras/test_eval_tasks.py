@@ -36,7 +36,7 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_figures_in_process_are_those_of_lm_eval_on_the_export_and_of_arithmetic(tmp_path, monkeypatch):
     pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -e '.[eval]'")
     texts = [CHARACTERS[i : i + 20] for i in range(0, 40, 5)]

@@ -50,7 +50,9 @@ def fields(reader) -> dict:
 FAST = ("gpt2, biases, tanh", "llama, untied, biases", "qwen3")
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in FAST else pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in FAST else pytest.mark.nightly) for case in CASES]
+)
 def test_transformers_reads_the_weights_of_every_shape(tmp_path, case):
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -132,7 +134,6 @@ def test_bytes_have_no_merge_that_a_text_could_need(tmp_path):
     assert (found["tokenizer.ggml.tokens"][256], found["tokenizer.ggml.token_type"][256]) == ("<|endoftext|>", 3)
 
 
-@pytest.mark.slow
 def test_gpt2s_encoding_is_held(tmp_path, gpt2_files):
     tokenizer = BPETokenizer.gpt2()
     config = dataclasses.replace(CASES["qwen3"], vocab_size=50257)
@@ -290,8 +291,7 @@ def trained_bpe(text: str, split: str = "gpt-2") -> HFTokenizer:
     return HFTokenizer(tokenizer)
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.manual
 @llama_cpp_is_there
 @pytest.mark.parametrize("encoding", ["char", "bpe"])
 @pytest.mark.parametrize("shape", READERS["llama.cpp (GGUF in F32)"])
@@ -316,8 +316,7 @@ def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, text, shape, encoding
     torch.testing.assert_close(found, expected, atol=0.1 if shape == "GPT-2" else 1e-3, rtol=0)
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.manual
 @llama_cpp_is_there
 @pytest.mark.parametrize("split", SPLITTERS)
 def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, text, split):
@@ -332,8 +331,7 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, text, split):
     assert found == tokenizer.encode(hard).tolist()
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.manual
 @llama_cpp_is_there
 def test_llama_cpp_leaves_characters_out_that_the_model_does_not_know(tmp_path):
     import llama_cpp
@@ -345,8 +343,7 @@ def test_llama_cpp_leaves_characters_out_that_the_model_does_not_know(tmp_path):
     assert reader.tokenize("aèä€zÃ😁😀".encode(), add_bos=False) == tokenizer.encode("aäz😀").tolist()
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.manual
 @llama_cpp_is_there
 def test_where_llama_cpp_computes_another_gelu_the_equal_tokens_are_counted(tmp_path, monkeypatch):
     said = []
@@ -360,8 +357,7 @@ def test_where_llama_cpp_computes_another_gelu_the_equal_tokens_are_counted(tmp_
     )
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.manual
 @llama_cpp_is_there
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "q8_0"])
 def test_llama_cpp_answers_messages_by_the_template(chat_run, tmp_path, dtype):
@@ -376,8 +372,7 @@ def test_llama_cpp_answers_messages_by_the_template(chat_run, tmp_path, dtype):
     assert written["choices"][0]["message"]["content"] == expected == "yes"
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.manual
 @llama_cpp_is_there
 def test_a_wrong_permutation_is_noticed_by_llama_cpp(tmp_path, monkeypatch):
     right = gguf.to_llama_cpp

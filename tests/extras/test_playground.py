@@ -51,7 +51,6 @@ def test_the_losses_of_a_short_text_are_cross_entropies_of_the_models_logits(mod
     torch.testing.assert_close(probs, torch.tensor([[p for p, _ in row] for row in expected]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("length", [17, 18, 25, 50])
 def test_in_a_long_text_each_token_is_predicted_once_from_at_least_half_a_context(model, length):
     ids = torch.randint(20, (length,), generator=torch.Generator().manual_seed(0))

@@ -19,6 +19,8 @@ from nanogpt.hub.load import load
 
 MISSING = [name for name in to_onnx.NEEDED if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
+FAST = ("gpt2", "llama", "qwen3")
+REST = [name for name in CASES if name not in FAST]
 
 
 def export(tmp_path: Path, config, tokenizer) -> Path:
@@ -64,7 +66,6 @@ def continue_greedily(session, tokens: np.ndarray) -> np.ndarray:
 
 
 @needs_onnx
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", READERS["ONNX Runtime"])
 def test_onnx_runtime_writes_the_models_greedy_tokens(tmp_path, shape):
     run = readers.make_run(tmp_path / "run", shape)
@@ -75,8 +76,7 @@ def test_onnx_runtime_writes_the_models_greedy_tokens(tmp_path, shape):
 
 
 @needs_onnx
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.nightly) for name in REST)])
 def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path, name):
     directory = export(tmp_path, dataclasses.replace(CASES[name], block_size=80), CharTokenizer(CHARACTERS))
     session, hf_model = open_session(directory), transformers_model(directory)
@@ -95,7 +95,6 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path, name):
 
 
 @needs_onnx
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_texts_padded_on_the_left_have_the_logits_that_they_have_alone(tmp_path, name):
     session = open_session(export(tmp_path, CASES[name], CharTokenizer(CHARACTERS)))
@@ -109,7 +108,6 @@ def test_texts_padded_on_the_left_have_the_logits_that_they_have_alone(tmp_path,
 
 
 @needs_onnx
-@pytest.mark.slow
 def test_the_embeddings_are_stored_once_and_the_rest_is_an_export_for_transformers(tmp_path, gpt2_files, capsys):
     make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=50257), BPETokenizer.gpt2())
     to = tmp_path / "export"
@@ -125,7 +123,6 @@ def test_the_embeddings_are_stored_once_and_the_rest_is_an_export_for_transforme
 
 
 @needs_onnx
-@pytest.mark.slow
 def test_an_export_with_other_logits_is_removed(tmp_path, monkeypatch):
     def write(model, path):
         other = copy.deepcopy(model)
@@ -140,7 +137,6 @@ def test_an_export_with_other_logits_is_removed(tmp_path, monkeypatch):
 
 
 @needs_onnx
-@pytest.mark.slow
 def test_an_export_that_continues_differently_is_removed(tmp_path, monkeypatch):
     original = to_onnx.feed  # with the cache it reads other tokens
     monkeypatch.setattr(to_onnx, "feed", lambda tokens, read, past: original(tokens * (read == 0), read, past))

@@ -141,7 +141,6 @@ def test_curves_are_thinned_out_and_without_values_that_json_lacks(run):
     json.dumps(curves, allow_nan=False)
 
 
-@pytest.mark.slow
 def test_a_page_is_pushed_as_a_static_space(hub, run, tmp_path):
     env = os.environ | hub.environment("hf_alice", tmp_path / "home")
     command = [sys.executable, "-c", PUSH]

@@ -79,7 +79,6 @@ def test_the_command_is_that_of_the_recipe_without_what_concerns_the_machine(sou
     assert "\n```bash\naccelerate launch mine.py --n_layer=2 --data=d --seed 2\n```\n" in readme
 
 
-@pytest.mark.slow
 def test_a_recipe_stores_its_command(tmp_path, data):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
@@ -101,7 +100,6 @@ def code_of(readme: str) -> str:
     return readme.partition("```python\n")[2].partition("```")[0]
 
 
-@pytest.mark.slow
 def test_its_example_runs_from_anywhere(source, tmp_path, monkeypatch):
     monkeypatch.chdir(source.parent)
     code = code_of((export.export("../run", "export") / "README.md").read_text())

@@ -32,7 +32,6 @@ def nanogpt(hub, tmp_path):
     return run
 
 
-@pytest.mark.slow
 def test_push_uploads_a_verified_export_and_keeps_what_was_there(hub, nanogpt):
     hub.add("alice/model", {"notes.txt": b"keep me", "config.json": b"{}"})
     done = nanogpt("push", "run", "alice/model", "--license", "mit")
@@ -51,7 +50,6 @@ def test_push_uploads_a_verified_export_and_keeps_what_was_there(hub, nanogpt):
     assert sampled.returncode == 0 and sampled.stdout.startswith("ROMEO:"), sampled.stderr
 
 
-@pytest.mark.slow
 def test_push_takes_results_of_tasks_along_as_the_hubs_metadata(hub, nanogpt, tmp_path):
     results = {"piqa": {"piqa": {"acc,none": 0.625}, "limit": None}}
     (tmp_path / "run" / "step-000007.eval.json").write_text(json.dumps(results))
@@ -64,14 +62,12 @@ def test_push_takes_results_of_tasks_along_as_the_hubs_metadata(hub, nanogpt, tm
     )
 
 
-@pytest.mark.slow
 def test_a_private_repository_is_made_and_a_branch_leaves_main_alone(hub, nanogpt):
     assert nanogpt("push", "run", "alice/new", "--private", "--revision", "trial").returncode == 0
     assert hub.repos["alice/new"].private
     assert "model.safetensors" in hub.files("alice/new", "trial") and "model.safetensors" not in hub.files("alice/new")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "token, environment, repo, message",
     [
@@ -98,7 +94,6 @@ def test_only_files_that_a_model_needs_are_fetched():
     assert [name for name in ("tokenizer.py", "tokenizer.pkl", "model.bin") for p in WANTED if fnmatch(name, p)] == []
 
 
-@pytest.mark.slow
 def test_models_that_do_not_exist_are_one_line(nanogpt):
     done = nanogpt("sample", "alice/none")
     assert done.returncode == 2 and done.stderr.startswith("error: alice/none does not exist on the Hub"), done.stderr
@@ -106,7 +101,6 @@ def test_models_that_do_not_exist_are_one_line(nanogpt):
     assert done.returncode == 2 and "the Hub cannot be reached" in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_a_revision_is_pinned(hub, nanogpt, tmp_path):
     assert nanogpt("push", "run", "alice/model").returncode == 0
     first = hub.repos["alice/model"].branches["main"]
@@ -122,7 +116,6 @@ def test_a_revision_is_pinned(hub, nanogpt, tmp_path):
     assert shown.stdout.split() == ["rope", "learned"], shown.stderr
 
 
-@pytest.mark.slow
 def test_a_recipe_pushes_at_the_end_and_stops_at_the_start_where_it_could_not(hub, tmp_path, data):
     recipe = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"
     flags = "--device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max_iters=2".split()

@@ -59,7 +59,6 @@ def read_by_transformers(tmp_path: Path, exports: list) -> dict[str, torch.Tenso
     return load_file(tmp_path / "read.safetensors")
 
 
-@pytest.mark.slow
 def test_exports_of_every_kind_reproduce_logits_and_greedy_tokens(tmp_path, gpt2_files):
     bpe, text = BPETokenizer.gpt2(), "I don't know the king's 12 horses.\n  Été!"
     cases = {name: (dataclasses.replace(c, block_size=80), CharTokenizer(CHARACTERS)) for name, c in CASES.items()}
@@ -79,7 +78,6 @@ def test_exports_of_every_kind_reproduce_logits_and_greedy_tokens(tmp_path, gpt2
         assert torch.equal(generate(model, ids[:, :1], 64, temperature=0), read[f"{name} greedy"]), name
 
 
-@pytest.mark.slow
 def test_what_an_export_holds(run, tmp_path, capsys):
     to = export.export(run, tmp_path / "export")
     *notes, verified = capsys.readouterr().out.splitlines()
@@ -100,7 +98,6 @@ def test_what_an_export_holds(run, tmp_path, capsys):
     assert (to / card.CURVE).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_end_of_text_and_context_are_those_of_the_model(tmp_path, gpt2_files):
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -116,7 +113,6 @@ def test_end_of_text_and_context_are_those_of_the_model(tmp_path, gpt2_files):
     assert config["n_ctx"] == config["n_positions"] == 32 and "rope_theta" not in config
 
 
-@pytest.mark.slow
 @as_transformers_reads_now
 @pytest.mark.parametrize("case", ["gpt2", "llama"])
 def test_batches_of_different_lengths_are_padded_with_a_new_token_where_there_is_room(tmp_path, case):
@@ -149,7 +145,6 @@ def test_an_unknown_character_is_read_as_a_known_one_and_the_card_says_so(tmp_pa
         load(to)[1].encode("Aé")
 
 
-@pytest.mark.slow
 @as_transformers_reads_now
 @pytest.mark.parametrize("case", ["gpt2", "qwen3"])
 def test_the_pipeline_writes_within_the_context_without_being_told(tmp_path, case, capsys):
@@ -167,7 +162,6 @@ def test_the_pipeline_writes_within_the_context_without_being_told(tmp_path, cas
     assert "max_length" not in capsys.readouterr().err  # "both max_new_tokens and max_length seem to have been set"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_smaller_weights_are_verified_as_they_are_stored(run, tmp_path, dtype):
     to = export.export(run, tmp_path / "export", dtype=dtype)
@@ -176,7 +170,6 @@ def test_smaller_weights_are_verified_as_they_are_stored(run, tmp_path, dtype):
     assert torch.equal(stored.float(), load(run)[0].ln_f.weight.to(dtype).float())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["transposed", "other gelu", "swapped q and k"])
 def test_a_wrong_export_is_caught_and_removed(tmp_path, monkeypatch, damage):
     make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS))
@@ -247,7 +240,6 @@ def test_a_symbolic_link_is_refused_before_anything_is_read(tmp_path, target, fo
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "precious"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("when", ["weights", "tokenizer", "info"])
 def test_a_checkpoint_that_its_run_removes_meanwhile_is_replaced_by_the_next(run, tmp_path, monkeypatch, when):
     """As `checkpoint.prune` does it: another name, then removed."""
@@ -359,7 +351,6 @@ def test_an_export_can_be_named_wherever_a_run_can(run, tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.slow
 def test_a_model_trained_on_with_transformers_trainer_comes_back(run, tmp_path):
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -503,7 +494,6 @@ def test_an_export_adds_no_tokens_that_training_did_not_have(tmp_path, kind, cap
     assert isinstance(steps, processors.ByteLevel) == (kind == "sequence")
 
 
-@pytest.mark.slow
 def test_transformers_answers_conversations_as_the_model_does(chat_run, tmp_path, capsys):
     to = export.export(chat_run, tmp_path / "export")
     model, tokenizer, _ = load(chat_run)
@@ -523,7 +513,6 @@ def test_texts_end_at_the_end_of_a_message_as_well(tmp_path):
     assert json.loads((to / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
 
 
-@pytest.mark.slow
 def test_a_template_that_gives_other_tokens_is_noticed(chat_run, tmp_path, monkeypatch):
     monkeypatch.setattr(chat, "TEMPLATE", chat.TEMPLATE.replace("<|im_end|>\n'", "<|im_end|>'"))
     with pytest.raises(ValueError, match="template gives other tokens for a conversation"):

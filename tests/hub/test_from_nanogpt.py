@@ -83,7 +83,6 @@ def vocab_size(text) -> int:
     return len(set(text))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."])
 def test_logits_are_theirs(tmp_path, theirs_data, vocab_size, bias, prefix):
@@ -153,7 +152,6 @@ def test_a_constant_learning_rate_has_no_warm_up(tmp_path, theirs_data, vocab_si
     assert [lr_at(step, train) for step in (0, 1, 3, 50)] == [1e-2] * 4
 
 
-@pytest.mark.slow
 def test_of_their_50304_rows_the_50257_with_a_token_are_kept(tmp_path, text, gpt2_files):
     from nanogpt.data.tokenizer import BPETokenizer
 
@@ -170,7 +168,6 @@ def test_of_their_50304_rows_the_50257_with_a_token_are_kept(tmp_path, text, gpt
         torch.testing.assert_close(imported(idx), model(idx)[..., :50257], atol=1e-5, rtol=0)
 
 
-@pytest.mark.slow
 def test_without_the_optimizer_state_training_starts_its_moments_anew(tmp_path, theirs_data, vocab_size, make_run):
     contents = torch.load(write(tmp_path / "a.pt", trained(vocab_size)))
     del contents["optimizer"]
@@ -182,7 +179,6 @@ def test_without_the_optimizer_state_training_starts_its_moments_anew(tmp_path, 
     assert run.state["step"] == 12
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -233,7 +229,6 @@ def test_a_run_that_is_there_is_not_written_into(tmp_path, theirs_data, vocab_si
         import_checkpoint(path, theirs_data, tmp_path / "out")
 
 
-@pytest.mark.slow
 def test_the_command_that_is_shown_goes_on(tmp_path, theirs_data, vocab_size, capsys):
     path = write(tmp_path / "ckpt.pt", trained(vocab_size))
     main(["import-nanogpt", str(path), "--data", str(theirs_data), "--out_dir", str(tmp_path / "out")])

@@ -23,7 +23,6 @@ def run_dir(make_run):
     return run.out_dir
 
 
-@pytest.mark.slow
 def test_a_run_a_checkpoint_and_an_export_load_as_the_same_model(run_dir, tmp_path):
     export.export(run_dir, tmp_path / "export")
     best = checkpoint.load_model(checkpoint.find(run_dir))
@@ -39,7 +38,6 @@ def test_a_run_a_checkpoint_and_an_export_load_as_the_same_model(run_dir, tmp_pa
         assert model.generate(idx, 3, seed=1).shape == (1, 13)
 
 
-@pytest.mark.slow
 def test_options_choose_the_checkpoint_and_change_what_leaves_the_weights_alone(run_dir):
     first, last = checkpoint.steps(run_dir)
     model = GPT.from_pretrained(run_dir, which="step-5", dropout=0.5, dtype=torch.bfloat16)
@@ -74,7 +72,6 @@ def test_conversations_add_two_tokens_to_the_vocabulary_of_a_run(make_run, tmp_p
     assert nanogpt.load(settings["out_dir"])[1].special == again.tokenizer.special
 
 
-@pytest.mark.slow
 def test_conversations_without_room_or_of_another_tokenizer_are_refused(make_run, tmp_path):
     text = "".join(map(chr, range(97, 160))) + "\n"  # 64 characters, and so a full embedding
     for name, letters in (("full", text), ("other", text[2:])):

@@ -21,7 +21,6 @@ def hf_logits(model: transformers.PreTrainedModel, idx: torch.Tensor) -> torch.T
         return model.eval()(idx).logits
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_round_trip_through_transformers_is_bit_identical(tmp_path, name):
     model = GPT(CASES[name]).eval()
@@ -121,7 +120,6 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configurations_have_their_parameters_and_shapes(tmp_path, name):
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -16,13 +16,12 @@ import resource
 import shutil
 import signal
 import warnings
+from datetime import date
 from pathlib import Path
 
 import pytest
 from conftest import TINY
 from fresh import reset_accelerate
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 from shapes import CASES, make_checkpoint
 from test_forged_checkpoint import seal_again
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -52,20 +51,8 @@ FILES = {
 }
 FILES["run"] += "last/config.json last/tokenizer.json last/trainer_state.json last/model.safetensors".split()
 ODD = [None, True, 0, -1, 1, 3, 10**9, 60_000_000, 10**30, 0.5, 1e308, float("nan"), float("inf"), -1e-9, "", "é", "a"]
-ODD += [
-    "x" * 1000,
-    "../../etc/passwd",
-    "/dev/zero",
-    "\0",
-    "\x1b[31mred",
-    "\ud800",
-    "two\nlines",
-    [],
-    {},
-    [[]],
-    [0] * 50,
-]
-ODD += [{"a": {}}, {"": None}, [None, 1, "b"], "uint8", "O", "BPE", "Unigram", "gpt2", "llama", "relu", "none"]
+ODD += ["x" * 1000, "../../etc/passwd", "/dev/zero", "\0", "\x1b[31mred", "\ud800", "two\nlines", [], {}, [[]]]
+ODD += [[0] * 50, {"a": {}}, {"": None}, [None, 1, "b"], *"uint8 O BPE Unigram gpt2 llama relu none".split()]
 
 
 class HangsError(BaseException):
@@ -74,6 +61,9 @@ class HangsError(BaseException):
 
 def stop_hanging(*args):
     raise HangsError
+
+
+TODAY = date.today().toordinal()
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +182,8 @@ def run(words: list[str]) -> tuple[int, str]:
     return code, said.getvalue() + "".join(f"{warning.message}\n" for warning in warned)
 
 
-@pytest.mark.slow
-@settings(max_examples=200, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
-@given(st.randoms(use_true_random=True))
-def test_no_traceback_and_three_lines_at_most(place, chance):
+def check(place: Path, seed: int) -> None:
+    chance = random.Random(seed)
     owner = chance.choice(list(FILES))
     name = chance.choice(FILES[owner])
     words = chance.choice(COMMANDS[owner])
@@ -203,14 +191,20 @@ def test_no_traceback_and_three_lines_at_most(place, chance):
     with odd_file(chance, place / owner, name):
         code, said = run(words)
         held = (place / owner / name).read_bytes()[:3000] if (place / owner / name).is_file() else "no file"
-        assert code in (0, 2), (words, name, said, held)
-        assert code == 0 or said.splitlines()[-1].startswith("error: "), (words, name, said, held)
-        assert said.count("\n") <= 3 and len(said) < 4000, (words, name, said, held)
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, (words, name, held)  # KiB
+        assert code in (0, 2), (seed, words, name, said, held)
+        assert code == 0 or said.splitlines()[-1].startswith("error: "), (seed, words, name, said, held)
+        assert said.count("\n") <= 3 and len(said) < 4000, (seed, words, name, said, held)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, (seed, words, name, held)  # KiB
 
 
-@pytest.mark.slow
-def test_the_same_commands_work_on_the_files_as_they_were(place):
+@pytest.mark.parametrize("first, count", [(0, 100), pytest.param(TODAY * 2000, 2000, marks=pytest.mark.nightly)])
+def test_no_traceback_and_three_lines_at_most(place, first, count):
+    """Each seed is another case: in `make test` always the same ones, at night new ones every day."""
+    for seed in range(first, first + count):
+        check(place, seed)
+
+
+def test_commands_work_on_the_files_as_they_were(place):
     for words in [*COMMANDS["run"], *COMMANDS["data"], *COMMANDS["gpt2"], *COMMANDS["qwen3"]]:
         assert run(words) == (0, ""), words
     assert isinstance(load_tokenizer(place / "gpt2"), CharTokenizer)

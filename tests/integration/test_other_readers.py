@@ -78,8 +78,7 @@ def python_with(environments: Path, name: str, packages: list[str]) -> str:
     return python
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.manual
 @pytest.mark.parametrize("name", READERS)
 def test_exports_have_our_logits_and_tokens_in_other_readers(tmp_path, environments, name):
     packages, code = READERS[name]

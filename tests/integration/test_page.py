@@ -30,7 +30,7 @@ MISSING += [] if CHROMIUM else ["chromium"]
 MISSING += [] if shutil.which("npm") else ["npm"]
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}"),
 ]
 PATIENCE = 120_000  # milliseconds

@@ -4,9 +4,7 @@ Three starts of one job: the first makes the tokens, trains, and gets the signal
 node dies; the third reaches the end. One process then trains the same without a launcher.
 """
 
-import os
 import random
-import re
 import shlex
 import signal
 import socket
@@ -21,13 +19,13 @@ import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
+from zygote import PATIENCE, ROOT, clean_environment
 
 from data_prep import text
 from nanogpt import checkpoint
 from nanogpt.run import metrics
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "accelerate_configs" / "slurm.sh"
+pytestmark = pytest.mark.nightly
 SETTINGS = "--depth=2 --aspect_ratio=32 --precision=fp32 --threads=1 --gradient_accumulation_steps=4 --batch_size=32 "
 SETTINGS += "--learning_rate=1e-3 --muon_learning_rate=2e-3 --lr_schedule=constant --log_interval=1 --eval_interval=5 "
 SETTINGS += "--sample_tokens=0 --timeout=60"
@@ -84,11 +82,9 @@ def raw_shards(folder: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{shard:03}_00000.parquet")
 
 
-def clean_environment(home: Path) -> dict[str, str]:
-    launchers = ("ACCELERATE_", "OMP_", "MASTER_", "SLURM_", "PET_")
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(launchers)}
-    path = f"{home / 'bin'}:{Path(sys.executable).parent}:{clean['PATH']}"
-    return clean | {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HOME": str(home / "hf"), "ACCELERATE_USE_CPU": "true"}
+def environment(home: Path) -> dict[str, str]:
+    clean = clean_environment(home)
+    return clean | {"PATH": f"{home / 'bin'}:{clean['PATH']}", "ACCELERATE_USE_CPU": "true"}
 
 
 class Job:
@@ -106,12 +102,13 @@ class Job:
 
     def start(self, max_iters: int) -> subprocess.Popen:
         slurms = {"JOB_ID": str(self.number), "NNODES": "2", "JOB_NODELIST": "node[1-2]", "CPUS_PER_TASK": "1"}
-        env = clean_environment(self.home) | {f"SLURM_{name}": value for name, value in slurms.items()}
+        env = environment(self.home) | {f"SLURM_{name}": value for name, value in slurms.items()}
         recipe = f"recipes/pretrain.py {SETTINGS} --out_dir=out/two --max_iters={max_iters}"
         env |= {"RAW": "raw", "DATA": "data/made_up", "TOKENIZER": "bytes", "GPUS": "1", "RECIPE": recipe}
-        traced = "exec 9>>trace; BASH_XTRACEFD=9; PS4='+$LINENO '; set -x; source accelerate_configs/slurm.sh"
         with open(self.home / f"log{len(self.starts)}", "w") as log:
-            process = subprocess.Popen(["bash", "-c", traced], cwd=self.home, env=env, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                ["bash", "accelerate_configs/slurm.sh"], cwd=self.home, env=env, stdout=log, stderr=log
+            )
         self.starts.append(process)
         return process
 
@@ -119,7 +116,7 @@ class Job:
         return (self.home / f"log{start}").read_text()
 
     def wait_for(self, what, process: subprocess.Popen) -> None:
-        end = time.monotonic() + 300
+        end = time.monotonic() + PATIENCE
         while not what():
             assert process.poll() is None and time.monotonic() < end, self.log(len(self.starts) - 1)
             time.sleep(0.02)
@@ -160,7 +157,7 @@ def test_the_signal_queues_the_job_again_while_it_makes_tokens_too(tmp_path):
         script = job.start(max_iters=1)
         job.wait_for(lambda: (tmp_path / "begun").exists() and (tmp_path / "begun").stat().st_size == 2, script)
         script.send_signal(signal.SIGUSR1)
-        assert script.wait(timeout=60) == 0, job.log(0)
+        assert script.wait(timeout=PATIENCE) == 0, job.log(0)
     finally:
         job.end()
     assert (tmp_path / "requeued").read_text() == f"{job.number}\n"
@@ -168,7 +165,7 @@ def test_the_signal_queues_the_job_again_while_it_makes_tokens_too(tmp_path):
 
 def test_tokens_that_cannot_be_made_end_the_job_with_an_error(tmp_path):
     job = without_data_prep(tmp_path, "exit 7")
-    assert job.start(max_iters=1).wait(timeout=60) == 7, job.log(0)
+    assert job.start(max_iters=1).wait(timeout=PATIENCE) == 7, job.log(0)
     assert not (tmp_path / "requeued").exists()
 
 
@@ -179,7 +176,7 @@ def job(tmp_path_factory):
         first = job.start(max_iters=10_000)
         job.wait_for(lambda: len(job.curve("two")) >= 3, first)
         first.send_signal(signal.SIGUSR1)
-        first.wait(timeout=300)
+        first.wait(timeout=PATIENCE)
         job.stopped = SimpleNamespace(code=first.returncode, step=job.steps_saved()[-1])
         job.stopped.queue = (job.home / "requeued").read_text()
         job.stopped.tokenized = (job.home / "data" / "made_up" / "meta.json").stat().st_mtime_ns
@@ -187,23 +184,21 @@ def job(tmp_path_factory):
         second = job.start(max_iters=10_000)
         job.wait_for(lambda: job.steps_saved()[-1] > job.stopped.step, second)
         node = job.nodes()[1]
-        killed = time.monotonic()
         for process in [*node.children(recursive=True), node]:
             process.kill()
-        second.wait(timeout=300)
-        job.killed = SimpleNamespace(code=second.returncode, seconds=time.monotonic() - killed)
+        second.wait(timeout=PATIENCE)
+        job.killed = SimpleNamespace(code=second.returncode)
         job.killed.step = job.steps_saved()[-1]
 
         last = max(job.curve("two")) + 3
         third = job.start(max_iters=last)
-        third.wait(timeout=300)
+        third.wait(timeout=PATIENCE)
         job.done = SimpleNamespace(code=third.returncode, step=last)
         yield job
     finally:
         job.end()
 
 
-@pytest.mark.slow
 def test_two_tasks_make_the_tokens_that_one_would_make(job):
     text.prepare([str(job.home / "raw")], job.home / "data" / "one", "bytes", 0.001, say=lambda said: None)
     for split in ("train", "val"):
@@ -213,7 +208,6 @@ def test_two_tasks_make_the_tokens_that_one_would_make(job):
         assert b"".join(part.read_bytes() for part in parts) == one
 
 
-@pytest.mark.slow
 def test_before_the_time_limit_the_run_saves_and_the_job_is_queued_again(job):
     assert job.stopped.code == 0, job.log(0)
     assert job.stopped.queue == f"{job.number}\n" == (job.home / "requeued").read_text()  # once in all
@@ -221,10 +215,8 @@ def test_before_the_time_limit_the_run_saves_and_the_job_is_queued_again(job):
     assert f"out/two, resuming from step {job.stopped.step}\n" in job.log(1)
 
 
-@pytest.mark.slow
 def test_a_dead_node_ends_the_job_and_the_next_start_resumes_from_the_last_checkpoint(job):
     assert job.killed.code != 0
-    assert job.killed.seconds < 90
     assert "error: process 0 of 2 stops: another process of the run has died" in job.log(1)
     assert job.done.code == 0, job.log(2)
     assert f"out/two, resuming from step {job.killed.step}\n" in job.log(2)
@@ -232,25 +224,10 @@ def test_a_dead_node_ends_the_job_and_the_next_start_resumes_from_the_last_check
     assert job.steps_saved()[-1] == job.done.step > job.killed.step
 
 
-@pytest.mark.slow
 def test_the_nodes_are_one_run_which_loses_what_one_process_loses(job):
     flags = [*shlex.split(SETTINGS), "--data=data/made_up", "--out_dir=out/one", f"--max_iters={job.done.step}"]
     command = [sys.executable, "recipes/pretrain.py", *flags]
-    done = subprocess.run(command, cwd=job.home, env=clean_environment(job.home), capture_output=True, timeout=300)
+    done = subprocess.run(command, cwd=job.home, env=environment(job.home), capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert len(job.curve("two")) == job.done.step
     assert job.curve("two") == pytest.approx(job.curve("one"), abs=1e-6)
-
-
-@pytest.mark.slow
-def test_every_line_of_the_script_was_executed(job):
-    run = {int(number) for number in re.findall(r"^\++(\d+) ", (job.home / "trace").read_text(), re.MULTILINE)}
-    lines, continued = SCRIPT.read_text().splitlines(), False
-    commands = []
-    for number, line in enumerate(lines, 1):
-        plain = line.strip() in ("", "fi", "}") or line.lstrip().startswith("#") or line.endswith("() {")
-        if not continued and not plain:
-            commands.append(number)
-        continued = line.endswith("\\")
-    assert len(commands) > 15
-    assert [f"{number}: {lines[number - 1]}" for number in commands if number not in run] == []

@@ -64,7 +64,6 @@ def distance(a: dict, b: dict) -> float:
     return max(((a[name] - b[name]).float().norm() / a[name].float().norm()).item() for name in a)
 
 
-@pytest.mark.slow
 def test_rmsnorms_gradients_are_those_of_autograd():
     torch.manual_seed(0)
     x = torch.randn(3, 5, 4, 16, dtype=torch.float64, requires_grad=True)
@@ -147,7 +146,6 @@ def test_a_model_with_dropout_drops_while_training_only():
     assert distance(gradients(faster), gradients(checkpointed)) == 0  # the same masks are drawn again
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("case", CASES)
 def test_a_part_leaves_the_loss_and_the_gradients_of_a_model_as_they_are(part, case):
@@ -181,7 +179,6 @@ def test_gradient_checkpointing_recomputes_by_the_same_functions():
     assert distance(expected, gradients(make_model(config).use(CPU))) == 0
 
 
-@pytest.mark.slow
 def test_torch_compile_sees_one_graph():
     model = make_model(CASES["qwen3"]).use(CPU)
     expected = gradients(model)
@@ -271,7 +268,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_kept_for_the_next_step():
     # glibc's default without its adjustment to what has been freed so far, so that both counts are always the same

@@ -72,7 +72,6 @@ def test_without_gradients_the_loss_is_the_same():
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-@pytest.mark.slow
 def test_torch_compile_takes_all_of_it(monkeypatch):
     model = make(True)
     expected, expected_grad = step(make(True), torch.bfloat16)
@@ -121,7 +120,6 @@ class Live(TorchDispatchMode):
         return result
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_twelve_sequences_of_a_thousand_tokens_hold_less_than_half_of_their_logits(monkeypatch, dtype):
     """Counted on fake tensors; larger than 2^25 are the logits, a chunk of them, and the head's weight (2^25.2)."""

@@ -105,7 +105,6 @@ def test_rope_and_qk_norm_get_fp32_tables_and_weights(group, monkeypatch):
     assert len(dtypes) == 2 * (2 + 2 + 4) + 1 and set(dtypes) == {torch.float32}  # norms, QK-norm, tables; the last
 
 
-@pytest.mark.slow
 def test_a_sum_of_losses_in_fp16_does_not_overflow(group):
     x, y = batch(400)
     with autocast(torch.float16):

@@ -9,7 +9,6 @@ from nanogpt.model import GPT
 from nanogpt.run.flags import parse
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "tokens, vocab_size, gib, n_embd",
     [
@@ -41,7 +40,6 @@ def test_flags_that_change_a_step_leave_four_epochs_at_most(flags):
     assert 3.5 * tokens < seen <= 1.05 * 4 * tokens
 
 
-@pytest.mark.slow
 def test_own_text_becomes_a_model_in_two_commands(tmp_path, text):
     """The README's way for a text of one's own, shortened to a few steps."""
     (tmp_path / "notes").mkdir()
@@ -56,7 +54,6 @@ def test_own_text_becomes_a_model_in_two_commands(tmp_path, text):
     assert trained.read_bytes() == prepared.read_bytes()
 
 
-@pytest.mark.slow
 def test_without_data_it_says_how_to_make_some(tmp_path):
     command = [sys.executable, own_text.__file__, "--data", "data/nothing"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

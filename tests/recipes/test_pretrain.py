@@ -23,7 +23,6 @@ def tokens_per_step(model, train) -> int:
     return train.batch_size * train.gradient_accumulation_steps * model.block_size
 
 
-@pytest.mark.slow
 def test_depth_12_is_as_large_as_gpt2():
     model, train = rules(12)
     assert (model.n_layer, model.n_head, model.n_embd, model.head_size, model.block_size) == (12, 12, 768, 64, 1024)
@@ -38,7 +37,6 @@ def test_depth_12_is_as_large_as_gpt2():
     assert (train.optimizer, train.muon_learning_rate, train.weight_decay, train.min_lr) == ("muon", 0.02, 0.1, 0.0)
 
 
-@pytest.mark.slow
 def test_everything_is_monotone_in_the_depth():
     found = [rules(depth) for depth in DEPTHS]
     rising = [
@@ -63,7 +61,6 @@ def test_a_step_has_4_5_6_or_7_times_a_power_of_two_sequences(sequences, expecte
     assert found in (4, 5, 6, 7)
 
 
-@pytest.mark.slow
 def test_the_machine_changes_the_micro_batch_and_not_the_step():
     for depth in DEPTHS:
         (model, cpu), (_, gpu) = rules(depth), rules(depth, gib=80)
@@ -82,7 +79,6 @@ def plan_of(monkeypatch, capsys, *flags: str) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-@pytest.mark.slow
 def test_flags_override_what_follows_and_a_models_flag_counts_for_the_rest(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ("--data=data", "--depth=2", "--aspect_ratio=16", "--block_size=16")
@@ -94,7 +90,6 @@ def test_flags_override_what_follows_and_a_models_flag_counts_for_the_rest(data,
     assert short["tokens_per_step"] % 16 == 0
 
 
-@pytest.mark.slow
 def test_a_plan_needs_no_text(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = "--depth=1 --aspect_ratio=8 --batch_size=1 --gradient_accumulation_steps=1 --eval_iters=1".split()

@@ -20,7 +20,6 @@ def test_the_fit_finds_a_known_law(law):
     assert all(scaling.predict(each, 1.2e14) == pytest.approx(ahead, rel=0.01) for each in without)
 
 
-@pytest.mark.slow
 def test_noise_of_a_tenth_of_a_percent_leaves_the_prediction_of_four_times_the_compute_within_one():
     chance, law = np.random.default_rng(0), (0.5, 40.0, 0.15)
     for _ in range(8):
@@ -55,7 +54,6 @@ def test_a_mistake_is_one_line(flags, message, data, tmp_path, monkeypatch, caps
     assert message in said
 
 
-@pytest.mark.slow
 def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text):
     writer.write(tmp_path / "data", text, "bytes", 0.1, "made up")
     flags = "--data=data --out_dir=out --depths=1,2,3 --aspect_ratio=8 --block_size=16 --tokens_per_parameter=0.5"

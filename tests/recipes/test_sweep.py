@@ -12,7 +12,6 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
 def test_an_agents_run_trains_with_its_settings_in_a_directory_of_its_own(tmp_path, data):
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     sweep = yaml.safe_load((ROOT / "recipes" / "sweep.yaml").read_text())

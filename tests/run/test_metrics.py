@@ -73,7 +73,6 @@ def test_no_samples_without_sample_tokens(make_run):
     assert (run.out_dir / metrics.SAMPLES).read_text() == ""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_sampling_changes_nothing_of_the_training(make_run, tmp_path, precision):
     ends = []
@@ -98,7 +97,6 @@ def test_sampling_is_not_counted_as_training(make_run, monkeypatch):
     assert len(hours) == 3 and run.state["train_seconds"] < 3600
 
 
-@pytest.mark.slow
 def test_a_resumed_run_takes_back_the_samples_beyond_its_checkpoint(make_run):
     make_run(max_iters=2, eval_interval=1).train()
     run = make_run(max_iters=3, eval_interval=1, resume="auto")
@@ -247,7 +245,6 @@ def test_a_resumed_run_continues_its_run_in_the_trackers_and_wandbs_variables_co
     assert started[-1][0] == "mine" and started[-1][2]["wandb"].keys() == {"name", "resume"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 3])
 def test_mfu_is_a_share_of_the_peaks_of_all_processes(make_run, monkeypatch, processes):
     peak, log = 1e12, train.Run.log
@@ -270,7 +267,6 @@ def test_mfu_is_a_share_of_the_peaks_of_all_processes(make_run, monkeypatch, pro
 DAMAGED = ["5", "[1]", '{"a": 1}', '{"step": "one"}', '{"step": NaN}', "[" * 100_000, "\x00garbage\xff", "null"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damaged", DAMAGED)
 def test_a_damaged_line_is_skipped_with_a_note_wherever_metrics_are_read(make_run, tmp_path, capsys, damaged):
     run = make_run(max_iters=4, eval_interval=2)
@@ -299,7 +295,6 @@ def test_a_damaged_line_is_skipped_with_a_note_wherever_metrics_are_read(make_ru
     ]
 
 
-@pytest.mark.slow
 def test_lines_that_lack_values_or_have_wrong_ones_are_no_traceback(make_run, tmp_path):
     run = make_run(max_iters=4, eval_interval=2)
     run.train()
@@ -314,7 +309,6 @@ def test_lines_that_lack_values_or_have_wrong_ones_are_no_traceback(make_run, tm
     assert export.export(run.out_dir, tmp_path / "export", say=lambda text: None).is_dir()
 
 
-@pytest.mark.slow
 def test_a_curve_whose_checkpoints_are_gone_is_kept(make_run, capsys):
     run = make_run(max_iters=4, eval_interval=2)
     run.train()
@@ -333,7 +327,6 @@ def test_a_curve_whose_checkpoints_are_gone_is_kept(make_run, capsys):
     assert len(metrics.read(run.out_dir / "metrics-2.jsonl")) == 1
 
 
-@pytest.mark.slow
 def test_an_earlier_checkpoint_is_evaluated_again_without_a_change_of_the_run(make_run):
     run = make_run(max_iters=4, eval_interval=2)
     run.train()
@@ -343,7 +336,6 @@ def test_an_earlier_checkpoint_is_evaluated_again_without_a_change_of_the_run(ma
     assert [(run.out_dir / name).read_bytes() for name in names] == before
 
 
-@pytest.mark.slow
 def test_the_curve_of_later_checkpoints_is_kept_where_a_run_goes_back(make_run, capsys):
     run = make_run(max_iters=4, eval_interval=2)
     run.train()
@@ -373,7 +365,6 @@ def test_metrics_samples_and_settings_are_synced_with_each_checkpoint(make_run, 
     assert (again.out_dir / checkpoint.CONFIG).stat().st_size > 0
 
 
-@pytest.mark.slow
 def test_files_that_a_failing_disk_has_emptied_are_named_and_rebuilt(make_run, capsys):
     make_run(max_iters=4, eval_interval=2, log_interval=1).train()
     run = make_run(max_iters=4, resume="auto")
@@ -408,7 +399,6 @@ def test_an_out_dir_that_is_emptied_while_a_run_writes_it_is_told_and_filled_aga
     assert make_run(max_iters=8, resume="auto").start_step == 6
 
 
-@pytest.mark.slow
 def test_tokens_count_every_micro_batch(make_run):
     run = make_run(max_iters=3, batch_size=2, gradient_accumulation_steps=5, log_interval=1)
     run.train()
@@ -416,7 +406,6 @@ def test_tokens_count_every_micro_batch(make_run):
     assert [line["tokens"] for line in lines if "lr" in line] == [n * 5 * 2 * 16 for n in (1, 2, 3)]
 
 
-@pytest.mark.slow
 def test_an_evaluation_that_is_done_again_is_in_the_curve_once(make_run, monkeypatch):
     """A kill came after the line of metrics, and before the checkpoint knew of the evaluation."""
     run = make_run(max_iters=4, eval_interval=2)

@@ -29,7 +29,6 @@ def test_untied_and_modern_models_add_up_too():
     assert sum(plan.parameters(config).values()) == GPT(config).get_num_params()
 
 
-@pytest.mark.slow
 def test_weights_gradients_and_optimizer_state_have_four_bytes_a_number():
     config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
     numbers = sum(p.numel() for p in GPT(config).parameters())
@@ -40,7 +39,6 @@ def test_weights_gradients_and_optimizer_state_have_four_bytes_a_number():
     assert plan.checkpoint_bytes(config, TrainConfig()) == 12 * numbers
 
 
-@pytest.mark.slow
 def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
     config = GPTConfig(vocab_size=64, block_size=64, n_layer=4, n_head=2, n_embd=64)
     sizes = [plan.memory(config, TrainConfig(batch_size=b, device="cpu"), "fp32")["activations"] for b in (8, 16)]
@@ -88,7 +86,6 @@ print(estimated, peak)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -106,7 +103,6 @@ def test_estimated_memory_is_within_15_percent_of_what_a_step_takes(settings):
     assert estimated == pytest.approx(measured, rel=0.15)
 
 
-@pytest.mark.slow
 def test_the_plan_names_what_a_user_would_work_out_by_hand():
     config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
     train = TrainConfig(batch_size=4, gradient_accumulation_steps=2, max_iters=100, device="cpu")
@@ -118,7 +114,6 @@ def test_the_plan_names_what_a_user_would_work_out_by_hand():
     assert "fits into" in text
 
 
-@pytest.mark.slow
 def test_with_train_minutes_the_steps_are_those_that_fit_into_them(make_run, monkeypatch, capsys):
     monkeypatch.setattr(plan, "median_seconds", lambda step: 0.5)
     run = make_run(train_minutes=2, batch_size=4, max_iters=7, eval_interval=100)
@@ -164,7 +159,6 @@ def test_a_slow_step_is_timed_once(monkeypatch):
     assert plan.median_seconds(lambda: calls.append(1)) == 13 and len(calls) == 1
 
 
-@pytest.mark.slow
 def test_what_a_run_has_already_is_not_counted_twice(monkeypatch):
     config, train = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32), TrainConfig(device="cpu")
     needed = sum(plan.memory(config, train, "fp32").values())
@@ -200,7 +194,6 @@ def search(make_run, monkeypatch):
     return run, tried
 
 
-@pytest.mark.slow
 def test_a_batch_whose_plan_needs_more_than_is_free_is_not_tried_on_a_cpu(search, monkeypatch, capsys):
     run, tried = search
     eight = sum(plan.memory(run.gpt.config, replace(run.config, batch_size=8), "fp32").values())
@@ -212,7 +205,6 @@ def test_a_batch_whose_plan_needs_more_than_is_free_is_not_tried_on_a_cpu(search
     assert "largest that fits: --batch_size=8; most tokens per second: --batch_size=8\n" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_the_batch_is_looked_for_with_whole_windows(make_run, monkeypatch):
     run, shapes = make_run(short_block_iters=100, short_block_size=4), set()
     monkeypatch.setattr(plan, "median_seconds", lambda step, at_most: step() or 1.0)
@@ -223,7 +215,6 @@ def test_the_batch_is_looked_for_with_whole_windows(make_run, monkeypatch):
     assert shapes == {16}
 
 
-@pytest.mark.slow
 def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypatch, capsys):
     run, tried = search
     monkeypatch.setattr(run.peers, "largest", lambda *values: [int(run.config.batch_size > 2), *values[1:]])
@@ -232,7 +223,6 @@ def test_a_batch_that_is_too_large_for_one_process_is_too_large(search, monkeypa
     assert "largest that fits: --batch_size=2;" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_model_that_cannot_fit_is_said_to():
     config = GPTConfig(vocab_size=50257, n_layer=2, n_head=96, n_embd=12288)  # two of GPT-3's 96 blocks
     text = plan.describe(plan.estimate(config, TrainConfig(batch_size=32, device="cpu"), "bf16", train_tokens=10**9))

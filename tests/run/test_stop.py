@@ -58,7 +58,6 @@ def test_the_time_is_up_before_a_step_and_a_save_would_pass_the_limit():
         assert interrupts.due(saving=1.9, failed_saves=0) == (0, True, False)
 
 
-@pytest.mark.slow
 def test_what_came_before_the_first_step_is_not_taken_for_a_step():
     with Interrupts(ALONE, 2 / 60, 3) as interrupts:  # 2 s
         time.sleep(1)
