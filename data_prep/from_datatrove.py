@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.writer import check_fraction, token_dtype
-from nanogpt.checkpoint import write_json
-from nanogpt.data.tokenizer import get_tokenizer
+from data_prep.writer import check_fraction, check_out, saved, token_dtype, write_json
+from nanogpt.data.files import write_atomic
+from nanogpt.data.tokenizer import FILE, get_tokenizer
 from nanogpt.data.tokens import Tokens
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
@@ -37,7 +37,8 @@ def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0
     """
     check_fraction(val_fraction)
     directory, tokenizer = Path(directory), get_tokenizer(tokenizer_name)
-    dtype = token_dtype(tokenizer)
+    dtype, content = token_dtype(tokenizer), saved(tokenizer)
+    check_out(directory, {FILE: content, "meta.json": None})
     paths = sorted(path for path in directory.glob("*.ds") if path.stat().st_size)
     counts = [path.stat().st_size // dtype.itemsize for path in paths]
     if len(paths) < 2:
@@ -51,7 +52,8 @@ def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0
     meta |= {"source": f"datatrove: {directory}", "splits": {}}
     for split, some in (("train", paths[:first_val]), ("val", paths[first_val:])):
         meta["splits"][split] = {"files": [path.name for path in some]} | measure(Tokens(some, dtype), tokenizer)
-    tokenizer.save(directory)
+    with write_atomic(directory / FILE) as file:
+        file.write(content)
     write_json(directory / "meta.json", meta)
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
     say(f"data: {directory}: {len(paths)} files with {train:,} training tokens, {val:,} for validation")

@@ -194,7 +194,7 @@ def test_what_is_not_utf8_is_named_with_its_offset_replaced_or_left_out(tmp_path
     skipped = "".join(documents_in(tmp_path / "skipped")) if kind != "txt" else decode_all(tmp_path / "skipped")
     assert "200" not in skipped
     assert "line 399" in skipped
-    assert "1 lines or files that are not UTF-8 text were left out" in said
+    assert "1 lines, records or files without a text in UTF-8 were left out" in said
     if kind == "txt":  # only the line is left out
         assert skipped == replaced.replace("l\ufffd\ufffdne 200\n", "")
 

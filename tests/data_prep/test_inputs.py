@@ -83,7 +83,7 @@ def test_what_is_no_text_is_named_with_what_to_do(tmp_path, name):
     good, said = str(put(tmp_path / "good", "good\n")), []
     text.prepare([path, good], tmp_path / "data", "bytes", errors="skip", say=said.append)
     assert written(tmp_path / "data") == b"good\n"
-    assert "1 lines or files that are not UTF-8 text were left out" in said
+    assert "1 lines, records or files without a text in UTF-8 were left out" in said
 
 
 def test_a_nul_is_named_where_it_is_and_taken_on_request(tmp_path):
@@ -108,7 +108,8 @@ def test_an_array_of_objects_is_read_like_an_object_a_line(tmp_path):
     [
         ("[" * 100_000, "the line is not JSON .maximum recursion"),
         ('["a", "b"]', "byte 0: expected an object with a column 'text', not a str"),
-        ('{"a": {\n"text": "b"}}', "byte 0: the line is not JSON .*one object per line, as jq -c . "),
+        ('{"a": {\n"text": "b"}}', "no column 'text' .it has: a"),
+        ('{"a": {\n"text": "b"}', "byte 0: the line is not JSON .*one object per line, as jq -c . "),
         ('{"text": ["a"]}', "record 0: column 'text' holds list, not text"),
         ('{"a\\nb": 1}', "no column 'text' .it has: a"),
     ],

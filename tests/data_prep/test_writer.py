@@ -26,7 +26,6 @@ from texts import (
 
 from data_prep import documents as reading
 from data_prep import text, writer
-from nanogpt.checkpoint import write_json
 from nanogpt.data.tokenizer import ByteTokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.run.lock import Lock
@@ -138,7 +137,7 @@ def test_what_is_left_out_is_counted_from_the_first_file_on_and_once(tmp_path, m
     said = []
     text.prepare(**arguments, say=said.append)
     assert "resuming after" in said[1]
-    assert "200 lines or files that are not UTF-8 text were left out" in said
+    assert "200 lines, records or files without a text in UTF-8 were left out" in said
     assert documents_in(tmp_path / "out") == sorted(documents(200))
 
 
@@ -287,12 +286,14 @@ def test_tokens_are_on_the_disk_before_the_note_of_them_and_all_hashes_are_kept(
 
     monkeypatch.setattr(writer, "BATCH", 1000)
     monkeypatch.setattr(writer.os, "fsync", lambda descriptor: done.append("synced"))
-    monkeypatch.setattr(writer, "write_json", lambda path, value: (write_json(path, value), done.append(path.name)))
+    replace = writer.os.replace
+    monkeypatch.setattr(writer.os, "replace", lambda a, b: (replace(a, b), done.append(Path(b).name)))
     monkeypatch.setattr(writer.CorpusWriter, "finish", kept)
     path = write_jsonl(tmp_path / "in.jsonl", documents())
     text.prepare([path], tmp_path / "data", ByteTokenizer(), 0.1, dedup=True, say=silent)
     hashes, seen = done.pop(next(i for i, item in enumerate(done) if isinstance(item, tuple)))
     assert hashes == seen and len(seen) > 100
-    for note in (".progress.json", "meta.json"):
-        assert done[done.index(note) - 2 : done.index(note)] == ["synced", "synced"]
-    assert done[-1] == "meta.json"
+    assert done[:4] == ["synced"] * 3 + [".progress.json"]  # both token files, and the note itself
+    files = ["train.bin", "val.bin", "tokenizer.json", "meta.json"]
+    assert done[-8:] == ["synced", "tokenizer.json", "synced", "meta.json", *files]  # new ones, before any is replaced
+    assert done[-10:-8] == ["synced", "synced"]
