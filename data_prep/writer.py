@@ -195,13 +195,13 @@ def write(out: Path | str, text: str, tokenizer_name: str, val_fraction: float, 
 
     Files are renamed when all of them are complete, so an interrupted run leaves no incomplete directory.
     """
+    check_name(out)
     check_fraction(val_fraction)
     if not text.strip():
         raise ValueError(f"the text is empty ({source}): there is nothing to train on")
     out = Path(out)
     tokenizer = CharTokenizer.train(text) if tokenizer_name == "char" else get_tokenizer(tokenizer_name)
     cut = int(len(text) * (1 - val_fraction))
-    check_name(out)
     with writing(out, saved(tokenizer)):
         files = {split: TokenFile(out / f"{split}.bin", token_dtype(tokenizer)) for split in ("train", "val")}
         for split, part in (("train", text[:cut]), ("val", text[cut:])):

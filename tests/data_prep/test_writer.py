@@ -297,3 +297,32 @@ def test_tokens_are_on_the_disk_before_the_note_of_them_and_all_hashes_are_kept(
     files = ["train.bin", "val.bin", "tokenizer.json", "meta.json"]
     assert done[-8:] == ["synced", "tokenizer.json", "synced", "meta.json", *files]  # new ones, before any is replaced
     assert done[-10:-8] == ["synced", "synced"]
+
+
+@pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "meta.json"])
+def test_files_of_others_are_not_overwritten(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"{name} is not an earlier output"):
+        writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
+    assert (tmp_path / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["v1:2", "a,b", "2026-11-29T01:23", "s3://a"])
+def test_a_name_that_data_reads_as_a_mixture_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--data would read this name"):
+        writer.write(name, "some text\n" * 20, "bytes", 0.1, "made up")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch):
+    writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, "write_atomic", full)
+    with pytest.raises(OSError) as error:
+        writer.write(tmp_path, "other text\n" * 20, "bytes", 0.1, "made up")
+    assert error.value.filename and {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
