@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from data_prep.documents import Corpus, Piece
 from data_prep.split import Split
+from nanogpt.data import tokenizer_json
 from nanogpt.data.files import read_json, sync, write_atomic
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import EOT_NAMES, FILE, CharTokenizer, get_tokenizer
@@ -142,11 +143,7 @@ def is_json(path: Path) -> bool:
 
 def write_json(path: Path, value: dict) -> None:
     with write_atomic(path) as file:
-        file.write(to_json(value))
-
-
-def to_json(value: dict) -> bytes:
-    return f"{json.dumps(value, indent=2)}\n".encode()
+        file.write(f"{json.dumps(value, indent=2)}\n".encode())
 
 
 def saved(tokenizer) -> bytes:
@@ -233,9 +230,10 @@ def finish(
         meta |= {"shard": list(shard)}
     name = "meta.json" if shard[1] == 1 else f"part-{shard[0]:05}.json"
     directory = out / f".tokenizer-{shard[0]:05}.tmp"  # a fixed name, which is found again after a kill
-    for file_name, content in ((FILE, saved(tokenizer)), (name, to_json(meta))):  # first: a full disk replaces nothing
-        with write_atomic(directory / file_name) as written:
-            written.write(content)
+    with write_atomic(directory / FILE) as written:  # all is written before anything is replaced: the disk may be full
+        written.write(saved(tokenizer))
+    meta["tokenizer_sha256"] = tokenizer_json.sha256(directory)
+    write_json(directory / name, meta)
     (out / name).unlink(missing_ok=True)  # the directory is incomplete until the new one is there
     for file in files.values():
         file.temporary.replace(file.path)
@@ -490,6 +488,11 @@ def write_corpus(
         except OSError as error:
             what = f"{error.filename or out}: {error.strerror or error}"
             raise OSError(f"{what}; {kept(progress, corpus)}") from error
+    if tokenizer.eot_id is None and (special := getattr(tokenizer, "special", {})):
+        say(
+            f"note: none of the tokenizer's special tokens ({' '.join(list(special)[:5])}) is known to end a text: a "
+            "newline ends each document, unless tokenizer_config.json beside its tokenizer.json names an eos_token"
+        )
     if writer.state["duplicates"]:
         say(f"{writer.state['duplicates']:,} duplicate documents were left out")
     if corpus.skipped:

@@ -18,6 +18,7 @@ Characters, bytes and tiktoken's encodings have their own, faster classes; `HFTo
 tokenizer.json. A tokenizer of your own that saves this format needs no class for loading: data_prep/README.md has one.
 """
 
+import re
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import ClassVar
 import numpy as np
 
 from nanogpt.data import pickles, tokenizer_json
-from nanogpt.data.files import read_json
+from nanogpt.data.files import read_json, write_atomic
 from nanogpt.data.remote import local
 from nanogpt.data.special import without_special
 from nanogpt.data.tokenizer_json import (
@@ -44,10 +45,21 @@ from nanogpt.run.errors import waiting
 
 EOT = "<|endoftext|>"
 START, END = "<|im_start|>", "<|im_end|>"  # of a message, see `nanogpt.chat`
-# other tokenizers' names for end of text, used where no tokenizer_config.json gives one
-EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+# other tokenizers' names for end of text, used where no tokenizer_config.json gives one, in this order
+EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>")
+EOT_LETTERS = ("eos", "eot", "eod", "endoftext", "endofsentence", "endofdocument", "sep")  # of special tokens: [EOS]
+OLDER_FILES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")  # of models without a tokenizer.json
 # tiktoken's encodings by number of mergeable tokens, because the Hugging Face format does not store a name
 TIKTOKEN_NAMES = {50256: "gpt2", 50280: "p50k_base", 100256: "cl100k_base", 199998: "o200k_base"}
+
+
+def find_eot(special: dict[str, int], vocab: dict[str, int], given: str | None = None) -> int | None:
+    """The id of the end-of-text token: the one that is `given`, or the first with one of the usual names, or None."""
+    for token in (given, *EOT_NAMES):
+        if token in vocab:
+            return vocab[token]
+    letters = {re.sub(r"[^a-z]", "", token.lower()): i for token, i in special.items()}
+    return next((letters[name] for name in EOT_LETTERS if name in letters), None)
 
 
 class CharTokenizer:
@@ -156,12 +168,12 @@ class ByteTokenizer:
 class BPETokenizer:
     """Byte-pair encoding by tiktoken; `BPETokenizer.gpt2()` is GPT-2's, with 50257 tokens."""
 
-    def __init__(self, encoding):
+    def __init__(self, encoding, eot: str | None = None):
         self.encoding = encoding
         self.name = encoding.name
         self.vocab_size = encoding.n_vocab
         self.special = encoding._special_tokens
-        self.eot_id = self.special.get(EOT)
+        self.eot_id = find_eot(self.special, self.special, eot)
 
     @classmethod
     def gpt2(cls) -> "BPETokenizer":
@@ -225,7 +237,7 @@ class BPETokenizer:
         tokenizer_json.write(directory, model, pre_tokenizer, BYTE_LEVEL_DECODER, self.special)
 
     @classmethod
-    def from_json(cls, tokenizer: dict) -> "BPETokenizer":
+    def from_json(cls, tokenizer: dict, eot: str | None = None) -> "BPETokenizer":
         import tiktoken
 
         from_unicode = {character: byte for byte, character in enumerate(byte_alphabet())}
@@ -233,7 +245,7 @@ class BPETokenizer:
         ranks = {bytes(from_unicode[c] for c in token): rank for token, rank in vocab.items()}
         name, special = TIKTOKEN_NAMES.get(len(vocab), "bpe"), tokenizer_json.special_tokens(tokenizer)
         pattern = tokenizer_json.byte_level_pattern(tokenizer)
-        return cls(tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special))
+        return cls(tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special), eot)
 
     @staticmethod
     def reads(tokenizer: dict) -> bool:
@@ -241,7 +253,9 @@ class BPETokenizer:
         model, vocab = tokenizer["model"], tokenizer["model"]["vocab"]
         if model["type"] != "BPE" or (tokenizer.get("decoder") or {}).get("type") != "ByteLevel":
             return False
-        if tokenizer.get("normalizer") or model.get("ignore_merges"):
+        if tokenizer.get("normalizer") or any(
+            model.get(option) for option in ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+        ):
             return False
         if not tokenizer_json.byte_level_pattern(tokenizer):
             return False
@@ -258,7 +272,9 @@ class HFTokenizer:
     """Any tokenizer of the library `tokenizers`."""
 
     def __init__(self, tokenizer, name: str = "hf", eot: str | None = None):
-        """`tokenizer` is a tokenizers.Tokenizer; `eot` its end-of-text token, if it is none of EOT_NAMES."""
+        """`tokenizer` is a tokenizers.Tokenizer; `eot` its end-of-text token, if `find_eot` cannot know it."""
+        if getattr(tokenizer.model, "dropout", None):  # of BPE: the same text would get random tokens
+            tokenizer.model.dropout = None
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # as plain text
@@ -268,7 +284,7 @@ class HFTokenizer:
             raise ValueError("the tokenizer's vocabulary is empty")
         self.vocab_size = max(vocab.values()) + 1
         self.special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        self.eot_id = next((vocab[token] for token in (eot, *EOT_NAMES) if token in vocab), None)
+        self.eot_id = find_eot(self.special, vocab, eot)
 
     @classmethod
     def get(cls, name: str) -> "HFTokenizer":
@@ -297,7 +313,8 @@ class HFTokenizer:
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`."""
-        Path(directory, FILE).write_text(self.published.to_str(pretty=True), encoding="utf-8")
+        with write_atomic(Path(directory, FILE)) as file:
+            file.write(self.published.to_str(pretty=True).encode())
 
 
 def is_nanogpts(directory: Path | str) -> bool:
@@ -315,16 +332,20 @@ def load_tokenizer(directory: Path | str) -> CharTokenizer | ByteTokenizer | BPE
     if is_nanogpts(directory):
         pickled = Path(directory, "meta.pkl")
         return CharTokenizer(pickles.read_characters(pickled)) if pickled.exists() else BPETokenizer.gpt2()
+    if not Path(directory, FILE).exists() and any(Path(directory, name).is_file() for name in OLDER_FILES):
+        return HFTokenizer.get(str(directory))
     path, tokenizer = Path(directory, FILE), tokenizer_json.read(directory)
     try:
-        if CharTokenizer.reads(tokenizer):
+        # the faster classes do not look for other added tokens in a text
+        fast = all(token.get("special") for token in tokenizer.get("added_tokens") or [])
+        if fast and CharTokenizer.reads(tokenizer):
             return CharTokenizer.from_json(tokenizer)
-        if ByteTokenizer.reads(tokenizer):
+        if fast and ByteTokenizer.reads(tokenizer):
             return ByteTokenizer()
-        if BPETokenizer.reads(tokenizer):
-            return BPETokenizer.from_json(tokenizer)
+        if fast and BPETokenizer.reads(tokenizer):
+            return BPETokenizer.from_json(tokenizer, configured_eot(path))
     except Exception as error:  # a damaged file can raise nearly anything
-        raise ValueError(f"{path} is damaged ({pickles.first_line(error)}): prepare the data again") from None
+        raise ValueError(f"{path} is damaged ({pickles.first_line(error)}): restore it") from None
     return load_file(path)
 
 
@@ -335,11 +356,16 @@ def load_file(path: Path) -> HFTokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{path} is damaged ({pickles.first_line(error)}): prepare the data again") from None
+        raise ValueError(f"{path} is damaged ({pickles.first_line(error)}): restore it") from None
+    return HFTokenizer(tokenizer, type(tokenizer.model).__name__.lower(), configured_eot(path))
+
+
+def configured_eot(path: Path) -> str | None:
+    """The end-of-text token that tokenizer_config.json next to a tokenizer.json names, if any."""
     config = path.with_name("tokenizer_config.json")
     eot = read_json(config).get("eos_token") if config.exists() else None
     eot = eot.get("content") if isinstance(eot, dict) else eot
-    return HFTokenizer(tokenizer, type(tokenizer.model).__name__.lower(), eot if isinstance(eot, str) else None)
+    return eot if isinstance(eot, str) else None
 
 
 def get_tokenizer(name: str) -> CharTokenizer | ByteTokenizer | BPETokenizer | HFTokenizer:
@@ -379,9 +405,9 @@ def check_same(directory: Path | str, other: Path | str) -> None:
 
 
 def describe(directory: Path | str) -> dict:
-    """The tokenizer.json of a directory, or its equivalent if nanoGPT wrote the directory."""
+    """The tokenizer.json of a directory, or its equivalent if it has other files, of nanoGPT or of a model."""
     directory = local(directory)
-    if not is_nanogpts(directory):
+    if Path(directory, FILE).exists():
         return tokenizer_json.read(directory)
     with TemporaryDirectory() as elsewhere:
         load_tokenizer(directory).save(elsewhere)

@@ -3,11 +3,12 @@
 Byte-level tokenizers spell their tokens in GPT-2's alphabet, which has a printable character for each byte.
 """
 
+import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
 
-from nanogpt.data.files import is_count, read_json
+from nanogpt.data.files import is_count, read_json, write_atomic
 
 FILE = "tokenizer.json"
 # Splitting at every character is what marks a WordLevel tokenizer as character level.
@@ -33,7 +34,8 @@ def write(directory: Path | str, model: dict, pre_tokenizer: dict, decoder: dict
         "decoder": decoder,
         "model": model,
     }
-    Path(directory, FILE).write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    with write_atomic(Path(directory, FILE)) as file:
+        file.write(json.dumps(tokenizer, ensure_ascii=False).encode())
 
 
 def added_token(content: str, i: int) -> dict:
@@ -57,8 +59,13 @@ def read(directory: Path | str) -> dict:
         if wrong:
             raise ValueError(f"it gives {wrong[0][:40]!r} the id {str(wrong[1])[:40]}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data again") from None
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): restore it") from None
     return tokenizer
+
+
+def sha256(directory: Path | str) -> str:
+    """Checksum of the tokenizer.json of a directory, which meta.json records beside tokens that it made."""
+    return hashlib.sha256(Path(directory, FILE).read_bytes()).hexdigest()
 
 
 def vocabulary(tokenizer: dict) -> dict[str, int]:

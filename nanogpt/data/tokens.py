@@ -16,19 +16,21 @@ the assistant's tokens are targets; `answers` finds them in the window itself.
 
 import contextlib
 import json
+import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from nanogpt.data.files import is_count, read_json
+from nanogpt.data import tokenizer_json
+from nanogpt.data.files import is_count, read_json, write_atomic
 from nanogpt.data.remote import Shards, local, token_file
-from nanogpt.data.tokenizer import FILE, is_nanogpts, load_tokenizer
+from nanogpt.data.tokenizer import FILE, BPETokenizer, is_nanogpts, load_tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (B, T) int64; targets are one token ahead
 
@@ -102,17 +104,45 @@ def count_ids(path: Path, changed_ns: int) -> np.ndarray:
     return counts
 
 
+def check_width(path: Path) -> None:
+    """Raises ValueError if the tokens of a file have 4 or 8 bytes: as uint16, every second one is 0."""
+    ids = np.fromfile(path, dtype="<u2", count=1 << 16)
+    halves = ids[: len(ids) // 2 * 2].reshape(-1, 2).T
+    zero = [not half.any() for half in halves]
+    if sum(zero) == 1 and len(np.unique(halves[zero.index(False)])) > 2:  # else it may be a text such as ababab
+        raise ValueError(
+            f"every second token of {path} is 0 when read as uint16, nanoGPT's format: its tokens seem to be uint32 or "
+            "int64. Store them as little-endian uint16 in a new directory (numpy: tokens.astype('<u2').tofile(path))"
+        )
+
+
+def is_gpt2s(path: Path) -> bool:
+    """Whether the tokens of a file are GPT-2's: if so, their text is tokenized in the same way again."""
+    ids, gpt2 = np.fromfile(path, dtype="<u2", count=10_000).tolist(), BPETokenizer.gpt2()
+    if max(ids, default=gpt2.vocab_size) >= gpt2.vocab_size:
+        return False
+    both = []
+    for tokens in (ids, gpt2.encoding.encode(gpt2.decode(ids), allowed_special="all")):
+        ends = np.cumsum([len(gpt2.one_token(i)) for i in tokens])
+        both.append(set(zip(ends.tolist(), tokens, strict=True)))
+    # texts tokenized line by line differ a little; other tokenizers' ids agree in less than 0.6
+    return len(both[0] & both[1]) > 0.9 * len(ids)
+
+
 def nanogpt_meta(directory: Path) -> dict | None:
     """The equivalent of `meta.json` for a directory that nanoGPT wrote, or None. Writes nothing.
 
-    The bytes of text follow from the counts of the tokens. Without meta.pkl the tokens must look like GPT-2's: any
-    text soon has ids above 10,000, but a half-prepared directory with few characters has none.
+    The bytes of text follow from the counts of the tokens. Without meta.pkl the tokens must be GPT-2's. Raises
+    ValueError if the tokens are not uint16.
     """
     files = {split: directory / f"{split}.bin" for split in ("train", "val")}
     if not is_nanogpts(directory) or not all(path.is_file() for path in files.values()):
         return None
+    for path in files.values():
+        check_width(path)
     counts = {split: count_ids(path.resolve(), path.stat().st_mtime_ns) for split, path in files.items()}
-    if not (directory / "meta.pkl").exists() and not counts["train"][10_000:].any():
+    # any text in GPT-2's tokens soon has ids above 10,000: others do not need its files
+    if not (directory / "meta.pkl").exists() and not (counts["train"][10_000:].any() and is_gpt2s(files["train"])):
         return None
     tokenizer = load_tokenizer(directory)
     lengths = np.array([len(token) for token in tokenizer.token_bytes()])
@@ -132,22 +162,57 @@ def nanogpt_meta(directory: Path) -> dict | None:
 def read_meta(directory: Path | str) -> dict:
     """`meta.json` of a data directory, or its equivalent if nanoGPT wrote the directory.
 
-    Raises ValueError if it is missing or damaged.
+    Raises ValueError if it is missing or damaged, or if tokenizer.json is not the one that made the tokens.
     """
     path = local(directory) / "meta.json"
-    again = f"prepare the data again, for instance: python -m data_prep.shakespeare --out {directory}"
     if not path.parent.is_dir():
-        raise ValueError(f"data directory {str(directory)!r} does not exist: {again}")
+        raise ValueError(
+            f"data directory {str(directory)!r} does not exist in {Path.cwd()}: name it with --data, or prepare the "
+            "data first (data_prep/README.md)"
+        )
     if from_nanogpt := nanogpt_meta(path.parent):
         return from_nanogpt
     if not path.exists():
-        raise ValueError(f"{path} is missing: {again}")
+        raise ValueError(
+            f"{path} is missing, so the tokens in that directory are unknown: prepare the text into a new directory, "
+            "or describe the tokens in meta.json and tokenizer.json (data_prep/README.md)"
+        )
     try:
         meta = read_json(path)
         check_meta(meta, path.with_name(FILE))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {again}") from None
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): restore it, or {prepare_again({})}"
+        ) from None
+    check_own_tokenizer(path.with_name(FILE), meta)
     return meta
+
+
+def prepare_again(meta: dict) -> str:
+    """Advice that overwrites nothing."""
+    source = meta.get("source")
+    return "prepare the data again in a new directory" + (f" (its source: {str(source)[:200]})" if source else "")
+
+
+def check_own_tokenizer(path: Path, meta: dict) -> None:
+    """Raises ValueError if the tokenizer.json beside the tokens is not the one that made them.
+
+    meta.json records its SHA-256. Without the record, the vocabulary of the data must have room for all its tokens,
+    and it must have the largest id of the data.
+    """
+    if not path.is_file():  # `load_tokenizer` names it
+        return
+    if recorded := meta.get("tokenizer_sha256"):
+        same = tokenizer_json.sha256(path.parent) == recorded
+    else:
+        size = 1 + max(tokenizer_json.vocabulary(tokenizer_json.read(path.parent)).values())
+        largest = max(counts.get("largest", 0) for counts in meta["splits"].values())
+        same = largest < size <= meta["vocab_size"]
+    if not same:
+        raise ValueError(
+            f"{path} is not the tokenizer of the tokens beside it, which meta.json describes (vocab_size="
+            f"{meta['vocab_size']}): put the original tokenizer.json back, or {prepare_again(meta)}"
+        )
 
 
 def check_meta(meta: dict, tokenizer: Path) -> None:
@@ -188,21 +253,36 @@ def is_name(file: object) -> bool:
 class Tokens:
     """Token files read as one long array: `len(tokens)`, `tokens[start:stop]`, `windows`."""
 
-    REMAP = 1024  # windows
+    RELEASE = 1024  # windows
 
     def __init__(self, paths: list[Path | Shards], dtype: np.dtype):
         self.paths = [path for path in paths if path.stat().st_size]  # an empty file cannot be mapped
         self.dtype = dtype
         self.ends = np.cumsum([path.stat().st_size // dtype.itemsize for path in self.paths]).tolist()
         self.read = 0
-        self.map()
+        self.maps, self.files = [], []  # the files: (mmap, path, its stat) of each that is local
+        for path in self.paths:
+            if isinstance(path, Shards):
+                self.maps.append(path)
+                continue
+            with open(path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.files.append((mapped, path, os.fstat(file.fileno())))
+            self.maps.append(np.frombuffer(mapped, dtype=dtype))
 
-    def map(self) -> None:
-        """Maps the files. Pages that were read count as this process's memory until the files are mapped again."""
-        self.maps = [
-            path if isinstance(path, Shards) else np.memmap(path, dtype=self.dtype, mode="r").view(np.ndarray)
-            for path in self.paths
-        ]
+    def release(self) -> None:
+        """Releases the pages that were read, which count as this process's memory. Raises ValueError if they changed.
+
+        The files are never opened again: a file that replaces one of them under its name is not read.
+        """
+        for mapped, path, before in self.files:
+            with contextlib.suppress(OSError):
+                now = path.stat()
+                same_file = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
+                if same_file and (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                    raise ValueError(f"{path} was changed while it was read: restore it and resume, or start anew")
+            if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -221,9 +301,9 @@ class Tokens:
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """`length` tokens from each of the starts (B,): (B, length)."""
         self.read += len(starts)
-        if self.read > self.REMAP:
+        if self.read > self.RELEASE:
             self.read = 0
-            self.map()
+            self.release()
         for first, shards in zip([0, *self.ends], self.maps, strict=False):
             if isinstance(shards, Shards):
                 shards.fetch(starts - first, length)
@@ -247,8 +327,8 @@ class TokenDataset:
     def __init__(self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None):
         """Raises ValueError if the files are missing, damaged, too short, or have ids beyond `vocab_size`."""
         self.meta, self.split = read_meta(directory), split
-        self.block_size = block_size
-        again = f"prepare the data in {directory} again"
+        self.directory, self.block_size = directory, block_size
+        again = prepare_again(self.meta)
         dtype = np.dtype(self.meta["dtype"]).newbyteorder("<")
         names = self.meta["splits"][split].get("files", [f"{split}.bin"])
         paths = [token_file(directory, name, split, dtype) for name in names]
@@ -286,12 +366,22 @@ class TokenDataset:
                 f"{again}, or give the vocab_size that it was made with"
             )
 
-    @property
+    @cached_property
     def bytes_per_token(self) -> float:
-        """Bytes of text per token of this split that is a target, for bits per byte."""
+        """Bytes of text per token of this split that is a target, for bits per byte: the first token is none."""
         counts = self.meta["splits"][self.split]
-        counts = counts.get("answers", counts)
-        return counts["bytes"] / counts["tokens"]
+        if "answers" in counts:
+            return counts["answers"]["bytes"] / counts["answers"]["tokens"]
+        return (counts["bytes"] - self.first_bytes()) / (counts["tokens"] - 1)
+
+    def first_bytes(self) -> int:
+        """Bytes of text of the first token."""
+        first = int(self.tokens[:1][0])
+        tokenizer = load_tokenizer(self.directory)
+        if first in getattr(tokenizer, "special", {}).values():
+            return 0
+        text = tokenizer.decode([first]).replace("\ufffd", "?")  # part of a character: one byte
+        return len(text.encode("utf-8", "replace"))
 
     @property
     def beginning(self) -> np.ndarray:
@@ -368,8 +458,6 @@ def recorded_largest(record: Path, tokens: Tokens, vocab_size: int) -> int:
         return known[key]
     known[key] = largest = tokens.largest()
     if largest < vocab_size:
-        temporary = record.with_name(f"{record.name}.{os.getpid()}")  # several processes may get here at once
-        with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps(known), encoding="utf-8")
-            temporary.replace(record)
+        with contextlib.suppress(OSError), write_atomic(record) as file:
+            file.write(json.dumps(known).encode())
     return largest

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nanogpt.data import tokenizer_json
 from nanogpt.data.mixture import PERIOD, open_data, read_shares, round_shares
 from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer
 from nanogpt.data.tokens import TokenDataset
@@ -17,9 +18,10 @@ def directory(path, first: int, tokens: int, save=None) -> str:
     for split in ("train", "val"):
         np.arange(first, first + tokens, dtype="<u4").tofile(path / f"{split}.bin")
     counts = {"tokens": tokens, "bytes": 2 * tokens}
-    meta = {"vocab_size": 10**6, "dtype": "uint32", "splits": {"train": counts, "val": counts}}
-    (path / "meta.json").write_text(json.dumps(meta))
     (save or ByteTokenizer()).save(path)
+    meta = {"vocab_size": 10**6, "dtype": "uint32", "splits": {"train": counts, "val": counts}}
+    meta["tokenizer_sha256"] = tokenizer_json.sha256(path)  # as if it had made these tokens
+    (path / "meta.json").write_text(json.dumps(meta))
     return str(path)
 
 
@@ -33,6 +35,13 @@ def test_shares_are_read_and_add_up_to_one():
     assert read_shares("data/a") == {"data/a": 1}
     assert read_shares("a:3,b:1") == {"a": 0.75, "b": 0.25}
     assert read_shares("C:/x:0.5, b:0.5") == {"C:/x": 0.5, "b": 0.5}
+
+
+@pytest.mark.parametrize("name", ["v1:2", "a,b", "a:1,b:2", "2026-11-29T01:23"])
+def test_a_directory_that_exists_is_no_mixture_whatever_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert read_shares(name) == {name: 1}
 
 
 def test_a_directory_whose_name_is_a_number_is_no_mixture():
@@ -113,7 +122,7 @@ def test_evaluation_reads_every_token_of_all_once(three):
     data = open_data(f"{three[0]}:0.9,{three[1]}:0.1", "val", 16)
     targets = torch.cat([y[y != -1] for _, y in data.whole_split(8)])
     assert sorted(targets.tolist()) == [*range(1, 5000), *range(100_000, 101_000)]
-    assert data.bytes_per_token == 2
+    assert data.bytes_per_token == (12_000 - 1) / (6_000 - 1)  # the first token is not a target
 
 
 def test_directories_of_different_tokenizers_are_refused(three, tmp_path):

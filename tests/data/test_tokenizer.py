@@ -7,9 +7,11 @@ import pytest
 import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
+from texts import small_bpe
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from nanogpt.data.tokenizer import (
+    EOT,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -371,3 +373,54 @@ def test_spaces_around_a_special_token_stay_in_the_saved_tokenizer(tmp_path):
     ByteTokenizer().save(tmp_path)
     saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert saved.encode("a <|endoftext|> b").ids == [97, 32, 256, 32, 98]
+
+
+def test_added_tokens_that_are_not_special_get_their_ids(tmp_path):
+    small_bpe().save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    published = Tokenizer.from_file(str(file))
+    published.add_tokens(["<nl>"])
+    published.save(str(file))
+    again = load_tokenizer(tmp_path)
+    text = "the<nl>inn<nl>" * 3
+    assert again.encode(text).tolist() == published.encode(text, add_special_tokens=False).ids
+    assert again.encode(text).tolist().count(published.token_to_id("<nl>")) == 6
+    assert again.decode(again.encode(text)) == text
+
+
+def test_dropout_of_a_tokenizer_is_off(tmp_path):
+    vocab = {c: i for i, c in enumerate(["a", "b", "ab", "abab"])}
+    Tokenizer(models.BPE(vocab, [("a", "b"), ("ab", "ab")], dropout=0.9)).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("abab" * 30).tolist() == [3] * 30
+    tokenizer.save(tmp_path)  # for an export
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("abab" * 30).ids == [3] * 30
+
+
+@pytest.mark.parametrize("name", ["[EOS]", "<EOS>", "<|eos|>", "<|end_of_document|>", "[EOT]", "</s>", "[SEP]"])
+@pytest.mark.parametrize("bpe", [True, False])
+def test_common_names_of_the_end_of_text_are_known(tmp_path, name, bpe):
+    if bpe:
+        small_bpe().save(tmp_path)
+        file = tmp_path / "tokenizer.json"
+        file.write_text(file.read_text().replace(EOT, name))
+    else:
+        plain = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+        plain.add_special_tokens(["[PAD]", name])
+        plain.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.eot_id == tokenizer.special[name]
+
+
+def test_a_model_with_vocab_json_and_merges_txt_has_a_tokenizer(tmp_path):
+    small_bpe().save(tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"] | {EOT: 260}))
+    (tmp_path / "merges.txt").write_text("".join(" ".join(pair) + "\n" for pair in model["merges"]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": EOT}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("the inn")) == "the inn" and tokenizer.eot_id == 260
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    check_same(tmp_path, tmp_path / "saved")

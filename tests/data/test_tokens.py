@@ -11,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
+from data_prep import writer
+from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, load_tokenizer
 from nanogpt.data.tokens import TokenDataset, Tokens, answers, permute, to_device
 
 
@@ -93,8 +94,8 @@ def test_whole_split_predicts_every_token_once(tmp_path, tokens, processes):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda d: (d / "meta.json").unlink(), "meta.json is missing: prepare the data again"),
-        (lambda d: (d / "meta.json").write_text("{"), "meta.json is damaged .*: prepare the data again"),
+        (lambda d: (d / "meta.json").unlink(), "every second token of .*train.bin is 0"),
+        (lambda d: (d / "meta.json").write_text("{"), "meta.json is damaged .* prepare the data again"),
         (lambda d: (d / "meta.json").write_text("{}"), "meta.json is damaged .*KeyError"),
         (lambda d: (d / "train.bin").unlink(), "train.bin is missing"),
         (lambda d: (d / "train.bin").write_bytes(b"\0" * 4001), "train.bin has 4001 bytes, .*truncated"),
@@ -131,7 +132,7 @@ def test_files_of_a_split_lie_in_the_directory(tmp_path, file):
 def test_odd_counts_are_named(tmp_path, values, message):
     numbered(tmp_path, 1000, 16)
     change(tmp_path, "train", **values)
-    with pytest.raises(ValueError, match=f"meta.json is damaged .*train: {message}.*: prepare the data again"):
+    with pytest.raises(ValueError, match=f"meta.json is damaged .*train: {message}.* prepare the data again"):
         TokenDataset(tmp_path, "train", 16)
 
 
@@ -181,7 +182,7 @@ def test_a_split_without_a_token_to_predict_is_named(tmp_path):
 
 
 def test_a_missing_directory_is_named(tmp_path):
-    with pytest.raises(ValueError, match="does not exist: prepare"):
+    with pytest.raises(ValueError, match="nowhere' does not exist"):
         TokenDataset(tmp_path / "nowhere", "train", 16)
 
 
@@ -194,7 +195,7 @@ def test_nanogpts_directory_serves_as_it_is(tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     data = TokenDataset(tmp_path, "train", block_size=16)
     assert data.meta["vocab_size"] == 4 and len(data.tokens) == 101
-    assert data.bytes_per_token == (25 * (1 + 1 + 3 + 4) + 1) / 101
+    assert data.bytes_per_token == 25 * (1 + 1 + 3 + 4) / 100  # the first token is not a target
     assert TokenDataset(tmp_path, "val", block_size=16).bytes_per_token == 3
     assert load_tokenizer(tmp_path).decode([3, 0, 2]) == "😀a你"
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
@@ -226,11 +227,85 @@ def test_without_meta_pkl_its_tokens_are_gpt2s(tmp_path, text, gpt2_files):
     assert load_tokenizer(tmp_path).vocab_size == 50257
 
 
+@pytest.mark.parametrize("dtype", ["<u4", "<i4", "<i8", "<u8", ">u4"])
+@pytest.mark.parametrize("characters", [True, False])
+def test_tokens_of_another_width_in_nanogpts_directory_are_refused(tmp_path, text, gpt2_files, dtype, characters):
+    ids = BPETokenizer.gpt2().encode(text)
+    if characters:
+        itos = dict(enumerate(sorted(set(text))))
+        ids = CharTokenizer("".join(itos.values())).encode(text)
+        (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": itos}))
+    for split in ("train", "val"):
+        ids.astype(dtype).tofile(tmp_path / f"{split}.bin")
+    with pytest.raises(ValueError, match=r"train\.bin is 0 when read as uint16"):
+        TokenDataset(tmp_path, "train", 16)
+
+
+@pytest.mark.parametrize("vocab_size, dtype", [(16_000, "<u2"), (32_000, "<u2"), (50_257, "<u2"), (50_257, ">u2")])
+def test_ids_of_another_vocabulary_are_not_taken_for_gpt2s(tmp_path, gpt2_files, vocab_size, dtype):
+    ids = np.minimum(np.random.default_rng(0).zipf(1.2, 20_000) - 1, vocab_size - 1)
+    for split in ("train", "val"):
+        ids.astype(dtype).tofile(tmp_path / f"{split}.bin")
+    with pytest.raises(ValueError, match=r"meta\.json is missing"):
+        TokenDataset(tmp_path, "train", 16)
+
+
+def test_gpt2s_tokens_of_texts_tokenized_line_by_line_are_gpt2s(tmp_path, text, gpt2_files):
+    gpt2 = BPETokenizer.gpt2()
+    lines = [part for line in (text + " 你好 wörld 😀\n\n").splitlines(True) for part in (gpt2.encode(line), [50256])]
+    for split in ("train", "val"):
+        np.concatenate(lines).astype("<u2").tofile(tmp_path / f"{split}.bin")
+    assert TokenDataset(tmp_path, "train", 16).meta["vocab_size"] == 50257
+
+
+def test_a_tokenizer_that_did_not_make_the_tokens_is_refused(tmp_path):
+    meta = writer.write(tmp_path, "to be or not to be " * 20, "char", 0.1, "a play")
+    ByteTokenizer().save(tmp_path)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not the tokenizer of the tokens .*source: a play"):
+        TokenDataset(tmp_path, "train", 16)
+    del meta["tokenizer_sha256"]  # as earlier versions wrote it
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not the tokenizer of the tokens"):
+        TokenDataset(tmp_path, "train", 16)
+    CharTokenizer("abc").save(tmp_path)  # ids up to 7 are in use
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not the tokenizer of the tokens"):
+        TokenDataset(tmp_path, "train", 16)
+    CharTokenizer.train("to be or not to be ").save(tmp_path)
+    assert TokenDataset(tmp_path, "train", 16).meta == meta
+
+
+def test_a_tokenizer_of_the_same_size_that_did_not_make_the_tokens_is_refused(tmp_path):
+    writer.write(tmp_path, "abab" * 50, "char", 0.1, "made up")
+    CharTokenizer("xy").save(tmp_path)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not the tokenizer of the tokens"):
+        TokenDataset(tmp_path, "val", 4)
+
+
+@pytest.mark.parametrize("size", [1009, 3000, 500])
+def test_data_that_replace_those_of_a_run_are_not_read(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(Tokens, "RELEASE", 0)  # as after very many windows
+    data = numbered(tmp_path, 1009, 16)
+    np.zeros(size, dtype="<u4").tofile(tmp_path / "new.bin")
+    (tmp_path / "new.bin").replace(tmp_path / "train.bin")
+    for _ in range(2):
+        x, _ = data.batch(3, 0, 62)
+        assert torch.equal(x, torch.from_numpy(data.starts(3, np.arange(62)))[:, None] + torch.arange(16))
+
+
+def test_data_that_are_overwritten_in_place_end_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tokens, "RELEASE", 0)
+    data = numbered(tmp_path, 1009, 16)
+    np.zeros(1009, dtype="<u4").tofile(tmp_path / "train.bin")
+    os.utime(tmp_path / "train.bin", ns=(0, 1))  # another time than before, however coarse the clock
+    with pytest.raises(ValueError, match=r"train\.bin was changed while it was read"):
+        data.batch(3, 0, 4)
+
+
 @pytest.mark.parametrize("name", ["train", "val"])
 def test_half_a_nanogpt_directory_is_named(tmp_path, name):
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": {0: "a"}}))
     np.zeros(50, dtype="<u2").tofile(tmp_path / f"{name}.bin")
-    with pytest.raises(ValueError, match=r"meta.json is missing: prepare the data again"):
+    with pytest.raises(ValueError, match=r"meta.json is missing"):
         TokenDataset(tmp_path, "train", 16)
     for split in ("train", "val"):
         (tmp_path / f"{split}.bin").write_bytes(b"\0" * 101)

@@ -252,5 +252,5 @@ def test_settings_that_a_checkpoint_lacks_are_our_defaults(tmp_path, theirs_data
 
 def test_data_that_are_not_there_are_named(tmp_path, vocab_size):
     path = write(tmp_path / "ckpt.pt", trained(vocab_size))
-    with pytest.raises(ValueError, match="nowhere' does not exist: prepare the data again"):
+    with pytest.raises(ValueError, match="nowhere' does not exist"):
         import_checkpoint(path, tmp_path / "nowhere", tmp_path / "out")

@@ -262,7 +262,7 @@ def damage_ids(data: Path) -> None:
     [
         (damage_ids, "val.bin contains token 65535, but the vocabulary has"),
         (lambda data: (data / "train.bin").write_bytes((data / "train.bin").read_bytes()[:-1]), "truncated"),
-        (lambda data: (data / "meta.json").unlink(), "meta.json is missing: prepare the data again"),
+        (lambda data: (data / "meta.json").unlink(), "meta.json is missing"),
         (lambda data: (data / "meta.json").write_text('{"vocab_size": '), "meta.json is damaged"),
         (lambda data: (data / "tokenizer.json").unlink(), "tokenizer.json is missing"),
     ],
