@@ -3,10 +3,14 @@
     python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --block_size 256 --out data/mine_chat
     python -m data_prep.chat hf:HuggingFaceTB/smoltalk:all --tokenizer gpt2 --skip_long --out data/talk
 
-A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in `datasets`, or ShareGPT's
-{"conversations": [{"from": "human", "value": "Hi"}, …]}, in any of the formats of records that `data_prep.documents`
-lists. The roles are system, user and assistant. The tokenizer gets <|im_start|> and <|im_end|> where it lacks them; to
-fine-tune a model, name the model's.
+A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in `datasets`, ShareGPT's {"conversations":
+[{"from": "human", "value": "Hi"}, …]}, or a list of messages, in any of the formats of records that
+`data_prep.documents` lists. The roles are system (or developer), user and assistant. A content is a text or a list of
+parts of text. --errors skip leaves out and counts conversations with anything else in them, such as tool calls. The
+tokenizer gets <|im_start|> and <|im_end|> where it lacks them; to fine-tune a model, name the model's.
+
+An answer with "weight": 0 (or "train" or "loss": false) is context, not a target. Targets are found from the tokens, so
+such an answer has another header, with a space after the name: `<|im_start|>assistant `.
 
 A block begins with a conversation and has as many whole ones as fit; the rest is filled with end-of-text tokens, or
 with <|im_end|> where there are none. An end-of-text token follows a conversation if it still fits. A conversation that
@@ -15,71 +19,115 @@ tokens alone. `data_prep.split` decides which conversations are for validation.
 """
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from data_prep import text
-from data_prep.documents import HALVES, Corpus
+from data_prep.documents import HALVES, PIECE, Corpus, NoColumn
 from data_prep.inputs import is_records
 from data_prep.split import Split
-from data_prep.writer import TokenFile, check_fraction, finish, token_dtype
+from data_prep.writer import TokenFile, check_fraction, check_name, finish, saved, token_dtype, writing
 from nanogpt import chat
 from nanogpt.data.tokenizer import END, CharTokenizer, get_tokenizer
 from nanogpt.data.tokens import answers
 from nanogpt.run.flags import OneLineParser, within
-from nanogpt.run.lock import Lock
 
-SHAREGPT = {"human": "user", "gpt": "assistant"}  # its other names are ours
+ROLES = {role: role for role in chat.ROLES}
+ROLES |= {"human": "user", "developer": "system", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+UNLEARNT = "assistant "  # in the header of an answer that is not a target
+ERRORS = "for text that is not UTF-8 and for conversations with other roles or without a text"
+WEIGHTS = ("weight", "train", "loss")  # of a message: whether it is learnt
 
 
 class Conversations(Corpus):
     """A corpus whose documents are conversations, each the JSON of its list of messages."""
 
-    kind, kind_name = list, "a list of messages"
+    columns = ("messages", "conversations")
 
-    def __init__(self, inputs: list[str]):
-        super().__init__(inputs, "messages")
+    def __init__(self, inputs: list[str], errors: str = "strict"):
+        super().__init__(inputs, "messages", errors)
         if wrong := next((name for name in self.inputs if not is_records(name)), None):
             raise ValueError(f"{wrong} is not JSON by its name: conversations are read from .jsonl, .json, .parquet, …")
 
+    def is_wanted(self, name: str) -> bool:
+        return is_records(name) and super().is_wanted(name)
+
+    def column_name(self) -> str:
+        return "conversations"
+
     def check_column(self, name: str, columns) -> None:
-        found = [column for column in ("messages", "conversations") if column in columns]
+        found = [column for column in self.columns if column in columns]
         if not found:
-            raise ValueError(f'{name} has neither "messages" nor "conversations" in it: it holds no conversations')
+            raise NoColumn(f'{name} has neither "messages" nor "conversations" in it: it holds no conversations')
+        if isinstance(columns, dict):  # a record, in which one of the two may be null
+            found.sort(key=lambda column: columns[column] is None)
         self.text_column = found[0]
 
-    def records(self, name: str, first: int) -> Iterator[tuple[int, str]]:
-        for number, (at, messages) in enumerate(super().records(name, first), first + 1):
-            yield at, json.dumps(read_messages(messages, f"{name}, conversation {number}"))
+    def as_record(self, value: object) -> object:
+        is_message = (
+            isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys()
+        )
+        return {"messages": value} if is_message else value
+
+    def text_of(self, value: object, where: str) -> str:
+        """The JSON of a conversation's messages."""
+        where = f"{where.rpartition(', ')[0]}, conversation {int(where.rpartition(' ')[2]) + 1}"
+        if not isinstance(value, list | None):
+            return self.reject(
+                f"{where}: column {self.text_column!r} holds {type(value).__name__}, not a list of messages"
+            )
+        try:
+            text = json.dumps(read_messages(value or [], where))
+            if len(text) > PIECE:
+                raise ValueError(f"{where} has {len(text):,} characters: no context is that long")
+        except ValueError as error:
+            return self.reject(str(error))
+        return text
 
     def conversations(self) -> Iterator[tuple]:
         """(piece, messages, where it stands) of each."""
         for piece in self.pieces():
-            where = f"{self.inputs[piece.file]}, conversation {piece.document + 1}"
-            if len(piece.text) < piece.length:
-                raise ValueError(f"{where} has {piece.length:,} characters: leave it out, no context is that long")
-            yield piece, json.loads(piece.text), where
+            yield piece, json.loads(piece.text), f"{self.inputs[piece.file]}, conversation {piece.document + 1}"
 
 
 def read_messages(found: list, where: str) -> list[dict]:
     """Messages in our form. Raises ValueError naming what is wrong with them."""
     messages = []
-    for number, each in enumerate(found or [], 1):
-        each = each if isinstance(each, dict) else {}
-        role, content = each.get("role", each.get("from")), each.get("content", each.get("value"))
-        role = SHAREGPT.get(role, role) if isinstance(role, str) else role
-        if role not in chat.ROLES:
-            raise ValueError(
-                f"{where}, message {number}: role {str(role)[:40]!r} is not one of {', '.join(chat.ROLES)}"
-            )
+    for number, each in enumerate(found, 1):
+        each, where_it_is = each if isinstance(each, dict) else {}, f"{where}, message {number}"
+        name, content = each.get("role", each.get("from")), join_parts(each.get("content", each.get("value")))
+        role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+        if role is None:
+            raise ValueError(f"{where_it_is}: role {str(name)[:40]!r} is not one of {', '.join(chat.ROLES)}")
         if not isinstance(content, str) or not content.strip():
-            raise ValueError(f"{where}, message {number}: its content is {str(content)[:40]!r}, not a text")
+            raise ValueError(f"{where_it_is}: its content is {str(content)[:40]!r}, not a text")
+        if role == "assistant" and not is_learnt(each, where_it_is):
+            role = UNLEARNT
         messages.append({"role": role, "content": HALVES.sub("\ufffd", content)})
     if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError(f"{where}: " + ("no answer of the assistant" if messages else "it is empty"))
+        raise ValueError(f"{where}: " + ("no answer of the assistant that is learnt" if messages else "it is empty"))
     return messages
+
+
+def join_parts(content: object) -> object:
+    """The text of a content in parts, such as [{"type": "text", "text": "Hi"}]; any other content as it is."""
+    if not isinstance(content, list):
+        return content
+    texts = [
+        part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part for part in content
+    ]
+    return "".join(texts) if all(isinstance(text, str) for text in texts) else content
+
+
+def is_learnt(message: dict, where: str) -> bool:
+    """Whether an answer is a target. Raises ValueError for a weight other than 0 and 1."""
+    weights = [message[name] for name in WEIGHTS if message.get(name) is not None]
+    if wrong := [weight for weight in weights if weight not in (0, 1)]:
+        raise ValueError(f"{where}: its weight is {str(wrong[0])[:40]}, not 0 or 1")
+    return all(weights)
 
 
 class Blocks:
@@ -95,6 +143,11 @@ class Blocks:
         """Appends a conversation. Raises ValueError if its answers cannot be found among its tokens."""
         told = [message["content"].strip() for message in messages if message["role"] == "assistant"]
         counted = answers(ids[None], self.begin, self.end)[0]
+        if (ids[counted] == self.end).sum() != len(told) and any(m["role"] == UNLEARNT for m in messages):
+            raise ValueError(
+                f"the tokenizer {self.tokenizer.name} drops the space that marks an answer of weight 0: use another "
+                "--tokenizer, or leave such conversations out"
+            )
         if (ids[counted] == self.end).sum() != len(told):
             raise ValueError(
                 f"the tokenizer {self.tokenizer.name} joins the line break before an answer with the answer, so that "
@@ -120,19 +173,26 @@ def prepare(
     block_size: int = 256,
     val_fraction: float | None = None,
     skip_long: bool = False,
+    errors: str = "strict",
     say=print,
 ) -> dict:
-    """Prepares the data directory `out` from conversations and returns its meta data. Raises ValueError or OSError."""
+    """Prepares the data directory `out` from conversations and returns its meta data. Raises ValueError or OSError.
+
+    `errors` is as for `data_prep.text.prepare`; skip leaves out conversations that cannot be learnt from, too.
+    """
     check_fraction(0.5 if val_fraction is None else val_fraction)
-    corpus = Conversations(inputs)
+    check_name(out)
+    corpus = Conversations(inputs, errors)
+    for note in corpus.notes:
+        say(note)
     if tokenizer == "char":
-        contents = (message["content"] for _, messages, _ in corpus.conversations() for message in messages)
-        tokenizer = CharTokenizer.train("".join(set("\n".join(chat.ROLES)).union(*contents)))
+        read = (message for _, messages, _ in corpus.unsharded().conversations() for message in messages)
+        texts = (message["role"] + message["content"] for message in read)
+        tokenizer = CharTokenizer.train("".join(set("\n".join(chat.ROLES)).union(*texts)))
     tokenizer = chat.add_tokens(get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer)
     split = Split(corpus, text.default_val_fraction(corpus) if val_fraction is None else val_fraction)
     out, skipped = Path(out), 0
-    out.mkdir(parents=True, exist_ok=True)
-    with Lock(out):
+    with writing(out, saved(tokenizer), chat=True):
         files = {name: TokenFile(out / f"{name}.bin", token_dtype(tokenizer)) for name in ("train", "val")}
         blocks = {name: Blocks(file, tokenizer, block_size) for name, file in files.items()}
         for piece, messages, where in corpus.conversations():
@@ -154,6 +214,8 @@ def prepare(
             blocks[name].fill(more=1)  # the last target of the last block
         chat_meta = {"block": block_size, "answer": blocks["train"].begin, "end": blocks["train"].end}
         meta = finish(out, files, tokenizer, " ".join(inputs), more={"chat": chat_meta})
+    if corpus.skipped:
+        say(f"{corpus.skipped:,} lines or conversations that cannot be learnt from were left out")
     if skipped:
         say(f"{skipped:,} conversations of more than {block_size} tokens were left out")
     train, val = meta["splits"]["train"], meta["splits"]["val"]
@@ -165,6 +227,10 @@ def prepare(
     return meta
 
 
+def next_command(out: Path | str, block_size: int) -> str:
+    return f"next: accelerate launch recipes/chat.py --data {shlex.quote(str(out))} --block_size={block_size}"
+
+
 def main() -> None:
     parser = OneLineParser(description=__doc__)
     parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
@@ -173,10 +239,11 @@ def main() -> None:
     parser.add_argument("--block_size", type=within(int, 16, 2**24), default=256, metavar="N", help="tokens of a block")
     parser.add_argument("--val_fraction", type=float, metavar="F", help="share of the conversations for validation")
     parser.add_argument("--skip_long", action="store_true", help="leave out conversations that are longer than a block")
+    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help=ERRORS)
     with text.command():
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)
-        print(f"next: accelerate launch recipes/chat.py --data {options['out']} --block_size={options['block_size']}")
+        print(next_command(options["out"], options["block_size"]))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from pathlib import Path
 from data_prep import chat as chat_prep
 from data_prep import text
 from data_prep.split import Split
+from data_prep.writer import check_out
 from nanogpt import chat
 from nanogpt.cli.options import pick_device
+from nanogpt.data.files import write_atomic
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.run.errors import user_errors
@@ -65,8 +67,10 @@ def conversations(questions: int = 8000, seed: int = 1) -> list[list[dict]]:
 def prepare(out: Path | str = "data/chat_tasks", tokenizer="bytes", block_size: int = BLOCK, say=print) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
     path = Path(out, CONVERSATIONS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations()))
+    content = "".join(json.dumps({"messages": messages}) + "\n" for messages in conversations()).encode()
+    check_out(out, {CONVERSATIONS: content}, chat=True)
+    with write_atomic(path) as file:
+        file.write(content)
     return chat_prep.prepare([str(path)], out, tokenizer, block_size, say=say)
 
 
@@ -103,7 +107,7 @@ def main() -> None:
         args = parser.parse_args()
         if not args.ask:
             prepare(args.out, args.tokenizer, args.block_size)
-            print(f"next: accelerate launch recipes/chat.py --data {args.out} --block_size={args.block_size}")
+            print(chat_prep.next_command(args.out, args.block_size))
             return
         model, tokenizer, _ = load(args.ask, pick_device("auto"))
         chat.require(tokenizer, args.ask)

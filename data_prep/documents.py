@@ -5,9 +5,14 @@
 
 The suffix of a file tells its format. A document is a line (an object) of .jsonl, .ndjson and .json, a record of .csv
 and .tsv, or a row of .parquet and .arrow, with its text in the column `text_column`; a .json may also be an array of
-objects, which is read at once. Any other file is one document of plain text. Files may be packed as .gz or .zst. `-` is
-standard input, copied to a temporary file; `hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that
-`datasets` reads), streamed, with configuration and split optional. Hidden files and folders in a folder are skipped.
+objects or a single one, which is read at once. Any other file is one document of plain text. With a separator, such as
+<|endoftext|>, each text is several documents. Files may be packed as .gz or .zst. `-` is standard input, copied to a
+temporary file; `hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that `datasets` reads), streamed,
+with configuration and split optional. In a folder, these are skipped: hidden files and folders, test splits, READMEs of
+data sets, and tables without the column.
+
+A .csv quotes fields as RFC 4180 says. A .tsv has no quotes, unless it cannot be read otherwise or doubles the quotes in
+quoted fields. Stray quotes never join lines: a row with more or fewer fields than the header is an error.
 
 A document of more than PIECE characters comes in several pieces. It is cut at starts of lines where tokenizers cut as
 well: if possible, between a single newline and a character other than white space.
@@ -17,9 +22,11 @@ import codecs
 import copy
 import csv
 import hashlib
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -27,7 +34,19 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate, islice
 from typing import NamedTuple
 
-from data_prep.inputs import HEAD, HUB, PACKED, bare, find_inputs, is_records, no_text, open_input, pyarrow_errors
+from data_prep.inputs import (
+    HEAD,
+    HUB,
+    PACKED,
+    bare,
+    find_inputs,
+    is_records,
+    left_out,
+    no_text,
+    open_input,
+    pyarrow_errors,
+    some,
+)
 
 PIECE = 1 << 18  # characters
 NOTE = 1 << 14  # bytes
@@ -51,23 +70,44 @@ class Piece(NamedTuple):
         return self.place + len(self.text) == self.length
 
 
+class NoColumn(ValueError):
+    """A table or a record lacks the column of the text."""
+
+
 class Corpus:
     """The documents of all inputs, in order; files of folders and patterns are sorted by name."""
 
     kind, kind_name = str, "text"  # of a record
 
     def __init__(
-        self, inputs: list[str], text_column: str = "text", errors: str = "strict", shard: tuple[int, int] = (1, 1)
+        self,
+        inputs: list[str],
+        text_column: str = "text",
+        errors: str = "strict",
+        shard: tuple[int, int] = (1, 1),
+        separator: str | None = None,
     ):
         """`errors` handles text that is not UTF-8: strict raises, replace inserts U+FFFD, skip leaves it out.
 
-        `shard` (i, n) takes the i-th of n parts of about equal size in bytes, from 1 on. Raises ValueError.
+        skip leaves out records without a text, too. `shard` (i, n) takes the i-th of n parts of about equal size in
+        bytes, from 1 on. `separator` is what stands between the documents of a text. Raises ValueError.
         """
-        self.text_column, self.errors, self.shard = text_column, errors, shard
+        self.text_column, self.errors, self.shard, self.separator = text_column, errors, shard, separator
         if shard[1] > 1 and ("-" in inputs or (len(inputs) > 1 and any(name.startswith(HUB) for name in inputs))):
             raise ValueError("--shard supports neither standard input nor a data set on the Hub with other inputs")
         self.spool = spool(sys.stdin) if "-" in inputs else None  # lives as long as the corpus
         found = find_inputs([self.spool.name if self.spool and name == "-" else name for name in inputs])
+        # lines, records and files that are not text: the number left out so far, and before the current input
+        self.skipped = self.skipped_before = 0
+        self.separated = False  # whether a separator was found
+        self.quoted: dict[str, bool] = {}  # for each .tsv
+        self.notes = left_out(inputs)  # on files that are not read
+        if extra := [name for name in found if name not in inputs and not self.is_wanted(name)]:
+            if len(extra) == len(found):
+                next(self.records(extra[0], 0), None)  # raises ValueError
+            self.notes.append(f"not read, because they have no {self.column_name()}: {some(extra)}")
+            found = {name: status for name, status in found.items() if name not in extra}
+            self.skipped = 0
         self.inputs, self.streamed = list(found), None in found.values()
         self.sizes = [status.st_size if status else 0 for status in found.values()]
         self.changed = [status.st_mtime_ns if status else 0 for status in found.values()]
@@ -76,13 +116,25 @@ class Corpus:
         if not self.streamed and self.size == 0:
             raise ValueError(f"the text is empty ({', '.join(inputs)}): there is nothing to train on")
         self.measured: dict[int, tuple[int, int]] = {}  # length and digest of plain texts of several pieces
-        # lines and files that are not text: the number left out so far, and before the current input
-        self.skipped = self.skipped_before = 0
+
+    def is_wanted(self, name: str) -> bool:
+        """Whether a file of a folder has texts: metadata.csv and package.json lie beside them, but are none."""
+        if is_records(name):
+            try:
+                next(self.records(name, 0), None)
+            except NoColumn:
+                return False
+            except ValueError:  # raised again when the file is read
+                pass
+        return True
+
+    def column_name(self) -> str:
+        return f"column {self.text_column!r}"
 
     def fingerprint(self) -> list:
         """What must be unchanged for an interrupted preparation to resume."""
         files = zip(self.inputs, self.sizes, self.changed, strict=True)
-        return [[self.text_column, self.errors, list(self.shard)], [list(file) for file in files]]
+        return [[self.text_column, self.errors, list(self.shard), self.separator], [list(file) for file in files]]
 
     def unsharded(self) -> "Corpus":
         """The same corpus without sharding."""
@@ -92,15 +144,19 @@ class Corpus:
 
     def outweighs(self, file: int) -> bool:
         """Whether an input is plain text, longer than a note, and larger than all other inputs together."""
-        plain = not self.streamed and not is_records(self.inputs[file])
+        plain = not self.streamed and not self.divided(file)
         return plain and self.sizes[file] > NOTE and 2 * self.sizes[file] > self.size
+
+    def divided(self, f: int) -> bool:
+        """Whether an input can have several documents."""
+        return bool(self.separator) or is_records(self.inputs[f])
 
     def documents(self) -> Iterator[Piece]:
         """The first piece of each document, whatever the shard."""
         corpus = self.unsharded()
-        for f, name in enumerate(self.inputs):
+        for f in range(len(self.inputs)):
             pieces = corpus.read(f, 0)
-            yield from (piece for piece in pieces if not piece.place) if is_records(name) else islice(pieces, 1)
+            yield from (piece for piece in pieces if not piece.place) if self.divided(f) else islice(pieces, 1)
 
     def pieces(self, file: int = 0, document: int = 0, passage: int = 0) -> Iterator[Piece]:
         """The pieces of this shard, starting with the given one. Raises ValueError or OSError naming the input."""
@@ -123,11 +179,29 @@ class Corpus:
 
     def read(self, f: int, first: int) -> Iterator[Piece]:
         """All pieces of input `f` from document `first` on."""
-        if not is_records(self.inputs[f]):
+        name = self.inputs[f]
+        if not self.divided(f):
             yield from pieces_of(f, 0, *self.plain(f))
             return
-        for document, (at, text) in enumerate(self.records(self.inputs[f], first), first):
+        texts = islice(self.separate(name), first, None) if self.separator else self.records(name, first)
+        for document, (at, text) in enumerate(texts, first):
             yield from pieces_of(f, document, [(at, text)], *measure([text]))
+
+    def separate(self, name: str) -> Iterator[tuple[int, str]]:
+        """(start in bytes, text) of what stands between separators; a line break after one belongs to it."""
+        records = is_records(name)
+        at, text = 0, ""
+        for at, block in self.records(name, 0) if records else self.blocks(name):
+            begun = max(len(text) - len(self.separator), 0)
+            text += block
+            if self.separator in text[begun:]:
+                self.separated = True
+                *parts, text = re.split(re.escape(self.separator) + r"(?:\r?\n)?", text)
+                yield from ((at, part) for part in parts)
+            if records:
+                yield at, text
+                text = ""
+        yield at, text
 
     def plain(self, f: int) -> tuple[Iterable[tuple[int, str]], int, int]:
         """The blocks of a plain text file, its length and its digest. A large file is read twice."""
@@ -167,32 +241,40 @@ class Corpus:
             found = islice(self.arrow(name), first, None)
         else:
             found = islice(self.lines_of_records(name), first, None)
-        for number, (at, text) in enumerate(found, first):
-            if not isinstance(text, self.kind | None):
-                raise ValueError(
-                    f"{name}, record {number}: column {self.text_column!r} holds {type(text).__name__}, "
-                    f"not {self.kind_name}"
-                )
-            yield at, text or ""
+        for number, (at, value) in enumerate(found, first):
+            yield at, self.text_of(value, f"{name}, record {number}")
+
+    def text_of(self, value: object, where: str) -> str:
+        """The text of a record's column. Raises ValueError if it holds something else."""
+        if isinstance(value, str | None):
+            return value or ""
+        return self.reject(f"{where}: column {self.text_column!r} holds {type(value).__name__}, not text")
+
+    def reject(self, why: str, kind: type[ValueError] = ValueError) -> str:
+        """Leaves a record out with --errors skip, else raises an error."""
+        if self.errors != "skip":
+            raise kind(f"{why}; --errors skip leaves it out")
+        self.skipped += 1
+        return ""
 
     def lines_of_records(self, name: str) -> Iterator[tuple[int, object]]:
         """The text column of a jsonl or csv file."""
         with open_input(name) as (file, position):
             lines = Lines(file, lambda line, start: self.decode(line, start, name))
-            if bare(name).endswith((".csv", ".tsv")):
-                records = self.table(name, lines)
-            elif file.peek(HEAD)[:HEAD].removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-                records = self.parse(name, "".join(lines), 0)
-            else:
-                records = (self.parse(name, line, lines.start) for line in lines if line.strip())
-            for record in records:
+            is_table = bare(name).endswith((".csv", ".tsv"))
+            for number, record in enumerate(self.table(name, lines) if is_table else self.values(name, lines)):
                 if not isinstance(record, dict):
-                    raise ValueError(
+                    raise NoColumn(
                         f"{name}, byte {lines.start}: expected an object with a column {self.text_column!r}, "
                         f"not a {type(record).__name__}"
                     )
-                self.check_column(name, record)
-                text = record[self.text_column]
+                try:
+                    self.check_column(name, record)
+                    text = record[self.text_column]
+                except NoColumn as error:
+                    if not number:  # probably it has another name
+                        raise
+                    text = self.reject(f"{name}, record {number}: {str(error).partition(': ')[0]}")
                 if isinstance(text, str):
                     text = HALVES.sub("\ufffd", text)
                 yield position() or lines.start, text
@@ -200,12 +282,64 @@ class Corpus:
     def table(self, name: str, lines: Iterable[str]) -> Iterator[dict]:
         """The records of a csv file."""
         csv.field_size_limit(1 << 31)
-        reader = csv.DictReader(lines, delimiter="\t" if bare(name).endswith(".tsv") else ",")
+        tabs = bare(name).endswith(".tsv")
+        quoting = csv.QUOTE_NONE if tabs and not self.is_quoted(name) else csv.QUOTE_MINIMAL
+        delimiter, begin = "\t" if tabs else ",", 1
+        reader = csv.reader(carriage_returns(lines), delimiter=delimiter, quoting=quoting, strict=True)
         try:
-            self.check_column(name, reader.fieldnames or [])
-            yield from reader
+            header = next(reader, [])
+            self.check_column(name, header)
+            begin = reader.line_num + 1
+            for row in reader:
+                if len(row) == len(header):
+                    yield dict(zip(header, row, strict=True))
+                elif row:  # an empty line is none
+                    self.reject(
+                        f"{name}, line {begin}: {len(row)} fields, but the header has {len(header)}: a field with a "
+                        "separator or a line break in it must be quoted"
+                    )
+                begin = reader.line_num + 1
         except csv.Error as error:
-            raise ValueError(f"{name}, line {reader.line_num}: {error}") from None
+            why = 'a field that begins with a quote must end with one, and double the quotes in it ("")'
+            if str(error).startswith("new-line"):
+                why = "a field with a carriage return in it must be quoted"
+            up_to = f" to {reader.line_num}" if reader.line_num > begin else ""
+            raise ValueError(f"{name}, line {begin}{up_to}: {why}") from None
+
+    def is_quoted(self, name: str) -> bool:
+        """Whether a .tsv has quoted fields: if it can only be read so, or its header or a doubled quote shows it."""
+        if name not in self.quoted:
+            skipped = self.skipped
+            with open_input(name) as (file, _):
+                lines = carriage_returns(Lines(file, lambda line, start: self.decode(line, start, name)))
+                scan = Scan(lines)
+                try:
+                    widths = {len(row) for row in csv.reader(scan, delimiter="\t", strict=True) if row}
+                except csv.Error:
+                    widths = set()
+            self.skipped = skipped  # reading the file counts again
+            self.quoted[name] = len(widths) == 1 and (len(scan.widths) > 1 or scan.shown)
+        return self.quoted[name]
+
+    def values(self, name: str, lines: "Lines") -> Iterator[object]:
+        """The values of a JSON file: one in each line, or a single one, or the items of arrays."""
+        begun = False
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):  # perhaps it goes on in the next line
+                whole = not begun and (line.lstrip().startswith("[") or bare(name).endswith(".json"))
+                start = lines.start
+                value = self.parse(name, line + "".join(lines) if whole else line, start)
+            begun = True
+            value = self.as_record(value)
+            yield from value if isinstance(value, list) else [value]
+
+    def as_record(self, value: object) -> object:
+        """A record that is not an object as one that is."""
+        return value
 
     def parse(self, name: str, text: str, start: int) -> object:
         try:
@@ -213,7 +347,7 @@ class Corpus:
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{name}, byte {start}: the line is not JSON ({error}); expected one object per line, "
-                f"as jq -c . {name} writes them"
+                f"as jq -c . {shlex.quote(name)} writes them"
             ) from None
 
     def parquet(self, name: str, first: int) -> Iterator[tuple[int, object]]:
@@ -275,7 +409,7 @@ class Corpus:
     def check_column(self, name: str, columns: Iterable[str]) -> None:
         if self.text_column not in columns:
             has = ", ".join(str(column)[:40] for column in islice(columns, 10)) or "none"
-            raise ValueError(f"{name} has no column {self.text_column!r} (it has: {has}): name one with --text_column")
+            raise NoColumn(f"{name} has no column {self.text_column!r} (it has: {has}): name one with --text_column")
 
     def decode(self, block: bytes, start: int, name: str) -> str:
         """Decodes bytes that start at byte `start` of the input, without the lines that are to be skipped."""
@@ -311,6 +445,33 @@ class Lines:
             text = self.decode(line, self.start)
             if text:
                 yield text
+
+
+class Scan:
+    """Passes the lines of a .tsv on, and notes what they are like without quotes."""
+
+    DOUBLED = re.compile(r'(?:^|\t)"(?:[^"\t]|"")*""(?:[^"\t]|"")*"(?=[\t\r\n]|$)')
+
+    def __init__(self, lines: Iterable[str]):
+        self.lines = lines
+        self.widths: set[int] = set()  # fields of the lines
+        self.shown = False  # whether the header or a doubled quote in a field shows that fields are quoted
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.lines:
+            self.shown |= (not self.widths and line[0] == '"') or ('""' in line and bool(self.DOUBLED.search(line)))
+            if line.strip("\r\n"):
+                self.widths.add(line.count("\t"))
+            yield line
+
+
+def carriage_returns(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a table, whose lines may end with a carriage return alone, as on old Macs."""
+    old = None
+    for line in lines:
+        if old is None:
+            old = "\r" in line.rstrip("\r\n")
+        yield from io.StringIO(line, newline="") if old else [line]
 
 
 def measure(texts: Iterable[str]) -> tuple[int, int]:

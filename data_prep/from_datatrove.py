@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.writer import check_fraction, token_dtype
-from nanogpt.checkpoint import write_json
+from data_prep.writer import check_fraction, check_out, saved, token_dtype, write_json
 from nanogpt.data import tokenizer_json
-from nanogpt.data.tokenizer import get_tokenizer
+from nanogpt.data.files import write_atomic
+from nanogpt.data.tokenizer import FILE, get_tokenizer
 from nanogpt.data.tokens import Tokens
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
@@ -38,7 +38,8 @@ def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0
     """
     check_fraction(val_fraction)
     directory, tokenizer = Path(directory), get_tokenizer(tokenizer_name)
-    dtype = token_dtype(tokenizer)
+    dtype, content = token_dtype(tokenizer), saved(tokenizer)
+    check_out(directory, {FILE: content, "meta.json": None})
     paths = sorted(path for path in directory.glob("*.ds") if path.stat().st_size)
     counts = [path.stat().st_size // dtype.itemsize for path in paths]
     if len(paths) < 2:
@@ -52,7 +53,8 @@ def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0
     meta |= {"source": f"datatrove: {directory}", "splits": {}}
     for split, some in (("train", paths[:first_val]), ("val", paths[first_val:])):
         meta["splits"][split] = {"files": [path.name for path in some]} | measure(Tokens(some, dtype), tokenizer)
-    tokenizer.save(directory)
+    with write_atomic(directory / FILE) as file:
+        file.write(content)
     meta["tokenizer_sha256"] = tokenizer_json.sha256(directory)
     write_json(directory / "meta.json", meta)
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))

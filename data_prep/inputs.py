@@ -58,20 +58,64 @@ def files_of(name: str) -> list[str]:
     if os.path.isfile(name):
         return [name]
     if os.path.isdir(name):
-        files = sorted(file for file in files_below(name) if known(file))
-        if not files:
+        if not (files := sorted(select(name)[0])):
             raise ValueError(f"the folder {name} has no files that end with {', '.join(TEXT + RECORDS)}")
         return files
-    files = sorted(file for file in glob.glob(name, recursive=True) if os.path.isfile(file))
+    matches = sorted(glob.glob(name, recursive=True))  # of a folder its files, as if the shell had found it
+    files = [file for match in matches for file in ([match] if os.path.isfile(match) else sorted(select(match)[0]))]
+    if matches and not files:
+        raise ValueError(f"{name} matches nothing that ends with {', '.join(TEXT + RECORDS)}")
     if not files:
         raise ValueError(f"{name} does not exist: name files, folders, patterns, hf:OWNER/NAME, or - for stdin")
     return files
 
 
+def select(folder: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The files to read in a folder, and those to leave out by the reason.
+
+    A data set's test split, its card and caches of `datasets` are left out, a test split only beside a training split.
+    """
+    below = list(files_below(folder))
+    left_out: dict[str, list[str]] = {"their endings": [file for file in below if not known(file)]}
+    files = [file for file in below if known(file)]
+    parts = {file: {part_of(name) for name in os.path.relpath(file, folder).split(os.sep)} for file in files}
+    trains = any("train" in found for found in parts.values())
+    tables = any(is_records(file) and not bare(file).endswith(".json") for file in files)
+    reasons = {
+        "they are a test split": lambda file: trains and "test" in parts[file],
+        "they describe a data set": lambda file: is_card(file, tables),
+        "they are caches of `datasets`": lambda file: re.fullmatch(r"cache-\w+\.arrow", os.path.basename(file)),
+    }
+    for reason, applies in reasons.items():
+        left_out[reason] = [file for file in files if applies(file)]
+    unwanted = {file for some in left_out.values() for file in some}
+    return [file for file in files if file not in unwanted], left_out
+
+
+def part_of(name: str) -> str:
+    """train or test for a file or folder of that split, such as test-00000-of-00002.parquet; "" for others."""
+    found = re.match(r"(train|test)(?:ing)?(?=[-_.\d]|$)", name, re.IGNORECASE)
+    return found[1].lower() if found else ""
+
+
+def is_card(file: str, beside_tables: bool) -> bool:
+    """Whether a file is the README of a data set: beside tables, or with the metadata that the Hub reads."""
+    if bare(os.path.basename(file)) not in ("readme.md", "readme.txt"):
+        return False
+    with open(file, "rb") as opened:
+        return beside_tables or opened.read(4).rstrip() == b"---"
+
+
 def files_below(folder: str) -> Iterator[str]:
-    """The files in a folder, without hidden ones and those of a data directory."""
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in OTHERS]
+    """The files in a folder, links followed, without hidden ones and those of a data directory."""
+    seen = set()  # a folder is read once, whatever links lead to it
+    for path, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in OTHERS)
         tokens = any(name.startswith("train") and name.endswith(".bin") for name in names)
         for name in names:
             file = os.path.join(path, name)
@@ -79,11 +123,24 @@ def files_below(folder: str) -> Iterator[str]:
                 yield file
 
 
-def left_out(inputs: list[str]) -> str:
-    """How many files of the folders among the inputs are not read, by ending: `8 .py, 3 .pdf`; empty if none."""
-    others = [file for name in inputs if os.path.isdir(name) for file in files_below(name) if not known(file)]
-    endings = Counter(os.path.splitext(file)[1].lower() or "without an ending" for file in others)
-    return ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common())
+def left_out(inputs: list[str]) -> list[str]:
+    """What is not read of the folders among the inputs: `not read, because of their endings: 8 .py, 3 .pdf`."""
+    found: dict[str, list[str]] = {}
+    for folder in filter(os.path.isdir, inputs):
+        for reason, files in select(folder)[1].items():
+            found.setdefault(reason, []).extend(files)
+    endings = Counter(
+        os.path.splitext(file)[1].lower() or "without an ending" for file in found.pop("their endings", [])
+    )
+    lines = [", ".join(f"{count:,} {ending}" for ending, count in endings.most_common())]
+    lines[0] = lines[0] and f"not read, because of their endings: {lines[0]}"
+    lines += [f"not read, because {reason}: {some(files)}" for reason, files in found.items() if files]
+    return [line for line in lines if line]
+
+
+def some(files: list[str]) -> str:
+    """The names of the first files, and how many more there are."""
+    return ", ".join(sorted(files)[:3]) + (f" and {len(files) - 3:,} more" if len(files) > 3 else "")
 
 
 def is_regular(file: str) -> bool:

@@ -8,10 +8,11 @@ them. `TokenDataset` reads the files as one split, so they are not copied.
 """
 
 import hashlib
+import shlex
 import shutil
 from pathlib import Path
 
-from nanogpt.checkpoint import write_json
+from data_prep.writer import check_name, write_json
 from nanogpt.data import tokenizer_json
 from nanogpt.data.files import read_json
 from nanogpt.data.tokenizer import check_same
@@ -24,6 +25,7 @@ COUNTS = ("tokens", "bytes", "documents", "largest")  # of a split
 
 def merge(out: Path | str, others: list[Path | str] = (), say=print) -> dict:
     """Writes meta.json over the parts in `out`; returns it. Raises ValueError if parts are missing or do not fit."""
+    check_name(out)
     out = Path(out)
     for other in map(Path, others):
         check_same(out, other)
@@ -44,7 +46,6 @@ def merge(out: Path | str, others: list[Path | str] = (), say=print) -> dict:
         if total["tokens"] < 2:
             raise ValueError(f"the {split} split of {out} has {total['tokens']} tokens: that is too short")
     meta["tokenizer_sha256"] = tokenizer_json.sha256(out)  # of a further directory it may be written differently
-    (out / "meta.json").unlink(missing_ok=True)
     write_json(out / "meta.json", meta)
     for i in range(1, len(parts) + 1):
         (out / f"part-{i:05}.json").unlink()
@@ -57,7 +58,9 @@ def read_parts(out: Path) -> list[dict]:
     """The descriptions of all parts, in order."""
     parts = {path: read_part(path) for path in sorted(out.glob("part-*.json"))}
     if not parts:
-        raise ValueError(f"{out} has no parts (part-00001.json): run data_prep.text --shard I/N --out {out} first")
+        raise ValueError(
+            f"{out} has no parts (part-00001.json): run data_prep.text --shard I/N --out {shlex.quote(str(out))} first"
+        )
     first = next(iter(parts.values()))
     n = first["shard"][1]
     missing = sorted(set(range(1, n + 1)) - {part["shard"][0] for part in parts.values()})

@@ -8,6 +8,7 @@ encoding of 4096 tokens that is trained on them; a tenth of the documents is for
 """
 
 import json
+import shlex
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from pydoc_data.topics import topics
 
 from data_prep import text
 from data_prep.train_tokenizer import train
+from data_prep.writer import check_out
+from nanogpt.data.files import write_atomic
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
@@ -51,10 +54,11 @@ def prepare(
     `tokenizer` is bpe, which is trained to `vocab_size` tokens, or a name for `data_prep.text.prepare`, such as bytes.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / DOCUMENTS, "w", encoding="utf-8") as file:
-        for name, content in documents(Path(sysconfig.get_path("stdlib"))):
-            file.write(json.dumps({"name": name, "text": content}) + "\n")
+    found = documents(Path(sysconfig.get_path("stdlib")))
+    lines = "".join(json.dumps({"name": name, "text": content}) + "\n" for name, content in found).encode()
+    check_out(out, {DOCUMENTS: lines})
+    with write_atomic(out / DOCUMENTS) as file:
+        file.write(lines)
     inputs = [str(out / DOCUMENTS)]
     trained = train(inputs, vocab_size) if tokenizer == "bpe" else tokenizer
     return text.prepare(inputs, out, trained, val_fraction, say=say)
@@ -69,4 +73,4 @@ if __name__ == "__main__":
     with user_errors("stopped"):
         args = parser.parse_args()
         prepare(**vars(args))
-        print(f"next: accelerate launch recipes/python_stdlib.py --data {args.out}")
+        print(f"next: accelerate launch recipes/python_stdlib.py --data {shlex.quote(args.out)}")

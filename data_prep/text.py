@@ -16,6 +16,7 @@ The default tokenizer is char. The default share of documents for validation (--
 
 import argparse
 import re
+import shlex
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +24,13 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.documents import Corpus
-from data_prep.inputs import left_out
-from data_prep.writer import check_fraction, train_characters, write_corpus
+from data_prep.writer import check_fraction, check_name, train_characters, write_corpus
 from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
+
+SEPARATOR = "what ends a document inside a text, such as '<|endoftext|>' or '\\n\\n'"
+ERRORS = "for text that is not UTF-8 and records without a text"
 
 
 @contextmanager
@@ -46,19 +49,22 @@ def prepare(
     errors: str = "strict",
     dedup: bool = False,
     shard: tuple[int, int] = (1, 1),
+    separator: str | None = None,
     say=print,
 ) -> dict:
     """Prepares the data directory `out` from `inputs` and returns its meta data. Raises ValueError or OSError.
 
-    `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your own.
+    `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your own. `separator` is
+    what stands between documents in a text.
     """
     if dedup and shard[1] > 1:
         raise ValueError("--dedup compares all documents: it cannot be used with --shard")
+    check_name(out)
     check_fraction(0.5 if val_fraction is None else val_fraction)
     say("input: " + ", ".join(inputs[:3]) + f" and {len(inputs) - 3:,} more" * (len(inputs) > 3))
-    corpus = Corpus(inputs, text_column, errors, shard)
-    if others := left_out(inputs):
-        say(f"not read, because of their endings: {others}")
+    corpus = Corpus(inputs, text_column, errors, shard, separator)
+    for note in corpus.notes:
+        say(note)
     if tokenizer == "char":
         tokenizer = train_characters(corpus, sys.stderr.isatty())
     elif isinstance(tokenizer, str):
@@ -96,6 +102,7 @@ def summary(out: Path, meta: dict, tokenizer, shards: int) -> str:
 
 
 def next_command(out: str, shards: int) -> str:
+    out = shlex.quote(out)
     if shards > 1:
         return f"next: when all {shards} shards are there: python -m data_prep.merge {out}"
     return f"next: accelerate launch recipes/own_text.py --data {out}"
@@ -108,6 +115,13 @@ def read_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def read_separator(text: str) -> str:
+    r"""The value of --separator, in which \n and \t are a line break and a tab, as shells do not write them."""
+    if not text:
+        raise argparse.ArgumentTypeError("--separator is empty")
+    return text.replace(r"\n", "\n").replace(r"\t", "\t")
+
+
 def arguments(description: str | None) -> OneLineParser:
     """The flags that this command shares with the scripts for known data sets."""
     parser = OneLineParser(description=description)
@@ -118,7 +132,8 @@ def arguments(description: str | None) -> OneLineParser:
     )
     parser.add_argument("--val_fraction", type=float, metavar="F", help="share of the documents for validation")
     parser.add_argument("--text_column", default="text", metavar="NAME", help="of jsonl, csv, parquet (default: text)")
-    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help="for non-UTF-8 text")
+    parser.add_argument("--separator", type=read_separator, metavar="TEXT", help=SEPARATOR)
+    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help=ERRORS)
     parser.add_argument("--dedup", action="store_true", help="leave out duplicate documents")
     parser.add_argument("--shard", type=read_shard, default=(1, 1), metavar="I/N", help="only this part of the input")
     return parser

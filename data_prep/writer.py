@@ -7,11 +7,14 @@ documents of any total size, in constant memory, and divides them as `data_prep.
 
 The tokenizers release the GIL, so threads use all cores. Every few seconds the files are synced and a hidden file
 records the progress. After an interruption the same command resumes from there, and writes the same bytes.
+
+All scripts write inside `writing`, which refuses a directory whose files are not an earlier output.
 """
 
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -19,6 +22,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,14 +31,26 @@ from tqdm import tqdm
 
 from data_prep.documents import Corpus, Piece
 from data_prep.split import Split
-from nanogpt.checkpoint import write_json
 from nanogpt.data import tokenizer_json
-from nanogpt.data.files import read_json, sync
-from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
+from nanogpt.data.files import read_json, sync, write_atomic
+from nanogpt.data.mixture import read_shares
+from nanogpt.data.tokenizer import EOT_NAMES, FILE, CharTokenizer, get_tokenizer
 from nanogpt.run.lock import Lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress
+# what texts spell out between documents
+MARKERS = (
+    *EOT_NAMES,
+    "[EOS]",
+    "<EOS>",
+    "<eot>",
+    "<|eos|>",
+    "<|eot_id|>",
+    "<|end_of_turn|>",
+    "<|endofdoc|>",
+    "<|im_end|>",
+)
 
 
 class TokenFile:
@@ -85,19 +101,105 @@ def check_fraction(val_fraction: float) -> None:
         raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1")
 
 
+def check_name(out: Path | str) -> None:
+    """Raises ValueError if --data would not read the name of a data directory as one."""
+    try:
+        fits = "://" not in str(out) and read_shares(str(out)) == {str(out): 1.0} and str(out).encode() != b""
+    except ValueError:  # of read_shares, or not UTF-8
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"--out={str(out)!r}: --data would read this name as a mixture or a URL: choose one in UTF-8 without "
+            "a comma and without a colon before a number"
+        )
+
+
+def check_out(out: Path | str, files: dict[str, bytes | None], chat: bool = False) -> None:
+    """Raises ValueError if `out` has some of the files with other contents, and is not an earlier output of this kind.
+
+    `files` are the contents by name, None if they are unknown. `chat` is whether they are those of `data_prep.chat`.
+    """
+    check_name(out)
+    meta = read_json(Path(out, "meta.json")) if is_json(Path(out, "meta.json")) else {}
+    if isinstance(meta.get("splits"), dict) and ("chat" in meta) == chat:
+        return
+    begun = (".tokenizer-*.tmp",) if chat else (".tokenizer-*.tmp", ".progress*.json", "part-*.json")
+    if any(any(Path(out).glob(pattern)) for pattern in begun):
+        return
+    for name, content in files.items():
+        path = Path(out, name)
+        if os.path.lexists(path) and not (content is not None and path.is_file() and path.read_bytes() == content):
+            raise ValueError(
+                f"{path} is not an earlier output of this command, and nothing is overwritten: name another --out"
+            )
+
+
+def is_json(path: Path) -> bool:
+    try:
+        return bool(read_json(path))
+    except ValueError:
+        return False
+
+
+def write_json(path: Path, value: dict) -> None:
+    with write_atomic(path) as file:
+        file.write(f"{json.dumps(value, indent=2)}\n".encode())
+
+
+def saved(tokenizer) -> bytes:
+    """The tokenizer.json of a tokenizer."""
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save(directory)
+        return Path(directory, FILE).read_bytes()
+
+
+@contextmanager
+def writing(out: Path, tokenizer: bytes, number: str = "", chat: bool = False) -> Iterator[None]:
+    """Creates and locks a data directory while its files are written; `number` is that of a shard.
+
+    If that fails or is interrupted, removes temporary files that nothing can resume from. Raises ValueError as
+    `check_out` does. Every OSError names a path.
+    """
+    names = [f"train{number}.bin", f"val{number}.bin", f"part{number}.json" if number else "meta.json"]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with Lock(out, f".lock{number}"):
+            check_out(out, {FILE: tokenizer} | dict.fromkeys(names), chat)
+            for path in out.glob(f"..progress{number}.json.*"):  # of a process that was killed
+                path.unlink(missing_ok=True)
+            try:
+                yield
+            except BaseException:
+                if not tokens_kept(out / f".progress{number}.json"):
+                    remove_temporaries(out, number)
+                raise
+    except OSError as error:
+        if error.errno and not error.filename:
+            raise OSError(error.errno, error.strerror, str(out)) from None
+        raise
+
+
+def remove_temporaries(out: Path, number: str) -> None:
+    """Removes the hidden files of an unfinished output."""
+    for path in (*(out / f".{split}{number}.bin.tmp" for split in ("train", "val")), out / f".progress{number}.json"):
+        path.unlink(missing_ok=True)
+    (out / f".hashes{number}.tmp").unlink(missing_ok=True)
+    shutil.rmtree(out / f".tokenizer{number or '-00001'}.tmp", ignore_errors=True)
+
+
 def write(out: Path | str, text: str, tokenizer_name: str, val_fraction: float, source: str) -> dict:
     """Tokenizes `text`, the last `val_fraction` of its characters as validation split; returns the meta data.
 
     Files are renamed when all of them are complete, so an interrupted run leaves no incomplete directory.
     """
+    check_name(out)
     check_fraction(val_fraction)
     if not text.strip():
         raise ValueError(f"the text is empty ({source}): there is nothing to train on")
     out = Path(out)
     tokenizer = CharTokenizer.train(text) if tokenizer_name == "char" else get_tokenizer(tokenizer_name)
     cut = int(len(text) * (1 - val_fraction))
-    out.mkdir(parents=True, exist_ok=True)
-    with Lock(out):
+    with writing(out, saved(tokenizer)):
         files = {split: TokenFile(out / f"{split}.bin", token_dtype(tokenizer)) for split in ("train", "val")}
         for split, part in (("train", text[:cut]), ("val", text[cut:])):
             files[split].append(tokenizer.encode(part), len(part.encode("utf-8")), 1)
@@ -127,16 +229,17 @@ def finish(
     if shard[1] > 1:
         meta |= {"shard": list(shard)}
     name = "meta.json" if shard[1] == 1 else f"part-{shard[0]:05}.json"
-    (out / name).unlink(missing_ok=True)  # the directory is incomplete until the new one is written
+    directory = out / f".tokenizer-{shard[0]:05}.tmp"  # a fixed name, which is found again after a kill
+    with write_atomic(directory / FILE) as written:  # all is written before anything is replaced: the disk may be full
+        written.write(saved(tokenizer))
+    meta["tokenizer_sha256"] = tokenizer_json.sha256(directory)
+    write_json(directory / name, meta)
+    (out / name).unlink(missing_ok=True)  # the directory is incomplete until the new one is there
     for file in files.values():
         file.temporary.replace(file.path)
-    directory = out / f".tokenizer-{shard[0]:05}.tmp"  # a fixed name, which is found again after a kill
-    directory.mkdir(exist_ok=True)
-    tokenizer.save(directory)
-    os.replace(directory / FILE, out / FILE)
-    shutil.rmtree(directory)  # a custom tokenizer may have written more
-    meta["tokenizer_sha256"] = tokenizer_json.sha256(out)
-    write_json(out / name, meta)
+    for file_name in (FILE, name):
+        os.replace(directory / file_name, out / file_name)
+    shutil.rmtree(directory)
     return meta
 
 
@@ -170,10 +273,8 @@ class CorpusWriter:
         self.corpus, self.tokenizer, self.dedup = corpus, tokenizer, dedup
         number = part(corpus.shard)
         self.progress, self.hashes = out / f".progress{number}.json", out / f".hashes{number}.tmp"
-        with tempfile.TemporaryDirectory() as directory:
-            tokenizer.save(directory)
-            saved = hashlib.sha256(Path(directory, FILE).read_bytes()).hexdigest()
-        job = hashlib.sha256(json.dumps([2, corpus.fingerprint(), saved, val_fraction, dedup]).encode()).hexdigest()
+        digest = hashlib.sha256(saved(tokenizer)).hexdigest()
+        job = hashlib.sha256(json.dumps([3, corpus.fingerprint(), digest, val_fraction, dedup]).encode()).hexdigest()
         self.state: dict = {"job": job, "next": [0, 0, 0], "copy": [], "splits": {}, "chosen": {}}
         self.state |= dict.fromkeys(("skipped", "hashes", "duplicates", "cut"), 0)
         found = read_progress(self.progress)
@@ -187,6 +288,9 @@ class CorpusWriter:
         corpus.skipped = self.state["skipped"]  # in the inputs before the current one, which is read again
         dtype, counts = token_dtype(tokenizer), self.state["splits"]
         self.files = {s: TokenFile(out / f"{s}{number}.bin", dtype, counts.get(s)) for s in ("train", "val")}
+        special = getattr(tokenizer, "special", {})
+        self.markers = [] if corpus.separator else [*dict.fromkeys((*MARKERS, *special))]
+        self.marker = ""  # the first of them that a text spells out
         self.seen: set[int] = set()
         if dedup and self.resumed:
             self.seen.update(np.fromfile(self.hashes, np.uint64, self.state["hashes"]).tolist())
@@ -233,6 +337,7 @@ class CorpusWriter:
             batch.next = [piece.file, piece.document + piece.last, 0 if piece.last else piece.passage + 1]
             batch.at = self.corpus.before[piece.file] + piece.at
             batch.skipped = self.corpus.skipped_before
+            self.marker = self.marker or next((marker for marker in self.markers if marker in piece.text), "")
             if not self.is_copy(piece, batch):
                 self.divide(piece, batch)
             if batch.characters >= BATCH:
@@ -325,9 +430,14 @@ def read_progress(progress: Path) -> dict:
         return {}
 
 
+def tokens_kept(progress: Path) -> int:
+    """From how many tokens the same command can resume after an interruption."""
+    return sum(counts["tokens"] for counts in read_progress(progress).get("splits", {}).values())
+
+
 def kept(progress: Path, corpus: Corpus) -> str:
     """What the same command can resume from after an interruption."""
-    tokens = sum(counts["tokens"] for counts in read_progress(progress).get("splits", {}).values())
+    tokens = tokens_kept(progress)
     if not tokens or corpus.spool:
         return "nothing is kept, the same command starts again"
     return f"the same command resumes after the {tokens:,} tokens already written"
@@ -363,11 +473,10 @@ def write_corpus(
     `dedup` leaves out duplicate documents, by a hash of 64 bits; memory grows with the number of documents.
     """
     check_fraction(val_fraction)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    number = part(corpus.shard)
+    check_name(out)
+    out, number = Path(out), part(corpus.shard)
     progress = out / f".progress{number}.json"
-    with Lock(out, f".lock{number}"):
+    with writing(out, saved(tokenizer), number):
         try:
             writer = CorpusWriter(out, corpus, tokenizer, val_fraction, dedup)
             if writer.resumed:
@@ -387,7 +496,14 @@ def write_corpus(
     if writer.state["duplicates"]:
         say(f"{writer.state['duplicates']:,} duplicate documents were left out")
     if corpus.skipped:
-        say(f"{corpus.skipped:,} lines or files that are not UTF-8 text were left out")
+        say(f"{corpus.skipped:,} lines, records or files without a text in UTF-8 were left out")
+    if writer.marker:
+        mark = shlex.quote(writer.marker)
+        say(
+            f"the text spells out {writer.marker}, which is read as plain text: --separator={mark} ends documents there"
+        )
+    if corpus.separator and not writer.resumed and not corpus.separated:
+        say(f"the separator {corpus.separator!r} is nowhere in the text")
     train, val = (meta["splits"][split]["documents"] for split in ("train", "val"))
     cut = writer.state["cut"]
     counts = {"for training": train, "for validation": val - cut, "cut once, the end for validation": cut}

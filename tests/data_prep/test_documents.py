@@ -1,5 +1,6 @@
 """Reading: files of every kind, from any place on, whole or in shards, and those that are broken."""
 
+import csv
 import gzip
 import hashlib
 import sys
@@ -192,7 +193,7 @@ def test_what_is_not_utf8_is_named_with_its_offset_replaced_or_left_out(tmp_path
     skipped = "".join(documents_in(tmp_path / "skipped")) if kind != "txt" else decode_all(tmp_path / "skipped")
     assert "200" not in skipped
     assert "line 399" in skipped
-    assert "1 lines or files that are not UTF-8 text were left out" in said
+    assert "1 lines, records or files without a text in UTF-8 were left out" in said
     if kind == "txt":  # only the line is left out
         assert skipped == replaced.replace("l\ufffd\ufffdne 200\n", "")
 
@@ -272,3 +273,57 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 def test_tabs_separate_the_columns_of_a_tsv(tmp_path):
     (tmp_path / "a.tsv").write_text("id\ttext\n1\tone, two\n")
     assert [piece.text for piece in Corpus([str(tmp_path / "a.tsv")]).pieces()] == ["one, two"]
+
+
+@pytest.mark.parametrize("mark", ["<|endoftext|>", "\n<|endoftext|>\n", "</s>"])
+def test_a_separator_in_a_text_becomes_the_end_of_a_document(tmp_path, mark):
+    texts = documents(50)
+    (tmp_path / "in.txt").write_bytes(mark.join(texts).encode())
+    text.prepare([str(tmp_path / "in.txt")], tmp_path / "data", "bytes", separator=mark.strip(), say=silent)
+    expect = [t + "\n" * (mark[0] == "\n") for t in texts[:-1]] + texts[-1:]
+    assert documents_in(tmp_path / "data") == sorted(expect)
+
+
+def test_a_separator_that_nobody_named_is_reported(tmp_path):
+    (tmp_path / "in.txt").write_text("<|endoftext|>".join(["once upon a time\n"] * 20))
+    said = []
+    text.prepare([str(tmp_path / "in.txt")], tmp_path / "data", "bytes", say=said.append)
+    assert any("--separator='<|endoftext|>'" in line for line in said)
+
+
+def texts_of(path) -> list[str]:
+    return [piece.text for piece in Corpus([str(path)]).pieces()]
+
+
+def test_a_stray_quote_in_a_tsv_is_text(tmp_path):
+    rows = [f"line {i}" for i in range(300)]
+    rows[20], rows[30], rows[200] = '"To be', '"Yes," he said', '"or not'
+    (tmp_path / "in.tsv").write_text("id\ttext\n" + "".join(f"{i}\t{row}\n" for i, row in enumerate(rows)))
+    assert texts_of(tmp_path / "in.tsv") == rows
+
+
+def test_a_quoted_tsv_is_read_as_such(tmp_path):
+    rows = ["a\tb", 'he said "no"', "two\nlines", "plain"]
+    with open(tmp_path / "in.tsv", "w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([["id", "text"], *enumerate(rows)])
+    assert texts_of(tmp_path / "in.tsv") == rows
+
+
+@pytest.mark.parametrize("row", ['"Yes," he said', '"never closed', "two, fields"])
+def test_a_csv_row_that_is_not_valid_is_named_by_its_line(tmp_path, row):
+    (tmp_path / "in.csv").write_text(f"id,text\n1,one\n2,{row}\n3,three\n")
+    with pytest.raises(ValueError, match=r"in.csv, line 3"):
+        texts_of(tmp_path / "in.csv")
+
+
+def test_carriage_returns_end_the_lines_of_an_old_table(tmp_path):
+    (tmp_path / "in.csv").write_bytes(b"id,text\r1,one\r2,two\r")
+    assert texts_of(tmp_path / "in.csv") == ["one", "two"]
+
+
+def test_a_record_without_the_column_is_named_by_its_number_or_skipped(tmp_path):
+    path = put(tmp_path / "in.jsonl", '{"text": "a"}\n{"body": "b"}\n{"text": "c"}\n')
+    with pytest.raises(ValueError, match=r"in.jsonl, record 1"):
+        texts_of(path)
+    corpus = Corpus([path], errors="skip")
+    assert [piece.text for piece in corpus.pieces()] == ["a", "c"] and corpus.skipped == 1

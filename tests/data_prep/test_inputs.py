@@ -4,10 +4,12 @@ import gzip
 import json
 import os
 
+import datasets
 import pytest
 from texts import documents, documents_in, silent, written
 
 from data_prep import text
+from data_prep.documents import Corpus
 from data_prep.inputs import find_inputs
 
 
@@ -83,7 +85,7 @@ def test_what_is_no_text_is_named_with_what_to_do(tmp_path, name):
     good, said = str(put(tmp_path / "good", "good\n")), []
     text.prepare([path, good], tmp_path / "data", "bytes", errors="skip", say=said.append)
     assert written(tmp_path / "data") == b"good\n"
-    assert "1 lines or files that are not UTF-8 text were left out" in said
+    assert "1 lines, records or files without a text in UTF-8 were left out" in said
 
 
 def test_a_nul_is_named_where_it_is_and_taken_on_request(tmp_path):
@@ -108,7 +110,8 @@ def test_an_array_of_objects_is_read_like_an_object_a_line(tmp_path):
     [
         ("[" * 100_000, "the line is not JSON .maximum recursion"),
         ('["a", "b"]', "byte 0: expected an object with a column 'text', not a str"),
-        ('{"a": {\n"text": "b"}}', "byte 0: the line is not JSON .*one object per line, as jq -c . "),
+        ('{"a": {\n"text": "b"}}', "no column 'text' .it has: a"),
+        ('{"a": {\n"text": "b"}', "byte 0: the line is not JSON .*one object per line, as jq -c . "),
         ('{"text": ["a"]}', "record 0: column 'text' holds list, not text"),
         ('{"a\\nb": 1}', "no column 'text' .it has: a"),
     ],
@@ -116,3 +119,42 @@ def test_an_array_of_objects_is_read_like_an_object_a_line(tmp_path):
 def test_other_json_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         text.prepare([str(put(tmp_path / "in.json", content))], tmp_path / "data", "bytes", say=silent)
+
+
+def test_a_linked_folder_is_read_once_and_a_cycle_ends(tmp_path):
+    put(tmp_path / "elsewhere" / "b.txt", "b")
+    put(tmp_path / "in" / "a.txt", "a")
+    for name in ("link", "link2"):
+        os.symlink(tmp_path / "elsewhere", tmp_path / "in" / name)
+    os.symlink(tmp_path / "in", tmp_path / "elsewhere" / "back")
+    assert [os.path.basename(name) for name in find_inputs([str(tmp_path / "in")])] == ["a.txt", "b.txt"]
+
+
+def test_metadata_beside_texts_is_left_out_and_reported(tmp_path):
+    put(tmp_path / "a.txt", "some text")
+    put(tmp_path / "metadata.csv", "file,author\na.txt,me\n")
+    put(tmp_path / "package.json", '{\n "name": "x"\n}\n')
+    corpus = Corpus([str(tmp_path)])
+    assert [os.path.basename(name) for name in corpus.inputs] == ["a.txt"]
+    assert any("metadata.csv" in note and "package.json" in note for note in corpus.notes)
+
+
+def test_what_datasets_saved_to_disk_is_read(tmp_path):
+    texts = documents(20)
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(str(tmp_path / "saved"))
+    text.prepare([str(tmp_path / "saved")], tmp_path / "data", "bytes", say=silent)
+    assert documents_in(tmp_path / "data") == sorted(texts)
+
+
+def test_the_card_and_the_test_split_of_a_data_set_are_left_out(tmp_path):
+    for name in ("train-00000-of-00001", "test-00000-of-00001"):
+        put(tmp_path / "data" / f"{name}.jsonl", json.dumps({"text": name}))
+    put(tmp_path / "README.md", "---\nlicense: mit\n---\n")
+    corpus = Corpus([str(tmp_path)])
+    assert [piece.text for piece in corpus.pieces()] == ["train-00000-of-00001"]
+    assert any("test-00000" in note for note in corpus.notes) and any("README.md" in note for note in corpus.notes)
+
+
+def test_a_pattern_that_matches_folders_means_their_files(tmp_path):
+    put(tmp_path / "a1" / "b.txt", "b")
+    assert [*find_inputs([str(tmp_path / "a*")])] == [str(tmp_path / "a1" / "b.txt")]

@@ -1,7 +1,6 @@
 """Writing: the split of each document, what is left out, and interruptions."""
 
 import json
-import os
 import random
 import resource
 import time
@@ -27,7 +26,6 @@ from texts import (
 
 from data_prep import documents as reading
 from data_prep import text, writer
-from nanogpt.checkpoint import write_json
 from nanogpt.data.tokenizer import ByteTokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.run.lock import Lock
@@ -138,7 +136,7 @@ def test_what_is_left_out_is_counted_from_the_first_file_on_and_once(tmp_path, m
     said = []
     text.prepare(**arguments, say=said.append)
     assert "resuming after" in said[1]
-    assert "200 lines or files that are not UTF-8 text were left out" in said
+    assert "200 lines, records or files without a text in UTF-8 were left out" in said
     assert documents_in(tmp_path / "out") == sorted(documents(200))
 
 
@@ -284,13 +282,45 @@ def test_tokens_are_on_the_disk_before_the_note_of_them_and_all_hashes_are_kept(
         return finish(self, source)
 
     monkeypatch.setattr(writer, "BATCH", 1000)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append("synced"))
-    monkeypatch.setattr(writer, "write_json", lambda path, value: (write_json(path, value), done.append(path.name)))
+    monkeypatch.setattr(writer.os, "fsync", lambda descriptor: done.append("synced"))
+    replace = writer.os.replace
+    monkeypatch.setattr(writer.os, "replace", lambda a, b: (replace(a, b), done.append(Path(b).name)))
     monkeypatch.setattr(writer.CorpusWriter, "finish", kept)
     path = write_jsonl(tmp_path / "in.jsonl", documents())
     text.prepare([path], tmp_path / "data", ByteTokenizer(), 0.1, dedup=True, say=silent)
     hashes, seen = done.pop(next(i for i, item in enumerate(done) if isinstance(item, tuple)))
     assert hashes == seen and len(seen) > 100
-    for note in (".progress.json", "meta.json"):
-        assert done[done.index(note) - 2 : done.index(note)] == ["synced", "synced"]
-    assert done[-1] == "meta.json"
+    note = done.index(".progress.json")
+    assert done[note - 3 : note] == ["synced"] * 3  # both token files, and the note itself
+    files = ["train.bin", "val.bin", "tokenizer.json", "meta.json"]
+    assert done[-8:] == ["synced", "tokenizer.json", "synced", "meta.json", *files]  # new ones, before any is replaced
+    assert done[-12:-10] == ["synced", "synced"]  # the tokens; then the tokenizer, to compute its hash
+
+
+@pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "meta.json"])
+def test_files_of_others_are_not_overwritten(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"{name} is not an earlier output"):
+        writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
+    assert (tmp_path / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["v1:2", "a,b", "2026-11-29T01:23", "s3://a"])
+def test_a_name_that_data_reads_as_a_mixture_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--data would read this name"):
+        writer.write(name, "some text\n" * 20, "bytes", 0.1, "made up")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch):
+    writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, "write_atomic", full)
+    with pytest.raises(OSError) as error:
+        writer.write(tmp_path, "other text\n" * 20, "bytes", 0.1, "made up")
+    assert error.value.filename and {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
