@@ -13,7 +13,13 @@ model without its tokenizer. `help(GPTConfig)` and docs/settings.md list the set
 Start reading at `nanogpt.model`, then `nanogpt.train`; `nanogpt/README.md` lists the files in reading order.
 """
 
+import os
 from pathlib import Path
+
+# While they wait, torch's OpenMP threads spin for milliseconds, on cores that another process may need. libgomp reads
+# this once, when torch is imported; 1000 rounds bridge most gaps between operators (LOG.md).
+if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT, GPTConfig
