@@ -22,7 +22,7 @@ from nanogpt.model import GPT, GPTConfig
 from nanogpt.ops import ops_for, sharded
 from nanogpt.run import console, guard, resume, rundir
 from nanogpt.run.agree import Peers
-from nanogpt.run.device import Clock, compile_blocks, make_accelerator, set_up, share_batches, unused_gpu
+from nanogpt.run.device import Clock, busy, compile_blocks, make_accelerator, set_up, share_batches, unused_gpu
 from nanogpt.run.errors import visible, waiting
 from nanogpt.run.metrics import Metrics
 from nanogpt.run.saver import Saver
@@ -62,7 +62,9 @@ class Setup:
         self.interrupts = Interrupts(self.peers, config.max_minutes, config.max_failed_saves)
         self.saver = Saver(self.say)
         self.settings = {"environment": set_up(config, self.accelerator)}
-        for line in filter(None, (note, unused_gpu(self.device), console.shared_batches(asked, config))):
+        env = self.settings["environment"]
+        remarks = unused_gpu(self.device), busy(self.device, env["threads"], env["processes"])
+        for line in filter(None, (note, *remarks, console.shared_batches(asked, config))):
             self.say(line)
 
         with self.peers.in_agreement(main_first=True):

@@ -1,10 +1,13 @@
 """What the launcher, the machine and the settings come to together; `launch-check` itself is in test_commands.py."""
 
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate.utils import DistributedType
@@ -78,6 +81,61 @@ def test_cores_are_shared_among_the_processes_of_a_machine(monkeypatch):
         assert [device.set_threads(wanted, 4) for wanted in (0, 3)] == [4, 3]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "env, threads",
+    [
+        ({}, 8),
+        ({"OMP_NUM_THREADS": "1"}, 1),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "5,2"}, 5),  # by level of nesting
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, 8),  # the launcher's own
+        ({"OMP_NUM_THREADS": "3", "ACCELERATE_MIXED_PRECISION": "no"}, 3),
+    ],
+)
+def test_threads_are_those_of_omp_num_threads_unless_the_launcher_set_it(monkeypatch, env, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(device.psutil, "cpu_count", lambda logical=True: 8)
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    try:
+        assert device.set_threads(0, 1) == threads
+        assert device.set_threads(2, 1) == 2  # --threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "env, expected",
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["by default", "a spin count is kept", "a policy is kept"],
+)
+def test_threads_spin_briefly_from_the_moment_torch_is_imported(monkeypatch, tmp_path, env, expected):
+    """A stand-in for torch records its environment."""
+    (tmp_path / "torch.py").write_text("import os\nos._exit(print(os.environ.get('GOMP_SPINCOUNT'), flush=True) or 0)")
+    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    clean["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(device.__file__).parents[2])])
+    command = [sys.executable, "-c", "import recipes.shakespeare"]
+    shown = subprocess.run(command, env=clean | env, capture_output=True, text=True)
+    assert shown.stdout.strip() == str(expected), shown.stderr
+
+
+@pytest.mark.parametrize("others, processes, named", [(1.0, 1, True), (0.3, 1, False), (1.0, 4, True), (5.0, 1, False)])
+def test_a_machine_is_busy_where_others_use_cores_that_the_run_needs(monkeypatch, others, processes, named):
+    """Ten seconds in which this process, with its peers, used a core for each; the time of others is left."""
+    cores, threads = (16, 8) if others == 5.0 else (8, 8 // processes)
+    idle = 10 * (cores - processes - others)
+    monkeypatch.setattr(device, "AT_IMPORT", np.array([100.0, 1000.0, 7.0]))
+    monkeypatch.setattr(device, "cpu_seconds", lambda: np.array([110.0, 1000.0 + idle, 17.0]))
+    monkeypatch.setattr(device.psutil, "cpu_count", lambda logical=True: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    note = device.busy(torch.device("cpu"), threads, processes)
+    assert bool(note) == named and (f"{others} of {cores} cores" in note) == named
+    assert not device.busy(torch.device("cuda"), threads, processes)
 
 
 def test_free_memory_is_what_the_container_has_left(monkeypatch):
