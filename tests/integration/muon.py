@@ -79,9 +79,8 @@ def compare(directory: Path) -> dict:
 
 def main(directory: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", **{} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    )
+    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group("gloo", **alone)
     optim.SHARED_FROM = 25
     print(json.dumps(compare(directory)))
     dist.destroy_process_group()

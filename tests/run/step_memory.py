@@ -1,4 +1,4 @@
-"""Estimated and measured memory in bytes of a step: `step_memory.py MODEL TRAIN`, configurations as Python writes them."""
+"""Estimated and measured memory of a step in bytes: `step_memory.py "GPTConfig(…)" "TrainConfig(…)"`."""
 
 import sys
 import threading

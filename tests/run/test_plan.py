@@ -57,9 +57,10 @@ MODELS = [  # of 0.8, 25 and 30 million parameters
 ]
 
 
-@pytest.mark.parametrize(
-    "model, train", [MODELS[0], *(pytest.param(*m, marks=pytest.mark.nightly) for m in MODELS[1:])]
-)
+LARGE = [pytest.param(*model, marks=pytest.mark.nightly) for model in MODELS[1:]]
+
+
+@pytest.mark.parametrize("model, train", [MODELS[0], *LARGE])
 def test_estimated_memory_is_within_15_percent_of_what_a_step_takes(zygote, tmp_path, model, train):
     script = Path(__file__).with_name("step_memory.py")
     done = zygote.run(script, f"GPTConfig({model})", f"TrainConfig({train})", cwd=tmp_path)
