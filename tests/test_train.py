@@ -518,7 +518,6 @@ def test_a_flag_that_contradicts_the_model_to_fine_tune_is_one_line(data, tmp_pa
     assert not (tmp_path / "tuned" / "config.json").exists()
 
 
-@pytest.mark.slow
 def test_flags_that_agree_with_the_model_to_fine_tune_are_accepted(data, tmp_path, make_run):
     make_run(max_iters=1, eval_interval=1).train()
     flags = ["--block_size=8", "--dropout=0.1", "--n_layer=2", "--n_inner=64", "--n_kv_head=2", "--head_dim=none"]
@@ -526,7 +525,6 @@ def test_flags_that_agree_with_the_model_to_fine_tune_are_accepted(data, tmp_pat
     assert (tuned.block_size, tuned.dropout, tuned.n_layer, tuned.n_embd) == (8, 0.1, 2, 16)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("always", [True, False])
 def test_fine_tuning_that_gets_worse_keeps_the_model_it_began_with(make_run, tmp_path, always):
     first = make_run(max_iters=40, eval_interval=20, learning_rate=1e-2)
@@ -539,7 +537,6 @@ def test_fine_tuning_that_gets_worse_keeps_the_model_it_began_with(make_run, tmp
     export.export(tmp_path / "tuned", tmp_path / "export")
 
 
-@pytest.mark.slow
 def test_fine_tuning_resumes_from_step_0_with_one_evaluation_of_it(make_run, tmp_path):
     first = make_run(max_iters=2, eval_interval=2)
     first.train()

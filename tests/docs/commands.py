@@ -120,7 +120,7 @@ def problem(words: list[str], page: str = "") -> str | None:
 
 def script_problem(script: str, words: list[str], page: str) -> str | None:
     """A recipe reads its flags by `parse`, or by a parser of its own. One that the page shows is run by test_blocks."""
-    if script in SAVED.findall(page) or script.startswith("tests/"):
+    if script in SAVED.findall(page) or script.startswith(("tests/", "benchmarks/")):
         return None
     if script not in FILES and script not in ANY_RECIPE:
         return f"{script} does not exist"
