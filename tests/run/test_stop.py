@@ -1,3 +1,5 @@
+"""A signal, a hangup, the time limit or a dead launcher ends a run after a step that can be saved."""
+
 import os
 import signal
 import time
@@ -12,32 +14,33 @@ ALONE = Peers(SimpleNamespace(num_processes=1), 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_remembered_and_a_second_one_of_any_kind_would_end_at_once(number):
-    before = signal.getsignal(signal.SIGTERM)
-    with Interrupts(ALONE, 0, 3) as interrupts:
-        assert interrupts.due(0, 0) == (0, False, False)
-        os.kill(os.getpid(), number)
-        assert interrupts.due(0, 0) == (number, False, False)
-        for any_kind in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            assert signal.getsignal(any_kind) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_hangup_is_remembered_and_more_of_them_do_not_end_the_run():
-    with Interrupts(ALONE, 0, 3) as interrupts:
-        for _ in range(3):  # the kernel's and the shell's
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert interrupts.due(0, 0) == (signal.SIGHUP, False, False)
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-        assert interrupts.why(signal.SIGHUP) == "the terminal was closed: stopped"
-
-
-def test_a_hangup_after_another_signal_does_not_end_the_run():
-    """systemd's SendSIGHUP sends one right after SIGTERM."""
-    with Interrupts(ALONE, 0, 3) as interrupts:
-        for number in (signal.SIGTERM, signal.SIGHUP):
+def test_a_signal_is_remembered_and_a_second_one_ends_at_once(number):
+    mine = lambda *_: None  # noqa: E731
+    before = signal.signal(signal.SIGUSR1, mine)
+    try:
+        with Interrupts(ALONE, 0, 3) as interrupts:
+            assert interrupts.due(0, 0) == (0, False, False)
             os.kill(os.getpid(), number)
-        assert interrupts.due(0, 0) == (signal.SIGTERM, False, False)
+            assert interrupts.due(0, 0) == (number, False, False)
+            for any_kind in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                assert signal.getsignal(any_kind) == signal.SIG_DFL
+    finally:
+        assert signal.signal(signal.SIGUSR1, before) is mine  # the handlers are put back
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_further_hangups_do_not_end_a_run(first):
+    """The kernel and the shell both send one; systemd's SendSIGHUP sends one right after SIGTERM."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as without nohup
+    try:
+        with Interrupts(ALONE, 0, 3) as interrupts:
+            for number in (first, signal.SIGHUP, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+            assert interrupts.due(0, 0) == (first, False, False)
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            assert "terminal" in interrupts.why(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_under_nohup_a_hangup_is_ignored():
@@ -51,41 +54,37 @@ def test_under_nohup_a_hangup_is_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_the_time_is_up_before_a_step_and_a_save_would_pass_the_limit():
-    with Interrupts(ALONE, 2 / 60, 3) as interrupts:  # 2 s
-        time.sleep(0.1)
-        assert interrupts.due(saving=1.0, failed_saves=0) == (0, False, False)
-        assert interrupts.due(saving=1.9, failed_saves=0) == (0, True, False)
+class Clock:
+    """Stands for time.monotonic."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
-def test_what_came_before_the_first_step_is_not_taken_for_a_step():
-    with Interrupts(ALONE, 2 / 60, 3) as interrupts:  # 2 s
-        time.sleep(1)
-        interrupts.begin()
-        assert interrupts.due(saving=0.5, failed_saves=0) == (0, False, False)  # 1 + 0.5 s of 2
-        assert interrupts.longest < 0.5
+def test_the_time_is_up_before_a_save_would_pass_the_limit(monkeypatch):
+    clock = Clock(monkeypatch)
+    with Interrupts(ALONE, 2, 3) as interrupts:  # 120 s
+        clock.now = 10
+        assert interrupts.due(saving=90, failed_saves=0) == (0, False, False)  # the first 10 s count as a step
+        assert interrupts.due(saving=101, failed_saves=0) == (0, True, False)
+
+
+def test_the_longest_step_so_far_is_kept_in_reserve(monkeypatch):
+    clock = Clock(monkeypatch)
+    with Interrupts(ALONE, 2, 3) as interrupts:  # 120 s
+        clock.now = 60
+        interrupts.begin()  # what came before the first step is not a step
+        due = []
+        for clock.now in (61, 81, 82, 99, 101):
+            due.append(interrupts.due(0, 0)[1])
+    assert due == [False, False, False, False, True]  # 101 + 20 s
 
 
 def test_saves_that_fail_too_often():
     with Interrupts(ALONE, 0, 3) as interrupts:
         assert interrupts.due(0, failed_saves=2) == (0, False, False)
         assert interrupts.due(0, failed_saves=3) == (0, False, True)
-
-
-def test_the_longest_step_so_far_is_kept_in_reserve(monkeypatch):
-    now = iter([0, 0, 0, 50, 52, 70, 71])  # seconds: made, entered, begun, then the ends of steps
-    monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    with Interrupts(ALONE, 2, 3) as interrupts:  # 120 s
-        interrupts.begin()
-        assert [interrupts.due(0, 0)[1] for _ in range(4)] == [False, False, False, True]  # 71 + 50 s
-
-
-def test_handlers_are_put_back():
-    mine = lambda *_: None  # noqa: E731
-    before = signal.signal(signal.SIGUSR1, mine)
-    with Interrupts(ALONE, 0, 3):
-        assert signal.getsignal(signal.SIGUSR1) != mine
-    assert signal.signal(signal.SIGUSR1, before) is mine
 
 
 def test_a_launcher_that_died_stops_the_run_as_a_hangup(monkeypatch):
