@@ -24,7 +24,7 @@ train: $(VENV)/.installed
 	@echo '       (in this shell first: . $(VENV)/bin/activate)'
 
 bench: $(VENV)/.installed
-	python tests/performance/table.py $(FLAGS)
+	python benchmarks/table.py $(FLAGS)
 
 # two test processes share the cores
 test test-all: export OMP_WAIT_POLICY := passive

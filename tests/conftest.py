@@ -10,6 +10,7 @@ import pytest
 import torch
 from fresh import reset_accelerate
 from hub_server import Hub
+from huggingface_hub import constants, hf_api
 from zygote import ROOT, Zygote
 
 from data_prep import writer
@@ -95,8 +96,18 @@ def chat_run(tmp_path, chat_data, make_run) -> Path:
 
 
 @pytest.fixture
-def hub():
+def hub(tmp_path, monkeypatch):
+    """A local Hub, to which this process is led, with an empty cache and as the user alice."""
     with Hub() as hub:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template[template.index("/{") :])
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+        for name, value in hub.environment("hf_alice", tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
         yield hub
 
 

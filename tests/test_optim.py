@@ -1,7 +1,5 @@
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -109,12 +107,17 @@ def test_stacked_matrices_are_orthogonalized_one_by_one():
     torch.testing.assert_close(stacked, torch.cat(parts))
 
 
-def on_processes(number: int, directory: Path) -> list[dict]:
-    """What tests/integration/muon.py finds on each process."""
-    command = [sys.executable, Path(__file__).with_name("integration") / "muon.py", number, directory]
-    done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+@pytest.fixture
+def on_processes(zygote, tmp_path):
+    """What tests/integration/muon.py finds on each of some processes."""
+
+    def run(number: int) -> list[dict]:
+        script = Path(__file__).with_name("integration") / "muon.py"
+        done = [program.wait() for program in zygote.ranks(number, script, tmp_path, cwd=tmp_path)]
+        assert [each.returncode for each in done] == [0] * number, done[0].stderr
+        return [json.loads(each.stdout) for each in done]
+
+    return run
 
 
 # torch 2.6 shards on CUDA only
@@ -122,18 +125,18 @@ sharding = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), rea
 
 
 @sharding
-def test_two_processes_each_orthogonalize_half_and_agree_with_one(tmp_path):
+def test_two_processes_each_orthogonalize_half_and_agree_with_one(on_processes):
     """Of 9, 6, 3 and 3 matrices of a shape, one of them at most 5, 3, 2 and 2."""
-    found = on_processes(2, tmp_path)
+    found = on_processes(2)
     assert all(each[kind]["difference"] < 1e-6 for each in found for kind in ("copies", "shards"))
     assert [each["copies"]["matrices"] for each in found] == [12, 12]  # each share is as large as the largest
     assert sorted(each["shards"]["matrices"] for each in found) == [9, 12]
 
 
 @sharding
-def test_momentum_moves_between_two_three_and_one_process(tmp_path):
+def test_momentum_moves_between_two_three_and_one_process(on_processes):
     for number, shares in ((2, [9, 12]), (3, [7, 7, 7]), (1, [21])):
-        found = on_processes(number, tmp_path)
+        found = on_processes(number)
         assert all(each[kind]["difference"] < 1e-6 for each in found for kind in ("copies", "shards"))
         assert sorted(each["shards"]["matrices"] for each in found) == shares
 

@@ -11,7 +11,7 @@ Two ways are used, neither of which touches parameters, their names or gradient 
   signature: `attention.attention = fast_attention`.
 
 Each part gives the same values and gradients as torch up to rounding (tests/test_cpu.py); dropout draws other random
-numbers. Outside of training all but `pack` call torch's own functions. `python tests/performance/cpu_parts.py` measures
+numbers. Outside of training all but `pack` call torch's own functions. `python benchmarks/cpu_parts.py` measures
 each part; LOG.md has the results.
 """
 

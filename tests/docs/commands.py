@@ -257,6 +257,6 @@ def every_flag() -> frozenset[str]:
     for path in sorted((ROOT / "data_prep").glob("*.py")):
         if '__name__ == "__main__"' in path.read_text(encoding="utf-8"):
             flags |= flags_of(parser_of(f"data_prep.{path.stem}"))
-    scripts = ("recipes/eval_gpt2.py", "recipes/scaling.py", "tests/mutations.py", "tests/device/report.py")
-    scripts += tuple(f"tests/performance/{name}.py" for name in ("against_nanogpt", "sampling", "table"))
+    scripts = ("recipes/eval_gpt2.py", "recipes/scaling.py", "benchmarks/device_report.py")
+    scripts += tuple(f"benchmarks/{name}.py" for name in ("against_nanogpt", "sampling", "table"))
     return frozenset(flags.union(*(flags_of(parser_of(script)) for script in scripts)))

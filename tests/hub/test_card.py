@@ -79,16 +79,16 @@ def test_the_command_is_that_of_the_recipe_without_what_concerns_the_machine(sou
     assert "\n```bash\naccelerate launch mine.py --n_layer=2 --data=d --seed 2\n```\n" in readme
 
 
-def test_a_recipe_stores_its_command(tmp_path, data):
+def test_a_recipe_stores_its_command(zygote, tmp_path, data):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
         "from nanogpt import GPTConfig, TrainConfig, train\n"
         "model = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16)\n"
         f"train.main(model, TrainConfig(data={str(data)!r}, out_dir='out', batch_size=2, warmup_iters=0))\n"
     )
-    command = [sys.executable, str(recipe), "--max_iters=1", "--device=cpu"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=tmp_path)
-    assert card.read(tmp_path / "out" / "last").command == command[1:]
+    command = [str(recipe), "--max_iters=1", "--device=cpu"]
+    assert zygote.run(*command, cwd=tmp_path).returncode == 0
+    assert card.read(tmp_path / "out" / "last").command == command
 
 
 def test_a_model_that_chats_shows_its_template(chat_run, tmp_path):

@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -54,14 +53,12 @@ def test_a_mistake_is_one_line(flags, message, data, tmp_path, monkeypatch, caps
     assert message in said
 
 
-def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text):
-    writer.write(tmp_path / "data", text, "bytes", 0.1, "made up")
-    flags = "--data=data --out_dir=out --depths=1,2,3 --aspect_ratio=8 --block_size=16 --tokens_per_parameter=0.5"
-    flags += " --device=cpu --precision=fp32 --threads=1 --sample_tokens=2 --log_interval=1000 --seeds=1"
+LADDER = "--data=data --out_dir=out --depths=1,2,3 --aspect_ratio=8 --block_size=16 --tokens_per_parameter=0.5"
+LADDER += " --device=cpu --precision=fp32 --threads=1 --sample_tokens=2 --log_interval=1000 --seeds=1"
 
-    def ladder(*more: str):
-        command = [sys.executable, scaling.__file__, *flags.split(), *more]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+
+def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text, recipe):
+    writer.write(tmp_path / "data", text, "bytes", 0.1, "made up")
 
     def trained(name: str) -> list[float]:
         """The losses of a rung's runs, by their seeds."""
@@ -69,7 +66,7 @@ def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text):
         assert {result["reason"] for result in results} == {"finished"}
         return [result["val_loss"] for result in results]
 
-    done = ladder("--check")
+    done = recipe("scaling", *LADDER.split(), "--check")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "scaling.json").read_text())
     assert [rung["depth"] for rung in found["rungs"]] == [1, 2, 3]
@@ -79,7 +76,7 @@ def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text):
         assert rung["val_loss"] == pytest.approx(np.mean(trained(name)), abs=0.05)
     assert len(set(trained("depth-1"))) == 3  # of three seeds
     assert (tmp_path / "out" / "scaling.png").read_bytes().startswith(b"\x89PNG")
-    again = ladder()
+    again = recipe("scaling", *LADDER.split())
     assert again.returncode == 0 and "seed" not in again.stdout  # nothing is trained anew
-    other = ladder("--grad_clip=5")
+    other = recipe("scaling", *LADDER.split(), "--grad_clip=5")
     assert other.returncode == 2 and "out/depth-1-seed1337 holds a run with grad_clip=1.0, not 5.0" in other.stderr

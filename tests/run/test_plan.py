@@ -1,9 +1,8 @@
 """The plan against arithmetic on paper, and against what a step really takes."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,56 +46,24 @@ def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
     assert plan.memory(config, TrainConfig(batch_size=16, device="cpu"), "fp32")["activations"] < sizes[1] / 2
 
 
-MEASURE = """
-import sys, threading, time
-import psutil, torch
-from nanogpt import GPT, GPTConfig, TrainConfig, plan
-from nanogpt.cpu import keep_freed_memory, speed_up
-from nanogpt.optim import make_optimizers
-
-def steps(config, train, n):
-    model = speed_up(GPT(config))
-    optimizers = make_optimizers(model, train)
-    idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
-    for _ in range(n):
-        model(idx, idx).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-
-config, train = eval(sys.argv[1])
-estimated = sum(plan.memory(config, train, "fp32").values())
-keep_freed_memory()
-steps(GPTConfig(vocab_size=64, block_size=8, n_layer=1, n_head=1, n_embd=8), train, 1)  # what torch itself takes
-process = psutil.Process()
-base, peak, done = process.memory_info().rss, 0, False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, process.memory_info().rss - base)
-        time.sleep(0.002)
-thread = threading.Thread(target=watch)
-thread.start()
-steps(config, train, 3)
-done = True
-thread.join()
-print(estimated, peak)
-"""
+MODELS = [  # of 0.8, 25 and 30 million parameters
+    ("vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128", "batch_size=64"),
+    ("vocab_size=1000, block_size=256, n_layer=8, n_head=8, n_embd=512", "batch_size=8"),
+    (
+        "vocab_size=50257, block_size=256, n_layer=6, n_head=6, n_embd=384, norm='rmsnorm', position='rope', "
+        "mlp='swiglu', qk_norm=True",
+        "batch_size=4, optimizer='muon'",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        "GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128), TrainConfig(batch_size=64)",
-        "GPTConfig(vocab_size=1000, block_size=256, n_layer=8, n_head=8, n_embd=512), TrainConfig(batch_size=8)",
-        "GPTConfig(vocab_size=50257, block_size=256, n_layer=6, n_head=6, n_embd=384, norm='rmsnorm', position='rope', "
-        "mlp='swiglu', qk_norm=True), TrainConfig(batch_size=4, optimizer='muon')",
-    ],
-    ids=["classic", "25M", "30M modern"],
-)
-def test_estimated_memory_is_within_15_percent_of_what_a_step_takes(settings):
-    done = subprocess.run([sys.executable, "-c", MEASURE, settings], capture_output=True, text=True, timeout=300)
+LARGE = [pytest.param(*model, marks=pytest.mark.nightly) for model in MODELS[1:]]
+
+
+@pytest.mark.parametrize("model, train", [MODELS[0], *LARGE])
+def test_estimated_memory_is_within_15_percent_of_what_a_step_takes(zygote, tmp_path, model, train):
+    script = Path(__file__).with_name("step_memory.py")
+    done = zygote.run(script, f"GPTConfig({model})", f"TrainConfig({train})", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     estimated, measured = map(int, done.stdout.split())
     assert estimated == pytest.approx(measured, rel=0.15)
