@@ -39,7 +39,7 @@ def test_reading_in_pieces_equals_reading_at_once(config):
 
 
 @SHAPES
-def test_a_cache_of_fixed_shapes_draws_the_same_past_block_size_too(config, monkeypatch):
+def test_a_cache_of_fixed_shapes_draws_the_same(config, monkeypatch):
     steps = []
     monkeypatch.setattr(torch, "compile", lambda step, **options: lambda *args: steps.append(1) or step(*args))
     model = random_model(config)
@@ -50,7 +50,7 @@ def test_a_cache_of_fixed_shapes_draws_the_same_past_block_size_too(config, monk
     assert len(steps) == 7  # every token but the prompt
 
 
-def test_a_compiled_step_draws_the_same_and_is_compiled_once_for_all_lengths():
+def test_a_compiled_step_draws_the_same_and_is_compiled_once():
     model = random_model(dataclasses.replace(QWEN3, n_layer=1))
     counters.clear()
     for idx in (prompts(n) for n in (1, 5, 16, 40)):

@@ -49,7 +49,7 @@ def test_the_result_is_without_dropout_and_for_any_batch_size(model):
     assert evaluate(gpt, dataset, 1000)["val_loss"] == pytest.approx(whole, abs=1e-6)
 
 
-def test_the_sampled_estimate_is_near_the_whole_and_depends_on_its_seed(model):
+def test_the_sampled_estimate_is_near_the_whole_by_seed(model):
     gpt, dataset = model
     whole = evaluate(gpt, dataset, 8)["val_loss"]
     estimates = [evaluate(gpt, dataset, 8, eval_iters=10, seed=seed)["val_loss"] for seed in (1, 1, 2)]
@@ -82,7 +82,7 @@ def test_shares_of_three_processes_add_up_to_those_of_one(model, eval_iters):
     assert eval_iters or totals[0][1] == len(dataset.tokens) - 1
 
 
-def test_what_check_raises_ends_the_evaluation_and_restores_the_mode(model):
+def test_what_check_raises_ends_it_and_restores_the_mode(model):
     gpt, dataset = model
     calls = []
 

@@ -197,7 +197,7 @@ def test_values_not_finite_are_named_with_the_step_to_go_back_to(tmp_path, name,
         checkpoint.restore(spoilt[1], model, optimizers)
 
 
-def test_moments_in_another_precision_are_restored_in_the_weights_own(tmp_path):
+def test_moments_are_restored_in_the_precision_of_the_weights(tmp_path):
     model, optimizers = trained(1, "adamw")
     path = save(tmp_path, 1, model, optimizers)
     forge(path / OPTIMIZER, cast(torch.float64))

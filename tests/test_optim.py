@@ -100,7 +100,7 @@ def test_stacked_matrices_are_orthogonalized_one_by_one():
 
 # torch 2.6 shards on CUDA only
 @pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="no FSDP2 on this torch's CPU")
-def test_muon_shares_matrices_among_processes_and_moves_its_momentum(zygote, tmp_path):
+def test_muon_on_processes_shares_matrices_and_moves_momentum(zygote, tmp_path):
     """Of 9, 6, 3 and 3 matrices of a shape: each share is as large as the largest, and the updates are one process's.
 
     Each number of processes continues from the momentum that the one before it has saved.
@@ -219,7 +219,7 @@ def test_the_optimizer_gets_the_clipped_gradient(make_run, monkeypatch, grad_cli
     assert norms == [pytest.approx(grad_clip or run.grad_norm.item(), rel=1e-3)]
 
 
-def test_learning_rate_and_dropout_follow_from_step_and_micro_batch(make_run):
+def test_learning_rate_and_dropout_follow_from_the_step(make_run):
     run = make_run(gradient_accumulation_steps=2, warmup_iters=3, learning_rate=0.4)
     run.begin()
     seen = set()

@@ -80,7 +80,7 @@ def test_top_k_and_top_p_keep_the_likeliest(options, kept):
     assert filter_logits(logits, **options).isfinite()[0].tolist() == [True] * kept + [False] * (5 - kept)
 
 
-def test_draws_follow_the_softmax_of_the_logits_over_the_temperature():
+def test_draws_follow_the_softmax_at_the_temperature():
     model = random_model(GPT2)
     drawn = generate(model, ONE.expand(4000, 1), 1, temperature=2.0, seed=1)[:, 1]
     expected = (model(ONE)[0, 0] / 2).softmax(-1)
@@ -161,7 +161,7 @@ def test_a_sample_ends_with_eos_and_the_batch_with_its_last_sample(use_cache):
 
 
 @pytest.mark.parametrize("ends", [{"eot_id": 2, "special": {}}, {"eot_id": None, "special": {"<|im_end|>": 2}}])
-def test_a_text_amid_training_ends_with_eos_and_every_token_is_checked(monkeypatch, ends):
+def test_a_text_amid_training_ends_with_eos_and_checks_each_token(monkeypatch, ends):
     tokens, calls = [1, 0, 2, 0], []
     monkeypatch.setattr(sample_module, "stream", lambda *args, **options: (torch.tensor([t]) for t in tokens))
     tokenizer, model = SimpleNamespace(**ends, decode=lambda ids: " ".join(map(str, ids))), random_model(GPT2)

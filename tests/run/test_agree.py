@@ -85,7 +85,7 @@ def test_a_mistake_of_one_process_is_raised_on_all():
                 raise ValueError(mine)
 
 
-def test_the_others_do_not_begin_where_the_main_process_fails_first():
+def test_the_others_do_not_begin_if_the_main_process_fails():
     begun = []
     for peers in agreeing(["no such data", None], first=0):
         with pytest.raises(ValueError, match="no such data"), peers.in_agreement(main_first=True):

@@ -31,7 +31,7 @@ def test_a_device_that_the_launcher_overrules_is_an_error(make_run, monkeypatch)
         make_run(device="cuda", precision="fp32")
 
 
-def test_accelerate_is_asked_for_the_share_of_a_process_and_the_timeout(monkeypatch):
+def test_accelerate_is_asked_for_a_share_and_the_timeout(monkeypatch):
     asked = {}
     found = SimpleNamespace(num_processes=2, device=torch.device("cpu"), distributed_type=DistributedType.NO)
     monkeypatch.setenv("WORLD_SIZE", "2")

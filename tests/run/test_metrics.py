@@ -1,6 +1,7 @@
 """The files of metrics and samples hold each step once, whatever happens to the run; a failing tracker is a warning."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -35,34 +36,29 @@ def done(make_run, capsys) -> train.Run:
     return run
 
 
-class Disk:
+class Disk(io.BytesIO):
     """A file on a disk with `room` for some bytes."""
 
-    def __init__(self, room: int):
-        self.room, self.content = room, b""
+    room = 20
 
     def write(self, data: bytes) -> int:
         if not self.room:
             raise OSError(28, "No space left on device")
         taken = data[: self.room]
         self.room -= len(taken)
-        self.content += taken
-        return len(taken)
-
-    def close(self):
-        pass
+        return super().write(taken)
 
 
 def test_lines_that_a_full_disk_does_not_take_are_written_later(tmp_path):
     said = []
     written = metrics.LineFile(tmp_path / "metrics.jsonl", 0, said.append)
-    written.file = disk = Disk(room=20)
+    written.file = disk = Disk()
     for step in range(3):
         written.write({"step": step, "loss": 0.5})
     assert len(said) == 1 and "No space left" in said[0]
     disk.room = 1000
-    written.close()
-    assert [json.loads(line)["step"] for line in disk.content.splitlines()] == [0, 1, 2]
+    written.write()
+    assert [json.loads(line)["step"] for line in disk.getvalue().splitlines()] == [0, 1, 2]
 
 
 DAMAGED = ["5", "[1]", '{"a": 1}', '{"step": "one"}', '{"step": NaN}', "[" * 100_000, "\x00garbage\xff", "null"]
@@ -189,7 +185,7 @@ def test_the_curve_of_later_checkpoints_is_kept_if_a_run_goes_back(make_run, don
     assert steps(run) == [0, 2]
 
 
-def test_an_earlier_checkpoint_is_evaluated_again_without_a_change_of_the_run(make_run, done):
+def test_evaluating_an_earlier_checkpoint_changes_no_file(make_run, done):
     names = (metrics.METRICS, metrics.SAMPLES, checkpoint.CONFIG)
     before = [(done.out_dir / name).read_bytes() for name in names]
     make_run(max_iters=0, resume=str(done.out_dir / "step-000002"), learning_rate=1.0).train()
@@ -209,7 +205,7 @@ def test_metrics_and_samples_are_synced_with_each_checkpoint(make_run, monkeypat
     assert synced[lines.st_ino] == lines.st_size and synced[samples.st_ino] > 0
 
 
-def test_files_that_a_failing_disk_has_emptied_are_named_and_rebuilt(make_run, done, capsys):
+def test_files_that_a_disk_has_emptied_are_named_and_rebuilt(make_run, done, capsys):
     for name in (metrics.METRICS, metrics.SAMPLES, checkpoint.CONFIG):
         (done.out_dir / name).write_bytes(b"")
     run = make_run(max_iters=6, eval_interval=2, log_interval=1, resume="auto")
@@ -320,7 +316,7 @@ def test_wandb_is_offline_without_a_key(monkeypatch, key, mode):
     assert metrics.os.environ.get("WANDB_MODE") == mode
 
 
-def test_a_resumed_run_continues_in_trackers_and_wandbs_variables_come_first(tmp_path, monkeypatch):
+def test_a_resumed_run_continues_in_its_trackers(tmp_path, monkeypatch):
     started, out = [], tmp_path / "search" / "wide"
     out.mkdir(parents=True)
     accelerator = SimpleNamespace(is_main_process=True, log_with=["wandb", "trackio"], trackers=[])
