@@ -148,21 +148,11 @@ def test_names_in_the_manifest_lead_nowhere(one, tmp_path):
     assert secret.read_text() == "x"
 
 
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("step", "../../x"),
-        ("step", True),
-        ("step", -1),
-        ("step", 10**30),
-        ("train_seconds", float("nan")),
-        ("train_seconds", [[[]]]),
-        ("tokens", None),
-        ("best_val_loss", "low"),
-        ("loss_scale", float("inf")),
-        ("loss_scale_steps", 1.5),
-    ],
-)
+WRONG = {"step": ["../../x", True, -1, 10**30], "train_seconds": [float("nan"), [[[]]]], "tokens": [None]}
+WRONG |= {"best_val_loss": ["low"], "loss_scale": [float("inf")], "loss_scale_steps": [1.5]}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in WRONG.items() for value in values])
 def test_a_state_of_wrong_types_is_named(tmp_path, name, value):
     whole = {"step": 1, "tokens": 2, "train_seconds": 0.5, "skipped_steps": 0}
     whole |= {"evaluated_step": None, "best_val_loss": 2.5, "best_step": 1}

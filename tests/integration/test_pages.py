@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import chromium
@@ -78,16 +79,21 @@ def train(data: Path, out: Path, *settings):
     return process(ROOT / "recipes" / "shakespeare.py", *SMALL, f"--data={data}", f"--out_dir={out}", *settings)
 
 
+def line(step: int, **values) -> dict:
+    return {"step": step, "tokens": step, "train_seconds": step} | values
+
+
+def write_metrics(run: Path, lines: Iterable[dict]) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 @pytest.fixture
 def hostile_run(tmp_path) -> Path:
     """A run from elsewhere whose name, settings and sample are HTML and script; its training loss became NaN."""
     run = tmp_path / "out" / HOSTILE_NAME.replace("/", "")
-    run.mkdir(parents=True)
-    lines = [{"step": s, "tokens": 64 * s, "train_seconds": s, "train_loss": 5 - s / 9} for s in range(10)]
-    lines += [
-        {"step": 10, "tokens": 640, "train_seconds": 10, "val_loss": 4.0, HOSTILE_TEXT: 1, "train_loss": float("nan")}
-    ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [line(step, train_loss=5 - step / 9) for step in range(10)]
+    write_metrics(run, [*lines, line(10, val_loss=4.0, train_loss=float("nan")) | {HOSTILE_TEXT: 1}])
     (run / "samples.jsonl").write_text(json.dumps({"step": 10, "text": HOSTILE_TEXT}) + "\n")
     (run / "config.json").write_text(json.dumps({"train": {HOSTILE_TEXT: HOSTILE_TEXT, "learning_rate": 1}}))
     return run
@@ -132,17 +138,12 @@ def test_the_dashboard_follows_a_run_beside_a_hostile_one(page, tmp_path, data, 
 
 def test_crowded_runs_leave_the_others_their_place(page, tmp_path):
     for name, more in {"good": {}, "many": {f"metric {i}": i for i in range(5000)}, "z\u202egpj\x1b[2J": {}}.items():
-        more |= {"constructor": 1}
-        lines = [{"step": s, "tokens": s, "train_seconds": s, "val_loss": 4 - s} | more for s in (1, 2)]
-        if name == "many":
-            lines += [{"step": 3, "tokens": 3, "train_seconds": 3, "val_loss": float("nan"), "mfu": 1e300}]
+        lines = [line(step, val_loss=4 - step, constructor=1) | more for step in (1, 2)]
+        lines += [line(3, val_loss=float("nan"), mfu=1e300)] if name == "many" else []
         # a value that cannot be counted up to in steps of its axis
-        lines += [{"step": 4, "tokens": 4, "train_seconds": 4, "lr": value} for value in (1e300, 1e300 + 2e284)]
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_metrics(tmp_path / name, [*lines, line(4, lr=1e300), line(4, lr=1e300 + 2e284)])
     for i in range(30):
-        (tmp_path / f"bad {i}").mkdir()
-        (tmp_path / f"bad {i}" / "metrics.jsonl").write_text('{"step": 1, "train_loss": NaN}\n')
+        write_metrics(tmp_path / f"bad {i}", [{"step": 1, "train_loss": float("nan")}])
     with process("-m", "nanogpt", "dashboard", tmp_path) as lines:
         page.goto(address(lines))
         loss = page.locator("figure[data-lines='3']").first  # the validation loss of three runs
@@ -160,11 +161,8 @@ def test_crowded_runs_leave_the_others_their_place(page, tmp_path):
 
 
 def test_the_dashboard_zooms_in_a_run_of_100_000_points(page, tmp_path):
-    (tmp_path / "long").mkdir()
-    with open(tmp_path / "long" / "metrics.jsonl", "w") as file:
-        for step in range(100_000):
-            line = {"step": step, "tokens": step, "train_seconds": step, "train_loss": 4 - step / 50_000, "lr": 1e-3}
-            file.write(json.dumps(line | {"grad_norm": 50.0 if step == 54_321 else step % 7 / 7}) + "\n")
+    losses = (line(step, train_loss=4 - step / 50_000, grad_norm=step % 7 / 7) for step in range(100_000))
+    write_metrics(tmp_path / "long", losses)
     with process("-m", "nanogpt", "dashboard", tmp_path) as lines:
         page.goto(address(lines))
         page.locator("figure[data-end='99999']").first.wait_for()
