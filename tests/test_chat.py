@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conversations import talk, talks
-from test_model import randomize
+from helpers import randomize
 
 from nanogpt import GPT, GPTConfig, chat
 from nanogpt.data.tokenizer import END, START, ByteTokenizer, CharTokenizer, get_tokenizer, load_tokenizer
