@@ -25,6 +25,7 @@ def test_a_run_is_repeated_exactly_from_its_config(data, tmp_path, monkeypatch, 
     assert results[0]["val_loss"] == results[1]["val_loss"] and results[0]["settings"]["seed"] == 7
     settings = [json.loads((tmp_path / name / "config.json").read_text()) for name in "ab"]
     for each in settings:
+        assert each["command"][0] == RECIPE
         assert f"--out_dir={each['train']['out_dir']}" in [w.replace("out-dir", "out_dir") for w in each["command"]]
         del each["train"]["out_dir"], each["command"]  # which differ
     assert settings[0] == settings[1]
