@@ -1,3 +1,5 @@
+"""`nanogpt check-data`: what it counts is so, and it warns of what will go wrong and of nothing else."""
+
 import json
 import random
 import re
@@ -74,16 +76,14 @@ def test_good_data_has_no_warnings(tmp_path, noise):
         (lambda n: (n[:200_000], n[150_000:]), {}, "3[345]% of the validation text is in the training text"),
         (lambda n: (n[:100_000] % 5, n[100_000:] % 5), {}, "only 5 of 257 tokens of the vocabulary occur"),
         (lambda n: (np.minimum(n[:100_000], 126), n[100_000:]), {}, "a single document is 100% of the text"),
+        (lambda n: (n[:250_000], n[250_000:]), {"documents": 0}, "all text is one document"),
     ],
 )
 def test_what_will_go_wrong_is_warned_of(tmp_path, noise, change, options, message):
-    _, warnings = report(random_data(tmp_path / "d", *change(noise)), **options)
+    counted = {name: options[name] for name in options if name == "documents"}
+    directory = random_data(tmp_path / "d", *change(noise), **counted)
+    _, warnings = report(directory, **{name: options[name] for name in options if name not in counted})
     assert any(re.search(message, warning) for warning in warnings), warnings
-
-
-def test_a_single_document_is_warned_of(tmp_path, noise):
-    directory = random_data(tmp_path / "d", noise[:250_000], noise[250_000:], documents=0)
-    assert any("all text is one document" in warning for warning in report(directory)[1])
 
 
 def test_a_text_without_passages_repeats_nothing(tmp_path):
@@ -114,16 +114,12 @@ def test_a_passage_may_end_with_its_document_but_not_reach_into_the_next():
     assert 10 < len(found.places) < 50  # one in 16 of the 400
 
 
-def test_files_that_were_changed_are_found_by_their_sha256(tmp_path, text, capsys):
-    writer.write(tmp_path / "data", text, "char", 0.1, "made up")
-    main(["check-data", str(tmp_path / "data"), "--sha256"])
-    assert capsys.readouterr().out.count(", as written") == 2
-    with open(tmp_path / "data" / "val.bin", "r+b") as file:
+def test_files_that_were_changed_are_found_by_their_sha256(data, command, refused):
+    assert command("check-data", data, "--sha256").count(", as written") == 2
+    with open(data / "val.bin", "r+b") as file:
         file.write(b"\2\0\1\0")
-    with pytest.raises(SystemExit) as stopped:
-        main(["check-data", str(tmp_path / "data"), "--sha256"])
-    assert stopped.value.code == 2
-    assert "the val split was changed: its SHA-256 is" in capsys.readouterr().err
+    said = refused(main, ["check-data", str(data), "--sha256"])
+    assert "val" in said and "SHA-256" in said
 
 
 def test_shards_are_examined_as_one(tmp_path, monkeypatch, text):
@@ -181,7 +177,7 @@ def misspelt(text: str, every: int = 25) -> str:
 
 @pytest.mark.parametrize("name", ["bytes", "char"])
 @pytest.mark.parametrize("change", [str, disguised, misspelt])
-def test_a_single_validation_document_that_is_training_text_too_is_found_though_disguised(tmp_path, name, change):
+def test_a_single_document_of_both_splits_is_found_though_disguised(tmp_path, name, change):
     documents = made_up(400)
     tokenizer, train, val = tokenizer_for(name, documents), documents[:300], documents[300:]
     assert report(write_splits(tmp_path / "clean", tokenizer, train, val))[1] == []
@@ -191,19 +187,23 @@ def test_a_single_validation_document_that_is_training_text_too_is_found_though_
     assert len(warnings) == 1 and leaked[name] in warnings[0]
 
 
-def test_short_documents_on_both_sides_are_found_and_very_short_ones_are_no_copies(tmp_path):
-    train, val = made_up(300, 1), made_up(100, 2)
-    short = "A remark of three lines is repeated word for word on both sides."
-    yes = write_splits(tmp_path / "yes", ByteTokenizer(), [*train, "Yes."], [*val, "yes"])
-    assert report(yes)[1] == []
-    _, warnings = report(write_splits(tmp_path / "both", ByteTokenizer(), [*train, short], [*val, short.upper()]))
-    assert [warning[:45] for warning in warnings] == ["1 of 101 validation documents are also traini"]
+SHORT = "A remark of three lines is repeated word for word on both sides."
 
 
-def test_an_excerpt_of_a_training_document_is_no_copy_of_it(tmp_path):
+@pytest.mark.parametrize(
+    "more, copies",
+    [
+        (lambda train: ("Yes.", "yes"), 0),  # too short to be a copy
+        (lambda train: (SHORT, SHORT.upper()), 1),
+        (lambda train: (SHORT, train[7][:600]), 0),  # an excerpt
+    ],
+    ids=["very short", "short", "excerpt"],
+)
+def test_short_documents_are_copies_and_excerpts_are_not(tmp_path, more, copies):
     train, val = made_up(300, 1), made_up(100, 2)
-    excerpt = write_splits(tmp_path / "d", ByteTokenizer(), train, [*val, train[7][:600]])
-    assert report(excerpt)[1] == []
+    a, b = more(train)
+    _, warnings = report(write_splits(tmp_path / "d", ByteTokenizer(), [*train, a], [*val, b]))
+    assert [warning.split(" are ")[0] for warning in warnings] == ["1 of 101 validation documents"] * copies
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_an_excerpt_of_a_training_document_is_no_copy_of_it(tmp_path):
         (misspelt, r"(2\d|30)% of the training text are near copies of other documents, which --dedup keeps"),
     ],
 )
-def test_copies_of_training_documents_are_told_from_near_copies_which_dedup_keeps(tmp_path, change, message):
+def test_copies_are_told_from_near_copies_which_dedup_keeps(tmp_path, change, message):
     train = made_up(300, 1)
     copied = [*train, *map(change, train[100:200])]
     _, warnings = report(write_splits(tmp_path / "d", ByteTokenizer(), copied, made_up(100, 2)))
@@ -229,16 +229,13 @@ def test_what_all_documents_begin_with_is_repeated_text_but_no_copy(tmp_path):
     assert any("repeated in other documents, which --dedup keeps" in warning for warning in warnings)
 
 
-def test_dedup_does_what_the_advice_says(tmp_path):
-    notes = tmp_path / "notes"
-    notes.mkdir()
+@pytest.mark.parametrize("dedup", [False, True])
+def test_dedup_does_what_the_advice_says(tmp_path, dedup):
+    (tmp_path / "notes").mkdir()
     for i, note in enumerate(made_up(120) * 2):
-        (notes / f"{i:03}.txt").write_text(note)
-    kinds = {}
-    for dedup in (False, True):
-        prepare([str(notes)], tmp_path / str(dedup), "bytes", 0.2, dedup=dedup, say=lambda text: None)
-        kinds[dedup] = any("try --dedup" in warning for warning in report(tmp_path / str(dedup))[1])
-    assert kinds == {False: True, True: False}
+        (tmp_path / "notes" / f"{i:03}.txt").write_text(note)
+    prepare([str(tmp_path / "notes")], tmp_path / "d", "bytes", 0.2, dedup=dedup, say=lambda text: None)
+    assert any("try --dedup" in warning for warning in report(tmp_path / "d")[1]) != dedup
 
 
 def two_bpes(tmp_path, text):
@@ -256,28 +253,17 @@ def test_tokens_of_another_tokenizer_are_found_and_nothing_else_is_said_of_them(
     assert not any("another tokenizer" in warning for warning in report(directory)[1])
     other.save(directory)
     (warning,) = report(directory)[1]
-    assert re.fullmatch(
-        r"only \d+% of the tokens are the same after decoding .* another tokenizer made these tokens; .*", warning
-    )
+    assert "another tokenizer" in warning
 
 
-def test_a_tokenizer_of_more_tokens_than_the_datas_is_another_one(tmp_path):
-    directory = write_splits(
-        tmp_path / "d", CharTokenizer.train("".join(made_up(400)) + "\n"), made_up(300), made_up(9)
-    )
-    ByteTokenizer().save(directory)
-    with pytest.raises(ValueError, match=r"tokenizer\.json is not the tokenizer of the tokens"):
-        report(directory)
-
-
-def test_tokens_that_the_tokenizer_does_not_have_are_one_line(tmp_path, text, capsys):
+def test_tokens_that_the_tokenizer_does_not_have_are_an_error(tmp_path, text, refused):
     directory, _ = two_bpes(tmp_path, text)
     ByteTokenizer().save(directory)
-    with pytest.raises(SystemExit) as stopped:
-        main(["check-data", str(directory)])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1
-    assert "tokenizer.json is not the tokenizer of the tokens" in error
+    assert "tokenizer.json is not the tokenizer" in refused(main, ["check-data", str(directory)])
+    fewer = write_splits(tmp_path / "f", CharTokenizer.train("".join(made_up(400)) + "\n"), made_up(300), made_up(9))
+    ByteTokenizer().save(fewer)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not the tokenizer"):
+        report(fewer)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.57])
@@ -300,12 +286,13 @@ def test_binary_text_is_told_by_its_control_characters(tmp_path, noise, strange,
     assert [warning.split("%")[1][:33] for warning in warnings] == [" of the characters are control ch"] * found
 
 
-@pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
+@pytest.mark.parametrize("tokenizer", ["char", pytest.param("gpt2", marks=pytest.mark.nightly)])
 def test_tiny_shakespeare_has_no_copies_and_no_leaks(tmp_path, shakespeare, gpt2_files, tokenizer):
     writer.write(tmp_path / "data", shakespeare.read_text(), tokenizer, 0.1, "made up")
     assert report(tmp_path / "data")[1] == []
 
 
+@pytest.mark.nightly
 def test_pythons_standard_library_has_nothing_to_warn_of(tmp_path):
     python_stdlib.prepare(tmp_path / "data", 1024, say=lambda text: None)
     assert report(tmp_path / "data")[1] == []

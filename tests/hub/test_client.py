@@ -65,7 +65,7 @@ def test_a_push_that_cannot_succeed_stops_before_any_work(hub, run, monkeypatch,
         monkeypatch.setenv(name, value) if name == "HF_TOKEN" else monkeypatch.setattr(constants, name, value)
     said = refused(main, ["push", run, repo])
     assert all(word in said for word in words.split())
-    assert not hub.lfs and not hub.repos
+    assert not hub.repos
 
 
 @pytest.mark.parametrize("endpoint, words", [(None, "does not exist"), ("http://127.0.0.1:9", "cannot be reached")])
