@@ -106,4 +106,4 @@ def test_without_a_prompt_a_sample_begins_with_a_known_token(tmp_path, command, 
     sample = ("sample", tmp_path / "run", "--max_new_tokens=5", "--temperature=0", "--ignore_eos")
     streamed, shown = command(*sample).removesuffix("\n"), json.loads(command(*sample, "--json"))
     assert shown["prompt"] == first and shown["samples"][0]["text"] == streamed and streamed.startswith(first)
-    assert len(re.findall(r"AA.|CAA|\[?\w+\]?", streamed)) == 5 + bool(first)
+    assert len(re.findall(r"AA.|CAA|</s>|\w+", streamed)) == 5 + bool(first)

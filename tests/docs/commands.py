@@ -62,7 +62,8 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 @lru_cache
 def every_flag() -> set[str]:
     """Those of a recipe, of the launcher, and whatever else our programs name in a string."""
-    parsers = settings_parser(GPTConfig(), TrainConfig(), ""), parser_of("accelerate launch")
+    parsers = [settings_parser(GPTConfig(), TrainConfig(), ""), parser_of("accelerate launch")]
+    parsers.append(parser_of("recipes/pretrain.py"))
     flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     for file in (file for file in FILES if file.endswith(".py") and not file.startswith("tests/docs/")):
         flags |= set(re.findall(r"[\"'](--[a-z][\w-]*)[\"'=]", (ROOT / file).read_text(encoding="utf-8")))
