@@ -73,7 +73,7 @@ def test_the_others_are_measured_in_the_precision_of_the_run(tmp_path, monkeypat
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def test_on_a_cpu_sampling_is_timed_with_packed_weights_and_not_compiled(tmp_path, monkeypatch):
+def test_on_a_cpu_sampling_is_timed_with_packed_weights(tmp_path, monkeypatch):
     packed = []
     monkeypatch.setattr(bench, "pack", lambda model, int8: packed.append(pack(model, int8, smallest=0)) or packed[-1])
     monkeypatch.setattr(bench, "X86", True)

@@ -105,7 +105,7 @@ def test_repeated_passages_are_found_wherever_they_stand():
     assert len(passages(noise[: PASSAGE - 1])[0]) == 0
 
 
-def test_a_passage_may_end_with_its_document_but_not_reach_into_the_next():
+def test_a_passage_does_not_reach_into_the_next_document():
     chance = random.Random(0)
     texts = ["".join(chance.choices("abcdefgh", k=PASSAGE)) + "\n" for _ in range(400)]
     tokenizer = ByteTokenizer()
@@ -188,7 +188,7 @@ DOCUMENTS = {  # training documents, validation documents: the only warning
 
 
 @pytest.mark.parametrize("what", DOCUMENTS)
-def test_copies_are_found_in_disguise_and_nothing_else_is_taken_for_one(tmp_path, what):
+def test_copies_are_found_in_disguise_and_nothing_else_is(tmp_path, what):
     train, val, message = DOCUMENTS[what]
     _, warnings = report(write_splits(tmp_path / "d", ByteTokenizer(), train, val))
     assert len(warnings) == bool(message) and all(re.match(message, warning) for warning in warnings), warnings
@@ -229,7 +229,7 @@ def two_bpes(tmp_path, text):
     return write_splits(tmp_path / "d", a, text.split("\n\n")[:400], text.split("\n\n")[400:]), b
 
 
-def test_tokens_of_another_tokenizer_are_found_and_nothing_else_is_said_of_them(tmp_path, text):
+def test_tokens_of_another_tokenizer_are_the_only_warning(tmp_path, text):
     directory, other = two_bpes(tmp_path, text)
     assert not any("another tokenizer" in warning for warning in report(directory)[1])
     other.save(directory)

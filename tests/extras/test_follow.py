@@ -121,7 +121,7 @@ def test_thinning_keeps_ends_and_peaks(run):
     assert [part.tolist() for part in thin(xs[:5], ys[:5], 600)] == [xs[:5].tolist(), ys[:5].tolist()]
 
 
-def test_a_part_of_a_curve_comes_in_all_detail_with_a_neighbour_on_each_side(tmp_path):
+def test_a_part_of_a_curve_has_all_detail_and_its_neighbours(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(line(step, lr=step) for step in range(2000)))
     run = FollowedRun(tmp_path, "run")
     run.update()

@@ -154,7 +154,7 @@ def test_gpt2s_encoding_is_held(tmp_path, make, request):
     assert found["tokenizer.ggml.eos_token_id"] == found["tokenizer.ggml.bos_token_id"] == end
 
 
-def test_where_no_token_ends_a_text_one_is_added_that_is_never_the_likeliest(tmp_path, capsys):
+def test_a_token_that_ends_texts_is_added_and_never_the_likeliest(tmp_path, capsys):
     make_checkpoint(tmp_path / "run", CASES["gpt2, untied, own n_inner"], CharTokenizer(CHARACTERS))
     to = to_gguf.export(tmp_path / "run", tmp_path / "model.gguf")
     reader, model = gguf.GGUFReader(to), load(tmp_path / "run")[0]

@@ -96,7 +96,7 @@ def test_texts_padded_on_the_left_have_the_logits_that_they_have_alone(tmp_path,
 
 
 @needs_onnx
-def test_the_embeddings_are_stored_once_beside_an_export_for_transformers(tmp_path, capsys):
+def test_embeddings_are_stored_once_beside_an_export(tmp_path, capsys):
     make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=20_000), CharTokenizer(MANY))
     to = tmp_path / "export"
     main(["export", str(tmp_path / "run"), "--to", str(to), "--format", "onnx", "--license", "mit"])

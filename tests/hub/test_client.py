@@ -84,7 +84,7 @@ def test_a_revision_is_pinned(hub, run, tmp_path):
     assert GPT.from_pretrained("alice/model").config.position == "learned"
 
 
-def test_a_recipe_pushes_at_its_end_and_asks_for_the_right_at_its_start(hub, data, tmp_path, monkeypatch, refused):
+def test_a_recipe_asks_for_the_right_first_and_pushes_last(hub, data, tmp_path, monkeypatch, refused):
     flags = "--device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max_iters=2".split()
     flags += [f"--data={data}", "--push_to_hub=alice/model"]
     monkeypatch.chdir(tmp_path)

@@ -111,7 +111,7 @@ def test_a_batch_is_padded_with_a_new_token_where_there_is_room(tmp_path, case):
     assert type(load(to)[1]) is CharTokenizer and load(to)[1].vocab_size == 70
 
 
-def test_an_unknown_character_is_read_as_a_known_one_and_the_card_says_so(tmp_path):
+def test_an_unknown_character_is_read_as_a_known_one(tmp_path):
     characters = CHARACTERS[:-1] + " "
     make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer("".join(sorted(characters))))
     to = export.export(tmp_path / "run", tmp_path / "export")

@@ -223,7 +223,7 @@ def test_weights_of_8_bits_leave_the_loss_nearly_as_it_is(monkeypatch):
 
 
 @needs_x86
-def test_a_layer_whose_outputs_cannot_be_cut_into_blocks_stays_as_it_is():
+def test_a_layer_that_cannot_be_cut_into_blocks_stays_as_it_is():
     config = GPTConfig(vocab_size=65, block_size=24, n_layer=1, n_head=1, n_embd=20)
     model, packed = make_model(config).eval(), pack(make_model(config).eval(), smallest=0)
     assert count_packed(packed) == 2  # up in the MLP, and the logits; 20 and 60 are no multiples of 8
