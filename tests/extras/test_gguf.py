@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from nanogpt import chat
 from nanogpt.cli import main
-from nanogpt.data import tokenizer_json
+from nanogpt.data import bpe
 from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, HFTokenizer
 from nanogpt.extras import gguf as to_gguf
 from nanogpt.hub import weights
@@ -105,7 +105,7 @@ def as_byte_level_bpe(found: dict) -> Tokenizer:
     tokens = found["tokenizer.ggml.tokens"]
     plain = [t for t, kind in zip(tokens, found["tokenizer.ggml.token_type"], strict=True) if kind == 1]
     vocab = {token: i for i, token in enumerate(tokens)} | {"ÿ": len(tokens), "ÿÿ": len(tokens) + 1}
-    vocab |= {part: len(vocab) + i for i, part in enumerate(tokenizer_json.byte_alphabet()) if part not in vocab}
+    vocab |= {part: len(vocab) + i for i, part in enumerate(bpe.byte_alphabet()) if part not in vocab}
     merges = [tuple(merge.split(" ")) for merge in found["tokenizer.ggml.merges"]]
     for a, b in merges:
         vocab.setdefault(a + b, len(vocab))
@@ -200,8 +200,8 @@ def test_tokenizers_that_llama_cpp_does_not_know_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"GGUF holds characters and byte-level BPE, but this tokenizer is Unigram"):
         exported(tmp_path, config, tokenizer)
     parts = {"model": {"type": "BPE", "merges": ["a b"]}, "decoder": {"type": "ByteLevel"}}
-    for pattern, name in ((r"\S+", None), (to_gguf.WORDS % r"\p{N}", "qwen2"), (tokenizer_json.GPT2_PATTERN, "gpt-2")):
-        parts["pre_tokenizer"] = tokenizer_json.byte_level_split(pattern)
+    for pattern, name in ((r"\S+", None), (to_gguf.WORDS % r"\p{N}", "qwen2"), (bpe.GPT2_PATTERN, "gpt-2")):
+        parts["pre_tokenizer"] = bpe.split_by(pattern)
         if name:
             assert to_gguf.name_split(parts) == name
         else:
