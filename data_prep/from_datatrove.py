@@ -21,9 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.writer import check_fraction, check_out, saved, token_dtype, write_json
-from nanogpt.data import tokenizer_json
 from nanogpt.data.files import write_atomic
-from nanogpt.data.tokenizer import FILE, get_tokenizer
+from nanogpt.data.tokenizer import FILE, get_tokenizer, sha256
 from nanogpt.data.tokens import Tokens
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
@@ -55,7 +54,7 @@ def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0
         meta["splits"][split] = {"files": [path.name for path in some]} | measure(Tokens(some, dtype), tokenizer)
     with write_atomic(directory / FILE) as file:
         file.write(content)
-    meta["tokenizer_sha256"] = tokenizer_json.sha256(directory)
+    meta["tokenizer_sha256"] = sha256(directory)
     write_json(directory / "meta.json", meta)
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
     say(f"data: {directory}: {len(paths)} files with {train:,} training tokens, {val:,} for validation")

@@ -13,9 +13,8 @@ import shutil
 from pathlib import Path
 
 from data_prep.writer import check_name, write_json
-from nanogpt.data import tokenizer_json
 from nanogpt.data.files import read_json
-from nanogpt.data.tokenizer import check_same
+from nanogpt.data.tokenizer import check_same, sha256
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
@@ -45,7 +44,7 @@ def merge(out: Path | str, others: list[Path | str] = (), say=print) -> dict:
         meta["splits"][split] = total | {"files": names}
         if total["tokens"] < 2:
             raise ValueError(f"the {split} split of {out} has {total['tokens']} tokens: that is too short")
-    meta["tokenizer_sha256"] = tokenizer_json.sha256(out)  # of a further directory it may be written differently
+    meta["tokenizer_sha256"] = sha256(out)  # of a further directory it may be written differently
     write_json(out / "meta.json", meta)
     for i in range(1, len(parts) + 1):
         (out / f"part-{i:05}.json").unlink()

@@ -31,10 +31,9 @@ from tqdm import tqdm
 
 from data_prep.documents import Corpus, Piece
 from data_prep.split import Split
-from nanogpt.data import tokenizer_json
 from nanogpt.data.files import read_json, sync, write_atomic
 from nanogpt.data.mixture import read_shares
-from nanogpt.data.tokenizer import EOT_NAMES, FILE, CharTokenizer, get_tokenizer
+from nanogpt.data.tokenizer import EOT_NAMES, FILE, CharTokenizer, get_tokenizer, sha256
 from nanogpt.run.lock import Lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
@@ -232,7 +231,7 @@ def finish(
     directory = out / f".tokenizer-{shard[0]:05}.tmp"  # a fixed name, which is found again after a kill
     with write_atomic(directory / FILE) as written:  # all is written before anything is replaced: the disk may be full
         written.write(saved(tokenizer))
-    meta["tokenizer_sha256"] = tokenizer_json.sha256(directory)
+    meta["tokenizer_sha256"] = sha256(directory)
     write_json(directory / name, meta)
     (out / name).unlink(missing_ok=True)  # the directory is incomplete until the new one is there
     for file in files.values():

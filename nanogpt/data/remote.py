@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanogpt.data.files import write_atomic
-from nanogpt.data.pickles import first_line
+from nanogpt.data.files import first_line, write_atomic
 from nanogpt.run.errors import waiting
 
 SHARD = 1 << 20  # bytes, a multiple of the size of a token

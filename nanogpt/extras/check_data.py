@@ -17,7 +17,6 @@ Counts are exact. The rest is measured on the first and last tokens of each spli
 
 import contextlib
 import hashlib
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.tokenizer import HFTokenizer, load_tokenizer
-from nanogpt.data.tokens import TokenDataset, Tokens, mix, read_meta
+from nanogpt.data.meta import largest_token, read_meta
+from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokens import TokenDataset, Tokens, hash64
 
 SAMPLE = 1 << 23  # tokens of a split that are read
 PASSAGE = 32  # letters and digits; a power of two
@@ -100,7 +100,7 @@ def require_own_tokenizer(directory: Path | str, meta: dict, tokenizer, splits: 
     """Raises ValueError if a token is not in tokenizer.json."""
     if tokenizer.vocab_size >= meta["vocab_size"]:
         return
-    largest = max(tokens.largest() for tokens in splits.values())
+    largest = max(largest_token(tokens.paths, tokens.dtype) for tokens in splits.values())
     if largest >= tokenizer.vocab_size:
         raise ValueError(
             f"{directory} has token {largest}, but its tokenizer.json has {tokenizer.vocab_size} tokens: "
@@ -158,10 +158,10 @@ def frequencies(counts: np.ndarray, tokenizer) -> str:
 
 def unknown_id(tokenizer) -> int | None:
     """The id of the unknown token, if the tokenizer has one."""
-    if not isinstance(tokenizer, HFTokenizer):
+    if tokenizer.characters:  # an unknown one is an error
         return None
-    model = json.loads(tokenizer.tokenizer.to_str())["model"]
-    named = tokenizer.tokenizer.token_to_id(model.get("unk_token") or "")
+    model = tokenizer.to_dict()["model"]
+    named = tokenizer.vocabulary.get(model.get("unk_token"))
     return named if model.get("unk_id") is None else model["unk_id"]
 
 
@@ -201,7 +201,7 @@ def passages(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         while length < PASSAGE:  # combines adjacent hashes into one of twice the length
             rolling = rolling[:-length] * np.uint64(factor) + rolling[length:]
             length, factor = 2 * length, factor * factor % 2**64
-        hashes = mix(rolling)
+        hashes = hash64(rolling)
         kept = np.flatnonzero(hashes % np.uint64(KEEP) == 0)
         found.append((hashes[kept], start + kept))
     hashes, places = zip(*found, strict=True)
