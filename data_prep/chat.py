@@ -26,17 +26,32 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import text
-from data_prep.documents import HALVES, PIECE, Corpus, NoColumn
+from data_prep.documents import PIECE, Corpus
+from data_prep.formats import SURROGATE
 from data_prep.inputs import is_records
 from data_prep.split import Split
-from data_prep.writer import TokenFile, check_fraction, check_name, finish, saved, token_dtype, writing
+from data_prep.writer import (
+    TokenFile,
+    check_fraction,
+    check_name,
+    finish,
+    saved,
+    token_dtype,
+    writing,
+)
 from nanogpt import chat
 from nanogpt.data.tokenizer import END, CharTokenizer, get_tokenizer
 from nanogpt.data.tokens import answers
 from nanogpt.run.flags import OneLineParser, within
 
 ROLES = {role: role for role in chat.ROLES}
-ROLES |= {"human": "user", "developer": "system", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+ROLES |= {
+    "human": "user",
+    "developer": "system",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+}
 UNLEARNT = "assistant "  # in the header of an answer that is not a target
 ERRORS = "for text that is not UTF-8 and for conversations with other roles or without a text"
 WEIGHTS = ("weight", "train", "loss")  # of a message: whether it is learnt
@@ -45,52 +60,45 @@ WEIGHTS = ("weight", "train", "loss")  # of a message: whether it is learnt
 class Conversations(Corpus):
     """A corpus whose documents are conversations, each the JSON of its list of messages."""
 
-    columns = ("messages", "conversations")
-
     def __init__(self, inputs: list[str], errors: str = "strict"):
-        super().__init__(inputs, "messages", errors)
+        super().__init__(inputs, ("messages", "conversations"), errors)
         if wrong := next((name for name in self.inputs if not is_records(name)), None):
-            raise ValueError(f"{wrong} is not JSON by its name: conversations are read from .jsonl, .json, .parquet, …")
+            raise ValueError(
+                f"{wrong} is not JSON by its name: conversations are read from .jsonl, .json, .parquet, …"
+            )
 
     def is_wanted(self, name: str) -> bool:
         return is_records(name) and super().is_wanted(name)
 
-    def column_name(self) -> str:
-        return "conversations"
+    def as_records(self, value: object) -> list:
+        """The records in a value of a JSON file, which may be a single list of messages."""
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict) and {"role", "from"} & first.keys():
+            return [{"messages": value}]
+        return super().as_records(value)
 
-    def check_column(self, name: str, columns) -> None:
-        found = [column for column in self.columns if column in columns]
-        if not found:
-            raise NoColumn(f'{name} has neither "messages" nor "conversations" in it: it holds no conversations')
-        if isinstance(columns, dict):  # a record, in which one of the two may be null
-            found.sort(key=lambda column: columns[column] is None)
-        self.text_column = found[0]
-
-    def as_record(self, value: object) -> object:
-        is_message = (
-            isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys()
-        )
-        return {"messages": value} if is_message else value
-
-    def text_of(self, value: object, where: str) -> str:
+    def convert(self, name: str, number: int, value: object) -> str:
         """The JSON of a conversation's messages."""
-        where = f"{where.rpartition(', ')[0]}, conversation {int(where.rpartition(' ')[2]) + 1}"
-        if not isinstance(value, list | None):
-            return self.reject(
-                f"{where}: column {self.text_column!r} holds {type(value).__name__}, not a list of messages"
-            )
+        where = f"{name}, conversation {number + 1}"
         try:
+            if not isinstance(value, list | None):
+                raise ValueError(f"{where}: {type(value).__name__} is not a list of messages")
             text = json.dumps(read_messages(value or [], where))
             if len(text) > PIECE:
                 raise ValueError(f"{where} has {len(text):,} characters: no context is that long")
+            return text
         except ValueError as error:
-            return self.reject(str(error))
-        return text
+            self.errors.reject(name, str(error))
+            return ""
 
     def conversations(self) -> Iterator[tuple]:
         """(piece, messages, where it stands) of each."""
         for piece in self.pieces():
-            yield piece, json.loads(piece.text), f"{self.inputs[piece.file]}, conversation {piece.document + 1}"
+            yield (
+                piece,
+                json.loads(piece.text),
+                f"{self.inputs[piece.file]}, conversation {piece.document + 1}",
+            )
 
 
 def read_messages(found: list, where: str) -> list[dict]:
@@ -98,17 +106,25 @@ def read_messages(found: list, where: str) -> list[dict]:
     messages = []
     for number, each in enumerate(found, 1):
         each, where_it_is = each if isinstance(each, dict) else {}, f"{where}, message {number}"
-        name, content = each.get("role", each.get("from")), join_parts(each.get("content", each.get("value")))
+        name, content = (
+            each.get("role", each.get("from")),
+            join_parts(each.get("content", each.get("value"))),
+        )
         role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
         if role is None:
-            raise ValueError(f"{where_it_is}: role {str(name)[:40]!r} is not one of {', '.join(chat.ROLES)}")
+            raise ValueError(
+                f"{where_it_is}: role {str(name)[:40]!r} is not one of {', '.join(chat.ROLES)}"
+            )
         if not isinstance(content, str) or not content.strip():
             raise ValueError(f"{where_it_is}: its content is {str(content)[:40]!r}, not a text")
         if role == "assistant" and not is_learnt(each, where_it_is):
             role = UNLEARNT
-        messages.append({"role": role, "content": HALVES.sub("\ufffd", content)})
+        messages.append({"role": role, "content": SURROGATE.sub("\ufffd", content)})
     if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError(f"{where}: " + ("no answer of the assistant that is learnt" if messages else "it is empty"))
+        raise ValueError(
+            f"{where}: "
+            + ("no answer of the assistant that is learnt" if messages else "it is empty")
+        )
     return messages
 
 
@@ -117,7 +133,8 @@ def join_parts(content: object) -> object:
     if not isinstance(content, list):
         return content
     texts = [
-        part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part for part in content
+        part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        for part in content
     ]
     return "".join(texts) if all(isinstance(text, str) for text in texts) else content
 
@@ -141,9 +158,13 @@ class Blocks:
 
     def add(self, ids: np.ndarray, messages: list[dict]) -> None:
         """Appends a conversation. Raises ValueError if its answers cannot be found among its tokens."""
-        told = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+        told = [
+            message["content"].strip() for message in messages if message["role"] == "assistant"
+        ]
         counted = answers(ids[None], self.begin, self.end)[0]
-        if (ids[counted] == self.end).sum() != len(told) and any(m["role"] == UNLEARNT for m in messages):
+        if (ids[counted] == self.end).sum() != len(told) and any(
+            m["role"] == UNLEARNT for m in messages
+        ):
             raise ValueError(
                 f"the tokenizer {self.tokenizer.name} drops the space that marks an answer of weight 0: use another "
                 "--tokenizer, or leave such conversations out"
@@ -156,7 +177,9 @@ class Blocks:
         ids = np.array([*ids, *self.eot][: self.size])
         if len(ids) > -self.file.counts["tokens"] % self.size:
             self.fill()
-        self.file.append(ids, sum(len(message["content"].strip().encode()) for message in messages), 1)
+        self.file.append(
+            ids, sum(len(message["content"].strip().encode()) for message in messages), 1
+        )
         self.file.counts["answers"]["tokens"] += int(counted.sum())
         self.file.counts["answers"]["bytes"] += len("".join(told).encode())
 
@@ -186,19 +209,30 @@ def prepare(
     for note in corpus.notes:
         say(note)
     if tokenizer == "char":
-        read = (message for _, messages, _ in corpus.unsharded().conversations() for message in messages)
+        read = (
+            message for _, messages, _ in corpus.unsharded().conversations() for message in messages
+        )
         texts = (message["role"] + message["content"] for message in read)
         tokenizer = CharTokenizer.train("".join(set("\n".join(chat.ROLES)).union(*texts)))
-    tokenizer = chat.add_tokens(get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer)
-    split = Split(corpus, text.default_val_fraction(corpus) if val_fraction is None else val_fraction)
+    tokenizer = chat.add_tokens(
+        get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    )
+    split = Split(
+        corpus, text.default_val_fraction(corpus) if val_fraction is None else val_fraction
+    )
     out, skipped = Path(out), 0
     with writing(out, saved(tokenizer), chat=True):
-        files = {name: TokenFile(out / f"{name}.bin", token_dtype(tokenizer)) for name in ("train", "val")}
+        files = {
+            name: TokenFile(out / f"{name}.bin", token_dtype(tokenizer))
+            for name in ("train", "val")
+        }
         blocks = {name: Blocks(file, tokenizer, block_size) for name, file in files.items()}
         for piece, messages, where in corpus.conversations():
             ids, boundary = chat.render(tokenizer, messages), split.boundary(piece)
             if 0 < boundary < piece.length:
-                raise ValueError(f"{where} is the only one: two that differ are needed, one of them for validation")
+                raise ValueError(
+                    f"{where} is the only one: two that differ are needed, one of them for validation"
+                )
             if len(ids) <= block_size:
                 blocks["train" if boundary else "val"].add(ids, messages)
             elif skip_long:
@@ -210,16 +244,24 @@ def prepare(
                 )
         for name, file in files.items():
             if not file.counts["documents"]:
-                raise ValueError(f"no conversation is left for {name}: give more, or a larger --block_size")
+                raise ValueError(
+                    f"no conversation is left for {name}: give more, or a larger --block_size"
+                )
             blocks[name].fill(more=1)  # the last target of the last block
-        chat_meta = {"block": block_size, "answer": blocks["train"].begin, "end": blocks["train"].end}
+        chat_meta = {
+            "block": block_size,
+            "answer": blocks["train"].begin,
+            "end": blocks["train"].end,
+        }
         meta = finish(out, files, tokenizer, " ".join(inputs), more={"chat": chat_meta})
     if corpus.skipped:
         say(f"{corpus.skipped:,} lines or conversations that cannot be learnt from were left out")
     if skipped:
         say(f"{skipped:,} conversations of more than {block_size} tokens were left out")
     train, val = meta["splits"]["train"], meta["splits"]["val"]
-    share = (train["answers"]["tokens"] + val["answers"]["tokens"]) / (train["tokens"] + val["tokens"])
+    share = (train["answers"]["tokens"] + val["answers"]["tokens"]) / (
+        train["tokens"] + val["tokens"]
+    )
     say(
         f"data: {out}: {train['documents']:,} conversations for training, {val['documents']:,} for validation, in "
         f"{(train['tokens'] + val['tokens']) // block_size:,} blocks of {block_size}; {share:.0%} of the tokens count"
@@ -233,13 +275,31 @@ def next_command(out: Path | str, block_size: int) -> str:
 
 def main() -> None:
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the data directory, such as data/mine_chat")
+    parser.add_argument(
+        "INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the data directory, such as data/mine_chat"
+    )
     parser.add_argument("--tokenizer", default="bytes", metavar="T", help="as for data_prep.text")
-    parser.add_argument("--block_size", type=within(int, 16, 2**24), default=256, metavar="N", help="tokens of a block")
-    parser.add_argument("--val_fraction", type=float, metavar="F", help="share of the conversations for validation")
-    parser.add_argument("--skip_long", action="store_true", help="leave out conversations that are longer than a block")
-    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help=ERRORS)
+    parser.add_argument(
+        "--block_size",
+        type=within(int, 16, 2**24),
+        default=256,
+        metavar="N",
+        help="tokens of a block",
+    )
+    parser.add_argument(
+        "--val_fraction", type=float, metavar="F", help="share of the conversations for validation"
+    )
+    parser.add_argument(
+        "--skip_long",
+        action="store_true",
+        help="leave out conversations that are longer than a block",
+    )
+    parser.add_argument(
+        "--errors", default="strict", choices=("strict", "replace", "skip"), help=ERRORS
+    )
     with text.command():
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)

@@ -35,7 +35,9 @@ def sums(chance: random.Random) -> tuple[str, str]:
 
 
 def spelling(chance: random.Random) -> tuple[str, str]:
-    word = "".join(chance.choice(("aeiou", string.ascii_lowercase)[i % 2]) for i in range(chance.randint(3, 7)))
+    word = "".join(
+        chance.choice(("aeiou", string.ascii_lowercase)[i % 2]) for i in range(chance.randint(3, 7))
+    )
     return f"Spell {word}.", "-".join(word)
 
 
@@ -59,15 +61,22 @@ def conversations(questions: int = 8000, seed: int = 1) -> list[list[dict]]:
     while rest:
         messages = [{"role": "system", "content": "Be brief."}] if chance.random() < 1 / 3 else []
         for question, answer in (rest.pop() for _ in range(min(len(rest), chance.randint(1, 2)))):
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            messages += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
         found.append(messages)
     return found
 
 
-def prepare(out: Path | str = "data/chat_tasks", tokenizer="bytes", block_size: int = BLOCK, say=print) -> dict:
+def prepare(
+    out: Path | str = "data/chat_tasks", tokenizer="bytes", block_size: int = BLOCK, say=print
+) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
     path = Path(out, CONVERSATIONS)
-    content = "".join(json.dumps({"messages": messages}) + "\n" for messages in conversations()).encode()
+    content = "".join(
+        json.dumps({"messages": messages}) + "\n" for messages in conversations()
+    ).encode()
     check_out(out, {CONVERSATIONS: content}, chat=True)
     with write_atomic(path) as file:
         file.write(content)
@@ -88,7 +97,13 @@ def accuracy(model: GPT, tokenizer, data: Path | str) -> dict[str, tuple[int, in
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
                 question = messages[i - 1]["content"]
-                kind = "spelling" if question.startswith("Spell") else "dates" if "day" in question else "sums"
+                kind = (
+                    "spelling"
+                    if question.startswith("Spell")
+                    else "dates"
+                    if "day" in question
+                    else "sums"
+                )
                 said = "".join(chat.answer(model, tokenizer, messages[:i], 40, temperature=0))
                 right, asked = counts[kind]
                 counts[kind] = right + (said == message["content"]), asked + 1
@@ -98,11 +113,20 @@ def accuracy(model: GPT, tokenizer, data: Path | str) -> dict[str, tuple[int, in
 def main() -> None:
     """Reads the command line; makes the data, or asks a model."""
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("--out", default="data/chat_tasks", metavar="DIR", help="default: data/chat_tasks")
+    parser.add_argument(
+        "--out", default="data/chat_tasks", metavar="DIR", help="default: data/chat_tasks"
+    )
     parser.add_argument("--tokenizer", default="bytes", metavar="T", help="as for data_prep.chat")
-    size = {"type": within(int, 16, 2**24), "default": BLOCK, "metavar": "N", "help": f"tokens of a block ({BLOCK})"}
+    size = {
+        "type": within(int, 16, 2**24),
+        "default": BLOCK,
+        "metavar": "N",
+        "help": f"tokens of a block ({BLOCK})",
+    }
     parser.add_argument("--block_size", **size)
-    parser.add_argument("--ask", metavar="RUN", help="ask this model the questions for validation, instead")
+    parser.add_argument(
+        "--ask", metavar="RUN", help="ask this model the questions for validation, instead"
+    )
     with user_errors("stopped"):
         args = parser.parse_args()
         if not args.ask:
@@ -113,7 +137,9 @@ def main() -> None:
         chat.require(tokenizer, args.ask)
         counts = accuracy(model, tokenizer, args.out)
         right, asked = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
-        kinds = ", ".join(f"{kind} {100 * n / max(total, 1):.1f} %" for kind, (n, total) in counts.items())
+        kinds = ", ".join(
+            f"{kind} {100 * n / max(total, 1):.1f} %" for kind, (n, total) in counts.items()
+        )
         print(f"{100 * right / asked:.1f} % of {asked} answers are right: {kinds}")
 
 

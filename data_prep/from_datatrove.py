@@ -31,7 +31,9 @@ from nanogpt.run.flags import OneLineParser
 MEASURED = 1 << 20  # tokens of each file that are decoded, to estimate the bytes of text per token
 
 
-def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0.01, say=print) -> dict:
+def describe(
+    directory: Path | str, tokenizer_name: str, val_fraction: float = 0.01, say=print
+) -> dict:
     """Writes meta.json and tokenizer.json for the .ds files in `directory`; returns the meta data.
 
     Raises ValueError if there are too few files, or if they contain ids that the tokenizer does not have.
@@ -52,13 +54,17 @@ def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0
     meta = {"vocab_size": tokenizer.vocab_size, "dtype": dtype.name, "tokenizer": tokenizer.name}
     meta |= {"source": f"datatrove: {directory}", "splits": {}}
     for split, some in (("train", paths[:first_val]), ("val", paths[first_val:])):
-        meta["splits"][split] = {"files": [path.name for path in some]} | measure(Tokens(some, dtype), tokenizer)
+        meta["splits"][split] = {"files": [path.name for path in some]} | measure(
+            Tokens(some, dtype), tokenizer
+        )
     with write_atomic(directory / FILE) as file:
         file.write(content)
     meta["tokenizer_sha256"] = tokenizer_json.sha256(directory)
     write_json(directory / "meta.json", meta)
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
-    say(f"data: {directory}: {len(paths)} files with {train:,} training tokens, {val:,} for validation")
+    say(
+        f"data: {directory}: {len(paths)} files with {train:,} training tokens, {val:,} for validation"
+    )
     return meta
 
 
@@ -75,7 +81,9 @@ def measure(tokens: Tokens, tokenizer) -> dict:
                         f"{path} contains token {largest}: it was not made with this tokenizer ({tokenizer.name})"
                     )
                 if at == 0:
-                    size += len(tokenizer.decode(ids[ids != tokenizer.eot_id].tolist()).encode("utf-8"))
+                    size += len(
+                        tokenizer.decode(ids[ids != tokenizer.eot_id].tolist()).encode("utf-8")
+                    )
                     measured += len(ids)
                 at += len(ids)
                 documents += int((ids == tokenizer.eot_id).sum())
@@ -88,8 +96,12 @@ def measure(tokens: Tokens, tokenizer) -> dict:
 if __name__ == "__main__":
     parser = OneLineParser(description=__doc__)
     parser.add_argument("DIR", help="the directory that DocumentTokenizer wrote to")
-    parser.add_argument("--tokenizer", required=True, metavar="T", help="the one that DocumentTokenizer had")
-    parser.add_argument("--val_fraction", type=float, default=0.01, metavar="F", help="share of the tokens (0.01)")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="T", help="the one that DocumentTokenizer had"
+    )
+    parser.add_argument(
+        "--val_fraction", type=float, default=0.01, metavar="F", help="share of the tokens (0.01)"
+    )
     args = parser.parse_args()
     with user_errors():
         describe(args.DIR, args.tokenizer, args.val_fraction)

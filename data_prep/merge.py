@@ -32,7 +32,9 @@ def merge(out: Path | str, others: list[Path | str] = (), say=print) -> dict:
         for pattern in ("train-*.bin", "val-*.bin", "part-*.json"):
             for path in sorted(other.glob(pattern)):
                 if (out / path.name).exists():
-                    raise ValueError(f"{path} cannot be moved: {out / path.name} exists, and nothing is overwritten")
+                    raise ValueError(
+                        f"{path} cannot be moved: {out / path.name} exists, and nothing is overwritten"
+                    )
                 shutil.move(path, out / path.name)
     parts = read_parts(out)
     meta = {key: value for key, value in parts[0].items() if key not in ("splits", "shard")}
@@ -41,11 +43,18 @@ def merge(out: Path | str, others: list[Path | str] = (), say=print) -> dict:
         counts = [part["splits"][split] for part in parts]
         names = [f"{split}-{i:05}.bin" for i in range(1, len(parts) + 1)]
         total = {key: sum(c[key] for c in counts) for key in COUNTS[:3]}
-        total |= {"largest": max(c["largest"] for c in counts), "sha256": checksum(out, names, counts)}
+        total |= {
+            "largest": max(c["largest"] for c in counts),
+            "sha256": checksum(out, names, counts),
+        }
         meta["splits"][split] = total | {"files": names}
         if total["tokens"] < 2:
-            raise ValueError(f"the {split} split of {out} has {total['tokens']} tokens: that is too short")
-    meta["tokenizer_sha256"] = tokenizer_json.sha256(out)  # of a further directory it may be written differently
+            raise ValueError(
+                f"the {split} split of {out} has {total['tokens']} tokens: that is too short"
+            )
+    meta["tokenizer_sha256"] = tokenizer_json.sha256(
+        out
+    )  # of a further directory it may be written differently
     write_json(out / "meta.json", meta)
     for i in range(1, len(parts) + 1):
         (out / f"part-{i:05}.json").unlink()
@@ -65,7 +74,9 @@ def read_parts(out: Path) -> list[dict]:
     n = first["shard"][1]
     missing = sorted(set(range(1, n + 1)) - {part["shard"][0] for part in parts.values()})
     if missing:
-        raise ValueError(f"{out} lacks the parts {', '.join(f'{i}/{n}' for i in missing)}: run them with --shard first")
+        raise ValueError(
+            f"{out} lacks the parts {', '.join(f'{i}/{n}' for i in missing)}: run them with --shard first"
+        )
     for path, part in parts.items():
         for key in SAME:
             if part[key] != first[key] or part["shard"][1] != n:
@@ -79,11 +90,16 @@ def read_part(path: Path) -> dict:
     part = read_json(path)
     try:
         _ = [part["splits"][split][key] + 0 for split in ("train", "val") for key in COUNTS]
-        _ = [part[key] for key in SAME], [part["splits"][split]["sha256"] for split in ("train", "val")]
+        _ = (
+            [part[key] for key in SAME],
+            [part["splits"][split]["sha256"] for split in ("train", "val")],
+        )
         i, n = part["shard"]
         _ = range(i, n)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run its --shard again") from None
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): run its --shard again"
+        ) from None
     return part
 
 
@@ -97,7 +113,9 @@ def checksum(out: Path, names: list[str], counts: list[dict]) -> str:
                 digest.update(block)
                 own.update(block)
         if own.hexdigest() != count["sha256"]:
-            raise ValueError(f"{out / name} is not what was written: its SHA-256 differs; run its --shard again")
+            raise ValueError(
+                f"{out / name} is not what was written: its SHA-256 differs; run its --shard again"
+            )
     return digest.hexdigest()
 
 

@@ -14,4 +14,6 @@ An interrupted command resumes when started again. --help shows all flags, such 
 from data_prep.text import prepare_known
 
 if __name__ == "__main__":
-    prepare_known(__doc__, hub="hf:Skylion007/openwebtext", out="data/openwebtext", val_fraction=0.0005)
+    prepare_known(
+        __doc__, hub="hf:Skylion007/openwebtext", out="data/openwebtext", val_fraction=0.0005
+    )

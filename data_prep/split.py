@@ -49,5 +49,7 @@ class Split:
         """How many characters of a document, from its beginning, are for training."""
         side = self.chosen.get(str(piece.digest)) or self.side(piece)
         if side == "cut":  # both parts of a short document get at least two characters
-            return max(min(max(int(piece.length * (1 - self.val_fraction)), 2), piece.length - 2), 0)
+            return max(
+                min(max(int(piece.length * (1 - self.val_fraction)), 2), piece.length - 2), 0
+            )
         return piece.length if side == "train" else 0

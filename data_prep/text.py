@@ -97,7 +97,9 @@ def summary(out: Path, meta: dict, tokenizer, shards: int) -> str:
     ]
     if shards == 1:
         first = np.fromfile(out / "train.bin", dtype=meta["dtype"], count=10)
-        lines.append("      it begins " + " ".join(f"{int(i)}={tokenizer.decode([int(i)])!r}" for i in first))
+        lines.append(
+            "      it begins " + " ".join(f"{int(i)}={tokenizer.decode([int(i)])!r}" for i in first)
+        )
     return "\n".join(lines)
 
 
@@ -130,19 +132,36 @@ def arguments(description: str | None) -> OneLineParser:
         metavar="T",
         help="char, bytes, gpt2 or another of tiktoken's, a tokenizer.json, a directory with one, OWNER/NAME",
     )
-    parser.add_argument("--val_fraction", type=float, metavar="F", help="share of the documents for validation")
-    parser.add_argument("--text_column", default="text", metavar="NAME", help="of jsonl, csv, parquet (default: text)")
+    parser.add_argument(
+        "--val_fraction", type=float, metavar="F", help="share of the documents for validation"
+    )
+    parser.add_argument(
+        "--text_column",
+        default="text",
+        metavar="NAME",
+        help="of jsonl, csv, parquet (default: text)",
+    )
     parser.add_argument("--separator", type=read_separator, metavar="TEXT", help=SEPARATOR)
-    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help=ERRORS)
+    parser.add_argument(
+        "--errors", default="strict", choices=("strict", "replace", "skip"), help=ERRORS
+    )
     parser.add_argument("--dedup", action="store_true", help="leave out duplicate documents")
-    parser.add_argument("--shard", type=read_shard, default=(1, 1), metavar="I/N", help="only this part of the input")
+    parser.add_argument(
+        "--shard",
+        type=read_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="only this part of the input",
+    )
     return parser
 
 
 def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> None:
     """The command of a script for a data set on the Hub, or for local copies of it (--source); GPT-2's tokens."""
     parser = arguments(description)
-    parser.add_argument("--source", metavar="DIR", help=f"local copies of its files, instead of {hub}")
+    parser.add_argument(
+        "--source", metavar="DIR", help=f"local copies of its files, instead of {hub}"
+    )
     parser.add_argument("--out", default=out, metavar="DIR", help=f"default: {out}")
     parser.set_defaults(tokenizer="gpt2", val_fraction=val_fraction)
     with command():
@@ -153,8 +172,12 @@ def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the data directory, such as data/mine")
+    parser.add_argument(
+        "INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the data directory, such as data/mine"
+    )
     parser.set_defaults(tokenizer="char")
     with command():
         options = vars(parser.parse_args())

@@ -13,4 +13,6 @@ An interrupted command resumes when started again. --help shows all flags, such 
 from data_prep.text import prepare_known
 
 if __name__ == "__main__":
-    prepare_known(__doc__, hub="hf:roneneldan/TinyStories", out="data/tinystories", val_fraction=0.01)
+    prepare_known(
+        __doc__, hub="hf:roneneldan/TinyStories", out="data/tinystories", val_fraction=0.01
+    )

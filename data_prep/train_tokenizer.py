@@ -20,24 +20,34 @@ from nanogpt.data.tokenizer import EOT, FILE, HFTokenizer
 from nanogpt.run.errors import user_errors, waiting
 from nanogpt.run.flags import OneLineParser
 
-LONGEST = 128  # bytes of a piece of text without spaces; training takes time proportional to its square
+LONGEST = (
+    128  # bytes of a piece of text without spaces; training takes time proportional to its square
+)
 
 
 def train(
-    inputs: list[str], vocab_size: int, text_column: str = "text", errors: str = "strict", show: bool = False
+    inputs: list[str],
+    vocab_size: int,
+    text_column: str = "text",
+    errors: str = "strict",
+    show: bool = False,
 ) -> HFTokenizer:
     """A tokenizer of at most `vocab_size` tokens, the last of them the end of text. Raises ValueError."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if vocab_size < 257:
-        raise ValueError(f"vocab_size={vocab_size} must be at least 257: the bytes and the end of text")
+        raise ValueError(
+            f"vocab_size={vocab_size} must be at least 257: the bytes and the end of text"
+        )
     bpe = Tokenizer(models.BPE())
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     shorten = pre_tokenizers.Split(Regex(f".{{1,{LONGEST}}}"), "isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, shorten])
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=show)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=show
+    )
     texts = (piece.text for piece in Corpus(inputs, text_column, errors).pieces())
     interruptible(lambda: bpe.train_from_iterator(texts, trainer))
     bpe.pre_tokenizer = split  # encoding is fast for long pieces, too
@@ -66,12 +76,23 @@ def check_out(out: Path) -> None:
     """Raises ValueError if `out` has a tokenizer or data, which keep the tokenizer that made them."""
     for name in (FILE, "meta.json", "train.bin"):
         if (out / name).exists():
-            raise ValueError(f"{out / name} exists, and nothing is overwritten: name a new directory with --out")
+            raise ValueError(
+                f"{out / name} exists, and nothing is overwritten: name a new directory with --out"
+            )
 
 
 def next_command(args: argparse.Namespace) -> str:
     """The command that tokenizes the same text."""
-    command = ["python", "-m", "data_prep.text", *args.INPUT, "--tokenizer", args.out, "--out", "data/mine"]
+    command = [
+        "python",
+        "-m",
+        "data_prep.text",
+        *args.INPUT,
+        "--tokenizer",
+        args.out,
+        "--out",
+        "data/mine",
+    ]
     for name, default in (("text_column", "text"), ("errors", "strict")):
         if (value := getattr(args, name)) != default:
             command += [f"--{name}", value]
@@ -80,17 +101,37 @@ def next_command(args: argparse.Namespace) -> str:
 
 if __name__ == "__main__":
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where tokenizer.json is written")
-    parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens (default: 4096)")
-    parser.add_argument("--text_column", default="text", metavar="NAME", help="of jsonl, csv, parquet (default: text)")
-    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help="for non-UTF-8 text")
+    parser.add_argument(
+        "INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="where tokenizer.json is written"
+    )
+    parser.add_argument(
+        "--vocab_size", type=int, default=4096, metavar="N", help="tokens (default: 4096)"
+    )
+    parser.add_argument(
+        "--text_column",
+        default="text",
+        metavar="NAME",
+        help="of jsonl, csv, parquet (default: text)",
+    )
+    parser.add_argument(
+        "--errors",
+        default="strict",
+        choices=("strict", "replace", "skip"),
+        help="for non-UTF-8 text",
+    )
     args = parser.parse_args()
     with user_errors("stopped: nothing was written"):
         check_out(Path(args.out))
         with waiting(f"training a tokenizer of {args.vocab_size:,} tokens"):
-            tokenizer = train(args.INPUT, args.vocab_size, args.text_column, args.errors, show=sys.stderr.isatty())
+            tokenizer = train(
+                args.INPUT, args.vocab_size, args.text_column, args.errors, show=sys.stderr.isatty()
+            )
         tokenizer.save(args.out)
-        fewer = " (there was nothing left to merge)" if tokenizer.vocab_size < args.vocab_size else ""
+        fewer = (
+            " (there was nothing left to merge)" if tokenizer.vocab_size < args.vocab_size else ""
+        )
         print(f"tokenizer: {args.out}: {tokenizer.vocab_size:,} tokens{fewer}")
         print(f"next: {next_command(args)}")

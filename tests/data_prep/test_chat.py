@@ -139,9 +139,9 @@ BAD = {
     '{"messages": [7]}': "message 1: role 'None' is not one of",
     '{"messages": [{"role": "user", "content": 7}]}': "message 1: its content is '7', not a text",
     '{"messages": [{"role": "user", "content": " "}]}': "message 1: its content is ' ', not a text",
-    '{"messages": "hello"}': "column 'messages' holds str, not a list of messages",
-    '{"text": "hello"}': 'has neither "messages" nor "conversations"',
-    "hello": "the line is not JSON",
+    '{"messages": "hello"}': "conversation 2: str is not a list of messages",
+    '{"text": "hello"}': "record 1: it has no column 'messages' or 'conversations'",
+    "hello": "in.jsonl, line 2: it is not JSON",
     json.dumps({"messages": talk("who?", "x" * 90)}): "tokens, more than --block_size=64: give a larger one, or --skip",
 }
 

@@ -169,7 +169,7 @@ def broken(kind: str, folder) -> str:
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "parquet", "file.arrow", "csv.gz"])
 def test_a_broken_file_is_named(tmp_path, kind):
     path = broken(kind, tmp_path)
-    with pytest.raises(ValueError, match=rf"input.{kind} is broken"):
+    with pytest.raises(ValueError, match=rf"input.{kind} could not be read"):
         text.prepare([path], tmp_path / "data", "bytes", say=silent)
     assert not (tmp_path / "data" / "meta.json").exists()
 
@@ -229,7 +229,7 @@ def save_columns(path) -> str:
         (lambda d: [put(d / "n.jsonl", '{"text": 3}\n')], "record 0: .* holds int"),
         (
             lambda d: [put(d / "j.jsonl", '{"text": "a"}\n{\n')],
-            "byte 14: the line is not",
+            "line 2: it is not JSON",
         ),
     ],
 )
