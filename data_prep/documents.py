@@ -1,22 +1,24 @@
-"""Reads documents from files, folders, standard input, URLs and the Hub, one by one in constant memory.
+"""Reads documents from files, folders, standard input, URLs and the Hub, in constant memory.
 
     >>> corpus = Corpus(["books/", "notes/*.md", "crawl.jsonl.gz"])
     >>> texts = [piece.text for piece in corpus.pieces()]
 
-The ending of a file tells its format. A document is a line (an object) of .jsonl, .ndjson and .json, a
-record of .csv and .tsv, or a row of .parquet and .arrow, with its text in the column `text_column`; a .json
-may also be an array of objects or a single one, which is read at once. Any other file is one document of
-plain text. With a separator, such as <|endoftext|>, each text is several documents. Files may be compressed
-as .gz or .zst. `-` is standard input, copied to a temporary file; `hf:OWNER/NAME:CONFIG:SPLIT` is a data set
-on the Hub (or a directory that `datasets` reads), streamed, with configuration and split optional. In a
-folder, these are skipped: hidden files and folders, test splits, READMEs of data sets, and tables without
-the column.
+The ending of a file tells its format. A document is a line (an object) of .jsonl, .ndjson and
+.json, a record of .csv and .tsv, or a row of .parquet and .arrow, with its text in the column
+`text_column`; a .json may also be an array of objects or a single one, which is read at once. Any
+other file is one document of plain text. With a separator, such as <|endoftext|>, each text is
+several documents. Files may be compressed as .gz or .zst. `-` is standard input, copied to a
+temporary file; `hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that
+`datasets` reads), streamed, with configuration and split optional. In a folder, these are skipped:
+hidden files and folders, test splits, READMEs of data sets, and tables without the column.
 
-A .csv quotes fields as RFC 4180 says. A .tsv has no quotes, unless it cannot be read otherwise or doubles the
-quotes in quoted fields. Stray quotes never join lines: a row of another length than the header is an error.
+A .csv quotes fields as RFC 4180 says. A .tsv has no quotes, unless it cannot be read otherwise or
+doubles the quotes in quoted fields. Stray quotes never join lines: a row of another length than the
+header is an error.
 
 A document of more than PIECE characters comes in several pieces. It is cut at starts of lines where
-tokenizers cut as well: if possible, between a single newline and a character other than white space.
+tokenizers cut as well: if possible, between a single newline and a character other than white
+space.
 """
 
 import copy
@@ -39,7 +41,7 @@ from data_prep.formats import (
     read_hub,
     read_records,
 )
-from data_prep.inputs import HUB, find_inputs, is_records, is_url, left_out, some
+from data_prep.inputs import find_inputs, is_hub, is_records, is_url, left_out, some
 
 PIECE = 1 << 18  # characters
 NOTE = 1 << 14  # bytes
@@ -73,17 +75,15 @@ class Corpus:
         shard: tuple[int, int] = (1, 1),
         separator: str | None = None,
     ):
-        """`errors` handles text that is not UTF-8: strict raises, replace inserts U+FFFD, skip leaves it out.
+        """`errors` says what happens to text that is not UTF-8.
 
-        skip leaves out records without a text, too. `shard` (i, n) takes the i-th of n parts of about equal size
-        in bytes, from 1 on. `separator` is what stands between the documents of a text. Raises ValueError.
+        strict raises, replace inserts U+FFFD, skip leaves it out. skip leaves out records without a
+        text, too. `shard` (i, n) takes the i-th of n parts of about equal size in bytes, from 1 on.
+        `separator` is what stands between the documents of a text. Raises ValueError.
         """
-        if shard[1] > 1 and (
-            "-" in inputs or (len(inputs) > 1 and any(name.startswith(HUB) for name in inputs))
-        ):
-            raise ValueError(
-                "--shard supports neither standard input nor a data set on the Hub with other inputs"
-            )
+        if shard[1] > 1 and ("-" in inputs or (len(inputs) > 1 and any(map(is_hub, inputs)))):
+            wrong = "standard input nor a data set on the Hub with other inputs"
+            raise ValueError(f"--shard supports neither {wrong}")
         self.columns = (text_column,) if isinstance(text_column, str) else text_column
         self.errors, self.shard, self.separator = Errors(errors), shard, separator
         self.spool = spool(sys.stdin) if "-" in inputs else None  # lives as long as the corpus
@@ -120,7 +120,7 @@ class Corpus:
         return sum(self.errors.skipped.values())
 
     def is_wanted(self, name: str) -> bool:
-        """Whether a file of a folder has texts; metadata.csv and package.json lie beside them, but have none."""
+        """Whether a file of a folder has texts: metadata.csv and package.json have none."""
         try:
             if is_records(name):
                 next(self.records(name, 0), None)
@@ -142,7 +142,7 @@ class Corpus:
         return other
 
     def outweighs(self, file: int) -> bool:
-        """Whether an input is plain text, longer than a note, and larger than all other inputs together."""
+        """Whether an input is plain text, not short, and larger than all others together."""
         is_plain = not self.streamed and not self.is_divided(file)
         return is_plain and self.sizes[file] > NOTE and 2 * self.sizes[file] > self.size
 
@@ -163,9 +163,10 @@ class Corpus:
     def pieces(
         self, file: int = 0, document: int = 0, passage: int = 0, skipped: int = 0
     ) -> Iterator[Piece]:
-        """The pieces of this shard, starting with the given one; `skipped` is what was left out before its input.
+        """The pieces of this shard, starting with the given one.
 
-        Raises ValueError or OSError naming the input.
+        `skipped` is what was left out before its input. Raises ValueError or OSError naming the
+        input.
         """
         self.errors.skipped.clear()
         self.errors.skipped["before"] = skipped
@@ -200,7 +201,7 @@ class Corpus:
             yield from pieces_of(f, document, [(at, text)], *measure([text]))
 
     def separate(self, name: str) -> Iterator[tuple[int, str]]:
-        """(position, text) of what stands between separators; a line break after one belongs to it."""
+        """(position, text) of what is between separators; a line break after one belongs to it."""
         at, text, records = 0, "", is_records(name)
         for at, block in self.records(name, 0) if records else self.blocks(name):
             begin = max(len(text) - len(self.separator), 0)
@@ -215,7 +216,7 @@ class Corpus:
         yield at, text
 
     def plain(self, name: str) -> tuple[Iterable[tuple[int, str]], int, int]:
-        """The blocks of a plain text file, its length and its digest. A large file is read twice."""
+        """The blocks of a plain text file, its length and digest. A large file is read twice."""
         blocks = list(islice(self.blocks(name), 2))
         if len(blocks) < 2:
             return blocks, *measure(text for _, text in blocks)
@@ -237,9 +238,9 @@ class Corpus:
                 at = tell()
 
     def records(self, name: str, first: int) -> Iterator[tuple[int, str]]:
-        """(position, text) of the records of a file from number `first` on; "" for one without a text."""
+        """(position, text) of a file's records from number `first` on; "" for one without text."""
         self.errors.skipped.pop(name, None)
-        if name.startswith(HUB) and not is_url(name):
+        if is_hub(name):
             found = read_hub(
                 name, self.shard, first, lambda columns: self.check_columns(name, columns)
             )
@@ -289,7 +290,7 @@ class Corpus:
 
 
 def measure(texts: Iterable[str]) -> tuple[int, int]:
-    """The length of a document, in characters, and its digest; both are the same however it is divided."""
+    """The length of a document, in characters, and its digest; however it is divided."""
     length, digest = 0, hashlib.blake2b(digest_size=8)
     for text in texts:
         length += len(text)
@@ -330,7 +331,7 @@ def find_cut(text: str, size: int) -> int:
 
 
 def spool(stdin):
-    """Copies standard input to a temporary file, which can be read twice. It is removed with the object."""
+    """Copies standard input to a temporary file, which is removed with the object."""
     if stdin is None:
         raise ValueError("standard input is closed: there is nothing to read from -")
     file = tempfile.NamedTemporaryFile(prefix="stdin-")  # noqa: SIM115 - the corpus keeps it open

@@ -1,8 +1,8 @@
 """Reads text and records: JSON, CSV, TSV, Parquet and Arrow, compressed or not, local or remote.
 
-pyarrow decompresses and reads Parquet and Arrow, `fsspec` opens URLs, and `datasets` streams data sets
-from the Hub. JSON and tables are read with Python's own modules: `datasets` wants the same columns in
-every line of JSON, and its reader of CSV joins lines at stray quotes.
+pyarrow decompresses and reads Parquet and Arrow, `fsspec` opens URLs, and `datasets` streams data
+sets from the Hub. JSON and tables are read with Python's own modules: `datasets` wants the same
+columns in every line of JSON, and its reader of CSV joins lines at stray quotes.
 
 Each reader yields (bytes of the file read so far, record).
 """
@@ -10,6 +10,7 @@ Each reader yields (bytes of the file read so far, record).
 import csv
 import io
 import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -20,10 +21,9 @@ from itertools import islice
 from data_prep.inputs import HUB, bare, is_url
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
-SURROGATE = re.compile(
-    "[\ud800-\udfff]"
-)  # stands for bytes that are not UTF-8; no tokenizer accepts it
-CONVERT = "convert other formats to text first (pdftotext, pandoc, jupyter nbconvert, gunzip, iconv -t UTF-8)"
+# stand for bytes that are not UTF-8; no tokenizer accepts them
+SURROGATE = re.compile("[\ud800-\udfff]")
+CONVERT = "convert it to text first (pdftotext, pandoc, jupyter nbconvert, gunzip, iconv -t UTF-8)"
 # how a PDF, RTF, HTML, a notebook, and most binary files begin
 NOT_TEXT = re.compile(
     r'%PDF-|\{\\rtf|\s*<(?:!doctype html|html)|\s*\{\s*"(?:cells|nbformat)"|[^\0]{0,511}\0',
@@ -38,7 +38,7 @@ class NoColumn(ValueError):
 
 
 class Errors:
-    """What --errors does with text that is not UTF-8 and records without a text; counts those left out."""
+    """What --errors does with text that is not UTF-8 and records without a text."""
 
     def __init__(self, mode: str):
         self.mode = mode  # strict, replace or skip
@@ -52,9 +52,8 @@ class Errors:
 
     def usable(self, name: str, line: str) -> bool:
         """Whether a line is text. Raises ValueError if not, unless it may be left out."""
-        if self.mode == "replace" or not (
-            "\0" in line or (self.mode == "skip" and is_broken(line))
-        ):
+        bad = "\0" in line or (self.mode == "skip" and is_broken(line))
+        if not bad or self.mode == "replace":
             return True
         if self.mode == "strict":
             raise ValueError(first_fault(name))
@@ -86,16 +85,19 @@ def readable(name: str) -> Iterator[None]:
         raise ValueError(f"{name} could not be read: {why}") from None
 
 
+def open_url(url: str):
+    import fsspec
+
+    return fsspec.open(url)
+
+
 @contextmanager
 def open_bytes(name: str):
-    """A binary file with the decompressed bytes, and a function that tells the position in the input."""
-    import fsspec
+    """The decompressed bytes, as a file, and a function that tells the position in the input."""
     import pyarrow
 
-    with readable(name), fsspec.open(name) if is_url(name) else open(name, "rb") as raw:
-        codec = next(
-            (c for ending, c in COMPRESSION.items() if name.lower().endswith(ending)), None
-        )
+    with readable(name), open_url(name) if is_url(name) else open(name, "rb") as raw:
+        codec = COMPRESSION.get(os.path.splitext(name.lower())[1])
         yield (io.BufferedReader(pyarrow.input_stream(raw, codec)) if codec else raw), raw.tell
 
 
@@ -125,8 +127,8 @@ def first_fault(name: str) -> str:
                 break
             start += len(line)
     return (
-        f"{name} {why}: --errors replace keeps it, with U+FFFD for what is not UTF-8, --errors skip leaves that "
-        f"line out; {CONVERT}"
+        f"{name} {why}: {CONVERT}, or --errors replace keeps it, with U+FFFD for what is not "
+        "UTF-8, or --errors skip leaves that line out"
     )
 
 
@@ -156,10 +158,8 @@ def parse(text: str, where: str, name: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{where}: it is not JSON ({error}); expected one object per line, as jq -c . "
-            f"{shlex.quote(name)} writes them"
-        ) from None
+        advice = f"expected one object per line, as jq -c . {shlex.quote(name)} writes them"
+        raise ValueError(f"{where}: it is not JSON ({error}); {advice}") from None
 
 
 def read_table(name: str, lines: Iterable[str], errors: Errors) -> Iterator[dict]:
@@ -176,18 +176,13 @@ def read_table(name: str, lines: Iterable[str], errors: Errors) -> Iterator[dict
             elif len(row) == len(header):
                 yield dict(zip(header, row, strict=True))
             elif row:  # not an empty line
-                errors.reject(
-                    name,
-                    f"{name}, line {begin}: {len(row)} fields, but the header has {len(header)}: "
-                    "a field with a separator or a line break in it must be quoted",
-                )
+                why = f"{len(row)} fields, but the header has {len(header)}"
+                quote = "a field with a separator or a line break in it must be quoted"
+                errors.reject(name, f"{name}, line {begin}: {why}: {quote}")
             begin = reader.line_num + 1
     except csv.Error:
-        place = f"{begin} to {reader.line_num}" if reader.line_num > begin else f"{begin}"
-        raise ValueError(
-            f"{name}, line {place}: a field that begins with a quote must end with one, and double the "
-            'quotes in it ("")'
-        ) from None
+        why = 'a field that begins with a quote must end with one, and double the quotes in it ("")'
+        raise ValueError(f"{name}, line {begin}: {why}") from None
 
 
 def has_quotes(name: str) -> bool:
@@ -212,7 +207,7 @@ def has_quotes(name: str) -> bool:
 
 
 def read_columns(name: str, wanted: tuple[str, ...], first: int) -> Iterator[tuple[int, dict]]:
-    """The rows of a Parquet or Arrow file from row `first` on; only the wanted columns, if it has one."""
+    """The rows of a Parquet or Arrow file from row `first` on; of the wanted columns, if any."""
     import pyarrow
     import pyarrow.parquet
 
@@ -233,16 +228,17 @@ def read_columns(name: str, wanted: tuple[str, ...], first: int) -> Iterator[tup
             batches = iter(table.select(columns).to_batches(256))
         size, number = file.seek(0, io.SEEK_END), 0
         for batch in batches:
-            records = batch.slice(max(first - number, 0)).to_pylist()
+            wanted = batch.slice(max(first - number, 0))
             number += len(batch)
-            for row, record in enumerate(records, number - len(records)):
-                yield size * row // rows, record
+            values = zip(*(column.to_pylist() for column in wanted.columns), strict=True)
+            for row, record in enumerate(values, number - len(wanted)):
+                yield size * row // rows, dict(zip(columns, record, strict=True))
 
 
 def read_hub(
     name: str, shard: tuple[int, int], first: int, check: Callable[[Iterable[str]], None]
 ) -> Iterator[tuple[int, dict]]:
-    """Streams a data set from the Hub, or a directory, with `datasets`, which runs no code from it."""
+    """Streams a data set from the Hub, or a directory; `datasets` runs no code from it."""
     from datasets import load_dataset
 
     path, config, split = [*name.removeprefix(HUB).split(":"), "", ""][:3]

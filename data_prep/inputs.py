@@ -32,10 +32,10 @@ def find_inputs(inputs: list[str]) -> dict[str, Status | None]:
     found: dict[str, Status | None] = {}
     seen = set()
     for name in inputs:
-        if is_url(name):
-            found |= find_urls(name)
-        elif name.startswith(HUB):
+        if is_hub(name):
             found[name] = None
+        elif is_url(name):
+            found |= find_urls(name)
         else:
             for file in files_of(name):
                 status = os.stat(file)
@@ -67,9 +67,8 @@ def files_of(name: str) -> list[str]:
     # a folder that matches a pattern means its files, as if the shell had found it
     matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
     if not matches:
-        raise ValueError(
-            f"{name} does not exist: name files, folders, patterns, URLs, hf:OWNER/NAME, or - for stdin"
-        )
+        kinds = "files, folders, patterns, URLs, hf:OWNER/NAME, or - for stdin"
+        raise ValueError(f"{name} does not exist: name {kinds}")
     files: list[str] = []
     for match in matches:
         if os.path.isdir(match):
@@ -86,7 +85,8 @@ def files_of(name: str) -> list[str]:
 def select(folder: str) -> dict[str, str]:
     """The files below a folder, sorted, each with the reason why it is left out, else "".
 
-    A test split is left out only beside a training split, a README only if it is that of a data set.
+    A test split is left out only beside a training split, a README only if it is that of a data
+    set.
     """
     files = sorted(files_below(folder))
     readable = [file for file in files if bare(file).endswith(TEXT + RECORDS)]
@@ -108,7 +108,7 @@ def select(folder: str) -> dict[str, str]:
 
 
 def splits_in(path: str) -> set[str]:
-    """The splits that the parts of a path name, such as test for data/test-00000-of-00002.parquet."""
+    """The splits in the parts of a path, such as test for data/test-00000-of-00002.parquet."""
     found = re.findall(r"(?:^|/)(train|test)(?:ing)?(?=[-_.\d/]|$)", path, re.IGNORECASE)
     return {split.lower() for split in found}
 
@@ -171,10 +171,15 @@ def is_url(name: str) -> bool:
     return "://" in name
 
 
+def is_hub(name: str) -> bool:
+    """Whether an input is a data set on the Hub, which `datasets` streams, not a file there."""
+    return name.startswith(HUB) and not is_url(name)
+
+
 def bare(name: str) -> str:
     """The name in lower case, without the ending of a compressed file."""
     return name.lower().removesuffix(".gz").removesuffix(".zst")
 
 
 def is_records(name: str) -> bool:
-    return (name.startswith(HUB) and not is_url(name)) or bare(name).endswith(RECORDS)
+    return is_hub(name) or bare(name).endswith(RECORDS)
