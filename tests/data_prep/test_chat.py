@@ -41,7 +41,9 @@ def test_every_conversation_is_whole_and_every_block_begins_with_one(packed):
         ids = tokens(packed, split)
         assert len(ids) % 128 == 1
         starts = ids[:-1].reshape(-1, 128)[:, :5].tolist()
-        assert all(tokenizer.decode(start) in ("<|im_start|>user", "<|im_start|>syst") for start in starts)
+        assert all(
+            tokenizer.decode(start) in ("<|im_start|>user", "<|im_start|>syst") for start in starts
+        )
         pieces = np.split(ids, np.flatnonzero(ids == 256))
         found += [[i for i in piece.tolist() if i != 256] for piece in pieces]
     expected = [chat.render(tokenizer, messages).tolist() for messages in talks()]
@@ -74,8 +76,12 @@ def test_only_answers_and_their_ends_are_targets(packed):
     x, y = data.batch(1, 0, data.windows_per_epoch)
     for inputs, targets in zip(x.tolist(), y.tolist(), strict=True):
         counted = tokenizer.decode([i for i in targets if i != -1])
-        assert counted == "".join(f"{answer}<|im_end|>" for answer in labels_of(tokenizer.decode(inputs)))
-        assert all(target in (-1, after) for target, after in zip(targets, inputs[1:], strict=False))
+        assert counted == "".join(
+            f"{answer}<|im_end|>" for answer in labels_of(tokenizer.decode(inputs))
+        )
+        assert all(
+            target in (-1, after) for target, after in zip(targets, inputs[1:], strict=False)
+        )
 
 
 def test_the_loss_is_that_of_transformers_with_labels_of_minus_100(packed):
@@ -85,8 +91,13 @@ def test_the_loss_is_that_of_transformers_with_labels_of_minus_100(packed):
     x, y = TokenDataset(packed, "val", 128).batch(1, 0, 4)
     labels, tokenizer = torch.full_like(x, -100), load_tokenizer(packed)
     for row, ids in enumerate(x.tolist()):
-        for start in (i for i, token in enumerate(ids) if token == tokenizer.special["<|im_start|>"]):
-            name, end = ids.index(ord("\n"), start), ids.index(tokenizer.special["<|im_end|>"], start)
+        for start in (
+            i for i, token in enumerate(ids) if token == tokenizer.special["<|im_start|>"]
+        ):
+            name, end = (
+                ids.index(ord("\n"), start),
+                ids.index(tokenizer.special["<|im_end|>"], start),
+            )
             if bytes(ids[start + 1 : name]) == b"assistant":
                 labels[row, name + 1 : end + 1] = x[row, name + 1 : end + 1]
     assert 0 < (labels != -100).sum() < labels.numel() / 2
@@ -104,16 +115,23 @@ def test_bits_per_byte_are_those_of_the_answers(packed):
 
 def test_sharegpt_is_the_same_as_messages(packed, tmp_path):
     names = {"user": "human", "assistant": "gpt", "system": "system"}
-    theirs = [[{"from": names[m["role"]], "value": m["content"]} for m in messages] for messages in talks()]
+    theirs = [
+        [{"from": names[m["role"]], "value": m["content"]} for m in messages]
+        for messages in talks()
+    ]
     (tmp_path / "in.json").write_text(json.dumps([{"conversations": each} for each in theirs]))
-    chat_prep.prepare([str(tmp_path / "in.json")], tmp_path / "b", "bytes", 128, val_fraction=0.2, say=silent)
+    chat_prep.prepare(
+        [str(tmp_path / "in.json")], tmp_path / "b", "bytes", 128, val_fraction=0.2, say=silent
+    )
     assert [tokens(tmp_path / "b", s).tolist() for s in ("train", "val")] == [
         tokens(packed, s).tolist() for s in ("train", "val")
     ]
 
 
 def test_by_characters_blocks_are_filled_with_ends_of_messages(tmp_path):
-    meta = chat_prep.prepare([write(tmp_path / "in.jsonl", talks())], tmp_path / "data", "char", 128, say=silent)
+    meta = chat_prep.prepare(
+        [write(tmp_path / "in.jsonl", talks())], tmp_path / "data", "char", 128, say=silent
+    )
     ids, end = tokens(tmp_path / "data", "train"), meta["chat"]["end"]
     assert end == meta["vocab_size"] - 1 and ids[-1] == end
     _, y = TokenDataset(tmp_path / "data", "train", 128).batch(0, 0, 4)
@@ -142,7 +160,9 @@ BAD = {
     '{"messages": "hello"}': "conversation 2: str is not a list of messages",
     '{"text": "hello"}': "record 1: it has no column 'messages' or 'conversations'",
     "hello": "in.jsonl, line 2: it is not JSON",
-    json.dumps({"messages": talk("who?", "x" * 90)}): "tokens, more than --block_size=64: give a larger one, or --skip",
+    json.dumps(
+        {"messages": talk("who?", "x" * 90)}
+    ): "tokens, more than --block_size=64: give a larger one, or --skip",
 }
 
 
@@ -161,7 +181,9 @@ def test_bad_input_is_one_line_and_changes_nothing(tmp_path, capsys, line):
 
 def test_other_files_and_single_conversations_are_refused(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("hello")
-    assert "a.txt is not JSON by its name" in run(capsys, str(tmp_path / "a.txt"), "--out", str(tmp_path / "data"))
+    assert "a.txt is not JSON by its name" in run(
+        capsys, str(tmp_path / "a.txt"), "--out", str(tmp_path / "data")
+    )
     (tmp_path / "in.jsonl").write_text(f"{GOOD}\n")
     said = run(capsys, str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "data"))
     assert "conversation 1 is the only one: two that differ are needed" in said
@@ -170,13 +192,17 @@ def test_other_files_and_single_conversations_are_refused(tmp_path, capsys):
 def test_long_conversations_can_be_left_out(tmp_path):
     path = write(tmp_path / "in.jsonl", [*talks(), talk("who?", "m" * 200)])
     said = []
-    meta = chat_prep.prepare([path], tmp_path / "data", "bytes", 128, 0.2, skip_long=True, say=said.append)
+    meta = chat_prep.prepare(
+        [path], tmp_path / "data", "bytes", 128, 0.2, skip_long=True, say=said.append
+    )
     assert sum(counts["documents"] for counts in meta["splits"].values()) == 40
     assert said[0] == "1 conversations of more than 128 tokens were left out"
 
 
 def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):
-    with pytest.raises(ValueError, match="fill blocks of 128 tokens: give --block_size=128, or prepare them with"):
+    with pytest.raises(
+        ValueError, match="fill blocks of 128 tokens: give --block_size=128, or prepare them with"
+    ):
         TokenDataset(packed, "train", 64)
     other = tmp_path / "other"
     chat_prep.prepare([write(tmp_path / "more.jsonl", talks(20))], other, "bytes", 128, say=silent)
@@ -212,20 +238,32 @@ def test_other_forms_of_a_conversation_are_the_same(packed, tmp_path, form):
         "parts": lambda messages: {"messages": [parts(m) for m in messages]},
         "roles": lambda messages: {"messages": [m | {"role": names[m["role"]]} for m in messages]},
     }
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps(forms[form](messages)) + "\n" for messages in talks()))
-    chat_prep.prepare([str(tmp_path / "b.jsonl")], tmp_path / "b", "bytes", 128, val_fraction=0.2, say=silent)
+    (tmp_path / "b.jsonl").write_text(
+        "".join(json.dumps(forms[form](messages)) + "\n" for messages in talks())
+    )
+    chat_prep.prepare(
+        [str(tmp_path / "b.jsonl")], tmp_path / "b", "bytes", 128, val_fraction=0.2, say=silent
+    )
     assert tokens(tmp_path / "b", "train").tolist() == tokens(packed, "train").tolist()
 
 
 def test_conversations_that_cannot_be_learnt_from_are_skipped_and_counted(tmp_path):
     tool = [*talk("who?"), {"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]
     path, said = write(tmp_path / "in.jsonl", [*talks(), tool, talk("who?", ""), talk("who?")]), []
-    meta = chat_prep.prepare([path], tmp_path / "data", "bytes", 128, 0.2, errors="skip", say=said.append)
-    assert sum(counts["documents"] for counts in meta["splits"].values()) == 40 and said[0].startswith("3 ")
+    meta = chat_prep.prepare(
+        [path], tmp_path / "data", "bytes", 128, 0.2, errors="skip", say=said.append
+    )
+    assert sum(counts["documents"] for counts in meta["splits"].values()) == 40 and said[
+        0
+    ].startswith("3 ")
 
 
 def test_an_interruption_leaves_no_temporary_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(chat_prep.Blocks, "fill", lambda *args, **kw: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        chat_prep.Blocks, "fill", lambda *args, **kw: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
-        chat_prep.prepare([write(tmp_path / "in.jsonl", talks())], tmp_path / "data", "bytes", 128, say=silent)
+        chat_prep.prepare(
+            [write(tmp_path / "in.jsonl", talks())], tmp_path / "data", "bytes", 128, say=silent
+        )
     assert [path.name for path in (tmp_path / "data").iterdir()] == []

@@ -11,7 +11,12 @@ from nanogpt import chat
 
 
 def questions(conversations: list[list[dict]]) -> list[str]:
-    return [message["content"] for messages in conversations for message in messages if message["role"] == "user"]
+    return [
+        message["content"]
+        for messages in conversations
+        for message in messages
+        if message["role"] == "user"
+    ]
 
 
 def right(question: str) -> str:
@@ -20,7 +25,9 @@ def right(question: str) -> str:
         return f"{int(found[1]) + int(found[2])}"
     if found := re.fullmatch(r"Spell (\w+)\.", question):
         return re.sub(r"(?<=\w)(?=\w)", "-", found[1])
-    day = datetime.strptime(re.fullmatch(r"What is the day after (.*)\?", question)[1], "%d %b %Y") + timedelta(days=1)
+    day = datetime.strptime(
+        re.fullmatch(r"What is the day after (.*)\?", question)[1], "%d %b %Y"
+    ) + timedelta(days=1)
     return day.strftime("%d %b %Y").lstrip("0")
 
 
@@ -39,7 +46,9 @@ def test_held_out_questions_are_in_no_conversation_for_training(tmp_path, monkey
     meta = chat_tasks.prepare(tmp_path, say=silent)
     held = chat_tasks.held_out(tmp_path)
     assert len(held) == meta["splits"]["val"]["documents"] >= 2
-    assert not set(questions(held)) & set(questions([messages for messages in few if messages not in held]))
+    assert not set(questions(held)) & set(
+        questions([messages for messages in few if messages not in held])
+    )
 
 
 @pytest.mark.parametrize("kind, word", [("sums", "+"), ("spelling", "Spell"), ("dates", "day")])
@@ -54,6 +63,8 @@ def test_accuracy_counts_right_answers_by_kind(tmp_path, monkeypatch, kind, word
 
     monkeypatch.setattr(chat, "answer", answer)
     counts = chat_tasks.accuracy(None, None, tmp_path)
-    assert sum(asked for _, asked in counts.values()) == len(questions(chat_tasks.held_out(tmp_path)))
+    assert sum(asked for _, asked in counts.values()) == len(
+        questions(chat_tasks.held_out(tmp_path))
+    )
     assert {name for name, (good, _) in counts.items() if good} == {kind}
     assert counts[kind][0] == counts[kind][1]

