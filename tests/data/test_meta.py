@@ -80,9 +80,7 @@ def test_a_vocabulary_or_dtype_that_cannot_be_is_named(tmp_path, values):
     refused(tmp_path, f"meta.json is damaged .*{next(iter(values))} is ")
 
 
-@pytest.mark.parametrize(
-    "chat", [{"block": 4}, {"answer": [], "end": 3}, {"answer": [1, -2], "end": 3}, {"end": "x"}]
-)
+@pytest.mark.parametrize("chat", [{"block": 4}, {"answer": [], "end": 3}, {"answer": [1, -2], "end": 3}, {"end": "x"}])
 def test_damaged_meta_data_of_conversations_is_named(tmp_path, chat):
     numbered(tmp_path, 17, block_size=16)
     for split in ("train", "val"):

@@ -102,9 +102,7 @@ def test_after_any_number_of_samples_each_has_had_its_share(three, shares):
         had = np.cumsum(source == k)
         assert np.abs(had - share * np.arange(1, 25_001)).max() < 1
         assert abs(had[-1] / 25_000 - share) < 1e-3
-    assert (
-        shares != (0.7, 0.3) or "".join("abc"[k] for k in source[:10]) == "abaaabaaba"
-    )  # as mixture.py says
+    assert shares != (0.7, 0.3) or "".join("abc"[k] for k in source[:10]) == "abaaabaaba"  # as mixture.py says
 
 
 def test_each_directory_is_read_as_it_is_alone_without_replacement(three):
@@ -149,8 +147,5 @@ def test_a_run_on_a_mixture_goes_on_exactly(make_run, tmp_path, data, text):
     ).train()
     again = {"resume": "auto", "max_iters": 6, "eval_interval": 3, "lr_decay_iters": 6}
     make_run(data=mixture, out_dir=str(tmp_path / "twice"), **again).train()
-    a, b = (
-        load_file(tmp_path / name / "step-000006" / "model.safetensors")
-        for name in ("once", "twice")
-    )
+    a, b = (load_file(tmp_path / name / "step-000006" / "model.safetensors") for name in ("once", "twice"))
     assert all(torch.equal(a[name], b[name]) for name in a)

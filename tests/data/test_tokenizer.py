@@ -50,9 +50,7 @@ def small_tiktoken() -> tiktoken.Encoding:
     ranks |= {b"he": 256, b"ll": 257, b"hell": 259, b" w": 260}
     special = {EOT: 258, "<|fim|>": 300}
     pattern = r"\p{N}{1,3}+| ?\w+|\s+|[^\w\s]+"
-    return tiktoken.Encoding(
-        "small", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
-    )
+    return tiktoken.Encoding("small", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
 @cache
@@ -62,9 +60,7 @@ def trained() -> Tokenizer:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=[EOT], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[EOT], initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator([MIXED] * 3, trainer)
     return bpe
 
@@ -319,9 +315,7 @@ LOOKALIKES = {
 
 @pytest.mark.parametrize("name", LOOKALIKES)
 @pytest.mark.parametrize("bulk", [0, 10**9])
-def test_what_only_looks_like_a_kind_of_ours_gets_the_librarys_ids(
-    tmp_path, monkeypatch, name, bulk
-):
+def test_what_only_looks_like_a_kind_of_ours_gets_the_librarys_ids(tmp_path, monkeypatch, name, bulk):
     monkeypatch.setattr(module, "BULK", bulk)
     found = saved(tmp_path, LOOKALIKES[name])
     assert found.encode("ab").tolist() == LOOKALIKES[name].encode("ab").ids
@@ -329,9 +323,7 @@ def test_what_only_looks_like_a_kind_of_ours_gets_the_librarys_ids(
 
 
 def test_spaces_between_words_survive_streaming():
-    pieces = Tokenizer(
-        models.Unigram([("<unk>", 0.0), ("▁to", -1.0), ("▁be", -1.0), ("t", -3.0)], unk_id=0)
-    )
+    pieces = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁to", -1.0), ("▁be", -1.0), ("t", -3.0)], unk_id=0))
     pieces.pre_tokenizer = pre_tokenizers.Metaspace()
     pieces.decoder = decoders.Metaspace()
     found = HFTokenizer(pieces)
@@ -368,9 +360,7 @@ def test_only_a_regular_file_is_read(tmp_path, make):
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content", ["[]", "{", '{"eos_token": [1]}', '{"eos_token": {"content": 5}}']
-)
+@pytest.mark.parametrize("content", ["[]", "{", '{"eos_token": [1]}', '{"eos_token": {"content": 5}}'])
 def test_an_odd_tokenizer_config_is_one_line_or_names_no_end(tmp_path, content):
     (tmp_path / "tokenizer_config.json").write_text(content)
     if content.startswith('{"'):

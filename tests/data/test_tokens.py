@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from nanogpt.data.meta import largest_token
 from nanogpt.data.tokens import TokenDataset, Tokens, answers, permute, shorten, to_device
 
-SHARED_TMP_PATH = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SHARED_TMP_PATH = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 1000])
@@ -202,9 +200,7 @@ def test_answers_are_found_in_any_window_also_if_it_starts_inside_a_message(rows
     assert answers(np.array(rows), begin, 3).tolist() == expected
 
 
-@pytest.mark.parametrize(
-    "device, copies", [("cuda", ["pin", "pin", True, True]), ("mps", [False] * 2)]
-)
+@pytest.mark.parametrize("device, copies", [("cuda", ["pin", "pin", True, True]), ("mps", [False] * 2)])
 def test_only_a_copy_from_pinned_memory_is_not_waited_for(device, copies):
     made = []
 
