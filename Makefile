@@ -7,12 +7,13 @@ SHELL := bash
 export VIRTUAL_ENV := $(abspath $(VENV))
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 
-.PHONY: help train test bench
+.PHONY: help train test test-all bench
 
 help:
 	@echo 'make train   make $(VENV), install the package, train recipes/shakespeare.py and print the result'
 	@echo '             FLAGS="--max_iters=10" passes flags on; a run that was interrupted is resumed'
-	@echo 'make test    make $(VENV), install the test tools, run all that continuous integration runs'
+	@echo 'make test    make $(VENV), install the test tools, run what continuous integration runs: some minutes'
+	@echo 'make test-all    that, and what takes an hour: losses of recipes, browsers, other readers, many kills'
 	@echo 'make bench   make $(VENV), install the package, measure the speed of this machine: half an hour, idle'
 	@echo '             FLAGS="--nanogpt FOLDER" compares with a clone of nanoGPT'
 	@echo
@@ -23,15 +24,17 @@ train: $(VENV)/.installed
 	@echo '       (in this shell first: . $(VENV)/bin/activate)'
 
 bench: $(VENV)/.installed
-	python tests/performance/table.py $(FLAGS)
+	python benchmarks/table.py $(FLAGS)
 
 # two test processes share the cores
-test: export OMP_WAIT_POLICY := passive
+test test-all: export OMP_WAIT_POLICY := passive
 test: $(VENV)/.installed-dev
 	ruff check . && ruff format --check .
 	mypy
-	pytest -n auto --dist loadfile -m 'not alone and not long'
-	pytest -m 'alone and not long'
+	pytest -n 2 --dist loadfile
+
+test-all: test
+	pytest -m nightly
 
 $(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/pip
 	$(PIP) install -e . -c constraints.txt

@@ -2,12 +2,14 @@
 
     python -m data_prep.python_stdlib                      # into data/python_stdlib
 
-A document is a source file, except tests, copies and tables of character sets, or an article that Python's `help()`
-shows, such as the one on comparisons. With Python 3.11: 687 documents of 10.4 MB, 2.9 million tokens in a byte-pair
-encoding of 4096 tokens that is trained on them; a tenth of the documents is for validation. It takes ten seconds.
+A document is a source file, except tests, copies and tables of character sets, or an article that
+Python's `help()` shows, such as the one on comparisons. With Python 3.11: 687 documents of 10.4 MB,
+2.9 million tokens in a byte-pair encoding of 4096 tokens that is trained on them; a tenth of the
+documents is for validation. It takes ten seconds.
 """
 
 import json
+import shlex
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -16,17 +18,19 @@ from pydoc_data.topics import topics
 
 from data_prep import text
 from data_prep.train_tokenizer import train
+from data_prep.writer import check_out
+from nanogpt.data.files import write_atomic
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import OneLineParser
 
 # pydoc_data holds the articles as well, as Python strings
-LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages"}
+LEFT_OUT = {*"test tests idle_test encodings pydoc_data site-packages dist-packages".split()}
 DOCUMENTS = "documents.jsonl"
-SHORT = 1000  # characters; a longer file is taken once: Debian has one of 43 kB twice, for training and validation
+# characters; a longer file is taken once: Debian has one of 43 kB twice
+SHORT = 1000
 
 
 def documents(library: Path) -> Iterator[tuple[str, str]]:
-    """(name, text) of each source file below `library`, then of each article of the manual, in the order of names."""
+    """(name, text) of each source file below `library`, then of each article of the manual."""
     seen = set()
     for path in sorted(library.rglob("*.py")):
         name = path.relative_to(library)
@@ -48,25 +52,29 @@ def prepare(
 ) -> dict:
     """Prepares the data directory `out`, its tokenizer included, and returns its meta data.
 
-    `tokenizer` is bpe, which is trained to `vocab_size` tokens, or a name for `data_prep.text.prepare`, such as bytes.
+    `tokenizer` is bpe, which is trained to `vocab_size` tokens, or a name for
+    `data_prep.text.prepare`, such as bytes.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / DOCUMENTS, "w", encoding="utf-8") as file:
-        for name, content in documents(Path(sysconfig.get_path("stdlib"))):
-            file.write(json.dumps({"name": name, "text": content}) + "\n")
+    found = documents(Path(sysconfig.get_path("stdlib")))
+    records = (json.dumps({"name": name, "text": content}) for name, content in found)
+    lines = "".join(f"{record}\n" for record in records).encode()
+    check_out(out, {DOCUMENTS: lines})
+    with write_atomic(out / DOCUMENTS) as file:
+        file.write(lines)
     inputs = [str(out / DOCUMENTS)]
     trained = train(inputs, vocab_size) if tokenizer == "bpe" else tokenizer
     return text.prepare(inputs, out, trained, val_fraction, say=say)
 
 
 if __name__ == "__main__":
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("--out", default="data/python_stdlib", metavar="DIR", help="default: data/python_stdlib")
-    parser.add_argument("--tokenizer", default="bpe", metavar="T", help="bpe: trained on the text; bytes, gpt2, …")
-    parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens of bpe (default: 4096)")
-    parser.add_argument("--val_fraction", type=float, default=0.1, metavar="F", help="default: 0.1")
+    parser = text.make_parser(__doc__, "--val_fraction", "--tokenizer")
+    parser.add_argument("--out", default="data/python_stdlib", metavar="DIR")
+    parser.add_argument("--vocab_size", type=int, metavar="N", help="tokens of bpe (default: 4096)")
+    parser.set_defaults(
+        out="data/python_stdlib", tokenizer="bpe", vocab_size=4096, val_fraction=0.1
+    )
     with user_errors("stopped"):
         args = parser.parse_args()
         prepare(**vars(args))
-        print(f"next: accelerate launch recipes/python_stdlib.py --data {args.out}")
+        print(f"next: accelerate launch recipes/python_stdlib.py --data {shlex.quote(args.out)}")

@@ -13,26 +13,11 @@ model without its tokenizer. `help(GPTConfig)` and docs/settings.md list the set
 Start reading at `nanogpt.model`, then `nanogpt.train`; `nanogpt/README.md` lists the files in reading order.
 """
 
-import sys
 from pathlib import Path
 
-
-def report(kind, error, traceback, report=sys.excepthook) -> None:
-    """`sys.excepthook`: Ctrl-C while a program imports modules, which takes seconds, is one line and exit code 130."""
-    modules, frame = 0, traceback
-    while frame:
-        modules += frame.tb_frame.f_code.co_name == "<module>"  # the program's, and of each module that it is importing
-        frame = frame.tb_next
-    if not issubclass(kind, KeyboardInterrupt) or modules < 2 or hasattr(sys, "ps1"):  # ps1: at a prompt
-        return report(kind, error, traceback)
-    print("\nstopped", file=sys.stderr)
-    sys.exit(130)
-
-
-sys.excepthook = report  # before torch is imported
-
-from nanogpt.config import TrainConfig  # noqa: E402
-from nanogpt.model import GPT, GPTConfig  # noqa: E402
+from nanogpt.run import startup  # noqa: F401  # isort: skip
+from nanogpt.config import TrainConfig
+from nanogpt.model import GPT, GPTConfig
 
 __version__ = "0.1.0"
 __all__ = ["GPT", "GPTConfig", "TrainConfig", "load", "train"]

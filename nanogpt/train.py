@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from nanogpt import checkpoint, optim
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
-from nanogpt.data.tokens import Batch, TokenDataset, cut, mix, to_device
+from nanogpt.data.tokens import Batch, TokenDataset, hash64, shorten, to_device
 from nanogpt.evaluate import evaluate
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import UpdateRatio, cast_weights_once, lr_at, set_learning_rate, update
@@ -105,8 +105,8 @@ def micro_batch(config: TrainConfig, parts: "Parts", state: State, index: int, w
     number = state.step * config.gradient_accumulation_steps + index
     batch = parts.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
     if state.step < config.short_block_iters and not whole:
-        batch = cut(batch, config.short_block_size)
-    reseed(parts.device, int(mix(mix(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0]))
+        batch = shorten(batch, config.short_block_size)
+    reseed(parts.device, int(hash64(hash64(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0]))
     return to_device(batch, parts.device)
 
 

@@ -13,6 +13,7 @@ What to expect of a megabyte of English by characters, on a CPU:
     accelerate launch recipes/own_text.py --data=data/shakespeare_char --max_iters=200  # validation loss 1.60
 """
 
+import sys
 from dataclasses import replace
 
 from pretrain import TOKENS_PER_PARAMETER, measure, on_meta, shape, training
@@ -20,7 +21,7 @@ from pretrain import TOKENS_PER_PARAMETER, measure, on_meta, shape, training
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.run.device import gpu_gib
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import recorded, settings_parser
+from nanogpt.run.flags import parse, recorded, settings_parser
 from nanogpt.train import main
 
 EPOCHS = 4
@@ -44,6 +45,15 @@ def size(tokens: int, vocab_size: int, gib: float) -> tuple[GPTConfig, TrainConf
     return model, train, note
 
 
+def keep_tokens(model: GPTConfig, train: TrainConfig, argv: list[str]) -> None:
+    """Changes the number of steps in `train` if flags change the tokens of a step, so that all steps see as many."""
+    counts = []
+    for m, t in ((model, train), parse(model, train, argv, "")[:2]):
+        counts.append(t.batch_size * t.gradient_accumulation_steps * m.block_size)
+    train.max_iters = max(1, train.max_iters * counts[0] // counts[1])
+    train.eval_interval = max(1, train.max_iters // 5)
+
+
 if __name__ == "__main__":
     model, train, _ = size(1, 1, 0)
     given = settings_parser(model, train, __doc__).parse_args()
@@ -52,5 +62,6 @@ if __name__ == "__main__":
         data = given.data or repeated.get("data", train.data)
         vocab_size, tokens = measure(data)
         model, train, note = size(tokens, vocab_size, gpu_gib(given.device or "auto"))
-    train.data = data
+        train.data = data
+        keep_tokens(model, train, sys.argv[1:])
     main(model, train, note=note)

@@ -1,7 +1,6 @@
 """Programs that continue an export with the model's own 32 greedy tokens, and the shapes of which a test shows it.
 
-The tests of a program are parametrized by its shapes here; tests/docs/test_readers.py compares docs/publishing.md with
-this table.
+The tests of a program are parametrized by its shapes here; docs/publishing.md has the same table.
 """
 
 import dataclasses
@@ -10,8 +9,8 @@ from pathlib import Path
 
 import torch
 from conversations import talk
+from helpers import randomize
 from shapes import CASES, CHARACTERS, make_checkpoint
-from test_model import randomize
 
 from nanogpt import GPT, chat
 from nanogpt.data.tokenizer import START, CharTokenizer
@@ -32,15 +31,6 @@ READERS = {
 }
 NEW = 32
 PROMPT, MESSAGES = "ROMEO:", talk("who?")
-
-
-def table() -> str:
-    """READERS as Markdown."""
-    lines = [["reader", *SHAPES], ["---"] * (len(SHAPES) + 1)]
-    lines += [
-        [name, *("yes" if shape in able else "not supported" for shape in SHAPES)] for name, able in READERS.items()
-    ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
 
 
 def make_run(out_dir: Path, shape: str, talks: bool = False) -> Path:

@@ -1,3 +1,5 @@
+"""Accelerate reads accelerate_configs/*.yaml as they are meant."""
+
 from pathlib import Path
 
 import pytest
@@ -9,23 +11,10 @@ from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 CONFIGS = sorted((Path(__file__).parents[1] / "accelerate_configs").glob("*.yaml"))
 
 
-def test_there_is_one_for_each_kind_of_hardware():
-    assert [path.stem for path in CONFIGS] == ["cpu", "ddp", "fsdp2", "mps", "multi_node", "single_gpu"]
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_accelerate_reads_it_and_it_is_short_and_explained(path):
+def test_accelerate_reads_it(path):
     config = load_config_from_file(str(path))
     assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"]
-    lines = path.read_text().splitlines()
-    assert len(lines) < 20
-    assert "accelerate launch --config_file accelerate_configs/" + path.name in path.read_text()
-    assert sum("#" in line for line in lines) >= 3
-
-
-def test_the_readme_explains_each_of_them():
-    text = (CONFIGS[0].parent / "README.md").read_text()
-    assert [path.name for path in CONFIGS if f"`{path.name}`" not in text] == []
 
 
 def test_the_scheduler_chooses_the_gpu(monkeypatch):

@@ -123,7 +123,6 @@ def test_what_a_run_left_behind_when_it_went_back_to_its_best_goes_first(tmp_pat
 FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "gone", "another model's", "a directory"])
 def test_a_damaged_file_is_noticed_and_the_last_whole_checkpoint_taken(tmp_path, name, damage):

@@ -135,7 +135,6 @@ def test_models_that_make_no_sense_are_refused(changes, message):
 FIELDS = [(cls, field.name) for cls in (GPTConfig, TrainConfig) for field in dataclasses.fields(cls)]
 
 
-@pytest.mark.slow
 @settings(max_examples=1000, derandomize=True, deadline=None, database=None)
 @given(st.sampled_from(FIELDS), st.sampled_from(ODD) | st.integers().map(str) | st.floats().map(str) | st.text())
 def test_any_value_of_any_flag_is_within_its_limits_or_refused_in_one_line(field, text):
@@ -212,7 +211,6 @@ def test_too_little_memory_is_a_line(capsys):
         raise RuntimeError("another")
 
 
-@pytest.mark.slow
 def test_a_reader_that_leaves_ends_the_program_quietly():
     program = "from nanogpt.run.errors import user_errors\nwith user_errors():\n    for i in range(10**6): print(i)"
     command = f"{sys.executable} -c '{program}' | head -1; echo ${{PIPESTATUS[0]}}"
@@ -369,7 +367,6 @@ def test_flags_are_found_in_either_spelling():
     assert {"n_layer", "bias", "out_dir"} <= named(["--n-layer", "3", "--bias", "--out_dir=a-b"])
 
 
-@pytest.mark.slow
 def test_what_takes_long_says_what_it_is_and_what_is_quick_says_nothing(capsys):
     with waiting("brewing tea"):
         pass

@@ -67,7 +67,6 @@ def on_meta(make_run, monkeypatch):
     return make
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(Version(torch.__version__) < Version("2.13"), reason="torch 2.6 has no fused AdamW on meta tensors")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,7 +82,6 @@ def test_between_two_log_lines_the_host_waits_for_nothing(on_meta, family, optim
         run.log()
 
 
-@pytest.mark.slow
 def test_an_evaluation_waits_after_its_last_batch_only(on_meta):
     run, seen = on_meta(FAMILIES["gpt2"]), []
     batches = (seen.append(1) or batch for batch in run.val_data.whole_split(4))

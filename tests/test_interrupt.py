@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 IMPORTING = """
 import sys
 sys.path.insert(0, {directory!r})
@@ -13,7 +11,6 @@ import interrupted
 """
 
 
-@pytest.mark.slow
 def test_ctrl_c_during_an_import_is_one_line_and_exit_code_130(tmp_path):
     (tmp_path / "interrupted.py").write_text("raise KeyboardInterrupt")
     code = IMPORTING.format(directory=str(tmp_path))
@@ -21,7 +18,6 @@ def test_ctrl_c_during_an_import_is_one_line_and_exit_code_130(tmp_path):
     assert (done.returncode, done.stderr) == (130, "\nstopped\n")
 
 
-@pytest.mark.slow
 def test_ctrl_c_elsewhere_is_left_to_python():
     code = "import nanogpt; raise KeyboardInterrupt"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

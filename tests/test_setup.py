@@ -32,7 +32,6 @@ def sgd(model, config, dtype):
     return [torch.optim.SGD(matrices, momentum=0.9), Counting(vectors, momentum=0.9)]
 
 
-@pytest.mark.slow
 def test_a_model_and_optimizers_of_ones_own_train_and_resume_to_the_bit(data, tmp_path, capsys):
     hooks = {"make_model": Shifted, "make_optimizers": sgd}
     fields = {"data": str(data), "device": "cpu", "precision": "fp32", "batch_size": 4, "eval_interval": 3}

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 
 from nanogpt.cli.options import add_json, show, show_json
-from nanogpt.data.tokens import read_meta
+from nanogpt.data.meta import read_meta
 from nanogpt.extras.check_data import examine
 from nanogpt.run.flags import within
 

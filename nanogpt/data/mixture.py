@@ -7,6 +7,8 @@ mixture is a pure function of (seed, sample number), too. Each directory has its
 validation tokens of all directories once, whatever the shares.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from nanogpt.data.tokenizer import check_same
@@ -16,7 +18,12 @@ PERIOD = 10_000  # samples; shares are rounded to multiples of 1/PERIOD
 
 
 def read_shares(data: str) -> dict[str, float]:
-    """{directory: share} of a `data` setting, the shares adding up to 1. Raises ValueError."""
+    """{directory: share} of a `data` setting, the shares adding up to 1. Raises ValueError.
+
+    A directory that exists under that very name, such as v1:2, is not a mixture.
+    """
+    if Path(data).is_dir():
+        return {data: 1.0}
     parts = [part.strip() for part in data.split(",")]
     if len(parts) == 1 and not (":" in data and is_number(data.rpartition(":")[2])):
         return {data: 1.0}
@@ -54,7 +61,7 @@ class Mixture(TokenDataset):
         first, *others = shares
         for other in others:
             check_same(first, other)
-        self.block_size, self.split = block_size, split
+        self.directory, self.block_size, self.split = first, block_size, split
         self.parts = [TokenDataset(directory, split, block_size, vocab_size) for directory in shares]
         if any("chat" in part.meta for part in self.parts):
             raise ValueError("conversations cannot be a part of a mixture: data_prep.chat takes several files")

@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanogpt.data.files import write_atomic
-from nanogpt.data.pickles import first_line
+from nanogpt.data.files import first_line, write_atomic
 from nanogpt.run.errors import waiting
 
 SHARD = 1 << 20  # bytes, a multiple of the size of a token
@@ -115,9 +114,9 @@ def explained(what: object) -> Iterator[None]:
 
 
 def download(source: Source, name: str) -> Path:
-    """The path of a file in the cache; it is downloaded if the cache lacks it and the directory has it."""
+    """The path of a file in the cache; it is downloaded if the directory has it and the cache has no whole copy."""
     path, what = source.cache / name, f"{source.url}/{name}"
-    if name in source.files and not path.exists():
+    if name in source.files and not is_whole(path):
         with (
             explained(what),
             waiting(f"downloading {what}"),
@@ -125,7 +124,29 @@ def download(source: Source, name: str) -> Path:
             source.fs.open(f"{source.root}/{name}", "rb") as remote,
         ):
             shutil.copyfileobj(remote, file, SHARD)
+        record(path)
     return path
+
+
+def record(path: Path) -> None:
+    """Records the checksum of a file in the cache, by which `is_whole` finds later damage."""
+    with explained(path), open(path, "rb") as file, write_atomic(checksum(path)) as written:
+        written.write(hashlib.file_digest(file, "sha256").hexdigest().encode())
+    is_whole.cache_clear()
+
+
+def checksum(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+@lru_cache
+def is_whole(path: Path) -> bool:
+    """Whether a file in the cache is what was downloaded; a process checks each file once."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == checksum(path).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return False
 
 
 class Shards:
@@ -160,6 +181,8 @@ class Shards:
             k, skipped = divmod(start, self.each)
             count = min(self.each - skipped, stop - start)
             parts.append(np.fromfile(self.path(k), self.dtype, count, offset=skipped * self.dtype.itemsize))
+            if len(parts[-1]) < count:
+                raise Unreachable(f"{self.path(k)} was changed while it was read: resume, and it is downloaded again")
             start += count
         return np.concatenate(parts)
 
@@ -171,7 +194,7 @@ class Shards:
         spans = [(max(start, 0), min(start + length, len(self))) for start in map(int, starts)]
         ranges = [range(start // self.each, -(-stop // self.each)) for start, stop in spans if start < stop]
         needed = {k for shards in ranges for k in shards} - self.there
-        missing = [k for k in sorted(needed) if not self.path(k).exists()]
+        missing = [k for k in sorted(needed) if not is_whole(self.path(k))]
         if missing:
             with ThreadPoolExecutor(min(THREADS, len(missing))) as pool:
                 list(pool.map(self.download, missing))
@@ -191,6 +214,7 @@ class Shards:
             raise Unreachable(f"{self} has changed while it was read: start again, with --resume=auto")
         with explained(self), write_atomic(self.path(k)) as file:
             file.write(data)
+        record(self.path(k))
 
     def read(self, k: int) -> bytes:
         # some file systems would read ahead

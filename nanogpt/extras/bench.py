@@ -293,7 +293,7 @@ class Bench:
         except OSError as error:
             print(f"note: no figure for GPT-2's tokenizer: {error}", file=sys.stderr)
             return
-        contenders = {"nanogpt": lambda: gpt2.encode(text), "tiktoken": lambda: gpt2.encoding.encode_ordinary(text)}
+        contenders = {"nanogpt": lambda: gpt2.encode(text), "tiktoken": lambda: gpt2.tiktoken.encode_ordinary(text)}
         seconds = interleave(contenders, self.rounds)
         self.add("tokenize, gpt2", "tokens/s", len(gpt2.encode(text)), seconds, limit="tiktoken")
 

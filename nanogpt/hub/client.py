@@ -6,7 +6,7 @@
 from contextlib import contextmanager
 from pathlib import Path
 
-from nanogpt.data.pickles import first_line
+from nanogpt.data.files import first_line
 
 # files to download: no pickles and no code
 WANTED = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")

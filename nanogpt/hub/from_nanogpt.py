@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data import pickles
+from nanogpt.data.files import first_line
+from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.data.tokens import read_meta
 from nanogpt.model import GPT, GPTConfig
 
 # settings of the same name and meaning
@@ -55,7 +56,7 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
     except ValueError as error:
         raise ValueError(f"{path} cannot be imported: {error}") from None
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-        what = pickles.first_line(error)
+        what = first_line(error)
         raise ValueError(f"{path} cannot be imported: it is not one of nanoGPT's checkpoints ({what})") from None
 
     # nanoGPT saves right after an evaluation, and stores its loss as the best

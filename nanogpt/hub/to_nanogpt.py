@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from nanogpt.data import pickles
+from nanogpt.data.files import first_line
 from nanogpt.hub.from_nanogpt import MODEL, convert_weights
 from nanogpt.model import GPT, GPTConfig
 
@@ -49,6 +50,6 @@ def write(model: GPT, to: Path, step: int, loss: float) -> None:
             raise ValueError(f"{to} is wrong: the model read back from it differs")
         temporary.replace(to)
     except RuntimeError as error:  # raised by torch, for instance if the disk is full
-        raise OSError(pickles.first_line(error)) from None
+        raise OSError(first_line(error)) from None
     finally:
         temporary.unlink(missing_ok=True)

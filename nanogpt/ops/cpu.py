@@ -5,7 +5,7 @@
 
 Each operator gives the same values and gradients as torch up to rounding (tests/ops/test_cpu.py); dropout draws
 other random numbers. Without gradients all but `pack` call torch's own functions.
-`python tests/performance/cpu_parts.py` measures each operator; LOG.md has the results.
+`python benchmarks/cpu_parts.py` measures each operator; LOG.md has the results.
 """
 
 import contextlib

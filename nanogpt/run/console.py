@@ -26,6 +26,7 @@ from nanogpt.sample import write
 from nanogpt.train import Parts, State, logger, tokens_per_step
 
 RESULT = "result.json"
+SAMPLE_TOKENS = 300  # of the sample at the end
 EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
 
@@ -189,7 +190,7 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
     if sys.stdout.isatty():
         logger.info(plot.text(parts.out_dir) + "\n")
     try:
-        logger.info(sample(config, parts) + "\n")
+        logger.info(sample(config, parts, SAMPLE_TOKENS) + "\n")
     except (ValueError, OSError, torch.OutOfMemoryError) as error:  # or another process changed the checkpoints
         logger.warning(f"no sample: {error}\n")
 
@@ -214,7 +215,7 @@ def first_prompt(text: str) -> str:
     return "".join(filter(str.isprintable, line)).strip("\ufffd ") or " "
 
 
-def sample(config: TrainConfig, parts: Parts, tokens: int = 300) -> str:
+def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:
     """A text sampled from the run's best checkpoint, as loaded from disk."""
     found = checkpoint.find(parts.out_dir, say=logger.info)
     device = "cpu" if parts.sharded else parts.device  # a sharded one may be too large for one device

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,15 @@ from nanogpt.ops import cpu
 from nanogpt.run import metrics
 from nanogpt.train import logger
 
+
+def cpu_seconds() -> np.ndarray:
+    """Seconds on three clocks: the time, all cores idle, this process computing."""
+    times = psutil.cpu_times()
+    return np.array([time.monotonic(), times.idle + getattr(times, "iowait", 0.0), sum(os.times()[:4])])
+
+
+AT_IMPORT = cpu_seconds()
+BUSY = 0.5  # cores that other processes use while a run starts, from which it is told
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
 
 # Dense bf16 peak of a device in TFLOP/s, from its maker's data sheet; fp16 where there is no bf16 (V100, T4).
@@ -190,10 +200,14 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
 
 
 def set_threads(wanted: int, processes: int) -> int:
-    """Sets and returns the CPU threads of this process; 0 means an equal share of the cores.
+    """Sets and returns the CPU threads of this process; 0 means OMP_NUM_THREADS, or else an equal share of the cores.
 
-    `accelerate launch` asks for a single thread unless told otherwise, which would leave the other cores idle.
+    Launchers set OMP_NUM_THREADS=1 if it is not set, which would leave the other cores idle: from them 1 is ignored.
     """
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    launched = os.environ.keys() & {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"}
+    if not wanted and asked.isdecimal() and (int(asked) > 1 or not launched):
+        wanted = int(asked)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = min(available, psutil.cpu_count(logical=False) or available)
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
@@ -259,6 +273,16 @@ def profiler(steps: int, path: Path):
 
     schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=steps, repeat=1)
     return torch.profiler.profile(schedule=schedule, on_trace_ready=write)
+
+
+def busy(device: torch.device, threads: int, processes: int) -> str:
+    """A note if other processes have used cores that a run on the CPU needs, since this module was imported; or ""."""
+    seconds, idle, own = cpu_seconds() - AT_IMPORT
+    cores, processes_here = psutil.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    others = cores - (idle + own * processes_here) / seconds
+    if device.type != "cpu" or others < BUSY or threads * processes_here <= cores - others + 0.5:
+        return ""
+    return f"note: the machine is busy: other processes use {others:.1f} of {cores} cores, which slows this run"
 
 
 def unused_gpu(device: torch.device) -> str:

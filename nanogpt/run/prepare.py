@@ -13,9 +13,10 @@ from accelerate.utils import DistributedType
 from nanogpt import checkpoint, optim, rundir
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
+from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.data.tokens import TokenDataset, read_meta
+from nanogpt.data.tokens import TokenDataset
 from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
 from nanogpt.model import GPT, GPTConfig
@@ -23,7 +24,7 @@ from nanogpt.ops import ops_for, sharded
 from nanogpt.optim import UpdateRatio
 from nanogpt.run import console, guard, resume
 from nanogpt.run.agree import Peers
-from nanogpt.run.device import compile_blocks, make_accelerator, peak_flops, set_up, share_batches, unused_gpu
+from nanogpt.run.device import busy, compile_blocks, make_accelerator, peak_flops, set_up, share_batches, unused_gpu
 from nanogpt.run.errors import waiting
 from nanogpt.run.metrics import Metrics
 from nanogpt.run.stop import Interrupts
@@ -57,7 +58,8 @@ def prepare(
     peers = Peers(accelerator, config.timeout)
     interrupts = Interrupts(peers, config.time_limit)  # which counts from here
     environment = set_up(config, accelerator)
-    for line in (note, unused_gpu(accelerator.device), console.shared_batches(requested, config)):
+    is_busy = busy(accelerator.device, environment["threads"], environment["processes"])
+    for line in (note, unused_gpu(accelerator.device), is_busy, console.shared_batches(requested, config)):
         if line:
             logger.info(line)
 

@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from nanogpt.cli import main
 from nanogpt.data import remote
 from nanogpt.data.mixture import open_data
-from nanogpt.data.remote import Shards, Unreachable, find
-from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.remote import Shards, Unreachable, find, is_whole
+from nanogpt.data.tokenizer import load_tokenizer, sha256
 from nanogpt.data.tokens import TokenDataset, read_meta
 from nanogpt.hub.card import data_line
 from nanogpt.run import metrics
@@ -31,6 +31,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "PAUSES", (0, 0))
     monkeypatch.setattr(os, "fsync", lambda file: None)
     find.cache_clear()
+    is_whole.cache_clear()
     fsspec.filesystem("memory").store.clear()
     return tmp_path / "hf" / "nanogpt"
 
@@ -58,13 +59,15 @@ def numbers(tmp_path, data):
     tokens[:100].tofile(directory / "val.bin")
     splits = {"train": {"tokens": TOKENS, "bytes": TOKENS, "largest": TOKENS - 1, "files": list(names)}}
     splits["val"] = {"tokens": 100, "bytes": 100, "largest": 99}
-    (directory / "meta.json").write_text(json.dumps({"vocab_size": TOKENS, "dtype": "uint32", "splits": splits}))
     (directory / "tokenizer.json").write_bytes((data / "tokenizer.json").read_bytes())
+    meta = {"vocab_size": TOKENS, "dtype": "uint32", "splits": splits}
+    meta["tokenizer_sha256"] = sha256(directory)  # as if it had made these tokens
+    (directory / "meta.json").write_text(json.dumps(meta))
     return directory
 
 
 def cached_shards(cache) -> set[str]:
-    return {f"{path.parent.name}/{path.name}" for path in cache.glob("*/*.shards/*")}
+    return {f"{path.parent.name}/{path.name}" for path in cache.glob("*/*.shards/*") if path.suffix != ".sha256"}
 
 
 @pytest.mark.parametrize("protocol", ["memory", "file"])
@@ -101,7 +104,6 @@ def test_only_shards_of_windows_that_were_read_are_downloaded_once(cache, number
     TokenDataset(URL, "train", 16).batch(5, 0, 6)  # by another process
 
 
-@pytest.mark.slow
 def test_a_run_at_a_url_loses_what_a_local_one_does_and_resumes(tmp_path, data, make_run, capsys):
     settings = {"log_interval": 1, "max_iters": 6, "eval_interval": 3}
     make_run(out_dir=str(tmp_path / "here"), **settings).train()
@@ -234,3 +236,27 @@ def test_a_repository_on_the_hub_is_read_at_one_commit(hub, cache, tmp_path, num
     assert asked and not any("/resolve/main/" in path for path in asked)
     with pytest.raises(Unreachable, match=r"^hf://alice/nothing cannot be read \("):
         find("hf://alice/nothing")
+
+
+@pytest.mark.parametrize("damage", [lambda data: bytes(len(data)), lambda data: data[:-8], lambda data: b""])
+def test_damaged_files_in_the_cache_are_downloaded_again(numbers, cache, damage):
+    url = put(numbers, URL)
+    for split in ("train", "val"):
+        TokenDataset(url, split, 16).batch(5, 0, 63)
+    for path in cache.glob("*/**/*"):
+        if path.is_file() and path.suffix != ".sha256":
+            path.write_bytes(damage(path.read_bytes()))
+    find.cache_clear()
+    is_whole.cache_clear()  # as in a new process
+    for split in ("train", "val"):
+        here, there = TokenDataset(numbers, split, 16), TokenDataset(url, split, 16)
+        assert torch.equal(here.batch(5, 0, 63)[0], there.batch(5, 0, 63)[0])
+
+
+def test_a_shard_that_is_truncated_while_it_is_used_is_named(numbers, cache):
+    data = TokenDataset(put(numbers, URL), "train", 16)
+    data.batch(5, 0, 63)
+    for path in cache.glob("*/*.shards/*"):
+        path.write_bytes(b"")
+    with pytest.raises(Unreachable, match="was changed while it was read"):
+        data.batch(5, 0, 63)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conversations import talk, talks, write
+from helpers import randomize
 from shapes import CASES
-from test_model import randomize
 from texts import silent, tokens
 
 from data_prep import chat as chat_prep
@@ -86,7 +86,10 @@ def test_the_loss_is_that_of_transformers_with_labels_of_minus_100(packed):
     labels, tokenizer = torch.full_like(x, -100), load_tokenizer(packed)
     for row, ids in enumerate(x.tolist()):
         for start in (i for i, token in enumerate(ids) if token == tokenizer.special["<|im_start|>"]):
-            name, end = ids.index(ord("\n"), start), ids.index(tokenizer.special["<|im_end|>"], start)
+            name, end = (
+                ids.index(ord("\n"), start),
+                ids.index(tokenizer.special["<|im_end|>"], start),
+            )
             if bytes(ids[start + 1 : name]) == b"assistant":
                 labels[row, name + 1 : end + 1] = x[row, name + 1 : end + 1]
     assert 0 < (labels != -100).sum() < labels.numel() / 2
@@ -139,9 +142,9 @@ BAD = {
     '{"messages": [7]}': "message 1: role 'None' is not one of",
     '{"messages": [{"role": "user", "content": 7}]}': "message 1: its content is '7', not a text",
     '{"messages": [{"role": "user", "content": " "}]}': "message 1: its content is ' ', not a text",
-    '{"messages": "hello"}': "column 'messages' holds str, not a list of messages",
-    '{"text": "hello"}': 'has neither "messages" nor "conversations"',
-    "hello": "the line is not JSON",
+    '{"messages": "hello"}': "conversation 2: str is not a list of messages",
+    '{"text": "hello"}': "record 1: it has no column 'messages' or 'conversations'",
+    "hello": "in.jsonl, line 2: it is not JSON",
     json.dumps({"messages": talk("who?", "x" * 90)}): "tokens, more than --block_size=64: give a larger one, or --skip",
 }
 
@@ -182,3 +185,50 @@ def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):
     chat_prep.prepare([write(tmp_path / "more.jsonl", talks(20))], other, "bytes", 128, say=silent)
     with pytest.raises(ValueError, match="cannot be a part of a mixture"):
         open_data(f"{packed}:0.5,{other}:0.5", "train", 128)
+
+
+def prepared_targets(path, out, **options) -> str:
+    """What the targets of the training split spell."""
+    chat_prep.prepare([str(path)], out, "bytes", 128, 0.2, say=silent, **options)
+    data = TokenDataset(out, "train", 128)
+    return load_tokenizer(out).decode(
+        [i for i in data.batch(1, 0, data.windows_per_epoch)[1].flatten().tolist() if i >= 0]
+    )
+
+
+def test_an_answer_of_weight_0_is_context_and_no_target(tmp_path):
+    found = [[*talk(f"{i}?", "BAD"), *talk("again?", "good")] for i in range(30)]
+    for messages in found:
+        messages[1]["weight"] = 0
+    targets = prepared_targets(write(tmp_path / "in.jsonl", found), tmp_path / "data")
+    assert "good" in targets and "BAD" not in targets
+    assert "BAD" in conversations_of(tmp_path / "data", "train")[0]
+
+
+@pytest.mark.parametrize("form", ["list", "null", "parts", "roles"])
+def test_other_forms_of_a_conversation_are_the_same(packed, tmp_path, form):
+    names = {"system": "developer", "user": "User", "assistant": "Assistant"}
+    parts = lambda m: m | {"content": [{"type": "text", "text": m["content"]}]}  # noqa: E731
+    forms = {
+        "list": lambda messages: messages,
+        "null": lambda messages: {"messages": None, "conversations": messages},
+        "parts": lambda messages: {"messages": [parts(m) for m in messages]},
+        "roles": lambda messages: {"messages": [m | {"role": names[m["role"]]} for m in messages]},
+    }
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(forms[form](messages)) + "\n" for messages in talks()))
+    chat_prep.prepare([str(tmp_path / "b.jsonl")], tmp_path / "b", "bytes", 128, val_fraction=0.2, say=silent)
+    assert tokens(tmp_path / "b", "train").tolist() == tokens(packed, "train").tolist()
+
+
+def test_conversations_that_cannot_be_learnt_from_are_skipped_and_counted(tmp_path):
+    tool = [*talk("who?"), {"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]
+    path, said = write(tmp_path / "in.jsonl", [*talks(), tool, talk("who?", ""), talk("who?")]), []
+    meta = chat_prep.prepare([path], tmp_path / "data", "bytes", 128, 0.2, errors="skip", say=said.append)
+    assert sum(counts["documents"] for counts in meta["splits"].values()) == 40 and said[0].startswith("3 ")
+
+
+def test_an_interruption_leaves_no_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(chat_prep.Blocks, "fill", lambda *args, **kw: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        chat_prep.prepare([write(tmp_path / "in.jsonl", talks())], tmp_path / "data", "bytes", 128, say=silent)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == []

@@ -49,7 +49,10 @@ def test_the_original_gives_nanogpts_token_files(shakespeare, tmp_path):
 
     meta = prepare(tmp_path / "data", source=str(shakespeare), say=lambda text: None)
     assert meta["vocab_size"] == 65
-    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [1003854, 111540]  # as nanoGPT's readme says
+    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [
+        1003854,
+        111540,
+    ]  # as nanoGPT's readme says
     text = shakespeare.read_text()
     itos = sorted(set(text))
     ids = np.array([itos.index(c) for c in text[:1000]], dtype="<u2")
@@ -59,12 +62,14 @@ def test_the_original_gives_nanogpts_token_files(shakespeare, tmp_path):
     assert json.loads((tmp_path / "data" / "meta.json").read_text())["splits"]["train"]["sha256"] == digest
 
 
-@pytest.mark.slow
 def test_gpt2_tokens_are_nanogpts_too(shakespeare, gpt2_files, tmp_path):
     from data_prep.shakespeare import prepare
 
     meta = prepare(tmp_path / "data", "gpt2", str(shakespeare), say=lambda text: None)
-    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [301966, 36059]  # as nanoGPT's readme says
+    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [
+        301966,
+        36059,
+    ]  # as nanoGPT's readme says
     assert load_tokenizer(tmp_path / "data").vocab_size == 50257
 
 
@@ -135,7 +140,6 @@ def test_a_wheel_with_another_hash_is_not_opened(monkeypatch):
         shakespeare.rebuild()
 
 
-@pytest.mark.slow
 def test_the_rebuilt_text_is_the_original_almost_line_by_line(shakespeare):
     from data_prep.shakespeare import rebuild
 

@@ -1,6 +1,11 @@
 """A byte-pair encoding that is trained on a text."""
 
+import os
+import random
 import shlex
+import signal
+import threading
+import time
 from argparse import Namespace
 
 import numpy as np
@@ -31,3 +36,38 @@ def test_the_command_after_a_trained_tokenizer_reads_the_same_text():
     assert "--text_column body --errors skip" in " ".join(command)
     args.text_column, args.errors = "text", "strict"
     assert train_tokenizer.next_command(args).endswith(" 'my notes/' '*.csv' --tokenizer data/bpe --out data/mine")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "meta.json", "train.bin"])
+def test_a_tokenizer_is_not_written_over_another_one_or_into_data(tmp_path, name):
+    train_tokenizer.check_out(tmp_path)
+    (tmp_path / name).write_text("theirs")
+    with pytest.raises(ValueError, match=f"{name} exists, and nothing is overwritten"):
+        train_tokenizer.check_out(tmp_path)
+
+
+def test_text_without_spaces_is_learnt_in_short_pieces(tmp_path):
+    """Without a limit this takes about a minute."""
+    chance = random.Random(0)
+    (tmp_path / "dna.txt").write_text("".join(chance.choices("ACGT", k=150_000)))
+    begin = time.process_time()
+    trained = train_tokenizer.train([str(tmp_path / "dna.txt")], 1000)
+    assert time.process_time() - begin < 10
+    assert trained.vocab_size == 1000
+    assert trained.decode(trained.encode("ACGT" * 500)) == "ACGT" * 500
+
+
+def test_ctrl_c_does_not_wait_for_the_library():
+    release = threading.Event()
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer.interruptible(lambda: release.wait(20))
+    release.set()
+    assert time.monotonic() - begin < 10
+
+
+def test_errors_of_the_interruptible_part_are_raised():
+    with pytest.raises(ValueError, match="invalid literal"):
+        train_tokenizer.interruptible(lambda: int("x"))

@@ -1,24 +1,23 @@
 """Every bash and python block of every Markdown file, run in order as a reader would, in a directory like a clone.
 
-So that all of it takes two minutes, a command that names a recipe gets a two-hundredth of its steps, one layer, one
-thread, since two pages are read at a time, and a seed less; a loop has two rounds; the launcher is left out after its
-first time on a page; what serves a page to a browser does so for seconds.
+A command that names a recipe gets a two-hundredth of its steps, one layer, one thread, and a seed less; a loop has two
+rounds; what serves a page to a browser does so for seconds. `python` and `nanogpt` are shims, which fork instead of
+starting Python; the launcher is the real one, but only once, on the README.
 """
 
 import os
 import re
 import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from pages import OURS, ROOT, SAVED, Block, Docs
+from pages import OURS, PAGES, ROOT, SAVED, Block, parse_markdown
+from shims import shims
 
 from data_prep.text import prepare
 
-DOCS = Docs.read()
-RUNNABLE = [f for f in DOCS.pages() if any(b.language in ("bash", "python") and not b.skip for b in DOCS.blocks(f))]
+BLOCKS = {file: parse_markdown((ROOT / file).read_text(encoding="utf-8")).blocks for file in PAGES}
+RUNNABLE = [file for file in PAGES if any(b.language in ("bash", "python") and not b.skip for b in BLOCKS[file])]
 SHORTER = 200  # times fewer steps
 TRAINS = re.compile(
     r"(accelerate launch|python|nanogpt plan|nanogpt train) [^\n#]*?(recipes/(?!eval_)\w+|mine)\.py[^\n#]*"
@@ -27,26 +26,24 @@ ADDED = re.compile(r" --eval_interval=2 --threads=1(?: --n_layer=1)?(?= --resume
 NUMBERS = re.compile(r"\d[\d,.]*")
 
 
-def shorten(script: str, launcher: bool = True) -> str:
+def shorten(script: str, launcher: bool) -> str:
     """The script with a few steps of training in the place of hundreds."""
-    script = script.replace("\\\n", " ")
 
     def few(match: re.Match) -> str:
-        command = match[0]
+        command = match[0].rstrip()
         if "--help" in command:
-            return command
+            return match[0]
         given = re.search(r"--max_iters[= ](\d+)", command)
-        steps = int(given[1]) if given else 800
+        steps = (int(given[1]) if given else 800) // SHORTER
         small = "" if "finetune" in command else " --n_layer=1"  # what is fine-tuned has the layers that it has
-        return f"{command.rstrip()} --max_iters={steps // SHORTER} --eval_interval=2 --threads=1{small} "
+        return f"{command} --max_iters={steps} --eval_interval=2 --threads=1{small} "
 
-    # the launcher on a page's first time alone: it takes as long as such a run
-    plain = r"accelerate launch (?:--config_file \S+ )?(?=recipes/|mine)"
-    script = script if launcher else re.sub(plain, "python ", script)
+    script = script.replace("\\\n", " ")
+    if not launcher:
+        script = re.sub(r"accelerate launch (?:--config_file \S+ )?(?=recipes/|mine)", "python ", script)
     script = TRAINS.sub(few, script).replace("nanogpt bench", "nanogpt bench --rounds=1 --parts=data")
     script = re.sub(r"(for flags in(?: --\S+){2})[^;]*;", r"\1;", script)  # two experiments in the place of nine
     script = re.sub(r"--train_minutes=\d+", "--train_minutes=0.005", script.replace("--seeds=3", "--seeds=2"))
-    # what serves a page until Ctrl-C does so for a few seconds
     return re.sub(r"^(nanogpt (?:dashboard|playground)[^\n#&]*)", r"timeout 8 \1 || [ $? = 124 ] ", script, flags=re.M)
 
 
@@ -70,58 +67,26 @@ def clone(home: Path, text: str) -> Path:
     return home
 
 
-def run(block: Block, home: Path, launcher: bool) -> str:
+@pytest.fixture(scope="module")
+def environment(zygote):
+    """Of the shell: the shims in front, no network."""
+    with shims(zygote) as directory:
+        yield zygote.env | {"PATH": f"{directory}:{zygote.env['PATH']}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run(file: str, block: Block, home: Path, environment: dict) -> str:
     """Runs a block and returns what it prints; fails with its place and its last words."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_"))}
-    clean |= {
-        "PATH": f"{Path(sys.executable).parent}:{clean['PATH']}",
-        "HF_HOME": str(home / "hf"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    clean |= {"OMP_NUM_THREADS": "1"}
     if saved := SAVED.match(block.code):
         (home / saved[1]).write_text(block.code)
         return ""
-    if block.language == "bash":
-        command = ["bash", "-euo", "pipefail", "-c", shorten(block.code, launcher)]
-    else:
+    command = shorten(block.code, launcher=file == "README.md" and "what `make train` runs" in block.code)
+    if block.language == "python":
         (home / "block.py").write_text(block.code)
-        command = [sys.executable, "block.py"]
-    done = subprocess.run(command, cwd=home, env=clean, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"{block.file}:{block.line}: exit code {done.returncode}\n{done.stderr[-3000:]}"
+        command = "python block.py"
+    shell = ["bash", "-euo", "pipefail", "-c", command]
+    done = subprocess.run(shell, cwd=home, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{file}:{block.line}: exit code {done.returncode}\n{done.stderr[-3000:]}"
     return done.stdout
-
-
-def read(file: str, home: Path) -> int:
-    """Runs a page's blocks in order, compares what they print with what is quoted; the number of lines compared."""
-    printed, compared, launched = set(), 0, False
-    for block in DOCS.blocks(file):
-        if block.skip or (block.needs and block.needs not in os.environ):
-            continue
-        if block.language in ("bash", "python"):
-            printed = quoted(run(block, home, not launched))
-            launched |= "accelerate launch" in block.code
-        elif not block.language:  # what the block before it prints
-            missing = quoted(block.code) - printed
-            assert not missing, f"{file}:{block.line}: nothing printed looks like {missing}, but {printed}"
-            compared += len(quoted(block.code))
-    return compared
-
-
-@pytest.fixture(scope="module")
-def readings(request, tmp_path_factory, text):
-    """Pages that are being read, two at a time, by name."""
-    wanted = {item.callspec.params["file"] for item in request.session.items if "readings" in item.fixturenames}
-    with ThreadPoolExecutor(2) as pool:
-        homes = {file: tmp_path_factory.mktemp("reader") / "clone" for file in RUNNABLE if file in wanted}
-        yield {file: pool.submit(lambda f, h: read(f, clone(h, text)), file, home) for file, home in homes.items()}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("file", RUNNABLE)
-def test_blocks_run_in_order(readings, file):
-    compared = readings[file].result()
-    assert file != "README.md" or compared > 10
 
 
 def quoted(output: str) -> set[str]:
@@ -133,8 +98,19 @@ def quoted(output: str) -> set[str]:
     return {" ".join(NUMBERS.sub("N", line).split()) for line in lines if not line.startswith("text:")}
 
 
-def test_the_shortened_command_is_the_same_but_for_its_steps():
-    short = shorten("accelerate launch recipes/a.py --lr=1 \\\n  --max_iters=1600   # longer\n")
-    assert short.startswith("accelerate launch recipes/a.py --lr=1 ") and short.endswith(" # longer\n")
-    assert short.split()[4:7] == ["--max_iters=1600", "--max_iters=8", "--eval_interval=2"]
-    assert shorten("nanogpt eval out/a") == "nanogpt eval out/a"
+NIGHTLY = [file if file == "README.md" else pytest.param(file, marks=pytest.mark.nightly) for file in RUNNABLE]
+
+
+@pytest.mark.parametrize("file", NIGHTLY)
+def test_blocks_run_in_order_and_print_what_is_quoted(file, tmp_path, text, environment):
+    home, printed, compared = clone(tmp_path / "clone", text), set(), 0
+    for block in BLOCKS[file]:
+        if block.skip or (block.needs and block.needs not in os.environ):
+            continue
+        if block.language in ("bash", "python"):
+            printed = quoted(run(file, block, home, environment))
+        elif not block.language:  # what the block before it prints
+            missing = quoted(block.code) - printed
+            assert not missing, f"{file}:{block.line}: nothing printed looks like {missing}, but {printed}"
+            compared += len(quoted(block.code))
+    assert file != "README.md" or compared > 10

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, text, monkeypatch):
     for folder in ("recipes", "data_prep", "nanogpt"):
         (tmp_path / folder).symlink_to(ROOT / folder)

@@ -1,4 +1,4 @@
-"""Exports in nanoGPT's format, against nanoGPT's model as tests/nanogpts.py writes it out."""
+"""Exports in nanoGPT's format have its model's logits (tests/nanogpts.py writes it out), or are refused."""
 
 import dataclasses
 
@@ -35,35 +35,33 @@ def test_logits_are_the_same_there(tmp_path, bias):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dataclasses.asdict(CASES["llama"]), "norm=rmsnorm: there it is always layernorm"),
-        ({"mlp": "gelu_tanh"}, "mlp=gelu_tanh: there it is always gelu"),
+        (dataclasses.asdict(CASES["llama"]), "norm=rmsnorm"),
+        ({"mlp": "gelu_tanh"}, "mlp=gelu_tanh"),
         ({"tie_embeddings": False}, "tie_embeddings=False"),
-        ({"n_kv_head": 1}, "n_kv_head=1: there it is always 2"),
+        ({"n_kv_head": 1}, "n_kv_head=1"),
         ({"head_dim": 8}, "head_dim=8"),
-        ({"n_inner": 48}, "n_inner=48: there it is always 32"),
+        ({"n_inner": 48}, "n_inner=48"),
         ({"norm_eps": 1e-6}, "norm_eps=1e-06"),
         ({"qk_norm": True}, "qk_norm=True"),
     ],
 )
 def test_what_nanogpt_cannot_hold_is_named(changes, message):
-    with pytest.raises(ValueError, match=f"nanoGPT's GPT does not support {message}"):
+    with pytest.raises(ValueError, match=message):
         require_nanogpts(dataclasses.replace(CONFIG, **changes))
     require_nanogpts(dataclasses.replace(CONFIG, n_kv_head=2, head_dim=4, n_inner=32, dropout=0.1))
 
 
-def test_a_model_that_nanogpt_cannot_hold_leaves_nothing_behind(tmp_path, capsys):
+def test_a_model_that_nanogpt_cannot_hold_leaves_nothing_behind(tmp_path, refused):
     make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
-    with pytest.raises(SystemExit) as end:
-        main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "ckpt.pt"), "--format", "nanogpt"])
-    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    refused(main, ["export", str(tmp_path / "run"), "--to", str(tmp_path / "ckpt.pt"), "--format", "nanogpt"])
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_file_that_is_there_is_not_overwritten(tmp_path):
+@pytest.mark.parametrize("name", ["ckpt.pt", "empty"])
+def test_a_file_that_is_there_is_not_overwritten(tmp_path, name):
     make_checkpoint(tmp_path / "run", CONFIG, CharTokenizer(CHARACTERS))
     (tmp_path / "ckpt.pt").write_bytes(b"precious")
     (tmp_path / "empty").mkdir()
-    for name in ("ckpt.pt", "empty"):
-        with pytest.raises(ValueError, match=f"{name} exists already"):
-            export(tmp_path / "run", tmp_path / name, format="nanogpt")
+    with pytest.raises(ValueError, match=f"{name} exists already"):
+        export(tmp_path / "run", tmp_path / name, format="nanogpt")
     assert (tmp_path / "ckpt.pt").read_bytes() == b"precious"

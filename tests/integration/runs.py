@@ -1,17 +1,20 @@
-"""Runs for the tests with several processes: each line of a JSON list is the flags of one run, trained one by one.
+"""Runs for the tests with several processes: each item of a JSON list is the settings of one run, trained one by one.
 
-    python tests/integration/runs.py '[{"out_dir": "out/a", "max_iters": 4}]'
-    accelerate launch --multi_gpu … tests/integration/runs.py --fsdp '[…]'
+    python tests/integration/runs.py [--fsdp] '[{"out_dir": "out/a", "max_iters": 4}]'
 
-One launch for many runs, because a launch takes seconds and a tiny run takes none. `--fsdp` shards the model as
-accelerate_configs/fsdp2.yaml does, through Accelerate's own code, which the launcher never reaches without GPUs.
-`poison` lists the steps at which the last process alone sees a loss that is not a number; `room` is the number of
-sequences that fit into its memory.
+`--fsdp` shards the model as accelerate_configs/fsdp2.yaml does, through Accelerate's own code, which the launcher never
+reaches without GPUs. `model` are changes of the model. The last process alone meets trouble: `poison` lists the steps
+at which its loss is not a number, `room` is the number of sequences that fit into its memory, `terminate` the step at
+whose evaluation it gets a SIGTERM. With `minimal` recipes/minimal.py trains; its losses go to the file `out_dir`.
 """
 
 import json
+import os
+import runpy
+import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import accelerate
 import torch
@@ -21,14 +24,15 @@ from torch.distributed.tensor import DTensor
 
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.run import device
+from nanogpt.run.errors import user_errors
 from nanogpt.run.main import train_to_the_end
 from nanogpt.run.prepare import prepare
 from nanogpt.train import Parts, State
 
 MODEL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1, bias=True)
 TRAIN = {"data": "data", "seed": 1, "batch_size": 4, "gradient_accumulation_steps": 4, "precision": "fp32"}
-TRAIN |= {"device": "auto", "max_iters": 20, "lr_decay_iters": 20, "warmup_iters": 3, "log_interval": 1}
-TRAIN |= {"eval_interval": 20}
+TRAIN |= {"device": "auto", "threads": 1, "max_iters": 20, "lr_decay_iters": 20, "warmup_iters": 3}
+TRAIN |= {"log_interval": 1, "eval_interval": 20}
 
 
 def sharded(**kwargs):
@@ -49,7 +53,7 @@ def sharded(**kwargs):
 
 
 def check_shards(parts: Parts) -> None:
-    """Lets a run fail where, after any backward pass, a process has more than its shard of a gradient."""
+    """Lets a run fail if, after any backward pass, a process has more than its shard of a gradient."""
     backward = parts.accelerator.backward
 
     def checked(loss):
@@ -60,28 +64,48 @@ def check_shards(parts: Parts) -> None:
     parts.accelerator.backward = checked
 
 
-def trouble(parts: Parts, state: State, poison: list[int], room: int) -> None:
-    """The last process gets a loss that is not a number at some steps, and has room for few sequences."""
-    forward = parts.gpt.forward
-    last = parts.accelerator.process_index == parts.accelerator.num_processes - 1
+def trouble(parts: Parts, state: State, poison=(), room: int = 99, terminate: int | None = None) -> None:
+    """Lets the last process of a run meet what the others do not; see above."""
+    forward, whole_split = parts.gpt.forward, parts.val_data.whole_split
+    if not parts.accelerator.is_last_process:
+        return
 
-    def broken(idx, *args, **kwargs):
-        if last and len(idx) > room and parts.gpt.training:
+    def troubled(idx, *args, **kwargs):
+        if len(idx) > room and parts.gpt.training:
             raise torch.OutOfMemoryError("CUDA out of memory")
         loss = forward(idx, *args, **kwargs)
-        return loss * float("nan") if last and parts.gpt.training and state.step in poison else loss
+        return loss * float("nan") if parts.gpt.training and state.step in poison else loss
 
-    parts.gpt.forward = broken
+    def batches(*args):
+        for number, batch in enumerate(whole_split(*args)):
+            if number == 0 and terminate == state.step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    parts.gpt.forward, parts.val_data.whole_split = troubled, batches
+
+
+def minimal(model: GPTConfig, config: TrainConfig) -> None:
+    train = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "minimal.py"))["train"]
+    accelerator = accelerate.Accelerator(cpu=True)
+    losses = [loss.item() for _, loss in train(model, config, accelerator)]
+    if accelerator.is_main_process:
+        Path(config.out_dir).write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":
     if "--fsdp" in sys.argv:
         device.Accelerator = sharded
     for flags in json.loads(sys.argv[-1]):
-        poison, room = flags.pop("poison", []), flags.pop("room", 99)
-        model = replace(MODEL, dropout=flags.pop("dropout", MODEL.dropout))
-        config, parts, state = prepare(model, TrainConfig(**TRAIN | flags))
+        troubles = {name: flags.pop(name) for name in ("poison", "room", "terminate") if name in flags}
+        model, kind = replace(MODEL, **flags.pop("model", {})), flags.pop("minimal", False)
+        config = TrainConfig(**TRAIN | flags)
+        if kind:
+            minimal(model, config)
+            continue
+        with user_errors():
+            config, parts, state = prepare(model, config)
         if "--fsdp" in sys.argv:
             check_shards(parts)
-        trouble(parts, state, poison, room)
+        trouble(parts, state, **troubles)
         train_to_the_end(config, parts, state)

@@ -36,7 +36,6 @@ def make(tmp_path_factory):
     return make
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", READERS["transformers' `pipeline`"])
 def test_the_pipeline_writes_the_models_greedy_tokens(make, shape):
     from transformers import pipeline
@@ -46,7 +45,6 @@ def test_the_pipeline_writes_the_models_greedy_tokens(make, shape):
     assert written[0]["generated_text"] == readers.PROMPT + readers.continuation(*load(run)[:2])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", READERS["transformers' `pipeline`, given messages"])
 def test_the_pipeline_answers_messages_as_the_model_does(make, shape):
     from transformers import pipeline
@@ -98,7 +96,7 @@ def server(tmp_path_factory):
             process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("shape", READERS["`transformers serve`"])
 def test_transformers_serve_writes_and_answers_as_the_model_does(make, server, shape):
     options = {"max_tokens": readers.NEW, "temperature": 0}

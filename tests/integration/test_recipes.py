@@ -1,7 +1,6 @@
 """Each recipe reaches the loss that its docstring states, by the command that stands before it there."""
 
 import ast
-import os
 import re
 import shutil
 import subprocess
@@ -9,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from zygote import ROOT, clean_environment
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.nightly
 STATED = re.compile(r"accelerate launch recipes/(\w+)\.py((?:\\\n|[^#\n])*)# validation loss (\d\.\d+)")
-STATE_NONE = {"eval_gpt2", "minimal", "scaling"}  # they train nothing, what shakespeare trains, many models
 NEEDS = {
     "own_text": ["shakespeare"],
     "gpt2": ["shakespeare"],
@@ -49,9 +47,8 @@ def home(tmp_path_factory, shakespeare) -> Path:
 
 def shell(home: Path, *command) -> str:
     """What a command prints; it must succeed."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "OMP_"))}
-    clean |= {"HF_HOME": str(home / "hf"), "CUDA_VISIBLE_DEVICES": ""}  # the losses are those of a CPU
-    done = subprocess.run(map(str, command), cwd=home, env=clean, capture_output=True, text=True, timeout=3600)
+    env = clean_environment(home)  # without a GPU: the losses are those of a CPU
+    done = subprocess.run(map(str, command), cwd=home, env=env, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -64,20 +61,13 @@ def train(home):
     def once(recipe: str) -> float:
         if recipe not in reached:
             flags, _ = stated(recipe)
-            printed = shell(home, BIN / "accelerate", "launch", ROOT / "recipes" / f"{recipe}.py", *flags)
+            printed = shell(home, "accelerate", "launch", ROOT / "recipes" / f"{recipe}.py", *flags)
             reached[recipe] = float(re.findall(r"best validation loss (\d\.\d{4})", printed)[0])
         return reached[recipe]
 
     return once
 
 
-def test_every_recipe_that_trains_states_a_loss():
-    recipes = {path.stem for path in (ROOT / "recipes").glob("*.py")} - STATE_NONE
-    assert {recipe for recipe in recipes if STATED.search(docstring(recipe))} == recipes
-
-
-@pytest.mark.alone  # with the cores shared it takes five times as long
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe, tolerance",
     [
@@ -89,8 +79,8 @@ def test_every_recipe_that_trains_states_a_loss():
         ("finetune_shakespeare", 0.03),
         ("chat", 0.05),  # one run; the spread of seeds is not measured
         ("python_stdlib", 0.15),  # with another Python it is another text
-        pytest.param("shakespeare_nanogpt", 0.02, marks=pytest.mark.long),
-        pytest.param("shakespeare_best", 0.01, marks=pytest.mark.long),
+        pytest.param("shakespeare_nanogpt", 0.02, marks=pytest.mark.manual),
+        pytest.param("shakespeare_best", 0.01, marks=pytest.mark.manual),
     ],
 )
 def test_a_recipe_reaches_the_loss_that_it_states(train, recipe, tolerance):
@@ -99,59 +89,8 @@ def test_a_recipe_reaches_the_loss_that_it_states(train, recipe, tolerance):
     assert train(recipe) == pytest.approx(stated(recipe)[1], abs=tolerance)
 
 
-@pytest.mark.alone
-@pytest.mark.slow
 def test_transformers_alone_writes_with_what_a_recipe_trained(home, train):
     train("shakespeare")
-    exported = shell(home, BIN / "nanogpt", "export", "out/shakespeare", "--to", "exports/model")
+    exported = shell(home, "nanogpt", "export", "out/shakespeare", "--to", "exports/model")
     assert float(re.search(r"verified: logits differ by (\S+)", exported)[1]) < 1e-4
     assert "ROMEO:" in shell(home, sys.executable, "-c", PIPELINE)
-
-
-BARE = """
-import contextlib, importlib.metadata as metadata, re, runpy, sys
-
-def normal(name):
-    return re.sub("[-_.]+", "-", name).lower()
-
-wanted, there = ["torch", "accelerate", "transformers", "tiktoken", "numpy"], {"nanogpt"}
-while wanted:  # and what they need
-    name = normal(wanted.pop())
-    if name not in there:
-        there.add(name)
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            needs = [line for line in metadata.requires(name) or [] if "extra ==" not in line]
-            wanted += [re.match(r"[\\w.-]+", line)[0] for line in needs]
-found = metadata.packages_distributions().items()
-hidden = {module for module, names in found if not there & {normal(name) for name in names}}
-assert {"matplotlib", "pyarrow", "trackio", "wandb", "datasets"} <= hidden
-
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-
-    def find_spec(self, name, *args):
-        return None if name.partition(".")[0] in hidden else self.finder.find_spec(name, *args)
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-sys.meta_path[:] = map(Without, sys.meta_path)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.slow
-def test_a_recipe_runs_from_a_checkout_with_the_packages_of_a_stock_image(tmp_path, text):
-    """torch, accelerate, transformers, tiktoken, numpy and what they need; all else is hidden from the process."""
-    data = tmp_path / "data" / "shakespeare_char"
-    data.mkdir(parents=True)
-    (data / "input.txt").write_text(text)
-    flags = "--max_iters=2 --eval_interval=2 --eval_iters=1 --sample_tokens=2 --device=cpu --report_to=wandb".split()
-    command = [sys.executable, "-c", BARE, ROOT / "recipes" / "shakespeare.py", *flags]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "2 steps in " in done.stdout
-    assert done.stderr == "warning: wandb is not installed, so nothing is reported to it (pip install wandb)\n"

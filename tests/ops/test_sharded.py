@@ -31,12 +31,10 @@ def group():
 
 
 def accelerator(precision: str, kind=DistributedType.FSDP) -> SimpleNamespace:
-    plugin, accumulation = SimpleNamespace(mixed_precision_policy=None), SimpleNamespace(plugin_kwargs={})
-    state = SimpleNamespace(fsdp_plugin=plugin)
-    device = torch.device("cpu")
-    return SimpleNamespace(
-        distributed_type=kind, mixed_precision=precision, state=state, gradient_state=accumulation, device=device
-    )
+    made = SimpleNamespace(distributed_type=kind, mixed_precision=precision, device=torch.device("cpu"))
+    made.state = SimpleNamespace(fsdp_plugin=SimpleNamespace(mixed_precision_policy=None))
+    made.gradient_state = SimpleNamespace(plugin_kwargs={})
+    return made
 
 
 def sharded(config: GPTConfig, precision: str) -> GPT:
@@ -105,7 +103,6 @@ def test_rope_and_qk_norm_get_fp32_tables_and_weights(group, monkeypatch):
     assert len(dtypes) == 2 * (2 + 2 + 4) + 1 and set(dtypes) == {torch.float32}  # norms, QK-norm, tables; the last
 
 
-@pytest.mark.slow
 def test_a_sum_of_losses_in_fp16_does_not_overflow(group):
     x, y = batch(400)
     with autocast(torch.float16):

@@ -1,14 +1,14 @@
-import subprocess
-import sys
+"""recipes/own_text.py: the model follows from the text and the machine, by arithmetic on paper."""
+
 from dataclasses import replace
 
 import own_text
 import pytest
 
 from nanogpt.model import GPT
+from nanogpt.run.flags import parse
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "tokens, vocab_size, gib, n_embd",
     [
@@ -30,24 +30,11 @@ def test_the_model_grows_with_the_text_and_the_machine(tokens, vocab_size, gib, 
     assert gib or seen <= 1.05 * 4e6
 
 
-@pytest.mark.slow
-def test_own_text_becomes_a_model_in_two_commands(tmp_path, text):
-    """The README's way for a text of one's own, shortened to a few steps."""
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "a.txt").write_text(text)
-    prepare = "-m data_prep.text notes --tokenizer bytes --out data/mine"
-    train = f"{own_text.__file__} --data data/mine --out_dir out --max_iters 3 --device cpu --precision fp32"
-    for command in (prepare, train):
-        done = subprocess.run([sys.executable, *command.split()], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert "no GPU" in done.stdout or "GiB of GPU memory" in done.stdout
-    trained, prepared = (tmp_path / folder / "tokenizer.json" for folder in ("out/last", "data/mine"))
-    assert trained.read_bytes() == prepared.read_bytes()
-
-
-@pytest.mark.slow
-def test_without_data_it_says_how_to_make_some(tmp_path):
-    command = [sys.executable, own_text.__file__, "--data", "data/nothing"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: data directory 'data/nothing' does not exist")
+@pytest.mark.parametrize("flags", [[], ["--block_size=256"], ["--batch_size=64", "--gradient_accumulation_steps=3"]])
+def test_flags_that_change_a_step_leave_at_most_four_epochs(flags):
+    tokens = 200_000
+    model, train, _ = own_text.size(tokens, 300, 0)
+    own_text.keep_tokens(model, train, flags)
+    model, train, _ = parse(model, train, flags, "")
+    seen = train.max_iters * train.batch_size * train.gradient_accumulation_steps * model.block_size
+    assert 3.5 * tokens < seen <= 1.05 * 4 * tokens

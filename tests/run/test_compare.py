@@ -1,20 +1,20 @@
-"""Comparison of runs, on curves written by hand."""
+"""Comparing runs: equal steps, tokens and time, spread over seeds, and a verdict by Welch's test."""
 
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from nanogpt.run.compare import compare, verdict
+from nanogpt.run.compare import ALPHA, compare, verdict, welch
 
 
-def make(directory: Path, seed: int, losses: dict[int, float], tokens: int = 10, **settings) -> Path:
-    directory.mkdir()
-    config = {
-        "model": {"n_layer": 2},
-        "train": {"seed": seed, "out_dir": str(directory), "learning_rate": 0.1} | settings,
-    }
+def make(directory: Path, seed: int, losses: dict[int, float], tokens: int = 10, kept=None, **settings) -> Path:
+    """A run whose curve is written by hand, of half a second a step."""
+    directory.mkdir(parents=True)
+    train = {"seed": seed, "out_dir": str(directory), "learning_rate": 0.1} | settings
+    config = {"model": {"n_layer": 2}, "train": train, "data": kept or {}}
     (directory / "config.json").write_text(json.dumps(config))
     lines = [{"step": s, "tokens": tokens * s, "train_seconds": 0.5 * s, "val_loss": v} for s, v in losses.items()]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -27,6 +27,11 @@ def rows(text: str, title: str) -> dict[str, list[str]]:
     return {line.split("  ")[0]: line[28:].split() for line in lines}
 
 
+def row(text: str, name: str) -> list[str]:
+    """The columns of the line that begins with `name`."""
+    return next((line.split()[1:] for line in text.splitlines() if line.startswith(name)), [])
+
+
 @pytest.fixture
 def runs(tmp_path) -> list[Path]:
     return [
@@ -36,95 +41,157 @@ def runs(tmp_path) -> list[Path]:
     ]
 
 
-def test_runs_that_differ_in_their_seed_are_one_column_with_its_spread(runs):
+def test_seeds_are_one_column_with_its_spread(runs):
     text = compare(runs)
-    assert text.splitlines()[0].split() == ["a1", "b"]
-    assert text.splitlines()[1].split() == ["seeds", "2", "1"]
+    assert text.splitlines()[0].split() == ["a1", "b"] and row(text, "seeds") == ["2", "1"]
     # standard deviations of (2.0, 2.4) and (3.0, 3.2): the difference over the square root of 2
     assert rows(text, "by equal steps")["20"] == ["2.2000", "±0.2828", "2.5000"]
-    assert rows(text, "by equal steps")["10"] == ["3.1000", "±0.1414", "3.5000"]
-    assert text.splitlines()[-1].split() == ["lowest", "2.2000", "±0.2828", "1.5000"]
+    assert rows(text, "by equal steps")["10"] == ["3.1000", "±0.1414", "3.1667"]
+    assert row(text, "lowest") == ["2.2000", "±0.2828", "1.5000"]
 
 
-def test_only_settings_that_differ_are_shown_and_circumstances_are_not(runs):
+def test_only_settings_that_differ_are_shown(runs):
     text = compare(runs)
-    assert next(line for line in text.splitlines() if line.startswith("learning_rate")).split()[1:] == ["0.1", "0.3"]
+    assert row(text, "learning_rate") == ["0.1", "0.3"]
     assert "n_layer" not in text and "out_dir" not in text and "\nseed " not in text
 
 
 def test_equal_tokens_and_time_are_not_equal_steps(runs):
     text = compare(runs)
-    # 200 tokens: step 20 of a, step 10 of b, whose last evaluation by then was at step 5
-    assert rows(text, "by equal tokens")["200"] == ["2.2000", "±0.2828", "3.5000"]
+    # 200 tokens: step 20 of a, step 10 of b, a third of the way from 3.5 at step 5 to 2.5 at step 20
+    assert rows(text, "by equal tokens")["200"] == ["2.2000", "±0.2828", "3.1667"]
     assert rows(text, "by equal seconds of training")["10.0"] == ["2.2000", "±0.2828", "2.5000"]
 
 
-def test_what_is_no_run_is_named(tmp_path):
-    with pytest.raises(ValueError, match="is not an out directory"):
-        compare([tmp_path])
-    with pytest.raises(ValueError, match="has no validation loss yet"):
-        compare([make(tmp_path / "new", 1, {})])
-
-
-def test_runs_of_one_name_and_different_settings_are_told_apart_by_their_paths(tmp_path):
-    for name, rate in (("one", 0.1), ("two", 0.3), ("three", 0.1)):
-        (tmp_path / name).mkdir()
-        make(tmp_path / name / "run", 1, {0: 4.0, 10: 3.0}, learning_rate=rate)
-    text = compare([tmp_path / name / "run" for name in ("one", "two", "three")])
-    assert text.splitlines()[0].split() == [str(tmp_path / "one" / "run"), str(tmp_path / "two" / "run")]
-    assert text.splitlines()[1].split() == ["seeds", "2", "1"]
+def test_runs_of_one_name_and_different_settings_have_their_paths(tmp_path):
+    rates = (0.1, 0.3, 0.1)
+    paths = [make(tmp_path / f"{i}" / "run", i, {0: 4.0}, learning_rate=rate) for i, rate in enumerate(rates)]
+    text = compare(paths)
+    assert text.splitlines()[0].split() == [str(paths[0]), str(paths[1])] and row(text, "seeds") == ["2", "1"]
 
 
 @pytest.mark.parametrize("digests, columns", [("xx", 1), ("xy", 2), ((None, None), 2)])
-def test_runs_are_of_one_kind_where_their_tokens_are_the_same(tmp_path, digests, columns):
-    """Without the tokens' SHA-256 (a mixture has none) by the name of the data."""
+def test_runs_are_of_one_kind_if_their_tokens_are_the_same(tmp_path, digests, columns):
+    """Without the tokens' SHA-256 (a mixture has none) by the name of the data. Other data allow no verdict."""
     for name, digest in zip("ab", digests, strict=True):
-        run = make(tmp_path / name, 1, {0: 4.0, 10: 3.0}, data=f"data/{name}")
-        config = json.loads((run / "config.json").read_text())
-        config["data"] = {split: {"tokens": 100} | ({"sha256": digest} if digest else {}) for split in ("train", "val")}
-        (run / "config.json").write_text(json.dumps(config))
-    lines = compare([tmp_path / "a", tmp_path / "b"]).splitlines()
-    assert len(lines[0].split()) == columns
-    assert [line.split() for line in lines if line.startswith("data")] == [["data", "data/a", "data/b"]] * (columns - 1)
+        kept = {split: {"tokens": 100} | ({"sha256": digest} if digest else {}) for split in ("train", "val")}
+        make(tmp_path / name, 1, {0: 4.0, 10: 3.0}, kept=kept, data=f"data/{name}")
+    text = compare([tmp_path / "a", tmp_path / "b"])
+    assert len(text.splitlines()[0].split()) == columns
+    assert row(text, "data") == ["data/a", "data/b"][: 2 * (columns - 1)]
+    assert ("validation data differ" in text) is (digests == "xy")
 
 
 def test_runs_that_have_no_step_in_common_are_named(runs, tmp_path):
     late = make(tmp_path / "late", 1, {2000: 2.0, 3000: 1.0}, n_layer=3)
     shown = compare([runs[0], late])
-    assert f"late starts after 2,000 steps, but {runs[0]} ends at 20: there is nothing to compare" in shown
-    assert shown.splitlines()[-1].split() == ["lowest", "2.0000", "1.0000"]
+    assert "late starts after 2,000 steps" in shown
+    assert row(shown, "lowest") == ["2.0000", "1.0000"]
 
 
 def test_losses_that_are_no_numbers_are_shown_as_such(tmp_path):
     runs = [make(tmp_path / name, seed, {0: 4.0, 10: loss}) for name, seed, loss in (("a", 1, 3.0), ("b", 2, math.inf))]
-    assert compare(runs).splitlines()[-1].split() == ["lowest", "3.5000", "±0.7071"]
+    assert row(compare(runs), "lowest") == ["3.5000", "±0.7071"]
     assert "inf ±nan" in compare(runs)
 
 
-@pytest.mark.parametrize("config", [{}, {"model": 5, "train": {}}, {"model": {}, "train": {}, "data": [1]}])
-def test_a_configuration_of_other_types_is_named(tmp_path, config):
-    run = make(tmp_path / "a", 1, {0: 4.0})
-    (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"config\.json is not a run's configuration"):
-        compare([run])
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match="not an out directory"):
+        compare([tmp_path])
+    with pytest.raises(ValueError, match="no validation loss"):
+        compare([make(tmp_path / "new", 1, {})])
+    run = make(tmp_path / "odd", 1, {0: 4.0})
+    for config in ({}, {"model": 5, "train": {}}, {"model": {}, "train": {}, "data": [1]}):
+        (run / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"config\.json"):
+            compare([run])
 
 
-def test_a_verdict_names_the_better_one_and_whether_that_is_more_than_the_seeds_spread(runs):
-    found = verdict([*runs[:2], make(runs[0].parent / "c", 3, {0: 4.0, 20: 2.3}, learning_rate=0.3)])
-    assert (found["better"], found["beyond_spread"]) == ("a1", False)
-    assert (found["by"], found["spread"]) == (pytest.approx(0.1), pytest.approx(0.08**0.5))  # of 2.0 and 2.4
-    first, second = found["runs"]
+def test_a_verdict_names_the_better_and_whether_seeds_explain_it(runs):
+    near = verdict([*runs[:2], make(runs[0].parent / "c", 3, {0: 4.0, 20: 2.3}, learning_rate=0.3)])
+    assert (near["better"], near["by"]) == ("a1", pytest.approx(0.1))  # 2.3 - (2.0 + 2.4) / 2
+    first, second = near["runs"]
     assert (first["runs"], first["settings"]) == ([str(run) for run in runs[:2]], {"learning_rate": 0.1})
-    assert (second["name"], second["val_loss"], second["spread"]) == ("c", 2.3, None)
-    far = verdict(runs)
-    assert (far["better"], far["by"], far["beyond_spread"]) == ("b", pytest.approx(0.7), True)
-    steps = far["at_equal"]["steps"]
-    assert (steps["at"], steps["val_loss"]) == (20, {"a1": pytest.approx(2.2), "b": 2.5})
+    assert (first["spread"], second["name"]) == (pytest.approx(0.08**0.5), "c")
+    assert (second["val_loss"], second["spread"]) == (2.3, None)
+    steps = near["at_equal"]["steps"]
+    assert (steps["at"], steps["val_loss"]) == (20, {"a1": pytest.approx(2.2), "c": 2.3})
 
-
-def test_a_verdict_needs_seeds_to_know_the_spread_and_two_kinds_to_compare(runs):
-    found = verdict([runs[0], runs[2]])
-    assert (found["better"], found["spread"], found["beyond_spread"]) == ("b", None, None)
+    far = verdict([*runs, make(runs[0].parent / "b2", 2, {0: 4.0, 40: 1.5001}, learning_rate=0.3)])
+    # both variances 0.08 and 5e-9: t = 0.69995 / 0.2, df = 1, and p = 1 - 2 / pi * atan(t) (Cauchy's distribution)
+    assert (far["better"], far["significant"]) == ("b", False)
+    assert far["p"] == pytest.approx(1 - 2 / math.pi * math.atan(0.69995 / 0.2), rel=1e-4)
     assert verdict(runs[:2])["better"] is None
+
+
+def test_a_significant_difference_is_the_last_line(tmp_path):
+    for i, (a, b) in enumerate(((2.00, 1.50), (2.01, 1.51), (2.02, 1.52))):
+        make(tmp_path / f"a{i}", i, {0: 4.0, 10: a})
+        make(tmp_path / f"b{i}", i, {0: 4.0, 10: b}, learning_rate=0.3)
+    # t = 0.5 / sqrt(2 * 0.0001 / 3) = 61.2 at df 4: p by scipy.stats.t.sf
+    found = verdict(sorted(tmp_path.iterdir()))
+    assert found["significant"] and found["p"] == pytest.approx(4.26e-7, rel=0.01)
+    assert "p = 4.3e-07" in compare(sorted(tmp_path.iterdir())).splitlines()[-1]
+
+
+def test_a_single_seed_gets_no_p(runs):
+    for some in (runs, [runs[0], runs[2]]):  # 2 seeds against 1, 1 against 1
+        found = verdict(some)
+        assert (found["better"], found["p"], found["significant"]) == ("b", None, None)
+        assert "at least two seeds" in compare(some).splitlines()[-1]
     lost = make(runs[0].parent / "lost", 1, {0: 4.0, 10: math.nan}, learning_rate=0.5)
     assert verdict([lost, runs[0]])["better"] == "a1"
+
+
+def test_welch_agrees_with_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    for n, m in ((2, 2), (2, 5), (3, 3), (3, 50), (200, 100)):
+        a, b = rng.normal(size=(100, n)), 3 * rng.normal(size=(100, m)) + 1
+        expected = stats.ttest_ind(a, b, axis=-1, equal_var=False).pvalue
+        np.testing.assert_allclose(welch(a, b), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n, m, scale", [(2, 2, 1), (3, 3, 1), (5, 5, 1), (2, 3, 1), (2, 2, 3), (3, 3, 3)])
+def test_without_a_difference_few_comparisons_are_significant(n, m, scale):
+    """At most 6 % of them; one standard deviation would be exceeded in 33 % (2 against 2) to 10 % (5 against 5)."""
+    rng = np.random.default_rng(1)
+    assert np.mean(welch(rng.normal(size=(10_000, n)), scale * rng.normal(size=(10_000, m))) < ALPHA) < 0.06
+
+
+def test_seeds_without_any_spread_give_no_p(tmp_path):
+    runs = [make(tmp_path / f"{r}{i}", i, {0: 4.0, 10: 3.0 + r}, learning_rate=r) for r in (0.1, 0.2) for i in (1, 2)]
+    assert verdict(runs)["p"] is None
+
+
+def test_each_seed_counts_once(runs, tmp_path):
+    again = make(tmp_path / "again", 1, {0: 4.0, 10: 3.0, 20: 2.0})
+    found = verdict([runs[0], again, runs[0], runs[2]])
+    assert found["runs"][1]["runs"] == [str(runs[0])] and found["runs"][1]["spread"] is None
+    assert list(found["left_out"]) == [str(again)]
+    assert f"left out: {again}" in compare([runs[0], again])
+
+
+def test_unfinished_runs_do_not_count_beside_finished_ones(tmp_path):
+    done = make(tmp_path / "done", 1, {0: 4.0, 400: 2.0}, max_iters=400)
+    killed = make(tmp_path / "killed", 2, {0: 4.0, 40: 3.0}, max_iters=400)
+    other = make(tmp_path / "other", 1, {0: 4.0, 400: 2.1}, max_iters=400, learning_rate=0.3)
+    found = verdict([killed, done, other])
+    assert (found["better"], list(found["left_out"])) == ("done", [str(killed)])
+    assert found["runs"][0]["runs"] == [str(done)]
+    assert verdict([killed, other])["better"] is None  # alone it is shown, without a verdict
+    assert "not finished: killed" in compare([killed, other])
+
+
+def test_a_run_for_some_minutes_has_finished_when_they_are_over(tmp_path):
+    half = make(tmp_path / "half", 1, {0: 4.0, 60: 3.0}, max_iters=5000, train_minutes=1)  # 0.5 s a step
+    full = make(tmp_path / "full", 2, {0: 4.0, 120: 3.0}, max_iters=5000, train_minutes=1)
+    assert list(verdict([half, full])["left_out"]) == [str(half)]
+
+
+def test_seeds_at_equal_time_are_of_equal_age(tmp_path):
+    """Evaluated at 100 and 102 s: at 100 s the second is not still at its untrained loss."""
+    runs = [make(tmp_path / f"a{step}", step, {0: 4.0, step: 2.0}) for step in (200, 204)]
+    table = rows(compare(runs), "by equal seconds of training")
+    # 4 - 2 * 100 / 102 = 2.0392; the standard deviation of (2, 2.0392) is 0.0277
+    assert table == {"0.0": ["4.0000", "±0.0000"], "100.0": ["2.0196", "±0.0277"]}

@@ -18,7 +18,6 @@ from nanogpt.run import console, metrics
 from nanogpt.run.flags import parse
 
 
-@pytest.mark.slow
 def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypatch, tmp_path, capsys):
     words = ["recipes/x.py", "--n_layer=2", "--max_iters", "4", "--n_head", "2", "--resume=auto", "--data=my data"]
     monkeypatch.setattr(sys, "argv", words)
@@ -89,7 +88,6 @@ def test_a_line_comes_every_ten_seconds_and_an_evaluation_does_not_count(make_ru
     assert [left for _, _, left in shown] == ["00:50", "00:40", "00:30", "00:20", "00:10", "00:00"]
 
 
-@pytest.mark.slow
 def test_each_evaluation_shows_the_first_line_of_its_sample(make_run, monkeypatch, capsys):
     monkeypatch.setattr(train, "write_amid_training", lambda *args: "\n  \n\tTo be \x1b\nor not")
     make_run(max_iters=2, eval_interval=1).train()
@@ -98,7 +96,6 @@ def test_each_evaluation_shows_the_first_line_of_its_sample(make_run, monkeypatc
     assert "sample  " not in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_an_evaluation_that_takes_long_says_so(make_run, monkeypatch, capsys):
     real = train.evaluate
 
@@ -111,7 +108,6 @@ def test_an_evaluation_that_takes_long_says_so(make_run, monkeypatch, capsys):
     assert "\nevaluating ...\nstep      0  validation loss" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_run_ends_with_its_result_as_json(make_run):
     run = make_run(max_iters=8, eval_interval=4, log_interval=2)
     run.train()

@@ -44,7 +44,6 @@ def limited(run, most: int):
     return run
 
 
-@pytest.mark.slow
 def test_too_large_a_batch_is_halved_at_the_first_step_and_trains_the_same(make_run, tmp_path, capsys):
     whole = make_run(batch_size=8, out_dir=str(tmp_path / "whole"), log_interval=1)
     whole.train()
@@ -63,7 +62,6 @@ def test_too_large_a_batch_is_halved_at_the_first_step_and_trains_the_same(make_
     assert run.state.tokens == whole.state.tokens
 
 
-@pytest.mark.slow
 def test_a_single_sequence_that_does_not_fit_says_what_to_do(make_run, capsys):
     with pytest.raises(SystemExit) as exit:
         limited(make_run(batch_size=2), 0).train()
@@ -134,7 +132,6 @@ class FP16OnCPU(Accelerator):
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22, growth_interval=2)
 
 
-@pytest.mark.slow
 def test_fp16_resumes_to_the_bit_with_the_scale_that_it_had(make_run, monkeypatch, tmp_path):
     monkeypatch.setattr(device, "Accelerator", FP16OnCPU)
     settings = {"log_interval": 1, "lr_decay_iters": 40, "eval_interval": 20}

@@ -26,7 +26,6 @@ def holder(tmp_path):
         process.kill()
 
 
-@pytest.mark.slow
 def test_the_second_process_is_told_the_host_and_the_process_id_of_the_first(tmp_path, holder):
     message = f"{tmp_path} is in use by process {holder.pid} on {socket.gethostname()}: wait until"
     with pytest.raises(ValueError, match=re.escape(message)) as refused:
@@ -34,7 +33,6 @@ def test_the_second_process_is_told_the_host_and_the_process_id_of_the_first(tmp
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.slow
 def test_a_killed_process_holds_nothing(tmp_path, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
@@ -58,7 +56,6 @@ def test_a_child_does_not_keep_the_lock_of_its_parent(tmp_path):
         Lock(tmp_path).release()
 
 
-@pytest.mark.slow
 def test_a_holder_that_has_not_written_its_name_is_another_process(tmp_path, holder):
     for half in ("", "{", "[]", "{}"):
         (tmp_path / ".lock.json").write_text(half)

@@ -1,9 +1,8 @@
 """The plan against arithmetic on paper, and against what a step really takes."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +28,6 @@ def test_untied_and_modern_models_add_up_too():
     assert sum(plan.parameters(config).values()) == GPT(config).get_num_params()
 
 
-@pytest.mark.slow
 def test_weights_gradients_and_optimizer_state_have_four_bytes_a_number():
     config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
     numbers = sum(p.numel() for p in GPT(config).parameters())
@@ -40,7 +38,6 @@ def test_weights_gradients_and_optimizer_state_have_four_bytes_a_number():
     assert plan.checkpoint_bytes(config, TrainConfig()) == 12 * numbers
 
 
-@pytest.mark.slow
 def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
     config = GPTConfig(vocab_size=64, block_size=64, n_layer=4, n_head=2, n_embd=64)
     sizes = [plan.memory(config, TrainConfig(batch_size=b, device="cpu"), "fp32")["activations"] for b in (8, 16)]
@@ -49,64 +46,29 @@ def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
     assert plan.memory(config, TrainConfig(batch_size=16, device="cpu"), "fp32")["activations"] < sizes[1] / 2
 
 
-MEASURE = """
-import sys, threading, time
-import psutil, torch
-from nanogpt import GPT, GPTConfig, TrainConfig
-from nanogpt.run import plan
-from nanogpt.ops.cpu import CPU, keep_freed_memory
-from nanogpt.optim import make_optimizers
-
-def steps(config, train, n):
-    model = GPT(config, CPU)
-    optimizers = make_optimizers(model, train)
-    idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
-    for _ in range(n):
-        model(idx, idx).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-
-config, train = eval(sys.argv[1])
-estimated = sum(plan.memory(config, train, "fp32").values())
-keep_freed_memory()
-steps(GPTConfig(vocab_size=64, block_size=8, n_layer=1, n_head=1, n_embd=8), train, 1)  # what torch itself takes
-process = psutil.Process()
-base, peak, done = process.memory_info().rss, 0, False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, process.memory_info().rss - base)
-        time.sleep(0.002)
-thread = threading.Thread(target=watch)
-thread.start()
-steps(config, train, 3)
-done = True
-thread.join()
-print(estimated, peak)
-"""
+MODELS = [  # of 0.8, 25 and 30 million parameters
+    ("vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128", "batch_size=64"),
+    ("vocab_size=1000, block_size=256, n_layer=8, n_head=8, n_embd=512", "batch_size=8"),
+    (
+        "vocab_size=50257, block_size=256, n_layer=6, n_head=6, n_embd=384, norm='rmsnorm', position='rope', "
+        "mlp='swiglu', qk_norm=True",
+        "batch_size=4, optimizer='muon'",
+    ),
+]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [
-        "GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128), TrainConfig(batch_size=64)",
-        "GPTConfig(vocab_size=1000, block_size=256, n_layer=8, n_head=8, n_embd=512), TrainConfig(batch_size=8)",
-        "GPTConfig(vocab_size=50257, block_size=256, n_layer=6, n_head=6, n_embd=384, norm='rmsnorm', position='rope', "
-        "mlp='swiglu', qk_norm=True), TrainConfig(batch_size=4, optimizer='muon')",
-    ],
-    ids=["classic", "25M", "30M modern"],
-)
-def test_estimated_memory_is_within_15_percent_of_what_a_step_takes(settings):
-    done = subprocess.run([sys.executable, "-c", MEASURE, settings], capture_output=True, text=True, timeout=300)
+LARGE = [pytest.param(*model, marks=pytest.mark.nightly) for model in MODELS[1:]]
+
+
+@pytest.mark.parametrize("model, train", [MODELS[0], *LARGE])
+def test_estimated_memory_is_within_15_percent_of_what_a_step_takes(zygote, tmp_path, model, train):
+    script = Path(__file__).with_name("step_memory.py")
+    done = zygote.run(script, f"GPTConfig({model})", f"TrainConfig({train})", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     estimated, measured = map(int, done.stdout.split())
     assert estimated == pytest.approx(measured, rel=0.15)
 
 
-@pytest.mark.slow
 def test_the_plan_names_what_a_user_would_work_out_by_hand():
     config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
     train = TrainConfig(batch_size=4, gradient_accumulation_steps=2, max_iters=100, device="cpu")
@@ -118,7 +80,6 @@ def test_the_plan_names_what_a_user_would_work_out_by_hand():
     assert "fits into" in text
 
 
-@pytest.mark.slow
 def test_with_train_minutes_the_steps_are_those_that_fit_into_them(make_run, monkeypatch, capsys):
     monkeypatch.setattr(plan, "median_seconds", lambda step: 0.5)
     run = make_run(train_minutes=2, batch_size=4, max_iters=7, eval_interval=100)
@@ -167,7 +128,6 @@ def test_a_slow_step_is_timed_once(monkeypatch):
     assert plan.median_seconds(lambda: calls.append(1)) == 13 and len(calls) == 1
 
 
-@pytest.mark.slow
 def test_what_a_run_has_already_is_not_counted_twice(monkeypatch):
     config, train = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32), TrainConfig(device="cpu")
     needed = sum(plan.memory(config, train, "fp32").values())
@@ -176,7 +136,6 @@ def test_what_a_run_has_already_is_not_counted_twice(monkeypatch):
     assert "fits into" in plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400, taken=1001))
 
 
-@pytest.mark.slow
 def test_the_memory_of_a_plan_has_python_and_torch_in_it(monkeypatch):
     config, train = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32), TrainConfig(device="cpu")
     monkeypatch.setattr(plan, "memory_in_use", lambda device: 400_000_000)
@@ -194,7 +153,6 @@ def test_a_quick_evaluation_is_divided_among_processes_and_the_last_one_is_not_q
     assert plan.evaluations(replace(config, max_iters=0), val_tokens, 1024, processes=1) == [(4, 25)]
 
 
-@pytest.mark.slow
 def test_a_model_that_cannot_fit_is_said_to():
     config = GPTConfig(vocab_size=50257, n_layer=2, n_head=96, n_embd=12288)  # two of GPT-3's 96 blocks
     text = plan.describe(plan.estimate(config, TrainConfig(batch_size=32, device="cpu"), "bf16", train_tokens=10**9))

@@ -13,7 +13,6 @@ from nanogpt.config import TrainConfig
 from nanogpt.run import main, resume
 
 
-@pytest.mark.slow
 def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, capsys):
     make_run().train()
     capsys.readouterr()
@@ -47,7 +46,6 @@ def test_another_machine_and_other_data_are_named(make_run, data, capsys):
     assert "processes 8 -> 1" in shown and "threads 2 ->" not in shown
 
 
-@pytest.mark.slow
 def test_on_another_validation_text_the_best_loss_counts_anew(make_run, tmp_path, text, capsys):
     run = make_run(max_iters=4, eval_interval=2, learning_rate=0.1)
     run.train()
@@ -74,7 +72,6 @@ def test_another_optimizer_is_refused(make_run):
         make_run(optimizer="muon", resume="auto")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "config.json", "trainer_state.json"])
 def test_a_forged_checkpoint_is_an_error_of_one_line_before_the_run(make_run, name):
     """Its checksums fit: what is wrong shows only when it is read."""
@@ -142,7 +139,6 @@ def test_a_link_to_nothing_is_refused_in_one_line(make_run, tmp_path, out_dir):
         make_run(out_dir=str(tmp_path / out_dir))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "before, after",
     [
@@ -159,14 +155,12 @@ def test_the_length_of_the_decay_is_named_only_if_there_are_two(make_run, capsys
     assert "decays over" not in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_another_run_in_out_dir_is_not_overwritten(make_run):
     make_run().train()
     with pytest.raises(ValueError, match=r"already holds a run .step-000004.: .*--resume=auto.*--out_dir=.*out-2"):
         make_run()
 
 
-@pytest.mark.slow
 def test_resuming_another_model_is_refused_and_other_settings_are_named(make_run, capsys):
     make_run().train()
     with pytest.raises(ValueError, match="was trained with n_embd=16, not 32: resume with --n_embd=16"):
@@ -180,7 +174,6 @@ def test_resuming_another_model_is_refused_and_other_settings_are_named(make_run
     assert "the learning rate decays over 8 steps, not 4" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_half_written_checkpoint_is_passed_over(make_run, capsys):
     run = make_run(max_iters=4, eval_interval=2)
     run.train()
@@ -205,7 +198,6 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(make_run, data, tmp_p
         make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)
 
 
-@pytest.mark.slow
 def test_best_last_and_a_directory_are_where_they_say(make_run, capsys):
     run = make_run(max_iters=4, eval_interval=2)
     run.train()

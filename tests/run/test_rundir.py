@@ -106,7 +106,6 @@ def test_a_fifo_in_place_of_the_mark_is_replaced(tmp_path):
     assert (tmp_path / ".run").is_file()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("gone", [(), ("step-000004", "last", "best"), ("config.json",), ("metrics.jsonl",)])
 def test_a_run_of_an_earlier_version_has_no_mark_and_goes_on(make_run, gone):
     run = make_run()
@@ -136,7 +135,6 @@ time.sleep(60)
 """
 
 
-@pytest.mark.slow
 def test_a_second_run_is_refused_with_host_and_process_until_the_first_is_killed(make_run, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -162,7 +160,6 @@ def test_only_the_main_process_locks(tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.slow
 def test_a_run_removes_what_it_has_read_itself(make_run):
     make_run(max_iters=2, eval_interval=2).train()
     run = make_run(max_iters=6, eval_interval=2, keep_checkpoints=1, learning_rate=1e-2, resume="auto")

@@ -1,7 +1,7 @@
 """Everything there is to know about the device at hand, in one command: tests, then throughput.
 
-    PYTHONPATH=. python tests/device/report.py                    # under 9 minutes on one GPU
-    PYTHONPATH=. python tests/device/report.py --device cpu --tiny    # a minute, to see whether it works
+    PYTHONPATH=. python benchmarks/device_report.py                    # under 9 minutes on one GPU
+    PYTHONPATH=. python benchmarks/device_report.py --device cpu --tiny    # a minute, to see whether it works
 
 Writes report.json and report.md, a table to be pasted into LOG.md, into `--out`. It needs a plain checkout, torch,
 accelerate, transformers, tiktoken and pytest, and downloads nothing. What does not end in time is ended and said to be.
@@ -18,14 +18,14 @@ import time
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 MODELS = ("classic", "baby", "gpt2")  # of `nanogpt bench`
 THEIRS = ("classic", "gpt2")  # which nanoGPT has, too
 LIMIT = "products + attention"  # of a training step, in `nanogpt bench`
 ENVIRONMENT = """
 import json, sys
 from nanogpt import TrainConfig
-from nanogpt.runtime.device import environment_of, gpu_gib, make_accelerator
+from nanogpt.run.device import environment_of, gpu_gib, make_accelerator
 accelerator = make_accelerator(TrainConfig(device=sys.argv[1]))
 env = environment_of(accelerator, 0) | {"memory_gib": round(gpu_gib(sys.argv[1]), 1)}
 env["kind"] = accelerator.device.type
@@ -35,8 +35,8 @@ print(json.dumps({name: value for name, value in env.items() if name != "threads
 # seconds of a training step of nanoGPT's model, as its train.py takes one: compiled on CUDA, under autocast
 NANOGPT = """
 import contextlib, json, statistics, sys, time, torch
-from nanogpt.cli.bench import MODELS
-from nanogpt.runtime.device import synchronize
+from nanogpt.extras.bench import MODELS
+from nanogpt.run.device import synchronize
 folder, name, kind, dtype, rounds = sys.argv[1:]
 sys.path.insert(0, folder)
 from model import GPT, GPTConfig

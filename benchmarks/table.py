@@ -1,8 +1,8 @@
 """The speed of this package on this machine, as one table of ratios. `make bench` runs it: about half an hour.
 
-    python tests/performance/table.py                   # against nanoGPT's settings, trained by this package in fp32
-    python tests/performance/table.py --nanogpt FOLDER  # against nanoGPT itself, a clone of github.com/karpathy/nanoGPT
-    python tests/performance/table.py --rows sampling   # one of learning, best, step, sampling, ten
+    python benchmarks/table.py                   # against nanoGPT's settings, trained by this package in fp32
+    python benchmarks/table.py --nanogpt FOLDER  # against nanoGPT itself, a clone of github.com/karpathy/nanoGPT
+    python benchmarks/table.py --rows sampling   # one of learning, best, step, sampling, ten
 
 Each row says how busy the machine was then (load) and how fast its clock ran,
 because both change the figures: below a load of about 0.5 before the start, the ratios can be had again. Seconds are
@@ -34,7 +34,7 @@ from nanogpt.run import metrics
 from nanogpt.run.device import set_threads
 from nanogpt.sample import generate
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DATA = Path("data/shakespeare_char")
 # nanoGPT's settings for a CPU, from its README, without its evaluations, and half of its steps: each takes as long
 NANOGPT = (

@@ -1,7 +1,7 @@
 """Measures what each part of nanogpt/ops/cpu.py gains, for a training step and for sampling. A script, not a test.
 
-    python tests/performance/cpu_parts.py
-    python tests/performance/cpu_parts.py --parts rms_norm attention --rounds 15
+    python benchmarks/cpu_parts.py
+    python benchmarks/cpu_parts.py --parts rms_norm attention --rounds 15
 
 A part is compared with its absence, all other parts being in use. Both take turns in one process (for `memory`, a
 setting of the whole process, in two), and a round compares neighbours in time. A gain of 1.05 says that the same work

@@ -1,7 +1,7 @@
 """Compares a training step of recipes/shakespeare_nanogpt.py with one of nanoGPT's train.py, in turns. A script.
 
-    python tests/performance/against_nanogpt.py nanoGPT              # a clone of github.com/karpathy/nanoGPT
-    python tests/performance/against_nanogpt.py nanoGPT --precision fp32 --rounds 201
+    python benchmarks/against_nanogpt.py nanoGPT              # a clone of github.com/karpathy/nanoGPT
+    python benchmarks/against_nanogpt.py nanoGPT --precision fp32 --rounds 201
 
 Both train the model of nanoGPT's README for the CPU (4 layers, 128 channels, 12 x 64 tokens, 804,096 parameters) on
 random tokens, in one process, a few steps each in turn: batches, forward, backward, clipping, update. nanoGPT computes

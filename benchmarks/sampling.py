@@ -1,7 +1,7 @@
 """Compares sampling with 124M parameters with llama.cpp and ONNX Runtime, in turns. A script.
 
     pip install -e '.[gguf,onnx]' -c constraints.txt llama-cpp-python  # which is compiled, for some minutes
-    python tests/performance/sampling.py
+    python benchmarks/sampling.py
 
 All read one random model of GPT-2's shape from files that `nanogpt export` writes, and add 64 tokens to 8, one by one,
 on as many threads: in fp32, in bf16 (ONNX Runtime has none on a CPU) and with 8 bits (llama.cpp's Q8_0). Each line is
