@@ -44,7 +44,7 @@ CHANGES = {
     "nanogpt.model tests/test_config.py": {
         "limits of settings are not checked": ("not limits[0] <= value <= limits[1]", "False"),
     },
-    "nanogpt.run.flags tests/test_config.py": {
+    "nanogpt.run.parser tests/test_config.py": {
         "--x=false is true": ("text.lower() == 'true'", "bool(text)"),
         "flags may be abbreviated": ("{'formatter_class': HelpFormatter, 'allow_abbrev': False}", "{}"),
     },

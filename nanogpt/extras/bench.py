@@ -15,7 +15,6 @@ import statistics
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +25,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanogpt import checkpoint
-from nanogpt.cli.options import add_device
 from nanogpt.config import TrainConfig
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt.data.tokens import TokenDataset
@@ -35,7 +33,6 @@ from nanogpt.ops import ops_for
 from nanogpt.ops.cpu import X86, pack
 from nanogpt.optim import make_optimizers
 from nanogpt.run.device import peak_flops
-from nanogpt.run.flags import within
 from nanogpt.sample import generate
 from nanogpt.train import Run
 
@@ -43,12 +40,22 @@ MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": Tru
 LAPTOP = MODERN | {"n_inner": 320, "tie_embeddings": False}
 MODELS = {  # configuration and sequences in a batch
     "classic": (GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128), 12),
-    "laptop": (GPTConfig(**LAPTOP, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128), 32),
-    "baby": (GPTConfig(**MODERN, vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384), 64),
+    "laptop": (
+        GPTConfig(**LAPTOP, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128),
+        32,
+    ),
+    "baby": (
+        GPTConfig(**MODERN, vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384),
+        64,
+    ),
     "gpt2": (GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"), 1),
 }
 PARTS = ("train", "sample", "data", "checkpoint", "tokenize")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}  # by Accelerate's names
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "no": torch.float32,
+}  # by Accelerate's names
 Seconds = dict[str, list[float]]
 
 
@@ -88,9 +95,15 @@ class Bench:
         self.config, default_batch = MODELS[args.model]
         self.batch_size = args.batch_size or default_batch
         self.make_data(tokens=max(200_000, 4 * self.config.block_size * self.batch_size))
-        settings = {"batch_size": self.batch_size, "precision": args.precision, "device": args.device}
+        settings = {
+            "batch_size": self.batch_size,
+            "precision": args.precision,
+            "device": args.device,
+        }
         settings["optimizer"] = "muon" if self.config.norm == "rmsnorm" else "adamw"
-        self.train_config = TrainConfig(out_dir=str(directory / "out"), data=str(directory), **settings)
+        self.train_config = TrainConfig(
+            out_dir=str(directory / "out"), data=str(directory), **settings
+        )
         self.run = Run(self.config, self.train_config, quiet=True)
         self.device = self.run.device
         self.dtype = DTYPES[self.run.accelerator.mixed_precision]
@@ -98,13 +111,21 @@ class Bench:
 
     def make_data(self, tokens: int) -> None:
         """A data directory of random tokens."""
-        ids = np.random.default_rng(0).integers(self.config.vocab_size, size=tokens, dtype=np.uint16)
+        ids = np.random.default_rng(0).integers(
+            self.config.vocab_size, size=tokens, dtype=np.uint16
+        )
         for split in ("train", "val"):
             ids.tofile(self.directory / f"{split}.bin")
         counts = {"tokens": tokens, "bytes": tokens}
-        meta = {"vocab_size": self.config.vocab_size, "dtype": "uint16", "splits": {"train": counts, "val": counts}}
+        meta = {
+            "vocab_size": self.config.vocab_size,
+            "dtype": "uint16",
+            "splits": {"train": counts, "val": counts},
+        }
         (self.directory / "meta.json").write_text(json.dumps(meta))
-        CharTokenizer("".join(chr(256 + i) for i in range(self.config.vocab_size))).save(self.directory)
+        CharTokenizer("".join(chr(256 + i) for i in range(self.config.vocab_size))).save(
+            self.directory
+        )
 
     def add(self, part: str, unit: str, amount: float, seconds: Seconds, limit: str) -> None:
         """Adds the rows of a part: `amount` units per call; `limit` is the contender to compare with."""
@@ -112,7 +133,13 @@ class Bench:
         for name, values in seconds.items():
             median = statistics.median(values)
             spread = (max(values) - min(values)) / median
-            row = {"part": part, "who": name, "ms": median * 1e3, "rate": amount / median, "unit": unit}
+            row = {
+                "part": part,
+                "who": name,
+                "ms": median * 1e3,
+                "rate": amount / median,
+                "unit": unit,
+            }
             self.rows.append(row | {"spread": spread, "of_limit": base / median})
 
     def train(self) -> None:
@@ -121,7 +148,9 @@ class Bench:
         run.begin()
         ops = ops_for(self.device, self.config, self.batch_size * self.config.block_size)
         model = GPT(self.config, ops).to(self.device)
-        muon_dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32  # as in a run
+        muon_dtype = (
+            torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
+        )  # as in a run
         optimizers = make_optimizers(model, self.train_config, muon_dtype)
         plain = self.plain_step(model, optimizers, model)
         contenders = {"nanogpt": repeat(steps, run.step), "plain torch": repeat(steps, plain)}
@@ -141,7 +170,9 @@ class Bench:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def plain_step(self, model: nn.Module, optimizers: list, loss_of: Callable) -> Callable[[], None]:
+    def plain_step(
+        self, model: nn.Module, optimizers: list, loss_of: Callable
+    ) -> Callable[[], None]:
         """A bare training step on a fixed batch: forward, backward, clip, update. `loss_of` takes x and y (B, T)."""
         x, y = self.run.train_data.batch(0, 0, self.batch_size)
         x, y = x.to(self.device), y.to(self.device)
@@ -162,7 +193,12 @@ class Bench:
 
         transformers.utils.logging.set_verbosity_error()
         c = self.config
-        sizes = {"n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head, "n_positions": c.block_size}
+        sizes = {
+            "n_embd": c.n_embd,
+            "n_layer": c.n_layer,
+            "n_head": c.n_head,
+            "n_positions": c.block_size,
+        }
         dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
         config = transformers.GPT2Config(**sizes, **dropouts, vocab_size=c.vocab_size)
         return transformers.GPT2LMHeadModel(config).to(self.device)
@@ -177,16 +213,25 @@ class Bench:
         c, rows = self.config, self.batch_size * self.config.block_size
         qkv = (c.n_head + 2 * c.kv_heads) * c.head_size
         up = 2 * c.inner if c.mlp == "swiglu" else c.inner
-        shapes = [(c.n_embd, qkv), (c.n_head * c.head_size, c.n_embd), (c.n_embd, up), (c.inner, c.n_embd)] * c.n_layer
+        shapes = [
+            (c.n_embd, qkv),
+            (c.n_head * c.head_size, c.n_embd),
+            (c.n_embd, up),
+            (c.inner, c.n_embd),
+        ] * c.n_layer
         shapes.append((c.n_embd, c.padded_vocab_size))
         make = {"device": self.device, "dtype": self.dtype}
         products = []  # each layer has its own tensors, as in the model
         for inner, outer in shapes:
             sizes = ((rows, inner), (outer, inner), (rows, outer))
             x, w, g = (torch.randn(size, **make) for size in sizes)
-            products.append((x, w, g, torch.empty_like(g), torch.empty_like(x), torch.empty_like(w)))
+            products.append(
+                (x, w, g, torch.empty_like(g), torch.empty_like(x), torch.empty_like(w))
+            )
         heads = (self.batch_size, c.n_head, c.block_size, c.head_size)
-        dtype = torch.float32 if self.device.type == "cpu" else self.dtype  # as the model's attention
+        dtype = (
+            torch.float32 if self.device.type == "cpu" else self.dtype
+        )  # as the model's attention
         make = {"device": self.device, "dtype": dtype, "requires_grad": True}
         attentions = [[torch.randn(heads, **make) for _ in range(3)] for _ in range(c.n_layer)]
         grad = torch.randn(heads, device=self.device, dtype=dtype)
@@ -215,20 +260,31 @@ class Bench:
             dtypes["int8"] = torch.int8
         for precision, dtype in dtypes.items():
             int8 = dtype == torch.int8
-            packed = pack(GPT(self.config).to(self.device, torch.float32 if int8 else dtype).eval(), int8)
+            packed = pack(
+                GPT(self.config).to(self.device, torch.float32 if int8 else dtype).eval(), int8
+            )
             contenders = {"nanogpt": lambda m=packed: generate(m, idx, tokens, temperature=0)}
             if self.device.type != "cpu":  # which would compile for minutes
-                contenders["nanogpt, compiled"] = lambda m=packed: generate(m, idx, tokens, temperature=0, compile=True)
+                contenders["nanogpt, compiled"] = lambda m=packed: generate(
+                    m, idx, tokens, temperature=0, compile=True
+                )
             if self.against and dtype == torch.float32:
                 contenders["transformers GPT-2"] = self.transformers_generate(idx, tokens)
             reads = tokens * weights * dtype.itemsize / (block.numel() * block.itemsize)
             seconds = interleave(contenders | {"reading the weights": block.sum}, self.rounds)
             seconds["reading the weights"] = [s * reads for s in seconds["reading the weights"]]
-            self.add(f"sample, {precision}", "tokens/s", tokens, seconds, limit="reading the weights")
+            self.add(
+                f"sample, {precision}", "tokens/s", tokens, seconds, limit="reading the weights"
+            )
 
     def transformers_generate(self, idx: torch.Tensor, tokens: int) -> Callable:
         model = self.transformers_model().eval()
-        options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+        options = {
+            "max_new_tokens": tokens,
+            "min_new_tokens": tokens,
+            "do_sample": False,
+            "pad_token_id": 0,
+        }
         return lambda: model.generate(idx, **options)
 
     def data(self) -> None:
@@ -241,7 +297,13 @@ class Bench:
             "copying the batch": repeat(count, lambda: [t.clone() for t in batch]),
         }
         tokens = count * self.batch_size * self.config.block_size
-        self.add("data", "tokens/s", tokens, interleave(contenders, self.rounds), limit="copying the batch")
+        self.add(
+            "data",
+            "tokens/s",
+            tokens,
+            interleave(contenders, self.rounds),
+            limit="copying the batch",
+        )
 
     def checkpoint(self) -> None:
         """Saving and loading weights and optimizer state; the limits write (and sync) and read the same bytes."""
@@ -256,7 +318,9 @@ class Bench:
         def save() -> Path:
             state = run.state | {"step": next(numbers)}
             collected = checkpoint.collect(run.gpt, optimizers)
-            return checkpoint.save(out, state, *collected, run.settings, run.tokenizer, keep=1, best=False)
+            return checkpoint.save(
+                out, state, *collected, run.settings, run.tokenizer, keep=1, best=False
+            )
 
         path = save()
         content = os.urandom(sum(file.stat().st_size for file in path.iterdir()))
@@ -280,9 +344,15 @@ class Bench:
 
     def tokenize(self) -> None:
         """Tokenizing; GPT-2's BPE is compared with plain tiktoken, if its files are available."""
-        text = "\n".join(f"FIRST CITIZEN {i}:\nBefore we proceed any further, hear me speak.\n" for i in range(5000))
+        text = "\n".join(
+            f"FIRST CITIZEN {i}:\nBefore we proceed any further, hear me speak.\n"
+            for i in range(5000)
+        )
         chars = CharTokenizer.train(text)
-        contenders = {"nanogpt": lambda: chars.encode(text), "copying the text": lambda: text.encode("utf-32-le")}
+        contenders = {
+            "nanogpt": lambda: chars.encode(text),
+            "copying the text": lambda: text.encode("utf-32-le"),
+        }
         seconds = interleave(contenders, self.rounds)
         self.add("tokenize, char", "tokens/s", len(text), seconds, limit="copying the text")
         try:
@@ -290,7 +360,10 @@ class Bench:
         except OSError as error:
             print(f"note: no figure for GPT-2's tokenizer: {error}", file=sys.stderr)
             return
-        contenders = {"nanogpt": lambda: gpt2.encode(text), "tiktoken": lambda: gpt2.encoding.encode_ordinary(text)}
+        contenders = {
+            "nanogpt": lambda: gpt2.encode(text),
+            "tiktoken": lambda: gpt2.encoding.encode_ordinary(text),
+        }
         seconds = interleave(contenders, self.rounds)
         self.add("tokenize, gpt2", "tokens/s", len(gpt2.encode(text)), seconds, limit="tiktoken")
 
@@ -321,23 +394,6 @@ class Bench:
         return "\n".join(lines)
 
 
-def add_arguments(command: ArgumentParser) -> None:
-    add_device(command)
-    command.add_argument("--model", default="classic", metavar="NAME", help="classic, laptop, baby or gpt2")
-    parts = ",".join(PARTS)
-    command.add_argument("--parts", default=parts, metavar="A,B", help=f"what to measure (default: {parts})")
-    command.add_argument("--against", choices=("transformers",), help="also measure its GPT-2 of the same size")
-    command.add_argument(
-        "--batch_size", type=within(int, 1, 4096), metavar="N", help="sequences; default: the model's own"
-    )
-    command.add_argument(
-        "--rounds", type=within(int, 1, 1000), default=5, metavar="N", help="rounds; the median is shown"
-    )
-    command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of training")
-    command.add_argument("--profile", action="store_true", help="only show where a training step spends its time")
-    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-
 def run(args) -> None:
     """Prints a table, or one JSON object."""
     parts = [part for part in args.parts.split(",") if part]
@@ -354,6 +410,14 @@ def run(args) -> None:
         for part in parts:
             getattr(bench, part)()
     if args.json:
-        print(json.dumps({"model": args.model, "environment": bench.run.settings["environment"], "rows": bench.rows}))
+        print(
+            json.dumps(
+                {
+                    "model": args.model,
+                    "environment": bench.run.settings["environment"],
+                    "rows": bench.rows,
+                }
+            )
+        )
     else:
         print(bench.table())

@@ -37,7 +37,9 @@ COPIED = 0.4
 ALIKE = 0.85  # shorter length over longer length of two near copies
 SHORTEST = 50  # letters and digits; copies of shorter documents are ignored
 OWN = "put its tokenizer.json there, or prepare the data again"
-BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]")  # control characters, and what was not UTF-8
+BINARY = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]"
+)  # control characters, and what was not UTF-8
 
 
 @dataclass
@@ -53,7 +55,9 @@ class Text:
     owners: np.ndarray  # the documents that they are in (P,)
 
 
-def examine(directory: Path | str, block_size: int, parameters: int, sha256: bool = False, say=print) -> list[str]:
+def examine(
+    directory: Path | str, block_size: int, parameters: int, sha256: bool = False, say=print
+) -> list[str]:
     """Prints a report on a data directory; returns the warnings in it.
 
     `block_size` and `parameters` are those of the model to be trained; `sha256` also verifies checksums. Raises
@@ -64,7 +68,9 @@ def examine(directory: Path | str, block_size: int, parameters: int, sha256: boo
     splits = {split: TokenDataset(directory, split, smallest).tokens for split in ("train", "val")}
     tokenizer = load_tokenizer(directory)
     require_own_tokenizer(directory, meta, tokenizer, splits)
-    say(f"{directory}: tokenizer {tokenizer.name}, vocabulary {meta['vocab_size']:,}, {meta['dtype']}")
+    say(
+        f"{directory}: tokenizer {tokenizer.name}, vocabulary {meta['vocab_size']:,}, {meta['dtype']}"
+    )
     say(f"source: {meta.get('source', 'not recorded')}")
     for split, tokens in splits.items():
         say(describe(split, meta["splits"][split], tokens))
@@ -77,7 +83,9 @@ def examine(directory: Path | str, block_size: int, parameters: int, sha256: boo
     repeated = 1 - len(np.unique(train.hashes)) / len(train.hashes) if len(train.hashes) else 0.0
     shared = np.isin(val.hashes, train.hashes)
     known = mean(shared)
-    say(f"repetition: {repeated:.1%} of the training text occurs twice, {known:.1%} of the validation text is in it")
+    say(
+        f"repetition: {repeated:.1%} of the training text occurs twice, {known:.1%} of the validation text is in it"
+    )
     say("windows:")
     chance = np.random.default_rng(0)
     for start in chance.integers(max(len(splits["train"]) - 64, 1), size=3).tolist():
@@ -96,7 +104,9 @@ def examine(directory: Path | str, block_size: int, parameters: int, sha256: boo
     return warnings
 
 
-def require_own_tokenizer(directory: Path | str, meta: dict, tokenizer, splits: dict[str, Tokens]) -> None:
+def require_own_tokenizer(
+    directory: Path | str, meta: dict, tokenizer, splits: dict[str, Tokens]
+) -> None:
     """Raises ValueError if a token is not in tokenizer.json."""
     if tokenizer.vocab_size >= meta["vocab_size"]:
         return
@@ -144,8 +154,13 @@ def sample(tokens: Tokens) -> np.ndarray:
 def frequencies(counts: np.ndarray, tokenizer) -> str:
     """The most frequent tokens, and how many tokens occur how often."""
     total = max(counts.sum(), 1)
-    top = ", ".join(f"{tokenizer.decode([int(i)])!r} {counts[i] / total:.1%}" for i in np.argsort(-counts)[:8])
-    lines = [f"most frequent: {top}", f"{'times':>17}  tokens of the vocabulary that occur so often"]
+    top = ", ".join(
+        f"{tokenizer.decode([int(i)])!r} {counts[i] / total:.1%}" for i in np.argsort(-counts)[:8]
+    )
+    lines = [
+        f"most frequent: {top}",
+        f"{'times':>17}  tokens of the vocabulary that occur so often",
+    ]
     edges = [0, 1, *(10**k for k in range(1, 20))]
     for low, high in pairwise(edges):
         n = int(((counts >= low) & (counts < high)).sum())
@@ -177,7 +192,10 @@ def read(ids: np.ndarray, tokenizer) -> Text:
     letters, lengths, equal, seen = [], [], [], set()
     characters = binary = 0
     for document in split_documents(ids, tokenizer.eot_id):
-        text, digest = tokenizer.decode(document.tolist()), hashlib.blake2b(document.tobytes(), digest_size=8).digest()
+        text, digest = (
+            tokenizer.decode(document.tolist()),
+            hashlib.blake2b(document.tobytes(), digest_size=8).digest(),
+        )
         characters, binary = characters + len(text), binary + len(BINARY.findall(text))
         letters.append(re.sub(r"[\W_]+", "", text).lower())
         lengths.append(len(document))
@@ -189,7 +207,9 @@ def read(ids: np.ndarray, tokenizer) -> Text:
     owners = np.searchsorted(ends, places, "right")
     inside = places + PASSAGE <= ends[owners] if len(ends) else np.zeros(0, bool)
     found = hashes[inside], places[inside], owners[inside]
-    return Text(letters, np.array(lengths), np.array(equal, bool), binary / max(characters, 1), *found)
+    return Text(
+        letters, np.array(lengths), np.array(equal, bool), binary / max(characters, 1), *found
+    )
 
 
 def passages(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +230,10 @@ def passages(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def copies(text: Text, others: Text) -> np.ndarray:
     """Which documents (N,) of `text` are also in `others`, exactly or nearly; of the same text, in earlier ones."""
-    found, known = np.zeros(len(text.letters), bool), set() if text is others else set(others.letters)
+    found, known = (
+        np.zeros(len(text.letters), bool),
+        set() if text is others else set(others.letters),
+    )
     for i, letters in enumerate(text.letters):
         found[i] = len(letters) >= SHORTEST and letters in known
         if text is others:
@@ -221,10 +244,16 @@ def copies(text: Text, others: Text) -> np.ndarray:
     at = np.minimum(np.searchsorted(hashes, text.hashes), len(hashes) - 1)
     home = others.owners[first[at]]  # the first document with that passage
     hit = (hashes[at] == text.hashes) & ((home < text.owners) | (text is not others))
-    pairs, common = np.unique(text.owners[hit] * len(others.letters) + home[hit], return_counts=True)
+    pairs, common = np.unique(
+        text.owners[hit] * len(others.letters) + home[hit], return_counts=True
+    )
     document, other = np.divmod(pairs, len(others.letters))
-    longer = np.maximum(np.bincount(text.owners)[document], np.bincount(others.owners)[other])  # in passages
-    lengths = [np.array(list(map(len, each.letters)))[n] for each, n in ((text, document), (others, other))]
+    longer = np.maximum(
+        np.bincount(text.owners)[document], np.bincount(others.owners)[other]
+    )  # in passages
+    lengths = [
+        np.array(list(map(len, each.letters)))[n] for each, n in ((text, document), (others, other))
+    ]
     alike = np.minimum(*lengths) >= ALIKE * np.maximum(*lengths)
     found[document[alike & (common >= COPIED * longer) & (longer >= 4)]] = True
     return found
@@ -236,7 +265,9 @@ def mean(values: np.ndarray) -> float:
 
 def other_tokenizer(tokenizer, ids: np.ndarray) -> list[str]:
     """Warns if another tokenizer seems to have made the tokens."""
-    if (same := same_again(tokenizer, ids)) >= 0.97:  # 0.96 between encodings trained on parts of one text
+    if (
+        same := same_again(tokenizer, ids)
+    ) >= 0.97:  # 0.96 between encodings trained on parts of one text
         return []
     found = f"only {same:.0%} of the tokens are the same after decoding and encoding again"
     return [f"{found}: another tokenizer made these tokens; {OWN}"]
@@ -268,14 +299,18 @@ def sizes(meta: dict, block_size: int, parameters: int) -> list[str]:
             "a larger --val_fraction, more text, or a smaller --block_size"
         )
     if val["tokens"] > block_size and val["tokens"] < 64 * block_size:
-        found.append(f"the validation split has fewer than 64 blocks of {block_size}: its loss will be noisy")
+        found.append(
+            f"the validation split has fewer than 64 blocks of {block_size}: its loss will be noisy"
+        )
     if train["tokens"] < parameters:
         found.append(
             f"fewer training tokens ({train['tokens']:,}) than parameters ({parameters:,}): "
             "the model will memorize the text; use a smaller model, more text, or dropout"
         )
     if train.get("documents", 2) + val.get("documents", 0) < 2:
-        found.append("all text is one document, so its end is the validation text instead of other documents")
+        found.append(
+            "all text is one document, so its end is the validation text instead of other documents"
+        )
     return found
 
 
@@ -283,7 +318,9 @@ def tokens_used(meta: dict, tokenizer, counts: np.ndarray) -> list[str]:
     """Warns if the vocabulary does not suit the text."""
     found, used = [], int((counts > 0).sum())
     if used < 0.1 * len(counts) and meta["splits"]["train"]["tokens"] > 10 * len(counts):
-        found.append(f"only {used:,} of {len(counts):,} tokens of the vocabulary occur: a smaller vocabulary is faster")
+        found.append(
+            f"only {used:,} of {len(counts):,} tokens of the vocabulary occur: a smaller vocabulary is faster"
+        )
     unknown = unknown_id(tokenizer)
     if unknown is not None and counts[unknown] > 0.01 * counts.sum():
         found.append(
@@ -298,7 +335,9 @@ def binary_text(train: Text, val: Text) -> list[str]:
     binary = max(train.binary, val.binary)
     if binary <= 0.01:
         return []
-    return [f"{binary:.0%} of the characters are control characters or were not UTF-8: are there binary files?"]
+    return [
+        f"{binary:.0%} of the characters are control characters or were not UTF-8: are there binary files?"
+    ]
 
 
 def repetitions(train: Text, repeated: float, tokenizer, documents: int) -> list[str]:
@@ -306,19 +345,28 @@ def repetitions(train: Text, repeated: float, tokenizer, documents: int) -> list
     found, total = [], max(train.lengths.sum(), 1)
     if tokenizer.eot_id is None:
         if repeated > 0.15:
-            found.append(f"{repeated:.0%} of the training text is repeated: try --dedup if documents are repeated")
+            found.append(
+                f"{repeated:.0%} of the training text is repeated: try --dedup if documents are repeated"
+            )
         return found
     if documents > 1 and (longest := train.lengths.max() / total) > 0.5:
         found.append(
             f"a single document is {longest:.0%} of the text: are end-of-text tokens missing between documents?"
         )
-    equal, near = (train.lengths[each].sum() / total for each in (train.equal, copies(train, train) & ~train.equal))
+    equal, near = (
+        train.lengths[each].sum() / total
+        for each in (train.equal, copies(train, train) & ~train.equal)
+    )
     if equal > 0.05:
         found.append(f"{equal:.0%} of the training text is repeated: try --dedup")
     if near > 0.05:
-        found.append(f"{near:.0%} of the training text are near copies of other documents, which --dedup keeps")
+        found.append(
+            f"{near:.0%} of the training text are near copies of other documents, which --dedup keeps"
+        )
     if repeated > equal + near + 0.15:
-        found.append(f"{repeated:.0%} of the training text is repeated in other documents, which --dedup keeps")
+        found.append(
+            f"{repeated:.0%} of the training text is repeated in other documents, which --dedup keeps"
+        )
     return found
 
 
@@ -328,7 +376,9 @@ def leaks(train: Text, val: Text, shared: np.ndarray, tokenizer) -> list[str]:
     passages_in = np.bincount(stretches)
     leaked = mean((np.bincount(stretches, shared) >= COPIED * passages_in)[passages_in >= 4])
     if leaked > (0.005 if tokenizer.eot_id is None else 0.05):
-        found.append(f"{leaked:.0%} of the validation text is in the training text: its loss will be too low")
+        found.append(
+            f"{leaked:.0%} of the validation text is in the training text: its loss will be too low"
+        )
     both = int(copies(val, train).sum())
     if tokenizer.eot_id is not None and both and both >= 0.001 * len(val.letters):
         found.append(

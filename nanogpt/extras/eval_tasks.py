@@ -41,7 +41,9 @@ def evaluate(
     manager = TaskManager(include_path=include_path)
     missing = [name for name in tasks if name not in manager.all_tasks]
     if missing:
-        raise ValueError(f"unknown task {missing[0]!r}: `lm_eval ls tasks` lists all, --include_path adds others")
+        raise ValueError(
+            f"unknown task {missing[0]!r}: `lm_eval ls tasks` lists all, --include_path adds others"
+        )
     device = model.wte.weight.device
     with tempfile.TemporaryDirectory() as directory:
         special = special_tokens(tokenizer, model.config.vocab_size)
@@ -57,7 +59,9 @@ def evaluate(
         prefix_token_id=first_token(tokenizer),
     )
     with torch.no_grad():
-        return lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, limit=limit)["results"]
+        return lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, limit=limit)[
+            "results"
+        ]
 
 
 def first_token(tokenizer) -> int:

@@ -24,7 +24,13 @@ from nanogpt.data import tokenizer_json
 from nanogpt.data.pickles import first_line
 from nanogpt.data.tokenizer import END, EOT, CharTokenizer
 from nanogpt.hub import weights
-from nanogpt.hub.export import check_target, load_with_info, named_errors, real_tokens, special_tokens
+from nanogpt.hub.export import (
+    check_target,
+    load_with_info,
+    named_errors,
+    real_tokens,
+    special_tokens,
+)
 from nanogpt.model import GPT
 from nanogpt.sample import generate
 
@@ -66,7 +72,9 @@ def require_gguf():
     try:
         import gguf
     except ImportError:
-        raise ValueError("GGUF needs the package gguf: pip install -e '.[gguf]' -c constraints.txt") from None
+        raise ValueError(
+            "GGUF needs the package gguf: pip install -e '.[gguf]' -c constraints.txt"
+        ) from None
     return gguf
 
 
@@ -96,8 +104,14 @@ def export(
     model, tokenizer, _, info = load_with_info(run, which, say)
     vocabulary = read_vocabulary(tokenizer, model.config.vocab_size)
     tensors = to_llama_cpp(model, vocabulary.added)
-    kinds = {n: gguf.GGMLQuantizationType[kind_of(n, tensor, KINDS[dtype])] for n, tensor in tensors.items()}
-    with named_errors(to), TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory:
+    kinds = {
+        n: gguf.GGMLQuantizationType[kind_of(n, tensor, KINDS[dtype])]
+        for n, tensor in tensors.items()
+    }
+    with (
+        named_errors(to),
+        TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory,
+    ):
         temporary, temporary_modelfile = Path(directory, to.name), Path(directory, modelfile.name)
         writer = gguf.GGUFWriter(temporary, weights.native_type(model.config))
         add_sizes(writer, model, len(vocabulary.tokens))
@@ -120,7 +134,9 @@ def export(
         temporary.replace(to)
         temporary_modelfile.replace(modelfile)
     if vocabulary.added:
-        say(f"note: llama.cpp needs a token that ends a text: {EOT} is added, and is never the most likely token")
+        say(
+            f"note: llama.cpp needs a token that ends a text: {EOT} is added, and is never the most likely token"
+        )
     say(f"{said}; for Ollama: {modelfile}")
     return to
 
@@ -130,7 +146,9 @@ def for_ollama(file: str, model: GPT, tokenizer) -> str:
     stop, template = "", "{{ .Prompt }}"
     if chat.can_chat(tokenizer):
         stop, template = f'PARAMETER stop "{END}"\n', CHAT
-    return MODELFILE.format(file=file, block_size=model.config.block_size, stop=stop, template=template)
+    return MODELFILE.format(
+        file=file, block_size=model.config.block_size, stop=stop, template=template
+    )
 
 
 def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
@@ -147,7 +165,10 @@ def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
         known, merges, split = spell_characters(tokenizer.characters)
     else:
         known, split = parts["model"]["vocab"], name_split(parts)
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in parts["model"]["merges"]]
+        merges = [
+            merge if isinstance(merge, str) else " ".join(merge)
+            for merge in parts["model"]["merges"]
+        ]
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [gguf.TokenType.UNUSED] * vocab_size
     for token, i in known.items():
@@ -158,7 +179,10 @@ def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
     end = eos_ids[0] if eos_ids else tokenizer.vocab_size
     added = end == vocab_size
     if not eos_ids:
-        tokens[end:], types[end:] = [EOT, *tokens[end + 1 :]], [gguf.TokenType.CONTROL, *types[end + 1 :]]
+        tokens[end:], types[end:] = (
+            [EOT, *tokens[end + 1 :]],
+            [gguf.TokenType.CONTROL, *types[end + 1 :]],
+        )
     # llama.cpp requires a merge; no text has the byte FF
     return Vocabulary(tokens, types, merges or ["ÿ ÿ"], split, end, added)
 
@@ -166,16 +190,24 @@ def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
 def spell_characters(characters: str) -> tuple[dict[str, int], list[str], str]:
     """Characters as byte-pair encoding: each is merged from its UTF-8 bytes, and never with another."""
     alphabet = tokenizer_json.byte_alphabet()
-    spelled = ["".join(alphabet[byte] for byte in c.encode("utf-8", "surrogatepass")) for c in characters]
-    merges = dict.fromkeys(f"{token[:i]} {token[i]}" for token in spelled for i in range(1, len(token)))
+    spelled = [
+        "".join(alphabet[byte] for byte in c.encode("utf-8", "surrogatepass")) for c in characters
+    ]
+    merges = dict.fromkeys(
+        f"{token[:i]} {token[i]}" for token in spelled for i in range(1, len(token))
+    )
     return {token: i for i, token in enumerate(spelled)}, list(merges), "gpt-2"
 
 
 def name_split(parts: dict) -> str:
     """llama.cpp's name for the way in which a tokenizer.json splits text. Raises ValueError if it has none."""
     model, steps = parts["model"], parts.get("pre_tokenizer") or {}
-    decoder, normalizer = ((parts.get(part) or {}).get("type") for part in ("decoder", "normalizer"))
-    if model["type"] != "BPE" or decoder != "ByteLevel" or normalizer not in (None, "NFC"):  # llama.cpp drops NFC
+    decoder, normalizer = (
+        (parts.get(part) or {}).get("type") for part in ("decoder", "normalizer")
+    )
+    if (
+        model["type"] != "BPE" or decoder != "ByteLevel" or normalizer not in (None, "NFC")
+    ):  # llama.cpp drops NFC
         raise ValueError(
             f"GGUF holds characters and byte-level BPE, but this tokenizer is {model['type']}: export to a directory"
         )
@@ -185,7 +217,9 @@ def name_split(parts: dict) -> str:
         return "smollm"
     pattern = tokenizer_json.byte_level_pattern(parts)
     if pattern not in SPLITS:
-        raise ValueError(f"llama.cpp does not know how this tokenizer splits text ({pattern}): export to a directory")
+        raise ValueError(
+            f"llama.cpp does not know how this tokenizer splits text ({pattern}): export to a directory"
+        )
     return SPLITS[pattern]
 
 
@@ -199,7 +233,9 @@ def to_llama_cpp(model: GPT, added: bool) -> dict[str, torch.Tensor]:
     kind = weights.native_type(c)
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     names, found = gguf.get_tensor_name_map(arch, c.n_layer), {}
-    transposed = {name for hf_names, flag in weights.layout(c).values() if flag for name in hf_names}
+    transposed = {
+        name for hf_names, flag in weights.layout(c).values() if flag for name in hf_names
+    }
     for name, tensor in weights.to_transformers(model).state_dict().items():
         if name == "lm_head.weight" and c.tie_embeddings:
             continue
@@ -260,17 +296,23 @@ def verify(file: Path, tensors: dict[str, torch.Tensor], kinds: dict) -> None:
     gguf = require_gguf()
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     if found.keys() != tensors.keys():
-        raise ValueError(f"the export is wrong: its tensors differ: {sorted(found.keys() ^ tensors.keys())[:4]}")
+        raise ValueError(
+            f"the export is wrong: its tensors differ: {sorted(found.keys() ^ tensors.keys())[:4]}"
+        )
     rounded = {"F16": torch.float16, "BF16": torch.bfloat16}
     for name, tensor in tensors.items():
         stored, kind = found[name], kinds[name]
         read = torch.from_numpy(np.array(gguf.dequantize(stored.data, stored.tensor_type)))
         if stored.tensor_type != kind or read.shape != tensor.shape:
-            raise ValueError(f"the export is wrong: {name} is {stored.tensor_type.name} of {tuple(read.shape)}")
+            raise ValueError(
+                f"the export is wrong: {name} is {stored.tensor_type.name} of {tuple(read.shape)}"
+            )
         bound = torch.zeros(1)
         if kind.name == "Q8_0":  # the scale is the largest weight / 127, in fp16
             step = tensor.view(-1, BLOCK).abs().amax(1, keepdim=True) / 127
-            bound = (step * (0.5 + 127 * 2**-11) + 127 * 2**-25).expand(-1, BLOCK).reshape(tensor.shape)
+            bound = (
+                (step * (0.5 + 127 * 2**-11) + 127 * 2**-25).expand(-1, BLOCK).reshape(tensor.shape)
+            )
         expected = tensor.to(rounded.get(kind.name, torch.float32)).float()
         if not ((read - expected).abs() <= bound).all():
             worst = (read - expected).abs().max()
@@ -289,14 +331,24 @@ def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: st
     start = max(1, min(16, T - 32))
     fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     try:
-        with redirect_stderr(io.StringIO()):  # it warns that its own cache is longer than a short context
+        with redirect_stderr(
+            io.StringIO()
+        ):  # it warns that its own cache is longer than a short context
             reader = llama_cpp.Llama(str(file), n_ctx=T, verbose=False, **fp32)
     except Exception as error:
-        raise ValueError(f"the export is wrong: llama.cpp cannot read it ({first_line(error)})") from None
-    plain = [i for i in ids[0].tolist() if i < tokenizer.vocab_size and i not in tokenizer.special.values()]
+        raise ValueError(
+            f"the export is wrong: llama.cpp cannot read it ({first_line(error)})"
+        ) from None
+    plain = [
+        i
+        for i in ids[0].tolist()
+        if i < tokenizer.vocab_size and i not in tokenizer.special.values()
+    ]
     text, new = tokenizer.decode(plain), min(32, T - start)
     read = reader.tokenize(text.encode(), add_bos=False)
-    continued = list(islice(reader.generate(ids[0, :start].tolist(), temp=0, repeat_penalty=1), new))
+    continued = list(
+        islice(reader.generate(ids[0, :start].tolist(), temp=0, repeat_penalty=1), new)
+    )
     reader.close()
     if read != tokenizer.encode(text).tolist():
         raise ValueError(f"the export is wrong: llama.cpp reads {text[:40]!r} differently")
@@ -307,5 +359,7 @@ def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: st
     exact_gelu = weights.native_type(model.config) == "gpt2" and model.config.mlp == "gelu"
     if kind == "F32" and not exact_gelu:
         shown = slice(same, same + 8)
-        raise ValueError(f"the export is wrong: llama.cpp continues with {continued[shown]}, not {expected[shown]}")
+        raise ValueError(
+            f"the export is wrong: llama.cpp continues with {continued[shown]}, not {expected[shown]}"
+        )
     return f"llama.cpp, which rounds more, writes the same {same} of {new} greedy tokens as the model in fp32"

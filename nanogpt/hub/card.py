@@ -114,7 +114,9 @@ def read_figures(source: Path) -> list[Figure]:
     with suppress(ValueError, OSError, AttributeError, TypeError):  # no such file, or damaged
         for results in read_json(source.with_name(f"{source.name}.eval.json")).values():
             tasks = results.items() if "limit" in results else ()  # else: the loss of a split
-            for task, values in ((task, values) for task, values in tasks if isinstance(values, dict)):
+            for task, values in (
+                (task, values) for task, values in tasks if isinstance(values, dict)
+            ):
                 for name, value in values.items():
                     metric, _, filtered = name.partition(",")
                     if isinstance(value, float) and not metric.endswith("_stderr"):
@@ -163,7 +165,9 @@ def write(
         new_tokens=min(200, model.config.block_size // 2),
         block_size=model.config.block_size,
         notes="".join(f" {note[0].upper()}{note[1:]}." for note in notes),
-        conversations=CONVERSATIONS.format(template=chat.TEMPLATE) if isinstance(prompt, list) else "",
+        conversations=CONVERSATIONS.format(template=chat.TEMPLATE)
+        if isinstance(prompt, list)
+        else "",
         training=training(info, curve) if info else "",
         evaluation=EVALUATION.format(rows="\n".join(map(row, figures))) if figures else "",
     )
@@ -180,7 +184,9 @@ def to_hub(figures: list[Figure]) -> list | None:
     from huggingface_hub import EvalResult
 
     found = [
-        EvalResult("text-generation", figure.task, figure.task, figure.metric, round(figure.value, 6))
+        EvalResult(
+            "text-generation", figure.task, figure.task, figure.metric, round(figure.value, 6)
+        )
         for figure in figures
         if figure.limit is None
     ]
@@ -198,7 +204,9 @@ def command_line(command: list[str]) -> str:
             skipping = False
         else:
             skipping, path = False, Path(value if equals else word)
-            words.append((f"{flag}={path.name}" if equals else path.name) if path.is_absolute() else word)
+            words.append(
+                (f"{flag}={path.name}" if equals else path.name) if path.is_absolute() else word
+            )
     return shlex.join(["accelerate", "launch", *words])
 
 
@@ -206,17 +214,23 @@ def training(info: RunInfo, curve: bool) -> str:
     """The card's section about training."""
     state, settings, environment = info.state, info.settings, info.environment
     lines = metrics.read(info.out_dir / "metrics.jsonl")
-    here = [line for line in lines if line["step"] == state["step"] and {"val_loss", "val_bpb"} <= line.keys()]
+    here = [
+        line
+        for line in lines
+        if line["step"] == state["step"] and {"val_loss", "val_bpb"} <= line.keys()
+    ]
     results = f"{state['step']:,} steps, {state['tokens']:,} tokens, {state['train_seconds']:,.0f} s of training"
     if "device" in environment:
         results += f" on {environment['device']} in {environment.get('precision')}"
     results += "."
     if here:
-        results += (
-            f" Validation loss {here[-1]['val_loss']:.4f} nats per token, {here[-1]['val_bpb']:.4f} bits per byte."
-        )
+        results += f" Validation loss {here[-1]['val_loss']:.4f} nats per token, {here[-1]['val_bpb']:.4f} bits per byte."
     defaults = dataclasses.asdict(TrainConfig())
-    shown = {k: v for k, v in settings.items() if v is not None and v != defaults.get(k) and k not in LEFT_OUT}
+    shown = {
+        k: v
+        for k, v in settings.items()
+        if v is not None and v != defaults.get(k) and k not in LEFT_OUT
+    }
     names = [name for name in ("python", "nanogpt", "torch", "accelerate") if name in environment]
     versions = ", ".join(f"{name} {environment[name]}" for name in names)
     return TRAINING.format(

@@ -23,7 +23,7 @@ from nanogpt import chat, checkpoint
 from nanogpt.data.mixture import open_data
 from nanogpt.data.pickles import first_line
 from nanogpt.data.tokenizer import END, FILE, CharTokenizer
-from nanogpt.hub import card, client, to_nanogpt, weights
+from nanogpt.hub import card, client, nanogpt, weights
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.run import plot
@@ -43,7 +43,9 @@ def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None
     except ValueError as error:
         if exportable or repo:
             raise ValueError(f"transformers has no class for this model: {error}") from None
-        say(f"warning: transformers has no class for this model, so it can be trained but not exported: {error}")
+        say(
+            f"warning: transformers has no class for this model, so it can be trained but not exported: {error}"
+        )
     if repo:
         client.make_repository(repo)
 
@@ -73,14 +75,19 @@ def export(
         state = info.state if info else checkpoint.START
         loss = state["best_val_loss"]
         with named_errors(to):
-            to_nanogpt.write(model.to(dtype), to, state["step"], math.inf if loss is None else loss)
+            nanogpt.write_checkpoint(
+                model.to(dtype), to, state["step"], math.inf if loss is None else loss
+            )
         say(f"{to}: nanoGPT's checkpoint, verified: the same weights and sizes")
         return to
     model.to(dtype).float()  # rounded as stored
     special = special_tokens(tokenizer, model.config.vocab_size)
     native = weights.to_transformers(model, next(iter(special.eos_ids), None), special.pad_id)
     ids = real_tokens(model, info)
-    with named_errors(to), tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory:
+    with (
+        named_errors(to),
+        tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory,
+    ):
         unverified = Path(directory, to.name)
         unverified.mkdir()
         write(unverified, native.to(dtype), tokenizer, model.config.block_size, special)
@@ -108,8 +115,12 @@ def export(
 
 def check_target(to: Path, directory: bool) -> None:
     """Raises ValueError if an export cannot be written to `to`; creates its parent directory."""
-    if any(category(c) in ("Cc", "Cs") for c in str(to)):  # it stands in the model card and in Ollama's Modelfile
-        raise ValueError(f"{str(to)!r} has line breaks, control characters or bytes that are not UTF-8: rename it")
+    if any(
+        category(c) in ("Cc", "Cs") for c in str(to)
+    ):  # it stands in the model card and in Ollama's Modelfile
+        raise ValueError(
+            f"{str(to)!r} has line breaks, control characters or bytes that are not UTF-8: rename it"
+        )
     if to.is_symlink():
         raise ValueError(f"{to} is a symbolic link: name its target, or another path")
     if to.exists() and not (directory and to.is_dir() and not any(to.iterdir())):
@@ -179,8 +190,12 @@ def special_tokens(tokenizer, vocab_size: int) -> Special:
             "the vocabulary has no end-of-text token and no room for a padding token: batches need texts of one length"
         )
     if isinstance(tokenizer, CharTokenizer):
-        unk_token = next((c for c in "\ufffd \n" if c in tokenizer.characters), tokenizer.characters[0])
-        notes.append(f"in transformers, characters that the model does not know are read as {unk_token!r}")
+        unk_token = next(
+            (c for c in "\ufffd \n" if c in tokenizer.characters), tokenizer.characters[0]
+        )
+        notes.append(
+            f"in transformers, characters that the model does not know are read as {unk_token!r}"
+        )
     return Special(pad_token, pad_id, unk_token, eos_ids, notes)
 
 
@@ -193,7 +208,9 @@ def write(directory: Path, native, tokenizer, block_size: int, special: Special)
             native.generation_config.eos_token_id = special.eos_ids
         native.save_pretrained(directory, state_dict=published_names(native), max_shard_size="5GB")
     config = checkpoint.read_json(directory / "config.json")
-    if "rope_parameters" in config:  # transformers 4 and mlx-lm read rope_theta here and otherwise use their default
+    if (
+        "rope_parameters" in config
+    ):  # transformers 4 and mlx-lm read rope_theta here and otherwise use their default
         config["rope_theta"] = config["rope_parameters"]["rope_theta"]
         checkpoint.write_json(directory / "config.json", config)
     write_tokenizer(directory, tokenizer, block_size, special)
@@ -207,7 +224,11 @@ def published_names(native) -> dict[str, torch.Tensor]:
     state = native.state_dict()
     if not native.config.tie_word_embeddings:
         return state
-    return {name.removeprefix("transformer."): tensor for name, tensor in state.items() if name != "lm_head.weight"}
+    return {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in state.items()
+        if name != "lm_head.weight"
+    }
 
 
 def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Special) -> None:
@@ -222,7 +243,9 @@ def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Specia
         contents["post_processor"] = without_template(template)
         added = Tokenizer.from_file(str(directory / FILE)).encode("").tokens
         if added:
-            special.notes.append(f"the tokenizer's template adds {' '.join(added)}; training did not use it: left out")
+            special.notes.append(
+                f"the tokenizer's template adds {' '.join(added)}; training did not use it: left out"
+            )
     if special.unk_token:
         contents["model"]["unk_token"] = special.unk_token
     if template or special.unk_token:
@@ -233,8 +256,14 @@ def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Specia
         tokens["pad_token"] = special.pad_token
     # the class with which every version of transformers reads a bare tokenizer.json
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size} | tokens
-    config |= {"padding_side": "left", "clean_up_tokenization_spaces": False}  # a batch continues at its right end
-    config["model_input_names"] = ["input_ids", "attention_mask"]  # transformers 4 adds token_type_ids
+    config |= {
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }  # a batch continues at its right end
+    config["model_input_names"] = [
+        "input_ids",
+        "attention_mask",
+    ]  # transformers 4 adds token_type_ids
     checkpoint.write_json(directory / "tokenizer_config.json", config)
     if chat.can_chat(tokenizer):
         (directory / "chat_template.jinja").write_text(chat.TEMPLATE, encoding="utf-8")
@@ -242,7 +271,10 @@ def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Specia
 
 def without_template(processor: dict) -> dict | None:
     """The step of a post-processor that adds no tokens: ByteLevel, which trims offsets."""
-    return next((step for step in processor.get("processors", [processor]) if step["type"] == "ByteLevel"), None)
+    return next(
+        (step for step in processor.get("processors", [processor]) if step["type"] == "ByteLevel"),
+        None,
+    )
 
 
 def real_tokens(model: GPT, info: card.RunInfo | None) -> torch.Tensor:
@@ -250,7 +282,9 @@ def real_tokens(model: GPT, info: card.RunInfo | None) -> torch.Tensor:
     T = min(model.config.block_size, 256)
     if info is not None:
         with suppress(ValueError):  # the data was moved, or is shorter than the context
-            return open_data(info.settings["data"], "val", T, model.config.vocab_size).batch(0, 0, 2)[0]
+            return open_data(info.settings["data"], "val", T, model.config.vocab_size).batch(
+                0, 0, 2
+            )[0]
     start = torch.arange(2)[:, None] % model.config.vocab_size
     return generate(model, start, T - 1, seed=0)
 
@@ -264,28 +298,42 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: S
 
     with weights.quiet():
         try:
-            hf_model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False)
+            hf_model = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=torch.float32, trust_remote_code=False
+            )
             hf_tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
             # some tokenizers read a special token that a text spells out as the token, others as plain text
             plain = [i for i in ids[0].tolist() if i not in hf_tokenizer.added_tokens_decoder]
             text = tokenizer.decode(plain)
             hf_ids = hf_tokenizer(text, split_special_tokens=True)["input_ids"]
         except Exception as error:  # whatever a third-party tokenizer raises
-            raise ValueError(f"the export is wrong: transformers cannot read it ({first_line(error)})") from None
+            raise ValueError(
+                f"the export is wrong: transformers cannot read it ({first_line(error)})"
+            ) from None
     hello = [{"role": "user", "content": text[:8] or " "}]
     if chat.can_chat(tokenizer):
         rendered = hf_tokenizer.apply_chat_template(hello, return_dict=False)
         if rendered != chat.render(tokenizer, hello).tolist():
-            raise ValueError("the export is wrong: transformers' template gives other tokens for a conversation")
+            raise ValueError(
+                "the export is wrong: transformers' template gives other tokens for a conversation"
+            )
     if hf_tokenizer.pad_token_id != special.pad_id:
-        raise ValueError(f"the export is wrong: its padding is token {hf_tokenizer.pad_token_id}, not {special.pad_id}")
+        raise ValueError(
+            f"the export is wrong: its padding is token {hf_tokenizer.pad_token_id}, not {special.pad_id}"
+        )
     expected_ids = tokenizer.encode(text).tolist()
-    if expected_ids != hf_ids or hf_tokenizer.decode(expected_ids) != tokenizer.decode(expected_ids):
-        raise ValueError(f"the export is wrong: transformers' tokenizer reads {text[:40]!r} differently")
+    if expected_ids != hf_ids or hf_tokenizer.decode(expected_ids) != tokenizer.decode(
+        expected_ids
+    ):
+        raise ValueError(
+            f"the export is wrong: transformers' tokenizer reads {text[:40]!r} differently"
+        )
     with torch.no_grad(), weights.quiet():  # transformers warns of an end-of-text token at the end
         a, b = model(ids), hf_model(ids).logits
     if a.shape != b.shape:
-        raise ValueError(f"the export is wrong: logits have shape {tuple(b.shape)} instead of {tuple(a.shape)}")
+        raise ValueError(
+            f"the export is wrong: logits have shape {tuple(b.shape)} instead of {tuple(a.shape)}"
+        )
     # fp32 has seven digits: GPT-2's logits, around -100, can agree to five decimals at most
     off = (a - b).abs() - TOLERANCE * (a.abs() / 10).clamp(min=1)
     if not (off <= 0).all():
@@ -297,17 +345,27 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: S
     expected = generate(model, ids[:1, :start], new, temperature=0)[0].tolist()
     with weights.quiet():
         mask = torch.ones(1, start, dtype=torch.long)
-        output = hf_model.generate(ids[:1, :start], attention_mask=mask, do_sample=False, max_new_tokens=new)
+        output = hf_model.generate(
+            ids[:1, :start], attention_mask=mask, do_sample=False, max_new_tokens=new
+        )
     continued = output[0].tolist()  # transformers stops at the end of a text
     differing = [i for i, (a, b) in enumerate(zip(expected, continued, strict=False)) if a != b]
     if differing:
         shown = slice(differing[0], differing[0] + 8)
-        raise ValueError(f"the export is wrong: it continues with {continued[shown]}, not with {expected[shown]}")
+        raise ValueError(
+            f"the export is wrong: it continues with {continued[shown]}, not with {expected[shown]}"
+        )
     return (a - b).abs().max().item()
 
 
 def push(
-    run: str | Path, repo: str, *, private: bool = False, revision: str | None = None, say=print, **options
+    run: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    say=print,
+    **options,
 ) -> str:
     """Exports `run` and adds it to the repository `repo` on the Hub, creating it if needed; returns the commit's URL.
 

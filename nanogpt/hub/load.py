@@ -36,7 +36,11 @@ def load(
         while True:
             found = checkpoint.find(path, say=say)
             try:
-                return checkpoint.load_model(found, device, dtype, **changes), load_tokenizer(found), found
+                return (
+                    checkpoint.load_model(found, device, dtype, **changes),
+                    load_tokenizer(found),
+                    found,
+                )
             except ValueError:
                 if found.is_dir():
                     raise
@@ -44,7 +48,11 @@ def load(
     if which:
         raise ValueError(f"{run} has no checkpoint {which}")
     directory = weights.find_directory(run)
-    return weights.from_pretrained(directory, dtype=dtype, **changes).to(device), load_tokenizer(directory), None
+    return (
+        weights.from_pretrained(directory, dtype=dtype, **changes).to(device),
+        load_tokenizer(directory),
+        None,
+    )
 
 
 def choose(run: Path, which: str | None) -> Path:
@@ -56,7 +64,9 @@ def choose(run: Path, which: str | None) -> Path:
     return follow(run / (f"step-{int(which[5:]):06d}" if which.startswith("step-") else which))
 
 
-def from_pretrained(run: str | Path, *, revision: str | None = None, which: str | None = None, **options) -> GPT:
+def from_pretrained(
+    run: str | Path, *, revision: str | None = None, which: str | None = None, **options
+) -> GPT:
     """The model alone, of what `load` takes; `revision` is a branch, a tag or a commit on the Hub.
 
     `options` are dtype, and fields of GPTConfig that leave the weights alone, such as dropout.
@@ -67,7 +77,9 @@ def from_pretrained(run: str | Path, *, revision: str | None = None, which: str 
     return weights.from_pretrained(path if which else run, revision=revision, **options)
 
 
-def load_for_training(run: str | Path, wanted: GPTConfig, say=print, given: Iterable[str] = ()) -> tuple:
+def load_for_training(
+    run: str | Path, wanted: GPTConfig, say=print, given: Iterable[str] = ()
+) -> tuple:
     """The model to fine-tune and its tokenizer.
 
     Uses dropout, gradient_checkpointing and block_size of `wanted`; the other settings are the checkpoint's. Raises
@@ -77,7 +89,11 @@ def load_for_training(run: str | Path, wanted: GPTConfig, say=print, given: Iter
     model, tokenizer, found = load(run, say=say, **kept)
     if found:
         rundir.unhold(found)  # a run may remove its own checkpoint
-    effective = {"n_kv_head": "kv_heads", "head_dim": "head_size", "n_inner": "inner"}  # of fields that may be None
+    effective = {
+        "n_kv_head": "kv_heads",
+        "head_dim": "head_size",
+        "n_inner": "inner",
+    }  # of fields that may be None
     for field in fields(wanted):
         name, asked = field.name, getattr(wanted, field.name)
         there = getattr(model.config, effective.get(name, name))
@@ -120,10 +136,14 @@ def check_tokenizer(expected, tokenizer, tokens: np.ndarray, data: str, model: s
     except ValueError:  # a character that it does not know
         same = False
     # a rare character may not be in that text
-    plain = set(range(min(256, tokenizer.vocab_size, expected.vocab_size))) - set(tokenizer.special.values())
+    plain = set(range(min(256, tokenizer.vocab_size, expected.vocab_size))) - set(
+        tokenizer.special.values()
+    )
     same = same and all(tokenizer.decode([i]) == expected.decode([i]) for i in plain)
     known = expected.special
-    if not same or any(known.get(token, max(i, expected.vocab_size)) != i for token, i in tokenizer.special.items()):
+    if not same or any(
+        known.get(token, max(i, expected.vocab_size)) != i for token, i in tokenizer.special.items()
+    ):
         raise ValueError(
             f"{data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of {model}: "
             "prepare the data with that model's tokenizer"

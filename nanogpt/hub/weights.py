@@ -39,7 +39,9 @@ def native_type(config: GPTConfig) -> str:
         if c.head_size * c.n_head != c.n_embd:
             raise ValueError(f"head_dim={c.head_dim}: in GPT-2 it is n_embd / n_head")
         if c.qk_norm:
-            raise ValueError("qk_norm=True: GPT-2 has none; Qwen3 has, with rmsnorm, rope and swiglu")
+            raise ValueError(
+                "qk_norm=True: GPT-2 has none; Qwen3 has, with rmsnorm, rope and swiglu"
+            )
         return "gpt2"
     for name, value in (("norm", "rmsnorm"), ("position", "rope"), ("mlp", "swiglu")):
         if getattr(c, name) != value:
@@ -64,19 +66,28 @@ def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
             for part in ("ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
                 for kind in kinds:
                     name = f"h.{i}.{part}.{kind}"
-                    table[name] = [f"transformer.{name}"], kind == "weight" and not part.startswith("ln")
+                    table[name] = (
+                        [f"transformer.{name}"],
+                        kind == "weight" and not part.startswith("ln"),
+                    )
         table |= {f"ln_f.{kind}": ([f"transformer.ln_f.{kind}"], False) for kind in kinds}
     else:
         parts = {"ln_1": ["input_layernorm"], "ln_2": ["post_attention_layernorm"]}
         if config.qk_norm:
             parts |= {"attn.q_norm": ["self_attn.q_norm"], "attn.k_norm": ["self_attn.k_norm"]}
-        matrices = {"attn.c_attn": [f"self_attn.{x}_proj" for x in "qkv"], "attn.c_proj": ["self_attn.o_proj"]}
+        matrices = {
+            "attn.c_attn": [f"self_attn.{x}_proj" for x in "qkv"],
+            "attn.c_proj": ["self_attn.o_proj"],
+        }
         matrices |= {"mlp.c_fc": ["mlp.gate_proj", "mlp.up_proj"], "mlp.c_proj": ["mlp.down_proj"]}
         table = {"wte.weight": (["model.embed_tokens.weight"], False)}
         for i in range(config.n_layer):
             for part, names in (parts | matrices).items():
                 for kind in kinds if part in matrices else ("weight",):
-                    table[f"h.{i}.{part}.{kind}"] = [f"model.layers.{i}.{name}.{kind}" for name in names], False
+                    table[f"h.{i}.{part}.{kind}"] = (
+                        [f"model.layers.{i}.{name}.{kind}" for name in names],
+                        False,
+                    )
         table["ln_f.weight"] = ["model.norm.weight"], False
     if not config.tie_embeddings:
         table["lm_head.weight"] = ["lm_head.weight"], False
@@ -91,7 +102,11 @@ def read_config(directory: Path) -> GPTConfig:
     raw = checkpoint.read_json(path)
     kind = raw.get("model_type")
     if kind not in TYPES:
-        what = f"a {str(kind)[:40]} model" if kind else "no transformers model (config.json has no model_type)"
+        what = (
+            f"a {str(kind)[:40]} model"
+            if kind
+            else "no transformers model (config.json has no model_type)"
+        )
         raise ValueError(f"{directory} holds {what}; supported are {', '.join(TYPES)}")
     for name in ("n_layer", "num_hidden_layers"):  # transformers' classes make lists of this length
         if not is_count(raw.get(name, 1), 1) or raw.get(name, 1) > MOST_LAYERS:
@@ -102,35 +117,70 @@ def read_config(directory: Path) -> GPTConfig:
         return GPTConfig(**translate(directory, kind, c))
     except ValueError:
         raise
-    except Exception as error:  # values of wrong types make transformers' classes raise nearly anything
-        raise ValueError(f"{path} is not a {kind} model's configuration ({first_line(error)})") from None
+    except (
+        Exception
+    ) as error:  # values of wrong types make transformers' classes raise nearly anything
+        raise ValueError(
+            f"{path} is not a {kind} model's configuration ({first_line(error)})"
+        ) from None
 
 
 def translate(directory: Path, kind: str, c) -> dict:
     """The fields of GPTConfig for a transformers configuration. Raises ValueError if it is not supported."""
     shape = {"vocab_size": c.vocab_size, "tie_embeddings": bool(c.tie_word_embeddings)}
     if kind == "gpt2":
-        expect(directory, c, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+        expect(
+            directory,
+            c,
+            scale_attn_weights=True,
+            scale_attn_by_inverse_layer_idx=False,
+            add_cross_attention=False,
+        )
         gelus = {hf_name: name for name, hf_name in GELUS.items()}
         gelus["gelu_pytorch_tanh"] = "gelu_tanh"  # the same function twice
         if c.activation_function not in gelus:
             raise ValueError(
                 f"{directory}: activation_function={c.activation_function!r} is not one of {', '.join(gelus)}"
             )
-        shape |= {"block_size": c.n_positions, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd}
-        shape |= {"n_inner": c.n_inner, "mlp": gelus[c.activation_function], "norm_eps": c.layer_norm_epsilon}
+        shape |= {
+            "block_size": c.n_positions,
+            "n_layer": c.n_layer,
+            "n_head": c.n_head,
+            "n_embd": c.n_embd,
+        }
+        shape |= {
+            "n_inner": c.n_inner,
+            "mlp": gelus[c.activation_function],
+            "norm_eps": c.layer_norm_epsilon,
+        }
         return shape | {"bias": True}
     expect(directory, c, hidden_act="silu")
     rope = c.rope_parameters
     if rope["rope_type"] != "default":
-        raise ValueError(f"{directory}: rope_type={str(rope['rope_type'])[:40]!r} is not supported, only plain RoPE")
+        raise ValueError(
+            f"{directory}: rope_type={str(rope['rope_type'])[:40]!r} is not supported, only plain RoPE"
+        )
     if kind == "qwen3":
         expect(directory, c, attention_bias=False, use_sliding_window=False)
     elif c.attention_bias != c.mlp_bias:
-        raise ValueError(f"{directory}: attention_bias={c.attention_bias} and mlp_bias={c.mlp_bias} must agree")
-    shape |= {"block_size": c.max_position_embeddings, "n_layer": c.num_hidden_layers, "n_embd": c.hidden_size}
-    shape |= {"n_head": c.num_attention_heads, "n_kv_head": c.num_key_value_heads, "head_dim": c.head_dim}
-    shape |= {"n_inner": c.intermediate_size, "norm_eps": c.rms_norm_eps, "rope_theta": rope["rope_theta"]}
+        raise ValueError(
+            f"{directory}: attention_bias={c.attention_bias} and mlp_bias={c.mlp_bias} must agree"
+        )
+    shape |= {
+        "block_size": c.max_position_embeddings,
+        "n_layer": c.num_hidden_layers,
+        "n_embd": c.hidden_size,
+    }
+    shape |= {
+        "n_head": c.num_attention_heads,
+        "n_kv_head": c.num_key_value_heads,
+        "head_dim": c.head_dim,
+    }
+    shape |= {
+        "n_inner": c.intermediate_size,
+        "norm_eps": c.rms_norm_eps,
+        "rope_theta": rope["rope_theta"],
+    }
     shape |= {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu"}
     return shape | {"qk_norm": kind == "qwen3", "bias": kind == "llama" and c.attention_bias}
 
@@ -138,7 +188,9 @@ def translate(directory: Path, kind: str, c) -> dict:
 def expect(directory: Path, config, **values) -> None:
     for name, value in values.items():
         if getattr(config, name) != value:
-            raise ValueError(f"{directory}: {name}={str(getattr(config, name))[:40]} is not supported, only {value}")
+            raise ValueError(
+                f"{directory}: {name}={str(getattr(config, name))[:40]} is not supported, only {value}"
+            )
 
 
 def from_pretrained(
@@ -158,10 +210,14 @@ def from_pretrained(
     config = read_config(directory)
     weights = Weights(directory)
     if config.n_layer > len(weights.file_of):
-        raise ValueError(f"{directory} has {len(weights.file_of)} tensors, too few for {config.n_layer} layers")
+        raise ValueError(
+            f"{directory} has {len(weights.file_of)} tensors, too few for {config.n_layer} layers"
+        )
     if native_type(config) == "gpt2":
         biases = [names[0] for name, (names, _) in layout(config).items() if name.endswith(".bias")]
-        changes["bias"] = any(weights[name].any() for name in biases)  # bias=False is exported as zeros
+        changes["bias"] = any(
+            weights[name].any() for name in biases
+        )  # bias=False is exported as zeros
     config = replace(config, **changes)
     tensors_of, model = layout(config), empty_model(config, weights)
     # the largest first, while there is room for a second copy of it
@@ -180,7 +236,9 @@ def empty_model(config: GPTConfig, weights: "Weights") -> GPT:
         with torch.device("meta"):
             model = GPT(config)
     except (RuntimeError, OverflowError, TypeError) as error:
-        raise ValueError(f"{weights.directory}/config.json does not describe a model ({first_line(error)})") from None
+        raise ValueError(
+            f"{weights.directory}/config.json does not describe a model ({first_line(error)})"
+        ) from None
     named = dict(model.named_parameters())
     for name, (hf_names, transposed) in layout(config).items():
         expected = tuple(named[name].shape)
@@ -190,7 +248,9 @@ def empty_model(config: GPTConfig, weights: "Weights") -> GPT:
         found = (sum(shape[0] for shape in shapes if shape), *shapes[0][1:])
         if found != expected or any(shape[1:] != expected[1:] for shape in shapes):
             found, expected = (shape[:: -1 if transposed else 1] for shape in (found, expected))
-            raise ValueError(f"{weights.directory}: {hf_names[0]} has shape {found}, its config.json says {expected}")
+            raise ValueError(
+                f"{weights.directory}: {hf_names[0]} has shape {found}, its config.json says {expected}"
+            )
     return model
 
 
@@ -202,7 +262,11 @@ class Weights:
         files = sorted(directory.glob("model*.safetensors"))
         if not files:
             pickles = sorted(path.name for path in directory.glob("*.bin"))
-            why = f"only {pickles[0]}, a pickle, which can run code when it is loaded" if pickles else "no weights"
+            why = (
+                f"only {pickles[0]}, a pickle, which can run code when it is loaded"
+                if pickles
+                else "no weights"
+            )
             raise ValueError(
                 f"{directory} has {why}: expected model.safetensors (transformers' save_pretrained writes it)"
             )
@@ -236,7 +300,14 @@ class Weights:
             require_regular(file)
             with safe_open(file, "pt") as tensors:
                 yield tensors
-        except (SafetensorError, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+        except (
+            SafetensorError,
+            OSError,
+            ValueError,
+            KeyError,
+            OverflowError,
+            MemoryError,
+        ) as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
 
 
@@ -274,7 +345,9 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
         value = parameters[name].detach()
         if name in ("wte.weight", "lm_head.weight"):
             value = value[: c.vocab_size]
-        parts = value.split(rows[name.replace(".bias", ".weight")]) if len(hf_names) > 1 else [value]
+        parts = (
+            value.split(rows[name.replace(".bias", ".weight")]) if len(hf_names) > 1 else [value]
+        )
         for target, part in zip(hf_names, parts, strict=True):
             state[target] = (part.t() if transposed else part).contiguous()
     arguments = native_config(c, eot_id, pad_id)
@@ -292,18 +365,48 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
 
 def native_config(c: GPTConfig, eot_id: int | None, pad_id: int | None) -> dict:
     """The arguments of the transformers configuration class."""
-    config = {"vocab_size": c.vocab_size, "tie_word_embeddings": c.tie_embeddings, "dtype": "float32"}
+    config = {
+        "vocab_size": c.vocab_size,
+        "tie_word_embeddings": c.tie_embeddings,
+        "dtype": "float32",
+    }
     # given even if None: by the classes' defaults a text would end at an ordinary token
     config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": pad_id}
     if native_type(c) == "gpt2":
-        config |= {"n_positions": c.block_size, "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head}
-        config |= {"n_ctx": c.block_size}  # the older name of n_positions, which some readers still ask for
-        config |= {"n_inner": c.inner, "activation_function": GELUS[c.mlp], "layer_norm_epsilon": c.norm_eps}
+        config |= {
+            "n_positions": c.block_size,
+            "n_embd": c.n_embd,
+            "n_layer": c.n_layer,
+            "n_head": c.n_head,
+        }
+        config |= {
+            "n_ctx": c.block_size
+        }  # the older name of n_positions, which some readers still ask for
+        config |= {
+            "n_inner": c.inner,
+            "activation_function": GELUS[c.mlp],
+            "layer_norm_epsilon": c.norm_eps,
+        }
         return config | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
-    config |= {"hidden_size": c.n_embd, "intermediate_size": c.inner, "num_hidden_layers": c.n_layer}
-    config |= {"num_attention_heads": c.n_head, "num_key_value_heads": c.kv_heads, "head_dim": c.head_size}
-    config |= {"max_position_embeddings": c.block_size, "rms_norm_eps": c.norm_eps, "attention_dropout": c.dropout}
-    config |= {"rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta}, "attention_bias": c.bias}
+    config |= {
+        "hidden_size": c.n_embd,
+        "intermediate_size": c.inner,
+        "num_hidden_layers": c.n_layer,
+    }
+    config |= {
+        "num_attention_heads": c.n_head,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_size,
+    }
+    config |= {
+        "max_position_embeddings": c.block_size,
+        "rms_norm_eps": c.norm_eps,
+        "attention_dropout": c.dropout,
+    }
+    config |= {
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "attention_bias": c.bias,
+    }
     return config | ({} if c.qk_norm else {"mlp_bias": c.bias})
 
 

@@ -8,7 +8,7 @@ from conversations import talk
 
 from nanogpt import chat
 from nanogpt.cli import main
-from nanogpt.cli.chat import read
+from nanogpt.cli.use import read_line
 from nanogpt.hub.load import load
 
 
@@ -57,7 +57,7 @@ def test_on_a_terminal_such_a_message_is_a_note_and_the_conversation_goes_on(say
 
     monkeypatch.setattr(io, "StringIO", Terminal)
     lines = iter(["é", "101?", None])
-    monkeypatch.setattr("nanogpt.cli.chat.read", lambda terminal: next(lines))
+    monkeypatch.setattr("nanogpt.cli.use.read_line", lambda terminal: next(lines))
     assert say("", "--temperature", "0") == "yes\n"
 
 
@@ -65,13 +65,13 @@ def test_on_a_terminal_such_a_message_is_a_note_and_the_conversation_goes_on(say
 def test_a_message_that_is_not_utf_8_is_refused(monkeypatch, errors):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf1?\ncaf\xe9\n"), "utf-8", errors))
     with pytest.raises(ValueError, match="not UTF-8"):
-        while read(terminal=False) is not None:
+        while read_line(terminal=False) is not None:
             pass
 
 
 def test_a_byte_order_mark_is_not_part_of_a_message(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf1?\n"), "utf-8"))
-    assert read(terminal=False) == "1?"
+    assert read_line(terminal=False) == "1?"
 
 
 def test_a_model_without_conversations_is_refused(run_dir, capsys):

@@ -15,7 +15,7 @@ from conftest import TINY
 
 from data_prep import writer
 from nanogpt import GPT, GPTConfig, __version__, checkpoint
-from nanogpt.cli import COMMANDS, GROUPS, launch_check, main
+from nanogpt.cli import COMMANDS, GROUPS, main
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.extras import eval_tasks
@@ -181,7 +181,7 @@ def test_launch_check_uses_the_group_on_the_cpu_as_a_run_does(monkeypatch, capsy
     def unreachable(accelerator, timeout):
         raise ValueError(f"no route within {timeout:g} s")
 
-    monkeypatch.setattr(launch_check, "Peers", unreachable)
+    monkeypatch.setattr("nanogpt.run.agree.Peers", unreachable)
     with pytest.raises(SystemExit) as exit:
         main(["launch-check", "--device", "cpu", "--timeout", "7"])
     assert exit.value.code == 2 and capsys.readouterr().err == "error: no route within 7 s\n"

@@ -11,7 +11,7 @@ import torch
 from data_prep.text import prepare
 from nanogpt import checkpoint
 from nanogpt.cli import main
-from nanogpt.cli.options import load_for_sampling
+from nanogpt.cli.use import load_for_sampling
 from nanogpt.data.files import plain
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"

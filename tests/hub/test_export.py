@@ -221,7 +221,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(run, tmp_path, monkeypat
         raise OSError(28, "No space left on device", filename and str(path))
 
     monkeypatch.setattr(checkpoint, "write_json", lambda path, value: full(value, path))  # the last of the files
-    monkeypatch.setattr(export.to_nanogpt, "require_nanogpts", lambda config: None)
+    monkeypatch.setattr(export.nanogpt, "require_nanogpts", lambda config: None)
     monkeypatch.setattr(export.torch, "save", full)
     with pytest.raises(OSError, match="No space left") as error:
         export.export(run, tmp_path / "export", format=format)

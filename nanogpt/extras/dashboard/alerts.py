@@ -26,7 +26,9 @@ def not_finite(curves: dict[str, Curve]) -> list[tuple]:
         steps, values = curves.get(name, ((), ()))
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            found.append(("nan", steps[bad[0]], f"{name} is {values[bad[0]]} at step {steps[bad[0]]:,.0f}"))
+            found.append(
+                ("nan", steps[bad[0]], f"{name} is {values[bad[0]]} at step {steps[bad[0]]:,.0f}")
+            )
     steps, skipped = curves.get("skipped_steps", ((), ()))
     if len(skipped) and skipped[-1] > 0:
         last = steps[np.flatnonzero(np.diff(skipped, prepend=0) > 0)[-1]]
@@ -78,7 +80,13 @@ def plateau(curves: dict[str, Curve], evaluations: int = 5, gain: float = 0.001)
     if values[-evaluations:].min() < before * (1 - gain):
         return []
     since = steps[-evaluations - 1]
-    return [("plateau", since, f"validation loss has hardly improved on {before:.3f} since step {since:,.0f}")]
+    return [
+        (
+            "plateau",
+            since,
+            f"validation loss has hardly improved on {before:.3f} since step {since:,.0f}",
+        )
+    ]
 
 
 def finite(curves: dict[str, Curve], name: str) -> Curve:

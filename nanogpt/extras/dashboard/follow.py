@@ -67,7 +67,10 @@ class FollowedRun:
 
     def __init__(self, directory: Path, name: str):
         self.directory, self.name = directory, visible(name)
-        self.metrics, self.texts = Lines(directory / metrics.METRICS), Lines(directory / metrics.SAMPLES)
+        self.metrics, self.texts = (
+            Lines(directory / metrics.METRICS),
+            Lines(directory / metrics.SAMPLES),
+        )
         self.version = 0  # grows with every change
         self.settings: dict[str, str] = {}
         self.max_iters, self.settings_time = None, None
@@ -79,7 +82,9 @@ class FollowedRun:
         self.x = {name: array("d") for name in X}
         self.lines: dict[str, array] = {}  # the lines of the values
         self.values: dict[str, array] = {}
-        self.cut = False  # whether there are more metrics than MOST_NAMES, or some with too long a name
+        self.cut = (
+            False  # whether there are more metrics than MOST_NAMES, or some with too long a name
+        )
 
     def update(self) -> None:
         """Reads new lines."""
@@ -114,7 +119,9 @@ class FollowedRun:
 
     def room_for(self, name: str) -> bool:
         """Whether another metric is followed: their number is limited, but the losses are always among them."""
-        return name in alerts.CURVES or (len(self.values) < MOST_NAMES and len(name) <= LONGEST_NAME)
+        return name in alerts.CURVES or (
+            len(self.values) < MOST_NAMES and len(name) <= LONGEST_NAME
+        )
 
     def read_settings(self) -> bool:
         """Reads config.json if it changed; whether it did."""
@@ -127,9 +134,16 @@ class FollowedRun:
             if status.st_size > LARGEST_CONFIG:
                 raise ValueError(f"{path.name} has more than {LARGEST_CONFIG >> 20} MiB")
             parts = [part for part in read_json(path).values() if isinstance(part, dict)]
-            settings = dict(islice(((name, value) for part in parts for name, value in part.items()), MOST_SETTINGS))
+            settings = dict(
+                islice(
+                    ((name, value) for part in parts for name, value in part.items()), MOST_SETTINGS
+                )
+            )
             self.max_iters = number(settings.get("max_iters"))
-            self.settings = {visible(k[:LONGEST_NAME]): visible(str(v)[:LONGEST_VALUE]) for k, v in settings.items()}
+            self.settings = {
+                visible(k[:LONGEST_NAME]): visible(str(v)[:LONGEST_VALUE])
+                for k, v in settings.items()
+            }
         except OSError:
             return False
         except (ValueError, RecursionError) as error:
@@ -142,7 +156,9 @@ class FollowedRun:
             return np.empty(0), np.empty(0)
         return np.array(self.x[x])[np.array(self.lines[key])], np.array(self.values[key])
 
-    def curve(self, key: str, x: str, points: int, low: float = -math.inf, high: float = math.inf) -> tuple[list, list]:
+    def curve(
+        self, key: str, x: str, points: int, low: float = -math.inf, high: float = math.inf
+    ) -> tuple[list, list]:
         """The finite values of `key` for x from low to high, thinned out to about `points` of them."""
         xs, ys = self.points(key, x)
         shown = np.isfinite(ys) & np.isfinite(xs)
@@ -200,7 +216,9 @@ def thin(xs: np.ndarray, ys: np.ndarray, points: int) -> tuple[np.ndarray, np.nd
     length = -(-len(xs) // stretches)
     padded = np.concatenate((ys, np.full(-len(ys) % length, ys[-1]))).reshape(-1, length)
     starts = np.arange(len(padded)) * length
-    kept = np.concatenate((starts + padded.argmin(axis=1), starts + padded.argmax(axis=1), [0, len(xs) - 1]))
+    kept = np.concatenate(
+        (starts + padded.argmin(axis=1), starts + padded.argmax(axis=1), [0, len(xs) - 1])
+    )
     kept = np.unique(np.minimum(kept, len(xs) - 1))
     return xs[kept], ys[kept]
 

@@ -28,7 +28,9 @@ FILES = {
     "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
 }
 # the page may load its own files only, and no other page may embed it
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+)
 POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -71,8 +73,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(400, b"bad request\n")
         if url.path in FILES:
             name, kind = FILES[url.path]
-            return self.answer(200, (files("nanogpt.extras.dashboard") / "web" / name).read_bytes(), kind)
-        endpoint = {"/api/runs": self.runs, "/api/curves": self.curves, "/api/samples": self.samples}.get(url.path)
+            return self.answer(
+                200, (files("nanogpt.extras.dashboard") / "web" / name).read_bytes(), kind
+            )
+        endpoint = {
+            "/api/runs": self.runs,
+            "/api/curves": self.curves,
+            "/api/samples": self.samples,
+        }.get(url.path)
         if endpoint is None:
             return self.answer(404, b"not found\n")
         try:
@@ -85,7 +93,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def runs(self, query: dict) -> list[dict]:
         self.server.runs.update()
-        return [{"number": number, **run.summary()} for number, run in self.server.runs.found.items()]
+        return [
+            {"number": number, **run.summary()} for number, run in self.server.runs.found.items()
+        ]
 
     def curves(self, query: dict) -> dict:
         """{key: [xs, ys]} of one run."""
@@ -101,7 +111,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            **HEADERS,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -131,7 +145,9 @@ class Server(ThreadingHTTPServer):
                 break
             except (OSError, OverflowError) as error:
                 if wish in (port, 0):
-                    raise ValueError(f"port {wish} is unavailable: {error}; choose another --port") from None
+                    raise ValueError(
+                        f"port {wish} is unavailable: {error}; choose another --port"
+                    ) from None
         self.address = f"http://127.0.0.1:{self.server_port}/"
 
     def process_request(self, request, client_address) -> None:

@@ -38,10 +38,14 @@ MOST_BYTES = 2**31  # of a protobuf message
 def require_onnx() -> None:
     """Raises ValueError if a package is missing."""
     if any(importlib.util.find_spec(name) is None for name in NEEDED):
-        raise ValueError(f"an export to ONNX needs {' and '.join(NEEDED)}: pip install -e '.[onnx]' -c constraints.txt")
+        raise ValueError(
+            f"an export to ONNX needs {' and '.join(NEEDED)}: pip install -e '.[onnx]' -c constraints.txt"
+        )
 
 
-def export(run: str | Path, to: str | Path, *, name: str | None = None, say=print, **options) -> Path:
+def export(
+    run: str | Path, to: str | Path, *, name: str | None = None, say=print, **options
+) -> Path:
     """Exports `run` as `nanogpt.hub.export.export` does and adds the graph, in fp32; options are as there.
 
     On error nothing is left at `to`.
@@ -49,10 +53,17 @@ def export(run: str | Path, to: str | Path, *, name: str | None = None, say=prin
     require_onnx()
     to = Path(to)
     check_target(to, directory=True)
-    with named_errors(to), tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as unverified:
+    with (
+        named_errors(to),
+        tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as unverified,
+    ):
         said = []
         folder = export_for_transformers(
-            run, Path(unverified, to.name), name=name or str(to.resolve()), say=said.append, **options
+            run,
+            Path(unverified, to.name),
+            name=name or str(to.resolve()),
+            say=said.append,
+            **options,
         )
         model = load(folder)[0]
         (folder / FILE).parent.mkdir()
@@ -61,7 +72,9 @@ def export(run: str | Path, to: str | Path, *, name: str | None = None, say=prin
         folder.replace(to)
     for line in said:
         say(line)
-    say(f"{name or to}: {FILE}, verified in ONNX Runtime: logits differ by {worst:.1e} at most, the same continuation")
+    say(
+        f"{name or to}: {FILE}, verified in ONNX Runtime: logits differ by {worst:.1e} at most, the same continuation"
+    )
     return to
 
 
@@ -81,7 +94,10 @@ class Pass:
         self.past, self.bias, self.present = past, bias, []
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple:
-        keys, values = (torch.cat(x, dim=2) for x in zip(self.past[2 * layer : 2 * layer + 2], (k, v), strict=True))
+        keys, values = (
+            torch.cat(x, dim=2)
+            for x in zip(self.past[2 * layer : 2 * layer + 2], (k, v), strict=True)
+        )
         self.present += [keys, values]
         return keys, values, None
 
@@ -104,7 +120,9 @@ class Graph(nn.Module):
         """Logits (B, T, V) and the new cache; the module docstring has the inputs' shapes."""
         model, T, total = self.model, input_ids.size(1), attention_mask.size(1)
         rows, columns = torch.arange(total - T, total), torch.arange(total)
-        allowed = (columns <= rows[:, None]) & attention_mask.bool()[:, None, None, None]  # (B, 1, 1, T, S + T)
+        allowed = (columns <= rows[:, None]) & attention_mask.bool()[
+            :, None, None, None
+        ]  # (B, 1, 1, T, S + T)
         # not -inf, with which a row of padding alone would be NaN
         self.now.start(past, torch.where(allowed, 0.0, torch.finfo(torch.float32).min))
         x = model.wte(input_ids)
@@ -113,7 +131,9 @@ class Graph(nn.Module):
             x = x + model.wpe(position_ids)
         else:
             tables = rope_tables(model.config, position_ids.flatten())  # (B T, D)
-            rope = [table.unflatten(0, position_ids.shape)[:, None] for table in tables]  # (B, 1, T, D)
+            rope = [
+                table.unflatten(0, position_ids.shape)[:, None] for table in tables
+            ]  # (B, 1, T, D)
         for block in model.h:
             x = block(x, rope, self.now)
         logits = F.linear(model.ln_f(x), model.head.weight)[..., : model.config.vocab_size]
@@ -121,19 +141,26 @@ class Graph(nn.Module):
 
 
 def cache_names(config: GPTConfig, prefix: str) -> list[str]:
-    return [f"{prefix}.{layer}.{kind}" for layer in range(config.n_layer) for kind in ("key", "value")]
+    return [
+        f"{prefix}.{layer}.{kind}" for layer in range(config.n_layer) for kind in ("key", "value")
+    ]
 
 
 def write(model: GPT, path: Path) -> None:
     """Writes the graph of a model in fp32. Raises ValueError if it is larger than a file of ONNX can be."""
     if 4 * model.get_num_params() >= MOST_BYTES:
-        raise ValueError(f"an ONNX file has at most 2 GiB: {model.get_num_params():,} parameters take more in fp32")
+        raise ValueError(
+            f"an ONNX file has at most 2 GiB: {model.get_num_params():,} parameters take more in fp32"
+        )
     c, B, S, T = model.config, 2, 3, 5  # example sizes
     past = [torch.zeros(B, c.kv_heads, S, c.head_size) for _ in range(2 * c.n_layer)]
     ids = torch.zeros(B, T, dtype=torch.long)
     inputs, outputs = cache_names(c, "past_key_values"), cache_names(c, "present")
     # transformers.js makes an empty cache by the names of its dimensions
-    axes = {name: {0: "batch_size", 1: "sequence_length"} for name in ("input_ids", "position_ids", "logits")}
+    axes = {
+        name: {0: "batch_size", 1: "sequence_length"}
+        for name in ("input_ids", "position_ids", "logits")
+    }
     axes["attention_mask"] = {0: "batch_size", 1: "total_sequence_length"}
     axes |= {name: {0: "batch_size", 2: "past_sequence_length"} for name in inputs}
     axes |= {name: {0: "batch_size", 2: "total_sequence_length"} for name in outputs}
@@ -156,7 +183,11 @@ def write(model: GPT, path: Path) -> None:
 def feed(tokens: np.ndarray, read: int, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The graph's inputs for tokens (B, S + T), of which the first `read`, S, are in the cache."""
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)[:, read:]
-    return {"input_ids": tokens[:, read:], "attention_mask": np.ones_like(tokens), "position_ids": positions} | past
+    return {
+        "input_ids": tokens[:, read:],
+        "attention_mask": np.ones_like(tokens),
+        "position_ids": positions,
+    } | past
 
 
 def empty_cache(config: GPTConfig, batch_size: int) -> dict[str, np.ndarray]:
@@ -175,10 +206,14 @@ def verify(path: Path, model: GPT) -> float:
     ids, c = real_tokens(model, None), model.config
     with torch.no_grad():
         expected = model(ids)
-    logits = torch.from_numpy(session.run(["logits"], feed(ids.numpy(), 0, empty_cache(c, len(ids))))[0])
+    logits = torch.from_numpy(
+        session.run(["logits"], feed(ids.numpy(), 0, empty_cache(c, len(ids))))[0]
+    )
     worst = (logits - expected).abs().max().item()
     if not ((logits - expected).abs() <= TOLERANCE * (expected.abs() / 10).clamp(min=1)).all():
-        raise ValueError(f"the export is wrong: ONNX Runtime's logits differ by {worst:.2g}, above {TOLERANCE:.0e}")
+        raise ValueError(
+            f"the export is wrong: ONNX Runtime's logits differ by {worst:.2g}, above {TOLERANCE:.0e}"
+        )
     start = max(1, min(16, c.block_size - 32))
     new = min(32, c.block_size + 1 - start)
     tokens, read, past = ids[:1, :start].numpy(), 0, empty_cache(c, 1)
@@ -187,5 +222,7 @@ def verify(path: Path, model: GPT) -> float:
         read, past = tokens.shape[1], dict(zip(past, present, strict=True))
         tokens = np.concatenate((tokens, logits[:, -1:].argmax(-1)), axis=1)
     if tokens.tolist() != generate(model, ids[:1, :start], new, temperature=0).tolist():
-        raise ValueError("the export is wrong: in ONNX Runtime the model continues a text differently")
+        raise ValueError(
+            "the export is wrong: in ONNX Runtime the model continues a text differently"
+        )
     return worst

@@ -1,4 +1,4 @@
-"""Imports of nanoGPT checkpoints, which plain torch code makes here."""
+"""nanoGPT's checkpoints: imports of those that plain torch code makes here, and exports, against nanoGPT's model."""
 
 import dataclasses
 import math
@@ -14,13 +14,15 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from nanogpts import Theirs
+from nanogpts import ARGS, Theirs
+from shapes import CASES, CHARACTERS, make_checkpoint
 
-from nanogpt import TrainConfig, checkpoint
+from nanogpt import GPTConfig, TrainConfig, checkpoint
 from nanogpt.cli import main
+from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.hub.export import export
-from nanogpt.hub.from_nanogpt import import_checkpoint, resume_command
 from nanogpt.hub.load import load
+from nanogpt.hub.nanogpt import import_checkpoint, require_nanogpts, resume_command
 from nanogpt.optim import lr_at
 from nanogpt.run import rundir
 
@@ -192,7 +194,7 @@ def test_without_the_optimizer_state_training_starts_its_moments_anew(tmp_path, 
         (lambda c: c["config"].update(learning_rate=[]), "not one of nanoGPT's"),
         (lambda c: c["optimizer"]["state"].pop(0), "not one of nanoGPT's .*KeyError"),
         (lambda c: groups(c)[1].append(groups(c)[0].pop()), r"groups of \[9, 19\] parameters, .*--weights_only"),
-        (lambda c: groups(c)[0].reverse(), "optimizer state for wte.weight has another shape: .*--weights_only"),
+        (lambda c: groups(c)[0].reverse(), "optimizer state for wte.weight has the wrong shape: .*--weights_only"),
     ],
 )  # fmt: skip
 def test_what_is_not_nanogpts_is_named_and_nothing_written(tmp_path, theirs_data, vocab_size, change, message):
@@ -261,3 +263,58 @@ def test_data_that_are_not_there_are_named(tmp_path, vocab_size):
     path = write(tmp_path / "ckpt.pt", trained(vocab_size))
     with pytest.raises(ValueError, match="nowhere' does not exist"):
         import_checkpoint(path, tmp_path / "nowhere", tmp_path / "out")
+
+
+CONFIG = GPTConfig(**ARGS, vocab_size=70)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_logits_are_the_same_there(tmp_path, bias):
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CONFIG, bias=bias), CharTokenizer(CHARACTERS))
+    main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "new" / "ckpt.pt"), "--format", "nanogpt"])
+    contents = torch.load(tmp_path / "new" / "ckpt.pt", weights_only=True)
+    assert contents["model_args"] == ARGS | {"vocab_size": 70, "bias": bias}
+    assert (contents["iter_num"], contents["best_val_loss"]) == (7, 2.0)
+    nanogpt_model = Theirs(70, bias)
+    nanogpt_model.load_state_dict(contents["model"])  # strict: all of the names, and no others
+    idx = torch.randint(70, (3, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(nanogpt_model(idx), load(tmp_path / "run")[0](idx), atol=1e-5, rtol=0)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["ckpt.pt"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dataclasses.asdict(CASES["llama"]), "norm=rmsnorm: there it is always layernorm"),
+        ({"mlp": "gelu_tanh"}, "mlp=gelu_tanh: there it is always gelu"),
+        ({"tie_embeddings": False}, "tie_embeddings=False"),
+        ({"n_kv_head": 1}, "n_kv_head=1: there it is always 2"),
+        ({"head_dim": 8}, "head_dim=8"),
+        ({"n_inner": 48}, "n_inner=48: there it is always 32"),
+        ({"norm_eps": 1e-6}, "norm_eps=1e-06"),
+        ({"qk_norm": True}, "qk_norm=True"),
+    ],
+)
+def test_what_nanogpt_cannot_hold_is_named(changes, message):
+    with pytest.raises(ValueError, match=f"nanoGPT's GPT does not support {message}"):
+        require_nanogpts(dataclasses.replace(CONFIG, **changes))
+    require_nanogpts(dataclasses.replace(CONFIG, n_kv_head=2, head_dim=4, n_inner=32, dropout=0.1))
+
+
+def test_a_model_that_nanogpt_cannot_hold_leaves_nothing_behind(tmp_path, capsys):
+    make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "ckpt.pt"), "--format", "nanogpt"])
+    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_file_that_is_there_is_not_overwritten(tmp_path):
+    make_checkpoint(tmp_path / "run", CONFIG, CharTokenizer(CHARACTERS))
+    (tmp_path / "ckpt.pt").write_bytes(b"precious")
+    (tmp_path / "empty").mkdir()
+    for name in ("ckpt.pt", "empty"):
+        with pytest.raises(ValueError, match=f"{name} exists already"):
+            export(tmp_path / "run", tmp_path / name, format="nanogpt")
+    assert (tmp_path / "ckpt.pt").read_bytes() == b"precious"
