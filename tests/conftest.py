@@ -1,5 +1,6 @@
 """Small data and small runs that the tests share. All text is made here; nothing needs a network."""
 
+import math
 import os
 import random
 from functools import partial
@@ -16,7 +17,7 @@ from zygote import ROOT, Zygote
 from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.run import console
+from nanogpt.run import console, device
 from nanogpt.train import Run
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
@@ -28,9 +29,10 @@ def two_threads():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def short_last_samples():
-    """Sampling 300 tokens would be most of a tiny run's time."""
+def tiny_runs():
+    """Sampling 300 tokens would be most of a tiny run's time; what it prints must not depend on other processes."""
     console.SAMPLE_TOKENS = 8
+    device.BUSY = math.inf
 
 
 @pytest.fixture(autouse=True)

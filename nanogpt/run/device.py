@@ -37,6 +37,7 @@ def cpu_seconds() -> np.ndarray:
 
 
 AT_IMPORT = cpu_seconds()
+BUSY = 0.5  # cores that other processes use while a run starts, from which it is told
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
 
 # Dense bf16 peak of a device in TFLOP/s, from its maker's data sheet; fp16 where there is no bf16 (V100, T4).
@@ -318,7 +319,7 @@ def busy(device: torch.device, threads: int, processes: int) -> str:
     seconds, idle, own = cpu_seconds() - AT_IMPORT
     cores, processes_here = psutil.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     others = cores - (idle + own * processes_here) / seconds
-    if device.type != "cpu" or others < 0.5 or threads * processes_here <= cores - others + 0.5:
+    if device.type != "cpu" or others < BUSY or threads * processes_here <= cores - others + 0.5:
         return ""
     return f"note: the machine is busy: other processes use {others:.1f} of {cores} cores, which slows this run"
 

@@ -282,7 +282,11 @@ def test_help_says_a_default_once(command, capsys):
 
 
 def test_compare_puts_runs_side_by_side(run_dir, capsys):
-    main(["compare", str(run_dir), str(run_dir)])
+    other = shutil.copytree(run_dir, run_dir.with_name("other"), symlinks=True)
+    config = json.loads((other / "config.json").read_text())
+    config["train"]["seed"] += 1
+    (other / "config.json").write_text(json.dumps(config))
+    main(["compare", str(run_dir), str(other)])
     shown = capsys.readouterr().out
     assert "seeds" in shown and "±0.0000" in shown
 

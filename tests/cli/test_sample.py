@@ -47,7 +47,7 @@ def codons() -> Tokenizer:
 
 
 @pytest.mark.parametrize(
-    "tokenizer, first", [(words("[SEP]"), ""), (words(None), "the"), (codons(), "AAA")], ids=["end", "words", "codons"]
+    "tokenizer, first", [(words("</s>"), ""), (words(None), "the"), (codons(), "AAA")], ids=["end", "words", "codons"]
 )
 def test_without_a_prompt_a_sample_begins_with_a_token_that_there_is(tmp_path, capsys, tokenizer, first):
     tokenizer = HFTokenizer(tokenizer)
@@ -58,7 +58,7 @@ def test_without_a_prompt_a_sample_begins_with_a_token_that_there_is(tmp_path, c
     main([*sample, "--json"])
     shown = json.loads(capsys.readouterr().out)
     assert shown["prompt"] == first and shown["samples"][0]["text"] == streamed and streamed.startswith(first)
-    assert len(re.findall(r"AA.|CAA|\[?\w+\]?", streamed)) == 5 + bool(first)
+    assert len(re.findall(r"AA.|CAA|</s>|\[?\w+\]?", streamed)) == 5 + bool(first)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from settings_table import settings
 from nanogpt.cli import COMMANDS
 
 OTHERS = "--dataset --eval_only --dtype --decay_lr --wandb_log --backend --wandb_project --wandb_run_name --start"
-OTHERS = {*OTHERS.split(), "--nproc_per_node", "--signal", "--count"}  # flags of nanoGPT, torchrun, Slurm and wandb
+# and of torchrun, Slurm, wandb and pytest
+OTHERS = {*OTHERS.split(), "--nproc_per_node", "--signal", "--count", "--ignore"}
 BY_USERS = {"recipes/x.py"}  # stands for a file of the reader's own
 HISTORY = ("CHANGELOG.md", "LOG.md")  # which speak of what is gone, too
 

@@ -106,7 +106,7 @@ def test_a_killed_process_ends_the_other_at_once_with_a_clear_line(running, vict
     programs = running()
     programs[victim].send_signal(signal.SIGKILL)
     done = programs[1 - victim].wait()
-    expected = f"error: process {1 - victim} of 2 stops: another process of the run has died; --resume=auto resumes"
+    expected = f"error: process {1 - victim} of 2 stops: another process of the run has died"
     assert done.returncode == 1 and expected in done.stderr
 
 

@@ -133,6 +133,7 @@ def test_a_machine_is_busy_where_others_use_cores_that_the_run_needs(monkeypatch
     monkeypatch.setattr(device, "cpu_seconds", lambda: np.array([110.0, 1000.0 + idle, 17.0]))
     monkeypatch.setattr(device.psutil, "cpu_count", lambda logical=True: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr(device, "BUSY", 0.5)
     note = device.busy(torch.device("cpu"), threads, processes)
     assert bool(note) == named and (f"{others} of {cores} cores" in note) == named
     assert not device.busy(torch.device("cuda"), threads, processes)

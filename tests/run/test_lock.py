@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from nanogpt.run.lock import Lock
 
-HOLD = "import sys; from nanogpt.lock import Lock; lock = Lock(sys.argv[1]); print('held', flush=True); input()"
+HOLD = "import sys; from nanogpt.run.lock import Lock; lock = Lock(sys.argv[1]); print('held', flush=True); input()"
 
 
 @pytest.fixture
