@@ -1,7 +1,7 @@
 """Converts weights to and from transformers.
 
-Three classes of transformers cover most of GPTConfig: GPT2LMHeadModel, LlamaForCausalLM and, with QK-norm,
-Qwen3ForCausalLM. `layout` maps each of our parameters to their tensors; both directions use it.
+Three classes of transformers cover most of GPTConfig: GPT2LMHeadModel, LlamaForCausalLM and, with
+QK-norm, Qwen3ForCausalLM. `layout` maps our parameters to their tensors, in both directions.
 """
 
 from contextlib import contextmanager
@@ -32,7 +32,8 @@ def native_type(config: GPTConfig) -> str:
     if c.norm == "layernorm" and c.position == "learned":
         if c.mlp not in GELUS:
             raise ValueError(
-                f"mlp={c.mlp!r}: with layernorm and learned positions (GPT-2) it must be gelu or gelu_tanh"
+                f"mlp={c.mlp!r}: with layernorm and learned positions (GPT-2) it must be "
+                "gelu or gelu_tanh"
             )
         if c.kv_heads != c.n_head:
             raise ValueError(f"n_kv_head={c.n_kv_head}: GPT-2 has as many as n_head={c.n_head}")
@@ -46,7 +47,8 @@ def native_type(config: GPTConfig) -> str:
     for name, value in (("norm", "rmsnorm"), ("position", "rope"), ("mlp", "swiglu")):
         if getattr(c, name) != value:
             raise ValueError(
-                f"{name}={getattr(c, name)!r}: transformers has layernorm, learned, gelu together (GPT-2) and rmsnorm, "
+                f"{name}={getattr(c, name)!r}: transformers has "
+                "layernorm, learned, gelu together (GPT-2) and rmsnorm, "
                 "rope, swiglu together (Llama, Qwen3)"
             )
     if c.qk_norm and c.bias:
@@ -55,9 +57,9 @@ def native_type(config: GPTConfig) -> str:
 
 
 def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
-    """Maps each of our parameters to the transformers tensors stacked in it, and whether they are transposed.
+    """Maps each of our parameters to transformers' tensors, and whether these are transposed.
 
-    (GPT-2's matrices are stored as (in, out).)
+    Several tensors are stacked in ours. GPT-2's matrices are stored as (in, out).
     """
     kinds = ("weight", "bias") if config.bias else ("weight",)
     if native_type(config) == "gpt2":
@@ -126,7 +128,7 @@ def read_config(directory: Path) -> GPTConfig:
 
 
 def translate(directory: Path, kind: str, c) -> dict:
-    """The fields of GPTConfig for a transformers configuration. Raises ValueError if it is not supported."""
+    """The fields of GPTConfig for a transformers configuration. Raises ValueError if it cannot."""
     shape = {"vocab_size": c.vocab_size, "tie_embeddings": bool(c.tie_word_embeddings)}
     if kind == "gpt2":
         expect(
@@ -137,28 +139,28 @@ def translate(directory: Path, kind: str, c) -> dict:
             add_cross_attention=False,
         )
         gelus = {hf_name: name for name, hf_name in GELUS.items()}
-        gelus["gelu_pytorch_tanh"] = "gelu_tanh"  # the same function twice
+        gelus["gelu_pytorch_tanh"] = "gelu_tanh"  # another name of the same function
         if c.activation_function not in gelus:
             raise ValueError(
-                f"{directory}: activation_function={c.activation_function!r} is not one of {', '.join(gelus)}"
+                f"{directory}: activation_function={c.activation_function!r} is not one of "
+                f"{', '.join(gelus)}"
             )
-        shape |= {
+        return shape | {
             "block_size": c.n_positions,
             "n_layer": c.n_layer,
             "n_head": c.n_head,
             "n_embd": c.n_embd,
-        }
-        shape |= {
             "n_inner": c.n_inner,
             "mlp": gelus[c.activation_function],
             "norm_eps": c.layer_norm_epsilon,
+            "bias": True,
         }
-        return shape | {"bias": True}
     expect(directory, c, hidden_act="silu")
     rope = c.rope_parameters
     if rope["rope_type"] != "default":
         raise ValueError(
-            f"{directory}: rope_type={str(rope['rope_type'])[:40]!r} is not supported, only plain RoPE"
+            f"{directory}: rope_type={str(rope['rope_type'])[:40]!r} is not supported, "
+            "only plain RoPE"
         )
     if kind == "qwen3":
         expect(directory, c, attention_bias=False, use_sliding_window=False)
@@ -166,30 +168,30 @@ def translate(directory: Path, kind: str, c) -> dict:
         raise ValueError(
             f"{directory}: attention_bias={c.attention_bias} and mlp_bias={c.mlp_bias} must agree"
         )
-    shape |= {
+    return shape | {
         "block_size": c.max_position_embeddings,
         "n_layer": c.num_hidden_layers,
-        "n_embd": c.hidden_size,
-    }
-    shape |= {
         "n_head": c.num_attention_heads,
         "n_kv_head": c.num_key_value_heads,
         "head_dim": c.head_dim,
-    }
-    shape |= {
+        "n_embd": c.hidden_size,
         "n_inner": c.intermediate_size,
+        "norm": "rmsnorm",
         "norm_eps": c.rms_norm_eps,
+        "position": "rope",
         "rope_theta": rope["rope_theta"],
+        "mlp": "swiglu",
+        "qk_norm": kind == "qwen3",
+        "bias": kind == "llama" and c.attention_bias,
     }
-    shape |= {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu"}
-    return shape | {"qk_norm": kind == "qwen3", "bias": kind == "llama" and c.attention_bias}
 
 
 def expect(directory: Path, config, **values) -> None:
     for name, value in values.items():
         if getattr(config, name) != value:
             raise ValueError(
-                f"{directory}: {name}={str(getattr(config, name))[:40]} is not supported, only {value}"
+                f"{directory}: {name}={str(getattr(config, name))[:40]} is not supported, "
+                f"only {value}"
             )
 
 
@@ -200,11 +202,12 @@ def from_pretrained(
     dtype: torch.dtype = torch.float32,
     **changes,
 ) -> GPT:
-    """Loads a GPT-2-, Llama- or Qwen3-shaped transformers model, from a directory or the Hub, as a GPT.
+    """Loads a GPT-2-, Llama- or Qwen3-shaped transformers model from a directory or the Hub.
 
-    `revision` is a branch, a tag or a commit on the Hub; `changes` are fields of GPTConfig that do not affect the
-    weights, such as dropout. Reads only safetensors, one tensor at a time, so it takes little more memory than the
-    weights. Raises ValueError if there is no such model, or if GPT does not support it.
+    `revision` is a branch, a tag or a commit on the Hub; `changes` are fields of GPTConfig that do
+    not affect the weights, such as dropout. Reads only safetensors, one tensor at a time, so it
+    takes little more memory than the weights. Raises ValueError if there is no such model, or if
+    GPT does not support it.
     """
     directory = find_directory(name_or_dir, revision)
     config = read_config(directory)
@@ -249,7 +252,8 @@ def empty_model(config: GPTConfig, weights: "Weights") -> GPT:
         if found != expected or any(shape[1:] != expected[1:] for shape in shapes):
             found, expected = (shape[:: -1 if transposed else 1] for shape in (found, expected))
             raise ValueError(
-                f"{weights.directory}: {hf_names[0]} has shape {found}, its config.json says {expected}"
+                f"{weights.directory}: {hf_names[0]} has shape {found}, "
+                f"its config.json says {expected}"
             )
     return model
 
@@ -268,7 +272,8 @@ class Weights:
                 else "no weights"
             )
             raise ValueError(
-                f"{directory} has {why}: expected model.safetensors (transformers' save_pretrained writes it)"
+                f"{directory} has {why}: expected model.safetensors "
+                "(transformers' save_pretrained writes it)"
             )
         self.directory, self.file_of, self.shapes = directory, {}, {}
         for file in files:
@@ -318,8 +323,8 @@ def find_directory(name_or_dir: str | Path, revision: str | None = None) -> Path
         return path
     if path.is_absolute() or (path.parent != Path(".") and path.parent.is_dir()):
         raise ValueError(
-            f"{str(name_or_dir)!r} is not a directory: name an out directory, a checkpoint in one, or a transformers "
-            "model"
+            f"{str(name_or_dir)!r} is not a directory: "
+            "name an out directory, a checkpoint in one, or a transformers model"
         )
     return client.download(str(name_or_dir), revision)
 
@@ -331,9 +336,9 @@ def is_transformers(directory: Path) -> bool:
 
 
 def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = None):
-    """The model as a transformers class, sharing its weights; the ids are those of special tokens, if any.
+    """Converts the model to its transformers class, which shares the weights.
 
-    Raises ValueError if no class supports it.
+    The ids are those of special tokens, if any. Raises ValueError if no class supports it.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -369,50 +374,45 @@ def native_config(c: GPTConfig, eot_id: int | None, pad_id: int | None) -> dict:
         "vocab_size": c.vocab_size,
         "tie_word_embeddings": c.tie_embeddings,
         "dtype": "float32",
+        # given even if None: with the classes' defaults a text would end at an ordinary token
+        "bos_token_id": eot_id,
+        "eos_token_id": eot_id,
+        "pad_token_id": pad_id,
     }
-    # given even if None: by the classes' defaults a text would end at an ordinary token
-    config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": pad_id}
     if native_type(c) == "gpt2":
-        config |= {
+        return config | {
             "n_positions": c.block_size,
+            "n_ctx": c.block_size,  # an older name of n_positions, which some readers still need
             "n_embd": c.n_embd,
             "n_layer": c.n_layer,
             "n_head": c.n_head,
-        }
-        config |= {
-            "n_ctx": c.block_size
-        }  # the older name of n_positions, which some readers still ask for
-        config |= {
             "n_inner": c.inner,
             "activation_function": GELUS[c.mlp],
             "layer_norm_epsilon": c.norm_eps,
+            "resid_pdrop": c.dropout,
+            "embd_pdrop": c.dropout,
+            "attn_pdrop": c.dropout,
         }
-        return config | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
-    config |= {
+    if not c.qk_norm:
+        config["mlp_bias"] = c.bias
+    return config | {
+        "max_position_embeddings": c.block_size,
         "hidden_size": c.n_embd,
         "intermediate_size": c.inner,
         "num_hidden_layers": c.n_layer,
-    }
-    config |= {
         "num_attention_heads": c.n_head,
         "num_key_value_heads": c.kv_heads,
         "head_dim": c.head_size,
-    }
-    config |= {
-        "max_position_embeddings": c.block_size,
         "rms_norm_eps": c.norm_eps,
         "attention_dropout": c.dropout,
-    }
-    config |= {
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
         "attention_bias": c.bias,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
     }
-    return config | ({} if c.qk_norm else {"mlp_bias": c.bias})
 
 
 @contextmanager
 def quiet():
-    """transformers without its progress bars and hints, which are about matters that are settled here."""
+    """Context manager that silences transformers' progress bars and hints."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

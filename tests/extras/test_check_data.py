@@ -14,7 +14,7 @@ from data_prep.text import prepare
 from data_prep.train_tokenizer import train
 from nanogpt.cli import main
 from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, HFTokenizer
-from nanogpt.extras.check_data import PASSAGE, examine, passages, read
+from nanogpt.extras.check_data import examine
 
 
 def report(directory, **options) -> tuple[str, list[str]]:
@@ -71,7 +71,11 @@ def test_good_data_has_no_warnings(tmp_path, noise):
         (lambda n: (n[:1000], n[1000:1500]), {}, "fewer than 64 blocks of 16: its loss will be noisy"),
         (lambda n: (n[:1000], n[1000:9000]), {"parameters": 1001}, r"fewer training tokens .1,000. than parameters"),
         (lambda n: (np.tile(n[:50_000], 2), n[100_000:]), {}, "50% of the training text is repeated: try --dedup"),
-        (lambda n: (n[:200_000], n[150_000:]), {}, "3[345]% of the validation text is in the training text"),
+        (
+            lambda n: (n[:200_000], n[150_000:]),
+            {},
+            "documents are also training documents, 3[345]% of the validation text",
+        ),
         (lambda n: (n[:100_000] % 5, n[100_000:] % 5), {}, "only 5 of 257 tokens of the vocabulary occur"),
         (lambda n: (np.minimum(n[:100_000], 126), n[100_000:]), {}, "a single document is 100% of the text"),
     ],
@@ -84,34 +88,6 @@ def test_what_will_go_wrong_is_warned_of(tmp_path, noise, change, options, messa
 def test_a_single_document_is_warned_of(tmp_path, noise):
     directory = random_data(tmp_path / "d", noise[:250_000], noise[250_000:], documents=0)
     assert any("all text is one document" in warning for warning in report(directory)[1])
-
-
-def test_a_text_without_passages_repeats_nothing(tmp_path):
-    directory = random_data(tmp_path / "d", np.arange(8), np.arange(4), documents=2)
-    said, warnings = report(directory)
-    assert "repetition: 0.0% of the training text" in said
-    assert not any("repeated" in warning for warning in warnings)
-
-
-def test_repeated_passages_are_found_wherever_they_stand():
-    noise = np.random.default_rng(1).integers(1000, size=50_000)
-    moved = np.concatenate([noise[17:20_000], noise[40_000:]])
-    common = np.isin(passages(moved)[0], passages(noise)[0]).mean()
-    assert common > 0.99  # but for those across the seam
-    hashes, places = passages(np.concatenate([noise, noise]))
-    assert len(hashes) == pytest.approx(100_000 / 16, rel=0.1) and len(np.unique(hashes)) < 0.51 * len(hashes)
-    assert set(places[places < 49_000] + 50_000) <= set(places) and (np.diff(places) > 0).all()
-    assert len(passages(noise[: PASSAGE - 1])[0]) == 0
-
-
-def test_a_passage_may_end_with_its_document_but_not_reach_into_the_next():
-    chance = random.Random(0)
-    texts = ["".join(chance.choices("abcdefgh", k=PASSAGE)) + "\n" for _ in range(400)]
-    tokenizer = ByteTokenizer()
-    ids = np.concatenate([[*tokenizer.encode(text), tokenizer.eot_id] for text in texts])
-    found = read(ids, tokenizer)
-    assert set(found.places % PASSAGE) == {0}
-    assert 10 < len(found.places) < 50  # one in 16 of the 400
 
 
 def test_files_that_were_changed_are_found_by_their_sha256(tmp_path, text, capsys):
@@ -173,22 +149,14 @@ def disguised(text: str) -> str:
     return text.upper().replace(" ", "\n  ")
 
 
-def misspelt(text: str, every: int = 25) -> str:
-    words = text.split(" ")
-    words[::every] = ["zzz"] * len(words[::every])
-    return " ".join(words)
-
-
-@pytest.mark.parametrize("name", ["bytes", "char"])
-@pytest.mark.parametrize("change", [str, disguised, misspelt])
+@pytest.mark.parametrize("name, change", [("bytes", str), ("bytes", disguised), ("char", str)])
 def test_a_single_validation_document_that_is_training_text_too_is_found_though_disguised(tmp_path, name, change):
     documents = made_up(400)
     tokenizer, train, val = tokenizer_for(name, documents), documents[:300], documents[300:]
     assert report(write_splits(tmp_path / "clean", tokenizer, train, val))[1] == []
     leak = [*train[:150], change(val[50]), *train[150:]]
     _, warnings = report(write_splits(tmp_path / "leak", tokenizer, leak, val))
-    leaked = {"bytes": "1 of 100 validation documents are also training documents", "char": "1% of the validation"}
-    assert len(warnings) == 1 and leaked[name] in warnings[0]
+    assert len(warnings) == 1 and "1 of 100 validation documents are also training documents" in warnings[0]
 
 
 def test_short_documents_on_both_sides_are_found_and_very_short_ones_are_no_copies(tmp_path):
@@ -200,33 +168,10 @@ def test_short_documents_on_both_sides_are_found_and_very_short_ones_are_no_copi
     assert [warning[:45] for warning in warnings] == ["1 of 101 validation documents are also traini"]
 
 
-def test_an_excerpt_of_a_training_document_is_no_copy_of_it(tmp_path):
-    train, val = made_up(300, 1), made_up(100, 2)
-    excerpt = write_splits(tmp_path / "d", ByteTokenizer(), train, [*val, train[7][:600]])
-    assert report(excerpt)[1] == []
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (str, r"2\d% of the training text is repeated: try --dedup"),
-        (disguised, r"(2\d|30)% of the training text are near copies of other documents, which --dedup keeps"),
-        (misspelt, r"(2\d|30)% of the training text are near copies of other documents, which --dedup keeps"),
-    ],
-)
-def test_copies_of_training_documents_are_told_from_near_copies_which_dedup_keeps(tmp_path, change, message):
+def test_copies_of_training_documents_are_repeated_text(tmp_path):
     train = made_up(300, 1)
-    copied = [*train, *map(change, train[100:200])]
-    _, warnings = report(write_splits(tmp_path / "d", ByteTokenizer(), copied, made_up(100, 2)))
-    assert len(warnings) == 1 and re.fullmatch(message, warnings[0])
-
-
-def test_what_all_documents_begin_with_is_repeated_text_but_no_copy(tmp_path):
-    licence = made_up(1, 9)[0][:500]
-    train, val = ([licence + text for text in made_up(count, count)] for count in (300, 100))
-    _, warnings = report(write_splits(tmp_path / "d", ByteTokenizer(), train, val))
-    assert not any("near copies" in warning for warning in warnings)
-    assert any("repeated in other documents, which --dedup keeps" in warning for warning in warnings)
+    _, warnings = report(write_splits(tmp_path / "d", ByteTokenizer(), [*train, *train[100:200]], made_up(100, 2)))
+    assert len(warnings) == 1 and re.fullmatch(r"2\d% of the training text is repeated: try --dedup", warnings[0])
 
 
 def test_dedup_does_what_the_advice_says(tmp_path):

@@ -195,13 +195,13 @@ def test_a_wrong_export_is_caught_and_removed(tmp_path, monkeypatch, damage):
 
 
 def test_a_wrong_tokenizer_is_caught(run, tmp_path, monkeypatch):
-    right = export.write
+    right = export.write_tokenizer
 
     def wrong(directory, *arguments):
         right(directory, *arguments)
         CharTokenizer(CHARACTERS[::-1]).save(directory)
 
-    monkeypatch.setattr(export, "write", wrong)
+    monkeypatch.setattr(export, "write_tokenizer", wrong)
     with pytest.raises(ValueError, match=r"transformers' tokenizer reads .* differently"):
         export.export(run, tmp_path / "export")
     assert not (tmp_path / "export").exists()
