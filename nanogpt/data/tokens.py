@@ -29,7 +29,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from nanogpt.data import tokenizer_json
 from nanogpt.data.files import is_count, read_json, write_atomic
-from nanogpt.data.remote import Shards, local, token_file
+from nanogpt.data.remote import local
 from nanogpt.data.tokenizer import FILE, BPETokenizer, is_nanogpts, load_tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (B, T) int64; targets are one token ahead
@@ -255,16 +255,13 @@ class Tokens:
 
     RELEASE = 1024  # windows
 
-    def __init__(self, paths: list[Path | Shards], dtype: np.dtype):
+    def __init__(self, paths: list[Path], dtype: np.dtype):
         self.paths = [path for path in paths if path.stat().st_size]  # an empty file cannot be mapped
         self.dtype = dtype
         self.ends = np.cumsum([path.stat().st_size // dtype.itemsize for path in self.paths]).tolist()
         self.read = 0
-        self.maps, self.files = [], []  # the files: (mmap, path, its stat) of each that is local
+        self.maps, self.files = [], []  # the files: (mmap, path, its stat)
         for path in self.paths:
-            if isinstance(path, Shards):
-                self.maps.append(path)
-                continue
             with open(path, "rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 self.files.append((mapped, path, os.fstat(file.fileno())))
@@ -304,10 +301,7 @@ class Tokens:
         if self.read > self.RELEASE:
             self.read = 0
             self.release()
-        for first, shards in zip([0, *self.ends], self.maps, strict=False):
-            if isinstance(shards, Shards):
-                shards.fetch(starts - first, length)
-        if len(self.maps) == 1 and isinstance(self.maps[0], np.ndarray):
+        if len(self.maps) == 1:
             return self.maps[0][starts[:, None] + np.arange(length)]
         return np.stack([self[start : start + length] for start in starts.tolist()])
 
@@ -331,7 +325,7 @@ class TokenDataset:
         again = prepare_again(self.meta)
         dtype = np.dtype(self.meta["dtype"]).newbyteorder("<")
         names = self.meta["splits"][split].get("files", [f"{split}.bin"])
-        paths = [token_file(directory, name, split, dtype) for name in names]
+        paths = [local(directory) / name for name in names]
         for path in paths:
             if not path.is_file():
                 raise ValueError(f"{path} is missing: {again}")

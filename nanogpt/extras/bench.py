@@ -36,18 +36,12 @@ from nanogpt.run.device import peak_flops
 from nanogpt.sample import generate
 from nanogpt.train import Run
 
-MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
-LAPTOP = MODERN | {"n_inner": 320, "tie_embeddings": False}
+SMALL = {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
+BABY = {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
 MODELS = {  # configuration and sequences in a batch
-    "classic": (GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128), 12),
-    "laptop": (
-        GPTConfig(**LAPTOP, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128),
-        32,
-    ),
-    "baby": (
-        GPTConfig(**MODERN, vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384),
-        64,
-    ),
+    "classic": (GPTConfig(**SMALL), 12),
+    "laptop": (GPTConfig.modern(**SMALL, n_inner=320, tie_embeddings=False), 32),
+    "baby": (GPTConfig.modern(**BABY), 64),
     "gpt2": (GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"), 1),
 }
 PARTS = ("train", "sample", "data", "checkpoint", "tokenize")
