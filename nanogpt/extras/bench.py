@@ -1,12 +1,13 @@
 """Throughput on this machine, compared with the machine's limits in the same run.
 
-    nanogpt bench                               # the classic small model: 4 layers, 128 channels, 12 x 64 tokens
+    nanogpt bench               # the classic small model: 4 layers, 128 channels, 12 x 64 tokens
     nanogpt bench --model gpt2 --against transformers
-    nanogpt bench --profile                     # the operators in which a training step spends its time
+    nanogpt bench --profile     # the operators that take the time of a training step
 
-Contenders take turns for several rounds, and the median is shown with its spread: machines are noisy, so ratios of
-interleaved measurements mean more than absolute figures. Limits: for a training step its matrix products and attention
-alone; for sampling the time to read the weights; for files a plain write or read of the same bytes.
+Contenders take turns for several rounds, and the median is shown with its spread: machines are
+noisy, and ratios of interleaved measurements mean more than absolute figures. The limit of a
+training step is the time of its matmuls and attention without anything else; of sampling, the time
+to read the weights; of files, a plain write or read of the same bytes.
 """
 
 import json
@@ -54,7 +55,7 @@ Seconds = dict[str, list[float]]
 
 
 def interleave(contenders: dict[str, Callable[[], None]], rounds: int) -> Seconds:
-    """Seconds of every call. Contenders take turns; the first round is a warm-up that does not count."""
+    """Seconds of every call. Contenders take turns; a first round warms up and is not counted."""
     seconds: Seconds = {name: [] for name in contenders}
     for round in range(rounds + 1):
         for name, run in contenders.items():
@@ -81,7 +82,7 @@ def repeat(times: int, run: Callable) -> Callable[[], None]:
 
 
 class Bench:
-    """One model on this machine. Every part adds rows: contender, rate, unit, spread, ratio to the limit."""
+    """Measures one model on this machine; every part adds rows, one for each contender."""
 
     def __init__(self, directory: Path, args):
         """`directory` is for data and checkpoints, `args` are the command's."""
@@ -122,7 +123,7 @@ class Bench:
         )
 
     def add(self, part: str, unit: str, amount: float, seconds: Seconds, limit: str) -> None:
-        """Adds the rows of a part: `amount` units per call; `limit` is the contender to compare with."""
+        """Adds the rows of a part with `amount` units per call; compares with the row `limit`."""
         base = statistics.median(seconds[limit])
         for name, values in seconds.items():
             median = statistics.median(values)
@@ -137,7 +138,7 @@ class Bench:
             self.rows.append(row | {"spread": spread, "of_limit": base / median})
 
     def train(self) -> None:
-        """A training step: this loop, the same without Accelerate, transformers, and the products alone."""
+        """A training step: this loop, plain torch, transformers; the limit is its matmuls."""
         run, steps = self.run, 4
         run.begin()
         ops = ops_for(self.device, self.config, self.batch_size * self.config.block_size)
@@ -167,7 +168,10 @@ class Bench:
     def plain_step(
         self, model: nn.Module, optimizers: list, loss_of: Callable
     ) -> Callable[[], None]:
-        """A bare training step on a fixed batch: forward, backward, clip, update. `loss_of` takes x and y (B, T)."""
+        """A bare step on a fixed batch: forward, backward, clip, update.
+
+        `loss_of` takes x and y (B, T).
+        """
         x, y = self.run.train_data.batch(0, 0, self.batch_size)
         x, y = x.to(self.device), y.to(self.device)
 
@@ -203,7 +207,7 @@ class Bench:
         return self.plain_step(model, optimizers, lambda x, y: model(input_ids=x, labels=x).loss)
 
     def products(self) -> Callable[[], None]:
-        """The matrix products of a step, forward and backward, and its attention, with nothing in between."""
+        """The matmuls of a step, forward and backward, and its attention, with nothing else."""
         c, rows = self.config, self.batch_size * self.config.block_size
         qkv = (c.n_head + 2 * c.kv_heads) * c.head_size
         up = 2 * c.inner if c.mlp == "swiglu" else c.inner
@@ -242,7 +246,10 @@ class Bench:
         return step
 
     def sample(self, tokens: int = 64) -> None:
-        """Greedy sampling, one sequence, weights in fp32, bf16 and on a CPU int8; the limit reads them from memory."""
+        """Greedy sampling of one sequence, with weights in fp32, bf16 and, on a CPU, int8.
+
+        The limit reads the weights from memory.
+        """
         model = GPT(self.config).to(self.device).eval()
         weights = sum(p.numel() for name, p in model.named_parameters() if name != "wpe.weight")
         if model.lm_head is not None:
@@ -300,7 +307,7 @@ class Bench:
         )
 
     def checkpoint(self) -> None:
-        """Saving and loading weights and optimizer state; the limits write (and sync) and read the same bytes."""
+        """Saving and loading a checkpoint; the limits write (and sync) and read the same bytes."""
         run, out = self.run, self.directory / "checkpoints"
         out.mkdir()
         if not run.state["step"]:
@@ -375,14 +382,17 @@ class Bench:
         """The rows as text."""
         env = self.run.settings["environment"]
         lines = [
-            f"{self.run.gpt.get_num_params():,} parameters, batches of {self.batch_size} x {self.config.block_size}; "
-            f"{env['device']}, {env['threads']} threads, {env['precision']}; median of {self.rounds} rounds",
+            f"{self.run.gpt.get_num_params():,} parameters, "
+            f"batches of {self.batch_size} x {self.config.block_size}; "
+            f"{env['device']}, {env['threads']} threads, {env['precision']}; "
+            f"median of {self.rounds} rounds",
             f"{'':16} {'':22} {'':>15} {'':10} {'spread':>7} {'of limit':>9} {'MFU':>6}",
         ]
         for row in self.rows:
             mfu = "" if "mfu" not in row else "n/a" if row["mfu"] is None else f"{row['mfu']:.1%}"
             lines.append(
-                f"{row['part']:16} {row['who']:22} {row['rate']:>15,.1f} {row['unit']:10} {row['spread']:>7.0%} "
+                f"{row['part']:16} {row['who']:22} {row['rate']:>15,.1f} {row['unit']:10} "
+                f"{row['spread']:>7.0%} "
                 f"{row['of_limit']:>9.0%} {mfu:>6}"
             )
         return "\n".join(lines)

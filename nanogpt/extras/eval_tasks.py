@@ -1,9 +1,12 @@
-"""Benchmark tasks, through EleutherAI's lm-evaluation-harness (`pip install -e '.[eval]' -c constraints.txt`).
+"""Benchmark tasks, through EleutherAI's lm-evaluation-harness.
+
+    pip install -e '.[eval]' -c constraints.txt
 
     nanogpt eval out/shakespeare --tasks lambada_openai,piqa
     nanogpt eval out/shakespeare --tasks mine --include_path tasks/
 
-The model is converted to its transformers class in this process; results equal `lm_eval --model hf` on its export.
+The model is converted to its transformers class in this process; results equal `lm_eval --model hf`
+on its export.
 """
 
 import importlib.util
@@ -28,8 +31,8 @@ def evaluate(
 ) -> dict[str, dict]:
     """Results by task, with lm_eval's names. `include_path` is a directory with custom task files.
 
-    `limit` is the number of examples per task. Moves the model to the CPU. Raises ValueError if lm_eval or a task is
-    missing, or if no transformers class supports the model.
+    `limit` is the number of examples per task. Moves the model to the CPU. Raises ValueError if
+    lm_eval or a task is missing, or if no transformers class supports the model.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("--tasks needs lm_eval: pip install -e '.[eval]' -c constraints.txt")
@@ -55,7 +58,7 @@ def evaluate(
         tokenizer=hf_tokenizer,
         batch_size=batch_size,
         max_length=model.config.block_size,
-        # precedes a text without context; HFLM has no default for a tokenizer without an end-of-text token
+        # precedes a text without context; HFLM's default is the end-of-text token, if there is one
         prefix_token_id=first_token(tokenizer),
     )
     with torch.no_grad():

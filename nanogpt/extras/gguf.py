@@ -3,9 +3,9 @@
     pip install -e '.[gguf]' -c constraints.txt
     nanogpt export out/shakespeare --to exports/shakespeare.gguf --dtype q8_0
 
-Before the file is finalized, every tensor is read back and compared with the model's. If llama_cpp is installed,
-llama.cpp reads it too, and its tokens and a greedy continuation are compared with the model's.
-Specification of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Before the file is finalized, every tensor is read back and compared with the model's. If llama_cpp
+is installed, llama.cpp reads it too, and its tokens and a greedy continuation are compared with the
+model's. Specification of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import importlib.util
@@ -38,7 +38,10 @@ KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", "q8
 FILE_TYPES = {"F32": "ALL_F32", "BF16": "MOSTLY_BF16", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}
 BLOCK = 32  # weights of a row that share a scale in Q8_0
 # llama.cpp's names for the patterns by which text is split before byte-pair encoding
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPLITS = {
     tokenizer_json.GPT2_PATTERN: "gpt-2",
     WORDS % r"\p{N}": "qwen2",
@@ -87,11 +90,12 @@ def export(
     license: str = "unknown",
     say=print,
 ) -> Path:
-    """Exports `run` (see `nanogpt.hub.load`) to the file `to`, with a Modelfile beside it, and verifies the file.
+    """Exports `run` to the file `to`, with a Modelfile beside it, and verifies the file.
 
-    `dtype` is a key of KINDS. Norms, biases and positions stay in fp32, and so do matrices whose rows Q8_0 cannot
-    divide. Raises ValueError if GGUF cannot hold the model or its tokenizer, if a file exists, or if what is read back
-    differs; OSError if it cannot be written. On error nothing is left.
+    `dtype` is a key of KINDS. Norms, biases and positions stay in fp32, and so do matrices whose
+    rows Q8_0 cannot divide. Raises ValueError if GGUF cannot hold the model or its tokenizer, if a
+    file exists, or if what is read back differs; OSError if it cannot be written. On error nothing
+    is left.
 
     If the directory has a Modelfile, that of another export, the new one is NAME.Modelfile.
     """
@@ -127,15 +131,18 @@ def export(
         writer.write_tensors_to_file()
         writer.close()
         verify(temporary, tensors, kinds)
-        said = f"{to}: GGUF in {KINDS[dtype]}, verified: its {len(tensors)} tensors, read back, are those of the model"
+        said = f"{to}: GGUF in {KINDS[dtype]}, verified: "
+        said += f"its {len(tensors)} tensors, read back, are those of the model"
         if importlib.util.find_spec("llama_cpp"):
-            said += f"; {ask_llama_cpp(temporary, model, tokenizer, real_tokens(model, info), KINDS[dtype])}"
+            ids = real_tokens(model, info)
+            said += f"; {ask_llama_cpp(temporary, model, tokenizer, ids, KINDS[dtype])}"
         temporary_modelfile.write_text(for_ollama(to.name, model, tokenizer), encoding="utf-8")
         temporary.replace(to)
         temporary_modelfile.replace(modelfile)
     if vocabulary.added:
         say(
-            f"note: llama.cpp needs a token that ends a text: {EOT} is added, and is never the most likely token"
+            f"note: llama.cpp needs a token that ends a text: {EOT} is added, "
+            "and is never the most likely token"
         )
     say(f"{said}; for Ollama: {modelfile}")
     return to
@@ -154,8 +161,8 @@ def for_ollama(file: str, model: GPT, tokenizer) -> str:
 def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
     """Raises ValueError if llama.cpp has no such tokenizer.
 
-    llama.cpp takes token 11 for the end of text where a file names none. So if the tokenizer has none, it is a token
-    that the tokenizer does not use, or else a new one.
+    llama.cpp takes token 11 for the end of text where a file names none. So if the tokenizer has
+    none, it is a token that the tokenizer does not use, or else a new one.
     """
     gguf, eos_ids = require_gguf(), special_tokens(tokenizer, vocab_size).eos_ids
     with TemporaryDirectory() as directory:
@@ -188,7 +195,7 @@ def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
 
 
 def spell_characters(characters: str) -> tuple[dict[str, int], list[str], str]:
-    """Characters as byte-pair encoding: each is merged from its UTF-8 bytes, and never with another."""
+    """Characters as byte-pair encoding: each is merged from its UTF-8 bytes only."""
     alphabet = tokenizer_json.byte_alphabet()
     spelled = [
         "".join(alphabet[byte] for byte in c.encode("utf-8", "surrogatepass")) for c in characters
@@ -200,16 +207,16 @@ def spell_characters(characters: str) -> tuple[dict[str, int], list[str], str]:
 
 
 def name_split(parts: dict) -> str:
-    """llama.cpp's name for the way in which a tokenizer.json splits text. Raises ValueError if it has none."""
+    """llama.cpp's name for how a tokenizer.json splits text. Raises ValueError if it has none."""
     model, steps = parts["model"], parts.get("pre_tokenizer") or {}
     decoder, normalizer = (
         (parts.get(part) or {}).get("type") for part in ("decoder", "normalizer")
     )
-    if (
-        model["type"] != "BPE" or decoder != "ByteLevel" or normalizer not in (None, "NFC")
-    ):  # llama.cpp drops NFC
+    # llama.cpp drops NFC
+    if model["type"] != "BPE" or decoder != "ByteLevel" or normalizer not in (None, "NFC"):
         raise ValueError(
-            f"GGUF holds characters and byte-level BPE, but this tokenizer is {model['type']}: export to a directory"
+            "GGUF holds characters and byte-level BPE, "
+            f"but this tokenizer is {model['type']}: export to a directory"
         )
     if not model["merges"]:  # bytes, which no split changes
         return "gpt-2"
@@ -218,7 +225,8 @@ def name_split(parts: dict) -> str:
     pattern = tokenizer_json.byte_level_pattern(parts)
     if pattern not in SPLITS:
         raise ValueError(
-            f"llama.cpp does not know how this tokenizer splits text ({pattern}): export to a directory"
+            f"llama.cpp does not know how this tokenizer splits text ({pattern}): "
+            "export to a directory"
         )
     return SPLITS[pattern]
 
@@ -226,8 +234,9 @@ def name_split(parts: dict) -> str:
 def to_llama_cpp(model: GPT, added: bool) -> dict[str, torch.Tensor]:
     """The weights by llama.cpp's names, fp32.
 
-    Matrices are (out, in). llama.cpp rotates neighbouring pairs in Llama, where transformers rotates halves of a head.
-    A token that is `added` has the mean of the others' rows, so that its logit is their mean: never the largest.
+    Matrices are (out, in). llama.cpp rotates neighbouring pairs in Llama, where transformers
+    rotates halves of a head. A token that is `added` has the mean of the others' rows, so that its
+    logit is their mean: never the largest.
     """
     gguf, c = require_gguf(), model.config
     kind = weights.native_type(c)
@@ -292,7 +301,7 @@ def add_tokenizer(writer, vocabulary: Vocabulary, tokenizer) -> None:
 
 
 def verify(file: Path, tensors: dict[str, torch.Tensor], kinds: dict) -> None:
-    """Raises ValueError unless the file has these tensors: rounded in F32, F16 and BF16, within half a step in Q8_0."""
+    """Raises ValueError unless the file has these tensors, rounded; Q8_0: within half a step."""
     gguf = require_gguf()
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     if found.keys() != tensors.keys():
@@ -320,10 +329,11 @@ def verify(file: Path, tensors: dict[str, torch.Tensor], kinds: dict) -> None:
 
 
 def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: str) -> str:
-    """Compares llama.cpp's tokens and greedy continuation with the model's in fp32; returns what was found.
+    """Compares llama.cpp's tokens and greedy continuation with the model's in fp32; returns the result.
 
-    Raises ValueError if they differ. Where llama.cpp rounds activations (Q8_0, BF16, F16) or approximates GPT-2's exact
-    GELU, a continuation may differ, and the number of equal tokens is told.
+    Raises ValueError if they differ. Where llama.cpp rounds activations (Q8_0, BF16, F16) or
+    approximates GPT-2's exact GELU, a continuation may differ, and the number of equal tokens is
+    told.
     """
     import llama_cpp
 
@@ -331,9 +341,8 @@ def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: st
     start = max(1, min(16, T - 32))
     fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     try:
-        with redirect_stderr(
-            io.StringIO()
-        ):  # it warns that its own cache is longer than a short context
+        # it warns that its own cache is longer than a short context
+        with redirect_stderr(io.StringIO()):
             reader = llama_cpp.Llama(str(file), n_ctx=T, verbose=False, **fp32)
     except Exception as error:
         raise ValueError(
@@ -360,6 +369,8 @@ def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: st
     if kind == "F32" and not exact_gelu:
         shown = slice(same, same + 8)
         raise ValueError(
-            f"the export is wrong: llama.cpp continues with {continued[shown]}, not {expected[shown]}"
+            f"the export is wrong: llama.cpp continues with {continued[shown]}, "
+            f"not {expected[shown]}"
         )
-    return f"llama.cpp, which rounds more, writes the same {same} of {new} greedy tokens as the model in fp32"
+    same_tokens = f"the same {same} of {new} greedy tokens as the model in fp32"
+    return f"llama.cpp, which rounds more, writes {same_tokens}"

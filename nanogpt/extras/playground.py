@@ -3,8 +3,9 @@
     pip install -e '.[playground]' -c constraints.txt
     nanogpt playground out/shakespeare out/wide
 
-A local Gradio page that loads nothing from the network. A token's colour shows its loss. Hover over a token to see the
-five most likely tokens at its position. A model that was trained on conversations has a tab to talk to it.
+A local Gradio page that loads nothing from the network. A token's colour shows its loss. Hover over
+a token to see the five most likely tokens at its position. A model that was trained on
+conversations has a tab to talk to it.
 """
 
 import html
@@ -25,7 +26,8 @@ PORT = 7870
 STYLE = """<style>
 .tokens { white-space: pre-wrap; font: 15px/1.9 ui-monospace, monospace; padding-bottom: 9em; }
 .token { position: relative; border-radius: 3px; color: #111; }
-.token .likeliest { display: none; position: absolute; left: 0; top: 100%; z-index: 9; background: #222; color: #eee;
+.token .likeliest { display: none; position: absolute; left: 0; top: 100%; z-index: 9;
+  background: #222; color: #eee;
   padding: 6px 10px; border-radius: 4px; font-size: 13px; line-height: 1.4; white-space: pre; }
 .token:hover { outline: 2px solid #555; } .token:hover .likeliest { display: block; }
 </style>"""
@@ -35,11 +37,13 @@ STYLE = """<style>
 def token_losses(
     model: GPT, ids: torch.Tensor, k: int = 5
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For each token of ids (T,) after the first: its loss in nats (T - 1,), the probabilities of the k most likely
-    tokens at its position, and these tokens, both (T - 1, k).
+    """The loss in nats (T - 1,) of each token of ids (T,) after the first, and likely tokens.
 
-    A text longer than block_size is read in windows that overlap by half, so that after the first window every token is
-    predicted from at least half a block_size.
+    These are the probabilities of the k most likely tokens at its position and the tokens, both
+    (T - 1, k).
+
+    A text longer than block_size is read in windows that overlap by half, so that after the first
+    window every token is predicted from at least half a block_size.
     """
     block_size = model.config.block_size
     losses, probs, tokens = [], [], []
@@ -68,7 +72,7 @@ class Writer:
         self.model, self.tokenizer, _ = load(run, device, which=which)
 
     def encode(self, text: str) -> torch.Tensor:
-        """The tokens of a text (T,). Raises ValueError for an empty text and for unknown characters."""
+        """The tokens of a text (T,). Raises ValueError if it is empty or has unknown characters."""
         ids = self.tokenizer.encode(text)
         if not len(ids):
             raise ValueError("the text is empty: give at least one character")
@@ -94,7 +98,7 @@ class Writer:
             yield text
 
     def answer(self, message: str, earlier: list[dict], max_new_tokens: int, temperature: float):
-        """Yields the answer so far to a message after `earlier` ones, of user and assistant in turns."""
+        """Yields the answer so far to a message that follows the `earlier` ones."""
         text, messages = "", [*earlier, {"role": "user", "content": message}]
         options = {"temperature": temperature, "top_k": 200}
         for piece in chat.answer(self.model, self.tokenizer, messages, max_new_tokens, **options):
@@ -113,12 +117,15 @@ class Writer:
             )
             tip = f'<span class="likeliest">loss {loss:.3f}\n{rows}</span>'
             newline = "\n" if "\n" in self.tokenizer.decode([token]) else ""
-            colour = f"hsl({120 - 120 * min(loss / 6, 1):.0f} 75% 75%)"  # green to red; 6 nats: one in 400
+            # green to red, which is 6 nats: a probability of one in 400
+            colour = f"hsl({120 - 120 * min(loss / 6, 1):.0f} 75% 75%)"
             painted.append(
-                f'<span class="token" style="background:{colour}">{show([token])}{tip}</span>{newline}'
+                f'<span class="token" style="background:{colour}">{show([token])}{tip}</span>'
+                f"{newline}"
             )
         mean = sum(losses) / max(1, len(losses))
-        summary = f"{len(losses):,} tokens predicted, {mean:.4f} nats per token by {html.escape(self.run)}"
+        summary = f"{len(losses):,} tokens predicted, {mean:.4f} nats per token "
+        summary += f"by {html.escape(self.run)}"
         return f'{STYLE}<p>{summary}</p><div class="tokens">{"".join(painted)}</div>'
 
     def visible(self, ids: list[int], space: str = " ") -> str:
@@ -140,7 +147,7 @@ def take_turns(streams: list[Iterator[str]]) -> Iterator[list[str]]:
 
 
 class OwnPages:
-    """ASGI middleware that refuses requests from pages of other hosts and requests to names that are not local."""
+    """ASGI middleware that refuses requests from other hosts' pages and to names not local."""
 
     def __init__(self, app):
         self.app = app
@@ -254,7 +261,10 @@ def plain_text(content: str | list[dict]) -> str:
 def serve(
     runs: list[str], device: str, port: int | None = None, say=print, block: bool = True, which=None
 ):
-    """Serves the page until Ctrl-C; with block=False returns Gradio's app at once. Raises ValueError, OSError."""
+    """Serves the page until Ctrl-C; with block=False returns Gradio's app at once.
+
+    Raises ValueError or OSError.
+    """
     if len(runs) > 2:
         raise ValueError(f"{len(runs)} runs: the playground shows one, or two side by side")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = (

@@ -1,15 +1,17 @@
-"""Exports a model for ONNX Runtime and transformers.js, as `onnx/model.onnx` beside the files for transformers.
+"""Exports a model for ONNX Runtime and transformers.js: onnx/model.onnx beside transformers' files.
 
     pip install -e '.[onnx]' -c constraints.txt
     nanogpt export out/shakespeare --to exports/shakespeare --format onnx
 
-The graph is one pass with a key-value cache. Its inputs and outputs have the names and dimensions that transformers.js
-expects; S is the number of tokens read before, 0 in the first pass:
+The graph is one pass with a key-value cache. Its inputs and outputs have the names and dimensions
+that transformers.js expects; S is the number of tokens read before, 0 in the first pass:
 
-    input_ids (B, T), attention_mask (B, S + T), position_ids (B, T), past_key_values.N.key and .value (B, K, S, D)
+    input_ids (B, T), attention_mask (B, S + T), position_ids (B, T),
+    past_key_values.N.key and .value (B, K, S, D)
     logits (B, T, V), present.N.key and .value (B, K, S + T, D)
 
-Before an export is finalized, ONNX Runtime's logits and a greedy continuation are compared with the model's.
+Before an export is finalized, ONNX Runtime's logits and a greedy continuation are compared with the
+model's.
 """
 
 import copy
@@ -39,14 +41,15 @@ def require_onnx() -> None:
     """Raises ValueError if a package is missing."""
     if any(importlib.util.find_spec(name) is None for name in NEEDED):
         raise ValueError(
-            f"an export to ONNX needs {' and '.join(NEEDED)}: pip install -e '.[onnx]' -c constraints.txt"
+            f"an export to ONNX needs {' and '.join(NEEDED)}: "
+            "pip install -e '.[onnx]' -c constraints.txt"
         )
 
 
 def export(
     run: str | Path, to: str | Path, *, name: str | None = None, say=print, **options
 ) -> Path:
-    """Exports `run` as `nanogpt.hub.export.export` does and adds the graph, in fp32; options are as there.
+    """Exports `run` as `nanogpt.hub.export.export` does, with the same options; adds the fp32 graph.
 
     On error nothing is left at `to`.
     """
@@ -73,7 +76,8 @@ def export(
     for line in said:
         say(line)
     say(
-        f"{name or to}: {FILE}, verified in ONNX Runtime: logits differ by {worst:.1e} at most, the same continuation"
+        f"{name or to}: {FILE}, verified in ONNX Runtime: logits differ by {worst:.1e} at most, "
+        "the same continuation"
     )
     return to
 
@@ -90,7 +94,7 @@ class Pass:
         self.scale = 1 / math.sqrt(config.head_size)
 
     def start(self, past: list[torch.Tensor], bias: torch.Tensor) -> None:
-        """`past` are keys and values of each layer, `bias` (B, 1, 1, T, S + T) is added to the scores."""
+        """`past` has keys and values of each layer; `bias` (B, 1, 1, T, S + T) of the scores."""
         self.past, self.bias, self.present = past, bias, []
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple:
@@ -102,14 +106,14 @@ class Pass:
         return keys, values, None
 
     def attention(self, q, k, v, *args, **options) -> torch.Tensor:
-        """Queries (B, H, T, D) to keys and values (B, K, S + T, D), each of which serves H / K heads."""
+        """Attention of q (B, H, T, D) to k, v (B, K, S + T, D), which serve H / K heads each."""
         q = q.unflatten(1, (k.size(1), -1)) * self.scale  # (B, K, H / K, T, D)
         scores = q @ k[:, :, None].transpose(-2, -1) + self.bias  # (B, K, H / K, T, S + T)
         return (scores.softmax(-1) @ v[:, :, None]).flatten(1, 2)
 
 
 class Graph(nn.Module):
-    """The model with its cache as inputs and outputs, and with an attention mask for texts padded on the left."""
+    """The model with its cache as inputs and outputs, and an attention mask for left padding."""
 
     def __init__(self, model: GPT):
         super().__init__()
@@ -147,10 +151,11 @@ def cache_names(config: GPTConfig, prefix: str) -> list[str]:
 
 
 def write(model: GPT, path: Path) -> None:
-    """Writes the graph of a model in fp32. Raises ValueError if it is larger than a file of ONNX can be."""
+    """Writes the graph of a model in fp32. Raises ValueError if it is too large for ONNX."""
     if 4 * model.get_num_params() >= MOST_BYTES:
         raise ValueError(
-            f"an ONNX file has at most 2 GiB: {model.get_num_params():,} parameters take more in fp32"
+            f"an ONNX file has at most 2 GiB: {model.get_num_params():,} parameters take more "
+            "in fp32"
         )
     c, B, S, T = model.config, 2, 3, 5  # example sizes
     past = [torch.zeros(B, c.kv_heads, S, c.head_size) for _ in range(2 * c.n_layer)]
@@ -196,7 +201,7 @@ def empty_cache(config: GPTConfig, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def verify(path: Path, model: GPT) -> float:
-    """Compares ONNX Runtime with the model: the logits of a whole context, and 32 greedy tokens with the cache.
+    """Compares ONNX Runtime with the model: logits of a context, 32 greedy tokens with the cache.
 
     Returns the largest difference between logits. Raises ValueError naming what differs.
     """
@@ -212,7 +217,8 @@ def verify(path: Path, model: GPT) -> float:
     worst = (logits - expected).abs().max().item()
     if not ((logits - expected).abs() <= TOLERANCE * (expected.abs() / 10).clamp(min=1)).all():
         raise ValueError(
-            f"the export is wrong: ONNX Runtime's logits differ by {worst:.2g}, above {TOLERANCE:.0e}"
+            f"the export is wrong: ONNX Runtime's logits differ by {worst:.2g}, "
+            f"above {TOLERANCE:.0e}"
         )
     start = max(1, min(16, c.block_size - 32))
     new = min(32, c.block_size + 1 - start)
