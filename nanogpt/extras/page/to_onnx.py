@@ -49,7 +49,7 @@ def require_onnx() -> None:
 def export(
     run: str | Path, to: str | Path, *, name: str | None = None, say=print, **options
 ) -> Path:
-    """Exports `run` as `nanogpt.hub.export.export` does, with the same options; adds the fp32 graph.
+    """Exports `run` as `nanogpt.hub.export.export` does, with its options; adds the fp32 graph.
 
     On error nothing is left at `to`.
     """
