@@ -11,13 +11,12 @@ the module is imported; no file is touched. It counts as caught if tests that pa
 import argparse
 import ast
 import copy
-import importlib.machinery
-import importlib.util
 import multiprocessing
 import os
 import signal
 import sys
 import time
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +33,7 @@ CHANGES = {
         "RoPE turns backwards": ("torch.cat((-sin, sin), dim=-1)", "torch.cat((sin, -sin), dim=-1)"),
         "SwiGLU's gate and up are exchanged": ("gate, up = x.chunk(2, dim=-1)", "up, gate = x.chunk(2, dim=-1)"),
         "padding of the vocabulary gets a probability": ("padding[self.config.vocab_size:] = -torch.inf", "pass"),
-        "the norms of queries and keys are one": ("self.k_norm.weight", "self.q_norm.weight"),
+        "the norms of queries and keys are one": ("self.k_norm(k)", "self.q_norm(k)"),
         "a shortened context keeps the last positions": (
             "self.wpe.weight.detach()[:block_size]",
             "self.wpe.weight.detach()[-block_size:]",
@@ -193,36 +192,22 @@ class Replace(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-class Loader(importlib.machinery.SourceFileLoader):
-    """Loads a module with a change in it."""
-
-    def get_code(self, fullname):
-        tree, replace = ast.parse(self.get_data(self.path)), Replace(*find(self.change)[2:])
-        tree = ast.fix_missing_locations(replace.visit(tree))
-        assert replace.count, f"{self.change}: {fullname} does not have {find(self.change)[2]}"
-        return compile(tree, self.path, "exec")
+def changed(name: str) -> tuple[ast.AST, int]:
+    """The module's code with a change in it, and in how many places it is."""
+    module, _, old, new = find(name)
+    replace = Replace(old, new)
+    tree = replace.visit(ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")))
+    return ast.fix_missing_locations(tree), replace.count
 
 
 def install(name: str) -> None:
     """Has the module imported with that change from now on."""
-    module = find(name)[0]
+    module, get_code = find(name)[0], SourceFileLoader.get_code
 
-    class Finder:
-        @staticmethod
-        def find_spec(fullname, path, target=None):
-            if fullname == module:
-                loader = Loader(fullname, str(ROOT / f"{module.replace('.', '/')}.py"))
-                loader.change = name
-                return importlib.util.spec_from_loader(fullname, loader)
+    def with_change(self, fullname):
+        return compile(changed(name)[0], self.path, "exec") if fullname == module else get_code(self, fullname)
 
-    sys.meta_path.insert(0, Finder)
-
-
-def fits(name: str) -> bool:
-    module, _, old, new = find(name)
-    replace = Replace(old, new)
-    replace.visit(ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")))
-    return replace.count > 0
+    SourceFileLoader.get_code = with_change
 
 
 def passes(tests: str, name: str | None, timeout: float | None = None) -> bool:
@@ -260,7 +245,7 @@ def main() -> int:
     results, seconds = {}, {}
     for name in names:
         tests = find(name)[1]
-        if not fits(name):
+        if not changed(name)[1]:
             results[name] = "does not fit the code"
         elif not args.check:
             if tests not in seconds:

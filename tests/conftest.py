@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from zygote import ROOT, Zygote
 from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
+from nanogpt.cli import main
 from nanogpt.run import console, device
 from nanogpt.train import Run
 
@@ -63,38 +65,84 @@ def data(tmp_path, text) -> Path:
     return tmp_path / "data"
 
 
+def tiny_run(model: GPTConfig = TINY, **settings) -> Run:
+    """A tiny `Run`, in this process, from settings of either configuration."""
+    reset_accelerate()
+    fields = {"device": "cpu", "precision": "fp32", "sample_tokens": 8, "batch_size": 4, "max_iters": 4}
+    fields |= {"eval_interval": 4, "warmup_iters": 2, "learning_rate": 1e-2}
+    return Run(model, TrainConfig(**(fields | settings)))
+
+
 @pytest.fixture
 def make_run(tmp_path, data, capsys):
-    """Makes a tiny `Run`, in this process, from settings of either configuration."""
+    """Makes a tiny `Run`, of `data` in `out` if the settings name no others."""
 
     def make(model: GPTConfig = TINY, **settings) -> Run:
-        reset_accelerate()
-        fields = {"out_dir": str(tmp_path / "out"), "data": str(data), "device": "cpu", "precision": "fp32"}
-        fields |= {"batch_size": 4, "max_iters": 4, "eval_interval": 4, "warmup_iters": 2, "learning_rate": 1e-2}
-        fields |= {"sample_tokens": 8}
-        return Run(model, TrainConfig(**(fields | settings)))
+        return tiny_run(model, **({"out_dir": str(tmp_path / "out"), "data": str(data)} | settings))
 
     return make
 
 
-@pytest.fixture
-def chat_data(tmp_path) -> Path:
-    """Conversations by characters, in blocks of 64."""
-    inputs = conversations.write(
-        tmp_path / "talks.jsonl", [conversations.talk(f"{i}?", "yes") for i in range(100, 140)]
-    )
-    prepare_chat([inputs], tmp_path / "chat_data", "char", 64, say=lambda text: None)
-    return tmp_path / "chat_data"
-
-
-@pytest.fixture
-def chat_run(tmp_path, chat_data, make_run) -> Path:
-    """A run that has learnt to answer all of them."""
-    model = GPTConfig(block_size=64, n_layer=1, n_head=2, n_embd=32)
-    settings = {"data": str(chat_data), "max_iters": 60, "eval_interval": 60, "learning_rate": 2e-2}
-    run = make_run(model, out_dir=str(tmp_path / "chat_run"), batch_size=8, **settings)
+@pytest.fixture(scope="session")
+def trained_dir(tmp_path_factory, text) -> Path:
+    """The out directory of a run of ten steps, with checkpoints of two; to be read only."""
+    place = tmp_path_factory.mktemp("trained")
+    writer.write(place / "data", text, "char", 0.1, "made up")
+    run = tiny_run(out_dir=str(place / "out"), data=str(place / "data"), max_iters=10, eval_interval=5)
     run.train()
     return run.out_dir
+
+
+@pytest.fixture
+def run_dir(tmp_path, trained_dir) -> Path:
+    """A copy of it."""
+    return shutil.copytree(trained_dir, tmp_path / "out", symlinks=True)
+
+
+@pytest.fixture(scope="session")
+def chat_dir(tmp_path_factory) -> Path:
+    """The out directory of a run that has learnt to answer conversations by characters; to be read only."""
+    place = tmp_path_factory.mktemp("chat")
+    found = [conversations.talk(f"{i}?", "yes") for i in range(100, 140)]
+    prepare_chat([conversations.write(place / "talks.jsonl", found)], place / "data", "char", 64, say=lambda text: None)
+    model = GPTConfig(block_size=64, n_layer=1, n_head=2, n_embd=32)
+    settings = {"out_dir": str(place / "out"), "data": str(place / "data"), "batch_size": 8}
+    run = tiny_run(model, max_iters=60, eval_interval=60, learning_rate=2e-2, **settings)
+    run.train()
+    return run.out_dir
+
+
+@pytest.fixture
+def chat_run(tmp_path, chat_dir) -> Path:
+    """A copy of it."""
+    return shutil.copytree(chat_dir, tmp_path / "chat_run", symlinks=True)
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a nanogpt command in this process and returns what it prints."""
+
+    def run(*words) -> str:
+        capsys.readouterr()
+        main([str(word) for word in words])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a program that must refuse its user's wish by exit code 2 and one line, which it returns."""
+
+    def run(program, *arguments) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            program(*arguments)
+        said = capsys.readouterr().err
+        assert exit.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+        return said
+
+    return run
 
 
 @pytest.fixture

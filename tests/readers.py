@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 from conversations import talk
+from helpers import randomize
 from shapes import CASES, CHARACTERS, make_checkpoint
-from test_model import randomize
 
 from nanogpt import GPT, chat
 from nanogpt.data.tokenizer import START, CharTokenizer

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from test_model import randomize
+from helpers import randomize
 
 from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint
 

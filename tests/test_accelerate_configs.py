@@ -1,4 +1,4 @@
-"""The files of accelerate_configs/, as Accelerate reads them."""
+"""Accelerate reads accelerate_configs/*.yaml as they are meant."""
 
 from pathlib import Path
 

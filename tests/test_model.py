@@ -1,4 +1,4 @@
-"""The model against transformers' own implementations, with the same random weights."""
+"""The model computes what transformers' GPT-2, Llama and Qwen3 do, with the same weights."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomize
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
@@ -24,40 +25,19 @@ GPT2 = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, n_inner=48)
 
 
-def randomize(model: torch.nn.Module, seed: int = 0) -> None:
-    """Weights large enough that a wrong one shows."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(std=0.3)
-            if p.ndim == 1:
-                p.add_(1.0)
-
-
 def gpt2_reference(model: GPT) -> PreTrainedModel:
     """transformers' GPT-2 with our weights; its Conv1D stores matrices as (in, out), so they are transposed."""
     c = model.config
-    reference = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=c.vocab_size,
-            n_positions=c.block_size,
-            n_embd=c.n_embd,
-            n_layer=c.n_layer,
-            n_head=c.n_head,
-            activation_function={"gelu": "gelu", "gelu_tanh": "gelu_new"}[c.mlp],
-            tie_word_embeddings=c.tie_embeddings,
-        )
-    )
-    state = {"transformer.wte.weight": model.wte.weight[: c.vocab_size]}
-    head = model.wte if model.lm_head is None else model.lm_head
-    state["lm_head.weight"] = head.weight[: c.vocab_size]
+    settings = {"vocab_size": c.vocab_size, "n_positions": c.block_size, "tie_word_embeddings": c.tie_embeddings}
+    settings["activation_function"] = {"gelu": "gelu", "gelu_tanh": "gelu_new"}[c.mlp]
+    reference = GPT2LMHeadModel(GPT2Config(n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, **settings))
+    state = {name: torch.zeros_like(p) for name, p in reference.state_dict().items() if name.endswith("bias")}
+    state["lm_head.weight"] = head(model)
     for name, p in model.named_parameters():
-        if name not in ("wte.weight", "lm_head.weight"):
-            transposed = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
-            state[f"transformer.{name}"] = p.t() if transposed else p
-    for name, p in reference.state_dict().items():
-        if name.endswith("bias") and name not in state:
-            state[name] = torch.zeros_like(p)
+        if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            p = p.t()
+        if name != "lm_head.weight":
+            state[f"transformer.{name}"] = p[: c.vocab_size] if name == "wte.weight" else p
     reference.load_state_dict(state)
     return reference.eval()
 
@@ -65,68 +45,54 @@ def gpt2_reference(model: GPT) -> PreTrainedModel:
 def modern_reference(model: GPT) -> PreTrainedModel:
     """transformers' Llama, or with QK-norm Qwen3, with our weights."""
     c = model.config
-    config = dict(
-        vocab_size=c.vocab_size,
-        hidden_size=c.n_embd,
-        intermediate_size=c.inner,
-        num_hidden_layers=c.n_layer,
-        num_attention_heads=c.n_head,
-        num_key_value_heads=c.kv_heads,
-        head_dim=c.head_size,
-        max_position_embeddings=c.block_size,
-        rms_norm_eps=c.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-        tie_word_embeddings=c.tie_embeddings,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    reference = Qwen3ForCausalLM(Qwen3Config(**config)) if c.qk_norm else LlamaForCausalLM(LlamaConfig(**config))
-    head = model.wte if model.lm_head is None else model.lm_head
+    settings = {"vocab_size": c.vocab_size, "hidden_size": c.n_embd, "intermediate_size": c.inner}
+    settings |= {"num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head, "num_key_value_heads": c.kv_heads}
+    settings |= {"head_dim": c.head_size, "max_position_embeddings": c.block_size, "rms_norm_eps": c.norm_eps}
+    settings |= {"tie_word_embeddings": c.tie_embeddings, "bos_token_id": None, "eos_token_id": None}
+    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": c.rope_theta}
+    reference = Qwen3ForCausalLM(Qwen3Config(**settings)) if c.qk_norm else LlamaForCausalLM(LlamaConfig(**settings))
     state = {"model.embed_tokens.weight": model.wte.weight[: c.vocab_size], "model.norm.weight": model.ln_f.weight}
-    state["lm_head.weight"] = head.weight[: c.vocab_size]
+    state["lm_head.weight"] = head(model)
     for i, block in enumerate(model.h):
-        layer = f"model.layers.{i}."
-        state[layer + "input_layernorm.weight"] = block.ln_1.weight
-        state[layer + "post_attention_layernorm.weight"] = block.ln_2.weight
-        for name, rows in zip("qkv", block.attn.c_attn.weight.split(block.attn.qkv_rows), strict=True):
-            state[f"{layer}self_attn.{name}_proj.weight"] = rows
-        state[layer + "self_attn.o_proj.weight"] = block.attn.c_proj.weight
+        q, k, v = block.attn.c_attn.weight.split(block.attn.qkv_rows)
         gate, up = block.mlp.c_fc.weight.chunk(2)
-        state |= {layer + "mlp.gate_proj.weight": gate, layer + "mlp.up_proj.weight": up}
-        state[layer + "mlp.down_proj.weight"] = block.mlp.c_proj.weight
+        layer = {"input_layernorm": block.ln_1.weight, "post_attention_layernorm": block.ln_2.weight}
+        layer |= {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v}
+        layer |= {"self_attn.o_proj": block.attn.c_proj.weight, "mlp.down_proj": block.mlp.c_proj.weight}
+        layer |= {"mlp.gate_proj": gate, "mlp.up_proj": up}
         if c.qk_norm:
-            state[layer + "self_attn.q_norm.weight"] = block.attn.q_norm.weight
-            state[layer + "self_attn.k_norm.weight"] = block.attn.k_norm.weight
+            layer |= {"self_attn.q_norm": block.attn.q_norm.weight, "self_attn.k_norm": block.attn.k_norm.weight}
+        state |= {f"model.layers.{i}.{name}.weight": p for name, p in layer.items()}
     reference.load_state_dict(state)
     return reference.eval()
 
 
+def head(model: GPT) -> torch.Tensor:
+    return (model.lm_head or model.wte).weight[: model.config.vocab_size]
+
+
+SHAPES = {
+    "gpt2": (GPT2, {"bias": True, "mlp": "gelu_tanh"}, gpt2_reference),
+    "nanogpt": (GPT2, {"bias": False, "mlp": "gelu"}, gpt2_reference),
+    "llama": (MODERN, {}, modern_reference),
+    "llama-mha": (MODERN, {"n_kv_head": None}, modern_reference),
+    "qwen3": (MODERN, {"qk_norm": True}, modern_reference),
+    "qwen3-mqa": (MODERN, {"qk_norm": True, "n_kv_head": 1, "head_dim": 16, "rope_theta": 1e6}, modern_reference),
+}
+
+
 @pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize(
-    "base, changes, reference",
-    [
-        (GPT2, {"bias": True, "mlp": "gelu_tanh"}, gpt2_reference),
-        (GPT2, {"bias": False, "mlp": "gelu"}, gpt2_reference),
-        (MODERN, {}, modern_reference),
-        (MODERN, {"n_kv_head": None}, modern_reference),
-        (MODERN, {"qk_norm": True}, modern_reference),
-        (MODERN, {"qk_norm": True, "n_kv_head": 1, "head_dim": 16, "rope_theta": 1e6}, modern_reference),
-    ],
-    ids=["gpt2", "nanogpt", "llama", "llama-mha", "qwen3", "qwen3-mqa-head16"],
-)
-def test_logits_and_loss_equal_those_of_transformers(base, changes, reference, tie):
-    model = GPT(dataclasses.replace(base, tie_embeddings=tie, **changes)).eval()
-    randomize(model)
-    model.wte.weight.data *= 0.3  # logits of ordinary size, so that 1e-5 means the same for all
-    if model.lm_head is not None:
-        model.lm_head.weight.data *= 0.3
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_and_loss_equal_those_of_transformers(shape, tie):
+    base, changes, reference = SHAPES[shape]
+    model = randomize(GPT(dataclasses.replace(base, tie_embeddings=tie, **changes)).eval())
+    for embedding in filter(None, (model.wte, model.lm_head)):
+        embedding.weight.data *= 0.3  # logits of ordinary size, so that 1e-5 means the same for all
     idx = torch.randint(65, (3, 32), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = reference(model)(idx).logits
-        logits = model(idx)
-        loss = model(idx[:, :-1], idx[:, 1:])
-    assert logits.shape == (3, 32, 65)
-    assert expected.std() > 0.3
+        logits, loss = model(idx), model(idx[:, :-1], idx[:, 1:])
+    assert logits.shape == (3, 32, 65) and expected.std() > 0.3
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     by_transformers = F.cross_entropy(expected[:, :-1].flatten(0, 1), idx[:, 1:].flatten())
     torch.testing.assert_close(loss, by_transformers, atol=1e-5, rtol=1e-5)
@@ -138,7 +104,7 @@ def test_logits_to_keep_gives_the_last_positions():
     torch.testing.assert_close(model(idx, logits_to_keep=2), model(idx)[:, -2:])
 
 
-def test_padding_of_the_vocabulary_gets_no_probability_and_no_gradient():
+def test_vocabulary_padding_gets_no_probability_and_no_gradient():
     model = GPT(dataclasses.replace(GPT2, tie_embeddings=False))
     assert model.lm_head.weight.shape == (128, 32)
     idx = torch.randint(65, (2, 9))
@@ -156,17 +122,18 @@ def test_targets_of_minus_one_do_not_count():
     torch.testing.assert_close(model(idx, targets, reduction="sum"), 3 * model(idx, targets))
 
 
-def test_gradient_checkpointing_changes_no_gradient():
-    gradients = []
-    for checkpointing in (False, True):
+def test_gradient_checkpointing_runs_blocks_twice_for_equal_gradients():
+    gradients, idx = [], torch.randint(65, (2, 16))
+    for checkpointing, order in ((False, [0, 1]), (True, [0, 1, 1, 0])):
         torch.manual_seed(0)
-        model = GPT(dataclasses.replace(MODERN, dropout=0.1, gradient_checkpointing=checkpointing))
-        idx = torch.randint(65, (2, 16))
-        torch.manual_seed(1)
+        model, layers = GPT(dataclasses.replace(MODERN, dropout=0.1, gradient_checkpointing=checkpointing)), []
+        for block in model.h:
+            block.attn.register_forward_pre_hook(lambda attn, _, layers=layers: layers.append(attn.layer))
         model(idx, idx).backward()
+        model.eval()(idx, idx)
+        assert layers == [*order, 0, 1]
         gradients.append([p.grad for p in model.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_gpt2_has_the_published_number_of_parameters():
@@ -194,12 +161,12 @@ def test_initial_loss_is_that_of_a_uniform_guess():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"n_embd": 30}, "n_embd=30 is not divisible by n_head=4: choose n_head from 2, 3, 5"),
-        ({"n_kv_head": 3}, "n_head=4 is not divisible by n_kv_head=3"),
-        ({"norm": "batchnorm"}, "norm='batchnorm' is not one of layernorm, rmsnorm"),
-        ({"n_layer": 0}, "n_layer=0 must be from 1 to 1000"),
+        ({"n_embd": 30}, "n_embd=30 .* n_head=4: .* 2, 3, 5"),  # the choices
+        ({"n_kv_head": 3}, "n_head=4 .* n_kv_head=3"),
+        ({"norm": "batchnorm"}, "norm='batchnorm' .* layernorm, rmsnorm"),
+        ({"n_layer": 0}, "n_layer=0 .* 1 to 1000"),
         ({"dropout": 1.5}, "dropout=1.5"),
-        ({"position": "rope", "head_dim": 5}, "head size must be even; it is 5"),
+        ({"position": "rope", "head_dim": 5}, "even; it is 5"),
     ],
 )
 def test_impossible_configurations_are_refused(changes, message):
@@ -207,7 +174,7 @@ def test_impossible_configurations_are_refused(changes, message):
         dataclasses.replace(GPT2, **changes)
 
 
-def test_dropout_is_on_embeddings_attention_and_both_branches_and_off_in_evaluation():
+def test_dropout_is_in_all_four_places_and_off_in_evaluation():
     model, chances, attend = GPT(dataclasses.replace(GPT2, dropout=0.5)), [], F.scaled_dot_product_attention
 
     def record(q, k, v, mask, dropout, *args, **kwargs):
@@ -225,18 +192,6 @@ def test_dropout_is_on_embeddings_attention_and_both_branches_and_off_in_evaluat
     with torch.no_grad():
         assert torch.equal(model(idx), model(idx))
     assert set(chances[7:]) == {0.0}
-
-
-@pytest.mark.parametrize("checkpointing, times", [(True, 2), (False, 1)])
-def test_gradient_checkpointing_computes_each_block_again_in_the_backward_pass(checkpointing, times):
-    model = GPT(dataclasses.replace(GPT2, gradient_checkpointing=checkpointing))
-    idx, layers = torch.zeros(1, 8, dtype=torch.long), []
-    for block in model.h:
-        block.attn.register_forward_pre_hook(lambda attn, _: layers.append(attn.layer))
-    model(idx, idx).backward()
-    assert layers == [0, 1, 1, 0][: 2 * times]
-    model.eval()(idx, idx)
-    assert layers[2 * times :] == [0, 1]
 
 
 def test_projections_into_the_residual_stream_begin_smaller():
@@ -267,30 +222,25 @@ def test_padding_counts_in_neither_of_two_embeddings():
         (torch.bfloat16, 9, True, True),
     ],
 )
-def test_keys_are_repeated_where_cuda_has_no_kernel_for_grouped_queries(
-    monkeypatch, dtype, capability, masked, repeated
-):
+def test_keys_are_repeated_if_cuda_has_no_gqa_kernel(monkeypatch, dtype, capability, masked, repeated):
     got = []
+    attend = lambda q, k, v, *_, enable_gqa: got.append((k, v, enable_gqa))  # noqa: E731
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability))
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda q, k, v, *_, enable_gqa: got.append((k, v, enable_gqa))
-    )
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     with FakeTensorMode():
         q, k = (torch.empty(2, heads, 5, 8, device="cuda", dtype=dtype) for heads in (6, 2))
         attention(q, k, k, torch.empty(5, 5) if masked else None, 0.0, not masked, enable_gqa=True)
     keys, values, grouped = got[0]
-    assert keys.shape == values.shape == (2, 6 if repeated else 2, 5, 8)
-    assert grouped is not repeated
+    assert keys.shape == values.shape == (2, 6 if repeated else 2, 5, 8) and grouped is not repeated
 
 
-def test_repeated_keys_are_those_of_grouped_queries():
+def test_repeated_keys_are_those_of_grouped_queries(monkeypatch):
     q, k, v = (torch.randn(2, heads, 5, 8) for heads in (6, 2, 2))
-    grouped = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    attend = F.scaled_dot_product_attention
+    grouped = attend(q, k, v, is_causal=True, enable_gqa=True)
     on_cuda = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, size=q.size)
-    with pytest.MonkeyPatch.context() as patch:
-        attend = F.scaled_dot_product_attention
-        patch.setattr(F, "scaled_dot_product_attention", lambda _, *args, **options: attend(q, *args, **options))
-        assert torch.allclose(attention(on_cuda, k, v, None, 0.0, True, enable_gqa=True), grouped, atol=1e-6)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda _, *args, **options: attend(q, *args, **options))
+    assert torch.allclose(attention(on_cuda, k, v, None, 0.0, True, enable_gqa=True), grouped, atol=1e-6)
 
 
 def test_torch_compile_sees_one_graph_for_all_lengths():

@@ -1,3 +1,5 @@
+"""Learning rates, AdamW and Muon, compared with nanoGPT's formula and with torch."""
+
 import json
 import math
 from pathlib import Path
@@ -25,41 +27,30 @@ def test_cosine_schedule_is_nanogpts():
         assert lr_at(it, config) == pytest.approx(nanogpt(it), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "schedule, expected",
-    [
-        ("linear", {0: 0.25, 3: 1.0, 8: 0.75, 13: 0.5, 23: 0.0, 40: 0.0}),
-        ("wsd", {0: 0.25, 3: 1.0, 12: 1.0, 13: 1.0, 18: 0.5, 23: 0.0, 40: 0.0}),
-        ("constant", {0: 0.25, 1: 0.5, 3: 1.0, 40: 1.0}),
-    ],
-)
-def test_other_schedules(schedule, expected):
-    config = TrainConfig(lr_schedule=schedule, learning_rate=1.0, min_lr=0.0, warmup_iters=3, max_iters=23)
-    config.decay_fraction = 10 / 23
-    assert {step: pytest.approx(lr_at(step, config)) for step in expected} == expected
-
-
-def test_a_schedule_longer_than_the_run_is_fine():
-    config = TrainConfig(learning_rate=1.0, min_lr=0.0, lr_schedule="linear", warmup_iters=0, max_iters=5)
-    config.lr_decay_iters = 10
-    assert lr_at(5, config) == pytest.approx(0.5)
+IN_STEPS = {"warmup_iters": 3, "max_iters": 23, "decay_fraction": 10 / 23}
+IN_TIME = {"warmup_iters": 3, "train_minutes": 2}  # warms up by steps and decays by the clock
+LONGER = {"warmup_iters": 0, "max_iters": 5, "lr_decay_iters": 10}  # than the run
+LATE = 10**6
 
 
 @pytest.mark.parametrize(
-    "schedule, expected",
+    "schedule, settings, expected",
     [
-        ("linear", {0: 0.25, 30: 0.75, 60: 0.5, 120: 0.0, 500: 0.0}),
-        ("cosine", {0: 0.25, 60: 0.5, 120: 0.0}),
-        ("wsd", {30: 1.0, 72: 1.0, 96: 0.5, 120: 0.0}),
+        ("linear", IN_STEPS, {(0, 0): 0.25, (3, 0): 1.0, (8, 0): 0.75, (13, 0): 0.5, (23, 0): 0.0, (40, 0): 0.0}),
+        ("wsd", IN_STEPS, {(0, 0): 0.25, (3, 0): 1.0, (12, 0): 1.0, (13, 0): 1.0, (18, 0): 0.5, (40, 0): 0.0}),
+        ("constant", IN_STEPS, {(0, 0): 0.25, (1, 0): 0.5, (3, 0): 1.0, (40, 0): 1.0}),
+        ("linear", LONGER, {(5, 0): 0.5}),
+        ("linear", IN_TIME, {(0, 0): 0.25, (LATE, 30): 0.75, (LATE, 60): 0.5, (LATE, 120): 0.0, (LATE, 500): 0.0}),
+        ("cosine", IN_TIME, {(0, 0): 0.25, (LATE, 60): 0.5, (LATE, 120): 0.0}),
+        ("wsd", IN_TIME, {(LATE, 30): 1.0, (LATE, 72): 1.0, (LATE, 96): 0.5, (LATE, 120): 0.0}),
     ],
 )
-def test_with_train_minutes_the_decay_goes_by_the_time_and_the_warm_up_by_the_steps(schedule, expected):
-    config = TrainConfig(lr_schedule=schedule, learning_rate=1.0, min_lr=0.0, warmup_iters=3, train_minutes=2)
-    for seconds, lr in expected.items():
-        assert lr_at(10**6 if seconds else 0, config, seconds) == pytest.approx(lr)
+def test_learning_rate_at_a_step_and_second(schedule, settings, expected):
+    config = TrainConfig(lr_schedule=schedule, learning_rate=1.0, min_lr=0.0, **settings)
+    assert {at: pytest.approx(lr_at(at[0], config, at[1])) for at in expected} == expected
 
 
-def test_adamw_decays_matrices_and_embeddings_alone():
+def test_adamw_decays_only_matrices_and_embeddings():
     model = GPT(MODEL)
     (optimizer,) = make_optimizers(model, TrainConfig(weight_decay=0.1))
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
@@ -67,7 +58,7 @@ def test_adamw_decays_matrices_and_embeddings_alone():
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
 
 
-def test_muon_takes_the_blocks_matrices_and_adamw_all_else():
+def test_muon_gets_the_blocks_matrices_and_adamw_the_rest():
     model = GPT(MODEL)
     muon, adamw = make_optimizers(model, TrainConfig(optimizer="muon", learning_rate=0.01, muon_learning_rate=0.02))
     names = {id(p): name for name, p in model.named_parameters()}
@@ -107,38 +98,21 @@ def test_stacked_matrices_are_orthogonalized_one_by_one():
     torch.testing.assert_close(stacked, torch.cat(parts))
 
 
-@pytest.fixture
-def on_processes(zygote, tmp_path):
-    """What tests/integration/muon.py finds on each of some processes."""
+# torch 2.6 shards on CUDA only
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="no FSDP2 on this torch's CPU")
+def test_muon_on_processes_shares_matrices_and_moves_momentum(zygote, tmp_path):
+    """Of 9, 6, 3 and 3 matrices of a shape: each share is as large as the largest, and the updates are one process's.
 
-    def run(number: int) -> list[dict]:
-        script = Path(__file__).with_name("integration") / "muon.py"
+    Each number of processes continues from the momentum that the one before it has saved.
+    """
+    script = Path(__file__).with_name("integration") / "muon.py"
+    for number, copies, shards in ((2, 12, [9, 12]), (3, 7, [7, 7, 7]), (1, 21, [21])):
         done = [program.wait() for program in zygote.ranks(number, script, tmp_path, cwd=tmp_path)]
         assert [each.returncode for each in done] == [0] * number, done[0].stderr
-        return [json.loads(each.stdout) for each in done]
-
-    return run
-
-
-# torch 2.6 shards on CUDA only
-sharding = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="no FSDP2 on this torch's CPU")
-
-
-@sharding
-def test_two_processes_each_orthogonalize_half_and_agree_with_one(on_processes):
-    """Of 9, 6, 3 and 3 matrices of a shape, one of them at most 5, 3, 2 and 2."""
-    found = on_processes(2)
-    assert all(each[kind]["difference"] < 1e-6 for each in found for kind in ("copies", "shards"))
-    assert [each["copies"]["matrices"] for each in found] == [12, 12]  # each share is as large as the largest
-    assert sorted(each["shards"]["matrices"] for each in found) == [9, 12]
-
-
-@sharding
-def test_momentum_moves_between_two_three_and_one_process(on_processes):
-    for number, shares in ((2, [9, 12]), (3, [7, 7, 7]), (1, [21])):
-        found = on_processes(number)
+        found = [json.loads(each.stdout) for each in done]
         assert all(each[kind]["difference"] < 1e-6 for each in found for kind in ("copies", "shards"))
-        assert sorted(each["shards"]["matrices"] for each in found) == shares
+        assert [each["copies"]["matrices"] for each in found] == [copies] * number
+        assert sorted(each["shards"]["matrices"] for each in found) == shards
 
 
 @pytest.mark.parametrize("rows, processes", [([7, 3, 3], 2), ([5, 2], 3), ([4], 4), ([1, 1], 5), ([8, 8], 1)])
@@ -155,34 +129,32 @@ def test_orthogonalize_brings_singular_values_near_one():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_gradient_flagged_as_not_finite_leaves_weights_and_state_alone(optimizer):
-    model = GPT(MODEL)
+def test_a_gradient_flagged_as_not_finite_changes_nothing(optimizer):
+    model, idx = GPT(MODEL), torch.randint(65, (2, 16))
     optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer))
-    idx = torch.randint(65, (2, 16))
 
-    def step(found_inf):
+    def everything():
+        state = [value for o in optimizers for p in o.state for value in o.state[p].values()]
+        return torch.cat([x.detach().float().flatten() for x in [*model.parameters(), *state]])
+
+    def after_step(found_inf):
         for o in optimizers:
             o.found_inf = torch.tensor(found_inf)
             o.step()
+        return everything()
 
     model(idx, idx).backward()
-    step(0.0)
-    weights = [p.detach().clone() for p in model.parameters()]
-    state = [{k: v.clone() for k, v in o.state[p].items()} for o in optimizers for p in o.state]
+    first = after_step(0.0)
     for p in model.parameters():
         p.grad.fill_(float("nan"))
-    step(1.0)
-    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
-    after = [o.state[p] for o in optimizers for p in o.state]
-    assert all(torch.equal(a[k], b[k]) for a, b in zip(after, state, strict=True) for k in b)
+    assert torch.equal(after_step(1.0), first)
     for p in model.parameters():
         p.grad.fill_(1.0)
-    step(0.0)
-    assert not all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    assert not torch.equal(after_step(0.0), first)
 
 
 @pytest.mark.parametrize(
-    "device, fused, wrong, steps, reads_the_flag",
+    "device_type, fused, wrong, steps, reads_the_flag",
     [
         ("mps", True, True, 0, False),
         ("mps", True, False, 1, False),
@@ -190,12 +162,11 @@ def test_a_gradient_flagged_as_not_finite_leaves_weights_and_state_alone(optimiz
         ("cuda", True, True, 1, True),
     ],
 )
-def test_where_an_optimizer_ignores_the_flag_the_host_waits_for_it(device, fused, wrong, steps, reads_the_flag):
+def test_the_host_waits_for_a_flag_that_the_optimizer_ignores(device_type, fused, wrong, steps, reads_the_flag):
     done = []
 
     class Flag:
-        def __init__(self):
-            self.device = torch.device(device)
+        device = torch.device(device_type)
 
         def __bool__(self):
             return wrong
@@ -210,22 +181,19 @@ def test_where_an_optimizer_ignores_the_flag_the_host_waits_for_it(device, fused
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_update_ratio_is_that_of_all_weights_where_matrices_are_small(optimizer):
+def test_the_update_ratio_is_that_of_all_small_matrices(optimizer):
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=8, vocab_size=16, n_layer=1, n_head=1, n_embd=8, n_inner=16))
-    matrices = {name: p for name, p in model.named_parameters() if name.startswith("h.") and p.ndim == 2}
-    before = {name: p.detach().clone() for name, p in matrices.items()}
-    ratio = UpdateRatio(model)
+    matrices = [p for name, p in model.named_parameters() if name.startswith("h.") and p.ndim == 2]
+    flat = lambda: torch.cat([p.detach().flatten() for p in matrices])  # noqa: E731
+    before, ratio = flat(), UpdateRatio(model)
     optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer))
     set_learning_rate(optimizers, 1e-3)
     model(torch.arange(8)[None], torch.arange(8)[None]).backward()
-    ratio.__enter__()
-    for each in optimizers:
-        each.step()
-    moved = torch.cat([(p - before[name]).flatten() for name, p in matrices.items()]).norm()
-    size = torch.cat([p.flatten() for p in before.values()]).norm()
-    ratio.__exit__()
-    assert ratio.value() == pytest.approx((moved / size).item(), rel=1e-5)
+    with ratio:
+        for each in optimizers:
+            each.step()
+    assert ratio.value() == pytest.approx(((flat() - before).norm() / before.norm()).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -243,19 +211,15 @@ def test_the_optimizer_gets_the_clipped_gradient(make_run, monkeypatch, grad_cli
     run, norms = make_run(grad_clip=grad_clip), []
     (optimizer,) = run.optimizers
     step = optimizer.step  # whose update hardly depends on the gradient's size, so the gradient itself is looked at
-
-    def record():
-        norms.append(torch.nn.utils.get_total_norm([p.grad for p in run.gpt.parameters()]).item())
-        step()
-
-    monkeypatch.setattr(optimizer, "step", record)
+    norm = lambda: torch.nn.utils.get_total_norm([p.grad for p in run.gpt.parameters()]).item()  # noqa: E731
+    monkeypatch.setattr(optimizer, "step", lambda: norms.append(norm()) or step())
     run.begin()
     run.step()
     assert run.grad_norm > 0.1
     assert norms == [pytest.approx(grad_clip or run.grad_norm.item(), rel=1e-3)]
 
 
-def test_learning_rate_and_dropout_follow_from_step_and_micro_batch(make_run):
+def test_learning_rate_and_dropout_follow_from_the_step(make_run):
     run = make_run(gradient_accumulation_steps=2, warmup_iters=3, learning_rate=0.4)
     run.begin()
     seen = set()

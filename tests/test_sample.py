@@ -1,3 +1,5 @@
+"""Sampling: cached and uncached agree past block_size, draws follow the softmax, and a text ends where it should."""
+
 import contextlib
 import dataclasses
 import os
@@ -7,113 +9,110 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import curve, randomize
 
 from nanogpt import GPT, GPTConfig, checkpoint, train
-from nanogpt import sample as generate_module
+from nanogpt import sample as sample_module
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.run import metrics
 from nanogpt.sample import filter_logits, generate, stream, stream_text, until, write_amid_training
 
 GPT2 = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=4, n_embd=32)
-MODERN = dataclasses.replace(
-    GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, qk_norm=True, tie_embeddings=False
-)
+MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, qk_norm=True)
+MODERN = dataclasses.replace(MODERN, tie_embeddings=False)
+ONE = torch.zeros(1, 1, dtype=torch.long)
 
 
 def random_model(config: GPTConfig) -> GPT:
-    torch.manual_seed(0)
-    model = GPT(config).eval()
-    for p in model.parameters():
-        p.data.normal_(std=0.4)
-    return model
+    return randomize(GPT(config).eval())
+
+
+def prompts(samples: int, length: int) -> torch.Tensor:
+    return torch.randint(65, (samples, length), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("config", [GPT2, MODERN], ids=["gpt2", "modern"])
 @pytest.mark.parametrize("prompt_length", [1, 5, 16, 40])
-def test_cached_equals_uncached_token_for_token_past_block_size_too(config, prompt_length):
-    model = random_model(config)
-    idx = torch.randint(65, (3, prompt_length), generator=torch.Generator().manual_seed(1))
+def test_cached_equals_uncached_past_block_size_too(config, prompt_length):
+    model, idx = random_model(config), prompts(3, prompt_length)
     cached = generate(model, idx, 50, temperature=0)
     assert torch.equal(cached, generate(model, idx, 50, temperature=0, use_cache=False))
     assert cached.shape == (3, prompt_length + 50)
-    assert cached[:, prompt_length:].unique().numel() > 5  # not one token all along
+    assert cached[:, prompt_length:].unique().numel() > 5  # not the same token all along
 
 
 def test_greedy_equals_a_loop_written_out_while_the_context_fits():
-    model = random_model(MODERN)
-    idx = torch.randint(65, (2, 4), generator=torch.Generator().manual_seed(1))
+    model, idx = random_model(MODERN), prompts(2, 4)
     expected = idx
     for _ in range(12):
         expected = torch.cat((expected, model(expected)[:, -1].argmax(-1, keepdim=True)), dim=1)
     assert torch.equal(generate(model, idx, 12, temperature=0), expected)
+    assert torch.equal(model.generate(idx, 12, temperature=0), expected)
 
 
 def test_a_full_context_keeps_its_newer_half():
     model = random_model(GPT2)
-    idx = torch.randint(65, (1, 16), generator=torch.Generator().manual_seed(1))
-    out = generate(model, idx, 2, temperature=0)
+    out = generate(model, prompts(1, 16), 2, temperature=0)
     assert out[0, 17] == model(out[:, 9:17])[0, -1].argmax()  # the last 8 of 17 tokens, at positions 0 to 7
 
 
 def test_the_seed_decides_and_padding_is_never_sampled():
-    model = random_model(GPT2)
-    idx = torch.zeros(4, 1, dtype=torch.long)
+    model, idx = random_model(GPT2), ONE.expand(4, 1)
     a, b, c = (generate(model, idx, 40, temperature=5.0, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert not torch.equal(a[0], a[1])  # the samples of one batch differ
     assert a.max() < 65
 
 
-def test_top_k_and_top_p_keep_the_likeliest():
+@pytest.mark.parametrize(
+    "options, kept",
+    [
+        ({}, 5),
+        ({"top_k": 2}, 2),
+        ({"top_k": 99}, 5),
+        ({"top_p": 0.6}, 2),  # 0.5 does not reach 0.6, with 0.2 it does
+        ({"top_p": 0.4}, 1),
+        ({"top_p": 0.0}, 1),
+    ],
+)
+def test_top_k_and_top_p_keep_the_likeliest(options, kept):
     logits = torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]]).log()
-    kept = lambda **options: filter_logits(logits, **options).isfinite()[0].tolist()  # noqa: E731
-    assert kept() == [True] * 5
-    assert kept(top_k=2) == [True, True, False, False, False]
-    assert kept(top_k=99) == [True] * 5
-    assert kept(top_p=0.6) == [True, True, False, False, False]  # 0.5 does not reach 0.6, with 0.2 it does
-    assert kept(top_p=0.4) == [True, False, False, False, False]
-    assert kept(top_p=0.0) == [True, False, False, False, False]
+    assert filter_logits(logits, **options).isfinite()[0].tolist() == [True] * kept + [False] * (5 - kept)
 
 
-def test_a_model_that_has_diverged_is_named():
+def test_draws_follow_the_softmax_at_the_temperature():
     model = random_model(GPT2)
-    model.ln_f.weight.data.fill_(torch.nan)
-    with pytest.raises(ValueError, match="logits are not finite: its training has diverged"):
-        generate(model, torch.zeros(1, 1, dtype=torch.long), 1)
+    drawn = generate(model, ONE.expand(4000, 1), 1, temperature=2.0, seed=1)[:, 1]
+    expected = (model(ONE)[0, 0] / 2).softmax(-1)
+    assert (drawn.bincount(minlength=65) / 4000 - expected).abs().max() < 0.03
 
 
-def test_an_empty_prompt_is_refused():
+def test_a_diverged_model_and_an_empty_prompt_are_refused():
+    model = random_model(GPT2)
     with pytest.raises(ValueError, match="prompt is empty"):
-        generate(random_model(GPT2), torch.zeros(1, 0, dtype=torch.long), 1)
+        generate(model, ONE[:, :0], 1)
+    model.ln_f.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="diverged"):
+        generate(model, ONE, 1)
 
 
 def test_streamed_text_never_splits_a_character():
     text = "aé你😀b"
     by_byte = SimpleNamespace(decode=lambda ids: bytes(ids).decode("utf-8", errors="replace"))
-    pieces = list(stream_text(by_byte, iter(text.encode())))
-    assert pieces == list(text)
+    assert list(stream_text(by_byte, iter(text.encode()))) == list(text)
     assert "".join(stream_text(by_byte, iter(b"ok\xff"))) == "ok\ufffd"
 
 
-def test_draws_follow_the_softmax_of_the_logits_over_the_temperature():
-    model, idx = random_model(GPT2), torch.zeros(4000, 1, dtype=torch.long)
-    drawn = generate(model, idx, 1, temperature=2.0, seed=1)[:, 1]
-    expected = (model(idx[:1])[0, 0] / 2).softmax(-1)
-    assert (drawn.bincount(minlength=65) / 4000 - expected).abs().max() < 0.03
+def test_streamed_text_has_only_the_spaces_between_tokens():
+    by_word = SimpleNamespace(decode=lambda ids: " ".join("abcdef"[i] for i in ids))
+    assert list(stream_text(by_word, iter([1, 2, 3]), prompt=[0])) == [" b", " c", " d"]
 
 
 def test_the_model_is_afterwards_in_the_mode_it_was_in():
-    tokenizer, model = CharTokenizer("".join(map(chr, range(65)))), random_model(GPT2)
+    model = random_model(GPT2)
     for training in (True, False):
-        generate(model.train(training), torch.zeros(1, 1, dtype=torch.long), 2)
+        generate(model.train(training), ONE, 2)
         assert model.training == training
-    write_amid_training(model.train(), tokenizer, np.array([1]), 2, 0)
-    assert model.training
-
-
-def test_streamed_text_has_the_spaces_that_stand_between_tokens_alone():
-    by_word = SimpleNamespace(decode=lambda ids: " ".join("abcdef"[i] for i in ids))
-    assert list(stream_text(by_word, iter([1, 2, 3]), prompt=[0])) == [" b", " c", " d"]
 
 
 def test_what_check_raises_ends_a_text_and_the_model_trains_on():
@@ -140,18 +139,16 @@ def test_a_signal_during_a_sample_keeps_the_evaluation_before_it(make_run, monke
         return sample(*args)
 
     monkeypatch.setattr(train, "write_amid_training", signalled)
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit, match="143"):
         run.train()
-    assert exit.value.code == 143
     state = checkpoint.read_state(checkpoint.find(run.out_dir, ("last",)))
     assert (state["step"], state["evaluated_step"], state["best_step"]) == (2, 2, 2)
-    assert len(metrics.read(run.out_dir / metrics.SAMPLES)) == 1
+    assert list(curve(run.out_dir, "text", metrics.SAMPLES)) == [0]
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_a_sample_ends_with_the_end_of_text_token_and_the_batch_with_its_last_sample(use_cache):
-    model = random_model(MODERN)
-    idx = torch.randint(65, (3, 4), generator=torch.Generator().manual_seed(1))
+def test_a_sample_ends_with_eos_and_the_batch_with_its_last_sample(use_cache):
+    model, idx = random_model(MODERN), prompts(3, 4)
     whole = generate(model, idx, 30, temperature=0)[:, 4:].tolist()
     eos_id = next(token for token in whole[0] if all(token in row for row in whole))
     ends = [row.index(eos_id) for row in whole]
@@ -159,30 +156,28 @@ def test_a_sample_ends_with_the_end_of_text_token_and_the_batch_with_its_last_sa
     cut = generate(model, idx, 30, temperature=0, eos_id=eos_id, use_cache=use_cache)[:, 4:].tolist()
     for row, end, uncut in zip(cut, ends, whole, strict=True):
         assert row == uncut[: end + 1] + [eos_id] * (max(ends) - end)
-        assert list(until(eos_id, row)) == uncut[:end]
+        assert list(until(eos_id, row)) == uncut[:end] and list(until(None, uncut)) == uncut
     assert len(list(stream(model, idx[:1], 30, temperature=0, eos_id=eos_id))) == ends[0] + 1
-    assert list(until(None, whole[0])) == whole[0]
-    assert torch.equal(model.generate(idx, 30, temperature=0), generate(model, idx, 30, temperature=0))
 
 
 @pytest.mark.parametrize("ends", [{"eot_id": 2, "special": {}}, {"eot_id": None, "special": {"<|im_end|>": 2}}])
-def test_a_text_that_a_run_writes_ends_with_its_end_and_every_token_is_checked(monkeypatch, ends):
+def test_a_text_amid_training_ends_with_eos_and_checks_each_token(monkeypatch, ends):
     tokens, calls = [1, 0, 2, 0], []
-    monkeypatch.setattr("nanogpt.sample.stream", lambda *args, **options: (torch.tensor([t]) for t in tokens))
-    tokenizer = SimpleNamespace(**ends, decode=lambda ids: " ".join(map(str, ids)))
-    assert write_amid_training(random_model(GPT2), tokenizer, np.array([7]), 4, 0, lambda: calls.append(1)) == "7 1 0"
+    monkeypatch.setattr(sample_module, "stream", lambda *args, **options: (torch.tensor([t]) for t in tokens))
+    tokenizer, model = SimpleNamespace(**ends, decode=lambda ids: " ".join(map(str, ids))), random_model(GPT2)
+    assert write_amid_training(model.train(), tokenizer, np.array([7]), 4, 0, lambda: calls.append(1)) == "7 1 0"
     assert len(calls) == 4  # processes agree on each of them, whatever they have drawn
+    assert model.training
 
 
 def test_sampling_on_cuda_passes_over_cudnns_attention(monkeypatch):
     flags = torch.backends.cuda
     for device, cudnn in (("cuda", False), ("cpu", flags.cudnn_sdp_enabled())):
-        with generate_module.sampling_kernels(torch.device(device)):
+        with sample_module.sampling_kernels(torch.device(device)):
             assert flags.cudnn_sdp_enabled() is cudnn
             assert flags.flash_sdp_enabled() and flags.mem_efficient_sdp_enabled() and flags.math_sdp_enabled()
-    contexts = []
-    monkeypatch.setattr(
-        generate_module, "sampling_kernels", lambda device: contexts.append(device.type) or contextlib.nullcontext()
-    )
-    generate(random_model(GPT2), torch.zeros(1, 1, dtype=torch.long), 3)
-    assert contexts == ["cpu"] * 3
+    used = []
+    kernels = lambda device: used.append(device.type) or contextlib.nullcontext()  # noqa: E731
+    monkeypatch.setattr(sample_module, "sampling_kernels", kernels)
+    generate(random_model(GPT2), ONE, 3)
+    assert used == ["cpu"] * 3

@@ -329,7 +329,7 @@ def verify(file: Path, tensors: dict[str, torch.Tensor], kinds: dict) -> None:
 
 
 def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: str) -> str:
-    """Compares llama.cpp's tokens and continuation with the model's in fp32; says how far they agree.
+    """Compares llama.cpp's tokens and text with the model's in fp32; says how far they agree.
 
     Raises ValueError if they differ. Where llama.cpp rounds activations (Q8_0, BF16, F16) or
     approximates GPT-2's exact GELU, a continuation may differ, and the number of equal tokens is

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conversations import talk, talks, write
+from helpers import randomize
 from shapes import CASES
-from test_model import randomize
 from texts import silent, tokens
 
 from data_prep import chat as chat_prep

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from shapes import CASES, randomize
+from helpers import curve, randomize
+from shapes import CASES
 
 from nanogpt import GPT, GPTConfig, checkpoint
 from nanogpt.hub import export
-from nanogpt.run import metrics, plan
+from nanogpt.run import plan
 from nanogpt.run.device import undo_compile
 from nanogpt.sample import generate
 
@@ -27,13 +28,6 @@ MODERN = dataclasses.replace(SMALL, norm="rmsnorm", position="rope", mlp="swiglu
 FIFTY = {"max_iters": 50, "eval_interval": 50, "log_interval": 1, "learning_rate": 3e-3, "sample_tokens": 0}
 # largest difference of the last ten losses of fifty to fp32's; of fp16 some first steps overflow and are skipped
 BOUNDS = {"bf16": 0.03, "fp16": 0.1}
-
-
-def here() -> str:
-    """The kind of device to test: NANOGPT_DEVICE, else the GPU of this machine, else none."""
-    if "NANOGPT_DEVICE" in os.environ:
-        return os.environ["NANOGPT_DEVICE"]
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +41,9 @@ def exact_products():
 
 @pytest.fixture
 def device() -> str:
-    if not here():
-        pytest.skip("no CUDA or Apple GPU here; NANOGPT_DEVICE=cpu runs what can be run on a CPU")
-    return here()
+    """NANOGPT_DEVICE, else the GPU of this machine."""
+    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
+    return os.environ.get("NANOGPT_DEVICE", gpu) or pytest.skip("no GPU here; NANOGPT_DEVICE=cpu runs what can be run")
 
 
 @pytest.fixture
@@ -61,18 +55,19 @@ def train(make_run, device, tmp_path):
         run = make_run(model, **options)
         prepare(run)
         run.train()
-        return run, curve(run.out_dir)
+        return run, curve(run.out_dir, "train_loss")
 
     return train
-
-
-def curve(out_dir: Path, name: str = "train_loss") -> dict[int, float]:
-    return {line["step"]: line[name] for line in metrics.read(out_dir / metrics.METRICS) if name in line}
 
 
 def needs_cuda(device: str, count: int = 1) -> None:
     if device != "cuda" or torch.cuda.device_count() < count:
         pytest.skip(f"needs {count} CUDA GPU" + "s" * (count > 1))
+
+
+def needs_compile(device: str) -> None:
+    if device == "mps":
+        pytest.skip("torch.compile is for CUDA and the CPU")
 
 
 def on_cpu_and(device: str, config: GPTConfig) -> list[tuple[GPT, torch.Tensor]]:
@@ -99,23 +94,16 @@ def test_logits_and_gradients_are_the_cpus_in_fp32(device, name):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
-def test_greedy_samples_are_the_cpus_with_and_without_a_cache(device, name):
+@pytest.mark.parametrize("how", [{"use_cache": True}, {"use_cache": False}, {"compile": True}], ids=str)
+def test_greedy_samples_are_the_cpus(device, name, how):
     """Beyond block_size, where the context begins anew; what the vocabulary is padded with is never sampled."""
-    (model, idx), (other, same) = on_cpu_and(device, CASES[name])
-    expected = generate(model, idx, 40, temperature=0)
-    for use_cache in (True, False):
-        assert torch.equal(generate(other, same, 40, temperature=0, use_cache=use_cache).cpu(), expected)
-    assert expected.max() < CASES[name].vocab_size
-
-
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
-def test_compiled_greedy_samples_are_the_cpus(device, name):
-    if device not in ("cuda", "cpu"):
-        pytest.skip("torch.compile is for CUDA and the CPU")
+    if "compile" in how:
+        needs_compile(device)
     (model, idx), (other, same) = on_cpu_and(device, CASES[name])
     expected = generate(model, idx, 40, temperature=0)
     for _ in range(2):
-        assert torch.equal(generate(other, same, 40, temperature=0, compile=True).cpu(), expected)
+        assert torch.equal(generate(other, same, 40, temperature=0, **how).cpu(), expected)
+    assert expected.max() < CASES[name].vocab_size
 
 
 @pytest.mark.parametrize("model", [SMALL, MODERN], ids=["gpt2", "modern"])
@@ -180,8 +168,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(train):
 
 @pytest.mark.parametrize("model", [SMALL, MODERN], ids=["gpt2", "modern"])
 def test_compiled_losses_are_the_plain_ones(train, device, model):
-    if device == "mps":
-        pytest.skip("torch.compile is for CUDA and the CPU")
+    needs_compile(device)
     few = {"max_iters": 10, "eval_interval": 5, "log_interval": 1, "learning_rate": 1e-3}
     _, expected = train("plain", model, **few)
     run, losses = train("compiled", model, compile="true", **few)
@@ -217,14 +204,13 @@ def test_two_gpus_lose_what_one_does(data, tmp_path, device, config, precision, 
         command = [sys.executable, "-m", "accelerate.commands.launch", *launcher.split(), recipe, *flags.split()]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
-        losses.append(curve(tmp_path / "out" / name))
+        losses.append(curve(tmp_path / "out" / name, "train_loss"))
     assert len(losses[0]) == 20 and losses[1] == pytest.approx(losses[0], abs=most)
 
 
 def test_between_two_log_lines_cuda_refuses_no_wait(make_run, device):
     """Whatever would synchronize is an error to torch in this mode."""
-    if device != "cuda":
-        pytest.skip("only CUDA has this mode")
+    needs_cuda(device)
     run = make_run(SMALL, device=device, compile="false", max_iters=20, log_interval=10)
     run.begin()
     run.interrupts.begin()

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from unittest.mock import patch
 
-import click
 from accelerate.commands.launch import launch_command_parser
 from pages import FILES, ROOT, SAVED
 
@@ -22,7 +21,7 @@ from nanogpt import GPTConfig, TrainConfig
 from nanogpt.cli import make_parser
 from nanogpt.run.flags import parse, settings_parser
 
-START = re.compile(r"(?:next:)?\s*(?:[\w \"$(=-]*\b(?:do|exec) |.*\$\()?((?:accelerate launch|nanogpt|python|hf) .*)")
+START = re.compile(r"(?:next:)?\s*(?:[\w \"$(=-]*\b(?:do|exec) |.*\$\()?((?:accelerate launch|nanogpt|python) .*)")
 ANY_RECIPE = ("recipes/x.py", "x.py", "RECIPE", "mine.py")
 
 
@@ -35,7 +34,7 @@ def parser_of(program: str) -> argparse.ArgumentParser:
     """The parser of `accelerate launch`, `nanogpt`, a module such as `data_prep.text`, or a script."""
     if program == "accelerate launch":
         return launch_command_parser()
-    if program in ("nanogpt", "nanogpt.cli"):
+    if program == "nanogpt":
         return make_parser()
 
     def stop(parser, *_):
@@ -63,7 +62,8 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 @lru_cache
 def every_flag() -> set[str]:
     """Those of a recipe, of the launcher, and whatever else our programs name in a string."""
-    parsers = settings_parser(GPTConfig(), TrainConfig(), ""), parser_of("accelerate launch")
+    parsers = [settings_parser(GPTConfig(), TrainConfig(), ""), parser_of("accelerate launch")]
+    parsers.append(parser_of("recipes/pretrain.py"))
     flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     for file in (file for file in FILES if file.endswith(".py") and not file.startswith("tests/docs/")):
         flags |= set(re.findall(r"[\"'](--[a-z][\w-]*)[\"'=]", (ROOT / file).read_text(encoding="utf-8")))
@@ -107,15 +107,13 @@ def problem(words: list[str], page: str = "") -> str | None:
             return problem(["python", recipe, *(word for word in rest if not word.startswith("--processes="))], page)
         case ["nanogpt", *rest]:
             return parsed(parser_of("nanogpt"), rest)[1]
-        case ["python", "-m", "nanogpt" | "nanogpt.cli", *rest]:
+        case ["python", "-m", "nanogpt", *rest]:
             return problem(["nanogpt", *rest])
         case ["python", "-m", module, *rest] if module.startswith("data_prep."):
             exists = f"{module.replace('.', '/')}.py" in FILES
             return parsed(parser_of(module), rest)[1] if exists else f"no module {module}"
         case ["python", script, *rest] if script.endswith(".py"):
             return script_problem(script, rest, page)
-        case ["hf", *rest]:
-            return hf_problem(rest)
 
 
 def script_problem(script: str, words: list[str], page: str) -> str | None:
@@ -130,18 +128,6 @@ def script_problem(script: str, words: list[str], page: str) -> str | None:
     names = runpy.run_path(str(ROOT / script)) if source else {}
     configs = names.get("MODEL", GPTConfig()), names.get("TRAIN", TrainConfig())
     return result_and_error(lambda: parse(*configs, words, ""))[1]
-
-
-def hf_problem(words: list[str]) -> str | None:
-    from huggingface_hub.cli.hf import app
-
-    command, context = app, click.Context(app)
-    try:
-        while isinstance(command, click.Group):
-            name, command, words = command.resolve_command(context, words)
-        command.make_context(name, words)
-    except click.ClickException as error:
-        return f"hf: {error.format_message()}"
 
 
 def parsed(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace | None, str | None]:

@@ -79,7 +79,7 @@ def test_what_a_page_names_exists(file):
 
 
 @pytest.mark.parametrize("folder", ["nanogpt", "data_prep", "recipes", "accelerate_configs"])
-def test_what_docstrings_and_comments_of_configurations_name_exists(folder):
+def test_what_docstrings_and_configurations_name_exists(folder):
     found = []
     for path in [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.yaml")]:
         source = path.read_text(encoding="utf-8")

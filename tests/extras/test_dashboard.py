@@ -1,4 +1,4 @@
-"""The dashboard's server: what it answers, and to whom."""
+"""The dashboard's server answers this machine alone, nothing but its page and its runs, and whatever a run holds."""
 
 import http.client
 import json
@@ -56,23 +56,21 @@ def test_runs_curves_and_samples_as_json(server):
 def test_the_page_asks_nothing_of_any_other_machine(server):
     for path in ("/", "/dashboard.js", "/chart.js", "/dashboard.css"):
         status, headers, body = ask(server, path)
-        assert (
-            status == 200 and b"//" not in body.replace(b"// ", b"") and headers["X-Content-Type-Options"] == "nosniff"
-        )
-        assert "default-src 'none'" in headers["Content-Security-Policy"]
-        assert "unsafe" not in headers["Content-Security-Policy"]
+        policy = headers["Content-Security-Policy"]
+        assert status == 200 and b"//" not in body.replace(b"// ", b"")
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in policy and "unsafe" not in policy
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:6070", "127.0.0.1.evil.example", "", "192.168.0.1"])
 @pytest.mark.parametrize("path", ["/", "/api/runs"])
-def test_another_name_for_this_machine_gets_nothing(server, host, path):
-    status, _, body = ask(server, path, Host=host)
-    assert status == 403 and b"name" not in body
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:6070", "localhost"])
-def test_its_own_names_serve_through_a_forwarded_port_too(server, host):
-    assert ask(server, "/api/runs", Host=host)[0] == 200
+@pytest.mark.parametrize(
+    "host, status",
+    [(host, 403) for host in ("evil.example", "evil.example:6070", "127.0.0.1.evil.example", "", "192.168.0.1")]
+    + [(host, 200) for host in ("127.0.0.1:8000", "localhost:6070", "localhost")],  # a forwarded port
+)
+def test_only_this_machines_own_names_are_served(server, host, path, status):
+    found, _, body = ask(server, path, Host=host)
+    assert found == status and (status == 200 or b"name" not in body)
 
 
 def test_a_page_of_another_origin_may_not_read(server):
@@ -81,26 +79,21 @@ def test_a_page_of_another_origin_may_not_read(server):
     assert not [name for name in headers if name.lower().startswith("access-control")]
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_nobody_may_write(server, method):
-    assert ask(server, "/api/runs", method)[0] == 501
-
-
 @pytest.mark.parametrize(
-    "path",
-    ["/../secret.txt", "/..%2fsecret.txt", "//etc/passwd", "/api/../../secret.txt", "/index.html", "/web/dashboard.js"],
+    "request_line, expected",
+    [(f"{method} /api/runs", 501) for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS")]
+    + [(f"GET {path}", 404) for path in ("/../secret.txt", "/..%2fsecret.txt", "//etc/passwd")]
+    + [(f"GET {path}", 404) for path in ("/api/../../secret.txt", "/index.html", "/web/dashboard.js")]
+    + [
+        (f"GET /api/curves?{query}", 400)
+        for query in ("", "run=7", "run=-1", "run=..", "run=0&x=values&points=9&key=lr")
+    ]
+    + [("GET /api/curves?run=0&x=step&points=nan&key=lr", 400)],
 )
-def test_no_path_leads_to_any_other_file(server, path):
-    status, _, body = ask(server, path)
-    assert status == 404 and b"secret" not in body
-
-
-@pytest.mark.parametrize(
-    "query", ["", "run=7", "run=-1", "run=..", "run=0&x=values&points=9&key=lr", "run=0&x=step&points=nan&key=lr"]
-)
-def test_a_question_that_makes_no_sense_is_an_answer_of_400(server, query):
-    assert ask(server, f"/api/curves?{query}")[0] == 400
-    assert ask(server, "/api/runs")[0] == 200
+def test_nobody_writes_reads_other_files_or_asks_for_nonsense(server, request_line, expected):
+    method, path = request_line.split(" ")
+    status, _, body = ask(server, path, method)
+    assert status == expected and b"secret" not in body and ask(server, "/api/runs")[0] == 200
 
 
 @pytest.mark.parametrize("path, host", [("/", "["), ("//[", "localhost"), ("/api/runs", "[::1")])
@@ -117,23 +110,21 @@ def test_clients_that_leave_print_nothing(server, capfd):
         connection.sendall(b"GET /dashboard.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not a goodbye
         connection.close()
-    assert ask(server, "/api/runs")[0] == 200
-    time.sleep(0.5)
-    assert capfd.readouterr().err == ""
+    assert ask(server, "/api/runs")[0] == 200 and capfd.readouterr().err == ""
 
 
-def test_one_connection_too_many_is_turned_away_and_the_next_is_served_again(server):
+def test_one_connection_too_many_is_turned_away_until_others_leave(server):
     idle = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(MOST_CONNECTIONS)]
     assert ask(server, "/")[0] == 503
     for connection in idle:
         connection.close()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while (status := ask(server, "/")[0]) == 503 and time.monotonic() < end:
         time.sleep(0.05)
     assert status == 200
 
 
-def test_a_run_that_was_deleted_is_gone_and_its_number_never_given_again(server, tmp_path):
+def test_the_number_of_a_deleted_run_is_never_given_again(server, tmp_path):
     assert [run["number"] for run in json.loads(ask(server, "/api/runs")[2])] == [0]
     shutil.rmtree(tmp_path / "out" / HOSTILE)
     assert json.loads(ask(server, "/api/runs")[2]) == []
@@ -156,7 +147,7 @@ def test_a_fifo_hangs_nothing(server, tmp_path, name):
     assert len(found) == (1 if name == "metrics.jsonl" else 2) and found[-1]["settings"] is not None
 
 
-def test_a_run_of_300_megabytes_of_settings_or_5000_metrics_is_answered_in_brief(server, tmp_path):
+def test_a_run_of_huge_files_is_answered_in_brief(server, tmp_path):
     other = tmp_path / "out" / "other"
     other.mkdir()
     names = {f"metric {i}": i for i in range(5000)} | {"x" * 10_000: 1, "val_loss": 3.0}
@@ -172,23 +163,11 @@ def test_a_run_of_300_megabytes_of_settings_or_5000_metrics_is_answered_in_brief
     assert len(ask(server, "/api/runs")[2]) < 100_000
 
 
-def test_it_listens_on_this_machine_alone(server):
-    assert server.server_address[0] == "127.0.0.1"
-
-
-def test_the_next_free_port_is_taken_and_a_port_in_use_is_one_line(tmp_path, capsys):
+def test_the_next_free_port_of_this_machine_alone_is_taken(tmp_path, refused):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(SystemExit) as error:
-            main(["dashboard", str(tmp_path), "--port", str(port)])
-        assert error.value.code == 2 and f"port {port} is unavailable" in capsys.readouterr().err
+        assert f"port {port}" in refused(main, ["dashboard", str(tmp_path), "--port", str(port)])
     with Server([str(tmp_path)]) as first, Server([str(tmp_path)]) as second:
-        assert PORT <= first.server_port != second.server_port
-
-
-def test_a_directory_that_does_not_exist_is_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as error:
-        main(["dashboard", str(tmp_path / "nowhere")])
-    assert error.value.code == 2 and "nowhere is not a directory" in capsys.readouterr().err
+        assert PORT <= first.server_port != second.server_port and first.server_address[0] == "127.0.0.1"

@@ -1,8 +1,7 @@
-"""lm_eval on local tasks: in this process, and on the export by its own command."""
+"""lm_eval on local tasks: the figures in this process are those of its own command on the export."""
 
 import json
 import math
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import torch
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer
-from nanogpt.extras.eval_tasks import first_token
+from nanogpt.extras.eval_tasks import evaluate, first_token
 from nanogpt.hub import export
 from nanogpt.hub.load import load
 
@@ -36,11 +35,14 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 
 
-@pytest.mark.nightly
-def test_the_figures_in_process_are_those_of_lm_eval_on_the_export_and_of_arithmetic(tmp_path, monkeypatch):
+TEXTS = [CHARACTERS[i : i + 20] for i in range(0, 40, 5)]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A run, its export, and two tasks on texts of its characters."""
     pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -e '.[eval]'")
-    texts = [CHARACTERS[i : i + 20] for i in range(0, 40, 5)]
-    lines = [json.dumps({"text": text, "answer": i % 3}) for i, text in enumerate(texts)]
+    lines = [json.dumps({"text": text, "answer": i % 3}) for i, text in enumerate(TEXTS)]
     (tmp_path / "docs.jsonl").write_text("\n".join(lines))
     (tmp_path / "tasks").mkdir()
     for name, task in (("rolling", ROLLING), ("choice", CHOICE)):
@@ -48,33 +50,30 @@ def test_the_figures_in_process_are_those_of_lm_eval_on_the_export_and_of_arithm
         (tmp_path / "tasks" / f"{name}.yaml").write_text(text)
     make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
     export.export(tmp_path / "run", tmp_path / "export")
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    code = (
-        "import json, sys\nfrom nanogpt.extras import eval_tasks as tasks\nfrom nanogpt.hub.load import load\n"
-        "model, tokenizer, _ = load('run')\n"
-        "print(json.dumps(tasks.evaluate(model, tokenizer, ['rolling', 'choice'], 'tasks')))"
-    )
-    options = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": 300}
-    results = subprocess.run([sys.executable, "-c", code], **options)
-    assert results.returncode == 0, results.stderr
-    results = json.loads(results.stdout.splitlines()[-1])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def nats(model, tokenizer) -> float:
+    """The negative log-likelihood of the texts, each after the first token."""
+    rows = [torch.tensor([[0, *tokenizer.encode(text).tolist()]]) for text in TEXTS]
+    with torch.no_grad():
+        return sum(model(row[:, :-1], row[:, 1:], reduction="sum").item() for row in rows)
+
+
+@pytest.mark.nightly
+def test_figures_are_those_of_lm_eval_on_the_export_and_of_arithmetic(place):
+    model, tokenizer, _ = load(place / "run")
+    results = evaluate(model, tokenizer, ["rolling", "choice"], str(place / "tasks"))
     arguments = "--model hf --model_args pretrained=export,dtype=float32,prefix_token_id=0 --tasks rolling,choice"
     arguments += " --include_path tasks --device cpu --batch_size 8 --output_path results"
-    expected = subprocess.run([sys.executable, "-m", "lm_eval", *arguments.split()], **options)
-    assert expected.returncode == 0, expected.stderr
-    expected = json.loads(next((tmp_path / "results").rglob("*.json")).read_text())["results"]
+    subprocess.run([sys.executable, "-m", "lm_eval", *arguments.split()], cwd=place, check=True, timeout=300)
+    expected = json.loads(next((place / "results").rglob("*.json")).read_text())["results"]
     assert results["choice"]["acc,none"] == expected["choice"]["acc,none"]
     found = results["rolling"]["bits_per_byte,none"]
     assert found == pytest.approx(expected["rolling"]["bits_per_byte,none"], abs=1e-6)
-
-    model, tokenizer, _ = load(tmp_path / "run")
-    nats = 0.0
-    for text in texts:
-        idx = torch.tensor([[0, *tokenizer.encode(text).tolist()]])
-        with torch.no_grad():
-            nats += model(idx[:, :-1], idx[:, 1:], reduction="sum").item()
-    bits = nats / math.log(2) / sum(len(text) for text in texts)
-    assert found == pytest.approx(bits, abs=1e-5)
+    assert found == pytest.approx(nats(model, tokenizer) / math.log(2) / sum(map(len, TEXTS)), abs=1e-5)
 
 
 @pytest.mark.parametrize(

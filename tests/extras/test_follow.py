@@ -1,4 +1,4 @@
-"""Runs on the disk, read while they grow."""
+"""Runs on the disk, read while they grow, are resumed or hold what is not theirs."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def run(tmp_path) -> FollowedRun:
     return FollowedRun(tmp_path, "a run")
 
 
-def test_what_was_appended_is_read_once_and_a_line_that_is_half_written_later(run):
+def test_what_was_appended_is_read_once_a_half_line_later(run):
     run.update()
     assert run.curve("train_loss", "step", 100) == ([1, 2], [3.0, 2.0])
     whole = line(3, train_loss=1.0)
@@ -63,7 +63,7 @@ def test_a_long_file_is_read_in_parts_and_says_that_there_is_more(run, monkeypat
     assert len(counts) > 3 and counts == sorted(set(counts)) and counts[-1] == 22
 
 
-def test_lines_that_are_not_ours_are_passed_over_and_values_that_are_not_finite_are_not_drawn(run):
+def test_lines_and_values_that_cannot_be_drawn_are_passed_over(run):
     append(run.metrics.path, '[1]\nnull\n"text"\n{"step": "3"}\n{"step": NaN}\n{broken\n' + "[" * 5000 + "\n\xff\n")
     append(run.metrics.path, line(3, train_loss=math.nan, lr=True, note="text", huge=1) + line(4, train_loss=math.inf))
     append(run.metrics.path, '{"step": 5, "train_loss": 1' + "0" * 400 + "}\n" + line(6, train_loss=1.0))
@@ -98,7 +98,7 @@ def test_samples_are_followed_and_cut_to_a_length(run, monkeypatch):
     assert [each["step"] for each in run.samples] == [1, 2, *range(4, 12), *range(90, 100)]
 
 
-def test_characters_that_cannot_be_seen_are_escaped_in_names_settings_and_samples(tmp_path):
+def test_invisible_characters_are_escaped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(line(1, **{"a\x1b[2Jb": 1.0, "caf\u00e9": 2.0}))
     (tmp_path / "samples.jsonl").write_text(line(1, text="one\n\ttwo\x1b[31m\u202ethree"))
     (tmp_path / "config.json").write_text(json.dumps({"train": {"na\x00me": "\x9b31m"}, "format": 1}))
@@ -121,7 +121,7 @@ def test_thinning_keeps_ends_and_peaks(run):
     assert [part.tolist() for part in thin(xs[:5], ys[:5], 600)] == [xs[:5].tolist(), ys[:5].tolist()]
 
 
-def test_a_part_of_a_curve_comes_in_all_detail_with_a_neighbour_on_each_side(tmp_path):
+def test_a_part_of_a_curve_has_all_detail_and_its_neighbours(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(line(step, lr=step) for step in range(2000)))
     run = FollowedRun(tmp_path, "run")
     run.update()
@@ -129,7 +129,7 @@ def test_a_part_of_a_curve_comes_in_all_detail_with_a_neighbour_on_each_side(tmp
     assert run.curve("lr", "step", 100, 0, 2)[0] == [0, 1, 2, 3]
 
 
-def test_runs_are_found_at_the_root_and_two_levels_below_and_keep_their_places(tmp_path):
+def test_runs_are_found_two_levels_deep_and_keep_their_places(tmp_path):
     for name in ("b", "group/c", "group/deep/er"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "metrics.jsonl").write_text(line(1))

@@ -1,12 +1,13 @@
-"""GGUF files: read by gguf's own reader, by transformers', and, in tests marked long, by llama.cpp."""
+"""GGUF files have the model's weights, sizes and tokens, as gguf, transformers and, by hand, llama.cpp read them."""
 
 import dataclasses
 import importlib.util
-import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiktoken
 import torch
 from conversations import talk
 from readers import READERS, SHAPES
@@ -31,7 +32,7 @@ WIDE = "".join(sorted("\n aäßЖ你😀é👍zÿ"))  # of one byte to four
 @pytest.fixture(autouse=True)
 def without_llama_cpp(request, monkeypatch):
     """The other tests are the same where it is installed."""
-    if not request.node.get_closest_marker("long"):
+    if not request.node.get_closest_marker("manual"):
         nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
         monkeypatch.setattr(to_gguf, "importlib", nothing)
 
@@ -134,17 +135,26 @@ def test_bytes_have_no_merge_that_a_text_could_need(tmp_path):
     assert (found["tokenizer.ggml.tokens"][256], found["tokenizer.ggml.token_type"][256]) == ("<|endoftext|>", 3)
 
 
-def test_gpt2s_encoding_is_held(tmp_path, gpt2_files):
-    tokenizer = BPETokenizer.gpt2()
-    config = dataclasses.replace(CASES["qwen3"], vocab_size=50257)
-    found = fields(exported(tmp_path, config, tokenizer)[1])
+def small_gpt2() -> BPETokenizer:
+    """GPT-2's split with merges of a few words."""
+    ranks = {bytes([b]): b for b in range(256)} | {b"he": 256, b" t": 257, b" the": 258, b"kn": 259, b" kn": 260}
+    special = {"<|endoftext|>": 261}
+    split = tokenizer_json.GPT2_PATTERN
+    return BPETokenizer(tiktoken.Encoding("small", pat_str=split, mergeable_ranks=ranks, special_tokens=special))
+
+
+@pytest.mark.parametrize("make", [small_gpt2, pytest.param(BPETokenizer.gpt2, marks=pytest.mark.nightly)])
+def test_gpt2s_encoding_is_held(tmp_path, make, request):
+    tokenizer = make() if make is small_gpt2 else (request.getfixturevalue("gpt2_files"), make())[1]
+    end = tokenizer.eot_id
+    found = fields(exported(tmp_path, dataclasses.replace(CASES["qwen3"], vocab_size=end + 1), tokenizer)[1])
     text = "I don't know the king's 12 horses.\n  Été! 你好"
     assert as_byte_level_bpe(found).encode(text).ids == tokenizer.encode(text).tolist()
-    assert len(found["tokenizer.ggml.tokens"]) == 50257 and found["tokenizer.ggml.pre"] == "gpt-2"
-    assert found["tokenizer.ggml.eos_token_id"] == found["tokenizer.ggml.bos_token_id"] == 50256
+    assert len(found["tokenizer.ggml.tokens"]) == end + 1 and found["tokenizer.ggml.pre"] == "gpt-2"
+    assert found["tokenizer.ggml.eos_token_id"] == found["tokenizer.ggml.bos_token_id"] == end
 
 
-def test_where_no_token_ends_a_text_one_is_added_that_is_never_the_likeliest(tmp_path, capsys):
+def test_a_token_that_ends_texts_is_added_and_never_the_likeliest(tmp_path, capsys):
     make_checkpoint(tmp_path / "run", CASES["gpt2, untied, own n_inner"], CharTokenizer(CHARACTERS))
     to = to_gguf.export(tmp_path / "run", tmp_path / "model.gguf")
     reader, model = gguf.GGUFReader(to), load(tmp_path / "run")[0]
@@ -152,7 +162,7 @@ def test_where_no_token_ends_a_text_one_is_added_that_is_never_the_likeliest(tmp
     assert found["tokenizer.ggml.tokens"][70:] == ["<|endoftext|>"] and found["tokenizer.ggml.eos_token_id"] == 70
     for name, rows in (("token_embd.weight", model.wte.weight), ("output.weight", model.lm_head.weight)):
         torch.testing.assert_close(tensors[name][70], rows[:70].mean(0))
-    assert "<|endoftext|> is added, and is never the most likely" in capsys.readouterr().out
+    assert "<|endoftext|> is added" in capsys.readouterr().out
 
 
 def test_a_row_that_the_tokenizer_does_not_use_ends_a_text(tmp_path):
@@ -162,21 +172,19 @@ def test_a_row_that_the_tokenizer_does_not_use_ends_a_text(tmp_path):
     assert found["tokenizer.ggml.token_type"][70:] == [3, 5] and found["tokenizer.ggml.eos_token_id"] == 70
 
 
-def test_a_model_that_chats_has_its_template_in_the_file_and_for_ollama(tmp_path):
-    tokenizer = chat.add_tokens(ByteTokenizer())
+@pytest.mark.parametrize("talks", [True, False])
+def test_the_template_of_conversations_is_in_the_file_and_for_ollama(tmp_path, talks):
+    tokenizer = chat.add_tokens(ByteTokenizer()) if talks else ByteTokenizer()
     config = dataclasses.replace(CASES["qwen3"], vocab_size=tokenizer.vocab_size)
     found = fields(exported(tmp_path, config, tokenizer)[1])
-    assert found["tokenizer.chat_template"] == chat.TEMPLATE
-    assert (found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]) == (256, 258)
     modelfile = (tmp_path / "Modelfile").read_text()
-    assert modelfile.startswith(
-        'FROM ./model.gguf\nPARAMETER num_ctx 32\nPARAMETER stop "<|im_end|>"\nTEMPLATE """{{ range'
-    )
-
-
-def test_a_modelfile_without_conversations_hands_the_prompt_on(tmp_path):
-    exported(tmp_path, CASES["gpt2"], CharTokenizer(CHARACTERS))
-    assert (tmp_path / "Modelfile").read_text().endswith('\nTEMPLATE """{{ .Prompt }}"""\n')
+    assert modelfile.startswith("FROM ./model.gguf\nPARAMETER num_ctx 32\n")
+    if talks:
+        assert found["tokenizer.chat_template"] == chat.TEMPLATE
+        assert (found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]) == (256, 258)
+        assert 'PARAMETER stop "<|im_end|>"\nTEMPLATE """{{ range' in modelfile
+    else:
+        assert modelfile.endswith('\nTEMPLATE """{{ .Prompt }}"""\n')
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "q8_0"])
@@ -189,65 +197,53 @@ def test_a_wrong_tensor_is_caught_and_nothing_is_left(tmp_path, monkeypatch, dty
         return right(array, kind)
 
     monkeypatch.setattr(gguf, "quantize", wrong)
-    with pytest.raises(ValueError, match=r"the export is wrong: token_embd.weight, read back, differs by"):
+    with pytest.raises(ValueError, match=r"token_embd.weight.* differs by"):
         exported(tmp_path, CASES["llama"], CharTokenizer(CHARACTERS), dtype=dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_tokenizers_that_llama_cpp_does_not_know_are_refused(tmp_path):
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
     tokenizer = HFTokenizer(Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0)], 0)))
-    config = dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size)
-    with pytest.raises(ValueError, match=r"GGUF holds characters and byte-level BPE, but this tokenizer is Unigram"):
-        exported(tmp_path, config, tokenizer)
+    with pytest.raises(ValueError, match="Unigram"):
+        exported(tmp_path, dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "pattern, name",
+    [(r"\S+", None), (to_gguf.WORDS % r"\p{N}", "qwen2"), (tokenizer_json.GPT2_PATTERN, "gpt-2")],
+)
+def test_a_split_of_text_has_llama_cpps_name(pattern, name):
     parts = {"model": {"type": "BPE", "merges": ["a b"]}, "decoder": {"type": "ByteLevel"}}
-    for pattern, name in ((r"\S+", None), (to_gguf.WORDS % r"\p{N}", "qwen2"), (tokenizer_json.GPT2_PATTERN, "gpt-2")):
-        parts["pre_tokenizer"] = tokenizer_json.byte_level_split(pattern)
-        if name:
-            assert to_gguf.name_split(parts) == name
-        else:
-            with pytest.raises(ValueError, match=r"llama.cpp does not know how this tokenizer splits text"):
-                to_gguf.name_split(parts)
-
-
-@pytest.mark.parametrize("arguments", [["--format", "gguf", "--to", "x"], ["--to", "x.gguf"]])
-def test_without_the_package_the_way_to_it_is_named(tmp_path, monkeypatch, capsys, arguments):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(SystemExit) as end:
-        main(["export", "run", *arguments])
-    assert end.value.code == 2 and "GGUF needs the package gguf: pip install -e '.[gguf]'" in capsys.readouterr().err
-
-
-def test_q8_0_is_for_gguf_alone(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["export", "run", "--to", str(tmp_path / "x"), "--dtype", "q8_0"])
-    assert end.value.code == 2 and "dtype=q8_0 is for GGUF alone: add --format gguf" in capsys.readouterr().err
+    parts["pre_tokenizer"] = tokenizer_json.byte_level_split(pattern)
+    with nullcontext() if name else pytest.raises(ValueError, match="splits text"):
+        assert to_gguf.name_split(parts) == name
 
 
 def test_files_of_two_types_fit_into_one_directory(tmp_path):
+    make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS))
     for dtype in (torch.float16, "q8_0"):
-        make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS))
         name = f"model.{to_gguf.KINDS[dtype]}.gguf"
         to_gguf.export(tmp_path / "run", tmp_path / "to" / name, dtype=dtype, say=lambda text: None)
     assert {path.name: path.read_text().splitlines()[0] for path in (tmp_path / "to").glob("*Modelfile")} == {
         "Modelfile": "FROM ./model.F16.gguf",
         "model.Q8_0.Modelfile": "FROM ./model.Q8_0.gguf",
     }
-    with pytest.raises(ValueError, match=r"model\.F16\.gguf exists already"):
-        to_gguf.export(tmp_path / "run", tmp_path / "to" / "model.F16.gguf")
 
 
-def test_a_modelfile_that_is_there_is_not_overwritten(tmp_path):
-    for name in ("Modelfile", "model.Modelfile"):
+@pytest.mark.parametrize("precious", ["model.gguf", "model.Modelfile"])
+def test_a_file_that_is_there_is_not_overwritten(tmp_path, precious):
+    for name in ("Modelfile", precious):
         (tmp_path / name).write_text("precious")
-    with pytest.raises(ValueError, match=r"model\.Modelfile exists already"):
+    with pytest.raises(ValueError, match=f"{precious} exists already"):
         exported(tmp_path, CASES["gpt2"], CharTokenizer(CHARACTERS))
-    assert (tmp_path / "Modelfile").read_text() == "precious" and not (tmp_path / "model.gguf").exists()
+    assert {f.name: f.read_text() for f in tmp_path.iterdir() if f.is_file()} == dict.fromkeys(
+        ("Modelfile", precious), "precious"
+    )
 
 
 @pytest.mark.parametrize("name", ["x\nSYSTEM evil.gguf", "x\rSYSTEM evil.gguf", "\udcff.gguf"])
 def test_a_name_that_would_write_into_the_modelfile_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match="has line breaks, control characters or bytes that are not UTF-8"):
+    with pytest.raises(ValueError, match="line breaks"):
         to_gguf.export(tmp_path / "run", tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -311,7 +307,6 @@ def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, text, shape, encoding
     with torch.no_grad():
         expected = model(ids[None])[0]
     found = torch.tensor(np.array(reader.scores[:60, : tokenizer.vocab_size]))
-    print(f"{shape}, {encoding}: logits differ by {(found - expected).abs().max():.1e}")
     # llama.cpp takes GPT-2's GELU from a table in half precision
     torch.testing.assert_close(found, expected, atol=0.1 if shape == "GPT-2" else 1e-3, rtol=0)
 
@@ -345,27 +340,13 @@ def test_llama_cpp_leaves_characters_out_that_the_model_does_not_know(tmp_path):
 
 @pytest.mark.manual
 @llama_cpp_is_there
-def test_where_llama_cpp_computes_another_gelu_the_equal_tokens_are_counted(tmp_path, monkeypatch):
-    said = []
-    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], block_size=80), CharTokenizer(CHARACTERS))
-    right = to_gguf.generate
-    monkeypatch.setattr(to_gguf, "generate", lambda *args, **options: right(*args, **options).index_fill(1, at, 0))
-    at = torch.tensor([16 + 20])  # the 21st new token
-    to_gguf.export(tmp_path / "run", tmp_path / "model.gguf", say=said.append)
-    assert said[-1].endswith(
-        "llama.cpp, which rounds more, writes the same 20 of 32 greedy tokens as the model in fp32"
-    )
-
-
-@pytest.mark.manual
-@llama_cpp_is_there
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "q8_0"])
-def test_llama_cpp_answers_messages_by_the_template(chat_run, tmp_path, dtype):
+def test_llama_cpp_answers_messages_by_the_template(chat_dir, tmp_path, dtype):
     import llama_cpp
 
-    main(["export", str(chat_run), "--to", str(tmp_path / "model.gguf"), "--dtype", dtype])
+    main(["export", str(chat_dir), "--to", str(tmp_path / "model.gguf"), "--dtype", dtype])
     reader = llama_cpp.Llama(str(tmp_path / "model.gguf"), n_ctx=64, verbose=False)
-    model, tokenizer, _ = load(chat_run)
+    model, tokenizer, _ = load(chat_dir)
     messages = talk("101?")
     expected = "".join(chat.answer(model, tokenizer, messages, 20, temperature=0))
     written = reader.create_chat_completion(messages, max_tokens=20, temperature=0)
@@ -382,6 +363,6 @@ def test_a_wrong_permutation_is_noticed_by_llama_cpp(tmp_path, monkeypatch):
         return tensors | {"blk.0.attn_q.weight": tensors["blk.0.attn_q.weight"].flip(0)}
 
     monkeypatch.setattr(to_gguf, "to_llama_cpp", wrong)
-    with pytest.raises(ValueError, match=r"the export is wrong: llama\.cpp continues with"):
+    with pytest.raises(ValueError, match=r"llama\.cpp continues with"):
         exported(tmp_path, dataclasses.replace(CASES["llama"], block_size=80), CharTokenizer(CHARACTERS))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -1,4 +1,4 @@
-"""What the playground computes; how it looks is tested in a browser, in tests/integration."""
+"""What the playground computes, and whom it serves; how it looks is tested in a browser, in tests/integration."""
 
 import asyncio
 import dataclasses
@@ -15,7 +15,6 @@ from conversations import talk
 
 from data_prep import writer
 from nanogpt import GPT, chat
-from nanogpt.cli import main
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.extras import playground
 from nanogpt.extras.playground import OwnPages, Writer, take_turns, token_losses
@@ -40,10 +39,11 @@ def hostile_writer(tmp_path, monkeypatch) -> Writer:
     return Writer("<b>run</b>", "cpu")
 
 
-def test_the_losses_of_a_short_text_are_cross_entropies_of_the_models_logits(model):
+def test_losses_of_a_short_text_are_cross_entropies(model):
     ids = torch.arange(16) % 7
     with torch.no_grad():
         logits = model(ids[None])[0, :-1]
+    assert [part.shape for part in token_losses(model, ids[:1])] == [(0,), (0, 5), (0, 5)]
     losses, probs, likeliest = token_losses(model, ids)
     torch.testing.assert_close(losses, F.cross_entropy(logits, ids[1:], reduction="none"))
     expected = [sorted(((p, i) for i, p in enumerate(row)), reverse=True)[:5] for row in logits.softmax(-1).tolist()]
@@ -52,7 +52,7 @@ def test_the_losses_of_a_short_text_are_cross_entropies_of_the_models_logits(mod
 
 
 @pytest.mark.parametrize("length", [17, 18, 25, 50])
-def test_in_a_long_text_each_token_is_predicted_once_from_at_least_half_a_context(model, length):
+def test_in_a_long_text_each_token_has_half_a_context_at_least(model, length):
     ids = torch.randint(20, (length,), generator=torch.Generator().manual_seed(0))
     losses, _, _ = token_losses(model, ids)
     assert losses.shape == (length - 1,)
@@ -63,11 +63,7 @@ def test_in_a_long_text_each_token_is_predicted_once_from_at_least_half_a_contex
         assert min(abs(losses[i - 1].item() - loss) for loss in possible) < 1e-5
 
 
-def test_a_single_token_has_no_loss(model):
-    assert [part.shape for part in token_losses(model, torch.tensor([3]))] == [(0,), (0, 5), (0, 5)]
-
-
-def test_a_painted_text_has_its_characters_as_text_and_five_tokens_for_each_place(hostile_writer):
+def test_a_painted_text_is_escaped_with_five_tokens_for_each_place(hostile_writer):
     painted = hostile_writer.paint(HOSTILE)
     body = painted.split("</style>")[1]
     assert set(re.findall(r"</?(\w+)", body)) == {"p", "div", "span"}
@@ -90,8 +86,8 @@ def test_writing_grows_by_what_sampling_yields_and_the_seed_decides(hostile_writ
     assert list(hostile_writer.write("<", 10, seed=2, **options))[-1] != texts[-1]
 
 
-def test_an_answer_grows_and_is_that_of_nanogpt_chat(chat_run):
-    talker = Writer(str(chat_run), "cpu")
+def test_an_answer_grows_and_is_that_of_nanogpt_chat(chat_dir):
+    talker = Writer(str(chat_dir), "cpu")
     earlier = talk("100?", "yes")
     grown = list(talker.answer("101?", earlier, 20, 0.0))
     expected = list(chat.answer(talker.model, talker.tokenizer, [*earlier, *talk("101?")], 20, temperature=0))
@@ -111,19 +107,6 @@ def test_a_text_that_the_model_cannot_read_is_named(hostile_writer, text, compla
 
 def test_streams_take_turns_and_a_shorter_one_stays():
     assert list(take_turns([iter("ab"), iter("xyz")])) == [["a", "x"], ["b", "y"], ["b", "z"], ["b", "z"]]
-
-
-def test_three_runs_are_one_too_many(capsys):
-    with pytest.raises(SystemExit) as error:
-        main(["playground", "a", "b", "c"])
-    assert error.value.code == 2 and "one, or two side by side" in capsys.readouterr().err
-
-
-def test_without_gradio_the_way_to_it_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SystemExit) as error:
-        main(["playground", "a"])
-    assert error.value.code == 2 and "pip install -e '.[playground]'" in capsys.readouterr().err
 
 
 def test_the_page_is_served_to_this_machine_alone(monkeypatch):
@@ -150,7 +133,7 @@ def test_the_page_is_served_to_this_machine_alone(monkeypatch):
         (False, {"host": "127.0.0.1:7870", "origin": "null"}),
     ],
 )
-def test_other_names_for_this_machine_and_pages_of_other_hosts_are_refused(allowed, headers):
+def test_other_hosts_and_their_pages_are_refused(allowed, headers):
     sent = []
 
     async def page(scope, receive, send):
@@ -164,10 +147,10 @@ def test_other_names_for_this_machine_and_pages_of_other_hosts_are_refused(allow
     assert sent[0]["status"] == (200 if allowed else 403)
 
 
-def test_the_real_page_has_a_tab_for_a_model_that_talks(chat_run):
+def test_the_real_page_has_a_tab_for_a_model_that_talks(chat_dir):
     pytest.importorskip("gradio")
-    described = str(playground.page([str(chat_run)], "cpu").get_config_file())
-    assert f"Talk to {chat_run}" in described and "chat-0" in described
+    described = str(playground.page([str(chat_dir)], "cpu").get_config_file())
+    assert f"Talk to {chat_dir}" in described and "chat-0" in described
 
 
 def test_no_route_of_the_real_page_answers_to_a_foreign_host(hostile_writer):
@@ -182,9 +165,8 @@ def test_no_route_of_the_real_page_answers_to_a_foreign_host(hostile_writer):
         return found
 
     try:
-        routes = {
-            (method.upper(), path) for path, methods in blocks.app.openapi()["paths"].items() for method in methods
-        }
+        paths = blocks.app.openapi()["paths"]
+        routes = {(method.upper(), path) for path, methods in paths.items() for method in methods}
         assert {("POST", "/gradio_api/upload"), ("POST", "/gradio_api/queue/join")} <= routes and len(routes) > 20
         for method, path in sorted(routes):
             assert status(method, re.sub("{.*?}", "x", path), Host="evil.com") == 403, path

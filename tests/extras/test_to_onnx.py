@@ -1,4 +1,4 @@
-"""Graphs for ONNX Runtime, against transformers' models of the same export."""
+"""Graphs for ONNX Runtime compute what transformers does with the same export, or the export is removed."""
 
 import copy
 import dataclasses
@@ -7,19 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import readers
 import torch
-from readers import READERS
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
+from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.extras.page import to_onnx
-from nanogpt.hub.load import load
 
 MISSING = [name for name in to_onnx.NEEDED if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
 FAST = ("gpt2", "llama", "qwen3")
+MANY = "".join(chr(0x4E00 + i) for i in range(20_000))  # characters, so that the embeddings are most of the file
 REST = [name for name in CASES if name not in FAST]
 
 
@@ -66,16 +64,6 @@ def continue_greedily(session, tokens: np.ndarray) -> np.ndarray:
 
 
 @needs_onnx
-@pytest.mark.parametrize("shape", READERS["ONNX Runtime"])
-def test_onnx_runtime_writes_the_models_greedy_tokens(tmp_path, shape):
-    run = readers.make_run(tmp_path / "run", shape)
-    session = open_session(to_onnx.export(run, tmp_path / "export", say=lambda text: None))
-    model, tokenizer, _ = load(run)
-    tokens = continue_greedily(session, tokenizer.encode(readers.PROMPT).astype(np.int64)[None])
-    assert tokenizer.decode(tokens[0].tolist()) == readers.PROMPT + readers.continuation(model, tokenizer)
-
-
-@needs_onnx
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.nightly) for name in REST)])
 def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path, name):
     directory = export(tmp_path, dataclasses.replace(CASES[name], block_size=80), CharTokenizer(CHARACTERS))
@@ -108,13 +96,12 @@ def test_texts_padded_on_the_left_have_the_logits_that_they_have_alone(tmp_path,
 
 
 @needs_onnx
-def test_the_embeddings_are_stored_once_and_the_rest_is_an_export_for_transformers(tmp_path, gpt2_files, capsys):
-    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=50257), BPETokenizer.gpt2())
+def test_embeddings_are_stored_once_beside_an_export(tmp_path, capsys):
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=20_000), CharTokenizer(MANY))
     to = tmp_path / "export"
     main(["export", str(tmp_path / "run"), "--to", str(to), "--format", "onnx", "--license", "mit"])
     *_, transformers, verified = capsys.readouterr().out.splitlines()
-    assert transformers.startswith(f"{to}: GPT2LMHeadModel, verified")
-    assert verified.startswith(f"{to}: onnx/model.onnx, verified in ONNX Runtime: logits differ by")
+    assert "GPT2LMHeadModel, verified" in transformers and "onnx/model.onnx, verified" in verified
     assert (to / to_onnx.FILE).stat().st_size < 1.02 * (to / "model.safetensors").stat().st_size + 100_000
     files = {str(path.relative_to(to)) for path in to.rglob("*") if path.is_file()}
     assert {"config.json", "tokenizer.json", "README.md", "onnx/model.onnx"} <= files
@@ -123,33 +110,19 @@ def test_the_embeddings_are_stored_once_and_the_rest_is_an_export_for_transforme
 
 
 @needs_onnx
-def test_an_export_with_other_logits_is_removed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("wrong, words", [("write", "logits differ"), ("feed", "continues a text differently")])
+def test_a_wrong_export_is_removed(tmp_path, monkeypatch, wrong, words):
+    original = getattr(to_onnx, wrong)
+
     def write(model, path):
         other = copy.deepcopy(model)
         other.ln_f.weight.data[0] += 1
         original(other, path)
 
-    original = to_onnx.write
-    monkeypatch.setattr(to_onnx, "write", write)
-    with pytest.raises(ValueError, match="ONNX Runtime's logits differ by"):
+    def feed(tokens, read, past):  # with the cache it reads other tokens
+        return original(tokens * (read == 0), read, past)
+
+    monkeypatch.setattr(to_onnx, wrong, locals()[wrong])
+    with pytest.raises(ValueError, match=words):
         export(tmp_path, CASES["qwen3"], CharTokenizer(CHARACTERS))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-@needs_onnx
-def test_an_export_that_continues_differently_is_removed(tmp_path, monkeypatch):
-    original = to_onnx.feed  # with the cache it reads other tokens
-    monkeypatch.setattr(to_onnx, "feed", lambda tokens, read, past: original(tokens * (read == 0), read, past))
-    with pytest.raises(ValueError, match="the model continues a text differently"):
-        export(tmp_path, CASES["qwen3"], CharTokenizer(CHARACTERS))
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as end:
-        main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "new" / "export"), "--format", "onnx"])
-    assert end.value.code == 2 and not (tmp_path / "new").exists()
-    assert capsys.readouterr().err == (
-        "error: an export to ONNX needs onnx and onnxruntime: pip install -e '.[onnx]' -c constraints.txt\n"
-    )

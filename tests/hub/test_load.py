@@ -1,8 +1,4 @@
-"""What a RUN may be: an out directory, a checkpoint, a transformers directory; for the commands and as a library."""
-
-import contextlib
-import io
-import pydoc
+"""What a RUN may be: an out directory, a checkpoint in it, an export. It is never replaced by another."""
 
 import conversations
 import pytest
@@ -14,36 +10,50 @@ from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPT, GPTConfig, checkpoint
 from nanogpt.data.tokenizer import CharTokenizer, load_tokenizer
 from nanogpt.hub import export
+from nanogpt.hub.load import load
 
 
-@pytest.fixture
-def run_dir(make_run):
-    run = make_run(max_iters=10, eval_interval=5)
-    run.train()
-    return run.out_dir
-
-
-def test_a_run_a_checkpoint_and_an_export_load_as_the_same_model(run_dir, tmp_path):
-    export.export(run_dir, tmp_path / "export")
-    best = checkpoint.load_model(checkpoint.find(run_dir))
+def test_a_run_a_checkpoint_and_an_export_are_one_model(trained_dir, tmp_path):
+    export.export(trained_dir, tmp_path / "export", say=lambda text: None)
+    best = checkpoint.load_model(checkpoint.find(trained_dir))
     idx = torch.arange(10)[None]
-    for model in (
-        GPT.from_pretrained(run_dir),
-        GPT.from_pretrained(str((run_dir / "best").resolve())),
-        GPT.from_pretrained(tmp_path / "export"),
-        nanogpt.load(run_dir)[0],
-    ):
-        assert isinstance(model, GPT) and not model.training
-        torch.testing.assert_close(model(idx), best(idx))
-        assert model.generate(idx, 3, seed=1).shape == (1, 13)
+    for run in (trained_dir, str((trained_dir / "best").resolve()), tmp_path / "export"):
+        for model in (GPT.from_pretrained(run), nanogpt.load(run)[0]):
+            assert isinstance(model, GPT) and not model.training
+            torch.testing.assert_close(model(idx), best(idx))
+            assert model.generate(idx, 3, seed=1).shape == (1, 13)
 
 
-def test_options_choose_the_checkpoint_and_change_what_leaves_the_weights_alone(run_dir):
-    first, last = checkpoint.steps(run_dir)
-    model = GPT.from_pretrained(run_dir, which="step-5", dropout=0.5, dtype=torch.bfloat16)
+def test_options_choose_the_checkpoint_and_leave_the_weights_alone(trained_dir):
+    first, last = checkpoint.steps(trained_dir)
+    model = GPT.from_pretrained(trained_dir, which="step-5", dropout=0.5, dtype=torch.bfloat16)
     weight = checkpoint.load_model(first).wte.weight
     assert torch.equal(model.wte.weight, weight.bfloat16()) and model.config.dropout == 0.5
     assert not torch.equal(weight, checkpoint.load_model(last).wte.weight)
+
+
+@pytest.mark.parametrize("which", ["bset", "step-abc", "step-", "../run"])
+@pytest.mark.parametrize("read", [load, GPT.from_pretrained])
+def test_a_name_of_no_kind_of_checkpoint_is_refused(trained_dir, read, which):
+    with pytest.raises(ValueError, match=f"{which}.*best, last, step-N"):
+        read(trained_dir, which=which)
+
+
+def test_a_checkpoint_that_is_not_there_is_not_replaced(run_dir, tmp_path):
+    (run_dir / "best").unlink()
+    (tmp_path / "empty").mkdir()
+    for run, which in ((run_dir, "best"), (run_dir, "step-9"), (tmp_path / "empty", "last")):
+        with pytest.raises(ValueError, match=f"has no checkpoint {which}|no intact checkpoint"):
+            load(run, which=which)
+
+
+def test_a_directory_without_a_model_is_named(tmp_path):
+    with pytest.raises(ValueError, match="has no intact checkpoint"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"typo.* is not a directory"):
+        load(tmp_path / "typo")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        GPT.from_pretrained(tmp_path)
 
 
 CHAT = GPTConfig(block_size=64, n_layer=1, n_head=2, n_embd=16)
@@ -72,32 +82,17 @@ def test_conversations_add_two_tokens_to_the_vocabulary_of_a_run(make_run, tmp_p
     assert nanogpt.load(settings["out_dir"])[1].special == again.tokenizer.special
 
 
-def test_conversations_without_room_or_of_another_tokenizer_are_refused(make_run, tmp_path):
+def test_conversations_that_do_not_fit_the_model_are_refused(make_run, tmp_path):
     text = "".join(map(chr, range(97, 160))) + "\n"  # 64 characters, and so a full embedding
     for name, letters in (("full", text), ("other", text[2:])):
         writer.write(tmp_path / name, letters * 50, "char", 0.1, name)
     base = make_run(CHAT, max_iters=2, data=str(tmp_path / "full"))
     base.train()
-    for tokenizer, complaint in ((load_tokenizer(tmp_path / "full"), "has 66 tokens"), ("bytes", "has 259 tokens")):
-        with pytest.raises(ValueError, match=f"{complaint}, and the embeddings of init_from=.* have room for 64: prep"):
+    for tokenizer, count in ((load_tokenizer(tmp_path / "full"), 66), ("bytes", 259)):
+        with pytest.raises(ValueError, match=f"{count} tokens.* room for 64"):
             make_run(CHAT, init_from=str(base.out_dir), **prepare_chats(tmp_path, tokenizer))
     base = make_run(CHAT, max_iters=2, data=str(tmp_path / "other"), out_dir=str(tmp_path / "base"))
     base.train()
     others = CharTokenizer(text[:-3] + "\n")
     with pytest.raises(ValueError, match="which is not the tokenizer of init_from"):
         make_run(CHAT, init_from=str(base.out_dir), **prepare_chats(tmp_path, others))
-
-
-def test_a_directory_that_is_neither_is_an_error(tmp_path, run_dir):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"config\.json"):
-        GPT.from_pretrained(tmp_path / "empty")
-    with pytest.raises(ValueError, match="checkpoint='seventh' is not one of best, last, step-N"):
-        GPT.from_pretrained(run_dir, which="seventh")
-
-
-def test_help_of_the_package_shows_how_it_is_used():
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown):
-        pydoc.Helper(output=shown).help(nanogpt)
-    assert all(word in shown.getvalue() for word in ("load(", "model.generate(", "train.main(", "GPT.from_pretrained"))

@@ -1,4 +1,4 @@
-"""Weights to and from transformers, against transformers' own models."""
+"""Weights to and from transformers give its own models' logits; what ours cannot be is refused before it is built."""
 
 import dataclasses
 import json
@@ -8,9 +8,9 @@ import resource
 import pytest
 import torch
 import transformers
+from helpers import randomize
 from safetensors.torch import save_file
 from shapes import CASES, GPT2
-from test_model import randomize
 
 from nanogpt import GPT
 from nanogpt.hub import weights
@@ -60,27 +60,22 @@ MODERN_SIZES |= dict(num_key_value_heads=2, max_position_embeddings=32, bos_toke
     [
         ("gpt2", {}),
         ("gpt2", {"activation_function": "gelu", "tie_word_embeddings": False}),
+        ("gpt2, without a prefix", {}),  # as in GPT-2's own files
         ("llama", {"tie_word_embeddings": True}),
         ("llama", {"attention_bias": True, "mlp_bias": True}),
         ("qwen3", {"rms_norm_eps": 1e-3, "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}),
     ],
 )
 def test_a_model_made_by_transformers_has_its_logits_here(tmp_path, kind, settings):
-    hf_model = REFERENCES[kind](**settings)
-    randomize(hf_model)
-    hf_model.save_pretrained(tmp_path, max_shard_size="20KB")  # several files
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    idx = torch.randint(70, (2, 20))
-    torch.testing.assert_close(GPT.from_pretrained(tmp_path)(idx), hf_logits(hf_model, idx), atol=1e-4, rtol=1e-4)
-
-
-def test_gpt2s_own_files_have_names_without_a_prefix(tmp_path):
-    hf_model = REFERENCES["gpt2"]()
-    randomize(hf_model)
-    hf_model.save_pretrained(tmp_path)
-    state = hf_model.state_dict()
-    state = {n.removeprefix("transformer."): p.clone() for n, p in state.items() if n != "lm_head.weight"}
-    save_file(state, tmp_path / "model.safetensors")
+    kind, _, plain = kind.partition(", ")
+    hf_model = randomize(REFERENCES[kind](**settings))
+    if plain:
+        hf_model.save_pretrained(tmp_path)
+        state = {n.removeprefix("transformer."): p.clone() for n, p in hf_model.state_dict().items()}
+        save_file({n: p for n, p in state.items() if n != "lm_head.weight"}, tmp_path / "model.safetensors")
+    else:
+        hf_model.save_pretrained(tmp_path, max_shard_size="20KB")  # several files
+        assert len(list(tmp_path.glob("*.safetensors"))) > 1
     idx = torch.randint(70, (2, 20))
     torch.testing.assert_close(GPT.from_pretrained(tmp_path)(idx), hf_logits(hf_model, idx), atol=1e-4, rtol=1e-4)
 
@@ -93,9 +88,9 @@ def test_a_cropped_context_changes_nothing_within_it(tmp_path, kind):
     idx = torch.randint(70, (2, 8))
     assert cropped.config.block_size == 8 and cropped.config.dropout == 0.1
     torch.testing.assert_close(cropped(idx), whole(idx))
-    with pytest.raises(ValueError, match="9 tokens do not fit"):
+    with pytest.raises(ValueError, match="9 tokens"):
         cropped(torch.zeros(1, 9, dtype=torch.long))
-    with pytest.raises(ValueError, match="block_size=9 is longer than the context of 8"):
+    with pytest.raises(ValueError, match="block_size=9"):
         cropped.crop_block_size(9)
 
 
@@ -122,14 +117,12 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configurations_have_their_parameters_and_shapes(tmp_path, name):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     config, parameters = PUBLISHED[name]
     gpt2 = {"model_type": "gpt2", "n_positions": 1024, "vocab_size": 50257, "activation_function": "gelu_new"}
     (tmp_path / "config.json").write_text(json.dumps(config if "model_type" in config else gpt2 | config))
     with torch.device("meta"):
         model = GPT(weights.read_config(tmp_path))
-        hf_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+        hf_model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
     assert model.get_num_params() == parameters == hf_model.num_parameters()
     shapes = {n: tuple(p.shape) for n, p in weights.to_transformers(model).state_dict().items()}
     assert shapes == {n: tuple(p.shape) for n, p in hf_model.state_dict().items()}
@@ -157,17 +150,14 @@ def test_a_configuration_without_a_native_class_is_named(changes, message):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"model_type": "mamba"}, "holds a mamba model; supported are gpt2, llama, qwen3"),
-        ({"vocab_size": 5}, "config.json has no model_type"),
+        ({"model_type": "mamba"}, "mamba.*gpt2, llama, qwen3"),
+        ({"vocab_size": 5}, "model_type"),
         ({"model_type": "gpt2", "activation_function": "relu"}, "activation_function='relu'"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
-        ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act=gelu is not supported, only silu"),
-        ({"model_type": "llama", "attention_bias": True}, "attention_bias=True and mlp_bias=False must agree"),
+        ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act=gelu"),
+        ({"model_type": "llama", "attention_bias": True}, "attention_bias=True and mlp_bias=False"),
         ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 8}, "use_sliding_window=True"),
-        (
-            {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-            "rope_type='linear' is not supported",
-        ),
+        ({"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear'"),
     ],
 )
 def test_a_model_that_ours_cannot_be_is_refused(tmp_path, config, message):
@@ -179,24 +169,24 @@ def test_a_model_that_ours_cannot_be_is_refused(tmp_path, config, message):
 @pytest.mark.parametrize(
     "kind, changes, message",
     [
-        ("gpt2", {"n_layer": 10**9}, "n_layer=1000000000 is not a number of layers"),
-        ("qwen3", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is not a number of layers"),
-        ("llama", {"num_hidden_layers": "2"}, "num_hidden_layers=2 is not a number of layers"),
-        ("gpt2", {"n_layer": 5000}, "n_layer=5000 must be from 1 to 1000"),
-        ("gpt2", {"n_layer": 900}, "has 28 tensors, too few for 900 layers"),
-        ("gpt2", {"vocab_size": 6_000_000}, r"wte.weight has shape \(70, 32\), its config.json says \(6000000, 32\)"),
-        ("gpt2", {"vocab_size": 60_000_000}, "vocab_size=60000000 must be from 1 to 16777216"),
-        ("llama", {"vocab_size": 60}, r"embed_tokens.weight has shape \(70, 32\), its config.json says \(60, 32\)"),
-        ("gpt2", {"n_positions": 10**7}, r"wpe.weight has shape \(32, 32\), its config.json says"),
-        ("llama", {"intermediate_size": 10**6}, r"gate_proj.weight has shape \(96, 32\), its config.json says"),
+        ("gpt2", {"n_layer": 10**9}, "n_layer=1000000000"),
+        ("qwen3", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
+        ("llama", {"num_hidden_layers": "2"}, "num_hidden_layers=2"),
+        ("gpt2", {"n_layer": 5000}, "n_layer=5000"),
+        ("gpt2", {"n_layer": 900}, "900 layers"),
+        ("gpt2", {"vocab_size": 6_000_000}, r"wte.weight.*\(70, 32\).*\(6000000, 32\)"),
+        ("gpt2", {"vocab_size": 60_000_000}, "vocab_size=60000000"),
+        ("llama", {"vocab_size": 60}, r"embed_tokens.weight.*\(70, 32\).*\(60, 32\)"),
+        ("gpt2", {"n_positions": 10**7}, r"wpe.weight.*\(32, 32\)"),
+        ("llama", {"intermediate_size": 10**6}, r"gate_proj.weight.*\(96, 32\)"),
         ("qwen3", {"head_dim": 60_000}, r"q_norm.weight has shape|q_proj.weight has shape"),
-        ("llama", {"hidden_size": 10**30, "head_dim": 8}, "n_embd=1.* must be from 1 to 262144"),
-        ("gpt2", {"n_head": {"a": 1}}, "config.json is not a gpt2 model's configuration"),
-        ("llama", {"rope_parameters": 5}, "config.json is not a llama model's configuration"),
+        ("llama", {"hidden_size": 10**30, "head_dim": 8}, "n_embd=1"),
+        ("gpt2", {"n_head": {"a": 1}}, "config.json"),
+        ("llama", {"rope_parameters": 5}, "config.json"),
         ("llama", {"rope_parameters": {"rope_type": [1] * 100}}, "config.json|rope_type="),
     ],
 )
-def test_sizes_that_the_weights_do_not_have_are_refused_before_anything_is_built(tmp_path, kind, changes, message):
+def test_sizes_that_the_weights_do_not_have_take_no_memory(tmp_path, kind, changes, message):
     REFERENCES[kind]().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
@@ -213,33 +203,37 @@ def test_only_regular_files_are_read(tmp_path, name, make):
     REFERENCES["gpt2"]().save_pretrained(tmp_path)
     (tmp_path / name).unlink()
     make(tmp_path / name)
-    with pytest.raises(ValueError, match=f"{name} cannot be read.* is not a regular file"):
+    with pytest.raises(ValueError, match=f"{name}.*regular file"):
         GPT.from_pretrained(tmp_path)
 
 
 def test_a_pickle_is_refused_with_the_reason(tmp_path):
     REFERENCES["gpt2"]().config.save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(ValueError, match=r"only pytorch_model\.bin, a pickle, which can run code"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin, a pickle"):
         GPT.from_pretrained(tmp_path)
 
 
-def test_damaged_and_incomplete_weights_are_refused_in_one_line(tmp_path):
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda state: state.pop("transformer.ln_f.bias"), r"transformer\.ln_f\.bias"),
+        (lambda state: state.update({"transformer.ln_f.bias": torch.ones(31)}), r"ln_f.bias.*\(31,\).*\(32,\)"),
+        ("model.safetensors", "model.safetensors cannot be read"),
+        ("config.json", "config.json cannot be read"),
+    ],
+    ids=["a tensor is missing", "another shape", "half of the weights", "half of the configuration"],
+)
+def test_a_damaged_model_is_refused_in_one_line(tmp_path, damage, message):
     hf_model = REFERENCES["gpt2"]()
-    randomize(hf_model)
     hf_model.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"model.safetensors cannot be read"):
+    if isinstance(damage, str):
+        whole = (tmp_path / damage).read_bytes()
+        (tmp_path / damage).write_bytes(whole[: len(whole) // 2])
+    else:
+        state = {n: p.clone() for n, p in hf_model.state_dict().items() if n != "lm_head.weight"}
+        damage(state)
+        save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message) as error:
         GPT.from_pretrained(tmp_path)
-    state = {
-        n: p.clone() for n, p in hf_model.state_dict().items() if n not in ("lm_head.weight", "transformer.ln_f.bias")
-    }
-    save_file(state, file)
-    with pytest.raises(ValueError, match=r"lacks the tensor transformer\.ln_f\.bias"):
-        GPT.from_pretrained(tmp_path)
-    state["transformer.ln_f.bias"] = torch.ones(31)
-    save_file(state, file)
-    with pytest.raises(ValueError, match=r"transformer.ln_f.bias has shape \(31,\), its config.json says \(32,\)"):
-        GPT.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,34 +1,26 @@
-"""Generated command lines, through the real parsers and `main` of recipes, commands and data_prep, on tiny data.
+"""Generated command lines on tiny data, by the real parsers and `main` of all programs. See odd.py."""
 
-Whatever is typed: no traceback, exit code 0, or 2 where something is to be changed, and three lines on stderr at most.
-"""
-
-import contextlib
-import io
 import os
 import random
 import runpy
 import shutil
 import sys
-from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
+import odd
 import pytest
 import torch
 from commands import parser_of, subcommands
-from conftest import TINY
 from fresh import reset_accelerate
 from huggingface_hub import constants
 
-from data_prep import writer
-from nanogpt import GPT, TrainConfig, setup
+from nanogpt import GPT, setup
 from nanogpt.cli import main as nanogpt
 from nanogpt.extras import bench, eval_tasks
 from nanogpt.extras.page import to_page
 from nanogpt.hub import client
 from nanogpt.run import plan
-from nanogpt.train import Run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TRAINING = "shakespeare shakespeare_nanogpt finetune_shakespeare own_text pretrain python_stdlib".split()
@@ -37,13 +29,13 @@ SHORT += "--max_iters=2 --eval_interval=2 --sample_tokens=2 --eval_iters=1 --pre
 SERVERS = {"dashboard", "playground"}  # which run until they are stopped
 ARGUMENTS = {  # what the commands need besides their options
     "import-nanogpt": ["ckpt.pt", "--data=data"],
-    "show-batch": ["trained", "--step=1"],
-    "compare": ["trained", "trained"],
+    "show-batch": ["run", "--step=1"],
+    "compare": ["run", "run"],
     "check-data": ["data"],
     "plan": [str(RECIPES / "shakespeare_nanogpt.py"), *SHORT],
-    "push": ["trained", "a/b"],
+    "push": ["run", "a/b"],
     "bench": [],
-    "sample": ["trained", "--max_new_tokens=5"],
+    "sample": ["run", "--max_new_tokens=5"],
     "launch-check": ["--device=cpu"],
 }
 # numbers are none, small, or far too large: what is allowed and takes hours is not tried
@@ -52,30 +44,22 @@ ODD += ["\x1b[31mred", "a\x9b2Jb", "x" * 5000, "{}", ".", "out", "data", "data:0
 PLAUSIBLE = {"INT": "1 2", "FLOAT": "0.5 1", "BOOL": "true false", "N": "1 2", "T": "0 1", "P": "1", "K": "2"}
 STRAY = ["stray", "--frobnicate", "--n_leyer=3", "--max-itres", "-x", "--", "--=", "--data", "---", "--seed=1=2", "--é"]
 
-TODAY = date.today().toordinal()
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def place(tmp_path_factory):
     """A directory with tiny data and a tiny run, and no network, no long measurements."""
-    before, place = os.getcwd(), tmp_path_factory.mktemp("odd")
-    os.chdir(place)
-    reset_accelerate()
-    writer.write(place / "data", "To be, or not to be: that is the question.\n" * 40, "char", 0.1, "made up")
-    config = TrainConfig(
-        out_dir="trained", data="data", device="cpu", batch_size=4, max_iters=2, sample_tokens=2, threads=1
-    )
-    Run(TINY, config, quiet=True).train()
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("odd"))
+    odd.make_run()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        patch.setattr(client, "make_repository", unavailable)
-        patch.setattr(to_page, "fetch_library", unavailable)
-        patch.setattr(eval_tasks, "evaluate", unavailable)
+        for module, name in ((client, "make_repository"), (to_page, "fetch_library"), (eval_tasks, "evaluate")):
+            patch.setattr(module, name, unavailable)
         patch.setattr(bench, "Bench", Unmeasured)
         patch.setattr(plan, "median_seconds", lambda step, at_most=3.0: 0.01)
         patch.setattr(GPT, "compile", lambda model: None)
         patch.setattr(setup, "compile_blocks", lambda model: None)
-        yield place
+        yield
     os.chdir(before)
 
 
@@ -117,7 +101,7 @@ def options_of(program: str) -> dict[str, list[str]]:
 def command_line(chance: random.Random) -> list[str]:
     """A program, what it needs, and some arguments of which most are odd."""
     program = chance.choice([*TRAINING, *programs()])
-    needed = ["data", "--out=made"] if program == "data_prep.text" else ["trained"]
+    needed = ["data", "--out=made"] if program == "data_prep.text" else ["run"]
     words, options = [program, *(SHORT if program in TRAINING else ARGUMENTS.get(program, needed))], options_of(program)
     for _ in range(chance.choice([1, 1, 2, 3])):
         flag, plausible = chance.choice(list(options.items()) or [("--none", ODD)])
@@ -132,42 +116,28 @@ def run(program: str, *words: str) -> tuple[int, str]:
     """Exit code and stderr of a program in this process."""
     reset_accelerate()
     shutil.rmtree("out", ignore_errors=True)
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as m:
-        m.setattr(sys, "argv", [program, *words])
-        m.setattr(sys, "path", [*sys.path])
-        try:
-            if program in TRAINING:
-                runpy.run_path(str(RECIPES / f"{program}.py"), run_name="__main__")
-            elif program.startswith("data_prep"):
-                m.delitem(sys.modules, program, raising=False)
-                runpy.run_module(program, run_name="__main__")
-            else:
-                nanogpt([program, *words])
-        except SystemExit as exit:
-            return exit.code or 0, said.getvalue()
-        finally:
-            torch.use_deterministic_algorithms(False)
-    return 0, said.getvalue()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *words])
+        patch.setattr(sys, "path", [*sys.path])
+        patch.delitem(sys.modules, program, raising=False)
+        if program in TRAINING:
+            found = odd.outcome(lambda: runpy.run_path(str(RECIPES / f"{program}.py"), run_name="__main__"))
+        elif program.startswith("data_prep"):
+            found = odd.outcome(lambda: runpy.run_module(program, run_name="__main__"))
+        else:
+            found = odd.outcome(lambda: nanogpt([program, *words]))
+    torch.use_deterministic_algorithms(False)
+    return found
 
 
-def check(place: Path, seed: int) -> None:
-    chance = random.Random(seed)
-    words = command_line(chance)
-    code, said = run(*words)
-    assert code in (0, 2), (seed, words, said)
-    assert code == 0 or said.splitlines()[-1].startswith("error: "), (seed, words, said)
-    assert said.count("\n") <= 3 and not any(ord(c) < 32 for c in said.replace("\n", "")), (seed, words, said)
-
-
-@pytest.mark.parametrize("first, count", [(0, 50), pytest.param(TODAY * 2000, 2000, marks=pytest.mark.nightly)])
-def test_no_traceback_and_three_lines_at_most(place, first, count):
-    """Each seed is another case: in `make test` always the same ones, at night new ones every day."""
+@odd.seeds(50)
+def test_no_traceback_and_three_lines_at_most(first, count):
     for seed in range(first, first + count):
-        check(place, seed)
+        words = command_line(random.Random(seed))
+        odd.check(*run(*words), seed, words)
 
 
-def test_programs_work_without_odd_arguments(place):
+def test_programs_work_without_odd_arguments():
     assert run("shakespeare_nanogpt", *SHORT, "--out_dir=plain")[0] == 0
-    assert run("sample", "trained", "--max-new-tokens=2")[0] == 0
+    assert run("sample", "run", "--max-new-tokens=2")[0] == 0
     assert run("own_text", *SHORT, "--out_dir=plain2")[0] == 0

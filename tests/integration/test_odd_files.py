@@ -1,14 +1,8 @@
-"""Small files with anything in them: those of a run, of a data directory, of transformers directories, and the commands
-that read them.
-
-Whatever a file holds: no traceback, no hang, little memory, exit code 0, or 2 with what is wrong, and three lines on
-stderr at most.
-"""
+"""Small files with anything in them, and the commands that read them: also no hang, and little memory. See odd.py."""
 
 import contextlib
 import copy
 import dataclasses
-import io
 import json
 import os
 import random
@@ -16,24 +10,19 @@ import resource
 import shutil
 import signal
 import warnings
-from datetime import date
 from pathlib import Path
 
+import odd
 import pytest
-from conftest import TINY
-from fresh import reset_accelerate
+from helpers import seal_again
 from shapes import CASES, make_checkpoint
-from test_forged_checkpoint import seal_again
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_prep import writer
-from nanogpt import TrainConfig, checkpoint
+from nanogpt import checkpoint
 from nanogpt.cli import main
 from nanogpt.data.tokenizer import CharTokenizer, HFTokenizer, load_tokenizer
 from nanogpt.hub.export import export
-from nanogpt.train import Run
 
-TEXT = "To be, or not to be: that is the question.\n" * 40
 SAMPLE, EXPORT = ["--max_new_tokens=3", "--device=cpu"], ["--to=exported"]
 COMMANDS = {  # by what the file belongs to
     "run": [["sample", "run", *SAMPLE], ["eval", "run", "--device=cpu"], ["show-batch", "run", "--step=1"]],
@@ -63,21 +52,14 @@ def stop_hanging(*args):
     raise HangsError
 
 
-TODAY = date.today().toordinal()
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A tiny run, its data, and two transformers directories; one has a tokenizer that the library trained."""
     before, place = os.getcwd(), tmp_path_factory.mktemp("odd")
     os.chdir(place)
-    reset_accelerate()
-    writer.write(place / "data", TEXT, "char", 0.1, "made up")
-    settings = {"out_dir": "run", "data": "data", "device": "cpu", "batch_size": 4, "max_iters": 2, "threads": 1}
-    Run(TINY, TrainConfig(**settings, sample_tokens=2), quiet=True).train()
+    odd.make_run()
     export("run", "gpt2", say=lambda text: None)
-    tokenizer = HFTokenizer(byte_level())
-    make_checkpoint(place / "other", dataclasses.replace(CASES["qwen3"], vocab_size=300), tokenizer)
+    make_checkpoint(place / "other", dataclasses.replace(CASES["qwen3"], vocab_size=300), HFTokenizer(byte_level()))
     export("other", "qwen3", say=lambda text: None)
     previous = signal.signal(signal.SIGALRM, stop_hanging)
     yield place
@@ -86,12 +68,11 @@ def place(tmp_path_factory):
 
 
 def byte_level() -> Tokenizer:
-    bpe = Tokenizer(models.BPE())
+    bpe, alphabet = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<|endoftext|>"]
     trainer = trainers.BpeTrainer(vocab_size=270, special_tokens=special, initial_alphabet=alphabet)
-    bpe.train_from_iterator([TEXT], trainer)
+    bpe.train_from_iterator([odd.TEXT], trainer)
     return bpe
 
 
@@ -165,43 +146,30 @@ def odd_file(chance: random.Random, directory: Path, name: str):
 def run(words: list[str]) -> tuple[int, str]:
     """Exit code and stderr of a command in this process, warnings included."""
     shutil.rmtree("exported", ignore_errors=True)
-    said = io.StringIO()
     signal.alarm(20)
-    silent = contextlib.redirect_stdout(io.StringIO())
-    with contextlib.redirect_stderr(said), silent, warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("ignore")
-        for kind in (UserWarning, RuntimeWarning):
-            warnings.simplefilter("default", kind)
-        try:
-            main(words)
-            code = 0
-        except SystemExit as exit:
-            code = exit.code or 0
-        finally:
-            signal.alarm(0)
-    return code, said.getvalue() + "".join(f"{warning.message}\n" for warning in warned)
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("ignore")
+            for kind in (UserWarning, RuntimeWarning):
+                warnings.simplefilter("default", kind)
+            code, said = odd.outcome(lambda: main(words))
+    finally:
+        signal.alarm(0)
+    return code, said + "".join(f"{warning.message}\n" for warning in warned)
 
 
-def check(place: Path, seed: int) -> None:
-    chance = random.Random(seed)
-    owner = chance.choice(list(FILES))
-    name = chance.choice(FILES[owner])
-    words = chance.choice(COMMANDS[owner])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with odd_file(chance, place / owner, name):
-        code, said = run(words)
-        held = (place / owner / name).read_bytes()[:3000] if (place / owner / name).is_file() else "no file"
-        assert code in (0, 2), (seed, words, name, said, held)
-        assert code == 0 or said.splitlines()[-1].startswith("error: "), (seed, words, name, said, held)
-        assert said.count("\n") <= 3 and len(said) < 4000, (seed, words, name, said, held)
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, (seed, words, name, held)  # KiB
-
-
-@pytest.mark.parametrize("first, count", [(0, 100), pytest.param(TODAY * 2000, 2000, marks=pytest.mark.nightly)])
-def test_no_traceback_and_three_lines_at_most(place, first, count):
-    """Each seed is another case: in `make test` always the same ones, at night new ones every day."""
+@odd.seeds(100)
+def test_no_traceback_no_hang_and_little_memory(place, first, count):
     for seed in range(first, first + count):
-        check(place, seed)
+        chance = random.Random(seed)
+        owner = chance.choice(list(FILES))
+        name, words = chance.choice(FILES[owner]), chance.choice(COMMANDS[owner])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with odd_file(chance, place / owner, name):
+            code, said = run(words)
+            held = (place / owner / name).read_bytes()[:3000] if (place / owner / name).is_file() else "no file"
+        odd.check(code, said, seed, words, name, held)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, (seed, words, name)  # KiB
 
 
 def test_commands_work_on_the_files_as_they_were(place):

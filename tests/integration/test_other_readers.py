@@ -1,6 +1,6 @@
-"""Exports read by other programs: transformers 4 and mlx-lm, each in a virtual environment of its own.
+"""Exports have our logits and tokens in transformers 4 and mlx-lm, each in a virtual environment of its own.
 
-The environments are made once, in the directory that NANOGPT_READERS names, or else for this session alone.
+The environments are made once, in the directory that NANOGPT_READERS names, or else for each test.
 """
 
 import dataclasses
@@ -58,20 +58,13 @@ for directory in directories:
 UNKNOWN_TO = {"mlx-lm": ("gpt2", "gpt2, untied, own n_inner")}
 
 
-@pytest.fixture(scope="module")
-def environments(tmp_path_factory) -> Path:
-    return Path(os.environ.get("NANOGPT_READERS") or tmp_path_factory.mktemp("readers"))
-
-
-def python_with(environments: Path, name: str, packages: list[str]) -> str:
-    """The Python of an environment that has the packages; skips where they are unavailable."""
-    home = environments / name.replace(" ", "-")
+def python_with(home: Path, name: str, packages: list[str]) -> str:
+    """The Python of an environment that has the packages; skips if they are unavailable."""
     python = str(home / "bin" / "python")
     if not (home / "whole").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True, capture_output=True)
-        done = subprocess.run(
-            [python, "-m", "pip", "install", "-q", *packages], capture_output=True, text=True, timeout=1800
-        )
+        install = [python, "-m", "pip", "install", "-q", *packages]
+        done = subprocess.run(install, capture_output=True, text=True, timeout=1800)
         if done.returncode:
             pytest.skip(f"{name} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
         (home / "whole").touch()
@@ -80,9 +73,10 @@ def python_with(environments: Path, name: str, packages: list[str]) -> str:
 
 @pytest.mark.manual
 @pytest.mark.parametrize("name", READERS)
-def test_exports_have_our_logits_and_tokens_in_other_readers(tmp_path, environments, name):
+def test_exports_have_our_logits_and_tokens_in_other_readers(tmp_path, name):
     packages, code = READERS[name]
-    python, ids, exports = python_with(environments, name, packages), torch.randint(70, (2, 24)), {}
+    home = Path(os.environ.get("NANOGPT_READERS") or tmp_path) / name.replace(" ", "-")
+    python, ids, exports = python_with(home, name, packages), torch.randint(70, (2, 24)), {}
     np.save(tmp_path / "ids.npy", ids.numpy())
     cases = {case: (config, CharTokenizer(CHARACTERS)) for case, config in CASES.items()}
     if "TIKTOKEN_CACHE_DIR" in os.environ:

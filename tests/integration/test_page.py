@@ -1,19 +1,17 @@
-"""The page of `nanogpt page` in Chromium without a network. Skipped where Chromium, npm or a package is missing.
+"""The page of `nanogpt page` in Chromium, without a network: it writes the model's own greedy tokens.
 
-    apt-get install chromium npm; pip install playwright; pip install -e '.[onnx]' -c constraints.txt
-
-With NANOGPT_SCREENSHOTS=DIR the page is kept as a picture there.
+Skipped without Chromium, npm and the packages: see chromium.py, and pip install -e '.[onnx]' -c constraints.txt.
 """
 
 import dataclasses
 import functools
 import http.server
 import importlib.util
-import os
 import shutil
 import threading
 from pathlib import Path
 
+import chromium
 import pytest
 import torch
 from readers import READERS, SHAPES
@@ -24,45 +22,26 @@ from nanogpt.extras.page import to_onnx, to_page
 from nanogpt.hub.load import load
 from nanogpt.sample import generate
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MISSING = [name for name in (*to_onnx.NEEDED, "playwright") if importlib.util.find_spec(name) is None]
-MISSING += [] if CHROMIUM else ["chromium"]
+MISSING = chromium.MISSING + [name for name in to_onnx.NEEDED if importlib.util.find_spec(name) is None]
 MISSING += [] if shutil.which("npm") else ["npm"]
 
-pytestmark = [
-    pytest.mark.nightly,
-    pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}"),
-]
-PATIENCE = 120_000  # milliseconds
+pytestmark = [pytest.mark.nightly, pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")]
+PATIENCE = 120  # seconds
 # the page's own function, with ids instead of text
 TOKENS = "([ids, n]) => { const out = []; return generate(ids, n, 0, (id) => out.push(id)).then(() => out) }"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=["--no-sandbox"])
+    with chromium.browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser):
-    """A page without a network, which fails its test if it raised an error or asked for anything but its own files."""
-    context = browser.new_context(viewport={"width": 900, "height": 1000})
-    context.set_default_timeout(PATIENCE)
-    context.set_offline(True)
-    asked, errors = [], []
-    context.on("request", lambda request: asked.append(request.url))
-    page = context.new_page()
-    page.on("pageerror", lambda error: errors.append(error))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    yield page
-    context.close()
-    assert asked and [url for url in asked if not url.startswith(("file://", "blob:", "data:"))] == []
-    assert errors == []
+    own = lambda url: url.startswith(("file://", "blob:", "data:"))  # noqa: E731
+    with chromium.page(browser, own, PATIENCE, offline=True, width=900, height=1000) as page:
+        yield page
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +61,7 @@ def qwen3(tmp_path_factory) -> tuple[Path, Path]:
 
 def wait(page, state: str) -> None:
     """Waits by a locator: the page allows no eval, which wait_for_function needs."""
-    page.locator("#state", has_text=state).wait_for(timeout=PATIENCE)
+    page.locator("#state", has_text=state).wait_for(timeout=PATIENCE * 1000)
 
 
 def open_page(page, directory: Path) -> None:
@@ -94,7 +73,7 @@ def expected(run: Path, ids: list[int], new: int) -> list[int]:
     return generate(load(run)[0], torch.tensor([ids]), new, temperature=0)[0, len(ids) :].tolist()
 
 
-def test_the_greedy_tokens_are_those_of_the_model_beyond_its_context_too(page, qwen3):
+def test_greedy_tokens_are_the_models_beyond_its_context_too(page, qwen3):
     run, directory = qwen3
     open_page(page, directory)
     tokenizer = load(run)[1]
@@ -142,8 +121,7 @@ def test_sampled_text_streams_until_it_is_stopped(page, qwen3):
     page.click("#write")
     wait(page, " a second")
     assert page.locator("#text").text_content() != text[:303]
-    if "NANOGPT_SCREENSHOTS" in os.environ:
-        page.screenshot(path=Path(os.environ["NANOGPT_SCREENSHOTS"]) / "page.png", full_page=True)
+    chromium.keep(page, "page", full_page=True)
 
 
 def test_on_a_narrow_screen_nothing_is_cut_off(page, qwen3):

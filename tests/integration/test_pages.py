@@ -1,9 +1,4 @@
-"""The dashboard and the playground in a real browser, while a run trains. Skipped where there is no Chromium.
-
-    apt-get install chromium; pip install playwright
-
-With NANOGPT_SCREENSHOTS=DIR the pages are kept as pictures there.
-"""
+"""The dashboard and the playground in a real browser, while a run trains. Skipped without Chromium: see chromium.py."""
 
 import contextlib
 import http.server
@@ -16,14 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+import chromium
 import pytest
 
-from data_prep import writer
-
 ROOT = Path(__file__).parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SMALL = "--n_layer=1 --n_head=2 --n_embd=16 --n_inner=32 --block_size=16 --batch_size=4 --threads=1".split()
 HOSTILE_NAME = "<img src=x onerror=\"document.title='hacked'\">"
 HOSTILE_TEXT = "<script>document.title='hacked'</script><b>bold</b>" + HOSTILE_NAME
@@ -31,47 +25,31 @@ PATIENCE = 60  # seconds; what is measured is in LOG.md
 
 pytestmark = [
     pytest.mark.nightly,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
+    pytest.mark.skipif(bool(chromium.MISSING), reason=f"missing: {', '.join(chromium.MISSING)}"),
 ]
+OWN = re.compile(r"(http://(127\.0\.0\.1|localhost|evil\.example):|data:|blob:)")
+needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    # root may only run it without its sandbox; evil.example is a stranger's name for this machine
-    args = ["--no-sandbox", "--host-resolver-rules=MAP evil.example 127.0.0.1"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=args)
+    """In which evil.example is a stranger's name for this machine."""
+    with chromium.browser("--host-resolver-rules=MAP evil.example 127.0.0.1") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser):
-    """A page that fails its test if it asked anything of another machine, or raised an error."""
-    context = browser.new_context(viewport={"width": 1200, "height": 800})
-    context.set_default_timeout(PATIENCE * 1000)
-    asked, errors = [], []
-    context.on("request", lambda request: asked.append(request.url))
-    page = context.new_page()
-    page.on("pageerror", lambda error: errors.append(error))
-    yield page
-    context.close()
-    assert asked and all(
-        re.match(r"(http://(127\.0\.0\.1|localhost|evil\.example):|data:|blob:)", url) for url in asked
-    )
-    assert not errors
+    with chromium.page(browser, OWN.match, PATIENCE, width=1200, height=800) as page:
+        yield page
 
 
 @contextlib.contextmanager
 def process(*command):
     """A command that goes on until the test is through with it; yields what it prints, line by line."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, *map(str, command)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as running:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([sys.executable, *map(str, command)], env=env, **pipes) as running:
         try:
             yield running.stdout
         finally:
@@ -97,37 +75,31 @@ def until(condition, what: str):
     pytest.fail(f"no {what} within {PATIENCE} s")
 
 
-def keep(page, name: str) -> None:
-    if "NANOGPT_SCREENSHOTS" in os.environ:
-        page.screenshot(path=Path(os.environ["NANOGPT_SCREENSHOTS"]) / f"{name}.png")
-
-
 def train(data: Path, out: Path, *settings):
     return process(ROOT / "recipes" / "shakespeare.py", *SMALL, f"--data={data}", f"--out_dir={out}", *settings)
 
 
-@pytest.fixture
-def data(tmp_path, text) -> Path:
-    writer.write(tmp_path / "data", text, "char", 0.1, "made up")
-    return tmp_path / "data"
+def line(step: int, **values) -> dict:
+    return {"step": step, "tokens": step, "train_seconds": step} | values
+
+
+def write_metrics(run: Path, lines: Iterable[dict]) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.fixture
 def hostile_run(tmp_path) -> Path:
     """A run from elsewhere whose name, settings and sample are HTML and script; its training loss became NaN."""
     run = tmp_path / "out" / HOSTILE_NAME.replace("/", "")
-    run.mkdir(parents=True)
-    lines = [{"step": s, "tokens": 64 * s, "train_seconds": s, "train_loss": 5 - s / 9} for s in range(10)]
-    lines += [
-        {"step": 10, "tokens": 640, "train_seconds": 10, "val_loss": 4.0, HOSTILE_TEXT: 1, "train_loss": float("nan")}
-    ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [line(step, train_loss=5 - step / 9) for step in range(10)]
+    write_metrics(run, [*lines, line(10, val_loss=4.0, train_loss=float("nan")) | {HOSTILE_TEXT: 1}])
     (run / "samples.jsonl").write_text(json.dumps({"step": 10, "text": HOSTILE_TEXT}) + "\n")
     (run / "config.json").write_text(json.dumps({"train": {HOSTILE_TEXT: HOSTILE_TEXT, "learning_rate": 1}}))
     return run
 
 
-def test_the_dashboard_follows_a_run_that_trains_beside_a_hostile_one(page, tmp_path, data, hostile_run):
+def test_the_dashboard_follows_a_run_beside_a_hostile_one(page, tmp_path, data, hostile_run):
     live = tmp_path / "out" / "live"
     schedule = "--max_iters=1000000 --log_interval=5 --eval_interval=100 --eval_iters=2 --sample_tokens=30".split()
     command = "-m", "nanogpt", "dashboard", tmp_path / "out"
@@ -158,25 +130,20 @@ def test_the_dashboard_follows_a_run_that_trains_beside_a_hostile_one(page, tmp_
         assert page.locator("img, body script, #content b:has-text('bold')").count() == 0
         assert page.title() == "nanogpt"
 
-        keep(page, "dashboard-hostile")
+        chromium.keep(page, "dashboard-hostile")
         names.filter(has_text="onerror").locator("input").uncheck()
         until(lambda: int(loss.get_attribute("data-lines")) == 3, "curves of one run alone")
         assert samples.count() == 1
 
 
-def test_runs_full_of_metrics_alerts_and_control_characters_leave_the_others_their_place(page, tmp_path):
+def test_crowded_runs_leave_the_others_their_place(page, tmp_path):
     for name, more in {"good": {}, "many": {f"metric {i}": i for i in range(5000)}, "z\u202egpj\x1b[2J": {}}.items():
-        more |= {"constructor": 1}
-        lines = [{"step": s, "tokens": s, "train_seconds": s, "val_loss": 4 - s} | more for s in (1, 2)]
-        if name == "many":
-            lines += [{"step": 3, "tokens": 3, "train_seconds": 3, "val_loss": float("nan"), "mfu": 1e300}]
+        lines = [line(step, val_loss=4 - step, constructor=1) | more for step in (1, 2)]
+        lines += [line(3, val_loss=float("nan"), mfu=1e300)] if name == "many" else []
         # a value that cannot be counted up to in steps of its axis
-        lines += [{"step": 4, "tokens": 4, "train_seconds": 4, "lr": value} for value in (1e300, 1e300 + 2e284)]
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_metrics(tmp_path / name, [*lines, line(4, lr=1e300), line(4, lr=1e300 + 2e284)])
     for i in range(30):
-        (tmp_path / f"bad {i}").mkdir()
-        (tmp_path / f"bad {i}" / "metrics.jsonl").write_text('{"step": 1, "train_loss": NaN}\n')
+        write_metrics(tmp_path / f"bad {i}", [{"step": 1, "train_loss": float("nan")}])
     with process("-m", "nanogpt", "dashboard", tmp_path) as lines:
         page.goto(address(lines))
         loss = page.locator("figure[data-lines='3']").first  # the validation loss of three runs
@@ -187,18 +154,15 @@ def test_runs_full_of_metrics_alerts_and_control_characters_leave_the_others_the
         assert page.locator("figure:visible").count() == 30 and page.locator("#cut").is_visible()
         assert page.locator("figure[data-title=constructor]").count() == 1
         assert r"z\u202egpj\x1b[2J" in page.locator("#runs").inner_text()
-        keep(page, "dashboard-crowd")
+        chromium.keep(page, "dashboard-crowd")
         shutil.rmtree(tmp_path / "many")
         page.locator("figure[data-lines='2']").first.wait_for()
         until(lambda: page.locator("#state").inner_text() == "32 runs", "list without the run that was deleted")
 
 
 def test_the_dashboard_zooms_in_a_run_of_100_000_points(page, tmp_path):
-    (tmp_path / "long").mkdir()
-    with open(tmp_path / "long" / "metrics.jsonl", "w") as file:
-        for step in range(100_000):
-            line = {"step": step, "tokens": step, "train_seconds": step, "train_loss": 4 - step / 50_000, "lr": 1e-3}
-            file.write(json.dumps(line | {"grad_norm": 50.0 if step == 54_321 else step % 7 / 7}) + "\n")
+    losses = (line(step, train_loss=4 - step / 50_000, grad_norm=step % 7 / 7) for step in range(100_000))
+    write_metrics(tmp_path / "long", losses)
     with process("-m", "nanogpt", "dashboard", tmp_path) as lines:
         page.goto(address(lines))
         page.locator("figure[data-end='99999']").first.wait_for()
@@ -210,7 +174,7 @@ def test_the_dashboard_zooms_in_a_run_of_100_000_points(page, tmp_path):
         page.mouse.up()
         page.locator("#whole:visible").click()
         page.locator("#whole").wait_for(state="hidden")
-        keep(page, "dashboard-long")
+        chromium.keep(page, "dashboard-long")
 
 
 def test_a_page_of_another_origin_reads_nothing_of_the_dashboard(page, tmp_path, hostile_run):
@@ -231,7 +195,7 @@ def test_a_page_of_another_origin_reads_nothing_of_the_dashboard(page, tmp_path,
     stranger.shutdown()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
+@needs_gradio
 def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, data):
     with train(data, tmp_path / "run", "--max_iters=20", "--eval_interval=10") as lines:
         assert any("next:" in line for line in lines)
@@ -247,7 +211,7 @@ def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, dat
         until(lambda: len(texts[1].input_value()) == 406, "text of the other model")
         assert len(lengths) > 2  # it grew
         assert texts[0].input_value().startswith("FIRST:") and texts[0].input_value() != texts[1].input_value()
-        keep(page, "playground-write")
+        chromium.keep(page, "playground-write")
 
         page.get_by_role("tab", name="Loss of a text").click()
         page.fill("#given textarea", "The king")
@@ -258,10 +222,10 @@ def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, dat
         assert not tip.is_visible()
         page.locator("#painted-0 .token").nth(3).hover()
         assert tip.is_visible() and len(tip.inner_text().splitlines()) == 6
-        keep(page, "playground-loss")
+        chromium.keep(page, "playground-loss")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
+@needs_gradio
 def test_the_playground_talks_to_a_model_and_remembers(page, chat_run):
     with process("-m", "nanogpt", "playground", chat_run, "--device=cpu") as lines:
         page.goto(address(lines))
@@ -271,7 +235,7 @@ def test_the_playground_talks_to_a_model_and_remembers(page, chat_run):
             box.fill(message)
             box.press("Enter")
             until(lambda n=number: page.locator("#chat-0").inner_text().split().count("yes") == n, "answer")
-        keep(page, "playground-chat")
+        chromium.keep(page, "playground-chat")
         assert page.get_by_role("button", name="Share").count() == 0  # which would upload the conversation
         box.fill("é")
         box.press("Enter")

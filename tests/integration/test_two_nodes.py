@@ -1,7 +1,7 @@
-"""Runs accelerate_configs/slurm.sh unchanged on two local processes as nodes, with fakes for srun and scontrol.
+"""accelerate_configs/slurm.sh, unchanged, on two local processes as nodes, with fakes for srun and scontrol.
 
-Three starts of one job: the first makes the tokens, trains, and gets the signal before the time limit; in the second a
-node dies; the third reaches the end. One process then trains the same without a launcher.
+One job is started three times: the first makes the tokens, trains, and gets the signal before the time limit; in the
+second a node dies; the third reaches the end.
 """
 
 import random
@@ -19,11 +19,11 @@ import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
+from helpers import curve
 from zygote import PATIENCE, ROOT, clean_environment
 
 from data_prep import text
 from nanogpt import checkpoint
-from nanogpt.run import metrics
 
 pytestmark = pytest.mark.nightly
 SETTINGS = "--depth=2 --aspect_ratio=32 --precision=fp32 --threads=1 --gradient_accumulation_steps=4 --batch_size=32 "
@@ -69,16 +69,13 @@ def free_job_id() -> int:
 
 
 def raw_shards(folder: Path) -> None:
-    """Three files with the columns of FineWeb-Edu."""
+    """Three files with columns of FineWeb-Edu."""
     folder.mkdir()
-    chance = random.Random(0)
+    rng = random.Random(0)
     words = "the school of a river and its water is one where many learn how plants grow from light to seed".split()
     for shard in range(3):
-        texts = [" ".join(chance.choices(words, k=chance.randint(30, 90))).capitalize() + "." for _ in range(100)]
-        columns = {"text": texts, "id": [f"<urn:uuid:{shard}-{i}>" for i in range(100)]}
-        columns |= {name: ["made up"] * 100 for name in ("dump", "url", "file_path", "language")}
-        columns |= {"language_score": [0.9] * 100, "token_count": [100] * 100, "score": [3.1] * 100}
-        columns |= {"int_score": [3] * 100}
+        texts = [" ".join(rng.choices(words, k=rng.randint(30, 90))).capitalize() + "." for _ in range(100)]
+        columns = {"text": texts, "id": [f"<urn:uuid:{shard}-{i}>" for i in range(100)], "int_score": [3] * 100}
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{shard:03}_00000.parquet")
 
 
@@ -88,17 +85,30 @@ def environment(home: Path) -> dict[str, str]:
 
 
 class Job:
-    """The script's starts, in the directory `home`."""
+    """The script's starts, in the directory `home`. A line of bash may stand for the `python` that makes the tokens."""
 
-    def __init__(self, home: Path):
+    def __init__(self, home: Path, python: str = ""):
         self.home, self.number, self.starts = home, free_job_id(), []
-        for name, code in (("srun", SRUN), ("scontrol", SCONTROL)):
-            (home / "bin").mkdir(exist_ok=True)
+        (home / "bin").mkdir()
+        programs = {"srun": SRUN, "scontrol": SCONTROL} | ({"python": f"#!/bin/bash\n{python}\n"} if python else {})
+        for name, code in programs.items():
             (home / "bin" / name).write_text(code)
             (home / "bin" / name).chmod(0o755)
         for name in ("recipes", "accelerate_configs"):
             (home / name).symlink_to(ROOT / name)
         raw_shards(home / "raw")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        """Ends what a failed test leaves."""
+        for process in self.starts:
+            if process.poll() is None:
+                for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    with suppress(psutil.Error):
+                        each.kill()
+                process.wait()
 
     def start(self, max_iters: int) -> subprocess.Popen:
         slurms = {"JOB_ID": str(self.number), "NNODES": "2", "JOB_NODELIST": "node[1-2]", "CPUS_PER_TASK": "1"}
@@ -106,11 +116,16 @@ class Job:
         recipe = f"recipes/pretrain.py {SETTINGS} --out_dir=out/two --max_iters={max_iters}"
         env |= {"RAW": "raw", "DATA": "data/made_up", "TOKENIZER": "bytes", "GPUS": "1", "RECIPE": recipe}
         with open(self.home / f"log{len(self.starts)}", "w") as log:
-            process = subprocess.Popen(
-                ["bash", "accelerate_configs/slurm.sh"], cwd=self.home, env=env, stdout=log, stderr=log
-            )
-        self.starts.append(process)
-        return process
+            command = ["bash", "accelerate_configs/slurm.sh"]
+            self.starts.append(subprocess.Popen(command, cwd=self.home, env=env, stdout=log, stderr=log))
+        return self.starts[-1]
+
+    def start_and_signal(self, when, max_iters: int = 10_000) -> int:
+        """Sends the signal before the time limit once `when` is true; returns the exit code."""
+        script = self.start(max_iters)
+        self.wait_for(when, script)
+        script.send_signal(signal.SIGUSR1)
+        return script.wait(timeout=PATIENCE)
 
     def log(self, start: int) -> str:
         return (self.home / f"log{start}").read_text()
@@ -122,81 +137,42 @@ class Job:
             time.sleep(0.02)
 
     def curve(self, run: str) -> dict[int, float]:
-        path = self.home / "out" / run / "metrics.jsonl"
-        lines = metrics.read(path) if path.exists() else []
-        return {line["step"]: line["train_loss"] for line in lines if "train_loss" in line}
+        return curve(self.home / "out" / run, "train_loss")
 
     def steps_saved(self) -> list[int]:
         return [int(path.name[5:]) for path in checkpoint.steps(self.home / "out" / "two")]
 
-    def nodes(self) -> list[psutil.Process]:
-        """The last two tasks."""
-        return [psutil.Process(int(pid)) for pid in (self.home / "pids").read_text().split()[-2:]]
-
-    def end(self) -> None:
-        """Ends what a failed test leaves."""
-        for process in self.starts:
-            if process.poll() is None:
-                for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-                    with suppress(psutil.Error):
-                        each.kill()
-                process.wait()
-
-
-def without_data_prep(home: Path, fake: str) -> Job:
-    """A job whose `python`, which would make the tokens, is a line of bash."""
-    job = Job(home)
-    (home / "bin" / "python").write_text(f"#!/bin/bash\n{fake}\n")
-    (home / "bin" / "python").chmod(0o755)
-    return job
-
 
 def test_the_signal_queues_the_job_again_while_it_makes_tokens_too(tmp_path):
-    job = without_data_prep(tmp_path, "trap 'exit 3' USR1; echo >> begun; while true; do sleep 0.1; done")
-    try:
-        script = job.start(max_iters=1)
-        job.wait_for(lambda: (tmp_path / "begun").exists() and (tmp_path / "begun").stat().st_size == 2, script)
-        script.send_signal(signal.SIGUSR1)
-        assert script.wait(timeout=PATIENCE) == 0, job.log(0)
-    finally:
-        job.end()
+    begun = tmp_path / "begun"
+    with Job(tmp_path, "trap 'exit 3' USR1; echo >> begun; while true; do sleep 0.1; done") as job:
+        assert job.start_and_signal(lambda: begun.exists() and begun.stat().st_size == 2) == 0, job.log(0)
     assert (tmp_path / "requeued").read_text() == f"{job.number}\n"
 
 
 def test_tokens_that_cannot_be_made_end_the_job_with_an_error(tmp_path):
-    job = without_data_prep(tmp_path, "exit 7")
-    assert job.start(max_iters=1).wait(timeout=PATIENCE) == 7, job.log(0)
+    with Job(tmp_path, "exit 7") as job:
+        assert job.start(max_iters=1).wait(timeout=PATIENCE) == 7, job.log(0)
     assert not (tmp_path / "requeued").exists()
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    job = Job(tmp_path_factory.mktemp("home"))
-    try:
-        first = job.start(max_iters=10_000)
-        job.wait_for(lambda: len(job.curve("two")) >= 3, first)
-        first.send_signal(signal.SIGUSR1)
-        first.wait(timeout=PATIENCE)
-        job.stopped = SimpleNamespace(code=first.returncode, step=job.steps_saved()[-1])
-        job.stopped.queue = (job.home / "requeued").read_text()
+    with Job(tmp_path_factory.mktemp("home")) as job:
+        job.stopped = SimpleNamespace(code=job.start_and_signal(lambda: len(job.curve("two")) >= 3))
+        job.stopped.step, job.stopped.queue = job.steps_saved()[-1], (job.home / "requeued").read_text()
         job.stopped.tokenized = (job.home / "data" / "made_up" / "meta.json").stat().st_mtime_ns
 
         second = job.start(max_iters=10_000)
         job.wait_for(lambda: job.steps_saved()[-1] > job.stopped.step, second)
-        node = job.nodes()[1]
+        node = psutil.Process(int((job.home / "pids").read_text().split()[-1]))
         for process in [*node.children(recursive=True), node]:
             process.kill()
-        second.wait(timeout=PATIENCE)
-        job.killed = SimpleNamespace(code=second.returncode)
-        job.killed.step = job.steps_saved()[-1]
+        job.killed = SimpleNamespace(code=second.wait(timeout=PATIENCE), step=job.steps_saved()[-1])
 
         last = max(job.curve("two")) + 3
-        third = job.start(max_iters=last)
-        third.wait(timeout=PATIENCE)
-        job.done = SimpleNamespace(code=third.returncode, step=last)
+        job.done = SimpleNamespace(code=job.start(max_iters=last).wait(timeout=PATIENCE), step=last)
         yield job
-    finally:
-        job.end()
 
 
 def test_two_tasks_make_the_tokens_that_one_would_make(job):
@@ -208,16 +184,15 @@ def test_two_tasks_make_the_tokens_that_one_would_make(job):
         assert b"".join(part.read_bytes() for part in parts) == one
 
 
-def test_before_the_time_limit_the_run_saves_and_the_job_is_queued_again(job):
+def test_before_the_time_limit_the_run_saves_and_is_queued_again(job):
     assert job.stopped.code == 0, job.log(0)
     assert job.stopped.queue == f"{job.number}\n" == (job.home / "requeued").read_text()  # once in all
-    assert f"stopped: step {job.stopped.step} is saved" in job.log(0)
     assert f"out/two, resuming from step {job.stopped.step}\n" in job.log(1)
 
 
-def test_a_dead_node_ends_the_job_and_the_next_start_resumes_from_the_last_checkpoint(job):
+def test_a_dead_node_ends_the_job_and_the_next_start_resumes(job):
     assert job.killed.code != 0
-    assert "error: process 0 of 2 stops: another process of the run has died" in job.log(1)
+    assert "error: process 0 of 2 stops: another process" in job.log(1)
     assert job.done.code == 0, job.log(2)
     assert f"out/two, resuming from step {job.killed.step}\n" in job.log(2)
     assert (job.home / "data" / "made_up" / "meta.json").stat().st_mtime_ns == job.stopped.tokenized

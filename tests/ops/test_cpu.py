@@ -1,4 +1,4 @@
-"""Optimizations for the CPU against plain torch: values and gradients of each part, and of models."""
+"""Optimizations for the CPU have plain torch's values and gradients, each part and in models."""
 
 import copy
 import dataclasses
@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomize
 from shapes import CASES
-from test_model import randomize
 from torch import nn
 
 from nanogpt import GPT, GPTConfig
@@ -73,7 +73,7 @@ def test_rmsnorms_gradients_are_those_of_autograd():
 
 
 @pytest.mark.parametrize("tokens", [8, cpu.SHORT + 1])  # both ways
-def test_attention_in_bf16_is_computed_in_fp32_where_a_gradient_is_needed(tokens):
+def test_attention_in_bf16_is_in_fp32_where_a_gradient_is_needed(tokens):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 4, tokens, 16).bfloat16().requires_grad_() for _ in range(3))
     expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True).bfloat16()
@@ -100,10 +100,8 @@ def test_attention_written_out_is_torchs(tokens, heads):
     y, expected = fast_attention(q, k, v, **options), attention(q, k, v, **options)
     torch.testing.assert_close(y, expected)
     grad = torch.randn_like(y)
-    for a, b in zip(
-        torch.autograd.grad(y, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
-    ):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    ours, theirs = (torch.autograd.grad(each, (q, k, v), grad) for each in (y, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_the_gradients_of_attention_with_dropout_are_those_of_autograd(monkeypatch):
@@ -148,7 +146,7 @@ def test_a_model_with_dropout_drops_while_training_only():
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("case", CASES)
-def test_a_part_leaves_the_loss_and_the_gradients_of_a_model_as_they_are(part, case):
+def test_a_part_leaves_loss_and_gradients_as_they_are(part, case):
     model, faster = make_model(CASES[case]), make_model(CASES[case]).use(PARTS[part])
     assert distance(gradients(model), gradients(faster)) < 1e-5
     # in bf16 both are as far from fp32 as bf16 is
@@ -156,12 +154,12 @@ def test_a_part_leaves_the_loss_and_the_gradients_of_a_model_as_they_are(part, c
     assert distance(gradients(make_model(CASES[case])), gradients(faster, torch.bfloat16)) < 0.1
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("case", ["gpt2", "qwen3"])
-def test_without_gradients_a_model_computes_the_same_bits(case):
+def test_without_gradients_a_model_computes_the_same_bits(case, bf16):
     model, faster = make_model(CASES[case]), make_model(CASES[case]).use(CPU)
-    for enabled in (False, True):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            assert torch.equal(faster(IDX), model(IDX))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        assert torch.equal(faster(IDX), model(IDX))
 
 
 def test_names_and_values_of_parameters_stay_and_copies_train():
@@ -170,13 +168,6 @@ def test_names_and_values_of_parameters_stay_and_copies_train():
         assert a == b and torch.equal(x, y)
     assert isinstance(faster.h[0].attn.c_attn, nn.Linear) and isinstance(faster.ln_f, nn.RMSNorm)
     assert distance(gradients(copy.deepcopy(faster)), gradients(faster)) == 0
-
-
-def test_gradient_checkpointing_recomputes_by_the_same_functions():
-    config = CASES["qwen3"]
-    expected = gradients(make_model(config).use(CPU))
-    config = dataclasses.replace(config, gradient_checkpointing=True)
-    assert distance(expected, gradients(make_model(config).use(CPU))) == 0
 
 
 def test_torch_compile_sees_one_graph():
@@ -232,7 +223,7 @@ def test_weights_of_8_bits_leave_the_loss_nearly_as_it_is(monkeypatch):
 
 
 @needs_x86
-def test_a_layer_whose_outputs_cannot_be_cut_into_blocks_stays_as_it_is():
+def test_a_layer_that_cannot_be_cut_into_blocks_stays_as_it_is():
     config = GPTConfig(vocab_size=65, block_size=24, n_layer=1, n_head=1, n_embd=20)
     model, packed = make_model(config).eval(), pack(make_model(config).eval(), smallest=0)
     assert count_packed(packed) == 2  # up in the MLP, and the logits; 20 and 60 are no multiples of 8
@@ -240,18 +231,15 @@ def test_a_layer_whose_outputs_cannot_be_cut_into_blocks_stays_as_it_is():
         torch.testing.assert_close(packed(IDX), model(IDX), atol=1e-4, rtol=1e-4)
 
 
-def test_a_small_model_is_not_packed():
-    assert count_packed(pack(make_model(CASES["gpt2"]))) == 0
-
-
-def test_on_other_devices_nothing_is_packed_and_8_bits_are_an_error(monkeypatch):
-    with torch.device("meta"):
-        elsewhere = GPT(CASES["gpt2"])
-    assert count_packed(pack(elsewhere, smallest=0)) == 0
-    with pytest.raises(ValueError, match="dtype=int8 is for x86 CPUs, and the model is on meta: choose bfloat16"):
-        pack(elsewhere, int8=True)
-    monkeypatch.setattr(cpu, "X86", False)
-    assert count_packed(pack(make_model(CASES["gpt2"]), smallest=0)) == 0
+@pytest.mark.parametrize("device, x86, smallest", [("cpu", True, None), ("meta", True, 0), ("cpu", False, 0)])
+def test_small_models_and_other_devices_are_not_packed(monkeypatch, device, x86, smallest):
+    monkeypatch.setattr(cpu, "X86", x86)
+    with torch.device(device):
+        model = GPT(CASES["gpt2"])
+    assert count_packed(pack(model) if smallest is None else pack(model, smallest=smallest)) == 0
+    if device == "meta":
+        with pytest.raises(ValueError, match=r"dtype=int8.*meta"):
+            pack(model, int8=True)
 
 
 FAULTS = """

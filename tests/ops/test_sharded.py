@@ -31,12 +31,10 @@ def group():
 
 
 def accelerator(precision: str, kind=DistributedType.FSDP) -> SimpleNamespace:
-    plugin, accumulation = SimpleNamespace(mixed_precision_policy=None), SimpleNamespace(plugin_kwargs={})
-    state = SimpleNamespace(fsdp_plugin=plugin)
-    device = torch.device("cpu")
-    return SimpleNamespace(
-        distributed_type=kind, mixed_precision=precision, state=state, gradient_state=accumulation, device=device
-    )
+    made = SimpleNamespace(distributed_type=kind, mixed_precision=precision, device=torch.device("cpu"))
+    made.state = SimpleNamespace(fsdp_plugin=SimpleNamespace(mixed_precision_policy=None))
+    made.gradient_state = SimpleNamespace(plugin_kwargs={})
+    return made
 
 
 def sharded(config: GPTConfig, precision: str) -> GPT:

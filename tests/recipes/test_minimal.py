@@ -1,3 +1,5 @@
+"""recipes/minimal.py is recipes/shakespeare.py without what a reader need not see."""
+
 import runpy
 from dataclasses import replace
 from pathlib import Path

@@ -12,7 +12,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-def test_an_agents_run_trains_with_its_settings_in_a_directory_of_its_own(tmp_path, data):
+@pytest.mark.nightly
+def test_an_agents_run_has_its_settings_and_its_own_directory(tmp_path, data):
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     sweep = yaml.safe_load((ROOT / "recipes" / "sweep.yaml").read_text())
     chosen = {"learning_rate": {"value": 0.0123}, "muon_momentum": {"value": 0.8}}

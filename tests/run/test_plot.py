@@ -1,4 +1,4 @@
-"""Curves of runs as a picture and in characters."""
+"""Curves of runs, as a picture and in characters; dots are where the losses are."""
 
 import json
 
@@ -27,7 +27,7 @@ def dots(drawing: str) -> set[tuple[int, int]]:
     return found
 
 
-def test_a_falling_validation_loss_is_a_line_from_the_upper_left_to_the_lower_right(tmp_path):
+def test_a_falling_validation_loss_is_a_falling_line(tmp_path):
     drawing = plot.text(run_with(tmp_path / "run", val=[(0, 4.0), (100, 2.0)]), width=20, height=10)
     assert dots(drawing) == {(i, i) for i in range(40)}
     lines = drawing.splitlines()
@@ -45,10 +45,13 @@ def test_too_little_to_draw_is_no_drawing(tmp_path):
     assert not plot.curves([tmp_path / "nothing"], tmp_path / "none.png") and not (tmp_path / "none.png").exists()
 
 
-@pytest.mark.parametrize("losses", [[(0, float("nan")), (1, float("inf")), (2, 1.0)], [(0, 1.0), (1, 1.0), (2, 1.0)]])
-def test_losses_that_are_not_finite_or_do_not_change_are_no_error(tmp_path, losses):
+@pytest.mark.parametrize(
+    "losses, row",
+    [([(0, float("nan")), (1, float("inf")), (2, 2.0), (3, 1.0)], 0), ([(0, 1.0), (1, 1.0), (2, 1.0)], None)],
+)
+def test_losses_not_finite_or_all_the_same_are_drawn(tmp_path, losses, row):
     run = run_with(tmp_path / "run", train=losses, val=losses)
-    plot.text(run)
+    assert dots(plot.text(run)) and (row is None or min(dots(plot.text(run)))[0] == row)
     assert plot.curves([run], tmp_path / "curve.png")
 
 
@@ -63,23 +66,18 @@ def test_a_name_that_looks_like_a_formula_is_a_name(tmp_path):
     assert plot.curves(runs, tmp_path / "curves.svg")
 
 
-def test_the_command_draws_runs_and_names_what_is_none(tmp_path, capsys):
+def test_the_command_draws_runs_and_refuses_the_rest(tmp_path, capsys):
     run, out = run_with(tmp_path / "run", val=[(0, 4.0), (1, 2.0)]), tmp_path / "curves.png"
     main(["plot", str(run), "--out", str(out)])
     assert out.read_bytes().startswith(b"\x89PNG")
-    for wrong, complaint in (
-        (tmp_path, "not an out directory"),
-        (run_with(tmp_path / "empty"), "there are no measurements yet"),
-    ):
-        with pytest.raises(SystemExit) as error:
-            main(["plot", str(wrong), "--out", str(out)])
-        assert error.value.code == 2 and complaint in capsys.readouterr().err
-    with pytest.raises(SystemExit) as error:
-        main(["plot", str(run), "--out", str(tmp_path / "curves.xyz")])
-    assert error.value.code == 2 and "xyz" in capsys.readouterr().err
+    empty, other = run_with(tmp_path / "empty"), tmp_path / "curves.xyz"
+    for wrong, to, word in ((tmp_path, out, "out directory"), (empty, out, "no measurements"), (run, other, "xyz")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["plot", str(wrong), "--out", str(to)])
+        assert word in capsys.readouterr().err
 
 
-def test_a_picture_leaves_out_the_first_losses_where_they_are_higher(tmp_path, monkeypatch):
+def test_a_picture_leaves_out_the_high_first_losses(tmp_path, monkeypatch):
     axes, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: (axes.extend(self.axes), save(self, *args)))
     falling = [(1, 9.0), *((x, 3.0 - x / 100) for x in range(10, 101, 3))]
