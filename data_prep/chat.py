@@ -1,21 +1,24 @@
 """Turns conversations into tokens in blocks of the model's context, for recipes/chat.py.
 
-    python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --block_size 256 --out data/mine_chat
-    python -m data_prep.chat hf:HuggingFaceTB/smoltalk:all --tokenizer gpt2 --skip_long --out data/talk
+    python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --out data/mine_chat
+    python -m data_prep.chat hf:HuggingFaceTB/smoltalk:all --tokenizer gpt2 --out data/talk
 
-A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in `datasets`, ShareGPT's {"conversations":
-[{"from": "human", "value": "Hi"}, …]}, or a list of messages, in any of the formats of records that
-`data_prep.documents` lists. The roles are system (or developer), user and assistant. A content is a text or a list of
-parts of text. --errors skip leaves out and counts conversations with anything else in them, such as tool calls. The
-tokenizer gets <|im_start|> and <|im_end|> where it lacks them; to fine-tune a model, name the model's.
+A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in `datasets`, ShareGPT's
+{"conversations": [{"from": "human", "value": "Hi"}, …]}, or a list of messages, in any of the
+formats of records that `data_prep.documents` lists. The roles are system (or developer), user and
+assistant. A content is a text or a list of parts of text. --errors skip leaves out and counts
+conversations with anything else in them, such as tool calls. The tokenizer gets <|im_start|> and
+<|im_end|> where it lacks them; to fine-tune a model, name the model's.
 
-An answer with "weight": 0 (or "train" or "loss": false) is context, not a target. Targets are found from the tokens, so
-such an answer has another header, with a space after the name: `<|im_start|>assistant `.
+An answer with "weight": 0 (or "train" or "loss": false) is context, not a target. Targets are found
+from the tokens, so such an answer has another header, with a space after the name:
+`<|im_start|>assistant `.
 
-A block begins with a conversation and has as many whole ones as fit; the rest is filled with end-of-text tokens, or
-with <|im_end|> where there are none. An end-of-text token follows a conversation if it still fits. A conversation that
-is longer than a block is an error, or is left out with --skip_long; none is ever cut. The loss counts the assistant's
-tokens alone. `data_prep.split` decides which conversations are for validation.
+A block begins with a conversation and has as many whole ones as fit; the rest is filled with
+end-of-text tokens, or with <|im_end|> where there are none. An end-of-text token follows a
+conversation if it still fits. A conversation that is longer than a block is an error, or is left
+out with --skip_long; none is ever cut. The loss counts the assistant's tokens alone.
+`data_prep.split` decides which conversations are for validation.
 """
 
 import json
@@ -26,98 +29,104 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import text
-from data_prep.documents import HALVES, PIECE, Corpus, NoColumn
+from data_prep.documents import PIECE, Corpus
+from data_prep.formats import SURROGATE
 from data_prep.inputs import is_records
 from data_prep.split import Split
-from data_prep.writer import TokenFile, check_fraction, check_name, finish, saved, token_dtype, writing
+from data_prep.writer import (
+    SPLITS,
+    TokenFile,
+    check_fraction,
+    check_name,
+    finish,
+    token_dtype,
+    writing,
+)
 from nanogpt import chat
 from nanogpt.data.tokenizer import END, CharTokenizer, get_tokenizer
 from nanogpt.data.tokens import answers
-from nanogpt.run.flags import OneLineParser, within
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import within
 
-ROLES = {role: role for role in chat.ROLES}
-ROLES |= {"human": "user", "developer": "system", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+ROLES = {role: role for role in chat.ROLES} | {"human": "user", "developer": "system"}
+ROLES |= dict.fromkeys(("gpt", "chatgpt", "model"), "assistant")
 UNLEARNT = "assistant "  # in the header of an answer that is not a target
-ERRORS = "for text that is not UTF-8 and for conversations with other roles or without a text"
 WEIGHTS = ("weight", "train", "loss")  # of a message: whether it is learnt
 
 
 class Conversations(Corpus):
     """A corpus whose documents are conversations, each the JSON of its list of messages."""
 
-    columns = ("messages", "conversations")
-
     def __init__(self, inputs: list[str], errors: str = "strict"):
-        super().__init__(inputs, "messages", errors)
+        super().__init__(inputs, ("messages", "conversations"), errors)
         if wrong := next((name for name in self.inputs if not is_records(name)), None):
-            raise ValueError(f"{wrong} is not JSON by its name: conversations are read from .jsonl, .json, .parquet, …")
+            raise ValueError(
+                f"{wrong} is not JSON by its name: conversations are read from .jsonl, .json, "
+                ".parquet, …"
+            )
 
     def is_wanted(self, name: str) -> bool:
         return is_records(name) and super().is_wanted(name)
 
-    def column_name(self) -> str:
-        return "conversations"
+    def as_records(self, value: object) -> list:
+        """The records in a value of a JSON file, which may be a single list of messages."""
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict) and {"role", "from"} & first.keys():
+            return [{"messages": value}]
+        return super().as_records(value)
 
-    def check_column(self, name: str, columns) -> None:
-        found = [column for column in self.columns if column in columns]
-        if not found:
-            raise NoColumn(f'{name} has neither "messages" nor "conversations" in it: it holds no conversations')
-        if isinstance(columns, dict):  # a record, in which one of the two may be null
-            found.sort(key=lambda column: columns[column] is None)
-        self.text_column = found[0]
-
-    def as_record(self, value: object) -> object:
-        is_message = (
-            isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys()
-        )
-        return {"messages": value} if is_message else value
-
-    def text_of(self, value: object, where: str) -> str:
+    def convert(self, name: str, number: int, value: object) -> str:
         """The JSON of a conversation's messages."""
-        where = f"{where.rpartition(', ')[0]}, conversation {int(where.rpartition(' ')[2]) + 1}"
-        if not isinstance(value, list | None):
-            return self.reject(
-                f"{where}: column {self.text_column!r} holds {type(value).__name__}, not a list of messages"
-            )
+        where = f"{name}, conversation {number + 1}"
         try:
+            if not isinstance(value, list | None):
+                raise ValueError(f"{where}: {type(value).__name__} is not a list of messages")
             text = json.dumps(read_messages(value or [], where))
             if len(text) > PIECE:
                 raise ValueError(f"{where} has {len(text):,} characters: no context is that long")
+            return text
         except ValueError as error:
-            return self.reject(str(error))
-        return text
+            self.errors.reject(name, str(error))
+            return ""
 
     def conversations(self) -> Iterator[tuple]:
         """(piece, messages, where it stands) of each."""
         for piece in self.pieces():
-            yield piece, json.loads(piece.text), f"{self.inputs[piece.file]}, conversation {piece.document + 1}"
+            where = f"{self.inputs[piece.file]}, conversation {piece.document + 1}"
+            yield piece, json.loads(piece.text), where
 
 
 def read_messages(found: list, where: str) -> list[dict]:
     """Messages in our form. Raises ValueError naming what is wrong with them."""
     messages = []
     for number, each in enumerate(found, 1):
-        each, where_it_is = each if isinstance(each, dict) else {}, f"{where}, message {number}"
-        name, content = each.get("role", each.get("from")), join_parts(each.get("content", each.get("value")))
+        place = f"{where}, message {number}"
+        message = each if isinstance(each, dict) else {}
+        name = message.get("role", message.get("from"))
+        content = join_parts(message.get("content", message.get("value")))
         role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
         if role is None:
-            raise ValueError(f"{where_it_is}: role {str(name)[:40]!r} is not one of {', '.join(chat.ROLES)}")
+            roles = ", ".join(chat.ROLES)
+            raise ValueError(f"{place}: role {str(name)[:40]!r} is not one of {roles}")
         if not isinstance(content, str) or not content.strip():
-            raise ValueError(f"{where_it_is}: its content is {str(content)[:40]!r}, not a text")
-        if role == "assistant" and not is_learnt(each, where_it_is):
+            raise ValueError(f"{place}: its content is {str(content)[:40]!r}, not a text")
+        if role == "assistant" and not is_learnt(message, place):
             role = UNLEARNT
-        messages.append({"role": role, "content": HALVES.sub("\ufffd", content)})
+        messages.append({"role": role, "content": SURROGATE.sub("\ufffd", content)})
+    if not messages:
+        raise ValueError(f"{where}: it is empty")
     if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError(f"{where}: " + ("no answer of the assistant that is learnt" if messages else "it is empty"))
+        raise ValueError(f"{where}: no answer of the assistant that is learnt")
     return messages
 
 
 def join_parts(content: object) -> object:
-    """The text of a content in parts, such as [{"type": "text", "text": "Hi"}]; any other content as it is."""
+    """The text of a content in parts ([{"type": "text", "text": "Hi"}]); others unchanged."""
     if not isinstance(content, list):
         return content
     texts = [
-        part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part for part in content
+        part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        for part in content
     ]
     return "".join(texts) if all(isinstance(text, str) for text in texts) else content
 
@@ -140,23 +149,18 @@ class Blocks:
         file.counts["answers"] = {"tokens": 0, "bytes": 0}
 
     def add(self, ids: np.ndarray, messages: list[dict]) -> None:
-        """Appends a conversation. Raises ValueError if its answers cannot be found among its tokens."""
-        told = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+        """Appends a conversation. Raises ValueError if its tokens do not show its answers."""
+        told = [m["content"].strip() for m in messages if m["role"] == "assistant"]
         counted = answers(ids[None], self.begin, self.end)[0]
-        if (ids[counted] == self.end).sum() != len(told) and any(m["role"] == UNLEARNT for m in messages):
-            raise ValueError(
-                f"the tokenizer {self.tokenizer.name} drops the space that marks an answer of weight 0: use another "
-                "--tokenizer, or leave such conversations out"
-            )
         if (ids[counted] == self.end).sum() != len(told):
-            raise ValueError(
-                f"the tokenizer {self.tokenizer.name} joins the line break before an answer with the answer, so that "
-                "none can be found: use another --tokenizer"
-            )
+            why = "joins the line break before an answer with it, so that none can be found"
+            if any(m["role"] == UNLEARNT for m in messages):
+                why = "drops the space that marks an answer of weight 0"
+            raise ValueError(f"the tokenizer {self.tokenizer.name} {why}: use another --tokenizer")
         ids = np.array([*ids, *self.eot][: self.size])
         if len(ids) > -self.file.counts["tokens"] % self.size:
             self.fill()
-        self.file.append(ids, sum(len(message["content"].strip().encode()) for message in messages), 1)
+        self.file.append(ids, sum(len(m["content"].strip().encode()) for m in messages), 1)
         self.file.counts["answers"]["tokens"] += int(counted.sum())
         self.file.counts["answers"]["bytes"] += len("".join(told).encode())
 
@@ -176,71 +180,87 @@ def prepare(
     errors: str = "strict",
     say=print,
 ) -> dict:
-    """Prepares the data directory `out` from conversations and returns its meta data. Raises ValueError or OSError.
+    """Prepares the data directory `out` from conversations and returns its meta data.
 
-    `errors` is as for `data_prep.text.prepare`; skip leaves out conversations that cannot be learnt from, too.
+    Raises ValueError or OSError.
+
+    `errors` is as for `data_prep.text.prepare`; skip leaves out conversations that cannot be learnt
+    from, too.
     """
-    check_fraction(0.5 if val_fraction is None else val_fraction)
+    check_fraction(val_fraction)
     check_name(out)
     corpus = Conversations(inputs, errors)
     for note in corpus.notes:
         say(note)
     if tokenizer == "char":
-        read = (message for _, messages, _ in corpus.unsharded().conversations() for message in messages)
-        texts = (message["role"] + message["content"] for message in read)
+        texts = (m["role"] + m["content"] for _, talk, _ in corpus.conversations() for m in talk)
         tokenizer = CharTokenizer.train("".join(set("\n".join(chat.ROLES)).union(*texts)))
-    tokenizer = chat.add_tokens(get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer)
-    split = Split(corpus, text.default_val_fraction(corpus) if val_fraction is None else val_fraction)
-    out, skipped = Path(out), 0
-    with writing(out, saved(tokenizer), chat=True):
-        files = {name: TokenFile(out / f"{name}.bin", token_dtype(tokenizer)) for name in ("train", "val")}
+    elif isinstance(tokenizer, str):
+        tokenizer = get_tokenizer(tokenizer)
+    tokenizer = chat.add_tokens(tokenizer)
+    fraction = text.default_val_fraction(corpus) if val_fraction is None else val_fraction
+    split, out, too_long = Split(corpus, fraction), Path(out), 0
+    with writing(out, tokenizer, chat=True) as content:
+        files = {name: TokenFile(out / f"{name}.bin", token_dtype(tokenizer)) for name in SPLITS}
         blocks = {name: Blocks(file, tokenizer, block_size) for name, file in files.items()}
         for piece, messages, where in corpus.conversations():
             ids, boundary = chat.render(tokenizer, messages), split.boundary(piece)
             if 0 < boundary < piece.length:
-                raise ValueError(f"{where} is the only one: two that differ are needed, one of them for validation")
+                raise ValueError(
+                    f"{where} is the only one: two that differ are needed, one of them for "
+                    "validation"
+                )
             if len(ids) <= block_size:
                 blocks["train" if boundary else "val"].add(ids, messages)
             elif skip_long:
-                skipped += 1
+                too_long += 1
             else:
                 raise ValueError(
-                    f"{where} has {len(ids):,} tokens, more than --block_size={block_size}: give a larger one, "
-                    "or --skip_long to leave such conversations out"
+                    f"{where} has {len(ids):,} tokens, more than --block_size={block_size}: give "
+                    "a larger one, or --skip_long to leave such conversations out"
                 )
         for name, file in files.items():
             if not file.counts["documents"]:
-                raise ValueError(f"no conversation is left for {name}: give more, or a larger --block_size")
+                raise ValueError(
+                    f"no conversation is left for {name}: give more, or a larger --block_size"
+                )
             blocks[name].fill(more=1)  # the last target of the last block
-        chat_meta = {"block": block_size, "answer": blocks["train"].begin, "end": blocks["train"].end}
-        meta = finish(out, files, tokenizer, " ".join(inputs), more={"chat": chat_meta})
+        train = blocks["train"]
+        more = {"chat": {"block": block_size, "answer": train.begin, "end": train.end}}
+        meta = finish(out, files, tokenizer, content, " ".join(inputs), more=more)
     if corpus.skipped:
         say(f"{corpus.skipped:,} lines or conversations that cannot be learnt from were left out")
-    if skipped:
-        say(f"{skipped:,} conversations of more than {block_size} tokens were left out")
-    train, val = meta["splits"]["train"], meta["splits"]["val"]
-    share = (train["answers"]["tokens"] + val["answers"]["tokens"]) / (train["tokens"] + val["tokens"])
-    say(
-        f"data: {out}: {train['documents']:,} conversations for training, {val['documents']:,} for validation, in "
-        f"{(train['tokens'] + val['tokens']) // block_size:,} blocks of {block_size}; {share:.0%} of the tokens count"
-    )
+    if too_long:
+        say(f"{too_long:,} conversations of more than {block_size} tokens were left out")
+    say(summary(out, meta, block_size))
     return meta
 
 
+def summary(out: Path, meta: dict, block_size: int) -> str:
+    train, val = (meta["splits"][split] for split in SPLITS)
+    tokens = train["tokens"] + val["tokens"]
+    share = (train["answers"]["tokens"] + val["answers"]["tokens"]) / tokens
+    return (
+        f"data: {out}: {train['documents']:,} conversations for training, {val['documents']:,} for "
+        f"validation, in {tokens // block_size:,} blocks of {block_size}; {share:.0%} of the "
+        "tokens count"
+    )
+
+
 def next_command(out: Path | str, block_size: int) -> str:
-    return f"next: accelerate launch recipes/chat.py --data {shlex.quote(str(out))} --block_size={block_size}"
+    data = shlex.quote(str(out))
+    return f"next: accelerate launch recipes/chat.py --data {data} --block_size={block_size}"
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the data directory, such as data/mine_chat")
-    parser.add_argument("--tokenizer", default="bytes", metavar="T", help="as for data_prep.text")
-    parser.add_argument("--block_size", type=within(int, 16, 2**24), default=256, metavar="N", help="tokens of a block")
-    parser.add_argument("--val_fraction", type=float, metavar="F", help="share of the conversations for validation")
-    parser.add_argument("--skip_long", action="store_true", help="leave out conversations that are longer than a block")
-    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help=ERRORS)
-    with text.command():
+    flags = ("INPUT", "--out", "--tokenizer", "--val_fraction", "--errors")
+    parser = text.make_parser(__doc__, *flags)
+    parser.set_defaults(tokenizer="bytes")
+    size = {"type": within(int, 16, 2**24), "metavar": "N", "help": "tokens of a block"}
+    parser.add_argument("--block_size", default=256, **size)
+    skip_help = "leave out conversations that are longer than a block"
+    parser.add_argument("--skip_long", action="store_true", help=skip_help)
+    with user_errors(text.STOPPED):
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)
         print(next_command(options["out"], options["block_size"]))

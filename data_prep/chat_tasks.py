@@ -1,10 +1,11 @@
-"""Made-up conversations about sums, spelling and dates: thousands of them in seconds, without a network.
+"""Made-up conversations about sums, spelling and dates: thousands in seconds, without a network.
 
     python -m data_prep.chat_tasks                        # into data/chat_tasks
-    python -m data_prep.chat_tasks --ask out/chat         # the share of right answers to those for validation
+    python -m data_prep.chat_tasks --ask out/chat         # how many answers of a model are right
 
-Each question occurs once, so that the model has seen none of the questions for validation. One or two of them make a
-conversation, and a third of the conversations begin with a message of the system.
+Each question occurs once, so that the model has seen none of the questions for validation. One or
+two of them make a conversation, and a third of the conversations begin with a message of the
+system.
 """
 
 import json
@@ -23,7 +24,7 @@ from nanogpt.data.files import write_atomic
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import OneLineParser, within
+from nanogpt.run.flags import within
 
 CONVERSATIONS = "conversations.jsonl"
 BLOCK = 160
@@ -35,7 +36,8 @@ def sums(chance: random.Random) -> tuple[str, str]:
 
 
 def spelling(chance: random.Random) -> tuple[str, str]:
-    word = "".join(chance.choice(("aeiou", string.ascii_lowercase)[i % 2]) for i in range(chance.randint(3, 7)))
+    letters = ("aeiou", string.ascii_lowercase)
+    word = "".join(chance.choice(letters[i % 2]) for i in range(chance.randint(3, 7)))
     return f"Spell {word}.", "-".join(word)
 
 
@@ -59,15 +61,19 @@ def conversations(questions: int = 8000, seed: int = 1) -> list[list[dict]]:
     while rest:
         messages = [{"role": "system", "content": "Be brief."}] if chance.random() < 1 / 3 else []
         for question, answer in (rest.pop() for _ in range(min(len(rest), chance.randint(1, 2)))):
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": answer})
         found.append(messages)
     return found
 
 
-def prepare(out: Path | str = "data/chat_tasks", tokenizer="bytes", block_size: int = BLOCK, say=print) -> dict:
+def prepare(
+    out: Path | str = "data/chat_tasks", tokenizer="bytes", block_size: int = BLOCK, say=print
+) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
     path = Path(out, CONVERSATIONS)
-    content = "".join(json.dumps({"messages": messages}) + "\n" for messages in conversations()).encode()
+    lines = [json.dumps({"messages": messages}) for messages in conversations()]
+    content = "".join(f"{line}\n" for line in lines).encode()
     check_out(out, {CONVERSATIONS: content}, chat=True)
     with write_atomic(path) as file:
         file.write(content)
@@ -81,14 +87,20 @@ def held_out(data: Path | str) -> list[list[dict]]:
     return [messages for piece, messages, _ in corpus.conversations() if not split.boundary(piece)]
 
 
+def kind_of(question: str) -> str:
+    if question.startswith("Spell"):
+        return "spelling"
+    return "dates" if "day" in question else "sums"
+
+
 def accuracy(model: GPT, tokenizer, data: Path | str) -> dict[str, tuple[int, int]]:
-    """Right and all answers to the questions of `held_out`, by kind; greedy, each after the conversation before it."""
+    """(right, all) answers to the questions of `held_out`, by kind; greedy."""
     counts = {"sums": (0, 0), "spelling": (0, 0), "dates": (0, 0)}
     for messages in held_out(data):
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
                 question = messages[i - 1]["content"]
-                kind = "spelling" if question.startswith("Spell") else "dates" if "day" in question else "sums"
+                kind = kind_of(question)
                 said = "".join(chat.answer(model, tokenizer, messages[:i], 40, temperature=0))
                 right, asked = counts[kind]
                 counts[kind] = right + (said == message["content"]), asked + 1
@@ -97,12 +109,11 @@ def accuracy(model: GPT, tokenizer, data: Path | str) -> dict[str, tuple[int, in
 
 def main() -> None:
     """Reads the command line; makes the data, or asks a model."""
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("--out", default="data/chat_tasks", metavar="DIR", help="default: data/chat_tasks")
-    parser.add_argument("--tokenizer", default="bytes", metavar="T", help="as for data_prep.chat")
-    size = {"type": within(int, 16, 2**24), "default": BLOCK, "metavar": "N", "help": f"tokens of a block ({BLOCK})"}
-    parser.add_argument("--block_size", **size)
-    parser.add_argument("--ask", metavar="RUN", help="ask this model the questions for validation, instead")
+    parser = text.make_parser(__doc__, "--tokenizer")
+    parser.add_argument("--out", default="data/chat_tasks", metavar="DIR")
+    parser.add_argument("--block_size", type=within(int, 16, 2**24), default=BLOCK, metavar="N")
+    parser.add_argument("--ask", metavar="RUN", help="ask this model the questions for validation")
+    parser.set_defaults(tokenizer="bytes")
     with user_errors("stopped"):
         args = parser.parse_args()
         if not args.ask:
@@ -113,8 +124,8 @@ def main() -> None:
         chat.require(tokenizer, args.ask)
         counts = accuracy(model, tokenizer, args.out)
         right, asked = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
-        kinds = ", ".join(f"{kind} {100 * n / max(total, 1):.1f} %" for kind, (n, total) in counts.items())
-        print(f"{100 * right / asked:.1f} % of {asked} answers are right: {kinds}")
+        kinds = [f"{kind} {100 * n / max(all_, 1):.1f} %" for kind, (n, all_) in counts.items()]
+        print(f"{100 * right / asked:.1f} % of {asked} answers are right: {', '.join(kinds)}")
 
 
 if __name__ == "__main__":

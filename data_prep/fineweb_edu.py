@@ -1,14 +1,15 @@
-"""FineWeb-Edu, web pages that a classifier finds educational (Penedo et al. 2024), in its sample of 10 billion tokens.
+"""FineWeb-Edu, educational web pages (Penedo et al. 2024), in its sample of 10 billion tokens.
 
-    python -m data_prep.fineweb_edu                        # streamed from the Hub into data/fineweb_edu
+    python -m data_prep.fineweb_edu                        # from the Hub into data/fineweb_edu
     python -m data_prep.fineweb_edu --source DIR           # from local copies of its files
     python -m data_prep.fineweb_edu --tokenizer bytes --out data/fineweb_edu_bytes
 
-About 10 billion tokens of GPT-2 in 9.7 million documents by the data set's card. 20 GB of disk, because the text is
-streamed and not kept. On two cores a good hour at the 2.2 million tokens/s of LOG.md, if the network keeps up (not run
-in full yet).
+About 10 billion tokens of GPT-2 in 9.7 million documents by the data set's card. 20 GB of disk,
+because the text is streamed and not kept. On two cores a good hour at the 2.2 million tokens/s of
+LOG.md, if the network keeps up (not run in full yet).
 
-An interrupted command resumes when started again. --help shows all flags, such as --shard I/N for several machines.
+An interrupted command resumes when started again. --help shows all flags, such as --shard I/N for
+several machines.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ VOCABULARY = 50257  # GPT-2's tokens
 
 
 def prepare(out: Path | str = "data/fineweb_edu") -> dict:
-    """Streams the text into the data directory `out`, in GPT-2's tokens, and returns its meta data."""
+    """Streams the text into the data directory `out`, in GPT-2's tokens; returns its meta data."""
     return text.prepare([HUB], out, "gpt2", VAL_FRACTION)
 
 

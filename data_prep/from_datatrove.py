@@ -4,15 +4,17 @@
 
 `datatrove` (the extra `cluster`) runs the same pipeline on one machine, through Slurm, or on Ray:
 
-    from datatrove.executor import LocalPipelineExecutor  # or SlurmPipelineExecutor, RayPipelineExecutor
+    from datatrove.executor import LocalPipelineExecutor  # or SlurmPipelineExecutor
     from datatrove.pipeline.readers import ParquetReader
     from datatrove.pipeline.tokens import DocumentTokenizer
 
-    tokenize = DocumentTokenizer("data/crawl", "data/mine_bpe/tokenizer.json", eos_token="<|endoftext|>")
-    LocalPipelineExecutor([ParquetReader("crawl/"), tokenize], tasks=64, workers=8, logging_dir="logs").run()
+    tokenizer, eos = "data/mine_bpe/tokenizer.json", "<|endoftext|>"
+    steps = [ParquetReader("crawl/"), DocumentTokenizer("data/crawl", tokenizer, eos_token=eos)]
+    LocalPipelineExecutor(steps, tasks=64, workers=8, logging_dir="logs").run()
 
-It writes a file of tokens for each task into data/crawl. This command leaves the files as they are and adds meta.json,
-which describes them, and tokenizer.json. The last files, up to a share of --val_fraction, are for validation.
+It writes a file of tokens for each task into data/crawl. This command leaves the files as they are
+and adds meta.json, which describes them, and tokenizer.json. The last files, up to a share of
+--val_fraction, are for validation.
 """
 
 import hashlib
@@ -20,21 +22,23 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.text import make_parser
 from data_prep.writer import check_fraction, check_out, saved, token_dtype, write_json
-from nanogpt.data import tokenizer_json
 from nanogpt.data.files import write_atomic
-from nanogpt.data.tokenizer import FILE, get_tokenizer
+from nanogpt.data.tokenizer import FILE, get_tokenizer, sha256
 from nanogpt.data.tokens import Tokens
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import OneLineParser
 
 MEASURED = 1 << 20  # tokens of each file that are decoded, to estimate the bytes of text per token
 
 
-def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0.01, say=print) -> dict:
+def describe(
+    directory: Path | str, tokenizer_name: str, val_fraction: float = 0.01, say=print
+) -> dict:
     """Writes meta.json and tokenizer.json for the .ds files in `directory`; returns the meta data.
 
-    Raises ValueError if there are too few files, or if they contain ids that the tokenizer does not have.
+    Raises ValueError if there are too few files, or if they contain ids that the tokenizer does not
+    have.
     """
     check_fraction(val_fraction)
     directory, tokenizer = Path(directory), get_tokenizer(tokenizer_name)
@@ -43,27 +47,30 @@ def describe(directory: Path | str, tokenizer_name: str, val_fraction: float = 0
     paths = sorted(path for path in directory.glob("*.ds") if path.stat().st_size)
     counts = [path.stat().st_size // dtype.itemsize for path in paths]
     if len(paths) < 2:
-        raise ValueError(
-            f"{directory} has {len(paths)} files that end with .ds, but needs two, one of them for validation"
-        )
+        raise ValueError(f"{directory} has {len(paths)} files that end with .ds, but needs two")
     first_val = len(paths) - 1
     while first_val > 1 and sum(counts[first_val:]) < val_fraction * sum(counts):
         first_val -= 1
     meta = {"vocab_size": tokenizer.vocab_size, "dtype": dtype.name, "tokenizer": tokenizer.name}
     meta |= {"source": f"datatrove: {directory}", "splits": {}}
     for split, some in (("train", paths[:first_val]), ("val", paths[first_val:])):
-        meta["splits"][split] = {"files": [path.name for path in some]} | measure(Tokens(some, dtype), tokenizer)
+        counts = measure(Tokens(some, dtype), tokenizer)
+        meta["splits"][split] = {"files": [path.name for path in some]} | counts
     with write_atomic(directory / FILE) as file:
         file.write(content)
-    meta["tokenizer_sha256"] = tokenizer_json.sha256(directory)
+    meta["tokenizer_sha256"] = sha256(directory)
     write_json(directory / "meta.json", meta)
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
-    say(f"data: {directory}: {len(paths)} files with {train:,} training tokens, {val:,} for validation")
+    counts = f"{train:,} training tokens, {val:,} for validation"
+    say(f"data: {directory}: {len(paths)} files with {counts}")
     return meta
 
 
 def measure(tokens: Tokens, tokenizer) -> dict:
-    """The entry of a split in meta.json; `bytes` is estimated from the start of each file. Raises ValueError."""
+    """The entry of a split in meta.json; `bytes` is estimated from the start of each file.
+
+    Raises ValueError.
+    """
     largest, documents, size, measured, digest = 0, 0, 0, 0, hashlib.sha256()
     for path in tokens.paths:
         with open(path, "rb") as file:
@@ -71,11 +78,11 @@ def measure(tokens: Tokens, tokenizer) -> dict:
             while len(ids := np.fromfile(file, tokens.dtype, MEASURED)):
                 largest = max(largest, int(ids.max()))
                 if largest >= tokenizer.vocab_size:
-                    raise ValueError(
-                        f"{path} contains token {largest}: it was not made with this tokenizer ({tokenizer.name})"
-                    )
+                    why = f"it was not made with this tokenizer ({tokenizer.name})"
+                    raise ValueError(f"{path} contains token {largest}: {why}")
                 if at == 0:
-                    size += len(tokenizer.decode(ids[ids != tokenizer.eot_id].tolist()).encode("utf-8"))
+                    text = tokenizer.decode(ids[ids != tokenizer.eot_id].tolist())
+                    size += len(text.encode("utf-8"))
                     measured += len(ids)
                 at += len(ids)
                 documents += int((ids == tokenizer.eot_id).sum())
@@ -86,10 +93,10 @@ def measure(tokens: Tokens, tokenizer) -> dict:
 
 
 if __name__ == "__main__":
-    parser = OneLineParser(description=__doc__)
+    parser = make_parser(__doc__, "--val_fraction")
     parser.add_argument("DIR", help="the directory that DocumentTokenizer wrote to")
-    parser.add_argument("--tokenizer", required=True, metavar="T", help="the one that DocumentTokenizer had")
-    parser.add_argument("--val_fraction", type=float, default=0.01, metavar="F", help="share of the tokens (0.01)")
+    parser.add_argument("--tokenizer", required=True, metavar="T", help="the one that it had")
+    parser.set_defaults(val_fraction=0.01)
     args = parser.parse_args()
     with user_errors():
         describe(args.DIR, args.tokenizer, args.val_fraction)

@@ -1,109 +1,122 @@
-"""Finds and opens the input files of a command, and recognizes files that are not text."""
+"""Finds the input files of a command: in folders, by patterns, at URLs."""
 
 import glob
-import gzip
-import io
 import os
 import re
 import stat
-import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import NamedTuple
 
 TEXT = (".txt", ".md")
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-PACKED = (".gz", ".zst")
 HUB = "hf:"
-OTHERS = {"node_modules", "__pycache__"}  # folders that are not read, like hidden ones
-OURS = re.compile(r"(meta|tokenizer|part-\d+)\.json|.+\.bin")  # in a data directory, next to train.bin
-HEAD = 512  # bytes from which a format is recognized
-
-PANDOC = "pandoc {0} -t plain -o {0}.txt converts it to text"
-NO_TEXT = [  # how it begins, what it is, what to do
-    (rb"%PDF-", "a PDF", "pdftotext {0} converts it to text"),
-    (rb"PK\x03\x04", "a DOCX, an EPUB or another zip archive", PANDOC + ", unzip unpacks others"),
-    (rb"\xd0\xcf\x11\xe0|\{\\rtf", "a document of a word processor", PANDOC),
-    (rb"\s*<(?:!doctype html|html)", "HTML", PANDOC),
-    (rb'\s*\{\s*"(?:cells|nbformat)"', "a notebook", "jupyter nbconvert --to markdown {0} converts it to text"),
-    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*", "an image", "leave it out, or read it by OCR"),
-    (rb"\x7fELF|MZ.{6}\0|\xcf\xfa\xed\xfe", "a program", "leave it out"),
-    (rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh\d|\xfd7zXZ", "packed", "unpack it, or let its name end with .gz or .zst"),
-    (rb"\xff\xfe|\xfe\xff", "UTF-16", "iconv -f UTF-16 -t UTF-8 {0} > {0}.txt converts it to UTF-8"),
-]
-ANY = re.compile(b"|".join(b"(" + pattern + b")" for pattern, _, _ in NO_TEXT), re.IGNORECASE | re.DOTALL)
+SKIPPED_FOLDERS = {"node_modules", "__pycache__"}  # like hidden ones
+OURS = re.compile(r"(meta|tokenizer|part-\d+)\.json|.+\.bin")  # in a data directory
+TEST_SPLIT, ENDING = "they are a test split", "their endings"  # reasons to leave a file out
+CARD, CACHE = "they describe a data set", "they are caches of `datasets`"
 
 
-def find_inputs(inputs: list[str]) -> dict[str, os.stat_result | None]:
-    """The input files, each once even if several links lead to it; the value of a data set on the Hub is None.
+class Status(NamedTuple):
+    """Size and version of a file, by which a resumed command knows it."""
+
+    size: int
+    version: int | str
+
+
+def find_inputs(inputs: list[str]) -> dict[str, Status | None]:
+    """The input files, each once even if several links lead to it; None for a data set on the Hub.
 
     Raises ValueError if an input has no files.
     """
-    found: dict[str, os.stat_result | None] = {}
+    found: dict[str, Status | None] = {}
     seen = set()
     for name in inputs:
-        if name.startswith(HUB):
+        if is_hub(name):
             found[name] = None
-            continue
-        for file in files_of(name):
-            status = os.stat(file)
-            if (status.st_dev, status.st_ino) not in seen:
-                seen.add((status.st_dev, status.st_ino))
-                found[file] = status
+        elif is_url(name):
+            found |= find_urls(name)
+        else:
+            for file in files_of(name):
+                status = os.stat(file)
+                if (status.st_dev, status.st_ino) not in seen:
+                    seen.add((status.st_dev, status.st_ino))
+                    found[file] = Status(status.st_size, status.st_mtime_ns)
     return found
+
+
+def find_urls(pattern: str) -> dict[str, Status]:
+    """The files at a URL, which may be a pattern such as s3://bucket/*.jsonl.gz."""
+    import fsspec
+
+    try:
+        files = {file.full_name: file for file in fsspec.open_files(pattern)}
+        sizes = {url: file.fs.size(file.path) for url, file in files.items()}
+        versions = {url: file.fs.ukey(file.path) for url, file in files.items()}
+    except Exception as error:  # whatever the network and the file system of the URL raise
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{pattern} could not be read: {why}") from None
+    if not files or None in sizes.values():
+        why = "its size is unknown: download it first" if files else "there is no such file"
+        raise ValueError(f"{pattern} could not be read: {why}")
+    return {url: Status(sizes[url], versions[url]) for url in files}
 
 
 def files_of(name: str) -> list[str]:
     """The files of one input, sorted by name. Raises ValueError if there are none."""
-    if os.path.isfile(name):
-        return [name]
-    if os.path.isdir(name):
-        if not (files := sorted(select(name)[0])):
-            raise ValueError(f"the folder {name} has no files that end with {', '.join(TEXT + RECORDS)}")
-        return files
-    matches = sorted(glob.glob(name, recursive=True))  # of a folder its files, as if the shell had found it
-    files = [file for match in matches for file in ([match] if os.path.isfile(match) else sorted(select(match)[0]))]
-    if matches and not files:
-        raise ValueError(f"{name} matches nothing that ends with {', '.join(TEXT + RECORDS)}")
+    # a folder that matches a pattern means its files, as if the shell had found it
+    matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+    if not matches:
+        kinds = "files, folders, patterns, URLs, hf:OWNER/NAME, or - for stdin"
+        raise ValueError(f"{name} does not exist: name {kinds}")
+    files: list[str] = []
+    for match in matches:
+        if os.path.isdir(match):
+            files += [file for file, reason in select(match).items() if not reason]
+        elif os.path.isfile(match):
+            files.append(match)
     if not files:
-        raise ValueError(f"{name} does not exist: name files, folders, patterns, hf:OWNER/NAME, or - for stdin")
+        raise ValueError(
+            f"the folder {name} has no files that end with {', '.join(TEXT + RECORDS)}"
+        )
     return files
 
 
-def select(folder: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The files to read in a folder, and those to leave out by the reason.
+def select(folder: str) -> dict[str, str]:
+    """The files below a folder, sorted, each with the reason why it is left out, else "".
 
-    A data set's test split, its card and caches of `datasets` are left out, a test split only beside a training split.
+    A test split is left out only beside a training split, a README only if it is that of a data
+    set.
     """
-    below = list(files_below(folder))
-    left_out: dict[str, list[str]] = {"their endings": [file for file in below if not known(file)]}
-    files = [file for file in below if known(file)]
-    parts = {file: {part_of(name) for name in os.path.relpath(file, folder).split(os.sep)} for file in files}
-    trains = any("train" in found for found in parts.values())
-    tables = any(is_records(file) and not bare(file).endswith(".json") for file in files)
-    reasons = {
-        "they are a test split": lambda file: trains and "test" in parts[file],
-        "they describe a data set": lambda file: is_card(file, tables),
-        "they are caches of `datasets`": lambda file: re.fullmatch(r"cache-\w+\.arrow", os.path.basename(file)),
-    }
-    for reason, applies in reasons.items():
-        left_out[reason] = [file for file in files if applies(file)]
-    unwanted = {file for some in left_out.values() for file in some}
-    return [file for file in files if file not in unwanted], left_out
+    files = sorted(files_below(folder))
+    readable = [file for file in files if bare(file).endswith(TEXT + RECORDS)]
+    splits = {file: splits_in(os.path.relpath(file, folder)) for file in readable}
+    has_train = any("train" in found for found in splits.values())
+    has_tables = any(is_records(file) and not bare(file).endswith(".json") for file in readable)
+
+    def reason(file: str) -> str:
+        name = os.path.basename(file)
+        if file not in splits:
+            return ENDING
+        if has_train and "test" in splits[file]:
+            return TEST_SPLIT
+        if bare(name) in ("readme.md", "readme.txt") and (has_tables or has_metadata(file)):
+            return CARD
+        return CACHE if re.fullmatch(r"cache-\w+\.arrow", name) else ""
+
+    return {file: reason(file) for file in files}
 
 
-def part_of(name: str) -> str:
-    """train or test for a file or folder of that split, such as test-00000-of-00002.parquet; "" for others."""
-    found = re.match(r"(train|test)(?:ing)?(?=[-_.\d]|$)", name, re.IGNORECASE)
-    return found[1].lower() if found else ""
+def splits_in(path: str) -> set[str]:
+    """The splits in the parts of a path, such as test for data/test-00000-of-00002.parquet."""
+    found = re.findall(r"(?:^|/)(train|test)(?:ing)?(?=[-_.\d/]|$)", path, re.IGNORECASE)
+    return {split.lower() for split in found}
 
 
-def is_card(file: str, beside_tables: bool) -> bool:
-    """Whether a file is the README of a data set: beside tables, or with the metadata that the Hub reads."""
-    if bare(os.path.basename(file)) not in ("readme.md", "readme.txt"):
-        return False
+def has_metadata(file: str) -> bool:
+    """Whether a README begins with the metadata that the Hub reads."""
     with open(file, "rb") as opened:
-        return beside_tables or opened.read(4).rstrip() == b"---"
+        return opened.read(4).rstrip() == b"---"
 
 
 def files_below(folder: str) -> Iterator[str]:
@@ -115,32 +128,36 @@ def files_below(folder: str) -> Iterator[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in OTHERS)
-        tokens = any(name.startswith("train") and name.endswith(".bin") for name in names)
+        folders[:] = sorted(f for f in folders if f[0] != "." and f not in SKIPPED_FOLDERS)
+        has_tokens = any(name.startswith("train") and name.endswith(".bin") for name in names)
         for name in names:
             file = os.path.join(path, name)
-            if name[0] != "." and not (tokens and OURS.fullmatch(name)) and is_regular(file):
+            if name[0] != "." and not (has_tokens and OURS.fullmatch(name)) and is_regular(file):
                 yield file
 
 
 def left_out(inputs: list[str]) -> list[str]:
-    """What is not read of the folders among the inputs: `not read, because of their endings: 8 .py, 3 .pdf`."""
-    found: dict[str, list[str]] = {}
+    """What is not read of the folders: `not read, because of their endings: 8 .py, 3 .pdf`."""
+    by_reason: dict[str, list[str]] = {}
     for folder in filter(os.path.isdir, inputs):
-        for reason, files in select(folder)[1].items():
-            found.setdefault(reason, []).extend(files)
-    endings = Counter(
-        os.path.splitext(file)[1].lower() or "without an ending" for file in found.pop("their endings", [])
-    )
-    lines = [", ".join(f"{count:,} {ending}" for ending, count in endings.most_common())]
-    lines[0] = lines[0] and f"not read, because of their endings: {lines[0]}"
-    lines += [f"not read, because {reason}: {some(files)}" for reason, files in found.items() if files]
-    return [line for line in lines if line]
+        for file, reason in select(folder).items():
+            by_reason.setdefault(reason, []).append(file)
+    endings = Counter(os.path.splitext(file)[1].lower() for file in by_reason.pop(ENDING, []))
+    counts = [
+        f"{count:,} {ending or 'without an ending'}" for ending, count in endings.most_common()
+    ]
+    lines = [f"not read, because of their endings: {', '.join(counts)}"] if counts else []
+    by_reason.pop("", None)
+    return lines + [
+        f"not read, because {reason}: {some(by_reason[reason])}" for reason in by_reason
+    ]
 
 
 def some(files: list[str]) -> str:
     """The names of the first files, and how many more there are."""
-    return ", ".join(sorted(files)[:3]) + (f" and {len(files) - 3:,} more" if len(files) > 3 else "")
+    return ", ".join(sorted(files)[:3]) + (
+        f" and {len(files) - 3:,} more" if len(files) > 3 else ""
+    )
 
 
 def is_regular(file: str) -> bool:
@@ -150,52 +167,19 @@ def is_regular(file: str) -> bool:
         return False
 
 
+def is_url(name: str) -> bool:
+    return "://" in name
+
+
+def is_hub(name: str) -> bool:
+    """Whether an input is a data set on the Hub, which `datasets` streams, not a file there."""
+    return name.startswith(HUB) and not is_url(name)
+
+
 def bare(name: str) -> str:
+    """The name in lower case, without the ending of a compressed file."""
     return name.lower().removesuffix(".gz").removesuffix(".zst")
 
 
-def known(name: str) -> bool:
-    return bare(name).endswith(TEXT + RECORDS)
-
-
 def is_records(name: str) -> bool:
-    return name.startswith(HUB) or bare(name).endswith(RECORDS)
-
-
-def no_text(name: str, head: bytes) -> str:
-    """What a file is that starts unlike text, and how to convert it; "" for other files."""
-    if not (found := ANY.match(head)):
-        return ""
-    _, what, advice = NO_TEXT[found.lastindex - 1]
-    return f"{name} is {what}, not plain text: {advice.format(name)}; --errors skip leaves it out"
-
-
-@contextmanager
-def open_input(name: str):
-    """A binary file with the unpacked bytes, and a function that returns the position in a packed file, else 0.
-
-    Raises ValueError, naming the file, if it cannot be unpacked.
-    """
-    with open(name, "rb") as packed:
-        if not name.lower().endswith(PACKED):
-            yield packed, lambda: 0
-            return
-        try:
-            if name.lower().endswith(".gz"):
-                yield gzip.GzipFile(fileobj=packed), packed.tell
-            else:
-                import pyarrow
-
-                yield io.BufferedReader(pyarrow.input_stream(packed, compression="zstd")), packed.tell
-        except (EOFError, zlib.error, OSError) as error:
-            raise ValueError(f"{name} is broken: it cannot be unpacked ({error})") from None
-
-
-@contextmanager
-def pyarrow_errors(name: str):
-    import pyarrow
-
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is broken: {str(error).splitlines()[0]}") from None
+    return is_hub(name) or bare(name).endswith(RECORDS)

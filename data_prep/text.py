@@ -2,23 +2,24 @@
 
     python -m data_prep.text book.txt --out data/mine
     python -m data_prep.text notes/ 'crawl-*.jsonl.gz' --tokenizer gpt2 --out data/mine
-    python -m data_prep.text table.parquet --text_column body --tokenizer data/mine_bpe --out data/mine
+    python -m data_prep.text table.parquet --text_column body --tokenizer bytes --out data/mine
     zcat dump.gz | python -m data_prep.text - --tokenizer bytes --out data/mine
-    python -m data_prep.text hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer gpt2 --out data/fineweb
+    python -m data_prep.text hf:HuggingFaceFW/fineweb-edu:sample-10BT --out data/fineweb
 
-INPUT is a file, a folder, a pattern, - or hf:OWNER/NAME[:CONFIG[:SPLIT]]; `data_prep.documents` lists the formats. An
-interrupted command resumes when it is started again. On several machines, run the same command with --shard 1/n, 2/n
-and so on, into one directory or into directories that you copy together; `data_prep.merge` joins them.
+INPUT is a file, a folder, a pattern, - or hf:OWNER/NAME[:CONFIG[:SPLIT]]; `data_prep.documents`
+lists the formats. An interrupted command resumes when it is started again. On several machines, run
+the same command with --shard 1/n, 2/n and so on, into one directory or into directories that you
+copy together; `data_prep.merge` joins them.
 
-The default tokenizer is char. The default share of documents for validation (--val_fraction) is 0.1, or 0.01 from
-100 MB on and for hf:, or 0.001 from 10 GB on; `data_prep.split` explains which documents those are.
+The default tokenizer is char. The default share of documents for validation (--val_fraction) is
+0.1, or 0.01 from 100 MB on and for hf:, or 0.001 from 10 GB on; `data_prep.split` explains which
+documents those are.
 """
 
 import argparse
 import re
 import shlex
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +30,38 @@ from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
-SEPARATOR = "what ends a document inside a text, such as '<|endoftext|>' or '\\n\\n'"
-ERRORS = "for text that is not UTF-8 and records without a text"
+
+def read_shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 2/4, with I from 1 to N")
+    return int(match[1]), int(match[2])
 
 
-@contextmanager
-def command():
-    """Wraps a command: user errors and Ctrl-C become one line."""
-    with user_errors("stopped: nothing was written this time"):
-        yield
+def read_separator(text: str) -> str:
+    r"""The value of --separator, in which \n and \t are a line break and a tab."""
+    if not text:
+        raise argparse.ArgumentTypeError("--separator is empty")
+    return text.replace(r"\n", "\n").replace(r"\t", "\t")
+
+
+ERRORS = ("strict", "replace", "skip")
+TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
+SEPARATOR = r"what ends a document inside a text, such as '<|endoftext|>' or '\n\n'"
+STOPPED = "stopped: nothing was written this time"
+SHARD = "only this part of the input"
+FLAGS: dict[str, dict] = {
+    "INPUT": {"nargs": "+", "help": "files, folders, patterns, URLs, hf:OWNER/NAME, - for stdin"},
+    "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},
+    "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
+    "--val_fraction": {"type": float, "metavar": "F", "help": "share for validation"},
+    "--text_column": {"default": "text", "metavar": "NAME", "help": "of records (default: text)"},
+    "--separator": {"type": read_separator, "metavar": "TEXT", "help": SEPARATOR},
+    "--errors": {"default": "strict", "choices": ERRORS, "help": "for what is not UTF-8 text"},
+    "--dedup": {"action": "store_true", "help": "leave out duplicate documents"},
+    "--shard": {"type": read_shard, "default": (1, 1), "metavar": "I/N", "help": SHARD},
+}
+COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
 
 
 def prepare(
@@ -52,15 +76,15 @@ def prepare(
     separator: str | None = None,
     say=print,
 ) -> dict:
-    """Prepares the data directory `out` from `inputs` and returns its meta data. Raises ValueError or OSError.
+    """Prepares the data directory `out` from `inputs`; returns its meta data.
 
-    `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your own. `separator` is
-    what stands between documents in a text.
+    `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your
+    own. `separator` is what stands between documents in a text. Raises ValueError or OSError.
     """
     if dedup and shard[1] > 1:
         raise ValueError("--dedup compares all documents: it cannot be used with --shard")
     check_name(out)
-    check_fraction(0.5 if val_fraction is None else val_fraction)
+    check_fraction(val_fraction)
     say("input: " + ", ".join(inputs[:3]) + f" and {len(inputs) - 3:,} more" * (len(inputs) > 3))
     corpus = Corpus(inputs, text_column, errors, shard, separator)
     for note in corpus.notes:
@@ -76,9 +100,9 @@ def prepare(
 
 
 def default_val_fraction(corpus: Corpus) -> float:
-    """The share for validation, smaller for a large corpus: a hundred megabytes are enough to measure a loss.
+    """The share for validation, smaller for a large corpus.
 
-    A smaller fraction takes a subset of the same documents, so no document becomes validation text as data grows.
+    A smaller fraction takes a subset of the same documents: none moves there as data grows.
     """
     if corpus.streamed:
         return 0.01
@@ -97,7 +121,8 @@ def summary(out: Path, meta: dict, tokenizer, shards: int) -> str:
     ]
     if shards == 1:
         first = np.fromfile(out / "train.bin", dtype=meta["dtype"], count=10)
-        lines.append("      it begins " + " ".join(f"{int(i)}={tokenizer.decode([int(i)])!r}" for i in first))
+        shown = (f"{i}={tokenizer.decode([i])!r}" for i in first.tolist())
+        lines.append("      it begins " + " ".join(shown))
     return "\n".join(lines)
 
 
@@ -108,58 +133,34 @@ def next_command(out: str, shards: int) -> str:
     return f"next: accelerate launch recipes/own_text.py --data {out}"
 
 
-def read_shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 2/4, with I from 1 to N")
-    return int(match[1]), int(match[2])
-
-
-def read_separator(text: str) -> str:
-    r"""The value of --separator, in which \n and \t are a line break and a tab, as shells do not write them."""
-    if not text:
-        raise argparse.ArgumentTypeError("--separator is empty")
-    return text.replace(r"\n", "\n").replace(r"\t", "\t")
-
-
-def arguments(description: str | None) -> OneLineParser:
-    """The flags that this command shares with the scripts for known data sets."""
+def make_parser(description: str | None, *flags: str) -> OneLineParser:
+    """A parser with some of FLAGS, for this command and others."""
     parser = OneLineParser(description=description)
-    parser.add_argument(
-        "--tokenizer",
-        metavar="T",
-        help="char, bytes, gpt2 or another of tiktoken's, a tokenizer.json, a directory with one, OWNER/NAME",
-    )
-    parser.add_argument("--val_fraction", type=float, metavar="F", help="share of the documents for validation")
-    parser.add_argument("--text_column", default="text", metavar="NAME", help="of jsonl, csv, parquet (default: text)")
-    parser.add_argument("--separator", type=read_separator, metavar="TEXT", help=SEPARATOR)
-    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "skip"), help=ERRORS)
-    parser.add_argument("--dedup", action="store_true", help="leave out duplicate documents")
-    parser.add_argument("--shard", type=read_shard, default=(1, 1), metavar="I/N", help="only this part of the input")
+    for flag in flags:
+        parser.add_argument(flag, **FLAGS[flag])
     return parser
 
 
+def run(parser: OneLineParser, hub: str = "") -> None:
+    """Runs a command: prepares its inputs, and says what to do next."""
+    with user_errors(STOPPED):
+        options = vars(parser.parse_args())
+        inputs = options.pop("INPUT") if not hub else [options.pop("source") or hub]
+        prepare(inputs, **options)
+        print(next_command(options["out"], options["shard"][1]))
+
+
 def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> None:
-    """The command of a script for a data set on the Hub, or for local copies of it (--source); GPT-2's tokens."""
-    parser = arguments(description)
-    parser.add_argument("--source", metavar="DIR", help=f"local copies of its files, instead of {hub}")
+    """The command of a script for a data set on the Hub, or for local copies of it (--source)."""
+    parser = make_parser(description, *COMMON)
+    parser.add_argument("--source", metavar="DIR", help=f"local copies of its files, not {hub}")
     parser.add_argument("--out", default=out, metavar="DIR", help=f"default: {out}")
     parser.set_defaults(tokenizer="gpt2", val_fraction=val_fraction)
-    with command():
-        options = vars(parser.parse_args())
-        prepare([options.pop("source") or hub], **options)
-        print(next_command(options["out"], options["shard"][1]))
+    run(parser, hub)
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("INPUT", nargs="+", help="files, folders, patterns, - for standard input, hf:OWNER/NAME")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the data directory, such as data/mine")
-    parser.set_defaults(tokenizer="char")
-    with command():
-        options = vars(parser.parse_args())
-        prepare(options.pop("INPUT"), **options)
-        print(next_command(options["out"], options["shard"][1]))
+    run(make_parser(__doc__, "INPUT", "--out", *COMMON))
 
 
 if __name__ == "__main__":

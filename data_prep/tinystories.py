@@ -1,16 +1,19 @@
 """TinyStories, short stories in simple words, written by a language model (Eldan and Li 2023).
 
-    python -m data_prep.tinystories                        # streamed from the Hub into data/tinystories
+    python -m data_prep.tinystories                        # from the Hub into data/tinystories
     python -m data_prep.tinystories --source DIR           # from local copies of its files
     python -m data_prep.tinystories --tokenizer bytes --out data/tinystories_bytes
 
-About 470 million tokens of GPT-2 in 2.1 million stories: 1 GB of disk. On two cores four minutes at the 2.2 million
-tokens/s of LOG.md, if the network keeps up (not run in full yet).
+About 470 million tokens of GPT-2 in 2.1 million stories: 1 GB of disk. On two cores four minutes at
+the 2.2 million tokens/s of LOG.md, if the network keeps up (not run in full yet).
 
-An interrupted command resumes when started again. --help shows all flags, such as --shard I/N for several machines.
+An interrupted command resumes when started again. --help shows all flags, such as --shard I/N for
+several machines.
 """
 
 from data_prep.text import prepare_known
 
 if __name__ == "__main__":
-    prepare_known(__doc__, hub="hf:roneneldan/TinyStories", out="data/tinystories", val_fraction=0.01)
+    prepare_known(
+        __doc__, hub="hf:roneneldan/TinyStories", out="data/tinystories", val_fraction=0.01
+    )

@@ -9,16 +9,12 @@ A message is {"role": "system", "user" or "assistant", "content": its text}. Whi
 `START` and `END` are special tokens, which no text can spell. `TEMPLATE` renders the same text in transformers.
 """
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
-from nanogpt.data import tokenizer_json
-from nanogpt.data.tokenizer import END, FILE, START, load_tokenizer
+from nanogpt.data.tokenizer import END, START
 from nanogpt.model import GPT
 from nanogpt.sample import stream, stream_text, until
 
@@ -44,15 +40,7 @@ def require(tokenizer, run: str) -> None:
 def add_tokens(tokenizer):
     """The tokenizer with START and END; where it lacks them, they follow its other tokens."""
     missing = [token for token in (START, END) if token not in tokenizer.special]
-    if not missing:
-        return tokenizer
-    with TemporaryDirectory() as directory:
-        tokenizer.save(directory)
-        parts = tokenizer_json.read(directory)
-        added = [tokenizer_json.added_token(token, tokenizer.vocab_size + i) for i, token in enumerate(missing)]
-        parts["added_tokens"] = [*(parts.get("added_tokens") or []), *added]
-        Path(directory, FILE).write_text(json.dumps(parts), encoding="utf-8")
-        return load_tokenizer(directory)
+    return tokenizer.with_special(missing) if missing else tokenizer
 
 
 def render(tokenizer, messages: list[dict]) -> np.ndarray:

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from nanogpt import checkpoint, optim
 from nanogpt.config import TrainConfig
+from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.data.tokens import read_meta
 from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
 from nanogpt.model import GPT, GPTConfig

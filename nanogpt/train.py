@@ -19,7 +19,7 @@ import torch
 
 from nanogpt import checkpoint, optim
 from nanogpt.config import Actions, TrainConfig
-from nanogpt.data.tokens import Batch, cut, mix, to_device
+from nanogpt.data.tokens import Batch, hash64, shorten, to_device
 from nanogpt.evaluate import evaluate, total_loss
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.ops.loss import loss_for
@@ -172,8 +172,8 @@ class Run(Setup):
         number = step * config.gradient_accumulation_steps + index
         batch = self.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
         if step < config.short_block_iters and not whole:
-            batch = cut(batch, config.short_block_size)
-        reseed(self.device, int(mix(mix(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0]))
+            batch = shorten(batch, config.short_block_size)
+        reseed(self.device, int(hash64(hash64(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0]))
         return to_device(batch, self.device)
 
     def log(self) -> None:

@@ -25,9 +25,9 @@ import torch
 
 from data_prep import fineweb_edu
 from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import get_tokenizer
-from nanogpt.data.tokens import read_meta
 from nanogpt.run.device import gpu_gib
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser, parse, recorded, settings_parser, short, within

@@ -74,10 +74,12 @@ CHANGES = {
         ),
         "targets of an overlap count twice": ("y[torch.arange(T)[None, :] < repeated[:, None]] = -1", "pass"),
         "processes evaluate the same windows": ("b * processes + process", "b * processes"),
+    },
+    "nanogpt.data.meta": {
         "an id beyond the vocabulary is accepted": ("largest >= vocab_size", "largest > vocab_size"),
         "tokens are read as big-endian": (
-            "np.dtype(self.meta['dtype']).newbyteorder('<')",
-            "np.dtype(self.meta['dtype']).newbyteorder('>')",
+            "np.dtype(meta['dtype']).newbyteorder('<')",
+            "np.dtype(meta['dtype']).newbyteorder('>')",
         ),
     },
     "nanogpt.data.mixture": {
@@ -85,10 +87,10 @@ CHANGES = {
     },
     "nanogpt.data.tokenizer": {
         "characters are numbered as they occur": ("sorted(set(text))", "dict.fromkeys(text)"),
-        "the vocabulary ends at its last token": ("max(vocab.values()) + 1", "len(vocab)"),
+        "the vocabulary ends at its last token": ("max(self._ids) + 1", "len(self._ids)"),
         "a special token in a text is one": (
-            "self.encoding.encode_ordinary(text)",
-            "self.encoding.encode(text, allowed_special='all')",
+            "backend.encode_special_tokens = True",
+            "backend.encode_special_tokens = False",
         ),
     },
     "nanogpt.evaluate": {

@@ -7,12 +7,14 @@ import io
 import json
 import multiprocessing
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import tiktoken
 
+from data_prep.documents import Corpus
 from nanogpt.data.tokenizer import EOT, BPETokenizer
 
 fork = multiprocessing.get_context("fork")
@@ -39,6 +41,21 @@ def documents(count: int = 300) -> list[str]:
 def write_jsonl(path, texts: list[str], column: str = "text") -> str:
     path.write_text("".join(json.dumps({column: t, "id": i}) + "\n" for i, t in enumerate(texts)))
     return str(path)
+
+
+def put(path: Path, content: bytes | str) -> str:
+    """Writes a file and returns its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def read(*inputs, **options) -> list[str]:
+    """The documents that a corpus of these inputs has."""
+    pieces = list(Corpus([str(name) for name in inputs], **options).pieces())
+    ends = [i + 1 for i, piece in enumerate(pieces) if piece.last]
+    begins = [0, *ends]
+    return ["".join(p.text for p in pieces[a:b]) for a, b in zip(begins, ends, strict=False)]
 
 
 def small_bpe() -> BPETokenizer:

@@ -220,7 +220,7 @@ def add_check_data(command: ArgumentParser) -> None:
 
 
 def run_check_data(args) -> None:
-    from nanogpt.data.tokens import read_meta
+    from nanogpt.data.meta import read_meta
 
     examine = extra("check_data").examine
     say = (lambda text: None) if args.json else show

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 # from file systems and systems that cannot flush a directory, or a file that is open for reading only (Windows)
-UNSYNCABLE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
+UNSYNCABLE = {
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EACCES,
+    errno.EPERM,
+}
 MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
 
 
@@ -88,6 +96,11 @@ def plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def first_line(error: Exception) -> str:
+    """An exception in one short line, for the message of another."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300].rstrip(" :")
 
 
 def is_count(value: object, least: int = 0) -> bool:

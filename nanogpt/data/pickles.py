@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from nanogpt.data.files import require_regular
+from nanogpt.data.files import first_line, require_regular
 
 
 class RefusedError(Exception):
@@ -68,7 +68,3 @@ def read_checkpoint(path: Path) -> dict:
     if missing:
         raise ValueError(f"{path} is not a nanoGPT checkpoint: {', '.join(missing)} missing from it")
     return checkpoint
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300].rstrip(" :")

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from nanogpt.data.files import write_atomic
-from nanogpt.data.pickles import first_line
+from nanogpt.data.files import first_line, write_atomic
 from nanogpt.run.errors import waiting
 
 PATTERNS = ("*.bin", "*.ds", "*.json")  # a README.md may change

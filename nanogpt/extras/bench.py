@@ -363,7 +363,7 @@ class Bench:
             return
         contenders = {
             "nanogpt": lambda: gpt2.encode(text),
-            "tiktoken": lambda: gpt2.encoding.encode_ordinary(text),
+            "tiktoken": lambda: gpt2.tiktoken.encode_ordinary(text),
         }
         seconds = interleave(contenders, self.rounds)
         self.add("tokenize, gpt2", "tokens/s", len(gpt2.encode(text)), seconds, limit="tiktoken")

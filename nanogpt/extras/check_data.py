@@ -15,7 +15,6 @@ Text without end-of-text tokens is compared paragraph by paragraph.
 
 import contextlib
 import hashlib
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.tokenizer import HFTokenizer, load_tokenizer
-from nanogpt.data.tokens import TokenDataset, Tokens, read_meta
+from nanogpt.data.meta import largest_token, read_meta
+from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokens import TokenDataset, Tokens
 
 SAMPLE = 1 << 23  # tokens of a split that are read
 SHORTEST = 50  # letters and digits; shorter documents may be equal by chance
@@ -95,7 +95,7 @@ def require_own_tokenizer(
     """Raises ValueError if a token is not in tokenizer.json."""
     if tokenizer.vocab_size >= meta["vocab_size"]:
         return
-    largest = max(tokens.largest() for tokens in splits.values())
+    largest = max(largest_token(tokens.paths, tokens.dtype) for tokens in splits.values())
     if largest >= tokenizer.vocab_size:
         raise ValueError(
             f"{directory} has token {largest}, but its tokenizer.json has {tokenizer.vocab_size} "
@@ -155,12 +155,12 @@ def frequencies(counts: np.ndarray, tokenizer) -> str:
 
 def unknown_id(tokenizer) -> int | None:
     """The id of the unknown token, if the tokenizer has one."""
-    if not isinstance(tokenizer, HFTokenizer):
+    if tokenizer.characters:  # an unknown character is an error
         return None
-    model = json.loads(tokenizer.tokenizer.to_str())["model"]
+    model = tokenizer.to_dict()["model"]
     if model.get("unk_id") is not None:
         return model["unk_id"]
-    return tokenizer.tokenizer.token_to_id(model.get("unk_token") or "")
+    return tokenizer.vocabulary.get(model.get("unk_token"))
 
 
 def split_documents(ids: np.ndarray, *ends: int | None) -> list[np.ndarray]:

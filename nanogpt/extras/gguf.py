@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from nanogpt import chat
-from nanogpt.data import tokenizer_json
-from nanogpt.data.pickles import first_line
-from nanogpt.data.tokenizer import END, EOT, CharTokenizer
+from nanogpt.data import bpe
+from nanogpt.data.files import first_line
+from nanogpt.data.tokenizer import END, EOT
 from nanogpt.hub import weights
 from nanogpt.hub.export import (
     check_target,
@@ -43,7 +43,7 @@ WORDS = (
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPLITS = {
-    tokenizer_json.GPT2_PATTERN: "gpt-2",
+    bpe.GPT2_PATTERN: "gpt-2",
     WORDS % r"\p{N}": "qwen2",
     WORDS % r"\p{N}{1,3}": "llama-bpe",
 }
@@ -165,10 +165,8 @@ def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
     none, it is a token that the tokenizer does not use, or else a new one.
     """
     gguf, eos_ids = require_gguf(), special_tokens(tokenizer, vocab_size).eos_ids
-    with TemporaryDirectory() as directory:
-        tokenizer.save(directory)
-        parts = tokenizer_json.read(directory)
-    if isinstance(tokenizer, CharTokenizer):
+    parts = tokenizer.to_dict()
+    if tokenizer.characters:
         known, merges, split = spell_characters(tokenizer.characters)
     else:
         known, split = parts["model"]["vocab"], name_split(parts)
@@ -196,7 +194,7 @@ def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
 
 def spell_characters(characters: str) -> tuple[dict[str, int], list[str], str]:
     """Characters as byte-pair encoding: each is merged from its UTF-8 bytes only."""
-    alphabet = tokenizer_json.byte_alphabet()
+    alphabet = bpe.byte_alphabet()
     spelled = [
         "".join(alphabet[byte] for byte in c.encode("utf-8", "surrogatepass")) for c in characters
     ]
@@ -220,9 +218,9 @@ def name_split(parts: dict) -> str:
         )
     if not model["merges"]:  # bytes, which no split changes
         return "gpt-2"
-    if steps.get("pretokenizers") == [DIGITS, tokenizer_json.GPT2_SPLIT]:
+    if steps.get("pretokenizers") == [DIGITS, bpe.GPT2_SPLIT]:
         return "smollm"
-    pattern = tokenizer_json.byte_level_pattern(parts)
+    pattern = bpe.split_pattern(parts)
     if pattern not in SPLITS:
         raise ValueError(
             f"llama.cpp does not know how this tokenizer splits text ({pattern}): "

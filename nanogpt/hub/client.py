@@ -7,7 +7,7 @@ are kept in its cache.
 from contextlib import contextmanager
 from pathlib import Path
 
-from nanogpt.data.pickles import first_line
+from nanogpt.data.files import first_line
 
 WANTED = [  # files to download: no pickles and no code
     "config.json",

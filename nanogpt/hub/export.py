@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from nanogpt import chat, checkpoint
+from nanogpt.data.files import first_line
 from nanogpt.data.mixture import open_data
-from nanogpt.data.pickles import first_line
-from nanogpt.data.tokenizer import END, FILE, CharTokenizer
+from nanogpt.data.tokenizer import END, FILE
 from nanogpt.hub import card, client, nanogpt, weights
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig
@@ -194,8 +194,8 @@ def special_tokens(tokenizer, vocab_size: int) -> Special:
             "the vocabulary has no end-of-text token and no room for a padding token: "
             "batches need texts of one length"
         )
-    if isinstance(tokenizer, CharTokenizer):
-        known = tokenizer.characters
+    known = tokenizer.characters
+    if known:
         special.unk_token = next((c for c in "\ufffd \n" if c in known), known[0])
         special.notes.append(
             "in transformers, characters that the model does not know "

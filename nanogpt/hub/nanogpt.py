@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data import pickles
+from nanogpt.data.files import first_line
+from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.data.tokens import read_meta
 from nanogpt.model import GPT, GPTConfig
 
 # settings of the same name and meaning
@@ -61,7 +62,7 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
     except ValueError as error:
         raise ValueError(f"{path} cannot be imported: {error}") from None
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-        what = pickles.first_line(error)
+        what = first_line(error)
         raise ValueError(
             f"{path} cannot be imported: it is not one of nanoGPT's checkpoints ({what})"
         ) from None
@@ -259,6 +260,6 @@ def write_checkpoint(model: GPT, to: Path, step: int, loss: float) -> None:
             raise ValueError(f"{to} is wrong: the model read back from it differs")
         temporary.replace(to)
     except RuntimeError as error:  # raised by torch, for instance if the disk is full
-        raise OSError(pickles.first_line(error)) from None
+        raise OSError(first_line(error)) from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
 from nanogpt import checkpoint
-from nanogpt.data.files import is_count, require_regular
-from nanogpt.data.pickles import first_line
+from nanogpt.data.files import first_line, is_count, require_regular
 from nanogpt.hub import client
 from nanogpt.model import GPT, GPTConfig
 

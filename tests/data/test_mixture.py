@@ -1,26 +1,29 @@
+"""Several data directories read as one, in given proportions."""
+
 import json
-import pickle
 import re
 
 import numpy as np
 import pytest
 import torch
+from directories import change, nanogpts
+from safetensors.torch import load_file
 
-from nanogpt.data import tokenizer_json
+from data_prep import writer
 from nanogpt.data.mixture import PERIOD, open_data, read_shares, round_shares
-from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer
+from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, sha256
 from nanogpt.data.tokens import TokenDataset
 
 
-def directory(path, first: int, tokens: int, save=None) -> str:
+def directory(path, first: int, tokens: int, tokenizer=None) -> str:
     """Data whose token i is first + i, so that a token shows where it came from."""
     path.mkdir()
     for split in ("train", "val"):
         np.arange(first, first + tokens, dtype="<u4").tofile(path / f"{split}.bin")
     counts = {"tokens": tokens, "bytes": 2 * tokens}
-    (save or ByteTokenizer()).save(path)
+    (tokenizer or ByteTokenizer()).save(path)
     meta = {"vocab_size": 10**6, "dtype": "uint32", "splits": {"train": counts, "val": counts}}
-    meta["tokenizer_sha256"] = tokenizer_json.sha256(path)  # as if it had made these tokens
+    meta["tokenizer_sha256"] = sha256(path)  # as if it had made these tokens
     (path / "meta.json").write_text(json.dumps(meta))
     return str(path)
 
@@ -31,50 +34,28 @@ def three(tmp_path) -> list[str]:
     return [directory(tmp_path / name, *size) for name, size in sizes.items()]
 
 
-def test_shares_are_read_and_add_up_to_one():
-    assert read_shares("data/a") == {"data/a": 1}
-    assert read_shares("a:3,b:1") == {"a": 0.75, "b": 0.25}
-    assert read_shares("C:/x:0.5, b:0.5") == {"C:/x": 0.5, "b": 0.5}
+@pytest.mark.parametrize(
+    "data, shares",
+    [
+        ("data/a", {"data/a": 1}),
+        ("2024", {"2024": 1}),
+        ("a:3,b:1", {"a": 0.75, "b": 0.25}),
+        ("C:/x:0.5, b:0.5", {"C:/x": 0.5, "b": 0.5}),
+    ],
+)
+def test_shares_are_read_and_add_up_to_one(data, shares):
+    assert read_shares(data) == shares
 
 
 @pytest.mark.parametrize("name", ["v1:2", "a,b", "a:1,b:2", "2026-11-29T01:23"])
-def test_a_directory_that_exists_is_no_mixture_whatever_its_name(tmp_path, monkeypatch, name):
+def test_a_directory_that_exists_is_not_a_mixture_whatever_its_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     assert read_shares(name) == {name: 1}
 
 
-def test_a_directory_whose_name_is_a_number_is_no_mixture():
-    assert read_shares("2024") == {"2024": 1}
-
-
-def test_other_shares_and_other_directories_of_the_same_size_are_another_mixture(tmp_path):
-    """A run that is resumed compares these descriptions."""
-    a, b = (directory(tmp_path / name, first, 1000) for name, first in (("a", 0), ("b", 5000)))
-    for name, digest in (("a", "1"), ("b", "2")):
-        meta = json.loads((tmp_path / name / "meta.json").read_text())
-        for split in meta["splits"].values():
-            split["sha256"] = digest
-        (tmp_path / name / "meta.json").write_text(json.dumps(meta))
-    mixtures = [f"{a}:0.7,{b}:0.3", f"{a}:0.3,{b}:0.7", f"{b}:0.7,{a}:0.3", f"{a}:7,{b}:3"]
-    described = [json.dumps(open_data(mixture, "train", 16).meta["splits"]) for mixture in mixtures]
-    assert len(set(described[:3])) == 3 and described[3] == described[0]
-
-
-def test_directories_of_nanogpts_can_be_mixed(tmp_path):
-    for name, characters in (("a", "ab"), ("b", "ab"), ("c", "ac")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "meta.pkl").write_bytes(pickle.dumps({"itos": dict(enumerate(characters))}))
-        for split in ("train", "val"):
-            np.array([0, 1] * 50, "<u2").tofile(tmp_path / name / f"{split}.bin")
-    a, b, c = (str(tmp_path / name) for name in "abc")
-    assert len(open_data(f"{a}:0.5,{b}:0.5", "train", 16).tokens) == 200
-    with pytest.raises(ValueError, match="'b' is token 1 in one, no token in the other"):
-        open_data(f"{a}:0.5,{c}:0.5", "train", 16)
-
-
-@pytest.mark.parametrize("data", ["a,b", "a:1,b", "a:0,b:1", "a:-1,b:2", "a:1,a:1", "a:nan,b:1", ":1,b:1"])
-def test_what_is_no_mixture_is_refused(data):
+@pytest.mark.parametrize("data", "a,b a:1,b a:0,b:1 a:-1,b:2 a:1,a:1 a:nan,b:1 :1,b:1".split())
+def test_what_is_not_a_mixture_is_refused(data):
     with pytest.raises(ValueError, match=re.escape(f"data={data!r}: a mixture is DIR:SHARE")):
         read_shares(data)
 
@@ -84,6 +65,33 @@ def test_shares_are_rounded_to_parts_of_the_period():
     assert sum(round_shares([1 / 3] * 3)) == PERIOD
     with pytest.raises(ValueError, match="the smallest share of a mixture is 1e-06"):
         round_shares([1 - 1e-6, 1e-6])
+
+
+def test_other_shares_or_directories_of_the_same_size_are_another_mixture(tmp_path):
+    """A run that is resumed compares these descriptions."""
+    a, b = (directory(tmp_path / name, n, 1000) for name, n in (("a", 0), ("b", 5000)))
+    for name in "ab":
+        for split in ("train", "val"):
+            change(tmp_path / name, split, sha256=name)
+    mixtures = [f"{a}:0.7,{b}:0.3", f"{a}:0.3,{b}:0.7", f"{b}:0.7,{a}:0.3", f"{a}:7,{b}:3"]
+    found = [json.dumps(open_data(mixture, "train", 16).meta["splits"]) for mixture in mixtures]
+    assert len(set(found[:3])) == 3 and found[3] == found[0]
+
+
+def test_directories_of_different_tokenizers_are_refused(three, tmp_path):
+    other = directory(tmp_path / "other", 0, 1000, CharTokenizer.train("abc"))
+    with pytest.raises(ValueError, match="have different tokenizers"):
+        open_data(f"{three[0]}:0.5,{other}:0.5", "train", 16)
+
+
+def test_directories_of_nanogpts_can_be_mixed(tmp_path):
+    for name, characters in (("a", "ab"), ("b", "ab"), ("c", "ac")):
+        (tmp_path / name).mkdir()
+        nanogpts(tmp_path / name, characters, train=[0, 1] * 50, val=[0, 1] * 50)
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    assert len(open_data(f"{a}:0.5,{b}:0.5", "train", 16).tokens) == 200
+    with pytest.raises(ValueError, match="'b' is token 1 in one, no token in the other"):
+        open_data(f"{a}:0.5,{c}:0.5", "train", 16)
 
 
 @pytest.mark.parametrize("shares", [(0.7, 0.3), (0.5, 0.25, 0.25), (0.9137, 0.05, 0.0363)])
@@ -125,22 +133,18 @@ def test_evaluation_reads_every_token_of_all_once(three):
     assert data.bytes_per_token == (12_000 - 1) / (6_000 - 1)  # the first token is not a target
 
 
-def test_directories_of_different_tokenizers_are_refused(three, tmp_path):
-    other = directory(tmp_path / "other", 0, 1000, CharTokenizer.train("abc"))
-    with pytest.raises(ValueError, match="have different tokenizers"):
-        open_data(f"{three[0]}:0.5,{other}:0.5", "train", 16)
-
-
 def test_a_run_on_a_mixture_goes_on_exactly(make_run, tmp_path, data, text):
-    from safetensors.torch import load_file
-
-    from data_prep import writer
-
     writer.write(tmp_path / "more", text[::-1], "char", 0.1, "made up")
     mixture = f"{data}:0.7,{tmp_path / 'more'}:0.3"
     once = make_run(data=mixture, out_dir=str(tmp_path / "once"), max_iters=6, eval_interval=3)
     once.train()
-    make_run(data=mixture, out_dir=str(tmp_path / "twice"), max_iters=3, eval_interval=3, lr_decay_iters=6).train()
+    make_run(
+        data=mixture,
+        out_dir=str(tmp_path / "twice"),
+        max_iters=3,
+        eval_interval=3,
+        lr_decay_iters=6,
+    ).train()
     again = {"resume": "auto", "max_iters": 6, "eval_interval": 3, "lr_decay_iters": 6}
     make_run(data=mixture, out_dir=str(tmp_path / "twice"), **again).train()
     a, b = (load_file(tmp_path / name / "step-000006" / "model.safetensors") for name in ("once", "twice"))

@@ -33,13 +33,6 @@ def hostile(request, tmp_path):
     }[request.param]
 
 
-@pytest.mark.parametrize("read", [read_characters, read_checkpoint])
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
-def test_only_a_regular_file_is_read(tmp_path, read, make):
-    make(tmp_path / "file")
-    assert one_line(read, tmp_path / "file") == f"{tmp_path / 'file'} is not a regular file"
-
-
 def one_line(read, path) -> str:
     with pytest.raises(ValueError) as error:
         read(path)
@@ -54,24 +47,31 @@ def test_a_pickle_that_calls_something_does_so_when_read_the_ordinary_way(tmp_pa
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_a_hostile_meta_pkl_is_refused(tmp_path, hostile, protocol):
-    path = tmp_path / "meta.pkl"
-    path.write_bytes(pickle.dumps({"vocab_size": 1, "itos": {0: "a"}, "stoi": hostile}, protocol))
-    assert "is refused: it asks for " in one_line(read_characters, path)
+    meta = {"vocab_size": 1, "itos": {0: "a"}, "stoi": hostile}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta, protocol))
+    assert "is refused: it asks for " in one_line(read_characters, tmp_path / "meta.pkl")
     assert not (tmp_path / "owned").exists()
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_hostile_checkpoint_is_refused(tmp_path, hostile, zipped):
-    path = tmp_path / "ckpt.pt"
     contents = {"model": {}, "model_args": {}, "iter_num": 1, "config": hostile}
-    torch.save(contents, path, _use_new_zipfile_serialization=zipped)
-    assert "is refused: it asks for " in one_line(read_checkpoint, path)
+    torch.save(contents, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=zipped)
+    assert "is refused: it asks for " in one_line(read_checkpoint, tmp_path / "ckpt.pt")
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("read", [read_characters, read_checkpoint])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_only_a_regular_file_is_read(tmp_path, read, make):
+    make(tmp_path / "file")
+    assert one_line(read, tmp_path / "file") == f"{tmp_path / 'file'} is not a regular file"
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", b"PK\x03\x04", b"\x80\x04.", b"(" * 10_000, b"\x80\x04\x8e" + b"\xff" * 8]
+    "content",
+    [b"", b"hello", b"PK\x03\x04", b"\x80\x04.", b"(" * 10_000, b"\x80\x04\x8e" + b"\xff" * 8],
 )
 @pytest.mark.parametrize("read", [read_characters, read_checkpoint])
 def test_damaged_files_are_named(tmp_path, read, content):
@@ -119,7 +119,12 @@ def test_what_nanogpt_writes_is_read(tmp_path):
     assert read_characters(tmp_path / "meta.pkl") == characters
 
     weights = OrderedDict(w=torch.arange(3.0), lm_head=torch.arange(3.0))
-    contents = {"model": weights, "model_args": {"bias": True}, "iter_num": 7, "best_val_loss": torch.tensor(1.5)}
+    contents = {
+        "model": weights,
+        "model_args": {"bias": True},
+        "iter_num": 7,
+        "best_val_loss": torch.tensor(1.5),
+    }
     torch.save(contents, tmp_path / "ckpt.pt")
     read = read_checkpoint(tmp_path / "ckpt.pt")
     assert torch.equal(read["model"]["w"], torch.arange(3.0))

@@ -11,10 +11,9 @@ import torch
 from huggingface_hub import constants
 
 from nanogpt.cli import main
-from nanogpt.data import tokenizer_json
 from nanogpt.data.mixture import open_data
 from nanogpt.data.remote import Unreachable, download, local
-from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokenizer import load_tokenizer, sha256
 from nanogpt.data.tokens import TokenDataset, read_meta
 from nanogpt.hub.card import data_line
 from nanogpt.run import metrics
@@ -58,7 +57,7 @@ def numbers(tmp_path, data):
     splits["val"] = {"tokens": 100, "bytes": 100, "largest": 99}
     (directory / "tokenizer.json").write_bytes((data / "tokenizer.json").read_bytes())
     meta = {"vocab_size": TOKENS, "dtype": "uint32", "splits": splits}
-    meta["tokenizer_sha256"] = tokenizer_json.sha256(directory)  # as if it had made these tokens
+    meta["tokenizer_sha256"] = sha256(directory)  # as if it had made these tokens
     (directory / "meta.json").write_text(json.dumps(meta))
     return directory
 

@@ -86,7 +86,10 @@ def test_the_loss_is_that_of_transformers_with_labels_of_minus_100(packed):
     labels, tokenizer = torch.full_like(x, -100), load_tokenizer(packed)
     for row, ids in enumerate(x.tolist()):
         for start in (i for i, token in enumerate(ids) if token == tokenizer.special["<|im_start|>"]):
-            name, end = ids.index(ord("\n"), start), ids.index(tokenizer.special["<|im_end|>"], start)
+            name, end = (
+                ids.index(ord("\n"), start),
+                ids.index(tokenizer.special["<|im_end|>"], start),
+            )
             if bytes(ids[start + 1 : name]) == b"assistant":
                 labels[row, name + 1 : end + 1] = x[row, name + 1 : end + 1]
     assert 0 < (labels != -100).sum() < labels.numel() / 2
@@ -139,9 +142,9 @@ BAD = {
     '{"messages": [7]}': "message 1: role 'None' is not one of",
     '{"messages": [{"role": "user", "content": 7}]}': "message 1: its content is '7', not a text",
     '{"messages": [{"role": "user", "content": " "}]}': "message 1: its content is ' ', not a text",
-    '{"messages": "hello"}': "column 'messages' holds str, not a list of messages",
-    '{"text": "hello"}': 'has neither "messages" nor "conversations"',
-    "hello": "the line is not JSON",
+    '{"messages": "hello"}': "conversation 2: str is not a list of messages",
+    '{"text": "hello"}': "record 1: it has no column 'messages' or 'conversations'",
+    "hello": "in.jsonl, line 2: it is not JSON",
     json.dumps({"messages": talk("who?", "x" * 90)}): "tokens, more than --block_size=64: give a larger one, or --skip",
 }
 

@@ -39,7 +39,12 @@ def test_sources_without_tests_and_tables_then_the_manual(library, tmp_path):
 
 
 def test_a_long_file_that_is_there_twice_is_taken_once(tmp_path):
-    for name, text in {"a.py": "x = 1\n" * 200, "b.py": "x = 1\n" * 200, "c.py": "", "d.py": ""}.items():
+    for name, text in {
+        "a.py": "x = 1\n" * 200,
+        "b.py": "x = 1\n" * 200,
+        "c.py": "",
+        "d.py": "",
+    }.items():
         (tmp_path / name).write_text(text)
     names = [name for name, _ in python_stdlib.documents(tmp_path)][: -len(topics)]
     assert names == ["a.py", "c.py", "d.py"]

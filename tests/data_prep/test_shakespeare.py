@@ -49,7 +49,10 @@ def test_the_original_gives_nanogpts_token_files(shakespeare, tmp_path):
 
     meta = prepare(tmp_path / "data", source=str(shakespeare), say=lambda text: None)
     assert meta["vocab_size"] == 65
-    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [1003854, 111540]  # as nanoGPT's readme says
+    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [
+        1003854,
+        111540,
+    ]  # as nanoGPT's readme says
     text = shakespeare.read_text()
     itos = sorted(set(text))
     ids = np.array([itos.index(c) for c in text[:1000]], dtype="<u2")
@@ -63,7 +66,10 @@ def test_gpt2_tokens_are_nanogpts_too(shakespeare, gpt2_files, tmp_path):
     from data_prep.shakespeare import prepare
 
     meta = prepare(tmp_path / "data", "gpt2", str(shakespeare), say=lambda text: None)
-    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [301966, 36059]  # as nanoGPT's readme says
+    assert [meta["splits"][s]["tokens"] for s in ("train", "val")] == [
+        301966,
+        36059,
+    ]  # as nanoGPT's readme says
     assert load_tokenizer(tmp_path / "data").vocab_size == 50257
 
 

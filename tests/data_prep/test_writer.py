@@ -1,4 +1,4 @@
-"""Writing: the split of each document, what is left out, and interruptions."""
+"""Writing: what is left out, interruptions, and what is never overwritten."""
 
 import json
 import random
@@ -15,9 +15,9 @@ from texts import (
     documents_in,
     expected,
     fork,
+    put,
     save_as,
     sha256,
-    silent,
     small_bpe,
     tokens,
     write_jsonl,
@@ -31,113 +31,85 @@ from nanogpt.data.tokens import TokenDataset
 from nanogpt.run.lock import Lock
 
 
-def test_adding_documents_moves_none_to_the_other_split(tmp_path):
-    texts = documents()
-    for name, some in (("few", texts[:200]), ("all", texts)):
-        path = write_jsonl(tmp_path / f"{name}.jsonl", some)
-        text.prepare([path], tmp_path / name, "bytes", 0.1, say=silent)
-    for split in ("train", "val"):
-        few, all_of_them = tokens(tmp_path / "few", split), tokens(tmp_path / "all", split)
-        assert np.array_equal(all_of_them[: len(few)], few)
-        assert len(all_of_them) > len(few)
+@pytest.fixture
+def arguments(tmp_path) -> dict:
+    """Those of `text.prepare` for 300 documents as bytes."""
+    path = write_jsonl(tmp_path / "in.jsonl", documents())
+    return {"inputs": [path], "out": tmp_path / "data", "tokenizer": "bytes", "val_fraction": 0.1}
 
 
-def test_duplicates_are_left_out_on_request(tmp_path):
+def prepare(**arguments) -> list[str]:
+    """Prepares data and returns what is said."""
+    said: list[str] = []
+    text.prepare(**arguments, say=said.append)
+    return said
+
+
+def interrupt_at(monkeypatch, batches: int, **arguments) -> str:
+    """Prepares data with Ctrl-C after so many batches are written; returns what is said."""
+    append, count = writer.CorpusWriter.append, iter(range(batches))
+
+    def interrupted(self, batch, found) -> None:
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        append(self, batch, found)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as interrupt:
+        patched.setattr(writer.CorpusWriter, "append", interrupted)
+        prepare(**arguments)
+    return str(interrupt.value)
+
+
+def test_duplicates_are_left_out_on_request(tmp_path, arguments):
     texts = documents(200)
-    path = write_jsonl(tmp_path / "in.jsonl", texts + texts[:50] + texts)
-    said = []
-    text.prepare([path], tmp_path / "data", "bytes", 0.1, dedup=True, say=said.append)
+    arguments["inputs"] = [write_jsonl(tmp_path / "in.jsonl", texts + texts[:50] + texts)]
+    assert "250 duplicate documents were left out" in prepare(**arguments, dedup=True)
     assert documents_in(tmp_path / "data") == sorted(texts)
-    assert "250 duplicate documents were left out" in said
-    with pytest.raises(ValueError, match="--dedup compares all documents: it cannot be used with --shard"):
-        text.prepare([path], tmp_path / "data", "bytes", dedup=True, shard=(1, 2))
+    with pytest.raises(ValueError, match="--dedup compares all documents: it cannot be used with"):
+        prepare(**arguments, dedup=True, shard=(1, 2))
 
 
 @pytest.mark.parametrize("kind", ["notes", "jsonl"])
-def test_long_documents_are_compared_as_a_whole(tmp_path, monkeypatch, kind):
+def test_long_documents_are_compared_as_a_whole(tmp_path, monkeypatch, arguments, kind):
     monkeypatch.setattr(reading, "PIECE", 1 << 8)
     monkeypatch.setattr(writer, "BATCH", 1 << 8)
     texts = [t for t in documents(40) if len(t) > 600][:10]
-    texts += [*texts[:5], texts[0][:-1] + "?", texts[0] + "and more"]  # five are copies, two only begin alike
+    texts += [*texts[:5], texts[0][:-1] + "?", texts[0] + "and more"]  # five are copies
     for i, t in enumerate(texts):
-        (tmp_path / f"{i:02}.txt").write_bytes(t.encode())
-    inputs = [str(tmp_path)] if kind == "notes" else [write_jsonl(tmp_path / "in.jsonl", texts)]
-    said = []
-    meta = text.prepare(inputs, tmp_path / "data", "bytes", dedup=True, say=said.append)
+        put(tmp_path / "in" / f"{i:02}.txt", t)
+    notes = [str(tmp_path / "in")]
+    inputs = notes if kind == "notes" else [write_jsonl(tmp_path / "long.jsonl", texts)]
+    said = prepare(**arguments | {"inputs": inputs}, dedup=True)
     assert "5 duplicate documents were left out" in said
+    meta = json.loads((tmp_path / "data" / "meta.json").read_text())
     assert sum(meta["splits"][s]["documents"] for s in ("train", "val")) == 12
     assert sorted(written(tmp_path / "data")) == sorted("".join(texts[:10] + texts[15:]).encode())
-
-
-def interrupt_and_restart(arguments: dict, times: int, seconds: float) -> None:
-    """Kills the preparation at random moments of `seconds`, then lets it finish."""
-    chance = random.Random(0)
-    for _ in range(times):
-        process = fork.Process(target=text.prepare, kwargs=arguments)
-        process.start()
-        time.sleep(chance.uniform(0, seconds))
-        process.kill()
-        process.join()
-    text.prepare(**arguments)
 
 
 @pytest.mark.parametrize("dedup", [False, True])
 def test_killed_at_ten_random_moments_it_writes_the_same_bytes(tmp_path, monkeypatch, dedup):
     monkeypatch.setattr(writer, "SECONDS", 0.02)
     monkeypatch.setattr(writer, "BATCH", 1 << 14)
-    texts = documents(4000)
-    inputs = [write_jsonl(tmp_path / "a.jsonl", texts[:3000]), save_as("parquet", tmp_path, texts[2400:])]
-    common = {"inputs": inputs, "tokenizer": small_bpe(), "val_fraction": 0.1, "dedup": dedup}
+    texts, once, often = documents(4000), tmp_path / "once", tmp_path / "often"
+    inputs = [write_jsonl(tmp_path / "a.jsonl", texts[:3000])]
+    inputs.append(save_as("parquet", tmp_path, texts[2400:]))
+    arguments = {"inputs": inputs, "tokenizer": small_bpe(), "val_fraction": 0.1, "dedup": dedup}
     start = time.perf_counter()
-    text.prepare(**common, out=tmp_path / "once", say=silent)
-    seconds = time.perf_counter() - start
+    prepare(**arguments, out=once)
+    seconds, chance = time.perf_counter() - start, random.Random(0)
     with open(tmp_path / "said", "a") as said:
-        say = partial(print, file=said, flush=True)
-        interrupt_and_restart(common | {"out": tmp_path / "often", "say": say}, 10, 0.6 * seconds)
+        arguments |= {"out": often, "say": partial(print, file=said, flush=True)}
+        for _ in range(10):
+            process = fork.Process(target=text.prepare, kwargs=arguments)
+            process.start()
+            time.sleep(chance.uniform(0, 0.6 * seconds))
+            process.kill()
+            process.join()
+        text.prepare(**arguments)
     assert (tmp_path / "said").read_text().count("resuming after the ") >= 1
-    assert sha256(tmp_path / "often") == sha256(tmp_path / "once")
-    assert (tmp_path / "often" / "meta.json").read_bytes() == (tmp_path / "once" / "meta.json").read_bytes()
-    assert sorted(f.name for f in (tmp_path / "often").iterdir()) == sorted(
-        f.name for f in (tmp_path / "once").iterdir()
-    )
-
-
-def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "BATCH", 1 << 12)
-    path, encode = write_jsonl(tmp_path / "in.jsonl", documents(1000)), writer.CorpusWriter.encode
-
-    def interrupted(self, batch):
-        if batch.next[1] > after:
-            raise KeyboardInterrupt
-        return encode(self, batch)
-
-    monkeypatch.setattr(writer.CorpusWriter, "encode", interrupted)
-    after = 0
-    with pytest.raises(KeyboardInterrupt, match="stopped: nothing is kept, the same command starts again"):
-        text.prepare([path], tmp_path / "data", "bytes", 0.1, say=silent)
-    after = 500
-    with pytest.raises(KeyboardInterrupt, match=r"the same command resumes after the [0-9,]+ tokens") as interrupt:
-        text.prepare([path], tmp_path / "data", "bytes", 0.1, say=silent)
-    after, said = 1000, []
-    text.prepare([path], tmp_path / "data", "bytes", 0.1, say=said.append)
-    assert said[1].split(" after the ")[1].split(" tokens")[0] in str(interrupt.value)
-
-
-def test_what_is_left_out_is_counted_from_the_first_file_on_and_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "BATCH", 1 << 10)
-    monkeypatch.setattr(writer, "SECONDS", 0.0)
-    (tmp_path / "a.txt").write_bytes(b"\xff\n")
-    lines = "".join(f"{json.dumps({'text': t})}\n" for t in documents(200)).encode().splitlines(keepends=True)
-    (tmp_path / "b.jsonl").write_bytes(b"\xff\n".join(lines))
-    arguments = {"inputs": [str(tmp_path)], "out": tmp_path / "out", "tokenizer": "bytes", "errors": "skip"}
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(writer.CorpusWriter, "append", interrupt_at(50))
-        text.prepare(**arguments, say=silent)
-    said = []
-    text.prepare(**arguments, say=said.append)
-    assert "resuming after" in said[1]
-    assert "200 lines, records or files without a text in UTF-8 were left out" in said
-    assert documents_in(tmp_path / "out") == sorted(documents(200))
+    assert sha256(often) == sha256(once)
+    assert (often / "meta.json").read_bytes() == (once / "meta.json").read_bytes()
+    assert sorted(f.name for f in often.iterdir()) == sorted(f.name for f in once.iterdir())
 
 
 @pytest.mark.parametrize("batches", [1, 3, 7, 20, 60])
@@ -147,65 +119,68 @@ def test_interrupted_inside_a_long_document_it_writes_the_same_bytes(tmp_path, m
     monkeypatch.setattr(writer, "SECONDS", 0.0)
     texts = documents(30)
     inputs = [write_jsonl(tmp_path / "in.jsonl", texts + texts[:10])]
-    (tmp_path / "long.txt").write_text("".join(texts[:5]))
-    arguments = {"inputs": [*inputs, str(tmp_path / "long.txt")], "tokenizer": "bytes", "dedup": True, "say": silent}
-    text.prepare(**arguments, out=tmp_path / "once")
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(writer.CorpusWriter, "append", interrupt_at(batches))
-        text.prepare(**arguments, out=tmp_path / "often")
-    text.prepare(**arguments, out=tmp_path / "often")
+    inputs.append(put(tmp_path / "long.txt", "".join(texts[:5])))
+    arguments = {"inputs": inputs, "tokenizer": "bytes", "dedup": True}
+    once = prepare(**arguments, out=tmp_path / "once")
+    arguments["out"] = tmp_path / "often"
+    interrupt_at(monkeypatch, batches, **arguments)
+    often = prepare(**arguments)
     assert sha256(tmp_path / "often") == sha256(tmp_path / "once")
+    assert often[2:-1] == once[1:-1]  # the counts of duplicates and documents
 
 
-def interrupt_at(batches: int):
-    """`CorpusWriter.append` that is interrupted after so many calls."""
-    append, count = writer.CorpusWriter.append, iter(range(batches))
-
-    def interrupted(self, batch, found) -> None:
-        if next(count, None) is None:
-            raise KeyboardInterrupt
-        append(self, batch, found)
-
-    return interrupted
+def test_ctrl_c_says_what_is_kept(monkeypatch, arguments):
+    monkeypatch.setattr(writer, "BATCH", 1 << 12)
+    said = interrupt_at(monkeypatch, 0, **arguments)
+    assert said == "stopped: nothing is kept, the same command starts again"
+    said = interrupt_at(monkeypatch, 20, **arguments)
+    tokens_kept = said.split(" after the ")[1].split(" tokens")[0]
+    assert prepare(**arguments)[1] == f"resuming after the {tokens_kept} tokens already written"
 
 
-def test_a_second_command_in_the_same_directory_is_refused(tmp_path):
-    path = write_jsonl(tmp_path / "in.jsonl", documents())
-    with Lock(tmp_path / "data"), pytest.raises(ValueError, match=r"data is in use by process [0-9]+ on "):
-        text.prepare([path], tmp_path / "data", "bytes", 0.1, say=silent)
-    with Lock(tmp_path / "data"), pytest.raises(ValueError, match=r"data is in use by process [0-9]+ on "):
+def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path, monkeypatch, arguments):
+    monkeypatch.setattr(writer, "BATCH", 1 << 12)
+    interrupt_at(monkeypatch, 20, **arguments)
+    assert "resuming" not in "".join(prepare(**arguments | {"val_fraction": 0.2}))
+    assert tokens(tmp_path / "data", "val").tolist() == expected(documents(), 0.2, True)
+
+
+def test_what_is_left_out_is_counted_from_the_first_file_on_and_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "BATCH", 1 << 10)
+    monkeypatch.setattr(writer, "SECONDS", 0.0)
+    put(tmp_path / "in" / "a.txt", b"\xff\n")
+    lines = [f"{json.dumps({'text': t})}\n".encode() for t in documents(200)]
+    put(tmp_path / "in" / "b.jsonl", b"\xff\n".join(lines))
+    arguments = {"inputs": [str(tmp_path / "in")], "tokenizer": "bytes", "errors": "skip"}
+    arguments["out"] = tmp_path / "out"
+    interrupt_at(monkeypatch, 50, **arguments)
+    said = prepare(**arguments)
+    assert "resuming after" in said[1]
+    assert "200 lines, records or files without a text in UTF-8 were left out" in said
+    assert documents_in(tmp_path / "out") == sorted(documents(200))
+
+
+def test_a_second_command_in_the_same_directory_is_refused(tmp_path, arguments):
+    in_use = r"data is in use by process [0-9]+ on "
+    with Lock(tmp_path / "data"), pytest.raises(ValueError, match=in_use):
+        prepare(**arguments)
+    with Lock(tmp_path / "data"), pytest.raises(ValueError, match=in_use):
         writer.write(tmp_path / "data", "text", "bytes", 0.1, "made up")
     with Lock(tmp_path / "data", ".lock-00001"):  # another part of the same data
-        text.prepare([path], tmp_path / "data", "bytes", 0.1, shard=(2, 2), say=silent)
-    text.prepare([path], tmp_path / "data", "bytes", 0.1, say=silent)
-
-
-def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "BATCH", 1 << 12)
-    path = write_jsonl(tmp_path / "in.jsonl", documents())
-
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(writer.CorpusWriter, "finish", interrupted)
-        text.prepare([path], tmp_path / "data", "bytes", 0.1, say=silent)
-    said = []
-    text.prepare([path], tmp_path / "data", "bytes", 0.2, say=said.append)
-    assert "resuming" not in "".join(said)
-    assert tokens(tmp_path / "data", "val").tolist() == expected(documents(), 0.2, True)
+        prepare(**arguments, shard=(2, 2))
+    prepare(**arguments)
 
 
 def test_a_disk_that_fills_up_loses_nothing_and_the_same_command_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "SECONDS", 0.0)
     monkeypatch.setattr(writer, "BATCH", 1 << 14)
-    path = write_jsonl(tmp_path / "in.jsonl", documents(1000))
-    arguments = {"inputs": [path], "out": tmp_path / "data", "tokenizer": "bytes", "val_fraction": 0.1}
+    arguments = {"inputs": [write_jsonl(tmp_path / "in.jsonl", documents(1000))]}
+    arguments |= {"out": tmp_path / "data", "tokenizer": "bytes", "val_fraction": 0.1}
 
     def fill(messages) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))  # files cannot grow beyond that
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))  # files cannot grow further
         try:
-            text.prepare(**arguments, say=silent)
+            prepare(**arguments)
         except OSError as error:
             messages.put(str(error))
 
@@ -216,10 +191,22 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_same_command_goes_on(tmp_pat
     process.join()
     assert "File too large; the same command resumes after the " in message
     assert str(tmp_path / "data") in message
-    said = []
-    text.prepare(**arguments, say=said.append)
-    assert said[1].startswith("resuming after the ")
+    assert prepare(**arguments)[1].startswith("resuming after the ")
     assert tokens(tmp_path / "data", "train").tolist() == expected(documents(1000), 0.1, False)
+
+
+def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch):
+    writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, "write_atomic", full)
+    with pytest.raises(OSError) as error:
+        writer.write(tmp_path, "other text\n" * 20, "bytes", 0.1, "made up")
+    assert error.value.filename
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 class Wide(ByteTokenizer):
@@ -242,18 +229,16 @@ class Wrong(Wide):
     vocab_size = 65_600
 
 
-def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path):
-    path = write_jsonl(tmp_path / "in.jsonl", documents())
-    meta = text.prepare([path], tmp_path / "data", Wide(), 0.1, say=silent)
-    assert meta["dtype"] == "uint32"
+def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path, arguments):
+    prepare(**arguments | {"tokenizer": Wide()})
+    assert json.loads((tmp_path / "data" / "meta.json").read_text())["dtype"] == "uint32"
     assert not list((tmp_path / "data").glob(".*"))
-    ids = tokens(tmp_path / "data", "train")
     reference = np.array(expected(documents(), 0.1, False))
-    assert np.array_equal(ids, np.where(reference == 256, 69_999, reference + 65_536))
-    data = TokenDataset(tmp_path / "data", "train", 16)
-    assert data.batch(0, 0, 4)[0].max() > 65_535
-    with pytest.raises(ValueError, match=r"tokenizer wide gave the ids .*, but its vocab_size is 65600"):
-        text.prepare([path], tmp_path / "wrong", Wrong(), 0.1, say=silent)
+    wide = np.where(reference == 256, 69_999, reference + 65_536)
+    assert np.array_equal(tokens(tmp_path / "data", "train"), wide)
+    assert TokenDataset(tmp_path / "data", "train", 16).batch(0, 0, 4)[0].max() > 65_535
+    with pytest.raises(ValueError, match=r"wide gave the ids .*, but its vocab_size is 65600"):
+        prepare(**arguments | {"tokenizer": Wrong(), "out": tmp_path / "wrong"})
 
 
 @pytest.mark.parametrize("vocab_size, dtype", [(65_536, "uint16"), (65_537, "uint32")])
@@ -267,42 +252,29 @@ def test_meta_json_counts_what_the_files_hold(tmp_path):
     assert (train["tokens"], train["bytes"], train["largest"]) == (225, 337, 2)
     assert (val["tokens"], val["bytes"], val["largest"]) == (75, 113, 2)
     assert [train["sha256"], val["sha256"]] == sha256(tmp_path / "data")
-    file = writer.TokenFile(tmp_path / "x.bin", np.dtype("<u2"))
-    for ids in ([3, 9], [4], []):
-        file.append(np.array(ids, dtype=np.int64), 1, 1)
-    assert file.counts == {"tokens": 3, "bytes": 3, "documents": 3, "largest": 9}
-    file.close()
 
 
-def test_tokens_are_on_the_disk_before_the_note_of_them_and_all_hashes_are_kept(tmp_path, monkeypatch):
-    done, finish = [], writer.CorpusWriter.finish
-
-    def kept(self, source):
-        done.append((sorted(np.fromfile(self.hashes, np.uint64).tolist()), sorted(self.seen)))
-        return finish(self, source)
-
+def test_tokens_are_on_the_disk_before_the_note_of_them(monkeypatch, arguments):
+    done, replace = [], writer.os.replace
     monkeypatch.setattr(writer, "BATCH", 1000)
     monkeypatch.setattr(writer.os, "fsync", lambda descriptor: done.append("synced"))
-    replace = writer.os.replace
-    monkeypatch.setattr(writer.os, "replace", lambda a, b: (replace(a, b), done.append(Path(b).name)))
-    monkeypatch.setattr(writer.CorpusWriter, "finish", kept)
-    path = write_jsonl(tmp_path / "in.jsonl", documents())
-    text.prepare([path], tmp_path / "data", ByteTokenizer(), 0.1, dedup=True, say=silent)
-    hashes, seen = done.pop(next(i for i, item in enumerate(done) if isinstance(item, tuple)))
-    assert hashes == seen and len(seen) > 100
+    record = lambda a, b: (replace(a, b), done.append(Path(b).name))  # noqa: E731
+    monkeypatch.setattr(writer.os, "replace", record)
+    prepare(**arguments)
     note = done.index(".progress.json")
     assert done[note - 3 : note] == ["synced"] * 3  # both token files, and the note itself
+    # new files are synced before any is replaced
     files = ["train.bin", "val.bin", "tokenizer.json", "meta.json"]
-    assert done[-8:] == ["synced", "tokenizer.json", "synced", "meta.json", *files]  # new ones, before any is replaced
-    assert done[-12:-10] == ["synced", "synced"]  # the tokens; then the tokenizer, to compute its hash
+    assert done[-8:] == ["synced", "tokenizer.json", "synced", "meta.json", *files]
+    assert done[-10:-8] == ["synced", "synced"]
 
 
 @pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "meta.json"])
 def test_files_of_others_are_not_overwritten(tmp_path, name):
-    (tmp_path / name).write_text("{}")
+    path = put(tmp_path / name, "{}")
     with pytest.raises(ValueError, match=f"{name} is not an earlier output"):
         writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
-    assert (tmp_path / name).read_text() == "{}"
+    assert Path(path).read_text() == "{}"
 
 
 @pytest.mark.parametrize("name", ["v1:2", "a,b", "2026-11-29T01:23", "s3://a"])
@@ -311,16 +283,3 @@ def test_a_name_that_data_reads_as_a_mixture_is_refused(tmp_path, monkeypatch, n
     with pytest.raises(ValueError, match="--data would read this name"):
         writer.write(name, "some text\n" * 20, "bytes", 0.1, "made up")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch):
-    writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def full(path):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(writer, "write_atomic", full)
-    with pytest.raises(OSError) as error:
-        writer.write(tmp_path, "other text\n" * 20, "bytes", 0.1, "made up")
-    assert error.value.filename and {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

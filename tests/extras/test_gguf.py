@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from nanogpt import chat
 from nanogpt.cli import main
-from nanogpt.data import tokenizer_json
+from nanogpt.data import bpe
 from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, HFTokenizer
 from nanogpt.extras import gguf as to_gguf
 from nanogpt.hub import weights
@@ -106,7 +106,7 @@ def as_byte_level_bpe(found: dict) -> Tokenizer:
     tokens = found["tokenizer.ggml.tokens"]
     plain = [t for t, kind in zip(tokens, found["tokenizer.ggml.token_type"], strict=True) if kind == 1]
     vocab = {token: i for i, token in enumerate(tokens)} | {"ÿ": len(tokens), "ÿÿ": len(tokens) + 1}
-    vocab |= {part: len(vocab) + i for i, part in enumerate(tokenizer_json.byte_alphabet()) if part not in vocab}
+    vocab |= {part: len(vocab) + i for i, part in enumerate(bpe.byte_alphabet()) if part not in vocab}
     merges = [tuple(merge.split(" ")) for merge in found["tokenizer.ggml.merges"]]
     for a, b in merges:
         vocab.setdefault(a + b, len(vocab))
@@ -139,7 +139,7 @@ def small_gpt2() -> BPETokenizer:
     """GPT-2's split with merges of a few words."""
     ranks = {bytes([b]): b for b in range(256)} | {b"he": 256, b" t": 257, b" the": 258, b"kn": 259, b" kn": 260}
     special = {"<|endoftext|>": 261}
-    split = tokenizer_json.GPT2_PATTERN
+    split = bpe.GPT2_PATTERN
     return BPETokenizer(tiktoken.Encoding("small", pat_str=split, mergeable_ranks=ranks, special_tokens=special))
 
 
@@ -210,11 +210,11 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "pattern, name",
-    [(r"\S+", None), (to_gguf.WORDS % r"\p{N}", "qwen2"), (tokenizer_json.GPT2_PATTERN, "gpt-2")],
+    [(r"\S+", None), (to_gguf.WORDS % r"\p{N}", "qwen2"), (bpe.GPT2_PATTERN, "gpt-2")],
 )
 def test_a_split_of_text_has_llama_cpps_name(pattern, name):
     parts = {"model": {"type": "BPE", "merges": ["a b"]}, "decoder": {"type": "ByteLevel"}}
-    parts["pre_tokenizer"] = tokenizer_json.byte_level_split(pattern)
+    parts["pre_tokenizer"] = bpe.split_by(pattern)
     with nullcontext() if name else pytest.raises(ValueError, match="splits text"):
         assert to_gguf.name_split(parts) == name
 

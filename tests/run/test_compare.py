@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanogpt.run.compare import compare, verdict, welch
+from nanogpt.run.compare import ALPHA, compare, verdict, welch
 
 
 def make(directory: Path, seed: int, losses: dict[int, float], tokens: int = 10, kept=None, **settings) -> Path:
@@ -150,6 +150,13 @@ def test_welch_agrees_with_scipy():
         a, b = rng.normal(size=(100, n)), 3 * rng.normal(size=(100, m)) + 1
         expected = stats.ttest_ind(a, b, axis=-1, equal_var=False).pvalue
         np.testing.assert_allclose(welch(a, b), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n, m, scale", [(2, 2, 1), (3, 3, 1), (5, 5, 1), (2, 3, 1), (2, 2, 3), (3, 3, 3)])
+def test_without_a_difference_few_comparisons_are_significant(n, m, scale):
+    """At most 6 % of them; one standard deviation would be exceeded in 33 % (2 against 2) to 10 % (5 against 5)."""
+    rng = np.random.default_rng(1)
+    assert np.mean(welch(rng.normal(size=(10_000, n)), scale * rng.normal(size=(10_000, m))) < ALPHA) < 0.06
 
 
 def test_seeds_without_any_spread_give_no_p(tmp_path):

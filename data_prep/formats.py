@@ -1,0 +1,271 @@
+"""Reads text and records: JSON, CSV, TSV, Parquet and Arrow, compressed or not, local or remote.
+
+pyarrow decompresses and reads Parquet and Arrow, `fsspec` opens URLs, and `datasets` streams data
+sets from the Hub. JSON and tables are read with Python's own modules: `datasets` wants the same
+columns in every line of JSON, and its reader of CSV joins lines at stray quotes.
+
+Each reader yields (bytes of the file read so far, record).
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+from data_prep.inputs import HUB, bare, is_url
+
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+# stand for bytes that are not UTF-8; no tokenizer accepts them
+SURROGATE = re.compile("[\ud800-\udfff]")
+CONVERT = "convert it to text first (pdftotext, pandoc, jupyter nbconvert, gunzip, iconv -t UTF-8)"
+# how a PDF, RTF, HTML, a notebook, and most binary files begin
+NOT_TEXT = re.compile(
+    r'%PDF-|\{\\rtf|\s*<(?:!doctype html|html)|\s*\{\s*"(?:cells|nbformat)"|[^\0]{0,511}\0',
+    re.IGNORECASE,
+)
+# a field of a TSV with doubled quotes in it
+DOUBLED = re.compile(r'(?:^|\t)"(?:[^"\t]|"")*""(?:[^"\t]|"")*"(?=[\t\r\n]|$)')
+
+
+class NoColumn(ValueError):
+    """A table or a record lacks the column of the text."""
+
+
+class Errors:
+    """What --errors does with text that is not UTF-8 and records without a text."""
+
+    def __init__(self, mode: str):
+        self.mode = mode  # strict, replace or skip
+        self.skipped: Counter[str] = Counter()  # by input
+
+    def reject(self, name: str, why: str) -> None:
+        """Counts what is left out with skip, else raises ValueError."""
+        if self.mode != "skip":
+            raise ValueError(f"{why}; --errors skip leaves it out")
+        self.skipped[name] += 1
+
+    def usable(self, name: str, line: str) -> bool:
+        """Whether a line is text. Raises ValueError if not, unless it may be left out."""
+        bad = "\0" in line or (self.mode == "skip" and is_broken(line))
+        if not bad or self.mode == "replace":
+            return True
+        if self.mode == "strict":
+            raise ValueError(first_fault(name))
+        self.skipped[name] += 1
+        return False
+
+    def clean(self, name: str, text: str) -> str:
+        """The text without the lines that are not usable."""
+        if self.mode == "skip":
+            return "".join(line for line in io.StringIO(text, "\n") if self.usable(name, line))
+        return text if self.usable(name, text) else ""
+
+
+def is_broken(text: str) -> bool:
+    """Whether bytes that are not UTF-8 are in the text (as surrogates)."""
+    return not text.isascii() and bool(SURROGATE.search(text))
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turns whatever the libraries and the network raise into one line that names the input."""
+    try:
+        yield
+    except Exception as error:
+        named = type(error) is ValueError or isinstance(error, NoColumn)
+        if named or (isinstance(error, OSError) and error.filename):
+            raise
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name} could not be read: {why}") from None
+
+
+def open_url(url: str):
+    import fsspec
+
+    return fsspec.open(url)
+
+
+@contextmanager
+def open_bytes(name: str):
+    """The decompressed bytes, as a file, and a function that tells the position in the input."""
+    import pyarrow
+
+    with readable(name), open_url(name) if is_url(name) else open(name, "rb") as raw:
+        codec = COMPRESSION.get(os.path.splitext(name.lower())[1])
+        yield (io.BufferedReader(pyarrow.input_stream(raw, codec)) if codec else raw), raw.tell
+
+
+@contextmanager
+def open_text(name: str, errors: str, newline: str = "\n"):
+    """A text file, and a function that tells the position in the input, in bytes."""
+    handler = {"skip": "surrogateescape"}.get(errors, errors)
+    with open_bytes(name) as (file, tell):
+        try:
+            yield io.TextIOWrapper(file, "utf-8-sig", handler, newline), tell
+        except UnicodeDecodeError:
+            raise ValueError(first_fault(name)) from None
+
+
+def first_fault(name: str) -> str:
+    """Where a file is not text."""
+    start, why = 0, ""
+    with open_bytes(name) as (file, _):
+        for line in file:
+            if (nul := line.find(b"\0")) >= 0:
+                why = f"has a NUL at byte {start + nul}, like UTF-16 and binary files"
+                break
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                why = f"is not UTF-8 text (byte {start + error.start})"
+                break
+            start += len(line)
+    return (
+        f"{name} {why}: {CONVERT}, or --errors replace keeps it, with U+FFFD for what is not "
+        "UTF-8, or --errors skip leaves that line out"
+    )
+
+
+def read_lines(name: str, errors: Errors) -> Iterator[tuple[int, object]]:
+    """The values of a JSON file or the rows of a table."""
+    is_table = bare(name).endswith((".csv", ".tsv"))
+    with open_text(name, errors.mode, "" if is_table else "\n") as (file, tell):
+        lines = (line for line in file if errors.usable(name, line))
+        for record in read_table(name, lines, errors) if is_table else read_json(name, lines):
+            yield tell(), record
+
+
+def read_json(name: str, lines: Iterator[str]) -> Iterator[object]:
+    """The values of a JSON file: one in each line, or a single one in several lines."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError):  # perhaps it goes on in the next line
+            if number == 1 and (line.lstrip().startswith("[") or bare(name).endswith(".json")):
+                line += "".join(lines)
+            yield parse(line, f"{name}, line {number}", name)
+
+
+def parse(text: str, where: str, name: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        advice = f"expected one object per line, as jq -c . {shlex.quote(name)} writes them"
+        raise ValueError(f"{where}: it is not JSON ({error}); {advice}") from None
+
+
+def read_table(name: str, lines: Iterable[str], errors: Errors) -> Iterator[dict]:
+    """The rows of a CSV or TSV file. A row of another length than the header's is an error."""
+    csv.field_size_limit(1 << 31)
+    is_tsv = bare(name).endswith(".tsv")
+    quoting = csv.QUOTE_NONE if is_tsv and not has_quotes(name) else csv.QUOTE_MINIMAL
+    reader = csv.reader(lines, delimiter="\t" if is_tsv else ",", quoting=quoting, strict=True)
+    header, begin = None, 1
+    try:
+        for row in reader:
+            if header is None:
+                header = row
+            elif len(row) == len(header):
+                yield dict(zip(header, row, strict=True))
+            elif row:  # not an empty line
+                why = f"{len(row)} fields, but the header has {len(header)}"
+                quote = "a field with a separator or a line break in it must be quoted"
+                errors.reject(name, f"{name}, line {begin}: {why}: {quote}")
+            begin = reader.line_num + 1
+    except csv.Error:
+        why = 'a field that begins with a quote must end with one, and double the quotes in it ("")'
+        raise ValueError(f"{name}, line {begin}: {why}") from None
+
+
+def has_quotes(name: str) -> bool:
+    """Whether the fields of a TSV are quoted: if it can only be read so, or its quotes show it."""
+    widths, shown = set(), False
+    with open_text(name, "skip", "") as (file, _):  # faults are reported when the rows are read
+        for line in file:
+            shown |= (not widths and line[0] == '"') or (
+                '""' in line and bool(DOUBLED.search(line))
+            )
+            if line.strip("\r\n"):
+                widths.add(line.count("\t"))
+    if len(widths) < 2 and not shown:
+        return False
+    with open_text(name, "skip", "") as (file, _):
+        try:
+            return (
+                len({len(row) for row in csv.reader(file, delimiter="\t", strict=True) if row}) == 1
+            )
+        except csv.Error:
+            return False
+
+
+def read_columns(name: str, wanted: tuple[str, ...], first: int) -> Iterator[tuple[int, dict]]:
+    """The rows of a Parquet or Arrow file from row `first` on; of the wanted columns, if any."""
+    import pyarrow
+    import pyarrow.parquet
+
+    with open_bytes(name) as (file, _):
+        if bare(name).endswith(".parquet"):
+            parquet = pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+            rows, names = parquet.metadata.num_rows, parquet.schema_arrow.names
+            columns = [column for column in names if column in wanted] or names
+            batches = parquet.iter_batches(256, columns=columns)
+        else:
+            source = file if is_url(name) else pyarrow.memory_map(name)
+            try:  # the format that `datasets` writes
+                table = pyarrow.ipc.open_stream(source).read_all()
+            except pyarrow.ArrowInvalid:
+                table = pyarrow.ipc.open_file(source).read_all()
+            rows, names = table.num_rows, table.column_names
+            columns = [column for column in names if column in wanted] or names
+            batches = iter(table.select(columns).to_batches(256))
+        size, number = file.seek(0, io.SEEK_END), 0
+        for batch in batches:
+            wanted = batch.slice(max(first - number, 0))
+            number += len(batch)
+            values = zip(*(column.to_pylist() for column in wanted.columns), strict=True)
+            for row, record in enumerate(values, number - len(wanted)):
+                yield size * row // rows, dict(zip(columns, record, strict=True))
+
+
+def read_hub(
+    name: str, shard: tuple[int, int], first: int, check: Callable[[Iterable[str]], None]
+) -> Iterator[tuple[int, dict]]:
+    """Streams a data set from the Hub, or a directory; `datasets` runs no code from it."""
+    from datasets import load_dataset
+
+    path, config, split = [*name.removeprefix(HUB).split(":"), "", ""][:3]
+    with readable(name):
+        dataset = load_dataset(path, config or None, split=split or "train", streaming=True)
+        if dataset.column_names:
+            check(dataset.column_names)
+        i, n = shard
+        if n > dataset.num_shards:
+            raise ValueError(
+                f"{name} has {dataset.num_shards} files: it cannot be divided into {n} shards"
+            )
+        if n > 1:
+            dataset = dataset.shard(num_shards=n, index=i - 1, contiguous=True)
+        for record in dataset.skip(first):
+            yield 0, record
+
+
+def read_records(
+    name: str,
+    columns: tuple[str, ...],
+    first: int,
+    errors: Errors,
+    as_records: Callable[[object], list],
+) -> Iterator[tuple[int, object]]:
+    """The records of a file from number `first` on."""
+    if bare(name).endswith((".parquet", ".arrow")):
+        return read_columns(name, columns, first)
+    found = ((at, record) for at, value in read_lines(name, errors) for record in as_records(value))
+    return islice(found, first, None)

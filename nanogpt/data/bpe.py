@@ -1,0 +1,93 @@
+"""Byte-level byte-pair encoding: tiktoken's encodings as parts of a tokenizer.json, and back.
+
+tokenizer.json spells tokens in GPT-2's alphabet, which has a printable character for each byte, and
+stores the pairs that were merged. tiktoken stores only the results.
+"""
+
+from itertools import pairwise
+
+# encodings by number of mergeable tokens: tokenizer.json does not store a name
+TIKTOKEN_NAMES = {50256: "gpt2", 50280: "p50k_base", 100256: "cl100k_base", 199998: "o200k_base"}
+# pre-tokenizers and the decoder as tokenizer.json has them
+ISOLATED = {"behavior": "Isolated", "invert": False}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+BYTES = BYTE_LEVEL | {"use_regex": False}
+GPT2_SPLIT = BYTE_LEVEL | {"use_regex": True}  # GPT-2's pattern is built in
+DECODER = BYTE_LEVEL | {"add_prefix_space": True, "use_regex": True}
+# GPT-2's pattern as tiktoken writes it
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+def from_tiktoken(encoding) -> tuple[dict, dict]:
+    """The model and the pre-tokenizer of a tiktoken.Encoding, as in a tokenizer.json."""
+    alphabet, ranks = byte_alphabet(), encoding._mergeable_ranks
+    spelled = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
+    vocab = {spelled[token]: rank for token, rank in ranks.items()} | encoding._special_tokens
+    pairs = [[spelled[a], spelled[b]] for a, b in merges(ranks)]
+    model = {"type": "BPE", "vocab": vocab, "merges": pairs}
+    if encoding._pat_str == GPT2_PATTERN and len(ranks) in TIKTOKEN_NAMES:
+        return model, GPT2_SPLIT  # as published
+    return model, split_by(encoding._pat_str)
+
+
+def split_by(pattern: str) -> dict:
+    """A byte-level pre-tokenizer that splits by `pattern`."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}} | ISOLATED
+    return {"type": "Sequence", "pretokenizers": [split, BYTES]}
+
+
+def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The merge that made each token, in order. tiktoken stores only the results."""
+    pairs = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([b]) for b in token]
+        while len(parts) > 2:  # merge the pair of lowest rank, among those older than this token
+            candidates = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
+            at = candidates.index(min(candidates))
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def to_tiktoken(parts: dict, special: dict[str, int], name: str):
+    """The tiktoken.Encoding that gives the ids of a tokenizer.json, or None if there is none.
+
+    It must be byte-level BPE whose merges are in the order of the ids.
+    """
+    import tiktoken
+
+    model, pattern = parts["model"], split_pattern(parts)
+    options = ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+    if model["type"] != "BPE" or not pattern or any(model.get(option) for option in options):
+        return None
+    vocab = {token: i for token, i in model["vocab"].items() if token not in special}
+    # others with GPT-2's pattern were trained by `tokenizers`: its Unicode tables may differ
+    if parts["pre_tokenizer"] == GPT2_SPLIT and len(vocab) not in TIKTOKEN_NAMES:
+        return None
+    bytes_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+    merged = ["".join(pair) for pair in model["merges"]]
+    ids = [vocab.get(token, -1) for token in merged]
+    one_each = len(set(vocab.values())) == len(vocab) == 256 + len(ids)
+    if not (one_each and vocab.keys() == {*bytes_of, *merged} and all(a < b for a, b in pairwise(ids))):
+        return None
+    ranks = {bytes(bytes_of[c] for c in token): i for token, i in vocab.items()}
+    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+
+
+def split_pattern(parts: dict) -> str | None:
+    """The split pattern of a byte-level pre-tokenizer; None for others."""
+    split = parts.get("pre_tokenizer") or {}
+    if split == GPT2_SPLIT:
+        return GPT2_PATTERN
+    steps = split.get("pretokenizers", [])
+    if len(steps) != 2 or steps[1] != BYTES or steps[0]["type"] != "Split":
+        return None
+    return steps[0]["pattern"].get("Regex") if steps[0]["behavior"] == "Isolated" else None
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's printable character for each of the 256 bytes, which spells byte-level tokens."""
+    printable = [chr(b) for b in range(256) if b in range(33, 127) or (b > 160 and b != 173)]
+    others = iter(range(256, 512))
+    return [chr(b) if chr(b) in printable else chr(next(others)) for b in range(256)]
