@@ -28,7 +28,7 @@ from tiny_run import Run
 
 from data_prep import writer
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.hub import to_nanogpt
+from nanogpt.hub.nanogpt import write_checkpoint
 
 SIZES = {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
 VOCAB, BATCH, WARMUP, STEPS, RATES = 65, 12, 100, 2000, (1e-3, 1e-4)
@@ -100,7 +100,7 @@ def largest_difference(folder: Path, directory: Path, steps: int) -> float:
     """Between the losses of both on the same batches, from the same weights."""
     text = "".join(inspect.getsource(module) for module in (argparse, statistics, inspect))
     run = make_run(directory, text.encode("ascii", "ignore").decode(), "fp32")
-    to_nanogpt.write(run.gpt, directory / "ckpt.pt", 0, 0.0)
+    write_checkpoint(run.gpt, directory / "ckpt.pt", 0, 0.0)
     model, optimizer = make_nanogpt(folder, run.gpt.config.vocab_size)
     model.load_state_dict(torch.load(directory / "ckpt.pt", weights_only=True)["model"])
     differences = []

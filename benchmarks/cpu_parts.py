@@ -35,12 +35,10 @@ PARTS = {
     "pack": cpu.pack,
 }
 CLASSIC = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)
-MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
-LAPTOP = GPTConfig(
-    **MODERN, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
+LAPTOP = GPTConfig.modern(
+    vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
 )
-DROPOUT = GPTConfig(
-    **MODERN,
+DROPOUT = GPTConfig.modern(
     vocab_size=65,
     block_size=256,
     n_layer=5,

@@ -14,13 +14,26 @@ Start reading at `nanogpt.model`, then `nanogpt.train`; `nanogpt/README.md` list
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nanogpt.run import startup  # noqa: F401  # isort: skip
-from nanogpt.config import TrainConfig
-from nanogpt.model import GPT, GPTConfig
+from nanogpt.run import startup  # noqa: F401
+
+if TYPE_CHECKING:
+    from nanogpt.config import TrainConfig
+    from nanogpt.model import GPT, GPTConfig
 
 __version__ = "0.1.0"
 __all__ = ["GPT", "GPTConfig", "TrainConfig", "load", "train"]
+
+
+def __getattr__(name: str):
+    """Imports torch when a class is first asked for: `nanogpt --help` does without."""
+    from importlib import import_module
+
+    module = {"GPT": "model", "GPTConfig": "model", "TrainConfig": "config"}.get(name)
+    if module is None:
+        raise AttributeError(f"module 'nanogpt' has no attribute {name!r}")
+    return getattr(import_module(f"nanogpt.{module}"), name)
 
 
 def load(run: str | Path, device: str = "cpu", **options) -> tuple:

@@ -70,6 +70,12 @@ class GPTConfig:
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"RoPE turns pairs of channels, so the head size must be even; it is {self.head_size}")
 
+    @classmethod
+    def modern(cls, **settings) -> "GPTConfig":
+        """The modern family: RMSNorm, RoPE, SwiGLU and QK-norm, as in Qwen3. `settings` are fields."""
+        modern = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
+        return cls(**(modern | settings))
+
     @property
     def kv_heads(self) -> int:
         return self.n_kv_head or self.n_head

@@ -20,10 +20,7 @@ from data_prep import chat_tasks
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.train import main
 
-MODEL = GPTConfig(
-    **{"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True},
-    **{"block_size": chat_tasks.BLOCK, "n_layer": 3, "n_head": 4, "n_embd": 96, "n_inner": 256},
-)
+MODEL = GPTConfig.modern(block_size=chat_tasks.BLOCK, n_layer=3, n_head=4, n_embd=96, n_inner=256)
 TRAIN = TrainConfig(
     out_dir="out/chat",
     data="data/chat_tasks",

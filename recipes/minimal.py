@@ -18,14 +18,19 @@ from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
 from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
 
-MODEL = GPTConfig(
-    **{"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True},
-    **{"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "n_inner": 320, "tie_embeddings": False},
-)
+MODEL = GPTConfig.modern(block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False)
 TRAIN = TrainConfig(
-    **{"data": "data/shakespeare_char", "batch_size": 32, "max_iters": 800, "optimizer": "muon", "muon_momentum": 0.9},
-    **{"learning_rate": 0.01, "beta1": 0.8, "weight_decay": 0.0, "lr_schedule": "linear", "warmup_iters": 0},
-    **{"min_lr": 0.0},
+    data="data/shakespeare_char",
+    batch_size=32,
+    max_iters=800,
+    optimizer="muon",
+    muon_momentum=0.9,
+    learning_rate=0.01,
+    beta1=0.8,
+    weight_decay=0.0,
+    lr_schedule="linear",
+    warmup_iters=0,
+    min_lr=0.0,
 )
 
 

@@ -48,8 +48,7 @@ def shape(depth: int, aspect_ratio: int = ASPECT_RATIO) -> GPTConfig:
     """
     width = aspect_ratio * depth
     context = min(2048, 2 ** round(math.log2(width)))
-    modern = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
-    return GPTConfig(**modern, n_layer=depth, n_head=depth, n_embd=width, block_size=context)
+    return GPTConfig.modern(n_layer=depth, n_head=depth, n_embd=width, block_size=context)
 
 
 def on_meta(model: GPTConfig) -> GPT:

@@ -16,9 +16,7 @@ from data_prep import python_stdlib
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.train import main
 
-MODEL = GPTConfig(
-    norm="rmsnorm", position="rope", mlp="swiglu", qk_norm=True, block_size=256, n_layer=6, n_head=4, n_embd=256
-)
+MODEL = GPTConfig.modern(block_size=256, n_layer=6, n_head=4, n_embd=256)
 TRAIN = TrainConfig(
     out_dir="out/python_stdlib",
     data="data/python_stdlib",

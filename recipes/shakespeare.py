@@ -15,9 +15,8 @@ from nanogpt import GPTConfig, TrainConfig
 from nanogpt.run.device import gpu_gib
 from nanogpt.train import main
 
-MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
-LAPTOP = GPTConfig(**MODERN, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False)
-BABY = GPTConfig(**MODERN, block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
+LAPTOP = GPTConfig.modern(block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False)
+BABY = GPTConfig.modern(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
 
 TRAIN = TrainConfig(
     out_dir="out/shakespeare",

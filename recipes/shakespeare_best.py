@@ -25,11 +25,7 @@ from data_prep import shakespeare
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.train import main
 
-MODEL = GPTConfig(
-    norm="rmsnorm",
-    position="rope",
-    mlp="swiglu",
-    qk_norm=True,
+MODEL = GPTConfig.modern(
     tie_embeddings=False,
     block_size=256,
     n_layer=4,

@@ -21,9 +21,8 @@ from nanogpt.run import console
 from nanogpt.train import Tally, log_is_due
 
 WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal")
-MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
 TINY = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
-FAMILIES = {"gpt2": GPTConfig(**TINY, dropout=0.1), "modern": GPTConfig(**TINY, **MODERN)}
+FAMILIES = {"gpt2": GPTConfig(**TINY, dropout=0.1), "modern": GPTConfig.modern(**TINY)}
 
 
 class Operators(TorchDispatchMode):

@@ -51,8 +51,15 @@ def test_no_code_from_a_model_directory_is_executed():
                 assert refused == [False], f"{path}:{call.lineno}"
 
 
-def test_importing_nanogpt_loads_no_heavy_library():
-    code = "import nanogpt, nanogpt.cli, sys; nanogpt.cli.make_parser(only=[]); print(*sys.modules)"
+def test_the_help_of_the_command_loads_no_heavy_library():
+    code = "import nanogpt.cli, sys; nanogpt.cli.make_parser(); print(*sys.modules)"
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    heavy = {"torch", "numpy", "transformers", "datasets", "trackio", "wandb", "accelerate", "tiktoken", "tokenizers"}
+    assert "nanogpt.run.parser" in loaded and not heavy & loaded
+
+
+def test_importing_nanogpt_loads_no_heavy_library_but_torch():
+    code = "from nanogpt import GPT, GPTConfig, TrainConfig, load; import sys; print(*sys.modules)"
     loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
     heavy = {"transformers", "datasets", "trackio", "wandb", "accelerate", "tiktoken", "tokenizers"}
     assert "torch" in loaded and not heavy & loaded

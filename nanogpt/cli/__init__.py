@@ -7,95 +7,101 @@
     nanogpt export out/shakespeare --to exports/shakespeare
     accelerate launch --config_file accelerate_configs/ddp.yaml -m nanogpt launch-check
 
-RUN is an out directory (its best checkpoint, else its last), one checkpoint in it, or a transformers model: a directory
-or a name on the Hub, such as gpt2. `--help` after a command shows its options.
+RUN is an out directory (its best checkpoint, else its last), one checkpoint in it, or a
+transformers model: a directory or a name on the Hub, such as gpt2. `--help` after a command shows
+its options.
 """
 
 import argparse
 import sys
-from importlib import import_module
 
 from nanogpt import __version__
+from nanogpt.cli import measure, train, use
 from nanogpt.run.errors import fail, user_errors
-from nanogpt.run.flags import OneLineParser
+from nanogpt.run.parser import OneLineParser
 
-GROUPS = {  # of commands; each: (module, what it does)
+# A command NAME is add_NAME and run_NAME of its module. The modules import torch and the rest of
+# the package only inside run_NAME: --help must not wait for them.
+GROUPS = {
     "train": {
-        "train": ("cli.train", "train a recipe, in one process or several"),
-        "plan": ("cli.plan", "parameters, memory, tokens and time of a run"),
-        "check-data": ("cli.check_data", "what a data directory holds, and what will go wrong with it"),
-        "show-batch": ("cli.show_batch", "the text that a step trains on"),
-        "import-nanogpt": ("cli.import_nanogpt", "continue from a nanoGPT checkpoint"),
+        "train": (train, "train a recipe, in one process or several"),
+        "plan": (train, "show the parameters, memory, tokens and time of a run"),
+        "check-data": (measure, "show what a data directory holds and warn of problems"),
+        "show-batch": (train, "print the text that a step trains on"),
+        "import-nanogpt": (train, "continue from a nanoGPT checkpoint"),
     },
     "use a model": {
-        "sample": ("cli.sample", "continue a prompt, streaming to the terminal"),
-        "chat": ("cli.chat", "talk to a model that was trained on conversations"),
-        "playground": (
-            "extras.playground",
-            "a local page to write with one or two models; shows each token's loss",
-        ),
-        "export": ("cli.export", "write the model for transformers, ONNX Runtime, or llama.cpp and Ollama, verified"),
-        "page": ("cli.page", "write a static page that runs the model in the browser"),
-        "push": ("cli.push", "export to a repository on the Hub, or push a page; other files there stay"),
+        "sample": (use, "continue a prompt, streaming to the terminal"),
+        "chat": (use, "talk to a model that was trained on conversations"),
+        "playground": (use, "write with one or two models on a local page with each token's loss"),
+        "export": (use, "write a verified export for transformers, ONNX Runtime or llama.cpp"),
+        "page": (use, "write a static page that runs the model in the browser"),
+        "push": (use, "export to a repository on the Hub, or push a page; deletes no files there"),
     },
     "measure and compare": {
-        "eval": ("cli.evaluate", "loss, perplexity and bits per byte over a whole split"),
-        "compare": ("cli.compare", "settings that differ, losses by equal steps, tokens, time"),
-        "plot": ("cli.plot", "draw the losses of runs into a picture"),
-        "dashboard": ("cli.dashboard", "a local page that shows runs, live as well"),
+        "eval": (measure, "loss, perplexity and bits per byte over a whole split"),
+        "compare": (measure, "compare settings, and losses at equal steps, tokens and time"),
+        "plot": (measure, "draw the loss curves of runs"),
+        "dashboard": (measure, "show runs on a local page, also while they train"),
     },
     "the machine": {
-        "bench": ("extras.bench", "throughput beside this machine's limits, measured in one run"),
-        "launch-check": ("cli.launch_check", "what the launcher resolves to, without training"),
+        "bench": (measure, "measure throughput, and this machine's limits in the same run"),
+        "launch-check": (train, "show what the launcher resolves to, without training"),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one command; a user's mistake is one line and exit code 2."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = make_parser(only=argv[:1]).parse_args(argv)
+    """Runs one command. A user's mistake prints one line and exits with code 2."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
     if args.command is None:
-        make_parser().print_help()
+        parser.print_help()
         sys.exit(2)
     with user_errors():
         args.run(args)
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    lines = []
+    for title, group in GROUPS.items():
+        lines += [f"{title}:", *(f"  {name:<15} {what}" for name, (_, what) in group.items()), ""]
+    parser = OneLineParser(
+        prog="nanogpt", usage="nanogpt COMMAND …", description=__doc__, epilog="\n".join(lines)
+    )
+    parser.add_argument("--version", action="version", version=f"nanogpt {__version__}")
+    parser.add_argument(
+        "--completion",
+        action=Completion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print a script that makes the shell complete commands and flags",
+    )
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", prog="nanogpt", help=argparse.SUPPRESS
+    )
+    for name, (module, what) in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what)
+        function = name.replace("-", "_")
+        getattr(module, f"add_{function}")(command)
+        command.set_defaults(run=getattr(module, f"run_{function}"))
+    return parser
+
+
 class Completion(argparse.Action):
-    """Prints the script of a shell that completes commands, flags and file names, and exits."""
+    """Prints the completion script of a shell, for commands, flags and file names, and exits."""
 
     def __call__(self, parser, namespace, shell, option_string=None):
         try:
             import shtab
         except ImportError:
             fail("--completion needs a package that is not installed: pip install shtab")
-        whole = make_parser()
-        commands = next(action for action in whole._actions if action.dest == "command")
-        commands.help = "a command"  # what has no help is not completed
-        for action in (action for command in commands.choices.values() for action in command._actions):
-            if action.nargs != 0 and not action.choices:
-                action.complete = shtab.FILE
-        print(shtab.complete(whole, shell))
+        commands = next(action for action in parser._actions if action.dest == "command")
+        commands.help = "a command"  # shtab completes only what has help
+        for command in commands.choices.values():
+            for action in command._actions:
+                if action.nargs != 0 and not action.choices:
+                    action.complete = shtab.FILE
+        print(shtab.complete(parser, shell))
         parser.exit()
-
-
-def make_parser(only: list[str] | None = None) -> argparse.ArgumentParser:
-    """The parser of all commands; `only` those named import their modules, which keeps a start short."""
-    listed = [
-        "\n".join([f"{title}:", *(f"  {name:<15} {help}" for name, (_, help) in group.items())])
-        for title, group in GROUPS.items()
-    ]
-    parser = OneLineParser(prog="nanogpt", usage="nanogpt COMMAND …", description=__doc__, epilog="\n\n".join(listed))
-    parser.add_argument("--version", action="version", version=f"nanogpt {__version__}")
-    help = "print a script with which the shell completes commands and flags"
-    parser.add_argument("--completion", action=Completion, choices=("bash", "zsh", "tcsh"), help=help)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="nanogpt", help=argparse.SUPPRESS)
-    for name, (module, help) in COMMANDS.items():
-        command = commands.add_parser(name, help=help, description=help)
-        if only is None or name in only:
-            implementation = import_module(f"nanogpt.{module}")
-            implementation.add_arguments(command)
-            command.set_defaults(run=implementation.run)
-    return parser

@@ -15,7 +15,7 @@ import numpy as np
 
 from nanogpt.data import tokenizer as tokenizers
 from nanogpt.data.files import is_count, read_json, write_atomic
-from nanogpt.data.remote import Shards, local, token_file
+from nanogpt.data.remote import local
 from nanogpt.data.tokenizer import FILE, BPETokenizer, is_nanogpts, load_tokenizer
 
 
@@ -119,11 +119,11 @@ def token_dtype(meta: dict) -> np.dtype:
     return np.dtype(meta["dtype"]).newbyteorder("<")
 
 
-def find_token_files(directory: Path | str, meta: dict, split: str) -> list[Path | Shards]:
+def find_token_files(directory: Path | str, meta: dict, split: str) -> list[Path]:
     """The token files of a split. Raises ValueError if they are missing or have another size."""
     dtype, counts = token_dtype(meta), meta["splits"][split]
     names = counts.get("files", [f"{split}.bin"])
-    paths = [token_file(directory, name, split, dtype) for name in names]
+    paths = [local(directory) / name for name in names]
     for path in paths:
         if not path.is_file():
             raise ValueError(f"{path} is missing: {advice(meta)}")

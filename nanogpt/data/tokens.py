@@ -37,7 +37,6 @@ from nanogpt.data.meta import (
     read_meta,
     token_dtype,
 )
-from nanogpt.data.remote import Shards
 from nanogpt.data.tokenizer import load_tokenizer
 
 # inputs and targets, both (B, T) int64; targets are one token ahead, and -1 is ignored by the loss
@@ -113,21 +112,18 @@ class Tokens:
 
     RELEASE = 1024  # windows
 
-    def __init__(self, paths: list[Path | Shards], dtype: np.dtype):
+    def __init__(self, paths: list[Path], dtype: np.dtype):
         self.paths = [path for path in paths if path.stat().st_size]  # empty ones cannot be mapped
         self.dtype = dtype
         sizes = [path.stat().st_size // dtype.itemsize for path in self.paths]
         self.ends = np.cumsum(sizes).tolist()
         self.windows_read = 0
-        self.arrays: list[np.ndarray | Shards] = []
-        self.local_files: list[tuple[mmap.mmap, Path, os.stat_result]] = []
+        self.arrays: list[np.ndarray] = []
+        self.files: list[tuple[mmap.mmap, Path, os.stat_result]] = []
         for path in self.paths:
-            if isinstance(path, Shards):
-                self.arrays.append(path)
-                continue
             with open(path, "rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self.local_files.append((mapped, path, os.fstat(file.fileno())))
+                self.files.append((mapped, path, os.fstat(file.fileno())))
             self.arrays.append(np.frombuffer(mapped, dtype=dtype))
 
     def release(self) -> None:
@@ -136,7 +132,7 @@ class Tokens:
         The files are never opened again, so a file that replaces one under its name is not read.
         Raises ValueError if one was changed in place.
         """
-        for mapped, path, before in self.local_files:
+        for mapped, path, before in self.files:
             with suppress(OSError):
                 now = path.stat()
                 same_file = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
@@ -166,10 +162,7 @@ class Tokens:
         if self.windows_read > self.RELEASE:
             self.windows_read = 0
             self.release()
-        for first, array in zip([0, *self.ends], self.arrays, strict=False):
-            if isinstance(array, Shards):
-                array.fetch(starts - first, length)
-        if len(self.arrays) == 1 and isinstance(self.arrays[0], np.ndarray):
+        if len(self.arrays) == 1:
             return self.arrays[0][starts[:, None] + np.arange(length)]
         return np.stack([self[start : start + length] for start in starts.tolist()])
 

@@ -1,9 +1,12 @@
-"""Benchmark tasks, through EleutherAI's lm-evaluation-harness (`pip install -e '.[eval]' -c constraints.txt`).
+"""Benchmark tasks, through EleutherAI's lm-evaluation-harness.
+
+    pip install -e '.[eval]' -c constraints.txt
 
     nanogpt eval out/shakespeare --tasks lambada_openai,piqa
     nanogpt eval out/shakespeare --tasks mine --include_path tasks/
 
-The model is converted to its transformers class in this process; results equal `lm_eval --model hf` on its export.
+The model is converted to its transformers class in this process; results equal `lm_eval --model hf`
+on its export.
 """
 
 import importlib.util
@@ -28,8 +31,8 @@ def evaluate(
 ) -> dict[str, dict]:
     """Results by task, with lm_eval's names. `include_path` is a directory with custom task files.
 
-    `limit` is the number of examples per task. Moves the model to the CPU. Raises ValueError if lm_eval or a task is
-    missing, or if no transformers class supports the model.
+    `limit` is the number of examples per task. Moves the model to the CPU. Raises ValueError if
+    lm_eval or a task is missing, or if no transformers class supports the model.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("--tasks needs lm_eval: pip install -e '.[eval]' -c constraints.txt")
@@ -41,7 +44,9 @@ def evaluate(
     manager = TaskManager(include_path=include_path)
     missing = [name for name in tasks if name not in manager.all_tasks]
     if missing:
-        raise ValueError(f"unknown task {missing[0]!r}: `lm_eval ls tasks` lists all, --include_path adds others")
+        raise ValueError(
+            f"unknown task {missing[0]!r}: `lm_eval ls tasks` lists all, --include_path adds others"
+        )
     device = model.wte.weight.device
     with tempfile.TemporaryDirectory() as directory:
         special = special_tokens(tokenizer, model.config.vocab_size)
@@ -53,11 +58,13 @@ def evaluate(
         tokenizer=hf_tokenizer,
         batch_size=batch_size,
         max_length=model.config.block_size,
-        # precedes a text without context; HFLM has no default for a tokenizer without an end-of-text token
+        # precedes a text without context; HFLM's default is the end-of-text token, if there is one
         prefix_token_id=first_token(tokenizer),
     )
     with torch.no_grad():
-        return lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, limit=limit)["results"]
+        return lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, limit=limit)[
+            "results"
+        ]
 
 
 def first_token(tokenizer) -> int:

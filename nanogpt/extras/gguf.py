@@ -3,9 +3,9 @@
     pip install -e '.[gguf]' -c constraints.txt
     nanogpt export out/shakespeare --to exports/shakespeare.gguf --dtype q8_0
 
-Before the file is finalized, every tensor is read back and compared with the model's. If llama_cpp is installed,
-llama.cpp reads it too, and its tokens and a greedy continuation are compared with the model's.
-Specification of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Before the file is finalized, every tensor is read back and compared with the model's. If llama_cpp
+is installed, llama.cpp reads it too, and its tokens and a greedy continuation are compared with the
+model's. Specification of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import importlib.util
@@ -24,7 +24,13 @@ from nanogpt.data import bpe
 from nanogpt.data.files import first_line
 from nanogpt.data.tokenizer import END, EOT
 from nanogpt.hub import weights
-from nanogpt.hub.export import check_target, load_with_info, named_errors, real_tokens, special_tokens
+from nanogpt.hub.export import (
+    check_target,
+    load_with_info,
+    named_errors,
+    real_tokens,
+    special_tokens,
+)
 from nanogpt.model import GPT
 from nanogpt.sample import generate
 
@@ -32,7 +38,10 @@ KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", "q8
 FILE_TYPES = {"F32": "ALL_F32", "BF16": "MOSTLY_BF16", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}
 BLOCK = 32  # weights of a row that share a scale in Q8_0
 # llama.cpp's names for the patterns by which text is split before byte-pair encoding
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPLITS = {
     bpe.GPT2_PATTERN: "gpt-2",
     WORDS % r"\p{N}": "qwen2",
@@ -66,7 +75,9 @@ def require_gguf():
     try:
         import gguf
     except ImportError:
-        raise ValueError("GGUF needs the package gguf: pip install -e '.[gguf]' -c constraints.txt") from None
+        raise ValueError(
+            "GGUF needs the package gguf: pip install -e '.[gguf]' -c constraints.txt"
+        ) from None
     return gguf
 
 
@@ -79,11 +90,12 @@ def export(
     license: str = "unknown",
     say=print,
 ) -> Path:
-    """Exports `run` (see `nanogpt.hub.load`) to the file `to`, with a Modelfile beside it, and verifies the file.
+    """Exports `run` to the file `to`, with a Modelfile beside it, and verifies the file.
 
-    `dtype` is a key of KINDS. Norms, biases and positions stay in fp32, and so do matrices whose rows Q8_0 cannot
-    divide. Raises ValueError if GGUF cannot hold the model or its tokenizer, if a file exists, or if what is read back
-    differs; OSError if it cannot be written. On error nothing is left.
+    `dtype` is a key of KINDS. Norms, biases and positions stay in fp32, and so do matrices whose
+    rows Q8_0 cannot divide. Raises ValueError if GGUF cannot hold the model or its tokenizer, if a
+    file exists, or if what is read back differs; OSError if it cannot be written. On error nothing
+    is left.
 
     If the directory has a Modelfile, that of another export, the new one is NAME.Modelfile.
     """
@@ -96,8 +108,14 @@ def export(
     model, tokenizer, _, info = load_with_info(run, which, say)
     vocabulary = read_vocabulary(tokenizer, model.config.vocab_size)
     tensors = to_llama_cpp(model, vocabulary.added)
-    kinds = {n: gguf.GGMLQuantizationType[kind_of(n, tensor, KINDS[dtype])] for n, tensor in tensors.items()}
-    with named_errors(to), TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory:
+    kinds = {
+        n: gguf.GGMLQuantizationType[kind_of(n, tensor, KINDS[dtype])]
+        for n, tensor in tensors.items()
+    }
+    with (
+        named_errors(to),
+        TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory,
+    ):
         temporary, temporary_modelfile = Path(directory, to.name), Path(directory, modelfile.name)
         writer = gguf.GGUFWriter(temporary, weights.native_type(model.config))
         add_sizes(writer, model, len(vocabulary.tokens))
@@ -113,14 +131,19 @@ def export(
         writer.write_tensors_to_file()
         writer.close()
         verify(temporary, tensors, kinds)
-        said = f"{to}: GGUF in {KINDS[dtype]}, verified: its {len(tensors)} tensors, read back, are those of the model"
+        said = f"{to}: GGUF in {KINDS[dtype]}, verified: "
+        said += f"its {len(tensors)} tensors, read back, are those of the model"
         if importlib.util.find_spec("llama_cpp"):
-            said += f"; {ask_llama_cpp(temporary, model, tokenizer, real_tokens(model, info), KINDS[dtype])}"
+            ids = real_tokens(model, info)
+            said += f"; {ask_llama_cpp(temporary, model, tokenizer, ids, KINDS[dtype])}"
         temporary_modelfile.write_text(for_ollama(to.name, model, tokenizer), encoding="utf-8")
         temporary.replace(to)
         temporary_modelfile.replace(modelfile)
     if vocabulary.added:
-        say(f"note: llama.cpp needs a token that ends a text: {EOT} is added, and is never the most likely token")
+        say(
+            f"note: llama.cpp needs a token that ends a text: {EOT} is added, "
+            "and is never the most likely token"
+        )
     say(f"{said}; for Ollama: {modelfile}")
     return to
 
@@ -130,14 +153,16 @@ def for_ollama(file: str, model: GPT, tokenizer) -> str:
     stop, template = "", "{{ .Prompt }}"
     if chat.can_chat(tokenizer):
         stop, template = f'PARAMETER stop "{END}"\n', CHAT
-    return MODELFILE.format(file=file, block_size=model.config.block_size, stop=stop, template=template)
+    return MODELFILE.format(
+        file=file, block_size=model.config.block_size, stop=stop, template=template
+    )
 
 
 def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
     """Raises ValueError if llama.cpp has no such tokenizer.
 
-    llama.cpp takes token 11 for the end of text where a file names none. So if the tokenizer has none, it is a token
-    that the tokenizer does not use, or else a new one.
+    llama.cpp takes token 11 for the end of text where a file names none. So if the tokenizer has
+    none, it is a token that the tokenizer does not use, or else a new one.
     """
     gguf, eos_ids = require_gguf(), special_tokens(tokenizer, vocab_size).eos_ids
     parts = tokenizer.to_dict()
@@ -145,7 +170,10 @@ def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
         known, merges, split = spell_characters(tokenizer.characters)
     else:
         known, split = parts["model"]["vocab"], name_split(parts)
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in parts["model"]["merges"]]
+        merges = [
+            merge if isinstance(merge, str) else " ".join(merge)
+            for merge in parts["model"]["merges"]
+        ]
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [gguf.TokenType.UNUSED] * vocab_size
     for token, i in known.items():
@@ -156,26 +184,37 @@ def read_vocabulary(tokenizer, vocab_size: int) -> Vocabulary:
     end = eos_ids[0] if eos_ids else tokenizer.vocab_size
     added = end == vocab_size
     if not eos_ids:
-        tokens[end:], types[end:] = [EOT, *tokens[end + 1 :]], [gguf.TokenType.CONTROL, *types[end + 1 :]]
+        tokens[end:], types[end:] = (
+            [EOT, *tokens[end + 1 :]],
+            [gguf.TokenType.CONTROL, *types[end + 1 :]],
+        )
     # llama.cpp requires a merge; no text has the byte FF
     return Vocabulary(tokens, types, merges or ["ÿ ÿ"], split, end, added)
 
 
 def spell_characters(characters: str) -> tuple[dict[str, int], list[str], str]:
-    """Characters as byte-pair encoding: each is merged from its UTF-8 bytes, and never with another."""
+    """Characters as byte-pair encoding: each is merged from its UTF-8 bytes only."""
     alphabet = bpe.byte_alphabet()
-    spelled = ["".join(alphabet[byte] for byte in c.encode("utf-8", "surrogatepass")) for c in characters]
-    merges = dict.fromkeys(f"{token[:i]} {token[i]}" for token in spelled for i in range(1, len(token)))
+    spelled = [
+        "".join(alphabet[byte] for byte in c.encode("utf-8", "surrogatepass")) for c in characters
+    ]
+    merges = dict.fromkeys(
+        f"{token[:i]} {token[i]}" for token in spelled for i in range(1, len(token))
+    )
     return {token: i for i, token in enumerate(spelled)}, list(merges), "gpt-2"
 
 
 def name_split(parts: dict) -> str:
-    """llama.cpp's name for the way in which a tokenizer.json splits text. Raises ValueError if it has none."""
+    """llama.cpp's name for how a tokenizer.json splits text. Raises ValueError if it has none."""
     model, steps = parts["model"], parts.get("pre_tokenizer") or {}
-    decoder, normalizer = ((parts.get(part) or {}).get("type") for part in ("decoder", "normalizer"))
-    if model["type"] != "BPE" or decoder != "ByteLevel" or normalizer not in (None, "NFC"):  # llama.cpp drops NFC
+    decoder, normalizer = (
+        (parts.get(part) or {}).get("type") for part in ("decoder", "normalizer")
+    )
+    # llama.cpp drops NFC
+    if model["type"] != "BPE" or decoder != "ByteLevel" or normalizer not in (None, "NFC"):
         raise ValueError(
-            f"GGUF holds characters and byte-level BPE, but this tokenizer is {model['type']}: export to a directory"
+            "GGUF holds characters and byte-level BPE, "
+            f"but this tokenizer is {model['type']}: export to a directory"
         )
     if not model["merges"]:  # bytes, which no split changes
         return "gpt-2"
@@ -183,21 +222,27 @@ def name_split(parts: dict) -> str:
         return "smollm"
     pattern = bpe.split_pattern(parts)
     if pattern not in SPLITS:
-        raise ValueError(f"llama.cpp does not know how this tokenizer splits text ({pattern}): export to a directory")
+        raise ValueError(
+            f"llama.cpp does not know how this tokenizer splits text ({pattern}): "
+            "export to a directory"
+        )
     return SPLITS[pattern]
 
 
 def to_llama_cpp(model: GPT, added: bool) -> dict[str, torch.Tensor]:
     """The weights by llama.cpp's names, fp32.
 
-    Matrices are (out, in). llama.cpp rotates neighbouring pairs in Llama, where transformers rotates halves of a head.
-    A token that is `added` has the mean of the others' rows, so that its logit is their mean: never the largest.
+    Matrices are (out, in). llama.cpp rotates neighbouring pairs in Llama, where transformers
+    rotates halves of a head. A token that is `added` has the mean of the others' rows, so that its
+    logit is their mean: never the largest.
     """
     gguf, c = require_gguf(), model.config
     kind = weights.native_type(c)
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     names, found = gguf.get_tensor_name_map(arch, c.n_layer), {}
-    transposed = {name for hf_names, flag in weights.layout(c).values() if flag for name in hf_names}
+    transposed = {
+        name for hf_names, flag in weights.layout(c).values() if flag for name in hf_names
+    }
     for name, tensor in weights.to_transformers(model).state_dict().items():
         if name == "lm_head.weight" and c.tie_embeddings:
             continue
@@ -254,21 +299,27 @@ def add_tokenizer(writer, vocabulary: Vocabulary, tokenizer) -> None:
 
 
 def verify(file: Path, tensors: dict[str, torch.Tensor], kinds: dict) -> None:
-    """Raises ValueError unless the file has these tensors: rounded in F32, F16 and BF16, within half a step in Q8_0."""
+    """Raises ValueError unless the file has these tensors, rounded; Q8_0: within half a step."""
     gguf = require_gguf()
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     if found.keys() != tensors.keys():
-        raise ValueError(f"the export is wrong: its tensors differ: {sorted(found.keys() ^ tensors.keys())[:4]}")
+        raise ValueError(
+            f"the export is wrong: its tensors differ: {sorted(found.keys() ^ tensors.keys())[:4]}"
+        )
     rounded = {"F16": torch.float16, "BF16": torch.bfloat16}
     for name, tensor in tensors.items():
         stored, kind = found[name], kinds[name]
         read = torch.from_numpy(np.array(gguf.dequantize(stored.data, stored.tensor_type)))
         if stored.tensor_type != kind or read.shape != tensor.shape:
-            raise ValueError(f"the export is wrong: {name} is {stored.tensor_type.name} of {tuple(read.shape)}")
+            raise ValueError(
+                f"the export is wrong: {name} is {stored.tensor_type.name} of {tuple(read.shape)}"
+            )
         bound = torch.zeros(1)
         if kind.name == "Q8_0":  # the scale is the largest weight / 127, in fp16
             step = tensor.view(-1, BLOCK).abs().amax(1, keepdim=True) / 127
-            bound = (step * (0.5 + 127 * 2**-11) + 127 * 2**-25).expand(-1, BLOCK).reshape(tensor.shape)
+            bound = (
+                (step * (0.5 + 127 * 2**-11) + 127 * 2**-25).expand(-1, BLOCK).reshape(tensor.shape)
+            )
         expected = tensor.to(rounded.get(kind.name, torch.float32)).float()
         if not ((read - expected).abs() <= bound).all():
             worst = (read - expected).abs().max()
@@ -276,10 +327,11 @@ def verify(file: Path, tensors: dict[str, torch.Tensor], kinds: dict) -> None:
 
 
 def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: str) -> str:
-    """Compares llama.cpp's tokens and greedy continuation with the model's in fp32; returns what was found.
+    """Compares llama.cpp's tokens and text with the model's in fp32; says how far they agree.
 
-    Raises ValueError if they differ. Where llama.cpp rounds activations (Q8_0, BF16, F16) or approximates GPT-2's exact
-    GELU, a continuation may differ, and the number of equal tokens is told.
+    Raises ValueError if they differ. Where llama.cpp rounds activations (Q8_0, BF16, F16) or
+    approximates GPT-2's exact GELU, a continuation may differ, and the number of equal tokens is
+    told.
     """
     import llama_cpp
 
@@ -287,14 +339,23 @@ def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: st
     start = max(1, min(16, T - 32))
     fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     try:
-        with redirect_stderr(io.StringIO()):  # it warns that its own cache is longer than a short context
+        # it warns that its own cache is longer than a short context
+        with redirect_stderr(io.StringIO()):
             reader = llama_cpp.Llama(str(file), n_ctx=T, verbose=False, **fp32)
     except Exception as error:
-        raise ValueError(f"the export is wrong: llama.cpp cannot read it ({first_line(error)})") from None
-    plain = [i for i in ids[0].tolist() if i < tokenizer.vocab_size and i not in tokenizer.special.values()]
+        raise ValueError(
+            f"the export is wrong: llama.cpp cannot read it ({first_line(error)})"
+        ) from None
+    plain = [
+        i
+        for i in ids[0].tolist()
+        if i < tokenizer.vocab_size and i not in tokenizer.special.values()
+    ]
     text, new = tokenizer.decode(plain), min(32, T - start)
     read = reader.tokenize(text.encode(), add_bos=False)
-    continued = list(islice(reader.generate(ids[0, :start].tolist(), temp=0, repeat_penalty=1), new))
+    continued = list(
+        islice(reader.generate(ids[0, :start].tolist(), temp=0, repeat_penalty=1), new)
+    )
     reader.close()
     if read != tokenizer.encode(text).tolist():
         raise ValueError(f"the export is wrong: llama.cpp reads {text[:40]!r} differently")
@@ -305,5 +366,9 @@ def ask_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: st
     exact_gelu = weights.native_type(model.config) == "gpt2" and model.config.mlp == "gelu"
     if kind == "F32" and not exact_gelu:
         shown = slice(same, same + 8)
-        raise ValueError(f"the export is wrong: llama.cpp continues with {continued[shown]}, not {expected[shown]}")
-    return f"llama.cpp, which rounds more, writes the same {same} of {new} greedy tokens as the model in fp32"
+        raise ValueError(
+            f"the export is wrong: llama.cpp continues with {continued[shown]}, "
+            f"not {expected[shown]}"
+        )
+    same_tokens = f"the same {same} of {new} greedy tokens as the model in fp32"
+    return f"llama.cpp, which rounds more, writes {same_tokens}"

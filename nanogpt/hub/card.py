@@ -25,7 +25,7 @@ CARD = """\
 
 # {title}
 
-A GPT with {parameters:,} parameters, trained with nanogpt. It is a plain `{native}` of transformers.
+A GPT with {parameters:,} parameters, trained with nanogpt; a plain `{native}` of transformers.
 
 ```python
 from transformers import pipeline
@@ -44,7 +44,7 @@ It repeats what it was trained on, with its errors and its biases, and knows not
 CONVERSATIONS = """
 ## Conversations
 
-`tokenizer.apply_chat_template` renders messages with this template, and `pipeline` does so by itself:
+`tokenizer.apply_chat_template` renders messages with this template, and so does `pipeline`:
 
 ```jinja
 {template}
@@ -85,7 +85,7 @@ class Figure(NamedTuple):
 
 
 class RunInfo(NamedTuple):
-    """A checkpoint's information about its run, read at once because a run in training may remove the checkpoint."""
+    """What a checkpoint says about its run, read at once: a run in training may remove it."""
 
     out_dir: Path
     state: dict
@@ -97,7 +97,8 @@ class RunInfo(NamedTuple):
 
 def read(source: Path) -> RunInfo:
     """Reads a checkpoint's information. Raises ValueError if a file is missing or damaged."""
-    state, config = vars(checkpoint.read_state(source)), checkpoint.read_json(source / checkpoint.CONFIG)
+    state = vars(checkpoint.read_state(source))
+    config = checkpoint.read_json(source / checkpoint.CONFIG)
     model, train = checkpoint.load_configs(source)
     environment = config.get("environment", {})
     settings = dataclasses.asdict(model) | dataclasses.asdict(train)
@@ -108,20 +109,30 @@ def read(source: Path) -> RunInfo:
 
 
 def read_figures(source: Path) -> list[Figure]:
-    """The results of tasks that `nanogpt eval` stored next to a checkpoint; none if there are none."""
+    """The results of tasks that `nanogpt eval` stored next to a checkpoint."""
     found = []
     with suppress(ValueError, OSError, AttributeError, TypeError):  # no such file, or damaged
         for results in read_json(source.with_name(f"{source.name}.eval.json")).values():
-            tasks = results.items() if "limit" in results else ()  # else: the loss of a split
-            for task, values in ((task, values) for task, values in tasks if isinstance(values, dict)):
-                for name, value in values.items():
-                    metric, _, filtered = name.partition(",")
-                    if isinstance(value, float) and not metric.endswith("_stderr"):
-                        error = values.get(f"{metric}_stderr,{filtered}")
-                        error = error if isinstance(error, float) else None
-                        metric = metric if filtered == "none" else name
-                        found.append(Figure(task, results["limit"], metric, value, error))
+            if "limit" not in results:  # the loss of a split
+                continue
+            for task, values in results.items():
+                if isinstance(values, dict):
+                    found += task_figures(task, results["limit"], values)
     return found
+
+
+def task_figures(task: str, limit: int | None, values: dict) -> list[Figure]:
+    """The figures in lm_eval's results of a task, named METRIC,FILTER and METRIC_stderr,FILTER."""
+    figures = []
+    for name, value in values.items():
+        metric, _, filter = name.partition(",")
+        if isinstance(value, float) and not metric.endswith("_stderr"):
+            error = values.get(f"{metric}_stderr,{filter}")
+            if not isinstance(error, float):
+                error = None
+            shown = metric if filter == "none" else name
+            figures.append(Figure(task, limit, shown, value, error))
+    return figures
 
 
 def write(
@@ -138,12 +149,17 @@ def write(
 ) -> None:
     """Writes README.md into an export.
 
-    `native` is the transformers class, `repo` and `prompt` those of the example, `info` that of the exported checkpoint
-    (None for a model from elsewhere); `curve` tells whether the export has a picture of its losses.
+    `native` is the transformers class, `repo` and `prompt` are those of the example, `info` is that
+    of the exported checkpoint (None for a model from elsewhere); `curve` tells whether the export
+    has a picture of its losses.
     """
     from huggingface_hub import ModelCardData
 
-    title, figures = repo.rstrip("/").rpartition("/")[2], info.figures if info else []
+    title = repo.rstrip("/").rpartition("/")[2]
+    figures = info.figures if info else []
+    conversations = ""
+    if isinstance(prompt, list):
+        conversations = CONVERSATIONS.format(template=chat.TEMPLATE)
     metadata = ModelCardData(
         license=license,
         library_name="transformers",
@@ -162,7 +178,7 @@ def write(
         new_tokens=min(200, model.config.block_size // 2),
         block_size=model.config.block_size,
         notes="".join(f" {note[0].upper()}{note[1:]}." for note in notes),
-        conversations=CONVERSATIONS.format(template=chat.TEMPLATE) if isinstance(prompt, list) else "",
+        conversations=conversations,
         training=training(info, curve) if info else "",
         evaluation=EVALUATION.format(rows="\n".join(map(row, figures))) if figures else "",
     )
@@ -171,15 +187,18 @@ def write(
 
 def row(figure: Figure) -> str:
     error = "" if figure.error is None else f"{figure.error:.4f}"
-    return f"| {figure.task} | {figure.limit or 'all'} | {figure.metric} | {figure.value:.4f} | {error} |"
+    examples = figure.limit or "all"
+    return f"| {figure.task} | {examples} | {figure.metric} | {figure.value:.4f} | {error} |"
 
 
 def to_hub(figures: list[Figure]) -> list | None:
-    """The Hub's form of the results, for its model index. Results of some examples only are left out."""
+    """The results for the Hub's model index, without those on only some examples."""
     from huggingface_hub import EvalResult
 
     found = [
-        EvalResult("text-generation", figure.task, figure.task, figure.metric, round(figure.value, 6))
+        EvalResult(
+            "text-generation", figure.task, figure.task, figure.metric, round(figure.value, 6)
+        )
         for figure in figures
         if figure.limit is None
     ]
@@ -187,7 +206,7 @@ def to_hub(figures: list[Figure]) -> list | None:
 
 
 def command_line(command: list[str]) -> str:
-    """The command that trains the model again, without flags that do not matter for it and without absolute paths."""
+    """The command that trains the model again, without incidental flags and absolute paths."""
     words, skipping = [], False
     for word in command:
         flag, equals, value = word.partition("=")
@@ -196,8 +215,11 @@ def command_line(command: list[str]) -> str:
         elif not word.startswith("--") and skipping:
             skipping = False
         else:
-            skipping, path = False, Path(value if equals else word)
-            words.append((f"{flag}={path.name}" if equals else path.name) if path.is_absolute() else word)
+            skipping = False
+            path = Path(value if equals else word)
+            if path.is_absolute():
+                word = f"{flag}={path.name}" if equals else path.name
+            words.append(word)
     return shlex.join(["accelerate", "launch", *words])
 
 
@@ -205,18 +227,21 @@ def training(info: RunInfo, curve: bool) -> str:
     """The card's section about training."""
     state, settings, environment = info.state, info.settings, info.environment
     lines = metrics.read(info.out_dir / "metrics.jsonl")
-    here = [line for line in lines if line["step"] == state["step"] and {"val_loss", "val_bpb"} <= line.keys()]
-    results = f"{state['step']:,} steps, {state['tokens']:,} tokens, {state['train_seconds']:,.0f} s of training"
+    results = f"{state['step']:,} steps, {state['tokens']:,} tokens, "
+    results += f"{state['train_seconds']:,.0f} s of training"
     if "device" in environment:
         results += f" on {environment['device']} in {environment.get('precision')}"
     results += "."
-    if here:
-        results += (
-            f" Validation loss {here[-1]['val_loss']:.4f} nats per token, {here[-1]['val_bpb']:.4f} bits per byte."
-        )
+    for line in reversed(lines):
+        if line["step"] == state["step"] and {"val_loss", "val_bpb"} <= line.keys():
+            results += f" Validation loss {line['val_loss']:.4f} nats per token, "
+            results += f"{line['val_bpb']:.4f} bits per byte."
+            break
     defaults = dataclasses.asdict(TrainConfig())
     shown = {
-        k: v for k, v in settings.items() if v is not None and v != defaults.get(k) and k not in ignored_by("card")
+        k: v
+        for k, v in settings.items()
+        if v is not None and v != defaults.get(k) and k not in ignored_by("card")
     }
     names = [name for name in ("python", "nanogpt", "torch", "accelerate") if name in environment]
     versions = ", ".join(f"{name} {environment[name]}" for name in names)

@@ -1,6 +1,7 @@
 """Downloads from and uploads to the Hugging Face Hub, with one-line errors.
 
-`huggingface_hub` does the work: the token comes from `hf auth login` or $HF_TOKEN, files are kept in its cache.
+`huggingface_hub` does the work: the token comes from `hf auth login` or $HF_TOKEN, and downloads
+are kept in its cache.
 """
 
 from contextlib import contextmanager
@@ -8,10 +9,18 @@ from pathlib import Path
 
 from nanogpt.data.files import first_line
 
-# files to download: no pickles and no code
-WANTED = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
-WANTED += ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
-WANTED += ("merges.txt",)
+WANTED = [  # files to download: no pickles and no code
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+]
 
 
 def download(name: str, revision: str | None = None) -> Path:
@@ -21,12 +30,14 @@ def download(name: str, revision: str | None = None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    with explained(name):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+    with one_line_errors(name):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
 
 
-def make_repository(name: str, private: bool = False, revision: str | None = None, space: bool = False) -> None:
-    """Creates the repository `name` on the Hub, or the static Space, and the branch, if they do not exist.
+def make_repository(
+    name: str, private: bool = False, revision: str | None = None, space: bool = False
+) -> None:
+    """Creates the repository `name`, or the static Space, and the branch, if they do not exist.
 
     Raises ValueError if the token, the network or write access is missing.
     """
@@ -34,56 +45,70 @@ def make_repository(name: str, private: bool = False, revision: str | None = Non
 
     if name.count("/") != 1:
         raise ValueError(f"{name!r} is not the name of a repository on the Hub: expected USER/NAME")
-    with explained(name):
+    kind = "space" if space else "model"
+    sdk = "static" if space else None
+    with one_line_errors(name):
         api = HfApi()
         api.whoami()
-        kind = "space" if space else "model"
-        sdk = "static" if space else None
         api.create_repo(name, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
-        api.auth_check(name, write=True, repo_type=kind)  # create_repo also accepts the repository of another user
+        # create_repo also accepts the repository of another user
+        api.auth_check(name, write=True, repo_type=kind)
         if revision:
             api.create_branch(name, branch=revision, exist_ok=True, repo_type=kind)
 
 
-def upload(directory: Path, name: str, message: str, revision: str | None = None, space: bool = False) -> str:
-    """Adds the files of `directory` to the repository in one commit, without deleting others; returns its URL."""
+def upload(
+    directory: Path, name: str, message: str, revision: str | None = None, space: bool = False
+) -> str:
+    """Adds the files of `directory` to a repository in one commit; returns its URL."""
     from huggingface_hub import HfApi
 
-    kind = "space" if space else "model"
-    with explained(name):
-        done = HfApi().upload_folder(
-            repo_id=name, folder_path=directory, commit_message=message, revision=revision, repo_type=kind
+    with one_line_errors(name):
+        commit = HfApi().upload_folder(
+            repo_id=name,
+            folder_path=directory,
+            commit_message=message,
+            revision=revision,
+            repo_type="space" if space else "model",
         )
-        return done.commit_url
+        return commit.commit_url
 
 
 @contextmanager
-def explained(name: str):
+def one_line_errors(name: str):
     """Turns exceptions of huggingface_hub into ValueErrors that say what to do."""
     from huggingface_hub import errors, get_token
 
+    log_in = "" if get_token() else ", or it is private and there is no token (`hf auth login`)"
+    messages = {
+        errors.LocalTokenNotFoundError: "there is no token for the Hub: "
+        "run `hf auth login`, or set HF_TOKEN",
+        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, so the Hub cannot be used: unset it",
+        errors.GatedRepoError: f"{name} is gated: "
+        "request access on its page, and log in by `hf auth login`",
+        errors.RevisionNotFoundError: f"{name} has no such revision on the Hub",
+        errors.RepositoryNotFoundError: f"{name} does not exist on the Hub "
+        f"or as a local directory{log_in}",
+        errors.LocalEntryNotFoundError: f"{name} is neither a local directory nor cached, "
+        "and the Hub cannot be reached",
+        errors.HFValidationError: f"{name!r} is neither a local directory "
+        "nor a valid name on the Hub",
+    }
+    answers = {
+        401: "does not accept the token (`hf auth login`)",
+        403: f"does not let this token write to {name}",
+    }
     try:
         yield
-    except errors.LocalTokenNotFoundError:
-        raise ValueError("there is no token for the Hub: run `hf auth login`, or set HF_TOKEN") from None
-    except errors.OfflineModeIsEnabled:
-        raise ValueError("HF_HUB_OFFLINE is set, so the Hub cannot be used: unset it") from None
-    except errors.GatedRepoError:
-        raise ValueError(f"{name} is gated: request access on its page, and log in by `hf auth login`") from None
-    except errors.RevisionNotFoundError:
-        raise ValueError(f"{name} has no such revision on the Hub") from None
-    except errors.RepositoryNotFoundError:
-        hint = "" if get_token() else ", or it is private and there is no token (`hf auth login`)"
-        raise ValueError(f"{name} does not exist on the Hub or as a local directory{hint}") from None
-    except errors.LocalEntryNotFoundError:
-        raise ValueError(f"{name} is neither a local directory nor cached, and the Hub cannot be reached") from None
-    except errors.HFValidationError:
-        raise ValueError(f"{name!r} is neither a local directory nor a valid name on the Hub") from None
+    except tuple(messages) as error:
+        message = next(text for kind, text in messages.items() if isinstance(error, kind))
+        raise ValueError(message) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        why = {401: "does not accept the token (`hf auth login`)", 403: f"does not let this token write to {name}"}
-        raise ValueError(f"the Hub {why.get(status, f'answered {status}: {first_line(error)}')}") from None
+        answer = answers.get(status, f"answered {status}: {first_line(error)}")
+        raise ValueError(f"the Hub {answer}") from None
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2"):  # its transport, whichever it uses
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2"):  # its transport
             raise
-        raise ValueError(f"the Hub cannot be reached ({first_line(error)}): check the network") from None
+        reason = first_line(error)
+        raise ValueError(f"the Hub cannot be reached ({reason}): check the network") from None

@@ -26,28 +26,31 @@ def load(
 ) -> tuple:
     """Loads a RUN: (model, tokenizer, checkpoint).
 
-    RUN is an out directory (its `best` checkpoint, else `last`; or `which`: best, last, step-N), one checkpoint in it,
-    or a transformers model directory or Hub name, for which the checkpoint is None. `changes` are fields of GPTConfig
-    that do not affect the weights, such as dropout. Raises ValueError if it is none of them.
+    RUN is an out directory (its `best` checkpoint, else `last`; or `which`: best, last, step-N),
+    one checkpoint in it, or a transformers model, as a directory or a name on the Hub, for which
+    the checkpoint is None. `changes` are fields of GPTConfig that do not affect the weights, such
+    as dropout. Raises ValueError if it is none of them.
     """
     path = choose(Path(run), which)
-    if path.is_dir() and not weights.is_transformers(path):
-        while True:
-            found = checkpoint.find(path, say=say)
-            try:
-                return checkpoint.load_model(found, device, dtype, **changes), load_tokenizer(found), found
-            except ValueError:
-                if found.is_dir():
-                    raise
-                say(f"{found.name} was removed while it was read: taking the next")
-    if which:
-        raise ValueError(f"{run} has no checkpoint {which}")
-    directory = weights.find_directory(run)
-    return weights.from_pretrained(directory, dtype=dtype, **changes).to(device), load_tokenizer(directory), None
+    if not path.is_dir() or weights.is_transformers(path):
+        if which:
+            raise ValueError(f"{run} has no checkpoint {which}")
+        directory = weights.find_directory(run)
+        model = weights.from_pretrained(directory, dtype=dtype, **changes).to(device)
+        return model, load_tokenizer(directory), None
+    found = checkpoint.find(path, say=say)
+    try:
+        model = checkpoint.load_model(found, device, dtype, **changes)
+        return model, load_tokenizer(found), found
+    except ValueError:
+        if found.is_dir():
+            raise
+        say(f"{found.name} was removed while it was read: taking the next")
+        return load(run, device, dtype, which, say, **changes)
 
 
 def choose(run: Path, which: str | None) -> Path:
-    """The checkpoint `which` of an out directory: best, last or step-N; without one, the directory itself."""
+    """The checkpoint `which` (best, last, step-N) of an out directory, by default itself."""
     if which is None:
         return follow(run)
     if not re.fullmatch(r"best|last|step-\d+", which):
@@ -55,10 +58,12 @@ def choose(run: Path, which: str | None) -> Path:
     return follow(run / (f"step-{int(which[5:]):06d}" if which.startswith("step-") else which))
 
 
-def from_pretrained(run: str | Path, *, revision: str | None = None, which: str | None = None, **options) -> GPT:
-    """The model alone, of what `load` takes; `revision` is a branch, a tag or a commit on the Hub.
+def from_pretrained(
+    run: str | Path, *, revision: str | None = None, which: str | None = None, **options
+) -> GPT:
+    """Loads only the model of a RUN; `revision` is a branch, a tag or a commit on the Hub.
 
-    `options` are dtype, and fields of GPTConfig that leave the weights alone, such as dropout.
+    `options` are dtype and fields of GPTConfig that do not affect the weights, such as dropout.
     """
     path = choose(Path(run), which)
     if (path / checkpoint.STATE).is_file() or checkpoint.steps(path):
@@ -66,40 +71,47 @@ def from_pretrained(run: str | Path, *, revision: str | None = None, which: str 
     return weights.from_pretrained(path if which else run, revision=revision, **options)
 
 
-def load_for_training(run: str | Path, wanted: GPTConfig, say=print, given: Iterable[str] = ()) -> tuple:
-    """The model to fine-tune and its tokenizer.
+def load_for_training(
+    run: str | Path, wanted: GPTConfig, say=print, given: Iterable[str] = ()
+) -> tuple:
+    """Loads a model to fine-tune and its tokenizer.
 
-    Uses dropout, gradient_checkpointing and block_size of `wanted`; the other settings are the checkpoint's. Raises
-    ValueError if one that the user has `given` differs from the checkpoint's.
+    Dropout, gradient_checkpointing and block_size are those of `wanted`, the other settings are
+    the checkpoint's. Raises ValueError if one that the user has `given` differs.
     """
     kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
     model, tokenizer, _ = load(run, say=say, **kept)
-    effective = {"n_kv_head": "kv_heads", "head_dim": "head_size", "n_inner": "inner"}  # of fields that may be None
-    for field in fields(wanted):
-        name, asked = field.name, getattr(wanted, field.name)
-        there = getattr(model.config, effective.get(name, name))
-        agrees = asked <= there if name == "block_size" else asked in (there, None)
-        if name in given and name not in kept and not agrees:
+    actual = {field.name: getattr(model.config, field.name) for field in fields(wanted)}
+    actual["n_kv_head"] = model.config.kv_heads  # the fields may be None
+    actual["head_dim"] = model.config.head_size
+    actual["n_inner"] = model.config.inner
+    for name in actual.keys() & set(given) - kept.keys():
+        asked = getattr(wanted, name)
+        agrees = asked <= actual[name] if name == "block_size" else asked in (actual[name], None)
+        if not agrees:
             raise ValueError(
-                f"{name}={asked}, but {run}, which is trained further, has {name}={there}: leave --{name} out"
+                f"{name}={asked}, but {run}, which is trained further, has {name}={actual[name]}: "
+                f"leave --{name} out"
             )
     model.crop_block_size(min(wanted.block_size, model.config.block_size))
     return model, tokenizer
 
 
 def make_room(model: GPT, meta: dict, config: TrainConfig) -> None:
-    """Adds the tokens that conversations have in addition (see `nanogpt.chat`) to the vocabulary of a model, in place.
+    """Extends a model's vocabulary by the special tokens of conversations, in place.
 
-    They take rows of the embeddings that padded the vocabulary, with the mean of the others (Hewitt 2021, "Initializing
-    New Word Embeddings for Pretrained Language Models"). Raises ValueError if there is no room.
+    Their embeddings are rows that padded the vocabulary, set to the mean of the others (Hewitt
+    2021, "Initializing New Word Embeddings for Pretrained Language Models"). Raises ValueError if
+    there is no room.
     """
     old, new, room = model.config.vocab_size, meta["vocab_size"], model.config.padded_vocab_size
     if "chat" not in meta or new <= old:
         return
     if new > room:
         raise ValueError(
-            f"{config.data} has {new:,} tokens, and the embeddings of init_from={config.init_from} have room for "
-            f"{room:,}: prepare the data with that model's tokenizer, or start from a model with a smaller vocabulary"
+            f"{config.data} has {new:,} tokens, and the embeddings of init_from={config.init_from} "
+            f"have room for {room:,}: prepare the data with that model's tokenizer, or start from "
+            "a model with a smaller vocabulary"
         )
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -109,7 +121,10 @@ def make_room(model: GPT, meta: dict, config: TrainConfig) -> None:
 
 
 def check_tokenizer(expected, tokenizer, tokens: np.ndarray, data: str, model: str) -> None:
-    """Raises ValueError if the `tokenizer` of the directory `data` is not the `expected` one, which `model` has."""
+    """Raises ValueError unless `tokenizer`, that of `data`, is `expected`, that of `model`.
+
+    Compares them on the first `tokens` (N,) of the data and on single tokens.
+    """
     tokens = tokens[:1000]
     text = tokenizer.decode(tokens[~np.isin(tokens, list(tokenizer.special.values()))])
     try:
@@ -117,10 +132,14 @@ def check_tokenizer(expected, tokenizer, tokens: np.ndarray, data: str, model: s
     except ValueError:  # a character that it does not know
         same = False
     # a rare character may not be in that text
-    plain = set(range(min(256, tokenizer.vocab_size, expected.vocab_size))) - set(tokenizer.special.values())
+    plain = set(range(min(256, tokenizer.vocab_size, expected.vocab_size))) - set(
+        tokenizer.special.values()
+    )
     same = same and all(tokenizer.decode([i]) == expected.decode([i]) for i in plain)
     known = expected.special
-    if not same or any(known.get(token, max(i, expected.vocab_size)) != i for token, i in tokenizer.special.items()):
+    if not same or any(
+        known.get(token, max(i, expected.vocab_size)) != i for token, i in tokenizer.special.items()
+    ):
         raise ValueError(
             f"{data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of {model}: "
             "prepare the data with that model's tokenizer"

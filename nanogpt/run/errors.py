@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-import torch
 
 PATIENCE = 10  # seconds that other processes leave the main one to report what all of them found
 
@@ -60,8 +59,8 @@ def lone_launcher() -> psutil.Process | None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed: on CUDA by its own type of error, on the CPU and MPS by the text."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+    """Whether an allocation failed. Torch raises RuntimeErrors that only their text tells apart."""
+    return isinstance(error, MemoryError) or any(
         text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
     )
 

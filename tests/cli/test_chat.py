@@ -8,7 +8,7 @@ from conversations import talk
 
 from nanogpt import chat
 from nanogpt.cli import main
-from nanogpt.cli.chat import read
+from nanogpt.cli.use import read_line
 from nanogpt.hub.load import load
 
 
@@ -47,7 +47,7 @@ def test_a_message_that_cannot_be_read_ends_a_pipe(monkeypatch, chat_dir, refuse
 def test_a_message_that_cannot_be_read_is_a_note_on_a_terminal(say, monkeypatch):
     lines = iter(["é", "101?", None])
     monkeypatch.setattr(io, "StringIO", type("Terminal", (io.StringIO,), {"isatty": lambda self: True}))
-    monkeypatch.setattr("nanogpt.cli.chat.read", lambda terminal: next(lines))
+    monkeypatch.setattr("nanogpt.cli.use.read_line", lambda terminal: next(lines))
     assert say("", "--temperature", "0") == "yes\n"
 
 
@@ -55,5 +55,5 @@ def test_a_message_that_cannot_be_read_is_a_note_on_a_terminal(say, monkeypatch)
 def test_messages_are_utf_8_with_or_without_a_byte_order_mark(monkeypatch, errors):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf1?\ncaf\xe9\n"), "utf-8", errors))
     with pytest.raises(ValueError, match="UTF-8"):
-        while (said := read(terminal=False)) is not None:
+        while (said := read_line(terminal=False)) is not None:
             assert said == "1?"

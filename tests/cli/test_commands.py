@@ -14,7 +14,7 @@ from conftest import TINY
 
 from data_prep import writer
 from nanogpt import GPT, GPTConfig, __version__, checkpoint
-from nanogpt.cli import COMMANDS, GROUPS, launch_check, main
+from nanogpt.cli import COMMANDS, GROUPS, main
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.extras import eval_tasks
 from nanogpt.run import metrics
@@ -104,7 +104,7 @@ def test_launch_check_waits_for_the_others_as_a_run_does(monkeypatch, refused):
     def unreachable(accelerator, timeout):
         raise ValueError(f"no route within {timeout:g} s")
 
-    monkeypatch.setattr(launch_check, "Peers", unreachable)
+    monkeypatch.setattr("nanogpt.run.agree.Peers", unreachable)
     assert "no route within 7 s" in refused(main, ["launch-check", "--device", "cpu", "--timeout", "7"])
 
 

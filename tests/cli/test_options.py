@@ -8,7 +8,7 @@ import torch
 
 from nanogpt import checkpoint
 from nanogpt.cli import main
-from nanogpt.cli.options import load_for_sampling
+from nanogpt.cli.use import load_for_sampling
 from nanogpt.data.files import plain
 
 

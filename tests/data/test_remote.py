@@ -1,8 +1,8 @@
 import errno
+import io
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -11,27 +11,23 @@ import torch
 from huggingface_hub import constants
 
 from nanogpt.cli import main
-from nanogpt.data import remote
 from nanogpt.data.mixture import open_data
-from nanogpt.data.remote import Shards, Unreachable, find, is_whole
+from nanogpt.data.remote import Unreachable, download, local
 from nanogpt.data.tokenizer import load_tokenizer, sha256
 from nanogpt.data.tokens import TokenDataset, read_meta
 from nanogpt.hub.card import data_line
 from nanogpt.run import metrics
 
 URL = "memory://bucket/mine"
-TOKENS = 1009  # 63 windows of 16 in an epoch; 64 shards
+TOKENS = 1009  # 63 windows of 16 in an epoch
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A cache of this test's own, shards of 16 tokens, and no memory of earlier URLs."""
+    """A cache of this test's own, and no memory of earlier URLs."""
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(remote, "SHARD", 64)
-    monkeypatch.setattr(remote, "PAUSES", (0, 0))
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    find.cache_clear()
-    is_whole.cache_clear()
+    download.cache_clear()
     fsspec.filesystem("memory").store.clear()
     return tmp_path / "hf" / "nanogpt"
 
@@ -43,7 +39,7 @@ def put(directory, url: str) -> str:
     for path in directory.iterdir():
         if path.is_file():
             fs.pipe_file(f"{root}/{path.name}", path.read_bytes())
-    find.cache_clear()
+    download.cache_clear()
     return url
 
 
@@ -64,10 +60,6 @@ def numbers(tmp_path, data):
     meta["tokenizer_sha256"] = sha256(directory)  # as if it had made these tokens
     (directory / "meta.json").write_text(json.dumps(meta))
     return directory
-
-
-def cached_shards(cache) -> set[str]:
-    return {f"{path.parent.name}/{path.name}" for path in cache.glob("*/*.shards/*") if path.suffix != ".sha256"}
 
 
 @pytest.mark.parametrize("protocol", ["memory", "file"])
@@ -91,19 +83,6 @@ def test_parts_of_a_mixture_may_be_at_urls(tmp_path, numbers):
     assert torch.equal(here.batch(5, 0, 100)[0], there.batch(5, 0, 100)[0])
 
 
-def test_only_shards_of_windows_that_were_read_are_downloaded_once(cache, numbers, monkeypatch):
-    data = TokenDataset(put(numbers, URL), "train", 16)
-    assert cached_shards(cache) == set()
-    starts = data.starts(5, np.arange(6))
-    data.batch(5, 0, 6)
-    read = {int(place) for start in starts for place in range(start, start + 17)}
-    first = {f"train-00001.bin.shards/{place // 16:06}" for place in read if place < 410}
-    second = {f"train-00002.bin.shards/{(place - 410) // 16:06}" for place in read if place >= 410}
-    assert cached_shards(cache) == first | second
-    monkeypatch.setattr(Shards, "read", None)
-    TokenDataset(URL, "train", 16).batch(5, 0, 6)  # by another process
-
-
 def test_a_run_at_a_url_loses_what_a_local_one_does_and_resumes(tmp_path, data, make_run, capsys):
     settings = {"log_interval": 1, "max_iters": 6, "eval_interval": 3}
     make_run(out_dir=str(tmp_path / "here"), **settings).train()
@@ -120,7 +99,7 @@ def test_a_run_at_a_url_loses_what_a_local_one_does_and_resumes(tmp_path, data, 
 def test_changed_files_get_a_cache_of_their_own(cache, numbers):
     TokenDataset(put(numbers, URL), "train", 16).batch(5, 0, 40)
     fsspec.filesystem("memory").pipe_file("/bucket/mine/README.md", b"a page, no data")
-    find.cache_clear()
+    download.cache_clear()
     TokenDataset(URL, "train", 16)
     assert len(list(cache.iterdir())) == 1
     for name in ("train-00001.bin", "train-00002.bin"):
@@ -129,32 +108,6 @@ def test_changed_files_get_a_cache_of_their_own(cache, numbers):
     changed = TokenDataset(put(numbers, URL), "train", 16)
     assert torch.equal(changed.batch(5, 0, 40)[0], TokenDataset(numbers, "train", 16).batch(5, 0, 40)[0])
     assert len(list(cache.iterdir())) == 2
-
-
-def test_processes_that_download_the_same_shard_at_once_leave_it_whole(cache, numbers):
-    shards = TokenDataset(put(numbers, URL), "train", 16).tokens.paths[0]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(shards.download, [3] * 40))
-    shards.fetch([412, -20], 3)  # of the second file, and of one before
-    assert np.fromfile(shards.path(3), "<u4").tolist() == list(range(48, 64))
-    assert cached_shards(cache) == {"train-00001.bin.shards/000003"}
-
-
-def test_a_download_is_tried_again(numbers, monkeypatch):
-    data, tries = TokenDataset(put(numbers, URL), "train", 16), []
-    real = type(fsspec.filesystem("memory")).open
-
-    def flaky(*args, **kwargs):
-        tries.append(args)
-        if len(tries) < 3:
-            raise ConnectionError("reset by peer")
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "open", flaky)
-    assert data.tokens[:3].tolist() == [0, 1, 2] and len(tries) == 3
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "open", lambda *args, **kwargs: 1 / 0)
-    with pytest.raises(Unreachable, match=r"^memory://bucket/mine/train-00002.bin cannot be read \(ZeroDivisionError"):
-        data.tokens[500:503]
 
 
 def test_what_is_wrong_with_a_url_is_one_line(numbers):
@@ -180,41 +133,9 @@ def test_files_that_do_not_fit_to_meta_json_are_named(numbers):
     with pytest.raises(ValueError, match=r"has 1680 bytes, but its 1009 tokens of uint32 need 4036"):
         TokenDataset(url, "train", 16)
     fs.rm_file("/bucket/mine/train-00001.bin")
-    find.cache_clear()
-    with pytest.raises(ValueError, match=r"^memory://bucket/mine/train-00001.bin is missing"):
+    download.cache_clear()
+    with pytest.raises(ValueError, match=r"train-00001.bin is missing"):
         TokenDataset(url, "train", 16)
-
-
-def test_a_file_that_becomes_shorter_while_it_is_read_is_named(cache, numbers):
-    data = TokenDataset(put(numbers, URL), "train", 16)
-    fsspec.filesystem("memory").pipe_file("/bucket/mine/train-00001.bin", bytes(100))
-    with pytest.raises(Unreachable, match=r"train-00001.bin has changed while it was read: start again"):
-        data.tokens[300:303]
-    assert cached_shards(cache) == set()
-
-
-def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_shard(cache, numbers, monkeypatch):
-    data = TokenDataset(put(numbers, URL), "train", 16)
-
-    def full(file):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        Unreachable, match=r"^the disk has no room for memory://bucket/mine/train-00001.bin: let HF_HOME"
-    ):
-        data.tokens[:3]
-    assert cached_shards(cache) == set()
-
-
-def test_check_data_reads_a_url_and_sha256_asks_for_a_local_copy(data, capsys, monkeypatch):
-    monkeypatch.setattr(remote, "SHARD", 1 << 12)
-    url = put(data, URL)
-    main(["check-data", url, "--block_size", "16"])
-    assert f"{url}: tokenizer char" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["check-data", url, "--sha256"])
-    assert "train.bin is read in shards: for this, download it and name the local data dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["", "datasets/"])
@@ -235,28 +156,45 @@ def test_a_repository_on_the_hub_is_read_at_one_commit(hub, cache, tmp_path, num
     asked = [path for method, path, _ in hub.requests if "/resolve/" in path]
     assert asked and not any("/resolve/main/" in path for path in asked)
     with pytest.raises(Unreachable, match=r"^hf://alice/nothing cannot be read \("):
-        find("hf://alice/nothing")
+        local("hf://alice/nothing")
 
 
-@pytest.mark.parametrize("damage", [lambda data: bytes(len(data)), lambda data: data[:-8], lambda data: b""])
-def test_damaged_files_in_the_cache_are_downloaded_again(numbers, cache, damage):
+def test_files_are_downloaded_once_and_those_of_the_wrong_size_again(cache, numbers, monkeypatch):
+    url, opened = put(numbers, URL), []
+    memory = type(fsspec.filesystem("memory"))
+    real = memory.open
+    monkeypatch.setattr(memory, "open", lambda *args, **kwargs: opened.append(args[1]) or real(*args, **kwargs))
+    local(url)
+    assert len(opened) == 5  # meta.json, tokenizer.json and three token files
+    (copy,) = cache.glob("*/train-00002.bin")
+    copy.write_bytes(copy.read_bytes()[:-8])
+    opened.clear()
+    download.cache_clear()  # as in a new process
+    local(url)
+    assert [path.rpartition("/")[2] for path in opened] == ["train-00002.bin"]
+    assert copy.read_bytes() == (numbers / "train-00002.bin").read_bytes()
+
+
+def test_a_file_that_changes_while_it_is_downloaded_is_named_and_not_kept(cache, numbers, monkeypatch):
+    url, memory = put(numbers, URL), type(fsspec.filesystem("memory"))
+    monkeypatch.setattr(memory, "open", lambda *args, **kwargs: io.BytesIO(b"short"))
+    with pytest.raises(Unreachable, match=r"meta.json was changed while it was downloaded"):
+        local(url)
+    assert not list(cache.glob("*/*.json"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(cache, numbers, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     url = put(numbers, URL)
-    for split in ("train", "val"):
-        TokenDataset(url, split, 16).batch(5, 0, 63)
-    for path in cache.glob("*/**/*"):
-        if path.is_file() and path.suffix != ".sha256":
-            path.write_bytes(damage(path.read_bytes()))
-    find.cache_clear()
-    is_whole.cache_clear()  # as in a new process
-    for split in ("train", "val"):
-        here, there = TokenDataset(numbers, split, 16), TokenDataset(url, split, 16)
-        assert torch.equal(here.batch(5, 0, 63)[0], there.batch(5, 0, 63)[0])
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Unreachable, match=r"^the disk has no room for memory://bucket/mine: set HF_HOME"):
+        local(url)
+    assert not list(cache.glob("*/*.json"))
 
 
-def test_a_shard_that_is_truncated_while_it_is_used_is_named(numbers, cache):
-    data = TokenDataset(put(numbers, URL), "train", 16)
-    data.batch(5, 0, 63)
-    for path in cache.glob("*/*.shards/*"):
-        path.write_bytes(b"")
-    with pytest.raises(Unreachable, match="was changed while it was read"):
-        data.batch(5, 0, 63)
+def test_check_data_reads_a_url(data, capsys):
+    url = put(data, URL)
+    main(["check-data", url, "--block_size", "16", "--sha256"])
+    assert f"{url}: tokenizer char" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from data_prep.text import prepare
 from data_prep.train_tokenizer import train
 from nanogpt.cli import main
 from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, HFTokenizer
-from nanogpt.extras.check_data import PASSAGE, examine, passages, read
+from nanogpt.extras.check_data import examine
 
 
 def report(directory, **options) -> tuple[str, list[str]]:
@@ -71,7 +71,7 @@ NOISE = {  # what the splits are made of: a word of the only warning
     "val of few blocks": (lambda n: (n[:1000], n[1000:1500]), "fewer than 64 blocks"),
     "few tokens": (lambda n: (n[:999], n[1000:9000]), r"fewer training tokens .999. than parameters"),
     "repeated": (lambda n: (np.tile(n[:50_000], 2), n[100_000:]), "50% of the training text is repeated"),
-    "leaked": (lambda n: (n[:200_000], n[150_000:]), "3[345]% of the validation text is in the training text"),
+    "leaked": (lambda n: (n[:200_000], n[150_000:]), "documents, 3[345]% of the validation text"),
     "few of the tokens": (lambda n: (n[:100_000] % 5, n[100_000:] % 5), "only 5 of 257 tokens"),
     "one document": (lambda n: (np.minimum(n[:100_000], 126), n[100_000:]), "a single document is 100%"),
     "a few strange characters": (lambda n: strange(n, 0.005), ""),
@@ -92,27 +92,6 @@ def test_what_will_go_wrong_is_warned_of(tmp_path, noise, what):
 def test_text_that_is_not_divided_into_documents_is_warned_of(tmp_path, noise):
     directory = random_data(tmp_path / "d", noise[:250_000], noise[250_000:], documents=0)
     assert any("all text is one document" in warning for warning in report(directory)[1])
-
-
-def test_repeated_passages_are_found_wherever_they_stand():
-    noise = np.random.default_rng(1).integers(1000, size=50_000)
-    moved = np.concatenate([noise[17:20_000], noise[40_000:]])
-    common = np.isin(passages(moved)[0], passages(noise)[0]).mean()
-    assert common > 0.99  # but for those across the seam
-    hashes, places = passages(np.concatenate([noise, noise]))
-    assert len(hashes) == pytest.approx(100_000 / 16, rel=0.1) and len(np.unique(hashes)) < 0.51 * len(hashes)
-    assert set(places[places < 49_000] + 50_000) <= set(places) and (np.diff(places) > 0).all()
-    assert len(passages(noise[: PASSAGE - 1])[0]) == 0
-
-
-def test_a_passage_does_not_reach_into_the_next_document():
-    chance = random.Random(0)
-    texts = ["".join(chance.choices("abcdefgh", k=PASSAGE)) + "\n" for _ in range(400)]
-    tokenizer = ByteTokenizer()
-    ids = np.concatenate([[*tokenizer.encode(text), tokenizer.eot_id] for text in texts])
-    found = read(ids, tokenizer)
-    assert set(found.places % PASSAGE) == {0}
-    assert 10 < len(found.places) < 50  # one in 16 of the 400
 
 
 def test_files_that_were_changed_are_found_by_their_sha256(data, command, refused):
@@ -164,26 +143,17 @@ def disguised(text: str) -> str:
     return text.upper().replace(" ", "\n  ")
 
 
-def misspelt(text: str, every: int = 25) -> str:
-    words = text.split(" ")
-    words[::every] = ["zzz"] * len(words[::every])
-    return " ".join(words)
-
-
-TRAIN, VAL, LICENCE = made_up(300, 1), made_up(100, 2), made_up(1, 9)[0][:500]
+TRAIN, VAL = made_up(300, 1), made_up(100, 2)
 SHORT = "A remark of three lines is repeated word for word on both sides."
-IN_BOTH, NEAR = "1 of 10[01] validation documents are also training", r"(2\d|30)% .* near copies .* --dedup keeps"
+IN_BOTH = "1 of 10[01] validation documents are also training"
 DOCUMENTS = {  # training documents, validation documents: the only warning
     "clean": (TRAIN, VAL, ""),
     "one in both": ([*TRAIN, VAL[50]], VAL, IN_BOTH),
     "one in both, disguised": ([*TRAIN, disguised(VAL[50])], VAL, IN_BOTH),
-    "one in both, misspelt": ([*TRAIN, misspelt(VAL[50])], VAL, IN_BOTH),
     "a short one in both": ([*TRAIN, SHORT], [*VAL, SHORT.upper()], IN_BOTH),
     "a very short one in both": ([*TRAIN, "Yes."], [*VAL, "yes"], ""),
     "an excerpt": (TRAIN, [*VAL, TRAIN[7][:600]], ""),
     "copies": ([*TRAIN, *TRAIN[100:200]], VAL, r"2\d% of the training text is repeated: try --dedup"),
-    "disguised copies": ([*TRAIN, *map(disguised, TRAIN[100:200])], VAL, NEAR),
-    "misspelt copies": ([*TRAIN, *map(misspelt, TRAIN[100:200])], VAL, NEAR),
 }
 
 
@@ -194,20 +164,12 @@ def test_copies_are_found_in_disguise_and_nothing_else_is(tmp_path, what):
     assert len(warnings) == bool(message) and all(re.match(message, warning) for warning in warnings), warnings
 
 
-@pytest.mark.parametrize("change", [str, disguised, misspelt])
-def test_a_leak_is_found_without_an_end_of_text_token(tmp_path, change):
+def test_a_leak_is_found_without_an_end_of_text_token(tmp_path):
     tokenizer = CharTokenizer.train("".join(TRAIN).swapcase() + "".join([*TRAIN, *VAL]) + "\n")
     assert report(write_splits(tmp_path / "clean", tokenizer, TRAIN, VAL))[1] == []
-    leak = [*TRAIN[:150], change(VAL[50]), *TRAIN[150:]]
+    leak = [*TRAIN[:150], VAL[50], *TRAIN[150:]]
     (warning,) = report(write_splits(tmp_path / "leak", tokenizer, leak, VAL))[1]
-    assert warning.startswith("1% of the validation")
-
-
-def test_what_all_documents_begin_with_is_repeated_but_no_copy(tmp_path):
-    train, val = ([LICENCE + text for text in texts] for texts in (TRAIN, VAL))
-    _, warnings = report(write_splits(tmp_path / "d", ByteTokenizer(), train, val))
-    assert not any("near copies" in warning for warning in warnings)
-    assert any("repeated in other documents" in warning for warning in warnings)
+    assert re.match(IN_BOTH, warning)
 
 
 @pytest.mark.parametrize("dedup", [False, True])

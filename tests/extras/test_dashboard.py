@@ -12,7 +12,7 @@ import time
 import pytest
 
 from nanogpt.cli import main
-from nanogpt.extras.dashboard.follow import MOST_NAMES
+from nanogpt.extras.dashboard.follow import MOST
 from nanogpt.extras.dashboard.server import MOST_CONNECTIONS, PORT, Server
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -156,8 +156,8 @@ def test_a_run_of_huge_files_is_answered_in_brief(server, tmp_path):
         file.truncate(300_000_000)
     body = ask(server, "/api/runs")[2]
     found = {run["name"].rsplit("/")[-1]: run for run in json.loads(body)}["other"]
-    assert len(body) < 20_000 and found["cut"] and len(found["last"]) == MOST_NAMES + 1 and found["best"] == 3.0
-    assert found["settings"] == {"config.json": "not read: config.json has more than 1 MiB"}
+    assert len(body) < 20_000 and found["cut"] and len(found["last"]) == MOST + 1 and found["best"] == 3.0
+    assert found["settings"] == {"config.json": "not read: config.json has more than 4,000,000 bytes"}
     settings = {"train": {f"setting {i}": "x" * 5000 for i in range(200)}}
     (other / "config.json").write_text(json.dumps(settings))
     assert len(ask(server, "/api/runs")[2]) < 100_000

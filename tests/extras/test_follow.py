@@ -92,7 +92,7 @@ def test_samples_are_followed_and_cut_to_a_length(run, monkeypatch):
     append(run.texts.path, line(1, text="first") + line(2, text="x" * 9999) + line(3, text=5))
     run.update()
     assert [(each["step"], len(each["text"])) for each in run.samples] == [(1, 5), (2, follow.LONGEST_TEXT)]
-    monkeypatch.setattr(follow, "MOST_SAMPLES", 20)
+    monkeypatch.setattr(follow, "MOST", 20)
     append(run.texts.path, "".join(line(step, text="more") for step in range(4, 100)))
     run.update()
     assert [each["step"] for each in run.samples] == [1, 2, *range(4, 12), *range(90, 100)]

@@ -167,14 +167,14 @@ def test_a_wrong_export_is_caught_and_removed(tmp_path, monkeypatch, damage):
 
 @pytest.mark.parametrize("where", ["the file", "encoding alone"])
 def test_a_wrong_tokenizer_is_caught_and_the_export_removed(run, tmp_path, monkeypatch, where):
-    write, encode = export.write, CharTokenizer.encode
+    write, encode = export.write_tokenizer, CharTokenizer.encode
 
     def write_another(directory, *arguments):
         write(directory, *arguments)
         CharTokenizer(CHARACTERS[::-1]).save(directory)
 
     if where == "the file":
-        monkeypatch.setattr(export, "write", write_another)
+        monkeypatch.setattr(export, "write_tokenizer", write_another)
     else:
         monkeypatch.setattr(CharTokenizer, "encode", lambda self, text: encode(self, text)[::-1])
     with pytest.raises(ValueError, match=r"tokenizer reads .* differently"):
@@ -189,7 +189,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(run, tmp_path, monkeypat
         raise OSError(28, "No space left on device", filename and str(path))
 
     monkeypatch.setattr(checkpoint, "write_json", lambda path, value: full(value, path))  # the last of the files
-    monkeypatch.setattr(export.to_nanogpt, "require_nanogpts", lambda config: None)
+    monkeypatch.setattr(export.nanogpt, "require_nanogpts", lambda config: None)
     monkeypatch.setattr(export.torch, "save", full)
     with pytest.raises(OSError, match="No space left") as error:
         export.export(run, tmp_path / "export", format=format)

@@ -10,7 +10,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,)
 
 
 def alerts(curves: dict[str, Curve]) -> list[dict]:
-    """The alerts for a run's curves, given by their names in metrics.jsonl: {"kind", "step", "text"} each.
+    """The alerts for a run's curves, by name in metrics.jsonl: {"kind", "step", "text"} each.
 
     Curves may be missing from `curves`, and values may not be finite.
     """
@@ -26,17 +26,20 @@ def not_finite(curves: dict[str, Curve]) -> list[tuple]:
         steps, values = curves.get(name, ((), ()))
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            found.append(("nan", steps[bad[0]], f"{name} is {values[bad[0]]} at step {steps[bad[0]]:,.0f}"))
+            found.append(
+                ("nan", steps[bad[0]], f"{name} is {values[bad[0]]} at step {steps[bad[0]]:,.0f}")
+            )
     steps, skipped = curves.get("skipped_steps", ((), ()))
     if len(skipped) and skipped[-1] > 0:
         last = steps[np.flatnonzero(np.diff(skipped, prepend=0) > 0)[-1]]
-        text = f"{skipped[-1]:,.0f} steps were skipped because of a non-finite gradient, the last by step {last:,.0f}"
+        text = f"{skipped[-1]:,.0f} steps were skipped because of a non-finite gradient, "
+        text += f"the last by step {last:,.0f}"
         found.append(("nan", last, text))
     return found
 
 
 def diverging(curves: dict[str, Curve], window: int = 5, rise: float = 0.5) -> list[tuple]:
-    """The training loss (its median over `window` lines) has risen by `rise` nats above its minimum."""
+    """The training loss (its median over `window` lines) is `rise` nats above its minimum."""
     steps, values = finite(curves, "train_loss")
     if len(values) < 2 * window:
         return []
@@ -44,12 +47,16 @@ def diverging(curves: dict[str, Curve], window: int = 5, rise: float = 0.5) -> l
     lowest = medians.argmin()
     if medians[-1] < medians[lowest] + rise:
         return []
-    text = f"training loss has risen to {medians[-1]:.2f} from {medians[lowest]:.2f} at step {steps[lowest]:,.0f}"
+    text = f"training loss has risen to {medians[-1]:.2f} "
+    text += f"from {medians[lowest]:.2f} at step {steps[lowest]:,.0f}"
     return [("divergence", steps[-1], text)]
 
 
 def overfitting(curves: dict[str, Curve], rise: float = 0.01) -> list[tuple]:
-    """For two evaluations or more, validation loss is a share of `rise` above its best while training loss falls."""
+    """Validation loss is `rise` (a share) above its best while training loss falls.
+
+    Both for at least two evaluations.
+    """
     steps, values = finite(curves, "val_loss")
     train_steps, train = finite(curves, "train_loss")
     if not len(values):
@@ -63,7 +70,8 @@ def overfitting(curves: dict[str, Curve], rise: float = 0.01) -> list[tuple]:
     if not len(then) or not len(now) or np.median(now) >= np.median(then):
         return []
     text = (
-        f"validation loss has risen to {values[-1]:.3f} from its best, {values[best]:.3f} at step {steps[best]:,.0f}, "
+        f"validation loss has risen to {values[-1]:.3f} "
+        f"from its best, {values[best]:.3f} at step {steps[best]:,.0f}, "
         "while training loss fell"
     )
     return [("overfitting", steps[best], text)]
@@ -78,7 +86,13 @@ def plateau(curves: dict[str, Curve], evaluations: int = 5, gain: float = 0.001)
     if values[-evaluations:].min() < before * (1 - gain):
         return []
     since = steps[-evaluations - 1]
-    return [("plateau", since, f"validation loss has hardly improved on {before:.3f} since step {since:,.0f}")]
+    return [
+        (
+            "plateau",
+            since,
+            f"validation loss has hardly improved on {before:.3f} since step {since:,.0f}",
+        )
+    ]
 
 
 def finite(curves: dict[str, Curve], name: str) -> Curve:

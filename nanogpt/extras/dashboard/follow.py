@@ -1,7 +1,8 @@
 """Follows runs on disk. Each line of their files is read once, while the files grow.
 
->>> runs = Runs(["out"])                                                                # doctest: +SKIP
->>> runs.update(); runs.found[0].curve("train_loss", "tokens", points=600)              # doctest: +SKIP
+>>> runs = Runs(["out"])  # doctest: +SKIP
+>>> runs.update()  # doctest: +SKIP
+>>> runs.found[0].curve("train_loss", "tokens", points=600)  # doctest: +SKIP
 """
 
 import contextlib
@@ -22,25 +23,24 @@ from nanogpt.run.errors import visible
 from nanogpt.run.metrics import number, parse
 
 X = ("step", "tokens", "train_seconds")
-LONGEST_TEXT = 4000  # characters of a sample
-LONGEST_NAME = 100  # characters of a metric's or a setting's name
-LONGEST_VALUE = 200  # characters of a setting
 AT_ONCE = 4_000_000  # bytes of a file read in one update
-MOST_SAMPLES = 500  # of a run; the first and the newest are kept
-MOST_NAMES = 100  # metrics of a run
-MOST_SETTINGS = 300
-LARGEST_CONFIG = 1 << 20  # bytes of config.json
+MOST = 300  # metrics, settings and samples of a run
+LONGEST_TEXT = 4000  # characters of a sample
+LONGEST_NAME = 200  # characters of a metric's or setting's name, or of a setting
 
 
 class Lines:
-    """The objects in a growing file of JSON lines. Incomplete lines are read later, other lines are skipped."""
+    """The objects in a growing file of JSON lines; lines that are not JSON are skipped."""
 
     def __init__(self, path: Path):
         self.path, self.identity, self.position = path, None, 0
         self.behind = False  # whether there is more to read
 
     def new(self) -> tuple[bool, list[dict]]:
-        """Whether the file was replaced (the run was resumed), and new objects from at most AT_ONCE bytes."""
+        """Whether the file was replaced (the run was resumed), and the objects on new whole lines.
+
+        Reads at most AT_ONCE bytes.
+        """
         try:
             require_regular(self.path)
             status = self.path.stat()
@@ -67,7 +67,8 @@ class FollowedRun:
 
     def __init__(self, directory: Path, name: str):
         self.directory, self.name = directory, visible(name)
-        self.metrics, self.texts = Lines(directory / metrics.METRICS), Lines(directory / metrics.SAMPLES)
+        self.metrics = Lines(directory / metrics.METRICS)
+        self.texts = Lines(directory / metrics.SAMPLES)
         self.version = 0  # grows with every change
         self.settings: dict[str, str] = {}
         self.max_iters, self.settings_time = None, None
@@ -79,7 +80,7 @@ class FollowedRun:
         self.x = {name: array("d") for name in X}
         self.lines: dict[str, array] = {}  # the lines of the values
         self.values: dict[str, array] = {}
-        self.cut = False  # whether there are more metrics than MOST_NAMES, or some with too long a name
+        self.cut = False  # whether metrics are left out: more than MOST, or with too long a name
 
     def update(self) -> None:
         """Reads new lines."""
@@ -103,18 +104,18 @@ class FollowedRun:
             self.alerts = alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES})
         texts_again, texts = self.texts.new()
         kept = [] if texts_again else self.samples
-        kept += [
-            {"step": number(t["step"]), "text": visible(t["text"][:LONGEST_TEXT])}
-            for t in texts
-            if isinstance(t.get("text"), str)
-        ]
-        self.samples = kept if len(kept) <= MOST_SAMPLES else kept[:10] + kept[10 - MOST_SAMPLES :]
+        for line in texts:
+            if isinstance(line.get("text"), str):
+                text = visible(line["text"][:LONGEST_TEXT])
+                kept.append({"step": number(line["step"]), "text": text})
+        self.samples = kept if len(kept) <= MOST else kept[:10] + kept[10 - MOST :]
         if self.read_settings() or again or lines or texts_again or texts:
             self.version += 1
 
     def room_for(self, name: str) -> bool:
-        """Whether another metric is followed: their number is limited, but the losses are always among them."""
-        return name in alerts.CURVES or (len(self.values) < MOST_NAMES and len(name) <= LONGEST_NAME)
+        """Whether another metric is followed; the losses always are."""
+        short = len(name) <= LONGEST_NAME
+        return name in alerts.CURVES or (short and len(self.values) < MOST)
 
     def read_settings(self) -> bool:
         """Reads config.json if it changed; whether it did."""
@@ -124,16 +125,20 @@ class FollowedRun:
             if self.settings_time == status.st_mtime_ns:
                 return False
             self.settings_time = status.st_mtime_ns
-            if status.st_size > LARGEST_CONFIG:
-                raise ValueError(f"{path.name} has more than {LARGEST_CONFIG >> 20} MiB")
-            parts = [part for part in read_json(path).values() if isinstance(part, dict)]
-            settings = dict(islice(((name, value) for part in parts for name, value in part.items()), MOST_SETTINGS))
+            if status.st_size > AT_ONCE:
+                raise ValueError(f"{path.name} has more than {AT_ONCE:,} bytes")
+            settings = {}
+            for part in read_json(path).values():
+                settings |= part if isinstance(part, dict) else {}
             self.max_iters = number(settings.get("max_iters"))
-            self.settings = {visible(k[:LONGEST_NAME]): visible(str(v)[:LONGEST_VALUE]) for k, v in settings.items()}
+            self.settings = {
+                visible(name[:LONGEST_NAME]): visible(str(value)[:LONGEST_NAME])
+                for name, value in islice(settings.items(), MOST)
+            }
         except OSError:
             return False
         except (ValueError, RecursionError) as error:
-            self.settings = {path.name: visible(f"not read: {error}"[:LONGEST_VALUE])}
+            self.settings = {path.name: visible(f"not read: {error}"[:LONGEST_NAME])}
         return True
 
     def points(self, key: str, x: str) -> tuple[np.ndarray, np.ndarray]:
@@ -142,8 +147,10 @@ class FollowedRun:
             return np.empty(0), np.empty(0)
         return np.array(self.x[x])[np.array(self.lines[key])], np.array(self.values[key])
 
-    def curve(self, key: str, x: str, points: int, low: float = -math.inf, high: float = math.inf) -> tuple[list, list]:
-        """The finite values of `key` for x from low to high, thinned out to about `points` of them."""
+    def curve(
+        self, key: str, x: str, points: int, low: float = -math.inf, high: float = math.inf
+    ) -> tuple[list, list]:
+        """The finite values of `key` for x from low to high, thinned out to about `points`."""
         xs, ys = self.points(key, x)
         shown = np.isfinite(ys) & np.isfinite(xs)
         xs, ys = xs[shown], ys[shown]
@@ -193,14 +200,16 @@ def clean(value: float) -> float | None:
 
 
 def thin(xs: np.ndarray, ys: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Thins out points (N,) to about `points`: the lowest and highest of each of points/2 stretches, to keep peaks."""
+    """Thins out points (N,) to about `points`: keeps the extremes of points/2 stretches."""
     stretches = max(1, points // 2)
     if len(xs) <= 2 * stretches:
         return xs, ys
     length = -(-len(xs) // stretches)
     padded = np.concatenate((ys, np.full(-len(ys) % length, ys[-1]))).reshape(-1, length)
     starts = np.arange(len(padded)) * length
-    kept = np.concatenate((starts + padded.argmin(axis=1), starts + padded.argmax(axis=1), [0, len(xs) - 1]))
+    kept = np.concatenate(
+        (starts + padded.argmin(axis=1), starts + padded.argmax(axis=1), [0, len(xs) - 1])
+    )
     kept = np.unique(np.minimum(kept, len(xs) - 1))
     return xs[kept], ys[kept]
 
@@ -214,7 +223,8 @@ class Runs:
         for root in self.roots:
             if not root.is_dir():
                 raise ValueError(
-                    f"{root} is not a directory: name out directories, or one that holds some, such as out"
+                    f"{root} is not a directory: "
+                    "name out directories, or one that holds some, such as out"
                 )
         self.found: dict[int, FollowedRun] = {}  # by a number that is never reused
         self.numbers = count()

@@ -2,11 +2,11 @@
 
     nanogpt dashboard out
 
-It reads metrics.jsonl, samples.jsonl and config.json of each run, so it needs no tracker, and writes nothing. The page
-loads nothing from the network. It reads JSON from these addresses:
+It reads metrics.jsonl, samples.jsonl and config.json of each run, so it needs no tracker, and
+writes nothing. The page loads nothing from the network. It reads JSON from these addresses:
 
     /api/runs                                            all runs and their progress
-    /api/curves?run=0&key=val_loss&x=tokens&points=600   with &low=…&high=…: a part of it, in more detail
+    /api/curves?run=0&key=val_loss&x=tokens&points=600   with &low=…&high=…: a part in detail
     /api/samples?run=0                                   the texts of its evaluations
 """
 
@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from urllib.parse import parse_qs, urlsplit
 
-from nanogpt.extras.dashboard.follow import MOST_NAMES, Runs, X
+from nanogpt.extras.dashboard.follow import MOST, Runs, X
 
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -28,8 +28,10 @@ FILES = {
     "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
 }
 # the page may load its own files only, and no other page may embed it
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -45,8 +47,8 @@ BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: cl
 def is_own(address: str) -> bool:
     """Whether a Host header, or the part of a URL after //, is a local name.
 
-    A hostile page can point its own name at 127.0.0.1 to become part of our origin (DNS rebinding), but its requests
-    still carry that name.
+    A hostile page can point its own name at 127.0.0.1 to become part of our origin (DNS rebinding),
+    but its requests still carry that name.
     """
     try:
         return urlsplit(f"//{address}").hostname in ("127.0.0.1", "localhost", "::1")
@@ -62,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 20  # seconds without data before a connection is closed
 
     def do_GET(self) -> None:
-        """Sends the page, its files, or JSON; refuses requests under another name of this machine."""
+        """Sends the page, its files, or JSON; refuses requests under another host name."""
         if not is_own(self.headers.get("Host", "")):
             return self.answer(403, b"use http://127.0.0.1 or http://localhost\n")
         try:
@@ -71,8 +73,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(400, b"bad request\n")
         if url.path in FILES:
             name, kind = FILES[url.path]
-            return self.answer(200, (files("nanogpt.extras.dashboard") / "web" / name).read_bytes(), kind)
-        endpoint = {"/api/runs": self.runs, "/api/curves": self.curves, "/api/samples": self.samples}.get(url.path)
+            return self.answer(
+                200, (files("nanogpt.extras.dashboard") / "web" / name).read_bytes(), kind
+            )
+        endpoint = {
+            "/api/runs": self.runs,
+            "/api/curves": self.curves,
+            "/api/samples": self.samples,
+        }.get(url.path)
         if endpoint is None:
             return self.answer(404, b"not found\n")
         try:
@@ -85,7 +93,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def runs(self, query: dict) -> list[dict]:
         self.server.runs.update()
-        return [{"number": number, **run.summary()} for number, run in self.server.runs.found.items()]
+        return [
+            {"number": number, **run.summary()} for number, run in self.server.runs.found.items()
+        ]
 
     def curves(self, query: dict) -> dict:
         """{key: [xs, ys]} of one run."""
@@ -94,14 +104,18 @@ class Handler(BaseHTTPRequestHandler):
         if x not in X:
             raise ValueError(x)
         low, high = float(query.get("low", [-math.inf])[0]), float(query.get("high", [math.inf])[0])
-        return {key: run.curve(key, x, points, low, high) for key in query["key"][:MOST_NAMES]}
+        return {key: run.curve(key, x, points, low, high) for key in query["key"][:MOST]}
 
     def samples(self, query: dict) -> list[dict]:
         return self.server.runs.found[natural(query["run"][0])].samples
 
     def answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            **HEADERS,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -122,7 +136,10 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, roots: list[str], port: int | None = None):
-        """At `port`; without one, the first free of 6070 to 6089, else any. Raises ValueError, OSError."""
+        """Listens at `port`, by default the first free one of 6070 to 6089, else any.
+
+        Raises ValueError or OSError.
+        """
         self.runs, self.lock = Runs(roots), threading.Lock()
         self.free = threading.BoundedSemaphore(MOST_CONNECTIONS)
         for wish in [port] if port is not None else [*range(PORT, PORT + 20), 0]:
@@ -131,7 +148,9 @@ class Server(ThreadingHTTPServer):
                 break
             except (OSError, OverflowError) as error:
                 if wish in (port, 0):
-                    raise ValueError(f"port {wish} is unavailable: {error}; choose another --port") from None
+                    raise ValueError(
+                        f"port {wish} is unavailable: {error}; choose another --port"
+                    ) from None
         self.address = f"http://127.0.0.1:{self.server_port}/"
 
     def process_request(self, request, client_address) -> None:

@@ -1,15 +1,17 @@
-"""Exports a model for ONNX Runtime and transformers.js, as `onnx/model.onnx` beside the files for transformers.
+"""Exports a model for ONNX Runtime and transformers.js: onnx/model.onnx beside transformers' files.
 
     pip install -e '.[onnx]' -c constraints.txt
     nanogpt export out/shakespeare --to exports/shakespeare --format onnx
 
-The graph is one pass with a key-value cache. Its inputs and outputs have the names and dimensions that transformers.js
-expects; S is the number of tokens read before, 0 in the first pass:
+The graph is one pass with a key-value cache. Its inputs and outputs have the names and dimensions
+that transformers.js expects; S is the number of tokens read before, 0 in the first pass:
 
-    input_ids (B, T), attention_mask (B, S + T), position_ids (B, T), past_key_values.N.key and .value (B, K, S, D)
+    input_ids (B, T), attention_mask (B, S + T), position_ids (B, T),
+    past_key_values.N.key and .value (B, K, S, D)
     logits (B, T, V), present.N.key and .value (B, K, S + T, D)
 
-Before an export is finalized, ONNX Runtime's logits and a greedy continuation are compared with the model's.
+Before an export is finalized, ONNX Runtime's logits and a greedy continuation are compared with the
+model's.
 """
 
 import copy
@@ -38,21 +40,33 @@ MOST_BYTES = 2**31  # of a protobuf message
 def require_onnx() -> None:
     """Raises ValueError if a package is missing."""
     if any(importlib.util.find_spec(name) is None for name in NEEDED):
-        raise ValueError(f"an export to ONNX needs {' and '.join(NEEDED)}: pip install -e '.[onnx]' -c constraints.txt")
+        raise ValueError(
+            f"an export to ONNX needs {' and '.join(NEEDED)}: "
+            "pip install -e '.[onnx]' -c constraints.txt"
+        )
 
 
-def export(run: str | Path, to: str | Path, *, name: str | None = None, say=print, **options) -> Path:
-    """Exports `run` as `nanogpt.hub.export.export` does and adds the graph, in fp32; options are as there.
+def export(
+    run: str | Path, to: str | Path, *, name: str | None = None, say=print, **options
+) -> Path:
+    """Exports `run` as `nanogpt.hub.export.export` does, with its options; adds the fp32 graph.
 
     On error nothing is left at `to`.
     """
     require_onnx()
     to = Path(to)
     check_target(to, directory=True)
-    with named_errors(to), tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as unverified:
+    with (
+        named_errors(to),
+        tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as unverified,
+    ):
         said = []
         folder = export_for_transformers(
-            run, Path(unverified, to.name), name=name or str(to.resolve()), say=said.append, **options
+            run,
+            Path(unverified, to.name),
+            name=name or str(to.resolve()),
+            say=said.append,
+            **options,
         )
         model = load(folder)[0]
         (folder / FILE).parent.mkdir()
@@ -61,7 +75,10 @@ def export(run: str | Path, to: str | Path, *, name: str | None = None, say=prin
         folder.replace(to)
     for line in said:
         say(line)
-    say(f"{name or to}: {FILE}, verified in ONNX Runtime: logits differ by {worst:.1e} at most, the same continuation")
+    say(
+        f"{name or to}: {FILE}, verified in ONNX Runtime: logits differ by {worst:.1e} at most, "
+        "the same continuation"
+    )
     return to
 
 
@@ -77,23 +94,26 @@ class Pass:
         self.scale = 1 / math.sqrt(config.head_size)
 
     def start(self, past: list[torch.Tensor], bias: torch.Tensor) -> None:
-        """`past` are keys and values of each layer, `bias` (B, 1, 1, T, S + T) is added to the scores."""
+        """`past` has keys and values of each layer; `bias` (B, 1, 1, T, S + T) of the scores."""
         self.past, self.bias, self.present = past, bias, []
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple:
-        keys, values = (torch.cat(x, dim=2) for x in zip(self.past[2 * layer : 2 * layer + 2], (k, v), strict=True))
+        keys, values = (
+            torch.cat(x, dim=2)
+            for x in zip(self.past[2 * layer : 2 * layer + 2], (k, v), strict=True)
+        )
         self.present += [keys, values]
         return keys, values, None
 
     def attention(self, q, k, v, *args, **options) -> torch.Tensor:
-        """Queries (B, H, T, D) to keys and values (B, K, S + T, D), each of which serves H / K heads."""
+        """Attention of q (B, H, T, D) to k, v (B, K, S + T, D), which serve H / K heads each."""
         q = q.unflatten(1, (k.size(1), -1)) * self.scale  # (B, K, H / K, T, D)
         scores = q @ k[:, :, None].transpose(-2, -1) + self.bias  # (B, K, H / K, T, S + T)
         return (scores.softmax(-1) @ v[:, :, None]).flatten(1, 2)
 
 
 class Graph(nn.Module):
-    """The model with its cache as inputs and outputs, and with an attention mask for texts padded on the left."""
+    """The model with its cache as inputs and outputs, and an attention mask for left padding."""
 
     def __init__(self, model: GPT):
         super().__init__()
@@ -104,7 +124,9 @@ class Graph(nn.Module):
         """Logits (B, T, V) and the new cache; the module docstring has the inputs' shapes."""
         model, T, total = self.model, input_ids.size(1), attention_mask.size(1)
         rows, columns = torch.arange(total - T, total), torch.arange(total)
-        allowed = (columns <= rows[:, None]) & attention_mask.bool()[:, None, None, None]  # (B, 1, 1, T, S + T)
+        allowed = (columns <= rows[:, None]) & attention_mask.bool()[
+            :, None, None, None
+        ]  # (B, 1, 1, T, S + T)
         # not -inf, with which a row of padding alone would be NaN
         self.now.start(past, torch.where(allowed, 0.0, torch.finfo(torch.float32).min))
         x = model.wte(input_ids)
@@ -113,7 +135,9 @@ class Graph(nn.Module):
             x = x + model.wpe(position_ids)
         else:
             tables = rope_tables(model.config, position_ids.flatten())  # (B T, D)
-            rope = [table.unflatten(0, position_ids.shape)[:, None] for table in tables]  # (B, 1, T, D)
+            rope = [
+                table.unflatten(0, position_ids.shape)[:, None] for table in tables
+            ]  # (B, 1, T, D)
         for block in model.h:
             x = block(x, rope, self.now)
         logits = F.linear(model.ln_f(x), model.head.weight)[..., : model.config.vocab_size]
@@ -121,19 +145,27 @@ class Graph(nn.Module):
 
 
 def cache_names(config: GPTConfig, prefix: str) -> list[str]:
-    return [f"{prefix}.{layer}.{kind}" for layer in range(config.n_layer) for kind in ("key", "value")]
+    return [
+        f"{prefix}.{layer}.{kind}" for layer in range(config.n_layer) for kind in ("key", "value")
+    ]
 
 
 def write(model: GPT, path: Path) -> None:
-    """Writes the graph of a model in fp32. Raises ValueError if it is larger than a file of ONNX can be."""
+    """Writes the graph of a model in fp32. Raises ValueError if it is too large for ONNX."""
     if 4 * model.get_num_params() >= MOST_BYTES:
-        raise ValueError(f"an ONNX file has at most 2 GiB: {model.get_num_params():,} parameters take more in fp32")
+        raise ValueError(
+            f"an ONNX file has at most 2 GiB: {model.get_num_params():,} parameters take more "
+            "in fp32"
+        )
     c, B, S, T = model.config, 2, 3, 5  # example sizes
     past = [torch.zeros(B, c.kv_heads, S, c.head_size) for _ in range(2 * c.n_layer)]
     ids = torch.zeros(B, T, dtype=torch.long)
     inputs, outputs = cache_names(c, "past_key_values"), cache_names(c, "present")
     # transformers.js makes an empty cache by the names of its dimensions
-    axes = {name: {0: "batch_size", 1: "sequence_length"} for name in ("input_ids", "position_ids", "logits")}
+    axes = {
+        name: {0: "batch_size", 1: "sequence_length"}
+        for name in ("input_ids", "position_ids", "logits")
+    }
     axes["attention_mask"] = {0: "batch_size", 1: "total_sequence_length"}
     axes |= {name: {0: "batch_size", 2: "past_sequence_length"} for name in inputs}
     axes |= {name: {0: "batch_size", 2: "total_sequence_length"} for name in outputs}
@@ -156,7 +188,11 @@ def write(model: GPT, path: Path) -> None:
 def feed(tokens: np.ndarray, read: int, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The graph's inputs for tokens (B, S + T), of which the first `read`, S, are in the cache."""
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)[:, read:]
-    return {"input_ids": tokens[:, read:], "attention_mask": np.ones_like(tokens), "position_ids": positions} | past
+    return {
+        "input_ids": tokens[:, read:],
+        "attention_mask": np.ones_like(tokens),
+        "position_ids": positions,
+    } | past
 
 
 def empty_cache(config: GPTConfig, batch_size: int) -> dict[str, np.ndarray]:
@@ -165,7 +201,7 @@ def empty_cache(config: GPTConfig, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def verify(path: Path, model: GPT) -> float:
-    """Compares ONNX Runtime with the model: the logits of a whole context, and 32 greedy tokens with the cache.
+    """Compares ONNX Runtime with the model: logits of a context, 32 greedy tokens with the cache.
 
     Returns the largest difference between logits. Raises ValueError naming what differs.
     """
@@ -175,10 +211,15 @@ def verify(path: Path, model: GPT) -> float:
     ids, c = real_tokens(model, None), model.config
     with torch.no_grad():
         expected = model(ids)
-    logits = torch.from_numpy(session.run(["logits"], feed(ids.numpy(), 0, empty_cache(c, len(ids))))[0])
+    logits = torch.from_numpy(
+        session.run(["logits"], feed(ids.numpy(), 0, empty_cache(c, len(ids))))[0]
+    )
     worst = (logits - expected).abs().max().item()
     if not ((logits - expected).abs() <= TOLERANCE * (expected.abs() / 10).clamp(min=1)).all():
-        raise ValueError(f"the export is wrong: ONNX Runtime's logits differ by {worst:.2g}, above {TOLERANCE:.0e}")
+        raise ValueError(
+            f"the export is wrong: ONNX Runtime's logits differ by {worst:.2g}, "
+            f"above {TOLERANCE:.0e}"
+        )
     start = max(1, min(16, c.block_size - 32))
     new = min(32, c.block_size + 1 - start)
     tokens, read, past = ids[:1, :start].numpy(), 0, empty_cache(c, 1)
@@ -187,5 +228,7 @@ def verify(path: Path, model: GPT) -> float:
         read, past = tokens.shape[1], dict(zip(past, present, strict=True))
         tokens = np.concatenate((tokens, logits[:, -1:].argmax(-1)), axis=1)
     if tokens.tolist() != generate(model, ids[:1, :start], new, temperature=0).tolist():
-        raise ValueError("the export is wrong: in ONNX Runtime the model continues a text differently")
+        raise ValueError(
+            "the export is wrong: in ONNX Runtime the model continues a text differently"
+        )
     return worst

@@ -1,11 +1,12 @@
-"""Writes a static page that runs a model in the browser, by transformers.js and ONNX Runtime for WebAssembly.
+"""Writes a static page that runs a model in the browser, with transformers.js and ONNX Runtime.
 
     nanogpt page out/shakespeare --to exports/page
     nanogpt push out/shakespeare USER/NAME --space
 
-`npm pack` fetches the libraries, which the page's folder then holds. The page loads nothing from the network, and works
-from any static host and from file://. There a browser lets a page read only scripts, so the model and the libraries are
-scripts, too: each calls `put` with a file's name and its contents, gzipped, in base64. The page itself is in hub/page/.
+`npm pack` fetches the libraries, which the page's folder then holds. The page loads nothing from
+the network, and works from any static host and from file://. There a browser lets a page read only
+scripts, so the model and the libraries are scripts, too: each calls `put` with a file's name and
+its contents, gzipped, in base64. The page itself is in web/.
 """
 
 import base64
@@ -30,14 +31,21 @@ from nanogpt.run import plot
 from nanogpt.sample import default_prompt
 
 PAGE = Path(__file__).parent / "web"
-TRANSFORMERS, ONNXRUNTIME = "@huggingface/transformers@4.3.1", "onnxruntime-web@1.31.0-dev.20260914-8d85527a0"
+TRANSFORMERS = "@huggingface/transformers@4.3.1"
+ONNXRUNTIME = "onnxruntime-web@1.31.0-dev.20260914-8d85527a0"  # the build that 4.3.1 depends on
 LIBRARY = {  # name on the page: package, file in it
     "transformers.js": (TRANSFORMERS, "dist/transformers.min.js"),
     "ort.mjs": (ONNXRUNTIME, "dist/ort-wasm-simd-threaded.mjs"),
     "ort.wasm": (ONNXRUNTIME, "dist/ort-wasm-simd-threaded.wasm"),
     "LICENSE": (TRANSFORMERS, "LICENSE"),
 }
-MODEL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", to_onnx.FILE)
+MODEL = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    to_onnx.FILE,
+)
 PIECE = 2**24  # characters of base64 in a script; a string of JavaScript has 2**29 at most
 TIMEOUT = 300  # seconds for npm, which fetches some 50 MB
 MOST_POINTS = 500  # of a curve
@@ -66,29 +74,42 @@ def write(
 ) -> Path:
     """Writes the page of `run` into the directory `to`; the other options are those of an export.
 
-    `prompt` is what stands on the page at first (default: a question for a model that was trained on conversations,
-    else `nanogpt.sample.default_prompt`), `name` the page's title (default: the name of `run`).
+    `prompt` is what stands on the page at first (default: a question for a model that was trained
+    on conversations, else `nanogpt.sample.default_prompt`), `name` the page's title (default: the
+    name of `run`).
 
-    Raises ValueError if npm is missing or fetches nothing, and what an export raises. On error nothing is left at `to`.
+    Raises ValueError if npm is missing or fetches nothing, and what an export raises. On error
+    nothing is left at `to`.
     """
     to = Path(to)
     check_target(to, directory=True)
     to_onnx.require_onnx()
     files = fetch_library()
     model, tokenizer, source, info = load_with_info(run, which, say)
-    with named_errors(to), tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory:
-        folder = to_onnx.export(source or run, Path(directory, "export"), name=name or to.name, say=say, **options)
+    with (
+        named_errors(to),
+        tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory,
+    ):
+        folder = to_onnx.export(
+            source or run, Path(directory, "export"), name=name or to.name, say=say, **options
+        )
         files = files | {name: (folder / name).read_bytes() for name in MODEL}
         page = Path(shutil.copytree(PAGE, Path(directory, "page")))
         (page / "LICENSE-transformers.js").write_bytes(files.pop("LICENSE"))
         native = json.loads(files["config.json"])["architectures"][0]
         facts = describe(model, native, info, options.get("license", "unknown"))
-        facts |= {"title": name or Path(run).name, "curves": curves(source), "scripts": embed(files, page)}
-        facts["prompt"] = prompt or (QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0])
+        facts["title"] = name or Path(run).name
+        facts["curves"] = curves(source)
+        facts["scripts"] = embed(files, page)
+        question = QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0]
+        facts["prompt"] = prompt or question
         (page / "facts.js").write_text(f"const FACTS = {json.dumps(facts, allow_nan=False)};\n")
         page.replace(to)
     size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
-    say(f"{to / 'index.html'}: open it in a browser, or put the directory ({size / 1e6:.1f} MB) on any static host")
+    say(
+        f"{to / 'index.html'}: open it in a browser, or put the directory ({size / 1e6:.1f} MB) "
+        "on any static host"
+    )
     return to
 
 
@@ -96,23 +117,34 @@ def fetch_library() -> dict[str, bytes]:
     """The files of transformers.js and ONNX Runtime, by npm."""
     npm = shutil.which("npm")
     if npm is None:
-        raise ValueError("a page needs transformers.js, and npm to fetch it: install npm (with Node.js)")
+        raise ValueError(
+            "a page needs transformers.js, and npm to fetch it: install npm (with Node.js)"
+        )
     with tempfile.TemporaryDirectory() as directory:
-        command = [npm, "pack", "--loglevel=error", "--no-update-notifier", "--prefer-offline", "--fetch-retries=1"]
-        command += ["--fetch-retry-mintimeout=1000", *npm_cache(directory), TRANSFORMERS, ONNXRUNTIME]
+        flags = "--loglevel=error --no-update-notifier --prefer-offline --fetch-retries=1"
+        flags = [*flags.split(), "--fetch-retry-mintimeout=1000", *npm_cache(directory)]
+        command = [npm, "pack", *flags, TRANSFORMERS, ONNXRUNTIME]
         try:
-            done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT)
+            done = subprocess.run(
+                command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT
+            )
         except subprocess.TimeoutExpired:
-            raise ValueError(f"npm has not fetched {TRANSFORMERS} within {TIMEOUT} s: is there a network?") from None
+            raise ValueError(
+                f"npm has not fetched {TRANSFORMERS} within {TIMEOUT} s: is there a network?"
+            ) from None
         if done.returncode:
-            said = " ".join(re.sub(r"npm (error|ERR!)", "", done.stderr).split()) or f"exit code {done.returncode}"
+            said = " ".join(re.sub(r"npm (error|ERR!)", "", done.stderr).split())
+            said = said or f"exit code {done.returncode}"
             raise ValueError(f"npm cannot fetch {TRANSFORMERS}: {said[:300]}")
         packages = dict(zip((TRANSFORMERS, ONNXRUNTIME), done.stdout.split(), strict=True))
-        return {name: read(Path(directory, packages[package]), file) for name, (package, file) in LIBRARY.items()}
+        return {
+            name: read(Path(directory, packages[package]), file)
+            for name, (package, file) in LIBRARY.items()
+        }
 
 
 def npm_cache(temporary: str) -> list[str]:
-    """The flag that moves npm's cache into the directory `temporary` if HOME is not writable, where npm would hang."""
+    """The flag that moves npm's cache to `temporary` if HOME is read-only: npm would hang."""
     usual = Path(os.environ.get("npm_config_cache") or Path.home() / ".npm")  # noqa: SIM112
     try:
         usual.mkdir(parents=True, exist_ok=True)
@@ -144,16 +176,23 @@ def describe(model: GPT, native: str, info: card.RunInfo | None, license: str) -
     c = model.config
     facts = {
         "parameters": f"{model.get_num_params():,}",
-        "shape": f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels; {native} in transformers",
+        "shape": f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels; "
+        f"{native} in transformers",
         "context": f"{c.block_size:,} tokens of {c.vocab_size:,} different ones",
     }
     if info is not None:
         state, environment = info.state, info.environment
         facts["data"] = card.data_line(info.settings["data"])
-        facts["training"] = f"{state['step']:,} steps, {state['tokens']:,} tokens, {state['train_seconds']:,.0f} s"
+        facts["training"] = (
+            f"{state['step']:,} steps, {state['tokens']:,} tokens, {state['train_seconds']:,.0f} s"
+        )
         if "device" in environment:
             facts["training"] += f" on {environment['device']} in {environment.get('precision')}"
-        here = [loss for tokens, loss in plot.points(info.out_dir, "val_loss") if tokens == state["tokens"]]
+        here = [
+            loss
+            for tokens, loss in plot.points(info.out_dir, "val_loss")
+            if tokens == state["tokens"]
+        ]
         if here:
             facts["validation loss"] = f"{here[-1]:.4f} nats per token"
     facts["license"] = license
@@ -165,23 +204,35 @@ def curves(source: Path | None) -> dict[str, list]:
     """The losses of the run of a checkpoint, as (tokens, loss)."""
     found = {}
     for name in ("train", "val") if source else ():
-        points = [p for p in plot.points(source.parent, f"{name}_loss") if all(map(math.isfinite, p))]
+        points = [
+            p for p in plot.points(source.parent, f"{name}_loss") if all(map(math.isfinite, p))
+        ]
         found[name] = points[:: math.ceil(len(points) / MOST_POINTS) or 1]
     return found
 
 
 def push(
-    run: str | Path, repo: str, *, private: bool = False, revision: str | None = None, say=print, **options
+    run: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    say=print,
+    **options,
 ) -> str:
-    """Writes the page of `run` and adds it to the static Space `repo` on the Hub, creating it if needed.
+    """Writes the page of `run` and adds it to the static Space `repo`, which is created if needed.
 
     Returns the commit's URL. Checks token and write access first. `options` are those of `write`.
     """
     client.make_repository(repo, private, revision, space=True)
     with tempfile.TemporaryDirectory() as directory:
         folder = write(run, Path(directory, "page"), name=repo, say=say, **options)
-        readme = SPACE.format(title=json.dumps(repo.rpartition("/")[2]), license=options.get("license", "unknown"))
+        readme = SPACE.format(
+            title=json.dumps(repo.rpartition("/")[2]), license=options.get("license", "unknown")
+        )
         (folder / "README.md").write_text(readme, encoding="utf-8")
-        address = client.upload(folder, repo, f"Page of {Path(run).name} by nanogpt", revision, space=True)
+        address = client.upload(
+            folder, repo, f"Page of {Path(run).name} by nanogpt", revision, space=True
+        )
     say(f"pushed: {address}")
     return address

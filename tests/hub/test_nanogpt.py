@@ -1,4 +1,7 @@
-"""Checkpoints of nanoGPT, made here by plain torch code, go on in ours with its logits, losses and settings."""
+"""Checkpoints of nanoGPT, made here by plain torch code, go on in ours with its logits, losses and settings.
+
+Exports in its format have our model's logits, or are refused.
+"""
 
 import dataclasses
 import math
@@ -12,13 +15,15 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from nanogpts import Theirs
+from nanogpts import ARGS, Theirs
+from shapes import CASES, CHARACTERS, make_checkpoint
 
-from nanogpt import TrainConfig, checkpoint, rundir
+from nanogpt import GPTConfig, TrainConfig, checkpoint, rundir
 from nanogpt.cli import main
+from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.hub.export import export
-from nanogpt.hub.from_nanogpt import import_checkpoint, resume_command
 from nanogpt.hub.load import load
+from nanogpt.hub.nanogpt import import_checkpoint, require_nanogpts, resume_command
 from nanogpt.optim import lr_at
 
 SETTINGS = {"batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 12, "eval_interval": 3, "eval_iters": 2}
@@ -196,7 +201,7 @@ def test_without_the_optimizer_state_training_starts_its_moments_anew(tmp_path, 
         (lambda c: c["config"].update(learning_rate=[]), "not one of nanoGPT's"),
         (lambda c: c["optimizer"]["state"].pop(0), "not one of nanoGPT's .*KeyError"),
         (lambda c: groups(c)[1].append(groups(c)[0].pop()), r"groups of \[9, 19\] parameters, .*--weights_only"),
-        (lambda c: groups(c)[0].reverse(), "optimizer state for wte.weight has another shape: .*--weights_only"),
+        (lambda c: groups(c)[0].reverse(), "optimizer state for wte.weight has the wrong shape: .*--weights_only"),
     ],
 )  # fmt: skip
 def test_what_is_not_nanogpts_is_named_and_nothing_written(tmp_path, theirs_data, vocab_size, change, message):
@@ -256,3 +261,56 @@ def test_data_that_are_not_there_are_named(tmp_path, vocab_size):
     path = write(tmp_path / "ckpt.pt", trained(vocab_size))
     with pytest.raises(ValueError, match="nowhere"):
         import_checkpoint(path, tmp_path / "nowhere", tmp_path / "out")
+
+
+CONFIG = GPTConfig(**ARGS, vocab_size=70)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_logits_are_the_same_there(tmp_path, bias):
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CONFIG, bias=bias), CharTokenizer(CHARACTERS))
+    main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "new" / "ckpt.pt"), "--format", "nanogpt"])
+    contents = torch.load(tmp_path / "new" / "ckpt.pt", weights_only=True)
+    assert contents["model_args"] == ARGS | {"vocab_size": 70, "bias": bias}
+    assert (contents["iter_num"], contents["best_val_loss"]) == (7, 2.0)
+    nanogpt_model = Theirs(70, bias)
+    nanogpt_model.load_state_dict(contents["model"])  # strict: all of the names, and no others
+    idx = torch.randint(70, (3, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(nanogpt_model(idx), load(tmp_path / "run")[0](idx), atol=1e-5, rtol=0)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["ckpt.pt"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dataclasses.asdict(CASES["llama"]), "norm=rmsnorm"),
+        ({"mlp": "gelu_tanh"}, "mlp=gelu_tanh"),
+        ({"tie_embeddings": False}, "tie_embeddings=False"),
+        ({"n_kv_head": 1}, "n_kv_head=1"),
+        ({"head_dim": 8}, "head_dim=8"),
+        ({"n_inner": 48}, "n_inner=48"),
+        ({"norm_eps": 1e-6}, "norm_eps=1e-06"),
+        ({"qk_norm": True}, "qk_norm=True"),
+    ],
+)
+def test_what_nanogpt_cannot_hold_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        require_nanogpts(dataclasses.replace(CONFIG, **changes))
+    require_nanogpts(dataclasses.replace(CONFIG, n_kv_head=2, head_dim=4, n_inner=32, dropout=0.1))
+
+
+def test_a_model_that_nanogpt_cannot_hold_leaves_nothing_behind(tmp_path, refused):
+    make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
+    refused(main, ["export", str(tmp_path / "run"), "--to", str(tmp_path / "ckpt.pt"), "--format", "nanogpt"])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", ["ckpt.pt", "empty"])
+def test_a_file_that_is_there_is_not_overwritten(tmp_path, name):
+    make_checkpoint(tmp_path / "run", CONFIG, CharTokenizer(CHARACTERS))
+    (tmp_path / "ckpt.pt").write_bytes(b"precious")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=f"{name} exists already"):
+        export(tmp_path / "run", tmp_path / name, format="nanogpt")
+    assert (tmp_path / "ckpt.pt").read_bytes() == b"precious"

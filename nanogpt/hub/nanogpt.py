@@ -1,0 +1,263 @@
+"""nanoGPT's checkpoints: imports `ckpt.pt` with its optimizer state, and writes one.
+
+    nanogpt import-nanogpt out-shakespeare-char/ckpt.pt --data data/shakespeare_char
+    nanogpt export out/shakespeare --to ckpt.pt --format nanogpt
+
+nanoGPT (Karpathy 2022) has the same weights under the same names, but for the prefix
+`transformer.` and the padding of the vocabulary. Its optimizer state goes by number, not by name.
+"""
+
+import dataclasses
+import re
+import shlex
+from itertools import chain
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from nanogpt import checkpoint
+from nanogpt.config import TrainConfig
+from nanogpt.data import pickles
+from nanogpt.data.files import first_line
+from nanogpt.data.meta import read_meta
+from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.model import GPT, GPTConfig
+
+# settings of the same name and meaning
+MODEL = "n_layer n_head n_embd block_size".split()
+COUNTS = "batch_size gradient_accumulation_steps max_iters warmup_iters lr_decay_iters".split()
+COUNTS += "eval_interval eval_iters log_interval".split()
+NUMBERS = "learning_rate min_lr weight_decay beta1 beta2 grad_clip".split()
+PADDED_GPT2 = 50304  # nanoGPT's vocabulary size for GPT-2's 50257 tokens
+
+
+def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool = False) -> Path:
+    """Writes nanoGPT's checkpoint `path`, trained on `data`, as one of the run `out_dir`.
+
+    Logits and the following steps equal nanoGPT's, with one exception: of its 50304 rows for
+    GPT-2's vocabulary only the 50257 that have a token are kept. `weights_only` leaves out the
+    optimizer state, which a checkpoint from `nanogpt export` does not have. Returns the directory
+    of the checkpoint. Raises ValueError or OSError before anything is written.
+    """
+    if there := checkpoint.steps(out_dir):
+        raise ValueError(
+            f"{out_dir} already holds a run ({there[-1].name}): name another --out_dir"
+        )
+    read_meta(data)  # raises ValueError if something is wrong with the data
+    contents = pickles.read_checkpoint(path)
+    tokenizer = load_tokenizer(data)
+    try:
+        config = model_config(contents["model_args"], tokenizer)
+        weights = convert_weights(contents["model"])
+        config.tie_embeddings = "lm_head.weight" not in weights
+        padded = {name: pad(name, tensor, config) for name, tensor in weights.items()}
+        check_shapes(padded, config)
+        optimizer = None if weights_only else contents.get("optimizer")
+        moments = convert_moments(optimizer, weights) if optimizer else {}
+        moments = {name: pad(name, tensor, config) for name, tensor in moments.items()}
+        train = train_config(contents.get("config", {}), optimizer, data, out_dir)
+        step = int(contents["iter_num"])
+        loss = float(contents["best_val_loss"])
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be imported: {error}") from None
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+        what = first_line(error)
+        raise ValueError(
+            f"{path} cannot be imported: it is not one of nanoGPT's checkpoints ({what})"
+        ) from None
+
+    tokens_per_step = train.gradient_accumulation_steps * train.batch_size * config.block_size
+    state = checkpoint.State(
+        step=step,
+        tokens=step * tokens_per_step,
+        evaluated_step=step,  # nanoGPT saves after an evaluation, with its loss as the best one
+        best_val_loss=loss,
+        best_step=step,
+    )
+    run = {
+        "model": dataclasses.asdict(config),
+        "train": dataclasses.asdict(train),
+        "environment": {"imported_from": "nanoGPT"},
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    saved = checkpoint.save(
+        out_dir, state, padded, moments, run, tokenizer, train.keep_checkpoints, best=True
+    )
+    checkpoint.write_json(out_dir / checkpoint.CONFIG, run)
+    return saved
+
+
+def model_config(args: dict, tokenizer) -> GPTConfig:
+    """Converts nanoGPT's `model_args`. Raises ValueError if the tokenizer is not the model's."""
+    vocab_size = tokenizer.vocab_size
+    rows = args["vocab_size"]
+    if rows != vocab_size and not (tokenizer.name == "gpt2" and rows == PADDED_GPT2):
+        raise ValueError(
+            f"its vocabulary has {rows} tokens, the data's {vocab_size}: "
+            "name the data it was trained on with --data"
+        )
+    return GPTConfig(
+        **{name: int(args[name]) for name in MODEL},
+        vocab_size=vocab_size,
+        bias=bool(args.get("bias", True)),  # early checkpoints do not record it, and have biases
+        dropout=float(args["dropout"]),
+    )
+
+
+def convert_weights(state: dict) -> dict[str, torch.Tensor]:
+    """nanoGPT's state dict by our names, in its order, without lm_head if that is tied.
+
+    `torch.compile` adds the prefix `_orig_mod.`, DDP adds `module.`. Attention masks
+    (`h.0.attn.bias`), buffers of models without fused attention, are left out.
+    """
+    weights = {}
+    for name, tensor in state.items():
+        name = re.sub(r"^(_orig_mod\.|module\.)*(transformer\.)?", "", name)
+        if not re.fullmatch(r"h\.\d+\.attn\.bias", name):
+            weights[name] = tensor.float()
+    if torch.equal(weights["lm_head.weight"], weights["wte.weight"]):
+        del weights["lm_head.weight"]
+    return weights
+
+
+def convert_moments(optimizer: dict, weights: dict) -> dict[str, torch.Tensor]:
+    """AdamW's state by our names, "<parameter>.<state>", from nanoGPT's, which goes by number.
+
+    nanoGPT's groups are the matrices and embeddings, which decay, then the rest, both in the
+    model's order.
+    """
+    matrices = [name for name, tensor in weights.items() if tensor.ndim >= 2]
+    vectors = [name for name, tensor in weights.items() if tensor.ndim < 2]
+    groups = [matrices, vectors]
+    numbers = [group["params"] for group in optimizer["param_groups"]]
+    if [len(names) for names in groups] != [len(ids) for ids in numbers]:
+        raise ValueError(
+            f"its optimizer has groups of {[len(ids) for ids in numbers]} parameters, not of "
+            f"{[len(names) for names in groups]}: import the model alone with --weights_only"
+        )
+    moments = {}
+    for name, number in zip(chain(*groups), chain(*numbers), strict=True):
+        state = optimizer["state"][number]
+        for key in ("exp_avg", "exp_avg_sq"):
+            if state[key].shape != weights[name].shape:
+                raise ValueError(
+                    f"its optimizer state for {name} has the wrong shape: use --weights_only"
+                )
+            moments[f"{name}.{key}"] = state[key].float()
+        moments[f"{name}.step"] = torch.tensor(float(state["step"]))
+    return moments
+
+
+def pad(name: str, tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
+    """Pads tensors that have a row per token with zeros to a multiple of 64 rows."""
+    if not name.startswith(("wte.", "lm_head.")) or tensor.ndim != 2:
+        return tensor.contiguous()
+    return F.pad(
+        tensor[: config.vocab_size], (0, 0, 0, config.padded_vocab_size - config.vocab_size)
+    )
+
+
+def check_shapes(weights: dict, config: GPTConfig) -> None:
+    """Raises ValueError naming a parameter that is missing, unknown or has the wrong shape."""
+    with torch.device("meta"):
+        expected = {name: tuple(p.shape) for name, p in GPT(config).named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            shape, actual = expected.get(name, "absent"), found.get(name, "absent")
+            raise ValueError(f"{name} should be {shape}, but is {actual}")
+
+
+def train_config(config: dict, optimizer: dict | None, data: Path, out_dir: Path) -> TrainConfig:
+    """Converts nanoGPT's `config`, except the settings that concern the machine."""
+    config = dict(config)
+    if optimizer:  # a resumed optimizer keeps its own values, whatever the settings say
+        group = optimizer["param_groups"][0]
+        config["weight_decay"] = group["weight_decay"]
+        config["beta1"], config["beta2"] = group["betas"]
+    settings = {name: int(config[name]) for name in COUNTS if name in config}
+    for name in NUMBERS:
+        if name in config:
+            settings[name] = float(config[name])
+    if not config.get("decay_lr", True):
+        settings["lr_schedule"] = "constant"
+        settings["warmup_iters"] = 0
+    fp32 = config.get("device") == "cpu" or config.get("dtype") == "float32"
+    return TrainConfig(
+        data=str(data),
+        out_dir=str(out_dir),
+        precision="fp32" if fp32 else "auto",  # nanoGPT has no autocast on a CPU
+        always_save_checkpoint=bool(config.get("always_save_checkpoint", True)),
+        **settings,
+    )
+
+
+def resume_command(saved: Path) -> str:
+    """The command that continues an imported checkpoint.
+
+    Resuming takes its settings from the recipe and its flags, so the command has all of them.
+    """
+    config, train = checkpoint.load_configs(saved)
+    step = checkpoint.read_json(saved / checkpoint.STATE)["step"]
+    if step >= train.max_iters:
+        train = dataclasses.replace(train, max_iters=2 * step)
+    command = ["accelerate", "launch", "recipes/shakespeare_nanogpt.py", "--resume=auto"]
+    for name in [*MODEL, "bias", "dropout", "tie_embeddings"]:
+        command.append(f"--{name}={getattr(config, name)}")
+    others = ["out_dir", "data", "lr_schedule", "always_save_checkpoint", "precision"]
+    for name in [*COUNTS, *NUMBERS, *others]:
+        command.append(f"--{name}={getattr(train, name)}")
+    return shlex.join(command)
+
+
+def require_nanogpts(config: GPTConfig) -> None:
+    """Raises ValueError naming a setting that nanoGPT's GPT does not support."""
+    c = config
+    required = {
+        "norm": (c.norm, "layernorm"),
+        "position": (c.position, "learned"),
+        "mlp": (c.mlp, "gelu"),
+        "norm_eps": (c.norm_eps, 1e-5),
+        "qk_norm": (c.qk_norm, False),
+        "tie_embeddings": (c.tie_embeddings, True),
+        "n_kv_head": (c.kv_heads, c.n_head),
+        "head_dim": (c.head_size, c.n_embd / c.n_head),
+        "n_inner": (c.inner, 4 * c.n_embd),
+    }
+    for name, (actual, value) in required.items():
+        if actual != value:
+            raise ValueError(
+                f"nanoGPT's GPT does not support {name}={actual}: there it is always {value}"
+            )
+
+
+def write_checkpoint(model: GPT, to: Path, step: int, loss: float) -> None:
+    """Writes a model as `to`, a ckpt.pt that nanoGPT's GPT and sample.py load.
+
+    It has no optimizer state. It is read back by torch's restricted unpickler and compared before
+    it takes its name. Raises ValueError if nanoGPT's GPT does not support the model, OSError if it
+    cannot be written.
+    """
+    c = model.config
+    require_nanogpts(c)
+    state = {f"transformer.{name}": p.detach() for name, p in model.named_parameters()}
+    embedding = state["transformer.wte.weight"][: c.vocab_size].clone()  # without padding
+    state["transformer.wte.weight"] = state["lm_head.weight"] = embedding
+    args = {name: getattr(c, name) for name in [*MODEL, "vocab_size", "bias", "dropout"]}
+    contents = {"model": state, "model_args": args, "iter_num": step, "best_val_loss": loss}
+    temporary = to.with_name(f".tmp-{to.name}")
+    try:
+        torch.save(contents, temporary)
+        back = pickles.read_checkpoint(temporary)
+        weights = convert_weights(back["model"])
+        same = back["model_args"] == args
+        for name, _ in model.named_parameters():
+            same = same and torch.equal(weights[name], state[f"transformer.{name}"].float())
+        if not same:
+            raise ValueError(f"{to} is wrong: the model read back from it differs")
+        temporary.replace(to)
+    except RuntimeError as error:  # raised by torch, for instance if the disk is full
+        raise OSError(first_line(error)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
