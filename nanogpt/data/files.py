@@ -1,4 +1,4 @@
-"""Reads small files of unknown origin (regular files, JSON objects of limited size) and writes files atomically."""
+"""Reads small files of unknown origin, such as JSON, and writes files atomically."""
 
 import errno
 import json
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-# from file systems and systems that cannot flush a directory, or a file that is open for reading only (Windows)
+# file systems that cannot flush a directory, or Windows a file that is open for reading only
 UNSYNCABLE = {
     errno.EINVAL,
     errno.ENOTSUP,
@@ -25,13 +25,16 @@ MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
 
 
 def require_regular(path: Path) -> None:
-    """Raises ValueError for a FIFO, a device or a directory, which may block for ever; OSError if there is no file."""
+    """Raises ValueError for a FIFO, a device or a directory: reading may block for ever.
+
+    Raises OSError if there is no file.
+    """
     if path.stat() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
 
 
 def read_json(path: Path) -> dict:
-    """Reads a JSON object. Raises ValueError if the file is something else, too large, or cannot be read."""
+    """Reads a JSON object. Raises ValueError if it is something else, too large or unreadable."""
     try:
         require_regular(path)
         if path.stat().st_size > MOST_JSON:
@@ -46,10 +49,11 @@ def read_json(path: Path) -> dict:
 
 @contextmanager
 def write_atomic(path: Path | str) -> Iterator[BinaryIO]:
-    """Yields a binary file that becomes `path` when the block ends without an error; until then `path` is unchanged.
+    """Yields a binary file that replaces `path` when the block ends without an error.
 
-    It is written under a temporary name beside `path`, synced and renamed. Several threads and processes may write the
-    same path at once. Missing directories are made. An OSError, such as a full disk, names `path`.
+    It is written under a temporary name beside `path`, synced and renamed. Several threads and
+    processes may write the same path at once. Missing directories are made. An OSError, such as a
+    full disk, names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}")
@@ -79,7 +83,10 @@ def sync(descriptor: int) -> None:
 
 
 def follow(path: Path | str) -> Path:
-    """`path`, or if it is a text file in place of a link `best` or `last`, the checkpoint that it names."""
+    """`path`, or the checkpoint that it names if it is a text file in place of a link.
+
+    These are `best` and `last` on file systems without symbolic links.
+    """
     path = Path(path)
     if path.name in ("best", "last") and path.is_file():
         with open(path, encoding="utf-8", errors="replace") as file:

@@ -235,7 +235,7 @@ def nanogpt_meta(directory: Path) -> dict | None:
 
 
 def token_lengths(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """Bytes of text of each token of characters or byte-level BPE, (V,); special tokens have none."""
+    """Bytes of text of each token (V,) of characters or byte-level BPE; special ones have none."""
     lengths = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for token, i in tokenizer.vocabulary.items():
         if token not in tokenizer.special:  # byte-level tokens are spelled with a character a byte

@@ -1,10 +1,11 @@
 """Several data directories read as one, in given proportions: `--data data/a:0.7,data/b:0.3`.
 
-A fixed table, repeated every 10,000 samples, says which directory a sample comes from. The directories take turns as
-evenly as their shares allow: 0.7 and 0.3 give a b a a a b a a b a ... So after any number of samples, each directory
-is within a sample or two of its share. The table also counts the earlier samples of each directory, so a sample of a
-mixture is a pure function of (seed, sample number), too. Each directory has its own epochs. Evaluation reads the
-validation tokens of all directories once, whatever the shares.
+A fixed table, repeated every 10,000 samples, says which directory a sample comes from. The
+directories take turns as evenly as their shares allow: 0.7 and 0.3 give a b a a a b a a b a ... So
+after any number of samples, each directory is within a sample or two of its share. The table also
+counts the earlier samples of each directory, so a sample of a mixture is a pure function of (seed,
+sample number), too. Each directory has its own epochs. Evaluation reads the validation tokens of
+all directories once, whatever the shares.
 """
 
 from pathlib import Path
@@ -46,7 +47,7 @@ def is_number(text: str) -> bool:
 
 
 def open_data(data: str, split: str, block_size: int, vocab_size: int | None = None) -> TokenDataset:
-    """The split of a data directory or of a mixture of them. Raises ValueError as `TokenDataset` does."""
+    """A split of a data directory or a mixture of them. Raises ValueError, as `TokenDataset`."""
     shares = read_shares(data)
     if len(shares) == 1:
         return TokenDataset(next(iter(shares)), split, block_size, vocab_size)
@@ -57,7 +58,7 @@ class Mixture(TokenDataset):
     """One split of several data directories, {directory: share}."""
 
     def __init__(self, shares: dict[str, float], split: str, block_size: int, vocab_size: int | None = None):
-        """Raises ValueError if a directory cannot be used, or was made with another tokenizer than the first."""
+        """Raises ValueError if a directory cannot be used, or its tokenizer is not the first's."""
         first, *others = shares
         for other in others:
             check_same(first, other)
@@ -67,7 +68,8 @@ class Mixture(TokenDataset):
             raise ValueError("conversations cannot be a part of a mixture: data_prep.chat takes several files")
         dtypes = {part.tokens.dtype for part in self.parts}
         if len(dtypes) > 1:
-            raise ValueError(f"{', '.join(shares)} have tokens of different sizes: prepare them in the same way")
+            names = ", ".join(shares)
+            raise ValueError(f"{names} have tokens of different sizes: prepare them the same way")
         self.tokens = Tokens([path for part in self.parts for path in part.tokens.paths], dtypes.pop())
         self.quotas = round_shares(list(shares.values()))
         self.offsets = np.cumsum([0, *(len(part.tokens) for part in self.parts)])
@@ -75,7 +77,7 @@ class Mixture(TokenDataset):
         for name in ("train", "val"):
             counts = [part.meta["splits"][name] for part in self.parts]
             self.meta["splits"][name] = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes")}
-            # compared on resume, so that other shares or other directories of the same size are noticed
+            # compared on resume: other shares or directories of the same size are noticed
             self.meta["splits"][name]["parts"] = [
                 {"share": quota / PERIOD, "tokens": c["tokens"], "sha256": c.get("sha256")}
                 for quota, c in zip(self.quotas, counts, strict=True)
@@ -83,12 +85,12 @@ class Mixture(TokenDataset):
         # sample m of a directory with q samples in a period belongs at (m + 1/2) / q of the period
         due = np.concatenate([(np.arange(q) + 0.5) / q for q in self.quotas])
         order = np.argsort(due, kind="stable")
-        # both (PERIOD,): the directory of each sample, and its number among that directory's samples in the period
+        # both (PERIOD,): the directory of each sample, and its number among that directory's
         self.part = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
         self.turn = np.concatenate([np.arange(q) for q in self.quotas])[order]
 
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
-        """Index of the first token of each sample's window, int64, counted through all directories."""
+        """Index of the first token of each sample's window, int64, through all directories."""
         period, place = np.divmod(samples, PERIOD)
         starts = np.empty(len(samples), dtype=np.int64)
         for k, part in enumerate(self.parts):
@@ -99,11 +101,14 @@ class Mixture(TokenDataset):
 
 
 def round_shares(shares: list[float]) -> list[int]:
-    """Rounds shares to integers that add up to PERIOD (largest remainders). Raises ValueError if one becomes 0."""
+    """Rounds shares to integers that add up to PERIOD, by largest remainders.
+
+    Raises ValueError if one becomes 0.
+    """
     exact = np.array(shares) * PERIOD
     quotas = np.floor(exact + 1e-9).astype(np.int64)
     for k in np.argsort(quotas - exact, kind="stable")[: PERIOD - quotas.sum()]:
         quotas[k] += 1
     if (quotas == 0).any():
-        raise ValueError(f"the smallest share of a mixture is {min(shares):.2g}, but must be at least 1/{PERIOD}")
+        raise ValueError(f"the smallest share of a mixture is {min(shares):.2g}, below 1/{PERIOD}")
     return quotas.tolist()

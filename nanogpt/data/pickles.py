@@ -1,7 +1,8 @@
 """Reads nanoGPT's `meta.pkl` and `ckpt.pt` safely. No other module reads a pickle.
 
-Unpickling can run arbitrary code. `meta.pkl` needs only dicts, strings and numbers, so any class or function that it
-names is refused. `ckpt.pt` also needs tensors and is read by torch's restricted unpickler (`weights_only=True`).
+Unpickling can run arbitrary code. `meta.pkl` needs only dicts, strings and numbers, so any class or
+function that it names is refused. `ckpt.pt` also needs tensors and is read by torch's restricted
+unpickler (`weights_only=True`).
 """
 
 import pickle
@@ -26,7 +27,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def read_characters(path: Path) -> str:
-    """The characters of a character-level `meta.pkl`, in the order of their ids. Raises ValueError for other files."""
+    """The characters of a character-level `meta.pkl`, by their ids. Raises ValueError."""
     require_regular(path)
     try:
         with open(path, "rb") as file:
@@ -39,17 +40,16 @@ def read_characters(path: Path) -> str:
         raise ValueError(f"{path} is damaged, or not a pickle ({first_line(error)})") from None
     itos = meta.get("itos") if isinstance(meta, dict) else None
     if not isinstance(itos, dict) or not itos or set(itos) != set(range(len(itos))):
-        raise ValueError(
-            f"{path} is not what nanoGPT writes: it needs 'itos', a dict from ids 0, 1, 2, … to characters"
-        )
+        raise ValueError(f"{path} is not what nanoGPT writes: it needs 'itos', a dict from ids 0, 1, … to characters")
     characters = [itos[i] for i in range(len(itos))]
-    if not all(isinstance(c, str) and len(c) == 1 for c in characters) or len(set(characters)) < len(characters):
+    single = all(isinstance(c, str) and len(c) == 1 for c in characters)
+    if not single or len(set(characters)) < len(characters):
         raise ValueError(f"{path} is not what nanoGPT writes: 'itos' must name every character once, and nothing else")
     return "".join(characters)
 
 
 def read_checkpoint(path: Path) -> dict:
-    """The dict in a nanoGPT `ckpt.pt`, with its tensors on the CPU. Raises ValueError if it asks for anything else."""
+    """The dict in a nanoGPT `ckpt.pt`, with its tensors on the CPU. Raises ValueError."""
     require_regular(path)
     try:
         with warnings.catch_warnings():
@@ -61,10 +61,11 @@ def read_checkpoint(path: Path) -> dict:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             reason = f"it asks for {asked[1]}, but only tensors and plain values are allowed"
             raise ValueError(f"{path} is refused: {reason}") from None
-        raise ValueError(f"{path} is damaged, or was not saved by torch ({type(error).__name__})") from None
-    missing = [
-        key for key in ("model", "model_args", "iter_num") if not (type(checkpoint) is dict and key in checkpoint)
-    ]
+        name = type(error).__name__
+        raise ValueError(f"{path} is damaged, or was not saved by torch ({name})") from None
+    found = checkpoint if type(checkpoint) is dict else {}
+    missing = [key for key in ("model", "model_args", "iter_num") if key not in found]
     if missing:
-        raise ValueError(f"{path} is not a nanoGPT checkpoint: {', '.join(missing)} missing from it")
+        names = ", ".join(missing)
+        raise ValueError(f"{path} is not a nanoGPT checkpoint: {names} missing from it")
     return checkpoint

@@ -260,7 +260,7 @@ def from_parts(parts: dict):
 
 
 def without_special(backend, special: Iterable[str]):
-    """A tokenizers.Tokenizer with the same ids that takes `special` tokens in a text for plain text.
+    """A tokenizers.Tokenizer with the same ids that reads `special` tokens in a text as plain text.
 
     Unigram, WordPiece and WordLevel find special tokens in their own vocabulary, whatever
     `encode_special_tokens` says. So a copy spells them with a character that no text has.
@@ -337,7 +337,7 @@ def configured_eot(path: Path) -> str | None:
 
 
 def from_pretrained(name: str) -> Tokenizer:
-    """The tokenizer of a model on the Hub or in a directory, by AutoTokenizer. Raises ValueError."""
+    """The tokenizer of a model on the Hub or in a directory, by AutoTokenizer; or ValueError."""
     from transformers import AutoTokenizer
 
     try:

@@ -44,7 +44,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on `device`. The host does not wait for a copy to CUDA, which needs pinned memory."""
+    """The batch on `device`. From pinned memory, the host need not wait for a copy to CUDA."""
     on_cuda = torch.device(device).type == "cuda"
     x, y = (tokens.pin_memory() if on_cuda else tokens for tokens in batch)
     return x.to(device, non_blocking=on_cuda), y.to(device, non_blocking=on_cuda)
@@ -138,7 +138,7 @@ class Tokens:
                 same_file = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
                 unchanged = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
                 if same_file and not unchanged:
-                    raise ValueError(f"{path} was changed while it was read: restore it and resume, or start anew")
+                    raise ValueError(f"{path} was changed while it was read: restore it, or start anew")
             if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
                 mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -171,7 +171,7 @@ class TokenDataset:
     """One split of a data directory, checked against `meta.json` and the model's vocabulary."""
 
     def __init__(self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None):
-        """Raises ValueError if files are missing, damaged, too short, or have ids >= `vocab_size`."""
+        """Raises ValueError for missing, damaged or short files, and ids >= `vocab_size`."""
         self.directory, self.split, self.block_size = directory, split, block_size
         self.meta = read_meta(directory)
         paths = find_token_files(directory, self.meta, split)
@@ -181,7 +181,7 @@ class TokenDataset:
 
     @cached_property
     def bytes_per_token(self) -> float:
-        """Bytes of text per target of this split, for bits per byte. The first token is no target."""
+        """Bytes of text per target, for bits per byte. The first token is not a target."""
         counts = self.meta["splits"][self.split]
         if "answers" in counts:
             return counts["answers"]["bytes"] / counts["answers"]["tokens"]

@@ -1,4 +1,4 @@
-"""What a data directory must hold: meta.json, the files it describes, their tokenizer; nanoGPT's."""
+"""What a data directory must hold: meta.json, the files it describes, a tokenizer; nanoGPT's."""
 
 import json
 import os

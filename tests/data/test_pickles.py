@@ -23,7 +23,7 @@ class Calls:
 
 @pytest.fixture(params=["system", "eval", "getattr", "numpy"])
 def hostile(request, tmp_path):
-    """An object that touches a file when unpickled, or asks for a harmless function that could be a step to it."""
+    """Touches a file when unpickled, or asks for a harmless function, a step to it."""
     touch = f"touch {tmp_path / 'owned'}"
     return {
         "system": Calls(os.system, touch),

@@ -96,7 +96,7 @@ def test_characters_keep_the_order_of_nanogpts_vocabulary(shakespeare):
     assert chars.decode(chars.encode(text)) == text
 
 
-@pytest.mark.parametrize("strange", ["é", "😀", "c", "\ud800"])  # c is next to the last known one
+@pytest.mark.parametrize("strange", ["é", "😀", "c", "\ud800"])  # c follows the last known one
 def test_an_unknown_character_is_named_with_its_position(strange):
     named = f"character {strange!r} (position 2) is not among the 2".replace("\\", "\\\\")
     with pytest.raises(ValueError, match=named.replace("(", r"\(").replace(")", r"\)")):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from texts import documents, expected, save_as, silent, small_bpe, tokens, write_jsonl
 
 from data_prep import text
-from nanogpt.data.tokenizer import CharTokenizer, load_tokenizer
+from nanogpt.data.tokenizer import load_tokenizer
 
 
 def test_the_summary_tells_counts_and_first_tokens(tmp_path):

@@ -212,7 +212,9 @@ def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch):
 class Wide(ByteTokenizer):
     """A tokenizer whose ids need 32 bits."""
 
-    name, vocab_size, eot_id = "wide", 70_000, 69_999
+    def __init__(self, vocab_size: int = 70_000):
+        super().__init__()
+        self.name, self.vocab_size, self.eot_id = "wide", vocab_size, 69_999
 
     def encode(self, text: str) -> np.ndarray:
         return super().encode(text) + 65_536
