@@ -69,11 +69,12 @@ class Conversations(Corpus):
         return is_records(name) and super().is_wanted(name)
 
     def as_records(self, value: object) -> list:
-        """The records in a value of a JSON file, which may be a single list of messages."""
-        first = value[0] if isinstance(value, list) and value else None
-        if isinstance(first, dict) and {"role", "from"} & first.keys():
+        """The records in a value of a JSON file; a list of messages is one."""
+        if not isinstance(value, list):
+            return [value]
+        if value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys():
             return [{"messages": value}]
-        return super().as_records(value)
+        return [record for item in value for record in self.as_records(item)]
 
     def convert(self, name: str, number: int, value: object) -> str:
         """The JSON of a conversation's messages."""
