@@ -1,7 +1,7 @@
 """Turns conversations into tokens in blocks of the model's context, for recipes/chat.py.
 
     python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --out data/mine_chat
-    python -m data_prep.chat hf:HuggingFaceTB/smoltalk:all --tokenizer gpt2 --out data/talk
+    python -m data_prep.chat hf:HuggingFaceTB/smoltalk:all --tokenizer gpt2 --skip_long --out talk
 
 A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in `datasets`, ShareGPT's
 {"conversations": [{"from": "human", "value": "Hi"}, …]}, or a list of messages, in any of the
