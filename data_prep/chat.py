@@ -1,7 +1,7 @@
 """Turns conversations into tokens in blocks of the model's context, for recipes/chat.py.
 
     python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --out data/mine_chat
-    python -m data_prep.chat hf:HuggingFaceTB/smoltalk:all --tokenizer gpt2 --out data/talk
+    python -m data_prep.chat hf:HuggingFaceTB/smoltalk:all --tokenizer gpt2 --skip_long --out talk
 
 A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in `datasets`, ShareGPT's
 {"conversations": [{"from": "human", "value": "Hi"}, …]}, or a list of messages, in any of the
@@ -69,11 +69,12 @@ class Conversations(Corpus):
         return is_records(name) and super().is_wanted(name)
 
     def as_records(self, value: object) -> list:
-        """The records in a value of a JSON file, which may be a single list of messages."""
-        first = value[0] if isinstance(value, list) and value else None
-        if isinstance(first, dict) and {"role", "from"} & first.keys():
+        """The records in a value of a JSON file; a list of messages is one."""
+        if not isinstance(value, list):
+            return [value]
+        if value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys():
             return [{"messages": value}]
-        return super().as_records(value)
+        return [record for item in value for record in self.as_records(item)]
 
     def convert(self, name: str, number: int, value: object) -> str:
         """The JSON of a conversation's messages."""

@@ -87,17 +87,12 @@ class Corpus:
         self.columns = (text_column,) if isinstance(text_column, str) else text_column
         self.errors, self.shard, self.separator = Errors(errors), shard, separator
         self.spool = spool(sys.stdin) if "-" in inputs else None  # lives as long as the corpus
-        found = find_inputs(
-            [self.spool.name if self.spool and name == "-" else name for name in inputs]
-        )
+        found = find_inputs([self.spool.name if name == "-" else name for name in inputs])
         self.separated = False  # whether a separator was found
         self.skipped_before = 0  # what was left out of the inputs before the current one
         self.notes = left_out(inputs)  # on files that are not read
-        extra = [
-            name
-            for name in found
-            if name not in inputs and not is_url(name) and not self.is_wanted(name)
-        ]
+        in_folders = [name for name in found if name not in inputs and not is_url(name)]
+        extra = [name for name in in_folders if not self.is_wanted(name)]
         if extra and len(extra) == len(found):
             next(self.records(extra[0], 0), None)  # raises ValueError
         if extra:
@@ -109,9 +104,8 @@ class Corpus:
         self.size = sum(self.sizes)
         self.before = [0, *accumulate(self.sizes)]  # bytes of the inputs before each
         if not self.streamed and self.size == 0:
-            raise ValueError(
-                f"the text is empty ({', '.join(inputs)}): there is nothing to train on"
-            )
+            names = ", ".join(inputs)
+            raise ValueError(f"the text is empty ({names}): there is nothing to train on")
         self.measured: dict[str, tuple[int, int]] = {}  # length and digest of long plain texts
 
     @property
@@ -169,7 +163,7 @@ class Corpus:
         input.
         """
         self.errors.skipped.clear()
-        self.errors.skipped["before"] = skipped
+        self.errors.skipped[""] = skipped  # of no input
         i, n = self.shard
         low, high = self.size * (i - 1) // n, self.size * i // n
         everything = n == 1 or self.streamed  # `datasets` divides a data set on the Hub

@@ -143,15 +143,17 @@ def read_lines(name: str, errors: Errors) -> Iterator[tuple[int, object]]:
 
 def read_json(name: str, lines: Iterator[str]) -> Iterator[object]:
     """The values of a JSON file: one in each line, or a single one in several lines."""
+    begun = False
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             yield json.loads(line)
         except (ValueError, RecursionError):  # perhaps it goes on in the next line
-            if number == 1 and (line.lstrip().startswith("[") or bare(name).endswith(".json")):
-                line += "".join(lines)
-            yield parse(line, f"{name}, line {number}", name)
+            is_whole = line.lstrip().startswith("[") or bare(name).endswith(".json")
+            whole = line + "".join(lines) if is_whole and not begun else line
+            yield parse(whole, f"{name}, line {number}", name)
+        begun = True
 
 
 def parse(text: str, where: str, name: str) -> object:
@@ -190,18 +192,16 @@ def has_quotes(name: str) -> bool:
     widths, shown = set(), False
     with open_text(name, "skip", "") as (file, _):  # faults are reported when the rows are read
         for line in file:
-            shown |= (not widths and line[0] == '"') or (
-                '""' in line and bool(DOUBLED.search(line))
-            )
+            if (not widths and line[0] == '"') or ('""' in line and DOUBLED.search(line)):
+                shown = True
             if line.strip("\r\n"):
                 widths.add(line.count("\t"))
     if len(widths) < 2 and not shown:
         return False
     with open_text(name, "skip", "") as (file, _):
+        rows = csv.reader(file, delimiter="\t", strict=True)
         try:
-            return (
-                len({len(row) for row in csv.reader(file, delimiter="\t", strict=True) if row}) == 1
-            )
+            return len({len(row) for row in rows if row}) == 1
         except csv.Error:
             return False
 
@@ -228,10 +228,10 @@ def read_columns(name: str, wanted: tuple[str, ...], first: int) -> Iterator[tup
             batches = iter(table.select(columns).to_batches(256))
         size, number = file.seek(0, io.SEEK_END), 0
         for batch in batches:
-            wanted = batch.slice(max(first - number, 0))
+            rest = batch.slice(max(first - number, 0))
             number += len(batch)
-            values = zip(*(column.to_pylist() for column in wanted.columns), strict=True)
-            for row, record in enumerate(values, number - len(wanted)):
+            values = zip(*(column.to_pylist() for column in rest.columns), strict=True)
+            for row, record in enumerate(values, number - len(rest)):
                 yield size * row // rows, dict(zip(columns, record, strict=True))
 
 
@@ -248,9 +248,8 @@ def read_hub(
             check(dataset.column_names)
         i, n = shard
         if n > dataset.num_shards:
-            raise ValueError(
-                f"{name} has {dataset.num_shards} files: it cannot be divided into {n} shards"
-            )
+            why = f"it cannot be divided into {n} shards"
+            raise ValueError(f"{name} has {dataset.num_shards} files: {why}")
         if n > 1:
             dataset = dataset.shard(num_shards=n, index=i - 1, contiguous=True)
         for record in dataset.skip(first):

@@ -4,12 +4,14 @@
     python -m data_prep.text notes/ 'crawl-*.jsonl.gz' --tokenizer gpt2 --out data/mine
     python -m data_prep.text table.parquet --text_column body --tokenizer bytes --out data/mine
     zcat dump.gz | python -m data_prep.text - --tokenizer bytes --out data/mine
-    python -m data_prep.text hf:HuggingFaceFW/fineweb-edu:sample-10BT --out data/fineweb
+    python -m data_prep.text hf:roneneldan/TinyStories --tokenizer gpt2 --out data/stories
+    python -m data_prep.text 's3://bucket/*.parquet' --tokenizer gpt2 --out data/mine
 
-INPUT is a file, a folder, a pattern, - or hf:OWNER/NAME[:CONFIG[:SPLIT]]; `data_prep.documents`
-lists the formats. An interrupted command resumes when it is started again. On several machines, run
-the same command with --shard 1/n, 2/n and so on, into one directory or into directories that you
-copy together; `data_prep.merge` joins them.
+INPUT is a file, a folder, a pattern, a URL, - for standard input, or a data set on the Hub as
+hf:OWNER/NAME[:CONFIG[:SPLIT]]; `data_prep.documents` lists the formats. An interrupted command
+resumes when it is started again. On several machines, run the same command with --shard 1/n, 2/n
+and so on, into one directory or into directories that you copy together; `data_prep.merge` joins
+them.
 
 The default tokenizer is char. The default share of documents for validation (--val_fraction) is
 0.1, or 0.01 from 100 MB on and for hf:, or 0.001 from 10 GB on; `data_prep.split` explains which
@@ -54,7 +56,7 @@ FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, URLs, hf:OWNER/NAME, - for stdin"},
     "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},
     "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
-    "--val_fraction": {"type": float, "metavar": "F", "help": "share for validation"},
+    "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
     "--text_column": {"default": "text", "metavar": "NAME", "help": "of records (default: text)"},
     "--separator": {"type": read_separator, "metavar": "TEXT", "help": SEPARATOR},
     "--errors": {"default": "strict", "choices": ERRORS, "help": "for what is not UTF-8 text"},

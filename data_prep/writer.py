@@ -39,7 +39,7 @@ from nanogpt.run.lock import Lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress
-LOOKED = 1000  # pieces that are searched for MARKERS
+LOOKED = 1 << 22  # characters that are searched for MARKERS, at the beginning
 SPLITS, META = ("train", "val"), "meta.json"
 # what texts spell out between documents
 MARKERS = (
@@ -365,7 +365,8 @@ class CorpusWriter:
                 progress["duplicates"] += piece.passage == 0
             else:
                 progress["cut"] += self.divide(piece, batch)
-            if not self.marker and (looked := looked + 1) <= LOOKED:
+            if not self.marker and looked < LOOKED:
+                looked += len(piece.text)
                 self.marker = next((marker for marker in self.markers if marker in piece.text), "")
             passage = 0 if piece.last else piece.passage + 1
             progress["next"] = [piece.file, piece.document + piece.last, passage]

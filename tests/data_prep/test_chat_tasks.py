@@ -1,4 +1,4 @@
-"""Made-up conversations: right answers, questions for validation that are in no other conversation."""
+"""Made-up conversations: right answers, and validation questions that are in no other one."""
 
 import re
 from datetime import datetime, timedelta

@@ -234,6 +234,7 @@ TABLES = {
     "mark.txt": ("\ufefffirst line\n", ["first line\n"]),
     "half.jsonl": ('{"text": "\\ud83d|\\ud83d\\ude00"}\n', ["\ufffd|😀"]),  # of a surrogate pair
     "array.json": ('[{"text": "a"}, {"text": "b"}]', ["a", "b"]),
+    "object.json": ('\n{\n "text": "a"\n}\n', ["a"]),
     "indented.json": ('[\n {"text": "a"},\n {"text": "b"}\n]', ["a", "b"]),
 }
 

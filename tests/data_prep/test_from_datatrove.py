@@ -1,18 +1,14 @@
+"""Token files of datatrove, read in place."""
+
 import json
-import random
 
 import numpy as np
 import pytest
+from texts import documents, put, silent
 
 from data_prep import from_datatrove, train_tokenizer
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
-
-
-def documents() -> list[str]:
-    chance = random.Random(3)
-    words = "the king and queen of hearts did speak to me in anger o my lord what news from court".split()
-    return [f"{i}: {' '.join(chance.choices(words, k=chance.randint(5, 60)))} é😀" for i in range(300)]
 
 
 def test_what_datatrove_writes_on_a_local_executor_is_read_in_place(tmp_path):
@@ -21,10 +17,9 @@ def test_what_datatrove_writes_on_a_local_executor_is_read_in_place(tmp_path):
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
 
-    (tmp_path / "in").mkdir()
     for part in range(3):
         lines = [json.dumps({"text": t, "id": str(i)}) for i, t in enumerate(documents()[part::3])]
-        (tmp_path / "in" / f"{part}.jsonl").write_text("\n".join(lines))
+        put(tmp_path / "in" / f"{part}.jsonl", "\n".join(lines))
     tokenizer = train_tokenizer.train([str(tmp_path / "in")], 300)
     (tmp_path / "bpe").mkdir()
     tokenizer.save(tmp_path / "bpe")
@@ -33,7 +28,7 @@ def test_what_datatrove_writes_on_a_local_executor_is_read_in_place(tmp_path):
     pipeline = [JsonlReader(str(tmp_path / "in")), tokenize]
     LocalPipelineExecutor(pipeline, tasks=3, workers=1, logging_dir=str(tmp_path / "logs")).run()
 
-    meta = from_datatrove.describe(tmp_path / "data", str(tmp_path / "bpe"), 0.3, say=lambda text: None)
+    meta = from_datatrove.describe(tmp_path / "data", str(tmp_path / "bpe"), 0.3, say=silent)
     assert [len(meta["splits"][s]["files"]) for s in ("train", "val")] == [2, 1]
     assert [meta["splits"][s]["documents"] for s in ("train", "val")] == [200, 100]
     found = []
@@ -48,7 +43,7 @@ def test_what_datatrove_writes_on_a_local_executor_is_read_in_place(tmp_path):
 def test_files_of_another_tokenizer_are_refused(tmp_path):
     for name in ("a.ds", "b.ds"):
         np.array([1, 2, 257], dtype="<u2").tofile(tmp_path / name)
-    with pytest.raises(ValueError, match=r"a.ds contains token 257: it was not made with this tokenizer .bytes"):
+    with pytest.raises(ValueError, match=r"a.ds contains token 257: .* this tokenizer .bytes"):
         from_datatrove.describe(tmp_path, "bytes")
     (tmp_path / "b.ds").unlink()
     with pytest.raises(ValueError, match=r"has 1 files that end with .ds, but needs two"):
@@ -59,5 +54,5 @@ def test_files_of_another_tokenizer_are_refused(tmp_path):
 def test_the_last_files_as_many_as_the_fraction_asks_for_are_for_validation(tmp_path, fraction, files):
     for i, tokens in enumerate((400, 300, 100, 200)):
         np.full(tokens, 65, dtype="<u2").tofile(tmp_path / f"{i}.ds")
-    meta = from_datatrove.describe(tmp_path, "bytes", fraction, say=lambda text: None)
+    meta = from_datatrove.describe(tmp_path, "bytes", fraction, say=silent)
     assert meta["splits"]["val"]["files"] == [f"{i}.ds" for i in range(4)][-files:]

@@ -1,4 +1,4 @@
-"""The data of `recipes/python_stdlib.py`: which texts, and that they come back from the tokens as they were."""
+"""The data of `recipes/python_stdlib.py`: which texts, and that the tokens give them back."""
 
 import sysconfig
 from pathlib import Path
@@ -6,6 +6,7 @@ from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
+from texts import put, silent
 
 from data_prep import python_stdlib
 from nanogpt.data.tokenizer import load_tokenizer
@@ -16,8 +17,7 @@ from nanogpt.data.tokens import read_meta
 def library(tmp_path, monkeypatch):
     """A standard library of six files, two of which are wanted."""
     files = {
-        "json/decoder.py": '"""JSON decoder."""\n'
-        + "".join(f"def scan_{i}(text):\n    return {i}\n" for i in range(99)),
+        "json/decoder.py": "".join(f"def scan_{i}(text):\n    return {i}\n" for i in range(99)),
         "old.py": "# -*- coding: latin-1 -*-\nname = 'Löwis'\n",
         "test/test_json.py": "a test",
         "idlelib/idle_test/htest.py": "a test",
@@ -25,33 +25,28 @@ def library(tmp_path, monkeypatch):
         "site-packages/numpy.py": "another's",
     }
     for name, text in files.items():
-        (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "lib" / name).write_text(text, encoding="latin-1")
+        put(tmp_path / "lib" / name, text.encode("latin-1"))
     monkeypatch.setattr(sysconfig, "get_path", {"stdlib": str(tmp_path / "lib")}.get)
-    return {name: text for name, text in files.items() if "a test" not in text and "a table" not in text}
+    return {name: text for name, text in files.items() if not text.startswith("a t")}
 
 
 def test_sources_without_tests_and_tables_then_the_manual(library, tmp_path):
     del library["site-packages/numpy.py"]
     found = list(python_stdlib.documents(tmp_path / "lib"))
     assert dict(found[:2]) == library
-    assert len(found) == 2 + len(topics) and dict(found)["help('comparisons')"] == topics["comparisons"]
+    assert len(found) == 2 + len(topics)
+    assert dict(found)["help('comparisons')"] == topics["comparisons"]
 
 
 def test_a_long_file_that_is_there_twice_is_taken_once(tmp_path):
-    for name, text in {
-        "a.py": "x = 1\n" * 200,
-        "b.py": "x = 1\n" * 200,
-        "c.py": "",
-        "d.py": "",
-    }.items():
-        (tmp_path / name).write_text(text)
+    for name in ("a.py", "b.py", "c.py", "d.py"):
+        put(tmp_path / name, "x = 1\n" * 200 if name < "c" else "")
     names = [name for name, _ in python_stdlib.documents(tmp_path)][: -len(topics)]
     assert names == ["a.py", "c.py", "d.py"]
 
 
 def test_every_document_comes_back_from_the_tokens(library, tmp_path):
-    meta = python_stdlib.prepare(tmp_path / "data", vocab_size=300, say=lambda text: None)
+    meta = python_stdlib.prepare(tmp_path / "data", vocab_size=300, say=silent)
     assert meta["vocab_size"] == 300 and meta == read_meta(tmp_path / "data")
     bpe = load_tokenizer(tmp_path / "data")
     ids = np.concatenate([np.fromfile(tmp_path / "data" / f"{split}.bin", "<u2") for split in ("train", "val")])
