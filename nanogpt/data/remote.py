@@ -8,15 +8,16 @@ of the file list (sizes, dates), so changed files get a new directory.
 
 import errno
 import hashlib
+import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from nanogpt.data.files import first_line, write_atomic
-from nanogpt.run.errors import waiting
 
 PATTERNS = ("*.bin", "*.ds", "*.json")  # a README.md may change
 
@@ -39,7 +40,7 @@ def download(url: str) -> Path:
     import fsspec
     from huggingface_hub import HfFileSystem
 
-    with one_line_errors(url), waiting(f"downloading {url}"):
+    with one_line_errors(url):
         fs, root = fsspec.core.url_to_fs(url)
         at = fs.resolve_path(root) if isinstance(fs, HfFileSystem) else None
         on_the_hub = hasattr(at, "repo_id")  # not so in a bucket
@@ -64,7 +65,10 @@ def from_hub(at) -> Path:
 
 
 def from_elsewhere(fs, root: str, url: str) -> Path:
-    """Downloads the directory `root` of an fsspec file system; a file of the wrong size anew."""
+    """Downloads the directory `root` of an fsspec file system, and anew what was changed here.
+
+    A copy gets a time of modification made from the version; a file with another one was changed.
+    """
     from filelock import FileLock
     from huggingface_hub.constants import HF_HOME
 
@@ -76,14 +80,18 @@ def from_elsewhere(fs, root: str, url: str) -> Path:
     name = re.sub(r"[^\w.]+", "-", url.partition("://")[2])[-80:].strip("-")
     cache = Path(HF_HOME, "nanogpt", f"{name}-{version}")
     cache.mkdir(parents=True, exist_ok=True)
+    stamp = int(version, 16) % 10**9 * 10**9  # ns
     with FileLock(cache / ".lock"):  # of several processes one downloads
         for name, info in files.items():
             copy = cache / name
-            if not copy.is_file() or copy.stat().st_size != info["size"]:
+            found = copy.stat() if copy.is_file() else None
+            if found is None or (found.st_size, found.st_mtime_ns) != (info["size"], stamp):
+                print(f"downloading {url}: {name} ...", file=sys.stderr)
                 with fs.open(f"{root}/{name}", "rb") as remote, write_atomic(copy) as file:
                     shutil.copyfileobj(remote, file, 1 << 20)
                     if file.tell() != info["size"]:
                         raise ValueError(f"{name} was changed while it was downloaded")
+                os.utime(copy, ns=(stamp, stamp))
     return cache
 
 

@@ -159,7 +159,8 @@ def test_a_repository_on_the_hub_is_read_at_one_commit(hub, cache, tmp_path, num
         local("hf://alice/nothing")
 
 
-def test_files_are_downloaded_once_and_those_of_the_wrong_size_again(cache, numbers, monkeypatch):
+@pytest.mark.parametrize("damage", [lambda data: data[:-8], lambda data: bytes(len(data))], ids=["cut", "zeroed"])
+def test_files_are_downloaded_once_and_damaged_ones_again(cache, numbers, monkeypatch, damage):
     url, opened = put(numbers, URL), []
     memory = type(fsspec.filesystem("memory"))
     real = memory.open
@@ -167,7 +168,7 @@ def test_files_are_downloaded_once_and_those_of_the_wrong_size_again(cache, numb
     local(url)
     assert len(opened) == 5  # meta.json, tokenizer.json and three token files
     (copy,) = cache.glob("*/train-00002.bin")
-    copy.write_bytes(copy.read_bytes()[:-8])
+    copy.write_bytes(damage(copy.read_bytes()))
     opened.clear()
     download.cache_clear()  # as in a new process
     local(url)
