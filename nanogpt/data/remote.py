@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanogpt.data.files import first_line, write_atomic
-from nanogpt.run.errors import waiting
+from nanogpt.data.files import first_line, waiting, write_atomic
 
 SHARD = 1 << 20  # bytes, a multiple of the size of a token
 THREADS = 16  # that download at a time

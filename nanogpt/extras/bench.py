@@ -183,7 +183,7 @@ class Bench:
         up = 2 * c.inner if c.mlp == "swiglu" else c.inner
         shapes = [(c.n_embd, qkv), (c.n_head * c.head_size, c.n_embd), (c.n_embd, up), (c.inner, c.n_embd)] * c.n_layer
         shapes.append((c.n_embd, c.padded_vocab_size))
-        make = {"device": self.device, "dtype": self.dtype}
+        make: dict = {"device": self.device, "dtype": self.dtype}
         products = []  # each layer has its own tensors, as in the model
         for inner, outer in shapes:
             sizes = ((rows, inner), (outer, inner), (rows, outer))
