@@ -30,7 +30,7 @@ from nanogpt import GPTConfig, TrainConfig, train
 from nanogpt.hub import to_nanogpt
 from nanogpt.run.guard import rehearse
 from nanogpt.run.prepare import prepare
-from nanogpt.train import Parts, State, micro_batch
+from nanogpt.train import Parts, State
 
 SIZES = {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
 VOCAB, BATCH, WARMUP, STEPS, RATES = 65, 12, 100, 2000, (1e-3, 1e-4)
