@@ -24,17 +24,19 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 import torch
-from tiny_run import Run
 
 from data_prep import writer
-from nanogpt import GPTConfig, TrainConfig
+from nanogpt import GPTConfig, TrainConfig, train
 from nanogpt.hub.nanogpt import write_checkpoint
+from nanogpt.run.guard import rehearse
+from nanogpt.run.prepare import prepare
+from nanogpt.train import Parts, State
 
 SIZES = {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
 VOCAB, BATCH, WARMUP, STEPS, RATES = 65, 12, 100, 2000, (1e-3, 1e-4)
 
 
-def make_run(directory: Path, text: str, precision: str) -> Run:
+def make_run(directory: Path, text: str, precision: str) -> tuple[TrainConfig, Parts, State]:
     """A run of this package that has not taken a step; its data are in `directory`."""
     writer.write(directory, text, "char", 0.1, "made here")
     config = TrainConfig(
@@ -50,9 +52,8 @@ def make_run(directory: Path, text: str, precision: str) -> Run:
         device="cpu",
         compile="false",
     )
-    run = Run(GPTConfig(**SIZES, dropout=0.0), config, quiet=True)
-    run.rehearse()
-    return run
+    config, parts, state = prepare(GPTConfig(**SIZES, dropout=0.0), config, quiet=True)
+    return rehearse(config, parts, state), parts, state
 
 
 def make_nanogpt(folder: Path, vocab_size: int) -> tuple:
@@ -99,20 +100,20 @@ def learning_rate(step: int) -> float:
 def largest_difference(folder: Path, directory: Path, steps: int) -> float:
     """Between the losses of both on the same batches, from the same weights."""
     text = "".join(inspect.getsource(module) for module in (argparse, statistics, inspect))
-    run = make_run(directory, text.encode("ascii", "ignore").decode(), "fp32")
-    write_checkpoint(run.gpt, directory / "ckpt.pt", 0, 0.0)
-    model, optimizer = make_nanogpt(folder, run.gpt.config.vocab_size)
+    config, parts, state = make_run(directory, text.encode("ascii", "ignore").decode(), "fp32")
+    write_checkpoint(parts.gpt, directory / "ckpt.pt", 0, 0.0)
+    model, optimizer = make_nanogpt(folder, parts.gpt.config.vocab_size)
     model.load_state_dict(torch.load(directory / "ckpt.pt", weights_only=True)["model"])
     differences = []
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
-        theirs = update(model, optimizer, *run.micro_batch(0))
-        run.tally.reset()
-        run.step()
-        differences.append(abs(theirs.item() - run.tally.loss.item()))
+        theirs = update(model, optimizer, *train.micro_batch(config, parts, state, 0))
+        parts.tally.restart(state)
+        train.step(config, parts, state)
+        differences.append(abs(theirs.item() - parts.tally.loss.item()))
         if step % 50 == 49:
-            print(f"step {step + 1}: nanoGPT {theirs.item():.6f}, here {run.tally.loss.item():.6f}")
+            print(f"step {step + 1}: nanoGPT {theirs.item():.6f}, here {parts.tally.loss.item():.6f}")
     return max(differences)
 
 
@@ -139,7 +140,7 @@ def main() -> None:
             print(f"largest difference: {largest_difference(args.folder, directory, args.losses):.1e}")
             return
         run = make_run(directory, random_text, args.precision)
-        steps = nanogpts_step(args.folder, directory), run.step
+        steps = nanogpts_step(args.folder, directory), lambda: train.step(*run)
         for step in steps:
             seconds(step, args.repeats)  # warms up
         times = [[seconds(step, args.repeats) for step in steps] for _ in range(args.rounds)]

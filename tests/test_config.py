@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.config import Actions, ignored_by
+from nanogpt.data.files import waiting
 from nanogpt.model import declared
-from nanogpt.run.errors import fail, user_errors, visible, waiting
+from nanogpt.run.errors import fail, user_errors, visible
 from nanogpt.run.flags import field_help, named, parse, within
 
 ODD = ["", "0", "-1", "nan", "inf", "-inf", "1e30", "1e-30", "9" * 30, "9" * 5000, "none", "TRUE", "\x1b[31m"]

@@ -27,6 +27,20 @@ def test_the_model_needs_nothing_but_torch():
     assert roots == {"torch", "math", "collections", "dataclasses", "types", "typing", "nanogpt"}
 
 
+def test_the_core_imports_none_of_the_outer_rings():
+    """Exceptions: conveniences of the package, the command line of recipes, Ctrl-C while importing."""
+    core = [path for folder in ("nanogpt", "nanogpt/data") for path in (ROOT / folder).glob("*.py")]
+    outer = tuple(f"nanogpt.{ring}." for ring in ("ops", "run", "hub", "cli", "extras"))
+    found = {(path.name, name) for path in core for name in imports(path) if f"{name}.".startswith(outer)}
+    assert found == {
+        ("model.py", "nanogpt.hub.load.from_pretrained"),
+        ("train.py", "nanogpt.run.main.main"),
+        ("__init__.py", "nanogpt.hub.load.load"),
+        ("__init__.py", "nanogpt.run.startup"),
+        ("__main__.py", "nanogpt.cli.main"),
+    }
+
+
 def test_data_prep_imports_no_recipe():
     for path in (ROOT / "data_prep").glob("*.py"):
         assert not any(name.startswith("recipes") for name in imports(path))

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -71,6 +72,18 @@ def write_atomic(path: Path | str) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def waiting(what: str, say=None):
+    """Context manager for slow, silent work: prints `what` to stderr, or by `say`, after 1.5 s."""
+    timer = threading.Timer(1.5, say or (lambda text: print(text, file=sys.stderr)), [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def sync(descriptor: int) -> None:

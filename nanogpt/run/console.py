@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import plain
+from nanogpt.data.files import plain, waiting
 from nanogpt.data.tokenizer import END, START
 from nanogpt.ops.cpu import pack
 from nanogpt.run import metrics, plot
-from nanogpt.run.errors import visible, waiting
+from nanogpt.run.errors import visible
 from nanogpt.run.resume import resume_command
 from nanogpt.run.stop import Stop
 from nanogpt.sample import write

@@ -7,13 +7,14 @@ import re
 import select
 import signal
 import sys
-import threading
 import time
 import typing
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+
+from nanogpt.data.files import waiting as waiting  # commands and data_prep take it from here
 
 PATIENCE = 10  # seconds that other processes leave the main one to report what all of them found
 
@@ -71,18 +72,6 @@ def reader_is_gone() -> bool:
     with suppress(OSError, ValueError):  # stdout is no file
         poll.register(sys.stdout.fileno(), 0)
     return bool(poll.poll(0))
-
-
-@contextmanager
-def waiting(what: str, say=None):
-    """Around what may take long and prints nothing: says what it is, on stderr, after one and a half seconds."""
-    timer = threading.Timer(1.5, say or (lambda text: print(text, file=sys.stderr)), [f"{what} ..."])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextmanager

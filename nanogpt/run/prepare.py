@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType
 from nanogpt import checkpoint, optim, rundir
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
+from nanogpt.data.files import waiting
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
@@ -25,7 +26,6 @@ from nanogpt.optim import UpdateRatio
 from nanogpt.run import console, guard, resume
 from nanogpt.run.agree import Peers
 from nanogpt.run.device import busy, compile_blocks, make_accelerator, peak_flops, set_up, share_batches, unused_gpu
-from nanogpt.run.errors import waiting
 from nanogpt.run.metrics import Metrics
 from nanogpt.run.stop import Interrupts
 from nanogpt.train import Clock, Parts, Tally, done, logger

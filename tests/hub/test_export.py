@@ -167,7 +167,7 @@ def test_a_wrong_export_is_caught_and_removed(tmp_path, monkeypatch, damage):
 
 @pytest.mark.parametrize("where", ["the file", "encoding alone"])
 def test_a_wrong_tokenizer_is_caught_and_the_export_removed(run, tmp_path, monkeypatch, where):
-    write, encode = export.write_tokenizer, CharTokenizer.encode
+    write, encode = export.write_tokenizer, HFTokenizer.encode
 
     def write_another(directory, *arguments):
         write(directory, *arguments)
@@ -176,7 +176,7 @@ def test_a_wrong_tokenizer_is_caught_and_the_export_removed(run, tmp_path, monke
     if where == "the file":
         monkeypatch.setattr(export, "write_tokenizer", write_another)
     else:
-        monkeypatch.setattr(CharTokenizer, "encode", lambda self, text: encode(self, text)[::-1])
+        monkeypatch.setattr(HFTokenizer, "encode", lambda self, text: encode(self, text)[::-1])
     with pytest.raises(ValueError, match=r"tokenizer reads .* differently"):
         export.export(run, tmp_path / "export")
     assert not (tmp_path / "export").exists()

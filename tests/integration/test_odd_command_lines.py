@@ -15,12 +15,12 @@ from commands import parser_of, subcommands
 from fresh import reset_accelerate
 from huggingface_hub import constants
 
-from nanogpt import GPT, setup
+from nanogpt import GPT
 from nanogpt.cli import main as nanogpt
 from nanogpt.extras import bench, eval_tasks
 from nanogpt.extras.page import to_page
 from nanogpt.hub import client
-from nanogpt.run import plan
+from nanogpt.run import plan, prepare
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TRAINING = "shakespeare shakespeare_nanogpt finetune_shakespeare own_text pretrain python_stdlib".split()
@@ -58,7 +58,7 @@ def place(tmp_path_factory):
         patch.setattr(bench, "Bench", Unmeasured)
         patch.setattr(plan, "median_seconds", lambda step, at_most=3.0: 0.01)
         patch.setattr(GPT, "compile", lambda model: None)
-        patch.setattr(setup, "compile_blocks", lambda model: None)
+        patch.setattr(prepare, "compile_blocks", lambda model: None)
         yield
     os.chdir(before)
 
