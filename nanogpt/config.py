@@ -90,7 +90,7 @@ class TrainConfig:
     compile: Literal["auto", "true", "false"] = resumable("auto", "card")  # torch.compile; auto: on CUDA
     deterministic: bool = resumable(False)  # the same bits in every run on one machine; slower on a GPU
     timeout: Annotated[float, 1, 1e6] = incidental(600)  # seconds to wait for another process before the run ends
-    threads: Annotated[int, 0, 1024] = incidental(0)  # CPU threads of a process; 0: its share of the cores
+    threads: Annotated[int, 0, 1024] = incidental(0)  # CPU threads of a process; 0: OMP_NUM_THREADS, else its share
 
     def __post_init__(self):
         self.compile = str(self.compile).lower()  # a recipe may say False, nanoGPT's flag is --compile=False
