@@ -60,7 +60,7 @@ def answer_begin(tokenizer) -> list[int]:
 def prompt(tokenizer, messages: list[dict], length: int) -> np.ndarray:
     """The tokens of a conversation up to the place of the next answer, `length` at most.
 
-    A question and its answer after the other are left out, from the oldest on, until the rest fits; the system's
+    Drops the oldest questions with their answers, until the rest fits; the system's
     message stays. Raises ValueError if the last message is too long.
     """
     first = messages[:1] if messages[0]["role"] == "system" else []

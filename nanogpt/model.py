@@ -124,7 +124,7 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -
 
 
 def cross_entropy(x, weight, bias, targets, reduction: str = "mean", linear=F.linear) -> torch.Tensor:
-    """Loss of the final states x (B, T, C) times the head's weight (V, C) plus bias (V) at targets (B, T)."""
+    """Cross-entropy between the logits x @ weight.T + bias, from x (B, T, C), and targets (B, T); -1 is ignored."""
     logits = linear(x, weight, bias)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
 

@@ -15,8 +15,8 @@ from torch import nn
 
 # Quintic Newton-Schulz with the steepest slope at zero; singular values end in about 0.7 to 1.2 (Jordan 2024)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-# Copies of a model (DDP) divide the work on matrices of at least this many rows and columns. An element costs 20 to 30
-# operations for each of the shorter side, but always the same bytes to send: small ones are quicker computed everywhere
+# Under DDP, processes share Newton-Schulz for matrices with at least this many rows and columns. The work per element
+# grows with the shorter side, communication does not: smaller matrices are faster to compute on every process
 SHARED_FROM = 256
 
 

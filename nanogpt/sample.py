@@ -17,7 +17,7 @@ from nanogpt.model import GPT
 
 
 def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
-    """Logits (B, V) with -inf for all but the top_k largest, or all beyond the smallest set of probability top_p.
+    """Sets logits (B, V) to -inf, except the `top_k` largest and the smallest set with a probability of `top_p`.
 
     The most likely token is always kept. top_p is nucleus sampling (Holtzman et al. 2020).
     """
@@ -121,8 +121,10 @@ def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> t
     """
     training = model.training
     model.eval()
-    new = list(stream(model, idx, max_new_tokens, **options))
-    model.train(training)
+    try:
+        new = list(stream(model, idx, max_new_tokens, **options))
+    finally:
+        model.train(training)
     return torch.cat((idx, torch.stack(new, dim=1)), dim=1) if new else idx
 
 

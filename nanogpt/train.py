@@ -1,9 +1,10 @@
 """Training: one loop for a CPU, a GPU or many of them. Read `train`, then `step`.
 
 A recipe calls `main(MODEL, TRAIN, prepare=…)`. What a step computes depends on the settings and the step number alone:
-its batches, its dropout and its learning rate are pure functions of them. A run that is interrupted and resumed is
-therefore identical to one that never stopped, and k processes train what one process trains with k times the
-accumulation. `recipes/minimal.py` is the same training without the safeguards.
+its batches, its dropout and its learning rate are pure functions of them (with `train_minutes` the rate follows the
+clock). A run that is interrupted and resumed is therefore identical to one that never stopped. Nor does the number of
+processes change it: `gradient_accumulation_steps` counts the micro-batches of all of them. `recipes/minimal.py` is the
+same training without the safeguards.
 """
 
 import logging
@@ -80,7 +81,7 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
         for i in range(micro_batches):
             index = i * accelerator.num_processes + accelerator.process_index
             x, y = micro_batch(config, parts, state, index)  # (B, T) each
-            with accelerator.accumulate(parts.model):  # gradients are summed over processes after the last one
+            with accelerator.accumulate(parts.model):  # DDP averages gradients after the last one
                 with parts.autocast():
                     loss = nan_if_not_finite(parts.model(x, y))
                 accelerator.backward(loss)
@@ -163,6 +164,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
             save(config, parts, state)
         raise
     state.evaluated_step = state.step
+    best_before = state.best_val_loss, state.best_step
     best = state.best_val_loss is None or result["val_loss"] < state.best_val_loss
     if best:
         state.best_val_loss, state.best_step = result["val_loss"], state.step
@@ -173,6 +175,8 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     )
     if worth_saving and (best or last or config.always_save_checkpoint):
         save(config, parts, state, best)
+        if best and parts.peers.largest(parts.saves.error is not None)[0]:
+            state.best_val_loss, state.best_step = best_before  # of the best checkpoint that there is
     if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
         beginning, check = parts.train_data.beginning, parts.interrupts.check
         text = write_amid_training(parts.gpt, parts.tokenizer, beginning, config.sample_tokens, config.seed, check)

@@ -37,6 +37,7 @@ TRAIN = TrainConfig(
 def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator):
     """Trains, and yields the model and the loss of each step (a scalar tensor, the mean over all processes)."""
     # micro-batches are counted over all processes, and each process takes its share
+    assert config.gradient_accumulation_steps % accelerator.num_processes == 0
     share = config.gradient_accumulation_steps // accelerator.num_processes
     accelerator.gradient_accumulation_steps = share
     data = TokenDataset(config.data, "train", model_config.block_size)

@@ -1,11 +1,15 @@
 """Hooks: a model and optimizers of one's own; processes that see different data."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import TINY
 from tiny_run import Run
 
 from nanogpt import GPT, TrainConfig, checkpoint, optim, train
+from nanogpt.model import Ops, attention
+from nanogpt.ops.cpu import CPU
 from nanogpt.run.agree import Peers
 
 
@@ -74,3 +78,10 @@ def test_a_process_that_finds_other_tokens_ends_the_run(make_run, monkeypatch):
     monkeypatch.setattr(Peers, "largest", with_another)
     with pytest.raises(ValueError, match=r"^the processes find different tokens in .*data: all machines must see"):
         make_run()
+
+
+def test_operators_of_ones_own_model_are_trained_with(data, tmp_path):
+    mine = partial(attention, dropout=0.0)
+    config = TrainConfig(out_dir=str(tmp_path / "out"), data=str(data), device="cpu", precision="fp32")
+    run = Run(TINY, config, make_model=lambda config: GPT(config, ops=Ops(attention=mine)))
+    assert run.gpt.h[0].attn.ops == CPU._replace(attention=mine)

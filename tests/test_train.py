@@ -269,6 +269,21 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(make_run, monkey
     assert "warning: step 4 could not be saved: [Errno 28] No space left on device" in capsys.readouterr().out
 
 
+def test_the_best_is_one_that_could_be_saved(make_run, monkeypatch):
+    run, losses, save = make_run(max_iters=6, eval_interval=2), iter([4.0, 3.0, 2.0, 2.5]), checkpoint.save
+
+    def full_at_step_4(out_dir, state, *args):
+        if state.step == 4:
+            raise OSError(28, "No space left on device")
+        return save(out_dir, state, *args)
+
+    monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 1.0})
+    monkeypatch.setattr(checkpoint, "save", full_at_step_4)
+    run.train()
+    assert (run.state.best_val_loss, run.state.best_step) == (2.5, 6)
+    assert (run.out_dir / "best").resolve().name == "step-000006"
+
+
 def test_saves_that_keep_failing_end_the_run(make_run, monkeypatch, capsys):
     run = make_run(max_iters=50, eval_interval=2)
     monkeypatch.setattr(checkpoint, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(5, "I/O error")))

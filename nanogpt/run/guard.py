@@ -59,6 +59,8 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
             logger.warning(f"torch.compile failed, continuing without it: {problem}")
             undo_compile(parts.gpt)
             parts.compiled = False
+    if parts.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(parts.device)  # of what did not fit
     return config
 
 

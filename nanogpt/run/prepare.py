@@ -20,7 +20,7 @@ from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
-from nanogpt.model import GPT, GPTConfig
+from nanogpt.model import GPT, GPTConfig, Ops
 from nanogpt.ops import ops_for, sharded
 from nanogpt.optim import UpdateRatio
 from nanogpt.run import console, guard, resume
@@ -110,7 +110,10 @@ def prepare(
             guard.check_room(model_config, config, training)
     torch.manual_seed(config.seed)
     gpt = (pretrained or make_model(model_config)).to(accelerator.device)
-    gpt.use(ops_for(accelerator.device, model_config, config.batch_size * model_config.block_size))
+    tokens = max(config.batch_size * model_config.block_size, 4096)  # evaluations have larger batches
+    ops = ops_for(accelerator.device, model_config, tokens)
+    own = {name: op for name, op in gpt.ops._asdict().items() if op is not getattr(Ops(), name)}
+    gpt.use(ops._replace(**own))  # make_model's operators come first
     compiled = config.compile == "true" or (config.compile == "auto" and accelerator.device.type == "cuda")
     if compiled:
         compile_blocks(gpt)
