@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -161,7 +162,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
             )
     except Exception:
         if worth_saving and not parts.sharded:  # shards cannot be gathered if other processes still evaluate
-            save(config, parts, state)
+            save(config, parts, state, together=False)  # the others may not get here
         raise
     state.evaluated_step = state.step
     best_before = state.best_val_loss, state.best_step
@@ -186,20 +187,40 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     parts.progress.restart(state)
 
 
-def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False) -> None:
-    """Saves a checkpoint of the current step. Must be called on all processes; a failure is a warning."""
+def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False, together: bool = True) -> None:
+    """Saves a checkpoint of the current step; a failure is a warning.
+
+    Must be called on all processes, which wait for the main one to write; without `together` they do not.
+    """
     main_process, saves = parts.accelerator.is_main_process, parts.saves
     weights, moments = checkpoint.collect(parts.gpt, parts.optimizers, keep=main_process)
     saves.step = state.step
-    if not main_process:
-        return
-    start = time.perf_counter()
-    skipped = state.skipped_steps + int(parts.tally.skipped)  # with those since the last line of metrics
-    stored = replace(state, skipped_steps=skipped, **scale_of(parts.accelerator.scaler))
+    writing = None
+    if main_process:
+        skipped = state.skipped_steps + int(parts.tally.skipped)  # with those since the last line of metrics
+        stored = replace(state, skipped_steps=skipped, **scale_of(parts.accelerator.scaler))
+        writing = Thread(target=write_checkpoint, args=(config, parts, stored, weights, moments, best))
+        writing.start()
+    # They meet every second, so that a slow disk is not taken for a process that hangs
+    while writing is not None or together:
+        if writing is not None:
+            writing.join(timeout=1.0)
+        going_on = writing is not None and writing.is_alive()
+        if together:
+            going_on = bool(parts.peers.largest(going_on)[0])
+        if not going_on:
+            return
+
+
+def write_checkpoint(
+    config: TrainConfig, parts: "Parts", state: State, weights: dict, moments: dict, best: bool
+) -> None:
+    """Writes what `save` has collected, in a thread of the main process; raises nothing."""
+    start, saves = time.perf_counter(), parts.saves
     try:
         parts.metrics.sync()
         keep = config.keep_checkpoints
-        checkpoint.save(parts.out_dir, stored, weights, moments, parts.settings, parts.tokenizer, keep, best)
+        checkpoint.save(parts.out_dir, state, weights, moments, parts.settings, parts.tokenizer, keep, best)
         saves.failed, saves.error = 0, None
     except Exception as error:  # a full disk, most likely: the run is worth more than one checkpoint
         expected = isinstance(error, OSError | ValueError)
