@@ -35,7 +35,7 @@ from data_prep.split import Split
 from nanogpt.data.files import read_json, sync, write_atomic
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import EOT_NAMES, FILE, CharTokenizer, get_tokenizer
-from nanogpt.run.lock import Lock
+from nanogpt.rundir import Lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress

@@ -35,7 +35,7 @@ def local(directory: Path | str) -> Path:
 def download(url: str) -> Path:
     """Downloads the files of the directory at a URL that are not here yet; returns the copy.
 
-    Raises Unreachable if there is no such directory, or no meta.json in it.
+    Raises Unreachable if the directory does not exist or has no meta.json.
     """
     import fsspec
     from huggingface_hub import HfFileSystem

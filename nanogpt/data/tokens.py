@@ -107,6 +107,10 @@ def answers(tokens: np.ndarray, begin: list[int], end: int) -> np.ndarray:
     return last_begin > last_end
 
 
+class DataChanged(ValueError):
+    """A token file was overwritten while it was read; the message is one line for the user."""
+
+
 class Tokens:
     """Token files read as one long array: `len(tokens)`, `tokens[start:stop]`, `windows`."""
 
@@ -138,7 +142,7 @@ class Tokens:
                 same_file = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
                 unchanged = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
                 if same_file and not unchanged:
-                    raise ValueError(f"{path} was changed while it was read: restore it, or start anew")
+                    raise DataChanged(f"{path} was changed while it was read: restore it")
             if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
                 mapped.madvise(mmap.MADV_DONTNEED)
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 
-from nanogpt.data.remote import Unreachable
+from nanogpt.data.tokens import DataChanged
 
 # texts in the errors of gloo and NCCL
 CLOSED = (
@@ -81,12 +81,12 @@ class Peers:
     @contextmanager
     def watched(self):
         """Exits with one line and code 1 if the code in this context waits for a process that hangs or has died, or
-        needs data at a URL that cannot be read."""
+        reads data that were overwritten."""
         try:
             yield
-        except (RuntimeError, Unreachable) as error:
+        except (RuntimeError, DataChanged) as error:
             reason = lost(str(error), self.timeout) if self.many else None
-            reason = str(error) if isinstance(error, Unreachable) else reason
+            reason = str(error) if isinstance(error, DataChanged) else reason
             if reason is None:
                 raise
             saved = "start it again with --resume=auto"

@@ -1,4 +1,4 @@
-"""What there is to read: the Markdown files with their blocks, code spans and links, and the docstrings.
+"""The documentation: Markdown files with their blocks, code spans and links, and the docstrings.
 
 A fenced block that cannot run in tests has a comment right before it, `<!-- skip: needs the Hub -->`, or one with the
 environment variable that it needs, `<!-- needs: TIKTOKEN_CACHE_DIR -->`. A block of Python whose first line is

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanogpt.data.remote import Unreachable
+from nanogpt.data.tokens import DataChanged
 from nanogpt.run.agree import MESSAGE, Peers, lost
 
 
@@ -44,18 +44,18 @@ def test_processes_agree_on_the_largest(monkeypatch):
     assert Peers(process(), 1).largest(True, -3) == [1, -3]
 
 
-UNREACHABLE = Unreachable("s3://a/train.bin cannot be read (timeout)")
+CHANGED = DataChanged("a/train.bin was changed while it was read: restore it")
 
 
 @pytest.mark.parametrize(
     "error, processes, reason",
     [
         (RuntimeError("Connection closed by peer"), 2, "has died"),
-        (UNREACHABLE, 1, "s3://a/train.bin"),
-        (UNREACHABLE, 2, "s3://a/train.bin"),
+        (CHANGED, 1, "a/train.bin"),
+        (CHANGED, 2, "a/train.bin"),
     ],
 )
-def test_without_another_process_or_the_data_a_run_exits(monkeypatch, capsys, error, processes, reason):
+def test_without_another_process_or_its_data_a_run_exits(monkeypatch, capsys, error, processes, reason):
     done = []
     monkeypatch.setattr(os, "_exit", lambda code: done.append(code))
     with Peers(process(processes - 1, processes), 1).watched():
