@@ -83,7 +83,9 @@ def nanogpts_step(folder: Path, directory: Path):
     def get_batch():
         data = np.memmap(directory / "train.bin", dtype=np.uint16, mode="r")
         starts = torch.randint(len(data) - SIZES["block_size"], (BATCH,))
-        rows = [torch.from_numpy(data[i : i + SIZES["block_size"] + 1].astype(np.int64)) for i in starts]
+        rows = [
+            torch.from_numpy(data[i : i + SIZES["block_size"] + 1].astype(np.int64)) for i in starts
+        ]
         return torch.stack([row[:-1] for row in rows]), torch.stack([row[1:] for row in rows])
 
     batches = [get_batch()]
@@ -94,7 +96,9 @@ def learning_rate(step: int) -> float:
     """nanoGPT's schedule: linear warm-up, then a cosine to the smallest rate."""
     if step < WARMUP:
         return RATES[0] * (step + 1) / (WARMUP + 1)
-    return RATES[1] + (RATES[0] - RATES[1]) * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP)))
+    return RATES[1] + (RATES[0] - RATES[1]) * 0.5 * (
+        1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP))
+    )
 
 
 def largest_difference(folder: Path, directory: Path, steps: int) -> float:
@@ -113,7 +117,9 @@ def largest_difference(folder: Path, directory: Path, steps: int) -> float:
         train.step(config, parts, state)
         differences.append(abs(theirs.item() - parts.tally.loss.item()))
         if step % 50 == 49:
-            print(f"step {step + 1}: nanoGPT {theirs.item():.6f}, here {parts.tally.loss.item():.6f}")
+            print(
+                f"step {step + 1}: nanoGPT {theirs.item():.6f}, here {parts.tally.loss.item():.6f}"
+            )
     return max(differences)
 
 
@@ -125,10 +131,16 @@ def seconds(step, repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, metavar="NANOGPT", help="a clone of nanoGPT")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of this package")
-    parser.add_argument("--losses", type=int, metavar="STEPS", help="compare losses instead of times")
+    parser.add_argument(
+        "--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of this package"
+    )
+    parser.add_argument(
+        "--losses", type=int, metavar="STEPS", help="compare losses instead of times"
+    )
     parser.add_argument("--rounds", type=int, default=101)
     parser.add_argument("--repeats", type=int, default=5, help="steps in a row")
     args = parser.parse_args()
@@ -137,7 +149,9 @@ def main() -> None:
     with TemporaryDirectory() as name:
         directory = Path(name)
         if args.losses:
-            print(f"largest difference: {largest_difference(args.folder, directory, args.losses):.1e}")
+            print(
+                f"largest difference: {largest_difference(args.folder, directory, args.losses):.1e}"
+            )
             return
         run = make_run(directory, random_text, args.precision)
         steps = nanogpts_step(args.folder, directory), lambda: train.step(*run)
@@ -147,7 +161,9 @@ def main() -> None:
     ratios = statistics.quantiles([nanogpt / here for nanogpt, here in times], n=4)
     medians = [1000 * statistics.median(column) for column in zip(*times, strict=True)]
     clock = psutil.cpu_freq()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.2f}, {clock}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.2f}, {clock}"
+    )
     print(f"nanoGPT {medians[0]:.1f} ms a step, here ({args.precision}) {medians[1]:.1f} ms")
     print(f"{ratios[1]:.2f} times faster ({ratios[0]:.2f} to {ratios[2]:.2f})")
 

@@ -120,7 +120,9 @@ def in_a_process(*what):
     """A function that returns the seconds of the work, carried out in a new process."""
     context = multiprocessing.get_context("spawn")
     parent_end, child_end = context.Pipe()
-    process = context.Process(target=serve, args=(child_end, torch.get_num_threads(), *what), daemon=True)
+    process = context.Process(
+        target=serve, args=(child_end, torch.get_num_threads(), *what), daemon=True
+    )
     process.start()
     yield lambda: parent_end.send(True) or parent_end.recv()
     parent_end.send(False)
@@ -140,29 +142,44 @@ def compare(setup: str, part: str, rounds: int, repeats: int) -> None:
     others = [name for name in used if name != part]
     with place(setup, used, repeats) as with_part, place(setup, others, repeats) as without:
         with_part(), without()  # warms up
-        seconds = [(with_part(), without()) if i % 2 else (without(), with_part())[::-1] for i in range(rounds)]
+        seconds = [
+            (with_part(), without()) if i % 2 else (without(), with_part())[::-1]
+            for i in range(rounds)
+        ]
     gains = [slow / fast for fast, slow in seconds]
-    fast, slow = (1e3 * statistics.median(column) / repeats for column in zip(*seconds, strict=True))
+    fast, slow = (
+        1e3 * statistics.median(column) / repeats for column in zip(*seconds, strict=True)
+    )
     gain = f"{statistics.median(gains):5.3f} ({min(gains):.3f} to {max(gains):.3f})"
     print(f"{setup:<18}{part:<11}{fast:>9.2f}{slow:>10.2f}   {gain:<24}{conditions()}", flush=True)
 
 
 def conditions() -> str:
     clock = psutil.cpu_freq()
-    return f"load {os.getloadavg()[0]:.2f}, " + (f"{clock.current:.0f} MHz" if clock else "clock unknown")
+    return f"load {os.getloadavg()[0]:.2f}, " + (
+        f"{clock.current:.0f} MHz" if clock else "clock unknown"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     setups = [*TRAINING, *SAMPLING]
     parser.add_argument("--setups", nargs="+", choices=setups, default=setups, metavar="SETUP")
     parser.add_argument("--rounds", type=int, default=61)
-    parser.add_argument("--repeats", type=int, default=4, help="training steps or sampled tokens in a round")
+    parser.add_argument(
+        "--repeats", type=int, default=4, help="training steps or sampled tokens in a round"
+    )
     args = parser.parse_args()
     threads = set_threads(0, 1)
-    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {threads} threads, torch {torch.__version__}, {conditions()}")
-    print(f"{'setup':<18}{'part':<11}{'ms with':>9}{'without':>10}   {'gain, median (spread)':<24}conditions")
+    print(
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {threads} threads, torch {torch.__version__}, {conditions()}"
+    )
+    print(
+        f"{'setup':<18}{'part':<11}{'ms with':>9}{'without':>10}   {'gain, median (spread)':<24}conditions"
+    )
     for setup in args.setups:
         for part in args.parts:
             if (part == "pack") == (setup in SAMPLING):

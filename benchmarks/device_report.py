@@ -67,8 +67,18 @@ print(json.dumps({"rate": x.numel() / median, "spread": spread}))
 
 class Report:
     def __init__(self, device: str, tiny: bool, out: Path, minutes: float):
-        self.device, self.tiny, self.out, self.end = device, tiny, out, time.monotonic() + 60 * minutes
-        self.found: dict = {"environment": {"machine": platform.platform()}, "tests": [], "bench": [], "problems": []}
+        self.device, self.tiny, self.out, self.end = (
+            device,
+            tiny,
+            out,
+            time.monotonic() + 60 * minutes,
+        )
+        self.found: dict = {
+            "environment": {"machine": platform.platform()},
+            "tests": [],
+            "bench": [],
+            "problems": [],
+        }
 
     def run(self, name: str, *command: str, share: float = 1.0) -> str | None:
         """What a Python command prints; None, and a line among the problems, if it fails or takes too long.
@@ -82,7 +92,12 @@ class Report:
         print(f"{name}, {patience:.0f} s at most …", file=sys.stderr, flush=True)
         try:
             done = subprocess.run(
-                [sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=patience
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=patience,
             )
         except subprocess.TimeoutExpired:
             self.found["problems"].append(f"{name}: not done after {patience:.0f} s")
@@ -102,14 +117,34 @@ class Report:
         """`pytest -m device`."""
         results = self.out / "junit.xml"
         results.unlink(missing_ok=True)
-        command = ["-m", "pytest", "-q", "-m", "device", f"--junitxml={results}", "tests/device/test_device.py"]
-        self.run("tests", *command, *["-k", "(gpt2 or batch) and not compiled"] * self.tiny, share=0.6)
+        command = [
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "device",
+            f"--junitxml={results}",
+            "tests/device/test_device.py",
+        ]
+        self.run(
+            "tests", *command, *["-k", "(gpt2 or batch) and not compiled"] * self.tiny, share=0.6
+        )
         if results.is_file():
             for case in xml.parse(results).getroot().iter("testcase"):
                 outcome = next((e for e in case if e.tag in ("failure", "error", "skipped")), None)
-                kind = "passed" if outcome is None else {"skipped": "skipped"}.get(outcome.tag, "FAILED")
-                why = "" if outcome is None else (outcome.get("message") or "").splitlines()[0][:200]
-                row = {"test": case.get("name"), "result": kind, "seconds": round(float(case.get("time")), 1)}
+                kind = (
+                    "passed"
+                    if outcome is None
+                    else {"skipped": "skipped"}.get(outcome.tag, "FAILED")
+                )
+                why = (
+                    "" if outcome is None else (outcome.get("message") or "").splitlines()[0][:200]
+                )
+                row = {
+                    "test": case.get("name"),
+                    "result": kind,
+                    "seconds": round(float(case.get("time")), 1),
+                }
                 self.found["tests"].append(row | {"why": why})
 
     def bench(self) -> None:
@@ -117,8 +152,19 @@ class Report:
         models = MODELS[:1] if self.tiny else MODELS
         few = ["--rounds", "1", "--batch_size", "2"] if self.tiny else ["--rounds", "3"]
         for i, model in enumerate(models):
-            options = ["--model", model, "--parts", "train,sample", "--device", self.device, "--json", *few]
-            printed = self.run(f"bench {model}", "-m", "nanogpt", "bench", *options, share=1 / (len(models) - i))
+            options = [
+                "--model",
+                model,
+                "--parts",
+                "train,sample",
+                "--device",
+                self.device,
+                "--json",
+                *few,
+            ]
+            printed = self.run(
+                f"bench {model}", "-m", "nanogpt", "bench", *options, share=1 / (len(models) - i)
+            )
             if printed and printed.startswith("{"):
                 rows = json.loads(printed.splitlines()[-1])["rows"]
                 self.found["bench"] += [{"model": model, **row} for row in rows]
@@ -132,7 +178,11 @@ class Report:
         for model in THEIRS[:1] if self.tiny else THEIRS:
             arguments = str(folder), model, env["kind"], dtype, "2" if self.tiny else "20"
             printed = self.run(f"nanoGPT {model}", "-c", NANOGPT, *arguments)
-            limit = [row["rate"] for row in self.found["bench"] if (row["model"], row["who"]) == (model, LIMIT)]
+            limit = [
+                row["rate"]
+                for row in self.found["bench"]
+                if (row["model"], row["who"]) == (model, LIMIT)
+            ]
             if printed and limit:
                 row = json.loads(printed.splitlines()[-1])
                 row |= {"model": model, "part": "train", "who": "nanoGPT", "unit": "tokens/s"}
@@ -140,11 +190,15 @@ class Report:
 
     def table(self) -> str:
         """The report as Markdown."""
-        environment = ", ".join(f"{name} {value}" for name, value in self.found["environment"].items())
+        environment = ", ".join(
+            f"{name} {value}" for name, value in self.found["environment"].items()
+        )
         lines = [environment, "", "| test | result | seconds |", "| --- | --- | --- |"]
         for row in self.found["tests"]:
             why = f": {row['why']}" if row["why"] else ""
-            lines.append(f"| {row['test']} | {row['result']}{why.replace('|', '/')} | {row['seconds']} |")
+            lines.append(
+                f"| {row['test']} | {row['result']}{why.replace('|', '/')} | {row['seconds']} |"
+            )
         lines += [
             "",
             "| model | part | who | rate | of limit | spread | MFU |",
@@ -160,15 +214,24 @@ class Report:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--tiny", action="store_true", help="a few tests and one small model")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "device")
-    parser.add_argument("--nanogpt", type=Path, default=ROOT / "nanoGPT", metavar="DIR", help="a copy of nanoGPT")
-    parser.add_argument("--minutes", type=float, default=8.5, help="after which nothing goes on (default: 8.5)")
+    parser.add_argument(
+        "--nanogpt", type=Path, default=ROOT / "nanoGPT", metavar="DIR", help="a copy of nanoGPT"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=8.5, help="after which nothing goes on (default: 8.5)"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    report, start = Report(args.device, args.tiny, args.out.resolve(), args.minutes), time.monotonic()
+    report, start = (
+        Report(args.device, args.tiny, args.out.resolve(), args.minutes),
+        time.monotonic(),
+    )
     for part in (report.look, report.test, report.bench):
         part()
     report.bench_nanogpt(args.nanogpt.resolve())

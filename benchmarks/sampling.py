@@ -46,7 +46,9 @@ def make_model(folder: Path, **sizes: int) -> None:
 
 def here(folder: Path, precision: str, tokens: int) -> Callable[[], None]:
     model = load(folder)[0].eval()
-    packed = pack(model.to(torch.bfloat16 if precision == "bf16" else torch.float32), int8=precision == "int8")
+    packed = pack(
+        model.to(torch.bfloat16 if precision == "bf16" else torch.float32), int8=precision == "int8"
+    )
     return lambda: generate(packed, torch.tensor([PROMPT]), tokens, temperature=0)
 
 
@@ -56,7 +58,9 @@ def llama_cpp(folder: Path, precision: str, tokens: int, threads: int) -> Callab
 
     directory = folder / precision
     directory.mkdir()
-    file = gguf.export(folder, directory / "model.gguf", dtype=DTYPES[precision], say=lambda text: None)
+    file = gguf.export(
+        folder, directory / "model.gguf", dtype=DTYPES[precision], say=lambda text: None
+    )
     size = {"n_ctx": len(PROMPT) + tokens, "n_threads": threads, "n_threads_batch": threads}
     model = llama_cpp.Llama(str(file), **size, verbose=False)
 
@@ -100,7 +104,9 @@ def compare(folder: Path, rounds: int, tokens: int) -> Iterator[str]:
             seconds = interleave({"here": here(folder, precision, tokens)} | others, rounds)
             ours = seconds.pop("here")
             for name, times in seconds.items():
-                low, median, high = statistics.quantiles([b / a for a, b in zip(ours, times, strict=True)], n=4)
+                low, median, high = statistics.quantiles(
+                    [b / a for a, b in zip(ours, times, strict=True)], n=4
+                )
                 rates = [tokens / statistics.median(times) for times in (ours, times)]
                 yield (
                     f"{precision}: {rates[0]:.1f} tokens/s, {name} {rates[1]:.1f}: "
@@ -109,13 +115,18 @@ def compare(folder: Path, rounds: int, tokens: int) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=9, help="default: 9")
     args = parser.parse_args()
     if not any(map(importlib.util.find_spec, ("llama_cpp", "onnxruntime"))):
         sys.exit("error: neither llama-cpp-python nor onnxruntime is installed")
     clock = psutil.cpu_freq()
-    print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores" + (f", {clock.current:.0f} MHz" if clock else ""))
+    print(
+        f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores"
+        + (f", {clock.current:.0f} MHz" if clock else "")
+    )
     with TemporaryDirectory() as directory:
         make_model(Path(directory))
         for line in compare(Path(directory), args.rounds, tokens=64):

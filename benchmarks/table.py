@@ -58,14 +58,22 @@ def call(*command: object, cwd: Path | None = None) -> str:
 
 def train(recipe: str, flags: str, out_dir: Path) -> list[dict]:
     """The evaluations of a run: lines of its metrics.jsonl."""
-    call(sys.executable, ROOT / "recipes" / recipe, *flags.split(), "--sample_tokens=0", f"--out_dir={out_dir}")
+    call(
+        sys.executable,
+        ROOT / "recipes" / recipe,
+        *flags.split(),
+        "--sample_tokens=0",
+        f"--out_dir={out_dir}",
+    )
     return [line for line in metrics.read(out_dir / metrics.METRICS) if "val_loss" in line]
 
 
 def nanogpts_seconds(clone: Path | None, scratch: Path) -> float:
     """Seconds that the 2,000 steps of nanoGPT's settings take: by its own train.py, else by this package in fp32."""
     if clone is None:
-        end = train("shakespeare_nanogpt.py", f"{NANOGPT} --precision=fp32", scratch / "nanogpt")[-1]
+        end = train("shakespeare_nanogpt.py", f"{NANOGPT} --precision=fp32", scratch / "nanogpt")[
+            -1
+        ]
         return 2 * end["train_seconds"]
     directory = scratch / "data" / "shakespeare_char"
     directory.mkdir(parents=True)
@@ -73,9 +81,18 @@ def nanogpts_seconds(clone: Path | None, scratch: Path) -> float:
         (directory / split).symlink_to((DATA / split).absolute())
     vocab_size = json.loads((DATA / "meta.json").read_text())["vocab_size"]
     (directory / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
-    command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT.split(), "--log_interval=1"]
+    command = [
+        sys.executable,
+        "train.py",
+        "config/train_shakespeare_char.py",
+        *NANOGPT.split(),
+        "--log_interval=1",
+    ]
     output = call(*command, f"--out_dir={scratch / 'out'}", cwd=nanogpt_in(clone, scratch))
-    steps = [float(ms) / 1000 for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)][1:]
+    steps = [
+        float(ms) / 1000
+        for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)
+    ][1:]
     return 2000 * sum(steps) / len(steps)  # without the first one, which contains an evaluation
 
 
@@ -90,7 +107,10 @@ def learning(clone: Path | None, scratch: Path) -> Iterator[tuple[str, str, str]
     """Time to nanoGPT's losses, and the loss after its time."""
     theirs = nanogpts_seconds(clone, scratch)
     who = "nanoGPT" if clone else "its settings, this loop, fp32"
-    ends = [train("shakespeare.py", f"{SHORT} --seed={seed}", scratch / f"short{seed}")[-1] for seed in SEEDS]
+    ends = [
+        train("shakespeare.py", f"{SHORT} --seed={seed}", scratch / f"short{seed}")[-1]
+        for seed in SEEDS
+    ]
     losses = sorted(end["val_loss"] for end in ends)
     times = sorted(theirs / end["train_seconds"] for end in ends)
     passed = "passed" if losses[1] <= NANOGPTS_LOSS else "not reached"
@@ -114,17 +134,35 @@ def best(scratch: Path) -> Iterator[tuple[str, str, str]]:
         f"{end['tokens'] / 1e6:.2f} million tokens",
     )
     end = train("shakespeare_best.py", "--eval_interval=10000", scratch / "best")[-1]
-    yield "loss of recipes/shakespeare_best.py", f"{end['val_loss']:.4f}", f"{end['train_seconds']:.0f} s"
+    yield (
+        "loss of recipes/shakespeare_best.py",
+        f"{end['val_loss']:.4f}",
+        f"{end['train_seconds']:.0f} s",
+    )
 
 
 def bench(model: str, part: str, *flags: str) -> Iterator[tuple[str, str, str]]:
     """Shares of what the machine allows, by `nanogpt bench`."""
-    command = [sys.executable, "-m", "nanogpt", "bench", "--json", "--model", model, "--parts", part]
+    command = [
+        sys.executable,
+        "-m",
+        "nanogpt",
+        "bench",
+        "--json",
+        "--model",
+        model,
+        "--parts",
+        part,
+    ]
     output = call(*command, *flags)
     for row in json.loads(output.splitlines()[-1])["rows"]:
         if row["who"].startswith("nanogpt"):
             name = f"{row['part']}, {row['who']}, {model}, share of its limit"
-            yield name, f"{row['rate']:.1f} {row['unit']}", f"{row['of_limit']:.0%} (spread {row['spread']:.0%})"
+            yield (
+                name,
+                f"{row['rate']:.1f} {row['unit']}",
+                f"{row['of_limit']:.0%} (spread {row['spread']:.0%})",
+            )
 
 
 def batch_of_ten(rounds: int = 7, tokens: int = 300) -> Iterator[tuple[str, str, str]]:
@@ -156,18 +194,37 @@ def batch_of_ten(rounds: int = 7, tokens: int = 300) -> Iterator[tuple[str, str,
         ratios = statistics.quantiles([b / a for a, b in zip(times, theirs, strict=True)], n=4)
         rate = 10 * tokens / statistics.median(times)
         name = f"sampling, laptop, ten at once{how}, against nanoGPT's loop"
-        yield name, f"{rate:.0f} tokens/s", f"{ratios[1]:.1f} times ({ratios[0]:.1f} to {ratios[2]:.1f})"
+        yield (
+            name,
+            f"{rate:.0f} tokens/s",
+            f"{ratios[1]:.1f} times ({ratios[0]:.1f} to {ratios[2]:.1f})",
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a clone of nanoGPT")
-    parser.add_argument("--rows", default="", help="learning, best, step, sampling, ten; default: all")
+    parser.add_argument(
+        "--rows", default="", help="learning, best, step, sampling, ten; default: all"
+    )
     args = parser.parse_args()
     cpuinfo = Path("/proc/cpuinfo").read_text()
     name = re.search(r"model name\s*: (.*)", cpuinfo)[1]
-    features = [feature for feature in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {feature} " in cpuinfo]
-    print(time.strftime("%Y-%m-%d"), name, f"{os.cpu_count()} cores", *features, f"torch {torch.__version__}", sep=", ")
+    features = [
+        feature
+        for feature in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+        if f" {feature} " in cpuinfo
+    ]
+    print(
+        time.strftime("%Y-%m-%d"),
+        name,
+        f"{os.cpu_count()} cores",
+        *features,
+        f"torch {torch.__version__}",
+        sep=", ",
+    )
     if not (DATA / "meta.json").exists():  # the text alone may be there
         shakespeare.prepare(DATA)
     with TemporaryDirectory() as name:
@@ -175,7 +232,9 @@ def main() -> None:
         parts = {
             "learning": lambda: learning(args.nanogpt and args.nanogpt.absolute(), scratch),
             "best": lambda: best(scratch),
-            "step": lambda: (row for model in ("classic", "laptop") for row in bench(model, "train")),
+            "step": lambda: (
+                row for model in ("classic", "laptop") for row in bench(model, "train")
+            ),
             "sampling": lambda: bench("gpt2", "sample", "--batch_size=1"),
             "ten": batch_of_ten,
         }

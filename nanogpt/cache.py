@@ -15,11 +15,15 @@ from nanogpt.model import GPTConfig, rope_tables
 class KVCache:
     """Keys and values of the tokens read so far, allocated once so that no tensor grows while sampling."""
 
-    def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None, length: int | None = None):
+    def __init__(
+        self, config: GPTConfig, batch_size: int, device=None, dtype=None, length: int | None = None
+    ):
         """Room for `length` tokens, by default the whole block_size."""
         length = length or config.block_size
         shape = (config.n_layer, batch_size, config.kv_heads, length, config.head_size)
-        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype).unbind() for _ in range(2))
+        self.keys, self.values = (
+            torch.zeros(shape, device=device, dtype=dtype).unbind() for _ in range(2)
+        )
         self.positions = torch.arange(length, device=device)
         self.rope = rope_tables(config, self.positions) if config.position == "rope" else ()
         self.length = 0  # number of tokens held, and the position of the next one
@@ -69,7 +73,10 @@ class StaticKVCache(KVCache):
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple:
         new = self.next + self.positions[: k.size(2)]
-        keys, values = self.keys[layer].index_copy_(2, new, k), self.values[layer].index_copy_(2, new, v)
+        keys, values = (
+            self.keys[layer].index_copy_(2, new, k),
+            self.values[layer].index_copy_(2, new, v),
+        )
         return keys, values, self.positions <= new[:, None]
 
     def advance(self, T: int) -> None:

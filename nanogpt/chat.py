@@ -34,7 +34,9 @@ def can_chat(tokenizer) -> bool:
 def require(tokenizer, run: str) -> None:
     """Raises ValueError if the tokenizer of `run` has no tokens for conversations."""
     if not can_chat(tokenizer):
-        raise ValueError(f"{run} was not trained on conversations: its tokenizer has no {START}; see recipes/chat.py")
+        raise ValueError(
+            f"{run} was not trained on conversations: its tokenizer has no {START}; see recipes/chat.py"
+        )
 
 
 def add_tokens(tokenizer):
@@ -70,11 +72,15 @@ def prompt(tokenizer, messages: list[dict], length: int) -> np.ndarray:
         if len(ids) <= length:
             return ids
         if len(rest) < 3:
-            raise ValueError(f"the message is too long: {len(ids)} tokens, where the context has room for {length}")
+            raise ValueError(
+                f"the message is too long: {len(ids)} tokens, where the context has room for {length}"
+            )
         rest = rest[2:]
 
 
-def answer(model: GPT, tokenizer, messages: list[dict], max_new_tokens: int, **options) -> Iterator[str]:
+def answer(
+    model: GPT, tokenizer, messages: list[dict], max_new_tokens: int, **options
+) -> Iterator[str]:
     """Yields the answer to a conversation in pieces; `options` are those of `nanogpt.sample.stream`.
 
     Half of the context at least is for the conversation, the rest of it limits the answer. Raises ValueError at the

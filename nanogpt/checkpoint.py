@@ -32,7 +32,12 @@ from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import state_shapes
 from nanogpt.rundir import sync, temporary, write, write_json
 
-MODEL, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"
+MODEL, OPTIMIZER, STATE, CONFIG = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "trainer_state.json",
+    "config.json",
+)
 TOKENIZER = "tokenizer.json"
 FILES = (MODEL, OPTIMIZER, CONFIG, TOKENIZER)  # besides STATE
 NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes that can be loaded
@@ -49,18 +54,24 @@ class State:
     evaluated_step: int | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
-    loss_scale: float | None = None  # of fp16's gradient scaler; runs of earlier versions have neither of the two
+    loss_scale: float | None = (
+        None  # of fp16's gradient scaler; runs of earlier versions have neither of the two
+    )
     loss_scale_steps: int | None = None  # steps in a row that did not overflow
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The full tensor. A sharded one is gathered from all processes, which must all call this."""
-    from torch.distributed.tensor import DTensor  # takes half a second to import, and sampling does not need it
+    from torch.distributed.tensor import (
+        DTensor,
+    )  # takes half a second to import, and sampling does not need it
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def collect(model: GPT, optimizers: list[torch.optim.Optimizer], keep: bool = True) -> tuple[dict, dict]:
+def collect(
+    model: GPT, optimizers: list[torch.optim.Optimizer], keep: bool = True
+) -> tuple[dict, dict]:
     """Full weights and optimizer state by name, on the CPU. Must be called on all processes.
 
     They may share the model's memory. Processes without `keep` only take part in gathering and return empty dicts.
@@ -94,15 +105,27 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     weights = read_tensors(checkpoint / MODEL)
     moments = read_tensors(checkpoint / OPTIMIZER)
     expect(checkpoint / MODEL, weights, {name: p.shape for name, p in named.items()})
-    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    expected, foreign = dict[str, torch.Size](), set[str]()  # the state of foreign optimizers is restored unchecked
+    owner = {
+        p: optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    expected, foreign = (
+        dict[str, torch.Size](),
+        set[str](),
+    )  # the state of foreign optimizers is restored unchecked
     for name, p in named.items():
         shapes = state_shapes(owner[p], p) if p in owner else {}  # a frozen parameter has no state
         if shapes is None:
             foreign.add(name)
-        elif any(f"{name}.{key}" in moments for key in shapes):  # there is none if every step was skipped
+        elif any(
+            f"{name}.{key}" in moments for key in shapes
+        ):  # there is none if every step was skipped
             expected |= {f"{name}.{key}": shape for key, shape in shapes.items()}
-    known = {name: value for name, value in moments.items() if name.rpartition(".")[0] not in foreign}
+    known = {
+        name: value for name, value in moments.items() if name.rpartition(".")[0] not in foreign
+    }
     expect(checkpoint / OPTIMIZER, known, expected)
     with torch.no_grad():
         for name, p in named.items():
@@ -113,7 +136,9 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
         if full_name in known:
             value = value.to(p.dtype)
         # cloned, because the value may be a memory-mapped file; step counters go to p's device as well
-        owner[p].state[p][key] = (like(value, p) if value.shape == p.shape else value.to(p.device)).clone()
+        owner[p].state[p][key] = (
+            like(value, p) if value.shape == p.shape else value.to(p.device)
+        ).clone()
 
 
 def expect(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> None:
@@ -124,7 +149,9 @@ def expect(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, torch
     for name, shape in shapes.items():
         if tensors[name].shape != shape or tensors[name].dtype not in NUMBERS:
             found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}"
-            raise ValueError(f"{path}: {name} is {found} instead of {tuple(shape)}: it does not belong to this model")
+            raise ValueError(
+                f"{path}: {name} is {found} instead of {tuple(shape)}: it does not belong to this model"
+            )
     if bad := not_finite(tensors):
         raise ValueError(f"{path}: {bad} has values that are not finite; {earlier(path.parent)}")
 
@@ -175,7 +202,9 @@ def read_state(checkpoint: Path) -> State:
         right = isinstance(value, kind) and not isinstance(value, bool)
         most = float("inf") if name == "loss_scale" else 2**53
         if not right or (value is not None and not 0 <= value < most and name != "best_val_loss"):
-            raise ValueError(f"{checkpoint / STATE} is damaged: {name} is {str(found.get(name))[:40]!r}")
+            raise ValueError(
+                f"{checkpoint / STATE} is damaged: {name} is {str(found.get(name))[:40]!r}"
+            )
     return State(**{name: found[name] for name in State.__dataclass_fields__})
 
 
@@ -193,7 +222,14 @@ def seal(state: dict) -> int:
 
 
 def save(
-    out_dir: Path, state: State, weights: dict, moments: dict, config: dict, tokenizer, keep: int, best: bool
+    out_dir: Path,
+    state: State,
+    weights: dict,
+    moments: dict,
+    config: dict,
+    tokenizer,
+    keep: int,
+    best: bool,
 ) -> Path:
     """Writes the checkpoint of step `state.step`, points `last` (and `best`) at it, prunes old ones.
 
@@ -218,13 +254,19 @@ def save(
         write_json(new / STATE, content | {"crc32": seal(content)})
         sync(new)
         if final.exists():  # the run was resumed from before this step
-            final.rename(temporary(final, "old"))  # after a kill here, finish_renaming completes the save
-        final.with_name(f"{final.name}.eval.json").unlink(missing_ok=True)  # was measured with other weights
+            final.rename(
+                temporary(final, "old")
+            )  # after a kill here, finish_renaming completes the save
+        final.with_name(f"{final.name}.eval.json").unlink(
+            missing_ok=True
+        )  # was measured with other weights
         new.rename(final)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    if best:  # before `last`: a run killed in between resumes before this step and finds the best again
+    if (
+        best
+    ):  # before `last`: a run killed in between resumes before this step and finds the best again
         point(out_dir / "best", final)
     point(out_dir / "last", final)
     if not (out_dir / CONFIG).exists():  # out_dir was emptied
@@ -258,7 +300,9 @@ def point(link: Path, target: Path) -> None:
 
 def steps(out_dir: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    found = [d for d in out_dir.glob("step-*") if re.fullmatch(r"step-\d{6,18}", d.name) and d.is_dir()]
+    found = [
+        d for d in out_dir.glob("step-*") if re.fullmatch(r"step-\d{6,18}", d.name) and d.is_dir()
+    ]
     return sorted(found, key=number)
 
 
@@ -275,7 +319,9 @@ def prune(out_dir: Path, keep: int) -> None:
     """
     with contextlib.suppress(OSError):
         best, last = (follow(out_dir / link).resolve() for link in ("best", "last"))
-        found = sorted(steps(out_dir), key=lambda step: number(step) <= number(last))  # stable: oldest first in both
+        found = sorted(
+            steps(out_dir), key=lambda step: number(step) <= number(last)
+        )  # stable: oldest first in both
         for old in found[:-keep] if keep else []:
             if old.resolve() not in (best, last):
                 # renamed first, so that no half-removed directory has a checkpoint's name
@@ -311,7 +357,9 @@ def check(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
     return None
 
 
-def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print, to_resume: bool = False) -> Path:
+def find(
+    run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print, to_resume: bool = False
+) -> Path:
     """The checkpoint that `run` names: itself, or the first intact one of `prefer` in an out directory.
 
     Falls back to the newest intact checkpoint and reports it through `say`. Reads and checks the model's files, with
@@ -319,8 +367,12 @@ def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print,
     """
     run = follow(run)
     if not run.is_dir():
-        raise ValueError(f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one")
-    called_so = re.fullmatch(r"step-\d+", run.resolve().name) and not steps(run)  # an out directory may be, too
+        raise ValueError(
+            f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one"
+        )
+    called_so = re.fullmatch(r"step-\d+", run.resolve().name) and not steps(
+        run
+    )  # an out directory may be, too
     itself = (run / MODEL).exists() or (run / STATE).exists() or called_so
     names = FILES if to_resume else (MODEL, CONFIG, TOKENIZER)
     tried: list[Path] = []
@@ -340,7 +392,11 @@ def find(run: Path | str, prefer: tuple[str, ...] = ("best", "last"), say=print,
 
 def choices(run: Path, prefer: tuple[str, ...], itself: bool) -> list[Path]:
     """The checkpoints to try, in this order: the named one, or those linked by `prefer`; then the newest first."""
-    named = [run] if itself else [path for path in (follow(run / link) for link in prefer) if path.is_dir()]
+    named = (
+        [run]
+        if itself
+        else [path for path in (follow(run / link) for link in prefer) if path.is_dir()]
+    )
     others = reversed(steps(run.resolve().parent if itself else run))
     return list(dict.fromkeys(path.resolve() for path in (*named, *others)))
 
@@ -350,14 +406,22 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
     config = read_json(checkpoint / CONFIG)
     try:
         # unknown settings, of a recipe or of another version, are ignored
-        train = {name: value for name, value in config["train"].items() if name in TrainConfig.__dataclass_fields__}
+        train = {
+            name: value
+            for name, value in config["train"].items()
+            if name in TrainConfig.__dataclass_fields__
+        }
         return GPTConfig(**config["model"]), TrainConfig(**train)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
 
 
 def load_model(
-    checkpoint: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, make_model=GPT, **changes
+    checkpoint: Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    make_model=GPT,
+    **changes,
 ) -> GPT:
     """The model of a checkpoint, in eval mode.
 
@@ -367,7 +431,9 @@ def load_model(
     config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
     weights = read_tensors(checkpoint / MODEL)
     if config.n_layer > len(weights):  # before anything of that size is allocated
-        raise ValueError(f"{checkpoint / MODEL} has {len(weights)} tensors, too few for n_layer={config.n_layer}")
+        raise ValueError(
+            f"{checkpoint / MODEL} has {len(weights)} tensors, too few for n_layer={config.n_layer}"
+        )
     try:
         with torch.device("meta"):  # shapes without memory
             shapes = {name: p.shape for name, p in make_model(config).named_parameters()}

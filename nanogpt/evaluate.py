@@ -11,7 +11,10 @@ from nanogpt.model import GPT
 
 @torch.no_grad()
 def total_loss(
-    model: GPT, batches: Iterator[Batch], device: torch.device | str, check: Callable[[], object] = lambda: None
+    model: GPT,
+    batches: Iterator[Batch],
+    device: torch.device | str,
+    check: Callable[[], object] = lambda: None,
 ) -> torch.Tensor:
     """Sum of the losses in nats and number of targets, as one float64 tensor (2,) that processes can add up.
 
@@ -61,10 +64,13 @@ def evaluate(
         batches = (data.batch(seed, i * batch_size, batch_size) for i in numbers)
         # the same number of batches on every process, as sharded models require; surplus ones are ignored
         batches = (
-            (x, y if i < eval_iters else torch.full_like(y, -1)) for i, (x, y) in zip(numbers, batches, strict=True)
+            (x, y if i < eval_iters else torch.full_like(y, -1))
+            for i, (x, y) in zip(numbers, batches, strict=True)
         )
     else:
-        batches = data.whole_split(forward_batch_size(batch_size, data.block_size), process, processes)
+        batches = data.whole_split(
+            forward_batch_size(batch_size, data.block_size), process, processes
+        )
     nats, targets = reduce(total_loss(model, batches, device, check)).tolist()
     loss = nats / targets
     bits_per_byte = loss / math.log(2) / data.bytes_per_token

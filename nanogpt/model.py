@@ -27,7 +27,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-VOCAB_MULTIPLE = 64  # pad the vocabulary to a multiple of 64: faster matmuls; only this file sees the padding
+VOCAB_MULTIPLE = (
+    64  # pad the vocabulary to a multiple of 64: faster matmuls; only this file sees the padding
+)
 
 SAME_RESULT = {"ignored_by": ("resume", "card")}  # see `setting` in nanogpt/config.py
 
@@ -35,22 +37,36 @@ SAME_RESULT = {"ignored_by": ("resume", "card")}  # see `setting` in nanogpt/con
 @dataclass
 class GPTConfig:
     block_size: Annotated[int, 1, 2**24] = 1024  # context length T, in tokens
-    vocab_size: Annotated[int | None, 1, 2**24] = None  # number of tokens; none: as many as the data's tokenizer has
+    vocab_size: Annotated[int | None, 1, 2**24] = (
+        None  # number of tokens; none: as many as the data's tokenizer has
+    )
     n_layer: Annotated[int, 1, 1000] = 12  # number of blocks
     n_head: Annotated[int, 1, 4096] = 12  # attention heads in a block
     n_embd: Annotated[int, 1, 2**18] = 768  # channels C
-    dropout: Annotated[float, 0, 0.99] = 0.0  # on embeddings, attention weights, branches; 0 suits all but tiny data
+    dropout: Annotated[float, 0, 0.99] = (
+        0.0  # on embeddings, attention weights, branches; 0 suits all but tiny data
+    )
     _: KW_ONLY  # the advanced ones
-    n_kv_head: Annotated[int | None, 1, 4096] = None  # heads of keys and values (grouped-query attention); none: n_head
+    n_kv_head: Annotated[int | None, 1, 4096] = (
+        None  # heads of keys and values (grouped-query attention); none: n_head
+    )
     head_dim: Annotated[int | None, 1, 2**16] = None  # channels in a head; none: n_embd / n_head
-    n_inner: Annotated[int | None, 1, 2**20] = None  # MLP's channels; none: 4 C, for swiglu 8/3 C in multiples of 32
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # of the input of attention, MLP and output projection
+    n_inner: Annotated[int | None, 1, 2**20] = (
+        None  # MLP's channels; none: 4 C, for swiglu 8/3 C in multiples of 32
+    )
+    norm: Literal["layernorm", "rmsnorm"] = (
+        "layernorm"  # of the input of attention, MLP and output projection
+    )
     norm_eps: Annotated[float, 0, 1] = 1e-5  # added to the variance in every norm
     position: Literal["learned", "rope"] = "learned"  # how the model knows the order of tokens
     rope_theta: Annotated[float, 1, 1e12] = 10000.0  # base of RoPE's wavelengths
-    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"  # gelu: exact, as nanoGPT; gelu_tanh: as GPT-2's own weights
+    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = (
+        "gelu"  # gelu: exact, as nanoGPT; gelu_tanh: as GPT-2's own weights
+    )
     qk_norm: bool = False  # RMSNorm over each head's query and key, before RoPE (as Qwen3)
-    bias: bool = False  # biases in Linear and LayerNorm; GPT-2 has them, nanoGPT trains better without
+    bias: bool = (
+        False  # biases in Linear and LayerNorm; GPT-2 has them, nanoGPT trains better without
+    )
     tie_embeddings: bool = True  # one matrix for the token embedding and the output projection
     gradient_checkpointing: bool = field(
         default=False, metadata=SAME_RESULT
@@ -68,7 +84,9 @@ class GPTConfig:
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
         if self.position == "rope" and self.head_size % 2:
-            raise ValueError(f"RoPE turns pairs of channels, so the head size must be even; it is {self.head_size}")
+            raise ValueError(
+                f"RoPE turns pairs of channels, so the head size must be even; it is {self.head_size}"
+            )
 
     @classmethod
     def modern(cls, **settings) -> "GPTConfig":
@@ -105,7 +123,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps)
 
 
-def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+) -> torch.Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
@@ -117,16 +137,24 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -
     """
     if enable_gqa and q.device.type == "cuda":
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else q.dtype
-        if mask is not None or dtype.itemsize > 2 or torch.cuda.get_device_properties(q.device).major < 8:
+        if (
+            mask is not None
+            or dtype.itemsize > 2
+            or torch.cuda.get_device_properties(q.device).major < 8
+        ):
             k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
             enable_gqa = False
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
 
 
-def cross_entropy(x, weight, bias, targets, reduction: str = "mean", linear=F.linear) -> torch.Tensor:
+def cross_entropy(
+    x, weight, bias, targets, reduction: str = "mean", linear=F.linear
+) -> torch.Tensor:
     """Cross-entropy between the logits x @ weight.T + bias, from x (B, T, C), and targets (B, T); -1 is ignored."""
     logits = linear(x, weight, bias)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
+    return F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction
+    )
 
 
 class Ops(NamedTuple):
@@ -206,7 +234,11 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.layer = layer
-        self.n_head, self.n_kv_head, self.head_size = config.n_head, config.kv_heads, config.head_size
+        self.n_head, self.n_kv_head, self.head_size = (
+            config.n_head,
+            config.kv_heads,
+            config.head_size,
+        )
         self.dropout = config.dropout
         # queries, keys and values in one matrix product
         self.qkv_rows = [n * self.head_size for n in (self.n_head, self.n_kv_head, self.n_kv_head)]
@@ -225,16 +257,24 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D), (B, K, T, D) twice
+        q, k, v = (
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+        )  # (B, H, T, D), (B, K, T, D) twice
         if rope:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
 
         k, v, mask = (k, v, None) if cache is None else cache.extend(self.layer, k, v)
-        causal = mask is None and (cache is None or T > 1)  # a single query after others in the cache sees all keys
+        causal = mask is None and (
+            cache is None or T > 1
+        )  # a single query after others in the cache sees all keys
         gqa = self.n_kv_head != self.n_head
         dropout = self.dropout if self.training else 0.0
         y = self.ops.attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, self.n_head * self.head_size)  # the heads side by side again
+        y = y.transpose(1, 2).reshape(
+            B, T, self.n_head * self.head_size
+        )  # the heads side by side again
         return self.c_proj(y)
 
 
@@ -279,15 +319,23 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, ops: Ops | None = None):
         super().__init__()
         if config.vocab_size is None:
-            raise ValueError("vocab_size is not set: give the number of tokens that the tokenizer has")
+            raise ValueError(
+                "vocab_size is not set: give the number of tokens that the tokenizer has"
+            )
         self.config = config
         self.wte = Embedding(config.padded_vocab_size, config.n_embd)
-        self.wpe = Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.wpe = (
+            Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        )
         self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = norm_layer(config)
         # if tied there is no second parameter, so nothing can come untied when a checkpoint is loaded or sharded
-        self.lm_head = None if config.tie_embeddings else Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.lm_head = (
+            None
+            if config.tie_embeddings
+            else Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        )
         self.apply(self._init_weights)
         if ops is not None:
             self.use(ops)
@@ -305,7 +353,9 @@ class GPT(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, CausalSelfAttention | MLP):  # apply() reaches a module after its children
+        if isinstance(
+            module, CausalSelfAttention | MLP
+        ):  # apply() reaches a module after its children
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     def forward(
@@ -327,7 +377,9 @@ class GPT(nn.Module):
         """
         T, past = idx.size(1), 0 if cache is None else cache.length
         if past + T > self.config.block_size:
-            raise ValueError(f"{past + T} tokens do not fit into block_size={self.config.block_size}")
+            raise ValueError(
+                f"{past + T} tokens do not fit into block_size={self.config.block_size}"
+            )
         if cache is None:
             positions = torch.arange(T, device=idx.device)
             rope = rope_tables(self.config, positions) if self.config.position == "rope" else None
@@ -365,7 +417,9 @@ class GPT(nn.Module):
     def fused_rows(self) -> dict[str, list[int]]:
         """Parameters that stack several matrices (queries, keys, values; gate, up): the rows of each, by name."""
         rows = {f"h.{i}.attn.c_attn.weight": block.attn.qkv_rows for i, block in enumerate(self.h)}
-        return rows | {f"h.{i}.mlp.c_fc.weight": block.mlp.fc_rows for i, block in enumerate(self.h)}
+        return rows | {
+            f"h.{i}.mlp.c_fc.weight": block.mlp.fc_rows for i, block in enumerate(self.h)
+        }
 
     @classmethod
     def from_pretrained(cls, name_or_dir, **options) -> "GPT":
@@ -389,10 +443,14 @@ class GPT(nn.Module):
     def crop_block_size(self, block_size: int) -> None:
         """Shortens the context and the learned positions. Raises ValueError if block_size is longer than now."""
         if block_size > self.config.block_size:
-            raise ValueError(f"block_size={block_size} is longer than the context of {self.config.block_size} tokens")
+            raise ValueError(
+                f"block_size={block_size} is longer than the context of {self.config.block_size} tokens"
+            )
         self.config = replace(self.config, block_size=block_size)
         if self.wpe is not None:
-            self.wpe = Embedding.from_pretrained(self.wpe.weight.detach()[:block_size].clone(), freeze=False)
+            self.wpe = Embedding.from_pretrained(
+                self.wpe.weight.detach()[:block_size].clone(), freeze=False
+            )
 
     def get_num_params(self, non_embedding: bool = False) -> int:
         """Number of parameters without the vocabulary's padding; `non_embedding` leaves out wte and wpe."""
@@ -429,7 +487,9 @@ def declared(cls: type) -> dict[str, tuple[type, tuple]]:
     found = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
         kind, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        found[name] = (str, get_args(kind)) if get_origin(kind) is Literal else (kind, tuple(limits))
+        found[name] = (
+            (str, get_args(kind)) if get_origin(kind) is Literal else (kind, tuple(limits))
+        )
     return found
 
 
@@ -440,7 +500,9 @@ def check_fields(config) -> None:
         value, (kind, limits) = getattr(config, name), allowed[name]
         kinds = get_args(kind) or (kind,)
         a_number = (int,) if float in kinds else ()
-        if not isinstance(value, (*kinds, *a_number)) or (isinstance(value, bool) and bool not in kinds):
+        if not isinstance(value, (*kinds, *a_number)) or (
+            isinstance(value, bool) and bool not in kinds
+        ):
             raise ValueError(f"{name}={value!r:.80} must be {getattr(kind, '__name__', kind)}")
         if isinstance(value, str) and (not value or "\0" in value):
             raise ValueError(f"{name}={value!r:.80} is not a name")

@@ -37,7 +37,9 @@ def lr_at(step: int, config, seconds: float = 0.0) -> float:
     progress = min(1.0, (now - start) / max(1, end - start))
     if config.lr_schedule == "constant" or progress <= 0:
         return config.learning_rate
-    share = 0.5 * (1 + math.cos(math.pi * progress)) if config.lr_schedule == "cosine" else 1 - progress
+    share = (
+        0.5 * (1 + math.cos(math.pi * progress)) if config.lr_schedule == "cosine" else 1 - progress
+    )
     return config.min_lr + share * (config.learning_rate - config.min_lr)
 
 
@@ -78,7 +80,9 @@ def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) ->
         optimizer.zero_grad()
 
 
-def make_optimizers(model: nn.Module, config, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: nn.Module, config, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """AdamW, or Muon and AdamW, over the parameters of a GPT; `dtype` is that of Muon's matrix products.
 
     Weight decay acts on matrices and embeddings, not on biases and norms, as in nanoGPT; with Muon not on embeddings.
@@ -94,8 +98,14 @@ def make_optimizers(model: nn.Module, config, dtype: torch.dtype = torch.float32
 
     inside = {name: p for name, p in matrices.items() if name.startswith("h.")}
     rows, scale = model.fused_rows(), config.muon_learning_rate / config.learning_rate
-    groups = [{"params": [p], "rows": rows.get(name), "lr_scale": scale} for name, p in inside.items()]
-    others = {"params": [p for name, p in named.items() if name not in inside], "weight_decay": 0.0, "lr_scale": 1.0}
+    groups = [
+        {"params": [p], "rows": rows.get(name), "lr_scale": scale} for name, p in inside.items()
+    ]
+    others = {
+        "params": [p for name, p in named.items() if name not in inside],
+        "weight_decay": 0.0,
+        "lr_scale": 1.0,
+    }
     muon = Muon(groups, momentum=config.muon_momentum, weight_decay=decay, dtype=dtype)
     return [muon, torch.optim.AdamW([others], betas=betas, fused=True)]
 
@@ -108,7 +118,9 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
     a, b, c = NEWTON_SCHULZ
     tall = x.size(1) > x.size(2)
     x = x.mT if tall else x
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # brings the largest singular value below 1
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(
+        min=1e-7
+    )  # brings the largest singular value below 1
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -119,7 +131,9 @@ def orthogonalize_share(x: list[torch.Tensor]) -> torch.Tensor:
     """`orthogonalize` of N matrices that every process has: each computes its share, and gets those of the others."""
     rank, world, N = dist.get_rank(), dist.get_world_size(), len(x)
     each = -(-N // world)
-    mine = torch.stack([x[min(rank * each + i, N - 1)] for i in range(each)])  # all shares have one size
+    mine = torch.stack(
+        [x[min(rank * each + i, N - 1)] for i in range(each)]
+    )  # all shares have one size
     everyones = mine.new_empty(world * each, *x[0].shape)
     dist.all_gather([*everyones.split(each)], orthogonalize(mine).contiguous())
     return everyones[:N]
@@ -141,11 +155,15 @@ def orthogonalize_sharded(x: list[torch.Tensor], held: list[list[int]], group) -
         """Sends the matrices send[r] to process r; returns what all sent, of rows[r] rows each, one after the other."""
         flat = torch.cat([x[0][:0], *(matrix for matrices in send for matrix in matrices)])
         got = flat.new_empty(sum(map(sum, rows)), flat.size(1))
-        dist.all_to_all_single(got, flat, [sum(n) for n in rows], [sum(map(len, m)) for m in send], group=group)
+        dist.all_to_all_single(
+            got, flat, [sum(n) for n in rows], [sum(map(len, m)) for m in send], group=group
+        )
         return got
 
     rows = [[counts[r] for counts in mine] for r in range(world)]
-    parts = exchange([x[share] for share in shares], rows).split([n for counts in rows for n in counts])
+    parts = exchange([x[share] for share in shares], rows).split(
+        [n for counts in rows for n in counts]
+    )
     whole = [torch.cat(parts[i :: len(mine)]) for i in range(len(mine))]
     whole = orthogonalize(torch.stack(whole)) if mine else []
     back = [matrix.split(counts) for matrix, counts in zip(whole, mine, strict=True)]
@@ -158,7 +176,10 @@ def rows_held(rows: list[int], processes: int) -> list[list[int]]:
     each = -(-sum(rows) // processes)
     starts = [each * r for r in range(processes)]
     ends = accumulate(rows)
-    return [[max(0, min(end, s + each) - max(end - n, s)) for s in starts] for n, end in zip(rows, ends, strict=True)]
+    return [
+        [max(0, min(end, s + each) - max(end - n, s)) for s in starts]
+        for n, end in zip(rows, ends, strict=True)
+    ]
 
 
 def state_shapes(optimizer: torch.optim.Optimizer, p: torch.Tensor) -> dict[str, torch.Size] | None:
@@ -183,10 +204,16 @@ class Muon(torch.optim.Optimizer):
     a copy of the model (`copies`), from SHARED_FROM on. All decide by the shape alone, so they decide alike.
     """
 
-    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype: torch.dtype = torch.float32):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, rows=None))
+    def __init__(
+        self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype: torch.dtype = torch.float32
+    ):
+        super().__init__(
+            params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, rows=None)
+        )
         self.dtype = dtype
-        self.found_inf: torch.Tensor | None = None  # 1.0 skips the update, as in torch's fused AdamW
+        self.found_inf: torch.Tensor | None = (
+            None  # 1.0 skips the update, as in torch's fused AdamW
+        )
         self.copies = 1  # processes that call this with the same gradients
 
     @torch.no_grad()
@@ -204,15 +231,21 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                 mesh = getattr(p, "device_mesh", None)  # of a sharded parameter
                 tensors = self.state[p]["momentum_buffer"], p.grad, p
-                momentum, grad, weight = (tensor.to_local() if mesh else tensor for tensor in tensors)
-                if skip is not None:  # on an accelerator the flag is part of the arithmetic: the host does not wait
+                momentum, grad, weight = (
+                    tensor.to_local() if mesh else tensor for tensor in tensors
+                )
+                if (
+                    skip is not None
+                ):  # on an accelerator the flag is part of the arithmetic: the host does not wait
                     grad = torch.where(skip > 0, momentum, grad)
                 momentum.lerp_(grad, 1 - group["momentum"])
                 update = grad.lerp(momentum, group["momentum"]).to(self.dtype)  # Nesterov
                 rows = group["rows"] or [p.size(0)]
                 held = rows_held(rows, mesh.size() if mesh else 1)
                 here = [counts[mesh.get_local_rank() if mesh else 0] for counts in held]
-                for n, *matrix in zip(rows, update.split(here), weight.split(here), held, strict=True):
+                for n, *matrix in zip(
+                    rows, update.split(here), weight.split(here), held, strict=True
+                ):
                     key = (n, p.size(1), group["lr"], group["weight_decay"], mesh)
                     batches.setdefault(key, []).append(matrix)
         for (rows, columns, lr, weight_decay, mesh), matrices in batches.items():
@@ -226,7 +259,9 @@ class Muon(torch.optim.Optimizer):
             lr = lr if skip is None else lr * (1 - skip)
             torch._foreach_mul_(weights, 1 - lr * weight_decay)
             update = update.to(weights[0].dtype) * (lr * math.sqrt(max(1, rows / columns)))
-            torch._foreach_sub_(weights, update.reshape(-1, columns).split([len(weight) for weight in weights]))
+            torch._foreach_sub_(
+                weights, update.reshape(-1, columns).split([len(weight) for weight in weights])
+            )
 
 
 class UpdateRatio:
@@ -241,9 +276,15 @@ class UpdateRatio:
     def __init__(self, model: nn.Module):
         from torch.distributed.tensor import DTensor  # takes half a second to import
 
-        matrices = [p.detach() for name, p in model.named_parameters() if name.startswith("h.") and p.ndim >= 2]
+        matrices = [
+            p.detach()
+            for name, p in model.named_parameters()
+            if name.startswith("h.") and p.ndim >= 2
+        ]
         matrices = [p.to_local() if isinstance(p, DTensor) else p for p in matrices]
-        self.rows = [p[:: max(1, p.size(0) // 16)] for p in matrices]  # views of what the optimizer changes
+        self.rows = [
+            p[:: max(1, p.size(0) // 16)] for p in matrices
+        ]  # views of what the optimizer changes
 
     @torch.no_grad()
     def __enter__(self) -> None:

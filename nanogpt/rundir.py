@@ -23,7 +23,9 @@ from nanogpt.data.files import read_json
 MARK, NEW_MARK, LOCK = ".run", ".run.new", ".lock"
 # errors of read-only directories and of file systems without locks
 NO_LOCKS = {errno.EROFS, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-CLAIMED: dict[Path, tuple["Lock", int | None]] = {}  # by this process, with the inode of the lock's file
+CLAIMED: dict[
+    Path, tuple["Lock", int | None]
+] = {}  # by this process, with the inode of the lock's file
 
 
 class Lock:
@@ -49,7 +51,9 @@ class Lock:
                 raise
             return
         with contextlib.suppress(OSError):
-            self.holder.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), encoding="utf-8")
+            self.holder.write_text(
+                json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), encoding="utf-8"
+            )
 
     def who(self) -> str:
         """The holder, from its file."""

@@ -16,7 +16,9 @@ from nanogpt.data.tokenizer import END
 from nanogpt.model import GPT
 
 
-def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
+def filter_logits(
+    logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None
+) -> torch.Tensor:
     """Sets logits (B, V) to -inf, except the `top_k` largest and the smallest set with a probability of `top_p`.
 
     The most likely token is always kept. top_p is nucleus sampling (Holtzman et al. 2020).
@@ -90,9 +92,17 @@ def stream(
     weight, make_cache = model.wte.weight, StaticKVCache if compile else KVCache
     # what is compiled must not depend on the prompt's length
     room = block_size if compile else min(block_size, context.size(1) + max_new_tokens)
-    cache = make_cache(model.config, idx.size(0), weight.device, weight.dtype, room) if use_cache else None
+    cache = (
+        make_cache(model.config, idx.size(0), weight.device, weight.dtype, room)
+        if use_cache
+        else None
+    )
     # on a GPU one CUDA graph instead of hundreds of launches, which take longer than the kernels of a small model
-    decode = torch.compile(next_logits, mode="reduce-overhead", dynamic=False) if compile and use_cache else next_logits
+    decode = (
+        torch.compile(next_logits, mode="reduce-overhead", dynamic=False)
+        if compile and use_cache
+        else next_logits
+    )
     unread, step = context, next_logits
     ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
@@ -171,7 +181,12 @@ def default_prompt(tokenizer) -> tuple[str, list[int]]:
 
 
 def write(
-    model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int, check: Callable[[], object] = lambda: None
+    model: GPT,
+    tokenizer,
+    start: np.ndarray,
+    max_new_tokens: int,
+    seed: int,
+    check: Callable[[], object] = lambda: None,
 ) -> str:
     """The text of the tokens `start` (T,) and the model's continuation, up to the end of the text or of a message.
 
@@ -181,7 +196,9 @@ def write(
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
     drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
     new = [token.item() for token in drawn if not check()]
-    return tokenizer.decode([*start.tolist(), *until(tokenizer.special.get(END), until(tokenizer.eot_id, new))])
+    return tokenizer.decode(
+        [*start.tolist(), *until(tokenizer.special.get(END), until(tokenizer.eot_id, new))]
+    )
 
 
 def write_amid_training(model: GPT, *args) -> str:

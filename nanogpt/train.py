@@ -30,7 +30,9 @@ from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import UpdateRatio, cast_weights_once, lr_at, set_learning_rate, update
 from nanogpt.sample import write_amid_training
 
-logger = logging.getLogger("nanogpt")  # what a run says; nanogpt/run/console.py prints it on the main process
+logger = logging.getLogger(
+    "nanogpt"
+)  # what a run says; nanogpt/run/console.py prints it on the main process
 
 
 def main(
@@ -51,10 +53,23 @@ def main(
     """
     from nanogpt.run.main import main  # parses the command line, builds `Parts`, calls `train`
 
-    main(model_config, config, prepare, note, argv, make_model=make_model, make_optimizers=make_optimizers)
+    main(
+        model_config,
+        config,
+        prepare,
+        note,
+        argv,
+        make_model=make_model,
+        make_optimizers=make_optimizers,
+    )
 
 
-def train(config: TrainConfig, parts: "Parts", state: State, after_step: Callable[[], object] = lambda: None) -> None:
+def train(
+    config: TrainConfig,
+    parts: "Parts",
+    state: State,
+    after_step: Callable[[], object] = lambda: None,
+) -> None:
     """The loop: evaluate and save where due, take a step, log; until max_iters, or until the run has to stop."""
     parts.gpt.train()
     parts.clock.start()
@@ -67,7 +82,9 @@ def train(config: TrainConfig, parts: "Parts", state: State, after_step: Callabl
         after_step()
         if log_is_due(config, state.step):
             log(config, parts, state)
-        parts.interrupts.check_step(config, parts, state)  # raises Stop: a signal, the time limit, failing saves
+        parts.interrupts.check_step(
+            config, parts, state
+        )  # raises Stop: a signal, the time limit, failing saves
 
 
 def step(config: TrainConfig, parts: "Parts", state: State) -> None:
@@ -90,7 +107,9 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
 
     grad_norm = accelerator.clip_grad_norm_(parts.model.parameters(), config.grad_clip or torch.inf)
     grad_norm = checkpoint.full_tensor(grad_norm)
-    not_finite = (~grad_norm.isfinite()).float()  # stays on the device, so that nothing waits for it
+    not_finite = (
+        ~grad_norm.isfinite()
+    ).float()  # stays on the device, so that nothing waits for it
     with parts.update_ratio if log_is_due(config, state.step + 1) else nullcontext():
         update(parts.optimizers, not_finite)  # nothing changes if the gradient is not finite
     if accelerator.scaler is not None:  # fp16: clip_grad_norm_ has unscaled the gradients
@@ -102,13 +121,17 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
     parts.progress.update(config, parts, state)
 
 
-def micro_batch(config: TrainConfig, parts: "Parts", state: State, index: int, whole: bool = False) -> Batch:
+def micro_batch(
+    config: TrainConfig, parts: "Parts", state: State, index: int, whole: bool = False
+) -> Batch:
     """Micro-batch `index` of the current step, on the device; seeds its dropout. `whole` ignores short_block_size."""
     number = state.step * config.gradient_accumulation_steps + index
     batch = parts.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
     if state.step < config.short_block_iters and not whole:
         batch = shorten(batch, config.short_block_size)
-    reseed(parts.device, int(hash64(hash64(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0]))
+    reseed(
+        parts.device, int(hash64(hash64(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0])
+    )
     return to_device(batch, parts.device)
 
 
@@ -119,7 +142,9 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
     steps, skipped = state.step - tally.step, int(tally.skipped)
     state.skipped_steps += skipped
     seconds = state.train_seconds - tally.train_seconds
-    values = {"tokens_per_second": round(steps * tokens_per_step(config, parts.gpt.config) / seconds)}
+    values = {
+        "tokens_per_second": round(steps * tokens_per_step(config, parts.gpt.config) / seconds)
+    }
     if parts.peak_flops:
         T = config.short_block_size if state.step <= config.short_block_iters else None
         flops = values["tokens_per_second"] * parts.gpt.flops_per_token(T)
@@ -144,7 +169,9 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     """
     pause(config, parts, state)
     last, again = done(config, state), state.evaluated_step == state.step
-    fine_tuning = config.init_from != "scratch" and config.max_iters > 0  # may end worse than it began
+    fine_tuning = (
+        config.init_from != "scratch" and config.max_iters > 0
+    )  # may end worse than it began
     worth_saving = (state.step > 0 or fine_tuning) and not again
     try:
         with parts.progress.waiting("evaluating"), parts.autocast():
@@ -161,7 +188,9 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
                 check=parts.interrupts.check,
             )
     except Exception:
-        if worth_saving and not parts.sharded:  # shards cannot be gathered if other processes still evaluate
+        if (
+            worth_saving and not parts.sharded
+        ):  # shards cannot be gathered if other processes still evaluate
             save(config, parts, state, together=False)  # the others may not get here
         raise
     state.evaluated_step = state.step
@@ -177,17 +206,23 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     if worth_saving and (best or last or config.always_save_checkpoint):
         save(config, parts, state, best)
         if best and parts.peers.largest(parts.saves.error is not None)[0]:
-            state.best_val_loss, state.best_step = best_before  # of the best checkpoint that there is
+            state.best_val_loss, state.best_step = (
+                best_before  # of the best checkpoint that there is
+            )
     if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
         beginning, check = parts.train_data.beginning, parts.interrupts.check
-        text = write_amid_training(parts.gpt, parts.tokenizer, beginning, config.sample_tokens, config.seed, check)
+        text = write_amid_training(
+            parts.gpt, parts.tokenizer, beginning, config.sample_tokens, config.seed, check
+        )
         parts.metrics.sample(text, **where(state))
         parts.progress.sample(text)
     parts.clock.start()
     parts.progress.restart(state)
 
 
-def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False, together: bool = True) -> None:
+def save(
+    config: TrainConfig, parts: "Parts", state: State, best: bool = False, together: bool = True
+) -> None:
     """Saves a checkpoint of the current step; a failure is a warning.
 
     Must be called on all processes, which wait for the main one to write; without `together` they do not.
@@ -197,9 +232,13 @@ def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False, 
     saves.step = state.step
     writing = None
     if main_process:
-        skipped = state.skipped_steps + int(parts.tally.skipped)  # with those since the last line of metrics
+        skipped = state.skipped_steps + int(
+            parts.tally.skipped
+        )  # with those since the last line of metrics
         stored = replace(state, skipped_steps=skipped, **scale_of(parts.accelerator.scaler))
-        writing = Thread(target=write_checkpoint, args=(config, parts, stored, weights, moments, best))
+        writing = Thread(
+            target=write_checkpoint, args=(config, parts, stored, weights, moments, best)
+        )
         writing.start()
     # They meet every second, so that a slow disk is not taken for a process that hangs
     while writing is not None or together:
@@ -220,12 +259,19 @@ def write_checkpoint(
     try:
         parts.metrics.sync()
         keep = config.keep_checkpoints
-        checkpoint.save(parts.out_dir, state, weights, moments, parts.settings, parts.tokenizer, keep, best)
+        checkpoint.save(
+            parts.out_dir, state, weights, moments, parts.settings, parts.tokenizer, keep, best
+        )
         saves.failed, saves.error = 0, None
-    except Exception as error:  # a full disk, most likely: the run is worth more than one checkpoint
+    except (
+        Exception
+    ) as error:  # a full disk, most likely: the run is worth more than one checkpoint
         expected = isinstance(error, OSError | ValueError)
         what = str(error) if expected else f"{type(error).__name__}: {error}"
-        saves.failed, saves.error = saves.failed + 1, f"step {state.step} could not be saved: {what}"
+        saves.failed, saves.error = (
+            saves.failed + 1,
+            f"step {state.step} could not be saved: {what}",
+        )
         logger.warning(f"{saves.error}; earlier checkpoints are untouched, and training continues")
     saves.seconds = time.perf_counter() - start
 
@@ -241,7 +287,9 @@ def done(config: TrainConfig, state: State) -> bool:
 
 
 def evaluation_is_due(config: TrainConfig, state: State) -> bool:
-    if state.evaluated_step == state.step and config.max_iters > 0:  # resumed from a step with its evaluation
+    if (
+        state.evaluated_step == state.step and config.max_iters > 0
+    ):  # resumed from a step with its evaluation
         return False
     return done(config, state) or state.step % config.eval_interval == 0
 
@@ -262,7 +310,9 @@ class Tally:
         self.lr = 0.0
         self.step, self.train_seconds = state.step, state.train_seconds  # at the last line
 
-    def add(self, loss: torch.Tensor, grad_norm: torch.Tensor, not_finite: torch.Tensor, lr: float) -> None:
+    def add(
+        self, loss: torch.Tensor, grad_norm: torch.Tensor, not_finite: torch.Tensor, lr: float
+    ) -> None:
         """Counts a step; it was skipped if its gradient was not finite (`not_finite` is 1.0)."""
         self.loss += torch.where(not_finite > 0, 0.0, loss)
         self.skipped += not_finite
@@ -331,7 +381,10 @@ class Parts:
     compiled: bool = False
     peak_flops: float | None = None  # of the device, if known
     make_model: Callable[[GPTConfig], GPT] = GPT
-    recipe: tuple[GPTConfig, TrainConfig] = (GPTConfig(), TrainConfig())  # the settings before the command line's
+    recipe: tuple[GPTConfig, TrainConfig] = (
+        GPTConfig(),
+        TrainConfig(),
+    )  # the settings before the command line's
 
     def autocast(self):
         """Mixed precision around a sharded model; Accelerate has wrapped any other model in it."""
@@ -339,12 +392,20 @@ class Parts:
 
     def add_up(self, total: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
-        return self.accelerator.reduce(total.to(self.device)) if self.accelerator.num_processes > 1 else total
+        return (
+            self.accelerator.reduce(total.to(self.device))
+            if self.accelerator.num_processes > 1
+            else total
+        )
 
 
 def where(state: State) -> dict:
     """Where the run stands, the same for every line of metrics."""
-    return {"step": state.step, "tokens": state.tokens, "train_seconds": round(state.train_seconds, 3)}
+    return {
+        "step": state.step,
+        "tokens": state.tokens,
+        "train_seconds": round(state.train_seconds, 3),
+    }
 
 
 def tokens_per_step(config: TrainConfig, model_config: GPTConfig) -> int:

@@ -24,8 +24,12 @@ SIZES = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
 def main() -> None:
     """Prints a line for each model."""
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("--data", default="data/shakespeare_gpt2", help="a data directory in GPT-2's encoding")
-    parser.add_argument("--models", nargs="+", default=SIZES, help="Hub names, directories or out directories")
+    parser.add_argument(
+        "--data", default="data/shakespeare_gpt2", help="a data directory in GPT-2's encoding"
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=SIZES, help="Hub names, directories or out directories"
+    )
     parser.add_argument("--batch_size", type=int, default=4, help="sequences at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     args = parser.parse_args()

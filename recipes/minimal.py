@@ -18,7 +18,9 @@ from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
 from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
 
-MODEL = GPTConfig.modern(block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False)
+MODEL = GPTConfig.modern(
+    block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
+)
 TRAIN = TrainConfig(
     data="data/shakespeare_char",
     batch_size=32,
@@ -53,12 +55,16 @@ def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator
             number = step * config.gradient_accumulation_steps + i * accelerator.num_processes
             first_sample = (number + accelerator.process_index) * config.batch_size
             x, y = data.batch(config.seed, first_sample, config.batch_size)  # (B, T) each
-            with accelerator.accumulate(model):  # gradients are averaged over the processes at the last micro-batch
+            with accelerator.accumulate(
+                model
+            ):  # gradients are averaged over the processes at the last micro-batch
                 loss = model(x.to(accelerator.device), y.to(accelerator.device))
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
-                for optimizer in optimizers:  # Accelerate's wrappers do nothing before the last micro-batch
+                for (
+                    optimizer
+                ) in optimizers:  # Accelerate's wrappers do nothing before the last micro-batch
                     optimizer.step()
                     optimizer.zero_grad()
             step_loss += loss.detach() / share
@@ -74,4 +80,6 @@ if __name__ == "__main__":
         if step % 100 == 0:
             accelerator.print(f"step {step}: loss {loss.item():.3f}")
     val_data = TokenDataset(TRAIN.data, "val", MODEL.block_size)
-    accelerator.print(f"validation loss {evaluate(gpt, val_data, 32, accelerator.device)['val_loss']:.4f}")
+    accelerator.print(
+        f"validation loss {evaluate(gpt, val_data, 32, accelerator.device)['val_loss']:.4f}"
+    )

@@ -35,13 +35,19 @@ def size(tokens: int, vocab_size: int, gib: float) -> tuple[GPTConfig, TrainConf
     room = gib * 2**30 / 160 if gib >= 4 else float("inf")
     counts = {}
     for depth in range(2, deepest + 1):
-        counts[depth] = on_meta(replace(shape(depth, aspect_ratio), vocab_size=vocab_size)).get_num_params()
+        counts[depth] = on_meta(
+            replace(shape(depth, aspect_ratio), vocab_size=vocab_size)
+        ).get_num_params()
     depth = max((depth for depth, count in counts.items() if count <= min(tokens, room)), default=2)
     model, count = shape(depth, aspect_ratio), counts[depth]
-    seen = min(TOKENS_PER_PARAMETER * count, EPOCHS * tokens, float("inf") if gib >= 4 else WITHOUT_GPU)
+    seen = min(
+        TOKENS_PER_PARAMETER * count, EPOCHS * tokens, float("inf") if gib >= 4 else WITHOUT_GPU
+    )
     train = training(replace(model, vocab_size=vocab_size), seen / count, gib)
     train.out_dir, train.data = "out/own_text", "data/mine"
-    note = f"{count:,} parameters for {tokens:,} tokens, " + (f"{gib:.0f} GiB of GPU memory" if gib else "no GPU")
+    note = f"{count:,} parameters for {tokens:,} tokens, " + (
+        f"{gib:.0f} GiB of GPU memory" if gib else "no GPU"
+    )
     return model, train, note
 
 

@@ -57,7 +57,9 @@ def on_meta(model: GPTConfig) -> GPT:
         return GPT(model)
 
 
-def training(model: GPTConfig, tokens_per_parameter: float = TOKENS_PER_PARAMETER, gib: float = 0) -> TrainConfig:
+def training(
+    model: GPTConfig, tokens_per_parameter: float = TOKENS_PER_PARAMETER, gib: float = 0
+) -> TrainConfig:
     """The training of a model with its vocabulary, on a GPU with `gib` GiB, or 0 without one.
 
     - tokens: 20 for each parameter, embeddings included (Hoffmann et al. 2022)
@@ -112,29 +114,55 @@ def measure(data: str) -> tuple[int, int]:
 
 def stand_in(directory: Path) -> None:
     """Writes data of FineWeb-Edu's size without its text, for a plan: sparse files of zeros, which take no room."""
-    splits = {"train": 9_990_000_000, "val": 10_000_000}  # by the data set's card, and fineweb_edu.prepare
+    splits = {
+        "train": 9_990_000_000,
+        "val": 10_000_000,
+    }  # by the data set's card, and fineweb_edu.prepare
     for split, tokens in splits.items():
         with open(directory / f"{split}.bin", "wb") as file:
             file.truncate(2 * tokens)
     get_tokenizer("bytes").save(directory)  # never used
     counts = {split: {"tokens": n, "bytes": 4 * n, "largest": 0} for split, n in splits.items()}
-    meta = {"vocab_size": fineweb_edu.VOCABULARY, "dtype": "uint16", "tokenizer": "", "source": "", "splits": counts}
+    meta = {
+        "vocab_size": fineweb_edu.VOCABULARY,
+        "dtype": "uint16",
+        "tokenizer": "",
+        "source": "",
+        "splits": counts,
+    }
     (directory / "meta.json").write_text(json.dumps(meta))
 
 
-def read_flags(parser: OneLineParser, aspect_ratio: int = ASPECT_RATIO) -> tuple[Namespace, list[str]]:
+def read_flags(
+    parser: OneLineParser, aspect_ratio: int = ASPECT_RATIO
+) -> tuple[Namespace, list[str]]:
     """The command line, read by a recipe's parser and three flags more: all of it, and what is left for `main`."""
     dials = {
         "depth": (int, 1, 64, DEPTH, "layers; everything else follows from it"),
         "aspect_ratio": (int, 2, 1024, aspect_ratio, "channels per layer"),
-        "tokens_per_parameter": (float, 1e-3, 1e6, TOKENS_PER_PARAMETER, "training tokens for each parameter"),
+        "tokens_per_parameter": (
+            float,
+            1e-3,
+            1e6,
+            TOKENS_PER_PARAMETER,
+            "training tokens for each parameter",
+        ),
     }
     group = parser.add_argument_group("dials")
     for name, (kind, low, high, default, what) in dials.items():
-        options = {"type": within(kind, low, high), "metavar": short(kind), "default": default, "help": what}
+        options = {
+            "type": within(kind, low, high),
+            "metavar": short(kind),
+            "default": default,
+            "help": what,
+        }
         group.add_argument(f"--{name}", **options)
     given = parser.parse_args()
-    rest = {name: value for name, value in vars(given).items() if value is not None and name not in dials}
+    rest = {
+        name: value
+        for name, value in vars(given).items()
+        if value is not None and name not in dials
+    }
     return given, [f"--{name}={value}" for name, value in rest.items()]
 
 
@@ -159,7 +187,8 @@ def run() -> None:
                 vocab_size, _ = measure(data)
             elif (given.dry_run or "").lower() == "true":
                 print(
-                    f"note: {DATA} is not there: a plan for ten billion tokens of GPT-2's vocabulary", file=sys.stderr
+                    f"note: {DATA} is not there: a plan for ten billion tokens of GPT-2's vocabulary",
+                    file=sys.stderr,
                 )
                 data = nowhere
                 stand_in(Path(nowhere))

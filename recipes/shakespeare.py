@@ -15,7 +15,9 @@ from nanogpt import GPTConfig, TrainConfig
 from nanogpt.run.device import gpu_gib
 from nanogpt.train import main
 
-LAPTOP = GPTConfig.modern(block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False)
+LAPTOP = GPTConfig.modern(
+    block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
+)
 BABY = GPTConfig.modern(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
 
 TRAIN = TrainConfig(
@@ -38,7 +40,10 @@ if GIB >= 4:
     TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 64, 2000, 250
     TRAIN.learning_rate, TRAIN.beta1, TRAIN.muon_momentum, TRAIN.weight_decay = 3e-3, 0.9, 0.95, 0.1
 else:
-    MODEL, NOTE = LAPTOP, f"laptop size, because there is {f'a GPU with only {GIB:.1f} GiB' if GIB else 'no GPU'}"
+    MODEL, NOTE = (
+        LAPTOP,
+        f"laptop size, because there is {f'a GPU with only {GIB:.1f} GiB' if GIB else 'no GPU'}",
+    )
     TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 32, 800, 200
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ def to_tiktoken(parts: dict, special: dict[str, int], name: str):
     merged = ["".join(pair) for pair in model["merges"]]
     ids = [vocab.get(token, -1) for token in merged]
     one_each = len(set(vocab.values())) == len(vocab) == 256 + len(ids)
-    if not (one_each and vocab.keys() == {*bytes_of, *merged} and all(a < b for a, b in pairwise(ids))):
+    if not (
+        one_each and vocab.keys() == {*bytes_of, *merged} and all(a < b for a, b in pairwise(ids))
+    ):
         return None
     ranks = {bytes(bytes_of[c] for c in token): i for token, i in vocab.items()}
     return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)

@@ -77,7 +77,9 @@ def write_atomic(path: Path | str) -> Iterator[BinaryIO]:
 @contextmanager
 def waiting(what: str, say=None):
     """Context manager for slow, silent work: prints `what` to stderr, or by `say`, after 1.5 s."""
-    timer = threading.Timer(1.5, say or (lambda text: print(text, file=sys.stderr)), [f"{what} ..."])
+    timer = threading.Timer(
+        1.5, say or (lambda text: print(text, file=sys.stderr)), [f"{what} ..."]
+    )
     timer.daemon = True
     timer.start()
     try:

@@ -42,7 +42,9 @@ def read_meta(directory: Path | str) -> dict:
         meta = read_json(path)
         check_meta(meta, path.with_name(FILE))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): restore it, or {advice({})}") from None
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): restore it, or {advice({})}"
+        ) from None
     check_tokenizer(path.with_name(FILE), meta)
     return meta
 
@@ -149,7 +151,9 @@ def check_block_size(block_size: int, meta: dict, split: str, paths: list) -> No
             f"--block_size={block}, or prepare them with --block_size {block_size}"
         )
     if tokens < 2:
-        raise ValueError(f"{describe(paths)} has {tokens} tokens, too few: add text or change --val_fraction")
+        raise ValueError(
+            f"{describe(paths)} has {tokens} tokens, too few: add text or change --val_fraction"
+        )
     if tokens < block_size + 1:
         raise ValueError(
             f"block_size={block_size} is too long: {describe(paths)} has {tokens} tokens, enough "

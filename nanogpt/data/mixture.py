@@ -46,7 +46,9 @@ def is_number(text: str) -> bool:
         return False
 
 
-def open_data(data: str, split: str, block_size: int, vocab_size: int | None = None) -> TokenDataset:
+def open_data(
+    data: str, split: str, block_size: int, vocab_size: int | None = None
+) -> TokenDataset:
     """A split of a data directory or a mixture of them. Raises ValueError, as `TokenDataset`."""
     shares = read_shares(data)
     if len(shares) == 1:
@@ -57,26 +59,36 @@ def open_data(data: str, split: str, block_size: int, vocab_size: int | None = N
 class Mixture(TokenDataset):
     """One split of several data directories, {directory: share}."""
 
-    def __init__(self, shares: dict[str, float], split: str, block_size: int, vocab_size: int | None = None):
+    def __init__(
+        self, shares: dict[str, float], split: str, block_size: int, vocab_size: int | None = None
+    ):
         """Raises ValueError if a directory cannot be used, or its tokenizer is not the first's."""
         first, *others = shares
         for other in others:
             check_same(first, other)
         self.directory, self.block_size, self.split = first, block_size, split
-        self.parts = [TokenDataset(directory, split, block_size, vocab_size) for directory in shares]
+        self.parts = [
+            TokenDataset(directory, split, block_size, vocab_size) for directory in shares
+        ]
         if any("chat" in part.meta for part in self.parts):
-            raise ValueError("conversations cannot be a part of a mixture: data_prep.chat takes several files")
+            raise ValueError(
+                "conversations cannot be a part of a mixture: data_prep.chat takes several files"
+            )
         dtypes = {part.tokens.dtype for part in self.parts}
         if len(dtypes) > 1:
             names = ", ".join(shares)
             raise ValueError(f"{names} have tokens of different sizes: prepare them the same way")
-        self.tokens = Tokens([path for part in self.parts for path in part.tokens.paths], dtypes.pop())
+        self.tokens = Tokens(
+            [path for part in self.parts for path in part.tokens.paths], dtypes.pop()
+        )
         self.quotas = round_shares(list(shares.values()))
         self.offsets = np.cumsum([0, *(len(part.tokens) for part in self.parts)])
         self.meta = self.parts[0].meta | {"splits": {}}
         for name in ("train", "val"):
             counts = [part.meta["splits"][name] for part in self.parts]
-            self.meta["splits"][name] = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes")}
+            self.meta["splits"][name] = {
+                key: sum(c[key] for c in counts) for key in ("tokens", "bytes")
+            }
             # compared on resume: other shares or directories of the same size are noticed
             self.meta["splits"][name]["parts"] = [
                 {"share": quota / PERIOD, "tokens": c["tokens"], "sha256": c.get("sha256")}

@@ -40,11 +40,15 @@ def read_characters(path: Path) -> str:
         raise ValueError(f"{path} is damaged, or not a pickle ({first_line(error)})") from None
     itos = meta.get("itos") if isinstance(meta, dict) else None
     if not isinstance(itos, dict) or not itos or set(itos) != set(range(len(itos))):
-        raise ValueError(f"{path} is not what nanoGPT writes: it needs 'itos', a dict from ids 0, 1, … to characters")
+        raise ValueError(
+            f"{path} is not what nanoGPT writes: it needs 'itos', a dict from ids 0, 1, … to characters"
+        )
     characters = [itos[i] for i in range(len(itos))]
     single = all(isinstance(c, str) and len(c) == 1 for c in characters)
     if not single or len(set(characters)) < len(characters):
-        raise ValueError(f"{path} is not what nanoGPT writes: 'itos' must name every character once, and nothing else")
+        raise ValueError(
+            f"{path} is not what nanoGPT writes: 'itos' must name every character once, and nothing else"
+        )
     return "".join(characters)
 
 

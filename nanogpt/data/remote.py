@@ -46,7 +46,9 @@ def download(url: str) -> Path:
         on_the_hub = hasattr(at, "repo_id")  # not so in a bucket
         directory = from_hub(at) if on_the_hub else from_elsewhere(fs, root.rstrip("/"), url)
     if not (directory / "meta.json").is_file():
-        raise Unreachable(f"{url} has no meta.json: it must hold the files of a data directory (data_prep/README.md)")
+        raise Unreachable(
+            f"{url} has no meta.json: it must hold the files of a data directory (data_prep/README.md)"
+        )
     return directory
 
 
@@ -102,7 +104,9 @@ def one_line_errors(url: str) -> Iterator[None]:
         yield
     except Exception as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise Unreachable(f"the disk has no room for {url}: set HF_HOME to a directory on a larger one") from None
+            raise Unreachable(
+                f"the disk has no room for {url}: set HF_HOME to a directory on a larger one"
+            ) from None
         raise Unreachable(
             f"{url} cannot be read ({first_line(error)}): check the address and the network; "
             "`hf auth login` gives access to private data on the Hub"

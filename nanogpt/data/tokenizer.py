@@ -180,7 +180,9 @@ class CharTokenizer(Tokenizer):
     def train(cls, text: str) -> "CharTokenizer":
         """The characters of `text` by code point, as in nanoGPT's shakespeare_char."""
         if not text:
-            raise ValueError("the text is empty: a character tokenizer needs at least one character")
+            raise ValueError(
+                "the text is empty: a character tokenizer needs at least one character"
+            )
         return cls("".join(sorted(set(text))))
 
 
@@ -192,7 +194,9 @@ class ByteTokenizer(Tokenizer):
 
     def __init__(self):
         vocab = {character: byte for byte, character in enumerate(bpe.byte_alphabet())}
-        super().__init__(build({"type": "BPE", "vocab": vocab, "merges": []}, bpe.BYTES, special={EOT: 256}))
+        super().__init__(
+            build({"type": "BPE", "vocab": vocab, "merges": []}, bpe.BYTES, special={EOT: 256})
+        )
 
 
 class BPETokenizer(Tokenizer):
@@ -227,7 +231,9 @@ class BPETokenizer(Tokenizer):
 HFTokenizer = Tokenizer  # an earlier name
 
 
-def build(model: dict, pre_tokenizer: dict, decoder: dict = bpe.DECODER, special: dict | None = None):
+def build(
+    model: dict, pre_tokenizer: dict, decoder: dict = bpe.DECODER, special: dict | None = None
+):
     """A tokenizers.Tokenizer of these parts of a tokenizer.json."""
     added = [special_token(token, i) for token, i in (special or {}).items()]
     parts = {"model": model, "pre_tokenizer": pre_tokenizer, "decoder": decoder}
@@ -253,7 +259,9 @@ def from_parts(parts: dict):
     backend = Backend.from_str(json.dumps(parts))
     ids = {token["content"]: token["id"] for token in parts.get("added_tokens") or []}
     model = parts["model"]
-    if isinstance(model["vocab"], dict) and any(backend.token_to_id(t) != i for t, i in ids.items()):
+    if isinstance(model["vocab"], dict) and any(
+        backend.token_to_id(t) != i for t, i in ids.items()
+    ):
         model = model | {"vocab": ids | model["vocab"]}
         backend = Backend.from_str(json.dumps(parts | {"model": model}))
     return backend

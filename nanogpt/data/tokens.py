@@ -174,7 +174,9 @@ class Tokens:
 class TokenDataset:
     """One split of a data directory, checked against `meta.json` and the model's vocabulary."""
 
-    def __init__(self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None):
+    def __init__(
+        self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None
+    ):
         """Raises ValueError for missing, damaged or short files, and ids >= `vocab_size`."""
         self.directory, self.split, self.block_size = directory, split, block_size
         self.meta = read_meta(directory)
@@ -236,7 +238,10 @@ class TokenDataset:
         ids = self.tokens.windows(starts, self.block_size + 1).astype(np.int64)  # (B, T + 1)
         tokens = torch.from_numpy(ids)
         # cloned, because targets are changed in place: contiguous() shares a single window's memory
-        x, y = (part.clone(memory_format=torch.contiguous_format) for part in (tokens[:, :-1], tokens[:, 1:]))
+        x, y = (
+            part.clone(memory_format=torch.contiguous_format)
+            for part in (tokens[:, :-1], tokens[:, 1:])
+        )
         if chat := self.meta.get("chat"):
             y[torch.from_numpy(~answers(ids, chat["answer"], chat["end"])[:, 1:])] = -1
         return x, y

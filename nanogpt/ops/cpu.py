@@ -42,7 +42,13 @@ class RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        inverse = (
+            torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            .square_()
+            .div_(x.size(-1))
+            .add_(eps)
+            .rsqrt_()
+        )
         ctx.save_for_backward(x, inverse, weight)
         return (x * inverse).mul_(weight)
 
@@ -67,7 +73,12 @@ def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=Fal
     dtype = v.dtype
     with torch.autocast("cpu", enabled=False):
         q, k, v = q.float(), k.float(), v.float()
-        if causal and mask is None and (dropout or q.size(-2) <= SHORT) and not torch.compiler.is_compiling():
+        if (
+            causal
+            and mask is None
+            and (dropout or q.size(-2) <= SHORT)
+            and not torch.compiler.is_compiling()
+        ):
             if enable_gqa:
                 k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
             y = AttentionFunction.apply(q, k, v, dropout)
@@ -80,7 +91,9 @@ class AttentionFunction(torch.autograd.Function):
     """Causal attention of q, k, v (B, H, T, D), written out, with dropout of the weights."""
 
     @staticmethod
-    def forward(ctx, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
+    def forward(
+        ctx, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float
+    ) -> torch.Tensor:
         B, H, T, D = q.shape
         ctx.shape, ctx.scale = q.shape, 1 / math.sqrt(D)
         q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
@@ -136,11 +149,15 @@ def pack(model: GPT, int8: bool = False, smallest: int = 10_000_000) -> GPT:
     device = model.wte.weight.device.type
     fast = device == "cpu" and X86
     if int8 and not fast:
-        raise ValueError(f"dtype=int8 is for x86 CPUs, and the model is on {device}: choose bfloat16")
+        raise ValueError(
+            f"dtype=int8 is for x86 CPUs, and the model is on {device}: choose bfloat16"
+        )
     if not fast or (not int8 and model.get_num_params() < smallest):
         return model
     if model.lm_head is None:  # the embedding stays as it is, so the logits get a packed copy
-        model.lm_head = Linear(model.config.n_embd, model.config.padded_vocab_size, bias=False, device="meta")
+        model.lm_head = Linear(
+            model.config.n_embd, model.config.padded_vocab_size, bias=False, device="meta"
+        )
         model.lm_head.weight = model.wte.weight
     for linear in (module for module in model.modules() if isinstance(module, Linear)):
         if linear.out_features % NARROWEST == 0:
@@ -163,10 +180,16 @@ def packed(weight: torch.Tensor, int8: bool = False) -> torch.Tensor:
     outputs, inputs = weight.shape
     width = max(width for width in range(NARROWEST, WIDEST + 1, NARROWEST) if outputs % width == 0)
     columns = weight.detach().view(-1, width, inputs).transpose(1, 2).contiguous()
-    return torch.ops.quantized.embedding_bag_byte_prepack(columns.flatten(0, 1).float()) if int8 else columns
+    return (
+        torch.ops.quantized.embedding_bag_byte_prepack(columns.flatten(0, 1).float())
+        if int8
+        else columns
+    )
 
 
-def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def packed_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """`F.linear` of x (..., C) with a `packed` weight, or with one that could not be packed. It has no gradient."""
     C, int8 = x.size(-1), weight.dtype == torch.uint8
     if not int8 and weight.ndim == 2:
@@ -176,8 +199,12 @@ def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     if R <= FEW:
         scales = x.reshape(1, R, C).expand(blocks, -1, -1).flatten()
         # torch.compile warns at a cache, and needs none
-        columns, bags = (columns_in_bags if torch.compiler.is_compiling() else cached_columns)(blocks, R, C)
-        bag = torch.ops.quantized.embedding_bag_byte_rowwise_offsets if int8 else torch.embedding_bag
+        columns, bags = (columns_in_bags if torch.compiler.is_compiling() else cached_columns)(
+            blocks, R, C
+        )
+        bag = (
+            torch.ops.quantized.embedding_bag_byte_rowwise_offsets if int8 else torch.embedding_bag
+        )
         y = bag(weight, columns, bags, mode=SUM, per_sample_weights=scales)
         y = y if int8 else y[0]  # (blocks * R, width)
     else:
@@ -185,7 +212,9 @@ def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
             weight = torch.ops.quantized.embedding_bag_byte_unpack(weight)
         elif weight.dtype != torch.float32 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             weight = weight.float()  # products of halves take six times as long there
-        y = (x.reshape(R, C).to(weight.dtype) @ weight.view(blocks, C, -1)).to(x.dtype)  # (blocks, R, width)
+        y = (x.reshape(R, C).to(weight.dtype) @ weight.view(blocks, C, -1)).to(
+            x.dtype
+        )  # (blocks, R, width)
     if R > 1:
         y = y.view(blocks, R, -1).transpose(0, 1)
     y = y.reshape(*x.shape[:-1], -1)
@@ -194,7 +223,12 @@ def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 def columns_in_bags(blocks: int, rows: int, C: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The numbers of the columns in each bag, a bag for each block and row, and where each bag starts."""
-    columns = torch.arange(blocks * C, dtype=torch.int32).view(blocks, 1, C).expand(-1, rows, -1).reshape(-1)
+    columns = (
+        torch.arange(blocks * C, dtype=torch.int32)
+        .view(blocks, 1, C)
+        .expand(-1, rows, -1)
+        .reshape(-1)
+    )
     return columns, torch.arange(0, columns.numel(), C, dtype=torch.int32)
 
 

@@ -57,10 +57,18 @@ class ChunkedLoss(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor):
         grad_x, grad_weight = ctx.saved_tensors
         # scaled in fp32: the scale of fp16 keeps small gradients from vanishing
-        return (grad_x * grad).to(grad_x.dtype), (grad_weight * grad).to(grad_x.dtype), None, None, None
+        return (
+            (grad_x * grad).to(grad_x.dtype),
+            (grad_weight * grad).to(grad_x.dtype),
+            None,
+            None,
+            None,
+        )
 
 
-def add_chunk(x, targets, weight, bias, loss: torch.Tensor, grad_weight: torch.Tensor | None) -> torch.Tensor | None:
+def add_chunk(
+    x, targets, weight, bias, loss: torch.Tensor, grad_weight: torch.Tensor | None
+) -> torch.Tensor | None:
     """Adds the loss of a chunk to `loss` and the weight's gradient to grad_weight; returns the gradient of x."""
     logs = F.linear(x, weight, bias).log_softmax(-1, dtype=torch.float32)  # (rows, V)
     loss += F.nll_loss(logs, targets, ignore_index=-1, reduction="sum")

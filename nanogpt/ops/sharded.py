@@ -25,7 +25,10 @@ def configure(accelerator: Accelerator, model: GPT) -> None:
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32, cast_forward_inputs=False
+            param_dtype=dtype,
+            reduce_dtype=torch.float32,
+            output_dtype=torch.float32,
+            cast_forward_inputs=False,
         )
         model.use(fp32_outside_of_matmuls(model.ops))
 
@@ -37,7 +40,9 @@ def fp32_outside_of_matmuls(ops: Ops) -> Ops:
         return Ops().rms_norm(x, weight.float(), eps)
 
     def layer_norm(x, weight, bias, eps):
-        return Ops().layer_norm(x.float(), weight.float(), None if bias is None else bias.float(), eps)
+        return Ops().layer_norm(
+            x.float(), weight.float(), None if bias is None else bias.float(), eps
+        )
 
     def embedding(idx, weight):
         return F.embedding(idx, weight).float()

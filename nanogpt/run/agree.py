@@ -36,7 +36,9 @@ class Peers:
         self.group = None  # the default group, if that is on the CPU
         if self.many and accelerator.device.type != "cpu":
             try:
-                self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+                self.group = torch.distributed.new_group(
+                    backend="gloo", timeout=timedelta(seconds=timeout)
+                )
             except RuntimeError as error:
                 raise ValueError(
                     "the processes cannot reach each other by gloo, which they use on the CPU: set GLOO_SOCKET_IFNAME "
@@ -67,7 +69,11 @@ class Peers:
         if first == nobody:
             return
         message = str(error).encode()[:MESSAGE] if here == first else b""
-        shared = bytes(self.largest(*message.ljust(MESSAGE, b"\0"))).rstrip(b"\0").decode(errors="ignore")
+        shared = (
+            bytes(self.largest(*message.ljust(MESSAGE, b"\0")))
+            .rstrip(b"\0")
+            .decode(errors="ignore")
+        )
         raise error or ValueError(shared)
 
     def largest(self, *values: int) -> list[int]:

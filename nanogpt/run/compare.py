@@ -37,7 +37,9 @@ class Curve:
         """Whether the last evaluation is that of the end; true if the settings name no end."""
         step, _, seconds, _ = self.points[-1]
         if self.settings.get("train_minutes") and self.settings.get("max_iters"):
-            return seconds >= 60 * self.settings["train_minutes"] - 0.001  # metrics.jsonl has milliseconds
+            return (
+                seconds >= 60 * self.settings["train_minutes"] - 0.001
+            )  # metrics.jsonl has milliseconds
         return step >= self.settings.get("max_iters", 0)
 
 
@@ -55,7 +57,9 @@ def read(run: Path) -> Curve:
         settings = {**config["model"], **config["train"]}
         digests = {name: split.get("sha256") for name, split in config.get("data", {}).items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{run / checkpoint.CONFIG} is not a run's configuration ({error})") from None
+        raise ValueError(
+            f"{run / checkpoint.CONFIG} is not a run's configuration ({error})"
+        ) from None
     kind = {name: value for name, value in settings.items() if name not in ignored_by("compare")}
     if digests and all(digests.values()):
         kind["data"] = list(digests.values())  # the same tokens in any directory
@@ -70,21 +74,30 @@ def group(curves: list[Curve]) -> tuple[dict[str, list[Curve]], dict[str, str]]:
     """
     groups: list[list[Curve]] = []
     left_out: dict[str, str] = {}
-    for curve in sorted(curves, key=lambda c: not c.finished):  # of one seed the finished run counts
+    for curve in sorted(
+        curves, key=lambda c: not c.finished
+    ):  # of one seed the finished run counts
         same = next((group for group in groups if group[0].kind == curve.kind), None)
         if same is None:
             groups.append([curve])
         elif same[0].finished and not curve.finished:
-            left_out[str(curve.run)] = f"not finished: its last evaluation is of step {curve.points[-1, 0]:,.0f}"
-        elif twin := next((c for c in same if c.settings.get("seed") == curve.settings.get("seed")), None):
+            left_out[str(curve.run)] = (
+                f"not finished: its last evaluation is of step {curve.points[-1, 0]:,.0f}"
+            )
+        elif twin := next(
+            (c for c in same if c.settings.get("seed") == curve.settings.get("seed")), None
+        ):
             if curve.run.resolve() != twin.run.resolve():
                 left_out[str(curve.run)] = f"the same settings and seed as {twin.run}"
         else:
             same.append(curve)
-    groups.sort(key=lambda group: min(curves.index(c) for c in group))  # in the order of the command line
+    groups.sort(
+        key=lambda group: min(curves.index(c) for c in group)
+    )  # in the order of the command line
     names = [group[0].run.name for group in groups]
     return {
-        name if names.count(name) == 1 else str(g[0].run): g for name, g in zip(names, groups, strict=True)
+        name if names.count(name) == 1 else str(g[0].run): g
+        for name, g in zip(names, groups, strict=True)
     }, left_out
 
 
@@ -92,7 +105,9 @@ def differences(groups: dict[str, list[Curve]]) -> dict[str, list]:
     """The settings that differ between groups, with each group's value."""
     first = [curves[0] for curves in groups.values()]
     names = dict.fromkeys(name for curve in first for name in curve.kind)
-    differing = [name for name in names if any(c.kind.get(name) != first[0].kind.get(name) for c in first)]
+    differing = [
+        name for name in names if any(c.kind.get(name) != first[0].kind.get(name) for c in first)
+    ]
     return {name: [curve.settings.get(name) for curve in first] for name in differing}
 
 
@@ -106,7 +121,10 @@ def meeting_points(curves: list[Curve], axis: int) -> np.ndarray:
 
     Raises ValueError if a curve starts after the end of another.
     """
-    late, short = max(curves, key=lambda c: c.points[0, axis]), min(curves, key=lambda c: c.points[-1, axis])
+    late, short = (
+        max(curves, key=lambda c: c.points[0, axis]),
+        min(curves, key=lambda c: c.points[-1, axis]),
+    )
     at = np.unique(short.points[short.points[:, axis] >= late.points[0, axis], axis])
     if not at.size:
         title = list(AXES)[axis]
@@ -151,7 +169,9 @@ def welch(a, b) -> np.ndarray:
 def compare(runs: list[Path]) -> str:
     """The comparison as text; its last line is the verdict. Raises ValueError if one of `runs` is not a run."""
     groups, left_out = group([read(Path(run)) for run in runs])
-    settings = {name: [str(value) for value in values] for name, values in differences(groups).items()}
+    settings = {
+        name: [str(value) for value in values] for name, values in differences(groups).items()
+    }
     width = max(16, *(len(cell) for cells in (groups, *settings.values()) for cell in cells)) + 2
 
     def row(first: str, cells) -> str:
@@ -171,7 +191,10 @@ def compare(runs: list[Path]) -> str:
         for x in points:
             cells = [spread([loss_by(c, axis, x) for c in curves]) for curves in groups.values()]
             lines.append(row(f"{x:,.1f}" if axis == 2 else f"{x:,.0f}", cells))
-    lines += ["", row("lowest", [spread([lowest(c) for c in curves]) for curves in groups.values()])]
+    lines += [
+        "",
+        row("lowest", [spread([lowest(c) for c in curves]) for curves in groups.values()]),
+    ]
     if len(groups) > 1:
         lines += ["", in_words(ranking(groups))]
     return "\n".join(lines)
@@ -183,11 +206,22 @@ def ranking(groups: dict[str, list[Curve]]) -> dict:
     differing = differences(groups)
     for i, (name, curves) in enumerate(groups.items()):
         losses = [lowest(curve) for curve in curves]
-        row = {"name": name, "runs": [str(curve.run) for curve in curves], "val_loss": float(np.mean(losses))}
+        row = {
+            "name": name,
+            "runs": [str(curve.run) for curve in curves],
+            "val_loss": float(np.mean(losses)),
+        }
         settings = {setting: values[i] for setting, values in differing.items()}
         rows.append(row | {"spread": deviation(losses), "settings": settings})
     rows.sort(key=lambda row: (np.isnan(row["val_loss"]), row["val_loss"]))
-    found = {"better": None, "by": None, "p": None, "significant": None, "why_not": None, "runs": rows}
+    found = {
+        "better": None,
+        "by": None,
+        "p": None,
+        "significant": None,
+        "why_not": None,
+        "runs": rows,
+    }
     if len(rows) < 2:
         return found | {"why_not": "there is nothing to compare with"}
     if unfinished := [name for name, curves in groups.items() if not curves[0].finished]:
@@ -235,7 +269,12 @@ def verdict(runs: list[Path]) -> dict:
     at_equal = {}
     for axis, title in enumerate(AXES):
         with suppress(ValueError):  # they have no point in common
-            at = float(meeting_points([curve for curves in groups.values() for curve in curves], axis)[-1])
-            losses = {name: float(np.mean([loss_by(c, axis, at) for c in curves])) for name, curves in groups.items()}
+            at = float(
+                meeting_points([curve for curves in groups.values() for curve in curves], axis)[-1]
+            )
+            losses = {
+                name: float(np.mean([loss_by(c, axis, at) for c in curves]))
+                for name, curves in groups.items()
+            }
             at_equal[title] = {"at": at, "val_loss": losses}
     return ranking(groups) | {"left_out": left_out, "at_equal": at_equal}

@@ -57,7 +57,9 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     if c.train_minutes:
         steps, amount = "", f"for {c.train_minutes:g} minutes of training"
     many = f"{env['processes']} processes" if env["processes"] > 1 else "1 process"
-    heads = f"{m.n_head} heads" + (f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else "")
+    heads = f"{m.n_head} heads" + (
+        f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else ""
+    )
     logger.info(
         f"device  {env['device']}, {many} with {env['threads']} threads, {env['precision']}, "
         f"{'compiled' if parts.compiled else 'not compiled'}\n"
@@ -87,7 +89,13 @@ class Progress:
 
     def __init__(self, config: TrainConfig, state: State, shown: bool):
         total = None if config.train_minutes else config.max_iters
-        bar = {"total": total, "initial": state.step, "unit": "step", "dynamic_ncols": True, "leave": False}
+        bar = {
+            "total": total,
+            "initial": state.step,
+            "unit": "step",
+            "dynamic_ncols": True,
+            "leave": False,
+        }
         self.bar = tqdm(**bar, disable=not (shown and sys.stderr.isatty()))
         self.in_lines = shown and self.bar.disable
         self.since, self.step = time.monotonic(), state.step
@@ -118,9 +126,13 @@ class Progress:
 
     def show(self, values: dict) -> None:
         """Shows a line of metrics beside the bar."""
-        loss = f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
+        loss = (
+            f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
+        )
         mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
-        self.bar.set_postfix_str(f"{loss}, {values['tokens_per_second']:,} tokens/s{mfu}", refresh=False)
+        self.bar.set_postfix_str(
+            f"{loss}, {values['tokens_per_second']:,} tokens/s{mfu}", refresh=False
+        )
 
     def sample(self, text: str) -> None:
         """Shows the first non-blank line of a sample; all lines of a conversation."""
@@ -142,11 +154,15 @@ def result(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -
     """The run's outcome as JSON: changed settings, losses, cost."""
     lines, changed = metrics.read(parts.out_dir / metrics.METRICS), {}
     for current, recipe in zip((parts.gpt.config, config), parts.recipe, strict=True):
-        there = {field.name: getattr(recipe, field.name, None) for field in dataclasses.fields(current)}
+        there = {
+            field.name: getattr(recipe, field.name, None) for field in dataclasses.fields(current)
+        }
         changed |= {name: value for name, value in vars(current).items() if value != there[name]}
     if parts.recipe[0].vocab_size is None:
         changed.pop("vocab_size", None)  # the data's
-    best = [line["val_bpb"] for line in lines if line["step"] == state.best_step and "val_bpb" in line]
+    best = [
+        line["val_bpb"] for line in lines if line["step"] == state.best_step and "val_bpb" in line
+    ]
     reasons = {0: "time limit", 1: "failed"}
     return {
         "out_dir": str(parts.out_dir),
@@ -186,12 +202,18 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
     """Prints the result, its curve and a sample."""
     best = f"best validation loss {state.best_val_loss:.4f} at step {state.best_step}"
     speed = f"{state.tokens / max(state.train_seconds, 1e-9):,.0f} tokens/s"
-    logger.info(f"\n{state.step:,} steps in {state.train_seconds:.1f} s of training, {speed}; {best}\n")
+    logger.info(
+        f"\n{state.step:,} steps in {state.train_seconds:.1f} s of training, {speed}; {best}\n"
+    )
     if sys.stdout.isatty():
         logger.info(plot.text(parts.out_dir) + "\n")
     try:
         logger.info(sample(config, parts, SAMPLE_TOKENS) + "\n")
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:  # or another process changed the checkpoints
+    except (
+        ValueError,
+        OSError,
+        torch.OutOfMemoryError,
+    ) as error:  # or another process changed the checkpoints
         logger.warning(f"no sample: {error}\n")
 
 
@@ -218,6 +240,8 @@ def first_prompt(text: str) -> str:
 def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:
     """A text sampled from the run's best checkpoint, as loaded from disk."""
     found = checkpoint.find(parts.out_dir, say=logger.info)
-    device = "cpu" if parts.sharded else parts.device  # a sharded one may be too large for one device
+    device = (
+        "cpu" if parts.sharded else parts.device
+    )  # a sharded one may be too large for one device
     model = pack(checkpoint.load_model(found, device, make_model=parts.make_model))
     return write(model, parts.tokenizer, parts.train_data.beginning, tokens, config.seed)

@@ -21,7 +21,11 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 
 import nanogpt
 from nanogpt.config import TrainConfig
@@ -34,7 +38,9 @@ from nanogpt.train import logger
 def cpu_seconds() -> np.ndarray:
     """Seconds on three clocks: the time, all cores idle, this process computing."""
     times = psutil.cpu_times()
-    return np.array([time.monotonic(), times.idle + getattr(times, "iowait", 0.0), sum(os.times()[:4])])
+    return np.array(
+        [time.monotonic(), times.idle + getattr(times, "iowait", 0.0), sum(os.times()[:4])]
+    )
 
 
 AT_IMPORT = cpu_seconds()
@@ -71,7 +77,11 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def wants_cpu(device: str = "auto") -> bool:
-    return device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
+        "1",
+        "true",
+        "yes",
+    )
 
 
 def gpu_gib(device: str = "auto") -> float:
@@ -96,19 +106,26 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"multiple of their number: with {world} processes choose {world}, {2 * world}, {3 * world}, …"
         )
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch finds no CUDA device: leave --device out, or install torch for CUDA")
+        raise ValueError(
+            "device=cuda, but torch finds no CUDA device: leave --device out, or install torch for CUDA"
+        )
     if config.device == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device=mps, but torch finds no Apple GPU: leave --device out")
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=mixed_precision(config),
         # as a plugin, because an environment variable of the launcher overrides the plain argument
-        gradient_accumulation_plugin=GradientAccumulationPlugin(accumulation // world, sync_with_dataloader=False),
-        log_with=metrics.available(config.report_to, say=lambda text: print(text, file=sys.stderr)) or None,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            accumulation // world, sync_with_dataloader=False
+        ),
+        log_with=metrics.available(config.report_to, say=lambda text: print(text, file=sys.stderr))
+        or None,
         project_dir=config.out_dir,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy of the gradients
+            DistributedDataParallelKwargs(
+                gradient_as_bucket_view=True
+            ),  # no second copy of the gradients
         ],
     )
     if accelerator.num_processes != world:
@@ -134,11 +151,17 @@ def check_launcher(env: Mapping[str, str]) -> None:
             "(or, for one process: --num_processes 1, and no MASTER_ADDR in the environment)"
         )
     if env.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        raise ValueError("the launcher's DeepSpeed is not supported: use accelerate_configs/fsdp2.yaml")
+        raise ValueError(
+            "the launcher's DeepSpeed is not supported: use accelerate_configs/fsdp2.yaml"
+        )
     if env.get("ACCELERATE_USE_FSDP", "").lower() == "true" and env.get("FSDP_VERSION", "1") != "2":
-        raise ValueError("the launcher's FSDP version 1 is not supported: use accelerate_configs/fsdp2.yaml")
+        raise ValueError(
+            "the launcher's FSDP version 1 is not supported: use accelerate_configs/fsdp2.yaml"
+        )
     if env.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        raise ValueError("the launcher's dynamo_backend is not supported: set it to NO and use --compile=True")
+        raise ValueError(
+            "the launcher's dynamo_backend is not supported: set it to NO and use --compile=True"
+        )
 
 
 def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
@@ -146,13 +169,22 @@ def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
 
     If no smaller micro-batch divides, a default accumulation of 1 becomes one micro-batch for each process.
     """
-    accumulation, sequences = config.gradient_accumulation_steps, config.gradient_accumulation_steps * config.batch_size
+    accumulation, sequences = (
+        config.gradient_accumulation_steps,
+        config.gradient_accumulation_steps * config.batch_size,
+    )
     if accumulation % processes == 0:
         return config
     counts = [n for n in range(processes, sequences + 1, processes) if sequences % n == 0]
     if counts:
-        return dataclasses.replace(config, batch_size=sequences // counts[0], gradient_accumulation_steps=counts[0])
-    return dataclasses.replace(config, gradient_accumulation_steps=processes) if accumulation == 1 else config
+        return dataclasses.replace(
+            config, batch_size=sequences // counts[0], gradient_accumulation_steps=counts[0]
+        )
+    return (
+        dataclasses.replace(config, gradient_accumulation_steps=processes)
+        if accumulation == 1
+        else config
+    )
 
 
 def leave_group() -> None:
@@ -185,7 +217,9 @@ def cpu_computes_in_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
     names = ("avx512_bf16", "amx_bf16")
     if hasattr(torch.cpu, "get_capabilities"):  # from torch 2.13 on
         return any(torch.cpu.get_capabilities().get(name) for name in names)
-    return Path(cpuinfo).is_file() and any(name in Path(cpuinfo).read_text().split() for name in names)
+    return Path(cpuinfo).is_file() and any(
+        name in Path(cpuinfo).read_text().split() for name in names
+    )
 
 
 def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
@@ -219,7 +253,9 @@ def free_memory() -> int:
     """Free memory of the machine in bytes, within the container's limit if there is one (cgroup v2)."""
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # "max" is no number
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        limit, used = (
+            int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current")
+        )
         free = min(free, limit - used)
     return free
 
@@ -236,9 +272,13 @@ def make_deterministic() -> None:
 def environment_of(accelerator: Accelerator, threads: int) -> dict:
     """Versions and hardware, which results depend on besides the settings; written to config.json."""
     on_cuda = accelerator.device.type == "cuda"
-    return {package.__name__: str(package.__version__) for package in (nanogpt, torch, accelerate, np)} | {
+    return {
+        package.__name__: str(package.__version__) for package in (nanogpt, torch, accelerate, np)
+    } | {
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(accelerator.device) if on_cuda else accelerator.device.type,
+        "device": torch.cuda.get_device_name(accelerator.device)
+        if on_cuda
+        else accelerator.device.type,
         "processes": accelerator.num_processes,
         "threads": threads,
         "precision": PRECISIONS[accelerator.mixed_precision],
@@ -278,7 +318,10 @@ def profiler(steps: int, path: Path):
 def busy(device: torch.device, threads: int, processes: int) -> str:
     """A note if other processes have used cores that a run on the CPU needs, since this module was imported; or ""."""
     seconds, idle, own = cpu_seconds() - AT_IMPORT
-    cores, processes_here = psutil.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    cores, processes_here = (
+        psutil.cpu_count() or 1,
+        int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
+    )
     others = cores - (idle + own * processes_here) / seconds
     if device.type != "cpu" or others < BUSY or threads * processes_here <= cores - others + 0.5:
         return ""
@@ -287,6 +330,10 @@ def busy(device: torch.device, threads: int, processes: int) -> str:
 
 def unused_gpu(device: torch.device) -> str:
     """A remark for a run on the CPU of a machine with an NVIDIA driver that this torch cannot use; else empty."""
-    if device.type == "cpu" and Path("/proc/driver/nvidia/version").exists() and torch.version.cuda is None:
+    if (
+        device.type == "cpu"
+        and Path("/proc/driver/nvidia/version").exists()
+        and torch.version.cuda is None
+    ):
         return "this torch has no CUDA, though the machine has an NVIDIA driver: install torch with CUDA to use its GPU"
     return ""

@@ -25,7 +25,9 @@ def visible(text: str) -> str:
     These are control characters such as ESC, the marks of writing direction, and halves of surrogate pairs.
     """
     hidden = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-    return re.sub(hidden, lambda match: ascii(match[0])[1:-1] if match[0] != "\r" else r"\x0d", text)
+    return re.sub(
+        hidden, lambda match: ascii(match[0])[1:-1] if match[0] != "\r" else r"\x0d", text
+    )
 
 
 def fail(message: object, code: int = 2) -> typing.NoReturn:
@@ -36,13 +38,17 @@ def fail(message: object, code: int = 2) -> typing.NoReturn:
     line = f"error: {line if len(line) < 1000 else line[:1000] + '…'}"
     rank, torchrun = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if rank != "0" and torchrun and code == 2:
-        time.sleep(PATIENCE)  # the main process has the same to say, and when it ends this one is ended as well
+        time.sleep(
+            PATIENCE
+        )  # the main process has the same to say, and when it ends this one is ended as well
         line, rank = f"error: process {rank}: {line.removeprefix('error: ')}", "0"
     if rank == "0":
         print(line, file=sys.stderr, flush=True)
         if torchrun and code == 2:  # what the launcher prints last
             with suppress(OSError):
-                Path(torchrun).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+                Path(torchrun).write_text(
+                    json.dumps({"message": line, "timestamp": int(time.time())})
+                )
     if code == 2 and (launcher := lone_launcher()):
         launcher.terminate()
     sys.exit(code)
@@ -62,7 +68,8 @@ def lone_launcher() -> psutil.Process | None:
 def out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed. Torch raises RuntimeErrors that only their text tells apart."""
     return isinstance(error, MemoryError) or any(
-        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
+        text in str(error)
+        for text in ("out of memory", "can't allocate memory", "not enough memory")
     )
 
 
@@ -89,7 +96,9 @@ def user_errors(stopped: str = ""):
     except BrokenPipeError as error:
         if not reader_is_gone():  # another pipe, or a connection
             fail(error)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the interpreter flushes once more
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         fail(error)

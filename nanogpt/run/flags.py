@@ -39,20 +39,30 @@ def field_help(cls: type) -> dict[str, str]:
 def settings_parser(model_config: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
     """The parser of a recipe: a flag for each field, those after KW_ONLY and the actions in groups of their own."""
     parser = OneLineParser(usage="%(prog)s [--SETTING VALUE …]", description=description)
-    parser.add_argument("--config", metavar="FILE", help="repeat a run: its config.json, before the flags given here")
-    groups = [parser.add_argument_group(title) for title in ("settings", "advanced settings", "actions")]
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="repeat a run: its config.json, before the flags given here",
+    )
+    groups = [
+        parser.add_argument_group(title) for title in ("settings", "advanced settings", "actions")
+    ]
     for config in (model_config, train, Actions()):
         help_of, kinds = field_help(type(config)), declared(type(config))
         for field in dataclasses.fields(config):
             (kind, limits), value = kinds[field.name], getattr(config, field.name)
             default = "" if value is None else f" (default: {value})"
             text = f"{help_of[field.name]}{default}".strip().replace("%", "%%")
-            flag_alone = {"nargs": "?", "const": "true"} if kind is bool or field.name == "compile" else {}
+            flag_alone = (
+                {"nargs": "?", "const": "true"} if kind is bool or field.name == "compile" else {}
+            )
             metavar = short(kind, limits)
             group = groups[2 if isinstance(config, Actions) else int(bool(field.kw_only))]
             group.add_argument(f"--{field.name}", metavar=metavar, help=text, **flag_alone)
     for old in (*RENAMED, *GONE, "find_batch_size"):
-        flag_alone = {"nargs": "?", "const": "true"} if old in ("exportable", "find_batch_size") else {}
+        flag_alone = (
+            {"nargs": "?", "const": "true"} if old in ("exportable", "find_batch_size") else {}
+        )
         parser.add_argument(f"--{old}", help=argparse.SUPPRESS, **flag_alone)
     return parser
 
@@ -82,7 +92,9 @@ def parse(
             except ValueError as error:
                 parser.error(f"--{name}={given[name]:.80}: {error}")
             if name in ("out_dir", "data", "init_from", "resume"):
-                values[name] = os.path.expanduser(values[name])  # the shell leaves --data=~/x as it is
+                values[name] = os.path.expanduser(
+                    values[name]
+                )  # the shell leaves --data=~/x as it is
             if name == "out_dir":
                 values[name] = str(Path(values[name]))  # without a / at its end
         changed.append(dataclasses.replace(config, **values))
@@ -103,7 +115,9 @@ def recorded(path: str) -> dict:
         found = json.loads(file.read_text(encoding="utf-8"))
         settings = {**found["model"], **found["train"]}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{file} is not a run's configuration ({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{file} is not a run's configuration ({type(error).__name__}: {error})"
+        ) from None
     settings = {RENAMED.get(name, name): value for name, value in settings.items()}
     return {name: value for name, value in settings.items() if name not in ignored_by("config")}
 

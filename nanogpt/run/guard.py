@@ -19,7 +19,9 @@ from nanogpt.train import Parts, Tally, logger, micro_batch
 
 MEMORY = "out of memory"
 BAD_STEPS = 5  # steps in a row without a finite gradient that end a run
-SCALER_STEPS = 16  # fp16: this many more may overflow while the scaler halves its initial scale of 2^16 to 1
+SCALER_STEPS = (
+    16  # fp16: this many more may overflow while the scaler halves its initial scale of 2^16 to 1
+)
 
 
 def bad_steps_allowed(scaler) -> int:
@@ -30,7 +32,11 @@ def bad_steps_allowed(scaler) -> int:
 def diagnosis(tally: Tally, step: int, lr: float, config: TrainConfig) -> str:
     """The message for a run whose gradients are not finite."""
     saved = steps(Path(config.out_dir))
-    again = "resume from the last checkpoint by --resume=auto" if saved else "no step was saved: start again"
+    again = (
+        "resume from the last checkpoint by --resume=auto"
+        if saved
+        else "no step was saved: start again"
+    )
     return (
         f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step {step}, at learning rate {lr:.2e}; "
         f"the last finite gradient norm was {float(tally.good_norm):.3g}. None of these steps was applied. Look at "
@@ -46,7 +52,9 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
     the run continues without it. Returns the settings with the micro-batches that fit.
     """
     parts.gpt.train()
-    while problem := problem_with(lambda c=config: try_micro_batch(c, parts, state), parts.peers, parts.compiled):
+    while problem := problem_with(
+        lambda c=config: try_micro_batch(c, parts, state), parts.peers, parts.compiled
+    ):
         gc.collect()  # frees the tensors of the failed attempt
         if parts.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -69,9 +77,13 @@ def try_micro_batch(config: TrainConfig, parts: Parts, state: State) -> None:
     # no communication, so that a failing process leaves no other waiting; FSDP requires it
     try:
         with nullcontext() if parts.sharded else parts.accelerator.no_sync(parts.model):
-            if state.step == 0:  # the optimizer's state, as large as AdamW's, comes with the first step
+            if (
+                state.step == 0
+            ):  # the optimizer's state, as large as AdamW's, comes with the first step
                 moments = [torch.empty_like(p) for p in parts.gpt.parameters() for _ in range(2)]  # noqa: F841
-            cuts = [False, True] if state.step < config.short_block_iters else [False]  # later steps have to fit, too
+            cuts = (
+                [False, True] if state.step < config.short_block_iters else [False]
+            )  # later steps have to fit, too
             for whole in cuts:
                 with parts.autocast():
                     loss = parts.model(*micro_batch(config, parts, state, 0, whole))
@@ -118,7 +130,9 @@ def split(config: TrainConfig) -> TrainConfig:
         )
     parts = next(n for n in range(2, size + 1) if size % n == 0)
     accumulation = config.gradient_accumulation_steps * parts
-    return dataclasses.replace(config, batch_size=size // parts, gradient_accumulation_steps=accumulation)
+    return dataclasses.replace(
+        config, batch_size=size // parts, gradient_accumulation_steps=accumulation
+    )
 
 
 def check_room(model_config: GPTConfig, config: TrainConfig, training: bool) -> None:
@@ -132,14 +146,22 @@ def check_room(model_config: GPTConfig, config: TrainConfig, training: bool) -> 
     parameters = sum(p.numel() for p in one.parameters()) + (model_config.n_layer - 1) * sum(
         p.numel() for p in one.h.parameters()
     )
-    room, needed = free_memory(), parameters * (12 if training else 4)  # with gradients and optimizer, or weights alone
+    room, needed = (
+        free_memory(),
+        parameters * (12 if training else 4),
+    )  # with gradients and optimizer, or weights alone
     if needed > room:
         raise ValueError(
             f"the model has {parameters:,} parameters, which take at least {needed / 1e9:,.1f} GB; "
             f"{room / 1e9:,.1f} GB of memory are free: choose a smaller n_layer, n_embd, n_inner or block_size"
         )
-    tokens, block_inputs = config.batch_size * model_config.block_size, model_config.n_layer * model_config.n_embd
-    needed += 4 * tokens * (model_config.padded_vocab_size + block_inputs)  # logits, each block's input
+    tokens, block_inputs = (
+        config.batch_size * model_config.block_size,
+        model_config.n_layer * model_config.n_embd,
+    )
+    needed += (
+        4 * tokens * (model_config.padded_vocab_size + block_inputs)
+    )  # logits, each block's input
     if training and needed > room:
         raise ValueError(
             f"batch_size={config.batch_size} sequences of {model_config.block_size} tokens take at least "

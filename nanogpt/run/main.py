@@ -43,11 +43,18 @@ def main(
             prepare_data = prepare_data if config.data == recipes_data else None
             if actions.dry_run:
                 with TemporaryDirectory() as tmpdir:  # leaves no files
-                    config = replace(config, out_dir=tmpdir, resume="none", report_to="none", push_to_hub=None)
-                    plan.show(*prepare(model_config, config, prepare_data, quiet=True, **make), actions)
+                    config = replace(
+                        config, out_dir=tmpdir, resume="none", report_to="none", push_to_hub=None
+                    )
+                    plan.show(
+                        *prepare(model_config, config, prepare_data, quiet=True, **make), actions
+                    )
                 return
             seeds = range(config.seed, config.seed + actions.seeds)
-            names = [f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir for seed in seeds]
+            names = [
+                f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir
+                for seed in seeds
+            ]
         for seed, name in zip(seeds, names, strict=True):
             with user_errors():
                 seeded = replace(config, seed=seed, out_dir=name)

@@ -38,7 +38,9 @@ def wanted(report_to: str) -> list[str]:
     names = [name.strip() for name in report_to.split(",") if name.strip() not in ("", "none")]
     for name in names:
         if name not in TRACKERS:
-            raise ValueError(f"report_to={report_to!r}: {name!r} is not one of none, {', '.join(TRACKERS)}")
+            raise ValueError(
+                f"report_to={report_to!r}: {name!r} is not one of none, {', '.join(TRACKERS)}"
+            )
     return names
 
 
@@ -47,9 +49,15 @@ def available(report_to: str, say) -> list[str]:
     found = []
     for name in wanted(report_to):
         if importlib.util.find_spec(name) is None:
-            say(f"warning: {name} is not installed, so nothing is reported to it (pip install {name})")
+            say(
+                f"warning: {name} is not installed, so nothing is reported to it (pip install {name})"
+            )
             continue
-        if name == "wandb" and not os.environ.get("WANDB_API_KEY") and "api.wandb.ai" not in _netrc():
+        if (
+            name == "wandb"
+            and not os.environ.get("WANDB_API_KEY")
+            and "api.wandb.ai" not in _netrc()
+        ):
             os.environ.setdefault("WANDB_MODE", "offline")
         found.append(name)
     return found
@@ -75,15 +83,27 @@ class LineFile:
         """
         there, resumed = read(path, say), step > 0 or newest >= 0
         if (not resumed or step < newest) and any(line["step"] > step for line in there):
-            kept = next(p for n in range(1, 10**6) if not (p := path.with_name(f"{path.stem}-{n}.jsonl")).exists())
+            kept = next(
+                p
+                for n in range(1, 10**6)
+                if not (p := path.with_name(f"{path.stem}-{n}.jsonl")).exists()
+            )
             shutil.copyfile(path, kept)
             rundir.sync(kept)
-            why = f"goes on after step {step}" if resumed else "belongs to an earlier run without checkpoints"
+            why = (
+                f"goes on after step {step}"
+                if resumed
+                else "belongs to an earlier run without checkpoints"
+            )
             say(f"note: {path} {why}: kept as {kept.name}")
         self.path, self.say, self.unwritten = path, say, b""
         lines = [line for line in there if line["step"] <= step] if resumed else []
         if not evaluated:
-            lines = [line for line in lines if line["step"] < step or not {"val_loss", "text"} & line.keys()]
+            lines = [
+                line
+                for line in lines
+                if line["step"] < step or not {"val_loss", "text"} & line.keys()
+            ]
         self.end = lines[-1]["step"] if lines else 0
         temporary = rundir.temporary(path)
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -101,7 +121,9 @@ class LineFile:
                 self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
         except OSError as error:
             if not waited:
-                self.say(f"warning: {self.path.name} could not be written: {error}; its lines are kept for later")
+                self.say(
+                    f"warning: {self.path.name} could not be written: {error}; its lines are kept for later"
+                )
 
     def sync(self) -> None:
         """Flushes the lines to disk. If the file was removed, warns and starts a new one."""
@@ -109,7 +131,9 @@ class LineFile:
             if rundir.inode(self.path) != os.fstat(self.file.fileno()).st_ino:
                 rundir.claim(self.path.parent)
                 self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-                self.say(f"warning: {self.path} was removed during the run: its earlier lines are lost")
+                self.say(
+                    f"warning: {self.path} was removed during the run: its earlier lines are lost"
+                )
             files.sync(self.file.fileno())
         except OSError as error:
             self.say(f"warning: {self.path} could not be synced: {error}")
@@ -137,9 +161,14 @@ class Metrics:
         self.accelerator, self.out_dir, self.say, self.files = accelerator, out_dir, say, {}
         self.first_new_step = 0  # of those that trackio does not have from before a kill
         if accelerator.is_main_process and write:
-            self.files = {name: LineFile(out_dir / name, step, say, evaluated, newest) for name in (METRICS, SAMPLES)}
+            self.files = {
+                name: LineFile(out_dir / name, step, say, evaluated, newest)
+                for name in (METRICS, SAMPLES)
+            }
             if self.files[METRICS].end + config.get("log_interval", step) < step:
-                say(f"note: {out_dir / METRICS} has no lines between steps {self.files[METRICS].end} and {step}")
+                say(
+                    f"note: {out_dir / METRICS} has no lines between steps {self.files[METRICS].end} and {step}"
+                )
         self._quietly(self._start, out_dir, step > 0 or newest >= 0, config)
         for tracker in accelerator.trackers if accelerator.is_main_process else []:
             if tracker.name == "wandb":
@@ -155,12 +184,16 @@ class Metrics:
             if not resumed or not kept.is_file():
                 kept.write_text(secrets.token_hex(4))
             wandb = {"name": out_dir.name, "id": kept.read_text(), "resume": "allow"}
-            options["wandb"] = {key: value for key, value in wandb.items() if WANDB[key] not in os.environ}
+            options["wandb"] = {
+                key: value for key, value in wandb.items() if WANDB[key] not in os.environ
+            }
         project = os.environ.get("WANDB_PROJECT") or out_dir.parent.name or "nanogpt"
         self.accelerator.init_trackers(project, config, options)
         for tracker in self.accelerator.trackers:
             if tracker.name == "trackio" and self.accelerator.is_main_process:
-                self.first_new_step = getattr(tracker.run, "_next_step", 0)  # trackio shows what is logged twice twice
+                self.first_new_step = getattr(
+                    tracker.run, "_next_step", 0
+                )  # trackio shows what is logged twice twice
 
     def _quietly(self, call, *args, **kwargs) -> None:
         """Calls a function of the trackers without their output; an exception ends the reporting."""
@@ -170,13 +203,17 @@ class Metrics:
             with contextlib.redirect_stdout(io.StringIO()):
                 call(*args, **kwargs)
         except Exception as error:  # no tracker may end the run
-            self.say(f"warning: reporting to {self.accelerator.log_with} ended: {type(error).__name__}: {error}")
+            self.say(
+                f"warning: reporting to {self.accelerator.log_with} ended: {type(error).__name__}: {error}"
+            )
             self.accelerator.log_with, self.accelerator.trackers = [], []
 
     def log(self, **values) -> None:
         """Writes one line: `step` and the values measured at it."""
         self._write(METRICS, values)
-        self._quietly(self._report, {k: v for k, v in values.items() if k != "step"}, values["step"])
+        self._quietly(
+            self._report, {k: v for k, v in values.items() if k != "step"}, values["step"]
+        )
 
     def _report(self, values: dict, step: int) -> None:
         for tracker in self.accelerator.trackers:
@@ -197,7 +234,9 @@ class Metrics:
         """Sends text and curve in each tracker's own types, the text verbatim."""
         from nanogpt.run import plot  # which reads metrics
 
-        indented = "".join(f"    {line}\n" for line in text.splitlines())  # a code block in Markdown
+        indented = "".join(
+            f"    {line}\n" for line in text.splitlines()
+        )  # a code block in Markdown
         pixels = plot.pixels(self.out_dir)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
@@ -206,12 +245,18 @@ class Metrics:
             elif tracker.name == "wandb":
                 import wandb
 
-                shown = {"sample": wandb.Html(f"<pre>{html.escape(text)}</pre>"), "curve": wandb.Image(pixels)}
+                shown = {
+                    "sample": wandb.Html(f"<pre>{html.escape(text)}</pre>"),
+                    "curve": wandb.Image(pixels),
+                }
                 tracker.log(shown, step=step)
             elif tracker.name == "trackio" and step >= self.first_new_step:
                 import trackio
 
-                tracker.log({"sample": trackio.Markdown(indented), "curve": trackio.Image(pixels)}, step=step)
+                tracker.log(
+                    {"sample": trackio.Markdown(indented), "curve": trackio.Image(pixels)},
+                    step=step,
+                )
 
     def sync(self) -> None:
         for file in self.files.values():
@@ -235,7 +280,9 @@ def read(path: Path, say=lambda text: print(text, file=sys.stderr)) -> list[dict
     content, _, cut_short = path.read_bytes().rpartition(b"\n")
     lines = [parse(line) for line in content.split(b"\n")] if content else []
     if damaged := [n for n, line in enumerate(lines, 1) if line is None]:
-        say(f"note: {path} has {len(damaged)} damaged lines, skipped; the first is line {damaged[0]}")
+        say(
+            f"note: {path} has {len(damaged)} damaged lines, skipped; the first is line {damaged[0]}"
+        )
     return [line for line in [*lines, parse(cut_short)] if line is not None]
 
 
@@ -248,7 +295,9 @@ def parse(line: bytes) -> dict | None:
     step = number(found.get("step")) if isinstance(found, dict) else None
     if step is None or not math.isfinite(step):
         return None
-    return {name: value for name, value in found.items() if name == "text" or number(value) is not None}
+    return {
+        name: value for name, value in found.items() if name == "text" or number(value) is not None
+    }
 
 
 def number(value: object) -> float | None:

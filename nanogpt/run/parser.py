@@ -59,7 +59,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         said = action.default in (None, False, argparse.SUPPRESS) or "default" in action.help
-        return action.help if said or not action.option_strings else f"{action.help} (default: %(default)s)"
+        return (
+            action.help
+            if said or not action.option_strings
+            else f"{action.help} (default: %(default)s)"
+        )
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -75,7 +79,10 @@ class OneLineParser(argparse.ArgumentParser):
         args, rest = list(sys.argv[1:] if args is None else args), []
         if "--" in args:
             args, rest = args[: args.index("--")], args[args.index("--") :]
-        args = [re.sub(r"(?<=\w)-", "_", name) + equals + value for name, equals, value in map(split_flag, args)]
+        args = [
+            re.sub(r"(?<=\w)-", "_", name) + equals + value
+            for name, equals, value in map(split_flag, args)
+        ]
         namespace, unknown = super().parse_known_args(args + rest, namespace)
         if unknown:  # reported here, so that a sub-command suggests its own flags
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -84,11 +91,17 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         """Exits with code 2 and one line."""
         if unknown := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
-            message = f"unknown flag {unknown[1]}: {nearest(unknown[1], self._option_string_actions)}"
-        elif unknown := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose", message, re.DOTALL):
+            message = (
+                f"unknown flag {unknown[1]}: {nearest(unknown[1], self._option_string_actions)}"
+            )
+        elif unknown := re.match(
+            r"argument COMMAND: invalid choice: '(.*)' \(choose", message, re.DOTALL
+        ):
             commands = next(action.choices for action in self._actions if action.dest == "command")
             message = f"unknown command {unknown[1]}: {nearest(unknown[1], commands)}"
-        fail(re.sub(r"^argument (--\w+): (?=.*: (expected|must))", r"\1=", message, flags=re.DOTALL))
+        fail(
+            re.sub(r"^argument (--\w+): (?=.*: (expected|must))", r"\1=", message, flags=re.DOTALL)
+        )
 
 
 def split_flag(word: str) -> tuple[str, str, str]:

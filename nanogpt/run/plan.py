@@ -41,7 +41,9 @@ def parameters(config: GPTConfig) -> dict[str, int]:
     if model.wpe is not None:
         parts["position embedding"] = model.wpe.weight.numel()
     for name, pattern in (("attention", ".attn."), ("MLP", ".mlp.")):
-        parts[name] = sum(p.numel() for n, p in model.named_parameters() if pattern in n and p.ndim == 2)
+        parts[name] = sum(
+            p.numel() for n, p in model.named_parameters() if pattern in n and p.ndim == 2
+        )
     if model.lm_head is not None:
         parts["output projection"] = unpadded
     parts["norms and biases"] = model.get_num_params() - sum(parts.values())
@@ -54,7 +56,11 @@ def simulated_device(device: str) -> str:
 
 
 def memory(
-    config: GPTConfig, train: TrainConfig, precision: str, processes: int = 1, device: str | None = None
+    config: GPTConfig,
+    train: TrainConfig,
+    precision: str,
+    processes: int = 1,
+    device: str | None = None,
 ) -> dict[str, int]:
     """Peak memory of a step in one process, in bytes by purpose; on a CPU with the allocator's overhead.
 
@@ -67,8 +73,12 @@ def memory(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     device = device or simulated_device(train.device)
     with FakeTensorMode(), torch.device(device):
-        model = GPT(config, ops=ops_for(torch.device(device), config, train.batch_size * config.block_size))
-        optimizers = make_optimizers(model, train, torch.bfloat16 if precision == "bf16" else torch.float32)
+        model = GPT(
+            config, ops=ops_for(torch.device(device), config, train.batch_size * config.block_size)
+        )
+        optimizers = make_optimizers(
+            model, train, torch.bfloat16 if precision == "bf16" else torch.float32
+        )
         idx = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
         tracker = MemTracker()
         tracker.track_external(model, *optimizers, idx)
@@ -110,12 +120,19 @@ def checkpoint_bytes(config: GPTConfig, train: TrainConfig) -> int:
     moments = 0
     for optimizer in optimizers:
         each = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
-        moments += sum(each * p.numel() for group in optimizer.param_groups for p in group["params"])
+        moments += sum(
+            each * p.numel() for group in optimizer.param_groups for p in group["params"]
+        )
     return 4 * (sum(p.numel() for p in model.parameters()) + moments)
 
 
 def estimate(
-    config: GPTConfig, train: TrainConfig, precision: str, train_tokens: int, processes: int = 1, taken: int = 0
+    config: GPTConfig,
+    train: TrainConfig,
+    precision: str,
+    train_tokens: int,
+    processes: int = 1,
+    taken: int = 0,
 ) -> dict:
     """The plan without times. `train_tokens` counts the training data; `taken` is memory that the run already holds.
 
@@ -150,10 +167,14 @@ def describe(plan: dict) -> str:
     total, steps, minutes = plan["parameters"], plan["steps"], plan["train_minutes"]
     parts = ", ".join(f"{name} {n:,}" for name, n in plan["parameters_by_part"].items() if n)
     lines = [f"parameters    {total:,}: {parts}"]
-    holding = ", ".join(f"{name} {show_bytes(n)}" for name, n in plan["memory_by_purpose"].items() if n)
+    holding = ", ".join(
+        f"{name} {show_bytes(n)}" for name, n in plan["memory_by_purpose"].items() if n
+    )
     lines.append(f"memory        {show_bytes(plan['memory'])} at the peak of a step: {holding}")
     if plan["on_cuda"]:
-        lines.append("              without torch.compile, which takes less; the CUDA context comes on top")
+        lines.append(
+            "              without torch.compile, which takes less; the CUDA context comes on top"
+        )
     verdict = "fits into" if plan["fits"] else "DOES NOT FIT into"
     lines.append(f"              {verdict} the {show_bytes(plan['free_memory'])} that are free")
     a_step, flops = f"tokens        {plan['tokens_per_step']:,} a step, ", plan["flops_per_token"]
@@ -164,8 +185,12 @@ def describe(plan: dict) -> str:
         tokens = steps * plan["tokens_per_step"]
         amount = f"{tokens:,} in {steps:,} steps"
         amount = f"about {amount}, which {minutes:g} minutes allow" if minutes else amount
-        lines.append(f"{a_step}{amount}: {tokens / plan['train_tokens']:.2f} epochs of {plan['train_tokens']:,}")
-        lines.append(f"              {tokens / total:.1f} tokens per parameter ({CHINCHILLA} make best use of compute)")
+        lines.append(
+            f"{a_step}{amount}: {tokens / plan['train_tokens']:.2f} epochs of {plan['train_tokens']:,}"
+        )
+        lines.append(
+            f"              {tokens / total:.1f} tokens per parameter ({CHINCHILLA} make best use of compute)"
+        )
         lines.append(f"{arithmetic}, {flops * tokens / 1e15:,.3f} PFLOP in all")
     lines.append(f"checkpoint    {show_bytes(plan['checkpoint_bytes'])}")
     return "\n".join(lines)
@@ -179,7 +204,9 @@ def show(config: TrainConfig, parts: Parts, state: State, actions: Actions) -> N
     env, print_line = parts.settings["environment"], parts.accelerator.print
     precision, processes = env["precision"], env["processes"]
     say = (lambda text: None) if actions.json else print_line
-    say(f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}")
+    say(
+        f"device        {env['device']}, {processes} x {env['threads']} threads, {precision}, data {config.data}"
+    )
     train_tokens, val_data = len(parts.train_data.tokens), parts.val_data
     taken = bytes_taken(parts.gpt, parts.optimizers)
     plan = estimate(parts.gpt.config, config, precision, train_tokens, processes, taken)
@@ -213,8 +240,15 @@ def show(config: TrainConfig, parts: Parts, state: State, actions: Actions) -> N
 def bytes_taken(gpt: GPT, optimizers: list[torch.optim.Optimizer]) -> int:
     """Bytes of the weights and of the optimizers' state so far."""
     tensors = list(gpt.parameters())
-    tensors += [value for optimizer in optimizers for values in optimizer.state.values() for value in values.values()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
+    tensors += [
+        value
+        for optimizer in optimizers
+        for values in optimizer.state.values()
+        for value in values.values()
+    ]
+    return sum(
+        tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor)
+    )
 
 
 def seconds_per_step(config: TrainConfig, parts: Parts, state: State) -> float:
@@ -224,7 +258,9 @@ def seconds_per_step(config: TrainConfig, parts: Parts, state: State) -> float:
     share = config.gradient_accumulation_steps // processes
     seconds = []
     for n in range(1, 3) if share > 2 else [share]:
-        timed = dataclasses.replace(config, gradient_accumulation_steps=n * processes, short_block_iters=0)
+        timed = dataclasses.replace(
+            config, gradient_accumulation_steps=n * processes, short_block_iters=0
+        )
         parts.accelerator.gradient_accumulation_steps = n
         seconds.append(median_seconds(lambda timed=timed: timed_step(timed, parts, state)))
     return seconds[0] + (share - 1) * max(seconds[1] - seconds[0], 0) if share > 2 else seconds[0]
@@ -241,14 +277,18 @@ def median_seconds(step: Callable[[], None], at_most: float = 3.0) -> float:
     These are three calls at least, unless a step takes so long that the start makes no difference to it.
     """
     times: list[float] = []
-    while sum(times) < 4 * at_most and (len(times) < 5 or (sum(times) < at_most and len(times) < 200)):
+    while sum(times) < 4 * at_most and (
+        len(times) < 5 or (sum(times) < at_most and len(times) < 200)
+    ):
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:] or times[-1:])
 
 
-def evaluations(config: TrainConfig, val_tokens: int, block_size: int, processes: int) -> list[tuple[int, int]]:
+def evaluations(
+    config: TrainConfig, val_tokens: int, block_size: int, processes: int
+) -> list[tuple[int, int]]:
     """(sequences in a batch, batches of a process) of every evaluation of a run, the last one over the whole split."""
     size = forward_batch_size(config.batch_size, block_size)
     windows = -(-(val_tokens - 1) // block_size)

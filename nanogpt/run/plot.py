@@ -10,7 +10,9 @@ import numpy as np
 
 from nanogpt.run import metrics
 
-DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])  # of a Braille character, by row and column
+DOTS = np.array(
+    [[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]]
+)  # of a Braille character, by row and column
 
 
 def points(run: Path, key: str) -> list[tuple[float, float]]:
@@ -36,8 +38,12 @@ def curves(runs: list[Path], out: Path | io.BytesIO, **options) -> bool:
             line = points(run, key)
             if line:
                 drawn = True
-                late += [loss for tokens, loss in line if tokens > line[-1][0] / 20 and np.isfinite(loss)]
-                name = label if len(runs) == 1 else f"{Path(run).name}, {label}".replace("$", r"\$")  # no formula
+                late += [
+                    loss for tokens, loss in line if tokens > line[-1][0] / 20 and np.isfinite(loss)
+                ]
+                name = (
+                    label if len(runs) == 1 else f"{Path(run).name}, {label}".replace("$", r"\$")
+                )  # no formula
                 axes.plot(*zip(*line, strict=True), color=f"C{number}", linewidth=width, label=name)
     if drawn:
         axes.set_xlabel("tokens")
@@ -74,7 +80,9 @@ def text(run: Path, width: int = 72, height: int = 12) -> str:
     if len(lines) > 1:  # a line: a dot in every column between the evaluations
         x, y = np.array(lines, dtype=float).T
         inside = (xs >= x[0]) & (xs <= x[-1])
-        both = np.concatenate((np.array(dots, dtype=float).reshape(-1, 2), np.c_[xs, np.interp(xs, x, y)][inside]))
+        both = np.concatenate(
+            (np.array(dots, dtype=float).reshape(-1, 2), np.c_[xs, np.interp(xs, x, y)][inside])
+        )
     across = (both[:, 0] - left) / max(right - left, 1e-9) * (columns - 1)
     down = (top - both[:, 1]) / max(top - bottom, 1e-9) * (rows - 1)
     finite = np.isfinite(across) & np.isfinite(down)

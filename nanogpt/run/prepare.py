@@ -25,7 +25,15 @@ from nanogpt.ops import ops_for, sharded
 from nanogpt.optim import UpdateRatio
 from nanogpt.run import console, guard, resume
 from nanogpt.run.agree import Peers
-from nanogpt.run.device import busy, compile_blocks, make_accelerator, peak_flops, set_up, share_batches, unused_gpu
+from nanogpt.run.device import (
+    busy,
+    compile_blocks,
+    make_accelerator,
+    peak_flops,
+    set_up,
+    share_batches,
+    unused_gpu,
+)
 from nanogpt.run.metrics import Metrics
 from nanogpt.run.stop import Interrupts
 from nanogpt.train import Clock, Parts, Tally, done, logger
@@ -59,7 +67,12 @@ def prepare(
     interrupts = Interrupts(peers, config.time_limit)  # which counts from here
     environment = set_up(config, accelerator)
     is_busy = busy(accelerator.device, environment["threads"], environment["processes"])
-    for line in (note, unused_gpu(accelerator.device), is_busy, console.shared_batches(requested, config)):
+    for line in (
+        note,
+        unused_gpu(accelerator.device),
+        is_busy,
+        console.shared_batches(requested, config),
+    ):
         if line:
             logger.info(line)
 
@@ -69,14 +82,20 @@ def prepare(
     pretrained, pretrained_tokenizer = None, None
     if config.init_from != "scratch":
         if make_model is not GPT:
-            raise ValueError(f"init_from={config.init_from} loads a GPT: it cannot be combined with make_model")
+            raise ValueError(
+                f"init_from={config.init_from} loads a GPT: it cannot be combined with make_model"
+            )
         with peers.in_agreement(main_first=True):  # one process downloads
             source = start or config.init_from
-            pretrained, pretrained_tokenizer = load_for_training(source, model_config, logger.info, given)
+            pretrained, pretrained_tokenizer = load_for_training(
+                source, model_config, logger.info, given
+            )
         model_config = pretrained.config
     with peers.in_agreement():
         if accelerator.is_main_process:
-            check_publishing(model_config, config.require_exportable, config.push_to_hub, logger.info)
+            check_publishing(
+                model_config, config.require_exportable, config.push_to_hub, logger.info
+            )
 
     with peers.in_agreement(main_first=True):
         first = find_data(config, prepare_data)
@@ -110,11 +129,15 @@ def prepare(
             guard.check_room(model_config, config, training)
     torch.manual_seed(config.seed)
     gpt = (pretrained or make_model(model_config)).to(accelerator.device)
-    tokens = max(config.batch_size * model_config.block_size, 4096)  # evaluations have larger batches
+    tokens = max(
+        config.batch_size * model_config.block_size, 4096
+    )  # evaluations have larger batches
     ops = ops_for(accelerator.device, model_config, tokens)
     own = {name: op for name, op in gpt.ops._asdict().items() if op is not getattr(Ops(), name)}
     gpt.use(ops._replace(**own))  # make_model's operators come first
-    compiled = config.compile == "true" or (config.compile == "auto" and accelerator.device.type == "cuda")
+    compiled = config.compile == "true" or (
+        config.compile == "auto" and accelerator.device.type == "cuda"
+    )
     if compiled:
         compile_blocks(gpt)
     model, optimizers = wrap(accelerator, gpt, config, make_optimizers)
@@ -168,14 +191,18 @@ def check_short_blocks(config: TrainConfig, model_config: GPTConfig) -> None:
     T, short = model_config.block_size, config.short_block_size
     if config.short_block_iters and T % short:
         divisor = max(d for d in range(1, min(short, T) + 1) if T % d == 0)
-        raise ValueError(f"short_block_size={short} does not divide block_size={T}: choose {divisor}")
+        raise ValueError(
+            f"short_block_size={short} does not divide block_size={T}: choose {divisor}"
+        )
 
 
 def check_same_tokens(config: TrainConfig, data: TokenDataset, peers: Peers) -> None:
     counts = zlib.crc32(repr(data.meta["splits"]).encode())
     largest, smallest = peers.largest(counts, -counts)
     if largest != -smallest:
-        raise ValueError(f"the processes find different tokens in {config.data}: all machines must see the same data")
+        raise ValueError(
+            f"the processes find different tokens in {config.data}: all machines must see the same data"
+        )
 
 
 def wrap(accelerator: Accelerator, gpt: GPT, config: TrainConfig, make_optimizers) -> tuple:
@@ -201,7 +228,9 @@ def restore(start: Path, gpt: GPT, optimizers: list[torch.optim.Optimizer], scal
     return state
 
 
-def open_files(config: TrainConfig, accelerator: Accelerator, peers: Peers, settings: dict, state: State) -> Metrics:
+def open_files(
+    config: TrainConfig, accelerator: Accelerator, peers: Peers, settings: dict, state: State
+) -> Metrics:
     """Writes config.json and opens the files of metrics.
 
     A run that only evaluates a checkpoint again leaves its settings and its curve as they are.
@@ -218,4 +247,6 @@ def open_files(config: TrainConfig, accelerator: Accelerator, peers: Peers, sett
             if not again:
                 rundir.write_json(out_dir / checkpoint.CONFIG, settings)
         flat = settings["model"] | settings["train"]
-        return Metrics(accelerator, out_dir, state.step, flat, logger.info, evaluated, newest, write=not again)
+        return Metrics(
+            accelerator, out_dir, state.step, flat, logger.info, evaluated, newest, write=not again
+        )

@@ -31,7 +31,11 @@ def find_start(config: TrainConfig) -> Path | None:
     if requested in ("auto", "last", "best"):
         prefer = "best" if requested == "best" else "last"
         return checkpoint.find(out_dir, (prefer,), logger.info, to_resume=True)
-    start = None if requested == "none" else checkpoint.find(requested, ("last",), logger.info, to_resume=True)
+    start = (
+        None
+        if requested == "none"
+        else checkpoint.find(requested, ("last",), logger.info, to_resume=True)
+    )
     if there and (start is None or start.parent != out_dir.resolve()):
         free = next(n for n in range(2, 10**6) if not Path(f"{out_dir}-{n}").exists())
         raise ValueError(
@@ -46,11 +50,15 @@ def check_name(out_dir: Path) -> None:
     name = f"out_dir={str(out_dir)!r}"
     for path in (out_dir, *out_dir.parents):
         if path.is_symlink() and not path.exists():
-            raise ValueError(f"{name}: {path} is a link to {os.readlink(path)}, which does not exist: create it first")
+            raise ValueError(
+                f"{name}: {path} is a link to {os.readlink(path)}, which does not exist: create it first"
+            )
     try:
         str(out_dir.resolve()).encode("utf-8")
     except UnicodeEncodeError:  # safetensors could not read from there
-        raise ValueError(f"{name}: its path is not UTF-8: name another directory with --out_dir") from None
+        raise ValueError(
+            f"{name}: its path is not UTF-8: name another directory with --out_dir"
+        ) from None
 
 
 def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
@@ -74,7 +82,9 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
     model, train = checkpoint.load_configs(start)
     changed, harmless = [], ignored_by("resume")
     sequences = {c.batch_size * c.gradient_accumulation_steps for c in (train, config)}
-    if len(sequences) == 1 and not model_config.dropout:  # a step is the same, only divided differently
+    if (
+        len(sequences) == 1 and not model_config.dropout
+    ):  # a step is the same, only divided differently
         harmless = harmless | {"batch_size", "gradient_accumulation_steps"}
     for old, new in ((model, model_config), (train, config)):
         for name in (field.name for field in dataclasses.fields(old)):
@@ -87,7 +97,9 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
                 )
             if a != b and name not in harmless:
                 changed.append(f"{name} {a} -> {b}")
-    decay = [c.lr_decay_iters or c.max_iters for c in (train, config) if c.lr_schedule != "constant"]
+    decay = [
+        c.lr_decay_iters or c.max_iters for c in (train, config) if c.lr_schedule != "constant"
+    ]
     if len(decay) == 2 and decay[0] != decay[1] and config.max_iters and not config.train_minutes:
         changed.append(f"the learning rate decays over {decay[1]} steps, not {decay[0]}")
     saved = checkpoint.read_json(start / checkpoint.CONFIG)
@@ -98,9 +110,15 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
         logger.info(f"note: the settings differ from the checkpoint's: {'; '.join(changed)}")
     before = saved.get("environment")
     before, now = before if isinstance(before, dict) else {}, settings["environment"]
-    moved = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    moved = [
+        f"{name} {before[name]} -> {now[name]}"
+        for name in now
+        if before.get(name, now[name]) != now[name]
+    ]
     if moved:
-        logger.info(f"note: the environment changed; results match only up to rounding: {', '.join(moved)}")
+        logger.info(
+            f"note: the environment changed; results match only up to rounding: {', '.join(moved)}"
+        )
     return data.get("val") == settings["data"]["val"]
 
 

@@ -13,9 +13,13 @@ def report(kind, error, traceback, report=sys.excepthook) -> None:
     """`sys.excepthook`: Ctrl-C while a program imports modules is one line and exit code 130."""
     modules, frame = 0, traceback
     while frame:
-        modules += frame.tb_frame.f_code.co_name == "<module>"  # the program's, and of each module that it is importing
+        modules += (
+            frame.tb_frame.f_code.co_name == "<module>"
+        )  # the program's, and of each module that it is importing
         frame = frame.tb_next
-    if not issubclass(kind, KeyboardInterrupt) or modules < 2 or hasattr(sys, "ps1"):  # ps1: at a prompt
+    if (
+        not issubclass(kind, KeyboardInterrupt) or modules < 2 or hasattr(sys, "ps1")
+    ):  # ps1: at a prompt
         return report(kind, error, traceback)
     print("\nstopped", file=sys.stderr)
     sys.exit(130)

@@ -13,9 +13,14 @@ from nanogpt.run.resume import resume_command
 from nanogpt.train import Parts, log_is_due
 
 # SIGHUP: the terminal closes; Slurm can send SIGUSR1 before its time limit (accelerate_configs/README.md)
-SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")]
+SIGNALS = [
+    number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+]
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
-LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and accelerate launch
+LAUNCHED = (
+    "TORCHELASTIC_RUN_ID",
+    "ACCELERATE_MIXED_PRECISION",
+)  # set by torchrun and accelerate launch
 
 
 FAILED_SAVES = 3  # in a row that end a run
@@ -71,7 +76,9 @@ class Interrupts:
 
     def remember(self, number: int, frame) -> None:
         self.number = number
-        for each in self.before:  # shell, kernel and service managers may send SIGHUP several times, or after SIGTERM
+        for each in (
+            self.before
+        ):  # shell, kernel and service managers may send SIGHUP several times, or after SIGTERM
             signal.signal(each, signal.SIG_IGN if each == HANGUP else signal.SIG_DFL)
 
     def pending(self) -> int:
@@ -116,7 +123,9 @@ class Interrupts:
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
         time_is_up = self.end is not None and now + self.longest + saving > self.end
-        number, *reasons = self.peers.largest(self.pending(), time_is_up, failed_saves >= FAILED_SAVES)
+        number, *reasons = self.peers.largest(
+            self.pending(), time_is_up, failed_saves >= FAILED_SAVES
+        )
         return number, *map(bool, reasons)
 
     def check_step(self, config: TrainConfig, parts: Parts, state: State) -> None:
