@@ -180,7 +180,7 @@ def default_prompt(tokenizer) -> tuple[str, list[int]]:
     return tokenizer.decode([first]), [first]
 
 
-def write(
+def sample_text(
     model: GPT,
     tokenizer,
     start: np.ndarray,
@@ -188,24 +188,19 @@ def write(
     seed: int,
     check: Callable[[], object] = lambda: None,
 ) -> str:
-    """The text of the tokens `start` (T,) and the model's continuation, up to the end of the text or of a message.
+    """The text of the tokens `start` (T,) and of the model's continuation, up to its end.
 
-    The model should be in eval mode. `check` is called after each token, equally often on all processes; an exception
-    from it ends the sampling.
+    It may interrupt training: the random numbers are its own, and the model returns to its mode.
+    `check` is called after each token, equally often on all processes; what it raises ends the text.
     """
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
-    drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
-    new = [token.item() for token in drawn if not check()]
-    return tokenizer.decode(
-        [*start.tolist(), *until(tokenizer.special.get(END), until(tokenizer.eot_id, new))]
-    )
-
-
-def write_amid_training(model: GPT, *args) -> str:
-    """`write` with the current weights. It uses its own random generator, so it does not affect training."""
+    training = model.training
     model.eval()
     try:
         with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
-            return write(model, *args)
+            drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
+            new = [token.item() for token in drawn if not check()]
     finally:
-        model.train()
+        model.train(training)
+    end_of_message = tokenizer.special.get(END)
+    return tokenizer.decode([*start.tolist(), *until(end_of_message, until(tokenizer.eot_id, new))])

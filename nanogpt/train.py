@@ -28,7 +28,7 @@ from nanogpt.data.tokens import Batch, TokenDataset, hash64, shorten, to_device
 from nanogpt.evaluate import evaluate
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import UpdateRatio, cast_weights_once, lr_at, set_learning_rate, update
-from nanogpt.sample import write_amid_training
+from nanogpt.sample import sample_text
 
 logger = logging.getLogger(
     "nanogpt"
@@ -211,7 +211,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
             )
     if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
         beginning, check = parts.train_data.beginning, parts.interrupts.check
-        text = write_amid_training(
+        text = sample_text(
             parts.gpt, parts.tokenizer, beginning, config.sample_tokens, config.seed, check
         )
         parts.metrics.sample(text, **where(state))

@@ -121,10 +121,10 @@ CHANGES = {
     "nanogpt.checkpoint": {
         "damage to a file goes unnoticed": ("crc32(path) != expected['crc32']", "False"),
         "the newest checkpoint is not tried first": (
-            "reversed(steps(run.resolve().parent if itself else run))",
-            "steps(run.resolve().parent if itself else run)",
+            "(*first, *reversed(others))",
+            "(*first, *others)",
         ),
-        "weights that are not finite are loaded": ("not_finite(tensors)", "None"),
+        "weights that are not finite are loaded": ("not tensor.isfinite().all()", "False"),
         "the best checkpoint is removed": ("('best', 'last')", "('last',)"),
     },
     "nanogpt.run.resume": {

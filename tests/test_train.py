@@ -265,7 +265,7 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(make_run, monkey
 
     monkeypatch.setattr(checkpoint, "save_file", sometimes_full)
     run.train()
-    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
+    assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)] == ["step-000002", "step-000006"]
     assert "warning: step 4 could not be saved: [Errno 28] No space left on device" in capsys.readouterr().out
 
 
@@ -311,9 +311,9 @@ def test_a_write_that_the_system_refuses_loses_nothing(make_run, capsys):
 
     run.step = limited
     run.train()
-    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
+    assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)] == ["step-000002", "step-000006"]
     assert "warning: step 4 could not be saved: model.safetensors: " in capsys.readouterr().out
-    assert all(checkpoint.check(step) is None for step in checkpoint.steps(run.out_dir))
+    assert all(checkpoint.find_damage(step) is None for step in checkpoint.list_checkpoints(run.out_dir))
 
 
 def test_an_out_dir_that_vanishes_is_told_and_comes_back(make_run, capsys):
@@ -329,7 +329,7 @@ def test_an_out_dir_that_vanishes_is_told_and_comes_back(make_run, capsys):
 
     run.step = vanishing
     run.train()
-    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
+    assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)] == ["step-000002", "step-000006"]
     assert "warning: step 4 could not be saved: [Errno 2] No such file or directory" in capsys.readouterr().out
     assert list(curve(run, "val_loss")) == [0, 2, 4, 6]
 
@@ -368,7 +368,7 @@ def test_best_is_the_lowest_loss_ever_also_after_a_resume(make_run, monkeypatch)
     run.train()
     assert (run.out_dir / "best").resolve().name == "step-000002"
     assert run.state.best_val_loss == 2.0
-    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
+    assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)] == ["step-000002", "step-000006"]
     run = make_run(max_iters=7, resume="auto", **settings)
     run.train()
     assert (run.out_dir / "best").resolve().name == "step-000007"
@@ -387,7 +387,7 @@ def test_max_iters_0_evaluates_only(make_run, capsys):
     run = make_run(max_iters=0)
     run.train()
     assert list(curve(run, "val_loss")) == [0]
-    assert not checkpoint.steps(run.out_dir)
+    assert not checkpoint.list_checkpoints(run.out_dir)
 
 
 def test_the_last_evaluation_is_over_the_whole_split_and_the_others_are_estimates(make_run, monkeypatch):
@@ -407,7 +407,7 @@ def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
     monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0})
     run = make_run(max_iters=6, eval_interval=1, always_save_checkpoint=False, keep_checkpoints=0, learning_rate=1e-9)
     run.train()
-    assert [p.name for p in checkpoint.steps(run.out_dir)] == ["step-000001", "step-000003", "step-000006"]
+    assert [p.name for p in checkpoint.list_checkpoints(run.out_dir)] == ["step-000001", "step-000003", "step-000006"]
     assert (run.out_dir / "best").resolve().name == "step-000003"
     assert run.state.best_val_loss == 2.0
 
@@ -585,8 +585,8 @@ def test_neither_a_run_from_scratch_nor_one_that_only_evaluates_saves_step_0(mak
     first = make_run(max_iters=2, eval_interval=2)
     first.train()
     make_run(max_iters=0, init_from=str(first.out_dir), out_dir=str(tmp_path / "evaluated")).train()
-    assert [step.name for step in checkpoint.steps(first.out_dir)] == ["step-000002"]
-    assert checkpoint.steps(tmp_path / "evaluated") == []
+    assert [step.name for step in checkpoint.list_checkpoints(first.out_dir)] == ["step-000002"]
+    assert checkpoint.list_checkpoints(tmp_path / "evaluated") == []
 
 
 def test_fine_tuning_on_another_tokenizers_tokens_is_refused(make_run, data, tmp_path):

@@ -236,7 +236,7 @@ def open_files(
     A run that only evaluates a checkpoint again leaves its settings and its curve as they are.
     """
     out_dir = Path(config.out_dir)
-    newest = max(map(checkpoint.number, checkpoint.steps(out_dir)), default=-1)
+    newest = max(map(checkpoint.step_of, checkpoint.list_checkpoints(out_dir)), default=-1)
     evaluated = state.evaluated_step == state.step
     again = newest >= 0 and evaluated and done(config, state)
     with peers.in_agreement():

@@ -163,7 +163,7 @@ def test_a_sample_that_does_not_fit_is_a_warning_and_the_run_is_complete(make_ru
     def full(*args):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(console, "write", full)
+    monkeypatch.setattr(console, "sample_text", full)
     make_run().train()
     shown = capsys.readouterr().out
     assert "warning: no sample: out of memory" in shown and "next:  nanogpt sample" in shown
