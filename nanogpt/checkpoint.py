@@ -168,6 +168,22 @@ def point(link: Path, target: Path) -> None:
         write(link, target.name + "\n", new)
 
 
+def restore_best(out_dir: Path, state: State, write: bool) -> None:
+    """After a run went back to an earlier checkpoint: `best` names the best step of its state again.
+
+    If that checkpoint was removed, the best loss is reset, and the next evaluation is the best. Only
+    a process that may `write` changes the link.
+    """
+    linked = follow(out_dir / "best").resolve()
+    if not linked.is_dir() or step_of(linked) == state.best_step:
+        return
+    best = out_dir / f"step-{state.best_step or 0:06d}"
+    if not best.is_dir():
+        state.best_val_loss = state.best_step = None
+    elif write:
+        point(out_dir / "best", best)
+
+
 def prune(out_dir: Path, keep: int) -> None:
     """Removes all checkpoints but the newest `keep`, `best` and `last`; 0 keeps all. Ignores errors.
 

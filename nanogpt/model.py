@@ -336,7 +336,7 @@ class GPT(nn.Module):
         Raises ValueError if idx is longer than block_size, or than the room left in the cache.
         """
         T = idx.size(1)
-        if T > self.config.block_size:
+        if T > self.config.block_size:  # noqa: SIM300
             raise ValueError(f"{T} tokens do not fit into block_size={self.config.block_size}")
         if cache is None:
             positions = torch.arange(T, device=idx.device)

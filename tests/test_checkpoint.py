@@ -120,6 +120,18 @@ def test_what_a_run_left_behind_when_it_went_back_to_its_best_goes_first(tmp_pat
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step-000001", "step-000002", "step-000003"]
 
 
+@pytest.mark.parametrize("best_is_left", [True, False])
+def test_a_run_that_goes_back_has_the_best_of_its_state_or_none(tmp_path, best_is_left):
+    for step in (1, 2, 3):
+        save(tmp_path, step, *trained(1), best=step in (1, 3), keep=0)
+    if not best_is_left:
+        shutil.rmtree(tmp_path / "step-000001")
+    state = checkpoint.State(step=2, best_step=1, best_val_loss=3.0)
+    checkpoint.restore_best(tmp_path, state, write=True)
+    assert (state.best_step, state.best_val_loss) == ((1, 3.0) if best_is_left else (None, None))
+    assert (tmp_path / "best").resolve().name == ("step-000001" if best_is_left else "step-000003")
+
+
 FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json"]
 
 

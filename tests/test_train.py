@@ -195,6 +195,17 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, caps
     assert "error: no finite gradient in the last 5 steps up to step 5, at learning rate" in capsys.readouterr().err
 
 
+def test_a_step_that_cannot_be_saved_does_not_hide_a_diagnosis(make_run, monkeypatch, capsys):
+    run = make_run(max_iters=9, log_interval=1, eval_interval=4)
+    monkeypatch.setattr(checkpoint, "collect", lambda *args, **options: 1 / 0)
+    run.gpt.wte.weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(SystemExit) as exit:
+        run.train()
+    shown = capsys.readouterr()
+    assert exit.value.code == 1 and "error: no finite gradient in the last 5 steps" in shown.err
+    assert "warning: step 4 could not be saved: ZeroDivisionError: division by zero" in shown.out
+
+
 def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(make_run, tmp_path):
     whole = make_run(max_iters=6, eval_interval=3, out_dir=str(tmp_path / "whole"))
     whole.train()

@@ -144,6 +144,7 @@ def prepare(
     state = State()
     if start:
         state = restore(start, gpt, optimizers, accelerator.scaler)
+        checkpoint.restore_best(out_dir, state, write=accelerator.is_main_process)
         if not same_text and not done(config, state):
             logger.info("note: the validation data changed, so the best loss is reset")
             state.best_val_loss = state.best_step = state.evaluated_step = None
