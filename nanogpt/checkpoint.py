@@ -4,11 +4,12 @@
                           optimizer.safetensors    "<parameter>.<state>", such as wte.weight.exp_avg
                           config.json              all settings and versions
                           tokenizer.json           the data's tokenizer
-                          trainer_state.json       State; size and CRC-32 of every file, and its own
-    out/<run>/last, best                           links to two of them, or text files with their names
+                          trainer_state.json       State; size and CRC-32 of every file
+    out/<run>/last, best                           links to two of them, or text files with names
 
-A checkpoint is written once, to a temporary directory, synced, and renamed: everything with a final
-name is complete, and is never edited. Loading reads safetensors and JSON only, and executes nothing.
+A checkpoint is written once, to a temporary directory, synced, and renamed: everything with a
+final name is complete, and is never edited. Loading reads safetensors and JSON only, and executes
+nothing.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that c
 
 @dataclasses.dataclass
 class State:
-    """How far a run is, and how it got there: all that a checkpoint stores besides tensors and settings."""
+    """How far a run is: all that a checkpoint stores besides tensors and settings."""
 
     step: int = 0
     tokens: int = 0
@@ -67,8 +68,8 @@ def collect(
 ) -> tuple[dict, dict]:
     """Full weights and optimizer state by name, on the CPU. Must be called on all processes.
 
-    They may share the model's memory. Without `keep` a process only helps to gather shards, and gets
-    two empty dicts.
+    They may share the model's memory. Without `keep` a process only helps to gather shards, and
+    gets two empty dicts.
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -106,7 +107,7 @@ def save(
     keep: int,
     best: bool,
 ) -> Path:
-    """Writes the checkpoint of step `state.step`, points `last` (and `best`) at it, prunes old ones.
+    """Writes the checkpoint of step `state.step`, links `last` (and `best`) to it, prunes old ones.
 
     Raises OSError if it cannot be written, ValueError if out_dir is not this run's (see
     `rundir.claim`); existing checkpoints stay as they were.
@@ -148,7 +149,7 @@ def save(
 
 
 def finish_renaming(out_dir: Path) -> None:
-    """Completes a save that was killed while it replaced a checkpoint: the newer of the two if intact."""
+    """Completes a save that was killed while it replaced a checkpoint: by the newer intact one."""
     prefix = temporary(out_dir / "step-", "old").name
     for old in out_dir.glob(f"{prefix}*"):
         final = out_dir / f"step-{old.name.removeprefix(prefix)}"
@@ -158,21 +159,21 @@ def finish_renaming(out_dir: Path) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Makes `link` name its sibling `target`, atomically: a symbolic link, or a text file (`follow`)."""
+    """Makes `link` name its sibling `target`, atomically: a link, or a text file (see `follow`)."""
     new = temporary(link)
     new.unlink(missing_ok=True)
     try:
         new.symlink_to(target.name)
         new.replace(link)
     except OSError:  # the file system has no links, or Windows does not allow them
-        write(link, target.name + "\n", new)
+        write(link, target.name + "\n")
 
 
 def restore_best(out_dir: Path, state: State, write: bool) -> None:
-    """After a run went back to an earlier checkpoint: `best` names the best step of its state again.
+    """After a run went back to an earlier checkpoint: `best` names the best step of its state.
 
-    If that checkpoint was removed, the best loss is reset, and the next evaluation is the best. Only
-    a process that may `write` changes the link.
+    If that checkpoint was removed, the best loss is reset, and the next evaluation is the best.
+    Only a process that may `write` changes the link.
     """
     linked = follow(out_dir / "best").resolve()
     if not linked.is_dir() or step_of(linked) == state.best_step:
@@ -185,9 +186,9 @@ def restore_best(out_dir: Path, state: State, write: bool) -> None:
 
 
 def prune(out_dir: Path, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep`, `best` and `last`; 0 keeps all. Ignores errors.
+    """Removes all checkpoints but the newest `keep`, `best` and `last`; 0 keeps all.
 
-    Checkpoints newer than `last`, from before the run went back to an earlier one, are removed first.
+    Those newer than `last`, from before the run went back, are removed first. Ignores errors.
     """
     with contextlib.suppress(OSError):
         best, last = (follow(out_dir / link).resolve() for link in ("best", "last"))
@@ -222,7 +223,7 @@ def step_of(checkpoint: Path) -> int:
 def find(
     run: Path | str, prefer: tuple[str, ...] = ("best", "last"), to_resume: bool = False
 ) -> Path:
-    """The checkpoint that `run` names: itself, or the first intact one of `prefer` in an out directory.
+    """The checkpoint that `run` names: itself, or of an out directory the first intact `prefer`.
 
     Falls back to the newest intact checkpoint, with a warning. Reads and checks the model's files,
     with `to_resume` the optimizer's as well. Raises ValueError if there is none.
@@ -240,7 +241,7 @@ def find(
     damaged: list[str] = []
 
     def candidates() -> list[Path]:
-        """What to try next; listed anew each time, because the run may save and remove meanwhile."""
+        """What is left to try; listed anew each time, because a run may save and remove some."""
         first = [run] if is_checkpoint else [follow(run / link) for link in prefer]
         others = list_checkpoints(run.resolve().parent if is_checkpoint else run)
         paths = [path.resolve() for path in (*first, *reversed(others)) if path.is_dir()]
@@ -263,7 +264,7 @@ def find(
 def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
     """What is wrong with the files `names` of a checkpoint; None if they are intact.
 
-    Opens only files with known names, never names from the checkpoint, so it cannot point elsewhere.
+    Opens only files with known names, never names from the checkpoint.
     """
     try:
         if not any(checkpoint.iterdir()):
@@ -387,8 +388,8 @@ def check_tensors(
         tensor = tensors[name]
         if tensor.shape != shape or tensor.dtype not in DTYPES:
             raise ValueError(
-                f"{path}: {name} is {tuple(tensor.shape)} {tensor.dtype} instead of {tuple(shape)}: "
-                "it does not belong to this model"
+                f"{path}: {name} is {tuple(tensor.shape)} {tensor.dtype} instead of "
+                f"{tuple(shape)}: it does not belong to this model"
             )
         if not tensor.isfinite().all():
             raise ValueError(

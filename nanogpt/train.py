@@ -142,7 +142,7 @@ def reseed(device: torch.device, seed: int) -> None:
 
 
 def log(config: TrainConfig, parts: "Parts", state: State) -> None:
-    """Writes a line of metrics for the steps since the last one. Only here the device is awaited."""
+    """Writes a line of metrics for the steps since the last. Only here it waits for the device."""
     pause(config, parts, state)
     tally, accelerator = parts.tally, parts.accelerator
     steps, skipped = state.step - tally.step, int(tally.skipped)

@@ -38,7 +38,7 @@ TRAIN = TrainConfig(
 
 
 def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator):
-    """Trains, and yields the model and the loss of each step (a scalar tensor, the mean over all processes)."""
+    """Trains, and yields the model and the loss of each step, the mean over all processes."""
     # micro-batches are counted over all processes, and each process takes its share
     assert config.gradient_accumulation_steps % accelerator.num_processes == 0
     share = config.gradient_accumulation_steps // accelerator.num_processes
@@ -52,7 +52,7 @@ def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator
         set_learning_rate(optimizers, lr_at(step, config))
         step_loss = torch.zeros((), device=accelerator.device)
         for i in range(share):
-            # a batch is a pure function of the seed and its number, so there is no loader to keep in step
+            # a batch is a pure function of the seed and its number: no loader to keep in step
             number = step * config.gradient_accumulation_steps + i * accelerator.num_processes
             first_sample = (number + accelerator.process_index) * config.batch_size
             x, y = data.batch(config.seed, first_sample, config.batch_size)  # (B, T) each
