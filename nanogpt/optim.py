@@ -116,7 +116,7 @@ def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) ->
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized by Newton-Schulz (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
+    """Momentum, orthogonalized by Newton-Schulz (https://kellerjordan.github.io/posts/muon/).
 
     Only for the matrices of the blocks. A group's `rows` are the row counts of matrices stacked in
     one parameter (queries, keys and values), which are orthogonalized one by one. All matrices of

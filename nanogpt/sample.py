@@ -1,6 +1,6 @@
 """Sampling from a GPT, one token at a time, with a key-value cache.
 
->>> ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)      # doctest: +SKIP
+ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from nanogpt.model import GPT
 def filter_logits(
     logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None
 ) -> torch.Tensor:
-    """Sets logits (B, V) to -inf but for the `top_k` largest, and the likeliest that sum to `top_p`.
+    """Sets logits (B, V) to -inf but the `top_k` largest, and the likeliest that sum to `top_p`.
 
     The likeliest token is always kept. top_p is nucleus sampling (Holtzman et al. 2020).
     """
@@ -35,7 +35,7 @@ def filter_logits(
 
 
 def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None) -> torch.Tensor:
-    """The next token (B, 1) for logits (B, V). Raises ValueError, on a CPU, if they are not finite."""
+    """The next token (B, 1) for logits (B, V). On a CPU raises ValueError if they are infinite."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
@@ -48,7 +48,7 @@ def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None)
 
 
 def sampling_kernels(device: torch.device) -> AbstractContextManager:
-    """On CUDA, attention without cuDNN, which plans a new kernel for every length of the context."""
+    """On CUDA, attention without cuDNN, which plans a new kernel for every context length."""
     kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return sdpa_kernel(kernels) if device.type == "cuda" else nullcontext()
 
@@ -72,12 +72,12 @@ def stream(
     use_cache: bool = True,
     compile: bool = False,
 ) -> Iterator[torch.Tensor]:
-    """Continues the prompts idx (B, T), yielding the next token of each (B,) as soon as it is drawn.
+    """Continues the prompts idx (B, T); yields the next token of each (B,) as soon as it is drawn.
 
-    The end-of-text token `eos_id` ends a sample, which repeats it from then on; the stream ends with
-    the last sample. Temperature 0 takes the likeliest token. The same seed draws the same tokens on
-    the same device. Raises ValueError at the first token if the prompt is empty, and on a CPU if the
-    logits are not finite.
+    The end-of-text token `eos_id` ends a sample, which repeats it from then on; the stream ends
+    with the last sample. Temperature 0 takes the likeliest token. The same seed draws the same
+    tokens on the same device. Raises ValueError at the first token if the prompt is empty, and on a
+    CPU if the logits are not finite.
 
     A full context loses its older half, and the newer half is read again from position 0. (Dropping
     a single token, as nanoGPT does, would change every position: a full pass for each token.)
@@ -143,7 +143,7 @@ def until(eos_id: int | None, tokens: Iterable[int]) -> Iterator[int]:
 
 
 def stream_text(tokenizer, tokens: Iterator[int], prompt: Sequence[int] = ()) -> Iterator[str]:
-    """The text of a stream of tokens that continue `prompt`, in pieces that never split a UTF-8 character.
+    """The text of tokens that continue `prompt`, in pieces that never split a UTF-8 character.
 
     Tokens are decoded together with those of the previous piece, because some tokenizers mark the
     start of words and drop the first mark.
@@ -193,7 +193,7 @@ def sample_text(
     """The text of the tokens `start` (T,) and of the model's continuation, up to its end.
 
     It may interrupt training: the random numbers are its own, and the model returns to its mode.
-    `check` is called after each token, equally often on all processes; what it raises ends the text.
+    `check` is called after each token, equally often on all processes; what it raises ends it.
     """
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
     training = model.training

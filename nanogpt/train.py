@@ -416,10 +416,8 @@ def pause(config: TrainConfig, parts: Parts, state: State) -> None:
 
 def synchronize(device: torch.device) -> None:
     """Waits until the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type in ("cuda", "mps"):
+        torch.accelerator.synchronize()
 
 
 def memory_in_use(device: torch.device) -> int:
