@@ -236,18 +236,6 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
         checkpoint.restore(path, *trained(1, "muon"))
 
 
-def test_what_killed_saves_left_behind_is_removed_by_the_next(tmp_path):
-    rundir.claim(tmp_path)
-    half = rundir.temporary(tmp_path / "step-000001")
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
-    rundir.temporary(tmp_path / "step-000001", "old").mkdir()
-    rundir.temporary(tmp_path / "last").symlink_to("step-000001")
-    (tmp_path / ".tmp-step-000003").mkdir()  # without the run's mark: of something else
-    save(tmp_path, 2, *trained(1))
-    assert shown(tmp_path) == [".tmp-step-000003", "last", "step-000002"]
-
-
 @pytest.mark.parametrize("new_is_whole", [True, False])
 def test_a_save_killed_between_two_renames_is_finished(tmp_path, new_is_whole):
     """For a moment neither the old checkpoint nor the new one has its final name."""
@@ -269,17 +257,6 @@ def test_what_was_replaced_and_is_half_removed_does_not_come_back(tmp_path):
     (old / "model.safetensors").unlink()
     checkpoint.finish_renaming(tmp_path)
     assert checkpoint.list_checkpoints(tmp_path) == []
-
-
-def test_a_damaged_checkpoint_that_is_the_best_and_the_last_is_named_once(tmp_path, monkeypatch):
-    model, optimizers = trained(1)
-    for step in (1, 2):
-        newest = save(tmp_path, step, model, optimizers, best=True)
-    (newest / "model.safetensors").write_bytes(b"")
-    said = []
-    monkeypatch.setattr(checkpoint.logger, "warning", said.append)
-    assert checkpoint.find(tmp_path).name == "step-000001"
-    assert len(said) == 1 and "step-000002 is damaged" in said[0]
 
 
 def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
