@@ -234,31 +234,37 @@ def find(
             f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one"
         )
     # an out directory may be called step-7, too
-    named = re.fullmatch(r"step-\d+", run.resolve().name) and not list_checkpoints(run)
-    is_checkpoint = named or (run / STATE).exists()
+    named_so = re.fullmatch(r"step-\d+", run.resolve().name) and not list_checkpoints(run)
+    if named_so or (run / STATE).exists():
+        out_dir, first = run.resolve().parent, [run]
+    else:
+        out_dir, first = run, [run / link for link in prefer]
     names = FILES if to_resume else (MODEL, CONFIG, TOKENIZER)
     tried: list[Path] = []
     damaged: list[str] = []
-
-    def candidates() -> list[Path]:
-        """What is left to try; listed anew each time, because a run may save and remove some."""
-        first = [run] if is_checkpoint else [follow(run / link) for link in prefer]
-        others = list_checkpoints(run.resolve().parent if is_checkpoint else run)
-        paths = [path.resolve() for path in (*first, *reversed(others)) if path.is_dir()]
-        return [path for path in paths if path not in tried]
-
-    while left := candidates():
-        tried.append(left[0])
-        damage = find_damage(left[0], names)
+    while candidate := next_candidate(first, out_dir, tried):
+        tried.append(candidate)
+        damage = find_damage(candidate, names)
         if damage is None:
             for line in damaged:
-                logger.warning(f"{line}; using {left[0].name} instead")
-            return left[0]
-        if left[0].is_dir():  # otherwise the run has removed it
-            damaged.append(f"checkpoint {left[0].name} is damaged: {damage}")
-    if is_checkpoint and damaged:
+                logger.warning(f"{line}; using {candidate.name} instead")
+            return candidate
+        if candidate.is_dir():  # otherwise the run has removed it
+            damaged.append(f"checkpoint {candidate.name} is damaged: {damage}")
+    if out_dir != run and damaged:
         raise ValueError(damaged[0])
     raise ValueError(f"{run} has no intact checkpoint: train into it first, or name another run")
+
+
+def next_candidate(first: list[Path], out_dir: Path, tried: list[Path]) -> Path | None:
+    """The first checkpoint that was not tried: one of `first`, else the newest.
+
+    Looks anew each time, because a run may save and remove checkpoints meanwhile.
+    """
+    for path in (*map(follow, first), *reversed(list_checkpoints(out_dir))):
+        if path.is_dir() and path.resolve() not in tried:
+            return path.resolve()
+    return None
 
 
 def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
@@ -267,8 +273,6 @@ def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
     Opens only files with known names, never names from the checkpoint.
     """
     try:
-        if not any(checkpoint.iterdir()):
-            return "it is empty"
         if not (checkpoint / STATE).is_file():
             return f"{STATE} is missing"
         state = read_json(checkpoint / STATE)
@@ -284,7 +288,7 @@ def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
                 return f"{name} is damaged: its checksum is wrong"
     except OSError as error:
         return f"it cannot be read ({error})"
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         return f"{STATE} is damaged ({error})"
     return None
 

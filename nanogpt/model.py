@@ -58,11 +58,9 @@ class GPTConfig:
     def __post_init__(self):
         check_fields(self)
         if self.head_dim is None and self.n_embd % self.n_head:
-            near = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
-            near = sorted(sorted(near, key=lambda h: abs(h - self.n_head))[:3])
             raise ValueError(
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: "
-                f"choose n_head from {', '.join(map(str, near))}, or set head_dim"
+                "change one of them, or set head_dim"
             )
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")

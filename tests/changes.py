@@ -121,8 +121,8 @@ CHANGES = {
     "nanogpt.checkpoint": {
         "damage to a file goes unnoticed": ("crc32(path) != expected['crc32']", "False"),
         "the newest checkpoint is not tried first": (
-            "(*first, *reversed(others))",
-            "(*first, *others)",
+            "reversed(list_checkpoints(out_dir))",
+            "list_checkpoints(out_dir)",
         ),
         "weights that are not finite are loaded": ("not tensor.isfinite().all()", "False"),
         "the best checkpoint is removed": ("('best', 'last')", "('last',)"),
