@@ -147,8 +147,8 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
     tally, accelerator = parts.tally, parts.accelerator
     steps, skipped = state.step - tally.step, int(tally.skipped)
     state.skipped_steps += skipped
-    rate = steps * tokens_per_step(config, parts.gpt.config)
-    rate = round(rate / (state.train_seconds - tally.train_seconds))
+    seconds = state.train_seconds - tally.train_seconds
+    rate = round(steps * tokens_per_step(config, parts.gpt.config) / seconds)
     values = {"tokens_per_second": rate}
     if parts.peak_flops:
         T = config.short_block_size if state.step <= config.short_block_iters else None
@@ -178,19 +178,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     fine_tuning = config.init_from != "scratch" and config.max_iters > 0
     worth_saving = (state.step > 0 or fine_tuning) and not again
     try:
-        with parts.progress.waiting("evaluating"), parts.autocast():
-            result = evaluate(
-                parts.gpt,
-                parts.val_data,
-                config.batch_size,
-                parts.device,
-                eval_iters=0 if last else config.eval_iters,
-                seed=config.seed + state.step,
-                process=parts.accelerator.process_index,
-                processes=parts.accelerator.num_processes,
-                reduce=parts.add_up,
-                check=parts.interrupts.check,
-            )
+        result = validate(config, parts, state, eval_iters=0 if last else config.eval_iters)
     except Exception:
         # other processes may still evaluate: do not wait for them, nor gather shards
         if worth_saving and not parts.sharded:
@@ -212,18 +200,30 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
             # the best is one that could be saved
             state.best_val_loss, state.best_step = best_before
     if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
-        text = sample_text(
-            parts.gpt,
-            parts.tokenizer,
-            parts.train_data.beginning,
-            config.sample_tokens,
-            config.seed,
-            parts.interrupts.check,
-        )
+        start, length, seed = parts.train_data.beginning, config.sample_tokens, config.seed
+        check = parts.interrupts.check
+        text = sample_text(parts.gpt, parts.tokenizer, start, length, seed, check)
         parts.metrics.sample(text, **where(state))
         parts.progress.sample(text)
     parts.clock.start()
     parts.progress.restart(state)
+
+
+def validate(config: TrainConfig, parts: "Parts", state: State, eval_iters: int) -> dict:
+    """This process's share of an evaluation, summed over all of them: see `evaluate`."""
+    with parts.progress.waiting("evaluating"), parts.autocast():
+        return evaluate(
+            parts.gpt,
+            parts.val_data,
+            config.batch_size,
+            parts.device,
+            eval_iters=eval_iters,
+            seed=config.seed + state.step,
+            process=parts.accelerator.process_index,
+            processes=parts.accelerator.num_processes,
+            reduce=parts.add_up,
+            check=parts.interrupts.check,
+        )
 
 
 def save(

@@ -183,7 +183,7 @@ def test_processes_that_do_not_save_take_part_in_gathering_and_keep_nothing():
 
 def test_an_empty_directory_and_no_directory_are_named(tmp_path):
     (tmp_path / "step-000003").mkdir()
-    with pytest.raises(ValueError, match="step-000003 is damaged: trainer_state.json is missing"):
+    with pytest.raises(ValueError, match=r"step-000003 is damaged: trainer_state\.json is missing"):
         checkpoint.find(tmp_path / "step-000003")
     with pytest.raises(ValueError, match="is not a directory"):
         checkpoint.find(tmp_path / "nowhere")
