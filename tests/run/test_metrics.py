@@ -111,7 +111,7 @@ def test_sampling_changes_nothing_of_the_training(make_run, tmp_path, precision)
 
 def test_sampling_is_not_counted_as_training(make_run, monkeypatch):
     hours, real_clock = [], time.perf_counter
-    monkeypatch.setattr(train, "write_amid_training", lambda *args: hours.append(3600) or "text")
+    monkeypatch.setattr(train, "sample_text", lambda *args: hours.append(3600) or "text")
     monkeypatch.setattr(time, "perf_counter", lambda: real_clock() + sum(hours))
     run = make_run(max_iters=2, eval_interval=1)
     run.train()
