@@ -34,7 +34,7 @@ FIELDS = {  # of GPTConfig, and what transformers calls them in GPT-2, and in Ll
     "bias": (None, "attention_bias"),
 }
 # settings of these classes with only one value that GPT has
-REQUIRED = {
+REQUIRED: dict[str, dict[str, object]] = {
     "gpt2": {
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,

@@ -170,20 +170,16 @@ def test_a_model_that_ours_cannot_be_is_refused(tmp_path, config, message):
     "kind, changes, message",
     [
         ("gpt2", {"n_layer": 10**9}, "n_layer=1000000000"),
-        ("qwen3", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
         ("llama", {"num_hidden_layers": "2"}, "num_hidden_layers=2"),
         ("gpt2", {"n_layer": 5000}, "n_layer=5000"),
         ("gpt2", {"n_layer": 900}, "lacks the tensor transformer.h.2."),
         ("gpt2", {"vocab_size": 6_000_000}, r"wte.weight.*\(70, 32\).*\(6000000, 32\)"),
-        ("gpt2", {"vocab_size": 60_000_000}, "vocab_size=60000000"),
-        ("llama", {"vocab_size": 60}, r"embed_tokens.weight.*\(70, 32\).*\(60, 32\)"),
         ("gpt2", {"n_positions": 10**7}, r"wpe.weight.*\(32, 32\)"),
         ("llama", {"intermediate_size": 10**6}, r"gate_proj.weight.*\(48, 32\)"),
         ("qwen3", {"head_dim": 60_000}, r"q_norm.weight has shape|q_proj.weight has shape"),
         ("llama", {"hidden_size": 10**30, "head_dim": 8}, "n_embd=1"),
         ("gpt2", {"n_head": {"a": 1}}, "config.json"),
         ("llama", {"rope_parameters": 5}, "config.json"),
-        ("llama", {"rope_parameters": {"rope_type": [1] * 100}}, "config.json|rope_type="),
     ],
 )
 def test_sizes_that_the_weights_do_not_have_take_no_memory(tmp_path, kind, changes, message):
