@@ -132,7 +132,7 @@ def read_config(directory: Path) -> GPTConfig:
     kind = raw.get("model_type")
     if kind not in TYPES:
         raise ValueError(
-            f"{path}: model_type={str(kind)[:40]} is not one of {', '.join(TYPES)}, which GPT can be"
+            f"{path}: model_type={str(kind)[:40]} is not supported, only {', '.join(TYPES)}"
         )
     name = hf_fields(kind)["n_layer"]
     layers = raw.get(name, 1)
