@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-TOKENS = {"hf_alice": ("alice", "write"), "hf_alice_read": ("alice", "read"), "hf_bob": ("bob", "write")}
+TOKENS = {"hf_alice": "alice", "hf_bob": "bob"}
 REPO = r"(?P<repo>(?:spaces/)?[\w.-]+(?:/[\w.-]+)?)"  # a Space is kept as spaces/USER/NAME
 API = rf"/api/(?:models/|datasets/|(?=spaces/)){REPO}"
 REVISION = r"(?P<revision>[^/]+)"
@@ -126,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in TOKENS:
             raise Refusal(401, "", "Invalid credentials in Authorization header")
-        self.user, self.role = TOKENS.get(token, (None, ""))
+        self.user = TOKENS.get(token)
         for methods, pattern, function in ROUTES:
             if self.command in methods.split() and (match := re.fullmatch(pattern, path)):
                 return function(self, **{name: unquote(value or "") for name, value in match.groupdict().items()})
@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
     def check_right(self, owner: str) -> None:
         if self.user is None:
             raise Refusal(401, "", "Invalid username or password.")
-        if self.role != "write" or owner != self.user:
+        if owner != self.user:
             raise Refusal(403, "", f"You don't have the rights to write to the namespace {owner!r}")
 
     # What can be asked; the arguments are the named groups of ROUTES
@@ -152,8 +152,7 @@ class Handler(BaseHTTPRequestHandler):
     def whoami(self):
         if self.user is None:
             raise Refusal(401, "", "Invalid username or password.")
-        token = {"type": "access_token", "accessToken": {"displayName": "test", "role": self.role}}
-        return {"type": "user", "id": self.user, "name": self.user, "orgs": [], "auth": token}
+        return {"type": "user", "id": self.user, "name": self.user, "orgs": [], "auth": {"type": "access_token"}}
 
     def create_repo(self):
         asked = json.loads(self.body)
