@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MODELS = ("classic", "baby", "gpt2")  # of `nanogpt bench`
 THEIRS = ("classic", "gpt2")  # which nanoGPT has, too
-LIMIT = "products + attention"  # of a training step, in `nanogpt bench`
+LIMIT = "matmuls + attention"  # of a training step, in `nanogpt bench`
 ENVIRONMENT = """
 import json, sys
 from nanogpt import TrainConfig
@@ -36,7 +36,7 @@ print(json.dumps({name: value for name, value in env.items() if name != "threads
 NANOGPT = """
 import contextlib, json, statistics, sys, time, torch
 from nanogpt.extras.bench import MODELS
-from nanogpt.run.device import synchronize
+from nanogpt.train import synchronize
 folder, name, kind, dtype, rounds = sys.argv[1:]
 sys.path.insert(0, folder)
 from model import GPT, GPTConfig

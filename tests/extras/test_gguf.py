@@ -250,7 +250,7 @@ def test_a_name_that_would_write_into_the_modelfile_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize(
     "owner, method",
-    [(gguf.GGUFWriter, "write_tensors_to_file"), (to_gguf, "for_ollama")],
+    [(gguf.GGUFWriter, "write_tensors_to_file"), (to_gguf, "modelfile_text")],
     ids=["file", "Modelfile"],
 )
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch, owner, method):
