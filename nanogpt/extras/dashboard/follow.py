@@ -10,7 +10,7 @@ import math
 import time
 from array import array
 from collections.abc import Iterator
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from nanogpt.run.metrics import number, parse
 
 X = ("step", "tokens", "train_seconds")
 AT_ONCE = 4_000_000  # bytes of a file read in one update
+MOST_CONFIG = 1 << 20  # bytes of config.json
 MOST = 300  # metrics, settings and samples of a run
+LONGEST = 200  # characters of a metric's or setting's name, or of a setting
 LONGEST_TEXT = 4000  # characters of a sample
-LONGEST_NAME = 200  # characters of a metric's or setting's name, or of a setting
 
 
 class Lines:
@@ -71,12 +72,14 @@ class FollowedRun:
         self.texts = Lines(directory / metrics.SAMPLES)
         self.version = 0  # grows with every change
         self.settings: dict[str, str] = {}
-        self.max_iters, self.settings_time = None, None
+        self.max_iters: float | None = None
+        self.settings_time: int | None = None
         self.samples: list[dict] = []
         self.alerts: list[dict] = []
         self.clear()
 
     def clear(self) -> None:
+        """Forgets the metrics."""
         self.x = {name: array("d") for name in X}
         self.lines: dict[str, array] = {}  # the lines of the values
         self.values: dict[str, array] = {}
@@ -88,18 +91,7 @@ class FollowedRun:
         if again:
             self.clear()
         for line in lines:
-            at = len(self.x["step"])
-            for name in X:
-                self.x[name].append(number(line.get(name)) or 0.0)
-            for name, value in line.items():
-                value, name = number(value), visible(name[: LONGEST_NAME + 1])
-                if value is None or name in X:
-                    continue
-                if name not in self.values and not self.room_for(name):
-                    self.cut = True
-                    continue
-                self.lines.setdefault(name, array("q")).append(at)
-                self.values.setdefault(name, array("d")).append(value)
+            self.add(line)
         if again or lines:
             self.alerts = alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES})
         texts_again, texts = self.texts.new()
@@ -112,33 +104,46 @@ class FollowedRun:
         if self.read_settings() or again or lines or texts_again or texts:
             self.version += 1
 
-    def room_for(self, name: str) -> bool:
-        """Whether another metric is followed; the losses always are."""
-        short = len(name) <= LONGEST_NAME
-        return name in alerts.CURVES or (short and len(self.values) < MOST)
+    def add(self, line: dict) -> None:
+        """Adds the numbers of a line; the losses always, others up to MOST."""
+        at = len(self.x["step"])
+        for name in X:
+            self.x[name].append(number(line.get(name)) or 0.0)
+        for name, value in line.items():
+            value = number(value)
+            if value is None or name in X:
+                continue
+            full = len(name) > LONGEST or len(self.values) >= MOST
+            name = visible(name[:LONGEST])
+            if name not in self.values and full and name not in alerts.CURVES:
+                self.cut = True
+                continue
+            self.lines.setdefault(name, array("q")).append(at)
+            self.values.setdefault(name, array("d")).append(value)
 
     def read_settings(self) -> bool:
-        """Reads config.json if it changed; whether it did."""
+        """Reads the plain values in config.json if it changed; whether it did."""
         path = self.directory / checkpoint.CONFIG
         try:
             status = path.stat()
             if self.settings_time == status.st_mtime_ns:
                 return False
             self.settings_time = status.st_mtime_ns
-            if status.st_size > AT_ONCE:
-                raise ValueError(f"{path.name} has more than {AT_ONCE:,} bytes")
+            if status.st_size > MOST_CONFIG:
+                raise ValueError(f"{path.name} has more than {MOST_CONFIG:,} bytes")
             settings = {}
             for part in read_json(path).values():
                 settings |= part if isinstance(part, dict) else {}
             self.max_iters = number(settings.get("max_iters"))
+            plain = [item for item in settings.items() if not isinstance(item[1], dict | list)]
             self.settings = {
-                visible(name[:LONGEST_NAME]): visible(str(value)[:LONGEST_NAME])
-                for name, value in islice(settings.items(), MOST)
+                visible(name[:LONGEST]): visible(str(value)[:LONGEST])
+                for name, value in plain[:MOST]
             }
         except OSError:
             return False
         except (ValueError, RecursionError) as error:
-            self.settings = {path.name: visible(f"not read: {error}"[:LONGEST_NAME])}
+            self.settings = {path.name: visible(f"not read: {error}"[:LONGEST])}
         return True
 
     def points(self, key: str, x: str) -> tuple[np.ndarray, np.ndarray]:
@@ -154,30 +159,26 @@ class FollowedRun:
         xs, ys = self.points(key, x)
         shown = np.isfinite(ys) & np.isfinite(xs)
         xs, ys = xs[shown], ys[shown]
-        # with a neighbour on each side, so that the line reaches the edges
+        # with a neighbor on each side, so that the line reaches the edges
         part = slice(max(0, np.searchsorted(xs, low) - 1), np.searchsorted(xs, high, "right") + 1)
         xs, ys = thin(xs[part], ys[part], points)
         return xs.tolist(), ys.tolist()
 
     def summary(self) -> dict:
         """The run as the page lists it."""
-        steps = self.x["step"]
-        last = {name: clean(self.values[name][-1]) for name in self.values}
-        best_step, best = None, None
-        steps_of, losses = self.points("val_loss", "step")
-        if np.isfinite(losses).any():
-            i = np.nanargmin(np.where(np.isfinite(losses), losses, np.nan))
-            best_step, best = steps_of[i], losses[i]
+        end = {name: clean(values[-1]) if values else 0 for name, values in self.x.items()}
+        steps, losses = alerts.finite({"val_loss": self.points("val_loss", "step")}, "val_loss")
+        best = losses.argmin() if len(losses) else None
         return {
             "name": self.name,
             "version": self.version,
-            "status": self.status(steps[-1] if steps else 0),
+            "status": self.status(self.x["step"][-1] if self.x["step"] else 0),
             "behind": self.metrics.behind,
-            "end": {name: clean(self.x[name][-1]) if steps else 0 for name in X},
-            "last": last,
+            "end": end,
+            "last": {name: clean(values[-1]) for name, values in self.values.items()},
             "cut": self.cut,
-            "best_step": best_step,
-            "best": best,
+            "best_step": None if best is None else steps[best],
+            "best": None if best is None else losses[best],
             "settings": self.settings,
             "alerts": self.alerts,
             "samples": len(self.samples),
