@@ -72,15 +72,6 @@ def test_without_npm_or_a_network_no_work_is_done(tmp_path, run, monkeypatch, re
     assert not (tmp_path / "page").exists()
 
 
-def test_npm_gets_another_cache_if_its_own_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.delenv("npm_config_cache", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert to_page.npm_cache("elsewhere") == []
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    assert to_page.npm_cache("elsewhere") == ["--cache", "elsewhere"]
-
-
 def test_files_are_kept_in_pieces_that_give_them_back(tmp_path, monkeypatch):
     monkeypatch.setattr(to_page, "PIECE", 400)
     files = {"onnx/model.onnx": os.urandom(1000), "config.json": b"{}"}
