@@ -3,15 +3,10 @@
     pip install -e '.[gguf]' -c constraints.txt
     nanogpt export out/shakespeare --to exports/shakespeare.gguf --dtype q8_0
 
-Before the file is finalized, every tensor is read back and compared with the model's. If llama_cpp
-is installed, llama.cpp reads it too, and its tokens and a greedy continuation are compared with the
-model's. Specification of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Before the file is finalized, every tensor is read back and compared with the model's.
+Specification of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
-import importlib.util
-import io
-from contextlib import redirect_stderr
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,18 +15,11 @@ import torch
 
 from nanogpt import chat
 from nanogpt.data import bpe
-from nanogpt.data.files import first_line
 from nanogpt.data.tokenizer import END, EOT
 from nanogpt.hub import weights
-from nanogpt.hub.export import (
-    check_target,
-    load_with_info,
-    named_errors,
-    real_tokens,
-    special_tokens,
-)
+from nanogpt.hub.export import check_target, named_errors, special_tokens
+from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.sample import generate
 
 KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", "q8_0": "Q8_0"}
 FILE_TYPES = {"F32": "ALL_F32", "BF16": "MOSTLY_BF16", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}
@@ -92,7 +80,7 @@ def export(
         modelfile = to.with_name(f"{to.name.removesuffix('.gguf')}.Modelfile")
     for path in (to, modelfile):
         check_target(path, directory=False)
-    model, tokenizer, _, info = load_with_info(run, which, say)
+    model, tokenizer, _ = load(run, which=which, say=say)
     c = model.config
     temporary = TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
     with named_errors(to), temporary as directory:
@@ -114,10 +102,6 @@ def export(
         writer.write_tensors_to_file()
         writer.close()
         verify(unverified, tensors, kinds)
-        compared = ""
-        if importlib.util.find_spec("llama_cpp"):
-            ids = real_tokens(model, info)
-            compared = "; " + compare_with_llama_cpp(unverified, model, tokenizer, ids, kind)
         text = modelfile_text(to.name, c.block_size, chat.can_chat(tokenizer))
         temporary_modelfile.write_text(text, encoding="utf-8")
         unverified.replace(to)
@@ -127,10 +111,8 @@ def export(
             f"note: llama.cpp needs a token that ends a text: {EOT} is added, "
             "and is never the most likely token"
         )
-    say(
-        f"{to}: GGUF in {kind}, verified: its {len(tensors)} tensors, read back, are those of the "
-        f"model{compared}; for Ollama: {modelfile}"
-    )
+    verified = f"its {len(tensors)} tensors, read back, are those of the model"
+    say(f"{to}: GGUF in {kind}, verified: {verified}; for Ollama: {modelfile}")
     return to
 
 
@@ -288,47 +270,3 @@ def verify(file: Path, tensors: dict[str, torch.Tensor], kinds: dict) -> None:
         if not (difference <= bound).all():
             worst = difference.max()
             raise ValueError(f"the export is wrong: {name}, read back, differs by {worst:.2g}")
-
-
-def compare_with_llama_cpp(file: Path, model: GPT, tokenizer, ids: torch.Tensor, kind: str) -> str:
-    """Compares llama.cpp's tokens and text with the model's in fp32; says how far they agree.
-
-    Raises ValueError if they differ. If llama.cpp rounds activations (Q8_0, BF16, F16) or
-    approximates GPT-2's exact GELU, a continuation may differ; the number of equal tokens is told.
-    """
-    import llama_cpp
-
-    T = model.config.block_size
-    start = max(1, min(16, T - 32))
-    new = min(32, T - start)
-    fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
-    try:
-        # it warns that its own cache is longer than a short context
-        with redirect_stderr(io.StringIO()):
-            reader = llama_cpp.Llama(str(file), n_ctx=T, verbose=False, **fp32)
-    except Exception as error:
-        raise ValueError(
-            f"the export is wrong: llama.cpp cannot read it ({first_line(error)})"
-        ) from None
-    special = tokenizer.special.values()
-    text = tokenizer.decode(
-        [i for i in ids[0].tolist() if i < tokenizer.vocab_size and i not in special]
-    )
-    read = reader.tokenize(text.encode(), add_bos=False)
-    drawn = reader.generate(ids[0, :start].tolist(), temp=0, repeat_penalty=1)
-    continued = list(islice(drawn, new))
-    reader.close()
-    if read != tokenizer.encode(text).tolist():
-        raise ValueError(f"the export is wrong: llama.cpp reads {text[:40]!r} differently")
-    expected = generate(model, ids[:1, :start], new, temperature=0)[0, start:].tolist()
-    same = next((i for i in range(new) if continued[i] != expected[i]), new)
-    if same == new:
-        return f"llama.cpp writes the same {new} greedy tokens"
-    exact_gelu = weights.native_type(model.config) == "gpt2" and model.config.mlp == "gelu"
-    if kind == "F32" and not exact_gelu:
-        raise ValueError(
-            f"the export is wrong: llama.cpp continues with {continued[same : same + 8]}, "
-            f"not {expected[same : same + 8]}"
-        )
-    same_tokens = f"the same {same} of {new} greedy tokens as the model in fp32"
-    return f"llama.cpp, which rounds more, writes {same_tokens}"

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 from contextlib import nullcontext
-from types import SimpleNamespace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -21,20 +21,13 @@ from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, H
 from nanogpt.extras import gguf as to_gguf
 from nanogpt.hub import weights
 from nanogpt.hub.load import load
+from nanogpt.sample import generate
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
 llama_cpp_is_there = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"
 )
 WIDE = "".join(sorted("\n aäßЖ你😀é👍zÿ"))  # of one byte to four
-
-
-@pytest.fixture(autouse=True)
-def without_llama_cpp(request, monkeypatch):
-    """The other tests are the same where it is installed."""
-    if not request.node.get_closest_marker("manual"):
-        nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
-        monkeypatch.setattr(to_gguf, "importlib", nothing)
 
 
 def exported(tmp_path, config, tokenizer, **options):
@@ -294,15 +287,15 @@ def trained_bpe(text: str, split: str = "gpt-2") -> HFTokenizer:
 def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, text, shape, encoding):
     import llama_cpp
 
-    tokenizer, said = CharTokenizer(WIDE) if encoding == "char" else trained_bpe(text), []
+    tokenizer = CharTokenizer(WIDE) if encoding == "char" else trained_bpe(text)
     config = dataclasses.replace(SHAPES[shape], vocab_size=tokenizer.vocab_size, block_size=80)
-    make_checkpoint(tmp_path / "run", config, tokenizer)
-    to = to_gguf.export(tmp_path / "run", tmp_path / "model.gguf", say=said.append)
-    assert said[-1].endswith("; llama.cpp writes the same 32 greedy tokens")
-
+    to, _, model = exported(tmp_path, config, tokenizer)
     fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     reader = llama_cpp.Llama(str(to), n_ctx=80, logits_all=True, verbose=False, **fp32)
-    model, ids = load(tmp_path / "run")[0], torch.arange(60) % tokenizer.vocab_size
+    ids = torch.arange(60) % tokenizer.vocab_size
+    greedy = list(islice(reader.generate(ids[:16].tolist(), temp=0, repeat_penalty=1), 32))
+    assert greedy == generate(model, ids[None, :16], 32, temperature=0)[0, 16:].tolist()
+    reader.reset()
     reader.eval(ids.tolist())
     with torch.no_grad():
         expected = model(ids[None])[0]
@@ -351,18 +344,3 @@ def test_llama_cpp_answers_messages_by_the_template(chat_dir, tmp_path, dtype):
     expected = "".join(chat.answer(model, tokenizer, messages, 20, temperature=0))
     written = reader.create_chat_completion(messages, max_tokens=20, temperature=0)
     assert written["choices"][0]["message"]["content"] == expected == "yes"
-
-
-@pytest.mark.manual
-@llama_cpp_is_there
-def test_a_wrong_permutation_is_noticed_by_llama_cpp(tmp_path, monkeypatch):
-    right = gguf.to_llama_cpp
-
-    def wrong(*arguments):
-        tensors = right(*arguments)
-        return tensors | {"blk.0.attn_q.weight": tensors["blk.0.attn_q.weight"].flip(0)}
-
-    monkeypatch.setattr(to_gguf, "to_llama_cpp", wrong)
-    with pytest.raises(ValueError, match=r"llama\.cpp continues with"):
-        exported(tmp_path, dataclasses.replace(CASES["llama"], block_size=80), CharTokenizer(CHARACTERS))
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
