@@ -236,7 +236,7 @@ def add_bench(command: ArgumentParser) -> None:
     )
     command.add_argument(
         "--parts",
-        default="train,sample,data",
+        default="train,sample",
         metavar="A,B",
         help="what to measure",
     )

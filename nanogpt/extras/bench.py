@@ -9,7 +9,6 @@ noisy, and ratios of interleaved measurements mean more than absolute figures.
 """
 
 import copy
-import itertools
 import json
 import statistics
 import tempfile
@@ -25,7 +24,6 @@ from torch import nn
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.tokenizer import CharTokenizer
-from nanogpt.data.tokens import TokenDataset
 from nanogpt.hub import weights
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.ops import ops_for
@@ -44,7 +42,7 @@ MODELS = {  # configuration and sequences in a batch
     "baby": (GPTConfig.modern(**BABY), 64),
     "gpt2": (GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"), 1),
 }
-PARTS = ("train", "sample", "data")
+PARTS = ("train", "sample")
 # by Accelerate's names
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 STEPS = 4  # training steps in a call that is timed
@@ -242,17 +240,6 @@ class Bench:
             contenders["reading the weights"] = block.sum
             share = tokens * read * dtype.itemsize / (block.numel() * block.itemsize)
             self.measure(f"sample, {name}", tokens, contenders, share)
-
-    def data(self) -> None:
-        """Making batches; the limit copies as many bytes."""
-        data = TokenDataset(self.directory, "train", self.config.block_size)
-        numbers = itertools.count(0, self.batch_size)
-        batch = data.batch(0, 0, self.batch_size)
-        contenders = {
-            "nanogpt": repeat(50, lambda: data.batch(0, next(numbers), self.batch_size)),
-            "copying the batch": repeat(50, lambda: [t.clone() for t in batch]),
-        }
-        self.measure("data", 50 * self.tokens, contenders)
 
     def profile(self, steps: int = 10) -> str:
         """The operators in which a training step spends its time."""

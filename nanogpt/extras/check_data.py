@@ -31,7 +31,6 @@ class Split:
     counts: dict
     ids: np.ndarray  # (N,) int64
     documents: list[str]  # or paragraphs, if the data has no end-of-text tokens
-    longest: float  # share of the longest document in the tokens; 0 without end-of-text tokens
 
 
 def examine(
@@ -96,10 +95,10 @@ def read_split(directory, name: str, block: int, counts: dict, tokenizer, sha256
         ids = np.concatenate([tokens[: SAMPLE // 2], tokens[-SAMPLE // 2 :]]).astype(np.int64)
     parts = split_documents(ids, tokenizer.eot_id)
     texts = [tokenizer.decode(part.tolist()) for part in parts]
-    if tokenizer.eot_id is not None:
-        return Split(counts, ids, texts, max(map(len, parts), default=0) / max(len(ids), 1))
-    text = "".join(texts)
-    return Split(counts, ids, text.split("\n\n" if "\n\n" in text else "\n"), 0.0)
+    if tokenizer.eot_id is None:
+        text = "".join(texts)
+        texts = text.split("\n\n" if "\n\n" in text else "\n")
+    return Split(counts, ids, texts)
 
 
 def split_documents(ids: np.ndarray, *ends: int | None) -> list[np.ndarray]:
@@ -168,7 +167,7 @@ def size_warnings(train: Split, val: Split, block_size: int, parameters: int) ->
             "the model will memorize the text; use a smaller model, more text, or dropout"
         )
     if train.counts.get("documents", 2) + val.counts.get("documents", 0) < 2:
-        yield "all text is one document, and the end of it is the validation text"
+        yield "all text is one document: are end-of-text tokens missing between documents?"
 
 
 def vocabulary_warnings(counts: np.ndarray, tokenizer, train: Split) -> Iterator[str]:
@@ -189,7 +188,7 @@ def vocabulary_warnings(counts: np.ndarray, tokenizer, train: Split) -> Iterator
 
 
 def text_warnings(train: Split, val: Split) -> Iterator[str]:
-    """Warns of binary files, missing end-of-text tokens, repetitions and leaks."""
+    """Warns of binary files, repetitions and leaks."""
     binary = max(
         share(split.documents, lambda text: len(BINARY.findall(text))) for split in (train, val)
     )
@@ -197,11 +196,6 @@ def text_warnings(train: Split, val: Split) -> Iterator[str]:
         yield (
             f"{binary:.0%} of the characters are control characters or were not UTF-8: "
             "are there binary files?"
-        )
-    if train.longest > 0.5 and train.counts.get("documents", 2) > 1:
-        yield (
-            f"a single document is {train.longest:.0%} of the text: "
-            "are end-of-text tokens missing between documents?"
         )
     counts = Counter(train.documents)
     repeated = share(train.documents, lambda text: len(text) * (1 - 1 / counts[text]))

@@ -71,7 +71,6 @@ NOISE = {  # what the splits are made of: a word of the only warning
     "repeated": (lambda n: (np.tile(n[:50_000], 2), n[100_000:]), "50% of the training text is repeated"),
     "leaked": (lambda n: (n[:200_000], n[150_000:]), "documents, 3[345]% of the validation text"),
     "few of the tokens": (lambda n: (n[:100_000] % 5, n[100_000:] % 5), "only 5 of 257 tokens"),
-    "one document": (lambda n: (np.minimum(n[:100_000], 126), n[100_000:]), "a single document is 100%"),
     "a few strange characters": (lambda n: strange(n, 0.005), ""),
     "binary": (lambda n: strange(n, 0.05), "control characters"),
     "no passages": (lambda n: (np.arange(8), np.arange(4)), "shorter"),

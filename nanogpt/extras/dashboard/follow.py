@@ -7,6 +7,7 @@
 
 import contextlib
 import math
+import os
 import time
 from array import array
 from collections.abc import Iterator
@@ -34,7 +35,9 @@ class Lines:
     """The objects in a growing file of JSON lines; lines that are not JSON are skipped."""
 
     def __init__(self, path: Path):
-        self.path, self.identity, self.position = path, None, 0
+        self.path = path
+        self.identity: int | None = None
+        self.position = 0
         self.behind = False  # whether there is more to read
 
     def new(self) -> tuple[bool, list[dict]]:
@@ -44,23 +47,21 @@ class Lines:
         """
         try:
             require_regular(self.path)
-            status = self.path.stat()
-            again = self.identity not in (None, status.st_ino) or status.st_size < self.position
-            if again:
-                self.position = 0
-            self.identity = status.st_ino
-            self.behind = status.st_size > self.position + AT_ONCE
-            if status.st_size == self.position:
-                return again, []
             with open(self.path, "rb") as file:
+                status = os.fstat(file.fileno())
+                again = self.identity not in (None, status.st_ino) or status.st_size < self.position
+                if again:
+                    self.position = 0
                 file.seek(self.position)
-                lines = file.read(min(status.st_size - self.position, AT_ONCE))
+                content = file.read(AT_ONCE)
         except (OSError, ValueError):  # it is being replaced, was removed, or is not a regular file
             return False, []
-        if not self.behind or b"\n" in lines:  # else it is one enormous line, which is skipped
-            lines = lines[: lines.rfind(b"\n") + 1]
-        self.position += len(lines)
-        return again, [line for line in map(parse, lines.splitlines()) if line is not None]
+        self.identity = status.st_ino
+        self.behind = status.st_size > self.position + AT_ONCE
+        if not self.behind or b"\n" in content:  # else it is one enormous line, which is skipped
+            content = content[: content.rfind(b"\n") + 1]
+        self.position += len(content)
+        return again, [line for line in map(parse, content.splitlines()) if line is not None]
 
 
 class FollowedRun:
@@ -73,7 +74,6 @@ class FollowedRun:
         self.version = 0  # grows with every change
         self.settings: dict[str, str] = {}
         self.max_iters: float | None = None
-        self.settings_time: int | None = None
         self.samples: list[dict] = []
         self.alerts: list[dict] = []
         self.clear()
@@ -101,7 +101,9 @@ class FollowedRun:
                 text = visible(line["text"][:LONGEST_TEXT])
                 kept.append({"step": number(line["step"]), "text": text})
         self.samples = kept if len(kept) <= MOST else kept[:10] + kept[10 - MOST :]
-        if self.read_settings() or again or lines or texts_again or texts:
+        before = self.settings
+        self.read_settings()
+        if self.settings != before or again or lines or texts_again or texts:
             self.version += 1
 
     def add(self, line: dict) -> None:
@@ -121,30 +123,23 @@ class FollowedRun:
             self.lines.setdefault(name, array("q")).append(at)
             self.values.setdefault(name, array("d")).append(value)
 
-    def read_settings(self) -> bool:
-        """Reads the plain values in config.json if it changed; whether it did."""
-        path = self.directory / checkpoint.CONFIG
+    def read_settings(self) -> None:
+        """Reads the plain values in config.json."""
+        path, found = self.directory / checkpoint.CONFIG, {}
         try:
-            status = path.stat()
-            if self.settings_time == status.st_mtime_ns:
-                return False
-            self.settings_time = status.st_mtime_ns
-            if status.st_size > MOST_CONFIG:
+            if path.stat().st_size > MOST_CONFIG:
                 raise ValueError(f"{path.name} has more than {MOST_CONFIG:,} bytes")
-            settings = {}
             for part in read_json(path).values():
-                settings |= part if isinstance(part, dict) else {}
-            self.max_iters = number(settings.get("max_iters"))
-            plain = [item for item in settings.items() if not isinstance(item[1], dict | list)]
-            self.settings = {
-                visible(name[:LONGEST]): visible(str(value)[:LONGEST])
-                for name, value in plain[:MOST]
-            }
+                found |= part if isinstance(part, dict) else {}
         except OSError:
-            return False
-        except (ValueError, RecursionError) as error:
-            self.settings = {path.name: visible(f"not read: {error}"[:LONGEST])}
-        return True
+            return
+        except ValueError as error:
+            found = {path.name: f"not read: {error}"}
+        self.max_iters = number(found.get("max_iters"))
+        plain = [item for item in found.items() if not isinstance(item[1], dict | list)]
+        self.settings = {
+            visible(name[:LONGEST]): visible(str(value)[:LONGEST]) for name, value in plain[:MOST]
+        }
 
     def points(self, key: str, x: str) -> tuple[np.ndarray, np.ndarray]:
         """All values of `key` over x (step, tokens or train_seconds), both (N,)."""
