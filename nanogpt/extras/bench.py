@@ -190,7 +190,7 @@ class Bench:
         up = 2 * c.inner if c.mlp == "swiglu" else c.inner
         attention = [(c.n_embd, qkv), (c.n_head * c.head_size, c.n_embd)]
         shapes = [*attention, (c.n_embd, up), (c.inner, c.n_embd)] * c.n_layer
-        like = {"device": self.device, "dtype": self.dtype}
+        like: dict = {"device": self.device, "dtype": self.dtype}
         tensors = []  # each layer has its own, as in the model
         for inner, outer in [*shapes, (c.n_embd, c.padded_vocab_size)]:
             x = torch.randn(self.tokens, inner, **like)

@@ -61,8 +61,9 @@ def examine(
     same = same_again(tokenizer, train.ids)
     if same < 0.97:  # 0.96 between encodings trained on parts of one text
         warnings = [
-            f"only {same:.0%} of the tokens are the same after decoding and encoding again: another "
-            "tokenizer made these tokens; put its tokenizer.json there, or prepare the data again"
+            f"only {same:.0%} of the tokens are the same after decoding and encoding again: "
+            "another tokenizer made these tokens; put its tokenizer.json there, or prepare the "
+            "data again"
         ]
     else:  # with the wrong tokenizer the text means nothing
         warnings = [
