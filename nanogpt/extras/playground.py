@@ -11,7 +11,7 @@ conversations has a tab to talk to it.
 import html
 import os
 from collections.abc import Iterator
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 
 import torch
 
@@ -89,25 +89,21 @@ class Writer:
             raise ValueError("the text is empty: give at least one character")
         return torch.tensor(ids, device=self.device)
 
-    def write(self, prompt: str, max_new_tokens: int, temperature: float, *filters) -> Iterator:
-        """Yields the text so far, prompt included. `filters` are top_k, top_p and a seed."""
-        options = dict(zip(("top_k", "top_p", "seed"), filters, strict=True))
-        ids, text, end = self.encode(prompt), prompt, self.tokenizer.eot_id
-        drawn = stream(
-            self.model, ids[None], max_new_tokens, eos_id=end, temperature=temperature, **options
-        )
-        tokens = until(end, (token.item() for token in drawn))
-        for piece in stream_text(self.tokenizer, tokens, ids):
-            text += piece
-            yield text
+    def write(self, prompt: str, max_new_tokens: int, *options) -> Iterator[str]:
+        """Yields the text so far. `options` are temperature, top_k, top_p and a seed."""
+        ids, eos_id = self.encode(prompt), self.tokenizer.eot_id
+        named = dict(zip(("temperature", "top_k", "top_p", "seed"), options, strict=True))
+        drawn = stream(self.model, ids[None], max_new_tokens, eos_id=eos_id, **named)
+        tokens = until(eos_id, (token.item() for token in drawn))
+        for text in accumulate(stream_text(self.tokenizer, tokens, ids)):
+            yield prompt + text
 
-    def answer(self, message: str, earlier: list[dict], max_new_tokens: int, temperature: float):
-        """Yields the answer so far to a message that follows the `earlier` ones."""
-        text, messages = "", [*earlier, {"role": "user", "content": message}]
+    def answer(self, messages: list[dict], max_new_tokens: int, temperature: float):
+        """Yields the answer so far to a conversation."""
         options = {"temperature": temperature, "top_k": 200}
-        for piece in chat.answer(self.model, self.tokenizer, messages, max_new_tokens, **options):
-            text += piece
-            yield text
+        yield from accumulate(
+            chat.answer(self.model, self.tokenizer, messages, max_new_tokens, **options)
+        )
 
     def paint(self, text: str) -> str:
         """The text as HTML, escaped, each token colored by its loss."""
@@ -223,11 +219,10 @@ def add_chat(gr, writer: Writer, number: int) -> None:
     """A conversation with a model."""
 
     def answer(message: str, history: list[dict], max_new_tokens: int, temperature: float):
-        earlier = [
-            {"role": said["role"], "content": plain_text(said["content"])} for said in history
-        ]
+        messages = [{"role": m["role"], "content": plain_text(m["content"])} for m in history]
+        messages.append({"role": "user", "content": message})
         try:
-            yield from writer.answer(message, earlier, max_new_tokens, temperature)
+            yield from writer.answer(messages, max_new_tokens, temperature)
         except ValueError as error:  # too long, or a character that the model does not know
             raise gr.Error(html.escape(str(error)), print_exception=False) from None
 

@@ -83,9 +83,9 @@ def test_writing_grows_by_what_sampling_yields_and_the_seed_decides(hostile_writ
 
 def test_an_answer_grows_and_is_that_of_nanogpt_chat(chat_dir):
     talker = Writer(str(chat_dir), "cpu")
-    earlier = talk("100?", "yes")
-    grown = list(talker.answer("101?", earlier, 20, 0.0))
-    expected = list(chat.answer(talker.model, talker.tokenizer, [*earlier, *talk("101?")], 20, temperature=0))
+    messages = talk("100?", "yes") + talk("101?")
+    grown = list(talker.answer(messages, 20, 0.0))
+    expected = list(chat.answer(talker.model, talker.tokenizer, messages, 20, temperature=0))
     assert grown == ["".join(expected[: i + 1]) for i in range(len(expected))] and grown[-1] == "yes"
 
 

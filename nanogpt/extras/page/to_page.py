@@ -78,14 +78,15 @@ def write(
     to = Path(to)
     check_target(to, directory=True)
     to_onnx.require_onnx()
-    files = fetch_library()
+    library = fetch_library()
     model, tokenizer, source, info = load_with_info(run, which, say)
     temporary = tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
     with named_errors(to), temporary as directory:
         exported = Path(directory, "export")
         to_onnx.export(source or run, exported, name=name or to.name, say=say, **options)
         page = Path(shutil.copytree(PAGE, Path(directory, "page")))
-        (page / "LICENSE-transformers.js").write_bytes(files.pop("LICENSE"))
+        (page / "LICENSE-transformers.js").write_bytes(library["LICENSE"])
+        files = {name: content for name, content in library.items() if name != "LICENSE"}
         files |= {name: (exported / name).read_bytes() for name in MODEL}
         native = json.loads(files["config.json"])["architectures"][0]
         question = QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0]
