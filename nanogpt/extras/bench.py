@@ -150,9 +150,7 @@ class Bench:
         if self.against:
             native = weights.to_transformers(GPT(self.config)).to(self.device).train()
             adamw = torch.optim.AdamW(native.parameters(), fused=True)
-            contenders["transformers"] = self.plain_step(
-                native, [adamw], lambda x, y: native(input_ids=x, labels=x).loss
-            )
+            contenders["transformers"] = self.plain_step(native, [adamw])
         contenders["matmuls + attention"] = self.matmuls()
         contenders = {name: repeat(STEPS, run) for name, run in contenders.items()}
         self.measure("train", STEPS * self.tokens, contenders)
@@ -165,16 +163,13 @@ class Bench:
         mixed = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype if mixed else None, enabled=mixed)
 
-    def plain_step(self, model: nn.Module, optimizers: list, loss_of=None) -> Callable[[], None]:
-        """A bare step on a fixed batch: forward, backward, clip, update.
-
-        `loss_of` takes x and y (B, T); by default it is the model.
-        """
+    def plain_step(self, model: nn.Module, optimizers: list) -> Callable[[], None]:
+        """A bare step on a fixed batch: forward, backward, clip, update."""
         x, y = (t.to(self.device) for t in self.run.train_data.batch(0, 0, self.batch_size))
 
         def plain_step() -> None:
             with self.autocast():
-                loss = (loss_of or model)(x, y)
+                loss = model(x, y) if isinstance(model, GPT) else model(x, labels=x).loss
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
@@ -185,14 +180,11 @@ class Bench:
 
     def matmuls(self) -> Callable[[], None]:
         """The matmuls of a step, forward and backward, and its attention, with nothing else."""
-        c = self.config
-        qkv = (c.n_head + 2 * c.kv_heads) * c.head_size
-        up = 2 * c.inner if c.mlp == "swiglu" else c.inner
-        attention = [(c.n_embd, qkv), (c.n_head * c.head_size, c.n_embd)]
-        shapes = [*attention, (c.n_embd, up), (c.inner, c.n_embd)] * c.n_layer
+        c, gpt = self.config, self.run.gpt
         like: dict = {"device": self.device, "dtype": self.dtype}
         tensors = []  # each layer has its own, as in the model
-        for inner, outer in [*shapes, (c.n_embd, c.padded_vocab_size)]:
+        for weight in [*(p for p in gpt.h.parameters() if p.ndim == 2), gpt.head.weight]:
+            outer, inner = weight.shape
             x = torch.randn(self.tokens, inner, **like)
             w = torch.randn(outer, inner, **like)
             g = torch.randn(self.tokens, outer, **like)
@@ -201,10 +193,8 @@ class Bench:
             like["dtype"] = torch.float32  # as the model's attention
         heads = (self.batch_size, c.n_head, c.block_size, c.head_size)
         grad = torch.randn(heads, **like)
-        layers = [
-            [torch.randn(heads, **like, requires_grad=True) for _ in "qkv"]
-            for _ in range(c.n_layer)
-        ]
+        like["requires_grad"] = True
+        layers = [[torch.randn(heads, **like) for _ in "qkv"] for _ in range(c.n_layer)]
 
         def matmuls() -> None:
             for x, w, g, y, dx, dw in tensors:

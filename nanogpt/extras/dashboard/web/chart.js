@@ -168,13 +168,16 @@ export class Chart {
 
   // The legend: each line's value at x, or its last one. Text, never HTML.
   tell(x) {
+    const room = Math.max(24, this.canvas.clientWidth / 7 - 20); // characters; a name is cut in its middle
+    const cut = (name) => name.length > room ? `${name.slice(0, room / 3)}…${name.slice(1 - room * 2 / 3)}` : name;
     this.box.replaceChildren(...this.lines.filter((line) => line.label).map((line) => {
       const row = document.createElement("div"), swatch = document.createElement("span");
       const name = document.createElement("span"), value = document.createElement("b");
       const i = x === null ? line.xs.length - 1 : nearest(line.xs, x);
       swatch.className = "swatch";
       swatch.style.background = line.color;
-      name.textContent = name.title = line.label;
+      name.textContent = cut(line.label);
+      name.title = line.label;
       name.className = "name";
       value.textContent = `${short(line.ys[i])} at ${short(line.xs[i])}`;
       row.append(swatch, name, value);
