@@ -191,12 +191,13 @@ def run_check_data(args) -> None:
 
 def add_bench(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt bench`."""
-    models, parts = "classic, laptop, baby or gpt2", "train,sample,data,checkpoint,tokenize"
     add_shared(command, "--device", "--precision", "--json")
-    command.add_argument("--model", default="classic", metavar="NAME", help=models)
-    command.add_argument("--parts", default=parts, metavar="A,B", help="what to measure")
     command.add_argument(
-        "--against", choices=("transformers",), help="also measure its GPT-2 of the same size"
+        "--model", default="classic", metavar="NAME", help="classic, laptop, baby or gpt2"
+    )
+    command.add_argument("--parts", default="train,sample", metavar="A,B", help="what to measure")
+    command.add_argument(
+        "--against", choices=("transformers",), help="also measure its class for the model"
     )
     add_number(command, "--batch_size", int, 1, 4096, None, "sequences; default: the model's own")
     add_number(command, "--rounds", int, 1, 1000, 5, "rounds; the median is shown")

@@ -26,7 +26,7 @@ SHARED = {
         "default": "auto",
         "choices": ("auto", "fp32", "bf16", "fp16"),
     },
-    "--port": {"help": "local port; default: a free one", "type": within(int, 0, 65_535)},
+    "--port": {"help": "local port; default: a usual one", "type": within(int, 0, 65_535)},
 }
 
 
