@@ -17,8 +17,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,13 +38,13 @@ class Zygote:
     """The client. `start` forks a program; use it in a `with` block, which ends what still runs."""
 
     def __init__(self, directory: Path):
-        self.directory, self.count, self.stores, self.lock = directory, 0, [], threading.Lock()
+        self.directory, self.env = directory, clean_environment(directory)
+        self.lock = threading.Lock()
+        self.count, self.stores = 0, []
 
     def __enter__(self) -> "Zygote":
-        self.env = clean_environment(self.directory)
-        command = [sys.executable, __file__]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, env=self.env, text=True, bufsize=1, **pipes)
+        self.process = subprocess.Popen([sys.executable, __file__], env=self.env, text=True, bufsize=1, **pipes)
         return self
 
     def __exit__(self, *error) -> None:
@@ -57,13 +55,12 @@ class Zygote:
             self.process.stdin.write(json.dumps(request) + "\n")
             return json.loads(self.process.stdout.readline())
 
-    def start(self, *words, cwd: Path, env: dict[str, str] | None = None, stderr: str | None = None) -> "Program":
-        """Starts `nanogpt …`, `-m MODULE …` or `SCRIPT.py …`; its stderr may go to a terminal, given by its name."""
+    def start(self, *words, cwd: Path, env: dict[str, str] | None = None) -> "Program":
+        """Starts `nanogpt …`, `-m MODULE …` or `SCRIPT.py …`."""
         self.count += 1
-        files = [str(self.directory / f"{self.count}.{name}") for name in ("out", "err")]
+        out, err = (self.directory / f"{self.count}.{name}" for name in ("out", "err"))
         request = {"argv": list(map(str, words)), "cwd": str(cwd), "env": self.env | (env or {})}
-        pid = self.ask(**request, stdout=files[0], stderr=stderr or files[1])
-        return Program(self, pid, *map(Path, files))
+        return Program(self, self.ask(**request, stdout=str(out), stderr=str(err)), out, err)
 
     def run(self, *words, cwd: Path, **env: str) -> SimpleNamespace:
         return self.start(*words, cwd=cwd, env=env).wait()
@@ -71,13 +68,14 @@ class Zygote:
     def ranks(self, number: int, *words, cwd: Path, **env: str) -> list["Program"]:
         """Starts a program as the launcher would, in so many processes on the CPU."""
         env = {"ACCELERATE_USE_CPU": "true"} | env
-        if number > 1:
-            store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            self.stores.append(store)  # it lives as long as the processes
-            env |= {"WORLD_SIZE": str(number), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if number > 1 else {} for rank in range(number)]
-        return [self.start(*words, cwd=cwd, env=env | rank) for rank in ranks]
+        if number == 1:
+            return [self.start(*words, cwd=cwd, env=env)]
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.stores.append(store)  # it lives as long as the processes
+        env |= {"WORLD_SIZE": str(number), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        ranks = map(str, range(number))
+        return [self.start(*words, cwd=cwd, env=env | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
 
 
 class Program:
@@ -103,22 +101,19 @@ class Program:
 
 def serve() -> dict:
     """Answers requests until its client is gone; returns in the forks, with what each is to run."""
-    replies, codes, running = os.fdopen(os.dup(1), "w"), {}, set()
+    replies = os.fdopen(os.dup(1), "w")
+    codes: dict[int, int | None] = {}  # of every fork; None while it runs
     for line in sys.stdin:
         request = json.loads(line)
-        if "poll" in request:
-            pid = request["poll"]
-            if pid in running and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                running.remove(pid)
-            answer = codes.get(pid)
-        elif (answer := os.fork()) == 0:
+        pid = request.get("poll") or os.fork()
+        if pid == 0:
             os.close(replies.fileno())
             return request
-        else:
-            running.add(answer)
-        print(json.dumps(answer), file=replies, flush=True)
-    for pid in running:
+        if codes.setdefault(pid, None) is None and "poll" in request:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            codes[pid] = os.waitstatus_to_exitcode(status) if ended else None
+        print(json.dumps(codes[pid] if "poll" in request else pid), file=replies, flush=True)
+    for pid in (pid for pid, code in codes.items() if code is None):
         os.kill(pid, signal.SIGKILL)
     sys.exit()
 
@@ -132,28 +127,26 @@ def become(request: dict) -> None:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     first, *rest = request["argv"]
+    sys.argv = rest if first == "-m" else [first, *rest]
     if first == "nanogpt":
-        sys.argv = [first, *rest]
         cli.main()
     elif first == "-m":
-        sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = [first, *rest]
         sys.path[0] = str(Path(first).parent)
         runpy.run_path(first, run_name="__main__")
 
 
-def end(program: Callable[[], None]) -> None:
-    """Ends this process as Python would, but for taking the imported modules apart, which takes a second."""
-    code = 1
+def main() -> None:
+    """Serves; a fork ends as Python would, except that it does not unload the modules, which takes a second."""
+    code = 0
     try:
-        program()
-        code = 0
+        become(serve())
     except SystemExit as exit:
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     except BaseException:
         traceback.print_exc()
+        code = 1
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -173,4 +166,4 @@ if __name__ == "__main__":
     console.SAMPLE_TOKENS = 8
     device.BUSY = float("inf")
     gc.freeze()
-    end(partial(become, serve()))
+    main()

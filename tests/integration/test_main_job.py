@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fresh import reset_accelerate
+from helpers import reset_accelerate
 from transformers import GPT2Config, GPT2LMHeadModel
 from zygote import PATIENCE, ROOT
 
