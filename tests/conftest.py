@@ -64,7 +64,7 @@ def shared_data(tmp_path_factory, text) -> Path:
 @pytest.fixture
 def data(tmp_path, shared_data) -> Path:
     """A copy of it."""
-    return shutil.copytree(shared_data, tmp_path / "data")
+    return shutil.copytree(shared_data, tmp_path / "data", dirs_exist_ok=True)
 
 
 def tiny_run(model: GPTConfig = TINY, **settings) -> Run:
