@@ -20,17 +20,18 @@ from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.cli import main
-from nanogpt.run import console, device
+from nanogpt.run import console, device, plan
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def tiny_runs():
-    """Two threads and short samples; what a run prints must not depend on other processes."""
+    """Two threads, short samples, short measurements; what a run prints must not depend on other processes."""
     torch.set_num_threads(2)
     console.SAMPLE_TOKENS = 8
     device.BUSY = math.inf
+    plan.median_seconds = partial(plan.median_seconds, at_most=0.1)
 
 
 @pytest.fixture(autouse=True)
