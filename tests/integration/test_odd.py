@@ -66,7 +66,13 @@ FILES = {  # of a directory, and the commands that read them
     "qwen3": "config.json tokenizer.json tokenizer_config.json model.safetensors",
 }
 READERS = {
-    "run": ["sample run --max_new_tokens=3", "eval run", "show-batch run --step=1", "compare run run", "export run --to=exported"],
+    "run": [
+        "sample run --max_new_tokens=3",
+        "eval run",
+        "show-batch run --step=1",
+        "compare run run",
+        "export run --to=exported",
+    ],
     "data": ["check-data data", "check-data data --sha256", "show-batch run --step=1", "eval run"],
     "gpt2": ["sample gpt2 --max_new_tokens=3", "eval gpt2 --data=data"],
     "qwen3": ["sample qwen3 --prompt=be --max_new_tokens=3"],
