@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data_prep.documents import Corpus
 from data_prep.text import make_parser
-from nanogpt.data.tokenizer import EOT, FILE, HFTokenizer
+from nanogpt.data.tokenizer import EOT, FILE, Tokenizer
 from nanogpt.run.errors import user_errors, waiting
 
 # bytes of a piece of text without spaces; training takes time proportional to its square
@@ -31,18 +31,19 @@ def train(
     text_column: str = "text",
     errors: str = "strict",
     show: bool = False,
-) -> HFTokenizer:
+) -> Tokenizer:
     """A tokenizer of at most `vocab_size` tokens, the last one the end of text.
 
     Raises ValueError.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
 
     if vocab_size < 257:
         raise ValueError(
             f"vocab_size={vocab_size} must be at least 257: the bytes and the end of text"
         )
-    bpe = Tokenizer(models.BPE())
+    bpe = Backend(models.BPE())
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     shorten = pre_tokenizers.Split(Regex(f".{{1,{LONGEST}}}"), "isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, shorten])
@@ -51,11 +52,11 @@ def train(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=show
     )
-    texts = (piece.text for piece in Corpus(inputs, text_column, errors).pieces())
+    texts = (piece.text for piece in Corpus(inputs, (text_column,), errors).pieces())
     interruptible(lambda: bpe.train_from_iterator(texts, trainer))
     bpe.pre_tokenizer = split  # encoding is fast for long pieces, too
     bpe.add_special_tokens([EOT])
-    return HFTokenizer(bpe, "bpe")
+    return Tokenizer(bpe, "bpe")
 
 
 def interruptible(work: Callable[[], object]) -> None:

@@ -93,9 +93,9 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
         (["a"], "it needs 'itos'"),
         ({"vocab_size": 2}, "it needs 'itos'"),
         ({"itos": {0: "a", 2: "b"}}, "it needs 'itos'"),
-        ({"itos": {0: "a", 1: "bc"}}, "every character once"),
-        ({"itos": {0: "a", 1: "a"}}, "every character once"),
-        ({"itos": {0: "a", 1: 5}}, "every character once"),
+        ({"itos": {0: "a", 1: "bc"}}, "it needs 'itos'"),
+        ({"itos": {0: "a", 1: "a"}}, "it needs 'itos'"),
+        ({"itos": {0: "a", 1: 5}}, "it needs 'itos'"),
     ],
 )
 def test_a_meta_pkl_of_something_else_is_named(tmp_path, meta, message):

@@ -159,8 +159,7 @@ def test_a_repository_on_the_hub_is_read_at_one_commit(hub, cache, tmp_path, num
         local("hf://alice/nothing")
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-8], lambda data: bytes(len(data))], ids=["cut", "zeroed"])
-def test_files_are_downloaded_once_and_damaged_ones_again(cache, numbers, monkeypatch, damage):
+def test_files_are_downloaded_once_and_truncated_ones_again(cache, numbers, monkeypatch):
     url, opened = put(numbers, URL), []
     memory = type(fsspec.filesystem("memory"))
     real = memory.open
@@ -168,7 +167,7 @@ def test_files_are_downloaded_once_and_damaged_ones_again(cache, numbers, monkey
     local(url)
     assert len(opened) == 5  # meta.json, tokenizer.json and three token files
     (copy,) = cache.glob("*/train-00002.bin")
-    copy.write_bytes(damage(copy.read_bytes()))
+    copy.write_bytes(copy.read_bytes()[:-8])
     opened.clear()
     download.cache_clear()  # as in a new process
     local(url)

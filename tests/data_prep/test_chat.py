@@ -186,16 +186,16 @@ def run(capsys, *argv: str) -> str:
 
 GOOD, MORE = ({"messages": talk(*texts)} for texts in (("who?", "I"), ("when?", "in anger")))
 BAD = [
-    ({"messages": []}, "in.jsonl, conversation 2: it is empty"),
-    ({"messages": None}, "in.jsonl, conversation 2: it is empty"),
-    ({"messages": talk("who?")}, "conversation 2: no answer of the assistant"),
+    ({"messages": []}, "in.jsonl, record 2: no answer of the assistant"),
+    ({"messages": None}, "in.jsonl, record 2: no answer of the assistant"),
+    ({"messages": talk("who?")}, "record 2: no answer of the assistant"),
     ({"messages": [{"role": "robot"}]}, "2, message 1: role 'robot' is not one of system"),
     ({"messages": [{"role": ["user"]}]}, "role \"['user']\" is not one of system, user"),
     ({"messages": [7]}, "message 1: role 'None' is not one of"),
     ({"messages": [{"role": "user", "content": 7}]}, "1: its content is '7', not a text"),
     ({"messages": [{"role": "user", "content": " "}]}, "1: its content is ' ', not a text"),
-    ({"messages": "hello"}, "conversation 2: str is not a list of messages"),
-    ({"text": "hello"}, "record 1: it has no column 'messages' or 'conversations'"),
+    ({"messages": "hello"}, "record 2: str is not a list of messages"),
+    ({"text": "hello"}, "record 2: it has no column 'messages' or 'conversations'"),
     ({"messages": talk("who?", "x" * 90)}, "more than --block_size=64: give a larger one, or"),
 ]
 
@@ -215,7 +215,7 @@ def test_bad_input_is_one_line_and_changes_nothing(tmp_path, capsys, record, mes
 def test_other_files_and_single_conversations_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.txt is not JSON by its name"):
         prepare(put(tmp_path / "a.txt", "hello"), tmp_path / "data")
-    with pytest.raises(ValueError, match="conversation 1 is the only one: two that differ are"):
+    with pytest.raises(ValueError, match="record 1 is the only one: two that differ are"):
         prepare(put(tmp_path / "in.jsonl", json.dumps(GOOD)), tmp_path / "data")
 
 

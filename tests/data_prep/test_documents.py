@@ -50,15 +50,6 @@ def test_every_format_gives_the_documents_with_end_of_text_tokens(tmp_path, kind
     assert len(TokenDataset(out, "train", 64).tokens) == meta["splits"]["train"]["tokens"]
 
 
-@pytest.mark.parametrize("first", [0, 69, 70, 150, 299, 300])
-@pytest.mark.parametrize("kind", KINDS)
-def test_reading_begins_at_any_document(tmp_path, kind, first):
-    corpus = Corpus([save_as(kind, tmp_path, documents())])
-    pieces = list(corpus.pieces())
-    assert list(corpus.pieces(0, first)) == pieces[first:]
-    assert [piece.at for piece in pieces] == sorted(piece.at for piece in pieces)
-
-
 @pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "arrow", "csv"])
 def test_a_file_at_a_url_is_read_like_a_local_one(tmp_path, kind):
     save_as(kind, tmp_path, documents())
@@ -190,12 +181,12 @@ def test_what_is_not_utf8_is_named_with_its_offset_replaced_or_left_out(tmp_path
         ("empty.txt", "", "the text is empty .*empty.txt"),
         ("c.jsonl", '{"body": "a", "id": 1}', r"no column 'text' .it has: body, id.: .*--text_col"),
         ("c.csv", "a,b\n1,2\n", r"no column 'text' .it has: a, b."),
-        ("n.jsonl", '{"text": 3}', "record 0: column 'text' holds int, not text"),
-        ("l.json", '{"text": ["a"]}', "record 0: column 'text' holds list, not text"),
-        ("m.jsonl", '{"text": "a"}\n{"body": "b"}', "m.jsonl, record 1: it has no column 'text'"),
+        ("n.jsonl", '{"text": 3}', "record 1: the column holds int, not text"),
+        ("l.json", '{"text": ["a"]}', "record 1: the column holds list, not text"),
+        ("m.jsonl", '{"text": "a"}\n{"body": "b"}', "m.jsonl, record 2: it has no column 'text'"),
         ("j.jsonl", '{"text": "a"}\n{', "line 2: it is not JSON"),
         ("d.json", "[" * 100_000, "line 1: it is not JSON .maximum recursion"),
-        ("s.json", '["a", "b"]', "record 0: expected an object with a column 'text', not a str"),
+        ("s.json", '["a", "b"]', "record 1: expected an object with a column 'text', not a str"),
         ("o.json", '{"a": {\n"text": "b"}}', "no column 'text' .it has: a"),
         ("e.json", '{"a": {\n"text": "b"}', "line 1: it is not JSON .*object per line, as jq -c ."),
         ("q.csv", 'id,text\n1,one\n2,"Yes," he said\n3,three\n', "q.csv, line 3"),
@@ -217,10 +208,10 @@ def test_records_without_a_text_are_left_out_on_request(tmp_path):
 
 def test_another_column_is_read_on_request(tmp_path):
     path = write_jsonl(tmp_path / "in.jsonl", documents(), "body")
-    assert read(path, text_column="body") == documents()
+    assert read(path, columns=("body",)) == documents()
     pyarrow.parquet.write_table(pyarrow.table({"body": ["a"]}), tmp_path / "b.parquet")
-    assert read(tmp_path / "b.parquet", text_column="body") == ["a"]
-    with pytest.raises(ValueError, match=r"b.parquet has no column 'text' .it has: body."):
+    assert read(tmp_path / "b.parquet", columns=("body",)) == ["a"]
+    with pytest.raises(ValueError, match=r"b.parquet, record 1: it has no column 'text' .it has: body."):
         read(tmp_path / "b.parquet")
 
 

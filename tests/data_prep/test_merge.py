@@ -10,7 +10,6 @@ from texts import documents, expected, fork, put, save_as, silent, tokens, write
 
 from data_prep import documents as reading
 from data_prep import merge, text
-from data_prep.documents import Corpus
 from nanogpt.data.tokens import TokenDataset
 
 
@@ -38,8 +37,6 @@ def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
     assert merged(tmp_path / "parts") == splits(tmp_path / "once")
     with pytest.raises(ValueError, match="has 6 files: it cannot be divided into 7 shards"):
         text.prepare(**common, out=tmp_path / "more", shard=(1, 7))
-    corpus = Corpus(inputs)
-    assert list(corpus.pieces(0, 150)) == list(corpus.pieces())[150:]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt", "jsonl.gz"])

@@ -140,7 +140,7 @@ def test_the_rebuilt_text_is_the_original_almost_line_by_line(shakespeare):
         (" \n", {}, "text is empty"),
         ("abc", {}, "the val split has 1 tokens: .* is too short"),
         ("some text", {"val_fraction": 1.0}, "val_fraction=1.0 must lie between 0 and 1"),
-        ("some text", {"tokenizer": "morse"}, "tokenizer 'morse' is not one of char, gpt2"),
+        ("some text", {"tokenizer": "morse"}, "tokenizer 'morse' is not one of char, bytes, gpt2"),
         (b"good \xff bad", {}, r"text.txt is not UTF-8 text .byte 5."),
     ],
 )

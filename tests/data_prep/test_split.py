@@ -63,7 +63,7 @@ class Records(Corpus):
     """A corpus of records that are in memory."""
 
     def __init__(self, texts: list[str]):
-        self.found = [Piece(0, i, 0, 0, t, 0, *measure([t])) for i, t in enumerate(texts)]
+        self.found = [Piece(0, i, 0, t, 0, *measure([t])) for i, t in enumerate(texts)]
 
     def documents(self):
         return iter(self.found)
@@ -97,8 +97,7 @@ def test_from_two_documents_on_none_moves_when_others_follow(texts, more, fracti
 def test_of_the_first_two_documents_the_longer_one_is_for_training(fraction, side):
     chosen = {"val": "b", "train": "aa"}[side]
     texts = ["aa", "aa", "b", *(str(i) for i in range(20))]
-    expected = {"several": True, str(measure([chosen])[1]): side}
-    assert Split(Records(texts), fraction).chosen == expected
+    assert Split(Records(texts), fraction).moved == {measure([chosen])[1]: side}
 
 
 def many(chance: random.Random, count: int, least: int, most: int) -> list[str]:

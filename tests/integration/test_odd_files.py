@@ -34,7 +34,7 @@ COMMANDS["run"] += [["compare", "run", "run"], ["export", "run", *EXPORT]]
 COMMANDS["data"] += [["check-data", "data", "--sha256"]]
 FILES = {
     "run": ["config.json", "metrics.jsonl", ".run"],
-    "data": ["meta.json", "meta.json", "tokenizer.json", "train.bin", ".scan.json"],
+    "data": ["meta.json", "meta.json", "tokenizer.json", "train.bin"],
     "gpt2": "config.json config.json tokenizer.json tokenizer_config.json generation_config.json".split(),
     "qwen3": "config.json config.json tokenizer.json tokenizer_config.json model.safetensors".split(),
 }
