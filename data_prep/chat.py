@@ -58,10 +58,7 @@ def open_conversations(inputs: list[str], errors: str = "strict") -> Corpus:
     columns = ("messages", "conversations")
     corpus = Corpus(inputs, columns, errors, unpack=conversations_in, convert=to_json)
     if wrong := next((file.name for file in corpus.files if not is_records(file.name)), None):
-        raise ValueError(
-            f"{wrong} is not JSON by its name: conversations are read from .jsonl, .json, "
-            ".parquet, …"
-        )
+        raise ValueError(f"{wrong} is not JSON by its name: give .jsonl, .json, .parquet, …")
     return corpus
 
 
@@ -143,10 +140,8 @@ class Blocks:
         told = [m["content"].strip() for m in messages if m["role"] == "assistant"]
         counted = answers(ids[None], self.begin, self.end)[0]
         if (ids[counted] == self.end).sum() != len(told):
-            raise ValueError(
-                f"the tokenizer {self.tokenizer.name} joins the white space before an answer with "
-                "it, so that the answer cannot be found: use another --tokenizer"
-            )
+            name = self.tokenizer.name
+            raise ValueError(f"answers cannot be found in the tokens of {name}: choose others")
         ids = np.array([*ids, *self.eot][: self.size])
         if len(ids) > -self.file.counts["tokens"] % self.size:
             self.fill()
@@ -196,24 +191,17 @@ def prepare(
         for piece, messages, where in read_conversations(corpus):
             ids, boundary = chat.render(tokenizer, messages), split.boundary(piece)
             if 0 < boundary < piece.length:
-                raise ValueError(
-                    f"{where} is the only one: two that differ are needed, one of them for "
-                    "validation"
-                )
+                raise ValueError(f"{where} is the only one: validation needs a second one")
             if len(ids) <= block_size:
                 blocks["train" if boundary else "val"].add(ids, messages)
             elif skip_long:
                 too_long += 1
             else:
-                raise ValueError(
-                    f"{where} has {len(ids):,} tokens, more than --block_size={block_size}: give "
-                    "a larger one, or --skip_long to leave such conversations out"
-                )
+                why = f"{where} has {len(ids):,} tokens, more than --block_size={block_size}"
+                raise ValueError(f"{why}: give a larger one, or --skip_long to leave it out")
         for name, file in files.items():
             if not file.counts["documents"]:
-                raise ValueError(
-                    f"no conversation is left for {name}: give more, or a larger --block_size"
-                )
+                raise ValueError(f"no conversation is left for {name}: give more, or longer blocks")
             blocks[name].fill(more=1)  # the last target of the last block
         about = {"block": block_size, "answer": blocks["train"].begin, "end": blocks["train"].end}
         meta = finish(out, files, tokenizer, content, " ".join(inputs), chat=about)

@@ -17,10 +17,9 @@ from pathlib import Path
 from data_prep import chat as chat_prep
 from data_prep import text
 from data_prep.split import Split
-from data_prep.writer import check_out
+from data_prep.writer import write_source
 from nanogpt import chat
 from nanogpt.cli.options import pick_device
-from nanogpt.data.files import write_atomic
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.run.errors import user_errors
@@ -74,13 +73,9 @@ def prepare(
     out: Path | str = "data/chat_tasks", tokenizer="bytes", block_size: int = BLOCK, say=print
 ) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
-    path = Path(out, CONVERSATIONS)
     lines = [json.dumps({"messages": messages}) for messages in conversations()]
-    content = "".join(f"{line}\n" for line in lines).encode()
-    check_out(out, {CONVERSATIONS: content}, chat=True)
-    with write_atomic(path) as file:
-        file.write(content)
-    return chat_prep.prepare([str(path)], out, tokenizer, block_size, say=say)
+    path = write_source(Path(out), CONVERSATIONS, lines, chat=True)
+    return chat_prep.prepare([path], out, tokenizer, block_size, say=say)
 
 
 def held_out(data: Path | str) -> list[list[dict]]:

@@ -12,9 +12,8 @@ Files may be compressed as .gz or .zst. `-` is standard input, copied to a tempo
 streamed, with configuration and split optional. In a folder, these are skipped: hidden files and
 folders, test splits, READMEs of data sets, and tables without the column.
 
-A .csv quotes fields as RFC 4180 says. A .tsv has no quotes, unless it cannot be read otherwise or
-doubles the quotes in quoted fields. Stray quotes never join lines: a row of another length than the
-header is an error.
+A .csv quotes fields as RFC 4180 says, a .tsv does not quote. Stray quotes never join lines: a row
+of another length than the header is an error.
 
 A document of more than PIECE characters comes in several pieces. It is cut at starts of lines where
 tokenizers cut as well: if possible, between a single newline and a character other than white
@@ -101,7 +100,12 @@ class Corpus:
         self.separated = False  # whether a separator was found
         self.stdin = spool(sys.stdin) if "-" in inputs else None  # lives as long as the corpus
         found, self.notes = find_files([self.stdin.name if n == "-" else n for n in inputs])
-        self.files = self._with_texts(found, inputs)
+        in_folders = [f.name for f in found if f.name not in inputs and not is_url(f.name)]
+        extra = [name for name in in_folders if is_records(name) and self._lacks_column(name)]
+        if extra and len(extra) < len(found):  # else reading the first raises
+            self.notes.append(f"not read, because they have no {self._column()}: {some(extra)}")
+            found = [file for file in found if file.name not in extra]
+        self.files = found
         self.streamed = any(is_hub(file.name) for file in self.files)
         # bytes of the inputs before each
         self.before = [0, *accumulate(file.size for file in self.files)]
@@ -111,26 +115,15 @@ class Corpus:
             raise ValueError(f"the text is empty ({names}): there is nothing to train on")
         self.measured: dict[str, tuple[int, int]] = {}  # length and digest of long plain texts
 
-    def _with_texts(self, found: list, inputs: list[str]) -> list:
-        """Leaves out files of folders without the column, such as metadata.csv and package.json."""
-        kept, extra = [], []
-        for file in found:
-            is_named = file.name in inputs or is_url(file.name) or not is_records(file.name)
-            try:
-                if not is_named:
-                    next(self._records(file.name), None)
-            except NoColumn as error:
-                extra.append(file.name)
-                fault = error
-            except ValueError:  # raised again when the file is read
-                kept.append(file)
-            else:
-                kept.append(file)
-        if extra and not kept:
-            raise fault
-        if extra:
-            self.notes.append(f"not read, because they have no {self._column()}: {some(extra)}")
-        return kept
+    def _lacks_column(self, name: str) -> bool:
+        """Whether a file has no texts, such as metadata.csv and package.json."""
+        try:
+            next(self._records(name), None)
+        except NoColumn:
+            return True
+        except ValueError:  # raised again when the file is read
+            pass
+        return False
 
     @property
     def skipped(self) -> int:

@@ -171,11 +171,15 @@ def parse(name: str, number: int, text: str) -> object:
 
 
 def read_table(name: str, lines: Iterable[str], errors: Errors) -> Iterator[dict]:
-    """The rows of a CSV or TSV file. A row of another length than the header's is an error."""
+    """The rows of a CSV file, or of a TSV file, which has no quotes.
+
+    A row of another length than the header's is an error.
+    """
     csv.field_size_limit(1 << 31)
-    is_tsv = bare(name).endswith(".tsv")
-    quoting = csv.QUOTE_NONE if is_tsv and not is_quoted(name) else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter="\t" if is_tsv else ",", quoting=quoting, strict=True)
+    kind = {"delimiter": ",", "quoting": csv.QUOTE_MINIMAL}
+    if bare(name).endswith(".tsv"):
+        kind = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    reader = csv.reader(lines, **kind, strict=True)
     header, begin = None, 1
     try:
         for row in reader:
@@ -191,27 +195,6 @@ def read_table(name: str, lines: Iterable[str], errors: Errors) -> Iterator[dict
     except csv.Error:
         why = 'a field that begins with a quote must end with one, and double the quotes in it ("")'
         raise ValueError(f"{name}, line {begin}: {why}") from None
-
-
-def is_quoted(name: str) -> bool:
-    """Whether the fields of a TSV are quoted: doubled quotes or the numbers of tabs suggest it.
-
-    Then all rows must be as long as the header when they are read so.
-    """
-    with open_text(name, "skip", "") as (file, _):  # faults are reported when the rows are read
-        widths, doubled = set(), False
-        for line in file:
-            doubled = doubled or '""' in line
-            if line.strip("\r\n"):
-                widths.add(line.count("\t"))
-    if len(widths) < 2 and not doubled:
-        return False
-    with open_text(name, "skip", "") as (file, _):
-        try:
-            rows = csv.reader(file, delimiter="\t", strict=True)
-            return len({len(row) for row in rows if row}) == 1
-        except csv.Error:
-            return False
 
 
 def read_columns(name: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict]]:

@@ -50,34 +50,19 @@ def read_separator(text: str) -> str:
 
 
 STOPPED = "stopped: nothing was written this time"
+ERRORS = ("strict", "replace", "skip")
+TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
+SEPARATOR = r"what ends a document inside a text, such as '<|endoftext|>' or '\n\n'"
 FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, URLs, hf:OWNER/NAME, - for stdin"},
     "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},
-    "--tokenizer": {
-        "default": "char",
-        "metavar": "T",
-        "help": "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, "
-        "OWNER/NAME",
-    },
+    "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
     "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
     "--text_column": {"default": "text", "metavar": "NAME", "help": "of records (default: text)"},
-    "--separator": {
-        "type": read_separator,
-        "metavar": "TEXT",
-        "help": r"what ends a document inside a text, such as '<|endoftext|>' or '\n\n'",
-    },
-    "--errors": {
-        "default": "strict",
-        "choices": ("strict", "replace", "skip"),
-        "help": "for what is not UTF-8 text",
-    },
+    "--separator": {"type": read_separator, "metavar": "TEXT", "help": SEPARATOR},
+    "--errors": {"default": "strict", "choices": ERRORS, "help": "for what is not UTF-8 text"},
     "--dedup": {"action": "store_true", "help": "leave out duplicate documents"},
-    "--shard": {
-        "type": read_shard,
-        "default": (1, 1),
-        "metavar": "I/N",
-        "help": "only this part of the input",
-    },
+    "--shard": {"type": read_shard, "default": (1, 1), "metavar": "I/N", "help": "only this part"},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
 

@@ -41,8 +41,7 @@ SECONDS = 2.0  # between records of the progress
 LOOKED = 1 << 22  # characters that are searched for MARKERS, at the beginning
 SPLITS, META = ("train", "val"), "meta.json"
 # what texts spell out between documents
-MARKERS = [*EOT_NAMES, "[EOS]", "<EOS>", "<eot>", "<|eos|>", "<|eot_id|>", "<|end_of_turn|>"]
-MARKERS += ["<|endofdoc|>", "<|im_end|>"]
+MARKERS = [*EOT_NAMES, "[EOS]", "<|eos|>", "<|eot_id|>", "<|end_of_turn|>", "<|im_end|>"]
 
 
 def hidden(path: Path, number: str = "") -> Path:
@@ -85,13 +84,10 @@ class TokenFile:
         self.file.flush()
         sync(self.file.fileno())
 
-    def close(self) -> None:
-        """Syncs and closes the file, which keeps its hidden name."""
+    def close(self) -> dict:
+        """Completes the file, which keeps its hidden name; returns its entry in meta.json."""
         self.sync()
         self.file.close()
-
-    def meta(self) -> dict:
-        """The entry of the split in meta.json."""
         return self.counts | {"sha256": self.digest.hexdigest()}
 
 
@@ -114,10 +110,8 @@ def check_name(out: Path | str) -> None:
     except ValueError:  # of read_shares, or not UTF-8
         fits = False
     if not fits:
-        raise ValueError(
-            f"--out={name!r}: --data would read this name as a mixture or a URL: choose one in "
-            "UTF-8 without a comma and without a colon before a number"
-        )
+        why = "--data would read this name as a mixture or a URL"
+        raise ValueError(f"--out={name!r}: {why}: choose one without commas and colons")
 
 
 def check_out(out: Path | str, files: dict[str, bytes | None], chat: bool = False) -> None:
@@ -138,10 +132,17 @@ def check_out(out: Path | str, files: dict[str, bytes | None], chat: bool = Fals
         path = out / name
         is_same = content is not None and path.is_file() and path.read_bytes() == content
         if os.path.lexists(path) and not is_same:
-            raise ValueError(
-                f"{path} is not an earlier output of this command, and nothing is overwritten: "
-                "name another --out"
-            )
+            why = "is not an earlier output of this command, and nothing is overwritten"
+            raise ValueError(f"{path} {why}: name another --out")
+
+
+def write_source(out: Path, name: str, lines: list[str], chat: bool = False) -> str:
+    """Writes the text of a data directory into it; returns its name. Raises as `check_out`."""
+    content = "".join(f"{line}\n" for line in lines).encode()
+    check_out(out, {name: content}, chat)
+    with write_atomic(out / name) as file:
+        file.write(content)
+    return str(out / name)
 
 
 def read_json_or_empty(path: Path) -> dict:
@@ -184,9 +185,8 @@ def writing(out: Path, tokenizer, number: str = "", chat: bool = False) -> Itera
             try:
                 yield content
             except BaseException:
-                if not tokens_kept(progress):
-                    temporary = [hidden(out / FILE, number), *(hidden(out / n) for n in names)]
-                    for path in (*temporary, progress):
+                if not progress.exists():
+                    for path in (hidden(out / FILE, number), *(hidden(out / n) for n in names)):
                         path.unlink(missing_ok=True)
                 raise
     except OSError as error:
@@ -243,15 +243,14 @@ def finish(
 
     `content` is that of tokenizer.json, `more` are further entries of meta.json.
     """
-    for split, file in files.items():
-        file.close()
-        if shard[1] == 1 and file.counts["tokens"] < 2:
+    splits = {split: file.close() for split, file in files.items()}
+    for split, counts in splits.items():
+        if shard[1] == 1 and counts["tokens"] < 2:
             why = f"the text ({source}) is too short"
-            raise ValueError(f"the {split} split has {file.counts['tokens']} tokens: {why}")
+            raise ValueError(f"the {split} split has {counts['tokens']} tokens: {why}")
     number = suffix(shard)
     if number:
         more["shard"] = list(shard)
-    splits = {split: file.meta() for split, file in files.items()}
     meta = describe(tokenizer, content, source, splits, **more)
     described = out / (f"part{number}.json" if number else META)
     # everything is written before anything is replaced: the disk may be full
@@ -290,7 +289,7 @@ class CorpusWriter:
         self, out: Path, corpus: Corpus, tokenizer, content: bytes, val_fraction: float, dedup: bool
     ):
         """`content` is that of tokenizer.json."""
-        self.corpus, self.tokenizer, self.dedup, self.content = corpus, tokenizer, dedup, content
+        self.corpus, self.tokenizer, self.dedup = corpus, tokenizer, dedup
         number = suffix(corpus.shard)
         self.path = out / f".progress{number}.json"
         digest = hashlib.sha256(content).hexdigest()
@@ -309,23 +308,16 @@ class CorpusWriter:
         self.marker = ""  # of the end of a document, the first that a text spells out
         self.duplicates = self.cut = 0  # documents
 
-    @property
-    def tokens(self) -> int:
-        """How many are written."""
-        return sum(file.counts["tokens"] for file in self.files.values())
-
     def run(self, show: bool) -> None:
         """Reads, tokenizes in threads, and appends in the order of reading."""
         threads, pending = os.cpu_count() or 1, deque()
-        recorded = start = time.monotonic()
-        before, written = self.tokens, self.state["batches"]
+        recorded = time.monotonic()
+        written = self.state["batches"]
         with ThreadPoolExecutor(threads) as pool, progress_bar(self.corpus, show) as bar:
 
             def take() -> None:
                 batch, future = pending.popleft()
                 self.append(batch, future.result())
-                speed = (self.tokens - before) / (time.monotonic() - start)
-                bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
                 bar.update(max(batch.at - bar.n, 0))
 
             try:
@@ -392,10 +384,8 @@ class CorpusWriter:
                 parts += [ids, [eot]] if end and eot is not None else [ids]
             ids = np.concatenate([np.asarray(part, np.int64) for part in parts])
             if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.vocab_size:
-                raise ValueError(
-                    f"tokenizer {self.tokenizer.name} gave the ids {ids.min()} to {ids.max()}, "
-                    f"but its vocab_size is {self.tokenizer.vocab_size}"
-                )
+                found = f"tokenizer {self.tokenizer.name} gave the ids {ids.min()} to {ids.max()}"
+                raise ValueError(f"{found}, but its vocab_size is {self.tokenizer.vocab_size}")
             tokens[split] = ids, sum(len(text.encode("utf-8")) for text, _ in items)
         return tokens
 
@@ -407,37 +397,27 @@ class CorpusWriter:
 
     def record(self) -> None:
         """Syncs the files, then records the progress: in this order a crash loses only time."""
+        if not self.state["batches"]:
+            return
         for file in self.files.values():
             file.sync()
         self.state["splits"] = {split: file.counts for split, file in self.files.items()}
         write_json(self.path, self.state)
 
-    def finish(self, source: str) -> dict:
-        """Completes the directory; returns the meta data."""
-        out, shard = self.path.parent, self.corpus.shard
-        meta = finish(out, self.files, self.tokenizer, self.content, source, shard)
-        self.path.unlink()
-        return meta
-
     def notes(self, meta: dict) -> Iterator[str]:
         """What the user should know about the data."""
         corpus = self.corpus
         if self.tokenizer.eot_id is None and self.special:
-            yield (
-                f"note: none of the special tokens ({' '.join(self.special[:5])}) is known to end "
-                "a text: a newline ends each document, unless tokenizer_config.json beside the "
-                "tokenizer.json names an eos_token"
-            )
+            why = f"none of its special tokens ({' '.join(self.special[:5])}) is known to do so"
+            yield f"note: a newline ends each document: {why}"
         if self.duplicates:
             yield f"{self.duplicates:,} duplicate documents were left out"
         if corpus.skipped:
-            left_out = "lines, records or files without a text in UTF-8 were left out"
-            yield f"{corpus.skipped:,} {left_out}"
+            what = "lines, records or files without a text in UTF-8"
+            yield f"{corpus.skipped:,} {what} were left out"
         if self.marker:
-            yield (
-                f"the text spells out {self.marker}, which is read as plain text: "
-                f"--separator={shlex.quote(self.marker)} ends documents there"
-            )
+            option = f"--separator={shlex.quote(self.marker)}"
+            yield f"the text spells out {self.marker} as plain text: {option} ends documents there"
         if corpus.separator and not corpus.separated:
             yield f"the separator {corpus.separator!r} is nowhere in the text"
         train, val = (meta["splits"][split]["documents"] for split in SPLITS)
@@ -450,19 +430,6 @@ class CorpusWriter:
 def suffix(shard: tuple[int, int]) -> str:
     """What the names of a shard's files end with."""
     return f"-{shard[0]:05}" if shard[1] > 1 else ""
-
-
-def tokens_kept(path: Path) -> int:
-    """From how many tokens the same command can resume after an interruption."""
-    return sum(counts["tokens"] for counts in read_json_or_empty(path).get("splits", {}).values())
-
-
-def kept(path: Path, corpus: Corpus) -> str:
-    """What the same command can resume from after an interruption."""
-    tokens = tokens_kept(path)
-    if not tokens or corpus.stdin:
-        return "nothing is kept, the same command starts again"
-    return f"the same command resumes after the {tokens:,} tokens already written"
 
 
 def ended(text: str) -> str:
@@ -501,22 +468,24 @@ def write_corpus(
     `dedup` leaves out duplicate documents, by a hash of 64 bits; memory grows with the number of
     documents.
     """
-    check_fraction(val_fraction)
-    check_name(out)
     out, number = Path(out), suffix(corpus.shard)
-    path = out / f".progress{number}.json"
+    progress = out / f".progress{number}.json"
     with writing(out, tokenizer, number) as content:
         try:
             writer = CorpusWriter(out, corpus, tokenizer, content, val_fraction, dedup)
             if writer.state["batches"]:
-                say(f"resuming after the {writer.tokens:,} tokens already written")
+                written = sum(file.counts["tokens"] for file in writer.files.values())
+                say(f"resuming after the {written:,} tokens already written")
             writer.run(show=sys.stderr.isatty())
-            meta = writer.finish(source)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped: {kept(path, corpus)}") from None
-        except OSError as error:
+            meta = finish(out, writer.files, tokenizer, content, source, corpus.shard)
+            progress.unlink()
+        except (KeyboardInterrupt, OSError) as error:
+            resumes = progress.exists() and not corpus.stdin
+            then = f"the same command {'resumes where it stopped' if resumes else 'starts again'}"
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"stopped: {then}") from None
             what = f"{error.filename or out}: {error.strerror or error}"
-            raise OSError(f"{what}; {kept(path, corpus)}") from error
+            raise OSError(f"{what}; {then}") from error
     for note in writer.notes(meta):
         say(note)
     return meta

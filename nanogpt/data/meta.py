@@ -27,17 +27,14 @@ def read_meta(directory: Path | str) -> dict:
     """
     path = local(directory) / "meta.json"
     if not path.parent.is_dir():
-        raise ValueError(
-            f"data directory {str(directory)!r} does not exist in {Path.cwd()}: name it with "
-            "--data, or prepare the data first (data_prep/README.md)"
-        )
+        where = f"data directory {str(directory)!r} does not exist in {Path.cwd()}"
+        raise ValueError(f"{where}: name it with --data, or prepare it (data_prep/README.md)")
     if derived := derive_meta(path.parent):
         return derived
     if not path.exists():
         raise ValueError(
-            f"{path} is missing, so the tokens in that directory are unknown: prepare the text "
-            "into a new directory, or describe the tokens in meta.json and tokenizer.json "
-            "(data_prep/README.md)"
+            f"{path} is missing, so the tokens there are unknown: {advice({})}, or describe them in "
+            "meta.json and tokenizer.json (data_prep/README.md)"
         )
     try:
         meta = read_json(path)
@@ -109,9 +106,8 @@ def check_tokenizer(path: Path, meta: dict) -> None:
         same = largest < load_tokenizer(path.parent).vocab_size <= meta["vocab_size"]
     if not same:
         raise ValueError(
-            f"{path} is not the tokenizer of the tokens beside it, which meta.json describes "
-            f"(vocab_size={meta['vocab_size']}): put the original tokenizer.json back, or "
-            f"{advice(meta)}"
+            f"{path} is not the tokenizer of the tokens beside it, whose vocabulary has "
+            f"{meta['vocab_size']} tokens: put the original file back, or {advice(meta)}"
         )
 
 
@@ -154,10 +150,8 @@ def check_block_size(block_size: int, meta: dict, split: str, paths: list[Path])
         )
     if tokens < block_size + 1:
         most = f"--block_size={tokens - 1} at most" if tokens > 1 else "more text or --val_fraction"
-        raise ValueError(
-            f"block_size={block_size} is too long: {describe(paths)} has {tokens} tokens, too few; "
-            f"give {most}"
-        )
+        why = f"{describe(paths)} has {tokens} tokens, too few"
+        raise ValueError(f"block_size={block_size} is too long: {why}; give {most}")
 
 
 def check_ids(
@@ -174,8 +168,7 @@ def check_ids(
     if largest >= vocab_size:
         raise ValueError(
             f"{describe(paths)} contains token {largest}, but the vocabulary has {vocab_size} "
-            f"tokens (0 to {vocab_size - 1}): {advice(meta)}, or give the vocab_size that it was "
-            "made with"
+            f"tokens: {advice(meta)}, or give the vocab_size that it was made with"
         )
 
 

@@ -33,10 +33,8 @@ def read_shares(data: str) -> dict[str, float]:
         directory, _, number = item.rpartition(":")
         share = read_number(number) or 0.0
         if not directory or share <= 0 or directory in shares:
-            raise ValueError(
-                f"data={data!r}: a mixture is DIR:SHARE,DIR:SHARE with different directories "
-                "and shares > 0"
-            )
+            form = "DIR:SHARE,DIR:SHARE with different directories and shares > 0"
+            raise ValueError(f"data={data!r}: a mixture is {form}")
         shares[directory] = share
     return {directory: share / sum(shares.values()) for directory, share in shares.items()}
 
@@ -72,9 +70,7 @@ class Mixture(TokenDataset):
         self.directory, self.block_size, self.split = first, block_size, split
         self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
         if any("chat" in dataset.meta for dataset in self.datasets):
-            raise ValueError(
-                "conversations cannot be a part of a mixture: data_prep.chat takes several files"
-            )
+            raise ValueError("a mixture cannot have conversations: data_prep.chat takes many files")
         dtypes = {dataset.tokens.dtype for dataset in self.datasets}
         if len(dtypes) > 1:
             names = ", ".join(shares)

@@ -122,12 +122,16 @@ class Tokenizer:
             return [self.tiktoken.encode_to_numpy(t, disallowed_special=()) for t in texts]
         try:
             if len(texts) == 1:  # no threads, about which the library warns after a fork
-                encodings = [self.backend.encode(texts[0], add_special_tokens=False)]
+                encodings = [self._encoder.encode(texts[0], add_special_tokens=False)]
             else:
-                encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+                encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # plain Exception, for instance without an unknown token
             raise ValueError(f"the tokenizer cannot read this text ({first_line(error)})") from None
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    @cached_property
+    def _encoder(self):
+        return without_special(self.backend, self.special)
 
     @cached_property
     def tiktoken(self):
@@ -208,10 +212,9 @@ class BPETokenizer(Tokenizer):
         try:
             return cls(tiktoken.get_encoding(name))
         except OSError as error:  # requests' errors are OSErrors
-            raise ConnectionError(
-                f"the tokenizer files of {name} could not be downloaded ({type(error).__name__}): "
-                "download them once where there is a network, then set TIKTOKEN_CACHE_DIR to them"
-            ) from error
+            why = f"the tokenizer files of {name} could not be downloaded ({type(error).__name__})"
+            advice = "set TIKTOKEN_CACHE_DIR to a copy"
+            raise ConnectionError(f"{why}: {advice}") from error
 
 
 HFTokenizer = Tokenizer  # an earlier name
@@ -249,6 +252,26 @@ def from_parts(parts: dict):
         parts["model"] = model | {"vocab": ids | model["vocab"]}
         backend = Backend.from_str(json.dumps(parts))
     return backend
+
+
+def without_special(backend, special: Iterable[str]):
+    """A tokenizers.Tokenizer with the same ids that reads `special` tokens in a text as plain text.
+
+    Unigram, WordPiece and WordLevel find special tokens in their own vocabulary, whatever
+    `encode_special_tokens` says. So a copy spells them with a character that no text has.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models
+
+    if isinstance(backend.model, models.BPE) and not backend.model.ignore_merges:
+        return backend
+    text = backend.to_str()
+    for token in special:
+        quoted, hidden = (json.dumps(t, ensure_ascii=False) for t in (token, f"\ufdd0{token}"))
+        text = text.replace(quoted, hidden)
+    copy = Backend.from_str(text)
+    copy.encode_special_tokens = True
+    return copy
 
 
 def find_eot(special: dict[str, int], vocab: dict[str, int], name: str | None) -> int | None:

@@ -195,11 +195,3 @@ def test_tokens_of_another_width_are_refused(tmp_path, text, gpt2_files, dtype, 
     ids = tokenizer.encode(text)
     nanogpts(tmp_path, tokenizer.characters, dtype, train=ids, val=ids)
     refused(tmp_path, r"train\.bin is 0 when read as uint16")
-
-
-@pytest.mark.parametrize("name", ["train", "val"])
-def test_half_a_nanogpt_directory_is_named(tmp_path, name):
-    refused(nanogpts(tmp_path, "a", **{name: [0] * 50}), r"meta.json is missing")
-    for split in ("train", "val"):
-        (tmp_path / f"{split}.bin").write_bytes(b"\0" * 101)
-    refused(tmp_path, r"train.bin has 101 bytes, .*truncated")

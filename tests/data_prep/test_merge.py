@@ -81,11 +81,11 @@ def test_parts_that_are_missing_changed_or_of_other_data_are_named(tmp_path):
     refused(r"lacks the parts 2/3: run them with --shard")
     make(2, path, path)
     refused(r"part-00002.json is a part of other data than the first: source")
+    make(2, path)
     part = (out / "part-00001.json").read_text()
     put(out / "part-00001.json", part.replace('"largest"', '"smallest"'))
-    refused(r"part-00001.json is damaged .KeyError: 'largest'.: run its --shard again")
+    refused(r"is damaged .KeyError.'largest'")
     put(out / "part-00001.json", part)
-    make(2, path)
     with open(out / "train-00003.bin", "r+b") as file:
         file.write(b"\1\1")
     refused(r"train-00003.bin is not what was written: its SHA-256 differs")
