@@ -153,21 +153,17 @@ def read_json(name: str, lines: Iterator[str]) -> Iterator[object]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):  # perhaps it goes on in the next line
-            is_whole = line.lstrip().startswith("[") or bare(name).endswith(".json")
-            value = parse(name, number, line + "".join(lines) if is_whole and not begun else line)
+            try:
+                value = json.loads(line)
+            except ValueError:  # perhaps it goes on in the next line
+                if begun or not (line.lstrip().startswith("[") or bare(name).endswith(".json")):
+                    raise
+                value = json.loads(line + "".join(lines))
+        except (ValueError, RecursionError) as error:
+            advice = f"expected one object per line, as jq -c . {shlex.quote(name)} writes them"
+            raise ValueError(f"{name}, line {number}: it is not JSON ({error}); {advice}") from None
         yield value
         begun = True
-
-
-def parse(name: str, number: int, text: str) -> object:
-    """The JSON value that begins in line `number`. Raises ValueError naming the line."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        advice = f"expected one object per line, as jq -c . {shlex.quote(name)} writes them"
-        raise ValueError(f"{name}, line {number}: it is not JSON ({error}); {advice}") from None
 
 
 def read_table(name: str, lines: Iterable[str], errors: Errors) -> Iterator[dict]:

@@ -119,57 +119,41 @@ def token_dtype(meta: dict) -> np.dtype:
     return np.dtype(meta["dtype"]).newbyteorder("<")
 
 
-def find_token_files(directory: Path | str, meta: dict, split: str) -> list[Path]:
-    """The token files of a split. Raises ValueError if they are missing or have another size."""
-    dtype, counts = token_dtype(meta), meta["splits"][split]
-    paths = [local(directory) / name for name in counts.get("files", [f"{split}.bin"])]
-    for path in paths:
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: {advice(meta)}")
-    size, expected = sum(p.stat().st_size for p in paths), counts["tokens"] * dtype.itemsize
-    if size != expected:
-        raise ValueError(
-            f"{describe(paths)} has {size} bytes, but its {counts['tokens']} tokens of "
-            f"{dtype.name} need {expected}: it is truncated or was changed; {advice(meta)}"
-        )
-    return paths
+def check_split(
+    directory: Path | str, meta: dict, split: str, block_size: int, vocab_size: int
+) -> list[Path]:
+    """The token files of a split.
 
-
-def describe(paths: list[Path]) -> str:
-    """The names of token files, for a message."""
-    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-
-
-def check_block_size(block_size: int, meta: dict, split: str, paths: list[Path]) -> None:
-    """Raises ValueError if a window of `block_size` tokens and one more do not fit in a split."""
-    tokens = meta["splits"][split]["tokens"]
+    Raises ValueError if they are missing or have another size, if a window of `block_size` tokens
+    and one more do not fit, or if a token is not below `vocab_size`. Reads the tokens if meta.json
+    does not give the largest one, or is older than they are.
+    """
+    directory, dtype, counts = local(directory), token_dtype(meta), meta["splits"][split]
+    paths = [directory / name for name in counts.get("files", [f"{split}.bin"])]
+    if missing := next((path for path in paths if not path.is_file()), None):
+        raise ValueError(f"{missing} is missing: {advice(meta)}")
+    name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    tokens, size = counts["tokens"], sum(path.stat().st_size for path in paths)
+    if size != tokens * dtype.itemsize:
+        need = f"{tokens} tokens of {dtype.name} need {tokens * dtype.itemsize}"
+        why = "it is truncated or was changed"
+        raise ValueError(f"{name} has {size} bytes, but its {need}: {why}; {advice(meta)}")
     if "chat" in meta and block_size != (block := meta["chat"]["block"]):
-        raise ValueError(
-            f"the conversations in {describe(paths)} fill blocks of {block} tokens: give "
-            f"--block_size={block}, or prepare them with --block_size {block_size}"
-        )
+        other = f"give --block_size={block}, or prepare them with --block_size {block_size}"
+        raise ValueError(f"the conversations in {name} fill blocks of {block} tokens: {other}")
     if tokens < block_size + 1:
         most = f"--block_size={tokens - 1} at most" if tokens > 1 else "more text or --val_fraction"
-        why = f"{describe(paths)} has {tokens} tokens, too few"
-        raise ValueError(f"block_size={block_size} is too long: {why}; give {most}")
-
-
-def check_ids(
-    directory: Path | str, meta: dict, split: str, paths: list[Path], vocab_size: int
-) -> None:
-    """Raises ValueError if a token of the split is not below `vocab_size`.
-
-    Reads the tokens if meta.json does not give the largest one, or is older than they are.
-    """
-    largest, file = meta["splits"][split].get("largest"), local(directory) / "meta.json"
+        why = f"{name} has {tokens} tokens, too few; give {most}"
+        raise ValueError(f"block_size={block_size} is too long: {why}")
+    largest, file = counts.get("largest"), directory / "meta.json"
     written = file.stat().st_mtime_ns if file.exists() else np.inf
     if largest is None or any(path.stat().st_mtime_ns > written for path in paths):
-        largest = largest_token(paths, token_dtype(meta))
+        largest = largest_token(paths, dtype)
     if largest >= vocab_size:
-        raise ValueError(
-            f"{describe(paths)} contains token {largest}, but the vocabulary has {vocab_size} "
-            f"tokens: {advice(meta)}, or give the vocab_size that it was made with"
-        )
+        why = f"contains token {largest}, but the vocabulary has {vocab_size} tokens"
+        other = "give the vocab_size that it was made with"
+        raise ValueError(f"{name} {why}: {advice(meta)}, or {other}")
+    return paths
 
 
 def largest_token(paths: list[Path], dtype: np.dtype) -> int:

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from nanogpt.data.meta import check_block_size, check_ids, find_token_files, read_meta, token_dtype
+from nanogpt.data.meta import check_split, read_meta, token_dtype
 from nanogpt.data.tokenizer import load_tokenizer
 
 # inputs and targets, both (B, T) int64; targets are one token ahead, and -1 is ignored by the loss
@@ -175,9 +175,8 @@ class TokenDataset:
         """Raises ValueError for missing, damaged or short files, and ids >= `vocab_size`."""
         self.directory, self.split, self.block_size = directory, split, block_size
         self.meta = read_meta(directory)
-        paths = find_token_files(directory, self.meta, split)
-        check_block_size(block_size, self.meta, split, paths)
-        check_ids(directory, self.meta, split, paths, vocab_size or self.meta["vocab_size"])
+        size = vocab_size or self.meta["vocab_size"]
+        paths = check_split(directory, self.meta, split, block_size, size)
         self.tokens = Tokens(paths, token_dtype(self.meta))
 
     @cached_property
