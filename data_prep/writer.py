@@ -175,18 +175,20 @@ def writing(out: Path, tokenizer, number: str = "", chat: bool = False) -> Itera
     """
     progress = out / f".progress{number}.json"
     names = [f"train{number}.bin", f"val{number}.bin", f"part{number}.json" if number else META]
+    temporary = [hidden(out / FILE, number), *(hidden(out / name) for name in names)]
     content = saved(tokenizer)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with Lock(out, f".lock{number}"):
             check_out(out, {FILE: content} | dict.fromkeys(names), chat)
-            for path in out.glob(f".{progress.name}.*"):  # of a process that was killed
-                path.unlink(missing_ok=True)
+            for path in (progress, *temporary):
+                for leftover in out.glob(f".{path.name}.*"):  # of `write_atomic` and a kill
+                    leftover.unlink(missing_ok=True)
             try:
                 yield content
             except BaseException:
                 if not progress.exists():
-                    for path in (hidden(out / FILE, number), *(hidden(out / n) for n in names)):
+                    for path in temporary:
                         path.unlink(missing_ok=True)
                 raise
     except OSError as error:
