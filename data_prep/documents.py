@@ -101,7 +101,7 @@ class Corpus:
         self.stdin = spool(sys.stdin) if "-" in inputs else None  # lives as long as the corpus
         found, self.notes = find_files([self.stdin.name if n == "-" else n for n in inputs])
         in_folders = [f.name for f in found if f.name not in inputs and not is_url(f.name)]
-        extra = [name for name in in_folders if is_records(name) and self._lacks_column(name)]
+        extra = [name for name in in_folders if self._lacks_column(name)]
         if extra and len(extra) < len(found):  # else reading the first raises
             self.notes.append(f"not read, because they have no {self._column()}: {some(extra)}")
             found = [file for file in found if file.name not in extra]
@@ -117,6 +117,8 @@ class Corpus:
 
     def _lacks_column(self, name: str) -> bool:
         """Whether a file has no texts, such as metadata.csv and package.json."""
+        if not is_records(name):
+            return self.convert is not plain_text  # plain text is no conversation
         try:
             next(self._records(name), None)
         except NoColumn:

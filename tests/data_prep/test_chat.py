@@ -195,6 +195,13 @@ def test_bad_input_is_one_line_and_changes_nothing(tmp_path, capsys, record, mes
     assert {path.name: path.read_bytes() for path in out.glob("[!.]*")} == before
 
 
+def test_of_a_folder_only_conversations_are_read(tmp_path):
+    put(tmp_path / "in" / "notes.txt", "some notes")
+    write(tmp_path / "in" / "talk.jsonl", talks())
+    assert "notes.txt" in prepare(tmp_path / "in", tmp_path / "data")[0]
+    assert sum(count(tmp_path / "data")) == 40
+
+
 def test_other_files_and_single_conversations_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.txt is not JSON by its name"):
         prepare(put(tmp_path / "a.txt", "hello"), tmp_path / "data")
