@@ -32,10 +32,8 @@ def read_meta(directory: Path | str) -> dict:
     if derived := derive_meta(path.parent):
         return derived
     if not path.exists():
-        raise ValueError(
-            f"{path} is missing, so the tokens there are unknown: {advice({})}, or describe them in "
-            "meta.json and tokenizer.json (data_prep/README.md)"
-        )
+        describe = "or describe the tokens in meta.json and tokenizer.json (data_prep/README.md)"
+        raise ValueError(f"{path} is missing: {advice({})}, {describe}")
     try:
         meta = read_json(path)
         check_meta(meta, path.with_name(FILE))
