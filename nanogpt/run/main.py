@@ -106,7 +106,8 @@ def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> N
         save(config, parts, state)
     parts.progress.close()
     parts.metrics.close()
-    if parts.peers.largest(parts.saves.error is not None)[0]:
+    not_saved = parts.peers.largest(parts.saves.error is not None)[0]
+    if not_saved and (stop is None or stop.code != 1):  # an error before it comes first
         stop = Stop(parts.saves.error, code=1)
     if parts.accelerator.is_main_process:
         console.write_result(config, parts, state, stop)

@@ -25,17 +25,13 @@ def find_start(config: TrainConfig) -> Path | None:
     if out_dir.exists() and os.environ.get("RANK", "0") == "0":
         rundir.claim(out_dir)
         checkpoint.finish_renaming(out_dir)
-    requested, there = config.resume, checkpoint.steps(out_dir)
+    requested, there = config.resume, checkpoint.list_checkpoints(out_dir)
     if requested == "auto" and not there:
         return None
     if requested in ("auto", "last", "best"):
         prefer = "best" if requested == "best" else "last"
-        return checkpoint.find(out_dir, (prefer,), logger.info, to_resume=True)
-    start = (
-        None
-        if requested == "none"
-        else checkpoint.find(requested, ("last",), logger.info, to_resume=True)
-    )
+        return checkpoint.find(out_dir, (prefer,), to_resume=True)
+    start = None if requested == "none" else checkpoint.find(requested, ("last",), to_resume=True)
     if there and (start is None or start.parent != out_dir.resolve()):
         free = next(n for n in range(2, 10**6) if not Path(f"{out_dir}-{n}").exists())
         raise ValueError(

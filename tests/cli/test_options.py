@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from nanogpt import checkpoint
-from nanogpt.cli import main
 from nanogpt.cli.use import load_for_sampling
 from nanogpt.data.files import plain
 
 
 def test_json_of_eval_compare_and_check_data_has_their_figures(run_dir, command):
-    first, last = checkpoint.steps(run_dir)
+    first, last = checkpoint.list_checkpoints(run_dir)
     data = checkpoint.load_configs(first)[1].data
     results = json.loads(command("eval", first, last, "--json"))
     kept = [json.loads((run_dir / f"{step.name}.eval.json").read_text())["val"] for step in (first, last)]
@@ -39,7 +38,7 @@ def test_weights_have_the_dtype_that_was_asked_for(trained_dir, dtype, expected)
 
 
 def test_checkpoint_names_one_of_a_run_for_every_command(run_dir, tmp_path, command):
-    first = checkpoint.steps(run_dir)[0]
+    first = checkpoint.list_checkpoints(run_dir)[0]
     assert json.loads(command("eval", run_dir, "--checkpoint=step-5", "--json"))[0]["checkpoint"] == str(first)
     named = ((run_dir, "--checkpoint=step-5"), (first,))
     by_name, by_path = (json.loads(command("sample", *which, "--seed=1", "--json"))["samples"] for which in named)
@@ -49,9 +48,8 @@ def test_checkpoint_names_one_of_a_run_for_every_command(run_dir, tmp_path, comm
     assert (tmp_path / "export" / "model.safetensors").is_file()
 
 
-def test_a_damaged_checkpoint_is_noted_and_another_taken(run_dir, capsys):
+def test_a_damaged_checkpoint_is_noted_and_another_taken(run_dir, cli):
     best = (run_dir / "best").resolve()
     (best / "model.safetensors").write_bytes(b"damaged")
-    main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "3"])
-    shown = capsys.readouterr()
-    assert shown.out.startswith("FIRST:") and best.name in shown.err and "7 bytes" in shown.err
+    done = cli("sample", run_dir, "--prompt", "FIRST:", "--max_new_tokens", "3")
+    assert done.stdout.startswith("FIRST:") and best.name in done.stderr and "7 bytes" in done.stderr

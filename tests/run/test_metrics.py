@@ -111,7 +111,7 @@ def test_sampling_changes_nothing_of_the_training(make_run, tmp_path, precision)
 
 def test_sampling_is_not_counted_as_training(make_run, monkeypatch):
     hours, real_clock = [], time.perf_counter
-    monkeypatch.setattr(train, "write_amid_training", lambda *args: hours.append(3600) or "text")
+    monkeypatch.setattr(train, "sample_text", lambda *args: hours.append(3600) or "text")
     monkeypatch.setattr(time, "perf_counter", lambda: real_clock() + sum(hours))
     run = make_run(max_iters=2, eval_interval=1)
     run.train()
@@ -172,7 +172,7 @@ def test_an_evaluation_that_is_done_again_is_in_the_curve_once(make_run, monkeyp
 
 def test_a_curve_whose_checkpoints_are_gone_is_kept(make_run, done):
     before = (done.out_dir / metrics.METRICS).read_text()
-    for step in checkpoint.steps(done.out_dir):
+    for step in checkpoint.list_checkpoints(done.out_dir):
         shutil.rmtree(step)
     for link in ("best", "last"):
         (done.out_dir / link).unlink()
@@ -235,7 +235,7 @@ def test_an_out_dir_emptied_while_a_run_writes_it_is_filled_again(make_run, caps
     run.step = vanishing
     run.train()
     assert "metrics.jsonl was removed" in capsys.readouterr().out
-    assert [step.name for step in checkpoint.steps(run.out_dir)] == ["step-000004", "step-000006"]
+    assert [step.name for step in checkpoint.list_checkpoints(run.out_dir)] == ["step-000004", "step-000006"]
     assert (run.out_dir / checkpoint.CONFIG).is_file() and (run.out_dir / ".run").is_file()
     assert steps(run, "lr") == [5, 6]
     assert make_run(max_iters=8, resume="auto").start_step == 6
