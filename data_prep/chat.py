@@ -17,7 +17,7 @@ from the tokens, so such an answer has another header, with a space after the na
 A block begins with a conversation and has as many whole ones as fit; the rest is filled with
 end-of-text tokens, or with <|im_end|> where there are none. An end-of-text token follows a
 conversation if it still fits. A conversation that is longer than a block is an error, or is left
-out with --skip_long; none is ever cut. The loss counts the assistant's tokens alone.
+out with --skip_long; none is ever cut. The loss counts only the assistant's tokens.
 `data_prep.split` decides which conversations are for validation.
 """
 
@@ -51,78 +51,72 @@ from nanogpt.run.flags import within
 ROLES = {role: role for role in chat.ROLES} | {"human": "user", "developer": "system"}
 ROLES |= dict.fromkeys(("gpt", "chatgpt", "model"), "assistant")
 UNLEARNT = "assistant "  # in the header of an answer that is not a target
-WEIGHTS = ("weight", "train", "loss")  # of a message: whether it is learnt
 
 
-class Conversations(Corpus):
+def open_conversations(inputs: list[str], errors: str = "strict") -> Corpus:
     """A corpus whose documents are conversations, each the JSON of its list of messages."""
-
-    def __init__(self, inputs: list[str], errors: str = "strict"):
-        super().__init__(inputs, ("messages", "conversations"), errors)
-        if wrong := next((name for name in self.inputs if not is_records(name)), None):
-            raise ValueError(
-                f"{wrong} is not JSON by its name: conversations are read from .jsonl, .json, "
-                ".parquet, …"
-            )
-
-    def is_wanted(self, name: str) -> bool:
-        return is_records(name) and super().is_wanted(name)
-
-    def as_records(self, value: object) -> list:
-        """The records in a value of a JSON file; a list of messages is one."""
-        if not isinstance(value, list):
-            return [value]
-        if value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys():
-            return [{"messages": value}]
-        return [record for item in value for record in self.as_records(item)]
-
-    def convert(self, name: str, number: int, value: object) -> str:
-        """The JSON of a conversation's messages."""
-        where = f"{name}, conversation {number + 1}"
-        try:
-            if not isinstance(value, list | None):
-                raise ValueError(f"{where}: {type(value).__name__} is not a list of messages")
-            text = json.dumps(read_messages(value or [], where))
-            if len(text) > PIECE:
-                raise ValueError(f"{where} has {len(text):,} characters: no context is that long")
-            return text
-        except ValueError as error:
-            self.errors.reject(name, str(error))
-            return ""
-
-    def conversations(self) -> Iterator[tuple]:
-        """(piece, messages, where it stands) of each."""
-        for piece in self.pieces():
-            where = f"{self.inputs[piece.file]}, conversation {piece.document + 1}"
-            yield piece, json.loads(piece.text), where
+    columns = ("messages", "conversations")
+    corpus = Corpus(inputs, columns, errors, unpack=conversations_in, convert=to_json)
+    if wrong := next((file.name for file in corpus.files if not is_records(file.name)), None):
+        raise ValueError(f"{wrong} is not JSON by its name: give .jsonl, .json, .parquet, …")
+    return corpus
 
 
-def read_messages(found: list, where: str) -> list[dict]:
-    """Messages in our form. Raises ValueError naming what is wrong with them."""
-    messages = []
-    for number, each in enumerate(found, 1):
-        place = f"{where}, message {number}"
-        message = each if isinstance(each, dict) else {}
-        name = message.get("role", message.get("from"))
-        content = join_parts(message.get("content", message.get("value")))
-        role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
-        if role is None:
-            roles = ", ".join(chat.ROLES)
-            raise ValueError(f"{place}: role {str(name)[:40]!r} is not one of {roles}")
-        if not isinstance(content, str) or not content.strip():
-            raise ValueError(f"{place}: its content is {str(content)[:40]!r}, not a text")
-        if role == "assistant" and not is_learnt(message, place):
-            role = UNLEARNT
-        messages.append({"role": role, "content": SURROGATE.sub("\ufffd", content)})
-    if not messages:
-        raise ValueError(f"{where}: it is empty")
+def read_conversations(corpus: Corpus) -> Iterator[tuple]:
+    """(piece, messages, where it stands) of each conversation."""
+    for piece in corpus.pieces():
+        where = f"{corpus.files[piece.file].name}, record {piece.document + 1}"
+        yield piece, json.loads(piece.text), where
+
+
+def conversations_in(value: object) -> list:
+    """The conversations in a value of a JSON file; a list of messages is one."""
+    if not isinstance(value, list):
+        return [value]
+    if value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys():
+        return [{"messages": value}]
+    return [record for item in value for record in conversations_in(item)]
+
+
+def to_json(value: object, where: str) -> str:
+    """The JSON of a conversation's messages in our form.
+
+    Raises ValueError naming what is wrong with them.
+    """
+    if not isinstance(value, list | None):
+        raise ValueError(f"{where}: {type(value).__name__} is not a list of messages")
+    messages = [
+        read_message(message if isinstance(message, dict) else {}, f"{where}, message {number}")
+        for number, message in enumerate(value or [], 1)
+    ]
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError(f"{where}: no answer of the assistant that is learnt")
-    return messages
+    text = json.dumps(messages)
+    if len(text) > PIECE:
+        raise ValueError(f"{where} has {len(text):,} characters: no context is that long")
+    return text
 
 
-def join_parts(content: object) -> object:
-    """The text of a content in parts ([{"type": "text", "text": "Hi"}]); others unchanged."""
+def read_message(message: dict, where: str) -> dict:
+    """A message as {"role", "content"}."""
+    name, content = message.get("role", message.get("from")), join_parts(message)
+    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    if role is None:
+        roles = ", ".join(chat.ROLES)
+        raise ValueError(f"{where}: role {str(name)[:40]!r} is not one of {roles}")
+    if not isinstance(content, str) or not content.strip():
+        raise ValueError(f"{where}: its content is {str(content)[:40]!r}, not a text")
+    weights = [message[key] for key in ("weight", "train", "loss") if message.get(key) is not None]
+    if role == "assistant" and not all(weights):
+        role = UNLEARNT
+    if any(weight not in (0, 1) for weight in weights):
+        raise ValueError(f"{where}: its weight is {str(weights[0])[:40]}, not 0 or 1")
+    return {"role": role, "content": SURROGATE.sub("\ufffd", content)}
+
+
+def join_parts(message: dict) -> object:
+    """The content of a message; parts ([{"type": "text", "text": "Hi"}]) are joined."""
+    content = message.get("content", message.get("value"))
     if not isinstance(content, list):
         return content
     texts = [
@@ -130,14 +124,6 @@ def join_parts(content: object) -> object:
         for part in content
     ]
     return "".join(texts) if all(isinstance(text, str) for text in texts) else content
-
-
-def is_learnt(message: dict, where: str) -> bool:
-    """Whether an answer is a target. Raises ValueError for a weight other than 0 and 1."""
-    weights = [message[name] for name in WEIGHTS if message.get(name) is not None]
-    if wrong := [weight for weight in weights if weight not in (0, 1)]:
-        raise ValueError(f"{where}: its weight is {str(wrong[0])[:40]}, not 0 or 1")
-    return all(weights)
 
 
 class Blocks:
@@ -154,10 +140,8 @@ class Blocks:
         told = [m["content"].strip() for m in messages if m["role"] == "assistant"]
         counted = answers(ids[None], self.begin, self.end)[0]
         if (ids[counted] == self.end).sum() != len(told):
-            why = "joins the line break before an answer with it, so that none can be found"
-            if any(m["role"] == UNLEARNT for m in messages):
-                why = "drops the space that marks an answer of weight 0"
-            raise ValueError(f"the tokenizer {self.tokenizer.name} {why}: use another --tokenizer")
+            name = self.tokenizer.name
+            raise ValueError(f"answers cannot be found in the tokens of {name}: choose others")
         ids = np.array([*ids, *self.eot][: self.size])
         if len(ids) > -self.file.counts["tokens"] % self.size:
             self.fill()
@@ -183,19 +167,19 @@ def prepare(
 ) -> dict:
     """Prepares the data directory `out` from conversations and returns its meta data.
 
-    Raises ValueError or OSError.
-
     `errors` is as for `data_prep.text.prepare`; skip leaves out conversations that cannot be learnt
-    from, too.
+    from, too. Raises ValueError or OSError.
     """
     check_fraction(val_fraction)
     check_name(out)
-    corpus = Conversations(inputs, errors)
+    corpus = open_conversations(inputs, errors)
     for note in corpus.notes:
         say(note)
     if tokenizer == "char":
-        texts = (m["role"] + m["content"] for _, talk, _ in corpus.conversations() for m in talk)
-        tokenizer = CharTokenizer.train("".join(set("\n".join(chat.ROLES)).union(*texts)))
+        found = {*"\n".join(chat.ROLES)}
+        for _, messages, _ in read_conversations(corpus):
+            found.update(*(message["role"] + message["content"] for message in messages))
+        tokenizer = CharTokenizer.train("".join(found))
     elif isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
     tokenizer = chat.add_tokens(tokenizer)
@@ -204,61 +188,56 @@ def prepare(
     with writing(out, tokenizer, chat=True) as content:
         files = {name: TokenFile(out / f"{name}.bin", token_dtype(tokenizer)) for name in SPLITS}
         blocks = {name: Blocks(file, tokenizer, block_size) for name, file in files.items()}
-        for piece, messages, where in corpus.conversations():
+        for piece, messages, where in read_conversations(corpus):
             ids, boundary = chat.render(tokenizer, messages), split.boundary(piece)
             if 0 < boundary < piece.length:
-                raise ValueError(
-                    f"{where} is the only one: two that differ are needed, one of them for "
-                    "validation"
-                )
+                raise ValueError(f"{where} is the only one: validation needs a second one")
             if len(ids) <= block_size:
                 blocks["train" if boundary else "val"].add(ids, messages)
             elif skip_long:
                 too_long += 1
             else:
-                raise ValueError(
-                    f"{where} has {len(ids):,} tokens, more than --block_size={block_size}: give "
-                    "a larger one, or --skip_long to leave such conversations out"
-                )
+                why = f"{where} has {len(ids):,} tokens, more than --block_size={block_size}"
+                raise ValueError(f"{why}: give a larger one, or --skip_long to leave it out")
         for name, file in files.items():
             if not file.counts["documents"]:
-                raise ValueError(
-                    f"no conversation is left for {name}: give more, or a larger --block_size"
-                )
+                raise ValueError(f"no conversation is left for {name}: give more, or longer blocks")
             blocks[name].fill(more=1)  # the last target of the last block
-        train = blocks["train"]
-        more = {"chat": {"block": block_size, "answer": train.begin, "end": train.end}}
-        meta = finish(out, files, tokenizer, content, " ".join(inputs), more=more)
+        about = {"block": block_size, "answer": blocks["train"].begin, "end": blocks["train"].end}
+        meta = finish(out, files, tokenizer, content, " ".join(inputs), chat=about)
     if corpus.skipped:
         say(f"{corpus.skipped:,} lines or conversations that cannot be learnt from were left out")
     if too_long:
         say(f"{too_long:,} conversations of more than {block_size} tokens were left out")
-    say(summary(out, meta, block_size))
-    return meta
-
-
-def summary(out: Path, meta: dict, block_size: int) -> str:
-    train, val = (meta["splits"][split] for split in SPLITS)
+    train, val = (meta["splits"][name] for name in SPLITS)
     tokens = train["tokens"] + val["tokens"]
     share = (train["answers"]["tokens"] + val["answers"]["tokens"]) / tokens
-    return (
+    say(
         f"data: {out}: {train['documents']:,} conversations for training, {val['documents']:,} for "
         f"validation, in {tokens // block_size:,} blocks of {block_size}; {share:.0%} of the "
         "tokens count"
     )
+    return meta
 
 
 def next_command(out: Path | str, block_size: int) -> str:
+    """What to run after this command."""
     data = shlex.quote(str(out))
     return f"next: accelerate launch recipes/chat.py --data {data} --block_size={block_size}"
 
 
+def add_block_size(parser, default: int) -> None:
+    """Adds --block_size to a parser."""
+    kind = within(int, 16, 2**24)
+    parser.add_argument("--block_size", type=kind, default=default, help="tokens of a block")
+
+
 def main() -> None:
+    """Reads the command line and prepares its inputs."""
     flags = ("INPUT", "--out", "--tokenizer", "--val_fraction", "--errors")
     parser = text.make_parser(__doc__, *flags)
     parser.set_defaults(tokenizer="bytes")
-    size = {"type": within(int, 16, 2**24), "metavar": "N", "help": "tokens of a block"}
-    parser.add_argument("--block_size", default=256, **size)
+    add_block_size(parser, 256)
     skip_help = "leave out conversations that are longer than a block"
     parser.add_argument("--skip_long", action="store_true", help=skip_help)
     with user_errors(text.STOPPED):

@@ -17,50 +17,52 @@ from pathlib import Path
 from data_prep import chat as chat_prep
 from data_prep import text
 from data_prep.split import Split
-from data_prep.writer import check_out
+from data_prep.writer import write_source
 from nanogpt import chat
 from nanogpt.cli.options import pick_device
-from nanogpt.data.files import write_atomic
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import within
 
 CONVERSATIONS = "conversations.jsonl"
 BLOCK = 160
 
 
-def sums(chance: random.Random) -> tuple[str, str]:
-    a, b = chance.randrange(100), chance.randrange(100)
+def sums(rng: random.Random) -> tuple[str, str]:
+    """A sum: question and answer."""
+    a, b = rng.randrange(100), rng.randrange(100)
     return f"What is {a} + {b}?", str(a + b)
 
 
-def spelling(chance: random.Random) -> tuple[str, str]:
+def spelling(rng: random.Random) -> tuple[str, str]:
+    """A made-up word to spell: question and answer."""
     letters = ("aeiou", string.ascii_lowercase)
-    word = "".join(chance.choice(letters[i % 2]) for i in range(chance.randint(3, 7)))
+    word = "".join(rng.choice(letters[i % 2]) for i in range(rng.randint(3, 7)))
     return f"Spell {word}.", "-".join(word)
 
 
-def dates(chance: random.Random) -> tuple[str, str]:
-    day = date(2000, 1, 1) + timedelta(chance.randrange(30 * 365))
+def dates(rng: random.Random) -> tuple[str, str]:
+    """The day after another: question and answer."""
+    day = date(2000, 1, 1) + timedelta(rng.randrange(30 * 365))
     return f"What is the day after {spoken(day)}?", spoken(day + timedelta(1))
 
 
 def spoken(day: date) -> str:
+    """A date as 5 Mar 2004."""
     return f"{day.day} {day:%b} {day.year}"
 
 
 def conversations(questions: int = 8000, seed: int = 1) -> list[list[dict]]:
     """So many different questions, in conversations; the same for the same seed."""
-    chance, asked = random.Random(seed), {}
+    rng, asked = random.Random(seed), {}
     while len(asked) < questions:
-        question, answer = (sums, sums, spelling, dates)[len(asked) % 4](chance)
+        question, answer = (sums, sums, spelling, dates)[len(asked) % 4](rng)
         asked.setdefault(question, answer)
     rest, found = list(asked.items()), []
-    chance.shuffle(rest)
+    rng.shuffle(rest)
     while rest:
-        messages = [{"role": "system", "content": "Be brief."}] if chance.random() < 1 / 3 else []
-        for question, answer in (rest.pop() for _ in range(min(len(rest), chance.randint(1, 2)))):
+        messages = [{"role": "system", "content": "Be brief."}] if rng.random() < 1 / 3 else []
+        for question, answer in (rest.pop() for _ in range(min(len(rest), rng.randint(1, 2)))):
             messages.append({"role": "user", "content": question})
             messages.append({"role": "assistant", "content": answer})
         found.append(messages)
@@ -71,23 +73,21 @@ def prepare(
     out: Path | str = "data/chat_tasks", tokenizer="bytes", block_size: int = BLOCK, say=print
 ) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
-    path = Path(out, CONVERSATIONS)
     lines = [json.dumps({"messages": messages}) for messages in conversations()]
-    content = "".join(f"{line}\n" for line in lines).encode()
-    check_out(out, {CONVERSATIONS: content}, chat=True)
-    with write_atomic(path) as file:
-        file.write(content)
-    return chat_prep.prepare([str(path)], out, tokenizer, block_size, say=say)
+    path = write_source(Path(out), CONVERSATIONS, lines, chat=True)
+    return chat_prep.prepare([path], out, tokenizer, block_size, say=say)
 
 
 def held_out(data: Path | str) -> list[list[dict]]:
     """The conversations for validation."""
-    corpus = chat_prep.Conversations([str(Path(data, CONVERSATIONS))])
+    corpus = chat_prep.open_conversations([str(Path(data, CONVERSATIONS))])
     split = Split(corpus, text.default_val_fraction(corpus))
-    return [messages for piece, messages, _ in corpus.conversations() if not split.boundary(piece)]
+    found = chat_prep.read_conversations(corpus)
+    return [messages for piece, messages, _ in found if not split.boundary(piece)]
 
 
 def kind_of(question: str) -> str:
+    """The kind of a question: sums, spelling or dates."""
     if question.startswith("Spell"):
         return "spelling"
     return "dates" if "day" in question else "sums"
@@ -111,7 +111,7 @@ def main() -> None:
     """Reads the command line; makes the data, or asks a model."""
     parser = text.make_parser(__doc__, "--tokenizer")
     parser.add_argument("--out", default="data/chat_tasks", metavar="DIR")
-    parser.add_argument("--block_size", type=within(int, 16, 2**24), default=BLOCK, metavar="N")
+    chat_prep.add_block_size(parser, BLOCK)
     parser.add_argument("--ask", metavar="RUN", help="ask this model the questions for validation")
     parser.set_defaults(tokenizer="bytes")
     with user_errors("stopped"):

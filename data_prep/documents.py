@@ -4,47 +4,41 @@
     >>> texts = [piece.text for piece in corpus.pieces()]
 
 The ending of a file tells its format. A document is a line (an object) of .jsonl, .ndjson and
-.json, a record of .csv and .tsv, or a row of .parquet and .arrow, with its text in the column
-`text_column`; a .json may also be an array of objects or a single one, which is read at once. Any
-other file is one document of plain text. With a separator, such as <|endoftext|>, each text is
-several documents. Files may be compressed as .gz or .zst. `-` is standard input, copied to a
-temporary file; `hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that
-`datasets` reads), streamed, with configuration and split optional. In a folder, these are skipped:
-hidden files and folders, test splits, READMEs of data sets, and tables without the column.
+.json, a record of .csv and .tsv, or a row of .parquet and .arrow, with its text in a column; a
+.json may also be an array of objects or a single one, which is read at once. Any other file is one
+document of plain text. With a separator, such as <|endoftext|>, each text is several documents.
+Files may be compressed as .gz or .zst. `-` is standard input, copied to a temporary file;
+`hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that `datasets` reads),
+streamed, with configuration and split optional. In a folder, these are skipped: hidden files and
+folders, test splits, READMEs of data sets, and tables without the column.
 
-A .csv quotes fields as RFC 4180 says. A .tsv has no quotes, unless it cannot be read otherwise or
-doubles the quotes in quoted fields. Stray quotes never join lines: a row of another length than the
-header is an error.
+A .csv quotes fields as RFC 4180 says, a .tsv does not quote. Stray quotes never join lines: a row
+of another length than the header is an error.
 
 A document of more than PIECE characters comes in several pieces. It is cut at starts of lines where
 tokenizers cut as well: if possible, between a single newline and a character other than white
 space.
 """
 
-import copy
 import hashlib
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, islice
 from typing import NamedTuple
 
-from data_prep.formats import (
-    CONVERT,
-    NOT_TEXT,
-    SURROGATE,
-    Errors,
-    NoColumn,
-    open_text,
-    read_hub,
-    read_records,
-)
-from data_prep.inputs import find_inputs, is_hub, is_records, is_url, left_out, some
+from data_prep import formats
+from data_prep.formats import SURROGATE, Errors
+from data_prep.inputs import find_files, is_hub, is_records, is_url, some
 
 PIECE = 1 << 18  # characters
 NOTE = 1 << 14  # bytes
+
+
+class NoColumn(ValueError):
+    """A table or a record lacks the column of the text."""
 
 
 class Piece(NamedTuple):
@@ -52,8 +46,7 @@ class Piece(NamedTuple):
 
     file: int  # number of the input
     document: int  # number of the document in it
-    passage: int  # number of the piece in the document
-    at: int  # bytes of the input that were read before it, about
+    at: int  # bytes of all inputs that were read before it, about
     text: str
     place: int  # characters of the document before it
     length: int  # characters of the document
@@ -61,7 +54,21 @@ class Piece(NamedTuple):
 
     @property
     def last(self) -> bool:
+        """Whether the document ends with it."""
         return self.place + len(self.text) == self.length
+
+
+def records_in(value: object) -> list:
+    """The records in a value of a JSON file, which may be an array of them."""
+    return value if isinstance(value, list) else [value]
+
+
+def plain_text(value: object, where: str) -> str:
+    """The text in a column. Raises ValueError if it is something else."""
+    if isinstance(value, str | None):
+        value = value or ""
+        return value if value.isascii() else SURROGATE.sub("\ufffd", value)
+    raise ValueError(f"{where}: the column holds {type(value).__name__}, not text")
 
 
 class Corpus:
@@ -70,134 +77,141 @@ class Corpus:
     def __init__(
         self,
         inputs: list[str],
-        text_column: str | tuple[str, ...] = "text",
+        columns: tuple[str, ...] = ("text",),
         errors: str = "strict",
         shard: tuple[int, int] = (1, 1),
         separator: str | None = None,
+        unpack: Callable[[object], list] = records_in,
+        convert: Callable[[object, str], str] = plain_text,
     ):
-        """`errors` says what happens to text that is not UTF-8.
+        """`columns` are the names that the column of the text may have.
 
-        strict raises, replace inserts U+FFFD, skip leaves it out. skip leaves out records without a
-        text, too. `shard` (i, n) takes the i-th of n parts of about equal size in bytes, from 1 on.
-        `separator` is what stands between the documents of a text. Raises ValueError.
+        `errors` says what happens to text that is not UTF-8: strict raises, replace inserts U+FFFD,
+        skip leaves it out, and records without a text, too. `shard` (i, n) takes the i-th of n
+        parts of about equal size in bytes, from 1 on. `separator` is what stands between the
+        documents of a text. `unpack` finds the records in a value of a JSON file, `convert` makes a
+        text of what is in the column. Raises ValueError.
         """
         if shard[1] > 1 and ("-" in inputs or (len(inputs) > 1 and any(map(is_hub, inputs)))):
             wrong = "standard input nor a data set on the Hub with other inputs"
             raise ValueError(f"--shard supports neither {wrong}")
-        self.columns = (text_column,) if isinstance(text_column, str) else text_column
-        self.errors, self.shard, self.separator = Errors(errors), shard, separator
-        self.spool = spool(sys.stdin) if "-" in inputs else None  # lives as long as the corpus
-        found = find_inputs([self.spool.name if name == "-" else name for name in inputs])
+        self.columns, self.shard, self.separator = columns, shard, separator
+        self.errors, self.unpack, self.convert = Errors(errors), unpack, convert
         self.separated = False  # whether a separator was found
-        self.skipped_before = 0  # what was left out of the inputs before the current one
-        self.notes = left_out(inputs)  # on files that are not read
-        in_folders = [name for name in found if name not in inputs and not is_url(name)]
-        extra = [name for name in in_folders if not self.is_wanted(name)]
-        if extra and len(extra) == len(found):
-            next(self.records(extra[0], 0), None)  # raises ValueError
-        if extra:
-            self.notes.append(f"not read, because they have no {self.column_name()}: {some(extra)}")
-        found = {name: status for name, status in found.items() if name not in extra}
-        self.inputs, self.streamed = list(found), None in found.values()
-        self.sizes = [status.size if status else 0 for status in found.values()]
-        self.versions = [status.version if status else 0 for status in found.values()]
-        self.size = sum(self.sizes)
-        self.before = [0, *accumulate(self.sizes)]  # bytes of the inputs before each
+        self.stdin = spool(sys.stdin) if "-" in inputs else None  # lives as long as the corpus
+        found, self.notes = find_files([self.stdin.name if n == "-" else n for n in inputs])
+        in_folders = [f.name for f in found if f.name not in inputs and not is_url(f.name)]
+        extra = [name for name in in_folders if self._lacks_column(name)]
+        if extra and len(extra) < len(found):  # else reading the first raises
+            self.notes.append(f"not read, because they have no {self._column()}: {some(extra)}")
+            found = [file for file in found if file.name not in extra]
+        self.files = found
+        self.streamed = any(is_hub(file.name) for file in self.files)
+        # bytes of the inputs before each
+        self.before = [0, *accumulate(file.size for file in self.files)]
+        self.size = self.before[-1]
         if not self.streamed and self.size == 0:
             names = ", ".join(inputs)
             raise ValueError(f"the text is empty ({names}): there is nothing to train on")
         self.measured: dict[str, tuple[int, int]] = {}  # length and digest of long plain texts
 
-    @property
-    def skipped(self) -> int:
-        """How many lines, records and files were left out so far."""
-        return sum(self.errors.skipped.values())
-
-    def is_wanted(self, name: str) -> bool:
-        """Whether a file of a folder has texts: metadata.csv and package.json have none."""
+    def _lacks_column(self, name: str) -> bool:
+        """Whether a file has no texts, such as metadata.csv and package.json."""
+        if not is_records(name):
+            return self.convert is not plain_text  # plain text is no conversation
         try:
-            if is_records(name):
-                next(self.records(name, 0), None)
+            next(self._records(name), None)
         except NoColumn:
-            return False
+            return True
         except ValueError:  # raised again when the file is read
             pass
-        return True
+        return False
+
+    @property
+    def skipped(self) -> int:
+        """How many lines, records and files `pieces` has left out so far."""
+        return self.errors.skipped
 
     def fingerprint(self) -> list:
         """What must be unchanged for an interrupted preparation to resume."""
-        settings = [self.columns, self.errors.mode, self.shard, self.separator]
-        return [settings, list(zip(self.inputs, self.sizes, self.versions, strict=True))]
-
-    def unsharded(self) -> "Corpus":
-        """The same corpus without sharding."""
-        other = copy.copy(self)
-        other.shard = (1, 1)
-        return other
+        return [self.columns, self.errors.mode, self.shard, self.separator, self.files]
 
     def outweighs(self, file: int) -> bool:
         """Whether an input is plain text, not short, and larger than all others together."""
-        is_plain = not self.streamed and not self.is_divided(file)
-        return is_plain and self.sizes[file] > NOTE and 2 * self.sizes[file] > self.size
+        size = self.files[file].size
+        is_plain = not self.streamed and not self._is_divided(file)
+        return is_plain and size > NOTE and 2 * size > self.size
 
-    def is_divided(self, file: int) -> bool:
+    def _is_divided(self, file: int) -> bool:
         """Whether an input can have several documents."""
-        return bool(self.separator) or is_records(self.inputs[file])
+        return bool(self.separator) or is_records(self.files[file].name)
 
     def documents(self) -> Iterator[Piece]:
         """The first piece of each document, whatever the shard."""
-        corpus = self.unsharded()
-        for f in range(len(self.inputs)):
-            pieces = corpus.read(f, 0)
-            if self.is_divided(f):
+        for number in range(len(self.files)):
+            pieces = self._read(number, (1, 1))
+            if self._is_divided(number):
                 yield from (piece for piece in pieces if not piece.place)
             else:
                 yield from islice(pieces, 1)
 
-    def pieces(
-        self, file: int = 0, document: int = 0, passage: int = 0, skipped: int = 0
-    ) -> Iterator[Piece]:
-        """The pieces of this shard, starting with the given one.
+    def pieces(self, shard: tuple[int, int] | None = None) -> Iterator[Piece]:
+        """The pieces of a shard, this corpus's own if none is given.
 
-        `skipped` is what was left out before its input. Raises ValueError or OSError naming the
-        input.
+        Raises ValueError or OSError naming the input.
         """
-        self.errors.skipped.clear()
-        self.errors.skipped[""] = skipped  # of no input
-        i, n = self.shard
+        self.errors.skipped = 0
+        i, n = shard or self.shard
         low, high = self.size * (i - 1) // n, self.size * i // n
         everything = n == 1 or self.streamed  # `datasets` divides a data set on the Hub
-        for f in range(file, len(self.inputs)):
-            self.skipped_before = self.skipped
-            start, stop = self.before[f], self.before[f + 1]
+        for number in range(len(self.files)):
+            start, stop = self.before[number], self.before[number + 1]
             if not everything and (stop <= low or start >= high):
                 continue
-            for piece in self.read(f, document if f == file else 0):
-                # a reader may have read all of the file before its last documents
-                place = min(start + piece.at, stop - 1)
-                if not everything and place >= high:
+            for piece in self._read(number, (i, n)):
+                if not everything and piece.at >= high:
                     break
-                if piece[:3] >= (file, document, passage) and (everything or place >= low):
+                if everything or piece.at >= low:
                     yield piece
 
-    def read(self, f: int, first: int) -> Iterator[Piece]:
-        """All pieces of input `f` from document `first` on."""
-        name = self.inputs[f]
-        if not self.is_divided(f):
-            yield from pieces_of(f, 0, *self.plain(name))
+    def _read(self, number: int, shard: tuple[int, int]) -> Iterator[Piece]:
+        """All pieces of an input."""
+        name = self.files[number].name
+        if not self._is_divided(number):
+            yield from self._pieces_of(number, 0, *self._plain(name))
             return
-        texts = (
-            islice(self.separate(name), first, None)
-            if self.separator
-            else self.records(name, first)
-        )
-        for document, (at, text) in enumerate(texts, first):
-            yield from pieces_of(f, document, [(at, text)], *measure([text]))
+        texts = self._separate(name, shard) if self.separator else self._records(name, shard)
+        for document, (at, text) in enumerate(texts):
+            yield from self._pieces_of(number, document, [(at, text)], *measure([text]))
 
-    def separate(self, name: str) -> Iterator[tuple[int, str]]:
+    def _pieces_of(
+        self, file: int, document: int, blocks: Iterable, length: int, digest: int
+    ) -> Iterator[Piece]:
+        """The pieces of a document that is given in blocks (position, text)."""
+        place, start, stop = 0, self.before[file], self.before[file + 1]
+        for position, text in passages(blocks, PIECE):
+            # a reader may have read all of the file before its last documents
+            at = min(start + position, stop - 1)
+            yield Piece(file, document, at, text, place, length, digest)
+            place += len(text)
+
+    def _plain(self, name: str) -> tuple[Iterable[tuple[int, str]], int, int]:
+        """The blocks of a plain text file, its length and digest. A large file is read twice."""
+        blocks = list(islice(formats.read_text(name, self.errors, PIECE), 2))
+        if len(blocks) < 2:
+            return blocks, *measure(text for _, text in blocks)
+        if name not in self.measured:
+            texts = (text for _, text in formats.read_text(name, Errors(self.errors.mode), PIECE))
+            self.measured[name] = measure(texts)
+        return formats.read_text(name, self.errors, PIECE), *self.measured[name]
+
+    def _separate(self, name: str, shard: tuple[int, int]) -> Iterator[tuple[int, str]]:
         """(position, text) of what is between separators; a line break after one belongs to it."""
         at, text, records = 0, "", is_records(name)
-        for at, block in self.records(name, 0) if records else self.blocks(name):
+        blocks = (
+            self._records(name, shard) if records else formats.read_text(name, self.errors, PIECE)
+        )
+        for at, block in blocks:
             begin = max(len(text) - len(self.separator), 0)
             text += block
             if self.separator in text[begin:]:
@@ -209,77 +223,40 @@ class Corpus:
                 text = ""
         yield at, text
 
-    def plain(self, name: str) -> tuple[Iterable[tuple[int, str]], int, int]:
-        """The blocks of a plain text file, its length and digest. A large file is read twice."""
-        blocks = list(islice(self.blocks(name), 2))
-        if len(blocks) < 2:
-            return blocks, *measure(text for _, text in blocks)
-        if name not in self.measured:
-            self.measured[name] = measure(text for _, text in self.blocks(name))
-        return self.blocks(name), *self.measured[name]
+    def _records(self, name: str, shard: tuple[int, int] = (1, 1)) -> Iterator[tuple[int, str]]:
+        """(position, text) of a file's records; "" for one without text that is left out."""
+        number = 0
+        for at, value in formats.read_records(name, self.columns, self.errors, shard):
+            for record in self.unpack(value):
+                number += 1
+                try:
+                    text = self._text_of(record, name, number)
+                except NoColumn as error:
+                    if number == 1:  # probably it has another name
+                        raise
+                    self.errors.reject(str(error))
+                    text = ""
+                yield at, text
 
-    def blocks(self, name: str) -> Iterator[tuple[int, str]]:
-        """(position in bytes, text) of the blocks of a plain text file."""
-        self.errors.skipped.pop(name, None)
-        with open_text(name, self.errors.mode) as (file, tell):
-            at = 0
-            while block := file.read(PIECE) + file.readline(PIECE):
-                if at == 0 and self.errors.mode != "replace" and NOT_TEXT.match(block):
-                    self.errors.reject(name, f"{name} is not plain text: {CONVERT}")
-                    return
-                if text := self.errors.clean(name, block):
-                    yield at, text
-                at = tell()
-
-    def records(self, name: str, first: int) -> Iterator[tuple[int, str]]:
-        """(position, text) of a file's records from number `first` on; "" for one without text."""
-        self.errors.skipped.pop(name, None)
-        if is_hub(name):
-            found = read_hub(
-                name, self.shard, first, lambda columns: self.check_columns(name, columns)
-            )
-        else:
-            found = read_records(name, self.columns, first, self.errors, self.as_records)
-        for number, (at, record) in enumerate(found, first):
-            yield at, self.text_of(name, number, record)
-
-    def as_records(self, value: object) -> list:
-        """The records in a value of a JSON file."""
-        return value if isinstance(value, list) else [value]
-
-    def text_of(self, name: str, number: int, record: object) -> str:
-        """The text of a record. Raises ValueError if it has none and is not left out."""
+    def _text_of(self, record: object, name: str, number: int) -> str:
+        """The text of a record, "" if it is left out."""
+        where = f"{name}, record {number}"
         if not isinstance(record, dict):
-            what = f"expected an object with a {self.column_name()}, not a {type(record).__name__}"
-            raise NoColumn(f"{name}, record {number}: {what}")
-        try:
-            self.check_columns(name, record)
-        except NoColumn:
-            if number == 0:  # probably it has another name
-                raise
-            self.errors.reject(name, f"{name}, record {number}: it has no {self.column_name()}")
-            return ""
-        values = [record[column] for column in self.columns if record.get(column) is not None]
-        return self.convert(name, number, values[0] if values else None)
-
-    def convert(self, name: str, number: int, value: object) -> str:
-        """The text of a value in the column."""
-        if isinstance(value, str | None):
-            value = value or ""
-            return value if value.isascii() else SURROGATE.sub("\ufffd", value)
-        what = f"column {self.columns[0]!r} holds {type(value).__name__}, not text"
-        self.errors.reject(name, f"{name}, record {number}: {what}")
-        return ""
-
-    def check_columns(self, name: str, columns: Iterable[str]) -> None:
-        """Raises NoColumn if the column of the text is not among the columns of a file."""
-        if not any(column in columns for column in self.columns):
-            has = ", ".join(str(column)[:40] for column in islice(columns, 10)) or "none"
+            kind = type(record).__name__
+            raise NoColumn(f"{where}: expected an object with a {self._column()}, not a {kind}")
+        if not any(column in record for column in self.columns):
+            has = ", ".join(str(column)[:40] for column in islice(record, 10)) or "none"
             raise NoColumn(
-                f"{name} has no {self.column_name()} (it has: {has}): name one with --text_column"
+                f"{where}: it has no {self._column()} (it has: {has}): name one with --text_column"
             )
+        values = [record[column] for column in self.columns if record.get(column) is not None]
+        try:
+            return self.convert(values[0] if values else None, where)
+        except ValueError as error:
+            self.errors.reject(str(error))
+            return ""
 
-    def column_name(self) -> str:
+    def _column(self) -> str:
         return "column " + " or ".join(map(repr, self.columns))
 
 
@@ -290,16 +267,6 @@ def measure(texts: Iterable[str]) -> tuple[int, int]:
         length += len(text)
         digest.update(text.encode("utf-8"))
     return length, int.from_bytes(digest.digest(), "little")
-
-
-def pieces_of(
-    file: int, document: int, blocks: Iterable[tuple[int, str]], length: int, digest: int
-) -> Iterator[Piece]:
-    """The pieces of a document that is given in blocks."""
-    place = 0
-    for passage, (at, text) in enumerate(passages(blocks, PIECE)):
-        yield Piece(file, document, passage, at, text, place, length, digest)
-        place += len(text)
 
 
 def passages(blocks: Iterable[tuple[int, str]], size: int) -> Iterator[tuple[int, str]]:

@@ -8,8 +8,7 @@ About 10 billion tokens of GPT-2 in 9.7 million documents by the data set's card
 because the text is streamed and not kept. On two cores a good hour at the 2.2 million tokens/s of
 LOG.md, if the network keeps up (not run in full yet).
 
-An interrupted command resumes when started again. --help shows all flags, such as --shard I/N for
-several machines.
+An interrupted command resumes when started again; --help shows all flags.
 """
 
 from pathlib import Path

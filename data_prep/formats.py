@@ -4,7 +4,7 @@ pyarrow decompresses and reads Parquet and Arrow, `fsspec` opens URLs, and `data
 sets from the Hub. JSON and tables are read with Python's own modules: `datasets` wants the same
 columns in every line of JSON, and its reader of CSV joins lines at stray quotes.
 
-Each reader yields (bytes of the file read so far, record).
+Each reader yields (bytes of the file read so far, block of text or record).
 """
 
 import csv
@@ -13,12 +13,10 @@ import json
 import os
 import re
 import shlex
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 
-from data_prep.inputs import HUB, bare, is_url
+from data_prep.inputs import HUB, bare, is_hub, is_url
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 # stand for bytes that are not UTF-8; no tokenizer accepts them
@@ -29,12 +27,6 @@ NOT_TEXT = re.compile(
     r'%PDF-|\{\\rtf|\s*<(?:!doctype html|html)|\s*\{\s*"(?:cells|nbformat)"|[^\0]{0,511}\0',
     re.IGNORECASE,
 )
-# a field of a TSV with doubled quotes in it
-DOUBLED = re.compile(r'(?:^|\t)"(?:[^"\t]|"")*""(?:[^"\t]|"")*"(?=[\t\r\n]|$)')
-
-
-class NoColumn(ValueError):
-    """A table or a record lacks the column of the text."""
 
 
 class Errors:
@@ -42,34 +34,25 @@ class Errors:
 
     def __init__(self, mode: str):
         self.mode = mode  # strict, replace or skip
-        self.skipped: Counter[str] = Counter()  # by input
+        self.skipped = 0
 
-    def reject(self, name: str, why: str) -> None:
+    def reject(self, why: str) -> None:
         """Counts what is left out with skip, else raises ValueError."""
         if self.mode != "skip":
             raise ValueError(f"{why}; --errors skip leaves it out")
-        self.skipped[name] += 1
+        self.skipped += 1
 
-    def usable(self, name: str, line: str) -> bool:
+    def is_text(self, name: str, line: str) -> bool:
         """Whether a line is text. Raises ValueError if not, unless it may be left out."""
-        bad = "\0" in line or (self.mode == "skip" and is_broken(line))
-        if not bad or self.mode == "replace":
+        broken = "\0" in line
+        if self.mode == "skip" and not line.isascii():
+            broken = broken or bool(SURROGATE.search(line))
+        if not broken or self.mode == "replace":
             return True
         if self.mode == "strict":
             raise ValueError(first_fault(name))
-        self.skipped[name] += 1
+        self.skipped += 1
         return False
-
-    def clean(self, name: str, text: str) -> str:
-        """The text without the lines that are not usable."""
-        if self.mode == "skip":
-            return "".join(line for line in io.StringIO(text, "\n") if self.usable(name, line))
-        return text if self.usable(name, text) else ""
-
-
-def is_broken(text: str) -> bool:
-    """Whether bytes that are not UTF-8 are in the text (as surrogates)."""
-    return not text.isascii() and bool(SURROGATE.search(text))
 
 
 @contextmanager
@@ -78,25 +61,19 @@ def readable(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        named = type(error) is ValueError or isinstance(error, NoColumn)
-        if named or (isinstance(error, OSError) and error.filename):
+        if type(error) is ValueError or (isinstance(error, OSError) and error.filename):
             raise
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name} could not be read: {why}") from None
 
 
-def open_url(url: str):
-    import fsspec
-
-    return fsspec.open(url)
-
-
 @contextmanager
 def open_bytes(name: str):
     """The decompressed bytes, as a file, and a function that tells the position in the input."""
+    import fsspec
     import pyarrow
 
-    with readable(name), open_url(name) if is_url(name) else open(name, "rb") as raw:
+    with readable(name), fsspec.open(name) if is_url(name) else open(name, "rb") as raw:
         codec = COMPRESSION.get(os.path.splitext(name.lower())[1])
         yield (io.BufferedReader(pyarrow.input_stream(raw, codec)) if codec else raw), raw.tell
 
@@ -132,13 +109,41 @@ def first_fault(name: str) -> str:
     )
 
 
-def read_lines(name: str, errors: Errors) -> Iterator[tuple[int, object]]:
-    """The values of a JSON file or the rows of a table."""
-    is_table = bare(name).endswith((".csv", ".tsv"))
-    with open_text(name, errors.mode, "" if is_table else "\n") as (file, tell):
-        lines = (line for line in file if errors.usable(name, line))
-        for record in read_table(name, lines, errors) if is_table else read_json(name, lines):
-            yield tell(), record
+def read_text(name: str, errors: Errors, size: int) -> Iterator[tuple[int, str]]:
+    """Blocks of a plain text file: `size` characters and the rest of their last line."""
+    with open_text(name, errors.mode) as (file, tell):
+        at = 0
+        while block := file.read(size) + file.readline(size):
+            if at == 0 and errors.mode != "replace" and NOT_TEXT.match(block):
+                errors.reject(f"{name} is not plain text: {CONVERT}")
+                return
+            if errors.mode == "skip":
+                lines = io.StringIO(block, "\n")
+                block = "".join(line for line in lines if errors.is_text(name, line))
+            elif not errors.is_text(name, block):
+                block = ""
+            if block:
+                yield at, block
+            at = tell()
+
+
+def read_records(
+    name: str, columns: tuple[str, ...], errors: Errors, shard: tuple[int, int]
+) -> Iterator[tuple[int, object]]:
+    """The values of a JSON file or the rows of a table, in order.
+
+    `columns` are those wanted. `shard` is the part of a data set on the Hub; files are read whole.
+    """
+    if is_hub(name):
+        yield from read_hub(name, shard)
+    elif bare(name).endswith((".parquet", ".arrow")):
+        yield from read_columns(name, columns)
+    else:
+        is_json = not bare(name).endswith((".csv", ".tsv"))
+        with open_text(name, errors.mode, "\n" if is_json else "") as (file, tell):
+            lines = (line for line in file if errors.is_text(name, line))
+            for value in read_json(name, lines) if is_json else read_table(name, lines, errors):
+                yield tell(), value
 
 
 def read_json(name: str, lines: Iterator[str]) -> Iterator[object]:
@@ -148,28 +153,29 @@ def read_json(name: str, lines: Iterator[str]) -> Iterator[object]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line)
-        except (ValueError, RecursionError):  # perhaps it goes on in the next line
-            is_whole = line.lstrip().startswith("[") or bare(name).endswith(".json")
-            whole = line + "".join(lines) if is_whole and not begun else line
-            yield parse(whole, f"{name}, line {number}", name)
+            try:
+                value = json.loads(line)
+            except ValueError:  # perhaps it goes on in the next line
+                if begun or not (line.lstrip().startswith("[") or bare(name).endswith(".json")):
+                    raise
+                value = json.loads(line + "".join(lines))
+        except (ValueError, RecursionError) as error:
+            advice = f"expected one object per line, as jq -c . {shlex.quote(name)} writes them"
+            raise ValueError(f"{name}, line {number}: it is not JSON ({error}); {advice}") from None
+        yield value
         begun = True
 
 
-def parse(text: str, where: str, name: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        advice = f"expected one object per line, as jq -c . {shlex.quote(name)} writes them"
-        raise ValueError(f"{where}: it is not JSON ({error}); {advice}") from None
-
-
 def read_table(name: str, lines: Iterable[str], errors: Errors) -> Iterator[dict]:
-    """The rows of a CSV or TSV file. A row of another length than the header's is an error."""
+    """The rows of a CSV file, or of a TSV file, which has no quotes.
+
+    A row of another length than the header's is an error.
+    """
     csv.field_size_limit(1 << 31)
-    is_tsv = bare(name).endswith(".tsv")
-    quoting = csv.QUOTE_NONE if is_tsv and not has_quotes(name) else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter="\t" if is_tsv else ",", quoting=quoting, strict=True)
+    kind = {"delimiter": ",", "quoting": csv.QUOTE_MINIMAL}
+    if bare(name).endswith(".tsv"):
+        kind = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    reader = csv.reader(lines, **kind, strict=True)
     header, begin = None, 1
     try:
         for row in reader:
@@ -180,34 +186,15 @@ def read_table(name: str, lines: Iterable[str], errors: Errors) -> Iterator[dict
             elif row:  # not an empty line
                 why = f"{len(row)} fields, but the header has {len(header)}"
                 quote = "a field with a separator or a line break in it must be quoted"
-                errors.reject(name, f"{name}, line {begin}: {why}: {quote}")
+                errors.reject(f"{name}, line {begin}: {why}: {quote}")
             begin = reader.line_num + 1
     except csv.Error:
         why = 'a field that begins with a quote must end with one, and double the quotes in it ("")'
         raise ValueError(f"{name}, line {begin}: {why}") from None
 
 
-def has_quotes(name: str) -> bool:
-    """Whether the fields of a TSV are quoted: if it can only be read so, or its quotes show it."""
-    widths, shown = set(), False
-    with open_text(name, "skip", "") as (file, _):  # faults are reported when the rows are read
-        for line in file:
-            if (not widths and line[0] == '"') or ('""' in line and DOUBLED.search(line)):
-                shown = True
-            if line.strip("\r\n"):
-                widths.add(line.count("\t"))
-    if len(widths) < 2 and not shown:
-        return False
-    with open_text(name, "skip", "") as (file, _):
-        rows = csv.reader(file, delimiter="\t", strict=True)
-        try:
-            return len({len(row) for row in rows if row}) == 1
-        except csv.Error:
-            return False
-
-
-def read_columns(name: str, wanted: tuple[str, ...], first: int) -> Iterator[tuple[int, dict]]:
-    """The rows of a Parquet or Arrow file from row `first` on; of the wanted columns, if any."""
+def read_columns(name: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    """The rows of a Parquet or Arrow file; of the wanted columns, if it has any of them."""
     import pyarrow
     import pyarrow.parquet
 
@@ -226,45 +213,25 @@ def read_columns(name: str, wanted: tuple[str, ...], first: int) -> Iterator[tup
             rows, names = table.num_rows, table.column_names
             columns = [column for column in names if column in wanted] or names
             batches = iter(table.select(columns).to_batches(256))
-        size, number = file.seek(0, io.SEEK_END), 0
+        size, row = file.seek(0, io.SEEK_END), 0
         for batch in batches:
-            rest = batch.slice(max(first - number, 0))
-            number += len(batch)
-            values = zip(*(column.to_pylist() for column in rest.columns), strict=True)
-            for row, record in enumerate(values, number - len(rest)):
-                yield size * row // rows, dict(zip(columns, record, strict=True))
+            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                yield size * row // rows, dict(zip(columns, values, strict=True))
+                row += 1
 
 
-def read_hub(
-    name: str, shard: tuple[int, int], first: int, check: Callable[[Iterable[str]], None]
-) -> Iterator[tuple[int, dict]]:
+def read_hub(name: str, shard: tuple[int, int]) -> Iterator[tuple[int, dict]]:
     """Streams a data set from the Hub, or a directory; `datasets` runs no code from it."""
     from datasets import load_dataset
 
     path, config, split = [*name.removeprefix(HUB).split(":"), "", ""][:3]
     with readable(name):
         dataset = load_dataset(path, config or None, split=split or "train", streaming=True)
-        if dataset.column_names:
-            check(dataset.column_names)
         i, n = shard
         if n > dataset.num_shards:
             why = f"it cannot be divided into {n} shards"
             raise ValueError(f"{name} has {dataset.num_shards} files: {why}")
         if n > 1:
             dataset = dataset.shard(num_shards=n, index=i - 1, contiguous=True)
-        for record in dataset.skip(first):
+        for record in dataset:
             yield 0, record
-
-
-def read_records(
-    name: str,
-    columns: tuple[str, ...],
-    first: int,
-    errors: Errors,
-    as_records: Callable[[object], list],
-) -> Iterator[tuple[int, object]]:
-    """The records of a file from number `first` on."""
-    if bare(name).endswith((".parquet", ".arrow")):
-        return read_columns(name, columns, first)
-    found = ((at, record) for at, value in read_lines(name, errors) for record in as_records(value))
-    return islice(found, first, None)

@@ -20,13 +20,11 @@ and adds meta.json, which describes them, and tokenizer.json. The last files, up
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
+from data_prep import writer
 from data_prep.text import make_parser
-from data_prep.writer import check_fraction, check_out, saved, token_dtype, write_json
 from nanogpt.data.files import write_atomic
-from nanogpt.data.tokenizer import FILE, get_tokenizer, sha256
-from nanogpt.data.tokens import Tokens
+from nanogpt.data.meta import read_blocks
+from nanogpt.data.tokenizer import FILE, get_tokenizer
 from nanogpt.run.errors import user_errors
 
 MEASURED = 1 << 20  # tokens of each file that are decoded, to estimate the bytes of text per token
@@ -40,10 +38,10 @@ def describe(
     Raises ValueError if there are too few files, or if they contain ids that the tokenizer does not
     have.
     """
-    check_fraction(val_fraction)
+    writer.check_fraction(val_fraction)
     directory, tokenizer = Path(directory), get_tokenizer(tokenizer_name)
-    dtype, content = token_dtype(tokenizer), saved(tokenizer)
-    check_out(directory, {FILE: content, "meta.json": None})
+    dtype, content = writer.token_dtype(tokenizer), writer.saved(tokenizer)
+    writer.check_out(directory, {FILE: content, "meta.json": None})
     paths = sorted(path for path in directory.glob("*.ds") if path.stat().st_size)
     counts = [path.stat().st_size // dtype.itemsize for path in paths]
     if len(paths) < 2:
@@ -51,45 +49,41 @@ def describe(
     first_val = len(paths) - 1
     while first_val > 1 and sum(counts[first_val:]) < val_fraction * sum(counts):
         first_val -= 1
-    meta = {"vocab_size": tokenizer.vocab_size, "dtype": dtype.name, "tokenizer": tokenizer.name}
-    meta |= {"source": f"datatrove: {directory}", "splits": {}}
-    for split, some in (("train", paths[:first_val]), ("val", paths[first_val:])):
-        counts = measure(Tokens(some, dtype), tokenizer)
-        meta["splits"][split] = {"files": [path.name for path in some]} | counts
+    splits = {"train": measure(paths[:first_val], tokenizer)}
+    splits["val"] = measure(paths[first_val:], tokenizer)
+    meta = writer.describe(tokenizer, content, f"datatrove: {directory}", splits)
     with write_atomic(directory / FILE) as file:
         file.write(content)
-    meta["tokenizer_sha256"] = sha256(directory)
-    write_json(directory / "meta.json", meta)
+    writer.write_json(directory / "meta.json", meta)
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
-    counts = f"{train:,} training tokens, {val:,} for validation"
-    say(f"data: {directory}: {len(paths)} files with {counts}")
+    counted = f"{train:,} training tokens, {val:,} for validation"
+    say(f"data: {directory}: {len(paths)} files with {counted}")
     return meta
 
 
-def measure(tokens: Tokens, tokenizer) -> dict:
+def measure(paths: list[Path], tokenizer) -> dict:
     """The entry of a split in meta.json; `bytes` is estimated from the start of each file.
 
     Raises ValueError.
     """
-    largest, documents, size, measured, digest = 0, 0, 0, 0, hashlib.sha256()
-    for path in tokens.paths:
-        with open(path, "rb") as file:
-            at = 0
-            while len(ids := np.fromfile(file, tokens.dtype, MEASURED)):
-                largest = max(largest, int(ids.max()))
-                if largest >= tokenizer.vocab_size:
-                    why = f"it was not made with this tokenizer ({tokenizer.name})"
-                    raise ValueError(f"{path} contains token {largest}: {why}")
-                if at == 0:
-                    text = tokenizer.decode(ids[ids != tokenizer.eot_id].tolist())
-                    size += len(text.encode("utf-8"))
-                    measured += len(ids)
-                at += len(ids)
-                documents += int((ids == tokenizer.eot_id).sum())
-                digest.update(ids.data)
-    estimate = round(size * len(tokens) / measured)
-    counts = {"tokens": len(tokens), "bytes": estimate, "documents": documents, "largest": largest}
-    return counts | {"sha256": digest.hexdigest()}
+    counts = {"tokens": 0, "bytes": 0, "documents": 0, "largest": 0}
+    size, measured, digest = 0, 0, hashlib.sha256()
+    for path in paths:
+        for number, ids in enumerate(read_blocks([path], writer.token_dtype(tokenizer))):
+            counts["tokens"] += len(ids)
+            counts["documents"] += int((ids == tokenizer.eot_id).sum())
+            counts["largest"] = max(counts["largest"], int(ids.max()))
+            digest.update(ids.data)
+            if counts["largest"] >= tokenizer.vocab_size:
+                why = f"it was not made with this tokenizer ({tokenizer.name})"
+                raise ValueError(f"{path} contains token {counts['largest']}: {why}")
+            if number == 0:
+                text = ids[:MEASURED]
+                size += len(tokenizer.decode(text[text != tokenizer.eot_id]).encode("utf-8"))
+                measured += len(text)
+    counts["bytes"] = round(size * counts["tokens"] / measured)
+    names = [path.name for path in paths]
+    return {"files": names} | counts | {"sha256": digest.hexdigest()}
 
 
 if __name__ == "__main__":

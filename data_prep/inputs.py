@@ -3,7 +3,6 @@
 import glob
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,77 +12,75 @@ RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 HUB = "hf:"
 SKIPPED_FOLDERS = {"node_modules", "__pycache__"}  # like hidden ones
 OURS = re.compile(r"(meta|tokenizer|part-\d+)\.json|.+\.bin")  # in a data directory
-TEST_SPLIT, ENDING = "they are a test split", "their endings"  # reasons to leave a file out
-CARD, CACHE = "they describe a data set", "they are caches of `datasets`"
 
 
-class Status(NamedTuple):
-    """Size and version of a file, by which a resumed command knows it."""
+class File(NamedTuple):
+    """An input, with its size and version, by which a resumed command knows it."""
 
-    size: int
+    name: str
+    size: int  # bytes; 0 for a data set on the Hub
     version: int | str
 
 
-def find_inputs(inputs: list[str]) -> dict[str, Status | None]:
-    """The input files, each once even if several links lead to it; None for a data set on the Hub.
+def find_files(inputs: list[str]) -> tuple[list[File], list[str]]:
+    """The input files, each once even if several links lead to it, and notes on what is not read.
 
-    Raises ValueError if an input has no files.
+    Files of folders and patterns are sorted by name. Raises ValueError if an input has no files.
     """
-    found: dict[str, Status | None] = {}
-    seen = set()
+    found: dict[object, File] = {}
+    notes: list[str] = []
     for name in inputs:
         if is_hub(name):
-            found[name] = None
+            found[name] = File(name, 0, 0)
         elif is_url(name):
-            found |= find_urls(name)
+            found |= {file.name: file for file in find_urls(name)}
         else:
-            for file in files_of(name):
-                status = os.stat(file)
-                if (status.st_dev, status.st_ino) not in seen:
-                    seen.add((status.st_dev, status.st_ino))
-                    found[file] = Status(status.st_size, status.st_mtime_ns)
-    return found
+            for path in find_paths(name, notes):
+                status = os.stat(path)
+                file = File(path, status.st_size, status.st_mtime_ns)
+                found.setdefault((status.st_dev, status.st_ino), file)
+    return list(found.values()), notes
 
 
-def find_urls(pattern: str) -> dict[str, Status]:
+def find_urls(pattern: str) -> list[File]:
     """The files at a URL, which may be a pattern such as s3://bucket/*.jsonl.gz."""
     import fsspec
 
     try:
-        files = {file.full_name: file for file in fsspec.open_files(pattern)}
-        sizes = {url: file.fs.size(file.path) for url, file in files.items()}
-        versions = {url: file.fs.ukey(file.path) for url, file in files.items()}
+        found = [
+            File(file.full_name, file.fs.size(file.path), file.fs.ukey(file.path))
+            for file in fsspec.open_files(pattern)
+        ]
     except Exception as error:  # whatever the network and the file system of the URL raise
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{pattern} could not be read: {why}") from None
-    if not files or None in sizes.values():
-        why = "its size is unknown: download it first" if files else "there is no such file"
+    if not found or any(file.size is None for file in found):
+        why = "its size is unknown: download it first" if found else "there is no such file"
         raise ValueError(f"{pattern} could not be read: {why}")
-    return {url: Status(sizes[url], versions[url]) for url in files}
+    return found
 
 
-def files_of(name: str) -> list[str]:
-    """The files of one input, sorted by name. Raises ValueError if there are none."""
+def find_paths(name: str, notes: list[str]) -> list[str]:
+    """The files of one input on this machine; adds notes on what is not read of folders."""
     # a folder that matches a pattern means its files, as if the shell had found it
     matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
     if not matches:
         kinds = "files, folders, patterns, URLs, hf:OWNER/NAME, or - for stdin"
         raise ValueError(f"{name} does not exist: name {kinds}")
-    files: list[str] = []
+    paths = []
     for match in matches:
         if os.path.isdir(match):
-            files += [file for file, reason in select(match).items() if not reason]
+            paths += select(match, notes)
         elif os.path.isfile(match):
-            files.append(match)
-    if not files:
-        raise ValueError(
-            f"the folder {name} has no files that end with {', '.join(TEXT + RECORDS)}"
-        )
-    return files
+            paths.append(match)
+    if not paths:
+        endings = ", ".join(TEXT + RECORDS)
+        raise ValueError(f"the folder {name} has no files that end with {endings}")
+    return paths
 
 
-def select(folder: str) -> dict[str, str]:
-    """The files below a folder, sorted, each with the reason why it is left out, else "".
+def select(folder: str, notes: list[str]) -> list[str]:
+    """The files to read below a folder, sorted; adds notes on the others.
 
     A test split is left out only beside a training split, a README only if it is that of a data
     set.
@@ -93,18 +90,23 @@ def select(folder: str) -> dict[str, str]:
     splits = {file: splits_in(os.path.relpath(file, folder)) for file in readable}
     has_train = any("train" in found for found in splits.values())
     has_tables = any(is_records(file) and not bare(file).endswith(".json") for file in readable)
-
-    def reason(file: str) -> str:
+    left_out: dict[str, list[str]] = {"they are a test split": [], "they describe data": []}
+    for file in readable:
         name = os.path.basename(file)
-        if file not in splits:
-            return ENDING
         if has_train and "test" in splits[file]:
-            return TEST_SPLIT
-        if bare(name) in ("readme.md", "readme.txt") and (has_tables or has_metadata(file)):
-            return CARD
-        return CACHE if re.fullmatch(r"cache-\w+\.arrow", name) else ""
-
-    return {file: reason(file) for file in files}
+            left_out["they are a test split"].append(file)
+        elif bare(name) in ("readme.md", "readme.txt") and (has_tables or has_metadata(file)):
+            left_out["they describe data"].append(file)
+        elif re.fullmatch(r"cache-\w+\.arrow", name):
+            left_out.setdefault("they are caches of `datasets`", []).append(file)
+    endings = Counter(os.path.splitext(f)[1].lower() for f in files if f not in splits)
+    counts = [
+        f"{count:,} {ending or 'without an ending'}" for ending, count in endings.most_common()
+    ]
+    if counts:
+        notes.append(f"not read, because of their endings: {', '.join(counts)}")
+    notes += [f"not read, because {why}: {some(names)}" for why, names in left_out.items() if names]
+    return [file for file in readable if not any(file in names for names in left_out.values())]
 
 
 def splits_in(path: str) -> set[str]:
@@ -132,42 +134,19 @@ def files_below(folder: str) -> Iterator[str]:
         has_tokens = any(name.startswith("train") and name.endswith(".bin") for name in names)
         for name in names:
             file = os.path.join(path, name)
-            if name[0] != "." and not (has_tokens and OURS.fullmatch(name)) and is_regular(file):
+            is_ours = has_tokens and OURS.fullmatch(name)
+            if name[0] != "." and not is_ours and os.path.isfile(file):  # not a broken link
                 yield file
-
-
-def left_out(inputs: list[str]) -> list[str]:
-    """What is not read of the folders: `not read, because of their endings: 8 .py, 3 .pdf`."""
-    by_reason: dict[str, list[str]] = {}
-    for folder in filter(os.path.isdir, inputs):
-        for file, reason in select(folder).items():
-            by_reason.setdefault(reason, []).append(file)
-    endings = Counter(os.path.splitext(file)[1].lower() for file in by_reason.pop(ENDING, []))
-    counts = [
-        f"{count:,} {ending or 'without an ending'}" for ending, count in endings.most_common()
-    ]
-    lines = [f"not read, because of their endings: {', '.join(counts)}"] if counts else []
-    by_reason.pop("", None)
-    return lines + [
-        f"not read, because {reason}: {some(by_reason[reason])}" for reason in by_reason
-    ]
 
 
 def some(files: list[str]) -> str:
     """The names of the first files, and how many more there are."""
-    return ", ".join(sorted(files)[:3]) + (
-        f" and {len(files) - 3:,} more" if len(files) > 3 else ""
-    )
-
-
-def is_regular(file: str) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(file).st_mode)
-    except OSError:  # a broken link
-        return False
+    more = f" and {len(files) - 3:,} more" if len(files) > 3 else ""
+    return ", ".join(files[:3]) + more
 
 
 def is_url(name: str) -> bool:
+    """Whether `fsspec` opens an input."""
     return "://" in name
 
 
@@ -182,4 +161,5 @@ def bare(name: str) -> str:
 
 
 def is_records(name: str) -> bool:
+    """Whether an input has records, each with a text, by its name."""
     return is_hub(name) or bare(name).endswith(RECORDS)

@@ -18,7 +18,6 @@ from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
 SAME = ("vocab_size", "dtype", "tokenizer", "source")  # in all parts
-COUNTS = ("tokens", "bytes", "documents")  # of a split
 
 
 def merge(out: Path | str, others: list[Path | str] = (), say=print) -> dict:
@@ -35,18 +34,14 @@ def merge(out: Path | str, others: list[Path | str] = (), say=print) -> dict:
                 if (moved := out / path.name).exists():
                     raise ValueError(f"{path}: {moved} exists, and nothing is overwritten")
                 shutil.move(path, moved)
-    parts = read_parts(out)
-    meta = {key: value for key, value in parts[0].items() if key not in ("splits", "shard")}
-    meta["splits"] = {}
-    for split in SPLITS:
-        counts = [part["splits"][split] for part in parts]
-        names = [f"{split}-{i:05}.bin" for i in range(1, len(parts) + 1)]
-        total = {key: sum(c[key] for c in counts) for key in COUNTS}
-        total["largest"] = max(c["largest"] for c in counts)
-        total["sha256"] = checksum(out, names, counts)
-        meta["splits"][split] = total | {"files": names}
-        if total["tokens"] < 2:
-            raise ValueError(f"the {split} split of {out} is too short: {total['tokens']} tokens")
+    try:
+        parts = read_parts(out)
+        meta = {key: value for key, value in parts[0].items() if key not in ("splits", "shard")}
+        meta["splits"] = {
+            split: join(out, split, [part["splits"][split] for part in parts]) for split in SPLITS
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a part-*.json of {out} is damaged ({error!r}): run it again") from None
     # a further directory may have written its tokenizer.json differently
     meta["tokenizer_sha256"] = sha256(out)
     write_json(out / "meta.json", meta)
@@ -59,7 +54,7 @@ def merge(out: Path | str, others: list[Path | str] = (), say=print) -> dict:
 
 def read_parts(out: Path) -> list[dict]:
     """The descriptions of all parts, in order."""
-    parts = {path: read_part(path) for path in sorted(out.glob("part-*.json"))}
+    parts = {path: read_json(path) for path in sorted(out.glob("part-*.json"))}
     if not parts:
         raise ValueError(f"{out} has no parts (part-00001.json): data_prep.text --shard makes them")
     first = next(iter(parts.values()))
@@ -68,28 +63,20 @@ def read_parts(out: Path) -> list[dict]:
     if missing := [f"{i}/{n}" for i in range(1, n + 1) if i not in found]:
         raise ValueError(f"{out} lacks the parts {', '.join(missing)}: run them with --shard first")
     for path, part in parts.items():
-        for key in SAME:
-            if part[key] != first[key] or part["shard"][1] != n:
-                differ = f"{key} {part[key]!r}, not {first[key]!r}"
-                raise ValueError(f"{path} is a part of other data than the first: {differ}")
+        differ = [key for key in SAME if part[key] != first[key]]
+        if differ or part["shard"][1] != n:
+            what = ", ".join(f"{key} {part[key]!r}, not {first[key]!r}" for key in differ)
+            raise ValueError(f"{path} is a part of other data than the first: {what}")
     return list(parts.values())
 
 
-def read_part(path: Path) -> dict:
-    """The description of a part. Raises ValueError if entries are missing."""
-    part = read_json(path)
-    try:
-        for counts in (part["splits"][split] for split in SPLITS):
-            _ = counts["sha256"], [counts[key] + 0 for key in (*COUNTS, "largest")]
-        _ = range(*part["shard"]), [part[key] for key in SAME]
-    except (KeyError, TypeError, ValueError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} is damaged ({why}): run its --shard again") from None
-    return part
-
-
-def checksum(out: Path, names: list[str], counts: list[dict]) -> str:
-    """SHA-256 over all files of a split. Raises ValueError if a file differs from its own."""
+def join(out: Path, split: str, counts: list[dict]) -> dict:
+    """The entry of a split in meta.json. Raises ValueError if a file is not what was written."""
+    names = [f"{split}-{i:05}.bin" for i in range(1, len(counts) + 1)]
+    total = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes", "documents")}
+    total["largest"] = max(c["largest"] for c in counts)
+    if total["tokens"] < 2:
+        raise ValueError(f"the {split} split of {out} is too short: {total['tokens']} tokens")
     digest = hashlib.sha256()
     for name, count in zip(names, counts, strict=True):
         own = hashlib.sha256()
@@ -100,7 +87,7 @@ def checksum(out: Path, names: list[str], counts: list[dict]) -> str:
         if own.hexdigest() != count["sha256"]:
             why = "its SHA-256 differs; run its --shard again"
             raise ValueError(f"{out / name} is not what was written: {why}")
-    return digest.hexdigest()
+    return total | {"sha256": digest.hexdigest(), "files": names}
 
 
 if __name__ == "__main__":

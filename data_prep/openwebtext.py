@@ -9,8 +9,7 @@ for validation, counts 9,035,582,198 and 4,434,897. 18 GB of disk, because the t
 not kept. On two cores a good hour at the 2.2 million tokens/s of LOG.md, if the network keeps up
 (not run in full yet).
 
-An interrupted command resumes when started again. --help shows all flags, such as --shard I/N for
-several machines.
+An interrupted command resumes when started again; --help shows all flags.
 """
 
 from data_prep.text import prepare_known

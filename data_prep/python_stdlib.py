@@ -18,12 +18,12 @@ from pydoc_data.topics import topics
 
 from data_prep import text
 from data_prep.train_tokenizer import train
-from data_prep.writer import check_out
-from nanogpt.data.files import write_atomic
+from data_prep.writer import write_source
 from nanogpt.run.errors import user_errors
 
 # pydoc_data holds the articles as well, as Python strings
-LEFT_OUT = {*"test tests idle_test encodings pydoc_data site-packages dist-packages".split()}
+LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data"}
+LEFT_OUT |= {"site-packages", "dist-packages"}
 DOCUMENTS = "documents.jsonl"
 # characters; a longer file is taken once: Debian has one of 43 kB twice
 SHORT = 1000
@@ -57,12 +57,8 @@ def prepare(
     """
     out = Path(out)
     found = documents(Path(sysconfig.get_path("stdlib")))
-    records = (json.dumps({"name": name, "text": content}) for name, content in found)
-    lines = "".join(f"{record}\n" for record in records).encode()
-    check_out(out, {DOCUMENTS: lines})
-    with write_atomic(out / DOCUMENTS) as file:
-        file.write(lines)
-    inputs = [str(out / DOCUMENTS)]
+    lines = [json.dumps({"name": name, "text": content}) for name, content in found]
+    inputs = [write_source(out, DOCUMENTS, lines)]
     trained = train(inputs, vocab_size) if tokenizer == "bpe" else tokenizer
     return text.prepare(inputs, out, trained, val_fraction, say=say)
 
@@ -70,10 +66,8 @@ def prepare(
 if __name__ == "__main__":
     parser = text.make_parser(__doc__, "--val_fraction", "--tokenizer")
     parser.add_argument("--out", default="data/python_stdlib", metavar="DIR")
-    parser.add_argument("--vocab_size", type=int, metavar="N", help="tokens of bpe (default: 4096)")
-    parser.set_defaults(
-        out="data/python_stdlib", tokenizer="bpe", vocab_size=4096, val_fraction=0.1
-    )
+    parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens of bpe")
+    parser.set_defaults(tokenizer="bpe", val_fraction=0.1)
     with user_errors("stopped"):
         args = parser.parse_args()
         prepare(**vars(args))

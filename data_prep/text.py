@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.documents import Corpus
+from data_prep.inputs import some
 from data_prep.writer import check_fraction, check_name, train_characters, write_corpus
 from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.run.errors import user_errors
@@ -34,6 +35,7 @@ from nanogpt.run.flags import OneLineParser
 
 
 def read_shard(text: str) -> tuple[int, int]:
+    """The value of --shard, such as 2/4: its number and how many there are."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 2/4, with I from 1 to N")
@@ -47,11 +49,10 @@ def read_separator(text: str) -> str:
     return text.replace(r"\n", "\n").replace(r"\t", "\t")
 
 
+STOPPED = "stopped: nothing was written this time"
 ERRORS = ("strict", "replace", "skip")
 TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
 SEPARATOR = r"what ends a document inside a text, such as '<|endoftext|>' or '\n\n'"
-STOPPED = "stopped: nothing was written this time"
-SHARD = "only this part of the input"
 FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, URLs, hf:OWNER/NAME, - for stdin"},
     "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},
@@ -61,7 +62,7 @@ FLAGS: dict[str, dict] = {
     "--separator": {"type": read_separator, "metavar": "TEXT", "help": SEPARATOR},
     "--errors": {"default": "strict", "choices": ERRORS, "help": "for what is not UTF-8 text"},
     "--dedup": {"action": "store_true", "help": "leave out duplicate documents"},
-    "--shard": {"type": read_shard, "default": (1, 1), "metavar": "I/N", "help": SHARD},
+    "--shard": {"type": read_shard, "default": (1, 1), "metavar": "I/N", "help": "only this part"},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
 
@@ -87,8 +88,8 @@ def prepare(
         raise ValueError("--dedup compares all documents: it cannot be used with --shard")
     check_name(out)
     check_fraction(val_fraction)
-    say("input: " + ", ".join(inputs[:3]) + f" and {len(inputs) - 3:,} more" * (len(inputs) > 3))
-    corpus = Corpus(inputs, text_column, errors, shard, separator)
+    say(f"input: {some(inputs)}")
+    corpus = Corpus(inputs, (text_column,), errors, shard, separator)
     for note in corpus.notes:
         say(note)
     if tokenizer == "char":
@@ -129,6 +130,7 @@ def summary(out: Path, meta: dict, tokenizer, shards: int) -> str:
 
 
 def next_command(out: str, shards: int) -> str:
+    """What to run after this command."""
     out = shlex.quote(out)
     if shards > 1:
         return f"next: when all {shards} shards are there: python -m data_prep.merge {out}"
@@ -162,6 +164,7 @@ def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> 
 
 
 def main() -> None:
+    """Reads the command line and prepares its inputs."""
     run(make_parser(__doc__, "INPUT", "--out", *COMMON))
 
 

@@ -7,8 +7,7 @@
 About 470 million tokens of GPT-2 in 2.1 million stories: 1 GB of disk. On two cores four minutes at
 the 2.2 million tokens/s of LOG.md, if the network keeps up (not run in full yet).
 
-An interrupted command resumes when started again. --help shows all flags, such as --shard I/N for
-several machines.
+An interrupted command resumes when started again; --help shows all flags.
 """
 
 from data_prep.text import prepare_known

@@ -7,8 +7,8 @@
     corpus.pieces() -> batches of 256k characters -> a tokenizing thread for each core -> append
 
 The tokenizers release the GIL, so threads use all cores. Every few seconds the files are synced and
-a hidden file records the progress. After an interruption the same command resumes from there, and
-writes the same bytes.
+a hidden file records how many batches are written. After an interruption the same command reads the
+text again, skips those batches without tokenizing them, and writes the same bytes.
 
 All scripts write inside `writing`, which refuses a directory whose files are not an earlier output.
 """
@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -42,10 +41,12 @@ SECONDS = 2.0  # between records of the progress
 LOOKED = 1 << 22  # characters that are searched for MARKERS, at the beginning
 SPLITS, META = ("train", "val"), "meta.json"
 # what texts spell out between documents
-MARKERS = (
-    *EOT_NAMES,
-    *"[EOS] <EOS> <eot> <|eos|> <|eot_id|> <|end_of_turn|> <|endofdoc|> <|im_end|>".split(),
-)
+MARKERS = [*EOT_NAMES, "[EOS]", "<|eos|>", "<|eot_id|>", "<|end_of_turn|>", "<|im_end|>"]
+
+
+def hidden(path: Path, number: str = "") -> Path:
+    """The name of a file until all of them are complete; `number` is a shard's suffix."""
+    return path.with_name(f".{path.name}{number}.tmp")
 
 
 class TokenFile:
@@ -53,8 +54,7 @@ class TokenFile:
 
     def __init__(self, path: Path, dtype: np.dtype, counts: dict | None = None):
         """With the `counts` of an interrupted run, resumes after those tokens."""
-        self.path, self.dtype = path, dtype
-        self.temporary = path.with_name(f".{path.name}.tmp")
+        self.path, self.dtype, self.temporary = path, dtype, hidden(path)
         self.counts = counts or {"tokens": 0, "bytes": 0, "documents": 0, "largest": 0}
         self.digest = hashlib.sha256()
         interrupted_while_renaming = path.exists() and not self.temporary.exists()
@@ -80,22 +80,24 @@ class TokenFile:
         self.counts["largest"] = max(self.counts["largest"], int(ids.max(initial=0)))
 
     def sync(self) -> None:
+        """Flushes what was appended to disk."""
         self.file.flush()
         sync(self.file.fileno())
 
-    def close(self) -> None:
+    def close(self) -> dict:
+        """Completes the file, which keeps its hidden name; returns its entry in meta.json."""
         self.sync()
         self.file.close()
-
-    def meta(self) -> dict:
         return self.counts | {"sha256": self.digest.hexdigest()}
 
 
 def token_dtype(tokenizer) -> np.dtype:
+    """The little-endian dtype of a tokenizer's ids."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
 
 
 def check_fraction(val_fraction: float | None) -> None:
+    """Raises ValueError unless there is text on both sides."""
     if val_fraction is not None and not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1")
 
@@ -108,10 +110,8 @@ def check_name(out: Path | str) -> None:
     except ValueError:  # of read_shares, or not UTF-8
         fits = False
     if not fits:
-        raise ValueError(
-            f"--out={name!r}: --data would read this name as a mixture or a URL: choose one in "
-            "UTF-8 without a comma and without a colon before a number"
-        )
+        why = "--data would read this name as a mixture or a URL"
+        raise ValueError(f"--out={name!r}: {why}: choose one without commas and colons")
 
 
 def check_out(out: Path | str, files: dict[str, bytes | None], chat: bool = False) -> None:
@@ -122,23 +122,31 @@ def check_out(out: Path | str, files: dict[str, bytes | None], chat: bool = Fals
     """
     check_name(out)
     out = Path(out)
-    meta = read_json_or_empty(out / "meta.json")
+    meta = read_json_or_empty(out / META)
     if isinstance(meta.get("splits"), dict) and ("chat" in meta) == chat:
         return
-    begun = [".tokenizer-*.tmp"] if chat else [".tokenizer-*.tmp", ".progress*.json", "part-*.json"]
+    begun = (".tokenizer*.tmp", ".progress*.json", "part-*.json")
     if any(any(out.glob(pattern)) for pattern in begun):
         return
     for name, content in files.items():
         path = out / name
         is_same = content is not None and path.is_file() and path.read_bytes() == content
         if os.path.lexists(path) and not is_same:
-            raise ValueError(
-                f"{path} is not an earlier output of this command, and nothing is overwritten: "
-                "name another --out"
-            )
+            why = "is not an earlier output of this command, and nothing is overwritten"
+            raise ValueError(f"{path} {why}: name another --out")
+
+
+def write_source(out: Path, name: str, lines: list[str], chat: bool = False) -> str:
+    """Writes the text of a data directory into it; returns its name. Raises as `check_out`."""
+    content = "".join(f"{line}\n" for line in lines).encode()
+    check_out(out, {name: content}, chat)
+    with write_atomic(out / name) as file:
+        file.write(content)
+    return str(out / name)
 
 
 def read_json_or_empty(path: Path) -> dict:
+    """The object in a JSON file, or {} if there is none."""
     try:
         return read_json(path)
     except ValueError:
@@ -146,6 +154,7 @@ def read_json_or_empty(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
+    """Writes a JSON file atomically."""
     with write_atomic(path) as file:
         file.write(f"{json.dumps(value, indent=2)}\n".encode())
 
@@ -166,30 +175,26 @@ def writing(out: Path, tokenizer, number: str = "", chat: bool = False) -> Itera
     """
     progress = out / f".progress{number}.json"
     names = [f"train{number}.bin", f"val{number}.bin", f"part{number}.json" if number else META]
+    temporary = [hidden(out / FILE, number), *(hidden(out / name) for name in names)]
     content = saved(tokenizer)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with Lock(out, f".lock{number}"):
             check_out(out, {FILE: content} | dict.fromkeys(names), chat)
-            for path in out.glob(f".{progress.name}.*"):  # of a process that was killed
-                path.unlink(missing_ok=True)
+            for path in (progress, *temporary):
+                for leftover in out.glob(f".{path.name}.*"):  # of `write_atomic` and a kill
+                    leftover.unlink(missing_ok=True)
             try:
                 yield content
             except BaseException:
-                if not tokens_kept(progress):
-                    for path in (*(out / f".{name}.tmp" for name in names[:2]), progress):
+                if not progress.exists():
+                    for path in temporary:
                         path.unlink(missing_ok=True)
-                    shutil.rmtree(staging(out, number), ignore_errors=True)
                 raise
     except OSError as error:
         if error.errno and not error.filename:
             raise OSError(error.errno, error.strerror, str(out)) from None
         raise
-
-
-def staging(out: Path, number: str) -> Path:
-    """Where files are written before any is replaced; the name is the same after a kill."""
-    return out / f".tokenizer{number or '-00001'}.tmp"
 
 
 def write(
@@ -205,15 +210,26 @@ def write(
     if not text.strip():
         raise ValueError(f"the text is empty ({source}): there is nothing to train on")
     out, cut = Path(out), int(len(text) * (1 - val_fraction))
-    if tokenizer_name == "char":
-        tokenizer = CharTokenizer.train(text)
-    else:
-        tokenizer = get_tokenizer(tokenizer_name)
+    is_char = tokenizer_name == "char"
+    tokenizer = CharTokenizer.train(text) if is_char else get_tokenizer(tokenizer_name)
     with writing(out, tokenizer) as content:
         files = {split: TokenFile(out / f"{split}.bin", token_dtype(tokenizer)) for split in SPLITS}
         for split, part in zip(SPLITS, (text[:cut], text[cut:]), strict=True):
             files[split].append(tokenizer.encode(part), len(part.encode("utf-8")), 1)
         return finish(out, files, tokenizer, content, source)
+
+
+def describe(tokenizer, content: bytes, source: str, splits: dict, **more) -> dict:
+    """The contents of meta.json; `content` is that of tokenizer.json, `more` further entries."""
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": token_dtype(tokenizer).name,
+        "tokenizer": tokenizer.name,
+        "source": source,
+        "splits": splits,
+        **more,
+        "tokenizer_sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
 def finish(
@@ -223,63 +239,48 @@ def finish(
     content: bytes,
     source: str,
     shard: tuple[int, int] = (1, 1),
-    more: dict | None = None,
+    **more,
 ) -> dict:
     """Renames complete files and describes them in meta.json, or for a shard in part-00002.json.
 
     `content` is that of tokenizer.json, `more` are further entries of meta.json.
     """
-    for split, file in files.items():
-        file.close()
-        if shard[1] == 1 and file.counts["tokens"] < 2:
+    splits = {split: file.close() for split, file in files.items()}
+    for split, counts in splits.items():
+        if shard[1] == 1 and counts["tokens"] < 2:
             why = f"the text ({source}) is too short"
-            raise ValueError(f"the {split} split has {file.counts['tokens']} tokens: {why}")
-    meta = {
-        "vocab_size": tokenizer.vocab_size,
-        "dtype": token_dtype(tokenizer).name,
-        "tokenizer": tokenizer.name,
-        "source": source,
-        "splits": {split: file.meta() for split, file in files.items()},
-        **(more or {}),
-    }
-    if shard[1] > 1:
-        meta["shard"] = list(shard)
+            raise ValueError(f"the {split} split has {counts['tokens']} tokens: {why}")
     number = suffix(shard)
-    name = f"part{number}.json" if number else META
-    directory = staging(out, number)
+    if number:
+        more["shard"] = list(shard)
+    meta = describe(tokenizer, content, source, splits, **more)
+    described = out / (f"part{number}.json" if number else META)
     # everything is written before anything is replaced: the disk may be full
-    with write_atomic(directory / FILE) as written:
+    with write_atomic(hidden(out / FILE, number)) as written:
         written.write(content)
-    meta["tokenizer_sha256"] = hashlib.sha256(content).hexdigest()
-    write_json(directory / name, meta)
-    (out / name).unlink(missing_ok=True)  # the directory is incomplete until the new one is there
+    write_json(hidden(described), meta)
+    described.unlink(missing_ok=True)  # the directory is incomplete until the new one is there
     for file in files.values():
         file.temporary.replace(file.path)
-    for file_name in (FILE, name):
-        os.replace(directory / file_name, out / file_name)
-    shutil.rmtree(directory)
+    os.replace(hidden(out / FILE, number), out / FILE)
+    os.replace(hidden(described), described)
     return meta
 
 
 class Batch:
-    """Texts to tokenize together, and the progress to record when their tokens are on disk."""
+    """Texts to tokenize together."""
 
     def __init__(self):
-        self.texts: dict[str, list[str]] = {split: [] for split in SPLITS}
-        self.ends: dict[str, list[bool]] = {
-            split: [] for split in SPLITS
-        }  # an end-of-text token follows
-        self.bytes = dict.fromkeys(SPLITS, 0)
+        # by split: (text, whether an end-of-text token follows)
+        self.texts: dict[str, list[tuple[str, bool]]] = {split: [] for split in SPLITS}
         self.documents = dict.fromkeys(SPLITS, 0)  # that end in it
         self.characters = 0
         self.at = 0  # bytes of input read
-        self.progress: dict = {}
 
     def add(self, split: str, text: str, end: bool) -> None:
+        """Adds a text; `end` is whether an end-of-text token follows."""
         if text:
-            self.texts[split].append(text)
-            self.ends[split].append(end)
-            self.bytes[split] += len(text.encode("utf-8"))
+            self.texts[split].append((text, end))
             self.characters += len(text)
 
 
@@ -290,49 +291,41 @@ class CorpusWriter:
         self, out: Path, corpus: Corpus, tokenizer, content: bytes, val_fraction: float, dedup: bool
     ):
         """`content` is that of tokenizer.json."""
-        self.corpus, self.tokenizer, self.dedup, self.content = corpus, tokenizer, dedup, content
+        self.corpus, self.tokenizer, self.dedup = corpus, tokenizer, dedup
         number = suffix(corpus.shard)
         self.path = out / f".progress{number}.json"
         digest = hashlib.sha256(content).hexdigest()
-        job = json.dumps([4, corpus.fingerprint(), digest, val_fraction, dedup])
-        job = hashlib.sha256(job.encode()).hexdigest()
-        # `next` is the first piece that is not written yet: file, document, passage
-        self.state: dict = {"job": job, "next": [0, 0, 0], "splits": {}, "chosen": {}}
-        self.state |= {"skipped": 0, "duplicates": 0, "cut": 0}
+        job = json.dumps([5, BATCH, corpus.fingerprint(), digest, val_fraction, dedup])
+        # `batches` is how many are written
+        self.state = {"job": hashlib.sha256(job.encode()).hexdigest(), "batches": 0, "splits": {}}
         found = read_json_or_empty(self.path)
-        self.resumed = found.get("job") == job
-        if self.resumed:
+        if found.get("job") == self.state["job"]:
             self.state = found
         else:
             self.path.unlink(missing_ok=True)  # it describes files that are overwritten now
-        self.split = Split(corpus, val_fraction, self.state["chosen"])
-        self.state["chosen"] = self.split.chosen
+        self.split = Split(corpus, val_fraction)
         dtype, counts = token_dtype(tokenizer), self.state["splits"]
         self.files = {s: TokenFile(out / f"{s}{number}.bin", dtype, counts.get(s)) for s in SPLITS}
-        special = getattr(tokenizer, "special", {})
-        self.markers = [] if corpus.separator else [*dict.fromkeys((*MARKERS, *special))]
-        self.marker = ""  # the first of them that a text spells out
-
-    @property
-    def tokens(self) -> int:
-        return sum(file.counts["tokens"] for file in self.files.values())
+        self.special = list(getattr(tokenizer, "special", {}))
+        self.marker = ""  # of the end of a document, the first that a text spells out
+        self.duplicates = self.cut = 0  # documents
 
     def run(self, show: bool) -> None:
         """Reads, tokenizes in threads, and appends in the order of reading."""
         threads, pending = os.cpu_count() or 1, deque()
-        recorded = start = time.monotonic()
-        before = self.tokens
+        recorded = time.monotonic()
+        written = self.state["batches"]
         with ThreadPoolExecutor(threads) as pool, progress_bar(self.corpus, show) as bar:
 
             def take() -> None:
                 batch, future = pending.popleft()
                 self.append(batch, future.result())
-                speed = (self.tokens - before) / (time.monotonic() - start)
-                bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
                 bar.update(max(batch.at - bar.n, 0))
 
             try:
-                for batch in self.batches():
+                for number, batch in enumerate(self.batches()):
+                    if number < written:
+                        continue
                     pending.append((batch, pool.submit(self.encode, batch)))
                     if len(pending) > 2 * threads:
                         take()
@@ -349,110 +342,89 @@ class CorpusWriter:
         self.record()
 
     def batches(self) -> Iterator[Batch]:
-        """The batches to write, in order, from the recorded progress on."""
-        progress = {key: self.state[key] for key in ("next", "skipped", "duplicates", "cut")}
-        begin, batch = tuple(progress["next"]), Batch()
-        seen: set[int] = set()  # hashes of the documents so far, which are read again when resuming
-        looked, is_copy = 0, False
-        start = () if self.dedup else (*begin, progress["skipped"])
-        for piece in self.corpus.pieces(*start):
-            if self.dedup and piece.passage == 0:
+        """All batches of the corpus, in order."""
+        markers = [] if self.corpus.separator else [*dict.fromkeys((*MARKERS, *self.special))]
+        batch, looked = Batch(), 0
+        seen: set[int] = set()  # hashes of the documents so far
+        is_copy = False
+        for piece in self.corpus.pieces():
+            if self.dedup and piece.place == 0:
                 is_copy = piece.digest in seen
                 seen.add(piece.digest)
-            if piece[:3] < begin:
-                continue
-            if is_copy:
-                progress["duplicates"] += piece.passage == 0
-            else:
-                progress["cut"] += self.divide(piece, batch)
+                self.duplicates += is_copy
+            if not is_copy:
+                self.divide(piece, batch)
             if not self.marker and looked < LOOKED:
                 looked += len(piece.text)
-                self.marker = next((marker for marker in self.markers if marker in piece.text), "")
-            passage = 0 if piece.last else piece.passage + 1
-            progress["next"] = [piece.file, piece.document + piece.last, passage]
-            progress["skipped"] = self.corpus.skipped_before
-            batch.progress = dict(progress)
-            batch.at = self.corpus.before[piece.file] + piece.at
+                self.marker = next((marker for marker in markers if marker in piece.text), "")
+            batch.at = piece.at
             if batch.characters >= BATCH:
                 yield batch
                 batch = Batch()
-        if batch.progress:
-            yield batch
+        yield batch
 
-    def divide(self, piece: Piece, batch: Batch) -> bool:
-        """Adds a piece to its split; returns whether it ends a document that is cut."""
+    def divide(self, piece: Piece, batch: Batch) -> None:
+        """Adds a piece to its split."""
         boundary = self.split.boundary(piece)
         cut = min(max(boundary - piece.place, 0), len(piece.text))
         is_whole = boundary == piece.length
         # other documents follow the part for training, if there are several
-        end = boundary == piece.place + cut and (is_whole or self.split.chosen["several"])
+        end = boundary == piece.place + cut and (is_whole or self.split.several)
         batch.add("train", piece.text[:cut], end)
         batch.add("val", piece.text[cut:], piece.last)
-        batch.documents["train" if is_whole else "val"] += piece.last
-        return piece.last and 0 < boundary < piece.length
+        if piece.last:
+            batch.documents["train" if is_whole else "val"] += 1
+            self.cut += 0 < boundary < piece.length
 
-    def encode(self, batch: Batch) -> dict[str, np.ndarray]:
-        """The tokens of a batch by split, with an end-of-text token after each document."""
+    def encode(self, batch: Batch) -> dict[str, tuple[np.ndarray, int]]:
+        """The tokens of a batch by split, an end-of-text token after each document, and bytes."""
         eot, tokens = self.tokenizer.eot_id, {}
-        for split, texts in batch.texts.items():
-            ends = batch.ends[split]
-            if eot is None:
-                texts = [ended(t) if end else t for t, end in zip(texts, ends, strict=True)]
+        for split, items in batch.texts.items():
+            texts = [ended(text) if end and eot is None else text for text, end in items]
             parts = [np.zeros(0, np.int64)]
-            for ids, end in zip(self.tokenizer.encode_batch(texts), ends, strict=True):
+            for ids, (_, end) in zip(self.tokenizer.encode_batch(texts), items, strict=True):
                 parts += [ids, [eot]] if end and eot is not None else [ids]
             ids = np.concatenate([np.asarray(part, np.int64) for part in parts])
             if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.vocab_size:
-                raise ValueError(
-                    f"tokenizer {self.tokenizer.name} gave the ids {ids.min()} to {ids.max()}, "
-                    f"but its vocab_size is {self.tokenizer.vocab_size}"
-                )
-            tokens[split] = ids
+                found = f"tokenizer {self.tokenizer.name} gave the ids {ids.min()} to {ids.max()}"
+                raise ValueError(f"{found}, but its vocab_size is {self.tokenizer.vocab_size}")
+            tokens[split] = ids, sum(len(text.encode("utf-8")) for text, _ in items)
         return tokens
 
-    def append(self, batch: Batch, tokens: dict[str, np.ndarray]) -> None:
-        for split, ids in tokens.items():
-            self.files[split].append(ids, batch.bytes[split], batch.documents[split])
-        self.state |= batch.progress
+    def append(self, batch: Batch, tokens: dict[str, tuple[np.ndarray, int]]) -> None:
+        """Appends a batch to the token files."""
+        for split, (ids, size) in tokens.items():
+            self.files[split].append(ids, size, batch.documents[split])
+        self.state["batches"] += 1
 
     def record(self) -> None:
         """Syncs the files, then records the progress: in this order a crash loses only time."""
+        if not self.state["batches"]:
+            return
         for file in self.files.values():
             file.sync()
         self.state["splits"] = {split: file.counts for split, file in self.files.items()}
         write_json(self.path, self.state)
 
-    def finish(self, source: str) -> dict:
-        out, shard = self.path.parent, self.corpus.shard
-        meta = finish(out, self.files, self.tokenizer, self.content, source, shard)
-        self.path.unlink()
-        return meta
-
     def notes(self, meta: dict) -> Iterator[str]:
         """What the user should know about the data."""
-        corpus, special = self.corpus, [*getattr(self.tokenizer, "special", {})]
-        if self.tokenizer.eot_id is None and special:
-            yield (
-                f"note: none of the special tokens ({' '.join(special[:5])}) is known to end a "
-                "text: a newline ends each document, unless tokenizer_config.json beside the "
-                "tokenizer.json names an eos_token"
-            )
-        if self.state["duplicates"]:
-            yield f"{self.state['duplicates']:,} duplicate documents were left out"
+        corpus = self.corpus
+        if self.tokenizer.eot_id is None and self.special:
+            why = f"none of its special tokens ({' '.join(self.special[:5])}) is known to do so"
+            yield f"note: a newline ends each document: {why}"
+        if self.duplicates:
+            yield f"{self.duplicates:,} duplicate documents were left out"
         if corpus.skipped:
-            left_out = "lines, records or files without a text in UTF-8 were left out"
-            yield f"{corpus.skipped:,} {left_out}"
+            what = "lines, records or files without a text in UTF-8"
+            yield f"{corpus.skipped:,} {what} were left out"
         if self.marker:
-            yield (
-                f"the text spells out {self.marker}, which is read as plain text: "
-                f"--separator={shlex.quote(self.marker)} ends documents there"
-            )
-        if corpus.separator and not self.resumed and not corpus.separated:
+            option = f"--separator={shlex.quote(self.marker)}"
+            yield f"the text spells out {self.marker} as plain text: {option} ends documents there"
+        if corpus.separator and not corpus.separated:
             yield f"the separator {corpus.separator!r} is nowhere in the text"
         train, val = (meta["splits"][split]["documents"] for split in SPLITS)
-        cut = self.state["cut"]
-        counts = {"for training": train, "for validation": val - cut}
-        counts["cut once, the end for validation"] = cut
+        counts = {"for training": train, "for validation": val - self.cut}
+        counts["cut once, the end for validation"] = self.cut
         parts = [f"{count:,} {where}" for where, count in counts.items() if count]
         yield "documents: " + ", ".join(parts)
 
@@ -462,33 +434,19 @@ def suffix(shard: tuple[int, int]) -> str:
     return f"-{shard[0]:05}" if shard[1] > 1 else ""
 
 
-def tokens_kept(path: Path) -> int:
-    """From how many tokens the same command can resume after an interruption."""
-    return sum(counts["tokens"] for counts in read_json_or_empty(path).get("splits", {}).values())
-
-
-def kept(path: Path, corpus: Corpus) -> str:
-    """What the same command can resume from after an interruption."""
-    tokens = tokens_kept(path)
-    if not tokens or corpus.spool:
-        return "nothing is kept, the same command starts again"
-    return f"the same command resumes after the {tokens:,} tokens already written"
-
-
 def ended(text: str) -> str:
     """Adds the newline that ends a document if there is no end-of-text token."""
     return text if text.endswith("\n") else text + "\n"
 
 
 def train_characters(corpus: Corpus, show: bool = False) -> CharTokenizer:
-    """Trains a character tokenizer on a corpus, which is read completely."""
+    """Trains a character tokenizer on a corpus, which is read completely, whatever its shard."""
     found = np.zeros(sys.maxunicode + 1, bool)
-    corpus = corpus.unsharded()
     with progress_bar(corpus, show) as bar:
-        for piece in corpus.pieces():
+        for piece in corpus.pieces(shard=(1, 1)):
             text = ended(piece.text) if piece.last else piece.text
             found[np.frombuffer(text.encode("utf-32-le"), np.uint32)] = True
-            bar.update(max(corpus.before[piece.file] + piece.at - bar.n, 0))
+            bar.update(max(piece.at - bar.n, 0))
     return CharTokenizer.train("".join(map(chr, np.flatnonzero(found))))
 
 
@@ -512,22 +470,24 @@ def write_corpus(
     `dedup` leaves out duplicate documents, by a hash of 64 bits; memory grows with the number of
     documents.
     """
-    check_fraction(val_fraction)
-    check_name(out)
     out, number = Path(out), suffix(corpus.shard)
-    path = out / f".progress{number}.json"
+    progress = out / f".progress{number}.json"
     with writing(out, tokenizer, number) as content:
         try:
             writer = CorpusWriter(out, corpus, tokenizer, content, val_fraction, dedup)
-            if writer.resumed:
-                say(f"resuming after the {writer.tokens:,} tokens already written")
+            if writer.state["batches"]:
+                written = sum(file.counts["tokens"] for file in writer.files.values())
+                say(f"resuming after the {written:,} tokens already written")
             writer.run(show=sys.stderr.isatty())
-            meta = writer.finish(source)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped: {kept(path, corpus)}") from None
-        except OSError as error:
+            meta = finish(out, writer.files, tokenizer, content, source, corpus.shard)
+            progress.unlink()
+        except (KeyboardInterrupt, OSError) as error:
+            resumes = progress.exists() and not corpus.stdin
+            then = f"the same command {'resumes where it stopped' if resumes else 'starts again'}"
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"stopped: {then}") from None
             what = f"{error.filename or out}: {error.strerror or error}"
-            raise OSError(f"{what}; {kept(path, corpus)}") from error
+            raise OSError(f"{what}; {then}") from error
     for note in writer.notes(meta):
         say(note)
     return meta

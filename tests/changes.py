@@ -70,7 +70,7 @@ nanogpt.data.mixture
     directories of a mixture share one order: seed + k -> seed
 nanogpt.data.tokenizer
     characters are numbered as they occur: sorted(set(text)) -> dict.fromkeys(text)
-    the vocabulary ends at its last token: max(self._ids) + 1 -> len(self._ids)
+    the vocabulary ends at its last token: max(self.vocabulary.values()) + 1 -> len(self.vocabulary)
     a special token in a text is one: backend.encode_special_tokens = True -> backend.encode_special_tokens = False
 nanogpt.evaluate
     dropout is on in an evaluation: model.eval() -> pass

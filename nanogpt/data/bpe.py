@@ -68,10 +68,8 @@ def to_tiktoken(parts: dict, special: dict[str, int], name: str):
     bytes_of = {character: byte for byte, character in enumerate(byte_alphabet())}
     merged = ["".join(pair) for pair in model["merges"]]
     ids = [vocab.get(token, -1) for token in merged]
-    one_each = len(set(vocab.values())) == len(vocab) == 256 + len(ids)
-    if not (
-        one_each and vocab.keys() == {*bytes_of, *merged} and all(a < b for a, b in pairwise(ids))
-    ):
+    is_complete = vocab.keys() == {*bytes_of, *merged} and len(vocab) == 256 + len(merged)
+    if not is_complete or ids != sorted(set(ids)) or len(set(vocab.values())) < len(vocab):
         return None
     ranks = {bytes(bytes_of[c] for c in token): i for token, i in vocab.items()}
     return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
@@ -82,10 +80,9 @@ def split_pattern(parts: dict) -> str | None:
     split = parts.get("pre_tokenizer") or {}
     if split == GPT2_SPLIT:
         return GPT2_PATTERN
-    steps = split.get("pretokenizers", [])
-    if len(steps) != 2 or steps[1] != BYTES or steps[0]["type"] != "Split":
-        return None
-    return steps[0]["pattern"].get("Regex") if steps[0]["behavior"] == "Isolated" else None
+    steps = split.get("pretokenizers") or [{}]
+    pattern = (steps[0].get("pattern") or {}).get("Regex")
+    return pattern if pattern and split == split_by(pattern) else None
 
 
 def byte_alphabet() -> list[str]:

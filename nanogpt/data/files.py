@@ -12,16 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-# file systems that cannot flush a directory, or Windows a file that is open for reading only
-UNSYNCABLE = {
-    errno.EINVAL,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EBADF,
-    errno.EACCES,
-    errno.EPERM,
-}
+# some file systems cannot flush a directory, nor Windows a file that is open for reading only
+UNSYNCABLE = [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS]
+UNSYNCABLE += [errno.EBADF, errno.EACCES, errno.EPERM]
 MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
 
 
@@ -77,9 +70,8 @@ def write_atomic(path: Path | str) -> Iterator[BinaryIO]:
 @contextmanager
 def waiting(what: str, say=None):
     """Context manager for slow, silent work: prints `what` to stderr, or by `say`, after 1.5 s."""
-    timer = threading.Timer(
-        1.5, say or (lambda text: print(text, file=sys.stderr)), [f"{what} ..."]
-    )
+    say = say or (lambda text: print(text, file=sys.stderr))
+    timer = threading.Timer(1.5, say, [f"{what} ..."])
     timer.daemon = True
     timer.start()
     try:
@@ -127,4 +119,4 @@ def first_line(error: Exception) -> str:
 
 def is_count(value: object, least: int = 0) -> bool:
     """Whether a value from a JSON file is an integer of at least `least` that fits into int64."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63
+    return type(value) is int and least <= value < 1 << 63

@@ -1,22 +1,23 @@
-"""What a data directory holds, and whether its files agree.
+"""What a data directory must hold: `meta.json`, the files that it describes, their tokenizer.
 
 `meta.json` describes the tokens: vocab_size, dtype, source and, for each split, the number of
 tokens, the bytes of their text, the largest id, and the names of the files if it is not one.
 Directories that nanoGPT wrote have none: the same is derived from their tokens.
 """
 
-import json
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from nanogpt.data import tokenizer as tokenizers
-from nanogpt.data.files import is_count, read_json, write_atomic
+from nanogpt.data.files import is_count, read_json
 from nanogpt.data.remote import local
-from nanogpt.data.tokenizer import FILE, BPETokenizer, is_nanogpts, load_tokenizer
+from nanogpt.data.tokenizer import FILE, BPETokenizer, load_tokenizer, written_by_nanogpt
+
+SPLITS = ("train", "val")
 
 
 def read_meta(directory: Path | str) -> dict:
@@ -26,18 +27,13 @@ def read_meta(directory: Path | str) -> dict:
     """
     path = local(directory) / "meta.json"
     if not path.parent.is_dir():
-        raise ValueError(
-            f"data directory {str(directory)!r} does not exist in {Path.cwd()}: name it with "
-            "--data, or prepare the data first (data_prep/README.md)"
-        )
-    if from_nanogpt := nanogpt_meta(path.parent):
-        return from_nanogpt
+        where = f"data directory {str(directory)!r} does not exist in {Path.cwd()}"
+        raise ValueError(f"{where}: name it with --data, or prepare it (data_prep/README.md)")
+    if derived := derive_meta(path.parent):
+        return derived
     if not path.exists():
-        raise ValueError(
-            f"{path} is missing, so the tokens in that directory are unknown: prepare the text "
-            "into a new directory, or describe the tokens in meta.json and tokenizer.json "
-            "(data_prep/README.md)"
-        )
+        describe = "or describe the tokens in meta.json and tokenizer.json (data_prep/README.md)"
+        raise ValueError(f"{path} is missing: {advice({})}, {describe}")
     try:
         meta = read_json(path)
         check_meta(meta, path.with_name(FILE))
@@ -55,23 +51,23 @@ def advice(meta: dict) -> str:
     return f"prepare the data again in a new directory{source}"
 
 
+def require(valid: object, name: str, value: object) -> None:
+    """Raises ValueError naming a value of meta.json unless it is valid."""
+    if not valid:
+        raise ValueError(f"{name} is {str(value)[:80]!r}")
+
+
 def check_meta(meta: dict, tokenizer: Path) -> None:
     """Raises ValueError or KeyError if meta.json lacks a value or has an impossible one."""
-
-    def require(valid: object, name: str, value: object, hint: str = "") -> None:
-        if not valid:
-            raise ValueError(f"{name} is {str(value)[:80]!r}{hint}")
-
-    for split in ("train", "val"):
-        counts: dict = {"largest": 0, "documents": 0, "files": ["x.bin"], "sha256": ""}
-        counts |= meta["splits"][split]
+    for split in SPLITS:
+        optional = {"largest": 0, "documents": 0, "files": ["x.bin"], "sha256": ""}
+        counts = optional | meta["splits"][split]
         for name in ("tokens", "bytes", "largest", "documents"):
             require(is_count(counts[name]), f"{split}: {name}", counts[name])
-        if counts["tokens"] and not counts["bytes"]:
-            raise ValueError(f"{split}: {counts['tokens']} tokens have 0 bytes of text")
+        require(counts["bytes"] or not counts["tokens"], f"{split}: bytes", 0)
         files = counts["files"]
-        plain = isinstance(files, list) and files and all(map(is_plain_name, files))
-        require(plain, f"{split}: files", files, ", not a list of names in this directory")
+        inside = isinstance(files, list) and files and all(map(is_plain_name, files))
+        require(inside, f"{split}: files (names in this directory)", files)
         require(isinstance(counts["sha256"], str), f"{split}: sha256", counts["sha256"])
         if "chat" in meta:
             answers = counts["answers"]
@@ -85,7 +81,7 @@ def check_meta(meta: dict, tokenizer: Path) -> None:
     most = max(1 << 20, tokenizer.stat().st_size if tokenizer.is_file() else 0)
     size = meta["vocab_size"]
     require(is_count(size, 1) and size <= most, "vocab_size", size)
-    require(meta["dtype"] in ("uint16", "uint32"), "dtype", meta["dtype"], ", not uint16 or uint32")
+    require(meta["dtype"] in ("uint16", "uint32"), "dtype", meta["dtype"])
 
 
 def is_plain_name(file: object) -> bool:
@@ -96,8 +92,8 @@ def is_plain_name(file: object) -> bool:
 def check_tokenizer(path: Path, meta: dict) -> None:
     """Raises ValueError if the tokenizer.json beside the tokens is not the one that made them.
 
-    meta.json records its SHA-256. In older ones without it, the vocabulary must be large enough for
-    all its tokens, and have the largest id of the data.
+    meta.json records its SHA-256. If it does not, the vocabulary must be large enough for all its
+    tokens, and have the largest id of the data.
     """
     if not path.is_file():  # `load_tokenizer` names it
         return
@@ -108,9 +104,8 @@ def check_tokenizer(path: Path, meta: dict) -> None:
         same = largest < load_tokenizer(path.parent).vocab_size <= meta["vocab_size"]
     if not same:
         raise ValueError(
-            f"{path} is not the tokenizer of the tokens beside it, which meta.json describes "
-            f"(vocab_size={meta['vocab_size']}): put the original tokenizer.json back, or "
-            f"{advice(meta)}"
+            f"{path} is not the tokenizer of the tokens beside it, whose vocabulary has "
+            f"{meta['vocab_size']} tokens: put the original file back, or {advice(meta)}"
         )
 
 
@@ -118,86 +113,53 @@ def check_tokenizer(path: Path, meta: dict) -> None:
 
 
 def token_dtype(meta: dict) -> np.dtype:
+    """The little-endian dtype of the tokens."""
     return np.dtype(meta["dtype"]).newbyteorder("<")
 
 
-def find_token_files(directory: Path | str, meta: dict, split: str) -> list[Path]:
-    """The token files of a split. Raises ValueError if they are missing or have another size."""
-    dtype, counts = token_dtype(meta), meta["splits"][split]
-    names = counts.get("files", [f"{split}.bin"])
-    paths = [local(directory) / name for name in names]
-    for path in paths:
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: {advice(meta)}")
-    size, expected = sum(p.stat().st_size for p in paths), counts["tokens"] * dtype.itemsize
-    if size != expected:
-        raise ValueError(
-            f"{describe(paths)} has {size} bytes, but its {counts['tokens']} tokens of "
-            f"{dtype.name} need {expected}: it is truncated or was changed; {advice(meta)}"
-        )
+def check_split(
+    directory: Path | str, meta: dict, split: str, block_size: int, vocab_size: int
+) -> list[Path]:
+    """The token files of a split.
+
+    Raises ValueError if they are missing or have another size, if a window of `block_size` tokens
+    and one more do not fit, or if a token is not below `vocab_size`. Reads the tokens if meta.json
+    does not give the largest one, or is older than they are.
+    """
+    directory, dtype, counts = local(directory), token_dtype(meta), meta["splits"][split]
+    paths = [directory / name for name in counts.get("files", [f"{split}.bin"])]
+    if missing := next((path for path in paths if not path.is_file()), None):
+        raise ValueError(f"{missing} is missing: {advice(meta)}")
+    name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    tokens, size = counts["tokens"], sum(path.stat().st_size for path in paths)
+    if size != tokens * dtype.itemsize:
+        need = f"{tokens} tokens of {dtype.name} need {tokens * dtype.itemsize}"
+        why = "it is truncated or was changed"
+        raise ValueError(f"{name} has {size} bytes, but its {need}: {why}; {advice(meta)}")
+    if "chat" in meta and block_size != (block := meta["chat"]["block"]):
+        other = f"give --block_size={block}, or prepare them with --block_size {block_size}"
+        raise ValueError(f"the conversations in {name} fill blocks of {block} tokens: {other}")
+    if tokens < block_size + 1:
+        most = f"--block_size={tokens - 1} at most" if tokens > 1 else "more text or --val_fraction"
+        why = f"{name} has {tokens} tokens, too few; give {most}"
+        raise ValueError(f"block_size={block_size} is too long: {why}")
+    largest, file = counts.get("largest"), directory / "meta.json"
+    written = file.stat().st_mtime_ns if file.exists() else np.inf
+    if largest is None or any(path.stat().st_mtime_ns > written for path in paths):
+        largest = largest_token(paths, dtype)
+    if largest >= vocab_size:
+        why = f"contains token {largest}, but the vocabulary has {vocab_size} tokens"
+        other = "give the vocab_size that it was made with"
+        raise ValueError(f"{name} {why}: {advice(meta)}, or {other}")
     return paths
 
 
-def describe(paths: list) -> str:
-    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-
-
-def check_block_size(block_size: int, meta: dict, split: str, paths: list) -> None:
-    """Raises ValueError if a window of `block_size` tokens and one more do not fit in a split."""
-    tokens = meta["splits"][split]["tokens"]
-    if "chat" in meta and block_size != (block := meta["chat"]["block"]):
-        raise ValueError(
-            f"the conversations in {describe(paths)} fill blocks of {block} tokens: give "
-            f"--block_size={block}, or prepare them with --block_size {block_size}"
-        )
-    if tokens < 2:
-        raise ValueError(
-            f"{describe(paths)} has {tokens} tokens, too few: add text or change --val_fraction"
-        )
-    if tokens < block_size + 1:
-        raise ValueError(
-            f"block_size={block_size} is too long: {describe(paths)} has {tokens} tokens, enough "
-            f"for --block_size={tokens - 1} at most"
-        )
-
-
-def check_ids(directory: Path | str, meta: dict, split: str, paths: list, vocab_size: int) -> None:
-    """Raises ValueError if a token of the split is not below `vocab_size`.
-
-    Reads the tokens if meta.json does not give the largest one, or is older than they are.
-    """
-    largest, file = meta["splits"][split].get("largest"), Path(directory, "meta.json")
-    written = file.stat().st_mtime_ns if file.exists() else np.inf
-    if largest is None or any(path.stat().st_mtime_ns > written for path in paths):
-        largest = known_largest(Path(directory, ".scan.json"), paths, token_dtype(meta))
-    if largest >= vocab_size:
-        raise ValueError(
-            f"{describe(paths)} contains token {largest}, but the vocabulary has {vocab_size} "
-            f"tokens (0 to {vocab_size - 1}): {advice(meta)}, or give the vocab_size that it was "
-            "made with"
-        )
-
-
-def known_largest(record: Path, paths: list, dtype: np.dtype) -> int:
-    """`largest_token`, kept in the file `record`: it takes a minute for 20 GB."""
-    stats = [(path.name, path.stat()) for path in paths]
-    key = " ".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
-    known = {}
-    with suppress(ValueError):
-        known = read_json(record)
-    if not is_count(known.get(key)):
-        known[key] = largest_token(paths, dtype)
-        with suppress(OSError), write_atomic(record) as file:
-            file.write(json.dumps(known).encode())
-    return known[key]
-
-
-def largest_token(paths: list, dtype: np.dtype) -> int:
+def largest_token(paths: list[Path], dtype: np.dtype) -> int:
     """The largest id in token files."""
     return max((int(block.max()) for block in read_blocks(paths, dtype)), default=0)
 
 
-def read_blocks(paths: list, dtype: np.dtype) -> Iterator[np.ndarray]:
+def read_blocks(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
     """The tokens of the files in blocks of at most 4 million."""
     for path in paths:
         with open(path, "rb") as file:
@@ -208,32 +170,32 @@ def read_blocks(paths: list, dtype: np.dtype) -> Iterator[np.ndarray]:
 # Directories of nanoGPT
 
 
-def nanogpt_meta(directory: Path) -> dict | None:
+def derive_meta(directory: Path) -> dict | None:
     """The equivalent of meta.json for a directory that nanoGPT wrote, or None. Writes nothing.
 
     The bytes of text follow from the counts of the tokens. Without meta.pkl the tokens must be
     GPT-2's. Raises ValueError if the tokens are not uint16.
     """
-    files = {split: directory / f"{split}.bin" for split in ("train", "val")}
-    if not is_nanogpts(directory) or not all(path.is_file() for path in files.values()):
+    files = {split: directory / f"{split}.bin" for split in SPLITS}
+    if not written_by_nanogpt(directory) or not all(path.is_file() for path in files.values()):
         return None
     for path in files.values():
-        check_width(path)
+        pairs = np.fromfile(path, dtype="<u4", count=1 << 15)  # of uint16 tokens
+        if pairs.any() and pairs.max() < 1 << 16:
+            raise ValueError(
+                f"every second token of {path} is 0 when read as uint16, nanoGPT's format: store "
+                "the tokens as uint16 in a new directory (numpy: tokens.astype('<u2').tofile(path))"
+            )
     counts = {s: count_ids(path.resolve(), path.stat().st_mtime_ns) for s, path in files.items()}
     # any text in GPT-2's tokens soon has ids above 10,000: others do not need its files
     may_be_gpt2s = counts["train"][10_000:].any()
     if not (directory / "meta.pkl").exists() and not (may_be_gpt2s and is_gpt2s(files["train"])):
         return None
     tokenizer = load_tokenizer(directory)
-    lengths = token_lengths(tokenizer)
-    splits = {
-        split: {
-            "tokens": int(n.sum()),
-            "bytes": int(n[: len(lengths)] @ lengths),
-            "largest": int(n.nonzero()[0].max(initial=0)),
-        }
-        for split, n in counts.items()
-    }
+    lengths, splits = token_lengths(tokenizer), {}
+    for split, n in counts.items():
+        text_bytes, largest = n[: len(lengths)] @ lengths, n.nonzero()[0].max(initial=0)
+        splits[split] = {"tokens": int(n.sum()), "bytes": int(text_bytes), "largest": int(largest)}
     about = {"vocab_size": tokenizer.vocab_size, "dtype": "uint16", "tokenizer": tokenizer.name}
     return about | {"source": "nanoGPT's files", "splits": splits}
 
@@ -259,30 +221,13 @@ def count_ids(path: Path, changed_ns: int) -> np.ndarray:
     return counts
 
 
-def check_width(path: Path) -> None:
-    """Raises ValueError if the tokens of a file have 4 or 8 bytes: every second uint16 is 0."""
-    ids = np.fromfile(path, dtype="<u2", count=1 << 16)
-    halves = ids[: len(ids) // 2 * 2].reshape(-1, 2).T
-    zero = [not half.any() for half in halves]
-    # with fewer different ids it may be a text such as ababab
-    if sum(zero) == 1 and len(np.unique(halves[zero.index(False)])) > 2:
-        raise ValueError(
-            f"every second token of {path} is 0 when read as uint16, nanoGPT's format: its tokens "
-            "seem to be uint32 or int64. Store them as little-endian uint16 in a new directory "
-            "(numpy: tokens.astype('<u2').tofile(path))"
-        )
-
-
 def is_gpt2s(path: Path) -> bool:
     """Whether the tokens of a file are GPT-2's: if so, their text gets the same tokens again."""
     ids, gpt2 = np.fromfile(path, dtype="<u2", count=10_000).astype(np.int64), BPETokenizer.gpt2()
+    ids = ids[ids != gpt2.eot_id]
     if not len(ids) or ids.max() >= gpt2.vocab_size:
         return False
-    documents = np.split(ids, np.flatnonzero(ids == gpt2.eot_id))
-    documents = [document[document != gpt2.eot_id] for document in documents]
-    encoded = gpt2.encode_batch([gpt2.decode(document) for document in documents])
-    lengths, found = token_lengths(gpt2), []
-    for tokens in map(np.concatenate, (documents, encoded)):
-        found.append({*zip(np.cumsum(lengths[tokens]).tolist(), tokens.tolist(), strict=True)})
-    # texts tokenized line by line differ a little; other tokenizers' ids agree in less than 0.6
-    return len(found[0] & found[1]) > 0.9 * len(found[0])
+    again = gpt2.encode(gpt2.decode(ids))
+    # texts tokenized line by line differ a little
+    same = (Counter(ids.tolist()) & Counter(again.tolist())).total()
+    return same > 0.9 * max(len(ids), len(again))

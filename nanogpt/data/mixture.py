@@ -8,6 +8,7 @@ sample number), too. Each directory has its own epochs. Evaluation reads the val
 all directories once, whatever the shares.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +24,27 @@ def read_shares(data: str) -> dict[str, float]:
 
     A directory that exists under that very name, such as v1:2, is not a mixture.
     """
-    if Path(data).is_dir():
+    items = [item.strip() for item in data.split(",")]
+    has_share = ":" in data and read_number(data.rpartition(":")[2]) is not None
+    if (len(items) == 1 and not has_share) or Path(data).is_dir():
         return {data: 1.0}
-    parts = [part.strip() for part in data.split(",")]
-    if len(parts) == 1 and not (":" in data and is_number(data.rpartition(":")[2])):
-        return {data: 1.0}
-    shares = {}
-    for part in parts:
-        directory, _, share = part.rpartition(":")
-        if not directory or not is_number(share) or not float(share) > 0 or directory in shares:
-            raise ValueError(
-                f"data={data!r}: a mixture is DIR:SHARE,DIR:SHARE with different directories and shares > 0"
-            )
-        shares[directory] = float(share)
+    shares: dict[str, float] = {}
+    for item in items:
+        directory, _, number = item.rpartition(":")
+        share = read_number(number) or 0.0
+        if not directory or share <= 0 or directory in shares:
+            form = "DIR:SHARE,DIR:SHARE with different directories and shares > 0"
+            raise ValueError(f"data={data!r}: a mixture is {form}")
+        shares[directory] = share
     return {directory: share / sum(shares.values()) for directory, share in shares.items()}
 
 
-def is_number(text: str) -> bool:
+def read_number(text: str) -> float | None:
+    """The finite number that a text spells, or None."""
     try:
-        return np.isfinite(float(text))
+        return float(text) if math.isfinite(float(text)) else None
     except ValueError:
-        return False
+        return None
 
 
 def open_data(
@@ -67,48 +68,47 @@ class Mixture(TokenDataset):
         for other in others:
             check_same(first, other)
         self.directory, self.block_size, self.split = first, block_size, split
-        self.parts = [
-            TokenDataset(directory, split, block_size, vocab_size) for directory in shares
-        ]
-        if any("chat" in part.meta for part in self.parts):
-            raise ValueError(
-                "conversations cannot be a part of a mixture: data_prep.chat takes several files"
-            )
-        dtypes = {part.tokens.dtype for part in self.parts}
+        self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
+        if any("chat" in dataset.meta for dataset in self.datasets):
+            raise ValueError("a mixture cannot have conversations: data_prep.chat takes many files")
+        dtypes = {dataset.tokens.dtype for dataset in self.datasets}
         if len(dtypes) > 1:
             names = ", ".join(shares)
             raise ValueError(f"{names} have tokens of different sizes: prepare them the same way")
-        self.tokens = Tokens(
-            [path for part in self.parts for path in part.tokens.paths], dtypes.pop()
-        )
+        paths = [path for dataset in self.datasets for path in dataset.tokens.paths]
+        self.tokens = Tokens(paths, dtypes.pop())
+        self.offsets = np.cumsum([0, *(len(dataset.tokens) for dataset in self.datasets)])
         self.quotas = round_shares(list(shares.values()))
-        self.offsets = np.cumsum([0, *(len(part.tokens) for part in self.parts)])
-        self.meta = self.parts[0].meta | {"splits": {}}
-        for name in ("train", "val"):
-            counts = [part.meta["splits"][name] for part in self.parts]
-            self.meta["splits"][name] = {
-                key: sum(c[key] for c in counts) for key in ("tokens", "bytes")
-            }
-            # compared on resume: other shares or directories of the same size are noticed
-            self.meta["splits"][name]["parts"] = [
-                {"share": quota / PERIOD, "tokens": c["tokens"], "sha256": c.get("sha256")}
-                for quota, c in zip(self.quotas, counts, strict=True)
-            ]
+        self.meta = self.datasets[0].meta | {"splits": self._counts()}
         # sample m of a directory with q samples in a period belongs at (m + 1/2) / q of the period
         due = np.concatenate([(np.arange(q) + 0.5) / q for q in self.quotas])
         order = np.argsort(due, kind="stable")
-        # both (PERIOD,): the directory of each sample, and its number among that directory's
-        self.part = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
-        self.turn = np.concatenate([np.arange(q) for q in self.quotas])[order]
+        # for each sample of a period: which directory it comes from, and how many samples of that
+        # directory come before it in the period; both (PERIOD,)
+        self.dataset_of = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
+        self.earlier = np.concatenate([np.arange(q) for q in self.quotas])[order]
+
+    def _counts(self) -> dict:
+        """The entry `splits` of meta.json for the whole mixture."""
+        splits: dict[str, dict] = {}
+        for name in ("train", "val"):
+            counts = [dataset.meta["splits"][name] for dataset in self.datasets]
+            splits[name] = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes")}
+            # compared on resume: other shares or directories of the same size are noticed
+            splits[name]["parts"] = [
+                {"share": quota / PERIOD, "tokens": c["tokens"], "sha256": c.get("sha256")}
+                for quota, c in zip(self.quotas, counts, strict=True)
+            ]
+        return splits
 
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
         """Index of the first token of each sample's window, int64, through all directories."""
         period, place = np.divmod(samples, PERIOD)
         starts = np.empty(len(samples), dtype=np.int64)
-        for k, part in enumerate(self.parts):
-            here = self.part[place] == k
-            numbers = period[here] * self.quotas[k] + self.turn[place[here]]
-            starts[here] = self.offsets[k] + part.starts(seed + k, numbers)
+        for k, dataset in enumerate(self.datasets):
+            here = self.dataset_of[place] == k
+            numbers = period[here] * self.quotas[k] + self.earlier[place[here]]
+            starts[here] = self.offsets[k] + dataset.starts(seed + k, numbers)
         return starts
 
 

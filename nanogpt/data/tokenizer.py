@@ -10,7 +10,7 @@
     eot_id                 the id of the end-of-text token after each document, or None
     encode(text)           ids (T,) int64; special tokens spelled out in the text are plain text
     encode_batch(texts)    ids of each text, any integer dtype; called from several threads at once
-    decode(ids)            the text; incomplete UTF-8 and ids without a token become U+FFFD
+    decode(ids)            the text; incomplete UTF-8 becomes U+FFFD
     save(directory)        writes tokenizer.json, which `load_tokenizer(directory)` reads
 
 data_prep/README.md has an example.
@@ -21,7 +21,6 @@ import json
 import re
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +61,13 @@ class Tokenizer:
         self.vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         if not self.vocabulary:
             raise ValueError("the tokenizer's vocabulary is empty")
-        self._ids = set(self.vocabulary.values())
-        self.vocab_size = max(self._ids) + 1
+        self.vocab_size = max(self.vocabulary.values()) + 1
         added = backend.get_added_tokens_decoder()
         self.special = {token.content: i for i, token in added.items() if token.special}
         self.eot_id = find_eot(self.special, self.vocabulary, eot)
         # tables and tiktoken do not look for other added tokens in a text
         self._plain = len(added) == len(self.special) and backend.normalizer is None
-        kind, tokens = self._lookup_kind()
+        kind, tokens = self._table_kind()
         self.characters = tokens if kind == "char" else None  # in the order of their ids
         self._is_bytes = kind == "bytes"
         if self.characters:
@@ -79,11 +77,11 @@ class Tokenizer:
         published = bpe.TIKTOKEN_NAMES.get(len(self.vocabulary) - len(self.special))
         self.name = name or kind or published or type(backend.model).__name__.lower()
 
-    def _lookup_kind(self) -> tuple[str | None, str]:
+    def _table_kind(self) -> tuple[str | None, str]:
         """`char` or `bytes` and the tokens in order, if a table gives the library's ids."""
-        vocab = {token: i for token, i in self.vocabulary.items() if token not in self.special}
-        tokens = "".join(sorted(vocab, key=vocab.get))
-        if self._plain and len(tokens) == len(vocab) == max(vocab.values(), default=0) + 1:
+        vocab = {i: token for token, i in self.vocabulary.items() if token not in self.special}
+        tokens = "".join(vocab[i] for i in sorted(vocab))
+        if self._plain and len(tokens) == len(vocab) == max(vocab, default=0) + 1:
             parts = self.to_dict()
             form = parts["model"]["type"], parts["pre_tokenizer"]
             if form == ("WordLevel", EVERY_CHARACTER):
@@ -141,14 +139,8 @@ class Tokenizer:
         return bpe.to_tiktoken(self.to_dict(), self.special, self.name) if self._plain else None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; incomplete UTF-8 and ids without a token become U+FFFD."""
-        pieces = []
-        for known, run in groupby(map(int, ids), key=self._ids.__contains__):
-            if known:
-                pieces.append(self.backend.decode(list(run), skip_special_tokens=False))
-            else:
-                pieces.append("\ufffd" * len(list(run)))
-        return "".join(pieces)
+        """The text of `ids`; incomplete UTF-8 becomes U+FFFD, ids without a token are left out."""
+        return self.backend.decode(list(map(int, ids)), skip_special_tokens=False)
 
     def to_dict(self) -> dict:
         """The contents of tokenizer.json."""
@@ -180,9 +172,7 @@ class CharTokenizer(Tokenizer):
     def train(cls, text: str) -> "CharTokenizer":
         """The characters of `text` by code point, as in nanoGPT's shakespeare_char."""
         if not text:
-            raise ValueError(
-                "the text is empty: a character tokenizer needs at least one character"
-            )
+            raise ValueError("the text is empty: a character tokenizer needs a character")
         return cls("".join(sorted(set(text))))
 
 
@@ -194,9 +184,8 @@ class ByteTokenizer(Tokenizer):
 
     def __init__(self):
         vocab = {character: byte for byte, character in enumerate(bpe.byte_alphabet())}
-        super().__init__(
-            build({"type": "BPE", "vocab": vocab, "merges": []}, bpe.BYTES, special={EOT: 256})
-        )
+        model = {"type": "BPE", "vocab": vocab, "merges": []}
+        super().__init__(build(model, bpe.BYTES, special={EOT: 256}))
 
 
 class BPETokenizer(Tokenizer):
@@ -208,6 +197,7 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def gpt2(cls) -> "BPETokenizer":
+        """GPT-2's tokenizer."""
         return cls.get("gpt2")
 
     @classmethod
@@ -222,10 +212,9 @@ class BPETokenizer(Tokenizer):
         try:
             return cls(tiktoken.get_encoding(name))
         except OSError as error:  # requests' errors are OSErrors
-            raise ConnectionError(
-                f"the tokenizer files of {name} could not be downloaded ({type(error).__name__}): "
-                "download them once where there is a network, then set TIKTOKEN_CACHE_DIR to them"
-            ) from error
+            why = f"the tokenizer files of {name} could not be downloaded ({type(error).__name__})"
+            advice = "set TIKTOKEN_CACHE_DIR to a copy"
+            raise ConnectionError(f"{why}: {advice}") from error
 
 
 HFTokenizer = Tokenizer  # an earlier name
@@ -256,14 +245,12 @@ def from_parts(parts: dict):
 
     split = json.dumps(parts.get("pre_tokenizer")).replace("{1,3}+", "{1,3}")
     parts = parts | {"pre_tokenizer": json.loads(split)}
-    backend = Backend.from_str(json.dumps(parts))
+    backend, model = Backend.from_str(json.dumps(parts)), parts["model"]
     ids = {token["content"]: token["id"] for token in parts.get("added_tokens") or []}
-    model = parts["model"]
-    if isinstance(model["vocab"], dict) and any(
-        backend.token_to_id(t) != i for t, i in ids.items()
-    ):
-        model = model | {"vocab": ids | model["vocab"]}
-        backend = Backend.from_str(json.dumps(parts | {"model": model}))
+    renumbered = any(backend.token_to_id(token) != i for token, i in ids.items())
+    if renumbered and isinstance(model["vocab"], dict):
+        parts["model"] = model | {"vocab": ids | model["vocab"]}
+        backend = Backend.from_str(json.dumps(parts))
     return backend
 
 
@@ -296,7 +283,7 @@ def find_eot(special: dict[str, int], vocab: dict[str, int], name: str | None) -
     return next((letters[name] for name in EOT_LETTERS if name in letters), None)
 
 
-def is_nanogpts(directory: Path | str) -> bool:
+def written_by_nanogpt(directory: Path | str) -> bool:
     """Whether nanoGPT wrote a data directory: train.bin without tokenizer.json or meta.json."""
     has = {path.name for path in Path(directory).glob("*")}
     return "train.bin" in has and not has & {FILE, "meta.json"}
@@ -309,14 +296,14 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     ValueError if there is none, or it is damaged.
     """
     directory = local(directory)
-    path, pickled = Path(directory, FILE), Path(directory, "meta.pkl")
-    if is_nanogpts(directory):
+    path, pickled = directory / FILE, directory / "meta.pkl"
+    if written_by_nanogpt(directory):
         if pickled.exists():
             return CharTokenizer(pickles.read_characters(pickled))
         return BPETokenizer.gpt2()
     if path.exists():
         return load_file(path)
-    if any(Path(directory, name).is_file() for name in OLDER_FILES):
+    if any((directory / name).is_file() for name in OLDER_FILES):
         return from_pretrained(str(directory))
     raise ValueError(f"{path} is missing: text cannot be tokenized without it")
 
@@ -326,22 +313,18 @@ def load_file(path: Path) -> Tokenizer:
 
     Raises ValueError.
     """
+    config = path.with_name("tokenizer_config.json")
     try:
-        tokenizer = Tokenizer(from_parts(read_json(path)), eot=configured_eot(path))
+        eot = read_json(config).get("eos_token") if config.exists() else None
+        eot = eot.get("content") if isinstance(eot, dict) else eot
+        parts = from_parts(read_json(path))
+        tokenizer = Tokenizer(parts, eot=eot if isinstance(eot, str) else None)
         # a token takes several bytes of the file: no array is allocated for a damaged id
         if tokenizer.vocab_size > path.stat().st_size:
             raise ValueError(f"it has the id {tokenizer.vocab_size - 1}")
     except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{path} is damaged ({first_line(error)}): restore it") from None
     return tokenizer
-
-
-def configured_eot(path: Path) -> str | None:
-    """The end-of-text token that tokenizer_config.json next to a tokenizer.json names, if any."""
-    config = path.with_name("tokenizer_config.json")
-    eot = read_json(config).get("eos_token") if config.exists() else None
-    eot = eot.get("content") if isinstance(eot, dict) else eot
-    return eot if isinstance(eot, str) else None
 
 
 def from_pretrained(name: str) -> Tokenizer:
@@ -375,10 +358,9 @@ def get_tokenizer(name: str) -> Tokenizer:
         return load_tokenizer(path)
     if path.is_dir() or name.count("/") == 1:
         return from_pretrained(name)
-    others = ", ".join(encoding for encoding in encodings if encoding != "gpt2")
     raise ValueError(
-        f"tokenizer {name!r} is not one of char, gpt2, bytes, {others}, nor a tokenizer.json, a "
-        "directory with one, or OWNER/NAME of a model on the Hub"
+        f"tokenizer {name!r} is not one of char, bytes, {', '.join(encodings)}, nor a "
+        "tokenizer.json, a directory with one, or OWNER/NAME of a model on the Hub"
     )
 
 

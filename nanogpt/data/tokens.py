@@ -4,18 +4,19 @@ A batch is a pure function of (seed, sample number): there is no loader state. A
 tokens into windows of block_size, from a start that differs from epoch to epoch, and reads every
 window once in a shuffled order:
 
-    tokens   |.r.|---window---|---window---| … |---last window---|      r: random in each epoch
+    tokens   |offset|---window---|---window---| … |---last window---|
 
-Sample number i, counted from the start of the run, is window permute(i mod n) of epoch i // n. So
-step s of a run reads the same tokens whatever the micro-batch size or the number of processes, and
-resuming needs no bookkeeping.
+Sample number i, counted from the start of the run, is window permute(i mod n) of epoch i // n. The
+offset, below block_size, is drawn anew for each epoch. So a step of a run reads the same tokens
+whatever the micro-batch size or the number of processes, and resuming needs no bookkeeping.
 
 A data directory holds `train.bin` and `val.bin` (raw little-endian token ids, nanoGPT's format),
 `meta.json` (see `nanogpt.data.meta`) and `tokenizer.json`. If meta.json lists several files for a
 split, they are read as one.
 
 Conversations (`data_prep.chat`) fill blocks of a size that meta.json gives. Every window is such a
-block: r is 0. Only the assistant's tokens are targets; `answers` finds them in the window itself.
+block, without an offset. Only the assistant's messages are targets; `answers` finds them in the
+window itself.
 """
 
 import mmap
@@ -23,20 +24,14 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from nanogpt.data.meta import (
-    check_block_size,
-    check_ids,
-    find_token_files,
-    read_meta,
-    token_dtype,
-)
+from nanogpt.data.meta import check_split, read_meta, token_dtype
 from nanogpt.data.tokenizer import load_tokenizer
 
 # inputs and targets, both (B, T) int64; targets are one token ahead, and -1 is ignored by the loss
@@ -88,11 +83,11 @@ def permute(i: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
 
 
 def answers(tokens: np.ndarray, begin: list[int], end: int) -> np.ndarray:
-    """Mask (B, T) of the assistant's tokens in windows (B, T), computed from each window alone.
+    """Mask (B, T), true for the tokens of the assistant's answers in windows (B, T).
 
-    An answer begins after the tokens `begin`, <|im_start|>assistant and a line break, and includes
-    the token `end`, <|im_end|>. If a window starts inside a message, it does not show whose message
-    that is, so its tokens do not count.
+    An answer is what follows the tokens `begin` (<|im_start|>assistant and a line break), up to and
+    including the token `end` (<|im_end|>). A window that starts inside a message does not show
+    whose message that is: those tokens are not part of an answer.
     """
     B, T = tokens.shape
     positions = np.arange(T)
@@ -180,9 +175,8 @@ class TokenDataset:
         """Raises ValueError for missing, damaged or short files, and ids >= `vocab_size`."""
         self.directory, self.split, self.block_size = directory, split, block_size
         self.meta = read_meta(directory)
-        paths = find_token_files(directory, self.meta, split)
-        check_block_size(block_size, self.meta, split, paths)
-        check_ids(directory, self.meta, split, paths, vocab_size or self.meta["vocab_size"])
+        size = vocab_size or self.meta["vocab_size"]
+        paths = check_split(directory, self.meta, split, block_size, size)
         self.tokens = Tokens(paths, token_dtype(self.meta))
 
     @cached_property
@@ -191,16 +185,11 @@ class TokenDataset:
         counts = self.meta["splits"][self.split]
         if "answers" in counts:
             return counts["answers"]["bytes"] / counts["answers"]["tokens"]
-        return (counts["bytes"] - self.first_bytes()) / (counts["tokens"] - 1)
-
-    def first_bytes(self) -> int:
-        """Bytes of text of the first token."""
-        first = int(self.tokens[:1][0])
-        tokenizer = load_tokenizer(self.directory)
-        if first in tokenizer.special.values():
-            return 0
-        text = tokenizer.decode([first]).replace("\ufffd", "?")  # part of a character: one byte
-        return len(text.encode())
+        first, tokenizer = self.tokens[:1].tolist(), load_tokenizer(self.directory)
+        text = tokenizer.decode(first).replace("\ufffd", "?")  # part of a character: one byte
+        is_special = first[0] in tokenizer.special.values()
+        first_bytes = 0 if is_special else len(text.encode())
+        return (counts["bytes"] - first_bytes) / (counts["tokens"] - 1)
 
     @property
     def beginning(self) -> np.ndarray:
@@ -212,6 +201,7 @@ class TokenDataset:
 
     @property
     def windows_per_epoch(self) -> int:
+        """How many windows an epoch has."""
         return (len(self.tokens) - 1) // self.block_size
 
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
@@ -224,9 +214,9 @@ class TokenDataset:
             here = epochs == epoch
             key = hash64(hash64(np.array([seed], dtype=np.uint64)) ^ np.uint64(epoch))
             window = permute(samples[here] % n, n, key)
-            shift = 0 if "chat" in self.meta else int(hash64(key)[0]) % T
+            offset = 0 if "chat" in self.meta else int(hash64(key)[0]) % T
             # the last window always ends with the last token, so that the end is learnt as well
-            starts[here] = np.where(window == n - 1, last, shift + window * T)
+            starts[here] = np.where(window == n - 1, last, offset + window * T)
         return starts
 
     def batch(self, seed: int, first_sample: int, batch_size: int) -> Batch:
@@ -238,10 +228,8 @@ class TokenDataset:
         ids = self.tokens.windows(starts, self.block_size + 1).astype(np.int64)  # (B, T + 1)
         tokens = torch.from_numpy(ids)
         # cloned, because targets are changed in place: contiguous() shares a single window's memory
-        x, y = (
-            part.clone(memory_format=torch.contiguous_format)
-            for part in (tokens[:, :-1], tokens[:, 1:])
-        )
+        clone = partial(torch.clone, memory_format=torch.contiguous_format)
+        x, y = map(clone, (tokens[:, :-1], tokens[:, 1:]))
         if chat := self.meta.get("chat"):
             y[torch.from_numpy(~answers(ids, chat["answer"], chat["end"])[:, 1:])] = -1
         return x, y

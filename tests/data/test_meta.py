@@ -8,7 +8,6 @@ import pytest
 from directories import change, nanogpts, numbered
 
 from data_prep import writer
-from nanogpt.data import meta
 from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, load_tokenizer
 from nanogpt.data.tokens import TokenDataset
@@ -50,11 +49,11 @@ FILES = ["/dev/zero", "../train.bin", "a/../train.bin", "..", "", 5, "a/train.bi
         ({"tokens": True}, "tokens is 'True'"),
         ({"tokens": 10**30}, "tokens is '1000000"),
         ({"bytes": -1}, "bytes is '-1'"),
-        ({"bytes": 0}, "1000 tokens have 0 bytes of text"),
+        ({"bytes": 0}, "bytes is '0'"),
         ({"largest": [3]}, r"largest is '\[3\]'"),
-        ({"files": []}, r"files is '\[\]'"),
+        ({"files": []}, r"files .* is '\[\]'"),
         ({"sha256": 5}, "sha256 is '5'"),
-        *(({"files": [file]}, "files is .*, not a list of names in this dir") for file in FILES),
+        *(({"files": [file]}, "files .names in this directory. is") for file in FILES),
     ],
 )
 def test_odd_counts_and_files_outside_the_directory_are_named(tmp_path, values, message):
@@ -97,16 +96,13 @@ def test_damaged_meta_data_of_conversations_is_named(tmp_path, chat):
     refused(tmp_path, r"val: answers is")
 
 
-@pytest.mark.parametrize("name", ["meta.json", ".scan.json", "train.bin"])
+@pytest.mark.parametrize("name", ["meta.json", "train.bin"])
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_only_regular_files_are_read(tmp_path, name, make):
     numbered(tmp_path, 1000, 16)
-    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).unlink()
     make(tmp_path / name)
-    if name == ".scan.json":
-        assert len(TokenDataset(tmp_path, "train", 16).tokens) == 1000
-    else:
-        refused(tmp_path, f"{name} is (missing|damaged .*not a regular file)")
+    refused(tmp_path, f"{name} is (missing|damaged .*not a regular file)")
 
 
 def test_a_split_that_is_too_short_is_named(tmp_path):
@@ -114,19 +110,13 @@ def test_a_split_that_is_too_short_is_named(tmp_path):
     refused(tmp_path, "block_size=1000 is too long: .* --block_size=999 at most", block_size=1000)
     (tmp_path / "val.bin").write_bytes(bytes(4))
     change(tmp_path, "val", tokens=1)
-    refused(tmp_path, r"val.bin has 1 tokens, too few", block_size=1, split="val")
+    refused(tmp_path, "val.bin has 1 tokens, too few; give more text", block_size=1, split="val")
 
 
-def test_the_largest_id_is_looked_for_once(tmp_path, monkeypatch):
+def test_ids_beyond_the_vocabulary_are_found_in_the_tokens(tmp_path):
     numbered(tmp_path, 1000, 16)
-    monkeypatch.setattr(meta, "largest_token", lambda *_: pytest.fail("looked again"))
-    TokenDataset(tmp_path, "train", 16)
     refused(tmp_path, "contains token 999, but the vocabulary has 65 tokens", vocab_size=65)
-    monkeypatch.undo()
-    np.full(1000, 77, dtype="<u4").tofile(tmp_path / "train.bin")
-    os.utime(tmp_path / "train.bin", ns=(0, 1))  # another time, however coarse the clock
-    refused(tmp_path, "contains token 77", vocab_size=65)
-    TokenDataset(tmp_path, "train", 16, vocab_size=78)
+    TokenDataset(tmp_path, "train", 16, vocab_size=1000)
 
 
 def test_tokens_newer_than_what_meta_json_says_of_them_are_looked_through(tmp_path):
@@ -198,18 +188,10 @@ def test_ids_of_another_vocabulary_are_not_taken_for_gpt2s(tmp_path, gpt2_files,
     refused(nanogpts(tmp_path, dtype=dtype, train=ids, val=ids), r"meta\.json is missing")
 
 
-@pytest.mark.parametrize("dtype", ["<u4", "<i4", "<i8", "<u8", ">u4"])
+@pytest.mark.parametrize("dtype", ["<u4", "<i8"])
 @pytest.mark.parametrize("characters", [True, False])
 def test_tokens_of_another_width_are_refused(tmp_path, text, gpt2_files, dtype, characters):
     tokenizer = CharTokenizer.train(text) if characters else BPETokenizer.gpt2()
     ids = tokenizer.encode(text)
     nanogpts(tmp_path, tokenizer.characters, dtype, train=ids, val=ids)
     refused(tmp_path, r"train\.bin is 0 when read as uint16")
-
-
-@pytest.mark.parametrize("name", ["train", "val"])
-def test_half_a_nanogpt_directory_is_named(tmp_path, name):
-    refused(nanogpts(tmp_path, "a", **{name: [0] * 50}), r"meta.json is missing")
-    for split in ("train", "val"):
-        (tmp_path / f"{split}.bin").write_bytes(b"\0" * 101)
-    refused(tmp_path, r"train.bin has 101 bytes, .*truncated")

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from directories import change, nanogpts
+from directories import change
 from safetensors.torch import load_file
 
 from data_prep import writer
@@ -84,16 +84,6 @@ def test_directories_of_different_tokenizers_are_refused(three, tmp_path):
         open_data(f"{three[0]}:0.5,{other}:0.5", "train", 16)
 
 
-def test_directories_of_nanogpts_can_be_mixed(tmp_path):
-    for name, characters in (("a", "ab"), ("b", "ab"), ("c", "ac")):
-        (tmp_path / name).mkdir()
-        nanogpts(tmp_path / name, characters, train=[0, 1] * 50, val=[0, 1] * 50)
-    a, b, c = (str(tmp_path / name) for name in "abc")
-    assert len(open_data(f"{a}:0.5,{b}:0.5", "train", 16).tokens) == 200
-    with pytest.raises(ValueError, match="'b' is token 1 in one, no token in the other"):
-        open_data(f"{a}:0.5,{c}:0.5", "train", 16)
-
-
 @pytest.mark.parametrize("shares", [(0.7, 0.3), (0.5, 0.25, 0.25), (0.9137, 0.05, 0.0363)])
 def test_after_any_number_of_samples_each_has_had_its_share(three, shares):
     data = open_data(",".join(f"{d}:{s}" for d, s in zip(three, shares, strict=False)), "train", 16)
@@ -117,13 +107,6 @@ def test_each_directory_is_read_as_it_is_alone_without_replacement(three):
         later = data.batch(7, 2 * PERIOD, 30)[0]
         mine = later[later[:, 0] // 100_000 == k]
         assert torch.equal(mine, alone.batch(7 + k, 2 * (7000, 3000)[k], len(mine))[0])
-
-
-def test_the_same_samples_whatever_the_batch_split(three):
-    data = open_data(f"{three[0]}:0.7,{three[2]}:0.3", "train", 16)
-    whole = data.batch(3, PERIOD - 6, 12)[0]
-    parts = [data.batch(3, PERIOD - 6 + i, 4)[0] for i in (0, 4, 8)]
-    assert torch.equal(whole, torch.cat(parts))
 
 
 def test_evaluation_reads_every_token_of_all_once(three):

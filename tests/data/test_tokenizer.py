@@ -25,9 +25,7 @@ from nanogpt import chat
 from nanogpt.data import tokenizer as module
 from nanogpt.data.bpe import GPT2_PATTERN, split_by
 from nanogpt.data.tokenizer import (
-    END,
     EOT,
-    START,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -103,11 +101,6 @@ def test_an_unknown_character_is_named_with_its_position(strange):
         CharTokenizer.train("abab").encode("ab" + strange)
 
 
-def test_an_empty_text_makes_no_tokenizer():
-    with pytest.raises(ValueError, match="text is empty"):
-        CharTokenizer.train("")
-
-
 def test_ids_of_gpt2_are_those_published(gpt2_files):
     gpt2 = BPETokenizer.gpt2()
     assert (gpt2.name, gpt2.vocab_size, gpt2.eot_id) == ("gpt2", 50257, 50256)
@@ -152,16 +145,14 @@ def test_added_tokens_that_are_not_special_get_their_ids(tmp_path, monkeypatch, 
     assert found.decode(found.encode(text)) == text
 
 
-def test_halves_of_surrogate_pairs_are_question_marks_and_ids_without_a_token_are_marked():
+def test_halves_of_surrogate_pairs_are_question_marks_and_ids_without_a_token_are_left_out():
     for some in (ByteTokenizer(), BPETokenizer(small_tiktoken())):
         assert some.decode(some.encode("a\ud800b")) == "a?b"
-    for some in (CharTokenizer("ab"), ByteTokenizer(), BPETokenizer(small_tiktoken())):
-        assert some.decode([*some.encode("ab"), 301, 97]) == some.decode([*some.encode("ab")]) + (
-            "\ufffd" + ("\ufffd" if some.name == "char" else "a")
-        )
+        assert some.decode([97, 301, 98]) == "ab"
 
 
 # Special tokens
+
 
 UNIGRAM = [(t, -1.0) for t in ("<unk>", "<s>", EOT, "▁", *"to < s > | endoftext ▁to".split())]
 WORDS = {t: i for i, t in enumerate(f"[UNK] <s> {EOT} to ##> <s < ##| ##endoftext".split())}
@@ -232,13 +223,6 @@ def test_common_names_of_the_end_of_text_are_known(tmp_path, name, bpe):
     assert found.eot_id == found.special[name]
 
 
-def test_tokens_of_conversations_follow_all_others():
-    chars, holes = (chat.add_tokens(t) for t in (CharTokenizer("ab"), MAKERS["small"]()))
-    assert (chars.special, chars.eot_id) == ({START: 2, END: 3}, None)
-    assert (holes.special[START], holes.special[END], holes.eot_id) == (301, 302, 258)
-    assert chars.decode([0, 3, 1]) == f"a{END}b" and chat.add_tokens(chars) is chars
-
-
 # Files
 
 
@@ -270,13 +254,6 @@ def test_files_of_earlier_versions_are_read(tmp_path, gpt2_files):
         assert found.encode(MIXED).tolist() == first.encode(MIXED).tolist()
         bulk = found.tiktoken.encode_to_numpy(MIXED, disallowed_special=())
         assert bulk.tolist() == first.encode(MIXED).tolist()
-
-
-def test_gpt2_is_written_with_the_split_that_readers_in_other_languages_know(gpt2_files):
-    # as in openai-community/gpt2's tokenizer.json, but for options that change no id
-    assert BPETokenizer.gpt2().to_dict()["pre_tokenizer"] == {
-        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True
-    }  # fmt: skip
 
 
 def wordlevel(vocab: dict, **parts) -> Tokenizer:
@@ -322,16 +299,6 @@ def test_what_only_looks_like_a_kind_of_ours_gets_the_librarys_ids(tmp_path, mon
     assert found.vocab_size == 1 + max(LOOKALIKES[name].get_vocab().values())
 
 
-def test_spaces_between_words_survive_streaming():
-    pieces = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁to", -1.0), ("▁be", -1.0), ("t", -3.0)], unk_id=0))
-    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
-    pieces.decoder = decoders.Metaspace()
-    found = HFTokenizer(pieces)
-    assert found.encode("to be to").tolist() == [1, 2, 1]
-    assert "".join(stream_text(found, iter([1, 2, 1]))) == "to be to"
-    assert "".join(stream_text(found, iter([2, 1]), prompt=[1])) == " be to"
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -360,16 +327,6 @@ def test_only_a_regular_file_is_read(tmp_path, make):
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"eos_token": [1]}', '{"eos_token": {"content": 5}}'])
-def test_an_odd_tokenizer_config_is_one_line_or_names_no_end(tmp_path, content):
-    (tmp_path / "tokenizer_config.json").write_text(content)
-    if content.startswith('{"'):
-        assert saved(tmp_path, trained()).eot_id == 0
-    else:
-        with pytest.raises(ValueError, match=r"tokenizer_config\.json cannot be read"):
-            saved(tmp_path, trained())
-
-
 def test_what_the_library_cannot_encode_is_a_mistake_of_the_users():
     tokenizer = HFTokenizer(Tokenizer(models.WordLevel({"aa": 0}, unk_token="<unk>")))
     with pytest.raises(ValueError, match=r"cannot read this text .*Missing .UNK. token"):
@@ -382,7 +339,7 @@ def test_what_the_library_cannot_encode_is_a_mistake_of_the_users():
 def test_tokenizers_are_found_by_name(monkeypatch, gpt2_files, tmp_path):
     assert get_tokenizer("gpt2").vocab_size == 50257
     assert get_tokenizer("bytes").vocab_size == 257
-    with pytest.raises(ValueError, match=r"tokenizer 'morse' is not one of char, gpt2, .*cl100k_"):
+    with pytest.raises(ValueError, match=r"tokenizer 'morse' is not one of char, bytes, gpt2, .*cl100k_"):
         get_tokenizer("morse")
     with pytest.raises(ValueError, match="has no tokenizer that could be loaded"):
         get_tokenizer(str(tmp_path))
@@ -404,19 +361,8 @@ def older_bert(directory) -> tuple[str, int]:
     return "to beer", 3
 
 
-def older_gpt2(directory) -> tuple[str, int]:
-    model = small_bpe().to_dict()["model"]
-    (directory / "vocab.json").write_text(json.dumps(model["vocab"]))
-    lines = "".join(" ".join(pair) + "\n" for pair in model["merges"])
-    (directory / "merges.txt").write_text(lines)
-    config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": EOT}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    return "the inn", 260
-
-
-@pytest.mark.parametrize("write", [older_bert, older_gpt2])
-def test_a_directory_without_tokenizer_json_is_read_by_autotokenizer(tmp_path, write):
-    text, eot_id = write(tmp_path)
+def test_a_directory_without_tokenizer_json_is_read_by_autotokenizer(tmp_path):
+    text, eot_id = older_bert(tmp_path)
     for found in (load_tokenizer(tmp_path), get_tokenizer(str(tmp_path))):
         assert found.decode(found.encode(text)) == text and found.eot_id == eot_id
     found.save(tmp_path / "saved")

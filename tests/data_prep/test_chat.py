@@ -76,14 +76,6 @@ def test_both_splits_have_different_conversations(packed):
     assert not set(sides[0]) & set(sides[1])
 
 
-def test_an_epoch_reads_every_block_once(packed):
-    data = TokenDataset(packed, "train", 128)
-    n = data.windows_per_epoch
-    for number in range(2):
-        starts = data.starts(7, np.arange(number * n, (number + 1) * n))
-        assert sorted(starts.tolist()) == [128 * i for i in range(n)]
-
-
 def test_only_answers_and_their_ends_are_targets(packed):
     tokenizer = load_tokenizer(packed)
     x, y = epoch(packed)
@@ -155,15 +147,6 @@ def test_other_forms_of_a_conversation_are_the_same(packed, tmp_path, form, kind
         assert tokens(tmp_path / "b", split).tolist() == tokens(packed, split).tolist()
 
 
-def test_by_characters_blocks_are_filled_with_ends_of_messages(tmp_path):
-    prepare(write(tmp_path / "in.jsonl", talks()), tmp_path / "data", tokenizer="char")
-    meta = json.loads((tmp_path / "data" / "meta.json").read_text())
-    end = meta["chat"]["end"]
-    assert end == meta["vocab_size"] - 1 and tokens(tmp_path / "data", "train")[-1] == end
-    _, y = TokenDataset(tmp_path / "data", "train", 128).batch(0, 0, 4)
-    assert ((y == end).sum(1) < 10).all()  # those that fill are no targets
-
-
 def test_an_answer_of_weight_0_is_context_and_no_target(tmp_path):
     found = [[*talk(f"{i}?", "BAD"), *talk("again?", "good")] for i in range(30)]
     for messages in found:
@@ -186,16 +169,16 @@ def run(capsys, *argv: str) -> str:
 
 GOOD, MORE = ({"messages": talk(*texts)} for texts in (("who?", "I"), ("when?", "in anger")))
 BAD = [
-    ({"messages": []}, "in.jsonl, conversation 2: it is empty"),
-    ({"messages": None}, "in.jsonl, conversation 2: it is empty"),
-    ({"messages": talk("who?")}, "conversation 2: no answer of the assistant"),
+    ({"messages": []}, "in.jsonl, record 2: no answer of the assistant"),
+    ({"messages": None}, "in.jsonl, record 2: no answer of the assistant"),
+    ({"messages": talk("who?")}, "record 2: no answer of the assistant"),
     ({"messages": [{"role": "robot"}]}, "2, message 1: role 'robot' is not one of system"),
     ({"messages": [{"role": ["user"]}]}, "role \"['user']\" is not one of system, user"),
     ({"messages": [7]}, "message 1: role 'None' is not one of"),
     ({"messages": [{"role": "user", "content": 7}]}, "1: its content is '7', not a text"),
     ({"messages": [{"role": "user", "content": " "}]}, "1: its content is ' ', not a text"),
-    ({"messages": "hello"}, "conversation 2: str is not a list of messages"),
-    ({"text": "hello"}, "record 1: it has no column 'messages' or 'conversations'"),
+    ({"messages": "hello"}, "record 2: str is not a list of messages"),
+    ({"text": "hello"}, "record 2: it has no column 'messages' or 'conversations'"),
     ({"messages": talk("who?", "x" * 90)}, "more than --block_size=64: give a larger one, or"),
 ]
 
@@ -212,10 +195,17 @@ def test_bad_input_is_one_line_and_changes_nothing(tmp_path, capsys, record, mes
     assert {path.name: path.read_bytes() for path in out.glob("[!.]*")} == before
 
 
+def test_of_a_folder_only_conversations_are_read(tmp_path):
+    put(tmp_path / "in" / "notes.txt", "some notes")
+    write(tmp_path / "in" / "talk.jsonl", talks())
+    assert "notes.txt" in prepare(tmp_path / "in", tmp_path / "data")[0]
+    assert sum(count(tmp_path / "data")) == 40
+
+
 def test_other_files_and_single_conversations_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.txt is not JSON by its name"):
         prepare(put(tmp_path / "a.txt", "hello"), tmp_path / "data")
-    with pytest.raises(ValueError, match="conversation 1 is the only one: two that differ are"):
+    with pytest.raises(ValueError, match="record 1 is the only one: validation needs"):
         prepare(put(tmp_path / "in.jsonl", json.dumps(GOOD)), tmp_path / "data")
 
 
@@ -232,7 +222,7 @@ def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):
     with pytest.raises(ValueError, match="fill blocks of 128 tokens: give --block_size=128, or"):
         TokenDataset(packed, "train", 64)
     prepare(write(tmp_path / "more.jsonl", talks(20)), tmp_path / "other")
-    with pytest.raises(ValueError, match="cannot be a part of a mixture"):
+    with pytest.raises(ValueError, match="a mixture cannot have conversations"):
         open_data(f"{packed}:0.5,{tmp_path / 'other'}:0.5", "train", 128)
 
 

@@ -1,15 +1,13 @@
 """Reading: files of every kind, from any place on, whole or in shards, and broken ones."""
 
-import csv
 import gzip
 import hashlib
 import re
 import sys
 
-import datasets
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import (
     KINDS,
@@ -48,15 +46,6 @@ def test_every_format_gives_the_documents_with_end_of_text_tokens(tmp_path, kind
         assert counts["sha256"] == hashlib.sha256((out / f"{split}.bin").read_bytes()).hexdigest()
     assert meta["dtype"] == "uint16" and load_tokenizer(out).name == "bytes"
     assert len(TokenDataset(out, "train", 64).tokens) == meta["splits"]["train"]["tokens"]
-
-
-@pytest.mark.parametrize("first", [0, 69, 70, 150, 299, 300])
-@pytest.mark.parametrize("kind", KINDS)
-def test_reading_begins_at_any_document(tmp_path, kind, first):
-    corpus = Corpus([save_as(kind, tmp_path, documents())])
-    pieces = list(corpus.pieces())
-    assert list(corpus.pieces(0, first)) == pieces[first:]
-    assert [piece.at for piece in pieces] == sorted(piece.at for piece in pieces)
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "arrow", "csv"])
@@ -103,6 +92,7 @@ def test_a_long_text_comes_in_pieces_that_begin_with_a_line(monkeypatch, text_fi
     assert all(piece.text[0].isupper() for piece in pieces[1:])  # as lines of this text begin
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab \n\r", max_size=200), st.integers(1, 20), st.integers(1, 50))
 def test_pieces_put_together_are_the_document(document, size, block):
     blocks = [(i, document[i : i + block]) for i in range(0, len(document), block)]
@@ -134,15 +124,6 @@ def test_standard_input_is_a_document_like_the_same_file(tmp_path, monkeypatch, 
 def test_a_directory_that_datasets_reads_is_streamed(tmp_path):
     save_as("parquet", tmp_path, documents())
     assert read(f"hf:{tmp_path}") == documents()
-
-
-def test_a_data_set_that_cannot_be_reached_is_named(monkeypatch):
-    def no_network(*args, **kwargs):
-        raise ConnectionError("no network in this test")
-
-    monkeypatch.setattr(datasets, "load_dataset", no_network)
-    with pytest.raises(ValueError, match="hf:a/set:part could not be read: no network in this"):
-        read("hf:a/set:part")
 
 
 def test_small_files_are_divided_among_shards_without_loss(tmp_path, monkeypatch):
@@ -190,12 +171,12 @@ def test_what_is_not_utf8_is_named_with_its_offset_replaced_or_left_out(tmp_path
         ("empty.txt", "", "the text is empty .*empty.txt"),
         ("c.jsonl", '{"body": "a", "id": 1}', r"no column 'text' .it has: body, id.: .*--text_col"),
         ("c.csv", "a,b\n1,2\n", r"no column 'text' .it has: a, b."),
-        ("n.jsonl", '{"text": 3}', "record 0: column 'text' holds int, not text"),
-        ("l.json", '{"text": ["a"]}', "record 0: column 'text' holds list, not text"),
-        ("m.jsonl", '{"text": "a"}\n{"body": "b"}', "m.jsonl, record 1: it has no column 'text'"),
+        ("n.jsonl", '{"text": 3}', "record 1: the column holds int, not text"),
+        ("l.json", '{"text": ["a"]}', "record 1: the column holds list, not text"),
+        ("m.jsonl", '{"text": "a"}\n{"body": "b"}', "m.jsonl, record 2: it has no column 'text'"),
         ("j.jsonl", '{"text": "a"}\n{', "line 2: it is not JSON"),
         ("d.json", "[" * 100_000, "line 1: it is not JSON .maximum recursion"),
-        ("s.json", '["a", "b"]', "record 0: expected an object with a column 'text', not a str"),
+        ("s.json", '["a", "b"]', "record 1: expected an object with a column 'text', not a str"),
         ("o.json", '{"a": {\n"text": "b"}}', "no column 'text' .it has: a"),
         ("e.json", '{"a": {\n"text": "b"}', "line 1: it is not JSON .*object per line, as jq -c ."),
         ("q.csv", 'id,text\n1,one\n2,"Yes," he said\n3,three\n', "q.csv, line 3"),
@@ -208,19 +189,12 @@ def test_what_cannot_be_read_is_named_with_its_place(tmp_path, name, content, me
         read(put(tmp_path / name, content))
 
 
-def test_records_without_a_text_are_left_out_on_request(tmp_path):
-    path = put(tmp_path / "a.jsonl", '{"text": "a"}\n{"body": "b"}\n{"text": 3}\n{"text": "c"}\n')
-    corpus = Corpus([path], errors="skip")
-    assert [piece.text for piece in corpus.pieces()] == ["a", "c"] and corpus.skipped == 2
-    assert read(put(tmp_path / "b.csv", "id,text\n1,a\n2,b,c\n3,d\n"), errors="skip") == ["a", "d"]
-
-
 def test_another_column_is_read_on_request(tmp_path):
     path = write_jsonl(tmp_path / "in.jsonl", documents(), "body")
-    assert read(path, text_column="body") == documents()
+    assert read(path, columns=("body",)) == documents()
     pyarrow.parquet.write_table(pyarrow.table({"body": ["a"]}), tmp_path / "b.parquet")
-    assert read(tmp_path / "b.parquet", text_column="body") == ["a"]
-    with pytest.raises(ValueError, match=r"b.parquet has no column 'text' .it has: body."):
+    assert read(tmp_path / "b.parquet", columns=("body",)) == ["a"]
+    with pytest.raises(ValueError, match=r"b.parquet, record 1: it has no column 'text' .it has: body."):
         read(tmp_path / "b.parquet")
 
 
@@ -243,13 +217,6 @@ TABLES = {
 def test_variants_of_the_formats_are_read(tmp_path, name):
     content, texts = TABLES[name]
     assert read(put(tmp_path / name, content)) == texts
-
-
-@pytest.mark.parametrize("rows", [["a\tb", 'he said "no"', "two\nlines", "plain"], ['"no" 1', "a"]])
-def test_a_quoted_tsv_is_read_as_such(tmp_path, rows):
-    with open(tmp_path / "in.tsv", "w", newline="") as file:
-        csv.writer(file, delimiter="\t").writerows([["id", "text"], *enumerate(rows)])
-    assert read(tmp_path / "in.tsv") == rows
 
 
 @pytest.mark.parametrize("mark", ["<|endoftext|>", "\n<|endoftext|>\n", "</s>"])

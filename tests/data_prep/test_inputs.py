@@ -10,12 +10,12 @@ from texts import documents, documents_in, put, read, silent
 
 from data_prep import text
 from data_prep.documents import Corpus
-from data_prep.inputs import find_inputs
+from data_prep.inputs import find_files
 
 
 def names(*inputs) -> list[str]:
     """The names of the files that inputs mean."""
-    return [os.path.basename(file) for file in find_inputs([str(name) for name in inputs])]
+    return [os.path.basename(file.name) for file in find_files([str(name) for name in inputs])[0]]
 
 
 def test_a_folder_means_its_texts_in_the_order_of_names(tmp_path):
@@ -43,10 +43,10 @@ def test_inputs_without_files_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("nothing.txt", "*.jsonl"):
         with pytest.raises(ValueError, match="does not exist"):
-            find_inputs([str(tmp_path / name)])
+            find_files([str(tmp_path / name)])
     for name in ("folder", "fold*"):
         with pytest.raises(ValueError, match=r"has no files that end with .txt"):
-            find_inputs([str(tmp_path / name)])
+            find_files([str(tmp_path / name)])
 
 
 def test_other_files_in_a_folder_are_counted_in_the_output(tmp_path):

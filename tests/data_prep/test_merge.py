@@ -10,7 +10,6 @@ from texts import documents, expected, fork, put, save_as, silent, tokens, write
 
 from data_prep import documents as reading
 from data_prep import merge, text
-from data_prep.documents import Corpus
 from nanogpt.data.tokens import TokenDataset
 
 
@@ -38,8 +37,6 @@ def test_shards_of_a_streamed_data_set_merge_to_the_same_bytes(tmp_path):
     assert merged(tmp_path / "parts") == splits(tmp_path / "once")
     with pytest.raises(ValueError, match="has 6 files: it cannot be divided into 7 shards"):
         text.prepare(**common, out=tmp_path / "more", shard=(1, 7))
-    corpus = Corpus(inputs)
-    assert list(corpus.pieces(0, 150)) == list(corpus.pieces())[150:]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt", "jsonl.gz"])
@@ -84,11 +81,11 @@ def test_parts_that_are_missing_changed_or_of_other_data_are_named(tmp_path):
     refused(r"lacks the parts 2/3: run them with --shard")
     make(2, path, path)
     refused(r"part-00002.json is a part of other data than the first: source")
+    make(2, path)
     part = (out / "part-00001.json").read_text()
     put(out / "part-00001.json", part.replace('"largest"', '"smallest"'))
-    refused(r"part-00001.json is damaged .KeyError: 'largest'.: run its --shard again")
+    refused(r"is damaged .KeyError.'largest'")
     put(out / "part-00001.json", part)
-    make(2, path)
     with open(out / "train-00003.bin", "r+b") as file:
         file.write(b"\1\1")
     refused(r"train-00003.bin is not what was written: its SHA-256 differs")

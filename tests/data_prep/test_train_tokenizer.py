@@ -1,12 +1,7 @@
 """A byte-pair encoding that is trained on a text."""
 
-import os
 import random
-import shlex
-import signal
-import threading
 import time
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -29,15 +24,6 @@ def test_a_trained_tokenizer_gives_every_text_back_and_shortens_its_own(tmp_path
         train_tokenizer.train([str(text_file)], 100)
 
 
-def test_the_command_after_a_trained_tokenizer_reads_the_same_text():
-    args = Namespace(INPUT=["my notes/", "*.csv"], out="data/bpe", text_column="body", errors="skip")
-    command = shlex.split(train_tokenizer.next_command(args))
-    assert command[:5] == ["python", "-m", "data_prep.text", "my notes/", "*.csv"]
-    assert "--text_column body --errors skip" in " ".join(command)
-    args.text_column, args.errors = "text", "strict"
-    assert train_tokenizer.next_command(args).endswith(" 'my notes/' '*.csv' --tokenizer data/bpe --out data/mine")
-
-
 @pytest.mark.parametrize("name", ["tokenizer.json", "meta.json", "train.bin"])
 def test_a_tokenizer_is_not_written_over_another_one_or_into_data(tmp_path, name):
     train_tokenizer.check_out(tmp_path)
@@ -55,19 +41,3 @@ def test_text_without_spaces_is_learnt_in_short_pieces(tmp_path):
     assert time.process_time() - begin < 10
     assert trained.vocab_size == 1000
     assert trained.decode(trained.encode("ACGT" * 500)) == "ACGT" * 500
-
-
-def test_ctrl_c_does_not_wait_for_the_library():
-    release = threading.Event()
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        train_tokenizer.interruptible(lambda: release.wait(20))
-    release.set()
-    assert time.monotonic() - begin < 10
-
-
-def test_errors_of_the_interruptible_part_are_raised():
-    with pytest.raises(ValueError, match="invalid literal"):
-        train_tokenizer.interruptible(lambda: int("x"))

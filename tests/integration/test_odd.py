@@ -61,7 +61,7 @@ VALUES += ["\x1b[31mred", "a\x9b2Jb", "x" * 5000, "{}", ".", "out", "data", "dat
 FILES = {  # of a directory, and the commands that read them
     "run": ".run config.json metrics.jsonl last/config.json last/tokenizer.json last/trainer_state.json "
     "last/model.safetensors",
-    "data": "meta.json tokenizer.json train.bin .scan.json",
+    "data": "meta.json tokenizer.json train.bin",
     "gpt2": "config.json tokenizer.json tokenizer_config.json generation_config.json",
     "qwen3": "config.json tokenizer.json tokenizer_config.json model.safetensors",
 }
