@@ -1,6 +1,5 @@
 """Small data and small runs that the tests share. All text is made here; nothing needs a network."""
 
-import math
 import os
 import random
 import shutil
@@ -20,7 +19,7 @@ from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.cli import main
-from nanogpt.run import console, device
+from nanogpt.run import console
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 
@@ -32,9 +31,8 @@ def two_threads():
 
 @pytest.fixture(scope="session", autouse=True)
 def tiny_runs():
-    """Sampling 300 tokens would be most of a tiny run's time; what it prints must not depend on other processes."""
+    """Sampling 300 tokens would be most of a tiny run's time."""
     console.SAMPLE_TOKENS = 8
-    device.BUSY = math.inf
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from data_prep import writer
 from nanogpt import TrainConfig, __version__, train
 from nanogpt.run import console, metrics
 from nanogpt.run.flags import parse
+from nanogpt.run.resume import resume_command
 
 
 def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypatch, tmp_path, capsys):
@@ -23,14 +24,32 @@ def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypa
     monkeypatch.setattr(sys, "argv", words)
     make_run().train()
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert command[:3] == ["accelerate", "launch", "recipes/x.py"] and "4" not in command
-    model, config, _ = parse(TINY, TrainConfig(), command[3:], "")
+    assert command[:2] == ["python", "recipes/x.py"] and "4" not in command
+    model, config, _ = parse(TINY, TrainConfig(), command[2:], "")
     assert (model.n_layer, model.n_head, config.max_iters) == (2, 2, 8)
     assert (config.resume, config.data) == ("auto", "my data")
     monkeypatch.setattr(sys, "argv", [*words, "--seeds", "2"])
     make_run(seed=7, out_dir=str(tmp_path / "out-seed7")).train()
-    _, config, actions = parse(TINY, TrainConfig(), shlex.split(capsys.readouterr().out.splitlines()[-1])[3:], "")
+    _, config, actions = parse(TINY, TrainConfig(), shlex.split(capsys.readouterr().out.splitlines()[-1])[2:], "")
     assert (actions.seeds, config.seed, config.out_dir) == (1, 7, str(tmp_path / "out-seed7"))
+
+
+@pytest.mark.parametrize(
+    "launcher, started, words",
+    [
+        ({}, ["python", "recipes/x.py"], "python"),
+        ({}, ["python", "/bin/nanogpt", "train", "recipes/x.py"], "nanogpt train"),
+        ({}, ["python", "-m", "nanogpt", "train", "recipes/x.py"], "nanogpt train"),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, ["python", "recipes/x.py"], "accelerate launch"),
+    ],
+)
+def test_a_run_is_resumed_in_the_way_it_was_started(monkeypatch, launcher, started, words):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "orig_argv", started)
+    monkeypatch.setattr(sys, "argv", ["recipes/x.py", "--n_layer=2"])
+    assert resume_command(TrainConfig(), False) == f"{words} recipes/x.py --n_layer=2 --resume=auto"
 
 
 def test_epochs_are_counted_and_the_prompt_is_ready_for_a_shell(make_run, tmp_path, capsys):
