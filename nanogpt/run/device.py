@@ -90,10 +90,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"and must be a multiple of their number: with {world} processes choose {world}, "
             f"{2 * world}, {3 * world}, …"
         )
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch finds no CUDA device: leave --device out")
-    if config.device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device=mps, but torch finds no Apple GPU: leave --device out")
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=mixed_precision(config),
@@ -116,8 +112,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         )
     if config.device not in ("auto", accelerator.device.type):
         raise ValueError(
-            f"device={config.device}, but the launcher chose {accelerator.device.type} "
-            "(ACCELERATE_USE_CPU or its configuration says so): leave --device out"
+            f"device={config.device}, but torch finds no such device, or the launcher chose "
+            f"{accelerator.device.type} (by ACCELERATE_USE_CPU, for example): leave --device out"
         )
     if accelerator.num_processes > 1:
         atexit.register(leave_group)

@@ -129,16 +129,10 @@ class Metrics:
         self.accelerator = accelerator
         self.out_dir = out_dir
         self.files: dict[str, LineFile] = {}
-        self.first_new_step = 0  # trackio has the earlier ones from before a kill
         if accelerator.is_main_process and write:
             for name in (METRICS, SAMPLES):
                 self.files[name] = LineFile(out_dir / name, step, newest)
         self._quietly(self._start, step > 0 or newest >= 0, config)
-        for tracker in accelerator.trackers if accelerator.is_main_process else []:
-            if tracker.name == "wandb":
-                run = tracker.run
-                mode = "disabled" if run.disabled else "offline" if run.offline else "online"
-                logger.info(f"wandb   {mode}: project {run.project}, run {run.name}, id {run.id}")
 
     def _start(self, resumed: bool, config: dict) -> None:
         """Starts the trackers, or continues in them. W&B's own variables take precedence."""
@@ -152,9 +146,6 @@ class Metrics:
             options["wandb"] = {k: v for k, v in wandb.items() if WANDB[k] not in os.environ}
         project = os.environ.get("WANDB_PROJECT") or self.out_dir.parent.name or "nanogpt"
         self.accelerator.init_trackers(project, config, options)
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "trackio" and self.accelerator.is_main_process:
-                self.first_new_step = getattr(tracker.run, "_next_step", 0)
 
     def _quietly(self, call, *args) -> None:
         """Calls a function of the trackers without their output; an error ends the reporting."""
@@ -171,43 +162,31 @@ class Metrics:
     def log(self, step: int, **values) -> None:
         """Writes one line: `step` and the values measured at it."""
         self._write(METRICS, {"step": step, **values})
-        self._quietly(self._report, values, step)
-
-    def _report(self, values: dict, step: int) -> None:
         for tracker in self.accelerator.trackers:
-            if tracker.name != "trackio" or step >= self.first_new_step:
-                tracker.log(values, step=step)
+            self._quietly(tracker.log, values, step)
 
-    def sample(self, text: str, **progress) -> None:
-        """Writes the model's text to samples.jsonl; trackers also get the curve as a picture."""
-        self._write(SAMPLES, {**progress, "text": text})
-        if self.accelerator.is_main_process:
-            self._quietly(self._show, text, progress["step"])
+    def sample(self, text: str, step: int, **progress) -> None:
+        """Writes the model's text to samples.jsonl, and verbatim to the trackers."""
+        self._write(SAMPLES, {"step": step, **progress, "text": text})
+        code = "".join(f"    {line}\n" for line in text.splitlines())  # a block in Markdown
+        for tracker in self.accelerator.trackers if self.accelerator.is_main_process else []:
+            self._quietly(self._show, tracker, text, code, step)
 
     def _write(self, name: str, values: dict) -> None:
         if self.files:
             self.files[name].write(values)
 
-    def _show(self, text: str, step: int) -> None:
-        """Sends text and curve in each tracker's own types, the text verbatim."""
-        from nanogpt.run import plot  # which reads metrics
+    def _show(self, tracker, text: str, code: str, step: int) -> None:
+        if tracker.name == "tensorboard":
+            tracker.writer.add_text("sample", code, step)
+        elif tracker.name == "wandb":
+            import wandb
 
-        code = "".join(f"    {line}\n" for line in text.splitlines())  # a block in Markdown
-        pixels = plot.pixels(self.out_dir)
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.writer.add_text("sample", code, step)
-                tracker.writer.add_image("curve", pixels, step, dataformats="HWC")
-            elif tracker.name == "wandb":
-                import wandb
+            tracker.log({"sample": wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
+        else:
+            import trackio
 
-                sample = wandb.Html(f"<pre>{html.escape(text)}</pre>")
-                tracker.log({"sample": sample, "curve": wandb.Image(pixels)}, step=step)
-            elif step >= self.first_new_step:
-                import trackio
-
-                shown = {"sample": trackio.Markdown(code), "curve": trackio.Image(pixels)}
-                tracker.log(shown, step=step)
+            tracker.log({"sample": trackio.Markdown(code)}, step=step)
 
     def sync(self) -> None:
         for file in self.files.values():

@@ -12,13 +12,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from itertools import islice
+from datetime import timedelta
 
 import torch
 
 from nanogpt.config import Actions, TrainConfig
 from nanogpt.data.files import plain
-from nanogpt.evaluate import forward_batch_size, total_loss
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.ops import ops_for
 from nanogpt.optim import make_optimizers
@@ -97,23 +96,10 @@ def memory(
 
 def available(device: str = "auto") -> int:
     """Memory that a run could use now, in bytes: the GPU's if it would use one."""
-    if gib := gpu_gib(device):
-        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else int(gib * 2**30)
-    return free_memory()
-
-
-def checkpoint_bytes(config: GPTConfig, train: TrainConfig) -> int:
-    """Size of a checkpoint's two large files: weights and optimizer state in fp32."""
-    with torch.device("meta"):
-        model = GPT(config)
-        optimizers = make_optimizers(model, train)
-    numbers = sum(p.numel() for p in model.parameters())
-    for optimizer in optimizers:
-        moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
-        numbers += moments * sum(
-            p.numel() for group in optimizer.param_groups for p in group["params"]
-        )
-    return 4 * numbers
+    gib = gpu_gib(device)
+    if gib and torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return int(gib * 2**30) or free_memory()
 
 
 def estimate(
@@ -135,7 +121,6 @@ def estimate(
     if "allocator" in needed:  # on a CPU; this process has loaded what a run loads
         needed["Python and torch"] = max(memory_in_use(torch.device("cpu")) - taken, 0)
         room += needed["Python and torch"]
-    by_time = train.train_minutes and train.max_iters
     return {
         "parameters": model.get_num_params(),
         "parameters_by_part": parameters(config),
@@ -144,43 +129,36 @@ def estimate(
         "free_memory": room,
         "fits": sum(needed.values()) < room,
         "tokens_per_step": tokens_per_step(train, config),
-        "train_minutes": train.train_minutes if by_time else 0,
-        "steps": None if by_time else train.max_iters,
+        "steps": None if train.train_minutes and train.max_iters else train.max_iters,
         "train_tokens": train_tokens,
         "flops_per_token": model.flops_per_token(),
-        "checkpoint_bytes": checkpoint_bytes(config, train),
     }
 
 
 def describe(plan: dict) -> str:
     """A plan as text."""
     parts = ", ".join(f"{name} {n:,}" for name, n in plan["parameters_by_part"].items() if n)
-    memory = ", ".join(f"{name} {size(n)}" for name, n in plan["memory_by_purpose"].items() if n)
+    purposes = plan["memory_by_purpose"].items()
+    memory = ", ".join(f"{name} {n / 1e6:,.1f}" for name, n in purposes if n)
     verdict = "fits into" if plan["fits"] else "DOES NOT FIT into"
-    minutes = f"{plan['train_minutes']:g} minutes"
     rows = [
         ("parameters", f"{plan['parameters']:,}: {parts}"),
-        ("memory", f"{size(plan['memory'])} at the peak of a step, uncompiled: {memory}"),
-        ("", f"{verdict} the {size(plan['free_memory'])} that are free"),
-        ("checkpoint", size(plan["checkpoint_bytes"])),
+        ("memory", f"{plan['memory'] / 1e6:,.1f} MB in a step, uncompiled: {memory}"),
+        ("", f"{verdict} the {plan['free_memory'] / 1e6:,.1f} MB that are free"),
     ]
-    if plan["steps"] is None:
-        rows.append(("tokens", f"{plan['tokens_per_step']:,} a step, for {minutes}"))
-    else:
+    if plan["steps"] is not None:
         tokens = plan["steps"] * plan["tokens_per_step"]
-        steps = f"{plan['steps']:,} steps{f' in {minutes}' if plan['train_minutes'] else ''}"
         each = tokens / plan["parameters"]
         rows += [
-            ("tokens", f"{tokens:,}: {steps} of {plan['tokens_per_step']:,}"),
+            ("tokens", f"{tokens:,}: {plan['steps']:,} steps of {plan['tokens_per_step']:,}"),
             ("", f"{tokens / plan['train_tokens']:.2f} epochs of {plan['train_tokens']:,}"),
             ("", f"{each:.1f} per parameter ({CHINCHILLA} make best use of compute)"),
             ("arithmetic", f"{tokens * plan['flops_per_token'] / 1e15:,.3f} PFLOP"),
         ]
     if "seconds_per_step" in plan:
-        training, evaluating = plan["train_seconds"], plan["evaluation_seconds"]
-        rows.append(("time", f"{duration(training + evaluating)}, without saving"))
-        rows.append(("", f"{1e3 * plan['seconds_per_step']:,.1f} ms a step: {duration(training)}"))
-        rows.append(("", f"evaluations: {duration(evaluating)}"))
+        training, evaluating = timedelta_of(plan["train_seconds"]), plan["evaluation_seconds"]
+        rows.append(("time", f"{training}: {1e3 * plan['seconds_per_step']:,.1f} ms a step"))
+        rows.append(("", f"and about {timedelta_of(evaluating)} for evaluations; saves on top"))
     if "cost" in plan:
         rows.append(("cost", f"{plan['cost']:,.2f} dollars"))
     return "\n".join(f"{name:<14}{text}" for name, text in rows)
@@ -192,35 +170,32 @@ def show(config: TrainConfig, parts: Parts, state: State, actions: Actions) -> N
     With actions.price also its cost; with actions.json all in one line.
     """
     env, print_line = parts.settings["environment"], parts.accelerator.print
-    device = f"{env['device']}, {env['processes']} x {env['threads']} threads, {env['precision']}"
     tensors = [*parts.gpt.parameters()]
     for optimizer in parts.optimizers:
         for values in optimizer.state.values():
             tensors += [value for value in values.values() if torch.is_tensor(value)]
-    plan = estimate(
-        parts.gpt.config,
-        config,
-        env["precision"],
-        len(parts.train_data.tokens),
-        env["processes"],
-        taken=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-    )
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    tokens, processes = len(parts.train_data.tokens), env["processes"]
+    plan = estimate(parts.gpt.config, config, env["precision"], tokens, processes, taken)
     if plan["fits"]:
-        plan["seconds_per_step"] = seconds_per_step(config, parts, state)
+        seconds = seconds_per_step(config, parts, state)
+        plan["seconds_per_step"] = seconds
         if plan["steps"] is None:
-            plan["steps"] = max(1, round(60 * config.train_minutes / plan["seconds_per_step"]))
-        config = dataclasses.replace(config, max_iters=plan["steps"])
-        sequences = evaluated_sequences(config, parts)
-        plan["train_seconds"] = plan["seconds_per_step"] * plan["steps"]
-        plan["evaluation_seconds"] = sequences * seconds_per_sequence(config, parts)
+            plan["steps"] = max(1, round(60 * config.train_minutes / seconds))
+        plan["train_seconds"] = seconds * plan["steps"]
+        evaluated = evaluated_tokens(config, parts, plan["steps"])
+        # a forward pass is a third of a step
+        plan["evaluation_seconds"] = evaluated / plan["tokens_per_step"] * seconds / 3
         if actions.price:
-            seconds = plan["train_seconds"] + plan["evaluation_seconds"]
-            plan["cost"] = actions.price * seconds / 3600
+            total = plan["train_seconds"] + plan["evaluation_seconds"]
+            plan["cost"] = actions.price * total / 3600
     if actions.json:
         plan["tokens"] = None if plan["steps"] is None else plan["steps"] * plan["tokens_per_step"]
         print_line(json.dumps(plain(plan)))
     else:
-        print_line(f"{'device':<14}{device}, data {config.data}\n{describe(plan)}")
+        threads = f"{processes} x {env['threads']} threads"
+        print_line(f"{'device':<14}{env['device']}, {threads}, {env['precision']}")
+        print_line(describe(plan))
 
 
 def seconds_per_step(config: TrainConfig, parts: Parts, state: State) -> float:
@@ -247,46 +222,19 @@ def median_seconds(step: Callable[[], None], at_most: float = 3.0) -> float:
     It is called three times at least, unless it takes so long that a warm-up makes no difference.
     """
     times: list[float] = []
-    while (
-        sum(times) < 4 * at_most and (len(times) < 5 or sum(times) < at_most) and len(times) < 200
-    ):
+    while sum(times) < (4 * at_most if len(times) < 5 else at_most) and len(times) < 200:
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:] or times[-1:])
 
 
-def evaluated_sequences(config: TrainConfig, parts: Parts) -> int:
-    """Sequences that a process evaluates in a run; the last evaluation is of the whole split."""
-    block_size = parts.gpt.config.block_size
-    whole = -(-(len(parts.val_data.tokens) - 1) // block_size)
-    each = config.eval_iters * config.batch_size if config.eval_iters else whole
-    evaluations = -(-config.max_iters // config.eval_interval)
-    return (evaluations * each + whole) // parts.accelerator.num_processes
+def evaluated_tokens(config: TrainConfig, parts: Parts, steps: int) -> int:
+    """Tokens that a run of so many steps evaluates; the last evaluation is of the whole split."""
+    whole = len(parts.val_data.tokens)
+    quick = config.eval_iters * config.batch_size * parts.gpt.config.block_size
+    return -(-steps // config.eval_interval) * (quick or whole) + whole
 
 
-def seconds_per_sequence(config: TrainConfig, parts: Parts) -> float:
-    """Seconds that a sequence of an evaluation takes, by a few batches."""
-    size = forward_batch_size(config.batch_size, parts.gpt.config.block_size)
-    batches = list(islice(parts.val_data.whole_split(size), 6))
-    with parts.autocast():
-        total_loss(parts.gpt, iter(batches[:1]), parts.device)
-        start = time.perf_counter()
-        total_loss(parts.gpt, iter(batches), parts.device)
-    return (time.perf_counter() - start) / sum(len(x) for x, _ in batches)
-
-
-def duration(seconds: float) -> str:
-    """Formats a time."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 100 * length / 60:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def size(count: float) -> str:
-    """Formats a number of bytes."""
-    for unit, least in (("GB", 1e9), ("MB", 1e6)):
-        if count >= least:
-            return f"{count / least:,.1f} {unit}"
-    return f"{count / 1e3:,.0f} kB"
+def timedelta_of(seconds: float) -> timedelta:
+    return timedelta(seconds=round(seconds))

@@ -3,7 +3,6 @@
 nanogpt plot out/a out/b --out curves.png
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ def points(run: Path, key: str) -> list[tuple[float, float]]:
     return [(line["tokens"], line[key]) for line in lines if {"tokens", key} <= line.keys()]
 
 
-def curves(runs: list[Path], out: Path | io.BytesIO, **options) -> bool:
+def curves(runs: list[Path], out: Path) -> bool:
     """Draws the losses of out directories over tokens; returns False if there are none.
 
     Training loss is thin, validation loss thick, with a colour for each run. Losses of the first
@@ -44,12 +43,5 @@ def curves(runs: list[Path], out: Path | io.BytesIO, **options) -> bool:
         axes.set_ylim(top=1.02 * max(late))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(out, **options)
+    figure.savefig(out)
     return True
-
-
-def pixels(run: Path) -> np.ndarray:
-    """The curves of one run as a picture (height, width, 3) in uint8, for trackers."""
-    buffer = io.BytesIO()
-    curves([run], buffer, format="raw", facecolor="white")
-    return np.frombuffer(buffer.getvalue(), np.uint8).reshape(540, 960, 4)[:, :, :3]

@@ -1,6 +1,5 @@
 """Where a run starts, what has changed since its checkpoint, and how to resume it."""
 
-import dataclasses
 import os
 import shlex
 import sys
@@ -22,7 +21,6 @@ def find_start(config: TrainConfig) -> Path | None:
     Raises ValueError if out_dir holds another run or anything else, or if a process writes there.
     """
     out_dir = Path(config.out_dir)
-    check_name(out_dir)
     if out_dir.exists() and os.environ.get("RANK", "0") == "0":
         rundir.claim(out_dir)
         checkpoint.finish_renaming(out_dir)
@@ -43,21 +41,6 @@ def find_start(config: TrainConfig) -> Path | None:
             f"or start another with {shlex.quote(f'--out_dir={free}')}"
         )
     return start
-
-
-def check_name(out_dir: Path) -> None:
-    """Raises ValueError for a path in which no checkpoint could be written, or read again."""
-    name = f"out_dir={str(out_dir)!r}"
-    for path in (out_dir, *out_dir.parents):
-        if path.is_symlink() and not path.exists():
-            target = os.readlink(path)
-            raise ValueError(
-                f"{name}: {path} is a link to {target}, which does not exist: create it first"
-            )
-    try:
-        str(out_dir.resolve()).encode("utf-8")
-    except UnicodeEncodeError:  # safetensors could not read from there
-        raise ValueError(f"{name}: its path is not UTF-8: name another with --out_dir") from None
 
 
 def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
@@ -83,18 +66,15 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
     same_step = sequences(train) == sequences(config) and not model_config.dropout
     if same_step:  # a step is the same, only divided differently
         free = free | {"batch_size", "gradient_accumulation_steps"}
-    changed = []
-    fixed = [field.name for field in dataclasses.fields(GPTConfig)] + ["optimizer"]
+    fixed = vars(model).keys() | {"optimizer"}
     before, now = vars(model) | vars(train), vars(model_config) | vars(config)
-    for name in before:
-        if before[name] == now[name] or name in free:
-            continue
-        if name in fixed and name not in ("dropout", "gradient_checkpointing"):
-            raise ValueError(
-                f"{start} was trained with {name}={before[name]}, not {now[name]}: resume with "
-                f"--{name}={before[name]}, or train the new model into another --out_dir"
-            )
-        changed.append(f"{name} {before[name]} -> {now[name]}")
+    differing = {name for name in before if before[name] != now[name]} - free
+    for name in differing & fixed - {"dropout", "gradient_checkpointing"}:
+        raise ValueError(
+            f"{start} was trained with {name}={before[name]}, not {now[name]}: resume with "
+            f"--{name}={before[name]}, or train the new model into another --out_dir"
+        )
+    changed = [f"{name} {before[name]} -> {now[name]}" for name in before if name in differing]
     decays = [decay_steps(train), decay_steps(config)]
     if None not in decays and decays[0] != decays[1] and not config.train_minutes:
         changed.append(f"the learning rate decays over {decays[1]} steps, not {decays[0]}")
@@ -104,15 +84,10 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
         changed.append(f"{config.data} has other tokens")
     if changed:
         logger.info(f"note: the settings differ from the checkpoint's: {'; '.join(changed)}")
-    old = saved.get("environment", {})
-    moved = [
-        f"{name} {old[name]} -> {value}"
-        for name, value in settings["environment"].items()
-        if old.get(name, value) != value
-    ]
+    old, new = saved.get("environment") or {}, settings["environment"]
+    moved = ", ".join(f"{k} {old[k]} -> {new[k]}" for k in new if k in old and old[k] != new[k])
     if moved:
-        changes = ", ".join(moved)
-        logger.info(f"note: the environment changed; results match only up to rounding: {changes}")
+        logger.info(f"note: the environment changed; results match only up to rounding: {moved}")
     return data.get("val") == settings["data"]["val"]
 
 

@@ -52,13 +52,14 @@ def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text, zygo
     monkeypatch.setattr(sys, "argv", ["scaling.py", *LADDER.split(), "--check"])
     scaling.run()
     found = json.loads((tmp_path / "out" / "scaling.json").read_text())
-    runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("out/*/result.json"))]
-    assert [run["settings"]["seed"] for run in runs if "seed" in run["settings"]] == [0, 1, 2, 0, 1, 2, 0, 0]
-    losses = [run["val_loss"] for run in runs]
+    paths = sorted(tmp_path.glob("out/*/result.json"))
+    seeds = [int(path.parent.name[-4:]) for path in paths]
+    assert seeds == [1337, 1338, 1339, 1337, 1338, 1339, 1337, 1337]
+    losses = [json.loads(path.read_text())["val_loss"] for path in paths]
+    assert len({*losses[:3]}) == 3
     means = [np.mean(losses[:3]), np.mean(losses[3:6]), losses[6], losses[7]]
     assert [rung["val_loss"] for rung in (*found["rungs"], *found["check"])] == pytest.approx(means)
-    # 4 layers are 8 x 4 channels: as many tokens for each parameter, so the operations grow as on paper
-    assert found["check"][0]["compute"] == found["prediction"]["compute"] > 2 * found["rungs"][-1]["compute"]
+    assert found["check"][0]["compute"] == pytest.approx(4 * found["rungs"][-1]["compute"], rel=0.1)
     assert (tmp_path / "out" / "scaling.png").read_bytes().startswith(b"\x89PNG")
     scaling.run()
     assert len(forked) == 8  # none is trained again

@@ -59,13 +59,6 @@ def test_bf16_instructions_are_those_that_the_system_names(tmp_path):
     assert not device.cpu_computes_in_bf16(str(tmp_path / "none"))
 
 
-def test_the_launcher_or_the_settings_choose_the_cpu(monkeypatch):
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert device.wants_cpu("cpu") and not device.wants_cpu()
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert device.wants_cpu()
-
-
 @pytest.fixture
 def cores(monkeypatch):
     """Makes a machine with so many logical and physical cores, and the environment of a process on it."""

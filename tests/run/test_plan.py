@@ -21,12 +21,6 @@ def test_parameters_by_part_are_those_of_gpt2():
     assert parts["norms and biases"] == 12 * (9 * 768 + 4 * 768) + 2 * 768
 
 
-def test_untied_and_modern_models_add_up_too():
-    modern = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True, "n_kv_head": 2}
-    config = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32, tie_embeddings=False, **modern)
-    assert sum(plan.parameters(config).values()) == GPT(config).get_num_params()
-
-
 def test_weights_gradients_and_optimizer_state_have_four_bytes_a_number():
     config = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
     numbers = sum(p.numel() for p in GPT(config).parameters())
@@ -34,7 +28,6 @@ def test_weights_gradients_and_optimizer_state_have_four_bytes_a_number():
     assert needed["weights"] == 4 * numbers
     assert needed["gradients"] == 4 * numbers  # they wait while the next micro-batch is computed
     assert needed["optimizer"] == pytest.approx(8 * numbers, rel=0.01)  # and a step count for each parameter
-    assert plan.checkpoint_bytes(config, TrainConfig()) == 12 * numbers
 
 
 def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
@@ -83,8 +76,8 @@ def test_with_train_minutes_the_steps_are_those_that_fit_into_them(make_run, mon
     run = make_run(train_minutes=2, batch_size=4, max_iters=7, eval_interval=100)
     run.plan(Actions(price=6))
     shown = capsys.readouterr().out
-    assert "15,360: 240 steps in 2 minutes of 64" in shown
-    assert "500.0 ms a step: 2.0 min" in shown and "0.20 dollars" in shown
+    assert "15,360: 240 steps of 64" in shown
+    assert "0:02:00: 500.0 ms a step" in shown and "dollars" in shown
     run.plan(Actions(json=True))
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["steps"], found["tokens"], found["train_seconds"]) == (240, 15_360, 120)
@@ -112,11 +105,10 @@ def test_steps_of_whole_windows_are_timed(make_run, monkeypatch):
     assert run.measure() == 1.0 and lengths == [run.gpt.config.block_size] != [8]
 
 
-@pytest.mark.parametrize("eval_iters, sequences", [(0, 4 * 128), (3, 3 * 3 * 4 + 128)])
-def test_the_last_evaluation_is_of_the_whole_split(make_run, eval_iters, sequences):
-    run = make_run(max_iters=30, eval_interval=10, eval_iters=eval_iters)
-    assert len(run.val_data.tokens) == 2038  # 128 windows of 16
-    assert plan.evaluated_sequences(run.config, run.parts) == sequences
+@pytest.mark.parametrize("eval_iters, tokens", [(0, 4 * 2038), (3, 3 * 3 * 4 * 16 + 2038)])
+def test_the_last_evaluation_is_of_the_whole_split(make_run, eval_iters, tokens):
+    run = make_run(eval_interval=10, eval_iters=eval_iters)
+    assert plan.evaluated_tokens(run.config, run.parts, steps=30) == tokens
 
 
 def test_a_slow_step_is_timed_once(monkeypatch):

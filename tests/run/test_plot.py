@@ -29,12 +29,6 @@ def test_losses_not_finite_or_all_the_same_are_drawn(tmp_path, losses):
     assert plot.curves([run], tmp_path / "curve.png")
 
 
-def test_the_picture_for_trackers_has_the_colour_of_the_curve(tmp_path):
-    pixels = plot.pixels(run_with(tmp_path / "run", val=[(0, 4.0), (100, 2.0)]))
-    assert pixels.shape == (540, 960, 3)
-    assert (pixels == (0x1F, 0x77, 0xB4)).all(axis=2).sum() > 500  # matplotlib's first colour
-
-
 def test_a_name_that_looks_like_a_formula_is_a_name(tmp_path):
     runs = [run_with(tmp_path / "$a_{$", val=[(0, 4.0), (1, 2.0)]), run_with(tmp_path / "b", val=[(0, 4.0), (1, 3.0)])]
     assert plot.curves(runs, tmp_path / "curves.svg")
