@@ -1,6 +1,6 @@
 """Loss against compute: trains a ladder of small models, fits a law, and predicts a larger one.
 
-    python recipes/scaling.py            # writes out/scaling/scaling.json and scaling.png
+    python recipes/scaling.py            # writes out/scaling/scaling.json
     python recipes/scaling.py --check    # then trains the larger model, and compares
 
 A rung is a model of recipes/pretrain.py: its rules give the size, the batch, the rates, and 20
@@ -99,57 +99,40 @@ def train(run: tuple[int, int], out_dir: str, flags: list[str]) -> dict:
     return {"val_loss": result["val_loss"], "compute": result["tokens"] * flops}
 
 
-def draw(found: dict, path: Path) -> None:
-    """Losses over operations, with the law and its range."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    rungs = found["rungs"]
-    x = np.geomspace(rungs[0]["compute"], found["prediction"]["compute"], 200)
-    curves = [predict(law, x) for law in found["laws"]]
-    low, high = np.min(curves, axis=0), np.max(curves, axis=0)
-    axes.fill_between(x, low, high, alpha=0.2, label="one rung left out")
-    axes.plot(x, curves[0], label="{:.3f} + {:.3g} C^-{:.4f}".format(*found["laws"][0]))
-    for runs, mark, label in ((rungs, "o", "trained"), (found["check"], "s", "trained to check")):
-        if runs:
-            axes.plot(
-                [r["compute"] for r in runs], [r["val_loss"] for r in runs], mark, label=label
-            )
-    axes.set(xscale="log", yscale="log", xlabel="operations", ylabel="validation loss, nats")
-    axes.legend(frameon=False)
-    figure.savefig(path)
-
-
-def run() -> None:
-    """Reads the command line, trains, fits, writes."""
+def read_flags():
+    """The command line, and the flags that every run gets."""
     defaults = TrainConfig(data=DATA, out_dir=OUT_DIR)
     parser = settings_parser(pretrain.shape(2, ASPECT_RATIO), defaults, __doc__)
     parser.add_argument("--depths", default=DEPTHS, metavar="N,N,N", help="of the rungs")
     parser.add_argument("--check", action="store_true", help="train the model that is predicted")
     given, flags = pretrain.read_flags(parser, ASPECT_RATIO)
+    given.data, given.out_dir = given.data or DATA, given.out_dir or OUT_DIR
+    given.block_size = given.block_size or CONTEXT
     own = ("--depths", "--check", "--out_dir", "--data", "--block_size")
     flags = [flag for flag in flags if flag.split("=")[0] not in own]
-    data, out_dir = given.data or DATA, given.out_dir or OUT_DIR
+    for name in ("data", "block_size", "aspect_ratio", "tokens_per_parameter"):
+        flags.append(f"--{name}={getattr(given, name)}")
+    if not given.eval_interval:  # evaluations take longer than the smallest runs
+        flags.append(f"--eval_interval={10**6}")
+    return given, flags
+
+
+def run() -> None:
+    """Reads the command line, trains, fits, writes."""
+    given, flags = read_flags()
     at_once = 1 if gpu_gib(given.device or "auto") else os.cpu_count() or 1
-    settings = [f"--data={data}", f"--block_size={given.block_size or CONTEXT}"]
-    settings.append(f"--aspect_ratio={given.aspect_ratio}")
-    settings.append(f"--tokens_per_parameter={given.tokens_per_parameter}")
-    settings.append(f"--eval_interval={10**6}")  # evaluations take longer than the smallest runs
-    if at_once > 1:
-        settings.append("--threads=1")
-    flags = settings + flags
+    if at_once > 1 and not given.threads:
+        flags.append("--threads=1")
+    out_dir = given.out_dir
     with user_errors():
         depths = [int(word) for word in given.depths.split(",") if word.isdecimal()]
         if len(depths) < 3 or given.depths.split(",") != [str(n) for n in sorted({*depths})]:
             raise ValueError(f"--depths={given.depths} must be three or more, rising: {DEPTHS}")
-        if data == DATA and not Path(DATA).exists():
+        if given.data == DATA and not Path(DATA).exists():
             python_stdlib.prepare(DATA, tokenizer="bytes")
-        vocab_size, _ = pretrain.measure(data)
-        last = depths[-1]
-        runs = [
-            (depth, seed) for depth in depths for seed in (SEEDS if depth < last else SEEDS[:1])
-        ]
+        vocab_size, _ = pretrain.measure(given.data)
+        runs = [(depth, seed) for depth in depths[:-1] for seed in SEEDS]
+        runs.append((depths[-1], SEEDS[0]))
         with ThreadPoolExecutor(at_once) as pool:
             try:  # the longest first
                 trained = pool.map(partial(train, out_dir=out_dir, flags=flags), runs[::-1])
@@ -168,7 +151,7 @@ def run() -> None:
         if given.check:  # compute grows with the sixth power of the depth
             depth = max(depths[-1] + 1, round(depths[-1] * 4 ** (1 / 6)))
             model = pretrain.shape(depth, given.aspect_ratio)
-            model.vocab_size, model.block_size = vocab_size, int(given.block_size or CONTEXT)
+            model.vocab_size, model.block_size = vocab_size, int(given.block_size)
             gpt = pretrain.on_meta(model)
             tokens = compute / gpt.flops_per_token() / gpt.get_num_params()
             more = [*flags, f"--tokens_per_parameter={tokens}"]
@@ -180,7 +163,6 @@ def run() -> None:
         for each in found["check"]:
             print(f"trained: {each['val_loss']:.4f}, {each['val_loss'] / loss - 1:+.2%}")
         checkpoint.write_json(Path(out_dir, "scaling.json"), found)
-        draw(found, Path(out_dir, "scaling.png"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from nanogpt.config import ignored_by
 from nanogpt.run import metrics
 
 AXES = ("steps", "tokens", "seconds of training")  # the first columns of Curve.points
-POINTS = 8  # at which curves are compared, at most
 ALPHA = 0.05  # a difference with a smaller p is significant
 
 
@@ -94,35 +93,16 @@ def group(runs: list[Path]) -> tuple[dict[str, list[Curve]], dict[str, str]]:
             left_out[str(curve.run)] = f"the same settings and seed as {twins[0].run}"
         else:
             same.append(curve)
-    groups.sort(key=lambda group: min(map(curves.index, group)))  # as on the command line
     names = [group[0].run.name for group in groups]
     if len(set(names)) < len(names):
         names = [str(group[0].run) for group in groups]
     return dict(zip(names, groups, strict=True)), left_out
 
 
-def differences(groups: dict[str, list[Curve]]) -> dict[str, list]:
-    """The settings that differ between groups, with each group's value."""
-    first = [curves[0] for curves in groups.values()]
-    names = dict.fromkeys(name for curve in first for name in curve.kind)
-    return {
-        name: [curve.settings.get(name) for curve in first]
-        for name in names
-        if any(curve.kind.get(name) != first[0].kind.get(name) for curve in first)
-    }
-
-
-def meeting_points(groups: dict[str, list[Curve]], axis: int) -> np.ndarray:
-    """Where to compare: evaluations of the curve that ends first, from where all have begun.
-
-    Empty if a curve starts after the end of another.
-    """
-    every = [curve.points[:, axis] for curves in groups.values() for curve in curves]
-    first_to_end = min(every, key=lambda x: x[-1])
-    at = np.unique(first_to_end[first_to_end >= max(x[0] for x in every)])
-    if len(at) > POINTS:
-        at = at[np.linspace(0, len(at) - 1, POINTS).round().astype(int)]
-    return at
+def last_common(curves: list[Curve], axis: int) -> float | None:
+    """The last evaluation that all curves have reached; None if one starts after another's end."""
+    end = min(curve.points[-1, axis] for curve in curves)
+    return None if any(curve.points[0, axis] > end for curve in curves) else float(end)
 
 
 def deviation(values: list[float]) -> float | None:
@@ -154,76 +134,82 @@ def welch(a, b) -> np.ndarray:
         return integral(np.arctan2(np.sqrt(df), t)) / integral(np.pi / 2)
 
 
-def compare(runs: list[Path]) -> str:
-    """The comparison as text; the last line is the verdict. Raises ValueError if one is no run."""
-    groups, left_out = group(runs)
-    settings = {name: list(map(str, values)) for name, values in differences(groups).items()}
-    width = 2 + max(16, *(len(cell) for cells in (groups, *settings.values()) for cell in cells))
+def verdict(runs: list[Path]) -> dict:
+    """The comparison for a program; docs/experiments.md describes the keys.
 
-    def row(first: str, cells) -> str:
-        return f"{first:<28}" + "".join(f"{cell:>{width}}" for cell in cells)
-
-    def losses(first: str, loss_of) -> str:
-        cells = []
-        for curves in groups.values():
-            values = [loss_of(curve) for curve in curves]
-            spread = f" ±{deviation(values):.4f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.4f}{spread}")
-        return row(first, cells)
-
-    lines = [row("", groups), row("seeds", [len(curves) for curves in groups.values()])]
-    lines += [row(name, values) for name, values in settings.items()]
-    lines += [f"left out: {run} ({why})" for run, why in left_out.items()]
-    for axis, title in enumerate(AXES):
-        lines += ["", f"validation loss by equal {title}"]
-        points = meeting_points(groups, axis)
-        for x in points:
-            first = f"{x:,.1f}" if title == "seconds of training" else f"{x:,.0f}"
-            lines.append(losses(first, lambda curve, axis=axis, x=x: curve.loss_at(axis, x)))
-        if not len(points):
-            lines.append("a run starts after the end of another: there is nothing to compare")
-    lines += ["", losses("lowest", lambda curve: curve.lowest)]
-    if len(groups) > 1:
-        lines += ["", in_words(ranking(groups))]
-    return "\n".join(lines)
-
-
-def ranking(groups: dict[str, list[Curve]]) -> dict:
-    """Groups ranked by their lowest validation loss, the mean over seeds; do the first two differ?
-
-    See `verdict` for the keys.
+    `runs` are groups, ranked by their lowest validation loss, the mean over seeds. `by` is how much
+    lower the loss of `better` is than the next one's. Both are None if losses cannot be compared;
+    without a p, `why_not` says why. Raises ValueError if one of `runs` is not a run.
     """
-    rows: list[dict] = []
-    differing = differences(groups)
-    for i, (name, curves) in enumerate(groups.items()):
+    groups, left_out = group(runs)
+    first = {name: curves[0] for name, curves in groups.items()}
+    kinds = [curve.kind for curve in first.values()]
+    differing = [k for k in dict.fromkeys(k for kind in kinds for k in kind) if not equal(kinds, k)]
+    rows = []
+    for name, curves in groups.items():
         losses = [curve.lowest for curve in curves]
-        row = {"name": name, "runs": [str(curve.run) for curve in curves]}
-        row["val_loss"] = float(np.mean(losses))
-        row["spread"] = deviation(losses)
-        row["settings"] = {setting: values[i] for setting, values in differing.items()}
-        rows.append(row)
+        settings = {key: first[name].settings.get(key) for key in differing}
+        row = {"name": name, "runs": [str(curve.run) for curve in curves], "settings": settings}
+        rows.append(row | {"val_loss": float(np.mean(losses)), "spread": deviation(losses)})
     rows.sort(key=lambda row: (np.isnan(row["val_loss"]), row["val_loss"]))
-    found = dict.fromkeys(("better", "by", "p", "significant", "why_not")) | {"runs": rows}
-    unfinished = [name for name, curves in groups.items() if not curves[0].finished]
+    every = [curve for curves in groups.values() for curve in curves]
+    at_equal = {}
+    for axis, title in enumerate(AXES):
+        if (at := last_common(every, axis)) is not None:
+            there = {n: [curve.loss_at(axis, at) for curve in c] for n, c in groups.items()}
+            losses = {name: float(np.mean(values)) for name, values in there.items()}
+            spread = {name: deviation(values) for name, values in there.items()}
+            at_equal[title] = {"at": at, "val_loss": losses, "spread": spread}
+    found = dict.fromkeys(("better", "by", "p", "significant", "why_not"))
+    found |= {"runs": rows, "left_out": left_out, "at_equal": at_equal}
+    unfinished = [name for name, curve in first.items() if not curve.finished]
     if len(rows) < 2:
         return found | {"why_not": "there is nothing to compare with"}
     if unfinished:
         return found | {"why_not": f"not finished: {', '.join(unfinished)}"}
-    if len({c.val_sha256 for curves in groups.values() for c in curves} - {None}) > 1:
+    if len({curve.val_sha256 for curve in every} - {None}) > 1:
         return found | {"why_not": "the validation data differ"}
     found["better"] = rows[0]["name"]
     found["by"] = rows[1]["val_loss"] - rows[0]["val_loss"]
-    first, second = ([curve.lowest for curve in groups[row["name"]]] for row in rows[:2])
-    if min(len(first), len(second)) < 2:
+    best, next_best = ([curve.lowest for curve in groups[row["name"]]] for row in rows[:2])
+    if min(len(best), len(next_best)) < 2:
         return found | {"why_not": "that takes at least two seeds of each"}
-    p = float(welch(first, second))
+    p = float(welch(best, next_best))
     if np.isnan(p):
         return found | {"why_not": "the losses of seeds do not vary, or are not finite"}
     return found | {"p": p, "significant": p < ALPHA}
 
 
+def equal(kinds: list[dict], key: str) -> bool:
+    return all(kind.get(key) == kinds[0].get(key) for kind in kinds)
+
+
+def compare(runs: list[Path]) -> str:
+    """A `verdict` as text, the best run first; the last line says whether it is better."""
+    found = verdict(runs)
+    rows = {row["name"]: row for row in found["runs"]}
+    table = {"": list(rows), "seeds": [len(row["runs"]) for row in rows.values()]}
+    for name in found["runs"][0]["settings"]:
+        table[name] = [row["settings"][name] for row in rows.values()]
+    for title, losses in found["at_equal"].items():
+        title = f"at {losses['at']:,.1f}".removesuffix(".0") + f" {title}"
+        table[title] = [cell(losses["val_loss"][name], losses["spread"][name]) for name in rows]
+    table["lowest"] = [cell(row["val_loss"], row["spread"]) for row in rows.values()]
+    width = 2 + max(16, *(len(str(value)) for values in table.values() for value in values))
+    lines = [
+        f"{title:<36}" + "".join(f"{value!s:>{width}}" for value in values)
+        for title, values in table.items()
+    ]
+    lines += [f"left out: {run} ({why})" for run, why in found["left_out"].items()]
+    return "\n".join([*lines, "", *([in_words(found)] if len(rows) > 1 else [])])
+
+
+def cell(loss: float, spread: float | None) -> str:
+    return f"{loss:.4f}" if spread is None else f"{loss:.4f} ±{spread:.4f}"
+
+
 def in_words(found: dict) -> str:
-    """The verdict of `ranking` in one line."""
+    """What a `verdict` says, in one line."""
     if found["better"] is None:
         return f"no verdict: {found['why_not']}"
     first, second = found["runs"][:2]
@@ -233,21 +219,3 @@ def in_words(found: dict) -> str:
     sizes = f"{len(first['runs'])} and {len(second['runs'])} seeds"
     what = "a significant difference" if found["significant"] else "no significant difference"
     return f"{lower}: {what} (p = {found['p']:.2g}, Welch's t-test, {sizes})"
-
-
-def verdict(runs: list[Path]) -> dict:
-    """The comparison for a program; docs/experiments.md describes the keys.
-
-    `by` is how much lower the loss of `better` is than the next one's. Both are None if losses
-    cannot be compared; without a p, `why_not` says why.
-    """
-    groups, left_out = group(runs)
-    at_equal = {}
-    for axis, title in enumerate(AXES):
-        for at in meeting_points(groups, axis)[-1:].tolist():
-            losses = {
-                name: float(np.mean([curve.loss_at(axis, at) for curve in curves]))
-                for name, curves in groups.items()
-            }
-            at_equal[title] = {"at": at, "val_loss": losses}
-    return ranking(groups) | {"left_out": left_out, "at_equal": at_equal}

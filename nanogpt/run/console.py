@@ -87,7 +87,7 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
 
 
 class Progress:
-    """How far a run is: a bar on a terminal, otherwise a line every ten seconds."""
+    """How far a run is: a bar on a terminal, otherwise about every ten seconds a line."""
 
     def __init__(self, config: TrainConfig, state: State, shown: bool):
         self.bar = tqdm(
@@ -99,6 +99,8 @@ class Progress:
             disable=not (shown and sys.stderr.isatty()),
         )
         self.in_lines = shown and self.bar.disable
+        self.max_iters = 0 if config.train_minutes else config.max_iters
+        self.now = state.step
         self.restart(state)
 
     def restart(self, state: State) -> None:
@@ -107,32 +109,26 @@ class Progress:
 
     def update(self, config: TrainConfig, parts: Parts, state: State) -> None:
         """A step is done."""
+        self.now = state.step
         with suppress(OSError):  # the terminal may have been closed
             self.bar.update()
-        if self.in_lines and time.monotonic() - self.since >= EVERY:
-            logger.info(self.line(config, parts, state))
-            self.restart(state)
-
-    def line(self, config: TrainConfig, parts: Parts, state: State) -> str:
-        """Step, loss since the last line of metrics, speed, time left."""
-        steps, seconds, tally = state.step - self.step, time.monotonic() - self.since, parts.tally
-        good = state.step - tally.step - int(tally.skipped)
-        loss = f"loss {tally.loss.item() / good:.4f}" if good else "no finite gradient"
-        left = (config.max_iters - state.step) * seconds / steps
-        if config.train_minutes:
-            running = time.perf_counter() - (parts.clock.started or time.perf_counter())
-            left = 60 * config.train_minutes - state.train_seconds - running
-        speed = f"{steps * tokens_per_step(config, parts.gpt.config) / seconds:,.0f} tokens/s"
-        return f"step {state.step:>6,}  {loss}, {speed}, {tqdm.format_interval(max(left, 0))} left"
 
     def show(self, values: dict) -> None:
-        """Shows a line of metrics beside the bar."""
-        loss = "no finite gradient"
+        """Shows a line of metrics."""
+        text = "no finite gradient"
         if "train_loss" in values:
-            loss = f"loss {values['train_loss']:.3f}"
-        mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
-        speed = f"{values['tokens_per_second']:,} tokens/s"
-        self.bar.set_postfix_str(f"{loss}, {speed}{mfu}", refresh=False)
+            text = f"loss {values['train_loss']:.4f}"
+        text += f", {values['tokens_per_second']:,} tokens/s"
+        if "mfu" in values:
+            text += f", MFU {values['mfu']:.1%}"
+        self.bar.set_postfix_str(text, refresh=False)
+        seconds = time.monotonic() - self.since
+        if self.in_lines and seconds >= EVERY:
+            if self.max_iters:
+                left = (self.max_iters - self.now) * seconds / (self.now - self.step)
+                text += f", {tqdm.format_interval(left)} left"
+            logger.info(f"step {self.now:>6,}  {text}")
+            self.since, self.step = time.monotonic(), self.now
 
     def sample(self, text: str) -> None:
         """Shows the first non-blank line of a sample; all lines of a conversation."""

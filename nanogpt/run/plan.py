@@ -153,7 +153,7 @@ def describe(plan: dict) -> str:
             ("tokens", f"{tokens:,}: {plan['steps']:,} steps of {plan['tokens_per_step']:,}"),
             ("", f"{tokens / plan['train_tokens']:.2f} epochs of {plan['train_tokens']:,}"),
             ("", f"{each:.1f} per parameter ({CHINCHILLA} make best use of compute)"),
-            ("arithmetic", f"{tokens * plan['flops_per_token'] / 1e15:,.3f} PFLOP"),
+            ("arithmetic", f"{tokens * plan['flops_per_token'] / 1e12:,.2f} TFLOP"),
         ]
     if "seconds_per_step" in plan:
         training, evaluating = timedelta_of(plan["train_seconds"]), plan["evaluation_seconds"]

@@ -60,8 +60,8 @@ def prepare(
     Raises ValueError or OSError if the settings, the data, or out_dir do not allow the run.
     """
     requested, config = config, share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
+    console.show_messages(os.environ.get("RANK", "0") == "0" and not quiet)
     accelerator = make_accelerator(config)
-    console.show_messages(accelerator.is_main_process and not quiet)
     peers = Peers(accelerator, config.timeout)
     interrupts = Interrupts(peers, config.time_limit)  # which counts from here
     environment = set_up(config, accelerator)

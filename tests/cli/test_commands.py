@@ -171,7 +171,7 @@ def test_seeds_are_trained_one_after_the_other_and_compared(data, tmp_path, monk
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-seed5", "a-seed6"]
     losses = [metrics.read(tmp_path / "out" / f"a-seed{s}" / "metrics.jsonl")[-1]["val_loss"] for s in (5, 6)]
     assert losses[0] != losses[1]
-    table = capsys.readouterr().out.split("validation loss by equal steps")[1]
+    table = capsys.readouterr().out.split("at 4 steps")[1]
     assert f"{sum(losses) / 2:.4f} ±{abs(losses[0] - losses[1]) / 2**0.5:.4f}" in table
 
 

@@ -60,7 +60,6 @@ def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text, zygo
     means = [np.mean(losses[:3]), np.mean(losses[3:6]), losses[6], losses[7]]
     assert [rung["val_loss"] for rung in (*found["rungs"], *found["check"])] == pytest.approx(means)
     assert found["check"][0]["compute"] == pytest.approx(4 * found["rungs"][-1]["compute"], rel=0.1)
-    assert (tmp_path / "out" / "scaling.png").read_bytes().startswith(b"\x89PNG")
     scaling.run()
     assert len(forked) == 8  # none is trained again
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--grad_clip=5"])

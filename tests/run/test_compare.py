@@ -21,15 +21,9 @@ def make(directory: Path, seed: int, losses: dict[int, float], tokens: int = 10,
     return directory
 
 
-def rows(text: str, title: str) -> dict[str, list[str]]:
-    """The lines below a title, by their first column."""
-    lines = text.split(f"{title}\n")[1].split("\n\n")[0].splitlines()
-    return {line.split("  ")[0]: line[28:].split() for line in lines}
-
-
 def row(text: str, name: str) -> list[str]:
     """The columns of the line that begins with `name`."""
-    return next((line.split()[1:] for line in text.splitlines() if line.startswith(name)), [])
+    return next((line.removeprefix(name).split() for line in text.splitlines() if line.startswith(name)), [])
 
 
 @pytest.fixture
@@ -43,24 +37,23 @@ def runs(tmp_path) -> list[Path]:
 
 def test_seeds_are_one_column_with_its_spread(runs):
     text = compare(runs)
-    assert text.splitlines()[0].split() == ["a1", "b"] and row(text, "seeds") == ["2", "1"]
-    # standard deviations of (2.0, 2.4) and (3.0, 3.2): the difference over the square root of 2
-    assert rows(text, "by equal steps")["20"] == ["2.2000", "±0.2828", "2.5000"]
-    assert rows(text, "by equal steps")["10"] == ["3.1000", "±0.1414", "3.1667"]
-    assert row(text, "lowest") == ["2.2000", "±0.2828", "1.5000"]
+    assert text.splitlines()[0].split() == ["b", "a1"] and row(text, "seeds") == ["1", "2"]
+    # standard deviation of (2.0, 2.4): the difference over the square root of 2
+    assert row(text, "at 20 steps") == ["2.5000", "2.2000", "±0.2828"]
+    assert row(text, "lowest") == ["1.5000", "2.2000", "±0.2828"]
 
 
 def test_only_settings_that_differ_are_shown(runs):
     text = compare(runs)
-    assert row(text, "learning_rate") == ["0.1", "0.3"]
+    assert row(text, "learning_rate") == ["0.3", "0.1"]
     assert "n_layer" not in text and "out_dir" not in text and "\nseed " not in text
 
 
 def test_equal_tokens_and_time_are_not_equal_steps(runs):
     text = compare(runs)
     # 200 tokens: step 20 of a, step 10 of b, a third of the way from 3.5 at step 5 to 2.5 at step 20
-    assert rows(text, "by equal tokens")["200"] == ["2.2000", "±0.2828", "3.1667"]
-    assert rows(text, "by equal seconds of training")["10.0"] == ["2.2000", "±0.2828", "2.5000"]
+    assert row(text, "at 200 tokens") == ["3.1667", "2.2000", "±0.2828"]
+    assert row(text, "at 10 seconds of training") == ["2.5000", "2.2000", "±0.2828"]
 
 
 @pytest.mark.parametrize("digests, columns", [("xx", 1), ("xy", 2), ((None, None), 2)])
@@ -75,11 +68,11 @@ def test_runs_are_of_one_kind_if_their_tokens_are_the_same(tmp_path, digests, co
     assert ("validation data differ" in text) is (digests == "xy")
 
 
-def test_runs_that_have_no_step_in_common_are_named(runs, tmp_path):
+def test_runs_that_have_no_step_in_common_are_compared_by_their_lowest_loss(runs, tmp_path):
     late = make(tmp_path / "late", 1, {2000: 2.0, 3000: 1.0}, n_layer=3)
     shown = compare([runs[0], late])
-    assert "nothing to compare" in shown
-    assert row(shown, "lowest") == ["2.0000", "1.0000"]
+    assert "at " not in shown.split("lowest")[0]
+    assert row(shown, "lowest") == ["1.0000", "2.0000"]
 
 
 def test_what_is_no_run_is_named(tmp_path):

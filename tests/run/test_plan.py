@@ -67,7 +67,7 @@ def test_the_plan_names_what_a_user_would_work_out_by_hand():
     text = plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400))
     assert "12,800: 100 steps of 128" in text and "2.00 epochs of 6,400" in text
     assert f"{12800 / GPT(config).get_num_params():.1f} per parameter" in text
-    assert f"{12800 * GPT(config).flops_per_token() / 1e15:,.3f} PFLOP" in text
+    assert f"{12800 * GPT(config).flops_per_token() / 1e12:,.2f} TFLOP" in text
     assert "fits into" in text
 
 
