@@ -1,7 +1,7 @@
 #!/bin/bash
 # From raw shards of FineWeb-Edu to a trained model, on two nodes. In a clone on a file system that all nodes see:
 #   RAW=/shared/fineweb-edu/sample/10BT sbatch accelerate_configs/slurm.sh
-# Submit it again to go on after a failure. README.md explains it.
+# Submit it again to resume after a failure. See README.md.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1          # one launcher, which starts a process for each GPU
 #SBATCH --gpus-per-node=8
@@ -24,7 +24,7 @@ run() {
     wait "$program"
 }
 
-# The time is nearly up: what runs saves and ends, and the job goes back into the queue. srun passes USR1 to its tasks.
+# When the time is nearly up, the run saves and ends, and the job goes back into the queue. srun passes USR1 to its tasks.
 stop() {
     kill -USR1 "$program" || true
     wait "$program" || true

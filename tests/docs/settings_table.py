@@ -12,8 +12,14 @@ from nanogpt.run.flags import field_help, short
 
 HEAD = """# Settings
 
-Every field of `GPTConfig` and `TrainConfig` is a flag of each recipe: `--n_layer=8` or `--n_layer 8`. A recipe's own
-values take the place of these defaults, and the command line that of the recipe's; `--help` of a recipe shows them.
+```bash
+python recipes/shakespeare.py --help
+```
+
+Every field of `GPTConfig` and `TrainConfig` is a flag of each recipe: `--n_layer=8` or `--n_layer 8`. A recipe's values
+override the defaults below, and the command line overrides the recipe's. `--help` shows a recipe's own values.
+`--config out/x/config.json` repeats a run; flags after it change settings.
+`eval "$(nanogpt --completion bash)"` adds tab completion for the `nanogpt` command.
 
 This file is generated: `python tests/docs/settings_table.py > docs/settings.md`.
 """
