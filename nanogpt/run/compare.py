@@ -171,7 +171,7 @@ def verdict(runs: list[Path]) -> dict:
         return found | {"why_not": "the validation data differ"}
     found["better"] = rows[0]["name"]
     found["by"] = rows[1]["val_loss"] - rows[0]["val_loss"]
-    best, next_best = ([curve.lowest for curve in groups[row["name"]]] for row in rows[:2])
+    best, next_best = ([curve.lowest for curve in groups[str(r["name"])]] for r in rows[:2])
     if min(len(best), len(next_best)) < 2:
         return found | {"why_not": "that takes at least two seeds of each"}
     p = float(welch(best, next_best))
