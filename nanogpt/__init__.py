@@ -1,16 +1,16 @@
 """nanogpt: train small GPTs on the Hugging Face stack.
 
->>> from nanogpt import GPT, GPTConfig, TrainConfig, load, train
+    from nanogpt import GPT, GPTConfig, TrainConfig, load, train
 
-    model, tokenizer = load("out/shakespeare")          # a run, one of its checkpoints, a transformers directory, gpt2
+    # a run, one of its checkpoints, a transformers directory, or a name on the Hub
+    model, tokenizer = load("out/shakespeare")
     ids = torch.tensor(tokenizer.encode("ROMEO:"))[None]  # (B, T)
     print(tokenizer.decode(model.generate(ids, 100, temperature=0.8)[0].tolist()))
     train.main(GPTConfig(n_layer=4), TrainConfig(data="data/mine", out_dir="out/mine"))
 
-GPT is the model, a torch module: `model(idx)` gives logits, `model(idx, targets)` the loss. GPT.from_pretrained loads a
-model without its tokenizer. `help(GPTConfig)` and docs/settings.md list the settings; each is a flag of a recipe too.
-
-Start reading at `nanogpt.model`, then `nanogpt.train`; `nanogpt/README.md` lists the files in reading order.
+GPT is the model, a torch module: `model(idx)` gives logits, `model(idx, targets)` the loss.
+GPT.from_pretrained loads a model without its tokenizer. `help(GPTConfig)` and docs/settings.md list
+the settings; each is a flag of a recipe too. nanogpt/README.md lists the files in reading order.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ def __getattr__(name: str):
 
 
 def load(run: str | Path, device: str = "cpu", **options) -> tuple:
-    """Loads a run, one of its checkpoints, or a transformers directory or Hub name: returns (model, tokenizer).
+    """Loads a run, a checkpoint, a transformers directory or a Hub name: (model, tokenizer).
 
     `options` are those of `nanogpt.hub.load.load`. Raises ValueError if `run` is none of these.
     """

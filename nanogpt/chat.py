@@ -5,8 +5,9 @@ r"""Conversations as tokens, in the format ChatML, and a model's answers to them
     <|im_start|>assistant
     4<|im_end|>
 
-A message is {"role": "system", "user" or "assistant", "content": its text}. White space around the content is dropped.
-`START` and `END` are special tokens, which no text can spell. `TEMPLATE` renders the same text in transformers.
+A message is {"role": "system", "user" or "assistant", "content": its text}. White space around the
+content is dropped. `START` and `END` are special tokens, which no text can spell. `TEMPLATE`
+renders the same text in transformers.
 """
 
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ def require(tokenizer, run: str) -> None:
     """Raises ValueError if the tokenizer of `run` has no tokens for conversations."""
     if not can_chat(tokenizer):
         raise ValueError(
-            f"{run} was not trained on conversations: its tokenizer has no {START}; see recipes/chat.py"
+            f"{run} was not trained on conversations: its tokenizer has no {START}; "
+            "see recipes/chat.py"
         )
 
 
@@ -47,11 +49,12 @@ def add_tokens(tokenizer):
 
 def render(tokenizer, messages: list[dict]) -> np.ndarray:
     """The tokens of a conversation, int64."""
-    parts, after = [], tokenizer.encode("\n")
+    ids: list[int] = []
+    newline = tokenizer.encode("\n")
     for message in messages:
         text = tokenizer.encode(f"{message['role']}\n{message['content'].strip()}")
-        parts += [[tokenizer.special[START]], text, [tokenizer.special[END]], after]
-    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+        ids += [tokenizer.special[START], *text, tokenizer.special[END], *newline]
+    return np.array(ids, dtype=np.int64)
 
 
 def answer_begin(tokenizer) -> list[int]:
@@ -60,10 +63,10 @@ def answer_begin(tokenizer) -> list[int]:
 
 
 def prompt(tokenizer, messages: list[dict], length: int) -> np.ndarray:
-    """The tokens of a conversation up to the place of the next answer, `length` at most.
+    """The tokens of a conversation up to the next answer, at most `length`.
 
-    Drops the oldest questions with their answers, until the rest fits; the system's
-    message stays. Raises ValueError if the last message is too long.
+    Drops the oldest questions and their answers until the rest fits; the system's message stays.
+    Raises ValueError if the last message is too long.
     """
     first = messages[:1] if messages[0]["role"] == "system" else []
     rest = messages[len(first) :]
@@ -73,7 +76,7 @@ def prompt(tokenizer, messages: list[dict], length: int) -> np.ndarray:
             return ids
         if len(rest) < 3:
             raise ValueError(
-                f"the message is too long: {len(ids)} tokens, where the context has room for {length}"
+                f"the message is too long: {len(ids)} tokens; the context has room for {length}"
             )
         rest = rest[2:]
 
@@ -81,13 +84,14 @@ def prompt(tokenizer, messages: list[dict], length: int) -> np.ndarray:
 def answer(
     model: GPT, tokenizer, messages: list[dict], max_new_tokens: int, **options
 ) -> Iterator[str]:
-    """Yields the answer to a conversation in pieces; `options` are those of `nanogpt.sample.stream`.
+    """Yields the answer to a conversation in pieces; `options` as `nanogpt.sample.stream`.
 
-    Half of the context at least is for the conversation, the rest of it limits the answer. Raises ValueError at the
-    first piece, see `prompt`.
+    At least half of the context is for the conversation, the rest limits the answer. Raises
+    ValueError at the first piece, see `prompt`.
     """
     block_size, end = model.config.block_size, tokenizer.special[END]
     ids = prompt(tokenizer, messages, block_size - min(max_new_tokens, block_size // 2))
-    idx = torch.from_numpy(ids).to(model.wte.weight.device)[None]
-    drawn = stream(model, idx, min(max_new_tokens, block_size - len(ids)), eos_id=end, **options)
-    yield from stream_text(tokenizer, until(end, (token.item() for token in drawn)), ids.tolist())
+    room = min(max_new_tokens, block_size - len(ids))
+    idx = torch.from_numpy(ids).to(model.wte.weight.device)[None]  # (1, T)
+    drawn = (token.item() for token in stream(model, idx, room, eos_id=end, **options))
+    yield from stream_text(tokenizer, until(end, drawn), ids.tolist())

@@ -1,4 +1,4 @@
-"""Loss on held-out tokens: exactly, over the whole split, or nanoGPT's quick estimate from random batches."""
+"""Loss on held-out tokens: of the whole split, or nanoGPT's quick estimate by random batches."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,10 +16,10 @@ def total_loss(
     device: torch.device | str,
     check: Callable[[], object] = lambda: None,
 ) -> torch.Tensor:
-    """Sum of the losses in nats and number of targets, as one float64 tensor (2,) that processes can add up.
+    """Sum of the losses in nats and number of targets, as a float64 tensor (2,) to add up.
 
-    `check` is called before each batch; what it raises ends the evaluation. The host waits for the device once, at the
-    end.
+    `check` is called before each batch; what it raises ends the evaluation. The host waits for the
+    device once, at the end.
     """
     training = model.training
     model.eval()
@@ -35,8 +35,18 @@ def total_loss(
 
 
 def forward_batch_size(batch_size: int, block_size: int) -> int:
-    """Sequences per batch without a backward pass: it needs little memory, and larger batches use the cores better."""
+    """Sequences in a batch without a backward pass: memory for more, which use the cores better."""
     return max(batch_size, 4096 // block_size)
+
+
+def random_batches(
+    data: TokenDataset, batch_size: int, eval_iters: int, seed: int, process: int, processes: int
+) -> Iterator[Batch]:
+    """This process's share of `eval_iters` batches drawn by `seed`."""
+    # the same number on every process, as sharded models require; targets of surplus ones are -1
+    for i in range(process, processes * math.ceil(eval_iters / processes), processes):
+        x, y = data.batch(seed, i * batch_size, batch_size)
+        yield x, y if i < eval_iters else torch.full_like(y, -1)
 
 
 def evaluate(
@@ -53,24 +63,17 @@ def evaluate(
 ) -> dict[str, float]:
     """`val_loss` in nats per token, `val_perplexity` and `val_bpb`, bits per byte of text.
 
-    With eval_iters=0 every token of the split is predicted exactly once, from the tokens before it in its window of
-    block_size: the result depends on neither batch size nor number of processes. With eval_iters > 0 it is the mean
-    over that many batches drawn by `seed`, as in nanoGPT: faster, but noisy. `reduce` sums a tensor over processes;
-    `check` is called before each batch, equally often on all processes. The forward pass runs in the model's precision:
-    bf16 changes the loss by about 2e-4.
+    With eval_iters=0 every token of the split is predicted exactly once, from the tokens before it
+    in its window of block_size: batch size and number of processes do not matter. With eval_iters >
+    0 it is the mean over that many batches drawn by `seed`, as in nanoGPT: faster, but noisy.
+    `reduce` sums a tensor over processes; `check` is called before each batch, equally often on all
+    processes. The forward pass runs in the model's precision: bf16 changes the loss by about 2e-4.
     """
     if eval_iters:
-        numbers = range(process, -(-eval_iters // processes) * processes, processes)
-        batches = (data.batch(seed, i * batch_size, batch_size) for i in numbers)
-        # the same number of batches on every process, as sharded models require; surplus ones are ignored
-        batches = (
-            (x, y if i < eval_iters else torch.full_like(y, -1))
-            for i, (x, y) in zip(numbers, batches, strict=True)
-        )
+        batches = random_batches(data, batch_size, eval_iters, seed, process, processes)
     else:
-        batches = data.whole_split(
-            forward_batch_size(batch_size, data.block_size), process, processes
-        )
+        sequences = forward_batch_size(batch_size, data.block_size)
+        batches = data.whole_split(sequences, process, processes)
     nats, targets = reduce(total_loss(model, batches, device, check)).tolist()
     loss = nats / targets
     bits_per_byte = loss / math.log(2) / data.bytes_per_token

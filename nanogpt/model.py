@@ -1,25 +1,26 @@
 """GPT: one model, two families, in one file that needs only torch.
 
-    GPT-2 family    LayerNorm, learned positions, GELU, dropout, optional bias   (Radford et al. 2019)
-    modern family   RMSNorm, RoPE, SwiGLU, grouped-query attention, QK-norm      (Llama 2023, Qwen3 2025)
+    GPT-2 family    LayerNorm, learned positions, GELU, dropout, optional bias (Radford et al. 2019)
+    modern family   RMSNorm, RoPE, SwiGLU, grouped-query attention, QK-norm (Llama 2023, Qwen3 2025)
 
 Each field of `GPTConfig` can be set on its own; the families are two points in that space:
 
     >>> gpt2 = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=2, n_head=4, n_embd=32))
-    >>> loss = gpt2(torch.zeros(1, 8, dtype=torch.long), targets=torch.zeros(1, 8, dtype=torch.long))
+    >>> idx = torch.zeros(1, 8, dtype=torch.long)
+    >>> loss = gpt2(idx, targets=idx)
 
-To read it, begin with `GPT.forward`: embeddings, the blocks, the logits or the loss. A `Block` adds the output of
-`CausalSelfAttention` and of `MLP` to its input. Sampling passes a `cache` (nanogpt/cache.py) through all of them.
+Begin with `GPT.forward`: embeddings, the blocks, then the logits or the loss. A `Block` adds the
+outputs of `CausalSelfAttention` and `MLP` to its input. Sampling passes a `cache`
+(nanogpt/cache.py) through all of them. Weights are named as in nanoGPT
+(`h.0.attn.c_attn.weight`, …) and stored as torch's Linear stores them: (out, in).
 
-Weights are named as in nanoGPT (`h.0.attn.c_attn.weight`, …) and stored as torch's Linear stores them: (out, in).
-
-Dimension letters: B batch, T time, C channels (n_embd), H heads, K key-value heads, D head size, V vocabulary.
+Dimension letters: B batch, T time, C channels (n_embd), H heads, K key-value heads, D head size,
+V vocabulary.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from types import NoneType
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
@@ -27,9 +28,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-VOCAB_MULTIPLE = (
-    64  # pad the vocabulary to a multiple of 64: faster matmuls; only this file sees the padding
-)
+VOCAB_MULTIPLE = 64  # pad the vocabulary to a multiple: faster matmuls; only this file sees it
 
 SAME_RESULT = {"ignored_by": ("resume", "card")}  # see `setting` in nanogpt/config.py
 
@@ -37,60 +36,43 @@ SAME_RESULT = {"ignored_by": ("resume", "card")}  # see `setting` in nanogpt/con
 @dataclass
 class GPTConfig:
     block_size: Annotated[int, 1, 2**24] = 1024  # context length T, in tokens
-    vocab_size: Annotated[int | None, 1, 2**24] = (
-        None  # number of tokens; none: as many as the data's tokenizer has
-    )
+    vocab_size: Annotated[int | None, 1, 2**24] = None  # number of tokens; none: the tokenizer's
     n_layer: Annotated[int, 1, 1000] = 12  # number of blocks
     n_head: Annotated[int, 1, 4096] = 12  # attention heads in a block
     n_embd: Annotated[int, 1, 2**18] = 768  # channels C
-    dropout: Annotated[float, 0, 0.99] = (
-        0.0  # on embeddings, attention weights, branches; 0 suits all but tiny data
-    )
+    dropout: Annotated[float, 0, 0.99] = 0.0  # on embeddings, attention, branches; for tiny data
     _: KW_ONLY  # the advanced ones
-    n_kv_head: Annotated[int | None, 1, 4096] = (
-        None  # heads of keys and values (grouped-query attention); none: n_head
-    )
+    n_kv_head: Annotated[int | None, 1, 4096] = None  # heads of keys and values (GQA); none: n_head
     head_dim: Annotated[int | None, 1, 2**16] = None  # channels in a head; none: n_embd / n_head
-    n_inner: Annotated[int | None, 1, 2**20] = (
-        None  # MLP's channels; none: 4 C, for swiglu 8/3 C in multiples of 32
-    )
-    norm: Literal["layernorm", "rmsnorm"] = (
-        "layernorm"  # of the input of attention, MLP and output projection
-    )
+    n_inner: Annotated[int | None, 1, 2**20] = None  # MLP's channels; none: 4 C, swiglu 8/3 C
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # before attention, MLP, output projection
     norm_eps: Annotated[float, 0, 1] = 1e-5  # added to the variance in every norm
     position: Literal["learned", "rope"] = "learned"  # how the model knows the order of tokens
     rope_theta: Annotated[float, 1, 1e12] = 10000.0  # base of RoPE's wavelengths
-    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = (
-        "gelu"  # gelu: exact, as nanoGPT; gelu_tanh: as GPT-2's own weights
-    )
+    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"  # gelu_tanh: as GPT-2's published weights
     qk_norm: bool = False  # RMSNorm over each head's query and key, before RoPE (as Qwen3)
-    bias: bool = (
-        False  # biases in Linear and LayerNorm; GPT-2 has them, nanoGPT trains better without
-    )
+    bias: bool = False  # biases in Linear and LayerNorm, as GPT-2; nanoGPT trains better without
     tie_embeddings: bool = True  # one matrix for the token embedding and the output projection
-    gradient_checkpointing: bool = field(
-        default=False, metadata=SAME_RESULT
-    )  # recompute blocks: less memory, more time
+    gradient_checkpointing: bool = field(default=False, metadata=SAME_RESULT)  # less memory, slower
 
     def __post_init__(self):
         check_fields(self)
         if self.head_dim is None and self.n_embd % self.n_head:
-            near = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
-            near = sorted(sorted(near, key=lambda h: abs(h - self.n_head))[:3])
             raise ValueError(
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: "
-                f"choose n_head from {', '.join(map(str, near))}, or set head_dim"
+                "change one of them, or set head_dim"
             )
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(
-                f"RoPE turns pairs of channels, so the head size must be even; it is {self.head_size}"
+                "RoPE rotates pairs of channels: the head size must be even; "
+                f"it is {self.head_size}"
             )
 
     @classmethod
     def modern(cls, **settings) -> "GPTConfig":
-        """The modern family: RMSNorm, RoPE, SwiGLU and QK-norm, as in Qwen3. `settings` are fields."""
+        """RMSNorm, RoPE, SwiGLU and QK-norm, as in Qwen3. `settings` are fields."""
         modern = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True}
         return cls(**(modern | settings))
 
@@ -106,7 +88,7 @@ class GPTConfig:
     def inner(self) -> int:
         if self.n_inner:
             return self.n_inner
-        # two thirds of 4 C: three matrices of that width have the parameters of GELU's two (Shazeer 2020)
+        # two thirds of 4 C: three such matrices have the parameters of GELU's two (Shazeer 2020)
         return 32 * math.ceil(8 * self.n_embd / 3 / 32) if self.mlp == "swiglu" else 4 * self.n_embd
 
     @property
@@ -114,8 +96,8 @@ class GPTConfig:
         return VOCAB_MULTIPLE * math.ceil(self.vocab_size / VOCAB_MULTIPLE)
 
 
-# Operators that another file may replace: `GPT(config, ops=...)`. nanogpt/ops/ has faster ones for a CPU, a loss for
-# large vocabularies on GPUs, and the precision of sharded models.
+# Operators that another file may replace: `GPT(config, ops=...)`. nanogpt/ops/ has faster ones for
+# a CPU, a loss for large vocabularies on GPUs, and the precision of sharded models.
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -123,38 +105,29 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps)
 
 
-def layer_norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
-) -> torch.Tensor:
+def layer_norm(x, weight, bias, eps: float) -> torch.Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
-    """Attention of queries (B, H, T, D) to keys and values (B, K, S, D); `enable_gqa` if K is smaller than H.
+    """Attention of queries (B, H, T, D) to keys and values (B, K, S, D); `enable_gqa` if K < H.
 
-    CUDA has a fused kernel for grouped queries only in half precision, on Ampere or newer, without a mask. Without a
-    fused kernel torch materializes the (T, S) matrices; repeating the keys and values avoids that.
+    CUDA has a fused GQA kernel only in half precision, on Ampere or newer, without a mask. Without
+    one torch materializes the (T, S) matrices; repeating the keys and values avoids that.
     """
     if enable_gqa and q.device.type == "cuda":
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else q.dtype
-        if (
-            mask is not None
-            or dtype.itemsize > 2
-            or torch.cuda.get_device_properties(q.device).major < 8
-        ):
+        half = dtype.itemsize == 2
+        if mask is not None or not half or torch.cuda.get_device_properties(q.device).major < 8:
             k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
             enable_gqa = False
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
 
 
-def cross_entropy(
-    x, weight, bias, targets, reduction: str = "mean", linear=F.linear
-) -> torch.Tensor:
-    """Cross-entropy between the logits x @ weight.T + bias, from x (B, T, C), and targets (B, T); -1 is ignored."""
-    logits = linear(x, weight, bias)
-    return F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction
-    )
+def cross_entropy(x, weight, bias, targets, reduction="mean", linear=F.linear) -> torch.Tensor:
+    """Cross-entropy of x @ weight.T + bias, with x (B, T, C), at targets (B, T); ignores -1."""
+    logits = linear(x, weight, bias).flatten(0, 1)  # (B T, V)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction=reduction)
 
 
 class Ops(NamedTuple):
@@ -211,10 +184,10 @@ def norm_layer(config: GPTConfig) -> nn.Module:
 
 
 def rope_tables(config: GPTConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and signed sines (T, D) of rotary position embeddings (Su et al. 2021), in Llama's layout.
+    """Cosines and signed sines (T, D) of rotary position embeddings (Su et al. 2021), as in Llama.
 
-    Channels i and i + D/2 of a head are rotated together, by an angle of position / theta^(2i/D). The sines of the
-    first half are negative, as `apply_rope` needs them.
+    Channels i and i + D/2 of a head are rotated together, by an angle of position / theta^(2i/D).
+    The sines of the first half are negative, as `apply_rope` needs them.
     """
     D = config.head_size
     wavelengths = config.rope_theta ** (torch.arange(0, D, 2, device=positions.device).float() / D)
@@ -224,7 +197,7 @@ def rope_tables(config: GPTConfig, positions: torch.Tensor) -> tuple[torch.Tenso
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates queries or keys x (B, H, T, D) by the tables (T, D): (a, b) to (a cos - b sin, b cos + a sin)."""
+    """Rotates x (B, H, T, D) by the tables (T, D): (a, b) to (a cos - b sin, b cos + a sin)."""
     return (x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin).to(x.dtype)
 
 
@@ -234,13 +207,11 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.layer = layer
-        self.n_head, self.n_kv_head, self.head_size = (
-            config.n_head,
-            config.kv_heads,
-            config.head_size,
-        )
+        self.n_head = config.n_head
+        self.n_kv_head = config.kv_heads
+        self.head_size = config.head_size
         self.dropout = config.dropout
-        # queries, keys and values in one matrix product
+        # queries, keys and values in one matmul
         self.qkv_rows = [n * self.head_size for n in (self.n_head, self.n_kv_head, self.n_kv_head)]
         self.c_attn = Linear(config.n_embd, sum(self.qkv_rows), bias=config.bias)
         self.c_proj = Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
@@ -250,31 +221,26 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, rope=None, cache=None) -> torch.Tensor:
         """x (B, T, C) to (B, T, C): each position attends to itself and to those before it.
 
-        `rope` is the result of `rope_tables`. A `cache` provides earlier positions, and these are appended to it.
+        `rope` is the result of `rope_tables`. A `cache` holds earlier positions, and gets these.
         """
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, H + 2 K, D)
         q, k, v = qkv.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-        )  # (B, H, T, D), (B, K, T, D) twice
+        q = q.transpose(1, 2)  # (B, H, T, D)
+        k = k.transpose(1, 2)  # (B, K, T, D)
+        v = v.transpose(1, 2)  # (B, K, T, D)
         if rope:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
 
         k, v, mask = (k, v, None) if cache is None else cache.extend(self.layer, k, v)
-        causal = mask is None and (
-            cache is None or T > 1
-        )  # a single query after others in the cache sees all keys
+        # a single query after others in the cache sees all keys
+        causal = mask is None and (cache is None or T > 1)
         gqa = self.n_kv_head != self.n_head
         dropout = self.dropout if self.training else 0.0
         y = self.ops.attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(
-            B, T, self.n_head * self.head_size
-        )  # the heads side by side again
+        y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H D), the heads side by side again
         return self.c_proj(y)
 
 
@@ -282,7 +248,7 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.kind = config.mlp
-        # SwiGLU's gate and up projections in one matrix product
+        # SwiGLU's gate and up projections in one matmul
         self.fc_rows = [config.inner] * (2 if config.mlp == "swiglu" else 1)
         self.c_fc = Linear(config.n_embd, sum(self.fc_rows), bias=config.bias)
         self.c_proj = Linear(config.inner, config.n_embd, bias=config.bias)
@@ -308,7 +274,7 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, rope=None, cache=None) -> torch.Tensor:
-        """(B, T, C) to (B, T, C): two residual branches, each normalized at its input (pre-norm)."""
+        """(B, T, C) to (B, T, C): two residual branches, each normalized first (pre-norm)."""
         x = x + self.dropout(self.attn(self.ln_1(x), rope, cache))
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
@@ -319,43 +285,34 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, ops: Ops | None = None):
         super().__init__()
         if config.vocab_size is None:
-            raise ValueError(
-                "vocab_size is not set: give the number of tokens that the tokenizer has"
-            )
+            raise ValueError("vocab_size is not set: give the tokenizer's number of tokens")
         self.config = config
-        self.wte = Embedding(config.padded_vocab_size, config.n_embd)
-        self.wpe = (
-            Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
-        )
+        V, C = config.padded_vocab_size, config.n_embd
+        self.wte = Embedding(V, C)
+        self.wpe = Embedding(config.block_size, C) if config.position == "learned" else None
         self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = norm_layer(config)
-        # if tied there is no second parameter, so nothing can come untied when a checkpoint is loaded or sharded
-        self.lm_head = (
-            None
-            if config.tie_embeddings
-            else Linear(config.n_embd, config.padded_vocab_size, bias=False)
-        )
+        # if tied there is no second parameter, which loading or sharding could untie
+        self.lm_head = None if config.tie_embeddings else Linear(C, V, bias=False)
         self.apply(self._init_weights)
         if ops is not None:
             self.use(ops)
 
     def use(self, ops: Ops) -> "GPT":
-        """Computes with other operators from now on. Parameters and their names stay as they are."""
+        """Computes with other operators from now on. Parameters and their names do not change."""
         for module in self.modules():
             if hasattr(module, "ops"):
                 module.ops = ops
         return self
 
     def _init_weights(self, module: nn.Module):
-        """GPT-2's initialization: N(0, 0.02), divided by sqrt(2 n_layer) for projections into the residual stream."""
+        """As GPT-2: N(0, 0.02), divided by sqrt(2 n_layer) if it enters the residual stream."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(
-            module, CausalSelfAttention | MLP
-        ):  # apply() reaches a module after its children
+        if isinstance(module, CausalSelfAttention | MLP):  # apply() comes here after its children
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     def forward(
@@ -367,19 +324,18 @@ class GPT(nn.Module):
         cache=None,
         logits_to_keep: int = 0,
     ) -> torch.Tensor:
-        """Token ids `idx` (B, T) to logits (B, T, V), or with `targets` (B, T) to their cross-entropy in nats.
+        """Token ids `idx` (B, T) to logits (B, T, V), or with `targets` (B, T) to the loss in nats.
 
-        With targets only the loss is returned: returning the logits too would keep (and under mixed precision copy)
-        the largest tensor of the step. Targets of -1 are ignored; `reduction` is that of cross_entropy. With a `cache`,
-        idx continues the tokens in the cache. `logits_to_keep=n` computes the logits of the last n positions, 0 all.
+        With targets only the loss is returned: returning the logits too would keep (and under mixed
+        precision copy) the largest tensor of the step. Targets of -1 are ignored; `reduction` is
+        that of cross_entropy. With a `cache`, idx continues the tokens in it. `logits_to_keep=n`
+        computes the logits of the last n positions, 0 all.
 
-        Raises ValueError if idx, together with the tokens in the cache, is longer than block_size.
+        Raises ValueError if idx is longer than block_size, or than the room left in the cache.
         """
-        T, past = idx.size(1), 0 if cache is None else cache.length
-        if past + T > self.config.block_size:
-            raise ValueError(
-                f"{past + T} tokens do not fit into block_size={self.config.block_size}"
-            )
+        T = idx.size(1)
+        if T > self.config.block_size:  # noqa: SIM300
+            raise ValueError(f"{T} tokens do not fit into block_size={self.config.block_size}")
         if cache is None:
             positions = torch.arange(T, device=idx.device)
             rope = rope_tables(self.config, positions) if self.config.position == "rope" else None
@@ -387,7 +343,7 @@ class GPT(nn.Module):
             positions, rope = cache.place(T)
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
-            x = x + self.wpe(positions)
+            x = x + self.wpe(positions)  # (T, C), the same in each sequence
         x = self.drop(x)
         for block in self.h:
             if self.config.gradient_checkpointing and self.training:
@@ -409,23 +365,25 @@ class GPT(nn.Module):
 
     def loss(self, x: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
         """Cross-entropy of the final states x (B, T, C), as `forward` returns it."""
-        # a bias of -inf gives padded tokens no probability and no gradient: the loss is that of V tokens
+        # a bias of -inf gives padded tokens no probability and no gradient
         padding = torch.zeros(self.config.padded_vocab_size, device=x.device, dtype=x.dtype)
         padding[self.config.vocab_size :] = -torch.inf
         return self.ops.loss(x, self.head.weight, padding, targets, reduction)
 
     def fused_rows(self) -> dict[str, list[int]]:
-        """Parameters that stack several matrices (queries, keys, values; gate, up): the rows of each, by name."""
-        rows = {f"h.{i}.attn.c_attn.weight": block.attn.qkv_rows for i, block in enumerate(self.h)}
-        return rows | {
-            f"h.{i}.mlp.c_fc.weight": block.mlp.fc_rows for i, block in enumerate(self.h)
-        }
+        """Row counts of the matrices stacked in one parameter: queries, keys, values; gate, up."""
+        rows = {}
+        for i, block in enumerate(self.h):
+            rows[f"h.{i}.attn.c_attn.weight"] = block.attn.qkv_rows
+            rows[f"h.{i}.mlp.c_fc.weight"] = block.mlp.fc_rows
+        return rows
 
     @classmethod
     def from_pretrained(cls, name_or_dir, **options) -> "GPT":
-        """Loads a run (its best checkpoint), a checkpoint, or a GPT-2-, Llama- or Qwen3-shaped transformers model.
+        """Loads a run (its best checkpoint), a checkpoint, or transformers' GPT-2, Llama or Qwen3.
 
-        `name_or_dir` is a directory, or a name on the Hub. `options` are those of `nanogpt.hub.load.from_pretrained`.
+        `name_or_dir` is a directory, or a name on the Hub. `options` are those of
+        `nanogpt.hub.load.from_pretrained`.
         """
         from nanogpt.hub.load import from_pretrained
 
@@ -434,26 +392,25 @@ class GPT(nn.Module):
     def generate(self, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
         """Continues the prompts idx (B, T) by up to max_new_tokens each.
 
-        Options, see `nanogpt.sample.stream`: temperature, top_k, top_p, seed, eos_id (the token that ends a sample).
+        `options` are those of `nanogpt.sample.stream`: temperature, top_k, top_p, seed, eos_id, …
         """
         from nanogpt.sample import generate
 
         return generate(self, idx, max_new_tokens, **options)
 
     def crop_block_size(self, block_size: int) -> None:
-        """Shortens the context and the learned positions. Raises ValueError if block_size is longer than now."""
+        """Shortens the context and the learned positions. Raises ValueError if that is longer."""
         if block_size > self.config.block_size:
             raise ValueError(
-                f"block_size={block_size} is longer than the context of {self.config.block_size} tokens"
+                f"block_size={block_size} is longer than the model's {self.config.block_size}"
             )
         self.config = replace(self.config, block_size=block_size)
         if self.wpe is not None:
-            self.wpe = Embedding.from_pretrained(
-                self.wpe.weight.detach()[:block_size].clone(), freeze=False
-            )
+            self.wpe.weight = nn.Parameter(self.wpe.weight.detach()[:block_size].clone())
+            self.wpe.num_embeddings = block_size
 
     def get_num_params(self, non_embedding: bool = False) -> int:
-        """Number of parameters without the vocabulary's padding; `non_embedding` leaves out wte and wpe."""
+        """Number of parameters, not counting padding; `non_embedding` leaves out wte and wpe."""
         total = sum(p.numel() for p in self.parameters())
         padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
         total -= padding * (1 if self.lm_head is None else 2)
@@ -463,51 +420,57 @@ class GPT(nn.Module):
         return total
 
     def flops_per_token(self, T: int | None = None) -> int:
-        """Floating-point operations to train on one token of a sequence of T: 6 N + 12 L H D T (PaLM, appendix B).
+        """Operations to train on one token of a sequence of T: 6 N + 12 L H D T (PaLM, appendix B).
 
-        N counts the parameters that a token is multiplied by: not wpe, and wte only if it is the output projection
-        too. As usual, the operations that causal attention saves are not subtracted.
+        N counts the parameters that a token is multiplied by: not wpe, and wte only if it is the
+        output projection too. As usual, causal attention's savings are not subtracted.
         """
-        T = T or self.config.block_size
+        c = self.config
         N = self.get_num_params(non_embedding=True)
         if self.lm_head is None:
-            N += self.config.vocab_size * self.config.n_embd
-        return 6 * N + 12 * self.config.n_layer * self.config.n_head * self.config.head_size * T
+            N += c.vocab_size * c.n_embd
+        return 6 * N + 12 * c.n_layer * c.n_head * c.head_size * (T or c.block_size)
 
 
 # What the fields of a configuration may hold; nanogpt/config.py uses it as well
 
 
 def declared(cls: type) -> dict[str, tuple[type, tuple]]:
-    """The types of a dataclass's fields with what they may hold: choices of a Literal, limits of an Annotated number.
+    """The type of each field, with the choices of a Literal or the limits of an Annotated number.
 
     >>> declared(GPTConfig)["n_layer"], declared(GPTConfig)["norm"]
     ((<class 'int'>, (1, 1000)), (<class 'str'>, ('layernorm', 'rmsnorm')))
     """
     found = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
-        kind, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        found[name] = (
-            (str, get_args(kind)) if get_origin(kind) is Literal else (kind, tuple(limits))
-        )
+        if get_origin(hint) is Annotated:
+            kind, *limits = get_args(hint)
+            found[name] = (kind, tuple(limits))
+        elif get_origin(hint) is Literal:
+            found[name] = (str, get_args(hint))
+        else:
+            found[name] = (hint, ())
     return found
 
 
 def check_fields(config) -> None:
-    """Raises ValueError where a field of a dataclass does not hold what it declares."""
+    """Raises ValueError if a field of a dataclass does not hold what it declares."""
     allowed = declared(type(config))
     for name in (f.name for f in fields(config)):
-        value, (kind, limits) = getattr(config, name), allowed[name]
+        value = getattr(config, name)
+        kind, limits = allowed[name]
         kinds = get_args(kind) or (kind,)
-        a_number = (int,) if float in kinds else ()
-        if not isinstance(value, (*kinds, *a_number)) or (
-            isinstance(value, bool) and bool not in kinds
-        ):
+        if isinstance(value, bool):
+            right = bool in kinds
+        else:
+            right = isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
+        if not right:
             raise ValueError(f"{name}={value!r:.80} must be {getattr(kind, '__name__', kind)}")
-        if isinstance(value, str) and (not value or "\0" in value):
-            raise ValueError(f"{name}={value!r:.80} is not a name")
-        if isinstance(value, str) and limits and value not in limits:
-            raise ValueError(f"{name}={value!r:.80} is not one of {', '.join(limits)}")
+        if isinstance(value, str):
+            if not value or "\0" in value:
+                raise ValueError(f"{name}={value!r:.80} is not a name")
+            if limits and value not in limits:
+                raise ValueError(f"{name}={value!r:.80} is not one of {', '.join(limits)}")
         # `not` catches NaN as well
-        if not isinstance(value, str | NoneType) and limits and not limits[0] <= value <= limits[1]:
+        elif value is not None and limits and not limits[0] <= value <= limits[1]:
             raise ValueError(f"{name}={value!s:.40} must be from {limits[0]} to {limits[1]}")

@@ -1,6 +1,6 @@
 """Sampling from a GPT, one token at a time, with a key-value cache.
 
->>> ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)      # doctest: +SKIP
+ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,9 +19,9 @@ from nanogpt.model import GPT
 def filter_logits(
     logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None
 ) -> torch.Tensor:
-    """Sets logits (B, V) to -inf, except the `top_k` largest and the smallest set with a probability of `top_p`.
+    """Sets logits (B, V) to -inf but the `top_k` largest, and the likeliest that sum to `top_p`.
 
-    The most likely token is always kept. top_p is nucleus sampling (Holtzman et al. 2020).
+    The likeliest token is always kept. top_p is nucleus sampling (Holtzman et al. 2020).
     """
     if top_k and top_k < logits.size(-1):
         kth = logits.topk(top_k).values[:, -1:]
@@ -35,7 +35,7 @@ def filter_logits(
 
 
 def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None) -> torch.Tensor:
-    """The next token (B, 1) of each row of logits (B, V). Raises ValueError, on a CPU, if they are not finite."""
+    """The next token (B, 1) for logits (B, V). On a CPU raises ValueError if they are infinite."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
@@ -48,7 +48,7 @@ def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None)
 
 
 def sampling_kernels(device: torch.device) -> AbstractContextManager:
-    """On CUDA, attention without cuDNN, which plans a new kernel for every length of the context."""
+    """On CUDA, attention without cuDNN, which plans a new kernel for every context length."""
     kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return sdpa_kernel(kernels) if device.type == "cuda" else nullcontext()
 
@@ -72,38 +72,36 @@ def stream(
     use_cache: bool = True,
     compile: bool = False,
 ) -> Iterator[torch.Tensor]:
-    """Continues the prompts idx (B, T), yielding the next token of each (B,) as soon as it is drawn.
+    """Continues the prompts idx (B, T); yields the next token of each (B,) as soon as it is drawn.
 
-    The end-of-text token `eos_id` ends a sample, which repeats it from then on; the stream ends with the last sample.
-    Temperature 0 takes the most likely token. The same seed draws the same tokens on the same device. Raises ValueError
-    at the first token if the prompt is empty, and on a CPU if the logits are not finite.
+    The end-of-text token `eos_id` ends a sample, which repeats it from then on; the stream ends
+    with the last sample. Temperature 0 takes the likeliest token. The same seed draws the same
+    tokens on the same device. Raises ValueError at the first token if the prompt is empty, and on a
+    CPU if the logits are not finite.
 
-    The context never exceeds block_size: when it is full, its older half is dropped and the newer half is read again
-    from position 0. (Dropping a single token, as nanoGPT does, would change every position and so cost a full pass per
-    token.) `use_cache=False` reads the context again for every token, with the same result; tests compare the two.
+    A full context loses its older half, and the newer half is read again from position 0. (Dropping
+    a single token, as nanoGPT does, would change every position: a full pass for each token.)
+    `use_cache=False` reads the context again for every token, with the same result, for tests.
 
-    With `compile` the prompt is read as it is, and the step for a single token is compiled once for all lengths.
+    With `compile` the prompt is read as it is; the step for one token is compiled once.
     """
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty: give at least one token")
     block_size = model.config.block_size
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
     context = idx[:, -block_size:]
-    weight, make_cache = model.wte.weight, StaticKVCache if compile else KVCache
-    # what is compiled must not depend on the prompt's length
-    room = block_size if compile else min(block_size, context.size(1) + max_new_tokens)
-    cache = (
-        make_cache(model.config, idx.size(0), weight.device, weight.dtype, room)
-        if use_cache
-        else None
-    )
-    # on a GPU one CUDA graph instead of hundreds of launches, which take longer than the kernels of a small model
-    decode = (
-        torch.compile(next_logits, mode="reduce-overhead", dynamic=False)
-        if compile and use_cache
-        else next_logits
-    )
-    unread, step = context, next_logits
+    batch, weight = idx.size(0), model.wte.weight
+    cache, decode = None, next_logits
+    if use_cache and compile:
+        cache = StaticKVCache(model.config, batch, weight.device, weight.dtype)
+        # on a GPU one CUDA graph instead of hundreds of launches, which take longer than the
+        # kernels of a small model
+        decode = torch.compile(next_logits, mode="reduce-overhead", dynamic=False)
+    elif use_cache:
+        room = min(block_size, context.size(1) + max_new_tokens)
+        cache = KVCache(model.config, batch, weight.device, weight.dtype, room)
+    unread = context
+    step = next_logits
     ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         if context.size(1) > block_size:
@@ -125,9 +123,10 @@ def stream(
 
 
 def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
-    """The prompts idx (B, T) with max_new_tokens appended: (B, T + max_new_tokens). Options as `stream`.
+    """The prompts idx (B, T) with max_new_tokens appended: (B, T + max_new_tokens).
 
-    With `eos_id` there are fewer if all samples end earlier; `until` removes the repeated end-of-text tokens.
+    Options as `stream`. With `eos_id` there are fewer if all samples end earlier; `until` removes
+    the repeated end-of-text tokens.
     """
     training = model.training
     model.eval()
@@ -144,10 +143,10 @@ def until(eos_id: int | None, tokens: Iterable[int]) -> Iterator[int]:
 
 
 def stream_text(tokenizer, tokens: Iterator[int], prompt: Sequence[int] = ()) -> Iterator[str]:
-    """The text of a stream of tokens that continue `prompt`, in pieces that never split a UTF-8 character.
+    """The text of tokens that continue `prompt`, in pieces that never split a UTF-8 character.
 
-    Some tokenizers mark the start of words and drop the first mark, so tokens are decoded together with those of the
-    previous piece.
+    Tokens are decoded together with those of the previous piece, because some tokenizers mark the
+    start of words and drop the first mark.
     """
     previous, pending = [int(token) for token in prompt[-8:]], []
     for token in tokens:
@@ -168,7 +167,10 @@ def decode_after(tokenizer, previous: list[int], pending: list[int]) -> str:
 
 
 def default_prompt(tokenizer) -> tuple[str, list[int]]:
-    """The text and tokens to continue without a prompt: a newline, else the end of a text, else the first token."""
+    """What to continue without a prompt: a newline, else the end of a text, else the first token.
+
+    Returns its text and its tokens.
+    """
     with suppress(ValueError):  # a vocabulary without newline
         ids = tokenizer.encode("\n").tolist()
         if "\n" in tokenizer.decode(ids):  # some drop white space, or read it as unknown
@@ -180,7 +182,7 @@ def default_prompt(tokenizer) -> tuple[str, list[int]]:
     return tokenizer.decode([first]), [first]
 
 
-def write(
+def sample_text(
     model: GPT,
     tokenizer,
     start: np.ndarray,
@@ -188,24 +190,19 @@ def write(
     seed: int,
     check: Callable[[], object] = lambda: None,
 ) -> str:
-    """The text of the tokens `start` (T,) and the model's continuation, up to the end of the text or of a message.
+    """The text of the tokens `start` (T,) and of the model's continuation, up to its end.
 
-    The model should be in eval mode. `check` is called after each token, equally often on all processes; an exception
-    from it ends the sampling.
+    It may interrupt training: the random numbers are its own, and the model returns to its mode.
+    `check` is called after each token, equally often on all processes; what it raises ends it.
     """
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
-    drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
-    new = [token.item() for token in drawn if not check()]
-    return tokenizer.decode(
-        [*start.tolist(), *until(tokenizer.special.get(END), until(tokenizer.eot_id, new))]
-    )
-
-
-def write_amid_training(model: GPT, *args) -> str:
-    """`write` with the current weights. It uses its own random generator, so it does not affect training."""
+    training = model.training
     model.eval()
     try:
         with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
-            return write(model, *args)
+            drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
+            new = [token.item() for token in drawn if not check()]
     finally:
-        model.train()
+        model.train(training)
+    end_of_message = tokenizer.special.get(END)
+    return tokenizer.decode([*start.tolist(), *until(end_of_message, until(tokenizer.eot_id, new))])

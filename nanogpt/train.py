@@ -1,9 +1,10 @@
 """Training: one loop for a CPU, a GPU or many of them. Read `train`, then `step`.
 
-A recipe calls `main(MODEL, TRAIN, prepare=…)`. What a step computes depends on the settings and the step number alone:
-its batches, its dropout and its learning rate are pure functions of them (with `train_minutes` the rate follows the
-clock). A run that is interrupted and resumed is therefore identical to one that never stopped. Nor does the number of
-processes change it: `gradient_accumulation_steps` counts the micro-batches of all of them. `recipes/minimal.py` is the
+A recipe calls `main(MODEL, TRAIN, prepare=…)`. What a step computes depends only on the settings
+and the step number: its batches, its dropout and its learning rate are pure functions of them (with
+`train_minutes` the rate follows the clock). A run that is interrupted and resumed is therefore
+identical to one that never stopped. Nor does the number of processes change it:
+`gradient_accumulation_steps` counts the micro-batches of all of them. `recipes/minimal.py` is the
 same training without the safeguards.
 """
 
@@ -28,11 +29,9 @@ from nanogpt.data.tokens import Batch, TokenDataset, hash64, shorten, to_device
 from nanogpt.evaluate import evaluate
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import UpdateRatio, cast_weights_once, lr_at, set_learning_rate, update
-from nanogpt.sample import write_amid_training
+from nanogpt.sample import sample_text
 
-logger = logging.getLogger(
-    "nanogpt"
-)  # what a run says; nanogpt/run/console.py prints it on the main process
+logger = logging.getLogger("nanogpt")  # nanogpt/run/console.py prints it on the main process
 
 
 def main(
@@ -47,21 +46,15 @@ def main(
 ) -> None:
     """Runs a recipe: its settings, overridden by the command line `argv` (default: `sys.argv[1:]`).
 
-    `prepare(directory)` makes the recipe's own data; the main process calls it if there is no data yet. `note` is
-    printed at the start. `make_model` is `GPT` or a subclass with an idea of your own, `make_optimizers` has the
-    signature of `nanogpt.optim.make_optimizers`. A user's mistake is one line on stderr and exit code 2.
+    `prepare(directory)` makes the recipe's own data; the main process calls it if there is none.
+    `note` is printed at the start. `make_model` is `GPT` or a subclass with an idea of your own,
+    `make_optimizers` has the signature of `nanogpt.optim.make_optimizers`. A user's mistake is one
+    line on stderr and exit code 2.
     """
     from nanogpt.run.main import main  # parses the command line, builds `Parts`, calls `train`
 
-    main(
-        model_config,
-        config,
-        prepare,
-        note,
-        argv,
-        make_model=make_model,
-        make_optimizers=make_optimizers,
-    )
+    own = {"make_model": make_model, "make_optimizers": make_optimizers}
+    main(model_config, config, prepare, note, argv, **own)
 
 
 def train(
@@ -70,7 +63,7 @@ def train(
     state: State,
     after_step: Callable[[], object] = lambda: None,
 ) -> None:
-    """The loop: evaluate and save where due, take a step, log; until max_iters, or until the run has to stop."""
+    """The loop: evaluate and save if due, take a step, log; until max_iters, or until `Stop`."""
     parts.gpt.train()
     parts.clock.start()
     while True:
@@ -82,13 +75,12 @@ def train(
         after_step()
         if log_is_due(config, state.step):
             log(config, parts, state)
-        parts.interrupts.check_step(
-            config, parts, state
-        )  # raises Stop: a signal, the time limit, failing saves
+        # raises Stop: a signal, the time limit, failing saves, bad gradients
+        parts.interrupts.check_step(config, parts, state)
 
 
 def step(config: TrainConfig, parts: "Parts", state: State) -> None:
-    """One optimizer step: this process's share of the micro-batches, the clipped gradient, the update."""
+    """One optimizer step: this process's share of the micro-batches, the gradient, the update."""
     accelerator = parts.accelerator
     lr = lr_at(state.step, config, state.train_seconds)
     set_learning_rate(parts.optimizers, lr)
@@ -107,9 +99,7 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
 
     grad_norm = accelerator.clip_grad_norm_(parts.model.parameters(), config.grad_clip or torch.inf)
     grad_norm = checkpoint.full_tensor(grad_norm)
-    not_finite = (
-        ~grad_norm.isfinite()
-    ).float()  # stays on the device, so that nothing waits for it
+    not_finite = (~grad_norm.isfinite()).float()  # stays on the device: nothing waits for it
     with parts.update_ratio if log_is_due(config, state.step + 1) else nullcontext():
         update(parts.optimizers, not_finite)  # nothing changes if the gradient is not finite
     if accelerator.scaler is not None:  # fp16: clip_grad_norm_ has unscaled the gradients
@@ -124,30 +114,45 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
 def micro_batch(
     config: TrainConfig, parts: "Parts", state: State, index: int, whole: bool = False
 ) -> Batch:
-    """Micro-batch `index` of the current step, on the device; seeds its dropout. `whole` ignores short_block_size."""
+    """Micro-batch `index` of the current step, (B, T) twice, on the device; seeds its dropout.
+
+    `whole` ignores short_block_size.
+    """
     number = state.step * config.gradient_accumulation_steps + index
     batch = parts.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
     if state.step < config.short_block_iters and not whole:
         batch = shorten(batch, config.short_block_size)
-    reseed(
-        parts.device, int(hash64(hash64(np.array([config.seed], np.uint64)) ^ np.uint64(number))[0])
-    )
+    seed = hash64(np.array([config.seed], np.uint64)) ^ np.uint64(number)
+    reseed(parts.device, int(hash64(seed)[0]))
     return to_device(batch, parts.device)
 
 
+def nan_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
+    """The loss; if it is infinite its gradient becomes NaN, for all processes that share it."""
+    return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
+
+
+def reseed(device: torch.device, seed: int) -> None:
+    """Seeds the CPU and `device`; torch.manual_seed asks every kind of device, in 0.2 ms."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def log(config: TrainConfig, parts: "Parts", state: State) -> None:
-    """Writes a line of metrics for the steps since the last one. Only here does the loop wait for the device."""
+    """Writes a line of metrics for the steps since the last. Only here it waits for the device."""
     pause(config, parts, state)
     tally, accelerator = parts.tally, parts.accelerator
     steps, skipped = state.step - tally.step, int(tally.skipped)
     state.skipped_steps += skipped
     seconds = state.train_seconds - tally.train_seconds
-    values = {
-        "tokens_per_second": round(steps * tokens_per_step(config, parts.gpt.config) / seconds)
-    }
+    rate = round(steps * tokens_per_step(config, parts.gpt.config) / seconds)
+    values = {"tokens_per_second": rate}
     if parts.peak_flops:
         T = config.short_block_size if state.step <= config.short_block_iters else None
-        flops = values["tokens_per_second"] * parts.gpt.flops_per_token(T)
+        flops = rate * parts.gpt.flops_per_token(T)
         values["mfu"] = flops / parts.peak_flops / accelerator.num_processes
     if steps > skipped:
         values["train_loss"] = accelerator.reduce(tally.loss, "mean").item() / (steps - skipped)
@@ -163,35 +168,21 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
 
 
 def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None:
-    """Evaluates, saves the step and its result if the settings ask for it, and writes a sample.
+    """Evaluates, saves the step with its result if the settings ask for it, and writes a sample.
 
-    The last evaluation covers the whole split. If an evaluation fails, the step is saved without one.
+    The last evaluation covers the whole split. If one fails, the step is saved without it.
     """
     pause(config, parts, state)
     last, again = done(config, state), state.evaluated_step == state.step
-    fine_tuning = (
-        config.init_from != "scratch" and config.max_iters > 0
-    )  # may end worse than it began
+    # the model to fine-tune is saved, too: training may make it worse
+    fine_tuning = config.init_from != "scratch" and config.max_iters > 0
     worth_saving = (state.step > 0 or fine_tuning) and not again
     try:
-        with parts.progress.waiting("evaluating"), parts.autocast():
-            result = evaluate(
-                parts.gpt,
-                parts.val_data,
-                config.batch_size,
-                parts.device,
-                eval_iters=0 if last else config.eval_iters,
-                seed=config.seed + state.step,
-                process=parts.accelerator.process_index,
-                processes=parts.accelerator.num_processes,
-                reduce=parts.add_up,
-                check=parts.interrupts.check,
-            )
+        result = validate(config, parts, state, eval_iters=0 if last else config.eval_iters)
     except Exception:
-        if (
-            worth_saving and not parts.sharded
-        ):  # shards cannot be gathered if other processes still evaluate
-            save(config, parts, state, together=False)  # the others may not get here
+        # other processes may still evaluate: do not wait for them, nor gather shards
+        if worth_saving and not parts.sharded:
+            save(config, parts, state, together=False)
         raise
     state.evaluated_step = state.step
     best_before = state.best_val_loss, state.best_step
@@ -206,18 +197,33 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     if worth_saving and (best or last or config.always_save_checkpoint):
         save(config, parts, state, best)
         if best and parts.peers.largest(parts.saves.error is not None)[0]:
-            state.best_val_loss, state.best_step = (
-                best_before  # of the best checkpoint that there is
-            )
+            # the best is one that could be saved
+            state.best_val_loss, state.best_step = best_before
     if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
-        beginning, check = parts.train_data.beginning, parts.interrupts.check
-        text = write_amid_training(
-            parts.gpt, parts.tokenizer, beginning, config.sample_tokens, config.seed, check
-        )
+        start, length, seed = parts.train_data.beginning, config.sample_tokens, config.seed
+        check = parts.interrupts.check
+        text = sample_text(parts.gpt, parts.tokenizer, start, length, seed, check)
         parts.metrics.sample(text, **where(state))
         parts.progress.sample(text)
     parts.clock.start()
     parts.progress.restart(state)
+
+
+def validate(config: TrainConfig, parts: "Parts", state: State, eval_iters: int) -> dict:
+    """This process's share of an evaluation, summed over all of them: see `evaluate`."""
+    with parts.progress.waiting("evaluating"), parts.autocast():
+        return evaluate(
+            parts.gpt,
+            parts.val_data,
+            config.batch_size,
+            parts.device,
+            eval_iters=eval_iters,
+            seed=config.seed + state.step,
+            process=parts.accelerator.process_index,
+            processes=parts.accelerator.num_processes,
+            reduce=parts.add_up,
+            check=parts.interrupts.check,
+        )
 
 
 def save(
@@ -225,54 +231,45 @@ def save(
 ) -> None:
     """Saves a checkpoint of the current step; a failure is a warning.
 
-    Must be called on all processes, which wait for the main one to write; without `together` they do not.
+    Must be called on all processes, which wait for the main one to write; without `together` they
+    do not.
     """
-    main_process, saves = parts.accelerator.is_main_process, parts.saves
-    weights, moments = checkpoint.collect(parts.gpt, parts.optimizers, keep=main_process)
-    saves.step = state.step
-    writing = None
-    if main_process:
-        skipped = state.skipped_steps + int(
-            parts.tally.skipped
-        )  # with those since the last line of metrics
-        stored = replace(state, skipped_steps=skipped, **scale_of(parts.accelerator.scaler))
-        writing = Thread(
-            target=write_checkpoint, args=(config, parts, stored, weights, moments, best)
-        )
-        writing.start()
-    # They meet every second, so that a slow disk is not taken for a process that hangs
-    while writing is not None or together:
-        if writing is not None:
-            writing.join(timeout=1.0)
-        going_on = writing is not None and writing.is_alive()
+    parts.saves.step = state.step
+    main_process, writing = parts.accelerator.is_main_process, Thread()
+    try:
+        collected = checkpoint.collect(parts.gpt, parts.optimizers, keep=main_process)
+        if main_process:
+            # with the steps skipped since the last line of metrics
+            stored = replace(state, skipped_steps=state.skipped_steps + int(parts.tally.skipped))
+            if (scaler := parts.accelerator.scaler) is not None:  # of fp16
+                scale = scaler.state_dict()
+                stored.loss_scale = scale["scale"]
+                stored.loss_scale_steps = scale["_growth_tracker"]
+            args = (config, parts, stored, collected, best)
+            writing = Thread(target=write_checkpoint, args=args)
+    except Exception as error:
+        parts.saves.fail(state.step, error)
+    writing.start()
+    unfinished = True
+    while unfinished:  # they meet every second: a slow disk is not taken for a process that hangs
+        writing.join(timeout=1.0)
+        unfinished = writing.is_alive()
         if together:
-            going_on = bool(parts.peers.largest(going_on)[0])
-        if not going_on:
-            return
+            unfinished = bool(parts.peers.largest(unfinished)[0])
 
 
 def write_checkpoint(
-    config: TrainConfig, parts: "Parts", state: State, weights: dict, moments: dict, best: bool
+    config: TrainConfig, parts: "Parts", state: State, collected: tuple[dict, dict], best: bool
 ) -> None:
     """Writes what `save` has collected, in a thread of the main process; raises nothing."""
     start, saves = time.perf_counter(), parts.saves
     try:
         parts.metrics.sync()
-        keep = config.keep_checkpoints
-        checkpoint.save(
-            parts.out_dir, state, weights, moments, parts.settings, parts.tokenizer, keep, best
-        )
+        settings, tokenizer, keep = parts.settings, parts.tokenizer, config.keep_checkpoints
+        checkpoint.save(parts.out_dir, state, *collected, settings, tokenizer, keep, best)
         saves.failed, saves.error = 0, None
-    except (
-        Exception
-    ) as error:  # a full disk, most likely: the run is worth more than one checkpoint
-        expected = isinstance(error, OSError | ValueError)
-        what = str(error) if expected else f"{type(error).__name__}: {error}"
-        saves.failed, saves.error = (
-            saves.failed + 1,
-            f"step {state.step} could not be saved: {what}",
-        )
-        logger.warning(f"{saves.error}; earlier checkpoints are untouched, and training continues")
+    except Exception as error:  # a full disk, most likely: the run is worth more than a checkpoint
+        saves.fail(state.step, error)
     saves.seconds = time.perf_counter() - start
 
 
@@ -287,9 +284,7 @@ def done(config: TrainConfig, state: State) -> bool:
 
 
 def evaluation_is_due(config: TrainConfig, state: State) -> bool:
-    if (
-        state.evaluated_step == state.step and config.max_iters > 0
-    ):  # resumed from a step with its evaluation
+    if state.evaluated_step == state.step and config.max_iters > 0:  # resumed after an evaluation
         return False
     return done(config, state) or state.step % config.eval_interval == 0
 
@@ -302,7 +297,7 @@ def log_is_due(config: TrainConfig, step: int) -> bool:
 
 
 class Tally:
-    """Sums over the steps since the last line of metrics, on the device, so that no step waits for it."""
+    """Sums over the steps since the last line of metrics, on the device: no step waits for it."""
 
     def __init__(self, device: torch.device, state: State):
         self.loss, self.skipped, self.bad_in_a_row, self.good_norm = torch.zeros(4, device=device)
@@ -327,7 +322,7 @@ class Tally:
 
 
 class Clock:
-    """Adds the seconds from `start` to `pause` to state.train_seconds: training without evaluating or saving."""
+    """Adds the seconds from `start` to `pause` to state.train_seconds: not evaluating or saving."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -351,6 +346,13 @@ class Saves:
     failed: int = 0  # saves in a row that failed, the last one with this error
     error: str | None = None
     seconds: float = 0.0  # duration of the last save
+
+    def fail(self, step: int, error: Exception) -> None:
+        self.failed += 1
+        expected = isinstance(error, OSError | ValueError)
+        reason = str(error) if expected else f"{type(error).__name__}: {error}"
+        self.error = f"step {step} could not be saved: {reason}"
+        logger.warning(f"{self.error}; earlier checkpoints are untouched, and training continues")
 
 
 @dataclass
@@ -381,10 +383,8 @@ class Parts:
     compiled: bool = False
     peak_flops: float | None = None  # of the device, if known
     make_model: Callable[[GPTConfig], GPT] = GPT
-    recipe: tuple[GPTConfig, TrainConfig] = (
-        GPTConfig(),
-        TrainConfig(),
-    )  # the settings before the command line's
+    # the settings before the command line's
+    recipe: tuple[GPTConfig, TrainConfig] = (GPTConfig(), TrainConfig())
 
     def autocast(self):
         """Mixed precision around a sharded model; Accelerate has wrapped any other model in it."""
@@ -392,20 +392,15 @@ class Parts:
 
     def add_up(self, total: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
-        return (
-            self.accelerator.reduce(total.to(self.device))
-            if self.accelerator.num_processes > 1
-            else total
-        )
+        if self.accelerator.num_processes == 1:
+            return total
+        return self.accelerator.reduce(total.to(self.device))
 
 
 def where(state: State) -> dict:
-    """Where the run stands, the same for every line of metrics."""
-    return {
-        "step": state.step,
-        "tokens": state.tokens,
-        "train_seconds": round(state.train_seconds, 3),
-    }
+    """Where the run stands: the same fields in every line of metrics."""
+    seconds = round(state.train_seconds, 3)
+    return {"step": state.step, "tokens": state.tokens, "train_seconds": seconds}
 
 
 def tokens_per_step(config: TrainConfig, model_config: GPTConfig) -> int:
@@ -419,38 +414,14 @@ def pause(config: TrainConfig, parts: Parts, state: State) -> None:
         state.train_seconds = parts.peers.largest(round(1e6 * state.train_seconds))[0] / 1e6
 
 
-def nan_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
-    """Returns `loss`; if it is not finite, neither is its gradient, so all processes see it in the shared gradient."""
-    return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
-
-
-def scale_of(scaler: torch.amp.GradScaler | None) -> dict:
-    """What a checkpoint stores of fp16's gradient scaler."""
-    if scaler is None:
-        return {}
-    values = scaler.state_dict()
-    return {"loss_scale": values["scale"], "loss_scale_steps": values["_growth_tracker"]}
-
-
-def reseed(device: torch.device, seed: int) -> None:
-    """Seeds the generators of the CPU and of `device`; torch.manual_seed asks every kind of device, in 0.2 ms."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-
-
 def synchronize(device: torch.device) -> None:
     """Waits until the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type in ("cuda", "mps"):
+        torch.accelerator.synchronize()
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Memory in use, in bytes: the peak of tensors on CUDA; on MPS and the CPU, what is allocated now."""
+    """Bytes in use: the peak of tensors on CUDA; on MPS and the CPU, what is allocated now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

@@ -1,9 +1,9 @@
-"""The loop of `nanogpt.train` in sixty lines of plain Accelerate, without its safeguards: for reading and teaching.
+"""The loop of `nanogpt.train` in sixty lines of plain Accelerate, for reading and teaching.
 
     accelerate launch recipes/minimal.py
 
-It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding. It has no checkpoints, no
-command line, no metrics, and no protection against anything that can go wrong.
+It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding. It has no
+checkpoints, no command line, no metrics, and no protection against anything that can go wrong.
 """
 
 from dataclasses import replace
@@ -27,6 +27,7 @@ TRAIN = TrainConfig(
     max_iters=800,
     optimizer="muon",
     muon_momentum=0.9,
+    muon_learning_rate=0.02,
     learning_rate=0.01,
     beta1=0.8,
     weight_decay=0.0,
@@ -37,7 +38,7 @@ TRAIN = TrainConfig(
 
 
 def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator):
-    """Trains, and yields the model and the loss of each step (a scalar tensor, the mean over all processes)."""
+    """Trains, and yields the model and the loss of each step, the mean over all processes."""
     # micro-batches are counted over all processes, and each process takes its share
     assert config.gradient_accumulation_steps % accelerator.num_processes == 0
     share = config.gradient_accumulation_steps // accelerator.num_processes
@@ -51,20 +52,18 @@ def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator
         set_learning_rate(optimizers, lr_at(step, config))
         step_loss = torch.zeros((), device=accelerator.device)
         for i in range(share):
-            # a batch is a pure function of the seed and its number, so there is no loader to keep in step
+            # a batch is a pure function of the seed and its number: no loader to keep in step
             number = step * config.gradient_accumulation_steps + i * accelerator.num_processes
             first_sample = (number + accelerator.process_index) * config.batch_size
             x, y = data.batch(config.seed, first_sample, config.batch_size)  # (B, T) each
-            with accelerator.accumulate(
-                model
-            ):  # gradients are averaged over the processes at the last micro-batch
+            # gradients are averaged over the processes at the last micro-batch
+            with accelerator.accumulate(model):
                 loss = model(x.to(accelerator.device), y.to(accelerator.device))
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
-                for (
-                    optimizer
-                ) in optimizers:  # Accelerate's wrappers do nothing before the last micro-batch
+                # Accelerate's wrappers do nothing before the last micro-batch
+                for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
             step_loss += loss.detach() / share
@@ -76,10 +75,9 @@ if __name__ == "__main__":
     with accelerator.main_process_first():
         if not Path(TRAIN.data, "meta.json").exists():
             shakespeare.prepare(TRAIN.data)
-    for step, (gpt, loss) in enumerate(train(MODEL, TRAIN, accelerator), 1):  # noqa: B007 (used below)
+    for step, (gpt, loss) in enumerate(train(MODEL, TRAIN, accelerator), 1):  # noqa: B007
         if step % 100 == 0:
             accelerator.print(f"step {step}: loss {loss.item():.3f}")
     val_data = TokenDataset(TRAIN.data, "val", MODEL.block_size)
-    accelerator.print(
-        f"validation loss {evaluate(gpt, val_data, 32, accelerator.device)['val_loss']:.4f}"
-    )
+    result = evaluate(gpt, val_data, TRAIN.batch_size, accelerator.device)
+    accelerator.print(f"validation loss {result['val_loss']:.4f}")

@@ -59,7 +59,7 @@ CHANGES = {
             "{'params': vectors, 'weight_decay': 0.0, 'lr_scale': 1.0}",
             "{'params': vectors, 'weight_decay': decay, 'lr_scale': 1.0}",
         ),
-        "Muon's momentum is not Nesterov's": ("grad.lerp(momentum, group['momentum'])", "momentum"),
+        "Muon's momentum is not Nesterov's": ("grad.lerp(momentum, decay)", "momentum"),
         "Muon's step ignores the shape": ("max(1, rows / columns)", "1"),
         "Muon decays weights without the learning rate": ("1 - lr * weight_decay", "1 - weight_decay"),
         "Muon takes stacked matrices for one": ("group['rows'] or [p.size(0)]", "[p.size(0)]"),
@@ -121,10 +121,10 @@ CHANGES = {
     "nanogpt.checkpoint": {
         "damage to a file goes unnoticed": ("crc32(path) != expected['crc32']", "False"),
         "the newest checkpoint is not tried first": (
-            "reversed(steps(run.resolve().parent if itself else run))",
-            "steps(run.resolve().parent if itself else run)",
+            "reversed(list_checkpoints(out_dir))",
+            "list_checkpoints(out_dir)",
         ),
-        "weights that are not finite are loaded": ("not_finite(tensors)", "None"),
+        "weights that are not finite are loaded": ("not tensor.isfinite().all()", "False"),
         "the best checkpoint is removed": ("('best', 'last')", "('last',)"),
     },
     "nanogpt.run.resume": {

@@ -30,7 +30,7 @@ def seal_again(path: Path) -> None:
         state["files"][name] = {"bytes": file.stat().st_size, "crc32": zlib.crc32(file.read_bytes())}
     state["crc32"] = checkpoint.seal(state)
     (path / "trainer_state.json").write_text(json.dumps(state))
-    assert checkpoint.check(path) is None
+    assert checkpoint.find_damage(path) is None
 
 
 def curve(run: Path, key: str = "val_loss", file: str = metrics.METRICS) -> dict:

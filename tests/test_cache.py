@@ -34,7 +34,7 @@ def test_reading_in_pieces_equals_reading_at_once(config):
         whole = model(idx)
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-4, rtol=1e-4)
     assert cache.length == 16
-    with pytest.raises(ValueError, match=r"17 .* block_size=16"):
+    with pytest.raises(ValueError, match="17 tokens do not fit into a cache of 16"):
         model(idx[:, :1], cache=cache)
 
 

@@ -14,7 +14,7 @@ from nanogpt.config import Actions, ignored_by
 from nanogpt.data.files import waiting
 from nanogpt.model import declared
 from nanogpt.run.errors import fail, user_errors, visible
-from nanogpt.run.flags import field_help, named, parse, within
+from nanogpt.run.flags import field_help, parse, within
 
 ODD = ["", "0", "-1", "nan", "inf", "-inf", "1e30", "1e-30", "9" * 30, "9" * 5000, "none", "TRUE", "\x1b[31m"]
 
@@ -54,7 +54,7 @@ def test_values_are_read_by_the_type_of_their_field():
     model, train = flags("--bias=True", "--n_kv_head=none", "--dropout=.5", "--compile=False", "--lr_decay_iters=9")
     assert (model.bias, model.n_kv_head, model.dropout) == (True, None, 0.5)
     assert (train.compile, train.lr_decay_iters) == ("false", 9)
-    assert flags("--qk_norm")[0].qk_norm is True
+    assert flags("--qk_norm")[0].qk_norm is True and flags("--bias=false", model=GPTConfig(bias=True))[0].bias is False
 
 
 def test_nanogpts_command_line_works_as_it_stands():
@@ -91,46 +91,18 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(argv, message, capsys):
     [
         ({"optimizer": "sgd"}, "optimizer='sgd' is not one of adamw, muon"),
         ({"batch_size": 0}, "batch_size=0 must be from 1 to 65536"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0 must be from 1e-12 to 100"),
-        ({"max_iters": -1}, "max_iters=-1 must be from 0 to 1000000000"),
+        ({"batch_size": 10**400}, "batch_size=10000"),
         ({"grad_clip": float("nan")}, "grad_clip=nan must be from 0 to 1000000000.0"),
         ({"learning_rate": float("inf")}, "learning_rate=inf must be from 1e-12 to 100"),
-        ({"muon_learning_rate": 1e30}, "muon_learning_rate=1e"),
-        ({"weight_decay": 1e30}, "weight_decay=1e"),
-        ({"min_lr": float("inf")}, "min_lr=inf must be from 0 to 100"),
-        ({"timeout": float("inf")}, "timeout=inf must be from 1 to"),
-        ({"batch_size": 10**9}, "batch_size=1000000000 must be from 1 to 65536"),
-        ({"threads": 10**6}, "threads=1000000 must be from 0 to 1024"),
-        ({"decay_fraction": 7.0}, "decay_fraction=7.0 must be from 0 to 1"),
         ({"lr_decay_iters": -5}, "lr_decay_iters=-5 must be from 1"),
-        ({"muon_momentum": 3.0}, "muon_momentum=3.0 must be from 0"),
         ({"init_from": ""}, "init_from='' is not a name"),
-        ({"seed": 10**30}, "seed=1000000000000000000000000000000 must be from 0 to 9223372036854775807"),
         ({"max_iters": "5"}, "max_iters='5' must be int"),
         ({"max_iters": None}, "max_iters=None must be int"),
-        ({"device": "tpu"}, "device='tpu' is not one of auto, cpu, cuda, mps"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**changes)
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"rope_theta": 0.0}, "rope_theta=0.0 must be from 1"),
-        ({"rope_theta": float("nan")}, "rope_theta=nan must be from 1"),
-        ({"norm_eps": -1.0}, "norm_eps=-1.0 must be from 0 to 1"),
-        ({"n_embd": 10**9}, "n_embd=1000000000 must be from 1 to 262144"),
-        ({"n_inner": 10**9}, "n_inner=1000000000 must be from 1 to 1048576"),
-        ({"n_layer": 10**9}, "n_layer=1000000000 must be from 1 to 1000"),
-        ({"n_layer": 10**400}, "n_layer=10000"),
-    ],
-)
-def test_models_that_make_no_sense_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        GPTConfig(**changes)
 
 
 FIELDS = [(cls, field.name) for cls in (GPTConfig, TrainConfig) for field in dataclasses.fields(cls)]
@@ -163,23 +135,9 @@ def test_a_subclass_adds_a_setting():
     assert (type(train), train.label_smoothing, train.max_iters) == (Mine, 0.1, 3)
 
 
-def test_a_class_without_source_has_no_help_texts_but_is_read():
-    made = dataclasses.make_dataclass("Mine", [("extra", int, 1)], bases=(TrainConfig,))
-    assert flags("--extra=2", train=made())[1].extra == 2
-
-
 def test_flags_are_written_with_hyphens_too():
     model, train = flags("--n-layer=4", "--max-iters", "7", "--data=out-of-reach")
     assert (model.n_layer, train.max_iters, train.data) == (4, 7, "out-of-reach")
-
-
-def test_help_lists_what_people_change_first_before_the_rest(capsys):
-    with pytest.raises(SystemExit):
-        flags("--help")
-    first, advanced = capsys.readouterr().out.split("\nadvanced settings:\n")
-    assert first.count("\n  --") == 21
-    assert "--max_iters " in first and "--muon_momentum " in advanced
-    assert "(default: None)" not in first + advanced
 
 
 def test_control_characters_are_visible():
@@ -268,13 +226,6 @@ def test_ctrl_c_is_exit_code_130_and_what_there_is_to_say(capsys):
         assert capsys.readouterr().err == shown
 
 
-def test_false_is_false_and_half_a_flag_is_none(capsys):
-    assert parse(GPTConfig(bias=True), TrainConfig(), ["--bias=False"], "")[0].bias is False
-    with pytest.raises(SystemExit):
-        parse(GPTConfig(), TrainConfig(), ["--max_iter=5"], "")
-    assert "unknown flag --max_iter: did you mean --max_iters?" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("flag", ["--max-iter=5", "--max_iter=5", "--max-iter"])
 def test_a_suggestion_is_right_however_the_flag_is_spelled(flag, capsys):
     with pytest.raises(SystemExit):
@@ -285,18 +236,22 @@ def test_a_suggestion_is_right_however_the_flag_is_spelled(flag, capsys):
 
 
 def test_config_repeats_the_settings_of_a_run_below_the_flags_and_above_the_recipe(tmp_path):
+    """But for where it writes and what it publishes."""
     recorded = {"n_layer": 3, "vocab_size": 65}, {"max_iters": 7, "beta1": 0.5, "out_dir": "out/old", "resume": "auto"}
+    recorded[1].update(push_to_hub="someone/model", report_to="wandb")
     config = {"model": recorded[0], "train": recorded[1] | {"of_another_version": 1}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for path in (tmp_path, tmp_path / "config.json"):
         model, train = flags(f"--config={path}", "--beta1=0.6", model=GPTConfig(n_layer=1, n_head=4, n_embd=8))
         assert (model.n_layer, model.n_head, model.vocab_size) == (3, 4, 65)
         assert (train.max_iters, train.beta1, train.out_dir, train.resume) == (7, 0.6, "out/run", "none")
+        assert (train.push_to_hub, train.report_to) == (None, "none")
 
 
 NO_CONFIGS = dict.fromkeys(("{", "[]", '{"model": 1, "train": {}}'), "config.json")
 NO_CONFIGS['{"model": {"n_layer": 0}, "train": {}}'] = "n_layer=0 must be from 1"
 NO_CONFIGS['{"model": {}, "train": {"data": 5}}'] = "data=5 must be str"
+NO_CONFIGS['{"model": {"n_layer": true}, "train": {}}'] = "n_layer=True must be int"
 
 
 @pytest.mark.parametrize("content, complaint", NO_CONFIGS.items())
@@ -310,20 +265,6 @@ def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, capsys)
     with pytest.raises(SystemExit), user_errors():
         flags("--config=nowhere/config.json")
     assert capsys.readouterr().err == "error: nowhere/config.json: No such file or directory\n"
-
-
-@pytest.mark.parametrize("value", ["true", "false"])
-def test_a_config_with_true_for_a_number_is_refused(tmp_path, value):
-    (tmp_path / "config.json").write_text(f'{{"model": {{"n_layer": {value}}}, "train": {{}}}}')
-    with pytest.raises(ValueError, match=r"n_layer=(True|False) must be int"):
-        flags(f"--config={tmp_path}")
-
-
-def test_a_config_repeats_nothing_that_publishes(tmp_path):
-    train = {"push_to_hub": "someone/model", "report_to": "wandb", "max_iters": 7}
-    (tmp_path / "config.json").write_text(json.dumps({"model": {}, "train": train}))
-    found = flags(f"--config={tmp_path}")[1]
-    assert (found.push_to_hub, found.report_to, found.max_iters) == (None, "none", 7)
 
 
 @pytest.mark.parametrize(
@@ -348,10 +289,6 @@ def test_nanogpts_other_names_suggest_ours(theirs, ours, capsys):
 def test_nanogpts_way_to_resume_suggests_ours():
     with pytest.raises(ValueError, match=r"init_from=resume: .*--resume=auto"):
         flags("--init_from=resume")
-
-
-def test_flags_are_found_in_either_spelling():
-    assert {"n_layer", "bias", "out_dir"} <= named(["--n-layer", "3", "--bias", "--out_dir=a-b"])
 
 
 def test_what_takes_long_says_what_it_is_and_what_is_quick_says_nothing(capsys):

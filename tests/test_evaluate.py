@@ -163,7 +163,7 @@ def test_a_signal_abandons_an_evaluation_which_is_made_up_for(make_run, tmp_path
     with pytest.raises(SystemExit, match="143"):
         run.train()
     assert list(curve(run.out_dir)) == list(range(0, step, 2))
-    assert [path.name for path in checkpoint.steps(run.out_dir)][-1:] == [f"step-{step:06d}"][: step > 0]
+    assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)][-1:] == [f"step-{step:06d}"][: step > 0]
     again = make_run(max_iters=4, eval_interval=2, resume="auto")
     again.train()
     assert curve(again.out_dir) == curve(whole.out_dir) and again.state.best_step == whole.state.best_step

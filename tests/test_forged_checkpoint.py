@@ -1,7 +1,6 @@
 """Forged or damaged checkpoints give a one-line error each, and nothing is loaded from them or done to other files."""
 
 import json
-import shutil
 import struct
 
 import pytest
@@ -44,9 +43,9 @@ def refused(path, model, optimizers, message: str, name: str = MODEL) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"files": {}}', '{"files": 3}', "[" * 100_000])
 def test_a_hostile_state_file_is_no_crash(one, tmp_path, content):
     (one[2] / "trainer_state.json").write_text(content)
-    assert "trainer_state.json is damaged" in checkpoint.check(one[2])
+    assert "trainer_state.json is damaged" in checkpoint.find_damage(one[2])
     with pytest.raises(ValueError, match="no intact checkpoint"):
-        checkpoint.find(tmp_path, say=lambda text: None)
+        checkpoint.find(tmp_path)
 
 
 def header(size: int, text: str) -> bytes:
@@ -114,7 +113,7 @@ def model(**settings) -> dict:
     "config, message",
     [
         (model(n_layer=10**9), "n_layer=1000000000 .* 1 to 1000"),
-        (model(n_layer=1000), "9 tensors, too few for n_layer=1000"),
+        (model(n_layer=1000), "lacks 'h.1.attn"),
         (model(n_embd=2**18), "does not belong to this model"),
         (model(n_embd=10**9), "n_embd=1000000000 .* 1 to 262144"),
         (model(n_embd="8"), "n_embd='8'"),
@@ -143,7 +142,7 @@ def test_names_in_the_manifest_lead_nowhere(one, tmp_path):
     del state["crc32"]
     state["files"] |= {"../../secret": {"bytes": 1, "crc32": 0}, "/etc/passwd": {"bytes": 1, "crc32": 0}}
     (path / "trainer_state.json").write_text(json.dumps(state | {"crc32": checkpoint.seal(state)}))
-    assert checkpoint.check(path) is None
+    assert checkpoint.find_damage(path) is None
     assert checkpoint.find(tmp_path) == path.resolve()
     assert secret.read_text() == "x"
 
@@ -171,20 +170,13 @@ def test_a_json_file_too_large_to_be_one_of_ours_is_not_read(tmp_path):
         checkpoint.read_json(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("name, back", [(MODEL, 1), (OPTIMIZER, 2)])
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_not_finite_are_named_with_the_step_to_go_back_to(tmp_path, name, back, value):
-    model, optimizers = trained(1)
-    first, *spoilt = (save(tmp_path, step, model, optimizers, keep=0) for step in (1, 2, 3))
-    key = next(key for key, tensor in checkpoint.read_tensors(first / name).items() if tensor.dim() == 2)
-    for path in spoilt:
-        forge(path / name, lambda old: old | {key: old[key].index_fill(0, torch.tensor(0), value)})
-    with pytest.raises(ValueError, match=rf"{key} .* not finite; .*step-00000{back} \(--resume="):
-        checkpoint.restore(spoilt[1], model, optimizers)
-    shutil.rmtree(first)
-    shutil.rmtree(spoilt[0])
-    with pytest.raises(ValueError, match="no earlier checkpoint"):
-        checkpoint.restore(spoilt[1], model, optimizers)
+def test_values_that_are_not_finite_are_refused(one, name, value):
+    model, optimizers, path = one
+    key = next(key for key, tensor in checkpoint.read_tensors(path / name).items() if tensor.dim() == 2)
+    forge(path / name, lambda old: old | {key: old[key].index_fill(0, torch.tensor(0), value)})
+    refused(path, model, optimizers, f"{key} has values that are not finite", name)
 
 
 def test_moments_are_restored_in_the_precision_of_the_weights(tmp_path):

@@ -24,7 +24,7 @@ def imports(path: Path) -> set[str]:
 def test_the_model_needs_nothing_but_torch():
     roots = {name.split(".")[0] for name in imports(ROOT / "nanogpt" / "model.py")}
     # nanogpt: only in from_pretrained and generate
-    assert roots == {"torch", "math", "collections", "dataclasses", "types", "typing", "nanogpt"}
+    assert roots == {"torch", "math", "collections", "dataclasses", "typing", "nanogpt"}
 
 
 def test_the_core_imports_none_of_the_outer_rings():

@@ -15,7 +15,7 @@ from nanogpt import GPT, GPTConfig, checkpoint, train
 from nanogpt import sample as sample_module
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.run import metrics
-from nanogpt.sample import filter_logits, generate, stream, stream_text, until, write_amid_training
+from nanogpt.sample import filter_logits, generate, sample_text, stream, stream_text, until
 
 GPT2 = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, qk_norm=True)
@@ -124,13 +124,13 @@ def test_what_check_raises_ends_a_text_and_the_model_trains_on():
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        write_amid_training(model, tokenizer, np.array([0]), 1000, 1, check)
+        sample_text(model, tokenizer, np.array([0]), 1000, 1, check)
     assert calls == [False] * 3 and model.training
 
 
 def test_a_signal_during_a_sample_keeps_the_evaluation_before_it(make_run, monkeypatch):
     run = make_run(max_iters=4, eval_interval=2, sample_tokens=100_000)
-    sample = train.write_amid_training
+    sample = train.sample_text
 
     def signalled(*args):
         if run.state.step == 0:
@@ -138,7 +138,7 @@ def test_a_signal_during_a_sample_keeps_the_evaluation_before_it(make_run, monke
         os.kill(os.getpid(), signal.SIGTERM)
         return sample(*args)
 
-    monkeypatch.setattr(train, "write_amid_training", signalled)
+    monkeypatch.setattr(train, "sample_text", signalled)
     with pytest.raises(SystemExit, match="143"):
         run.train()
     state = checkpoint.read_state(checkpoint.find(run.out_dir, ("last",)))
@@ -165,7 +165,7 @@ def test_a_text_amid_training_ends_with_eos_and_checks_each_token(monkeypatch, e
     tokens, calls = [1, 0, 2, 0], []
     monkeypatch.setattr(sample_module, "stream", lambda *args, **options: (torch.tensor([t]) for t in tokens))
     tokenizer, model = SimpleNamespace(**ends, decode=lambda ids: " ".join(map(str, ids))), random_model(GPT2)
-    assert write_amid_training(model.train(), tokenizer, np.array([7]), 4, 0, lambda: calls.append(1)) == "7 1 0"
+    assert sample_text(model.train(), tokenizer, np.array([7]), 4, 0, lambda: calls.append(1)) == "7 1 0"
     assert len(calls) == 4  # processes agree on each of them, whatever they have drawn
     assert model.training
 

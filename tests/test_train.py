@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import time
 
 import pytest
 import torch
@@ -47,15 +46,6 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(make_run, tmp_path,
         for p, q in zip(whole.gpt.parameters(), resumed.gpt.parameters(), strict=True):
             a, b = optimizer_a.state.get(p, {}), optimizer_b.state.get(q, {})
             assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_dropout_is_on_in_training_and_changes_with_the_seed(make_run, tmp_path):
-    losses = []
-    for model, seed in ((TINY, 1), (DROPOUT, 1), (DROPOUT, 2)):
-        run = make_run(model, max_iters=1, log_interval=1, seed=seed, out_dir=str(tmp_path / f"{model.dropout}-{seed}"))
-        run.train()
-        losses.append(curve(run)[1])
-    assert len(set(losses)) == 3
 
 
 def test_the_same_step_whatever_the_split_into_micro_batches(make_run, tmp_path):
@@ -185,14 +175,18 @@ def test_a_gradient_scaler_changes_nothing_but_the_steps_that_overflow(make_run,
     assert all(torch.equal(a, b) for a, b in zip(before, weights(overflowing), strict=True))
 
 
-def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, capsys):
-    run = make_run(max_iters=9, log_interval=1)
+@pytest.mark.parametrize("saves_fail", [False, True])
+def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, monkeypatch, capsys, saves_fail):
+    run = make_run(max_iters=9, log_interval=1, eval_interval=4)
+    if saves_fail:
+        monkeypatch.setattr(checkpoint, "collect", lambda *args, **options: 1 / 0)
     run.gpt.wte.weight.register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(SystemExit) as exit:
         run.train()
-    assert exit.value.code == 1
-    assert run.state.step == 5
-    assert "error: no finite gradient in the last 5 steps up to step 5, at learning rate" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert (exit.value.code, run.state.step) == (1, 5)
+    assert "error: no finite gradient in the last 5 steps up to step 5, at learning rate" in shown.err
+    assert ("warning: step 4 could not be saved: ZeroDivisionError" in shown.out) is saves_fail
 
 
 def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(make_run, tmp_path):
@@ -216,21 +210,6 @@ def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(make_run, tmp
     assert resumed.state.best_step == whole.state.best_step
 
 
-def test_a_checkpoint_has_its_evaluation_when_it_gets_its_name(make_run, monkeypatch):
-    """Nothing edits it later."""
-    saved, save = [], checkpoint.save
-
-    def saving(out_dir, state, *args):
-        saved.append((state.step, state.evaluated_step))
-        return save(out_dir, state, *args)
-
-    monkeypatch.setattr(checkpoint, "save", saving)
-    run = make_run(max_iters=4, eval_interval=2)
-    run.train()
-    assert saved == [(2, 2), (4, 4)]
-    assert checkpoint.read_state(run.out_dir / "step-000002").evaluated_step == 2
-
-
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys, number, code):
     before = signal.getsignal(number)  # the default, or ignored where the tests run in the background of a shell
@@ -251,22 +230,6 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys
     assert signal.getsignal(number) is before
     again = make_run(max_iters=50, eval_interval=50, resume="auto")
     assert again.state.step == 3
-
-
-def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(make_run, monkeypatch, capsys):
-    run = make_run(max_iters=6, eval_interval=2)
-    original, calls = checkpoint.save_file, []
-
-    def sometimes_full(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:  # each checkpoint writes two such files: this is the first of the second checkpoint
-            raise OSError(28, "No space left on device")
-        original(*args, **kwargs)
-
-    monkeypatch.setattr(checkpoint, "save_file", sometimes_full)
-    run.train()
-    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
-    assert "warning: step 4 could not be saved: [Errno 28] No space left on device" in capsys.readouterr().out
 
 
 def test_the_best_is_one_that_could_be_saved(make_run, monkeypatch):
@@ -311,9 +274,9 @@ def test_a_write_that_the_system_refuses_loses_nothing(make_run, capsys):
 
     run.step = limited
     run.train()
-    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
+    assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)] == ["step-000002", "step-000006"]
     assert "warning: step 4 could not be saved: model.safetensors: " in capsys.readouterr().out
-    assert all(checkpoint.check(step) is None for step in checkpoint.steps(run.out_dir))
+    assert all(checkpoint.find_damage(step) is None for step in checkpoint.list_checkpoints(run.out_dir))
 
 
 def test_an_out_dir_that_vanishes_is_told_and_comes_back(make_run, capsys):
@@ -329,7 +292,7 @@ def test_an_out_dir_that_vanishes_is_told_and_comes_back(make_run, capsys):
 
     run.step = vanishing
     run.train()
-    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
+    assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)] == ["step-000002", "step-000006"]
     assert "warning: step 4 could not be saved: [Errno 2] No such file or directory" in capsys.readouterr().out
     assert list(curve(run, "val_loss")) == [0, 2, 4, 6]
 
@@ -368,7 +331,7 @@ def test_best_is_the_lowest_loss_ever_also_after_a_resume(make_run, monkeypatch)
     run.train()
     assert (run.out_dir / "best").resolve().name == "step-000002"
     assert run.state.best_val_loss == 2.0
-    assert [path.name for path in checkpoint.steps(run.out_dir)] == ["step-000002", "step-000006"]
+    assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)] == ["step-000002", "step-000006"]
     run = make_run(max_iters=7, resume="auto", **settings)
     run.train()
     assert (run.out_dir / "best").resolve().name == "step-000007"
@@ -387,7 +350,7 @@ def test_max_iters_0_evaluates_only(make_run, capsys):
     run = make_run(max_iters=0)
     run.train()
     assert list(curve(run, "val_loss")) == [0]
-    assert not checkpoint.steps(run.out_dir)
+    assert not checkpoint.list_checkpoints(run.out_dir)
 
 
 def test_the_last_evaluation_is_over_the_whole_split_and_the_others_are_estimates(make_run, monkeypatch):
@@ -407,7 +370,7 @@ def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
     monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0})
     run = make_run(max_iters=6, eval_interval=1, always_save_checkpoint=False, keep_checkpoints=0, learning_rate=1e-9)
     run.train()
-    assert [p.name for p in checkpoint.steps(run.out_dir)] == ["step-000001", "step-000003", "step-000006"]
+    assert [p.name for p in checkpoint.list_checkpoints(run.out_dir)] == ["step-000001", "step-000003", "step-000006"]
     assert (run.out_dir / "best").resolve().name == "step-000003"
     assert run.state.best_val_loss == 2.0
 
@@ -458,39 +421,6 @@ def test_a_failing_compile_warns_once_and_the_run_goes_on(make_run, monkeypatch,
     shown = capsys.readouterr().out
     assert shown.count("warning: torch.compile failed, continuing without it: no compiler here\n") == 1
     assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(run), strict=True))
-
-
-@pytest.mark.nightly
-def test_accelerates_share_of_a_step_is_below_a_hundredth_of_the_classic_models(make_run):
-    """A tenth of a millisecond, where the classic model's step takes twenty; measured on a tiny model.
-
-    The quick tenth of the steps counts: a step is slower by what else the machine does, never faster.
-    """
-    run = make_run(max_iters=1)
-    run.rehearse()
-    x, y = run.micro_batch(0)
-
-    def with_accelerate():
-        with run.accelerator.accumulate(run.model):
-            run.accelerator.backward(run.model(x, y))
-        run.accelerator.clip_grad_norm_(run.model.parameters(), 1.0)
-        for optimizer in run.optimizers:
-            optimizer.step(), optimizer.zero_grad()
-
-    def without():
-        run.gpt(x, y).backward()
-        torch.nn.utils.clip_grad_norm_(run.gpt.parameters(), 1.0)
-        for optimizer in run.optimizers:
-            optimizer.step(), optimizer.zero_grad()
-
-    seconds = {with_accelerate: [], without: []}
-    for _ in range(200):
-        for step, times in seconds.items():
-            start = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - start)
-    quick = [sorted(times)[20] for times in seconds.values()]
-    assert quick[0] - quick[1] < 0.5e-3  # 0.1 ms measured (LOG.md); the rest is room for a busy machine
 
 
 def test_a_run_can_start_from_a_model_of_transformers(make_run, data, tmp_path):
@@ -585,8 +515,8 @@ def test_neither_a_run_from_scratch_nor_one_that_only_evaluates_saves_step_0(mak
     first = make_run(max_iters=2, eval_interval=2)
     first.train()
     make_run(max_iters=0, init_from=str(first.out_dir), out_dir=str(tmp_path / "evaluated")).train()
-    assert [step.name for step in checkpoint.steps(first.out_dir)] == ["step-000002"]
-    assert checkpoint.steps(tmp_path / "evaluated") == []
+    assert [step.name for step in checkpoint.list_checkpoints(first.out_dir)] == ["step-000002"]
+    assert checkpoint.list_checkpoints(tmp_path / "evaluated") == []
 
 
 def test_fine_tuning_on_another_tokenizers_tokens_is_refused(make_run, data, tmp_path):

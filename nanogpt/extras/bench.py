@@ -340,7 +340,7 @@ class Bench:
         megabytes = len(content) / 1e6
         seconds = interleave({"nanogpt": save, "plain write": write}, self.rounds)
         self.add("save", "MB/s", megabytes, seconds, limit="plain write")
-        latest = checkpoint.steps(out)[-1]
+        latest = checkpoint.list_checkpoints(out)[-1]
         contenders = {
             "nanogpt": lambda: checkpoint.restore(latest, run.gpt, optimizers),
             "plain read": lambda: (self.directory / "plain").read_bytes(),

@@ -38,7 +38,7 @@ def load(
         directory = weights.find_directory(run)
         model = weights.from_pretrained(directory, dtype=dtype, **changes).to(device)
         return model, load_tokenizer(directory), None
-    found = checkpoint.find(path, say=say)
+    found = checkpoint.find(path)
     try:
         model = checkpoint.load_model(found, device, dtype, **changes)
         return model, load_tokenizer(found), found
@@ -66,7 +66,7 @@ def from_pretrained(
     `options` are dtype and fields of GPTConfig that do not affect the weights, such as dropout.
     """
     path = choose(Path(run), which)
-    if (path / checkpoint.STATE).is_file() or checkpoint.steps(path):
+    if (path / checkpoint.STATE).is_file() or checkpoint.list_checkpoints(path):
         return load(path, **options)[0]
     return weights.from_pretrained(path if which else run, revision=revision, **options)
 

@@ -40,7 +40,7 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
     optimizer state, which a checkpoint from `nanogpt export` does not have. Returns the directory
     of the checkpoint. Raises ValueError or OSError before anything is written.
     """
-    if there := checkpoint.steps(out_dir):
+    if there := checkpoint.list_checkpoints(out_dir):
         raise ValueError(
             f"{out_dir} already holds a run ({there[-1].name}): name another --out_dir"
         )

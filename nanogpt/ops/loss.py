@@ -1,15 +1,13 @@
 """The loss over a large vocabulary, in chunks of rows: the logits never exist as a whole.
 
-For 12 sequences of 1024 tokens and GPT-2's vocabulary the logits are 618 million numbers, 2.5 GB in fp32, and plain
-cross-entropy holds several copies of them, or of their gradient, at once. Here a chunk's logits, loss and gradient are
-computed one after the other and forgotten, with the same three matmuls.
-
->>> model.use(model.ops._replace(loss=chunked_loss))                                            # doctest: +SKIP
-
-A CPU's numbers stay what they were: there `model.py` computes the loss. torch 2.13 has `F.linear_cross_entropy` with
+For 12 sequences of 1024 tokens and GPT-2's vocabulary the logits are 618 million numbers, 2.5 GB in
+fp32, and plain cross-entropy holds several copies of them, or of their gradient, at once. Here a
+chunk's logits, loss and gradient are computed one after the other and forgotten, with the same
+three matmuls. On a CPU `model.py` computes the loss. torch 2.13 has `F.linear_cross_entropy` with
 chunks, but earlier versions do not, and torch.compile does not compile it (LOG.md).
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,7 +25,7 @@ def loss_for(device: torch.device, config: GPTConfig, tokens: int) -> Callable:
 
 
 def chunked_loss(x, weight, bias, targets, reduction: str = "mean") -> torch.Tensor:
-    """Cross-entropy of the logits x weight^T + bias of x (B, T, C) at targets (B, T), of which -1 are ignored."""
+    """Cross-entropy of x @ weight.T + bias, with x (B, T, C), at targets (B, T); ignores -1."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     x, weight, bias = (tensor.to(dtype) for tensor in (x.flatten(0, 1), weight, bias))
@@ -38,15 +36,16 @@ def chunked_loss(x, weight, bias, targets, reduction: str = "mean") -> torch.Ten
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """The sum of losses in fp32. The gradients are computed along with it, while a chunk's logits are there."""
+    """The sum of losses in fp32. The gradients are computed while a chunk's logits are there."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, targets, training: bool) -> torch.Tensor:
-        """x (N, C), weight (V, C), bias (V), targets (N); without `training` no gradients are computed."""
-        chunks = -(-len(x) * len(weight) // CHUNK)
-        rows = 64 * -(-len(x) // (64 * chunks))
+        """x (N, C), weight (V, C), bias (V), targets (N); without `training` no gradients."""
+        chunks = math.ceil(len(x) * len(weight) / CHUNK)
+        rows = 64 * math.ceil(len(x) / (64 * chunks))
         loss = torch.zeros((), device=x.device)
-        grad_x, grad_weight = [], torch.zeros(weight.shape, device=x.device) if training else None
+        grad_x = []
+        grad_weight = torch.zeros(weight.shape, device=x.device) if training else None
         for chunk in zip(x.split(rows), targets.split(rows), strict=True):
             grad_x.append(add_chunk(*chunk, weight, bias, loss, grad_weight))
         if training:
@@ -55,21 +54,13 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        grad_x, grad_weight = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         # scaled in fp32: the scale of fp16 keeps small gradients from vanishing
-        return (
-            (grad_x * grad).to(grad_x.dtype),
-            (grad_weight * grad).to(grad_x.dtype),
-            None,
-            None,
-            None,
-        )
+        return (x * grad).to(x.dtype), (weight * grad).to(x.dtype), None, None, None
 
 
-def add_chunk(
-    x, targets, weight, bias, loss: torch.Tensor, grad_weight: torch.Tensor | None
-) -> torch.Tensor | None:
-    """Adds the loss of a chunk to `loss` and the weight's gradient to grad_weight; returns the gradient of x."""
+def add_chunk(x, targets, weight, bias, loss, grad_weight) -> torch.Tensor | None:
+    """Adds a chunk's loss to `loss` and its weight gradient to grad_weight; returns that of x."""
     logs = F.linear(x, weight, bias).log_softmax(-1, dtype=torch.float32)  # (rows, V)
     loss += F.nll_loss(logs, targets, ignore_index=-1, reduction="sum")
     if grad_weight is None:

@@ -1,8 +1,9 @@
-"""FSDP2 that computes what a single process does: precision and gradient accumulation of a sharded model.
+"""FSDP2 that computes what a single process does: precision and gradient accumulation.
 
-Accelerate's policy for bf16 casts everything to bf16, the loss and the sum of gradients over processes included. Here
-the parameters are gathered in bf16 and multiplied under `accelerator.autocast()`, as without FSDP, while the residual
-stream, norms, RoPE's tables, the loss and the gradients' sum stay in fp32. For fp16 likewise.
+Accelerate's policy for bf16 casts everything to bf16, even the loss and the sum of gradients over
+processes. Here the parameters are gathered in bf16 and multiplied under `accelerator.autocast()`,
+as without FSDP, while the residual stream, norms, RoPE's tables, the loss and the gradients' sum
+stay in fp32. The same for fp16.
 """
 
 import torch
@@ -16,10 +17,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by Accelerate's name
 
 
 def configure(accelerator: Accelerator, model: GPT) -> None:
-    """Prepares a model and Accelerate for sharding, before `accelerator.prepare`; without FSDP it changes nothing."""
+    """Prepares a model for sharding, before `accelerator.prepare`; changes nothing without FSDP."""
     if accelerator.distributed_type != DistributedType.FSDP:
         return
-    # gradients are added up and sharded after each micro-batch: until the last, every process would keep whole ones
+    # shards gradients after each micro-batch; otherwise whole ones are kept until the last
     accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
     if dtype := DTYPES.get(accelerator.mixed_precision):
         from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -40,9 +41,8 @@ def fp32_outside_of_matmuls(ops: Ops) -> Ops:
         return Ops().rms_norm(x, weight.float(), eps)
 
     def layer_norm(x, weight, bias, eps):
-        return Ops().layer_norm(
-            x.float(), weight.float(), None if bias is None else bias.float(), eps
-        )
+        bias = None if bias is None else bias.float()
+        return Ops().layer_norm(x.float(), weight.float(), bias, eps)
 
     def embedding(idx, weight):
         return F.embedding(idx, weight).float()

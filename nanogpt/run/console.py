@@ -22,7 +22,7 @@ from nanogpt.run import metrics
 from nanogpt.run.errors import visible
 from nanogpt.run.resume import resume_command, sequences
 from nanogpt.run.stop import Stop
-from nanogpt.sample import write
+from nanogpt.sample import sample_text
 from nanogpt.train import Parts, State, logger, tokens_per_step
 
 RESULT = "result.json"
@@ -228,7 +228,7 @@ def first_prompt(text: str) -> str:
 
 def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:
     """A text sampled from the run's best checkpoint, as loaded from disk."""
-    found = checkpoint.find(parts.out_dir, say=logger.info)
+    found = checkpoint.find(parts.out_dir)
     device = "cpu" if parts.sharded else parts.device  # it may be too large for one device
     model = pack(checkpoint.load_model(found, device, make_model=parts.make_model))
-    return write(model, parts.tokenizer, parts.train_data.beginning, tokens, config.seed)
+    return sample_text(model, parts.tokenizer, parts.train_data.beginning, tokens, config.seed)

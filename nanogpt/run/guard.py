@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from nanogpt import rundir
-from nanogpt.checkpoint import CONFIG, State, steps
+from nanogpt.checkpoint import CONFIG, State, list_checkpoints
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.run.agree import Peers
@@ -29,7 +29,7 @@ def bad_steps_allowed(scaler) -> int:
 
 def diagnosis(tally: Tally, step: int, config: TrainConfig) -> str:
     """The message for a run whose gradients are not finite."""
-    saved = steps(Path(config.out_dir))
+    saved = list_checkpoints(Path(config.out_dir))
     again = "resume from the last checkpoint by --resume=auto" if saved else "start again"
     return (
         f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step {step}, at "

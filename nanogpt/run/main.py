@@ -110,7 +110,7 @@ def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> N
     parts.progress.close()
     parts.metrics.close()
     unsaved = parts.peers.largest(parts.saves.error is not None)[0]
-    if unsaved and (stop is None or stop.code != 1):
+    if unsaved and (stop is None or stop.code != 1):  # an error before it comes first
         stop = Stop(parts.saves.error, code=1)
     if parts.accelerator.is_main_process:
         console.write_result(config, parts, state, stop)

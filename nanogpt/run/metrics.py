@@ -85,7 +85,7 @@ class LineFile:
             logger.info(f"note: the earlier curve in {path} is kept as {kept.name}")
         rest = [] if is_new else [line for line in lines if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in rest)
-        rundir.write(path, text, rundir.temporary(path))
+        rundir.write(path, text)
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
 
     def write(self, values: dict | None = None) -> None:

@@ -119,6 +119,7 @@ def prepare(
     state = State()
     if start:
         state = restore(start, gpt, optimizers, accelerator.scaler)
+        checkpoint.restore_best(Path(config.out_dir), state, write=accelerator.is_main_process)
         if not same_text and not done(config, state):
             logger.info("note: the validation data changed, so the best loss is reset")
             state.best_val_loss = state.best_step = state.evaluated_step = None
@@ -239,7 +240,7 @@ def open_files(
     A run that only evaluates a checkpoint again leaves its settings and its curve as they are.
     """
     out_dir = Path(config.out_dir)
-    newest = max(map(checkpoint.number, checkpoint.steps(out_dir)), default=-1)
+    newest = max(map(checkpoint.step_of, checkpoint.list_checkpoints(out_dir)), default=-1)
     again = newest >= 0 and state.evaluated_step == state.step and done(config, state)
     with peers.in_agreement():
         if accelerator.is_main_process:

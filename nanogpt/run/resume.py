@@ -25,14 +25,14 @@ def find_start(config: TrainConfig) -> Path | None:
         rundir.claim(out_dir)
         checkpoint.finish_renaming(out_dir)
     start = None
-    steps = checkpoint.steps(out_dir)
+    steps = checkpoint.list_checkpoints(out_dir)
     if config.resume in ("auto", "last", "best"):
         if config.resume == "auto" and not steps:
             return None
         prefer = "best" if config.resume == "best" else "last"
-        return checkpoint.find(out_dir, (prefer,), logger.info, to_resume=True)
+        return checkpoint.find(out_dir, (prefer,), to_resume=True)
     if config.resume != "none":
-        start = checkpoint.find(config.resume, ("last",), logger.info, to_resume=True)
+        start = checkpoint.find(config.resume, ("last",), to_resume=True)
     if steps and (start is None or start.parent != out_dir.resolve()):
         names = (f"{out_dir}-{n}" for n in count(2))
         free = next(name for name in names if not Path(name).exists())
@@ -45,7 +45,7 @@ def find_start(config: TrainConfig) -> Path | None:
 
 def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
     """Raises ValueError unless all processes find the same checkpoint."""
-    step = checkpoint.number(start) if start and start.name.startswith("step-") else -1
+    step = checkpoint.step_of(start) if start and start.name.startswith("step-") else -1
     newest, oldest = peers.largest(step, -step)
     if newest != -oldest:
         raise ValueError(

@@ -5,7 +5,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from nanogpt.checkpoint import State, steps
+from nanogpt.checkpoint import State, list_checkpoints
 from nanogpt.config import TrainConfig
 from nanogpt.run.agree import Peers
 from nanogpt.run.guard import bad_steps_allowed, diagnosis
@@ -135,7 +135,7 @@ class Interrupts:
     def stopped(self, config: TrainConfig, parts: Parts, state: State, number: int) -> Stop:
         """The end by a signal, or because the time is up (0)."""
         why = self.why(number) if number else f"stopped after {config.time_limit:g} minutes"
-        saved = state.step or steps(parts.out_dir)  # fine-tuning saves step 0
+        saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
         what = f"step {state.step} is saved" if saved else "there was no step to save"
         message = f"{why}: {what}; to resume: {resume_command(config, self.peers.many)}"
         return Stop(message, code=128 + number if number else 0, save=True)

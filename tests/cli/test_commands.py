@@ -37,7 +37,7 @@ def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, command):
 
 
 def test_eval_of_several_runs_is_a_table_and_kept_beside_them(run_dir, command):
-    first, last = checkpoint.steps(run_dir)
+    first, last = checkpoint.list_checkpoints(run_dir)
     table = command("eval", first, last).split("\n\n")[1].splitlines()
     assert table[0].split() == ["loss", "perplexity", "bits", "per", "byte"]
     kept = [json.loads((run_dir / f"{step.name}.eval.json").read_text())["val"] for step in (first, last)]

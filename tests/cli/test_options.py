@@ -13,7 +13,7 @@ from nanogpt.data.files import plain
 
 
 def test_json_of_eval_compare_and_check_data_has_their_figures(run_dir, command):
-    first, last = checkpoint.steps(run_dir)
+    first, last = checkpoint.list_checkpoints(run_dir)
     data = checkpoint.load_configs(first)[1].data
     results = json.loads(command("eval", first, last, "--json"))
     kept = [json.loads((run_dir / f"{step.name}.eval.json").read_text())["val"] for step in (first, last)]
@@ -42,7 +42,7 @@ def test_weights_have_the_dtype_that_was_asked_for(trained_dir, dtype, expected)
 
 
 def test_checkpoint_names_one_of_a_run_for_every_command(run_dir, tmp_path, command):
-    first = checkpoint.steps(run_dir)[0]
+    first = checkpoint.list_checkpoints(run_dir)[0]
     assert json.loads(command("eval", run_dir, "--checkpoint=step-5", "--json"))[0]["checkpoint"] == str(first)
     named = ((run_dir, "--checkpoint=step-5"), (first,))
     by_name, by_path = (json.loads(command("sample", *which, "--seed=1", "--json"))["samples"] for which in named)

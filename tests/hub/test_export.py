@@ -259,6 +259,7 @@ def test_a_push_tells_which_checkpoint_it_takes(run, monkeypatch):
     (damaged / "model.safetensors").write_bytes(b"")
     monkeypatch.setattr(export.client, "make_repository", lambda *args: None)
     monkeypatch.setattr(export.client, "upload", lambda *args: "address")
+    monkeypatch.setattr(checkpoint.logger, "warning", said.append)
     export.push(run, "alice/model", say=said.append)
     assert "step-000007 is damaged" in said[0] and said[-1] == "pushed: address"
 

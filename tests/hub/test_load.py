@@ -25,7 +25,7 @@ def test_a_run_a_checkpoint_and_an_export_are_one_model(trained_dir, tmp_path):
 
 
 def test_options_choose_the_checkpoint_and_leave_the_weights_alone(trained_dir):
-    first, last = checkpoint.steps(trained_dir)
+    first, last = checkpoint.list_checkpoints(trained_dir)
     model = GPT.from_pretrained(trained_dir, which="step-5", dropout=0.5, dtype=torch.bfloat16)
     weight = checkpoint.load_model(first).wte.weight
     assert torch.equal(model.wte.weight, weight.bfloat16()) and model.config.dropout == 0.5

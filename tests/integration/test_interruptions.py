@@ -55,7 +55,7 @@ def saved(out_dir: Path, printed: str) -> bool:
     """Whether the step that a run says it has saved is there, whole."""
     stopped = int(re.search(r"stopped: step (\d+) is saved; to resume: accelerate launch .*--resume=auto", printed)[1])
     last = checkpoint.find(out_dir, ("last",))
-    return last.name == f"step-{stopped:06d}" and checkpoint.check(last) is None
+    return last.name == f"step-{stopped:06d}" and checkpoint.find_damage(last) is None
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
@@ -97,7 +97,7 @@ def test_a_terminal_that_is_closed_saves_the_run(tmp_path, data):
         os.kill(pid, signal.SIGKILL)
         raise
     last = checkpoint.find(tmp_path / "out" / "a", ("last",))
-    assert last.name > "step-000000" and checkpoint.check(last) is None
+    assert last.name > "step-000000" and checkpoint.find_damage(last) is None
     assert json.loads((tmp_path / "out" / "a" / "result.json").read_text())["reason"] == "interrupted"
 
 

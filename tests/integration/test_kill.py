@@ -29,7 +29,7 @@ def kill(run, out: Path, rng: random.Random, in_a_save: bool, after_a_save: bool
     Half of the kills wait for a save to begin and strike within it, a quarter wait until one is done, so that a slow
     machine gets on as well.
     """
-    file, last = out / "metrics.jsonl", checkpoint.steps(out)[-1:]
+    file, last = out / "metrics.jsonl", checkpoint.list_checkpoints(out)[-1:]
     saving = lambda: any(out.glob(".tmp-*-step-*"))  # noqa: E731
     wait_for(file.exists)
     inode, size = file.stat().st_ino, file.stat().st_size
@@ -38,7 +38,7 @@ def kill(run, out: Path, rng: random.Random, in_a_save: bool, after_a_save: bool
         wait_for(saving, pause=0)
         time.sleep(rng.random() * 0.015)
     else:
-        wait_for(lambda: not after_a_save or checkpoint.steps(out)[-1:] != last)
+        wait_for(lambda: not after_a_save or checkpoint.list_checkpoints(out)[-1:] != last)
         time.sleep(rng.random() * 0.3)
     hit = saving()
     run.send_signal(signal.SIGKILL)
@@ -57,9 +57,9 @@ def test_a_run_killed_many_times_ends_as_the_one_that_was_left_alone(zygote, tmp
     for i in range(kills):
         run = live(killed, max_iters=10_000, eval_interval=2)
         hits += kill(run, killed, rng, in_a_save=i % 2 == 0, after_a_save=i % 4 == 1)
-        for path in checkpoint.steps(killed):
-            assert checkpoint.check(path) is None
-        if checkpoint.steps(killed):
+        for path in checkpoint.list_checkpoints(killed):
+            assert checkpoint.find_damage(path) is None
+        if checkpoint.list_checkpoints(killed):
             now = int(checkpoint.find(killed, ("last",)).name[5:])
             assert now >= step, f"step {step} is lost: the last whole one is {now}"
             step = now

@@ -117,7 +117,7 @@ def classic(home, monkeypatch, capsys):
     "flags, message",
     [
         (["--n_layer=four"], "--n_layer=four: expected an integer"),
-        (["--n_embd=17"], "n_embd=17 is not divisible by n_head=2: choose n_head from 1, 17, or set head_dim"),
+        (["--n_embd=17"], "n_embd=17 is not divisible by n_head=2: change one of them, or set head_dim"),
         (["--block_size=100000"], "block_size=100000 is too long"),
         (["--vocab_size=3"], "but the vocabulary has 3 tokens"),
         (["--out_dir=/dev/null/out"], "/dev/null/out"),

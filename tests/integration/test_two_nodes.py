@@ -140,7 +140,7 @@ class Job:
         return curve(self.home / "out" / run, "train_loss")
 
     def steps_saved(self) -> list[int]:
-        return [int(path.name[5:]) for path in checkpoint.steps(self.home / "out" / "two")]
+        return [int(path.name[5:]) for path in checkpoint.list_checkpoints(self.home / "out" / "two")]
 
 
 def test_the_signal_queues_the_job_again_while_it_makes_tokens_too(tmp_path):

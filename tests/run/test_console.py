@@ -85,7 +85,7 @@ def test_where_there_is_no_terminal_a_line_tells_step_loss_speed_and_time_left(m
 
 
 def test_each_evaluation_shows_the_first_line_of_its_sample(make_run, monkeypatch, capsys):
-    monkeypatch.setattr(train, "write_amid_training", lambda *args: "\n  \n\tTo be \x1b\nor not")
+    monkeypatch.setattr(train, "sample_text", lambda *args: "\n  \n\tTo be \x1b\nor not")
     make_run(max_iters=2, eval_interval=1).train()
     assert capsys.readouterr().out.count("\nsample       To be \\x1b\n") == 3
     make_run(max_iters=2, eval_interval=1, sample_tokens=0, resume="auto").train()
@@ -148,7 +148,7 @@ def test_a_sample_that_does_not_fit_is_a_warning_and_the_run_is_complete(make_ru
     def full(*args):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(console, "write", full)
+    monkeypatch.setattr(console, "sample_text", full)
     make_run().train()
     shown = capsys.readouterr().out
     assert "warning: no sample: out of memory" in shown and "next:  nanogpt sample" in shown

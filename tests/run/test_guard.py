@@ -121,7 +121,7 @@ def test_fp16_resumes_to_the_bit_with_the_scale_that_it_had(make_run, monkeypatc
 
 def test_a_checkpoint_of_an_earlier_version_has_no_scale(make_run, monkeypatch):
     make_run(max_iters=2, eval_interval=2).train()
-    [path] = checkpoint.steps(make_run(max_iters=2, resume="auto").out_dir)
+    [path] = checkpoint.list_checkpoints(make_run(max_iters=2, resume="auto").out_dir)
     content = checkpoint.read_json(path / checkpoint.STATE)
     for name in ("crc32", "loss_scale", "loss_scale_steps"):
         del content[name]

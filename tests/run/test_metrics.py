@@ -102,7 +102,7 @@ def test_sampling_changes_nothing_of_the_training(make_run, tmp_path, precision)
 
 def test_sampling_is_not_counted_as_training(make_run, monkeypatch):
     hours, real_clock = [], time.perf_counter
-    monkeypatch.setattr(train, "write_amid_training", lambda *args: hours.append(3600) or "text")
+    monkeypatch.setattr(train, "sample_text", lambda *args: hours.append(3600) or "text")
     monkeypatch.setattr(time, "perf_counter", lambda: real_clock() + sum(hours))
     run = make_run(max_iters=2, eval_interval=1)
     run.train()
@@ -139,7 +139,7 @@ def test_a_resumed_run_takes_back_what_is_beyond_its_checkpoint(make_run, done):
 
 def test_a_curve_whose_checkpoints_are_gone_is_kept(make_run, done):
     before = (done.out_dir / metrics.METRICS).read_text()
-    for step in checkpoint.steps(done.out_dir):
+    for step in checkpoint.list_checkpoints(done.out_dir):
         shutil.rmtree(step)
     for link in ("best", "last"):
         (done.out_dir / link).unlink()

@@ -149,7 +149,7 @@ def test_a_half_written_checkpoint_is_passed_over(make_run, capsys):
     assert resumed.state.step == 2
     assert "step-000004 is damaged: model.safetensors has 0 bytes" in capsys.readouterr().out
     resumed.train()
-    assert checkpoint.check(run.out_dir / "step-000004") is None
+    assert checkpoint.find_damage(run.out_dir / "step-000004") is None
 
 
 def test_another_tokenizer_than_the_checkpoints_is_refused(make_run, data, tmp_path, text):

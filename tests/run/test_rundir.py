@@ -154,7 +154,7 @@ def test_only_the_main_process_locks(tmp_path, monkeypatch):
 def test_a_checkpoint_that_is_removed_while_it_is_looked_at_gives_way_to_the_next(tmp_path, monkeypatch):
     model, optimizers = trained(1)
     save(tmp_path, 1, model, optimizers)
-    check, said = checkpoint.check, []
+    check, said = checkpoint.find_damage, []
 
     def racing(path, names):
         if path.name == "step-000001":
@@ -164,8 +164,9 @@ def test_a_checkpoint_that_is_removed_while_it_is_looked_at_gives_way_to_the_nex
             path.rmdir()
         return check(path, names)
 
-    monkeypatch.setattr(checkpoint, "check", racing)
-    assert checkpoint.find(tmp_path, ("best", "last"), said.append).name == "step-000002"
+    monkeypatch.setattr(checkpoint, "find_damage", racing)
+    monkeypatch.setattr(checkpoint.logger, "warning", said.append)
+    assert checkpoint.find(tmp_path).name == "step-000002"
     assert said == []
 
 
@@ -183,7 +184,7 @@ def test_without_symbolic_links_best_and_last_are_found_and_old_checkpoints_are_
     for step in (1, 2, 3, 4):
         save(tmp_path, step, model, optimizers, best=step == 2, keep=1)
     assert not (tmp_path / "last").is_symlink() and left(tmp_path) == []
-    assert [step.name for step in checkpoint.steps(tmp_path)] == ["step-000002", "step-000004"]
+    assert [step.name for step in checkpoint.list_checkpoints(tmp_path)] == ["step-000002", "step-000004"]
     assert checkpoint.find(tmp_path).name == "step-000002"
     assert checkpoint.find(tmp_path, ("last",)).name == "step-000004"
 
@@ -216,7 +217,7 @@ def test_a_checkpoint_is_saved_where_directories_cannot_be_synced(tmp_path, monk
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    assert checkpoint.check(save(tmp_path, 1, *trained(1))) is None
+    assert checkpoint.find_damage(save(tmp_path, 1, *trained(1))) is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
@@ -227,4 +228,4 @@ def test_a_disk_that_fails_fails_the_save(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match=os.strerror(number)):
         save(tmp_path, 1, *trained(1))
-    assert checkpoint.steps(tmp_path) == []
+    assert checkpoint.list_checkpoints(tmp_path) == []
