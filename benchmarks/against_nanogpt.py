@@ -1,14 +1,16 @@
-"""Compares a training step of recipes/shakespeare_nanogpt.py with one of nanoGPT's train.py, in turns. A script.
+"""Compares a training step of recipes/shakespeare_nanogpt.py with one of nanoGPT's, in turns.
 
-    python benchmarks/against_nanogpt.py nanoGPT              # a clone of github.com/karpathy/nanoGPT
+    python benchmarks/against_nanogpt.py nanoGPT    # a clone of github.com/karpathy/nanoGPT
     python benchmarks/against_nanogpt.py nanoGPT --precision fp32 --rounds 201
 
-Both train the model of nanoGPT's README for the CPU (4 layers, 128 channels, 12 x 64 tokens, 804,096 parameters) on
-random tokens, in one process, a few steps each in turn: batches, forward, backward, clipping, update. nanoGPT computes
-in fp32 on a CPU. The last line is how many times faster a step is here: the median over the rounds, and its quartiles.
+Both train the model of nanoGPT's README for the CPU (4 layers, 128 channels, 12 x 64 tokens,
+804,096 parameters) on random tokens, in one process, a few steps each in turn: batches, forward,
+backward, clipping, update. nanoGPT computes in fp32 on a CPU. The last line is how many times
+faster a step is here: the median over the rounds, and its quartiles.
 
-`--losses 200` checks that both are the same training: from the same weights, on the same batches of a text, in fp32 and
-by nanoGPT's formula of the learning rate, it prints the largest difference between their losses in 200 steps.
+`--losses 200` checks that both are the same training: from the same weights, on the same batches of
+a text, in fp32 and with nanoGPT's learning rates, it prints the largest difference between their
+losses in 200 steps.
 """
 
 import argparse
@@ -66,7 +68,7 @@ def make_nanogpt(folder: Path, vocab_size: int) -> tuple:
 
 
 def update(model, optimizer, x: torch.Tensor, y: torch.Tensor, between=lambda: None) -> float:
-    """The statements of a step in nanoGPT's train.py; it assembles the next batch before the backward pass."""
+    """A step in nanoGPT's train.py, which assembles the next batch `between` the passes."""
     _, loss = model(x, y)
     between()
     loss.backward()
@@ -117,9 +119,8 @@ def largest_difference(folder: Path, directory: Path, steps: int) -> float:
         train.step(config, parts, state)
         differences.append(abs(theirs.item() - parts.tally.loss.item()))
         if step % 50 == 49:
-            print(
-                f"step {step + 1}: nanoGPT {theirs.item():.6f}, here {parts.tally.loss.item():.6f}"
-            )
+            here = parts.tally.loss.item()
+            print(f"step {step + 1}: nanoGPT {theirs.item():.6f}, here {here:.6f}")
     return max(differences)
 
 
@@ -135,12 +136,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="NANOGPT", help="a clone of nanoGPT")
-    parser.add_argument(
-        "--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of this package"
-    )
-    parser.add_argument(
-        "--losses", type=int, metavar="STEPS", help="compare losses instead of times"
-    )
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
+    parser.add_argument("--losses", type=int, metavar="STEPS", help="compare losses, not times")
     parser.add_argument("--rounds", type=int, default=101)
     parser.add_argument("--repeats", type=int, default=5, help="steps in a row")
     args = parser.parse_args()
@@ -149,9 +146,8 @@ def main() -> None:
     with TemporaryDirectory() as name:
         directory = Path(name)
         if args.losses:
-            print(
-                f"largest difference: {largest_difference(args.folder, directory, args.losses):.1e}"
-            )
+            largest = largest_difference(args.folder, directory, args.losses)
+            print(f"largest difference: {largest:.1e}")
             return
         run = make_run(directory, random_text, args.precision)
         steps = nanogpts_step(args.folder, directory), lambda: train.step(*run)
@@ -161,9 +157,8 @@ def main() -> None:
     ratios = statistics.quantiles([nanogpt / here for nanogpt, here in times], n=4)
     medians = [1000 * statistics.median(column) for column in zip(*times, strict=True)]
     clock = psutil.cpu_freq()
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.2f}, {clock}"
-    )
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"torch {torch.__version__}, {threads} threads, load {load:.2f}, {clock}")
     print(f"nanoGPT {medians[0]:.1f} ms a step, here ({args.precision}) {medians[1]:.1f} ms")
     print(f"{ratios[1]:.2f} times faster ({ratios[0]:.2f} to {ratios[2]:.2f})")
 

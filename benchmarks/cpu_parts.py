@@ -1,12 +1,12 @@
-"""Measures what each part of nanogpt/ops/cpu.py gains, for a training step and for sampling. A script, not a test.
+"""Measures what each part of nanogpt/ops/cpu.py gains, for a training step and for sampling.
 
     python benchmarks/cpu_parts.py
     python benchmarks/cpu_parts.py --parts rms_norm attention --rounds 15
 
-A part is compared with its absence, all other parts being in use. Both take turns in one process (for `memory`, a
-setting of the whole process, in two), and a round compares neighbours in time. A gain of 1.05 says that the same work
-takes 5 % longer without the part. Rounds are short, because virtual machines change their speed within seconds. Run it
-on an idle machine; the median counts.
+A part is compared with its absence while all other parts are in use. Both take turns in one process
+(`memory`, a setting of the whole process, takes two), and a round compares neighbors in time. A
+gain of 1.05 means that the same work takes 5 % longer without the part. Rounds are short, because
+virtual machines change their speed within seconds. Run it on an idle machine; the median counts.
 """
 
 import argparse
@@ -35,18 +35,10 @@ PARTS = {
     "pack": cpu.pack,
 }
 CLASSIC = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)
-LAPTOP = GPTConfig.modern(
-    vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
-)
+UNTIED = {"vocab_size": 65, "tie_embeddings": False}
+LAPTOP = GPTConfig.modern(**UNTIED, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320)
 DROPOUT = GPTConfig.modern(
-    vocab_size=65,
-    block_size=256,
-    n_layer=5,
-    n_head=5,
-    n_embd=160,
-    n_inner=416,
-    tie_embeddings=False,
-    dropout=0.05,
+    **UNTIED, block_size=256, n_layer=5, n_head=5, n_embd=160, n_inner=416, dropout=0.05
 )
 GPT2 = GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh")
 TRAINING = {  # configuration, sequences in a batch, optimizer, autocast
@@ -61,7 +53,7 @@ Work = Callable[[], None]
 
 
 def make_work(setup: str, parts: list[str], repeats: int) -> Work:
-    """A function that carries out `repeats` training steps, or samples as many tokens, with these parts in use."""
+    """A function that takes `repeats` training steps, or samples as many tokens."""
     torch.manual_seed(0)
     return (make_training if setup in TRAINING else make_sampling)(setup, parts, repeats)
 
@@ -108,7 +100,7 @@ def timed(work: Work) -> float:
 
 
 def serve(pipe, threads: int, *what) -> None:
-    """In a process of its own: makes the work, then carries it out and sends its seconds at each request."""
+    """Runs the work in a process of its own, and sends its seconds, at each request."""
     torch.set_num_threads(threads)
     work = make_work(*what)
     while pipe.recv():
@@ -136,7 +128,7 @@ def in_this_process(*what):
 
 
 def compare(setup: str, part: str, rounds: int, repeats: int) -> None:
-    """Prints a line: milliseconds a step or token with the part and without, and the median gain with its spread."""
+    """Prints the milliseconds of a step or token with the part and without, and the gain."""
     used = ["pack"] if setup in SAMPLING else [part for part in PARTS if part != "pack"]
     place = in_a_process if part == "memory" else in_this_process
     others = [name for name in used if name != part]
@@ -147,18 +139,16 @@ def compare(setup: str, part: str, rounds: int, repeats: int) -> None:
             for i in range(rounds)
         ]
     gains = [slow / fast for fast, slow in seconds]
-    fast, slow = (
-        1e3 * statistics.median(column) / repeats for column in zip(*seconds, strict=True)
-    )
+    columns = zip(*seconds, strict=True)
+    fast, slow = (1e3 * statistics.median(column) / repeats for column in columns)
     gain = f"{statistics.median(gains):5.3f} ({min(gains):.3f} to {max(gains):.3f})"
     print(f"{setup:<18}{part:<11}{fast:>9.2f}{slow:>10.2f}   {gain:<24}{conditions()}", flush=True)
 
 
 def conditions() -> str:
     clock = psutil.cpu_freq()
-    return f"load {os.getloadavg()[0]:.2f}, " + (
-        f"{clock.current:.0f} MHz" if clock else "clock unknown"
-    )
+    speed = f"{clock.current:.0f} MHz" if clock else "clock unknown"
+    return f"load {os.getloadavg()[0]:.2f}, {speed}"
 
 
 def main() -> None:
@@ -169,17 +159,12 @@ def main() -> None:
     setups = [*TRAINING, *SAMPLING]
     parser.add_argument("--setups", nargs="+", choices=setups, default=setups, metavar="SETUP")
     parser.add_argument("--rounds", type=int, default=61)
-    parser.add_argument(
-        "--repeats", type=int, default=4, help="training steps or sampled tokens in a round"
-    )
+    parser.add_argument("--repeats", type=int, default=4, help="steps or tokens in a round")
     args = parser.parse_args()
     threads = set_threads(0, 1)
-    print(
-        f"{time.strftime('%Y-%m-%d %H:%M')}, {threads} threads, torch {torch.__version__}, {conditions()}"
-    )
-    print(
-        f"{'setup':<18}{'part':<11}{'ms with':>9}{'without':>10}   {'gain, median (spread)':<24}conditions"
-    )
+    now = time.strftime("%Y-%m-%d %H:%M")
+    print(f"{now}, {threads} threads, torch {torch.__version__}, {conditions()}")
+    print(f"{'setup':<18}{'part':<11}{'ms with':>9}{'without':>10}   gain, median (spread)")
     for setup in args.setups:
         for part in args.parts:
             if (part == "pack") == (setup in SAMPLING):

@@ -1,11 +1,11 @@
-"""Everything there is to know about the device at hand, in one command: tests, then throughput.
+"""A report on the device at hand: tests, then throughput.
 
     PYTHONPATH=. python benchmarks/device_report.py                    # under 9 minutes on one GPU
-    PYTHONPATH=. python benchmarks/device_report.py --device cpu --tiny    # a minute, to see whether it works
+    PYTHONPATH=. python benchmarks/device_report.py --device cpu --tiny    # a minute, to try it
 
-Writes report.json and report.md, a table to be pasted into LOG.md, into `--out`. It needs a plain checkout, torch,
-accelerate, transformers, tiktoken and pytest, and downloads nothing. What does not end in time is ended and said to be.
-Where there is a copy of nanoGPT in the folder nanoGPT (`--nanogpt`), its training step is measured as well.
+Writes report.json and report.md, a table for LOG.md, into `--out`. It downloads nothing, and needs
+torch, accelerate, transformers, tiktoken and pytest. A part that takes too long is ended and
+reported. With a clone of nanoGPT (`--nanogpt`), its training step is measured as well.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("classic", "baby", "gpt2")  # of `nanogpt bench`
-THEIRS = ("classic", "gpt2")  # which nanoGPT has, too
-LIMIT = "products + attention"  # of a training step, in `nanogpt bench`
+THEIRS = ("classic", "gpt2")  # those that nanoGPT has
+LIMIT = "matmuls + attention"  # of a training step, in `nanogpt bench`
 ENVIRONMENT = """
 import json, sys
 from nanogpt import TrainConfig
@@ -29,24 +29,27 @@ from nanogpt.run.device import environment_of, gpu_gib, make_accelerator
 accelerator = make_accelerator(TrainConfig(device=sys.argv[1]))
 env = environment_of(accelerator, 0) | {"memory_gib": round(gpu_gib(sys.argv[1]), 1)}
 env["kind"] = accelerator.device.type
-print(json.dumps({name: value for name, value in env.items() if name != "threads"}))
+del env["threads"]
+print(json.dumps(env))
 """
 
 # seconds of a training step of nanoGPT's model, as its train.py takes one: compiled on CUDA, under autocast
 NANOGPT = """
-import contextlib, json, statistics, sys, time, torch
+import json, statistics, sys, time, torch
 from nanogpt.extras.bench import MODELS
-from nanogpt.run.device import synchronize
+from nanogpt.train import synchronize
 folder, name, kind, dtype, rounds = sys.argv[1:]
 sys.path.insert(0, folder)
 from model import GPT, GPTConfig
 config, batch = MODELS[name]
-sizes = {key: getattr(config, key) for key in ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")}
+names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+sizes = {name: getattr(config, name) for name in names}
 model = GPT(GPTConfig(vocab_size=config.padded_vocab_size, **sizes)).to(kind)
 optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), kind)
 model = torch.compile(model) if kind == "cuda" else model
 x, y = torch.randint(config.vocab_size, (2, batch, config.block_size), device=kind)
-autocast = torch.autocast(kind, getattr(torch, dtype)) if dtype != "float32" else contextlib.nullcontext()
+half = dtype != "float32"
+autocast = torch.autocast(kind, getattr(torch, dtype) if half else None, enabled=half)
 seconds = []
 for _ in range(3 + int(rounds)):
     synchronize(x.device)
@@ -67,150 +70,105 @@ print(json.dumps({"rate": x.numel() / median, "spread": spread}))
 
 class Report:
     def __init__(self, device: str, tiny: bool, out: Path, minutes: float):
-        self.device, self.tiny, self.out, self.end = (
-            device,
-            tiny,
-            out,
-            time.monotonic() + 60 * minutes,
-        )
-        self.found: dict = {
-            "environment": {"machine": platform.platform()},
-            "tests": [],
-            "bench": [],
-            "problems": [],
-        }
+        self.device, self.tiny, self.out = device, tiny, out
+        self.end = time.monotonic() + 60 * minutes
+        self.environment: dict = {"machine": platform.platform()}
+        self.tests: list[dict] = []
+        self.rows: list[dict] = []
+        self.problems: list[str] = []
 
     def run(self, name: str, *command: str, share: float = 1.0) -> str | None:
-        """What a Python command prints; None, and a line among the problems, if it fails or takes too long.
+        """The output of a Python command, which may take a `share` of the time that is left.
 
-        It may take `share` of the time that is left.
+        If it fails or takes longer, that is one of the problems; None if it takes longer.
         """
         env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         if self.device != "auto":
             env["NANOGPT_DEVICE"] = self.device
         patience = max(1.0, share * (self.end - time.monotonic()))
         print(f"{name}, {patience:.0f} s at most …", file=sys.stderr, flush=True)
+        command = (sys.executable, *command)
         try:
             done = subprocess.run(
-                [sys.executable, *command],
-                cwd=ROOT,
-                env=env,
-                capture_output=True,
-                text=True,
-                timeout=patience,
+                command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=patience
             )
         except subprocess.TimeoutExpired:
-            self.found["problems"].append(f"{name}: not done after {patience:.0f} s")
+            self.problems.append(f"{name}: not done after {patience:.0f} s")
             return None
         if done.returncode:
             last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-            self.found["problems"].append(f"{name}: exit code {done.returncode}: {last:.300}")
+            self.problems.append(f"{name}: exit code {done.returncode}: {last:.300}")
         return done.stdout
 
     def look(self) -> None:
         """Versions and hardware."""
         printed = self.run("environment", "-c", ENVIRONMENT, self.device)
         if printed:
-            self.found["environment"] |= json.loads(printed.splitlines()[-1])
+            self.environment |= json.loads(printed.splitlines()[-1])
 
     def test(self) -> None:
         """`pytest -m device`."""
         results = self.out / "junit.xml"
         results.unlink(missing_ok=True)
-        command = [
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "device",
-            f"--junitxml={results}",
-            "tests/device/test_device.py",
-        ]
-        self.run(
-            "tests", *command, *["-k", "(gpt2 or batch) and not compiled"] * self.tiny, share=0.6
-        )
-        if results.is_file():
-            for case in xml.parse(results).getroot().iter("testcase"):
-                outcome = next((e for e in case if e.tag in ("failure", "error", "skipped")), None)
-                kind = (
-                    "passed"
-                    if outcome is None
-                    else {"skipped": "skipped"}.get(outcome.tag, "FAILED")
-                )
-                why = (
-                    "" if outcome is None else (outcome.get("message") or "").splitlines()[0][:200]
-                )
-                row = {
-                    "test": case.get("name"),
-                    "result": kind,
-                    "seconds": round(float(case.get("time")), 1),
-                }
-                self.found["tests"].append(row | {"why": why})
+        command = f"-m pytest -q -m device --junitxml={results} tests/device/test_device.py".split()
+        if self.tiny:
+            command += ["-k", "(gpt2 or batch) and not compiled"]
+        self.run("tests", *command, share=0.6)
+        if not results.is_file():
+            return
+        for case in xml.parse(results).getroot().iter("testcase"):
+            row = {"test": case.get("name"), "result": "passed", "why": ""}
+            row["seconds"] = round(float(case.get("time")), 1)
+            for outcome in case:
+                if outcome.tag in ("failure", "error", "skipped"):
+                    row["result"] = "skipped" if outcome.tag == "skipped" else "FAILED"
+                    row["why"] = (outcome.get("message") or "").splitlines()[0][:200]
+            self.tests.append(row)
 
     def bench(self) -> None:
-        """`nanogpt bench` of several models; each may take an equal share of the time that is left."""
+        """`nanogpt bench` of several models, each in an equal share of the time that is left."""
         models = MODELS[:1] if self.tiny else MODELS
-        few = ["--rounds", "1", "--batch_size", "2"] if self.tiny else ["--rounds", "3"]
+        few = "--rounds 1 --batch_size 2" if self.tiny else "--rounds 3"
         for i, model in enumerate(models):
-            options = [
-                "--model",
-                model,
-                "--parts",
-                "train,sample",
-                "--device",
-                self.device,
-                "--json",
-                *few,
-            ]
-            printed = self.run(
-                f"bench {model}", "-m", "nanogpt", "bench", *options, share=1 / (len(models) - i)
-            )
+            command = f"-m nanogpt bench --model {model} --device {self.device} --json {few}"
+            printed = self.run(f"bench {model}", *command.split(), share=1 / (len(models) - i))
             if printed and printed.startswith("{"):
                 rows = json.loads(printed.splitlines()[-1])["rows"]
-                self.found["bench"] += [{"model": model, **row} for row in rows]
+                self.rows += [{"model": model, **row} for row in rows]
 
     def bench_nanogpt(self, folder: Path) -> None:
         """The same training step in nanoGPT's own code, if it is there."""
-        env = self.found["environment"]
+        env = self.environment
         if not (folder / "model.py").is_file() or "kind" not in env:
             return
         dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(env["precision"], "float32")
-        for model in THEIRS[:1] if self.tiny else THEIRS:
+        limits = {row["model"]: row["rate"] for row in self.rows if row["who"] == LIMIT}
+        for model in THEIRS:
+            if model not in limits:
+                continue
             arguments = str(folder), model, env["kind"], dtype, "2" if self.tiny else "20"
             printed = self.run(f"nanoGPT {model}", "-c", NANOGPT, *arguments)
-            limit = [
-                row["rate"]
-                for row in self.found["bench"]
-                if (row["model"], row["who"]) == (model, LIMIT)
-            ]
-            if printed and limit:
+            if printed:
                 row = json.loads(printed.splitlines()[-1])
                 row |= {"model": model, "part": "train", "who": "nanoGPT", "unit": "tokens/s"}
-                self.found["bench"].append(row | {"of_limit": row["rate"] / limit[0]})
+                self.rows.append(row | {"of_limit": row["rate"] / limits[model]})
 
     def table(self) -> str:
         """The report as Markdown."""
-        environment = ", ".join(
-            f"{name} {value}" for name, value in self.found["environment"].items()
-        )
+        environment = ", ".join(f"{name} {value}" for name, value in self.environment.items())
         lines = [environment, "", "| test | result | seconds |", "| --- | --- | --- |"]
-        for row in self.found["tests"]:
-            why = f": {row['why']}" if row["why"] else ""
-            lines.append(
-                f"| {row['test']} | {row['result']}{why.replace('|', '/')} | {row['seconds']} |"
-            )
-        lines += [
-            "",
-            "| model | part | who | rate | of limit | spread | MFU |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for row in self.found["bench"]:
+        for row in self.tests:
+            why = f": {row['why']}".replace("|", "/") if row["why"] else ""
+            lines.append(f"| {row['test']} | {row['result']}{why} | {row['seconds']} |")
+        lines += ["", "| model | part | who | rate | of limit | spread | MFU |"]
+        lines.append("| --- " * 7 + "|")
+        for row in self.rows:
             mfu = f"{row['mfu']:.1%}" if row.get("mfu") else ""
             lines.append(
-                f"| {row['model']} | {row['part']} | {row['who']} | {row['rate']:,.0f} {row['unit']} | "
-                f"{row['of_limit']:.0%} | {row['spread']:.0%} | {mfu} |"
+                f"| {row['model']} | {row['part']} | {row['who']} | {row['rate']:,.0f} "
+                f"{row['unit']} | {row['of_limit']:.0%} | {row['spread']:.0%} | {mfu} |"
             )
-        return "\n".join([*lines, "", *(f"- {problem}" for problem in self.found["problems"])])
+        return "\n".join([*lines, "", *(f"- {problem}" for problem in self.problems)])
 
 
 def main() -> int:
@@ -220,27 +178,26 @@ def main() -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--tiny", action="store_true", help="a few tests and one small model")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "device")
-    parser.add_argument(
-        "--nanogpt", type=Path, default=ROOT / "nanoGPT", metavar="DIR", help="a copy of nanoGPT"
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=8.5, help="after which nothing goes on (default: 8.5)"
-    )
+    parser.add_argument("--nanogpt", type=Path, default=ROOT / "nanoGPT", help="a clone of it")
+    parser.add_argument("--minutes", type=float, default=8.5, help="for all of it (default: 8.5)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    report, start = (
-        Report(args.device, args.tiny, args.out.resolve(), args.minutes),
-        time.monotonic(),
-    )
-    for part in (report.look, report.test, report.bench):
-        part()
+    report = Report(args.device, args.tiny, args.out.resolve(), args.minutes)
+    report.look()
+    report.test()
+    report.bench()
     report.bench_nanogpt(args.nanogpt.resolve())
-    report.found["seconds"] = round(time.monotonic() - start)
-    (args.out / "report.json").write_text(json.dumps(report.found, indent=2) + "\n")
+    found = {
+        "environment": report.environment,
+        "tests": report.tests,
+        "bench": report.rows,
+        "problems": report.problems,
+    }
+    (args.out / "report.json").write_text(json.dumps(found, indent=2) + "\n")
     (args.out / "report.md").write_text(report.table() + "\n")
     print(report.table())
-    failed = any(row["result"] == "FAILED" for row in report.found["tests"])
-    return 1 if failed or report.found["problems"] else 0
+    failed = any(row["result"] == "FAILED" for row in report.tests)
+    return 1 if failed or report.problems else 0
 
 
 if __name__ == "__main__":

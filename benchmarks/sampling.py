@@ -1,12 +1,14 @@
-"""Compares sampling with 124M parameters with llama.cpp and ONNX Runtime, in turns. A script.
+"""Compares sampling with 124M parameters with llama.cpp and ONNX Runtime, in turns.
 
-    pip install -e '.[gguf,onnx]' -c constraints.txt llama-cpp-python  # which is compiled, for some minutes
+    # llama-cpp-python is compiled, for some minutes
+    pip install -e '.[gguf,onnx]' -c constraints.txt llama-cpp-python
     python benchmarks/sampling.py
 
-All read one random model of GPT-2's shape from files that `nanogpt export` writes, and add 64 tokens to 8, one by one,
-on as many threads: in fp32, in bf16 (ONNX Runtime has none on a CPU) and with 8 bits (llama.cpp's Q8_0). Each line is
-the median over the rounds: tokens/s of both, and this package's speed as a multiple of the other's with its quartiles.
-Packages that are not installed are left out. The load tells how busy the machine was before.
+All read one random model of GPT-2's shape from files that `nanogpt export` writes, and add 64
+tokens to 8, one by one, on as many threads: in fp32, in bf16 (ONNX Runtime has none on a CPU) and
+with 8 bits (llama.cpp's Q8_0). Each line is the median over the rounds: tokens/s of both, and this
+package's speed as a multiple of the other's with its quartiles. Packages that are not installed are
+omitted. The load tells how busy the machine was before.
 """
 
 import argparse
@@ -37,7 +39,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": "q8_0"}  # to_g
 
 
 def make_model(folder: Path, **sizes: int) -> None:
-    """An untrained GPT-2 in transformers' format, with GPT-2's tokenizer; `sizes` are those of GPT2Config."""
+    """An untrained GPT-2 in transformers' format; `sizes` are those of GPT2Config."""
     torch.manual_seed(0)
     transformers.utils.logging.disable_progress_bar()
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(folder)
@@ -46,9 +48,8 @@ def make_model(folder: Path, **sizes: int) -> None:
 
 def here(folder: Path, precision: str, tokens: int) -> Callable[[], None]:
     model = load(folder)[0].eval()
-    packed = pack(
-        model.to(torch.bfloat16 if precision == "bf16" else torch.float32), int8=precision == "int8"
-    )
+    model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    packed = pack(model, int8=precision == "int8")
     return lambda: generate(packed, torch.tensor([PROMPT]), tokens, temperature=0)
 
 
@@ -56,11 +57,8 @@ def llama_cpp(folder: Path, precision: str, tokens: int, threads: int) -> Callab
     """llama.cpp, spared the choice of each next token."""
     import llama_cpp
 
-    directory = folder / precision
-    directory.mkdir()
-    file = gguf.export(
-        folder, directory / "model.gguf", dtype=DTYPES[precision], say=lambda text: None
-    )
+    file = folder / precision / "model.gguf"
+    gguf.export(folder, file, dtype=DTYPES[precision], say=lambda text: None)
     size = {"n_ctx": len(PROMPT) + tokens, "n_threads": threads, "n_threads_batch": threads}
     model = llama_cpp.Llama(str(file), **size, verbose=False)
 
@@ -104,9 +102,8 @@ def compare(folder: Path, rounds: int, tokens: int) -> Iterator[str]:
             seconds = interleave({"here": here(folder, precision, tokens)} | others, rounds)
             ours = seconds.pop("here")
             for name, times in seconds.items():
-                low, median, high = statistics.quantiles(
-                    [b / a for a, b in zip(ours, times, strict=True)], n=4
-                )
+                ratios = [b / a for a, b in zip(ours, times, strict=True)]
+                low, median, high = statistics.quantiles(ratios, n=4)
                 rates = [tokens / statistics.median(times) for times in (ours, times)]
                 yield (
                     f"{precision}: {rates[0]:.1f} tokens/s, {name} {rates[1]:.1f}: "
@@ -123,10 +120,8 @@ def main() -> None:
     if not any(map(importlib.util.find_spec, ("llama_cpp", "onnxruntime"))):
         sys.exit("error: neither llama-cpp-python nor onnxruntime is installed")
     clock = psutil.cpu_freq()
-    print(
-        f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores"
-        + (f", {clock.current:.0f} MHz" if clock else "")
-    )
+    speed = f", {clock.current:.0f} MHz" if clock else ""
+    print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores{speed}")
     with TemporaryDirectory() as directory:
         make_model(Path(directory))
         for line in compare(Path(directory), args.rounds, tokens=64):

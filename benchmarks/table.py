@@ -1,13 +1,13 @@
-"""The speed of this package on this machine, as one table of ratios. `make bench` runs it: about half an hour.
+"""The speed of this package on this machine, as one table of ratios; `make bench`, half an hour.
 
-    python benchmarks/table.py                   # against nanoGPT's settings, trained by this package in fp32
-    python benchmarks/table.py --nanogpt FOLDER  # against nanoGPT itself, a clone of github.com/karpathy/nanoGPT
+    python benchmarks/table.py                   # against nanoGPT's settings, trained here in fp32
+    python benchmarks/table.py --nanogpt FOLDER  # against a clone of github.com/karpathy/nanoGPT
     python benchmarks/table.py --rows sampling   # one of learning, best, step, sampling, ten
 
-Each row says how busy the machine was then (load) and how fast its clock ran,
-because both change the figures: below a load of about 0.5 before the start, the ratios can be had again. Seconds are
-those of training, without evaluations. Losses are over the whole validation split of tiny Shakespeare, nats per
-character. LOG.md has what was measured, and on which machine.
+Each row says how busy the machine was (load) and how fast its clock ran, because both change the
+figures: the ratios are repeatable below a load of about 0.5 before the start. Seconds are those of
+training, without evaluations. Losses are over the whole validation split of tiny Shakespeare, in
+nats per character. LOG.md has results and machines.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,10 +37,11 @@ from nanogpt.sample import generate
 
 ROOT = Path(__file__).parents[1]
 DATA = Path("data/shakespeare_char")
-# nanoGPT's settings for a CPU, from its README, without its evaluations, and half of its steps: each takes as long
+# nanoGPT's settings for a CPU, from its README, without its evaluations, and half of its steps
 NANOGPT = (
-    "--device=cpu --compile=False --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0 "
-    "--max_iters=1000 --lr_decay_iters=2000 --eval_interval=2000 --eval_iters=1"
+    "--device=cpu --compile=False --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 "
+    "--n_embd=128 --dropout=0.0 --max_iters=1000 --lr_decay_iters=2000 --eval_interval=2000 "
+    "--eval_iters=1"
 )
 NANOGPTS_LOSS = 1.898  # after its 2,000 steps, over the whole split
 ON_A_GPU = 1.4697  # of nanoGPT's settings for a GPU, by its README
@@ -58,22 +60,16 @@ def call(*command: object, cwd: Path | None = None) -> str:
 
 def train(recipe: str, flags: str, out_dir: Path) -> list[dict]:
     """The evaluations of a run: lines of its metrics.jsonl."""
-    call(
-        sys.executable,
-        ROOT / "recipes" / recipe,
-        *flags.split(),
-        "--sample_tokens=0",
-        f"--out_dir={out_dir}",
-    )
+    command = [sys.executable, ROOT / "recipes" / recipe, *flags.split(), "--sample_tokens=0"]
+    call(*command, f"--out_dir={out_dir}")
     return [line for line in metrics.read(out_dir / metrics.METRICS) if "val_loss" in line]
 
 
 def nanogpts_seconds(clone: Path | None, scratch: Path) -> float:
-    """Seconds that the 2,000 steps of nanoGPT's settings take: by its own train.py, else by this package in fp32."""
+    """Seconds of the 2,000 steps of nanoGPT's settings, by its train.py or by this package."""
     if clone is None:
-        end = train("shakespeare_nanogpt.py", f"{NANOGPT} --precision=fp32", scratch / "nanogpt")[
-            -1
-        ]
+        flags = f"{NANOGPT} --precision=fp32"
+        end = train("shakespeare_nanogpt.py", flags, scratch / "nanogpt")[-1]
         return 2 * end["train_seconds"]
     directory = scratch / "data" / "shakespeare_char"
     directory.mkdir(parents=True)
@@ -81,36 +77,24 @@ def nanogpts_seconds(clone: Path | None, scratch: Path) -> float:
         (directory / split).symlink_to((DATA / split).absolute())
     vocab_size = json.loads((DATA / "meta.json").read_text())["vocab_size"]
     (directory / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
-    command = [
-        sys.executable,
-        "train.py",
-        "config/train_shakespeare_char.py",
-        *NANOGPT.split(),
-        "--log_interval=1",
-    ]
-    output = call(*command, f"--out_dir={scratch / 'out'}", cwd=nanogpt_in(clone, scratch))
-    steps = [
-        float(ms) / 1000
-        for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)
-    ][1:]
-    return 2000 * sum(steps) / len(steps)  # without the first one, which contains an evaluation
-
-
-def nanogpt_in(clone: Path, scratch: Path) -> Path:
-    """A directory from which nanoGPT's train.py finds its data: they are looked up in the current one."""
+    # train.py looks its data up in the current directory
     for name in ("train.py", "model.py", "configurator.py", "config"):
         (scratch / name).symlink_to((clone / name).absolute())
-    return scratch
+    command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT.split()]
+    output = call(*command, "--log_interval=1", f"--out_dir={scratch / 'out'}", cwd=scratch)
+    times = re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)
+    # without the first step, which contains an evaluation
+    return 2000 * statistics.fmean(float(ms) / 1000 for ms in times[1:])
 
 
 def learning(clone: Path | None, scratch: Path) -> Iterator[tuple[str, str, str]]:
     """Time to nanoGPT's losses, and the loss after its time."""
     theirs = nanogpts_seconds(clone, scratch)
     who = "nanoGPT" if clone else "its settings, this loop, fp32"
-    ends = [
-        train("shakespeare.py", f"{SHORT} --seed={seed}", scratch / f"short{seed}")[-1]
-        for seed in SEEDS
-    ]
+    ends = []
+    for seed in SEEDS:
+        flags = f"{SHORT} --seed={seed}"
+        ends.append(train("shakespeare.py", flags, scratch / f"short{seed}")[-1])
     losses = sorted(end["val_loss"] for end in ends)
     times = sorted(theirs / end["train_seconds"] for end in ends)
     passed = "passed" if losses[1] <= NANOGPTS_LOSS else "not reached"
@@ -134,39 +118,23 @@ def best(scratch: Path) -> Iterator[tuple[str, str, str]]:
         f"{end['tokens'] / 1e6:.2f} million tokens",
     )
     end = train("shakespeare_best.py", "--eval_interval=10000", scratch / "best")[-1]
-    yield (
-        "loss of recipes/shakespeare_best.py",
-        f"{end['val_loss']:.4f}",
-        f"{end['train_seconds']:.0f} s",
-    )
+    seconds = f"{end['train_seconds']:.0f} s"
+    yield "loss of recipes/shakespeare_best.py", f"{end['val_loss']:.4f}", seconds
 
 
 def bench(model: str, part: str, *flags: str) -> Iterator[tuple[str, str, str]]:
     """Shares of what the machine allows, by `nanogpt bench`."""
-    command = [
-        sys.executable,
-        "-m",
-        "nanogpt",
-        "bench",
-        "--json",
-        "--model",
-        model,
-        "--parts",
-        part,
-    ]
-    output = call(*command, *flags)
+    command = f"-m nanogpt bench --json --model {model} --parts {part}"
+    output = call(sys.executable, *command.split(), *flags)
     for row in json.loads(output.splitlines()[-1])["rows"]:
         if row["who"].startswith("nanogpt"):
             name = f"{row['part']}, {row['who']}, {model}, share of its limit"
-            yield (
-                name,
-                f"{row['rate']:.1f} {row['unit']}",
-                f"{row['of_limit']:.0%} (spread {row['spread']:.0%})",
-            )
+            share = f"{row['of_limit']:.0%} (spread {row['spread']:.0%})"
+            yield name, f"{row['rate']:.1f} {row['unit']}", share
 
 
 def batch_of_ten(rounds: int = 7, tokens: int = 300) -> Iterator[tuple[str, str, str]]:
-    """Ten samples of the laptop model, against nanoGPT's loop, which reads the context again for each token.
+    """Ten samples of the laptop model, against nanoGPT's loop, which has no cache.
 
     They are compiled as well, once before the time is taken, if there is a C++ compiler.
     """
@@ -194,11 +162,8 @@ def batch_of_ten(rounds: int = 7, tokens: int = 300) -> Iterator[tuple[str, str,
         ratios = statistics.quantiles([b / a for a, b in zip(times, theirs, strict=True)], n=4)
         rate = 10 * tokens / statistics.median(times)
         name = f"sampling, laptop, ten at once{how}, against nanoGPT's loop"
-        yield (
-            name,
-            f"{rate:.0f} tokens/s",
-            f"{ratios[1]:.1f} times ({ratios[0]:.1f} to {ratios[2]:.1f})",
-        )
+        ratio = f"{ratios[1]:.1f} times ({ratios[0]:.1f} to {ratios[2]:.1f})"
+        yield name, f"{rate:.0f} tokens/s", ratio
 
 
 def main() -> None:
@@ -206,25 +171,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a clone of nanoGPT")
-    parser.add_argument(
-        "--rows", default="", help="learning, best, step, sampling, ten; default: all"
-    )
+    rows = "learning, best, step, sampling, ten; default: all"
+    parser.add_argument("--rows", default="", help=rows)
     args = parser.parse_args()
     cpuinfo = Path("/proc/cpuinfo").read_text()
     name = re.search(r"model name\s*: (.*)", cpuinfo)[1]
-    features = [
-        feature
-        for feature in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-        if f" {feature} " in cpuinfo
-    ]
-    print(
-        time.strftime("%Y-%m-%d"),
-        name,
-        f"{os.cpu_count()} cores",
-        *features,
-        f"torch {torch.__version__}",
-        sep=", ",
-    )
+    features = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    present = [feature for feature in features if f" {feature} " in cpuinfo]
+    about = [name, f"{os.cpu_count()} cores", *present, f"torch {torch.__version__}"]
+    print(time.strftime("%Y-%m-%d"), *about, sep=", ")
     if not (DATA / "meta.json").exists():  # the text alone may be there
         shakespeare.prepare(DATA)
     with TemporaryDirectory() as name:
@@ -232,9 +187,7 @@ def main() -> None:
         parts = {
             "learning": lambda: learning(args.nanogpt and args.nanogpt.absolute(), scratch),
             "best": lambda: best(scratch),
-            "step": lambda: (
-                row for model in ("classic", "laptop") for row in bench(model, "train")
-            ),
+            "step": lambda: chain(bench("classic", "train"), bench("laptop", "train")),
             "sampling": lambda: bench("gpt2", "sample", "--batch_size=1"),
             "ten": batch_of_ten,
         }

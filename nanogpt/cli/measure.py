@@ -236,12 +236,12 @@ def add_bench(command: ArgumentParser) -> None:
     )
     command.add_argument(
         "--parts",
-        default="train,sample,data,checkpoint,tokenize",
+        default="train,sample",
         metavar="A,B",
         help="what to measure",
     )
     command.add_argument(
-        "--against", choices=("transformers",), help="also measure its GPT-2 of the same size"
+        "--against", choices=("transformers",), help="also measure its class for the model"
     )
     add_number(command, "--batch_size", int, 1, 4096, None, "sequences; default: the model's own")
     add_number(command, "--rounds", int, 1, 1000, 5, "rounds; the median is shown")

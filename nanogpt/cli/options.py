@@ -49,7 +49,7 @@ def add_json(command: argparse.ArgumentParser) -> None:
 
 
 def add_port(command: argparse.ArgumentParser) -> None:
-    add_number(command, "--port", int, 0, 65_535, None, "local port; default: a free one")
+    add_number(command, "--port", int, 0, 65_535, None, "local port; default: a usual one")
 
 
 def add_recipe(command: argparse.ArgumentParser) -> None:

@@ -3,15 +3,15 @@
     pip install -e '.[playground]' -c constraints.txt
     nanogpt playground out/shakespeare out/wide
 
-A local Gradio page that loads nothing from the network. A token's colour shows its loss. Hover over
+A local Gradio page that loads nothing from the network. A token's color shows its loss. Hover over
 a token to see the five most likely tokens at its position. A model that was trained on
 conversations has a tab to talk to it.
 """
 
 import html
 import os
-import socket
 from collections.abc import Iterator
+from itertools import accumulate, zip_longest
 
 import torch
 
@@ -22,15 +22,27 @@ from nanogpt.model import GPT
 from nanogpt.run.errors import visible
 from nanogpt.sample import default_prompt, stream, stream_text, until
 
-PORT = 7870
-STYLE = """<style>
-.tokens { white-space: pre-wrap; font: 15px/1.9 ui-monospace, monospace; padding-bottom: 9em; }
-.token { position: relative; border-radius: 3px; color: #111; }
-.token .likeliest { display: none; position: absolute; left: 0; top: 100%; z-index: 9;
-  background: #222; color: #eee;
-  padding: 6px 10px; border-radius: 4px; font-size: 13px; line-height: 1.4; white-space: pre; }
-.token:hover { outline: 2px solid #555; } .token:hover .likeliest { display: block; }
-</style>"""
+# colored tokens have dark text, also on a dark page
+STYLE = """
+[data-testid=block-info], .gradio-container p, .tokens { overflow-wrap: anywhere; }
+.tokens { white-space: pre-wrap; font: 15px/1.9 ui-monospace, monospace; }
+.token { border-radius: 3px; }
+.token[style] { color: #111 !important; }
+.token:hover { outline: 2px solid #888; }
+.likeliest { display: none; position: fixed; right: 16px; bottom: 16px; z-index: 9;
+  background: #222; color: #eee !important; padding: 8px 12px; border-radius: 4px;
+  font-size: 13px; line-height: 1.4; white-space: pre; }
+.token:hover .likeliest { display: block; }
+.complaint { color: #b00020 !important; }
+.dark .complaint { color: #ff8a80 !important; }
+"""
+SLIDERS = [  # lowest, highest, first value, step, label
+    (1, 2000, 300, 1, "tokens"),
+    (0, 2, 0.8, 0.05, "temperature"),
+    (0, 500, 200, 1, "top-k (0: off)"),
+    (0, 1, 1, 0.01, "top-p"),
+    (0, 1000, 1, 1, "seed"),
+]
 
 
 @torch.inference_mode()
@@ -50,9 +62,8 @@ def token_losses(
     start, done = 0, 1  # done: tokens with a loss, and the first one, which has none
     while done < len(ids):
         targets = ids[done : start + block_size + 1]
-        logits = model(ids[None, start : done + len(targets) - 1])[
-            0, -len(targets) :
-        ].float()  # (t, V)
+        logits = model(ids[None, start : done + len(targets) - 1])[0, -len(targets) :]  # (t, V)
+        logits = logits.float()
         likeliest = logits.softmax(-1).topk(min(k, logits.size(-1)))
         losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
         probs.append(likeliest.values)
@@ -65,7 +76,7 @@ def token_losses(
 
 
 class Writer:
-    """A model with its tokenizer: continues prompts, and colours texts by their losses."""
+    """A model with its tokenizer: continues prompts, and colors texts by their losses."""
 
     def __init__(self, run: str, device: str, which: str | None = None):
         self.run, self.device = run, device
@@ -78,55 +89,41 @@ class Writer:
             raise ValueError("the text is empty: give at least one character")
         return torch.tensor(ids, device=self.device)
 
-    def write(
-        self,
-        prompt: str,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        seed: int,
-    ):
-        """Yields the text so far, prompt included, after each piece."""
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        ids, text, eos_id = self.encode(prompt), prompt, self.tokenizer.eot_id
-        drawn = stream(self.model, ids[None], max_new_tokens, eos_id=eos_id, **options)
-        for piece in stream_text(
-            self.tokenizer, until(eos_id, (token.item() for token in drawn)), ids
-        ):
-            text += piece
-            yield text
+    def write(self, prompt: str, max_new_tokens: int, *options) -> Iterator[str]:
+        """Yields the text so far. `options` are temperature, top_k, top_p and a seed."""
+        ids, eos_id = self.encode(prompt), self.tokenizer.eot_id
+        named = dict(zip(("temperature", "top_k", "top_p", "seed"), options, strict=True))
+        drawn = stream(self.model, ids[None], max_new_tokens, eos_id=eos_id, **named)
+        tokens = until(eos_id, (token.item() for token in drawn))
+        for text in accumulate(stream_text(self.tokenizer, tokens, ids)):
+            yield prompt + text
 
-    def answer(self, message: str, earlier: list[dict], max_new_tokens: int, temperature: float):
-        """Yields the answer so far to a message that follows the `earlier` ones."""
-        text, messages = "", [*earlier, {"role": "user", "content": message}]
+    def answer(self, messages: list[dict], max_new_tokens: int, temperature: float):
+        """Yields the answer so far to a conversation."""
         options = {"temperature": temperature, "top_k": 200}
-        for piece in chat.answer(self.model, self.tokenizer, messages, max_new_tokens, **options):
-            text += piece
-            yield text
+        yield from accumulate(
+            chat.answer(self.model, self.tokenizer, messages, max_new_tokens, **options)
+        )
 
     def paint(self, text: str) -> str:
-        """The text as HTML, escaped, each token coloured by its loss."""
+        """The text as HTML, escaped, each token colored by its loss."""
         ids = self.encode(text)
         losses, probs, likeliest = (part.tolist() for part in token_losses(self.model, ids))
-        show = self.visible
-        painted = [f'<span class="token">{show([ids[0].item()])}</span>']
+        painted = [f'<span class="token">{self.visible([ids[0].item()])}</span>']
         for token, loss, p, best in zip(ids[1:].tolist(), losses, probs, likeliest, strict=True):
-            rows = "\n".join(
-                f"{q:6.1%}  {show([other], '␣')}" for q, other in zip(p, best, strict=True)
-            )
-            tip = f'<span class="likeliest">loss {loss:.3f}\n{rows}</span>'
-            newline = "\n" if "\n" in self.tokenizer.decode([token]) else ""
+            rows = [f"{q:6.1%}  {self.visible([i], '␣')}" for q, i in zip(p, best, strict=True)]
+            tip = "\n".join([f"loss {loss:.3f}", *rows])
             # green to red, which is 6 nats: a probability of one in 400
-            colour = f"hsl({120 - 120 * min(loss / 6, 1):.0f} 75% 75%)"
+            hue = 120 - 120 * min(loss / 6, 1)
             painted.append(
-                f'<span class="token" style="background:{colour}">{show([token])}{tip}</span>'
-                f"{newline}"
+                f'<span class="token" style="background:hsl({hue:.0f} 75% 75%)">'
+                f'{self.visible([token])}<span class="likeliest">{tip}</span></span>'
             )
+            if "\n" in self.tokenizer.decode([token]):
+                painted.append("\n")
         mean = sum(losses) / max(1, len(losses))
-        summary = f"{len(losses):,} tokens predicted, {mean:.4f} nats per token "
-        summary += f"by {html.escape(self.run)}"
-        return f'{STYLE}<p>{summary}</p><div class="tokens">{"".join(painted)}</div>'
+        summary = f"{html.escape(self.run)}: {mean:.4f} nats per token, {len(losses):,} tokens"
+        return f'<p>{summary}</p><div class="tokens">{"".join(painted)}</div>'
 
     def visible(self, ids: list[int], space: str = " ") -> str:
         """The text of tokens as HTML, with visible white space."""
@@ -135,15 +132,11 @@ class Writer:
 
 
 def take_turns(streams: list[Iterator[str]]) -> Iterator[list[str]]:
-    """Advances streams in turns until all have ended; yields the latest value of each."""
-    reached, running = [""] * len(streams), dict(enumerate(streams))
-    while running:
-        for i in list(running):
-            try:
-                reached[i] = next(running[i])
-            except StopIteration:
-                del running[i]
-        yield list(reached)
+    """Advances streams in turns until all have ended; yields the latest text of each."""
+    latest = [""] * len(streams)
+    for texts in zip_longest(*streams):
+        latest = [text or before for text, before in zip(texts, latest, strict=True)]
+        yield latest
 
 
 class OwnPages:
@@ -154,10 +147,9 @@ class OwnPages:
 
     async def __call__(self, scope: dict, receive, send) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
-        origin = headers.get(b"origin", "//localhost").partition("//")[
-            2
-        ]  # not all requests have one
-        if scope["type"] == "lifespan" or (is_own(headers.get(b"host", "")) and is_own(origin)):
+        origin = headers.get(b"origin", "//localhost")  # not all requests have one
+        own = is_own(headers.get(b"host", "")) and is_own(origin.partition("//")[2])
+        if scope["type"] == "lifespan" or own:
             return await self.app(scope, receive, send)
         await send({"type": "http.response.start", "status": 403, "headers": []})
         await send({"type": "http.response.body", "body": b"use http://127.0.0.1\n"})
@@ -169,55 +161,53 @@ def page(runs: list[str], device: str, which: str | None = None):
 
     writers = [Writer(run, device, which) for run in runs]
 
-    def tell(error: ValueError):
-        return gr.Error(html.escape(str(error)), print_exception=False)
-
-    def write(*asked):
+    def shown(results: Iterator[list[str]]) -> Iterator[list]:
+        """The results and no complaint; for a user's mistake the results so far and a complaint."""
         try:
-            for texts in take_turns([writer.write(*asked) for writer in writers]):
-                yield texts if len(texts) > 1 else texts[0]
+            for result in results:
+                yield [*result, ""]
         except ValueError as error:
-            raise tell(error) from None
+            kept = [gr.skip() for _ in writers]
+            yield [*kept, f'<p class="complaint">{html.escape(str(error))}</p>']
+
+    def write(*arguments):
+        yield from shown(take_turns([writer.write(*arguments) for writer in writers]))
 
     def paint(text: str):
-        try:
-            painted = [writer.paint(text) for writer in writers]
-        except ValueError as error:
-            raise tell(error) from None
-        return painted if len(painted) > 1 else painted[0]
+        yield from shown([writer.paint(text) for writer in writers] for _ in range(1))
 
     with gr.Blocks(title="nanogpt playground", analytics_enabled=False) as blocks:
+        gr.HTML("<h1>nanogpt playground</h1>")
         with gr.Tab("Write"):
-            prompt = gr.Textbox(
-                default_prompt(writers[0].tokenizer)[0], lines=2, label="prompt", elem_id="prompt"
-            )
+            prompt = default_prompt(writers[0].tokenizer)[0]
+            arguments = [gr.Textbox(prompt, lines=2, label="prompt", elem_id="prompt")]
             with gr.Row():
-                asked = [
-                    prompt,
-                    gr.Slider(1, 2000, 300, step=1, label="tokens", elem_id="tokens"),
-                    gr.Slider(0, 2, 0.8, step=0.05, label="temperature"),
-                    gr.Slider(0, 500, 200, step=1, label="top-k (0: off)"),
-                    gr.Slider(0, 1, 1, step=0.01, label="top-p"),
-                    gr.Number(1, precision=0, minimum=0, label="seed"),
-                ]
+                for low, high, value, step, label in SLIDERS:
+                    arguments.append(
+                        gr.Slider(low, high, value, step=step, label=label, min_width=300)
+                    )
             with gr.Row():
-                start, stop = (
-                    gr.Button("Write", variant="primary", elem_id="write"),
-                    gr.Button("Stop"),
-                )
+                start = gr.Button("Write", variant="primary", elem_id="write")
+                stop = gr.Button("Stop")
+            complaint = gr.HTML(padding=False)
             with gr.Row():
-                outputs = [
-                    gr.Textbox(label=run, lines=16, elem_id=f"text-{i}")
+                texts = [
+                    gr.Textbox(label=run, lines=16, min_width=300, elem_id=f"text-{i}")
                     for i, run in enumerate(runs)
                 ]
-            writing = start.click(write, asked, outputs, api_visibility="private")
+            outputs = [*texts, complaint]
+            writing = start.click(write, arguments, outputs, api_visibility="private")
             stop.click(None, cancels=[writing])
         with gr.Tab("Loss of a text"):
             text = gr.Textbox(lines=4, label="text", elem_id="given")
-            button = gr.Button("Colour it", variant="primary", elem_id="paint")
+            button = gr.Button("Show the loss", variant="primary", elem_id="paint")
+            complaint = gr.HTML(padding=False)
+            painted = []
             with gr.Row():
-                painted = [gr.HTML(elem_id=f"painted-{i}") for i, _ in enumerate(runs)]
-            button.click(paint, text, painted, api_visibility="private")
+                for i, _ in enumerate(runs):
+                    with gr.Column(min_width=300):
+                        painted.append(gr.HTML(elem_id=f"painted-{i}"))
+            button.click(paint, text, [*painted, complaint], api_visibility="private")
         for i, writer in enumerate(writers):
             if chat.can_chat(writer.tokenizer):
                 with gr.Tab(f"Talk to {writer.run}"):
@@ -226,14 +216,13 @@ def page(runs: list[str], device: str, which: str | None = None):
 
 
 def add_chat(gr, writer: Writer, number: int) -> None:
-    """A conversation with a model; Gradio's history has each message's text in parts."""
+    """A conversation with a model."""
 
     def answer(message: str, history: list[dict], max_new_tokens: int, temperature: float):
-        earlier = [
-            {"role": said["role"], "content": plain_text(said["content"])} for said in history
-        ]
+        messages = [{"role": m["role"], "content": plain_text(m["content"])} for m in history]
+        messages.append({"role": "user", "content": message})
         try:
-            yield from writer.answer(message, earlier, max_new_tokens, temperature)
+            yield from writer.answer(messages, max_new_tokens, temperature)
         except ValueError as error:  # too long, or a character that the model does not know
             raise gr.Error(html.escape(str(error)), print_exception=False) from None
 
@@ -252,10 +241,9 @@ def add_chat(gr, writer: Writer, number: int) -> None:
 
 
 def plain_text(content: str | list[dict]) -> str:
-    """The text of a message in Gradio's history."""
-    return (
-        content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-    )
+    """The text of a message in Gradio's history, which may have it in parts."""
+    parts = [{"text": content}] if isinstance(content, str) else content
+    return "".join(part.get("text", "") for part in parts)
 
 
 def serve(
@@ -263,13 +251,12 @@ def serve(
 ):
     """Serves the page until Ctrl-C; with block=False returns Gradio's app at once.
 
-    Raises ValueError or OSError.
+    By default it takes the first free port from 7860 on. Raises ValueError or OSError.
     """
     if len(runs) > 2:
         raise ValueError(f"{len(runs)} runs: the playground shows one, or two side by side")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = (
-        "False"  # before the import: no request may leave the machine
-    )
+    # before the import: no request may leave the machine
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio as gr
     except ImportError:
@@ -279,34 +266,20 @@ def serve(
     from starlette.middleware import Middleware  # Gradio brings it
 
     blocks = page(runs, device, which)
-    fonts = {
-        "font": ["system-ui", "sans-serif"],
-        "font_mono": ["ui-monospace", "monospace"],
-    }  # not Google's
-    options = {
-        "app_kwargs": {"middleware": [Middleware(OwnPages)]},
-        "quiet": True,
-        "share": False,
-        "ssr_mode": False,
-        "footer_links": [],
-        "theme": gr.themes.Default(**fonts),
-    }
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     blocks.launch(
         server_name="127.0.0.1",
-        server_port=port or free_port(),
+        server_port=port or None,
         prevent_thread_lock=True,
-        **options,
+        app_kwargs={"middleware": [Middleware(OwnPages)]},
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        footer_links=[],
+        theme=gr.themes.Default(**fonts),  # not Google's fonts
+        css=STYLE,
     )
     say(f"the playground for {' and '.join(runs)} is at {blocks.local_url} (Ctrl-C to stop)")
     if block:
         blocks.block_thread()
     return blocks
-
-
-def free_port() -> int:
-    """The first free port from PORT on."""
-    for port in range(PORT, PORT + 100):
-        with socket.socket() as attempt:
-            if attempt.connect_ex(("127.0.0.1", port)):
-                return port
-    raise ValueError(f"ports {PORT} to {port} are all in use: choose another --port")

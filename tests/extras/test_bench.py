@@ -32,36 +32,34 @@ def test_contenders_take_turns_and_the_first_round_does_not_count():
 
 
 def test_json_has_every_part_with_consistent_figures(command):
-    parts = "train,data,checkpoint,tokenize"
-    shown = command("bench", "--rounds", "1", "--parts", parts, "--against", "transformers", "--json")
+    shown = command("bench", "--rounds", "1", "--parts", "train", "--against", "transformers", "--json")
     rows = {(row["part"], row["who"]): row for row in json.loads(shown)["rows"]}
-    assert {("data", "nanogpt"), ("save", "nanogpt"), ("load", "nanogpt"), ("tokenize, char", "nanogpt")} <= rows.keys()
-    assert rows["train", "transformers GPT-2"]["rate"] > 0
+    assert rows["train", "transformers"]["rate"] > 0
     step = rows["train", "nanogpt"]
     assert step["rate"] == pytest.approx(4 * 2 * 16 / step["ms"] * 1e3)  # four steps of 2 x 16 tokens a call
-    limit = rows["train", "products + attention"]
+    limit = rows["train", "matmuls + attention"]
     assert step["of_limit"] == pytest.approx(limit["ms"] / step["ms"])
     assert limit["of_limit"] == 1.0
     assert step["mfu"] is None or 0 < step["mfu"] < 1
 
 
-def test_the_products_are_those_of_the_model(tmp_path):
+def test_the_matmuls_are_those_of_the_model(tmp_path):
     """Their operations, counted by torch, are those of flops_per_token (which counts attention without causality)."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        make_bench(tmp_path).products()()
+        make_bench(tmp_path).matmuls()()
     c, tokens = TINY, 2 * 16
     matrices = 12 * c.n_layer * c.n_embd**2 + c.padded_vocab_size * c.n_embd
     by_operator = counter.get_flop_counts()["Global"]
-    products = sum(count for operator, count in by_operator.items() if "mm" in str(operator))
-    assert products == 6 * matrices * tokens
+    matmuls = sum(count for operator, count in by_operator.items() if "mm" in str(operator))
+    assert matmuls == 6 * matrices * tokens
 
 
 def test_a_bench_leaves_nothing_behind(tmp_path, monkeypatch, command):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    shown = command("bench", "--rounds", "1", "--parts", "train,data,checkpoint", "--device", "cpu")
-    assert list(tmp_path.iterdir()) == [] and len(shown.splitlines()) > 6  # a table
+    shown = command("bench", "--rounds", "1", "--parts", "train", "--device", "cpu")
+    assert list(tmp_path.iterdir()) == [] and len(shown.splitlines()) == 5  # a table
     assert "aten::" in command("bench", "--profile")
 
 

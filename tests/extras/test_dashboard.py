@@ -7,13 +7,12 @@ import shutil
 import socket
 import struct
 import threading
-import time
 
 import pytest
 
 from nanogpt.cli import main
 from nanogpt.extras.dashboard.follow import MOST
-from nanogpt.extras.dashboard.server import MOST_CONNECTIONS, PORT, Server
+from nanogpt.extras.dashboard.server import PORT, Server
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -44,13 +43,19 @@ def ask(server, path: str, method: str = "GET", **headers):
     return found
 
 
+def runs_of(server) -> list[dict]:
+    return json.loads(ask(server, "/api/runs")[2])["runs"]
+
+
 def test_runs_curves_and_samples_as_json(server):
-    (run,) = json.loads(ask(server, "/api/runs")[2])
+    (run,) = runs_of(server)
     assert run["name"].endswith(HOSTILE) and run["status"] == "finished" and (run["best"], run["best_step"]) == (2, 2)
     asked = "/api/curves?run=0&x=tokens&points=100&key=val_loss&key=lr"
     assert json.loads(ask(server, asked)[2]) == {"val_loss": [[0, 10, 20], [4, 3, 2]], "lr": [[], []]}
     assert json.loads(ask(server, asked + "&low=15&high=20")[2])["val_loss"] == [[10, 20], [3, 2]]
     assert json.loads(ask(server, "/api/samples?run=0")[2]) == [{"step": 2, "text": "a text"}]
+    incidental = set(json.loads(ask(server, "/api/runs")[2])["incidental"])
+    assert {"out_dir", "resume"} <= incidental and not incidental & {"seed", "learning_rate", "batch_size"}
 
 
 def test_the_page_asks_nothing_of_any_other_machine(server):
@@ -59,6 +64,7 @@ def test_the_page_asks_nothing_of_any_other_machine(server):
         policy = headers["Content-Security-Policy"]
         assert status == 200 and b"//" not in body.replace(b"// ", b"")
         assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"  # other pages may not read
         assert "default-src 'none'" in policy and "unsafe" not in policy
 
 
@@ -71,12 +77,6 @@ def test_the_page_asks_nothing_of_any_other_machine(server):
 def test_only_this_machines_own_names_are_served(server, host, path, status):
     found, _, body = ask(server, path, Host=host)
     assert found == status and (status == 200 or b"name" not in body)
-
-
-def test_a_page_of_another_origin_may_not_read(server):
-    _, headers, _ = ask(server, "/api/runs", Origin="http://evil.example")
-    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
-    assert not [name for name in headers if name.lower().startswith("access-control")]
 
 
 @pytest.mark.parametrize(
@@ -113,27 +113,16 @@ def test_clients_that_leave_print_nothing(server, capfd):
     assert ask(server, "/api/runs")[0] == 200 and capfd.readouterr().err == ""
 
 
-def test_one_connection_too_many_is_turned_away_until_others_leave(server):
-    idle = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(MOST_CONNECTIONS)]
-    assert ask(server, "/")[0] == 503
-    for connection in idle:
-        connection.close()
-    end = time.monotonic() + 60
-    while (status := ask(server, "/")[0]) == 503 and time.monotonic() < end:
-        time.sleep(0.05)
-    assert status == 200
-
-
 def test_the_number_of_a_deleted_run_is_never_given_again(server, tmp_path):
-    assert [run["number"] for run in json.loads(ask(server, "/api/runs")[2])] == [0]
+    assert [run["number"] for run in runs_of(server)] == [0]
     shutil.rmtree(tmp_path / "out" / HOSTILE)
-    assert json.loads(ask(server, "/api/runs")[2]) == []
+    assert runs_of(server) == []
     assert ask(server, "/api/samples?run=0")[0] == 400
     (tmp_path / "out" / "new").mkdir()
     (tmp_path / "out" / "new" / "metrics.jsonl").write_text('{"step": 1}\n')
-    assert [run["number"] for run in json.loads(ask(server, "/api/runs")[2])] == [1]
+    assert [run["number"] for run in runs_of(server)] == [1]
     shutil.rmtree(tmp_path / "out")
-    assert json.loads(ask(server, "/api/runs")[2]) == []
+    assert runs_of(server) == []
 
 
 @pytest.mark.parametrize("name", ["config.json", "samples.jsonl", "metrics.jsonl"])
@@ -143,7 +132,7 @@ def test_a_fifo_hangs_nothing(server, tmp_path, name):
     (other / "metrics.jsonl").write_text('{"step": 1}\n')
     (other / name).unlink(missing_ok=True)
     os.mkfifo(other / name)
-    found = json.loads(ask(server, "/api/runs")[2])
+    found = runs_of(server)
     assert len(found) == (1 if name == "metrics.jsonl" else 2) and found[-1]["settings"] is not None
 
 
@@ -155,9 +144,9 @@ def test_a_run_of_huge_files_is_answered_in_brief(server, tmp_path):
     with open(other / "config.json", "wb") as file:
         file.truncate(300_000_000)
     body = ask(server, "/api/runs")[2]
-    found = {run["name"].rsplit("/")[-1]: run for run in json.loads(body)}["other"]
+    found = {run["name"].rsplit("/")[-1]: run for run in json.loads(body)["runs"]}["other"]
     assert len(body) < 20_000 and found["cut"] and len(found["last"]) == MOST + 1 and found["best"] == 3.0
-    assert found["settings"] == {"config.json": "not read: config.json has more than 4,000,000 bytes"}
+    assert found["settings"] == {"config.json": "not read: config.json has more than 1,048,576 bytes"}
     settings = {"train": {f"setting {i}": "x" * 5000 for i in range(200)}}
     (other / "config.json").write_text(json.dumps(settings))
     assert len(ask(server, "/api/runs")[2]) < 100_000

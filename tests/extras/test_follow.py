@@ -23,7 +23,9 @@ def append(path, text: str) -> None:
 
 @pytest.fixture
 def run(tmp_path) -> FollowedRun:
-    (tmp_path / "config.json").write_text(json.dumps({"model": {"n_layer": 2}, "train": {"max_iters": 3}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model": {"n_layer": 2}, "train": {"max_iters": 3}, "data": {"val": {"sha256": "0"}}})
+    )
     (tmp_path / "metrics.jsonl").write_text(line(1, train_loss=3.0) + line(2, train_loss=2.0, val_loss=2.5))
     return FollowedRun(tmp_path, "a run")
 

@@ -3,13 +3,12 @@
 import dataclasses
 import importlib.util
 from contextlib import nullcontext
-from types import SimpleNamespace
+from itertools import islice
 
 import numpy as np
 import pytest
 import tiktoken
 import torch
-from conversations import talk
 from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,20 +20,13 @@ from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, H
 from nanogpt.extras import gguf as to_gguf
 from nanogpt.hub import weights
 from nanogpt.hub.load import load
+from nanogpt.sample import generate
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
 llama_cpp_is_there = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"
 )
 WIDE = "".join(sorted("\n aäßЖ你😀é👍zÿ"))  # of one byte to four
-
-
-@pytest.fixture(autouse=True)
-def without_llama_cpp(request, monkeypatch):
-    """The other tests are the same where it is installed."""
-    if not request.node.get_closest_marker("manual"):
-        nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
-        monkeypatch.setattr(to_gguf, "importlib", nothing)
 
 
 def exported(tmp_path, config, tokenizer, **options):
@@ -143,9 +135,8 @@ def small_gpt2() -> BPETokenizer:
     return BPETokenizer(tiktoken.Encoding("small", pat_str=split, mergeable_ranks=ranks, special_tokens=special))
 
 
-@pytest.mark.parametrize("make", [small_gpt2, pytest.param(BPETokenizer.gpt2, marks=pytest.mark.nightly)])
-def test_gpt2s_encoding_is_held(tmp_path, make, request):
-    tokenizer = make() if make is small_gpt2 else (request.getfixturevalue("gpt2_files"), make())[1]
+def test_gpt2s_encoding_is_held(tmp_path):
+    tokenizer = small_gpt2()
     end = tokenizer.eot_id
     found = fields(exported(tmp_path, dataclasses.replace(CASES["qwen3"], vocab_size=end + 1), tokenizer)[1])
     text = "I don't know the king's 12 horses.\n  Été! 你好"
@@ -250,7 +241,7 @@ def test_a_name_that_would_write_into_the_modelfile_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize(
     "owner, method",
-    [(gguf.GGUFWriter, "write_tensors_to_file"), (to_gguf, "for_ollama")],
+    [(gguf.GGUFWriter, "write_tensors_to_file"), (to_gguf, "modelfile_text")],
     ids=["file", "Modelfile"],
 )
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch, owner, method):
@@ -294,15 +285,15 @@ def trained_bpe(text: str, split: str = "gpt-2") -> HFTokenizer:
 def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, text, shape, encoding):
     import llama_cpp
 
-    tokenizer, said = CharTokenizer(WIDE) if encoding == "char" else trained_bpe(text), []
+    tokenizer = CharTokenizer(WIDE) if encoding == "char" else trained_bpe(text)
     config = dataclasses.replace(SHAPES[shape], vocab_size=tokenizer.vocab_size, block_size=80)
-    make_checkpoint(tmp_path / "run", config, tokenizer)
-    to = to_gguf.export(tmp_path / "run", tmp_path / "model.gguf", say=said.append)
-    assert said[-1].endswith("; llama.cpp writes the same 32 greedy tokens")
-
+    to, _, model = exported(tmp_path, config, tokenizer)
     fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     reader = llama_cpp.Llama(str(to), n_ctx=80, logits_all=True, verbose=False, **fp32)
-    model, ids = load(tmp_path / "run")[0], torch.arange(60) % tokenizer.vocab_size
+    ids = torch.arange(60) % tokenizer.vocab_size
+    greedy = list(islice(reader.generate(ids[:16].tolist(), temp=0, repeat_penalty=1), 32))
+    assert greedy == generate(model, ids[None, :16], 32, temperature=0)[0, 16:].tolist()
+    reader.reset()
     reader.eval(ids.tolist())
     with torch.no_grad():
         expected = model(ids[None])[0]
@@ -336,33 +327,3 @@ def test_llama_cpp_leaves_characters_out_that_the_model_does_not_know(tmp_path):
     reader = llama_cpp.Llama(str(to), vocab_only=True, verbose=False)
     # è, the first byte of which is that of ä; €, that of no other; an emoji that begins as 😀 does
     assert reader.tokenize("aèä€zÃ😁😀".encode(), add_bos=False) == tokenizer.encode("aäz😀").tolist()
-
-
-@pytest.mark.manual
-@llama_cpp_is_there
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "q8_0"])
-def test_llama_cpp_answers_messages_by_the_template(chat_dir, tmp_path, dtype):
-    import llama_cpp
-
-    main(["export", str(chat_dir), "--to", str(tmp_path / "model.gguf"), "--dtype", dtype])
-    reader = llama_cpp.Llama(str(tmp_path / "model.gguf"), n_ctx=64, verbose=False)
-    model, tokenizer, _ = load(chat_dir)
-    messages = talk("101?")
-    expected = "".join(chat.answer(model, tokenizer, messages, 20, temperature=0))
-    written = reader.create_chat_completion(messages, max_tokens=20, temperature=0)
-    assert written["choices"][0]["message"]["content"] == expected == "yes"
-
-
-@pytest.mark.manual
-@llama_cpp_is_there
-def test_a_wrong_permutation_is_noticed_by_llama_cpp(tmp_path, monkeypatch):
-    right = gguf.to_llama_cpp
-
-    def wrong(*arguments):
-        tensors = right(*arguments)
-        return tensors | {"blk.0.attn_q.weight": tensors["blk.0.attn_q.weight"].flip(0)}
-
-    monkeypatch.setattr(to_gguf, "to_llama_cpp", wrong)
-    with pytest.raises(ValueError, match=r"llama\.cpp continues with"):
-        exported(tmp_path, dataclasses.replace(CASES["llama"], block_size=80), CharTokenizer(CHARACTERS))
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]

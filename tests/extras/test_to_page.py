@@ -5,8 +5,6 @@ import gzip
 import json
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,33 +15,6 @@ from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.extras.page import to_onnx, to_page
 from nanogpt.hub import card
 from nanogpt.hub.load import load
-
-# page.js without a browser: `generate` stands for a model that is stopped before its first token
-PAGE = """
-const fs = require("fs"), vm = require("vm"), elements = {};
-const element = () => ({ textContent: "", value: "text", valueAsNumber: NaN, replaceChildren() {} });
-const getElementById = (id) => elements[id] ??= element();
-globalThis.document = { getElementById, createElement: element, createTextNode: element };
-globalThis.FACTS = { scripts: [], curves: {}, facts: [] };
-process.on("unhandledRejection", () => {});  // there is no library to load
-vm.runInThisContext(fs.readFileSync(process.argv[1], "utf8"));
-vm.runInThisContext("tokenizer = { encode: () => [1], decode: () => '' }; generate = async () => {};");
-setTimeout(async () => {
-  document.getElementById("length").valueAsNumber = Number(process.argv[2]);
-  await vm.runInThisContext("write()");
-  console.log(elements.state.textContent);
-});
-"""
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
-@pytest.mark.parametrize(
-    "length, said", [("NaN", "the number of tokens"), ("0", "the number of tokens"), ("5", "0 tokens")]
-)
-def test_the_page_says_what_is_wrong_with_a_number_of_tokens(length, said):
-    command = ["node", "-e", PAGE, str(to_page.PAGE / "page.js"), length]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert said in done.stdout and "undefined" not in done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -70,15 +41,6 @@ def test_without_npm_or_a_network_no_work_is_done(tmp_path, run, monkeypatch, re
         (tmp_path / "bin" / "npm").chmod(0o755)
     assert message in refused(main, ["page", str(run), "--to", str(tmp_path / "page")])
     assert not (tmp_path / "page").exists()
-
-
-def test_npm_gets_another_cache_if_its_own_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.delenv("npm_config_cache", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert to_page.npm_cache("elsewhere") == []
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    assert to_page.npm_cache("elsewhere") == ["--cache", "elsewhere"]
 
 
 def test_files_are_kept_in_pieces_that_give_them_back(tmp_path, monkeypatch):

@@ -203,7 +203,7 @@ def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, dat
     with process("-m", "nanogpt", "playground", first, second, "--device=cpu") as lines:
         page.goto(address(lines))
         page.fill("#prompt textarea", "FIRST:")
-        page.fill("#tokens input[type=number]", "400")
+        page.get_by_label("number input for tokens").fill("400")
         page.click("#write")
         texts = [page.locator(f"#text-{i} textarea") for i in (0, 1)]
         lengths = set()

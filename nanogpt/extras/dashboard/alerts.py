@@ -26,14 +26,15 @@ def not_finite(curves: dict[str, Curve]) -> list[tuple]:
         steps, values = curves.get(name, ((), ()))
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            found.append(
-                ("nan", steps[bad[0]], f"{name} is {values[bad[0]]} at step {steps[bad[0]]:,.0f}")
-            )
+            i = bad[0]
+            found.append(("nan", steps[i], f"{name} is {values[i]} at step {steps[i]:,.0f}"))
     steps, skipped = curves.get("skipped_steps", ((), ()))
     if len(skipped) and skipped[-1] > 0:
         last = steps[np.flatnonzero(np.diff(skipped, prepend=0) > 0)[-1]]
-        text = f"{skipped[-1]:,.0f} steps were skipped because of a non-finite gradient, "
-        text += f"the last by step {last:,.0f}"
+        text = (
+            f"{skipped[-1]:,.0f} steps were skipped because of a non-finite gradient, "
+            f"the last by step {last:,.0f}"
+        )
         found.append(("nan", last, text))
     return found
 
@@ -44,11 +45,10 @@ def diverging(curves: dict[str, Curve], window: int = 5, rise: float = 0.5) -> l
     if len(values) < 2 * window:
         return []
     medians = np.median(np.lib.stride_tricks.sliding_window_view(values, window), axis=1)
-    lowest = medians.argmin()
-    if medians[-1] < medians[lowest] + rise:
+    low, now, since = medians.min(), medians[-1], steps[medians.argmin()]
+    if now < low + rise:
         return []
-    text = f"training loss has risen to {medians[-1]:.2f} "
-    text += f"from {medians[lowest]:.2f} at step {steps[lowest]:,.0f}"
+    text = f"training loss has risen to {now:.2f} from {low:.2f} at step {since:,.0f}"
     return [("divergence", steps[-1], text)]
 
 
@@ -59,9 +59,7 @@ def overfitting(curves: dict[str, Curve], rise: float = 0.01) -> list[tuple]:
     """
     steps, values = finite(curves, "val_loss")
     train_steps, train = finite(curves, "train_loss")
-    if not len(values):
-        return []
-    best = values.argmin()
+    best = values.argmin() if len(values) else 0
     if len(values) - 1 - best < 2 or values[best + 1 :].min() < values[best] * (1 + rise):
         return []
     half = (steps[-1] - steps[best]) / 2
@@ -70,9 +68,8 @@ def overfitting(curves: dict[str, Curve], rise: float = 0.01) -> list[tuple]:
     if not len(then) or not len(now) or np.median(now) >= np.median(then):
         return []
     text = (
-        f"validation loss has risen to {values[-1]:.3f} "
-        f"from its best, {values[best]:.3f} at step {steps[best]:,.0f}, "
-        "while training loss fell"
+        f"validation loss has risen to {values[-1]:.3f} from its best, {values[best]:.3f} "
+        f"at step {steps[best]:,.0f}, while training loss fell"
     )
     return [("overfitting", steps[best], text)]
 
@@ -82,17 +79,11 @@ def plateau(curves: dict[str, Curve], evaluations: int = 5, gain: float = 0.001)
     steps, values = finite(curves, "val_loss")
     if len(values) < 2 * evaluations:
         return []
-    before = values[:-evaluations].min()
-    if values[-evaluations:].min() < before * (1 - gain):
+    best, since = values[:-evaluations].min(), steps[-evaluations - 1]
+    if values[-evaluations:].min() < best * (1 - gain):
         return []
-    since = steps[-evaluations - 1]
-    return [
-        (
-            "plateau",
-            since,
-            f"validation loss has hardly improved on {before:.3f} since step {since:,.0f}",
-        )
-    ]
+    text = f"validation loss has hardly improved on {best:.3f} since step {since:,.0f}"
+    return [("plateau", since, text)]
 
 
 def finite(curves: dict[str, Curve], name: str) -> Curve:

@@ -7,10 +7,11 @@
 
 import contextlib
 import math
+import os
 import time
 from array import array
 from collections.abc import Iterator
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,19 @@ from nanogpt.run.metrics import number, parse
 
 X = ("step", "tokens", "train_seconds")
 AT_ONCE = 4_000_000  # bytes of a file read in one update
+MOST_CONFIG = 1 << 20  # bytes of config.json
 MOST = 300  # metrics, settings and samples of a run
+LONGEST = 200  # characters of a metric's or setting's name, or of a setting
 LONGEST_TEXT = 4000  # characters of a sample
-LONGEST_NAME = 200  # characters of a metric's or setting's name, or of a setting
 
 
 class Lines:
     """The objects in a growing file of JSON lines; lines that are not JSON are skipped."""
 
     def __init__(self, path: Path):
-        self.path, self.identity, self.position = path, None, 0
+        self.path = path
+        self.identity: int | None = None
+        self.position = 0
         self.behind = False  # whether there is more to read
 
     def new(self) -> tuple[bool, list[dict]]:
@@ -43,23 +47,21 @@ class Lines:
         """
         try:
             require_regular(self.path)
-            status = self.path.stat()
-            again = self.identity not in (None, status.st_ino) or status.st_size < self.position
-            if again:
-                self.position = 0
-            self.identity = status.st_ino
-            self.behind = status.st_size > self.position + AT_ONCE
-            if status.st_size == self.position:
-                return again, []
             with open(self.path, "rb") as file:
+                status = os.fstat(file.fileno())
+                again = self.identity not in (None, status.st_ino) or status.st_size < self.position
+                if again:
+                    self.position = 0
                 file.seek(self.position)
-                lines = file.read(min(status.st_size - self.position, AT_ONCE))
+                content = file.read(AT_ONCE)
         except (OSError, ValueError):  # it is being replaced, was removed, or is not a regular file
             return False, []
-        if not self.behind or b"\n" in lines:  # else it is one enormous line, which is skipped
-            lines = lines[: lines.rfind(b"\n") + 1]
-        self.position += len(lines)
-        return again, [line for line in map(parse, lines.splitlines()) if line is not None]
+        self.identity = status.st_ino
+        self.behind = status.st_size > self.position + AT_ONCE
+        if not self.behind or b"\n" in content:  # else it is one enormous line, which is skipped
+            content = content[: content.rfind(b"\n") + 1]
+        self.position += len(content)
+        return again, [line for line in map(parse, content.splitlines()) if line is not None]
 
 
 class FollowedRun:
@@ -71,12 +73,13 @@ class FollowedRun:
         self.texts = Lines(directory / metrics.SAMPLES)
         self.version = 0  # grows with every change
         self.settings: dict[str, str] = {}
-        self.max_iters, self.settings_time = None, None
+        self.max_iters: float | None = None
         self.samples: list[dict] = []
         self.alerts: list[dict] = []
         self.clear()
 
     def clear(self) -> None:
+        """Forgets the metrics."""
         self.x = {name: array("d") for name in X}
         self.lines: dict[str, array] = {}  # the lines of the values
         self.values: dict[str, array] = {}
@@ -88,18 +91,7 @@ class FollowedRun:
         if again:
             self.clear()
         for line in lines:
-            at = len(self.x["step"])
-            for name in X:
-                self.x[name].append(number(line.get(name)) or 0.0)
-            for name, value in line.items():
-                value, name = number(value), visible(name[: LONGEST_NAME + 1])
-                if value is None or name in X:
-                    continue
-                if name not in self.values and not self.room_for(name):
-                    self.cut = True
-                    continue
-                self.lines.setdefault(name, array("q")).append(at)
-                self.values.setdefault(name, array("d")).append(value)
+            self.add(line)
         if again or lines:
             self.alerts = alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES})
         texts_again, texts = self.texts.new()
@@ -109,37 +101,45 @@ class FollowedRun:
                 text = visible(line["text"][:LONGEST_TEXT])
                 kept.append({"step": number(line["step"]), "text": text})
         self.samples = kept if len(kept) <= MOST else kept[:10] + kept[10 - MOST :]
-        if self.read_settings() or again or lines or texts_again or texts:
+        before = self.settings
+        self.read_settings()
+        if self.settings != before or again or lines or texts_again or texts:
             self.version += 1
 
-    def room_for(self, name: str) -> bool:
-        """Whether another metric is followed; the losses always are."""
-        short = len(name) <= LONGEST_NAME
-        return name in alerts.CURVES or (short and len(self.values) < MOST)
+    def add(self, line: dict) -> None:
+        """Adds the numbers of a line; the losses always, others up to MOST."""
+        at = len(self.x["step"])
+        for name in X:
+            self.x[name].append(number(line.get(name)) or 0.0)
+        for name, value in line.items():
+            value = number(value)
+            if value is None or name in X:
+                continue
+            full = len(name) > LONGEST or len(self.values) >= MOST
+            name = visible(name[:LONGEST])
+            if name not in self.values and full and name not in alerts.CURVES:
+                self.cut = True
+                continue
+            self.lines.setdefault(name, array("q")).append(at)
+            self.values.setdefault(name, array("d")).append(value)
 
-    def read_settings(self) -> bool:
-        """Reads config.json if it changed; whether it did."""
-        path = self.directory / checkpoint.CONFIG
+    def read_settings(self) -> None:
+        """Reads the plain values in config.json."""
+        path, found = self.directory / checkpoint.CONFIG, {}
         try:
-            status = path.stat()
-            if self.settings_time == status.st_mtime_ns:
-                return False
-            self.settings_time = status.st_mtime_ns
-            if status.st_size > AT_ONCE:
-                raise ValueError(f"{path.name} has more than {AT_ONCE:,} bytes")
-            settings = {}
+            if path.stat().st_size > MOST_CONFIG:
+                raise ValueError(f"{path.name} has more than {MOST_CONFIG:,} bytes")
             for part in read_json(path).values():
-                settings |= part if isinstance(part, dict) else {}
-            self.max_iters = number(settings.get("max_iters"))
-            self.settings = {
-                visible(name[:LONGEST_NAME]): visible(str(value)[:LONGEST_NAME])
-                for name, value in islice(settings.items(), MOST)
-            }
+                found |= part if isinstance(part, dict) else {}
         except OSError:
-            return False
-        except (ValueError, RecursionError) as error:
-            self.settings = {path.name: visible(f"not read: {error}"[:LONGEST_NAME])}
-        return True
+            return
+        except ValueError as error:
+            found = {path.name: f"not read: {error}"}
+        self.max_iters = number(found.get("max_iters"))
+        plain = [item for item in found.items() if not isinstance(item[1], dict | list)]
+        self.settings = {
+            visible(name[:LONGEST]): visible(str(value)[:LONGEST]) for name, value in plain[:MOST]
+        }
 
     def points(self, key: str, x: str) -> tuple[np.ndarray, np.ndarray]:
         """All values of `key` over x (step, tokens or train_seconds), both (N,)."""
@@ -154,30 +154,26 @@ class FollowedRun:
         xs, ys = self.points(key, x)
         shown = np.isfinite(ys) & np.isfinite(xs)
         xs, ys = xs[shown], ys[shown]
-        # with a neighbour on each side, so that the line reaches the edges
+        # with a neighbor on each side, so that the line reaches the edges
         part = slice(max(0, np.searchsorted(xs, low) - 1), np.searchsorted(xs, high, "right") + 1)
         xs, ys = thin(xs[part], ys[part], points)
         return xs.tolist(), ys.tolist()
 
     def summary(self) -> dict:
         """The run as the page lists it."""
-        steps = self.x["step"]
-        last = {name: clean(self.values[name][-1]) for name in self.values}
-        best_step, best = None, None
-        steps_of, losses = self.points("val_loss", "step")
-        if np.isfinite(losses).any():
-            i = np.nanargmin(np.where(np.isfinite(losses), losses, np.nan))
-            best_step, best = steps_of[i], losses[i]
+        end = {name: clean(values[-1]) if values else 0 for name, values in self.x.items()}
+        steps, losses = alerts.finite({"val_loss": self.points("val_loss", "step")}, "val_loss")
+        best = losses.argmin() if len(losses) else None
         return {
             "name": self.name,
             "version": self.version,
-            "status": self.status(steps[-1] if steps else 0),
+            "status": self.status(self.x["step"][-1] if self.x["step"] else 0),
             "behind": self.metrics.behind,
-            "end": {name: clean(self.x[name][-1]) if steps else 0 for name in X},
-            "last": last,
+            "end": end,
+            "last": {name: clean(values[-1]) for name, values in self.values.items()},
             "cut": self.cut,
-            "best_step": best_step,
-            "best": best,
+            "best_step": None if best is None else steps[best],
+            "best": None if best is None else losses[best],
             "settings": self.settings,
             "alerts": self.alerts,
             "samples": len(self.samples),

@@ -10,7 +10,6 @@ writes nothing. The page loads nothing from the network. It reads JSON from thes
     /api/samples?run=0                                   the texts of its evaluations
 """
 
-import contextlib
 import json
 import math
 import sys
@@ -19,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from urllib.parse import parse_qs, urlsplit
 
+from nanogpt.config import ignored_by
 from nanogpt.extras.dashboard.follow import MOST, Runs, X
 
 FILES = {
@@ -40,8 +40,6 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 PORT = 6070
-MOST_CONNECTIONS = 64  # at a time, one thread each
-BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 def is_own(address: str) -> bool:
@@ -67,67 +65,54 @@ class Handler(BaseHTTPRequestHandler):
         """Sends the page, its files, or JSON; refuses requests under another host name."""
         if not is_own(self.headers.get("Host", "")):
             return self.answer(403, b"use http://127.0.0.1 or http://localhost\n")
-        try:
-            url = urlsplit(self.path)
-        except ValueError:
-            return self.answer(400, b"bad request\n")
-        if url.path in FILES:
-            name, kind = FILES[url.path]
-            return self.answer(
-                200, (files("nanogpt.extras.dashboard") / "web" / name).read_bytes(), kind
-            )
-        endpoint = {
+        endpoints = {
             "/api/runs": self.runs,
             "/api/curves": self.curves,
             "/api/samples": self.samples,
-        }.get(url.path)
-        if endpoint is None:
-            return self.answer(404, b"not found\n")
+        }
         try:
-            query = parse_qs(url.query)
+            url = urlsplit(self.path)
+            if url.path in FILES:
+                name, kind = FILES[url.path]
+                file = files("nanogpt.extras.dashboard") / "web" / name
+                return self.answer(200, file.read_bytes(), kind)
+            if url.path not in endpoints:
+                return self.answer(404, b"not found\n")
             with self.server.lock:
-                found = endpoint(query)
+                found = endpoints[url.path](parse_qs(url.query))
         except (ValueError, KeyError, IndexError):
             return self.answer(400, b"bad request\n")
         return self.answer(200, json.dumps(found, allow_nan=False).encode(), "application/json")
 
-    def runs(self, query: dict) -> list[dict]:
-        self.server.runs.update()
-        return [
-            {"number": number, **run.summary()} for number, run in self.server.runs.found.items()
-        ]
+    def runs(self, query: dict) -> dict:
+        """The runs, and the settings in which runs may differ without being different."""
+        runs = self.server.runs
+        runs.update()
+        listed = [{"number": number, **run.summary()} for number, run in runs.found.items()]
+        return {"runs": listed, "incidental": sorted(ignored_by("resume", "compare", "card"))}
 
     def curves(self, query: dict) -> dict:
         """{key: [xs, ys]} of one run."""
-        run = self.server.runs.found[natural(query["run"][0])]
-        x, points = query["x"][0], min(natural(query["points"][0]), 10_000)
+        run = self.server.runs.found[int(query["run"][0])]
+        x, points = query["x"][0], min(int(query["points"][0]), 10_000)
         if x not in X:
             raise ValueError(x)
         low, high = float(query.get("low", [-math.inf])[0]), float(query.get("high", [math.inf])[0])
         return {key: run.curve(key, x, points, low, high) for key in query["key"][:MOST]}
 
     def samples(self, query: dict) -> list[dict]:
-        return self.server.runs.found[natural(query["run"][0])].samples
+        return self.server.runs.found[int(query["run"][0])].samples
 
     def answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)
-        for name, value in {
-            "Content-Type": kind,
-            "Content-Length": str(len(body)),
-            **HEADERS,
-        }.items():
+        about = {"Content-Type": kind, "Content-Length": str(len(body))}
+        for name, value in (about | HEADERS).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, *args) -> None:
         """Logs nothing."""
-
-
-def natural(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(text)
-    return int(text)
 
 
 class Server(ThreadingHTTPServer):
@@ -141,31 +126,16 @@ class Server(ThreadingHTTPServer):
         Raises ValueError or OSError.
         """
         self.runs, self.lock = Runs(roots), threading.Lock()
-        self.free = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        for wish in [port] if port is not None else [*range(PORT, PORT + 20), 0]:
+        for wanted in [port] if port is not None else [*range(PORT, PORT + 20), 0]:
             try:
-                super().__init__(("127.0.0.1", wish), Handler)
+                super().__init__(("127.0.0.1", wanted), Handler)
                 break
-            except (OSError, OverflowError) as error:
-                if wish in (port, 0):
+            except OSError as error:
+                if wanted in (port, 0):
                     raise ValueError(
-                        f"port {wish} is unavailable: {error}; choose another --port"
+                        f"port {wanted} is unavailable: {error}; choose another --port"
                     ) from None
         self.address = f"http://127.0.0.1:{self.server_port}/"
-
-    def process_request(self, request, client_address) -> None:
-        """Starts a thread for a connection, or refuses it if there are too many."""
-        if self.free.acquire(blocking=False):
-            return super().process_request(request, client_address)
-        with contextlib.suppress(OSError):
-            request.sendall(BUSY)
-        self.shutdown_request(request)
-
-    def process_request_thread(self, request, client_address) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.free.release()
 
     def handle_error(self, request, client_address) -> None:
         """Ignores clients that disconnected or timed out."""

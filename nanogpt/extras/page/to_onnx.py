@@ -56,18 +56,11 @@ def export(
     require_onnx()
     to = Path(to)
     check_target(to, directory=True)
-    with (
-        named_errors(to),
-        tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as unverified,
-    ):
-        said = []
-        folder = export_for_transformers(
-            run,
-            Path(unverified, to.name),
-            name=name or str(to.resolve()),
-            say=said.append,
-            **options,
-        )
+    temporary = tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
+    said: list[str] = []
+    with named_errors(to), temporary as directory:
+        folder, card_name = Path(directory, to.name), name or str(to.resolve())
+        export_for_transformers(run, folder, name=card_name, say=said.append, **options)
         model = load(folder)[0]
         (folder / FILE).parent.mkdir()
         write(model, folder / FILE)
@@ -88,7 +81,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 class Pass:
-    """Of one pass through the graph: in place of a KVCache, and of the model's attention."""
+    """The cache and the attention of a model during one pass."""
 
     def __init__(self, config: GPTConfig):
         self.scale = 1 / math.sqrt(config.head_size)
@@ -98,10 +91,8 @@ class Pass:
         self.past, self.bias, self.present = past, bias, []
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple:
-        keys, values = (
-            torch.cat(x, dim=2)
-            for x in zip(self.past[2 * layer : 2 * layer + 2], (k, v), strict=True)
-        )
+        keys = torch.cat([self.past[2 * layer], k], dim=2)
+        values = torch.cat([self.past[2 * layer + 1], v], dim=2)
         self.present += [keys, values]
         return keys, values, None
 
@@ -124,9 +115,8 @@ class Graph(nn.Module):
         """Logits (B, T, V) and the new cache; the module docstring has the inputs' shapes."""
         model, T, total = self.model, input_ids.size(1), attention_mask.size(1)
         rows, columns = torch.arange(total - T, total), torch.arange(total)
-        allowed = (columns <= rows[:, None]) & attention_mask.bool()[
-            :, None, None, None
-        ]  # (B, 1, 1, T, S + T)
+        # (B, 1, 1, T, S + T)
+        allowed = (columns <= rows[:, None]) & attention_mask.bool()[:, None, None, None]
         # not -inf, with which a row of padding alone would be NaN
         self.now.start(past, torch.where(allowed, 0.0, torch.finfo(torch.float32).min))
         x = model.wte(input_ids)
@@ -135,9 +125,8 @@ class Graph(nn.Module):
             x = x + model.wpe(position_ids)
         else:
             tables = rope_tables(model.config, position_ids.flatten())  # (B T, D)
-            rope = [
-                table.unflatten(0, position_ids.shape)[:, None] for table in tables
-            ]  # (B, 1, T, D)
+            # (B, 1, T, D)
+            rope = [table.unflatten(0, position_ids.shape)[:, None] for table in tables]
         for block in model.h:
             x = block(x, rope, self.now)
         logits = F.linear(model.ln_f(x), model.head.weight)[..., : model.config.vocab_size]
@@ -145,9 +134,8 @@ class Graph(nn.Module):
 
 
 def cache_names(config: GPTConfig, prefix: str) -> list[str]:
-    return [
-        f"{prefix}.{layer}.{kind}" for layer in range(config.n_layer) for kind in ("key", "value")
-    ]
+    kinds = ("key", "value")
+    return [f"{prefix}.{layer}.{kind}" for layer in range(config.n_layer) for kind in kinds]
 
 
 def write(model: GPT, path: Path) -> None:
@@ -162,10 +150,8 @@ def write(model: GPT, path: Path) -> None:
     ids = torch.zeros(B, T, dtype=torch.long)
     inputs, outputs = cache_names(c, "past_key_values"), cache_names(c, "present")
     # transformers.js makes an empty cache by the names of its dimensions
-    axes = {
-        name: {0: "batch_size", 1: "sequence_length"}
-        for name in ("input_ids", "position_ids", "logits")
-    }
+    sequences = ("input_ids", "position_ids", "logits")
+    axes = {name: {0: "batch_size", 1: "sequence_length"} for name in sequences}
     axes["attention_mask"] = {0: "batch_size", 1: "total_sequence_length"}
     axes |= {name: {0: "batch_size", 2: "past_sequence_length"} for name in inputs}
     axes |= {name: {0: "batch_size", 2: "total_sequence_length"} for name in outputs}
@@ -188,11 +174,8 @@ def write(model: GPT, path: Path) -> None:
 def feed(tokens: np.ndarray, read: int, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The graph's inputs for tokens (B, S + T), of which the first `read`, S, are in the cache."""
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)[:, read:]
-    return {
-        "input_ids": tokens[:, read:],
-        "attention_mask": np.ones_like(tokens),
-        "position_ids": positions,
-    } | past
+    inputs = {"attention_mask": np.ones_like(tokens), "position_ids": positions}
+    return {"input_ids": tokens[:, read:]} | inputs | past
 
 
 def empty_cache(config: GPTConfig, batch_size: int) -> dict[str, np.ndarray]:
@@ -211,15 +194,11 @@ def verify(path: Path, model: GPT) -> float:
     ids, c = real_tokens(model, None), model.config
     with torch.no_grad():
         expected = model(ids)
-    logits = torch.from_numpy(
-        session.run(["logits"], feed(ids.numpy(), 0, empty_cache(c, len(ids))))[0]
-    )
-    worst = (logits - expected).abs().max().item()
-    if not ((logits - expected).abs() <= TOLERANCE * (expected.abs() / 10).clamp(min=1)).all():
-        raise ValueError(
-            f"the export is wrong: ONNX Runtime's logits differ by {worst:.2g}, "
-            f"above {TOLERANCE:.0e}"
-        )
+    inputs = feed(ids.numpy(), 0, empty_cache(c, len(ids)))
+    difference = (torch.from_numpy(session.run(["logits"], inputs)[0]) - expected).abs()
+    worst = difference.max().item()
+    if not (difference <= TOLERANCE * (expected.abs() / 10).clamp(min=1)).all():
+        raise ValueError(f"the export is wrong: ONNX Runtime's logits differ by {worst:.2g}")
     start = max(1, min(16, c.block_size - 32))
     new = min(32, c.block_size + 1 - start)
     tokens, read, past = ids[:1, :start].numpy(), 0, empty_cache(c, 1)

@@ -13,7 +13,6 @@ import base64
 import gzip
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -39,13 +38,8 @@ LIBRARY = {  # name on the page: package, file in it
     "ort.wasm": (ONNXRUNTIME, "dist/ort-wasm-simd-threaded.wasm"),
     "LICENSE": (TRANSFORMERS, "LICENSE"),
 }
-MODEL = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    to_onnx.FILE,
-)
+CONFIGS = ("config", "generation_config", "tokenizer", "tokenizer_config")
+MODEL = (to_onnx.FILE, *(f"{name}.json" for name in CONFIGS))
 PIECE = 2**24  # characters of base64 in a script; a string of JavaScript has 2**29 at most
 TIMEOUT = 300  # seconds for npm, which fetches some 50 MB
 MOST_POINTS = 500  # of a curve
@@ -84,30 +78,30 @@ def write(
     to = Path(to)
     check_target(to, directory=True)
     to_onnx.require_onnx()
-    files = fetch_library()
+    library = fetch_library()
     model, tokenizer, source, info = load_with_info(run, which, say)
-    with (
-        named_errors(to),
-        tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as directory,
-    ):
-        folder = to_onnx.export(
-            source or run, Path(directory, "export"), name=name or to.name, say=say, **options
-        )
-        files = files | {name: (folder / name).read_bytes() for name in MODEL}
+    temporary = tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
+    with named_errors(to), temporary as directory:
+        exported = Path(directory, "export")
+        to_onnx.export(source or run, exported, name=name or to.name, say=say, **options)
         page = Path(shutil.copytree(PAGE, Path(directory, "page")))
-        (page / "LICENSE-transformers.js").write_bytes(files.pop("LICENSE"))
+        (page / "LICENSE-transformers.js").write_bytes(library["LICENSE"])
+        files = {name: content for name, content in library.items() if name != "LICENSE"}
+        files |= {name: (exported / name).read_bytes() for name in MODEL}
         native = json.loads(files["config.json"])["architectures"][0]
-        facts = describe(model, native, info, options.get("license", "unknown"))
-        facts["title"] = name or Path(run).name
-        facts["curves"] = curves(source)
-        facts["scripts"] = embed(files, page)
         question = QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0]
-        facts["prompt"] = prompt or question
+        facts = {
+            **describe(model, native, info, options.get("license", "unknown")),
+            "title": name or Path(run).name,
+            "curves": curves(source),
+            "scripts": embed(files, page),
+            "prompt": prompt or question,
+        }
         (page / "facts.js").write_text(f"const FACTS = {json.dumps(facts, allow_nan=False)};\n")
         page.replace(to)
-    size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file()) / 1e6
     say(
-        f"{to / 'index.html'}: open it in a browser, or put the directory ({size / 1e6:.1f} MB) "
+        f"{to / 'index.html'}: open it in a browser, or put the directory ({size:.1f} MB) "
         "on any static host"
     )
     return to
@@ -120,10 +114,10 @@ def fetch_library() -> dict[str, bytes]:
         raise ValueError(
             "a page needs transformers.js, and npm to fetch it: install npm (with Node.js)"
         )
+    flags = "--loglevel=error --no-update-notifier --prefer-offline --fetch-retries=1"
+    flags += " --fetch-retry-mintimeout=1000"
+    command = [npm, "pack", *flags.split(), TRANSFORMERS, ONNXRUNTIME]
     with tempfile.TemporaryDirectory() as directory:
-        flags = "--loglevel=error --no-update-notifier --prefer-offline --fetch-retries=1"
-        flags = [*flags.split(), "--fetch-retry-mintimeout=1000", *npm_cache(directory)]
-        command = [npm, "pack", *flags, TRANSFORMERS, ONNXRUNTIME]
         try:
             done = subprocess.run(
                 command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT
@@ -137,26 +131,11 @@ def fetch_library() -> dict[str, bytes]:
             said = said or f"exit code {done.returncode}"
             raise ValueError(f"npm cannot fetch {TRANSFORMERS}: {said[:300]}")
         packages = dict(zip((TRANSFORMERS, ONNXRUNTIME), done.stdout.split(), strict=True))
-        return {
-            name: read(Path(directory, packages[package]), file)
-            for name, (package, file) in LIBRARY.items()
-        }
-
-
-def npm_cache(temporary: str) -> list[str]:
-    """The flag that moves npm's cache to `temporary` if HOME is read-only: npm would hang."""
-    usual = Path(os.environ.get("npm_config_cache") or Path.home() / ".npm")  # noqa: SIM112
-    try:
-        usual.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=usual).close()
-        return []
-    except OSError:
-        return ["--cache", temporary]
-
-
-def read(package: Path, file: str) -> bytes:
-    with tarfile.open(package) as tar:
-        return tar.extractfile(f"package/{file}").read()
+        found = {}
+        for name, (package, file) in LIBRARY.items():
+            with tarfile.open(Path(directory, packages[package])) as tar:
+                found[name] = tar.extractfile(f"package/{file}").read()
+        return found
 
 
 def embed(files: dict[str, bytes], page: Path) -> list[str]:
@@ -188,13 +167,9 @@ def describe(model: GPT, native: str, info: card.RunInfo | None, license: str) -
         )
         if "device" in environment:
             facts["training"] += f" on {environment['device']} in {environment.get('precision')}"
-        here = [
-            loss
-            for tokens, loss in plot.points(info.out_dir, "val_loss")
-            if tokens == state["tokens"]
-        ]
-        if here:
-            facts["validation loss"] = f"{here[-1]:.4f} nats per token"
+        for tokens, loss in plot.points(info.out_dir, "val_loss"):
+            if tokens == state["tokens"]:
+                facts["validation loss"] = f"{loss:.4f} nats per token"
     facts["license"] = license
     about = f"A language model with {facts['parameters']} parameters, trained with nanogpt."
     return {"about": about, "block_size": c.block_size, "facts": list(facts.items())}
@@ -204,9 +179,8 @@ def curves(source: Path | None) -> dict[str, list]:
     """The losses of the run of a checkpoint, as (tokens, loss)."""
     found = {}
     for name in ("train", "val") if source else ():
-        points = [
-            p for p in plot.points(source.parent, f"{name}_loss") if all(map(math.isfinite, p))
-        ]
+        points = plot.points(source.parent, f"{name}_loss")
+        points = [point for point in points if all(map(math.isfinite, point))]
         found[name] = points[:: math.ceil(len(points) / MOST_POINTS) or 1]
     return found
 
@@ -227,12 +201,10 @@ def push(
     client.make_repository(repo, private, revision, space=True)
     with tempfile.TemporaryDirectory() as directory:
         folder = write(run, Path(directory, "page"), name=repo, say=say, **options)
-        readme = SPACE.format(
-            title=json.dumps(repo.rpartition("/")[2]), license=options.get("license", "unknown")
-        )
+        title = json.dumps(repo.rpartition("/")[2])
+        readme = SPACE.format(title=title, license=options.get("license", "unknown"))
         (folder / "README.md").write_text(readme, encoding="utf-8")
-        address = client.upload(
-            folder, repo, f"Page of {Path(run).name} by nanogpt", revision, space=True
-        )
+        message = f"Page of {Path(run).name} by nanogpt"
+        address = client.upload(folder, repo, message, revision, space=True)
     say(f"pushed: {address}")
     return address

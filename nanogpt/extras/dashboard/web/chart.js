@@ -1,4 +1,4 @@
-// A line chart on a canvas: axes, curves, the values under the pointer, zooming by dragging.
+// A line chart on a canvas: axes, curves, a legend with the values under the pointer, zooming by dragging.
 
 const MARGIN = { left: 62, right: 10, top: 8, bottom: 24 };
 
@@ -56,7 +56,6 @@ export class Chart {
     this.canvas.setAttribute("aria-label", title);
     this.box = document.createElement("div");
     this.box.className = "values";
-    this.box.hidden = true;
     this.figure.append(caption, this.canvas, this.box);
     this.figure.dataset.title = title;
     this.lines = [];
@@ -167,15 +166,21 @@ export class Chart {
     pen.fillRect(across(this.from), MARGIN.top, across(this.to) - across(this.from), h);
   }
 
-  // Shows the values at x, as text and never as HTML.
+  // The legend: each line's value at x, or its last one. Text, never HTML.
   tell(x) {
-    this.box.hidden = x === null;
-    if (this.box.hidden) return;
+    const room = Math.max(24, this.canvas.clientWidth / 7 - 20); // characters; a name is cut in its middle
+    const cut = (name) => name.length > room ? `${name.slice(0, room / 3)}…${name.slice(1 - room * 2 / 3)}` : name;
     this.box.replaceChildren(...this.lines.filter((line) => line.label).map((line) => {
-      const row = document.createElement("div"), swatch = document.createElement("span"), i = nearest(line.xs, x);
+      const row = document.createElement("div"), swatch = document.createElement("span");
+      const name = document.createElement("span"), value = document.createElement("b");
+      const i = x === null ? line.xs.length - 1 : nearest(line.xs, x);
       swatch.className = "swatch";
       swatch.style.background = line.color;
-      row.append(swatch, `${line.label}: ${short(line.ys[i])} at ${short(line.xs[i])}`);
+      name.textContent = cut(line.label);
+      name.title = line.label;
+      name.className = "name";
+      value.textContent = `${short(line.ys[i])} at ${short(line.xs[i])}`;
+      row.append(swatch, name, value);
       return row;
     }));
   }

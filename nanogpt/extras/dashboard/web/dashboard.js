@@ -14,7 +14,7 @@ const NOISY = ["train_loss", "grad_norm", "update_ratio", "tokens_per_second", "
 const MOST_CHARTS = 30;
 
 const $ = (id) => document.getElementById(id);
-let runs = []; // as /api/runs lists them
+let runs = [], incidental = []; // as /api/runs lists them
 let range; // of x: [low, high], or undefined for the full range
 let sampleStep = Infinity; // the newest
 let trouble = ""; // an error message
@@ -27,6 +27,13 @@ const rank = (place) => (Object.keys(TITLES).indexOf(place) + 1 || Infinity);
 
 function make(name, text = "", properties = {}) {
   return Object.assign(document.createElement(name), { textContent: text, ...properties });
+}
+
+// A name that may be broken after its punctuation, and elsewhere only if it must.
+function breakable(tag, name, properties = {}) {
+  const element = make(tag, "", properties);
+  for (const part of name.split(/(?<=[/_=,-])/)) element.append(part, make("wbr"));
+  return element;
 }
 
 function swatch(number) {
@@ -82,7 +89,7 @@ function drawRuns() {
     });
     const label = make("label");
     const best = run.best === null ? "" : `, best ${run.best.toFixed(4)} at ${short(run.best_step)}`;
-    label.append(box, swatch(number), run.name, make("small", `${run.status}, step ${short(run.end.step)}${best}`));
+    label.append(box, swatch(number), breakable("span", run.name), make("small", `${run.status}, step ${short(run.end.step)}${best}`));
     const item = make("li");
     item.append(label);
     return item;
@@ -92,7 +99,7 @@ function drawRuns() {
 function drawAlerts() {
   $("alerts").replaceChildren(...shown().flatMap((run) => run.alerts.map((alert) => {
     const item = make("li", "", { className: alert.kind });
-    item.append(swatch(run.number), `${run.name}: ${alert.kind}: ${alert.text}`);
+    item.append(swatch(run.number), breakable("span", run.name), `: ${alert.kind}: ${alert.text}`);
     return item;
   })));
 }
@@ -114,7 +121,7 @@ function drawCharts() {
       const place = placeOf(key);
       if (key === "skipped_steps" && !ys.some((y) => y > 0)) continue;
       if (!lines.has(place)) lines.set(place, []);
-      const line = { label: place === "loss" ? `${run.name}, ${key}` : run.name, color: color(run.number), xs };
+      const line = { label: place === "loss" ? `${key === "val_loss" ? "validation" : "training"}, ${run.name}` : run.name, color: color(run.number), xs };
       const into = lines.get(place);
       if (!NOISY.includes(key)) into.push({ ...line, ys, width: key === "val_loss" ? 2.5 : 1.5 });
       else into.push({ ...line, label: "", ys, width: 1, alpha: 0.2 }, { ...line, ys: smooth(ys, +$("smooth").value), width: 1 });
@@ -141,7 +148,7 @@ function drawSamples() {
     const text = (samples.get(run.number)?.texts ?? []).findLast((each) => each.step <= steps[place]);
     if (!text) return [];
     const article = make("article");
-    article.append(swatch(run.number), make("b", run.name), ` at step ${short(text.step)}`, make("pre", text.text));
+    article.append(swatch(run.number), breakable("b", run.name), ` at step ${short(text.step)}`, make("pre", text.text));
     return [article];
   }));
 }
@@ -149,11 +156,11 @@ function drawSamples() {
 function drawSettings() {
   const columns = shown(), names = [...new Set(columns.flatMap((run) => Object.keys(run.settings)))];
   const head = make("tr");
-  head.append(make("th", "setting"), ...columns.map((run) => make("th", run.name)));
+  head.append(make("th", "setting"), ...columns.map((run) => breakable("th", run.name)));
   const rows = names.map((name) => {
     const row = make("tr"), values = columns.map((run) => (Object.hasOwn(run.settings, name) ? run.settings[name] : "–"));
     row.append(make("td", name), ...values.map((value) => make("td", value)));
-    row.className = new Set(values).size > 1 ? "differs" : "";
+    row.className = new Set(values).size > 1 && !incidental.includes(name) ? "differs" : "";
     return row;
   });
   const some = columns.length > 1 && $("differences").checked ? rows.filter((row) => row.className) : rows;
@@ -179,7 +186,9 @@ async function follow() {
   try {
     if (!document.hidden) {
       const before = JSON.stringify(runs);
-      runs = await ask("/api/runs");
+      ({ runs, incidental } = await ask("/api/runs"));
+      $("empty").hidden = runs.length > 0;
+      $("content").hidden = !runs.length;
       if (trouble || JSON.stringify(runs) !== before) {
         drawRuns();
         await refresh();
