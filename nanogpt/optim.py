@@ -34,9 +34,11 @@ def lr_at(step: int, config, seconds: float = 0.0) -> float:
     """
     if step < config.warmup_iters:
         return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
-    now, start, end = step, config.warmup_iters, config.lr_decay_iters or config.max_iters
+    now: float = step
+    start, end = config.warmup_iters, config.lr_decay_iters or config.max_iters
     if config.train_minutes:
-        now, start, end = seconds, 0, 60 * config.train_minutes
+        now = seconds
+        start, end = 0, 60 * config.train_minutes
     if config.lr_schedule == "wsd":
         start = max(start, round(end * (1 - config.decay_fraction)))
     progress = min(1.0, (now - start) / max(1, end - start))
@@ -173,9 +175,7 @@ class Muon(torch.optim.Optimizer):
                 update = orthogonalize_share(updates)
             else:
                 update = orthogonalize(torch.stack(updates))
-            update = update.reshape(
-                -1, columns
-            )  # the matrices, or their rows here, below each other
+            update = update.reshape(-1, columns)  # all rows of a batch below each other
             lr = lr if skip is None else lr * (1 - skip)
             torch._foreach_mul_(weights, 1 - lr * weight_decay)
             update = update.to(weights[0].dtype) * (lr * math.sqrt(max(1, rows / columns)))
@@ -215,7 +215,8 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 def orthogonalize_share(x: list[torch.Tensor]) -> torch.Tensor:
     """`orthogonalize` of N matrices that all processes have: each computes a share for all."""
-    rank, world, N = dist.get_rank(), dist.get_world_size(), len(x)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    N = len(x)
     share = math.ceil(N / world)  # the last process repeats the last matrix to fill its share
     mine = torch.stack([x[min(rank * share + i, N - 1)] for i in range(share)])
     results = mine.new_empty(world * share, *x[0].shape)

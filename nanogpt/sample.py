@@ -35,7 +35,7 @@ def filter_logits(
 
 
 def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None) -> torch.Tensor:
-    """The next token (B, 1) for logits (B, V). On a CPU raises ValueError if they are infinite."""
+    """The next token (B, 1) for logits (B, V). ValueError, on a CPU, if they are not finite."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)

@@ -200,9 +200,14 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
             # the best is one that could be saved
             state.best_val_loss, state.best_step = best_before
     if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
-        start, length, seed = parts.train_data.beginning, config.sample_tokens, config.seed
-        check = parts.interrupts.check
-        text = sample_text(parts.gpt, parts.tokenizer, start, length, seed, check)
+        text = sample_text(
+            parts.gpt,
+            parts.tokenizer,
+            parts.train_data.beginning,
+            config.sample_tokens,
+            config.seed,
+            parts.interrupts.check,
+        )
         parts.metrics.sample(text, **where(state))
         parts.progress.sample(text)
     parts.clock.start()
@@ -265,8 +270,15 @@ def write_checkpoint(
     start, saves = time.perf_counter(), parts.saves
     try:
         parts.metrics.sync()
-        settings, tokenizer, keep = parts.settings, parts.tokenizer, config.keep_checkpoints
-        checkpoint.save(parts.out_dir, state, *collected, settings, tokenizer, keep, best)
+        checkpoint.save(
+            parts.out_dir,
+            state,
+            *collected,
+            parts.settings,
+            parts.tokenizer,
+            config.keep_checkpoints,
+            best,
+        )
         saves.failed, saves.error = 0, None
     except Exception as error:  # a full disk, most likely: the run is worth more than a checkpoint
         saves.fail(state.step, error)
@@ -416,8 +428,10 @@ def pause(config: TrainConfig, parts: Parts, state: State) -> None:
 
 def synchronize(device: torch.device) -> None:
     """Waits until the device has finished its work."""
-    if device.type in ("cuda", "mps"):
-        torch.accelerator.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def memory_in_use(device: torch.device) -> int:
