@@ -12,56 +12,39 @@ from nanogpt.run.errors import visible
 from nanogpt.run.parser import within
 
 TO_UTF8 = "convert it, for instance with iconv -f WINDOWS-1252 -t UTF-8"
+WHAT = "an out directory (best, else last), a checkpoint in one, or a transformers model"
+SHARED = {
+    "RUN": {"help": WHAT},
+    "RUNS": {"help": f"one or several; each is {WHAT}", "nargs": "+", "metavar": "RUN"},
+    "RECIPE": {"help": "a recipe, such as recipes/shakespeare.py"},
+    "FLAGS": {"help": "its flags, such as --n_layer=8", "nargs": argparse.REMAINDER},
+    "--checkpoint": {"help": "best, last or step-N; default: best, else last", "metavar": "WHICH"},
+    "--device": {"help": "auto, cpu, cuda or mps", "default": "auto"},
+    "--json": {"help": "print the result as one line of JSON", "action": "store_true"},
+    "--precision": {
+        "help": "of training",
+        "default": "auto",
+        "choices": ("auto", "fp32", "bf16", "fp16"),
+    },
+    "--port": {"help": "local port; default: a usual one", "type": within(int, 0, 65_535)},
+}
+
+
+def add_shared(command: argparse.ArgumentParser, *names: str) -> None:
+    """Adds arguments of SHARED."""
+    for name in names:
+        command.add_argument(name, **SHARED[name])
+
+
+def add_number(command, flag: str, kind: type, low: float, high: float, default, help: str) -> None:
+    """Adds a flag for a number from `low` to `high`."""
+    limits = within(kind, low, high)
+    command.add_argument(flag, type=limits, default=default, metavar="N", help=help)
 
 
 def extra(name: str):
     """The module nanogpt.extras.NAME, imported by name: without it only its command fails."""
     return import_module(f"nanogpt.extras.{name}")
-
-
-def add_number(command, flag: str, kind: type, low: float, high: float, default, help: str) -> None:
-    """Adds a flag for a number from `low` to `high`."""
-    command.add_argument(
-        flag, type=within(kind, low, high), default=default, metavar="N", help=help
-    )
-
-
-def add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "RUN",
-        help="an out directory (best, else last), a checkpoint in one, or a transformers model",
-    )
-    add_checkpoint(command)
-
-
-def add_checkpoint(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--checkpoint", metavar="WHICH", help="best, last or step-N; default: best, else last"
-    )
-
-
-def add_device(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-
-
-def add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="print the result as one line of JSON")
-
-
-def add_port(command: argparse.ArgumentParser) -> None:
-    add_number(command, "--port", int, 0, 65_535, None, "local port; default: a usual one")
-
-
-def add_recipe(command: argparse.ArgumentParser) -> None:
-    command.add_argument("RECIPE", help="a recipe, such as recipes/shakespeare.py")
-    command.add_argument("FLAGS", nargs=argparse.REMAINDER, help="its flags, such as --n_layer=8")
-
-
-def require_recipe(recipe: str) -> None:
-    if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
-        raise ValueError(
-            f"{recipe} is not a Python file: name a recipe, such as recipes/shakespeare.py"
-        )
 
 
 def run_recipe(recipe: str, flags: list[str]) -> None:
@@ -72,6 +55,14 @@ def run_recipe(recipe: str, flags: list[str]) -> None:
         runpy.run_path(recipe, run_name="__main__")
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+
+
+def require_recipe(recipe: str) -> None:
+    """Raises ValueError unless it is a Python file."""
+    if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
+        raise ValueError(
+            f"{recipe} is not a Python file: name a recipe, such as recipes/shakespeare.py"
+        )
 
 
 def utf8(text: str) -> str:
@@ -87,18 +78,13 @@ def pick_device(name: str) -> str:
     """Resolves `auto`. Raises ValueError for a device that this machine does not have."""
     import torch
 
-    present = ["cpu"]
-    if torch.backends.mps.is_available():
-        present.insert(0, "mps")
-    if torch.cuda.is_available():
-        present.insert(0, "cuda")
-    if name == "auto":
-        return present[0]
-    if name not in present:
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = [device for device, available in has.items() if available]
+    if name not in ("auto", *present):
         raise ValueError(
             f"device={name!r} is not one of {', '.join(present)}, which this machine has"
         )
-    return name
+    return present[0] if name == "auto" else name
 
 
 def show(text: str) -> None:
@@ -112,4 +98,5 @@ def show_json(value: object) -> None:
 
 
 def note(text: str) -> None:
+    """Prints a remark on stderr."""
     print(f"note: {visible(text)}", file=sys.stderr)

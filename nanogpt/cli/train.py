@@ -6,16 +6,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from nanogpt.cli.options import (
-    add_checkpoint,
-    add_device,
-    add_json,
-    add_number,
-    add_recipe,
-    require_recipe,
-    run_recipe,
-    show,
-)
+from nanogpt.cli.options import add_number, add_shared, require_recipe, run_recipe, show
 from nanogpt.run.parser import OneLineParser, within
 
 LAUNCH = (
@@ -25,20 +16,15 @@ LAUNCH = (
 
 
 def add_train(command: ArgumentParser) -> None:
-    add_processes(command)
-    add_recipe(command)
+    """Adds the arguments of `nanogpt train`."""
+    add_processes(command, 1)
+    add_shared(command, "RECIPE", "FLAGS")
 
 
-def add_processes(command: ArgumentParser, default: int = 1) -> None:
-    add_number(
-        command,
-        "--processes",
-        int,
-        1,
-        1024,
-        default,
-        "number of processes: one per GPU; without a GPU, on the CPU",
-    )
+def add_processes(command: ArgumentParser, default: int) -> None:
+    """Adds --processes."""
+    count = "number of processes: one per GPU; without a GPU, on the CPU"
+    add_number(command, "--processes", int, 1, 1024, default, count)
 
 
 def run_train(args) -> None:
@@ -78,29 +64,23 @@ def launch(recipe: str, flags: list[str], processes: int) -> None:
 
 
 def add_plan(command: ArgumentParser) -> None:
-    add_json(command)
-    add_recipe(command)
+    """Adds the arguments of `nanogpt plan`."""
+    add_shared(command, "--json", "RECIPE", "FLAGS")
 
 
 def run_plan(args) -> None:
     """Runs a recipe with --dry_run."""
     require_recipe(args.RECIPE)
-    flags = ["--dry_run", *args.FLAGS]
-    if args.json:
-        flags.insert(0, "--json")
-    run_recipe(args.RECIPE, flags)
+    json = ["--json"] if args.json else []
+    run_recipe(args.RECIPE, [*json, "--dry_run", *args.FLAGS])
 
 
 def add_show_batch(command: ArgumentParser) -> None:
+    """Adds the arguments of `nanogpt show-batch`."""
     command.add_argument("RUN", help="an out directory, or one checkpoint in it")
-    add_checkpoint(command)
-    command.add_argument(
-        "--step",
-        type=within(int, 1, 10**9),
-        required=True,
-        metavar="N",
-        help="number of the step; the first is 1",
-    )
+    add_shared(command, "--checkpoint")
+    step = within(int, 1, 10**9)
+    command.add_argument("--step", type=step, required=True, metavar="N", help="the first is 1")
     command.add_argument("--data", metavar="DIR", help="the data directory; default: the run's")
 
 
@@ -132,10 +112,9 @@ def run_show_batch(args) -> None:
 
 
 def add_import_nanogpt(command: ArgumentParser) -> None:
+    """Adds the arguments of `nanogpt import-nanogpt`."""
     command.add_argument("CKPT", help="nanoGPT's ckpt.pt")
-    command.add_argument(
-        "--data", required=True, metavar="DIR", help="the data directory it was trained on"
-    )
+    command.add_argument("--data", required=True, metavar="DIR", help="what it was trained on")
     command.add_argument(
         "--out_dir", default="out/from_nanogpt", metavar="DIR", help="the run to write"
     )
@@ -148,9 +127,8 @@ def run_import_nanogpt(args) -> None:
     """Writes nanoGPT's checkpoint as one of ours and prints how to continue with it."""
     from nanogpt.hub.nanogpt import import_checkpoint, resume_command
 
-    saved = import_checkpoint(
-        Path(args.CKPT), Path(args.data), Path(args.out_dir), args.weights_only
-    )
+    data, out_dir = Path(args.data), Path(args.out_dir)
+    saved = import_checkpoint(Path(args.CKPT), data, out_dir, args.weights_only)
     show(f"{args.CKPT} is now {saved}\n")
     show(f"next:  nanogpt sample {args.out_dir}")
     show(f"       nanogpt eval {args.out_dir}")
@@ -158,10 +136,8 @@ def run_import_nanogpt(args) -> None:
 
 
 def add_launch_check(command: ArgumentParser) -> None:
-    add_device(command)
-    command.add_argument(
-        "--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of a run"
-    )
+    """Adds the arguments of `nanogpt launch-check`."""
+    add_shared(command, "--device", "--precision")
     add_number(command, "--timeout", float, 1, 1e6, 60, "seconds to wait for other processes")
 
 
@@ -179,28 +155,24 @@ def run_launch_check(args) -> None:
     from nanogpt.run.agree import Peers
     from nanogpt.run.device import environment_of, make_accelerator, set_threads
 
-    accelerator = make_accelerator(
-        TrainConfig(
-            device=args.device,
-            precision=args.precision,
-            timeout=args.timeout,
-            gradient_accumulation_steps=int(os.environ.get("WORLD_SIZE", 1)),
-        )
+    config = TrainConfig(
+        device=args.device,
+        precision=args.precision,
+        timeout=args.timeout,
+        gradient_accumulation_steps=int(os.environ.get("WORLD_SIZE", 1)),
     )
+    accelerator = make_accelerator(config)
     peers = Peers(accelerator, args.timeout)
     processes, rank = accelerator.num_processes, accelerator.process_index
     threads = set_threads(0, processes)
     env = environment_of(accelerator, threads)
     parallel = "one process, no communication"
     if processes > 1:
-        parallel = f"{processes} processes by {torch.distributed.get_backend()}, "
-        if accelerator.distributed_type == DistributedType.FSDP:
-            parallel += "one model, sharded over them"
-        else:
-            parallel += "a copy of the model on each"
-    accelerator.print(
-        f"{parallel}; {env['precision']}, torch {env['torch']}, accelerate {env['accelerate']}"
-    )
+        sharded = accelerator.distributed_type == DistributedType.FSDP
+        model = "one model, sharded over them" if sharded else "a copy of the model on each"
+        parallel = f"{processes} processes by {torch.distributed.get_backend()}, {model}"
+    versions = f"torch {env['torch']}, accelerate {env['accelerate']}"
+    accelerator.print(f"{parallel}; {env['precision']}, {versions}")
     for turn in range(processes):
         if turn == rank:
             device = f"{accelerator.device} ({env['device']})"

@@ -8,12 +8,8 @@ from pathlib import Path
 
 from nanogpt.cli.options import (
     TO_UTF8,
-    add_checkpoint,
-    add_device,
-    add_json,
     add_number,
-    add_port,
-    add_run,
+    add_shared,
     extra,
     note,
     pick_device,
@@ -26,20 +22,12 @@ from nanogpt.run.errors import visible, waiting
 
 def add_sampling(command: ArgumentParser, max_new_tokens: int) -> None:
     """Adds the arguments that `nanogpt sample` and `nanogpt chat` share."""
+    add_shared(command, "RUN", "--checkpoint", "--device")
     add_number(command, "--max_new_tokens", int, 1, 10**7, max_new_tokens, "tokens to add")
     add_number(command, "--temperature", float, 0, 1000, 0.8, "0 takes the most likely token")
-    add_number(
-        command, "--top_k", int, 0, 2**24, 200, "sample from the N most likely tokens; 0 is off"
-    )
-    add_number(
-        command,
-        "--top_p",
-        float,
-        0,
-        1,
-        1.0,
-        "sample from the most likely tokens whose probabilities sum to N",
-    )
+    add_number(command, "--top_k", int, 0, 2**24, 200, "only the N most likely tokens; 0: all")
+    top_p = "only the most likely tokens whose probabilities sum to N"
+    add_number(command, "--top_p", float, 0, 1, 1.0, top_p)
     add_number(command, "--seed", int, 0, 2**63 - 1, None, "the same seed gives the same text")
     command.add_argument(
         "--dtype",
@@ -53,12 +41,8 @@ def add_sampling(command: ArgumentParser, max_new_tokens: int) -> None:
 
 
 def sampling_options(args) -> dict:
-    return {
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "seed": args.seed,
-    }
+    """The options of `stream` and `generate` that `add_sampling` adds."""
+    return {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
 
 
 def load_for_sampling(args) -> tuple:
@@ -76,26 +60,19 @@ def load_for_sampling(args) -> tuple:
 
 
 def add_sample(command: ArgumentParser) -> None:
-    add_run(command)
-    add_device(command)
+    """Adds the arguments of `nanogpt sample`."""
+    add_sampling(command, max_new_tokens=500)
     command.add_argument(
         "--prompt",
         type=utf8,
         metavar="TEXT|FILE:PATH",
-        help="text to continue; default: whatever a text begins with, usually a newline",
+        help="text to continue; default: what a text begins with, usually a newline",
     )
-    add_sampling(command, max_new_tokens=500)
     add_number(command, "--num_samples", int, 1, 10_000, 1, "continuations, sampled as one batch")
-    command.add_argument(
-        "--compile", action="store_true", help="torch.compile: faster on a GPU, for long texts"
-    )
-    command.add_argument(
-        "--ignore_eos", action="store_true", help="continue after the end-of-text token"
-    )
-    command.add_argument(
-        "--stats", action="store_true", help="print tokens per second at the end, on stderr"
-    )
-    add_json(command)
+    command.add_argument("--compile", action="store_true", help="torch.compile, for long texts")
+    command.add_argument("--ignore_eos", action="store_true", help="continue after the end of text")
+    command.add_argument("--stats", action="store_true", help="print tokens per second on stderr")
+    add_shared(command, "--json")
 
 
 def run_sample(args) -> None:
@@ -127,17 +104,15 @@ def run_sample(args) -> None:
     else:
         new = generate(model, idx, args.max_new_tokens, **options)[:, len(ids) :]
         rows = [list(until(eos_id, row)) for row in new.tolist()]
-        texts = [tokenizer.decode([*context, *row]) for row in rows]
-        count = sum(len(row) for row in rows)
-        if args.json:
-            samples = []
-            for text, row in zip(texts, rows, strict=True):
-                ended = len(row) < args.max_new_tokens  # by an end-of-text token, which is cut off
-                samples.append({"text": text, "tokens": len(row), "ended": ended})
-            show_json({"run": args.RUN, "prompt": prompt, "samples": samples})
-        else:
-            for text in texts:
+        count, samples = sum(map(len, rows)), []
+        for row in rows:
+            ended = len(row) < args.max_new_tokens  # by an end-of-text token, which is cut off
+            text = tokenizer.decode([*context, *row])
+            samples.append({"text": text, "tokens": len(row), "ended": ended})
+            if not args.json:
                 print(shown(text), "-" * 40, sep="\n")
+        if args.json:
+            show_json({"run": args.RUN, "prompt": prompt, "samples": samples})
     if args.stats:
         seconds = time.perf_counter() - start
         speed = f"{count:,} tokens in {seconds:.2f} s: {count / seconds:,.0f} tokens/s"
@@ -153,19 +128,16 @@ def read_prompt(prompt: str, tokenizer) -> tuple[str, list[int]]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): {TO_UTF8}") from None
     if not prompt:
-        raise ValueError(
-            "the prompt is empty: give at least one character, such as --prompt ROMEO:"
-        )
+        raise ValueError("the prompt is empty: give at least a character, such as --prompt ROMEO:")
     return prompt, tokenizer.encode(prompt).tolist()
 
 
 def add_chat(command: ArgumentParser) -> None:
-    add_run(command)
-    add_device(command)
+    """Adds the arguments of `nanogpt chat`."""
+    add_sampling(command, max_new_tokens=200)
     command.add_argument(
         "--system", type=utf8, metavar="TEXT", help="the system's message, before the first one"
     )
-    add_sampling(command, max_new_tokens=200)
 
 
 def run_chat(args) -> None:
@@ -217,28 +189,23 @@ def read_line(terminal: bool) -> str | None:
 
 
 def add_playground(command: ArgumentParser) -> None:
-    command.add_argument(
-        "RUN", nargs="+", help="one or two of: an out directory, a checkpoint, a transformers model"
-    )
-    add_checkpoint(command)
-    add_device(command)
-    add_port(command)
+    """Adds the arguments of `nanogpt playground`."""
+    add_shared(command, "RUNS", "--checkpoint", "--device", "--port")
 
 
 def run_playground(args) -> None:
+    """Serves the playground until it is interrupted."""
     serve = extra("playground").serve
-    serve(args.RUN, pick_device(args.device), args.port, which=args.checkpoint)
+    serve(args.RUNS, pick_device(args.device), args.port, which=args.checkpoint)
 
 
-def add_target(command: ArgumentParser, what: str, *more_dtypes: str) -> None:
-    """Adds where to write an export, and the arguments that `export_options` reads."""
-    command.add_argument(
-        "--to", "--out", required=True, metavar="PATH", help=f"{what}, which must not exist yet"
-    )
-    add_export_options(command, *more_dtypes)
-
-
-def add_export_options(command: ArgumentParser, *more_dtypes: str) -> None:
+def add_export_options(command: ArgumentParser, target: str | None, *more_dtypes: str) -> None:
+    """Adds the arguments of what exports a RUN; `target` is what --to names, if there is that."""
+    add_shared(command, "RUN", "--checkpoint")
+    if target:
+        command.add_argument(
+            "--to", "--out", required=True, metavar="PATH", help=f"{target}, which must not exist"
+        )
     command.add_argument(
         "--dtype",
         default="float32",
@@ -251,6 +218,7 @@ def add_export_options(command: ArgumentParser, *more_dtypes: str) -> None:
 
 
 def export_options(args) -> dict:
+    """The options of an export that `add_export_options` adds."""
     import torch
 
     dtype = args.dtype if args.dtype == "q8_0" else getattr(torch, args.dtype)
@@ -258,69 +226,63 @@ def export_options(args) -> dict:
 
 
 def add_export(command: ArgumentParser) -> None:
-    add_run(command)
+    """Adds the arguments of `nanogpt export`."""
+    add_export_options(command, "the directory or file", "q8_0")
     command.add_argument(
         "--format",
         choices=("transformers", "onnx", "gguf", "nanogpt"),
         help="transformers: a directory; onnx: the same with onnx/model.onnx; gguf: a file for "
         "llama.cpp, the default if PATH ends in .gguf; nanogpt: a ckpt.pt without optimizer state",
     )
-    add_target(command, "the directory or file", "q8_0")
 
 
 def run_export(args) -> None:
-    from nanogpt.hub import export
-
+    """Writes an export in the given format."""
     format = args.format or ("gguf" if args.to.endswith(".gguf") else "transformers")
     if args.dtype == "q8_0" and format != "gguf":
         raise ValueError("dtype=q8_0 is for GGUF only: add --format gguf, or choose bfloat16")
+    options = export_options(args)
     with waiting(f"exporting {args.RUN}", show):
         if format == "gguf":
-            extra("gguf").export(args.RUN, args.to, **export_options(args))
+            extra("gguf").export(args.RUN, args.to, **options)
         elif format == "onnx":
-            extra("page.to_onnx").export(args.RUN, args.to, **export_options(args))
+            extra("page.to_onnx").export(args.RUN, args.to, **options)
         else:
-            export.export(args.RUN, args.to, format=format, **export_options(args))
+            from nanogpt.hub.export import export
+
+            export(args.RUN, args.to, format=format, **options)
 
 
 def add_page(command: ArgumentParser) -> None:
-    add_run(command)
-    command.add_argument(
-        "--prompt", type=utf8, metavar="TEXT", help="the prompt that the page shows at first"
-    )
-    add_target(command, "the directory")
+    """Adds the arguments of `nanogpt page`."""
+    add_export_options(command, "the directory")
+    command.add_argument("--prompt", type=utf8, metavar="TEXT", help="what the page shows at first")
 
 
 def run_page(args) -> None:
+    """Writes a page that runs the model in the browser."""
     with waiting(f"writing a page of {args.RUN}", show):
         write = extra("page.to_page").write
         write(args.RUN, args.to, prompt=args.prompt, **export_options(args))
 
 
 def add_push(command: ArgumentParser) -> None:
-    add_run(command)
-    command.add_argument(
-        "REPO", metavar="USER/NAME", help="the repository; it is created if it does not exist"
-    )
+    """Adds the arguments of `nanogpt push`."""
+    add_export_options(command, None)
+    command.add_argument("REPO", metavar="USER/NAME", help="the repository; created if need be")
     command.add_argument("--private", action="store_true", help="make it private, if it is created")
     command.add_argument(
-        "--space",
-        action="store_true",
-        help="push the page that `nanogpt page` writes, as a static Space",
+        "--space", action="store_true", help="push the page of `nanogpt page`, as a static Space"
     )
     command.add_argument("--revision", metavar="BRANCH", help="a branch to push to; default: main")
-    add_export_options(command)
 
 
 def run_push(args) -> None:
-    from nanogpt.hub import export
+    """Exports a run, or makes its page, and pushes it to the Hub."""
+    from nanogpt.hub.export import push
 
+    if args.space:
+        push = extra("page.to_page").push
+    where = {"private": args.private, "revision": args.revision}
     with waiting(f"exporting {args.RUN}", show):
-        push = extra("page.to_page").push if args.space else export.push
-        push(
-            args.RUN,
-            args.REPO,
-            private=args.private,
-            revision=args.revision,
-            **export_options(args),
-        )
+        push(args.RUN, args.REPO, **where, **export_options(args))

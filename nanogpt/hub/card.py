@@ -1,9 +1,9 @@
 """The model card of an export: what it is, where it comes from, how good it is, how to load it."""
 
-import dataclasses
 import json
 import shlex
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,6 @@ from nanogpt.model import GPT
 from nanogpt.run import metrics
 
 CURVE = "training_curve.png"
-# settings that do not describe the model, or are elsewhere in the card
 
 CARD = """\
 ---
@@ -85,7 +84,7 @@ class Figure(NamedTuple):
 
 
 class RunInfo(NamedTuple):
-    """What a checkpoint says about its run, read at once: a run in training may remove it."""
+    """What a checkpoint says about its run."""
 
     out_dir: Path
     state: dict
@@ -100,39 +99,37 @@ def read(source: Path) -> RunInfo:
     state = vars(checkpoint.read_state(source))
     config = checkpoint.read_json(source / checkpoint.CONFIG)
     model, train = checkpoint.load_configs(source)
-    environment = config.get("environment", {})
-    settings = dataclasses.asdict(model) | dataclasses.asdict(train)
-    environment = environment if isinstance(environment, dict) else {}
-    command = config.get("command")
-    command = [str(word) for word in command] if isinstance(command, list) else []
-    return RunInfo(source.parent, state, settings, environment, command, read_figures(source))
+    environment, command = config.get("environment"), config.get("command")
+    return RunInfo(
+        source.parent,
+        state,
+        asdict(model) | asdict(train),
+        environment if isinstance(environment, dict) else {},
+        [str(word) for word in command] if isinstance(command, list) else [],
+        read_figures(source.with_name(f"{source.name}.eval.json")),
+    )
 
 
-def read_figures(source: Path) -> list[Figure]:
-    """The results of tasks that `nanogpt eval` stored next to a checkpoint."""
+def read_figures(path: Path) -> list[Figure]:
+    """The results of tasks that `nanogpt eval` stored next to a checkpoint.
+
+    lm_eval names them METRIC,FILTER and METRIC_stderr,FILTER.
+    """
     found = []
-    with suppress(ValueError, OSError, AttributeError, TypeError):  # no such file, or damaged
-        for results in read_json(source.with_name(f"{source.name}.eval.json")).values():
+    with suppress(ValueError, AttributeError, TypeError):  # no such file, or damaged
+        for results in read_json(path).values():
             if "limit" not in results:  # the loss of a split
                 continue
+            limit = results.pop("limit")
             for task, values in results.items():
-                if isinstance(values, dict):
-                    found += task_figures(task, results["limit"], values)
+                for name, value in values.items():
+                    metric, _, filter = name.partition(",")
+                    if isinstance(value, float) and not metric.endswith("_stderr"):
+                        error = values.get(f"{metric}_stderr,{filter}")
+                        error = error if isinstance(error, float) else None
+                        shown = metric if filter == "none" else name
+                        found.append(Figure(task, limit, shown, value, error))
     return found
-
-
-def task_figures(task: str, limit: int | None, values: dict) -> list[Figure]:
-    """The figures in lm_eval's results of a task, named METRIC,FILTER and METRIC_stderr,FILTER."""
-    figures = []
-    for name, value in values.items():
-        metric, _, filter = name.partition(",")
-        if isinstance(value, float) and not metric.endswith("_stderr"):
-            error = values.get(f"{metric}_stderr,{filter}")
-            if not isinstance(error, float):
-                error = None
-            shown = metric if filter == "none" else name
-            figures.append(Figure(task, limit, shown, value, error))
-    return figures
 
 
 def write(
@@ -153,21 +150,28 @@ def write(
     of the exported checkpoint (None for a model from elsewhere); `curve` tells whether the export
     has a picture of its losses.
     """
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
     title = repo.rstrip("/").rpartition("/")[2]
     figures = info.figures if info else []
-    conversations = ""
-    if isinstance(prompt, list):
-        conversations = CONVERSATIONS.format(template=chat.TEMPLATE)
+    rows = []
+    for task, limit, metric, value, error in figures:
+        error = "" if error is None else f"{error:.4f}"
+        rows.append(f"| {task} | {limit or 'all'} | {metric} | {value:.4f} | {error} |")
+    results = [  # for the Hub, without those on only some examples
+        EvalResult("text-generation", task, task, metric, round(value, 6))
+        for task, limit, metric, value, _ in figures
+        if limit is None
+    ]
     metadata = ModelCardData(
         license=license,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["nanogpt"],
         model_name=title if figures else None,
-        eval_results=to_hub(figures),
+        eval_results=results or None,
     )
+    conversational = isinstance(prompt, list)
     card = CARD.format(
         metadata=metadata.to_yaml(),
         title=title,
@@ -178,98 +182,67 @@ def write(
         new_tokens=min(200, model.config.block_size // 2),
         block_size=model.config.block_size,
         notes="".join(f" {note[0].upper()}{note[1:]}." for note in notes),
-        conversations=conversations,
+        conversations=CONVERSATIONS.format(template=chat.TEMPLATE) if conversational else "",
         training=training(info, curve) if info else "",
-        evaluation=EVALUATION.format(rows="\n".join(map(row, figures))) if figures else "",
+        evaluation=EVALUATION.format(rows="\n".join(rows)) if rows else "",
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def row(figure: Figure) -> str:
-    error = "" if figure.error is None else f"{figure.error:.4f}"
-    examples = figure.limit or "all"
-    return f"| {figure.task} | {examples} | {figure.metric} | {figure.value:.4f} | {error} |"
-
-
-def to_hub(figures: list[Figure]) -> list | None:
-    """The results for the Hub's model index, without those on only some examples."""
-    from huggingface_hub import EvalResult
-
-    found = [
-        EvalResult(
-            "text-generation", figure.task, figure.task, figure.metric, round(figure.value, 6)
-        )
-        for figure in figures
-        if figure.limit is None
-    ]
-    return found or None
-
-
 def command_line(command: list[str]) -> str:
     """The command that trains the model again, without incidental flags and absolute paths."""
-    words, skipping = [], False
+    words, skipping = ["accelerate", "launch"], False
     for word in command:
         flag, equals, value = word.partition("=")
-        if flag.startswith("--") and flag[2:].replace("-", "_") in ignored_by("compare", "card"):
-            skipping = not equals  # its value follows, if it has one
-        elif not word.startswith("--") and skipping:
-            skipping = False
-        else:
-            skipping = False
+        if flag.startswith("--"):
+            skipping = flag[2:].replace("-", "_") in ignored_by("compare", "card")
+        if not skipping:
             path = Path(value if equals else word)
-            if path.is_absolute():
-                word = f"{flag}={path.name}" if equals else path.name
-            words.append(word)
-    return shlex.join(["accelerate", "launch", *words])
+            name = path.name if path.is_absolute() else str(path)
+            words.append(f"{flag}={name}" if equals else name)
+    return shlex.join(words)
 
 
 def training(info: RunInfo, curve: bool) -> str:
     """The card's section about training."""
-    state, settings, environment = info.state, info.settings, info.environment
-    lines = metrics.read(info.out_dir / "metrics.jsonl")
+    state, environment = info.state, info.environment
     results = f"{state['step']:,} steps, {state['tokens']:,} tokens, "
     results += f"{state['train_seconds']:,.0f} s of training"
     if "device" in environment:
         results += f" on {environment['device']} in {environment.get('precision')}"
     results += "."
-    for line in reversed(lines):
+    for line in reversed(metrics.read(info.out_dir / "metrics.jsonl")):
         if line["step"] == state["step"] and {"val_loss", "val_bpb"} <= line.keys():
             results += f" Validation loss {line['val_loss']:.4f} nats per token, "
             results += f"{line['val_bpb']:.4f} bits per byte."
             break
-    defaults = dataclasses.asdict(TrainConfig())
-    shown = {
-        k: v
-        for k, v in settings.items()
-        if v is not None and v != defaults.get(k) and k not in ignored_by("card")
-    }
+    defaults, hidden = asdict(TrainConfig()), ignored_by("card")
+    settings = [
+        f"| {name} | {value} |"
+        for name, value in info.settings.items()
+        if value not in (None, defaults.get(name)) and name not in hidden
+    ]
     names = [name for name in ("python", "nanogpt", "torch", "accelerate") if name in environment]
     versions = ", ".join(f"{name} {environment[name]}" for name in names)
     return TRAINING.format(
         curve=f"![training curve]({CURVE})\n\n" if curve else "",
         results=results,
-        data=data_line(settings["data"]),
+        data=data_line(info.settings["data"]),
         command=f"\n```bash\n{command_line(info.command)}\n```\n" if info.command else "",
-        settings="\n".join(f"| {name} | {value} |" for name, value in shown.items()),
+        settings="\n".join(settings),
         versions=f"\nVersions: {versions}.\n" if versions else "",
     )
 
 
 def data_line(data: str) -> str:
-    """Describes a run's data: a directory, or a mixture of several."""
-    shares = read_shares(data)
-    if len(shares) == 1:
-        return directory_line(data)
-    parts = [f"{share:.4g} of {directory_line(directory)}" for directory, share in shares.items()]
-    return f"a mixture: {', '.join(parts)}"
-
-
-def directory_line(directory: str) -> str:
-    """Describes a data directory by its `meta.json`, if that still exists."""
-    try:
-        meta = read_json(local(directory) / "meta.json")
-        tokens = meta["splits"]["train"]["tokens"]
-        source = Path(meta["source"]).name if Path(meta["source"]).is_absolute() else meta["source"]
-        return f"{source} ({tokens:,} training tokens, {meta['tokenizer']} tokenizer)"
-    except (ValueError, KeyError, TypeError):
-        return Path(directory).name
+    """Describes a run's data: a directory, or a mixture of several, by their `meta.json`."""
+    lines = []
+    for directory, share in read_shares(data).items():
+        line = Path(directory).name
+        with suppress(ValueError, KeyError, TypeError):  # the directory is not here any more
+            meta = read_json(local(directory) / "meta.json")
+            source, tokens = Path(meta["source"]), meta["splits"]["train"]["tokens"]
+            name = source.name if source.is_absolute() else meta["source"]
+            line = f"{name} ({tokens:,} training tokens, {meta['tokenizer']} tokenizer)"
+        lines.append(line if share == 1 else f"{share:.4g} of {line}")
+    return lines[0] if len(lines) == 1 else f"a mixture: {', '.join(lines)}"

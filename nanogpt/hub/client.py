@@ -9,17 +9,13 @@ from pathlib import Path
 
 from nanogpt.data.files import first_line
 
-WANTED = [  # files to download: no pickles and no code
+# the files to download: no pickles and no code
+WANTED = [
     "config.json",
-    "generation_config.json",
     "model*.safetensors",
-    "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "vocab.json",
-    "merges.txt",
 ]
 
 
@@ -76,25 +72,20 @@ def upload(
 
 @contextmanager
 def one_line_errors(name: str):
-    """Turns exceptions of huggingface_hub into ValueErrors that say what to do."""
+    """Context manager that turns exceptions of huggingface_hub into ValueErrors of one line."""
     from huggingface_hub import errors, get_token
 
     log_in = "" if get_token() else ", or it is private and there is no token (`hf auth login`)"
     messages = {
-        errors.LocalTokenNotFoundError: "there is no token for the Hub: "
-        "run `hf auth login`, or set HF_TOKEN",
+        errors.LocalTokenNotFoundError: "there is no token: run `hf auth login`, or set HF_TOKEN",
         errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, so the Hub cannot be used: unset it",
-        errors.GatedRepoError: f"{name} is gated: "
-        "request access on its page, and log in by `hf auth login`",
+        errors.GatedRepoError: f"{name} is gated: request access on its page, and `hf auth login`",
         errors.RevisionNotFoundError: f"{name} has no such revision on the Hub",
-        errors.RepositoryNotFoundError: f"{name} does not exist on the Hub "
-        f"or as a local directory{log_in}",
-        errors.LocalEntryNotFoundError: f"{name} is neither a local directory nor cached, "
-        "and the Hub cannot be reached",
-        errors.HFValidationError: f"{name!r} is neither a local directory "
-        "nor a valid name on the Hub",
+        errors.RepositoryNotFoundError: f"{name} does not exist on the Hub or here{log_in}",
+        errors.LocalEntryNotFoundError: f"{name} is not here, and the Hub cannot be reached",
+        errors.HFValidationError: f"{name!r} is neither a directory nor a name on the Hub",
     }
-    answers = {
+    refusals = {
         401: "does not accept the token (`hf auth login`)",
         403: f"does not let this token write to {name}",
     }
@@ -105,7 +96,7 @@ def one_line_errors(name: str):
         raise ValueError(message) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        answer = answers.get(status, f"answered {status}: {first_line(error)}")
+        answer = refusals.get(status, f"answered {status}: {first_line(error)}")
         raise ValueError(f"the Hub {answer}") from None
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2"):  # its transport

@@ -17,7 +17,6 @@ from unicodedata import category
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
 
 from nanogpt import chat, checkpoint
 from nanogpt.data.files import first_line
@@ -41,12 +40,10 @@ def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None
     try:
         weights.native_type(model_config)
     except ValueError as error:
+        problem = f"transformers has no class for this model: {error}"
         if exportable or repo:
-            raise ValueError(f"transformers has no class for this model: {error}") from None
-        say(
-            "warning: transformers has no class for this model, "
-            f"so it can be trained but not exported: {error}"
-        )
+            raise ValueError(problem) from None
+        say(f"warning: it can be trained but not exported: {problem}")
     if repo:
         client.make_repository(repo)
 
@@ -72,14 +69,15 @@ def export(
     to = Path(to)
     check_target(to, directory=format == "transformers")
     model, tokenizer, source, info = load_with_info(run, which, say)
+    model.to(dtype)
     if format == "nanogpt":
         state = info.state if info else vars(checkpoint.State())
         loss = math.inf if state["best_val_loss"] is None else state["best_val_loss"]
         with named_errors(to):
-            nanogpt.write_checkpoint(model.to(dtype), to, state["step"], loss)
+            nanogpt.write_checkpoint(model, to, state["step"], loss)
         say(f"{to}: nanoGPT's checkpoint, verified: the same weights and sizes")
         return to
-    model.to(dtype).float()  # rounded as stored
+    model.float()  # rounded as stored
     special = special_tokens(tokenizer, model.config.vocab_size)
     native = weights.to_transformers(model, next(iter(special.eos_ids), None), special.pad_id)
     ids = real_tokens(model, info)
@@ -117,10 +115,7 @@ def check_target(to: Path, directory: bool) -> None:
     """Raises ValueError if an export cannot be written to `to`; creates its parent directory."""
     # the path is written into the model card and into Ollama's Modelfile
     if any(category(c) in ("Cc", "Cs") for c in str(to)):
-        raise ValueError(
-            f"{str(to)!r} has line breaks, control characters or bytes that are not UTF-8: "
-            "choose another name"
-        )
+        raise ValueError(f"{str(to)!r} has line breaks or other characters of control: rename it")
     if to.is_symlink():
         raise ValueError(f"{to} is a symbolic link: name its target, or another path")
     if to.exists() and not (directory and to.is_dir() and not any(to.iterdir())):
@@ -142,20 +137,9 @@ def named_errors(to: Path):
 
 
 def load_with_info(run: str | Path, which: str | None, say) -> tuple:
-    """(model, tokenizer, checkpoint, its RunInfo), all of one checkpoint (see `load`).
-
-    If a run in training removes the checkpoint meanwhile, the next one is loaded.
-    """
+    """(model, tokenizer, checkpoint, its RunInfo), all of one checkpoint (see `load`)."""
     model, tokenizer, source = load(run, which=which, say=say)
-    if source is None:
-        return model, tokenizer, None, None
-    try:
-        return model, tokenizer, source, card.read(source)
-    except ValueError:
-        if source.is_dir():
-            raise
-        say(f"{source.name} was removed while it was read: taking the next")
-        return load_with_info(run, which, say)
+    return model, tokenizer, source, card.read(source) if source else None
 
 
 @dataclass
@@ -181,8 +165,10 @@ def special_tokens(tokenizer, vocab_size: int) -> Special:
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only {vocab_size}: "
             "they do not belong together"
         )
-    ends = [tokenizer.eot_id, tokenizer.special.get(END)]
-    special = Special(None, None, None, list(dict.fromkeys(i for i in ends if i is not None)), [])
+    special = Special(None, None, None, [], [])
+    for i in (tokenizer.eot_id, tokenizer.special.get(END)):
+        if i is not None and i not in special.eos_ids:
+            special.eos_ids.append(i)
     if special.eos_ids:
         special.pad_id = special.eos_ids[0]
         special.pad_token = tokenizer.decode([special.pad_id])
@@ -205,30 +191,26 @@ def special_tokens(tokenizer, vocab_size: int) -> Special:
 
 
 def write_model(directory: Path, native, block_size: int, special: Special) -> None:
-    """Writes weights, configuration and generation settings."""
+    """Writes weights, configuration and generation settings.
+
+    Tied weights have the names of published files: GPT-2's have no prefix, as mlx-lm requires. With
+    untied embeddings transformers 4 needs the prefix.
+    """
+    state = native.state_dict()
+    if native.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+        state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     with weights.quiet():
         # not max_length, about which transformers warns whenever max_new_tokens is given
         native.generation_config.max_new_tokens = max(1, block_size // 2)
         if len(special.eos_ids) > 1:
             native.generation_config.eos_token_id = special.eos_ids
-        native.save_pretrained(directory, state_dict=published_names(native), max_shard_size="5GB")
+        native.save_pretrained(directory, state_dict=state, max_shard_size="5GB")
     config = checkpoint.read_json(directory / "config.json")
     if "rope_parameters" in config:
         # transformers 4 and mlx-lm read rope_theta here and otherwise use their default
         config["rope_theta"] = config["rope_parameters"]["rope_theta"]
         checkpoint.write_json(directory / "config.json", config)
-
-
-def published_names(native) -> dict[str, torch.Tensor]:
-    """The weights by the names of published files: GPT-2's have no prefix, as mlx-lm requires.
-
-    With untied embeddings transformers 4 needs the prefix.
-    """
-    state = native.state_dict()
-    if not native.config.tie_word_embeddings:
-        return state
-    del state["lm_head.weight"]
-    return {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
 
 
 def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Special) -> None:
@@ -239,18 +221,16 @@ def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Specia
     """
     tokenizer.save(directory)
     contents = checkpoint.read_json(directory / FILE)
-    template = contents.get("post_processor")
-    if template:
-        contents["post_processor"] = without_template(template)
-        added = Tokenizer.from_file(str(directory / FILE)).encode("").tokens
-        if added:
-            special.notes.append(
-                f"the tokenizer's template adds {' '.join(added)}; "
-                "training did not use it: left out"
-            )
+    processor = contents.get("post_processor")
+    if processor:
+        steps = processor.get("processors", [processor])
+        kept = [step for step in steps if step["type"] == "ByteLevel"]  # which adds no tokens
+        contents["post_processor"] = kept[0] if kept else None
+        if kept != steps:
+            special.notes.append("the tokenizer's template is left out: training did not use it")
     if special.unk_token:
         contents["model"]["unk_token"] = special.unk_token
-    if template or special.unk_token:
+    if processor or special.unk_token:
         text = json.dumps(contents, ensure_ascii=False)
         (directory / FILE).write_text(text, encoding="utf-8")
     config = {
@@ -264,17 +244,10 @@ def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Specia
     if special.pad_token:
         config["pad_token"] = special.pad_token
     if special.eos_ids:  # one token for everything, as in GPT-2
-        for name in ("bos_token", "eos_token", "unk_token"):
-            config[name] = special.pad_token
+        config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), special.pad_token)
     checkpoint.write_json(directory / "tokenizer_config.json", config)
     if chat.can_chat(tokenizer):
         (directory / "chat_template.jinja").write_text(chat.TEMPLATE, encoding="utf-8")
-
-
-def without_template(processor: dict) -> dict | None:
-    """The step of a post-processor that adds no tokens: ByteLevel, which trims offsets."""
-    steps = processor.get("processors", [processor])
-    return next((step for step in steps if step["type"] == "ByteLevel"), None)
 
 
 def real_tokens(model: GPT, info: card.RunInfo | None) -> torch.Tensor:
@@ -293,91 +266,61 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor, special: S
 
     Returns the largest difference between logits. Raises ValueError naming what differs.
     """
-    from transformers import AutoModelForCausalLM
-
-    verify_tokenizer(directory, tokenizer, ids[0].tolist(), special)
-    with weights.quiet():  # transformers warns of an end-of-text token at the end
-        try:
-            hf_model = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=torch.float32, trust_remote_code=False
-            )
-        except Exception as error:
-            raise unreadable(error) from None
-        with torch.no_grad():
-            ours, theirs = model(ids), hf_model(ids).logits
-    if ours.shape != theirs.shape:
-        raise ValueError(
-            f"the export is wrong: logits have shape {tuple(theirs.shape)} "
-            f"instead of {tuple(ours.shape)}"
-        )
-    # fp32 has seven digits: GPT-2's logits, around -100, can agree to five decimals at most
-    difference = (ours - theirs).abs()
-    if not (difference <= TOLERANCE * (ours.abs() / 10).clamp(min=1)).all():  # catches NaN as well
-        raise ValueError(
-            f"the export is wrong: logits differ by {difference.max():.2g}, "
-            f"above the tolerance of {TOLERANCE:.0e}"
-        )
-    verify_continuation(model, hf_model, ids[:1])
-    return difference.max().item()
-
-
-def verify_tokenizer(directory: Path, tokenizer, ids: list[int], special: Special) -> None:
-    """Raises ValueError if the tokenizer that transformers loads reads a text differently."""
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with weights.quiet():
         try:
             hf_tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            hf_model = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=torch.float32, trust_remote_code=False
+            )
             # some tokenizers read a special token that a text spells out as that token
-            plain = [i for i in ids if i not in hf_tokenizer.added_tokens_decoder]
+            plain = [i for i in ids[0].tolist() if i not in hf_tokenizer.added_tokens_decoder]
             text = tokenizer.decode(plain)
             hf_ids = hf_tokenizer(text, split_special_tokens=True)["input_ids"]
-        except Exception as error:
-            raise unreadable(error) from None
+        except Exception as error:  # a third-party tokenizer may raise anything
+            raise wrong(f"transformers cannot read it ({first_line(error)})") from None
+        with torch.no_grad():
+            ours, theirs = model(ids), hf_model(ids).logits
     if chat.can_chat(tokenizer):
         hello = [{"role": "user", "content": text[:8] or " "}]
         rendered = hf_tokenizer.apply_chat_template(hello, return_dict=False)
         if rendered != chat.render(tokenizer, hello).tolist():
-            raise ValueError(
-                "the export is wrong: transformers' template gives other tokens for a conversation"
-            )
+            raise wrong("transformers' template gives other tokens for a conversation")
     if hf_tokenizer.pad_token_id != special.pad_id:
-        raise ValueError(
-            f"the export is wrong: its padding is token {hf_tokenizer.pad_token_id}, "
-            f"not {special.pad_id}"
-        )
+        raise wrong(f"its padding is token {hf_tokenizer.pad_token_id}, not {special.pad_id}")
     expected = tokenizer.encode(text).tolist()
     if hf_ids != expected or hf_tokenizer.decode(expected) != tokenizer.decode(expected):
-        raise ValueError(
-            f"the export is wrong: transformers' tokenizer reads {text[:40]!r} differently"
-        )
+        raise wrong(f"transformers' tokenizer reads {text[:40]!r} differently")
+    if ours.shape != theirs.shape:
+        raise wrong(f"logits have shape {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
+    # fp32 has seven digits: GPT-2's logits, around -100, can agree to five decimals at most
+    difference = (ours - theirs).abs()
+    if not (difference <= TOLERANCE * (ours.abs() / 10).clamp(min=1)).all():  # catches NaN as well
+        most = difference.max()
+        raise wrong(f"logits differ by {most:.2g}, above the tolerance of {TOLERANCE:.0e}")
+    verify_continuation(model, hf_model, ids[:1])
+    return difference.max().item()
 
 
-def unreadable(error: Exception) -> ValueError:
-    """Of whatever transformers raises: a third-party tokenizer may raise anything."""
-    reason = first_line(error)
-    return ValueError(f"the export is wrong: transformers cannot read it ({reason})")
+def wrong(difference: str) -> ValueError:
+    """The error of an export that is not the model."""
+    return ValueError(f"the export is wrong: {difference}")
 
 
 def verify_continuation(model: GPT, hf_model, ids: torch.Tensor) -> None:
     """Raises ValueError if a greedy continuation of ids (1, T) by transformers differs."""
     start = max(1, min(16, model.config.block_size - 64))
     new = min(64, model.config.block_size + 1 - start)  # the last one is not read again
-    expected = generate(model, ids[:, :start], new, temperature=0)[0].tolist()
-    with weights.quiet():
-        output = hf_model.generate(
-            ids[:, :start],
-            attention_mask=torch.ones(1, start, dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=new,
-        )
+    prompt = ids[:, :start]
+    expected = generate(model, prompt, new, temperature=0)[0].tolist()
+    with weights.quiet():  # transformers warns of an end-of-text token at the end
+        mask = torch.ones_like(prompt)
+        output = hf_model.generate(prompt, attention_mask=mask, do_sample=False, max_new_tokens=new)
     continued = output[0].tolist()  # may be shorter: transformers stops at the end of a text
     for i, (ours, theirs) in enumerate(zip(expected, continued, strict=False)):
         if ours != theirs:
-            raise ValueError(
-                f"the export is wrong: it continues with {continued[i : i + 8]}, "
-                f"not with {expected[i : i + 8]}"
-            )
+            raise wrong(f"it continues with {continued[i : i + 8]}, not with {expected[i : i + 8]}")
 
 
 def push(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +45,8 @@ def load(
     except ValueError:
         if found.is_dir():
             raise
-        say(f"{found.name} was removed while it was read: taking the next")
-        return load(run, device, dtype, which, say, **changes)
+    say(f"{found.name} was removed while it was read: taking the next")
+    return load(run, device, dtype, which, say, **changes)
 
 
 def choose(run: Path, which: str | None) -> Path:
@@ -81,10 +81,9 @@ def load_for_training(
     """
     kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
     model, tokenizer, _ = load(run, say=say, **kept)
-    actual = {field.name: getattr(model.config, field.name) for field in fields(wanted)}
-    actual["n_kv_head"] = model.config.kv_heads  # the fields may be None
-    actual["head_dim"] = model.config.head_size
-    actual["n_inner"] = model.config.inner
+    c = model.config
+    sizes = {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}  # never None
+    actual = asdict(c) | sizes
     for name in actual.keys() & set(given) - kept.keys():
         asked = getattr(wanted, name)
         agrees = asked <= actual[name] if name == "block_size" else asked in (actual[name], None)
@@ -126,20 +125,19 @@ def check_tokenizer(expected, tokenizer, tokens: np.ndarray, data: str, model: s
     Compares them on the first `tokens` (N,) of the data and on single tokens.
     """
     tokens = tokens[:1000]
-    text = tokenizer.decode(tokens[~np.isin(tokens, list(tokenizer.special.values()))])
+    special = tokenizer.special
+    text = tokenizer.decode(tokens[~np.isin(tokens, list(special.values()))])
+    # a rare character may not be in that text
+    first = range(min(256, tokenizer.vocab_size, expected.vocab_size))
+    plain = [i for i in first if i not in special.values()]
     try:
         same = np.array_equal(tokenizer.encode(text), expected.encode(text))
     except ValueError:  # a character that it does not know
         same = False
-    # a rare character may not be in that text
-    plain = set(range(min(256, tokenizer.vocab_size, expected.vocab_size))) - set(
-        tokenizer.special.values()
-    )
     same = same and all(tokenizer.decode([i]) == expected.decode([i]) for i in plain)
-    known = expected.special
-    if not same or any(
-        known.get(token, max(i, expected.vocab_size)) != i for token, i in tokenizer.special.items()
-    ):
+    for token, i in special.items():  # one that the model lacks comes after its own
+        same = same and expected.special.get(token, max(i, expected.vocab_size)) == i
+    if not same:
         raise ValueError(
             f"{data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of {model}: "
             "prepare the data with that model's tokenizer"

@@ -7,9 +7,9 @@ nanoGPT (Karpathy 2022) has the same weights under the same names, but for the p
 `transformer.` and the padding of the vocabulary. Its optimizer state goes by number, not by name.
 """
 
-import dataclasses
 import re
 import shlex
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 
@@ -58,32 +58,25 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
         moments = {name: pad(name, tensor, config) for name, tensor in moments.items()}
         train = train_config(contents.get("config", {}), optimizer, data, out_dir)
         step = int(contents["iter_num"])
+        tokens = step * train.gradient_accumulation_steps * train.batch_size * config.block_size
+        # nanoGPT saves after an evaluation, with its loss as the best one
         loss = float(contents["best_val_loss"])
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be imported: {error}") from None
-    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-        what = first_line(error)
-        raise ValueError(
-            f"{path} cannot be imported: it is not one of nanoGPT's checkpoints ({what})"
-        ) from None
-
-    tokens_per_step = train.gradient_accumulation_steps * train.batch_size * config.block_size
-    state = checkpoint.State(
-        step=step,
-        tokens=step * tokens_per_step,
-        evaluated_step=step,  # nanoGPT saves after an evaluation, with its loss as the best one
-        best_val_loss=loss,
-        best_step=step,
-    )
+        state = checkpoint.State(
+            step, tokens, evaluated_step=step, best_val_loss=loss, best_step=step
+        )
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        what = str(error)
+        if not isinstance(error, ValueError):
+            what = f"it is not one of nanoGPT's checkpoints ({first_line(error)})"
+        raise ValueError(f"{path} cannot be imported: {what}") from None
     run = {
-        "model": dataclasses.asdict(config),
-        "train": dataclasses.asdict(train),
+        "model": asdict(config),
+        "train": asdict(train),
         "environment": {"imported_from": "nanoGPT"},
     }
     out_dir.mkdir(parents=True, exist_ok=True)
-    saved = checkpoint.save(
-        out_dir, state, padded, moments, run, tokenizer, train.keep_checkpoints, best=True
-    )
+    keep = train.keep_checkpoints
+    saved = checkpoint.save(out_dir, state, padded, moments, run, tokenizer, keep, best=True)
     checkpoint.write_json(out_dir / checkpoint.CONFIG, run)
     return saved
 
@@ -129,15 +122,15 @@ def convert_moments(optimizer: dict, weights: dict) -> dict[str, torch.Tensor]:
     """
     matrices = [name for name, tensor in weights.items() if tensor.ndim >= 2]
     vectors = [name for name, tensor in weights.items() if tensor.ndim < 2]
-    groups = [matrices, vectors]
     numbers = [group["params"] for group in optimizer["param_groups"]]
-    if [len(names) for names in groups] != [len(ids) for ids in numbers]:
+    expected, actual = [len(matrices), len(vectors)], [len(group) for group in numbers]
+    if actual != expected:
         raise ValueError(
-            f"its optimizer has groups of {[len(ids) for ids in numbers]} parameters, not of "
-            f"{[len(names) for names in groups]}: import the model alone with --weights_only"
+            f"its optimizer has groups of {actual} parameters, not of {expected}: "
+            "import the model without it, with --weights_only"
         )
     moments = {}
-    for name, number in zip(chain(*groups), chain(*numbers), strict=True):
+    for name, number in zip(matrices + vectors, chain(*numbers), strict=True):
         state = optimizer["state"][number]
         for key in ("exp_avg", "exp_avg_sq"):
             if state[key].shape != weights[name].shape:
@@ -153,9 +146,8 @@ def pad(name: str, tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
     """Pads tensors that have a row per token with zeros to a multiple of 64 rows."""
     if not name.startswith(("wte.", "lm_head.")) or tensor.ndim != 2:
         return tensor.contiguous()
-    return F.pad(
-        tensor[: config.vocab_size], (0, 0, 0, config.padded_vocab_size - config.vocab_size)
-    )
+    missing = config.padded_vocab_size - config.vocab_size
+    return F.pad(tensor[: config.vocab_size], (0, 0, 0, missing))
 
 
 def check_shapes(weights: dict, config: GPTConfig) -> None:
@@ -177,12 +169,9 @@ def train_config(config: dict, optimizer: dict | None, data: Path, out_dir: Path
         config["weight_decay"] = group["weight_decay"]
         config["beta1"], config["beta2"] = group["betas"]
     settings = {name: int(config[name]) for name in COUNTS if name in config}
-    for name in NUMBERS:
-        if name in config:
-            settings[name] = float(config[name])
+    settings |= {name: float(config[name]) for name in NUMBERS if name in config}
     if not config.get("decay_lr", True):
-        settings["lr_schedule"] = "constant"
-        settings["warmup_iters"] = 0
+        settings |= {"lr_schedule": "constant", "warmup_iters": 0}
     fp32 = config.get("device") == "cpu" or config.get("dtype") == "float32"
     return TrainConfig(
         data=str(data),
@@ -199,16 +188,14 @@ def resume_command(saved: Path) -> str:
     Resuming takes its settings from the recipe and its flags, so the command has all of them.
     """
     config, train = checkpoint.load_configs(saved)
-    step = checkpoint.read_json(saved / checkpoint.STATE)["step"]
+    step = checkpoint.read_state(saved).step
     if step >= train.max_iters:
-        train = dataclasses.replace(train, max_iters=2 * step)
-    command = ["accelerate", "launch", "recipes/shakespeare_nanogpt.py", "--resume=auto"]
-    for name in [*MODEL, "bias", "dropout", "tie_embeddings"]:
-        command.append(f"--{name}={getattr(config, name)}")
+        train = replace(train, max_iters=2 * step)
     others = ["out_dir", "data", "lr_schedule", "always_save_checkpoint", "precision"]
-    for name in [*COUNTS, *NUMBERS, *others]:
-        command.append(f"--{name}={getattr(train, name)}")
-    return shlex.join(command)
+    flags = {name: getattr(config, name) for name in [*MODEL, "bias", "dropout", "tie_embeddings"]}
+    flags |= {name: getattr(train, name) for name in [*COUNTS, *NUMBERS, *others]}
+    words = ["accelerate", "launch", "recipes/shakespeare_nanogpt.py", "--resume=auto"]
+    return shlex.join(words + [f"--{name}={value}" for name, value in flags.items()])
 
 
 def require_nanogpts(config: GPTConfig) -> None:
@@ -227,9 +214,7 @@ def require_nanogpts(config: GPTConfig) -> None:
     }
     for name, (actual, value) in required.items():
         if actual != value:
-            raise ValueError(
-                f"nanoGPT's GPT does not support {name}={actual}: there it is always {value}"
-            )
+            raise ValueError(f"nanoGPT's GPT has {name}={value}, not {name}={actual}")
 
 
 def write_checkpoint(model: GPT, to: Path, step: int, loss: float) -> None:
@@ -250,11 +235,8 @@ def write_checkpoint(model: GPT, to: Path, step: int, loss: float) -> None:
     try:
         torch.save(contents, temporary)
         back = pickles.read_checkpoint(temporary)
-        weights = convert_weights(back["model"])
-        same = back["model_args"] == args
-        for name, _ in model.named_parameters():
-            same = same and torch.equal(weights[name], state[f"transformer.{name}"].float())
-        if not same:
+        same = all(torch.equal(back["model"][name], tensor) for name, tensor in state.items())
+        if not same or back["model_args"] != args:
             raise ValueError(f"{to} is wrong: the model read back from it differs")
         temporary.replace(to)
     except RuntimeError as error:  # raised by torch, for instance if the disk is full

@@ -1,24 +1,61 @@
 """Converts weights to and from transformers.
 
 Three classes of transformers cover most of GPTConfig: GPT2LMHeadModel, LlamaForCausalLM and, with
-QK-norm, Qwen3ForCausalLM. `layout` maps our parameters to their tensors, in both directions.
+QK-norm, Qwen3ForCausalLM. The tables below say how they name what GPT has.
 """
 
+import re
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from nanogpt import checkpoint
 from nanogpt.data.files import first_line, is_count, require_regular
 from nanogpt.hub import client
 from nanogpt.model import GPT, GPTConfig
 
-GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # names in GPTConfig and in transformers
+GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
 TYPES = ("gpt2", "llama", "qwen3")
+FIELDS = {  # of GPTConfig, and what transformers calls them in GPT-2, and in Llama and Qwen3
+    "vocab_size": ("vocab_size", "vocab_size"),
+    "block_size": ("n_positions", "max_position_embeddings"),
+    "n_layer": ("n_layer", "num_hidden_layers"),
+    "n_head": ("n_head", "num_attention_heads"),
+    "n_kv_head": (None, "num_key_value_heads"),
+    "head_dim": (None, "head_dim"),
+    "n_embd": ("n_embd", "hidden_size"),
+    "n_inner": ("n_inner", "intermediate_size"),
+    "norm_eps": ("layer_norm_epsilon", "rms_norm_eps"),
+    "tie_embeddings": ("tie_word_embeddings", "tie_word_embeddings"),
+    "bias": (None, "attention_bias"),
+}
+# settings of these classes with only one value that GPT has
+REQUIRED: dict[str, dict[str, object]] = {
+    "gpt2": {
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+    "llama": {"hidden_act": "silu"},
+    "qwen3": {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+}
+# our parameters, and the tensors of Llama and Qwen3 that are stacked in them
+MODERN = {
+    "wte": ["embed_tokens"],
+    "ln_1": ["input_layernorm"],
+    "attn.c_attn": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "attn.q_norm": ["self_attn.q_norm"],
+    "attn.k_norm": ["self_attn.k_norm"],
+    "attn.c_proj": ["self_attn.o_proj"],
+    "ln_2": ["post_attention_layernorm"],
+    "mlp.c_fc": ["mlp.gate_proj", "mlp.up_proj"],
+    "mlp.c_proj": ["mlp.down_proj"],
+    "ln_f": ["norm"],
+}
 MOST_LAYERS = 10_000
 
 
@@ -29,30 +66,32 @@ def native_type(config: GPTConfig) -> str:
     """
     c = config
     if c.norm == "layernorm" and c.position == "learned":
-        if c.mlp not in GELUS:
-            raise ValueError(
-                f"mlp={c.mlp!r}: with layernorm and learned positions (GPT-2) it must be "
-                "gelu or gelu_tanh"
-            )
-        if c.kv_heads != c.n_head:
-            raise ValueError(f"n_kv_head={c.n_kv_head}: GPT-2 has as many as n_head={c.n_head}")
-        if c.head_size * c.n_head != c.n_embd:
-            raise ValueError(f"head_dim={c.head_dim}: in GPT-2 it is n_embd / n_head")
+        kind = "gpt2"
+        supported = {
+            "mlp": tuple(GELUS),
+            "n_kv_head": (c.n_head, None),
+            "head_dim": (c.n_embd // c.n_head, None),
+            "qk_norm": (False,),
+        }
+    else:
+        kind = "qwen3" if c.qk_norm else "llama"
+        supported = {"norm": ("rmsnorm",), "position": ("rope",), "mlp": ("swiglu",)}
         if c.qk_norm:
+            supported["bias"] = (False,)
+    for name, values in supported.items():
+        value = getattr(c, name)
+        if value not in values:
             raise ValueError(
-                "qk_norm=True: GPT-2 has none; Qwen3 has, with rmsnorm, rope and swiglu"
+                f"{name}={value!r}: {kind} in transformers has {name}={values[0]!r} "
+                "(layernorm, learned and gelu go together, and rmsnorm, rope and swiglu)"
             )
-        return "gpt2"
-    for name, value in (("norm", "rmsnorm"), ("position", "rope"), ("mlp", "swiglu")):
-        if getattr(c, name) != value:
-            raise ValueError(
-                f"{name}={getattr(c, name)!r}: transformers has "
-                "layernorm, learned, gelu together (GPT-2) and rmsnorm, "
-                "rope, swiglu together (Llama, Qwen3)"
-            )
-    if c.qk_norm and c.bias:
-        raise ValueError("bias=True: with qk_norm (Qwen3) there are no biases")
-    return "qwen3" if c.qk_norm else "llama"
+    return kind
+
+
+def hf_fields(kind: str) -> dict[str, str]:
+    """The fields of GPTConfig that a model type of transformers has, and its names of them."""
+    column = 0 if kind == "gpt2" else 1
+    return {ours: names[column] for ours, names in FIELDS.items() if names[column]}
 
 
 def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
@@ -60,39 +99,28 @@ def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
 
     Several tensors are stacked in ours. GPT-2's matrices are stored as (in, out).
     """
-    kinds = ("weight", "bias") if config.bias else ("weight",)
-    if native_type(config) == "gpt2":
-        table = {name: ([f"transformer.{name}"], False) for name in ("wte.weight", "wpe.weight")}
-        for i in range(config.n_layer):
-            for part in ("ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
-                for kind in kinds:
-                    name = f"h.{i}.{part}.{kind}"
-                    table[name] = (
-                        [f"transformer.{name}"],
-                        kind == "weight" and not part.startswith("ln"),
-                    )
-        table |= {f"ln_f.{kind}": ([f"transformer.ln_f.{kind}"], False) for kind in kinds}
-    else:
-        parts = {"ln_1": ["input_layernorm"], "ln_2": ["post_attention_layernorm"]}
-        if config.qk_norm:
-            parts |= {"attn.q_norm": ["self_attn.q_norm"], "attn.k_norm": ["self_attn.k_norm"]}
-        matrices = {
-            "attn.c_attn": [f"self_attn.{x}_proj" for x in "qkv"],
-            "attn.c_proj": ["self_attn.o_proj"],
-        }
-        matrices |= {"mlp.c_fc": ["mlp.gate_proj", "mlp.up_proj"], "mlp.c_proj": ["mlp.down_proj"]}
-        table = {"wte.weight": (["model.embed_tokens.weight"], False)}
-        for i in range(config.n_layer):
-            for part, names in (parts | matrices).items():
-                for kind in kinds if part in matrices else ("weight",):
-                    table[f"h.{i}.{part}.{kind}"] = (
-                        [f"model.layers.{i}.{name}.{kind}" for name in names],
-                        False,
-                    )
-        table["ln_f.weight"] = ["model.norm.weight"], False
-    if not config.tie_embeddings:
-        table["lm_head.weight"] = ["lm_head.weight"], False
+    kind, table = native_type(config), {}
+    with torch.device("meta"):
+        model = GPT(config)
+    for name, _ in model.named_parameters():
+        block, part, suffix = re.fullmatch(r"(h\.\d+\.)?(.*)\.(weight|bias)", name).groups("")
+        if part == "lm_head":
+            table[name] = [name], False
+        elif kind == "gpt2":
+            table[name] = [f"transformer.{name}"], bool(re.search(r"\.c_\w+\.weight$", name))
+        else:
+            prefix = "model." + block.replace("h.", "layers.")
+            table[name] = [f"{prefix}{hf_name}.{suffix}" for hf_name in MODERN[part]], False
     return table
+
+
+def rows_of(model: GPT, name: str, hf_names: list[str]) -> list[int]:
+    """How many rows of our parameter `name` each of its tensors has; padding is nobody's."""
+    if name in ("wte.weight", "lm_head.weight"):
+        return [model.config.vocab_size]
+    if len(hf_names) == 1:
+        return [model.get_parameter(name).size(0)]
+    return model.fused_rows()[name.replace(".bias", ".weight")]
 
 
 def read_config(directory: Path) -> GPTConfig:
@@ -103,95 +131,58 @@ def read_config(directory: Path) -> GPTConfig:
     raw = checkpoint.read_json(path)
     kind = raw.get("model_type")
     if kind not in TYPES:
-        what = (
-            f"a {str(kind)[:40]} model"
-            if kind
-            else "no transformers model (config.json has no model_type)"
+        raise ValueError(
+            f"{path}: model_type={str(kind)[:40]} is not supported, only {', '.join(TYPES)}"
         )
-        raise ValueError(f"{directory} holds {what}; supported are {', '.join(TYPES)}")
-    for name in ("n_layer", "num_hidden_layers"):  # transformers' classes make lists of this length
-        if not is_count(raw.get(name, 1), 1) or raw.get(name, 1) > MOST_LAYERS:
-            raise ValueError(f"{path}: {name}={str(raw[name])[:40]} is not a number of layers")
+    name = hf_fields(kind)["n_layer"]
+    layers = raw.get(name, 1)
+    if not is_count(layers, 1) or layers > MOST_LAYERS:  # transformers makes lists of this length
+        raise ValueError(f"{path}: {name}={str(layers)[:40]} is not a number of layers")
     try:
         with quiet():
-            c = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        return GPTConfig(**translate(directory, kind, c))
+            hf_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        return GPTConfig(**translate(directory, kind, hf_config))
     except ValueError:
         raise
-    except (
-        Exception
-    ) as error:  # values of wrong types make transformers' classes raise nearly anything
+    except Exception as error:  # values of wrong types make transformers raise nearly anything
         raise ValueError(
             f"{path} is not a {kind} model's configuration ({first_line(error)})"
         ) from None
 
 
-def translate(directory: Path, kind: str, c) -> dict:
+def translate(directory: Path, kind: str, hf_config) -> dict:
     """The fields of GPTConfig for a transformers configuration. Raises ValueError if it cannot."""
-    shape = {"vocab_size": c.vocab_size, "tie_embeddings": bool(c.tie_word_embeddings)}
-    if kind == "gpt2":
-        expect(
-            directory,
-            c,
-            scale_attn_weights=True,
-            scale_attn_by_inverse_layer_idx=False,
-            add_cross_attention=False,
-        )
-        gelus = {hf_name: name for name, hf_name in GELUS.items()}
-        gelus["gelu_pytorch_tanh"] = "gelu_tanh"  # another name of the same function
-        if c.activation_function not in gelus:
+    required = dict(REQUIRED[kind])
+    if kind == "llama":
+        required["mlp_bias"] = hf_config.attention_bias
+    for name, value in required.items():
+        if (actual := getattr(hf_config, name)) != value:
             raise ValueError(
-                f"{directory}: activation_function={c.activation_function!r} is not one of "
-                f"{', '.join(gelus)}"
+                f"{directory}: {name}={str(actual)[:40]} is not supported, only {value}"
             )
-        return shape | {
-            "block_size": c.n_positions,
-            "n_layer": c.n_layer,
-            "n_head": c.n_head,
-            "n_embd": c.n_embd,
-            "n_inner": c.n_inner,
-            "mlp": gelus[c.activation_function],
-            "norm_eps": c.layer_norm_epsilon,
-            "bias": True,
-        }
-    expect(directory, c, hidden_act="silu")
-    rope = c.rope_parameters
+    fields = {ours: getattr(hf_config, theirs) for ours, theirs in hf_fields(kind).items()}
+    if kind == "gpt2":
+        gelus = {hf_name: name for name, hf_name in GELUS.items()}
+        gelus["gelu_pytorch_tanh"] = "gelu_tanh"  # the same function
+        activation = hf_config.activation_function
+        if activation not in gelus:
+            raise ValueError(
+                f"{directory}: activation_function={activation!r} is not one of {', '.join(gelus)}"
+            )
+        return fields | {"mlp": gelus[activation], "bias": True}
+    rope = hf_config.rope_parameters
     if rope["rope_type"] != "default":
         raise ValueError(
-            f"{directory}: rope_type={str(rope['rope_type'])[:40]!r} is not supported, "
-            "only plain RoPE"
+            f"{directory}: rope_type={str(rope['rope_type'])[:40]!r} is not supported, only RoPE "
+            "without scaling"
         )
-    if kind == "qwen3":
-        expect(directory, c, attention_bias=False, use_sliding_window=False)
-    elif c.attention_bias != c.mlp_bias:
-        raise ValueError(
-            f"{directory}: attention_bias={c.attention_bias} and mlp_bias={c.mlp_bias} must agree"
-        )
-    return shape | {
-        "block_size": c.max_position_embeddings,
-        "n_layer": c.num_hidden_layers,
-        "n_head": c.num_attention_heads,
-        "n_kv_head": c.num_key_value_heads,
-        "head_dim": c.head_dim,
-        "n_embd": c.hidden_size,
-        "n_inner": c.intermediate_size,
+    return fields | {
         "norm": "rmsnorm",
-        "norm_eps": c.rms_norm_eps,
         "position": "rope",
         "rope_theta": rope["rope_theta"],
         "mlp": "swiglu",
         "qk_norm": kind == "qwen3",
-        "bias": kind == "llama" and c.attention_bias,
     }
-
-
-def expect(directory: Path, config, **values) -> None:
-    for name, value in values.items():
-        if getattr(config, name) != value:
-            raise ValueError(
-                f"{directory}: {name}={str(getattr(config, name))[:40]} is not supported, "
-                f"only {value}"
-            )
 
 
 def from_pretrained(
@@ -210,109 +201,78 @@ def from_pretrained(
     """
     directory = find_directory(name_or_dir, revision)
     config = read_config(directory)
-    weights = Weights(directory)
-    if config.n_layer > len(weights.file_of):
-        raise ValueError(
-            f"{directory} has {len(weights.file_of)} tensors, too few for {config.n_layer} layers"
-        )
-    if native_type(config) == "gpt2":
-        biases = [names[0] for name, (names, _) in layout(config).items() if name.endswith(".bias")]
-        changes["bias"] = any(
-            weights[name].any() for name in biases
-        )  # bias=False is exported as zeros
-    config = replace(config, **changes)
-    tensors_of, model = layout(config), empty_model(config, weights)
+    kind = native_type(config)
+    tensors = Tensors(directory, "transformer." if kind == "gpt2" else "model.")
+    tensors_of = layout(config)
+    if kind == "gpt2":  # bias=False is exported as zeros
+        names = [hf_names[0] for hf_names, _ in tensors_of.values()]
+        changes["bias"] = any(tensors.read(n).any() for n in names if n.endswith(".bias"))
+    with torch.device("meta"):
+        model = GPT(replace(config, **changes))
     # the largest first, while there is room for a second copy of it
-    for name, _ in sorted(model.named_parameters(), key=lambda item: -item[1].numel()):
+    for name, p in sorted(model.named_parameters(), key=lambda item: -item[1].numel()):
         hf_names, transposed = tensors_of[name]
-        value = torch.cat([weights[t].t() if transposed else weights[t] for t in hf_names])
-        if name in ("wte.weight", "lm_head.weight"):
-            value = F.pad(value, (0, 0, 0, config.padded_vocab_size - value.size(0)))
+        parts = []
+        for hf_name, rows in zip(hf_names, rows_of(model, name, hf_names), strict=True):
+            part = tensors.read(hf_name)
+            shape = (rows, *p.shape[1:])
+            if transposed:
+                shape = shape[::-1]
+            if part.shape != shape:
+                raise ValueError(
+                    f"{directory}: {hf_name} has shape {tuple(part.shape)}, "
+                    f"its config.json says {shape}"
+                )
+            parts.append(part.t() if transposed else part)
+        value = torch.cat(parts)
+        if len(value) < len(p):
+            value = F.pad(value, (0, 0, 0, len(p) - len(value)))
         model.load_state_dict({name: value.to(dtype).contiguous()}, strict=False, assign=True)
     return model.eval()
 
 
-def empty_model(config: GPTConfig, weights: "Weights") -> GPT:
-    """The model on the meta device. Raises ValueError unless the stored tensors have its shapes."""
-    try:
-        with torch.device("meta"):
-            model = GPT(config)
-    except (RuntimeError, OverflowError, TypeError) as error:
-        raise ValueError(
-            f"{weights.directory}/config.json does not describe a model ({first_line(error)})"
-        ) from None
-    named = dict(model.named_parameters())
-    for name, (hf_names, transposed) in layout(config).items():
-        expected = tuple(named[name].shape)
-        if name in ("wte.weight", "lm_head.weight"):  # without our padding
-            expected = (config.vocab_size, *expected[1:])
-        shapes = [weights.shape(t)[:: -1 if transposed else 1] for t in hf_names]
-        found = (sum(shape[0] for shape in shapes if shape), *shapes[0][1:])
-        if found != expected or any(shape[1:] != expected[1:] for shape in shapes):
-            found, expected = (shape[:: -1 if transposed else 1] for shape in (found, expected))
-            raise ValueError(
-                f"{weights.directory}: {hf_names[0]} has shape {found}, "
-                f"its config.json says {expected}"
-            )
-    return model
-
-
-class Weights:
+class Tensors:
     """The tensors of a transformers directory by name, each read when it is needed."""
 
-    def __init__(self, directory: Path):
-        """Raises ValueError if there are no safetensors, or their header cannot be read."""
+    def __init__(self, directory: Path, prefix: str):
+        """Finds the tensors. GPT-2's own files leave the `prefix` of their names out.
+
+        Raises ValueError if there are no safetensors, or their header cannot be read.
+        """
+        self.directory = directory
+        self.places: dict[str, tuple[Path, str]] = {}  # full name: its file and its name there
         files = sorted(directory.glob("model*.safetensors"))
         if not files:
             pickles = sorted(path.name for path in directory.glob("*.bin"))
-            why = (
-                f"only {pickles[0]}, a pickle, which can run code when it is loaded"
-                if pickles
-                else "no weights"
-            )
+            found = f"only {pickles[0]}, a pickle, which can run code" if pickles else "no weights"
             raise ValueError(
-                f"{directory} has {why}: expected model.safetensors "
+                f"{directory} has {found}: expected model.safetensors "
                 "(transformers' save_pretrained writes it)"
             )
-        self.directory, self.file_of, self.shapes = directory, {}, {}
         for file in files:
-            with self.open(file) as tensors:
-                names = tensors.keys()
-                self.shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
-                self.file_of |= dict.fromkeys(names, file)
-        # GPT-2's own files leave the prefix out, and so do some fine-tunes of it
-        self.bare = not any(name.startswith(("transformer.", "model.")) for name in self.file_of)
+            with open_tensors(file) as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    whole = name.startswith((prefix, "lm_head."))
+                    self.places[name if whole else prefix + name] = file, name
 
-    def stored(self, name: str) -> str:
-        """The name that a tensor has in the files. Raises ValueError where there is none."""
-        stored = name.removeprefix("transformer.").removeprefix("model.") if self.bare else name
-        if stored not in self.file_of:
-            raise ValueError(f"{self.directory} lacks the tensor {stored}: it is incomplete")
-        return stored
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.shapes[self.stored(name)]
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        stored = self.stored(name)
-        with self.open(self.file_of[stored]) as tensors:  # closing it frees the pages read
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor of that name. Raises ValueError if there is none, or it cannot be read."""
+        if name not in self.places:
+            raise ValueError(f"{self.directory} lacks the tensor {name}: it is incomplete")
+        file, stored = self.places[name]
+        with open_tensors(file) as tensors:  # closing it frees the pages read
             return tensors.get_tensor(stored)
 
-    @contextmanager
-    def open(self, file: Path):
-        try:
-            require_regular(file)
-            with safe_open(file, "pt") as tensors:
-                yield tensors
-        except (
-            SafetensorError,
-            OSError,
-            ValueError,
-            KeyError,
-            OverflowError,
-            MemoryError,
-        ) as error:
-            raise ValueError(f"{file} cannot be read: {error}") from None
+
+@contextmanager
+def open_tensors(file: Path):
+    """Context manager that opens a safetensors file; what fails in it names the file."""
+    try:
+        require_regular(file)
+        with safe_open(file, "pt") as tensors:
+            yield tensors
+    except Exception as error:  # a damaged header can raise nearly anything
+        raise ValueError(f"{file} cannot be read: {first_line(error)}") from None
 
 
 def find_directory(name_or_dir: str | Path, revision: str | None = None) -> Path:
@@ -342,24 +302,18 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    c, rows, state = model.config, model.fused_rows(), {}
-    parameters = dict(model.named_parameters())
-    tensors_of = layout(c)
-    for name, (hf_names, transposed) in tensors_of.items():
-        value = parameters[name].detach()
-        if name in ("wte.weight", "lm_head.weight"):
-            value = value[: c.vocab_size]
-        parts = (
-            value.split(rows[name.replace(".bias", ".weight")]) if len(hf_names) > 1 else [value]
-        )
-        for target, part in zip(hf_names, parts, strict=True):
-            state[target] = (part.t() if transposed else part).contiguous()
-    arguments = native_config(c, eot_id, pad_id)
+    c, state, tensors_of = model.config, {}, layout(model.config)
+    hf_config = AutoConfig.for_model(native_type(c), **native_config(c, eot_id, pad_id))
     with quiet(), init_empty_weights(include_buffers=False):  # RoPE's tables are buffers
-        native = AutoModelForCausalLM.from_config(AutoConfig.for_model(native_type(c), **arguments))
+        native = AutoModelForCausalLM.from_config(hf_config)
     for name, empty in native.state_dict().items():
-        if name.endswith(".bias") and name not in state:  # GPT2LMHeadModel always has biases
+        if name.endswith(".bias"):  # GPT2LMHeadModel always has biases
             state[name] = torch.zeros(empty.shape, dtype=model.wte.weight.dtype)
+    for name, (hf_names, transposed) in tensors_of.items():
+        rows = rows_of(model, name, hf_names)
+        value = model.get_parameter(name).detach()[: sum(rows)]  # without padding
+        for hf_name, part in zip(hf_names, value.split(rows), strict=True):
+            state[hf_name] = (part.t() if transposed else part).contiguous()
     if c.tie_embeddings:
         state["lm_head.weight"] = state[tensors_of["wte.weight"][0][0]]
     native.load_state_dict(state, assign=True)
@@ -369,44 +323,21 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
 
 def native_config(c: GPTConfig, eot_id: int | None, pad_id: int | None) -> dict:
     """The arguments of the transformers configuration class."""
-    config = {
-        "vocab_size": c.vocab_size,
-        "tie_word_embeddings": c.tie_embeddings,
-        "dtype": "float32",
-        # given even if None: with the classes' defaults a text would end at an ordinary token
-        "bos_token_id": eot_id,
-        "eos_token_id": eot_id,
-        "pad_token_id": pad_id,
-    }
-    if native_type(c) == "gpt2":
-        return config | {
-            "n_positions": c.block_size,
-            "n_ctx": c.block_size,  # an older name of n_positions, which some readers still need
-            "n_embd": c.n_embd,
-            "n_layer": c.n_layer,
-            "n_head": c.n_head,
-            "n_inner": c.inner,
-            "activation_function": GELUS[c.mlp],
-            "layer_norm_epsilon": c.norm_eps,
-            "resid_pdrop": c.dropout,
-            "embd_pdrop": c.dropout,
-            "attn_pdrop": c.dropout,
-        }
-    if not c.qk_norm:
+    kind = native_type(c)
+    values = asdict(c) | {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}
+    config = {theirs: values[ours] for ours, theirs in hf_fields(kind).items()}
+    config["dtype"] = "float32"
+    # given even if None: with the classes' defaults a text would end at an ordinary token
+    config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": pad_id}
+    if kind == "gpt2":
+        config["n_ctx"] = c.block_size  # n_positions' older name, which some readers still need
+        config["activation_function"] = GELUS[c.mlp]
+        return config | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
+    if kind == "llama":
         config["mlp_bias"] = c.bias
-    return config | {
-        "max_position_embeddings": c.block_size,
-        "hidden_size": c.n_embd,
-        "intermediate_size": c.inner,
-        "num_hidden_layers": c.n_layer,
-        "num_attention_heads": c.n_head,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_size,
-        "rms_norm_eps": c.norm_eps,
-        "attention_dropout": c.dropout,
-        "attention_bias": c.bias,
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
-    }
+    config["attention_dropout"] = c.dropout
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": c.rope_theta}
+    return config
 
 
 @contextmanager

@@ -23,54 +23,37 @@ sample RUN --prompt ÄFFIN                     | 'Ä' position 0
 sample RUN --prompt ''                        | prompt empty
 sample RUN --prompt FILE:nowhere.txt          | nowhere.txt
 sample RUN --prompt FILE:latin                | latin UTF-8 iconv
-sample RUN --prompt FILE:utf16                | utf16 UTF-8 iconv
 sample RUN --prompt caf\udce9                 | udce9 UTF-8 iconv
 sample RUN --temperature -1                   | --temperature=-1 1000
-sample RUN --temperature nan                  | --temperature=nan 1000
 sample RUN --num_samples 0                    | --num_samples=0 10000
-sample RUN --num_samples 10000000000          | --num_samples=10000000000 10000
 sample RUN --device abacus                    | 'abacus' cpu
 sample RUN --checkpoint=newest                | 'newest' best last step-N
 sample RUN --checkpoint=step-7                | step-7
 sample ./nowhere                              | nowhere directory
-eval RUN --checkpoint=newest                  | 'newest' best last step-N
-eval RUN --checkpoint=step-7                  | step-7
 eval RUN --data nowhere                       | 'nowhere'
 eval RUN --data other                         | other different tokenizers
-eval RUN --batch_size 0                       | --batch_size=0 4096
-eval RUN --batch_size 99999999999             | --batch_size=99999999999 4096
 show-batch RUN --step 0                       | --step=0 1
-show-batch RUN --step 99999999999999999999    | --step=99999999999999999999
-show-batch RUN --step=1 --checkpoint=newest   | 'newest' best last step-N
 chat RUN                                      | <|im_start|>
 plot RUN --out out                            | 'out' .png
 export RUN --to link                          | link symbolic
 export RUN --to x --dtype q8_0                | q8_0 --format gguf
 dashboard nowhere                             | nowhere directory
 playground a b c                              | one two
-bench --batch_size 0                          | --batch_size=0 4096
 bench --parts juggling                        | 'juggling' train
 bench --model gpt5                            | 'gpt5' classic
-bench --rounds 0                              | --rounds=0 1000
 plan /etc/passwd                              | /etc/passwd Python
-plan nowhere/mine.py                          | nowhere/mine.py Python
-plan RECIPE --n_leyer=3                       | --n_leyer --n_layer?
 train RECIPE --n-leyer=3                      | --n_leyer --n_layer?
 train RECIPE --processes=0                    | --processes=0 1024
 train RECIPE --processes=3                    | --processes=3 GPUs --device=cpu
 train nowhere.py                              | nowhere.py Python
-train --processes=2 nowhere.py                | nowhere.py Python
 train own_text.py --data=nothing              | 'nothing'
 pretrain.py --depth=0                         | --depth=0 64
-pretrain.py --depth=65                        | --depth=65 64
 pretrain.py --depth=two                       | --depth=two integer
 pretrain.py --tokens_per_parameter=nan        | --tokens_per_parameter=nan
 pretrain.py --aspect_ratio=33                 | even
-pretrain.py --n_layer=0                       | n_layer=0
 pretrain.py --data=nowhere                    | 'nowhere'
 pretrain.py --dept=3                          | --depth?
 scaling.py --depths=1,2                       | --depths=1,2 three
-scaling.py --depths=1,2,x                     | --depths=1,2,x three
 scaling.py --depths=3,2,1                     | --depths=3,2,1 rising
 scaling.py --depths=1,2,3 --data=nowhere      | 'nowhere'
 scaling.py --frobnicate                       | --frobnicate
@@ -84,7 +67,6 @@ PROGRAMS = {"pretrain.py": pretrain.run, "scaling.py": scaling.run}
 def files(tmp_path, text, data, monkeypatch):
     writer.write(tmp_path / "other", "abcdefghijklmnop " * 200, "char", 0.1, "made up")
     (tmp_path / "latin").write_bytes("caf\xe9".encode("latin-1"))
-    (tmp_path / "utf16").write_bytes("FIRST".encode("utf-16"))
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -107,7 +89,6 @@ def test_a_mistake_is_one_line(typed, words, files, trained_dir, monkeypatch, re
     "package, typed, extra",
     [
         ("gguf", "export run --format gguf --to x", "[gguf]"),
-        ("gguf", "export run --to x.gguf", "[gguf]"),
         ("gradio", "playground run", "[playground]"),
         ("onnx", "export run --to new/x --format onnx", "[onnx]"),
         ("onnxruntime", "export run --to new/x --format onnx", "[onnx]"),

@@ -6,7 +6,7 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 from test_forged_checkpoint import seal_again
 
 from data_prep import writer
-from nanogpt import chat, checkpoint
+from nanogpt import checkpoint
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.hub import card, export
 
@@ -70,11 +70,6 @@ def test_the_command_leaves_out_what_concerns_the_machine(source):
     assert "\naccelerate launch mine.py --n_layer=2 --data=d --seed 2\n" in shown
 
 
-def test_a_model_that_chats_shows_its_template(chat_dir, tmp_path):
-    readme = (export.export(chat_dir, tmp_path / "export", say=lambda text: None) / "README.md").read_text()
-    assert f"```jinja\n{chat.TEMPLATE}\n```" in readme
-
-
 def test_the_cards_example_runs_from_anywhere(source, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(source.parent)
     code = (export.export("../run", "export") / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
@@ -84,12 +79,6 @@ def test_the_cards_example_runs_from_anywhere(source, tmp_path, monkeypatch, cap
     exec(code, {})
     shown = capsys.readouterr()
     assert len(shown.out.strip()) == 8 + 16 and "max_length" not in shown.err  # half of a context
-
-
-def test_versions_are_those_of_the_training(source):
-    assert "Versions" not in card.training(card.read(source), curve=False)  # an imported checkpoint knows none
-    change(source, environment={"torch": "1.13.1", "python": "3.7.0"})
-    assert card.training(card.read(source), curve=False).endswith("\n\nVersions: python 3.7.0, torch 1.13.1.\n")
 
 
 def test_the_data_of_a_mixture_are_all_named(tmp_path, text):

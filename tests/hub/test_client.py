@@ -53,7 +53,6 @@ def test_a_private_repository_is_made_and_a_branch_leaves_main_alone(hub, run):
         ({"HF_TOKEN": ""}, "alice/model", "no token auth login HF_TOKEN"),
         ({"HF_TOKEN": "hf_wrong"}, "alice/model", "not accept token"),
         ({"HF_TOKEN": "hf_bob"}, "alice/model", "token write alice/model"),
-        ({"HF_TOKEN": "hf_alice_read"}, "alice/model", "token write alice/model"),
         ({}, "model", "'model' USER/NAME"),
         ({}, "alice/..", "name"),
         ({"ENDPOINT": "http://127.0.0.1:9"}, "alice/model", "cannot be reached"),
