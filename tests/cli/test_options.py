@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from nanogpt import checkpoint
-from nanogpt.cli import main
 from nanogpt.cli.use import load_for_sampling
 from nanogpt.data.files import plain
 
@@ -49,9 +48,8 @@ def test_checkpoint_names_one_of_a_run_for_every_command(run_dir, tmp_path, comm
     assert (tmp_path / "export" / "model.safetensors").is_file()
 
 
-def test_a_damaged_checkpoint_is_noted_and_another_taken(run_dir, capsys):
+def test_a_damaged_checkpoint_is_noted_and_another_taken(run_dir, cli):
     best = (run_dir / "best").resolve()
     (best / "model.safetensors").write_bytes(b"damaged")
-    main(["sample", str(run_dir), "--prompt", "FIRST:", "--max_new_tokens", "3"])
-    shown = capsys.readouterr()
-    assert shown.out.startswith("FIRST:") and best.name in shown.err and "7 bytes" in shown.err
+    done = cli("sample", run_dir, "--prompt", "FIRST:", "--max_new_tokens", "3")
+    assert done.stdout.startswith("FIRST:") and best.name in done.stderr and "7 bytes" in done.stderr
