@@ -9,7 +9,7 @@ from pathlib import Path
 import conversations
 import pytest
 import torch
-from fresh import reset_accelerate
+from helpers import reset_accelerate
 from hub_server import Hub
 from huggingface_hub import constants, hf_api
 from tiny_run import Run
@@ -19,35 +19,31 @@ from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.cli import main
-from nanogpt.run import console
+from nanogpt.run import console, plan
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads():
-    torch.set_num_threads(2)
-
-
-@pytest.fixture(scope="session", autouse=True)
 def tiny_runs():
-    """Sampling 300 tokens would be most of a tiny run's time."""
+    """Two threads, short samples, short measurements."""
+    torch.set_num_threads(2)
     console.SAMPLE_TOKENS = 8
+    plan.median_seconds = partial(plan.median_seconds, at_most=0.1)
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
-    """No test depends on the precision or device that another one in its process asked for."""
     reset_accelerate()
 
 
 @pytest.fixture(scope="session")
 def text() -> str:
     """Some 20,000 characters of made-up dialogue."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     words = "the king and queen of hearts did speak to me in anger o my lord what news from court".split()
-    lines = (" ".join(chance.choices(words, k=7)).capitalize() + "." for _ in range(500))
-    return "\n".join(f"{chance.choice(['FIRST', 'SECOND'])}:\n{line}\n" for line in lines)
+    lines = (" ".join(rng.choices(words, k=7)).capitalize() + "." for _ in range(500))
+    return "\n".join(f"{rng.choice(['FIRST', 'SECOND'])}:\n{line}\n" for line in lines)
 
 
 @pytest.fixture
@@ -56,39 +52,41 @@ def text_file(tmp_path, text):
     return tmp_path / "play.txt"
 
 
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory, text) -> Path:
+    """A character-level data directory; to be read only."""
+    directory = tmp_path_factory.mktemp("shared") / "data"
+    writer.write(directory, text, "char", 0.1, "made up")
+    return directory
+
+
 @pytest.fixture
-def data(tmp_path, text) -> Path:
-    """A prepared character-level data directory."""
-    writer.write(tmp_path / "data", text, "char", 0.1, "made up")
-    return tmp_path / "data"
+def data(tmp_path, shared_data) -> Path:
+    """A copy of it."""
+    return shutil.copytree(shared_data, tmp_path / "data", dirs_exist_ok=True)
 
 
 def tiny_run(model: GPTConfig = TINY, **settings) -> Run:
     """A tiny `Run`, in this process, from settings of either configuration."""
     reset_accelerate()
-    fields = {"device": "cpu", "precision": "fp32", "sample_tokens": 8, "batch_size": 4, "max_iters": 4}
-    fields |= {"eval_interval": 4, "warmup_iters": 2, "learning_rate": 1e-2}
-    return Run(model, TrainConfig(**(fields | settings)))
+    tiny = {"device": "cpu", "precision": "fp32", "sample_tokens": 8, "batch_size": 4, "max_iters": 4}
+    tiny |= {"eval_interval": 4, "warmup_iters": 2, "learning_rate": 1e-2}
+    return Run(model, TrainConfig(**tiny | settings))
 
 
 @pytest.fixture
 def make_run(tmp_path, data, capsys):
     """Makes a tiny `Run`, of `data` in `out` if the settings name no others."""
-
-    def make(model: GPTConfig = TINY, **settings) -> Run:
-        return tiny_run(model, **({"out_dir": str(tmp_path / "out"), "data": str(data)} | settings))
-
-    return make
+    places = {"out_dir": str(tmp_path / "out"), "data": str(data)}
+    return lambda model=TINY, **settings: tiny_run(model, **places | settings)
 
 
 @pytest.fixture(scope="session")
-def trained_dir(tmp_path_factory, text) -> Path:
+def trained_dir(tmp_path_factory, shared_data) -> Path:
     """The out directory of a run of ten steps, with checkpoints of two; to be read only."""
-    place = tmp_path_factory.mktemp("trained")
-    writer.write(place / "data", text, "char", 0.1, "made up")
-    run = tiny_run(out_dir=str(place / "out"), data=str(place / "data"), max_iters=10, eval_interval=5)
-    run.train()
-    return run.out_dir
+    out_dir = tmp_path_factory.mktemp("trained") / "out"
+    tiny_run(out_dir=str(out_dir), data=str(shared_data), max_iters=10, eval_interval=5).train()
+    return out_dir
 
 
 @pytest.fixture
@@ -101,13 +99,12 @@ def run_dir(tmp_path, trained_dir) -> Path:
 def chat_dir(tmp_path_factory) -> Path:
     """The out directory of a run that has learnt to answer conversations by characters; to be read only."""
     place = tmp_path_factory.mktemp("chat")
-    found = [conversations.talk(f"{i}?", "yes") for i in range(100, 140)]
-    prepare_chat([conversations.write(place / "talks.jsonl", found)], place / "data", "char", 64, say=lambda text: None)
+    talks = [conversations.talk(f"{i}?", "yes") for i in range(100, 140)]
+    prepare_chat([conversations.write(place / "talks.jsonl", talks)], place / "data", "char", 64, say=lambda text: None)
     model = GPTConfig(block_size=64, n_layer=1, n_head=2, n_embd=32)
-    settings = {"out_dir": str(place / "out"), "data": str(place / "data"), "batch_size": 8}
-    run = tiny_run(model, max_iters=60, eval_interval=60, learning_rate=2e-2, **settings)
-    run.train()
-    return run.out_dir
+    settings = {"batch_size": 8, "max_iters": 60, "eval_interval": 60, "learning_rate": 2e-2}
+    tiny_run(model, out_dir=str(place / "out"), data=str(place / "data"), **settings).train()
+    return place / "out"
 
 
 @pytest.fixture
@@ -130,7 +127,7 @@ def command(capsys):
 
 @pytest.fixture
 def refused(capsys):
-    """Runs a program that must refuse its user's wish by exit code 2 and one line, which it returns."""
+    """Runs a program that must end with exit code 2 and one line, which it returns."""
 
     def run(program, *arguments) -> str:
         capsys.readouterr()
@@ -145,7 +142,7 @@ def refused(capsys):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A local Hub, to which this process is led, with an empty cache and as the user alice."""
+    """A local Hub that this process takes for the real one, with an empty cache and as the user alice."""
     with Hub() as hub:
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
@@ -180,6 +177,7 @@ def recipe(zygote, tmp_path):
 
 @pytest.fixture(scope="session")
 def shakespeare() -> Path:
+    """A copy of the original tiny Shakespeare."""
     if "NANOGPT_SHAKESPEARE" not in os.environ:
         pytest.skip("NANOGPT_SHAKESPEARE does not name a copy of the original tiny Shakespeare")
     return Path(os.environ["NANOGPT_SHAKESPEARE"])

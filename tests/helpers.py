@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from nanogpt import checkpoint
 from nanogpt.run import metrics
@@ -36,3 +37,9 @@ def seal_again(path: Path) -> None:
 def curve(run: Path, key: str = "val_loss", file: str = metrics.METRICS) -> dict:
     """A metric by step, as a run has written it."""
     return {line["step"]: line[key] for line in metrics.read(run / file) if key in line}
+
+
+def reset_accelerate() -> None:
+    """Accelerate's state is that of a new process, not that of the test before."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()

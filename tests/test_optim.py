@@ -1,8 +1,6 @@
 """Learning rates, AdamW and Muon, compared with nanoGPT's formula and with torch."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -96,23 +94,6 @@ def test_stacked_matrices_are_orthogonalized_one_by_one():
     Muon([{"params": [stacked], "rows": [8, 16]}], lr=0.1).step()
     Muon([{"params": parts}], lr=0.1).step()
     torch.testing.assert_close(stacked, torch.cat(parts))
-
-
-# torch 2.6 shards on CUDA only
-@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="no FSDP2 on this torch's CPU")
-def test_muon_on_processes_shares_matrices_and_moves_momentum(zygote, tmp_path):
-    """Of 9, 6, 3 and 3 matrices of a shape: each share is as large as the largest, and the updates are one process's.
-
-    Each number of processes continues from the momentum that the one before it has saved.
-    """
-    script = Path(__file__).with_name("integration") / "muon.py"
-    for number, copies, shards in ((2, 12, [9, 12]), (3, 7, [7, 7, 7]), (1, 21, [21])):
-        done = [program.wait() for program in zygote.ranks(number, script, tmp_path, cwd=tmp_path)]
-        assert [each.returncode for each in done] == [0] * number, done[0].stderr
-        found = [json.loads(each.stdout) for each in done]
-        assert all(each[kind]["difference"] < 1e-6 for each in found for kind in ("copies", "shards"))
-        assert [each["copies"]["matrices"] for each in found] == [copies] * number
-        assert sorted(each["shards"]["matrices"] for each in found) == shards
 
 
 @pytest.mark.parametrize("rows, processes", [([7, 3, 3], 2), ([5, 2], 3), ([4], 4), ([1, 1], 5), ([8, 8], 1)])

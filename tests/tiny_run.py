@@ -1,6 +1,7 @@
 """A run in this process, of which a test may replace functions of the loop: `run.step = …`, `run.micro_batch = …`."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack
+from unittest.mock import patch
 
 from nanogpt import train
 from nanogpt.run import guard, plan
@@ -21,47 +22,27 @@ class Run:
         self.start_step = self.state.step
 
     def __getattr__(self, name):
+        if name in LOOP:
+            return lambda *args: self.call(LOOP[name], *args)
         return getattr(self.parts, name)
 
-    @contextmanager
-    def replaced(self):
-        def instead(name):
-            def call(config, parts, state, *args, **options):
+    def call(self, function, *args):
+        """The function's result, with this run's config, parts and state before its other arguments."""
+
+        def stand_in(name):
+            def call(config, parts, state, *args):
                 self.config = config
-                return vars(self)[name](*args, **options)
+                return vars(self)[name](*args)
 
             return call
 
-        before = {name: getattr(train, name) for name in LOOP}
-        try:
+        with ExitStack() as stack:
             for name in LOOP.keys() & vars(self).keys():
-                setattr(train, name, instead(name))
-            yield
-        finally:
-            for name, function in before.items():
-                setattr(train, name, function)
-
-    def call(self, function, *args, **options):
-        with self.replaced():
-            return function(self.config, self.parts, self.state, *args, **options)
+                stack.enter_context(patch.object(train, name, stand_in(name)))
+            return function(self.config, self.parts, self.state, *args)
 
     def train(self, profile: int = 0) -> None:
         self.call(train_to_the_end, profile)
-
-    def step(self) -> None:
-        self.call(LOOP["step"])
-
-    def micro_batch(self, index: int, whole: bool = False):
-        return self.call(LOOP["micro_batch"], index, whole)
-
-    def log(self) -> None:
-        self.call(LOOP["log"])
-
-    def evaluate_and_save(self) -> None:
-        self.call(LOOP["evaluate_and_save"])
-
-    def save(self) -> None:
-        self.call(LOOP["save"])
 
     def rehearse(self) -> None:
         self.config = self.call(guard.rehearse)

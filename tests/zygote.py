@@ -1,9 +1,10 @@
 """Starts programs in a tenth of a second: a Python that has imported everything forks for each of them.
 
-`python tests/zygote.py` answers requests, one JSON object a line, and never computes: a fork after OpenMP's threads
-have started would hang. `Zygote` is its client. A program that it starts is a process of its own, with its own
-arguments, environment, output, exit code and signals. What it does not show: the imports themselves, variables that are
-read while importing (OMP_NUM_THREADS, HF_ENDPOINT), and the launcher; tests/integration/test_launch.py starts these.
+`python tests/zygote.py SOCKET` listens there, and never computes: a fork after OpenMP's threads have started would
+hang. Whoever connects sends a program as a JSON object, and gets its process number and later its exit code, a line
+each. `Zygote` starts and calls it. A program is a process of its own, with its own arguments, environment, output, exit
+code and signals. What it does not show: the imports themselves, variables that are read while importing
+(OMP_NUM_THREADS, HF_ENDPOINT), and the launcher; tests/integration/test_launch.py starts these.
 """
 
 import atexit
@@ -11,14 +12,16 @@ import gc
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
-import time
 import traceback
-from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,33 +40,29 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 
 class Zygote:
-    """The client. `start` forks a program; use it in a `with` block, which ends what still runs."""
+    """Forks programs; use it in a `with` block, which ends what still runs."""
 
     def __init__(self, directory: Path):
-        self.directory, self.count, self.stores, self.lock = directory, 0, [], threading.Lock()
+        self.directory, self.env = directory, clean_environment(directory)
+        self.count, self.stores = 0, []
 
     def __enter__(self) -> "Zygote":
-        self.env = clean_environment(self.directory)
-        command = [sys.executable, __file__]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, env=self.env, text=True, bufsize=1, **pipes)
+        self.socket = f"{tempfile.mkdtemp()}/socket"  # whose name must be short
+        command, pipes = [sys.executable, __file__, self.socket], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=self.env, start_new_session=True, **pipes)
+        self.process.stdout.readline()  # it listens
         return self
 
     def __exit__(self, *error) -> None:
         self.process.communicate()
+        shutil.rmtree(Path(self.socket).parent)
 
-    def ask(self, **request):
-        with self.lock:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            return json.loads(self.process.stdout.readline())
-
-    def start(self, *words, cwd: Path, env: dict[str, str] | None = None, stderr: str | None = None) -> "Program":
-        """Starts `nanogpt …`, `-m MODULE …` or `SCRIPT.py …`; its stderr may go to a terminal, given by its name."""
+    def start(self, *words, cwd: Path, env: dict[str, str] | None = None) -> "Program":
+        """Starts `nanogpt …`, `-m MODULE …` or `SCRIPT.py …`."""
         self.count += 1
-        files = [str(self.directory / f"{self.count}.{name}") for name in ("out", "err")]
-        request = {"argv": list(map(str, words)), "cwd": str(cwd), "env": self.env | (env or {})}
-        pid = self.ask(**request, stdout=files[0], stderr=stderr or files[1])
-        return Program(self, pid, *map(Path, files))
+        files = {name: str(self.directory / f"{self.count}.{name}") for name in ("stdout", "stderr")}
+        request = {"argv": list(map(str, words)), "cwd": str(cwd), "env": self.env | (env or {}), **files}
+        return Program(self.socket, request)
 
     def run(self, *words, cwd: Path, **env: str) -> SimpleNamespace:
         return self.start(*words, cwd=cwd, env=env).wait()
@@ -71,56 +70,66 @@ class Zygote:
     def ranks(self, number: int, *words, cwd: Path, **env: str) -> list["Program"]:
         """Starts a program as the launcher would, in so many processes on the CPU."""
         env = {"ACCELERATE_USE_CPU": "true"} | env
-        if number > 1:
-            store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            self.stores.append(store)  # it lives as long as the processes
-            env |= {"WORLD_SIZE": str(number), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if number > 1 else {} for rank in range(number)]
-        return [self.start(*words, cwd=cwd, env=env | rank) for rank in ranks]
+        if number == 1:
+            return [self.start(*words, cwd=cwd, env=env)]
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.stores.append(store)  # it lives as long as the processes
+        env |= {"WORLD_SIZE": str(number), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        ranks = map(str, range(number))
+        return [self.start(*words, cwd=cwd, env=env | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
 
 
 class Program:
-    def __init__(self, zygote: Zygote, pid: int, out: Path, err: Path):
-        self.zygote, self.pid, self.out, self.err = zygote, pid, out, err
+    def __init__(self, address: str, request: dict):
+        self.connection, self.request, self.code = socket.socket(socket.AF_UNIX), request, None
+        self.connection.connect(address)
+        self.connection.sendall(json.dumps(request).encode() + b"\n")
+        self.answers = self.connection.makefile()
+        self.pid = int(self.answers.readline())
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def poll(self) -> int | None:
-        return self.zygote.ask(poll=self.pid)
+    def poll(self, patience: float = 0) -> int | None:
+        """Its exit code if it has ended."""
+        if self.code is None and select.select([self.connection], [], [], patience)[0]:
+            self.code = int(self.answers.readline())
+        return self.code
 
     def wait(self) -> SimpleNamespace:
         """Its returncode, stdout and stderr, once it has ended."""
-        end = time.monotonic() + PATIENCE
-        while (code := self.poll()) is None:
-            if time.monotonic() > end:
-                self.send_signal(signal.SIGKILL)
-            time.sleep(0.01)
-        out, err = (path.read_text() if path.exists() else "" for path in (self.out, self.err))
-        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+        if self.poll(PATIENCE) is None:
+            self.send_signal(signal.SIGKILL)
+        said = {name: Path(self.request[name]).read_text() for name in ("stdout", "stderr")}
+        return SimpleNamespace(returncode=self.poll(PATIENCE), **said)
 
 
-def serve() -> dict:
-    """Answers requests until its client is gone; returns in the forks, with what each is to run."""
-    replies, codes, running = os.fdopen(os.dup(1), "w"), {}, set()
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "poll" in request:
-            pid = request["poll"]
-            if pid in running and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                running.remove(pid)
-            answer = codes.get(pid)
-        elif (answer := os.fork()) == 0:
-            os.close(replies.fileno())
-            return request
-        else:
-            running.add(answer)
-        print(json.dumps(answer), file=replies, flush=True)
-    for pid in running:
-        os.kill(pid, signal.SIGKILL)
-    sys.exit()
+def serve(address: str) -> dict:
+    """Accepts connections until stdin ends, which ends all programs; returns in the forks, with what each is to run."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(address)
+    server.listen(100)
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
+    while True:
+        if sys.stdin in select.select([server, sys.stdin], [], [])[0]:
+            os.killpg(0, signal.SIGKILL)
+        connection = server.accept()[0]
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            server.close()
+            request = json.loads(connection.makefile().readline())
+            pid = os.fork()
+            if pid == 0:
+                connection.close()
+                return request
+            with suppress(OSError):  # whoever asked is gone
+                connection.sendall(b"%d\n" % pid)
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                connection.sendall(b"%d\n" % code)
+            os._exit(0)
+        connection.close()
 
 
 def become(request: dict) -> None:
@@ -132,28 +141,26 @@ def become(request: dict) -> None:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     first, *rest = request["argv"]
+    sys.argv = rest if first == "-m" else [first, *rest]
     if first == "nanogpt":
-        sys.argv = [first, *rest]
         cli.main()
     elif first == "-m":
-        sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = [first, *rest]
         sys.path[0] = str(Path(first).parent)
         runpy.run_path(first, run_name="__main__")
 
 
-def end(program: Callable[[], None]) -> None:
-    """Ends this process as Python would, but for taking the imported modules apart, which takes a second."""
-    code = 1
+def main() -> None:
+    """Serves; a fork ends as Python would, except that it does not unload the modules, which takes a second."""
+    code = 0
     try:
-        program()
-        code = 0
+        become(serve(sys.argv[1]))
     except SystemExit as exit:
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     except BaseException:
         traceback.print_exc()
+        code = 1
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -172,4 +179,4 @@ if __name__ == "__main__":
 
     console.SAMPLE_TOKENS = 8
     gc.freeze()
-    end(partial(become, serve()))
+    main()

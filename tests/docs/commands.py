@@ -11,7 +11,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from unittest.mock import patch
 
 from accelerate.commands.launch import launch_command_parser
@@ -19,7 +19,7 @@ from pages import FILES, ROOT, SAVED
 
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.cli import make_parser
-from nanogpt.run.flags import parse, settings_parser
+from nanogpt.run.flags import parse
 
 START = re.compile(r"(?:next:)?\s*(?:[\w \"$(=-]*\b(?:do|exec) |.*\$\()?((?:accelerate launch|nanogpt|python) .*)")
 ANY_RECIPE = ("recipes/x.py", "x.py", "RECIPE", "mine.py")
@@ -29,7 +29,7 @@ class Caught(Exception):
     """Carries a parser out of the program that made it."""
 
 
-@lru_cache
+@cache
 def parser_of(program: str) -> argparse.ArgumentParser:
     """The parser of `accelerate launch`, `nanogpt`, a module such as `data_prep.text`, or a script."""
     if program == "accelerate launch":
@@ -40,8 +40,8 @@ def parser_of(program: str) -> argparse.ArgumentParser:
     def stop(parser, *_):
         raise Caught(parser)
 
-    loaded = sys.modules.pop(program, None)  # runpy warns about a module that is there already
-    with patch.object(argparse.ArgumentParser, "parse_args", stop), contextlib.suppress(SystemExit):
+    with patch.object(argparse.ArgumentParser, "parse_args", stop), patch.dict(sys.modules):
+        sys.modules.pop(program, None)  # runpy warns about a module that is there already
         try:
             if program.endswith(".py"):
                 runpy.run_path(str(ROOT / program), run_name="__main__")
@@ -49,9 +49,6 @@ def parser_of(program: str) -> argparse.ArgumentParser:
                 runpy.run_module(program, run_name="__main__")
         except Caught as caught:
             return caught.args[0]
-        finally:
-            if loaded:
-                sys.modules[program] = loaded
     raise AssertionError(f"{program} reads no command line")
 
 
@@ -59,14 +56,14 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
     return next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), {})
 
 
-@lru_cache
+@cache
 def every_flag() -> set[str]:
     """Those of a recipe, of the launcher, and whatever else our programs name in a string."""
-    parsers = [settings_parser(GPTConfig(), TrainConfig(), ""), parser_of("accelerate launch")]
-    parsers.append(parser_of("recipes/pretrain.py"))
+    parsers = [parser_of("recipes/pretrain.py"), parser_of("accelerate launch")]
     flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
-    for file in (file for file in FILES if file.endswith(".py") and not file.startswith("tests/docs/")):
-        flags |= set(re.findall(r"[\"'](--[a-z][\w-]*)[\"'=]", (ROOT / file).read_text(encoding="utf-8")))
+    for file in FILES:
+        if file.endswith(".py") and not file.startswith("tests/docs/"):
+            flags |= set(re.findall(r"[\"'](--[a-z][\w-]*)[\"'=]", (ROOT / file).read_text(encoding="utf-8")))
     return {flag.replace("-", "_") for flag in flags}
 
 
@@ -95,46 +92,40 @@ def problem(words: list[str], page: str = "") -> str | None:
         case []:
             return "no shell can read this command"
         case ["accelerate", "launch", *rest]:
-            args, error = parsed(parser_of("accelerate launch"), rest)
+            args, error = attempt(lambda: parser_of("accelerate launch").parse_args(rest))
             if error:
                 return f"accelerate launch: {error}"
             if args.config_file and args.config_file not in FILES:
                 return f"{args.config_file} does not exist"
-            return problem(
-                ["python", *(["-m"] if args.module else []), args.training_script, *args.training_script_args], page
-            )
+            module = ["-m"] if args.module else []
+            return problem(["python", *module, args.training_script, *args.training_script_args], page)
         case ["nanogpt", "plan" | "train", recipe, *rest]:
             return problem(["python", recipe, *(word for word in rest if not word.startswith("--processes="))], page)
-        case ["nanogpt", *rest]:
-            return parsed(parser_of("nanogpt"), rest)[1]
-        case ["python", "-m", "nanogpt", *rest]:
-            return problem(["nanogpt", *rest])
+        case ["nanogpt", *rest] | ["python", "-m", "nanogpt", *rest]:
+            return attempt(lambda: parser_of("nanogpt").parse_args(rest))[1]
         case ["python", "-m", module, *rest] if module.startswith("data_prep."):
-            exists = f"{module.replace('.', '/')}.py" in FILES
-            return parsed(parser_of(module), rest)[1] if exists else f"no module {module}"
-        case ["python", script, *rest] if script.endswith(".py"):
-            return script_problem(script, rest, page)
+            if f"{module.replace('.', '/')}.py" not in FILES:
+                return f"no module {module}"
+            return attempt(lambda: parser_of(module).parse_args(rest))[1]
+        case ["python", script, *rest] if script.endswith(".py") and script not in SAVED.findall(page):
+            return script_problem(script, rest)
 
 
-def script_problem(script: str, words: list[str], page: str) -> str | None:
-    """A recipe reads its flags by `parse`, or by a parser of its own. One that the page shows is run by test_blocks."""
-    if script in SAVED.findall(page) or script.startswith(("tests/", "benchmarks/")):
-        return None
-    if script not in FILES and script not in ANY_RECIPE:
+def script_problem(script: str, words: list[str]) -> str | None:
+    """A recipe reads its flags by `parse`, or by a parser of its own."""
+    if script in ANY_RECIPE:
+        return attempt(lambda: parse(GPTConfig(), TrainConfig(), words, ""))[1]
+    if script not in FILES:
         return f"{script} does not exist"
-    source = "" if script in ANY_RECIPE else (ROOT / script).read_text(encoding="utf-8")
-    if "Parser" in source or "read_flags" in source or "settings_parser" in source:
-        return parsed(parser_of(script), words)[1]
-    names = runpy.run_path(str(ROOT / script)) if source else {}
-    configs = names.get("MODEL", GPTConfig()), names.get("TRAIN", TrainConfig())
-    return result_and_error(lambda: parse(*configs, words, ""))[1]
+    if not script.startswith("recipes/"):
+        return None
+    names = runpy.run_path(str(ROOT / script))
+    if "MODEL" in names and "TRAIN" in names:
+        return attempt(lambda: parse(names["MODEL"], names["TRAIN"], words, ""))[1]
+    return attempt(lambda: parser_of(script).parse_args(words))[1]
 
 
-def parsed(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace | None, str | None]:
-    return result_and_error(lambda: parser.parse_args(words))
-
-
-def result_and_error(run: Callable) -> tuple[object, str | None]:
+def attempt(run: Callable) -> tuple[object, str | None]:
     """What `run` returns, and the last line that it complains with."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):

@@ -1,8 +1,7 @@
 """The documentation: Markdown files with their blocks, code spans and links, and the docstrings.
 
-A fenced block that cannot run in tests has a comment right before it, `<!-- skip: needs the Hub -->`, or one with the
-environment variable that it needs, `<!-- needs: TIKTOKEN_CACHE_DIR -->`. A block of Python whose first line is
-`# known.py` is a script of that name, which a later block runs.
+A fenced block that cannot run in tests has a comment right before it: `<!-- skip: needs the Hub -->`. A block of Python
+whose first line is `# known.py` is a script of that name, which a later block runs.
 """
 
 import ast
@@ -18,7 +17,6 @@ PATHS = [p for p in (*ROOT.glob("*.*"), *(p for folder in OURS for p in (ROOT / 
 FILES = {path.relative_to(ROOT).as_posix() for path in PATHS}
 PAGES = sorted(file for file in FILES if file.endswith(".md"))
 SAVED = re.compile(r"# (\w+\.py)\n")  # the first line of a script that a block below runs
-DIRECTIVE = re.compile(r"<!--\s*(skip|needs):\s*(.*?)\s*-->\s*", re.DOTALL)
 
 
 class Text(NamedTuple):
@@ -32,8 +30,7 @@ class Block(NamedTuple):
     line: int  # of the first line of code
     language: str
     code: str
-    skip: str | None  # why it does not run here
-    needs: str | None  # the environment variable that it needs
+    skip: bool
 
 
 class Page(NamedTuple):
@@ -44,16 +41,12 @@ class Page(NamedTuple):
 
 def parse_markdown(text: str) -> Page:
     """The blocks, spans and links of a page. A span or link has the first line of its paragraph or row."""
-    page, directive = Page([], [], []), None
+    page, comment = Page([], [], []), ""
     for token in MarkdownIt("commonmark").enable("table").parse(text):
-        if token.type == "html_block":
-            directive = DIRECTIVE.fullmatch(token.content)
-            continue
         if token.type == "fence":
-            reasons = {directive[1]: directive[2]} if directive else {}
-            skip, needs = reasons.get("skip"), reasons.get("needs")
-            page.blocks.append(Block(token.map[0] + 2, token.info.strip(), token.content, skip, needs))
-        directive = None
+            block = Block(token.map[0] + 2, token.info.strip(), token.content, comment.startswith("<!-- skip: "))
+            page.blocks.append(block)
+        comment = token.content if token.type == "html_block" else ""
         for child in token.children or []:
             if child.type == "code_inline":
                 page.spans.append(Text(token.map[0] + 1, child.content))

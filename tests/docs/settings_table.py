@@ -25,20 +25,17 @@ This file is generated: `python tests/docs/settings_table.py > docs/settings.md`
 """
 
 
-def table(config: type) -> list[str]:
-    """The lines of one dataclass's table."""
-    help_of, kinds = field_help(config), declared(config)
-    lines = [f"## {config.__name__}", "", "| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for field in dataclasses.fields(config):
-        meaning = help_of[field.name].replace("|", "\\|")
-        kind = short(*kinds[field.name]).lower().replace("|", ", ")
-        lines.append(f"| `{field.name}` | {kind} | `{str(field.default).lower()}` | {meaning} |")
-    return lines
-
-
 def settings() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *table(GPTConfig), "", *table(TrainConfig), "", *table(Actions)]) + "\n"
+    lines = [HEAD]
+    for config in (GPTConfig, TrainConfig, Actions):
+        lines += [f"## {config.__name__}", "", "| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
+        for field in dataclasses.fields(config):
+            meaning = field_help(config)[field.name].replace("|", "\\|")
+            kind = short(*declared(config)[field.name]).lower().replace("|", ", ")
+            lines.append(f"| `{field.name}` | {kind} | `{str(field.default).lower()}` | {meaning} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

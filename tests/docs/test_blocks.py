@@ -5,14 +5,14 @@ rounds; what serves a page to a browser does so for seconds. `python` and `nanog
 starting Python; a launcher without options is replaced by `python` (tests/integration/test_launch.py starts it).
 """
 
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 from pages import OURS, PAGES, ROOT, SAVED, Block, parse_markdown
-from shims import shims
+from shims import write_shims
+from texts import write_jsonl
 
 from data_prep.text import prepare
 
@@ -46,31 +46,30 @@ def shorten(script: str) -> str:
     return re.sub(r"^(nanogpt (?:dashboard|playground)[^\n#&]*)", r"timeout 8 \1 || [ $? = 124 ] ", script, flags=re.M)
 
 
-def clone(home: Path, text: str) -> Path:
+@pytest.fixture
+def home(tmp_path, text) -> Path:
     """What a reader has: the project's files, a text of the right name, and notes of their own."""
-    home.mkdir()
     text = text.replace("FIRST:", "ROMEO:").replace("SECOND:", "JULIET:")
     for name in [*OURS, *(path.name for path in ROOT.glob("*.*") if path.is_file())]:
-        if (ROOT / name).exists():
-            (home / name).symlink_to(ROOT / name)
-    (home / "data" / "shakespeare_char").mkdir(parents=True)
-    (home / "data" / "shakespeare_char" / "input.txt").write_text(text)
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "data" / "shakespeare_char").mkdir(parents=True)
+    (tmp_path / "data" / "shakespeare_char" / "input.txt").write_text(text)
     for folder in ("my_notes", "crawl"):
-        (home / folder).mkdir()
+        (tmp_path / folder).mkdir()
         for i in range(8):
-            (home / folder / f"{i}.txt").write_text(text[2000 * i : 2000 * (i + 1)])
-    genes = (f'{{"text": "{"GATTACA" * 3 * i}"}}\n' for i in range(1, 40))
-    (home / "genes.jsonl").write_text("".join(genes))
+            (tmp_path / folder / f"{i}.txt").write_text(text[2000 * i : 2000 * (i + 1)])
+    write_jsonl(tmp_path / "genes.jsonl", ["GATTACA" * 3 * i for i in range(1, 40)])
     for name in ("a", "b"):
-        prepare([str(home / "my_notes")], home / "data" / name, say=lambda said: None)
-    return home
+        prepare([str(tmp_path / "my_notes")], tmp_path / "data" / name, say=lambda said: None)
+    return tmp_path
 
 
 @pytest.fixture(scope="module")
-def environment(zygote):
+def environment(zygote, tmp_path_factory):
     """Of the shell: the shims in front, no network."""
-    with shims(zygote) as directory:
-        yield zygote.env | {"PATH": f"{directory}:{zygote.env['PATH']}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    path = tmp_path_factory.mktemp("shims")
+    write_shims(path, zygote.socket)
+    return zygote.env | {"PATH": f"{path}:{zygote.env['PATH']}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def run(file: str, block: Block, home: Path, environment: dict) -> str:
@@ -97,14 +96,13 @@ def quoted(output: str) -> set[str]:
     return {" ".join(NUMBERS.sub("N", line).split()) for line in lines if not line.startswith("text:")}
 
 
-NIGHTLY = [file if file == "README.md" else pytest.param(file, marks=pytest.mark.nightly) for file in RUNNABLE]
-
-
-@pytest.mark.parametrize("file", NIGHTLY)
-def test_blocks_run_in_order_and_print_what_is_quoted(file, tmp_path, text, environment):
-    home, printed, compared = clone(tmp_path / "clone", text), set(), 0
+@pytest.mark.parametrize(
+    "file", [file if file == "README.md" else pytest.param(file, marks=pytest.mark.nightly) for file in RUNNABLE]
+)
+def test_blocks_run_in_order_and_print_what_is_quoted(file, home, environment):
+    printed, compared = set(), 0
     for block in BLOCKS[file]:
-        if block.skip or (block.needs and block.needs not in os.environ):
+        if block.skip:
             continue
         if block.language in ("bash", "python"):
             printed = quoted(run(file, block, home, environment))

@@ -3,9 +3,9 @@
     python tests/integration/runs.py [--fsdp] '[{"out_dir": "out/a", "max_iters": 4}]'
 
 `--fsdp` shards the model as accelerate_configs/fsdp2.yaml does, through Accelerate's own code, which the launcher never
-reaches without GPUs. `model` are changes of the model. The last process alone meets trouble: `poison` lists the steps
-at which its loss is not a number, `room` is the number of sequences that fit into its memory, `terminate` the step at
-whose evaluation it gets a SIGTERM. With `minimal` recipes/minimal.py trains; its losses go to the file `out_dir`.
+reaches without GPUs. `model` are changes of the model; with `minimal` recipes/minimal.py trains, and its losses go to
+the file `out_dir`. The last process alone meets trouble: `poison` lists the steps at which its loss is not a number,
+`room` is the number of sequences that fit into its memory, `terminate` the step at whose evaluation it gets a SIGTERM.
 """
 
 import json
@@ -22,7 +22,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
-from nanogpt import GPTConfig, TrainConfig
+from nanogpt import GPTConfig, TrainConfig, optim
 from nanogpt.run import device
 from nanogpt.run.errors import user_errors
 from nanogpt.run.main import train_to_the_end
@@ -31,13 +31,13 @@ from nanogpt.train import Parts, State
 
 MODEL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1, bias=True)
 TRAIN = {"data": "data", "seed": 1, "batch_size": 4, "gradient_accumulation_steps": 4, "precision": "fp32"}
-TRAIN |= {"device": "auto", "threads": 1, "max_iters": 20, "lr_decay_iters": 20, "warmup_iters": 3}
-TRAIN |= {"log_interval": 1, "eval_interval": 20}
+TRAIN |= {"device": "auto", "threads": 1, "max_iters": 12, "lr_decay_iters": 12, "warmup_iters": 3}
+TRAIN |= {"log_interval": 1, "eval_interval": 12}
 
 
-def sharded(**kwargs):
+def sharded(**options):
     """An Accelerator on the CPU that shards as fsdp2.yaml does."""
-    accelerator = accelerate.Accelerator(**kwargs)
+    accelerator = accelerate.Accelerator(**options)
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP
     accelerator.state._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
@@ -53,7 +53,7 @@ def sharded(**kwargs):
 
 
 def check_shards(parts: Parts) -> None:
-    """Lets a run fail if, after any backward pass, a process has more than its shard of a gradient."""
+    """Makes a run fail if a process ever holds more than its shard of a gradient."""
     backward = parts.accelerator.backward
 
     def checked(loss):
@@ -64,11 +64,20 @@ def check_shards(parts: Parts) -> None:
     parts.accelerator.backward = checked
 
 
+def check_shares(parts: Parts) -> None:
+    """Makes a run fail if a process computes more than its share of Muon's matrices, of which a shape has 9 at most."""
+    orthogonalize, most = optim.orthogonalize, -(-9 // parts.accelerator.num_processes)
+
+    def checked(x):
+        assert len(x) <= most
+        return orthogonalize(x)
+
+    optim.orthogonalize = checked
+
+
 def trouble(parts: Parts, state: State, poison=(), room: int = 99, terminate: int | None = None) -> None:
-    """Lets the last process of a run meet what the others do not; see above."""
+    """Makes a process meet what the others do not; see above."""
     forward, whole_split = parts.gpt.forward, parts.val_data.whole_split
-    if not parts.accelerator.is_last_process:
-        return
 
     def troubled(idx, *args, **kwargs):
         if len(idx) > room and parts.gpt.training:
@@ -77,35 +86,37 @@ def trouble(parts: Parts, state: State, poison=(), room: int = 99, terminate: in
         return loss * float("nan") if parts.gpt.training and state.step in poison else loss
 
     def batches(*args):
-        for number, batch in enumerate(whole_split(*args)):
-            if number == 0 and terminate == state.step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
+        if terminate == state.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield from whole_split(*args)
 
     parts.gpt.forward, parts.val_data.whole_split = troubled, batches
 
 
-def minimal(model: GPTConfig, config: TrainConfig) -> None:
-    train = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "minimal.py"))["train"]
-    accelerator = accelerate.Accelerator(cpu=True)
-    losses = [loss.item() for _, loss in train(model, config, accelerator)]
-    if accelerator.is_main_process:
-        Path(config.out_dir).write_text(json.dumps(losses))
+def train_minimal(model: GPTConfig, config: TrainConfig) -> None:
+    recipe = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "minimal.py"))
+    losses = [loss.item() for _, loss in recipe["train"](model, config, accelerate.Accelerator(cpu=True))]
+    Path(config.out_dir).write_text(json.dumps(losses))
+
+
+def train(settings: dict) -> None:
+    troubles = {name: settings.pop(name) for name in ("poison", "room", "terminate") if name in settings}
+    model = replace(MODEL, **settings.pop("model", {}))
+    if settings.pop("minimal", False):
+        return train_minimal(model, TrainConfig(**TRAIN | settings))
+    with user_errors():
+        config, parts, state = prepare(model, TrainConfig(**TRAIN | settings))
+    if parts.sharded:
+        check_shards(parts)
+    check_shares(parts)
+    if parts.accelerator.is_last_process:
+        trouble(parts, state, **troubles)
+    train_to_the_end(config, parts, state)
 
 
 if __name__ == "__main__":
+    optim.SHARED_FROM = 25  # Muon shares tiny matrices too
     if "--fsdp" in sys.argv:
         device.Accelerator = sharded
-    for flags in json.loads(sys.argv[-1]):
-        troubles = {name: flags.pop(name) for name in ("poison", "room", "terminate") if name in flags}
-        model, kind = replace(MODEL, **flags.pop("model", {})), flags.pop("minimal", False)
-        config = TrainConfig(**TRAIN | flags)
-        if kind:
-            minimal(model, config)
-            continue
-        with user_errors():
-            config, parts, state = prepare(model, config)
-        if "--fsdp" in sys.argv:
-            check_shards(parts)
-        trouble(parts, state, **troubles)
-        train_to_the_end(config, parts, state)
+    for each in json.loads(sys.argv[-1]):
+        train(each)

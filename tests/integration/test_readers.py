@@ -1,5 +1,12 @@
-"""Programs of transformers that write with an export: the tokens are those of the model itself."""
+"""Other programs write with an export what the model itself writes: transformers here, others in environments of theirs.
 
+transformers 4 and mlx-lm are compared by logits and tokens, each in a virtual environment that is made once, in the
+directory that NANOGPT_READERS names, or else for each test.
+"""
+
+import contextlib
+import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -7,102 +14,164 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import readers
-from readers import READERS
+import torch
+from readers import NEW, READERS
+from shapes import CASES, CHARACTERS, make_checkpoint
+from transformers import pipeline
 
+from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt.hub.export import export
 from nanogpt.hub.load import load
 
-NEEDED = ("fastapi", "uvicorn", "openai", "pydantic")
+PIPELINE = READERS["transformers' `pipeline`"]
+OTHERS = {  # packages, and a program that writes logits and tokens
+    "transformers 4": (
+        ["torch==2.13.0", "transformers==4.57.*"],
+        """
+import sys
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+ids, text, directories = np.load(sys.argv[1]), sys.argv[2], sys.argv[3:]
+for directory in directories:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    with torch.no_grad():
+        np.save(f"{directory}/read.npy", model(torch.from_numpy(ids)).logits.numpy())
+    np.save(f"{directory}/tokens.npy", tokenizer(text)["input_ids"])
+    if tokenizer.pad_token:
+        assert tokenizer([text, text + text], padding=True)["input_ids"][0][-1] == model.config.pad_token_id
+""",
+    ),
+    "mlx-lm": (
+        ["mlx[cpu]", "mlx-lm", "torch==2.13.0"],
+        """
+import sys
+from pathlib import Path
+import mlx.core as mx
+import numpy as np
+from mlx_lm.utils import load_model, load_tokenizer
+ids, text, directories = np.load(sys.argv[1]), sys.argv[2], sys.argv[3:]
+for directory in directories:
+    model = load_model(Path(directory))[0]
+    np.save(f"{directory}/read.npy", np.array(model(mx.array(ids)).astype(mx.float32)))
+    np.save(f"{directory}/tokens.npy", load_tokenizer(Path(directory)).encode(text))
+""",
+    ),
+}
+UNKNOWN_TO_MLX = ("gpt2", "gpt2, untied, own n_inner")  # its GPT-2 has GELU by tanh and tied embeddings
 SERVE = "from transformers.cli.transformers import app; app()"
 
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """Makes a run of a shape and its export, each once: (run, export)."""
-    home, made = tmp_path_factory.mktemp("readers"), {}
+    """Makes a run of a shape and its export, each once: (model, tokenizer, export)."""
 
-    def make(shape: str, talks: bool = False) -> tuple[Path, Path]:
-        if (shape, talks) not in made:
-            run = readers.make_run(home / f"{shape}-{talks}" / "run", shape, talks)
-            made[shape, talks] = run, export(run, home / f"{shape}-{talks}" / "export", say=lambda text: None)
-        return made[shape, talks]
+    @functools.cache
+    def make(shape: str, talks: bool = False):
+        home = tmp_path_factory.mktemp("readers")
+        run = readers.make_run(home / "run", shape, talks)
+        exported = export(run, home / "export", say=lambda text: None)
+        return *load(run)[:2], exported
 
     return make
 
 
-@pytest.mark.parametrize("shape", READERS["transformers' `pipeline`"])
-def test_the_pipeline_writes_the_models_greedy_tokens(make, shape):
-    from transformers import pipeline
-
-    run, exported = make(shape)
-    written = pipeline("text-generation", str(exported))(readers.PROMPT, do_sample=False, max_new_tokens=readers.NEW)
-    assert written[0]["generated_text"] == readers.PROMPT + readers.continuation(*load(run)[:2])
-
-
-@pytest.mark.parametrize("shape", READERS["transformers' `pipeline`, given messages"])
-def test_the_pipeline_answers_messages_as_the_model_does(make, shape):
-    from transformers import pipeline
-
-    run, exported = make(shape, talks=True)
-    written = pipeline("text-generation", str(exported))(readers.MESSAGES, do_sample=False, max_new_tokens=readers.NEW)
-    answer = readers.answer(*load(run)[:2])
-    assert written[0]["generated_text"] == [*readers.MESSAGES, {"role": "assistant", "content": answer}]
-
-
-def ask(url: str, body: dict | None = None, timeout: float = 60) -> dict:
-    """The answer of a server to JSON."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=timeout) as reply:
-        return json.loads(reply.read())
+@pytest.mark.parametrize("shape", PIPELINE)
+def test_the_pipeline_writes_and_answers_as_the_model_does(make, shape):
+    options = {"do_sample": False, "max_new_tokens": NEW}
+    model, tokenizer, exported = make(shape)
+    written = pipeline("text-generation", str(exported))(readers.PROMPT, **options)
+    assert written[0]["generated_text"] == readers.PROMPT + readers.continuation(model, tokenizer)
+    model, tokenizer, exported = make(shape, talks=True)
+    written = pipeline("text-generation", str(exported))(readers.MESSAGES, **options)
+    assert written[0]["generated_text"][-1]["content"] == readers.answer(model, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The address of `transformers serve`, on a free port of this machine alone."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"{missing[0]} is not installed: pip install -e '.[serve]' -c constraints.txt")
+def ask(tmp_path_factory):
+    """Asks `transformers serve`, on a free port of this machine, for a completion."""
+    for name in ("fastapi", "uvicorn", "openai", "pydantic"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install -e '.[serve]' -c constraints.txt")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     home = tmp_path_factory.mktemp("serve")
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
     command = [sys.executable, "-c", SERVE, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    with open(home / "log", "w") as log:
-        process = subprocess.Popen(command, env=env, cwd=home, stdout=log, stderr=log)
-    try:
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
+
+    def ask(path: str, **body) -> dict:
+        data = json.dumps(body | {"max_tokens": NEW, "temperature": 0}).encode() if body else None
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return json.loads(reply.read())
+
+    with open(home / "log", "w") as log, subprocess.Popen(command, env=env, cwd=home, stdout=log, stderr=log) as server:
         end = time.monotonic() + 120
         while True:
-            assert process.poll() is None and time.monotonic() < end, (home / "log").read_text()
-            try:
-                ask(f"http://127.0.0.1:{port}/health", timeout=5)
+            assert server.poll() is None and time.monotonic() < end, (home / "log").read_text()
+            with contextlib.suppress(OSError):
+                ask("health")
                 break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            time.sleep(0.5)
+        yield ask
+        server.kill()
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("shape", READERS["`transformers serve`"])
-def test_transformers_serve_writes_and_answers_as_the_model_does(make, server, shape):
-    options = {"max_tokens": readers.NEW, "temperature": 0}
-    run, exported = make(shape)
-    written = ask(f"{server}/completions", {"model": str(exported), "prompt": readers.PROMPT, **options})
-    assert written["choices"][0]["text"] == readers.continuation(*load(run)[:2])
-    run, exported = make(shape, talks=True)
-    written = ask(f"{server}/chat/completions", {"model": str(exported), "messages": readers.MESSAGES, **options})
-    assert written["choices"][0]["message"]["content"] == readers.answer(*load(run)[:2])
+def test_transformers_serve_writes_and_answers_as_the_model_does(make, ask, shape):
+    model, tokenizer, exported = make(shape)
+    written = ask("v1/completions", model=str(exported), prompt=readers.PROMPT)
+    assert written["choices"][0]["text"] == readers.continuation(model, tokenizer)
+    model, tokenizer, exported = make(shape, talks=True)
+    written = ask("v1/chat/completions", model=str(exported), messages=readers.MESSAGES)
+    assert written["choices"][0]["message"]["content"] == readers.answer(model, tokenizer)
+
+
+def python_with(home: Path, packages: list[str]) -> str:
+    """The Python of an environment that has the packages; skips if they are unavailable."""
+    python = str(home / "bin" / "python")
+    if not (home / "whole").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True, capture_output=True)
+        install = [python, "-m", "pip", "install", "-q", *packages]
+        done = subprocess.run(install, capture_output=True, text=True, timeout=1800)
+        if done.returncode:
+            pytest.skip(f"{packages} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+        (home / "whole").touch()
+    return python
+
+
+@pytest.mark.manual
+@pytest.mark.parametrize("name", OTHERS)
+def test_exports_have_our_logits_and_tokens_in_other_readers(tmp_path, gpt2_files, name):
+    packages, code = OTHERS[name]
+    python = python_with(Path(os.environ.get("NANOGPT_READERS") or tmp_path) / name.replace(" ", "-"), packages)
+    ids = torch.randint(70, (2, 24))
+    np.save(tmp_path / "ids.npy", ids.numpy())
+    cases = {case: (config, CharTokenizer(CHARACTERS)) for case, config in CASES.items()}
+    bpe = dataclasses.replace(CASES["gpt2, biases, tanh"], vocab_size=50257)
+    cases["gpt2, its own encoding"] = bpe, BPETokenizer.gpt2()
+    exports = {}
+    for case, (config, tokenizer) in cases.items():
+        if name != "mlx-lm" or case not in UNKNOWN_TO_MLX:
+            # an export without rope_theta would be right for the default
+            make_checkpoint(tmp_path / case / "run", dataclasses.replace(config, rope_theta=500.0), tokenizer)
+            exports[case] = export(tmp_path / case / "run", tmp_path / case / "export", say=lambda text: None)
+    read = [python, "-c", code, tmp_path / "ids.npy", readers.PROMPT, *exports.values()]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(map(str, read), capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for case, directory in exports.items():
+        model, tokenizer, _ = load(tmp_path / case / "run")
+        with torch.no_grad():
+            difference = np.abs(np.load(directory / "read.npy") - model(ids).numpy()).max()
+        assert difference < 1e-4, case
+        assert np.load(directory / "tokens.npy").tolist() == tokenizer.encode(readers.PROMPT).tolist(), case
