@@ -1,19 +1,20 @@
-"""A model that answers: trained on conversations, of which the assistant's tokens alone count.
+"""A model that answers: trained on conversations; the loss counts only the assistant's tokens.
 
-    accelerate launch recipes/chat.py  # validation loss 0.172
+    python recipes/chat.py  # validation loss 0.172
     python -m data_prep.chat_tasks --ask out/chat
     nanogpt chat out/chat
 
-The made-up conversations of data_prep/chat_tasks.py need no network. Of the 825 questions for validation, which are in
-no conversation for training, it answers 55.9 % right: spelling 100 %, dates 98 %, sums 9 %.
+The made-up conversations of data_prep/chat_tasks.py need no network. It answers 55.9 % of the 825
+validation questions, which are in no training conversation: spelling 100 %, dates 98 %, sums 9 %.
 
-To fine-tune a model on conversations of your own, prepare them with its tokenizer (docs/chat.md). Of the model's
-settings only block_size, dropout and gradient_checkpointing count then:
+To fine-tune a model on conversations of your own, prepare them with its tokenizer (docs/chat.md).
+Of the model's settings only block_size, dropout and gradient_checkpointing count then:
 
-    python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --block_size 256 --out data/mine_chat
-    accelerate launch recipes/chat.py --init_from=out/mine --data=data/mine_chat --block_size=256
-    accelerate launch recipes/chat.py --init_from=gpt2 --data=data/gpt2_chat --block_size=512 --batch_size=4 \\
-        --optimizer=adamw --learning_rate=5e-5 --beta1=0.9
+    python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --block_size 256 \\
+        --out data/mine_chat
+    python recipes/chat.py --init_from=out/mine --data=data/mine_chat --block_size=256
+    python recipes/chat.py --init_from=gpt2 --data=data/gpt2_chat --block_size=512 \\
+        --batch_size=4 --optimizer=adamw --learning_rate=5e-5 --beta1=0.9
 """
 
 from data_prep import chat_tasks

@@ -4,7 +4,7 @@
     python -m data_prep.text my_notes/ --tokenizer gpt2 --out data/mine_gpt2
     python recipes/eval_gpt2.py --data data/mine_gpt2 --models gpt2 gpt2-medium out/mine_gpt2
 
-Downloads 0.5, 1.5, 3.2 and 6.4 GB. Bits per byte compare across tokenizers, losses per token do not.
+Downloads 0.5, 1.5, 3.2 and 6.4 GB. Bits per byte compare across tokenizers, unlike losses.
 """
 
 from pathlib import Path

@@ -1,19 +1,22 @@
 """Fine-tunes GPT-2 on tiny Shakespeare in its own byte-pair encoding.
 
-    accelerate launch recipes/finetune_shakespeare.py
-    accelerate launch recipes/finetune_shakespeare.py --init_from=gpt2-medium --out_dir=out/medium
-    accelerate launch recipes/finetune_shakespeare.py --init_from=HuggingFaceTB/SmolLM2-135M --data=data/mine_smol
+    python recipes/finetune_shakespeare.py
+    python recipes/finetune_shakespeare.py --init_from=gpt2-medium --out_dir=out/medium
+    python recipes/finetune_shakespeare.py --init_from=HuggingFaceTB/SmolLM2-135M \\
+        --data=data/mine_smol
 
-The weights come from the Hub (548 MB for gpt2) or from a directory that --init_from names; so does the tokenizer, which
-must be the one that the data was prepared with (recipes/README.md does so for SmolLM2). The line of step 0 is the loss
-before any training. Of the model's settings only block_size, dropout and gradient_checkpointing count here: the rest is
-the checkpoint's, and a flag that contradicts it is an error.
+The weights come from the Hub (548 MB for gpt2) or from a directory that --init_from names; so does
+the tokenizer, which must be the one that the data was prepared with (recipes/README.md does so for
+SmolLM2). The line of step 0 is the loss before any training. Of the model's settings only
+block_size, dropout and gradient_checkpointing count here: the rest is the checkpoint's, and a flag
+that contradicts it is an error.
 
-What GPT-2 reaches is not measured yet. Without a network, the model that recipes/own_text.py trains in 200 steps (its
-validation loss there is 1.60) improves slightly:
+What GPT-2 reaches is not measured yet. Without a network, the model that recipes/own_text.py trains
+in 200 steps (its validation loss there is 1.60) improves slightly:
 
-    accelerate launch recipes/finetune_shakespeare.py --init_from=out/own_text --data=data/shakespeare_char \\
-        --block_size=128 --dropout=0 --learning_rate=1e-3 --eval_interval=100  # validation loss 1.58
+    python recipes/finetune_shakespeare.py --init_from=out/own_text \\
+        --data=data/shakespeare_char --block_size=128 --dropout=0 --learning_rate=1e-3 \\
+        --eval_interval=100  # validation loss 1.58
 """
 
 from functools import partial

@@ -1,24 +1,25 @@
 """GPT-2 (124M) from scratch on OpenWebText, with the settings of nanoGPT's config/train_gpt2.py.
 
-    python -m data_prep.openwebtext                                               # 18 GB of tokens, once
+    python -m data_prep.openwebtext   # 18 GB of tokens, once
     accelerate launch --config_file accelerate_configs/ddp.yaml recipes/gpt2.py   # eight GPUs
-    accelerate launch recipes/gpt2.py                                             # one GPU, the same steps
+    python recipes/gpt2.py            # one GPU, the same steps
 
-A step has 480 sequences of 1,024 tokens, whatever the number of GPUs; 600,000 steps are 295 billion tokens. nanoGPT
-reports a validation loss of about 2.85 after some four days on eight A100 40GB; the run was not repeated here.
-accelerate_configs/README.md has the commands for two machines. The larger sizes of GPT-2, with
---gradient_checkpointing=True or accelerate_configs/fsdp2.yaml if they do not fit into memory:
+A step has 480 sequences of 1,024 tokens, whatever the number of GPUs; 600,000 steps are 295 billion
+tokens. nanoGPT reports a validation loss of about 2.85 after some four days on eight A100 40GB; the
+run was not repeated here. accelerate_configs/README.md has the commands for two machines. The
+larger sizes of GPT-2, with --gradient_checkpointing=True or accelerate_configs/fsdp2.yaml if they
+do not fit into memory:
 
     medium  --n_layer=24 --n_head=16 --n_embd=1024 --learning_rate=3e-4 --min_lr=3e-5
     large   --n_layer=36 --n_head=20 --n_embd=1280 --learning_rate=2.5e-4 --min_lr=2.5e-5
     XL      --n_layer=48 --n_head=25 --n_embd=1600 --learning_rate=2e-4 --min_lr=2e-5
 
-The learning rates of the larger sizes are GPT-3's for such sizes (Brown et al. 2020, table 2.1). A variant to try out
-the recipe on a CPU, on the characters that recipes/shakespeare.py has prepared:
+The learning rates of the larger sizes are GPT-3's for such sizes (Brown et al. 2020, table 2.1). A
+variant to try out the recipe on a CPU, on the characters that recipes/shakespeare.py has prepared:
 
-    accelerate launch recipes/gpt2.py --data=data/shakespeare_char --n_layer=4 --n_head=4 --n_embd=128 \\
-        --block_size=64 --gradient_accumulation_steps=1 --learning_rate=1e-3 --min_lr=1e-4 --max_iters=200 \\
-        --lr_decay_iters=200 --warmup_iters=20 --eval_interval=100  # validation loss 2.46
+    python recipes/gpt2.py --data=data/shakespeare_char --n_layer=4 --n_head=4 --n_embd=128 \\
+        --block_size=64 --gradient_accumulation_steps=1 --learning_rate=1e-3 --min_lr=1e-4 \\
+        --max_iters=200 --warmup_iters=20 --eval_interval=100  # validation loss 2.46
 """
 
 from nanogpt import GPTConfig, TrainConfig

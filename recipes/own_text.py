@@ -1,16 +1,17 @@
 """A model for a text of your own, sized to the text and to the machine.
 
     python -m data_prep.text my_notes/ --out data/mine
-    accelerate launch recipes/own_text.py --data data/mine
+    python recipes/own_text.py --data data/mine
 
-It chooses the depth, and recipes/pretrain.py derives the rest: 2 to 12 layers, as many as suit the machine without more
-parameters than the text has tokens; without a GPU at most 4 layers, of 128 channels. The model is trained until it has
-seen 20 tokens for each parameter (Hoffmann et al. 2022), but four epochs at most, after which repetition gains little
-(Muennighoff et al. 2023), and without a GPU four million tokens at most. A flag overrides any of this.
+It chooses the depth, and recipes/pretrain.py derives the rest: 2 to 12 layers, as many as suit the
+machine without more parameters than the text has tokens; without a GPU at most 4 layers, of 128
+channels. The model is trained until it has seen 20 tokens for each parameter (Hoffmann et al.
+2022), but four epochs at most, after which repetition gains little (Muennighoff et al. 2023), and
+without a GPU four million tokens at most. A flag overrides any of this.
 
 What to expect of a megabyte of English by characters, on a CPU:
 
-    accelerate launch recipes/own_text.py --data=data/shakespeare_char --max_iters=200  # validation loss 1.60
+    python recipes/own_text.py --data=data/shakespeare_char --max_iters=200  # validation loss 1.60
 """
 
 import sys
@@ -22,41 +23,36 @@ from nanogpt import GPTConfig, TrainConfig
 from nanogpt.run.device import gpu_gib
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import parse, recorded, settings_parser
-from nanogpt.train import main
+from nanogpt.train import main, tokens_per_step
 
 EPOCHS = 4
 WITHOUT_GPU = 4e6  # tokens: minutes
 
 
 def size(tokens: int, vocab_size: int, gib: float) -> tuple[GPTConfig, TrainConfig, str]:
-    """The model and the settings for so many training tokens on a GPU with that much memory, or 0 without one."""
-    deepest, aspect_ratio = (12, 64) if gib >= 4 else (4, 32)
-    # weights, gradients and moments, 16 bytes for each parameter, take a tenth of a GPU; activations need the rest
-    room = gib * 2**30 / 160 if gib >= 4 else float("inf")
+    """Model, settings and a note for so many training tokens, on a GPU with `gib` GiB, or 0."""
+    deepest, aspect_ratio, room, most = 4, 32, float("inf"), WITHOUT_GPU
+    if gib >= 4:
+        # weights, gradients and moments, 16 bytes for each parameter, take a tenth of the memory
+        deepest, aspect_ratio, room, most = 12, 64, gib * 2**30 / 160, float("inf")
     counts = {}
     for depth in range(2, deepest + 1):
-        counts[depth] = on_meta(
-            replace(shape(depth, aspect_ratio), vocab_size=vocab_size)
-        ).get_num_params()
+        model = replace(shape(depth, aspect_ratio), vocab_size=vocab_size)
+        counts[depth] = on_meta(model).get_num_params()
     depth = max((depth for depth, count in counts.items() if count <= min(tokens, room)), default=2)
     model, count = shape(depth, aspect_ratio), counts[depth]
-    seen = min(
-        TOKENS_PER_PARAMETER * count, EPOCHS * tokens, float("inf") if gib >= 4 else WITHOUT_GPU
-    )
+    seen = min(TOKENS_PER_PARAMETER * count, EPOCHS * tokens, most)
     train = training(replace(model, vocab_size=vocab_size), seen / count, gib)
     train.out_dir, train.data = "out/own_text", "data/mine"
-    note = f"{count:,} parameters for {tokens:,} tokens, " + (
-        f"{gib:.0f} GiB of GPU memory" if gib else "no GPU"
-    )
-    return model, train, note
+    machine = f"{gib:.0f} GiB of GPU memory" if gib else "no GPU"
+    return model, train, f"{count:,} parameters for {tokens:,} tokens, {machine}"
 
 
 def keep_tokens(model: GPTConfig, train: TrainConfig, argv: list[str]) -> None:
-    """Changes the number of steps in `train` if flags change the tokens of a step, so that all steps see as many."""
-    counts = []
-    for m, t in ((model, train), parse(model, train, argv, "")[:2]):
-        counts.append(t.batch_size * t.gradient_accumulation_steps * m.block_size)
-    train.max_iters = max(1, train.max_iters * counts[0] // counts[1])
+    """Adapts the number of steps in `train` to flags that change the tokens of a step."""
+    changed_model, changed, _ = parse(model, train, argv, "")
+    before = tokens_per_step(train, model)
+    train.max_iters = max(1, train.max_iters * before // tokens_per_step(changed, changed_model))
     train.eval_interval = max(1, train.max_iters // 5)
 
 

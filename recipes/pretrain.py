@@ -1,21 +1,21 @@
 """Pretraining with one dial: everything else follows from the number of layers.
 
-    nanogpt plan recipes/pretrain.py --depth=12 --price=2.5  # memory, time, and cost at 2.5 dollars an hour
-    python -m data_prep.fineweb_edu                          # the default data, 20 GB of tokens, once
-    accelerate launch recipes/pretrain.py --depth=12         # 124 million parameters, as GPT-2
+    nanogpt plan recipes/pretrain.py --depth=12 --price=2.5  # memory, time, and cost
+    python -m data_prep.fineweb_edu                          # the default data, 20 GB of tokens
+    python recipes/pretrain.py --depth=12                    # 124 million parameters, as GPT-2
 
-`shape` derives the model from the depth, `training` the training from the model. Any other flag overrides what follows
-from the depth; a flag of the model, such as --block_size, counts for what follows from the model, too. --data names any
-data directory, or a mixture. Several GPUs take the same steps. What depth 12 reaches is not measured yet. To try it on
-a CPU, on the characters that recipes/shakespeare.py has prepared:
+`shape` derives the model from the depth, `training` the training from the model. Any other flag
+overrides what follows from the depth; what follows from the model takes flags of the model, such as
+--block_size, into account. --data names any data directory, or a mixture. Several GPUs take the
+same steps. What depth 12 reaches is not measured yet. To try it on a CPU, on the characters that
+recipes/shakespeare.py has prepared:
 
-    accelerate launch recipes/pretrain.py --depth=2 --aspect_ratio=32 --tokens_per_parameter=5 \\
+    python recipes/pretrain.py --depth=2 --aspect_ratio=32 --tokens_per_parameter=5 \\
         --data=data/shakespeare_char  # validation loss 1.84
 """
 
 import json
 import math
-import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.run.device import gpu_gib
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import OneLineParser, parse, recorded, settings_parser, short, within
+from nanogpt.run.flags import OneLineParser, parse, recorded, settings_parser, within
 from nanogpt.train import main
 
 DATA = "data/fineweb_edu"
@@ -42,8 +42,8 @@ def shape(depth: int, aspect_ratio: int = ASPECT_RATIO) -> GPTConfig:
 
     - width: `aspect_ratio` channels per layer, by default 64 (nanochat; 12 x 64 is GPT-2's 768)
     - heads: as many as layers, so a head has 64 channels (GPT-2, GPT-3 up to 760M)
-    - context: the power of two nearest to the width, up to nanochat's 2,048: the share of attention in the arithmetic,
-      T / (6 C), is about a sixth at any depth
+    - context: the power of two nearest to the width, up to nanochat's 2,048: the share of attention
+      in the arithmetic, T / (6 C), is about a sixth at any depth
     - norms, positions, MLP: as Qwen3 (2025); without QK-norm or SwiGLU the loss is higher (LOG.md)
     """
     width = aspect_ratio * depth
@@ -63,15 +63,16 @@ def training(
     """The training of a model with its vocabulary, on a GPU with `gib` GiB, or 0 without one.
 
     - tokens: 20 for each parameter, embeddings included (Hoffmann et al. 2022)
-    - batch: 0.292 C^0.3271 tokens for C operations in all (DeepSeek LLM 2024, equation 1), as sequences in `rounded`
-      numbers; micro-batches are of 16,384 tokens at most, without a GPU 4,096: they do not change the step
-    - Muon for the blocks' matrices: 0.02 at any width, because its updates change outputs by the same amount at any
-      width (Jordan 2024); momentum 0.95 in long runs, less in short ones, which forget their beginning sooner (LOG.md:
-      0.85 in 200 steps, 0.9 in 600)
-    - AdamW for the rest: 0.01 at 128 channels (LOG.md), falling with the root of the width, and betas 0.8 and 0.95
-      (nanochat)
-    - weight decay: 0.1 (GPT-3, Brown et al. 2020); none up to 128 channels, where it did not help (LOG.md)
-    - schedule: linear to zero (Bergsma et al. 2025), which beat cosine and WSD; no warm-up, which did not help (LOG.md)
+    - batch: 0.292 C^0.3271 tokens for C operations in all (DeepSeek LLM 2024, equation 1), as
+      sequences in `rounded` numbers; micro-batches, which do not change the step, are of 16,384
+      tokens at most, without a GPU 4,096
+    - Muon for the blocks' matrices: 0.02 at any width, because its updates change outputs by the
+      same amount at any width (Jordan 2024); momentum 0.95 in long runs, less in short ones, which
+      forget their beginning sooner (LOG.md: 0.85 in 200 steps, 0.9 in 600)
+    - AdamW for the rest: 0.01 at 128 channels (LOG.md), falling with the root of the width, and
+      betas 0.8 and 0.95 (nanochat)
+    - weight decay: 0.1 (GPT-3, Brown et al. 2020); none up to 128 channels (LOG.md)
+    - schedule: linear to zero (Bergsma et al. 2025), without warm-up (LOG.md)
     """
     gpt = on_meta(model)
     tokens = tokens_per_parameter * gpt.get_num_params()
@@ -101,100 +102,69 @@ def training(
 
 
 def rounded(sequences: float) -> int:
-    """The nearest of 4, 5, 6 and 7 times a power of two: most GPUs can share it, and no step is far from the rule."""
+    """The nearest of 4, 5, 6 and 7 times a power of two, which most numbers of GPUs can share."""
     unit = 2 ** max(0, math.floor(math.log2(sequences / 4)))
     return max(4, round(sequences / unit) * unit)
 
 
 def measure(data: str) -> tuple[int, int]:
-    """(vocabulary, training tokens) of a data directory or a mixture. Raises ValueError where there is none."""
+    """(vocabulary, training tokens) of a data directory or a mixture, or a ValueError."""
     metas = [read_meta(directory) for directory in read_shares(data)]
     return metas[0]["vocab_size"], sum(meta["splits"]["train"]["tokens"] for meta in metas)
 
 
 def stand_in(directory: Path) -> None:
-    """Writes data of FineWeb-Edu's size without its text, for a plan: sparse files of zeros, which take no room."""
-    splits = {
-        "train": 9_990_000_000,
-        "val": 10_000_000,
-    }  # by the data set's card, and fineweb_edu.prepare
-    for split, tokens in splits.items():
+    """Writes sparse files of zeros as large as FineWeb-Edu's, for a plan: they take no room."""
+    counts = {"train": 9_990_000_000, "val": 10_000_000}  # by the data set's card
+    meta = {"vocab_size": fineweb_edu.VOCABULARY, "dtype": "uint16", "tokenizer": "", "source": ""}
+    meta["splits"] = {k: {"tokens": n, "bytes": 4 * n, "largest": 0} for k, n in counts.items()}
+    for split, tokens in counts.items():
         with open(directory / f"{split}.bin", "wb") as file:
             file.truncate(2 * tokens)
     get_tokenizer("bytes").save(directory)  # never used
-    counts = {split: {"tokens": n, "bytes": 4 * n, "largest": 0} for split, n in splits.items()}
-    meta = {
-        "vocab_size": fineweb_edu.VOCABULARY,
-        "dtype": "uint16",
-        "tokenizer": "",
-        "source": "",
-        "splits": counts,
-    }
     (directory / "meta.json").write_text(json.dumps(meta))
 
 
 def read_flags(
     parser: OneLineParser, aspect_ratio: int = ASPECT_RATIO
 ) -> tuple[Namespace, list[str]]:
-    """The command line, read by a recipe's parser and three flags more: all of it, and what is left for `main`."""
-    dials = {
-        "depth": (int, 1, 64, DEPTH, "layers; everything else follows from it"),
-        "aspect_ratio": (int, 2, 1024, aspect_ratio, "channels per layer"),
-        "tokens_per_parameter": (
-            float,
-            1e-3,
-            1e6,
-            TOKENS_PER_PARAMETER,
-            "training tokens for each parameter",
-        ),
-    }
+    """The command line, read by a recipe's parser and three dials; and the flags but for these."""
+    dials = [
+        ("--depth", within(int, 1, 64), DEPTH, "layers; everything else follows from it"),
+        ("--aspect_ratio", within(int, 2, 1024), aspect_ratio, "channels per layer"),
+        ("--tokens_per_parameter", within(float, 1e-3, 1e6), TOKENS_PER_PARAMETER, "to train on"),
+    ]
     group = parser.add_argument_group("dials")
-    for name, (kind, low, high, default, what) in dials.items():
-        options = {
-            "type": within(kind, low, high),
-            "metavar": short(kind),
-            "default": default,
-            "help": what,
-        }
-        group.add_argument(f"--{name}", **options)
+    for flag, kind, default, text in dials:
+        group.add_argument(flag, type=kind, default=default, metavar="N", help=text)
     given = parser.parse_args()
-    rest = {
-        name: value
-        for name, value in vars(given).items()
-        if value is not None and name not in dials
-    }
+    names = {flag.lstrip("-") for flag, *_ in dials}
+    rest = {k: v for k, v in vars(given).items() if v is not None and k not in names}
     return given, [f"--{name}={value}" for name, value in rest.items()]
-
-
-def derive(given: Namespace, flags: list[str], vocab_size: int) -> tuple[GPTConfig, TrainConfig]:
-    """The model of the dials, and the training that follows from it and from the flags that change the model."""
-    base = shape(given.depth, given.aspect_ratio)
-    model, _, _ = parse(base, TrainConfig(), flags, "")
-    model.vocab_size = model.vocab_size or vocab_size
-    return base, training(model, given.tokens_per_parameter, gpu_gib(given.device or "auto"))
 
 
 def run() -> None:
     """Reads the command line and trains, or plans."""
-    model = shape(DEPTH)
-    shown = training(replace(model, vocab_size=fineweb_edu.VOCABULARY))
-    given, flags = read_flags(settings_parser(model, shown, __doc__))
-    with TemporaryDirectory() as nowhere:
+    shown = training(replace(shape(DEPTH), vocab_size=fineweb_edu.VOCABULARY))
+    given, flags = read_flags(settings_parser(shape(DEPTH), shown, __doc__))
+    with TemporaryDirectory() as tmpdir:
         with user_errors():
             repeated = recorded(given.config) if given.config else {}
-            data, vocab_size = given.data or repeated.get("data", DATA), fineweb_edu.VOCABULARY
-            if data != DATA or Path(DATA).exists():
+            data = given.data or repeated.get("data", DATA)
+            if data == DATA and not Path(DATA).exists():
+                vocab_size = fineweb_edu.VOCABULARY
+                if (given.dry_run or "").lower() == "true":
+                    data = tmpdir
+                    stand_in(Path(tmpdir))
+            else:
                 vocab_size, _ = measure(data)
-            elif (given.dry_run or "").lower() == "true":
-                print(
-                    f"note: {DATA} is not there: a plan for ten billion tokens of GPT-2's vocabulary",
-                    file=sys.stderr,
-                )
-                data = nowhere
-                stand_in(Path(nowhere))
-            model, train = derive(given, flags, vocab_size)
+            base = shape(given.depth, given.aspect_ratio)
+            model, _, _ = parse(base, TrainConfig(), flags, "")
+            model.vocab_size = model.vocab_size or vocab_size
+            gib = gpu_gib(given.device or "auto")
+            train = training(model, given.tokens_per_parameter, gib)
             train.data = data
-        main(model, train, prepare=fineweb_edu.prepare if data == DATA else None, argv=flags)
+        main(base, train, prepare=fineweb_edu.prepare if data == DATA else None, argv=flags)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""BPE model on Python's own standard library and manual: the next size up from Shakespeare, still without a network.
+"""BPE model on Python's standard library and manual: larger than Shakespeare, without a network.
 
-    accelerate launch recipes/python_stdlib.py
+    python recipes/python_stdlib.py
 
-5.9 million parameters, a byte-pair encoding of 4096 tokens, 2.8 epochs of 9.6 MB: after 1,800 steps, 19 minutes on two
-cores of a CPU that computes in bf16, a validation loss of 2.7578, 1.119 bits per byte. Its samples resemble Python.
-A smaller model, trained in seconds:
+5.9 million parameters, a byte-pair encoding of 4096 tokens, 2.8 epochs of 9.6 MB: after 1,800
+steps, 19 minutes on two cores of a CPU that computes in bf16, a validation loss of 2.7578, 1.119
+bits per byte. Its samples resemble Python. A smaller model, trained in seconds:
 
-    accelerate launch recipes/python_stdlib.py --n_layer=2 --n_head=2 --n_embd=64 --block_size=64 \\
+    python recipes/python_stdlib.py --n_layer=2 --n_head=2 --n_embd=64 --block_size=64 \\
         --max_iters=100 --out_dir=out/python_small  # validation loss 5.48
 
 The curve, and how the settings were found, are in LOG.md.

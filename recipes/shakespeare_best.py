@@ -1,16 +1,16 @@
 """nanoGPT's GPU result on a CPU: tiny Shakespeare, characters, validation loss below 1.4697.
 
-    accelerate launch recipes/shakespeare_best.py  # validation loss 1.42
-    accelerate launch recipes/shakespeare_best.py --max_iters=850 --short_block_iters=340 \\
+    python recipes/shakespeare_best.py  # validation loss 1.42
+    python recipes/shakespeare_best.py --max_iters=850 --short_block_iters=340 \\
         --weight_decay=0.1  # 1.469
-    accelerate launch recipes/shakespeare_best.py --n_layer=5 --n_head=5 --n_embd=160 --n_inner=416 \\
+    python recipes/shakespeare_best.py --n_layer=5 --n_head=5 --n_embd=160 --n_inner=416 \\
         --max_iters=3000 --short_block_iters=1200 --weight_decay=0.3  # 1.3861
 
-nanoGPT trains its "baby GPT" of 10.6 million parameters for about three minutes on an A100 to reach 1.4697, the best of
-several evaluations on random batches. Here 0.77 million parameters reach it over the whole validation split. On two
-cores of a CPU without bf16 that takes little more than five minutes by the second line; the first goes on for fourteen,
-and the third, with 1.53 million parameters, for half an hour. The model is the small one of recipes/shakespeare.py.
-What differs:
+nanoGPT trains its "baby GPT" of 10.6 million parameters for about three minutes on an A100 to reach
+1.4697, the best of several evaluations on random batches. Here 0.77 million parameters reach it
+over the whole validation split. On two cores of a CPU without bf16 that takes little more than five
+minutes by the second line; the first goes on for fourteen, and the third, with 1.53 million
+parameters, for half an hour. The model is the small one of recipes/shakespeare.py. What differs:
 
 - a context of 256 characters: each prediction sees more of the scene
 - only 64 in the first 960 steps: early learning needs no more, and attention takes less time
@@ -26,12 +26,7 @@ from nanogpt import GPTConfig, TrainConfig
 from nanogpt.train import main
 
 MODEL = GPTConfig.modern(
-    tie_embeddings=False,
-    block_size=256,
-    n_layer=4,
-    n_head=4,
-    n_embd=128,
-    n_inner=320,
+    block_size=256, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
 )
 TRAIN = TrainConfig(
     out_dir="out/shakespeare_best",

@@ -1,13 +1,13 @@
 """nanoGPT's character-level Shakespeare, setting for setting: the classic baseline to compare with.
 
-    accelerate launch recipes/shakespeare_nanogpt.py
+    python recipes/shakespeare_nanogpt.py
 
-GPT-2 family, AdamW, cosine: 10.65M parameters, 5000 steps, validation loss about 1.47 on a GPU (nanoGPT's README).
-On a CPU, nanoGPT's own smaller settings, 2000 steps:
+GPT-2 family, AdamW, cosine: 10.65M parameters, 5000 steps, validation loss about 1.47 on a GPU
+(nanoGPT's README). On a CPU, nanoGPT's own smaller settings, 2000 steps:
 
-    accelerate launch recipes/shakespeare_nanogpt.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 \\
-        --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 \\
-        --dropout=0.0  # validation loss 1.91
+    python recipes/shakespeare_nanogpt.py --device=cpu --compile=False --eval_iters=20 \\
+        --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 \\
+        --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0  # validation loss 1.91
 """
 
 from data_prep import shakespeare

@@ -93,7 +93,7 @@ nanogpt.checkpoint
     weights that are not finite are loaded: not tensor.isfinite().all() -> False
     the best checkpoint is removed: ('best', 'last') -> ('last',)
 nanogpt.run.resume
-    another model is resumed: name not in ('dropout', 'gradient_checkpointing') -> False
+    another model is resumed: differing & fixed - {'dropout', 'gradient_checkpointing'} -> set()
 nanogpt.run.prepare tests/test_train.py
     the optimizer's state is not restored:
         checkpoint.restore(start, gpt, optimizers) -> checkpoint.restore(start, gpt, [])

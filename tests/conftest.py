@@ -1,6 +1,5 @@
 """Small data and small runs that the tests share. All text is made here; nothing needs a network."""
 
-import math
 import os
 import random
 import shutil
@@ -20,17 +19,16 @@ from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.cli import main
-from nanogpt.run import console, device, plan
+from nanogpt.run import console, plan
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def tiny_runs():
-    """Two threads, short samples, short measurements; what a run prints must not depend on other processes."""
+    """Two threads, short samples, short measurements."""
     torch.set_num_threads(2)
     console.SAMPLE_TOKENS = 8
-    device.BUSY = math.inf
     plan.median_seconds = partial(plan.median_seconds, at_most=0.1)
 
 

@@ -377,7 +377,7 @@ def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
 
 def test_a_dry_run_neither_resumes_nor_reports_nor_pushes(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(metrics, "available", lambda report_to, say: [] if report_to == "none" else 1 / 0)
+    monkeypatch.setattr(metrics, "available", lambda report_to: [] if report_to == "none" else 1 / 0)
     monkeypatch.setattr(export.client, "make_repository", lambda *args: 1 / 0)
     flags = ["--dry_run", "--resume=last", "--report_to=trackio", "--push_to_hub=me/model"]
     flags += ["--device=cpu", "--precision=fp32"]

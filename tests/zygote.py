@@ -175,9 +175,8 @@ if __name__ == "__main__":
     import nanogpt.train  # noqa: F401
     from nanogpt import cli
     from nanogpt.hub import export  # noqa: F401
-    from nanogpt.run import console, device
+    from nanogpt.run import console
 
     console.SAMPLE_TOKENS = 8
-    device.BUSY = float("inf")
     gc.freeze()
     main()

@@ -1,7 +1,8 @@
 """Agreement among the processes of a run, and detection of those that hang or die.
 
-Decisions that must be the same everywhere (to stop, to halve the batch) go through a process group on the CPU: it does
-not wait for the GPU, and it notices within `--timeout` that a process hangs or has died.
+Decisions that must be the same everywhere (to stop, to halve the batch) go through a process group
+on the CPU: it does not wait for the GPU, and it notices within `--timeout` that a process hangs or
+has died.
 """
 
 import os
@@ -15,13 +16,8 @@ from accelerate import Accelerator
 from nanogpt.data.tokens import DataChanged
 
 # texts in the errors of gloo and NCCL
-CLOSED = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Connection refused",
-    "remote process",
-)
+CLOSED = ("Connection closed by peer", "Connection reset by peer", "Connection refused")
+CLOSED += ("Broken pipe", "remote process")
 SILENT = ("Timed out", "timed out", "timeout")
 MESSAGE = 1000  # bytes of a message that processes share
 
@@ -30,26 +26,28 @@ class Peers:
     """The other processes of a run; with a single process everything returns immediately."""
 
     def __init__(self, accelerator: Accelerator, timeout: float):
-        """`timeout` in seconds; `device.make_accelerator` sets the same for the device's own group."""
-        self.accelerator, self.timeout = accelerator, timeout
+        """`timeout` in seconds; `device.make_accelerator` sets the same for the device's group."""
+        self.accelerator = accelerator
+        self.timeout = timeout
         self.many = accelerator.num_processes > 1
         self.group = None  # the default group, if that is on the CPU
         if self.many and accelerator.device.type != "cpu":
+            limit = timedelta(seconds=timeout)
             try:
-                self.group = torch.distributed.new_group(
-                    backend="gloo", timeout=timedelta(seconds=timeout)
-                )
+                self.group = torch.distributed.new_group(backend="gloo", timeout=limit)
             except RuntimeError as error:
+                reason = str(error).splitlines()[0]
                 raise ValueError(
-                    "the processes cannot reach each other by gloo, which they use on the CPU: set GLOO_SOCKET_IFNAME "
-                    f"to the network interface between the machines, such as eth0 ({str(error).splitlines()[0]:.200})"
+                    "the processes cannot reach each other by gloo, which they use on the CPU: set "
+                    "GLOO_SOCKET_IFNAME to the network interface between the machines, such as "
+                    f"eth0 ({reason:.200})"
                 ) from None
 
     @contextmanager
     def in_agreement(self, main_first: bool = False):
-        """If the code in this context fails on one process, all processes raise its error, so none waits for another.
+        """If this code fails on one process, all raise its error, so none waits for another.
 
-        With `main_first` the others start after the main process, so that only it downloads or prepares.
+        With `main_first` the others start after the main process, so that only it downloads.
         """
         main, error = self.accelerator.is_main_process, None
         if main_first and not main:
@@ -63,18 +61,14 @@ class Peers:
         self.fail_together(error)
 
     def fail_together(self, error: Exception | None) -> None:
-        """Raises `error`; processes without one raise the message of the first process that has one."""
+        """Raises `error`; without one, the message of the first process that has one, if any."""
         here, nobody = self.accelerator.process_index, self.accelerator.num_processes
         first = -self.largest(-(nobody if error is None else here))[0]
         if first == nobody:
             return
         message = str(error).encode()[:MESSAGE] if here == first else b""
-        shared = (
-            bytes(self.largest(*message.ljust(MESSAGE, b"\0")))
-            .rstrip(b"\0")
-            .decode(errors="ignore")
-        )
-        raise error or ValueError(shared)
+        shared = bytes(self.largest(*message.ljust(MESSAGE, b"\0"))).rstrip(b"\0")
+        raise error or ValueError(shared.decode(errors="ignore"))
 
     def largest(self, *values: int) -> list[int]:
         """The largest of each value over all processes."""
@@ -86,18 +80,20 @@ class Peers:
 
     @contextmanager
     def watched(self):
-        """Exits with one line and code 1 if the code in this context waits for a process that hangs or has died, or
-        reads data that were overwritten."""
+        """Ends this process with one line and code 1 if the code in this context cannot go on.
+
+        It waits for a process that hangs or has died, or reads data that were overwritten.
+        """
         try:
             yield
         except (RuntimeError, DataChanged) as error:
-            reason = lost(str(error), self.timeout) if self.many else None
-            reason = str(error) if isinstance(error, DataChanged) else reason
-            if reason is None:
+            if isinstance(error, DataChanged):
+                reason = str(error)
+            elif not self.many or not (reason := lost(str(error), self.timeout)):
                 raise
-            saved = "start it again with --resume=auto"
             me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
-            print(f"error: {me} stops: {reason}; {saved}", file=sys.stderr, flush=True)
+            again = "start it again with --resume=auto"
+            print(f"error: {me} stops: {reason}; {again}", file=sys.stderr, flush=True)
             sys.stdout.flush()
             os._exit(1)  # an ordinary exit would wait for the others again
 

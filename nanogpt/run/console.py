@@ -1,4 +1,4 @@
-"""What a run prints: its settings at the start, its progress, and at the end the result and the next commands."""
+"""What a run prints: its settings, its progress, and at the end the result and next commands."""
 
 import dataclasses
 import json
@@ -18,20 +18,20 @@ from nanogpt.config import TrainConfig
 from nanogpt.data.files import plain, waiting
 from nanogpt.data.tokenizer import END, START
 from nanogpt.ops.cpu import pack
-from nanogpt.run import metrics, plot
+from nanogpt.run import metrics
 from nanogpt.run.errors import visible
-from nanogpt.run.resume import resume_command
+from nanogpt.run.resume import resume_command, sequences
 from nanogpt.run.stop import Stop
 from nanogpt.sample import sample_text
 from nanogpt.train import Parts, State, logger, tokens_per_step
 
 RESULT = "result.json"
 SAMPLE_TOKENS = 300  # of the sample at the end
-EVERY = 10.0  # seconds between lines of progress where there is no terminal
+EVERY = 10.0  # seconds between lines of progress if there is no terminal
 
 
 class AboveTheBar(logging.Handler):
-    """Prints messages above the progress bar, warnings with that word in front. Ignores a closed stdout."""
+    """Prints messages above the progress bar; ignores a closed stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = ("warning: " if record.levelno == logging.WARNING else "") + record.getMessage()
@@ -48,57 +48,60 @@ def show_messages(shown: bool) -> None:
     logger.disabled = not shown
 
 
+def preface(note: str, requested: TrainConfig, config: TrainConfig) -> None:
+    """Prints a recipe's note, and micro-batches that were changed to fit the processes."""
+    if note:
+        logger.info(note)
+    if config != requested:
+        many = "the same" if sequences(config) == sequences(requested) else "more"
+        logger.info(
+            f"note: for several processes, now --batch_size={config.batch_size} "
+            f"--gradient_accumulation_steps={config.gradient_accumulation_steps}: "
+            f"a step has {many} sequences"
+        )
+
+
 def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     """Prints device, model, data, steps and output."""
     m, c, env = parts.gpt.config, config, parts.settings["environment"]
     train_tokens, a_step = len(parts.train_data.tokens), tokens_per_step(config, m)
-    amount = f"{c.max_iters * a_step / train_tokens:.2f} epochs"
-    steps = f"{c.max_iters:,} "
+    processes = f"{env['processes']} process{'es' if env['processes'] > 1 else ''}"
+    compiled = "compiled" if parts.compiled else "not compiled"
+    kv_heads = f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else ""
+    steps, amount = f"{c.max_iters:,} ", f"{c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
         steps, amount = "", f"for {c.train_minutes:g} minutes of training"
-    many = f"{env['processes']} processes" if env["processes"] > 1 else "1 process"
-    heads = f"{m.n_head} heads" + (
-        f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else ""
-    )
+    resuming = f", resuming from step {state.step:,}" if state.step else ""
     logger.info(
-        f"device  {env['device']}, {many} with {env['threads']} threads, {env['precision']}, "
-        f"{'compiled' if parts.compiled else 'not compiled'}\n"
-        f"model   {parts.gpt.get_num_params():,} parameters: {m.n_layer} layers, {heads}, {m.n_embd} channels; "
+        f"device  {env['device']}, {processes} with {env['threads']} threads, "
+        f"{env['precision']}, {compiled}\n"
+        f"model   {parts.gpt.get_num_params():,} parameters: {m.n_layer} layers, "
+        f"{m.n_head} heads{kv_heads}, {m.n_embd} channels; "
         f"{m.norm}, {m.position} positions, {m.mlp}\n"
-        f"data    {c.data}: {train_tokens:,} tokens to train on, {len(parts.val_data.tokens):,} to "
-        f"validate, vocabulary {m.vocab_size:,}\n"
+        f"data    {c.data}: {train_tokens:,} tokens to train on, {len(parts.val_data.tokens):,} "
+        f"to validate, vocabulary {m.vocab_size:,}\n"
         f"steps   {steps}of {a_step:,} tokens ({c.gradient_accumulation_steps} x "
         f"{c.batch_size} sequences of {m.block_size}), {amount}, optimizer {c.optimizer}\n"
-        f"output  {parts.out_dir}" + (f", resuming from step {state.step:,}" if state.step else "")
-    )
-
-
-def shared_batches(requested: TrainConfig, config: TrainConfig) -> str:
-    """A note if micro-batches were changed to fit the number of processes, else ""."""
-    if requested == config:
-        return ""
-    before, now = (c.batch_size * c.gradient_accumulation_steps for c in (requested, config))
-    return (
-        f"note: for several processes, now --batch_size={config.batch_size} --gradient_accumulation_steps="
-        f"{config.gradient_accumulation_steps}: a step has {'the same' if before == now else 'more'} sequences"
+        f"output  {parts.out_dir}{resuming}"
     )
 
 
 class Progress:
-    """How far a run is: a bar on a terminal, otherwise a line every ten seconds."""
+    """How far a run is: a bar on a terminal, otherwise about every ten seconds a line."""
 
     def __init__(self, config: TrainConfig, state: State, shown: bool):
-        total = None if config.train_minutes else config.max_iters
-        bar = {
-            "total": total,
-            "initial": state.step,
-            "unit": "step",
-            "dynamic_ncols": True,
-            "leave": False,
-        }
-        self.bar = tqdm(**bar, disable=not (shown and sys.stderr.isatty()))
+        self.bar = tqdm(
+            total=None if config.train_minutes else config.max_iters,
+            initial=state.step,
+            unit="step",
+            dynamic_ncols=True,
+            leave=False,
+            disable=not (shown and sys.stderr.isatty()),
+        )
         self.in_lines = shown and self.bar.disable
-        self.since, self.step = time.monotonic(), state.step
+        self.max_iters = 0 if config.train_minutes else config.max_iters
+        self.now = state.step
+        self.restart(state)
 
     def restart(self, state: State) -> None:
         """Restarts the timer, so that an evaluation is not counted."""
@@ -106,33 +109,26 @@ class Progress:
 
     def update(self, config: TrainConfig, parts: Parts, state: State) -> None:
         """A step is done."""
+        self.now = state.step
         with suppress(OSError):  # the terminal may have been closed
             self.bar.update()
-        if self.in_lines and time.monotonic() - self.since >= EVERY:
-            logger.info(self.line(config, parts, state))
-            self.restart(state)
-
-    def line(self, config: TrainConfig, parts: Parts, state: State) -> str:
-        """Step, loss since the last line of metrics, speed, time left."""
-        steps, seconds, tally = state.step - self.step, time.monotonic() - self.since, parts.tally
-        good = state.step - tally.step - int(tally.skipped)
-        loss = f"loss {tally.loss.item() / good:.4f}" if good else "no finite gradient"
-        left = (config.max_iters - state.step) * seconds / steps
-        if config.train_minutes:
-            running = time.perf_counter() - (parts.clock.started or time.perf_counter())
-            left = 60 * config.train_minutes - state.train_seconds - running
-        speed = f"{steps * tokens_per_step(config, parts.gpt.config) / seconds:,.0f} tokens/s"
-        return f"step {state.step:>6,}  {loss}, {speed}, {tqdm.format_interval(max(left, 0))} left"
 
     def show(self, values: dict) -> None:
-        """Shows a line of metrics beside the bar."""
-        loss = (
-            f"loss {values['train_loss']:.3f}" if "train_loss" in values else "no finite gradient"
-        )
-        mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
-        self.bar.set_postfix_str(
-            f"{loss}, {values['tokens_per_second']:,} tokens/s{mfu}", refresh=False
-        )
+        """Shows a line of metrics."""
+        text = "no finite gradient"
+        if "train_loss" in values:
+            text = f"loss {values['train_loss']:.4f}"
+        text += f", {values['tokens_per_second']:,} tokens/s"
+        if "mfu" in values:
+            text += f", MFU {values['mfu']:.1%}"
+        self.bar.set_postfix_str(text, refresh=False)
+        seconds = time.monotonic() - self.since
+        if self.in_lines and seconds >= EVERY:
+            if self.max_iters:
+                left = (self.max_iters - self.now) * seconds / (self.now - self.step)
+                text += f", {tqdm.format_interval(left)} left"
+            logger.info(f"step {self.now:>6,}  {text}")
+            self.since, self.step = time.monotonic(), self.now
 
     def sample(self, text: str) -> None:
         """Shows the first non-blank line of a sample; all lines of a conversation."""
@@ -152,17 +148,16 @@ class Progress:
 
 def result(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> dict:
     """The run's outcome as JSON: changed settings, losses, cost."""
-    lines, changed = metrics.read(parts.out_dir / metrics.METRICS), {}
+    changed = {}
     for current, recipe in zip((parts.gpt.config, config), parts.recipe, strict=True):
-        there = {
-            field.name: getattr(recipe, field.name, None) for field in dataclasses.fields(current)
-        }
-        changed |= {name: value for name, value in vars(current).items() if value != there[name]}
+        for field in dataclasses.fields(current):
+            value = getattr(current, field.name)
+            if value != getattr(recipe, field.name, None):
+                changed[field.name] = value
     if parts.recipe[0].vocab_size is None:
         changed.pop("vocab_size", None)  # the data's
-    best = [
-        line["val_bpb"] for line in lines if line["step"] == state.best_step and "val_bpb" in line
-    ]
+    lines = metrics.read(parts.out_dir / metrics.METRICS)
+    bits = [line.get("val_bpb") for line in lines if line["step"] == state.best_step]
     reasons = {0: "time limit", 1: "failed"}
     return {
         "out_dir": str(parts.out_dir),
@@ -170,7 +165,7 @@ def result(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -
         "message": stop.message if stop else None,
         "settings": changed,
         "val_loss": state.best_val_loss,
-        "val_bpb": best[-1] if best else None,
+        "val_bpb": next(filter(None, bits), None),
         "best_step": state.best_step,
         "step": state.step,
         "tokens": state.tokens,
@@ -199,21 +194,15 @@ def print_result(out_dir: Path) -> None:
 
 
 def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
-    """Prints the result, its curve and a sample."""
-    best = f"best validation loss {state.best_val_loss:.4f} at step {state.best_step}"
+    """Prints the result and a sample."""
     speed = f"{state.tokens / max(state.train_seconds, 1e-9):,.0f} tokens/s"
     logger.info(
-        f"\n{state.step:,} steps in {state.train_seconds:.1f} s of training, {speed}; {best}\n"
+        f"\n{state.step:,} steps in {state.train_seconds:.1f} s of training, {speed}; "
+        f"best validation loss {state.best_val_loss:.4f} at step {state.best_step}\n"
     )
-    if sys.stdout.isatty():
-        logger.info(plot.text(parts.out_dir) + "\n")
     try:
         logger.info(sample(config, parts, SAMPLE_TOKENS) + "\n")
-    except (
-        ValueError,
-        OSError,
-        torch.OutOfMemoryError,
-    ) as error:  # or another process changed the checkpoints
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:  # the run is saved all the same
         logger.warning(f"no sample: {error}\n")
 
 
@@ -232,7 +221,7 @@ def suggest(config: TrainConfig, parts: Parts, state: State) -> None:
 
 
 def first_prompt(text: str) -> str:
-    """A prompt that the tokenizer knows and a terminal shows as it is: the beginning of the first line of the data."""
+    """The beginning of the data's first line, as far as a terminal shows it as it is."""
     line = text.strip().partition("\n")[0]
     return "".join(filter(str.isprintable, line)).strip("\ufffd ") or " "
 
@@ -240,8 +229,6 @@ def first_prompt(text: str) -> str:
 def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:
     """A text sampled from the run's best checkpoint, as loaded from disk."""
     found = checkpoint.find(parts.out_dir)
-    device = (
-        "cpu" if parts.sharded else parts.device
-    )  # a sharded one may be too large for one device
+    device = "cpu" if parts.sharded else parts.device  # it may be too large for one device
     model = pack(checkpoint.load_model(found, device, make_model=parts.make_model))
     return sample_text(model, parts.tokenizer, parts.train_data.beginning, tokens, config.seed)

@@ -1,7 +1,7 @@
-"""Device, processes, precision and threads: what the launcher asked for and what the machine has.
+"""Device, processes, precision and threads: what the launcher asked for and the machine has.
 
-`accelerate launch` passes its settings in environment variables, and several combinations silently train something
-else than intended. This module checks them and makes the Accelerator.
+`accelerate launch` passes its settings in environment variables, and several combinations silently
+train something else than intended. This module checks them and makes the Accelerator.
 """
 
 import atexit
@@ -10,8 +10,6 @@ import dataclasses
 import os
 import platform
 import re
-import sys
-import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -34,21 +32,10 @@ from nanogpt.ops import cpu
 from nanogpt.run import metrics
 from nanogpt.train import logger
 
-
-def cpu_seconds() -> np.ndarray:
-    """Seconds on three clocks: the time, all cores idle, this process computing."""
-    times = psutil.cpu_times()
-    return np.array(
-        [time.monotonic(), times.idle + getattr(times, "iowait", 0.0), sum(os.times()[:4])]
-    )
-
-
-AT_IMPORT = cpu_seconds()
-BUSY = 0.5  # cores that other processes use while a run starts, from which it is told
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
 
-# Dense bf16 peak of a device in TFLOP/s, from its maker's data sheet; fp16 where there is no bf16 (V100, T4).
-# The first name whose words are in the device's name is used.
+# Dense bf16 peak of a GPU in TFLOP/s, from its maker's data sheet; fp16 for V100 and T4, which have
+# no bf16. The first name whose words are in the device's name is used.
 PEAK_TFLOPS = {
     "GB200": 2500,
     "B200": 2250,
@@ -77,11 +64,8 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def wants_cpu(device: str = "auto") -> bool:
-    return device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
-        "1",
-        "true",
-        "yes",
-    )
+    launcher = os.environ.get("ACCELERATE_USE_CPU", "").lower()
+    return device == "cpu" or launcher in ("1", "true", "yes")
 
 
 def gpu_gib(device: str = "auto") -> float:
@@ -102,15 +86,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accumulation = config.gradient_accumulation_steps
     if accumulation % world:
         raise ValueError(
-            f"gradient_accumulation_steps={accumulation} counts micro-batches over all processes and must be a "
-            f"multiple of their number: with {world} processes choose {world}, {2 * world}, {3 * world}, …"
+            f"gradient_accumulation_steps={accumulation} counts micro-batches over all processes "
+            f"and must be a multiple of their number: with {world} processes choose {world}, "
+            f"{2 * world}, {3 * world}, …"
         )
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device=cuda, but torch finds no CUDA device: leave --device out, or install torch for CUDA"
-        )
-    if config.device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device=mps, but torch finds no Apple GPU: leave --device out")
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=mixed_precision(config),
@@ -118,24 +97,23 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             accumulation // world, sync_with_dataloader=False
         ),
-        log_with=metrics.available(config.report_to, say=lambda text: print(text, file=sys.stderr))
-        or None,
+        log_with=metrics.available(config.report_to) or None,
         project_dir=config.out_dir,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
-            DistributedDataParallelKwargs(
-                gradient_as_bucket_view=True
-            ),  # no second copy of the gradients
+            # no second copy of the gradients
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
     if accelerator.num_processes != world:
         raise ValueError(
-            f"the launcher started {world} processes, but each trains on its own: {several_on_a_cpu(world)}"
+            f"the launcher started {world} processes, but each trains on its own: "
+            f"{several_on_a_cpu(world)}"
         )
     if config.device not in ("auto", accelerator.device.type):
         raise ValueError(
-            f"device={config.device}, but the launcher chose {accelerator.device.type} (ACCELERATE_USE_CPU or its "
-            "configuration says so): leave --device out, or change that"
+            f"device={config.device}, but torch finds no such device, or the launcher chose "
+            f"{accelerator.device.type} (by ACCELERATE_USE_CPU, for example): leave --device out"
         )
     if accelerator.num_processes > 1:
         atexit.register(leave_group)
@@ -144,66 +122,61 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 def check_launcher(env: Mapping[str, str]) -> None:
     """Raises ValueError for what the launcher sets in the environment but no run here supports."""
-    # the launcher sets MASTER_ADDR only if it was asked for several processes; without WORLD_SIZE it started one
+    # MASTER_ADDR is set if it was asked for several processes; without WORLD_SIZE it started one
     if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env:
         raise ValueError(
-            f"the launcher was asked for several processes, but started one: {several_on_a_cpu('N')} "
-            "(or, for one process: --num_processes 1, and no MASTER_ADDR in the environment)"
+            "the launcher was asked for several processes, but started one: "
+            f"{several_on_a_cpu('N')} (or, for one process: --num_processes 1, and no MASTER_ADDR "
+            "in the environment)"
         )
+    problem = None
     if env.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        raise ValueError(
-            "the launcher's DeepSpeed is not supported: use accelerate_configs/fsdp2.yaml"
-        )
+        problem = "DeepSpeed is not supported: use accelerate_configs/fsdp2.yaml"
     if env.get("ACCELERATE_USE_FSDP", "").lower() == "true" and env.get("FSDP_VERSION", "1") != "2":
-        raise ValueError(
-            "the launcher's FSDP version 1 is not supported: use accelerate_configs/fsdp2.yaml"
-        )
+        problem = "FSDP version 1 is not supported: use accelerate_configs/fsdp2.yaml"
     if env.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        raise ValueError(
-            "the launcher's dynamo_backend is not supported: set it to NO and use --compile=True"
-        )
-
-
-def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
-    """The same step in micro-batches that `processes` can share, if their number does not divide as it is.
-
-    If no smaller micro-batch divides, a default accumulation of 1 becomes one micro-batch for each process.
-    """
-    accumulation, sequences = (
-        config.gradient_accumulation_steps,
-        config.gradient_accumulation_steps * config.batch_size,
-    )
-    if accumulation % processes == 0:
-        return config
-    counts = [n for n in range(processes, sequences + 1, processes) if sequences % n == 0]
-    if counts:
-        return dataclasses.replace(
-            config, batch_size=sequences // counts[0], gradient_accumulation_steps=counts[0]
-        )
-    return (
-        dataclasses.replace(config, gradient_accumulation_steps=processes)
-        if accumulation == 1
-        else config
-    )
-
-
-def leave_group() -> None:
-    """Leaves all process groups at exit: gloo's threads, if still running then, sometimes abort the process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        problem = "dynamo_backend is not supported: set it to NO and use --compile=True"
+    if problem:
+        raise ValueError(f"the launcher's {problem}")
 
 
 def several_on_a_cpu(processes: int | str) -> str:
     return (
-        "for several processes on a CPU, ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes "
-        f"{processes} --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0 …"
+        "for several processes on a CPU, ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+        f"--num_processes {processes} --num_machines 1 --mixed_precision no --dynamo_backend no "
+        "--main_process_port 0 …"
     )
 
 
+def leave_group() -> None:
+    """Leaves all process groups at exit: gloo's threads, if still there, may abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
+    """The same step in micro-batches that `processes` can share, if they cannot as it is.
+
+    If no smaller micro-batch divides, a default accumulation of 1 becomes one for each process.
+    """
+    accumulation = config.gradient_accumulation_steps
+    sequences = accumulation * config.batch_size
+    if accumulation % processes == 0:
+        return config
+    for count in range(processes, sequences + 1, processes):
+        if sequences % count == 0:
+            return dataclasses.replace(
+                config, batch_size=sequences // count, gradient_accumulation_steps=count
+            )
+    if accumulation == 1:
+        return dataclasses.replace(config, gradient_accumulation_steps=processes)
+    return config
+
+
 def mixed_precision(config: TrainConfig) -> str:
-    """Accelerate's name for the precision: from the settings, else the launcher, else what the device supports."""
+    """Accelerate's name for the precision: the settings', the launcher's or the device's."""
     if config.precision != "auto":
-        return next(name for name, precision in PRECISIONS.items() if precision == config.precision)
+        return "no" if config.precision == "fp32" else config.precision
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launcher != "no":
         return launcher
@@ -213,13 +186,14 @@ def mixed_precision(config: TrainConfig) -> str:
 
 
 def cpu_computes_in_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether this CPU has bf16 instructions: then bf16 products take a fifth of fp32's time (LOG.md)."""
-    names = ("avx512_bf16", "amx_bf16")
-    if hasattr(torch.cpu, "get_capabilities"):  # from torch 2.13 on
-        return any(torch.cpu.get_capabilities().get(name) for name in names)
-    return Path(cpuinfo).is_file() and any(
-        name in Path(cpuinfo).read_text().split() for name in names
-    )
+    """Whether this CPU has bf16 instructions: matmuls take a fifth of fp32's time (LOG.md)."""
+    file = Path(cpuinfo)  # only Linux has it
+    return file.is_file() and bool({"avx512_bf16", "amx_bf16"} & {*file.read_text().split()})
+
+
+def compiles(config: TrainConfig, device: torch.device) -> bool:
+    """Whether a run is compiled; by default on CUDA only (LOG.md)."""
+    return config.compile == "true" or (config.compile == "auto" and device.type == "cuda")
 
 
 def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
@@ -228,15 +202,27 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
         make_deterministic()
     if accelerator.device.type == "cpu":
         cpu.keep_freed_memory()
-    # products that stay in fp32 on CUDA use TF32, as in nanoGPT
+        if Path("/proc/driver/nvidia/version").exists() and torch.version.cuda is None:
+            logger.info("this machine has an NVIDIA GPU: to use it, install torch with CUDA")
+    # matmuls that stay in fp32 on CUDA use TF32, as in nanoGPT
     torch.set_float32_matmul_precision("high" if accelerator.device.type == "cuda" else "highest")
     return environment_of(accelerator, set_threads(config.threads, accelerator.num_processes))
 
 
-def set_threads(wanted: int, processes: int) -> int:
-    """Sets and returns the CPU threads of this process; 0 means OMP_NUM_THREADS, or else an equal share of the cores.
+def make_deterministic() -> None:
+    """Allows only operators that give the same bits every time, also on CUDA."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    # no code here reads uninitialized memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
 
-    Launchers set OMP_NUM_THREADS=1 if it is not set, which would leave the other cores idle: from them 1 is ignored.
+
+def set_threads(wanted: int, processes: int) -> int:
+    """Sets and returns the CPU threads of this process.
+
+    0 means OMP_NUM_THREADS, or an equal share of the cores. Launchers set OMP_NUM_THREADS=1 by
+    themselves, which would leave the other cores idle: from them 1 is ignored.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     launched = os.environ.keys() & {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"}
@@ -250,35 +236,21 @@ def set_threads(wanted: int, processes: int) -> int:
 
 
 def free_memory() -> int:
-    """Free memory of the machine in bytes, within the container's limit if there is one (cgroup v2)."""
+    """Free memory of the machine in bytes, within the container's limit if there is one."""
     free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number
-        limit, used = (
-            int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current")
-        )
-        free = min(free, limit - used)
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2; "max" is not a number
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
     return free
 
 
-def make_deterministic() -> None:
-    """Allows only operators that give the same bits every time, also on CUDA."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.use_deterministic_algorithms(True)
-    # no code here reads uninitialized memory
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
-
-
 def environment_of(accelerator: Accelerator, threads: int) -> dict:
-    """Versions and hardware, which results depend on besides the settings; written to config.json."""
-    on_cuda = accelerator.device.type == "cuda"
-    return {
-        package.__name__: str(package.__version__) for package in (nanogpt, torch, accelerate, np)
-    } | {
+    """Versions and hardware, on which results depend besides the settings; for config.json."""
+    device = accelerator.device
+    packages = (nanogpt, torch, accelerate, np)
+    return {package.__name__: str(package.__version__) for package in packages} | {
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(accelerator.device)
-        if on_cuda
-        else accelerator.device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": accelerator.num_processes,
         "threads": threads,
         "precision": PRECISIONS[accelerator.mixed_precision],
@@ -286,10 +258,10 @@ def environment_of(accelerator: Accelerator, threads: int) -> dict:
 
 
 def compile_blocks(model: GPT) -> None:
-    """Compiles each block and the loss, in place, at their first call; names of parameters stay as they are.
+    """Compiles each block and the loss, in place, at their first call; parameters keep their names.
 
-    All blocks share one compilation, so 48 of them compile as fast as one. What happens between them stays outside:
-    FSDP gathers the next one, DDP sums gradients.
+    All blocks share one compilation, so 48 of them compile as fast as one. What happens between
+    them stays outside: FSDP gathers the next one, DDP sums gradients.
     """
     for block in model.h:
         block.forward = torch.compile(block.forward)
@@ -303,7 +275,7 @@ def undo_compile(model: GPT) -> None:
 
 
 def profiler(steps: int, path: Path):
-    """Traces `steps` steps, after two for warm-up, into a file for https://ui.perfetto.dev; 0 traces nothing."""
+    """Traces steps, after two for warm-up, for https://ui.perfetto.dev; 0 traces nothing."""
     if not steps:
         return contextlib.nullcontext()
 
@@ -313,27 +285,3 @@ def profiler(steps: int, path: Path):
 
     schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=steps, repeat=1)
     return torch.profiler.profile(schedule=schedule, on_trace_ready=write)
-
-
-def busy(device: torch.device, threads: int, processes: int) -> str:
-    """A note if other processes have used cores that a run on the CPU needs, since this module was imported; or ""."""
-    seconds, idle, own = cpu_seconds() - AT_IMPORT
-    cores, processes_here = (
-        psutil.cpu_count() or 1,
-        int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
-    )
-    others = cores - (idle + own * processes_here) / seconds
-    if device.type != "cpu" or others < BUSY or threads * processes_here <= cores - others + 0.5:
-        return ""
-    return f"note: the machine is busy: other processes use {others:.1f} of {cores} cores, which slows this run"
-
-
-def unused_gpu(device: torch.device) -> str:
-    """A remark for a run on the CPU of a machine with an NVIDIA driver that this torch cannot use; else empty."""
-    if (
-        device.type == "cpu"
-        and Path("/proc/driver/nvidia/version").exists()
-        and torch.version.cuda is None
-    ):
-        return "this torch has no CUDA, though the machine has an NVIDIA driver: install torch with CUDA to use its GPU"
-    return ""

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import select
 import signal
 import sys
 import time
@@ -17,45 +16,40 @@ import psutil
 from nanogpt.data.files import waiting as waiting  # commands and data_prep take it from here
 
 PATIENCE = 10  # seconds that other processes leave the main one to report what all of them found
+# control characters except tab and newline, marks of writing direction, halves of surrogate pairs
+HIDDEN = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 
 
 def visible(text: str) -> str:
-    """`text` for a terminal or a page: what is not shown or moves other text, but for newline and tab, becomes \\x1b.
-
-    These are control characters such as ESC, the marks of writing direction, and halves of surrogate pairs.
-    """
-    hidden = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-    return re.sub(
-        hidden, lambda match: ascii(match[0])[1:-1] if match[0] != "\r" else r"\x0d", text
-    )
+    """`text` for a terminal or a page: an ESC, for example, becomes the four characters \\x1b."""
+    text = text.replace("\r", r"\x0d")
+    return re.sub(HIDDEN, lambda match: ascii(match[0])[1:-1], text)
 
 
 def fail(message: object, code: int = 2) -> typing.NoReturn:
-    """One line on stderr, from the main process alone, and the exit code; 2: the user has something to change."""
+    """One line on stderr, by the main process only, and exit; code 2: the user's to change."""
     if isinstance(message, OSError) and message.filename:
         message = f"{message.filename}: {message.strerror}"
     line = visible(" ".join(str(message).split("\n")))
     line = f"error: {line if len(line) < 1000 else line[:1000] + '…'}"
     rank, torchrun = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if rank != "0" and torchrun and code == 2:
-        time.sleep(
-            PATIENCE
-        )  # the main process has the same to say, and when it ends this one is ended as well
-        line, rank = f"error: process {rank}: {line.removeprefix('error: ')}", "0"
+        time.sleep(PATIENCE)  # if the main process has the same to say, its end ends this one
+        line = f"error: process {rank}: {line.removeprefix('error: ')}"
+        rank = "0"
     if rank == "0":
         print(line, file=sys.stderr, flush=True)
         if torchrun and code == 2:  # what the launcher prints last
             with suppress(OSError):
-                Path(torchrun).write_text(
-                    json.dumps({"message": line, "timestamp": int(time.time())})
-                )
+                error = {"message": line, "timestamp": int(time.time())}
+                Path(torchrun).write_text(json.dumps(error))
     if code == 2 and (launcher := lone_launcher()):
         launcher.terminate()
     sys.exit(code)
 
 
 def lone_launcher() -> psutil.Process | None:
-    """`accelerate launch`, where it started this process alone: it would print a traceback below a user's mistake."""
+    """`accelerate launch` if it started only this process: it would print a traceback."""
     with suppress(psutil.Error):
         parent = psutil.Process().parent()
         if "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ and parent:
@@ -67,38 +61,26 @@ def lone_launcher() -> psutil.Process | None:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed. Torch raises RuntimeErrors that only their text tells apart."""
-    return isinstance(error, MemoryError) or any(
-        text in str(error)
-        for text in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
-def reader_is_gone() -> bool:
-    """Whether stdout is a pipe that nobody reads any more."""
-    poll = select.poll()
-    with suppress(OSError, ValueError):  # stdout is no file
-        poll.register(sys.stdout.fileno(), 0)
-    return bool(poll.poll(0))
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 @contextmanager
 def user_errors(stopped: str = ""):
-    """Around what depends on the user: ValueError, OSError and too little memory become one line and exit code 2.
+    """Context manager around what depends on the user: their mistakes become one line and code 2.
 
-    Ctrl-C becomes 130, with `stopped` as what to say if it says nothing itself; a reader that is gone (`| head`)
-    becomes 141, as in a shell. From here on, characters that stdout cannot show are escaped.
+    These are ValueError, OSError, missing packages and too little memory. Ctrl-C becomes 130, and
+    prints `stopped` if it has no message; a reader that is gone (`| head`) becomes 141, as in a
+    shell. From here on, characters that stdout cannot show are escaped.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError as error:
-        if not reader_is_gone():  # another pipe, or a connection
-            fail(error)
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the interpreter flushes once more
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # the interpreter flushes once more
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         fail(error)

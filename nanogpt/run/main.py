@@ -1,5 +1,6 @@
-"""A recipe's command line: parses it, prepares a run and trains it; also plans, seeds and profiles."""
+"""A recipe's command line: parses it, prepares a run and trains it; also plans and profiles."""
 
+import gc
 import shlex
 import sys
 from collections.abc import Callable
@@ -28,55 +29,57 @@ def main(
     prepare_data: Callable[[Path], object] | None,
     note: str,
     argv: list[str] | None,
-    **make,
+    **options,
 ) -> None:
-    """`nanogpt.train.main`, which documents the arguments; `make` are make_model and make_optimizers."""
+    """`nanogpt.train.main`, which documents the arguments.
+
+    `options` are make_model and make_optimizers.
+    """
     description = sys.modules["__main__"].__doc__ or ""
-    make |= {"recipe": (model_config, config), "command": list(sys.argv) if argv is None else None}
+    options["recipe"] = model_config, config
+    options["command"] = list(sys.argv) if argv is None else None
     begun: list[Path] = []
     try:
         with user_errors():
             recipes_data = config.data
             argv = sys.argv[1:] if argv is None else argv
-            make["given"] = named(argv)
+            options["given"] = named(argv)
             model_config, config, actions = parse(model_config, config, argv, description)
             prepare_data = prepare_data if config.data == recipes_data else None
             if actions.dry_run:
                 with TemporaryDirectory() as tmpdir:  # leaves no files
-                    config = replace(
-                        config, out_dir=tmpdir, resume="none", report_to="none", push_to_hub=None
-                    )
-                    plan.show(
-                        *prepare(model_config, config, prepare_data, quiet=True, **make), actions
-                    )
+                    unseen = {"out_dir": tmpdir, "report_to": "none", "push_to_hub": None}
+                    config = replace(config, resume="none", **unseen)
+                    run = prepare(model_config, config, prepare_data, quiet=True, **options)
+                    plan.show(*run, actions)
                 return
-            seeds = range(config.seed, config.seed + actions.seeds)
-            names = [
-                f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir
-                for seed in seeds
-            ]
-        for seed, name in zip(seeds, names, strict=True):
+        for seed in range(config.seed, config.seed + actions.seeds):
+            name = f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir
             with user_errors():
                 seeded = replace(config, seed=seed, out_dir=name)
-                run = prepare(model_config, seeded, prepare_data, note, **make)
+                run = prepare(model_config, seeded, prepare_data, note, **options)
             begun.append(Path(name))
             train_to_the_end(*run, profile=actions.profile)
+            del run  # before the next seed's model is made
+            gc.collect()
         if actions.seeds > 1:
-            logger.info(compare(names))
+            logger.info(compare(begun))
     except KeyboardInterrupt:  # outside the loop there is nothing to save
         sys.exit(130)
     finally:
-        for out_dir in begun:
-            if actions.json:
+        if begun and actions.json:
+            for out_dir in begun:
                 console.print_result(out_dir)
 
 
 def train_to_the_end(config: TrainConfig, parts: Parts, state: State, profile: int = 0) -> None:
-    """Trains what `prepare` made: rehearses, handles what stops a run early, writes its result, concludes.
+    """Trains what `prepare` made: rehearses, trains, handles an early stop, concludes.
 
-    The first `profile` steps after two of warm-up are traced into out_dir/trace.json. A run that stops early exits.
+    The first `profile` steps after two of warm-up are traced into out_dir/trace.json. A run that
+    stops early exits.
     """
-    main_process, stop = parts.accelerator.is_main_process, None
+    stop = None
+    main_process = parts.accelerator.is_main_process
     tracing = profiler(profile if main_process else 0, parts.out_dir / "trace.json")
     with parts.peers.watched(), parts.interrupts, tracing as trace:
         if not done(config, state):
@@ -97,7 +100,7 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State, profile: i
 
 
 def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> None:
-    """Ends the run: saves if `stop` asks for it, writes result.json, and exits if `stop` is given.
+    """Ends the run: saves if `stop` asks for it, writes result.json, exits if there is a `stop`.
 
     The exit code is 1, on all processes, if the last checkpoint could not be saved.
     """
@@ -106,8 +109,8 @@ def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> N
         save(config, parts, state)
     parts.progress.close()
     parts.metrics.close()
-    not_saved = parts.peers.largest(parts.saves.error is not None)[0]
-    if not_saved and (stop is None or stop.code != 1):  # an error before it comes first
+    unsaved = parts.peers.largest(parts.saves.error is not None)[0]
+    if unsaved and (stop is None or stop.code != 1):  # an error before it comes first
         stop = Stop(parts.saves.error, code=1)
     if parts.accelerator.is_main_process:
         console.write_result(config, parts, state, stop)
@@ -122,7 +125,7 @@ def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> N
 
 
 def push_result(config: TrainConfig, parts: Parts) -> None:
-    """Pushes the best checkpoint to the Hub; a failure is a warning, because the checkpoint is saved all the same."""
+    """Pushes the best checkpoint to the Hub; a failure is a warning, for the run is saved."""
     try:
         push(parts.out_dir, config.push_to_hub, say=logger.info)
     except (ValueError, OSError) as error:

@@ -1,4 +1,7 @@
-"""A command line parser whose errors are one line. Imports no torch: `nanogpt --help` starts at once."""
+"""A command line parser whose errors are one line.
+
+It imports no torch, so `nanogpt --help` starts at once.
+"""
 
 import argparse
 import difflib
@@ -9,8 +12,8 @@ import typing
 
 from nanogpt.run.errors import fail
 
-# nanoGPT's flags that have another name here
-NANOGPT = {
+# flags of nanoGPT and of earlier versions that have another name here
+RENAMED = {
     "--dataset": "--data",
     "--dtype": "--precision",
     "--lr": "--learning_rate",
@@ -20,11 +23,13 @@ NANOGPT = {
     "--wandb_log": "--report_to=wandb",
     "--wandb_project": "the environment variable WANDB_PROJECT",
     "--wandb_run_name": "the environment variable WANDB_NAME",
+    "--max_minutes": "--time_limit",
+    "--exportable": "--require_exportable",
 }
 
 
 def read_value(text: str, kind: type) -> object:
-    """`text` from the command line as a value of a field's type. Raises ValueError if it is none."""
+    """`text` from the command line as a value of a field's type, or a ValueError."""
     if isinstance(kind, types.UnionType):  # X | None
         if text.lower() == "none":
             return None
@@ -55,15 +60,13 @@ def within(kind: type, low: float, high: float):
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows the default of an option, where it has one and its help does not say it."""
+    """Shows the default of an option that has one, unless its help says it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        said = action.default in (None, False, argparse.SUPPRESS) or "default" in action.help
-        return (
-            action.help
-            if said or not action.option_strings
-            else f"{action.help} (default: %(default)s)"
-        )
+        no_default = action.default in (None, False, argparse.SUPPRESS)
+        if no_default or "default" in action.help or not action.option_strings:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -78,11 +81,11 @@ class OneLineParser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         args, rest = list(sys.argv[1:] if args is None else args), []
         if "--" in args:
-            args, rest = args[: args.index("--")], args[args.index("--") :]
-        args = [
-            re.sub(r"(?<=\w)-", "_", name) + equals + value
-            for name, equals, value in map(split_flag, args)
-        ]
+            end = args.index("--")
+            args, rest = args[:end], args[end:]
+        for i, word in enumerate(args):
+            name, equals, value = split_flag(word)
+            args[i] = re.sub(r"(?<=\w)-", "_", name) + equals + value
         namespace, unknown = super().parse_known_args(args + rest, namespace)
         if unknown:  # reported here, so that a sub-command suggests its own flags
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -91,17 +94,12 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         """Exits with code 2 and one line."""
         if unknown := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
-            message = (
-                f"unknown flag {unknown[1]}: {nearest(unknown[1], self._option_string_actions)}"
-            )
-        elif unknown := re.match(
-            r"argument COMMAND: invalid choice: '(.*)' \(choose", message, re.DOTALL
-        ):
+            near = nearest(unknown[1], self._option_string_actions)
+            fail(f"unknown flag {unknown[1]}: {near}")
+        if unknown := re.match(r"(?s)argument COMMAND: invalid choice: '(.*)' \(choose", message):
             commands = next(action.choices for action in self._actions if action.dest == "command")
-            message = f"unknown command {unknown[1]}: {nearest(unknown[1], commands)}"
-        fail(
-            re.sub(r"^argument (--\w+): (?=.*: (expected|must))", r"\1=", message, flags=re.DOTALL)
-        )
+            fail(f"unknown command {unknown[1]}: {nearest(unknown[1], commands)}")
+        fail(re.sub(r"(?s)^argument (--\w+): (?=.*: (expected|must))", r"\1=", message))
 
 
 def split_flag(word: str) -> tuple[str, str, str]:
@@ -111,7 +109,7 @@ def split_flag(word: str) -> tuple[str, str, str]:
 
 def nearest(word: str, known) -> str:
     near = difflib.get_close_matches(word, known, n=1)
-    ours = NANOGPT.get(word, "")
+    ours = RENAMED.get(word, "")
     if ours.partition("=")[0] in known or (ours.startswith("the") and "--report_to" in known):
         near = [ours]
     return f"did you mean {near[0]}? --help lists them all" if near else "--help lists them all"

@@ -1,10 +1,11 @@
-"""Everything a run needs before its first step: the launcher's device, the data, the model, the files it writes."""
+"""Prepares a run's first step: the launcher's device, the data, the model, the files it writes."""
 
 import dataclasses
 import os
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,13 +27,12 @@ from nanogpt.optim import UpdateRatio
 from nanogpt.run import console, guard, resume
 from nanogpt.run.agree import Peers
 from nanogpt.run.device import (
-    busy,
     compile_blocks,
+    compiles,
     make_accelerator,
     peak_flops,
     set_up,
     share_batches,
-    unused_gpu,
 )
 from nanogpt.run.metrics import Metrics
 from nanogpt.run.stop import Interrupts
@@ -51,46 +51,29 @@ def prepare(
     command: list[str] | None = None,
     given: Iterable[str] = (),
 ) -> tuple[TrainConfig, Parts, State]:
-    """Makes and checks all that `train` needs: the settings as they are used, the parts, and where to start.
+    """Makes and checks all that `train` needs: the settings in use, the parts, where to start.
 
-    Arguments are those of `train.main`; `recipe` are the settings before the flags, `command` the recipe and its flags,
-    if a command started the run; `given` are the names of settings that have a flag there; `quiet` prints nothing, for
-    a run that will not train.
+    Arguments are those of `train.main`; `recipe` are the settings before the flags, `command` the
+    recipe and its flags, if a command started the run; `given` are the names of settings that have
+    a flag there; `quiet` prints nothing, for a run that will not train.
 
-    Raises ValueError or OSError if the settings, the data, or the contents of out_dir do not allow the run.
+    Raises ValueError or OSError if the settings, the data, or out_dir do not allow the run.
     """
     requested, config = config, share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
-    out_dir = Path(config.out_dir)
+    console.show_messages(os.environ.get("RANK", "0") == "0" and not quiet)
     accelerator = make_accelerator(config)
-    console.show_messages(accelerator.is_main_process and not quiet)
     peers = Peers(accelerator, config.timeout)
     interrupts = Interrupts(peers, config.time_limit)  # which counts from here
     environment = set_up(config, accelerator)
-    is_busy = busy(accelerator.device, environment["threads"], environment["processes"])
-    for line in (
-        note,
-        unused_gpu(accelerator.device),
-        is_busy,
-        console.shared_batches(requested, config),
-    ):
-        if line:
-            logger.info(line)
+    console.preface(note, requested, config)
 
     with peers.in_agreement(main_first=True):
         start = resume.find_start(config)
-    resume.check_agreement(start, out_dir, peers)
-    pretrained, pretrained_tokenizer = None, None
-    if config.init_from != "scratch":
-        if make_model is not GPT:
-            raise ValueError(
-                f"init_from={config.init_from} loads a GPT: it cannot be combined with make_model"
-            )
-        with peers.in_agreement(main_first=True):  # one process downloads
-            source = start or config.init_from
-            pretrained, pretrained_tokenizer = load_for_training(
-                source, model_config, logger.info, given
-            )
-        model_config = pretrained.config
+    resume.check_agreement(start, Path(config.out_dir), peers)
+    pretrained, its_tokenizer = load_pretrained(
+        model_config, config, start, given, make_model, peers
+    )
+    model_config = pretrained.config if pretrained else model_config
     with peers.in_agreement():
         if accelerator.is_main_process:
             check_publishing(
@@ -98,20 +81,19 @@ def prepare(
             )
 
     with peers.in_agreement(main_first=True):
-        first = find_data(config, prepare_data)
-        if pretrained is not None:
-            make_room(pretrained, read_meta(first), config)
+        directory = find_data(config, prepare_data)
+        if pretrained:
+            make_room(pretrained, read_meta(directory), config)
             model_config = pretrained.config
         check_short_blocks(config, model_config)
-        train_data, val_data = (
-            open_data(config.data, split, model_config.block_size, model_config.vocab_size)
-            for split in ("train", "val")
-        )
-        tokenizer = load_tokenizer(first)
+        shape = model_config.block_size, model_config.vocab_size
+        train_data = open_data(config.data, "train", *shape)
+        val_data = open_data(config.data, "val", *shape)
+        tokenizer = load_tokenizer(directory)
     check_same_tokens(config, train_data, peers)
-    if pretrained_tokenizer is not None:
-        model = f"init_from={config.init_from}"
-        check_tokenizer(pretrained_tokenizer, tokenizer, val_data.tokens, config.data, model)
+    if its_tokenizer is not None:
+        name = f"init_from={config.init_from}"
+        check_tokenizer(its_tokenizer, tokenizer, val_data.tokens, config.data, name)
     if model_config.vocab_size is None:
         model_config = dataclasses.replace(model_config, vocab_size=train_data.meta["vocab_size"])
     settings = {
@@ -123,51 +105,43 @@ def prepare(
     }
     same_text = resume.compare(start, model_config, config, settings) if start else True
 
-    if pretrained is None:
-        training = accelerator.device.type == "cpu" and config.max_iters > 0 and not quiet
+    if not pretrained:
+        trains_on_cpu = accelerator.device.type == "cpu" and config.max_iters > 0 and not quiet
         with peers.in_agreement():  # one machine may have less memory than another
-            guard.check_room(model_config, config, training)
+            guard.check_room(model_config, config, trains_on_cpu)
     torch.manual_seed(config.seed)
     gpt = (pretrained or make_model(model_config)).to(accelerator.device)
-    tokens = max(
-        config.batch_size * model_config.block_size, 4096
-    )  # evaluations have larger batches
-    ops = ops_for(accelerator.device, model_config, tokens)
-    own = {name: op for name, op in gpt.ops._asdict().items() if op is not getattr(Ops(), name)}
-    gpt.use(ops._replace(**own))  # make_model's operators come first
-    compiled = config.compile == "true" or (
-        config.compile == "auto" and accelerator.device.type == "cuda"
-    )
+    choose_operators(gpt, config)
+    compiled = compiles(config, accelerator.device)
     if compiled:
         compile_blocks(gpt)
     model, optimizers = wrap(accelerator, gpt, config, make_optimizers)
     state = State()
     if start:
         state = restore(start, gpt, optimizers, accelerator.scaler)
-        checkpoint.restore_best(out_dir, state, write=accelerator.is_main_process)
+        checkpoint.restore_best(Path(config.out_dir), state, write=accelerator.is_main_process)
         if not same_text and not done(config, state):
             logger.info("note: the validation data changed, so the best loss is reset")
             state.best_val_loss = state.best_step = state.evaluated_step = None
 
-    metrics = open_files(config, accelerator, peers, settings, state)
     parts = Parts(
-        accelerator,
-        accelerator.device,
-        gpt,
-        model,
-        optimizers,
-        train_data,
-        val_data,
-        tokenizer,
-        out_dir,
-        settings,
-        metrics,
-        console.Progress(config, state, shown=accelerator.is_main_process and not quiet),
-        peers,
-        interrupts,
-        Tally(accelerator.device, state),
-        Clock(accelerator.device),
-        UpdateRatio(gpt),
+        accelerator=accelerator,
+        device=accelerator.device,
+        gpt=gpt,
+        model=model,
+        optimizers=optimizers,
+        train_data=train_data,
+        val_data=val_data,
+        tokenizer=tokenizer,
+        out_dir=Path(config.out_dir),
+        settings=settings,
+        metrics=open_files(config, accelerator, peers, settings, state),
+        progress=console.Progress(config, state, accelerator.is_main_process and not quiet),
+        peers=peers,
+        interrupts=interrupts,
+        tally=Tally(accelerator.device, state),
+        clock=Clock(accelerator.device),
+        update_ratio=UpdateRatio(gpt),
         sharded=accelerator.distributed_type == DistributedType.FSDP,
         compiled=compiled,
         peak_flops=peak_flops(environment["device"]),
@@ -178,8 +152,27 @@ def prepare(
     return config, parts, state
 
 
+def load_pretrained(
+    model_config: GPTConfig,
+    config: TrainConfig,
+    start: Path | None,
+    given: Iterable[str],
+    make_model: Callable,
+    peers: Peers,
+) -> tuple[GPT | None, Any]:
+    """The model to fine-tune and its tokenizer, if the settings name one; one process downloads."""
+    if config.init_from == "scratch":
+        return None, None
+    if make_model is not GPT:
+        raise ValueError(
+            f"init_from={config.init_from} loads a GPT: it cannot be combined with make_model"
+        )
+    with peers.in_agreement(main_first=True):
+        return load_for_training(start or config.init_from, model_config, logger.info, given)
+
+
 def find_data(config: TrainConfig, prepare_data: Callable[[Path], object] | None) -> str | Path:
-    """The data directory, or the first of a mixture, whose parts all have its tokenizer; prepared if it is missing."""
+    """The data directory, prepared if it is missing; of a mixture the first (one tokenizer)."""
     directory = Path(config.data)
     missing = not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json"))
     if prepare_data is not None and missing:
@@ -202,8 +195,17 @@ def check_same_tokens(config: TrainConfig, data: TokenDataset, peers: Peers) -> 
     largest, smallest = peers.largest(counts, -counts)
     if largest != -smallest:
         raise ValueError(
-            f"the processes find different tokens in {config.data}: all machines must see the same data"
+            f"the processes find different tokens in {config.data}: "
+            "all machines must see the same data"
         )
+
+
+def choose_operators(gpt: GPT, config: TrainConfig) -> None:
+    """Uses the device's fast operators, except where the model's are not the default ones."""
+    device = next(gpt.parameters()).device
+    tokens = max(config.batch_size * gpt.config.block_size, 4096)  # as in an evaluation
+    own = {name: op for name, op in gpt.ops._asdict().items() if op is not getattr(Ops(), name)}
+    gpt.use(ops_for(device, gpt.config, tokens)._replace(**own))
 
 
 def wrap(accelerator: Accelerator, gpt: GPT, config: TrainConfig, make_optimizers) -> tuple:
@@ -211,16 +213,17 @@ def wrap(accelerator: Accelerator, gpt: GPT, config: TrainConfig, make_optimizer
     sharded.configure(accelerator, gpt)
     muon_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     model, *wrapped = accelerator.prepare(gpt, *make_optimizers(gpt, config, muon_dtype))
-    # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of fp16 once for each
-    # optimizer, and so unscale the gradients of the second one twice.
+    # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of
+    # fp16 once for each optimizer, and so unscale the gradients of the second one twice.
     optimizers = [wrapper.optimizer for wrapper in wrapped]
-    for muon in (optimizer for optimizer in optimizers if isinstance(optimizer, optim.Muon)):
-        muon.copies = accelerator.num_processes  # a sharded one knows by its parameters
+    for optimizer in optimizers:
+        if isinstance(optimizer, optim.Muon):
+            optimizer.copies = accelerator.num_processes  # a sharded one knows by its parameters
     return model, optimizers
 
 
 def restore(start: Path, gpt: GPT, optimizers: list[torch.optim.Optimizer], scaler) -> State:
-    """Loads a checkpoint into the model, the optimizers and fp16's gradient scaler; returns its state."""
+    """Loads a checkpoint into model, optimizers and fp16's gradient scaler; returns its state."""
     checkpoint.restore(start, gpt, optimizers)
     state = checkpoint.read_state(start)
     if scaler is not None and state.loss_scale is not None:
@@ -238,8 +241,7 @@ def open_files(
     """
     out_dir = Path(config.out_dir)
     newest = max(map(checkpoint.step_of, checkpoint.list_checkpoints(out_dir)), default=-1)
-    evaluated = state.evaluated_step == state.step
-    again = newest >= 0 and evaluated and done(config, state)
+    again = newest >= 0 and state.evaluated_step == state.step and done(config, state)
     with peers.in_agreement():
         if accelerator.is_main_process:
             out_dir.mkdir(parents=True, exist_ok=True)
@@ -248,6 +250,4 @@ def open_files(
             if not again:
                 rundir.write_json(out_dir / checkpoint.CONFIG, settings)
         flat = settings["model"] | settings["train"]
-        return Metrics(
-            accelerator, out_dir, state.step, flat, logger.info, evaluated, newest, write=not again
-        )
+        return Metrics(accelerator, out_dir, state.step, flat, newest, write=not again)

@@ -1,34 +1,28 @@
-"""Reasons to end a run before max_iters: signals, a dead launcher, --time_limit, failing saves, bad gradients."""
+"""Reasons to end a run early: signals, a dead launcher, --time_limit, failing saves, gradients."""
 
 import os
 import signal
 import time
 from dataclasses import dataclass
 
-from nanogpt.checkpoint import State
+from nanogpt.checkpoint import State, list_checkpoints
 from nanogpt.config import TrainConfig
 from nanogpt.run.agree import Peers
 from nanogpt.run.guard import bad_steps_allowed, diagnosis
 from nanogpt.run.resume import resume_command
 from nanogpt.train import Parts, log_is_due
 
-# SIGHUP: the terminal closes; Slurm can send SIGUSR1 before its time limit (accelerate_configs/README.md)
-SIGNALS = [
-    number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-]
-HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
-LAUNCHED = (
-    "TORCHELASTIC_RUN_ID",
-    "ACCELERATE_MIXED_PRECISION",
-)  # set by torchrun and accelerate launch
-
-
+# SIGHUP: the terminal closes; Slurm can send SIGUSR1 before its time limit. Windows lacks both
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+SIGNALS = [number for number in signal.Signals if number.name in NAMES]
+HANGUP = getattr(signal, "SIGHUP", None)
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by the launchers
 FAILED_SAVES = 3  # in a row that end a run
 
 
 @dataclass
 class Stop(Exception):
-    """Why a run ends before max_iters, its exit code (1: an error), and whether it saves a checkpoint first."""
+    """Why a run ends early, its exit code (1: an error), and whether it saves first."""
 
     message: str
     code: int
@@ -36,7 +30,7 @@ class Stop(Exception):
 
 
 class Interrupted(Exception):
-    """A signal arrived during an evaluation or a sample; `number` is the same on all processes."""
+    """A signal arrived amid an evaluation or a sample; `number` is the same on all processes."""
 
     def __init__(self, number: int):
         self.number = number
@@ -48,7 +42,7 @@ def hangup_is_ignored() -> bool:
 
 
 class Interrupts:
-    """Context manager around the loop. The first signal lets the current step finish; the second ends the process."""
+    """Context manager around the loop: the first signal lets the step finish, another does not."""
 
     def __init__(self, peers: Peers, minutes: float):
         """`minutes` count from here, before anything is loaded; 0 means no limit."""
@@ -71,18 +65,16 @@ class Interrupts:
             signal.signal(number, handler)
 
     def begin(self) -> None:
-        """Marks the start of the first step. The time before it, such as compiling, does not count as a step."""
+        """Marks the start of the first step: compiling, for example, is not part of it."""
         self.last = time.monotonic()
 
     def remember(self, number: int, frame) -> None:
         self.number = number
-        for each in (
-            self.before
-        ):  # shell, kernel and service managers may send SIGHUP several times, or after SIGTERM
+        for each in self.before:  # SIGHUP often comes several times, or after SIGTERM
             signal.signal(each, signal.SIG_IGN if each == HANGUP else signal.SIG_DFL)
 
     def pending(self) -> int:
-        """The number of the signal that this process received, or 0; SIGHUP's if the launcher died."""
+        """The number of the signal received, or 0; SIGHUP's if the launcher died."""
         if not self.number and self.launcher_died():
             self.number = HANGUP or signal.SIGTERM
         return self.number
@@ -99,7 +91,8 @@ class Interrupts:
     def check(self) -> None:
         """Raises Interrupted on all processes if one of them has received a signal.
 
-        Called between the batches of an evaluation and the tokens of a sample, equally often on all processes.
+        Called between the batches of an evaluation and the tokens of a sample, equally often on
+        all processes.
         """
         if number := self.peers.largest(self.pending())[0]:
             raise Interrupted(number)
@@ -107,7 +100,7 @@ class Interrupts:
     def ignore(self) -> None:
         """Ignores signals from now on if there are several processes.
 
-        When one process ends, the launcher sends SIGTERM to the others, which would change their exit code.
+        The launcher sends SIGTERM to the others when one ends, which would change their exit code.
         """
         if self.peers.many:
             for number in SIGNALS:
@@ -115,24 +108,24 @@ class Interrupts:
                 self.before[number] = signal.SIG_IGN
 
     def due(self, saving: float, failed_saves: int) -> tuple[int, bool, bool]:
-        """Returns the number of a signal or 0, whether the time is up, and whether saving has failed too often.
+        """The number of a signal or 0, whether the time is up, and whether saving fails too often.
 
-        Called after each step; the result is the same on all processes. `saving` is the duration of a save in seconds,
-        for which there must be time as well.
+        Called after each step; the result is the same on all processes. `saving` is the duration of
+        a save in seconds, for which there must be time as well.
         """
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
         time_is_up = self.end is not None and now + self.longest + saving > self.end
-        number, *reasons = self.peers.largest(
+        number, time_is_up, fails = self.peers.largest(
             self.pending(), time_is_up, failed_saves >= FAILED_SAVES
         )
-        return number, *map(bool, reasons)
+        return number, bool(time_is_up), bool(fails)
 
     def check_step(self, config: TrainConfig, parts: Parts, state: State) -> None:
         """Raises Stop if the run has to end before the next step, on all processes alike."""
         scaler, tally, saves = parts.accelerator.scaler, parts.tally, parts.saves
         if log_is_due(config, state.step) and tally.bad_in_a_row >= bad_steps_allowed(scaler):
-            raise Stop(diagnosis(tally, state.step, tally.lr, config), code=1)
+            raise Stop(diagnosis(tally, state.step, config), code=1)
         number, time_is_up, saves_fail = self.due(saves.seconds, saves.failed)
         if saves_fail:
             raise Stop(saves.error, code=1)
@@ -142,6 +135,7 @@ class Interrupts:
     def stopped(self, config: TrainConfig, parts: Parts, state: State, number: int) -> Stop:
         """The end by a signal, or because the time is up (0)."""
         why = self.why(number) if number else f"stopped after {config.time_limit:g} minutes"
-        what = f"step {state.step} is saved" if state.step else "there was no step to save"
+        saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
+        what = f"step {state.step} is saved" if saved else "there was no step to save"
         message = f"{why}: {what}; to resume: {resume_command(config, self.peers.many)}"
         return Stop(message, code=128 + number if number else 0, save=True)

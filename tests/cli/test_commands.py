@@ -122,7 +122,7 @@ def test_a_plan_counts_parameters_and_tokens_and_leaves_nothing(trained_dir, tmp
     shown, found = command("plan", RECIPE, *flags), json.loads(command("plan", RECIPE, *flags, "--json"))
     size = checkpoint.load_model(checkpoint.find(trained_dir)).config.vocab_size
     parameters = GPT(GPTConfig(TINY.block_size, size, 1, 2, n_embd=16)).get_num_params()
-    assert f"{parameters:,}" in shown and "3,200 in 50 steps" in shown
+    assert f"{parameters:,}" in shown and "3,200: 50 steps of 64" in shown
     assert found["parameters"] == parameters == sum(found["parameters_by_part"].values())
     assert (found["tokens_per_step"], found["tokens"], found["fits"]) == (64, 3200, True)
     assert found["train_seconds"] == pytest.approx(50 * found["seconds_per_step"])
@@ -142,7 +142,7 @@ def test_seeds_are_trained_one_after_the_other_and_compared(data, tmp_path, monk
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-seed5", "a-seed6"]
     losses = [metrics.read(tmp_path / "out" / f"a-seed{s}" / "metrics.jsonl")[-1]["val_loss"] for s in (5, 6)]
     assert losses[0] != losses[1]
-    table = capsys.readouterr().out.split("validation loss by equal steps")[1]
+    table = capsys.readouterr().out.split("at 4 steps")[1]
     assert f"{sum(losses) / 2:.4f} ±{abs(losses[0] - losses[1]) / 2**0.5:.4f}" in table
 
 

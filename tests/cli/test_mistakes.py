@@ -56,7 +56,6 @@ pretrain.py --dept=3                          | --depth?
 scaling.py --depths=1,2                       | --depths=1,2 three
 scaling.py --depths=3,2,1                     | --depths=3,2,1 rising
 scaling.py --depths=1,2,3 --data=nowhere      | 'nowhere'
-scaling.py --depths=1,2,3 --data=data         | depth 2 16.4 4
 scaling.py --frobnicate                       | --frobnicate
 """
 ROWS = [line.rsplit("|", 1) if "<|" not in line else line.split("|", 1) for line in MISTAKES.strip().splitlines()]

@@ -121,5 +121,5 @@ def test_a_recipe_runs_from_a_checkout_with_the_packages_of_a_stock_image(start)
     process = start(sys.executable, "-c", BARE, RECIPE, *SMALL, *flags)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
-    assert "2 steps in " in out
-    assert err == "warning: wandb is not installed, so nothing is reported to it (pip install wandb)\n"
+    assert "2 steps in " in out and "warning: wandb is not installed" in out
+    assert err == ""

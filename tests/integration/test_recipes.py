@@ -11,7 +11,7 @@ import pytest
 from zygote import ROOT, clean_environment
 
 pytestmark = pytest.mark.nightly
-STATED = re.compile(r"accelerate launch recipes/(\w+)\.py((?:\\\n|[^#\n])*)# validation loss (\d\.\d+)")
+STATED = re.compile(r"(?:accelerate launch|python) recipes/(\w+)\.py((?:\\\n|[^#\n])*)# validation loss (\d\.\d+)")
 NEEDS = {  # whose data or model
     "own_text": ["shakespeare"],
     "gpt2": ["shakespeare"],

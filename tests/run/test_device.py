@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from accelerate.utils import DistributedType
@@ -52,23 +51,12 @@ def test_precision_is_the_settings_or_launchers_or_machines(monkeypatch):
     assert device.mixed_precision(TrainConfig(device="cpu")) == "bf16"
 
 
-def test_bf16_instructions_are_found_without_torchs_own_function(monkeypatch, tmp_path):
-    with_torch = device.cpu_computes_in_bf16()
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    if Path("/proc/cpuinfo").is_file():
-        assert device.cpu_computes_in_bf16() == with_torch
+def test_bf16_instructions_are_those_that_the_system_names(tmp_path):
     (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512_bf16\n")
     assert device.cpu_computes_in_bf16(str(tmp_path / "cpuinfo"))
     (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f\n")
     assert not device.cpu_computes_in_bf16(str(tmp_path / "cpuinfo"))
     assert not device.cpu_computes_in_bf16(str(tmp_path / "none"))
-
-
-def test_the_launcher_or_the_settings_choose_the_cpu(monkeypatch):
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert device.wants_cpu("cpu") and not device.wants_cpu()
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert device.wants_cpu()
 
 
 @pytest.fixture
@@ -121,21 +109,6 @@ def test_threads_spin_briefly_from_the_moment_torch_is_imported(monkeypatch, tmp
     assert shown.stdout.strip() == str(expected), shown.stderr
 
 
-@pytest.mark.parametrize("others, processes, named", [(1.0, 1, True), (0.3, 1, False), (1.0, 4, True), (5.0, 1, False)])
-def test_a_machine_is_busy_if_others_use_cores_that_the_run_needs(monkeypatch, others, processes, named):
-    """Ten seconds in which this process, with its peers, used a core for each; the time of others is left."""
-    cores, threads = (16, 8) if others == 5.0 else (8, 8 // processes)
-    idle = 10 * (cores - processes - others)
-    monkeypatch.setattr(device, "AT_IMPORT", np.array([100.0, 1000.0, 7.0]))
-    monkeypatch.setattr(device, "cpu_seconds", lambda: np.array([110.0, 1000.0 + idle, 17.0]))
-    monkeypatch.setattr(device.psutil, "cpu_count", lambda logical=True: cores)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    monkeypatch.setattr(device, "BUSY", 0.5)
-    note = device.busy(torch.device("cpu"), threads, processes)
-    assert bool(note) == named and (f"{others} of {cores} cores" in note) == named
-    assert not device.busy(torch.device("cuda"), threads, processes)
-
-
 def test_free_memory_is_what_the_container_has_left(monkeypatch):
     files = {"/sys/fs/cgroup/memory.max": "1000", "/sys/fs/cgroup/memory.current": "400"}
     monkeypatch.setattr(device, "Path", lambda name: SimpleNamespace(read_text=lambda: files[name]))
@@ -163,9 +136,6 @@ def test_a_peak_is_that_of_nvidias_data_sheet(name):
 def test_what_the_launcher_asks_for_in_vain_is_refused(settings, word):
     with pytest.raises(ValueError, match=word):
         device.check_launcher(settings)
-
-
-def test_what_the_launcher_sets_for_fsdp2_is_admitted():
     device.check_launcher({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_DYNAMO_BACKEND": "NO"})
 
 
@@ -182,34 +152,6 @@ def test_what_the_launcher_sets_for_fsdp2_is_admitted():
 def test_several_processes_share_the_sequences_of_a_step(asked, processes, then):
     shared = device.share_batches(TrainConfig(batch_size=asked[0], gradient_accumulation_steps=asked[1]), processes)
     assert (shared.batch_size, shared.gradient_accumulation_steps) == then
-
-
-def test_a_gpu_that_torch_cannot_use_is_mentioned(monkeypatch):
-    monkeypatch.setattr(device, "Path", lambda name: SimpleNamespace(exists=lambda: "nvidia" in name))
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert "CUDA" in device.unused_gpu(torch.device("cpu"))
-    monkeypatch.setattr(torch.version, "cuda", "12.8")
-    assert device.unused_gpu(torch.device("cpu")) == ""
-
-
-def test_a_process_leaves_all_groups_at_its_end(monkeypatch):
-    left = []
-    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda *groups: left.append(groups))
-    device.leave_group()
-    assert left == []  # it was in none
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    device.leave_group()
-    assert left == [()]  # without a name it is the main group and all others
-
-
-def test_deterministic_runs_use_deterministic_operators(monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    device.make_deterministic()
-    assert asked == [True] and not torch.backends.cudnn.benchmark
 
 
 def test_all_blocks_share_one_compilation_and_the_loss_has_another(monkeypatch):

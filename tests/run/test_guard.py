@@ -1,5 +1,4 @@
 import dataclasses
-import errno
 
 import pytest
 import torch
@@ -16,13 +15,6 @@ def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(value):
     x = torch.ones(3, requires_grad=True)
     (train.nan_if_not_finite(x.sum() + value)).backward()
     assert not x.grad.isfinite().any()
-
-
-def test_a_finite_loss_stays_as_it_is():
-    x = torch.ones(3, requires_grad=True)
-    loss = train.nan_if_not_finite(2 * x.sum())
-    loss.backward()
-    assert loss == 6 and x.grad.tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize("size, then", [(12, (6, 2)), (6, (3, 2)), (3, (1, 3)), (25, (5, 5)), (7, (1, 7))])
@@ -71,22 +63,6 @@ def test_a_single_sequence_that_does_not_fit_says_what_to_do(make_run, capsys):
     assert "--gradient_checkpointing=True" in error
 
 
-@pytest.mark.parametrize(
-    "error, memory",
-    [
-        (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
-            True,
-        ),
-        (RuntimeError("MPS backend out of memory"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (OSError(errno.ENOSPC, "No space left on device"), False),
-    ],
-)
-def test_what_counts_as_out_of_memory(error, memory):
-    assert guard.out_of_memory(error) is memory
-
-
 def test_torch_says_so_in_those_words():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60)
@@ -102,25 +78,20 @@ def test_the_rehearsal_changes_nothing(make_run):
     assert all(not optimizer.state for optimizer in run.optimizers)
 
 
-def test_fp16_may_overflow_while_the_scaler_finds_its_scale():
-    assert guard.bad_steps_allowed(None) == 5
-    assert guard.bad_steps_allowed(torch.amp.GradScaler("cpu")) == 21
-
-
 @pytest.mark.parametrize(
     "model, train, message",
     [
-        ({"n_layer": 1000, "n_embd": 8192}, {}, "the model has 805,323,808,768 parameters, which take at least 9,6"),
-        ({}, {"batch_size": 65536}, "batch_size=65536 sequences of 4096 tokens take at least "),
-        ({"n_inner": 2**20}, {}, "which take at least 1.6 GB; 1.0 GB of memory are free"),
+        ({"n_layer": 1000, "n_embd": 8192}, {}, "805,323,808,768 parameters"),
+        ({}, {"batch_size": 65536}, "batch_size=65536 take at least"),
+        ({"n_inner": 2**20}, {"batch_size": 1}, "take at least 1.6 GB, and 1.0 GB of memory are free"),
     ],
 )
 def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch, model, train, message):
     monkeypatch.setattr(guard, "free_memory", lambda: 10**9)
     shape = {"vocab_size": 65, "block_size": 4096, "n_layer": 1, "n_head": 2, "n_embd": 64, "position": "rope"}
     with pytest.raises(ValueError, match=message):
-        guard.check_room(GPTConfig(**shape | model), TrainConfig(**train), training=True)
-    guard.check_room(GPTConfig(**shape), TrainConfig(batch_size=1), training=True)
+        guard.check_room(GPTConfig(**shape | model), TrainConfig(**train), trains_on_cpu=True)
+    guard.check_room(GPTConfig(**shape), TrainConfig(batch_size=1), trains_on_cpu=True)
 
 
 class FP16OnCPU(Accelerator):
@@ -169,9 +140,9 @@ def test_the_loss_of_a_skipped_step_is_not_in_the_mean():
 
 def test_a_run_without_checkpoints_is_not_told_to_resume(tmp_path):
     tally, config = train.Tally(torch.device("cpu"), State()), TrainConfig(out_dir=str(tmp_path))
-    assert "--resume" not in guard.diagnosis(tally, 5, 1e-3, config)
+    assert "--resume" not in guard.diagnosis(tally, 5, config)
     (tmp_path / "step-000002").mkdir()
-    assert "--resume=auto" in guard.diagnosis(tally, 5, 1e-3, config)
+    assert "--resume=auto" in guard.diagnosis(tally, 5, config)
 
 
 def test_bad_steps_in_a_row_are_counted_from_the_last_good_one():

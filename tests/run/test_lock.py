@@ -49,20 +49,6 @@ def test_a_released_lock_can_be_taken_again_and_leaves_no_file(tmp_path):
     assert list(directory.iterdir()) == []
 
 
-def test_a_child_does_not_keep_the_lock_of_its_parent(tmp_path):
-    lock = Lock(tmp_path)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False):
-        lock.release()
-        Lock(tmp_path).release()
-
-
-def test_a_holder_that_has_not_written_its_name_is_another_process(tmp_path, holder):
-    for half in ("", "{", "[]", "{}"):
-        (tmp_path / ".lock.json").write_text(half)
-        with pytest.raises(ValueError, match="in use by another process: wait"):
-            Lock(tmp_path)
-
-
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOLCK])
 def test_a_directory_that_cannot_be_locked_is_used_without(tmp_path, monkeypatch, number):
     def fail(self):

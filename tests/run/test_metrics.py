@@ -50,13 +50,12 @@ class Disk(io.BytesIO):
         return super().write(taken)
 
 
-def test_lines_that_a_full_disk_does_not_take_are_written_later(tmp_path):
-    said = []
-    written = metrics.LineFile(tmp_path / "metrics.jsonl", 0, said.append)
+def test_lines_that_a_full_disk_does_not_take_are_written_later(tmp_path, caplog):
+    written = metrics.LineFile(tmp_path / "metrics.jsonl", 0)
     written.file = disk = Disk()
     for step in range(3):
         written.write({"step": step, "loss": 0.5})
-    assert len(said) == 1 and "No space left" in said[0]
+    assert len(caplog.messages) == 1 and "No space left" in caplog.messages[0]
     disk.room = 1000
     written.write()
     assert [json.loads(line)["step"] for line in disk.getvalue().splitlines()] == [0, 1, 2]
@@ -66,11 +65,11 @@ DAMAGED = ["5", "[1]", '{"a": 1}', '{"step": "one"}', '{"step": NaN}', "[" * 100
 
 
 @pytest.mark.parametrize("damaged", DAMAGED)
-def test_a_damaged_line_is_skipped_with_a_note(tmp_path, capsys, damaged):
+def test_a_damaged_line_is_skipped_with_a_note(tmp_path, caplog, damaged):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{{"step": 2}}\n{damaged}\n{{"step": 3}}\n{{"step": 4')  # a kill cut the last short
     assert metrics.read(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
-    (note,) = capsys.readouterr().err.splitlines()
+    (note,) = caplog.messages
     assert str(path) in note and "line 3" in note
 
 
@@ -88,14 +87,6 @@ def test_everything_that_reads_metrics_takes_damaged_and_odd_lines(make_run, don
     again = make_run(max_iters=6, eval_interval=2, resume="auto")  # writes the file anew, without the damaged ones
     again.train()
     assert set(steps(again)) == {0, 2, 4, 6}
-
-
-def test_each_evaluation_leaves_a_text_of_sample_tokens(make_run):
-    run = make_run(eval_interval=2, learning_rate=1e-9)
-    run.train()
-    texts = curve(run.out_dir, "text", metrics.SAMPLES)
-    assert {step: len(text) for step, text in texts.items()} == {0: 9, 2: 9, 4: 9}  # the first token and eight more
-    assert texts[0] == texts[2]  # the seed is the run's, and the weights have hardly moved
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -116,13 +107,6 @@ def test_sampling_is_not_counted_as_training(make_run, monkeypatch):
     run = make_run(max_iters=2, eval_interval=1)
     run.train()
     assert len(hours) == 3 and run.state.train_seconds < 3600
-
-
-def test_tokens_count_every_micro_batch(make_run):
-    run = make_run(max_iters=3, batch_size=2, gradient_accumulation_steps=5, log_interval=1)
-    run.train()
-    tokens = curve(run.out_dir, "tokens")
-    assert {step: tokens[step] for step in (1, 2, 3)} == {n: n * 5 * 2 * 16 for n in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -151,23 +135,6 @@ def test_a_resumed_run_takes_back_what_is_beyond_its_checkpoint(make_run, done):
     run = make_run(max_iters=6, eval_interval=2, resume="auto")
     run.train()
     assert steps(run, "text", metrics.SAMPLES) == [0, 2, 4, 6]
-
-
-def test_an_evaluation_that_is_done_again_is_in_the_curve_once(make_run, monkeypatch):
-    """Earlier versions evaluated after saving: a kill came in between, and the line of metrics was there."""
-    run = make_run(max_iters=4, eval_interval=2)
-    save = run.save
-
-    def without_evaluation(best):
-        evaluated, run.state.evaluated_step = run.state.evaluated_step, None
-        save()
-        run.state.evaluated_step = evaluated
-
-    run.save = without_evaluation
-    run.train()
-    again = make_run(max_iters=6, eval_interval=2, resume="auto")
-    again.train()
-    assert steps(again) == steps(again, "text", metrics.SAMPLES) == [0, 2, 4, 6]
 
 
 def test_a_curve_whose_checkpoints_are_gone_is_kept(make_run, done):
@@ -212,33 +179,13 @@ def test_metrics_and_samples_are_synced_with_each_checkpoint(make_run, monkeypat
     assert synced[lines.st_ino] == lines.st_size and synced[samples.st_ino] > 0
 
 
-def test_files_that_a_disk_has_emptied_are_named_and_rebuilt(make_run, done, capsys):
+def test_files_that_a_disk_has_emptied_are_rebuilt(make_run, done):
     for name in (metrics.METRICS, metrics.SAMPLES, checkpoint.CONFIG):
         (done.out_dir / name).write_bytes(b"")
     run = make_run(max_iters=6, eval_interval=2, log_interval=1, resume="auto")
-    assert "no lines between steps 0 and 4" in capsys.readouterr().out
     assert json.loads((run.out_dir / checkpoint.CONFIG).read_text())["train"]["max_iters"] == 6
     run.train()
     assert steps(run, "lr") == [5, 6]
-
-
-def test_an_out_dir_emptied_while_a_run_writes_it_is_filled_again(make_run, capsys):
-    run = make_run(max_iters=6, eval_interval=2, log_interval=1)
-    step = run.step
-
-    def vanishing():
-        step()
-        if run.state.step == 3:
-            run.out_dir.rename(run.out_dir.with_name("empty"))
-            run.out_dir.mkdir()
-
-    run.step = vanishing
-    run.train()
-    assert "metrics.jsonl was removed" in capsys.readouterr().out
-    assert [step.name for step in checkpoint.list_checkpoints(run.out_dir)] == ["step-000004", "step-000006"]
-    assert (run.out_dir / checkpoint.CONFIG).is_file() and (run.out_dir / ".run").is_file()
-    assert steps(run, "lr") == [5, 6]
-    assert make_run(max_iters=8, resume="auto").start_step == 6
 
 
 # trackers
@@ -249,8 +196,7 @@ class Tracker:
 
     def __init__(self, name: str, error: Exception | None = None):
         self.name, self.error, self.shown = name, error, []
-        self.writer = SimpleNamespace(add_text=self.show, add_image=self.show)
-        self.run = SimpleNamespace(disabled=False, offline=True, project="p", name="n", id="i")  # wandb's
+        self.writer = SimpleNamespace(add_text=self.show)
 
     def show(self, *args, **kwargs) -> None:
         if self.error:
@@ -265,66 +211,46 @@ class Tracker:
         self.shown.append("finished")
 
 
-def make_metrics(tmp_path, tracker: Tracker, warnings: list[str]) -> metrics.Metrics:
+def make_metrics(tmp_path, tracker: Tracker) -> metrics.Metrics:
     accelerator = SimpleNamespace(is_main_process=True, log_with=[tracker.name], trackers=[tracker])
     accelerator.init_trackers = lambda *args: None
-    return metrics.Metrics(accelerator, tmp_path, 0, {}, warnings.append)
+    return metrics.Metrics(accelerator, tmp_path, 0, {})
 
 
-@pytest.fixture
-def a_picture(monkeypatch):
-    monkeypatch.setattr(plot, "pixels", lambda out_dir: "a picture")
-
-
-def test_tensorboard_gets_text_and_curve_and_is_finished(tmp_path, a_picture):
+def test_tensorboard_gets_text_and_curve_and_is_finished(tmp_path, caplog):
     """Accelerate's own end_training would destroy the process group, which the end of a run still needs."""
-    tracker, warnings = Tracker("tensorboard"), []
-    written = make_metrics(tmp_path, tracker, warnings)
+    tracker = Tracker("tensorboard")
+    written = make_metrics(tmp_path, tracker)
     written.sample("<b>first</b>\nsecond", step=5, tokens=50)
-    assert tracker.shown == [("sample", "    <b>first</b>\n    second\n", 5), ("curve", "a picture", 5)]
+    assert tracker.shown == [("sample", "    <b>first</b>\n    second\n", 5)]
     written.close()
-    assert tracker.shown[2:] == ["finished"] and not warnings
+    assert tracker.shown[1:] == ["finished"] and not caplog.messages
 
 
-def test_text_is_no_html_for_wandb_whose_output_is_dropped(tmp_path, monkeypatch, capsys, a_picture):
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Html=str, Image=str))
-    tracker, said = Tracker("wandb"), []
-    make_metrics(tmp_path, tracker, said).sample("<b>", step=5)
-    assert tracker.shown == [({"sample": "<pre>&lt;b&gt;</pre>", "curve": "a picture"}, 5)]
-    assert len(said) == 1 and "offline: project p, run n, id i" in said[0] and capsys.readouterr().out == ""
+def test_text_is_no_html_for_wandb_whose_output_is_dropped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Html=str))
+    tracker = Tracker("wandb")
+    make_metrics(tmp_path, tracker).sample("<b>", step=5)
+    assert tracker.shown == [({"sample": "<pre>&lt;b&gt;</pre>"}, 5)]
+    assert "advertisement" not in capsys.readouterr().out
 
 
-def test_trackio_gets_no_step_again_that_it_has_from_before_a_kill(tmp_path, monkeypatch, a_picture):
-    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Markdown=str, Image=str))
-    tracker = Tracker("trackio")
-    tracker.run._next_step = 31  # it has steps up to 30
-    resumed = make_metrics(tmp_path, tracker, [])
-    for step in (20, 30, 40):
-        resumed.log(step=step, train_loss=1.0)
-        resumed.sample("text", step=step)
-    assert [step for _, step in tracker.shown] == [40, 40]
-    assert list(curve(tmp_path, "train_loss")) == [20, 30, 40]
-
-
-@pytest.mark.parametrize("error, picture", [(OSError("no network"), lambda: ""), (None, lambda: 1 / 0)])
-def test_a_tracker_or_picture_that_fails_is_one_warning(tmp_path, monkeypatch, error, picture):
-    monkeypatch.setattr(plot, "pixels", lambda out_dir: picture())
-    warnings = []
-    written = make_metrics(tmp_path, Tracker("tensorboard", error), warnings)
+def test_a_tracker_that_fails_is_one_warning(tmp_path, caplog):
+    written = make_metrics(tmp_path, Tracker("tensorboard", OSError("no network")))
     for step in (1, 2):
         written.log(step=step, train_loss=1.0)
         written.sample("text", step=step)
     written.close()
-    assert len(warnings) == 1 and str(error or "division by zero") in warnings[0]
+    (warning,) = caplog.messages
+    assert "no network" in warning
     assert list(curve(tmp_path, "train_loss")) == list(curve(tmp_path, "text", metrics.SAMPLES)) == [1, 2]
 
 
 @pytest.mark.parametrize("key, mode", [(None, "offline"), ("secret", None)])
 def test_wandb_is_offline_without_a_key(monkeypatch, key, mode):
     monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(metrics, "_netrc", lambda: "")
-    monkeypatch.setattr(metrics.os, "environ", {"WANDB_API_KEY": key} if key else {})
-    assert metrics.available("wandb, none", print) == ["wandb"]
+    monkeypatch.setattr(metrics.os, "environ", {"HOME": "/nowhere"} | ({"WANDB_API_KEY": key} if key else {}))
+    assert metrics.available("wandb, none") == ["wandb"]
     assert metrics.os.environ.get("WANDB_MODE") == mode
 
 
@@ -336,12 +262,12 @@ def test_a_resumed_run_continues_in_its_trackers(tmp_path, monkeypatch):
     for name in (*metrics.WANDB.values(), "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     for step in (0, 10, 0):
-        metrics.Metrics(accelerator, out, step, {}, print)
+        metrics.Metrics(accelerator, out, step, {})
     (project, _, first), (_, _, again), (_, _, anew) = started
     assert (project, first["wandb"]["name"], first["wandb"]["resume"]) == ("search", "wide", "allow")
     assert first["wandb"] == again["wandb"] and first["wandb"]["id"] != anew["wandb"]["id"]
     assert [each["trackio"]["resume"] for each in (first, again, anew)] == ["never", "allow", "never"]
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     monkeypatch.setenv("WANDB_RUN_ID", "sweep-1")
-    metrics.Metrics(accelerator, out, 0, {}, print)
+    metrics.Metrics(accelerator, out, 0, {})
     assert started[-1][0] == "mine" and started[-1][2]["wandb"].keys() == {"name", "resume"}

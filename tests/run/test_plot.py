@@ -1,4 +1,4 @@
-"""Curves of runs, as a picture and in characters; dots are where the losses are."""
+"""Curves of runs as a picture."""
 
 import json
 
@@ -17,48 +17,16 @@ def run_with(directory, train=(), val=()):
     return directory
 
 
-def dots(drawing: str) -> set[tuple[int, int]]:
-    """Where a drawing has dots: (row, column), each character having four by two. Unicode's own numbering."""
-    numbering = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 0), (3, 1)]
-    found = set()
-    for i, line in enumerate(drawing.splitlines()[:-1]):
-        for j, character in enumerate(line[9:]):
-            found |= {(4 * i + r, 2 * j + c) for b, (r, c) in enumerate(numbering) if ord(character) - 0x2800 >> b & 1}
-    return found
-
-
-def test_a_falling_validation_loss_is_a_falling_line(tmp_path):
-    drawing = plot.text(run_with(tmp_path / "run", val=[(0, 4.0), (100, 2.0)]), width=20, height=10)
-    assert dots(drawing) == {(i, i) for i in range(40)}
-    lines = drawing.splitlines()
-    assert lines[0].startswith("   4.000 ") and lines[9].startswith("   2.000 ")
-    assert lines[-1].split() == ["0", "1,000", "tokens"]
-
-
-def test_training_losses_are_single_dots(tmp_path):
-    drawing = plot.text(run_with(tmp_path / "run", train=[(0, 3.0), (50, 1.0), (100, 2.0)]), width=5, height=2)
-    assert dots(drawing) == {(0, 0), (7, 4), (4, 9)}
-
-
 def test_too_little_to_draw_is_no_drawing(tmp_path):
-    assert plot.text(run_with(tmp_path / "run", val=[(0, 4.0)])) == ""
     assert not plot.curves([tmp_path / "nothing"], tmp_path / "none.png") and not (tmp_path / "none.png").exists()
 
 
 @pytest.mark.parametrize(
-    "losses, row",
-    [([(0, float("nan")), (1, float("inf")), (2, 2.0), (3, 1.0)], 0), ([(0, 1.0), (1, 1.0), (2, 1.0)], None)],
+    "losses", [[(0, float("nan")), (1, float("inf")), (2, 2.0), (3, 1.0)], [(0, 1.0), (1, 1.0), (2, 1.0)]]
 )
-def test_losses_not_finite_or_all_the_same_are_drawn(tmp_path, losses, row):
+def test_losses_not_finite_or_all_the_same_are_drawn(tmp_path, losses):
     run = run_with(tmp_path / "run", train=losses, val=losses)
-    assert dots(plot.text(run)) and (row is None or min(dots(plot.text(run)))[0] == row)
     assert plot.curves([run], tmp_path / "curve.png")
-
-
-def test_the_picture_for_trackers_has_the_colour_of_the_curve(tmp_path):
-    pixels = plot.pixels(run_with(tmp_path / "run", val=[(0, 4.0), (100, 2.0)]))
-    assert pixels.shape == (540, 960, 3)
-    assert (pixels == (0x1F, 0x77, 0xB4)).all(axis=2).sum() > 500  # matplotlib's first colour
 
 
 def test_a_name_that_looks_like_a_formula_is_a_name(tmp_path):

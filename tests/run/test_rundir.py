@@ -97,15 +97,6 @@ def test_a_damaged_mark_removes_nothing_and_is_written_anew(tmp_path, mark):
     assert left(tmp_path) == [".tmp-mine"]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs there")
-def test_a_fifo_in_place_of_the_mark_is_replaced(tmp_path):
-    save(tmp_path, 1, *trained(1))
-    (tmp_path / ".run").unlink()
-    os.mkfifo(tmp_path / ".run")
-    save(tmp_path, 2, *trained(1))
-    assert (tmp_path / ".run").is_file()
-
-
 @pytest.mark.parametrize("gone", [(), ("step-000004", "last", "best"), ("config.json",), ("metrics.jsonl",)])
 def test_a_run_of_an_earlier_version_has_no_mark_and_goes_on(make_run, gone):
     run = make_run()
@@ -160,14 +151,6 @@ def test_only_the_main_process_locks(tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_run_removes_what_it_has_read_itself(make_run):
-    make_run(max_iters=2, eval_interval=2).train()
-    run = make_run(max_iters=6, eval_interval=2, keep_checkpoints=1, learning_rate=1e-2, resume="auto")
-    run.train()
-    linked = {(run.out_dir / link).resolve().name for link in ("best", "last")}
-    assert {step.name for step in checkpoint.list_checkpoints(run.out_dir)} == linked
-
-
 def test_a_checkpoint_that_is_removed_while_it_is_looked_at_gives_way_to_the_next(tmp_path, monkeypatch):
     model, optimizers = trained(1)
     save(tmp_path, 1, model, optimizers)
@@ -218,17 +201,6 @@ def test_a_text_file_in_place_of_a_link_is_read_wherever_a_checkpoint_is_named(m
     assert make_run(max_iters=3, resume=str(last)).start_step == 2
 
 
-def test_a_link_and_a_text_file_replace_each_other(tmp_path, monkeypatch):
-    model, optimizers = trained(1)
-    save(tmp_path, 1, model, optimizers)
-    with monkeypatch.context() as elsewhere:
-        without_links(elsewhere, errno.ENOTSUP)
-        save(tmp_path, 2, model, optimizers)
-        assert checkpoint.find(tmp_path, ("last",)).name == "step-000002"
-    save(tmp_path, 3, model, optimizers)
-    assert (tmp_path / "last").resolve().name == "step-000003"
-
-
 @pytest.mark.parametrize("text", ["../elsewhere", "step-000009", "", "\udcff", "step-000001/../../x"])
 def test_a_text_file_names_nothing_but_a_checkpoint_beside_it(tmp_path, text):
     save(tmp_path, 1, *trained(1))
@@ -246,29 +218,6 @@ def test_a_checkpoint_is_saved_where_directories_cannot_be_synced(tmp_path, monk
 
     monkeypatch.setattr(os, "fsync", fsync)
     assert checkpoint.find_damage(save(tmp_path, 1, *trained(1))) is None
-
-
-def test_a_checkpoint_is_saved_as_on_windows(tmp_path, monkeypatch):
-    """No directory can be opened, and no file be synced that is open for reading only."""
-    files = []
-
-    def opened(path, flags, *args, open=os.open, **options):
-        if Path(path).is_dir():
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return open(path, flags, *args, **options)
-
-    def fsync(descriptor, fsync=os.fsync):
-        import fcntl
-
-        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        fsync(descriptor)
-        files.append(descriptor)
-
-    monkeypatch.setattr(os, "open", opened)
-    monkeypatch.setattr(os, "fsync", fsync)
-    assert checkpoint.find_damage(save(tmp_path, 1, *trained(1))) is None
-    assert len(files) >= 5  # all files of the checkpoint
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
