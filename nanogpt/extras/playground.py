@@ -45,8 +45,8 @@ STYLE = """
 .heads rect { fill: none; stroke: #888; stroke-width: 0.4; }
 .heads image { image-rendering: pixelated; }
 .layers { overflow-x: auto; }
-.layers table { border-collapse: separate; border-spacing: 2px; font: 13px ui-monospace, monospace; }
-.layers td, .layers th { white-space: pre; padding: 2px 4px; text-align: center; }
+.layers table { border: 0; border-collapse: separate; border-spacing: 2px; font: 13px ui-monospace, monospace; }
+.layers td, .layers th { border: 0; white-space: pre; padding: 2px 4px; text-align: center; }
 .layers th:first-child { position: sticky; left: 0; background: var(--body-background-fill); }
 .layers td { border-radius: 3px; }
 .complaint { color: #b00020 !important; }
@@ -167,7 +167,7 @@ class Writer:
             f"<p>{html.escape(self.run)}: the first {len(read):,} of {len(ids):,} tokens. "
             "Rows of a picture are positions; columns are what they attend to.</p>"
             f'<div class="heads">{heads}</div>'
-            "<p>What each layer would predict after each token. The darker, the more likely.</p>"
+            "<p>What each layer would predict after each token. The stronger the color, the likelier.</p>"
             f'<div class="layers"><table>{table}</table></div>'
         )
 
