@@ -281,8 +281,9 @@ def page(runs: list[str], device: str, which: str | None = None):
             button.click(paint, text, [*painted, complaint], api_visibility="private")
         with gr.Tab("Look inside"):
             text = gr.Textbox(lines=4, label="text", elem_id="read")
-            layers = max(writer.model.config.n_layer for writer in writers)
-            layer = gr.Slider(1, layers, 1, step=1, label="layer whose attention is shown")
+            deepest = max(writer.model.config.n_layer for writer in writers)
+            layers = list(range(1, deepest + 1))
+            layer = gr.Dropdown(layers, value=1, label="layer whose attention is shown")
             button = gr.Button("Look inside", variant="primary", elem_id="look")
             complaint = gr.HTML(padding=False)
             insides = [gr.HTML(elem_id=f"inside-{i}") for i, _ in enumerate(runs)]
