@@ -13,7 +13,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 def add_eval(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt eval`."""
-    add_shared(command, "RUNS", "--checkpoint", "--device", "--json")
+    add_shared(command, "RUNS", "--checkpoint", "--device", "--trust_recipe", "--json")
     command.add_argument("--data", metavar="DIR", help="a data directory; default: the run's")
     command.add_argument("--split", default="val", choices=("val", "train"), help="part of it")
     add_number(command, "--batch_size", int, 1, 4096, 32, "sequences at a time")
@@ -45,7 +45,8 @@ def evaluate_split(args, device: str) -> list[dict]:
     results = []
     rows = [f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}"]
     for run in args.RUNS:
-        model, tokenizer, found = load(run, device, which=args.checkpoint, say=note)
+        options = {"which": args.checkpoint, "say": note, "trust_recipe": args.trust_recipe}
+        model, tokenizer, found = load(run, device, **options)
         own = load_configs(found)[1].data if found else None
         directory = args.data or own
         if directory is None:
@@ -86,7 +87,8 @@ def evaluate_tasks(args, device: str) -> list[dict]:
     eval_tasks = extra("eval_tasks")
     rows, results = [], []
     for run in args.RUNS:
-        model, tokenizer, found = load(run, device, which=args.checkpoint, say=note)
+        options = {"which": args.checkpoint, "say": note, "trust_recipe": args.trust_recipe}
+        model, tokenizer, found = load(run, device, **options)
         tasks = eval_tasks.evaluate(
             model, tokenizer, args.tasks.split(","), args.include_path, args.limit, args.batch_size
         )
