@@ -41,11 +41,17 @@ EXACT = {
         {"name": "strip", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}
     ],
 }
-BIGBENCH = "bigbench_{}_generate_until"
+
+
+def bigbench(name: str) -> CoreTask:
+    """A task of BIG-bench to which the model writes the answer."""
+    return CoreTask(f"bigbench_{name}_generate_until", 10, 0, "exact_match,strip")
+
+
 # 20 of the 22 tasks: lm_eval has neither Jeopardy nor SQuAD 1.1
 CORE = {
     "hellaswag_zeroshot": CoreTask("hellaswag", 0, 0.25),
-    "bigbench_qa_wikidata": CoreTask(BIGBENCH.format("qa_wikidata"), 10, 0, "exact_match,strip"),
+    "bigbench_qa_wikidata": bigbench("qa_wikidata"),
     "arc_easy": CoreTask("arc_easy", 10, 0.25),
     "arc_challenge": CoreTask("arc_challenge", 10, 0.25),
     "copa": CoreTask("copa", 0, 0.5, "acc,none"),
@@ -56,17 +62,11 @@ CORE = {
     "hellaswag": CoreTask("hellaswag", 10, 0.25),
     "winograd": CoreTask("wsc273", 0, 0.5, "acc,none"),
     "winogrande": CoreTask("winogrande", 0, 0.5, "acc,none"),
-    "bigbench_dyck_languages": CoreTask(
-        BIGBENCH.format("dyck_languages"), 10, 0, "exact_match,strip"
-    ),
+    "bigbench_dyck_languages": bigbench("dyck_languages"),
     "agi_eval_lsat_ar": CoreTask("agieval_lsat_ar", 3, 0.2),
-    "bigbench_cs_algorithms": CoreTask(
-        BIGBENCH.format("cs_algorithms"), 10, 0, "exact_match,strip"
-    ),
-    "bigbench_operators": CoreTask(BIGBENCH.format("operators"), 10, 0, "exact_match,strip"),
-    "bigbench_repeat_copy_logic": CoreTask(
-        BIGBENCH.format("repeat_copy_logic"), 10, 0, "exact_match,strip"
-    ),
+    "bigbench_cs_algorithms": bigbench("cs_algorithms"),
+    "bigbench_operators": bigbench("operators"),
+    "bigbench_repeat_copy_logic": bigbench("repeat_copy_logic"),
     "coqa": CoreTask("coqa", 0, 0, "em,none"),
     "boolq": CoreTask("boolq", 10, 0.62, "acc,none"),
     "bigbench_language_identification": CoreTask(

@@ -45,7 +45,8 @@ STYLE = """
 .heads rect { fill: none; stroke: #888; stroke-width: 0.4; }
 .heads image { image-rendering: pixelated; }
 .layers { overflow-x: auto; }
-.layers table { border: 0; border-collapse: separate; border-spacing: 2px; font: 13px ui-monospace, monospace; }
+.layers table { border: 0; border-collapse: separate; border-spacing: 2px;
+  font: 13px ui-monospace, monospace; }
 .layers td, .layers th { border: 0; white-space: pre; padding: 2px 4px; text-align: center; }
 .layers th:first-child { position: sticky; left: 0; background: var(--body-background-fill); }
 .layers td { border-radius: 3px; }
@@ -167,7 +168,8 @@ class Writer:
             f"<p>{html.escape(self.run)}: the first {len(read):,} of {len(ids):,} tokens. "
             "Rows of a picture are positions; columns are what they attend to.</p>"
             f'<div class="heads">{heads}</div>'
-            "<p>What each layer would predict after each token. The stronger the color, the likelier.</p>"
+            "<p>What each layer would predict after each token. "
+            "The stronger the color, the likelier.</p>"
             f'<div class="layers"><table>{table}</table></div>'
         )
 
@@ -193,7 +195,7 @@ def picture(weights: torch.Tensor, names: list[str]) -> str:
         labels.append(f'<text x="-1" y="{place}">{names[i]}</text>')
         labels.append(f'<text x="-101" y="{place}" transform="rotate(-90)">{names[i]}</text>')
     return (
-        '<svg viewBox="-20 -1 121 121"><rect width="100" height="100"/>'
+        '<svg viewBox="-20 -3 121 123"><rect width="100" height="100"/>'
         f'<image width="100" height="100" href="data:image/png;base64,{pixels}"/>'
         f"{''.join(labels)}</svg>"
     )

@@ -44,18 +44,9 @@ def load(
         model = weights.from_pretrained(directory, dtype=dtype, **changes).to(device)
         return model, load_tokenizer(directory), None
     found = checkpoint.find(path)
-    make_model, hint = GPT, ""
-    trained_as = checkpoint.read_json(found / checkpoint.CONFIG).get("class")
-    if isinstance(trained_as, dict):  # a subclass of GPT
-        name = str(trained_as.get("name"))
-        if trust_recipe:
-            make_model = load_class(trust_recipe, name)
-        else:
-            hint = (
-                f"it was trained as {name} in {trained_as.get('file')}: `nanogpt sample`, `eval` "
-            )
-            hint += "and `chat` load that class with --trust_recipe FILE, which runs the file"
+    hint = ""
     try:
+        make_model, hint = own_class(found, trust_recipe)
         model = checkpoint.load_model(found, device, dtype, make_model, **changes)
         if hint:
             say(f"{found} is loaded as a plain GPT; {hint}")
@@ -67,6 +58,20 @@ def load(
             raise
     say(f"{found.name} was removed while it was read: taking the next")
     return load(run, device, dtype, which, say, trust_recipe, **changes)
+
+
+def own_class(found: Path, trust_recipe: str | Path | None) -> tuple[type[GPT], str]:
+    """The class to load a checkpoint as, and how to load the one that was trained if it differs."""
+    trained = checkpoint.read_json(found / checkpoint.CONFIG).get("class")
+    if not isinstance(trained, dict):
+        return GPT, ""
+    name = str(trained.get("name"))
+    if trust_recipe:
+        return load_class(trust_recipe, name), ""
+    return GPT, (
+        f"it was trained as {name} in {trained.get('file')}: `nanogpt sample`, `eval` and `chat` "
+        "load that class with --trust_recipe FILE, which runs the file"
+    )
 
 
 def load_class(recipe: str | Path, name: str) -> type[GPT]:
