@@ -44,7 +44,7 @@ TRAIN = TrainConfig(
 class Student(GPT):
     """A GPT that learns from `teachers` while it trains. They are not part of it and not saved."""
 
-    teachers: list[GPT] = []
+    teachers: tuple[GPT, ...] = ()
 
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None, **options):
         """As in GPT; with targets (B, T) while training, the loss is the mixture."""
@@ -67,6 +67,6 @@ if __name__ == "__main__":
     teacher = given.pop("teacher")
     if teacher != "none":
         with user_errors():
-            Student.teachers = [nanogpt.load(run)[0] for run in teacher.split(",")]
+            Student.teachers = tuple(nanogpt.load(run)[0] for run in teacher.split(","))
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     main(MODEL, TRAIN, prepare=shakespeare.prepare, argv=flags, make_model=Student)
