@@ -21,7 +21,7 @@ from nanogpt.run.flags import settings_parser
 from nanogpt.train import main
 
 WEIGHT = 0.5
-MODEL = GPTConfig.modern(
+SMALL = GPTConfig.modern(
     block_size=64, n_layer=2, n_head=2, n_embd=96, n_inner=256, tie_embeddings=False
 )
 TRAIN = TrainConfig(
@@ -59,7 +59,7 @@ class Student(GPT):
 
 
 if __name__ == "__main__":
-    parser = settings_parser(MODEL, TRAIN, __doc__)
+    parser = settings_parser(SMALL, TRAIN, __doc__)
     parser.add_argument(
         "--teacher", default="out/shakespeare_best", help="runs, with commas, or none"
     )
@@ -69,4 +69,4 @@ if __name__ == "__main__":
         with user_errors():
             Student.teachers = tuple(nanogpt.load(run)[0] for run in teacher.split(","))
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    main(MODEL, TRAIN, prepare=shakespeare.prepare, argv=flags, make_model=Student)
+    main(SMALL, TRAIN, prepare=shakespeare.prepare, argv=flags, make_model=Student)
