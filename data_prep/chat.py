@@ -43,6 +43,7 @@ from data_prep.writer import (
     writing,
 )
 from nanogpt import chat
+from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import END, CharTokenizer, get_tokenizer
 from nanogpt.data.tokens import answers
 from nanogpt.run.errors import user_errors
@@ -208,13 +209,13 @@ def prepare(
     if corpus.skipped:
         say(f"{corpus.skipped:,} lines or conversations that cannot be learnt from were left out")
     if too_long:
-        say(f"{too_long:,} conversations of more than {block_size} tokens were left out")
+        say(f"left out: {plural(too_long, 'conversation')} of more than {block_size} tokens")
     train, val = (meta["splits"][name] for name in SPLITS)
     tokens = train["tokens"] + val["tokens"]
     share = (train["answers"]["tokens"] + val["answers"]["tokens"]) / tokens
     say(
-        f"data: {out}: {train['documents']:,} conversations for training, {val['documents']:,} for "
-        f"validation, in {tokens // block_size:,} blocks of {block_size}; {share:.0%} of the "
+        f"data: {out}: {plural(train['documents'], 'conversation')} for training, "
+        f"{val['documents']:,} for validation, in {tokens // block_size:,} blocks of {block_size}; {share:.0%} of the "
         "tokens count"
     )
     return meta
@@ -223,7 +224,7 @@ def prepare(
 def next_command(out: Path | str, block_size: int) -> str:
     """What to run after this command."""
     data = shlex.quote(str(out))
-    return f"next: accelerate launch recipes/chat.py --data {data} --block_size={block_size}"
+    return f"next: python recipes/chat.py --data {data} --block_size={block_size}"
 
 
 def add_block_size(parser, default: int) -> None:

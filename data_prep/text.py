@@ -29,6 +29,7 @@ import numpy as np
 from data_prep.documents import Corpus
 from data_prep.inputs import some
 from data_prep.writer import check_fraction, check_name, train_characters, write_corpus
+from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
@@ -119,7 +120,7 @@ def summary(out: Path, meta: dict, tokenizer, shards: int) -> str:
     lines = [
         f"data: {out}: {train['tokens']:,} training tokens, {val['tokens']:,} for validation, "
         f"vocabulary {meta['vocab_size']:,}",
-        f"      {train['documents'] + val['documents']:,} documents, {size:,} bytes, "
+        f"      {plural(train['documents'] + val['documents'], 'document')}, {size:,} bytes, "
         f"{size / max(tokens, 1):.2f} bytes per token",
     ]
     if shards == 1:
@@ -134,7 +135,7 @@ def next_command(out: str, shards: int) -> str:
     out = shlex.quote(out)
     if shards > 1:
         return f"next: when all {shards} shards are there: python -m data_prep.merge {out}"
-    return f"next: accelerate launch recipes/own_text.py --data {out}"
+    return f"next: python recipes/own_text.py --data {out}"
 
 
 def make_parser(description: str | None, *flags: str) -> OneLineParser:

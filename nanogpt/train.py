@@ -29,7 +29,7 @@ from nanogpt.data.tokens import Batch, TokenDataset, hash64, shorten, to_device
 from nanogpt.evaluate import evaluate
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import UpdateRatio, cast_weights_once, lr_at, set_learning_rate, update
-from nanogpt.sample import sample_text
+from nanogpt.sample import default_prompt, sample_text
 
 logger = logging.getLogger("nanogpt")  # nanogpt/run/console.py prints it on the main process
 
@@ -203,7 +203,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
         text = sample_text(
             parts.gpt,
             parts.tokenizer,
-            parts.train_data.beginning,
+            sample_start(parts),
             config.sample_tokens,
             config.seed,
             parts.interrupts.check,
@@ -303,6 +303,12 @@ def evaluation_is_due(config: TrainConfig, state: State) -> bool:
 
 def log_is_due(config: TrainConfig, step: int) -> bool:
     return step % config.log_interval == 0 or step == config.max_iters
+
+
+def sample_start(parts: "Parts") -> np.ndarray:
+    """What samples continue: a question of the conversations, or a line break."""
+    question = parts.train_data.question
+    return np.array(default_prompt(parts.tokenizer)[1]) if question is None else question
 
 
 # What the loop works with
@@ -441,3 +447,7 @@ def memory_in_use(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     return psutil.Process().memory_info().rss
+
+
+if __name__ == "__main__":
+    raise SystemExit("error: this is not a recipe; try python recipes/shakespeare.py")

@@ -42,7 +42,7 @@ if GIB >= 4:
 else:
     why = f"a GPU with only {GIB:.1f} GiB" if GIB else "no GPU"
     MODEL, NOTE = LAPTOP, f"laptop size, because there is {why}"
-    TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 32, 800, 200
+    TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 32, 800, 100
 
 if __name__ == "__main__":
     main(MODEL, TRAIN, prepare=shakespeare.prepare, note=NOTE)

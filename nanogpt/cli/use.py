@@ -17,6 +17,7 @@ from nanogpt.cli.options import (
     show_json,
     utf8,
 )
+from nanogpt.data.files import plural
 from nanogpt.run.errors import visible, waiting
 
 
@@ -102,7 +103,8 @@ def run_sample(args) -> None:
         print()
         count = sum(1 for _ in counted)
     else:
-        new = generate(model, idx, args.max_new_tokens, **options)[:, len(ids) :]
+        with waiting(f"sampling {plural(args.num_samples, 'text')}", note):
+            new = generate(model, idx, args.max_new_tokens, **options)[:, len(ids) :]
         rows = [list(until(eos_id, row)) for row in new.tolist()]
         count, samples = sum(map(len, rows)), []
         for row in rows:

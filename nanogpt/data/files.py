@@ -112,6 +112,11 @@ def plain(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 thread, 2,000 threads."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def first_line(error: Exception) -> str:
     """An exception in one short line, for the message of another."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:300].rstrip(" :")

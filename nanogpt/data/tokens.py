@@ -192,12 +192,13 @@ class TokenDataset:
         return (counts["bytes"] - first_bytes) / (counts["tokens"] - 1)
 
     @property
-    def beginning(self) -> np.ndarray:
-        """What a run's samples continue: the first token, or a conversation up to its answer."""
-        if chat := self.meta.get("chat"):
-            first = self.tokens[: chat["block"]]
-            return first[: int(answers(first[None], chat["answer"], chat["end"]).argmax())]
-        return self.tokens[:1]
+    def question(self) -> np.ndarray | None:
+        """The first conversation up to its answer; None if the data are not conversations."""
+        chat = self.meta.get("chat")
+        if chat is None:
+            return None
+        first = self.tokens[: chat["block"]]
+        return first[: int(answers(first[None], chat["answer"], chat["end"]).argmax())]
 
     @property
     def windows_per_epoch(self) -> int:

@@ -194,7 +194,7 @@ def resume_command(saved: Path) -> str:
     others = ["out_dir", "data", "lr_schedule", "always_save_checkpoint", "precision"]
     flags = {name: getattr(config, name) for name in [*MODEL, "bias", "dropout", "tie_embeddings"]}
     flags |= {name: getattr(train, name) for name in [*COUNTS, *NUMBERS, *others]}
-    words = ["accelerate", "launch", "recipes/shakespeare_nanogpt.py", "--resume=auto"]
+    words = ["python", "recipes/shakespeare_nanogpt.py", "--resume=auto"]
     return shlex.join(words + [f"--{name}={value}" for name, value in flags.items()])
 
 

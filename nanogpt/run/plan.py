@@ -10,14 +10,16 @@ data, while its allocations are counted.
 import dataclasses
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import torch
 
 from nanogpt.config import Actions, TrainConfig
-from nanogpt.data.files import plain
+from nanogpt.data.files import plain, plural, waiting
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.ops import ops_for
 from nanogpt.optim import make_optimizers
@@ -138,8 +140,10 @@ def estimate(
 def describe(plan: dict) -> str:
     """A plan as text."""
     parts = ", ".join(f"{name} {n:,}" for name, n in plan["parameters_by_part"].items() if n)
-    purposes = plan["memory_by_purpose"].items()
-    memory = ", ".join(f"{name} {n / 1e6:,.1f}" for name, n in purposes if n)
+    purposes = dict(plan["memory_by_purpose"])
+    # at the peak of a step its gradients replace its activations one by one
+    purposes["activations and gradients"] = purposes.pop("activations") + purposes.pop("gradients")
+    memory = ", ".join(f"{name} {n / 1e6:,.1f}" for name, n in purposes.items() if n)
     verdict = "fits into" if plan["fits"] else "DOES NOT FIT into"
     rows = [
         ("parameters", f"{plan['parameters']:,}: {parts}"),
@@ -170,15 +174,17 @@ def show(config: TrainConfig, parts: Parts, state: State, actions: Actions) -> N
     With actions.price also its cost; with actions.json all in one line.
     """
     env, print_line = parts.settings["environment"], parts.accelerator.print
+    log = partial(print_line, file=sys.stderr)
     tensors = [*parts.gpt.parameters()]
     for optimizer in parts.optimizers:
         for values in optimizer.state.values():
             tensors += [value for value in values.values() if torch.is_tensor(value)]
     taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     tokens, processes = len(parts.train_data.tokens), env["processes"]
-    plan = estimate(parts.gpt.config, config, env["precision"], tokens, processes, taken)
-    if plan["fits"]:
-        seconds = seconds_per_step(config, parts, state)
+    with waiting("estimating memory and timing a few steps", log):
+        plan = estimate(parts.gpt.config, config, env["precision"], tokens, processes, taken)
+        seconds = seconds_per_step(config, parts, state) if plan["fits"] else None
+    if seconds is not None:
         plan["seconds_per_step"] = seconds
         if plan["steps"] is None:
             plan["steps"] = max(1, round(60 * config.train_minutes / seconds))
@@ -193,7 +199,7 @@ def show(config: TrainConfig, parts: Parts, state: State, actions: Actions) -> N
         plan["tokens"] = None if plan["steps"] is None else plan["steps"] * plan["tokens_per_step"]
         print_line(json.dumps(plain(plan)))
     else:
-        threads = f"{processes} x {env['threads']} threads"
+        threads = f"{processes} x {plural(env['threads'], 'thread')}"
         print_line(f"{'device':<14}{env['device']}, {threads}, {env['precision']}")
         print_line(describe(plan))
 
