@@ -79,6 +79,7 @@ class TrainConfig:
     beta1: Decay = 0.9  # AdamW's decay rate for the mean
     beta2: Decay = 0.95  # AdamW's decay rate for the square; 0.99 if a step has few tokens
     grad_clip: Annotated[float, 0, 1e9] = 1.0  # largest norm of the gradient; 0: no clipping
+    lora_rank: Steps = 0  # with init_from: train adapters of this rank, not the weights; 0: off
     # learning rate
     lr_schedule: Schedule = "cosine"  # wsd: constant, then a linear decay
     warmup_iters: Steps = 100  # steps of linear warm-up
