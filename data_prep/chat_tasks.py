@@ -53,7 +53,7 @@ def spoken(day: date) -> str:
 
 
 def conversations(questions: int = 8000, seed: int = 1) -> list[list[dict]]:
-    """So many different questions, in conversations; the same for the same seed."""
+    """Conversations with different questions; the same for the same seed."""
     rng, asked = random.Random(seed), {}
     while len(asked) < questions:
         question, answer = (sums, sums, spelling, dates)[len(asked) % 4](rng)

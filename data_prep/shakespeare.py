@@ -4,7 +4,7 @@
     python -m data_prep.shakespeare --tokenizer gpt2       # GPT-2's BPE, into data/shakespeare_gpt2
     python -m data_prep.shakespeare --source my_copy.txt
 
-With characters: 1,003,854 training tokens, 111,540 for validation, 65 different ones. It takes two
+With characters: 1,003,854 training tokens, 111,540 for validation, vocabulary 65. It takes two
 seconds.
 
 The text comes from the first of these: the file that --source names; input.txt in the data

@@ -53,17 +53,17 @@ def read_separator(text: str) -> str:
 STOPPED = "stopped: nothing was written this time"
 ERRORS = ("strict", "replace", "skip")
 TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
-SEPARATOR = r"what ends a document inside a text, such as '<|endoftext|>' or '\n\n'"
+SEPARATOR = r"marker that ends a document in a text, such as '<|endoftext|>' or '\n\n'"
 FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, URLs, hf:OWNER/NAME, - for stdin"},
     "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},
     "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
     "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
-    "--text_column": {"default": "text", "metavar": "NAME", "help": "of records (default: text)"},
+    "--text_column": {"default": "text", "metavar": "NAME", "help": "its column (default: text)"},
     "--separator": {"type": read_separator, "metavar": "TEXT", "help": SEPARATOR},
-    "--errors": {"default": "strict", "choices": ERRORS, "help": "for what is not UTF-8 text"},
+    "--errors": {"default": "strict", "choices": ERRORS, "help": "for text that is not UTF-8"},
     "--dedup": {"action": "store_true", "help": "leave out duplicate documents"},
-    "--shard": {"type": read_shard, "default": (1, 1), "metavar": "I/N", "help": "only this part"},
+    "--shard": {"type": read_shard, "default": (1, 1), "metavar": "I/N", "help": "part I of N"},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
 

@@ -28,7 +28,7 @@ Switch = Literal["auto", "true", "false"]
 
 
 def setting(default: Any, *ignored_by: str) -> Any:
-    """A field, and the uses of a run's recorded settings that leave it out:
+    """A field, with the uses of a run's recorded settings that ignore it:
 
     - resume: a note lists the settings that differ from the checkpoint's
     - compare: `nanogpt compare` lists the settings that differ between runs
@@ -39,7 +39,7 @@ def setting(default: Any, *ignored_by: str) -> Any:
 
 
 def resumable(default: Any, *ignored_by: str) -> Any:
-    """A field that a resumed run may change; other notes report what comes of it."""
+    """A field that a resumed run may change; other notes report the effects."""
     return setting(default, "resume", *ignored_by)
 
 
@@ -63,7 +63,7 @@ class TrainConfig:
     seed: Annotated[int, 0, 2**63 - 1] = setting(1337, "compare")  # for weights, batches, dropout
     batch_size: Count = 12  # sequences in a micro-batch
     gradient_accumulation_steps: Count = 1  # micro-batches per step, over all processes
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: AdamW for embeddings and norms
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for matrices, AdamW for the rest
     learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # AdamW's peak learning rate
     weight_decay: Rate = 0.1  # decoupled; on matrices and embeddings (muon: matrices)
     eval_interval: Positive = incidental(250)  # steps between evaluations and checkpoints

@@ -432,7 +432,7 @@ class GPT(nn.Module):
         return 6 * N + 12 * c.n_layer * c.n_head * c.head_size * (T or c.block_size)
 
 
-# What the fields of a configuration may hold; nanogpt/config.py uses it as well
+# Checks the fields of a configuration; nanogpt/config.py uses this as well
 
 
 def declared(cls: type) -> dict[str, tuple[type, tuple]]:

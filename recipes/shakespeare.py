@@ -36,12 +36,12 @@ TRAIN = TrainConfig(
 )
 GIB = gpu_gib()
 if GIB >= 4:
-    MODEL, NOTE = BABY, f"baby GPT, because there is a GPU with {GIB:.0f} GiB"
+    MODEL, NOTE = BABY, f"nanoGPT's baby GPT, because there is a GPU with {GIB:.0f} GiB"
     TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 64, 2000, 250
     TRAIN.learning_rate, TRAIN.beta1, TRAIN.muon_momentum, TRAIN.weight_decay = 3e-3, 0.9, 0.95, 0.1
 else:
     why = f"a GPU with only {GIB:.1f} GiB" if GIB else "no GPU"
-    MODEL, NOTE = LAPTOP, f"laptop size, because there is {why}"
+    MODEL, NOTE = LAPTOP, f"a laptop-sized model, because there is {why}"
     TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 32, 800, 100
 
 if __name__ == "__main__":

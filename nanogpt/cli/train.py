@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from nanogpt.cli.options import add_number, add_shared, note, require_recipe, run_recipe, show
+from nanogpt.data.files import plural
 from nanogpt.run.parser import OneLineParser, within
 
 LAUNCH = (
@@ -80,7 +81,7 @@ def add_show_batch(command: ArgumentParser) -> None:
     command.add_argument("RUN", help="an out directory, or one checkpoint in it")
     add_shared(command, "--checkpoint")
     step = within(int, 1, 10**9)
-    command.add_argument("--step", type=step, required=True, metavar="N", help="the first is 1")
+    command.add_argument("--step", type=step, required=True, metavar="N", help="from 1 on")
     command.add_argument("--data", metavar="DIR", help="the data directory; default: the run's")
     add_number(command, "--sequences", int, 1, 2**32, 4, "how many of the step's sequences")
 
@@ -123,7 +124,7 @@ def run_show_batch(args) -> None:
 def add_import_nanogpt(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt import-nanogpt`."""
     command.add_argument("CKPT", help="nanoGPT's ckpt.pt")
-    command.add_argument("--data", required=True, metavar="DIR", help="what it was trained on")
+    command.add_argument("--data", required=True, metavar="DIR", help="the data it was trained on")
     command.add_argument(
         "--out_dir", default="out/from_nanogpt", metavar="DIR", help="the run to write"
     )
@@ -184,8 +185,8 @@ def run_launch_check(args) -> None:
     accelerator.print(f"{parallel}; {env['precision']}, {versions}")
     for turn in range(processes):
         if turn == rank:
-            device = f"{accelerator.device} ({env['device']})"
-            print(f"process {rank}: {device} on {platform.node()}, {threads} threads", flush=True)
+            device = f"{accelerator.device} ({env['device']}) on {platform.node()}"
+            print(f"process {rank}: {device}, {plural(threads, 'thread')}", flush=True)
         accelerator.wait_for_everyone()
     ranks = accelerator.reduce(torch.tensor(rank + 1.0, device=accelerator.device), "sum").item()
     last = peers.largest(rank)[0] + 1
@@ -194,5 +195,5 @@ def run_launch_check(args) -> None:
         raise ValueError(
             f"the processes do not add up: {ranks} instead of {expected}, {last} on the CPU"
         )
-    accelerator.print(f"the sequences of a step must be a multiple of {processes}, to be shared")
+    accelerator.print(f"the number of sequences in a step must be a multiple of {processes}")
     accelerator.end_training()

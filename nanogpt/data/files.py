@@ -15,7 +15,7 @@ from typing import BinaryIO
 # some file systems cannot flush a directory, nor Windows a file that is open for reading only
 UNSYNCABLE = [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS]
 UNSYNCABLE += [errno.EBADF, errno.EACCES, errno.EPERM]
-MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
+MOST_JSON = 256 << 20  # bytes; the largest tokenizers have about 30 MB
 
 
 def require_regular(path: Path) -> None:

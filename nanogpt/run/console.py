@@ -69,7 +69,7 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     compiled = "compiled" if parts.compiled else "not compiled"
     kv_heads = f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else ""
     trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
-    adapters = f", of which {trained:,} of adapters are trained" if c.lora_rank else ""
+    adapters = f", {trained:,} of them in adapters, which are trained" if c.lora_rank else ""
     steps, amount = f"{c.max_iters:,} ", f"{c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
         steps, amount = "", f"for {c.train_minutes:g} minutes of training"
@@ -89,7 +89,7 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
 
 
 class Progress:
-    """How far a run is: a bar on a terminal, otherwise about every ten seconds a line."""
+    """Shows a run's progress: a bar on a terminal, otherwise a line about every ten seconds."""
 
     def __init__(self, config: TrainConfig, state: State, shown: bool):
         steps_only = "{n_fmt} steps in {elapsed}{postfix}"  # of a run whose end is not known
@@ -225,7 +225,7 @@ def suggest(config: TrainConfig, parts: Parts, state: State) -> None:
 
 
 def first_prompt(text: str) -> str:
-    """The beginning of the data's first line, as far as a terminal shows it as it is."""
+    """The beginning of the data's first line, without what a terminal does not show."""
     line = text.strip().partition("\n")[0]
     return "".join(filter(str.isprintable, line)).strip("\ufffd ") or " "
 

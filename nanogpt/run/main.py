@@ -75,7 +75,7 @@ def main(
 def train_to_the_end(config: TrainConfig, parts: Parts, state: State, profile: int = 0) -> None:
     """Trains what `prepare` made: rehearses, trains, handles an early stop, concludes.
 
-    The first `profile` steps after two of warm-up are traced into out_dir/trace.json. A run that
+    The first `profile` steps after two warm-up steps are traced into out_dir/trace.json. A run that
     stops early exits.
     """
     stop = None
@@ -125,7 +125,7 @@ def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> N
 
 
 def push_result(config: TrainConfig, parts: Parts) -> None:
-    """Pushes the best checkpoint to the Hub; a failure is a warning, for the run is saved."""
+    """Pushes the best checkpoint to the Hub; a failure is only a warning: the run is saved."""
     try:
         push(parts.out_dir, config.push_to_hub, say=logger.info)
     except (ValueError, OSError) as error:

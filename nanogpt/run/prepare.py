@@ -51,7 +51,7 @@ def prepare(
     command: list[str] | None = None,
     given: Iterable[str] = (),
 ) -> tuple[TrainConfig, Parts, State]:
-    """Makes and checks all that `train` needs: the settings in use, the parts, where to start.
+    """Makes and checks everything `train` needs: the settings in use, the parts, the first state.
 
     Arguments are those of `train.main`; `recipe` are the settings before the flags, `command` the
     recipe and its flags, if a command started the run; `given` are the names of settings that have
