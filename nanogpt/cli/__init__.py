@@ -27,7 +27,7 @@ GROUPS = {
         "train": (train, "train a recipe, in one process or several"),
         "plan": (train, "show the parameters, memory, tokens and time of a run"),
         "check-data": (measure, "show what a data directory holds and warn of problems"),
-        "show-batch": (train, "print the text that a step trains on"),
+        "show-batch": (train, "print sequences that a step trains on"),
         "import-nanogpt": (train, "import a nanoGPT checkpoint to continue from it"),
     },
     "use a model": {
