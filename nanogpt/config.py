@@ -1,9 +1,9 @@
 """Settings of a run: dataclass defaults < the recipe < the command line.
 
 Every field of `GPTConfig` and `TrainConfig` is a flag of the same name, `--max_iters 500` or
-`--max_iters=500`. Its help text is the comment behind the field, its choices or limits are in its
-type: `Annotated[int, 1, 1000]` is an integer from 1 to 1000. --help lists the fields after KW_ONLY
-as advanced. An unknown flag or a value that is not allowed is an error, never ignored.
+`--max_iters=500`. Its help text is the comment behind or above the field. Its type has the choices
+or limits: `Annotated[int, 1, 1000]` is an integer from 1 to 1000. --help lists the fields after
+KW_ONLY as advanced. An unknown flag or a value that is not allowed is an error, never ignored.
 """
 
 from dataclasses import KW_ONLY, dataclass, field, fields

@@ -7,7 +7,7 @@
 `shape` derives the model from the depth, `training` the training from the model. Any other flag
 overrides what follows from the depth; what follows from the model takes flags of the model, such as
 --block_size, into account. --data names any data directory, or a mixture. Several GPUs take the
-same steps. What depth 12 reaches is not measured yet. To try it on a CPU, on the characters that
+same steps. Depth 12 has not been measured yet. To try it on a CPU, on the characters that
 recipes/shakespeare.py has prepared:
 
     python recipes/pretrain.py --depth=2 --aspect_ratio=32 --tokens_per_parameter=5 \\

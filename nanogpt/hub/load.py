@@ -1,4 +1,4 @@
-"""What RUN means in every command: a run's checkpoint, or a transformers model."""
+"""Loads a RUN, as all commands take it: a run's checkpoint or a transformers model."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a run prints: its settings, its progress, and at the end the result and next commands."""
+"""Prints a run's settings and progress, and at the end the result and next commands."""
 
 import dataclasses
 import json

@@ -30,7 +30,7 @@ class Stop(Exception):
 
 
 class Interrupted(Exception):
-    """A signal arrived amid an evaluation or a sample; `number` is the same on all processes."""
+    """A signal arrived during an evaluation or a sample; `number` is the same on all processes."""
 
     def __init__(self, number: int):
         self.number = number
