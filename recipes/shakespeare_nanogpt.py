@@ -28,7 +28,7 @@ TRAIN = TrainConfig(
     eval_interval=250,
     eval_iters=200,
     always_save_checkpoint=False,  # it overfits in the end: keep the best
-    precision="auto" if gpu_gib() else "fp32",  # nanoGPT uses bf16 only on a GPU
+    precision="auto" if gpu_gib() else "fp32",  # nanoGPT uses bf16 on a GPU alone
 )
 
 if __name__ == "__main__":

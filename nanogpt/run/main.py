@@ -5,11 +5,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
+from nanogpt.data.files import waiting
 from nanogpt.hub.export import push
 from nanogpt.model import GPTConfig
 from nanogpt.run import console, plan
@@ -51,7 +53,9 @@ def main(
                     unseen = {"out_dir": tmpdir, "report_to": "none", "push_to_hub": None}
                     config = replace(config, resume="none", **unseen)
                     run = prepare(model_config, config, prepare_data, quiet=True, **options)
-                    plan.show(*run, actions)
+                    say = partial(run[1].accelerator.print, file=sys.stderr)  # stdout is for JSON
+                    with waiting("estimating memory and timing a few steps", say):
+                        plan.show(*run, actions)
                 return
         for seed in range(config.seed, config.seed + actions.seeds):
             name = f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir

@@ -10,16 +10,14 @@ data, while its allocations are counted.
 import dataclasses
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 
 import torch
 
 from nanogpt.config import Actions, TrainConfig
-from nanogpt.data.files import plain, plural, waiting
+from nanogpt.data.files import plain, plural
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.ops import ops_for
 from nanogpt.optim import make_optimizers
@@ -174,17 +172,15 @@ def show(config: TrainConfig, parts: Parts, state: State, actions: Actions) -> N
     actions.price adds the cost; actions.json prints one line of JSON.
     """
     env, print_line = parts.settings["environment"], parts.accelerator.print
-    log = partial(print_line, file=sys.stderr)
     tensors = [*parts.gpt.parameters()]
     for optimizer in parts.optimizers:
         for values in optimizer.state.values():
             tensors += [value for value in values.values() if torch.is_tensor(value)]
     taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     tokens, processes = len(parts.train_data.tokens), env["processes"]
-    with waiting("estimating memory and timing a few steps", log):
-        plan = estimate(parts.gpt.config, config, env["precision"], tokens, processes, taken)
-        seconds = seconds_per_step(config, parts, state) if plan["fits"] else None
-    if seconds is not None:
+    plan = estimate(parts.gpt.config, config, env["precision"], tokens, processes, taken)
+    if plan["fits"]:
+        seconds = seconds_per_step(config, parts, state)
         plan["seconds_per_step"] = seconds
         if plan["steps"] is None:
             plan["steps"] = max(1, round(60 * config.train_minutes / seconds))

@@ -17,7 +17,7 @@ from nanogpt import GPT, GPTConfig, __version__, checkpoint
 from nanogpt.cli import COMMANDS, GROUPS, main
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.extras import eval_tasks
-from nanogpt.run import console, metrics
+from nanogpt.run import metrics
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"
 SMALL = "--device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16".split()
@@ -90,7 +90,7 @@ def test_launch_check_names_the_device_of_one_process(command):
 
 def test_escape_sequences_are_visible_unless_raw_is_asked_for(tmp_path, make_run, monkeypatch, capsys, command):
     writer.write(tmp_path / "data", ESCAPES, "char", 0.1, "from \x1b[31mred")
-    monkeypatch.setattr(console, "SAMPLE_TOKENS", 100)
+    monkeypatch.setattr("nanogpt.run.console.SAMPLE_TOKENS", 100)
     run = make_run()
     run.train()
     shown = [capsys.readouterr().out]  # its last sample
