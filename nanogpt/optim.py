@@ -301,8 +301,8 @@ class UpdateRatio:
     """
 
     def __init__(self, model: nn.Module):
-        named = model.named_parameters()
-        self.matrices = [p for n, p in named if n.startswith("h.") and p.ndim >= 2]
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.matrices = [p for name, p in named if name.startswith("h.") and p.ndim >= 2]
 
     @torch.no_grad()
     def __enter__(self) -> None:
