@@ -120,6 +120,9 @@ def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) ->
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by Newton-Schulz (https://kellerjordan.github.io/posts/muon/).
 
+    With `equal_rows` each row of an update is first scaled to length 1 (MuonEq-R), so that no output
+    channel dominates the few iterations: a loss lower by 0.006 to 0.010 (LOG.md).
+
     Only for the matrices of the blocks. A group's `rows` are the row counts of matrices stacked in
     one parameter (queries, keys and values), which are orthogonalized one by one. All matrices of
     one shape go through Newton-Schulz as one batch, in `dtype`: bf16 is exact enough, and faster if
@@ -135,11 +138,18 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype: torch.dtype = torch.float32
+        self,
+        params,
+        lr=0.02,
+        momentum=0.95,
+        weight_decay=0.0,
+        dtype: torch.dtype = torch.float32,
+        equal_rows: bool = True,
     ):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "rows": None}
         super().__init__(params, defaults)
         self.dtype = dtype
+        self.equal_rows = equal_rows
         self.found_inf: torch.Tensor | None = None  # 1.0 skips a step, as in torch's fused AdamW
         self.copies = 1  # processes that call this with the same gradients
 
@@ -189,7 +199,10 @@ class Muon(torch.optim.Optimizer):
         if skip is not None:  # part of the arithmetic on an accelerator: the host does not wait
             grad = torch.where(skip > 0, momentum, grad)
         momentum.lerp_(grad, 1 - decay)
-        return grad.lerp(momentum, decay).to(self.dtype)
+        update = grad.lerp(momentum, decay)
+        if self.equal_rows:
+            update = update / update.norm(dim=1, keepdim=True).clamp(min=1e-7)
+        return update.to(self.dtype)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
