@@ -34,7 +34,8 @@ del env["threads"]
 print(json.dumps(env))
 """
 
-# seconds of a training step of nanoGPT's model, as its train.py takes one: compiled on CUDA, under autocast
+# seconds of a training step of nanoGPT's model, as its train.py takes one: compiled on CUDA, under
+# autocast
 NANOGPT = """
 import json, statistics, sys, time, torch
 from nanogpt.extras.bench import MODELS
@@ -167,8 +168,8 @@ class Report:
         for row in self.rows:
             mfu = f"{row['mfu']:.1%}" if row.get("mfu") else ""
             lines.append(
-                f"| {row['model']} | {row['batch']} | {row['part']} | {row['who']} | {row['rate']:,.0f} "
-                f"{row['unit']} | {row['of_limit']:.0%} | {row['spread']:.0%} | {mfu} |"
+                f"| {row['model']} | {row['batch']} | {row['part']} | {row['who']} "
+                f"| {row['rate']:,.0f} {row['unit']} | {row['of_limit']:.0%} | {row['spread']:.0%} | {mfu} |"
             )
         return "\n".join([*lines, "", *(f"- {problem}" for problem in self.problems)])
 
