@@ -22,7 +22,7 @@ help:
 	@echo 'All use $(if $(UV),uv,$(PYTHON)) and can be repeated. VENV=DIR names another virtual environment.'
 
 train: $(VENV)/.installed
-	accelerate launch recipes/shakespeare.py --resume=auto $(FLAGS)
+	python recipes/shakespeare.py --resume=auto $(FLAGS)
 	@echo '       (in this shell first: . $(VENV)/bin/activate)'
 
 bench: $(VENV)/.installed

@@ -88,12 +88,12 @@ def make_optimizers(
 
 @contextmanager
 def cast_weights_once():
-    """Around the micro-batches of a step: autocast casts each weight once, and keeps it for all.
+    """Context manager around a step's micro-batches: autocast casts each weight only once.
 
-    Weights change only in `update`, which must come after it. torch.compile casts in its own code,
-    and gains nothing.
+    Weights must change only afterwards, in `update`. Compiled blocks cast in their own code and
+    gain nothing.
     """
-    torch.autocast_increment_nesting()  # autocast forgets at the end of the outermost context
+    torch.autocast_increment_nesting()  # the outermost context clears autocast's cache at its end
     try:
         yield
     finally:
@@ -294,7 +294,7 @@ def rows_held(rows: list[int], processes: int) -> list[list[int]]:
 
 
 def state_shapes(optimizer: torch.optim.Optimizer, p: torch.Tensor) -> dict[str, torch.Size] | None:
-    """What AdamW and Muon keep for a parameter p, by name; None for an optimizer of one's own."""
+    """Shapes of AdamW's or Muon's state of a parameter p, by name; None for a custom optimizer."""
     if type(optimizer) is Muon:
         return {"momentum_buffer": p.shape}
     if type(optimizer) is not torch.optim.AdamW:
