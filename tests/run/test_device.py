@@ -26,6 +26,7 @@ def test_a_device_that_the_launcher_overrules_is_an_error(make_run, monkeypatch)
     on_cpu = SimpleNamespace(num_processes=1, device=torch.device("cpu"), distributed_type=DistributedType.NO)
     monkeypatch.setattr(device, "Accelerator", lambda **kwargs: on_cpu)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"device=cuda.* cpu"):
         make_run(device="cuda", precision="fp32")
 
@@ -130,6 +131,7 @@ def test_a_peak_is_that_of_nvidias_data_sheet(name):
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP version 1"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp8"),
         ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "asked for several processes"),
     ],
 )
@@ -167,3 +169,66 @@ def test_all_blocks_share_one_compilation_and_the_loss_has_another(monkeypatch):
     assert [name for name, _ in model.named_parameters()] == names
     device.undo_compile(model)
     assert model.h[0].forward.__func__ is type(model.h[0]).forward and "loss" not in vars(model)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Makes a GPU of a compute capability, as torch describes it."""
+
+    def make(major: int) -> None:
+        monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or major > 7
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("major, precision", [(8, "bf16"), (7, "fp16"), (6, "no")])
+@pytest.mark.parametrize("launcher", ["bf16", "no"])
+def test_bf16_that_a_gpu_only_emulates_becomes_fp16_or_fp32(gpu, monkeypatch, launcher, major, precision):
+    gpu(major)
+    notes = []
+    monkeypatch.setattr(device.logger, "info", notes.append)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    assert device.mixed_precision(TrainConfig()) == precision
+    assert len(notes) == (launcher == "bf16" and major < 8)
+    assert device.mixed_precision(TrainConfig(precision="bf16")) == "bf16"  # the user's choice
+
+
+def test_more_processes_than_gpus_are_refused(gpu, monkeypatch):
+    gpu(8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"3 processes cannot share 2 GPUs.* --num_processes 2"):
+        device.make_accelerator(TrainConfig(gradient_accumulation_steps=3))
+
+
+def test_a_gpu_that_torch_does_not_find_is_noticed_unless_it_is_hidden(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "version").write_text("NVRM version: 535.54")
+    assert device.gpu_is_unused(str(tmp_path / "version"))
+    assert not device.gpu_is_unused(str(tmp_path / "none"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not device.gpu_is_unused(str(tmp_path / "version"))
+
+
+def test_a_second_size_is_compiled_without_symbols(monkeypatch):
+    kinds = []
+
+    def backend(graph, inputs):
+        kinds.append({type(value) for value in inputs} - {torch.Tensor, torch.nn.Parameter})
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    torch.compiler.reset()
+    model = GPT(GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16))
+    device.compile_blocks(model)
+    for size in (2, 3):
+        idx = torch.zeros(size, 16, dtype=torch.long)
+        model(idx, idx)
+    assert kinds == [set()] * 4  # a block and the loss, twice
