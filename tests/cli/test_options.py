@@ -33,7 +33,8 @@ def test_json_has_null_for_what_is_not_finite():
     "dtype, expected", [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("int8", torch.float32)]
 )
 def test_weights_have_the_dtype_that_was_asked_for(trained_dir, dtype, expected):
-    model, _ = load_for_sampling(Namespace(RUN=str(trained_dir), dtype=dtype, device="cpu", checkpoint=None))
+    options = {"device": "cpu", "checkpoint": None, "trust_recipe": None}
+    model, _ = load_for_sampling(Namespace(RUN=str(trained_dir), dtype=dtype, **options))
     assert model.wte.weight.dtype == expected  # int8 is how matrices are packed; all else stays in fp32
 
 
