@@ -4,6 +4,7 @@ Waits are looked for on the meta device, which has no data: whatever asks for a 
 would be a wait. It stands for CUDA, whose tensors a torch without CUDA cannot even imitate.
 """
 
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from nanogpt import GPT, GPTConfig
 from nanogpt.evaluate import total_loss
+from nanogpt.ops.loss import chunked_loss
 from nanogpt.optim import UpdateRatio, make_optimizers
 from nanogpt.run import console
 from nanogpt.train import Tally, log_is_due
@@ -116,3 +118,44 @@ def test_autocast_casts_each_weight_once_a_step(make_run, family):
             run.step()
         assert operators.casts[torch.bfloat16] == alike
         assert not torch.equal(before, matrix)  # the next step casts the new weights
+
+
+class Written(Exception):
+    """Raised with the code that Inductor has written, in place of compiling it."""
+
+
+@pytest.fixture
+def inductor_code(monkeypatch):
+    """The code that Inductor writes for a function's forward pass on a CPU; nothing compiles or runs it."""
+    from torch._inductor import config
+    from torch._inductor.graph import GraphLowering
+
+    def stop(code: str) -> None:
+        raise Written(code)
+
+    monkeypatch.setattr(config.cpp, "simdlen", 1)  # otherwise it compiles programs to see what the CPU can do
+    monkeypatch.setattr(GraphLowering, "save_output_code", staticmethod(stop))
+
+    def code(function, *args) -> str:
+        torch.compiler.reset()
+        with pytest.raises(Exception, match="Written") as error:
+            torch.compile(function, dynamic=False)(*args)
+        return str(error.value)
+
+    return code
+
+
+def test_compiled_the_loss_in_chunks_makes_no_large_buffer_in_fp32(inductor_code):
+    """Neither logits, nor a sum of the weight's gradient that each chunk would rewrite."""
+    rows, V, C = 64, 1024, 32
+    x, weight = torch.randn(2, rows, C, requires_grad=True), torch.randn(V, C, requires_grad=True)
+    targets = torch.zeros(2, rows, dtype=torch.long)
+
+    def loss(x, weight, targets):
+        with torch.autocast("cpu", torch.bfloat16):
+            return chunked_loss(x, weight, torch.zeros(V), targets, chunk=rows * V)
+
+    code = inductor_code(loss, x, weight, targets)
+    buffers = re.findall(r"empty_strided_cpu\(\((\d+), (\d+)\), \(.*?\), torch\.(\w+)\)", code)
+    large = {(int(n), int(m), dtype) for n, m, dtype in buffers if int(n) * int(m) >= V * C}
+    assert large == {(rows, V, "bfloat16"), (V, C, "bfloat16")}
