@@ -8,9 +8,11 @@ import re
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from helpers import curve
 from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -159,3 +161,29 @@ def test_compiled_the_loss_in_chunks_makes_no_large_buffer_in_fp32(inductor_code
     buffers = re.findall(r"empty_strided_cpu\(\((\d+), (\d+)\), \(.*?\), torch\.(\w+)\)", code)
     large = {(int(n), int(m), dtype) for n, m, dtype in buffers if int(n) * int(m) >= V * C}
     assert large == {(rows, V, "bfloat16"), (V, C, "bfloat16")}
+
+
+@pytest.mark.parametrize("family, checkpointing", [("gpt2", False), ("modern", True)])
+def test_compiled_a_run_has_one_graph_for_each_shape_and_loses_the_same(
+    make_run, monkeypatch, tmp_path, family, checkpointing
+):
+    shapes = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list):
+        shapes.extend(tuple(x.shape) for x in inputs if torch.is_tensor(x) and x.dtype == torch.long)
+        assert not any(isinstance(x, torch.SymInt) for x in inputs)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    torch.compiler.reset()
+    config = replace(FAMILIES[family], dropout=0.0, gradient_checkpointing=checkpointing)
+    settings = {"max_iters": 6, "eval_interval": 2, "eval_iters": 2, "log_interval": 1, "batch_size": 4}
+    settings |= {"short_block_iters": 3, "short_block_size": 8, "precision": "bf16"}
+    losses = []
+    for compiled in ("true", "false"):
+        run = make_run(config, compile=compiled, out_dir=str(tmp_path / compiled), **settings)
+        run.train()
+        losses.append(curve(run.out_dir, "train_loss") | curve(run.out_dir))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4) and len(losses[0]) == 7
+    # tokens and targets: training on short and whole windows, a quick evaluation, one of the whole split
+    assert Counter(shapes) == {(8, 8): 2, (4, 16): 4, (256, 16): 2}

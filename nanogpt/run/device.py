@@ -56,6 +56,8 @@ PEAK_TFLOPS = {
     "T4": 65,
 }
 
+MOST_BLOCKS = 24  # in one graph: more compile for minutes, and are not bound by the host
+
 
 def peak_flops(device_name: str) -> float | None:
     """Peak bf16 floating-point operations per second of a GPU; None if unknown."""
@@ -257,18 +259,25 @@ def environment_of(accelerator: Accelerator, threads: int) -> dict:
     }
 
 
-def compile_blocks(model: GPT) -> None:
-    """Compiles each block and the loss, in place, at their first call; parameters keep their names.
+def compile_model(model: GPT, whole: bool) -> None:
+    """Compiles the model in place, at its first call; parameters keep their names.
 
-    All blocks share one compilation, so 48 of them compile as fast as one. What happens between
-    them stays outside: FSDP gathers the next one, DDP sums gradients.
+    `whole` is one graph, with fewer launches for the host. Otherwise each block and the loss are
+    compiled, and all blocks share one compilation. What happens between them stays outside: FSDP
+    gathers the next one, DDP sums gradients. Each shape has graphs of its own (dynamic=False).
     """
+    if whole and len(model.h) <= MOST_BLOCKS:
+        model.compile(dynamic=False)
+        return
     for block in model.h:
-        block.forward = torch.compile(block.forward)
-    model.loss = torch.compile(model.loss)
+        block.forward = torch.compile(block.forward, dynamic=False)
+    model.loss = torch.compile(model.loss, dynamic=False)
 
 
 def undo_compile(model: GPT) -> None:
+    if model._compiled_call_impl is not None:
+        model._compiled_call_impl = None
+        return
     for block in model.h:
         del block.forward  # of this block: that of its class remains
     del model.loss

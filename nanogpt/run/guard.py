@@ -130,7 +130,7 @@ def change_batches(old: TrainConfig, new: TrainConfig, parts: Parts) -> None:
         "a step has the same sequences"
     )
     if parts.compiled:
-        torch.compiler.reset()  # otherwise it compiles again for sizes that vary
+        torch.compiler.reset()  # frees the graphs of the size that did not fit
     processes = parts.accelerator.num_processes
     parts.accelerator.gradient_accumulation_steps = new.gradient_accumulation_steps // processes
     parts.settings["train"] = dataclasses.asdict(new)

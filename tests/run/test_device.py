@@ -154,7 +154,8 @@ def test_several_processes_share_the_sequences_of_a_step(asked, processes, then)
     assert (shared.batch_size, shared.gradient_accumulation_steps) == then
 
 
-def test_all_blocks_share_one_compilation_and_the_loss_has_another(monkeypatch):
+@pytest.mark.parametrize("whole, graphs", [(True, 1), (False, 2)])
+def test_one_graph_is_compiled_or_one_for_all_blocks_and_the_loss(monkeypatch, whole, graphs):
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
     torch.compiler.reset()
@@ -162,8 +163,9 @@ def test_all_blocks_share_one_compilation_and_the_loss_has_another(monkeypatch):
     model = GPT(GPTConfig(vocab_size=65, block_size=16, n_layer=5, n_head=2, n_embd=16, position="rope"))
     idx, names = torch.zeros(2, 16, dtype=torch.long), [name for name, _ in model.named_parameters()]
     expected = model(idx, idx)
-    device.compile_blocks(model)
-    assert torch.equal(model(idx, idx), expected) and counter.frame_count == 2
+    device.compile_model(model, whole)
+    assert torch.equal(model(idx, idx), expected) and counter.frame_count == graphs
     assert [name for name, _ in model.named_parameters()] == names
     device.undo_compile(model)
+    assert torch.equal(model(idx[:1], idx[:1]), expected) and counter.frame_count == graphs
     assert model.h[0].forward.__func__ is type(model.h[0]).forward and "loss" not in vars(model)
