@@ -17,7 +17,7 @@ from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nanogpt import GPT, GPTConfig
+from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.evaluate import total_loss
 from nanogpt.ops.loss import chunked_loss
 from nanogpt.optim import UpdateRatio, make_optimizers
@@ -120,6 +120,43 @@ def test_autocast_casts_each_weight_once_a_step(make_run, family):
             run.step()
         assert operators.casts[torch.bfloat16] == alike
         assert not torch.equal(before, matrix)  # the next step casts the new weights
+
+
+VIEWS = ("split_with_sizes", "view", "_unsafe_view", "expand", "transpose", "detach")
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operators that compute something, each a kernel that the host launches or more."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name not in VIEWS and not name.startswith("_record_function"):
+            self.count[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_of_muon_launches_one_operator_a_matrix_and_else_some_for_each_shape():
+    counts = []
+    for n_layer in (6, 12):
+        with torch.device("meta"):
+            model = GPT(replace(FAMILIES["modern"], vocab_size=65, n_layer=n_layer))
+        muon = make_optimizers(model, TrainConfig(optimizer="muon"), torch.bfloat16)[0]
+        muon.found_inf = torch.zeros((), device="meta")  # a step that may have to be skipped
+        for _ in range(2):
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+            with Launches() as launches:
+                muon.step()
+        counts.append(launches.count)
+    matrices = 6 * 4
+    assert counts[1] - counts[0] == Counter({"where": matrices})
+    # three shapes, each of 5 iterations of 3 matmuls
+    assert counts[0]["bmm"] + counts[0]["baddbmm"] == 3 * 15
+    assert counts[0].total() < 5 * matrices
 
 
 class Written(Exception):
