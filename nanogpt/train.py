@@ -135,10 +135,8 @@ def nan_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
 def reseed(device: torch.device, seed: int) -> None:
     """Seeds the CPU and `device`; torch.manual_seed asks every kind of device, in 0.2 ms."""
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
+    if device.type in ("cuda", "mps", "xpu"):
+        getattr(torch, device.type).manual_seed(seed)
 
 
 def log(config: TrainConfig, parts: "Parts", state: State) -> None:
@@ -428,10 +426,8 @@ def pause(config: TrainConfig, parts: Parts, state: State) -> None:
 
 def synchronize(device: torch.device) -> None:
     """Waits until the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type in ("cuda", "mps", "xpu"):
+        torch.accelerator.synchronize()
 
 
 def memory_in_use(device: torch.device) -> int:
