@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nanogpt import rundir
+from nanogpt import lora, rundir
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import follow, read_json, require_regular
 from nanogpt.model import GPT, GPTConfig
@@ -345,7 +345,10 @@ def load_model(
     GPTConfig that do not affect the weights, such as dropout.
     """
     config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
-    weights = read_tensors(checkpoint / MODEL)
+    try:
+        weights = lora.merge(read_tensors(checkpoint / MODEL))
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{checkpoint / MODEL} has adapters that do not fit: {error}") from None
     with torch.device("meta"):  # shapes without memory
         shapes = {name: p.shape for name, p in make_model(config).named_parameters()}
     check_tensors(checkpoint / MODEL, weights, shapes)

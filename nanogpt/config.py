@@ -76,6 +76,7 @@ class TrainConfig:
     beta1: Decay = 0.9  # AdamW's decay rate of the mean
     beta2: Decay = 0.95  # AdamW's decay rate of the square; 0.99 if a step has few tokens
     grad_clip: Annotated[float, 0, 1e9] = 1.0  # largest norm of the gradient; 0 does not clip
+    lora_rank: Steps = 0  # with init_from: train adapters of this rank, not the weights; 0: off
     # learning rate
     lr_schedule: Schedule = "cosine"  # wsd: stable, then linear at the end
     warmup_iters: Steps = 100  # steps of linear warm-up

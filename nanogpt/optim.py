@@ -309,7 +309,7 @@ class UpdateRatio:
     """
 
     def __init__(self, model: nn.Module):
-        named = model.named_parameters()
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [local(p.detach()) for n, p in named if n.startswith("h.") and p.ndim >= 2]
         # views of what the optimizer changes
         self.rows = [p[:: max(1, p.size(0) // 16)] for p in matrices]

@@ -202,6 +202,11 @@ def test_settings_that_earlier_versions_recorded_under_other_names_are_read(tmp_
     assert flags(f"--config={tmp_path}")[1] == TrainConfig(time_limit=7.0, require_exportable=True)
 
 
+def test_flags_of_an_earlier_version_work_with_a_note(capsys):
+    assert flags("--max_minutes=5", "--exportable")[1] == TrainConfig(time_limit=5.0, require_exportable=True)
+    assert capsys.readouterr().err.count("note: --") == 2
+
+
 def test_help_shows_every_flag_with_its_default(capsys):
     with pytest.raises(SystemExit):
         flags("--help", model=GPTConfig(n_layer=3))
@@ -277,7 +282,6 @@ def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, capsys)
         ("--decay_lr=False", "--lr_schedule=constant"),
         ("--wandb_log=True", "--report_to=wandb"),
         ("--wandb-project=x", "the environment variable WANDB_PROJECT"),
-        ("--max_minutes=5", "--time_limit"),  # of an earlier version
     ],
 )
 def test_nanogpts_other_names_suggest_ours(theirs, ours, capsys):

@@ -230,9 +230,10 @@ def add_export(command: ArgumentParser) -> None:
     add_export_options(command, "the directory or file", "q8_0")
     command.add_argument(
         "--format",
-        choices=("transformers", "onnx", "gguf", "nanogpt"),
+        choices=("transformers", "onnx", "gguf", "nanogpt", "adapter"),
         help="transformers: a directory; onnx: the same with onnx/model.onnx; gguf: a file for "
-        "llama.cpp, the default if PATH ends in .gguf; nanogpt: a ckpt.pt without optimizer state",
+        "llama.cpp, the default if PATH ends in .gguf; nanogpt: a ckpt.pt without optimizer state; "
+        "adapter: only what --lora_rank has trained, for peft",
     )
 
 
@@ -247,6 +248,10 @@ def run_export(args) -> None:
             extra("gguf").export(args.RUN, args.to, **options)
         elif format == "onnx":
             extra("page.to_onnx").export(args.RUN, args.to, **options)
+        elif format == "adapter":
+            from nanogpt.hub.adapter import export as export_adapter
+
+            export_adapter(args.RUN, args.to, which=args.checkpoint, say=show)
         else:
             from nanogpt.hub.export import export
 

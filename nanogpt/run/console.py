@@ -68,6 +68,8 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     processes = f"{env['processes']} process{'es' if env['processes'] > 1 else ''}"
     compiled = "compiled" if parts.compiled else "not compiled"
     kv_heads = f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else ""
+    trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
+    adapters = f", of which {trained:,} of adapters are trained" if c.lora_rank else ""
     steps, amount = f"{c.max_iters:,} ", f"{c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
         steps, amount = "", f"for {c.train_minutes:g} minutes of training"
@@ -75,7 +77,7 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     logger.info(
         f"device  {env['device']}, {processes} with {env['threads']} threads, "
         f"{env['precision']}, {compiled}\n"
-        f"model   {parts.gpt.get_num_params():,} parameters: {m.n_layer} layers, "
+        f"model   {parts.gpt.get_num_params():,} parameters{adapters}: {m.n_layer} layers, "
         f"{m.n_head} heads{kv_heads}, {m.n_embd} channels; "
         f"{m.norm}, {m.position} positions, {m.mlp}\n"
         f"data    {c.data}: {train_tokens:,} tokens to train on, {len(parts.val_data.tokens):,} "

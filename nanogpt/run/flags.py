@@ -1,9 +1,11 @@
 """The command line of a recipe: a flag for each setting."""
 
+import argparse
 import dataclasses
 import inspect
 import os
 import re
+import sys
 import textwrap
 from contextlib import suppress
 from functools import lru_cache
@@ -15,7 +17,7 @@ from nanogpt.model import GPTConfig, declared
 from nanogpt.run.parser import OneLineParser, read_value, split_flag
 from nanogpt.run.parser import within as within  # for programs that take it from here
 
-# settings in the config.json of earlier versions
+# settings of earlier versions, as flags and in config.json
 RENAMED = {"max_minutes": "time_limit", "exportable": "require_exportable"}
 
 
@@ -56,6 +58,8 @@ def settings_parser(model_config: GPTConfig, train: TrainConfig, description: st
             group = advanced if field.kw_only else basic
             group = actions if isinstance(config, Actions) else group
             group.add_argument(f"--{field.name}", **options)
+            for old in (old for old, new in RENAMED.items() if new == field.name):
+                parser.add_argument(f"--{old}", **options | {"help": argparse.SUPPRESS})
     return parser
 
 
@@ -65,6 +69,9 @@ def parse(
     """The recipe's configurations, overridden by --config and the command line, and the actions."""
     parser = settings_parser(model_config, train, description)
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
+    for old in given.keys() & RENAMED.keys():
+        print(f"note: --{old} is called --{RENAMED[old]} now", file=sys.stderr)
+        given.setdefault(RENAMED[old], given.pop(old))
     repeated = recorded(given["config"]) if "config" in given else {}
     changed = []
     for config in (model_config, train, Actions()):

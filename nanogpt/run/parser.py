@@ -12,8 +12,8 @@ import typing
 
 from nanogpt.run.errors import fail
 
-# flags of nanoGPT and of earlier versions that have another name here
-RENAMED = {
+# nanoGPT's flags that have another name here
+NANOGPT = {
     "--dataset": "--data",
     "--dtype": "--precision",
     "--lr": "--learning_rate",
@@ -23,8 +23,6 @@ RENAMED = {
     "--wandb_log": "--report_to=wandb",
     "--wandb_project": "the environment variable WANDB_PROJECT",
     "--wandb_run_name": "the environment variable WANDB_NAME",
-    "--max_minutes": "--time_limit",
-    "--exportable": "--require_exportable",
 }
 
 
@@ -109,7 +107,7 @@ def split_flag(word: str) -> tuple[str, str, str]:
 
 def nearest(word: str, known) -> str:
     near = difflib.get_close_matches(word, known, n=1)
-    ours = RENAMED.get(word, "")
+    ours = NANOGPT.get(word, "")
     if ours.partition("=")[0] in known or (ours.startswith("the") and "--report_to" in known):
         near = [ours]
     return f"did you mean {near[0]}? --help lists them all" if near else "--help lists them all"

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from nanogpt import checkpoint, optim, rundir
+from nanogpt import checkpoint, lora, optim, rundir
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import waiting
@@ -111,6 +111,8 @@ def prepare(
             guard.check_room(model_config, config, trains_on_cpu)
     torch.manual_seed(config.seed)
     gpt = (pretrained or make_model(model_config)).to(accelerator.device)
+    if config.lora_rank:
+        lora.inject(gpt, config.lora_rank)
     choose_operators(gpt, config)
     compiled = compiles(config, accelerator.device)
     if compiled:
@@ -162,6 +164,8 @@ def load_pretrained(
 ) -> tuple[GPT | None, Any]:
     """The model to fine-tune and its tokenizer, if the settings name one; one process downloads."""
     if config.init_from == "scratch":
+        if config.lora_rank:
+            raise ValueError("lora_rank adapts a trained model: name one by --init_from")
         return None, None
     if make_model is not GPT:
         raise ValueError(

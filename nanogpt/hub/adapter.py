@@ -1,0 +1,63 @@
+"""Exports the adapters of a LoRA run in peft's format, for `PeftModel.from_pretrained`."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from nanogpt import checkpoint, lora
+from nanogpt.hub.export import check_target, named_errors
+from nanogpt.hub.load import choose
+from nanogpt.hub.weights import layout, native_type
+from nanogpt.model import GPT
+
+
+def export(run: str | Path, to: str | Path, which: str | None = None, say=print) -> Path:
+    """Writes the adapters of a LoRA run (see `load`) to the directory `to`.
+
+    transformers has a module each for queries, keys and values, and for gate and up, which our
+    modules stack: their adapters share A and have their own rows of B.
+
+    Raises ValueError if the run has no adapters, if no transformers class fits the model, or if
+    `to` exists; OSError if it cannot be written.
+    """
+    from peft import LoraConfig
+
+    to, found = Path(to), checkpoint.find(choose(Path(run), which))
+    check_target(to, directory=True)
+    model_config, config = checkpoint.load_configs(found)
+    if not config.lora_rank:
+        raise ValueError(f"{run} has no adapters: it was trained without --lora_rank")
+    ours = checkpoint.read_tensors(found / checkpoint.MODEL)
+    with torch.device("meta"):
+        rows = GPT(model_config).fused_rows()
+    theirs, modules = {}, set()
+    for name, (names, _) in layout(model_config).items():
+        module = name.removesuffix(".weight")
+        if module + lora.A not in ours:
+            continue
+        b = ours[module + lora.B]  # (out, rank)
+        parts = b.split(rows[name]) if len(names) > 1 else [b]
+        for their_name, part in zip(names, parts, strict=True):
+            their_module = their_name.removesuffix(".weight")
+            modules.add(their_module.rpartition(".")[2])
+            theirs[f"base_model.model.{their_module}.lora_A.weight"] = ours[module + lora.A].clone()
+            theirs[f"base_model.model.{their_module}.lora_B.weight"] = part.clone()
+    settings = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=lora.SCALE * config.lora_rank,
+        target_modules=sorted(modules),
+        fan_in_fan_out=native_type(model_config) == "gpt2",
+        base_model_name_or_path=config.init_from,
+        task_type="CAUSAL_LM",
+    )
+    temporary = tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
+    with named_errors(to), temporary as directory:
+        unfinished = Path(directory, to.name)
+        unfinished.mkdir()
+        save_file(theirs, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
+        settings.save_pretrained(unfinished)
+        unfinished.replace(to)
+    say(f"{to}: adapters for {config.init_from}; peft.PeftModel.from_pretrained loads them")
+    return to

@@ -1,0 +1,42 @@
+"""LoRA (Hu et al. 2021): a frozen model learns low-rank changes of its matrices, W + SCALE B A.
+
+`--lora_rank=8` with `--init_from` injects the adapters of the package peft before training. A
+checkpoint stores the frozen weights beside them, so it is complete; whatever loads it to sample,
+evaluate or export gets the merged model, which has the names and the speed of any other.
+"""
+
+import torch
+
+from nanogpt.model import GPT
+
+SCALE = 2.0  # alpha / rank in peft's terms
+A, B = ".lora_A.default.weight", ".lora_B.default.weight"  # (rank, in), (out, rank)
+
+
+def inject(model: GPT, rank: int) -> None:
+    """Freezes a model and adds trainable adapters to every matmul of its blocks, in place.
+
+    B starts at zero, so the model computes what it did. Raises ValueError if peft is missing.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ValueError("lora_rank needs peft: pip install -e '.[lora]'") from None
+    matmuls = r"h\.\d+\.(attn|mlp)\.(c_attn|c_proj|c_fc)"
+    config = LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=matmuls)
+    inject_adapter_in_model(config, model)
+
+
+def merge(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights with the adapters folded in, named as in a plain GPT."""
+    merged = {
+        name.replace(".base_layer.", "."): weight
+        for name, weight in weights.items()
+        if not name.endswith((A, B))
+    }
+    for name in weights:
+        if name.endswith(A):
+            module = name.removesuffix(A)
+            change = weights[module + B].float() @ weights[name].float()
+            merged[f"{module}.weight"] = merged[f"{module}.weight"] + SCALE * change
+    return merged
