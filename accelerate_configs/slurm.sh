@@ -24,7 +24,8 @@ run() {
     wait "$program"
 }
 
-# When the time is nearly up, the run saves and ends, and the job goes back into the queue. srun passes USR1 to its tasks.
+# When the time is nearly up, the run saves and ends, and the job goes back into the queue. srun passes USR1 to its tasks
+# (TERM would make it end them).
 stop() {
     kill -USR1 "$program" || true
     wait "$program" || true
@@ -40,10 +41,13 @@ if [ ! -e "$DATA/meta.json" ]; then  # an interrupted task resumes after the tok
     run python -m data_prep.merge "$DATA"
 fi
 
-# The launcher passes signals on, and leaves its processes four minutes to save.
-export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=240
+# A task turns USR1 into TERM, which the launcher of every version of torch passes on to its processes. From torch 2.12 on
+# it leaves them four minutes to save, before that 30 seconds.
+export PET_SHUTDOWN_TIMEOUT=240
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # a line for each
 export FIRST=${nodes%%$'\n'*} PORT=$((20000 + SLURM_JOB_ID % 10000))
-run srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --config_file accelerate_configs/multi_node.yaml \
+run srun --kill-on-bad-exit=1 bash -c 'trap "kill -TERM \$!" USR1 TERM
+    accelerate launch --config_file accelerate_configs/multi_node.yaml \
     --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * GPUS))" --machine_rank "$SLURM_NODEID" \
-    --main_process_ip "$FIRST" --main_process_port "$PORT" $RECIPE --data="$DATA" --resume=auto'
+    --main_process_ip "$FIRST" --main_process_port "$PORT" $RECIPE --data="$DATA" --resume=auto &
+    wait $! || wait $!' # a signal ends the first one

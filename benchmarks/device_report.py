@@ -19,7 +19,8 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MODELS = ("classic", "baby", "gpt2")  # of `nanogpt bench`
+# models of `nanogpt bench`, and sequences: nanoGPT's, and more for a large GPU
+CASES = (("classic", 12), ("baby", 64), ("gpt2", 12), ("gpt2", 64))
 THEIRS = ("classic", "gpt2")  # those that nanoGPT has
 LIMIT = "matmuls + attention"  # of a training step, in `nanogpt bench`
 ENVIRONMENT = """
@@ -38,16 +39,16 @@ NANOGPT = """
 import json, statistics, sys, time, torch
 from nanogpt.extras.bench import MODELS
 from nanogpt.train import synchronize
-folder, name, kind, dtype, rounds = sys.argv[1:]
+folder, name, batch, kind, dtype, rounds = sys.argv[1:]
 sys.path.insert(0, folder)
 from model import GPT, GPTConfig
-config, batch = MODELS[name]
+config, _ = MODELS[name]
 names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
 sizes = {name: getattr(config, name) for name in names}
 model = GPT(GPTConfig(vocab_size=config.padded_vocab_size, **sizes)).to(kind)
 optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), kind)
 model = torch.compile(model) if kind == "cuda" else model
-x, y = torch.randint(config.vocab_size, (2, batch, config.block_size), device=kind)
+x, y = torch.randint(config.vocab_size, (2, int(batch), config.block_size), device=kind)
 half = dtype != "float32"
 autocast = torch.autocast(kind, getattr(torch, dtype) if half else None, enabled=half)
 seconds = []
@@ -127,14 +128,16 @@ class Report:
 
     def bench(self) -> None:
         """`nanogpt bench` of several models, each in an equal share of the time that is left."""
-        models = MODELS[:1] if self.tiny else MODELS
-        few = "--rounds 1 --batch_size 2" if self.tiny else "--rounds 3"
-        for i, model in enumerate(models):
-            command = f"-m nanogpt bench --model {model} --device {self.device} --json {few}"
-            printed = self.run(f"bench {model}", *command.split(), share=1 / (len(models) - i))
+        cases = (("classic", 2),) if self.tiny else CASES
+        rounds = 1 if self.tiny else 3
+        for i, (model, batch) in enumerate(cases):
+            command = f"-m nanogpt bench --model {model} --batch_size {batch} --rounds {rounds}"
+            command += f" --device {self.device} --json"
+            name = f"bench {model} {batch}"
+            printed = self.run(name, *command.split(), share=1 / (len(cases) - i))
             if printed and printed.startswith("{"):
                 rows = json.loads(printed.splitlines()[-1])["rows"]
-                self.rows += [{"model": model, **row} for row in rows]
+                self.rows += [{"model": model, "batch": batch, **row} for row in rows]
 
     def bench_nanogpt(self, folder: Path) -> None:
         """The same training step in nanoGPT's own code, if it is there."""
@@ -142,16 +145,15 @@ class Report:
         if not (folder / "model.py").is_file() or "kind" not in env:
             return
         dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(env["precision"], "float32")
-        limits = {row["model"]: row["rate"] for row in self.rows if row["who"] == LIMIT}
-        for model in THEIRS:
-            if model not in limits:
-                continue
-            arguments = str(folder), model, env["kind"], dtype, "2" if self.tiny else "20"
-            printed = self.run(f"nanoGPT {model}", "-c", NANOGPT, *arguments)
+        for limit in [row for row in self.rows if row["who"] == LIMIT and row["model"] in THEIRS]:
+            model, batch = limit["model"], limit["batch"]
+            sizes = model, str(batch), env["kind"], dtype, "2" if self.tiny else "20"
+            printed = self.run(f"nanoGPT {model} {batch}", "-c", NANOGPT, str(folder), *sizes)
             if printed:
                 row = json.loads(printed.splitlines()[-1])
-                row |= {"model": model, "part": "train", "who": "nanoGPT", "unit": "tokens/s"}
-                self.rows.append(row | {"of_limit": row["rate"] / limits[model]})
+                row |= {"model": model, "batch": batch, "part": "train", "who": "nanoGPT"}
+                row |= {"unit": "tokens/s", "of_limit": row["rate"] / limit["rate"]}
+                self.rows.append(row)
 
     def table(self) -> str:
         """The report as Markdown."""
@@ -160,12 +162,12 @@ class Report:
         for row in self.tests:
             why = f": {row['why']}".replace("|", "/") if row["why"] else ""
             lines.append(f"| {row['test']} | {row['result']}{why} | {row['seconds']} |")
-        lines += ["", "| model | part | who | rate | of limit | spread | MFU |"]
-        lines.append("| --- " * 7 + "|")
+        lines += ["", "| model | batch | part | who | rate | of limit | spread | MFU |"]
+        lines.append("| --- " * 8 + "|")
         for row in self.rows:
             mfu = f"{row['mfu']:.1%}" if row.get("mfu") else ""
             lines.append(
-                f"| {row['model']} | {row['part']} | {row['who']} | {row['rate']:,.0f} "
+                f"| {row['model']} | {row['batch']} | {row['part']} | {row['who']} | {row['rate']:,.0f} "
                 f"{row['unit']} | {row['of_limit']:.0%} | {row['spread']:.0%} | {mfu} |"
             )
         return "\n".join([*lines, "", *(f"- {problem}" for problem in self.problems)])

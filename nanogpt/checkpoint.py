@@ -69,7 +69,8 @@ def collect(
     """Full weights and optimizer state by name, on the CPU. Must be called on all processes.
 
     They may share the model's memory. Without `keep` a process only helps to gather shards, and
-    gets two empty dicts.
+    gets two empty dicts. A process that lacks memory for a copy raises its error at the end, after
+    helping the others.
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -77,9 +78,16 @@ def collect(
         if isinstance(module, FSDPModule):
             module.reshard()
 
+    failed: Exception | None = None
+
     def gather(tensor: torch.Tensor | float) -> torch.Tensor | None:
+        nonlocal failed
         tensor = full_tensor(torch.as_tensor(tensor).detach())
-        return tensor.cpu().contiguous() if keep else None
+        try:
+            return tensor.cpu().contiguous() if keep and failed is None else None
+        except (MemoryError, RuntimeError) as error:
+            failed = error
+            return None
 
     weights, moments = {}, {}
     for name, p in model.named_parameters():
@@ -87,6 +95,8 @@ def collect(
         for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
                 moments[f"{name}.{key}"] = gather(value)
+    if failed is not None:
+        raise failed
     return (weights, moments) if keep else ({}, {})
 
 
@@ -165,7 +175,7 @@ def point(link: Path, target: Path) -> None:
     try:
         new.symlink_to(target.name)
         new.replace(link)
-    except OSError:  # the file system has no links, or Windows does not allow them
+    except OSError:  # the file system has no links
         write(link, target.name + "\n")
 
 

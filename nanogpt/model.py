@@ -113,15 +113,31 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -
     """Attention of queries (B, H, T, D) to keys and values (B, K, S, D); `enable_gqa` if K < H.
 
     CUDA has a fused GQA kernel only in half precision, on Ampere or newer, without a mask. Without
-    one torch materializes the (T, S) matrices; repeating the keys and values avoids that.
+    one torch materializes the (T, S) matrices; repeating the keys and values avoids that. On MPS
+    some versions of torch abort with enable_gqa, and up to 2.10 a single query may get wrong values
+    (pytorch/pytorch#149132, #163597).
     """
-    if enable_gqa and q.device.type == "cuda":
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else q.dtype
-        half = dtype.itemsize == 2
-        if mask is not None or not half or torch.cuda.get_device_properties(q.device).major < 8:
-            k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
-            enable_gqa = False
+    kind = q.device.type
+    if enable_gqa and (kind == "mps" or (kind == "cuda" and not has_gqa_kernel(q, mask))):
+        k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+        enable_gqa = False
+    if kind == "mps" and q.size(2) == 1 and not causal and torch.__version__ < "2.11":
+        return single_query_attention(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
+
+
+def has_gqa_kernel(q: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else q.dtype
+    half = dtype.itemsize == 2
+    return mask is None and half and torch.cuda.get_device_properties(q.device).major >= 8
+
+
+def single_query_attention(q, k, v, mask=None) -> torch.Tensor:
+    """Attention of queries (B, H, 1, D) to keys and values (B, H, S, D), in plain operators."""
+    scores = q @ k.mT / math.sqrt(q.size(-1))  # (B, H, 1, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 def cross_entropy(x, weight, bias, targets, reduction="mean", linear=F.linear) -> torch.Tensor:

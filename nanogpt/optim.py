@@ -310,12 +310,13 @@ class UpdateRatio:
 
     def __init__(self, model: nn.Module):
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        matrices = [local(p.detach()) for n, p in named if n.startswith("h.") and p.ndim >= 2]
-        # views of what the optimizer changes
-        self.rows = [p[:: max(1, p.size(0) // 16)] for p in matrices]
+        self.matrices = [p for n, p in named if n.startswith("h.") and p.ndim >= 2]
 
     @torch.no_grad()
     def __enter__(self) -> None:
+        # views of what the optimizer changes; FSDP may have replaced the shards since
+        shards = [local(p.detach()) for p in self.matrices]
+        self.rows = [shard[:: max(1, shard.size(0) // 16)] for shard in shards]
         self.copies = torch._foreach_mul(self.rows, 1.0)
 
     @torch.no_grad()

@@ -176,10 +176,7 @@ def write(path: Path, text: str) -> None:
 def sync(path: Path) -> None:
     """Flushes a file, or a directory's entries, to disk; does nothing on systems that cannot."""
     writable = path.is_file() and os.access(path, os.W_OK)
-    try:
-        descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
-    except PermissionError:  # Windows opens no directory
-        return
+    descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
     try:
         files.sync(descriptor)
     finally:

@@ -51,6 +51,9 @@ def main(
     `make_optimizers` has the signature of `nanogpt.optim.make_optimizers`. A user's mistake is one
     line on stderr and exit code 2.
     """
+    from nanogpt.run.errors import refuse_windows
+
+    refuse_windows()  # before modules are imported that need another system
     from nanogpt.run.main import main  # parses the command line, builds `Parts`, calls `train`
 
     own = {"make_model": make_model, "make_optimizers": make_optimizers}

@@ -16,6 +16,7 @@ recipes/shakespeare.py has prepared:
 
 import json
 import math
+import os
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,11 @@ def run() -> None:
                 if (given.dry_run or "").lower() == "true":
                     data = tmpdir
                     stand_in(Path(tmpdir))
+                elif int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the others would wait for hours
+                    raise ValueError(
+                        f"there is no {DATA}: before a run of several processes prepare it in one, "
+                        "by python -m data_prep.fineweb_edu"
+                    )
             else:
                 vocab_size, _ = measure(data)
             base = shape(given.depth, given.aspect_ratio)

@@ -10,9 +10,12 @@ baby GPT (6 layers, 384 channels, context 256); what that reaches is not measure
 How the settings were found, and what did not help, is in LOG.md.
 """
 
+import sys
+
 from data_prep import shakespeare
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.run.device import gpu_gib
+from nanogpt.run.flags import asked_device
 from nanogpt.train import main
 
 LAPTOP = GPTConfig.modern(
@@ -34,7 +37,7 @@ TRAIN = TrainConfig(
     warmup_iters=0,
     min_lr=0.0,
 )
-GIB = gpu_gib()
+GIB = gpu_gib(asked_device(sys.argv))
 if GIB >= 4:
     MODEL, NOTE = BABY, f"baby GPT, because there is a GPU with {GIB:.0f} GiB"
     TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 64, 2000, 250

@@ -10,9 +10,12 @@ GPT-2 family, AdamW, cosine: 10.65M parameters, 5000 steps, validation loss abou
         --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0  # validation loss 1.91
 """
 
+import sys
+
 from data_prep import shakespeare
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.run.device import gpu_gib
+from nanogpt.run.flags import asked_device
 from nanogpt.train import main
 
 MODEL = GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, bias=False)
@@ -28,7 +31,8 @@ TRAIN = TrainConfig(
     eval_interval=250,
     eval_iters=200,
     always_save_checkpoint=False,  # it overfits in the end: keep the best
-    precision="auto" if gpu_gib() else "fp32",  # nanoGPT uses bf16 on a GPU alone
+    # nanoGPT uses bf16 on a GPU alone
+    precision="auto" if gpu_gib(asked_device(sys.argv)) else "fp32",
 )
 
 if __name__ == "__main__":

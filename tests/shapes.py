@@ -16,7 +16,7 @@ CASES = {
     "gpt2, untied, own n_inner": dataclasses.replace(GPT2, tie_embeddings=False, n_inner=80),
     "llama": MODERN,
     "llama, untied, biases": dataclasses.replace(MODERN, tie_embeddings=False, bias=True),
-    "llama, all heads, own head size": dataclasses.replace(MODERN, n_kv_head=None, head_dim=16),
+    "llama, all heads, own head size": dataclasses.replace(MODERN, n_kv_head=None, head_dim=64),
     "qwen3": dataclasses.replace(MODERN, qk_norm=True, rope_theta=500.0),
     "qwen3, untied": dataclasses.replace(MODERN, qk_norm=True, tie_embeddings=False),
 }

@@ -34,6 +34,7 @@ def test_the_core_imports_none_of_the_outer_rings():
     found = {(path.name, name) for path in core for name in imports(path) if f"{name}.".startswith(outer)}
     assert found == {
         ("model.py", "nanogpt.hub.load.from_pretrained"),
+        ("train.py", "nanogpt.run.errors.refuse_windows"),
         ("train.py", "nanogpt.run.main.main"),
         ("__init__.py", "nanogpt.hub.load.load"),
         ("__init__.py", "nanogpt.run.startup"),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from helpers import randomize
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.torch_version import TorchVersion
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -19,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nanogpt.model import GPT, GPTConfig, Ops, attention
+from nanogpt.model import GPT, GPTConfig, Ops, attention, single_query_attention
 
 GPT2 = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, n_inner=48)
@@ -252,3 +253,27 @@ def test_torch_compile_sees_one_graph_for_all_lengths():
         idx = torch.arange(T)[None]
         torch.testing.assert_close(compiled(idx, idx), model(idx, idx))
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("version, single", [("2.9.1", True), ("2.11.0", False)])
+def test_on_mps_keys_are_repeated_and_old_versions_write_single_queries_out(monkeypatch, version, single):
+    """On fake tensors of that device."""
+    calls = []
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **options: calls.append((args, options)))
+    with FakeTensorMode():
+        q, k = torch.empty(1, 4, 1, 64, device="mps"), torch.empty(1, 2, 5, 64, device="mps")
+        y = attention(q, k, k, enable_gqa=True)
+    if single:
+        assert y.shape == q.shape and not calls
+    else:
+        [(args, options)] = calls
+        assert args[1].shape == (1, 4, 5, 64) and options == {"enable_gqa": False}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_single_query_written_out_is_torchs_attention(masked):
+    q, k, v = torch.randn(2, 3, 1, 64), torch.randn(2, 3, 7, 64), torch.randn(2, 3, 7, 64)
+    mask = torch.arange(7)[None, :] < 5 if masked else None
+    expected = F.scaled_dot_product_attention(q, k, v, mask)
+    torch.testing.assert_close(single_query_attention(q, k, v, mask), expected)

@@ -17,7 +17,7 @@ import sys
 
 from nanogpt import __version__
 from nanogpt.cli import measure, train, use
-from nanogpt.run.errors import fail, user_errors
+from nanogpt.run.errors import fail, refuse_windows, user_errors
 from nanogpt.run.parser import OneLineParser
 
 # A command NAME is add_NAME and run_NAME of its module. The modules import torch and the rest of
@@ -54,6 +54,7 @@ COMMANDS = {name: command for group in GROUPS.values() for name, command in grou
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command. A user's mistake prints one line and exits with code 2."""
+    refuse_windows()
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.command is None:

@@ -14,6 +14,12 @@ PICTURES = (".png", ".svg", ".pdf")
 def add_eval(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt eval`."""
     add_shared(command, "RUNS", "--checkpoint", "--device", "--json")
+    command.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="of a split's loss; auto: the GPU's fastest on CUDA, else fp32",
+    )
     command.add_argument("--data", metavar="DIR", help="a data directory; default: the run's")
     command.add_argument("--split", default="val", choices=("val", "train"), help="part of it")
     add_number(command, "--batch_size", int, 1, 4096, 32, "sequences at a time")
@@ -36,11 +42,14 @@ def run_eval(args) -> None:
 
 def evaluate_split(args, device: str) -> list[dict]:
     """Loss, perplexity and bits per byte of each run over a split; several runs also as a table."""
+    import torch
+
     from nanogpt.checkpoint import load_configs
     from nanogpt.data.mixture import open_data, read_shares
     from nanogpt.data.tokenizer import check_same, load_tokenizer
-    from nanogpt.evaluate import evaluate
+    from nanogpt.evaluate import evaluate, forward_batch_size
     from nanogpt.hub.load import check_tokenizer, load
+    from nanogpt.ops.loss import loss_for
 
     results = []
     rows = [f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}"]
@@ -56,8 +65,12 @@ def evaluate_split(args, device: str) -> list[dict]:
                 check_same(found, part)
             else:
                 check_tokenizer(tokenizer, load_tokenizer(part), data.tokens, part, run)
+        config = model.config
+        tokens = config.block_size * forward_batch_size(args.batch_size, config.block_size)
+        # the logits of a large vocabulary do not fit into a GPU's memory at once
+        model.use(model.ops._replace(loss=loss_for(torch.device(device), config, tokens)))
         start = time.perf_counter()
-        with waiting(f"evaluating {found or run}", note):
+        with waiting(f"evaluating {found or run}", note), autocast(device, args.precision):
             result = evaluate(model, data, args.batch_size, device)
         seconds = time.perf_counter() - start
         name = args.split if directory == own else f"{args.split} of {directory}"
@@ -77,6 +90,18 @@ def evaluate_split(args, device: str) -> list[dict]:
     if len(results) > 1 and not args.json:
         show("\n".join(rows))
     return results
+
+
+def autocast(device: str, precision: str):
+    """Context manager: computes in `precision`, with weights in fp32."""
+    import torch
+
+    from nanogpt.run.device import cuda_precision
+
+    if precision == "auto" and device == "cuda":
+        precision = cuda_precision()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device, dtype, enabled=dtype is not None)
 
 
 def evaluate_tasks(args, device: str) -> list[dict]:

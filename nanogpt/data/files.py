@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-# some file systems cannot flush a directory, nor Windows a file that is open for reading only
+# some file systems cannot flush a directory, or a file that is open for reading only
 UNSYNCABLE = [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS]
 UNSYNCABLE += [errno.EBADF, errno.EACCES, errno.EPERM]
 MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB

@@ -138,8 +138,7 @@ class Tokens:
                 unchanged = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
                 if same_file and not unchanged:
                     raise DataChanged(f"{path} was changed while it was read: restore it")
-            if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-                mapped.madvise(mmap.MADV_DONTNEED)
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0

@@ -29,19 +29,20 @@ from nanogpt.model import GPT, GPTConfig
 from nanogpt.ops import ops_for
 from nanogpt.ops.cpu import X86, pack
 from nanogpt.optim import make_optimizers
-from nanogpt.run.device import peak_flops
+from nanogpt.run.device import gpu_gib, peak_flops
 from nanogpt.run.prepare import prepare
 from nanogpt.sample import generate
 from nanogpt.train import step
 
 SMALL = {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
 BABY = {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
-MODELS = {  # configuration and sequences in a batch
+MODELS = {  # configuration and sequences in a batch; a GPU measures its launches with a small one
     "classic": (GPTConfig(**SMALL), 12),
     "laptop": (GPTConfig.modern(**SMALL, n_inner=320, tie_embeddings=False), 32),
     "baby": (GPTConfig.modern(**BABY), 64),
-    "gpt2": (GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"), 1),
+    "gpt2": (GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"), 12),
 }
+ON_CPU = {"gpt2": 1}  # sequences, where another number than on a GPU
 PARTS = ("train", "sample")
 # by Accelerate's names
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
@@ -86,6 +87,8 @@ class Bench:
         self.rounds = args.rounds
         self.against = args.against
         self.config, default_batch = MODELS[args.model]
+        if not gpu_gib(args.device):
+            default_batch = ON_CPU.get(args.model, default_batch)
         self.batch_size = args.batch_size or default_batch
         self.tokens = self.batch_size * self.config.block_size  # in a batch
         self.make_data(max(200_000, 4 * self.tokens))

@@ -9,6 +9,7 @@ import os
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -70,12 +71,20 @@ class Peers:
         shared = bytes(self.largest(*message.ljust(MESSAGE, b"\0"))).rstrip(b"\0")
         raise error or ValueError(shared.decode(errors="ignore"))
 
-    def largest(self, *values: int) -> list[int]:
-        """The largest of each value over all processes."""
+    def largest(self, *values: int, patience: float | None = None) -> list[int]:
+        """The largest of each value over all processes.
+
+        Raises RuntimeError if one does not call this within `patience` seconds (default: timeout).
+        """
         if not self.many:
             return [int(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.int64)
-        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=self.group)
+        largest = torch.distributed.ReduceOp.MAX
+        work = torch.distributed.all_reduce(tensor, largest, group=self.group, async_op=True)
+        if patience is None:
+            work.wait()
+        else:
+            work.wait(timedelta(seconds=patience))
         return tensor.tolist()
 
     @contextmanager
@@ -91,11 +100,14 @@ class Peers:
                 reason = str(error)
             elif not self.many or not (reason := lost(str(error), self.timeout)):
                 raise
-            me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
-            again = "start it again with --resume=auto"
-            print(f"error: {me} stops: {reason}; {again}", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(1)  # an ordinary exit would wait for the others again
+            self.leave(f"{reason}; start it again with --resume=auto")
+
+    def leave(self, reason: str) -> NoReturn:
+        """Ends this process with one line and code 1, while the others wait for it."""
+        me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
+        print(f"error: {me} stops: {reason}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # an ordinary exit would wait for the others
 
 
 def lost(error: str, timeout: float) -> str | None:

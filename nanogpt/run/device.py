@@ -88,6 +88,10 @@ def wants_cpu(device: str = "auto") -> bool:
     return device == "cpu" or launcher in ("1", "true", "yes")
 
 
+def uses_cuda(device: str = "auto") -> bool:
+    return torch.cuda.is_available() and not wants_cpu(device)
+
+
 def gpu_gib(device: str = "auto") -> float:
     """Memory of the GPU that a run would use, in GiB; 0 if it would run on the CPU."""
     if wants_cpu(device):
@@ -103,6 +107,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Makes the Accelerator. Raises ValueError if launcher, machine and settings disagree."""
     check_launcher(os.environ)
     world = int(os.environ.get("WORLD_SIZE", 1))
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpus = torch.cuda.device_count()
+    if uses_cuda(config.device) and processes_here > gpus:
+        raise ValueError(
+            f"{processes_here} processes cannot share {gpus} GPUs: give the launcher "
+            f"--num_processes {gpus}, for each machine"
+        )
     accumulation = config.gradient_accumulation_steps
     if accumulation % world:
         raise ValueError(
@@ -156,6 +167,8 @@ def check_launcher(env: Mapping[str, str]) -> None:
         problem = "FSDP version 1 is not supported: use accelerate_configs/fsdp2.yaml"
     if env.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         problem = "dynamo_backend is not supported: set it to NO and use --compile=True"
+    if env.get("ACCELERATE_MIXED_PRECISION") == "fp8":
+        problem = "mixed_precision fp8 is not supported: set it to bf16"
     if problem:
         raise ValueError(f"the launcher's {problem}")
 
@@ -198,11 +211,26 @@ def mixed_precision(config: TrainConfig) -> str:
     if config.precision != "auto":
         return "no" if config.precision == "fp32" else config.precision
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if uses_cuda(config.device) and launcher in ("no", "bf16"):
+        fastest = cuda_precision()
+        if launcher != "no" and fastest != launcher:
+            name = torch.cuda.get_device_name()
+            logger.info(f"the {name} only emulates {launcher}: using {PRECISIONS[fastest]}")
+        return fastest
     if launcher != "no":
         return launcher
-    if torch.cuda.is_available() and not wants_cpu(config.device):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if cpu_computes_in_bf16() and gpu_gib(config.device) == 0 else "no"
+
+
+def cuda_precision() -> str:
+    """The fastest precision of the GPU, by Accelerate's name.
+
+    By compute capability: bf16 from 8.0 (Ampere) on, fp16 from 7.0 (Volta) on, else fp32. torch
+    emulates bf16 on older ones, several times slower than fp16, and does not compile it.
+    """
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp16" if torch.cuda.get_device_capability() >= (7, 0) else "no"
 
 
 def cpu_computes_in_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
@@ -222,11 +250,20 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
         make_deterministic()
     if accelerator.device.type == "cpu":
         cpu.keep_freed_memory()
-        if Path("/proc/driver/nvidia/version").exists() and torch.version.cuda is None:
-            logger.info("this machine has an NVIDIA GPU: to use it, install torch with CUDA")
+        if not wants_cpu(config.device) and gpu_is_unused():
+            logger.info(
+                f"training on the CPU: torch {torch.__version__} does not find this machine's "
+                "NVIDIA GPU: install a torch with CUDA that suits its driver, or update the driver"
+            )
     # matmuls that stay in fp32 on CUDA use TF32, as in nanoGPT
     torch.set_float32_matmul_precision("high" if accelerator.device.type == "cuda" else "highest")
     return environment_of(accelerator, set_threads(config.threads, accelerator.num_processes))
+
+
+def gpu_is_unused(driver: str = "/proc/driver/nvidia/version") -> bool:
+    """Whether there is an NVIDIA GPU that torch does not find, though it is not hidden."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return Path(driver).exists() and not hidden and not torch.cuda.is_available()
 
 
 def make_deterministic() -> None:

@@ -48,6 +48,12 @@ def fail(message: object, code: int = 2) -> typing.NoReturn:
     sys.exit(code)
 
 
+def refuse_windows() -> None:
+    """Ends a program there: training needs links, file locks and signals that it does not have."""
+    if sys.platform == "win32":
+        fail("this program needs Linux or macOS: on Windows, run it in WSL2")
+
+
 def lone_launcher() -> psutil.Process | None:
     """`accelerate launch` if it started only this process: it would print a traceback."""
     with suppress(psutil.Error):

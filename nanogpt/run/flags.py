@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import textwrap
+from argparse import ArgumentParser
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from nanogpt.config import Actions, TrainConfig, ignored_by
 from nanogpt.data.files import follow, read_json
 from nanogpt.model import GPTConfig, declared
+from nanogpt.run.errors import refuse_windows
 from nanogpt.run.parser import OneLineParser, read_value, split_flag
 from nanogpt.run.parser import within as within  # for programs that take it from here
 
@@ -38,6 +40,7 @@ def field_help(cls: type) -> dict[str, str]:
 
 def settings_parser(model_config: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
     """A recipe's parser: a flag for each field; advanced ones (KW_ONLY) and actions in groups."""
+    refuse_windows()
     parser = OneLineParser(usage="%(prog)s [--SETTING VALUE …]", description=description)
     text = "repeat a run: its config.json, before the flags given here"
     parser.add_argument("--config", metavar="FILE", help=text)
@@ -88,6 +91,13 @@ def parse(
                 values[name] = str(Path(values[name]))  # without a / at its end
         changed.append(dataclasses.replace(config, **values))
     return tuple(changed)
+
+
+def asked_device(argv: list[str]) -> str:
+    """The --device of a command line, for recipes that choose their settings by it."""
+    parser = OneLineParser(add_help=False)
+    parser.add_argument("--device", default="auto")
+    return ArgumentParser.parse_known_args(parser, argv)[0].device
 
 
 def named(argv: list[str]) -> set[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +19,8 @@ from nanogpt.run.errors import out_of_memory, user_errors
 from nanogpt.train import Parts, Tally, logger, micro_batch
 
 MEMORY = "out of memory"
+DYNAMO = re.compile(r"(backend=.* raised:)?\s*")  # lines without a cause
+APART = 30  # seconds between the failures of processes that lack memory for the same micro-batch
 BAD_STEPS = 5  # steps in a row without a finite gradient that end a run
 SCALER_STEPS = 16  # fp16: as many more, while the scaler halves its initial scale of 2^16 to 1
 
@@ -71,7 +74,10 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
     """
     parts.gpt.train()
     while problem := problem_with(
-        lambda c=config: try_micro_batch(c, parts, state), parts.peers, parts.compiled
+        lambda c=config: try_micro_batch(c, parts, state),
+        parts.peers,
+        parts.compiled,
+        parts.sharded,
     ):
         gc.collect()  # frees the tensors of the failed attempt
         if parts.device.type == "cuda":
@@ -107,19 +113,38 @@ def try_micro_batch(config: TrainConfig, parts: Parts, state: State) -> None:
         parts.gpt.zero_grad()
 
 
-def problem_with(attempt: Callable[[], None], peers: Peers, compiled: bool) -> str | None:
-    """Calls `attempt`. If it fails on any process, returns MEMORY or what the compiler says."""
+def problem_with(
+    attempt: Callable[[], None], peers: Peers, compiled: bool, sharded: bool = False
+) -> str | None:
+    """Calls `attempt`. If it fails on any process, returns MEMORY or what the compiler says.
+
+    If a sharded model lacks memory on some processes only, the others wait for them amid the
+    attempt: those that lack it end the run.
+    """
     problem = None
     try:
         attempt()
     except Exception as error:  # whatever the compiler trips over, the model also runs without it
-        problem = MEMORY if out_of_memory(error) else str(error).splitlines()[0]
+        problem = MEMORY if out_of_memory(error) else cause(error)
         if problem != MEMORY and not compiled:
             raise
-    memory, other = peers.largest(problem == MEMORY, problem not in (None, MEMORY))
+    patience = APART if sharded and problem == MEMORY else None
+    try:
+        found = peers.largest(problem == MEMORY, problem not in (None, MEMORY), patience=patience)
+    except RuntimeError:
+        if patience is None:
+            raise
+        peers.leave(f"{problem} here, but not on all processes: choose a smaller --batch_size")
+    memory, other = found
     if memory:
         return MEMORY
     return problem or ("it failed on another process" if other else None)
+
+
+def cause(error: Exception) -> str:
+    """The line of an error that says what happened: a compiler's comes after dynamo's."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line for line in lines if not DYNAMO.fullmatch(line)), lines[0])
 
 
 def change_batches(old: TrainConfig, new: TrainConfig, parts: Parts) -> None:
@@ -130,7 +155,7 @@ def change_batches(old: TrainConfig, new: TrainConfig, parts: Parts) -> None:
         "a step has the same sequences"
     )
     if parts.compiled:
-        torch.compiler.reset()  # frees the graphs of the size that did not fit
+        torch.compiler.reset()  # frees the graphs of the old size: dynamo keeps only a few
     processes = parts.accelerator.num_processes
     parts.accelerator.gradient_accumulation_steps = new.gradient_accumulation_steps // processes
     parts.settings["train"] = dataclasses.asdict(new)

@@ -9,10 +9,12 @@ data, while its allocations are counted.
 
 import dataclasses
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import torch
 
@@ -20,7 +22,8 @@ from nanogpt.config import Actions, TrainConfig
 from nanogpt.data.files import plain
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.ops import ops_for
-from nanogpt.optim import make_optimizers
+from nanogpt.optim import local, make_optimizers
+from nanogpt.run.agree import Peers
 from nanogpt.run.device import free_memory, gpu_gib, wants_cpu
 from nanogpt.run.guard import rehearse
 from nanogpt.train import Parts, State, memory_in_use, step, synchronize, tokens_per_step
@@ -54,11 +57,13 @@ def memory(
     precision: str,
     processes: int = 1,
     device: str | None = None,
+    shards: int = 1,
 ) -> dict[str, int]:
     """Peak memory of a step in one process, in bytes by purpose; on a CPU with the allocator's.
 
     It is simulated, for a model of any size, on `device`: by default cuda if the run would use it,
-    else cpu. The step is not compiled; a compiled one takes less.
+    else cpu. The step is not compiled; a compiled one takes less. Each of `shards` processes that
+    FSDP shards the model over holds its part of the weights, their gradients and optimizer state.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
@@ -88,7 +93,9 @@ def memory(
         snapshot = next(iter(tracker.get_tracker_snapshot("peak").values()))
         peak = {getattr(kind, "name", kind): size for kind, size in snapshot.items()}
     parts = {"weights": peak["PARAM"], "gradients": peak["GRAD"], "optimizer": peak["OPT"]}
-    parts["activations"] = peak["Total"] - sum(parts.values())
+    activations = peak["Total"] - sum(parts.values())
+    parts = {name: math.ceil(size / shards) for name, size in parts.items()}
+    parts["activations"] = activations
     if device == "cpu" and (wants_cpu(train.device) or not gpu_gib()):
         parts["allocator"] = int(CPU_OVERHEAD * sum(parts.values()) + CPU_SCRATCH)
     return parts
@@ -109,6 +116,7 @@ def estimate(
     train_tokens: int,
     processes: int = 1,
     taken: int = 0,
+    shards: int = 1,
 ) -> dict:
     """The plan without times. `taken` bytes of the run's memory are in use already.
 
@@ -116,7 +124,7 @@ def estimate(
     """
     with torch.device("meta"):
         model = GPT(config)
-    needed = memory(config, train, precision, processes)
+    needed = memory(config, train, precision, processes, shards=shards)
     room = available(train.device) + taken
     if "allocator" in needed:  # on a CPU; this process has loaded what a run loads
         needed["Python and torch"] = max(memory_in_use(torch.device("cpu")) - taken, 0)
@@ -174,9 +182,12 @@ def show(config: TrainConfig, parts: Parts, state: State, actions: Actions) -> N
     for optimizer in parts.optimizers:
         for values in optimizer.state.values():
             tensors += [value for value in values.values() if torch.is_tensor(value)]
-    taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    taken = sum(local(tensor).numel() * tensor.element_size() for tensor in tensors)
     tokens, processes = len(parts.train_data.tokens), env["processes"]
-    plan = estimate(parts.gpt.config, config, env["precision"], tokens, processes, taken)
+    shards = processes if parts.sharded else 1
+    plan = estimate(parts.gpt.config, config, env["precision"], tokens, processes, taken, shards)
+    # a step has to fit on all processes, which take it together
+    plan["fits"] = not parts.peers.largest(not plan["fits"])[0]
     if plan["fits"]:
         seconds = seconds_per_step(config, parts, state)
         plan["seconds_per_step"] = seconds
@@ -207,7 +218,8 @@ def seconds_per_step(config: TrainConfig, parts: Parts, state: State) -> float:
     for n in range(1, min(share, 2) + 1):
         timed = dataclasses.replace(config, gradient_accumulation_steps=n * processes)
         parts.accelerator.gradient_accumulation_steps = n
-        seconds.append(median_seconds(lambda timed=timed: timed_step(timed, parts, state)))
+        take_step = partial(timed_step, timed, parts, state)
+        seconds.append(median_seconds(take_step, parts.peers))
     return seconds[0] + (share - 1) * max(seconds[-1] - seconds[0], 0)
 
 
@@ -216,16 +228,20 @@ def timed_step(config: TrainConfig, parts: Parts, state: State) -> None:
     synchronize(parts.device)
 
 
-def median_seconds(step: Callable[[], None], at_most: float = 3.0) -> float:
+def median_seconds(step: Callable[[], None], peers: Peers, at_most: float = 3.0) -> float:
     """Median of the seconds that `step()` takes, in `at_most` seconds after two calls to warm up.
 
     It is called three times at least, unless it takes so long that a warm-up makes no difference.
+    All processes call it equally often, for a step waits for all of them.
     """
     times: list[float] = []
-    while sum(times) < (4 * at_most if len(times) < 5 else at_most) and len(times) < 200:
+    enough = False
+    while not enough:
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
+        limit = 4 * at_most if len(times) < 5 else at_most
+        enough = bool(peers.largest(sum(times) >= limit or len(times) == 200)[0])
     return statistics.median(times[2:] or times[-1:])
 
 

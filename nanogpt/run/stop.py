@@ -12,10 +12,9 @@ from nanogpt.run.guard import bad_steps_allowed, diagnosis
 from nanogpt.run.resume import resume_command
 from nanogpt.train import Parts, log_is_due
 
-# SIGHUP: the terminal closes; Slurm can send SIGUSR1 before its time limit. Windows lacks both
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-SIGNALS = [number for number in signal.Signals if number.name in NAMES]
-HANGUP = getattr(signal, "SIGHUP", None)
+HANGUP = signal.SIGHUP  # the terminal closes
+# Slurm can send SIGUSR1 before its time limit
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, HANGUP)
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by the launchers
 FAILED_SAVES = 3  # in a row that end a run
 
@@ -38,7 +37,7 @@ class Interrupted(Exception):
 
 def hangup_is_ignored() -> bool:
     """Whether this process was started to outlive its terminal, as by nohup."""
-    return HANGUP is not None and signal.getsignal(HANGUP) == signal.SIG_IGN
+    return signal.getsignal(HANGUP) == signal.SIG_IGN
 
 
 class Interrupts:
@@ -76,7 +75,7 @@ class Interrupts:
     def pending(self) -> int:
         """The number of the signal received, or 0; SIGHUP's if the launcher died."""
         if not self.number and self.launcher_died():
-            self.number = HANGUP or signal.SIGTERM
+            self.number = HANGUP
         return self.number
 
     def launcher_died(self) -> bool:

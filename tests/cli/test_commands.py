@@ -17,6 +17,7 @@ from nanogpt import GPT, GPTConfig, __version__, checkpoint
 from nanogpt.cli import COMMANDS, GROUPS, main
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.extras import eval_tasks
+from nanogpt.ops import loss
 from nanogpt.run import metrics
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "shakespeare_nanogpt.py"
@@ -34,6 +35,19 @@ def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, command):
     printed = float(shown.split("loss ")[1].split(" ")[0])
     assert printed == pytest.approx(loss, abs=2e-3)  # a last, partial window is left out here
     assert path.name in shown and "bits per byte" in shown
+
+
+def test_eval_takes_the_loss_of_large_vocabularies_and_a_precision(run_dir, command, monkeypatch):
+    """On a GPU: here chunks of a few logits take the place of those, and the CPU computes in bf16."""
+    whole = float(command("eval", run_dir, "--json").split('"val_loss": ')[1].split(",")[0])
+    asked = []
+    monkeypatch.setattr(loss, "CHUNK", 10_000)
+    monkeypatch.setattr(loss, "loss_for", lambda *args: asked.append(args) or loss.chunked_loss)
+    for precision, most in (("auto", 1e-6), ("bf16", 1e-2)):
+        [result] = json.loads(command("eval", run_dir, "--json", "--batch_size=300", f"--precision={precision}"))
+        assert result["val_loss"] == pytest.approx(whole, abs=most)
+    assert result["val_loss"] != whole
+    assert [(device.type, tokens) for device, _, tokens in asked] == [("cpu", 300 * 16)] * 2
 
 
 def test_eval_of_several_runs_is_a_table_and_kept_beside_them(run_dir, command):

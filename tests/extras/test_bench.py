@@ -81,3 +81,13 @@ def test_on_a_cpu_sampling_is_timed_with_packed_weights(tmp_path, monkeypatch):
     rows = [(row["part"], row["who"]) for row in measured.rows]
     parts = ("sample, fp32", "sample, bf16", "sample, int8")
     assert rows == [(part, who) for part in parts for who in ("nanogpt", "reading the weights")] and len(packed) == 3
+
+
+@pytest.mark.parametrize("gib, sequences", [(80, 12), (0, 1)])
+def test_on_a_gpu_gpt2_takes_the_sequences_of_nanogpt(tmp_path, monkeypatch, gib, sequences):
+    monkeypatch.setattr(bench, "gpu_gib", lambda device: gib)
+    accelerator = SimpleNamespace(mixed_precision="no")
+    parts = SimpleNamespace(device=torch.device("cpu"), accelerator=accelerator)
+    monkeypatch.setattr(bench, "prepare", lambda model, config, **options: (config, parts, None))
+    args = SimpleNamespace(model="gpt2", batch_size=None, rounds=1, precision="fp32", device="auto", against=None)
+    assert bench.Bench(tmp_path, args).train_config.batch_size == sequences

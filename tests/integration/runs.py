@@ -6,6 +6,7 @@
 reaches without GPUs. `model` are changes of the model; with `minimal` recipes/minimal.py trains, and its losses go to
 the file `out_dir`. The last process alone meets trouble: `poison` lists the steps at which its loss is not a number,
 `room` is the number of sequences that fit into its memory, `terminate` the step at whose evaluation it gets a SIGTERM.
+With `everywhere` all processes meet it. `plan` plans a run, in a process whose clock is faster than the others'.
 """
 
 import json
@@ -13,8 +14,11 @@ import os
 import runpy
 import signal
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate
 import torch
@@ -23,7 +27,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from nanogpt import GPTConfig, TrainConfig, optim
-from nanogpt.run import device
+from nanogpt.config import Actions
+from nanogpt.run import device, guard, plan
 from nanogpt.run.errors import user_errors
 from nanogpt.run.main import train_to_the_end
 from nanogpt.run.prepare import prepare
@@ -93,6 +98,13 @@ def trouble(parts: Parts, state: State, poison=(), room: int = 99, terminate: in
     parts.gpt.forward, parts.val_data.whole_split = troubled, batches
 
 
+def show_plan(*run) -> None:
+    factor = 10 if run[1].accelerator.is_last_process else 1
+    plan.time = SimpleNamespace(perf_counter=lambda: factor * time.perf_counter())
+    plan.median_seconds = partial(plan.median_seconds, at_most=0.2)
+    plan.show(*run, Actions(json=True))
+
+
 def train_minimal(model: GPTConfig, config: TrainConfig) -> None:
     recipe = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "minimal.py"))
     losses = [loss.item() for _, loss in recipe["train"](model, config, accelerate.Accelerator(cpu=True))]
@@ -101,6 +113,7 @@ def train_minimal(model: GPTConfig, config: TrainConfig) -> None:
 
 def train(settings: dict) -> None:
     troubles = {name: settings.pop(name) for name in ("poison", "room", "terminate") if name in settings}
+    plans, everywhere = (settings.pop(name, False) for name in ("plan", "everywhere"))
     model = replace(MODEL, **settings.pop("model", {}))
     if settings.pop("minimal", False):
         return train_minimal(model, TrainConfig(**TRAIN | settings))
@@ -109,12 +122,15 @@ def train(settings: dict) -> None:
     if parts.sharded:
         check_shards(parts)
     check_shares(parts)
-    if parts.accelerator.is_last_process:
+    if plans:
+        return show_plan(config, parts, state)
+    if parts.accelerator.is_last_process or everywhere:
         trouble(parts, state, **troubles)
     train_to_the_end(config, parts, state)
 
 
 if __name__ == "__main__":
+    guard.APART = 5
     optim.SHARED_FROM = 25  # Muon shares tiny matrices too
     if "--fsdp" in sys.argv:
         device.Accelerator = sharded

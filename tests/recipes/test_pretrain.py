@@ -98,3 +98,10 @@ def test_a_plan_needs_no_text(tmp_path, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["train_tokens"] == 9_990_000_000 and found["parameters"] > 50257 * 8
     assert not list(tmp_path.iterdir())
+
+
+def test_several_processes_without_data_are_told_to_prepare_it(monkeypatch, tmp_path, refused):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--depth=2"])
+    assert "python -m data_prep.fineweb_edu" in refused(pretrain.run)

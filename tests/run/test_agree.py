@@ -36,8 +36,9 @@ def test_errors_of_a_process_alone_pass_through():
 def test_processes_agree_on_the_largest(monkeypatch):
     largest_of = {torch.distributed.ReduceOp.MAX: torch.maximum, torch.distributed.ReduceOp.MIN: torch.minimum}
 
-    def with_another(tensor, op, group):
+    def with_another(tensor, op, group, async_op):
         tensor.copy_(largest_of[op](tensor, torch.tensor([0, 5])))
+        return SimpleNamespace(wait=lambda: None)
 
     monkeypatch.setattr(torch.distributed, "all_reduce", with_another)
     assert Peers(process(1, of=2), 1).largest(True, 3) == [1, 5]

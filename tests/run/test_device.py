@@ -26,6 +26,7 @@ def test_a_device_that_the_launcher_overrules_is_an_error(make_run, monkeypatch)
     on_cpu = SimpleNamespace(num_processes=1, device=torch.device("cpu"), distributed_type=DistributedType.NO)
     monkeypatch.setattr(device, "Accelerator", lambda **kwargs: on_cpu)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"device=cuda.* cpu"):
         make_run(device="cuda", precision="fp32")
 
@@ -131,6 +132,7 @@ def test_a_peak_is_that_of_nvidias_data_sheet(name):
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP version 1"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp8"),
         ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "asked for several processes"),
     ],
 )
@@ -186,3 +188,49 @@ def test_under_ddp_a_block_is_one_graph(monkeypatch):
         assert counter.frame_count == 2  # the loss is the other
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Makes a GPU of a compute capability, as torch describes it."""
+
+    def make(major: int) -> None:
+        monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or major > 7
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("major, precision", [(8, "bf16"), (7, "fp16"), (6, "no")])
+@pytest.mark.parametrize("launcher", ["bf16", "no"])
+def test_bf16_that_a_gpu_only_emulates_becomes_fp16_or_fp32(gpu, monkeypatch, launcher, major, precision):
+    gpu(major)
+    notes = []
+    monkeypatch.setattr(device.logger, "info", notes.append)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    assert device.mixed_precision(TrainConfig()) == precision
+    assert len(notes) == (launcher == "bf16" and major < 8)
+    assert device.mixed_precision(TrainConfig(precision="bf16")) == "bf16"  # the user's choice
+
+
+def test_more_processes_than_gpus_are_refused(gpu, monkeypatch):
+    gpu(8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"3 processes cannot share 2 GPUs.* --num_processes 2"):
+        device.make_accelerator(TrainConfig(gradient_accumulation_steps=3))
+
+
+def test_a_gpu_that_torch_does_not_find_is_noticed_unless_it_is_hidden(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "version").write_text("NVRM version: 535.54")
+    assert device.gpu_is_unused(str(tmp_path / "version"))
+    assert not device.gpu_is_unused(str(tmp_path / "none"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not device.gpu_is_unused(str(tmp_path / "version"))

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,3 +162,11 @@ def test_another_batch_size_is_compiled_anew(make_run, monkeypatch):
         run.parts.compiled = compiled
         guard.change_batches(run.config, guard.split(run.config), run.parts)
     assert len(resets) == 1
+
+
+def test_a_failed_compilation_is_reported_with_its_cause():
+    def compile() -> None:
+        raise RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: no C++ compiler\n\nSet TORCHDYNAMO_VERBOSE")
+
+    alone = SimpleNamespace(largest=lambda *values, patience=None: values)
+    assert guard.problem_with(compile, alone, compiled=True) == "InvalidCxxCompiler: no C++ compiler"

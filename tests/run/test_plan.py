@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_the_plan_names_what_a_user_would_work_out_by_hand():
 
 
 def test_with_train_minutes_the_steps_are_those_that_fit_into_them(make_run, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "median_seconds", lambda step: 0.5)
+    monkeypatch.setattr(plan, "median_seconds", lambda step, peers: 0.5)
     run = make_run(train_minutes=2, batch_size=4, max_iters=7, eval_interval=100)
     run.plan(Actions(price=6))
     shown = capsys.readouterr().out
@@ -86,7 +87,7 @@ def test_with_train_minutes_the_steps_are_those_that_fit_into_them(make_run, mon
 def test_of_many_micro_batches_two_are_timed(make_run, monkeypatch):
     run, taken = make_run(gradient_accumulation_steps=10), []
 
-    def seconds(step):
+    def seconds(step, peers):
         step()
         taken.append(run.accelerator.gradient_accumulation_steps)
         return {1: 3.0, 2: 5.0}[taken[-1]]  # 1 for the optimizer, 2 for each micro-batch
@@ -101,7 +102,7 @@ def test_steps_of_whole_windows_are_timed(make_run, monkeypatch):
     run.rehearse()
     run.gpt.register_forward_pre_hook(lambda model, inputs: lengths.append(inputs[0].size(1)))
     monkeypatch.setattr(plan, "rehearse", lambda config, parts, state: config)
-    monkeypatch.setattr(plan, "median_seconds", lambda step: step() or 1.0)
+    monkeypatch.setattr(plan, "median_seconds", lambda step, peers: step() or 1.0)
     assert run.measure() == 1.0 and lengths == [run.gpt.config.block_size] != [8]
 
 
@@ -115,7 +116,8 @@ def test_a_slow_step_is_timed_once(monkeypatch):
     clock = iter(range(0, 1000, 13))
     monkeypatch.setattr(plan.time, "perf_counter", lambda: next(clock))
     calls = []
-    assert plan.median_seconds(lambda: calls.append(1)) == 13 and len(calls) == 1
+    alone = SimpleNamespace(largest=lambda *values: values)
+    assert plan.median_seconds(lambda: calls.append(1), alone) == 13 and len(calls) == 1
 
 
 def test_what_a_run_has_already_is_not_counted_twice(monkeypatch):
@@ -144,3 +146,11 @@ def test_a_step_on_cuda_is_simulated():
         assert parts["weights"] == pytest.approx(4 * numbers, rel=0.01)
         assert parts["optimizer"] == pytest.approx(8 * numbers, rel=0.1)
     assert needed[1]["activations"] == pytest.approx(2 * needed[0]["activations"], rel=0.02)
+
+
+def test_shards_divide_weights_gradients_and_optimizer_state():
+    config, train = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32), TrainConfig(device="cpu")
+    whole, shard = (plan.memory(config, train, "fp32", processes=4, shards=n) for n in (1, 4))
+    for part in ("weights", "gradients", "optimizer"):
+        assert shard[part] == pytest.approx(whole[part] / 4, abs=1)
+    assert shard["activations"] == whole["activations"]
