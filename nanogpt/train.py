@@ -217,7 +217,9 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
 
 def validate(config: TrainConfig, parts: "Parts", state: State, eval_iters: int) -> dict:
     """This process's share of an evaluation, summed over all of them: see `evaluate`."""
-    with parts.progress.waiting("evaluating"), parts.autocast():
+    # not compiled: its two sizes would take longer to compile than they save
+    eager = torch.compiler.set_stance("force_eager") if parts.compiled else nullcontext()
+    with parts.progress.waiting("evaluating"), parts.autocast(), eager:
         return evaluate(
             parts.gpt,
             parts.val_data,
