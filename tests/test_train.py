@@ -409,7 +409,7 @@ def test_a_failing_compile_warns_once_and_the_run_goes_on(make_run, monkeypatch,
     plain = make_run(max_iters=2, out_dir=str(tmp_path / "plain"))
     plain.train()
 
-    def broken(function):
+    def broken(function, **options):
         def call(*args, **kwargs):
             raise RuntimeError("no compiler here\nand more lines")
 
