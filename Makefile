@@ -1,5 +1,6 @@
 # `make` alone lists the commands. VENV, PYTHON and FLAGS may be set, on the command line or in the environment.
 VENV ?= .venv
+TRACK ?= 2
 PYTHON ?= python3
 UV := $(shell command -v uv)
 PIP := $(if $(UV),uv pip,pip)
@@ -7,7 +8,7 @@ SHELL := bash
 export VIRTUAL_ENV := $(abspath $(VENV))
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 
-.PHONY: help train test test-all bench
+.PHONY: help train test test-all bench speedrun
 
 help:
 	@echo 'make train   make $(VENV), install the package, train recipes/shakespeare.py and print the result'
@@ -16,15 +17,19 @@ help:
 	@echo 'make test-all    that, and what takes an hour: losses of recipes, browsers, other readers, many kills'
 	@echo 'make bench   make $(VENV), install the package, measure the speed of this machine: half an hour, idle'
 	@echo '             FLAGS="--nanogpt FOLDER" compares with a clone of nanoGPT'
+	@echo 'make speedrun TRACK=2   train the entry of a track with three seeds, see docs/speedrun.md'
 	@echo
 	@echo 'All use $(if $(UV),uv,$(PYTHON)) and can be repeated. VENV=DIR names another virtual environment.'
 
 train: $(VENV)/.installed
-	accelerate launch recipes/shakespeare.py --resume=auto $(FLAGS)
+	python recipes/shakespeare.py --resume=auto $(FLAGS)
 	@echo '       (in this shell first: . $(VENV)/bin/activate)'
 
 bench: $(VENV)/.installed
 	python benchmarks/table.py $(FLAGS)
+
+speedrun: $(VENV)/.installed
+	python recipes/speedrun.py --track=$(TRACK) --seed=1 --seeds=3 $(FLAGS)
 
 # two test processes share the cores
 test test-all: export OMP_WAIT_POLICY := passive

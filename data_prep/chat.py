@@ -7,15 +7,15 @@ A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in 
 {"conversations": [{"from": "human", "value": "Hi"}, …]}, or a list of messages, in any of the
 formats of records that `data_prep.documents` lists. The roles are system (or developer), user and
 assistant. A content is a text or a list of parts of text. --errors skip leaves out and counts
-conversations with anything else in them, such as tool calls. The tokenizer gets <|im_start|> and
-<|im_end|> where it lacks them; to fine-tune a model, name the model's.
+conversations with anything else in them, such as tool calls. <|im_start|> and <|im_end|> are added
+to a tokenizer that lacks them. To fine-tune a model, name its tokenizer.
 
 An answer with "weight": 0 (or "train" or "loss": false) is context, not a target. Targets are found
 from the tokens, so such an answer has another header, with a space after the name:
 `<|im_start|>assistant `.
 
 A block begins with a conversation and has as many whole ones as fit; the rest is filled with
-end-of-text tokens, or with <|im_end|> where there are none. An end-of-text token follows a
+end-of-text tokens, or with <|im_end|> if there are none. An end-of-text token follows a
 conversation if it still fits. A conversation that is longer than a block is an error, or is left
 out with --skip_long; none is ever cut. The loss counts only the assistant's tokens.
 `data_prep.split` decides which conversations are for validation.
@@ -43,6 +43,7 @@ from data_prep.writer import (
     writing,
 )
 from nanogpt import chat
+from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import END, CharTokenizer, get_tokenizer
 from nanogpt.data.tokens import answers
 from nanogpt.run.errors import user_errors
@@ -90,7 +91,7 @@ def to_json(value: object, where: str) -> str:
         for number, message in enumerate(value or [], 1)
     ]
     if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError(f"{where}: no answer of the assistant that is learnt")
+        raise ValueError(f"{where}: no answer of the assistant to learn from")
     text = json.dumps(messages)
     if len(text) > PIECE:
         raise ValueError(f"{where} has {len(text):,} characters: no context is that long")
@@ -208,14 +209,14 @@ def prepare(
     if corpus.skipped:
         say(f"{corpus.skipped:,} lines or conversations that cannot be learnt from were left out")
     if too_long:
-        say(f"{too_long:,} conversations of more than {block_size} tokens were left out")
+        say(f"left out: {plural(too_long, 'conversation')} of more than {block_size} tokens")
     train, val = (meta["splits"][name] for name in SPLITS)
     tokens = train["tokens"] + val["tokens"]
     share = (train["answers"]["tokens"] + val["answers"]["tokens"]) / tokens
     say(
-        f"data: {out}: {train['documents']:,} conversations for training, {val['documents']:,} for "
-        f"validation, in {tokens // block_size:,} blocks of {block_size}; {share:.0%} of the "
-        "tokens count"
+        f"data: {out}: {plural(train['documents'], 'conversation')} for training, "
+        f"{val['documents']:,} for validation, in {tokens // block_size:,} blocks of {block_size}; "
+        f"{share:.0%} of the tokens count"
     )
     return meta
 
@@ -223,13 +224,13 @@ def prepare(
 def next_command(out: Path | str, block_size: int) -> str:
     """What to run after this command."""
     data = shlex.quote(str(out))
-    return f"next: accelerate launch recipes/chat.py --data {data} --block_size={block_size}"
+    return f"next: python recipes/chat.py --data {data} --block_size={block_size}"
 
 
 def add_block_size(parser, default: int) -> None:
     """Adds --block_size to a parser."""
     kind = within(int, 16, 2**24)
-    parser.add_argument("--block_size", type=kind, default=default, help="tokens of a block")
+    parser.add_argument("--block_size", type=kind, default=default, help="tokens per block")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from nanogpt import chat
 from nanogpt.cli.options import pick_device
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
-from nanogpt.run.errors import user_errors
+from nanogpt.run.errors import user_errors, waiting
 
 CONVERSATIONS = "conversations.jsonl"
 BLOCK = 160
@@ -53,7 +53,7 @@ def spoken(day: date) -> str:
 
 
 def conversations(questions: int = 8000, seed: int = 1) -> list[list[dict]]:
-    """So many different questions, in conversations; the same for the same seed."""
+    """Conversations with different questions; the same for the same seed."""
     rng, asked = random.Random(seed), {}
     while len(asked) < questions:
         question, answer = (sums, sums, spelling, dates)[len(asked) % 4](rng)
@@ -122,7 +122,8 @@ def main() -> None:
             return
         model, tokenizer, _ = load(args.ask, pick_device("auto"))
         chat.require(tokenizer, args.ask)
-        counts = accuracy(model, tokenizer, args.out)
+        with waiting("asking the questions for validation"):
+            counts = accuracy(model, tokenizer, args.out)
         right, asked = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
         kinds = [f"{kind} {100 * n / max(all_, 1):.1f} %" for kind, (n, all_) in counts.items()]
         print(f"{100 * right / asked:.1f} % of {asked} answers are right: {', '.join(kinds)}")

@@ -46,7 +46,7 @@ class Piece(NamedTuple):
 
     file: int  # number of the input
     document: int  # number of the document in it
-    at: int  # bytes of all inputs that were read before it, about
+    at: int  # about how many bytes of all inputs were read before it
     text: str
     place: int  # characters of the document before it
     length: int  # characters of the document

@@ -5,8 +5,8 @@
     python -m data_prep.fineweb_edu --tokenizer bytes --out data/fineweb_edu_bytes
 
 About 10 billion tokens of GPT-2 in 9.7 million documents by the data set's card. 20 GB of disk,
-because the text is streamed and not kept. On two cores a good hour at the 2.2 million tokens/s of
-LOG.md, if the network keeps up (not run in full yet).
+because the text is streamed and not kept. At 2.2 million tokens/s (two cores, LOG.md) it takes 76
+minutes, if the network keeps up (not run in full yet).
 
 An interrupted command resumes when started again; --help shows all flags.
 """

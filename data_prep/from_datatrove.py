@@ -89,7 +89,7 @@ def measure(paths: list[Path], tokenizer) -> dict:
 if __name__ == "__main__":
     parser = make_parser(__doc__, "--val_fraction")
     parser.add_argument("DIR", help="the directory that DocumentTokenizer wrote to")
-    parser.add_argument("--tokenizer", required=True, metavar="T", help="the one that it had")
+    parser.add_argument("--tokenizer", required=True, metavar="T", help="the one that it used")
     parser.set_defaults(val_fraction=0.01)
     args = parser.parse_args()
     with user_errors():

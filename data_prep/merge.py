@@ -66,7 +66,7 @@ def read_parts(out: Path) -> list[dict]:
         differ = [key for key in SAME if part[key] != first[key]]
         if differ or part["shard"][1] != n:
             what = ", ".join(f"{key} {part[key]!r}, not {first[key]!r}" for key in differ)
-            raise ValueError(f"{path} is a part of other data than the first: {what}")
+            raise ValueError(f"{path} is a part of different data than the first: {what}")
     return list(parts.values())
 
 

@@ -6,7 +6,7 @@
 
 About 9.04 billion tokens of GPT-2 in 8,013,769 documents: nanoGPT, which puts the same share aside
 for validation, counts 9,035,582,198 and 4,434,897. 18 GB of disk, because the text is streamed and
-not kept. On two cores a good hour at the 2.2 million tokens/s of LOG.md, if the network keeps up
+not kept. At 2.2 million tokens/s (two cores, LOG.md) it takes 68 minutes, if the network keeps up
 (not run in full yet).
 
 An interrupted command resumes when started again; --help shows all flags.

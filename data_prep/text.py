@@ -29,6 +29,7 @@ import numpy as np
 from data_prep.documents import Corpus
 from data_prep.inputs import some
 from data_prep.writer import check_fraction, check_name, train_characters, write_corpus
+from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
@@ -52,17 +53,17 @@ def read_separator(text: str) -> str:
 STOPPED = "stopped: nothing was written this time"
 ERRORS = ("strict", "replace", "skip")
 TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
-SEPARATOR = r"what ends a document inside a text, such as '<|endoftext|>' or '\n\n'"
+SEPARATOR = r"marker that ends a document in a text, such as '<|endoftext|>' or '\n\n'"
 FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, URLs, hf:OWNER/NAME, - for stdin"},
     "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},
     "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
     "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
-    "--text_column": {"default": "text", "metavar": "NAME", "help": "of records (default: text)"},
+    "--text_column": {"default": "text", "metavar": "NAME", "help": "its column (default: text)"},
     "--separator": {"type": read_separator, "metavar": "TEXT", "help": SEPARATOR},
-    "--errors": {"default": "strict", "choices": ERRORS, "help": "for what is not UTF-8 text"},
+    "--errors": {"default": "strict", "choices": ERRORS, "help": "for text that is not UTF-8"},
     "--dedup": {"action": "store_true", "help": "leave out duplicate documents"},
-    "--shard": {"type": read_shard, "default": (1, 1), "metavar": "I/N", "help": "only this part"},
+    "--shard": {"type": read_shard, "default": (1, 1), "metavar": "I/N", "help": "part I of N"},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
 
@@ -119,7 +120,7 @@ def summary(out: Path, meta: dict, tokenizer, shards: int) -> str:
     lines = [
         f"data: {out}: {train['tokens']:,} training tokens, {val['tokens']:,} for validation, "
         f"vocabulary {meta['vocab_size']:,}",
-        f"      {train['documents'] + val['documents']:,} documents, {size:,} bytes, "
+        f"      {plural(train['documents'] + val['documents'], 'document')}, {size:,} bytes, "
         f"{size / max(tokens, 1):.2f} bytes per token",
     ]
     if shards == 1:
@@ -134,7 +135,7 @@ def next_command(out: str, shards: int) -> str:
     out = shlex.quote(out)
     if shards > 1:
         return f"next: when all {shards} shards are there: python -m data_prep.merge {out}"
-    return f"next: accelerate launch recipes/own_text.py --data {out}"
+    return f"next: python recipes/own_text.py --data {out}"
 
 
 def make_parser(description: str | None, *flags: str) -> OneLineParser:

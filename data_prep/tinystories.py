@@ -4,8 +4,8 @@
     python -m data_prep.tinystories --source DIR           # from local copies of its files
     python -m data_prep.tinystories --tokenizer bytes --out data/tinystories_bytes
 
-About 470 million tokens of GPT-2 in 2.1 million stories: 1 GB of disk. On two cores four minutes at
-the 2.2 million tokens/s of LOG.md, if the network keeps up (not run in full yet).
+About 470 million tokens of GPT-2 in 2.1 million stories: 1 GB of disk. At 2.2 million tokens/s
+(two cores, LOG.md) it takes four minutes, if the network keeps up (not run in full yet).
 
 An interrupted command resumes when started again; --help shows all flags.
 """

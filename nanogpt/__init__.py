@@ -27,7 +27,7 @@ __all__ = ["GPT", "GPTConfig", "TrainConfig", "load", "train"]
 
 
 def __getattr__(name: str):
-    """Imports torch when a class is first asked for: `nanogpt --help` does without."""
+    """Imports torch only when a class is first used, so `nanogpt --help` does not wait for it."""
     from importlib import import_module
 
     module = {"GPT": "model", "GPTConfig": "model", "TrainConfig": "config"}.get(name)
@@ -39,7 +39,7 @@ def __getattr__(name: str):
 def load(run: str | Path, device: str = "cpu", **options) -> tuple:
     """Loads a run, a checkpoint, a transformers directory or a Hub name: (model, tokenizer).
 
-    `options` are those of `nanogpt.hub.load.load`. Raises ValueError if `run` is none of these.
+    `options` are passed to `nanogpt.hub.load.load`. Raises ValueError if `run` is none of these.
     """
     from nanogpt.hub.load import load
 

@@ -1,10 +1,10 @@
-"""Caches of keys and values: with one, a model that samples reads each token once.
+"""Key-value caches: while sampling, a model reads each token only once.
 
     cache = KVCache(model.config, batch_size=1)
     logits = model(prompt, cache=cache)  # then model(token, cache=cache) for each new token
 
-`GPT.forward` asks a cache where the next tokens are (`place`), each layer hands it its keys and
-values and gets all of them back (`extend`), and at the end the tokens count as read (`advance`).
+`GPT.forward` asks the cache for the positions of the next tokens (`place`). Each layer adds its
+keys and values and gets all of them back (`extend`). Then `advance` counts the tokens as read.
 """
 
 import torch
@@ -40,8 +40,8 @@ class KVCache:
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple:
         """Appends k and v (B, K, T, D) of a layer; returns all its keys and values (B, K, S, D).
 
-        The third result is the mask (T, S) of the keys that a query sees. It is None for the first
-        tokens and for a single one, which need none.
+        The third result is the attention mask (T, S). It is None for the first tokens and for a
+        single token, which need no mask.
         """
         start, T = self.length, k.size(2)
         keys = self.keys[layer][:, :, : start + T]
@@ -63,9 +63,9 @@ class KVCache:
 class StaticKVCache(KVCache):
     """A cache for a compiled step: its shapes never change, and `length` is a tensor.
 
-    One compiled graph, on a GPU one CUDA graph, then serves all tokens. Attention reads the whole
-    room each time, with a mask: on a GPU that costs less than launching all its kernels. Whether
-    the tokens fit is not checked, because the host would wait for the device.
+    One compiled graph (on a GPU, one CUDA graph) serves all tokens. Attention reads the whole
+    cache, with a mask: on a GPU that costs less than launching all its kernels. There is no check
+    that the tokens fit, because the host would have to wait for the device.
     """
 
     def __init__(self, *args, **options):

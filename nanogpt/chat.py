@@ -42,7 +42,7 @@ def require(tokenizer, run: str) -> None:
 
 
 def add_tokens(tokenizer):
-    """The tokenizer with START and END; where it lacks them, they follow its other tokens."""
+    """The tokenizer with START and END, added after its other tokens if it lacks them."""
     missing = [token for token in (START, END) if token not in tokenizer.special]
     return tokenizer.with_special(missing) if missing else tokenizer
 
@@ -86,7 +86,7 @@ def answer(
 ) -> Iterator[str]:
     """Yields the answer to a conversation in pieces; `options` as `nanogpt.sample.stream`.
 
-    At least half of the context is for the conversation, the rest limits the answer. Raises
+    The conversation may fill at least half of the context; the answer may fill the rest. Raises
     ValueError at the first piece, see `prompt`.
     """
     block_size, end = model.config.block_size, tokenizer.special[END]

@@ -46,7 +46,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that c
 
 @dataclasses.dataclass
 class State:
-    """How far a run is: all that a checkpoint stores besides tensors and settings."""
+    """A run's progress: everything that a checkpoint stores besides tensors and settings."""
 
     step: int = 0
     tokens: int = 0
@@ -55,7 +55,7 @@ class State:
     evaluated_step: int | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
-    # of fp16's gradient scaler; runs of earlier versions have neither
+    # fp16's gradient scaler; missing in runs of earlier versions
     loss_scale: float | None = None
     loss_scale_steps: int | None = None  # steps in a row that did not overflow
 
@@ -122,7 +122,7 @@ def save(
     Raises OSError if it cannot be written, ValueError if out_dir is not this run's (see
     `rundir.claim`); existing checkpoints stay as they were.
     """
-    rundir.claim(out_dir)  # does not create out_dir: if it vanished, its disk may come back
+    rundir.claim(out_dir)  # does not create out_dir: its disk may only be unmounted
     rundir.remove_leftovers(out_dir)
     final = out_dir / f"step-{state.step:06d}"
     new = temporary(final)
@@ -142,7 +142,7 @@ def save(
         if final.exists():  # the run was resumed from before this step
             # after a kill here, finish_renaming completes the save
             final.rename(temporary(final, "old"))
-        # the evaluation beside it was of other weights
+        # the evaluation beside it belongs to the old weights
         final.with_name(f"{final.name}.eval.json").unlink(missing_ok=True)
         new.rename(final)
     except BaseException:
@@ -159,7 +159,7 @@ def save(
 
 
 def finish_renaming(out_dir: Path) -> None:
-    """Completes a save that was killed while it replaced a checkpoint: by the newer intact one."""
+    """Completes a save that was killed while replacing a checkpoint: keeps the newer intact one."""
     prefix = temporary(out_dir / "step-", "old").name
     for old in out_dir.glob(f"{prefix}*"):
         final = out_dir / f"step-{old.name.removeprefix(prefix)}"
@@ -169,7 +169,7 @@ def finish_renaming(out_dir: Path) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Makes `link` name its sibling `target`, atomically: a link, or a text file (see `follow`)."""
+    """Points `link` to its sibling `target`, atomically: a link or a text file (see `follow`)."""
     new = temporary(link)
     new.unlink(missing_ok=True)
     try:
@@ -269,7 +269,7 @@ def find(
 def next_candidate(first: list[Path], out_dir: Path, tried: list[Path]) -> Path | None:
     """The first checkpoint that was not tried: one of `first`, else the newest.
 
-    Looks anew each time, because a run may save and remove checkpoints meanwhile.
+    Lists them each time, because a run may save and remove checkpoints meanwhile.
     """
     for path in (*map(follow, first), *reversed(list_checkpoints(out_dir))):
         if path.is_dir() and path.resolve() not in tried:
@@ -278,7 +278,7 @@ def next_candidate(first: list[Path], out_dir: Path, tried: list[Path]) -> Path 
 
 
 def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
-    """What is wrong with the files `names` of a checkpoint; None if they are intact.
+    """Describes the damage to the files `names` of a checkpoint; None if they are intact.
 
     Opens only files with known names, never names from the checkpoint.
     """

@@ -1,9 +1,9 @@
 """Settings of a run: dataclass defaults < the recipe < the command line.
 
 Every field of `GPTConfig` and `TrainConfig` is a flag of the same name, `--max_iters 500` or
-`--max_iters=500`. Its help text is the comment behind the field, its choices or limits are in its
-type: `Annotated[int, 1, 1000]` is an integer from 1 to 1000. --help lists the fields after KW_ONLY
-as advanced. An unknown flag or a value that is not allowed is an error, never ignored.
+`--max_iters=500`. Its help text is the comment behind or above the field. Its type has the choices
+or limits: `Annotated[int, 1, 1000]` is an integer from 1 to 1000. --help lists the fields after
+KW_ONLY as advanced. An unknown flag or a value that is not allowed is an error, never ignored.
 """
 
 from dataclasses import KW_ONLY, dataclass, field, fields
@@ -28,7 +28,7 @@ Switch = Literal["auto", "true", "false"]
 
 
 def setting(default: Any, *ignored_by: str) -> Any:
-    """A field, and the uses of a run's recorded settings that leave it out:
+    """A field, with the uses of a run's recorded settings that ignore it:
 
     - resume: a note lists the settings that differ from the checkpoint's
     - compare: `nanogpt compare` lists the settings that differ between runs
@@ -39,7 +39,7 @@ def setting(default: Any, *ignored_by: str) -> Any:
 
 
 def resumable(default: Any, *ignored_by: str) -> Any:
-    """A field that a resumed run may change; other notes report what comes of it."""
+    """A field that a resumed run may change; other notes report the effects."""
     return setting(default, "resume", *ignored_by)
 
 
@@ -55,53 +55,53 @@ def local(default: Any) -> Any:
 
 @dataclass
 class TrainConfig:
-    out_dir: str = local("out/run")  # of this run: config.json, metrics.jsonl, checkpoints
-    data: str = resumable("data/shakespeare_char", "card")  # directory, URL or mix: a:0.7,b:0.3
-    resume: str = local("none")  # none | auto (last intact, if any) | last | best | a checkpoint
-    init_from: str = resumable("scratch")  # scratch | to fine-tune: a run, directory or Hub model
-    seed: Annotated[int, 0, 2**63 - 1] = setting(1337, "compare")  # of weights, batches, dropout
+    out_dir: str = local("out/run")  # the run's directory: config.json, metrics.jsonl, checkpoints
+    data: str = resumable("data/shakespeare_char", "card")  # directory, URL or mixture: a:0.7,b:0.3
     max_iters: Steps = resumable(5000)  # optimizer steps; 0 only evaluates
+    resume: str = local("none")  # none | auto (last, if any) | last | best | a checkpoint
+    init_from: str = resumable("scratch")  # scratch | to fine-tune: a run, directory or Hub model
+    seed: Annotated[int, 0, 2**63 - 1] = setting(1337, "compare")  # for weights, batches, dropout
     batch_size: Count = 12  # sequences in a micro-batch
-    gradient_accumulation_steps: Count = 1  # micro-batches in a step, over all processes together
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, else AdamW
-    learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # peak, of AdamW
-    weight_decay: Rate = 0.1  # decoupled; on matrices and embeddings, with muon not embeddings
-    eval_interval: Positive = incidental(250)  # steps between evaluations, and checkpoints
+    gradient_accumulation_steps: Count = 1  # micro-batches per step, over all processes
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for matrices, AdamW for the rest
+    learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # AdamW's peak learning rate
+    weight_decay: Rate = 0.1  # decoupled; on matrices and embeddings (muon: matrices)
+    eval_interval: Positive = incidental(250)  # steps between evaluations and checkpoints
     report_to: str = local("none")  # none | trackio | wandb | tensorboard, or several with commas
     device: Device = resumable("auto", "card")  # auto: the launcher's choice
+    precision: Precision = resumable("auto")  # auto: the launcher's, else bf16 if supported
+    threads: Threads = incidental(0)  # CPU threads per process; 0: OMP_NUM_THREADS or its share
+    time_limit: Minutes = incidental(0)  # wall-clock minutes until the run saves and ends; 0: off
     _: KW_ONLY  # the advanced ones
     # optimizer
-    muon_learning_rate: Rate = 0.02  # peak, of Muon; follows the same schedule
-    muon_momentum: Decay = 0.95  # Nesterov momentum of Muon
-    beta1: Decay = 0.9  # AdamW's decay rate of the mean
-    beta2: Decay = 0.95  # AdamW's decay rate of the square; 0.99 if a step has few tokens
-    grad_clip: Annotated[float, 0, 1e9] = 1.0  # largest norm of the gradient; 0 does not clip
+    muon_learning_rate: Rate = 0.02  # Muon's peak learning rate; follows the same schedule
+    muon_momentum: Decay = 0.95  # Muon's Nesterov momentum
+    beta1: Decay = 0.9  # AdamW's decay rate for the mean
+    beta2: Decay = 0.95  # AdamW's decay rate for the square; 0.99 if a step has few tokens
+    grad_clip: Annotated[float, 0, 1e9] = 1.0  # largest norm of the gradient; 0: no clipping
     lora_rank: Steps = 0  # with init_from: train adapters of this rank, not the weights; 0: off
     # learning rate
-    lr_schedule: Schedule = "cosine"  # wsd: stable, then linear at the end
+    lr_schedule: Schedule = "cosine"  # wsd: constant, then a linear decay
     warmup_iters: Steps = 100  # steps of linear warm-up
-    lr_decay_iters: LastStep = resumable(None)  # step with min_lr; none: max_iters
-    train_minutes: Minutes = 0  # train for so long instead of max_iters, decay included; 0: off
+    lr_decay_iters: LastStep = resumable(None)  # step at which min_lr is reached; none: max_iters
+    train_minutes: Minutes = 0  # train for this long instead of max_iters, decay included; 0: off
     min_lr: Rate = 1e-4  # learning rate at the end (nanoGPT: a tenth of the peak)
-    decay_fraction: Share = 0.4  # wsd: share of lr_decay_iters that decays
+    decay_fraction: Share = 0.4  # wsd: fraction of lr_decay_iters spent decaying
     # context
-    short_block_iters: Steps = 0  # first steps, which read windows in pieces: less context, faster
-    short_block_size: Count = 64  # tokens in such a piece; divides block_size
+    short_block_iters: Steps = 0  # number of first steps with a short context, which are faster
+    short_block_size: Count = 64  # their context in tokens; divides block_size
     # evaluation, logging, checkpoints
-    eval_iters: Steps = resumable(0, "compare")  # random batches of an evaluation; 0: whole split
+    eval_iters: Steps = resumable(0, "compare")  # random batches per evaluation; 0: whole split
     log_interval: Positive = incidental(10)  # steps between lines of metrics.jsonl
-    always_save_checkpoint: bool = incidental(True)  # at every evaluation; false: only the best yet
-    keep_checkpoints: Steps = incidental(2)  # newest checkpoints kept, besides the best; 0: all
-    time_limit: Minutes = incidental(0)  # wall-clock minutes until the run saves and ends; 0: off
-    sample_tokens: Steps = incidental(100)  # tokens of each sample in samples.jsonl; 0: no samples
+    always_save_checkpoint: bool = incidental(True)  # at each evaluation; false: only the best
+    keep_checkpoints: Steps = incidental(2)  # newest checkpoints to keep besides the best; 0: all
+    sample_tokens: Steps = incidental(100)  # tokens per sample in samples.jsonl; 0: no samples
     require_exportable: bool = incidental(False)  # refuse a model with no class in transformers
     push_to_hub: str | None = local(None)  # USER/NAME: push the best at the end; public if new
     # the machine
-    precision: Precision = resumable("auto")  # auto: the launcher's, else bf16 if it can
     compile: Switch = resumable("auto", "card")  # torch.compile; auto: on CUDA
-    deterministic: bool = resumable(False)  # the same bits each time on one machine; slower on GPUs
+    deterministic: bool = resumable(False)  # bit-identical repeats on one machine; slower on GPUs
     timeout: Seconds = incidental(600)  # seconds to wait for another process before the run ends
-    threads: Threads = incidental(0)  # CPU threads of a process; 0: OMP_NUM_THREADS or its share
 
     def __post_init__(self):
         # a recipe may say False, nanoGPT's flag is --compile=False
@@ -115,10 +115,10 @@ class TrainConfig:
 class Actions:
     """What else a recipe can do: flags that a recipe does not set and a run does not record."""
 
-    dry_run: bool = False  # only show what the run would take: parameters, memory, time
-    price: Annotated[float, 0, 1e6] = 0  # dollars an hour of the machine, for dry_run's cost
-    seeds: Annotated[int, 1, 1000] = 1  # train so many seeds, into out_dir-seed…, and compare them
-    profile: Steps = 0  # trace so many steps into out_dir/trace.json, after two steps of warm-up
+    dry_run: bool = False  # only show the run's parameters, memory and time
+    price: Annotated[float, 0, 1e6] = 0  # the machine's cost in dollars per hour, for dry_run
+    seeds: Annotated[int, 1, 1000] = 1  # train with N seeds, into out_dir-seed…, and compare
+    profile: Steps = 0  # trace N steps into out_dir/trace.json, after two warm-up steps
     json: bool = False  # print out_dir/result.json as the last line
 
     def __post_init__(self):

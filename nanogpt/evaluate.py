@@ -1,4 +1,4 @@
-"""Loss on held-out tokens: of the whole split, or nanoGPT's quick estimate by random batches."""
+"""Loss on held-out tokens: over the whole split, or nanoGPT's estimate from random batches."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ def total_loss(
 
 
 def forward_batch_size(batch_size: int, block_size: int) -> int:
-    """Sequences in a batch without a backward pass: memory for more, which use the cores better."""
+    """Sequences per batch: without a backward pass more fit, and they use the cores better."""
     return max(batch_size, 4096 // block_size)
 
 
@@ -43,7 +43,7 @@ def random_batches(
     data: TokenDataset, batch_size: int, eval_iters: int, seed: int, process: int, processes: int
 ) -> Iterator[Batch]:
     """This process's share of `eval_iters` batches drawn by `seed`."""
-    # the same number on every process, as sharded models require; targets of surplus ones are -1
+    # the same number on every process, as sharded models require; surplus ones have targets of -1
     for i in range(process, processes * math.ceil(eval_iters / processes), processes):
         x, y = data.batch(seed, i * batch_size, batch_size)
         yield x, y if i < eval_iters else torch.full_like(y, -1)

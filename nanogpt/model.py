@@ -38,21 +38,21 @@ class GPTConfig:
     block_size: Annotated[int, 1, 2**24] = 1024  # context length T, in tokens
     vocab_size: Annotated[int | None, 1, 2**24] = None  # number of tokens; none: the tokenizer's
     n_layer: Annotated[int, 1, 1000] = 12  # number of blocks
-    n_head: Annotated[int, 1, 4096] = 12  # attention heads in a block
+    n_head: Annotated[int, 1, 4096] = 12  # attention heads per block
     n_embd: Annotated[int, 1, 2**18] = 768  # channels C
-    dropout: Annotated[float, 0, 0.99] = 0.0  # on embeddings, attention, branches; for tiny data
+    dropout: Annotated[float, 0, 0.99] = 0.0  # dropout rate; useful only on tiny data
     _: KW_ONLY  # the advanced ones
-    n_kv_head: Annotated[int | None, 1, 4096] = None  # heads of keys and values (GQA); none: n_head
-    head_dim: Annotated[int | None, 1, 2**16] = None  # channels in a head; none: n_embd / n_head
-    n_inner: Annotated[int | None, 1, 2**20] = None  # MLP's channels; none: 4 C, swiglu 8/3 C
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # before attention, MLP, output projection
+    n_kv_head: Annotated[int | None, 1, 4096] = None  # key-value heads (GQA); none: n_head
+    head_dim: Annotated[int | None, 1, 2**16] = None  # channels per head; none: n_embd / n_head
+    n_inner: Annotated[int | None, 1, 2**20] = None  # MLP channels; none: 4 C (swiglu: 8/3 C)
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # norm in the blocks and before the output
     norm_eps: Annotated[float, 0, 1] = 1e-5  # added to the variance in every norm
-    position: Literal["learned", "rope"] = "learned"  # how the model knows the order of tokens
+    position: Literal["learned", "rope"] = "learned"  # position encoding
     rope_theta: Annotated[float, 1, 1e12] = 10000.0  # base of RoPE's wavelengths
-    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"  # gelu_tanh: as GPT-2's published weights
-    qk_norm: bool = False  # RMSNorm over each head's query and key, before RoPE (as Qwen3)
-    bias: bool = False  # biases in Linear and LayerNorm, as GPT-2; nanoGPT trains better without
-    tie_embeddings: bool = True  # one matrix for the token embedding and the output projection
+    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"  # gelu_tanh: GPT-2's published weights
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys before RoPE, as in Qwen3
+    bias: bool = False  # biases in Linear and LayerNorm, as in GPT-2
+    tie_embeddings: bool = True  # share one matrix between embedding and output projection
     gradient_checkpointing: bool = field(default=False, metadata=SAME_RESULT)  # less memory, slower
 
     def __post_init__(self):
@@ -448,7 +448,7 @@ class GPT(nn.Module):
         return 6 * N + 12 * c.n_layer * c.n_head * c.head_size * (T or c.block_size)
 
 
-# What the fields of a configuration may hold; nanogpt/config.py uses it as well
+# Checks the fields of a configuration; nanogpt/config.py uses this as well
 
 
 def declared(cls: type) -> dict[str, tuple[type, tuple]]:

@@ -88,12 +88,12 @@ def make_optimizers(
 
 @contextmanager
 def cast_weights_once():
-    """Around the micro-batches of a step: autocast casts each weight once, and keeps it for all.
+    """Context manager around a step's micro-batches: autocast casts each weight only once.
 
-    Weights change only in `update`, which must come after it. torch.compile casts in its own code,
-    and gains nothing.
+    Weights must change only afterwards, in `update`. Compiled blocks cast in their own code and
+    gain nothing.
     """
-    torch.autocast_increment_nesting()  # autocast forgets at the end of the outermost context
+    torch.autocast_increment_nesting()  # the outermost context clears autocast's cache at its end
     try:
         yield
     finally:
@@ -120,6 +120,9 @@ def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) ->
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by Newton-Schulz (https://kellerjordan.github.io/posts/muon/).
 
+    With `equal_rows` each row of an update is first scaled to length 1 (MuonEq-R), so that no output
+    channel dominates the few iterations: a loss lower by 0.006 to 0.010 (LOG.md).
+
     Only for the matrices of the blocks. A group's `rows` are the row counts of matrices stacked in
     one parameter (queries, keys and values), which are orthogonalized one by one. All matrices of
     one shape go through Newton-Schulz as one batch, in `dtype`: bf16 is exact enough, and faster if
@@ -135,11 +138,18 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype: torch.dtype = torch.float32
+        self,
+        params,
+        lr=0.02,
+        momentum=0.95,
+        weight_decay=0.0,
+        dtype: torch.dtype = torch.float32,
+        equal_rows: bool = True,
     ):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "rows": None}
         super().__init__(params, defaults)
         self.dtype = dtype
+        self.equal_rows = equal_rows
         self.found_inf: torch.Tensor | None = None  # 1.0 skips a step, as in torch's fused AdamW
         self.copies = 1  # processes that call this with the same gradients
 
@@ -170,12 +180,12 @@ class Muon(torch.optim.Optimizer):
         for (rows, columns, lr, weight_decay, mesh), pieces in batches.items():
             updates, weights, held = zip(*pieces, strict=True)
             if mesh:
-                updates = [update.to(self.dtype) for update in updates]
+                updates = [self.scale_rows(update) for update in updates]
                 update = orthogonalize_sharded(updates, held, mesh.get_group())
             elif self.copies > 1 and min(rows, columns) >= SHARED_FROM:
-                update = orthogonalize_share([update.to(self.dtype) for update in updates])
+                update = orthogonalize_share([self.scale_rows(update) for update in updates])
             else:
-                update = orthogonalize(torch.stack(updates).to(self.dtype))
+                update = orthogonalize(self.scale_rows(torch.stack(updates)))
             update = update.reshape(-1, columns)  # all rows of a batch below each other
             lr = lr if skip is None else lr * (1 - skip)
             torch._foreach_mul_(weights, 1 - lr * weight_decay)
@@ -198,6 +208,12 @@ class Muon(torch.optim.Optimizer):
         momentum = self.defaults["momentum"]
         torch._foreach_lerp_(momenta, grads, 1 - momentum)
         return torch._foreach_lerp(grads, momenta, momentum)
+
+    def scale_rows(self, updates: torch.Tensor) -> torch.Tensor:
+        """Updates (…, rows, columns) in the dtype of the matmuls, with rows of length 1."""
+        if self.equal_rows:
+            updates = updates / updates.norm(dim=-1, keepdim=True).clamp(min=1e-7)
+        return updates.to(self.dtype)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -289,7 +305,7 @@ def rows_held(rows: list[int], processes: int) -> list[list[int]]:
 
 
 def state_shapes(optimizer: torch.optim.Optimizer, p: torch.Tensor) -> dict[str, torch.Size] | None:
-    """What AdamW and Muon keep for a parameter p, by name; None for an optimizer of one's own."""
+    """Shapes of AdamW's or Muon's state of a parameter p, by name; None for a custom optimizer."""
     if type(optimizer) is Muon:
         return {"momentum_buffer": p.shape}
     if type(optimizer) is not torch.optim.AdamW:

@@ -19,7 +19,7 @@ from nanogpt.model import GPT
 def filter_logits(
     logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None
 ) -> torch.Tensor:
-    """Sets logits (B, V) to -inf but the `top_k` largest, and the likeliest that sum to `top_p`.
+    """Keeps the `top_k` largest logits (B, V), and the likeliest that sum to `top_p`; -inf else.
 
     The likeliest token is always kept. top_p is nucleus sampling (Holtzman et al. 2020).
     """
@@ -79,11 +79,11 @@ def stream(
     tokens on the same device. Raises ValueError at the first token if the prompt is empty, and on a
     CPU if the logits are not finite.
 
-    A full context loses its older half, and the newer half is read again from position 0. (Dropping
-    a single token, as nanoGPT does, would change every position: a full pass for each token.)
+    When the context is full, its older half is dropped and the newer half is read again from
+    position 0. (Dropping single tokens, as nanoGPT does, takes a full pass for each token.)
     `use_cache=False` reads the context again for every token, with the same result, for tests.
 
-    With `compile` the prompt is read as it is; the step for one token is compiled once.
+    `compile` compiles the step for one token, once; the prompt is read without it.
     """
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty: give at least one token")
@@ -125,8 +125,8 @@ def stream(
 def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
     """The prompts idx (B, T) with max_new_tokens appended: (B, T + max_new_tokens).
 
-    Options as `stream`. With `eos_id` there are fewer if all samples end earlier; `until` removes
-    the repeated end-of-text tokens.
+    Options are those of `stream`. With `eos_id` there are fewer if all samples end earlier;
+    `until` removes the repeated end-of-text tokens.
     """
     training = model.training
     model.eval()
@@ -138,7 +138,7 @@ def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> t
 
 
 def until(eos_id: int | None, tokens: Iterable[int]) -> Iterator[int]:
-    """The tokens before the first end-of-text token; all of them without one."""
+    """The tokens before the first end-of-text token, or all of them."""
     return takewhile(lambda token: token != eos_id, tokens)
 
 
@@ -167,7 +167,7 @@ def decode_after(tokenizer, previous: list[int], pending: list[int]) -> str:
 
 
 def default_prompt(tokenizer) -> tuple[str, list[int]]:
-    """What to continue without a prompt: a newline, else the end of a text, else the first token.
+    """The default prompt: a newline, or else the end-of-text token, or else the first token.
 
     Returns its text and its tokens.
     """
@@ -192,7 +192,7 @@ def sample_text(
 ) -> str:
     """The text of the tokens `start` (T,) and of the model's continuation, up to its end.
 
-    It may interrupt training: the random numbers are its own, and the model returns to its mode.
+    Can be called during training: it uses its own random numbers and restores the model's mode.
     `check` is called after each token, equally often on all processes; what it raises ends it.
     """
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]

@@ -3,7 +3,7 @@
 A recipe calls `main(MODEL, TRAIN, prepare=…)`. What a step computes depends only on the settings
 and the step number: its batches, its dropout and its learning rate are pure functions of them (with
 `train_minutes` the rate follows the clock). A run that is interrupted and resumed is therefore
-identical to one that never stopped. Nor does the number of processes change it:
+identical to one that never stopped. The number of processes does not matter either:
 `gradient_accumulation_steps` counts the micro-batches of all of them. `recipes/minimal.py` is the
 same training without the safeguards.
 """
@@ -29,7 +29,7 @@ from nanogpt.data.tokens import Batch, TokenDataset, hash64, shorten, to_device
 from nanogpt.evaluate import evaluate
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import UpdateRatio, cast_weights_once, lr_at, set_learning_rate, update
-from nanogpt.sample import sample_text
+from nanogpt.sample import default_prompt, sample_text
 
 logger = logging.getLogger("nanogpt")  # nanogpt/run/console.py prints it on the main process
 
@@ -143,7 +143,7 @@ def reseed(device: torch.device, seed: int) -> None:
 
 
 def log(config: TrainConfig, parts: "Parts", state: State) -> None:
-    """Writes a line of metrics for the steps since the last. Only here it waits for the device."""
+    """Writes a line of metrics for the steps since the last. Only this waits for the device."""
     pause(config, parts, state)
     tally, accelerator = parts.tally, parts.accelerator
     steps, skipped = state.step - tally.step, int(tally.skipped)
@@ -198,13 +198,13 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     if worth_saving and (best or last or config.always_save_checkpoint):
         save(config, parts, state, best)
         if best and parts.peers.largest(parts.saves.error is not None)[0]:
-            # the best is one that could be saved
+            # only a saved step can be the best
             state.best_val_loss, state.best_step = best_before
     if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
         text = sample_text(
             parts.gpt,
             parts.tokenizer,
-            parts.train_data.beginning,
+            sample_start(parts),
             config.sample_tokens,
             config.seed,
             parts.interrupts.check,
@@ -308,6 +308,12 @@ def log_is_due(config: TrainConfig, step: int) -> bool:
     return step % config.log_interval == 0 or step == config.max_iters
 
 
+def sample_start(parts: "Parts") -> np.ndarray:
+    """The tokens that samples continue: a question of the conversations, or a line break."""
+    question = parts.train_data.question
+    return np.array(default_prompt(parts.tokenizer)[1]) if question is None else question
+
+
 # What the loop works with
 
 
@@ -372,7 +378,7 @@ class Saves:
 
 @dataclass
 class Parts:
-    """What a run consists of, built once by `prepare` in nanogpt/run/prepare.py."""
+    """The parts of a run, built once by `prepare` in nanogpt/run/prepare.py."""
 
     accelerator: Accelerator
     device: torch.device
@@ -413,7 +419,7 @@ class Parts:
 
 
 def where(state: State) -> dict:
-    """Where the run stands: the same fields in every line of metrics."""
+    """The run's position: the same fields in every line of metrics."""
     seconds = round(state.train_seconds, 3)
     return {"step": state.step, "tokens": state.tokens, "train_seconds": seconds}
 
@@ -442,3 +448,7 @@ def memory_in_use(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     return psutil.Process().memory_info().rss
+
+
+if __name__ == "__main__":
+    raise SystemExit("error: this is not a recipe; try python recipes/shakespeare.py")

@@ -1,4 +1,4 @@
-"""A model that answers: trained on conversations; the loss counts only the assistant's tokens.
+"""A chat model, trained on conversations; the loss counts only the assistant's tokens.
 
     python recipes/chat.py  # validation loss 0.172
     python -m data_prep.chat_tasks --ask out/chat

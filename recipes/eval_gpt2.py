@@ -1,4 +1,4 @@
-"""The four sizes of GPT-2 on a data set: what a model of your own can be compared with.
+"""Evaluates the four sizes of GPT-2 on a data set, to compare a model of your own with.
 
     python recipes/eval_gpt2.py
     python -m data_prep.text my_notes/ --tokenizer gpt2 --out data/mine_gpt2

@@ -11,7 +11,7 @@ SmolLM2). The line of step 0 is the loss before any training. Of the model's set
 block_size, dropout and gradient_checkpointing count here: the rest is the checkpoint's, and a flag
 that contradicts it is an error.
 
-What GPT-2 reaches is not measured yet. Without a network, the model that recipes/own_text.py trains
+GPT-2 has not been measured yet. Without a network, the model that recipes/own_text.py trains
 in 200 steps (its validation loss there is 1.60) improves slightly:
 
     python recipes/finetune_shakespeare.py --init_from=out/own_text \\

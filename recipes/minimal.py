@@ -1,6 +1,6 @@
 """The loop of `nanogpt.train` in sixty lines of plain Accelerate, for reading and teaching.
 
-    accelerate launch recipes/minimal.py
+    python recipes/minimal.py
 
 It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding. It has no
 checkpoints, no command line, no metrics, and no protection against anything that can go wrong.
@@ -76,7 +76,7 @@ if __name__ == "__main__":
         if not Path(TRAIN.data, "meta.json").exists():
             shakespeare.prepare(TRAIN.data)
     for step, (gpt, loss) in enumerate(train(MODEL, TRAIN, accelerator), 1):  # noqa: B007
-        if step % 100 == 0:
+        if step % 20 == 0:
             accelerator.print(f"step {step}: loss {loss.item():.3f}")
     val_data = TokenDataset(TRAIN.data, "val", MODEL.block_size)
     result = evaluate(gpt, val_data, TRAIN.batch_size, accelerator.device)

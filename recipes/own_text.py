@@ -30,7 +30,7 @@ WITHOUT_GPU = 4e6  # tokens: minutes
 
 
 def size(tokens: int, vocab_size: int, gib: float) -> tuple[GPTConfig, TrainConfig, str]:
-    """Model, settings and a note for so many training tokens, on a GPU with `gib` GiB, or 0."""
+    """Model, settings and a note for that many training tokens, on a GPU with `gib` GiB, or 0."""
     deepest, aspect_ratio, room, most = 4, 32, float("inf"), WITHOUT_GPU
     if gib >= 4:
         # weights, gradients and moments, 16 bytes for each parameter, take a tenth of the memory

@@ -7,7 +7,7 @@
 `shape` derives the model from the depth, `training` the training from the model. Any other flag
 overrides what follows from the depth; what follows from the model takes flags of the model, such as
 --block_size, into account. --data names any data directory, or a mixture. Several GPUs take the
-same steps. What depth 12 reaches is not measured yet. To try it on a CPU, on the characters that
+same steps. Depth 12 has not been measured yet. To try it on a CPU, on the characters that
 recipes/shakespeare.py has prepared:
 
     python recipes/pretrain.py --depth=2 --aspect_ratio=32 --tokens_per_parameter=5 \\
@@ -39,7 +39,7 @@ DEPTH, ASPECT_RATIO, TOKENS_PER_PARAMETER = 12, 64, 20.0
 
 
 def shape(depth: int, aspect_ratio: int = ASPECT_RATIO) -> GPTConfig:
-    """The model of so many layers.
+    """The model with `depth` layers.
 
     - width: `aspect_ratio` channels per layer, by default 64 (nanochat; 12 x 64 is GPT-2's 768)
     - heads: as many as layers, so a head has 64 channels (GPT-2, GPT-3 up to 760M)
@@ -129,7 +129,7 @@ def stand_in(directory: Path) -> None:
 def read_flags(
     parser: OneLineParser, aspect_ratio: int = ASPECT_RATIO
 ) -> tuple[Namespace, list[str]]:
-    """The command line, read by a recipe's parser and three dials; and the flags but for these."""
+    """The command line, read by a recipe's parser with three more flags; and the other flags."""
     dials = [
         ("--depth", within(int, 1, 64), DEPTH, "layers; everything else follows from it"),
         ("--aspect_ratio", within(int, 2, 1024), aspect_ratio, "channels per layer"),

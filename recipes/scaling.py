@@ -1,16 +1,16 @@
-"""Loss against compute: trains a ladder of small models, fits a law, and predicts a larger one.
+"""Scaling law: trains small models of several sizes, fits a law, and predicts a larger one.
 
     python recipes/scaling.py            # writes out/scaling/scaling.json
     python recipes/scaling.py --check    # then trains the larger model, and compares
 
-A rung is a model of recipes/pretrain.py: its rules give the size, the batch, the rates, and 20
-tokens per parameter. Only the context is the same for all, because the loss depends on it. Runs
-that differ only in their seed have losses up to 1 % apart, so each rung but the last is the mean of
-three. On a CPU as many runs train at a time as it has cores. They are in out/scaling/depth-N-seedN,
-what they print is in *.log beside them; a finished run is reused, an interrupted one resumes. Other
-flags go to every run, such as --data, or --aspect_ratio=64 on a GPU. The text is Python's standard
-library by bytes: small models need a small vocabulary. Do not believe a law of runs that read their
-text more than four times (Muennighoff et al. 2023).
+Each size, a rung, is a model of recipes/pretrain.py: its rules give the size, the batch, the rates,
+and 20 tokens per parameter. Only the context is the same for all, because the loss depends on it.
+Runs that differ only in their seed have losses up to 1 % apart. Therefore each rung but the last is
+the mean of three. On a CPU as many runs train at a time as it has cores. They are in
+out/scaling/depth-N-seedN, and *.log beside them has their output. A finished run is reused, an
+interrupted one resumes. Other flags go to every run, such as --data, or --aspect_ratio=64 on a GPU.
+The text is Python's standard library by bytes: small models need a small vocabulary. Do not believe
+a law of runs that read their text more than four times (Muennighoff et al. 2023).
 
 The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022). Three rungs do
 not determine E, so it is 0 for them: the power law of Kaplan et al. (2020). The range in brackets
@@ -103,8 +103,8 @@ def read_flags():
     """The command line, and the flags that every run gets."""
     defaults = TrainConfig(data=DATA, out_dir=OUT_DIR)
     parser = settings_parser(pretrain.shape(2, ASPECT_RATIO), defaults, __doc__)
-    parser.add_argument("--depths", default=DEPTHS, metavar="N,N,N", help="of the rungs")
-    parser.add_argument("--check", action="store_true", help="train the model that is predicted")
+    parser.add_argument("--depths", default=DEPTHS, metavar="N,N,N", help="depths of the models")
+    parser.add_argument("--check", action="store_true", help="also train the predicted model")
     given, flags = pretrain.read_flags(parser, ASPECT_RATIO)
     given.data, given.out_dir = given.data or DATA, given.out_dir or OUT_DIR
     given.block_size = given.block_size or CONTEXT

@@ -5,7 +5,7 @@
 On a CPU, or a GPU with little memory, it trains a laptop-sized model of 0.77 million parameters:
 800 steps, in about a minute on two cores that compute in bf16 (two to three without); nanoGPT's
 settings for the CPU reach 1.91 in 2000 steps. On a GPU it trains a model of the size of nanoGPT's
-baby GPT (6 layers, 384 channels, context 256); what that reaches is not measured yet.
+baby GPT (6 layers, 384 channels, context 256); its loss has not been measured yet.
 
 How the settings were found, and what did not help, is in LOG.md.
 """
@@ -39,13 +39,13 @@ TRAIN = TrainConfig(
 )
 GIB = gpu_gib(asked_device(sys.argv))
 if GIB >= 4:
-    MODEL, NOTE = BABY, f"baby GPT, because there is a GPU with {GIB:.0f} GiB"
+    MODEL, NOTE = BABY, f"nanoGPT's baby GPT, because there is a GPU with {GIB:.0f} GiB"
     TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 64, 2000, 250
     TRAIN.learning_rate, TRAIN.beta1, TRAIN.muon_momentum, TRAIN.weight_decay = 3e-3, 0.9, 0.95, 0.1
 else:
     why = f"a GPU with only {GIB:.1f} GiB" if GIB else "no GPU"
-    MODEL, NOTE = LAPTOP, f"laptop size, because there is {why}"
-    TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 32, 800, 200
+    MODEL, NOTE = LAPTOP, f"a laptop-sized model, because there is {why}"
+    TRAIN.batch_size, TRAIN.max_iters, TRAIN.eval_interval = 32, 800, 100
 
 if __name__ == "__main__":
     main(MODEL, TRAIN, prepare=shakespeare.prepare, note=NOTE)

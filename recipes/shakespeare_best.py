@@ -8,13 +8,13 @@
 
 nanoGPT trains its "baby GPT" of 10.6 million parameters for about three minutes on an A100 to reach
 1.4697, the best of several evaluations on random batches. Here 0.77 million parameters reach it
-over the whole validation split. On two cores of a CPU without bf16 that takes little more than five
-minutes by the second line; the first goes on for fourteen, and the third, with 1.53 million
-parameters, for half an hour. The model is the small one of recipes/shakespeare.py. What differs:
+over the whole validation split. On two CPU cores without bf16 the second command takes just over
+five minutes, the first fourteen, and the third, with 1.53 million parameters, half an hour. The
+model is the small one of recipes/shakespeare.py, with these differences:
 
 - a context of 256 characters: each prediction sees more of the scene
 - only 64 in the first 960 steps: early learning needs no more, and attention takes less time
-- more steps, 7.3 epochs: at this size they pay more than a larger model would in the same time
+- more steps, 7.3 epochs: at this size they help more than a larger model in the same time
 - weight decay, more than usual because the text is read so often; dropout made it worse
 - Muon's momentum nearer to the usual 0.95: this run is longer, so it may remember more
 

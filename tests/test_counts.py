@@ -156,7 +156,7 @@ def test_a_step_of_muon_launches_one_operator_a_matrix_and_else_some_for_each_sh
     assert counts[1] - counts[0] == Counter({"where": matrices})
     # three shapes, each of 5 iterations of 3 matmuls
     assert counts[0]["bmm"] + counts[0]["baddbmm"] == 3 * 15
-    assert counts[0].total() < 5 * matrices
+    assert counts[0].total() < 6 * matrices
 
 
 class Written(Exception):

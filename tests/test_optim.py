@@ -75,7 +75,8 @@ def test_muon_equals_torchs_muon_in_equal_precision(shape):
     p, reference = torch.nn.Parameter(torch.randn(shape)), torch.nn.Parameter(torch.empty(shape))
     reference.data.copy_(p.data)
     start = p.detach().clone()
-    a = Muon([{"params": [p], "rows": None}], lr=0.02, momentum=0.95, weight_decay=0.1, dtype=torch.bfloat16)
+    settings = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1, "dtype": torch.bfloat16, "equal_rows": False}
+    a = Muon([{"params": [p], "rows": None}], **settings)
     b = torch.optim.Muon([reference], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True)
     for _ in range(5):
         p.grad = torch.randn(shape)
@@ -83,6 +84,17 @@ def test_muon_equals_torchs_muon_in_equal_precision(shape):
         a.step(), b.step()
     assert (p - start).abs().max() > 0.01
     torch.testing.assert_close(p, reference, atol=1e-6, rtol=1e-6)
+
+
+def test_rows_of_any_length_count_alike():
+    torch.manual_seed(0)
+    grad = torch.randn(16, 32)
+    scaled, plain = (torch.nn.Parameter(torch.zeros(16, 32)) for _ in range(2))
+    scaled.grad = grad * torch.logspace(-3, 3, 16)[:, None]
+    plain.grad = grad / grad.norm(dim=1, keepdim=True)
+    Muon([scaled], momentum=0.0).step()
+    Muon([plain], momentum=0.0, equal_rows=False).step()
+    torch.testing.assert_close(scaled, plain)
 
 
 def test_stacked_matrices_are_orthogonalized_one_by_one():

@@ -1,11 +1,11 @@
-"""The `nanogpt` command: train models, work with them.
+"""The `nanogpt` command: trains models and works with them.
 
     nanogpt train recipes/shakespeare.py --max_iters=200
     nanogpt sample out/shakespeare --prompt "ROMEO:"
     nanogpt eval out/shakespeare
     nanogpt compare out/a out/b
     nanogpt export out/shakespeare --to exports/shakespeare
-    accelerate launch --config_file accelerate_configs/ddp.yaml -m nanogpt launch-check
+    nanogpt dashboard
 
 RUN is an out directory (its best checkpoint, else its last), one checkpoint in it, or a
 transformers model: a directory or a name on the Hub, such as gpt2. `--help` after a command shows
@@ -27,13 +27,13 @@ GROUPS = {
         "train": (train, "train a recipe, in one process or several"),
         "plan": (train, "show the parameters, memory, tokens and time of a run"),
         "check-data": (measure, "show what a data directory holds and warn of problems"),
-        "show-batch": (train, "print the text that a step trains on"),
-        "import-nanogpt": (train, "continue from a nanoGPT checkpoint"),
+        "show-batch": (train, "print sequences that a step trains on"),
+        "import-nanogpt": (train, "import a nanoGPT checkpoint to continue from it"),
     },
     "use a model": {
         "sample": (use, "continue a prompt, streaming to the terminal"),
         "chat": (use, "talk to a model that was trained on conversations"),
-        "playground": (use, "write with one or two models on a local page with each token's loss"),
+        "playground": (use, "write with one or two models on a local page, with each token's loss"),
         "export": (use, "write a verified export for transformers, ONNX Runtime or llama.cpp"),
         "page": (use, "write a static page that runs the model in the browser"),
         "push": (use, "export to a repository on the Hub, or push a page; deletes no files there"),

@@ -21,7 +21,7 @@ def add_eval(command: ArgumentParser) -> None:
         help="of a split's loss; auto: the GPU's fastest on CUDA, else fp32",
     )
     command.add_argument("--data", metavar="DIR", help="a data directory; default: the run's")
-    command.add_argument("--split", default="val", choices=("val", "train"), help="part of it")
+    command.add_argument("--split", default="val", choices=("val", "train"), help="which split")
     add_number(command, "--batch_size", int, 1, 4096, 32, "sequences at a time")
     command.add_argument(
         "--tasks",
@@ -197,8 +197,8 @@ def add_check_data(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt check-data`."""
     command.add_argument("DIR", help="a data directory")
     add_number(command, "--block_size", int, 1, 2**24, 256, "context of the model to be trained")
-    size = "of the model to be trained; the default is that of recipes/shakespeare.py"
-    add_number(command, "--parameters", int, 1, 10**13, 763_264, size)
+    size = "parameters of the model to be trained; default: recipes/shakespeare.py's"
+    add_number(command, "--parameters", int, 1, 10**13, 771_712, size)
     command.add_argument("--sha256", action="store_true", help="verify the checksums in meta.json")
     add_shared(command, "--json")
 

@@ -22,7 +22,7 @@ SHARED = {
     "--device": {"help": "auto, cpu, cuda or mps", "default": "auto"},
     "--json": {"help": "print the result as one line of JSON", "action": "store_true"},
     "--precision": {
-        "help": "of training",
+        "help": "training precision",
         "default": "auto",
         "choices": ("auto", "fp32", "bf16", "fp16"),
     },

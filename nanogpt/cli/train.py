@@ -6,7 +6,8 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from nanogpt.cli.options import add_number, add_shared, require_recipe, run_recipe, show
+from nanogpt.cli.options import add_number, add_shared, note, require_recipe, run_recipe, show
+from nanogpt.data.files import plural
 from nanogpt.run.parser import OneLineParser, within
 
 LAUNCH = (
@@ -80,12 +81,13 @@ def add_show_batch(command: ArgumentParser) -> None:
     command.add_argument("RUN", help="an out directory, or one checkpoint in it")
     add_shared(command, "--checkpoint")
     step = within(int, 1, 10**9)
-    command.add_argument("--step", type=step, required=True, metavar="N", help="the first is 1")
+    command.add_argument("--step", type=step, required=True, metavar="N", help="from 1 on")
     command.add_argument("--data", metavar="DIR", help="the data directory; default: the run's")
+    add_number(command, "--sequences", int, 1, 2**32, 4, "how many of the step's sequences")
 
 
 def run_show_batch(args) -> None:
-    """Prints the sequences of a step; they do not depend on the number of processes."""
+    """Prints the first sequences of a step; they do not depend on the number of processes."""
     import numpy as np
 
     from nanogpt import checkpoint
@@ -98,23 +100,31 @@ def run_show_batch(args) -> None:
     data = open_data(directory, "train", config.block_size, config.vocab_size)
     directories = list(read_shares(directory))
     tokenizer = load_tokenizer(directories[0])
+    left = args.sequences
     for index in range(trained.gradient_accumulation_steps):
         number = (args.step - 1) * trained.gradient_accumulation_steps + index
         samples = number * trained.batch_size + np.arange(trained.batch_size)
         starts = data.starts(trained.seed, samples)
         inputs, targets = data.batch(trained.seed, samples[0], trained.batch_size)
-        for row, (x, y) in enumerate(zip(inputs.tolist(), targets.tolist(), strict=True)):
+        sequences = list(zip(inputs.tolist(), targets.tolist(), strict=True))[:left]
+        left -= len(sequences)
+        for row, (x, y) in enumerate(sequences):
             where = f"tokens {starts[row]:,} to {starts[row] + len(x):,} of {directory}"
             if len(directories) == 1:  # each directory of a mixture has its own epochs
                 where += f", epoch {samples[row] // data.windows_per_epoch + 1}"
             show(f"step {args.step}, micro-batch {index}, sequence {row}: {where}")
             show(tokenizer.decode([*x, y[-1]]))
+        if not left:
+            break
+    total = trained.gradient_accumulation_steps * trained.batch_size
+    if args.sequences < total:
+        note(f"{args.sequences} of {total} sequences are shown; --sequences={total} shows all")
 
 
 def add_import_nanogpt(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt import-nanogpt`."""
     command.add_argument("CKPT", help="nanoGPT's ckpt.pt")
-    command.add_argument("--data", required=True, metavar="DIR", help="what it was trained on")
+    command.add_argument("--data", required=True, metavar="DIR", help="the data it was trained on")
     command.add_argument(
         "--out_dir", default="out/from_nanogpt", metavar="DIR", help="the run to write"
     )
@@ -175,8 +185,8 @@ def run_launch_check(args) -> None:
     accelerator.print(f"{parallel}; {env['precision']}, {versions}")
     for turn in range(processes):
         if turn == rank:
-            device = f"{accelerator.device} ({env['device']})"
-            print(f"process {rank}: {device} on {platform.node()}, {threads} threads", flush=True)
+            device = f"{accelerator.device} ({env['device']}) on {platform.node()}"
+            print(f"process {rank}: {device}, {plural(threads, 'thread')}", flush=True)
         accelerator.wait_for_everyone()
     ranks = accelerator.reduce(torch.tensor(rank + 1.0, device=accelerator.device), "sum").item()
     last = peers.largest(rank)[0] + 1
@@ -185,5 +195,5 @@ def run_launch_check(args) -> None:
         raise ValueError(
             f"the processes do not add up: {ranks} instead of {expected}, {last} on the CPU"
         )
-    accelerator.print(f"the sequences of a step must be a multiple of {processes}, to be shared")
+    accelerator.print(f"the number of sequences in a step must be a multiple of {processes}")
     accelerator.end_training()

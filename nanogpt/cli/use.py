@@ -17,6 +17,7 @@ from nanogpt.cli.options import (
     show_json,
     utf8,
 )
+from nanogpt.data.files import plural
 from nanogpt.run.errors import visible, waiting
 
 
@@ -33,7 +34,7 @@ def add_sampling(command: ArgumentParser, max_new_tokens: int) -> None:
         "--dtype",
         default="float32",
         choices=("float32", "bfloat16", "int8"),
-        help="of weights and cache; int8: of the weights only",
+        help="dtype of weights and cache; int8: only the weights",
     )
     command.add_argument(
         "--raw", action="store_true", help="print control characters as they are, ESC included"
@@ -102,7 +103,8 @@ def run_sample(args) -> None:
         print()
         count = sum(1 for _ in counted)
     else:
-        new = generate(model, idx, args.max_new_tokens, **options)[:, len(ids) :]
+        with waiting(f"sampling {plural(args.num_samples, 'text')}", note):
+            new = generate(model, idx, args.max_new_tokens, **options)[:, len(ids) :]
         rows = [list(until(eos_id, row)) for row in new.tolist()]
         count, samples = sum(map(len, rows)), []
         for row in rows:
@@ -200,7 +202,7 @@ def run_playground(args) -> None:
 
 
 def add_export_options(command: ArgumentParser, target: str | None, *more_dtypes: str) -> None:
-    """Adds the arguments of what exports a RUN; `target` is what --to names, if there is that."""
+    """Adds the arguments of commands that export a RUN; `target` describes --to, or is None."""
     add_shared(command, "RUN", "--checkpoint")
     if target:
         command.add_argument(
@@ -210,7 +212,7 @@ def add_export_options(command: ArgumentParser, target: str | None, *more_dtypes
         "--dtype",
         default="float32",
         choices=("float32", "bfloat16", "float16", *more_dtypes),
-        help="of the stored weights" + ("; q8_0 is for GGUF only" if more_dtypes else ""),
+        help="dtype of the stored weights" + ("; q8_0 is for GGUF only" if more_dtypes else ""),
     )
     command.add_argument(
         "--license", default="unknown", help="for the model card, such as mit or apache-2.0"
@@ -233,7 +235,7 @@ def add_export(command: ArgumentParser) -> None:
         choices=("transformers", "onnx", "gguf", "nanogpt", "adapter"),
         help="transformers: a directory; onnx: the same with onnx/model.onnx; gguf: a file for "
         "llama.cpp, the default if PATH ends in .gguf; nanogpt: a ckpt.pt without optimizer state; "
-        "adapter: only what --lora_rank has trained, for peft",
+        "adapter: only the weights that --lora_rank trained, for peft",
     )
 
 
@@ -261,7 +263,7 @@ def run_export(args) -> None:
 def add_page(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt page`."""
     add_export_options(command, "the directory")
-    command.add_argument("--prompt", type=utf8, metavar="TEXT", help="what the page shows at first")
+    command.add_argument("--prompt", type=utf8, metavar="TEXT", help="the page's first prompt")
 
 
 def run_page(args) -> None:
@@ -274,8 +276,8 @@ def run_page(args) -> None:
 def add_push(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt push`."""
     add_export_options(command, None)
-    command.add_argument("REPO", metavar="USER/NAME", help="the repository; created if need be")
-    command.add_argument("--private", action="store_true", help="make it private, if it is created")
+    command.add_argument("REPO", metavar="USER/NAME", help="the repository; created if needed")
+    command.add_argument("--private", action="store_true", help="make a new repository private")
     command.add_argument(
         "--space", action="store_true", help="push the page of `nanogpt page`, as a static Space"
     )

@@ -15,7 +15,7 @@ from typing import BinaryIO
 # some file systems cannot flush a directory, or a file that is open for reading only
 UNSYNCABLE = [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS]
 UNSYNCABLE += [errno.EBADF, errno.EACCES, errno.EPERM]
-MOST_JSON = 256 << 20  # bytes; the largest tokenizers have some 30 MB
+MOST_JSON = 256 << 20  # bytes; the largest tokenizers have about 30 MB
 
 
 def require_regular(path: Path) -> None:
@@ -110,6 +110,11 @@ def plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 thread, 2,000 threads."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def first_line(error: Exception) -> str:

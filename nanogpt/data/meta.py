@@ -1,4 +1,4 @@
-"""What a data directory must hold: `meta.json`, the files that it describes, their tokenizer.
+"""Checks a data directory: `meta.json`, the files that it describes, their tokenizer.
 
 `meta.json` describes the tokens: vocab_size, dtype, source and, for each split, the number of
 tokens, the bytes of their text, the largest id, and the names of the files if it is not one.

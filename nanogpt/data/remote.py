@@ -24,7 +24,7 @@ class Unreachable(ValueError):
 
 
 def local(directory: Path | str) -> Path:
-    """The directory itself; of one at a URL, the copy of its files here. Raises Unreachable."""
+    """The directory itself, or the local copy of one at a URL. Raises Unreachable."""
     return download(str(directory)) if "://" in str(directory) else Path(directory)
 
 
@@ -40,7 +40,7 @@ def download(url: str) -> Path:
     try:
         fs, root = fsspec.core.url_to_fs(url)
         at = fs.resolve_path(root) if isinstance(fs, HfFileSystem) else None
-        on_the_hub = hasattr(at, "repo_id")  # not so in a bucket
+        on_the_hub = hasattr(at, "repo_id")  # a bucket has none
         directory = from_hub(at) if on_the_hub else from_elsewhere(fs, root.rstrip("/"), url)
     except Exception as error:  # file systems raise whatever they like
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):

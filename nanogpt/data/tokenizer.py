@@ -238,7 +238,7 @@ def special_token(content: str, i: int) -> dict:
 def from_parts(parts: dict):
     """The tokenizers.Tokenizer that a tokenizer.json describes.
 
-    Two faults of earlier versions' files are mended: the library numbers added tokens itself unless
+    Repairs two faults in files of earlier versions: the library numbers added tokens itself unless
     they are in the vocabulary, too, and takes tiktoken's possessive {1,3}+ for a repetition.
     """
     from tokenizers import Tokenizer as Backend

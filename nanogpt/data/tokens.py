@@ -6,9 +6,9 @@ window once in a shuffled order:
 
     tokens   |offset|---window---|---window---| … |---last window---|
 
-Sample number i, counted from the start of the run, is window permute(i mod n) of epoch i // n. The
-offset, below block_size, is drawn anew for each epoch. So a step of a run reads the same tokens
-whatever the micro-batch size or the number of processes, and resuming needs no bookkeeping.
+Sample number i, counted from the start of the run, is window permute(i mod n) of epoch i // n. Each
+epoch draws its own offset below block_size. A step reads the same tokens for any micro-batch size
+and any number of processes, and resuming needs no bookkeeping.
 
 A data directory holds `train.bin` and `val.bin` (raw little-endian token ids, nanoGPT's format),
 `meta.json` (see `nanogpt.data.meta`) and `tokenizer.json`. If meta.json lists several files for a
@@ -191,12 +191,13 @@ class TokenDataset:
         return (counts["bytes"] - first_bytes) / (counts["tokens"] - 1)
 
     @property
-    def beginning(self) -> np.ndarray:
-        """What a run's samples continue: the first token, or a conversation up to its answer."""
-        if chat := self.meta.get("chat"):
-            first = self.tokens[: chat["block"]]
-            return first[: int(answers(first[None], chat["answer"], chat["end"]).argmax())]
-        return self.tokens[:1]
+    def question(self) -> np.ndarray | None:
+        """The first conversation up to its answer; None if the data are not conversations."""
+        chat = self.meta.get("chat")
+        if chat is None:
+            return None
+        first = self.tokens[: chat["block"]]
+        return first[: int(answers(first[None], chat["answer"], chat["end"]).argmax())]
 
     @property
     def windows_per_epoch(self) -> int:
@@ -234,7 +235,7 @@ class TokenDataset:
         return x, y
 
     def whole_split(self, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
-        """Batches in which every token of the split is a target once, shared out over processes.
+        """Batches in which every token of the split is a target once, divided among processes.
 
         The last window and the last batch are padded with targets of -1, so all processes get the
         same number of batches, as sharded models require.

@@ -65,7 +65,7 @@ def interleave(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
 
 
 def wait() -> None:
-    """Waits until a GPU has done what was queued."""
+    """Waits until a GPU has finished its queue."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 

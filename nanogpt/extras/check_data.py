@@ -1,4 +1,4 @@
-"""`nanogpt check-data DIR`: what a data directory holds, and what will go wrong with it.
+"""`nanogpt check-data DIR`: the contents of a data directory, and warnings.
 
 Counts are exact. The text is checked in the first and last tokens of each split, so that a large
 corpus takes seconds. Text without end-of-text tokens is compared paragraph by paragraph.
@@ -62,7 +62,7 @@ def examine(
     if same < 0.97:  # 0.96 between encodings trained on parts of one text
         warnings = [
             f"only {same:.0%} of the tokens are the same after decoding and encoding again: "
-            "another tokenizer made these tokens; put its tokenizer.json there, or prepare the "
+            "a different tokenizer made these tokens; put its tokenizer.json there, or prepare the "
             "data again"
         ]
     else:  # with the wrong tokenizer the text means nothing
@@ -128,7 +128,7 @@ def check_sha256(split: str, counts: dict, tokens: Tokens) -> str:
 
 
 def same_again(tokenizer, ids: np.ndarray) -> float:
-    """The share of tokens unchanged by decoding and encoding; 1.0 if that means nothing."""
+    """The share of tokens unchanged by decoding and encoding; 1.0 if they cannot be compared."""
     if tokenizer.name == "bytes" or (ids == unknown_id(tokenizer)).mean() > 0.01:
         return 1.0
     same = total = 0
@@ -216,7 +216,7 @@ def text_warnings(train: Split, val: Split) -> Iterator[str]:
 
 
 def share(texts: list[str], count) -> float:
-    """The share of the characters of texts that `count` counts in each."""
+    """The share of characters in texts that `count` counts."""
     return sum(map(count, texts)) / max(sum(map(len, texts)), 1)
 
 

@@ -111,7 +111,7 @@ def export(
             f"note: llama.cpp needs a token that ends a text: {EOT} is added, "
             "and is never the most likely token"
         )
-    verified = f"its {len(tensors)} tensors, read back, are those of the model"
+    verified = f"its {len(tensors)} tensors were read back and compared"
     say(f"{to}: GGUF in {kind}, verified: {verified}; for Ollama: {modelfile}")
     return to
 

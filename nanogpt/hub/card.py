@@ -37,7 +37,7 @@ The context is {block_size:,} tokens long, prompt and answer together.{notes}
 {conversations}{training}{evaluation}
 ## Limits
 
-It repeats what it was trained on, with its errors and its biases, and knows nothing else.
+The model reproduces the errors and biases of its training data and knows nothing else.
 """
 
 CONVERSATIONS = """

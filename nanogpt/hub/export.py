@@ -115,7 +115,7 @@ def check_target(to: Path, directory: bool) -> None:
     """Raises ValueError if an export cannot be written to `to`; creates its parent directory."""
     # the path is written into the model card and into Ollama's Modelfile
     if any(category(c) in ("Cc", "Cs") for c in str(to)):
-        raise ValueError(f"{str(to)!r} has line breaks or other characters of control: rename it")
+        raise ValueError(f"{str(to)!r} has line breaks or other control characters: rename it")
     if to.is_symlink():
         raise ValueError(f"{to} is a symbolic link: name its target, or another path")
     if to.exists() and not (directory and to.is_dir() and not any(to.iterdir())):

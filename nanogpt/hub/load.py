@@ -1,4 +1,4 @@
-"""What RUN means in every command: a run's checkpoint, or a transformers model."""
+"""Loads a RUN, as all commands take it: a run's checkpoint or a transformers model."""
 
 import re
 from collections.abc import Iterable
@@ -89,7 +89,7 @@ def load_for_training(
         agrees = asked <= actual[name] if name == "block_size" else asked in (actual[name], None)
         if not agrees:
             raise ValueError(
-                f"{name}={asked}, but {run}, which is trained further, has {name}={actual[name]}: "
+                f"{name}={asked}, but the model to fine-tune, {run}, has {name}={actual[name]}: "
                 f"leave --{name} out"
             )
     model.crop_block_size(min(wanted.block_size, model.config.block_size))

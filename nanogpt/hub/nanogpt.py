@@ -3,8 +3,9 @@
     nanogpt import-nanogpt out-shakespeare-char/ckpt.pt --data data/shakespeare_char
     nanogpt export out/shakespeare --to ckpt.pt --format nanogpt
 
-nanoGPT (Karpathy 2022) has the same weights under the same names, but for the prefix
-`transformer.` and the padding of the vocabulary. Its optimizer state goes by number, not by name.
+nanoGPT (Karpathy 2022) has the same weights under the same names, except for the prefix
+`transformer.` and the padding of the vocabulary. Its optimizer state is indexed by number, not by
+name.
 """
 
 import re
@@ -115,7 +116,7 @@ def convert_weights(state: dict) -> dict[str, torch.Tensor]:
 
 
 def convert_moments(optimizer: dict, weights: dict) -> dict[str, torch.Tensor]:
-    """AdamW's state by our names, "<parameter>.<state>", from nanoGPT's, which goes by number.
+    """AdamW's state by our names, "<parameter>.<state>", from nanoGPT's, by number.
 
     nanoGPT's groups are the matrices and embeddings, which decay, then the rest, both in the
     model's order.
@@ -194,7 +195,7 @@ def resume_command(saved: Path) -> str:
     others = ["out_dir", "data", "lr_schedule", "always_save_checkpoint", "precision"]
     flags = {name: getattr(config, name) for name in [*MODEL, "bias", "dropout", "tie_embeddings"]}
     flags |= {name: getattr(train, name) for name in [*COUNTS, *NUMBERS, *others]}
-    words = ["accelerate", "launch", "recipes/shakespeare_nanogpt.py", "--resume=auto"]
+    words = ["python", "recipes/shakespeare_nanogpt.py", "--resume=auto"]
     return shlex.join(words + [f"--{name}={value}" for name, value in flags.items()])
 
 

@@ -115,7 +115,7 @@ def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
 
 
 def rows_of(model: GPT, name: str, hf_names: list[str]) -> list[int]:
-    """How many rows of our parameter `name` each of its tensors has; padding is nobody's."""
+    """How many rows of our parameter `name` each of its tensors has, without padding."""
     if name in ("wte.weight", "lm_head.weight"):
         return [model.config.vocab_size]
     if len(hf_names) == 1:

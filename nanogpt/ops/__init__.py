@@ -8,6 +8,6 @@ from nanogpt.ops.loss import loss_for
 
 
 def ops_for(device: torch.device, config: GPTConfig, tokens: int) -> Ops:
-    """The operators to train with on a device, in micro-batches of so many tokens."""
+    """The operators to train with on a device, for micro-batches of `tokens` tokens."""
     ops = CPU if device.type == "cpu" else Ops()
     return ops._replace(loss=loss_for(device, config, tokens))

@@ -4,7 +4,7 @@
     model = pack(model)  # for sampling: a packed model cannot be trained
 
 Each operator gives the same values and gradients as torch up to rounding (tests/ops/test_cpu.py);
-dropout draws other random numbers. Without gradients all but `pack` call torch's own functions.
+dropout draws different random numbers. Without gradients all but `pack` call torch's own functions.
 `python benchmarks/cpu_parts.py` measures each operator; LOG.md has the results.
 """
 
@@ -115,7 +115,7 @@ def fast_dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
 
 
 def dropout_mask(x: torch.Tensor, p: float) -> torch.Tensor:
-    """What dropout multiplies x by: 0 with probability p, to the nearest 1/65536, or a constant."""
+    """Dropout's factors for x: 0 with probability p, to the nearest 1/65536, or a constant."""
     n, dropped = x.numel(), min(round(p * 2**16), 2**16 - 1)
     numbers = torch.empty(math.ceil(n / 4), dtype=torch.int64, device=x.device)
     numbers.random_(-(2**63), None)  # drawn one by one: 64 bits serve four elements
@@ -212,7 +212,7 @@ def bags(x: torch.Tensor, weight: torch.Tensor, blocks: int) -> torch.Tensor:
 
 
 def columns_in_bags(blocks: int, rows: int, C: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers of the columns in each bag, one bag for each block and row; where each starts."""
+    """The column numbers of the bags, one bag for each block and row, and where each bag starts."""
     columns = torch.arange(blocks * C, dtype=torch.int32).view(blocks, 1, C)
     columns = columns.expand(-1, rows, -1).reshape(-1)
     return columns, torch.arange(0, columns.numel(), C, dtype=torch.int32)
@@ -222,7 +222,7 @@ cached_columns = functools.lru_cache(maxsize=32)(columns_in_bags)
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep the memory that a step frees for the next: some 5 % faster on a CPU (LOG.md).
+    """Lets glibc keep the memory that a step frees for the next: 5 % faster on a CPU (LOG.md).
 
     By default glibc returns large blocks to the system at once, and each step pays for hundreds of
     page faults. Holds for the whole process; does nothing with another C library.

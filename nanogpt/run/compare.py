@@ -31,7 +31,7 @@ class Curve:
 
     @property
     def finished(self) -> bool:
-        """Whether the last evaluation is that of the end; true if the settings name no end."""
+        """Whether the last evaluation is the final one; true if the settings name no end."""
         minutes, max_iters = (self.settings.get(key, 0) for key in ("train_minutes", "max_iters"))
         step, _, seconds, _ = self.points[-1]
         if minutes and max_iters:
@@ -173,7 +173,7 @@ def verdict(runs: list[Path]) -> dict:
     found["by"] = rows[1]["val_loss"] - rows[0]["val_loss"]
     best, next_best = ([curve.lowest for curve in groups[str(r["name"])]] for r in rows[:2])
     if min(len(best), len(next_best)) < 2:
-        return found | {"why_not": "that takes at least two seeds of each"}
+        return found | {"why_not": "this needs at least two seeds of each"}
     p = float(welch(best, next_best))
     if np.isnan(p):
         return found | {"why_not": "the losses of seeds do not vary, or are not finite"}
@@ -213,9 +213,9 @@ def in_words(found: dict) -> str:
     if found["better"] is None:
         return f"no verdict: {found['why_not']}"
     first, second = found["runs"][:2]
-    lower = f"{first['name']} is lower than {second['name']} by {found['by']:.4f}"
+    lower = f"{first['name']} has a lower loss than {second['name']} by {found['by']:.4f}"
     if found["p"] is None:
-        return f"{lower}; whether that is more than chance is unknown: {found['why_not']}"
+        return f"{lower}; not tested for significance: {found['why_not']}"
     sizes = f"{len(first['runs'])} and {len(second['runs'])} seeds"
     what = "a significant difference" if found["significant"] else "no significant difference"
     return f"{lower}: {what} (p = {found['p']:.2g}, Welch's t-test, {sizes})"

@@ -1,4 +1,4 @@
-"""What a run prints: its settings, its progress, and at the end the result and next commands."""
+"""Prints a run's settings and progress, and at the end the result and next commands."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import plain, waiting
+from nanogpt.data.files import plain, plural, waiting
 from nanogpt.data.tokenizer import END, START
 from nanogpt.ops.cpu import pack
 from nanogpt.run import metrics
@@ -23,7 +23,7 @@ from nanogpt.run.errors import visible
 from nanogpt.run.resume import resume_command, sequences
 from nanogpt.run.stop import Stop
 from nanogpt.sample import sample_text
-from nanogpt.train import Parts, State, logger, tokens_per_step
+from nanogpt.train import Parts, State, logger, sample_start, tokens_per_step
 
 RESULT = "result.json"
 SAMPLE_TOKENS = 300  # of the sample at the end
@@ -69,16 +69,16 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     compiled = "compiled" if parts.compiled else "not compiled"
     kv_heads = f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else ""
     trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
-    adapters = f", of which {trained:,} of adapters are trained" if c.lora_rank else ""
+    adapters = f", {trained:,} of them in adapters, which are trained" if c.lora_rank else ""
     steps, amount = f"{c.max_iters:,} ", f"{c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
         steps, amount = "", f"for {c.train_minutes:g} minutes of training"
     resuming = f", resuming from step {state.step:,}" if state.step else ""
     logger.info(
-        f"device  {env['device']}, {processes} with {env['threads']} threads, "
+        f"device  {env['device']}, {processes} with {plural(env['threads'], 'thread')}, "
         f"{env['precision']}, {compiled}\n"
-        f"model   {parts.gpt.get_num_params():,} parameters{adapters}: {m.n_layer} layers, "
-        f"{m.n_head} heads{kv_heads}, {m.n_embd} channels; "
+        f"model   {parts.gpt.get_num_params():,} parameters{adapters}: "
+        f"{plural(m.n_layer, 'layer')}, {plural(m.n_head, 'head')}{kv_heads}, {m.n_embd} channels; "
         f"{m.norm}, {m.position} positions, {m.mlp}\n"
         f"data    {c.data}: {train_tokens:,} tokens to train on, {len(parts.val_data.tokens):,} "
         f"to validate, vocabulary {m.vocab_size:,}\n"
@@ -89,11 +89,13 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
 
 
 class Progress:
-    """How far a run is: a bar on a terminal, otherwise about every ten seconds a line."""
+    """Shows a run's progress: a bar on a terminal, otherwise a line about every ten seconds."""
 
     def __init__(self, config: TrainConfig, state: State, shown: bool):
+        steps_only = "{n_fmt} steps in {elapsed}{postfix}"  # of a run whose end is not known
         self.bar = tqdm(
             total=None if config.train_minutes else config.max_iters,
+            bar_format=steps_only if config.train_minutes else None,
             initial=state.step,
             unit="step",
             dynamic_ncols=True,
@@ -203,7 +205,7 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
         f"best validation loss {state.best_val_loss:.4f} at step {state.best_step}\n"
     )
     try:
-        logger.info(sample(config, parts, SAMPLE_TOKENS) + "\n")
+        logger.info(sample(config, parts, SAMPLE_TOKENS).strip("\n") + "\n")
     except (ValueError, OSError, torch.OutOfMemoryError) as error:  # the run is saved all the same
         logger.warning(f"no sample: {error}\n")
 
@@ -223,7 +225,7 @@ def suggest(config: TrainConfig, parts: Parts, state: State) -> None:
 
 
 def first_prompt(text: str) -> str:
-    """The beginning of the data's first line, as far as a terminal shows it as it is."""
+    """The beginning of the data's first line, without what a terminal does not show."""
     line = text.strip().partition("\n")[0]
     return "".join(filter(str.isprintable, line)).strip("\ufffd ") or " "
 
@@ -233,4 +235,4 @@ def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:
     found = checkpoint.find(parts.out_dir)
     device = "cpu" if parts.sharded else parts.device  # it may be too large for one device
     model = pack(checkpoint.load_model(found, device, make_model=parts.make_model))
-    return sample_text(model, parts.tokenizer, parts.train_data.beginning, tokens, config.seed)
+    return sample_text(model, parts.tokenizer, sample_start(parts), tokens, config.seed)

@@ -15,7 +15,7 @@ import psutil
 
 from nanogpt.data.files import waiting as waiting  # commands and data_prep take it from here
 
-PATIENCE = 10  # seconds that other processes leave the main one to report what all of them found
+PATIENCE = 10  # seconds to wait for the main process, which reports what all processes found
 # control characters except tab and newline, marks of writing direction, halves of surrogate pairs
 HIDDEN = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 
@@ -27,7 +27,7 @@ def visible(text: str) -> str:
 
 
 def fail(message: object, code: int = 2) -> typing.NoReturn:
-    """One line on stderr, by the main process only, and exit; code 2: the user's to change."""
+    """Prints one line on stderr, on the main process only, and exits; code 2: a user's mistake."""
     if isinstance(message, OSError) and message.filename:
         message = f"{message.filename}: {message.strerror}"
     line = visible(" ".join(str(message).split("\n")))
@@ -73,9 +73,9 @@ def out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def user_errors(stopped: str = ""):
-    """Context manager around what depends on the user: their mistakes become one line and code 2.
+    """Context manager that turns a user's mistakes into one line and exit code 2.
 
-    These are ValueError, OSError, missing packages and too little memory. Ctrl-C becomes 130, and
+    They are ValueError, OSError, missing packages and too little memory. Ctrl-C becomes 130, and
     prints `stopped` if it has no message; a reader that is gone (`| head`) becomes 141, as in a
     shell. From here on, characters that stdout cannot show are escaped.
     """

@@ -47,7 +47,7 @@ def settings_parser(model_config: GPTConfig, train: TrainConfig, description: st
     basic, advanced, actions = map(
         parser.add_argument_group, ("settings", "advanced settings", "actions")
     )
-    for config in (model_config, train, Actions()):
+    for config in (train, model_config, Actions()):
         help_of, kinds = field_help(type(config)), declared(type(config))
         for field in dataclasses.fields(config):
             (kind, limits), value = kinds[field.name], getattr(config, field.name)

@@ -5,11 +5,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
+from nanogpt.data.files import waiting
 from nanogpt.hub.export import push
 from nanogpt.model import GPTConfig
 from nanogpt.run import console, plan
@@ -51,7 +53,9 @@ def main(
                     unseen = {"out_dir": tmpdir, "report_to": "none", "push_to_hub": None}
                     config = replace(config, resume="none", **unseen)
                     run = prepare(model_config, config, prepare_data, quiet=True, **options)
-                    plan.show(*run, actions)
+                    say = partial(run[1].accelerator.print, file=sys.stderr)  # stdout is for JSON
+                    with waiting("estimating memory and timing a few steps", say):
+                        plan.show(*run, actions)
                 return
         for seed in range(config.seed, config.seed + actions.seeds):
             name = f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir
@@ -75,7 +79,7 @@ def main(
 def train_to_the_end(config: TrainConfig, parts: Parts, state: State, profile: int = 0) -> None:
     """Trains what `prepare` made: rehearses, trains, handles an early stop, concludes.
 
-    The first `profile` steps after two of warm-up are traced into out_dir/trace.json. A run that
+    The first `profile` steps after two warm-up steps are traced into out_dir/trace.json. A run that
     stops early exits.
     """
     stop = None
@@ -125,7 +129,7 @@ def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> N
 
 
 def push_result(config: TrainConfig, parts: Parts) -> None:
-    """Pushes the best checkpoint to the Hub; a failure is a warning, for the run is saved."""
+    """Pushes the best checkpoint to the Hub; a failure is only a warning: the run is saved."""
     try:
         push(parts.out_dir, config.push_to_hub, say=logger.info)
     except (ValueError, OSError) as error:

@@ -203,7 +203,7 @@ class Metrics:
 def read(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl or samples.jsonl; none if there is no file.
 
-    Warns of damaged lines and skips them; a last line that a kill cut short is no damage.
+    Warns of damaged lines and skips them; a last line that a kill cut short does not count.
     """
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""What a run will take: parameters, memory, arithmetic, tokens, time.
+"""Estimates a run before it starts: parameters, memory, arithmetic, tokens, time.
 
     python recipes/shakespeare.py --dry_run
     nanogpt plan recipes/shakespeare.py --n_layer=8
@@ -19,7 +19,7 @@ from functools import partial
 import torch
 
 from nanogpt.config import Actions, TrainConfig
-from nanogpt.data.files import plain
+from nanogpt.data.files import plain, plural
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.ops import ops_for
 from nanogpt.optim import local, make_optimizers
@@ -146,13 +146,15 @@ def estimate(
 def describe(plan: dict) -> str:
     """A plan as text."""
     parts = ", ".join(f"{name} {n:,}" for name, n in plan["parameters_by_part"].items() if n)
-    purposes = plan["memory_by_purpose"].items()
-    memory = ", ".join(f"{name} {n / 1e6:,.1f}" for name, n in purposes if n)
-    verdict = "fits into" if plan["fits"] else "DOES NOT FIT into"
+    purposes = dict(plan["memory_by_purpose"])
+    # at the peak of a step its gradients replace its activations one by one
+    purposes["activations and gradients"] = purposes.pop("activations") + purposes.pop("gradients")
+    memory = ", ".join(f"{name} {n / 1e6:,.1f}" for name, n in purposes.items() if n)
+    verdict = "fits in" if plan["fits"] else "DOES NOT FIT in"
     rows = [
         ("parameters", f"{plan['parameters']:,}: {parts}"),
-        ("memory", f"{plan['memory'] / 1e6:,.1f} MB in a step, uncompiled: {memory}"),
-        ("", f"{verdict} the {plan['free_memory'] / 1e6:,.1f} MB that are free"),
+        ("memory", f"{plan['memory'] / 1e6:,.1f} MB at the peak of an uncompiled step: {memory}"),
+        ("", f"{verdict} the {plan['free_memory'] / 1e6:,.1f} MB of free memory"),
     ]
     if plan["steps"] is not None:
         tokens = plan["steps"] * plan["tokens_per_step"]
@@ -160,22 +162,22 @@ def describe(plan: dict) -> str:
         rows += [
             ("tokens", f"{tokens:,}: {plan['steps']:,} steps of {plan['tokens_per_step']:,}"),
             ("", f"{tokens / plan['train_tokens']:.2f} epochs of {plan['train_tokens']:,}"),
-            ("", f"{each:.1f} per parameter ({CHINCHILLA} make best use of compute)"),
+            ("", f"{each:.1f} per parameter (compute-optimal: about {CHINCHILLA})"),
             ("arithmetic", f"{tokens * plan['flops_per_token'] / 1e12:,.2f} TFLOP"),
         ]
     if "seconds_per_step" in plan:
         training, evaluating = timedelta_of(plan["train_seconds"]), plan["evaluation_seconds"]
         rows.append(("time", f"{training}: {1e3 * plan['seconds_per_step']:,.1f} ms a step"))
-        rows.append(("", f"and about {timedelta_of(evaluating)} for evaluations; saves on top"))
+        rows.append(("", f"plus about {timedelta_of(evaluating)} for evaluations, and saving"))
     if "cost" in plan:
         rows.append(("cost", f"{plan['cost']:,.2f} dollars"))
     return "\n".join(f"{name:<14}{text}" for name, text in rows)
 
 
 def show(config: TrainConfig, parts: Parts, state: State, actions: Actions) -> None:
-    """Prints what a run will take, in time also, by a few of its steps, which are thrown away.
+    """Prints the plan of a run; times a few of its steps, whose results are thrown away.
 
-    With actions.price also its cost; with actions.json all in one line.
+    actions.price adds the cost; actions.json prints one line of JSON.
     """
     env, print_line = parts.settings["environment"], parts.accelerator.print
     tensors = [*parts.gpt.parameters()]
@@ -204,7 +206,7 @@ def show(config: TrainConfig, parts: Parts, state: State, actions: Actions) -> N
         plan["tokens"] = None if plan["steps"] is None else plan["steps"] * plan["tokens_per_step"]
         print_line(json.dumps(plain(plan)))
     else:
-        threads = f"{processes} x {env['threads']} threads"
+        threads = f"{processes} x {plural(env['threads'], 'thread')}"
         print_line(f"{'device':<14}{env['device']}, {threads}, {env['precision']}")
         print_line(describe(plan))
 
@@ -246,7 +248,7 @@ def median_seconds(step: Callable[[], None], peers: Peers, at_most: float = 3.0)
 
 
 def evaluated_tokens(config: TrainConfig, parts: Parts, steps: int) -> int:
-    """Tokens that a run of so many steps evaluates; the last evaluation is of the whole split."""
+    """The tokens that a run of `steps` evaluates; the last evaluation is of the whole split."""
     whole = len(parts.val_data.tokens)
     quick = config.eval_iters * config.batch_size * parts.gpt.config.block_size
     return -(-steps // config.eval_interval) * (quick or whole) + whole

@@ -51,7 +51,7 @@ def prepare(
     command: list[str] | None = None,
     given: Iterable[str] = (),
 ) -> tuple[TrainConfig, Parts, State]:
-    """Makes and checks all that `train` needs: the settings in use, the parts, where to start.
+    """Makes and checks everything `train` needs: the settings in use, the parts, the first state.
 
     Arguments are those of `train.main`; `recipe` are the settings before the flags, `command` the
     recipe and its flags, if a command started the run; `given` are the names of settings that have
@@ -205,7 +205,7 @@ def check_same_tokens(config: TrainConfig, data: TokenDataset, peers: Peers) -> 
 
 
 def choose_operators(gpt: GPT, config: TrainConfig) -> None:
-    """Uses the device's fast operators, except where the model's are not the default ones."""
+    """Uses the device's fast operators, but keeps custom ones of the model."""
     device = next(gpt.parameters()).device
     tokens = max(config.batch_size * gpt.config.block_size, 4096)  # as in an evaluation
     own = {name: op for name, op in gpt.ops._asdict().items() if op is not getattr(Ops(), name)}
@@ -218,7 +218,7 @@ def wrap(accelerator: Accelerator, gpt: GPT, config: TrainConfig, make_optimizer
     muon_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     model, *wrapped = accelerator.prepare(gpt, *make_optimizers(gpt, config, muon_dtype))
     # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of
-    # fp16 once for each optimizer, and so unscale the gradients of the second one twice.
+    # fp16 once for each optimizer and unscale the second one's gradients twice.
     optimizers = [wrapper.optimizer for wrapper in wrapped]
     for optimizer in optimizers:
         if isinstance(optimizer, optim.Muon):

@@ -55,7 +55,7 @@ def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
 
 
 def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict) -> bool:
-    """Compares a run with its checkpoint: refuses another model, optimizer or tokenizer.
+    """Compares a run with its checkpoint: refuses a different model, optimizer or tokenizer.
 
     Reports other changes that matter: of settings, and of "data" and "environment" in `settings`,
     the content of the run's config.json. Returns whether the validation text is the same.
@@ -81,7 +81,7 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
     saved = checkpoint.read_json(start / checkpoint.CONFIG)
     data = saved.get("data", settings["data"])
     if data != settings["data"]:
-        changed.append(f"{config.data} has other tokens")
+        changed.append(f"{config.data} has different tokens")
     if changed:
         logger.info(f"note: the settings differ from the checkpoint's: {'; '.join(changed)}")
     old, new = saved.get("environment") or {}, settings["environment"]

@@ -1,4 +1,4 @@
-"""What must happen before torch is imported: `nanogpt/__init__.py` imports this module first."""
+"""Runs before torch is imported: `nanogpt/__init__.py` imports this module first."""
 
 import os
 import sys

@@ -29,7 +29,7 @@ class Stop(Exception):
 
 
 class Interrupted(Exception):
-    """A signal arrived amid an evaluation or a sample; `number` is the same on all processes."""
+    """A signal arrived during an evaluation or a sample; `number` is the same on all processes."""
 
     def __init__(self, number: int):
         self.number = number
@@ -41,7 +41,7 @@ def hangup_is_ignored() -> bool:
 
 
 class Interrupts:
-    """Context manager around the loop: the first signal lets the step finish, another does not."""
+    """Context manager around the loop: the first signal lets the step finish, a second does not."""
 
     def __init__(self, peers: Peers, minutes: float):
         """`minutes` count from here, before anything is loaded; 0 means no limit."""

@@ -87,10 +87,11 @@ def test_show_batch_prints_what_a_step_trains_on(make_run, tmp_path, command):
         for index in range(2)
         for x, y in zip(*(batch.tolist() for batch in run.micro_batch(index)), strict=True)
     ]
-    shown = command("show-batch", run.out_dir, "--step", "3")
+    shown = command("show-batch", run.out_dir, "--step", "3", "--sequences=8")
     assert shown.count("step 3, micro-batch 1, sequence ") == 4
     blocks = re.split(r"step 3, micro-batch \d, sequence \d: tokens [\d,]+ to [\d,]+ of .*, epoch 1\n", shown)
     assert blocks == ["", *expected]
+    assert shown.startswith(command("show-batch", run.out_dir, "--step", "3", "--sequences=5"))
     moved = Path(run.config.data).rename(tmp_path / "moved")
     assert f"of {moved}, epoch 1" in command("show-batch", run.out_dir / "last", "--step", "3", "--data", moved)
 
@@ -101,8 +102,9 @@ def test_launch_check_names_the_device_of_one_process(command):
     assert "process 0: cpu (cpu) on " in shown
 
 
-def test_escape_sequences_are_visible_unless_raw_is_asked_for(tmp_path, make_run, capsys, command):
+def test_escape_sequences_are_visible_unless_raw_is_asked_for(tmp_path, make_run, monkeypatch, capsys, command):
     writer.write(tmp_path / "data", ESCAPES, "char", 0.1, "from \x1b[31mred")
+    monkeypatch.setattr("nanogpt.run.console.SAMPLE_TOKENS", 100)
     run = make_run()
     run.train()
     shown = [capsys.readouterr().out]  # its last sample

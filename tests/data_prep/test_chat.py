@@ -215,7 +215,7 @@ def test_conversations_that_cannot_be_learnt_from_are_skipped_and_counted(tmp_pa
     path = write(tmp_path / "in.jsonl", [*talks(), *bad, talk("who?", "m" * 200)])
     said = prepare(path, tmp_path / "data", errors="skip", skip_long=True)
     assert sum(count(tmp_path / "data")) == 40 and said[0].startswith("3 ")
-    assert said[1] == "1 conversations of more than 128 tokens were left out"
+    assert said[1] == "left out: 1 conversation of more than 128 tokens"
 
 
 def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):

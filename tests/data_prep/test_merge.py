@@ -80,7 +80,7 @@ def test_parts_that_are_missing_changed_or_of_other_data_are_named(tmp_path):
     make(3, path)
     refused(r"lacks the parts 2/3: run them with --shard")
     make(2, path, path)
-    refused(r"part-00002.json is a part of other data than the first: source")
+    refused(r"part-00002.json is a part of different data than the first: source")
     make(2, path)
     part = (out / "part-00001.json").read_text()
     put(out / "part-00001.json", part.replace('"largest"', '"smallest"'))

@@ -73,7 +73,7 @@ PLACES = ["mine/input.txt", "shakespeare_x/input.txt", "tinyshakespeare.txt"]
 def test_what_is_already_there_is_taken(tmp_path, text, no_network, place):
     path, said = put(tmp_path / place, text), []
     meta = data_prep.prepare(tmp_path / "mine", say=said.append)
-    assert meta["source"] == path and said[0] == f"text: {path}, which is already here"
+    assert meta["source"] == path and said[0] == f"text: {path}"
 
 
 def test_the_download_is_checked_by_hash_before_it_is_used(tmp_path, monkeypatch, text):

@@ -30,7 +30,7 @@ def test_scripts_of_known_data_sets_read_local_copies(tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", [name, *arguments, "--val_fraction", "0.1"])
     runpy.run_path(source, run_name="__main__")
     assert tokens(out, "train").tolist() == expected(documents(), 0.1, False)
-    assert "accelerate launch recipes/own_text.py" in capsys.readouterr().out
+    assert "python recipes/own_text.py" in capsys.readouterr().out
 
 
 def test_characters_are_trained_on_all_shards(tmp_path):

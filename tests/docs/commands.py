@@ -40,8 +40,8 @@ def parser_of(program: str) -> argparse.ArgumentParser:
     def stop(parser, *_):
         raise Caught(parser)
 
-    with patch.object(argparse.ArgumentParser, "parse_args", stop), patch.dict(sys.modules):
-        sys.modules.pop(program, None)  # runpy warns about a module that is there already
+    imported = sys.modules.pop(program, None)  # runpy warns about a module that is there already
+    with patch.object(argparse.ArgumentParser, "parse_args", stop):
         try:
             if program.endswith(".py"):
                 runpy.run_path(str(ROOT / program), run_name="__main__")
@@ -49,6 +49,9 @@ def parser_of(program: str) -> argparse.ArgumentParser:
                 runpy.run_module(program, run_name="__main__")
         except Caught as caught:
             return caught.args[0]
+        finally:
+            if imported is not None:
+                sys.modules[program] = imported
     raise AssertionError(f"{program} reads no command line")
 
 

@@ -62,7 +62,7 @@ def launch(start):
 def test_a_launch_prepares_trains_and_samples_at_full_speed_without_a_warning(launch):
     code, out, err = launch(RECIPE, *SMALL, "--max_iters=20", "--eval_interval=10", "--report_to=none")
     assert code == 0, err
-    assert "input.txt, which is already here" in out
+    assert "input.txt" in out
     assert f"1 process with {len(os.sched_getaffinity(0))} threads, " in out  # the launcher asks for one
     assert re.findall(r"step +(\d+)  validation loss \d\.\d{4}", out) == ["0", "10", "20"]
     assert "Warning" not in err and err.partition("run `accelerate config`.\n")[2] == "", err

@@ -69,7 +69,7 @@ def test_the_plan_names_what_a_user_would_work_out_by_hand():
     assert "12,800: 100 steps of 128" in text and "2.00 epochs of 6,400" in text
     assert f"{12800 / GPT(config).get_num_params():.1f} per parameter" in text
     assert f"{12800 * GPT(config).flops_per_token() / 1e12:,.2f} TFLOP" in text
-    assert "fits into" in text
+    assert "fits in" in text
 
 
 def test_with_train_minutes_the_steps_are_those_that_fit_into_them(make_run, monkeypatch, capsys):
@@ -125,7 +125,7 @@ def test_what_a_run_has_already_is_not_counted_twice(monkeypatch):
     needed = sum(plan.memory(config, train, "fp32").values())
     monkeypatch.setattr(plan, "available", lambda device: needed - 1000)
     assert "DOES NOT FIT" in plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400, taken=1000))
-    assert "fits into" in plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400, taken=1001))
+    assert "fits in" in plan.describe(plan.estimate(config, train, "fp32", train_tokens=6400, taken=1001))
 
 
 def test_the_memory_of_a_plan_has_python_and_torch_in_it(monkeypatch):

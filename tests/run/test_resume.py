@@ -40,7 +40,7 @@ def test_another_machine_and_other_data_are_named(make_run, data, capsys):
     capsys.readouterr()
     make_run(resume="auto", max_iters=8, lr_decay_iters=4)
     shown = capsys.readouterr().out
-    assert f"{data} has other tokens" in shown
+    assert f"{data} has different tokens" in shown
     assert "the environment changed; results match only up to rounding: torch 1.0 -> 2." in shown
     assert "processes 8 -> 1" in shown and "threads 2 ->" not in shown
 

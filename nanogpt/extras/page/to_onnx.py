@@ -76,7 +76,7 @@ def export(
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm over the last dimension: torch's own is no operator of ONNX."""
+    """RMSNorm over the last dimension: ONNX has no operator for torch's own."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
 
@@ -117,7 +117,7 @@ class Graph(nn.Module):
         rows, columns = torch.arange(total - T, total), torch.arange(total)
         # (B, 1, 1, T, S + T)
         allowed = (columns <= rows[:, None]) & attention_mask.bool()[:, None, None, None]
-        # not -inf, with which a row of padding alone would be NaN
+        # not -inf, with which a row of only padding would be NaN
         self.now.start(past, torch.where(allowed, 0.0, torch.finfo(torch.float32).min))
         x = model.wte(input_ids)
         rope = None

@@ -41,7 +41,7 @@ LIBRARY = {  # name on the page: package, file in it
 CONFIGS = ("config", "generation_config", "tokenizer", "tokenizer_config")
 MODEL = (to_onnx.FILE, *(f"{name}.json" for name in CONFIGS))
 PIECE = 2**24  # characters of base64 in a script; a string of JavaScript has 2**29 at most
-TIMEOUT = 300  # seconds for npm, which fetches some 50 MB
+TIMEOUT = 300  # seconds for npm, which fetches about 50 MB
 MOST_POINTS = 500  # of a curve
 QUESTION = f"{START}user\nHello{END}\n{START}assistant\n"
 SPACE = """\
@@ -68,7 +68,7 @@ def write(
 ) -> Path:
     """Writes the page of `run` into the directory `to`; the other options are those of an export.
 
-    `prompt` is what stands on the page at first (default: a question for a model that was trained
+    `prompt` is the page's first prompt (default: a question for a model that was trained
     on conversations, else `nanogpt.sample.default_prompt`), `name` the page's title (default: the
     name of `run`).
 
@@ -157,7 +157,7 @@ def describe(model: GPT, native: str, info: card.RunInfo | None, license: str) -
         "parameters": f"{model.get_num_params():,}",
         "shape": f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels; "
         f"{native} in transformers",
-        "context": f"{c.block_size:,} tokens of {c.vocab_size:,} different ones",
+        "context": f"{c.block_size:,} tokens; vocabulary of {c.vocab_size:,}",
     }
     if info is not None:
         state, environment = info.state, info.environment

@@ -29,7 +29,7 @@ function make(name, text = "", properties = {}) {
   return Object.assign(document.createElement(name), { textContent: text, ...properties });
 }
 
-// A name that may be broken after its punctuation, and elsewhere only if it must.
+// A name with line breaks after its punctuation, elsewhere only if needed.
 function breakable(tag, name, properties = {}) {
   const element = make(tag, "", properties);
   for (const part of name.split(/(?<=[/_=,-])/)) element.append(part, make("wbr"));

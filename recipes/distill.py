@@ -1,0 +1,72 @@
+"""Distills one or several runs into a smaller model, which also learns their probabilities (Hinton et al. 2015).
+
+    python recipes/shakespeare_best.py                          # a teacher
+    python recipes/distill.py --teacher=out/shakespeare_best    # a student of a quarter of its size
+    python recipes/distill.py --teacher=none --out_dir=out/plain  # the same student without one
+
+Several teachers, separated by commas, are averaged. They must have the student's tokenizer, and at
+least its context. The loss is (1 - WEIGHT) times that of the text plus WEIGHT times the
+cross-entropy with the teachers' probabilities; evaluations measure the loss of the text alone, and
+the result is a run like any other.
+"""
+
+import torch
+import torch.nn.functional as F
+
+import nanogpt
+from data_prep import shakespeare
+from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import settings_parser
+from nanogpt.train import main
+
+WEIGHT = 0.5
+SMALL = GPTConfig.modern(
+    block_size=64, n_layer=2, n_head=2, n_embd=96, n_inner=256, tie_embeddings=False
+)
+TRAIN = TrainConfig(
+    out_dir="out/distill",
+    data="data/shakespeare_char",
+    batch_size=32,
+    max_iters=800,
+    eval_interval=200,
+    optimizer="muon",
+    muon_momentum=0.9,
+    learning_rate=0.01,
+    beta1=0.8,
+    weight_decay=0.0,
+    lr_schedule="linear",
+    warmup_iters=0,
+    min_lr=0.0,
+)
+
+
+class Student(GPT):
+    """A GPT that learns from `teachers` while it trains. They are not part of it and not saved."""
+
+    teachers: tuple[GPT, ...] = ()
+
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None, **options):
+        """As in GPT; with targets (B, T) while training, the loss is the mixture."""
+        if targets is None or not self.training or not self.teachers:
+            return super().forward(idx, targets, **options)
+        logits = super().forward(idx).flatten(0, 1).float()  # (B T, V)
+        with torch.no_grad():
+            each = [teacher(idx).float().softmax(-1) for teacher in self.teachers]
+            soft = torch.stack(each).mean(0).flatten(0, 1)  # (B T, V)
+        text = F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
+        return (1 - WEIGHT) * text + WEIGHT * F.cross_entropy(logits, soft)
+
+
+if __name__ == "__main__":
+    parser = settings_parser(SMALL, TRAIN, __doc__)
+    parser.add_argument(
+        "--teacher", default="out/shakespeare_best", help="runs, with commas, or none"
+    )
+    given = vars(parser.parse_args())
+    teacher = given.pop("teacher")
+    if teacher != "none":
+        with user_errors():
+            Student.teachers = tuple(nanogpt.load(run)[0] for run in teacher.split(","))
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    main(SMALL, TRAIN, prepare=shakespeare.prepare, argv=flags, make_model=Student)

@@ -1,0 +1,97 @@
+"""The tiny Shakespeare speedrun: the lowest loss after 2, 15 or 60 minutes of training on two CPU cores.
+
+    make speedrun TRACK=2  # seeds 1, 2 and 3, or:
+    python recipes/speedrun.py --track=2 --seed=1 --seeds=3
+
+Rules and records are in docs/speedrun.md. The learning rate follows the clock, so that an entry uses
+its whole time on any machine; a faster one takes more steps. At the end the models are evaluated
+again, in fp32, and a row for the table is printed. To try an idea, pass flags or change the track.
+"""
+
+import json
+import os
+import statistics
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from data_prep import shakespeare
+from nanogpt import GPTConfig, TrainConfig
+from nanogpt.data.tokens import TokenDataset
+from nanogpt.evaluate import evaluate
+from nanogpt.hub.load import load
+from nanogpt.run.errors import user_errors
+from nanogpt.run.flags import parse, settings_parser
+from nanogpt.train import main
+
+DATA = "data/shakespeare_char"
+VALIDATION = 111_540  # characters of nanoGPT's validation split
+LONGEST = 256  # characters of context
+
+SMALL = GPTConfig.modern(
+    block_size=256, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
+)
+LARGE = replace(SMALL, n_layer=5, n_head=5, n_embd=160, n_inner=416)
+TRAIN = TrainConfig(
+    data=DATA,
+    batch_size=12,
+    short_block_size=64,
+    eval_interval=1_000_000,  # only at the end
+    optimizer="muon",
+    muon_learning_rate=0.02,
+    muon_momentum=0.93,
+    learning_rate=0.008,  # of embeddings, output projection and norms
+    beta1=0.85,
+    beta2=0.95,
+    lr_schedule="linear",
+    warmup_iters=0,
+    min_lr=0.0,
+)
+# by minutes: the longer a track, the more often it reads the text, and the more decay it needs
+TRACKS = {
+    2: (SMALL, replace(TRAIN, short_block_iters=300, weight_decay=0.1)),
+    15: (LARGE, replace(TRAIN, short_block_iters=1000, weight_decay=0.3)),
+    60: (LARGE, replace(TRAIN, short_block_iters=3000, weight_decay=0.5)),
+}
+
+
+def row(runs: list[Path], minutes: float) -> str:
+    """The row of an entry's runs for the table, or a ValueError that names the rule they break."""
+    losses, seconds = [], []
+    for run in runs:
+        model = load(run, which="last")[0]
+        result = json.loads((run / "result.json").read_text())
+        val_data = TokenDataset(DATA, "val", model.config.block_size)
+        if len(val_data.tokens) != VALIDATION:
+            raise ValueError(f"{DATA} is not nanoGPT's split of the original text")
+        if model.config.block_size > LONGEST:
+            raise ValueError(f"block_size={model.config.block_size} is above {LONGEST}")
+        if result["train_seconds"] > 60 * minutes + 1:
+            raise ValueError(f"{run} took {result['train_seconds']:.0f} s")
+        losses.append(evaluate(model, val_data, batch_size=16)["val_loss"])
+        seconds.append(result["train_seconds"])
+    each = ", ".join(f"{loss:.4f}" for loss in losses)
+    return (
+        f"| {date.today()} | **{statistics.median(losses):.4f}** ({each}) | "
+        f"{statistics.median(seconds):.0f} s | {os.cpu_count()} cores, torch {torch.__version__} |"
+    )
+
+
+if __name__ == "__main__":
+    parser = settings_parser(SMALL, TRAIN, __doc__)
+    parser.add_argument(
+        "--track", type=int, choices=TRACKS, default=2, help="minutes of training (default: 2)"
+    )
+    given = vars(parser.parse_args())
+    track = given.pop("track")
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    model, train = TRACKS[track]
+    train = replace(train, train_minutes=float(track), out_dir=f"out/speedrun-{track}")
+    main(model, train, prepare=shakespeare.prepare, argv=flags)
+    _, config, actions = parse(model, train, flags, "")
+    seeds = range(config.seed, config.seed + actions.seeds)
+    runs = [Path(f"{config.out_dir}-seed{seed}") for seed in seeds]
+    with user_errors():
+        print(row(runs if actions.seeds > 1 else [Path(config.out_dir)], config.train_minutes))

@@ -1,0 +1,31 @@
+"""recipes/distill.py: a student learns the mean of its teachers' probabilities beside the text."""
+
+import distill
+import torch
+from helpers import randomize
+
+from nanogpt import GPT, GPTConfig
+
+CONFIG = GPTConfig(vocab_size=65, block_size=8, n_layer=1, n_head=1, n_embd=16)
+
+
+def test_the_loss_is_the_mixture_while_training_and_that_of_the_text_in_evaluations(monkeypatch):
+    student, teachers = distill.Student(CONFIG), [GPT(CONFIG), GPT(CONFIG)]
+    for seed, model in enumerate((student, *teachers)):
+        randomize(model, seed)
+    monkeypatch.setattr(distill.Student, "teachers", teachers)
+    x, y = torch.randint(65, (2, 2, 8))
+    log_p = student.eval()(x).log_softmax(-1)
+    text = -log_p.gather(-1, y[..., None]).mean()
+    soft = sum(teacher.eval()(x).softmax(-1) for teacher in teachers) / 2
+    mixture = 0.5 * text - 0.5 * (soft * log_p).sum(-1).mean()
+    torch.testing.assert_close(student(x, y), text)
+    torch.testing.assert_close(student.train()(x, y), mixture)
+    assert mixture != text and list(student.state_dict()) == list(GPT(CONFIG).state_dict())
+
+
+def test_a_student_is_a_run_like_any_other(recipe, run_dir, data):
+    flags = "--n_layer=1 --n_head=2 --n_embd=16 --n_inner=32 --block_size=16 --max_iters=2 --sample_tokens=0".split()
+    done = recipe("distill", *flags, f"--teacher={run_dir},{run_dir}", f"--data={data}", "--out_dir=student")
+    assert done.returncode == 0, done.stderr
+    assert recipe("distill", *flags, "--teacher=nowhere").stderr.count("\n") == 1
