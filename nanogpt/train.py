@@ -48,8 +48,8 @@ def main(
 
     `prepare(directory)` makes the recipe's own data; the main process calls it if there is none.
     `note` is printed at the start. `make_model` is `GPT` or a subclass with an idea of your own,
-    `make_optimizers` has the signature of `nanogpt.optim.make_optimizers`. A user's mistake is one
-    line on stderr and exit code 2.
+    which is recorded in config.json: --trust_recipe loads it. `make_optimizers` has the signature
+    of `nanogpt.optim.make_optimizers`. A user's mistake is one line on stderr and exit code 2.
     """
     from nanogpt.run.errors import refuse_windows
 

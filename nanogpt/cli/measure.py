@@ -13,7 +13,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 def add_eval(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt eval`."""
-    add_shared(command, "RUNS", "--checkpoint", "--device", "--json")
+    add_shared(command, "RUNS", "--checkpoint", "--device", "--trust_recipe", "--json")
     command.add_argument(
         "--precision",
         default="auto",
@@ -54,7 +54,8 @@ def evaluate_split(args, device: str) -> list[dict]:
     results = []
     rows = [f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}"]
     for run in args.RUNS:
-        model, tokenizer, found = load(run, device, which=args.checkpoint, say=note)
+        options = {"which": args.checkpoint, "say": note, "trust_recipe": args.trust_recipe}
+        model, tokenizer, found = load(run, device, **options)
         own = load_configs(found)[1].data if found else None
         directory = args.data or own
         if directory is None:
@@ -111,7 +112,8 @@ def evaluate_tasks(args, device: str) -> list[dict]:
     eval_tasks = extra("eval_tasks")
     rows, results = [], []
     for run in args.RUNS:
-        model, tokenizer, found = load(run, device, which=args.checkpoint, say=note)
+        options = {"which": args.checkpoint, "say": note, "trust_recipe": args.trust_recipe}
+        model, tokenizer, found = load(run, device, **options)
         tasks = eval_tasks.evaluate(
             model, tokenizer, args.tasks.split(","), args.include_path, args.limit, args.batch_size
         )

@@ -20,6 +20,10 @@ SHARED = {
     "FLAGS": {"help": "its flags, such as --n_layer=8", "nargs": argparse.REMAINDER},
     "--checkpoint": {"help": "best, last or step-N; default: best, else last", "metavar": "WHICH"},
     "--device": {"help": "auto, cpu, cuda or mps", "default": "auto"},
+    "--trust_recipe": {
+        "help": "a Python file to run, with the class that a RUN was trained as (make_model)",
+        "metavar": "FILE",
+    },
     "--json": {"help": "print the result as one line of JSON", "action": "store_true"},
     "--precision": {
         "help": "training precision",

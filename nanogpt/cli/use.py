@@ -23,7 +23,7 @@ from nanogpt.run.errors import visible, waiting
 
 def add_sampling(command: ArgumentParser, max_new_tokens: int) -> None:
     """Adds the arguments that `nanogpt sample` and `nanogpt chat` share."""
-    add_shared(command, "RUN", "--checkpoint", "--device")
+    add_shared(command, "RUN", "--checkpoint", "--device", "--trust_recipe")
     add_number(command, "--max_new_tokens", int, 1, 10**7, max_new_tokens, "tokens to add")
     add_number(command, "--temperature", float, 0, 1000, 0.8, "0 takes the most likely token")
     add_number(command, "--top_k", int, 0, 2**24, 200, "only the N most likely tokens; 0: all")
@@ -56,7 +56,8 @@ def load_for_sampling(args) -> tuple:
     int8 = args.dtype == "int8"
     dtype = torch.float32 if int8 else getattr(torch, args.dtype)
     device = pick_device(args.device)
-    model, tokenizer, _ = load(args.RUN, device, dtype, args.checkpoint, say=note)
+    options = {"say": note, "trust_recipe": args.trust_recipe}
+    model, tokenizer, _ = load(args.RUN, device, dtype, args.checkpoint, **options)
     return cpu.pack(model, int8), tokenizer
 
 

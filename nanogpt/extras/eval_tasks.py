@@ -4,6 +4,7 @@
 
     nanogpt eval out/shakespeare --tasks lambada_openai,piqa
     nanogpt eval out/shakespeare --tasks mine --include_path tasks/
+    nanogpt eval out/gpt2 --tasks core
 
 The model is converted to its transformers class in this process; results equal `lm_eval --model hf`
 on its export.
@@ -11,7 +12,9 @@ on its export.
 
 import importlib.util
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +22,57 @@ from nanogpt.hub import weights
 from nanogpt.hub.export import special_tokens, write_tokenizer
 from nanogpt.model import GPT
 from nanogpt.sample import default_prompt
+
+
+class CoreTask(NamedTuple):
+    """A task of CORE (Li et al. 2024, DataComp-LM) as lm_eval has it."""
+
+    task: str
+    shots: int  # worked examples before each question
+    baseline: float  # accuracy of guessing
+    metric: str = "acc_norm,none"
+
+
+# The greedy continuation must equal the answer. lm_eval's own metric for these tasks ignores
+# punctuation, which is all of an answer in dyck_languages.
+EXACT = {
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    "filter_list": [
+        {"name": "strip", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}
+    ],
+}
+
+
+def bigbench(name: str) -> CoreTask:
+    """A task of BIG-bench to which the model writes the answer."""
+    return CoreTask(f"bigbench_{name}_generate_until", 10, 0, "exact_match,strip")
+
+
+# 20 of the 22 tasks: lm_eval has neither Jeopardy nor SQuAD 1.1
+CORE = {
+    "hellaswag_zeroshot": CoreTask("hellaswag", 0, 0.25),
+    "bigbench_qa_wikidata": bigbench("qa_wikidata"),
+    "arc_easy": CoreTask("arc_easy", 10, 0.25),
+    "arc_challenge": CoreTask("arc_challenge", 10, 0.25),
+    "copa": CoreTask("copa", 0, 0.5, "acc,none"),
+    "commonsense_qa": CoreTask("commonsense_qa", 10, 0.2, "acc,none"),
+    "piqa": CoreTask("piqa", 10, 0.5),
+    "openbook_qa": CoreTask("openbookqa", 0, 0.25),
+    "lambada_openai": CoreTask("lambada_openai", 0, 0, "acc,none"),
+    "hellaswag": CoreTask("hellaswag", 10, 0.25),
+    "winograd": CoreTask("wsc273", 0, 0.5, "acc,none"),
+    "winogrande": CoreTask("winogrande", 0, 0.5, "acc,none"),
+    "bigbench_dyck_languages": bigbench("dyck_languages"),
+    "agi_eval_lsat_ar": CoreTask("agieval_lsat_ar", 3, 0.2),
+    "bigbench_cs_algorithms": bigbench("cs_algorithms"),
+    "bigbench_operators": bigbench("operators"),
+    "bigbench_repeat_copy_logic": bigbench("repeat_copy_logic"),
+    "coqa": CoreTask("coqa", 0, 0, "em,none"),
+    "boolq": CoreTask("boolq", 10, 0.62, "acc,none"),
+    "bigbench_language_identification": CoreTask(
+        "bigbench_language_identification_multiple_choice", 10, 0.091, "acc,none"
+    ),
+}
 
 
 def evaluate(
@@ -31,8 +85,9 @@ def evaluate(
 ) -> dict[str, dict]:
     """Results by task, with lm_eval's names. `include_path` is a directory with custom task files.
 
-    `limit` is the number of examples per task. Moves the model to the CPU. Raises ValueError if
-    lm_eval or a task is missing, or if no transformers class supports the model.
+    The task "core" stands for all of CORE. `limit` is the number of examples per task. Moves the
+    model to the CPU. Raises ValueError if lm_eval or a task is missing, or if no transformers class
+    supports the model.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("--tasks needs lm_eval: pip install -e '.[eval]' -c constraints.txt")
@@ -42,11 +97,13 @@ def evaluate(
     from transformers import AutoTokenizer
 
     manager = TaskManager(include_path=include_path)
-    missing = [name for name in tasks if name not in manager.all_tasks]
+    missing = [name for name in tasks if name not in ("core", *manager.all_tasks)]
     if missing:
         raise ValueError(
             f"unknown task {missing[0]!r}: `lm_eval ls tasks` lists all, --include_path adds others"
         )
+    if "core" in tasks and tokenizer.eot_id is None:  # lm_eval needs it to generate
+        raise ValueError("--tasks core needs a model whose tokenizer has an end-of-text token")
     device = model.wte.weight.device
     with tempfile.TemporaryDirectory() as directory:
         special = special_tokens(tokenizer, model.config.vocab_size)
@@ -61,10 +118,37 @@ def evaluate(
         # precedes a text without context; HFLM's default is the end-of-text token, if there is one
         prefix_token_id=first_token(tokenizer),
     )
-    with torch.no_grad():
-        return lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, limit=limit)[
-            "results"
+
+    @torch.no_grad()
+    def run(tasks: list, shots: int | None = None) -> dict[str, dict]:
+        return lm_eval.simple_evaluate(
+            lm, tasks=tasks, task_manager=manager, num_fewshot=shots, limit=limit
+        )["results"]
+
+    others = [name for name in tasks if name != "core"]
+    results = run(others) if others else {}
+    return results | evaluate_core(run) if "core" in tasks else results
+
+
+def evaluate_core(run: Callable[[list, int], dict[str, dict]]) -> dict[str, dict]:
+    """Accuracy and centered accuracy of the tasks of CORE, and their mean, as task "core".
+
+    Centered is (accuracy - baseline) / (1 - baseline): 0 for guessing, 1 for perfect.
+    """
+    results: dict[str, dict] = {}
+    for shots in sorted({task.shots for task in CORE.values()}):
+        chosen = {name: task for name, task in CORE.items() if task.shots == shots}
+        members = [
+            {"task": task.task, **(EXACT if task.metric == "exact_match,strip" else {})}
+            for task in chosen.values()
         ]
+        found = run([{"group": "core", "task": members}], shots)
+        for name, task in chosen.items():
+            accuracy = float(found[task.task][task.metric])
+            centered = (accuracy - task.baseline) / (1 - task.baseline)
+            results[f"core/{name}"] = {task.metric: accuracy, "centered,none": centered}
+    mean = sum(result["centered,none"] for result in results.values()) / len(results)
+    return results | {"core": {"centered,none": mean}}
 
 
 def first_token(tokenizer) -> int:

@@ -1,14 +1,17 @@
-"""`nanogpt playground`: write with one or two models, talk to them, and see each token's loss.
+"""`nanogpt playground`: write with one or two models, talk to them, and look inside them.
 
     pip install -e '.[playground]' -c constraints.txt
     nanogpt playground out/shakespeare out/wide
 
 A local Gradio page that loads nothing from the network. A token's color shows its loss. Hover over
-a token to see the five most likely tokens at its position. A model that was trained on
-conversations has a tab to talk to it.
+a token to see the five most likely tokens at its position. A third tab shows what each head attends
+to and what each layer would predict. A model that was trained on conversations has a tab to talk to
+it.
 """
 
+import base64
 import html
+import io
 import os
 from collections.abc import Iterator
 from itertools import accumulate, zip_longest
@@ -17,6 +20,7 @@ import torch
 
 from nanogpt import chat
 from nanogpt.extras.dashboard.server import is_own
+from nanogpt.extras.inside import lens, look
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.run.errors import visible
@@ -33,9 +37,23 @@ STYLE = """
   background: #222; color: #eee !important; padding: 8px 12px; border-radius: 4px;
   font-size: 13px; line-height: 1.4; white-space: pre; }
 .token:hover .likeliest { display: block; }
+.heads { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(280px, 100%), 1fr));
+  gap: 16px; }
+.heads figure { margin: 0; }
+.heads svg { width: 100%; font: 4.5px ui-monospace, monospace; }
+.heads text { fill: currentColor; text-anchor: end; }
+.heads rect { fill: none; stroke: #888; stroke-width: 0.4; }
+.heads image { image-rendering: pixelated; }
+.layers { overflow-x: auto; }
+.layers table { border: 0; border-collapse: separate; border-spacing: 2px;
+  font: 13px ui-monospace, monospace; }
+.layers td, .layers th { border: 0; white-space: pre; padding: 2px 4px; text-align: center; }
+.layers th:first-child { position: sticky; left: 0; background: var(--body-background-fill); }
+.layers td { border-radius: 3px; }
 .complaint { color: #b00020 !important; }
 .dark .complaint { color: #ff8a80 !important; }
 """
+LONGEST_INSIDE = 128  # tokens of a text whose attention is shown: more would be too small to see
 SLIDERS = [  # lowest, highest, first value, step, label
     (1, 2000, 300, 1, "tokens"),
     (0, 2, 0.8, 0.05, "temperature"),
@@ -125,10 +143,62 @@ class Writer:
         summary = f"{html.escape(self.run)}: {mean:.4f} nats per token, {len(losses):,} tokens"
         return f'<p>{summary}</p><div class="tokens">{"".join(painted)}</div>'
 
+    def look_inside(self, text: str, layer: int) -> str:
+        """Each head's attention in `layer` (from 1) and what each layer would predict, as HTML."""
+        ids = self.encode(text)
+        read = ids[: min(LONGEST_INSIDE, self.model.config.block_size)]
+        weights, states = look(self.model, read)
+        layer = min(layer, len(weights))
+        names = [self.visible([i], "␣") for i in read.tolist()]
+        heads = "".join(
+            f"<figure><figcaption>layer {layer}, head {i}</figcaption>{picture(w, names)}</figure>"
+            for i, w in enumerate(weights[layer - 1], start=1)
+        )
+        rows = [f"<th></th>{''.join(f'<th>{name}</th>' for name in names)}"]
+        for i, state in reversed(list(enumerate(states, start=1))):
+            probs, tokens = lens(self.model, state).softmax(-1).max(-1)
+            cells = "".join(
+                f'<td style="background:rgb(59 130 246 / {p:.0%})" title="{p:.1%}">'
+                f"{self.visible([token], '␣')}</td>"
+                for p, token in zip(probs.tolist(), tokens.tolist(), strict=True)
+            )
+            rows.append(f"<th>layer {i}</th>{cells}")
+        table = "".join(f"<tr>{row}</tr>" for row in rows)
+        return (
+            f"<p>{html.escape(self.run)}: the first {len(read):,} of {len(ids):,} tokens. "
+            "Rows of a picture are positions; columns are what they attend to.</p>"
+            f'<div class="heads">{heads}</div>'
+            "<p>What each layer would predict after each token. "
+            "The stronger the color, the likelier.</p>"
+            f'<div class="layers"><table>{table}</table></div>'
+        )
+
     def visible(self, ids: list[int], space: str = " ") -> str:
         """The text of tokens as HTML, with visible white space."""
         text = self.tokenizer.decode(ids).replace("\n", "⏎").replace("\t", "⇥").replace(" ", space)
         return html.escape(visible(text))
+
+
+def picture(weights: torch.Tensor, names: list[str]) -> str:
+    """A head's attention weights (T, T) as SVG: a pixel a weight, and some tokens' `names`."""
+    from PIL import Image  # Gradio brings it
+
+    T = len(names)
+    rgba = torch.tensor([59, 130, 246, 0], dtype=torch.uint8).repeat(T, T, 1)  # (T, T, 4)
+    rgba[..., 3] = (255 * weights.sqrt()).byte()  # the root shows small weights, too
+    file = io.BytesIO()
+    Image.fromarray(rgba.cpu().numpy(), "RGBA").save(file, "PNG")
+    pixels = base64.b64encode(file.getvalue()).decode()
+    labels = []
+    for i in range(0, T, -(-T // 16)):  # as many as fit
+        place = f"{100 * (i + 0.5) / T + 1.5:.1f}"
+        labels.append(f'<text x="-1" y="{place}">{names[i]}</text>')
+        labels.append(f'<text x="-101" y="{place}" transform="rotate(-90)">{names[i]}</text>')
+    return (
+        '<svg viewBox="-20 -3 121 123"><rect width="100" height="100"/>'
+        f'<image width="100" height="100" href="data:image/png;base64,{pixels}"/>'
+        f"{''.join(labels)}</svg>"
+    )
 
 
 def take_turns(streams: list[Iterator[str]]) -> Iterator[list[str]]:
@@ -176,6 +246,9 @@ def page(runs: list[str], device: str, which: str | None = None):
     def paint(text: str):
         yield from shown([writer.paint(text) for writer in writers] for _ in range(1))
 
+    def look_inside(text: str, layer: int):
+        yield from shown([writer.look_inside(text, layer) for writer in writers] for _ in range(1))
+
     with gr.Blocks(title="nanogpt playground", analytics_enabled=False) as blocks:
         gr.HTML("<h1>nanogpt playground</h1>")
         with gr.Tab("Write"):
@@ -208,6 +281,16 @@ def page(runs: list[str], device: str, which: str | None = None):
                     with gr.Column(min_width=300):
                         painted.append(gr.HTML(elem_id=f"painted-{i}"))
             button.click(paint, text, [*painted, complaint], api_visibility="private")
+        with gr.Tab("Look inside"):
+            text = gr.Textbox(lines=4, label="text", elem_id="read")
+            deepest = max(writer.model.config.n_layer for writer in writers)
+            layers = list(range(1, deepest + 1))
+            layer = gr.Dropdown(layers, value=1, label="layer whose attention is shown")
+            button = gr.Button("Look inside", variant="primary", elem_id="look")
+            complaint = gr.HTML(padding=False)
+            insides = [gr.HTML(elem_id=f"inside-{i}") for i, _ in enumerate(runs)]
+            outputs = [*insides, complaint]
+            button.click(look_inside, [text, layer], outputs, api_visibility="private")
         for i, writer in enumerate(writers):
             if chat.can_chat(writer.tokenizer):
                 with gr.Tab(f"Talk to {writer.run}"):

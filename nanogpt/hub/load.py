@@ -1,6 +1,8 @@
 """Loads a RUN, as all commands take it: a run's checkpoint or a transformers model."""
 
+import importlib.util
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     which: str | None = None,
     say=print,
+    trust_recipe: str | Path | None = None,
     **changes,
 ) -> tuple:
     """Loads a RUN: (model, tokenizer, checkpoint).
@@ -29,7 +32,9 @@ def load(
     RUN is an out directory (its `best` checkpoint, else `last`; or `which`: best, last, step-N),
     one checkpoint in it, or a transformers model, as a directory or a name on the Hub, for which
     the checkpoint is None. `changes` are fields of GPTConfig that do not affect the weights, such
-    as dropout. Raises ValueError if it is none of them.
+    as dropout. A model that was trained as a subclass of GPT is loaded as that class if
+    `trust_recipe` names the Python file that defines it, which is run; otherwise as a GPT, if its
+    parameters are those of one. Raises ValueError if it is none of them.
     """
     path = choose(Path(run), which)
     if not path.is_dir() or weights.is_transformers(path):
@@ -39,14 +44,55 @@ def load(
         model = weights.from_pretrained(directory, dtype=dtype, **changes).to(device)
         return model, load_tokenizer(directory), None
     found = checkpoint.find(path)
+    hint = ""
     try:
-        model = checkpoint.load_model(found, device, dtype, **changes)
+        make_model, hint = own_class(found, trust_recipe)
+        model = checkpoint.load_model(found, device, dtype, make_model, **changes)
+        if hint:
+            say(f"{found} is loaded as a plain GPT; {hint}")
         return model, load_tokenizer(found), found
-    except ValueError:
+    except ValueError as error:
+        if found.is_dir() and hint:
+            raise ValueError(f"{error}; {hint}") from None
         if found.is_dir():
             raise
     say(f"{found.name} was removed while it was read: taking the next")
-    return load(run, device, dtype, which, say, **changes)
+    return load(run, device, dtype, which, say, trust_recipe, **changes)
+
+
+def own_class(found: Path, trust_recipe: str | Path | None) -> tuple[type[GPT], str]:
+    """The class to load a checkpoint as, and how to load the one that was trained if it differs."""
+    trained = checkpoint.read_json(found / checkpoint.CONFIG).get("class")
+    if not isinstance(trained, dict):
+        return GPT, ""
+    name = str(trained.get("name"))
+    if trust_recipe:
+        return load_class(trust_recipe, name), ""
+    return GPT, (
+        f"it was trained as {name} in {trained.get('file')}: `nanogpt sample`, `eval` and `chat` "
+        "load that class with --trust_recipe FILE, which runs the file"
+    )
+
+
+def load_class(recipe: str | Path, name: str) -> type[GPT]:
+    """Runs a Python file that the user trusts; returns its subclass of GPT with that name.
+
+    The file's name there is not __main__, so a recipe does not begin to train.
+    """
+    if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
+        raise ValueError(f"trust_recipe={recipe} is not a Python file: name the one with {name}")
+    spec = importlib.util.spec_from_file_location("trusted_recipe", recipe)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as dataclasses need it
+    sys.path.insert(0, str(Path(recipe).resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, GPT)):
+        raise ValueError(f"{recipe} has no subclass of GPT that is called {name}")
+    return found
 
 
 def choose(run: Path, which: str | None) -> Path:

@@ -299,6 +299,8 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
 
     The ids are those of special tokens, if any. Raises ValueError if no class supports it.
     """
+    if type(model) is not GPT:
+        raise ValueError(f"transformers has no class for {type(model).__name__}, only for a GPT")
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -111,6 +112,8 @@ def prepare(
             guard.check_room(model_config, config, trains_on_cpu)
     torch.manual_seed(config.seed)
     gpt = (pretrained or make_model(model_config)).to(accelerator.device)
+    if type(gpt) is not GPT:
+        settings["class"] = describe_class(type(gpt))
     if config.lora_rank:
         lora.inject(gpt, config.lora_rank)
     choose_operators(gpt, config)
@@ -173,6 +176,12 @@ def load_pretrained(
         )
     with peers.in_agreement(main_first=True):
         return load_for_training(start or config.init_from, model_config, logger.info, given)
+
+
+def describe_class(cls: type[GPT]) -> dict[str, str]:
+    """Where a model's class is, for `nanogpt.hub.load`: its name and the file that defines it."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or "a notebook"
+    return {"name": cls.__qualname__, "file": Path(file).name}
 
 
 def find_data(config: TrainConfig, prepare_data: Callable[[Path], object] | None) -> str | Path:

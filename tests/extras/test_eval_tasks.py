@@ -1,5 +1,6 @@
 """lm_eval on local tasks: the figures in this process are those of its own command on the export."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -7,10 +8,13 @@ import sys
 
 import pytest
 import torch
+from helpers import randomize
 from shapes import CASES, CHARACTERS, make_checkpoint
 
+from nanogpt import GPT
 from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer
-from nanogpt.extras.eval_tasks import evaluate, first_token
+from nanogpt.extras import eval_tasks
+from nanogpt.extras.eval_tasks import CoreTask, evaluate, first_token
 from nanogpt.hub import export
 from nanogpt.hub.load import load
 
@@ -33,14 +37,22 @@ doc_to_choice: ["QRS", "ABC", "abc"]
 doc_to_target: "{{answer}}"
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
-
+# of lm_eval's for BIG-bench, whose metric ignores punctuation
+WRITING = """task: writing
+output_type: generate_until
+doc_to_text: "{{text}}"
+doc_to_target: "{{continued}}"
+target_delimiter: ""
+generation_kwargs: {until: ["~~"], max_gen_toks: 4}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_punctuation: true}]
+"""
 
 TEXTS = [CHARACTERS[i : i + 20] for i in range(0, 40, 5)]
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A run, its export, and two tasks on texts of its characters."""
+def tasks(tmp_path, monkeypatch):
+    """A directory with two tasks on texts of CHARACTERS."""
     pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -e '.[eval]'")
     lines = [json.dumps({"text": text, "answer": i % 3}) for i, text in enumerate(TEXTS)]
     (tmp_path / "docs.jsonl").write_text("\n".join(lines))
@@ -48,10 +60,16 @@ def place(tmp_path, monkeypatch):
     for name, task in (("rolling", ROLLING), ("choice", CHOICE)):
         text = task + TASK.replace("DATA", str(tmp_path / "docs.jsonl"))
         (tmp_path / "tasks" / f"{name}.yaml").write_text(text)
-    make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
-    export.export(tmp_path / "run", tmp_path / "export")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "tasks"
+
+
+@pytest.fixture
+def place(tmp_path, tasks):
+    """A run, its export, and the tasks."""
+    make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
+    export.export(tmp_path / "run", tmp_path / "export")
     return tmp_path
 
 
@@ -60,6 +78,49 @@ def nats(model, tokenizer) -> float:
     rows = [torch.tensor([[0, *tokenizer.encode(text).tolist()]]) for text in TEXTS]
     with torch.no_grad():
         return sum(model(row[:, :-1], row[:, 1:], reduction="sum").item() for row in rows)
+
+
+def test_core_is_the_mean_of_centered_accuracies(tasks, monkeypatch):
+    tokenizer = ByteTokenizer()
+    model = GPT(dataclasses.replace(CASES["qwen3, untied"], vocab_size=tokenizer.vocab_size)).eval()
+    randomize(model)
+    with torch.no_grad():
+        model.lm_head.weight[:33] = model.lm_head.weight[127:] = 0  # it writes visible ASCII
+    rows = [torch.tensor([tokenizer.encode(text).tolist()]) for text in TEXTS]
+    continued = [tokenizer.decode(model.generate(row, 4, temperature=0)[0, row.size(1) :].tolist()) for row in rows]
+    # a quarter of the answers are wrong, by a punctuation mark
+    answers = [text if i % 4 else text + "!" for i, text in enumerate(continued)]
+    lines = [json.dumps({"text": text, "continued": answer}) for text, answer in zip(TEXTS, answers, strict=True)]
+    (tasks / "writing.jsonl").write_text("\n".join(lines))
+    (tasks / "writing.yaml").write_text(WRITING + TASK.replace("DATA", str(tasks / "writing.jsonl")))
+    suite = {"a": CoreTask("choice", 0, 0.25, "acc,none"), "b": CoreTask("writing", 0, 0, "exact_match,strip")}
+    monkeypatch.setattr(eval_tasks, "CORE", suite | {"c": CoreTask("choice", 2, 0.5, "acc,none")})
+
+    results = evaluate(model, tokenizer, ["core"], str(tasks))
+
+    right = 0
+    for i, row in enumerate(rows):
+        choices = [torch.cat((row, torch.tensor([tokenizer.encode(c).tolist()])), 1) for c in ("QRS", "ABC", "abc")]
+        with torch.no_grad():
+            losses = [model(c[:, :-1], c[:, 1:], reduction="sum").item() for c in choices]
+        right += losses.index(min(losses)) == i % 3
+    accuracy = right / len(rows)
+    assert results["core/a"] == pytest.approx({"acc,none": accuracy, "centered,none": (accuracy - 0.25) / 0.75})
+    assert results["core/b"] == pytest.approx({"exact_match,strip": 0.75, "centered,none": 0.75})
+    assert results["core/c"]["centered,none"] == pytest.approx(2 * results["core/c"]["acc,none"] - 1)
+    centered = [results[f"core/{name}"]["centered,none"] for name in "abc"]
+    assert results["core"]["centered,none"] == pytest.approx(sum(centered) / 3)
+
+
+def test_core_is_refused_without_an_end_of_text_token():
+    pytest.importorskip("lm_eval")
+    with pytest.raises(ValueError, match="end-of-text token"):
+        evaluate(GPT(CASES["gpt2"]), CharTokenizer(CHARACTERS), ["core"])
+
+
+def test_lm_eval_has_all_tasks_of_core():
+    tasks = pytest.importorskip("lm_eval.tasks").TaskManager().all_tasks
+    assert {task.task for task in eval_tasks.CORE.values()} <= set(tasks) and len(eval_tasks.CORE) == 20
 
 
 @pytest.mark.nightly

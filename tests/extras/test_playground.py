@@ -70,6 +70,18 @@ def test_a_painted_text_is_escaped_with_five_tokens_for_each_place(hostile_write
     assert len(tip[2].splitlines()) == 5
 
 
+def test_a_look_inside_is_escaped_with_a_picture_of_each_head_and_a_prediction_of_each_layer(hostile_writer):
+    pytest.importorskip("PIL")
+    body = hostile_writer.look_inside(HOSTILE, 2)
+    assert {"script", "b"}.isdisjoint(re.findall(r"</?(\w+)", body)) and "&lt;b&gt;run&lt;/b&gt;" in body
+    read, layers = min(len(HOSTILE), TINY.block_size), TINY.n_layer
+    assert body.count("<svg") == TINY.n_head and body.count("<td") == layers * read
+    # what the last layer predicts is what the model does
+    model, ids = hostile_writer.model, hostile_writer.encode(HOSTILE)[:read]
+    probs = model(ids[None]).softmax(-1).max(-1).values[0].tolist()
+    assert re.findall(r'title="(.*?)"', body)[:read] == [f"{p:.1%}" for p in probs]
+
+
 def test_characters_that_cannot_be_seen_are_painted_as_escapes(hostile_writer, monkeypatch):
     monkeypatch.setattr(hostile_writer.tokenizer, "decode", lambda ids: "\x1b\u202e <")
     assert hostile_writer.visible([0], "_") == r"\x1b\u202e_&lt;"

@@ -224,6 +224,16 @@ def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, dat
         assert tip.is_visible() and len(tip.inner_text().splitlines()) == 6
         chromium.keep(page, "playground-loss")
 
+        page.set_viewport_size({"width": 390, "height": 800})
+        page.get_by_role("tab", name="Look inside").click()
+        page.fill("#read textarea", "The king " * 50)
+        page.click("#look")
+        page.locator("#inside-1 td").first.wait_for()
+        assert page.locator("#inside-0 figure").count() == 2  # heads
+        assert page.locator("#inside-0 td").count() == 16  # one layer, all of the context
+        assert page.evaluate("document.documentElement.scrollWidth") == 390  # wide tables scroll on their own
+        chromium.keep(page, "playground-inside", full_page=True)
+
 
 @needs_gradio
 def test_the_playground_talks_to_a_model_and_remembers(page, chat_run):

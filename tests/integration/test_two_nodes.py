@@ -150,3 +150,25 @@ def test_while_tokens_are_made_a_signal_queues_the_job_again_and_an_error_ends_i
         script.send_signal(signal.SIGUSR1)
     assert script.wait(PATIENCE) == code
     assert (home / "requeued").exists() == queue
+
+
+@pytest.mark.parametrize(
+    "launcher, code, queue",
+    [
+        # torchrun's handlers before torch 2.10: USR1 would end it
+        ("trap 'sleep 1; echo >> saved; exit 1' TERM; echo >> begun; while true; do sleep 0.1; done", 0, 1),
+        ("echo >> begun; exit 7", 7, 0),
+    ],
+    ids=["a signal", "an error"],
+)
+def test_a_launcher_gets_sigterm_and_is_waited_for(job, home, launcher, code, queue):
+    (home / "data" / "made_up").mkdir(parents=True)
+    (home / "data" / "made_up" / "meta.json").write_text("{}")
+    add_program(home, "accelerate", f"#!/bin/bash\n{launcher}\n")
+    script, begun = job(max_iters=1), home / "begun"
+    wait_for(lambda: begun.exists() and begun.stat().st_size == 2)
+    if queue:
+        script.send_signal(signal.SIGUSR1)
+    assert script.wait(PATIENCE) == code
+    assert (home / "requeued").exists() == (home / "saved").exists() == queue
+    assert not queue or (home / "saved").stat().st_size == 2  # once on each node
