@@ -1,27 +1,40 @@
 """A report on the device at hand: tests, then throughput.
 
-    PYTHONPATH=. python benchmarks/device_report.py                    # under 9 minutes on one GPU
-    PYTHONPATH=. python benchmarks/device_report.py --device cpu --tiny    # a minute, to try it
+    python benchmarks/device_report.py                       # under 9 minutes on one GPU
+    python benchmarks/device_report.py --parts tests         # again, a part that was cut short
+    python benchmarks/device_report.py --parts profile       # the operators of the 124M step
+    python benchmarks/device_report.py --device cpu --tiny   # two minutes, to try it
 
 Writes report.json and report.md, a table for LOG.md, into `--out`. It downloads nothing, and needs
-torch, accelerate, transformers, tiktoken and pytest. A part that takes too long is ended and
-reported. With a clone of nanoGPT (`--nanogpt`), its training step is measured as well.
+torch, accelerate, transformers, tiktoken, numpy and pytest. A part that takes too long is ended and
+reported. `tests` is `pytest -m device`; `bench` is `nanogpt bench` of the baby GPT and of GPT-2;
+`nanogpt` is nanoGPT's training step at the same sizes, with the code of a clone (`--nanogpt`) or,
+without one, the same formula in plain torch; `time` trains recipes/shakespeare.py on
+data/shakespeare_char until it reaches nanoGPT's loss on a GPU; `profile` must be asked for.
 """
 
 import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# models of `nanogpt bench`, and sequences: nanoGPT's, and more for a large GPU
-CASES = (("classic", 12), ("baby", 64), ("gpt2", 12), ("gpt2", 64))
-THEIRS = ("classic", "gpt2")  # those that nanoGPT has
+sys.path.insert(0, str(ROOT))  # a plain copy of the repository, not installed
+
+from data_prep import writer  # noqa: E402
+
+PARTS = ("tests", "bench", "nanogpt", "time")
+# models of `nanogpt bench`, sequences (nanoGPT's, and more for a large GPU), and its parts
+CASES = (("baby", 64, "train,sample"), ("gpt2", 12, "train,sample"), ("gpt2", 64, "train"))
+TINY = (("classic", 2, "train,sample"),)
+TARGET = 1.4697  # nanoGPT's README, for the baby GPT
 LIMIT = "matmuls + attention"  # of a training step, in `nanogpt bench`
 ENVIRONMENT = """
 import json, sys
@@ -34,20 +47,27 @@ del env["threads"]
 print(json.dumps(env))
 """
 
-# seconds of a training step of nanoGPT's model, as its train.py takes one: compiled on CUDA, under
-# autocast
+# A training step of nanoGPT's model, as its train.py takes one: compiled on CUDA, under autocast.
+# The GPT-2 family here, with torch's own operators, is its formula.
 NANOGPT = """
 import json, statistics, sys, time, torch
+from nanogpt import GPT, GPTConfig
 from nanogpt.extras.bench import MODELS
+from nanogpt.run.device import peak_flops
 from nanogpt.train import synchronize
 folder, name, batch, kind, dtype, rounds = sys.argv[1:]
-sys.path.insert(0, folder)
-from model import GPT, GPTConfig
 config, _ = MODELS[name]
 names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
-sizes = {name: getattr(config, name) for name in names}
-model = GPT(GPTConfig(vocab_size=config.padded_vocab_size, **sizes)).to(kind)
-optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), kind)
+sizes = {name: getattr(config, name) for name in names} | {"vocab_size": config.padded_vocab_size}
+with torch.device("meta"):
+    flops = GPT(GPTConfig(**sizes)).flops_per_token()
+peak = peak_flops(torch.cuda.get_device_name()) if kind == "cuda" else None
+if folder:
+    sys.path.insert(0, folder)
+    from model import GPT, GPTConfig
+model = GPT(GPTConfig(**sizes)).to(kind)
+torch.set_float32_matmul_precision("high")
+optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.95), fused=True)
 model = torch.compile(model) if kind == "cuda" else model
 x, y = torch.randint(config.vocab_size, (2, int(batch), config.block_size), device=kind)
 half = dtype != "float32"
@@ -57,7 +77,7 @@ for _ in range(3 + int(rounds)):
     synchronize(x.device)
     start = time.perf_counter()
     with autocast:
-        _, loss = model(x, y)
+        loss = model(x, y)[1] if folder else model(x, y)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -66,7 +86,8 @@ for _ in range(3 + int(rounds)):
     seconds.append(time.perf_counter() - start)
 median = statistics.median(seconds[3:])
 spread = (max(seconds[3:]) - min(seconds[3:])) / median
-print(json.dumps({"rate": x.numel() / median, "spread": spread}))
+rate = x.numel() / median
+print(json.dumps({"rate": rate, "spread": spread, "mfu": rate * flops / peak if peak else None}))
 """
 
 
@@ -77,6 +98,8 @@ class Report:
         self.environment: dict = {"machine": platform.platform()}
         self.tests: list[dict] = []
         self.rows: list[dict] = []
+        self.reached: dict = {}  # of `time_to_loss`
+        self.profiled = ""  # a table
         self.problems: list[str] = []
 
     def run(self, name: str, *command: str, share: float = 1.0) -> str | None:
@@ -90,17 +113,23 @@ class Report:
         patience = max(1.0, share * (self.end - time.monotonic()))
         print(f"{name}, {patience:.0f} s at most …", file=sys.stderr, flush=True)
         command = (sys.executable, *command)
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=patience
-            )
-        except subprocess.TimeoutExpired:
-            self.problems.append(f"{name}: not done after {patience:.0f} s")
-            return None
-        if done.returncode:
-            last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-            self.problems.append(f"{name}: exit code {done.returncode}: {last:.300}")
-        return done.stdout
+        with subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                printed, errors = process.communicate(timeout=patience)
+            except subprocess.TimeoutExpired:
+                self.problems.append(f"{name}: not done after {patience:.0f} s")
+                process.send_signal(signal.SIGINT)  # pytest then writes the results it has
+                try:
+                    process.communicate(timeout=10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                return None
+        if process.returncode:
+            last = (errors.strip() or printed.strip() or "no message").splitlines()[-1]
+            self.problems.append(f"{name}: exit code {process.returncode}: {last:.300}")
+        return printed
 
     def look(self) -> None:
         """Versions and hardware."""
@@ -115,7 +144,7 @@ class Report:
         command = f"-m pytest -q -m device --junitxml={results} tests/device/test_device.py".split()
         if self.tiny:
             command += ["-k", "(gpt2 or batch) and not compiled"]
-        self.run("tests", *command, share=0.6)
+        self.run("tests", *command, share=0.3)
         if not results.is_file():
             return
         for case in xml.parse(results).getroot().iter("testcase"):
@@ -129,32 +158,67 @@ class Report:
 
     def bench(self) -> None:
         """`nanogpt bench` of several models, each in an equal share of the time that is left."""
-        cases = (("classic", 2),) if self.tiny else CASES
+        cases = TINY if self.tiny else CASES
         rounds = 1 if self.tiny else 3
-        for i, (model, batch) in enumerate(cases):
+        for model, batch, parts in cases:
             command = f"-m nanogpt bench --model {model} --batch_size {batch} --rounds {rounds}"
-            command += f" --device {self.device} --json"
-            name = f"bench {model} {batch}"
-            printed = self.run(name, *command.split(), share=1 / (len(cases) - i))
+            command += f" --device {self.device} --parts {parts} --json"
+            printed = self.run(f"bench {model} {batch}", *command.split(), share=0.4)
             if printed and printed.startswith("{"):
                 rows = json.loads(printed.splitlines()[-1])["rows"]
                 self.rows += [{"model": model, "batch": batch, **row} for row in rows]
 
     def bench_nanogpt(self, folder: Path) -> None:
-        """The same training step in nanoGPT's own code, if it is there."""
+        """The same training step in nanoGPT's own code, if it is there, or by its formula."""
         env = self.environment
-        if not (folder / "model.py").is_file() or "kind" not in env:
+        if "kind" not in env:
             return
         dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(env["precision"], "float32")
-        for limit in [row for row in self.rows if row["who"] == LIMIT and row["model"] in THEIRS]:
-            model, batch = limit["model"], limit["batch"]
+        clone = str(folder) if (folder / "model.py").is_file() else ""
+        limits = {(row["model"], row["batch"]): row for row in self.rows if row["who"] == LIMIT}
+        for model, batch, _ in TINY if self.tiny else CASES:
             sizes = model, str(batch), env["kind"], dtype, "2" if self.tiny else "20"
-            printed = self.run(f"nanoGPT {model} {batch}", "-c", NANOGPT, str(folder), *sizes)
+            printed = self.run(f"nanoGPT {model} {batch}", "-c", NANOGPT, clone, *sizes, share=0.4)
             if printed:
                 row = json.loads(printed.splitlines()[-1])
-                row |= {"model": model, "batch": batch, "part": "train", "who": "nanoGPT"}
-                row |= {"unit": "tokens/s", "of_limit": row["rate"] / limit["rate"]}
+                row |= {"model": model, "batch": batch, "part": "train", "unit": "tokens/s"}
+                row["who"] = "nanoGPT" if clone else "nanoGPT's formula"
+                limit = limits.get((model, batch))
+                row["of_limit"] = row["rate"] / limit["rate"] if limit else None
                 self.rows.append(row)
+
+    def time_to_loss(self) -> None:
+        """Seconds of training, and in all, in which recipes/shakespeare.py reaches TARGET."""
+        data = ROOT / "data" / "shakespeare_char"
+        with tempfile.TemporaryDirectory() as directory:
+            flags = f"--out_dir {directory}/out --device {self.device} --sample_tokens 0"
+            if self.tiny:
+                data = Path(directory) / "data"
+                writer.write(
+                    data, "To be, or not to be: that is the question.\n" * 200, "char", 0.1, ""
+                )
+                flags += " --max_iters 20 --eval_interval 10"
+            elif not (data / "train.bin").is_file():
+                self.problems.append(f"time: no {data}: python -m data_prep.shakespeare")
+                return
+            else:
+                flags += " --eval_interval 100"
+            start = time.monotonic()
+            command = f"recipes/shakespeare.py --data {data} {flags}"
+            if self.run("time to the loss", *command.split()) is None:
+                return
+            wall = time.monotonic() - start
+            metrics = (Path(directory) / "out" / "metrics.jsonl").read_text().splitlines()
+            losses = [line for line in map(json.loads, metrics) if "val_loss" in line]
+            reached = [line for line in losses if line["val_loss"] <= TARGET]
+            best = min(losses, key=lambda line: line["val_loss"])
+            self.reached = {"target": TARGET, "first": reached[:1], "best": best, "wall": wall}
+
+    def profile(self) -> None:
+        """The operators that take the time of a step."""
+        model, batch, _ = TINY[0] if self.tiny else CASES[1]
+        command = f"-m nanogpt bench --model {model} --batch_size {batch} --profile"
+        self.profiled = self.run("profile", *command.split(), "--device", self.device) or ""
 
     def table(self) -> str:
         """The report as Markdown."""
@@ -167,10 +231,25 @@ class Report:
         lines.append("| --- " * 8 + "|")
         for row in self.rows:
             mfu = f"{row['mfu']:.1%}" if row.get("mfu") else ""
+            of_limit = f"{row['of_limit']:.0%}" if row["of_limit"] else ""
             lines.append(
                 f"| {row['model']} | {row['batch']} | {row['part']} | {row['who']} "
-                f"| {row['rate']:,.0f} {row['unit']} | {row['of_limit']:.0%} | {row['spread']:.0%} | {mfu} |"
+                f"| {row['rate']:,.0f} {row['unit']} | {of_limit} | {row['spread']:.0%} | {mfu} |"
             )
+        lines.append("")
+        for what, line in (
+            ("first", self.reached.get("first")),
+            ("best", [self.reached.get("best")]),
+        ):
+            if line and line[0]:
+                lines.append(
+                    f"- {what} loss{f' of {TARGET} or less' if what == 'first' else ''}: "
+                    f"{line[0]['val_loss']:.4f} after {line[0]['train_seconds']:.1f} s of training"
+                )
+        if self.reached:
+            lines.append(f"- the whole run: {self.reached['wall']:.0f} s with compiling")
+        if self.profiled:
+            lines += ["", "```", self.profiled.rstrip(), "```"]
         return "\n".join([*lines, "", *(f"- {problem}" for problem in self.problems)])
 
 
@@ -179,6 +258,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="and profile (default: %(default)s)"
+    )
     parser.add_argument("--tiny", action="store_true", help="a few tests and one small model")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "device")
     parser.add_argument("--nanogpt", type=Path, default=ROOT / "nanoGPT", help="a clone of it")
@@ -186,14 +268,22 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     report = Report(args.device, args.tiny, args.out.resolve(), args.minutes)
+    do = {
+        "tests": report.test,
+        "bench": report.bench,
+        "nanogpt": lambda: report.bench_nanogpt(args.nanogpt.resolve()),
+        "time": report.time_to_loss,
+        "profile": report.profile,
+    }
     report.look()
-    report.test()
-    report.bench()
-    report.bench_nanogpt(args.nanogpt.resolve())
+    for part in args.parts.split(","):
+        do[part]()
     found = {
         "environment": report.environment,
         "tests": report.tests,
         "bench": report.rows,
+        "time": report.reached,
+        "profile": report.profiled,
         "problems": report.problems,
     }
     (args.out / "report.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -162,47 +162,58 @@ class Muon(torch.optim.Optimizer):
                 return
             skip = None
 
+        found = [(p, g) for g in self.param_groups for p in g["params"] if p.grad is not None]
+        updates = self.nesterov([p for p, _ in found], skip)
         # the matrices of one shape, with their updates
         batches: dict[tuple, list[tuple]] = defaultdict(list)
-        for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
-                update = self.nesterov(p, group["momentum"], skip)
-                mesh = getattr(p, "device_mesh", None)  # of a sharded parameter
-                rank, processes = (mesh.get_local_rank(), mesh.size()) if mesh else (0, 1)
-                rows = group["rows"] or [p.size(0)]
-                held = rows_held(rows, processes)  # of each matrix, by each process
-                here = [counts[rank] for counts in held]
-                pieces = zip(update.split(here), local(p).split(here), held, strict=True)
-                for n, piece in zip(rows, pieces, strict=True):
-                    shape = (n, p.size(1), group["lr"], group["weight_decay"], mesh)
-                    batches[shape].append(piece)
+        for (p, group), update in zip(found, updates, strict=True):
+            mesh = getattr(p, "device_mesh", None)  # of a sharded parameter
+            rank, processes = (mesh.get_local_rank(), mesh.size()) if mesh else (0, 1)
+            rows = group["rows"] or [p.size(0)]
+            held = rows_held(rows, processes)  # of each matrix, by each process
+            here = [counts[rank] for counts in held]
+            pieces = zip(update.split(here), local(p).split(here), held, strict=True)
+            for n, piece in zip(rows, pieces, strict=True):
+                shape = (n, p.size(1), group["lr"], group["weight_decay"], mesh)
+                batches[shape].append(piece)
 
         for (rows, columns, lr, weight_decay, mesh), pieces in batches.items():
             updates, weights, held = zip(*pieces, strict=True)
             if mesh:
+                updates = [self.scale_rows(update) for update in updates]
                 update = orthogonalize_sharded(updates, held, mesh.get_group())
             elif self.copies > 1 and min(rows, columns) >= SHARED_FROM:
-                update = orthogonalize_share(updates)
+                update = orthogonalize_share([self.scale_rows(update) for update in updates])
             else:
-                update = orthogonalize(torch.stack(updates))
+                update = orthogonalize(self.scale_rows(torch.stack(updates)))
             update = update.reshape(-1, columns)  # all rows of a batch below each other
             lr = lr if skip is None else lr * (1 - skip)
             torch._foreach_mul_(weights, 1 - lr * weight_decay)
             update = update.to(weights[0].dtype) * (lr * math.sqrt(max(1, rows / columns)))
             torch._foreach_sub_(weights, update.split([len(weight) for weight in weights]))
 
-    def nesterov(self, p: torch.Tensor, decay: float, skip: torch.Tensor | None) -> torch.Tensor:
-        """Adds the gradient to p's momentum; returns Nesterov's update, of the rows held here."""
-        if "momentum_buffer" not in self.state[p]:
-            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        momentum, grad = local(self.state[p]["momentum_buffer"]), local(p.grad)
+    def nesterov(self, params: list, skip: torch.Tensor | None) -> list[torch.Tensor]:
+        """Adds the gradients to the momenta; returns Nesterov's updates, of the rows held here.
+
+        All at once: on a GPU that is a few launches, where the host would need longer than the GPU.
+        """
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        momenta = [local(self.state[p]["momentum_buffer"]) for p in params]
+        grads = [local(p.grad) for p in params]
         if skip is not None:  # part of the arithmetic on an accelerator: the host does not wait
-            grad = torch.where(skip > 0, momentum, grad)
-        momentum.lerp_(grad, 1 - decay)
-        update = grad.lerp(momentum, decay)
+            skipped = skip > 0
+            grads = [torch.where(skipped, m, g) for m, g in zip(momenta, grads, strict=True)]
+        momentum = self.defaults["momentum"]
+        torch._foreach_lerp_(momenta, grads, 1 - momentum)
+        return torch._foreach_lerp(grads, momenta, momentum)
+
+    def scale_rows(self, updates: torch.Tensor) -> torch.Tensor:
+        """Updates (…, rows, columns) in the dtype of the matmuls, with rows of length 1."""
         if self.equal_rows:
-            update = update / update.norm(dim=1, keepdim=True).clamp(min=1e-7)
-        return update.to(self.dtype)
+            updates = updates / updates.norm(dim=-1, keepdim=True).clamp(min=1e-7)
+        return updates.to(self.dtype)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -315,7 +326,7 @@ class UpdateRatio:
 
     def __init__(self, model: nn.Module):
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.matrices = [p for name, p in named if name.startswith("h.") and p.ndim >= 2]
+        self.matrices = [p for n, p in named if n.startswith("h.") and p.ndim >= 2]
 
     @torch.no_grad()
     def __enter__(self) -> None:

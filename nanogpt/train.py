@@ -138,10 +138,8 @@ def nan_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
 def reseed(device: torch.device, seed: int) -> None:
     """Seeds the CPU and `device`; torch.manual_seed asks every kind of device, in 0.2 ms."""
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
+    if device.type in ("cuda", "mps", "xpu"):
+        getattr(torch, device.type).manual_seed(seed)
 
 
 def log(config: TrainConfig, parts: "Parts", state: State) -> None:
@@ -219,7 +217,9 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
 
 def validate(config: TrainConfig, parts: "Parts", state: State, eval_iters: int) -> dict:
     """This process's share of an evaluation, summed over all of them: see `evaluate`."""
-    with parts.progress.waiting("evaluating"), parts.autocast():
+    # not compiled: its two sizes would take longer to compile than they save
+    eager = torch.compiler.set_stance("force_eager") if parts.compiled else nullcontext()
+    with parts.progress.waiting("evaluating"), parts.autocast(), eager:
         return evaluate(
             parts.gpt,
             parts.val_data,
@@ -437,10 +437,8 @@ def pause(config: TrainConfig, parts: Parts, state: State) -> None:
 
 def synchronize(device: torch.device) -> None:
     """Waits until the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type in ("cuda", "mps", "xpu"):
+        torch.accelerator.synchronize()
 
 
 def memory_in_use(device: torch.device) -> int:

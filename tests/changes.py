@@ -51,7 +51,7 @@ nanogpt.optim
     norms and biases decay:
         {'params': vectors, 'weight_decay': 0.0, 'lr_scale': 1.0}
         -> {'params': vectors, 'weight_decay': decay, 'lr_scale': 1.0}
-    Muon's momentum is not Nesterov's: grad.lerp(momentum, decay) -> momentum
+    Muon's momentum is not Nesterov's: torch._foreach_lerp(grads, momenta, momentum) -> momenta
     Muon's step ignores the shape: max(1, rows / columns) -> 1
     Muon decays weights without the learning rate: 1 - lr * weight_decay -> 1 - weight_decay
     Muon takes stacked matrices for one: group['rows'] or [p.size(0)] -> [p.size(0)]

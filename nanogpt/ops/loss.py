@@ -9,29 +9,36 @@ chunks, but earlier versions do not, and torch.compile does not compile it (LOG.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from nanogpt.model import GPTConfig, cross_entropy
 
-CHUNK = 2**26  # logits at a time: 0.27 GB in fp32
+CHUNK = 2**26  # logits at a time, 0.27 GB in fp32, on a device of 16 GiB; in proportion on others
 
 
 def loss_for(device: torch.device, config: GPTConfig, tokens: int) -> Callable:
     """The loss of a batch of so many tokens: in chunks if it has more than two, except on a CPU."""
-    large = device.type != "cpu" and tokens * config.padded_vocab_size > 2 * CHUNK
-    return chunked_loss if large else cross_entropy
+    chunk = CHUNK
+    if device.type == "cuda" and torch.cuda.is_available():  # a plan is made without one
+        chunk = CHUNK * torch.cuda.get_device_properties(device).total_memory // 2**34
+    large = device.type != "cpu" and tokens * config.padded_vocab_size > 2 * chunk
+    return partial(chunked_loss, chunk=chunk) if large else cross_entropy
 
 
-def chunked_loss(x, weight, bias, targets, reduction: str = "mean") -> torch.Tensor:
-    """Cross-entropy of x @ weight.T + bias, with x (B, T, C), at targets (B, T); ignores -1."""
+def chunked_loss(x, weight, bias, targets, reduction="mean", *, chunk: int) -> torch.Tensor:
+    """Cross-entropy of x @ weight.T + bias, with x (B, T, C), at targets (B, T); ignores -1.
+
+    At most `chunk` logits are in memory at a time, but at least those of 64 rows.
+    """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     x, weight, bias = (tensor.to(dtype) for tensor in (x.flatten(0, 1), weight, bias))
     targets = targets.flatten()
     with torch.autocast(kind, enabled=False):
-        loss = ChunkedLoss.apply(x, weight, bias, targets, torch.is_grad_enabled())
+        loss = ChunkedLoss.apply(x, weight, bias, targets, torch.is_grad_enabled(), chunk)
     return loss if reduction == "sum" else loss / (targets != -1).sum()
 
 
@@ -39,15 +46,15 @@ class ChunkedLoss(torch.autograd.Function):
     """The sum of losses in fp32. The gradients are computed while a chunk's logits are there."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, targets, training: bool) -> torch.Tensor:
+    def forward(ctx, x, weight, bias, targets, training: bool, chunk: int) -> torch.Tensor:
         """x (N, C), weight (V, C), bias (V), targets (N); without `training` no gradients."""
-        chunks = math.ceil(len(x) * len(weight) / CHUNK)
+        chunks = math.ceil(len(x) * len(weight) / chunk)
         rows = 64 * math.ceil(len(x) / (64 * chunks))
         loss = torch.zeros((), device=x.device)
         grad_x = []
         grad_weight = torch.zeros(weight.shape, device=x.device) if training else None
-        for chunk in zip(x.split(rows), targets.split(rows), strict=True):
-            grad_x.append(add_chunk(*chunk, weight, bias, loss, grad_weight))
+        for x_rows, its_targets in zip(x.split(rows), targets.split(rows), strict=True):
+            grad_x.append(add_chunk(x_rows, its_targets, weight, bias, loss, grad_weight))
         if training:
             ctx.save_for_backward(torch.cat(grad_x), grad_weight)
         return loss
@@ -56,7 +63,7 @@ class ChunkedLoss(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor):
         x, weight = ctx.saved_tensors
         # scaled in fp32: the scale of fp16 keeps small gradients from vanishing
-        return (x * grad).to(x.dtype), (weight * grad).to(x.dtype), None, None, None
+        return (x * grad).to(x.dtype), (weight * grad).to(x.dtype), None, None, None, None
 
 
 def add_chunk(x, targets, weight, bias, loss, grad_weight) -> torch.Tensor | None:
@@ -65,8 +72,10 @@ def add_chunk(x, targets, weight, bias, loss, grad_weight) -> torch.Tensor | Non
     loss += F.nll_loss(logs, targets, ignore_index=-1, reduction="sum")
     if grad_weight is None:
         return None
-    kept = (targets != -1).float()[:, None]
-    # the gradient of the logits: their probabilities, minus 1 at the targets
-    grad = logs.exp_().mul_(kept).scatter_add_(1, targets.clamp(min=0)[:, None], -kept).to(x.dtype)
+    kept = (targets != -1)[:, None]
+    # The gradient of the logits: their probabilities, minus 1 at the targets. A compiler fuses the
+    # comparison; scatter_add_ would need the probabilities in memory, in fp32
+    at_target = torch.arange(len(weight), device=x.device) == targets[:, None]
+    grad = logs.exp_().mul_(kept).sub_(at_target.byte()).to(x.dtype)
     grad_weight += grad.mT @ x
     return grad @ weight

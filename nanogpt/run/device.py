@@ -39,11 +39,17 @@ PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's name
 PEAK_TFLOPS = {
     "GB200": 2500,
     "B200": 2250,
+    "GH200": 989,
     "H200": 989,
     "H100 PCIe": 756,
     "H100 NVL": 835,
     "H100": 989,
+    "H800": 989,
+    "H20": 148,
     "A100": 312,
+    "A800": 312,
+    "MI300X": 1307,
+    "MI300A": 981,
     "A10G": 70,
     "A10": 125,
     "L40S": 362,
@@ -51,14 +57,28 @@ PEAK_TFLOPS = {
     "L4": 121,
     "RTX 5090": 209.5,
     "RTX 4090": 165.2,
+    "RTX 4080 SUPER": 104.4,
+    "RTX 4080": 97.5,
+    "RTX 4070 Ti SUPER": 88.2,
+    "RTX 4070 Ti": 80.2,
+    "RTX 4070 SUPER": 71,
+    "RTX 4070": 58.3,
+    "RTX 3090 Ti": 80,
     "RTX 3090": 71,
+    "RTX 3060 Ti": 32.4,
+    "RTX 3060": 25.5,
     "V100": 125,
     "T4": 65,
 }
 
+# In one graph: more compile for minutes, and are not bound by the host
+MOST_BLOCKS = 24
+
 
 def peak_flops(device_name: str) -> float | None:
     """Peak bf16 floating-point operations per second of a GPU; None if unknown."""
+    if "Laptop" in device_name:  # slower than the card of the same name
+        return None
     found = (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name))
     return next((peak * 1e12 for peak in found), None)
 
@@ -294,19 +314,27 @@ def environment_of(accelerator: Accelerator, threads: int) -> dict:
     }
 
 
-def compile_blocks(model: GPT) -> None:
-    """Compiles each block and the loss, in place, at their first call; parameters keep their names.
+def compile_model(model: GPT, whole: bool) -> None:
+    """Compiles the model in place, at its first call; parameters keep their names.
 
-    All blocks share one compilation, so 48 of them compile as fast as one. What happens between
-    them stays outside: FSDP gathers the next one, DDP sums gradients. A second size, of an
-    evaluation, say, gets a graph of its own: one for sizes that vary would be slower.
+    `whole` is one graph, with fewer launches for the host. Otherwise each block and the loss are
+    compiled, and all blocks share one compilation. What happens between them stays outside: FSDP
+    gathers the next one, DDP sums gradients. Each shape has graphs of its own (dynamic=False).
     """
+    if whole and len(model.h) <= MOST_BLOCKS:
+        model.compile(dynamic=False)
+        return
+    # DDP's gradients are ready block by block anyway; otherwise it cuts each block's graph in two
+    torch._dynamo.config.optimize_ddp = False  # type: ignore[attr-defined]
     for block in model.h:
         block.forward = torch.compile(block.forward, dynamic=False)
     model.loss = torch.compile(model.loss, dynamic=False)
 
 
 def undo_compile(model: GPT) -> None:
+    if model._compiled_call_impl is not None:
+        model._compiled_call_impl = None
+        return
     for block in model.h:
         del block.forward  # of this block: that of its class remains
     del model.loss

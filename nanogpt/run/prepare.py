@@ -28,7 +28,7 @@ from nanogpt.optim import UpdateRatio
 from nanogpt.run import console, guard, resume
 from nanogpt.run.agree import Peers
 from nanogpt.run.device import (
-    compile_blocks,
+    compile_model,
     compiles,
     make_accelerator,
     peak_flops,
@@ -119,7 +119,7 @@ def prepare(
     choose_operators(gpt, config)
     compiled = compiles(config, accelerator.device)
     if compiled:
-        compile_blocks(gpt)
+        compile_model(gpt, whole=accelerator.distributed_type == DistributedType.NO)
     model, optimizers = wrap(accelerator, gpt, config, make_optimizers)
     state = State()
     if start:

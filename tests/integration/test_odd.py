@@ -97,7 +97,7 @@ def place(tmp_path_factory):
         patch.chdir(tmp_path_factory.mktemp("odd"))
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         patch.setattr(plan, "median_seconds", lambda step, at_most=3.0: 0.01)
-        patch.setattr(prepare, "compile_blocks", lambda model: None)
+        patch.setattr(prepare, "compile_model", lambda model, whole: None)
         patch.setitem(sys.modules, "lm_eval", None)
         text = "To be, or not to be: that is the question.\n" * 40
         Path("text.txt").write_text(text)

@@ -1,6 +1,8 @@
 """The loss in chunks against torch's cross-entropy of the whole logits, which `model.py` computes."""
 
 import weakref
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,23 +12,17 @@ from torch.utils._pytree import tree_leaves
 
 from nanogpt import GPT, GPTConfig
 from nanogpt.model import Ops, cross_entropy
-from nanogpt.ops import loss as chunked_loss
-from nanogpt.ops.loss import loss_for
+from nanogpt.ops.loss import CHUNK, chunked_loss, loss_for
 
 SIZES = {"block_size": 64, "n_layer": 1, "n_head": 2, "n_embd": 32}
 LARGE = GPTConfig(vocab_size=50257, n_layer=1)  # GPT-2's vocabulary, width and context
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(chunked_loss, "CHUNK", 64 * 1024)  # 64 rows of 1024 logits
 
 
 def make(chunked: bool, **options) -> GPT:
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=1000, **SIZES, **options))  # padded to 1024
     if chunked:
-        model.use(Ops(loss=chunked_loss.chunked_loss))
+        model.use(Ops(loss=partial(chunked_loss, chunk=64 * 1024)))  # 64 rows of 1024 logits
     return model
 
 
@@ -68,7 +64,7 @@ def test_in_half_precision_it_is_as_exact_as_cross_entropy(dtype, scale):
     assert errors[0] < 1.2 * errors[1]
 
 
-def test_torch_compile_takes_all_of_it(monkeypatch):
+def test_torch_compile_takes_all_of_it():
     model = make(True)
     expected, expected_grad = step(make(True), torch.bfloat16)
     model.loss = torch.compile(model.loss, backend="aot_eager", fullgraph=True)
@@ -117,17 +113,16 @@ class Live(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_less_than_half_of_the_logits_is_held(monkeypatch, dtype):
+def test_less_than_half_of_the_logits_is_held(dtype):
     """Counted on fake tensors; larger than 2^25 are the logits, a chunk of them, and the head's weight (2^25.2)."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    monkeypatch.setattr(chunked_loss, "CHUNK", 2**26)
     most = {}
     for chunked in (True, False):
         with FakeTensorMode():
             model, idx = GPT(LARGE), torch.zeros(12, 1024, dtype=torch.long)
             if chunked:
-                model.use(Ops(loss=chunked_loss.chunked_loss))
+                model.use(Ops(loss=partial(chunked_loss, chunk=CHUNK)))
             with Live(2**25) as live:
                 with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                     loss = model(idx, idx)
@@ -138,15 +133,23 @@ def test_less_than_half_of_the_logits_is_held(monkeypatch, dtype):
 
 
 @pytest.mark.parametrize(
-    "device, vocab_size, tokens, chunked",
+    "device, gib, vocab_size, tokens, chunk",
     [
-        ("cpu", LARGE.vocab_size, 10**9, False),
-        ("meta", LARGE.vocab_size, 12 * 1024, True),
-        ("meta", LARGE.vocab_size, 2 * 1024, False),
-        ("meta", 1000, 64 * 1024, False),
+        ("cpu", 0, LARGE.vocab_size, 10**9, None),
+        ("meta", 0, LARGE.vocab_size, 12 * 1024, 2**26),
+        ("meta", 0, LARGE.vocab_size, 2 * 1024, None),
+        ("meta", 0, 1000, 64 * 1024, None),
+        ("cuda", 16, LARGE.vocab_size, 12 * 1024, 2**26),
+        ("cuda", 80, LARGE.vocab_size, 12 * 1024, None),  # they all fit
+        ("cuda", 80, LARGE.vocab_size, 64 * 1024, 5 * 2**26),
     ],
 )
-def test_it_is_for_large_vocabularies_and_never_for_a_cpu(monkeypatch, device, vocab_size, tokens, chunked):
-    monkeypatch.setattr(chunked_loss, "CHUNK", 2**26)
+def test_logits_are_chunked_if_they_take_much_of_a_gpus_memory(monkeypatch, device, gib, vocab_size, tokens, chunk):
+    properties = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gib))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     found = loss_for(torch.device(device), GPTConfig(vocab_size=vocab_size), tokens)
-    assert found is (chunked_loss.chunked_loss if chunked else cross_entropy)
+    if chunk is None:
+        assert found is cross_entropy
+    else:
+        assert found.func is chunked_loss and found.keywords == {"chunk": chunk}

@@ -117,12 +117,13 @@ def test_free_memory_is_what_the_container_has_left(monkeypatch):
 
 
 PEAKS = {"A100-SXM4-40GB": 312, "L40": 181, "L4": 121, "A10G": 70, "H100 80GB HBM3": 989, "H100 PCIe": 756, "H200": 989}
+PEAKS |= {"GH200 480GB": 989, "H20": 148, "GeForce RTX 4070": 58.3, "GeForce RTX 4070 Ti SUPER": 88.2}
 
 
 @pytest.mark.parametrize("name", PEAKS)
 def test_a_peak_is_that_of_nvidias_data_sheet(name):
     assert device.peak_flops(f"NVIDIA {name}") == PEAKS[name] * 1e12
-    assert device.peak_flops("cpu") is None
+    assert device.peak_flops("cpu") is device.peak_flops(f"NVIDIA {name} Laptop GPU") is None
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,8 @@ def test_several_processes_share_the_sequences_of_a_step(asked, processes, then)
     assert (shared.batch_size, shared.gradient_accumulation_steps) == then
 
 
-def test_all_blocks_share_one_compilation_and_the_loss_has_another(monkeypatch):
+@pytest.mark.parametrize("whole, graphs", [(True, 1), (False, 2)])
+def test_one_graph_is_compiled_or_one_for_all_blocks_and_the_loss(monkeypatch, whole, graphs):
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
     torch.compiler.reset()
@@ -164,11 +166,28 @@ def test_all_blocks_share_one_compilation_and_the_loss_has_another(monkeypatch):
     model = GPT(GPTConfig(vocab_size=65, block_size=16, n_layer=5, n_head=2, n_embd=16, position="rope"))
     idx, names = torch.zeros(2, 16, dtype=torch.long), [name for name, _ in model.named_parameters()]
     expected = model(idx, idx)
-    device.compile_blocks(model)
-    assert torch.equal(model(idx, idx), expected) and counter.frame_count == 2
+    device.compile_model(model, whole)
+    assert torch.equal(model(idx, idx), expected) and counter.frame_count == graphs
     assert [name for name, _ in model.named_parameters()] == names
     device.undo_compile(model)
+    assert torch.equal(model(idx[:1], idx[:1]), expected) and counter.frame_count == graphs
     assert model.h[0].forward.__func__ is type(model.h[0]).forward and "loss" not in vars(model)
+
+
+def test_under_ddp_a_block_is_one_graph(monkeypatch):
+    """DDP would cut it at 1 MiB of parameters, its first bucket."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    torch.compiler.reset()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = GPT(GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=256))
+        device.compile_model(model, whole=False)
+        idx = torch.zeros(2, 16, dtype=torch.long)
+        torch.nn.parallel.DistributedDataParallel(model)(idx, idx).backward()
+        assert counter.frame_count == 2  # the loss is the other
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture
@@ -215,20 +234,3 @@ def test_a_gpu_that_torch_does_not_find_is_noticed_unless_it_is_hidden(monkeypat
     assert not device.gpu_is_unused(str(tmp_path / "none"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not device.gpu_is_unused(str(tmp_path / "version"))
-
-
-def test_a_second_size_is_compiled_without_symbols(monkeypatch):
-    kinds = []
-
-    def backend(graph, inputs):
-        kinds.append({type(value) for value in inputs} - {torch.Tensor, torch.nn.Parameter})
-        return graph
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
-    torch.compiler.reset()
-    model = GPT(GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16))
-    device.compile_blocks(model)
-    for size in (2, 3):
-        idx = torch.zeros(size, 16, dtype=torch.long)
-        model(idx, idx)
-    assert kinds == [set()] * 4  # a block and the loss, twice
