@@ -38,7 +38,8 @@ TRAIN = TrainConfig(
     data=DATA,
     batch_size=12,
     short_block_size=64,
-    eval_interval=1_000_000,  # only at the end
+    eval_interval=1_000_000,  # at the start and at the end
+    log_interval=1,  # the clock is read as often
     optimizer="muon",
     muon_learning_rate=0.02,
     muon_momentum=0.93,
@@ -57,6 +58,16 @@ TRACKS = {
 }
 
 
+def check_rules(model: GPTConfig, config: TrainConfig) -> None:
+    """Raises ValueError if an entry would break a rule, before it is trained."""
+    if model.block_size > LONGEST:
+        raise ValueError(f"block_size={model.block_size} is above {LONGEST}")
+    if config.data != DATA or config.init_from != "scratch":
+        raise ValueError(
+            f"an entry trains from scratch, on {DATA}: leave out --data and --init_from"
+        )
+
+
 def row(runs: list[Path], minutes: float) -> str:
     """The row of an entry's runs for the table, or a ValueError that names the rule they break."""
     losses, seconds = [], []
@@ -66,8 +77,6 @@ def row(runs: list[Path], minutes: float) -> str:
         val_data = TokenDataset(DATA, "val", model.config.block_size)
         if len(val_data.tokens) != VALIDATION:
             raise ValueError(f"{DATA} is not nanoGPT's split of the original text")
-        if model.config.block_size > LONGEST:
-            raise ValueError(f"block_size={model.config.block_size} is above {LONGEST}")
         if result["train_seconds"] > 60 * minutes + 1:
             raise ValueError(f"{run} took {result['train_seconds']:.0f} s")
         losses.append(evaluate(model, val_data, batch_size=16)["val_loss"])
@@ -89,9 +98,12 @@ if __name__ == "__main__":
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     model, train = TRACKS[track]
     train = replace(train, train_minutes=float(track), out_dir=f"out/speedrun-{track}")
+    parsed, config, actions = parse(model, train, flags, "")
+    with user_errors():
+        check_rules(parsed, config)
     main(model, train, prepare=shakespeare.prepare, argv=flags)
-    _, config, actions = parse(model, train, flags, "")
     seeds = range(config.seed, config.seed + actions.seeds)
     runs = [Path(f"{config.out_dir}-seed{seed}") for seed in seeds]
     with user_errors():
-        print(row(runs if actions.seeds > 1 else [Path(config.out_dir)], config.train_minutes))
+        if not actions.dry_run and os.environ.get("RANK", "0") == "0":
+            print(row(runs if actions.seeds > 1 else [Path(config.out_dir)], config.train_minutes))
