@@ -139,12 +139,15 @@ def save(
         content = dataclasses.asdict(state) | {"files": manifest}
         write_json(new / STATE, content | {"crc32": seal(content)})
         sync(new)
-        if final.exists():  # the run was resumed from before this step
-            # after a kill here, finish_renaming completes the save
-            final.rename(temporary(final, "old"))
-        # the evaluation beside it belongs to the old weights
+        # the evaluation beside it belongs to the old weights, if the run was resumed from before
         final.with_name(f"{final.name}.eval.json").unlink(missing_ok=True)
-        new.rename(final)
+        replaced = final.exists() and final.rename(temporary(final, "old"))
+        try:
+            new.rename(final)  # after a kill before it, finish_renaming completes the save
+        except OSError:
+            if replaced:
+                replaced.rename(final)
+            raise
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

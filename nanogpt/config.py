@@ -28,7 +28,7 @@ Switch = Literal["auto", "true", "false"]
 
 
 def setting(default: Any, *ignored_by: str) -> Any:
-    """A field, with the uses of a run's recorded settings that ignore it:
+    """A field, and the comparisons of recorded settings that skip it:
 
     - resume: a note lists the settings that differ from the checkpoint's
     - compare: `nanogpt compare` lists the settings that differ between runs

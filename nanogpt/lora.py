@@ -1,8 +1,8 @@
-"""LoRA (Hu et al. 2021): a frozen model learns low-rank changes of its matrices, W + SCALE B A.
+"""LoRA (Hu et al. 2021): the weights W stay frozen, and low-rank updates W + SCALE B A are trained.
 
-`--lora_rank=8` with `--init_from` injects the adapters of the package peft before training. A
+`--lora_rank=8` with `--init_from` adds the adapters of peft before training. A
 checkpoint stores the frozen weights beside them, so it is complete; whatever loads it to sample,
-evaluate or export gets the merged model, which has the names and the speed of any other.
+evaluate or export gets the merged model, which looks like an ordinary GPT.
 """
 
 import torch
@@ -14,7 +14,7 @@ A, B = ".lora_A.default.weight", ".lora_B.default.weight"  # (rank, in), (out, r
 
 
 def inject(model: GPT, rank: int) -> None:
-    """Freezes a model and adds trainable adapters to every matmul of its blocks, in place.
+    """Freezes a model and adds trainable adapters to every linear layer of its blocks, in place.
 
     B starts at zero, so the model computes what it did. Raises ValueError if peft is missing.
     """

@@ -28,7 +28,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-VOCAB_MULTIPLE = 64  # pad the vocabulary to a multiple: faster matmuls; only this file sees it
+VOCAB_MULTIPLE = 64  # pad the vocabulary to a multiple: faster matmuls
 
 SAME_RESULT = {"ignored_by": ("resume", "card")}  # see `setting` in nanogpt/config.py
 
@@ -113,7 +113,7 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -
     """Attention of queries (B, H, T, D) to keys and values (B, K, S, D); `enable_gqa` if K < H.
 
     CUDA has a fused GQA kernel only in half precision, on Ampere or newer, without a mask. Without
-    one torch materializes the (T, S) matrices; repeating the keys and values avoids that. On MPS
+    that kernel torch materializes the (T, S) matrices; repeating keys and values avoids it. On MPS
     some versions of torch abort with enable_gqa, and up to 2.10 a single query may get wrong values
     (pytorch/pytorch#149132, #163597).
     """
@@ -362,7 +362,7 @@ class GPT(nn.Module):
             x = x + self.wpe(positions)  # (T, C), the same in each sequence
         x = self.drop(x)
         for block in self.h:
-            if self.config.gradient_checkpointing and self.training:
+            if self.config.gradient_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, rope, use_reentrant=False)
             else:
                 x = block(x, rope, cache)

@@ -201,7 +201,10 @@ def sample_text(
     try:
         with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
             drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
-            new = [token.item() for token in drawn if not check()]
+            new = []
+            for token in drawn:
+                check()
+                new.append(token.item())
     finally:
         model.train(training)
     end_of_message = tokenizer.special.get(END)

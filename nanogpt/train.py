@@ -3,9 +3,10 @@
 A recipe calls `main(MODEL, TRAIN, prepare=…)`. What a step computes depends only on the settings
 and the step number: its batches, its dropout and its learning rate are pure functions of them (with
 `train_minutes` the rate follows the clock). A run that is interrupted and resumed is therefore
-identical to one that never stopped. The number of processes does not matter either:
-`gradient_accumulation_steps` counts the micro-batches of all of them. `recipes/minimal.py` is the
-same training without the safeguards.
+identical to one that never stopped (on a GPU with `deterministic`). The number of processes changes
+only how sums are rounded: `gradient_accumulation_steps` counts the micro-batches of all of them.
+`recipes/minimal.py` is the same training without the safeguards; `Parts`, at the end, is what a run
+consists of.
 """
 
 import logging
@@ -216,7 +217,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
 
 
 def validate(config: TrainConfig, parts: "Parts", state: State, eval_iters: int) -> dict:
-    """This process's share of an evaluation, summed over all of them: see `evaluate`."""
+    """Evaluates together with the other processes; returns what `evaluate` does."""
     # not compiled: its two sizes would take longer to compile than they save
     eager = torch.compiler.set_stance("force_eager") if parts.compiled else nullcontext()
     with parts.progress.waiting("evaluating"), parts.autocast(), eager:
@@ -259,7 +260,7 @@ def save(
         parts.saves.fail(state.step, error)
     writing.start()
     unfinished = True
-    while unfinished:  # they meet every second: a slow disk is not taken for a process that hangs
+    while unfinished:  # processes check in once a second: a slow disk does not cause a timeout
         writing.join(timeout=1.0)
         unfinished = writing.is_alive()
         if together:

@@ -1,4 +1,4 @@
-"""Distills one or several runs into a smaller model, which also learns their probabilities (Hinton et al. 2015).
+"""Trains a small model on the text and on the predictions of larger ones (Hinton et al. 2015).
 
     python recipes/shakespeare_best.py                          # a teacher
     python recipes/distill.py --teacher=out/shakespeare_best    # a student of a quarter of its size
@@ -50,11 +50,12 @@ class Student(GPT):
         """As in GPT; with targets (B, T) while training, the loss is the mixture."""
         if targets is None or not self.training or not self.teachers:
             return super().forward(idx, targets, **options)
-        logits = super().forward(idx).flatten(0, 1).float()  # (B T, V)
+        counted = targets != -1  # of N positions
+        logits = super().forward(idx)[counted].float()  # (N, V)
         with torch.no_grad():
-            each = [teacher(idx).float().softmax(-1) for teacher in self.teachers]
-            soft = torch.stack(each).mean(0).flatten(0, 1)  # (B T, V)
-        text = F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
+            each = [teacher.to(idx.device)(idx)[counted].float() for teacher in self.teachers]
+            soft = torch.stack([x.softmax(-1) for x in each]).mean(0)  # (N, V)
+        text = F.cross_entropy(logits, targets[counted])
         return (1 - WEIGHT) * text + WEIGHT * F.cross_entropy(logits, soft)
 
 

@@ -42,9 +42,9 @@ def shape(depth: int, aspect_ratio: int = ASPECT_RATIO) -> GPTConfig:
     """The model with `depth` layers.
 
     - width: `aspect_ratio` channels per layer, by default 64 (nanochat; 12 x 64 is GPT-2's 768)
-    - heads: as many as layers, so a head has 64 channels (GPT-2, GPT-3 up to 760M)
-    - context: the power of two nearest to the width, up to nanochat's 2,048: the share of attention
-      in the arithmetic, T / (6 C), is about a sixth at any depth
+    - heads: one per layer, so a head has `aspect_ratio` channels, by default GPT-2's 64
+    - context: the power of two nearest to the width, up to nanochat's 2,048: attention adds about
+      a sixth to the matmuls of the blocks, T / (6 C), up to depth 32
     - norms, positions, MLP: as Qwen3 (2025); without QK-norm or SwiGLU the loss is higher (LOG.md)
     """
     width = aspect_ratio * depth
@@ -72,7 +72,7 @@ def training(
       forget their beginning sooner (LOG.md: 0.85 in 200 steps, 0.9 in 600)
     - AdamW for the rest: 0.01 at 128 channels (LOG.md), falling with the root of the width, and
       betas 0.8 and 0.95 (nanochat)
-    - weight decay: 0.1 (GPT-3, Brown et al. 2020); none up to 128 channels (LOG.md)
+    - weight decay: 0.1, not tuned at this size; none up to 128 channels (LOG.md)
     - schedule: linear to zero (Bergsma et al. 2025), without warm-up (LOG.md)
     """
     gpt = on_meta(model)

@@ -1,11 +1,12 @@
-"""The tiny Shakespeare speedrun: the lowest loss after 2, 15 or 60 minutes of training on two CPU cores.
+"""The tiny Shakespeare speedrun: the lowest loss in 2, 15 or 60 minutes on two CPU cores.
 
     make speedrun TRACK=2  # seeds 1, 2 and 3, or:
     python recipes/speedrun.py --track=2 --seed=1 --seeds=3
 
-Rules and records are in docs/speedrun.md. The learning rate follows the clock, so that an entry uses
-its whole time on any machine; a faster one takes more steps. At the end the models are evaluated
-again, in fp32, and a row for the table is printed. To try an idea, pass flags or change the track.
+Rules and records are in docs/speedrun.md. The learning rate follows the clock, so that an entry
+uses its whole time on any machine; a faster one takes more steps. At the end the models are
+evaluated again, in fp32, and a row for the table is printed. To try an idea, pass flags or change
+the track.
 """
 
 import json

@@ -65,6 +65,7 @@ def read(run: Path) -> Curve:
             f"{run / checkpoint.CONFIG} is not a run's configuration ({error})"
         ) from None
     kind = {name: value for name, value in settings.items() if name not in ignored_by("compare")}
+    kind["class"] = config.get("class")  # of a run with make_model
     if digests and all(digests.values()):
         kind["data"] = list(digests.values())  # the same tokens in any directory
     points = np.array([[line[key] for key in keys] for line in lines])
