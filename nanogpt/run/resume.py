@@ -66,13 +66,15 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
     same_step = sequences(train) == sequences(config) and not model_config.dropout
     if same_step:  # a step is the same, only divided differently
         free = free | {"batch_size", "gradient_accumulation_steps"}
-    fixed = vars(model).keys() | {"optimizer"}
+    fixed = vars(model).keys() | {"optimizer", "lora_rank"}
     before, now = vars(model) | vars(train), vars(model_config) | vars(config)
     differing = {name for name in before if before[name] != now[name]} - free
-    for name in differing & fixed - {"dropout", "gradient_checkpointing"}:
+    if refused := sorted(differing & fixed - {"dropout", "gradient_checkpointing"}):
+        was = ", ".join(f"{name}={before[name]}" for name in refused)
+        flags = " ".join(f"--{name}={before[name]}" for name in refused)
         raise ValueError(
-            f"{start} was trained with {name}={before[name]}, not {now[name]}: resume with "
-            f"--{name}={before[name]}, or train the new model into another --out_dir"
+            f"{start} was trained with {was}, not {', '.join(str(now[n]) for n in refused)}: "
+            f"resume with {flags}, or train the new model into another --out_dir"
         )
     changed = [f"{name} {before[name]} -> {now[name]}" for name in before if name in differing]
     decays = [decay_steps(train), decay_steps(config)]
