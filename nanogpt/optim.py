@@ -120,8 +120,9 @@ def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) ->
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by Newton-Schulz (https://kellerjordan.github.io/posts/muon/).
 
-    With `equal_rows` each row of an update is first scaled to length 1 (MuonEq-R): no output channel
-    dominates the few iterations. The loss of tiny Shakespeare falls by 0.006 to 0.010 (LOG.md).
+    With `equal_rows` each row of an update is first scaled to length 1 (MuonEq-R): no output
+    channel dominates the few iterations. The loss of tiny Shakespeare falls by 0.006 to 0.010
+    (LOG.md).
 
     Only for the matrices of the blocks. A group's `rows` are the row counts of matrices stacked in
     one parameter (queries, keys and values), which are orthogonalized one by one. All matrices of

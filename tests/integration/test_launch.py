@@ -116,7 +116,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_a_recipe_runs_from_a_checkout_with_the_packages_of_a_stock_image(start):
-    """With what torch, accelerate, transformers, tiktoken and numpy need; other packages are hidden from the process."""
+    """With what torch, accelerate, transformers, tiktoken and numpy need; other packages are hidden from it."""
     flags = "--max_iters=2 --eval_interval=2 --eval_iters=1 --sample_tokens=2 --device=cpu --report_to=wandb".split()
     process = start(sys.executable, "-c", BARE, RECIPE, *SMALL, *flags)
     out, err = process.communicate(timeout=PATIENCE)
