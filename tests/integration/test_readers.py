@@ -1,4 +1,4 @@
-"""Other programs write with an export what the model itself writes: transformers here, others in their own environments.
+"""Other programs write with an export what the model does: transformers here, others in environments of their own.
 
 transformers 4 and mlx-lm are compared by logits and tokens, each in a virtual environment that is made once, in the
 directory that NANOGPT_READERS names, or else for each test.
