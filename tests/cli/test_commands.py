@@ -1,6 +1,7 @@
 """The commands that have no other file here, in this process: each prints what the run, the data or torch says."""
 
 import json
+from functools import partial
 import re
 import runpy
 import shutil
@@ -41,8 +42,8 @@ def test_eval_takes_the_loss_of_large_vocabularies_and_a_precision(run_dir, comm
     """On a GPU: here chunks of a few logits take the place of those, and the CPU computes in bf16."""
     whole = float(command("eval", run_dir, "--json").split('"val_loss": ')[1].split(",")[0])
     asked = []
-    monkeypatch.setattr(loss, "CHUNK", 10_000)
-    monkeypatch.setattr(loss, "loss_for", lambda *args: asked.append(args) or loss.chunked_loss)
+    chunks = partial(loss.chunked_loss, chunk=10_000)
+    monkeypatch.setattr(loss, "loss_for", lambda *args: asked.append(args) or chunks)
     for precision, most in (("auto", 1e-6), ("bf16", 1e-2)):
         [result] = json.loads(command("eval", run_dir, "--json", "--batch_size=300", f"--precision={precision}"))
         assert result["val_loss"] == pytest.approx(whole, abs=most)
