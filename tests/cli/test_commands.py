@@ -1,12 +1,12 @@
 """The commands that have no other file here, in this process: each prints what the run, the data or torch says."""
 
 import json
-from functools import partial
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
