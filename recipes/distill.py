@@ -6,8 +6,8 @@
 
 Several teachers, separated by commas, are averaged. They must have the student's tokenizer, and at
 least its context. The loss is (1 - WEIGHT) times that of the text plus WEIGHT times the
-cross-entropy with the teachers' probabilities; evaluations measure the loss of the text alone, and
-the result is a run like any other.
+cross-entropy with the teachers' probabilities; evaluations measure only that of the text. Every
+command loads the result as a plain GPT.
 """
 
 import torch

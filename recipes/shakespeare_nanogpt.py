@@ -31,7 +31,7 @@ TRAIN = TrainConfig(
     eval_interval=250,
     eval_iters=200,
     always_save_checkpoint=False,  # it overfits in the end: keep the best
-    # nanoGPT uses bf16 on a GPU alone
+    # nanoGPT uses bf16 only on a GPU
     precision="auto" if gpu_gib(asked_device(sys.argv)) else "fp32",
 )
 
