@@ -60,20 +60,22 @@ def evaluate(
     processes: int = 1,
     reduce=lambda total: total,
     check: Callable[[], object] = lambda: None,
+    stride: int = 0,
 ) -> dict[str, float]:
     """`val_loss` in nats per token, `val_perplexity` and `val_bpb`, bits per byte of text.
 
     With eval_iters=0 every token of the split is predicted exactly once, from the tokens before it
-    in its window of block_size: batch size and number of processes do not matter. With eval_iters >
-    0 it is the mean over that many batches drawn by `seed`, as in nanoGPT: faster, but noisy.
-    `reduce` sums a tensor over processes; `check` is called before each batch, equally often on all
-    processes. The forward pass runs in the model's precision: bf16 changes the loss by about 2e-4.
+    in its window of block_size: batch size and number of processes do not matter. Windows start
+    every `stride` tokens (0: block_size; see `TokenDataset.whole_split`). With eval_iters > 0 it is
+    the mean over that many batches drawn by `seed`, as in nanoGPT: faster, but noisy. `reduce` sums
+    a tensor over processes; `check` is called before each batch, equally often on all processes.
+    The forward pass runs in the model's precision: bf16 changes the loss by about 2e-4.
     """
     if eval_iters:
         batches = random_batches(data, batch_size, eval_iters, seed, process, processes)
     else:
         sequences = forward_batch_size(batch_size, data.block_size)
-        batches = data.whole_split(sequences, process, processes)
+        batches = data.whole_split(sequences, process, processes, stride)
     nats, targets = reduce(total_loss(model, batches, device, check)).tolist()
     loss = nats / targets
     bits_per_byte = loss / math.log(2) / data.bytes_per_token

@@ -59,7 +59,7 @@ nanogpt.data.tokens
     targets are the inputs: (tokens[:, :-1], tokens[:, 1:]) -> (tokens[:, :-1], tokens[:, :-1])
     all epochs have one order: np.uint64(epoch) -> np.uint64(0)
     the seed does not shuffle: np.array([seed], dtype=np.uint64) -> np.array([0], dtype=np.uint64)
-    the last window of a split is not evaluated: -(-(len(self.tokens) - 1) // T) -> (len(self.tokens) - 1) // T
+    the last window of a split is not evaluated: 1 + math.ceil(last / stride) -> 1 + last // stride
     targets of an overlap count twice: y[torch.arange(T)[None, :] < repeated[:, None]] = -1 -> pass
     processes evaluate the same windows: b * processes + process -> b * processes
 nanogpt.data.meta

@@ -42,6 +42,27 @@ def test_whole_split_loss_equals_one_window_after_the_other(model):
     assert result["val_bpb"] == pytest.approx(expected / math.log(2), rel=1e-4)  # one byte a character
 
 
+@pytest.mark.parametrize("stride", [1, 5, 16])
+def test_a_stride_gives_each_token_the_context_of_its_window(tmp_path, text, stride):
+    writer.write(tmp_path / "data", text[:3000], "char", 0.1, "made up")
+    dataset = TokenDataset(tmp_path / "data", "val", 16)
+    gpt = GPT(GPTConfig(vocab_size=dataset.meta["vocab_size"], block_size=16, n_layer=1, n_head=2, n_embd=16)).eval()
+    gpt.wte.weight.data.normal_(std=1.0)
+    tokens = torch.from_numpy(dataset.tokens[:].astype("int64"))
+    last = len(tokens) - 17
+    losses = {}  # of each target, by the first window that has it
+    for start in [*range(0, last, stride), last]:
+        window = tokens[start : start + 17]
+        each = torch.nn.functional.cross_entropy(gpt(window[None, :-1])[0], window[1:], reduction="none")
+        for i, loss in enumerate(each.tolist()):
+            losses.setdefault(start + i, loss)
+    assert len(losses) == len(tokens) - 1
+    expected = sum(losses.values()) / len(losses)
+    assert evaluate(gpt, dataset, 3, stride=stride)["val_loss"] == pytest.approx(expected, abs=1e-5)
+    whole = evaluate(gpt, dataset, 3)["val_loss"]
+    assert (whole == pytest.approx(expected, abs=1e-6)) == (stride == 16)
+
+
 def test_the_result_is_without_dropout_and_for_any_batch_size(model):
     gpt, dataset = model
     whole = evaluate(gpt.train(), dataset, 3)["val_loss"]

@@ -23,6 +23,8 @@ def add_eval(command: ArgumentParser) -> None:
     command.add_argument("--data", metavar="DIR", help="a data directory; default: the run's")
     command.add_argument("--split", default="val", choices=("val", "train"), help="which split")
     add_number(command, "--batch_size", int, 1, 4096, 32, "sequences at a time")
+    text = "also the loss over windows that start every N tokens, with more context for each token"
+    add_number(command, "--stride", int, 1, 10**6, None, text)
     command.add_argument(
         "--tasks",
         metavar="A,B",
@@ -73,6 +75,10 @@ def evaluate_split(args, device: str) -> list[dict]:
         start = time.perf_counter()
         with waiting(f"evaluating {found or run}", note), autocast(device, args.precision):
             result = evaluate(model, data, args.batch_size, device)
+            if args.stride:
+                stride = min(args.stride, model.config.block_size)
+                sliding = evaluate(model, data, args.batch_size, device, stride=stride)
+                result |= {"stride": stride, "sliding_loss": sliding["val_loss"]}
         seconds = time.perf_counter() - start
         name = args.split if directory == own else f"{args.split} of {directory}"
         keep_results(found, name, result | {"data": directory})
@@ -85,6 +91,8 @@ def evaluate_split(args, device: str) -> list[dict]:
                 f"loss {loss:.4f} nats per token, perplexity {perplexity:.3f}, "
                 f"{bpb:.4f} bits per byte ({seconds:.1f} s)"
             )
+            if args.stride:
+                show(f"loss {result['sliding_loss']:.4f} with windows every {stride} tokens")
         about = {"run": run, "checkpoint": found and str(found), "data": directory}
         about |= {"split": args.split, "tokens": tokens}
         results.append(about | result | {"seconds": seconds})

@@ -19,6 +19,7 @@ block, without an offset. Only the assistant's messages are targets; `answers` f
 window itself.
 """
 
+import math
 import mmap
 import os
 from bisect import bisect_right
@@ -234,20 +235,26 @@ class TokenDataset:
             y[torch.from_numpy(~answers(ids, chat["answer"], chat["end"])[:, 1:])] = -1
         return x, y
 
-    def whole_split(self, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
+    def whole_split(
+        self, batch_size: int, process: int = 0, processes: int = 1, stride: int = 0
+    ) -> Iterator[Batch]:
         """Batches in which every token of the split is a target once, divided among processes.
+
+        Windows start every `stride` tokens (0: block_size). A smaller stride overlaps them, and
+        gives each target at least block_size - stride tokens of context.
 
         The last window and the last batch are padded with targets of -1, so all processes get the
         same number of batches, as sharded models require.
         """
-        T = self.block_size
-        n = -(-(len(self.tokens) - 1) // T)  # windows, the last one perhaps shorter
-        batches = -(-n // (batch_size * processes))
+        T, stride = self.block_size, stride or self.block_size
+        last = len(self.tokens) - 1 - T  # where the last window starts
+        n = 1 + math.ceil(last / stride)
+        batches = math.ceil(n / (batch_size * processes))
         for b in range(batches):
             windows = (b * processes + process) * batch_size + np.arange(batch_size)
-            starts = np.minimum(windows * T, len(self.tokens) - 1 - T)
+            starts = np.minimum(windows * stride, last)
             x, y = self._windows(starts)
-            # a window that was moved back to fit repeats targets of the one before it
-            repeated = torch.from_numpy(np.minimum(windows * T - starts, T))
+            predicted = np.where(windows > 0, (windows - 1) * stride + T, 0)  # by earlier windows
+            repeated = torch.from_numpy(np.minimum(predicted - starts, T))
             y[torch.arange(T)[None, :] < repeated[:, None]] = -1
             yield x, y
