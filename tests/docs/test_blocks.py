@@ -110,4 +110,4 @@ def test_blocks_run_in_order_and_print_what_is_quoted(file, home, environment):
             missing = quoted(block.code) - printed
             assert not missing, f"{file}:{block.line}: nothing printed looks like {missing}, but {printed}"
             compared += len(quoted(block.code))
-    assert file != "README.md" or compared > 1
+    assert file != "README.md" or compared

@@ -81,6 +81,7 @@ def test_a_signal_to_one_process_ends_an_evaluation_on_both(start, tmp_path):
 def test_a_terminal_that_is_closed_saves_the_run(tmp_path, data):
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
         os.chdir(tmp_path)
         os.execv(sys.executable, [sys.executable, str(RUNS), json.dumps([{"out_dir": "out/a", **LONG}])])
     try:
