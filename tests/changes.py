@@ -90,8 +90,9 @@ nanogpt.cache
 nanogpt.checkpoint
     damage to a file goes unnoticed: crc32(path) != expected['crc32'] -> False
     the newest checkpoint is not tried first: reversed(list_checkpoints(out_dir)) -> list_checkpoints(out_dir)
-    weights that are not finite are loaded: not tensor.isfinite().all() -> False
     the best checkpoint is removed: ('best', 'last') -> ('last',)
+nanogpt.checkpoint tests/test_forged_checkpoint.py
+    weights that are not finite are loaded: not tensor.isfinite().all() -> False
 nanogpt.run.resume
     another model is resumed: differing & fixed - {'dropout', 'gradient_checkpointing'} -> set()
 nanogpt.run.prepare tests/test_train.py
