@@ -10,12 +10,15 @@ cross-entropy with the teachers' probabilities; evaluations measure only that of
 command loads the result as a plain GPT.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
+from shakespeare import SHORT
 
 import nanogpt
 from data_prep import shakespeare
-from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt import GPT, GPTConfig
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import settings_parser
 from nanogpt.train import main
@@ -24,21 +27,7 @@ WEIGHT = 0.5
 SMALL = GPTConfig.modern(
     block_size=64, n_layer=2, n_head=2, n_embd=96, n_inner=256, tie_embeddings=False
 )
-TRAIN = TrainConfig(
-    out_dir="out/distill",
-    data="data/shakespeare_char",
-    batch_size=32,
-    max_iters=800,
-    eval_interval=200,
-    optimizer="muon",
-    muon_momentum=0.9,
-    learning_rate=0.01,
-    beta1=0.8,
-    weight_decay=0.0,
-    lr_schedule="linear",
-    warmup_iters=0,
-    min_lr=0.0,
-)
+TRAIN = replace(SHORT, out_dir="out/distill")  # the steps of recipes/shakespeare.py on a CPU
 
 
 class Student(GPT):
