@@ -220,9 +220,8 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 class CausalSelfAttention(nn.Module):
     ops = Ops()
 
-    def __init__(self, config: GPTConfig, layer: int):
+    def __init__(self, config: GPTConfig):
         super().__init__()
-        self.layer = layer
         self.n_head = config.n_head
         self.n_kv_head = config.kv_heads
         self.head_size = config.head_size
@@ -237,7 +236,8 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, rope=None, cache=None) -> torch.Tensor:
         """x (B, T, C) to (B, T, C): each position attends to itself and to those before it.
 
-        `rope` is the result of `rope_tables`. A `cache` holds earlier positions, and gets these.
+        `rope` is the result of `rope_tables`. A `cache`, of this layer, holds earlier positions,
+        and gets these.
         """
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, H + 2 K, D)
@@ -250,7 +250,7 @@ class CausalSelfAttention(nn.Module):
         if rope:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
 
-        k, v, mask = (k, v, None) if cache is None else cache.extend(self.layer, k, v)
+        k, v, mask = (k, v, None) if cache is None else cache.extend(k, v)
         # a single query after others in the cache sees all keys
         causal = mask is None and (cache is None or T > 1)
         gqa = self.n_kv_head != self.n_head
@@ -281,10 +281,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: GPTConfig, layer: int):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.ln_1 = norm_layer(config)
-        self.attn = CausalSelfAttention(config, layer)
+        self.attn = CausalSelfAttention(config)
         self.ln_2 = norm_layer(config)
         self.mlp = MLP(config)
         self.dropout = Dropout(config.dropout)
@@ -307,7 +307,7 @@ class GPT(nn.Module):
         self.wte = Embedding(V, C)
         self.wpe = Embedding(config.block_size, C) if config.position == "learned" else None
         self.drop = Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = norm_layer(config)
         # if tied there is no second parameter, which loading or sharding could untie
         self.lm_head = None if config.tie_embeddings else Linear(C, V, bias=False)
@@ -361,11 +361,11 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(positions)  # (T, C), the same in each sequence
         x = self.drop(x)
-        for block in self.h:
+        for i, block in enumerate(self.h):
             if self.config.gradient_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, rope, use_reentrant=False)
             else:
-                x = block(x, rope, cache)
+                x = block(x, rope, None if cache is None else cache.layers[i])
         if cache is not None:
             cache.advance(T)
         x = self.ln_f(x[:, -logits_to_keep:])

@@ -83,7 +83,8 @@ def stream(
     position 0. (Dropping single tokens, as nanoGPT does, takes a full pass for each token.)
     `use_cache=False` reads the context again for every token, with the same result, for tests.
 
-    `compile` compiles the step for one token, once; the prompt is read without it.
+    `compile` compiles the step for one token, once, for a GPU; the prompt is read without it. On a
+    CPU use `nanogpt.ops.decode.compile_decoding`.
     """
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty: give at least one token")
@@ -91,27 +92,31 @@ def stream(
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
     context = idx[:, -block_size:]
     batch, weight = idx.size(0), model.wte.weight
-    cache, decode = None, next_logits
-    if use_cache and compile:
+    # by ops.decode.compile_decoding, which compiles block by block
+    blocks_are_compiled = "forward" in vars(model.h[0])
+    cache, read = None, next_logits
+    if use_cache and compile and not blocks_are_compiled:
         cache = StaticKVCache(model.config, batch, weight.device, weight.dtype)
         # on a GPU one CUDA graph instead of hundreds of launches, which take longer than the
         # kernels of a small model
-        decode = torch.compile(next_logits, mode="reduce-overhead", dynamic=False)
+        read = torch.compile(next_logits, mode="reduce-overhead", dynamic=False)
     elif use_cache:
         room = min(block_size, context.size(1) + max_new_tokens)
         cache = KVCache(model.config, batch, weight.device, weight.dtype, room)
     unread = context
-    step = next_logits
     ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         if context.size(1) > block_size:
             context = unread = context[:, -max(1, block_size // 2) :]
             if cache is not None:
                 cache.clear()
-            step = next_logits
-        with sampling_kernels(idx.device):
-            logits = step(model, unread if use_cache else context, cache)
-        step = decode
+        # compiled for single tokens after two others: torch.compile takes 0 and 1 for constants
+        compiled = unread.size(1) == 1 and context.size(1) > 2
+        mode = nullcontext()
+        if (compile or blocks_are_compiled) and not compiled:
+            mode = torch.compiler.set_stance("force_eager")
+        with sampling_kernels(idx.device), mode:
+            logits = read(model, unread if use_cache else context, cache)
         unread = draw(logits, temperature, top_k, top_p, generator)
         if eos_id is not None:
             unread = unread.masked_fill(ended[:, None], eos_id)

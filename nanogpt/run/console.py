@@ -17,7 +17,6 @@ from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import plain, plural, waiting
 from nanogpt.data.tokenizer import END, START
-from nanogpt.ops.cpu import pack
 from nanogpt.run import metrics
 from nanogpt.run.errors import visible
 from nanogpt.run.resume import resume_command, sequences
@@ -234,5 +233,5 @@ def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:
     """A text sampled from the run's best checkpoint, as loaded from disk."""
     found = checkpoint.find(parts.out_dir)
     device = "cpu" if parts.sharded else parts.device  # it may be too large for one device
-    model = pack(checkpoint.load_model(found, device, make_model=parts.make_model))
+    model = checkpoint.load_model(found, device, make_model=parts.make_model)
     return sample_text(model, parts.tokenizer, sample_start(parts), tokens, config.seed)

@@ -1,0 +1,118 @@
+"""Sampling on a CPU with torch.compile: a block reads its weights once, in a single kernel.
+
+    model = compile_decoding(model)  # for sampling: it can no longer be trained
+
+A token takes as long as reading the weights, if nothing else takes long. torch's matmul of one row
+reads them at half of the memory's speed, and some 400 small operators wait for each other. Here a
+matmul of a row is written as a sum, which Inductor fuses with the norm before it, the attention
+and the residual after it. All blocks share one compilation, for any length of the context.
+`python benchmarks/sampling.py` compares the speed with other programs; LOG.md has the results.
+"""
+
+import functools
+import math
+import shutil
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nanogpt.model import GPT, Linear, attention, cross_entropy
+
+SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
+# Tokens times parameters from which compiling pays: it takes 2 to 10 s and saves a third of the
+# time (LOG.md)
+WORTHWHILE = 4e10
+
+
+class Int8(NamedTuple):
+    """A weight of a Linear in 8 bits: numbers (V, C), and the scale of each row (V,) in fp32."""
+
+    numbers: torch.Tensor
+    scale: torch.Tensor
+
+
+def round_to_int8(weight: torch.Tensor) -> Int8:
+    """Rounds a weight (V, C) to -127 to 127 times a scale for each row."""
+    weight = weight.detach().float()
+    scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
+    numbers = (weight / scale[:, None]).round().to(torch.int8)
+    # as parameters, torch.compile takes their shapes for constants
+    return Int8(*(nn.Parameter(tensor, requires_grad=False) for tensor in (numbers, scale)))
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor | Int8, bias=None) -> torch.Tensor:
+    """`F.linear` of x (..., C); written as a sum if there are few rows and it is compiled."""
+    numbers = weight.numbers if isinstance(weight, Int8) else weight
+    R = x.numel() // x.size(-1)  # rows
+    if R > 1 and R * numbers.numel() > SMALL:
+        y = F.linear(x, numbers.to(x.dtype))
+    elif torch.compiler.is_compiling():
+        y = rows_sum(x, numbers)
+    else:
+        y = compiled_rows_sum(x, numbers)
+    if isinstance(weight, Int8):
+        y = y * weight.scale
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def rows_sum(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x (..., C) times weight (V, C), transposed, in fp32."""
+    C = x.size(-1)
+    # Inductor stores what as_strided is applied to; otherwise it would compute x for each output
+    rows = x.reshape(-1).as_strided((x.numel() // C, 1, C), (C, C, 1)).float()
+    return (rows * weight.float()).sum(-1).view(*x.shape[:-1], -1)
+
+
+compiled_rows_sum = torch.compile(rows_sum, dynamic=False)
+
+
+def single_query(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
+    """`model.attention`; of one query (B, H, 1, D) written out, for torch.compile to fuse."""
+    B, H, T, D = q.shape
+    if T > 1 or not torch.compiler.is_compiling():
+        return attention(q, k, v, mask, dropout, causal, enable_gqa)
+    K = k.size(1)
+    q = q.reshape(B, K, H // K, 1, D).float() / math.sqrt(D)
+    weights = (q * k[:, :, None].float()).sum(-1).softmax(-1)  # (B, K, H / K, S)
+    y = (weights[..., None] * v[:, :, None].float()).sum(-2)  # (B, K, H / K, D)
+    return y.view(B, H, 1, D).to(v.dtype)
+
+
+def pays(model: GPT, tokens: int) -> bool:
+    """Whether compiling saves more time than it takes, if so many tokens are sampled on a CPU."""
+    on_cpu = model.wte.weight.device.type == "cpu"
+    return on_cpu and has_compiler() and tokens * model.get_num_params() > WORTHWHILE
+
+
+def has_compiler() -> bool:
+    return any(map(shutil.which, ("g++", "clang++", "c++")))
+
+
+@torch.no_grad()
+def compile_decoding(model: GPT, int8: bool = False) -> GPT:
+    """Compiles the blocks of a model on a CPU for sampling, in place, at its first new token.
+
+    With `int8` the weights of its matmuls are rounded to 8 bits. Raises ValueError on another
+    device, or if there is no C++ compiler.
+    """
+    device = model.wte.weight.device.type
+    if device != "cpu":
+        raise ValueError(f"dtype=int8 is for CPUs, and the model is on {device}: choose bfloat16")
+    if not has_compiler():
+        raise ValueError("compiled sampling and int8 need a C++ compiler: install g++ or clang")
+    if int8:
+        if model.lm_head is None:  # the embedding stays as it is
+            c = model.config
+            model.lm_head = Linear(c.n_embd, c.padded_vocab_size, bias=False, device="meta")
+            model.lm_head.weight = model.wte.weight
+        for module in [module for module in model.modules() if isinstance(module, Linear)]:
+            rounded = round_to_int8(module.weight)
+            del module.weight
+            module.weight = rounded
+    loss = functools.partial(cross_entropy, linear=linear)
+    model.use(model.ops._replace(linear=linear, attention=single_query, loss=loss))
+    for block in model.h:
+        block.forward = torch.compile(block.forward, dynamic=True)
+    return model

@@ -1,0 +1,51 @@
+"""A template for an idea of your own: a changed block, and a changed loss, in the main run.
+
+    python recipes/my_idea.py --max_iters=400 --seeds=3 --out_dir=out/idea
+    python recipes/shakespeare.py --max_iters=400 --seeds=3 --out_dir=out/base
+    nanogpt compare out/base-seed* out/idea-seed*
+    nanogpt sample out/idea-seed1337 --trust_recipe recipes/my_idea.py
+
+The two changes here are known ones: an MLP with squared ReLU (So et al. 2021) in place of SwiGLU,
+and a z-loss (Chowdhery et al. 2022), which keeps the logits small. Replace them by yours; delete the
+method that you don't need.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from shakespeare import MODEL, TRAIN
+
+from data_prep import shakespeare
+from nanogpt import GPT, GPTConfig
+from nanogpt.model import MLP
+from nanogpt.train import main
+
+Z_LOSS = 1e-4
+
+
+class SquaredReLU(MLP):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) to (B, T, C)."""
+        return self.c_proj(F.relu(self.c_fc(x)).square())
+
+
+class Idea(GPT):
+    def __init__(self, config: GPTConfig, ops=None):
+        super().__init__(config, ops)
+        for block in self.h:
+            block.mlp = SquaredReLU(replace(config, mlp="gelu"))  # one matrix up, not two
+        self.apply(self._init_weights)
+
+    def loss(self, x: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+        """As GPT's of the final states x (B, T, C); an evaluation measures only that."""
+        loss = super().loss(x, targets, reduction)
+        if not self.training:
+            return loss
+        logits = F.linear(x, self.head.weight)[..., : self.config.vocab_size].float()
+        return loss + Z_LOSS * logits.logsumexp(-1).square().mean()
+
+
+if __name__ == "__main__":
+    train = replace(TRAIN, out_dir="out/my_idea")
+    main(MODEL, train, prepare=shakespeare.prepare, make_model=Idea)
