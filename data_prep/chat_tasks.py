@@ -74,7 +74,7 @@ def prepare(
 ) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
     lines = [json.dumps({"messages": messages}) for messages in conversations()]
-    path = write_source(Path(out), CONVERSATIONS, lines, chat=True)
+    path = write_source(Path(out), CONVERSATIONS, lines)
     return chat_prep.prepare([path], out, tokenizer, block_size, say=say)
 
 
@@ -82,15 +82,8 @@ def held_out(data: Path | str) -> list[list[dict]]:
     """The conversations for validation."""
     corpus = chat_prep.open_conversations([str(Path(data, CONVERSATIONS))])
     split = Split(corpus, text.default_val_fraction(corpus))
-    found = chat_prep.read_conversations(corpus)
-    return [messages for piece, messages, _ in found if not split.boundary(piece)]
-
-
-def kind_of(question: str) -> str:
-    """The kind of a question: sums, spelling or dates."""
-    if question.startswith("Spell"):
-        return "spelling"
-    return "dates" if "day" in question else "sums"
+    found = (document for document in corpus.documents() if not split.boundary(document))
+    return [json.loads(document.text) for document in found]
 
 
 def accuracy(model: GPT, tokenizer, data: Path | str) -> dict[str, tuple[int, int]]:
@@ -100,7 +93,9 @@ def accuracy(model: GPT, tokenizer, data: Path | str) -> dict[str, tuple[int, in
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
                 question = messages[i - 1]["content"]
-                kind = kind_of(question)
+                kind = "dates" if "day" in question else "sums"
+                if question.startswith("Spell"):
+                    kind = "spelling"
                 said = "".join(chat.answer(model, tokenizer, messages[:i], 40, temperature=0))
                 right, asked = counts[kind]
                 counts[kind] = right + (said == message["content"]), asked + 1
