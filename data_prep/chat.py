@@ -32,8 +32,7 @@ from data_prep.writer import (
     TokenFile,
     check_settings,
     finish,
-    saved,
-    token_dtype,
+    token_files,
     writing,
 )
 from nanogpt import chat
@@ -145,9 +144,9 @@ def prepare(
         tokenizer = get_tokenizer(tokenizer)
     tokenizer = chat.add_tokens(tokenizer)
     fraction = text.default_val_fraction(corpus) if val_fraction is None else val_fraction
-    split, out, too_long, content = Split(corpus, fraction), Path(out), 0, saved(tokenizer)
-    with writing(out, content):
-        files = {name: TokenFile(out / f"{name}.bin", token_dtype(tokenizer)) for name in SPLITS}
+    split, out, too_long = Split(corpus, fraction), Path(out), 0
+    with writing(out, tokenizer) as content:
+        files = token_files(out, tokenizer)
         blocks = {name: Blocks(file, tokenizer, block_size) for name, file in files.items()}
         for document in corpus.documents():
             messages, boundary = json.loads(document.text), split.boundary(document)

@@ -66,19 +66,18 @@ class Corpus:
         inputs: list[str],
         columns: tuple[str, ...] = ("text",),
         errors: str = "strict",
-        shard: tuple[int, int] = (1, 1),
         separator: str | None = None,
         convert: Callable[[object, str], str] = plain_text,
     ):
         """`columns` are the names that the column of the text may have.
 
         `errors` says what happens to text that is not UTF-8: strict raises, replace inserts U+FFFD,
-        skip leaves out such lines, and records without a text, too. `shard` (i, n) takes the i-th
-        of n parts of the files, from 1 on. `separator` is what stands between the documents of a
-        text. `convert` makes a text of what is in the column. Raises ValueError.
+        skip leaves out such lines, and records without a text, too. `separator` is what stands
+        between the documents of a text. `convert` makes a text of what is in the column. Raises
+        ValueError.
         """
-        self.columns, self.shard, self.separator = columns, shard, separator
-        self.errors, self.convert = errors, convert
+        self.columns, self.errors = columns, errors
+        self.separator, self.convert = separator, convert
         self.skipped = 0  # lines and records that `documents` has left out
         self.stdin = copy_stdin() if "-" in inputs else None  # lives as long as the corpus
         self.files, self.notes = find_files([self.stdin.name if n == "-" else n for n in inputs])
@@ -87,15 +86,10 @@ class Corpus:
         if not self.streamed and self.size == 0:
             names = ", ".join(inputs)
             raise ValueError(f"the text is empty ({names}): there is nothing to train on")
-        if shard[1] > len(self.files) and not self.streamed:
-            why = f"they cannot be divided into {shard[1]} shards"
-            raise ValueError(f"number of input files: {len(self.files)}; {why}")
-        if shard[1] > 1 and self.streamed and len(self.files) > 1:
-            raise ValueError("--shard supports a data set on the Hub only as the single input")
 
     def fingerprint(self) -> list:
         """What must be unchanged for an interrupted preparation to resume."""
-        return [self.columns, self.errors, self.shard, self.separator, self.files]
+        return [self.columns, self.errors, self.separator, self.files]
 
     def outweighs(self, file: int) -> bool:
         """Whether an input is plain text, not short, and larger than all others together."""
@@ -103,31 +97,26 @@ class Corpus:
         is_plain = not (self.streamed or self.separator or is_records(name))
         return is_plain and size > NOTE and 2 * size > self.size
 
-    def documents(self, shard: tuple[int, int] | None = None) -> Iterator[Document]:
-        """The documents of a shard, this corpus's own if none is given, without empty ones.
+    def documents(self) -> Iterator[Document]:
+        """The documents of all inputs, without empty ones.
 
         Raises ValueError or OSError naming the input.
         """
         self.skipped = 0
-        i, n = shard or self.shard
-        files = range(len(self.files))
-        if not self.streamed:  # `datasets` divides a data set on the Hub
-            files = files[len(files) * (i - 1) // n : len(files) * i // n]
-        for file in files:
-            name = self.files[file].name
+        for number, file in enumerate(self.files):
             try:
-                for where, text in self._texts(name, (i, n)):
+                for where, text in self._texts(file.name):
                     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-                    yield Document(file, where, text, int.from_bytes(digest, "little"))
+                    yield Document(number, where, text, int.from_bytes(digest, "little"))
             except Exception as error:  # whatever the libraries and the network raise
                 if type(error) is ValueError or (isinstance(error, OSError) and error.filename):
                     raise
-                raise ValueError(f"{name} could not be read: {first_line(error)}") from None
+                raise ValueError(f"{file.name} could not be read: {first_line(error)}") from None
 
-    def _texts(self, name: str, shard: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    def _texts(self, name: str) -> Iterator[tuple[str, str]]:
         """(where it stands, text) of each document of an input."""
         if is_records(name):
-            found: Iterable = self._record_texts(name, shard)
+            found: Iterable = self._record_texts(name)
         else:
             found = [(name, "".join(self._lines(name)))]
         for where, text in found:
@@ -136,9 +125,9 @@ class Corpus:
                 parts = re.split(re.escape(self.separator) + r"(?:\r?\n)?", text)
             yield from ((where, part) for part in parts if part)
 
-    def _record_texts(self, name: str, shard: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    def _record_texts(self, name: str) -> Iterator[tuple[str, str]]:
         """(where it stands, text) of each record of an input."""
-        for number, record in enumerate(self._records(name, shard), 1):
+        for number, record in enumerate(self._records(name), 1):
             where = f"{name}, record {number}"
             try:
                 yield where, self._text_of(record, where)
@@ -146,15 +135,13 @@ class Corpus:
                 self._reject(str(error))
 
     def _text_of(self, record: object, where: str) -> str:
-        column = "column " + " or ".join(map(repr, self.columns))
-        if not isinstance(record, dict):
-            kind = type(record).__name__
-            raise ValueError(f"{where}: expected an object with a {column}, not a {kind}")
-        if not any(name in record for name in self.columns):
-            has = ", ".join(str(name)[:40] for name in islice(record, 10)) or "none"
-            why = f"it has no {column} (it has: {has})"
-            raise ValueError(f"{where}: {why}: name one with --text_column")
-        values = [record[name] for name in self.columns if record.get(name) is not None]
+        found = record if isinstance(record, dict) else {}
+        if not any(name in found for name in self.columns):
+            column = "column " + " or ".join(map(repr, self.columns))
+            has = ", ".join(str(name)[:40] for name in islice(found, 10)) or "none"
+            advice = ": name one with --text_column" if len(self.columns) == 1 else ""
+            raise ValueError(f"{where}: it has no {column} (it has: {has}){advice}")
+        values = [found[name] for name in self.columns if found.get(name) is not None]
         return self.convert(values[0] if values else None, where)
 
     def _reject(self, why: str) -> None:
@@ -177,15 +164,15 @@ class Corpus:
                 else:
                     yield text
 
-    def _records(self, name: str, shard: tuple[int, int]) -> Iterator:
+    def _records(self, name: str) -> Iterator:
         """The objects of a JSON file or the rows of a table."""
         ending = Path(bare(name)).suffix
         if is_hub(name):
             path, config, split = [*name.removeprefix(HUB).split(":"), "", ""][:3]
-            yield from stream(path, shard, name=config or None, split=split or "train")
+            yield from stream(path, config or None, split=split or "train")
         elif ending in (".parquet", ".arrow"):
-            url = name if is_url(name) else str(Path(name).absolute())
-            yield from stream(ending[1:], (1, 1), data_files=[url], split="train")
+            path = name if is_url(name) else str(Path(name).absolute())
+            yield from stream(ending[1:], data_files=path, split="train")
         elif ending in (".csv", ".tsv"):
             yield from self._rows(name, ending == ".tsv")
         else:
@@ -212,10 +199,11 @@ class Corpus:
     def _rows(self, name: str, is_tsv: bool) -> Iterator[dict]:
         """The rows of a CSV file, or of a TSV file, which has no quotes."""
         csv.field_size_limit(1 << 31)
-        kind = {"delimiter": ",", "quoting": csv.QUOTE_MINIMAL}
+        rows = csv.DictReader(self._lines(name), strict=True)
         if is_tsv:
-            kind = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-        rows = csv.DictReader(self._lines(name), **kind, strict=True)
+            rows = csv.DictReader(
+                self._lines(name), delimiter="\t", quoting=csv.QUOTE_NONE, strict=True
+            )
         try:
             for row in rows:
                 if None in row or None in row.values():
@@ -238,18 +226,11 @@ def open_bytes(name: str) -> Iterator:
         yield io.BufferedReader(pyarrow.input_stream(raw, codec)) if codec else raw
 
 
-def stream(path: str, shard: tuple[int, int], **options) -> Iterator[dict]:
-    """Streams a data set by `datasets`, which runs no code from it."""
+def stream(path: str, *args, **options) -> Iterator[dict]:
+    """The rows of a data set, which `datasets` streams; it runs no code from it."""
     from datasets import load_dataset
 
-    dataset = load_dataset(path, streaming=True, **options)
-    i, n = shard
-    if n > dataset.num_shards:
-        why = f"it cannot be divided into {n} shards"
-        raise ValueError(f"{path} has {dataset.num_shards} files: {why}")
-    if n > 1:
-        dataset = dataset.shard(num_shards=n, index=i - 1, contiguous=True)
-    yield from dataset
+    yield from load_dataset(path, *args, streaming=True, **options)
 
 
 def passages(text: str, size: int) -> Iterator[str]:

@@ -11,8 +11,7 @@ TEXT = (".txt", ".md")
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 HUB = "hf:"
 # describe the data in a data directory, or in one that `datasets` saved
-DESCRIPTIONS = ("meta.json", "tokenizer.json", "dataset_info.json", "dataset_dict.json")
-DESCRIPTIONS += ("state.json",)
+DESCRIPTIONS = ("meta.json", "tokenizer.json", "dataset_info.json", "state.json")
 
 
 class File(NamedTuple):
@@ -61,39 +60,32 @@ def find_urls(pattern: str) -> list[File]:
 
 def find_paths(name: str, notes: list[str]) -> list[str]:
     """The files of one input on this machine; adds notes on what is not read of folders."""
-    matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
-    if not matches:
+    if not os.path.isdir(name):
+        paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+        if files := [path for path in paths if os.path.isfile(path)]:
+            return files
         kinds = "files, folders, patterns, URLs, hf:OWNER/NAME, or - for stdin"
         raise ValueError(f"{name} does not exist: name {kinds}")
-    paths = []
-    for match in matches:
-        paths += files_in(match, notes) if os.path.isdir(match) else [match]
-    if not paths:
+    pattern = os.path.join(glob.escape(name), "**", "*")  # which leaves hidden ones out
+    paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    readable = [path for path in paths if bare(path).endswith(TEXT + RECORDS)]
+    if not readable:
         endings = ", ".join(TEXT + RECORDS)
         raise ValueError(f"the folder {name} has no files that end with {endings}")
-    return paths
-
-
-def files_in(folder: str, notes: list[str]) -> list[str]:
-    """The files to read below a folder, sorted, without hidden ones; adds a note on the others."""
-    pattern = os.path.join(glob.escape(folder), "**", "*")
-    files = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    readable = [path for path in files if bare(path).endswith(TEXT + RECORDS)]
-    others = [os.path.splitext(path)[1].lower() for path in files if path not in set(readable)]
+    others = Counter(os.path.splitext(path)[1].lower() for path in {*paths}.difference(readable))
     if others:
-        counts = Counter(ending or "without an ending" for ending in others).most_common()
-        listed = ", ".join(f"{count:,} {ending}" for ending, count in counts)
-        notes.append(f"not read, because of their endings: {listed}")
+        counts = (f"{n:,} {ending or 'without an ending'}" for ending, n in others.most_common())
+        notes.append(f"not read, because of their endings: {', '.join(counts)}")
     return [path for path in readable if not describes_data(path)]
 
 
 def describes_data(path: str) -> bool:
     """Whether a file describes a data set: those of DESCRIPTIONS, and the Hub's README.md."""
     name = os.path.basename(path)
-    if name.lower() != "readme.md":
+    if name != "README.md":
         return name in DESCRIPTIONS
     with open(path, "rb") as file:
-        return file.read(4).rstrip() == b"---"
+        return file.read(4) == b"---\n"
 
 
 def some(files: list[str]) -> str:

@@ -24,7 +24,7 @@ class Split:
         self.moved: dict[int, str] = {}  # the side of those (by digest) that are moved
         found: dict[int, Document] = {}
         self.several = False  # whether there are several documents
-        for document in islice(corpus.documents(shard=(1, 1)), MOST):
+        for document in islice(corpus.documents(), MOST):
             self.several = bool(found)
             found[document.digest] = document
             if len(found) == 2:

@@ -9,39 +9,28 @@
 
 INPUT is a file, a folder, a pattern, a URL, - for standard input, or a data set on the Hub as
 hf:OWNER/NAME[:CONFIG[:SPLIT]]; `data_prep.documents` lists the formats. An interrupted command
-resumes when it is started again. On several machines, run the same command with --shard 1/n, 2/n
-and so on, each of which takes a part of the files; `data_prep.merge` joins their tokens.
+resumes when it is started again.
 
 The default tokenizer is char. The default share of documents for validation (--val_fraction) is
 0.1, or 0.01 from 100 MB on and for hf:, or 0.001 from 10 GB on; `data_prep.split` explains which
 documents those are.
 """
 
-import argparse
-import re
 import shlex
 from pathlib import Path
 
 from data_prep.documents import Corpus
 from data_prep.inputs import some
-from data_prep.writer import check_settings, train_characters, write_corpus
+from data_prep.writer import check_settings, ended, write_corpus
 from nanogpt.data.files import plural
-from nanogpt.data.tokenizer import get_tokenizer
+from nanogpt.data.tokenizer import CharTokenizer, get_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
 
-def read_shard(text: str) -> tuple[int, int]:
-    """The value of --shard, such as 2/4: its number and how many there are."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 2/4, with I from 1 to N")
-    return int(match[1]), int(match[2])
-
-
-def read_separator(text: str) -> str:
-    r"""The value of --separator, in which \n and \t are a line break and a tab."""
-    return text.replace(r"\n", "\n").replace(r"\t", "\t")
+def with_line_breaks(text: str) -> str:
+    r"""The value of --separator, in which \n is a line break."""
+    return text.replace(r"\n", "\n")
 
 
 STOPPED = "stopped: the same command goes on after what it has recorded"
@@ -54,9 +43,12 @@ FLAGS: dict[str, dict] = {
     "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
     "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
     "--text_column": {"default": "text", "metavar": "NAME", "help": "its column (default: text)"},
-    "--separator": {"type": read_separator, "metavar": "TEXT", "help": SEPARATOR},
+    "--separator": {
+        "type": lambda text: text.replace(r"\n", "\n"),
+        "metavar": "TEXT",
+        "help": SEPARATOR,
+    },
     "--errors": {"default": "strict", "choices": ERRORS, "help": "for text that is not UTF-8"},
-    "--shard": {"type": read_shard, "default": (1, 1), "metavar": "I/N", "help": "part I of N"},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
 
@@ -68,7 +60,6 @@ def prepare(
     val_fraction: float | None = None,
     text_column: str = "text",
     errors: str = "strict",
-    shard: tuple[int, int] = (1, 1),
     separator: str | None = None,
     say=print,
 ) -> dict:
@@ -79,11 +70,14 @@ def prepare(
     """
     check_settings(out, val_fraction)
     say(f"input: {some(inputs)}")
-    corpus = Corpus(inputs, (text_column,), errors, shard, separator)
+    corpus = Corpus(inputs, (text_column,), errors, separator)
     for note in corpus.notes:
         say(note)
     if tokenizer == "char":
-        tokenizer = train_characters(corpus)
+        found: set[str] = set()
+        for document in corpus.documents():
+            found.update(ended(document.text))
+        tokenizer = CharTokenizer.train("".join(found))
     elif isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
     fraction = default_val_fraction(corpus) if val_fraction is None else val_fraction
@@ -121,11 +115,7 @@ def run(parser: OneLineParser, hub: str = "") -> None:
         options = vars(parser.parse_args())
         inputs = options.pop("INPUT") if not hub else [options.pop("source") or hub]
         prepare(inputs, **options)
-        out, shards = shlex.quote(options["out"]), options["shard"][1]
-        if shards > 1:
-            print(f"next: when all {shards} shards are there: python -m data_prep.merge {out}")
-        else:
-            print(f"next: python recipes/own_text.py --data {out}")
+        print(f"next: python recipes/own_text.py --data {shlex.quote(options['out'])}")
 
 
 def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> None:

@@ -38,7 +38,14 @@ from nanogpt.rundir import Lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress
-SPLITS, META = ("train", "val"), "meta.json"
+SPLITS = ("train", "val")
+META, PROGRESS = "meta.json", ".progress.json"
+FILES = ("train.bin", "val.bin", FILE, META)  # in the order in which they are completed
+
+
+def hidden(path: Path) -> Path:
+    """The name of a file until all of them are complete."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 class TokenFile:
@@ -46,7 +53,7 @@ class TokenFile:
 
     def __init__(self, path: Path, dtype: np.dtype, counts: dict | None = None):
         """With the `counts` of an interrupted run, resumes after those tokens."""
-        self.path, self.dtype, self.temporary = path, dtype, hidden(path)
+        self.dtype, self.temporary = dtype, hidden(path)
         self.counts = counts or {"tokens": 0, "bytes": 0, "documents": 0, "largest": 0}
         self.file = open(self.temporary, "ab" if counts else "wb")  # noqa: SIM115 - see `close`
         self.file.truncate(self.counts["tokens"] * dtype.itemsize)
@@ -68,22 +75,17 @@ class TokenFile:
         """Completes the file, which keeps its hidden name; returns its entry in meta.json."""
         self.sync()
         self.file.close()
-        return self.counts | {"sha256": sha256([self.temporary])}
-
-
-def hidden(path: Path, number: str = "") -> Path:
-    """The name of a file until all of them are complete; `number` is a shard's suffix."""
-    return path.with_name(f".{path.name}{number}.tmp")
-
-
-def sha256(paths: list[Path]) -> str:
-    """The checksum of files, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        with open(self.temporary, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    return digest.hexdigest()
+        return self.counts | {"sha256": digest.hexdigest()}
+
+
+def token_files(out: Path, tokenizer, counts: dict | None = None) -> dict[str, TokenFile]:
+    """The token files of both splits; `counts` by split are those of an interrupted run."""
+    dtype, counts = token_dtype(tokenizer), counts or {}
+    return {split: TokenFile(out / f"{split}.bin", dtype, counts.get(split)) for split in SPLITS}
 
 
 def token_dtype(tokenizer) -> np.dtype:
@@ -91,13 +93,8 @@ def token_dtype(tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
 
 
-def suffix(shard: tuple[int, int]) -> str:
-    """What the names of a shard's files end with."""
-    return f"-{shard[0]:05}" if shard[1] > 1 else ""
-
-
 def check_settings(out: Path | str, val_fraction: float | None) -> None:
-    """Raises ValueError if there is no text on one side, or --data would not read `out` as one."""
+    """Raises ValueError if a split gets no text, or if --data cannot name the directory."""
     if val_fraction is not None and not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1")
     if not str(out) or {",", ":"} & set(str(out)):
@@ -111,8 +108,8 @@ def check_out(out: Path, files: dict[str, bytes | None]) -> None:
     `files` are the contents by name, None if they are unknown; a file with the same content is not
     in the way.
     """
-    begun = (".tokenizer.json*.tmp", ".progress*.tmp", "part-*.json")
-    if "splits" in read_json_or_empty(out / META) or any(any(out.glob(name)) for name in begun):
+    is_begun = hidden(out / META).exists() or (out / PROGRESS).exists()
+    if is_begun or "splits" in read_json_or_empty(out / META):
         return
     for name, content in files.items():
         path = out / name
@@ -144,36 +141,25 @@ def write_json(path: Path, value: dict) -> None:
         file.write(f"{json.dumps(value, indent=2)}\n".encode())
 
 
-def saved(tokenizer) -> bytes:
-    """The tokenizer.json of a tokenizer."""
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save(directory)
-        return Path(directory, FILE).read_bytes()
-
-
 @contextmanager
-def writing(out: Path, content: bytes, number: str = "") -> Iterator[None]:
-    """Creates and locks a data directory while its files are written; `number` is a shard's suffix.
+def writing(out: Path, tokenizer) -> Iterator[bytes]:
+    """Creates and locks a data directory while its files are written.
 
-    `content` is that of tokenizer.json. A failure removes temporary files, unless the progress is
+    Yields the content of tokenizer.json. A failure removes temporary files, unless the progress is
     recorded. Raises ValueError as `check_out` does.
     """
-    names = [f"train{number}.bin", f"val{number}.bin", f"part{number}.json" if number else META]
-    out.mkdir(parents=True, exist_ok=True)
-    with Lock(out, f".lock{number}"):
-        check_out(out, {FILE: content} | dict.fromkeys(names))
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save(directory)
+        content = Path(directory, FILE).read_bytes()
+    with Lock(out):
+        check_out(out, dict.fromkeys(FILES) | {FILE: content})
         try:
-            yield
+            yield content
         except BaseException:
-            if not progress_file(out, number).exists():
-                for path in (hidden(out / FILE, number), *(hidden(out / name) for name in names)):
-                    path.unlink(missing_ok=True)
+            if not (out / PROGRESS).exists():
+                for name in FILES:
+                    hidden(out / name).unlink(missing_ok=True)
             raise
-
-
-def progress_file(out: Path, number: str) -> Path:
-    """Where the progress of a shard is recorded."""
-    return out / f".progress{number}.tmp"
 
 
 def write(
@@ -190,35 +176,25 @@ def write(
     out, cut = Path(out), int(len(text) * (1 - val_fraction))
     is_char = tokenizer_name == "char"
     tokenizer = CharTokenizer.train(text) if is_char else get_tokenizer(tokenizer_name)
-    content = saved(tokenizer)
-    with writing(out, content):
-        files = {split: TokenFile(out / f"{split}.bin", token_dtype(tokenizer)) for split in SPLITS}
+    with writing(out, tokenizer) as content:
+        files = token_files(out, tokenizer)
         for split, part in (("train", text[:cut]), ("val", text[cut:])):
             files[split].append(tokenizer.encode(part), len(part.encode("utf-8")), 1)
         return finish(out, files, tokenizer, content, source)
 
 
 def finish(
-    out: Path,
-    files: dict[str, TokenFile],
-    tokenizer,
-    content: bytes,
-    source: str,
-    shard: tuple[int, int] = (1, 1),
-    **more,
+    out: Path, files: dict[str, TokenFile], tokenizer, content: bytes, source: str, **more
 ) -> dict:
-    """Renames complete files and describes them in meta.json, or for a shard in part-00002.json.
+    """Renames complete files and describes them in meta.json; returns what it says.
 
     `content` is that of tokenizer.json, `more` are further entries of meta.json.
     """
     splits = {split: file.close() for split, file in files.items()}
     for split, counts in splits.items():
-        if shard[1] == 1 and counts["tokens"] < 2:
+        if counts["tokens"] < 2:
             why = f"the text ({source}) is too short"
             raise ValueError(f"the {split} split has {counts['tokens']} tokens: {why}")
-    number = suffix(shard)
-    if number:
-        more["shard"] = list(shard)
     meta = {
         "vocab_size": tokenizer.vocab_size,
         "dtype": token_dtype(tokenizer).name,
@@ -228,17 +204,15 @@ def finish(
         **more,
         "tokenizer_sha256": hashlib.sha256(content).hexdigest(),
     }
-    described = out / (f"part{number}.json" if number else META)
     # everything is written before anything is replaced: the disk may be full
-    with write_atomic(hidden(out / FILE, number)) as written:
-        written.write(content)
-    write_json(hidden(described), meta)
-    described.unlink(missing_ok=True)  # the directory is incomplete until the new one is there
-    progress_file(out, number).unlink(missing_ok=True)
-    for file in files.values():
-        file.temporary.replace(file.path)
-    hidden(out / FILE, number).replace(out / FILE)
-    hidden(described).replace(described)
+    write_json(hidden(out / META), meta)
+    with write_atomic(hidden(out / FILE)) as file:
+        file.write(content)
+    # without these two the directory is incomplete until the new meta.json is there
+    (out / META).unlink(missing_ok=True)
+    (out / PROGRESS).unlink(missing_ok=True)
+    for name in FILES:
+        hidden(out / name).replace(out / name)
     return meta
 
 
@@ -293,7 +267,8 @@ def ended(text: str) -> str:
 
 def in_threads(function: Callable, items: Iterable) -> Iterator:
     """The results of a function in order, from a thread for each core, a few items ahead."""
-    threads, pending = os.cpu_count() or 1, deque()
+    threads = os.cpu_count() or 1
+    pending: deque = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
@@ -306,35 +281,25 @@ def in_threads(function: Callable, items: Iterable) -> Iterator:
             pool.shutdown(cancel_futures=True)
 
 
-def train_characters(corpus: Corpus) -> CharTokenizer:
-    """Trains a character tokenizer on a corpus, which is read completely, whatever its shard."""
-    found: set[str] = set()
-    for document in corpus.documents(shard=(1, 1)):
-        found.update(ended(document.text))
-    return CharTokenizer.train("".join(found))
-
-
 def write_corpus(
     out: Path | str, corpus: Corpus, tokenizer, val_fraction: float, source: str, say=print
 ) -> dict:
     """Tokenizes the documents of `corpus`; returns the meta data."""
-    out, number, dtype = Path(out), suffix(corpus.shard), token_dtype(tokenizer)
-    content, progress = saved(tokenizer), progress_file(out, number)
-    job = json.dumps([BATCH, corpus.fingerprint(), val_fraction]).encode() + content
-    state = {"job": hashlib.sha256(job).hexdigest(), "batches": 0, "splits": {}}
-    with writing(out, content, number):
+    out = Path(out)
+    progress = out / PROGRESS
+    with writing(out, tokenizer) as content:
+        job = json.dumps([BATCH, corpus.fingerprint(), val_fraction]).encode() + content
+        state: dict = {"job": hashlib.sha256(job).hexdigest(), "batches": 0, "splits": {}}
         found = read_json_or_empty(progress)
         if found.get("job") == state["job"]:
             state = found
             say(f"resuming after {state['batches']:,} batches of text")
         else:  # what it describes is overwritten now
             progress.unlink(missing_ok=True)
-        counts = state["splits"]
-        files = {s: TokenFile(out / f"{s}{number}.bin", dtype, counts.get(s)) for s in SPLITS}
+        files = token_files(out, tokenizer, state["splits"])
         rest = islice(batches(corpus, Split(corpus, val_fraction)), state["batches"], None)
-        recorded = time.monotonic()
-        look = {"unit": " tokens", "unit_scale": True, "disable": not sys.stderr.isatty()}
-        with tqdm(**look, leave=False) as bar:
+        recorded, show = time.monotonic(), sys.stderr.isatty()
+        with tqdm(unit=" tokens", unit_scale=True, disable=not show, leave=False) as bar:
             for tokens in in_threads(partial(encode, tokenizer), rest):
                 for split, appended in tokens.items():
                     files[split].append(*appended)
@@ -346,7 +311,7 @@ def write_corpus(
                     state["splits"] = {split: file.counts for split, file in files.items()}
                     write_json(progress, state)
                     recorded = time.monotonic()
-        meta = finish(out, files, tokenizer, content, source, corpus.shard)
+        meta = finish(out, files, tokenizer, content, source)
     if corpus.skipped:
         say(f"{corpus.skipped:,} lines or records without a text in UTF-8 were left out")
     return meta

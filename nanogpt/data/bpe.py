@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding: tiktoken's encodings as parts of a tokenizer.json, and back.
+"""Byte-level byte-pair encoding: tiktoken's encodings as parts of a tokenizer.json.
 
 tokenizer.json spells tokens in GPT-2's alphabet, which has a printable character for each byte, and
 stores the pairs that were merged. tiktoken stores only the results.
@@ -27,13 +27,10 @@ def from_tiktoken(encoding) -> tuple[dict, dict]:
     model = {"type": "BPE", "vocab": vocab, "merges": pairs}
     if encoding._pat_str == GPT2_PATTERN and len(ranks) in TIKTOKEN_NAMES:
         return model, GPT2_SPLIT  # as published
-    return model, split_by(encoding._pat_str)
-
-
-def split_by(pattern: str) -> dict:
-    """A byte-level pre-tokenizer that splits by `pattern`."""
-    split = {"type": "Split", "pattern": {"Regex": pattern}} | ISOLATED
-    return {"type": "Sequence", "pretokenizers": [split, BYTES]}
+    # `tokenizers` takes a possessive {1,3}+ for a repetition
+    pattern = {"Regex": encoding._pat_str.replace("{1,3}+", "{1,3}")}
+    split = {"type": "Split", "pattern": pattern} | ISOLATED
+    return model, {"type": "Sequence", "pretokenizers": [split, BYTES]}
 
 
 def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
@@ -50,39 +47,13 @@ def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     return pairs
 
 
-def to_tiktoken(parts: dict, special: dict[str, int], name: str):
-    """The tiktoken.Encoding that gives the ids of a tokenizer.json, or None if there is none.
-
-    It must be byte-level BPE whose merges are in the order of the ids.
-    """
-    import tiktoken
-
-    model, pattern = parts["model"], split_pattern(parts)
-    options = ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
-    if model["type"] != "BPE" or not pattern or any(model.get(option) for option in options):
-        return None
-    vocab = {token: i for token, i in model["vocab"].items() if token not in special}
-    # others with GPT-2's pattern were trained by `tokenizers`: its Unicode tables may differ
-    if parts["pre_tokenizer"] == GPT2_SPLIT and len(vocab) not in TIKTOKEN_NAMES:
-        return None
-    bytes_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-    merged = ["".join(pair) for pair in model["merges"]]
-    ids = [vocab.get(token, -1) for token in merged]
-    is_complete = vocab.keys() == {*bytes_of, *merged} and len(vocab) == 256 + len(merged)
-    if not is_complete or ids != sorted(set(ids)) or len(set(vocab.values())) < len(vocab):
-        return None
-    ranks = {bytes(bytes_of[c] for c in token): i for token, i in vocab.items()}
-    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-
-
 def split_pattern(parts: dict) -> str | None:
-    """The split pattern of a byte-level pre-tokenizer; None for others."""
+    """The split pattern of a byte-level tokenizer.json; None for others."""
     split = parts.get("pre_tokenizer") or {}
     if split == GPT2_SPLIT:
         return GPT2_PATTERN
     steps = split.get("pretokenizers") or [{}]
-    pattern = (steps[0].get("pattern") or {}).get("Regex")
-    return pattern if pattern and split == split_by(pattern) else None
+    return (steps[0].get("pattern") or {}).get("Regex") if steps[1:] == [BYTES] else None
 
 
 def byte_alphabet() -> list[str]:
