@@ -204,15 +204,17 @@ class Corpus:
             rows = csv.DictReader(
                 self._lines(name), delimiter="\t", quoting=csv.QUOTE_NONE, strict=True
             )
+        begin = 2  # the line where a row begins
         try:
             for row in rows:
                 if None in row or None in row.values():
                     why = "the row has another number of fields than the header"
-                    self._reject(f"{name}, line {rows.line_num}: {why}: quote its texts")
+                    self._reject(f"{name}, line {begin}: {why}: quote its texts")
                 else:
                     yield row
+                begin = rows.line_num + 1
         except csv.Error as error:
-            raise ValueError(f"{name}, line {rows.line_num} is not valid CSV: {error}") from None
+            raise ValueError(f"{name}, line {begin} is not valid CSV: {error}") from None
 
 
 @contextmanager

@@ -116,46 +116,20 @@ def sharegpt(messages: list[dict]) -> dict:
     return {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in messages]}
 
 
-def in_parts(messages: list[dict]) -> dict:
-    parts = [[{"type": "text", "text": m["content"]}] for m in messages]
-    pairs = zip(messages, parts, strict=True)
-    return {"messages": [m | {"content": content} for m, content in pairs]}
-
-
 def other_roles(messages: list[dict]) -> dict:
     names = {"system": "developer", "user": "User", "assistant": "Assistant"}
     return {"messages": [m | {"role": names[m["role"]]} for m in messages]}
 
 
-FORMS = {
-    "a list": lambda messages: messages,
-    "ShareGPT's": sharegpt,
-    "two columns": lambda messages: {"messages": None, "conversations": messages},
-    "parts": in_parts,
-    "other roles": other_roles,
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [sharegpt, other_roles])
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
 def test_other_forms_of_a_conversation_are_the_same(packed, tmp_path, form, kind):
-    found = [FORMS[form](messages) for messages in talks()]
+    found = [form(messages) for messages in talks()]
     lines = "\n".join(json.dumps(each) for each in found)
     path = put(tmp_path / f"b.{kind}", lines if kind == "jsonl" else json.dumps(found))
     prepare(path, tmp_path / "b")
     for split in SPLITS:
         assert tokens(tmp_path / "b", split).tolist() == tokens(packed, split).tolist()
-
-
-def test_an_answer_of_weight_0_is_context_and_no_target(tmp_path):
-    found = [[*talk(f"{i}?", "BAD"), *talk("again?", "good")] for i in range(30)]
-    for messages in found:
-        messages[1]["weight"] = 0
-    prepare(write(tmp_path / "in.jsonl", found), tmp_path / "data")
-    _, y = epoch(tmp_path / "data")
-    targets = load_tokenizer(tmp_path / "data").decode(y[y != -1].tolist())
-    assert "good" in targets and "BAD" not in targets
-    assert "BAD" in conversations_of(tmp_path / "data", "train")[0]
 
 
 def run(capsys, *argv: str) -> str:
@@ -170,16 +144,11 @@ def run(capsys, *argv: str) -> str:
 GOOD, MORE = ({"messages": talk(*texts)} for texts in (("who?", "I"), ("when?", "in anger")))
 BAD = [
     ({"messages": []}, "in.jsonl, record 2: no answer of the assistant"),
-    ({"messages": None}, "in.jsonl, record 2: no answer of the assistant"),
-    ({"messages": talk("who?")}, "record 2: no answer of the assistant"),
     ({"messages": [{"role": "robot"}]}, "2, message 1: role 'robot' is not one of system"),
-    ({"messages": [{"role": ["user"]}]}, "role \"['user']\" is not one of system, user"),
-    ({"messages": [7]}, "message 1: role 'None' is not one of"),
     ({"messages": [{"role": "user", "content": 7}]}, "1: its content is '7', not a text"),
-    ({"messages": [{"role": "user", "content": " "}]}, "1: its content is ' ', not a text"),
     ({"messages": "hello"}, "record 2: str is not a list of messages"),
     ({"text": "hello"}, "record 2: it has no column 'messages' or 'conversations'"),
-    ({"messages": talk("who?", "x" * 90)}, "more than --block_size=64: give a larger one, or"),
+    ({"messages": talk("who?", "x" * 90)}, "more than block_size=64: give a larger one, or"),
 ]
 
 
@@ -195,13 +164,6 @@ def test_bad_input_is_one_line_and_changes_nothing(tmp_path, capsys, record, mes
     assert {path.name: path.read_bytes() for path in out.glob("[!.]*")} == before
 
 
-def test_of_a_folder_only_conversations_are_read(tmp_path):
-    put(tmp_path / "in" / "notes.txt", "some notes")
-    write(tmp_path / "in" / "talk.jsonl", talks())
-    assert "notes.txt" in prepare(tmp_path / "in", tmp_path / "data")[0]
-    assert sum(count(tmp_path / "data")) == 40
-
-
 def test_other_files_and_single_conversations_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.txt is not JSON by its name"):
         prepare(put(tmp_path / "a.txt", "hello"), tmp_path / "data")
@@ -214,8 +176,7 @@ def test_conversations_that_cannot_be_learnt_from_are_skipped_and_counted(tmp_pa
     bad = [tool, talk("who?", ""), talk("who?")]
     path = write(tmp_path / "in.jsonl", [*talks(), *bad, talk("who?", "m" * 200)])
     said = prepare(path, tmp_path / "data", errors="skip", skip_long=True)
-    assert sum(count(tmp_path / "data")) == 40 and said[0].startswith("3 ")
-    assert said[1] == "left out: 1 conversation of more than 128 tokens"
+    assert sum(count(tmp_path / "data")) == 40 and said[0] == "left out: 4 conversations, 1 of them too long"
 
 
 def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):
@@ -224,13 +185,3 @@ def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):
     prepare(write(tmp_path / "more.jsonl", talks(20)), tmp_path / "other")
     with pytest.raises(ValueError, match="a mixture cannot have conversations"):
         open_data(f"{packed}:0.5,{tmp_path / 'other'}:0.5", "train", 128)
-
-
-def test_an_interruption_leaves_no_temporary_files(tmp_path, monkeypatch):
-    def interrupted(*args, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(chat_prep.Blocks, "fill", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(write(tmp_path / "in.jsonl", talks()), tmp_path / "data")
-    assert not list((tmp_path / "data").iterdir())

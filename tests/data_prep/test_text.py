@@ -7,7 +7,6 @@ import json
 import random
 import runpy
 import sys
-from argparse import ArgumentTypeError
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import documents, expected, save_as, silent, tokens, write_jsonl
+from texts import documents, expected, save_as, tokens, write_jsonl
 
 from data_prep import text
 from nanogpt.data.tokenizer import load_tokenizer
@@ -31,21 +30,6 @@ def test_scripts_of_known_data_sets_read_local_copies(tmp_path, monkeypatch, cap
     runpy.run_path(source, run_name="__main__")
     assert tokens(out, "train").tolist() == expected(documents(), 0.1, False)
     assert "python recipes/own_text.py" in capsys.readouterr().out
-
-
-def test_characters_are_trained_on_all_shards(tmp_path):
-    a = write_jsonl(tmp_path / "a.jsonl", ["abc"] * 50)
-    b = write_jsonl(tmp_path / "b.jsonl", ["xyz"] * 50)
-    text.prepare([a, b], tmp_path / "data", "char", 0.1, shard=(1, 2), say=silent)
-    chars = load_tokenizer(tmp_path / "data")
-    assert chars.name == "char" and chars.characters == "\nabcxyz"
-
-
-def test_a_shard_is_one_of_its_number():
-    assert text.read_shard("2/4") == (2, 4)
-    for wrong in ("0/4", "5/4", "1", "1/0", "a/b"):
-        with pytest.raises(ArgumentTypeError, match="is not I/N"):
-            text.read_shard(wrong)
 
 
 def test_the_tokenizer_of_the_readme_works_as_it_stands(tmp_path, monkeypatch):
@@ -74,7 +58,7 @@ def check_run(*argv: str) -> None:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
         patch.setattr(sys, "argv", ["text", *argv])
         try:
-            text.main()
+            runpy.run_path(text.__file__, run_name="__main__")
         except SystemExit as stopped:
             code = stopped.code or 0
     stderr.seek(0)
