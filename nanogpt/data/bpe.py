@@ -18,19 +18,24 @@ DECODER = BYTE_LEVEL | {"add_prefix_space": True, "use_regex": True}
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
-def from_tiktoken(encoding) -> tuple[dict, dict]:
-    """The model and the pre-tokenizer of a tiktoken.Encoding, as in a tokenizer.json."""
+def from_tiktoken(encoding) -> dict:
+    """Model, pre-tokenizer and decoder of a tiktoken.Encoding, as in a tokenizer.json."""
     alphabet, ranks = byte_alphabet(), encoding._mergeable_ranks
     spelled = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
     vocab = {spelled[token]: rank for token, rank in ranks.items()} | encoding._special_tokens
     pairs = [[spelled[a], spelled[b]] for a, b in merges(ranks)]
     model = {"type": "BPE", "vocab": vocab, "merges": pairs}
-    if encoding._pat_str == GPT2_PATTERN and len(ranks) in TIKTOKEN_NAMES:
-        return model, GPT2_SPLIT  # as published
-    # `tokenizers` takes a possessive {1,3}+ for a repetition
-    pattern = {"Regex": encoding._pat_str.replace("{1,3}+", "{1,3}")}
-    split = {"type": "Split", "pattern": pattern} | ISOLATED
-    return model, {"type": "Sequence", "pretokenizers": [split, BYTES]}
+    pre_tokenizer = GPT2_SPLIT  # as published
+    if encoding._pat_str != GPT2_PATTERN or len(ranks) not in TIKTOKEN_NAMES:
+        # `tokenizers` takes a possessive {1,3}+ for a repetition
+        pre_tokenizer = split_by(encoding._pat_str.replace("{1,3}+", "{1,3}"))
+    return {"model": model, "pre_tokenizer": pre_tokenizer, "decoder": DECODER}
+
+
+def split_by(pattern: str) -> dict:
+    """A byte-level pre-tokenizer that splits by `pattern`."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}} | ISOLATED
+    return {"type": "Sequence", "pretokenizers": [split, BYTES]}
 
 
 def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:

@@ -122,11 +122,10 @@ class Tokenizer:
 
     def with_special(self, tokens: list[str]) -> "Tokenizer":
         """A copy with further special tokens, which follow all others."""
-        parts = self.to_dict()
-        ids = {token: self.vocab_size + i for i, token in enumerate(tokens)}
-        parts["added_tokens"] += [special_token(token, i) for token, i in ids.items()]
+        backend = from_parts(self.to_dict())
+        backend.add_special_tokens(tokens)
         eot = None if self.eot_id is None else self.backend.id_to_token(self.eot_id)
-        return Tokenizer(from_parts(parts), self.name, eot)
+        return Tokenizer(backend, self.name, eot)
 
 
 class CharTokenizer(Tokenizer):
@@ -135,7 +134,9 @@ class CharTokenizer(Tokenizer):
     def __init__(self, characters: str):
         vocab = {character: i for i, character in enumerate(characters)}
         model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
-        super().__init__(build(model, EVERY_CHARACTER, {"type": "Fuse"}))
+        decoder = {"type": "Fuse"}
+        parts = {"model": model, "pre_tokenizer": EVERY_CHARACTER, "decoder": decoder}
+        super().__init__(from_parts(parts))
 
     @classmethod
     def train(cls, text: str) -> "CharTokenizer":
@@ -152,15 +153,19 @@ class ByteTokenizer(Tokenizer):
     def __init__(self):
         vocab = {character: byte for byte, character in enumerate(bpe.byte_alphabet())}
         model = {"type": "BPE", "vocab": vocab, "merges": []}
-        super().__init__(build(model, bpe.BYTES, special={EOT: 256}))
+        parts = {"model": model, "pre_tokenizer": bpe.BYTES, "decoder": bpe.DECODER}
+        backend = from_parts(parts)
+        backend.add_special_tokens([EOT])
+        super().__init__(backend)
 
 
 class BPETokenizer(Tokenizer):
     """Builds a tokenizer from a tiktoken.Encoding, which encodes batches several times faster."""
 
     def __init__(self, encoding):
-        model, split = bpe.from_tiktoken(encoding)
-        super().__init__(build(model, split, special=encoding._special_tokens), encoding.name)
+        backend = from_parts(bpe.from_tiktoken(encoding))
+        backend.add_special_tokens(list(encoding._special_tokens))
+        super().__init__(backend, encoding.name)
         self.encoding = encoding
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
@@ -189,35 +194,11 @@ class BPETokenizer(Tokenizer):
         return cls.get("gpt2")
 
 
-def build(
-    model: dict, pre_tokenizer: dict, decoder: dict = bpe.DECODER, special: dict | None = None
-):
-    """A tokenizers.Tokenizer of these parts of a tokenizer.json."""
-    added = [special_token(token, i) for token, i in (special or {}).items()]
-    parts = {"model": model, "pre_tokenizer": pre_tokenizer, "decoder": decoder}
-    return from_parts({"version": "1.0", "added_tokens": added} | parts)
-
-
-def special_token(content: str, i: int) -> dict:
-    """The entry of a special token in tokenizer.json."""
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": i, "content": content, "special": True} | flags
-
-
 def from_parts(parts: dict):
-    """The tokenizers.Tokenizer that a tokenizer.json describes.
-
-    The library numbers added tokens itself unless they are in the vocabulary, too.
-    """
+    """The tokenizers.Tokenizer that a tokenizer.json, or some of its parts, describes."""
     from tokenizers import Tokenizer as Backend
 
-    backend, model = Backend.from_str(json.dumps(parts)), parts["model"]
-    ids = {token["content"]: token["id"] for token in parts.get("added_tokens") or []}
-    renumbered = any(backend.token_to_id(token) != i for token, i in ids.items())
-    if renumbered and isinstance(model["vocab"], dict):
-        parts["model"] = model | {"vocab": ids | model["vocab"]}
-        backend = Backend.from_str(json.dumps(parts))
-    return backend
+    return Backend.from_str(json.dumps({"version": "1.0", "added_tokens": []} | parts))
 
 
 def written_by_nanogpt(directory: Path | str) -> bool:
