@@ -79,15 +79,6 @@ def some(request, gpt2_files):
     return MAKERS[request.param]()
 
 
-def test_characters_keep_the_order_of_nanogpts_vocabulary(shakespeare):
-    text = shakespeare.read_text()
-    chars = CharTokenizer.train(text)
-    assert (chars.name, chars.vocab_size, chars.eot_id) == ("char", 65, None)
-    itos = sorted(set(text))  # nanoGPT's prepare.py
-    assert chars.encode("ROMEO:").tolist() == [itos.index(c) for c in "ROMEO:"]
-    assert chars.decode(chars.encode(text)) == text
-
-
 @pytest.mark.parametrize("strange", ["é", "😀", "c", "\ud800"])  # c follows the last known one
 def test_an_unknown_character_is_named_with_its_position(strange):
     named = f"character {strange!r} (position 2) is not among the 2".replace("\\", "\\\\")

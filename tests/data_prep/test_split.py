@@ -100,20 +100,12 @@ def test_from_two_documents_on_none_moves_when_others_follow(texts, more, fracti
     assert Records(texts + more).sides(fraction)[: len(texts)] == Records(texts).sides(fraction)
 
 
-@pytest.mark.parametrize("fraction, side", [(0.0001, "val"), (0.9999, "train")])
-def test_of_the_first_two_documents_the_longer_one_is_for_training(fraction, side):
-    chosen = {"val": "b", "train": "aa"}[side]
-    texts = ["aa", "aa", "b", *(str(i) for i in range(20))]
-    assert Split(Records(texts), fraction).moved == {digest_of(chosen): side}
-
-
 def many(chance: random.Random, count: int, least: int, most: int) -> list[str]:
     return [lines(chance, chance.randint(least, most)) for _ in range(count)]
 
 
 GROWING = {
     "a book and notes": (lambda c: [lines(c, 70_000), *many(c, 20, 1000, 1000)], (1, 2, 3, 6, 21)),
-    "books": (lambda c: many(c, 6, 30_000, 90_000), (1, 2, 3, 6)),
     "notes": (lambda c: many(c, 40, 300, 3000), (2, 3, 5, 10, 40)),
     "records": (lambda c: [f"{i} {t}" for i, t in enumerate(documents(300))], (2, 3, 10, 50, 300)),
 }

@@ -2,17 +2,14 @@
 
 import json
 import random
-import resource
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from texts import documents, expected, fork, put, save_as, sha256, small_bpe, tokens, write_jsonl
 
-from data_prep import documents as reading
 from data_prep import text, writer
 from nanogpt.data.tokenizer import ByteTokenizer
 from nanogpt.data.tokens import TokenDataset
@@ -73,20 +70,6 @@ def test_killed_at_ten_random_moments_it_writes_the_same_bytes(tmp_path, monkeyp
     assert {f.name for f in often.glob("[!.]*")} == {f.name for f in once.glob("[!.]*")}
 
 
-@pytest.mark.parametrize("batches", [3, 20])
-def test_interrupted_inside_a_long_document_it_writes_the_same_bytes(tmp_path, monkeypatch, batches):
-    monkeypatch.setattr(reading, "PIECE", 1 << 8)
-    monkeypatch.setattr(writer, "BATCH", 1 << 9)
-    texts = documents(30)
-    inputs = [write_jsonl(tmp_path / "in.jsonl", texts), put(tmp_path / "long.txt", "".join(texts[:5]))]
-    arguments = {"inputs": inputs, "tokenizer": "bytes"}
-    prepare(**arguments, out=tmp_path / "once")
-    arguments["out"] = tmp_path / "often"
-    interrupt_at(monkeypatch, batches, **arguments)
-    assert prepare(**arguments)[1].startswith(f"resuming after {batches} batches")
-    assert sha256(tmp_path / "often") == sha256(tmp_path / "once")
-
-
 def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path, monkeypatch, arguments):
     monkeypatch.setattr(writer, "BATCH", 1 << 12)
     interrupt_at(monkeypatch, 20, **arguments)
@@ -107,28 +90,6 @@ def test_a_second_command_in_the_same_directory_is_refused(tmp_path, arguments):
     with Lock(tmp_path / "data"), pytest.raises(ValueError, match=in_use):
         prepare(**arguments)
     prepare(**arguments)
-
-
-def test_a_disk_that_fills_up_loses_nothing_and_the_same_command_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "SECONDS", 0.0)
-    monkeypatch.setattr(writer, "BATCH", 1 << 14)
-    arguments = {"inputs": [write_jsonl(tmp_path / "in.jsonl", documents(1000))]}
-    arguments |= {"out": tmp_path / "data", "tokenizer": "bytes", "val_fraction": 0.1}
-
-    def fill(messages) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))  # files cannot grow further
-        try:
-            prepare(**arguments)
-        except OSError as error:
-            messages.put(str(error))
-
-    messages = fork.Queue()
-    process = fork.Process(target=fill, args=(messages,))
-    process.start()
-    assert "File too large" in messages.get(timeout=60)
-    process.join()
-    assert prepare(**arguments)[1].startswith("resuming after ")
-    assert tokens(tmp_path / "data", "train").tolist() == expected(documents(1000), 0.1, False)
 
 
 def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch):
@@ -163,11 +124,6 @@ def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path, arguments):
     assert TokenDataset(tmp_path / "data", "train", 16).batch(0, 0, 4)[0].max() > 65_535
     with pytest.raises(ValueError, match=r"wide gave the ids .*, but its vocab_size is 65600"):
         prepare(**arguments | {"tokenizer": Wide(65_600), "out": tmp_path / "wrong"})
-
-
-@pytest.mark.parametrize("vocab_size, dtype", [(65_536, "uint16"), (65_537, "uint32")])
-def test_two_bytes_hold_65536_tokens_and_no_more(vocab_size, dtype):
-    assert writer.token_dtype(SimpleNamespace(vocab_size=vocab_size)) == dtype
 
 
 @pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "meta.json"])
