@@ -145,14 +145,12 @@ def prepare(
     tokenizer = chat.add_tokens(tokenizer)
     fraction = text.default_val_fraction(corpus) if val_fraction is None else val_fraction
     split, out, too_long = Split(corpus, fraction), Path(out), 0
-    with writing(out, tokenizer) as content:
-        files = token_files(out, tokenizer)
+    with writing(out, tokenizer) as new:
+        files = token_files(new, tokenizer)
         blocks = {name: Blocks(file, tokenizer, block_size) for name, file in files.items()}
         for document in corpus.documents():
             messages, boundary = json.loads(document.text), split.boundary(document)
             ids = chat.render(tokenizer, messages)
-            if 0 < boundary < len(document.text):
-                raise ValueError(f"{document.where} is the only one: validation needs a second one")
             if len(ids) <= block_size:
                 blocks["train" if boundary else "val"].add(ids, messages)
             elif skip_long:
@@ -165,7 +163,7 @@ def prepare(
                 raise ValueError(f"no conversation is left for {name}: give more, or longer blocks")
             blocks[name].fill(more=1)  # the last target of the last block
         about = {"block": block_size, "answer": blocks["train"].begin, "end": blocks["train"].end}
-        meta = finish(out, files, tokenizer, content, " ".join(inputs), chat=about)
+        meta = finish(out, files, tokenizer, " ".join(inputs), chat=about)
     if left_out := corpus.skipped + too_long:
         say(f"left out: {plural(left_out, 'conversation')}, {too_long:,} of them too long")
     train, val = (meta["splits"][name] for name in SPLITS)

@@ -27,16 +27,10 @@ from nanogpt.data.tokenizer import CharTokenizer, get_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
-
-def with_line_breaks(text: str) -> str:
-    r"""The value of --separator, in which \n is a line break."""
-    return text.replace(r"\n", "\n")
-
-
 STOPPED = "stopped: the same command goes on after what it has recorded"
 ERRORS = ("strict", "replace", "skip")
 TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
-SEPARATOR = r"marker that ends a document in a text, such as '<|endoftext|>' or '\n\n'"
+SEPARATOR = "marker that ends a document in a text, such as '<|endoftext|>'"
 FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, URLs, hf:OWNER/NAME, - for stdin"},
     "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},

@@ -6,17 +6,18 @@
     corpus.documents() -> batches of 256k characters -> a tokenizing thread for each core -> append
 
 The tokenizers release the GIL, so threads use all cores. Every few seconds the files are synced and
-a hidden file records how many batches are written. After an interruption the same command reads the
+progress.json records how many batches are written. After an interruption the same command reads the
 text again, skips those batches without tokenizing them, and writes the same bytes.
 
 All scripts write inside `writing`, which refuses a directory whose files are not an earlier output.
+The files are written into a hidden folder and moved when all of them are complete.
 """
 
 import hashlib
 import json
 import os
+import shutil
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -33,29 +34,25 @@ from data_prep import documents
 from data_prep.documents import Corpus, passages
 from data_prep.split import Split
 from nanogpt.data.files import read_json, sync, write_atomic
-from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer
+from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer, sha256
 from nanogpt.rundir import Lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress
 SPLITS = ("train", "val")
-META, PROGRESS = "meta.json", ".progress.json"
+META, PROGRESS = "meta.json", "progress.json"
+NEW = ".new"  # the hidden folder
 FILES = ("train.bin", "val.bin", FILE, META)  # in the order in which they are completed
 
 
-def hidden(path: Path) -> Path:
-    """The name of a file until all of them are complete."""
-    return path.with_name(f".{path.name}.tmp")
-
-
 class TokenFile:
-    """A token file, under a hidden name until it is complete, and its entry in meta.json."""
+    """A token file that is written, and its entry in meta.json."""
 
     def __init__(self, path: Path, dtype: np.dtype, counts: dict | None = None):
         """With the `counts` of an interrupted run, resumes after those tokens."""
-        self.dtype, self.temporary = dtype, hidden(path)
+        self.path, self.dtype = path, dtype
         self.counts = counts or {"tokens": 0, "bytes": 0, "documents": 0, "largest": 0}
-        self.file = open(self.temporary, "ab" if counts else "wb")  # noqa: SIM115 - see `close`
+        self.file = open(path, "ab" if counts else "wb")  # noqa: SIM115 - see `close`
         self.file.truncate(self.counts["tokens"] * dtype.itemsize)
 
     def append(self, ids: np.ndarray, size: int, documents: int) -> None:
@@ -72,20 +69,20 @@ class TokenFile:
         sync(self.file.fileno())
 
     def close(self) -> dict:
-        """Completes the file, which keeps its hidden name; returns its entry in meta.json."""
+        """Completes the file; returns its entry in meta.json."""
         self.sync()
         self.file.close()
         digest = hashlib.sha256()
-        with open(self.temporary, "rb") as file:
+        with open(self.path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
         return self.counts | {"sha256": digest.hexdigest()}
 
 
-def token_files(out: Path, tokenizer, counts: dict | None = None) -> dict[str, TokenFile]:
+def token_files(new: Path, tokenizer, counts: dict | None = None) -> dict[str, TokenFile]:
     """The token files of both splits; `counts` by split are those of an interrupted run."""
     dtype, counts = token_dtype(tokenizer), counts or {}
-    return {split: TokenFile(out / f"{split}.bin", dtype, counts.get(split)) for split in SPLITS}
+    return {split: TokenFile(new / f"{split}.bin", dtype, counts.get(split)) for split in SPLITS}
 
 
 def token_dtype(tokenizer) -> np.dtype:
@@ -108,8 +105,7 @@ def check_out(out: Path, files: dict[str, bytes | None]) -> None:
     `files` are the contents by name, None if they are unknown; a file with the same content is not
     in the way.
     """
-    is_begun = hidden(out / META).exists() or (out / PROGRESS).exists()
-    if is_begun or "splits" in read_json_or_empty(out / META):
+    if "splits" in read_json_or_empty(out / META):
         return
     for name, content in files.items():
         path = out / name
@@ -142,23 +138,23 @@ def write_json(path: Path, value: dict) -> None:
 
 
 @contextmanager
-def writing(out: Path, tokenizer) -> Iterator[bytes]:
-    """Creates and locks a data directory while its files are written.
+def writing(out: Path, tokenizer) -> Iterator[Path]:
+    """Locks a data directory while its files are written; yields the folder for the new ones.
 
-    Yields the content of tokenizer.json. A failure removes temporary files, unless the progress is
-    recorded. Raises ValueError as `check_out` does.
+    A failure removes them unless the progress is recorded. Raises ValueError as `check_out` does.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save(directory)
-        content = Path(directory, FILE).read_bytes()
+    new = out / NEW
     with Lock(out):
-        check_out(out, dict.fromkeys(FILES) | {FILE: content})
+        is_begun = new.exists()
+        new.mkdir(exist_ok=True)
         try:
-            yield content
+            tokenizer.save(new)
+            if not is_begun:
+                check_out(out, dict.fromkeys(FILES) | {FILE: (new / FILE).read_bytes()})
+            yield new
         except BaseException:
-            if not (out / PROGRESS).exists():
-                for name in FILES:
-                    hidden(out / name).unlink(missing_ok=True)
+            if not (new / PROGRESS).exists():
+                shutil.rmtree(new)
             raise
 
 
@@ -176,20 +172,19 @@ def write(
     out, cut = Path(out), int(len(text) * (1 - val_fraction))
     is_char = tokenizer_name == "char"
     tokenizer = CharTokenizer.train(text) if is_char else get_tokenizer(tokenizer_name)
-    with writing(out, tokenizer) as content:
-        files = token_files(out, tokenizer)
+    with writing(out, tokenizer) as new:
+        files = token_files(new, tokenizer)
         for split, part in (("train", text[:cut]), ("val", text[cut:])):
             files[split].append(tokenizer.encode(part), len(part.encode("utf-8")), 1)
-        return finish(out, files, tokenizer, content, source)
+        return finish(out, files, tokenizer, source)
 
 
-def finish(
-    out: Path, files: dict[str, TokenFile], tokenizer, content: bytes, source: str, **more
-) -> dict:
-    """Renames complete files and describes them in meta.json; returns what it says.
+def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, **more) -> dict:
+    """Describes complete files in meta.json, and moves all of them into `out`; returns the meta.
 
-    `content` is that of tokenizer.json, `more` are further entries of meta.json.
+    `more` are further entries of meta.json.
     """
+    new = out / NEW
     splits = {split: file.close() for split, file in files.items()}
     for split, counts in splits.items():
         if counts["tokens"] < 2:
@@ -202,17 +197,15 @@ def finish(
         "source": source,
         "splits": splits,
         **more,
-        "tokenizer_sha256": hashlib.sha256(content).hexdigest(),
+        "tokenizer_sha256": sha256(new),
     }
-    # everything is written before anything is replaced: the disk may be full
-    write_json(hidden(out / META), meta)
-    with write_atomic(hidden(out / FILE)) as file:
-        file.write(content)
-    # without these two the directory is incomplete until the new meta.json is there
+    write_json(new / META, meta)  # before anything is replaced: the disk may be full
+    # without these two, `out` is incomplete until the new meta.json is there
+    (new / PROGRESS).unlink(missing_ok=True)
     (out / META).unlink(missing_ok=True)
-    (out / PROGRESS).unlink(missing_ok=True)
     for name in FILES:
-        hidden(out / name).replace(out / name)
+        (new / name).replace(out / name)
+    shutil.rmtree(new)
     return meta
 
 
@@ -286,9 +279,9 @@ def write_corpus(
 ) -> dict:
     """Tokenizes the documents of `corpus`; returns the meta data."""
     out = Path(out)
-    progress = out / PROGRESS
-    with writing(out, tokenizer) as content:
-        job = json.dumps([BATCH, corpus.fingerprint(), val_fraction]).encode() + content
+    with writing(out, tokenizer) as new:
+        progress = new / PROGRESS
+        job = json.dumps([BATCH, corpus.fingerprint(), val_fraction, sha256(new)]).encode()
         state: dict = {"job": hashlib.sha256(job).hexdigest(), "batches": 0, "splits": {}}
         found = read_json_or_empty(progress)
         if found.get("job") == state["job"]:
@@ -296,7 +289,7 @@ def write_corpus(
             say(f"resuming after {state['batches']:,} batches of text")
         else:  # what it describes is overwritten now
             progress.unlink(missing_ok=True)
-        files = token_files(out, tokenizer, state["splits"])
+        files = token_files(new, tokenizer, state["splits"])
         rest = islice(batches(corpus, Split(corpus, val_fraction)), state["batches"], None)
         recorded, show = time.monotonic(), sys.stderr.isatty()
         with tqdm(unit=" tokens", unit_scale=True, disable=not show, leave=False) as bar:
@@ -311,7 +304,7 @@ def write_corpus(
                     state["splits"] = {split: file.counts for split, file in files.items()}
                     write_json(progress, state)
                     recorded = time.monotonic()
-        meta = finish(out, files, tokenizer, content, source)
+        meta = finish(out, files, tokenizer, source)
     if corpus.skipped:
         say(f"{corpus.skipped:,} lines or records without a text in UTF-8 were left out")
     return meta

@@ -146,7 +146,7 @@ def test_bad_input_is_one_line_and_changes_nothing(tmp_path, monkeypatch, refuse
 def test_other_files_and_single_conversations_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.txt is not JSON by its name"):
         prepare(put(tmp_path / "a.txt", "hello"), tmp_path / "data")
-    with pytest.raises(ValueError, match="record 1 is the only one: validation needs"):
+    with pytest.raises(ValueError, match="no conversation is left for val: give more"):
         prepare(put(tmp_path / "in.jsonl", json.dumps(GOOD)), tmp_path / "data")
 
 
