@@ -18,7 +18,6 @@ out with --skip_long; none is ever cut. The loss counts only the assistant's tok
 """
 
 import json
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -175,12 +174,6 @@ def prepare(
     return meta
 
 
-def next_command(out: Path | str, block_size: int) -> str:
-    """What to run after this command."""
-    data = shlex.quote(str(out))
-    return f"next: python recipes/chat.py --data {data} --block_size={block_size}"
-
-
 def add_block_size(parser, default: int) -> None:
     """Adds --block_size to a parser."""
     kind = within(int, 16, 2**24)
@@ -197,4 +190,3 @@ if __name__ == "__main__":
     with user_errors(text.STOPPED):
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)
-        print(next_command(options["out"], options["block_size"]))
