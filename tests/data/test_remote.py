@@ -67,18 +67,6 @@ def test_files_are_downloaded_once_and_changed_ones_into_a_new_directory(cache, 
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 2
 
 
-def test_an_interrupted_download_is_taken_up_again(cache, numbers, monkeypatch):
-    url, memory = put(numbers, URL), type(fsspec.filesystem("memory"))
-
-    def interrupted(self, source, target, **options):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(memory, "get_file", interrupted)
-        TokenDataset(url, "train", 16)
-    assert len(TokenDataset(url, "train", 16).tokens) == 1009
-
-
 @pytest.mark.parametrize("url", ["memory://nothing", "nonsense://a", "http://127.0.0.1:9/x"])
 def test_what_is_wrong_with_a_url_is_one_line(url):
     with pytest.raises(ValueError) as error:

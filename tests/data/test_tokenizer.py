@@ -23,7 +23,6 @@ from nanogpt.data.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
-    check_same,
     from_pretrained,
     get_tokenizer,
     load_tokenizer,
@@ -203,11 +202,3 @@ def test_code_beside_a_tokenizer_is_never_run_nor_asked_about(tmp_path, monkeypa
     with pytest.raises(ValueError, match="contains custom code") as error:
         from_pretrained(str(tmp_path))
     assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
-
-
-def test_different_tokenizers_are_told_apart(tmp_path):
-    for name, text in (("a", "abc"), ("b", "abd"), ("c", "cba")):
-        CharTokenizer.train(text).save(tmp_path / name)
-    check_same(tmp_path / "a", tmp_path / "c")
-    with pytest.raises(ValueError, match="have different tokenizers"):
-        check_same(tmp_path / "a", tmp_path / "b")

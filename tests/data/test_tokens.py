@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from directories import change, numbered
+from directories import numbered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -108,18 +108,6 @@ def numbers_are_read(data: TokenDataset) -> bool:
     x, _ = data.batch(3, 0, 62)
     starts = torch.from_numpy(data.starts(3, np.arange(62)))
     return torch.equal(x, starts[:, None] + torch.arange(16))
-
-
-def test_the_files_that_meta_json_lists_are_one_split(tmp_path):
-    whole = numbered(tmp_path, 1009, 16)
-    change(tmp_path, "train", files=["train-00001.bin", "train-00002.bin"])
-    whole.tokens[:500].tofile(tmp_path / "train-00001.bin")
-    whole.tokens[500:].tofile(tmp_path / "train-00002.bin")
-    (tmp_path / "train.bin").unlink()
-    assert numbers_are_read(TokenDataset(tmp_path, "train", 16))
-    (tmp_path / "train-00002.bin").unlink()
-    with pytest.raises(ValueError, match=r"train-00002.bin is missing"):
-        TokenDataset(tmp_path, "train", 16)
 
 
 @pytest.mark.parametrize("size", [1009, 3000, 500])

@@ -139,12 +139,10 @@ def test_a_file_that_is_not_text_is_named(tmp_path, content):
     [
         ("empty.txt", "", "the text is empty .*empty.txt"),
         ("c.jsonl", '{"body": "a", "id": 1}', r"no column 'text' .it has: body, id.: .*--text_col"),
-        ("c.csv", "a,b\n1,2\n", r"no column 'text' .it has: a, b."),
         ("n.jsonl", '{"text": 3}', "record 1: the column holds int, not text"),
         ("m.jsonl", '{"text": "a"}\n{"body": "b"}', "m.jsonl, record 2: it has no column 'text'"),
         ("j.jsonl", '{"text": "a"}\n{', "line 2 is not JSON"),
         ("d.json", "[" * 100_000, "line 1 is not JSON .maximum recursion"),
-        ("s.json", '["a", "b"]', "record 1: it has no column 'text'"),
         ("q.csv", 'id,text\n1,one\n2,"Yes," he said\n3,three\n', "q.csv, line 3"),
         ("f.csv", "id,text\n1,one\n2,two, fields\n3,three\n", "f.csv, line 3"),
     ],
@@ -152,10 +150,6 @@ def test_a_file_that_is_not_text_is_named(tmp_path, content):
 def test_what_cannot_be_read_is_named_with_its_place(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message):
         read(put(tmp_path / name, content))
-
-
-def test_another_column_is_read_on_request(tmp_path):
-    assert read(write_jsonl(tmp_path / "in.jsonl", documents(), "body"), columns=("body",)) == documents()
 
 
 TABLES = {

@@ -100,7 +100,6 @@ def test_when_all_sources_fail_one_message_tells_what_was_tried(tmp_path, no_net
     "content, options, message",
     [
         ("", {}, "text is empty"),
-        (" \n", {}, "text is empty"),
         ("abc", {}, "the val split has 1 tokens: .* is too short"),
         ("some text", {"val_fraction": 1.0}, "val_fraction=1.0 must lie between 0 and 1"),
         ("some text", {"tokenizer": "morse"}, "tokenizer 'morse' is not one of char, bytes, gpt2"),

@@ -1,6 +1,5 @@
 """Writing: interruptions, and what is never overwritten."""
 
-import json
 import random
 import time
 from functools import partial
@@ -75,14 +74,6 @@ def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path, monkeypatch,
     interrupt_at(monkeypatch, 20, **arguments)
     assert "resuming" not in "".join(prepare(**arguments | {"val_fraction": 0.2}))
     assert tokens(tmp_path / "data", "val").tolist() == expected(documents(), 0.2, True)
-
-
-def test_what_is_left_out_is_counted_also_before_an_interruption(tmp_path, monkeypatch, arguments):
-    monkeypatch.setattr(writer, "BATCH", 1 << 10)
-    lines = [f"{json.dumps({'text': t})}\n".encode() for t in documents()]
-    put(tmp_path / "in.jsonl", b"\xff\n".join(lines))
-    interrupt_at(monkeypatch, 50, **arguments, errors="skip")
-    assert "299 lines or records without a text in UTF-8 were left out" in prepare(**arguments, errors="skip")
 
 
 def test_a_second_command_in_the_same_directory_is_refused(tmp_path, arguments):
