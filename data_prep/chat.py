@@ -29,7 +29,7 @@ from data_prep.split import Split
 from data_prep.writer import (
     SPLITS,
     TokenFile,
-    check_settings,
+    check_fraction,
     finish,
     token_files,
     writing,
@@ -135,7 +135,7 @@ def prepare(
     `errors` is as for `data_prep.text.prepare`; skip leaves out conversations that cannot be learnt
     from, too. Raises ValueError or OSError.
     """
-    check_settings(out, val_fraction)
+    check_fraction(val_fraction)
     corpus = open_conversations(inputs, errors)
     if tokenizer == "char":
         tokenizer = train_characters(corpus)

@@ -88,12 +88,6 @@ def describes_data(path: str) -> bool:
         return file.read(4) == b"---\n"
 
 
-def some(files: list[str]) -> str:
-    """The names of the first files, and how many more there are."""
-    more = f" and {len(files) - 3:,} more" if len(files) > 3 else ""
-    return ", ".join(files[:3]) + more
-
-
 def is_url(name: str) -> bool:
     """Whether `fsspec` opens an input."""
     return "://" in name

@@ -127,7 +127,7 @@ def prepare(
     say=print,
 ) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
-    writer.check_settings(out, val_fraction)
+    writer.check_fraction(val_fraction)
     path = Path(source) if source else obtain(Path(out), say)
     try:
         text = path.read_text(encoding="utf-8")

@@ -20,8 +20,7 @@ import shlex
 from pathlib import Path
 
 from data_prep.documents import Corpus
-from data_prep.inputs import some
-from data_prep.writer import check_settings, ended, write_corpus
+from data_prep.writer import check_fraction, ended, write_corpus
 from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import CharTokenizer, get_tokenizer
 from nanogpt.run.errors import user_errors
@@ -62,8 +61,7 @@ def prepare(
     `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your
     own. `separator` is what stands between documents in a text. Raises ValueError or OSError.
     """
-    check_settings(out, val_fraction)
-    say(f"input: {some(inputs)}")
+    check_fraction(val_fraction)
     corpus = Corpus(inputs, (text_column,), errors, separator)
     for note in corpus.notes:
         say(note)

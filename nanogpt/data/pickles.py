@@ -15,15 +15,11 @@ import torch
 from nanogpt.data.files import first_line, require_regular
 
 
-class RefusedError(Exception):
-    """A pickle that asks for a class or a function."""
-
-
 class PlainUnpickler(pickle.Unpickler):
     """Allows dicts, lists, strings and numbers; refuses classes and functions."""
 
     def find_class(self, module: str, name: str):
-        raise RefusedError(f"it asks for {module}.{name}, but only plain values are allowed")
+        raise ValueError(f"it asks for {module}.{name}, but only plain values are allowed")
 
 
 def read_characters(path: Path) -> str:
@@ -32,13 +28,11 @@ def read_characters(path: Path) -> str:
         with open(path, "rb") as file:
             itos = PlainUnpickler(file).load()["itos"]
         characters = "".join(itos[i] for i in range(len(itos)))
-    except RefusedError as error:
-        raise ValueError(f"{path} is refused: {error}") from None
+        if not 0 < len(itos) == len(characters) == len(set(characters)):
+            raise ValueError("its characters differ in length, or are repeated")
     except Exception as error:  # a damaged pickle can raise nearly anything
-        why = f"is damaged, or not what nanoGPT writes ({first_line(error)})"
-        raise ValueError(f"{path} {why}: it needs 'itos', a dict from ids to characters") from None
-    if not 0 < len(itos) == len(characters) == len(set(characters)):
-        raise ValueError(f"{path} is not what nanoGPT writes: 'itos' must hold single characters")
+        needs = "it needs 'itos', a dict from ids to different characters"
+        raise ValueError(f"{path} cannot be read ({first_line(error)}): {needs}") from None
     return characters
 
 
@@ -50,11 +44,9 @@ def read_checkpoint(path: Path) -> dict:
             warnings.simplefilter("ignore")  # about old pickles
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
-        if asked := re.search(r"GLOBAL (\S+)", str(error)):
-            reason = f"it asks for {asked[1]}, but only tensors and plain values are allowed"
-            raise ValueError(f"{path} is refused: {reason}") from None
-        name = type(error).__name__
-        raise ValueError(f"{path} is damaged, or was not saved by torch ({name})") from None
+        asked = re.search(r"GLOBAL \S+", str(error))  # for a class or a function
+        why = asked[0] if asked else type(error).__name__
+        raise ValueError(f"{path} cannot be read ({why}): it may hold only tensors") from None
     if type(checkpoint) is not dict or not {"model", "model_args", "iter_num"} <= checkpoint.keys():
         needs = "it needs model, model_args and iter_num"
         raise ValueError(f"{path} is not a nanoGPT checkpoint: {needs}")

@@ -99,9 +99,9 @@ def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch):
 class Wide(ByteTokenizer):
     """A tokenizer whose ids need 32 bits."""
 
-    def __init__(self, vocab_size: int = 70_000):
+    def __init__(self):
         super().__init__()
-        self.name, self.vocab_size, self.eot_id = "wide", vocab_size, 69_999
+        self.name, self.vocab_size, self.eot_id = "wide", 70_000, 69_999
 
     def encode(self, text: str) -> np.ndarray:
         return super().encode(text) + 65_536
@@ -113,8 +113,6 @@ def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path, arguments):
     wide = np.where(reference == 256, 69_999, reference + 65_536)
     assert np.array_equal(tokens(tmp_path / "data", "train"), wide)
     assert TokenDataset(tmp_path / "data", "train", 16).batch(0, 0, 4)[0].max() > 65_535
-    with pytest.raises(ValueError, match=r"wide gave the ids .*, but its vocab_size is 65600"):
-        prepare(**arguments | {"tokenizer": Wide(65_600), "out": tmp_path / "wrong"})
 
 
 @pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "meta.json"])
@@ -123,11 +121,3 @@ def test_files_of_others_are_not_overwritten(tmp_path, name):
     with pytest.raises(ValueError, match=f"{name} is not an earlier output"):
         writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
     assert Path(path).read_text() == "{}"
-
-
-@pytest.mark.parametrize("name", ["v1:2", "a,b", "s3://a", ""])
-def test_a_name_that_data_reads_as_a_mixture_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="--data reads commas and colons"):
-        writer.write(name, "some text\n" * 20, "bytes", 0.1, "made up")
-    assert not list(tmp_path.iterdir())
