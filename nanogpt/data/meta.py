@@ -14,7 +14,7 @@ from nanogpt.data.remote import local
 from nanogpt.data.tokenizer import FILE, Tokenizer, load_tokenizer, sha256, written_by_nanogpt
 
 SPLITS = ("train", "val")
-SAMPLE = 1 << 22  # tokens from which the bytes of a text per token are estimated
+SAMPLE = 1 << 22  # tokens from which the bytes of the training text are estimated
 
 
 def read_meta(directory: Path | str) -> dict:
@@ -124,8 +124,8 @@ def largest_token(paths: list[Path], dtype: np.dtype) -> int:
 def derive_meta(directory: Path) -> dict:
     """The equivalent of meta.json for a directory that nanoGPT wrote. Writes nothing.
 
-    Without meta.pkl the tokens are GPT-2's. The bytes of the text are estimated from the first
-    4 million tokens. Raises ValueError if the tokens are not uint16.
+    Without meta.pkl the tokens are GPT-2's. All tokens of the validation text are counted; the
+    bytes of the training text are estimated. Raises ValueError if the tokens are not uint16.
     """
     tokenizer, splits = load_tokenizer(directory), {}
     lengths = token_lengths(tokenizer)
@@ -133,7 +133,8 @@ def derive_meta(directory: Path) -> dict:
         path = directory / f"{split}.bin"
         if not path.is_file():
             raise ValueError(f"{path} is missing: {advice({})}")
-        tokens, ids = path.stat().st_size // 2, np.fromfile(path, dtype="<u2", count=SAMPLE)
+        tokens = path.stat().st_size // 2
+        ids = np.fromfile(path, dtype="<u2", count=SAMPLE if split == "train" else -1)
         if ids.any() and not ids[1::2].any():
             why = "is 0 when read as uint16, nanoGPT's format"
             raise ValueError(f"every second token of {path} {why}: store the tokens as uint16")
