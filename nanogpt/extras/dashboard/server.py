@@ -15,12 +15,13 @@ import math
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from nanogpt.config import ignored_by
-from nanogpt.extras.dashboard.follow import MOST, Runs, X
+from nanogpt.extras.dashboard.follow import Runs
 
+WEB = Path(__file__).parent / "web"
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
@@ -54,6 +55,26 @@ def is_own(address: str) -> bool:
         return False
 
 
+def list_runs(runs: Runs, query: dict) -> dict:
+    """The runs, and the settings in which runs may differ without being different."""
+    runs.update()
+    listed = [{"number": number, **run.summary()} for number, run in runs.found.items()]
+    return {"runs": listed, "incidental": sorted(ignored_by("resume", "compare", "card"))}
+
+
+def curves(runs: Runs, query: dict) -> dict:
+    """{key: [xs, ys]} of one run."""
+    run = runs.found[int(query["run"][0])]
+    x, points = query["x"][0], int(query["points"][0])
+    low, high = float(query.get("low", [-math.inf])[0]), float(query.get("high", [math.inf])[0])
+    return {key: run.curve(key, x, points, low, high) for key in query["key"]}
+
+
+def samples(runs: Runs, query: dict) -> list[dict]:
+    """The texts that one run wrote."""
+    return runs.found[int(query["run"][0])].samples
+
+
 class Handler(BaseHTTPRequestHandler):
     """Answers GET requests."""
 
@@ -65,43 +86,19 @@ class Handler(BaseHTTPRequestHandler):
         """Sends the page, its files, or JSON; refuses requests under another host name."""
         if not is_own(self.headers.get("Host", "")):
             return self.answer(403, b"use http://127.0.0.1 or http://localhost\n")
-        endpoints = {
-            "/api/runs": self.runs,
-            "/api/curves": self.curves,
-            "/api/samples": self.samples,
-        }
+        answers = {"/api/runs": list_runs, "/api/curves": curves, "/api/samples": samples}
         try:
             url = urlsplit(self.path)
             if url.path in FILES:
                 name, kind = FILES[url.path]
-                file = files("nanogpt.extras.dashboard") / "web" / name
-                return self.answer(200, file.read_bytes(), kind)
-            if url.path not in endpoints:
+                return self.answer(200, (WEB / name).read_bytes(), kind)
+            if url.path not in answers:
                 return self.answer(404, b"not found\n")
             with self.server.lock:
-                found = endpoints[url.path](parse_qs(url.query))
-        except (ValueError, KeyError, IndexError):
+                found = answers[url.path](self.server.runs, parse_qs(url.query))
+        except (ValueError, KeyError):
             return self.answer(400, b"bad request\n")
-        return self.answer(200, json.dumps(found, allow_nan=False).encode(), "application/json")
-
-    def runs(self, query: dict) -> dict:
-        """The runs, and the settings in which runs may differ without being different."""
-        runs = self.server.runs
-        runs.update()
-        listed = [{"number": number, **run.summary()} for number, run in runs.found.items()]
-        return {"runs": listed, "incidental": sorted(ignored_by("resume", "compare", "card"))}
-
-    def curves(self, query: dict) -> dict:
-        """{key: [xs, ys]} of one run."""
-        run = self.server.runs.found[int(query["run"][0])]
-        x, points = query["x"][0], min(int(query["points"][0]), 10_000)
-        if x not in X:
-            raise ValueError(x)
-        low, high = float(query.get("low", [-math.inf])[0]), float(query.get("high", [math.inf])[0])
-        return {key: run.curve(key, x, points, low, high) for key in query["key"][:MOST]}
-
-    def samples(self, query: dict) -> list[dict]:
-        return self.server.runs.found[int(query["run"][0])].samples
+        return self.answer(200, json.dumps(found).encode(), "application/json")
 
     def answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)
@@ -121,20 +118,14 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, roots: list[str], port: int | None = None):
-        """Listens at `port`, by default the first free one of 6070 to 6089, else any.
-
-        Raises ValueError or OSError.
-        """
+        """Listens at `port`, by default 6070 if it is free, else any. Raises ValueError."""
         self.runs, self.lock = Runs(roots), threading.Lock()
-        for wanted in [port] if port is not None else [*range(PORT, PORT + 20), 0]:
-            try:
-                super().__init__(("127.0.0.1", wanted), Handler)
-                break
-            except OSError as error:
-                if wanted in (port, 0):
-                    raise ValueError(
-                        f"port {wanted} is unavailable: {error}; choose another --port"
-                    ) from None
+        try:
+            super().__init__(("127.0.0.1", PORT if port is None else port), Handler)
+        except OSError as error:
+            if port is not None:
+                raise ValueError(f"port {port} is unavailable: {error}; choose another") from None
+            super().__init__(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server_port}/"
 
     def handle_error(self, request, client_address) -> None:
