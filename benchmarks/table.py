@@ -122,15 +122,15 @@ def best(scratch: Path) -> Iterator[tuple[str, str, str]]:
     yield "loss of recipes/shakespeare_best.py", f"{end['val_loss']:.4f}", seconds
 
 
-def bench(model: str, part: str, *flags: str) -> Iterator[tuple[str, str, str]]:
+def bench(model: str, part: str) -> Iterator[tuple[str, str, str]]:
     """Shares of what the machine allows, by `nanogpt bench`."""
     command = f"-m nanogpt bench --json --model {model} --parts {part}"
-    output = call(sys.executable, *command.split(), *flags)
+    output = call(sys.executable, *command.split())
     for row in json.loads(output.splitlines()[-1])["rows"]:
         if row["who"].startswith("nanogpt"):
             name = f"{row['part']}, {row['who']}, {model}, share of its limit"
             share = f"{row['of_limit']:.0%} (spread {row['spread']:.0%})"
-            yield name, f"{row['rate']:.1f} {row['unit']}", share
+            yield name, f"{row['rate']:.1f} tokens/s", share
 
 
 def batch_of_ten(rounds: int = 7, tokens: int = 300) -> Iterator[tuple[str, str, str]]:
@@ -188,7 +188,7 @@ def main() -> None:
             "learning": lambda: learning(args.nanogpt and args.nanogpt.absolute(), scratch),
             "best": lambda: best(scratch),
             "step": lambda: chain(bench("classic", "train"), bench("laptop", "train")),
-            "sampling": lambda: bench("gpt2", "sample", "--batch_size=1"),
+            "sampling": lambda: bench("gpt2", "sample"),
             "ten": batch_of_ten,
         }
         for part, rows in parts.items():

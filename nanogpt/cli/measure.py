@@ -227,20 +227,13 @@ def run_check_data(args) -> None:
 def add_bench(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt bench`."""
     add_shared(command, "--device", "--precision", "--json")
-    command.add_argument(
-        "--model", default="classic", metavar="NAME", help="classic, laptop, baby or gpt2"
-    )
-    command.add_argument("--parts", default="train,sample", metavar="A,B", help="what to measure")
-    command.add_argument(
-        "--against", choices=("transformers",), help="also measure its class for the model"
-    )
+    models = ("classic", "laptop", "baby", "gpt2")
+    command.add_argument("--model", default="classic", choices=models, help="what to measure")
+    command.add_argument("--parts", choices=("train", "sample"), help="only this; default: both")
     add_number(command, "--batch_size", int, 1, 4096, None, "sequences; default: the model's own")
     add_number(command, "--rounds", int, 1, 1000, 5, "rounds; the median is shown")
-    command.add_argument(
-        "--profile", action="store_true", help="only list the slowest operators of a training step"
-    )
 
 
 def run_bench(args) -> None:
-    """Prints the throughput of training, sampling and data, and the machine's limits."""
+    """Prints the throughput of training and sampling, and the machine's limits."""
     extra("bench").run(args)
