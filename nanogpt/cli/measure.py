@@ -209,7 +209,6 @@ def add_check_data(command: ArgumentParser) -> None:
     add_number(command, "--block_size", int, 1, 2**24, 256, "context of the model to be trained")
     size = "parameters of the model to be trained; default: recipes/shakespeare.py's"
     add_number(command, "--parameters", int, 1, 10**13, 771_712, size)
-    command.add_argument("--sha256", action="store_true", help="verify the checksums in meta.json")
     add_shared(command, "--json")
 
 
@@ -219,7 +218,7 @@ def run_check_data(args) -> None:
 
     examine = extra("check_data").examine
     say = (lambda text: None) if args.json else show
-    warnings = examine(args.DIR, args.block_size, args.parameters, args.sha256, say=say)
+    warnings = examine(args.DIR, args.block_size, args.parameters, say=say)
     if args.json:
         show_json({"data": args.DIR, "warnings": warnings, **read_meta(args.DIR)})
 
