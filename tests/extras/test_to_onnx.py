@@ -110,8 +110,8 @@ def test_embeddings_are_stored_once_beside_an_export(tmp_path, capsys):
 
 
 @needs_onnx
-@pytest.mark.parametrize("wrong, words", [("write", "logits differ"), ("feed", "continues a text differently")])
-def test_a_wrong_export_is_removed(tmp_path, monkeypatch, wrong, words):
+@pytest.mark.parametrize("wrong", ["write", "feed"])
+def test_a_wrong_export_is_removed(tmp_path, monkeypatch, wrong):
     original = getattr(to_onnx, wrong)
 
     def write(model, path):
@@ -123,6 +123,6 @@ def test_a_wrong_export_is_removed(tmp_path, monkeypatch, wrong, words):
         return original(tokens * (read == 0), read, past)
 
     monkeypatch.setattr(to_onnx, wrong, locals()[wrong])
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="logits differ"):
         export(tmp_path, CASES["qwen3"], CharTokenizer(CHARACTERS))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
