@@ -161,8 +161,6 @@ class Report:
         for model, batch in cases:
             command = f"-m nanogpt bench --model {model} --batch_size {batch} --rounds {rounds}"
             command += f" --device {self.device} --json"
-            if (model, batch) == CASES[-1]:  # it samples as the smaller batch does
-                command += " --parts train"
             printed = self.run(f"bench {model} {batch}", *command.split(), share=0.4)
             if printed and printed.startswith("{"):
                 rows = json.loads(printed.splitlines()[-1])["rows"]
@@ -181,7 +179,7 @@ class Report:
             printed = self.run(f"nanoGPT {model} {batch}", "-c", NANOGPT, clone, *sizes, share=0.4)
             if printed:
                 row = json.loads(printed.splitlines()[-1])
-                row |= {"model": model, "batch": batch, "part": "train"}
+                row |= {"model": model, "batch": batch}
                 row["who"] = "nanoGPT" if clone else "nanoGPT's formula"
                 limit = limits.get((model, batch))
                 row["of_limit"] = row["rate"] / limit["rate"] if limit else None
@@ -221,13 +219,13 @@ class Report:
         for row in self.tests:
             why = f": {row['why']}".replace("|", "/") if row["why"] else ""
             lines.append(f"| {row['test']} | {row['result']}{why} | {row['seconds']} |")
-        lines += ["", "| model | batch | part | who | rate | of limit | spread | MFU |"]
-        lines.append("| --- " * 8 + "|")
+        lines += ["", "| model | batch | who | rate | of limit | spread | MFU |"]
+        lines.append("| --- " * 7 + "|")
         for row in self.rows:
             mfu = f"{row['mfu']:.1%}" if row.get("mfu") else ""
             of_limit = f"{row['of_limit']:.0%}" if row["of_limit"] else ""
             lines.append(
-                f"| {row['model']} | {row['batch']} | {row['part']} | {row['who']} "
+                f"| {row['model']} | {row['batch']} | {row['who']} "
                 f"| {row['rate']:,.0f} tokens/s | {of_limit} | {row['spread']:.0%} | {mfu} |"
             )
         lines.append("")

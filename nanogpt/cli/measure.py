@@ -228,11 +228,10 @@ def add_bench(command: ArgumentParser) -> None:
     add_shared(command, "--device", "--precision", "--json")
     models = ("classic", "laptop", "baby", "gpt2")
     command.add_argument("--model", default="classic", choices=models, help="what to measure")
-    command.add_argument("--parts", choices=("train", "sample"), help="only this; default: both")
     add_number(command, "--batch_size", int, 1, 4096, None, "sequences; default: the model's own")
     add_number(command, "--rounds", int, 1, 1000, 5, "rounds; the median is shown")
 
 
 def run_bench(args) -> None:
-    """Prints the throughput of training and sampling, and the machine's limits."""
+    """Prints the throughput of training, and the machine's limit."""
     extra("bench").run(args)

@@ -1,4 +1,4 @@
-"""Throughput on this machine, compared with the machine's limits in the same run.
+"""Throughput of training on this machine, compared with the machine's limit in the same run.
 
     nanogpt bench               # the classic small model: 4 layers, 128 channels, 12 x 64 tokens
     nanogpt bench --model gpt2 --batch_size 12  # a GPU
@@ -7,13 +7,11 @@ Contenders take turns for several rounds, and the median is shown with its sprea
 noisy, and ratios of interleaved measurements mean more than absolute figures.
 """
 
-import copy
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +20,9 @@ import torch.nn.functional as F
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.tokenizer import CharTokenizer
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.ops.cpu import X86, pack
+from nanogpt.model import GPTConfig
 from nanogpt.run.device import peak_flops
 from nanogpt.run.prepare import prepare
-from nanogpt.sample import generate
 from nanogpt.train import Parts, State, step
 
 SMALL = {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
@@ -40,6 +36,7 @@ MODELS = {  # configuration and sequences in a batch
 # by Accelerate's names
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 STEPS = 4  # training steps in a call that is timed
+LIMIT = "matmuls + attention"
 Contenders = dict[str, Callable[[], object]]
 
 
@@ -61,27 +58,6 @@ def wait() -> None:
     """Waits until a GPU has finished its queue."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
-
-
-def measure(
-    part: str, tokens: float, contenders: Contenders, rounds: int, share: float = 1.0
-) -> list[dict]:
-    """A row for each contender, with `tokens` a call.
-
-    The last contender is the limit; only a `share` of its time is counted.
-    """
-    seconds = interleave(contenders, rounds)
-    last = list(contenders)[-1]
-    seconds[last] = [share * s for s in seconds[last]]
-    limit = statistics.median(seconds[last])
-    rows = []
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        row = {"part": part, "who": name, "ms": median * 1e3, "rate": tokens / median}
-        row["spread"] = (max(values) - min(values)) / median
-        row["of_limit"] = limit / median
-        rows.append(row)
-    return rows
 
 
 def start(config: GPTConfig, directory: Path, args) -> tuple[TrainConfig, Parts, State]:
@@ -107,8 +83,8 @@ def start(config: GPTConfig, directory: Path, args) -> tuple[TrainConfig, Parts,
     return prepare(config, train_config, quiet=True)
 
 
-def measure_training(config: TrainConfig, parts: Parts, state: State, rounds: int) -> list[dict]:
-    """Training steps; the limit is their matmuls."""
+def measure(config: TrainConfig, parts: Parts, state: State, rounds: int) -> list[dict]:
+    """A row for a training step and one for the limit, its matmuls."""
     multiply = matmuls(parts, config.batch_size)
 
     def repeat(run: Callable) -> None:
@@ -117,13 +93,26 @@ def measure_training(config: TrainConfig, parts: Parts, state: State, rounds: in
 
     contenders: Contenders = {
         "nanogpt": lambda: repeat(lambda: step(config, parts, state)),
-        "matmuls + attention": lambda: repeat(multiply),
+        LIMIT: lambda: repeat(multiply),
     }
+    seconds = interleave(contenders, rounds)
     tokens = STEPS * config.batch_size * parts.gpt.config.block_size
-    rows = measure("train", tokens, contenders, rounds)
+    limit = statistics.median(seconds[LIMIT])
     peak = peak_flops(parts.settings["environment"]["device"])
-    for row in rows:
-        row["mfu"] = row["rate"] * parts.gpt.flops_per_token() / peak if peak else None
+    rows = []
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        flops = tokens / median * parts.gpt.flops_per_token()
+        rows.append(
+            {
+                "who": name,
+                "ms": median * 1e3,
+                "rate": tokens / median,
+                "spread": (max(values) - min(values)) / median,
+                "of_limit": limit / median,
+                "mfu": flops / peak if peak else None,
+            }
+        )
     return rows
 
 
@@ -159,60 +148,24 @@ def matmuls(parts: Parts, batch_size: int) -> Callable[[], None]:
     return multiply
 
 
-def measure_sampling(parts: Parts, rounds: int, tokens: int = 64) -> list[dict]:
-    """Greedy sampling of one sequence, with weights in fp32, bf16 and, on a CPU, int8.
-
-    The limit reads the weights from memory.
-    """
-    rows, device = [], parts.device
-    model = GPT(parts.gpt.config).to(device).eval()
-    looked_up = ("wpe.weight", "wte.weight" if model.lm_head else "")  # a row a token
-    read = sum(p.numel() for name, p in model.named_parameters() if name not in looked_up)
-    block = torch.ones(max(read, 2**27), device=device)
-    idx = torch.zeros(1, 8, dtype=torch.long, device=device)
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    if device.type == "cpu" and X86:
-        dtypes["int8"] = torch.int8
-    for name, dtype in dtypes.items():
-        int8 = dtype == torch.int8
-        packed = pack(copy.deepcopy(model).to(torch.float32 if int8 else dtype), int8)
-        sample = partial(generate, packed, idx, tokens, temperature=0)
-        contenders: Contenders = {"nanogpt": sample}
-        if device.type != "cpu":  # a CPU would compile for minutes
-            contenders["nanogpt, compiled"] = partial(sample, compile=True)
-        contenders["reading the weights"] = block.sum
-        share = tokens * read * dtype.itemsize / (block.numel() * block.itemsize)
-        rows += measure(f"sample, {name}", tokens, contenders, rounds, share)
-    return rows
-
-
-def table(rows: list[dict]) -> str:
-    """The rows as text."""
-    lines = [f"{'tokens/s':>55} {'spread':>7} {'of limit':>9} {'MFU':>6}"]
-    for row in rows:
-        mfu = f"{row['mfu']:.1%}" if row.get("mfu") else ""
-        lines.append(
-            f"{row['part']:16} {row['who']:22} {row['rate']:>15,.1f} "
-            f"{row['spread']:>7.0%} {row['of_limit']:>9.0%} {mfu:>6}"
-        )
-    return "\n".join(lines)
-
-
 def run(args) -> None:
     """Prints a table, or one JSON object."""
-    rows = []
     with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as directory:
-        train_config, parts, state = start(MODELS[args.model][0], Path(directory), args)
-        if args.parts != "sample":
-            rows += measure_training(train_config, parts, state, args.rounds)
-        if args.parts != "train":
-            rows += measure_sampling(parts, args.rounds)
-    environment = parts.settings["environment"]
+        config, parts, state = start(MODELS[args.model][0], Path(directory), args)
+        rows = measure(config, parts, state, args.rounds)
+    env = parts.settings["environment"]
     if args.json:
-        print(json.dumps({"model": args.model, "environment": environment, "rows": rows}))
+        print(json.dumps({"model": args.model, "environment": env, "rows": rows}))
         return
     print(
-        f"{parts.gpt.get_num_params():,} parameters, batches of {train_config.batch_size} x "
-        f"{parts.gpt.config.block_size}; {environment['device']}, {environment['threads']} "
-        f"threads, {environment['precision']}; median of {args.rounds} rounds\n{table(rows)}"
+        f"{parts.gpt.get_num_params():,} parameters, batches of {config.batch_size} x "
+        f"{parts.gpt.config.block_size}; {env['device']}, {env['threads']} threads, "
+        f"{env['precision']}; median of {args.rounds} rounds"
     )
+    print(f"{'tokens/s':>38} {'spread':>7} {'of limit':>9} {'MFU':>6}")
+    for row in rows:
+        mfu = f"{row['mfu']:.1%}" if row["mfu"] else ""
+        print(
+            f"{row['who']:22} {row['rate']:>15,.1f} {row['spread']:>7.0%} "
+            f"{row['of_limit']:>9.0%} {mfu:>6}"
+        )

@@ -1,4 +1,4 @@
-"""Exports a model as GGUF, the format of llama.cpp and Ollama, with a Modelfile beside it.
+"""Exports a model as GGUF, the format of llama.cpp and Ollama.
 
     pip install -e '.[gguf]' -c constraints.txt
     nanogpt export out/shakespeare --to exports/shakespeare.gguf --dtype q8_0
@@ -36,14 +36,6 @@ SPLITS = {
     WORDS % r"\p{N}{1,3}": "llama-bpe",
 }
 DIGITS = {"type": "Digits", "individual_digits": True}
-MODELFILE = '''FROM ./{file}
-PARAMETER num_ctx {block_size}
-{stop}TEMPLATE """{template}"""
-'''
-CHAT = """{{ range .Messages }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}<|im_start|>assistant
-"""
 
 
 def require_gguf():
@@ -65,17 +57,15 @@ def export(
     license: str = "unknown",
     say=print,
 ) -> Path:
-    """Exports `run` to the file `to`, with NAME.Modelfile for Ollama beside it, and verifies it.
+    """Exports `run` to the file `to` and verifies it.
 
     `dtype` is a key of KINDS. Norms, biases and positions stay in fp32, and so do matrices whose
-    rows Q8_0 cannot divide. Raises ValueError if GGUF cannot hold the model or its tokenizer, if a
-    file exists, or if what is read back differs; OSError if it cannot be written. On error nothing
+    rows Q8_0 cannot divide. Raises ValueError if GGUF cannot hold the model or its tokenizer, if
+    `to` exists, or if what is read back differs; OSError if it cannot be written. On error nothing
     is left.
     """
     to, gguf, kind = Path(to), require_gguf(), KINDS[dtype]
-    modelfile = to.with_suffix(".Modelfile")
     check_target(to, directory=False)
-    check_target(modelfile, directory=False)
     model, tokenizer, _ = load(run, which=which, say=say)
     c = model.config
     temporary = TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
@@ -98,20 +88,10 @@ def export(
         writer.write_tensors_to_file()
         writer.close()
         verify(unverified, tensors, kind)
-        temporary_modelfile = Path(directory, modelfile.name)
-        talks = chat.can_chat(tokenizer)
-        text = MODELFILE.format(
-            file=to.name,
-            block_size=c.block_size,
-            stop=f'PARAMETER stop "{END}"\n' if talks else "",
-            template=CHAT if talks else "{{ .Prompt }}",
-        )
-        temporary_modelfile.write_text(text, encoding="utf-8")
         unverified.replace(to)
-        temporary_modelfile.replace(modelfile)
     if rows > c.vocab_size:
         say(f"note: llama.cpp needs a token that ends a text: {EOT} is added, never the likeliest")
-    say(f"{to}: GGUF in {kind}, verified: {len(tensors)} tensors; for Ollama: {modelfile}")
+    say(f"{to}: GGUF in {kind}, verified: its {len(tensors)} tensors were read back")
     return to
 
 

@@ -1,12 +1,11 @@
-"""`nanogpt playground`: write with models side by side, talk to them, and look inside them.
+"""`nanogpt playground`: write with models side by side, and look inside them.
 
     pip install -e '.[playground]' -c constraints.txt
     nanogpt playground out/shakespeare out/wide
 
-A local Gradio page that loads nothing from the network. A token's color shows its loss. Hover over
-a token to see the five most likely tokens at its position. A third tab shows what each head attends
-to and what each layer would predict. A model that was trained on conversations has a tab to talk to
-it.
+A local Gradio page that loads nothing from the network. The second tab shows how the models read a
+text: a token's color is its loss (hover for the five most likely tokens at its position), and below
+is what each head attends to and what each layer would predict.
 """
 
 import html
@@ -19,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from nanogpt import chat
 from nanogpt.extras.inside import lens, look
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
@@ -113,12 +111,10 @@ class Writer:
         summary = f"{html.escape(self.run)}: {mean:.4f} nats per token, {len(losses):,} tokens"
         return f'<p>{summary}</p><div class="tokens">{"".join(painted)}</div>'
 
-    def look_inside(self, text: str, layer: int) -> tuple[Figure, str]:
-        """A picture of the attention in `layer` (from 1); each layer's predictions as HTML."""
-        ids = self.encode(text)[: min(LONGEST_INSIDE, self.model.config.block_size)]
-        weights, states = look(self.model, ids)
-        names = [self.name(i) for i in ids.tolist()]
-        rows = ["<th></th>" + "".join(f"<th>{name}</th>" for name in names)]
+    def predict(self, ids: torch.Tensor, states: torch.Tensor) -> str:
+        """HTML: what the layers with states (L, T, C) would predict after tokens ids (T,)."""
+        head = "".join(f"<th>{self.name(i)}</th>" for i in ids.tolist())
+        rows = [f"<tr><th></th>{head}</tr>"]
         for i, state in reversed(list(enumerate(states, start=1))):
             probs, tokens = lens(self.model, state).softmax(-1).max(-1)
             cells = [
@@ -126,15 +122,21 @@ class Writer:
                 f"{self.name(token)}</td>"
                 for p, token in zip(probs.tolist(), tokens.tolist(), strict=True)
             ]
-            rows.append(f"<th>layer {i}</th>{''.join(cells)}")
-        table = "".join(f"<tr>{row}</tr>" for row in rows)
+            rows.append(f"<tr><th>layer {i}</th>{''.join(cells)}</tr>")
         return (
-            draw_heads(weights[min(layer, len(weights)) - 1], [html.unescape(n) for n in names]),
-            f"<p>{html.escape(self.run)}: above, positions (rows) attend to columns. "
-            "Below, what each layer would predict after each token; the stronger, the likelier.</p>"
-            f'<div class="layers"><table>{table}</table>'
-            "</div>",
+            "<p>What each layer would predict after each token; the stronger, the likelier. Above, "
+            "rows are positions, and columns what they attend to.</p>"
+            f'<div class="layers"><table>{"".join(rows)}</table></div>'
         )
+
+    def look_inside(self, text: str, layer: int) -> tuple[str, Figure, str]:
+        """The painted text, a picture of the attention in `layer` (from 1), and predictions."""
+        painted = self.paint(text)
+        ids = self.encode(text)[: min(LONGEST_INSIDE, self.model.config.block_size)]
+        weights, states = look(self.model, ids)
+        names = [html.unescape(self.name(i)) for i in ids.tolist()]
+        picture = draw_heads(weights[min(layer, len(weights)) - 1], names)
+        return painted, picture, self.predict(ids, states)
 
     def name(self, token: int, space: str = "␣") -> str:
         """The text of a token as HTML, with visible white space."""
@@ -189,10 +191,6 @@ def page(runs: list[str], device: str, which: str | None = None):
         with complaints():
             yield from take_turns([writer.write(*arguments) for writer in writers])
 
-    def paint(text: str):
-        with complaints():
-            return [writer.paint(text) for writer in writers]
-
     def look_inside(text: str, layer: int):
         with complaints():
             return [part for writer in writers for part in writer.look_inside(text, layer)]
@@ -213,52 +211,18 @@ def page(runs: list[str], device: str, which: str | None = None):
                     gr.Textbox(label=run, lines=16, elem_id=f"text-{i}") for i, run in numbered
                 ]
             stop.click(None, cancels=[start.click(write, arguments, texts, **private)])
-        with gr.Tab("Loss of a text"):
-            text = gr.Textbox(lines=4, label="text", elem_id="given")
-            button = gr.Button("Show the loss", variant="primary", elem_id="paint")
-            painted = [gr.HTML(elem_id=f"painted-{i}") for i, _ in numbered]
-            button.click(paint, text, painted, **private)
         with gr.Tab("Look inside"):
-            text = gr.Textbox(lines=4, label="text", elem_id="read")
+            text = gr.Textbox(lines=4, label="text", elem_id="given")
             deepest = max(writer.model.config.n_layer for writer in writers)
             layer = gr.Dropdown(list(range(1, deepest + 1)), value=1, label="layer")
             button = gr.Button("Look inside", variant="primary", elem_id="look")
             insides = []
             for i, _ in numbered:
+                insides.append(gr.HTML(elem_id=f"painted-{i}"))
                 insides.append(gr.Plot(show_label=False))
                 insides.append(gr.HTML(elem_id=f"inside-{i}"))
             button.click(look_inside, [text, layer], insides, **private)
-        for writer in writers:
-            if chat.can_chat(writer.tokenizer):
-                with gr.Tab(f"Talk to {writer.run}"):
-                    add_chat(gr, writer)
     return blocks
-
-
-def add_chat(gr, writer: Writer) -> None:
-    """A conversation with a model."""
-
-    def answer(message: str, history: list[dict], max_new_tokens: int, temperature: float):
-        messages = [{"role": m["role"], "content": m["content"][0]["text"]} for m in history]
-        messages.append({"role": "user", "content": message})
-        options = {"temperature": temperature, "top_k": 200}
-        with complaints():  # too long, or an unknown character
-            yield from accumulate(
-                chat.answer(writer.model, writer.tokenizer, messages, max_new_tokens, **options)
-            )
-
-    gr.ChatInterface(
-        answer,
-        # no button that shares, which would upload the conversation
-        chatbot=gr.Chatbot(
-            label=writer.run, render_markdown=False, buttons=["copy"], elem_id="chat"
-        ),
-        additional_inputs=[
-            gr.Slider(1, 2000, 200, step=1, label="tokens"),
-            gr.Slider(0, 2, 0.8, step=0.05, label="temperature"),
-        ],
-        api_visibility="private",
-    )
 
 
 def serve(

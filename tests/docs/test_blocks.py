@@ -40,7 +40,7 @@ def shorten(script: str) -> str:
 
     script = script.replace("\\\n", " ")
     script = re.sub(r"accelerate launch (?:--config_file \S+ )?(?=recipes/|mine)", "python ", script)
-    script = TRAINS.sub(few, script).replace("nanogpt bench", "nanogpt bench --rounds=1 --parts=train")
+    script = TRAINS.sub(few, script).replace("nanogpt bench", "nanogpt bench --rounds=1")
     script = re.sub(r"(for flags in(?: --\S+){2})[^;]*;", r"\1;", script)  # two experiments in the place of nine
     script = re.sub(r"--train_minutes=\d+", "--train_minutes=0.005", script.replace("--seeds=3", "--seeds=2"))
     return re.sub(r"^(nanogpt (?:dashboard|playground)[^\n#&]*)", r"timeout 8 \1 || [ $? = 124 ] ", script, flags=re.M)

@@ -8,8 +8,6 @@ import pytest
 
 from nanogpt import GPTConfig
 from nanogpt.extras import bench
-from nanogpt.ops import cpu
-from nanogpt.ops.cpu import pack
 
 TINY = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32)
 
@@ -32,7 +30,7 @@ def test_contenders_take_turns_and_the_first_round_does_not_count():
 
 def test_figures_are_consistent_and_nothing_is_left_behind(tmp_path, monkeypatch, command):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    shown = command("bench", "--rounds", "1", "--parts", "train", "--json")
+    shown = command("bench", "--rounds", "1", "--json")
     step, limit = json.loads(shown)["rows"]
     assert step["rate"] == pytest.approx(4 * 2 * 16 / step["ms"] * 1e3)  # four steps of 2 x 16 tokens a call
     assert step["of_limit"] == pytest.approx(limit["ms"] / step["ms"]) and limit["of_limit"] == 1.0
@@ -49,15 +47,3 @@ def test_the_matmuls_are_those_of_the_model(tmp_path):
     matrices = 12 * TINY.n_layer * TINY.n_embd**2 + TINY.padded_vocab_size * TINY.n_embd
     by_operator = counter.get_flop_counts()["Global"]
     assert sum(n for operator, n in by_operator.items() if "mm" in str(operator)) == 6 * matrices * 2 * 16
-
-
-def test_on_a_cpu_sampling_is_timed_with_packed_weights(tmp_path, monkeypatch):
-    packed = []
-    monkeypatch.setattr(bench, "pack", lambda model, int8: packed.append(pack(model, int8, smallest=0)) or packed[-1])
-    monkeypatch.setattr(bench, "X86", True)
-    monkeypatch.setattr(cpu, "X86", True)
-    rows = bench.measure_sampling(start(tmp_path)[1], rounds=1, tokens=2)
-    parts = ("sample, fp32", "sample, bf16", "sample, int8")
-    contenders = ("nanogpt", "reading the weights")
-    assert [(row["part"], row["who"]) for row in rows] == [(part, who) for part in parts for who in contenders]
-    assert len(packed) == 3

@@ -14,7 +14,7 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 from nanogpt import GPT
 from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer
 from nanogpt.extras import eval_tasks
-from nanogpt.extras.eval_tasks import CoreTask, evaluate, first_token
+from nanogpt.extras.eval_tasks import CoreTask, evaluate
 from nanogpt.hub import export
 from nanogpt.hub.load import load
 
@@ -135,10 +135,3 @@ def test_figures_are_those_of_lm_eval_on_the_export_and_of_arithmetic(place):
     found = results["rolling"]["bits_per_byte,none"]
     assert found == pytest.approx(expected["rolling"]["bits_per_byte,none"], abs=1e-6)
     assert found == pytest.approx(nats(model, tokenizer) / math.log(2) / sum(map(len, TEXTS)), abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    "tokenizer, first", [(ByteTokenizer(), 256), (CharTokenizer("\t\n"), 1), (CharTokenizer("ab"), 0)]
-)
-def test_a_text_is_read_after_the_end_of_another_else_after_a_newline(tokenizer, first):
-    assert first_token(tokenizer) == first

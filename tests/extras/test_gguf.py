@@ -156,13 +156,10 @@ def test_a_token_that_ends_texts_is_added_and_never_the_likeliest(tmp_path, caps
     assert "<|endoftext|> is added" in capsys.readouterr().out
 
 
-def test_the_template_of_conversations_is_in_the_file_and_for_ollama(tmp_path):
+def test_the_template_of_conversations_is_in_the_file(tmp_path):
     tokenizer = chat.add_tokens(ByteTokenizer())
     config = dataclasses.replace(CASES["qwen3"], vocab_size=tokenizer.vocab_size)
     found = fields(exported(tmp_path, config, tokenizer)[1])
-    modelfile = (tmp_path / "model.Modelfile").read_text()
-    assert modelfile.startswith("FROM ./model.gguf\nPARAMETER num_ctx 32\n")
-    assert 'PARAMETER stop "<|im_end|>"\nTEMPLATE """{{ range' in modelfile
     assert found["tokenizer.chat_template"] == chat.TEMPLATE
     assert (found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]) == (256, 258)
 
@@ -193,13 +190,11 @@ def test_a_split_of_text_has_llama_cpps_name_or_is_refused(pattern, name):
         assert to_gguf.name_split(parts) == name
 
 
-@pytest.mark.parametrize("precious", ["model.gguf", "model.Modelfile"])
-def test_a_file_that_is_there_is_not_overwritten(tmp_path, precious):
-    (tmp_path / precious).write_text("precious")
-    with pytest.raises(ValueError, match=f"{precious} exists already"):
+def test_a_file_that_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "model.gguf").write_text("precious")
+    with pytest.raises(ValueError, match="exists already"):
         exported(tmp_path, CASES["gpt2"], CharTokenizer(CHARACTERS))
-    assert (tmp_path / precious).read_text() == "precious"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["run", precious])
+    assert (tmp_path / "model.gguf").read_text() == "precious"
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):

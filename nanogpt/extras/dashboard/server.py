@@ -14,7 +14,7 @@ import json
 import math
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,22 +22,10 @@ from nanogpt.config import ignored_by
 from nanogpt.extras.dashboard.follow import Runs
 
 WEB = Path(__file__).parent / "web"
-FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
-    "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
-    "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
-}
-# the page may load its own files only, and no other page may embed it
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
+    # the page may load its own files only, and no other page may embed or read it
+    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
 PORT = 6070
@@ -75,38 +63,42 @@ def samples(runs: Runs, query: dict) -> list[dict]:
     return runs.found[int(query["run"][0])].samples
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers GET requests."""
+ANSWERS = {"/api/runs": list_runs, "/api/curves": curves, "/api/samples": samples}
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Answers GET requests: the files in web/, or JSON."""
 
     server: "Server"
     protocol_version = "HTTP/1.1"
     timeout = 20  # seconds without data before a connection is closed
 
+    def __init__(self, *args):
+        super().__init__(*args, directory=str(WEB))
+
     def do_GET(self) -> None:
-        """Sends the page, its files, or JSON; refuses requests under another host name."""
+        """Refuses requests under another host name."""
         if not is_own(self.headers.get("Host", "")):
-            return self.answer(403, b"use http://127.0.0.1 or http://localhost\n")
-        answers = {"/api/runs": list_runs, "/api/curves": curves, "/api/samples": samples}
+            return self.send_error(403, "use http://127.0.0.1 or http://localhost")
         try:
             url = urlsplit(self.path)
-            if url.path in FILES:
-                name, kind = FILES[url.path]
-                return self.answer(200, (WEB / name).read_bytes(), kind)
-            if url.path not in answers:
-                return self.answer(404, b"not found\n")
+            if url.path not in ANSWERS:
+                return super().do_GET()
             with self.server.lock:
-                found = answers[url.path](self.server.runs, parse_qs(url.query))
+                found = ANSWERS[url.path](self.server.runs, parse_qs(url.query))
         except (ValueError, KeyError):
-            return self.answer(400, b"bad request\n")
-        return self.answer(200, json.dumps(found).encode(), "application/json")
-
-    def answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
-        self.send_response(status)
-        about = {"Content-Type": kind, "Content-Length": str(len(body))}
-        for name, value in (about | HEADERS).items():
-            self.send_header(name, value)
+            return self.send_error(400)
+        body = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def end_headers(self) -> None:
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
 
     def log_message(self, *args) -> None:
         """Logs nothing."""

@@ -1,7 +1,7 @@
 """Writes a static page that runs a model in the browser, with transformers.js and ONNX Runtime.
 
     nanogpt page out/shakespeare --to exports/page
-    nanogpt push out/shakespeare USER/NAME --space
+    hf upload USER/NAME exports/page . --repo-type space  # as a static Space of the Hub
 
 `npm pack` fetches the libraries, which the page's folder then holds. The page loads nothing from
 the network, and works from any static host and from file://. There a browser lets a page read only
@@ -12,7 +12,6 @@ its contents, gzipped, in base64. The page itself is in web/.
 import base64
 import gzip
 import json
-import math
 import shutil
 import subprocess
 import tarfile
@@ -22,10 +21,9 @@ from pathlib import Path
 from nanogpt import chat
 from nanogpt.data.tokenizer import END, START
 from nanogpt.extras.page import to_onnx
-from nanogpt.hub import card, client
+from nanogpt.hub import card
 from nanogpt.hub.export import check_target, load_with_info, named_errors
 from nanogpt.model import GPT
-from nanogpt.run import plot
 from nanogpt.sample import default_prompt
 
 PAGE = Path(__file__).parent / "web"
@@ -40,7 +38,6 @@ LIBRARY = {  # name on the page: package, file in it
 CONFIGS = ("config", "generation_config", "tokenizer", "tokenizer_config")
 MODEL = (to_onnx.FILE, *(f"{name}.json" for name in CONFIGS))
 PIECE = 2**24  # characters of base64 in a script; a string of JavaScript has 2**29 at most
-MOST_POINTS = 500  # of a curve
 QUESTION = f"{START}user\nHello{END}\n{START}assistant\n"
 SPACE = """\
 ---
@@ -60,13 +57,13 @@ def write(
     *,
     which: str | None = None,
     prompt: str | None = None,
-    name: str | None = None,
+    license: str = "unknown",
     say=print,
     **options,
 ) -> Path:
     """Writes the page of `run` into the directory `to`; the other options are those of an export.
 
-    `prompt` is the page's first prompt, `name` its title; both have defaults.
+    `prompt` is the page's first prompt, by default one that suits the model.
 
     Raises ValueError if npm is missing or fetches nothing, and what an export raises. On error
     nothing is left at `to`.
@@ -79,7 +76,7 @@ def write(
     temporary = tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
     with named_errors(to), temporary as directory:
         exported = Path(directory, "export")
-        to_onnx.export(source or run, exported, name=name or to.name, say=say, **options)
+        to_onnx.export(source or run, exported, name=to.name, license=license, say=say, **options)
         page = Path(shutil.copytree(PAGE, Path(directory, "page")))
         (page / "LICENSE-transformers.js").write_bytes(library["LICENSE"])
         files = {name: content for name, content in library.items() if name != "LICENSE"}
@@ -87,12 +84,16 @@ def write(
         native = json.loads(files["config.json"])["architectures"][0]
         question = QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0]
         facts = {
-            **describe(model, native, info, options.get("license", "unknown")),
-            "title": name or Path(run).name,
-            "curves": curves(source),
+            **describe(model, native, info, license),
+            "title": Path(run).name,
+            "curve": (exported / card.CURVE).exists(),
             "scripts": embed(files, page),
             "prompt": prompt or question,
         }
+        if facts["curve"]:
+            shutil.copy(exported / card.CURVE, page / "curve.png")
+        space = SPACE.format(title=json.dumps(facts["title"]), license=license)
+        (page / "README.md").write_text(space, encoding="utf-8")
         (page / "facts.js").write_text(f"const FACTS = {json.dumps(facts, allow_nan=False)};\n")
         page.replace(to)
     say(f"{to / 'index.html'}: open it in a browser, or put the directory on any static host")
@@ -149,38 +150,3 @@ def describe(model: GPT, native: str, info: card.RunInfo | None, license: str) -
     facts["license"] = license
     about = f"A language model with {parameters} parameters, trained with nanogpt."
     return {"about": about, "block_size": c.block_size, "facts": list(facts.items())}
-
-
-def curves(source: Path | None) -> dict[str, list]:
-    """The losses of the run of a checkpoint, as (tokens, loss)."""
-    found = {}
-    for name in ("train", "val") if source else ():
-        points = plot.points(source.parent, f"{name}_loss")
-        points = [point for point in points if all(map(math.isfinite, point))]
-        found[name] = points[:: math.ceil(len(points) / MOST_POINTS) or 1]
-    return found
-
-
-def push(
-    run: str | Path,
-    repo: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    say=print,
-    **options,
-) -> str:
-    """Writes the page of `run` and adds it to the static Space `repo`, which is created if needed.
-
-    Returns the commit's URL. Checks token and write access first. `options` are those of `write`.
-    """
-    client.make_repository(repo, private, revision, space=True)
-    with tempfile.TemporaryDirectory() as directory:
-        folder = write(run, Path(directory, "page"), name=repo, say=say, **options)
-        title = json.dumps(repo.rpartition("/")[2])
-        readme = SPACE.format(title=title, license=options.get("license", "unknown"))
-        (folder / "README.md").write_text(readme, encoding="utf-8")
-        message = f"Page of {Path(run).name} by nanogpt"
-        address = client.upload(folder, repo, message, revision, space=True)
-    say(f"pushed: {address}")
-    return address

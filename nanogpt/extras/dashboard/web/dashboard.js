@@ -44,7 +44,7 @@ function swatch(number) {
 
 async function ask(path, query = []) {
   const answer = await fetch(`${path}?${new URLSearchParams(query)}`);
-  if (!answer.ok) throw new Error(await answer.text());
+  if (!answer.ok) throw new Error(answer.statusText);
   return answer.json();
 }
 
