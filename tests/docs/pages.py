@@ -13,9 +13,8 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
 OURS = ("nanogpt", "data_prep", "recipes", "accelerate_configs", "benchmarks", "tests", "docs", ".github", ".ci")
-PATHS = [p for p in (*ROOT.glob("*.*"), *(p for folder in OURS for p in (ROOT / folder).rglob("*"))) if p.is_file()]
-FILES = {path.relative_to(ROOT).as_posix() for path in PATHS}
-PAGES = sorted(file for file in FILES if file.endswith(".md"))
+PATHS = [*ROOT.glob("*.md"), *(path for folder in OURS for path in (ROOT / folder).rglob("*.md"))]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in PATHS)
 SAVED = re.compile(r"# (\w+\.py)\n")  # the first line of a script that a block below runs
 
 
