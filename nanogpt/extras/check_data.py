@@ -45,7 +45,7 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
     train, val = (split_documents(ids, tokenizer) for ids in splits.values())
     warnings = [
         *size_warnings(meta["splits"], block_size, parameters),
-        *vocabulary_warnings(counts, tokenizer),
+        *unknown_warnings(counts, tokenizer),
         *text_warnings(train, val),
     ]
     for line in warnings:
@@ -75,13 +75,7 @@ def split_documents(ids: np.ndarray, tokenizer) -> list[str]:
 def size_warnings(splits: dict, block_size: int, parameters: int) -> Iterator[str]:
     """Warns if there is too little text."""
     train, val = (splits[name]["tokens"] for name in ("train", "val"))
-    for name, tokens in (("train", train), ("val", val)):
-        if tokens <= block_size:
-            yield (
-                f"the {name} split ({tokens:,} tokens) is shorter than a block of {block_size}: "
-                "a larger --val_fraction, more text, or a smaller --block_size"
-            )
-    if block_size < val < 64 * block_size:
+    if val < 64 * block_size:
         yield f"the val split has fewer than 64 blocks of {block_size}: its loss will be noisy"
     if train < parameters:
         yield (
@@ -90,21 +84,15 @@ def size_warnings(splits: dict, block_size: int, parameters: int) -> Iterator[st
         )
 
 
-def vocabulary_warnings(counts: np.ndarray, tokenizer) -> Iterator[str]:
-    """Warns if the vocabulary does not suit the text; `counts` (V,) are those of its tokens."""
-    used, total = (counts > 0).sum(), counts.sum()
-    if used < 0.1 * len(counts) and total > 10 * len(counts):
-        yield (
-            f"only {used:,} of {len(counts):,} tokens of the vocabulary occur: "
-            "a smaller vocabulary is faster"
-        )
+def unknown_warnings(counts: np.ndarray, tokenizer) -> Iterator[str]:
+    """Warns if much of the text is lost; `counts` (V,) are those of its tokens."""
     model = tokenizer.to_dict()["model"]
     unknown = model.get("unk_id", tokenizer.vocabulary.get(model.get("unk_token")))
     # a character-level tokenizer takes no unknown character
-    if unknown is not None and not tokenizer.characters and counts[unknown] > 0.01 * total:
+    if unknown is not None and not tokenizer.characters and counts[unknown] > 0.01 * counts.sum():
         yield (
-            f"{counts[unknown] / total:.0%} of the tokens are {tokenizer.decode([unknown])!r}: "
-            "that text is lost; use --tokenizer bytes, or a tokenizer trained on such text"
+            f"{counts[unknown] / counts.sum():.0%} of the tokens are unknown: that text is lost; "
+            "use --tokenizer bytes, or a tokenizer trained on such text"
         )
 
 

@@ -25,17 +25,6 @@ KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", "q8
 # largest error of a stored weight, as a share of the tensor's largest weight
 ERRORS = {"F32": 0.0, "BF16": 2**-8, "F16": 2**-8, "Q8_0": 1 / 127}
 BLOCK = 32  # weights of a row that share a scale in Q8_0
-# llama.cpp's names for the patterns by which text is split before byte-pair encoding
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPLITS = {
-    bpe.GPT2_PATTERN: "gpt-2",
-    WORDS % r"\p{N}": "qwen2",
-    WORDS % r"\p{N}{1,3}": "llama-bpe",
-}
-DIGITS = {"type": "Digits", "individual_digits": True}
 
 
 def require_gguf():
@@ -105,9 +94,9 @@ def add_tokenizer(writer, tokenizer, vocab_size: int) -> int:
     kind, parts = require_gguf().TokenType, tokenizer.to_dict()
     if tokenizer.characters:
         vocab, merges = spell_characters(tokenizer.characters)
-        split = "gpt-2"
     else:
-        vocab, split = parts["model"]["vocab"], name_split(parts)
+        check_split(parts)
+        vocab = parts["model"]["vocab"]
         merges = [m if isinstance(m, str) else " ".join(m) for m in parts["model"]["merges"]]
     found = {i: (f"[PAD{i}]", kind.UNUSED) for i in range(vocab_size)}  # text and type by id
     found |= {i: (token, kind.NORMAL) for token, i in vocab.items()}
@@ -120,7 +109,7 @@ def add_tokenizer(writer, tokenizer, vocab_size: int) -> int:
         found[end] = (EOT, kind.CONTROL)
     tokens, types = zip(*found.values(), strict=True)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split)
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges or ["ÿ ÿ"])  # one is required; no text has the byte FF
@@ -144,21 +133,16 @@ def spell_characters(characters: str) -> tuple[dict[str, int], list[str]]:
     return {token: i for i, token in enumerate(spelled)}, list(dict.fromkeys(merges))
 
 
-def name_split(parts: dict) -> str:
-    """llama.cpp's name for how a tokenizer.json splits text. Raises ValueError if it has none."""
-    names = ("decoder", "normalizer", "pre_tokenizer")
-    decoder, normalizer, steps = (parts.get(name) or {} for name in names)
-    byte_level = parts["model"]["type"] == "BPE" and decoder.get("type") == "ByteLevel"
-    if byte_level and normalizer.get("type", "NFC") == "NFC":  # which llama.cpp drops
-        if not parts["model"]["merges"]:  # bytes, which no split changes
-            return "gpt-2"
-        if steps.get("pretokenizers") == [DIGITS, bpe.GPT2_SPLIT]:
-            return "smollm"
-        if bpe.split_pattern(parts) in SPLITS:
-            return SPLITS[bpe.split_pattern(parts)]
+def check_split(parts: dict) -> None:
+    """Raises ValueError unless a tokenizer.json splits text as GPT-2's, or holds bytes alone."""
+    if parts["model"]["type"] == "BPE" and not parts["model"]["merges"]:  # bytes
+        return
+    normalizer = (parts.get("normalizer") or {}).get("type", "NFC")  # llama.cpp drops NFC
+    if bpe.split_pattern(parts) == bpe.GPT2_PATTERN and normalizer == "NFC":
+        return
     raise ValueError(
-        "llama.cpp reads characters, bytes, and the byte-level BPE of GPT-2, SmolLM2, Qwen and "
-        "Llama 3, not this model's tokenizer: export to a directory"
+        "GGUF is for characters, bytes, and byte-level BPE with GPT-2's split: export to a "
+        "directory, and convert that with llama.cpp's convert_hf_to_gguf.py"
     )
 
 

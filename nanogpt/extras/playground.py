@@ -4,8 +4,8 @@
     nanogpt playground out/shakespeare out/wide
 
 A local Gradio page that loads nothing from the network. The second tab shows how the models read a
-text: a token's color is its loss (hover for the five most likely tokens at its position), and below
-is what each head attends to and what each layer would predict.
+text: a token's color is its loss, and below is what each head attends to and what each layer would
+predict.
 """
 
 import html
@@ -30,9 +30,6 @@ STYLE = """
 .tokens { white-space: pre-wrap; font: 15px/1.9 ui-monospace, monospace; }
 .token { border-radius: 3px; color: #111 !important; }
 .token:hover { outline: 2px solid #888; }
-.likeliest { display: none; position: fixed; right: 16px; bottom: 16px; z-index: 9;
-  background: #222; color: #eee; padding: 8px 12px; font-size: 13px; white-space: pre; }
-.token:hover .likeliest { display: block; }
 .layers { overflow-x: auto; }
 .layers table { font: 13px ui-monospace, monospace; }
 .layers td, .layers th { white-space: pre; padding: 2px 4px; text-align: center; }
@@ -48,11 +45,8 @@ SLIDERS = [  # lowest, highest, first value, step, label
 
 
 @torch.inference_mode()
-def token_losses(model: GPT, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss in nats (T - 1,) of each token of ids (T,) after the first, and likely tokens.
-
-    These are the probabilities of the five most likely tokens at its position and the tokens, both
-    (T - 1, 5).
+def token_losses(model: GPT, ids: torch.Tensor) -> torch.Tensor:
+    """The loss in nats (T - 1,) of each token of ids (T,) after the first.
 
     A text longer than block_size is read in windows that overlap by half, so that after the first
     window every token is predicted from at least half a block_size.
@@ -63,10 +57,7 @@ def token_losses(model: GPT, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     for start in range(0, max(1, T - block_size + stride), stride):
         logits = model(ids[None, start : min(start + block_size, T)])[0]  # (t, V)
         pieces.append(logits[block_size - stride :] if start else logits)
-    logits = torch.cat(pieces).float()
-    likeliest = logits.softmax(-1).topk(min(5, logits.size(-1)))
-    losses = F.cross_entropy(logits, ids[1:], reduction="none")
-    return losses, likeliest.values, likeliest.indices
+    return F.cross_entropy(torch.cat(pieces).float(), ids[1:], reduction="none")
 
 
 class Writer:
@@ -95,18 +86,15 @@ class Writer:
     def paint(self, text: str) -> str:
         """The text as HTML, escaped, each token colored by its loss."""
         ids = self.encode(text, shortest=2)
-        losses, probs, likeliest = (part.tolist() for part in token_losses(self.model, ids))
+        losses = token_losses(self.model, ids).tolist()
         painted = [self.name(ids[0].item())]
-        for token, loss, p, best in zip(ids[1:].tolist(), losses, probs, likeliest, strict=True):
-            rows = [f"{q:6.1%}  {self.name(i)}" for q, i in zip(p, best, strict=True)]
-            tip = "\n".join([f"loss {loss:.3f}", *rows])
+        for token, loss in zip(ids[1:].tolist(), losses, strict=True):
             # green to red, which is 6 nats: a probability of one in 400
             hue = 120 - 120 * min(loss / 6, 1)
+            style = f"background:hsl({hue:.0f} 75% 75%)"
             name = self.name(token, space=" ")
-            painted.append(
-                f'<span class="token" style="background:hsl({hue:.0f} 75% 75%)">'
-                f'{name}<span class="likeliest">{tip}</span></span>' + "\n" * name.count("⏎")
-            )
+            painted.append(f'<span class="token" style="{style}" title="{loss:.3f}">{name}</span>')
+            painted.append("\n" * name.count("⏎"))
         mean = sum(losses) / len(losses)
         summary = f"{html.escape(self.run)}: {mean:.4f} nats per token, {len(losses):,} tokens"
         return f'<p>{summary}</p><div class="tokens">{"".join(painted)}</div>'

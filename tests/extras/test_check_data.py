@@ -60,10 +60,8 @@ def strange(n: np.ndarray):
 
 NOISE = {  # what the splits are made of: a word of the only warning
     "good": (lambda n: (n[:250_000], n[250_000:]), ""),
-    "val shorter than a block": (lambda n: (n[:1000], n[1000:1010]), r"val split .10 tokens. is shorter"),
     "val of few blocks": (lambda n: (n[:1000], n[1000:1500]), "fewer than 64 blocks"),
     "few tokens": (lambda n: (n[:999], n[1000:9000]), r"fewer training tokens .999. than parameters"),
-    "few of the tokens": (lambda n: (n[:100_000] % 5, n[100_000:] % 5), "only 5 of 257 tokens"),
     "binary": (strange, "control characters"),
 }
 
@@ -114,7 +112,7 @@ def test_unknown_tokens_are_counted(tmp_path):
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     _, warnings = report(write_texts(tmp_path / "d", HFTokenizer(tokenizer), texts[:300], texts[300:]))
-    assert any(re.match(r"5[678]% of the tokens are '\[UNK\]'", warning) for warning in warnings)
+    assert any(re.match(r"5[678]% of the tokens are unknown", warning) for warning in warnings)
 
 
 def test_conversations_are_shown(tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-from contextlib import nullcontext
 from itertools import islice
 
 import numpy as np
@@ -11,7 +10,7 @@ import tiktoken
 import torch
 from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nanogpt import chat
 from nanogpt.cli import main
@@ -179,15 +178,11 @@ def test_a_wrong_tensor_is_caught_and_nothing_is_left(tmp_path, monkeypatch, dty
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize(
-    "pattern, name",
-    [(r"\S+", None), (to_gguf.WORDS % r"\p{N}", "qwen2"), (bpe.GPT2_PATTERN, "gpt-2")],
-)
-def test_a_split_of_text_has_llama_cpps_name_or_is_refused(pattern, name):
+def test_a_split_of_text_that_is_not_gpt2s_is_refused():
     parts = {"model": {"type": "BPE", "merges": ["a b"]}, "decoder": {"type": "ByteLevel"}}
-    parts["pre_tokenizer"] = bpe.split_by(pattern)
-    with nullcontext() if name else pytest.raises(ValueError, match="export to a directory"):
-        assert to_gguf.name_split(parts) == name
+    to_gguf.check_split(parts | {"pre_tokenizer": bpe.split_by(bpe.GPT2_PATTERN)})
+    with pytest.raises(ValueError, match="export to a directory"):
+        to_gguf.check_split(parts | {"pre_tokenizer": bpe.split_by(r"\S+")})
 
 
 def test_a_file_that_is_there_is_not_overwritten(tmp_path):
@@ -209,22 +204,10 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "to").iterdir()) == []
 
 
-GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False)
-BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-SPLITTERS = {
-    "gpt-2": GPT2_SPLIT,
-    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2_SPLIT]),
-    "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(to_gguf.WORDS % r"\p{N}"), "isolated"), BYTES]),
-    "llama-bpe": pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(to_gguf.WORDS % r"\p{N}{1,3}"), "isolated"), BYTES]
-    ),
-}
-
-
-def trained_bpe(text: str, split: str = "gpt-2") -> HFTokenizer:
-    """A byte-level BPE of 400 tokens."""
+def trained_bpe(text: str) -> HFTokenizer:
+    """A byte-level BPE of 400 tokens with GPT-2's split."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = SPLITTERS[split], decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator([text], trainer)
@@ -253,18 +236,3 @@ def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, text, shape, encoding
     found = torch.tensor(np.array(reader.scores[:60, : tokenizer.vocab_size]))
     # llama.cpp takes GPT-2's GELU from a table in half precision
     torch.testing.assert_close(found, expected, atol=0.1 if shape == "GPT-2" else 1e-3, rtol=0)
-
-
-@pytest.mark.manual
-@llama_cpp_is_there
-@pytest.mark.parametrize("split", SPLITTERS)
-def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, text, split):
-    import llama_cpp
-
-    hard = "I'LL don't  know\n\n the king's 12345 horses. \tÉté! 你好 2x=3\r\n  end  "
-    tokenizer = trained_bpe(20 * hard + text, split)
-    config = dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size)
-    to, reader, _ = exported(tmp_path, config, tokenizer)
-    assert fields(reader)["tokenizer.ggml.pre"] == split
-    found = llama_cpp.Llama(str(to), vocab_only=True, verbose=False).tokenize(hard.encode(), add_bos=False)
-    assert found == tokenizer.encode(hard).tolist()

@@ -39,17 +39,13 @@ def test_losses_of_a_short_text_are_cross_entropies(model):
     ids = torch.arange(16) % 7
     with torch.no_grad():
         logits = model(ids[None])[0, :-1]
-    losses, probs, likeliest = token_losses(model, ids)
-    torch.testing.assert_close(losses, F.cross_entropy(logits, ids[1:], reduction="none"))
-    expected = [sorted(((p, i) for i, p in enumerate(row)), reverse=True)[:5] for row in logits.softmax(-1).tolist()]
-    assert likeliest.tolist() == [[i for _, i in row] for row in expected]
-    torch.testing.assert_close(probs, torch.tensor([[p for p, _ in row] for row in expected]))
+    torch.testing.assert_close(token_losses(model, ids), F.cross_entropy(logits, ids[1:], reduction="none"))
 
 
 @pytest.mark.parametrize("length", [17, 18, 25, 50])
 def test_in_a_long_text_each_token_has_half_a_context_at_least(model, length):
     ids = torch.randint(20, (length,), generator=torch.Generator().manual_seed(0))
-    losses, _, _ = token_losses(model, ids)
+    losses = token_losses(model, ids)
     assert losses.shape == (length - 1,)
     for i in range(1, length):
         contexts = [ids[None, i - n : i] for n in range(min(i, 16 // 2 + 1), min(i, 16) + 1)]
@@ -58,13 +54,13 @@ def test_in_a_long_text_each_token_has_half_a_context_at_least(model, length):
         assert min(abs(losses[i - 1].item() - loss) for loss in possible) < 1e-5
 
 
-def test_a_painted_text_is_escaped_with_five_tokens_for_each_place(hostile_writer):
+def test_a_painted_text_is_escaped_with_a_loss_for_each_token(hostile_writer):
     body = hostile_writer.paint(HOSTILE)
     assert set(re.findall(r"</?(\w+)", body)) == {"p", "div", "span"}
     assert "&lt;b&gt;run&lt;/b&gt;" in body
-    assert body.count('class="likeliest"') == len(HOSTILE) - 1 == body.count("background:")
-    tip = re.search(r'class="likeliest">loss (\d\.\d+)\n(.*?)</span>', body, flags=re.DOTALL)
-    assert len(tip[2].splitlines()) == 5
+    ids = hostile_writer.encode(HOSTILE)
+    shown = [float(loss) for loss in re.findall(r'title="(.*?)"', body)]
+    assert shown == pytest.approx(token_losses(hostile_writer.model, ids).tolist(), abs=6e-4)
 
 
 def test_a_look_inside_is_escaped_with_a_picture_of_each_head_and_a_prediction_of_each_layer(hostile_writer):

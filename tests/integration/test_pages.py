@@ -218,10 +218,6 @@ def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, dat
         page.click("#look")
         page.locator("#painted-1 .token").first.wait_for()
         assert page.locator("#painted-0 .token").count() == len("The king") - 1  # the first has no loss
-        tip = page.locator("#painted-0 .token").nth(2).locator(".likeliest")
-        assert not tip.is_visible()
-        page.locator("#painted-0 .token").nth(2).hover()
-        assert tip.is_visible() and len(tip.inner_text().splitlines()) == 6
         chromium.keep(page, "playground-loss")
 
         page.set_viewport_size({"width": 390, "height": 800})

@@ -137,16 +137,13 @@ def describe(model: GPT, native: str, info: card.RunInfo | None, license: str) -
     c, parameters = model.config, f"{model.get_num_params():,}"
     facts = {
         "parameters": parameters,
-        "shape": f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels; "
-        f"{native} in transformers",
+        "shape": f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels",
+        "transformers": native,
         "context": f"{c.block_size:,} tokens; vocabulary of {c.vocab_size:,}",
     }
     if info is not None:
-        state = info.state
         facts["data"] = card.data_line(info.settings["data"])
-        facts["training"] = f"{state['step']:,} steps, {state['tokens']:,} tokens"
-        if state["best_val_loss"] is not None:
-            facts["best validation loss"] = f"{state['best_val_loss']:.4f} nats per token"
+        facts["training"] = f"{info.state['step']:,} steps, {info.state['tokens']:,} tokens"
     facts["license"] = license
     about = f"A language model with {parameters} parameters, trained with nanogpt."
     return {"about": about, "block_size": c.block_size, "facts": list(facts.items())}
