@@ -5,12 +5,10 @@ import json
 import random
 import re
 
-import conversations
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from data_prep.chat import prepare as prepare_chat
 from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, HFTokenizer
 from nanogpt.extras.check_data import examine
 
@@ -113,9 +111,3 @@ def test_unknown_tokens_are_counted(tmp_path):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     _, warnings = report(write_texts(tmp_path / "d", HFTokenizer(tokenizer), texts[:300], texts[300:]))
     assert any(re.match(r"5[678]% of the tokens are unknown", warning) for warning in warnings)
-
-
-def test_conversations_are_shown(tmp_path):
-    inputs = conversations.write(tmp_path / "in.jsonl", conversations.talks())
-    prepare_chat([inputs], tmp_path / "data", "bytes", 128, say=lambda text: None)
-    assert "<|im_" in report(tmp_path / "data", block_size=128)[0]
