@@ -34,13 +34,14 @@ def run(tmp_path) -> FollowedRun:
 def test_what_was_appended_is_read_once_a_half_line_later(run):
     assert run.curve("train_loss", "step", 100) == ([1, 2], [3.0, 2.0])
     whole = line(3, train_loss=1.0)
-    append(run.metrics.path, whole[:20])
+    append(run.directory / "metrics.jsonl", whole[:20])
+    run.update()
+    assert run.curve("train_loss", "step", 100)[0] == [1, 2] and run.summary()["status"] == "training"
+    append(run.directory / "metrics.jsonl", whole[20:])
+    run.update()
     before = run.version
     run.update()
-    assert run.version == before and run.status() == "training"
-    append(run.metrics.path, whole[20:])
-    run.update()
-    assert run.version > before
+    assert run.version == before
     assert run.curve("train_loss", "tokens", 100) == ([100, 200, 300], [3.0, 2.0, 1.0])
     assert run.curve("val_loss", "train_seconds", 100) == ([1.0], [2.5])
 
@@ -48,15 +49,18 @@ def test_what_was_appended_is_read_once_a_half_line_later(run):
 def test_a_resumed_run_takes_back_what_the_file_no_longer_holds(run):
     replacement = run.directory / "new"
     replacement.write_text(line(1, train_loss=3.0) + line(2, train_loss=1.5) + line(3, train_loss=1.0))
-    os.replace(replacement, run.metrics.path)
+    os.replace(replacement, run.directory / "metrics.jsonl")
     run.update()
     assert run.curve("train_loss", "step", 100) == ([1, 2, 3], [3.0, 1.5, 1.0])
     assert run.summary()["metrics"] == ["train_loss"]
 
 
 def test_lines_and_values_that_cannot_be_drawn_are_passed_over(run):
-    append(run.metrics.path, '[1]\nnull\n{"step": "3"}\n{"step": NaN}\n{broken\n')
-    append(run.metrics.path, line(3, train_loss=math.nan, lr=True, note="text", huge=1) + line(6, train_loss=1.0))
+    append(run.directory / "metrics.jsonl", '[1]\nnull\n{"step": "3"}\n{"step": NaN}\n{broken\n')
+    append(
+        run.directory / "metrics.jsonl",
+        line(3, train_loss=math.nan, lr=True, note="text", huge=1) + line(6, train_loss=1.0),
+    )
     run.update()
     assert run.curve("train_loss", "step", 100) == ([1, 2, 6], [3.0, 2.0, 1.0])
     assert run.summary()["metrics"] == ["train_loss", "val_loss", "huge"]
@@ -69,10 +73,11 @@ def test_the_summary_says_how_far_a_run_got(run):
     assert (summary["best"], summary["best_step"]) == (2.5, 2) and summary["status"] == "training"
     assert summary["settings"] == {"n_layer": "2", "max_iters": "3"}
     old = time.time() - 100
-    os.utime(run.metrics.path, (old, old))
+    os.utime(run.directory / "metrics.jsonl", (old, old))
+    run.update()
     assert run.summary()["status"] == "stopped"
-    append(run.metrics.path, line(3, val_loss=2.0))
-    append(run.texts.path, line(3, text="a text"))
+    append(run.directory / "metrics.jsonl", line(3, val_loss=2.0))
+    append(run.directory / "samples.jsonl", line(3, text="a text"))
     run.update()
     assert run.summary()["status"] == "finished" and run.summary()["best"] == 2.0
     assert run.samples == [{"step": 3, "text": "a text"}]
@@ -89,7 +94,7 @@ def test_thinning_keeps_ends_and_peaks():
 
 
 def test_a_part_of_a_curve_has_all_detail_and_its_neighbors(run):
-    append(run.metrics.path, "".join(line(step, lr=step) for step in range(3, 2000)))
+    append(run.directory / "metrics.jsonl", "".join(line(step, lr=step) for step in range(3, 2000)))
     run.update()
     assert run.curve("lr", "step", 100, 500, 510)[0] == list(range(499, 512))
     assert run.curve("lr", "step", 100, 0, 4)[0] == [3, 4, 5]

@@ -1,4 +1,4 @@
-"""Follows runs on disk. Each line of their files is read once, while the files grow.
+"""Follows runs on disk: reads their files again when they have changed.
 
 >>> runs = Runs(["out"])  # doctest: +SKIP
 >>> runs.update()  # doctest: +SKIP
@@ -6,9 +6,7 @@
 """
 
 import math
-import os
 import time
-from array import array
 from itertools import count
 from pathlib import Path
 
@@ -21,33 +19,7 @@ from nanogpt.run import metrics
 from nanogpt.run.errors import visible
 
 X = ("step", "tokens", "train_seconds")
-
-
-class Lines:
-    """The objects in a growing file of JSON lines; lines that are not JSON are skipped."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.inode: int | None = None
-        self.position = 0
-
-    def new(self) -> tuple[bool, list[dict]]:
-        """Whether the file was replaced (the run was resumed), and its new objects."""
-        try:
-            with open(self.path, "rb") as file:
-                status = os.fstat(file.fileno())
-                replaced = self.inode not in (None, status.st_ino) or status.st_size < self.position
-                if replaced:
-                    self.position = 0
-                file.seek(self.position)
-                content = file.read()
-        except OSError:  # it is being replaced, or was removed
-            return False, []
-        self.inode = status.st_ino
-        whole = content[: content.rfind(b"\n") + 1]
-        self.position += len(whole)
-        lines = map(metrics.parse, whole.splitlines())
-        return replaced, [line for line in lines if line is not None]
+FILES = (metrics.METRICS, metrics.SAMPLES)
 
 
 class FollowedRun:
@@ -55,42 +27,26 @@ class FollowedRun:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.metrics = Lines(directory / metrics.METRICS)
-        self.texts = Lines(directory / metrics.SAMPLES)
+        self.stamps: list[tuple[float, int]] = []  # times and sizes of FILES when they were read
         self.version = 0  # grows with every change
-        self.end = dict.fromkeys(X, 0.0)  # the latest values
-        self.rows: dict[str, array] = {}  # of each metric: X and its value, one after the other
+        self.lines: list[dict] = []  # of metrics.jsonl
+        self.metrics: list[str] = []  # the names in them
+        self.samples: list[dict] = []
         self.settings: dict[str, str] = {}
         self.max_iters = math.inf
-        self.samples: list[dict] = []
         self.alerts: list[dict] = []
 
     def update(self) -> None:
-        """Reads new lines, and the settings with them."""
-        replaced, lines = self.metrics.new()
-        if replaced:
-            self.rows = {}
-        for line in lines:
-            self.add(line)
-        texts_replaced, texts = self.texts.new()
-        if texts_replaced:
-            self.samples = []
-        self.samples += [{"step": line["step"], "text": line.get("text", "")} for line in texts]
-        if replaced or lines or texts:
-            self.version += 1
-            self.alerts = alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES})
-            self.read_settings()
-
-    def add(self, line: dict) -> None:
-        """Adds the numbers of a line."""
-        self.end = {name: line.get(name, 0.0) for name in X}
-        for name, value in line.items():
-            number = metrics.number(value)
-            if name not in X and number is not None:
-                self.rows.setdefault(name, array("d")).extend((*self.end.values(), number))
-
-    def read_settings(self) -> None:
-        """Reads the plain values in config.json."""
+        """Reads the files if they have changed, and the settings with them."""
+        stamps = [stamp(self.directory / name) for name in FILES]
+        if stamps == self.stamps:
+            return
+        self.stamps, self.version = stamps, self.version + 1
+        self.lines, texts = (read_lines(self.directory / name) for name in FILES)
+        names = dict.fromkeys(name for line in self.lines for name in line)
+        self.metrics = [name for name in names if name not in (*X, "text")]
+        self.samples = [{"step": line["step"], "text": line.get("text", "")} for line in texts]
+        self.alerts = alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES})
         try:
             parts = read_json(self.directory / checkpoint.CONFIG)
         except (OSError, ValueError):  # a copy of a run may lack it
@@ -103,8 +59,9 @@ class FollowedRun:
 
     def points(self, key: str, x: str) -> alerts.Curve:
         """All values of `key` over x (step, tokens or train_seconds), both (N,)."""
-        table = np.array(self.rows.get(key, ())).reshape(-1, len(X) + 1)
-        return table[:, X.index(x)], table[:, -1]
+        found = [(line.get(x, 0), line[key]) for line in self.lines if key in line]
+        table = np.array(found, dtype=float).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
 
     def curve(
         self, key: str, x: str, points: int, low: float = -math.inf, high: float = math.inf
@@ -120,12 +77,14 @@ class FollowedRun:
         """The run as the page lists it."""
         steps, losses = alerts.finite(*self.points("val_loss", "step"))
         best = losses.argmin() if len(losses) else None
+        last = self.lines[-1] if self.lines else {}
+        end = {name: last.get(name, 0) for name in X}
         return {
             "name": visible(str(self.directory)),
             "version": self.version,
-            "status": self.status(),
-            "end": self.end,
-            "metrics": list(self.rows),
+            "status": self.status(end["step"]),
+            "end": end,
+            "metrics": self.metrics,
             "best_step": None if best is None else steps[best],
             "best": None if best is None else losses[best],
             "settings": self.settings,
@@ -133,15 +92,29 @@ class FollowedRun:
             "samples": len(self.samples),
         }
 
-    def status(self) -> str:
+    def status(self, step: float) -> str:
         """finished at max_iters; training if there was a line in the last minute; else stopped."""
-        if self.end["step"] >= self.max_iters:
+        if step >= self.max_iters:
             return "finished"
-        try:
-            age = time.time() - self.metrics.path.stat().st_mtime
-        except OSError:
-            return "stopped"
-        return "training" if age < 60 else "stopped"
+        return "training" if time.time() - self.stamps[0][0] < 60 else "stopped"
+
+
+def stamp(path: Path) -> tuple[float, int]:
+    """Time and size of a file; zeros if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime, status.st_size
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The objects in a file of JSON lines; lines that are not JSON, or not yet, are skipped."""
+    try:
+        content = path.read_bytes()
+    except OSError:  # it is being replaced, or was removed
+        return []
+    return [line for line in map(metrics.parse, content.splitlines()) if line is not None]
 
 
 def thin(xs: np.ndarray, ys: np.ndarray, points: int) -> alerts.Curve:
