@@ -66,7 +66,7 @@ def playground(page: Page, runs: list[str]) -> None:
         page.click("#look")
         page.locator("#inside-0 td").last.wait_for()
         page.wait_for_timeout(2000)  # until the pictures are loaded
-        page.screenshot(path=HERE / "playground.png", full_page=True)
+        page.screenshot(path=HERE / "playground.png")
 
 
 SHOTS = {"dashboard": dashboard, "page": exported_page, "playground": playground}

@@ -12,7 +12,7 @@ import html
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate, zip_longest
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -149,14 +149,6 @@ def draw_heads(weights: torch.Tensor, names: list[str]) -> Figure:
     return figure
 
 
-def take_turns(streams: list[Iterator[str]]) -> Iterator[list[str]]:
-    """Advances streams in turns until all have ended; yields the latest text of each."""
-    latest = [""] * len(streams)
-    for texts in zip_longest(*streams):
-        latest = [text or before for text, before in zip(texts, latest, strict=True)]
-        yield latest
-
-
 @contextmanager
 def complaints():
     """Context manager: shows the page's user a ValueError, such as an unknown character."""
@@ -176,8 +168,11 @@ def page(runs: list[str], device: str, which: str | None = None):
     numbered = list(enumerate(runs))
 
     def write(*arguments):
+        texts = [""] * len(writers)
         with complaints():
-            yield from take_turns([writer.write(*arguments) for writer in writers])
+            for i, writer in enumerate(writers):
+                for texts[i] in writer.write(*arguments):
+                    yield texts
 
     def look_inside(text: str, layer: int):
         with complaints():

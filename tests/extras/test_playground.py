@@ -13,7 +13,7 @@ from data_prep import writer
 from nanogpt import GPT
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.extras import playground
-from nanogpt.extras.playground import Writer, take_turns, token_losses
+from nanogpt.extras.playground import Writer, token_losses
 
 HOSTILE = "<script>alert('&')</script>\n"
 
@@ -84,10 +84,6 @@ def test_writing_grows_by_what_sampling_yields_and_the_seed_decides(hostile_writ
 def test_a_text_that_the_model_cannot_read_is_named(hostile_writer, text, complaint):
     with pytest.raises(ValueError, match=complaint):
         hostile_writer.paint(text)
-
-
-def test_streams_take_turns_and_a_shorter_one_stays():
-    assert list(take_turns([iter("ab"), iter("xyz")])) == [["a", "x"], ["b", "y"], ["b", "z"]]
 
 
 def test_the_real_page_answers_this_machine_alone(hostile_writer):
