@@ -1,7 +1,7 @@
 """Pretraining with one dial: everything else follows from the number of layers.
 
     python -m data_prep.fineweb_edu                          # the default data, 20 GB of tokens
-    nanogpt plan recipes/pretrain.py --depth=12 --price=2.5  # memory, time, and cost
+    nanogpt plan recipes/pretrain.py --depth=12              # memory and time
     python recipes/pretrain.py --depth=12                    # 124 million parameters, as GPT-2
 
 `shape` derives the model from the depth, `training` the training from the model. Any other flag

@@ -230,6 +230,8 @@ def add_bench(command: ArgumentParser) -> None:
     command.add_argument("--model", default="classic", choices=models, help="what to measure")
     add_number(command, "--batch_size", int, 1, 4096, None, "sequences; default: the model's own")
     add_number(command, "--rounds", int, 1, 1000, 5, "rounds; the median is shown")
+    text = "only list the slowest operators of a training step"
+    command.add_argument("--profile", action="store_true", help=text)
 
 
 def run_bench(args) -> None:

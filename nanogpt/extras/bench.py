@@ -2,6 +2,7 @@
 
     nanogpt bench               # the classic small model: 4 layers, 128 channels, 12 x 64 tokens
     nanogpt bench --model gpt2 --batch_size 12  # a GPU
+    nanogpt bench --profile     # the operators that take the time of a training step
 
 Contenders take turns for several rounds, and the median is shown with its spread: machines are
 noisy, and ratios of interleaved measurements mean more than absolute figures.
@@ -148,10 +149,23 @@ def matmuls(parts: Parts, batch_size: int) -> Callable[[], None]:
     return multiply
 
 
+def profile(config: TrainConfig, parts: Parts, state: State) -> str:
+    """The operators in which training steps spend their time, as a table."""
+    step(config, parts, state)
+    with torch.profiler.profile() as profiler:
+        for _ in range(10):
+            step(config, parts, state)
+    order = f"self_{'cuda' if parts.device.type == 'cuda' else 'cpu'}_time_total"
+    return profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50)
+
+
 def run(args) -> None:
     """Prints a table, or one JSON object."""
     with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as directory:
         config, parts, state = start(MODELS[args.model][0], Path(directory), args)
+        if args.profile:
+            print(profile(config, parts, state))
+            return
         rows = measure(config, parts, state, args.rounds)
     env = parts.settings["environment"]
     if args.json:

@@ -107,7 +107,7 @@ def text_warnings(train: list[str], val: list[str]) -> Iterator[str]:
     counts = Counter(train)
     repeated = share(train, lambda text: len(text) * (1 - 1 / counts[text]))
     if repeated > 0.05:
-        yield f"{repeated:.0%} of the training text is repeated: try --dedup"
+        yield f"{repeated:.0%} of the training text is repeated: leave copies out"
     known = {letters(text) for text in counts}
     leaks = [text for text in val if len(letters(text)) >= SHORTEST and letters(text) in known]
     if len(leaks) > 0.001 * len(val):

@@ -63,9 +63,10 @@ def token_losses(model: GPT, ids: torch.Tensor) -> torch.Tensor:
 class Writer:
     """A model with its tokenizer: continues prompts, and shows how it reads texts."""
 
-    def __init__(self, run: str, device: str, which: str | None = None):
+    def __init__(self, run: str, device: str, **options):
+        """`options` are those of `nanogpt.hub.load.load`."""
         self.run, self.device = run, device
-        self.model, self.tokenizer, _ = load(run, device, which=which)
+        self.model, self.tokenizer, _ = load(run, device, **options)
 
     def encode(self, text: str, shortest: int = 1) -> torch.Tensor:
         """The tokens of a text (T,). Raises ValueError if it is short or has unknown characters."""
@@ -160,11 +161,11 @@ def complaints():
         raise gr.Error(html.escape(str(error)), print_exception=False) from None
 
 
-def page(runs: list[str], device: str, which: str | None = None):
+def page(runs: list[str], device: str, **options):
     """The Gradio page for some runs."""
     import gradio as gr
 
-    writers = [Writer(run, device, which) for run in runs]
+    writers = [Writer(run, device, **options) for run in runs]
     numbered = list(enumerate(runs))
 
     def write(*arguments):
@@ -208,12 +209,11 @@ def page(runs: list[str], device: str, which: str | None = None):
     return blocks
 
 
-def serve(
-    runs: list[str], device: str, port: int | None = None, say=print, block: bool = True, which=None
-):
+def serve(runs: list[str], device: str, port: int | None = None, say=print, block=True, **options):
     """Serves the page until Ctrl-C; with block=False returns Gradio's app at once.
 
-    By default it takes the first free port from 7860 on. Raises ValueError or OSError.
+    By default it takes the first free port from 7860 on. `options` are those of
+    `nanogpt.hub.load.load`. Raises ValueError or OSError.
     """
     # before the import: no request may leave the machine
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -228,7 +228,7 @@ def serve(
     # another site's name may lead to this machine (DNS rebinding)
     own = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    blocks = page(runs, device, which)
+    blocks = page(runs, device, **options)
     blocks.launch(
         server_name="127.0.0.1",
         server_port=port or None,

@@ -34,6 +34,7 @@ def test_figures_are_consistent_and_nothing_is_left_behind(tmp_path, monkeypatch
     step, limit = json.loads(shown)["rows"]
     assert step["rate"] == pytest.approx(4 * 2 * 16 / step["ms"] * 1e3)  # four steps of 2 x 16 tokens a call
     assert step["of_limit"] == pytest.approx(limit["ms"] / step["ms"]) and limit["of_limit"] == 1.0
+    assert "aten::" in command("bench", "--profile")
     assert not list(tmp_path.glob("nanogpt-bench-*"))
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, HFTokenizer
+from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer
+from nanogpt.data.tokenizer import Tokenizer as HFTokenizer
 from nanogpt.extras.check_data import examine
 
 
@@ -86,7 +87,7 @@ DOCUMENTS = {  # training documents, validation documents: the only warning
     "clean": (TRAIN, VAL, ""),
     "one in both, in capitals over many lines": ([*TRAIN, VAL[50].upper().replace(" ", "\n  ")], VAL, IN_BOTH),
     "a very short one in both": ([*TRAIN, "Yes."], [*VAL, "yes"], ""),
-    "copies": ([*TRAIN, *TRAIN[100:200]], VAL, r"2\d% of the training text is repeated: try --dedup"),
+    "copies": ([*TRAIN, *TRAIN[100:200]], VAL, r"2\d% of the training text is repeated: leave copies out"),
 }
 
 
