@@ -16,10 +16,10 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import shakespeare_best
 import torch
 
 from data_prep import shakespeare
-from nanogpt import GPTConfig, TrainConfig
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
 from nanogpt.hub.load import load
@@ -30,26 +30,10 @@ from nanogpt.train import main
 DATA = "data/shakespeare_char"
 VALIDATION = 111_540  # characters of nanoGPT's validation split
 
-SMALL = GPTConfig.modern(
-    block_size=256, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
-)
+# the entry is recipes/shakespeare_best.py; evaluated at the start and at the end
+TRAIN = replace(shakespeare_best.TRAIN, eval_interval=1_000_000, log_interval=1)
+SMALL = shakespeare_best.MODEL
 LARGE = replace(SMALL, n_layer=5, n_head=5, n_embd=160, n_inner=416)
-TRAIN = TrainConfig(
-    data=DATA,
-    batch_size=12,
-    short_block_size=64,
-    eval_interval=1_000_000,  # at the start and at the end
-    log_interval=1,  # the clock is read as often
-    optimizer="muon",
-    muon_learning_rate=0.02,
-    muon_momentum=0.93,
-    learning_rate=0.008,  # of embeddings, output projection and norms
-    beta1=0.85,
-    beta2=0.95,
-    lr_schedule="linear",
-    warmup_iters=0,
-    min_lr=0.0,
-)
 # by minutes: the longer a track, the more often it reads the text, and the more decay it needs
 TRACKS = {
     2: (SMALL, replace(TRAIN, short_block_iters=300, weight_decay=0.1)),

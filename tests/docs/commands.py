@@ -9,7 +9,6 @@ import io
 import re
 import runpy
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from unittest.mock import patch
@@ -25,10 +24,6 @@ START = re.compile(r"(?:next:)?\s*(?:[\w \"$(=-]*\b(?:do|exec) |.*\$\()?((?:acce
 ANY_RECIPE = ("recipes/x.py", "x.py", "RECIPE", "mine.py")
 
 
-class Caught(Exception):
-    """Carries a parser out of the program that made it."""
-
-
 @cache
 def parser_of(program: str) -> argparse.ArgumentParser:
     """The parser of `accelerate launch`, `nanogpt`, a module such as `data_prep.text`, or a script."""
@@ -37,22 +32,16 @@ def parser_of(program: str) -> argparse.ArgumentParser:
     if program == "nanogpt":
         return make_parser()
 
-    def stop(parser, *_):
-        raise Caught(parser)
+    caught = []
 
-    imported = sys.modules.pop(program, None)  # runpy warns about a module that is there already
-    with patch.object(argparse.ArgumentParser, "parse_args", stop):
-        try:
-            if program.endswith(".py"):
-                runpy.run_path(str(ROOT / program), run_name="__main__")
-            else:
-                runpy.run_module(program, run_name="__main__")
-        except Caught as caught:
-            return caught.args[0]
-        finally:
-            if imported is not None:
-                sys.modules[program] = imported
-    raise AssertionError(f"{program} reads no command line")
+    def stop(parser, *_):
+        caught.append(parser)
+        raise SystemExit
+
+    path = program if program.endswith(".py") else program.replace(".", "/") + ".py"
+    with patch.object(argparse.ArgumentParser, "parse_args", stop), contextlib.suppress(SystemExit):
+        runpy.run_path(str(ROOT / path), run_name="__main__")
+    return caught[0]
 
 
 @cache

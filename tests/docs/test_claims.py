@@ -3,6 +3,9 @@
 Each check takes a text and yields its problems as (line, what), so the last test shows what each of them finds.
 """
 
+import doctest
+import gzip
+import importlib
 import re
 from collections.abc import Iterator
 
@@ -95,3 +98,15 @@ def test_a_mistake_is_found_on_its_line(text):
     [found] = page_problems("README.md", text)
     line, complaint = MISTAKES[text]
     assert found.line == line and complaint in found.text
+
+
+@pytest.mark.parametrize("name", ["nanogpt.model", "nanogpt.data.tokenizer", "data_prep.documents"])
+def test_examples_in_docstrings(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "books" / "one.txt", tmp_path / "notes" / "two.md"):
+        path.parent.mkdir()
+        path.write_text("to be or not to be")
+    with gzip.open("crawl.jsonl.gz", "wt") as crawl:
+        crawl.write('{"text": "that is the question"}\n')
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0 and result.failed == 0
