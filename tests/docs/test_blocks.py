@@ -10,13 +10,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from pages import OURS, PAGES, ROOT, SAVED, parse_markdown
+from pages import OURS, PAGES, ROOT, SAVED, blocks
 from shims import write_shims
 from texts import write_jsonl
 
 from data_prep.text import prepare
 
-BLOCKS = {file: parse_markdown((ROOT / file).read_text(encoding="utf-8")).blocks for file in PAGES}
+BLOCKS = {file: blocks((ROOT / file).read_text(encoding="utf-8")) for file in PAGES}
 RUNNABLE = [file for file in PAGES if any(b.language in ("bash", "python") and not b.skip for b in BLOCKS[file])]
 SHORTER = 200  # times fewer steps
 TRAINS = re.compile(

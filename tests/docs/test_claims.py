@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from commands import commands, every_flag, problem
-from pages import PAGES, ROOT, Text, docstrings, parse_markdown
+from pages import PAGES, ROOT, Text, blocks, docstrings, spans_and_links
 from settings_table import settings
 
 from nanogpt.cli import COMMANDS
@@ -52,14 +52,14 @@ def link_problems(link: Text, file: str) -> Iterator[Text]:
 
 
 def page_problems(file: str, text: str) -> list[Text]:
-    page = parse_markdown(text)
-    found = [problem for link in page.links for problem in link_problems(link, file)]
+    spans, links = spans_and_links(text)
+    found = [problem for link in links for problem in link_problems(link, file)]
     if file in HISTORY:
         return found
-    for block in page.blocks:
+    for block in blocks(text):
         if block.language != "python":  # quoted output has commands, too
             found += command_problems(Text(block.line, block.code))
-    for span in page.spans:
+    for span in spans:
         found += flag_problems(span)
     return found
 
