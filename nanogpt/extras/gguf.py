@@ -135,10 +135,10 @@ def spell_characters(characters: str) -> tuple[dict[str, int], list[str]]:
 
 def check_split(parts: dict) -> None:
     """Raises ValueError unless a tokenizer.json splits text as GPT-2's, or holds bytes alone."""
-    if parts["model"]["type"] == "BPE" and not parts["model"]["merges"]:  # bytes
-        return
+    model, decoder = parts["model"], (parts.get("decoder") or {}).get("type")
     normalizer = (parts.get("normalizer") or {}).get("type", "NFC")  # llama.cpp drops NFC
-    if bpe.split_pattern(parts) == bpe.GPT2_PATTERN and normalizer == "NFC":
+    byte_level = model["type"] == "BPE" and decoder == "ByteLevel" and normalizer == "NFC"
+    if byte_level and (bpe.split_pattern(parts) == bpe.GPT2_PATTERN or not model["merges"]):
         return
     raise ValueError(
         "GGUF is for characters, bytes, and byte-level BPE with GPT-2's split: export to a "
@@ -207,5 +207,5 @@ def verify(file: Path, tensors: dict[str, torch.Tensor], kind: str) -> None:
         stored = found[name].tensor_type
         read = torch.from_numpy(np.array(gguf.dequantize(found[name].data, stored)))
         worst = (read - tensor).abs().max()
-        if worst > ERRORS[stored_kind(name, tensor, kind)] * tensor.abs().max():
+        if not worst <= ERRORS[stored_kind(name, tensor, kind)] * tensor.abs().max():
             raise ValueError(f"the export is wrong: {name}, read back, differs by {worst:.2g}")

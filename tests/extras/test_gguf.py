@@ -165,8 +165,10 @@ def test_a_wrong_tensor_is_caught_and_nothing_is_left(tmp_path, monkeypatch, dty
 def test_a_split_of_text_that_is_not_gpt2s_is_refused():
     parts = {"model": {"type": "BPE", "merges": ["a b"]}, "decoder": {"type": "ByteLevel"}}
     to_gguf.check_split(parts | {"pre_tokenizer": bpe.split_by(bpe.GPT2_PATTERN)})
-    with pytest.raises(ValueError, match="export to a directory"):
-        to_gguf.check_split(parts | {"pre_tokenizer": bpe.split_by(r"\S+")})
+    others = [{"pre_tokenizer": bpe.split_by(r"\S+")}, {"model": {"type": "Unigram"}}, {"decoder": {"type": "Fuse"}}]
+    for other in others:
+        with pytest.raises(ValueError, match="export to a directory"):
+            to_gguf.check_split(parts | other)
 
 
 def test_a_file_that_is_there_is_not_overwritten(tmp_path):
