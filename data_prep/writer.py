@@ -34,7 +34,7 @@ from data_prep.split import Split
 from nanogpt.data.files import read_json, sync, write_atomic
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import EOT_NAMES, FILE, CharTokenizer, get_tokenizer
-from nanogpt.rundir import Lock
+from nanogpt.rundir import lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress
@@ -179,7 +179,7 @@ def writing(out: Path, tokenizer, number: str = "", chat: bool = False) -> Itera
     content = saved(tokenizer)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with Lock(out, f".lock{number}"):
+        with lock(out, f".lock{number}"):
             check_out(out, {FILE: content} | dict.fromkeys(names), chat)
             for path in (progress, *temporary):
                 for leftover in out.glob(f".{path.name}.*"):  # of `write_atomic` and a kill

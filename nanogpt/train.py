@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -127,20 +126,13 @@ def micro_batch(
     if state.step < config.short_block_iters and not whole:
         batch = shorten(batch, config.short_block_size)
     seed = hash64(np.array([config.seed], np.uint64)) ^ np.uint64(number)
-    reseed(parts.device, int(hash64(seed)[0]))
+    torch.manual_seed(int(hash64(seed)[0]))
     return to_device(batch, parts.device)
 
 
 def nan_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
     """The loss; if it is infinite its gradient becomes NaN, for all processes that share it."""
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
-
-
-def reseed(device: torch.device, seed: int) -> None:
-    """Seeds the CPU and `device`; torch.manual_seed asks every kind of device, in 0.2 ms."""
-    torch.default_generator.manual_seed(seed)
-    if device.type in ("cuda", "mps", "xpu"):
-        getattr(torch, device.type).manual_seed(seed)
 
 
 def log(config: TrainConfig, parts: "Parts", state: State) -> None:
@@ -172,20 +164,11 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
 def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None:
     """Evaluates, saves the step with its result if the settings ask for it, and writes a sample.
 
-    The last evaluation covers the whole split. If one fails, the step is saved without it.
+    The last evaluation covers the whole split.
     """
     pause(config, parts, state)
     last, again = done(config, state), state.evaluated_step == state.step
-    # the model to fine-tune is saved, too: training may make it worse
-    fine_tuning = config.init_from != "scratch" and config.max_iters > 0
-    worth_saving = (state.step > 0 or fine_tuning) and not again
-    try:
-        result = validate(config, parts, state, eval_iters=0 if last else config.eval_iters)
-    except Exception:
-        # other processes may still evaluate: do not wait for them, nor gather shards
-        if worth_saving and not parts.sharded:
-            save(config, parts, state, together=False)
-        raise
+    result = validate(config, parts, state, eval_iters=0 if last else config.eval_iters)
     state.evaluated_step = state.step
     best_before = state.best_val_loss, state.best_step
     best = state.best_val_loss is None or result["val_loss"] < state.best_val_loss
@@ -196,22 +179,16 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
         f"step {state.step:>6,}  validation loss {result['val_loss']:.4f} "
         f"({result['val_bpb']:.3f} bits per byte) after {state.train_seconds:.1f} s of training"
     )
-    if worth_saving and (best or last or config.always_save_checkpoint):
+    # the model to fine-tune is saved, too: training may make it worse
+    fine_tuning = config.init_from != "scratch" and config.max_iters > 0
+    wanted = best or last or config.always_save_checkpoint
+    if wanted and (state.step > 0 or fine_tuning) and not again:
         save(config, parts, state, best)
         if best and parts.peers.largest(parts.saves.error is not None)[0]:
             # only a saved step can be the best
             state.best_val_loss, state.best_step = best_before
     if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
-        text = sample_text(
-            parts.gpt,
-            parts.tokenizer,
-            sample_start(parts),
-            config.sample_tokens,
-            config.seed,
-            parts.interrupts.check,
-        )
-        parts.metrics.sample(text, **where(state))
-        parts.progress.sample(text)
+        write_sample(config, parts, state)
     parts.clock.start()
     parts.progress.restart(state)
 
@@ -235,57 +212,52 @@ def validate(config: TrainConfig, parts: "Parts", state: State, eval_iters: int)
         )
 
 
-def save(
-    config: TrainConfig, parts: "Parts", state: State, best: bool = False, together: bool = True
-) -> None:
+def write_sample(config: TrainConfig, parts: "Parts", state: State) -> None:
+    text = sample_text(
+        parts.gpt,
+        parts.tokenizer,
+        sample_start(parts),
+        config.sample_tokens,
+        config.seed,
+        parts.interrupts.check,
+    )
+    parts.metrics.sample(text, **where(state))
+    parts.progress.sample(text)
+
+
+def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False) -> None:
     """Saves a checkpoint of the current step; a failure is a warning.
 
-    Must be called on all processes, which wait for the main one to write; without `together` they
-    do not.
+    Must be called on all processes. The main one writes, and the others wait for it when they next
+    share something.
     """
-    parts.saves.step = state.step
-    main_process, writing = parts.accelerator.is_main_process, Thread()
+    start, saves, accelerator = time.perf_counter(), parts.saves, parts.accelerator
+    saves.step, saves.error = state.step, None
     try:
-        collected = checkpoint.collect(parts.gpt, parts.optimizers, keep=main_process)
-        if main_process:
+        weights, moments = checkpoint.collect(
+            parts.gpt, parts.optimizers, keep=accelerator.is_main_process
+        )
+        if accelerator.is_main_process:
             # with the steps skipped since the last line of metrics
             stored = replace(state, skipped_steps=state.skipped_steps + int(parts.tally.skipped))
-            if (scaler := parts.accelerator.scaler) is not None:  # of fp16
-                scale = scaler.state_dict()
+            if accelerator.scaler is not None:  # of fp16
+                scale = accelerator.scaler.state_dict()
                 stored.loss_scale = scale["scale"]
                 stored.loss_scale_steps = scale["_growth_tracker"]
-            args = (config, parts, stored, collected, best)
-            writing = Thread(target=write_checkpoint, args=args)
-    except Exception as error:
-        parts.saves.fail(state.step, error)
-    writing.start()
-    unfinished = True
-    while unfinished:  # processes check in once a second: a slow disk does not cause a timeout
-        writing.join(timeout=1.0)
-        unfinished = writing.is_alive()
-        if together:
-            unfinished = bool(parts.peers.largest(unfinished)[0])
-
-
-def write_checkpoint(
-    config: TrainConfig, parts: "Parts", state: State, collected: tuple[dict, dict], best: bool
-) -> None:
-    """Writes what `save` has collected, in a thread of the main process; raises nothing."""
-    start, saves = time.perf_counter(), parts.saves
-    try:
-        parts.metrics.sync()
-        checkpoint.save(
-            parts.out_dir,
-            state,
-            *collected,
-            parts.settings,
-            parts.tokenizer,
-            config.keep_checkpoints,
-            best,
-        )
-        saves.failed, saves.error = 0, None
+            parts.metrics.sync()
+            checkpoint.save(
+                parts.out_dir,
+                stored,
+                weights,
+                moments,
+                parts.settings,
+                parts.tokenizer,
+                config.keep_checkpoints,
+                best,
+            )
+        saves.failed = 0
     except Exception as error:  # a full disk, most likely: the run is worth more than a checkpoint
-        saves.fail(state.step, error)
+        saves.fail(error)
     saves.seconds = time.perf_counter() - start
 
 
@@ -307,12 +279,6 @@ def evaluation_is_due(config: TrainConfig, state: State) -> bool:
 
 def log_is_due(config: TrainConfig, step: int) -> bool:
     return step % config.log_interval == 0 or step == config.max_iters
-
-
-def sample_start(parts: "Parts") -> np.ndarray:
-    """The tokens that samples continue: a question of the conversations, or a line break."""
-    question = parts.train_data.question
-    return np.array(default_prompt(parts.tokenizer)[1]) if question is None else question
 
 
 # What the loop works with
@@ -369,11 +335,11 @@ class Saves:
     error: str | None = None
     seconds: float = 0.0  # duration of the last save
 
-    def fail(self, step: int, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         self.failed += 1
         expected = isinstance(error, OSError | ValueError)
         reason = str(error) if expected else f"{type(error).__name__}: {error}"
-        self.error = f"step {step} could not be saved: {reason}"
+        self.error = f"step {self.step} could not be saved: {reason}"
         logger.warning(f"{self.error}; earlier checkpoints are untouched, and training continues")
 
 
@@ -417,6 +383,12 @@ class Parts:
         if self.accelerator.num_processes == 1:
             return total
         return self.accelerator.reduce(total.to(self.device))
+
+
+def sample_start(parts: Parts) -> np.ndarray:
+    """The tokens that samples continue: a question of the conversations, or a line break."""
+    question = parts.train_data.question
+    return np.array(default_prompt(parts.tokenizer)[1]) if question is None else question
 
 
 def where(state: State) -> dict:

@@ -122,7 +122,7 @@ def test_autocast_casts_each_weight_once_a_step(make_run, family):
         assert not torch.equal(before, matrix)  # the next step casts the new weights
 
 
-VIEWS = ("split_with_sizes", "view", "_unsafe_view", "expand", "transpose", "detach")
+VIEWS = ("split_with_sizes", "view", "_unsafe_view", "expand", "transpose", "detach", "select", "slice")
 
 
 class Launches(TorchDispatchMode):

@@ -1,6 +1,7 @@
 """Learning rates, AdamW and Muon, compared with nanoGPT's formula and with torch."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,11 +109,29 @@ def test_stacked_matrices_are_orthogonalized_one_by_one():
     torch.testing.assert_close(stacked, torch.cat(parts))
 
 
+class Shard(SimpleNamespace):
+    """A sharded parameter, of which a process holds `rows`."""
+
+    def detach(self):
+        return self
+
+    def to_local(self):
+        return self.rows
+
+
 @pytest.mark.parametrize("rows, processes", [([7, 3, 3], 2), ([5, 2], 3), ([4], 4), ([1, 1], 5), ([8, 8], 1)])
 def test_rows_held_are_those_of_torch_chunk(rows, processes):
-    matrix_of_row = torch.tensor([i for i, n in enumerate(rows) for _ in range(n)])
-    shards = [*matrix_of_row.chunk(processes), *[torch.empty(0)] * processes][:processes]
-    assert rows_held(rows, processes) == [[int((shard == i).sum()) for shard in shards] for i in range(len(rows))]
+    p = torch.arange(sum(rows))[:, None]
+    found = [[] for _ in rows]
+    for rank, shard in enumerate([*p.chunk(processes), *[p[:0]] * processes][:processes]):
+        mesh = SimpleNamespace(size=lambda: processes, get_local_rank=lambda rank=rank: rank)
+        start = 0
+        for matrix, n in enumerate(rows):
+            weight, part = rows_held(Shard(rows=shard, size=p.size, device_mesh=mesh), start, start + n)
+            assert torch.equal(weight, p[start : start + n][part])
+            found[matrix] += weight.flatten().tolist()
+            start += n
+    assert found == [piece.flatten().tolist() for piece in p.split(rows)]
 
 
 def test_orthogonalize_brings_singular_values_near_one():

@@ -368,7 +368,8 @@ def test_the_last_evaluation_is_over_the_whole_split_and_the_others_are_estimate
 def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
     losses = iter([4.0, 3.0, 3.5, 2.0, 2.5, 2.6, 2.7])
     monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0})
-    run = make_run(max_iters=6, eval_interval=1, always_save_checkpoint=False, keep_checkpoints=0, learning_rate=1e-9)
+    settings = {"always_save_checkpoint": False, "keep_checkpoints": 0, "learning_rate": 1e-9, "min_lr": 0}
+    run = make_run(max_iters=6, eval_interval=1, **settings)
     run.train()
     assert [p.name for p in checkpoint.list_checkpoints(run.out_dir)] == ["step-000001", "step-000003", "step-000006"]
     assert (run.out_dir / "best").resolve().name == "step-000003"

@@ -229,9 +229,6 @@ def wrap(accelerator: Accelerator, gpt: GPT, config: TrainConfig, make_optimizer
     # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of
     # fp16 once for each optimizer and unscale the second one's gradients twice.
     optimizers = [wrapper.optimizer for wrapper in wrapped]
-    for optimizer in optimizers:
-        if isinstance(optimizer, optim.Muon):
-            optimizer.copies = accelerator.num_processes  # a sharded one knows by its parameters
     return model, optimizers
 
 
