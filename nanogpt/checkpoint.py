@@ -101,14 +101,7 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def save(
-    out_dir: Path,
-    state: State,
-    weights: dict,
-    moments: dict,
-    config: dict,
-    tokenizer,
-    keep: int,
-    best: bool,
+    out_dir: Path, state: State, weights: dict, moments: dict, config: dict, tokenizer, keep, best
 ) -> Path:
     """Writes the checkpoint of step `state.step`, links `last` (and `best`) to it, prunes old ones.
 

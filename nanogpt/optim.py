@@ -173,7 +173,7 @@ class Muon(torch.optim.Optimizer):
 
         for (rows, columns, lr, weight_decay), batch in batches.items():
             updates, weights, held = zip(*batch, strict=True)
-            update = self.orthogonalize(torch.stack(updates))  # (N, rows, columns)
+            update = self.orthogonalize_together(torch.stack(updates))  # (N, rows, columns)
             lr = lr if skip is None else lr * (1 - skip)
             torch._foreach_mul_(weights, 1 - lr * weight_decay)
             update = update.to(weights[0].dtype) * (lr * math.sqrt(max(1, rows / columns)))
@@ -196,7 +196,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, grads, 1 - momentum)
         return torch._foreach_lerp(grads, momenta, momentum)
 
-    def orthogonalize(self, updates: torch.Tensor) -> torch.Tensor:
+    def orthogonalize_together(self, updates: torch.Tensor) -> torch.Tensor:
         """`orthogonalize` of updates (N, rows, columns) that all processes have.
 
         Each process computes a share of large matrices for all.

@@ -68,7 +68,7 @@ def train(
 ) -> None:
     """The loop: evaluate and save if due, take a step, log; until max_iters, or until `Stop`."""
     parts.gpt.train()
-    parts.clock.start()
+    parts.timed_since = time.perf_counter()
     while True:
         if evaluation_is_due(config, state):
             evaluate_and_save(config, parts, state)
@@ -158,7 +158,7 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
     parts.metrics.log(**where(state), **values, skipped_steps=state.skipped_steps)
     parts.progress.show(values)
     tally.restart(state)
-    parts.clock.start()
+    parts.timed_since = time.perf_counter()
 
 
 def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None:
@@ -189,7 +189,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
             state.best_val_loss, state.best_step = best_before
     if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
         write_sample(config, parts, state)
-    parts.clock.start()
+    parts.timed_since = time.perf_counter()
     parts.progress.restart(state)
 
 
@@ -231,13 +231,13 @@ def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False) 
     Must be called on all processes. The main one writes, and the others wait for it when they next
     share something.
     """
-    start, saves, accelerator = time.perf_counter(), parts.saves, parts.accelerator
+    start = time.perf_counter()
+    saves, accelerator = parts.saves, parts.accelerator
     saves.step, saves.error = state.step, None
+    main_process = accelerator.is_main_process
     try:
-        weights, moments = checkpoint.collect(
-            parts.gpt, parts.optimizers, keep=accelerator.is_main_process
-        )
-        if accelerator.is_main_process:
+        weights, moments = checkpoint.collect(parts.gpt, parts.optimizers, keep=main_process)
+        if main_process:
             # with the steps skipped since the last line of metrics
             stored = replace(state, skipped_steps=state.skipped_steps + int(parts.tally.skipped))
             if accelerator.scaler is not None:  # of fp16
@@ -257,7 +257,10 @@ def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False) 
             )
         saves.failed = 0
     except Exception as error:  # a full disk, most likely: the run is worth more than a checkpoint
-        saves.fail(error)
+        saves.failed += 1
+        reason = str(error) if isinstance(error, OSError | ValueError) else repr(error)
+        saves.error = f"step {state.step} could not be saved: {reason}"
+        logger.warning(f"{saves.error}; earlier checkpoints are untouched, and training continues")
     saves.seconds = time.perf_counter() - start
 
 
@@ -309,23 +312,6 @@ class Tally:
         self.step, self.train_seconds = state.step, state.train_seconds
 
 
-class Clock:
-    """Adds the seconds from `start` to `pause` to state.train_seconds: not evaluating or saving."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.started: float | None = None
-
-    def start(self) -> None:
-        self.started = time.perf_counter()
-
-    def pause(self, state: State) -> None:
-        synchronize(self.device)
-        if self.started is not None:
-            state.train_seconds += time.perf_counter() - self.started
-        self.started = None
-
-
 @dataclass
 class Saves:
     """How saving has gone so far."""
@@ -334,13 +320,6 @@ class Saves:
     failed: int = 0  # saves in a row that failed, the last one with this error
     error: str | None = None
     seconds: float = 0.0  # duration of the last save
-
-    def fail(self, error: Exception) -> None:
-        self.failed += 1
-        expected = isinstance(error, OSError | ValueError)
-        reason = str(error) if expected else f"{type(error).__name__}: {error}"
-        self.error = f"step {self.step} could not be saved: {reason}"
-        logger.warning(f"{self.error}; earlier checkpoints are untouched, and training continues")
 
 
 @dataclass
@@ -364,8 +343,8 @@ class Parts:
     interrupts: Any  # stop.Interrupts: reasons to stop
     # what the loop measures
     tally: Tally
-    clock: Clock
     update_ratio: UpdateRatio
+    timed_since: float | None = None  # when steps began to be timed; none while they are not
     saves: Saves = field(default_factory=Saves)
     sharded: bool = False  # by FSDP2
     compiled: bool = False
@@ -402,8 +381,14 @@ def tokens_per_step(config: TrainConfig, model_config: GPTConfig) -> int:
 
 
 def pause(config: TrainConfig, parts: Parts, state: State) -> None:
-    """Stops the clock. With train_minutes all processes use the slowest one's time."""
-    parts.clock.pause(state)
+    """Stops timing steps: evaluating and saving do not count as training.
+
+    With train_minutes all processes use the slowest one's time.
+    """
+    synchronize(parts.device)
+    if parts.timed_since is not None:
+        state.train_seconds += time.perf_counter() - parts.timed_since
+    parts.timed_since = None
     if config.train_minutes:
         state.train_seconds = parts.peers.largest(round(1e6 * state.train_seconds))[0] / 1e6
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import time
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tiny_run import Run
 
 from nanogpt import GPTConfig, TrainConfig, checkpoint, train
 from nanogpt.hub import export
-from nanogpt.run import console, guard, metrics
+from nanogpt.run import console, guard, main, metrics
 from nanogpt.sample import generate
 
 DROPOUT = dataclasses.replace(TINY, dropout=0.2)
@@ -550,7 +551,7 @@ def test_a_process_of_two_takes_its_share_and_evaluates_validation_tokens(make_r
         monkeypatch.setattr(type(run.accelerator), name, property(lambda self, value=value: value))
     monkeypatch.setattr(run.accelerator, "reduce", lambda tensor, how="sum": reduced.append(how) or tensor)
     monkeypatch.setattr(run, "micro_batch", lambda index: shares.append(index) or micro_batch(index))
-    run.clock.start()
+    run.parts.timed_since = time.perf_counter()
     run.step()
     assert shares == [1, 3] and run.state.tokens == 4 * 4 * 16
     run.log()
@@ -566,10 +567,11 @@ def test_a_process_of_two_takes_its_share_and_evaluates_validation_tokens(make_r
 
 
 def test_a_run_by_the_time_decays_within_its_minutes_and_resumes_to_the_bit(make_run, tmp_path, monkeypatch):
-    def a_second(clock, state):
+    def a_second(config, parts, state):
         state.train_seconds += 1.0
 
-    monkeypatch.setattr(train.Clock, "pause", a_second)
+    monkeypatch.setattr(train, "pause", a_second)
+    monkeypatch.setattr(main, "pause", a_second)
     settings = {"train_minutes": 6 / 60, "log_interval": 2, "eval_interval": 4, "lr_schedule": "linear", "min_lr": 0.0}
     settings |= {"warmup_iters": 0, "max_iters": 4, "sample_tokens": 0}  # max_iters does not count
     whole = make_run(DROPOUT, out_dir=str(tmp_path / "whole"), **settings)

@@ -37,7 +37,7 @@ from nanogpt.run.device import (
 )
 from nanogpt.run.metrics import Metrics
 from nanogpt.run.stop import Interrupts
-from nanogpt.train import Clock, Parts, Tally, done, logger
+from nanogpt.train import Parts, Tally, done, logger
 
 
 def prepare(
@@ -145,7 +145,6 @@ def prepare(
         peers=peers,
         interrupts=interrupts,
         tally=Tally(accelerator.device, state),
-        clock=Clock(accelerator.device),
         update_ratio=UpdateRatio(gpt),
         sharded=accelerator.distributed_type == DistributedType.FSDP,
         compiled=compiled,
