@@ -1,6 +1,4 @@
-import json
 import shutil
-import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -206,14 +204,6 @@ def test_evaluations_of_a_step_go_with_the_weights_that_they_measured(tmp_path):
     assert not results.exists()
 
 
-def test_a_config_that_is_none_is_named(tmp_path):
-    path = save(tmp_path, 1, *trained(1))
-    (path / "config.json").write_text(json.dumps({"model": {"n_wings": 2}}))
-    with pytest.raises(ValueError, match=r"config.json is not a run's configuration"):
-        checkpoint.load_configs(path)
-    shutil.rmtree(path)
-
-
 @pytest.mark.parametrize("new_is_there", [True, False])
 def test_a_kill_between_the_two_renames_of_a_save_loses_no_checkpoint(tmp_path, new_is_there):
     """For a moment neither the old checkpoint nor the new one has its final name."""
@@ -244,12 +234,6 @@ def test_steps_are_in_the_order_of_their_numbers(tmp_path):
     for name in ("step-1000000", "step-000009", "step-999999"):
         (tmp_path / name).mkdir()
     assert [checkpoint.step_of(step) for step in checkpoint.list_checkpoints(tmp_path)] == [9, 999_999, 1_000_000]
-
-
-def test_the_checksum_is_of_the_whole_file(tmp_path):
-    content = bytes(range(256)) * 10_000  # more than is read at a time
-    (tmp_path / "file").write_bytes(content)
-    assert checkpoint.crc32(tmp_path / "file") == zlib.crc32(content)
 
 
 def test_of_several_whole_checkpoints_the_newest_is_taken(tmp_path):

@@ -117,18 +117,6 @@ def test_what_check_raises_ends_it_and_restores_the_mode(model):
     assert calls == [False] * 3 and gpt.training
 
 
-@pytest.mark.parametrize("block_size, batch_size", [(600, 1), (2100, 1), (4096, 12)])
-def test_a_long_context_is_evaluated_one_window_at_a_time(tmp_path, block_size, batch_size):
-    """Inputs and targets of a single window shared their memory: a target that does not count became an input."""
-    text = "abcdefgh" * 8000
-    writer.write(tmp_path / "data", text, "char", 0.1, "made up")
-    data = TokenDataset(tmp_path / "data", "val", block_size)
-    torch.manual_seed(0)
-    gpt = GPT(GPTConfig(vocab_size=8, block_size=block_size, n_layer=1, n_head=1, n_embd=8))
-    assert len(data.tokens) % block_size > 1  # the last window repeats some targets
-    assert evaluate(gpt, data, batch_size)["val_loss"] == pytest.approx(math.log(8), abs=0.1)
-
-
 def test_a_run_evaluates_on_the_validation_split(make_run, data):
     run = make_run(max_iters=2, eval_interval=2)
     run.train()
