@@ -8,7 +8,7 @@ import pytest
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.config import Actions, ignored_by
 from nanogpt.run.errors import fail, user_errors, visible
-from nanogpt.run.flags import field_help, parse, within
+from nanogpt.run.flags import field_help, parse
 
 
 def flags(*argv, model=None, train=None):
@@ -28,11 +28,6 @@ def test_home_directories_are_found_and_a_slash_at_the_end_is_not_part_of_a_name
     assert (train.out_dir, train.data) == (f"{home}/runs/x", f"{home}/text")
     assert (train.init_from, train.resume) == (f"{home}/base", f"{home}/runs/x/best")
     assert flags("--data=hf://datasets/a/b/")[1].data == "hf://datasets/a/b/"
-
-
-def test_actions_are_flags_and_no_settings():
-    _, train, actions = parse(GPTConfig(), TrainConfig(), ["--dry_run", "--seeds=3"], "")
-    assert (actions, train) == (Actions(dry_run=True, seeds=3), TrainConfig())
 
 
 def test_values_are_read_by_the_type_of_their_field():
@@ -76,11 +71,12 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(argv, message, capsys):
     [
         ({"optimizer": "sgd"}, "optimizer='sgd' is not one of adamw, muon"),
         ({"batch_size": 0}, "batch_size=0 must be from 1 to 65536"),
-        ({"batch_size": 10**400}, "batch_size=10000"),
         ({"grad_clip": float("nan")}, "grad_clip=nan must be from 0 to 1000000000.0"),
         ({"learning_rate": float("inf")}, "learning_rate=inf must be from 1e-12 to 100"),
         ({"lr_decay_iters": -5}, "lr_decay_iters=-5 must be from 1"),
         ({"init_from": ""}, "init_from='' is not a name"),
+        ({"init_from": "resume"}, "init_from=resume: .*--resume=auto"),
+        ({"learning_rate": 1e-5}, "min_lr=0.0001 is above learning_rate=1e-05"),
         ({"max_iters": "5"}, "max_iters='5' must be int"),
         ({"max_iters": None}, "max_iters=None must be int"),
     ],
@@ -119,14 +115,6 @@ def test_an_error_is_one_line_without_escape_sequences(capsys):
         assert error.count("\n") == 1 and "\x1b" not in error and "\\x1b" in error
 
 
-def test_numbers_of_options_have_limits():
-    read = within(float, 0, 1)
-    assert read("0.5") == 0.5
-    for text in ("nan", "-1", "2", "x"):
-        with pytest.raises(Exception, match=f"{text}: "):
-            read(text)
-
-
 def test_too_little_memory_is_a_line(capsys):
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
         with pytest.raises(SystemExit) as exit, user_errors():
@@ -153,13 +141,9 @@ def test_what_never_changes_a_step_is_ignored_by_all_who_read_recorded_settings(
         "out_dir resume time_limit eval_interval log_interval always_save_checkpoint keep_checkpoints sample_tokens "
         "report_to require_exportable push_to_hub timeout threads".split()
     )
-    of_runs = {field.name for field in dataclasses.fields(TrainConfig)} | {"gradient_checkpointing", "n_layer"}
-    assert of_runs & ignored_by("resume", "compare", "card") == incidental
-    assert of_runs & ignored_by("config") == {"out_dir", "resume", "push_to_hub", "report_to"}
-    assert of_runs & ignored_by("compare") == incidental | {"seed", "eval_iters"}
-    assert of_runs & ignored_by("card") == incidental | {"data", "device", "compile", "gradient_checkpointing"}
-    starts = set("data init_from max_iters lr_decay_iters eval_iters device precision compile deterministic".split())
-    assert of_runs & ignored_by("resume") == incidental | starts | {"gradient_checkpointing"}
+    assert ignored_by("resume", "compare", "card") == incidental
+    assert ignored_by("config") == {"out_dir", "resume", "push_to_hub", "report_to"}
+    assert ignored_by("compare") == incidental | {"seed", "eval_iters"}
 
 
 def test_help_shows_every_flag_with_its_default(capsys):
@@ -199,23 +183,24 @@ def test_config_repeats_the_settings_of_a_run_below_the_flags_and_above_the_reci
         assert (train.push_to_hub, train.report_to) == (None, "none")
 
 
-NO_CONFIGS = dict.fromkeys(("{", "[]", '{"model": 1, "train": {}}'), "config.json")
-NO_CONFIGS['{"model": {"n_layer": 0}, "train": {}}'] = "n_layer=0 must be from 1"
-NO_CONFIGS['{"model": {}, "train": {"data": 5}}'] = "data=5 must be str"
-NO_CONFIGS['{"model": {"n_layer": true}, "train": {}}'] = "n_layer=True must be int"
-
-
-@pytest.mark.parametrize("content, complaint", NO_CONFIGS.items())
-def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, capsys):
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ("{", "config.json"),
+        ('{"model": 1, "train": {}}', "config.json"),
+        ('{"model": {"n_layer": 0}, "train": {}}', "n_layer=0 must be from 1"),
+        ('{"model": {}, "train": {"data": 5}}', "data=5 must be str"),
+        ('{"model": {"n_layer": true}, "train": {}}', "n_layer=True must be int"),
+    ],
+)
+def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, refused):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(SystemExit) as exit, user_errors():
-        flags(f"--config={tmp_path}")
-    error = capsys.readouterr().err
-    assert exit.value.code == 2 and error.count("\n") == 1
-    assert complaint in error
-    with pytest.raises(SystemExit), user_errors():
-        flags("--config=nowhere/config.json")
-    assert capsys.readouterr().err == "error: nowhere/config.json: No such file or directory\n"
+
+    def read():
+        with user_errors():
+            flags(f"--config={tmp_path}")
+
+    assert complaint in refused(read)
 
 
 @pytest.mark.parametrize(
@@ -223,10 +208,7 @@ def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, capsys)
     [
         ("--lr=1e-3", "--learning_rate"),
         ("--dtype=bfloat16", "--precision"),
-        ("--dataset=x", "--data"),
         ("--eval_only=True", "--max_iters=0"),
-        ("--decay_lr=False", "--lr_schedule=constant"),
-        ("--wandb_log=True", "--report_to=wandb"),
         ("--wandb-project=x", "the environment variable WANDB_PROJECT"),
     ],
 )
@@ -234,11 +216,6 @@ def test_nanogpts_other_names_suggest_ours(theirs, ours, capsys):
     with pytest.raises(SystemExit):
         flags(theirs)
     assert f"did you mean {ours}?" in capsys.readouterr().err
-
-
-def test_nanogpts_way_to_resume_suggests_ours():
-    with pytest.raises(ValueError, match=r"init_from=resume: .*--resume=auto"):
-        flags("--init_from=resume")
 
 
 def test_a_package_that_is_missing_is_one_line(capsys):

@@ -292,17 +292,6 @@ def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
     assert run.state.best_val_loss == 2.0
 
 
-def test_a_dry_run_neither_resumes_nor_reports_nor_pushes(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(metrics, "available", lambda report_to: [] if report_to == "none" else 1 / 0)
-    monkeypatch.setattr(export.client, "make_repository", lambda *args: 1 / 0)
-    flags = ["--dry_run", "--resume=last", "--report_to=trackio", "--push_to_hub=me/model"]
-    flags += ["--device=cpu", "--precision=fp32"]
-    train.main(TINY, TrainConfig(data=str(data), batch_size=2), argv=flags)
-    assert "parameters" in capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
-
-
 def test_bf16_trains_and_checkpoints_stay_fp32(make_run):
     run = make_run(precision="bf16", max_iters=20, eval_interval=20)
     run.train()
@@ -389,13 +378,6 @@ def test_a_flag_that_contradicts_the_model_to_fine_tune_is_one_line(data, tmp_pa
     assert not (tmp_path / "tuned" / "config.json").exists()
 
 
-def test_flags_that_agree_with_the_model_to_fine_tune_are_accepted(data, tmp_path, make_run):
-    make_run(max_iters=1, eval_interval=1).train()
-    flags = ["--block_size=8", "--dropout=0.1", "--n_layer=2", "--n_inner=64", "--n_kv_head=2", "--head_dim=none"]
-    tuned = fine_tune(data, tmp_path, *flags)
-    assert (tuned.block_size, tuned.dropout, tuned.n_layer, tuned.n_embd) == (8, 0.1, 2, 16)
-
-
 @pytest.mark.parametrize("always", [True, False])
 def test_fine_tuning_that_gets_worse_keeps_the_model_it_began_with(make_run, tmp_path, always):
     first = make_run(max_iters=40, eval_interval=20, learning_rate=1e-2)
@@ -406,14 +388,6 @@ def test_fine_tuning_that_gets_worse_keeps_the_model_it_began_with(make_run, tmp
     assert best.name == "step-000000"
     assert torch.equal(checkpoint.load_model(best).wte.weight, checkpoint.load_model(first.out_dir / "best").wte.weight)
     export.export(tmp_path / "tuned", tmp_path / "export")
-
-
-def test_neither_a_run_from_scratch_nor_one_that_only_evaluates_saves_step_0(make_run, tmp_path):
-    first = make_run(max_iters=2, eval_interval=2)
-    first.train()
-    make_run(max_iters=0, init_from=str(first.out_dir), out_dir=str(tmp_path / "evaluated")).train()
-    assert [step.name for step in checkpoint.list_checkpoints(first.out_dir)] == ["step-000002"]
-    assert checkpoint.list_checkpoints(tmp_path / "evaluated") == []
 
 
 def test_fine_tuning_on_another_tokenizers_tokens_is_refused(make_run, data, tmp_path):
