@@ -64,11 +64,6 @@ def test_frozen_parameters_and_state_of_other_optimizers_come_back(tmp_path):
     assert torch.equal(model.wte.weight, other.wte.weight)
 
 
-def test_an_out_directory_may_be_called_as_a_checkpoint_is(tmp_path):
-    path = save(tmp_path / "step-7", 1, *trained(1))
-    assert checkpoint.find(tmp_path / "step-7", ("last",)) == path.resolve()
-
-
 def shown(directory) -> list[str]:
     """Names in a directory but for the run's own mark and lock."""
     return sorted(p.name for p in directory.iterdir() if p.name not in (".run", ".lock", "config.json"))
@@ -157,11 +152,6 @@ def test_the_optimizers_state_is_read_only_to_resume(tmp_path, monkeypatch):
     assert checkpoint.find(tmp_path) == path
     with pytest.raises(ValueError, match=r"step-000001 is damaged: .*optimizer.safetensors"):
         checkpoint.find(tmp_path, to_resume=True)
-
-
-def test_processes_that_do_not_save_take_part_in_gathering_and_keep_nothing():
-    weights, moments = checkpoint.collect(*trained(1), keep=False)
-    assert set(weights.values()) == set(moments.values()) == {None}
 
 
 def test_an_empty_directory_and_no_directory_are_named(tmp_path):

@@ -103,20 +103,6 @@ def test_shares_of_three_processes_add_up_to_those_of_one(model, eval_iters):
     assert eval_iters or totals[0][1] == len(dataset.tokens) - 1
 
 
-def test_what_check_raises_ends_it_and_restores_the_mode(model):
-    gpt, dataset = model
-    calls = []
-
-    def check():
-        calls.append(gpt.training)
-        if len(calls) == 3:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        evaluate(gpt.train(), dataset, 1, eval_iters=5, check=check)
-    assert calls == [False] * 3 and gpt.training
-
-
 def test_a_run_evaluates_on_the_validation_split(make_run, data):
     run = make_run(max_iters=2, eval_interval=2)
     run.train()
