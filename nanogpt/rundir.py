@@ -1,10 +1,11 @@
 """Out directories: a run writes only into an empty directory or its own, one process at a time.
 
-`.run` marks a run's directory, and `.lock` is locked by the process that writes there.
+`.run` marks a run's directory and holds its id. `.lock` is locked by the process that writes there.
 """
 
 import json
 import os
+import secrets
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -47,7 +48,14 @@ def claim(directory: Path) -> None:
     path = directory.resolve()
     if path not in CLAIMED:
         CLAIMED[path] = lock(path)
-    (directory / MARK).touch()
+    if read_id(directory) is None:
+        (directory / MARK).write_text(f"{secrets.token_hex(4)}\n")
+
+
+def read_id(directory: Path) -> str | None:
+    """The id of the run in a directory."""
+    mark = directory / MARK
+    return mark.read_text().strip() if mark.exists() else None
 
 
 def release(directory: Path) -> None:
