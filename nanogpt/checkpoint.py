@@ -170,8 +170,10 @@ def restore_best(out_dir: Path, state: State, write: bool) -> None:
     If that checkpoint was removed, the best loss is reset, and the next evaluation is the best.
     Only a process that may `write` changes the link.
     """
-    best = None if state.best_step is None else out_dir / f"step-{state.best_step:06d}"
-    if best is None or not best.is_dir():
+    if not (out_dir / "best").exists():  # none was saved yet
+        return
+    best = out_dir / f"step-{state.best_step or 0:06d}"
+    if not best.is_dir():
         state.best_val_loss = state.best_step = None
     elif write:
         point(out_dir / "best", best)
