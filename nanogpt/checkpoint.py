@@ -242,7 +242,7 @@ def find(
             damaged.append(f"checkpoint {candidate.name} is damaged: {damage}")
     if damaged:
         raise ValueError(damaged[0])
-    raise ValueError(f"{run} has no checkpoint: train into it first, or name another run")
+    raise ValueError(f"{run} has no intact checkpoint: train into it first, or name another run")
 
 
 def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:

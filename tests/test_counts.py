@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nanogpt import GPT, GPTConfig
-from nanogpt.evaluate import total_loss
 from nanogpt.optim import UpdateRatio, make_optimizers
 from nanogpt.run import console
 from nanogpt.train import Tally, log_is_due
@@ -81,15 +80,6 @@ def test_between_two_log_lines_the_host_waits_for_nothing(on_meta, family, optim
     assert log_is_due(run.config, run.state.step) and not operators.waits
     with pytest.raises(RuntimeError, match="meta"):  # the line itself needs values
         run.log()
-
-
-def test_an_evaluation_waits_after_its_last_batch_only(on_meta):
-    run, seen = on_meta(FAMILIES["gpt2"]), []
-    batches = (seen.append(1) or batch for batch in run.val_data.whole_split(4))
-    with Operators("meta") as operators, pytest.raises(RuntimeError, match="meta"):
-        total_loss(run.gpt, batches, run.device)
-    assert len(seen) == len(list(run.val_data.whole_split(4))) > 10
-    assert sum(operators.waits.values()) == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
