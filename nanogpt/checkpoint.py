@@ -4,7 +4,7 @@
                           optimizer.safetensors    "<parameter>.<state>", such as wte.weight.exp_avg
                           config.json              all settings and versions
                           tokenizer.json           the data's tokenizer
-                          trainer_state.json       State; the CRC-32 of every file
+                          trainer_state.json       State; size and CRC-32 of every file
     out/<run>/last, best                           links to two of them, or text files with names
 
 A checkpoint is written once, to a temporary directory, synced, and renamed: everything with a
@@ -39,7 +39,7 @@ OPTIMIZER = "optimizer.safetensors"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 STATE = "trainer_state.json"
-FILES = (MODEL, OPTIMIZER, CONFIG, TOKENIZER)  # those whose checksums STATE holds
+FILES = (MODEL, OPTIMIZER, CONFIG, TOKENIZER)  # those that STATE describes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that can be loaded
 
 Count = Annotated[int, 0, 2**53]
@@ -118,11 +118,11 @@ def save(
         write_tensors(new / OPTIMIZER, moments)
         write_json(new / CONFIG, config)
         tokenizer.save(new)
-        checksums = {}
+        manifest = {}
         for file in sorted(new.iterdir()):
-            checksums[file.name] = {"crc32": crc32(file)}
+            manifest[file.name] = {"bytes": file.stat().st_size, "crc32": crc32(file)}
             sync(file)
-        content = dataclasses.asdict(state) | {"files": checksums}
+        content = dataclasses.asdict(state) | {"files": manifest}
         write_json(new / STATE, content | {"crc32": seal(content)})
         sync(new)
     except BaseException:
@@ -255,12 +255,16 @@ def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
         if state.pop("crc32", None) != seal(state):
             return f"the checksum of {STATE} is wrong"
         for name in names:
-            if crc32(checkpoint / name) != state["files"][name]["crc32"]:
+            path, expected = checkpoint / name, state["files"][name]
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes instead of {expected['bytes']}"
+            if crc32(path) != expected["crc32"]:
                 return f"the checksum of {name} is wrong"
     except (OSError, ValueError) as error:
         return str(error)
     except (KeyError, TypeError):
-        return f"{STATE} lacks checksums"
+        return f"{STATE} does not describe {name}"
     return None
 
 

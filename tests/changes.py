@@ -88,7 +88,7 @@ nanogpt.cache
     a piece of a prompt sees later tokens: start and T > 1 -> False
     a fixed cache shows one token less: self.positions <= new[:, None] -> self.positions < new[:, None]
 nanogpt.checkpoint
-    damage to a file goes unnoticed: crc32(checkpoint / name) != state['files'][name]['crc32'] -> False
+    damage to a file goes unnoticed: crc32(path) != expected['crc32'] -> False
     the newest checkpoint is not tried first: list_checkpoints(run)[::-1] -> list_checkpoints(run)
     the best checkpoint is removed: ('best', 'last') -> ('last',)
 nanogpt.checkpoint tests/test_forged_checkpoint.py
