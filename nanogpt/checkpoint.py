@@ -42,24 +42,24 @@ STATE = "trainer_state.json"
 FILES = (MODEL, OPTIMIZER, CONFIG, TOKENIZER)  # those that STATE describes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that can be loaded
 
-Count = Annotated[int, 0, 2**53]
-MaybeCount = Annotated[int | None, 0, 2**53]
+Natural = Annotated[int, 0, 2**53]
+NaturalOrNone = Annotated[int | None, 0, 2**53]
 
 
 @dataclasses.dataclass
 class State:
     """A run's progress: everything that a checkpoint stores besides tensors and settings."""
 
-    step: Count = 0
-    tokens: Count = 0
+    step: Natural = 0
+    tokens: Natural = 0
     train_seconds: Annotated[float, 0, 1e12] = 0.0
-    skipped_steps: Count = 0
-    evaluated_step: MaybeCount = None
+    skipped_steps: Natural = 0
+    evaluated_step: NaturalOrNone = None
     best_val_loss: float | None = None
-    best_step: MaybeCount = None
+    best_step: NaturalOrNone = None
     # fp16's gradient scaler
     loss_scale: float | None = None
-    loss_scale_steps: MaybeCount = None  # steps in a row that did not overflow
+    loss_scale_steps: NaturalOrNone = None  # steps in a row that did not overflow
 
     def __post_init__(self):
         check_fields(self)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 # Quintic Newton-Schulz with the steepest slope at zero; singular values end in about 0.7 to 1.2
 # (Jordan 2024)
@@ -161,23 +160,28 @@ class Muon(torch.optim.Optimizer):
 
         found = [(p, g) for g in self.param_groups for p in g["params"] if p.grad is not None]
         updates = self.nesterov([p for p, _ in found], skip)
-        # of the matrices of one shape: the update, and the rows of the weights that are held here
+        # the matrices of one shape: updates and weights of the rows held here, and which those are
         batches: dict[tuple, list[tuple]] = defaultdict(list)
         for (p, group), update in zip(found, updates, strict=True):
-            rows = group["rows"] or [p.size(0)]
-            start = 0
-            for n, matrix in zip(rows, whole(update, p).split(rows), strict=True):
-                shape = (n, p.size(1), group["lr"], group["weight_decay"])
-                batches[shape].append((matrix, *rows_held(p, start, start + n)))
-                start += n
+            stop = 0
+            for rows in group["rows"] or [p.size(0)]:
+                stop += rows
+                held, part = rows_held(p, stop - rows, stop)
+                shape = (rows, p.size(1), group["lr"], group["weight_decay"], is_sharded(p))
+                batches[shape].append((update[held], local(p.detach())[held], part))
 
-        for (rows, columns, lr, weight_decay), batch in batches.items():
-            updates, weights, held = zip(*batch, strict=True)
-            update = self.orthogonalize_together(torch.stack(updates))  # (N, rows, columns)
+        for (rows, columns, lr, weight_decay, sharded), matrices in batches.items():
             lr = lr if skip is None else lr * (1 - skip)
-            torch._foreach_mul_(weights, 1 - lr * weight_decay)
-            update = update.to(weights[0].dtype) * (lr * math.sqrt(max(1, rows / columns)))
-            torch._foreach_sub_(weights, [update[i, part] for i, part in enumerate(held)])
+            # a few sharded ones at a time: no process ever holds all matrices
+            size = dist.get_world_size() if sharded else len(matrices)
+            for i in range(0, len(matrices), size):
+                updates, weights, parts = zip(*matrices[i : i + size], strict=True)
+                update = gather(updates, parts, rows) if sharded else torch.stack(updates)
+                update = self.orthogonalize_together(update)  # (N, rows, columns)
+                update = update.to(weights[0].dtype) * (lr * math.sqrt(max(1, rows / columns)))
+                changes = [matrix[part] for matrix, part in zip(update, parts, strict=True)]
+                torch._foreach_mul_(weights, 1 - lr * weight_decay)
+                torch._foreach_sub_(weights, changes)
 
     def nesterov(self, params: list, skip: torch.Tensor | None) -> list[torch.Tensor]:
         """Adds the gradients to the momenta; returns Nesterov's updates, of the rows held here.
@@ -197,10 +201,7 @@ class Muon(torch.optim.Optimizer):
         return torch._foreach_lerp(grads, momenta, momentum)
 
     def orthogonalize_together(self, updates: torch.Tensor) -> torch.Tensor:
-        """`orthogonalize` of updates (N, rows, columns) that all processes have.
-
-        Each process computes a share of large matrices for all.
-        """
+        """`orthogonalize` of updates (N, rows, columns) that all processes have, which share it."""
         if self.equal_rows:
             updates = updates / updates.norm(dim=-1, keepdim=True).clamp(min=1e-7)
         updates = updates.to(self.dtype)
@@ -233,7 +234,11 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x.mT if tall else x
 
 
-# A parameter that FSDP shards is a DTensor: each process holds a part of its rows
+# FSDP shards a parameter: each process holds a part of its rows
+
+
+def is_sharded(p: torch.Tensor) -> bool:
+    return hasattr(p, "device_mesh")
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -241,24 +246,24 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def whole(rows: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """All rows of a tensor like p, of which this process holds `rows`."""
-    if not isinstance(p, DTensor):
-        return rows
-    sharded = DTensor.from_local(
-        rows, p.device_mesh, p.placements, shape=p.shape, stride=p.stride()
-    )
-    return sharded.full_tensor()
-
-
-def rows_held(p: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, slice]:
-    """The part of p[start:stop] that this process holds, and which of those rows it is."""
-    weight, first = local(p.detach()), 0
+def rows_held(p: torch.Tensor, start: int, stop: int) -> tuple[slice, slice]:
+    """The rows of p[start:stop] that this process holds: among all that it holds, and in there."""
+    first, size = 0, p.size(0)
     if mesh := getattr(p, "device_mesh", None):  # FSDP cuts the rows as torch.chunk does
-        first = min(p.size(0), mesh.get_local_rank() * math.ceil(p.size(0) / mesh.size()))
+        size = math.ceil(p.size(0) / mesh.size())
+        first = size * mesh.get_local_rank()
     begin = min(max(start, first), stop)
-    end = max(min(stop, first + len(weight)), begin)
-    return weight[begin - first : end - first], slice(begin - start, end - start)
+    end = max(min(stop, first + size), begin)
+    return slice(max(begin - first, 0), max(end - first, 0)), slice(begin - start, end - start)
+
+
+def gather(pieces: tuple[torch.Tensor, ...], parts: tuple[slice, ...], rows: int) -> torch.Tensor:
+    """Whole matrices (N, rows, columns), of which each process has a piece: some of the rows."""
+    whole = pieces[0].new_zeros(len(pieces), rows, pieces[0].size(1))
+    for matrix, piece, part in zip(whole, pieces, parts, strict=True):
+        matrix[part] = piece
+    dist.all_reduce(whole)  # the other processes' rows are zero here
+    return whole
 
 
 class UpdateRatio:

@@ -119,29 +119,19 @@ def test_stacked_matrices_are_orthogonalized_one_by_one():
     torch.testing.assert_close(stacked, torch.cat(parts))
 
 
-class Shard(SimpleNamespace):
-    """A sharded parameter, of which a process holds `rows`."""
-
-    def detach(self):
-        return self
-
-    def to_local(self):
-        return self.rows
-
-
 @pytest.mark.parametrize("rows, processes", [([7, 3, 3], 2), ([5, 2], 3), ([4], 4), ([1, 1], 5), ([8, 8], 1)])
 def test_rows_held_are_those_of_torch_chunk(rows, processes):
-    p = torch.arange(sum(rows))[:, None]
+    p = torch.arange(sum(rows))
     found = [[] for _ in rows]
     for rank, shard in enumerate([*p.chunk(processes), *[p[:0]] * processes][:processes]):
         mesh = SimpleNamespace(size=lambda: processes, get_local_rank=lambda rank=rank: rank)
         start = 0
         for matrix, n in enumerate(rows):
-            weight, part = rows_held(Shard(rows=shard, size=p.size, device_mesh=mesh), start, start + n)
-            assert torch.equal(weight, p[start : start + n][part])
-            found[matrix] += weight.flatten().tolist()
+            held, part = rows_held(SimpleNamespace(size=p.size, device_mesh=mesh), start, start + n)
+            assert torch.equal(shard[held], p[start : start + n][part])
+            found[matrix] += shard[held].tolist()
             start += n
-    assert found == [piece.flatten().tolist() for piece in p.split(rows)]
+    assert found == [piece.tolist() for piece in p.split(rows)]
 
 
 def test_orthogonalize_brings_singular_values_near_one():

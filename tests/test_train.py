@@ -89,9 +89,7 @@ def test_a_run_on_disk(make_run, capsys):
     assert (run.out_dir / "last").resolve().name == "step-000006"
     shown = capsys.readouterr().out
     assert "nanogpt sample" in shown and "best validation loss" in shown
-    assert (
-        len(console.sample(run.config, run.parts, 300)) == 301
-    )  # the data's first character, and the tokens asked for
+    assert len(console.sample(run.config, run.parts, 300)) == 301  # with the data's first character
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(make_run):
