@@ -373,15 +373,19 @@ class GPT(nn.Module):
 
         if targets is None:
             return self.ops.linear(x, self.head.weight)[..., : self.config.vocab_size]
-        # a bias of -inf gives padded tokens no probability and no gradient
-        padding = torch.zeros(self.config.padded_vocab_size, device=x.device, dtype=x.dtype)
-        padding[self.config.vocab_size :] = -torch.inf
-        return self.ops.loss(x, self.head.weight, padding, targets, reduction)
+        return self.loss(x, targets, reduction)
 
     @property
     def head(self) -> nn.Module:
         """The module whose weight (V, C) turns the final states into logits."""
         return self.wte if self.lm_head is None else self.lm_head
+
+    def loss(self, x: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+        """Cross-entropy of the final states x (B, T, C), as `forward` returns it."""
+        # a bias of -inf gives padded tokens no probability and no gradient
+        padding = torch.zeros(self.config.padded_vocab_size, device=x.device, dtype=x.dtype)
+        padding[self.config.vocab_size :] = -torch.inf
+        return self.ops.loss(x, self.head.weight, padding, targets, reduction)
 
     def fused_rows(self) -> dict[str, list[int]]:
         """Row counts of the matrices stacked in one parameter: queries, keys, values; gate, up."""

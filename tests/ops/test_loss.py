@@ -67,7 +67,7 @@ def test_in_half_precision_it_is_as_exact_as_cross_entropy(dtype, scale):
 def test_torch_compile_takes_all_of_it():
     model = make(True)
     expected, expected_grad = step(make(True), torch.bfloat16)
-    model.use(Ops(loss=torch.compile(model.ops.loss, backend="aot_eager", fullgraph=True)))
+    model.loss = torch.compile(model.loss, backend="aot_eager", fullgraph=True)
     loss, grad = step(model, torch.bfloat16)
     assert loss == pytest.approx(expected, abs=1e-6)
     assert (grad - expected_grad).abs().max() < 1e-6
