@@ -13,17 +13,16 @@ from filelock import FileLock, Timeout
 from nanogpt.data import files
 
 MARK, LOCK = ".run", ".lock"
-CLAIMED: dict[Path, FileLock] = {}  # the locks of the directories that this process has claimed
+CLAIMED: dict = {}  # the locks of the directories that this process has claimed
 
 
-def lock(directory: Path, name: str = LOCK) -> FileLock:
-    """Locks a file in `directory` until `release()`, or until the process ends, however it ends.
+def lock(directory: Path):
+    """Locks a directory, and creates it if needed: until the end of a `with` block, or the process.
 
-    The result is a context manager, too. Raises ValueError if the file is locked already.
+    Raises ValueError if it is locked already.
     """
-    found = FileLock(directory / name, blocking=False)
     try:
-        return found.acquire().lock
+        return FileLock(directory / LOCK, blocking=False).acquire()
     except Timeout:
         raise ValueError(
             f"{directory} is in use by another process: wait until that ends, stop it, or name "
@@ -60,8 +59,8 @@ def read_id(directory: Path) -> str | None:
 
 def release(directory: Path) -> None:
     """Unlocks a directory that this process has claimed."""
-    if found := CLAIMED.pop(directory.resolve(), None):
-        found.release()
+    if held := CLAIMED.pop(directory.resolve(), None):
+        held.lock.release()
 
 
 def write_json(path: Path, value: dict) -> None:
