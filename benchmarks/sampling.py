@@ -30,7 +30,7 @@ from nanogpt.data.tokenizer import BPETokenizer
 from nanogpt.extras import gguf
 from nanogpt.extras.bench import interleave
 from nanogpt.extras.page import to_onnx
-from nanogpt.ops.cpu import pack
+from nanogpt.ops.decode import compile_decoding
 from nanogpt.run.device import set_threads
 from nanogpt.sample import generate
 
@@ -49,8 +49,8 @@ def make_model(folder: Path, **sizes: int) -> None:
 def here(folder: Path, precision: str, tokens: int) -> Callable[[], None]:
     model = load(folder)[0].eval()
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    packed = pack(model, int8=precision == "int8")
-    return lambda: generate(packed, torch.tensor([PROMPT]), tokens, temperature=0)
+    compiled = compile_decoding(model, int8=precision == "int8")
+    return lambda: generate(compiled, torch.tensor([PROMPT]), tokens, temperature=0)
 
 
 def llama_cpp(folder: Path, precision: str, tokens: int, threads: int) -> Callable[[], None]:

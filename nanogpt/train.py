@@ -164,11 +164,20 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
 def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None:
     """Evaluates, saves the step with its result if the settings ask for it, and writes a sample.
 
-    The last evaluation covers the whole split.
+    The last evaluation covers the whole split. If one fails, the step is saved without it.
     """
     pause(config, parts, state)
     last, again = done(config, state), state.evaluated_step == state.step
-    result = validate(config, parts, state, eval_iters=0 if last else config.eval_iters)
+    # the model to fine-tune is saved, too: training may make it worse
+    fine_tuning = config.init_from != "scratch" and config.max_iters > 0
+    worth_saving = (state.step > 0 or fine_tuning) and not again
+    try:
+        result = validate(config, parts, state, eval_iters=0 if last else config.eval_iters)
+    except Exception:
+        # other processes may still evaluate, and shards cannot be gathered without them
+        if worth_saving and not parts.sharded:
+            save(config, parts, state)
+        raise
     state.evaluated_step = state.step
     best_before = state.best_val_loss, state.best_step
     best = state.best_val_loss is None or result["val_loss"] < state.best_val_loss
@@ -179,10 +188,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
         f"step {state.step:>6,}  validation loss {result['val_loss']:.4f} "
         f"({result['val_bpb']:.3f} bits per byte) after {state.train_seconds:.1f} s of training"
     )
-    # the model to fine-tune is saved, too: training may make it worse
-    fine_tuning = config.init_from != "scratch" and config.max_iters > 0
-    wanted = best or last or config.always_save_checkpoint
-    if wanted and (state.step > 0 or fine_tuning) and not again:
+    if worth_saving and (best or last or config.always_save_checkpoint):
         save(config, parts, state, best)
         if best and parts.peers.largest(parts.saves.error is not None)[0]:
             # only a saved step can be the best

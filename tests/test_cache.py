@@ -40,14 +40,10 @@ def test_reading_in_pieces_equals_reading_at_once(config):
 
 @SHAPES
 def test_a_cache_of_fixed_shapes_draws_the_same(config, monkeypatch):
-    steps = []
-    monkeypatch.setattr(torch, "compile", lambda step, **options: lambda *args: steps.append(1) or step(*args))
+    monkeypatch.setattr(torch, "compile", lambda step, **options: step)
     model = random_model(config)
     for idx in (prompts(n) for n in (1, 5, 16, 40)):
         assert torch.equal(generate(model, idx, 40, compile=True, **DRAWN), generate(model, idx, 40, **DRAWN))
-    steps.clear()
-    generate(model, prompts(4), 8, compile=True)
-    assert len(steps) == 7  # every token but the prompt
 
 
 def test_a_compiled_step_draws_the_same_and_is_compiled_once():

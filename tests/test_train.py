@@ -185,6 +185,23 @@ def test_the_best_is_one_that_could_be_saved(make_run, monkeypatch):
     assert (run.out_dir / "best").resolve().name == "step-000006"
 
 
+def test_a_step_whose_evaluation_fails_is_saved_without_it(make_run, monkeypatch):
+    run = make_run(max_iters=6, eval_interval=2)
+    whole = train.evaluate
+
+    def fails(*args, **options):
+        if run.state.step == 4:
+            raise RuntimeError("the validation data are gone")
+        return whole(*args, **options)
+
+    monkeypatch.setattr(train, "evaluate", fails)
+    with pytest.raises(RuntimeError, match="data are gone"):
+        run.train()
+    last = checkpoint.find(run.out_dir, ("last",))
+    saved = checkpoint.read_state(last)
+    assert (last.name, saved.evaluated_step, saved.best_step) == ("step-000004", 2, 2)
+
+
 def test_saves_that_keep_failing_end_the_run(make_run, monkeypatch, capsys):
     def full(*args):
         raise OSError(28, "No space left on device")

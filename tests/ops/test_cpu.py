@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from helpers import randomize
 from shapes import CASES
-from torch import nn
 
 from nanogpt import GPT, GPTConfig
-from nanogpt.model import Linear, Ops, attention
+from nanogpt.model import Ops, attention
 from nanogpt.ops import cpu
 from nanogpt.ops.cpu import (
     CPU,
@@ -23,13 +22,8 @@ from nanogpt.ops.cpu import (
     RMSNormFunction,
     fast_attention,
     fused_rms_norm,
-    pack,
-    packed,
-    packed_linear,
 )
-from nanogpt.sample import generate
 
-needs_x86 = pytest.mark.skipif(not cpu.X86, reason="weights are packed on x86 only")
 PARTS = {"rms_norm": Ops(rms_norm=fused_rms_norm), "attention": Ops(attention=fast_attention)}
 IDX = torch.randint(65, (3, 24), generator=torch.Generator().manual_seed(1))
 
@@ -40,12 +34,6 @@ def make_model(config: GPTConfig) -> GPT:
     randomize(model)
     model.wte.weight.data *= 0.3
     return model
-
-
-def count_packed(model: GPT) -> int:
-    """How many layers no longer have a weight of (outputs, inputs)."""
-    linears = [module for module in model.modules() if isinstance(module, Linear)]
-    return sum(linear.weight.shape != (linear.out_features, linear.in_features) for linear in linears)
 
 
 def gradients(model: GPT, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
@@ -167,66 +155,6 @@ def test_torch_compile_sees_one_graph():
     model.zero_grad()
     model.compile(backend="eager", fullgraph=True)
     assert distance(expected, gradients(model)) < 1e-5
-
-
-@needs_x86
-@pytest.mark.parametrize("case", ["gpt2", "gpt2, biases, tanh", "qwen3, untied"])
-def test_a_packed_model_gives_the_same_logits_loss_and_tokens(case):
-    config = CASES[case]
-    model, packed = make_model(config).eval(), pack(make_model(config).eval(), smallest=0)
-    assert count_packed(packed) == 4 * config.n_layer + 1
-    with torch.no_grad():
-        torch.testing.assert_close(packed(IDX), model(IDX), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(packed(IDX, IDX), model(IDX, IDX), atol=1e-4, rtol=1e-4)
-    prompt = IDX[:, :4]
-    assert torch.equal(generate(packed, prompt, 12, temperature=0), generate(model, prompt, 12, temperature=0))
-
-
-@pytest.mark.parametrize("has_bf16", [True, False])
-@pytest.mark.parametrize("rows", [1, 8, 9])
-@pytest.mark.parametrize("kind, error", [("float32", 1e-6), ("bfloat16", 0.01), ("float16", 1e-3), ("int8", 0.01)])
-def test_a_packed_product_is_linears_up_to_rounding(kind, error, rows, has_bf16, monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
-    torch.manual_seed(0)
-    int8, dtype = kind == "int8", torch.float32 if kind == "int8" else getattr(torch, kind)
-    linear, x = nn.Linear(40, 5 * 56), torch.randn(1, rows, 40)
-    expected = linear(x).detach()
-    linear, x = linear.to(dtype), x.to(dtype)
-    with torch.no_grad():
-        y = packed_linear(x, packed(linear.weight, int8), linear.bias)
-    assert y.dtype == dtype and y.shape == expected.shape
-    distance = (y - expected).norm() / expected.norm()
-    assert distance < error and (kind == "float32" or distance > error / 20)  # rounded, but not too much
-
-
-def test_weights_of_8_bits_leave_the_loss_nearly_as_it_is(monkeypatch):
-    monkeypatch.setattr(cpu, "X86", True)  # elsewhere it is only slow
-    model, rounded = make_model(CASES["qwen3"]).eval(), pack(make_model(CASES["qwen3"]).eval(), int8=True)
-    assert {m.weight.dtype for m in rounded.modules() if isinstance(m, Linear)} == {torch.uint8}
-    with torch.no_grad():
-        loss, change = model(IDX, IDX), rounded(IDX, IDX) - model(IDX, IDX)
-    assert 0 < abs(change) < 0.01 * loss
-    assert generate(rounded, IDX[:, :4], 12, temperature=0).shape == (3, 16)
-
-
-@needs_x86
-def test_a_layer_that_cannot_be_cut_into_blocks_stays_as_it_is():
-    config = GPTConfig(vocab_size=65, block_size=24, n_layer=1, n_head=1, n_embd=20)
-    model, packed = make_model(config).eval(), pack(make_model(config).eval(), smallest=0)
-    assert count_packed(packed) == 2  # up in the MLP, and the logits; 20 and 60 are no multiples of 8
-    with torch.no_grad():
-        torch.testing.assert_close(packed(IDX), model(IDX), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("device, x86, smallest", [("cpu", True, None), ("meta", True, 0), ("cpu", False, 0)])
-def test_small_models_and_other_devices_are_not_packed(monkeypatch, device, x86, smallest):
-    monkeypatch.setattr(cpu, "X86", x86)
-    with torch.device(device):
-        model = GPT(CASES["gpt2"])
-    assert count_packed(pack(model) if smallest is None else pack(model, smallest=smallest)) == 0
-    if device == "meta":
-        with pytest.raises(ValueError, match=r"dtype=int8.*meta"):
-            pack(model, int8=True)
 
 
 FAULTS = """
