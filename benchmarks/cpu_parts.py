@@ -1,4 +1,4 @@
-"""Measures what each part of nanogpt/ops/cpu.py gains, for a training step and for sampling.
+"""Measures what each part of nanogpt/ops/ gains on a CPU, for a training step and for sampling.
 
     python benchmarks/cpu_parts.py
     python benchmarks/cpu_parts.py --parts rms_norm attention --rounds 15
@@ -23,6 +23,7 @@ from torch import nn
 
 from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.ops import cpu
+from nanogpt.ops.decode import compile_decoding
 from nanogpt.optim import make_optimizers
 from nanogpt.run.device import set_threads
 from nanogpt.sample import generate
@@ -32,7 +33,7 @@ PARTS = {
     "attention": lambda model: model.use(model.ops._replace(attention=cpu.fast_attention)),
     "dropout": lambda model: model.use(model.ops._replace(dropout=cpu.fast_dropout)),
     "memory": lambda model: cpu.keep_freed_memory(),
-    "pack": cpu.pack,
+    "decode": compile_decoding,
 }
 CLASSIC = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)
 UNTIED = {"vocab_size": 65, "tie_embeddings": False}
@@ -129,7 +130,7 @@ def in_this_process(*what):
 
 def compare(setup: str, part: str, rounds: int, repeats: int) -> None:
     """Prints the milliseconds of a step or token with the part and without, and the gain."""
-    used = ["pack"] if setup in SAMPLING else [part for part in PARTS if part != "pack"]
+    used = ["decode"] if setup in SAMPLING else [part for part in PARTS if part != "decode"]
     place = in_a_process if part == "memory" else in_this_process
     others = [name for name in used if name != part]
     with place(setup, used, repeats) as with_part, place(setup, others, repeats) as without:
@@ -167,7 +168,7 @@ def main() -> None:
     print(f"{'setup':<18}{'part':<11}{'ms with':>9}{'without':>10}   gain, median (spread)")
     for setup in args.setups:
         for part in args.parts:
-            if (part == "pack") == (setup in SAMPLING):
+            if (part == "decode") == (setup in SAMPLING):
                 compare(setup, part, args.rounds, args.repeats)
 
 
