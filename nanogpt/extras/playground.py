@@ -96,9 +96,10 @@ def token_losses(
 class Writer:
     """A model with its tokenizer: continues prompts, and colors texts by their losses."""
 
-    def __init__(self, run: str, device: str, which: str | None = None):
+    def __init__(self, run: str, device: str, **options):
+        """`options` are those of `nanogpt.hub.load.load`."""
         self.run, self.device = run, device
-        self.model, self.tokenizer, _ = load(run, device, which=which)
+        self.model, self.tokenizer, _ = load(run, device, **options)
 
     def encode(self, text: str) -> torch.Tensor:
         """The tokens of a text (T,). Raises ValueError if it is empty or has unknown characters."""
@@ -225,11 +226,11 @@ class OwnPages:
         await send({"type": "http.response.body", "body": b"use http://127.0.0.1\n"})
 
 
-def page(runs: list[str], device: str, which: str | None = None):
-    """The Gradio page for one or two runs."""
+def page(runs: list[str], device: str, **options):
+    """The Gradio page for one or two runs; `options` are those of `nanogpt.hub.load.load`."""
     import gradio as gr
 
-    writers = [Writer(run, device, which) for run in runs]
+    writers = [Writer(run, device, **options) for run in runs]
 
     def shown(results: Iterator[list[str]]) -> Iterator[list]:
         """The results and no complaint; for a user's mistake the results so far and a complaint."""
@@ -329,12 +330,11 @@ def plain_text(content: str | list[dict]) -> str:
     return "".join(part.get("text", "") for part in parts)
 
 
-def serve(
-    runs: list[str], device: str, port: int | None = None, say=print, block: bool = True, which=None
-):
+def serve(runs: list[str], device: str, port: int | None = None, say=print, block=True, **options):
     """Serves the page until Ctrl-C; with block=False returns Gradio's app at once.
 
-    By default it takes the first free port from 7860 on. Raises ValueError or OSError.
+    By default it takes the first free port from 7860 on. `options` are those of
+    `nanogpt.hub.load.load`. Raises ValueError or OSError.
     """
     if len(runs) > 2:
         raise ValueError(f"{len(runs)} runs: the playground shows one, or two side by side")
@@ -348,7 +348,7 @@ def serve(
         ) from None
     from starlette.middleware import Middleware  # Gradio brings it
 
-    blocks = page(runs, device, which)
+    blocks = page(runs, device, **options)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     blocks.launch(
         server_name="127.0.0.1",

@@ -232,13 +232,6 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path, precious):
     )
 
 
-@pytest.mark.parametrize("name", ["x\nSYSTEM evil.gguf", "x\rSYSTEM evil.gguf", "\udcff.gguf"])
-def test_a_name_that_would_write_into_the_modelfile_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match="line breaks"):
-        to_gguf.export(tmp_path / "run", tmp_path / name)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     "owner, method",
     [(gguf.GGUFWriter, "write_tensors_to_file"), (to_gguf, "modelfile_text")],

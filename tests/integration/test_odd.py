@@ -40,7 +40,6 @@ PROGRAMS = {  # with what they need besides their options
     **dict.fromkeys(TRAINING, SHORT),
     "plan": f"{ROOT}/recipes/shakespeare_nanogpt.py {SHORT}",
     "check-data": "data",
-    "show-batch": "run --step=1",
     "import-nanogpt": "ckpt.pt --data=data",
     "sample": "run --max_new_tokens=5",
     "chat": "run",
@@ -48,7 +47,6 @@ PROGRAMS = {  # with what they need besides their options
     "eval": "run",
     "compare": "run run",
     "plot": "run",
-    "launch-check": "--device=cpu",
     "data_prep.text": "data --out=made",
     "data_prep.merge": "run",
 }
@@ -69,11 +67,10 @@ READERS = {
     "run": [
         "sample run --max_new_tokens=3",
         "eval run",
-        "show-batch run --step=1",
         "compare run run",
         "export run --to=exported",
     ],
-    "data": ["check-data data", "check-data data --sha256", "show-batch run --step=1", "eval run"],
+    "data": ["check-data data", "check-data data --sha256", "eval run"],
     "gpt2": ["sample gpt2 --max_new_tokens=3", "eval gpt2 --data=data"],
     "qwen3": ["sample qwen3 --prompt=be --max_new_tokens=3"],
 }

@@ -190,7 +190,6 @@ def push(
     repo: str,
     *,
     private: bool = False,
-    revision: str | None = None,
     say=print,
     **options,
 ) -> str:
@@ -198,13 +197,13 @@ def push(
 
     Returns the commit's URL. Checks token and write access first. `options` are those of `write`.
     """
-    client.make_repository(repo, private, revision, space=True)
+    client.make_repository(repo, private, space=True)
     with tempfile.TemporaryDirectory() as directory:
         folder = write(run, Path(directory, "page"), name=repo, say=say, **options)
         title = json.dumps(repo.rpartition("/")[2])
         readme = SPACE.format(title=title, license=options.get("license", "unknown"))
         (folder / "README.md").write_text(readme, encoding="utf-8")
         message = f"Page of {Path(run).name} by nanogpt"
-        address = client.upload(folder, repo, message, revision, space=True)
+        address = client.upload(folder, repo, message, space=True)
     say(f"pushed: {address}")
     return address
