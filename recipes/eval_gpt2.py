@@ -40,7 +40,7 @@ def main() -> None:
     for name in args.models:
         model, tokenizer, _ = load(name, device)
         data = TokenDataset(args.data, "val", model.config.block_size, model.config.vocab_size)
-        check_tokenizer(tokenizer, load_tokenizer(args.data), data.tokens, args.data, name)
+        check_tokenizer(tokenizer, load_tokenizer(args.data), args.data, name)
         result = evaluate(model, data, args.batch_size, device)
         print(
             f"{name:<24}{model.get_num_params():>16,}{result['val_loss']:>9.4f}{result['val_perplexity']:>12.2f}"

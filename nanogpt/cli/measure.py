@@ -39,7 +39,7 @@ def evaluate_split(args, run: str) -> dict:
     """Loss, perplexity and bits per byte of a run over a split."""
     from nanogpt.checkpoint import load_configs
     from nanogpt.data.mixture import open_data, read_shares
-    from nanogpt.data.tokenizer import check_same, load_tokenizer
+    from nanogpt.data.tokenizer import load_tokenizer
     from nanogpt.evaluate import evaluate, forward_batch_size
     from nanogpt.hub.load import check_tokenizer
     from nanogpt.ops.loss import loss_for
@@ -51,10 +51,7 @@ def evaluate_split(args, run: str) -> dict:
         raise ValueError(f"{run} was not trained here: name data to evaluate on with --data")
     data = open_data(directory, args.split, config.block_size, config.vocab_size)
     for part in read_shares(directory):
-        if found:
-            check_same(found, part)
-        else:
-            check_tokenizer(tokenizer, load_tokenizer(part), data.tokens, part, run)
+        check_tokenizer(tokenizer, load_tokenizer(part), part, run)
     # the logits of a large vocabulary do not fit into a GPU's memory at once
     tokens = config.block_size * forward_batch_size(args.batch_size, config.block_size)
     model.use(model.ops._replace(loss=loss_for(device, config, tokens)))

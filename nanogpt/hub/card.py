@@ -12,7 +12,7 @@ from nanogpt.data.files import read_json
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.remote import local
 from nanogpt.model import GPT
-from nanogpt.run import metrics
+from nanogpt.run import plot
 
 CURVE = "training_curve.png"
 
@@ -45,7 +45,7 @@ The model reproduces the errors and biases of its training data and knows nothin
 TRAINING = """
 ## Training
 
-{curve}{results}.
+{results}
 
 Data: {data}.
 
@@ -74,20 +74,17 @@ def read(source: Path) -> RunInfo:
 
 def write(
     directory: Path,
-    *,
     model: GPT,
     native: str,
     repo: str,
     license: str,
     prompt: str | list[dict],
     info: RunInfo | None,
-    curve: bool,
 ) -> None:
     """Writes README.md into an export.
 
     `native` is the transformers class, `repo` and `prompt` are those of the example, `info` is that
-    of the exported checkpoint (None for a model from elsewhere); `curve` tells whether the export
-    has a picture of its losses.
+    of the exported checkpoint (None for a model from elsewhere).
     """
     card = CARD.format(
         license=json.dumps(license),
@@ -98,13 +95,16 @@ def write(
         prompt=prompt,
         new_tokens=min(200, model.config.block_size // 2),
         block_size=model.config.block_size,
-        training=training(info, curve) if info else "",
+        training=training(info, directory) if info else "",
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def training(info: RunInfo, curve: bool) -> str:
-    """The card's section about training: the result, the data, settings that are not defaults."""
+def training(info: RunInfo, directory: Path) -> str:
+    """The card's section about training; draws the losses into the export's `directory`.
+
+    It has the result, the data, and the settings that differ from the defaults.
+    """
     defaults, hidden = asdict(TrainConfig()), ignored_by("card")
     settings = [
         f"| {name} | {value} |"
@@ -116,14 +116,12 @@ def training(info: RunInfo, curve: bool) -> str:
     results += f"{state['train_seconds']:,.0f} s of training"
     if "device" in environment:
         results += f" on {environment['device']} in {environment.get('precision')}"
-    for line in reversed(metrics.read(info.out_dir / metrics.METRICS)):
-        if line["step"] == state["step"] and {"val_loss", "val_bpb"} <= line.keys():
-            results += f". Validation loss {line['val_loss']:.4f} nats per token, "
-            results += f"{line['val_bpb']:.4f} bits per byte"
-            break
+    if state["best_step"] == state["step"]:
+        results += f". Validation loss {state['best_val_loss']:.4f} nats per token"
+    if plot.curves([info.out_dir], directory / CURVE):
+        results = f"![training curve]({CURVE})\n\n{results}"
     return TRAINING.format(
-        curve=f"![training curve]({CURVE})\n\n" if curve else "",
-        results=results,
+        results=f"{results}.",
         data=data_line(info.settings["data"]),
         settings="\n".join(settings),
     )

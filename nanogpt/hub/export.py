@@ -22,7 +22,6 @@ from nanogpt.data.tokenizer import END, FILE
 from nanogpt.hub import card, client, weights
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.run import plot
 from nanogpt.sample import generate
 
 TOLERANCE = 1e-4  # of logits, in fp32
@@ -64,7 +63,7 @@ def export(
     """
     to = Path(to)
     check_target(to, directory=True)
-    model, tokenizer, source, info = load_with_info(run, say=say, **options)
+    model, tokenizer, _, info = load_with_info(run, say=say, **options)
     model.to(dtype).float()  # rounded as stored
     special = special_tokens(tokenizer, model.config.vocab_size)
     end_id = next(iter(special.eos_ids), None)
@@ -76,16 +75,9 @@ def export(
         unverified.mkdir()
         write_model(unverified, native.to(dtype), model.config.block_size, special)
         write_tokenizer(unverified, tokenizer, model.config.block_size, special)
-        card.write(
-            unverified,
-            model=model,
-            native=type(native).__name__,
-            repo=name or str(to.resolve()),
-            license=license,
-            prompt=HELLO if chat.can_chat(tokenizer) else tokenizer.decode(ids[0, :8].tolist()),
-            info=info,
-            curve=source is not None and plot.curves([source.parent], unverified / card.CURVE),
-        )
+        prompt = HELLO if chat.can_chat(tokenizer) else tokenizer.decode(ids[0, :8].tolist())
+        repo = name or str(to.resolve())
+        card.write(unverified, model, type(native).__name__, repo, license, prompt, info)
         worst = verify(unverified, model, tokenizer, ids)
         for file in unverified.iterdir():
             file.chmod(0o644)  # safetensors makes files that only their owner can read
@@ -122,17 +114,14 @@ def load_with_info(run: str | Path, which: str | None = None, say=print, **optio
 
 
 class Special(NamedTuple):
-    """Tokens with a role in an export. The token that ends a text also pads."""
+    """Tokens with a role in an export."""
 
     eos_ids: list[int]  # tokens that end a text: the end-of-text token, the end of a message
     unk_token: str | None  # at character level the known character that stands for unknown ones
 
 
 def special_tokens(tokenizer, vocab_size: int) -> Special:
-    """Chooses the special tokens of an export.
-
-    Raises ValueError if the tokenizer has more tokens than the model.
-    """
+    """Chooses them. Raises ValueError if the tokenizer has more tokens than the model."""
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only {vocab_size}: "

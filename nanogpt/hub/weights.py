@@ -30,15 +30,21 @@ FIELDS = {  # of GPTConfig, and what transformers calls them in GPT-2, and in Ll
     "tie_embeddings": ("tie_word_embeddings", "tie_word_embeddings"),
     "bias": (None, "attention_bias"),
 }
-# settings of these classes with only one value that GPT has
-REQUIRED: dict[str, dict[str, object]] = {
+MODERN_FAMILY = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu"}
+FAMILIES: dict[str, dict[str, object]] = {  # what all models of a class have
+    "gpt2": {"norm": "layernorm", "position": "learned", "qk_norm": False},
+    "llama": MODERN_FAMILY | {"qk_norm": False},
+    "qwen3": MODERN_FAMILY | {"qk_norm": True, "bias": False},
+}
+ALLOWED: dict[str, dict[str, tuple]] = {  # values of transformers' settings that GPT has
     "gpt2": {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
+        "activation_function": tuple(GELUS.values()),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
     },
-    "llama": {"hidden_act": "silu"},
-    "qwen3": {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+    "llama": {"hidden_act": ("silu",)},
+    "qwen3": {"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,)},
 }
 # our parameters, and the tensors of Llama and Qwen3 that are stacked in them
 MODERN = {
@@ -61,24 +67,18 @@ def native_type(config: GPTConfig) -> str:
     Raises ValueError naming the field that none of them supports.
     """
     c = config
+    kind = "qwen3" if c.qk_norm else "llama"
     if c.norm == "layernorm" and c.position == "learned":
         kind = "gpt2"
-        supported = {
-            "mlp": tuple(GELUS),
-            "n_kv_head": (c.n_head, None),
-            "head_dim": (c.n_embd // c.n_head, None),
-            "qk_norm": (False,),
-        }
-    else:
-        kind = "qwen3" if c.qk_norm else "llama"
-        supported = {"norm": ("rmsnorm",), "position": ("rope",), "mlp": ("swiglu",)}
-        if c.qk_norm:
-            supported["bias"] = (False,)
+    supported = {name: (value,) for name, value in FAMILIES[kind].items()}
+    if kind == "gpt2":
+        supported["mlp"] = tuple(GELUS)
+        supported["n_kv_head"] = (c.n_head, None)
+        supported["head_dim"] = (c.n_embd // c.n_head, None)
     for name, values in supported.items():
-        value = getattr(c, name)
-        if value not in values:
+        if getattr(c, name) not in values:
             raise ValueError(
-                f"{name}={value!r}: {kind} in transformers has {name}={values[0]!r} "
+                f"{name}={getattr(c, name)!r}: {kind} in transformers has {name}={values[0]!r} "
                 "(layernorm, learned and gelu go together, and rmsnorm, rope and swiglu)"
             )
     return kind
@@ -125,9 +125,9 @@ def read_config(directory: Path) -> GPTConfig:
 
     path = directory / "config.json"
     kind = str(checkpoint.read_json(path).get("model_type"))
-    if kind not in REQUIRED:
+    if kind not in FAMILIES:
         raise ValueError(
-            f"{path}: model_type={kind[:40]} is not supported, only {', '.join(REQUIRED)}"
+            f"{path}: model_type={kind[:40]} is not supported, only {', '.join(FAMILIES)}"
         )
     try:
         with quiet():
@@ -139,24 +139,23 @@ def read_config(directory: Path) -> GPTConfig:
 
 def our_fields(kind: str, hf_config) -> dict:
     """The fields of GPTConfig for a transformers configuration. Raises ValueError if it cannot."""
-    required = dict(REQUIRED[kind])
+    allowed = dict(ALLOWED[kind])
     if kind == "llama":
-        required["mlp_bias"] = hf_config.attention_bias
-    for name, value in required.items():
-        if getattr(hf_config, name) != value:
-            raise ValueError(f"{name}={getattr(hf_config, name)!s:.40}, only {value} is possible")
+        allowed["mlp_bias"] = (hf_config.attention_bias,)
+    for name, values in allowed.items():
+        if getattr(hf_config, name) not in values:
+            value = str(getattr(hf_config, name))[:40]
+            raise ValueError(f"{name}={value} is not one of {', '.join(map(str, values))}")
     fields = {ours: getattr(hf_config, theirs) for ours, theirs in hf_fields(kind).items()}
     if kind == "gpt2":
-        gelus = {hf_name: name for name, hf_name in GELUS.items()}
-        activation = hf_config.activation_function
-        if activation not in gelus:
-            raise ValueError(f"activation_function={activation} is not one of {', '.join(gelus)}")
-        return fields | {"mlp": gelus[activation], "bias": True}
-    rope = hf_config.rope_parameters
-    if rope["rope_type"] != "default":
-        raise ValueError(f"rope_type={rope['rope_type']!s:.40}, only RoPE without scaling is")
-    modern = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": kind == "qwen3"}
-    return fields | modern | {"rope_theta": rope["rope_theta"]}
+        gelus = {theirs: ours for ours, theirs in GELUS.items()}
+        fields |= {"mlp": gelus[hf_config.activation_function], "bias": True}
+    else:
+        rope = hf_config.rope_parameters
+        if rope["rope_type"] != "default":
+            raise ValueError(f"rope_type={rope['rope_type']!s:.40}, only RoPE without scaling is")
+        fields["rope_theta"] = rope["rope_theta"]
+    return fields | FAMILIES[kind]
 
 
 def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **changes) -> GPT:
@@ -265,15 +264,13 @@ def native_config(c: GPTConfig, eot_id: int | None, pad_id: int | None) -> dict:
 
 @contextmanager
 def quiet():
-    """Context manager that silences transformers' progress bars and hints."""
+    """Context manager that silences transformers' hints, and its progress bars for good."""
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

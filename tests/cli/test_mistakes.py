@@ -26,7 +26,7 @@ sample RUN --temperature -1                   | --temperature=-1 1000
 sample RUN --device abacus                    | 'abacus' cpu
 sample RUN --checkpoint=newest                | 'newest' best last step-N
 sample ./nowhere                              | nowhere directory
-eval RUN --data other                         | other different tokenizers
+eval RUN --data other                         | other not the tokenizer
 chat RUN                                      | <|im_start|>
 plot RUN --out out                            | 'out' .png
 export RUN --to link                          | link exists
