@@ -29,6 +29,7 @@ SHARED = {
         "default": "auto",
         "choices": ("auto", "fp32", "bf16", "fp16"),
     },
+    "--to": {"help": "where to write; must not exist", "metavar": "PATH", "required": True},
     "--port": {"help": "local port; default: a usual one", "type": within(int, 0, 65_535)},
 }
 

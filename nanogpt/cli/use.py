@@ -209,8 +209,7 @@ def export_options(args, names: tuple[str, ...] = ("dtype", "license", "trust_re
 def add_export(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt export`."""
     add_export_options(command, "q8_0")
-    text = "the directory or file, which must not exist"
-    command.add_argument("--to", required=True, metavar="PATH", help=text)
+    add_shared(command, "--to")
     command.add_argument(
         "--format",
         choices=EXPORTS,
@@ -233,8 +232,7 @@ def run_export(args) -> None:
 def add_page(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt page`."""
     add_export_options(command)
-    text = "the directory, which must not exist"
-    command.add_argument("--to", required=True, metavar="PATH", help=text)
+    add_shared(command, "--to")
     command.add_argument("--prompt", metavar="TEXT", help="the page's first prompt")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from nanogpt.data.files import first_line
 
 # the files to download: no pickles and no code
-WANTED = ["config.json", "model*.safetensors", "tokenizer*.json", "vocab.json"]
+WANTED = ["config.json", "model*.safetensors*", "tokenizer*.json", "vocab.json"]
 
 
 def download(name: str, revision: str | None = None) -> Path:

@@ -52,32 +52,25 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
     tokenizer = load_tokenizer(data)
     try:
         config = model_config(contents["model_args"], tokenizer)
-        weights = convert_weights(contents["model"])
+        weights = convert_weights(contents["model"], config)
         config.tie_embeddings = "lm_head.weight" not in weights
-        padded = {name: pad(name, tensor, config) for name, tensor in weights.items()}
         with torch.device("meta"):
             shapes = {name: p.shape for name, p in GPT(config).named_parameters()}
-        checkpoint.check_tensors(path, padded, shapes)
-        moments = {}
-        if contents.get("optimizer"):
-            moments = convert_moments(contents["optimizer"], weights)
-            moments = {name: pad(name, tensor, config) for name, tensor in moments.items()}
+        checkpoint.check_tensors(path, weights, shapes)
+        optimizer = contents.get("optimizer")
+        moments = convert_moments(optimizer, weights, config) if optimizer else {}
         train = train_config(contents.get("config", {}), data, out_dir)
         step = int(contents["iter_num"])
         tokens = step * train.gradient_accumulation_steps * train.batch_size * config.block_size
+        state = checkpoint.State(step, tokens, evaluated_step=step, best_step=step)
         # nanoGPT saves after an evaluation, with its loss as the best one
-        loss = float(contents["best_val_loss"])
-        state = checkpoint.State(
-            step, tokens, evaluated_step=step, best_val_loss=loss, best_step=step
-        )
+        state.best_val_loss = float(contents["best_val_loss"])
     except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = error if type(error) is ValueError else first_line(error)
         raise ValueError(f"{path} cannot be imported: {reason}") from None
-    environment = {"imported_from": "nanoGPT"}
-    run = {"model": asdict(config), "train": asdict(train), "environment": environment}
+    run = {"model": asdict(config), "train": asdict(train), "environment": {}}
     out_dir.mkdir(parents=True, exist_ok=True)
-    keep = train.keep_checkpoints
-    saved = checkpoint.save(out_dir, state, padded, moments, run, tokenizer, keep, best=True)
+    saved = checkpoint.save(out_dir, state, weights, moments, run, tokenizer, keep=0, best=True)
     checkpoint.write_json(out_dir / checkpoint.CONFIG, run)
     return saved
 
@@ -99,7 +92,7 @@ def model_config(args: dict, tokenizer) -> GPTConfig:
     )
 
 
-def convert_weights(state: dict) -> dict[str, torch.Tensor]:
+def convert_weights(state: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
     """nanoGPT's state dict by our names, in its order, without lm_head if that is tied.
 
     `torch.compile` adds the prefix `_orig_mod.`, DDP adds `module.`. Attention masks
@@ -109,13 +102,13 @@ def convert_weights(state: dict) -> dict[str, torch.Tensor]:
     for name, tensor in state.items():
         name = re.sub(r"^(_orig_mod\.|module\.)*(transformer\.)?", "", name)
         if not re.fullmatch(r"h\.\d+\.attn\.bias", name):
-            weights[name] = tensor.float()
+            weights[name] = pad(name, tensor.float(), config)
     if torch.equal(weights["lm_head.weight"], weights["wte.weight"]):
         del weights["lm_head.weight"]
     return weights
 
 
-def convert_moments(optimizer: dict, weights: dict) -> dict[str, torch.Tensor]:
+def convert_moments(optimizer: dict, weights: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
     """AdamW's state by our names, "<parameter>.<state>", from nanoGPT's, by number.
 
     nanoGPT's groups are the matrices and embeddings, which decay, then the rest, both in the
@@ -128,16 +121,17 @@ def convert_moments(optimizer: dict, weights: dict) -> dict[str, torch.Tensor]:
     for name, number in zip(matrices + vectors, numbers, strict=True):
         state = optimizer["state"][number]
         for key in ("exp_avg", "exp_avg_sq"):
-            if state[key].shape != weights[name].shape:
+            moment = pad(name, state[key].float(), config)
+            if moment.shape != weights[name].shape:
                 raise ValueError(f"its optimizer state for {name} has the wrong shape")
-            moments[f"{name}.{key}"] = state[key].float()
+            moments[f"{name}.{key}"] = moment
         moments[f"{name}.step"] = torch.tensor(float(state["step"]))
     return moments
 
 
 def pad(name: str, tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
     """Pads tensors that have a row per token with zeros to a multiple of 64 rows."""
-    if not name.startswith(("wte.", "lm_head.")) or tensor.ndim != 2:
+    if not name.startswith(("wte.", "lm_head.")):
         return tensor.contiguous()
     missing = config.padded_vocab_size - config.vocab_size
     return F.pad(tensor[: config.vocab_size], (0, 0, 0, missing))

@@ -164,48 +164,36 @@ def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **ch
     `changes` are fields of GPTConfig that do not affect the weights, such as dropout. Reads only
     safetensors. Raises ValueError if they are missing, or if GPT does not support the model.
     """
+    from transformers import AutoModelForCausalLM
+
     config = read_config(directory)
-    tensors_of = layout(config)
-    is_gpt2 = native_type(config) == "gpt2"
-    state = read_state(directory, "transformer." if is_gpt2 else "model.")
-    needed = [hf_name for hf_names, _ in tensors_of.values() for hf_name in hf_names]
-    for name in needed:
-        if name not in state:
-            raise ValueError(f"{directory} lacks the tensor {name}: it is incomplete")
-    if is_gpt2:  # bias=False is exported as zeros
-        changes["bias"] = any(state[name].any() for name in needed if name.endswith(".bias"))
+    try:
+        with quiet():
+            loaded: tuple = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=dtype,
+                use_safetensors=True,  # a pickle could run code
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except Exception as error:  # damaged files can raise nearly anything
+        raise ValueError(f"{directory} has no intact weights: {first_line(error)}") from None
+    native, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{directory} lacks the tensor {missing[0]}: it is incomplete")
+    state, tensors_of = native.state_dict(), layout(config)
+    if native_type(config) == "gpt2":  # bias=False is exported as zeros
+        changes["bias"] = any(state[name].any() for name in state if name.endswith(".bias"))
     with torch.device("meta"):
         model = GPT(replace(config, **changes))
     for name, p in list(model.named_parameters()):
         hf_names, transposed = tensors_of[name]
-        parts = [state.pop(hf_name) for hf_name in hf_names]
+        parts = [state[hf_name] for hf_name in hf_names]
         value = torch.cat([part.t() if transposed else part for part in parts])
-        expected = (sum(rows_of(model, name, hf_names)), *p.shape[1:])
-        if value.shape != expected:
-            raise ValueError(
-                f"{directory}: {hf_names[0]} has shape {tuple(parts[0].shape)}, but {name} is "
-                f"{expected} by its config.json"
-            )
         if len(value) < len(p):
             value = F.pad(value, (0, 0, 0, len(p) - len(value)))
-        model.load_state_dict({name: value.to(dtype).contiguous()}, strict=False, assign=True)
+        model.load_state_dict({name: value.contiguous()}, strict=False, assign=True)
     return model.eval()
-
-
-def read_state(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors of a transformers directory by name; GPT-2's own files leave out the `prefix`."""
-    files = sorted(directory.glob("model*.safetensors"))
-    if not files:
-        raise ValueError(
-            f"{directory} has no model.safetensors, which transformers' save_pretrained writes; "
-            "pickles, such as pytorch_model.bin, can run code and are not read"
-        )
-    state = {}
-    for file in files:
-        for name, tensor in checkpoint.read_tensors(file).items():
-            whole = name.startswith((prefix, "lm_head."))
-            state[name if whole else prefix + name] = tensor
-    return state
 
 
 def is_transformers(directory: Path) -> bool:
