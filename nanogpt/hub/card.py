@@ -36,11 +36,7 @@ print(generate({prompt!r}, max_new_tokens={new_tokens})[0]["generated_text"])
 ```
 
 The context is {block_size:,} tokens long, prompt and answer together.
-{training}
-## Limits
-
-The model reproduces the errors and biases of its training data and knows nothing else.
-"""
+{training}"""
 
 TRAINING = """
 ## Training

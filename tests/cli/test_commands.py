@@ -1,7 +1,6 @@
 """The commands that have no other file here, in this process: each prints what the run, the data or torch says."""
 
 import json
-import re
 import runpy
 import sys
 from functools import partial
@@ -12,8 +11,7 @@ import torch
 from conftest import TINY
 
 from data_prep import writer
-from nanogpt import GPT, GPTConfig, __version__, checkpoint
-from nanogpt.cli import COMMANDS, GROUPS, main
+from nanogpt import GPT, GPTConfig, checkpoint
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.ops import loss
 from nanogpt.run import metrics
@@ -76,19 +74,6 @@ def test_escape_sequences_are_visible(tmp_path, make_run, monkeypatch, capsys, c
     shown.append(command("compare", named))
     for text in shown:
         assert "\\x1b" in text and not any(ord(c) < 32 and c not in "\n\t" for c in text)
-
-
-@pytest.mark.parametrize("flag", ["--version", "--help"])
-def test_the_command_alone_tells_its_version_and_its_commands(flag, capsys):
-    with pytest.raises(SystemExit) as exit:
-        main([flag])
-    shown = capsys.readouterr().out
-    assert exit.value.code == 0
-    if flag == "--version":
-        assert shown == f"nanogpt {__version__}\n"
-    else:
-        assert all(f"\n{group}:\n" in shown for group in GROUPS)
-        assert all(re.search(rf"\n  {name} +\S", shown) for name in COMMANDS)
 
 
 def test_a_plan_counts_parameters_and_tokens_and_leaves_nothing(trained_dir, tmp_path, monkeypatch, command):

@@ -19,12 +19,6 @@ def test_the_prompt_is_continued_by_as_many_tokens_as_the_seed_says(run_dir, com
     assert command(*sample, "1") == shown != command(*sample, "2")
 
 
-def test_temperature_0_and_top_k_1_are_greedy_whatever_the_seed(run_dir, command):
-    sample = ("sample", run_dir, "--prompt=FIRST:", "--max_new_tokens=30")
-    options = ("--temperature=0 --seed=1", "--temperature=0 --seed=2", "--top_k=1 --temperature=2")
-    assert len({command(*sample, *each.split()) for each in options}) == 1
-
-
 def test_json_has_the_samples_that_are_printed(run_dir, tmp_path, command):
     (tmp_path / "prompt.txt").write_text("SECOND:\n")
     sample = ("sample", run_dir, f"--prompt=FILE:{tmp_path}/prompt.txt", "--max_new_tokens=9", "--seed=3")

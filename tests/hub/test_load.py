@@ -32,26 +32,19 @@ def test_options_choose_the_checkpoint_and_leave_the_weights_alone(trained_dir):
     assert not torch.equal(weight, checkpoint.load_model(last).wte.weight)
 
 
-@pytest.mark.parametrize("which", ["bset", "step-abc", "step-", "../run"])
-@pytest.mark.parametrize("read", [load, GPT.from_pretrained])
-def test_a_name_of_no_kind_of_checkpoint_is_refused(trained_dir, read, which):
+@pytest.mark.parametrize("which", ["bset", "step-abc", "../run"])
+def test_a_name_of_no_kind_of_checkpoint_is_refused(trained_dir, which):
     with pytest.raises(ValueError, match=f"{which}.*best, last, step-N"):
-        read(trained_dir, which=which)
+        load(trained_dir, which=which)
 
 
 def test_a_checkpoint_that_is_not_there_is_not_replaced(run_dir, tmp_path):
     (run_dir / "best").unlink()
-    (tmp_path / "empty").mkdir()
-    for run, which in ((run_dir, "best"), (run_dir, "step-9"), (tmp_path / "empty", "last")):
+    for which in ("best", "step-9"):
         with pytest.raises(ValueError, match="is not a directory"):
-            load(run, which=which)
-
-
-def test_a_directory_without_a_model_is_named(tmp_path):
+            load(run_dir, which=which)
     with pytest.raises(ValueError, match="has no intact checkpoint"):
         load(tmp_path)
-    with pytest.raises(ValueError, match=r"typo.* is not a directory"):
-        load(tmp_path / "typo")
 
 
 CHAT = GPTConfig(block_size=64, n_layer=1, n_head=2, n_embd=16)
