@@ -1,6 +1,6 @@
 """A small Hugging Face Hub on this machine: enough of its HTTP API for huggingface_hub and transformers as they are.
 
-Repositories (data sets are found as models) and Spaces with commits on branches. What the real Hub refuses, it refuses
+Repositories (data sets are found as models) with commits on branches. What the real Hub refuses, it refuses
 by the same status; it takes all files without LFS. `requests` records what was asked. Paths and fields are those of
 huggingface_hub's hf_api.py.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 TOKENS = {"hf_alice": "alice", "hf_bob": "bob"}
-REPO = r"(?P<repo>(?:spaces/)?[\w.-]+(?:/[\w.-]+)?)"  # a Space is kept as spaces/USER/NAME
-API = rf"/api/(?:models/|datasets/|(?=spaces/)){REPO}"
+REPO = r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)"
+API = rf"/api/(?:models|datasets)/{REPO}"
 REVISION = r"(?P<revision>[^/]+)"
 
 
@@ -32,7 +32,6 @@ class Refusal(Exception):
 @dataclass
 class Repo:
     private: bool = False
-    sdk: str | None = None  # of a Space
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # commit -> path -> content
     messages: list[str] = field(default_factory=list)  # of the commits, in order
     branches: dict[str, str] = field(default_factory=dict)  # name -> commit
@@ -138,15 +137,14 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         owner = asked.get("organization") or self.user
         self.check_right(owner)
-        name = f"{'spaces/' if asked.get('type') == 'space' else ''}{owner}/{asked['name']}"
+        name = f"{owner}/{asked['name']}"
         if name not in self.hub.repos:
             self.hub.add(name, {}, asked.get("visibility") == "private" or asked.get("private", False))
-            self.hub.repos[name].sdk = asked.get("sdk")
         return {"url": f"{self.hub.url}/{name}", "name": name}
 
     def auth_check(self, repo: str):
         self.find(repo, "main")
-        self.check_right(repo.removeprefix("spaces/").split("/")[0])
+        self.check_right(repo.split("/")[0])
         return {}
 
     def info(self, repo: str, revision: str):

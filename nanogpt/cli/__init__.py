@@ -35,7 +35,7 @@ GROUPS = {
         "playground": (use, "write with one or two models on a local page, with each token's loss"),
         "export": (use, "write a verified export for transformers, ONNX Runtime or llama.cpp"),
         "page": (use, "write a static page that runs the model in the browser"),
-        "push": (use, "export to a repository on the Hub, or push a page; deletes no files there"),
+        "push": (use, "export to a repository on the Hub; deletes no files there"),
     },
     "measure and compare": {
         "eval": (measure, "loss, perplexity and bits per byte over a whole split"),

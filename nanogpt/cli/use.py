@@ -248,14 +248,11 @@ def add_push(command: ArgumentParser) -> None:
     add_export_options(command)
     command.add_argument("REPO", metavar="USER/NAME", help="the repository; created if needed")
     command.add_argument("--private", action="store_true", help="make a new repository private")
-    command.add_argument(
-        "--space", action="store_true", help="push the page of `nanogpt page`, as a static Space"
-    )
 
 
 def run_push(args) -> None:
-    """Exports a run, or makes its page, and pushes it to the Hub."""
-    module = "nanogpt.extras.page.to_page" if args.space else "nanogpt.hub.export"
+    """Exports a run and pushes it to the Hub."""
+    from nanogpt.hub.export import push
+
     with waiting(f"exporting {args.RUN}", show):
-        push = import_module(module).push
         push(args.RUN, args.REPO, private=args.private, **export_options(args))

@@ -24,8 +24,8 @@ def download(name: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
 
 
-def make_repository(name: str, private: bool = False, space: bool = False) -> None:
-    """Creates the repository `name`, or the static Space, if it does not exist.
+def make_repository(name: str, private: bool = False) -> None:
+    """Creates the repository `name` if it does not exist.
 
     Raises ValueError if the token, the network or write access is missing.
     """
@@ -33,26 +33,18 @@ def make_repository(name: str, private: bool = False, space: bool = False) -> No
 
     if name.count("/") != 1:
         raise ValueError(f"{name!r} is not the name of a repository on the Hub: expected USER/NAME")
-    kind = "space" if space else "model"
-    sdk = "static" if space else None
     with one_line_errors(f"the Hub refuses {name!r}"):
         api = HfApi()
-        api.create_repo(name, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
-        # create_repo also accepts the repository of another user
-        api.auth_check(name, write=True, repo_type=kind)
+        api.create_repo(name, private=private, exist_ok=True)
+        api.auth_check(name, write=True)  # create_repo also accepts another user's repository
 
 
-def upload(directory: Path, name: str, message: str, space: bool = False) -> str:
+def upload(directory: Path, name: str, message: str) -> str:
     """Adds the files of `directory` to a repository in one commit; returns its URL."""
     from huggingface_hub import HfApi
 
     with one_line_errors(f"the Hub refuses {name!r}"):
-        commit = HfApi().upload_folder(
-            repo_id=name,
-            folder_path=directory,
-            commit_message=message,
-            repo_type="space" if space else "model",
-        )
+        commit = HfApi().upload_folder(repo_id=name, folder_path=directory, commit_message=message)
         return commit.commit_url
 
 

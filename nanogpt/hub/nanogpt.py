@@ -29,9 +29,9 @@ from nanogpt.model import GPT, GPTConfig
 # settings of the same name and meaning
 SIZES = "n_layer n_head n_embd block_size".split()
 SHARED = [*SIZES, "vocab_size", "bias", "dropout"]
-COUNTS = "batch_size gradient_accumulation_steps max_iters warmup_iters lr_decay_iters".split()
-COUNTS += "eval_interval eval_iters log_interval".split()
-NUMBERS = "learning_rate min_lr weight_decay beta1 beta2 grad_clip".split()
+SETTINGS = "batch_size gradient_accumulation_steps max_iters warmup_iters lr_decay_iters".split()
+SETTINGS += "eval_interval eval_iters log_interval always_save_checkpoint".split()
+SETTINGS += "learning_rate min_lr weight_decay beta1 beta2 grad_clip".split()
 PADDED_GPT2 = 50304  # nanoGPT's vocabulary size for GPT-2's 50257 tokens
 
 
@@ -39,9 +39,9 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
     """Writes nanoGPT's checkpoint `path`, trained on `data`, as one of the run `out_dir`.
 
     Logits and the following steps equal nanoGPT's, with one exception: of its 50304 rows for
-    GPT-2's vocabulary only the 50257 that have a token are kept. Without optimizer state, as in
-    what `export` writes, training starts with a new one. Returns the directory of the checkpoint.
-    Raises ValueError or OSError before anything is written.
+    GPT-2's vocabulary only the 50257 that have a token are kept. Training without optimizer state
+    starts with a new one. Returns the directory of the checkpoint. Raises ValueError or OSError
+    before anything is written.
     """
     if there := checkpoint.list_checkpoints(out_dir):
         raise ValueError(
@@ -85,10 +85,10 @@ def model_config(args: dict, tokenizer) -> GPTConfig:
             "name the data it was trained on with --data"
         )
     return GPTConfig(
-        **{name: int(args[name]) for name in SIZES},
+        **{name: args[name] for name in SIZES},
         vocab_size=vocab_size,
-        bias=bool(args.get("bias", True)),  # early checkpoints do not record it, and have biases
-        dropout=float(args["dropout"]),
+        bias=args.get("bias", True),  # early checkpoints do not record it, and have biases
+        dropout=args["dropout"],
     )
 
 
@@ -139,18 +139,12 @@ def pad(name: str, tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
 
 def train_config(config: dict, data: Path, out_dir: Path) -> TrainConfig:
     """Converts nanoGPT's `config`, except the settings that concern the machine."""
-    settings = {name: int(config[name]) for name in COUNTS if name in config}
-    settings |= {name: float(config[name]) for name in NUMBERS if name in config}
+    settings = {name: config[name] for name in SETTINGS if name in config}
     if not config.get("decay_lr", True):
         settings |= {"lr_schedule": "constant", "warmup_iters": 0}
     fp32 = config.get("device") == "cpu" or config.get("dtype") == "float32"
-    return TrainConfig(
-        data=str(data),
-        out_dir=str(out_dir),
-        precision="fp32" if fp32 else "auto",  # nanoGPT has no autocast on a CPU
-        always_save_checkpoint=bool(config.get("always_save_checkpoint", True)),
-        **settings,
-    )
+    precision = "fp32" if fp32 else "auto"  # nanoGPT has no autocast on a CPU
+    return TrainConfig(data=str(data), out_dir=str(out_dir), precision=precision, **settings)
 
 
 def resume_command(saved: Path) -> str:
@@ -182,9 +176,9 @@ def export(run: str | Path, to: str | Path, say=print, **options) -> Path:
     to = Path(to)
     check_target(to, directory=False)
     model, _, _, info = load_with_info(run, say=say, **options)
-    loss = info.state["best_val_loss"] if info else None
-    step = info.state["step"] if info else 0
-    write_checkpoint(model, to, step, float("inf") if loss is None else loss)
+    state = info.state if info else vars(checkpoint.State())
+    loss = state["best_val_loss"]
+    write_checkpoint(model, to, state["step"], float("inf") if loss is None else loss)
     say(f"{to}: nanoGPT's checkpoint")
     return to
 

@@ -16,7 +16,7 @@ from nanogpt.cli import COMMANDS
 
 OTHERS = "--dataset --eval_only --dtype --decay_lr --wandb_log --backend --wandb_project --wandb_run_name --start"
 # and of torchrun, Slurm, wandb and pytest
-OTHERS = {*OTHERS.split(), "--nproc_per_node", "--signal", "--count", "--ignore"}
+OTHERS = {*OTHERS.split(), "--nproc_per_node", "--signal", "--count", "--ignore", "--repo-type"}
 BY_USERS = {"recipes/x.py"}  # stands for a file of the reader's own
 HISTORY = ("CHANGELOG.md", "LOG.md")  # which speak of what is gone, too
 

@@ -73,21 +73,3 @@ def test_curves_are_thinned_out_and_without_values_that_json_lacks(run):
     curves = to_page.curves(load(run)[2])
     assert curves["val"] == [] and 400 < len(curves["train"]) <= 500
     json.dumps(curves, allow_nan=False)
-
-
-def test_a_page_is_pushed_as_a_static_space(hub, run, monkeypatch, command):
-    """A page that was not made by npm and ONNX."""
-
-    def write(run, to, *, name, license, **options):
-        (to / "files").mkdir(parents=True)
-        (to / "index.html").write_text(f"{Path(run).name} {name} {license}")
-        (to / "files" / "0.js").write_text("put()")
-        return to
-
-    monkeypatch.setattr(to_page, "write", write)
-    shown = command("push", run, "alice/demo", "--space", "--license", "mit")
-    assert f"{hub.url}/spaces/alice/demo/commit/" in shown
-    files = hub.files("spaces/alice/demo")
-    assert files["index.html"] == b"run alice/demo mit" and files["files/0.js"] == b"put()"
-    assert b"sdk: static\n" in files["README.md"] and b"license: mit\n" in files["README.md"]
-    assert hub.repos["spaces/alice/demo"].sdk == "static" and "alice/demo" not in hub.repos

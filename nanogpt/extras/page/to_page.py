@@ -1,7 +1,7 @@
 """Writes a static page that runs a model in the browser, with transformers.js and ONNX Runtime.
 
     nanogpt page out/shakespeare --to exports/page
-    nanogpt push out/shakespeare USER/NAME --space
+    hf upload USER/NAME exports/page . --repo-type space  # as a static Space of the Hub
 
 `npm pack` fetches the libraries, which the page's folder then holds. The page loads nothing from
 the network, and works from any static host and from file://. There a browser lets a page read only
@@ -23,7 +23,7 @@ from pathlib import Path
 from nanogpt import chat
 from nanogpt.data.tokenizer import END, START
 from nanogpt.extras.page import to_onnx
-from nanogpt.hub import card, client
+from nanogpt.hub import card
 from nanogpt.hub.export import check_target, load_with_info, named_errors
 from nanogpt.model import GPT
 from nanogpt.run import plot
@@ -44,16 +44,6 @@ PIECE = 2**24  # characters of base64 in a script; a string of JavaScript has 2*
 TIMEOUT = 300  # seconds for npm, which fetches about 50 MB
 MOST_POINTS = 500  # of a curve
 QUESTION = f"{START}user\nHello{END}\n{START}assistant\n"
-SPACE = """\
----
-title: {title}
-sdk: static
-license: {license}
-tags: [nanogpt]
----
-
-A GPT that runs in the browser, written by `nanogpt page`.
-"""
 
 
 def write(
@@ -183,27 +173,3 @@ def curves(source: Path | None) -> dict[str, list]:
         points = [point for point in points if all(map(math.isfinite, point))]
         found[name] = points[:: math.ceil(len(points) / MOST_POINTS) or 1]
     return found
-
-
-def push(
-    run: str | Path,
-    repo: str,
-    *,
-    private: bool = False,
-    say=print,
-    **options,
-) -> str:
-    """Writes the page of `run` and adds it to the static Space `repo`, which is created if needed.
-
-    Returns the commit's URL. Checks token and write access first. `options` are those of `write`.
-    """
-    client.make_repository(repo, private, space=True)
-    with tempfile.TemporaryDirectory() as directory:
-        folder = write(run, Path(directory, "page"), name=repo, say=say, **options)
-        title = json.dumps(repo.rpartition("/")[2])
-        readme = SPACE.format(title=title, license=options.get("license", "unknown"))
-        (folder / "README.md").write_text(readme, encoding="utf-8")
-        message = f"Page of {Path(run).name} by nanogpt"
-        address = client.upload(folder, repo, message, space=True)
-    say(f"pushed: {address}")
-    return address
