@@ -182,33 +182,35 @@ def run_playground(args) -> None:
     extra("playground").serve(args.RUNS, pick_device(args.device), args.port, **options)
 
 
-def add_export_options(command: ArgumentParser, *more_dtypes: str) -> None:
+def add_export_options(command: ArgumentParser) -> None:
     """Adds the arguments of commands that export a RUN."""
     add_shared(command, "RUN", "--checkpoint", "--trust_recipe")
     command.add_argument(
         "--dtype",
         default="float32",
-        choices=("float32", "bfloat16", "float16", *more_dtypes),
-        help="dtype of the stored weights" + ("; q8_0 is for GGUF only" if more_dtypes else ""),
+        choices=("float32", "bfloat16", "float16", "q8_0"),
+        help="dtype of the stored weights; q8_0 is for GGUF only",
     )
     command.add_argument(
         "--license", default="unknown", help="for the model card, such as mit or apache-2.0"
     )
 
 
-def export_options(args, names: tuple[str, ...] = ("dtype", "license", "trust_recipe")) -> dict:
-    """The options of an export: --checkpoint and those with these names."""
+def export_options(args, format: str = "transformers") -> dict:
+    """The options of an export in a format."""
     import torch
 
-    options = {name: getattr(args, name) for name in names}
-    if "dtype" in names and args.dtype != "q8_0":
-        options["dtype"] = getattr(torch, args.dtype)
-    return {"which": args.checkpoint, "say": show} | options
+    if args.dtype == "q8_0" and format != "gguf":
+        raise ValueError("dtype=q8_0 is for GGUF only: add --format gguf, or choose bfloat16")
+    dtype = args.dtype if args.dtype == "q8_0" else getattr(torch, args.dtype)
+    options = {"dtype": dtype, "license": args.license, "trust_recipe": args.trust_recipe}
+    taken = {name: options[name] for name in EXPORTS[format][1]}
+    return {"which": args.checkpoint, "say": show, **taken}
 
 
 def add_export(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt export`."""
-    add_export_options(command, "q8_0")
+    add_export_options(command)
     add_shared(command, "--to")
     command.add_argument(
         "--format",
@@ -222,11 +224,9 @@ def add_export(command: ArgumentParser) -> None:
 def run_export(args) -> None:
     """Writes an export in the given format."""
     format = args.format or ("gguf" if args.to.endswith(".gguf") else "transformers")
-    if args.dtype == "q8_0" and format != "gguf":
-        raise ValueError("dtype=q8_0 is for GGUF only: add --format gguf, or choose bfloat16")
-    module, names = EXPORTS[format]
+    options = export_options(args, format)
     with waiting(f"exporting {args.RUN}", show):
-        import_module(module).export(args.RUN, args.to, **export_options(args, names))
+        import_module(EXPORTS[format][0]).export(args.RUN, args.to, **options)
 
 
 def add_page(command: ArgumentParser) -> None:
@@ -238,9 +238,9 @@ def add_page(command: ArgumentParser) -> None:
 
 def run_page(args) -> None:
     """Writes a page that runs the model in the browser."""
+    options = export_options(args)
     with waiting(f"writing a page of {args.RUN}", show):
-        write = extra("page.to_page").write
-        write(args.RUN, args.to, prompt=args.prompt, **export_options(args))
+        extra("page.to_page").write(args.RUN, args.to, prompt=args.prompt, **options)
 
 
 def add_push(command: ArgumentParser) -> None:

@@ -36,10 +36,9 @@ def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None
     try:
         weights.native_type(model_config)
     except ValueError as error:
-        problem = f"transformers has no class for this model: {error}"
         if exportable or repo:
-            raise ValueError(problem) from None
-        say(f"warning: it can be trained but not exported: {problem}")
+            raise
+        say(f"warning: it can be trained but not exported: {error}")
     if repo:
         client.make_repository(repo)
 

@@ -78,8 +78,9 @@ def native_type(config: GPTConfig) -> str:
     for name, values in supported.items():
         if getattr(c, name) not in values:
             raise ValueError(
-                f"{name}={getattr(c, name)!r}: {kind} in transformers has {name}={values[0]!r} "
-                "(layernorm, learned and gelu go together, and rmsnorm, rope and swiglu)"
+                f"transformers has no class for this model: {name}={getattr(c, name)!r}, but "
+                f"{kind} has {name}={values[0]!r} (layernorm, learned and gelu go together, and "
+                "rmsnorm, rope and swiglu)"
             )
     return kind
 
