@@ -14,7 +14,8 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from shapes import CASES, CHARACTERS, make_checkpoint
 from texts import small_bpe
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 from nanogpt import GPT, chat, checkpoint
-from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, HFTokenizer
+from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from nanogpt.hub import card, export, weights
 from nanogpt.hub.load import load
 
@@ -118,8 +119,8 @@ def test_a_wrong_export_is_caught_and_removed(run, tmp_path, monkeypatch):
 
 
 def test_a_wrong_tokenizer_is_caught_and_the_export_removed(run, tmp_path, monkeypatch):
-    encode = HFTokenizer.encode
-    monkeypatch.setattr(HFTokenizer, "encode", lambda self, text: encode(self, text)[::-1])
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: encode(self, text)[::-1])
     with pytest.raises(ValueError, match=r"tokenizer reads .* differently"):
         export.export(run, tmp_path / "export")
     assert not (tmp_path / "export").exists()
@@ -173,10 +174,10 @@ def test_a_model_that_transformers_trainer_has_trained_comes_back(make_export, t
 
 def test_an_export_adds_no_tokens_that_training_did_not_have(tmp_path):
     """Training does not use a tokenizer's template."""
-    backend = Tokenizer.from_str(json.dumps(small_bpe().to_dict()))
+    backend = Backend.from_str(json.dumps(small_bpe().to_dict()))
     end = ("<|endoftext|>", backend.token_to_id("<|endoftext|>"))
     backend.post_processor = processors.TemplateProcessing(single=f"{end[0]} $A", special_tokens=[end])
-    tokenizer = HFTokenizer(backend)
+    tokenizer = Tokenizer(backend)
     assert backend.encode("the king").ids[0] == end[1]
     make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size), tokenizer)
     to = export.export(tmp_path / "run", tmp_path / "export")
