@@ -165,13 +165,16 @@ def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **ch
     `changes` are fields of GPTConfig that do not affect the weights, such as dropout. Reads only
     safetensors. Raises ValueError if they are missing, or if GPT does not support the model.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     config = read_config(directory)
+    # nothing else in the directory's config.json has an effect, such as code for the attention
+    hf_config = AutoConfig.for_model(native_type(config), **native_config(config, None, None))
     try:
         with quiet():
             loaded: tuple = AutoModelForCausalLM.from_pretrained(
                 directory,
+                config=hf_config,
                 dtype=dtype,
                 use_safetensors=True,  # a pickle could run code
                 trust_remote_code=False,
