@@ -24,22 +24,16 @@ REVISION = r"(?P<revision>[^/]+)"
 class Refusal(Exception):
     """An answer other than 200: its status, and the Hub's error code."""
 
-    def __init__(self, status: int, code: str = ""):
-        super().__init__(status)
-        self.status, self.code = status, code
-
 
 @dataclass
 class Repo:
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # commit -> path -> content
-    messages: list[str] = field(default_factory=list)  # of the commits, in order
     branches: dict[str, str] = field(default_factory=dict)  # name -> commit
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
         sha = hashlib.sha1(f"{len(self.commits)} {message} {sorted(files)}".encode()).hexdigest()
         self.commits[sha] = files
-        self.messages.append(message)
         self.branches[branch] = sha
         return sha
 
@@ -65,8 +59,12 @@ class Hub:
     def environment(self, token: str | None, home: Path) -> dict[str, str]:
         """Variables that lead huggingface_hub here, with a cache of its own in `home`. To be set before its import."""
         variables = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": token or "", "HF_HUB_OFFLINE": "0"}
-        variables |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HUGGING_FACE_HUB_TOKEN": ""}
-        return variables | dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
+        return variables | {
+            "HF_HUB_DISABLE_XET": "1",
+            "HUGGING_FACE_HUB_TOKEN": "",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
 
     def add(self, name: str, files: dict[str, bytes], private: bool = False) -> None:
         """Makes a repository with these files."""
@@ -93,7 +91,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             content = self.answer(path)
         except Refusal as error:
-            status, content, self.sent = error.status, {"error": error.code}, {"X-Error-Code": error.code}
+            status, code = error.args
+            content, self.sent = {"error": code}, {"X-Error-Code": code}
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
             self.sent["Content-Type"] = "application/json"
@@ -110,12 +109,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, path: str):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in TOKENS:
-            raise Refusal(401)
+            raise Refusal(401, "")
         self.user = TOKENS.get(token)
         for methods, pattern, function in ROUTES:
             if self.command in methods.split() and (match := re.fullmatch(pattern, path)):
                 return function(self, **{name: unquote(value or "") for name, value in match.groupdict().items()})
-        raise Refusal(404)
+        raise Refusal(404, "")
 
     def find(self, repo: str, revision: str) -> tuple[Repo, str]:
         """A repository and a commit in it."""
@@ -129,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def check_right(self, owner: str) -> None:
         if owner != self.user:
-            raise Refusal(403 if self.user else 401)
+            raise Refusal(403 if self.user else 401, "")
 
     # What can be asked; the arguments are the named groups of ROUTES
 
@@ -158,7 +157,6 @@ class Handler(BaseHTTPRequestHandler):
         return [{"type": "file", "path": n, "size": len(f), "oid": blob(f)} for n, f in files if n.startswith(path)]
 
     def preupload(self, repo: str, revision: str):
-        """Asks for each file as it is, without LFS."""
         files = json.loads(self.body)["files"]
         return {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
 

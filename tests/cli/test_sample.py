@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from data_prep.text import prepare
-from nanogpt import checkpoint
 from nanogpt.cli.use import load_for_sampling
 from nanogpt.ops import cpu
 
@@ -54,13 +53,6 @@ def test_int8_packs_the_weights_in_8_bits(run_dir, monkeypatch, command):
     monkeypatch.setattr(cpu, "packed", lambda *args, make=cpu.packed: packed.append(args) or make(*args))
     assert command("sample", run_dir, "--prompt=FIRST:", "--max_new_tokens=5", "--dtype=int8").startswith("FIRST:")
     assert packed and all(args[1] for args in packed)
-
-
-def test_checkpoint_names_one_of_a_run(run_dir, command):
-    first = checkpoint.list_checkpoints(run_dir)[0]
-    by_name, by_path = ((run_dir, "--checkpoint=step-5"), (first,))
-    samples = [json.loads(command("sample", *which, "--seed=1", "--json"))["samples"] for which in (by_name, by_path)]
-    assert samples[0] == samples[1]
 
 
 def test_a_damaged_checkpoint_is_noted_and_another_taken(run_dir, cli):
