@@ -201,7 +201,7 @@ def text_warnings(train: Split, val: Split) -> Iterator[str]:
     counts = Counter(train.documents)
     repeated = share(train.documents, lambda text: len(text) * (1 - 1 / counts[text]))
     if repeated > 0.05:
-        yield f"{repeated:.0%} of the training text is repeated: try --dedup"
+        yield f"{repeated:.0%} of the training text is repeated: leave copies out"
     known = {letters(text) for text in counts}
     leaks = {text for text in val.documents if letters(text) in known}
     leaks = {text for text in leaks if len(letters(text)) >= SHORTEST}

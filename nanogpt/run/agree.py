@@ -14,8 +14,6 @@ from typing import NoReturn
 import torch
 from accelerate import Accelerator
 
-from nanogpt.data.tokens import DataChanged
-
 # texts in the errors of gloo and NCCL
 CLOSED = ("Connection closed by peer", "Connection reset by peer", "Connection refused")
 CLOSED += ("Broken pipe", "remote process")
@@ -91,14 +89,12 @@ class Peers:
     def watched(self):
         """Ends this process with one line and code 1 if the code in this context cannot go on.
 
-        It waits for a process that hangs or has died, or reads data that were overwritten.
+        It waits for a process that hangs or has died.
         """
         try:
             yield
-        except (RuntimeError, DataChanged) as error:
-            if isinstance(error, DataChanged):
-                reason = str(error)
-            elif not self.many or not (reason := lost(str(error), self.timeout)):
+        except RuntimeError as error:
+            if not self.many or not (reason := lost(str(error), self.timeout)):
                 raise
             self.leave(f"{reason}; start it again with --resume=auto")
 

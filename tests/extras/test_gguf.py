@@ -16,7 +16,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from nanogpt import chat
 from nanogpt.cli import main
 from nanogpt.data import bpe
-from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, HFTokenizer
+from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from nanogpt.data.tokenizer import Tokenizer as HFTokenizer
 from nanogpt.extras import gguf as to_gguf
 from nanogpt.hub import weights
 from nanogpt.hub.load import load

@@ -48,7 +48,6 @@ PROGRAMS = {  # with what they need besides their options
     "compare": "run run",
     "plot": "run",
     "data_prep.text": "data --out=made",
-    "data_prep.merge": "run",
 }
 PLAUSIBLE = {"INT": "1 2", "FLOAT": "0.5 1", "BOOL": "true false", "N": "1 2", "T": "0 1", "P": "1", "K": "2"}
 STRAY = ["stray", "--frobnicate", "--n_leyer=3", "--max-itres", "-x", "--", "--=", "--data", "---", "--seed=1=2", "--é"]

@@ -159,9 +159,7 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(make_run, data, tmp_p
     characters = sorted(set(text))
     other = text.translate(str.maketrans(characters[-1], "ß"))  # as many characters, but one of them another
     writer.write(tmp_path / "other", other, "char", 0.1, "made up")
-    with pytest.raises(
-        ValueError, match=rf"different tokenizers .*'{characters[-1]}' is token \d+ in one, no token in"
-    ):
+    with pytest.raises(ValueError, match="different tokenizers"):
         make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)
 
 
