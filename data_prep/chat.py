@@ -79,6 +79,8 @@ def read_message(message: dict, where: str) -> dict:
         raise ValueError(f"{where}: role {str(name)[:40]!r} is not one of {roles}")
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"{where}: its content is {str(content)[:40]!r}, not a text")
+    if message.get("weight") not in (None, 1):
+        raise ValueError(f"{where}: its weight is not 1, and each answer counts the same")
     return {"role": role, "content": SURROGATE.sub("\ufffd", content)}
 
 

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from directories import change
 
 from nanogpt.data.mixture import PERIOD, open_data, read_shares, round_shares
 from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, sha256
@@ -62,6 +63,16 @@ def test_shares_are_rounded_to_parts_of_the_period():
     assert sum(round_shares([1 / 3] * 3)) == PERIOD
     with pytest.raises(ValueError, match="the smallest share of a mixture is 1e-06"):
         round_shares([1 - 1e-6, 1e-6])
+
+
+def test_other_shares_or_directories_of_the_same_size_are_another_mixture(tmp_path):
+    """A run that is resumed compares these descriptions."""
+    a, b = (directory(tmp_path / name, n, 1000) for name, n in (("a", 0), ("b", 5000)))
+    for name in "ab":
+        change(tmp_path / name, "train", sha256=name)
+    mixtures = [f"{a}:0.7,{b}:0.3", f"{a}:0.3,{b}:0.7", f"{b}:0.7,{a}:0.3", f"{a}:7,{b}:3"]
+    found = [json.dumps(open_data(mixture, "train", 16).meta["splits"]) for mixture in mixtures]
+    assert len(set(found[:3])) == 3 and found[3] == found[0]
 
 
 def test_directories_of_different_tokenizers_are_refused(three, tmp_path):

@@ -125,6 +125,7 @@ BAD = [
     ({"messages": []}, "in.jsonl, record 2: no answer of the assistant"),
     ({"messages": [{"role": "robot"}]}, "2, message 1: role 'robot' is not one of system"),
     ({"messages": [{"role": "user", "content": 7}]}, "1: its content is '7', not a text"),
+    ({"messages": [{"role": "user", "content": "who?", "weight": 0}]}, "its weight is not 1"),
     ({"messages": "hello"}, "record 2: str is not a list of messages"),
     ({"text": "hello"}, "record 2: it has no column 'messages' or 'conversations'"),
     ({"messages": talk("who?", "x" * 90)}, "more than block_size=64: give a larger one, or"),

@@ -1,6 +1,5 @@
 """Reading: files of every kind, from any place, and broken ones."""
 
-import gzip
 import hashlib
 import re
 import sys
@@ -126,12 +125,6 @@ def test_what_is_not_utf8_is_named_with_its_line_replaced_or_left_out(tmp_path, 
     corpus = Corpus([path], errors="skip")
     skipped = "".join(document.text for document in corpus.documents())
     assert skipped == re.sub("l\ufffd\ufffdne 200\n?", "", replaced) and corpus.skipped == 1
-
-
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n", gzip.compress(b"text"), "wide".encode("utf-16-le")])
-def test_a_file_that_is_not_text_is_named(tmp_path, content):
-    with pytest.raises(ValueError, match=r"odd, line 1 is not UTF-8 text"):
-        read(put(tmp_path / "odd", content))
 
 
 @pytest.mark.parametrize(

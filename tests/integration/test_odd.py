@@ -69,7 +69,7 @@ READERS = {
         "compare run run",
         "export run --to=exported",
     ],
-    "data": ["check-data data", "check-data data --sha256", "eval run"],
+    "data": ["check-data data", "eval run"],
     "gpt2": ["sample gpt2 --max_new_tokens=3", "eval gpt2 --data=data"],
     "qwen3": ["sample qwen3 --prompt=be --max_new_tokens=3"],
 }
