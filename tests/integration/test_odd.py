@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import parser_of, subcommands
+from commands import parser_of
 from conftest import TINY, tiny_run
 from helpers import reset_accelerate, seal_again
 from huggingface_hub import constants
@@ -151,7 +151,7 @@ def options_of(program: str) -> dict[str, list[str]]:
     if program in TRAINING:
         parser = parser_of(f"recipes/{program}.py")
     else:
-        parser = subcommands(parser_of("nanogpt")).get(program) or parser_of(program)
+        parser = next(a.choices for a in parser_of("nanogpt")._actions if a.dest == "command").get(program) or parser_of(program)
     found = {}
     for action in parser._actions:
         if action.option_strings and action.dest != "help":
