@@ -37,7 +37,7 @@ from nanogpt.run.device import (
 )
 from nanogpt.run.metrics import Metrics
 from nanogpt.run.stop import Interrupts
-from nanogpt.train import Clock, Parts, Tally, done, logger
+from nanogpt.train import Parts, Tally, done, logger
 
 
 def prepare(
@@ -145,7 +145,6 @@ def prepare(
         peers=peers,
         interrupts=interrupts,
         tally=Tally(accelerator.device, state),
-        clock=Clock(accelerator.device),
         update_ratio=UpdateRatio(gpt),
         sharded=accelerator.distributed_type == DistributedType.FSDP,
         compiled=compiled,
@@ -229,9 +228,6 @@ def wrap(accelerator: Accelerator, gpt: GPT, config: TrainConfig, make_optimizer
     # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of
     # fp16 once for each optimizer and unscale the second one's gradients twice.
     optimizers = [wrapper.optimizer for wrapper in wrapped]
-    for optimizer in optimizers:
-        if isinstance(optimizer, optim.Muon):
-            optimizer.copies = accelerator.num_processes  # a sharded one knows by its parameters
     return model, optimizers
 
 
