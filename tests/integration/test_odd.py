@@ -151,7 +151,8 @@ def options_of(program: str) -> dict[str, list[str]]:
     if program in TRAINING:
         parser = parser_of(f"recipes/{program}.py")
     else:
-        parser = next(a.choices for a in parser_of("nanogpt")._actions if a.dest == "command").get(program) or parser_of(program)
+        commands = next(action.choices for action in parser_of("nanogpt")._actions if action.dest == "command")
+        parser = commands.get(program) or parser_of(program)
     found = {}
     for action in parser._actions:
         if action.option_strings and action.dest != "help":
