@@ -94,7 +94,7 @@ def prepare(
     check_same_tokens(config, train_data, peers)
     if its_tokenizer is not None:
         name = f"init_from={config.init_from}"
-        check_tokenizer(its_tokenizer, tokenizer, val_data.tokens, config.data, name)
+        check_tokenizer(its_tokenizer, tokenizer, config.data, name)
     if model_config.vocab_size is None:
         model_config = dataclasses.replace(model_config, vocab_size=train_data.meta["vocab_size"])
     settings = {

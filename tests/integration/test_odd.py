@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import parser_of, subcommands
+from commands import parser_of
 from conftest import TINY, tiny_run
 from helpers import reset_accelerate, seal_again
 from huggingface_hub import constants
@@ -40,7 +40,6 @@ PROGRAMS = {  # with what they need besides their options
     **dict.fromkeys(TRAINING, SHORT),
     "plan": f"{ROOT}/recipes/shakespeare_nanogpt.py {SHORT}",
     "check-data": "data",
-    "show-batch": "run --step=1",
     "import-nanogpt": "ckpt.pt --data=data",
     "sample": "run --max_new_tokens=5",
     "chat": "run",
@@ -48,7 +47,6 @@ PROGRAMS = {  # with what they need besides their options
     "eval": "run",
     "compare": "run run",
     "plot": "run",
-    "launch-check": "--device=cpu",
     "data_prep.text": "data --out=made",
 }
 PLAUSIBLE = {"INT": "1 2", "FLOAT": "0.5 1", "BOOL": "true false", "N": "1 2", "T": "0 1", "P": "1", "K": "2"}
@@ -68,11 +66,10 @@ READERS = {
     "run": [
         "sample run --max_new_tokens=3",
         "eval run",
-        "show-batch run --step=1",
         "compare run run",
         "export run --to=exported",
     ],
-    "data": ["check-data data", "show-batch run --step=1", "eval run"],
+    "data": ["check-data data", "eval run"],
     "gpt2": ["sample gpt2 --max_new_tokens=3", "eval gpt2 --data=data"],
     "qwen3": ["sample qwen3 --prompt=be --max_new_tokens=3"],
 }
@@ -154,7 +151,8 @@ def options_of(program: str) -> dict[str, list[str]]:
     if program in TRAINING:
         parser = parser_of(f"recipes/{program}.py")
     else:
-        parser = subcommands(parser_of("nanogpt")).get(program) or parser_of(program)
+        commands = next(action.choices for action in parser_of("nanogpt")._actions if action.dest == "command")
+        parser = commands.get(program) or parser_of(program)
     found = {}
     for action in parser._actions:
         if action.option_strings and action.dest != "help":
