@@ -42,23 +42,40 @@ def add_sampling(command: ArgumentParser, max_new_tokens: int) -> None:
         choices=("float32", "bfloat16", "int8"),
         help="dtype of weights and cache; int8: only the weights",
     )
+    command.add_argument(
+        "--compile",
+        nargs="?",
+        const="true",
+        default="auto",
+        choices=("auto", "true", "false"),
+        help="torch.compile; auto: on a CPU, if it saves more time than it takes",
+    )
 
 
 def sampling_options(args) -> dict:
     """The options of `stream` and `generate` that `add_sampling` adds."""
-    return {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    options = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    return options | {"compile": args.compile == "true"}
 
 
-def load_for_sampling(args) -> tuple:
-    """The model of RUN (with packed weights if on a CPU) and its tokenizer."""
+def load_for_sampling(args, tokens: int) -> tuple:
+    """The model of RUN, compiled for so many tokens if asked for, and its tokenizer."""
     import torch
 
-    from nanogpt.ops import cpu
+    from nanogpt.ops import decode
 
     int8 = args.dtype == "int8"
     dtype = torch.float32 if int8 else getattr(torch, args.dtype)
     model, tokenizer, _ = load_run(args, args.RUN, dtype=dtype)
-    return cpu.pack(model, int8), tokenizer
+    on_cpu = model.wte.weight.device.type == "cpu"
+    if args.compile == "auto":
+        compiled = decode.pays(model, tokens)
+    else:
+        compiled = on_cpu and args.compile == "true"  # `stream` compiles on other devices
+    if int8 or compiled:
+        decode.compile_decoding(model, int8)
+        note("compiling the model, for 2 to 20 seconds ...")
+    return model, tokenizer
 
 
 def add_sample(command: ArgumentParser) -> None:
@@ -70,7 +87,6 @@ def add_sample(command: ArgumentParser) -> None:
         help="text to continue; default: what a text begins with, usually a newline",
     )
     add_number(command, "--num_samples", int, 1, 10_000, 1, "continuations, sampled as one batch")
-    command.add_argument("--compile", action="store_true", help="torch.compile, for long texts")
     add_shared(command, "--json")
 
 
@@ -80,7 +96,9 @@ def run_sample(args) -> None:
 
     from nanogpt.sample import default_prompt, generate, stream, stream_text, until
 
-    model, tokenizer = load_for_sampling(args)
+    # several texts of a large model are matmuls, which compiling makes no faster
+    alone = args.num_samples == 1
+    model, tokenizer = load_for_sampling(args, args.max_new_tokens if alone else 0)
     eos_id = tokenizer.eot_id
     if args.prompt is None:
         prompt, ids = default_prompt(tokenizer)
@@ -89,7 +107,7 @@ def run_sample(args) -> None:
         ids = tokenizer.encode(prompt).tolist()
     context = ids if prompt else []  # an end-of-text token that a sample begins with is not shown
     idx = torch.tensor(ids, device=model.wte.weight.device).repeat(args.num_samples, 1)
-    options = sampling_options(args) | {"eos_id": eos_id, "compile": args.compile}
+    options = sampling_options(args) | {"eos_id": eos_id}
     if args.num_samples == 1 and not args.json:
         print(visible(prompt), end="", flush=True)
         drawn = (token.item() for token in stream(model, idx, args.max_new_tokens, **options))
@@ -138,7 +156,7 @@ def run_chat(args) -> None:
     """
     from nanogpt.chat import answer, require
 
-    model, tokenizer = load_for_sampling(args)
+    model, tokenizer = load_for_sampling(args, args.max_new_tokens)
     require(tokenizer, args.RUN)
     messages = [{"role": "system", "content": args.system}] if args.system else []
     if sys.stdin.isatty():
