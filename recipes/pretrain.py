@@ -1,6 +1,6 @@
 """Pretraining with one dial: everything else follows from the number of layers.
 
-    nanogpt plan recipes/pretrain.py --depth=12 --price=2.5  # memory, time, and cost
+    nanogpt plan recipes/pretrain.py --depth=12  # memory and time
     python -m data_prep.fineweb_edu                          # the default data, 20 GB of tokens
     python recipes/pretrain.py --depth=12                    # 124 million parameters, as GPT-2
 

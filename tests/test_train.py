@@ -84,7 +84,7 @@ def test_the_first_steps_read_the_same_windows_in_pieces(make_run, tmp_path):
     assert shapes == [(16, 4), (4, 16)]
     run.train()
     assert run.state.tokens == 4 * 2 * 4 * 16 and len(curve(run)) == 4
-    message = "short_block_size=7 does not divide block_size=16: choose 4"
+    message = "short_block_size=7 does not divide block_size=16"
     with pytest.raises(ValueError, match=message):
         make_run(short_block_iters=1, short_block_size=7, out_dir=str(tmp_path / "other"))
 
@@ -394,33 +394,6 @@ def test_bf16_trains_and_checkpoints_stay_fp32(make_run):
     model = checkpoint.load_model(checkpoint.find(run.out_dir))
     assert model.wte.weight.dtype == torch.float32
     assert generate(model, torch.zeros(1, 1, dtype=torch.long), 3).shape == (1, 4)
-
-
-def test_profile_writes_a_trace_of_the_steps(make_run, capsys):
-    run = make_run(max_iters=6, eval_interval=6)
-    run.train(profile=2)
-    trace = json.loads((run.out_dir / "trace.json").read_text())
-    names = [event["name"] for event in trace["traceEvents"] if event.get("ph") == "X"]
-    assert sum(name.startswith("ProfilerStep") for name in names) == 2
-    assert "trace of 2 steps" in capsys.readouterr().out
-
-
-def test_a_failing_compile_warns_once_and_the_run_goes_on(make_run, monkeypatch, tmp_path, capsys):
-    plain = make_run(max_iters=2, out_dir=str(tmp_path / "plain"))
-    plain.train()
-
-    def broken(function, **options):
-        def call(*args, **kwargs):
-            raise RuntimeError("no compiler here\nand more lines")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", broken)
-    run = make_run(max_iters=2, compile="true")
-    run.train()
-    shown = capsys.readouterr().out
-    assert shown.count("warning: torch.compile failed, continuing without it: no compiler here\n") == 1
-    assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(run), strict=True))
 
 
 def test_a_run_can_start_from_a_model_of_transformers(make_run, data, tmp_path):

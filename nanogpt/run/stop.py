@@ -1,6 +1,5 @@
-"""Reasons to end a run early: signals, a dead launcher, --time_limit, failing saves, gradients."""
+"""Reasons to end a run early: signals, --time_limit, failing saves, bad gradients."""
 
-import os
 import signal
 import time
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from nanogpt.train import Parts, log_is_due
 HANGUP = signal.SIGHUP  # the terminal closes
 # Slurm can send SIGUSR1 before its time limit
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, HANGUP)
-LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by the launchers
 FAILED_SAVES = 3  # in a row that end a run
 
 
@@ -47,7 +45,6 @@ class Interrupts:
         """`minutes` count from here, before anything is loaded; 0 means no limit."""
         self.peers = peers
         self.number = 0  # of the signal received
-        self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
         self.end = time.monotonic() + 60 * minutes if minutes else None
         self.last = time.monotonic()  # end of the last step
         self.longest = 0.0  # longest time in seconds from the end of a step to the end of the next
@@ -72,28 +69,13 @@ class Interrupts:
         for each in self.before:  # SIGHUP often comes several times, or after SIGTERM
             signal.signal(each, signal.SIG_IGN if each == HANGUP else signal.SIG_DFL)
 
-    def pending(self) -> int:
-        """The number of the signal received, or 0; SIGHUP's if the launcher died."""
-        if not self.number and self.launcher_died():
-            self.number = HANGUP
-        return self.number
-
-    def launcher_died(self) -> bool:
-        return self.launcher not in (None, os.getppid())
-
-    def why(self, number: int) -> str:
-        """Describes a run that the signal `number` ends."""
-        if self.launcher_died():
-            return "the launcher died: stopped"
-        return "the terminal was closed: stopped" if number == HANGUP else "stopped"
-
     def check(self) -> None:
         """Raises Interrupted on all processes if one of them has received a signal.
 
         Called between the batches of an evaluation and the tokens of a sample, equally often on
         all processes.
         """
-        if number := self.peers.largest(self.pending())[0]:
+        if number := self.peers.largest(self.number)[0]:
             raise Interrupted(number)
 
     def ignore(self) -> None:
@@ -116,7 +98,7 @@ class Interrupts:
         self.longest, self.last = max(self.longest, now - self.last), now
         time_is_up = self.end is not None and now + self.longest + saving > self.end
         number, time_is_up, fails = self.peers.largest(
-            self.pending(), time_is_up, failed_saves >= FAILED_SAVES
+            self.number, time_is_up, failed_saves >= FAILED_SAVES
         )
         return number, bool(time_is_up), bool(fails)
 
@@ -133,7 +115,7 @@ class Interrupts:
 
     def stopped(self, config: TrainConfig, parts: Parts, state: State, number: int) -> Stop:
         """The end by a signal, or because the time is up (0)."""
-        why = self.why(number) if number else f"stopped after {config.time_limit:g} minutes"
+        why = "stopped" if number else f"stopped after {config.time_limit:g} minutes"
         saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
         what = f"step {state.step} is saved" if saved else "there was no step to save"
         message = f"{why}: {what}; to resume: {resume_command(config, self.peers.many)}"
