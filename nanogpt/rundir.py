@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from nanogpt.data import files
+from nanogpt.data.files import read_json
 
 MARK, LOCK = ".run", ".lock"
 # errors of read-only directories and of file systems without locks
@@ -106,7 +107,7 @@ def release(directory: Path) -> None:
 
 def require_run(directory: Path) -> None:
     """Raises ValueError if a directory holds anything but a run."""
-    if (directory / MARK).is_file():
+    if (directory / MARK).is_file() or is_unmarked_run(directory):
         return
     ours = {MARK, LOCK, f"{LOCK}.json"}
     foreign = sorted(path.name for path in directory.iterdir() if path.name not in ours)
@@ -116,6 +117,16 @@ def require_run(directory: Path) -> None:
             f"out_dir={str(directory)!r} is not a run's directory, it has {foreign[0]!r}{more}: "
             "name a new or empty directory with --out_dir"
         )
+
+
+def is_unmarked_run(directory: Path) -> bool:
+    """Whether it holds a run of an earlier version, which wrote no mark."""
+    if any(directory.glob("step-*/trainer_state.json")):
+        return True
+    with contextlib.suppress(ValueError):
+        settings = read_json(directory / "config.json")
+        return (directory / "metrics.jsonl").is_file() and {"model", "train"} <= settings.keys()
+    return False
 
 
 def read_id(directory: Path) -> str | None:

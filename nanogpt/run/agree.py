@@ -15,8 +15,6 @@ from typing import NoReturn
 import torch
 from accelerate import Accelerator
 
-from nanogpt.data.tokens import DataChanged
-
 # texts in the errors of gloo and NCCL
 LOST = re.compile(
     "Connection (closed|reset|refused)|Broken pipe|remote process|[Tt]imed out|timeout"
@@ -83,12 +81,10 @@ class Peers:
     def watched(self):
         """Ends this process with one line and code 1 if the code in this context cannot go on.
 
-        It waits for a process that hangs or has died, or reads data that were overwritten.
+        It waits for a process that hangs or has died.
         """
         try:
             yield
-        except DataChanged as error:
-            self.leave(str(error))
         except RuntimeError as error:
             if not self.many or not LOST.search(str(error)):
                 raise

@@ -68,42 +68,32 @@ def test_a_launch_prepares_trains_and_samples_at_full_speed_without_a_warning(la
     assert "Warning" not in err and err.partition("run `accelerate config`.\n")[2] == "", err
 
 
-def test_a_mistake_is_one_line_and_ends_a_launcher_without_its_traceback(launch):
+def test_a_mistake_is_one_line_before_what_the_launcher_says(launch):
     code, _, err = launch(CLASSIC, "--n_leyer=3")
-    assert code == -signal.SIGTERM
-    assert err.endswith(f"{MISTAKE}\n") and "Traceback" not in err
+    assert code == 1 and f"\n{MISTAKE}\n" in f"\n{err}"
 
 
 @pytest.fixture
 def running(start, tmp_path, data):
-    """Launches two processes and returns the launcher and them, once they have begun to train."""
+    """Launches two processes and returns the launcher, once they have begun to train."""
 
     def running(**env: str):
         run = {"out_dir": "out/a", "data": str(data), **LONG}
         launcher = start("accelerate", "launch", *TWO, RUNS, json.dumps([run]), **ON_CPU, **env)
         wait_for(lambda: curve(tmp_path / "out/a", "train_loss") or launcher.poll() is not None)
-        return launcher, psutil.Process(launcher.pid).children(recursive=True)
+        return launcher
 
     return running
 
 
 def test_a_signal_of_slurms_to_the_launcher_reaches_both(running, tmp_path):
     """With the variable that accelerate_configs/README.md sets under Slurm."""
-    launcher, _ = running(PET_SIGNALS_TO_HANDLE="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    launcher = running(PET_SIGNALS_TO_HANDLE="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     launcher.send_signal(signal.SIGUSR1)
     out, err = launcher.communicate(timeout=PATIENCE)
     codes = [int(code) for code in re.findall(r"exitcode +: (-?\d+)", err)]
     assert codes in ([], [138, 138]), err  # a launcher that the signal ends first tells nothing
     assert saved(tmp_path / "out/a", out)
-
-
-def test_a_launcher_that_is_killed_ends_its_processes_which_save(running, tmp_path):
-    """By SIGKILL, so that the launcher can tell its processes nothing."""
-    launcher, workers = running()
-    launcher.kill()
-    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
-    out, _ = launcher.communicate(timeout=PATIENCE)
-    assert alive == [] and "the launcher died: stopped: step " in out and saved(tmp_path / "out/a", out)
 
 
 HIDDEN = "datasets gradio markdown_it matplotlib onnx pandas pyarrow tensorboard trackio wandb"
