@@ -86,17 +86,18 @@ def group(runs: list[Path]) -> list[list[Curve]]:
                     f"{other.run} and {curve.run} have the same settings and seed: name one of them"
                 )
         same.append(curve)
-    return sorted(groups, key=lambda group: np.nan_to_num(mean_lowest(group), nan=np.inf))
+
+    def mean(group: list[Curve]) -> float:
+        return float(np.nan_to_num(np.mean([curve.lowest for curve in group]), nan=np.inf))
+
+    return sorted(groups, key=mean)
 
 
-def mean_lowest(curves: list[Curve]) -> float:
-    return float(np.mean([curve.lowest for curve in curves]))
-
-
-def spread(losses: list[float]) -> float | None:
-    """The standard deviation between seeds; None for a single one."""
+def mean_and_spread(losses: list[float]) -> tuple[float, float | None]:
+    """The mean of seeds and their standard deviation, which is None for a single one."""
     with np.errstate(all="ignore"):  # a loss may be infinite, or NaN
-        return float(np.std(losses, ddof=1)) if len(losses) > 1 else None
+        spread = float(np.std(losses, ddof=1)) if len(losses) > 1 else None
+        return float(np.mean(losses)), spread
 
 
 def welch(a, b) -> np.ndarray:
@@ -133,16 +134,12 @@ def verdict(runs: list[Path]) -> dict:
     every = [curve for curves in groups for curve in curves]
     names = dict.fromkeys(name for curve in every for name in curve.kind)
     differing = [n for n in names if any(c.kind.get(n) != every[0].kind.get(n) for c in every)]
-    rows = [
-        {
-            "name": str(curves[0].run),
-            "runs": [str(curve.run) for curve in curves],
-            "settings": {name: curves[0].settings.get(name) for name in differing},
-            "val_loss": mean_lowest(curves),
-            "spread": spread([curve.lowest for curve in curves]),
-        }
-        for curves in groups
-    ]
+    rows = []
+    for curves in groups:
+        loss, spread = mean_and_spread([curve.lowest for curve in curves])
+        settings = {name: curves[0].settings.get(name) for name in differing}
+        row = {"name": str(curves[0].run), "runs": [str(curve.run) for curve in curves]}
+        rows.append(row | {"settings": settings, "val_loss": loss, "spread": spread})
     found: dict = dict.fromkeys(("better", "by", "p", "significant", "why_not"))
     found["runs"] = rows
     unfinished = [str(curve.run) for curve in every if not curve.finished]
@@ -189,8 +186,8 @@ def compare(runs: list[Path]) -> str:
 
 def cell(losses: list[float]) -> str:
     """Losses of seeds as text: their mean and spread."""
-    deviation = spread(losses)
-    return f"{np.mean(losses):.4f}" + ("" if deviation is None else f" ±{deviation:.4f}")
+    mean, spread = mean_and_spread(losses)
+    return f"{mean:.4f}" if spread is None else f"{mean:.4f} ±{spread:.4f}"
 
 
 def in_words(found: dict) -> str:

@@ -5,12 +5,8 @@ That an end comes at once shows in that it comes at all: the timeout of these ru
 
 import contextlib
 import json
-import os
-import pty
 import re
-import select
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -62,7 +58,7 @@ def saved(out_dir: Path, printed: str) -> bool:
     return last.name == f"step-{stopped:06d}" and checkpoint.find_damage(last) is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_one_process_saves_and_ends_both_with_its_code(running, tmp_path, number):
     programs = running()
     programs[1].send_signal(number)
@@ -76,30 +72,6 @@ def test_a_signal_to_one_process_ends_an_evaluation_on_both(start, tmp_path):
     assert [program.wait().returncode for program in programs] == [143, 143]
     last = checkpoint.find(tmp_path / "out/ended", ("last",))
     assert last.name == "step-000002" and checkpoint.read_state(last).evaluated_step == 0
-
-
-def test_a_terminal_that_is_closed_saves_the_run(tmp_path, data):
-    pid, terminal = pty.fork()
-    if pid == 0:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
-        os.chdir(tmp_path)
-        os.execv(sys.executable, [sys.executable, str(RUNS), json.dumps([{"out_dir": "out/a", **LONG}])])
-    try:
-
-        def has_trained() -> bool:
-            if select.select([terminal], [], [], 0)[0]:
-                os.read(terminal, 10_000)
-            return bool(curve(tmp_path / "out/a", "train_loss"))
-
-        wait_for(has_trained)
-        os.close(terminal)
-        wait_for(lambda: os.waitpid(pid, os.WNOHANG)[0])
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        raise
-    last = checkpoint.find(tmp_path / "out/a", ("last",))
-    assert last.name > "step-000000" and checkpoint.find_damage(last) is None
-    assert json.loads((tmp_path / "out/a/result.json").read_text())["reason"] == "interrupted"
 
 
 @pytest.mark.parametrize("victim", [0, 1])

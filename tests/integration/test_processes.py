@@ -167,12 +167,6 @@ def test_sharded_processes_in_bf16_lose_what_copies_and_one_process_do(compare, 
 
 
 @pytest.mark.nightly
-def test_sharded_processes_in_fp16_lose_what_copies_and_one_process_do(compare):
-    """On a CPU the others compute that in fp32."""
-    compare({"fp16": {"precision": "fp16", "max_iters": 2}}, kinds=("1", "2", "fsdp"), abs=2e-2)
-
-
-@pytest.mark.nightly
 def test_compiled_blocks_lose_what_plain_ones_do_alone_copied_and_sharded(compare, home):
     few = {"max_iters": 5, "eval_interval": 5, "sample_tokens": 0, "eval_iters": 2, "model": MODERN | {"dropout": 0.0}}
     threads = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor")}

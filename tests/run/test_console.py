@@ -126,3 +126,14 @@ def test_a_sample_that_does_not_fit_is_a_warning_and_the_run_is_complete(make_ru
     make_run().train()
     shown = capsys.readouterr().out
     assert "warning: no sample: out of memory" in shown and "next:  nanogpt sample" in shown
+
+
+def test_a_terminal_that_is_closed_does_not_end_a_run(make_run, monkeypatch):
+    run = make_run()
+
+    def write(text):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys.stdout, "write", write)
+    run.train()
+    assert json.loads((run.out_dir / "result.json").read_text())["reason"] == "finished"
