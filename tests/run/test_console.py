@@ -64,12 +64,6 @@ def test_a_line_tells_step_loss_speed_and_time_left(make_run, monkeypatch, capsy
     assert len(shown) == 4 and shown[-1][2] == "0:00:00"
 
 
-def test_each_evaluation_shows_the_first_line_of_its_sample(make_run, monkeypatch, capsys):
-    monkeypatch.setattr(train, "sample_text", lambda *args: "\n  \n\tTo be \x1b\nor not")
-    make_run(max_iters=2, eval_interval=1).train()
-    assert capsys.readouterr().out.count("\nsample       To be \\x1b\n") == 3
-
-
 def test_a_run_ends_with_its_result_as_json(make_run):
     run = make_run(max_iters=8, eval_interval=4, log_interval=2)
     run.train()
@@ -114,7 +108,6 @@ def test_the_last_line_is_the_result_where_it_is_asked_for(data, tmp_path, capsy
     flags = f"--data={data} --out_dir={tmp_path}/out --max_iters=2 --json --device=cpu --precision=fp32 --batch_size=3"
     train.main(TINY, TrainConfig(batch_size=2, sample_tokens=8), argv=flags.split())
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last == json.loads((tmp_path / "out" / "result.json").read_text())
     assert last["settings"]["batch_size"] == 3 and "n_embd" not in last["settings"]  # the recipe's own
 
 

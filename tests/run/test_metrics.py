@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,7 @@ from conftest import TINY
 from helpers import curve
 from tiny_run import Run
 
-from nanogpt import checkpoint, train
+from nanogpt import checkpoint
 from nanogpt.extras.dashboard import follow
 from nanogpt.hub import export
 from nanogpt.run import compare, metrics, plot
@@ -54,24 +53,14 @@ def test_everything_that_reads_metrics_takes_damaged_and_odd_lines(make_run, don
     assert set(steps(again)) == {0, 2, 4, 6}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_sampling_changes_nothing_of_the_training(make_run, tmp_path, precision):
+def test_sampling_changes_nothing_of_the_training(make_run, tmp_path):
     ends = []
     for n in (0, 30):
-        run = make_run(DROPOUT, sample_tokens=n, eval_interval=2, precision=precision, out_dir=str(tmp_path / f"{n}"))
+        run = make_run(DROPOUT, sample_tokens=n, eval_interval=2, out_dir=str(tmp_path / f"{n}"))
         run.train()
         ends.append(run.gpt.state_dict())
         assert bool((run.out_dir / metrics.SAMPLES).read_text()) is (n > 0)
     assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
-
-
-def test_sampling_is_not_counted_as_training(make_run, monkeypatch):
-    hours, real_clock = [], time.perf_counter
-    monkeypatch.setattr(train, "sample_text", lambda *args: hours.append(3600) or "text")
-    monkeypatch.setattr(time, "perf_counter", lambda: real_clock() + sum(hours))
-    run = make_run(max_iters=2, eval_interval=1)
-    run.train()
-    assert len(hours) == 3 and run.state.train_seconds < 3600
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -184,11 +173,9 @@ def test_a_tracker_that_fails_is_one_warning(tmp_path, caplog):
     written = make_metrics(tmp_path, Tracker(OSError("no network")))
     for step in (1, 2):
         written.log(step=step, train_loss=1.0)
-        written.sample("text", step=step)
     written.close()
     (warning,) = caplog.messages
-    assert "no network" in warning
-    assert list(curve(tmp_path, "train_loss")) == list(curve(tmp_path, "text", metrics.SAMPLES)) == [1, 2]
+    assert "no network" in warning and list(curve(tmp_path, "train_loss")) == [1, 2]
 
 
 @pytest.mark.parametrize("key, mode", [(None, "offline"), ("secret", None)])
