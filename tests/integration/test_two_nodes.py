@@ -1,7 +1,6 @@
 """accelerate_configs/slurm.sh, unchanged, on two local processes as nodes, with fakes for srun and scontrol."""
 
 import random
-import shlex
 import signal
 import subprocess
 import sys
@@ -131,7 +130,7 @@ def test_a_job_is_queued_again_survives_a_dead_node_and_trains_what_one_process_
     assert (home / "requeued").read_text() == f"{job.number}\n"  # once in all
     assert (data / "meta.json").stat().st_mtime_ns == tokenized
 
-    flags = [*shlex.split(SETTINGS), "--data=data/made_up", "--out_dir=out/one", f"--max_iters={last}"]
+    flags = [*SETTINGS.split(), "--data=data/made_up", "--out_dir=out/one", f"--max_iters={last}"]
     command = [sys.executable, "recipes/pretrain.py", *flags]
     subprocess.run(command, cwd=home, env=environment(home), capture_output=True, timeout=PATIENCE, check=True)
     alone = curve(home / "out" / "one", "train_loss")
