@@ -10,7 +10,6 @@ import re
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -88,13 +87,12 @@ class Peers:
         except RuntimeError as error:
             if not self.many or not LOST.search(str(error)):
                 raise
-            silence = f"not answered for {self.timeout:g} s (--timeout)"
-            self.leave(f"another process of the run has died, or {silence}")
-
-    def leave(self, reason: str) -> NoReturn:
-        """Ends this process with one line and code 1, while the others wait for it."""
-        me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
-        again = "start it again with --resume=auto"
-        print(f"error: {me} stops: {reason}; {again}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(1)  # an ordinary exit would wait for the others
+            me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
+            print(
+                f"error: {me} stops: another process of the run has died, or not answered for "
+                f"{self.timeout:g} s (--timeout); start it again with --resume=auto",
+                file=sys.stderr,
+                flush=True,
+            )
+            sys.stdout.flush()
+            os._exit(1)  # an ordinary exit would wait for the others

@@ -15,14 +15,6 @@ from nanogpt.run.device import free_memory
 from nanogpt.run.errors import fail, out_of_memory, user_errors
 from nanogpt.train import Parts, Tally, logger, micro_batch
 
-BAD_STEPS = 5  # steps in a row without a finite gradient that end a run
-SCALER_STEPS = 16  # fp16: as many more, while the scaler halves its initial scale of 2^16 to 1
-
-
-def bad_steps_allowed(scaler) -> int:
-    """How many steps in a row may have a non-finite gradient before the run stops."""
-    return BAD_STEPS + (SCALER_STEPS if scaler is not None else 0)
-
 
 def diagnosis(tally: Tally, step: int, config: TrainConfig) -> str:
     """The message for a run whose gradients are not finite."""

@@ -97,6 +97,7 @@ def resume_command(config: TrainConfig, several: bool, *changes: str) -> str:
     changes = ("--resume=auto", *changes)
     if any(word.partition("=")[0] == "--seeds" for word in sys.argv):
         changes = ("--seeds=1", f"--seed={config.seed}", f"--out_dir={config.out_dir}", *changes)
-    words = [word for word in sys.argv if word not in changes]
+    replaced = tuple(change.partition("=")[0] + "=" for change in changes)
+    words = [word for word in sys.argv if not word.startswith(replaced)]
     program = "accelerate launch (as before)" if several else "python"
     return f"{program} {shlex.join([*words, *changes])}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nanogpt.checkpoint import State, list_checkpoints
 from nanogpt.config import TrainConfig
 from nanogpt.run.agree import Peers
-from nanogpt.run.guard import bad_steps_allowed, diagnosis
+from nanogpt.run.guard import diagnosis
 from nanogpt.run.resume import resume_command
 from nanogpt.train import Parts, log_is_due
 
@@ -15,6 +15,8 @@ HANGUP = signal.SIGHUP  # the terminal closes
 # Slurm can send SIGUSR1 before its time limit
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, HANGUP)
 FAILED_SAVES = 3  # in a row that end a run
+BAD_STEPS = 5  # steps in a row without a finite gradient that end a run
+SCALER_STEPS = 16  # fp16: as many more, while the scaler halves its initial scale of 2^16 to 1
 
 
 @dataclass
@@ -88,27 +90,20 @@ class Interrupts:
                 signal.signal(number, signal.SIG_IGN)
                 self.before[number] = signal.SIG_IGN
 
-    def due(self, saving: float, failed_saves: int) -> tuple[int, bool, bool]:
-        """The number of a signal or 0, whether the time is up, and whether saving fails too often.
-
-        Called after each step; the result is the same on all processes. `saving` is the duration of
-        a save in seconds, for which there must be time as well.
-        """
-        now = time.monotonic()
-        self.longest, self.last = max(self.longest, now - self.last), now
-        time_is_up = self.end is not None and now + self.longest + saving > self.end
-        number, time_is_up, fails = self.peers.largest(
-            self.number, time_is_up, failed_saves >= FAILED_SAVES
-        )
-        return number, bool(time_is_up), bool(fails)
-
     def check_step(self, config: TrainConfig, parts: Parts, state: State) -> None:
         """Raises Stop if the run has to end before the next step, on all processes alike."""
-        scaler, tally, saves = parts.accelerator.scaler, parts.tally, parts.saves
-        if log_is_due(config, state.step) and tally.bad_in_a_row >= bad_steps_allowed(scaler):
+        tally, saves = parts.tally, parts.saves
+        allowed = BAD_STEPS if parts.accelerator.scaler is None else BAD_STEPS + SCALER_STEPS
+        if log_is_due(config, state.step) and tally.bad_in_a_row >= allowed:
             raise Stop(diagnosis(tally, state.step, config), code=1)
-        number, time_is_up, saves_fail = self.due(saves.seconds, saves.failed)
-        if saves_fail:
+        now = time.monotonic()
+        self.longest, self.last = max(self.longest, now - self.last), now
+        # there must be time for another step and a save
+        time_is_up = self.end is not None and now + self.longest + saves.seconds > self.end
+        number, time_is_up, fails = self.peers.largest(
+            self.number, time_is_up, saves.failed >= FAILED_SAVES
+        )
+        if fails:
             raise Stop(saves.error, code=1)
         if number or time_is_up:
             raise self.stopped(config, parts, state, number)
