@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from nanogpt.config import Actions, TrainConfig, ignored_by
-from nanogpt.data.files import read_json
+from nanogpt.data.files import follow, read_json
 from nanogpt.model import GPTConfig, declared
 from nanogpt.run.errors import refuse_windows
 from nanogpt.run.parser import OneLineParser, read_value, with_underscores
@@ -95,7 +95,9 @@ def recorded(path: str | Path) -> dict:
 
     Raises ValueError or OSError if there are none.
     """
-    file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+    file = follow(path)
+    if file.is_dir():
+        file = file / "config.json"
     file.stat()
     found = read_json(file)
     try:

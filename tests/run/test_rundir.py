@@ -16,6 +16,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.hub.load import load
 from nanogpt.run import resume
+from nanogpt.run.flags import recorded
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -196,6 +197,7 @@ def test_a_text_file_in_place_of_a_link_is_read_wherever_a_checkpoint_is_named(m
     assert last.is_file() and load(run.out_dir, which="last")[2] == load(last)[2] == run.out_dir / "step-000002"
     assert GPT.from_pretrained(last).config.n_layer == 2
     assert get_tokenizer(str(last)).vocab_size == run.tokenizer.vocab_size
+    assert recorded(str(last))["max_iters"] == 2
     assert make_run(max_iters=3, resume=str(last)).start_step == 2
 
 
