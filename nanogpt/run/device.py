@@ -165,16 +165,15 @@ def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
 
     If no smaller micro-batch divides, a default accumulation of 1 becomes one for each process.
     """
-    accumulation, size = config.gradient_accumulation_steps, config.batch_size
-    sequences = accumulation * size
-    if accumulation % processes:
-        counts = range(processes, sequences + 1, processes)
-        count = next((n for n in counts if sequences % n == 0), None)
-        if count:
-            accumulation, size = count, sequences // count
-        elif accumulation == 1:
-            accumulation = processes
-    return replace(config, batch_size=size, gradient_accumulation_steps=accumulation)
+    accumulation = config.gradient_accumulation_steps
+    if accumulation % processes == 0:
+        return config
+    sequences = accumulation * config.batch_size
+    for count in range(processes, sequences + 1, processes):
+        if sequences % count == 0:
+            size = sequences // count
+            return replace(config, batch_size=size, gradient_accumulation_steps=count)
+    return replace(config, gradient_accumulation_steps=processes) if accumulation == 1 else config
 
 
 def mixed_precision(config: TrainConfig) -> str:
