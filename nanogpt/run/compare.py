@@ -19,6 +19,7 @@ from nanogpt.run import metrics
 KEYS = ("step", "tokens", "train_seconds", "val_loss")
 AXES = ("steps", "tokens", "seconds of training")  # names of the first three
 ALPHA = 0.05  # a difference with a smaller p is significant
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(100)  # of numerical integration
 
 
 @dataclass
@@ -100,27 +101,23 @@ def mean_and_spread(losses: list[float]) -> tuple[float, float | None]:
         return float(np.mean(losses)), spread
 
 
-def welch(a, b) -> np.ndarray:
-    """The two-sided p of Welch's t-test (Welch 1947) between samples along the last axis.
+def welch(a: list[float], b: list[float]) -> float:
+    """The two-sided p of Welch's t-test (Welch 1947) between two samples of two or more values.
 
-    Each has two or more values. NaN if neither sample varies.
+    NaN if neither varies.
     """
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    n, m = a.shape[-1], b.shape[-1]
     with np.errstate(all="ignore"):  # a loss may be infinite, or NaN
         # squared standard errors of the means
-        u = a.var(-1, ddof=1) / n
-        v = b.var(-1, ddof=1) / m
-        df = (u + v) ** 2 / (u**2 / (n - 1) + v**2 / (m - 1))  # Welch-Satterthwaite
-        t = np.abs(a.mean(-1) - b.mean(-1)) / np.sqrt(u + v)
+        u = np.var(a, ddof=1) / len(a)
+        v = np.var(b, ddof=1) / len(b)
+        df = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))  # Welch-Satterthwaite
+        t = abs(np.mean(a) - np.mean(b)) / np.sqrt(u + v)
+
         # with t = sqrt(df) / tan(angle), Student's tail is the integral of sin(angle)^(df - 1)
-        x, weights = np.polynomial.legendre.leggauss(100)
+        def integral(end: float) -> float:  # from 0
+            return end / 2 * (WEIGHTS @ np.sin(end * (NODES + 1) / 2) ** (df - 1))
 
-        def integral(end):  # from 0
-            angles = np.asarray(end)[..., None] * (x + 1) / 2
-            return end / 2 * (np.sin(angles) ** (df[..., None] - 1) @ weights)
-
-        return integral(np.arctan2(np.sqrt(df), t)) / integral(np.pi / 2)
+        return float(integral(np.arctan2(np.sqrt(df), t)) / integral(np.pi / 2))
 
 
 def verdict(runs: list[Path]) -> dict:
@@ -154,7 +151,7 @@ def verdict(runs: list[Path]) -> dict:
     best, second = ([curve.lowest for curve in curves] for curves in groups[:2])
     if min(len(best), len(second)) < 2:
         return found | {"why_not": "this needs at least two seeds of each"}
-    p = float(welch(best, second))
+    p = welch(best, second)
     if np.isnan(p):
         return found | {"why_not": "the losses of seeds do not vary, or are not finite"}
     return found | {"p": p, "significant": p < ALPHA}

@@ -142,22 +142,6 @@ def test_one_graph_is_compiled_or_one_for_all_blocks_and_the_loss(monkeypatch, w
     assert [name for name, _ in model.named_parameters()] == names
 
 
-def test_under_ddp_a_block_is_one_graph(monkeypatch):
-    """DDP would cut it at 1 MiB of parameters, its first bucket."""
-    counter = CompileCounter()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    torch.compiler.reset()
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model = GPT(GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=256))
-        device.compile_model(model, whole=False)
-        idx = torch.zeros(2, 16, dtype=torch.long)
-        torch.nn.parallel.DistributedDataParallel(model)(idx, idx).backward()
-        assert counter.frame_count == 2  # the loss is the other
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 @pytest.fixture
 def gpu(monkeypatch):
     """Makes a GPU of a compute capability, as torch describes it."""
