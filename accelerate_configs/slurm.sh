@@ -35,10 +35,8 @@ stop() {
 trap stop USR1
 
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it from the job
-if [ ! -e "$DATA/meta.json" ]; then  # an interrupted task resumes after the tokens it has written
-    run srun --kill-on-bad-exit=1 bash -c 'exec python -m data_prep.fineweb_edu --source "$RAW" --out "$DATA" \
-        --tokenizer "$TOKENIZER" --shard "$((SLURM_PROCID + 1))/$SLURM_NTASKS"'
-    run python -m data_prep.merge "$DATA"
+if [ ! -e "$DATA/meta.json" ]; then  # on the first node; if interrupted, it resumes after the tokens it has written
+    run python -m data_prep.fineweb_edu --source "$RAW" --out "$DATA" --tokenizer "$TOKENIZER"
 fi
 
 # A task turns USR1 into TERM, which the launcher of every version of torch passes on to its processes. From torch 2.12 on

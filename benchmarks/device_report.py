@@ -2,7 +2,6 @@
 
     python benchmarks/device_report.py                       # under 9 minutes on one GPU
     python benchmarks/device_report.py --parts tests         # again, a part that was cut short
-    python benchmarks/device_report.py --parts profile       # the operators of the 124M step
     python benchmarks/device_report.py --device cpu --tiny   # two minutes, to try it
 
 Writes report.json and report.md, a table for LOG.md, into `--out`. It downloads nothing, and needs
@@ -10,7 +9,7 @@ torch, accelerate, transformers, tiktoken, numpy and pytest. A part that takes t
 reported. `tests` is `pytest -m device`; `bench` is `nanogpt bench` of the baby GPT and of GPT-2;
 `nanogpt` is nanoGPT's training step at the same sizes, with the code of a clone (`--nanogpt`) or,
 without one, the same formula in plain torch; `time` trains recipes/shakespeare.py on
-data/shakespeare_char until it reaches nanoGPT's loss on a GPU; `profile` must be asked for.
+data/shakespeare_char until it reaches nanoGPT's loss on a GPU.
 """
 
 import argparse
@@ -31,9 +30,9 @@ sys.path.insert(0, str(ROOT))  # a plain copy of the repository, not installed
 from data_prep import writer  # noqa: E402
 
 PARTS = ("tests", "bench", "nanogpt", "time")
-# models of `nanogpt bench`, sequences (nanoGPT's, and more for a large GPU), and its parts
-CASES = (("baby", 64, "train,sample"), ("gpt2", 12, "train,sample"), ("gpt2", 64, "train"))
-TINY = (("classic", 2, "train,sample"),)
+# models of `nanogpt bench`, and sequences: nanoGPT's, and more for a large GPU
+CASES = (("baby", 64), ("gpt2", 12), ("gpt2", 64))
+TINY = (("classic", 2),)
 TARGET = 1.4697  # nanoGPT's README, for the baby GPT
 LIMIT = "matmuls + attention"  # of a training step, in `nanogpt bench`
 ENVIRONMENT = """
@@ -99,7 +98,6 @@ class Report:
         self.tests: list[dict] = []
         self.rows: list[dict] = []
         self.reached: dict = {}  # of `time_to_loss`
-        self.profiled = ""  # a table
         self.problems: list[str] = []
 
     def run(self, name: str, *command: str, share: float = 1.0) -> str | None:
@@ -160,9 +158,9 @@ class Report:
         """`nanogpt bench` of several models, each in an equal share of the time that is left."""
         cases = TINY if self.tiny else CASES
         rounds = 1 if self.tiny else 3
-        for model, batch, parts in cases:
+        for model, batch in cases:
             command = f"-m nanogpt bench --model {model} --batch_size {batch} --rounds {rounds}"
-            command += f" --device {self.device} --parts {parts} --json"
+            command += f" --device {self.device} --json"
             printed = self.run(f"bench {model} {batch}", *command.split(), share=0.4)
             if printed and printed.startswith("{"):
                 rows = json.loads(printed.splitlines()[-1])["rows"]
@@ -176,12 +174,12 @@ class Report:
         dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(env["precision"], "float32")
         clone = str(folder) if (folder / "model.py").is_file() else ""
         limits = {(row["model"], row["batch"]): row for row in self.rows if row["who"] == LIMIT}
-        for model, batch, _ in TINY if self.tiny else CASES:
+        for model, batch in TINY if self.tiny else CASES:
             sizes = model, str(batch), env["kind"], dtype, "2" if self.tiny else "20"
             printed = self.run(f"nanoGPT {model} {batch}", "-c", NANOGPT, clone, *sizes, share=0.4)
             if printed:
                 row = json.loads(printed.splitlines()[-1])
-                row |= {"model": model, "batch": batch, "part": "train", "unit": "tokens/s"}
+                row |= {"model": model, "batch": batch}
                 row["who"] = "nanoGPT" if clone else "nanoGPT's formula"
                 limit = limits.get((model, batch))
                 row["of_limit"] = row["rate"] / limit["rate"] if limit else None
@@ -214,12 +212,6 @@ class Report:
             best = min(losses, key=lambda line: line["val_loss"])
             self.reached = {"target": TARGET, "first": reached[:1], "best": best, "wall": wall}
 
-    def profile(self) -> None:
-        """The operators that take the time of a step."""
-        model, batch, _ = TINY[0] if self.tiny else CASES[1]
-        command = f"-m nanogpt bench --model {model} --batch_size {batch} --profile"
-        self.profiled = self.run("profile", *command.split(), "--device", self.device) or ""
-
     def table(self) -> str:
         """The report as Markdown."""
         environment = ", ".join(f"{name} {value}" for name, value in self.environment.items())
@@ -227,14 +219,14 @@ class Report:
         for row in self.tests:
             why = f": {row['why']}".replace("|", "/") if row["why"] else ""
             lines.append(f"| {row['test']} | {row['result']}{why} | {row['seconds']} |")
-        lines += ["", "| model | batch | part | who | rate | of limit | spread | MFU |"]
-        lines.append("| --- " * 8 + "|")
+        lines += ["", "| model | batch | who | rate | of limit | spread | MFU |"]
+        lines.append("| --- " * 7 + "|")
         for row in self.rows:
             mfu = f"{row['mfu']:.1%}" if row.get("mfu") else ""
             of_limit = f"{row['of_limit']:.0%}" if row["of_limit"] else ""
             lines.append(
-                f"| {row['model']} | {row['batch']} | {row['part']} | {row['who']} "
-                f"| {row['rate']:,.0f} {row['unit']} | {of_limit} | {row['spread']:.0%} | {mfu} |"
+                f"| {row['model']} | {row['batch']} | {row['who']} "
+                f"| {row['rate']:,.0f} tokens/s | {of_limit} | {row['spread']:.0%} | {mfu} |"
             )
         lines.append("")
         for what, line in (
@@ -248,8 +240,6 @@ class Report:
                 )
         if self.reached:
             lines.append(f"- the whole run: {self.reached['wall']:.0f} s with compiling")
-        if self.profiled:
-            lines += ["", "```", self.profiled.rstrip(), "```"]
         return "\n".join([*lines, "", *(f"- {problem}" for problem in self.problems)])
 
 
@@ -258,9 +248,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    parser.add_argument(
-        "--parts", default=",".join(PARTS), help="and profile (default: %(default)s)"
-    )
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="a few tests and one small model")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "device")
     parser.add_argument("--nanogpt", type=Path, default=ROOT / "nanoGPT", help="a clone of it")
@@ -273,7 +261,6 @@ def main() -> int:
         "bench": report.bench,
         "nanogpt": lambda: report.bench_nanogpt(args.nanogpt.resolve()),
         "time": report.time_to_loss,
-        "profile": report.profile,
     }
     report.look()
     for part in args.parts.split(","):
@@ -283,7 +270,6 @@ def main() -> int:
         "tests": report.tests,
         "bench": report.rows,
         "time": report.reached,
-        "profile": report.profiled,
         "problems": report.problems,
     }
     (args.out / "report.json").write_text(json.dumps(found, indent=2) + "\n")

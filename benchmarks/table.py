@@ -2,7 +2,7 @@
 
     python benchmarks/table.py                   # against nanoGPT's settings, trained here in fp32
     python benchmarks/table.py --nanogpt FOLDER  # against a clone of github.com/karpathy/nanoGPT
-    python benchmarks/table.py --rows sampling   # one of learning, best, step, sampling, ten
+    python benchmarks/table.py --rows step       # one of learning, best, step, ten
 
 Each row says how busy the machine was (load) and how fast its clock ran, because both change the
 figures: the ratios are repeatable below a load of about 0.5 before the start. Seconds are those of
@@ -122,15 +122,12 @@ def best(scratch: Path) -> Iterator[tuple[str, str, str]]:
     yield "loss of recipes/shakespeare_best.py", f"{end['val_loss']:.4f}", seconds
 
 
-def bench(model: str, part: str, *flags: str) -> Iterator[tuple[str, str, str]]:
-    """Shares of what the machine allows, by `nanogpt bench`."""
-    command = f"-m nanogpt bench --json --model {model} --parts {part}"
-    output = call(sys.executable, *command.split(), *flags)
-    for row in json.loads(output.splitlines()[-1])["rows"]:
-        if row["who"].startswith("nanogpt"):
-            name = f"{row['part']}, {row['who']}, {model}, share of its limit"
-            share = f"{row['of_limit']:.0%} (spread {row['spread']:.0%})"
-            yield name, f"{row['rate']:.1f} {row['unit']}", share
+def bench(model: str) -> Iterator[tuple[str, str, str]]:
+    """The share of what the machine allows that a training step reaches, by `nanogpt bench`."""
+    output = call(sys.executable, *f"-m nanogpt bench --json --model {model}".split())
+    row = json.loads(output.splitlines()[-1])["rows"][0]
+    share = f"{row['of_limit']:.0%} (spread {row['spread']:.0%})"
+    yield f"training step, {model}, share of its limit", f"{row['rate']:.1f} tokens/s", share
 
 
 def batch_of_ten(rounds: int = 7, tokens: int = 300) -> Iterator[tuple[str, str, str]]:
@@ -171,7 +168,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a clone of nanoGPT")
-    rows = "learning, best, step, sampling, ten; default: all"
+    rows = "learning, best, step, ten; default: all"
     parser.add_argument("--rows", default="", help=rows)
     args = parser.parse_args()
     cpuinfo = Path("/proc/cpuinfo").read_text()
@@ -187,8 +184,7 @@ def main() -> None:
         parts = {
             "learning": lambda: learning(args.nanogpt and args.nanogpt.absolute(), scratch),
             "best": lambda: best(scratch),
-            "step": lambda: chain(bench("classic", "train"), bench("laptop", "train")),
-            "sampling": lambda: bench("gpt2", "sample", "--batch_size=1"),
+            "step": lambda: chain(bench("classic"), bench("laptop")),
             "ten": batch_of_ten,
         }
         for part, rows in parts.items():

@@ -3,16 +3,12 @@
     python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --out data/mine_chat
     python -m data_prep.chat hf:HuggingFaceTB/smoltalk:all --tokenizer gpt2 --skip_long --out talk
 
-A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in `datasets`, ShareGPT's
-{"conversations": [{"from": "human", "value": "Hi"}, …]}, or a list of messages, in any of the
-formats of records that `data_prep.documents` lists. The roles are system (or developer), user and
-assistant. A content is a text or a list of parts of text. --errors skip leaves out and counts
-conversations with anything else in them, such as tool calls. <|im_start|> and <|im_end|> are added
-to a tokenizer that lacks them. To fine-tune a model, name its tokenizer.
-
-An answer with "weight": 0 (or "train" or "loss": false) is context, not a target. Targets are found
-from the tokens, so such an answer has another header, with a space after the name:
-`<|im_start|>assistant `.
+A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in `datasets`, or
+ShareGPT's {"conversations": [{"from": "human", "value": "Hi"}, …]}, in any of the formats of
+records that `data_prep.documents` lists. The roles are system (or developer), user and assistant.
+--errors skip leaves out and counts conversations with anything else in them, such as tool calls.
+<|im_start|> and <|im_end|> are added to a tokenizer that lacks them. To fine-tune a model, name its
+tokenizer.
 
 A block begins with a conversation and has as many whole ones as fit; the rest is filled with
 end-of-text tokens, or with <|im_end|> if there are none. An end-of-text token follows a
@@ -22,24 +18,20 @@ out with --skip_long; none is ever cut. The loss counts only the assistant's tok
 """
 
 import json
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from data_prep import text
-from data_prep.documents import PIECE, Corpus
-from data_prep.formats import SURROGATE
+from data_prep.documents import SURROGATE, Corpus
 from data_prep.inputs import is_records
 from data_prep.split import Split
 from data_prep.writer import (
     SPLITS,
     TokenFile,
     check_fraction,
-    check_name,
     finish,
-    token_dtype,
+    token_files,
     writing,
 )
 from nanogpt import chat
@@ -51,32 +43,14 @@ from nanogpt.run.flags import within
 
 ROLES = {role: role for role in chat.ROLES} | {"human": "user", "developer": "system"}
 ROLES |= dict.fromkeys(("gpt", "chatgpt", "model"), "assistant")
-UNLEARNT = "assistant "  # in the header of an answer that is not a target
 
 
 def open_conversations(inputs: list[str], errors: str = "strict") -> Corpus:
     """A corpus whose documents are conversations, each the JSON of its list of messages."""
-    columns = ("messages", "conversations")
-    corpus = Corpus(inputs, columns, errors, unpack=conversations_in, convert=to_json)
+    corpus = Corpus(inputs, ("messages", "conversations"), errors, convert=to_json)
     if wrong := next((file.name for file in corpus.files if not is_records(file.name)), None):
         raise ValueError(f"{wrong} is not JSON by its name: give .jsonl, .json, .parquet, …")
     return corpus
-
-
-def read_conversations(corpus: Corpus) -> Iterator[tuple]:
-    """(piece, messages, where it stands) of each conversation."""
-    for piece in corpus.pieces():
-        where = f"{corpus.files[piece.file].name}, record {piece.document + 1}"
-        yield piece, json.loads(piece.text), where
-
-
-def conversations_in(value: object) -> list:
-    """The conversations in a value of a JSON file; a list of messages is one."""
-    if not isinstance(value, list):
-        return [value]
-    if value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys():
-        return [{"messages": value}]
-    return [record for item in value for record in conversations_in(item)]
 
 
 def to_json(value: object, where: str) -> str:
@@ -92,46 +66,29 @@ def to_json(value: object, where: str) -> str:
     ]
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError(f"{where}: no answer of the assistant to learn from")
-    text = json.dumps(messages)
-    if len(text) > PIECE:
-        raise ValueError(f"{where} has {len(text):,} characters: no context is that long")
-    return text
+    return json.dumps(messages)
 
 
 def read_message(message: dict, where: str) -> dict:
     """A message as {"role", "content"}."""
-    name, content = message.get("role", message.get("from")), join_parts(message)
-    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    name = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    role = ROLES.get(str(name).strip().lower())
     if role is None:
         roles = ", ".join(chat.ROLES)
         raise ValueError(f"{where}: role {str(name)[:40]!r} is not one of {roles}")
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"{where}: its content is {str(content)[:40]!r}, not a text")
-    weights = [message[key] for key in ("weight", "train", "loss") if message.get(key) is not None]
-    if role == "assistant" and not all(weights):
-        role = UNLEARNT
-    if any(weight not in (0, 1) for weight in weights):
-        raise ValueError(f"{where}: its weight is {str(weights[0])[:40]}, not 0 or 1")
+    if message.get("weight") not in (None, 1):
+        raise ValueError(f"{where}: its weight is not 1, and each answer counts the same")
     return {"role": role, "content": SURROGATE.sub("\ufffd", content)}
-
-
-def join_parts(message: dict) -> object:
-    """The content of a message; parts ([{"type": "text", "text": "Hi"}]) are joined."""
-    content = message.get("content", message.get("value"))
-    if not isinstance(content, list):
-        return content
-    texts = [
-        part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
-        for part in content
-    ]
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else content
 
 
 class Blocks:
     """A split: packs conversations into blocks of `size` tokens."""
 
     def __init__(self, file: TokenFile, tokenizer, size: int):
-        self.file, self.tokenizer, self.size = file, tokenizer, size
+        self.file, self.name, self.size = file, tokenizer.name, size
         self.begin, self.end = chat.answer_begin(tokenizer), tokenizer.special[END]
         self.eot = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
         file.counts["answers"] = {"tokens": 0, "bytes": 0}
@@ -141,8 +98,8 @@ class Blocks:
         told = [m["content"].strip() for m in messages if m["role"] == "assistant"]
         counted = answers(ids[None], self.begin, self.end)[0]
         if (ids[counted] == self.end).sum() != len(told):
-            name = self.tokenizer.name
-            raise ValueError(f"answers cannot be found in the tokens of {name}: choose others")
+            why = f"answers cannot be found in the tokens of {self.name}"
+            raise ValueError(f"{why}: choose another tokenizer")
         ids = np.array([*ids, *self.eot][: self.size])
         if len(ids) > -self.file.counts["tokens"] % self.size:
             self.fill()
@@ -154,6 +111,15 @@ class Blocks:
         """Fills the last block, and adds `more` tokens."""
         rest = -self.file.counts["tokens"] % self.size + more
         self.file.append(np.full(rest, (self.eot or [self.end])[0]), 0, 0)
+
+
+def train_characters(corpus: Corpus) -> CharTokenizer:
+    """Trains a character tokenizer on conversations."""
+    found = {*"\n".join(chat.ROLES)}
+    for document in corpus.documents():
+        for message in json.loads(document.text):
+            found.update(message["role"] + message["content"])
+    return CharTokenizer.train("".join(found))
 
 
 def prepare(
@@ -172,59 +138,42 @@ def prepare(
     from, too. Raises ValueError or OSError.
     """
     check_fraction(val_fraction)
-    check_name(out)
     corpus = open_conversations(inputs, errors)
-    for note in corpus.notes:
-        say(note)
     if tokenizer == "char":
-        found = {*"\n".join(chat.ROLES)}
-        for _, messages, _ in read_conversations(corpus):
-            found.update(*(message["role"] + message["content"] for message in messages))
-        tokenizer = CharTokenizer.train("".join(found))
+        tokenizer = train_characters(corpus)
     elif isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
     tokenizer = chat.add_tokens(tokenizer)
     fraction = text.default_val_fraction(corpus) if val_fraction is None else val_fraction
     split, out, too_long = Split(corpus, fraction), Path(out), 0
-    with writing(out, tokenizer, chat=True) as content:
-        files = {name: TokenFile(out / f"{name}.bin", token_dtype(tokenizer)) for name in SPLITS}
+    with writing(out, tokenizer) as new:
+        files = token_files(new, tokenizer)
         blocks = {name: Blocks(file, tokenizer, block_size) for name, file in files.items()}
-        for piece, messages, where in read_conversations(corpus):
-            ids, boundary = chat.render(tokenizer, messages), split.boundary(piece)
-            if 0 < boundary < piece.length:
-                raise ValueError(f"{where} is the only one: validation needs a second one")
+        for document in corpus.documents():
+            messages, boundary = json.loads(document.text), split.boundary(document)
+            ids = chat.render(tokenizer, messages)
             if len(ids) <= block_size:
                 blocks["train" if boundary else "val"].add(ids, messages)
             elif skip_long:
                 too_long += 1
             else:
-                why = f"{where} has {len(ids):,} tokens, more than --block_size={block_size}"
+                why = f"{document.where} has {len(ids):,} tokens, more than {block_size=}"
                 raise ValueError(f"{why}: give a larger one, or --skip_long to leave it out")
         for name, file in files.items():
             if not file.counts["documents"]:
                 raise ValueError(f"no conversation is left for {name}: give more, or longer blocks")
             blocks[name].fill(more=1)  # the last target of the last block
         about = {"block": block_size, "answer": blocks["train"].begin, "end": blocks["train"].end}
-        meta = finish(out, files, tokenizer, content, " ".join(inputs), chat=about)
-    if corpus.skipped:
-        say(f"{corpus.skipped:,} lines or conversations that cannot be learnt from were left out")
-    if too_long:
-        say(f"left out: {plural(too_long, 'conversation')} of more than {block_size} tokens")
+        meta = finish(out, files, tokenizer, " ".join(inputs), chat=about)
+    if left_out := corpus.skipped + too_long:
+        say(f"left out: {plural(left_out, 'conversation')}, {too_long:,} of them too long")
     train, val = (meta["splits"][name] for name in SPLITS)
-    tokens = train["tokens"] + val["tokens"]
-    share = (train["answers"]["tokens"] + val["answers"]["tokens"]) / tokens
+    blocks_in_all = (train["tokens"] + val["tokens"]) // block_size
     say(
         f"data: {out}: {plural(train['documents'], 'conversation')} for training, "
-        f"{val['documents']:,} for validation, in {tokens // block_size:,} blocks of {block_size}; "
-        f"{share:.0%} of the tokens count"
+        f"{val['documents']:,} for validation, in {blocks_in_all:,} blocks of {block_size}"
     )
     return meta
-
-
-def next_command(out: Path | str, block_size: int) -> str:
-    """What to run after this command."""
-    data = shlex.quote(str(out))
-    return f"next: python recipes/chat.py --data {data} --block_size={block_size}"
 
 
 def add_block_size(parser, default: int) -> None:
@@ -233,8 +182,7 @@ def add_block_size(parser, default: int) -> None:
     parser.add_argument("--block_size", type=kind, default=default, help="tokens per block")
 
 
-def main() -> None:
-    """Reads the command line and prepares its inputs."""
+if __name__ == "__main__":
     flags = ("INPUT", "--out", "--tokenizer", "--val_fraction", "--errors")
     parser = text.make_parser(__doc__, *flags)
     parser.set_defaults(tokenizer="bytes")
@@ -244,8 +192,3 @@ def main() -> None:
     with user_errors(text.STOPPED):
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)
-        print(next_command(options["out"], options["block_size"]))
-
-
-if __name__ == "__main__":
-    main()

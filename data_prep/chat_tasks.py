@@ -11,6 +11,7 @@ system.
 import json
 import random
 import string
+from collections import Counter
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from nanogpt.run.errors import user_errors, waiting
 
 CONVERSATIONS = "conversations.jsonl"
 BLOCK = 160
+KINDS = {"sums": "+", "spelling": "Spell", "dates": "day"}  # a word in the questions of each
 
 
 def sums(rng: random.Random) -> tuple[str, str]:
@@ -74,7 +76,7 @@ def prepare(
 ) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
     lines = [json.dumps({"messages": messages}) for messages in conversations()]
-    path = write_source(Path(out), CONVERSATIONS, lines, chat=True)
+    path = write_source(Path(out), CONVERSATIONS, lines)
     return chat_prep.prepare([path], out, tokenizer, block_size, say=say)
 
 
@@ -82,33 +84,26 @@ def held_out(data: Path | str) -> list[list[dict]]:
     """The conversations for validation."""
     corpus = chat_prep.open_conversations([str(Path(data, CONVERSATIONS))])
     split = Split(corpus, text.default_val_fraction(corpus))
-    found = chat_prep.read_conversations(corpus)
-    return [messages for piece, messages, _ in found if not split.boundary(piece)]
+    found = (document for document in corpus.documents() if not split.boundary(document))
+    return [json.loads(document.text) for document in found]
 
 
-def kind_of(question: str) -> str:
-    """The kind of a question: sums, spelling or dates."""
-    if question.startswith("Spell"):
-        return "spelling"
-    return "dates" if "day" in question else "sums"
-
-
-def accuracy(model: GPT, tokenizer, data: Path | str) -> dict[str, tuple[int, int]]:
-    """(right, all) answers to the questions of `held_out`, by kind; greedy."""
-    counts = {"sums": (0, 0), "spelling": (0, 0), "dates": (0, 0)}
+def accuracy(model: GPT, tokenizer, data: Path | str) -> tuple[Counter, Counter]:
+    """How many answers to the questions of `held_out` are right, of how many, by kind; greedy."""
+    right: Counter = Counter()
+    asked: Counter = Counter()
     for messages in held_out(data):
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
                 question = messages[i - 1]["content"]
-                kind = kind_of(question)
+                kind = next(kind for kind, word in KINDS.items() if word in question)
                 said = "".join(chat.answer(model, tokenizer, messages[:i], 40, temperature=0))
-                right, asked = counts[kind]
-                counts[kind] = right + (said == message["content"]), asked + 1
-    return counts
+                asked[kind] += 1
+                right[kind] += said == message["content"]
+    return right, asked
 
 
-def main() -> None:
-    """Reads the command line; makes the data, or asks a model."""
+if __name__ == "__main__":
     parser = text.make_parser(__doc__, "--tokenizer")
     parser.add_argument("--out", default="data/chat_tasks", metavar="DIR")
     chat_prep.add_block_size(parser, BLOCK)
@@ -118,16 +113,11 @@ def main() -> None:
         args = parser.parse_args()
         if not args.ask:
             prepare(args.out, args.tokenizer, args.block_size)
-            print(chat_prep.next_command(args.out, args.block_size))
-            return
-        model, tokenizer, _ = load(args.ask, pick_device("auto"))
-        chat.require(tokenizer, args.ask)
-        with waiting("asking the questions for validation"):
-            counts = accuracy(model, tokenizer, args.out)
-        right, asked = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
-        kinds = [f"{kind} {100 * n / max(all_, 1):.1f} %" for kind, (n, all_) in counts.items()]
-        print(f"{100 * right / asked:.1f} % of {asked} answers are right: {', '.join(kinds)}")
-
-
-if __name__ == "__main__":
-    main()
+        else:
+            model, tokenizer, _ = load(args.ask, pick_device("auto"))
+            chat.require(tokenizer, args.ask)
+            with waiting("asking the questions for validation"):
+                right, asked = accuracy(model, tokenizer, args.out)
+            kinds = ", ".join(f"{kind} {right[kind] / asked[kind]:.1%}" for kind in asked)
+            share = right.total() / asked.total()
+            print(f"{share:.1%} of {asked.total()} answers are right: {kinds}")

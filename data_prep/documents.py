@@ -1,66 +1,53 @@
-"""Reads documents from files, folders, standard input, URLs and the Hub, in constant memory.
+"""Reads documents from files, folders, standard input, URLs and the Hub.
 
     >>> corpus = Corpus(["books/", "notes/*.md", "crawl.jsonl.gz"])
-    >>> texts = [piece.text for piece in corpus.pieces()]
+    >>> texts = [document.text for document in corpus.documents()]
 
 The ending of a file tells its format. A document is a line (an object) of .jsonl, .ndjson and
 .json, a record of .csv and .tsv, or a row of .parquet and .arrow, with its text in a column; a
-.json may also be an array of objects or a single one, which is read at once. Any other file is one
-document of plain text. With a separator, such as <|endoftext|>, each text is several documents.
+.json may also be an array of objects or a single one. Any other file is one document of plain text,
+which is read at once. With a separator, such as <|endoftext|>, each text is several documents.
 Files may be compressed as .gz or .zst. `-` is standard input, copied to a temporary file;
 `hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that `datasets` reads),
-streamed, with configuration and split optional. In a folder, these are skipped: hidden files and
-folders, test splits, READMEs of data sets, and tables without the column.
+streamed, with configuration and split optional.
 
-A .csv quotes fields as RFC 4180 says, a .tsv does not quote. Stray quotes never join lines: a row
-of another length than the header is an error.
-
-A document of more than PIECE characters comes in several pieces. It is cut at starts of lines where
-tokenizers cut as well: if possible, between a single newline and a character other than white
-space.
+`datasets` reads tables and the Hub, and `fsspec` opens URLs. JSON and CSV are read with Python's
+own modules: `datasets` wants the same columns in every line of JSON, and joins lines of a CSV at
+stray quotes.
 """
 
+import csv
 import hashlib
+import io
+import json
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate, islice
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
-from data_prep import formats
-from data_prep.formats import SURROGATE, Errors
-from data_prep.inputs import find_files, is_hub, is_records, is_url, some
+from data_prep.inputs import HUB, bare, find_files, is_hub, is_records, is_url
+from nanogpt.data.files import first_line
 
-PIECE = 1 << 18  # characters
+PIECE = 1 << 18  # characters that are tokenized at a time
 NOTE = 1 << 14  # bytes
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+# halves of surrogate pairs, which JSON can spell; no tokenizer accepts them
+SURROGATE = re.compile("[\ud800-\udfff]")
+CONVERT = "convert it first (pdftotext, pandoc, gunzip, iconv -t UTF-8), or pass --errors replace"
 
 
-class NoColumn(ValueError):
-    """A table or a record lacks the column of the text."""
-
-
-class Piece(NamedTuple):
-    """A document, or a part of one that is longer than PIECE characters."""
+class Document(NamedTuple):
+    """A document and where it stands."""
 
     file: int  # number of the input
-    document: int  # number of the document in it
-    at: int  # about how many bytes of all inputs were read before it
+    where: str  # for messages: the file and the record
     text: str
-    place: int  # characters of the document before it
-    length: int  # characters of the document
-    digest: int  # hash of the document, of 64 bits
-
-    @property
-    def last(self) -> bool:
-        """Whether the document ends with it."""
-        return self.place + len(self.text) == self.length
-
-
-def records_in(value: object) -> list:
-    """The records in a value of a JSON file, which may be an array of them."""
-    return value if isinstance(value, list) else [value]
+    digest: int  # hash of the text, of 64 bits
 
 
 def plain_text(value: object, where: str) -> str:
@@ -79,207 +66,187 @@ class Corpus:
         inputs: list[str],
         columns: tuple[str, ...] = ("text",),
         errors: str = "strict",
-        shard: tuple[int, int] = (1, 1),
         separator: str | None = None,
-        unpack: Callable[[object], list] = records_in,
         convert: Callable[[object, str], str] = plain_text,
     ):
         """`columns` are the names that the column of the text may have.
 
         `errors` says what happens to text that is not UTF-8: strict raises, replace inserts U+FFFD,
-        skip leaves it out, and records without a text, too. `shard` (i, n) takes the i-th of n
-        parts of about equal size in bytes, from 1 on. `separator` is what stands between the
-        documents of a text. `unpack` finds the records in a value of a JSON file, `convert` makes a
-        text of what is in the column. Raises ValueError.
+        skip leaves out such lines, and records without a text, too. `separator` is what stands
+        between the documents of a text. `convert` makes a text of what is in the column. Raises
+        ValueError.
         """
-        if shard[1] > 1 and ("-" in inputs or (len(inputs) > 1 and any(map(is_hub, inputs)))):
-            wrong = "standard input nor a data set on the Hub with other inputs"
-            raise ValueError(f"--shard supports neither {wrong}")
-        self.columns, self.shard, self.separator = columns, shard, separator
-        self.errors, self.unpack, self.convert = Errors(errors), unpack, convert
-        self.separated = False  # whether a separator was found
-        self.stdin = spool(sys.stdin) if "-" in inputs else None  # lives as long as the corpus
-        found, self.notes = find_files([self.stdin.name if n == "-" else n for n in inputs])
-        in_folders = [f.name for f in found if f.name not in inputs and not is_url(f.name)]
-        extra = [name for name in in_folders if self._lacks_column(name)]
-        if extra and len(extra) < len(found):  # else reading the first raises
-            self.notes.append(f"not read, because they have no {self._column()}: {some(extra)}")
-            found = [file for file in found if file.name not in extra]
-        self.files = found
+        self.columns, self.errors = columns, errors
+        self.separator, self.convert = separator, convert
+        self.skipped = 0  # lines and records that `documents` has left out
+        self.stdin = copy_stdin() if "-" in inputs else None  # lives as long as the corpus
+        self.files, self.notes = find_files([self.stdin.name if n == "-" else n for n in inputs])
         self.streamed = any(is_hub(file.name) for file in self.files)
-        # bytes of the inputs before each
-        self.before = [0, *accumulate(file.size for file in self.files)]
-        self.size = self.before[-1]
+        self.size = sum(file.size for file in self.files)  # bytes
         if not self.streamed and self.size == 0:
             names = ", ".join(inputs)
             raise ValueError(f"the text is empty ({names}): there is nothing to train on")
-        self.measured: dict[str, tuple[int, int]] = {}  # length and digest of long plain texts
-
-    def _lacks_column(self, name: str) -> bool:
-        """Whether a file has no texts, such as metadata.csv and package.json."""
-        if not is_records(name):
-            return self.convert is not plain_text  # plain text is no conversation
-        try:
-            next(self._records(name), None)
-        except NoColumn:
-            return True
-        except ValueError:  # raised again when the file is read
-            pass
-        return False
-
-    @property
-    def skipped(self) -> int:
-        """How many lines, records and files `pieces` has left out so far."""
-        return self.errors.skipped
 
     def fingerprint(self) -> list:
         """What must be unchanged for an interrupted preparation to resume."""
-        return [self.columns, self.errors.mode, self.shard, self.separator, self.files]
+        return [self.columns, self.errors, self.separator, self.files]
 
     def outweighs(self, file: int) -> bool:
         """Whether an input is plain text, not short, and larger than all others together."""
-        size = self.files[file].size
-        is_plain = not self.streamed and not self._is_divided(file)
+        name, size, _ = self.files[file]
+        is_plain = not (self.streamed or self.separator or is_records(name))
         return is_plain and size > NOTE and 2 * size > self.size
 
-    def _is_divided(self, file: int) -> bool:
-        """Whether an input can have several documents."""
-        return bool(self.separator) or is_records(self.files[file].name)
-
-    def documents(self) -> Iterator[Piece]:
-        """The first piece of each document, whatever the shard."""
-        for number in range(len(self.files)):
-            pieces = self._read(number, (1, 1))
-            if self._is_divided(number):
-                yield from (piece for piece in pieces if not piece.place)
-            else:
-                yield from islice(pieces, 1)
-
-    def pieces(self, shard: tuple[int, int] | None = None) -> Iterator[Piece]:
-        """The pieces of a shard, this corpus's own if none is given.
+    def documents(self) -> Iterator[Document]:
+        """The documents of all inputs, without empty ones.
 
         Raises ValueError or OSError naming the input.
         """
-        self.errors.skipped = 0
-        i, n = shard or self.shard
-        low, high = self.size * (i - 1) // n, self.size * i // n
-        everything = n == 1 or self.streamed  # `datasets` divides a data set on the Hub
-        for number in range(len(self.files)):
-            start, stop = self.before[number], self.before[number + 1]
-            if not everything and (stop <= low or start >= high):
-                continue
-            for piece in self._read(number, (i, n)):
-                if not everything and piece.at >= high:
-                    break
-                if everything or piece.at >= low:
-                    yield piece
+        self.skipped = 0
+        for number, file in enumerate(self.files):
+            try:
+                for where, text in self._texts(file.name):
+                    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+                    yield Document(number, where, text, int.from_bytes(digest, "little"))
+            except Exception as error:  # whatever the libraries and the network raise
+                if type(error) is ValueError or (isinstance(error, OSError) and error.filename):
+                    raise
+                raise ValueError(f"{file.name} could not be read: {first_line(error)}") from None
 
-    def _read(self, number: int, shard: tuple[int, int]) -> Iterator[Piece]:
-        """All pieces of an input."""
-        name = self.files[number].name
-        if not self._is_divided(number):
-            yield from self._pieces_of(number, 0, *self._plain(name))
-            return
-        texts = self._separate(name, shard) if self.separator else self._records(name, shard)
-        for document, (at, text) in enumerate(texts):
-            yield from self._pieces_of(number, document, [(at, text)], *measure([text]))
+    def _texts(self, name: str) -> Iterator[tuple[str, str]]:
+        """(where it stands, text) of each document of an input."""
+        if is_records(name):
+            found: Iterable = self._record_texts(name)
+        else:
+            found = [(name, "".join(self._lines(name)))]
+        for where, text in found:
+            parts = [text]
+            if self.separator:  # a line break after it belongs to it
+                parts = re.split(re.escape(self.separator) + r"(?:\r?\n)?", text)
+            yield from ((where, part) for part in parts if part)
 
-    def _pieces_of(
-        self, file: int, document: int, blocks: Iterable, length: int, digest: int
-    ) -> Iterator[Piece]:
-        """The pieces of a document that is given in blocks (position, text)."""
-        place, start, stop = 0, self.before[file], self.before[file + 1]
-        for position, text in passages(blocks, PIECE):
-            # a reader may have read all of the file before its last documents
-            at = min(start + position, stop - 1)
-            yield Piece(file, document, at, text, place, length, digest)
-            place += len(text)
+    def _record_texts(self, name: str) -> Iterator[tuple[str, str]]:
+        """(where it stands, text) of each record of an input."""
+        for number, record in enumerate(self._records(name), 1):
+            where = f"{name}, record {number}"
+            try:
+                yield where, self._text_of(record, where)
+            except ValueError as error:
+                self._reject(str(error))
 
-    def _plain(self, name: str) -> tuple[Iterable[tuple[int, str]], int, int]:
-        """The blocks of a plain text file, its length and digest. A large file is read twice."""
-        blocks = list(islice(formats.read_text(name, self.errors, PIECE), 2))
-        if len(blocks) < 2:
-            return blocks, *measure(text for _, text in blocks)
-        if name not in self.measured:
-            texts = (text for _, text in formats.read_text(name, Errors(self.errors.mode), PIECE))
-            self.measured[name] = measure(texts)
-        return formats.read_text(name, self.errors, PIECE), *self.measured[name]
+    def _text_of(self, record: object, where: str) -> str:
+        found = record if isinstance(record, dict) else {}
+        if not any(name in found for name in self.columns):
+            column = "column " + " or ".join(map(repr, self.columns))
+            has = ", ".join(str(name)[:40] for name in islice(found, 10)) or "none"
+            advice = ": name one with --text_column" if len(self.columns) == 1 else ""
+            raise ValueError(f"{where}: it has no {column} (it has: {has}){advice}")
+        values = [found[name] for name in self.columns if found.get(name) is not None]
+        return self.convert(values[0] if values else None, where)
 
-    def _separate(self, name: str, shard: tuple[int, int]) -> Iterator[tuple[int, str]]:
-        """(position, text) of what is between separators; a line break after one belongs to it."""
-        at, text, records = 0, "", is_records(name)
-        blocks = (
-            self._records(name, shard) if records else formats.read_text(name, self.errors, PIECE)
-        )
-        for at, block in blocks:
-            begin = max(len(text) - len(self.separator), 0)
-            text += block
-            if self.separator in text[begin:]:
-                self.separated = True
-                *parts, text = re.split(re.escape(self.separator) + r"(?:\r?\n)?", text)
-                yield from ((at, part) for part in parts)
-            if records:
-                yield at, text
-                text = ""
-        yield at, text
+    def _reject(self, why: str) -> None:
+        """Counts what is left out with --errors skip, else raises ValueError."""
+        if self.errors != "skip":
+            raise ValueError(f"{why}; --errors skip leaves it out")
+        self.skipped += 1
 
-    def _records(self, name: str, shard: tuple[int, int] = (1, 1)) -> Iterator[tuple[int, str]]:
-        """(position, text) of a file's records; "" for one without text that is left out."""
-        number = 0
-        for at, value in formats.read_records(name, self.columns, self.errors, shard):
-            for record in self.unpack(value):
-                number += 1
+    def _lines(self, name: str) -> Iterator[str]:
+        """The lines of a text file."""
+        mode = "replace" if self.errors == "replace" else "strict"
+        with open_bytes(name) as file:
+            for number, line in enumerate(file, 1):
                 try:
-                    text = self._text_of(record, name, number)
-                except NoColumn as error:
-                    if number == 1:  # probably it has another name
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8", mode)
+                except UnicodeDecodeError:
+                    text = "\0"
+                if "\0" in text and mode == "strict":  # as in UTF-16 and binary files
+                    self._reject(f"{name}, line {number} is not UTF-8 text: {CONVERT}")
+                else:
+                    yield text
+
+    def _records(self, name: str) -> Iterator:
+        """The objects of a JSON file or the rows of a table."""
+        ending = Path(bare(name)).suffix
+        if is_hub(name):
+            path, config, split = [*name.removeprefix(HUB).split(":"), "", ""][:3]
+            yield from stream(path, config or None, split=split or "train")
+        elif ending in (".parquet", ".arrow"):
+            path = name if is_url(name) else str(Path(name).absolute())
+            yield from stream(ending[1:], data_files=path, split="train")
+        elif ending in (".csv", ".tsv"):
+            yield from self._rows(name, ending == ".tsv")
+        else:
+            yield from self._objects(name)
+
+    def _objects(self, name: str) -> Iterator:
+        """The objects of a JSON file: one in each line, or an array or object in several."""
+        lines = self._lines(name)
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                try:
+                    value = json.loads(line)
+                except ValueError:  # perhaps it goes on in the next line
+                    if not bare(name).endswith(".json"):
                         raise
-                    self.errors.reject(str(error))
-                    text = ""
-                yield at, text
+                    value = json.loads(line + "".join(lines))
+            except (ValueError, RecursionError) as error:
+                self._reject(f"{name}, line {number} is not JSON ({error})")
+            else:
+                yield from value if isinstance(value, list) else [value]
 
-    def _text_of(self, record: object, name: str, number: int) -> str:
-        """The text of a record, "" if it is left out."""
-        where = f"{name}, record {number}"
-        if not isinstance(record, dict):
-            kind = type(record).__name__
-            raise NoColumn(f"{where}: expected an object with a {self._column()}, not a {kind}")
-        if not any(column in record for column in self.columns):
-            has = ", ".join(str(column)[:40] for column in islice(record, 10)) or "none"
-            raise NoColumn(
-                f"{where}: it has no {self._column()} (it has: {has}): name one with --text_column"
+    def _rows(self, name: str, is_tsv: bool) -> Iterator[dict]:
+        """The rows of a CSV file, or of a TSV file, which has no quotes."""
+        csv.field_size_limit(1 << 31)
+        rows = csv.DictReader(self._lines(name), strict=True)
+        if is_tsv:
+            rows = csv.DictReader(
+                self._lines(name), delimiter="\t", quoting=csv.QUOTE_NONE, strict=True
             )
-        values = [record[column] for column in self.columns if record.get(column) is not None]
+        begin = 2  # the line where a row begins
         try:
-            return self.convert(values[0] if values else None, where)
-        except ValueError as error:
-            self.errors.reject(str(error))
-            return ""
-
-    def _column(self) -> str:
-        return "column " + " or ".join(map(repr, self.columns))
-
-
-def measure(texts: Iterable[str]) -> tuple[int, int]:
-    """The length of a document, in characters, and its digest; however it is divided."""
-    length, digest = 0, hashlib.blake2b(digest_size=8)
-    for text in texts:
-        length += len(text)
-        digest.update(text.encode("utf-8"))
-    return length, int.from_bytes(digest.digest(), "little")
+            for row in rows:
+                if None in row or None in row.values():
+                    why = "the row has another number of fields than the header"
+                    self._reject(f"{name}, line {begin}: {why}: quote its texts")
+                else:
+                    yield row
+                begin = rows.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{name}, line {begin} is not valid CSV: {error}") from None
 
 
-def passages(blocks: Iterable[tuple[int, str]], size: int) -> Iterator[tuple[int, str]]:
-    """(position of its block, text) of a document's passages of at most `size` characters."""
-    at, text, start = 0, "", 0
-    for at, block in blocks:
-        text, start = text[start:] + block, 0
-        while len(text) - start > size:
-            cut = start + find_cut(text[start : start + size + 1], size)
-            yield at, text[start:cut]
-            start = cut
-    if start < len(text):
-        yield at, text[start:]
+@contextmanager
+def open_bytes(name: str) -> Iterator:
+    """The decompressed bytes of a file or a URL, as a file."""
+    import fsspec
+    import pyarrow
+
+    with fsspec.open(name) if is_url(name) else open(name, "rb") as raw:
+        codec = COMPRESSION.get(Path(name.lower()).suffix)
+        yield io.BufferedReader(pyarrow.input_stream(raw, codec)) if codec else raw
+
+
+def stream(path: str, *args, **options) -> Iterator[dict]:
+    """The rows of a data set, which `datasets` streams; it runs no code from it."""
+    from datasets import load_dataset
+
+    yield from load_dataset(path, *args, streaming=True, **options)
+
+
+def passages(text: str, size: int) -> Iterator[str]:
+    """The passages of a text, of at most `size` characters.
+
+    They begin with lines, where tokenizers cut as well: if possible, between a single newline and a
+    character other than white space.
+    """
+    start = 0
+    while len(text) - start > size:
+        cut = start + find_cut(text[start : start + size + 1], size)
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
 
 
 def find_cut(text: str, size: int) -> int:
@@ -291,11 +258,9 @@ def find_cut(text: str, size: int) -> int:
     return text.rfind("\n", 0, size) + 1 or size
 
 
-def spool(stdin):
-    """Copies standard input to a temporary file, which is removed with the object."""
-    if stdin is None:
-        raise ValueError("standard input is closed: there is nothing to read from -")
+def copy_stdin():
+    """A temporary copy of standard input, which is removed with the object."""
     file = tempfile.NamedTemporaryFile(prefix="stdin-")  # noqa: SIM115 - the corpus keeps it open
-    shutil.copyfileobj(stdin.buffer, file)
+    shutil.copyfileobj(sys.stdin.buffer, file)
     file.flush()
     return file

@@ -9,7 +9,6 @@ documents is for validation. It takes ten seconds.
 """
 
 import json
-import shlex
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -69,6 +68,4 @@ if __name__ == "__main__":
     parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens of bpe")
     parser.set_defaults(tokenizer="bpe", val_fraction=0.1)
     with user_errors("stopped"):
-        args = parser.parse_args()
-        prepare(**vars(args))
-        print(f"next: python recipes/python_stdlib.py --data {shlex.quote(args.out)}")
+        prepare(**vars(parser.parse_args()))

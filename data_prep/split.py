@@ -10,7 +10,7 @@ added.
 from itertools import islice
 
 from data_prep import documents
-from data_prep.documents import Corpus, Piece
+from data_prep.documents import Corpus, Document
 
 MOST = 1000  # documents read to find two that differ
 
@@ -22,15 +22,15 @@ class Split:
         """Reads documents until two differ; moves or cuts one if a split would be empty."""
         self.corpus, self.val_fraction = corpus, val_fraction
         self.moved: dict[int, str] = {}  # the side of those (by digest) that are moved
-        found: dict[int, Piece] = {}
+        found: dict[int, Document] = {}
         self.several = False  # whether there are several documents
-        for piece in islice(corpus.documents(), MOST):
+        for document in islice(corpus.documents(), MOST):
             self.several = bool(found)
-            found[piece.digest] = piece
+            found[document.digest] = document
             if len(found) == 2:
                 break
-        sides = {self.side(piece) for piece in found.values()}
-        by_length = sorted(found, key=lambda digest: (found[digest].length, digest))
+        sides = {self.side(document) for document in found.values()}
+        by_length = sorted(found, key=lambda digest: (len(found[digest].text), digest))
         if len(found) == 1:
             self.moved[by_length[0]] = "cut"
         elif sides == {"train"}:
@@ -38,18 +38,18 @@ class Split:
         elif sides == {"val"}:
             self.moved[by_length[1]] = "train"
 
-    def side(self, piece: Piece) -> str:
+    def side(self, document: Document) -> str:
         """train, val, or cut."""
-        if piece.digest in self.moved:
-            return self.moved[piece.digest]
-        if piece.length > documents.PIECE or self.corpus.outweighs(piece.file):
+        if document.digest in self.moved:
+            return self.moved[document.digest]
+        if len(document.text) > documents.PIECE or self.corpus.outweighs(document.file):
             return "cut"
-        return "val" if piece.digest < self.val_fraction * 2**64 else "train"
+        return "val" if document.digest < self.val_fraction * 2**64 else "train"
 
-    def boundary(self, piece: Piece) -> int:
+    def boundary(self, document: Document) -> int:
         """How many characters of a document, from its beginning, are for training."""
-        side = self.side(piece)
+        side, length = self.side(document), len(document.text)
         if side == "cut":  # both parts of a short document get at least two characters
-            cut = max(int(piece.length * (1 - self.val_fraction)), 2)
-            return max(min(cut, piece.length - 2), 0)
-        return piece.length if side == "train" else 0
+            cut = max(int(length * (1 - self.val_fraction)), 2)
+            return max(min(cut, length - 2), 0)
+        return length if side == "train" else 0

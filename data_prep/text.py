@@ -9,61 +9,39 @@
 
 INPUT is a file, a folder, a pattern, a URL, - for standard input, or a data set on the Hub as
 hf:OWNER/NAME[:CONFIG[:SPLIT]]; `data_prep.documents` lists the formats. An interrupted command
-resumes when it is started again. On several machines, run the same command with --shard 1/n, 2/n
-and so on, into one directory or into directories that you copy together; `data_prep.merge` joins
-them.
+resumes when it is started again.
 
 The default tokenizer is char. The default share of documents for validation (--val_fraction) is
 0.1, or 0.01 from 100 MB on and for hf:, or 0.001 from 10 GB on; `data_prep.split` explains which
 documents those are.
 """
 
-import argparse
-import re
 import shlex
-import sys
 from pathlib import Path
 
-import numpy as np
-
 from data_prep.documents import Corpus
-from data_prep.inputs import some
-from data_prep.writer import check_fraction, check_name, train_characters, write_corpus
+from data_prep.writer import check_fraction, ended, write_corpus
 from nanogpt.data.files import plural
-from nanogpt.data.tokenizer import get_tokenizer
+from nanogpt.data.tokenizer import CharTokenizer, get_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
-
-def read_shard(text: str) -> tuple[int, int]:
-    """The value of --shard, such as 2/4: its number and how many there are."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 2/4, with I from 1 to N")
-    return int(match[1]), int(match[2])
-
-
-def read_separator(text: str) -> str:
-    r"""The value of --separator, in which \n and \t are a line break and a tab."""
-    if not text:
-        raise argparse.ArgumentTypeError("--separator is empty")
-    return text.replace(r"\n", "\n").replace(r"\t", "\t")
-
-
-STOPPED = "stopped: nothing was written this time"
+STOPPED = "stopped: the same command goes on after what it has recorded"
 ERRORS = ("strict", "replace", "skip")
 TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
-SEPARATOR = r"marker that ends a document in a text, such as '<|endoftext|>' or '\n\n'"
+SEPARATOR = "marker that ends a document in a text, such as '<|endoftext|>'"
 FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, URLs, hf:OWNER/NAME, - for stdin"},
     "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},
     "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
     "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
     "--text_column": {"default": "text", "metavar": "NAME", "help": "its column (default: text)"},
-    "--separator": {"type": read_separator, "metavar": "TEXT", "help": SEPARATOR},
+    "--separator": {
+        "type": lambda text: text.replace(r"\n", "\n"),
+        "metavar": "TEXT",
+        "help": SEPARATOR,
+    },
     "--errors": {"default": "strict", "choices": ERRORS, "help": "for text that is not UTF-8"},
-    "--dedup": {"action": "store_true", "help": "leave out duplicate documents"},
-    "--shard": {"type": read_shard, "default": (1, 1), "metavar": "I/N", "help": "part I of N"},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
 
@@ -75,8 +53,6 @@ def prepare(
     val_fraction: float | None = None,
     text_column: str = "text",
     errors: str = "strict",
-    dedup: bool = False,
-    shard: tuple[int, int] = (1, 1),
     separator: str | None = None,
     say=print,
 ) -> dict:
@@ -85,21 +61,25 @@ def prepare(
     `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your
     own. `separator` is what stands between documents in a text. Raises ValueError or OSError.
     """
-    if dedup and shard[1] > 1:
-        raise ValueError("--dedup compares all documents: it cannot be used with --shard")
-    check_name(out)
     check_fraction(val_fraction)
-    say(f"input: {some(inputs)}")
-    corpus = Corpus(inputs, (text_column,), errors, shard, separator)
+    corpus = Corpus(inputs, (text_column,), errors, separator)
     for note in corpus.notes:
         say(note)
     if tokenizer == "char":
-        tokenizer = train_characters(corpus, sys.stderr.isatty())
+        found: set[str] = set()
+        for document in corpus.documents():
+            found.update(ended(document.text))
+        tokenizer = CharTokenizer.train("".join(found))
     elif isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
     fraction = default_val_fraction(corpus) if val_fraction is None else val_fraction
-    meta = write_corpus(out, corpus, tokenizer, fraction, " ".join(inputs), dedup, say)
-    say(summary(Path(out), meta, tokenizer, shard[1]))
+    meta = write_corpus(out, corpus, tokenizer, fraction, " ".join(inputs), say)
+    train, val = meta["splits"]["train"], meta["splits"]["val"]
+    counted = plural(train["documents"] + val["documents"], "document")
+    say(
+        f"data: {out}: {train['tokens']:,} training tokens, {val['tokens']:,} for validation, "
+        f"vocabulary {meta['vocab_size']:,}, from {counted}"
+    )
     return meta
 
 
@@ -111,31 +91,6 @@ def default_val_fraction(corpus: Corpus) -> float:
     if corpus.streamed:
         return 0.01
     return 0.1 if corpus.size < 100e6 else 0.01 if corpus.size < 10e9 else 0.001
-
-
-def summary(out: Path, meta: dict, tokenizer, shards: int) -> str:
-    """Describes what was written: counts, and the first tokens."""
-    train, val = meta["splits"]["train"], meta["splits"]["val"]
-    tokens, size = train["tokens"] + val["tokens"], train["bytes"] + val["bytes"]
-    lines = [
-        f"data: {out}: {train['tokens']:,} training tokens, {val['tokens']:,} for validation, "
-        f"vocabulary {meta['vocab_size']:,}",
-        f"      {plural(train['documents'] + val['documents'], 'document')}, {size:,} bytes, "
-        f"{size / max(tokens, 1):.2f} bytes per token",
-    ]
-    if shards == 1:
-        first = np.fromfile(out / "train.bin", dtype=meta["dtype"], count=10)
-        shown = (f"{i}={tokenizer.decode([i])!r}" for i in first.tolist())
-        lines.append("      it begins " + " ".join(shown))
-    return "\n".join(lines)
-
-
-def next_command(out: str, shards: int) -> str:
-    """What to run after this command."""
-    out = shlex.quote(out)
-    if shards > 1:
-        return f"next: when all {shards} shards are there: python -m data_prep.merge {out}"
-    return f"next: python recipes/own_text.py --data {out}"
 
 
 def make_parser(description: str | None, *flags: str) -> OneLineParser:
@@ -152,7 +107,7 @@ def run(parser: OneLineParser, hub: str = "") -> None:
         options = vars(parser.parse_args())
         inputs = options.pop("INPUT") if not hub else [options.pop("source") or hub]
         prepare(inputs, **options)
-        print(next_command(options["out"], options["shard"][1]))
+        print(f"next: python recipes/own_text.py --data {shlex.quote(options['out'])}")
 
 
 def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> None:
@@ -164,10 +119,5 @@ def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> 
     run(parser, hub)
 
 
-def main() -> None:
-    """Reads the command line and prepares its inputs."""
-    run(make_parser(__doc__, "INPUT", "--out", *COMMON))
-
-
 if __name__ == "__main__":
-    main()
+    run(make_parser(__doc__, "INPUT", "--out", *COMMON))

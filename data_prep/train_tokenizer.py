@@ -9,10 +9,9 @@ larger model: 4096 suits a few megabytes. INPUT is the same as for `data_prep.te
 """
 
 import shlex
-import sys
 from pathlib import Path
 
-from data_prep.documents import Corpus
+from data_prep.documents import PIECE, Corpus, passages
 from data_prep.text import make_parser
 from nanogpt.data.tokenizer import EOT, FILE, Tokenizer
 from nanogpt.run.errors import user_errors, waiting
@@ -26,7 +25,6 @@ def train(
     vocab_size: int,
     text_column: str = "text",
     errors: str = "strict",
-    show: bool = False,
 ) -> Tokenizer:
     """A tokenizer of at most `vocab_size` tokens, the last one the end of text.
 
@@ -44,20 +42,14 @@ def train(
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=show
+        vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False
     )
-    texts = (piece.text for piece in Corpus(inputs, (text_column,), errors).pieces())
+    found = Corpus(inputs, (text_column,), errors).documents()
+    texts = (text for document in found for text in passages(document.text, PIECE))
     bpe.train_from_iterator(texts, trainer)
     bpe.pre_tokenizer = split  # encoding is fast for long pieces, too
     bpe.add_special_tokens([EOT])
     return Tokenizer(bpe, "bpe")
-
-
-def check_out(out: Path) -> None:
-    """Raises ValueError if `out` has a tokenizer, or data that need theirs."""
-    for path in (out / FILE, out / "meta.json", out / "train.bin"):
-        if path.exists():
-            raise ValueError(f"{path} exists, and nothing is overwritten: name another --out")
 
 
 if __name__ == "__main__":
@@ -66,12 +58,12 @@ if __name__ == "__main__":
     parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help=size_help)
     args = parser.parse_args()
     with user_errors("stopped: nothing was written"):
-        check_out(Path(args.out))
+        if any(Path(args.out, name).exists() for name in (FILE, "meta.json", "train.bin")):
+            why = "has a tokenizer or data that need theirs, and nothing is overwritten"
+            raise ValueError(f"{args.out} {why}: name another --out")
         with waiting(f"training a tokenizer of {args.vocab_size:,} tokens"):
-            size, column, show = args.vocab_size, args.text_column, sys.stderr.isatty()
-            tokenizer = train(args.INPUT, size, column, args.errors, show)
+            tokenizer = train(args.INPUT, args.vocab_size, args.text_column, args.errors)
         tokenizer.save(args.out)
-        why = " (there was nothing left to merge)" if tokenizer.vocab_size < size else ""
-        print(f"tokenizer: {args.out}: {tokenizer.vocab_size:,} tokens{why}")
+        print(f"tokenizer: {args.out}: {tokenizer.vocab_size:,} tokens")
         inputs, out = shlex.join(args.INPUT), shlex.quote(args.out)
         print(f"next: python -m data_prep.text {inputs} --tokenizer {out} --out data/mine")

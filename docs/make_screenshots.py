@@ -61,11 +61,12 @@ def exported_page(page: Page, runs: list[str]) -> None:
 def playground(page: Page, runs: list[str]) -> None:
     with served("playground", *runs) as address:
         page.goto(address)
-        page.get_by_role("tab", name="Loss of a text").click()
+        page.get_by_role("tab", name="Look inside").click()
         page.fill("#given textarea", "ROMEO:\nWhat light through yonder window breaks?")
-        page.click("#paint")
-        page.locator("#painted-0 .token").last.wait_for()
-        page.screenshot(path=HERE / "playground.png", full_page=True)
+        page.click("#look")
+        page.locator("#inside-0 td").last.wait_for()
+        page.wait_for_timeout(2000)  # until the pictures are loaded
+        page.screenshot(path=HERE / "playground.png")
 
 
 SHOTS = {"dashboard": dashboard, "page": exported_page, "playground": playground}

@@ -22,8 +22,8 @@ from pretrain import TOKENS_PER_PARAMETER, measure, on_meta, shape, training
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.run.device import gpu_gib
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import parse, recorded, settings_parser
-from nanogpt.train import main, tokens_per_step
+from nanogpt.run.flags import parse
+from nanogpt.train import main
 
 EPOCHS = 4
 WITHOUT_GPU = 4e6  # tokens: minutes
@@ -48,22 +48,11 @@ def size(tokens: int, vocab_size: int, gib: float) -> tuple[GPTConfig, TrainConf
     return model, train, f"{count:,} parameters for {tokens:,} tokens, {machine}"
 
 
-def keep_tokens(model: GPTConfig, train: TrainConfig, argv: list[str]) -> None:
-    """Adapts the number of steps in `train` to flags that change the tokens of a step."""
-    changed_model, changed, _ = parse(model, train, argv, "")
-    before = tokens_per_step(train, model)
-    train.max_iters = max(1, train.max_iters * before // tokens_per_step(changed, changed_model))
-    train.eval_interval = max(1, train.max_iters // 5)
-
-
 if __name__ == "__main__":
     model, train, _ = size(1, 1, 0)
-    given = settings_parser(model, train, __doc__).parse_args()
+    _, asked, _ = parse(model, train, sys.argv[1:], __doc__)
     with user_errors():
-        repeated = recorded(given.config) if given.config else {}
-        data = given.data or repeated.get("data", train.data)
-        vocab_size, tokens = measure(data)
-        model, train, note = size(tokens, vocab_size, gpu_gib(given.device or "auto"))
-        train.data = data
-        keep_tokens(model, train, sys.argv[1:])
+        vocab_size, tokens = measure(asked.data)
+        model, train, note = size(tokens, vocab_size, gpu_gib(asked.device))
+        train.data = asked.data
     main(model, train, note=note)

@@ -1,7 +1,7 @@
 """Pretraining with one dial: everything else follows from the number of layers.
 
-    nanogpt plan recipes/pretrain.py --depth=12  # memory and time
     python -m data_prep.fineweb_edu                          # the default data, 20 GB of tokens
+    nanogpt plan recipes/pretrain.py --depth=12              # memory and time
     python recipes/pretrain.py --depth=12                    # 124 million parameters, as GPT-2
 
 `shape` derives the model from the depth, `training` the training from the model. Any other flag
@@ -14,24 +14,19 @@ recipes/shakespeare.py has prepared:
         --data=data/shakespeare_char  # validation loss 1.84
 """
 
-import json
 import math
-import os
 from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
-from data_prep import fineweb_edu
+from data_prep.fineweb_edu import VOCABULARY
 from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import read_shares
-from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.run.device import gpu_gib
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import OneLineParser, parse, recorded, settings_parser, within
+from nanogpt.run.flags import OneLineParser, parse, settings_parser, within
 from nanogpt.train import main
 
 DATA = "data/fineweb_edu"
@@ -114,63 +109,34 @@ def measure(data: str) -> tuple[int, int]:
     return metas[0]["vocab_size"], sum(meta["splits"]["train"]["tokens"] for meta in metas)
 
 
-def stand_in(directory: Path) -> None:
-    """Writes sparse files of zeros as large as FineWeb-Edu's, for a plan: they take no room."""
-    counts = {"train": 9_990_000_000, "val": 10_000_000}  # by the data set's card
-    meta = {"vocab_size": fineweb_edu.VOCABULARY, "dtype": "uint16", "tokenizer": "", "source": ""}
-    meta["splits"] = {k: {"tokens": n, "bytes": 4 * n, "largest": 0} for k, n in counts.items()}
-    for split, tokens in counts.items():
-        with open(directory / f"{split}.bin", "wb") as file:
-            file.truncate(2 * tokens)
-    get_tokenizer("bytes").save(directory)  # never used
-    (directory / "meta.json").write_text(json.dumps(meta))
-
-
 def read_flags(
     parser: OneLineParser, aspect_ratio: int = ASPECT_RATIO
 ) -> tuple[Namespace, list[str]]:
     """The command line, read by a recipe's parser with three more flags; and the other flags."""
-    dials = [
-        ("--depth", within(int, 1, 64), DEPTH, "layers; everything else follows from it"),
-        ("--aspect_ratio", within(int, 2, 1024), aspect_ratio, "channels per layer"),
-        ("--tokens_per_parameter", within(float, 1e-3, 1e6), TOKENS_PER_PARAMETER, "to train on"),
-    ]
+    dials = {
+        "depth": (within(int, 1, 64), DEPTH, "layers; everything else follows from it"),
+        "aspect_ratio": (within(int, 2, 1024), aspect_ratio, "channels per layer"),
+        "tokens_per_parameter": (within(float, 1e-3, 1e6), TOKENS_PER_PARAMETER, "to train on"),
+    }
     group = parser.add_argument_group("dials")
-    for flag, kind, default, text in dials:
-        group.add_argument(flag, type=kind, default=default, metavar="N", help=text)
+    for name, (kind, default, text) in dials.items():
+        group.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=text)
     given = parser.parse_args()
-    names = {flag.lstrip("-") for flag, *_ in dials}
-    rest = {k: v for k, v in vars(given).items() if v is not None and k not in names}
+    rest = {k: v for k, v in vars(given).items() if v is not None and k not in dials}
     return given, [f"--{name}={value}" for name, value in rest.items()]
 
 
 def run() -> None:
     """Reads the command line and trains, or plans."""
-    shown = training(replace(shape(DEPTH), vocab_size=fineweb_edu.VOCABULARY))
+    shown = training(replace(shape(DEPTH), vocab_size=VOCABULARY))
     given, flags = read_flags(settings_parser(shape(DEPTH), shown, __doc__))
-    with TemporaryDirectory() as tmpdir:
-        with user_errors():
-            repeated = recorded(given.config) if given.config else {}
-            data = given.data or repeated.get("data", DATA)
-            if data == DATA and not Path(DATA).exists():
-                vocab_size = fineweb_edu.VOCABULARY
-                if (given.dry_run or "").lower() == "true":
-                    data = tmpdir
-                    stand_in(Path(tmpdir))
-                elif int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the others would wait for hours
-                    raise ValueError(
-                        f"there is no {DATA}: before a run of several processes prepare it in one, "
-                        "by python -m data_prep.fineweb_edu"
-                    )
-            else:
-                vocab_size, _ = measure(data)
-            base = shape(given.depth, given.aspect_ratio)
-            model, _, _ = parse(base, TrainConfig(), flags, "")
-            model.vocab_size = model.vocab_size or vocab_size
-            gib = gpu_gib(given.device or "auto")
-            train = training(model, given.tokens_per_parameter, gib)
-            train.data = data
-        main(base, train, prepare=fineweb_edu.prepare if data == DATA else None, argv=flags)
+    with user_errors():
+        base = shape(given.depth, given.aspect_ratio)
+        model, asked, _ = parse(base, TrainConfig(data=DATA), flags, "")
+        model.vocab_size = model.vocab_size or measure(asked.data)[0]
+        train = training(model, given.tokens_per_parameter, gpu_gib(asked.device))
+        train.data = asked.data
+    main(base, train, argv=flags)
 
 
 if __name__ == "__main__":

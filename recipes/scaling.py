@@ -6,11 +6,10 @@
 Each size, a rung, is a model of recipes/pretrain.py: its rules give the size, the batch, the rates,
 and 20 tokens per parameter. Only the context is the same for all, because the loss depends on it.
 Runs that differ only in their seed have losses up to 1 % apart. Therefore each rung but the last is
-the mean of three. On a CPU as many runs train at a time as it has cores. They are in
-out/scaling/depth-N-seedN, and *.log beside them has their output. A finished run is reused, an
-interrupted one resumes. Other flags go to every run, such as --data, or --aspect_ratio=64 on a GPU.
-The text is Python's standard library by bytes: small models need a small vocabulary. Do not believe
-a law of runs that read their text more than four times (Muennighoff et al. 2023).
+the mean of three. They are in out/scaling/depth-N; a finished run is reused, an interrupted one
+resumes. Other flags go to every run, such as --data, or --aspect_ratio=64 on a GPU. The text is
+Python's standard library by bytes: small models need a small vocabulary. Do not believe a law of
+runs that read their text more than four times (Muennighoff et al. 2023).
 
 The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022). Three rungs do
 not determine E, so it is 0 for them: the power law of Kaplan et al. (2020). The range in brackets
@@ -18,12 +17,9 @@ spans the laws that leave one rung out. Trust it little: for four times the comp
 the ladders in LOG.md missed the loss by 1.1 % (this one, which was chosen afterwards) to 4 %.
 """
 
-import os
-import shlex
+import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +27,12 @@ import pretrain
 
 from data_prep import python_stdlib
 from nanogpt import TrainConfig, checkpoint
-from nanogpt.data.files import read_json
-from nanogpt.run.device import gpu_gib
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import settings_parser
 
 DATA, OUT_DIR = "data/python_bytes", "out/scaling"
 DEPTHS, ASPECT_RATIO, CONTEXT = "2,3,4,5", 12, 128  # for a CPU
-SEEDS = (1337, 1338, 1339)  # of each rung but the last, which has the first
+SEEDS = 3  # of each rung but the last, which has one
 
 
 def power_law(compute: np.ndarray, losses: np.ndarray, floor: float) -> tuple[float, float, float]:
@@ -74,29 +68,21 @@ def laws(compute: np.ndarray, losses: np.ndarray) -> list[tuple[float, float, fl
     return found
 
 
-def train(run: tuple[int, int], out_dir: str, flags: list[str]) -> dict:
-    """Trains a run (depth, seed) in a process of its own, unless it is finished.
+def train(depth: int, seeds: int, out_dir: str, flags: list[str]) -> dict:
+    """Trains the runs of a rung that are not finished; returns their mean loss, and the compute.
 
-    Returns its loss and compute. Raises ValueError with its last line if it fails.
+    Raises ValueError if a run fails.
     """
-    depth, seed = run
-    out = Path(out_dir, f"depth-{depth}-seed{seed}")
-    settings = [f"--depth={depth}", f"--seed={seed}", f"--out_dir={out}", "--resume=auto", *flags]
-    command = [sys.executable, pretrain.__file__, *settings]
-    log = out.with_suffix(".log")
-    if log.exists() and log.read_text().split("\n")[0] != shlex.join(settings):
-        raise ValueError(f"{out} holds a run with other flags: change --out_dir")
-    if not (out / "result.json").exists() or read_json(out / "result.json")["reason"] != "finished":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "w") as file:
-            print(shlex.join(settings), file=file, flush=True)
-            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
-        if done.returncode:
-            raise ValueError(log.read_text().strip().split("\n")[-1].removeprefix("error: "))
-    result = read_json(out / "result.json")
-    flops = pretrain.on_meta(checkpoint.load_configs(out)[0]).flops_per_token()
-    print(f"depth {depth}, seed {seed}: loss {result['val_loss']:.4f}", flush=True)
-    return {"val_loss": result["val_loss"], "compute": result["tokens"] * flops}
+    out = Path(out_dir, f"depth-{depth}")
+    command = [sys.executable, pretrain.__file__, f"--depth={depth}", f"--seeds={seeds}"]
+    command += [f"--out_dir={out}", "--resume=auto", *flags]
+    if subprocess.run(command).returncode:
+        raise ValueError(f"a run of {out} failed: see above; other settings need another --out_dir")
+    found = sorted(out.parent.glob(f"{out.name}-seed*")) if seeds > 1 else [out]
+    results = [json.loads((each / "result.json").read_text()) for each in found]
+    flops = pretrain.on_meta(checkpoint.load_configs(found[0])[0]).flops_per_token()
+    loss = float(np.mean([result["val_loss"] for result in results]))
+    return {"depth": depth, "val_loss": loss, "compute": results[0]["tokens"] * flops}
 
 
 def read_flags():
@@ -105,25 +91,17 @@ def read_flags():
     parser = settings_parser(pretrain.shape(2, ASPECT_RATIO), defaults, __doc__)
     parser.add_argument("--depths", default=DEPTHS, metavar="N,N,N", help="depths of the models")
     parser.add_argument("--check", action="store_true", help="also train the predicted model")
+    # evaluations take longer than the smallest runs
+    parser.set_defaults(data=DATA, out_dir=OUT_DIR, block_size=CONTEXT, eval_interval=10**6)
     given, flags = pretrain.read_flags(parser, ASPECT_RATIO)
-    given.data, given.out_dir = given.data or DATA, given.out_dir or OUT_DIR
-    given.block_size = given.block_size or CONTEXT
-    own = ("--depths", "--check", "--out_dir", "--data", "--block_size")
-    flags = [flag for flag in flags if flag.split("=")[0] not in own]
-    for name in ("data", "block_size", "aspect_ratio", "tokens_per_parameter"):
-        flags.append(f"--{name}={getattr(given, name)}")
-    if not given.eval_interval:  # evaluations take longer than the smallest runs
-        flags.append(f"--eval_interval={10**6}")
+    flags = [f for f in flags if f.split("=")[0] not in ("--depths", "--check", "--out_dir")]
+    flags.append(f"--aspect_ratio={given.aspect_ratio}")
     return given, flags
 
 
 def run() -> None:
     """Reads the command line, trains, fits, writes."""
     given, flags = read_flags()
-    at_once = 1 if gpu_gib(given.device or "auto") else os.cpu_count() or 1
-    if at_once > 1 and not given.threads:
-        flags.append("--threads=1")
-    out_dir = given.out_dir
     with user_errors():
         depths = [int(word) for word in given.depths.split(",") if word.isdecimal()]
         if len(depths) < 3 or given.depths.split(",") != [str(n) for n in sorted({*depths})]:
@@ -131,19 +109,9 @@ def run() -> None:
         if given.data == DATA and not Path(DATA).exists():
             python_stdlib.prepare(DATA, tokenizer="bytes")
         vocab_size, _ = pretrain.measure(given.data)
-        runs = [(depth, seed) for depth in depths[:-1] for seed in SEEDS]
-        runs.append((depths[-1], SEEDS[0]))
-        with ThreadPoolExecutor(at_once) as pool:
-            try:  # the longest first
-                trained = pool.map(partial(train, out_dir=out_dir, flags=flags), runs[::-1])
-                results = dict(zip(runs[::-1], trained, strict=True))
-            finally:
-                pool.shutdown(cancel_futures=True)
-        rungs = []
-        for depth in depths:
-            losses = [each["val_loss"] for (d, _), each in results.items() if d == depth]
-            compute = results[depth, SEEDS[0]]["compute"]
-            rungs.append({"depth": depth, "compute": compute, "val_loss": float(np.mean(losses))})
+        ladder = [*flags, f"--tokens_per_parameter={given.tokens_per_parameter}"]
+        rungs = [train(depth, SEEDS, given.out_dir, ladder) for depth in depths[:-1]]
+        rungs.append(train(depths[-1], 1, given.out_dir, ladder))
         found = {"rungs": rungs, "check": []}
         found["laws"] = laws(*(np.array([r[k] for r in rungs]) for k in ("compute", "val_loss")))
         print("L(C) = {:.4f} + {:.4g} C^-{:.4f}".format(*found["laws"][0]))
@@ -155,14 +123,14 @@ def run() -> None:
             gpt = pretrain.on_meta(model)
             tokens = compute / gpt.flops_per_token() / gpt.get_num_params()
             more = [*flags, f"--tokens_per_parameter={tokens}"]
-            found["check"] = [train((depth, SEEDS[0]), out_dir, more)]
+            found["check"] = [train(depth, 1, given.out_dir, more)]
             compute = found["check"][0]["compute"]
         loss, *others = (float(predict(law, compute)) for law in found["laws"])
         found["prediction"] = {"compute": compute, "val_loss": loss}
         print(f"{compute:.3g} operations: {loss:.4f} ({min(others):.4f} to {max(others):.4f})")
         for each in found["check"]:
             print(f"trained: {each['val_loss']:.4f}, {each['val_loss'] / loss - 1:+.2%}")
-        checkpoint.write_json(Path(out_dir, "scaling.json"), found)
+        checkpoint.write_json(Path(given.out_dir, "scaling.json"), found)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,7 @@ def put(path: Path, content: bytes | str) -> str:
 
 def read(*inputs, **options) -> list[str]:
     """The documents that a corpus of these inputs has."""
-    pieces = list(Corpus([str(name) for name in inputs], **options).pieces())
-    ends = [i + 1 for i, piece in enumerate(pieces) if piece.last]
-    begins = [0, *ends]
-    return ["".join(p.text for p in pieces[a:b]) for a, b in zip(begins, ends, strict=False)]
+    return [document.text for document in Corpus([str(name) for name in inputs], **options).documents()]
 
 
 def small_bpe() -> BPETokenizer:
@@ -80,12 +77,6 @@ def documents_in(directory) -> list[str]:
             bytes(part[:-1].astype(np.uint8)).decode() for part in np.split(ids, np.flatnonzero(ids == 256) + 1)[:-1]
         ]
     return sorted(found)
-
-
-def written(directory) -> bytes:
-    """The text of both splits of byte tokens."""
-    both = np.concatenate([tokens(directory, split) for split in ("train", "val")])
-    return both[both != 256].astype(np.uint8).tobytes()
 
 
 def is_val(document: str, fraction: float) -> bool:

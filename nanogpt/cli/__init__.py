@@ -33,7 +33,7 @@ GROUPS = {
     "use a model": {
         "sample": (use, "continue a prompt, streaming to the terminal"),
         "chat": (use, "talk to a model that was trained on conversations"),
-        "playground": (use, "write with one or two models on a local page, with each token's loss"),
+        "playground": (use, "write with models on a local page, with each token's loss"),
         "export": (use, "write a verified export for transformers, ONNX Runtime or llama.cpp"),
         "page": (use, "write a static page that runs the model in the browser"),
         "push": (use, "export to a repository on the Hub, or push a page; deletes no files there"),

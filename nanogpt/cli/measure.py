@@ -209,7 +209,6 @@ def add_check_data(command: ArgumentParser) -> None:
     add_number(command, "--block_size", int, 1, 2**24, 256, "context of the model to be trained")
     size = "parameters of the model to be trained; default: recipes/shakespeare.py's"
     add_number(command, "--parameters", int, 1, 10**13, 771_712, size)
-    command.add_argument("--sha256", action="store_true", help="verify the checksums in meta.json")
     add_shared(command, "--json")
 
 
@@ -219,7 +218,7 @@ def run_check_data(args) -> None:
 
     examine = extra("check_data").examine
     say = (lambda text: None) if args.json else show
-    warnings = examine(args.DIR, args.block_size, args.parameters, args.sha256, say=say)
+    warnings = examine(args.DIR, args.block_size, args.parameters, say=say)
     if args.json:
         show_json({"data": args.DIR, "warnings": warnings, **read_meta(args.DIR)})
 
@@ -227,20 +226,14 @@ def run_check_data(args) -> None:
 def add_bench(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt bench`."""
     add_shared(command, "--device", "--precision", "--json")
-    command.add_argument(
-        "--model", default="classic", metavar="NAME", help="classic, laptop, baby or gpt2"
-    )
-    command.add_argument("--parts", default="train,sample", metavar="A,B", help="what to measure")
-    command.add_argument(
-        "--against", choices=("transformers",), help="also measure its class for the model"
-    )
+    models = ("classic", "laptop", "baby", "gpt2")
+    command.add_argument("--model", default="classic", choices=models, help="what to measure")
     add_number(command, "--batch_size", int, 1, 4096, None, "sequences; default: the model's own")
     add_number(command, "--rounds", int, 1, 1000, 5, "rounds; the median is shown")
-    command.add_argument(
-        "--profile", action="store_true", help="only list the slowest operators of a training step"
-    )
+    text = "only list the slowest operators of a training step"
+    command.add_argument("--profile", action="store_true", help=text)
 
 
 def run_bench(args) -> None:
-    """Prints the throughput of training, sampling and data, and the machine's limits."""
+    """Prints the throughput of training, and the machine's limit."""
     extra("bench").run(args)

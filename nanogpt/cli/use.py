@@ -279,18 +279,13 @@ def add_push(command: ArgumentParser) -> None:
     add_export_options(command, None)
     command.add_argument("REPO", metavar="USER/NAME", help="the repository; created if needed")
     command.add_argument("--private", action="store_true", help="make a new repository private")
-    command.add_argument(
-        "--space", action="store_true", help="push the page of `nanogpt page`, as a static Space"
-    )
     command.add_argument("--revision", metavar="BRANCH", help="a branch to push to; default: main")
 
 
 def run_push(args) -> None:
-    """Exports a run, or makes its page, and pushes it to the Hub."""
+    """Exports a run and pushes it to the Hub."""
     from nanogpt.hub.export import push
 
-    if args.space:
-        push = extra("page.to_page").push
     where = {"private": args.private, "revision": args.revision}
     with waiting(f"exporting {args.RUN}", show):
         push(args.RUN, args.REPO, **where, **export_options(args))

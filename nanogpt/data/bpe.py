@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding: tiktoken's encodings as parts of a tokenizer.json, and back.
+"""Byte-level byte-pair encoding: tiktoken's encodings as parts of a tokenizer.json.
 
 tokenizer.json spells tokens in GPT-2's alphabet, which has a printable character for each byte, and
 stores the pairs that were merged. tiktoken stores only the results.
@@ -18,16 +18,18 @@ DECODER = BYTE_LEVEL | {"add_prefix_space": True, "use_regex": True}
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
-def from_tiktoken(encoding) -> tuple[dict, dict]:
-    """The model and the pre-tokenizer of a tiktoken.Encoding, as in a tokenizer.json."""
+def from_tiktoken(encoding) -> dict:
+    """Model, pre-tokenizer and decoder of a tiktoken.Encoding, as in a tokenizer.json."""
     alphabet, ranks = byte_alphabet(), encoding._mergeable_ranks
     spelled = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
     vocab = {spelled[token]: rank for token, rank in ranks.items()} | encoding._special_tokens
     pairs = [[spelled[a], spelled[b]] for a, b in merges(ranks)]
     model = {"type": "BPE", "vocab": vocab, "merges": pairs}
-    if encoding._pat_str == GPT2_PATTERN and len(ranks) in TIKTOKEN_NAMES:
-        return model, GPT2_SPLIT  # as published
-    return model, split_by(encoding._pat_str)
+    pre_tokenizer = GPT2_SPLIT  # as published
+    if encoding._pat_str != GPT2_PATTERN or len(ranks) not in TIKTOKEN_NAMES:
+        # `tokenizers` takes a possessive {1,3}+ for a repetition
+        pre_tokenizer = split_by(encoding._pat_str.replace("{1,3}+", "{1,3}"))
+    return {"model": model, "pre_tokenizer": pre_tokenizer, "decoder": DECODER}
 
 
 def split_by(pattern: str) -> dict:
@@ -50,39 +52,13 @@ def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     return pairs
 
 
-def to_tiktoken(parts: dict, special: dict[str, int], name: str):
-    """The tiktoken.Encoding that gives the ids of a tokenizer.json, or None if there is none.
-
-    It must be byte-level BPE whose merges are in the order of the ids.
-    """
-    import tiktoken
-
-    model, pattern = parts["model"], split_pattern(parts)
-    options = ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
-    if model["type"] != "BPE" or not pattern or any(model.get(option) for option in options):
-        return None
-    vocab = {token: i for token, i in model["vocab"].items() if token not in special}
-    # others with GPT-2's pattern were trained by `tokenizers`: its Unicode tables may differ
-    if parts["pre_tokenizer"] == GPT2_SPLIT and len(vocab) not in TIKTOKEN_NAMES:
-        return None
-    bytes_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-    merged = ["".join(pair) for pair in model["merges"]]
-    ids = [vocab.get(token, -1) for token in merged]
-    is_complete = vocab.keys() == {*bytes_of, *merged} and len(vocab) == 256 + len(merged)
-    if not is_complete or ids != sorted(set(ids)) or len(set(vocab.values())) < len(vocab):
-        return None
-    ranks = {bytes(bytes_of[c] for c in token): i for token, i in vocab.items()}
-    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-
-
 def split_pattern(parts: dict) -> str | None:
-    """The split pattern of a byte-level pre-tokenizer; None for others."""
+    """The split pattern of a byte-level tokenizer.json; None for others."""
     split = parts.get("pre_tokenizer") or {}
     if split == GPT2_SPLIT:
         return GPT2_PATTERN
     steps = split.get("pretokenizers") or [{}]
-    pattern = (steps[0].get("pattern") or {}).get("Regex")
-    return pattern if pattern and split == split_by(pattern) else None
+    return (steps[0].get("pattern") or {}).get("Regex") if steps[1:] == [BYTES] else None
 
 
 def byte_alphabet() -> list[str]:

@@ -15,7 +15,6 @@ from typing import BinaryIO
 # some file systems cannot flush a directory, or a file that is open for reading only
 UNSYNCABLE = [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS]
 UNSYNCABLE += [errno.EBADF, errno.EACCES, errno.EPERM]
-MOST_JSON = 256 << 20  # bytes; the largest tokenizers have about 30 MB
 
 
 def require_regular(path: Path) -> None:
@@ -28,11 +27,9 @@ def require_regular(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Reads a JSON object. Raises ValueError if it is something else, too large or unreadable."""
+    """Reads a JSON object. Raises ValueError if it is something else or unreadable."""
     try:
         require_regular(path)
-        if path.stat().st_size > MOST_JSON:
-            raise ValueError(f"it has more than {MOST_JSON >> 20} MiB")
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("it is not a JSON object")

@@ -8,7 +8,7 @@ sample number), too. Each directory has its own epochs. Evaluation reads the val
 all directories once, whatever the shares.
 """
 
-import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,27 +24,17 @@ def read_shares(data: str) -> dict[str, float]:
 
     A directory that exists under that very name, such as v1:2, is not a mixture.
     """
-    items = [item.strip() for item in data.split(",")]
-    has_share = ":" in data and read_number(data.rpartition(":")[2]) is not None
-    if (len(items) == 1 and not has_share) or Path(data).is_dir():
+    is_mixture = "," in data or re.search(r":[\d.]+$", data)
+    if not is_mixture or Path(data).is_dir():
         return {data: 1.0}
     shares: dict[str, float] = {}
-    for item in items:
-        directory, _, number = item.rpartition(":")
-        share = read_number(number) or 0.0
-        if not directory or share <= 0 or directory in shares:
+    for item in data.split(","):
+        match = re.fullmatch(r"\s*(.+):(\d*\.?\d+)\s*", item)
+        if not match or match[1] in shares or float(match[2]) == 0:
             form = "DIR:SHARE,DIR:SHARE with different directories and shares > 0"
             raise ValueError(f"data={data!r}: a mixture is {form}")
-        shares[directory] = share
+        shares[match[1]] = float(match[2])
     return {directory: share / sum(shares.values()) for directory, share in shares.items()}
-
-
-def read_number(text: str) -> float | None:
-    """The finite number that a text spells, or None."""
-    try:
-        return float(text) if math.isfinite(float(text)) else None
-    except ValueError:
-        return None
 
 
 def open_data(

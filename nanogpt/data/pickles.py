@@ -15,37 +15,25 @@ import torch
 from nanogpt.data.files import first_line, require_regular
 
 
-class RefusedError(Exception):
-    """A pickle that asks for a class or a function."""
-
-
 class PlainUnpickler(pickle.Unpickler):
     """Allows dicts, lists, strings and numbers; refuses classes and functions."""
 
     def find_class(self, module: str, name: str):
-        raise RefusedError(f"it asks for {module}.{name}, but only plain values are allowed")
+        raise ValueError(f"it asks for {module}.{name}, but only plain values are allowed")
 
 
 def read_characters(path: Path) -> str:
     """The characters of a character-level `meta.pkl`, by their ids. Raises ValueError."""
-    require_regular(path)
     try:
         with open(path, "rb") as file:
-            meta = PlainUnpickler(file).load()
-    except OSError:
-        raise
-    except RefusedError as error:
-        raise ValueError(f"{path} is refused: {error}") from None
+            itos = PlainUnpickler(file).load()["itos"]
+        characters = "".join(itos[i] for i in range(len(itos)))
+        if not 0 < len(itos) == len(characters) == len(set(characters)):
+            raise ValueError("its characters differ in length, or are repeated")
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"{path} is damaged, or not a pickle ({first_line(error)})") from None
-    itos = meta.get("itos") if isinstance(meta, dict) else None
-    if isinstance(itos, dict) and itos and set(itos) == set(range(len(itos))):
-        characters = [itos[i] for i in range(len(itos))]
-        single = all(isinstance(c, str) and len(c) == 1 for c in characters)
-        if single and len(set(characters)) == len(characters):
-            return "".join(characters)
-    needs = "it needs 'itos', a dict from ids 0, 1, … to different characters"
-    raise ValueError(f"{path} is not what nanoGPT writes: {needs}")
+        needs = "it needs 'itos', a dict from ids to different characters"
+        raise ValueError(f"{path} cannot be read ({first_line(error)}): {needs}") from None
+    return characters
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -55,17 +43,11 @@ def read_checkpoint(path: Path) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # a damaged file can raise nearly anything
-        if asked := re.search(r"GLOBAL (\S+)", str(error)):
-            reason = f"it asks for {asked[1]}, but only tensors and plain values are allowed"
-            raise ValueError(f"{path} is refused: {reason}") from None
-        name = type(error).__name__
-        raise ValueError(f"{path} is damaged, or was not saved by torch ({name})") from None
-    found = checkpoint if type(checkpoint) is dict else {}
-    missing = [key for key in ("model", "model_args", "iter_num") if key not in found]
-    if missing:
-        names = ", ".join(missing)
-        raise ValueError(f"{path} is not a nanoGPT checkpoint: {names} missing from it")
+        asked = re.search(r"GLOBAL \S+", str(error))  # for a class or a function
+        why = asked[0] if asked else type(error).__name__
+        raise ValueError(f"{path} cannot be read ({why}): it may hold only tensors") from None
+    if type(checkpoint) is not dict or not {"model", "model_args", "iter_num"} <= checkpoint.keys():
+        needs = "it needs model, model_args and iter_num"
+        raise ValueError(f"{path} is not a nanoGPT checkpoint: {needs}")
     return checkpoint

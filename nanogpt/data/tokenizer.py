@@ -18,9 +18,8 @@ data_prep/README.md has an example.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,28 +31,16 @@ from nanogpt.data.remote import local
 FILE = "tokenizer.json"
 EOT = "<|endoftext|>"
 START, END = "<|im_start|>", "<|im_end|>"  # of a message, see `nanogpt.chat`
-# other names of the end of text, in this order, unless a tokenizer_config.json gives one
+# names of the end of text, in this order, unless a tokenizer_config.json gives one
 EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>")
-EOT_LETTERS = ("eos", "eot", "eod", "endoftext", "endofsentence", "endofdocument", "sep")  # [EOS]
-OLDER_FILES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 EVERY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}} | bpe.ISOLATED
-BULK = 100_000  # characters; for fewer, tiktoken is not worth the 0.3 s that it takes to build
 
 
 class Tokenizer:
-    """A tokenizer of the library `tokenizers`.
-
-    Characters and bytes are looked up in a table, and tiktoken encodes large texts for byte-level
-    BPE: the same ids, several times faster.
-    """
+    """A tokenizer of the library `tokenizers`; characters and bytes are looked up in a table."""
 
     def __init__(self, backend, name: str | None = None, eot: str | None = None):
-        """`backend` is a tokenizers.Tokenizer; `eot` names the end of text if it is unusual.
-
-        Raises ValueError if the vocabulary is empty.
-        """
-        if getattr(backend.model, "dropout", None):  # of BPE: the same text would get random tokens
-            backend.model.dropout = None
+        """`backend` is a tokenizers.Tokenizer; `eot` names the end of text if it is unusual."""
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # as plain text
@@ -64,16 +51,14 @@ class Tokenizer:
         self.vocab_size = max(self.vocabulary.values()) + 1
         added = backend.get_added_tokens_decoder()
         self.special = {token.content: i for i, token in added.items() if token.special}
-        self.eot_id = find_eot(self.special, self.vocabulary, eot)
-        # tables and tiktoken do not look for other added tokens in a text
-        self._plain = len(added) == len(self.special) and backend.normalizer is None
+        found = (self.vocabulary[t] for t in (eot, *EOT_NAMES) if t in self.vocabulary)
+        self.eot_id = next(found, None)
         kind, tokens = self._table_kind()
         self.characters = tokens if kind == "char" else None  # in the order of their ids
         self._is_bytes = kind == "bytes"
         if self.characters:
             self._table = np.full(max(map(ord, self.characters)) + 1, -1)  # code point -> id
             self._table[[ord(c) for c in self.characters]] = np.arange(len(self.characters))
-        # the format stores no name
         published = bpe.TIKTOKEN_NAMES.get(len(self.vocabulary) - len(self.special))
         self.name = name or kind or published or type(backend.model).__name__.lower()
 
@@ -81,12 +66,12 @@ class Tokenizer:
         """`char` or `bytes` and the tokens in order, if a table gives the library's ids."""
         vocab = {i: token for token, i in self.vocabulary.items() if token not in self.special}
         tokens = "".join(vocab[i] for i in sorted(vocab))
-        if self._plain and len(tokens) == len(vocab) == max(vocab, default=0) + 1:
+        if len(tokens) == len(vocab) == max(vocab, default=0) + 1:
             parts = self.to_dict()
-            form = parts["model"]["type"], parts["pre_tokenizer"]
-            if form == ("WordLevel", EVERY_CHARACTER):
+            form = parts["model"]["type"], parts["pre_tokenizer"], parts["normalizer"]
+            if form == ("WordLevel", EVERY_CHARACTER, None):
                 return "char", tokens
-            if form == ("BPE", bpe.BYTES) and tokens == "".join(bpe.byte_alphabet()):
+            if form == ("BPE", bpe.BYTES, None) and tokens == "".join(bpe.byte_alphabet()):
                 return "bytes", tokens
         return None, ""
 
@@ -100,7 +85,8 @@ class Tokenizer:
         utf8 = text.encode("utf-8", "replace")  # halves of surrogate pairs become question marks
         if self._is_bytes:
             return np.frombuffer(utf8, dtype=np.uint8).astype(np.int64)
-        return self.encode_batch([utf8.decode()])[0].astype(np.int64)
+        encoding = self.backend.encode(utf8.decode(), add_special_tokens=False)
+        return np.array(encoding.ids, dtype=np.int64)
 
     def _look_up(self, text: str) -> np.ndarray:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
@@ -115,28 +101,11 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text, as `encode`; uint32 or int64. Large batches do not hold the GIL."""
+        """Ids of each text, as `encode`; any integer dtype. Does not hold the GIL."""
         if self.characters or self._is_bytes:
             return [self.encode(text) for text in texts]
-        if sum(map(len, texts)) >= BULK and self.tiktoken:
-            return [self.tiktoken.encode_to_numpy(t, disallowed_special=()) for t in texts]
-        try:
-            if len(texts) == 1:  # no threads, about which the library warns after a fork
-                encodings = [self._encoder.encode(texts[0], add_special_tokens=False)]
-            else:
-                encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # plain Exception, for instance without an unknown token
-            raise ValueError(f"the tokenizer cannot read this text ({first_line(error)})") from None
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-
-    @cached_property
-    def _encoder(self):
-        return without_special(self.backend, self.special)
-
-    @cached_property
-    def tiktoken(self):
-        """The tiktoken.Encoding with the same ids, or None."""
-        return bpe.to_tiktoken(self.to_dict(), self.special, self.name) if self._plain else None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; incomplete UTF-8 becomes U+FFFD, ids without a token are left out."""
@@ -153,11 +122,10 @@ class Tokenizer:
 
     def with_special(self, tokens: list[str]) -> "Tokenizer":
         """A copy with further special tokens, which follow all others."""
-        parts = self.to_dict()
-        ids = {token: self.vocab_size + i for i, token in enumerate(tokens)}
-        parts["added_tokens"] += [special_token(token, i) for token, i in ids.items()]
+        backend = from_parts(self.to_dict())
+        backend.add_special_tokens(tokens)
         eot = None if self.eot_id is None else self.backend.id_to_token(self.eot_id)
-        return Tokenizer(from_parts(parts), self.name, eot)
+        return Tokenizer(backend, self.name, eot)
 
 
 class CharTokenizer(Tokenizer):
@@ -166,13 +134,13 @@ class CharTokenizer(Tokenizer):
     def __init__(self, characters: str):
         vocab = {character: i for i, character in enumerate(characters)}
         model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
-        super().__init__(build(model, EVERY_CHARACTER, {"type": "Fuse"}))
+        decoder = {"type": "Fuse"}
+        parts = {"model": model, "pre_tokenizer": EVERY_CHARACTER, "decoder": decoder}
+        super().__init__(from_parts(parts))
 
     @classmethod
     def train(cls, text: str) -> "CharTokenizer":
         """The characters of `text` by code point, as in nanoGPT's shakespeare_char."""
-        if not text:
-            raise ValueError("the text is empty: a character tokenizer needs a character")
         return cls("".join(sorted(set(text))))
 
 
@@ -185,20 +153,24 @@ class ByteTokenizer(Tokenizer):
     def __init__(self):
         vocab = {character: byte for byte, character in enumerate(bpe.byte_alphabet())}
         model = {"type": "BPE", "vocab": vocab, "merges": []}
-        super().__init__(build(model, bpe.BYTES, special={EOT: 256}))
+        parts = {"model": model, "pre_tokenizer": bpe.BYTES, "decoder": bpe.DECODER}
+        backend = from_parts(parts)
+        backend.add_special_tokens([EOT])
+        super().__init__(backend)
 
 
 class BPETokenizer(Tokenizer):
-    """Builds a tokenizer from a tiktoken.Encoding; `BPETokenizer.gpt2()` is GPT-2's."""
+    """Builds a tokenizer from a tiktoken.Encoding, which encodes batches several times faster."""
 
     def __init__(self, encoding):
-        model, split = bpe.from_tiktoken(encoding)
-        super().__init__(build(model, split, special=encoding._special_tokens), encoding.name)
+        backend = from_parts(bpe.from_tiktoken(encoding))
+        backend.add_special_tokens(list(encoding._special_tokens))
+        super().__init__(backend, encoding.name)
+        self.encoding = encoding
 
-    @classmethod
-    def gpt2(cls) -> "BPETokenizer":
-        """GPT-2's tokenizer."""
-        return cls.get("gpt2")
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text, uint32."""
+        return [self.encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
 
     @classmethod
     @lru_cache
@@ -216,71 +188,17 @@ class BPETokenizer(Tokenizer):
             advice = "set TIKTOKEN_CACHE_DIR to a copy"
             raise ConnectionError(f"{why}: {advice}") from error
 
-
-HFTokenizer = Tokenizer  # an earlier name
-
-
-def build(
-    model: dict, pre_tokenizer: dict, decoder: dict = bpe.DECODER, special: dict | None = None
-):
-    """A tokenizers.Tokenizer of these parts of a tokenizer.json."""
-    added = [special_token(token, i) for token, i in (special or {}).items()]
-    parts = {"model": model, "pre_tokenizer": pre_tokenizer, "decoder": decoder}
-    return from_parts({"version": "1.0", "added_tokens": added} | parts)
-
-
-def special_token(content: str, i: int) -> dict:
-    """The entry of a special token in tokenizer.json."""
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": i, "content": content, "special": True} | flags
+    @classmethod
+    def gpt2(cls) -> "BPETokenizer":
+        """GPT-2's tokenizer."""
+        return cls.get("gpt2")
 
 
 def from_parts(parts: dict):
-    """The tokenizers.Tokenizer that a tokenizer.json describes.
-
-    Repairs two faults in files of earlier versions: the library numbers added tokens itself unless
-    they are in the vocabulary, too, and takes tiktoken's possessive {1,3}+ for a repetition.
-    """
+    """The tokenizers.Tokenizer that a tokenizer.json, or some of its parts, describes."""
     from tokenizers import Tokenizer as Backend
 
-    split = json.dumps(parts.get("pre_tokenizer")).replace("{1,3}+", "{1,3}")
-    parts = parts | {"pre_tokenizer": json.loads(split)}
-    backend, model = Backend.from_str(json.dumps(parts)), parts["model"]
-    ids = {token["content"]: token["id"] for token in parts.get("added_tokens") or []}
-    renumbered = any(backend.token_to_id(token) != i for token, i in ids.items())
-    if renumbered and isinstance(model["vocab"], dict):
-        parts["model"] = model | {"vocab": ids | model["vocab"]}
-        backend = Backend.from_str(json.dumps(parts))
-    return backend
-
-
-def without_special(backend, special: Iterable[str]):
-    """A tokenizers.Tokenizer with the same ids that reads `special` tokens in a text as plain text.
-
-    Unigram, WordPiece and WordLevel find special tokens in their own vocabulary, whatever
-    `encode_special_tokens` says. So a copy spells them with a character that no text has.
-    """
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models
-
-    if isinstance(backend.model, models.BPE) and not backend.model.ignore_merges:
-        return backend
-    text = backend.to_str()
-    for token in special:
-        quoted, hidden = (json.dumps(t, ensure_ascii=False) for t in (token, f"\ufdd0{token}"))
-        text = text.replace(quoted, hidden)
-    copy = Backend.from_str(text)
-    copy.encode_special_tokens = True
-    return copy
-
-
-def find_eot(special: dict[str, int], vocab: dict[str, int], name: str | None) -> int | None:
-    """The id of the end-of-text token: `name`, or the first with one of the usual names."""
-    for token in (name, *EOT_NAMES):
-        if token in vocab:
-            return vocab[token]
-    letters = {re.sub(r"[^a-z]", "", token.lower()): i for token, i in special.items()}
-    return next((letters[name] for name in EOT_LETTERS if name in letters), None)
+    return Backend.from_str(json.dumps({"version": "1.0", "added_tokens": []} | parts))
 
 
 def written_by_nanogpt(directory: Path | str) -> bool:
@@ -303,7 +221,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
         return BPETokenizer.gpt2()
     if path.exists():
         return load_file(path)
-    if any((directory / name).is_file() for name in OLDER_FILES):
+    if (directory / "vocab.json").exists():  # of older models
         return from_pretrained(str(directory))
     raise ValueError(f"{path} is missing: text cannot be tokenized without it")
 
@@ -317,14 +235,9 @@ def load_file(path: Path) -> Tokenizer:
     try:
         eot = read_json(config).get("eos_token") if config.exists() else None
         eot = eot.get("content") if isinstance(eot, dict) else eot
-        parts = from_parts(read_json(path))
-        tokenizer = Tokenizer(parts, eot=eot if isinstance(eot, str) else None)
-        # a token takes several bytes of the file: no array is allocated for a damaged id
-        if tokenizer.vocab_size > path.stat().st_size:
-            raise ValueError(f"it has the id {tokenizer.vocab_size - 1}")
+        return Tokenizer(from_parts(read_json(path)), eot=eot)
     except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{path} is damaged ({first_line(error)}): restore it") from None
-    return tokenizer
 
 
 def from_pretrained(name: str) -> Tokenizer:
@@ -366,13 +279,9 @@ def get_tokenizer(name: str) -> Tokenizer:
 
 def check_same(directory: Path | str, other: Path | str) -> None:
     """Raises ValueError unless the tokenizers of two directories have the same tokens and ids."""
-    a, b = (load_tokenizer(d).vocabulary for d in (directory, other))
-    if a != b:
-        token = min(a.items() ^ b.items(), key=lambda item: (item[1], item[0]))[0]
+    if load_tokenizer(directory).vocabulary != load_tokenizer(other).vocabulary:
         raise ValueError(
-            f"{directory} and {other} have different tokenizers (for instance, {token!r} is token "
-            f"{a.get(token, 'no token')} in one, {b.get(token, 'no token')} in the other): "
-            "prepare both with the same tokenizer"
+            f"{directory} and {other} have different tokenizers: prepare both with the same one"
         )
 
 

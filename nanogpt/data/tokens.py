@@ -21,10 +21,8 @@ window itself.
 
 import math
 import mmap
-import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -103,10 +101,6 @@ def answers(tokens: np.ndarray, begin: list[int], end: int) -> np.ndarray:
     return last_begin > last_end
 
 
-class DataChanged(ValueError):
-    """A token file was overwritten while it was read; the message is one line for the user."""
-
-
 class Tokens:
     """Token files read as one long array: `len(tokens)`, `tokens[start:stop]`, `windows`."""
 
@@ -115,31 +109,13 @@ class Tokens:
     def __init__(self, paths: list[Path], dtype: np.dtype):
         self.paths = [path for path in paths if path.stat().st_size]  # empty ones cannot be mapped
         self.dtype = dtype
-        sizes = [path.stat().st_size // dtype.itemsize for path in self.paths]
-        self.ends = np.cumsum(sizes).tolist()
-        self.windows_read = 0
-        self.arrays: list[np.ndarray] = []
-        self.files: list[tuple[mmap.mmap, Path, os.stat_result]] = []
+        self.maps: list[mmap.mmap] = []
         for path in self.paths:
             with open(path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self.files.append((mapped, path, os.fstat(file.fileno())))
-            self.arrays.append(np.frombuffer(mapped, dtype=dtype))
-
-    def release(self) -> None:
-        """Releases the pages that were read, which count as this process's memory.
-
-        The files are never opened again, so a file that replaces one under its name is not read.
-        Raises ValueError if one was changed in place.
-        """
-        for mapped, path, before in self.files:
-            with suppress(OSError):
-                now = path.stat()
-                same_file = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
-                unchanged = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-                if same_file and not unchanged:
-                    raise DataChanged(f"{path} was changed while it was read: restore it")
-            mapped.madvise(mmap.MADV_DONTNEED)
+                self.maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        self.arrays = [np.frombuffer(mapped, dtype) for mapped in self.maps]
+        self.ends = np.cumsum([len(array) for array in self.arrays]).tolist()
+        self.windows_read = 0
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -147,20 +123,21 @@ class Tokens:
     def __getitem__(self, wanted: slice) -> np.ndarray:
         start, stop, _ = wanted.indices(len(self))
         stop = max(start, stop)
-        parts = []
+        parts = [np.zeros(0, self.dtype)]
         for k in range(bisect_right(self.ends, start), len(self.ends)):
             first = self.ends[k - 1] if k else 0
             parts.append(self.arrays[k][max(start - first, 0) : stop - first])
             if stop <= self.ends[k]:
                 break
-        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, self.dtype)])
+        return np.concatenate(parts)
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """`length` tokens from each of the starts (B,): (B, length)."""
         self.windows_read += len(starts)
-        if self.windows_read > self.RELEASE:
+        if self.windows_read > self.RELEASE:  # pages that were read count as this process's memory
             self.windows_read = 0
-            self.release()
+            for mapped in self.maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
         if len(self.arrays) == 1:
             return self.arrays[0][starts[:, None] + np.arange(length)]
         return np.stack([self[start : start + length] for start in starts.tolist()])

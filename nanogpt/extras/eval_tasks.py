@@ -10,7 +10,6 @@ The model is converted to its transformers class in this process; results equal 
 on its export.
 """
 
-import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,23 +34,18 @@ class CoreTask(NamedTuple):
 
 # The greedy continuation must equal the answer. lm_eval's own metric for these tasks ignores
 # punctuation, which is all of an answer in dyck_languages.
+STRIP = [{"function": "remove_whitespace"}, {"function": "take_first"}]
 EXACT = {
     "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    "filter_list": [
-        {"name": "strip", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}
-    ],
+    "filter_list": [{"name": "strip", "filter": STRIP}],
 }
-
-
-def bigbench(name: str) -> CoreTask:
-    """A task of BIG-bench to which the model writes the answer."""
-    return CoreTask(f"bigbench_{name}_generate_until", 10, 0, "exact_match,strip")
-
+LANGUAGE = "bigbench_language_identification_multiple_choice"
+WRITTEN = "exact_match,strip"  # the metric of these tasks
 
 # 20 of the 22 tasks: lm_eval has neither Jeopardy nor SQuAD 1.1
 CORE = {
     "hellaswag_zeroshot": CoreTask("hellaswag", 0, 0.25),
-    "bigbench_qa_wikidata": bigbench("qa_wikidata"),
+    "bigbench_qa_wikidata": CoreTask("bigbench_qa_wikidata_generate_until", 10, 0, WRITTEN),
     "arc_easy": CoreTask("arc_easy", 10, 0.25),
     "arc_challenge": CoreTask("arc_challenge", 10, 0.25),
     "copa": CoreTask("copa", 0, 0.5, "acc,none"),
@@ -62,16 +56,14 @@ CORE = {
     "hellaswag": CoreTask("hellaswag", 10, 0.25),
     "winograd": CoreTask("wsc273", 0, 0.5, "acc,none"),
     "winogrande": CoreTask("winogrande", 0, 0.5, "acc,none"),
-    "bigbench_dyck_languages": bigbench("dyck_languages"),
+    "bigbench_dyck_languages": CoreTask("bigbench_dyck_languages_generate_until", 10, 0, WRITTEN),
     "agi_eval_lsat_ar": CoreTask("agieval_lsat_ar", 3, 0.2),
-    "bigbench_cs_algorithms": bigbench("cs_algorithms"),
-    "bigbench_operators": bigbench("operators"),
-    "bigbench_repeat_copy_logic": bigbench("repeat_copy_logic"),
+    "bigbench_cs_algorithms": CoreTask("bigbench_cs_algorithms_generate_until", 10, 0, WRITTEN),
+    "bigbench_operators": CoreTask("bigbench_operators_generate_until", 10, 0, WRITTEN),
+    "bigbench_copy_logic": CoreTask("bigbench_repeat_copy_logic_generate_until", 10, 0, WRITTEN),
     "coqa": CoreTask("coqa", 0, 0, "em,none"),
     "boolq": CoreTask("boolq", 10, 0.62, "acc,none"),
-    "bigbench_language_identification": CoreTask(
-        "bigbench_language_identification_multiple_choice", 10, 0.091, "acc,none"
-    ),
+    "bigbench_language": CoreTask(LANGUAGE, 10, 0.091, "acc,none"),
 }
 
 
@@ -89,19 +81,19 @@ def evaluate(
     model to the CPU. Raises ValueError if lm_eval or a task is missing, or if no transformers class
     supports the model.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("--tasks needs lm_eval: pip install -e '.[eval]' -c constraints.txt")
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        install = "pip install -e '.[eval]' -c constraints.txt"
+        raise ValueError(f"--tasks needs lm_eval: {install}") from None
     from transformers import AutoTokenizer
 
     manager = TaskManager(include_path=include_path)
-    missing = [name for name in tasks if name not in ("core", *manager.all_tasks)]
-    if missing:
-        raise ValueError(
-            f"unknown task {missing[0]!r}: `lm_eval ls tasks` lists all, --include_path adds others"
-        )
+    for name in tasks:
+        if name not in ("core", *manager.all_tasks):
+            raise ValueError(f"unknown task {name!r}: `lm_eval ls tasks` lists all")
     if "core" in tasks and tokenizer.eot_id is None:  # lm_eval needs it to generate
         raise ValueError("--tasks core needs a model whose tokenizer has an end-of-text token")
     device = model.wte.weight.device
@@ -110,13 +102,14 @@ def evaluate(
         write_tokenizer(Path(directory), tokenizer, model.config.block_size, special)
         hf_tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     native = weights.to_transformers(model.cpu(), tokenizer.eot_id).to(device)
+    # precedes a text without context
+    prefix = default_prompt(tokenizer)[1][0] if tokenizer.eot_id is None else tokenizer.eot_id
     lm = HFLM(
         pretrained=native,
         tokenizer=hf_tokenizer,
         batch_size=batch_size,
         max_length=model.config.block_size,
-        # precedes a text without context; HFLM's default is the end-of-text token, if there is one
-        prefix_token_id=first_token(tokenizer),
+        prefix_token_id=prefix,
     )
 
     @torch.no_grad()
@@ -136,21 +129,11 @@ def evaluate_core(run: Callable[[list, int], dict[str, dict]]) -> dict[str, dict
     Centered is (accuracy - baseline) / (1 - baseline): 0 for guessing, 1 for perfect.
     """
     results: dict[str, dict] = {}
-    for shots in sorted({task.shots for task in CORE.values()}):
-        chosen = {name: task for name, task in CORE.items() if task.shots == shots}
-        members = [
-            {"task": task.task, **(EXACT if task.metric == "exact_match,strip" else {})}
-            for task in chosen.values()
-        ]
-        found = run([{"group": "core", "task": members}], shots)
-        for name, task in chosen.items():
-            accuracy = float(found[task.task][task.metric])
-            centered = (accuracy - task.baseline) / (1 - task.baseline)
-            results[f"core/{name}"] = {task.metric: accuracy, "centered,none": centered}
+    for name, task in CORE.items():
+        member = {"task": task.task, **(EXACT if task.metric == WRITTEN else {})}
+        found = run([{"group": "core", "task": [member]}], task.shots)
+        accuracy = float(found[task.task][task.metric])
+        centered = (accuracy - task.baseline) / (1 - task.baseline)
+        results[f"core/{name}"] = {task.metric: accuracy, "centered,none": centered}
     mean = sum(result["centered,none"] for result in results.values()) / len(results)
     return results | {"core": {"centered,none": mean}}
-
-
-def first_token(tokenizer) -> int:
-    """The token before a text: end of text, else newline, else the first token."""
-    return default_prompt(tokenizer)[1][0] if tokenizer.eot_id is None else tokenizer.eot_id

@@ -1,4 +1,4 @@
-"""Exports a model as GGUF, the format of llama.cpp and Ollama, with a Modelfile beside it.
+"""Exports a model as GGUF, the format of llama.cpp and Ollama.
 
     pip install -e '.[gguf]' -c constraints.txt
     nanogpt export out/shakespeare --to exports/shakespeare.gguf --dtype q8_0
@@ -22,27 +22,9 @@ from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig
 
 KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", "q8_0": "Q8_0"}
-FILE_TYPES = {"F32": "ALL_F32", "BF16": "MOSTLY_BF16", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}
+# largest error of a stored weight, as a share of the tensor's largest weight
+ERRORS = {"F32": 0.0, "BF16": 2**-8, "F16": 2**-8, "Q8_0": 1 / 127}
 BLOCK = 32  # weights of a row that share a scale in Q8_0
-# llama.cpp's names for the patterns by which text is split before byte-pair encoding
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPLITS = {
-    bpe.GPT2_PATTERN: "gpt-2",
-    WORDS % r"\p{N}": "qwen2",
-    WORDS % r"\p{N}{1,3}": "llama-bpe",
-}
-DIGITS = {"type": "Digits", "individual_digits": True}
-MODELFILE = '''FROM ./{file}
-PARAMETER num_ctx {block_size}
-{stop}TEMPLATE """{template}"""
-'''
-CHAT = """{{ range .Messages }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}<|im_start|>assistant
-"""
 
 
 def require_gguf():
@@ -50,9 +32,8 @@ def require_gguf():
     try:
         import gguf
     except ImportError:
-        raise ValueError(
-            "GGUF needs the package gguf: pip install -e '.[gguf]' -c constraints.txt"
-        ) from None
+        install = "pip install -e '.[gguf]' -c constraints.txt"
+        raise ValueError(f"GGUF needs the package gguf: {install}") from None
     return gguf
 
 
@@ -65,65 +46,42 @@ def export(
     license: str = "unknown",
     say=print,
 ) -> Path:
-    """Exports `run` to the file `to`, with a Modelfile beside it, and verifies the file.
+    """Exports `run` to the file `to` and verifies it.
 
     `dtype` is a key of KINDS. Norms, biases and positions stay in fp32, and so do matrices whose
-    rows Q8_0 cannot divide. Raises ValueError if GGUF cannot hold the model or its tokenizer, if a
-    file exists, or if what is read back differs; OSError if it cannot be written. On error nothing
+    rows Q8_0 cannot divide. Raises ValueError if GGUF cannot hold the model or its tokenizer, if
+    `to` exists, or if what is read back differs; OSError if it cannot be written. On error nothing
     is left.
-
-    If the directory has a Modelfile, that of another export, the new one is NAME.Modelfile.
     """
     to, gguf, kind = Path(to), require_gguf(), KINDS[dtype]
-    modelfile = to.with_name("Modelfile")
-    if modelfile.exists():
-        modelfile = to.with_name(f"{to.name.removesuffix('.gguf')}.Modelfile")
-    for path in (to, modelfile):
-        check_target(path, directory=False)
+    check_target(to, directory=False)
     model, tokenizer, _ = load(run, which=which, say=say)
     c = model.config
     temporary = TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
     with named_errors(to), temporary as directory:
-        unverified, temporary_modelfile = Path(directory, to.name), Path(directory, modelfile.name)
+        unverified = Path(directory, to.name)
         writer = gguf.GGUFWriter(unverified, weights.native_type(c))
         rows = add_tokenizer(writer, tokenizer, c.vocab_size)
         add_sizes(writer, c, rows)
         writer.add_name(to.stem)
         writer.add_license(license)
-        writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[kind]])
+        file_type = "ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"
+        writer.add_file_type(gguf.LlamaFileType[file_type])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        tensors, kinds = to_llama_cpp(model, rows > c.vocab_size), {}
+        tensors = to_llama_cpp(model, rows > c.vocab_size)
         for name, tensor in tensors.items():
-            kinds[name] = gguf.GGMLQuantizationType[stored_kind(name, tensor, kind)]
-            stored = gguf.quantize(tensor.numpy(), kinds[name])
-            writer.add_tensor(name, stored, raw_dtype=kinds[name])
+            stored = gguf.GGMLQuantizationType[stored_kind(name, tensor, kind)]
+            writer.add_tensor(name, gguf.quantize(tensor.numpy(), stored), raw_dtype=stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        verify(unverified, tensors, kinds)
-        text = modelfile_text(to.name, c.block_size, chat.can_chat(tokenizer))
-        temporary_modelfile.write_text(text, encoding="utf-8")
+        verify(unverified, tensors, kind)
         unverified.replace(to)
-        temporary_modelfile.replace(modelfile)
     if rows > c.vocab_size:
-        say(
-            f"note: llama.cpp needs a token that ends a text: {EOT} is added, "
-            "and is never the most likely token"
-        )
-    verified = f"its {len(tensors)} tensors were read back and compared"
-    say(f"{to}: GGUF in {kind}, verified: {verified}; for Ollama: {modelfile}")
+        say(f"note: llama.cpp needs a token that ends a text: {EOT} is added, never the likeliest")
+    say(f"{to}: GGUF in {kind}, verified: its {len(tensors)} tensors were read back")
     return to
-
-
-def modelfile_text(file: str, block_size: int, talks: bool) -> str:
-    """Ollama's Modelfile for a file."""
-    return MODELFILE.format(
-        file=file,
-        block_size=block_size,
-        stop=f'PARAMETER stop "{END}"\n' if talks else "",
-        template=CHAT if talks else "{{ .Prompt }}",
-    )
 
 
 def add_tokenizer(writer, tokenizer, vocab_size: int) -> int:
@@ -136,9 +94,9 @@ def add_tokenizer(writer, tokenizer, vocab_size: int) -> int:
     kind, parts = require_gguf().TokenType, tokenizer.to_dict()
     if tokenizer.characters:
         vocab, merges = spell_characters(tokenizer.characters)
-        split = "gpt-2"
     else:
-        vocab, split = parts["model"]["vocab"], name_split(parts)
+        check_split(parts)
+        vocab = parts["model"]["vocab"]
         merges = [m if isinstance(m, str) else " ".join(m) for m in parts["model"]["merges"]]
     found = {i: (f"[PAD{i}]", kind.UNUSED) for i in range(vocab_size)}  # text and type by id
     found |= {i: (token, kind.NORMAL) for token, i in vocab.items()}
@@ -151,7 +109,7 @@ def add_tokenizer(writer, tokenizer, vocab_size: int) -> int:
         found[end] = (EOT, kind.CONTROL)
     tokens, types = zip(*found.values(), strict=True)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split)
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges or ["ÿ ÿ"])  # one is required; no text has the byte FF
@@ -175,28 +133,17 @@ def spell_characters(characters: str) -> tuple[dict[str, int], list[str]]:
     return {token: i for i, token in enumerate(spelled)}, list(dict.fromkeys(merges))
 
 
-def name_split(parts: dict) -> str:
-    """llama.cpp's name for how a tokenizer.json splits text. Raises ValueError if it has none."""
-    model, steps = parts["model"], parts.get("pre_tokenizer") or {}
-    decoder = (parts.get("decoder") or {}).get("type")
-    normalizer = (parts.get("normalizer") or {}).get("type")
-    # llama.cpp drops NFC
-    if model["type"] != "BPE" or decoder != "ByteLevel" or normalizer not in (None, "NFC"):
-        raise ValueError(
-            "GGUF holds characters and byte-level BPE, "
-            f"but this tokenizer is {model['type']}: export to a directory"
-        )
-    if not model["merges"]:  # bytes, which no split changes
-        return "gpt-2"
-    if steps.get("pretokenizers") == [DIGITS, bpe.GPT2_SPLIT]:
-        return "smollm"
-    pattern = bpe.split_pattern(parts)
-    if pattern not in SPLITS:
-        raise ValueError(
-            f"llama.cpp does not know how this tokenizer splits text ({pattern}): "
-            "export to a directory"
-        )
-    return SPLITS[pattern]
+def check_split(parts: dict) -> None:
+    """Raises ValueError unless a tokenizer.json splits text as GPT-2's, or holds bytes alone."""
+    model, decoder = parts["model"], (parts.get("decoder") or {}).get("type")
+    normalizer = (parts.get("normalizer") or {}).get("type", "NFC")  # llama.cpp drops NFC
+    byte_level = model["type"] == "BPE" and decoder == "ByteLevel" and normalizer == "NFC"
+    if byte_level and (bpe.split_pattern(parts) == bpe.GPT2_PATTERN or not model["merges"]):
+        return
+    raise ValueError(
+        "GGUF is for characters, bytes, and byte-level BPE with GPT-2's split: export to a "
+        "directory, and convert that with llama.cpp's convert_hf_to_gguf.py"
+    )
 
 
 def to_llama_cpp(model: GPT, added: bool) -> dict[str, torch.Tensor]:
@@ -207,8 +154,7 @@ def to_llama_cpp(model: GPT, added: bool) -> dict[str, torch.Tensor]:
     """
     gguf, c = require_gguf(), model.config
     kind, found = weights.native_type(c), {}
-    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
-    names = gguf.get_tensor_name_map(arch, c.n_layer)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], c.n_layer)
     transposed = {
         name for hf_names, flag in weights.layout(c).values() if flag for name in hf_names
     }
@@ -251,22 +197,15 @@ def add_sizes(writer, c: GPTConfig, vocab_size: int) -> None:
         writer.add_value_length(c.head_size)
 
 
-def verify(file: Path, tensors: dict[str, torch.Tensor], kinds: dict) -> None:
-    """Raises ValueError unless the file has these tensors, rounded; Q8_0: within half a step."""
+def verify(file: Path, tensors: dict[str, torch.Tensor], kind: str) -> None:
+    """Raises ValueError unless the file has these tensors, rounded as their kinds do."""
     gguf = require_gguf()
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
-    if {name: tensor.tensor_type for name, tensor in found.items()} != kinds:
-        raise ValueError("the export is wrong: its tensors have other names or types")
-    rounded = {"F16": torch.float16, "BF16": torch.bfloat16}
+    if found.keys() != tensors.keys():
+        raise ValueError("the export is wrong: its tensors have other names")
     for name, tensor in tensors.items():
-        read = torch.from_numpy(np.array(gguf.dequantize(found[name].data, kinds[name])))
-        expected = tensor.to(rounded.get(kinds[name].name, torch.float32)).float()
-        bound = torch.zeros(1)
-        if kinds[name].name == "Q8_0":  # the scale is the largest weight / 127, in fp16
-            step = tensor.view(-1, BLOCK).abs().amax(1, keepdim=True) / 127
-            bound = step * (0.5 + 127 * 2**-11) + 127 * 2**-25
-            bound = bound.expand(-1, BLOCK).reshape(tensor.shape)
-        difference = (read - expected).abs()
-        if not (difference <= bound).all():
-            worst = difference.max()
+        stored = found[name].tensor_type
+        read = torch.from_numpy(np.array(gguf.dequantize(found[name].data, stored)))
+        worst = (read - tensor).abs().max()
+        if not worst <= ERRORS[stored_kind(name, tensor, kind)] * tensor.abs().max():
             raise ValueError(f"the export is wrong: {name}, read back, differs by {worst:.2g}")

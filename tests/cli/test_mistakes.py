@@ -38,8 +38,6 @@ plot RUN --out out                            | 'out' .png
 export RUN --to link                          | link symbolic
 export RUN --to x --dtype q8_0                | q8_0 --format gguf
 dashboard nowhere                             | nowhere directory
-playground a b c                              | one two
-bench --parts juggling                        | 'juggling' train
 bench --model gpt5                            | 'gpt5' classic
 plan /etc/passwd                              | /etc/passwd Python
 train RECIPE --n-leyer=3                      | --n_leyer --n_layer?

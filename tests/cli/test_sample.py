@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data_prep.text import prepare
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import HFTokenizer
+from nanogpt.data.tokenizer import Tokenizer as HFTokenizer
 from nanogpt.ops import cpu
 
 

@@ -18,23 +18,3 @@ def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path, monkeypatch):
     with named, write_atomic(path) as file:
         file.write(b"new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["tokenizer.json"]
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), write_atomic(path) as file:
-        file.write(b"new")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a"]
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
-def test_files_are_written_where_the_file_system_cannot_sync(tmp_path, monkeypatch, number):
-    def unsupported(descriptor):
-        raise OSError(number, "unsupported")
-
-    monkeypatch.setattr(os, "fsync", unsupported)
-    with write_atomic(tmp_path / "a") as file:
-        file.write(b"new")
-    assert (tmp_path / "a").read_bytes() == b"new" and os.listdir(tmp_path) == ["a"]

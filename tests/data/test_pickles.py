@@ -44,7 +44,7 @@ def one_line(read, path) -> str:
 def test_a_hostile_meta_pkl_is_refused(tmp_path, hostile, protocol):
     meta = {"vocab_size": 1, "itos": {0: "a"}, "stoi": hostile}
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta, protocol))
-    assert "is refused: it asks for " in one_line(read_characters, tmp_path / "meta.pkl")
+    assert "it asks for " in one_line(read_characters, tmp_path / "meta.pkl")
     assert not (tmp_path / "owned").exists()
 
 
@@ -52,15 +52,8 @@ def test_a_hostile_meta_pkl_is_refused(tmp_path, hostile, protocol):
 def test_a_hostile_checkpoint_is_refused(tmp_path, hostile, zipped):
     contents = {"model": {}, "model_args": {}, "iter_num": 1, "config": hostile}
     torch.save(contents, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=zipped)
-    assert "is refused: it asks for " in one_line(read_checkpoint, tmp_path / "ckpt.pt")
+    assert "(GLOBAL " in one_line(read_checkpoint, tmp_path / "ckpt.pt")
     assert not (tmp_path / "owned").exists()
-
-
-@pytest.mark.parametrize("read", [read_characters, read_checkpoint])
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
-def test_only_a_regular_file_is_read(tmp_path, read, make):
-    make(tmp_path / "file")
-    assert one_line(read, tmp_path / "file") == f"{tmp_path / 'file'} is not a regular file"
 
 
 @pytest.mark.filterwarnings("error")
@@ -72,31 +65,19 @@ def test_only_a_regular_file_is_read(tmp_path, read, make):
 def test_damaged_files_are_named(tmp_path, read, content):
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert one_line(read, path).startswith(f"{path} is damaged")
+    assert one_line(read, path).startswith(f"{path} cannot be read")
 
 
-@pytest.mark.parametrize(
-    "meta, message",
-    [
-        (["a"], "it needs 'itos'"),
-        ({"vocab_size": 2}, "it needs 'itos'"),
-        ({"itos": {0: "a", 2: "b"}}, "it needs 'itos'"),
-        ({"itos": {0: "a", 1: "bc"}}, "it needs 'itos'"),
-        ({"itos": {0: "a", 1: "a"}}, "it needs 'itos'"),
-        ({"itos": {0: "a", 1: 5}}, "it needs 'itos'"),
-    ],
-)
-def test_a_meta_pkl_of_something_else_is_named(tmp_path, meta, message):
+@pytest.mark.parametrize("itos", [None, {0: "a", 2: "b"}, {0: "a", 1: "bc"}, {0: "a", 1: "a"}, {0: "a", 1: 5}])
+def test_a_meta_pkl_of_something_else_is_named(tmp_path, itos):
     path = tmp_path / "meta.pkl"
-    path.write_bytes(pickle.dumps(meta))
-    assert message in one_line(read_characters, path)
+    path.write_bytes(pickle.dumps({"vocab_size": 2, "itos": itos}))
+    assert "it needs 'itos'" in one_line(read_characters, path)
 
 
-def test_a_checkpoint_of_something_else_names_what_is_missing(tmp_path):
-    torch.save([1], tmp_path / "ckpt.pt")
-    assert "model, model_args, iter_num missing" in one_line(read_checkpoint, tmp_path / "ckpt.pt")
+def test_a_checkpoint_of_something_else_is_named(tmp_path):
     torch.save({"model": {}, "iter_num": 1}, tmp_path / "ckpt.pt")
-    assert "checkpoint: model_args missing" in one_line(read_checkpoint, tmp_path / "ckpt.pt")
+    assert "is not a nanoGPT checkpoint" in one_line(read_checkpoint, tmp_path / "ckpt.pt")
 
 
 def test_what_nanogpt_writes_is_read(tmp_path):

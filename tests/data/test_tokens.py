@@ -1,19 +1,18 @@
 """Windows and batches: a batch is a pure function of (seed, number)."""
 
 import json
-import os
 import tracemalloc
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from directories import change, numbered
+from directories import numbered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanogpt.data.meta import largest_token
-from nanogpt.data.tokens import TokenDataset, Tokens, answers, permute, shorten, to_device
+from nanogpt.data.tokens import TokenDataset, Tokens, answers, permute, shorten
 
 SHARED_TMP_PATH = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -111,18 +110,6 @@ def numbers_are_read(data: TokenDataset) -> bool:
     return torch.equal(x, starts[:, None] + torch.arange(16))
 
 
-def test_the_files_that_meta_json_lists_are_one_split(tmp_path):
-    whole = numbered(tmp_path, 1009, 16)
-    change(tmp_path, "train", files=["train-00001.bin", "train-00002.bin"])
-    whole.tokens[:500].tofile(tmp_path / "train-00001.bin")
-    whole.tokens[500:].tofile(tmp_path / "train-00002.bin")
-    (tmp_path / "train.bin").unlink()
-    assert numbers_are_read(TokenDataset(tmp_path, "train", 16))
-    (tmp_path / "train-00002.bin").unlink()
-    with pytest.raises(ValueError, match=r"train-00002.bin is missing"):
-        TokenDataset(tmp_path, "train", 16)
-
-
 @pytest.mark.parametrize("size", [1009, 3000, 500])
 def test_data_that_replace_those_of_a_run_are_not_read(tmp_path, monkeypatch, size):
     monkeypatch.setattr(Tokens, "RELEASE", 0)  # as after very many windows
@@ -130,15 +117,6 @@ def test_data_that_replace_those_of_a_run_are_not_read(tmp_path, monkeypatch, si
     np.zeros(size, dtype="<u4").tofile(tmp_path / "new.bin")
     (tmp_path / "new.bin").replace(tmp_path / "train.bin")
     assert numbers_are_read(data) and numbers_are_read(data)
-
-
-def test_data_that_are_overwritten_in_place_end_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(Tokens, "RELEASE", 0)
-    data = numbered(tmp_path, 1009, 16)
-    np.zeros(1009, dtype="<u4").tofile(tmp_path / "train.bin")
-    os.utime(tmp_path / "train.bin", ns=(0, 1))  # another time, however coarse the clock
-    with pytest.raises(ValueError, match=r"train\.bin was changed while it was read"):
-        data.batch(3, 0, 4)
 
 
 def zeros(directory, tokens: int, val_tokens: int, block_size: int) -> TokenDataset:
@@ -198,19 +176,3 @@ def test_answers_are_found_in_any_window_also_if_it_starts_inside_a_message(rows
     begin = [2, 0, 1][:length]  # as in <|im_start|>assistant: the first token is in no text
     expected = [answers_one_by_one(row, begin, 3) for row in rows]
     assert answers(np.array(rows), begin, 3).tolist() == expected
-
-
-@pytest.mark.parametrize("device, copies", [("cuda", ["pin", "pin", True, True]), ("mps", [False] * 2)])
-def test_only_a_copy_from_pinned_memory_is_not_waited_for(device, copies):
-    made = []
-
-    class Tokens:
-        def pin_memory(self):
-            made.append("pin")
-            return self
-
-        def to(self, device, non_blocking):
-            made.append(non_blocking)
-
-    to_device((Tokens(), Tokens()), device)
-    assert made == copies

@@ -38,12 +38,6 @@ def packed(tmp_path):
     return tmp_path / "data"
 
 
-def conversations_of(directory, split: str) -> list[str]:
-    """The texts between end-of-text tokens."""
-    text = load_tokenizer(directory).decode(tokens(directory, split).tolist())
-    return [part for part in text.split("<|endoftext|>") if part]
-
-
 def count(directory) -> list[int]:
     """The conversations in each split, as meta.json says."""
     meta = json.loads((directory / "meta.json").read_text())
@@ -65,15 +59,9 @@ def test_every_conversation_is_whole_and_every_block_begins_with_one(packed):
         assert {tokenizer.decode(s) for s in starts} <= {"<|im_start|>user", "<|im_start|>syst"}
         pieces = np.split(ids, np.flatnonzero(ids == 256))
         found += [[i for i in piece.tolist() if i != 256] for piece in pieces]
+    assert min(count(packed)) >= 2
     expected = [chat.render(tokenizer, messages).tolist() for messages in talks()]
     assert sorted(ids for ids in found if ids) == sorted(expected)
-
-
-def test_both_splits_have_different_conversations(packed):
-    sides = [conversations_of(packed, split) for split in SPLITS]
-    assert [len(side) for side in sides] == count(packed)
-    assert sum(count(packed)) == 40 and min(count(packed)) >= 2
-    assert not set(sides[0]) & set(sides[1])
 
 
 def test_only_answers_and_their_ends_are_targets(packed):
@@ -116,30 +104,15 @@ def sharegpt(messages: list[dict]) -> dict:
     return {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in messages]}
 
 
-def in_parts(messages: list[dict]) -> dict:
-    parts = [[{"type": "text", "text": m["content"]}] for m in messages]
-    pairs = zip(messages, parts, strict=True)
-    return {"messages": [m | {"content": content} for m, content in pairs]}
-
-
 def other_roles(messages: list[dict]) -> dict:
     names = {"system": "developer", "user": "User", "assistant": "Assistant"}
     return {"messages": [m | {"role": names[m["role"]]} for m in messages]}
 
 
-FORMS = {
-    "a list": lambda messages: messages,
-    "ShareGPT's": sharegpt,
-    "two columns": lambda messages: {"messages": None, "conversations": messages},
-    "parts": in_parts,
-    "other roles": other_roles,
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [sharegpt, other_roles])
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
 def test_other_forms_of_a_conversation_are_the_same(packed, tmp_path, form, kind):
-    found = [FORMS[form](messages) for messages in talks()]
+    found = [form(messages) for messages in talks()]
     lines = "\n".join(json.dumps(each) for each in found)
     path = put(tmp_path / f"b.{kind}", lines if kind == "jsonl" else json.dumps(found))
     prepare(path, tmp_path / "b")
@@ -147,65 +120,34 @@ def test_other_forms_of_a_conversation_are_the_same(packed, tmp_path, form, kind
         assert tokens(tmp_path / "b", split).tolist() == tokens(packed, split).tolist()
 
 
-def test_an_answer_of_weight_0_is_context_and_no_target(tmp_path):
-    found = [[*talk(f"{i}?", "BAD"), *talk("again?", "good")] for i in range(30)]
-    for messages in found:
-        messages[1]["weight"] = 0
-    prepare(write(tmp_path / "in.jsonl", found), tmp_path / "data")
-    _, y = epoch(tmp_path / "data")
-    targets = load_tokenizer(tmp_path / "data").decode(y[y != -1].tolist())
-    assert "good" in targets and "BAD" not in targets
-    assert "BAD" in conversations_of(tmp_path / "data", "train")[0]
-
-
-def run(capsys, *argv: str) -> str:
-    """What `python -m data_prep.chat` says on stderr; it must end with exit code 2."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit:
-        patch.setattr(sys, "argv", ["chat", *argv])
-        runpy.run_path(chat_prep.__file__, run_name="__main__")
-    assert exit.value.code == 2
-    return capsys.readouterr().err
-
-
 GOOD, MORE = ({"messages": talk(*texts)} for texts in (("who?", "I"), ("when?", "in anger")))
 BAD = [
     ({"messages": []}, "in.jsonl, record 2: no answer of the assistant"),
-    ({"messages": None}, "in.jsonl, record 2: no answer of the assistant"),
-    ({"messages": talk("who?")}, "record 2: no answer of the assistant"),
     ({"messages": [{"role": "robot"}]}, "2, message 1: role 'robot' is not one of system"),
-    ({"messages": [{"role": ["user"]}]}, "role \"['user']\" is not one of system, user"),
-    ({"messages": [7]}, "message 1: role 'None' is not one of"),
     ({"messages": [{"role": "user", "content": 7}]}, "1: its content is '7', not a text"),
-    ({"messages": [{"role": "user", "content": " "}]}, "1: its content is ' ', not a text"),
+    ({"messages": [{"role": "user", "content": "who?", "weight": 0}]}, "its weight is not 1"),
     ({"messages": "hello"}, "record 2: str is not a list of messages"),
     ({"text": "hello"}, "record 2: it has no column 'messages' or 'conversations'"),
-    ({"messages": talk("who?", "x" * 90)}, "more than --block_size=64: give a larger one, or"),
+    ({"messages": talk("who?", "x" * 90)}, "more than block_size=64: give a larger one, or"),
 ]
 
 
 @pytest.mark.parametrize("record, message", BAD)
-def test_bad_input_is_one_line_and_changes_nothing(tmp_path, capsys, record, message):
+def test_bad_input_is_one_line_and_changes_nothing(tmp_path, monkeypatch, refused, record, message):
     path, out = tmp_path / "in.jsonl", tmp_path / "data"
     put(path, f"{json.dumps(GOOD)}\n{json.dumps(MORE)}\n")
     prepare(path, out, block_size=64)
     before = {path.name: path.read_bytes() for path in out.glob("[!.]*")}
     put(path, "\n".join(map(json.dumps, (GOOD, record, MORE))))
-    said = run(capsys, str(path), "--out", str(out), "--tokenizer", "bytes", "--block_size", "64")
-    assert said.startswith("error: ") and said.count("\n") == 1 and message in said
+    monkeypatch.setattr(sys, "argv", ["chat", str(path), "--out", str(out), "--block_size", "64"])
+    assert message in refused(runpy.run_path, chat_prep.__file__, None, "__main__")
     assert {path.name: path.read_bytes() for path in out.glob("[!.]*")} == before
-
-
-def test_of_a_folder_only_conversations_are_read(tmp_path):
-    put(tmp_path / "in" / "notes.txt", "some notes")
-    write(tmp_path / "in" / "talk.jsonl", talks())
-    assert "notes.txt" in prepare(tmp_path / "in", tmp_path / "data")[0]
-    assert sum(count(tmp_path / "data")) == 40
 
 
 def test_other_files_and_single_conversations_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.txt is not JSON by its name"):
         prepare(put(tmp_path / "a.txt", "hello"), tmp_path / "data")
-    with pytest.raises(ValueError, match="record 1 is the only one: validation needs"):
+    with pytest.raises(ValueError, match="no conversation is left for val: give more"):
         prepare(put(tmp_path / "in.jsonl", json.dumps(GOOD)), tmp_path / "data")
 
 
@@ -214,8 +156,7 @@ def test_conversations_that_cannot_be_learnt_from_are_skipped_and_counted(tmp_pa
     bad = [tool, talk("who?", ""), talk("who?")]
     path = write(tmp_path / "in.jsonl", [*talks(), *bad, talk("who?", "m" * 200)])
     said = prepare(path, tmp_path / "data", errors="skip", skip_long=True)
-    assert sum(count(tmp_path / "data")) == 40 and said[0].startswith("3 ")
-    assert said[1] == "left out: 1 conversation of more than 128 tokens"
+    assert sum(count(tmp_path / "data")) == 40 and said[0] == "left out: 4 conversations, 1 of them too long"
 
 
 def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):
@@ -224,13 +165,3 @@ def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):
     prepare(write(tmp_path / "more.jsonl", talks(20)), tmp_path / "other")
     with pytest.raises(ValueError, match="a mixture cannot have conversations"):
         open_data(f"{packed}:0.5,{tmp_path / 'other'}:0.5", "train", 128)
-
-
-def test_an_interruption_leaves_no_temporary_files(tmp_path, monkeypatch):
-    def interrupted(*args, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(chat_prep.Blocks, "fill", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(write(tmp_path / "in.jsonl", talks()), tmp_path / "data")
-    assert not list((tmp_path / "data").iterdir())

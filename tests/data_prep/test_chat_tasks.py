@@ -53,7 +53,7 @@ def test_accuracy_counts_right_answers_by_kind(tmp_path, monkeypatch, kind, word
         yield right(last) if word in last else "something else"
 
     monkeypatch.setattr(chat, "answer", answer)
-    counts = chat_tasks.accuracy(None, None, tmp_path)
-    assert sum(asked for _, asked in counts.values()) == len(questions(chat_tasks.held_out(tmp_path)))
-    assert {name for name, (good, _) in counts.items() if good} == {kind}
-    assert counts[kind][0] == counts[kind][1]
+    right_ones, asked = chat_tasks.accuracy(None, None, tmp_path)
+    assert asked.total() == len(questions(chat_tasks.held_out(tmp_path)))
+    assert {name for name, good in right_ones.items() if good} == {kind}
+    assert right_ones[kind] == asked[kind]

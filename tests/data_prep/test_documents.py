@@ -1,11 +1,9 @@
-"""Reading: files of every kind, from any place on, whole or in shards, and broken ones."""
+"""Reading: files of every kind, from any place, and broken ones."""
 
-import gzip
 import hashlib
 import re
 import sys
 
-import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,11 +23,9 @@ from texts import (
     write_jsonl,
 )
 
-from data_prep import documents as reading
 from data_prep import text
-from data_prep.documents import Corpus, find_cut, measure, passages
+from data_prep.documents import Corpus, find_cut, passages
 from nanogpt.data.tokenizer import BPETokenizer, load_tokenizer
-from nanogpt.data.tokens import TokenDataset
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,20 +41,12 @@ def test_every_format_gives_the_documents_with_end_of_text_tokens(tmp_path, kind
         assert counts["tokens"] == counts["bytes"] + counts["documents"]
         assert counts["sha256"] == hashlib.sha256((out / f"{split}.bin").read_bytes()).hexdigest()
     assert meta["dtype"] == "uint16" and load_tokenizer(out).name == "bytes"
-    assert len(TokenDataset(out, "train", 64).tokens) == meta["splits"]["train"]["tokens"]
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "arrow", "csv"])
 def test_a_file_at_a_url_is_read_like_a_local_one(tmp_path, kind):
     save_as(kind, tmp_path, documents())
     assert read(f"file://{tmp_path}/*.{kind}") == documents()
-
-
-def test_a_url_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"file://.*/\*.txt could not be read: .*no such file"):
-        read(f"file://{tmp_path}/*.txt")
-    with pytest.raises(ValueError, match=r"nosuch://bucket/a.txt could not be read"):
-        read("nosuch://bucket/a.txt")
 
 
 @pytest.mark.parametrize("strange", SCRIPTS)
@@ -83,30 +71,19 @@ def test_a_text_file_alone_is_cut_once_as_nanogpt_does(tmp_path, text_file):
     assert sum(meta["splits"][s]["bytes"] for s in ("train", "val")) == n
 
 
-def test_a_long_text_comes_in_pieces_that_begin_with_a_line(monkeypatch, text_file):
-    monkeypatch.setattr(reading, "PIECE", 1 << 10)
-    whole, pieces = text_file.read_text(), list(Corpus([str(text_file)]).pieces())
-    assert len(pieces) > 20 and "".join(piece.text for piece in pieces) == whole
-    assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    assert {piece.digest for piece in pieces} == {measure([whole])[1]}
-    assert all(piece.text[0].isupper() for piece in pieces[1:])  # as lines of this text begin
-
-
 @settings(deadline=None)
-@given(st.text(alphabet="ab \n\r", max_size=200), st.integers(1, 20), st.integers(1, 50))
-def test_pieces_put_together_are_the_document(document, size, block):
-    blocks = [(i, document[i : i + block]) for i in range(0, len(document), block)]
-    found = [piece for _, piece in passages(blocks, size)]
+@given(st.text(alphabet="ab \n\r", max_size=200), st.integers(1, 20))
+def test_passages_put_together_are_the_document(document, size):
+    found = list(passages(document, size))
     assert "".join(found) == document
-    assert all(len(piece) <= size for piece in found)
-    assert found == [piece for _, piece in passages([(0, document)], size)]
+    assert all(len(passage) <= size for passage in found)
 
 
 def test_texts_are_cut_where_gpt2_cuts_too(gpt2_files):
     gpt2, whole = BPETokenizer.gpt2(), "\n\n".join(documents(40))
-    pieces = [piece for _, piece in passages([(0, whole)], 500)]
-    assert len(pieces) > 50
-    assert [i for piece in pieces for i in gpt2.encode(piece)] == gpt2.encode(whole).tolist()
+    found = list(passages(whole, 500))
+    assert len(found) > 50
+    assert [i for passage in found for i in gpt2.encode(passage)] == gpt2.encode(whole).tolist()
     assert find_cut("ab\n\ncd\nef", 8) == 7
 
 
@@ -116,9 +93,6 @@ def test_standard_input_is_a_document_like_the_same_file(tmp_path, monkeypatch, 
             monkeypatch.setattr(sys, "stdin", stdin)
             text.prepare([name], tmp_path / out, "char", say=silent)
     assert sha256(tmp_path / "stdin") == sha256(tmp_path / "file")
-    monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(ValueError, match="standard input is closed"):
-        Corpus(["-"])
 
 
 def test_a_directory_that_datasets_reads_is_streamed(tmp_path):
@@ -126,42 +100,30 @@ def test_a_directory_that_datasets_reads_is_streamed(tmp_path):
     assert read(f"hf:{tmp_path}") == documents()
 
 
-def test_small_files_are_divided_among_shards_without_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "PIECE", 1 << 9)
-    for i in range(300):
-        put(tmp_path / f"{i}.txt", f"text {i}")
-    put(tmp_path / "packed.txt.gz", gzip.compress(b"packed " * 100))
-    whole = list(Corpus([str(tmp_path)]).pieces())
-    shards = [list(Corpus([str(tmp_path)], shard=(i, 3)).pieces()) for i in (1, 2, 3)]
-    assert len(whole) > 301 and [piece for shard in shards for piece in shard] == whole
-    with pytest.raises(ValueError, match="--shard supports neither standard input nor a data set"):
-        Corpus(["-"], shard=(1, 2))
-
-
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "parquet", "file.arrow", "csv.gz"])
 def test_a_broken_file_is_named(tmp_path, kind):
     data = open(save_as(kind, tmp_path, documents()), "rb").read()  # noqa: SIM115
     path = put(tmp_path / f"half.{kind}", data[: len(data) // 2])
-    with pytest.raises(ValueError, match=rf"half.{kind} could not be read"):
+    with pytest.raises(ValueError, match=rf"half.{kind} could not be read") as error:
         read(path)
+    assert "\n" not in str(error.value)
 
 
 LINES = {"txt": "line %d\n", "jsonl": '{"text": "line %d"}\n', "csv": "line %d\n"}
 
 
 @pytest.mark.parametrize("kind", LINES)
-def test_what_is_not_utf8_is_named_with_its_offset_replaced_or_left_out(tmp_path, kind):
+def test_what_is_not_utf8_is_named_with_its_line_replaced_or_left_out(tmp_path, kind):
     lines = [LINES[kind].encode() % i for i in range(400)]
     lines[200] = lines[200].replace(b"i", b"\xff\xfe")
     header = b"text\n" * (kind == "csv")
     path = put(tmp_path / f"in.{kind}", header + b"".join(lines))
-    at = len(header + b"".join(lines[:200])) + lines[200].index(b"\xff")
-    with pytest.raises(ValueError, match=rf"in.{kind} is not UTF-8 text .byte {at}.: convert it"):
+    with pytest.raises(ValueError, match=rf"in.{kind}, line {202 if header else 201} is not UTF-8 text: convert"):
         read(path)
     replaced = "".join(read(path, errors="replace"))
     assert replaced.count("\ufffd") == 2 and "ne 200" in replaced
     corpus = Corpus([path], errors="skip")
-    skipped = "".join(piece.text for piece in corpus.pieces())
+    skipped = "".join(document.text for document in corpus.documents())
     assert skipped == re.sub("l\ufffd\ufffdne 200\n?", "", replaced) and corpus.skipped == 1
 
 
@@ -170,17 +132,11 @@ def test_what_is_not_utf8_is_named_with_its_offset_replaced_or_left_out(tmp_path
     [
         ("empty.txt", "", "the text is empty .*empty.txt"),
         ("c.jsonl", '{"body": "a", "id": 1}', r"no column 'text' .it has: body, id.: .*--text_col"),
-        ("c.csv", "a,b\n1,2\n", r"no column 'text' .it has: a, b."),
         ("n.jsonl", '{"text": 3}', "record 1: the column holds int, not text"),
-        ("l.json", '{"text": ["a"]}', "record 1: the column holds list, not text"),
         ("m.jsonl", '{"text": "a"}\n{"body": "b"}', "m.jsonl, record 2: it has no column 'text'"),
-        ("j.jsonl", '{"text": "a"}\n{', "line 2: it is not JSON"),
-        ("d.json", "[" * 100_000, "line 1: it is not JSON .maximum recursion"),
-        ("s.json", '["a", "b"]', "record 1: expected an object with a column 'text', not a str"),
-        ("o.json", '{"a": {\n"text": "b"}}', "no column 'text' .it has: a"),
-        ("e.json", '{"a": {\n"text": "b"}', "line 1: it is not JSON .*object per line, as jq -c ."),
+        ("j.jsonl", '{"text": "a"}\n{', "line 2 is not JSON"),
+        ("d.json", "[" * 100_000, "line 1 is not JSON .maximum recursion"),
         ("q.csv", 'id,text\n1,one\n2,"Yes," he said\n3,three\n', "q.csv, line 3"),
-        ("u.csv", 'id,text\n1,one\n2,"never closed\n3,three\n', "u.csv, line 3"),
         ("f.csv", "id,text\n1,one\n2,two, fields\n3,three\n", "f.csv, line 3"),
     ],
 )
@@ -189,27 +145,13 @@ def test_what_cannot_be_read_is_named_with_its_place(tmp_path, name, content, me
         read(put(tmp_path / name, content))
 
 
-def test_another_column_is_read_on_request(tmp_path):
-    path = write_jsonl(tmp_path / "in.jsonl", documents(), "body")
-    assert read(path, columns=("body",)) == documents()
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["a"]}), tmp_path / "b.parquet")
-    assert read(tmp_path / "b.parquet", columns=("body",)) == ["a"]
-    with pytest.raises(ValueError, match=r"b.parquet, record 1: it has no column 'text' .it has: body."):
-        read(tmp_path / "b.parquet")
-
-
-ROWS = [f"line {i}" for i in range(300)]
-ROWS[20], ROWS[30], ROWS[200] = '"To be', '"Yes," he said', '"or not'
 TABLES = {
-    "tabs.tsv": ("id\ttext\n1\tone, two\n", ["one, two"]),
-    "stray quotes.tsv": ("id\ttext\n" + "".join(f"1\t{row}\n" for row in ROWS), ROWS),
-    "old.csv": ("id,text\r1,one\r2,two\r", ["one", "two"]),  # lines as on old Macs
+    "tabs.tsv": ('id\ttext\n1\tone, two\n2\t"To be\n', ["one, two", '"To be']),
     "mark.csv": ("\ufefftext\nsecond\n", ["second"]),
     "mark.txt": ("\ufefffirst line\n", ["first line\n"]),
     "half.jsonl": ('{"text": "\\ud83d|\\ud83d\\ude00"}\n', ["\ufffd|😀"]),  # of a surrogate pair
     "array.json": ('[{"text": "a"}, {"text": "b"}]', ["a", "b"]),
     "object.json": ('\n{\n "text": "a"\n}\n', ["a"]),
-    "indented.json": ('[\n {"text": "a"},\n {"text": "b"}\n]', ["a", "b"]),
 }
 
 
@@ -219,16 +161,10 @@ def test_variants_of_the_formats_are_read(tmp_path, name):
     assert read(put(tmp_path / name, content)) == texts
 
 
-@pytest.mark.parametrize("mark", ["<|endoftext|>", "\n<|endoftext|>\n", "</s>"])
+@pytest.mark.parametrize("mark", ["<|endoftext|>", "\n<|endoftext|>\n"])
 def test_a_separator_in_a_text_becomes_the_end_of_a_document(tmp_path, mark):
     texts = documents(50)
     path = put(tmp_path / "in.txt", mark.join(texts))
     text.prepare([path], tmp_path / "data", "bytes", separator=mark.strip(), say=silent)
     expect = [t + "\n" * (mark[0] == "\n") for t in texts[:-1]] + texts[-1:]
     assert documents_in(tmp_path / "data") == sorted(expect)
-
-
-def test_a_separator_that_nobody_named_is_reported(tmp_path):
-    path, said = put(tmp_path / "in.txt", "<|endoftext|>".join(["once upon a time\n"] * 20)), []
-    text.prepare([path], tmp_path / "data", "bytes", say=said.append)
-    assert any("--separator='<|endoftext|>'" in line for line in said)

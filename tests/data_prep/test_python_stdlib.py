@@ -37,13 +37,6 @@ def test_sources_without_tests_and_tables_then_the_manual(library, tmp_path):
     assert dict(found)["help('comparisons')"] == topics["comparisons"]
 
 
-def test_a_long_file_that_is_there_twice_is_taken_once(tmp_path):
-    for name in ("a.py", "b.py", "c.py", "d.py"):
-        put(tmp_path / name, "x = 1\n" * 200 if name < "c" else "")
-    names = [name for name, _ in python_stdlib.documents(tmp_path)][: -len(topics)]
-    assert names == ["a.py", "c.py", "d.py"]
-
-
 def test_every_document_comes_back_from_the_tokens(library, tmp_path):
     meta = python_stdlib.prepare(tmp_path / "data", vocab_size=300, say=silent)
     assert meta["vocab_size"] == 300 and meta == read_meta(tmp_path / "data")

@@ -1,6 +1,8 @@
 """A byte-pair encoding that is trained on a text."""
 
 import random
+import runpy
+import sys
 import time
 
 import numpy as np
@@ -24,12 +26,12 @@ def test_a_trained_tokenizer_gives_every_text_back_and_shortens_its_own(tmp_path
         train_tokenizer.train([str(text_file)], 100)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "meta.json", "train.bin"])
-def test_a_tokenizer_is_not_written_over_another_one_or_into_data(tmp_path, name):
-    train_tokenizer.check_out(tmp_path)
-    (tmp_path / name).write_text("theirs")
-    with pytest.raises(ValueError, match=f"{name} exists, and nothing is overwritten"):
-        train_tokenizer.check_out(tmp_path)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the module is already imported
+def test_a_tokenizer_is_not_written_into_data(tmp_path, text_file, monkeypatch, refused):
+    (tmp_path / "train.bin").write_text("theirs")
+    monkeypatch.setattr(sys, "argv", ["train", str(text_file), "--out", str(tmp_path)])
+    assert "nothing is overwritten" in refused(lambda: runpy.run_module("data_prep.train_tokenizer", None, "__main__"))
+    assert not (tmp_path / "tokenizer.json").exists()
 
 
 def test_text_without_spaces_is_learnt_in_short_pieces(tmp_path):

@@ -9,13 +9,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from markdown_it import MarkdownIt
-
 ROOT = Path(__file__).parents[2]
 OURS = ("nanogpt", "data_prep", "recipes", "accelerate_configs", "benchmarks", "tests", "docs", ".github", ".ci")
-PATHS = [p for p in (*ROOT.glob("*.*"), *(p for folder in OURS for p in (ROOT / folder).rglob("*"))) if p.is_file()]
-FILES = {path.relative_to(ROOT).as_posix() for path in PATHS}
-PAGES = sorted(file for file in FILES if file.endswith(".md"))
+PATHS = [*ROOT.glob("*.md"), *(path for folder in OURS for path in (ROOT / folder).rglob("*.md"))]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in PATHS)
+BLOCK = re.compile(r"(<!-- skip: [^\n]*-->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SAVED = re.compile(r"# (\w+\.py)\n")  # the first line of a script that a block below runs
 
 
@@ -33,26 +31,21 @@ class Block(NamedTuple):
     skip: bool
 
 
-class Page(NamedTuple):
-    blocks: list[Block]
-    spans: list[Text]  # between backticks
-    links: list[Text]  # their targets
+def lines(pattern: str, text: str) -> list[Text]:
+    """What the group of a pattern finds."""
+    return [Text(text.count("\n", 0, m.start(1)) + 1, m[1]) for m in re.finditer(pattern, text)]
 
 
-def parse_markdown(text: str) -> Page:
-    """The blocks, spans and links of a page. A span or link has the first line of its paragraph or row."""
-    page, comment = Page([], [], []), ""
-    for token in MarkdownIt("commonmark").enable("table").parse(text):
-        if token.type == "fence":
-            block = Block(token.map[0] + 2, token.info.strip(), token.content, comment.startswith("<!-- skip: "))
-            page.blocks.append(block)
-        comment = token.content if token.type == "html_block" else ""
-        for child in token.children or []:
-            if child.type == "code_inline":
-                page.spans.append(Text(token.map[0] + 1, child.content))
-            elif child.type in ("link_open", "image"):
-                page.links.append(Text(token.map[0] + 1, child.attrs.get("href") or child.attrs.get("src")))
-    return page
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks of a page."""
+    found = BLOCK.finditer(text)
+    return [Block(text.count("\n", 0, m.start(3)) + 1, m[2], m[3], bool(m[1])) for m in found]
+
+
+def spans_and_links(text: str) -> tuple[list[Text], list[Text]]:
+    """What stands between backticks on a page, and the targets of its links."""
+    prose = BLOCK.sub(lambda m: "\n" * m[0].count("\n"), text)
+    return lines(r"(?<!`)`([^`]+)`(?!`)", prose), lines(r"\]\(([^)\s]+)\)", prose)
 
 
 def docstrings(source: str) -> list[Text]:

@@ -1,29 +1,30 @@
-"""What the documentation names exists: commands and their flags, links, files, settings.
+"""What the documentation names exists: commands and their flags, links, settings.
 
 Each check takes a text and yields its problems as (line, what), so the last test shows what each of them finds.
 """
 
+import doctest
+import gzip
+import importlib
 import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 import pytest
 from commands import commands, every_flag, problem
-from pages import FILES, OURS, PAGES, ROOT, Text, docstrings, parse_markdown
+from pages import PAGES, ROOT, Text, blocks, docstrings, spans_and_links
 from settings_table import settings
 
 from nanogpt.cli import COMMANDS
 
 OTHERS = "--dataset --eval_only --dtype --decay_lr --wandb_log --backend --wandb_project --wandb_run_name --start"
-# and of torchrun, Slurm, wandb and pytest
-OTHERS = {*OTHERS.split(), "--nproc_per_node", "--signal", "--count", "--ignore"}
-BY_USERS = {"recipes/x.py"}  # stands for a file of the reader's own
+# and of torchrun, Slurm, wandb, pytest and hf
+OTHERS = {*OTHERS.split(), "--nproc_per_node", "--signal", "--count", "--ignore", "--repo-type"}
 HISTORY = ("CHANGELOG.md", "LOG.md")  # which speak of what is gone, too
 
 
-def command_problems(text: Text, page: str = "") -> Iterator[Text]:
+def command_problems(text: Text) -> Iterator[Text]:
     for number, words in commands(text.text):
-        if found := problem(words, page):
+        if found := problem(words):
             yield Text(text.line + number, found)
 
 
@@ -34,16 +35,6 @@ def flag_problems(text: Text) -> Iterator[Text]:
     for name in re.findall(r"^nanogpt ([a-z][\w-]+)", text.text):
         if name not in COMMANDS:
             yield Text(text.line, f"nanogpt has no command {name}")
-
-
-def file_problems(text: Text) -> Iterator[Text]:
-    """Paths into our folders exist; so does a bare name in capitals, such as LOG.md."""
-    folders = {f"{parent}/" for name in FILES for parent in PurePosixPath(name).parents}
-    ours = "|".join(re.escape(folder) for folder in OURS)
-    for match in re.finditer(rf"(?<![\w/.-])(?:(?:{ours})/[\w./-]*|[A-Z]{{3,}}\.md\b)(?!\*)", text.text):
-        path = match[0].rstrip(".")
-        if path not in FILES | BY_USERS and path.rstrip("/") + "/" not in folders and not path.endswith("_"):
-            yield Text(text.line + text.text.count("\n", 0, match.start()), f"{path} does not exist")
 
 
 def link_problems(link: Text, file: str) -> Iterator[Text]:
@@ -61,16 +52,16 @@ def link_problems(link: Text, file: str) -> Iterator[Text]:
 
 
 def page_problems(file: str, text: str) -> list[Text]:
-    page = parse_markdown(text)
-    found = [problem for link in page.links for problem in link_problems(link, file)]
+    spans, links = spans_and_links(text)
+    found = [problem for link in links for problem in link_problems(link, file)]
     if file in HISTORY:
         return found
-    for block in page.blocks:
+    for block in blocks(text):
         if block.language != "python":  # quoted output has commands, too
-            found += command_problems(Text(block.line, block.code), text)
-    for span in page.spans:
+            found += command_problems(Text(block.line, block.code))
+    for span in spans:
         found += flag_problems(span)
-    return found + list(file_problems(Text(1, text)))
+    return found
 
 
 @pytest.mark.parametrize("file", PAGES)
@@ -85,8 +76,7 @@ def test_what_docstrings_and_configurations_name_exists(folder):
         source = path.read_text(encoding="utf-8")
         comments = Text(1, re.sub("^# ?", "", source, flags=re.MULTILINE))
         for text in docstrings(source) if path.suffix == ".py" else [comments]:
-            problems = [*command_problems(text), *flag_problems(text), *file_problems(text)]
-            found += [(path.name, *problem) for problem in problems]
+            found += [(path.name, *problem) for problem in (*command_problems(text), *flag_problems(text))]
     assert found == []
 
 
@@ -97,9 +87,9 @@ def test_the_page_of_settings_is_up_to_date():
 MISTAKES = {
     "```bash\nnanogpt eval out/a \\\n  --eval_itres 3\n```": (2, "unknown flag --eval_itres"),
     "```bash\npython recipes/shakespeare.py --n_embd=190 --n_head=4\n```": (2, "not divisible"),
+    "```bash\npython recipes/shakespaere.py\n```": (2, "shakespaere.py"),
     "`--bad_steps`": (1, "nothing has a flag --bad_steps"),
     "See [the log](README.md#logs).": (1, "the link to README.md#logs leads nowhere"),
-    "line\n\nin nanogpt/modle.py": (3, "nanogpt/modle.py does not exist"),
 }
 
 
@@ -108,3 +98,15 @@ def test_a_mistake_is_found_on_its_line(text):
     [found] = page_problems("README.md", text)
     line, complaint = MISTAKES[text]
     assert found.line == line and complaint in found.text
+
+
+@pytest.mark.parametrize("name", ["nanogpt.model", "nanogpt.data.tokenizer", "data_prep.documents"])
+def test_examples_in_docstrings(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "books" / "one.txt", tmp_path / "notes" / "two.md"):
+        path.parent.mkdir()
+        path.write_text("to be or not to be")
+    with gzip.open("crawl.jsonl.gz", "wt") as crawl:
+        crawl.write('{"text": "that is the question"}\n')
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0 and result.failed == 0

@@ -2,17 +2,14 @@
 
 import http.client
 import json
-import os
 import shutil
 import socket
-import struct
 import threading
 
 import pytest
 
 from nanogpt.cli import main
-from nanogpt.extras.dashboard.follow import MOST
-from nanogpt.extras.dashboard.server import PORT, Server
+from nanogpt.extras.dashboard.server import Server
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -63,54 +60,30 @@ def test_the_page_asks_nothing_of_any_other_machine(server):
         status, headers, body = ask(server, path)
         policy = headers["Content-Security-Policy"]
         assert status == 200 and b"//" not in body.replace(b"// ", b"")
-        assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin"  # other pages may not read
-        assert "default-src 'none'" in policy and "unsafe" not in policy
+        assert "default-src 'self'" in policy and "unsafe" not in policy
 
 
-@pytest.mark.parametrize("path", ["/", "/api/runs"])
-@pytest.mark.parametrize(
-    "host, status",
-    [(host, 403) for host in ("evil.example", "evil.example:6070", "127.0.0.1.evil.example", "", "192.168.0.1")]
-    + [(host, 200) for host in ("127.0.0.1:8000", "localhost:6070", "localhost")],  # a forwarded port
-)
-def test_only_this_machines_own_names_are_served(server, host, path, status):
-    found, _, body = ask(server, path, Host=host)
-    assert found == status and (status == 200 or b"name" not in body)
+HOSTS = {"evil.example:6070": 403, "127.0.0.1.evil.example": 403, "": 403, "[": 403}
+HOSTS |= {"127.0.0.1:8000": 200, "localhost": 200}  # a forwarded port
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_only_this_machines_own_names_are_served(server, host):
+    status, _, body = ask(server, "/api/runs", Host=host)
+    assert status == HOSTS[host] and (status == 200 or b"name" not in body)
 
 
 @pytest.mark.parametrize(
     "request_line, expected",
-    [(f"{method} /api/runs", 501) for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS")]
-    + [(f"GET {path}", 404) for path in ("/../secret.txt", "/..%2fsecret.txt", "//etc/passwd")]
-    + [(f"GET {path}", 404) for path in ("/api/../../secret.txt", "/index.html", "/web/dashboard.js")]
-    + [
-        (f"GET /api/curves?{query}", 400)
-        for query in ("", "run=7", "run=-1", "run=..", "run=0&x=values&points=9&key=lr")
-    ]
-    + [("GET /api/curves?run=0&x=step&points=nan&key=lr", 400)],
+    [("POST /api/runs", 501)]
+    + [(f"GET {path}", 404) for path in ("/../secret.txt", "/..%2fsecret.txt", "/../server.py")]
+    + [(f"GET /api/curves?{query}", 400) for query in ("", "run=7", "run=..", "run=0&x=values&points=9&key=lr")],
 )
 def test_nobody_writes_reads_other_files_or_asks_for_nonsense(server, request_line, expected):
     method, path = request_line.split(" ")
     status, _, body = ask(server, path, method)
     assert status == expected and b"secret" not in body and ask(server, "/api/runs")[0] == 200
-
-
-@pytest.mark.parametrize("path, host", [("/", "["), ("//[", "localhost"), ("/api/runs", "[::1")])
-def test_half_a_bracket_is_refused_without_a_traceback(server, capfd, path, host):
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-        status = connection.makefile("rb").readline().split()[1]
-    assert status in (b"400", b"403", b"404") and capfd.readouterr().err == ""
-
-
-def test_clients_that_leave_print_nothing(server, capfd):
-    for _ in range(20):
-        connection = socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
-        connection.sendall(b"GET /dashboard.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not a goodbye
-        connection.close()
-    assert ask(server, "/api/runs")[0] == 200 and capfd.readouterr().err == ""
 
 
 def test_the_number_of_a_deleted_run_is_never_given_again(server, tmp_path):
@@ -125,38 +98,11 @@ def test_the_number_of_a_deleted_run_is_never_given_again(server, tmp_path):
     assert runs_of(server) == []
 
 
-@pytest.mark.parametrize("name", ["config.json", "samples.jsonl", "metrics.jsonl"])
-def test_a_fifo_hangs_nothing(server, tmp_path, name):
-    other = tmp_path / "out" / "other"
-    other.mkdir()
-    (other / "metrics.jsonl").write_text('{"step": 1}\n')
-    (other / name).unlink(missing_ok=True)
-    os.mkfifo(other / name)
-    found = runs_of(server)
-    assert len(found) == (1 if name == "metrics.jsonl" else 2) and found[-1]["settings"] is not None
-
-
-def test_a_run_of_huge_files_is_answered_in_brief(server, tmp_path):
-    other = tmp_path / "out" / "other"
-    other.mkdir()
-    names = {f"metric {i}": i for i in range(5000)} | {"x" * 10_000: 1, "val_loss": 3.0}
-    (other / "metrics.jsonl").write_text(json.dumps({"step": 1} | names) + "\n")
-    with open(other / "config.json", "wb") as file:
-        file.truncate(300_000_000)
-    body = ask(server, "/api/runs")[2]
-    found = {run["name"].rsplit("/")[-1]: run for run in json.loads(body)["runs"]}["other"]
-    assert len(body) < 20_000 and found["cut"] and len(found["last"]) == MOST + 1 and found["best"] == 3.0
-    assert found["settings"] == {"config.json": "not read: config.json has more than 1,048,576 bytes"}
-    settings = {"train": {f"setting {i}": "x" * 5000 for i in range(200)}}
-    (other / "config.json").write_text(json.dumps(settings))
-    assert len(ask(server, "/api/runs")[2]) < 100_000
-
-
-def test_the_next_free_port_of_this_machine_alone_is_taken(tmp_path, refused):
+def test_a_free_port_of_this_machine_alone_is_taken(tmp_path, refused):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         assert f"port {port}" in refused(main, ["dashboard", str(tmp_path), "--port", str(port)])
     with Server([str(tmp_path)]) as first, Server([str(tmp_path)]) as second:
-        assert PORT <= first.server_port != second.server_port and first.server_address[0] == "127.0.0.1"
+        assert first.server_port != second.server_port and first.server_address[0] == "127.0.0.1"

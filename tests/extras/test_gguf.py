@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-from contextlib import nullcontext
 from itertools import islice
 
 import numpy as np
@@ -11,12 +10,13 @@ import tiktoken
 import torch
 from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nanogpt import chat
 from nanogpt.cli import main
 from nanogpt.data import bpe
-from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, HFTokenizer
+from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from nanogpt.data.tokenizer import Tokenizer as HFTokenizer
 from nanogpt.extras import gguf as to_gguf
 from nanogpt.hub import weights
 from nanogpt.hub.load import load
@@ -59,20 +59,14 @@ def test_transformers_reads_the_weights_of_every_shape(tmp_path, case):
         assert torch.equal(tensor[:rows], expected[name]) and len(tensor) == rows + (rows == 70), name
 
 
-@pytest.mark.parametrize("case", ["gpt2, untied, own n_inner", "llama, all heads, own head size", "qwen3"])
-def test_sizes_are_those_of_the_model(tmp_path, case):
-    c = CASES[case]
-    _, reader, _ = exported(tmp_path, c, CharTokenizer(CHARACTERS))
-    found, kind = fields(reader), weights.native_type(c)
+def test_sizes_are_those_of_the_model(tmp_path):
+    c = CASES["llama, all heads, own head size"]
+    found = fields(exported(tmp_path, c, CharTokenizer(CHARACTERS))[1])
     sizes = {"context_length": 32, "embedding_length": 32, "block_count": 2, "feed_forward_length": c.inner}
     sizes |= {"attention.head_count": 4, "attention.head_count_kv": c.kv_heads, "vocab_size": 71}
-    if kind == "gpt2":
-        sizes |= {"attention.layer_norm_epsilon": pytest.approx(1e-5)}
-    else:
-        sizes |= {"attention.layer_norm_rms_epsilon": pytest.approx(c.norm_eps), "rope.freq_base": c.rope_theta}
-        sizes |= dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), c.head_size)
-    assert found["general.architecture"] == kind
-    assert {name: found[f"{kind}.{name}"] for name in sizes} == sizes
+    sizes |= {"attention.layer_norm_rms_epsilon": pytest.approx(c.norm_eps), "rope.freq_base": c.rope_theta}
+    sizes |= dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), c.head_size)
+    assert {name: found[f"llama.{name}"] for name in sizes} == sizes
 
 
 @pytest.mark.parametrize("dtype, kind", [("bfloat16", "BF16"), ("float16", "F16"), ("q8_0", "Q8_0")])
@@ -108,25 +102,6 @@ def as_byte_level_bpe(found: dict) -> Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("characters", [WIDE, CHARACTERS])
-def test_characters_are_byte_pair_encoding(tmp_path, characters):
-    tokenizer = CharTokenizer(characters)
-    config = dataclasses.replace(CASES["llama"], vocab_size=len(characters))
-    found = fields(exported(tmp_path, config, tokenizer)[1])
-    text = characters[::-1] + characters + characters[1::2]
-    assert as_byte_level_bpe(found).encode(text).ids == tokenizer.encode(text).tolist()
-    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
-    assert found["tokenizer.ggml.add_bos_token"] is False
-
-
-def test_bytes_have_no_merge_that_a_text_could_need(tmp_path):
-    config = dataclasses.replace(CASES["gpt2"], vocab_size=257)
-    found = fields(exported(tmp_path, config, ByteTokenizer())[1])
-    assert as_byte_level_bpe(found).encode("Été, 你").ids == list("Été, 你".encode())
-    assert found["tokenizer.ggml.merges"] == ["ÿ ÿ"] and found["tokenizer.ggml.eos_token_id"] == 256
-    assert (found["tokenizer.ggml.tokens"][256], found["tokenizer.ggml.token_type"][256]) == ("<|endoftext|>", 3)
-
-
 def small_gpt2() -> BPETokenizer:
     """GPT-2's split with merges of a few words."""
     ranks = {bytes([b]): b for b in range(256)} | {b"he": 256, b" t": 257, b" the": 258, b"kn": 259, b" kn": 260}
@@ -135,14 +110,22 @@ def small_gpt2() -> BPETokenizer:
     return BPETokenizer(tiktoken.Encoding("small", pat_str=split, mergeable_ranks=ranks, special_tokens=special))
 
 
-def test_gpt2s_encoding_is_held(tmp_path):
-    tokenizer = small_gpt2()
-    end = tokenizer.eot_id
-    found = fields(exported(tmp_path, dataclasses.replace(CASES["qwen3"], vocab_size=end + 1), tokenizer)[1])
-    text = "I don't know the king's 12 horses.\n  Été! 你好"
+TOKENIZERS = {  # and a text, and the token that ends one
+    "characters": (CharTokenizer(WIDE), WIDE[::-1] + WIDE + WIDE[1::2], len(WIDE)),
+    "bytes": (ByteTokenizer(), "Été, 你", 256),
+    "gpt2": (small_gpt2(), "I don't know the king's 12 horses.\n  Été! 你好", 261),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_is_byte_pair_encoding(tmp_path, name):
+    tokenizer, text, end = TOKENIZERS[name]
+    config = dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size)
+    found = fields(exported(tmp_path, config, tokenizer)[1])
     assert as_byte_level_bpe(found).encode(text).ids == tokenizer.encode(text).tolist()
-    assert len(found["tokenizer.ggml.tokens"]) == end + 1 and found["tokenizer.ggml.pre"] == "gpt-2"
-    assert found["tokenizer.ggml.eos_token_id"] == found["tokenizer.ggml.bos_token_id"] == end
+    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
+    assert found["tokenizer.ggml.add_bos_token"] is False and found["tokenizer.ggml.eos_token_id"] == end
+    assert (found["tokenizer.ggml.tokens"][end], found["tokenizer.ggml.token_type"][end]) == ("<|endoftext|>", 3)
 
 
 def test_a_token_that_ends_texts_is_added_and_never_the_likeliest(tmp_path, capsys):
@@ -156,26 +139,12 @@ def test_a_token_that_ends_texts_is_added_and_never_the_likeliest(tmp_path, caps
     assert "<|endoftext|> is added" in capsys.readouterr().out
 
 
-def test_a_row_that_the_tokenizer_does_not_use_ends_a_text(tmp_path):
-    config = dataclasses.replace(CASES["gpt2"], vocab_size=72)
-    found = fields(exported(tmp_path, config, CharTokenizer(CHARACTERS))[1])
-    assert found["tokenizer.ggml.tokens"][70:] == ["<|endoftext|>", "[PAD71]"]
-    assert found["tokenizer.ggml.token_type"][70:] == [3, 5] and found["tokenizer.ggml.eos_token_id"] == 70
-
-
-@pytest.mark.parametrize("talks", [True, False])
-def test_the_template_of_conversations_is_in_the_file_and_for_ollama(tmp_path, talks):
-    tokenizer = chat.add_tokens(ByteTokenizer()) if talks else ByteTokenizer()
+def test_the_template_of_conversations_is_in_the_file(tmp_path):
+    tokenizer = chat.add_tokens(ByteTokenizer())
     config = dataclasses.replace(CASES["qwen3"], vocab_size=tokenizer.vocab_size)
     found = fields(exported(tmp_path, config, tokenizer)[1])
-    modelfile = (tmp_path / "Modelfile").read_text()
-    assert modelfile.startswith("FROM ./model.gguf\nPARAMETER num_ctx 32\n")
-    if talks:
-        assert found["tokenizer.chat_template"] == chat.TEMPLATE
-        assert (found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]) == (256, 258)
-        assert 'PARAMETER stop "<|im_end|>"\nTEMPLATE """{{ range' in modelfile
-    else:
-        assert modelfile.endswith('\nTEMPLATE """{{ .Prompt }}"""\n')
+    assert found["tokenizer.chat_template"] == chat.TEMPLATE
+    assert (found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]) == (256, 258)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "q8_0"])
@@ -193,85 +162,38 @@ def test_a_wrong_tensor_is_caught_and_nothing_is_left(tmp_path, monkeypatch, dty
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
-    tokenizer = HFTokenizer(Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0)], 0)))
-    with pytest.raises(ValueError, match="Unigram"):
-        exported(tmp_path, dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size), tokenizer)
-
-
-@pytest.mark.parametrize(
-    "pattern, name",
-    [(r"\S+", None), (to_gguf.WORDS % r"\p{N}", "qwen2"), (bpe.GPT2_PATTERN, "gpt-2")],
-)
-def test_a_split_of_text_has_llama_cpps_name(pattern, name):
+def test_a_split_of_text_that_is_not_gpt2s_is_refused():
     parts = {"model": {"type": "BPE", "merges": ["a b"]}, "decoder": {"type": "ByteLevel"}}
-    parts["pre_tokenizer"] = bpe.split_by(pattern)
-    with nullcontext() if name else pytest.raises(ValueError, match="splits text"):
-        assert to_gguf.name_split(parts) == name
+    to_gguf.check_split(parts | {"pre_tokenizer": bpe.split_by(bpe.GPT2_PATTERN)})
+    others = [{"pre_tokenizer": bpe.split_by(r"\S+")}, {"model": {"type": "Unigram"}}, {"decoder": {"type": "Fuse"}}]
+    for other in others:
+        with pytest.raises(ValueError, match="export to a directory"):
+            to_gguf.check_split(parts | other)
 
 
-def test_files_of_two_types_fit_into_one_directory(tmp_path):
-    make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS))
-    for dtype in (torch.float16, "q8_0"):
-        name = f"model.{to_gguf.KINDS[dtype]}.gguf"
-        to_gguf.export(tmp_path / "run", tmp_path / "to" / name, dtype=dtype, say=lambda text: None)
-    assert {path.name: path.read_text().splitlines()[0] for path in (tmp_path / "to").glob("*Modelfile")} == {
-        "Modelfile": "FROM ./model.F16.gguf",
-        "model.Q8_0.Modelfile": "FROM ./model.Q8_0.gguf",
-    }
-
-
-@pytest.mark.parametrize("precious", ["model.gguf", "model.Modelfile"])
-def test_a_file_that_is_there_is_not_overwritten(tmp_path, precious):
-    for name in ("Modelfile", precious):
-        (tmp_path / name).write_text("precious")
-    with pytest.raises(ValueError, match=f"{precious} exists already"):
+def test_a_file_that_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "model.gguf").write_text("precious")
+    with pytest.raises(ValueError, match="exists already"):
         exported(tmp_path, CASES["gpt2"], CharTokenizer(CHARACTERS))
-    assert {f.name: f.read_text() for f in tmp_path.iterdir() if f.is_file()} == dict.fromkeys(
-        ("Modelfile", precious), "precious"
-    )
+    assert (tmp_path / "model.gguf").read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["x\nSYSTEM evil.gguf", "x\rSYSTEM evil.gguf", "\udcff.gguf"])
-def test_a_name_that_would_write_into_the_modelfile_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match="line breaks"):
-        to_gguf.export(tmp_path / "run", tmp_path / name)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "owner, method",
-    [(gguf.GGUFWriter, "write_tensors_to_file"), (to_gguf, "modelfile_text")],
-    ids=["file", "Modelfile"],
-)
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch, owner, method):
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS))
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(owner, method, full)
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*/to/model\.gguf'"):
         to_gguf.export(tmp_path / "run", tmp_path / "to" / "model.gguf")
     assert list((tmp_path / "to").iterdir()) == []
 
 
-GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False)
-BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-SPLITTERS = {
-    "gpt-2": GPT2_SPLIT,
-    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2_SPLIT]),
-    "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(to_gguf.WORDS % r"\p{N}"), "isolated"), BYTES]),
-    "llama-bpe": pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(to_gguf.WORDS % r"\p{N}{1,3}"), "isolated"), BYTES]
-    ),
-}
-
-
-def trained_bpe(text: str, split: str = "gpt-2") -> HFTokenizer:
-    """A byte-level BPE of 400 tokens."""
+def trained_bpe(text: str) -> HFTokenizer:
+    """A byte-level BPE of 400 tokens with GPT-2's split."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = SPLITTERS[split], decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator([text], trainer)
@@ -300,30 +222,3 @@ def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, text, shape, encoding
     found = torch.tensor(np.array(reader.scores[:60, : tokenizer.vocab_size]))
     # llama.cpp takes GPT-2's GELU from a table in half precision
     torch.testing.assert_close(found, expected, atol=0.1 if shape == "GPT-2" else 1e-3, rtol=0)
-
-
-@pytest.mark.manual
-@llama_cpp_is_there
-@pytest.mark.parametrize("split", SPLITTERS)
-def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, text, split):
-    import llama_cpp
-
-    hard = "I'LL don't  know\n\n the king's 12345 horses. \tÉté! 你好 2x=3\r\n  end  "
-    tokenizer = trained_bpe(20 * hard + text, split)
-    config = dataclasses.replace(CASES["llama"], vocab_size=tokenizer.vocab_size)
-    to, reader, _ = exported(tmp_path, config, tokenizer)
-    assert fields(reader)["tokenizer.ggml.pre"] == split
-    found = llama_cpp.Llama(str(to), vocab_only=True, verbose=False).tokenize(hard.encode(), add_bos=False)
-    assert found == tokenizer.encode(hard).tolist()
-
-
-@pytest.mark.manual
-@llama_cpp_is_there
-def test_llama_cpp_leaves_characters_out_that_the_model_does_not_know(tmp_path):
-    import llama_cpp
-
-    tokenizer = CharTokenizer(WIDE)
-    to, _, _ = exported(tmp_path, dataclasses.replace(CASES["llama"], vocab_size=len(WIDE)), tokenizer)
-    reader = llama_cpp.Llama(str(to), vocab_only=True, verbose=False)
-    # è, the first byte of which is that of ä; €, that of no other; an emoji that begins as 😀 does
-    assert reader.tokenize("aèä€zÃ😁😀".encode(), add_bos=False) == tokenizer.encode("aäz😀").tolist()

@@ -1,6 +1,5 @@
 """What the playground computes, and whom it serves; how it looks is tested in a browser, in tests/integration."""
 
-import asyncio
 import dataclasses
 import http.client
 import re
@@ -9,13 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
-from conversations import talk
 
 from data_prep import writer
-from nanogpt import GPT, chat
+from nanogpt import GPT
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.extras import playground
-from nanogpt.extras.playground import OwnPages, Writer, take_turns, token_losses
+from nanogpt.extras.playground import Writer, token_losses
 
 HOSTILE = "<script>alert('&')</script>\n"
 
@@ -41,18 +39,13 @@ def test_losses_of_a_short_text_are_cross_entropies(model):
     ids = torch.arange(16) % 7
     with torch.no_grad():
         logits = model(ids[None])[0, :-1]
-    assert [part.shape for part in token_losses(model, ids[:1])] == [(0,), (0, 5), (0, 5)]
-    losses, probs, likeliest = token_losses(model, ids)
-    torch.testing.assert_close(losses, F.cross_entropy(logits, ids[1:], reduction="none"))
-    expected = [sorted(((p, i) for i, p in enumerate(row)), reverse=True)[:5] for row in logits.softmax(-1).tolist()]
-    assert likeliest.tolist() == [[i for _, i in row] for row in expected]
-    torch.testing.assert_close(probs, torch.tensor([[p for p, _ in row] for row in expected]))
+    torch.testing.assert_close(token_losses(model, ids), F.cross_entropy(logits, ids[1:], reduction="none"))
 
 
 @pytest.mark.parametrize("length", [17, 18, 25, 50])
 def test_in_a_long_text_each_token_has_half_a_context_at_least(model, length):
     ids = torch.randint(20, (length,), generator=torch.Generator().manual_seed(0))
-    losses, _, _ = token_losses(model, ids)
+    losses = token_losses(model, ids)
     assert losses.shape == (length - 1,)
     for i in range(1, length):
         contexts = [ids[None, i - n : i] for n in range(min(i, 16 // 2 + 1), min(i, 16) + 1)]
@@ -61,30 +54,24 @@ def test_in_a_long_text_each_token_has_half_a_context_at_least(model, length):
         assert min(abs(losses[i - 1].item() - loss) for loss in possible) < 1e-5
 
 
-def test_a_painted_text_is_escaped_with_five_tokens_for_each_place(hostile_writer):
+def test_a_painted_text_is_escaped_with_a_loss_for_each_token(hostile_writer):
     body = hostile_writer.paint(HOSTILE)
     assert set(re.findall(r"</?(\w+)", body)) == {"p", "div", "span"}
     assert "&lt;b&gt;run&lt;/b&gt;" in body
-    assert body.count('class="likeliest"') == len(HOSTILE) - 1 == body.count("background:")
-    tip = re.search(r'class="likeliest">loss (\d\.\d+)\n(.*?)</span>', body, flags=re.DOTALL)
-    assert len(tip[2].splitlines()) == 5
+    ids = hostile_writer.encode(HOSTILE)
+    shown = [float(loss) for loss in re.findall(r'title="(.*?)"', body)]
+    assert shown == pytest.approx(token_losses(hostile_writer.model, ids).tolist(), abs=6e-4)
 
 
 def test_a_look_inside_is_escaped_with_a_picture_of_each_head_and_a_prediction_of_each_layer(hostile_writer):
-    pytest.importorskip("PIL")
-    body = hostile_writer.look_inside(HOSTILE, 2)
-    assert {"script", "b"}.isdisjoint(re.findall(r"</?(\w+)", body)) and "&lt;b&gt;run&lt;/b&gt;" in body
+    _, figure, body = hostile_writer.look_inside(HOSTILE, 2)
+    assert {"script", "b"}.isdisjoint(re.findall(r"</?(\w+)", body)) and "&lt;" in body
     read, layers = min(len(HOSTILE), TINY.block_size), TINY.n_layer
-    assert body.count("<svg") == TINY.n_head and body.count("<td") == layers * read
+    assert len(figure.axes) == TINY.n_head and body.count("<td") == layers * read
     # what the last layer predicts is what the model does
     model, ids = hostile_writer.model, hostile_writer.encode(HOSTILE)[:read]
     probs = model(ids[None]).softmax(-1).max(-1).values[0].tolist()
     assert re.findall(r'title="(.*?)"', body)[:read] == [f"{p:.1%}" for p in probs]
-
-
-def test_characters_that_cannot_be_seen_are_painted_as_escapes(hostile_writer, monkeypatch):
-    monkeypatch.setattr(hostile_writer.tokenizer, "decode", lambda ids: "\x1b\u202e <")
-    assert hostile_writer.visible([0], "_") == r"\x1b\u202e_&lt;"
 
 
 def test_writing_grows_by_what_sampling_yields_and_the_seed_decides(hostile_writer):
@@ -93,48 +80,10 @@ def test_writing_grows_by_what_sampling_yields_and_the_seed_decides(hostile_writ
     assert same == first and other[-1] != first[-1]
 
 
-def test_an_answer_grows_and_is_that_of_nanogpt_chat(chat_dir):
-    talker = Writer(str(chat_dir), "cpu")
-    messages = talk("100?", "yes") + talk("101?")
-    grown = list(talker.answer(messages, 20, 0.0))
-    expected = list(chat.answer(talker.model, talker.tokenizer, messages, 20, temperature=0))
-    assert grown == ["".join(expected[: i + 1]) for i in range(len(expected))] and grown[-1] == "yes"
-
-
-@pytest.mark.parametrize("text, complaint", [("", "text is empty"), ("Zz", "'Z'")])
+@pytest.mark.parametrize("text, complaint", [("", "at least 2"), ("<", "at least 2"), ("Zz", "'Z'")])
 def test_a_text_that_the_model_cannot_read_is_named(hostile_writer, text, complaint):
     with pytest.raises(ValueError, match=complaint):
         hostile_writer.paint(text)
-
-
-def test_streams_take_turns_and_a_shorter_one_stays():
-    assert list(take_turns([iter("ab"), iter("xyz")])) == [["a", "x"], ["b", "y"], ["b", "z"]]
-
-
-OWN = [("127.0.0.1:7870", ""), ("localhost:7870", "http://localhost:7870"), ("[::1]:7870", "http://127.0.0.1:9")]
-FOREIGN = [("evil.com:7870", ""), ("127.0.0.1.evil.com", ""), ("[", ""), ("", "")]
-FOREIGN += [("127.0.0.1:7870", "http://evil.com"), ("127.0.0.1:7870", "null")]
-
-
-@pytest.mark.parametrize("host, origin", OWN + FOREIGN)
-def test_other_hosts_and_their_pages_are_refused(host, origin):
-    sent = []
-
-    async def page(scope, receive, send):
-        sent.append({"status": 200})
-
-    async def send(message):
-        sent.append(message)
-
-    raw = [(name, value.encode()) for name, value in ((b"host", host), (b"origin", origin)) if value]
-    asyncio.run(OwnPages(page)({"type": "http", "headers": raw}, None, send))
-    assert sent[0]["status"] == (200 if (host, origin) in OWN else 403)
-
-
-def test_the_real_page_has_a_tab_for_a_model_that_talks(chat_dir):
-    pytest.importorskip("gradio")
-    described = str(playground.page([str(chat_dir)], "cpu").get_config_file())
-    assert f"Talk to {chat_dir}" in described and "chat-0" in described
 
 
 def test_the_real_page_answers_this_machine_alone(hostile_writer):
@@ -154,8 +103,7 @@ def test_the_real_page_answers_this_machine_alone(hostile_writer):
         routes = {(method.upper(), path) for path, methods in paths.items() for method in methods}
         assert {("POST", "/gradio_api/upload"), ("POST", "/gradio_api/queue/join")} <= routes and len(routes) > 20
         for method, path in sorted(routes):
-            assert status(method, re.sub("{.*?}", "x", path), Host="evil.com") == 403, path
-            assert status(method, re.sub("{.*?}", "x", path), Origin="http://evil.com") == 403, path
+            assert status(method, re.sub("{.*?}", "x", path), Host="evil.com") == 400, path
         assert status("GET", "/") == status("GET", "/config", Host="localhost:1") == 200
     finally:
         blocks.close()

@@ -53,19 +53,9 @@ def step(session, ids: np.ndarray, mask: np.ndarray, cache: dict) -> tuple[np.nd
     return logits, dict(zip(cache, present, strict=True))
 
 
-def continue_greedily(session, tokens: np.ndarray) -> np.ndarray:
-    """The tokens and 32 more."""
-    unread, cache = tokens, empty_cache(session, 1)
-    for _ in range(32):
-        logits, cache = step(session, unread, np.ones_like(tokens), cache)
-        unread = logits[:, -1:].argmax(-1)
-        tokens = np.concatenate((tokens, unread), axis=1)
-    return tokens
-
-
 @needs_onnx
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.nightly) for name in REST)])
-def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path, name):
+def test_logits_are_those_of_transformers(tmp_path, name):
     directory = export(tmp_path, dataclasses.replace(CASES[name], block_size=80), CharTokenizer(CHARACTERS))
     session, hf_model = open_session(directory), transformers_model(directory)
     ids = torch.randint(70, (3, 40), generator=torch.Generator().manual_seed(0))
@@ -75,11 +65,6 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path, name):
     rest, cache = step(session, ids[:, 30:].numpy(), np.ones((3, 40), np.int64), cache)  # ten more at once
     np.testing.assert_allclose(np.concatenate((first, rest), axis=1), expected, atol=1e-4, rtol=0)
     assert all(tensor.shape[2] == 40 for tensor in cache.values())
-
-    tokens = continue_greedily(session, ids[:1, :8].numpy())
-    mask = torch.ones(1, 8, dtype=torch.long)
-    greedy = hf_model.generate(ids[:1, :8], attention_mask=mask, do_sample=False, max_new_tokens=32)
-    assert tokens.tolist() == greedy.tolist()
 
 
 @needs_onnx
@@ -100,8 +85,8 @@ def test_embeddings_are_stored_once_beside_an_export(tmp_path, capsys):
     make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=20_000), CharTokenizer(MANY))
     to = tmp_path / "export"
     main(["export", str(tmp_path / "run"), "--to", str(to), "--format", "onnx", "--license", "mit"])
-    *_, transformers, verified = capsys.readouterr().out.splitlines()
-    assert "GPT2LMHeadModel, verified" in transformers and "onnx/model.onnx, verified" in verified
+    said = capsys.readouterr().out
+    assert "GPT2LMHeadModel, verified" in said and "onnx/model.onnx, verified" in said
     assert (to / to_onnx.FILE).stat().st_size < 1.02 * (to / "model.safetensors").stat().st_size + 100_000
     files = {str(path.relative_to(to)) for path in to.rglob("*") if path.is_file()}
     assert {"config.json", "tokenizer.json", "README.md", "onnx/model.onnx"} <= files
@@ -110,8 +95,8 @@ def test_embeddings_are_stored_once_beside_an_export(tmp_path, capsys):
 
 
 @needs_onnx
-@pytest.mark.parametrize("wrong, words", [("write", "logits differ"), ("feed", "continues a text differently")])
-def test_a_wrong_export_is_removed(tmp_path, monkeypatch, wrong, words):
+@pytest.mark.parametrize("wrong", ["write", "feed"])
+def test_a_wrong_export_is_removed(tmp_path, monkeypatch, wrong):
     original = getattr(to_onnx, wrong)
 
     def write(model, path):
@@ -123,6 +108,6 @@ def test_a_wrong_export_is_removed(tmp_path, monkeypatch, wrong, words):
         return original(tokens * (read == 0), read, past)
 
     monkeypatch.setattr(to_onnx, wrong, locals()[wrong])
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="logits differ"):
         export(tmp_path, CASES["qwen3"], CharTokenizer(CHARACTERS))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

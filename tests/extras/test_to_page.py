@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import json
 import os
 import re
 from pathlib import Path
@@ -23,23 +22,18 @@ def run(tmp_path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize(
-    "script, message",
-    [
-        (None, "install npm"),
-        ("echo 'npm error code ENOTFOUND' >&2; exit 1", "code ENOTFOUND"),
-        ("exec /bin/sleep 60", "within 0.2 s"),
-    ],
-)
-def test_without_npm_or_a_network_no_work_is_done(tmp_path, run, monkeypatch, refused, script, message):
+SCRIPTS = {None: "install npm", "echo 'npm error code ENOTFOUND' >&2; exit 1": "code ENOTFOUND"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_npm_or_a_network_no_work_is_done(tmp_path, run, monkeypatch, refused, script):
     monkeypatch.setattr(to_onnx, "require_onnx", lambda: None)
-    monkeypatch.setattr(to_page, "TIMEOUT", 0.2 if script and "sleep" in script else 60)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     if script:
         (tmp_path / "bin").mkdir()
         (tmp_path / "bin" / "npm").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "bin" / "npm").chmod(0o755)
-    assert message in refused(main, ["page", str(run), "--to", str(tmp_path / "page")])
+    assert SCRIPTS[script] in refused(main, ["page", str(run), "--to", str(tmp_path / "page")])
     assert not (tmp_path / "page").exists()
 
 
@@ -60,34 +54,5 @@ def test_the_page_tells_what_the_model_is(run):
     told = to_page.describe(model, "LlamaForCausalLM", card.read(source), "mit")
     facts = dict(told["facts"])
     assert facts["parameters"] == f"{model.get_num_params():,}" and told["block_size"] == 32
-    assert facts["shape"] == "2 layers, 4 heads, 32 channels; LlamaForCausalLM in transformers"
-    assert facts["training"] == "7 steps, 700 tokens, 2 s on cpu in fp32"
-    assert (facts["data"], facts["validation loss"]) == ("nowhere", "2.0000 nats per token")
-    assert facts["license"] == "mit"
-
-
-def test_curves_are_thinned_out_and_without_values_that_json_lacks(run):
-    assert to_page.curves(None) == {}
-    lines = [{"step": i, "tokens": i, "train_loss": float("nan") if i == 5 else 3.0} for i in range(2000)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    curves = to_page.curves(load(run)[2])
-    assert curves["val"] == [] and 400 < len(curves["train"]) <= 500
-    json.dumps(curves, allow_nan=False)
-
-
-def test_a_page_is_pushed_as_a_static_space(hub, run, monkeypatch, command):
-    """A page that was not made by npm and ONNX."""
-
-    def write(run, to, *, name, license, **options):
-        (to / "files").mkdir(parents=True)
-        (to / "index.html").write_text(f"{Path(run).name} {name} {license}")
-        (to / "files" / "0.js").write_text("put()")
-        return to
-
-    monkeypatch.setattr(to_page, "write", write)
-    shown = command("push", run, "alice/demo", "--space", "--license", "mit")
-    assert f"{hub.url}/spaces/alice/demo/commit/" in shown
-    files = hub.files("spaces/alice/demo")
-    assert files["index.html"] == b"run alice/demo mit" and files["files/0.js"] == b"put()"
-    assert b"sdk: static\n" in files["README.md"] and b"license: mit\n" in files["README.md"]
-    assert hub.repos["spaces/alice/demo"].sdk == "static" and "alice/demo" not in hub.repos
+    assert facts["shape"] == "2 layers, 4 heads, 32 channels"
+    assert facts["training"] == "7 steps, 700 tokens" and facts["license"] == "mit"

@@ -29,7 +29,8 @@ from transformers import (
 import nanogpt.hub.load
 from data_prep import writer
 from nanogpt import GPT, chat, checkpoint
-from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, HFTokenizer, load_tokenizer
+from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, load_tokenizer
+from nanogpt.data.tokenizer import Tokenizer as HFTokenizer
 from nanogpt.hub import card, export, weights
 from nanogpt.hub.load import load
 from nanogpt.sample import generate

@@ -1,5 +1,6 @@
 """GPT-2 as transformers saves it is fine-tuned, exported and compared, by the programs that a user calls."""
 
+import json
 import re
 import runpy
 import sys
@@ -11,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from zygote import ROOT
 
 from data_prep import train_tokenizer, writer
+from nanogpt.cli import main
 
 
 def test_gpt2_is_fine_tuned_exported_and_compared(tmp_path, text, text_file, monkeypatch, command, capsys, refused):
@@ -35,10 +37,9 @@ def test_gpt2_is_fine_tuned_exported_and_compared(tmp_path, text, text_file, mon
     assert before == pytest.approx(5.70, abs=0.2) and after < before  # ln 300 = 5.70
 
     command("export", "out/finetune_shakespeare", "--to", "tuned")
-    lines = recipe("eval_gpt2", "--models", "gpt2", "tuned", "out/finetune_shakespeare").splitlines()
-    compared = {name: figures for name, *figures in map(str.split, lines[1:])}
-    assert compared["gpt2"][0] == f"{sum(p.numel() for p in gpt2.parameters()):,}"
-    assert compared["tuned"] == compared["out/finetune_shakespeare"]
-    assert float(compared["tuned"][1]) == pytest.approx(after, abs=5e-3)
-    said = refused(recipe, "eval_gpt2", "--data=data/characters", "--models", "gpt2")
+    runs, data = ("gpt2", "tuned", "out/finetune_shakespeare"), "data/shakespeare_gpt2"
+    losses = [result["val_loss"] for result in json.loads(command("eval", *runs, "--data", data, "--json"))]
+    assert losses[1] == pytest.approx(losses[2], abs=1e-6) and losses[1] < losses[0]
+    assert losses[1] == pytest.approx(after, abs=5e-3)
+    said = refused(main, ["eval", "gpt2", "--data=data/characters"])
     assert "is not the tokenizer of gpt2: prepare the data" in said

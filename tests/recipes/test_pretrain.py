@@ -37,21 +37,6 @@ def test_depth_12_is_as_large_as_gpt2():
     assert (train.optimizer, train.muon_learning_rate, train.weight_decay, train.min_lr) == ("muon", 0.02, 0.1, 0.0)
 
 
-def test_everything_is_monotone_in_the_depth():
-    found = [rules(depth) for depth in DEPTHS]
-    rising = [
-        [model.n_embd for model, _ in found],
-        [model.block_size for model, _ in found],
-        [pretrain.on_meta(model).get_num_params() for model, _ in found],
-        [tokens_per_step(model, train) for model, train in found],
-        [train.max_iters for _, train in found],
-        [train.muon_momentum for _, train in found],
-        [train.weight_decay for _, train in found],
-        [-train.learning_rate for _, train in found],
-    ]
-    assert all(values == sorted(values) for values in rising), rising
-
-
 @pytest.mark.parametrize("sequences, expected", [(0.3, 4), (5.6, 6), (9.1, 10), (10.9, 10), (51.2, 48), (270, 256)])
 def test_a_step_has_4_5_6_or_7_times_a_power_of_two_sequences(sequences, expected):
     found = pretrain.rounded(sequences)
@@ -87,20 +72,3 @@ def test_flags_override_what_follows_from_the_depth(data, tmp_path, monkeypatch,
     short = plan_of("--n_layer=1 --max_iters=7")
     assert short["steps"] == 7 and short["parameters"] < found["parameters"]
     assert short["tokens_per_step"] % 16 == 0
-
-
-def test_a_plan_needs_no_text(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    flags = "--depth=1 --aspect_ratio=8 --batch_size=1 --gradient_accumulation_steps=1 --eval_iters=1 --block_size=16"
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", *flags.split(), "--dry_run", "--json", "--device=cpu"])
-    pretrain.run()
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["train_tokens"] == 9_990_000_000 and found["parameters"] > 50257 * 8
-    assert not list(tmp_path.iterdir())
-
-
-def test_several_processes_without_data_are_told_to_prepare_it(monkeypatch, tmp_path, refused):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--depth=2"])
-    assert "python -m data_prep.fineweb_edu" in refused(pretrain.run)

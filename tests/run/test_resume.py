@@ -65,7 +65,7 @@ def test_another_model_optimizer_or_tokenizer_is_refused_and_other_settings_are_
     last = sorted(set(text))[-1]
     other = text.translate(str.maketrans(last, "ß"))  # as many characters, but one of them another
     writer.write(tmp_path / "other", other, "char", 0.1, "made up")
-    with pytest.raises(ValueError, match=rf"different tokenizers .*'{last}' is token \d+ in one, no token in"):
+    with pytest.raises(ValueError, match="different tokenizers"):
         make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)
     capsys.readouterr()
     make_run(resume="auto", max_iters=8, lr_decay_iters=4, learning_rate=2e-2, log_interval=3)

@@ -1,4 +1,4 @@
-"""Alerts about a run's curves: values that are not finite, divergence, overfitting, a plateau.
+"""Alerts about a run's curves: values that are not finite, divergence, overfitting.
 
 Pure functions of the measurements; the thresholds are default arguments.
 """
@@ -12,36 +12,24 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,)
 def alerts(curves: dict[str, Curve]) -> list[dict]:
     """The alerts for a run's curves, by name in metrics.jsonl: {"kind", "step", "text"} each.
 
-    Curves may be missing from `curves`, and values may not be finite.
+    All of CURVES are there, but may be empty, and values may not be finite.
     """
-    found = not_finite(curves) + diverging(curves)
-    found += overfitting(curves) or ([] if found else plateau(curves))
+    found = []
+    for name in ("train_loss", "val_loss"):
+        steps, values = curves[name]
+        for i in np.flatnonzero(~np.isfinite(values))[:1]:
+            found.append(("nan", steps[i], f"{name} is {values[i]} at step {steps[i]:,.0f}"))
+    steps, skipped = curves["skipped_steps"]
+    for i in np.flatnonzero(np.diff(skipped, prepend=0))[-1:]:
+        text = f"{skipped[-1]:,.0f} steps with a non-finite gradient were skipped"
+        found.append(("nan", steps[i], f"{text}, the last by step {steps[i]:,.0f}"))
+    found += diverging(*finite(*curves["train_loss"]))
+    found = found or overfitting(*finite(*curves["val_loss"]))
     return [{"kind": kind, "step": int(step), "text": text} for kind, step, text in found]
 
 
-def not_finite(curves: dict[str, Curve]) -> list[tuple]:
-    """A loss is NaN or infinite, or steps were skipped because their gradient was."""
-    found = []
-    for name in ("train_loss", "val_loss"):
-        steps, values = curves.get(name, ((), ()))
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            i = bad[0]
-            found.append(("nan", steps[i], f"{name} is {values[i]} at step {steps[i]:,.0f}"))
-    steps, skipped = curves.get("skipped_steps", ((), ()))
-    if len(skipped) and skipped[-1] > 0:
-        last = steps[np.flatnonzero(np.diff(skipped, prepend=0) > 0)[-1]]
-        text = (
-            f"{skipped[-1]:,.0f} steps were skipped because of a non-finite gradient, "
-            f"the last by step {last:,.0f}"
-        )
-        found.append(("nan", last, text))
-    return found
-
-
-def diverging(curves: dict[str, Curve], window: int = 5, rise: float = 0.5) -> list[tuple]:
+def diverging(steps, values, window: int = 5, rise: float = 0.5) -> list[tuple]:
     """The training loss (its median over `window` lines) is `rise` nats above its minimum."""
-    steps, values = finite(curves, "train_loss")
     if len(values) < 2 * window:
         return []
     medians = np.median(np.lib.stride_tricks.sliding_window_view(values, window), axis=1)
@@ -52,41 +40,17 @@ def diverging(curves: dict[str, Curve], window: int = 5, rise: float = 0.5) -> l
     return [("divergence", steps[-1], text)]
 
 
-def overfitting(curves: dict[str, Curve], rise: float = 0.01) -> list[tuple]:
-    """Validation loss is `rise` (a share) above its best while training loss falls.
-
-    Both for at least two evaluations.
-    """
-    steps, values = finite(curves, "val_loss")
-    train_steps, train = finite(curves, "train_loss")
+def overfitting(steps, values, rise: float = 0.01) -> list[tuple]:
+    """Validation loss is `rise` (a share) above its best, for two evaluations at least."""
     best = values.argmin() if len(values) else 0
-    if len(values) - 1 - best < 2 or values[best + 1 :].min() < values[best] * (1 + rise):
+    after = values[best + 1 :]
+    if len(after) < 2 or after.min() < values[best] * (1 + rise):
         return []
-    half = (steps[-1] - steps[best]) / 2
-    then = train[(train_steps > steps[best] - half) & (train_steps <= steps[best])]
-    now = train[train_steps > steps[-1] - half]
-    if not len(then) or not len(now) or np.median(now) >= np.median(then):
-        return []
-    text = (
-        f"validation loss has risen to {values[-1]:.3f} from its best, {values[best]:.3f} "
-        f"at step {steps[best]:,.0f}, while training loss fell"
-    )
-    return [("overfitting", steps[best], text)]
+    text = f"validation loss has risen to {values[-1]:.3f} from its best, {values[best]:.3f}"
+    return [("overfitting", steps[best], f"{text} at step {steps[best]:,.0f}")]
 
 
-def plateau(curves: dict[str, Curve], evaluations: int = 5, gain: float = 0.001) -> list[tuple]:
-    """The last `evaluations` improved the best validation loss by less than a share of `gain`."""
-    steps, values = finite(curves, "val_loss")
-    if len(values) < 2 * evaluations:
-        return []
-    best, since = values[:-evaluations].min(), steps[-evaluations - 1]
-    if values[-evaluations:].min() < best * (1 - gain):
-        return []
-    text = f"validation loss has hardly improved on {best:.3f} since step {since:,.0f}"
-    return [("plateau", since, text)]
-
-
-def finite(curves: dict[str, Curve], name: str) -> Curve:
+def finite(steps: np.ndarray, values: np.ndarray) -> Curve:
     """The points of a curve whose value is finite."""
-    steps, values = (np.asarray(part, dtype=float) for part in curves.get(name, ((), ())))
-    return steps[np.isfinite(values)], values[np.isfinite(values)]
+    shown = np.isfinite(values)
+    return steps[shown], values[shown]

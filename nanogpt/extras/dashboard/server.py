@@ -14,29 +14,18 @@ import json
 import math
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from nanogpt.config import ignored_by
-from nanogpt.extras.dashboard.follow import MOST, Runs, X
+from nanogpt.extras.dashboard.follow import Runs
 
-FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
-    "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
-    "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
-}
-# the page may load its own files only, and no other page may embed it
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+WEB = Path(__file__).parent / "web"
 HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
+    # the page may load its own files only, and no other page may embed or read it
+    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
 PORT = 6070
@@ -54,62 +43,62 @@ def is_own(address: str) -> bool:
         return False
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers GET requests."""
+def list_runs(runs: Runs, query: dict) -> dict:
+    """The runs, and the settings in which runs may differ without being different."""
+    runs.update()
+    listed = [{"number": number, **run.summary()} for number, run in runs.found.items()]
+    return {"runs": listed, "incidental": sorted(ignored_by("resume", "compare", "card"))}
+
+
+def curves(runs: Runs, query: dict) -> dict:
+    """{key: [xs, ys]} of one run."""
+    run = runs.found[int(query["run"][0])]
+    x, points = query["x"][0], int(query["points"][0])
+    low, high = float(query.get("low", [-math.inf])[0]), float(query.get("high", [math.inf])[0])
+    return {key: run.curve(key, x, points, low, high) for key in query["key"]}
+
+
+def samples(runs: Runs, query: dict) -> list[dict]:
+    """The texts that one run wrote."""
+    return runs.found[int(query["run"][0])].samples
+
+
+ANSWERS = {"/api/runs": list_runs, "/api/curves": curves, "/api/samples": samples}
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Answers GET requests: the files in web/, or JSON."""
 
     server: "Server"
     protocol_version = "HTTP/1.1"
     timeout = 20  # seconds without data before a connection is closed
 
+    def __init__(self, *args):
+        super().__init__(*args, directory=str(WEB))
+
     def do_GET(self) -> None:
-        """Sends the page, its files, or JSON; refuses requests under another host name."""
+        """Refuses requests under another host name."""
         if not is_own(self.headers.get("Host", "")):
-            return self.answer(403, b"use http://127.0.0.1 or http://localhost\n")
-        endpoints = {
-            "/api/runs": self.runs,
-            "/api/curves": self.curves,
-            "/api/samples": self.samples,
-        }
+            return self.send_error(403, "use http://127.0.0.1 or http://localhost")
         try:
             url = urlsplit(self.path)
-            if url.path in FILES:
-                name, kind = FILES[url.path]
-                file = files("nanogpt.extras.dashboard") / "web" / name
-                return self.answer(200, file.read_bytes(), kind)
-            if url.path not in endpoints:
-                return self.answer(404, b"not found\n")
+            if url.path not in ANSWERS:
+                return super().do_GET()
             with self.server.lock:
-                found = endpoints[url.path](parse_qs(url.query))
-        except (ValueError, KeyError, IndexError):
-            return self.answer(400, b"bad request\n")
-        return self.answer(200, json.dumps(found, allow_nan=False).encode(), "application/json")
-
-    def runs(self, query: dict) -> dict:
-        """The runs, and the settings in which runs may differ without being different."""
-        runs = self.server.runs
-        runs.update()
-        listed = [{"number": number, **run.summary()} for number, run in runs.found.items()]
-        return {"runs": listed, "incidental": sorted(ignored_by("resume", "compare", "card"))}
-
-    def curves(self, query: dict) -> dict:
-        """{key: [xs, ys]} of one run."""
-        run = self.server.runs.found[int(query["run"][0])]
-        x, points = query["x"][0], min(int(query["points"][0]), 10_000)
-        if x not in X:
-            raise ValueError(x)
-        low, high = float(query.get("low", [-math.inf])[0]), float(query.get("high", [math.inf])[0])
-        return {key: run.curve(key, x, points, low, high) for key in query["key"][:MOST]}
-
-    def samples(self, query: dict) -> list[dict]:
-        return self.server.runs.found[int(query["run"][0])].samples
-
-    def answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
-        self.send_response(status)
-        about = {"Content-Type": kind, "Content-Length": str(len(body))}
-        for name, value in (about | HEADERS).items():
-            self.send_header(name, value)
+                found = ANSWERS[url.path](self.server.runs, parse_qs(url.query))
+        except (ValueError, KeyError):
+            return self.send_error(400)
+        body = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def end_headers(self) -> None:
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
 
     def log_message(self, *args) -> None:
         """Logs nothing."""
@@ -121,20 +110,14 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, roots: list[str], port: int | None = None):
-        """Listens at `port`, by default the first free one of 6070 to 6089, else any.
-
-        Raises ValueError or OSError.
-        """
+        """Listens at `port`, by default 6070 if it is free, else any. Raises ValueError."""
         self.runs, self.lock = Runs(roots), threading.Lock()
-        for wanted in [port] if port is not None else [*range(PORT, PORT + 20), 0]:
-            try:
-                super().__init__(("127.0.0.1", wanted), Handler)
-                break
-            except OSError as error:
-                if wanted in (port, 0):
-                    raise ValueError(
-                        f"port {wanted} is unavailable: {error}; choose another --port"
-                    ) from None
+        try:
+            super().__init__(("127.0.0.1", PORT if port is None else port), Handler)
+        except OSError as error:
+            if port is not None:
+                raise ValueError(f"port {port} is unavailable: {error}; choose another") from None
+            super().__init__(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server_port}/"
 
     def handle_error(self, request, client_address) -> None:

@@ -1,7 +1,7 @@
 """Writes a static page that runs a model in the browser, with transformers.js and ONNX Runtime.
 
     nanogpt page out/shakespeare --to exports/page
-    nanogpt push out/shakespeare USER/NAME --space
+    hf upload USER/NAME exports/page . --repo-type space  # as a static Space of the Hub
 
 `npm pack` fetches the libraries, which the page's folder then holds. The page loads nothing from
 the network, and works from any static host and from file://. There a browser lets a page read only
@@ -12,8 +12,6 @@ its contents, gzipped, in base64. The page itself is in web/.
 import base64
 import gzip
 import json
-import math
-import re
 import shutil
 import subprocess
 import tarfile
@@ -23,10 +21,9 @@ from pathlib import Path
 from nanogpt import chat
 from nanogpt.data.tokenizer import END, START
 from nanogpt.extras.page import to_onnx
-from nanogpt.hub import card, client
+from nanogpt.hub import card
 from nanogpt.hub.export import check_target, load_with_info, named_errors
 from nanogpt.model import GPT
-from nanogpt.run import plot
 from nanogpt.sample import default_prompt
 
 PAGE = Path(__file__).parent / "web"
@@ -41,8 +38,6 @@ LIBRARY = {  # name on the page: package, file in it
 CONFIGS = ("config", "generation_config", "tokenizer", "tokenizer_config")
 MODEL = (to_onnx.FILE, *(f"{name}.json" for name in CONFIGS))
 PIECE = 2**24  # characters of base64 in a script; a string of JavaScript has 2**29 at most
-TIMEOUT = 300  # seconds for npm, which fetches about 50 MB
-MOST_POINTS = 500  # of a curve
 QUESTION = f"{START}user\nHello{END}\n{START}assistant\n"
 SPACE = """\
 ---
@@ -62,15 +57,13 @@ def write(
     *,
     which: str | None = None,
     prompt: str | None = None,
-    name: str | None = None,
+    license: str = "unknown",
     say=print,
     **options,
 ) -> Path:
     """Writes the page of `run` into the directory `to`; the other options are those of an export.
 
-    `prompt` is the page's first prompt (default: a question for a model that was trained
-    on conversations, else `nanogpt.sample.default_prompt`), `name` the page's title (default: the
-    name of `run`).
+    `prompt` is the page's first prompt, by default one that suits the model.
 
     Raises ValueError if npm is missing or fetches nothing, and what an export raises. On error
     nothing is left at `to`.
@@ -83,7 +76,7 @@ def write(
     temporary = tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
     with named_errors(to), temporary as directory:
         exported = Path(directory, "export")
-        to_onnx.export(source or run, exported, name=name or to.name, say=say, **options)
+        to_onnx.export(source or run, exported, name=to.name, license=license, say=say, **options)
         page = Path(shutil.copytree(PAGE, Path(directory, "page")))
         (page / "LICENSE-transformers.js").write_bytes(library["LICENSE"])
         files = {name: content for name, content in library.items() if name != "LICENSE"}
@@ -91,44 +84,33 @@ def write(
         native = json.loads(files["config.json"])["architectures"][0]
         question = QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0]
         facts = {
-            **describe(model, native, info, options.get("license", "unknown")),
-            "title": name or Path(run).name,
-            "curves": curves(source),
+            **describe(model, native, info, license),
+            "title": Path(run).name,
+            "curve": (exported / card.CURVE).exists(),
             "scripts": embed(files, page),
             "prompt": prompt or question,
         }
+        if facts["curve"]:
+            shutil.copy(exported / card.CURVE, page / "curve.png")
+        space = SPACE.format(title=json.dumps(facts["title"]), license=license)
+        (page / "README.md").write_text(space, encoding="utf-8")
         (page / "facts.js").write_text(f"const FACTS = {json.dumps(facts, allow_nan=False)};\n")
         page.replace(to)
-    size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file()) / 1e6
-    say(
-        f"{to / 'index.html'}: open it in a browser, or put the directory ({size:.1f} MB) "
-        "on any static host"
-    )
+    say(f"{to / 'index.html'}: open it in a browser, or put the directory on any static host")
     return to
 
 
 def fetch_library() -> dict[str, bytes]:
-    """The files of transformers.js and ONNX Runtime, by npm."""
+    """The files of transformers.js and ONNX Runtime, by npm. Raises ValueError if it fails."""
     npm = shutil.which("npm")
     if npm is None:
-        raise ValueError(
-            "a page needs transformers.js, and npm to fetch it: install npm (with Node.js)"
-        )
-    flags = "--loglevel=error --no-update-notifier --prefer-offline --fetch-retries=1"
-    flags += " --fetch-retry-mintimeout=1000"
+        raise ValueError("a page needs npm to fetch transformers.js: install npm (with Node.js)")
+    flags = "--loglevel=error --prefer-offline --fetch-retries=1 --fetch-timeout=60000"
     command = [npm, "pack", *flags.split(), TRANSFORMERS, ONNXRUNTIME]
     with tempfile.TemporaryDirectory() as directory:
-        try:
-            done = subprocess.run(
-                command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT
-            )
-        except subprocess.TimeoutExpired:
-            raise ValueError(
-                f"npm has not fetched {TRANSFORMERS} within {TIMEOUT} s: is there a network?"
-            ) from None
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
         if done.returncode:
-            said = " ".join(re.sub(r"npm (error|ERR!)", "", done.stderr).split())
-            said = said or f"exit code {done.returncode}"
+            said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
             raise ValueError(f"npm cannot fetch {TRANSFORMERS}: {said[:300]}")
         packages = dict(zip((TRANSFORMERS, ONNXRUNTIME), done.stdout.split(), strict=True))
         found = {}
@@ -152,59 +134,16 @@ def embed(files: dict[str, bytes], page: Path) -> list[str]:
 
 def describe(model: GPT, native: str, info: card.RunInfo | None, license: str) -> dict:
     """What the page tells about the model."""
-    c = model.config
+    c, parameters = model.config, f"{model.get_num_params():,}"
     facts = {
-        "parameters": f"{model.get_num_params():,}",
-        "shape": f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels; "
-        f"{native} in transformers",
+        "parameters": parameters,
+        "shape": f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels",
+        "transformers": native,
         "context": f"{c.block_size:,} tokens; vocabulary of {c.vocab_size:,}",
     }
     if info is not None:
-        state, environment = info.state, info.environment
         facts["data"] = card.data_line(info.settings["data"])
-        facts["training"] = (
-            f"{state['step']:,} steps, {state['tokens']:,} tokens, {state['train_seconds']:,.0f} s"
-        )
-        if "device" in environment:
-            facts["training"] += f" on {environment['device']} in {environment.get('precision')}"
-        for tokens, loss in plot.points(info.out_dir, "val_loss"):
-            if tokens == state["tokens"]:
-                facts["validation loss"] = f"{loss:.4f} nats per token"
+        facts["training"] = f"{info.state['step']:,} steps, {info.state['tokens']:,} tokens"
     facts["license"] = license
-    about = f"A language model with {facts['parameters']} parameters, trained with nanogpt."
+    about = f"A language model with {parameters} parameters, trained with nanogpt."
     return {"about": about, "block_size": c.block_size, "facts": list(facts.items())}
-
-
-def curves(source: Path | None) -> dict[str, list]:
-    """The losses of the run of a checkpoint, as (tokens, loss)."""
-    found = {}
-    for name in ("train", "val") if source else ():
-        points = plot.points(source.parent, f"{name}_loss")
-        points = [point for point in points if all(map(math.isfinite, point))]
-        found[name] = points[:: math.ceil(len(points) / MOST_POINTS) or 1]
-    return found
-
-
-def push(
-    run: str | Path,
-    repo: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    say=print,
-    **options,
-) -> str:
-    """Writes the page of `run` and adds it to the static Space `repo`, which is created if needed.
-
-    Returns the commit's URL. Checks token and write access first. `options` are those of `write`.
-    """
-    client.make_repository(repo, private, revision, space=True)
-    with tempfile.TemporaryDirectory() as directory:
-        folder = write(run, Path(directory, "page"), name=repo, say=say, **options)
-        title = json.dumps(repo.rpartition("/")[2])
-        readme = SPACE.format(title=title, license=options.get("license", "unknown"))
-        (folder / "README.md").write_text(readme, encoding="utf-8")
-        message = f"Page of {Path(run).name} by nanogpt"
-        address = client.upload(folder, repo, message, revision, space=True)
-    say(f"pushed: {address}")
-    return address

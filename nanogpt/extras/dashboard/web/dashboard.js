@@ -44,23 +44,22 @@ function swatch(number) {
 
 async function ask(path, query = []) {
   const answer = await fetch(`${path}?${new URLSearchParams(query)}`);
-  if (!answer.ok) throw new Error(await answer.text());
+  if (!answer.ok) throw new Error(answer.statusText);
   return answer.json();
 }
 
 // The names of all charts, the usual ones first, MOST_CHARTS at most.
 function places() {
-  const all = [...new Set(shown().flatMap((run) => Object.keys(run.last)).map(placeOf))].filter((place) => place !== null);
+  const all = [...new Set(shown().flatMap((run) => run.metrics).map(placeOf))].filter((place) => place !== null);
   const left = all.sort((a, b) => rank(a) - rank(b) || 0).slice(0, MOST_CHARTS);
-  const cut = all.length - left.length + shown().filter((run) => run.cut).length;
-  $("cut").hidden = !cut;
+  $("cut").hidden = left.length === all.length;
   return left;
 }
 
 // Fetches the curves and samples of a run if its version or the view has changed.
 async function fetchRun(run, wanted) {
   const points = Math.round(Math.min(2000, $("charts").clientWidth * 1.2)), x = $("x").value;
-  const keys = Object.keys(run.last).filter((key) => wanted.includes(placeOf(key)));
+  const keys = run.metrics.filter((key) => wanted.includes(placeOf(key)));
   const view = JSON.stringify([run.version, x, points, range, keys]);
   if (curves.get(run.number)?.view === view) return;
   const query = [["run", run.number], ["x", x], ["points", points], ...keys.map((key) => ["key", key])];
@@ -198,7 +197,7 @@ async function follow() {
   } catch (error) {
     $("state").textContent = `no connection: ${error.message}`;
   }
-  setTimeout(follow, runs.some((run) => run.behind) ? 0 : 1000);
+  setTimeout(follow, 1000);
 }
 
 $("x").addEventListener("change", () => choose());

@@ -121,32 +121,6 @@ function say(text) {
   $("state").textContent = text;
 }
 
-// Lines of [tokens, loss] as SVG; the axes begin at the smallest values.
-function draw(curves) {
-  const points = Object.values(curves).flat();
-  if (points.length < 2) return;
-  const extremes = (values) => [Math.min(...values), Math.max(...values)];
-  const [x0, x1] = extremes(points.map((p) => p[0])), [y0, y1] = extremes(points.map((p) => p[1]));
-  const x = (value) => 44 + (value - x0) / (x1 - x0 || 1) * 660, y = (value) => 244 - (value - y0) / (y1 - y0 || 1) * 230;
-  const add = (name, attributes, text = "") => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    element.textContent = text;
-    $("curve").append(element);
-  };
-  const step = [0.1, 0.2, 0.5, 1, 2, 5].find((step) => (y1 - y0) / step <= 7) ?? (y1 - y0) / 5;
-  for (let value = Math.ceil(y0 / step) * step; value <= y1; value += step) {
-    add("line", { x1: 44, x2: 704, y1: y(value), y2: y(value) });
-    add("text", { x: 38, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(1));
-  }
-  for (const [name, line] of Object.entries(curves).filter(([, line]) => line.length)) {
-    add("polyline", { class: name, points: line.map((p) => `${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join(" ") });
-  }
-  add("text", { x: 44, y: 270 }, x0.toLocaleString("en"));
-  add("text", { x: 704, y: 270, "text-anchor": "end" }, `${x1.toLocaleString("en")} tokens`);
-  $("training").hidden = false;
-}
-
 function describe() {
   document.title = $("title").textContent = FACTS.title;
   $("about").textContent = FACTS.about;
@@ -155,7 +129,10 @@ function describe() {
     $("facts").append(Object.assign(document.createElement("dt"), { textContent: name }),
       Object.assign(document.createElement("dd"), { textContent: value }));
   }
-  draw(FACTS.curves);
+  if (FACTS.curve) {
+    $("curve").src = "curve.png";
+    $("training").hidden = false;
+  }
 }
 
 describe();
