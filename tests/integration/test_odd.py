@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import parser_of, subcommands
+from commands import parser_of
 from conftest import TINY, tiny_run
 from helpers import reset_accelerate, seal_again
 from huggingface_hub import constants
@@ -26,7 +26,7 @@ from shapes import CASES, make_checkpoint
 from zygote import ROOT
 
 from data_prep import train_tokenizer, writer
-from nanogpt.cli import main
+from nanogpt.cli import main, make_parser
 from nanogpt.hub.export import export
 from nanogpt.run import plan, prepare
 
@@ -139,7 +139,8 @@ def command_line(rng: random.Random) -> list[str]:
     program = rng.choice([*TRAINING, *PROGRAMS])
     words = [program, *PROGRAMS[program].split()]
     recipe = f"recipes/{program}.py" if program in TRAINING else program
-    parser = subcommands(parser_of("nanogpt")).get(program) or parser_of(recipe)
+    commands = next(action.choices for action in make_parser()._actions if action.dest == "command")
+    parser = commands.get(program) or parser_of(recipe)
     slow = ("help", "train_minutes")
     options = [action for action in parser._actions if action.option_strings and action.dest not in slow]
     for _ in range(rng.choice([1, 1, 2, 3])):
