@@ -35,7 +35,7 @@ from data_prep.documents import Corpus, passages
 from data_prep.split import Split
 from nanogpt.data.files import read_json, sync, write_atomic
 from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer, sha256
-from nanogpt.rundir import Lock
+from nanogpt.rundir import lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress
@@ -141,7 +141,7 @@ def writing(out: Path, tokenizer) -> Iterator[Path]:
     A failure removes them unless the progress is recorded. Raises ValueError as `check_out` does.
     """
     new = out / NEW
-    with Lock(out):
+    with lock(out):
         is_begun = new.exists()
         new.mkdir(exist_ok=True)
         try:

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 from nanogpt.model import GPTConfig, check_fields
 
 Count = Annotated[int, 1, 65_536]
-Positive = Annotated[int, 1, 10**9]
-Steps = Annotated[int, 0, 10**9]
+Number = Annotated[int, 0, 10**9]
+Interval = Annotated[int, 1, 10**9]
 LastStep = Annotated[int | None, 1, 10**9]
-Rate = Annotated[float, 0, 100]
-Decay = Annotated[float, 0, 0.999999]
-Share = Annotated[float, 0, 1]
+LR = Annotated[float, 0, 100]
+Beta = Annotated[float, 0, 0.999999]
+Fraction = Annotated[float, 0, 1]
 Seconds = Annotated[float, 1, 1e6]
 Minutes = Annotated[float, 0, 1e7]
 Threads = Annotated[int, 0, 1024]
@@ -26,15 +26,15 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Switch = Literal["auto", "true", "false"]
 
+# Four readers of recorded settings skip some fields; `ignored_by` names those that skip a field:
+# - resume, whose note lists the settings that differ from the checkpoint's
+# - compare, which lists the settings that differ between runs (`nanogpt compare`)
+# - card, a model card, which lists the settings
+# - config, which repeats the settings of a run (`--config`)
+
 
 def setting(default: Any, *ignored_by: str) -> Any:
-    """A field, and the comparisons of recorded settings that skip it:
-
-    - resume: a note lists the settings that differ from the checkpoint's
-    - compare: `nanogpt compare` lists the settings that differ between runs
-    - card: a model card lists the settings
-    - config: `--config` repeats the settings of a run
-    """
+    """A field that these readers skip."""
     return field(default=default, metadata={"ignored_by": ignored_by})
 
 
@@ -57,7 +57,7 @@ def local(default: Any) -> Any:
 class TrainConfig:
     out_dir: str = local("out/run")  # the run's directory: config.json, metrics.jsonl, checkpoints
     data: str = resumable("data/shakespeare_char", "card")  # directory, URL or mixture: a:0.7,b:0.3
-    max_iters: Steps = resumable(5000)  # optimizer steps; 0 only evaluates
+    max_iters: Number = resumable(5000)  # optimizer steps; 0 only evaluates
     resume: str = local("none")  # none | auto (last, if any) | last | best | a checkpoint
     init_from: str = resumable("scratch")  # scratch | to fine-tune: a run, directory or Hub model
     seed: Annotated[int, 0, 2**63 - 1] = setting(1337, "compare")  # for weights, batches, dropout
@@ -65,8 +65,8 @@ class TrainConfig:
     gradient_accumulation_steps: Count = 1  # micro-batches per step, over all processes
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for matrices, AdamW for the rest
     learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # AdamW's peak learning rate
-    weight_decay: Rate = 0.1  # decoupled; on matrices and embeddings (muon: matrices)
-    eval_interval: Positive = incidental(250)  # steps between evaluations and checkpoints
+    weight_decay: Annotated[float, 0, 100] = 0.1  # on matrices and embeddings (muon: matrices)
+    eval_interval: Interval = incidental(250)  # steps between evaluations and checkpoints
     report_to: str = local("none")  # none | trackio | wandb | tensorboard, or several with commas
     device: Device = resumable("auto", "card")  # auto: the launcher's choice
     precision: Precision = resumable("auto")  # auto: the launcher's, else bf16 if supported
@@ -74,28 +74,28 @@ class TrainConfig:
     time_limit: Minutes = incidental(0)  # wall-clock minutes until the run saves and ends; 0: off
     _: KW_ONLY  # the advanced ones
     # optimizer
-    muon_learning_rate: Rate = 0.02  # Muon's peak learning rate; follows the same schedule
-    muon_momentum: Decay = 0.95  # Muon's Nesterov momentum
-    beta1: Decay = 0.9  # AdamW's decay rate for the mean
-    beta2: Decay = 0.95  # AdamW's decay rate for the square; 0.99 if a step has few tokens
+    muon_learning_rate: LR = 0.02  # Muon's peak learning rate; follows the same schedule
+    muon_momentum: Beta = 0.95  # Muon's Nesterov momentum
+    beta1: Beta = 0.9  # AdamW's decay rate for the mean
+    beta2: Beta = 0.95  # AdamW's decay rate for the square; 0.99 if a step has few tokens
     grad_clip: Annotated[float, 0, 1e9] = 1.0  # largest norm of the gradient; 0: no clipping
-    lora_rank: Steps = 0  # with init_from: train adapters of this rank, not the weights; 0: off
+    lora_rank: Number = 0  # with init_from: train adapters of this rank, not the weights; 0: off
     # learning rate
     lr_schedule: Schedule = "cosine"  # wsd: constant, then a linear decay
-    warmup_iters: Steps = 100  # steps of linear warm-up
+    warmup_iters: Number = 100  # steps of linear warm-up
     lr_decay_iters: LastStep = resumable(None)  # step at which min_lr is reached; none: max_iters
     train_minutes: Minutes = 0  # train for this long instead of max_iters, decay included; 0: off
-    min_lr: Rate = 1e-4  # learning rate at the end (nanoGPT: a tenth of the peak)
-    decay_fraction: Share = 0.4  # wsd: fraction of lr_decay_iters spent decaying
+    min_lr: LR = 1e-4  # learning rate at the end (nanoGPT: a tenth of the peak)
+    decay_fraction: Fraction = 0.4  # wsd: fraction of lr_decay_iters spent decaying
     # context
-    short_block_iters: Steps = 0  # number of first steps with a short context, which are faster
+    short_block_iters: Number = 0  # number of first steps with a short context, which are faster
     short_block_size: Count = 64  # their context in tokens; divides block_size
     # evaluation, logging, checkpoints
-    eval_iters: Steps = resumable(0, "compare")  # random batches per evaluation; 0: whole split
-    log_interval: Positive = incidental(10)  # steps between lines of metrics.jsonl
+    eval_iters: Number = resumable(0, "compare")  # random batches per evaluation; 0: whole split
+    log_interval: Interval = incidental(10)  # steps between lines of metrics.jsonl
     always_save_checkpoint: bool = incidental(True)  # at each evaluation; false: only the best
-    keep_checkpoints: Steps = incidental(2)  # newest checkpoints to keep besides the best; 0: all
-    sample_tokens: Steps = incidental(100)  # tokens per sample in samples.jsonl; 0: no samples
+    keep_checkpoints: Number = incidental(2)  # newest checkpoints to keep besides the best; 0: all
+    sample_tokens: Number = incidental(100)  # tokens per sample in samples.jsonl; 0: no samples
     require_exportable: bool = incidental(False)  # refuse a model with no class in transformers
     push_to_hub: str | None = local(None)  # USER/NAME: push the best at the end; public if new
     # the machine
@@ -109,6 +109,10 @@ class TrainConfig:
         check_fields(self)
         if self.init_from == "resume":  # nanoGPT's
             raise ValueError("init_from=resume: to resume the run in out_dir, give --resume=auto")
+        if self.min_lr > self.learning_rate and self.lr_schedule != "constant":
+            raise ValueError(
+                f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}: lower min_lr"
+            )
 
 
 @dataclass
@@ -123,10 +127,10 @@ class Actions:
         check_fields(self)
 
 
-def ignored_by(*uses: str) -> set[str]:
-    """The names of the settings that all of these uses ignore; see `setting`."""
+def ignored_by(*readers: str) -> set[str]:
+    """The names of the settings that all of these readers skip."""
     found = set()
     for f in (*fields(GPTConfig), *fields(TrainConfig)):
-        if set(uses) <= set(f.metadata.get("ignored_by", ())):
+        if set(readers) <= set(f.metadata.get("ignored_by", ())):
             found.add(f.name)
     return found

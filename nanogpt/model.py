@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 VOCAB_MULTIPLE = 64  # pad the vocabulary to a multiple: faster matmuls
 
-SAME_RESULT = {"ignored_by": ("resume", "card")}  # see `setting` in nanogpt/config.py
+SAME_RESULT = {"ignored_by": ("resume", "card")}  # see nanogpt/config.py
 
 
 @dataclass
@@ -118,7 +118,7 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -
     (pytorch/pytorch#149132, #163597).
     """
     kind = q.device.type
-    if enable_gqa and (kind == "mps" or (kind == "cuda" and not has_gqa_kernel(q, mask))):
+    if enable_gqa and kind != "cpu" and not has_gqa_kernel(q, mask):
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
         enable_gqa = False
     if kind == "mps" and q.size(2) == 1 and not causal and torch.__version__ < "2.11":
@@ -127,9 +127,10 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -
 
 
 def has_gqa_kernel(q: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    if q.device.type != "cuda" or mask is not None:
+        return False
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else q.dtype
-    half = dtype.itemsize == 2
-    return mask is None and half and torch.cuda.get_device_properties(q.device).major >= 8
+    return dtype.itemsize == 2 and torch.cuda.get_device_properties(q.device).major >= 8
 
 
 def single_query_attention(q, k, v, mask=None) -> torch.Tensor:
@@ -415,23 +416,21 @@ class GPT(nn.Module):
         return generate(self, idx, max_new_tokens, **options)
 
     def crop_block_size(self, block_size: int) -> None:
-        """Shortens the context and the learned positions. Raises ValueError if that is longer."""
+        """Shortens the context and the learned positions. Raises ValueError if it is shorter."""
         if block_size > self.config.block_size:
-            raise ValueError(
-                f"block_size={block_size} is longer than the model's {self.config.block_size}"
-            )
+            raise ValueError(f"block_size={block_size} is above {self.config.block_size}")
         self.config = replace(self.config, block_size=block_size)
         if self.wpe is not None:
             self.wpe.weight = nn.Parameter(self.wpe.weight.detach()[:block_size].clone())
-            self.wpe.num_embeddings = block_size
 
     def get_num_params(self, non_embedding: bool = False) -> int:
         """Number of parameters, not counting padding; `non_embedding` leaves out wte and wpe."""
+        c = self.config
+        matrices = 1 if self.lm_head is None else 2  # of (V, C)
         total = sum(p.numel() for p in self.parameters())
-        padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
-        total -= padding * (1 if self.lm_head is None else 2)
+        total -= matrices * (c.padded_vocab_size - c.vocab_size) * c.n_embd
         if non_embedding:
-            total -= self.config.vocab_size * self.config.n_embd
+            total -= c.vocab_size * c.n_embd
             total -= self.wpe.weight.numel() if self.wpe is not None else 0
         return total
 
@@ -457,36 +456,28 @@ def declared(cls: type) -> dict[str, tuple[type, tuple]]:
     >>> declared(GPTConfig)["n_layer"], declared(GPTConfig)["norm"]
     ((<class 'int'>, (1, 1000)), (<class 'str'>, ('layernorm', 'rmsnorm')))
     """
+    hints = get_type_hints(cls, include_extras=True)
     found = {}
-    for name, hint in get_type_hints(cls, include_extras=True).items():
-        if get_origin(hint) is Annotated:
-            kind, *limits = get_args(hint)
-            found[name] = (kind, tuple(limits))
-        elif get_origin(hint) is Literal:
-            found[name] = (str, get_args(hint))
-        else:
-            found[name] = (hint, ())
+    for f in fields(cls):
+        kind, limits = hints[f.name], ()
+        if get_origin(kind) is Annotated:
+            kind, *limits = get_args(kind)
+        elif get_origin(kind) is Literal:
+            kind, limits = str, get_args(kind)
+        found[f.name] = (kind, tuple(limits))
     return found
 
 
 def check_fields(config) -> None:
     """Raises ValueError if a field of a dataclass does not hold what it declares."""
-    allowed = declared(type(config))
-    for name in (f.name for f in fields(config)):
+    for name, (kind, limits) in declared(type(config)).items():
         value = getattr(config, name)
-        kind, limits = allowed[name]
-        kinds = get_args(kind) or (kind,)
-        if isinstance(value, bool):
-            right = bool in kinds
-        else:
-            right = isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
-        if not right:
+        right = isinstance(value, float | int if kind is float else kind)
+        if not right or isinstance(value, bool) != (kind is bool):
             raise ValueError(f"{name}={value!r:.80} must be {getattr(kind, '__name__', kind)}")
-        if isinstance(value, str):
-            if not value or "\0" in value:
-                raise ValueError(f"{name}={value!r:.80} is not a name")
-            if limits and value not in limits:
-                raise ValueError(f"{name}={value!r:.80} is not one of {', '.join(limits)}")
+        if value == "" or (isinstance(value, str) and limits and value not in limits):
+            expected = f"one of {', '.join(limits)}" if limits else "a name"
+            raise ValueError(f"{name}={value!r:.80} is not {expected}")
         # `not` catches NaN as well
-        elif value is not None and limits and not limits[0] <= value <= limits[1]:
+        if isinstance(value, int | float) and limits and not limits[0] <= value <= limits[1]:
             raise ValueError(f"{name}={value!s:.40} must be from {limits[0]} to {limits[1]}")

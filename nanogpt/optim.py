@@ -9,7 +9,6 @@ its value into the parameter groups.
 import math
 from collections import defaultdict
 from contextlib import contextmanager
-from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -18,9 +17,9 @@ from torch import nn
 # Quintic Newton-Schulz with the steepest slope at zero; singular values end in about 0.7 to 1.2
 # (Jordan 2024)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-# Under DDP, processes share Newton-Schulz for matrices with at least this many rows and columns.
-# The work per element grows with the shorter side and communication does not, so smaller matrices
-# are faster to compute on every process
+# Several processes share Newton-Schulz for matrices with at least this many rows and columns. The
+# work per element grows with the shorter side and communication does not, so smaller matrices are
+# faster to compute on every process
 SHARED_FROM = 256
 
 
@@ -120,22 +119,19 @@ def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) ->
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by Newton-Schulz (https://kellerjordan.github.io/posts/muon/).
 
+    Only for the matrices of the blocks. A group's `rows` are the row counts of matrices stacked in
+    one parameter (queries, keys and values), which are orthogonalized one by one. All matrices of
+    one shape go through Newton-Schulz as one batch, in `dtype`: bf16 is exact enough, and faster if
+    the device computes in bf16. Several processes divide a batch of large matrices among
+    themselves.
+
     With `equal_rows` each row of an update is first scaled to length 1 (MuonEq-R): no output
     channel dominates the few iterations. The loss of tiny Shakespeare falls by 0.006 to 0.010
     (LOG.md).
 
-    Only for the matrices of the blocks. A group's `rows` are the row counts of matrices stacked in
-    one parameter (queries, keys and values), which are orthogonalized one by one. All matrices of
-    one shape go through Newton-Schulz as one batch, in `dtype`: bf16 is exact enough, and faster if
-    the device computes in bf16.
-
     An update has singular values near 1, so its entries have a root mean square of
     1/sqrt(max(rows, columns)). The factor sqrt(max(1, rows/columns)) makes a step change outputs by
     the same amount for any shape (same source).
-
-    Several processes divide the matrices of a batch among themselves: always if FSDP shards them,
-    and if each has a copy of the model (`copies`), from SHARED_FROM on. All decide by the shape, so
-    they decide alike.
     """
 
     def __init__(
@@ -152,7 +148,6 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
         self.equal_rows = equal_rows
         self.found_inf: torch.Tensor | None = None  # 1.0 skips a step, as in torch's fused AdamW
-        self.copies = 1  # processes that call this with the same gradients
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -165,33 +160,28 @@ class Muon(torch.optim.Optimizer):
 
         found = [(p, g) for g in self.param_groups for p in g["params"] if p.grad is not None]
         updates = self.nesterov([p for p, _ in found], skip)
-        # the matrices of one shape, with their updates
+        # the matrices of one shape: updates and weights of the rows held here, and which those are
         batches: dict[tuple, list[tuple]] = defaultdict(list)
         for (p, group), update in zip(found, updates, strict=True):
-            mesh = getattr(p, "device_mesh", None)  # of a sharded parameter
-            rank, processes = (mesh.get_local_rank(), mesh.size()) if mesh else (0, 1)
-            rows = group["rows"] or [p.size(0)]
-            held = rows_held(rows, processes)  # of each matrix, by each process
-            here = [counts[rank] for counts in held]
-            pieces = zip(update.split(here), local(p).split(here), held, strict=True)
-            for n, piece in zip(rows, pieces, strict=True):
-                shape = (n, p.size(1), group["lr"], group["weight_decay"], mesh)
-                batches[shape].append(piece)
+            stop = 0
+            for rows in group["rows"] or [p.size(0)]:
+                stop += rows
+                held, part = rows_held(p, stop - rows, stop)
+                shape = (rows, p.size(1), group["lr"], group["weight_decay"], is_sharded(p))
+                batches[shape].append((update[held], local(p.detach())[held], part))
 
-        for (rows, columns, lr, weight_decay, mesh), pieces in batches.items():
-            updates, weights, held = zip(*pieces, strict=True)
-            if mesh:
-                updates = [self.scale_rows(update) for update in updates]
-                update = orthogonalize_sharded(updates, held, mesh.get_group())
-            elif self.copies > 1 and min(rows, columns) >= SHARED_FROM:
-                update = orthogonalize_share([self.scale_rows(update) for update in updates])
-            else:
-                update = orthogonalize(self.scale_rows(torch.stack(updates)))
-            update = update.reshape(-1, columns)  # all rows of a batch below each other
+        for (rows, columns, lr, weight_decay, sharded), matrices in batches.items():
             lr = lr if skip is None else lr * (1 - skip)
-            torch._foreach_mul_(weights, 1 - lr * weight_decay)
-            update = update.to(weights[0].dtype) * (lr * math.sqrt(max(1, rows / columns)))
-            torch._foreach_sub_(weights, update.split([len(weight) for weight in weights]))
+            # a few sharded ones at a time: no process ever holds all matrices
+            size = dist.get_world_size() if sharded else len(matrices)
+            for i in range(0, len(matrices), size):
+                updates, weights, parts = zip(*matrices[i : i + size], strict=True)
+                update = gather(updates, parts, rows) if sharded else torch.stack(updates)
+                update = self.orthogonalize_together(update)  # (N, rows, columns)
+                update = update.to(weights[0].dtype) * (lr * math.sqrt(max(1, rows / columns)))
+                changes = [matrix[part] for matrix, part in zip(update, parts, strict=True)]
+                torch._foreach_mul_(weights, 1 - lr * weight_decay)
+                torch._foreach_sub_(weights, changes)
 
     def nesterov(self, params: list, skip: torch.Tensor | None) -> list[torch.Tensor]:
         """Adds the gradients to the momenta; returns Nesterov's updates, of the rows held here.
@@ -210,16 +200,22 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, grads, 1 - momentum)
         return torch._foreach_lerp(grads, momenta, momentum)
 
-    def scale_rows(self, updates: torch.Tensor) -> torch.Tensor:
-        """Updates (…, rows, columns) in the dtype of the matmuls, with rows of length 1."""
+    def orthogonalize_together(self, updates: torch.Tensor) -> torch.Tensor:
+        """`orthogonalize` of updates (N, rows, columns) that all processes have, which share it."""
         if self.equal_rows:
             updates = updates / updates.norm(dim=-1, keepdim=True).clamp(min=1e-7)
-        return updates.to(self.dtype)
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """The rows of a sharded tensor that this process holds; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        updates = updates.to(self.dtype)
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        if world == 1 or min(updates.shape[1:]) < SHARED_FROM:
+            return orthogonalize(updates)
+        N = len(updates)
+        share = math.ceil(N / world)
+        # the last processes repeat the last matrix to fill their shares
+        mine = torch.arange(share, device=updates.device) + dist.get_rank() * share
+        results = updates.new_empty(world * share, *updates.shape[1:])
+        part = orthogonalize(updates[mine.clamp(max=N - 1)]).contiguous()
+        dist.all_gather([*results.split(share)], part)
+        return results[:N]
 
 
 def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
@@ -238,83 +234,36 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x.mT if tall else x
 
 
-def orthogonalize_share(x: list[torch.Tensor]) -> torch.Tensor:
-    """`orthogonalize` of N matrices that all processes have: each computes a share for all."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    N = len(x)
-    share = math.ceil(N / world)  # the last process repeats the last matrix to fill its share
-    mine = torch.stack([x[min(rank * share + i, N - 1)] for i in range(share)])
-    results = mine.new_empty(world * share, *x[0].shape)
-    dist.all_gather([*results.split(share)], orthogonalize(mine).contiguous())
-    return results[:N]
+# FSDP shards a parameter: each process holds a part of its rows
 
 
-def orthogonalize_sharded(x: list[torch.Tensor], held: list[list[int]], group) -> torch.Tensor:
-    """`orthogonalize` of matrices whose rows are spread over the processes of `group`.
-
-    x[i] are the rows of matrix i that this process holds, held[i][r] is how many process r holds.
-    Each process gets whole matrices, its share of all, and sends back the rows of the results: none
-    ever holds all matrices. Returns this process's rows, one matrix after the other.
-    """
-    rank, world = dist.get_rank(group), dist.get_world_size(group)
-    size = math.ceil(len(x) / world)
-    shares = [range(len(x))[r * size : (r + 1) * size] for r in range(world)]  # some may be empty
-    mine = shares[rank]
-
-    # everyone's rows of my matrices, for my rows of theirs
-    counts = [[held[i][r] for i in mine] for r in range(world)]
-    received = exchange([[x[i] for i in share] for share in shares], counts, x[0], group)
-    results = []
-    if mine:
-        whole = [torch.cat(rows) for rows in zip(*received, strict=True)]
-        results = orthogonalize(torch.stack(whole))
-
-    # and back
-    rows = [result.split(held[i]) for i, result in zip(mine, results, strict=True)]
-    counts = [[held[i][rank] for i in share] for share in shares]
-    returned = exchange([[each[r] for each in rows] for r in range(world)], counts, x[0], group)
-    return torch.cat([piece for pieces in returned for piece in pieces])
+def is_sharded(p: torch.Tensor) -> bool:
+    return hasattr(p, "device_mesh")
 
 
-def exchange(
-    pieces: list[list[torch.Tensor]], counts: list[list[int]], like: torch.Tensor, group
-) -> list[list[torch.Tensor]]:
-    """Sends pieces[r], matrices with the columns of `like`, to each process r of a group.
-
-    Returns what each process r has sent here: matrices of counts[r] rows.
-    """
-    sent = torch.cat([like[:0], *(piece for each in pieces for piece in each)])
-    sizes = [sum(each) for each in counts]
-    received = sent.new_empty(sum(sizes), sent.size(1))
-    sent_sizes = [sum(len(piece) for piece in each) for each in pieces]
-    dist.all_to_all_single(received, sent, sizes, sent_sizes, group=group)
-    return [list(part.split(n)) for part, n in zip(received.split(sizes), counts, strict=True)]
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The rows of a sharded tensor that this process holds; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def rows_held(rows: list[int], processes: int) -> list[list[int]]:
-    """How many rows of each of several stacked matrices each process holds of a stack in shards.
-
-    FSDP cuts the stack as torch.chunk does.
-    """
-    size = math.ceil(sum(rows) / processes)
-    shards = [(r * size, (r + 1) * size) for r in range(processes)]
-    ends = accumulate(rows)
-    return [
-        [max(0, min(end, stop) - max(end - n, start)) for start, stop in shards]
-        for n, end in zip(rows, ends, strict=True)
-    ]
+def rows_held(p: torch.Tensor, start: int, stop: int) -> tuple[slice, slice]:
+    """The rows of p[start:stop] that this process holds: among all that it holds, and in there."""
+    first, size = 0, p.size(0)
+    if mesh := getattr(p, "device_mesh", None):  # FSDP cuts the rows as torch.chunk does
+        size = math.ceil(p.size(0) / mesh.size())
+        first = size * mesh.get_local_rank()
+    begin = min(max(start, first), stop)
+    end = max(min(stop, first + size), begin)
+    return slice(max(begin - first, 0), max(end - first, 0)), slice(begin - start, end - start)
 
 
-def state_shapes(optimizer: torch.optim.Optimizer, p: torch.Tensor) -> dict[str, torch.Size] | None:
-    """Shapes of AdamW's or Muon's state of a parameter p, by name; None for a custom optimizer."""
-    if type(optimizer) is Muon:
-        return {"momentum_buffer": p.shape}
-    if type(optimizer) is not torch.optim.AdamW:
-        return None
-    shapes = {"step": torch.Size(), "exp_avg": p.shape, "exp_avg_sq": p.shape}
-    if optimizer.defaults["amsgrad"]:
-        shapes["max_exp_avg_sq"] = p.shape
-    return shapes
+def gather(pieces: tuple[torch.Tensor, ...], parts: tuple[slice, ...], rows: int) -> torch.Tensor:
+    """Whole matrices (N, rows, columns), of which each process has a piece: some of the rows."""
+    whole = pieces[0].new_zeros(len(pieces), rows, pieces[0].size(1))
+    for matrix, piece, part in zip(whole, pieces, parts, strict=True):
+        matrix[part] = piece
+    dist.all_reduce(whole)  # the other processes' rows are zero here
+    return whole
 
 
 class UpdateRatio:

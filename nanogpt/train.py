@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,7 @@ def main(
 def train(config: TrainConfig, parts: "Parts", state: State) -> None:
     """The loop: evaluate and save if due, take a step, log; until max_iters, or until `Stop`."""
     parts.gpt.train()
-    parts.clock.start()
+    parts.timed_since = time.perf_counter()
     while True:
         if evaluation_is_due(config, state):
             evaluate_and_save(config, parts, state)
@@ -120,20 +119,13 @@ def micro_batch(
     if state.step < config.short_block_iters and not whole:
         batch = shorten(batch, config.short_block_size)
     seed = hash64(np.array([config.seed], np.uint64)) ^ np.uint64(number)
-    reseed(parts.device, int(hash64(seed)[0]))
+    torch.manual_seed(int(hash64(seed)[0]))
     return to_device(batch, parts.device)
 
 
 def nan_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
     """The loss; if it is infinite its gradient becomes NaN, for all processes that share it."""
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
-
-
-def reseed(device: torch.device, seed: int) -> None:
-    """Seeds the CPU and `device`; torch.manual_seed asks every kind of device, in 0.2 ms."""
-    torch.default_generator.manual_seed(seed)
-    if device.type in ("cuda", "mps", "xpu"):
-        getattr(torch, device.type).manual_seed(seed)
 
 
 def log(config: TrainConfig, parts: "Parts", state: State) -> None:
@@ -159,26 +151,17 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
     parts.metrics.log(**where(state), **values, skipped_steps=state.skipped_steps)
     parts.progress.show(values, state)
     tally.restart(state)
-    parts.clock.start()
+    parts.timed_since = time.perf_counter()
 
 
 def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None:
     """Evaluates, saves the step with its result if the settings ask for it, and writes a sample.
 
-    The last evaluation covers the whole split. If one fails, the step is saved without it.
+    The last evaluation covers the whole split.
     """
     pause(config, parts, state)
     last, again = done(config, state), state.evaluated_step == state.step
-    # the model to fine-tune is saved, too: training may make it worse
-    fine_tuning = config.init_from != "scratch" and config.max_iters > 0
-    worth_saving = (state.step > 0 or fine_tuning) and not again
-    try:
-        result = validate(config, parts, state, eval_iters=0 if last else config.eval_iters)
-    except Exception:
-        # other processes may still evaluate: do not wait for them, nor gather shards
-        if worth_saving and not parts.sharded:
-            save(config, parts, state, together=False)
-        raise
+    result = validate(config, parts, state, eval_iters=0 if last else config.eval_iters)
     state.evaluated_step = state.step
     best_before = state.best_val_loss, state.best_step
     best = state.best_val_loss is None or result["val_loss"] < state.best_val_loss
@@ -189,23 +172,17 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
         f"step {state.step:>6,}  validation loss {result['val_loss']:.4f} "
         f"({result['val_bpb']:.3f} bits per byte) after {state.train_seconds:.1f} s of training"
     )
-    if worth_saving and (best or last or config.always_save_checkpoint):
+    # the model to fine-tune is saved, too: training may make it worse
+    fine_tuning = config.init_from != "scratch" and config.max_iters > 0
+    wanted = best or last or config.always_save_checkpoint
+    if wanted and (state.step > 0 or fine_tuning) and not again:
         save(config, parts, state, best)
         if best and parts.peers.largest(parts.saves.error is not None)[0]:
             # only a saved step can be the best
             state.best_val_loss, state.best_step = best_before
     if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
-        text = sample_text(
-            parts.gpt,
-            parts.tokenizer,
-            sample_start(parts),
-            config.sample_tokens,
-            config.seed,
-            parts.interrupts.check,
-        )
-        parts.metrics.sample(text, **where(state))
-        parts.progress.sample(text)
-    parts.clock.start()
+        write_sample(config, parts, state)
+    parts.timed_since = time.perf_counter()
     parts.progress.restart(state)
 
 
@@ -228,57 +205,55 @@ def validate(config: TrainConfig, parts: "Parts", state: State, eval_iters: int)
         )
 
 
-def save(
-    config: TrainConfig, parts: "Parts", state: State, best: bool = False, together: bool = True
-) -> None:
+def write_sample(config: TrainConfig, parts: "Parts", state: State) -> None:
+    text = sample_text(
+        parts.gpt,
+        parts.tokenizer,
+        sample_start(parts),
+        config.sample_tokens,
+        config.seed,
+        parts.interrupts.check,
+    )
+    parts.metrics.sample(text, **where(state))
+    parts.progress.sample(text)
+
+
+def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False) -> None:
     """Saves a checkpoint of the current step; a failure is a warning.
 
-    Must be called on all processes, which wait for the main one to write; without `together` they
-    do not.
+    Must be called on all processes. The main one writes, and the others wait for it when they next
+    share something.
     """
-    parts.saves.step = state.step
-    main_process, writing = parts.accelerator.is_main_process, Thread()
+    start = time.perf_counter()
+    saves, accelerator = parts.saves, parts.accelerator
+    saves.step, saves.error = state.step, None
+    main_process = accelerator.is_main_process
     try:
-        collected = checkpoint.collect(parts.gpt, parts.optimizers, keep=main_process)
+        weights, moments = checkpoint.collect(parts.gpt, parts.optimizers, keep=main_process)
         if main_process:
             # with the steps skipped since the last line of metrics
             stored = replace(state, skipped_steps=state.skipped_steps + int(parts.tally.skipped))
-            if (scaler := parts.accelerator.scaler) is not None:  # of fp16
-                scale = scaler.state_dict()
+            if accelerator.scaler is not None:  # of fp16
+                scale = accelerator.scaler.state_dict()
                 stored.loss_scale = scale["scale"]
                 stored.loss_scale_steps = scale["_growth_tracker"]
-            args = (config, parts, stored, collected, best)
-            writing = Thread(target=write_checkpoint, args=args)
-    except Exception as error:
-        parts.saves.fail(state.step, error)
-    writing.start()
-    unfinished = True
-    while unfinished:  # processes check in once a second: a slow disk does not cause a timeout
-        writing.join(timeout=1.0)
-        unfinished = writing.is_alive()
-        if together:
-            unfinished = bool(parts.peers.largest(unfinished)[0])
-
-
-def write_checkpoint(
-    config: TrainConfig, parts: "Parts", state: State, collected: tuple[dict, dict], best: bool
-) -> None:
-    """Writes what `save` has collected, in a thread of the main process; raises nothing."""
-    start, saves = time.perf_counter(), parts.saves
-    try:
-        parts.metrics.sync()
-        checkpoint.save(
-            parts.out_dir,
-            state,
-            *collected,
-            parts.settings,
-            parts.tokenizer,
-            config.keep_checkpoints,
-            best,
-        )
-        saves.failed, saves.error = 0, None
+            parts.metrics.sync()
+            checkpoint.save(
+                parts.out_dir,
+                stored,
+                weights,
+                moments,
+                parts.settings,
+                parts.tokenizer,
+                config.keep_checkpoints,
+                best,
+            )
+        saves.failed = 0
     except Exception as error:  # a full disk, most likely: the run is worth more than a checkpoint
-        saves.fail(state.step, error)
+        saves.failed += 1
+        reason = str(error) if isinstance(error, OSError | ValueError) else repr(error)
+        saves.error = f"step {state.step} could not be saved: {reason}"
+        logger.warning(f"{saves.error}; earlier checkpoints are untouched, and training continues")
     saves.seconds = time.perf_counter() - start
 
 
@@ -300,12 +275,6 @@ def evaluation_is_due(config: TrainConfig, state: State) -> bool:
 
 def log_is_due(config: TrainConfig, step: int) -> bool:
     return step % config.log_interval == 0 or step == config.max_iters
-
-
-def sample_start(parts: "Parts") -> np.ndarray:
-    """The tokens that samples continue: a question of the conversations, or a line break."""
-    question = parts.train_data.question
-    return np.array(default_prompt(parts.tokenizer)[1]) if question is None else question
 
 
 # What the loop works with
@@ -336,23 +305,6 @@ class Tally:
         self.step, self.train_seconds = state.step, state.train_seconds
 
 
-class Clock:
-    """Adds the seconds from `start` to `pause` to state.train_seconds: not evaluating or saving."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.started: float | None = None
-
-    def start(self) -> None:
-        self.started = time.perf_counter()
-
-    def pause(self, state: State) -> None:
-        synchronize(self.device)
-        if self.started is not None:
-            state.train_seconds += time.perf_counter() - self.started
-        self.started = None
-
-
 @dataclass
 class Saves:
     """How saving has gone so far."""
@@ -361,13 +313,6 @@ class Saves:
     failed: int = 0  # saves in a row that failed, the last one with this error
     error: str | None = None
     seconds: float = 0.0  # duration of the last save
-
-    def fail(self, step: int, error: Exception) -> None:
-        self.failed += 1
-        expected = isinstance(error, OSError | ValueError)
-        reason = str(error) if expected else f"{type(error).__name__}: {error}"
-        self.error = f"step {step} could not be saved: {reason}"
-        logger.warning(f"{self.error}; earlier checkpoints are untouched, and training continues")
 
 
 @dataclass
@@ -391,8 +336,8 @@ class Parts:
     interrupts: Any  # stop.Interrupts: reasons to stop
     # what the loop measures
     tally: Tally
-    clock: Clock
     update_ratio: UpdateRatio
+    timed_since: float | None = None  # when steps began to be timed; none while they are not
     saves: Saves = field(default_factory=Saves)
     sharded: bool = False  # by FSDP2
     compiled: bool = False
@@ -412,6 +357,12 @@ class Parts:
         return self.accelerator.reduce(total.to(self.device))
 
 
+def sample_start(parts: Parts) -> np.ndarray:
+    """The tokens that samples continue: a question of the conversations, or a line break."""
+    question = parts.train_data.question
+    return np.array(default_prompt(parts.tokenizer)[1]) if question is None else question
+
+
 def where(state: State) -> dict:
     """The run's position: the same fields in every line of metrics."""
     seconds = round(state.train_seconds, 3)
@@ -423,8 +374,14 @@ def tokens_per_step(config: TrainConfig, model_config: GPTConfig) -> int:
 
 
 def pause(config: TrainConfig, parts: Parts, state: State) -> None:
-    """Stops the clock. With train_minutes all processes use the slowest one's time."""
-    parts.clock.pause(state)
+    """Stops timing steps: evaluating and saving do not count as training.
+
+    With train_minutes all processes use the slowest one's time.
+    """
+    synchronize(parts.device)
+    if parts.timed_since is not None:
+        state.train_seconds += time.perf_counter() - parts.timed_since
+    parts.timed_since = None
     if config.train_minutes:
         state.train_seconds = parts.peers.largest(round(1e6 * state.train_seconds))[0] / 1e6
 

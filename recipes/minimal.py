@@ -38,24 +38,24 @@ TRAIN = TrainConfig(
 
 
 def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator):
-    """Trains, and yields the model and the loss of each step, the mean over all processes."""
+    """Trains a model; returns it and the loss of each step, the mean over all processes."""
     # micro-batches are counted over all processes, and each process takes its share
-    assert config.gradient_accumulation_steps % accelerator.num_processes == 0
-    share = config.gradient_accumulation_steps // accelerator.num_processes
-    accelerator.gradient_accumulation_steps = share
+    micro_batches = config.gradient_accumulation_steps // accelerator.num_processes
+    accelerator.gradient_accumulation_steps = micro_batches
     data = TokenDataset(config.data, "train", model_config.block_size)
     torch.manual_seed(config.seed)
     gpt = GPT(replace(model_config, vocab_size=data.meta["vocab_size"]))
     model, *optimizers = accelerator.prepare(gpt, *make_optimizers(gpt, config))
 
+    losses = []
     for step in range(config.max_iters):
         set_learning_rate(optimizers, lr_at(step, config))
         step_loss = torch.zeros((), device=accelerator.device)
-        for i in range(share):
+        for i in range(micro_batches):
             # a batch is a pure function of the seed and its number: no loader to keep in step
-            number = step * config.gradient_accumulation_steps + i * accelerator.num_processes
-            first_sample = (number + accelerator.process_index) * config.batch_size
-            x, y = data.batch(config.seed, first_sample, config.batch_size)  # (B, T) each
+            number = step * config.gradient_accumulation_steps
+            number += i * accelerator.num_processes + accelerator.process_index
+            x, y = data.batch(config.seed, number * config.batch_size, config.batch_size)  # (B, T)
             # gradients are averaged over the processes at the last micro-batch
             with accelerator.accumulate(model):
                 loss = model(x.to(accelerator.device), y.to(accelerator.device))
@@ -66,8 +66,11 @@ def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
-            step_loss += loss.detach() / share
-        yield gpt, accelerator.reduce(step_loss, "mean")
+            step_loss += loss.detach() / micro_batches
+        losses.append(accelerator.reduce(step_loss, "mean"))
+        if (step + 1) % 20 == 0:
+            accelerator.print(f"step {step + 1}: loss {losses[-1].item():.3f}")
+    return gpt, losses
 
 
 if __name__ == "__main__":
@@ -75,9 +78,7 @@ if __name__ == "__main__":
     with accelerator.main_process_first():
         if not Path(TRAIN.data, "meta.json").exists():
             shakespeare.prepare(TRAIN.data)
-    for step, (gpt, loss) in enumerate(train(MODEL, TRAIN, accelerator), 1):  # noqa: B007
-        if step % 20 == 0:
-            accelerator.print(f"step {step}: loss {loss.item():.3f}")
+    gpt, _ = train(MODEL, TRAIN, accelerator)
     val_data = TokenDataset(TRAIN.data, "val", MODEL.block_size)
     result = evaluate(gpt, val_data, TRAIN.batch_size, accelerator.device)
     accelerator.print(f"validation loss {result['val_loss']:.4f}")

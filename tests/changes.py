@@ -13,15 +13,15 @@ import ast
 import copy
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
+from functools import cache
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 900  # seconds; tests that take longer hang
 MARKS = "not nightly and not manual and not device"
 
 # A module, and its tests if they do not mirror it; then lines of `behavior: code -> what takes its place`
@@ -89,7 +89,7 @@ nanogpt.cache
     a fixed cache shows one token less: self.positions <= new[:, None] -> self.positions < new[:, None]
 nanogpt.checkpoint
     damage to a file goes unnoticed: crc32(path) != expected['crc32'] -> False
-    the newest checkpoint is not tried first: reversed(list_checkpoints(out_dir)) -> list_checkpoints(out_dir)
+    the newest checkpoint is not tried first: list_checkpoints(run)[::-1] -> list_checkpoints(run)
     the best checkpoint is removed: ('best', 'last') -> ('last',)
 nanogpt.checkpoint tests/test_forged_checkpoint.py
     weights that are not finite are loaded: not tensor.isfinite().all() -> False
@@ -166,8 +166,8 @@ def apply(change: Change) -> tuple[ast.AST, int]:
     return ast.fix_missing_locations(tree), replace.count
 
 
-def run_tests(tests: str, name: str | None) -> int:
-    """Runs tests in this process, with a change if one is named; returns pytest's exit code."""
+def run_tests(tests: str, name: str) -> int:
+    """Runs tests in this process with a change, or with none (""); returns pytest's exit code."""
     import pytest
 
     get_code, change = SourceFileLoader.get_code, read_changes().get(name)
@@ -181,17 +181,27 @@ def run_tests(tests: str, name: str | None) -> int:
     return pytest.main(["-xq", "-p", "no:cacheprovider", "-m", MARKS, tests])
 
 
-def passes(tests: str, name: str | None, timeout: float | None = None) -> bool:
+@cache
+def passes(tests: str, name: str = "") -> bool:
     """Whether the tests pass, in a process of their own."""
     program = f"import sys, changes; sys.exit(changes.run_tests({tests!r}, {name!r}))"
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=env, start_new_session=True, **quiet)
     try:
-        return process.wait(timeout) == 0
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=PATIENCE).returncode == 0
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # with all that the tests have started
         return False
+
+
+def result_of(name: str, check: bool) -> str:
+    change = read_changes()[name]
+    if not apply(change)[1]:
+        return "does not fit the code"
+    if check:
+        return "fits"
+    if not passes(change.tests):
+        return f"{change.tests} fails without it"
+    return "survives" if passes(change.tests, name) else "caught"
 
 
 def main() -> int:
@@ -199,27 +209,16 @@ def main() -> int:
     parser.add_argument("WORD", nargs="*", help="only changes with one of these in their name")
     parser.add_argument("--check", action="store_true", help="only check that the changes fit the code")
     args = parser.parse_args()
-    changes = read_changes()
-    names = [name for name in changes if not args.WORD or any(word in name for word in args.WORD)]
-    missed, limits = 0, {}  # for the tests of a module, four times the seconds that they take
+    names = [name for name in read_changes() if not args.WORD or any(word in name for word in args.WORD)]
+    good = 0
     for name in names:
-        module, tests, *_ = changes[name]
-        result = "fits" if apply(changes[name])[1] else "does not fit the code"
-        if result == "fits" and not args.check:
-            if tests not in limits:
-                start = time.monotonic()
-                whole = passes(tests, None)
-                limits[tests] = 60 + 4 * (time.monotonic() - start) if whole else None
-            if limits[tests] is None:
-                result = f"{tests} fails without it"
-            else:
-                result = "survives" if passes(tests, name, limits[tests]) else "caught"
-        if result not in ("fits", "caught"):
-            missed += 1
-        if result != "fits":
-            print(f"{result:10} {name} ({module})", flush=True)
-    print(f"{len(names) - missed} of {len(names)} {'fit the code' if args.check else 'are caught'}")
-    return int(missed > 0)
+        result = result_of(name, args.check)
+        if result in ("fits", "caught"):
+            good += 1
+        else:
+            print(f"{result:10} {name}", flush=True)
+    print(f"{good} of {len(names)} {'fit the code' if args.check else 'are caught'}")
+    return int(good < len(names))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,14 @@
 import dataclasses
 import json
-import os
 import subprocess
 import sys
-import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.config import Actions, ignored_by
-from nanogpt.data.files import waiting
-from nanogpt.model import declared
 from nanogpt.run.errors import fail, user_errors, visible
-from nanogpt.run.flags import field_help, parse, within
-
-ODD = ["", "0", "-1", "nan", "inf", "-inf", "1e30", "1e-30", "9" * 30, "9" * 5000, "none", "TRUE", "\x1b[31m"]
+from nanogpt.run.flags import field_help, parse
 
 
 def flags(*argv, model=None, train=None):
@@ -36,18 +28,6 @@ def test_home_directories_are_found_and_a_slash_at_the_end_is_not_part_of_a_name
     assert (train.out_dir, train.data) == (f"{home}/runs/x", f"{home}/text")
     assert (train.init_from, train.resume) == (f"{home}/base", f"{home}/runs/x/best")
     assert flags("--data=hf://datasets/a/b/")[1].data == "hf://datasets/a/b/"
-
-
-def test_what_stdout_cannot_show_is_escaped():
-    program = "from nanogpt.run.errors import user_errors\nwith user_errors():\n    print('caf\u00e9 \u201c\u65e5')"
-    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
-    assert done.stdout.decode("latin-1") == "caf\u00e9 \\u201c\\u65e5\n"
-
-
-def test_actions_are_flags_and_no_settings():
-    _, train, actions = parse(GPTConfig(), TrainConfig(), ["--dry_run", "--seeds=3"], "")
-    assert (actions, train) == (Actions(dry_run=True, seeds=3), TrainConfig())
 
 
 def test_values_are_read_by_the_type_of_their_field():
@@ -91,11 +71,12 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(argv, message, capsys):
     [
         ({"optimizer": "sgd"}, "optimizer='sgd' is not one of adamw, muon"),
         ({"batch_size": 0}, "batch_size=0 must be from 1 to 65536"),
-        ({"batch_size": 10**400}, "batch_size=10000"),
         ({"grad_clip": float("nan")}, "grad_clip=nan must be from 0 to 1000000000.0"),
         ({"learning_rate": float("inf")}, "learning_rate=inf must be from 1e-12 to 100"),
         ({"lr_decay_iters": -5}, "lr_decay_iters=-5 must be from 1"),
         ({"init_from": ""}, "init_from='' is not a name"),
+        ({"init_from": "resume"}, "init_from=resume: .*--resume=auto"),
+        ({"learning_rate": 1e-5}, "min_lr=0.0001 is above learning_rate=1e-05"),
         ({"max_iters": "5"}, "max_iters='5' must be int"),
         ({"max_iters": None}, "max_iters=None must be int"),
     ],
@@ -103,25 +84,6 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(argv, message, capsys):
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**changes)
-
-
-FIELDS = [(cls, field.name) for cls in (GPTConfig, TrainConfig) for field in dataclasses.fields(cls)]
-
-
-@settings(max_examples=1000, derandomize=True, deadline=None, database=None)
-@given(st.sampled_from(FIELDS), st.sampled_from(ODD) | st.integers().map(str) | st.floats().map(str) | st.text())
-def test_any_value_of_any_flag_is_within_its_limits_or_refused_in_one_line(field, text):
-    cls, name = field
-    kind, limits = declared(cls)[name]
-    try:
-        with user_errors():
-            configs = flags(f"--{name}={text}")
-    except SystemExit as exit:
-        assert exit.code == 2
-        return
-    value = getattr(configs[cls is TrainConfig], name)
-    assert value is None or isinstance(value, kind if isinstance(kind, type) else object)
-    assert value is None or not limits or value in limits or limits[0] <= value <= limits[1]
 
 
 def test_a_subclass_adds_a_setting():
@@ -153,14 +115,6 @@ def test_an_error_is_one_line_without_escape_sequences(capsys):
         assert error.count("\n") == 1 and "\x1b" not in error and "\\x1b" in error
 
 
-def test_numbers_of_options_have_limits():
-    read = within(float, 0, 1)
-    assert read("0.5") == 0.5
-    for text in ("nan", "-1", "2", "x"):
-        with pytest.raises(Exception, match=f"{text}: "):
-            read(text)
-
-
 def test_too_little_memory_is_a_line(capsys):
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
         with pytest.raises(SystemExit) as exit, user_errors():
@@ -187,13 +141,9 @@ def test_what_never_changes_a_step_is_ignored_by_all_who_read_recorded_settings(
         "out_dir resume time_limit eval_interval log_interval always_save_checkpoint keep_checkpoints sample_tokens "
         "report_to require_exportable push_to_hub timeout threads".split()
     )
-    of_runs = {field.name for field in dataclasses.fields(TrainConfig)} | {"gradient_checkpointing", "n_layer"}
-    assert of_runs & ignored_by("resume", "compare", "card") == incidental
-    assert of_runs & ignored_by("config") == {"out_dir", "resume", "push_to_hub", "report_to"}
-    assert of_runs & ignored_by("compare") == incidental | {"seed", "eval_iters"}
-    assert of_runs & ignored_by("card") == incidental | {"data", "device", "compile", "gradient_checkpointing"}
-    starts = set("data init_from max_iters lr_decay_iters eval_iters device precision compile deterministic".split())
-    assert of_runs & ignored_by("resume") == incidental | starts | {"gradient_checkpointing"}
+    assert ignored_by("resume", "compare", "card") == incidental
+    assert ignored_by("config") == {"out_dir", "resume", "push_to_hub", "report_to"}
+    assert ignored_by("compare") == incidental | {"seed", "eval_iters"}
 
 
 def test_help_shows_every_flag_with_its_default(capsys):
@@ -220,15 +170,6 @@ def test_ctrl_c_is_exit_code_130_and_what_there_is_to_say(capsys):
         assert capsys.readouterr().err == shown
 
 
-@pytest.mark.parametrize("flag", ["--max-iter=5", "--max_iter=5", "--max-iter"])
-def test_a_suggestion_is_right_however_the_flag_is_spelled(flag, capsys):
-    with pytest.raises(SystemExit):
-        flags(flag)
-    assert (
-        capsys.readouterr().err == "error: unknown flag --max_iter: did you mean --max_iters? --help lists them all\n"
-    )
-
-
 def test_config_repeats_the_settings_of_a_run_below_the_flags_and_above_the_recipe(tmp_path):
     """But for where it writes and what it publishes."""
     recorded = {"n_layer": 3, "vocab_size": 65}, {"max_iters": 7, "beta1": 0.5, "out_dir": "out/old", "resume": "auto"}
@@ -242,23 +183,24 @@ def test_config_repeats_the_settings_of_a_run_below_the_flags_and_above_the_reci
         assert (train.push_to_hub, train.report_to) == (None, "none")
 
 
-NO_CONFIGS = dict.fromkeys(("{", "[]", '{"model": 1, "train": {}}'), "config.json")
-NO_CONFIGS['{"model": {"n_layer": 0}, "train": {}}'] = "n_layer=0 must be from 1"
-NO_CONFIGS['{"model": {}, "train": {"data": 5}}'] = "data=5 must be str"
-NO_CONFIGS['{"model": {"n_layer": true}, "train": {}}'] = "n_layer=True must be int"
-
-
-@pytest.mark.parametrize("content, complaint", NO_CONFIGS.items())
-def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, capsys):
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ("{", "config.json"),
+        ('{"model": 1, "train": {}}', "config.json"),
+        ('{"model": {"n_layer": 0}, "train": {}}', "n_layer=0 must be from 1"),
+        ('{"model": {}, "train": {"data": 5}}', "data=5 must be str"),
+        ('{"model": {"n_layer": true}, "train": {}}', "n_layer=True must be int"),
+    ],
+)
+def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, refused):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(SystemExit) as exit, user_errors():
-        flags(f"--config={tmp_path}")
-    error = capsys.readouterr().err
-    assert exit.value.code == 2 and error.count("\n") == 1
-    assert complaint in error
-    with pytest.raises(SystemExit), user_errors():
-        flags("--config=nowhere/config.json")
-    assert capsys.readouterr().err == "error: nowhere/config.json: No such file or directory\n"
+
+    def read():
+        with user_errors():
+            flags(f"--config={tmp_path}")
+
+    assert complaint in refused(read)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +208,6 @@ def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, capsys)
     [
         ("--lr=1e-3", "--learning_rate"),
         ("--dtype=bfloat16", "--precision"),
-        ("--dataset=x", "--data"),
         ("--eval_only=True", "--max_iters=0"),
         ("--decay_lr=False", "--lr_schedule=constant"),
         ("--wandb_log=True", "--report_to=wandb"),
@@ -276,21 +217,6 @@ def test_nanogpts_other_names_suggest_ours(theirs, ours, capsys):
     with pytest.raises(SystemExit):
         flags(theirs)
     assert f"did you mean {ours}?" in capsys.readouterr().err
-
-
-def test_nanogpts_way_to_resume_suggests_ours():
-    with pytest.raises(ValueError, match=r"init_from=resume: .*--resume=auto"):
-        flags("--init_from=resume")
-
-
-def test_what_takes_long_says_what_it_is_and_what_is_quick_says_nothing(capsys):
-    with waiting("brewing tea"):
-        pass
-    assert capsys.readouterr().err == ""
-    said = []
-    with waiting("brewing coffee", said.append):
-        time.sleep(1.8)
-    assert said == ["brewing coffee ..."]
 
 
 def test_a_package_that_is_missing_is_one_line(capsys):

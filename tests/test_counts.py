@@ -4,7 +4,6 @@ Waits are looked for on the meta device, which has no data: whatever asks for a 
 would be a wait. It stands for CUDA, whose tensors a torch without CUDA cannot even imitate.
 """
 
-import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -17,9 +16,7 @@ from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nanogpt import GPT, GPTConfig, TrainConfig
-from nanogpt.evaluate import total_loss
-from nanogpt.ops.loss import chunked_loss
+from nanogpt import GPT, GPTConfig
 from nanogpt.optim import UpdateRatio, make_optimizers
 from nanogpt.run import console
 from nanogpt.train import Tally, log_is_due
@@ -85,15 +82,6 @@ def test_between_two_log_lines_the_host_waits_for_nothing(on_meta, family, optim
         run.log()
 
 
-def test_an_evaluation_waits_after_its_last_batch_only(on_meta):
-    run, seen = on_meta(FAMILIES["gpt2"]), []
-    batches = (seen.append(1) or batch for batch in run.val_data.whole_split(4))
-    with Operators("meta") as operators, pytest.raises(RuntimeError, match="meta"):
-        total_loss(run.gpt, batches, run.device)
-    assert len(seen) == len(list(run.val_data.whole_split(4))) > 10
-    assert sum(operators.waits.values()) == 1
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision, casts", [("fp32", {}), ("bf16", {torch.float32: 1, torch.bfloat16: 1})])
 def test_logits_are_cast_once_and_their_gradient_once(family, precision, casts):
@@ -120,84 +108,6 @@ def test_autocast_casts_each_weight_once_a_step(make_run, family):
             run.step()
         assert operators.casts[torch.bfloat16] == alike
         assert not torch.equal(before, matrix)  # the next step casts the new weights
-
-
-VIEWS = ("split_with_sizes", "view", "_unsafe_view", "expand", "transpose", "detach")
-
-
-class Launches(TorchDispatchMode):
-    """Counts the operators that compute something, each a kernel that the host launches or more."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name not in VIEWS and not name.startswith("_record_function"):
-            self.count[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_step_of_muon_launches_one_operator_a_matrix_and_else_some_for_each_shape():
-    counts = []
-    for n_layer in (6, 12):
-        with torch.device("meta"):
-            model = GPT(replace(FAMILIES["modern"], vocab_size=65, n_layer=n_layer))
-        muon = make_optimizers(model, TrainConfig(optimizer="muon"), torch.bfloat16)[0]
-        muon.found_inf = torch.zeros((), device="meta")  # a step that may have to be skipped
-        for _ in range(2):
-            for p in model.parameters():
-                p.grad = torch.zeros_like(p)
-            with Launches() as launches:
-                muon.step()
-        counts.append(launches.count)
-    matrices = 6 * 4
-    assert counts[1] - counts[0] == Counter({"where": matrices})
-    # three shapes, each of 5 iterations of 3 matmuls
-    assert counts[0]["bmm"] + counts[0]["baddbmm"] == 3 * 15
-    assert counts[0].total() < 6 * matrices
-
-
-class Written(Exception):
-    """Raised with the code that Inductor has written, in place of compiling it."""
-
-
-@pytest.fixture
-def inductor_code(monkeypatch):
-    """The code that Inductor writes for a function's forward pass on a CPU; nothing compiles or runs it."""
-    from torch._inductor import config
-    from torch._inductor.graph import GraphLowering
-
-    def stop(code: str) -> None:
-        raise Written(code)
-
-    monkeypatch.setattr(config.cpp, "simdlen", 1)  # otherwise it compiles programs to see what the CPU can do
-    monkeypatch.setattr(GraphLowering, "save_output_code", staticmethod(stop))
-
-    def code(function, *args) -> str:
-        torch.compiler.reset()
-        with pytest.raises(Exception, match="Written") as error:
-            torch.compile(function, dynamic=False)(*args)
-        return str(error.value)
-
-    return code
-
-
-def test_compiled_the_loss_in_chunks_makes_no_large_buffer_in_fp32(inductor_code):
-    """Neither logits, nor a sum of the weight's gradient that each chunk would rewrite."""
-    rows, V, C = 64, 1024, 32
-    x, weight = torch.randn(2, rows, C, requires_grad=True), torch.randn(V, C, requires_grad=True)
-    targets = torch.zeros(2, rows, dtype=torch.long)
-
-    def loss(x, weight, targets):
-        with torch.autocast("cpu", torch.bfloat16):
-            return chunked_loss(x, weight, torch.zeros(V), targets, chunk=rows * V)
-
-    code = inductor_code(loss, x, weight, targets)
-    buffers = re.findall(r"empty_strided_cpu\(\((\d+), (\d+)\), \(.*?\), torch\.(\w+)\)", code)
-    large = {(int(n), int(m), dtype) for n, m, dtype in buffers if int(n) * int(m) >= V * C}
-    assert large == {(rows, V, "bfloat16"), (V, C, "bfloat16")}
 
 
 @pytest.mark.parametrize("family, checkpointing", [("gpt2", False), ("modern", True)])

@@ -9,7 +9,7 @@ import torch
 from helpers import curve
 
 from data_prep import writer
-from nanogpt import GPT, GPTConfig, checkpoint, train
+from nanogpt import GPT, GPTConfig, checkpoint
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
@@ -103,32 +103,6 @@ def test_shares_of_three_processes_add_up_to_those_of_one(model, eval_iters):
     assert eval_iters or totals[0][1] == len(dataset.tokens) - 1
 
 
-def test_what_check_raises_ends_it_and_restores_the_mode(model):
-    gpt, dataset = model
-    calls = []
-
-    def check():
-        calls.append(gpt.training)
-        if len(calls) == 3:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        evaluate(gpt.train(), dataset, 1, eval_iters=5, check=check)
-    assert calls == [False] * 3 and gpt.training
-
-
-@pytest.mark.parametrize("block_size, batch_size", [(600, 1), (2100, 1), (4096, 12)])
-def test_a_long_context_is_evaluated_one_window_at_a_time(tmp_path, block_size, batch_size):
-    """Inputs and targets of a single window shared their memory: a target that does not count became an input."""
-    text = "abcdefgh" * 8000
-    writer.write(tmp_path / "data", text, "char", 0.1, "made up")
-    data = TokenDataset(tmp_path / "data", "val", block_size)
-    torch.manual_seed(0)
-    gpt = GPT(GPTConfig(vocab_size=8, block_size=block_size, n_layer=1, n_head=1, n_embd=8))
-    assert len(data.tokens) % block_size > 1  # the last window repeats some targets
-    assert evaluate(gpt, data, batch_size)["val_loss"] == pytest.approx(math.log(8), abs=0.1)
-
-
 def test_a_run_evaluates_on_the_validation_split(make_run, data):
     run = make_run(max_iters=2, eval_interval=2)
     run.train()
@@ -143,27 +117,6 @@ def test_each_quick_evaluation_draws_batches_of_its_own(make_run):
     run.train()
     found = curve(run.out_dir)
     assert abs(found[0] - found[1]) > 1e-4 and abs(found[1] - found[2]) > 1e-4
-
-
-def test_an_evaluation_that_fails_costs_no_checkpoint(make_run, monkeypatch):
-    run = make_run(max_iters=4, eval_interval=2)
-
-    def failing(*args, **options):
-        if run.state.step == 4:
-            raise torch.OutOfMemoryError("out of memory")
-        return {"val_loss": 9.0, "val_bpb": 1.0}
-
-    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-        patch.setattr(train, "evaluate", failing)
-        run.train()
-    last = checkpoint.find(run.out_dir, ("last",))
-    assert last.name == "step-000004"
-    state = checkpoint.read_state(last)
-    assert (state.evaluated_step, state.best_step) == (2, 0)  # of 0 and 2 the first
-    make_run(max_iters=4, eval_interval=2, resume="auto").train()  # makes up for it
-    state = checkpoint.read_state(last)
-    assert (state.evaluated_step, state.best_step) == (4, 4)
-    assert (run.out_dir / "best").resolve().name == "step-000004"
 
 
 @pytest.mark.parametrize("step", [0, 2, 4])

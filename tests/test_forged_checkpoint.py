@@ -4,10 +4,8 @@ import json
 import struct
 
 import pytest
-import safetensors
 import torch
 from helpers import seal_again
-from packaging.version import Version
 from test_checkpoint import CONFIG, save, trained
 
 from nanogpt import checkpoint
@@ -40,14 +38,6 @@ def refused(path, model, optimizers, message: str, name: str = MODEL) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": {}}', '{"files": 3}', "[" * 100_000])
-def test_a_hostile_state_file_is_no_crash(one, tmp_path, content):
-    (one[2] / "trainer_state.json").write_text(content)
-    assert "trainer_state.json is damaged" in checkpoint.find_damage(one[2])
-    with pytest.raises(ValueError, match="no intact checkpoint"):
-        checkpoint.find(tmp_path)
-
-
 def header(size: int, text: str) -> bytes:
     """The beginning of a safetensors file: the size of its JSON header, and the header."""
     return struct.pack("<Q", size) + text.encode()
@@ -60,11 +50,8 @@ def tensor(dtype: str, shape: list[int], end: int) -> bytes:
 
 HEADERS = {
     "a header longer than the file": header(2**62, "{}"),
-    "a header of 99 MB": header(99_000_000, "{}"),
     "not JSON": header(4, "{{{{"),
-    "deep nesting": header(200_000, "[" * 100_000 + "]" * 100_000),
     "a tensor beyond the file": tensor("F32", [9], 36),
-    "a tensor of 2^62 numbers": tensor("F32", [2**31, 2**31], 0),
     "an unknown type": tensor("X9", [0], 0),
     "a pickle": b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93.",
 }
@@ -79,10 +66,6 @@ def test_a_hostile_file_of_tensors_is_one_line(one, kind, name):
     refused(path, model, optimizers, "cannot be read", name)
 
 
-def cast(dtype):
-    return lambda old: {name: tensor.to(dtype) for name, tensor in old.items()}
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -90,19 +73,19 @@ def cast(dtype):
         (lambda old: old | {"../../etc/passwd": torch.zeros(1)}, "unknown '../../etc/passwd'"),
         (lambda old: old | {"wte.weight": torch.zeros(1)}, r"wte.weight is \(1,\) torch.float32 instead of \(64, 8\)"),
         (lambda old: old | {"ln_f.weight": torch.zeros(8, dtype=torch.int64)}, r"ln_f.weight is \(8,\) torch.int64"),
-        (cast(torch.int32), "int32"),
-        (cast(torch.bool), "bool"),
-        (cast(torch.float8_e4m3fn), "float8"),
-        pytest.param(
-            *(cast(torch.complex64), "complex64"),
-            marks=pytest.mark.skipif(Version(safetensors.__version__) < Version("0.7"), reason="no complex numbers"),
-        ),
+        (lambda old: old | {"ln_f.weight": torch.full((8,), torch.inf)}, "ln_f.weight has values that are not finite"),
     ],
 )
 def test_tensors_of_another_model_are_refused(one, change, message):
     model, optimizers, path = one
     forge(path / MODEL, change)
     refused(path, model, optimizers, message)
+
+
+def test_the_state_of_unknown_parameters_is_refused(one):
+    model, optimizers, path = one
+    forge(path / OPTIMIZER, lambda old: old | {"wpe.bias.exp_avg": torch.zeros(1)})
+    refused(path, model, optimizers, "unknown 'wpe.bias.exp_avg'", OPTIMIZER)
 
 
 def model(**settings) -> dict:
@@ -115,14 +98,9 @@ def model(**settings) -> dict:
         (model(n_layer=10**9), "n_layer=1000000000 .* 1 to 1000"),
         (model(n_layer=1000), "lacks 'h.1.attn"),
         (model(n_embd=2**18), "does not belong to this model"),
-        (model(n_embd=10**9), "n_embd=1000000000 .* 1 to 262144"),
         (model(n_embd="8"), "n_embd='8'"),
-        (model(n_layer=[1]), r"n_layer=\[1\]"),
-        (model(vocab_size=10**7), "does not belong to this model"),
         (model(n_head=0), "config.json"),
         ([], "config.json"),
-        ({"model": []}, "config.json"),
-        ({"model": 3, "train": []}, "config.json"),
         ({"model": {}, "train": 3}, "config.json"),
     ],
 )
@@ -147,42 +125,13 @@ def test_names_in_the_manifest_lead_nowhere(one, tmp_path):
     assert secret.read_text() == "x"
 
 
-WRONG = {"step": ["../../x", True, -1, 10**30], "train_seconds": [float("nan"), [[[]]]], "tokens": [None]}
-WRONG |= {"best_val_loss": ["low"], "loss_scale": [float("inf")], "loss_scale_steps": [1.5]}
-
-
-@pytest.mark.parametrize("name, value", [(name, value) for name, values in WRONG.items() for value in values])
+@pytest.mark.parametrize(
+    "name, value",
+    [("step", "../../x"), ("step", True), ("step", -1), ("train_seconds", float("nan")), ("tokens", None)],
+)
 def test_a_state_of_wrong_types_is_named(tmp_path, name, value):
-    whole = {"step": 1, "tokens": 2, "train_seconds": 0.5, "skipped_steps": 0}
-    whole |= {"evaluated_step": None, "best_val_loss": 2.5, "best_step": 1}
-    whole |= {"loss_scale": 2.0**60, "loss_scale_steps": 7}
-    checkpoint.write_json(tmp_path / "trainer_state.json", whole)
-    assert vars(checkpoint.read_state(tmp_path)) == whole
-    checkpoint.write_json(tmp_path / "trainer_state.json", whole | {name: value})
-    with pytest.raises(ValueError, match=f"{name} is"):
+    checkpoint.write_json(tmp_path / "trainer_state.json", vars(checkpoint.State(step=1, best_val_loss=2.5)))
+    assert checkpoint.read_state(tmp_path) == checkpoint.State(step=1, best_val_loss=2.5)
+    checkpoint.write_json(tmp_path / "trainer_state.json", vars(checkpoint.State()) | {name: value})
+    with pytest.raises(ValueError, match=f"trainer_state.json is damaged: {name}="):
         checkpoint.read_state(tmp_path)
-
-
-def test_a_json_file_too_large_to_be_one_of_ours_is_not_read(tmp_path):
-    with open(tmp_path / "config.json", "wb") as file:
-        file.truncate(2**40)  # a file with a hole: it takes no space
-    with pytest.raises(ValueError, match="256 MiB"):
-        checkpoint.read_json(tmp_path / "config.json")
-
-
-@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused(one, name, value):
-    model, optimizers, path = one
-    key = next(key for key, tensor in checkpoint.read_tensors(path / name).items() if tensor.dim() == 2)
-    forge(path / name, lambda old: old | {key: old[key].index_fill(0, torch.tensor(0), value)})
-    refused(path, model, optimizers, f"{key} has values that are not finite", name)
-
-
-def test_moments_are_restored_in_the_precision_of_the_weights(tmp_path):
-    model, optimizers = trained(1, "adamw")
-    path = save(tmp_path, 1, model, optimizers)
-    forge(path / OPTIMIZER, cast(torch.float64))
-    checkpoint.restore(path, model, optimizers)
-    assert {v.dtype for o in optimizers for state in o.state.values() for v in state.values()} == {torch.float32}
-    optimizers[0].step()

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from helpers import randomize
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.torch_version import TorchVersion
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -142,6 +141,8 @@ def test_gpt2_has_the_published_number_of_parameters():
         model = GPT(GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"))
     assert model.get_num_params() == 124_439_808
     assert model.get_num_params(non_embedding=True) == 124_439_808 - (50257 + 1024) * 768
+    untied = GPT(dataclasses.replace(GPT2, tie_embeddings=False))
+    assert untied.get_num_params() == GPT(GPT2).get_num_params() + 65 * 32  # padding counts in neither
 
 
 def test_flops_per_token_by_hand():
@@ -209,39 +210,26 @@ def test_a_cropped_model_keeps_the_first_positions_and_its_operators():
     assert model.wpe.weight.shape == (8, 32) and torch.equal(model(idx), expected)
 
 
-def test_padding_counts_in_neither_of_two_embeddings():
-    model = GPT(dataclasses.replace(GPT2, tie_embeddings=False))
-    assert model.get_num_params() == GPT(GPT2).get_num_params() + 65 * 32
-
-
 @pytest.mark.parametrize(
-    "dtype, capability, masked, repeated",
+    "device, dtype, capability, masked, repeated",
     [
-        (torch.bfloat16, 8, False, False),  # the flash kernel takes groups as they are
-        (torch.float32, 8, False, True),
-        (torch.float16, 7, False, True),
-        (torch.bfloat16, 9, True, True),
+        ("cuda", torch.bfloat16, 8, False, False),  # the flash kernel takes groups as they are
+        ("cuda", torch.float32, 8, False, True),
+        ("cuda", torch.float16, 7, False, True),
+        ("cuda", torch.bfloat16, 9, True, True),
+        ("mps", torch.float32, None, False, True),
     ],
 )
-def test_keys_are_repeated_if_cuda_has_no_gqa_kernel(monkeypatch, dtype, capability, masked, repeated):
+def test_keys_are_repeated_if_a_gpu_has_no_gqa_kernel(monkeypatch, device, dtype, capability, masked, repeated):
     got = []
     attend = lambda q, k, v, *_, enable_gqa: got.append((k, v, enable_gqa))  # noqa: E731
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability))
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     with FakeTensorMode():
-        q, k = (torch.empty(2, heads, 5, 8, device="cuda", dtype=dtype) for heads in (6, 2))
+        q, k = (torch.empty(2, heads, 5, 8, device=device, dtype=dtype) for heads in (6, 2))
         attention(q, k, k, torch.empty(5, 5) if masked else None, 0.0, not masked, enable_gqa=True)
     keys, values, grouped = got[0]
     assert keys.shape == values.shape == (2, 6 if repeated else 2, 5, 8) and grouped is not repeated
-
-
-def test_repeated_keys_are_those_of_grouped_queries(monkeypatch):
-    q, k, v = (torch.randn(2, heads, 5, 8) for heads in (6, 2, 2))
-    attend = F.scaled_dot_product_attention
-    grouped = attend(q, k, v, is_causal=True, enable_gqa=True)
-    on_cuda = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, size=q.size)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda _, *args, **options: attend(q, *args, **options))
-    assert torch.allclose(attention(on_cuda, k, v, None, 0.0, True, enable_gqa=True), grouped, atol=1e-6)
 
 
 def test_torch_compile_sees_one_graph_for_all_lengths():
@@ -253,22 +241,6 @@ def test_torch_compile_sees_one_graph_for_all_lengths():
         idx = torch.arange(T)[None]
         torch.testing.assert_close(compiled(idx, idx), model(idx, idx))
     assert counter.frame_count == 2
-
-
-@pytest.mark.parametrize("version, single", [("2.9.1", True), ("2.11.0", False)])
-def test_on_mps_keys_are_repeated_and_old_versions_write_single_queries_out(monkeypatch, version, single):
-    """On fake tensors of that device."""
-    calls = []
-    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **options: calls.append((args, options)))
-    with FakeTensorMode():
-        q, k = torch.empty(1, 4, 1, 64, device="mps"), torch.empty(1, 2, 5, 64, device="mps")
-        y = attention(q, k, k, enable_gqa=True)
-    if single:
-        assert y.shape == q.shape and not calls
-    else:
-        [(args, options)] = calls
-        assert args[1].shape == (1, 4, 5, 64) and options == {"enable_gqa": False}
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -1,12 +1,13 @@
 """Learning rates, AdamW and Muon, compared with nanoGPT's formula and with torch."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig
-from nanogpt.optim import Muon, UpdateRatio, lr_at, make_optimizers, orthogonalize, rows_held, set_learning_rate, update
+from nanogpt.optim import Muon, UpdateRatio, lr_at, make_optimizers, orthogonalize, rows_held, set_learning_rate
 
 MODEL = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16, norm="rmsnorm", mlp="swiglu")
 
@@ -50,7 +51,8 @@ def test_learning_rate_at_a_step_and_second(schedule, settings, expected):
 
 def test_adamw_decays_only_matrices_and_embeddings():
     model = GPT(MODEL)
-    (optimizer,) = make_optimizers(model, TrainConfig(weight_decay=0.1))
+    (optimizer,) = make_optimizers(model, TrainConfig(weight_decay=0.1, beta1=0.8, beta2=0.98))
+    assert all(group["betas"] == (0.8, 0.98) for group in optimizer.param_groups)
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     assert decayed == {id(p) for p in model.parameters() if p.ndim >= 2}
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
@@ -58,14 +60,23 @@ def test_adamw_decays_only_matrices_and_embeddings():
 
 def test_muon_gets_the_blocks_matrices_and_adamw_the_rest():
     model = GPT(MODEL)
-    muon, adamw = make_optimizers(model, TrainConfig(optimizer="muon", learning_rate=0.01, muon_learning_rate=0.02))
+    config = {
+        "learning_rate": 0.01,
+        "muon_learning_rate": 0.02,
+        "beta1": 0.8,
+        "muon_momentum": 0.7,
+        "weight_decay": 0.3,
+    }
+    muon, adamw = make_optimizers(model, TrainConfig(optimizer="muon", **config))
     names = {id(p): name for name, p in model.named_parameters()}
-    by_muon = {names[id(p)] for g in muon.param_groups for p in g["params"]}
+    by_muon, by_adamw = ({names[id(p)] for g in o.param_groups for p in g["params"]} for o in (muon, adamw))
     assert by_muon == {name for name, p in model.named_parameters() if name.startswith("h.") and p.ndim == 2}
-    assert "wte.weight" in {names[id(p)] for g in adamw.param_groups for p in g["params"]}
+    assert by_adamw == set(names.values()) - by_muon
     set_learning_rate([muon, adamw], 0.005)
-    assert muon.param_groups[0]["lr"] == pytest.approx(0.01)
-    assert adamw.param_groups[0]["lr"] == pytest.approx(0.005)
+    (rest,) = adamw.param_groups
+    assert (rest["lr"], rest["betas"], rest["weight_decay"]) == (0.005, (0.8, 0.95), 0.0)
+    for group in muon.param_groups:
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.01, 0.7, 0.3)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
@@ -110,9 +121,17 @@ def test_stacked_matrices_are_orthogonalized_one_by_one():
 
 @pytest.mark.parametrize("rows, processes", [([7, 3, 3], 2), ([5, 2], 3), ([4], 4), ([1, 1], 5), ([8, 8], 1)])
 def test_rows_held_are_those_of_torch_chunk(rows, processes):
-    matrix_of_row = torch.tensor([i for i, n in enumerate(rows) for _ in range(n)])
-    shards = [*matrix_of_row.chunk(processes), *[torch.empty(0)] * processes][:processes]
-    assert rows_held(rows, processes) == [[int((shard == i).sum()) for shard in shards] for i in range(len(rows))]
+    p = torch.arange(sum(rows))
+    found = [[] for _ in rows]
+    for rank, shard in enumerate([*p.chunk(processes), *[p[:0]] * processes][:processes]):
+        mesh = SimpleNamespace(size=lambda: processes, get_local_rank=lambda rank=rank: rank)
+        start = 0
+        for matrix, n in enumerate(rows):
+            held, part = rows_held(SimpleNamespace(size=p.size, device_mesh=mesh), start, start + n)
+            assert torch.equal(shard[held], p[start : start + n][part])
+            found[matrix] += shard[held].tolist()
+            start += n
+    assert found == [piece.tolist() for piece in p.split(rows)]
 
 
 def test_orthogonalize_brings_singular_values_near_one():
@@ -146,33 +165,6 @@ def test_a_gradient_flagged_as_not_finite_changes_nothing(optimizer):
     assert not torch.equal(after_step(0.0), first)
 
 
-@pytest.mark.parametrize(
-    "device_type, fused, wrong, steps, reads_the_flag",
-    [
-        ("mps", True, True, 0, False),
-        ("mps", True, False, 1, False),
-        ("cuda", False, True, 0, False),
-        ("cuda", True, True, 1, True),
-    ],
-)
-def test_the_host_waits_for_a_flag_that_the_optimizer_ignores(device_type, fused, wrong, steps, reads_the_flag):
-    done = []
-
-    class Flag:
-        device = torch.device(device_type)
-
-        def __bool__(self):
-            return wrong
-
-    class Optimizer:
-        defaults, found_inf = {"fused": fused}, None
-        step, zero_grad = (lambda self: done.append("step")), (lambda self: done.append("zero"))
-
-    optimizer = Optimizer()
-    update([optimizer], Flag())
-    assert done == ["step"] * steps + ["zero"] and (optimizer.found_inf is not None) is reads_the_flag
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_update_ratio_is_that_of_all_small_matrices(optimizer):
     torch.manual_seed(0)
@@ -187,16 +179,6 @@ def test_the_update_ratio_is_that_of_all_small_matrices(optimizer):
         for each in optimizers:
             each.step()
     assert ratio.value() == pytest.approx(((flat() - before).norm() / before.norm()).item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_settings_of_the_optimizer_reach_it(optimizer):
-    settings = {"beta1": 0.8, "beta2": 0.98, "weight_decay": 0.3, "muon_momentum": 0.7}
-    *muon, adamw = make_optimizers(GPT(MODEL), TrainConfig(optimizer=optimizer, **settings))
-    assert all(group["betas"] == (0.8, 0.98) for group in adamw.param_groups)
-    assert len(muon) == (optimizer == "muon")
-    for group in (group for each in muon for group in each.param_groups):
-        assert (group["momentum"], group["weight_decay"]) == (0.7, 0.3)
 
 
 @pytest.mark.parametrize("grad_clip", [0.01, 0.0])
@@ -223,15 +205,3 @@ def test_learning_rate_and_dropout_follow_from_the_step(make_run):
         run.step()
         assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * (step + 1))
     assert len(seen) == 4
-
-
-def test_the_update_ratio_is_of_weights_that_were_replaced_since():
-    """As FSDP of torch 2.6 and 2.7 replaces its shards at the first forward pass."""
-    model = GPT(MODEL)
-    ratio = UpdateRatio(model)
-    for p in model.parameters():
-        p.data = p.data.clone()
-    with ratio:
-        for p in model.parameters():
-            p.data.mul_(1.5)
-    assert ratio.value() == pytest.approx(0.5, rel=1e-5)

@@ -14,7 +14,7 @@ from tiny_run import Run
 
 from nanogpt import GPTConfig, TrainConfig, checkpoint, train
 from nanogpt.hub import export
-from nanogpt.run import console, guard, metrics
+from nanogpt.run import console, main, metrics
 from nanogpt.sample import generate
 
 DROPOUT = dataclasses.replace(TINY, dropout=0.2)
@@ -38,63 +38,40 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(make_run, tmp_path,
     resumed = make_run(DROPOUT, max_iters=6, resume="auto", **settings)
     assert resumed.state.step == 3
     resumed.train()
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
-    assert curve(whole) == curve(resumed)
-    assert curve(whole, "val_loss") == curve(resumed, "val_loss")
+    for name in ("train_loss", "val_loss"):
+        assert curve(whole, name) == curve(resumed, name)
     assert resumed.state.tokens == whole.state.tokens == 6 * 4 * 16
-    for optimizer_a, optimizer_b in zip(whole.optimizers, resumed.optimizers, strict=True):
-        for p, q in zip(whole.gpt.parameters(), resumed.gpt.parameters(), strict=True):
-            a, b = optimizer_a.state.get(p, {}), optimizer_b.state.get(q, {})
-            assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+        a, b = (run.out_dir / "step-000006" / file for run in (whole, resumed))
+        assert a.read_bytes() == b.read_bytes()
 
 
 def test_the_same_step_whatever_the_split_into_micro_batches(make_run, tmp_path):
-    curves, ends = [], []
+    curves = []
     for batch, accumulation in ((8, 1), (4, 2), (1, 8)):
-        run = make_run(
-            batch_size=batch,
-            gradient_accumulation_steps=accumulation,
-            log_interval=1,
-            out_dir=str(tmp_path / f"out-{batch}"),
-        )
+        settings = {"batch_size": batch, "gradient_accumulation_steps": accumulation, "log_interval": 1}
+        run = make_run(out_dir=str(tmp_path / f"out-{batch}"), **settings)
         run.train()
-        curves.append(list(curve(run).values()))
-        ends.append(weights(run))
-    for other in (1, 2):
-        assert curves[other] == pytest.approx(curves[0], abs=1e-6)
-        for a, b in zip(ends[0], ends[other], strict=True):
-            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        curves.append(curve(run))
+    for other in curves[1:]:
+        assert other == pytest.approx(curves[0], abs=1e-6)
 
 
 def test_the_first_steps_read_the_same_windows_in_pieces(make_run, tmp_path):
-    run = make_run(short_block_iters=2, short_block_size=4, gradient_accumulation_steps=2, log_interval=1)
-    x, y = run.train_data.batch(run.config.seed, 12, 4)  # step 1, the second micro-batch of 4
-    for step, pieces in ((1, 4), (2, 1)):
-        run.state.step = step
-        if step == 2:
-            x, y = run.train_data.batch(run.config.seed, 20, 4)
-        short_x, short_y = run.micro_batch(1)
-        assert short_x.shape == short_y.shape == (4 * pieces, 16 // pieces)
-        assert torch.equal(torch.cat(short_x.chunk(4 * pieces), 1), x.view(1, -1))
-        assert torch.equal(short_y[:, :-1], short_x[:, 1:]) and torch.equal(short_y.flatten(), y.flatten())
+    run = make_run(short_block_iters=2, short_block_size=4, log_interval=1)
+    x, y = run.train_data.batch(run.config.seed, 4, 4)  # of step 1
+    run.state.step = 1
+    short_x, short_y = run.micro_batch(0)
+    assert torch.equal(short_x, x.view(16, 4)) and torch.equal(short_y, y.view(16, 4))
+    run.state.step = 2
+    assert run.micro_batch(0)[0].shape == (4, 16)
     run.state.step = 0
     shapes = []
     run.gpt.register_forward_pre_hook(lambda model, inputs: shapes.append(tuple(inputs[0].shape)))
     run.rehearse()  # tries what later steps read, too: it has to fit into memory
     assert shapes == [(16, 4), (4, 16)]
-    run.train()
-    assert run.state.tokens == 4 * 2 * 4 * 16 and len(curve(run)) == 4
-    message = "short_block_size=7 does not divide block_size=16"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="short_block_size=7 does not divide block_size=16"):
         make_run(short_block_iters=1, short_block_size=7, out_dir=str(tmp_path / "other"))
-
-
-def test_training_learns(make_run):
-    run = make_run(max_iters=60, eval_interval=20, optimizer="muon")
-    run.train()
-    losses = curve(run, "val_loss")
-    assert list(losses) == [0, 20, 40, 60]
-    assert losses[0] > 3.0 and losses[60] < losses[0] - 0.5
 
 
 def test_a_run_on_disk(make_run, capsys):
@@ -112,9 +89,7 @@ def test_a_run_on_disk(make_run, capsys):
     assert (run.out_dir / "last").resolve().name == "step-000006"
     shown = capsys.readouterr().out
     assert "nanogpt sample" in shown and "best validation loss" in shown
-    assert (
-        len(console.sample(run.config, run.parts, 300)) == 301
-    )  # the data's first character, and the tokens asked for
+    assert len(console.sample(run.config, run.parts, 300)) == 301  # with the data's first character
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(make_run):
@@ -134,18 +109,6 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(make_run):
     run.train()
     assert run.state.skipped_steps == 2
     assert [line["skipped_steps"] for line in metrics.read(run.out_dir / "metrics.jsonl") if "lr" in line] == [0, 1, 2]
-
-
-def test_steps_skipped_since_the_last_line_of_metrics_are_counted_after_a_resume(make_run):
-    run = make_run(max_iters=4, eval_interval=4, log_interval=3)
-    run.gpt.wte.weight.register_hook(lambda grad: grad * (float("nan") if run.state.step == 3 else 1))
-    run.train()  # the last step is skipped and logged
-    assert checkpoint.read_state(run.out_dir / "step-000004").skipped_steps == 1
-    run = make_run(max_iters=8, eval_interval=5, log_interval=100, resume="auto")
-    run.gpt.wte.weight.register_hook(lambda grad: grad * (float("nan") if run.state.step == 4 else 1))
-    run.train()  # step 5 is skipped, and saved before any line says so
-    assert checkpoint.read_state(run.out_dir / "step-000005").skipped_steps == 2
-    assert make_run(max_iters=9, resume="auto").state.skipped_steps == 2
 
 
 def scale_gradients(run: Run, scale: float) -> None:
@@ -175,39 +138,14 @@ def test_a_gradient_scaler_changes_nothing_but_the_steps_that_overflow(make_run,
     assert all(torch.equal(a, b) for a, b in zip(before, weights(overflowing), strict=True))
 
 
-@pytest.mark.parametrize("saves_fail", [False, True])
-def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, monkeypatch, capsys, saves_fail):
+def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, capsys):
     run = make_run(max_iters=9, log_interval=1, eval_interval=4)
-    if saves_fail:
-        monkeypatch.setattr(checkpoint, "collect", lambda *args, **options: 1 / 0)
     run.gpt.wte.weight.register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(SystemExit) as exit:
         run.train()
-    shown = capsys.readouterr()
     assert (exit.value.code, run.state.step) == (1, 5)
-    assert "error: no finite gradient in the last 5 steps up to step 5, at learning rate" in shown.err
-    assert ("warning: step 4 could not be saved: ZeroDivisionError" in shown.out) is saves_fail
-
-
-def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(make_run, tmp_path):
-    whole = make_run(max_iters=6, eval_interval=3, out_dir=str(tmp_path / "whole"))
-    whole.train()
-    run = make_run(max_iters=6, eval_interval=3)
-    batch = run.micro_batch
-
-    def interrupted(index):
-        if run.state.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return batch(index)
-
-    run.micro_batch = interrupted
-    with pytest.raises(SystemExit):
-        run.train()
-    resumed = make_run(max_iters=6, eval_interval=3, resume="auto")
-    resumed.train()
-    assert list(curve(resumed, "val_loss")) == [0, 3, 6]
-    assert curve(resumed, "val_loss") == curve(whole, "val_loss")
-    assert resumed.state.best_step == whole.state.best_step
+    expected = "error: no finite gradient in the last 5 steps up to step 5, at learning rate"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
@@ -248,15 +186,18 @@ def test_the_best_is_one_that_could_be_saved(make_run, monkeypatch):
 
 
 def test_saves_that_keep_failing_end_the_run(make_run, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
     run = make_run(max_iters=50, eval_interval=2)
-    monkeypatch.setattr(checkpoint, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(5, "I/O error")))
+    monkeypatch.setattr(checkpoint, "save", full)
     with pytest.raises(SystemExit) as exit:
         run.train()
-    assert exit.value.code == 1
-    assert run.state.step == 7
-    shown = capsys.readouterr()
-    assert shown.out.count("warning: step") == 3
-    assert "error: step 6 could not be saved: [Errno 5] I/O error" in shown.err
+    assert (exit.value.code, run.state.step) == (1, 7)
+    assert "error: step 6 could not be saved: [Errno 28] No space left" in capsys.readouterr().err
+    run = make_run(max_iters=2)
+    with pytest.raises(SystemExit, match="1"):  # its end could not be saved
+        run.train()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limits on the size of files here")
@@ -277,24 +218,6 @@ def test_a_write_that_the_system_refuses_loses_nothing(make_run, capsys):
     assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)] == ["step-000002", "step-000006"]
     assert "warning: step 4 could not be saved: model.safetensors: " in capsys.readouterr().out
     assert all(checkpoint.find_damage(step) is None for step in checkpoint.list_checkpoints(run.out_dir))
-
-
-def test_an_out_dir_that_vanishes_is_told_and_comes_back(make_run, capsys):
-    run = make_run(max_iters=6, eval_interval=2)
-    step, away = run.step, run.out_dir.with_name("away")
-
-    def vanishing():
-        if run.state.step == 3:
-            run.out_dir.rename(away)
-        if run.state.step == 5:
-            away.rename(run.out_dir)
-        step()
-
-    run.step = vanishing
-    run.train()
-    assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)] == ["step-000002", "step-000006"]
-    assert "warning: step 4 could not be saved: [Errno 2] No such file or directory" in capsys.readouterr().out
-    assert list(curve(run, "val_loss")) == [0, 2, 4, 6]
 
 
 def test_time_limit_saves_and_ends(make_run, capsys):
@@ -337,15 +260,6 @@ def test_best_is_the_lowest_loss_ever_also_after_a_resume(make_run, monkeypatch)
     assert (run.out_dir / "best").resolve().name == "step-000007"
 
 
-def test_a_run_whose_end_could_not_be_saved_fails(make_run, monkeypatch, capsys):
-    run = make_run(max_iters=2)
-    monkeypatch.setattr(checkpoint, "save", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(SystemExit) as exit:
-        run.train()
-    assert exit.value.code == 1
-    assert "error: step 2 could not be saved: [Errno 28] No space left on device" in capsys.readouterr().err
-
-
 def test_max_iters_0_evaluates_only(make_run, capsys):
     run = make_run(max_iters=0)
     run.train()
@@ -368,22 +282,12 @@ def test_the_last_evaluation_is_over_the_whole_split_and_the_others_are_estimate
 def test_only_the_best_is_saved_where_that_is_asked_for(make_run, monkeypatch):
     losses = iter([4.0, 3.0, 3.5, 2.0, 2.5, 2.6, 2.7])
     monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0})
-    run = make_run(max_iters=6, eval_interval=1, always_save_checkpoint=False, keep_checkpoints=0, learning_rate=1e-9)
+    settings = {"always_save_checkpoint": False, "keep_checkpoints": 0, "learning_rate": 1e-9, "min_lr": 0}
+    run = make_run(max_iters=6, eval_interval=1, **settings)
     run.train()
     assert [p.name for p in checkpoint.list_checkpoints(run.out_dir)] == ["step-000001", "step-000003", "step-000006"]
     assert (run.out_dir / "best").resolve().name == "step-000003"
     assert run.state.best_val_loss == 2.0
-
-
-def test_a_dry_run_neither_resumes_nor_reports_nor_pushes(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(metrics, "available", lambda report_to: [] if report_to == "none" else 1 / 0)
-    monkeypatch.setattr(export.client, "make_repository", lambda *args: 1 / 0)
-    flags = ["--dry_run", "--resume=last", "--report_to=trackio", "--push_to_hub=me/model"]
-    flags += ["--device=cpu", "--precision=fp32"]
-    train.main(TINY, TrainConfig(data=str(data), batch_size=2), argv=flags)
-    assert "parameters" in capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
 
 
 def test_bf16_trains_and_checkpoints_stay_fp32(make_run):
@@ -415,45 +319,22 @@ def test_a_run_can_start_from_a_model_of_transformers(make_run, data, tmp_path):
     assert again.state.step == 3
 
 
-SETTINGS = "--device=cpu --precision=fp32 --batch_size=4 --max_iters=2 --eval_interval=2 --sample_tokens=0".split()
-
-
-def fine_tune(data, tmp_path, *flags):
-    """`train.main` of a recipe with its own idea of a model."""
-    recipe = GPTConfig(block_size=16, n_layer=3, n_head=2, n_embd=32, position="rope", n_inner=64)
-    out = tmp_path / "tuned"
-    argv = [*SETTINGS, f"--data={data}", f"--init_from={tmp_path / 'out'}", f"--out_dir={out}", *flags]
-    train.main(recipe, TrainConfig(), argv=argv)
-    return checkpoint.load_configs(checkpoint.find(out, ("last",)))[0]
-
-
 @pytest.mark.parametrize(
-    "flags, complaint",
+    "flag, complaint",
     [
-        (["--n_layer=3"], "n_layer=3, but .*out.*has n_layer=2: leave --n_layer out"),  # the recipe's own value
-        (["--n-layer", "5"], "n_layer=5, but"),
-        (["--position=rope"], "position=rope, but .* has position=learned"),
-        (["--tie_embeddings=false"], "tie_embeddings=False, but .* has tie_embeddings=True"),
-        (["--bias"], "bias=True, but .* has bias=False"),
-        (["--n_inner=65"], "n_inner=65, but .* has n_inner=64"),
-        (["--block_size=32"], "block_size=32, but .* has block_size=16"),
+        ("--n_layer=3", "n_layer=3, but .*out.*has n_layer=2: leave --n_layer out"),  # the recipe's own value
+        ("--bias", "bias=True, but .* has bias=False"),
+        ("--block_size=32", "block_size=32, but .* has block_size=16"),
     ],
 )
-def test_a_flag_that_contradicts_the_model_to_fine_tune_is_one_line(data, tmp_path, make_run, capsys, flags, complaint):
+def test_a_flag_that_contradicts_the_model_to_fine_tune_is_one_line(data, tmp_path, make_run, refused, flag, complaint):
     make_run(max_iters=1, eval_interval=1).train()
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit:
-        fine_tune(data, tmp_path, *flags)
-    error = capsys.readouterr().err
-    assert exit.value.code == 2 and re.search(complaint, error) and error.count("\n") == 1
+    recipe = GPTConfig(block_size=16, n_layer=3, n_head=2, n_embd=32, position="rope", n_inner=64)
+    config = TrainConfig(str(tmp_path / "tuned"), str(data), device="cpu", precision="fp32")
+    assert re.search(
+        complaint, refused(lambda: train.main(recipe, config, argv=[f"--init_from={tmp_path / 'out'}", flag]))
+    )
     assert not (tmp_path / "tuned" / "config.json").exists()
-
-
-def test_flags_that_agree_with_the_model_to_fine_tune_are_accepted(data, tmp_path, make_run):
-    make_run(max_iters=1, eval_interval=1).train()
-    flags = ["--block_size=8", "--dropout=0.1", "--n_layer=2", "--n_inner=64", "--n_kv_head=2", "--head_dim=none"]
-    tuned = fine_tune(data, tmp_path, *flags)
-    assert (tuned.block_size, tuned.dropout, tuned.n_layer, tuned.n_embd) == (8, 0.1, 2, 16)
 
 
 @pytest.mark.parametrize("always", [True, False])
@@ -466,30 +347,6 @@ def test_fine_tuning_that_gets_worse_keeps_the_model_it_began_with(make_run, tmp
     assert best.name == "step-000000"
     assert torch.equal(checkpoint.load_model(best).wte.weight, checkpoint.load_model(first.out_dir / "best").wte.weight)
     export.export(tmp_path / "tuned", tmp_path / "export")
-
-
-def test_fine_tuning_resumes_from_step_0_with_one_evaluation_of_it(make_run, tmp_path):
-    first = make_run(max_iters=2, eval_interval=2)
-    first.train()
-    settings = {"init_from": str(first.out_dir), "max_iters": 4, "eval_interval": 2, "keep_checkpoints": 0}
-    names = "whole", "killed"
-    for name in names:
-        make_run(out_dir=str(tmp_path / name), **settings).train()
-    for later in ("step-000002", "step-000004"):
-        shutil.rmtree(tmp_path / "killed" / later)
-    make_run(out_dir=str(tmp_path / "killed"), resume="auto", **settings).train()
-    whole, killed = (metrics.read(tmp_path / name / metrics.METRICS) for name in names)
-    assert [line["step"] for line in whole] == [line["step"] for line in killed]
-    assert [line.get("val_loss") for line in whole] == [line.get("val_loss") for line in killed]
-    assert not (tmp_path / "killed" / "metrics-1.jsonl").exists()
-
-
-def test_neither_a_run_from_scratch_nor_one_that_only_evaluates_saves_step_0(make_run, tmp_path):
-    first = make_run(max_iters=2, eval_interval=2)
-    first.train()
-    make_run(max_iters=0, init_from=str(first.out_dir), out_dir=str(tmp_path / "evaluated")).train()
-    assert [step.name for step in checkpoint.list_checkpoints(first.out_dir)] == ["step-000002"]
-    assert checkpoint.list_checkpoints(tmp_path / "evaluated") == []
 
 
 def test_fine_tuning_on_another_tokenizers_tokens_is_refused(make_run, data, tmp_path):
@@ -514,34 +371,12 @@ def test_a_model_that_no_class_can_hold_is_a_warning_or_with_exportable_an_error
     make_run(dataclasses.replace(TINY, bias=True), require_exportable=True)
 
 
-def test_a_process_of_two_takes_its_share_and_evaluates_validation_tokens(make_run, monkeypatch):
-    run = make_run(gradient_accumulation_steps=4, eval_iters=3, seed=10, log_interval=1)
-    run.rehearse()
-    shares, reduced, asked, micro_batch = [], [], {}, run.micro_batch
-    for name, value in (("num_processes", 2), ("process_index", 1)):
-        monkeypatch.setattr(type(run.accelerator), name, property(lambda self, value=value: value))
-    monkeypatch.setattr(run.accelerator, "reduce", lambda tensor, how="sum": reduced.append(how) or tensor)
-    monkeypatch.setattr(run, "micro_batch", lambda index: shares.append(index) or micro_batch(index))
-    run.clock.start()
-    run.step()
-    assert shares == [1, 3] and run.state.tokens == 4 * 4 * 16
-    run.log()
-    assert reduced[0] == "mean"  # of the loss
-    result = {"val_loss": 3.0, "val_bpb": 1.0}
-    monkeypatch.setattr(train, "evaluate", lambda gpt, data, *_, **options: asked.update(options, data=data) or result)
-    run.evaluate_and_save()
-    assert (asked["data"].split, asked["seed"], asked["eval_iters"]) == ("val", 10 + 1, 3)
-    assert (asked["process"], asked["processes"], asked["reduce"]) == (1, 2, run.add_up)
-    smaller = dataclasses.replace(run.config, batch_size=2, gradient_accumulation_steps=8)
-    guard.change_batches(run.config, smaller, run.parts)
-    assert run.accelerator.gradient_accumulation_steps == 4
-
-
 def test_a_run_by_the_time_decays_within_its_minutes_and_resumes_to_the_bit(make_run, tmp_path, monkeypatch):
-    def a_second(clock, state):
+    def a_second(config, parts, state):
         state.train_seconds += 1.0
 
-    monkeypatch.setattr(train.Clock, "pause", a_second)
+    monkeypatch.setattr(train, "pause", a_second)
+    monkeypatch.setattr(main, "pause", a_second)
     settings = {"train_minutes": 6 / 60, "log_interval": 2, "eval_interval": 4, "lr_schedule": "linear", "min_lr": 0.0}
     settings |= {"warmup_iters": 0, "max_iters": 4, "sample_tokens": 0}  # max_iters does not count
     whole = make_run(DROPOUT, out_dir=str(tmp_path / "whole"), **settings)

@@ -27,7 +27,7 @@ from nanogpt.run.agree import Peers
 from nanogpt.run.device import compile_model, make_accelerator, peak_flops, set_up, share_batches
 from nanogpt.run.metrics import Metrics
 from nanogpt.run.stop import Interrupts
-from nanogpt.train import Clock, Parts, Tally, done, logger
+from nanogpt.train import Parts, Tally, done, logger
 
 
 def prepare(
@@ -155,9 +155,6 @@ def prepare(
     # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of
     # fp16 once for each optimizer and unscale the second one's gradients twice.
     optimizers = [wrapper.optimizer for wrapper in wrapped]
-    for optimizer in optimizers:
-        if isinstance(optimizer, optim.Muon):
-            optimizer.copies = accelerator.num_processes  # a sharded one knows by its parameters
 
     # its state
     state = State()
@@ -200,7 +197,6 @@ def prepare(
         peers=peers,
         interrupts=interrupts,
         tally=Tally(device, state),
-        clock=Clock(device),
         update_ratio=UpdateRatio(gpt),
         sharded=accelerator.distributed_type == DistributedType.FSDP,
         compiled=compiled,

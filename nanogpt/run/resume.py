@@ -21,7 +21,7 @@ def find_start(config: TrainConfig) -> Path | None:
     out_dir = Path(config.out_dir)
     if out_dir.exists() and os.environ.get("RANK", "0") == "0":
         rundir.claim(out_dir)
-        checkpoint.finish_renaming(out_dir)
+        checkpoint.remove_leftovers(out_dir)
     start = None
     steps = checkpoint.list_checkpoints(out_dir)
     if config.resume in ("auto", "last", "best"):

@@ -106,8 +106,8 @@ def show_plan(*run) -> None:
 
 def train_minimal(model: GPTConfig, config: TrainConfig) -> None:
     recipe = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "minimal.py"))
-    losses = [loss.item() for _, loss in recipe["train"](model, config, accelerate.Accelerator(cpu=True))]
-    Path(config.out_dir).write_text(json.dumps(losses))
+    _, losses = recipe["train"](model, config, accelerate.Accelerator(cpu=True))
+    Path(config.out_dir).write_text(json.dumps([loss.item() for loss in losses]))
 
 
 def train(settings: dict) -> None:

@@ -100,7 +100,7 @@ def test_a_directory_that_cannot_be_written_is_an_error_before_the_run(make_run,
         raise OSError(30, "Read-only file system", str(self))
 
     monkeypatch.setattr(Path, "write_text", read_only)
-    with pytest.raises(OSError, match=r"Read-only file system: .*out.\.run"):
+    with pytest.raises(OSError, match=r"Read-only file system: .*out/"):
         make_run()
 
 
