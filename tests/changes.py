@@ -116,7 +116,7 @@ nanogpt.hub.weights
     padding is exported: model.get_parameter(name).detach()[: sum(rows)] -> model.get_parameter(name).detach()
 nanogpt.hub.export
     an export with other logits is kept: not (difference <= TOLERANCE * (ours.abs() / 10).clamp(min=1)).all() -> False
-nanogpt.cli.use tests/cli/test_options.py
+nanogpt.cli.use tests/cli/test_sample.py
     --dtype is ignored: torch.float32 if int8 else getattr(torch, args.dtype) -> torch.float32
 """
 

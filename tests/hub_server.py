@@ -1,12 +1,8 @@
 """A small Hugging Face Hub on this machine: enough of its HTTP API for huggingface_hub and transformers as they are.
 
-    with Hub() as hub:
-        subprocess.run(command, env=os.environ | hub.environment("hf_alice", cache))
-        assert hub.files("alice/model")["config.json"]
-
-Repositories (data sets are found as models) and Spaces with branches and commits, downloads pinned to a revision. What
-the real Hub refuses, it refuses by the same status and `X-Error-Code`; it takes all files without LFS. `requests`
-records what was asked. Paths and fields are those of huggingface_hub's hf_api.py.
+Repositories (data sets are found as models) with commits on branches. What the real Hub refuses, it refuses
+by the same status; it takes all files without LFS. `requests` records what was asked. Paths and fields are those of
+huggingface_hub's hf_api.py.
 """
 
 import base64
@@ -20,38 +16,25 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 TOKENS = {"hf_alice": "alice", "hf_bob": "bob"}
-REPO = r"(?P<repo>(?:spaces/)?[\w.-]+(?:/[\w.-]+)?)"  # a Space is kept as spaces/USER/NAME
-API = rf"/api/(?:models/|datasets/|(?=spaces/)){REPO}"
+REPO = r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)"
+API = rf"/api/(?:models|datasets)/{REPO}"
 REVISION = r"(?P<revision>[^/]+)"
 
 
 class Refusal(Exception):
-    """An answer other than 200: its status, the Hub's error code, and a message."""
-
-    def __init__(self, status: int, code: str, message: str):
-        super().__init__(message)
-        self.status, self.code = status, code
+    """An answer other than 200: its status, and the Hub's error code."""
 
 
 @dataclass
 class Repo:
     private: bool = False
-    sdk: str | None = None  # of a Space
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # commit -> path -> content
-    messages: list[str] = field(default_factory=list)  # of the commits, on all branches, in order
     branches: dict[str, str] = field(default_factory=dict)  # name -> commit
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
         sha = hashlib.sha1(f"{len(self.commits)} {message} {sorted(files)}".encode()).hexdigest()
         self.commits[sha] = files
-        self.messages.append(message)
         self.branches[branch] = sha
-        return sha
-
-    def resolve(self, revision: str) -> str:
-        sha = self.branches.get(revision, revision)
-        if sha not in self.commits:
-            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return sha
 
 
@@ -61,7 +44,6 @@ class Hub:
     def __init__(self):
         self.repos: dict[str, Repo] = {}
         self.requests: list[tuple[str, str, int]] = []  # method, path, status
-        self.lock = threading.Lock()
 
     def __enter__(self) -> "Hub":
         handler = type("HubHandler", (Handler,), {"hub": self})
@@ -77,17 +59,21 @@ class Hub:
     def environment(self, token: str | None, home: Path) -> dict[str, str]:
         """Variables that lead huggingface_hub here, with a cache of its own in `home`. To be set before its import."""
         variables = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": token or "", "HF_HUB_OFFLINE": "0"}
-        variables |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HUGGING_FACE_HUB_TOKEN": ""}
-        return variables | dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
+        return variables | {
+            "HF_HUB_DISABLE_XET": "1",
+            "HUGGING_FACE_HUB_TOKEN": "",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
 
-    def add(self, name: str, files: dict[str, bytes], private: bool = False) -> str:
-        """Makes a repository with these files; returns its commit."""
-        repo = self.repos[name] = Repo(private)
-        return repo.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"} | files, "add")
+    def add(self, name: str, files: dict[str, bytes], private: bool = False) -> None:
+        """Makes a repository with these files."""
+        self.repos[name] = Repo(private)
+        self.repos[name].commit("main", files, "add")
 
-    def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
+    def files(self, name: str) -> dict[str, bytes]:
         repo = self.repos[name]
-        return repo.commits[repo.resolve(revision)]
+        return repo.commits[repo.branches["main"]]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -101,118 +87,91 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = urlsplit(self.path).path
-        self.status, self.sent = 200, {}
+        path, status, self.sent = urlsplit(self.path).path, 200, {}
         try:
-            with self.hub.lock:
-                content = self.answer(path)
+            content = self.answer(path)
         except Refusal as error:
-            self.status, content = error.status, {"error": str(error)}
-            self.sent = {"X-Error-Code": error.code, "X-Error-Message": str(error)}
+            status, code = error.args
+            content, self.sent = {"error": code}, {"X-Error-Code": code}
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
             self.sent["Content-Type"] = "application/json"
-        self.hub.requests.append((self.command, path, self.status))
-        self.send_response(self.status)
+        self.hub.requests.append((self.command, path, status))
+        self.send_response(status)
         for name, value in ({"Content-Length": str(len(content))} | self.sent).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_any
+    do_GET = do_HEAD = do_POST = handle_any
 
     def answer(self, path: str):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in TOKENS:
-            raise Refusal(401, "", "Invalid credentials in Authorization header")
+            raise Refusal(401, "")
         self.user = TOKENS.get(token)
         for methods, pattern, function in ROUTES:
             if self.command in methods.split() and (match := re.fullmatch(pattern, path)):
                 return function(self, **{name: unquote(value or "") for name, value in match.groupdict().items()})
-        raise Refusal(404, "", "no such address")
+        raise Refusal(404, "")
 
-    def open(self, name: str, write: bool = False) -> Repo:
-        """The repository, where this user may see it (or change it)."""
-        repo, owner = self.hub.repos.get(name), name.removeprefix("spaces/").split("/")[0]
-        if repo is None or (repo.private and owner != self.user):
-            raise Refusal(404 if self.user else 401, "RepoNotFound", "Repository not found")
-        if write:
-            self.check_right(owner)
-        return repo
+    def find(self, repo: str, revision: str) -> tuple[Repo, str]:
+        """A repository and a commit in it."""
+        found = self.hub.repos.get(repo)
+        if found is None:
+            raise Refusal(404, "RepoNotFound")
+        sha = found.branches.get(revision, revision)
+        if sha not in found.commits:
+            raise Refusal(404, "RevisionNotFound")
+        return found, sha
 
     def check_right(self, owner: str) -> None:
-        if self.user is None:
-            raise Refusal(401, "", "Invalid username or password.")
         if owner != self.user:
-            raise Refusal(403, "", f"You don't have the rights to write to the namespace {owner!r}")
+            raise Refusal(403 if self.user else 401, "")
 
     # What can be asked; the arguments are the named groups of ROUTES
-
-    def whoami(self):
-        if self.user is None:
-            raise Refusal(401, "", "Invalid username or password.")
-        return {"type": "user", "id": self.user, "name": self.user, "orgs": [], "auth": {"type": "access_token"}}
 
     def create_repo(self):
         asked = json.loads(self.body)
         owner = asked.get("organization") or self.user
         self.check_right(owner)
-        name = f"{'spaces/' if asked.get('type') == 'space' else ''}{owner}/{asked['name']}"
-        if name in self.hub.repos:
-            self.status = 409
-        else:
+        name = f"{owner}/{asked['name']}"
+        if name not in self.hub.repos:
             self.hub.add(name, {}, asked.get("visibility") == "private" or asked.get("private", False))
-            self.hub.repos[name].sdk = asked.get("sdk")
         return {"url": f"{self.hub.url}/{name}", "name": name}
 
-    def validate_yaml(self):
-        return {"errors": [], "warnings": []}  # test_card.py reads cards as the Hub does
-
-    def auth_check(self, repo: str, write: str):
-        self.open(repo, write=bool(write))
+    def auth_check(self, repo: str):
+        self.find(repo, "main")
+        self.check_right(repo.split("/")[0])
         return {}
 
-    def create_branch(self, repo: str, revision: str):
-        found = self.open(repo, write=True)
-        found.branches[revision] = found.resolve("main")
-        return {}
-
-    def info(self, repo: str, revision: str = "main"):
-        found = self.open(repo)
-        sha = found.resolve(revision)
+    def info(self, repo: str, revision: str):
+        found, sha = self.find(repo, revision or "main")
         files = [{"rfilename": path} for path in found.commits[sha]]
         return {"_id": repo, "id": repo, "sha": sha, "private": found.private, "siblings": files, "tags": []}
 
     def tree(self, repo: str, revision: str, path: str):
-        found = self.open(repo)
-        files = found.commits[found.resolve(revision)].items()
+        found, sha = self.find(repo, revision)
+        files = found.commits[sha].items()
         return [{"type": "file", "path": n, "size": len(f), "oid": blob(f)} for n, f in files if n.startswith(path)]
 
     def preupload(self, repo: str, revision: str):
-        """Asks for each file as it is, without LFS."""
-        self.open(repo, write=True).resolve(revision)
         files = json.loads(self.body)["files"]
         return {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
 
     def commit(self, repo: str, revision: str):
         """Lines of JSON: a header, then a file in each."""
-        found = self.open(repo, write=True)
-        files, message = dict(found.commits[found.resolve(revision)]), ""
-        for line in map(json.loads, self.body.splitlines()):
-            value = line["value"]
-            if line["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "header":
-                message = value["summary"]
-        sha = found.commit(revision, files, message)
+        found, parent = self.find(repo, revision)
+        header, *changes = (json.loads(line)["value"] for line in self.body.splitlines())
+        files = {value["path"]: base64.b64decode(value["content"]) for value in changes}
+        sha = found.commit(revision, found.commits[parent] | files, header["summary"])
         return {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{repo}/commit/{sha}"}
 
     def download(self, repo: str, revision: str, path: str):
-        found = self.open(repo)
-        sha = found.resolve(revision)
+        found, sha = self.find(repo, revision)
         if path not in found.commits[sha]:
-            raise Refusal(404, "EntryNotFound", f"{path} does not exist on {revision}")
+            raise Refusal(404, "EntryNotFound")
         content = found.commits[sha][path]
         self.sent = {"X-Repo-Commit": sha, "ETag": f'"{blob(content)}"', "Content-Type": "application/octet-stream"}
         return content
@@ -224,15 +183,12 @@ def blob(content: bytes) -> str:
 
 
 ROUTES = [
-    ("GET", "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create_repo),
-    ("POST", "/api/validate-yaml", Handler.validate_yaml),
-    ("GET", f"{API}/auth-check(?P<write>/write)?", Handler.auth_check),
-    ("POST", f"{API}/branch/{REVISION}", Handler.create_branch),
+    ("POST", "/api/validate-yaml", lambda handler: {"errors": [], "warnings": []}),
+    ("GET", f"{API}/auth-check/write", Handler.auth_check),
     ("POST", f"{API}/preupload/{REVISION}", Handler.preupload),
     ("POST", f"{API}/commit/{REVISION}", Handler.commit),
     ("GET", f"{API}/tree/{REVISION}(?:/(?P<path>.+))?", Handler.tree),
-    ("GET", f"{API}/revision/{REVISION}", Handler.info),
-    ("GET", f"{API}", Handler.info),
+    ("GET", f"{API}(?:/revision/{REVISION})?", Handler.info),
     ("GET HEAD", f"/(?:datasets/)?{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.download),
 ]

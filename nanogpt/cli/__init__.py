@@ -17,7 +17,7 @@ import sys
 
 from nanogpt import __version__
 from nanogpt.cli import measure, train, use
-from nanogpt.run.errors import fail, refuse_windows, user_errors
+from nanogpt.run.errors import refuse_windows, user_errors
 from nanogpt.run.parser import OneLineParser
 
 # A command NAME is add_NAME and run_NAME of its module. The modules import torch and the rest of
@@ -27,7 +27,6 @@ GROUPS = {
         "train": (train, "train a recipe, in one process or several"),
         "plan": (train, "show the parameters, memory, tokens and time of a run"),
         "check-data": (measure, "show what a data directory holds and warn of problems"),
-        "show-batch": (train, "print sequences that a step trains on"),
         "import-nanogpt": (train, "import a nanoGPT checkpoint to continue from it"),
     },
     "use a model": {
@@ -36,7 +35,7 @@ GROUPS = {
         "playground": (use, "write with models on a local page, with each token's loss"),
         "export": (use, "write a verified export for transformers, ONNX Runtime or llama.cpp"),
         "page": (use, "write a static page that runs the model in the browser"),
-        "push": (use, "export to a repository on the Hub, or push a page; deletes no files there"),
+        "push": (use, "export to a repository on the Hub; deletes no files there"),
     },
     "measure and compare": {
         "eval": (measure, "loss, perplexity and bits per byte over a whole split"),
@@ -46,7 +45,6 @@ GROUPS = {
     },
     "the machine": {
         "bench": (measure, "measure throughput, and this machine's limits in the same run"),
-        "launch-check": (train, "show what the launcher resolves to, without training"),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
@@ -73,12 +71,6 @@ def make_parser() -> argparse.ArgumentParser:
         prog="nanogpt", usage="nanogpt COMMAND …", description=__doc__, epilog="\n".join(lines)
     )
     parser.add_argument("--version", action="version", version=f"nanogpt {__version__}")
-    parser.add_argument(
-        "--completion",
-        action=Completion,
-        choices=("bash", "zsh", "tcsh"),
-        help="print a script that makes the shell complete commands and flags",
-    )
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", prog="nanogpt", help=argparse.SUPPRESS
     )
@@ -88,21 +80,3 @@ def make_parser() -> argparse.ArgumentParser:
         getattr(module, f"add_{function}")(command)
         command.set_defaults(run=getattr(module, f"run_{function}"))
     return parser
-
-
-class Completion(argparse.Action):
-    """Prints the completion script of a shell, for commands, flags and file names, and exits."""
-
-    def __call__(self, parser, namespace, shell, option_string=None):
-        try:
-            import shtab
-        except ImportError:
-            fail("--completion needs a package that is not installed: pip install shtab")
-        commands = next(action for action in parser._actions if action.dest == "command")
-        commands.help = "a command"  # shtab completes only what has help
-        for command in commands.choices.values():
-            for action in command._actions:
-                if action.nargs != 0 and not action.choices:
-                    action.complete = shtab.FILE
-        print(shtab.complete(parser, shell))
-        parser.exit()

@@ -1,11 +1,9 @@
 """`nanogpt eval`, `compare`, `plot`, `dashboard`, `check-data` and `bench`."""
 
-import contextlib
-import time
 from argparse import ArgumentParser
 from pathlib import Path
 
-from nanogpt.cli.options import add_number, add_shared, extra, note, pick_device, show, show_json
+from nanogpt.cli.options import add_number, add_shared, extra, load_run, note, show, show_json
 from nanogpt.run.errors import waiting
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -13,13 +11,8 @@ PICTURES = (".png", ".svg", ".pdf")
 
 def add_eval(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt eval`."""
-    add_shared(command, "RUNS", "--checkpoint", "--device", "--trust_recipe", "--json")
-    command.add_argument(
-        "--precision",
-        default="auto",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        help="of a split's loss; auto: the GPU's fastest on CUDA, else fp32",
-    )
+    add_shared(command, "RUNS", "--checkpoint", "--device", "--precision", "--trust_recipe")
+    add_shared(command, "--json")
     command.add_argument("--data", metavar="DIR", help="a data directory; default: the run's")
     command.add_argument("--split", default="val", choices=("val", "train"), help="which split")
     add_number(command, "--batch_size", int, 1, 4096, 32, "sequences at a time")
@@ -35,70 +28,50 @@ def add_eval(command: ArgumentParser) -> None:
 
 
 def run_eval(args) -> None:
-    """Prints the figures of each run, and stores them as JSON next to its checkpoint."""
+    """Prints a line for each run, or for each result of a task."""
     evaluate = evaluate_tasks if args.tasks else evaluate_split
-    results = evaluate(args, pick_device(args.device))
+    results = [evaluate(args, run) for run in args.RUNS]
     if args.json:
         show_json(results)
 
 
-def evaluate_split(args, device: str) -> list[dict]:
-    """Loss, perplexity and bits per byte of each run over a split; several runs also as a table."""
-    import torch
-
+def evaluate_split(args, run: str) -> dict:
+    """Loss, perplexity and bits per byte of a run over a split."""
     from nanogpt.checkpoint import load_configs
     from nanogpt.data.mixture import open_data, read_shares
-    from nanogpt.data.tokenizer import check_same, load_tokenizer
+    from nanogpt.data.tokenizer import load_tokenizer
     from nanogpt.evaluate import evaluate, forward_batch_size
-    from nanogpt.hub.load import check_tokenizer, load
+    from nanogpt.hub.load import check_tokenizer
     from nanogpt.ops.loss import loss_for
 
-    results = []
-    rows = [f"\n{'':<28}{'loss':>10}{'perplexity':>12}{'bits per byte':>15}"]
-    for run in args.RUNS:
-        options = {"which": args.checkpoint, "say": note, "trust_recipe": args.trust_recipe}
-        model, tokenizer, found = load(run, device, **options)
-        own = load_configs(found)[1].data if found else None
-        directory = args.data or own
-        if directory is None:
-            raise ValueError(f"{run} was not trained here: name data to evaluate on with --data")
-        data = open_data(directory, args.split, model.config.block_size, model.config.vocab_size)
-        for part in read_shares(directory):
-            if found:
-                check_same(found, part)
-            else:
-                check_tokenizer(tokenizer, load_tokenizer(part), data.tokens, part, run)
-        config = model.config
-        tokens = config.block_size * forward_batch_size(args.batch_size, config.block_size)
-        # the logits of a large vocabulary do not fit into a GPU's memory at once
-        model.use(model.ops._replace(loss=loss_for(torch.device(device), config, tokens)))
-        start = time.perf_counter()
-        with waiting(f"evaluating {found or run}", note), autocast(device, args.precision):
-            result = evaluate(model, data, args.batch_size, device)
-            if args.stride:
-                stride = min(args.stride, model.config.block_size)
-                sliding = evaluate(model, data, args.batch_size, device, stride=stride)
-                result |= {"stride": stride, "sliding_loss": sliding["val_loss"]}
-        seconds = time.perf_counter() - start
-        name = args.split if directory == own else f"{args.split} of {directory}"
-        keep_results(found, name, result | {"data": directory})
-        tokens = len(data.tokens) - 1  # predicted ones
-        loss, perplexity, bpb = (result[f"val_{key}"] for key in ("loss", "perplexity", "bpb"))
-        rows.append(f"{run:<28}{loss:>10.4f}{perplexity:>12.3f}{bpb:>15.4f}")
-        if not args.json:
-            show(f"{found or run}, {args.split} split of {directory}: {tokens:,} tokens predicted")
-            show(
-                f"loss {loss:.4f} nats per token, perplexity {perplexity:.3f}, "
-                f"{bpb:.4f} bits per byte ({seconds:.1f} s)"
-            )
-            if args.stride:
-                show(f"loss {result['sliding_loss']:.4f} with windows every {stride} tokens")
-        about = {"run": run, "checkpoint": found and str(found), "data": directory}
-        about |= {"split": args.split, "tokens": tokens}
-        results.append(about | result | {"seconds": seconds})
-    if len(results) > 1 and not args.json:
-        show("\n".join(rows))
-    return results
+    model, tokenizer, found = load_run(args, run)
+    config, device = model.config, model.wte.weight.device
+    directory = args.data or (load_configs(found)[1].data if found else None)
+    if directory is None:
+        raise ValueError(f"{run} was not trained here: name data to evaluate on with --data")
+    data = open_data(directory, args.split, config.block_size, config.vocab_size)
+    for part in read_shares(directory):
+        check_tokenizer(tokenizer, load_tokenizer(part), part, run)
+    # the logits of a large vocabulary do not fit into a GPU's memory at once
+    tokens = config.block_size * forward_batch_size(args.batch_size, config.block_size)
+    model.use(model.ops._replace(loss=loss_for(device, config, tokens)))
+    with waiting(f"evaluating {found or run}", note), autocast(device.type, args.precision):
+        result = evaluate(model, data, args.batch_size, device)
+        if args.stride:
+            stride = min(args.stride, config.block_size)
+            sliding = evaluate(model, data, args.batch_size, device, stride=stride)
+            result |= {"stride": stride, "sliding_loss": sliding["val_loss"]}
+    predicted = len(data.tokens) - 1
+    if not args.json:
+        show(
+            f"{found or run}: loss {result['val_loss']:.4f} nats per token, "
+            f"perplexity {result['val_perplexity']:.3f}, {result['val_bpb']:.4f} bits per byte "
+            f"({predicted:,} tokens, the {args.split} split of {directory})"
+        )
+        if args.stride:
+            show(f"loss {result['sliding_loss']:.4f} with windows every {stride} tokens")
+    where = {"run": run, "checkpoint": found and str(found), "data": directory}
+    return where | {"split": args.split, "tokens": predicted} | result
 
 
 def autocast(device: str, precision: str):
@@ -113,41 +86,18 @@ def autocast(device: str, precision: str):
     return torch.autocast(device, dtype, enabled=dtype is not None)
 
 
-def evaluate_tasks(args, device: str) -> list[dict]:
-    """Each run's results on tasks of lm_eval, printed at the end."""
-    from nanogpt.hub.load import load
-
-    eval_tasks = extra("eval_tasks")
-    rows, results = [], []
-    for run in args.RUNS:
-        options = {"which": args.checkpoint, "say": note, "trust_recipe": args.trust_recipe}
-        model, tokenizer, found = load(run, device, **options)
-        tasks = eval_tasks.evaluate(
-            model, tokenizer, args.tasks.split(","), args.include_path, args.limit, args.batch_size
-        )
-        for task, values in tasks.items():
-            for metric, value in values.items():
-                if isinstance(value, float):
-                    rows.append(f"{run:<28} {task:<20} {metric:<28} {value:.4f}")
-        limited = f", {args.limit} examples" if args.limit else ""
-        keep_results(found, args.tasks + limited, tasks | {"limit": args.limit})
-        about = {"run": run, "checkpoint": found and str(found), "limit": args.limit}
-        results.append(about | {"tasks": tasks})
-    if not args.json:
-        show("\n".join(rows))
-    return results
-
-
-def keep_results(found: Path | None, name: str, results: dict) -> None:
-    """Stores an evaluation in the checkpoint's eval.json under `name`, replacing an earlier one."""
-    from nanogpt.checkpoint import read_json, write_json
-
-    if found is None:
-        return
-    path = found.with_name(f"{found.name}.eval.json")
-    with contextlib.suppress(OSError):  # the directory may be read-only; the figures are printed
-        known = read_json(path) if path.exists() else {}
-        write_json(path, known | {name: results})
+def evaluate_tasks(args, run: str) -> dict:
+    """A run's results on tasks of lm_eval."""
+    model, tokenizer, found = load_run(args, run)
+    tasks = extra("eval_tasks").evaluate(
+        model, tokenizer, args.tasks.split(","), args.include_path, args.limit, args.batch_size
+    )
+    for task, values in tasks.items():
+        for metric, value in values.items():
+            if isinstance(value, float) and not args.json:
+                show(f"{run:<28} {task:<20} {metric:<28} {value:.4f}")
+    where = {"run": run, "checkpoint": found and str(found)}
+    return where | {"limit": args.limit, "tasks": tasks}
 
 
 def add_compare(command: ArgumentParser) -> None:
@@ -173,7 +123,7 @@ def add_plot(command: ArgumentParser) -> None:
     """Adds the arguments of `nanogpt plot`."""
     command.add_argument("RUN", nargs="+", help="out directories")
     command.add_argument(
-        "--out", "--to", default="curves.png", metavar="FILE", help=f"one of {', '.join(PICTURES)}"
+        "--out", default="curves.png", metavar="FILE", help=f"one of {', '.join(PICTURES)}"
     )
 
 

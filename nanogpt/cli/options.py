@@ -11,7 +11,6 @@ from nanogpt.data.files import plain
 from nanogpt.run.errors import visible
 from nanogpt.run.parser import within
 
-TO_UTF8 = "convert it, for instance with iconv -f WINDOWS-1252 -t UTF-8"
 WHAT = "an out directory (best, else last), a checkpoint in one, or a transformers model"
 SHARED = {
     "RUN": {"help": WHAT},
@@ -26,10 +25,11 @@ SHARED = {
     },
     "--json": {"help": "print the result as one line of JSON", "action": "store_true"},
     "--precision": {
-        "help": "training precision",
+        "help": "auto: the GPU's fastest on CUDA, else fp32",
         "default": "auto",
         "choices": ("auto", "fp32", "bf16", "fp16"),
     },
+    "--to": {"help": "where to write; must not exist", "metavar": "PATH", "required": True},
     "--port": {"help": "local port; default: a usual one", "type": within(int, 0, 65_535)},
 }
 
@@ -51,14 +51,25 @@ def extra(name: str):
     return import_module(f"nanogpt.extras.{name}")
 
 
+def load_run(args, run: str, **options) -> tuple:
+    """`nanogpt.hub.load.load`, with the command's --device, --checkpoint and --trust_recipe."""
+    from nanogpt.hub.load import load
+
+    return load(
+        run,
+        pick_device(args.device),
+        which=args.checkpoint,
+        say=note,
+        trust_recipe=args.trust_recipe,
+        **options,
+    )
+
+
 def run_recipe(recipe: str, flags: list[str]) -> None:
     """Runs a recipe in this process, as `python RECIPE flags` would."""
     sys.argv = [recipe, *flags]
     sys.path.insert(0, str(Path(recipe).resolve().parent))
-    try:
-        runpy.run_path(recipe, run_name="__main__")
-    except SyntaxError as error:
-        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    runpy.run_path(recipe, run_name="__main__")
 
 
 def require_recipe(recipe: str) -> None:
@@ -67,15 +78,6 @@ def require_recipe(recipe: str) -> None:
         raise ValueError(
             f"{recipe} is not a Python file: name a recipe, such as recipes/shakespeare.py"
         )
-
-
-def utf8(text: str) -> str:
-    """For argparse's `type=`: strips a byte order mark; text that is not UTF-8 is an error."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text:.40}: must be UTF-8 text: {TO_UTF8}") from None
-    return text.removeprefix("\ufeff")
 
 
 def pick_device(name: str) -> str:

@@ -1,15 +1,14 @@
 """Exports the adapters of a LoRA run in peft's format, for `PeftModel.from_pretrained`."""
 
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from nanogpt import checkpoint, lora
-from nanogpt.hub.export import check_target, named_errors
+from nanogpt.hub.export import check_target
 from nanogpt.hub.load import choose
-from nanogpt.hub.weights import layout, native_type
+from nanogpt.hub.weights import layout, native_type, rows_of
 from nanogpt.model import GPT
 
 
@@ -31,19 +30,18 @@ def export(run: str | Path, to: str | Path, which: str | None = None, say=print)
         raise ValueError(f"{run} has no adapters: it was trained without --lora_rank")
     ours = checkpoint.read_tensors(found / checkpoint.MODEL)
     with torch.device("meta"):
-        rows = GPT(model_config).fused_rows()
-    theirs, modules = {}, set()
-    for name, (names, _) in layout(model_config).items():
+        model = GPT(model_config)
+    tensors, modules = {}, set()
+    for name, (hf_names, _) in layout(model_config).items():
         module = name.removesuffix(".weight")
         if module + lora.A not in ours:
             continue
-        b = ours[module + lora.B]  # (out, rank)
-        parts = b.split(rows[name]) if len(names) > 1 else [b]
-        for their_name, part in zip(names, parts, strict=True):
-            their_module = their_name.removesuffix(".weight")
-            modules.add(their_module.rpartition(".")[2])
-            theirs[f"base_model.model.{their_module}.lora_A.weight"] = ours[module + lora.A].clone()
-            theirs[f"base_model.model.{their_module}.lora_B.weight"] = part.clone()
+        parts = ours[module + lora.B].split(rows_of(model, name, hf_names))  # (rows, rank) each
+        for hf_name, part in zip(hf_names, parts, strict=True):
+            hf_module = hf_name.removesuffix(".weight")
+            modules.add(hf_module.rpartition(".")[2])
+            tensors[f"base_model.model.{hf_module}.lora_A.weight"] = ours[module + lora.A].clone()
+            tensors[f"base_model.model.{hf_module}.lora_B.weight"] = part.clone()
     settings = LoraConfig(
         r=config.lora_rank,
         lora_alpha=lora.SCALE * config.lora_rank,
@@ -52,12 +50,8 @@ def export(run: str | Path, to: str | Path, which: str | None = None, say=print)
         base_model_name_or_path=config.init_from,
         task_type="CAUSAL_LM",
     )
-    temporary = tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
-    with named_errors(to), temporary as directory:
-        unfinished = Path(directory, to.name)
-        unfinished.mkdir()
-        save_file(theirs, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
-        settings.save_pretrained(unfinished)
-        unfinished.replace(to)
+    to.mkdir(exist_ok=True)
+    settings.save_pretrained(to)
+    save_file(tensors, to / "adapter_model.safetensors", metadata={"format": "pt"})
     say(f"{to}: adapters for {config.init_from}; peft.PeftModel.from_pretrained loads them")
     return to

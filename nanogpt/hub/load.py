@@ -1,77 +1,76 @@
 """Loads a RUN, as all commands take it: a run's checkpoint or a transformers model."""
 
-import importlib.util
 import re
+import runpy
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import follow
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.hub import weights
+from nanogpt.hub import client, weights
 from nanogpt.model import GPT, GPTConfig
 
 
-def load(
+def load(run: str | Path, device: str = "cpu", **options) -> tuple:
+    """Loads a RUN: (model, tokenizer, checkpoint); the checkpoint of a transformers model is None.
+
+    `options` are those of `load_model`.
+    """
+    model, directory = load_model(run, device, **options)
+    is_run = (directory / checkpoint.STATE).exists()
+    return model, load_tokenizer(directory), directory if is_run else None
+
+
+def load_model(
     run: str | Path,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     which: str | None = None,
     say=print,
     trust_recipe: str | Path | None = None,
+    revision: str | None = None,
     **changes,
-) -> tuple:
-    """Loads a RUN: (model, tokenizer, checkpoint).
+) -> tuple[GPT, Path]:
+    """Loads the model of a RUN, and returns it with the directory of its files.
 
     RUN is an out directory (its `best` checkpoint, else `last`; or `which`: best, last, step-N),
-    one checkpoint in it, or a transformers model, as a directory or a name on the Hub, for which
-    the checkpoint is None. `changes` are fields of GPTConfig that do not affect the weights, such
-    as dropout. A model that was trained as a subclass of GPT is loaded as that class if
-    `trust_recipe` names the Python file that defines it, which is run; otherwise as a GPT, if its
-    parameters are those of one. Raises ValueError if it is none of them.
+    one checkpoint in it, or a transformers model, as a directory or a name on the Hub, there at a
+    `revision`. `changes` are fields of GPTConfig that do not affect the weights, such as dropout. A
+    model that was trained as a subclass of GPT is loaded as that class if `trust_recipe` names the
+    Python file that defines it, which is run; otherwise as a GPT, if its parameters are those of
+    one. Raises ValueError if it is none of them.
     """
     path = choose(Path(run), which)
-    if not path.is_dir() or weights.is_transformers(path):
-        if which:
-            raise ValueError(f"{run} has no checkpoint {which}")
-        directory = weights.find_directory(run)
-        model = weights.from_pretrained(directory, dtype=dtype, **changes).to(device)
-        return model, load_tokenizer(directory), None
+    if not path.is_dir():
+        if which or path.is_absolute() or (path.parent != Path(".") and path.parent.is_dir()):
+            raise ValueError(
+                f"{str(path)!r} is not a directory: "
+                "name an out directory, a checkpoint in one, or a transformers model"
+            )
+        path = client.download(str(run), revision)
+    if weights.is_transformers(path):
+        return weights.from_pretrained(path, dtype=dtype, **changes).to(device), path
     found = checkpoint.find(path)
-    hint = ""
+    own_class, hint = GPT, ""
+    if trained := checkpoint.read_json(found / checkpoint.CONFIG).get("class"):
+        name, file = trained["name"], trained["file"]
+        if trust_recipe:
+            own_class = load_class(trust_recipe, str(name))
+        else:
+            hint = f"it was trained as {name}: --trust_recipe {file} runs that file and loads it so"
     try:
-        make_model, hint = own_class(found, trust_recipe)
-        model = checkpoint.load_model(found, device, dtype, make_model, **changes)
-        if hint:
-            say(f"{found} is loaded as a plain GPT; {hint}")
-        return model, load_tokenizer(found), found
+        model = checkpoint.load_model(found, device, dtype, own_class, **changes)
     except ValueError as error:
-        if found.is_dir() and hint:
-            raise ValueError(f"{error}; {hint}") from None
-        if found.is_dir():
-            raise
-    say(f"{found.name} was removed while it was read: taking the next")
-    return load(run, device, dtype, which, say, trust_recipe, **changes)
-
-
-def own_class(found: Path, trust_recipe: str | Path | None) -> tuple[type[GPT], str]:
-    """The class to load a checkpoint as, and how to load the one that was trained if it differs."""
-    trained = checkpoint.read_json(found / checkpoint.CONFIG).get("class")
-    if not isinstance(trained, dict):
-        return GPT, ""
-    name = str(trained.get("name"))
-    if trust_recipe:
-        return load_class(trust_recipe, name), ""
-    return GPT, (
-        f"it was trained as {name} in {trained.get('file')}: `nanogpt sample`, `eval` and `chat` "
-        "load that class with --trust_recipe FILE, which runs the file"
-    )
+        raise ValueError(f"{error}; {hint}" if hint else error) from None
+    if hint:
+        say(f"{found} is loaded as a plain GPT; {hint}")
+    return model, found
 
 
 def load_class(recipe: str | Path, name: str) -> type[GPT]:
@@ -81,15 +80,8 @@ def load_class(recipe: str | Path, name: str) -> type[GPT]:
     """
     if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
         raise ValueError(f"trust_recipe={recipe} is not a Python file: name the one with {name}")
-    spec = importlib.util.spec_from_file_location("trusted_recipe", recipe)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # as dataclasses need it
     sys.path.insert(0, str(Path(recipe).resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
-    found = getattr(module, name, None)
+    found = runpy.run_path(str(recipe), run_name="trusted_recipe").get(name)
     if not (isinstance(found, type) and issubclass(found, GPT)):
         raise ValueError(f"{recipe} has no subclass of GPT that is called {name}")
     return found
@@ -104,17 +96,9 @@ def choose(run: Path, which: str | None) -> Path:
     return follow(run / (f"step-{int(which[5:]):06d}" if which.startswith("step-") else which))
 
 
-def from_pretrained(
-    run: str | Path, *, revision: str | None = None, which: str | None = None, **options
-) -> GPT:
-    """Loads only the model of a RUN; `revision` is a branch, a tag or a commit on the Hub.
-
-    `options` are dtype and fields of GPTConfig that do not affect the weights, such as dropout.
-    """
-    path = choose(Path(run), which)
-    if (path / checkpoint.STATE).is_file() or checkpoint.list_checkpoints(path):
-        return load(path, **options)[0]
-    return weights.from_pretrained(path if which else run, revision=revision, **options)
+def from_pretrained(run: str | Path, **options) -> GPT:
+    """Loads only the model of a RUN. `options` are those of `load_model`."""
+    return load_model(run, **options)[0]
 
 
 def load_for_training(
@@ -138,7 +122,7 @@ def load_for_training(
                 f"{name}={asked}, but the model to fine-tune, {run}, has {name}={actual[name]}: "
                 f"leave --{name} out"
             )
-    model.crop_block_size(min(wanted.block_size, model.config.block_size))
+    model.crop_block_size(min(wanted.block_size, c.block_size))
     return model, tokenizer
 
 
@@ -165,25 +149,13 @@ def make_room(model: GPT, meta: dict, config: TrainConfig) -> None:
     model.config = replace(model.config, vocab_size=new)
 
 
-def check_tokenizer(expected, tokenizer, tokens: np.ndarray, data: str, model: str) -> None:
-    """Raises ValueError unless `tokenizer`, that of `data`, is `expected`, that of `model`.
+def check_tokenizer(expected, tokenizer, data: str, model: str) -> None:
+    """Raises ValueError unless the tokens of `data` are those of `model`, its tokenizer `expected`.
 
-    Compares them on the first `tokens` (N,) of the data and on single tokens.
+    Only special tokens may be new, after all of the model's.
     """
-    tokens = tokens[:1000]
-    special = tokenizer.special
-    text = tokenizer.decode(tokens[~np.isin(tokens, list(special.values()))])
-    # a rare character may not be in that text
-    first = range(min(256, tokenizer.vocab_size, expected.vocab_size))
-    plain = [i for i in first if i not in special.values()]
-    try:
-        same = np.array_equal(tokenizer.encode(text), expected.encode(text))
-    except ValueError:  # a character that it does not know
-        same = False
-    same = same and all(tokenizer.decode([i]) == expected.decode([i]) for i in plain)
-    for token, i in special.items():  # one that the model lacks comes after its own
-        same = same and expected.special.get(token, max(i, expected.vocab_size)) == i
-    if not same:
+    new = tokenizer.vocabulary.items() - expected.vocabulary.items()
+    if not all(token in tokenizer.special and i >= expected.vocab_size for token, i in new):
         raise ValueError(
             f"{data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of {model}: "
             "prepare the data with that model's tokenizer"

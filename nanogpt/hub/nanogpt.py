@@ -10,7 +10,7 @@ name.
 
 import re
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -20,26 +20,28 @@ import torch.nn.functional as F
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data import pickles
-from nanogpt.data.files import first_line
+from nanogpt.data.files import first_line, write_atomic
 from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.hub.export import check_target, load_with_info
 from nanogpt.model import GPT, GPTConfig
 
 # settings of the same name and meaning
-MODEL = "n_layer n_head n_embd block_size".split()
-COUNTS = "batch_size gradient_accumulation_steps max_iters warmup_iters lr_decay_iters".split()
-COUNTS += "eval_interval eval_iters log_interval".split()
-NUMBERS = "learning_rate min_lr weight_decay beta1 beta2 grad_clip".split()
+SIZES = "n_layer n_head n_embd block_size".split()
+SHARED = [*SIZES, "vocab_size", "bias", "dropout"]
+SETTINGS = "batch_size gradient_accumulation_steps max_iters warmup_iters lr_decay_iters".split()
+SETTINGS += "eval_interval eval_iters log_interval always_save_checkpoint".split()
+SETTINGS += "learning_rate min_lr weight_decay beta1 beta2 grad_clip".split()
 PADDED_GPT2 = 50304  # nanoGPT's vocabulary size for GPT-2's 50257 tokens
 
 
-def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool = False) -> Path:
+def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
     """Writes nanoGPT's checkpoint `path`, trained on `data`, as one of the run `out_dir`.
 
     Logits and the following steps equal nanoGPT's, with one exception: of its 50304 rows for
-    GPT-2's vocabulary only the 50257 that have a token are kept. `weights_only` leaves out the
-    optimizer state, which a checkpoint from `nanogpt export` does not have. Returns the directory
-    of the checkpoint. Raises ValueError or OSError before anything is written.
+    GPT-2's vocabulary only the 50257 that have a token are kept. Training without optimizer state
+    starts with a new one. Returns the directory of the checkpoint. Raises ValueError or OSError
+    before anything is written.
     """
     if there := checkpoint.list_checkpoints(out_dir):
         raise ValueError(
@@ -50,34 +52,25 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path, weights_only: bool 
     tokenizer = load_tokenizer(data)
     try:
         config = model_config(contents["model_args"], tokenizer)
-        weights = convert_weights(contents["model"])
+        weights = convert_weights(contents["model"], config)
         config.tie_embeddings = "lm_head.weight" not in weights
-        padded = {name: pad(name, tensor, config) for name, tensor in weights.items()}
-        check_shapes(padded, config)
-        optimizer = None if weights_only else contents.get("optimizer")
-        moments = convert_moments(optimizer, weights) if optimizer else {}
-        moments = {name: pad(name, tensor, config) for name, tensor in moments.items()}
-        train = train_config(contents.get("config", {}), optimizer, data, out_dir)
+        with torch.device("meta"):
+            shapes = {name: p.shape for name, p in GPT(config).named_parameters()}
+        checkpoint.check_tensors(path, weights, shapes)
+        optimizer = contents.get("optimizer")
+        moments = convert_moments(optimizer, weights, config) if optimizer else {}
+        train = train_config(contents.get("config", {}), data, out_dir)
         step = int(contents["iter_num"])
         tokens = step * train.gradient_accumulation_steps * train.batch_size * config.block_size
+        state = checkpoint.State(step, tokens, evaluated_step=step, best_step=step)
         # nanoGPT saves after an evaluation, with its loss as the best one
-        loss = float(contents["best_val_loss"])
-        state = checkpoint.State(
-            step, tokens, evaluated_step=step, best_val_loss=loss, best_step=step
-        )
-    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        what = str(error)
-        if not isinstance(error, ValueError):
-            what = f"it is not one of nanoGPT's checkpoints ({first_line(error)})"
-        raise ValueError(f"{path} cannot be imported: {what}") from None
-    run = {
-        "model": asdict(config),
-        "train": asdict(train),
-        "environment": {"imported_from": "nanoGPT"},
-    }
+        state.best_val_loss = float(contents["best_val_loss"])
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = error if type(error) is ValueError else first_line(error)
+        raise ValueError(f"{path} cannot be imported: {reason}") from None
+    run = {"model": asdict(config), "train": asdict(train), "environment": {}}
     out_dir.mkdir(parents=True, exist_ok=True)
-    keep = train.keep_checkpoints
-    saved = checkpoint.save(out_dir, state, padded, moments, run, tokenizer, keep, best=True)
+    saved = checkpoint.save(out_dir, state, weights, moments, run, tokenizer, keep=0, best=True)
     checkpoint.write_json(out_dir / checkpoint.CONFIG, run)
     return saved
 
@@ -92,14 +85,14 @@ def model_config(args: dict, tokenizer) -> GPTConfig:
             "name the data it was trained on with --data"
         )
     return GPTConfig(
-        **{name: int(args[name]) for name in MODEL},
+        **{name: args[name] for name in SIZES},
         vocab_size=vocab_size,
-        bias=bool(args.get("bias", True)),  # early checkpoints do not record it, and have biases
-        dropout=float(args["dropout"]),
+        bias=args.get("bias", True),  # early checkpoints do not record it, and have biases
+        dropout=args["dropout"],
     )
 
 
-def convert_weights(state: dict) -> dict[str, torch.Tensor]:
+def convert_weights(state: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
     """nanoGPT's state dict by our names, in its order, without lm_head if that is tied.
 
     `torch.compile` adds the prefix `_orig_mod.`, DDP adds `module.`. Attention masks
@@ -109,13 +102,13 @@ def convert_weights(state: dict) -> dict[str, torch.Tensor]:
     for name, tensor in state.items():
         name = re.sub(r"^(_orig_mod\.|module\.)*(transformer\.)?", "", name)
         if not re.fullmatch(r"h\.\d+\.attn\.bias", name):
-            weights[name] = tensor.float()
+            weights[name] = pad(name, tensor.float(), config)
     if torch.equal(weights["lm_head.weight"], weights["wte.weight"]):
         del weights["lm_head.weight"]
     return weights
 
 
-def convert_moments(optimizer: dict, weights: dict) -> dict[str, torch.Tensor]:
+def convert_moments(optimizer: dict, weights: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
     """AdamW's state by our names, "<parameter>.<state>", from nanoGPT's, by number.
 
     nanoGPT's groups are the matrices and embeddings, which decay, then the rest, both in the
@@ -123,124 +116,85 @@ def convert_moments(optimizer: dict, weights: dict) -> dict[str, torch.Tensor]:
     """
     matrices = [name for name, tensor in weights.items() if tensor.ndim >= 2]
     vectors = [name for name, tensor in weights.items() if tensor.ndim < 2]
-    numbers = [group["params"] for group in optimizer["param_groups"]]
-    expected, actual = [len(matrices), len(vectors)], [len(group) for group in numbers]
-    if actual != expected:
-        raise ValueError(
-            f"its optimizer has groups of {actual} parameters, not of {expected}: "
-            "import the model without it, with --weights_only"
-        )
+    numbers = chain(*(group["params"] for group in optimizer["param_groups"]))
     moments = {}
-    for name, number in zip(matrices + vectors, chain(*numbers), strict=True):
+    for name, number in zip(matrices + vectors, numbers, strict=True):
         state = optimizer["state"][number]
         for key in ("exp_avg", "exp_avg_sq"):
-            if state[key].shape != weights[name].shape:
-                raise ValueError(
-                    f"its optimizer state for {name} has the wrong shape: use --weights_only"
-                )
-            moments[f"{name}.{key}"] = state[key].float()
+            moment = pad(name, state[key].float(), config)
+            if moment.shape != weights[name].shape:
+                raise ValueError(f"its optimizer state for {name} has the wrong shape")
+            moments[f"{name}.{key}"] = moment
         moments[f"{name}.step"] = torch.tensor(float(state["step"]))
     return moments
 
 
 def pad(name: str, tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
     """Pads tensors that have a row per token with zeros to a multiple of 64 rows."""
-    if not name.startswith(("wte.", "lm_head.")) or tensor.ndim != 2:
+    if not name.startswith(("wte.", "lm_head.")):
         return tensor.contiguous()
     missing = config.padded_vocab_size - config.vocab_size
     return F.pad(tensor[: config.vocab_size], (0, 0, 0, missing))
 
 
-def check_shapes(weights: dict, config: GPTConfig) -> None:
-    """Raises ValueError naming a parameter that is missing, unknown or has the wrong shape."""
-    with torch.device("meta"):
-        expected = {name: tuple(p.shape) for name, p in GPT(config).named_parameters()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            shape, actual = expected.get(name, "absent"), found.get(name, "absent")
-            raise ValueError(f"{name} should be {shape}, but is {actual}")
-
-
-def train_config(config: dict, optimizer: dict | None, data: Path, out_dir: Path) -> TrainConfig:
+def train_config(config: dict, data: Path, out_dir: Path) -> TrainConfig:
     """Converts nanoGPT's `config`, except the settings that concern the machine."""
-    config = dict(config)
-    if optimizer:  # a resumed optimizer keeps its own values, whatever the settings say
-        group = optimizer["param_groups"][0]
-        config["weight_decay"] = group["weight_decay"]
-        config["beta1"], config["beta2"] = group["betas"]
-    settings = {name: int(config[name]) for name in COUNTS if name in config}
-    settings |= {name: float(config[name]) for name in NUMBERS if name in config}
+    settings = {name: config[name] for name in SETTINGS if name in config}
     if not config.get("decay_lr", True):
         settings |= {"lr_schedule": "constant", "warmup_iters": 0}
     fp32 = config.get("device") == "cpu" or config.get("dtype") == "float32"
-    return TrainConfig(
-        data=str(data),
-        out_dir=str(out_dir),
-        precision="fp32" if fp32 else "auto",  # nanoGPT has no autocast on a CPU
-        always_save_checkpoint=bool(config.get("always_save_checkpoint", True)),
-        **settings,
-    )
+    precision = "fp32" if fp32 else "auto"  # nanoGPT has no autocast on a CPU
+    return TrainConfig(data=str(data), out_dir=str(out_dir), precision=precision, **settings)
 
 
 def resume_command(saved: Path) -> str:
-    """The command that continues an imported checkpoint.
-
-    Resuming takes its settings from the recipe and its flags, so the command has all of them.
-    """
-    config, train = checkpoint.load_configs(saved)
+    """The command that continues an imported checkpoint."""
+    train = checkpoint.load_configs(saved)[1]
     step = checkpoint.read_state(saved).step
+    words = ["python", "recipes/shakespeare_nanogpt.py", f"--config={saved.parent / 'config.json'}"]
+    words += [f"--out_dir={saved.parent}", "--resume=auto"]
     if step >= train.max_iters:
-        train = replace(train, max_iters=2 * step)
-    others = ["out_dir", "data", "lr_schedule", "always_save_checkpoint", "precision"]
-    flags = {name: getattr(config, name) for name in [*MODEL, "bias", "dropout", "tie_embeddings"]}
-    flags |= {name: getattr(train, name) for name in [*COUNTS, *NUMBERS, *others]}
-    words = ["python", "recipes/shakespeare_nanogpt.py", "--resume=auto"]
-    return shlex.join(words + [f"--{name}={value}" for name, value in flags.items()])
+        words.append(f"--max_iters={2 * step}")
+    return shlex.join(words)
 
 
 def require_nanogpts(config: GPTConfig) -> None:
     """Raises ValueError naming a setting that nanoGPT's GPT does not support."""
-    c = config
-    required = {
-        "norm": (c.norm, "layernorm"),
-        "position": (c.position, "learned"),
-        "mlp": (c.mlp, "gelu"),
-        "norm_eps": (c.norm_eps, 1e-5),
-        "qk_norm": (c.qk_norm, False),
-        "tie_embeddings": (c.tie_embeddings, True),
-        "n_kv_head": (c.kv_heads, c.n_head),
-        "head_dim": (c.head_size, c.n_embd / c.n_head),
-        "n_inner": (c.inner, 4 * c.n_embd),
-    }
-    for name, (actual, value) in required.items():
+    plain = GPTConfig(**{name: getattr(config, name) for name in SHARED})
+    derived = ("kv_heads", "head_size", "inner")
+    for name in ("norm", "position", "mlp", "norm_eps", "qk_norm", "tie_embeddings", *derived):
+        actual, value = getattr(config, name), getattr(plain, name)
         if actual != value:
             raise ValueError(f"nanoGPT's GPT has {name}={value}, not {name}={actual}")
+
+
+def export(run: str | Path, to: str | Path, say=print, **options) -> Path:
+    """Exports `run` as the file `to`, a ckpt.pt; `options` are those of `nanogpt.hub.load.load`.
+
+    Raises ValueError if nanoGPT's GPT does not support the model, or if `to` exists.
+    """
+    to = Path(to)
+    check_target(to, directory=False)
+    model, _, _, info = load_with_info(run, say=say, **options)
+    state = info.state if info else vars(checkpoint.State())
+    loss = state["best_val_loss"]
+    write_checkpoint(model, to, state["step"], float("inf") if loss is None else loss)
+    say(f"{to}: nanoGPT's checkpoint")
+    return to
 
 
 def write_checkpoint(model: GPT, to: Path, step: int, loss: float) -> None:
     """Writes a model as `to`, a ckpt.pt that nanoGPT's GPT and sample.py load.
 
-    It has no optimizer state. It is read back by torch's restricted unpickler and compared before
-    it takes its name. Raises ValueError if nanoGPT's GPT does not support the model, OSError if it
-    cannot be written.
+    It has no optimizer state. Raises ValueError if nanoGPT's GPT does not support the model.
     """
-    c = model.config
-    require_nanogpts(c)
+    require_nanogpts(model.config)
     state = {f"transformer.{name}": p.detach() for name, p in model.named_parameters()}
-    embedding = state["transformer.wte.weight"][: c.vocab_size].clone()  # without padding
+    embedding = state["transformer.wte.weight"][
+        : model.config.vocab_size
+    ].clone()  # without padding
     state["transformer.wte.weight"] = state["lm_head.weight"] = embedding
-    args = {name: getattr(c, name) for name in [*MODEL, "vocab_size", "bias", "dropout"]}
+    args = {name: getattr(model.config, name) for name in SHARED}
     contents = {"model": state, "model_args": args, "iter_num": step, "best_val_loss": loss}
-    temporary = to.with_name(f".tmp-{to.name}")
-    try:
-        torch.save(contents, temporary)
-        back = pickles.read_checkpoint(temporary)
-        same = all(torch.equal(back["model"][name], tensor) for name, tensor in state.items())
-        if not same or back["model_args"] != args:
-            raise ValueError(f"{to} is wrong: the model read back from it differs")
-        temporary.replace(to)
-    except RuntimeError as error:  # raised by torch, for instance if the disk is full
-        raise OSError(first_line(error)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with write_atomic(to) as file:
+        torch.save(contents, file)

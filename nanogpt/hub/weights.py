@@ -1,4 +1,4 @@
-"""Converts weights to and from transformers.
+"""Converts weights and configurations to and from transformers.
 
 Three classes of transformers cover most of GPTConfig: GPT2LMHeadModel, LlamaForCausalLM and, with
 QK-norm, Qwen3ForCausalLM. The tables below say how they name what GPT has.
@@ -11,15 +11,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 
 from nanogpt import checkpoint
-from nanogpt.data.files import first_line, is_count, require_regular
-from nanogpt.hub import client
+from nanogpt.data.files import first_line
 from nanogpt.model import GPT, GPTConfig
 
 GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
-TYPES = ("gpt2", "llama", "qwen3")
 FIELDS = {  # of GPTConfig, and what transformers calls them in GPT-2, and in Llama and Qwen3
     "vocab_size": ("vocab_size", "vocab_size"),
     "block_size": ("n_positions", "max_position_embeddings"),
@@ -33,15 +30,21 @@ FIELDS = {  # of GPTConfig, and what transformers calls them in GPT-2, and in Ll
     "tie_embeddings": ("tie_word_embeddings", "tie_word_embeddings"),
     "bias": (None, "attention_bias"),
 }
-# settings of these classes with only one value that GPT has
-REQUIRED: dict[str, dict[str, object]] = {
+MODERN_FAMILY = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu"}
+FAMILIES: dict[str, dict[str, object]] = {  # what all models of a class have
+    "gpt2": {"norm": "layernorm", "position": "learned", "qk_norm": False},
+    "llama": MODERN_FAMILY | {"qk_norm": False},
+    "qwen3": MODERN_FAMILY | {"qk_norm": True, "bias": False},
+}
+ALLOWED: dict[str, dict[str, tuple]] = {  # values of transformers' settings that GPT has
     "gpt2": {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
+        "activation_function": tuple(GELUS.values()),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
     },
-    "llama": {"hidden_act": "silu"},
-    "qwen3": {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+    "llama": {"hidden_act": ("silu",)},
+    "qwen3": {"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,)},
 }
 # our parameters, and the tensors of Llama and Qwen3 that are stacked in them
 MODERN = {
@@ -56,7 +59,6 @@ MODERN = {
     "mlp.c_proj": ["mlp.down_proj"],
     "ln_f": ["norm"],
 }
-MOST_LAYERS = 10_000
 
 
 def native_type(config: GPTConfig) -> str:
@@ -65,25 +67,20 @@ def native_type(config: GPTConfig) -> str:
     Raises ValueError naming the field that none of them supports.
     """
     c = config
+    kind = "qwen3" if c.qk_norm else "llama"
     if c.norm == "layernorm" and c.position == "learned":
         kind = "gpt2"
-        supported = {
-            "mlp": tuple(GELUS),
-            "n_kv_head": (c.n_head, None),
-            "head_dim": (c.n_embd // c.n_head, None),
-            "qk_norm": (False,),
-        }
-    else:
-        kind = "qwen3" if c.qk_norm else "llama"
-        supported = {"norm": ("rmsnorm",), "position": ("rope",), "mlp": ("swiglu",)}
-        if c.qk_norm:
-            supported["bias"] = (False,)
+    supported = {name: (value,) for name, value in FAMILIES[kind].items()}
+    if kind == "gpt2":
+        supported["mlp"] = tuple(GELUS)
+        supported["n_kv_head"] = (c.n_head, None)
+        supported["head_dim"] = (c.n_embd // c.n_head, None)
     for name, values in supported.items():
-        value = getattr(c, name)
-        if value not in values:
+        if getattr(c, name) not in values:
             raise ValueError(
-                f"{name}={value!r}: {kind} in transformers has {name}={values[0]!r} "
-                "(layernorm, learned and gelu go together, and rmsnorm, rope and swiglu)"
+                f"transformers has no class for this model: {name}={getattr(c, name)!r}, but "
+                f"{kind} has {name}={values[0]!r} (layernorm, learned and gelu go together, and "
+                "rmsnorm, rope and swiglu)"
             )
     return kind
 
@@ -128,164 +125,79 @@ def read_config(directory: Path) -> GPTConfig:
     from transformers import AutoConfig
 
     path = directory / "config.json"
-    raw = checkpoint.read_json(path)
-    kind = raw.get("model_type")
-    if kind not in TYPES:
+    kind = str(checkpoint.read_json(path).get("model_type"))
+    if kind not in FAMILIES:
         raise ValueError(
-            f"{path}: model_type={str(kind)[:40]} is not supported, only {', '.join(TYPES)}"
+            f"{path}: model_type={kind[:40]} is not supported, only {', '.join(FAMILIES)}"
         )
-    name = hf_fields(kind)["n_layer"]
-    layers = raw.get(name, 1)
-    if not is_count(layers, 1) or layers > MOST_LAYERS:  # transformers makes lists of this length
-        raise ValueError(f"{path}: {name}={str(layers)[:40]} is not a number of layers")
     try:
         with quiet():
             hf_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        return GPTConfig(**translate(directory, kind, hf_config))
-    except ValueError:
-        raise
+        return GPTConfig(**our_fields(kind, hf_config))
     except Exception as error:  # values of wrong types make transformers raise nearly anything
-        raise ValueError(
-            f"{path} is not a {kind} model's configuration ({first_line(error)})"
-        ) from None
+        raise ValueError(f"{path} is not supported: {first_line(error)}") from None
 
 
-def translate(directory: Path, kind: str, hf_config) -> dict:
+def our_fields(kind: str, hf_config) -> dict:
     """The fields of GPTConfig for a transformers configuration. Raises ValueError if it cannot."""
-    required = dict(REQUIRED[kind])
+    allowed = dict(ALLOWED[kind])
     if kind == "llama":
-        required["mlp_bias"] = hf_config.attention_bias
-    for name, value in required.items():
-        if (actual := getattr(hf_config, name)) != value:
-            raise ValueError(
-                f"{directory}: {name}={str(actual)[:40]} is not supported, only {value}"
-            )
+        allowed["mlp_bias"] = (hf_config.attention_bias,)
+    for name, values in allowed.items():
+        if getattr(hf_config, name) not in values:
+            value = str(getattr(hf_config, name))[:40]
+            raise ValueError(f"{name}={value} is not one of {', '.join(map(str, values))}")
     fields = {ours: getattr(hf_config, theirs) for ours, theirs in hf_fields(kind).items()}
     if kind == "gpt2":
-        gelus = {hf_name: name for name, hf_name in GELUS.items()}
-        gelus["gelu_pytorch_tanh"] = "gelu_tanh"  # the same function
-        activation = hf_config.activation_function
-        if activation not in gelus:
-            raise ValueError(
-                f"{directory}: activation_function={activation!r} is not one of {', '.join(gelus)}"
-            )
-        return fields | {"mlp": gelus[activation], "bias": True}
-    rope = hf_config.rope_parameters
-    if rope["rope_type"] != "default":
-        raise ValueError(
-            f"{directory}: rope_type={str(rope['rope_type'])[:40]!r} is not supported, only RoPE "
-            "without scaling"
-        )
-    return fields | {
-        "norm": "rmsnorm",
-        "position": "rope",
-        "rope_theta": rope["rope_theta"],
-        "mlp": "swiglu",
-        "qk_norm": kind == "qwen3",
-    }
+        gelus = {theirs: ours for ours, theirs in GELUS.items()}
+        fields |= {"mlp": gelus[hf_config.activation_function], "bias": True}
+    else:
+        rope = hf_config.rope_parameters
+        if rope["rope_type"] != "default":
+            raise ValueError(f"rope_type={rope['rope_type']!s:.40}, only RoPE without scaling is")
+        fields["rope_theta"] = rope["rope_theta"]
+    return fields | FAMILIES[kind]
 
 
-def from_pretrained(
-    name_or_dir: str | Path,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    **changes,
-) -> GPT:
-    """Loads a GPT-2-, Llama- or Qwen3-shaped transformers model from a directory or the Hub.
+def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **changes) -> GPT:
+    """Loads a GPT-2-, Llama- or Qwen3-shaped transformers model from a directory.
 
-    `revision` is a branch, a tag or a commit on the Hub; `changes` are fields of GPTConfig that do
-    not affect the weights, such as dropout. Reads only safetensors, one tensor at a time, so it
-    takes little more memory than the weights. Raises ValueError if there is no such model, or if
-    GPT does not support it.
+    `changes` are fields of GPTConfig that do not affect the weights, such as dropout. Reads only
+    safetensors. Raises ValueError if they are missing, or if GPT does not support the model.
     """
-    directory = find_directory(name_or_dir, revision)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     config = read_config(directory)
-    kind = native_type(config)
-    tensors = Tensors(directory, "transformer." if kind == "gpt2" else "model.")
-    tensors_of = layout(config)
-    if kind == "gpt2":  # bias=False is exported as zeros
-        names = [hf_names[0] for hf_names, _ in tensors_of.values()]
-        changes["bias"] = any(tensors.read(n).any() for n in names if n.endswith(".bias"))
+    # nothing else in the directory's config.json has an effect, such as code for the attention
+    hf_config = AutoConfig.for_model(native_type(config), **native_config(config, None, None))
+    try:
+        with quiet():
+            loaded: tuple = AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=hf_config,
+                dtype=dtype,
+                use_safetensors=True,  # a pickle could run code
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except Exception as error:  # damaged files can raise nearly anything
+        raise ValueError(f"{directory} has no intact weights: {first_line(error)}") from None
+    native, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{directory} lacks the tensor {missing[0]}: it is incomplete")
+    state, tensors_of = native.state_dict(), layout(config)
+    if native_type(config) == "gpt2":  # bias=False is exported as zeros
+        changes["bias"] = any(state[name].any() for name in state if name.endswith(".bias"))
     with torch.device("meta"):
         model = GPT(replace(config, **changes))
-    # the largest first, while there is room for a second copy of it
-    for name, p in sorted(model.named_parameters(), key=lambda item: -item[1].numel()):
+    for name, p in list(model.named_parameters()):
         hf_names, transposed = tensors_of[name]
-        parts = []
-        for hf_name, rows in zip(hf_names, rows_of(model, name, hf_names), strict=True):
-            part = tensors.read(hf_name)
-            shape = (rows, *p.shape[1:])
-            if transposed:
-                shape = shape[::-1]
-            if part.shape != shape:
-                raise ValueError(
-                    f"{directory}: {hf_name} has shape {tuple(part.shape)}, "
-                    f"its config.json says {shape}"
-                )
-            parts.append(part.t() if transposed else part)
-        value = torch.cat(parts)
+        parts = [state[hf_name] for hf_name in hf_names]
+        value = torch.cat([part.t() if transposed else part for part in parts])
         if len(value) < len(p):
             value = F.pad(value, (0, 0, 0, len(p) - len(value)))
-        model.load_state_dict({name: value.to(dtype).contiguous()}, strict=False, assign=True)
+        model.load_state_dict({name: value.contiguous()}, strict=False, assign=True)
     return model.eval()
-
-
-class Tensors:
-    """The tensors of a transformers directory by name, each read when it is needed."""
-
-    def __init__(self, directory: Path, prefix: str):
-        """Finds the tensors. GPT-2's own files leave the `prefix` of their names out.
-
-        Raises ValueError if there are no safetensors, or their header cannot be read.
-        """
-        self.directory = directory
-        self.places: dict[str, tuple[Path, str]] = {}  # full name: its file and its name there
-        files = sorted(directory.glob("model*.safetensors"))
-        if not files:
-            pickles = sorted(path.name for path in directory.glob("*.bin"))
-            found = f"only {pickles[0]}, a pickle, which can run code" if pickles else "no weights"
-            raise ValueError(
-                f"{directory} has {found}: expected model.safetensors "
-                "(transformers' save_pretrained writes it)"
-            )
-        for file in files:
-            with open_tensors(file) as tensors:
-                for name in tensors.keys():  # noqa: SIM118
-                    whole = name.startswith((prefix, "lm_head."))
-                    self.places[name if whole else prefix + name] = file, name
-
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor of that name. Raises ValueError if there is none, or it cannot be read."""
-        if name not in self.places:
-            raise ValueError(f"{self.directory} lacks the tensor {name}: it is incomplete")
-        file, stored = self.places[name]
-        with open_tensors(file) as tensors:  # closing it frees the pages read
-            return tensors.get_tensor(stored)
-
-
-@contextmanager
-def open_tensors(file: Path):
-    """Context manager that opens a safetensors file; what fails in it names the file."""
-    try:
-        require_regular(file)
-        with safe_open(file, "pt") as tensors:
-            yield tensors
-    except Exception as error:  # a damaged header can raise nearly anything
-        raise ValueError(f"{file} cannot be read: {first_line(error)}") from None
-
-
-def find_directory(name_or_dir: str | Path, revision: str | None = None) -> Path:
-    """The directory of a transformers model: a local one, or downloaded from the Hub."""
-    path = Path(name_or_dir)
-    if path.is_dir():
-        return path
-    if path.is_absolute() or (path.parent != Path(".") and path.parent.is_dir()):
-        raise ValueError(
-            f"{str(name_or_dir)!r} is not a directory: "
-            "name an out directory, a checkpoint in one, or a transformers model"
-        )
-    return client.download(str(name_or_dir), revision)
 
 
 def is_transformers(directory: Path) -> bool:
@@ -299,12 +211,12 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
 
     The ids are those of special tokens, if any. Raises ValueError if no class supports it.
     """
-    if type(model) is not GPT:
-        raise ValueError(f"transformers has no class for {type(model).__name__}, only for a GPT")
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     c, state, tensors_of = model.config, {}, layout(model.config)
+    if dict(model.named_parameters()).keys() != tensors_of.keys():
+        raise ValueError(f"transformers has no class for {type(model).__name__}, only for a GPT")
     hf_config = AutoConfig.for_model(native_type(c), **native_config(c, eot_id, pad_id))
     with quiet(), init_empty_weights(include_buffers=False):  # RoPE's tables are buffers
         native = AutoModelForCausalLM.from_config(hf_config)
@@ -344,15 +256,13 @@ def native_config(c: GPTConfig, eot_id: int | None, pad_id: int | None) -> dict:
 
 @contextmanager
 def quiet():
-    """Context manager that silences transformers' progress bars and hints."""
+    """Context manager that silences transformers' hints, and its progress bars for good."""
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -119,7 +119,7 @@ def prepare(
         )
     if its_tokenizer is not None:
         name = f"init_from={config.init_from}"
-        check_tokenizer(its_tokenizer, tokenizer, val_data.tokens, config.data, name)
+        check_tokenizer(its_tokenizer, tokenizer, config.data, name)
     if model_config.vocab_size is None:
         model_config = replace(model_config, vocab_size=train_data.meta["vocab_size"])
     settings = {

@@ -15,7 +15,6 @@ from nanogpt.cli import main
 # what is typed: words of the answer. RUN is a run, RECIPE a recipe; `files` makes the rest
 MISTAKES = """
 smaple                                        | smaple sample
-fly                                           | fly
 sample RUN --max_tokens 9                     | --max_tokens
 sample RUN --max-new-token 9                  | --max_new_token --max_new_tokens?
 sample out/x --start=y                        | --start --prompt?
@@ -23,38 +22,29 @@ sample RUN --prompt ÄFFIN                     | 'Ä' position 0
 sample RUN --prompt ''                        | prompt empty
 sample RUN --prompt FILE:nowhere.txt          | nowhere.txt
 sample RUN --prompt FILE:latin                | latin UTF-8 iconv
-sample RUN --prompt caf\udce9                 | udce9 UTF-8 iconv
 sample RUN --temperature -1                   | --temperature=-1 1000
-sample RUN --num_samples 0                    | --num_samples=0 10000
 sample RUN --device abacus                    | 'abacus' cpu
 sample RUN --checkpoint=newest                | 'newest' best last step-N
-sample RUN --checkpoint=step-7                | step-7
 sample ./nowhere                              | nowhere directory
-eval RUN --data nowhere                       | 'nowhere'
-eval RUN --data other                         | other different tokenizers
-show-batch RUN --step 0                       | --step=0 1
+eval RUN --data other                         | other not the tokenizer
 chat RUN                                      | <|im_start|>
 plot RUN --out out                            | 'out' .png
-export RUN --to link                          | link symbolic
+export RUN --to link                          | link exists
 export RUN --to x --dtype q8_0                | q8_0 --format gguf
 dashboard nowhere                             | nowhere directory
 bench --model gpt5                            | 'gpt5' classic
 plan /etc/passwd                              | /etc/passwd Python
 train RECIPE --n-leyer=3                      | --n_leyer --n_layer?
-train RECIPE --processes=0                    | --processes=0 1024
 train RECIPE --processes=3                    | --processes=3 GPUs --device=cpu
 train nowhere.py                              | nowhere.py Python
 train own_text.py --data=nothing              | 'nothing'
 pretrain.py --depth=0                         | --depth=0 64
-pretrain.py --depth=two                       | --depth=two integer
 pretrain.py --tokens_per_parameter=nan        | --tokens_per_parameter=nan
 pretrain.py --aspect_ratio=33                 | even
 pretrain.py --data=nowhere                    | 'nowhere'
-pretrain.py --dept=3                          | --depth?
 scaling.py --depths=1,2                       | --depths=1,2 three
 scaling.py --depths=3,2,1                     | --depths=3,2,1 rising
 scaling.py --depths=1,2,3 --data=nowhere      | 'nowhere'
-scaling.py --frobnicate                       | --frobnicate
 """
 ROWS = [line.rsplit("|", 1) if "<|" not in line else line.split("|", 1) for line in MISTAKES.strip().splitlines()]
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -78,6 +78,12 @@ def some(request, gpt2_files):
     return MAKERS[request.param]()
 
 
+def test_characters_are_numbered_by_code_point_and_gaps_in_the_ids_count():
+    chars = CharTokenizer.train("cab")  # as nanoGPT does: sorted(set(text))
+    assert (chars.encode("abc").tolist(), chars.vocab_size, chars.eot_id) == ([0, 1, 2], 3, None)
+    assert BPETokenizer(small_tiktoken()).vocab_size == 301
+
+
 @pytest.mark.parametrize("strange", ["é", "😀", "c", "\ud800"])  # c follows the last known one
 def test_an_unknown_character_is_named_with_its_position(strange):
     named = f"character {strange!r} (position 2) is not among the 2".replace("\\", "\\\\")

@@ -19,7 +19,6 @@ python recipes/shakespeare.py --help
 Every field of `GPTConfig` and `TrainConfig` is a flag of each recipe: `--n_layer=8` or `--n_layer 8`. A recipe's values
 override the defaults below, and the command line overrides the recipe's. `--help` shows a recipe's own values.
 `--config out/x/config.json` repeats a run; flags after it change settings.
-`eval "$(nanogpt --completion bash)"` adds tab completion for the `nanogpt` command.
 
 This file is generated: `python tests/docs/settings_table.py > docs/settings.md`.
 """

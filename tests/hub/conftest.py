@@ -1,6 +1,5 @@
-"""An export for transformers of each shape, made once and handed out as a copy."""
+"""An export for transformers of each shape, made once."""
 
-import shutil
 from functools import lru_cache
 
 import pytest
@@ -22,15 +21,3 @@ def make_export(tmp_path_factory):
         return place
 
     return make
-
-
-@pytest.fixture
-def exported(tmp_path, make_export):
-    """The directory of an export, a copy; its run is beside it."""
-
-    def copy(case: str = "qwen3"):
-        for name in ("run", "export"):
-            shutil.copytree(make_export(case) / name, tmp_path / name, symlinks=True)
-        return tmp_path / "export"
-
-    return copy

@@ -17,15 +17,13 @@ def source(tmp_path):
     return make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
 
 
-def change(source, **parts) -> None:
-    """Changes parts of what the checkpoint says about its run."""
-    config = checkpoint.read_json(source / "config.json")
-    checkpoint.write_json(source / "config.json", {name: config[name] | parts.get(name, {}) for name in config})
-    seal_again(source)
-
-
 def test_a_card_tells_result_and_settings_but_nothing_of_the_machine(source, tmp_path):
-    change(source, train={"weight_decay": 0.25, "keep_checkpoints": 9, "threads": 3, "out_dir": "out/mine"})
+    config = checkpoint.read_json(source / "config.json")
+    config["train"] |= {"weight_decay": 0.25, "keep_checkpoints": 9, "threads": 3, "out_dir": "out/mine"}
+    checkpoint.write_json(source / "config.json", config)
+    seal_again(source)
+    with open(source.parent / "metrics.jsonl", "a") as file:  # of a later step
+        file.write('{"step": 9, "val_loss": 1.0, "val_bpb": 1.0}\n')
     to = export.export(source, tmp_path / "export", name="alice/model", license="apache-2.0")
     data, readme = ModelCard.load(to / "README.md").data, (to / "README.md").read_text()
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "transformers", "text-generation")
@@ -35,41 +33,6 @@ def test_a_card_tells_result_and_settings_but_nothing_of_the_machine(source, tmp
         assert part not in readme
 
 
-RESULTS = {
-    "val": {"val_loss": 2.0, "data": "nowhere"},
-    "piqa": {"piqa": {"alias": "piqa", "acc,none": 0.625, "acc_stderr,none": 0.0113}, "limit": None},
-    "gsm8k, 10 examples": {"gsm8k": {"exact_match,strict": 0.1, "exact_match_stderr,strict": "N/A"}, "limit": 10},
-}
-
-
-def test_results_of_whole_tasks_are_in_the_hubs_metadata_too(source, tmp_path):
-    checkpoint.write_json(source.with_name(f"{source.name}.eval.json"), RESULTS)
-    readme = export.export(source, tmp_path / "export", name="alice/model") / "README.md"
-    assert (
-        "| piqa | all | acc | 0.6250 | 0.0113 |\n| gsm8k | 10 | exact_match,strict | 0.1000 |  |" in readme.read_text()
-    )
-    data = ModelCard.load(readme).data
-    (result,) = data.eval_results
-    assert (data.model_name, result.dataset_name, result.metric_type, result.metric_value) == (
-        *("model", "piqa", "acc", 0.625),
-    )
-
-
-@pytest.mark.parametrize("contents", ["{", "[]", '{"piqa": 1}', '{"piqa": {"limit": 1, "x": {"acc": [0.5]}}}'])
-def test_results_that_are_damaged_are_left_out(source, contents):
-    source.with_name(f"{source.name}.eval.json").write_text(contents)
-    assert card.read(source).figures == []
-
-
-def test_the_command_leaves_out_what_concerns_the_machine(source):
-    given = ["/home/me/recipes/mine.py", "--n_layer=2", "--out_dir", "/home/me/out", "--json", "--data=/home/me/d"]
-    config = checkpoint.read_json(source / "config.json")
-    checkpoint.write_json(source / "config.json", config | {"command": [*given, "--resume=auto", "--seed", "2"]})
-    seal_again(source)
-    shown = card.training(card.read(source), curve=False)
-    assert "\naccelerate launch mine.py --n_layer=2 --data=d --seed 2\n" in shown
-
-
 def test_the_cards_example_runs_from_anywhere(source, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(source.parent)
     code = (export.export("../run", "export") / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
@@ -77,8 +40,7 @@ def test_the_cards_example_runs_from_anywhere(source, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path / "elsewhere")
     capsys.readouterr()
     exec(code, {})
-    shown = capsys.readouterr()
-    assert len(shown.out.strip()) == 8 + 16 and "max_length" not in shown.err  # half of a context
+    assert len(capsys.readouterr().out.strip()) == 8 + 16  # half of a context
 
 
 def test_the_data_of_a_mixture_are_all_named(tmp_path, text):
@@ -86,11 +48,4 @@ def test_the_data_of_a_mixture_are_all_named(tmp_path, text):
     tokens = f"{metas[0]['splits']['train']['tokens']:,} training tokens, char tokenizer"
     line = card.data_line(f"{tmp_path / 'a'}:3,{tmp_path / 'b'}:1")
     assert f"0.75 of a.txt ({tokens}), 0.25 of b.txt ({tokens})" in line
-    assert "0.7 of a, 0.3 of b" in card.data_line("nowhere/a:0.7,nowhere/b:0.3")
     assert card.data_line("nowhere/c") == "c"
-
-
-def test_the_loss_is_that_of_the_step(source):
-    with open(source.parent / "metrics.jsonl", "a") as file:
-        file.write('{"step": 9, "val_loss": 1.0, "val_bpb": 1.0}\n')
-    assert "Validation loss 2.0000" in card.training(card.read(source), curve=False)

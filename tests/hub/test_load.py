@@ -32,28 +32,19 @@ def test_options_choose_the_checkpoint_and_leave_the_weights_alone(trained_dir):
     assert not torch.equal(weight, checkpoint.load_model(last).wte.weight)
 
 
-@pytest.mark.parametrize("which", ["bset", "step-abc", "step-", "../run"])
-@pytest.mark.parametrize("read", [load, GPT.from_pretrained])
-def test_a_name_of_no_kind_of_checkpoint_is_refused(trained_dir, read, which):
+@pytest.mark.parametrize("which", ["bset", "step-abc", "../run"])
+def test_a_name_of_no_kind_of_checkpoint_is_refused(trained_dir, which):
     with pytest.raises(ValueError, match=f"{which}.*best, last, step-N"):
-        read(trained_dir, which=which)
+        load(trained_dir, which=which)
 
 
 def test_a_checkpoint_that_is_not_there_is_not_replaced(run_dir, tmp_path):
     (run_dir / "best").unlink()
-    (tmp_path / "empty").mkdir()
-    for run, which in ((run_dir, "best"), (run_dir, "step-9"), (tmp_path / "empty", "last")):
-        with pytest.raises(ValueError, match=f"has no checkpoint {which}|no intact checkpoint"):
-            load(run, which=which)
-
-
-def test_a_directory_without_a_model_is_named(tmp_path):
+    for which in ("best", "step-9"):
+        with pytest.raises(ValueError, match="is not a directory"):
+            load(run_dir, which=which)
     with pytest.raises(ValueError, match="has no intact checkpoint"):
         load(tmp_path)
-    with pytest.raises(ValueError, match=r"typo.* is not a directory"):
-        load(tmp_path / "typo")
-    with pytest.raises(ValueError, match=r"config\.json"):
-        GPT.from_pretrained(tmp_path)
 
 
 CHAT = GPTConfig(block_size=64, n_layer=1, n_head=2, n_embd=16)
@@ -86,13 +77,10 @@ def test_conversations_that_do_not_fit_the_model_are_refused(make_run, tmp_path)
     text = "".join(map(chr, range(97, 160))) + "\n"  # 64 characters, and so a full embedding
     for name, letters in (("full", text), ("other", text[2:])):
         writer.write(tmp_path / name, letters * 50, "char", 0.1, name)
-    base = make_run(CHAT, max_iters=2, data=str(tmp_path / "full"))
-    base.train()
-    for tokenizer, count in ((load_tokenizer(tmp_path / "full"), 66), ("bytes", 259)):
-        with pytest.raises(ValueError, match=f"{count} tokens.* room for 64"):
-            make_run(CHAT, init_from=str(base.out_dir), **prepare_chats(tmp_path, tokenizer))
-    base = make_run(CHAT, max_iters=2, data=str(tmp_path / "other"), out_dir=str(tmp_path / "base"))
-    base.train()
-    others = CharTokenizer(text[:-3] + "\n")
+        make_run(CHAT, max_iters=2, data=str(tmp_path / name), out_dir=str(tmp_path / f"{name} run")).train()
+    with pytest.raises(ValueError, match=r"66 tokens.* room for 64"):
+        settings = prepare_chats(tmp_path, load_tokenizer(tmp_path / "full"))
+        make_run(CHAT, init_from=str(tmp_path / "full run"), **settings)
     with pytest.raises(ValueError, match="which is not the tokenizer of init_from"):
-        make_run(CHAT, init_from=str(base.out_dir), **prepare_chats(tmp_path, others))
+        settings = prepare_chats(tmp_path, CharTokenizer(text[:-3] + "\n"))
+        make_run(CHAT, init_from=str(tmp_path / "other run"), **settings)

@@ -21,9 +21,8 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 from nanogpt import GPTConfig, TrainConfig, checkpoint, rundir
 from nanogpt.cli import main
 from nanogpt.data.tokenizer import CharTokenizer
-from nanogpt.hub.export import export
 from nanogpt.hub.load import load
-from nanogpt.hub.nanogpt import import_checkpoint, require_nanogpts, resume_command
+from nanogpt.hub.nanogpt import export, import_checkpoint, require_nanogpts, resume_command
 from nanogpt.optim import lr_at
 
 SETTINGS = {"batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 12, "eval_interval": 3, "eval_iters": 2}
@@ -59,10 +58,6 @@ def write(path: Path, model_and_optimizer: tuple, **other) -> Path:
     contents |= {"iter_num": 3, "best_val_loss": torch.tensor(2.5), "config": SETTINGS}
     torch.save(contents | other, path)
     return path
-
-
-def groups(contents: dict) -> list[list[int]]:
-    return [group["params"] for group in contents["optimizer"]["param_groups"]]
 
 
 @pytest.fixture
@@ -113,8 +108,8 @@ def test_logits_are_theirs(tmp_path, theirs_data, vocab_size, bias, prefix):
 
 def test_what_export_writes_without_optimizer_can_be_imported(tmp_path, theirs_data, vocab_size, imported):
     imported()
-    export(tmp_path / "out", tmp_path / "export.pt", format="nanogpt")
-    again = import_checkpoint(tmp_path / "export.pt", theirs_data, tmp_path / "again", weights_only=True)
+    export(tmp_path / "out", tmp_path / "export.pt")
+    again = import_checkpoint(tmp_path / "export.pt", theirs_data, tmp_path / "again")
     assert checkpoint.read_json(again / "trainer_state.json")["best_val_loss"] == 2.5
     idx = torch.randint(vocab_size, (3, 16))
     with torch.no_grad():
@@ -170,17 +165,13 @@ def test_of_their_50304_rows_the_50257_with_a_token_are_kept(tmp_path, text, gpt
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c["model"].pop("transformer.h.1.mlp.c_fc.weight"), r"h.1.mlp.c_fc.weight should be .*32, 8.*absent"),
-        (lambda c: c["model"].update(extra=torch.zeros(1)), r"extra should be absent, but is \(1,\)"),
-        (lambda c: c["model_args"].update(n_embd=16), r"h.0.attn.c_attn.bias should be \(48,\), but is \(24,\)"),
+        (lambda c: c["model"].pop("transformer.h.1.mlp.c_fc.weight"), "lacks 'h.1.mlp.c_fc.weight'"),
+        (lambda c: c["model_args"].update(n_embd=16), "wte.weight is .64, 8. .* instead of .64, 16."),
         (lambda c: c["model_args"].update(vocab_size=77), "vocabulary has 77 tokens, the data.s .* with --data"),
-        (lambda c: c["model_args"].update(n_head=3), "n_embd=8 is not divisible by n_head=3"),
-        (lambda c: c["model_args"].pop("n_head"), "not one of nanoGPT's .*n_head"),
+        (lambda c: c["model_args"].pop("n_head"), "n_head"),
         (lambda c: c["config"].update(batch_size=0), "batch_size=0 must be from 1 to 65536"),
-        (lambda c: c["config"].update(learning_rate=[]), "not one of nanoGPT's"),
-        (lambda c: c["optimizer"]["state"].pop(0), "not one of nanoGPT's .*KeyError"),
-        (lambda c: groups(c)[1].append(groups(c)[0].pop()), r"groups of \[9, 19\] parameters, .*--weights_only"),
-        (lambda c: groups(c)[0].reverse(), "optimizer state for wte.weight has the wrong shape: .*--weights_only"),
+        (lambda c: c["optimizer"]["state"].pop(0), "KeyError"),
+        (lambda c: c["optimizer"]["param_groups"][0]["params"].reverse(), "state for wte.weight has the wrong shape"),
     ],
 )  # fmt: skip
 def test_what_is_not_nanogpts_is_named_and_nothing_written(tmp_path, theirs_data, vocab_size, change, message):
@@ -193,47 +184,35 @@ def test_what_is_not_nanogpts_is_named_and_nothing_written(tmp_path, theirs_data
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("where", ["ckpt.pt", "meta.pkl"])
-def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, theirs_data, vocab_size, refused, where):
+def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, theirs_data, vocab_size, refused):
     class Evil:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'owned'}",)
 
-    path = write(tmp_path / "ckpt.pt", trained(vocab_size), **({"config": Evil()} if where == "ckpt.pt" else {}))
-    if where == "meta.pkl":
-        (theirs_data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 1, "itos": Evil()}))
+    path = write(tmp_path / "ckpt.pt", trained(vocab_size), config=Evil())
     said = refused(main, ["import-nanogpt", str(path), "--data", str(theirs_data), "--out_dir", str(tmp_path / "out")])
-    assert where in said and "posix.system" in said
+    assert "ckpt.pt" in said and "posix.system" in said
     assert not (tmp_path / "owned").exists() and not (tmp_path / "out").exists()
 
 
-def test_a_run_that_is_there_is_not_written_into(imported):
-    imported()
-    with pytest.raises(ValueError, match=r"out already holds a run .*--out_dir"):
-        imported()
-
-
-def test_the_command_that_is_shown_goes_on(tmp_path, theirs_data, vocab_size, command, recipe):
-    path = write(tmp_path / "ckpt.pt", trained(vocab_size))
-    shown = command("import-nanogpt", path, "--data", theirs_data, "--out_dir", tmp_path / "out")
-    python, name, *flags = shlex.split(shown.splitlines()[-1])
+def test_the_command_that_is_shown_goes_on(tmp_path, theirs_data, vocab_size, command, recipe, refused):
+    words = ["import-nanogpt", write(tmp_path / "ckpt.pt", trained(vocab_size)), "--data", theirs_data]
+    words += ["--out_dir", tmp_path / "out"]
+    python, name, *flags = shlex.split(command(*words).splitlines()[-1])
     rundir.release(tmp_path / "out")  # as at the end of the command's process
     done = recipe(Path(name).stem, *flags, "--device=cpu")
     assert done.returncode == 0, done.stderr
     assert python == "python" and "other settings" not in done.stdout
     assert "resuming from step 3" in done.stdout and (tmp_path / "out" / "step-000012").is_dir()
+    assert "already holds a run" in refused(main, [str(word) for word in words])
 
 
-def test_a_finished_run_is_offered_twice_its_steps(imported):
-    saved = imported(iter_num=12)
-    assert "--max_iters=24" in resume_command(saved)
-    assert checkpoint.load_configs(saved)[1].max_iters == 12
-
-
-def test_settings_that_a_checkpoint_lacks_are_our_defaults_or_the_optimizers(vocab_size, imported):
+def test_settings_that_a_checkpoint_lacks_are_our_defaults(vocab_size, imported):
     args = {name: value for name, value in Theirs(vocab_size, True).args.items() if name != "bias"}
-    config, train = checkpoint.load_configs(imported(config={"decay_lr": False}, model_args=args))
-    assert (train.batch_size, train.beta1, config.bias) == (TrainConfig.batch_size, 0.8, True)
+    saved = imported(config={"decay_lr": False, "max_iters": 3}, model_args=args)
+    config, train = checkpoint.load_configs(saved)
+    assert "--max_iters=6" in resume_command(saved)  # it has finished
+    assert (train.batch_size, config.bias) == (TrainConfig.batch_size, True)
     assert lr_at(0, train) == lr_at(50, train) == TrainConfig.learning_rate  # without a warm-up
 
 
@@ -261,20 +240,12 @@ def test_logits_are_the_same_there(tmp_path, bias):
         (dataclasses.asdict(CASES["llama"]), "norm=rmsnorm"),
         ({"mlp": "gelu_tanh"}, "mlp=gelu_tanh"),
         ({"tie_embeddings": False}, "tie_embeddings=False"),
-        ({"n_kv_head": 1}, "n_kv_head=1"),
-        ({"head_dim": 8}, "head_dim=8"),
-        ({"n_inner": 48}, "n_inner=48"),
-        ({"norm_eps": 1e-6}, "norm_eps=1e-06"),
-        ({"qk_norm": True}, "qk_norm=True"),
+        ({"n_kv_head": 1}, "kv_heads=1"),
+        ({"head_dim": 8}, "head_size=8"),
+        ({"n_inner": 48}, "inner=48"),
     ],
 )
 def test_what_nanogpt_cannot_hold_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         require_nanogpts(dataclasses.replace(CONFIG, **changes))
     require_nanogpts(dataclasses.replace(CONFIG, n_kv_head=2, head_dim=4, n_inner=32, dropout=0.1))
-
-
-def test_a_model_that_nanogpt_cannot_hold_leaves_nothing_behind(tmp_path, refused):
-    make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
-    refused(main, ["export", str(tmp_path / "run"), "--to", str(tmp_path / "ckpt.pt"), "--format", "nanogpt"])
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
