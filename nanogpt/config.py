@@ -1,7 +1,7 @@
 """Settings of a run: dataclass defaults < the recipe < the command line.
 
 Every field of `GPTConfig` and `TrainConfig` is a flag of the same name, `--max_iters 500` or
-`--max_iters=500`. Its help text is the comment behind or above the field. Its type has the choices
+`--max_iters=500`. Its help text is the comment behind the field. Its type has the choices
 or limits: `Annotated[int, 1, 1000]` is an integer from 1 to 1000. --help lists the fields after
 KW_ONLY as advanced. An unknown flag or a value that is not allowed is an error, never ignored.
 """
@@ -120,9 +120,7 @@ class Actions:
     """What else a recipe can do: flags that a recipe does not set and a run does not record."""
 
     dry_run: bool = False  # only show the run's parameters, memory and time
-    price: Annotated[float, 0, 1e6] = 0  # the machine's cost in dollars per hour, for dry_run
     seeds: Annotated[int, 1, 1000] = 1  # train with N seeds, into out_dir-seed…, and compare
-    profile: Number = 0  # trace N steps into out_dir/trace.json, after two warm-up steps
     json: bool = False  # print out_dir/result.json as the last line
 
     def __post_init__(self):

@@ -60,12 +60,7 @@ def main(
     main(model_config, config, prepare, note, argv, **own)
 
 
-def train(
-    config: TrainConfig,
-    parts: "Parts",
-    state: State,
-    after_step: Callable[[], object] = lambda: None,
-) -> None:
+def train(config: TrainConfig, parts: "Parts", state: State) -> None:
     """The loop: evaluate and save if due, take a step, log; until max_iters, or until `Stop`."""
     parts.gpt.train()
     parts.timed_since = time.perf_counter()
@@ -75,7 +70,6 @@ def train(
         if done(config, state):
             return
         step(config, parts, state)
-        after_step()
         if log_is_due(config, state.step):
             log(config, parts, state)
         # raises Stop: a signal, the time limit, failing saves, bad gradients
@@ -111,7 +105,6 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
     parts.tally.add(step_loss, grad_norm, not_finite, lr)
     state.step += 1
     state.tokens += tokens_per_step(config, parts.gpt.config)
-    parts.progress.update(config, parts, state)
 
 
 def micro_batch(
@@ -156,7 +149,7 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
     values["lr"] = tally.lr
     values["memory"] = memory_in_use(parts.device)
     parts.metrics.log(**where(state), **values, skipped_steps=state.skipped_steps)
-    parts.progress.show(values)
+    parts.progress.show(values, state)
     tally.restart(state)
     parts.timed_since = time.perf_counter()
 

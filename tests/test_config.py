@@ -155,8 +155,8 @@ def test_help_shows_every_flag_with_its_default(capsys):
     assert "number of blocks (default: 3)" in " ".join(shown.split())
 
 
-def test_only_the_main_process_reports_an_error(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
+def test_one_process_of_each_machine_reports_an_error(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit):
         fail("something")
     assert capsys.readouterr().err == ""
@@ -209,7 +209,8 @@ def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, refused
         ("--lr=1e-3", "--learning_rate"),
         ("--dtype=bfloat16", "--precision"),
         ("--eval_only=True", "--max_iters=0"),
-        ("--wandb-project=x", "the environment variable WANDB_PROJECT"),
+        ("--decay_lr=False", "--lr_schedule=constant"),
+        ("--wandb_log=True", "--report_to=wandb"),
     ],
 )
 def test_nanogpts_other_names_suggest_ours(theirs, ours, capsys):

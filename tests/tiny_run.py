@@ -41,14 +41,14 @@ class Run:
                 stack.enter_context(patch.object(train, name, stand_in(name)))
             return function(self.config, self.parts, self.state, *args)
 
-    def train(self, profile: int = 0) -> None:
-        self.call(train_to_the_end, profile)
+    def train(self) -> None:
+        self.call(train_to_the_end)
 
     def rehearse(self) -> None:
         self.config = self.call(guard.rehearse)
 
-    def plan(self, actions) -> None:
-        self.call(plan.show, actions)
+    def plan(self, as_json: bool = False) -> None:
+        self.call(plan.show, as_json)
 
     def measure(self) -> float:
         return self.call(plan.seconds_per_step)

@@ -6,19 +6,18 @@ has died.
 """
 
 import os
+import re
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
 
 # texts in the errors of gloo and NCCL
-CLOSED = ("Connection closed by peer", "Connection reset by peer", "Connection refused")
-CLOSED += ("Broken pipe", "remote process")
-SILENT = ("Timed out", "timed out", "timeout")
-MESSAGE = 1000  # bytes of a message that processes share
+LOST = re.compile(
+    "Connection (closed|reset|refused)|Broken pipe|remote process|[Tt]imed out|timeout"
+)
 
 
 class Peers:
@@ -32,15 +31,7 @@ class Peers:
         self.group = None  # the default group, if that is on the CPU
         if self.many and accelerator.device.type != "cpu":
             limit = timedelta(seconds=timeout)
-            try:
-                self.group = torch.distributed.new_group(backend="gloo", timeout=limit)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(
-                    "the processes cannot reach each other by gloo, which they use on the CPU: set "
-                    "GLOO_SOCKET_IFNAME to the network interface between the machines, such as "
-                    f"eth0 ({reason:.200})"
-                ) from None
+            self.group = torch.distributed.new_group(backend="gloo", timeout=limit)
 
     @contextmanager
     def in_agreement(self, main_first: bool = False):
@@ -61,29 +52,29 @@ class Peers:
 
     def fail_together(self, error: Exception | None) -> None:
         """Raises `error`; without one, the message of the first process that has one, if any."""
-        here, nobody = self.accelerator.process_index, self.accelerator.num_processes
-        first = -self.largest(-(nobody if error is None else here))[0]
-        if first == nobody:
-            return
-        message = str(error).encode()[:MESSAGE] if here == first else b""
-        shared = bytes(self.largest(*message.ljust(MESSAGE, b"\0"))).rstrip(b"\0")
-        raise error or ValueError(shared.decode(errors="ignore"))
+        messages = [None if error is None else str(error)]
+        if self.many:
+            mine, messages = messages[0], [None] * self.accelerator.num_processes
+            torch.distributed.all_gather_object(messages, mine, group=self.group)
+        for message in messages:
+            if message is not None:
+                raise error or ValueError(message)
 
-    def largest(self, *values: int, patience: float | None = None) -> list[int]:
+    def largest(self, *values: int) -> list[int]:
         """The largest of each value over all processes.
 
-        Raises RuntimeError if one does not call this within `patience` seconds (default: timeout).
+        Raises RuntimeError if one does not call this within the timeout.
         """
         if not self.many:
             return [int(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.int64)
-        largest = torch.distributed.ReduceOp.MAX
-        work = torch.distributed.all_reduce(tensor, largest, group=self.group, async_op=True)
-        if patience is None:
-            work.wait()
-        else:
-            work.wait(timedelta(seconds=patience))
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=self.group)
         return tensor.tolist()
+
+    def agree(self, value: int) -> bool:
+        """Whether all processes have the same value."""
+        largest, smallest = self.largest(value, -value)
+        return largest == -smallest
 
     @contextmanager
     def watched(self):
@@ -94,22 +85,14 @@ class Peers:
         try:
             yield
         except RuntimeError as error:
-            if not self.many or not (reason := lost(str(error), self.timeout)):
+            if not self.many or not LOST.search(str(error)):
                 raise
-            self.leave(f"{reason}; start it again with --resume=auto")
-
-    def leave(self, reason: str) -> NoReturn:
-        """Ends this process with one line and code 1, while the others wait for it."""
-        me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
-        print(f"error: {me} stops: {reason}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(1)  # an ordinary exit would wait for the others
-
-
-def lost(error: str, timeout: float) -> str | None:
-    """The cause of a failed collective operation; None if other processes are not the cause."""
-    if any(text in error for text in CLOSED):
-        return "another process of the run has died"
-    if any(text in error for text in SILENT):
-        return f"another process of the run has not answered for {timeout:g} s (--timeout)"
-    return None
+            me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
+            print(
+                f"error: {me} stops: another process of the run has died, or not answered for "
+                f"{self.timeout:g} s (--timeout); start it again with --resume=auto",
+                file=sys.stderr,
+                flush=True,
+            )
+            sys.stdout.flush()
+            os._exit(1)  # an ordinary exit would wait for the others

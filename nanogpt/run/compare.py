@@ -3,9 +3,8 @@
     nanogpt compare out/a out/b
     python recipes/shakespeare.py --seeds=3 --out_dir=out/a  # out/a-seed1337, -seed1338, …
 
-Runs that differ only in their seed share a column, with mean and standard deviation. Each seed
-counts once, and a run that has not finished does not count beside finished ones. The last line says
-whether the best two differ by more than their seeds do, by Welch's t-test.
+Runs that differ only in their seed share a column, with mean and standard deviation. The last line
+says whether the best two differ by more than their seeds do, by Welch's t-test.
 """
 
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ from nanogpt import checkpoint
 from nanogpt.config import ignored_by
 from nanogpt.run import metrics
 
-AXES = ("steps", "tokens", "seconds of training")  # the first columns of Curve.points
+KEYS = ("step", "tokens", "train_seconds", "val_loss")
+AXES = ("steps", "tokens", "seconds of training")  # names of the first three
 ALPHA = 0.05  # a difference with a smaller p is significant
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(100)  # of numerical integration
 
 
 @dataclass
@@ -26,12 +27,12 @@ class Curve:
     run: Path
     settings: dict
     kind: dict  # the settings that are equal for runs that differ only in their seed
-    points: np.ndarray  # (N, 4) step, tokens, seconds, validation loss
+    points: np.ndarray  # (N, 4) the values of KEYS at each evaluation
     val_sha256: str | None  # of the validation tokens; None if not recorded
 
     @property
     def finished(self) -> bool:
-        """Whether the last evaluation is the final one; true if the settings name no end."""
+        """Whether the last evaluation is the final one."""
         minutes, max_iters = (self.settings.get(key, 0) for key in ("train_minutes", "max_iters"))
         step, _, seconds, _ = self.points[-1]
         if minutes and max_iters:
@@ -52,8 +53,7 @@ def read(run: Path) -> Curve:
     """A run's settings and validation losses. Raises ValueError if it is not a run or has none."""
     if not (run / metrics.METRICS).is_file():
         raise ValueError(f"{run} is not an out directory: it has no {metrics.METRICS}")
-    keys = ("step", "tokens", "train_seconds", "val_loss")
-    lines = [line for line in metrics.read(run / metrics.METRICS) if line.keys() >= set(keys)]
+    lines = [line for line in metrics.read(run / metrics.METRICS) if line.keys() >= set(KEYS)]
     if not lines:
         raise ValueError(f"{run} has no validation loss yet")
     config = checkpoint.read_json(run / checkpoint.CONFIG)
@@ -61,78 +61,63 @@ def read(run: Path) -> Curve:
         settings = config["model"] | config["train"]
         digests = {name: split.get("sha256") for name, split in config.get("data", {}).items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{run / checkpoint.CONFIG} is not a run's configuration ({error})"
-        ) from None
+        raise ValueError(f"{run / checkpoint.CONFIG} is not a run's ({error})") from None
     kind = {name: value for name, value in settings.items() if name not in ignored_by("compare")}
     kind["class"] = config.get("class")  # of a run with make_model
     if digests and all(digests.values()):
         kind["data"] = list(digests.values())  # the same tokens in any directory
-    points = np.array([[line[key] for key in keys] for line in lines])
+    points = np.array([[line[key] for key in KEYS] for line in lines])
     return Curve(run, settings, kind, points, digests.get("val"))
 
 
-def group(runs: list[Path]) -> tuple[dict[str, list[Curve]], dict[str, str]]:
-    """Groups runs that differ only in their seed; a group has the name, or path, of its first run.
+def group(runs: list[Path]) -> list[list[Curve]]:
+    """Groups runs that differ only in their seed, the group with the lowest mean loss first.
 
-    Also returns the runs that do not count, each with the reason: another run of the group has the
-    same seed, or has finished and this one has not.
+    Raises ValueError if a seed is there twice.
     """
-    curves = [read(Path(run)) for run in dict.fromkeys(runs)]
     groups: list[list[Curve]] = []
-    left_out: dict[str, str] = {}
-    for curve in sorted(curves, key=lambda c: not c.finished):  # of one seed the finished run
+    for curve in [read(Path(run)) for run in dict.fromkeys(runs)]:
         same = next((group for group in groups if group[0].kind == curve.kind), None)
         if same is None:
             groups.append([curve])
             continue
-        twins = [c for c in same if c.settings.get("seed") == curve.settings.get("seed")]
-        if same[0].finished and not curve.finished:
-            step = f"{curve.points[-1, 0]:,.0f}"
-            left_out[str(curve.run)] = f"not finished: its last evaluation is of step {step}"
-        elif twins:
-            left_out[str(curve.run)] = f"the same settings and seed as {twins[0].run}"
-        else:
-            same.append(curve)
-    names = [group[0].run.name for group in groups]
-    if len(set(names)) < len(names):
-        names = [str(group[0].run) for group in groups]
-    return dict(zip(names, groups, strict=True)), left_out
+        for other in same:
+            if other.settings.get("seed") == curve.settings.get("seed"):
+                raise ValueError(
+                    f"{other.run} and {curve.run} have the same settings and seed: name one of them"
+                )
+        same.append(curve)
+
+    def mean(group: list[Curve]) -> float:
+        return float(np.nan_to_num(np.mean([curve.lowest for curve in group]), nan=np.inf))
+
+    return sorted(groups, key=mean)
 
 
-def last_common(curves: list[Curve], axis: int) -> float | None:
-    """The last evaluation that all curves have reached; None if one starts after another's end."""
-    end = min(curve.points[-1, axis] for curve in curves)
-    return None if any(curve.points[0, axis] > end for curve in curves) else float(end)
-
-
-def deviation(values: list[float]) -> float | None:
-    """The standard deviation between seeds; None for a single one."""
+def mean_and_spread(losses: list[float]) -> tuple[float, float | None]:
+    """The mean of seeds and their standard deviation, which is None for a single one."""
     with np.errstate(all="ignore"):  # a loss may be infinite, or NaN
-        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+        spread = float(np.std(losses, ddof=1)) if len(losses) > 1 else None
+        return float(np.mean(losses)), spread
 
 
-def welch(a, b) -> np.ndarray:
-    """The two-sided p of Welch's t-test (Welch 1947) between samples along the last axis.
+def welch(a: list[float], b: list[float]) -> float:
+    """The two-sided p of Welch's t-test (Welch 1947) between two samples of two or more values.
 
-    Each has two or more values. NaN if neither sample varies.
+    NaN if neither varies.
     """
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    n, m = a.shape[-1], b.shape[-1]
     with np.errstate(all="ignore"):  # a loss may be infinite, or NaN
         # squared standard errors of the means
-        u = a.var(-1, ddof=1) / n
-        v = b.var(-1, ddof=1) / m
-        df = (u + v) ** 2 / (u**2 / (n - 1) + v**2 / (m - 1))  # Welch-Satterthwaite
-        t = np.abs(a.mean(-1) - b.mean(-1)) / np.sqrt(u + v)
+        u = np.var(a, ddof=1) / len(a)
+        v = np.var(b, ddof=1) / len(b)
+        df = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))  # Welch-Satterthwaite
+        t = abs(np.mean(a) - np.mean(b)) / np.sqrt(u + v)
+
         # with t = sqrt(df) / tan(angle), Student's tail is the integral of sin(angle)^(df - 1)
-        x, weights = np.polynomial.legendre.leggauss(100)
+        def integral(end: float) -> float:  # from 0
+            return end / 2 * (WEIGHTS @ np.sin(end * (NODES + 1) / 2) ** (df - 1))
 
-        def integral(end):  # from 0
-            angles = np.asarray(end)[..., None] * (x + 1) / 2
-            return end / 2 * (np.sin(angles) ** (df[..., None] - 1) @ weights)
-
-        return integral(np.arctan2(np.sqrt(df), t)) / integral(np.pi / 2)
+        return float(integral(np.arctan2(np.sqrt(df), t)) / integral(np.pi / 2))
 
 
 def verdict(runs: list[Path]) -> dict:
@@ -142,28 +127,19 @@ def verdict(runs: list[Path]) -> dict:
     lower the loss of `better` is than the next one's. Both are None if losses cannot be compared;
     without a p, `why_not` says why. Raises ValueError if one of `runs` is not a run.
     """
-    groups, left_out = group(runs)
-    first = {name: curves[0] for name, curves in groups.items()}
-    kinds = [curve.kind for curve in first.values()]
-    differing = [k for k in dict.fromkeys(k for kind in kinds for k in kind) if not equal(kinds, k)]
+    groups = group(runs)
+    every = [curve for curves in groups for curve in curves]
+    names = dict.fromkeys(name for curve in every for name in curve.kind)
+    differing = [n for n in names if any(c.kind.get(n) != every[0].kind.get(n) for c in every)]
     rows = []
-    for name, curves in groups.items():
-        losses = [curve.lowest for curve in curves]
-        settings = {key: first[name].settings.get(key) for key in differing}
-        row = {"name": name, "runs": [str(curve.run) for curve in curves], "settings": settings}
-        rows.append(row | {"val_loss": float(np.mean(losses)), "spread": deviation(losses)})
-    rows.sort(key=lambda row: (np.isnan(row["val_loss"]), row["val_loss"]))
-    every = [curve for curves in groups.values() for curve in curves]
-    at_equal = {}
-    for axis, title in enumerate(AXES):
-        if (at := last_common(every, axis)) is not None:
-            there = {n: [curve.loss_at(axis, at) for curve in c] for n, c in groups.items()}
-            losses = {name: float(np.mean(values)) for name, values in there.items()}
-            spread = {name: deviation(values) for name, values in there.items()}
-            at_equal[title] = {"at": at, "val_loss": losses, "spread": spread}
-    found = dict.fromkeys(("better", "by", "p", "significant", "why_not"))
-    found |= {"runs": rows, "left_out": left_out, "at_equal": at_equal}
-    unfinished = [name for name, curve in first.items() if not curve.finished]
+    for curves in groups:
+        loss, spread = mean_and_spread([curve.lowest for curve in curves])
+        settings = {name: curves[0].settings.get(name) for name in differing}
+        row = {"name": str(curves[0].run), "runs": [str(curve.run) for curve in curves]}
+        rows.append(row | {"settings": settings, "val_loss": loss, "spread": spread})
+    found: dict = dict.fromkeys(("better", "by", "p", "significant", "why_not"))
+    found["runs"] = rows
+    unfinished = [str(curve.run) for curve in every if not curve.finished]
     if len(rows) < 2:
         return found | {"why_not": "there is nothing to compare with"}
     if unfinished:
@@ -172,41 +148,43 @@ def verdict(runs: list[Path]) -> dict:
         return found | {"why_not": "the validation data differ"}
     found["better"] = rows[0]["name"]
     found["by"] = rows[1]["val_loss"] - rows[0]["val_loss"]
-    best, next_best = ([curve.lowest for curve in groups[str(r["name"])]] for r in rows[:2])
-    if min(len(best), len(next_best)) < 2:
+    best, second = ([curve.lowest for curve in curves] for curves in groups[:2])
+    if min(len(best), len(second)) < 2:
         return found | {"why_not": "this needs at least two seeds of each"}
-    p = float(welch(best, next_best))
+    p = welch(best, second)
     if np.isnan(p):
         return found | {"why_not": "the losses of seeds do not vary, or are not finite"}
     return found | {"p": p, "significant": p < ALPHA}
 
 
-def equal(kinds: list[dict], key: str) -> bool:
-    return all(kind.get(key) == kinds[0].get(key) for kind in kinds)
-
-
 def compare(runs: list[Path]) -> str:
     """A `verdict` as text, the best run first; the last line says whether it is better."""
-    found = verdict(runs)
-    rows = {row["name"]: row for row in found["runs"]}
-    table = {"": list(rows), "seeds": [len(row["runs"]) for row in rows.values()]}
+    found, groups = verdict(runs), group(runs)
+    every = [curve for curves in groups for curve in curves]
+    table: dict[str, list] = {"": [row["name"] for row in found["runs"]]}
+    table["seeds"] = [len(curves) for curves in groups]
     for name in found["runs"][0]["settings"]:
-        table[name] = [row["settings"][name] for row in rows.values()]
-    for title, losses in found["at_equal"].items():
-        title = f"at {losses['at']:,.1f}".removesuffix(".0") + f" {title}"
-        table[title] = [cell(losses["val_loss"][name], losses["spread"][name]) for name in rows]
-    table["lowest"] = [cell(row["val_loss"], row["spread"]) for row in rows.values()]
+        table[name] = [row["settings"][name] for row in found["runs"]]
+    for axis, title in enumerate(AXES):
+        end = min(curve.points[-1, axis] for curve in every)  # the last that all have reached
+        if all(curve.points[0, axis] <= end for curve in every):
+            losses = [[curve.loss_at(axis, end) for curve in curves] for curves in groups]
+            table[f"at {end:,.1f} {title}".replace(".0 ", " ")] = [cell(each) for each in losses]
+    table["lowest"] = [cell([curve.lowest for curve in curves]) for curves in groups]
     width = 2 + max(16, *(len(str(value)) for values in table.values() for value in values))
-    lines = [
-        f"{title:<36}" + "".join(f"{value!s:>{width}}" for value in values)
-        for title, values in table.items()
-    ]
-    lines += [f"left out: {run} ({why})" for run, why in found["left_out"].items()]
-    return "\n".join([*lines, "", *([in_words(found)] if len(rows) > 1 else [])])
+    lines = []
+    for title, values in table.items():
+        lines.append(f"{title:<36}" + "".join(f"{value!s:>{width}}" for value in values))
+    lines.append("")
+    if len(groups) > 1:
+        lines.append(in_words(found))
+    return "\n".join(lines)
 
 
-def cell(loss: float, spread: float | None) -> str:
-    return f"{loss:.4f}" if spread is None else f"{loss:.4f} ±{spread:.4f}"
+def cell(losses: list[float]) -> str:
+    """Losses of seeds as text: their mean and spread."""
+    mean, spread = mean_and_spread(losses)
+    return f"{mean:.4f}" if spread is None else f"{mean:.4f} ±{spread:.4f}"
 
 
 def in_words(found: dict) -> str:
@@ -217,6 +195,5 @@ def in_words(found: dict) -> str:
     lower = f"{first['name']} has a lower loss than {second['name']} by {found['by']:.4f}"
     if found["p"] is None:
         return f"{lower}; not tested for significance: {found['why_not']}"
-    sizes = f"{len(first['runs'])} and {len(second['runs'])} seeds"
     what = "a significant difference" if found["significant"] else "no significant difference"
-    return f"{lower}: {what} (p = {found['p']:.2g}, Welch's t-test, {sizes})"
+    return f"{lower}: {what} (p = {found['p']:.2g}, Welch's t-test)"

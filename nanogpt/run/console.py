@@ -1,17 +1,13 @@
 """Prints a run's settings and progress, and at the end the result and next commands."""
 
 import dataclasses
-import json
 import logging
-import os
 import shlex
-import sys
 import time
 from contextlib import suppress
-from pathlib import Path
+from datetime import timedelta
 
 import torch
-from tqdm import tqdm
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
@@ -19,45 +15,32 @@ from nanogpt.data.files import plain, plural, waiting
 from nanogpt.data.tokenizer import END, START
 from nanogpt.run import metrics
 from nanogpt.run.errors import visible
-from nanogpt.run.resume import resume_command, sequences
+from nanogpt.run.resume import resume_command
 from nanogpt.run.stop import Stop
 from nanogpt.sample import sample_text
 from nanogpt.train import Parts, State, logger, sample_start, tokens_per_step
 
 RESULT = "result.json"
 SAMPLE_TOKENS = 300  # of the sample at the end
-EVERY = 10.0  # seconds between lines of progress if there is no terminal
+EVERY = 5.0  # seconds between lines of progress
 
 
-class AboveTheBar(logging.Handler):
-    """Prints messages above the progress bar; ignores a closed stdout."""
+class Printer(logging.Handler):
+    """Prints messages; ignores a closed stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = ("warning: " if record.levelno == logging.WARNING else "") + record.getMessage()
         with suppress(OSError):
-            tqdm.write(visible(text))
+            print(visible(text), flush=True)
 
 
 def show_messages(shown: bool) -> None:
     """Prints what runs say from now on, or nothing."""
     if not logger.handlers:
-        logger.addHandler(AboveTheBar())
+        logger.addHandler(Printer())
         logger.propagate = False
     logger.setLevel(logging.INFO)
     logger.disabled = not shown
-
-
-def preface(note: str, requested: TrainConfig, config: TrainConfig) -> None:
-    """Prints a recipe's note, and micro-batches that were changed to fit the processes."""
-    if note:
-        logger.info(note)
-    if config != requested:
-        many = "the same" if sequences(config) == sequences(requested) else "more"
-        logger.info(
-            f"note: for several processes, now --batch_size={config.batch_size} "
-            f"--gradient_accumulation_steps={config.gradient_accumulation_steps}: "
-            f"a step has {many} sequences"
-        )
 
 
 def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
@@ -66,18 +49,17 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     train_tokens, a_step = len(parts.train_data.tokens), tokens_per_step(config, m)
     processes = f"{env['processes']} process{'es' if env['processes'] > 1 else ''}"
     compiled = "compiled" if parts.compiled else "not compiled"
-    kv_heads = f" ({m.kv_heads} for keys and values)" if m.kv_heads != m.n_head else ""
-    trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
-    adapters = f", {trained:,} of them in adapters, which are trained" if c.lora_rank else ""
     steps, amount = f"{c.max_iters:,} ", f"{c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
         steps, amount = "", f"for {c.train_minutes:g} minutes of training"
     resuming = f", resuming from step {state.step:,}" if state.step else ""
+    trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
+    adapters = f", {trained:,} of them in adapters, which are trained" if c.lora_rank else ""
     logger.info(
         f"device  {env['device']}, {processes} with {plural(env['threads'], 'thread')}, "
         f"{env['precision']}, {compiled}\n"
         f"model   {parts.gpt.get_num_params():,} parameters{adapters}: "
-        f"{plural(m.n_layer, 'layer')}, {plural(m.n_head, 'head')}{kv_heads}, {m.n_embd} channels; "
+        f"{plural(m.n_layer, 'layer')}, {plural(m.n_head, 'head')}, {m.n_embd} channels; "
         f"{m.norm}, {m.position} positions, {m.mlp}\n"
         f"data    {c.data}: {train_tokens:,} tokens to train on, {len(parts.val_data.tokens):,} "
         f"to validate, vocabulary {m.vocab_size:,}\n"
@@ -88,50 +70,32 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
 
 
 class Progress:
-    """Shows a run's progress: a bar on a terminal, otherwise a line about every ten seconds."""
+    """Prints a line about the training every few seconds."""
 
-    def __init__(self, config: TrainConfig, state: State, shown: bool):
-        steps_only = "{n_fmt} steps in {elapsed}{postfix}"  # of a run whose end is not known
-        self.bar = tqdm(
-            total=None if config.train_minutes else config.max_iters,
-            bar_format=steps_only if config.train_minutes else None,
-            initial=state.step,
-            unit="step",
-            dynamic_ncols=True,
-            leave=False,
-            disable=not (shown and sys.stderr.isatty()),
-        )
-        self.in_lines = shown and self.bar.disable
+    def __init__(self, config: TrainConfig, state: State):
         self.max_iters = 0 if config.train_minutes else config.max_iters
-        self.now = state.step
         self.restart(state)
 
     def restart(self, state: State) -> None:
         """Restarts the timer, so that an evaluation is not counted."""
         self.since, self.step = time.monotonic(), state.step
 
-    def update(self, config: TrainConfig, parts: Parts, state: State) -> None:
-        """A step is done."""
-        self.now = state.step
-        with suppress(OSError):  # the terminal may have been closed
-            self.bar.update()
-
-    def show(self, values: dict) -> None:
-        """Shows a line of metrics."""
-        text = "no finite gradient"
-        if "train_loss" in values:
-            text = f"loss {values['train_loss']:.4f}"
+    def show(self, values: dict, state: State) -> None:
+        """Prints a line of metrics if the last is some seconds ago."""
+        seconds = time.monotonic() - self.since
+        if seconds < EVERY:
+            return
+        text = (
+            f"loss {values['train_loss']:.4f}" if "train_loss" in values else "no finite gradient"
+        )
         text += f", {values['tokens_per_second']:,} tokens/s"
         if "mfu" in values:
             text += f", MFU {values['mfu']:.1%}"
-        self.bar.set_postfix_str(text, refresh=False)
-        seconds = time.monotonic() - self.since
-        if self.in_lines and seconds >= EVERY:
-            if self.max_iters:
-                left = (self.max_iters - self.now) * seconds / (self.now - self.step)
-                text += f", {tqdm.format_interval(left)} left"
-            logger.info(f"step {self.now:>6,}  {text}")
-            self.since, self.step = time.monotonic(), self.now
+        if self.max_iters:
+            left = (self.max_iters - state.step) * seconds / (state.step - self.step)
+            text += f", {timedelta(seconds=round(left))} left"
+        logger.info(f"step {state.step:>6,}  {text}")
+        self.restart(state)
 
     def sample(self, text: str) -> None:
         """Shows the first non-blank line of a sample; all lines of a conversation."""
@@ -144,13 +108,9 @@ class Progress:
         """Context manager for slow, silent work: prints `what` after a while."""
         return waiting(what, logger.info)
 
-    def close(self) -> None:
-        with suppress(OSError):
-            self.bar.close()
 
-
-def result(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> dict:
-    """The run's outcome as JSON: changed settings, losses, cost."""
+def write_result(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> None:
+    """Writes the run's outcome to result.json; a failed write is only a warning."""
     changed = {}
     for current, recipe in zip((parts.gpt.config, config), parts.recipe, strict=True):
         for field in dataclasses.fields(current):
@@ -162,7 +122,7 @@ def result(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -
     lines = metrics.read(parts.out_dir / metrics.METRICS)
     bits = [line.get("val_bpb") for line in lines if line["step"] == state.best_step]
     reasons = {0: "time limit", 1: "failed"}
-    return {
+    result = {
         "out_dir": str(parts.out_dir),
         "reason": reasons.get(stop.code, "interrupted") if stop else "finished",
         "message": stop.message if stop else None,
@@ -179,21 +139,10 @@ def result(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -
         "parameters": parts.gpt.get_num_params(),
         "version": parts.settings["environment"]["nanogpt"],
     }
-
-
-def write_result(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> None:
-    """Writes result.json; a failed write is only a warning."""
     try:
-        checkpoint.write_json(parts.out_dir / RESULT, plain(result(config, parts, state, stop)))
+        checkpoint.write_json(parts.out_dir / RESULT, plain(result))
     except OSError as error:
         logger.warning(f"{RESULT} could not be written: {error}")
-
-
-def print_result(out_dir: Path) -> None:
-    """Prints result.json as one line, on the main process; nothing if the run has not ended."""
-    path = out_dir / RESULT
-    if os.environ.get("RANK", "0") == "0" and path.is_file():
-        print(json.dumps(checkpoint.read_json(path)), flush=True)
 
 
 def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
@@ -212,8 +161,9 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
 def suggest(config: TrainConfig, parts: Parts, state: State) -> None:
     """Prints the next commands."""
     out_dir = shlex.quote(str(parts.out_dir))
-    prompt = first_prompt(parts.tokenizer.decode(parts.train_data.tokens[:20]))
-    use = f"sample {out_dir} --prompt{'=' if prompt[0] == '-' else ' '}{shlex.quote(prompt)}"
+    first_line = parts.tokenizer.decode(parts.train_data.tokens[:20]).strip().partition("\n")[0]
+    prompt = "".join(filter(str.isprintable, first_line)).strip("\ufffd -") or " "
+    use = f"sample {out_dir} --prompt {shlex.quote(prompt)}"
     if "chat" in parts.train_data.meta:
         use = f"chat {out_dir}"
     longer = f"--max_iters={2 * state.step}"
@@ -221,12 +171,6 @@ def suggest(config: TrainConfig, parts: Parts, state: State) -> None:
         longer = f"--train_minutes={2 * config.train_minutes:g}"
     again = resume_command(config, parts.peers.many, longer)
     logger.info(f"next:  nanogpt {use}\n       nanogpt eval {out_dir}\n       {again}")
-
-
-def first_prompt(text: str) -> str:
-    """The beginning of the data's first line, without what a terminal does not show."""
-    line = text.strip().partition("\n")[0]
-    return "".join(filter(str.isprintable, line)).strip("\ufffd ") or " "
 
 
 def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:

@@ -6,11 +6,11 @@ train something else than intended. This module checks them and makes the Accele
 
 import atexit
 import contextlib
-import dataclasses
 import os
 import platform
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -37,39 +37,35 @@ PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's name
 # Dense bf16 peak of a GPU in TFLOP/s, from its maker's data sheet; fp16 for V100 and T4, which have
 # no bf16. The first name whose words are in the device's name is used.
 PEAK_TFLOPS = {
-    "GB200": 2500,
     "B200": 2250,
     "GH200": 989,
     "H200": 989,
     "H100 PCIe": 756,
     "H100 NVL": 835,
     "H100": 989,
-    "H800": 989,
-    "H20": 148,
     "A100": 312,
-    "A800": 312,
     "MI300X": 1307,
-    "MI300A": 981,
     "A10G": 70,
-    "A10": 125,
     "L40S": 362,
-    "L40": 181,
     "L4": 121,
     "RTX 5090": 209.5,
     "RTX 4090": 165.2,
-    "RTX 4080 SUPER": 104.4,
-    "RTX 4080": 97.5,
-    "RTX 4070 Ti SUPER": 88.2,
-    "RTX 4070 Ti": 80.2,
-    "RTX 4070 SUPER": 71,
-    "RTX 4070": 58.3,
-    "RTX 3090 Ti": 80,
     "RTX 3090": 71,
-    "RTX 3060 Ti": 32.4,
-    "RTX 3060": 25.5,
     "V100": 125,
     "T4": 65,
 }
+
+# What the launcher may set in vain: the values that are fine, and what to do about others
+LAUNCHER = {
+    "ACCELERATE_USE_DEEPSPEED": (["false"], "DeepSpeed is not supported: use fsdp2.yaml"),
+    "FSDP_VERSION": (["2"], "FSDP version 1 is not supported: use fsdp2.yaml"),
+    "ACCELERATE_DYNAMO_BACKEND": (["no"], "dynamo_backend is not supported: use --compile=true"),
+    "ACCELERATE_MIXED_PRECISION": ([*PRECISIONS], "mixed_precision must be no, bf16 or fp16"),
+}
+SEVERAL_ON_A_CPU = (
+    "for several processes on a CPU use nanogpt train --processes N, or the launcher as "
+    "accelerate_configs/README.md shows"
+)
 
 # In one graph: more compile for minutes, and are not bound by the host
 MOST_BLOCKS = 24
@@ -77,19 +73,15 @@ MOST_BLOCKS = 24
 
 def peak_flops(device_name: str) -> float | None:
     """Peak bf16 floating-point operations per second of a GPU; None if unknown."""
-    if "Laptop" in device_name:  # slower than the card of the same name
-        return None
-    found = (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name))
-    return next((peak * 1e12 for peak in found), None)
+    for name, peak in PEAK_TFLOPS.items():
+        if re.search(rf"\b{name}\b(?! Ti| Laptop)", device_name):
+            return peak * 1e12
+    return None
 
 
 def wants_cpu(device: str = "auto") -> bool:
     launcher = os.environ.get("ACCELERATE_USE_CPU", "").lower()
     return device == "cpu" or launcher in ("1", "true", "yes")
-
-
-def uses_cuda(device: str = "auto") -> bool:
-    return torch.cuda.is_available() and not wants_cpu(device)
 
 
 def gpu_gib(device: str = "auto") -> float:
@@ -109,7 +101,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     world = int(os.environ.get("WORLD_SIZE", 1))
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = torch.cuda.device_count()
-    if uses_cuda(config.device) and processes_here > gpus:
+    if torch.cuda.is_available() and not wants_cpu(config.device) and processes_here > gpus:
         raise ValueError(
             f"{processes_here} processes cannot share {gpus} GPUs: give the launcher "
             f"--num_processes {gpus}, for each machine"
@@ -117,9 +109,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accumulation = config.gradient_accumulation_steps
     if accumulation % world:
         raise ValueError(
-            f"gradient_accumulation_steps={accumulation} counts micro-batches over all processes "
-            f"and must be a multiple of their number: with {world} processes choose {world}, "
-            f"{2 * world}, {3 * world}, …"
+            f"gradient_accumulation_steps={accumulation} counts micro-batches over all processes: "
+            f"with {world} processes choose {world}, {2 * world}, {3 * world}, …"
         )
     accelerator = Accelerator(
         cpu=config.device == "cpu",
@@ -139,46 +130,28 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if accelerator.num_processes != world:
         raise ValueError(
             f"the launcher started {world} processes, but each trains on its own: "
-            f"{several_on_a_cpu(world)}"
+            f"{SEVERAL_ON_A_CPU}"
         )
     if config.device not in ("auto", accelerator.device.type):
         raise ValueError(
-            f"device={config.device}, but torch finds no such device, or the launcher chose "
-            f"{accelerator.device.type} (by ACCELERATE_USE_CPU, for example): leave --device out"
+            f"device={config.device}, but torch or the launcher chose {accelerator.device.type}: "
+            "leave --device out"
         )
-    if accelerator.num_processes > 1:
+    if world > 1:
         atexit.register(leave_group)
     return accelerator
 
 
 def check_launcher(env: Mapping[str, str]) -> None:
     """Raises ValueError for what the launcher sets in the environment but no run here supports."""
+    for variable, (fine, problem) in LAUNCHER.items():
+        if env.get(variable, fine[0]).lower() not in fine:
+            raise ValueError(f"the launcher's {problem}")
     # MASTER_ADDR is set if it was asked for several processes; without WORLD_SIZE it started one
     if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env:
         raise ValueError(
-            "the launcher was asked for several processes, but started one: "
-            f"{several_on_a_cpu('N')} (or, for one process: --num_processes 1, and no MASTER_ADDR "
-            "in the environment)"
+            f"the launcher was asked for several processes, but started one: {SEVERAL_ON_A_CPU}"
         )
-    problem = None
-    if env.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        problem = "DeepSpeed is not supported: use accelerate_configs/fsdp2.yaml"
-    if env.get("ACCELERATE_USE_FSDP", "").lower() == "true" and env.get("FSDP_VERSION", "1") != "2":
-        problem = "FSDP version 1 is not supported: use accelerate_configs/fsdp2.yaml"
-    if env.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        problem = "dynamo_backend is not supported: set it to NO and use --compile=True"
-    if env.get("ACCELERATE_MIXED_PRECISION") == "fp8":
-        problem = "mixed_precision fp8 is not supported: set it to bf16"
-    if problem:
-        raise ValueError(f"the launcher's {problem}")
-
-
-def several_on_a_cpu(processes: int | str) -> str:
-    return (
-        "for several processes on a CPU, ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
-        f"--num_processes {processes} --num_machines 1 --mixed_precision no --dynamo_backend no "
-        "--main_process_port 0 …"
-    )
 
 
 def leave_group() -> None:
@@ -193,17 +166,14 @@ def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
     If no smaller micro-batch divides, a default accumulation of 1 becomes one for each process.
     """
     accumulation = config.gradient_accumulation_steps
-    sequences = accumulation * config.batch_size
     if accumulation % processes == 0:
         return config
+    sequences = accumulation * config.batch_size
     for count in range(processes, sequences + 1, processes):
         if sequences % count == 0:
-            return dataclasses.replace(
-                config, batch_size=sequences // count, gradient_accumulation_steps=count
-            )
-    if accumulation == 1:
-        return dataclasses.replace(config, gradient_accumulation_steps=processes)
-    return config
+            size = sequences // count
+            return replace(config, batch_size=size, gradient_accumulation_steps=count)
+    return replace(config, gradient_accumulation_steps=processes) if accumulation == 1 else config
 
 
 def mixed_precision(config: TrainConfig) -> str:
@@ -211,12 +181,8 @@ def mixed_precision(config: TrainConfig) -> str:
     if config.precision != "auto":
         return "no" if config.precision == "fp32" else config.precision
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if uses_cuda(config.device) and launcher in ("no", "bf16"):
-        fastest = cuda_precision()
-        if launcher != "no" and fastest != launcher:
-            name = torch.cuda.get_device_name()
-            logger.info(f"the {name} only emulates {launcher}: using {PRECISIONS[fastest]}")
-        return fastest
+    if torch.cuda.is_available() and not wants_cpu(config.device):
+        return "fp16" if launcher == "fp16" else cuda_precision()
     if launcher != "no":
         return launcher
     return "bf16" if cpu_computes_in_bf16() and gpu_gib(config.device) == 0 else "no"
@@ -239,18 +205,18 @@ def cpu_computes_in_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
     return file.is_file() and bool({"avx512_bf16", "amx_bf16"} & {*file.read_text().split()})
 
 
-def compiles(config: TrainConfig, device: torch.device) -> bool:
-    """Whether a run is compiled; by default on CUDA only (LOG.md)."""
-    return config.compile == "true" or (config.compile == "auto" and device.type == "cuda")
-
-
 def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
     """Sets threads, memory and determinism of this process. Returns `environment_of` it."""
-    if config.deterministic:
-        make_deterministic()
+    if config.deterministic:  # only operators that give the same bits every time, also on CUDA
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
+        # no code here reads uninitialized memory
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = False
     if accelerator.device.type == "cpu":
         cpu.keep_freed_memory()
-        if not wants_cpu(config.device) and gpu_is_unused():
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or wants_cpu(config.device)
+        if Path("/proc/driver/nvidia/version").exists() and not hidden:
             logger.info(
                 f"training on the CPU: torch {torch.__version__} does not find this machine's "
                 "NVIDIA GPU: install a torch with CUDA that suits its driver, or update the driver"
@@ -260,36 +226,23 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
     return environment_of(accelerator, set_threads(config.threads, accelerator.num_processes))
 
 
-def gpu_is_unused(driver: str = "/proc/driver/nvidia/version") -> bool:
-    """Whether there is an NVIDIA GPU that torch does not find, though it is not hidden."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return Path(driver).exists() and not hidden and not torch.cuda.is_available()
-
-
-def make_deterministic() -> None:
-    """Allows only operators that give the same bits every time, also on CUDA."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.use_deterministic_algorithms(True)
-    # no code here reads uninitialized memory
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
-
-
 def set_threads(wanted: int, processes: int) -> int:
     """Sets and returns the CPU threads of this process.
 
     0 means OMP_NUM_THREADS, or an equal share of the cores. Launchers set OMP_NUM_THREADS=1 by
     themselves, which would leave the other cores idle: from them 1 is ignored.
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    launched = os.environ.keys() & {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"}
-    if not wanted and asked.isdecimal() and (int(asked) > 1 or not launched):
-        wanted = int(asked)
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = min(available, psutil.cpu_count(logical=False) or available)
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    torch.set_num_threads(wanted or max(1, cores // processes_here))
-    return torch.get_num_threads()
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if not wanted and asked.isdecimal():
+        launched = os.environ.keys() & {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"}
+        wanted = 0 if asked == "1" and launched else int(asked)
+    if not wanted:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        logical = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+        cores = min(logical, psutil.cpu_count(logical=False) or logical)
+        wanted = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+    torch.set_num_threads(wanted)
+    return wanted
 
 
 def free_memory() -> int:
@@ -329,25 +282,3 @@ def compile_model(model: GPT, whole: bool) -> None:
     for block in model.h:
         block.forward = torch.compile(block.forward, dynamic=False)
     model.loss = torch.compile(model.loss, dynamic=False)
-
-
-def undo_compile(model: GPT) -> None:
-    if model._compiled_call_impl is not None:
-        model._compiled_call_impl = None
-        return
-    for block in model.h:
-        del block.forward  # of this block: that of its class remains
-    del model.loss
-
-
-def profiler(steps: int, path: Path):
-    """Traces steps, after two for warm-up, for https://ui.perfetto.dev; 0 traces nothing."""
-    if not steps:
-        return contextlib.nullcontext()
-
-    def write(profile) -> None:
-        profile.export_chrome_trace(str(path))
-        logger.info(f"trace of {steps} steps: {path}; open it at https://ui.perfetto.dev")
-
-    schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=steps, repeat=1)
-    return torch.profiler.profile(schedule=schedule, on_trace_ready=write)

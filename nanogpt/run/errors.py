@@ -1,21 +1,15 @@
 """One line for a user's mistake: what is printed, and the exit code."""
 
 import io
-import json
 import os
 import re
 import signal
 import sys
-import time
 import typing
-from contextlib import contextmanager, suppress
-from pathlib import Path
-
-import psutil
+from contextlib import contextmanager
 
 from nanogpt.data.files import waiting as waiting  # commands and data_prep take it from here
 
-PATIENCE = 10  # seconds to wait for the main process, which reports what all processes found
 # control characters except tab and newline, marks of writing direction, halves of surrogate pairs
 HIDDEN = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 
@@ -27,24 +21,16 @@ def visible(text: str) -> str:
 
 
 def fail(message: object, code: int = 2) -> typing.NoReturn:
-    """Prints one line on stderr, on the main process only, and exits; code 2: a user's mistake."""
+    """Prints one line on stderr, on one process of each machine, and exits.
+
+    Code 2 is a user's mistake.
+    """
     if isinstance(message, OSError) and message.filename:
         message = f"{message.filename}: {message.strerror}"
     line = visible(" ".join(str(message).split("\n")))
-    line = f"error: {line if len(line) < 1000 else line[:1000] + '…'}"
-    rank, torchrun = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if rank != "0" and torchrun and code == 2:
-        time.sleep(PATIENCE)  # if the main process has the same to say, its end ends this one
-        line = f"error: process {rank}: {line.removeprefix('error: ')}"
-        rank = "0"
-    if rank == "0":
-        print(line, file=sys.stderr, flush=True)
-        if torchrun and code == 2:  # what the launcher prints last
-            with suppress(OSError):
-                error = {"message": line, "timestamp": int(time.time())}
-                Path(torchrun).write_text(json.dumps(error))
-    if code == 2 and (launcher := lone_launcher()):
-        launcher.terminate()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        shown = line if len(line) < 1000 else line[:1000] + "…"
+        print(f"error: {shown}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -52,17 +38,6 @@ def refuse_windows() -> None:
     """Ends a program there: training needs links, file locks and signals that it does not have."""
     if sys.platform == "win32":
         fail("this program needs Linux or macOS: on Windows, run it in WSL2")
-
-
-def lone_launcher() -> psutil.Process | None:
-    """`accelerate launch` if it started only this process: it would print a traceback."""
-    with suppress(psutil.Error):
-        parent = psutil.Process().parent()
-        if "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ and parent:
-            words = [Path(word).name for word in parent.cmdline()[:3]]
-            if words[1:] == ["accelerate", "launch"] or words[1:2] == ["accelerate-launch"]:
-                return parent
-    return None
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -85,8 +60,7 @@ def user_errors(stopped: str = ""):
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # the interpreter flushes once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         fail(error)
@@ -97,6 +71,5 @@ def user_errors(stopped: str = ""):
             raise
         fail("out of memory: choose a smaller model, batch or number of samples")
     except KeyboardInterrupt as interrupt:
-        stopped = str(interrupt) or stopped
-        print(stopped and f"\n{stopped}", file=sys.stderr)
+        print(f"\n{str(interrupt) or stopped}".rstrip(), file=sys.stderr)
         sys.exit(130)

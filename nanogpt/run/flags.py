@@ -1,12 +1,9 @@
 """The command line of a recipe: a flag for each setting."""
 
-import argparse
 import dataclasses
 import inspect
 import os
 import re
-import sys
-import textwrap
 from argparse import ArgumentParser
 from contextlib import suppress
 from functools import lru_cache
@@ -16,26 +13,19 @@ from nanogpt.config import Actions, TrainConfig, ignored_by
 from nanogpt.data.files import follow, read_json
 from nanogpt.model import GPTConfig, declared
 from nanogpt.run.errors import refuse_windows
-from nanogpt.run.parser import OneLineParser, read_value, split_flag
+from nanogpt.run.parser import OneLineParser, read_value, with_underscores
 from nanogpt.run.parser import within as within  # for programs that take it from here
-
-# settings of earlier versions, as flags and in config.json
-RENAMED = {"max_minutes": "time_limit", "exportable": "require_exportable"}
 
 
 @lru_cache
 def field_help(cls: type) -> dict[str, str]:
-    """The comment behind or above each field of a dataclass: one source for readers and --help."""
-    found = dict.fromkeys((field.name for field in dataclasses.fields(cls)), "")
+    """The comment behind each field of a dataclass: one source for readers and --help."""
+    source = ""
     for base in reversed(cls.__mro__):
         with suppress(OSError, TypeError):  # without source: typed at a prompt, or built in
-            above: list[str] = []
-            for line in textwrap.dedent(inspect.getsource(base)).splitlines():
-                code, _, behind = line.partition("  # ")
-                if name := re.match(r"    (\w+):", code):
-                    found[name[1]] = behind or " ".join(above)
-                above = [*above, line[6:]] if line.startswith("    # ") else []
-    return {field.name: found[field.name] for field in dataclasses.fields(cls)}
+            source += inspect.getsource(base)
+    comments = dict(re.findall(r"^ +(\w+):.*?  # (.*)$", source, re.MULTILINE))
+    return {field.name: comments.get(field.name, "") for field in dataclasses.fields(cls)}
 
 
 def settings_parser(model_config: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
@@ -61,8 +51,6 @@ def settings_parser(model_config: GPTConfig, train: TrainConfig, description: st
             group = advanced if field.kw_only else basic
             group = actions if isinstance(config, Actions) else group
             group.add_argument(f"--{field.name}", **options)
-            for old in (old for old, new in RENAMED.items() if new == field.name):
-                parser.add_argument(f"--{old}", **options | {"help": argparse.SUPPRESS})
     return parser
 
 
@@ -72,9 +60,6 @@ def parse(
     """The recipe's configurations, overridden by --config and the command line, and the actions."""
     parser = settings_parser(model_config, train, description)
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
-    for old in given.keys() & RENAMED.keys():
-        print(f"note: --{old} is called --{RENAMED[old]} now", file=sys.stderr)
-        given.setdefault(RENAMED[old], given.pop(old))
     repeated = recorded(given["config"]) if "config" in given else {}
     changed = []
     for config in (model_config, train, Actions()):
@@ -95,14 +80,14 @@ def parse(
 
 def asked_device(argv: list[str]) -> str:
     """The --device of a command line, for recipes that choose their settings by it."""
-    parser = OneLineParser(add_help=False)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device", default="auto")
-    return ArgumentParser.parse_known_args(parser, argv)[0].device
+    return parser.parse_known_args(argv)[0].device
 
 
 def named(argv: list[str]) -> set[str]:
     """The names of the settings that a command line has flags for."""
-    return {split_flag(word)[0].lstrip("-").replace("-", "_") for word in argv}
+    return {with_underscores(word.partition("=")[0]).removeprefix("--") for word in argv}
 
 
 def recorded(path: str | Path) -> dict:
@@ -119,7 +104,6 @@ def recorded(path: str | Path) -> dict:
         settings = {**found["model"], **found["train"]}
     except (TypeError, KeyError) as error:
         raise ValueError(f"{file} is not a run's configuration ({error!r})") from None
-    settings = {RENAMED.get(name, name): value for name, value in settings.items()}
     return {name: value for name, value in settings.items() if name not in ignored_by("config")}
 
 

@@ -1,10 +1,8 @@
 """Protects a run from non-finite gradients and from micro-batches that do not fit into memory."""
 
-import dataclasses
 import gc
-import re
-from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,21 +11,9 @@ from nanogpt import rundir
 from nanogpt.checkpoint import CONFIG, State, list_checkpoints
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.run.agree import Peers
-from nanogpt.run.device import free_memory, undo_compile
-from nanogpt.run.errors import out_of_memory, user_errors
+from nanogpt.run.device import free_memory
+from nanogpt.run.errors import fail, out_of_memory, user_errors
 from nanogpt.train import Parts, Tally, logger, micro_batch
-
-MEMORY = "out of memory"
-DYNAMO = re.compile(r"(backend=.* raised:)?\s*")  # lines without a cause
-APART = 30  # seconds between the failures of processes that lack memory for the same micro-batch
-BAD_STEPS = 5  # steps in a row without a finite gradient that end a run
-SCALER_STEPS = 16  # fp16: as many more, while the scaler halves its initial scale of 2^16 to 1
-
-
-def bad_steps_allowed(scaler) -> int:
-    """How many steps in a row may have a non-finite gradient before the run stops."""
-    return BAD_STEPS + (SCALER_STEPS if scaler is not None else 0)
 
 
 def diagnosis(tally: Tally, step: int, config: TrainConfig) -> str:
@@ -37,63 +23,60 @@ def diagnosis(tally: Tally, step: int, config: TrainConfig) -> str:
     return (
         f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step {step}, at "
         f"learning rate {tally.lr:.2e}; the last finite gradient norm was {tally.good_norm:.3g}. "
-        f"None of these steps was applied. Look at grad_norm in {config.out_dir}/metrics.jsonl; "
-        f"{again} with a lower --learning_rate or --precision=fp32"
+        f"None of these steps was applied; {again} with a lower --learning_rate or --precision=fp32"
     )
 
 
-def check_room(model_config: GPTConfig, config: TrainConfig, trains_on_cpu: bool) -> None:
-    """Raises ValueError if a run needs more memory than is free, by a lower bound, in any case.
+def check_room(config: GPTConfig, trains: bool) -> None:
+    """Raises ValueError if the blocks of a model take more memory than is free.
 
-    Every process makes the weights in ordinary memory. When that is full, the system kills a
-    process without a word; a GPU raises an error, which `rehearse` handles.
+    The system would kill a process without a word.
     """
     with torch.device("meta"):
-        one = GPT(dataclasses.replace(model_config, n_layer=1))
-    block = sum(p.numel() for p in one.h.parameters())
-    parameters = sum(p.numel() for p in one.parameters()) + (model_config.n_layer - 1) * block
-    needed = 4 * parameters
-    if trains_on_cpu:  # gradients and optimizer; logits and each block's input
-        tokens = config.batch_size * model_config.block_size
-        channels = model_config.padded_vocab_size + model_config.n_layer * model_config.n_embd
-        needed += 8 * parameters + 4 * tokens * channels
+        block = sum(p.numel() for p in GPT(replace(config, n_layer=1)).h.parameters())
+    needed = (16 if trains else 4) * block * config.n_layer  # with gradients and AdamW's state
     room = free_memory()
     if needed > room:
         raise ValueError(
-            f"{parameters:,} parameters with batch_size={config.batch_size} take at least "
-            f"{needed / 1e9:,.1f} GB, and {room / 1e9:,.1f} GB of memory are free: choose a "
-            "smaller n_layer, n_embd, n_inner, block_size or batch_size"
+            f"{config.n_layer} layers of {config.n_embd} channels take at least "
+            f"{needed / 1e9:,.1f} GB, but {room / 1e9:,.1f} GB of memory are free: choose less"
         )
 
 
 def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
     """Tries a forward and backward pass that changes nothing: it compiles, and finds what fits.
 
-    A micro-batch that does not fit into memory is halved, on all processes alike, until it does. If
-    compiling fails, the run continues without it. Returns the settings that fit.
+    A micro-batch that does not fit into memory is halved, on all processes alike, until it does.
+    Returns the settings that fit.
     """
     parts.gpt.train()
-    while problem := problem_with(
-        lambda c=config: try_micro_batch(c, parts, state),
-        parts.peers,
-        parts.compiled,
-        parts.sharded,
-    ):
+    while lacks_memory(config, parts, state):
         gc.collect()  # frees the tensors of the failed attempt
         if parts.device.type == "cuda":
             torch.cuda.empty_cache()
-        if problem == MEMORY:
-            with user_errors():
-                smaller = split(config)
-            change_batches(config, smaller, parts)
-            config = smaller
-        else:
-            logger.warning(f"torch.compile failed, continuing without it: {problem}")
-            undo_compile(parts.gpt)
-            parts.compiled = False
+        with user_errors():
+            smaller = split(config)
+        change_batches(config, smaller, parts)
+        config = smaller
     if parts.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(parts.device)  # of what did not fit
     return config
+
+
+def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
+    """Tries a micro-batch; returns whether any process lacks the memory for it."""
+    lacks = False
+    try:
+        try_micro_batch(config, parts, state)
+    except Exception as error:
+        lacks = out_of_memory(error)
+        if not lacks and parts.compiled:
+            lines = str(error).splitlines()  # a compiler's message comes after dynamo's
+            reason = next((text for text in lines if text and "raised:" not in text), "")
+            fail(f"torch.compile failed; --compile=false trains without it: {reason}")
+        if not lacks:
+            raise
+    return bool(parts.peers.largest(lacks)[0])
 
 
 def try_micro_batch(config: TrainConfig, parts: Parts, state: State) -> None:
@@ -113,40 +96,6 @@ def try_micro_batch(config: TrainConfig, parts: Parts, state: State) -> None:
         parts.gpt.zero_grad()
 
 
-def problem_with(
-    attempt: Callable[[], None], peers: Peers, compiled: bool, sharded: bool = False
-) -> str | None:
-    """Calls `attempt`. If it fails on any process, returns MEMORY or what the compiler says.
-
-    If a sharded model lacks memory on some processes only, the others wait for them amid the
-    attempt: those that lack it end the run.
-    """
-    problem = None
-    try:
-        attempt()
-    except Exception as error:  # whatever the compiler trips over, the model also runs without it
-        problem = MEMORY if out_of_memory(error) else cause(error)
-        if problem != MEMORY and not compiled:
-            raise
-    patience = APART if sharded and problem == MEMORY else None
-    try:
-        found = peers.largest(problem == MEMORY, problem not in (None, MEMORY), patience=patience)
-    except RuntimeError:
-        if patience is None:
-            raise
-        peers.leave(f"{problem} here, but not on all processes: choose a smaller --batch_size")
-    memory, other = found
-    if memory:
-        return MEMORY
-    return problem or ("it failed on another process" if other else None)
-
-
-def cause(error: Exception) -> str:
-    """The line of an error that says what happened: a compiler's comes after dynamo's."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return next((line for line in lines if not DYNAMO.fullmatch(line)), lines[0])
-
-
 def change_batches(old: TrainConfig, new: TrainConfig, parts: Parts) -> None:
     """Switches to smaller micro-batches; the step itself does not change."""
     logger.warning(
@@ -158,7 +107,7 @@ def change_batches(old: TrainConfig, new: TrainConfig, parts: Parts) -> None:
         torch.compiler.reset()  # frees the graphs of the old size: dynamo keeps only a few
     processes = parts.accelerator.num_processes
     parts.accelerator.gradient_accumulation_steps = new.gradient_accumulation_steps // processes
-    parts.settings["train"] = dataclasses.asdict(new)
+    parts.settings["train"] = asdict(new)
     if parts.accelerator.is_main_process:
         rundir.write_json(parts.out_dir / CONFIG, parts.settings)
 
@@ -172,8 +121,5 @@ def split(config: TrainConfig) -> TrainConfig:
             "--gradient_checkpointing=True, or more GPUs with accelerate_configs/fsdp2.yaml"
         )
     parts = next(n for n in range(2, size + 1) if size % n == 0)
-    return dataclasses.replace(
-        config,
-        batch_size=size // parts,
-        gradient_accumulation_steps=config.gradient_accumulation_steps * parts,
-    )
+    accumulation = config.gradient_accumulation_steps * parts
+    return replace(config, batch_size=size // parts, gradient_accumulation_steps=accumulation)

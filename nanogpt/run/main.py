@@ -1,6 +1,8 @@
-"""A recipe's command line: parses it, prepares a run and trains it; also plans and profiles."""
+"""A recipe's command line: parses it, prepares a run and trains it; also plans."""
 
 import gc
+import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -9,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from nanogpt.checkpoint import State
+from nanogpt.checkpoint import State, read_json
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import waiting
 from nanogpt.hub.export import push
 from nanogpt.model import GPTConfig
 from nanogpt.run import console, plan
 from nanogpt.run.compare import compare
-from nanogpt.run.device import profiler
 from nanogpt.run.errors import fail, user_errors
 from nanogpt.run.flags import named, parse
 from nanogpt.run.guard import rehearse
@@ -55,7 +56,7 @@ def main(
                     run = prepare(model_config, config, prepare_data, quiet=True, **options)
                     say = partial(run[1].accelerator.print, file=sys.stderr)  # stdout is for JSON
                     with waiting("estimating memory and timing a few steps", say):
-                        plan.show(*run, actions)
+                        plan.show(*run, actions.json)
                 return
         for seed in range(config.seed, config.seed + actions.seeds):
             name = f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir
@@ -63,7 +64,7 @@ def main(
                 seeded = replace(config, seed=seed, out_dir=name)
                 run = prepare(model_config, seeded, prepare_data, note, **options)
             begun.append(Path(name))
-            train_to_the_end(*run, profile=actions.profile)
+            train_to_the_end(*run)
             del run  # before the next seed's model is made
             gc.collect()
         if actions.seeds > 1:
@@ -71,35 +72,37 @@ def main(
     except KeyboardInterrupt:  # outside the loop there is nothing to save
         sys.exit(130)
     finally:
-        if begun and actions.json:
-            for out_dir in begun:
-                console.print_result(out_dir)
+        for out_dir in begun:
+            has_ended = (out_dir / console.RESULT).is_file()
+            if actions.json and has_ended and os.environ.get("RANK", "0") == "0":
+                print(json.dumps(read_json(out_dir / console.RESULT)), flush=True)
 
 
-def train_to_the_end(config: TrainConfig, parts: Parts, state: State, profile: int = 0) -> None:
+def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
     """Trains what `prepare` made: rehearses, trains, handles an early stop, concludes.
 
-    The first `profile` steps after two warm-up steps are traced into out_dir/trace.json. A run that
-    stops early exits.
+    A run that stops early exits.
     """
     stop = None
-    main_process = parts.accelerator.is_main_process
-    tracing = profiler(profile if main_process else 0, parts.out_dir / "trace.json")
-    with parts.peers.watched(), parts.interrupts, tracing as trace:
+    with parts.peers.watched(), parts.interrupts:
         if not done(config, state):
             config = rehearse(config, parts, state)
         parts.interrupts.begin()
         try:
-            train(config, parts, state, after_step=trace.step if trace else lambda: None)
+            train(config, parts, state)
         except Stop as why:
             stop = why
         except Interrupted as interrupted:
             stop = parts.interrupts.stopped(config, parts, state, interrupted.number)
         end(config, parts, state, stop)
-    if state.step > 0 and main_process:
+    if state.step > 0 and parts.accelerator.is_main_process:
         console.conclude(config, parts, state)
         if config.push_to_hub:
-            push_result(config, parts)
+            try:
+                push(parts.out_dir, config.push_to_hub, say=logger.info)
+            except (ValueError, OSError) as error:  # the run is saved all the same
+                later = f"nanogpt push {shlex.quote(str(parts.out_dir))} {config.push_to_hub}"
+                logger.warning(f"not pushed: {error}; later: {later}")
         console.suggest(config, parts, state)
 
 
@@ -111,7 +114,6 @@ def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> N
     pause(config, parts, state)
     if stop and stop.save and parts.saves.step != state.step:
         save(config, parts, state)
-    parts.progress.close()
     parts.metrics.close()
     unsaved = parts.peers.largest(parts.saves.error is not None)[0]
     if unsaved and (stop is None or stop.code != 1):  # an error before it comes first
@@ -126,12 +128,3 @@ def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> N
         fail(stop.message, code=1)
     logger.info(stop.message)
     sys.exit(stop.code)
-
-
-def push_result(config: TrainConfig, parts: Parts) -> None:
-    """Pushes the best checkpoint to the Hub; a failure is only a warning: the run is saved."""
-    try:
-        push(parts.out_dir, config.push_to_hub, say=logger.info)
-    except (ValueError, OSError) as error:
-        later = f"nanogpt push {shlex.quote(str(parts.out_dir))} {config.push_to_hub}"
-        logger.warning(f"not pushed: {error}; later: {later}")

@@ -7,15 +7,14 @@ its package, a key or a network is a one-line warning, never the end of the run.
 """
 
 import contextlib
-import html
 import importlib.util
 import io
 import json
 import logging
 import math
 import os
-import secrets
 import shutil
+import textwrap
 from itertools import count
 from pathlib import Path
 
@@ -26,9 +25,6 @@ from nanogpt.data import files
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 TRACKERS = ("trackio", "wandb", "tensorboard")
-WANDB_ID = "wandb_id"  # a file in the out directory
-# the variables of wandb.init's arguments
-WANDB = {"name": "WANDB_NAME", "id": "WANDB_RUN_ID", "resume": "WANDB_RESUME"}
 
 logger = logging.getLogger("nanogpt")
 
@@ -48,69 +44,16 @@ def available(report_to: str) -> list[str]:
         if importlib.util.find_spec(name) is None:
             logger.warning(f"{name} is not installed: pip install {name} to report to it")
             continue
-        if name == "wandb" and not has_wandb_key():
+        if name == "wandb" and not has_wandb_key():  # it would wait for one at the terminal
             os.environ.setdefault("WANDB_MODE", "offline")
         found.append(name)
     return found
 
 
 def has_wandb_key() -> bool:
-    netrc = Path("~/.netrc").expanduser()
-    return "WANDB_API_KEY" in os.environ or (
-        netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
-    )
-
-
-class LineFile:
-    """A file of JSON lines, written without a buffer.
-
-    Lines that cannot be written, because the disk is full, are kept and written before the next.
-    """
-
-    def __init__(self, path: Path, step: int, newest: int = -1):
-        """Continues after `step`, without the lines beyond it.
-
-        `newest` is the step of the newest checkpoint, -1 if there is none. The whole curve is kept
-        in another file if it belongs to checkpoints that are gone, or to newer ones than `step`.
-        """
-        self.path = path
-        self.unwritten = b""
-        lines = read(path)
-        is_new = step <= 0 and newest < 0
-        if (is_new or step < newest) and any(line["step"] > step for line in lines):
-            names = (path.with_name(f"{path.stem}-{n}.jsonl") for n in count(1))
-            kept = next(name for name in names if not name.exists())
-            shutil.copyfile(path, kept)
-            rundir.sync(kept)
-            logger.info(f"note: the earlier curve in {path} is kept as {kept.name}")
-        rest = [] if is_new else [line for line in lines if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in rest)
-        rundir.write(path, text)
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
-
-    def write(self, values: dict | None = None) -> None:
-        """Writes one more line, or only those that were kept."""
-        waited = bool(self.unwritten)
-        if values is not None:
-            self.unwritten += json.dumps(values).encode() + b"\n"
-        try:
-            while self.unwritten:
-                written = self.file.write(self.unwritten)
-                self.unwritten = self.unwritten[written:]
-        except OSError as error:
-            if not waited:
-                logger.warning(f"{self.path.name}: {error}; its lines are kept for later")
-
-    def sync(self) -> None:
-        """Flushes the lines to disk."""
-        try:
-            files.sync(self.file.fileno())
-        except OSError as error:
-            logger.warning(f"{self.path} could not be synced: {error}")
-
-    def close(self) -> None:
-        self.write()
-        self.file.close()
+    netrc = Path("~/.netrc").expanduser()  # which `wandb login` writes
+    known = netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
+    return known or "WANDB_API_KEY" in os.environ
 
 
 class Metrics:
@@ -125,27 +68,22 @@ class Metrics:
         newest: int = -1,
         write: bool = True,
     ):
-        """Continues after `step`; see `LineFile`. `write=False` leaves the files alone."""
+        """Continues after `step`; see `open_lines`. `write=False` leaves the files alone."""
         self.accelerator = accelerator
-        self.out_dir = out_dir
-        self.files: dict[str, LineFile] = {}
+        self.files: dict[str, io.FileIO] = {}
         if accelerator.is_main_process and write:
             for name in (METRICS, SAMPLES):
-                self.files[name] = LineFile(out_dir / name, step, newest)
-        self._quietly(self._start, step > 0 or newest >= 0, config)
-
-    def _start(self, resumed: bool, config: dict) -> None:
-        """Starts the trackers, or continues in them. W&B's own variables take precedence."""
-        name = self.out_dir.name
-        options = {"trackio": {"name": name, "resume": "allow" if resumed else "never"}}
-        if self.accelerator.is_main_process and "wandb" in map(str, self.accelerator.log_with):
-            kept = self.out_dir / WANDB_ID
-            if not resumed or not kept.is_file():
-                kept.write_text(secrets.token_hex(4))
-            wandb = {"name": name, "id": kept.read_text(), "resume": "allow"}
-            options["wandb"] = {k: v for k, v in wandb.items() if WANDB[k] not in os.environ}
-        project = os.environ.get("WANDB_PROJECT") or self.out_dir.parent.name or "nanogpt"
-        self.accelerator.init_trackers(project, config, options)
+                self.files[name] = open_lines(out_dir / name, step, newest)
+        resumed = step > 0 or newest >= 0
+        trackio = {"name": out_dir.name, "resume": "allow" if resumed else "never"}
+        wandb = {"resume": "allow"}
+        if "WANDB_NAME" not in os.environ:
+            wandb["name"] = out_dir.name
+        if "WANDB_RUN_ID" not in os.environ:  # which a sweep sets
+            wandb["id"] = rundir.read_id(out_dir)
+        project = os.environ.get("WANDB_PROJECT") or out_dir.parent.name or "nanogpt"
+        options = {"trackio": trackio, "wandb": wandb}
+        self._quietly(accelerator.init_trackers, project, config, options)
 
     def _quietly(self, call, *args) -> None:
         """Calls a function of the trackers without their output; an error ends the reporting."""
@@ -161,36 +99,29 @@ class Metrics:
 
     def log(self, step: int, **values) -> None:
         """Writes one line: `step` and the values measured at it."""
-        self._write(METRICS, {"step": step, **values})
-        for tracker in self.accelerator.trackers:
-            self._quietly(tracker.log, values, step)
+        self._write(METRICS, {"step": step, **values}, values)
 
     def sample(self, text: str, step: int, **progress) -> None:
-        """Writes the model's text to samples.jsonl, and verbatim to the trackers."""
-        self._write(SAMPLES, {"step": step, **progress, "text": text})
-        code = "".join(f"    {line}\n" for line in text.splitlines())  # a block in Markdown
-        for tracker in self.accelerator.trackers if self.accelerator.is_main_process else []:
-            self._quietly(self._show, tracker, text, code, step)
+        """Writes the model's text to samples.jsonl, and to the trackers as a block of Markdown."""
+        line = {"step": step, **progress, "text": text}
+        self._write(SAMPLES, line, {"sample": textwrap.indent(text, "    ")})
 
-    def _write(self, name: str, values: dict) -> None:
-        if self.files:
-            self.files[name].write(values)
-
-    def _show(self, tracker, text: str, code: str, step: int) -> None:
-        if tracker.name == "tensorboard":
-            tracker.writer.add_text("sample", code, step)
-        elif tracker.name == "wandb":
-            import wandb
-
-            tracker.log({"sample": wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
-        else:
-            import trackio
-
-            tracker.log({"sample": trackio.Markdown(code)}, step=step)
+    def _write(self, name: str, line: dict, for_trackers: dict) -> None:
+        if name in self.files:
+            try:
+                self.files[name].write(json.dumps(line).encode() + b"\n")
+            except OSError as error:  # a full disk
+                logger.warning(f"{name} could not be written: {error}")
+        for tracker in self.accelerator.trackers:
+            self._quietly(tracker.log, for_trackers, line["step"])
 
     def sync(self) -> None:
-        for file in self.files.values():
-            file.sync()
+        """Flushes the lines to disk."""
+        for name, file in self.files.items():
+            try:
+                files.sync(file.fileno())
+            except OSError as error:
+                logger.warning(f"{name} could not be synced: {error}")
 
     def close(self) -> None:
         for file in self.files.values():
@@ -200,19 +131,32 @@ class Metrics:
             self._quietly(tracker.finish)
 
 
+def open_lines(path: Path, step: int, newest: int = -1) -> io.FileIO:
+    """Opens a file of JSON lines to continue after `step`, without the lines beyond it.
+
+    `newest` is the step of the newest checkpoint, -1 if there is none. The whole curve is kept in
+    another file if it belongs to checkpoints that are gone, or to newer ones than `step`.
+    """
+    lines = read(path)
+    is_new = step <= 0 and newest < 0
+    rest = [] if is_new else [line for line in lines if line["step"] <= step]
+    if (is_new or step < newest) and any(line["step"] > step for line in lines):
+        names = (path.with_name(f"{path.stem}-{n}.jsonl") for n in count(1))
+        kept = next(name for name in names if not name.exists())
+        shutil.copyfile(path, kept)
+        rundir.sync(kept)
+        logger.info(f"note: the earlier curve in {path} is kept as {kept.name}")
+    rundir.write(path, "".join(json.dumps(line) + "\n" for line in rest))
+    return open(path, "ab", buffering=0)
+
+
 def read(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl or samples.jsonl; none if there is no file.
 
-    Warns of damaged lines and skips them; a last line that a kill cut short does not count.
+    Skips damaged lines, such as a last one that a kill cut short.
     """
-    if not path.is_file():
-        return []
-    content, _, cut_short = path.read_bytes().rpartition(b"\n")
-    lines = [parse(line) for line in content.split(b"\n")] if content else []
-    if None in lines:
-        first = lines.index(None) + 1
-        logger.warning(f"{path} has damaged lines, which are skipped; the first is line {first}")
-    return [line for line in [*lines, parse(cut_short)] if line is not None]
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [found for found in map(parse, lines) if found is not None]
 
 
 def parse(line: bytes) -> dict | None:
@@ -228,7 +172,7 @@ def parse(line: bytes) -> dict | None:
 
 
 def number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) not in (int, float):
         return None
     try:
         return float(value)

@@ -21,8 +21,6 @@ NANOGPT = {
     "--eval_only": "--max_iters=0",
     "--decay_lr": "--lr_schedule=constant",
     "--wandb_log": "--report_to=wandb",
-    "--wandb_project": "the environment variable WANDB_PROJECT",
-    "--wandb_run_name": "the environment variable WANDB_NAME",
 }
 
 
@@ -77,14 +75,11 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False} | options)
 
     def parse_known_args(self, args=None, namespace=None):
-        args, rest = list(sys.argv[1:] if args is None else args), []
-        if "--" in args:
-            end = args.index("--")
-            args, rest = args[:end], args[end:]
-        for i, word in enumerate(args):
-            name, equals, value = split_flag(word)
-            args[i] = re.sub(r"(?<=\w)-", "_", name) + equals + value
-        namespace, unknown = super().parse_known_args(args + rest, namespace)
+        words = []
+        for word in sys.argv[1:] if args is None else args:
+            name, equals, value = word.partition("=")
+            words.append(with_underscores(name) + equals + value)
+        namespace, unknown = super().parse_known_args(words, namespace)
         if unknown:  # reported here, so that a sub-command suggests its own flags
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
@@ -100,14 +95,14 @@ class OneLineParser(argparse.ArgumentParser):
         fail(re.sub(r"(?s)^argument (--\w+): (?=.*: (expected|must))", r"\1=", message))
 
 
-def split_flag(word: str) -> tuple[str, str, str]:
-    """A flag's name, = and value; of any other word an empty name."""
-    return word.partition("=") if word.startswith("--") else ("", "", word)
+def with_underscores(name: str) -> str:
+    """A flag's name as it is defined; any other word as it is."""
+    return re.sub(r"(?<=\w)-", "_", name) if name.startswith("--") else name
 
 
 def nearest(word: str, known) -> str:
+    """The hint for a word that is not one of the `known` ones."""
     near = difflib.get_close_matches(word, known, n=1)
-    ours = NANOGPT.get(word, "")
-    if ours.partition("=")[0] in known or (ours.startswith("the") and "--report_to" in known):
-        near = [ours]
+    if NANOGPT.get(word, "").partition("=")[0] in known:
+        near = [NANOGPT[word]]
     return f"did you mean {near[0]}? --help lists them all" if near else "--help lists them all"

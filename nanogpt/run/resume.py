@@ -3,7 +3,6 @@
 import os
 import shlex
 import sys
-from itertools import count
 from pathlib import Path
 
 from nanogpt import checkpoint, rundir
@@ -11,7 +10,6 @@ from nanogpt.config import TrainConfig, ignored_by
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import check_same
 from nanogpt.model import GPTConfig
-from nanogpt.run.agree import Peers
 from nanogpt.train import logger
 
 
@@ -34,24 +32,11 @@ def find_start(config: TrainConfig) -> Path | None:
     if config.resume != "none":
         start = checkpoint.find(config.resume, ("last",), to_resume=True)
     if steps and (start is None or start.parent != out_dir.resolve()):
-        names = (f"{out_dir}-{n}" for n in count(2))
-        free = next(name for name in names if not Path(name).exists())
         raise ValueError(
             f"{out_dir} already holds a run ({steps[-1].name}): resume it with --resume=auto, "
-            f"or start another with {shlex.quote(f'--out_dir={free}')}"
+            "or start another with another --out_dir"
         )
     return start
-
-
-def check_agreement(start: Path | None, out_dir: Path, peers: Peers) -> None:
-    """Raises ValueError unless all processes find the same checkpoint."""
-    step = checkpoint.step_of(start) if start and start.name.startswith("step-") else -1
-    newest, oldest = peers.largest(step, -step)
-    if newest != -oldest:
-        raise ValueError(
-            f"the processes find different checkpoints in {out_dir} (steps {-oldest} and "
-            f"{newest}): out_dir must be on a file system that all machines see"
-        )
 
 
 def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict) -> bool:
@@ -63,22 +48,21 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
     check_same(start, next(iter(read_shares(config.data))))
     model, train = checkpoint.load_configs(start)
     free = ignored_by("resume")
-    same_step = sequences(train) == sequences(config) and not model_config.dropout
-    if same_step:  # a step is the same, only divided differently
+    if sequences(train) == sequences(config) and not model_config.dropout:
+        # a step is the same, only divided differently
         free = free | {"batch_size", "gradient_accumulation_steps"}
     fixed = vars(model).keys() | {"optimizer", "lora_rank"}
     before, now = vars(model) | vars(train), vars(model_config) | vars(config)
     differing = {name for name in before if before[name] != now[name]} - free
     if refused := sorted(differing & fixed - {"dropout", "gradient_checkpointing"}):
         was = ", ".join(f"{name}={before[name]}" for name in refused)
-        flags = " ".join(f"--{name}={before[name]}" for name in refused)
         raise ValueError(
             f"{start} was trained with {was}, not {', '.join(str(now[n]) for n in refused)}: "
-            f"resume with {flags}, or train the new model into another --out_dir"
+            "resume with these settings, or train the new model into another --out_dir"
         )
     changed = [f"{name} {before[name]} -> {now[name]}" for name in before if name in differing]
     decays = [decay_steps(train), decay_steps(config)]
-    if None not in decays and decays[0] != decays[1] and not config.train_minutes:
+    if None not in decays and decays[0] != decays[1]:
         changed.append(f"the learning rate decays over {decays[1]} steps, not {decays[0]}")
     saved = checkpoint.read_json(start / checkpoint.CONFIG)
     data = saved.get("data", settings["data"])
@@ -99,36 +83,21 @@ def sequences(config: TrainConfig) -> int:
 
 
 def decay_steps(config: TrainConfig) -> int | None:
-    """The step at which the learning rate ends; None if it is constant or nothing is trained."""
-    if config.lr_schedule == "constant" or not config.max_iters:
+    """The step at which the learning rate ends; None if no step is, or nothing is trained."""
+    if config.lr_schedule == "constant" or not config.max_iters or config.train_minutes:
         return None
     return config.lr_decay_iters or config.max_iters
 
 
 def resume_command(config: TrainConfig, several: bool, *changes: str) -> str:
-    """The command that resumes this run, started in the same way as this process.
+    """The command that resumes this run.
 
-    `changes` are flags with their values that replace those given.
+    `changes` are flags with their values; the last flag of a name counts.
     """
+    changes = ("--resume=auto", *changes)
     if any(word.partition("=")[0] == "--seeds" for word in sys.argv):
         changes = ("--seeds=1", f"--seed={config.seed}", f"--out_dir={config.out_dir}", *changes)
-    changes = ("--resume=auto", *changes)
-    replaced = {change.partition("=")[0] for change in changes}
-    words, given = [], iter(sys.argv)
-    for word in given:
-        name, equals, _ = word.partition("=")
-        if name not in replaced:
-            words.append(word)
-        elif not equals:
-            next(given, None)  # its value
-    return f"{started_by(several)} {shlex.join([*words, *changes])}"
-
-
-def started_by(several: bool) -> str:
-    """How the recipe was started: by the launcher, by `nanogpt train`, or by Python."""
-    if several:
-        return "accelerate launch (as before)"
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # which the launcher sets
-        return "accelerate launch"
-    words = [Path(word).name for word in sys.orig_argv[1:4]]
-    return "nanogpt train" if "nanogpt" in words and "train" in words else "python"
+    replaced = tuple(change.partition("=")[0] + "=" for change in changes)
+    words = [word for word in sys.argv if not word.startswith(replaced)]
+    program = "accelerate launch (as before)" if several else "python"
+    return f"{program} {shlex.join([*words, *changes])}"

@@ -1,6 +1,5 @@
-"""Reasons to end a run early: signals, a dead launcher, --time_limit, failing saves, gradients."""
+"""Reasons to end a run early: signals, --time_limit, failing saves, bad gradients."""
 
-import os
 import signal
 import time
 from dataclasses import dataclass
@@ -8,15 +7,16 @@ from dataclasses import dataclass
 from nanogpt.checkpoint import State, list_checkpoints
 from nanogpt.config import TrainConfig
 from nanogpt.run.agree import Peers
-from nanogpt.run.guard import bad_steps_allowed, diagnosis
+from nanogpt.run.guard import diagnosis
 from nanogpt.run.resume import resume_command
 from nanogpt.train import Parts, log_is_due
 
 HANGUP = signal.SIGHUP  # the terminal closes
 # Slurm can send SIGUSR1 before its time limit
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, HANGUP)
-LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by the launchers
 FAILED_SAVES = 3  # in a row that end a run
+BAD_STEPS = 5  # steps in a row without a finite gradient that end a run
+SCALER_STEPS = 16  # fp16: as many more, while the scaler halves its initial scale of 2^16 to 1
 
 
 @dataclass
@@ -47,7 +47,6 @@ class Interrupts:
         """`minutes` count from here, before anything is loaded; 0 means no limit."""
         self.peers = peers
         self.number = 0  # of the signal received
-        self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
         self.end = time.monotonic() + 60 * minutes if minutes else None
         self.last = time.monotonic()  # end of the last step
         self.longest = 0.0  # longest time in seconds from the end of a step to the end of the next
@@ -72,28 +71,13 @@ class Interrupts:
         for each in self.before:  # SIGHUP often comes several times, or after SIGTERM
             signal.signal(each, signal.SIG_IGN if each == HANGUP else signal.SIG_DFL)
 
-    def pending(self) -> int:
-        """The number of the signal received, or 0; SIGHUP's if the launcher died."""
-        if not self.number and self.launcher_died():
-            self.number = HANGUP
-        return self.number
-
-    def launcher_died(self) -> bool:
-        return self.launcher not in (None, os.getppid())
-
-    def why(self, number: int) -> str:
-        """Describes a run that the signal `number` ends."""
-        if self.launcher_died():
-            return "the launcher died: stopped"
-        return "the terminal was closed: stopped" if number == HANGUP else "stopped"
-
     def check(self) -> None:
         """Raises Interrupted on all processes if one of them has received a signal.
 
         Called between the batches of an evaluation and the tokens of a sample, equally often on
         all processes.
         """
-        if number := self.peers.largest(self.pending())[0]:
+        if number := self.peers.largest(self.number)[0]:
             raise Interrupted(number)
 
     def ignore(self) -> None:
@@ -106,34 +90,27 @@ class Interrupts:
                 signal.signal(number, signal.SIG_IGN)
                 self.before[number] = signal.SIG_IGN
 
-    def due(self, saving: float, failed_saves: int) -> tuple[int, bool, bool]:
-        """The number of a signal or 0, whether the time is up, and whether saving fails too often.
-
-        Called after each step; the result is the same on all processes. `saving` is the duration of
-        a save in seconds, for which there must be time as well.
-        """
-        now = time.monotonic()
-        self.longest, self.last = max(self.longest, now - self.last), now
-        time_is_up = self.end is not None and now + self.longest + saving > self.end
-        number, time_is_up, fails = self.peers.largest(
-            self.pending(), time_is_up, failed_saves >= FAILED_SAVES
-        )
-        return number, bool(time_is_up), bool(fails)
-
     def check_step(self, config: TrainConfig, parts: Parts, state: State) -> None:
         """Raises Stop if the run has to end before the next step, on all processes alike."""
-        scaler, tally, saves = parts.accelerator.scaler, parts.tally, parts.saves
-        if log_is_due(config, state.step) and tally.bad_in_a_row >= bad_steps_allowed(scaler):
+        tally, saves = parts.tally, parts.saves
+        allowed = BAD_STEPS if parts.accelerator.scaler is None else BAD_STEPS + SCALER_STEPS
+        if log_is_due(config, state.step) and tally.bad_in_a_row >= allowed:
             raise Stop(diagnosis(tally, state.step, config), code=1)
-        number, time_is_up, saves_fail = self.due(saves.seconds, saves.failed)
-        if saves_fail:
+        now = time.monotonic()
+        self.longest, self.last = max(self.longest, now - self.last), now
+        # there must be time for another step and a save
+        time_is_up = self.end is not None and now + self.longest + saves.seconds > self.end
+        number, time_is_up, fails = self.peers.largest(
+            self.number, time_is_up, saves.failed >= FAILED_SAVES
+        )
+        if fails:
             raise Stop(saves.error, code=1)
         if number or time_is_up:
             raise self.stopped(config, parts, state, number)
 
     def stopped(self, config: TrainConfig, parts: Parts, state: State, number: int) -> Stop:
         """The end by a signal, or because the time is up (0)."""
-        why = self.why(number) if number else f"stopped after {config.time_limit:g} minutes"
+        why = "stopped" if number else f"stopped after {config.time_limit:g} minutes"
         saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
         what = f"step {state.step} is saved" if saved else "there was no step to save"
         message = f"{why}: {what}; to resume: {resume_command(config, self.peers.many)}"

@@ -14,11 +14,11 @@ MISSING = ([] if PROGRAM else ["chromium"]) + ([] if importlib.util.find_spec("p
 
 
 @contextlib.contextmanager
-def browser(*args: str):
+def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:  # root may only run it without its sandbox
-        browser = playwright.chromium.launch(executable_path=PROGRAM, headless=True, args=["--no-sandbox", *args])
+        browser = playwright.chromium.launch(executable_path=PROGRAM, headless=True, args=["--no-sandbox"])
         yield browser
         browser.close()
 

@@ -6,7 +6,7 @@
 reaches without GPUs. `model` are changes of the model; with `minimal` recipes/minimal.py trains, and its losses go to
 the file `out_dir`. The last process alone meets trouble: `poison` lists the steps at which its loss is not a number,
 `room` is the number of sequences that fit into its memory, `terminate` the step at whose evaluation it gets a SIGTERM.
-With `everywhere` all processes meet it. `plan` plans a run, in a process whose clock is faster than the others'.
+With `everywhere` all processes meet it. `plan` plans a run, in processes whose clocks differ.
 """
 
 import json
@@ -27,8 +27,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from nanogpt import GPTConfig, TrainConfig, optim
-from nanogpt.config import Actions
-from nanogpt.run import device, guard, plan
+from nanogpt.run import device, plan
 from nanogpt.run.errors import user_errors
 from nanogpt.run.main import train_to_the_end
 from nanogpt.run.prepare import prepare
@@ -102,7 +101,7 @@ def show_plan(*run) -> None:
     factor = 10 if run[1].accelerator.is_last_process else 1
     plan.time = SimpleNamespace(perf_counter=lambda: factor * time.perf_counter())
     plan.median_seconds = partial(plan.median_seconds, at_most=0.2)
-    plan.show(*run, Actions(json=True))
+    plan.show(*run, as_json=True)
 
 
 def train_minimal(model: GPTConfig, config: TrainConfig) -> None:
@@ -130,7 +129,6 @@ def train(settings: dict) -> None:
 
 
 if __name__ == "__main__":
-    guard.APART = 5
     optim.SHARED_FROM = 25  # Muon shares tiny matrices too
     if "--fsdp" in sys.argv:
         device.Accelerator = sharded

@@ -5,12 +5,8 @@ That an end comes at once shows in that it comes at all: the timeout of these ru
 
 import contextlib
 import json
-import os
-import pty
 import re
-import select
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -62,7 +58,7 @@ def saved(out_dir: Path, printed: str) -> bool:
     return last.name == f"step-{stopped:06d}" and checkpoint.find_damage(last) is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_one_process_saves_and_ends_both_with_its_code(running, tmp_path, number):
     programs = running()
     programs[1].send_signal(number)
@@ -78,36 +74,12 @@ def test_a_signal_to_one_process_ends_an_evaluation_on_both(start, tmp_path):
     assert last.name == "step-000002" and checkpoint.read_state(last).evaluated_step == 0
 
 
-def test_a_terminal_that_is_closed_saves_the_run(tmp_path, data):
-    pid, terminal = pty.fork()
-    if pid == 0:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
-        os.chdir(tmp_path)
-        os.execv(sys.executable, [sys.executable, str(RUNS), json.dumps([{"out_dir": "out/a", **LONG}])])
-    try:
-
-        def has_trained() -> bool:
-            if select.select([terminal], [], [], 0)[0]:
-                os.read(terminal, 10_000)
-            return bool(curve(tmp_path / "out/a", "train_loss"))
-
-        wait_for(has_trained)
-        os.close(terminal)
-        wait_for(lambda: os.waitpid(pid, os.WNOHANG)[0])
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        raise
-    last = checkpoint.find(tmp_path / "out/a", ("last",))
-    assert last.name > "step-000000" and checkpoint.find_damage(last) is None
-    assert json.loads((tmp_path / "out/a/result.json").read_text())["reason"] == "interrupted"
-
-
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_at_once_with_a_clear_line(running, victim):
     programs = running()
     programs[victim].send_signal(signal.SIGKILL)
     done = programs[1 - victim].wait()
-    expected = f"error: process {1 - victim} of 2 stops: another process of the run has died"
+    expected = f"error: process {1 - victim} of 2 stops: another process of the run has died, or not answered"
     assert done.returncode == 1 and expected in done.stderr
 
 
@@ -115,7 +87,7 @@ def test_a_process_that_hangs_ends_the_run_within_the_timeout(running):
     programs = running(timeout=2)
     programs[1].send_signal(signal.SIGSTOP)
     done = programs[0].wait()
-    expected = "error: process 0 of 2 stops: another process of the run has not answered for 2 s (--timeout)"
+    expected = "error: process 0 of 2 stops: another process of the run has died, or not answered for 2 s (--timeout)"
     assert done.returncode == 1 and expected in done.stderr
 
 

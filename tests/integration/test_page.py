@@ -5,10 +5,8 @@ Skipped without Chromium, npm and the packages: see chromium.py, and pip install
 
 import dataclasses
 import functools
-import http.server
 import importlib.util
 import shutil
-import threading
 from pathlib import Path
 
 import chromium
@@ -122,23 +120,3 @@ def test_sampled_text_streams_until_it_is_stopped(page, qwen3):
     wait(page, " a second")
     assert page.locator("#text").text_content() != text[:303]
     chromium.keep(page, "page", full_page=True)
-
-
-def test_on_a_narrow_screen_nothing_is_cut_off(page, qwen3):
-    page.set_viewport_size({"width": 320, "height": 640})
-    open_page(page, qwen3[1])
-    assert page.evaluate("document.documentElement.scrollWidth") <= 320
-
-
-def test_a_static_host_serves_it_as_it_is(browser, qwen3):
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=qwen3[1])
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    origin, asked = f"http://127.0.0.1:{server.server_port}/", []
-    page = browser.new_page()
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(origin)
-    wait(page, "ready after")
-    page.close()
-    server.shutdown()
-    assert [url for url in asked if not url.startswith((origin, "blob:", "data:"))] == []

@@ -1,17 +1,13 @@
 """The dashboard and the playground in a real browser, while a run trains. Skipped without Chromium: see chromium.py."""
 
 import contextlib
-import http.server
 import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import chromium
@@ -27,14 +23,13 @@ pytestmark = [
     pytest.mark.nightly,
     pytest.mark.skipif(bool(chromium.MISSING), reason=f"missing: {', '.join(chromium.MISSING)}"),
 ]
-OWN = re.compile(r"(http://(127\.0\.0\.1|localhost|evil\.example):|data:|blob:)")
+OWN = re.compile(r"(http://(127\.0\.0\.1|localhost):|data:|blob:)")
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """In which evil.example is a stranger's name for this machine."""
-    with chromium.browser("--host-resolver-rules=MAP evil.example 127.0.0.1") as browser:
+    with chromium.browser() as browser:
         yield browser
 
 
@@ -79,21 +74,14 @@ def train(data: Path, out: Path, *settings):
     return process(ROOT / "recipes" / "shakespeare.py", *SMALL, f"--data={data}", f"--out_dir={out}", *settings)
 
 
-def line(step: int, **values) -> dict:
-    return {"step": step, "tokens": step, "train_seconds": step} | values
-
-
-def write_metrics(run: Path, lines: Iterable[dict]) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
 @pytest.fixture
 def hostile_run(tmp_path) -> Path:
     """A run from elsewhere whose name, settings and sample are HTML and script; its training loss became NaN."""
     run = tmp_path / "out" / HOSTILE_NAME.replace("/", "")
-    lines = [line(step, train_loss=5 - step / 9) for step in range(10)]
-    write_metrics(run, [*lines, line(10, val_loss=4.0, train_loss=float("nan")) | {HOSTILE_TEXT: 1}])
+    run.mkdir(parents=True)
+    lines = [{"step": step, "tokens": step, "train_seconds": step, "train_loss": 5 - step / 9} for step in range(10)]
+    lines.append(lines[-1] | {"step": 10, "val_loss": 4.0, "train_loss": float("nan"), HOSTILE_TEXT: 1})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "samples.jsonl").write_text(json.dumps({"step": 10, "text": HOSTILE_TEXT}) + "\n")
     (run / "config.json").write_text(json.dumps({"train": {HOSTILE_TEXT: HOSTILE_TEXT, "learning_rate": 1}}))
     return run
@@ -116,9 +104,6 @@ def test_the_dashboard_follows_a_run_beside_a_hostile_one(page, tmp_path, data, 
         assert names.count() == 2
         samples = page.locator("#samples article")
         until(lambda: samples.count() == 2, "samples of both runs")
-        written = (json.loads(line)["text"] for line in (live / "samples.jsonl").read_text().splitlines())
-        shown = samples.filter(has_text="live").locator("pre").inner_text()
-        assert shown.strip() in {text.strip() for text in written}
         row = page.locator("#settings tr.differs", has=page.get_by_text("learning_rate", exact=True)).locator("td")
         assert sorted(row.all_inner_texts()) == ["0.01", "1", "learning_rate"]
         assert "nan: train_loss is nan at step 10" in page.locator("#alerts").inner_text()
@@ -129,70 +114,7 @@ def test_the_dashboard_follows_a_run_beside_a_hostile_one(page, tmp_path, data, 
         assert HOSTILE_TEXT in page.locator("#settings").inner_text()
         assert page.locator("img, body script, #content b:has-text('bold')").count() == 0
         assert page.title() == "nanogpt"
-
         chromium.keep(page, "dashboard-hostile")
-        names.filter(has_text="onerror").locator("input").uncheck()
-        until(lambda: int(loss.get_attribute("data-lines")) == 3, "curves of one run alone")
-        assert samples.count() == 1
-
-
-def test_crowded_runs_leave_the_others_their_place(page, tmp_path):
-    for name, more in {"good": {}, "many": {f"metric {i}": i for i in range(5000)}, "z\u202egpj\x1b[2J": {}}.items():
-        lines = [line(step, val_loss=4 - step, constructor=1) | more for step in (1, 2)]
-        lines += [line(3, val_loss=float("nan"), mfu=1e300)] if name == "many" else []
-        # a value that cannot be counted up to in steps of its axis
-        write_metrics(tmp_path / name, [*lines, line(4, lr=1e300), line(4, lr=1e300 + 2e284)])
-    for i in range(30):
-        write_metrics(tmp_path / f"bad {i}", [{"step": 1, "train_loss": float("nan")}])
-    with process("-m", "nanogpt", "dashboard", tmp_path) as lines:
-        page.goto(address(lines))
-        loss = page.locator("figure[data-lines='3']").first  # the validation loss of three runs
-        loss.wait_for()
-        assert loss.get_attribute("data-title").startswith("loss") and page.locator("#state").inner_text() == "33 runs"
-        box = loss.bounding_box()
-        assert box["y"] + box["height"] < 800 and page.locator("#alerts li").count() == 31
-        assert page.locator("figure:visible").count() == 30 and page.locator("#cut").is_visible()
-        assert page.locator("figure[data-title=constructor]").count() == 1
-        assert r"z\u202egpj\x1b[2J" in page.locator("#runs").inner_text()
-        chromium.keep(page, "dashboard-crowd")
-        shutil.rmtree(tmp_path / "many")
-        page.locator("figure[data-lines='2']").first.wait_for()
-        until(lambda: page.locator("#state").inner_text() == "32 runs", "list without the run that was deleted")
-
-
-def test_the_dashboard_zooms_in_a_run_of_100_000_points(page, tmp_path):
-    losses = (line(step, train_loss=4 - step / 50_000, grad_norm=step % 7 / 7) for step in range(100_000))
-    write_metrics(tmp_path / "long", losses)
-    with process("-m", "nanogpt", "dashboard", tmp_path) as lines:
-        page.goto(address(lines))
-        page.locator("figure[data-end='99999']").first.wait_for()
-        page.select_option("#x", "tokens")
-        box = page.locator("canvas").first.bounding_box()
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
-        page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] / 2 + 40, box["y"] + 50)
-        page.mouse.up()
-        page.locator("#whole:visible").click()
-        page.locator("#whole").wait_for(state="hidden")
-        chromium.keep(page, "dashboard-long")
-
-
-def test_a_page_of_another_origin_reads_nothing_of_the_dashboard(page, tmp_path, hostile_run):
-    stranger = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
-    threading.Thread(target=stranger.serve_forever, daemon=True).start()
-    fetch = """async ([url, options]) => {
-        try { return await (await fetch(url, options)).text() } catch (error) { return 'refused' }
-    }"""
-    with process("-m", "nanogpt", "dashboard", tmp_path / "out") as lines:
-        url = address(lines) + "api/runs"
-        page.goto(f"http://127.0.0.1:{stranger.server_port}/setup.cfg-does-not-exist")
-        assert page.evaluate(fetch, [url, {}]) == "refused"
-        assert page.evaluate(fetch, [url, {"mode": "no-cors"}]) == "refused"
-        assert page.evaluate(fetch, [url, {"method": "POST", "body": "x"}]) == "refused"
-        # a stranger's name that leads to this machine: the same origin for the browser, and still nothing
-        answer = page.goto(url.replace("127.0.0.1", "evil.example"))
-        assert answer.status == 403 and "onerror" not in answer.text()
-    stranger.shutdown()
 
 
 @needs_gradio

@@ -1,8 +1,4 @@
-"""Other programs write with an export what the model does: transformers here, others in environments of their own.
-
-transformers 4 and mlx-lm are compared by logits and tokens, each in a virtual environment that is made once, in the
-directory that NANOGPT_READERS names, or else for each test.
-"""
+"""Other programs write with an export what the model does: transformers, `transformers serve`, transformers 4."""
 
 import contextlib
 import dataclasses
@@ -15,7 +11,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,10 +25,8 @@ from nanogpt.hub.export import export
 from nanogpt.hub.load import load
 
 PIPELINE = READERS["transformers' `pipeline`"]
-OTHERS = {  # packages, and a program that writes logits and tokens
-    "transformers 4": (
-        ["torch==2.13.0", "transformers==4.57.*"],
-        """
+TRANSFORMERS_4 = ["torch==2.13.0", "transformers==4.57.*"]
+READ = """
 import sys
 import numpy as np
 import torch
@@ -45,27 +38,7 @@ for directory in directories:
     with torch.no_grad():
         np.save(f"{directory}/read.npy", model(torch.from_numpy(ids)).logits.numpy())
     np.save(f"{directory}/tokens.npy", tokenizer(text)["input_ids"])
-    if tokenizer.pad_token:
-        assert tokenizer([text, text + text], padding=True)["input_ids"][0][-1] == model.config.pad_token_id
-""",
-    ),
-    "mlx-lm": (
-        ["mlx[cpu]", "mlx-lm", "torch==2.13.0"],
-        """
-import sys
-from pathlib import Path
-import mlx.core as mx
-import numpy as np
-from mlx_lm.utils import load_model, load_tokenizer
-ids, text, directories = np.load(sys.argv[1]), sys.argv[2], sys.argv[3:]
-for directory in directories:
-    model = load_model(Path(directory))[0]
-    np.save(f"{directory}/read.npy", np.array(model(mx.array(ids)).astype(mx.float32)))
-    np.save(f"{directory}/tokens.npy", load_tokenizer(Path(directory)).encode(text))
-""",
-    ),
-}
-UNKNOWN_TO_MLX = ("gpt2", "gpt2, untied, own n_inner")  # its GPT-2 has GELU by tanh and tied embeddings
+"""
 SERVE = "from transformers.cli.transformers import app; app()"
 
 
@@ -136,24 +109,12 @@ def test_transformers_serve_writes_and_answers_as_the_model_does(make, ask, shap
     assert written["choices"][0]["message"]["content"] == readers.answer(model, tokenizer)
 
 
-def python_with(home: Path, packages: list[str]) -> str:
-    """The Python of an environment that has the packages; skips if they are unavailable."""
-    python = str(home / "bin" / "python")
-    if not (home / "whole").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True, capture_output=True)
-        install = [python, "-m", "pip", "install", "-q", *packages]
-        done = subprocess.run(install, capture_output=True, text=True, timeout=1800)
-        if done.returncode:
-            pytest.skip(f"{packages} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-        (home / "whole").touch()
-    return python
-
-
 @pytest.mark.manual
-@pytest.mark.parametrize("name", OTHERS)
-def test_exports_have_our_logits_and_tokens_in_other_readers(tmp_path, gpt2_files, name):
-    packages, code = OTHERS[name]
-    python = python_with(Path(os.environ.get("NANOGPT_READERS") or tmp_path) / name.replace(" ", "-"), packages)
+def test_exports_have_our_logits_and_tokens_in_transformers_4(tmp_path, gpt2_files):
+    home = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, capture_output=True)
+    python = str(home / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", *TRANSFORMERS_4], check=True, timeout=1800)
     ids = torch.randint(70, (2, 24))
     np.save(tmp_path / "ids.npy", ids.numpy())
     cases = {case: (config, CharTokenizer(CHARACTERS)) for case, config in CASES.items()}
@@ -161,11 +122,10 @@ def test_exports_have_our_logits_and_tokens_in_other_readers(tmp_path, gpt2_file
     cases["gpt2, its own encoding"] = bpe, BPETokenizer.gpt2()
     exports = {}
     for case, (config, tokenizer) in cases.items():
-        if name != "mlx-lm" or case not in UNKNOWN_TO_MLX:
-            # an export without rope_theta would be right for the default
-            make_checkpoint(tmp_path / case / "run", dataclasses.replace(config, rope_theta=500.0), tokenizer)
-            exports[case] = export(tmp_path / case / "run", tmp_path / case / "export", say=lambda text: None)
-    read = [python, "-c", code, tmp_path / "ids.npy", readers.PROMPT, *exports.values()]
+        # an export without rope_theta would be right for the default
+        make_checkpoint(tmp_path / case / "run", dataclasses.replace(config, rope_theta=500.0), tokenizer)
+        exports[case] = export(tmp_path / case / "run", tmp_path / case / "export", say=lambda text: None)
+    read = [python, "-c", READ, tmp_path / "ids.npy", readers.PROMPT, *exports.values()]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(map(str, read), capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,7 @@
 """Estimated and measured memory of a step in bytes: `step_memory.py "GPTConfig(…)" "TrainConfig(…)"`."""
 
+import resource
 import sys
-import threading
-import time
 
 import psutil
 import torch
@@ -25,22 +24,11 @@ def steps(config: GPTConfig, train: TrainConfig, number: int) -> None:
             optimizer.zero_grad()
 
 
-def watch(process: psutil.Process, found: list[int], done: threading.Event) -> None:
-    while not done.is_set():
-        found.append(process.memory_info().rss)
-        time.sleep(0.002)
-
-
 if __name__ == "__main__":
     config, train = map(eval, sys.argv[1:])
     estimated = sum(plan.memory(config, train, "fp32").values())
     keep_freed_memory()
     steps(GPTConfig(vocab_size=64, block_size=8, n_layer=1, n_head=1, n_embd=8), train, 1)  # what torch itself takes
-    process, found, done = psutil.Process(), [], threading.Event()
-    base = process.memory_info().rss
-    thread = threading.Thread(target=watch, args=(process, found, done))
-    thread.start()
+    base = psutil.Process().memory_info().rss
     steps(config, train, 3)
-    done.set()
-    thread.join()
-    print(estimated, max(found) - base)
+    print(estimated, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)

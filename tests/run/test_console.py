@@ -15,7 +15,6 @@ from data_prep import writer
 from nanogpt import TrainConfig, __version__, train
 from nanogpt.run import console, metrics
 from nanogpt.run.flags import parse
-from nanogpt.run.resume import resume_command
 
 
 def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypatch, tmp_path, capsys):
@@ -23,7 +22,7 @@ def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypa
     monkeypatch.setattr(sys, "argv", words)
     make_run().train()
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert command[:2] == ["python", "recipes/x.py"] and "4" not in command
+    assert command[:2] == ["python", "recipes/x.py"]
     model, config, _ = parse(TINY, TrainConfig(), command[2:], "")
     assert (model.n_layer, model.n_head, config.max_iters) == (2, 2, 8)
     assert (config.resume, config.data) == ("auto", "my data")
@@ -34,62 +33,35 @@ def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypa
 
 
 @pytest.mark.parametrize(
-    "launcher, started, words",
+    "beginning, prompt",
     [
-        ({}, ["python", "recipes/x.py"], "python"),
-        ({}, ["python", "/bin/nanogpt", "train", "recipes/x.py"], "nanogpt train"),
-        ({}, ["python", "-m", "nanogpt", "train", "recipes/x.py"], "nanogpt train"),
-        ({"ACCELERATE_MIXED_PRECISION": "no"}, ["python", "recipes/x.py"], "accelerate launch"),
+        ("it's here\n", "it's here"),
+        ("--- title\n", "title"),
+        ("天地玄黄宇宙洪荒", "天地玄黄宇宙"),
+        ("\n\t a\x1b[1m\n", "a[1m"),
     ],
+    ids=["a quote", "like a flag", "amid a character", "an escape sequence"],
 )
-def test_a_run_is_resumed_in_the_way_it_was_started(monkeypatch, launcher, started, words):
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    for name, value in launcher.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "orig_argv", started)
-    monkeypatch.setattr(sys, "argv", ["recipes/x.py", "--n_layer=2"])
-    assert resume_command(TrainConfig(), False) == f"{words} recipes/x.py --n_layer=2 --resume=auto"
-
-
-def test_epochs_are_counted_and_the_prompt_is_ready_for_a_shell(make_run, tmp_path, capsys):
-    writer.write(tmp_path / "quotes", "it's here\n" * 400, "char", 0.25, "made up")
-    make_run(data=str(tmp_path / "quotes"), gradient_accumulation_steps=2).train()
-    shown = capsys.readouterr().out
-    assert f"4 of 128 tokens (2 x 4 sequences of 16), {4 * 128 / 3000:.2f} epochs" in shown
-    command = next(line for line in shown.splitlines() if line.startswith("next:  nanogpt sample"))
-    assert shlex.split(command)[-1] == "it's here"
-
-
-ODD_BEGINNINGS = {"--- title\n": "--prompt='--- title'", "天地玄黄宇宙洪荒": "--prompt '天地玄黄宇宙'"}
-ODD_BEGINNINGS |= {"Hello there\r\nAll\r\n": "--prompt 'Hello there'", "\n\t a\x1b[1m\n": "--prompt 'a[1m'"}
-ODD_BEGINNINGS |= {"\u200f\u202bשלום\u202c\n": "--prompt 'שלום'", "\u200f\r\n": "--prompt ' '"}
-
-
-@pytest.mark.parametrize("beginning, prompt", ODD_BEGINNINGS.items(), ids=range(6))
-def test_a_prompt_that_looks_like_a_flag_or_ends_amid_a_character_works(make_run, tmp_path, capsys, beginning, prompt):
+def test_epochs_are_counted_and_a_prompt_is_ready_for_a_shell(make_run, tmp_path, capsys, beginning, prompt):
     writer.write(tmp_path / "odd", beginning * 400, "bytes", 0.25, "made up")
-    make_run(data=str(tmp_path / "odd")).train()
-    assert f" {prompt}\n" in capsys.readouterr().out
+    run = make_run(data=str(tmp_path / "odd"), gradient_accumulation_steps=2)
+    run.train()
+    shown = capsys.readouterr().out
+    assert f"4 of 128 tokens (2 x 4 sequences of 16), {4 * 128 / len(run.train_data.tokens):.2f} epochs" in shown
+    command = next(line for line in shown.splitlines() if line.startswith("next:  nanogpt sample"))
+    assert shlex.split(command)[-1] == prompt
 
 
-def test_where_there_is_no_terminal_a_line_tells_step_loss_speed_and_time_left(make_run, monkeypatch, capsys):
+def test_a_line_tells_step_loss_speed_and_time_left(make_run, monkeypatch, capsys):
     monkeypatch.setattr(console, "EVERY", 0)
     run = make_run(log_interval=1)
     run.train()
     shown = re.findall(
-        r"^step +(\d) {2}loss (\d\.\d{4}), [\d,]+ tokens/s, (\d\d:\d\d) left$", capsys.readouterr().out, re.M
+        r"^step +(\d) {2}loss (\d\.\d{4}), [\d,]+ tokens/s, (\d:\d\d:\d\d) left$", capsys.readouterr().out, re.M
     )
     logged = [line for line in metrics.read(run.out_dir / "metrics.jsonl") if "train_loss" in line]
     assert [(int(step), loss) for step, loss, _ in shown] == [(i["step"], f"{i['train_loss']:.4f}") for i in logged]
-    assert len(shown) == 4 and shown[-1][2] == "00:00"
-
-
-def test_each_evaluation_shows_the_first_line_of_its_sample(make_run, monkeypatch, capsys):
-    monkeypatch.setattr(train, "sample_text", lambda *args: "\n  \n\tTo be \x1b\nor not")
-    make_run(max_iters=2, eval_interval=1).train()
-    assert capsys.readouterr().out.count("\nsample       To be \\x1b\n") == 3
-    make_run(max_iters=2, eval_interval=1, sample_tokens=0, resume="auto").train()
-    assert "sample  " not in capsys.readouterr().out
+    assert len(shown) == 4 and shown[-1][2] == "0:00:00"
 
 
 def test_a_run_ends_with_its_result_as_json(make_run):
@@ -98,21 +70,17 @@ def test_a_run_ends_with_its_result_as_json(make_run):
     result = json.loads((run.out_dir / "result.json").read_text())
     lines = metrics.read(run.out_dir / "metrics.jsonl")
     best = min((line for line in lines if "val_loss" in line), key=lambda line: line["val_loss"])
-    assert (result["val_loss"], result["val_bpb"], result["best_step"]) == (
-        best["val_loss"],
-        best["val_bpb"],
-        best["step"],
-    )
-    assert (result["step"], result["tokens"], result["reason"]) == (8, 8 * 4 * 16, "finished")
+    assert (result["val_loss"], result["val_bpb"]) == (best["val_loss"], best["val_bpb"])
+    assert (result["best_step"], result["reason"], result["version"]) == (best["step"], "finished", __version__)
+    assert (result["step"], result["tokens"]) == (8, 8 * 4 * 16)
     assert result["tokens_per_second"] == pytest.approx(8 * 4 * 16 / run.state.train_seconds, abs=1)
     assert result["memory"] == max(line["memory"] for line in lines if "memory" in line)
-    assert result["version"] == __version__
     assert result["settings"]["batch_size"] == 4 and result["settings"]["n_embd"] == 16
     assert not {"vocab_size", "beta1"} & result["settings"].keys()  # of the data; as it was
 
 
 @pytest.mark.parametrize("how, reason", [("signal", "interrupted"), ("time", "time limit"), ("nan", "failed")])
-def test_the_result_says_why_a_run_ended_early(make_run, monkeypatch, how, reason):
+def test_the_result_says_why_a_run_ended_early(make_run, how, reason):
     run = make_run(max_iters=50, log_interval=1)
     step = run.step
 
@@ -140,7 +108,6 @@ def test_the_last_line_is_the_result_where_it_is_asked_for(data, tmp_path, capsy
     flags = f"--data={data} --out_dir={tmp_path}/out --max_iters=2 --json --device=cpu --precision=fp32 --batch_size=3"
     train.main(TINY, TrainConfig(batch_size=2, sample_tokens=8), argv=flags.split())
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last == json.loads((tmp_path / "out" / "result.json").read_text())
     assert last["settings"]["batch_size"] == 3 and "n_embd" not in last["settings"]  # the recipe's own
 
 
@@ -154,12 +121,12 @@ def test_a_sample_that_does_not_fit_is_a_warning_and_the_run_is_complete(make_ru
     assert "warning: no sample: out of memory" in shown and "next:  nanogpt sample" in shown
 
 
-@pytest.mark.parametrize("sharded, where", [(True, "cpu"), (False, "cuda")])
-def test_the_last_sample_of_a_sharded_model_is_written_on_the_cpu(make_run, monkeypatch, sharded, where):
-    run, loaded = make_run(), []
+def test_a_terminal_that_is_closed_does_not_end_a_run(make_run, monkeypatch):
+    run = make_run()
+
+    def write(text):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys.stdout, "write", write)
     run.train()
-    load = console.checkpoint.load_model
-    monkeypatch.setattr(console.checkpoint, "load_model", lambda path, on, **options: loaded.append(on) or load(path))
-    run.parts.device, run.parts.sharded = "cuda", sharded
-    console.sample(run.config, run.parts, tokens=2)
-    assert loaded == [where]
+    assert json.loads((run.out_dir / "result.json").read_text())["reason"] == "finished"

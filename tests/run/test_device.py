@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from torch._dynamo.testing import CompileCounter
 
 from nanogpt import GPT, GPTConfig, TrainConfig
@@ -22,18 +21,9 @@ def test_accumulation_that_does_not_divide_says_which_counts_do(make_run, monkey
         make_run(gradient_accumulation_steps=4)
 
 
-def test_a_device_that_the_launcher_overrules_is_an_error(make_run, monkeypatch):
-    on_cpu = SimpleNamespace(num_processes=1, device=torch.device("cpu"), distributed_type=DistributedType.NO)
-    monkeypatch.setattr(device, "Accelerator", lambda **kwargs: on_cpu)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match=r"device=cuda.* cpu"):
-        make_run(device="cuda", precision="fp32")
-
-
-def test_accelerate_is_asked_for_a_share_and_the_timeout(monkeypatch):
+def test_accelerate_is_asked_for_a_share_and_the_timeout_and_a_device_that_it_overrules_is_an_error(monkeypatch):
     asked = {}
-    found = SimpleNamespace(num_processes=2, device=torch.device("cpu"), distributed_type=DistributedType.NO)
+    found = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(device.atexit, "register", lambda function: None)
     monkeypatch.setattr(device, "Accelerator", lambda **kwargs: asked.update(kwargs) or found)
@@ -41,6 +31,8 @@ def test_accelerate_is_asked_for_a_share_and_the_timeout(monkeypatch):
     assert asked["gradient_accumulation_plugin"].num_steps == 3
     group, copies = asked["kwargs_handlers"]
     assert group.timeout.total_seconds() == 90 and copies.gradient_as_bucket_view
+    with pytest.raises(ValueError, match=r"device=cuda.* cpu"):
+        device.make_accelerator(TrainConfig(gradient_accumulation_steps=6, device="cuda", precision="fp32"))
 
 
 def test_precision_is_the_settings_or_launchers_or_machines(monkeypatch):
@@ -50,14 +42,6 @@ def test_precision_is_the_settings_or_launchers_or_machines(monkeypatch):
     assert device.mixed_precision(TrainConfig(device="cpu")) == "fp16"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert device.mixed_precision(TrainConfig(device="cpu")) == "bf16"
-
-
-def test_bf16_instructions_are_those_that_the_system_names(tmp_path):
-    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512_bf16\n")
-    assert device.cpu_computes_in_bf16(str(tmp_path / "cpuinfo"))
-    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f\n")
-    assert not device.cpu_computes_in_bf16(str(tmp_path / "cpuinfo"))
-    assert not device.cpu_computes_in_bf16(str(tmp_path / "none"))
 
 
 @pytest.fixture
@@ -83,7 +67,6 @@ def cores(monkeypatch):
         ({}, 8),
         ({"LOCAL_WORLD_SIZE": "2"}, 4),  # cores are shared among the processes of a machine
         ({"OMP_NUM_THREADS": "1"}, 1),
-        ({"OMP_NUM_THREADS": "3"}, 3),
         ({"OMP_NUM_THREADS": "5,2"}, 5),  # by level of nesting
         ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, 8),  # the launcher's own
         ({"OMP_NUM_THREADS": "3", "ACCELERATE_MIXED_PRECISION": "no"}, 3),
@@ -95,35 +78,24 @@ def test_threads_are_the_physical_cores_or_the_users_choice(cores, env, threads)
     assert device.set_threads(2, 1) == 2  # --threads
 
 
-@pytest.mark.parametrize(
-    "env, expected",
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
-    ids=["by default", "a spin count is kept", "a policy is kept"],
-)
-def test_threads_spin_briefly_from_the_moment_torch_is_imported(monkeypatch, tmp_path, env, expected):
+@pytest.mark.parametrize("env, expected", [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_spin_briefly_from_the_moment_torch_is_imported(tmp_path, env, expected):
     """A stand-in for torch records its environment."""
     (tmp_path / "torch.py").write_text("import os\nos._exit(print(os.environ.get('GOMP_SPINCOUNT'), flush=True) or 0)")
     clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     clean["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(device.__file__).parents[2])])
     command = [sys.executable, "-c", "import recipes.shakespeare"]
     shown = subprocess.run(command, env=clean | env, capture_output=True, text=True)
-    assert shown.stdout.strip() == str(expected), shown.stderr
+    assert shown.stdout.strip() == expected, shown.stderr
 
 
-def test_free_memory_is_what_the_container_has_left(monkeypatch):
-    files = {"/sys/fs/cgroup/memory.max": "1000", "/sys/fs/cgroup/memory.current": "400"}
-    monkeypatch.setattr(device, "Path", lambda name: SimpleNamespace(read_text=lambda: files[name]))
-    assert device.free_memory() == 600
-
-
-PEAKS = {"A100-SXM4-40GB": 312, "L40": 181, "L4": 121, "A10G": 70, "H100 80GB HBM3": 989, "H100 PCIe": 756, "H200": 989}
-PEAKS |= {"GH200 480GB": 989, "H20": 148, "GeForce RTX 4070": 58.3, "GeForce RTX 4070 Ti SUPER": 88.2}
-
-
-@pytest.mark.parametrize("name", PEAKS)
-def test_a_peak_is_that_of_nvidias_data_sheet(name):
-    assert device.peak_flops(f"NVIDIA {name}") == PEAKS[name] * 1e12
-    assert device.peak_flops("cpu") is device.peak_flops(f"NVIDIA {name} Laptop GPU") is None
+@pytest.mark.parametrize(
+    "name, peak",
+    [("A100-SXM4-40GB", 312), ("L4", 121), ("L40S", 362), ("H100 80GB HBM3", 989), ("H100 PCIe", 756), ("H200", 989)],
+)
+def test_a_peak_is_that_of_nvidias_data_sheet(name, peak):
+    assert device.peak_flops(f"NVIDIA {name}") == peak * 1e12
+    assert device.peak_flops("cpu") is device.peak_flops("NVIDIA GeForce RTX 4090 Laptop GPU") is None
 
 
 @pytest.mark.parametrize(
@@ -132,7 +104,7 @@ def test_a_peak_is_that_of_nvidias_data_sheet(name):
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP version 1"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp8"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp16"),
         ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "asked for several processes"),
     ],
 )
@@ -146,7 +118,6 @@ def test_what_the_launcher_asks_for_in_vain_is_refused(settings, word):
     "asked, processes, then",
     [
         ((32, 1), 8, (4, 8)),  # the same sequences in smaller micro-batches
-        ((12, 2), 3, (8, 3)),
         ((12, 6), 3, (12, 6)),  # divides as it is
         ((5, 1), 2, (5, 2)),  # a micro-batch for each
         ((5, 4), 3, (5, 4)),  # the user's choice, which make_accelerator refuses
@@ -169,25 +140,6 @@ def test_one_graph_is_compiled_or_one_for_all_blocks_and_the_loss(monkeypatch, w
     device.compile_model(model, whole)
     assert torch.equal(model(idx, idx), expected) and counter.frame_count == graphs
     assert [name for name, _ in model.named_parameters()] == names
-    device.undo_compile(model)
-    assert torch.equal(model(idx[:1], idx[:1]), expected) and counter.frame_count == graphs
-    assert model.h[0].forward.__func__ is type(model.h[0]).forward and "loss" not in vars(model)
-
-
-def test_under_ddp_a_block_is_one_graph(monkeypatch):
-    """DDP would cut it at 1 MiB of parameters, its first bucket."""
-    counter = CompileCounter()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    torch.compiler.reset()
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model = GPT(GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=256))
-        device.compile_model(model, whole=False)
-        idx = torch.zeros(2, 16, dtype=torch.long)
-        torch.nn.parallel.DistributedDataParallel(model)(idx, idx).backward()
-        assert counter.frame_count == 2  # the loss is the other
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture
@@ -198,11 +150,9 @@ def gpu(monkeypatch):
         monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
-        monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or major > 7
-        )
+        supported = lambda including_emulation: including_emulation or major > 7  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
 
     return make
 
@@ -211,11 +161,8 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize("launcher", ["bf16", "no"])
 def test_bf16_that_a_gpu_only_emulates_becomes_fp16_or_fp32(gpu, monkeypatch, launcher, major, precision):
     gpu(major)
-    notes = []
-    monkeypatch.setattr(device.logger, "info", notes.append)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
     assert device.mixed_precision(TrainConfig()) == precision
-    assert len(notes) == (launcher == "bf16" and major < 8)
     assert device.mixed_precision(TrainConfig(precision="bf16")) == "bf16"  # the user's choice
 
 
@@ -224,13 +171,3 @@ def test_more_processes_than_gpus_are_refused(gpu, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(ValueError, match=r"3 processes cannot share 2 GPUs.* --num_processes 2"):
         device.make_accelerator(TrainConfig(gradient_accumulation_steps=3))
-
-
-def test_a_gpu_that_torch_does_not_find_is_noticed_unless_it_is_hidden(monkeypatch, tmp_path):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "version").write_text("NVRM version: 535.54")
-    assert device.gpu_is_unused(str(tmp_path / "version"))
-    assert not device.gpu_is_unused(str(tmp_path / "none"))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not device.gpu_is_unused(str(tmp_path / "version"))

@@ -1,5 +1,4 @@
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(value):
     assert not x.grad.isfinite().any()
 
 
-@pytest.mark.parametrize("size, then", [(12, (6, 2)), (6, (3, 2)), (3, (1, 3)), (25, (5, 5)), (7, (1, 7))])
+@pytest.mark.parametrize("size, then", [(12, (6, 2)), (25, (5, 5))])
 def test_a_batch_is_halved_or_divided_and_the_step_has_as_many_sequences(size, then):
     config = guard.split(TrainConfig(batch_size=size))
     assert (config.batch_size, config.gradient_accumulation_steps) == then
@@ -43,8 +42,9 @@ def test_too_large_a_batch_is_halved_at_the_first_step_and_trains_the_same(make_
     run = limited(make_run(batch_size=8, log_interval=1), 2)
     run.train()
     shown = capsys.readouterr().out
-    assert "warning: out of memory with batch_size=8: now --batch_size=4 --gradient_accumulation_steps=2" in shown
-    assert "warning: out of memory with batch_size=4: now --batch_size=2 --gradient_accumulation_steps=4" in shown
+    for size in (8, 4):
+        now = f"--batch_size={size // 2} --gradient_accumulation_steps={16 // size}"
+        assert f"warning: out of memory with batch_size={size}: now {now}" in shown
     losses = [
         [line["train_loss"] for line in metrics.read(r.out_dir / "metrics.jsonl") if "lr" in line] for r in (whole, run)
     ]
@@ -64,12 +64,6 @@ def test_a_single_sequence_that_does_not_fit_says_what_to_do(make_run, capsys):
     assert "--gradient_checkpointing=True" in error
 
 
-def test_torch_says_so_in_those_words():
-    with pytest.raises(RuntimeError) as error:
-        torch.empty(2**60)
-    assert guard.out_of_memory(error.value)
-
-
 def test_the_rehearsal_changes_nothing(make_run):
     run = make_run(dataclasses.replace(TINY, dropout=0.2), optimizer="muon")
     before = [p.detach().clone() for p in run.gpt.parameters()]
@@ -79,20 +73,12 @@ def test_the_rehearsal_changes_nothing(make_run):
     assert all(not optimizer.state for optimizer in run.optimizers)
 
 
-@pytest.mark.parametrize(
-    "model, train, message",
-    [
-        ({"n_layer": 1000, "n_embd": 8192}, {}, "805,323,808,768 parameters"),
-        ({}, {"batch_size": 65536}, "batch_size=65536 take at least"),
-        ({"n_inner": 2**20}, {"batch_size": 1}, "take at least 1.6 GB, and 1.0 GB of memory are free"),
-    ],
-)
-def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch, model, train, message):
+def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch):
     monkeypatch.setattr(guard, "free_memory", lambda: 10**9)
-    shape = {"vocab_size": 65, "block_size": 4096, "n_layer": 1, "n_head": 2, "n_embd": 64, "position": "rope"}
-    with pytest.raises(ValueError, match=message):
-        guard.check_room(GPTConfig(**shape | model), TrainConfig(**train), trains_on_cpu=True)
-    guard.check_room(GPTConfig(**shape), TrainConfig(batch_size=1), trains_on_cpu=True)
+    large = GPTConfig(vocab_size=65, n_layer=1000, n_embd=1024, n_head=2)
+    with pytest.raises(ValueError, match=r"take at least 201\.\d GB, but 1\.0 GB of memory are free"):
+        guard.check_room(large, trains=True)  # 16 bytes for each of 12 * 1024 ** 2 numbers in a block
+    guard.check_room(dataclasses.replace(large, n_layer=4), trains=True)
 
 
 class FP16OnCPU(Accelerator):
@@ -120,23 +106,12 @@ def test_fp16_resumes_to_the_bit_with_the_scale_that_it_had(make_run, monkeypatc
     assert resumed.accelerator.scaler.state_dict() == whole.accelerator.scaler.state_dict()
 
 
-def test_a_checkpoint_of_an_earlier_version_has_no_scale(make_run, monkeypatch):
-    make_run(max_iters=2, eval_interval=2).train()
-    [path] = checkpoint.list_checkpoints(make_run(max_iters=2, resume="auto").out_dir)
-    content = checkpoint.read_json(path / checkpoint.STATE)
-    for name in ("crc32", "loss_scale", "loss_scale_steps"):
-        del content[name]
-    checkpoint.write_json(path / checkpoint.STATE, content | {"crc32": checkpoint.seal(content)})
-    monkeypatch.setattr(device, "Accelerator", FP16OnCPU)
-    run = make_run(max_iters=2, resume="auto")
-    assert run.state.step == 2 and run.accelerator.scaler.get_scale() == 2.0**22
-
-
-def test_the_loss_of_a_skipped_step_is_not_in_the_mean():
-    tally = train.Tally(torch.device("cpu"), State())
-    for loss, skipped in ((2.0, 0.0), (float("nan"), 1.0), (4.0, 0.0)):
+def test_a_skipped_step_is_counted_and_its_loss_is_not_in_the_mean():
+    tally, in_a_row = train.Tally(torch.device("cpu"), State()), []
+    for loss, skipped in ((2.0, 0.0), (float("nan"), 1.0), (4.0, 0.0), (1.0, 1.0), (1.0, 1.0)):
         tally.add(torch.tensor(loss), torch.tensor(1.0), torch.tensor(skipped), 1e-3)
-    assert tally.loss == 6 and tally.skipped == 1
+        in_a_row.append(int(tally.bad_in_a_row))
+    assert (tally.loss, tally.skipped, in_a_row) == (6, 3, [0, 1, 0, 1, 2])
 
 
 def test_a_run_without_checkpoints_is_not_told_to_resume(tmp_path):
@@ -146,27 +121,13 @@ def test_a_run_without_checkpoints_is_not_told_to_resume(tmp_path):
     assert "--resume=auto" in guard.diagnosis(tally, 5, config)
 
 
-def test_bad_steps_in_a_row_are_counted_from_the_last_good_one():
-    tally, counted = train.Tally(torch.device("cpu"), State()), []
-    for skipped in (1.0, 0.0, 1.0, 1.0):
-        tally.add(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(skipped), 1e-3)
-        counted.append(int(tally.bad_in_a_row))
-    assert counted == [1, 0, 1, 2]
-
-
-def test_another_batch_size_is_compiled_anew(make_run, monkeypatch):
-    resets = []
-    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
-    for compiled in (False, True):
-        run = make_run()
-        run.parts.compiled = compiled
-        guard.change_batches(run.config, guard.split(run.config), run.parts)
-    assert len(resets) == 1
-
-
-def test_a_failed_compilation_is_reported_with_its_cause():
-    def compile() -> None:
+def test_a_failed_compilation_is_one_line_with_its_cause(make_run, capsys):
+    def fail(*args):
         raise RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: no C++ compiler\n\nSet TORCHDYNAMO_VERBOSE")
 
-    alone = SimpleNamespace(largest=lambda *values, patience=None: values)
-    assert guard.problem_with(compile, alone, compiled=True) == "InvalidCxxCompiler: no C++ compiler"
+    run = make_run()
+    run.gpt.forward, run.parts.compiled = fail, True
+    with pytest.raises(SystemExit, match="2"):
+        run.rehearse()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--compile=false" in said and "InvalidCxxCompiler: no C++ compiler" in said

@@ -17,20 +17,9 @@ def run_with(directory, train=(), val=()):
     return directory
 
 
-def test_too_little_to_draw_is_no_drawing(tmp_path):
-    assert not plot.curves([tmp_path / "nothing"], tmp_path / "none.png") and not (tmp_path / "none.png").exists()
-
-
-@pytest.mark.parametrize(
-    "losses", [[(0, float("nan")), (1, float("inf")), (2, 2.0), (3, 1.0)], [(0, 1.0), (1, 1.0), (2, 1.0)]]
-)
-def test_losses_not_finite_or_all_the_same_are_drawn(tmp_path, losses):
-    run = run_with(tmp_path / "run", train=losses, val=losses)
-    assert plot.curves([run], tmp_path / "curve.png")
-
-
-def test_a_name_that_looks_like_a_formula_is_a_name(tmp_path):
-    runs = [run_with(tmp_path / "$a_{$", val=[(0, 4.0), (1, 2.0)]), run_with(tmp_path / "b", val=[(0, 4.0), (1, 3.0)])]
+def test_losses_that_are_not_finite_are_drawn_and_a_name_like_a_formula_is_a_name(tmp_path):
+    odd = [(0, float("nan")), (1, float("inf")), (2, 2.0), (3, 1.0)]
+    runs = [run_with(tmp_path / "$a_{$", odd, odd), run_with(tmp_path / "b", val=[(0, 4.0), (1, 3.0)])]
     assert plot.curves(runs, tmp_path / "curves.svg")
 
 
@@ -49,8 +38,6 @@ def test_a_picture_leaves_out_the_high_first_losses(tmp_path, monkeypatch):
     axes, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: (axes.extend(self.axes), save(self, *args)))
     falling = [(1, 9.0), *((x, 3.0 - x / 100) for x in range(10, 101, 3))]
-    for name, train in (("long", falling), ("short", falling[:5])):
-        run = run_with(tmp_path / name, train, val=[(0, 9.5), (100, 2.5)])
-        assert plot.curves([run], tmp_path / f"{name}.png")
-    (_, high), (_, whole) = (each.get_ylim() for each in axes)
-    assert 2.9 < high < 3.1 and whole > 9.5
+    run = run_with(tmp_path / "long", falling, val=[(0, 9.5), (100, 2.5)])
+    assert plot.curves([run], tmp_path / "long.png")
+    assert 2.9 < axes[0].get_ylim()[1] < 3.1

@@ -1,8 +1,10 @@
-"""A signal, a hangup, the time limit or a dead launcher ends a run after a step that can be saved."""
+"""A signal, a hangup or the time limit ends a run after a step that can be saved."""
 
 import os
 import signal
 import time
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,50 +12,56 @@ import pytest
 from nanogpt import TrainConfig
 from nanogpt.checkpoint import State
 from nanogpt.run.agree import Peers
-from nanogpt.run.stop import LAUNCHED, Interrupted, Interrupts
+from nanogpt.run.stop import Interrupted, Interrupts, Stop
 
 ALONE = Peers(SimpleNamespace(num_processes=1), 1)
 
 
+def code(interrupts: Interrupts, saving: float = 0, failed: int = 0) -> int | None:
+    """The exit code of a run that ends after a step; None if it goes on."""
+    saves = SimpleNamespace(seconds=saving, failed=failed, error="step 1 could not be saved")
+    tally = SimpleNamespace(bad_in_a_row=0)
+    accelerator = SimpleNamespace(scaler=None)
+    parts = SimpleNamespace(accelerator=accelerator, tally=tally, saves=saves, out_dir=Path("nowhere"))
+    try:
+        interrupts.check_step(TrainConfig(), parts, State(step=1))
+    except Stop as stop:
+        return stop.code
+
+
+@contextmanager
+def handled_by(number: int, handler):
+    before = signal.signal(number, handler)
+    try:
+        yield
+        assert signal.getsignal(number) == handler  # it is put back
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_remembered_and_a_second_one_ends_at_once(number):
-    mine = lambda *_: None  # noqa: E731
-    before = signal.signal(signal.SIGUSR1, mine)
-    try:
-        with Interrupts(ALONE, 0) as interrupts:
-            assert interrupts.due(0, 0) == (0, False, False)
-            os.kill(os.getpid(), number)
-            assert interrupts.due(0, 0) == (number, False, False)
-            for any_kind in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                assert signal.getsignal(any_kind) == signal.SIG_DFL
-    finally:
-        assert signal.signal(signal.SIGUSR1, before) is mine  # the handlers are put back
+    with handled_by(signal.SIGUSR1, lambda *_: None), Interrupts(ALONE, 0) as interrupts:
+        assert code(interrupts) is None
+        os.kill(os.getpid(), number)
+        assert code(interrupts) == 128 + number
+        for any_kind in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            assert signal.getsignal(any_kind) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
 def test_further_hangups_do_not_end_a_run(first):
     """The kernel and the shell both send one; systemd's SendSIGHUP sends one right after SIGTERM."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as without nohup
-    try:
-        with Interrupts(ALONE, 0) as interrupts:
-            for number in (first, signal.SIGHUP, signal.SIGHUP):
-                os.kill(os.getpid(), number)
-            assert interrupts.due(0, 0) == (first, False, False)
-            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-            assert "terminal" in interrupts.why(signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with handled_by(signal.SIGHUP, signal.SIG_DFL), Interrupts(ALONE, 0) as interrupts:  # as without nohup
+        for number in (first, signal.SIGHUP, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        assert code(interrupts) == 128 + first
 
 
 def test_under_nohup_a_hangup_is_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Interrupts(ALONE, 0) as interrupts:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert interrupts.due(0, 0) == (0, False, False)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with handled_by(signal.SIGHUP, signal.SIG_IGN), Interrupts(ALONE, 0) as interrupts:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert code(interrupts) is None
 
 
 def test_the_time_is_up_before_a_step_and_a_save_pass_the_limit(monkeypatch):
@@ -62,32 +70,14 @@ def test_the_time_is_up_before_a_step_and_a_save_pass_the_limit(monkeypatch):
     with Interrupts(ALONE, 2) as interrupts:  # 120 s
         clock.now = 60
         interrupts.begin()  # what came before the first step is not a step
-        for clock.now, saving, is_up in ((61, 0, False), (81, 0, False), (82, 0, False), (99, 0, False), (99, 2, True)):
-            assert interrupts.due(saving, 0) == (0, is_up, False)  # the longest step took 20 s
+        for clock.now in (61, 81, 82, 99):
+            assert code(interrupts) is None
+        assert code(interrupts, saving=2) == 0  # the longest step took 20 s
 
 
 def test_saves_that_fail_too_often():
     with Interrupts(ALONE, 0) as interrupts:
-        assert interrupts.due(0, failed_saves=2) == (0, False, False)
-        assert interrupts.due(0, failed_saves=3) == (0, False, True)
-
-
-@pytest.mark.parametrize("started_by", ["TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", None])
-def test_a_launcher_that_died_stops_the_run_as_a_hangup(monkeypatch, started_by):
-    for name in LAUNCHED:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(started_by or "NOHUP", "x")
-    with Interrupts(ALONE, 0) as interrupts:
-        interrupts.check()
-        monkeypatch.setattr(os, "getppid", lambda: -1)
-        if started_by is None:  # from a shell, which may end
-            interrupts.check()
-            return
-        with pytest.raises(Interrupted) as interrupted:
-            interrupts.check()
-        assert interrupted.value.number == signal.SIGHUP
-        assert interrupts.due(0, 0) == (signal.SIGHUP, False, False)
-        assert "launcher" in interrupts.why(signal.SIGHUP)
+        assert code(interrupts, failed=2) is None and code(interrupts, failed=3) == 1
 
 
 def test_between_batches_a_signal_of_any_process_is_raised_on_all(monkeypatch):
