@@ -82,10 +82,11 @@ class Graph(nn.Module):
         self.bias = torch.empty(0)  # of a pass's scores: (B, 1, 1, T, S + T)
         self.model = copy.deepcopy(model).use(Ops(rms_norm=rms_norm, attention=self.attention))
 
-    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple:
-        """Appends to the cache of a layer, as `nanogpt.cache.KVCache.extend`."""
-        keys = torch.cat([self.past[2 * layer], k], dim=2)
-        values = torch.cat([self.past[2 * layer + 1], v], dim=2)
+    def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple:
+        """Appends to the cache of the next layer, as `nanogpt.cache.Layer.extend`."""
+        done = len(self.present)  # keys and values of the layers before
+        keys = torch.cat([self.past[done], k], dim=2)
+        values = torch.cat([self.past[done + 1], v], dim=2)
         self.present += [keys, values]
         return keys, values, None
 
