@@ -4,7 +4,7 @@
     pip install -e '.[gguf,onnx]' -c constraints.txt llama-cpp-python
     python benchmarks/sampling.py
 
-All read one random model of GPT-2's shape from files that `nanogpt export` writes, and add 64
+All read one random model of GPT-2's shape from files that `nanogpt export` writes, and add 256
 tokens to 8, one by one, on as many threads: in fp32, in bf16 (ONNX Runtime has none on a CPU) and
 with 8 bits (llama.cpp's Q8_0). Each line is the median over the rounds: tokens/s of both, and this
 package's speed as a multiple of the other's with its quartiles. Packages that are not installed are
@@ -124,7 +124,7 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores{speed}")
     with TemporaryDirectory() as directory:
         make_model(Path(directory))
-        for line in compare(Path(directory), args.rounds, tokens=64):
+        for line in compare(Path(directory), args.rounds, tokens=256):
             print(line, flush=True)
 
 

@@ -82,11 +82,11 @@ nanogpt.sample
     a full context keeps its older half: context[:, -max(1, block_size // 2):] -> context[:, : block_size // 2]
     a cut character is decoded without what came before: previous, pending = pending, [] -> previous, pending = [], []
 nanogpt.sample tests/test_cache.py
-    the compiled step is not used: step = decode -> step = next_logits
+    the compiled step is not used: read = torch.compile(next_logits, mode="reduce-overhead", dynamic=False) -> pass
     the cache is not cleared: cache.clear() -> pass
 nanogpt.cache
-    a piece of a prompt sees later tokens: start and T > 1 -> False
-    a fixed cache shows one token less: self.positions <= new[:, None] -> self.positions < new[:, None]
+    a piece of a prompt sees later tokens: T > 1 and start -> False
+    a fixed cache shows one token less: self.cache.positions <= new[:, None] -> self.cache.positions < new[:, None]
 nanogpt.checkpoint
     damage to a file goes unnoticed: crc32(path) != expected['crc32'] -> False
     the newest checkpoint is not tried first: list_checkpoints(run)[::-1] -> list_checkpoints(run)
