@@ -43,13 +43,15 @@ class KVCache:
     """Keys and values of the tokens read so far, allocated once: no tensor grows while sampling."""
 
     layer_class = Layer
+    spare = 1  # a row never used: torch.compile would treat a full cache as a case of its own
 
     def __init__(
         self, config: GPTConfig, batch_size: int, device=None, dtype=None, room: int | None = None
     ):
         """`room` is the largest number of tokens, by default block_size."""
         room = room or config.block_size
-        shape = (config.n_layer, batch_size, config.kv_heads, room, config.head_size)
+        rows = room + self.spare
+        shape = (config.n_layer, batch_size, config.kv_heads, rows, config.head_size)
         keys = torch.zeros(shape, device=device, dtype=dtype)
         values = torch.zeros(shape, device=device, dtype=dtype)
         self.layers = [self.layer_class(self, k, v) for k, v in zip(keys, values, strict=True)]
@@ -65,7 +67,9 @@ class KVCache:
         end, room = self.length + T, len(self.positions)
         if end > room:
             raise ValueError(f"{end} tokens do not fit into a cache of {room}")
-        return self.positions[self.length : end], [table[self.length : end] for table in self.rope]
+        # copies, because the offsets of views would be further inputs of a compiled block
+        rows = [table[self.length : end].clone() for table in self.rope]
+        return self.positions[self.length : end], rows
 
     def advance(self, T: int) -> None:
         self.length += T
@@ -91,6 +95,7 @@ class StaticKVCache(KVCache):
     """
 
     layer_class = StaticLayer
+    spare = 0
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
