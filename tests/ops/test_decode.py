@@ -53,7 +53,7 @@ def test_blocks_and_lengths_share_one_graph(traced):
     compiled = compile_decoding(make_model("qwen3"))
     assert len(compiled.h) > 1
     for length in (1, 2, 7, 20):
-        generate(compiled, IDX[:1, :length], 30, temperature=0)  # until the cache is full, too
+        generate(compiled, IDX[:1, :length], 28, temperature=0)  # until the cache is full, too
     # a block, and the output projection
     assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
 
