@@ -1,11 +1,11 @@
 """A chat model, trained on conversations; the loss counts only the assistant's tokens.
 
-    python recipes/chat.py  # validation loss 0.172
+    python recipes/chat.py  # validation loss 0.116
     python -m data_prep.chat_tasks --ask out/chat
     nanogpt chat out/chat
 
-The made-up conversations of data_prep/chat_tasks.py need no network. It answers 55.9 % of the 825
-validation questions, which are in no training conversation: spelling 100 %, dates 98 %, sums 9 %.
+The made-up conversations of data_prep/chat_tasks.py need no network. It answers 71.2 % of the 825
+validation questions, which are in no training conversation: spelling 100 %, dates 98 %, sums 41 %.
 
 To fine-tune a model on conversations of your own, prepare them with its tokenizer (docs/chat.md).
 Of the model's settings only block_size, dropout and gradient_checkpointing count then:
