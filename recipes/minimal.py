@@ -1,4 +1,4 @@
-"""The loop of `nanogpt.train` in sixty lines of plain Accelerate, for reading and teaching.
+"""The loop of `nanogpt.train` in thirty lines of plain Accelerate, for reading and teaching.
 
     python recipes/minimal.py
 

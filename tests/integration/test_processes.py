@@ -1,4 +1,4 @@
-"""Several processes train what one trains, and a run moves freely between them: docs/training.md's promises.
+"""Several processes train what one trains, and a run moves freely between them: docs/running.md's promises.
 
 Every process is forked (see zygote.py), so that forty runs take as long as one launch.
 """
