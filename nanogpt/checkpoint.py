@@ -128,8 +128,6 @@ def save(
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    # the evaluation beside it belongs to the old weights, if the run was resumed from before
-    final.with_name(f"{final.name}.eval.json").unlink(missing_ok=True)
     if final.exists():
         final.rename(old)
     new.rename(final)

@@ -187,15 +187,6 @@ def test_a_step_that_is_there_already_is_replaced_as_a_whole(tmp_path):
     assert shown(tmp_path) == ["last", "step-000001"]
 
 
-def test_evaluations_of_a_step_go_with_the_weights_that_they_measured(tmp_path):
-    results = save(tmp_path, 1, *trained(1)).with_name("step-000001.eval.json")
-    results.write_text("{}")
-    save(tmp_path, 2, *trained(1))
-    assert results.exists()
-    save(tmp_path, 1, *trained(2))
-    assert not results.exists()
-
-
 @pytest.mark.parametrize("new_is_there", [True, False])
 def test_a_kill_between_the_two_renames_of_a_save_loses_no_checkpoint(tmp_path, new_is_there):
     """For a moment neither the old checkpoint nor the new one has its final name."""
