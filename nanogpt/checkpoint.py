@@ -155,25 +155,28 @@ def point(link: Path, target: Path) -> None:
     """Points `link` to its sibling `target`, atomically: a link or a text file (see `follow`)."""
     new = link.with_name(f".tmp-{link.name}")
     new.unlink(missing_ok=True)
+    if link.is_dir() and not link.is_symlink():  # in a copy of the run that followed its links
+        shutil.rmtree(link)
     try:
         new.symlink_to(target.name)
         new.replace(link)
     except OSError:  # the file system has no links
+        new.unlink(missing_ok=True)
         write(link, target.name + "\n")
 
 
-def restore_best(out_dir: Path, state: State, write: bool) -> None:
+def restore_best(out_dir: Path, state: State, may_write: bool) -> None:
     """After a run went back to an earlier checkpoint: `best` names the best step of its state.
 
     If that checkpoint was removed, the best loss is reset, and the next evaluation is the best.
-    Only a process that may `write` changes the link.
+    Only a process with `may_write` changes the link.
     """
-    if not (out_dir / "best").exists():  # none was saved yet
+    if state.best_step is None or not (out_dir / "best").exists():  # none was saved yet
         return
-    best = out_dir / f"step-{state.best_step or 0:06d}"
+    best = out_dir / f"step-{state.best_step:06d}"
     if not best.is_dir():
         state.best_val_loss = state.best_step = None
-    elif write:
+    elif may_write:
         point(out_dir / "best", best)
 
 
@@ -214,11 +217,11 @@ def step_of(checkpoint: Path) -> int:
 def find(
     run: Path | str, prefer: tuple[str, ...] = ("best", "last"), to_resume: bool = False
 ) -> Path:
-    """The checkpoint that `run` names: itself, or of an out directory the first of `prefer`.
+    """The checkpoint named by `run`: itself, or for an out directory the first intact of `prefer`.
 
-    Of an out directory, damaged checkpoints are skipped with a warning, and the newest intact one
-    is next. Checks the model's files, with `to_resume` the optimizer's as well. Raises ValueError
-    if none is intact.
+    In an out directory, damaged checkpoints are skipped with a warning, and the newest intact one
+    is used. Checks the model's files, and the optimizer's if `to_resume`. Raises ValueError if none
+    is intact.
     """
     run = follow(run)
     if not run.is_dir():
@@ -292,7 +295,7 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
         p = parameters[name]
         # step counters go to p's device as well
         value = like(value, p) if value.shape == p.shape else value.to(p.device)
-        owner[p].state[p][key] = value.clone()  # it may be a memory-mapped file
+        owner[p].state[p][key] = value.clone()  # load_file may return views of a mapped file
 
 
 def load_model(
@@ -304,8 +307,8 @@ def load_model(
 ) -> GPT:
     """The model of a checkpoint, in eval mode.
 
-    `make_model` builds it from its configuration, if it is a subclass. `changes` are fields of
-    GPTConfig that do not affect the weights, such as dropout.
+    `make_model` builds the model from its GPTConfig: pass the subclass if it is one. `changes` are
+    fields of GPTConfig that do not affect the weights, such as dropout.
     """
     config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
     weights = lora.merge(read_tensors(checkpoint / MODEL))

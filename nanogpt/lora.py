@@ -21,7 +21,9 @@ def inject(model: GPT, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise ValueError("lora_rank needs peft: pip install -e '.[lora]' -c constraints.txt") from None
+        raise ValueError(
+            "lora_rank needs peft: pip install -e '.[lora]' -c constraints.txt"
+        ) from None
     matmuls = r"h\.\d+\.(attn|mlp)\.(c_attn|c_proj|c_fc)"
     config = LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=matmuls)
     inject_adapter_in_model(config, model)

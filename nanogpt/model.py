@@ -101,7 +101,7 @@ class GPTConfig:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm over the last dimension of x, in the weight's dtype: in fp32 under autocast, too."""
+    """RMSNorm over the last dimension, in the weight's dtype (fp32 even under autocast)."""
     return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps)
 
 
@@ -237,8 +237,8 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, rope=None, cache=None) -> torch.Tensor:
         """x (B, T, C) to (B, T, C): each position attends to itself and to those before it.
 
-        `rope` is the result of `rope_tables`. A `cache`, of this layer, holds earlier positions,
-        and gets these.
+        `rope` is the result of `rope_tables`. `cache` is this layer's: it holds the earlier
+        positions, and these are added.
         """
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, H + 2 K, D)
@@ -324,7 +324,7 @@ class GPT(nn.Module):
         return self
 
     def _init_weights(self, module: nn.Module):
-        """As GPT-2: N(0, 0.02), divided by sqrt(2 n_layer) if it enters the residual stream."""
+        """As GPT-2: N(0, 0.02), divided by sqrt(2 n_layer) for projections to the residual stream."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -369,7 +369,7 @@ class GPT(nn.Module):
                 x = block(x, rope, None if cache is None else cache.layers[i])
         if cache is not None:
             cache.advance(T)
-        x = self.ln_f(x[:, -logits_to_keep:])
+        x = self.ln_f(x[:, -logits_to_keep:])  # -0 keeps all positions
 
         if targets is None:
             return self.ops.linear(x, self.head.weight)[..., : self.config.vocab_size]

@@ -101,7 +101,7 @@ def cast_weights_once():
 
 
 def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) -> None:
-    """Steps every optimizer, or none if `not_finite` is 1.0. Gradients are freed either way.
+    """Steps every optimizer, or none if `not_finite` is 1.0. Gradients are cleared either way.
 
     Muon and torch's fused optimizers read the flag on the device. Others, and fused ones on MPS,
     ignore it, so for them the host waits for the flag.
@@ -111,7 +111,7 @@ def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) ->
         if isinstance(optimizer, Muon) or fused:
             optimizer.found_inf = not_finite  # type: ignore[attr-defined]
             optimizer.step()
-        elif not not_finite:
+        elif not_finite == 0:  # waits for the device
             optimizer.step()
         optimizer.zero_grad()
 
@@ -277,16 +277,19 @@ class UpdateRatio:
     def __init__(self, model: nn.Module):
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.matrices = [p for n, p in named if n.startswith("h.") and p.ndim >= 2]
+        self.squares = torch.zeros(2)
 
     @torch.no_grad()
     def __enter__(self) -> None:
         # views of what the optimizer changes; FSDP may have replaced the shards since
         shards = [local(p.detach()) for p in self.matrices]
         self.rows = [shard[:: max(1, shard.size(0) // 16)] for shard in shards]
-        self.copies = torch._foreach_mul(self.rows, 1.0)
+        self.copies = torch._foreach_mul(self.rows, 1.0) if self.rows else []
 
     @torch.no_grad()
     def __exit__(self, *error) -> None:
+        if not self.copies:  # no matrix of the blocks is trained
+            return
         size = torch.stack(torch._foreach_norm(self.copies)).norm()
         torch._foreach_sub_(self.copies, self.rows)
         moved = torch.stack(torch._foreach_norm(self.copies)).norm()
@@ -295,4 +298,4 @@ class UpdateRatio:
     def value(self, add_up=lambda tensor: tensor) -> float:
         """The ratio of the last step; `add_up` sums a tensor over processes, which hold shards."""
         moved, size = add_up(self.squares).sqrt().tolist()
-        return moved / size
+        return moved / size if size else 0.0

@@ -29,7 +29,7 @@ def filter_logits(
     if top_p is not None and top_p < 1.0:
         ordered, order = logits.sort(descending=True)
         probs = ordered.softmax(-1)
-        beyond = probs.cumsum(-1) - probs > top_p  # more likely tokens already reach top_p
+        beyond = probs.cumsum(-1) - probs > top_p  # more likely tokens already exceed top_p
         logits = logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
     return logits
 
@@ -92,7 +92,7 @@ def stream(
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
     context = idx[:, -block_size:]
     batch, weight = idx.size(0), model.wte.weight
-    # by ops.decode.compile_decoding, which compiles block by block
+    # compile_decoding and run.device.compile_model replace a block's forward
     blocks_are_compiled = "forward" in vars(model.h[0])
     cache, read = None, next_logits
     if use_cache and compile and not blocks_are_compiled:
@@ -110,10 +110,10 @@ def stream(
             context = unread = context[:, -max(1, block_size // 2) :]
             if cache is not None:
                 cache.clear()
-        # compiled for single tokens after two others: torch.compile takes 0 and 1 for constants
-        compiled = unread.size(1) == 1 and context.size(1) > 2
+        # torch.compile specializes on 0 and 1: first compile when two tokens are in the cache
+        single_token = unread.size(1) == 1 and context.size(1) > 2
         mode = nullcontext()
-        if (compile or blocks_are_compiled) and not compiled:
+        if (compile or blocks_are_compiled) and not single_token:
             mode = torch.compiler.set_stance("force_eager")
         with sampling_kernels(idx.device), mode:
             logits = read(model, unread if use_cache else context, cache)
@@ -198,13 +198,14 @@ def sample_text(
     """The text of the tokens `start` (T,) and of the model's continuation, up to its end.
 
     Can be called during training: it uses its own random numbers and restores the model's mode.
-    `check` is called after each token, equally often on all processes; what it raises ends it.
+    `check` is called after each token; an exception from it ends the sample.
     """
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
     training = model.training
     model.eval()
     try:
         with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
+            # no eos_id: all processes call `check` equally often
             drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
             new = []
             for token in drawn:
@@ -212,5 +213,6 @@ def sample_text(
                 new.append(token.item())
     finally:
         model.train(training)
-    end_of_message = tokenizer.special.get(END)
-    return tokenizer.decode([*start.tolist(), *until(end_of_message, until(tokenizer.eot_id, new))])
+    ends = {tokenizer.eot_id, tokenizer.special.get(END)}
+    continuation = takewhile(lambda token: token not in ends, new)
+    return tokenizer.decode([*start.tolist(), *continuation])

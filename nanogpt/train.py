@@ -124,7 +124,7 @@ def micro_batch(
 
 
 def nan_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
-    """The loss; if it is infinite its gradient becomes NaN, for all processes that share it."""
+    """The loss; if it is not finite, its gradient becomes NaN on all processes."""
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
 
 
@@ -157,7 +157,7 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
 def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None:
     """Evaluates, saves the step with its result if the settings ask for it, and writes a sample.
 
-    The last evaluation covers the whole split. If one fails, the step is saved without it.
+    The last evaluation covers the whole split. If the evaluation fails, the step is still saved.
     """
     pause(config, parts, state)
     last, again = done(config, state), state.evaluated_step == state.step
@@ -173,7 +173,8 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
         raise
     state.evaluated_step = state.step
     best_before = state.best_val_loss, state.best_step
-    best = state.best_val_loss is None or result["val_loss"] < state.best_val_loss
+    # `not <=`: a loss after one that was NaN is better
+    best = state.best_val_loss is None or not state.best_val_loss <= result["val_loss"]
     if best:
         state.best_val_loss, state.best_step = result["val_loss"], state.step
     parts.metrics.log(**where(state), **result)
@@ -184,7 +185,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     if worth_saving and (best or last or config.always_save_checkpoint):
         save(config, parts, state, best)
         if best and parts.peers.largest(parts.saves.error is not None)[0]:
-            # only a saved step can be the best
+            # only a saved step can be the best (step 0 of a new model is never saved)
             state.best_val_loss, state.best_step = best_before
     if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
         write_sample(config, parts, state)
@@ -235,6 +236,7 @@ def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False) 
     saves.step, saves.error = state.step, None
     main_process = accelerator.is_main_process
     try:
+        # all processes gather shards; only the main one keeps them
         weights, moments = checkpoint.collect(parts.gpt, parts.optimizers, keep=main_process)
         if main_process:
             # with the steps skipped since the last line of metrics
@@ -267,7 +269,10 @@ def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False) 
 
 
 def done(config: TrainConfig, state: State) -> bool:
-    """Whether the run has taken all its steps, or its minutes; the same on all processes."""
+    """Whether the run has taken all its steps, or its minutes; the same on all processes.
+
+    The minutes advance only in `pause`: at a line of metrics, or an evaluation.
+    """
     if config.train_minutes and config.max_iters:
         return state.train_seconds >= 60 * config.train_minutes
     return state.step >= config.max_iters
@@ -364,7 +369,7 @@ class Parts:
 
 
 def sample_start(parts: Parts) -> np.ndarray:
-    """The tokens that samples continue: a question of the conversations, or a line break."""
+    """The tokens that samples continue: the first conversation up to its answer, or a prompt."""
     question = parts.train_data.question
     return np.array(default_prompt(parts.tokenizer)[1]) if question is None else question
 

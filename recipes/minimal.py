@@ -40,7 +40,8 @@ TRAIN = TrainConfig(
 def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator):
     """Trains a model; returns it and the loss of each step, the mean over all processes."""
     # micro-batches are counted over all processes, and each process takes its share
-    micro_batches = config.gradient_accumulation_steps // accelerator.num_processes
+    micro_batches, rest = divmod(config.gradient_accumulation_steps, accelerator.num_processes)
+    assert rest == 0, "gradient_accumulation_steps must be a multiple of the number of processes"
     accelerator.gradient_accumulation_steps = micro_batches
     data = TokenDataset(config.data, "train", model_config.block_size)
     torch.manual_seed(config.seed)

@@ -23,7 +23,7 @@ import math
 import mmap
 from bisect import bisect_right
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -205,9 +205,9 @@ class TokenDataset:
     def _windows(self, starts: np.ndarray) -> Batch:
         ids = self.tokens.windows(starts, self.block_size + 1).astype(np.int64)  # (B, T + 1)
         tokens = torch.from_numpy(ids)
-        # cloned, because targets are changed in place: contiguous() shares a single window's memory
-        clone = partial(torch.clone, memory_format=torch.contiguous_format)
-        x, y = map(clone, (tokens[:, :-1], tokens[:, 1:]))
+        # copies, because targets are changed in place: contiguous() shares a single window's memory
+        x = tokens[:, :-1].clone(memory_format=torch.contiguous_format)
+        y = tokens[:, 1:].clone(memory_format=torch.contiguous_format)
         if chat := self.meta.get("chat"):
             y[torch.from_numpy(~answers(ids, chat["answer"], chat["end"])[:, 1:])] = -1
         return x, y
@@ -215,7 +215,7 @@ class TokenDataset:
     def whole_split(
         self, batch_size: int, process: int = 0, processes: int = 1, stride: int = 0
     ) -> Iterator[Batch]:
-        """Batches in which every token of the split is a target once, divided among processes.
+        """Batches in which every token but the first is a target once, divided among processes.
 
         Windows start every `stride` tokens (0: block_size). A smaller stride overlaps them, and
         gives each target at least block_size - stride tokens of context.

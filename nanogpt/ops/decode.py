@@ -2,10 +2,10 @@
 
     model = compile_decoding(model)  # for sampling: it can no longer be trained
 
-A token takes as long as reading the weights, if nothing else takes long. torch's matmul of one row
-reads them at half of the memory's speed, and some 400 small operators wait for each other. Here a
-matmul of a row is written as a sum, which Inductor fuses with the norm before it, the attention
-and the residual after it. All blocks share one compilation, for any length of the context.
+Sampling a token cannot be faster than reading the weights once. torch's one-row matmul reads them
+at half the memory bandwidth, and some 400 small operators run one after another. Here a matmul of
+one row is written as a sum, which Inductor fuses with the norm before it and the residual after it.
+All blocks share one compilation, for any length of the context.
 `python benchmarks/sampling.py` compares the speed with other programs; LOG.md has the results.
 """
 
@@ -58,8 +58,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor | Int8, bias=None) -> torch.Ten
 
 
 def rows_sum(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (..., C) times weight (V, C), transposed; in fp32 if it is compiled."""
-    if not torch.compiler.is_compiling():  # a prompt is read without
+    """x (..., C) @ weight.T for a weight (V, C); accumulates in fp32 if compiled."""
+    if not torch.compiler.is_compiling():  # prompts are read without compilation
         return F.linear(x, weight.to(x.dtype))
     C = x.size(-1)
     # Inductor stores what as_strided is applied to; otherwise it would compute x for each output
@@ -71,10 +71,11 @@ compiled_rows_sum = torch.compile(rows_sum, dynamic=False)
 
 
 def single_query(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
-    """`model.attention`; of one query (B, H, 1, D) written out, for torch.compile to fuse."""
+    """`model.attention`, with one query (B, H, 1, D) written out for torch.compile to fuse."""
     B, H, T, D = q.shape
     if T > 1 or not torch.compiler.is_compiling():
         return attention(q, k, v, mask, dropout, causal, enable_gqa)
+    assert mask is None  # the cache gives a single query none
     K = k.size(1)
     q = q.reshape(B, K, H // K, 1, D).float() / math.sqrt(D)
     weights = (q * k[:, :, None].float()).sum(-1).softmax(-1)  # (B, K, H / K, S)
@@ -101,7 +102,7 @@ def compile_decoding(model: GPT, int8: bool = False) -> GPT:
     """
     device = model.wte.weight.device.type
     if device != "cpu":
-        raise ValueError(f"dtype=int8 is for CPUs, and the model is on {device}: choose bfloat16")
+        raise ValueError(f"int8 is for CPUs, and the model is on {device}: choose bfloat16")
     if not has_compiler():
         raise ValueError("compiled sampling and int8 need a C++ compiler: install g++ or clang")
     if int8:

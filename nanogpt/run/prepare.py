@@ -164,7 +164,7 @@ def prepare(
         if (scaler := accelerator.scaler) is not None and state.loss_scale is not None:  # of fp16
             saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
             scaler.load_state_dict(scaler.state_dict() | saved)
-        checkpoint.restore_best(out_dir, state, write=main_process)
+        checkpoint.restore_best(out_dir, state, may_write=main_process)
         if not same_text and not done(config, state):
             logger.info("note: the validation data changed, so the best loss is reset")
             state.best_val_loss = state.best_step = state.evaluated_step = None
