@@ -324,7 +324,7 @@ class GPT(nn.Module):
         return self
 
     def _init_weights(self, module: nn.Module):
-        """As GPT-2: N(0, 0.02), divided by sqrt(2 n_layer) for projections to the residual stream."""
+        """As GPT-2: N(0, 0.02), divided by sqrt(2 n_layer) for outputs to the residual stream."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:

@@ -284,7 +284,7 @@ class UpdateRatio:
         # views of what the optimizer changes; FSDP may have replaced the shards since
         shards = [local(p.detach()) for p in self.matrices]
         self.rows = [shard[:: max(1, shard.size(0) // 16)] for shard in shards]
-        self.copies = torch._foreach_mul(self.rows, 1.0) if self.rows else []
+        self.copies = list(torch._foreach_mul(self.rows, 1.0)) if self.rows else []
 
     @torch.no_grad()
     def __exit__(self, *error) -> None:
