@@ -42,7 +42,7 @@ SECONDS = 2.0  # between records of the progress
 SPLITS = ("train", "val")
 META, PROGRESS = "meta.json", "progress.json"
 NEW = ".new"  # the hidden folder
-FILES = ("train.bin", "val.bin", FILE, META)  # in the order in which they are completed
+FILES = (FILE, "train.bin", "val.bin", META)  # in the order in which they are completed
 
 
 class TokenFile:
@@ -53,7 +53,10 @@ class TokenFile:
         self.path, self.dtype = path, dtype
         self.counts = counts or {"tokens": 0, "bytes": 0, "documents": 0, "largest": 0}
         self.file = open(path, "ab" if counts else "wb")  # noqa: SIM115 - see `close`
-        self.file.truncate(self.counts["tokens"] * dtype.itemsize)
+        size = self.counts["tokens"] * dtype.itemsize
+        if self.file.tell() < size:
+            raise ValueError(f"{path} is shorter than it was: remove {path.parent} to begin again")
+        self.file.truncate(size)
 
     def append(self, ids: np.ndarray, size: int, documents: int) -> None:
         """Appends the ids of a text of `size` bytes, in which `documents` end."""
@@ -142,7 +145,9 @@ def writing(out: Path, tokenizer) -> Iterator[Path]:
     """
     new = out / NEW
     with lock(out):
-        is_begun = new.exists()
+        is_begun = (new / FILE).exists()
+        if new.exists() and not is_begun and any(new.iterdir()):
+            raise ValueError(f"{new} is not of an interrupted preparation: remove or rename it")
         new.mkdir(exist_ok=True)
         try:
             tokenizer.save(new)

@@ -82,9 +82,16 @@ def collect(
         if isinstance(module, FSDPModule):
             module.reshard()
 
+    failed: Exception | None = None
+
     def gather(tensor: torch.Tensor | float) -> torch.Tensor | None:
+        nonlocal failed
         tensor = full_tensor(torch.as_tensor(tensor).detach())
-        return tensor.cpu().contiguous() if keep else None
+        try:
+            return tensor.cpu().contiguous() if keep and failed is None else None
+        except (MemoryError, RuntimeError) as error:  # raised at the end: others wait in gather
+            failed = error
+            return None
 
     weights, moments = {}, {}
     for name, p in model.named_parameters():
@@ -92,6 +99,8 @@ def collect(
         for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
                 moments[f"{name}.{key}"] = gather(value)
+    if failed is not None:
+        raise failed
     return weights, moments
 
 

@@ -3,9 +3,11 @@
 `.run` marks a run's directory and holds its id. `.lock` is locked by the process that writes there.
 """
 
+import errno
 import json
 import os
 import secrets
+from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,21 +15,28 @@ from filelock import FileLock, Timeout
 from nanogpt.data import files
 
 MARK, LOCK = ".run", ".lock"
-CLAIMED: dict = {}  # the locks of the directories that this process has claimed
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+# locks of the directories that this process has claimed, and the inodes of their files
+CLAIMED: dict = {}
 
 
 def lock(directory: Path):
     """Locks a directory, and creates it if needed: until the end of a `with` block, or the process.
 
-    Raises ValueError if it is locked already.
+    Raises ValueError if it is locked already. Does nothing on a file system without locks.
     """
+    found = FileLock(directory / LOCK, blocking=False)
     try:
-        return FileLock(directory / LOCK, blocking=False).acquire()
+        return found.acquire()
     except Timeout:
         raise ValueError(
             f"{directory} is in use by another process: wait until that ends, stop it, or name "
             "another directory"
         ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return nullcontext()
 
 
 def claim(directory: Path) -> None:
@@ -45,8 +54,10 @@ def claim(directory: Path) -> None:
                 " name a new or empty directory with --out_dir"
             )
     path = directory.resolve()
+    if path in CLAIMED and CLAIMED[path][1] != inode(path / LOCK):
+        release(path)  # another process may have made a directory of that name
     if path not in CLAIMED:
-        CLAIMED[path] = lock(path)
+        CLAIMED[path] = lock(path), inode(path / LOCK)
     if read_id(directory) is None:
         (directory / MARK).write_text(f"{secrets.token_hex(4)}\n")
 
@@ -59,8 +70,12 @@ def read_id(directory: Path) -> str | None:
 
 def release(directory: Path) -> None:
     """Unlocks a directory that this process has claimed."""
-    if held := CLAIMED.pop(directory.resolve(), None):
-        held.lock.release()
+    if found := CLAIMED.pop(directory.resolve(), None):
+        found[0].__exit__(None, None, None)
+
+
+def inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
 
 
 def write_json(path: Path, value: dict) -> None:

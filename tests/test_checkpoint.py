@@ -111,7 +111,7 @@ def test_a_run_that_goes_back_has_the_best_of_its_state_or_none(tmp_path, best_i
     if not best_is_left:
         shutil.rmtree(tmp_path / "step-000001")
     state = checkpoint.State(step=2, best_step=1, best_val_loss=3.0)
-    checkpoint.restore_best(tmp_path, state, write=True)
+    checkpoint.restore_best(tmp_path, state, may_write=True)
     assert (state.best_step, state.best_val_loss) == ((1, 3.0) if best_is_left else (None, None))
     assert (tmp_path / "best").resolve().name == ("step-000001" if best_is_left else "step-000003")
 

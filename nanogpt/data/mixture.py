@@ -24,12 +24,12 @@ def read_shares(data: str) -> dict[str, float]:
 
     A directory that exists under that very name, such as v1:2, is not a mixture.
     """
-    is_mixture = "," in data or re.search(r":[\d.]+$", data)
+    is_mixture = "," in data or re.search(r":[\d.]+(e-?\d+)?$", data)
     if not is_mixture or Path(data).is_dir():
         return {data: 1.0}
     shares: dict[str, float] = {}
     for item in data.split(","):
-        match = re.fullmatch(r"\s*(.+):(\d*\.?\d+)\s*", item)
+        match = re.fullmatch(r"\s*(.+):([\d.]+(?:e-?\d+)?)\s*", item)
         if not match or match[1] in shares or float(match[2]) == 0:
             form = "DIR:SHARE,DIR:SHARE with different directories and shares > 0"
             raise ValueError(f"data={data!r}: a mixture is {form}")

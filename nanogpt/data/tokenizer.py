@@ -85,8 +85,7 @@ class Tokenizer:
         utf8 = text.encode("utf-8", "replace")  # halves of surrogate pairs become question marks
         if self._is_bytes:
             return np.frombuffer(utf8, dtype=np.uint8).astype(np.int64)
-        encoding = self.backend.encode(utf8.decode(), add_special_tokens=False)
-        return np.array(encoding.ids, dtype=np.int64)
+        return self.encode_batch([utf8.decode()])[0].astype(np.int64)
 
     def _look_up(self, text: str) -> np.ndarray:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
@@ -104,7 +103,10 @@ class Tokenizer:
         """Ids of each text, as `encode`; any integer dtype. Does not hold the GIL."""
         if self.characters or self._is_bytes:
             return [self.encode(text) for text in texts]
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # plain Exception, for instance without an unknown token
+            raise ValueError(f"the tokenizer cannot read this text ({first_line(error)})") from None
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:

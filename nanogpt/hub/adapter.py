@@ -1,9 +1,9 @@
 """Exports the adapters of a LoRA run in peft's format, for `PeftModel.from_pretrained`."""
 
+import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from nanogpt import checkpoint, lora
 from nanogpt.hub.export import check_target
@@ -51,7 +51,11 @@ def export(run: str | Path, to: str | Path, which: str | None = None, say=print)
         task_type="CAUSAL_LM",
     )
     to.mkdir(exist_ok=True)
-    settings.save_pretrained(to)
-    save_file(tensors, to / "adapter_model.safetensors", metadata={"format": "pt"})
+    try:
+        settings.save_pretrained(to)
+        checkpoint.write_tensors(to / "adapter_model.safetensors", tensors)
+    except BaseException:
+        shutil.rmtree(to)
+        raise
     say(f"{to}: adapters for {config.init_from}; peft.PeftModel.from_pretrained loads them")
     return to

@@ -81,7 +81,10 @@ def load_class(recipe: str | Path, name: str) -> type[GPT]:
     if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
         raise ValueError(f"trust_recipe={recipe} is not a Python file: name the one with {name}")
     sys.path.insert(0, str(Path(recipe).resolve().parent))
-    found = runpy.run_path(str(recipe), run_name="trusted_recipe").get(name)
+    try:
+        found = runpy.run_path(str(recipe), run_name="trusted_recipe").get(name)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
     if not (isinstance(found, type) and issubclass(found, GPT)):
         raise ValueError(f"{recipe} has no subclass of GPT that is called {name}")
     return found

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from nanogpt import checkpoint
-from nanogpt.data.files import first_line
+from nanogpt.data.files import first_line, read_json
 from nanogpt.model import GPT, GPTConfig
 
 GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
@@ -38,7 +38,7 @@ FAMILIES: dict[str, dict[str, object]] = {  # what all models of a class have
 }
 ALLOWED: dict[str, dict[str, tuple]] = {  # values of transformers' settings that GPT has
     "gpt2": {
-        "activation_function": tuple(GELUS.values()),
+        "activation_function": (*GELUS.values(), "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),
@@ -150,6 +150,7 @@ def our_fields(kind: str, hf_config) -> dict:
     fields = {ours: getattr(hf_config, theirs) for ours, theirs in hf_fields(kind).items()}
     if kind == "gpt2":
         gelus = {theirs: ours for ours, theirs in GELUS.items()}
+        gelus["gelu_pytorch_tanh"] = "gelu_tanh"
         fields |= {"mlp": gelus[hf_config.activation_function], "bias": True}
     else:
         rope = hf_config.rope_parameters
@@ -157,6 +158,20 @@ def our_fields(kind: str, hf_config) -> dict:
             raise ValueError(f"rope_type={rope['rope_type']!s:.40}, only RoPE without scaling is")
         fields["rope_theta"] = rope["rope_theta"]
     return fields | FAMILIES[kind]
+
+
+def check_files(directory: Path) -> None:
+    """Raises ValueError unless all weights are safetensors files in the directory itself."""
+    index = directory / "model.safetensors.index.json"
+    try:
+        files = {*read_json(index)["weight_map"].values()} if index.exists() else set()
+        inside = all(f == Path(f).name and f.endswith(".safetensors") for f in files)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        inside = False
+    if not inside:
+        raise ValueError(f"{index} names files that are not safetensors in this directory")
+    if (directory / "adapter_config.json").exists():
+        raise ValueError(f"{directory} has an adapter of peft: merge it into the model first")
 
 
 def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **changes) -> GPT:
@@ -168,6 +183,7 @@ def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **ch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = read_config(directory)
+    check_files(directory)
     # nothing else in the directory's config.json has an effect, such as code for the attention
     hf_config = AutoConfig.for_model(native_type(config), **native_config(config, None, None))
     try:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import time
 import typing
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from nanogpt.data.files import waiting as waiting  # commands and data_prep take
 
 # control characters except tab and newline, marks of writing direction, halves of surrogate pairs
 HIDDEN = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+PATIENCE = 10  # seconds that other processes wait for what the first one says
 
 
 def visible(text: str) -> str:
@@ -21,16 +23,19 @@ def visible(text: str) -> str:
 
 
 def fail(message: object, code: int = 2) -> typing.NoReturn:
-    """Prints one line on stderr, on one process of each machine, and exits.
+    """Prints one line on stderr and exits. Code 2 is a user's mistake.
 
-    Code 2 is a user's mistake.
+    Processes but the first of a machine wait before: if it has the same to say, its end ends them.
     """
     if isinstance(message, OSError) and message.filename:
         message = f"{message.filename}: {message.strerror}"
     line = visible(" ".join(str(message).split("\n")))
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        shown = line if len(line) < 1000 else line[:1000] + "…"
-        print(f"error: {shown}", file=sys.stderr, flush=True)
+    rank = os.environ.get("LOCAL_RANK", "0")
+    if rank != "0":
+        time.sleep(PATIENCE)
+        line = f"process {rank}: {line}"
+    shown = line if len(line) < 1000 else line[:1000] + "…"
+    print(f"error: {shown}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

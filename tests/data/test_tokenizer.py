@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import tiktoken
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import (
@@ -208,3 +209,9 @@ def test_code_beside_a_tokenizer_is_never_run_nor_asked_about(tmp_path, monkeypa
     with pytest.raises(ValueError, match="contains custom code") as error:
         from_pretrained(str(tmp_path))
     assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
+
+
+def test_a_text_that_a_tokenizer_cannot_encode_is_an_error_of_one_line():
+    words = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]"))  # and no such token
+    with pytest.raises(ValueError, match="the tokenizer cannot read this text"):
+        HFTokenizer(words).encode("b")

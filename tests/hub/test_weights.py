@@ -161,6 +161,15 @@ def test_sizes_that_the_weights_do_not_have_are_refused(tmp_path, kind, changes,
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "../model.safetensors"])
+def test_an_index_that_names_other_files_is_refused(tmp_path, file):
+    index = {"weight_map": {"transformer.wte.weight": file}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    transformers.GPT2Config(n_layer=1, n_head=1, n_embd=8).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="not safetensors in this directory"):
+        weights.from_pretrained(tmp_path)
+
+
 def test_a_pickle_is_not_read(tmp_path):
     REFERENCES["gpt2"]().config.save_pretrained(tmp_path)
     torch.save(REFERENCES["gpt2"]().state_dict(), tmp_path / "pytorch_model.bin")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,30 @@ def test_a_second_run_is_refused_until_the_first_is_killed(make_run, tmp_path):
         other.wait()
     make_run().train()
     assert checkpoint.find(out).name == "step-000004"
+
+
+def test_a_directory_that_was_replaced_is_locked_anew_or_refused(tmp_path):
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    rundir.claim(out_dir)
+    shutil.rmtree(out_dir)
+    out_dir.mkdir()
+    with rundir.lock(out_dir), pytest.raises(ValueError, match="in use by another process"):
+        rundir.claim(out_dir)  # of another run by now
+    rundir.claim(out_dir)
+    with pytest.raises(ValueError, match="in use"):
+        rundir.lock(out_dir)
+    rundir.release(out_dir)
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(rundir.FileLock, "acquire", refuse)
+    rundir.claim(tmp_path)
+    assert rundir.read_id(tmp_path)
+    rundir.release(tmp_path)
 
 
 def test_only_the_main_process_locks(tmp_path, monkeypatch):
