@@ -8,7 +8,8 @@
 
 GRPO (Shao et al. 2024) samples several answers to each question, and makes those likelier that earn
 more than the mean of their group. The reward is computed from the question; no answers are given.
-The questions that validate the chat model are never asked here. docs/trl.md has the results.
+The questions that validate the chat model are never asked here. Of those, it answers 85 % of the
+sums after ten minutes on two CPU cores, instead of 41 % (docs/trl.md).
 """
 
 import argparse
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("model", help="an export of a chat model")
     parser.add_argument("--to", required=True, metavar="DIR", help="where the result is written")
     parser.add_argument("--data", default="data/chat_tasks", metavar="DIR", help="its data")
-    parser.add_argument("--steps", type=int, default=400, help="default: 400")
+    parser.add_argument("--steps", type=int, default=500, help="default: 500")
     args = parser.parse_args()
     with user_errors("stopped"):
         if Path(args.to).exists():
