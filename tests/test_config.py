@@ -7,6 +7,7 @@ import pytest
 
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.config import Actions, ignored_by
+from nanogpt.run import errors
 from nanogpt.run.errors import fail, user_errors, visible
 from nanogpt.run.flags import field_help, parse
 
@@ -155,11 +156,15 @@ def test_help_shows_every_flag_with_its_default(capsys):
     assert "number of blocks (default: 3)" in " ".join(shown.split())
 
 
-def test_one_process_of_each_machine_reports_an_error(monkeypatch, capsys):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(SystemExit):
-        fail("something")
-    assert capsys.readouterr().err == ""
+def test_processes_but_the_first_of_a_machine_wait_before_they_report_an_error(monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(errors.time, "sleep", waited.append)
+    for rank, shown in (("0", "error: something\n"), ("1", "error: process 1: something\n")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(SystemExit):
+            errors.fail("something")
+        assert capsys.readouterr().err == shown
+    assert waited == [errors.PATIENCE]
 
 
 def test_ctrl_c_is_exit_code_130_and_what_there_is_to_say(capsys):
