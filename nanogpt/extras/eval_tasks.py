@@ -90,12 +90,12 @@ def evaluate(
         raise ValueError(f"--tasks needs lm_eval: {install}") from None
     from transformers import AutoTokenizer
 
+    if "core" in tasks and tokenizer.eot_id is None:  # lm_eval needs it to generate
+        raise ValueError("--tasks core needs a model whose tokenizer has an end-of-text token")
     manager = TaskManager(include_path=include_path)
     for name in tasks:
         if name not in ("core", *manager.all_tasks):
             raise ValueError(f"unknown task {name!r}: `lm_eval ls tasks` lists all")
-    if "core" in tasks and tokenizer.eot_id is None:  # lm_eval needs it to generate
-        raise ValueError("--tasks core needs a model whose tokenizer has an end-of-text token")
     device = model.wte.weight.device
     with tempfile.TemporaryDirectory() as directory:
         special = special_tokens(tokenizer, model.config.vocab_size)

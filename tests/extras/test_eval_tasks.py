@@ -102,6 +102,7 @@ def test_core_is_refused_without_an_end_of_text_token():
         evaluate(GPT(CASES["gpt2"]), CharTokenizer(CHARACTERS), ["core"])
 
 
+@pytest.mark.nightly
 def test_lm_eval_has_all_tasks_of_core():
     tasks = pytest.importorskip("lm_eval.tasks").TaskManager().all_tasks
     assert {task.task for task in eval_tasks.CORE.values()} <= set(tasks) and len(eval_tasks.CORE) == 20
