@@ -50,8 +50,8 @@ def size(tokens: int, vocab_size: int, gib: float) -> tuple[GPTConfig, TrainConf
 
 if __name__ == "__main__":
     model, train, _ = size(1, 1, 0)
-    _, asked, _ = parse(model, train, sys.argv[1:], __doc__)
     with user_errors():
+        _, asked, _ = parse(model, train, sys.argv[1:], __doc__)
         vocab_size, tokens = measure(asked.data)
         model, train, note = size(tokens, vocab_size, gpu_gib(asked.device))
         train.data = asked.data

@@ -72,7 +72,8 @@ if __name__ == "__main__":
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     model, train = TRACKS[track]
     train = replace(train, train_minutes=float(track), out_dir=f"out/speedrun-{track}")
-    _, config, actions = parse(model, train, flags, "")
+    with user_errors():
+        _, config, actions = parse(model, train, flags, "")
     main(model, train, prepare=shakespeare.prepare, argv=flags)
     runs = [Path(config.out_dir)]
     if actions.seeds > 1:

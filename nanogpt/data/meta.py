@@ -60,7 +60,7 @@ def check_meta(meta: dict) -> None:
         wrong.append("dtype")
     for split in SPLITS:
         counts = meta["splits"][split]
-        names = ("tokens", "bytes", "largest")
+        names = ("tokens", "bytes", "largest", "documents")
         wrong += [f"{split}: {name}" for name in names if not is_count(counts.get(name, 0))]
         if not counts["bytes"] and counts["tokens"]:
             wrong.append(f"{split}: bytes")

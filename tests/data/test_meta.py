@@ -39,6 +39,7 @@ def test_damaged_data_is_named(tmp_path, spoil, message):
         ("train", {"tokens": True}),
         ("train", {"bytes": 0}),
         ("val", {"largest": [3]}),
+        ("train", {"documents": [1]}),
         ("train", {"files": ["../train.bin"]}),
         ("train", {"files": ["/dev/zero"]}),
         (None, {"vocab_size": "7"}),

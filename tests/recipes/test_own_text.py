@@ -27,3 +27,10 @@ def test_the_model_grows_with_the_text_and_the_machine(tokens, vocab_size, gib, 
     seen = train.max_iters * train.batch_size * train.gradient_accumulation_steps * model.block_size
     assert seen <= 1.05 * min(20 * count, 4 * tokens)
     assert gib or seen <= 1.05 * 4e6
+
+
+@pytest.mark.parametrize("name", ["own_text", "pretrain", "speedrun"])  # they read flags before `main` does
+def test_a_value_that_is_not_allowed_is_one_line(recipe, name):
+    done = recipe(name, "--min_lr=inf")
+    assert done.returncode == 2
+    assert done.stderr == "error: min_lr=inf must be from 0 to 100\n"
