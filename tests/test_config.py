@@ -9,7 +9,7 @@ from nanogpt import GPTConfig, TrainConfig
 from nanogpt.config import Actions, ignored_by
 from nanogpt.run import errors
 from nanogpt.run.errors import fail, user_errors, visible
-from nanogpt.run.flags import field_help, parse
+from nanogpt.run.flags import asked_device, field_help, parse
 
 
 def flags(*argv, model=None, train=None):
@@ -165,6 +165,10 @@ def test_processes_but_the_first_of_a_machine_wait_before_they_report_an_error(m
             errors.fail("something")
         assert capsys.readouterr().err == shown
     assert waited == [errors.PATIENCE]
+
+
+def test_a_device_without_a_value_is_one_line_in_recipes_that_choose_by_it(refused):
+    assert "expected one argument" in refused(asked_device, ["--device"])
 
 
 def test_ctrl_c_is_exit_code_130_and_what_there_is_to_say(capsys):

@@ -66,7 +66,10 @@ def read(run: Path) -> Curve:
     kind["class"] = config.get("class")  # of a run with make_model
     if digests and all(digests.values()):
         kind["data"] = list(digests.values())  # the same tokens in any directory
-    points = np.array([[line[key] for key in KEYS] for line in lines])
+    try:
+        points = np.array([[line[key] for key in KEYS] for line in lines], dtype=float)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{run / metrics.METRICS} is damaged ({error})") from None
     return Curve(run, settings, kind, points, digests.get("val"))
 
 

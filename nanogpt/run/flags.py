@@ -80,9 +80,9 @@ def parse(
 
 def asked_device(argv: list[str]) -> str:
     """The --device of a command line, for recipes that choose their settings by it."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = OneLineParser(add_help=False)
     parser.add_argument("--device", default="auto")
-    return parser.parse_known_args(argv)[0].device
+    return ArgumentParser.parse_known_args(parser, argv)[0].device  # others are for later
 
 
 def named(argv: list[str]) -> set[str]:
