@@ -51,7 +51,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor | Int8, bias=None) -> torch.Ten
     elif torch.compiler.is_compiling():
         y = rows_sum(x, numbers)
     else:
-        y = compiled_rows_sum(x, numbers)
+        y = compiled_rows_sum()(x, numbers)
     if isinstance(weight, Int8):
         y = y * weight.scale
     return (y if bias is None else y + bias).to(x.dtype)
@@ -67,7 +67,10 @@ def rows_sum(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (rows * weight.float()).sum(-1).view(*x.shape[:-1], -1)
 
 
-compiled_rows_sum = torch.compile(rows_sum, dynamic=False)
+@functools.cache
+def compiled_rows_sum():
+    """`rows_sum`, compiled at its first use: importing torch.compile takes two seconds."""
+    return torch.compile(rows_sum, dynamic=False)
 
 
 def single_query(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:

@@ -55,7 +55,7 @@ PEAK_TFLOPS = {
     "T4": 65,
 }
 
-# What the launcher may set in vain: the values that are fine, and what to do about others
+# Variables of the launcher: the values that are supported, and the message for all others
 LAUNCHER = {
     "ACCELERATE_USE_DEEPSPEED": (["false"], "DeepSpeed is not supported: use fsdp2.yaml"),
     "FSDP_VERSION": (["2"], "FSDP version 1 is not supported: use fsdp2.yaml"),
