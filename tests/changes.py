@@ -56,7 +56,7 @@ nanogpt.optim
     Muon decays weights without the learning rate: 1 - lr * weight_decay -> 1 - weight_decay
     Muon takes stacked matrices for one: group['rows'] or [p.size(0)] -> [p.size(0)]
 nanogpt.data.tokens
-    targets are the inputs: (tokens[:, :-1], tokens[:, 1:]) -> (tokens[:, :-1], tokens[:, :-1])
+    targets are the inputs: y = tokens[:, 1:].clone(memory_format=torch.contiguous_format) -> y = x.clone()
     all epochs have one order: np.uint64(epoch) -> np.uint64(0)
     the seed does not shuffle: np.array([seed], dtype=np.uint64) -> np.array([0], dtype=np.uint64)
     the last window of a split is not evaluated: 1 + math.ceil(last / stride) -> 1 + last // stride
@@ -101,7 +101,7 @@ nanogpt.run.prepare tests/test_train.py
 nanogpt.train tests/test_optim.py
     the gradient is not clipped: config.grad_clip or torch.inf -> torch.inf
 nanogpt.train tests/test_train.py
-    the best loss is the largest: result['val_loss'] < state.best_val_loss -> result['val_loss'] > state.best_val_loss
+    the best loss is the largest: state.best_val_loss <= result['val_loss'] -> state.best_val_loss >= result['val_loss']
 nanogpt.run.stop tests/test_train.py
     a signal ends with exit code 0: 128 + number if number else 0 -> 0
 nanogpt.train tests/run/test_guard.py
