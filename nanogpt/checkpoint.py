@@ -4,7 +4,7 @@
                           optimizer.safetensors    "<parameter>.<state>", such as wte.weight.exp_avg
                           config.json              all settings and versions
                           tokenizer.json           the data's tokenizer
-                          trainer_state.json       State; size and CRC-32 of every file
+                          trainer_state.json       State, and the CRC-32 of every file
     out/<run>/last, best                           links to two of them, or text files with names
 
 A checkpoint is written once, to a temporary directory, synced, and renamed: everything with a
@@ -82,25 +82,17 @@ def collect(
         if isinstance(module, FSDPModule):
             module.reshard()
 
-    failed: Exception | None = None
-
     def gather(tensor: torch.Tensor | float) -> torch.Tensor | None:
-        nonlocal failed
         tensor = full_tensor(torch.as_tensor(tensor).detach())
-        try:
-            return tensor.cpu().contiguous() if keep and failed is None else None
-        except (MemoryError, RuntimeError) as error:  # raised at the end: others wait in gather
-            failed = error
-            return None
+        return tensor.cpu().contiguous() if keep else None
 
-    weights, moments = {}, {}
+    weights = {}
+    moments = {}
     for name, p in model.named_parameters():
         weights[name] = gather(p)
         for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
                 moments[f"{name}.{key}"] = gather(value)
-    if failed is not None:
-        raise failed
     return weights, moments
 
 
@@ -120,7 +112,8 @@ def save(
     rundir.claim(out_dir)  # does not create out_dir: its disk may only be unmounted
     remove_leftovers(out_dir)
     final = out_dir / f"step-{state.step:06d}"
-    new, old = (final.with_name(f".{kind}-{final.name}") for kind in ("tmp", "old"))
+    new = out_dir / f".tmp-{final.name}"
+    old = out_dir / f".old-{final.name}"
     new.mkdir()
     try:
         write_tensors(new / MODEL, weights)
@@ -129,7 +122,7 @@ def save(
         tokenizer.save(new)
         manifest = {}
         for file in sorted(new.iterdir()):
-            manifest[file.name] = {"bytes": file.stat().st_size, "crc32": crc32(file)}
+            manifest[file.name] = {"crc32": crc32(file)}
             sync(file)
         content = dataclasses.asdict(state) | {"files": manifest}
         write_json(new / STATE, content | {"crc32": seal(content)})
@@ -140,11 +133,9 @@ def save(
     if final.exists():
         final.rename(old)
     new.rename(final)
-    # `best` first: a run killed in between resumes before this step and finds the best again
-    for link in ("best", "last") if best else ("last",):
-        point(out_dir / link, final)
-    if not (out_dir / CONFIG).exists():  # out_dir was emptied
-        write_json(out_dir / CONFIG, config)
+    if best:  # before `last`: a run killed in between resumes earlier and finds the best again
+        point(out_dir / "best", final)
+    point(out_dir / "last", final)
     sync(out_dir)
     prune(out_dir, keep)
     return final
@@ -174,31 +165,18 @@ def point(link: Path, target: Path) -> None:
         write(link, target.name + "\n")
 
 
-def restore_best(out_dir: Path, state: State, may_write: bool) -> None:
-    """After a run went back to an earlier checkpoint: `best` names the best step of its state.
-
-    If that checkpoint was removed, the best loss is reset, and the next evaluation is the best.
-    Only a process with `may_write` changes the link.
-    """
-    if state.best_step is None or not (out_dir / "best").exists():  # none was saved yet
-        return
-    best = out_dir / f"step-{state.best_step:06d}"
-    if not best.is_dir():
-        state.best_val_loss = state.best_step = None
-    elif may_write:
-        point(out_dir / "best", best)
-
-
 def prune(out_dir: Path, keep: int) -> None:
     """Removes all checkpoints but the newest `keep`, `best` and `last`; 0 keeps all.
 
     Those newer than `last`, from before the run went back, are removed first. Ignores errors.
     """
+    if keep == 0:
+        return
     best, last = (follow(out_dir / link).resolve() for link in ("best", "last"))
     checkpoints = list_checkpoints(out_dir)
     checkpoints.sort(key=lambda path: step_of(path) <= step_of(last))  # keeps the order otherwise
     with contextlib.suppress(OSError):
-        for path in checkpoints[:-keep] if keep else []:
+        for path in checkpoints[:-keep]:
             if path.resolve() not in (best, last):
                 # renamed first, so that no half-removed directory has a checkpoint's name
                 path.rename(path.with_name(f".tmp-{path.name}"))
@@ -210,46 +188,43 @@ def prune(out_dir: Path, keep: int) -> None:
 
 def list_checkpoints(out_dir: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    found = [path for path in out_dir.glob("step-*") if path.is_dir() and is_step(path)]
+    found = [path for path in out_dir.glob("step-*") if path.is_dir() and step_of(path) >= 0]
     return sorted(found, key=step_of)
 
 
-def is_step(checkpoint: Path) -> bool:
-    return re.fullmatch(r"step-\d{6,18}", checkpoint.name) is not None
-
-
 def step_of(checkpoint: Path) -> int:
-    """The step in the name of a checkpoint's directory; 0 if it has another name."""
-    return int(checkpoint.name[5:]) if is_step(checkpoint) else 0
+    """The step in the name of a checkpoint's directory; -1 if it has another name."""
+    match = re.fullmatch(r"step-(\d{6,18})", checkpoint.name)
+    return int(match[1]) if match else -1
 
 
-def find(
-    run: Path | str, prefer: tuple[str, ...] = ("best", "last"), to_resume: bool = False
-) -> Path:
-    """The checkpoint named by `run`: itself, or for an out directory the first intact of `prefer`.
+def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path:
+    """The checkpoint named by `run`: itself, or for an out directory its link `prefer`.
 
-    In an out directory, damaged checkpoints are skipped with a warning, and the newest intact one
-    is used. Checks the model's files, and the optimizer's if `to_resume`. Raises ValueError if none
-    is intact.
+    If that is missing or damaged, uses `last` or the newest intact checkpoint, with a warning for
+    each damaged one. Checks the model's files, and the optimizer's if `to_resume`. Raises
+    ValueError if none is intact.
     """
     run = follow(run)
     if not run.is_dir():
         raise ValueError(
             f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one"
         )
-    candidates = [run]
+    candidates = [run.resolve()]
     if not (run / STATE).exists():
-        candidates = [follow(run / link) for link in prefer] + list_checkpoints(run)[::-1]
+        links = [follow(run / prefer), follow(run / "last")]
+        candidates = [path.resolve() for path in (*links, *reversed(list_checkpoints(run)))]
     names = FILES if to_resume else (MODEL, CONFIG, TOKENIZER)
-    damaged: list[str] = []
-    for candidate in dict.fromkeys(path.resolve() for path in candidates):
+    damaged = []
+    for candidate in dict.fromkeys(candidates):
+        if not candidate.is_dir():  # there is no such link, or the run has just removed it
+            continue
         damage = find_damage(candidate, names)
         if damage is None:
             for line in damaged:
                 logger.warning(f"{line}; using {candidate.name} instead")
             return candidate
-        if candidate.is_dir():  # otherwise there is no such link, or the run has removed it
-            damaged.append(f"checkpoint {candidate.name} is damaged: {damage}")
+        damaged.append(f"checkpoint {candidate.name} is damaged: {damage}")
     if damaged:
         raise ValueError(damaged[0])
     raise ValueError(f"{run} has no intact checkpoint: train into it first, or name another run")
@@ -265,11 +240,7 @@ def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
         if state.pop("crc32", None) != seal(state):
             return f"the checksum of {STATE} is wrong"
         for name in names:
-            path, expected = checkpoint / name, state["files"][name]
-            size = path.stat().st_size
-            if size != expected["bytes"]:
-                return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if crc32(path) != expected["crc32"]:
+            if crc32(checkpoint / name) != state["files"][name]["crc32"]:
                 return f"the checksum of {name} is wrong"
     except (OSError, ValueError) as error:
         return str(error)
@@ -336,8 +307,6 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
     try:
         # settings of a recipe's own, or of another version, are ignored
         train = {name: value for name, value in config["train"].items() if name in known}
-        if train.get("min_lr", 0) > train.get("learning_rate", 100):
-            train["min_lr"] = train["learning_rate"]  # recorded before this was an error
         return GPTConfig(**config["model"]), TrainConfig(**train)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None

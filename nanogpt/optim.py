@@ -8,7 +8,6 @@ its value into the parameter groups.
 
 import math
 from collections import defaultdict
-from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -83,21 +82,6 @@ def make_optimizers(
     muon = Muon(groups, momentum=config.muon_momentum, weight_decay=decay, dtype=dtype)
     rest = {"params": others, "weight_decay": 0.0, "lr_scale": 1.0}
     return [muon, torch.optim.AdamW([rest], betas=betas, fused=True)]
-
-
-@contextmanager
-def cast_weights_once():
-    """Context manager around a step's micro-batches: autocast casts each weight only once.
-
-    Weights must change only afterwards, in `update`. Compiled blocks cast in their own code and
-    gain nothing.
-    """
-    torch.autocast_increment_nesting()  # the outermost context clears autocast's cache at its end
-    try:
-        yield
-    finally:
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()
 
 
 def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) -> None:
@@ -264,38 +248,3 @@ def gather(pieces: tuple[torch.Tensor, ...], parts: tuple[slice, ...], rows: int
         matrix[part] = piece
     dist.all_reduce(whole)  # the other processes' rows are zero here
     return whole
-
-
-class UpdateRatio:
-    """Context manager around an update that measures how far it moves the blocks' matrices.
-
-    The ratio is |after - before| / |before|, over 16 rows of each matrix (or of its shard): a copy
-    of all weights would cost memory and time. About 1e-3 is healthy for AdamW (Karpathy,
-    https://youtu.be/P6sfmUTpUmc); Muon's updates are larger by design.
-    """
-
-    def __init__(self, model: nn.Module):
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.matrices = [p for n, p in named if n.startswith("h.") and p.ndim >= 2]
-        self.squares = torch.zeros(2)
-
-    @torch.no_grad()
-    def __enter__(self) -> None:
-        # views of what the optimizer changes; FSDP may have replaced the shards since
-        shards = [local(p.detach()) for p in self.matrices]
-        self.rows = [shard[:: max(1, shard.size(0) // 16)] for shard in shards]
-        self.copies = list(torch._foreach_mul(self.rows, 1.0)) if self.rows else []
-
-    @torch.no_grad()
-    def __exit__(self, *error) -> None:
-        if not self.copies:  # no matrix of the blocks is trained
-            return
-        size = torch.stack(torch._foreach_norm(self.copies)).norm()
-        torch._foreach_sub_(self.copies, self.rows)
-        moved = torch.stack(torch._foreach_norm(self.copies)).norm()
-        self.squares = torch.stack((moved, size)).square()  # stays on the device: no waiting
-
-    def value(self, add_up=lambda tensor: tensor) -> float:
-        """The ratio of the last step; `add_up` sums a tensor over processes, which hold shards."""
-        moved, size = add_up(self.squares).sqrt().tolist()
-        return moved / size if size else 0.0

@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 from nanogpt.data import files
 
 MARK, LOCK = ".run", ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # locks of the directories that this process has claimed, and the inodes of their files
 CLAIMED: dict = {}
 
@@ -25,18 +24,17 @@ def lock(directory: Path):
 
     Raises ValueError if it is locked already. Does nothing on a file system without locks.
     """
-    found = FileLock(directory / LOCK, blocking=False)
     try:
-        return found.acquire()
+        return FileLock(directory / LOCK, blocking=False).acquire()
     except Timeout:
         raise ValueError(
             f"{directory} is in use by another process: wait until that ends, stop it, or name "
             "another directory"
         ) from None
     except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        return nullcontext()
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+            return nullcontext()
+        raise
 
 
 def claim(directory: Path) -> None:

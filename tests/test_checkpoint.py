@@ -91,7 +91,7 @@ def test_the_newest_the_last_and_the_best_are_kept(tmp_path):
         save(tmp_path, step, model, optimizers, best=step == 2, keep=2)
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step-000002", "step-000004", "step-000005"]
     assert checkpoint.find(tmp_path).name == "step-000002"
-    assert checkpoint.find(tmp_path, ("last",)).name == "step-000005"
+    assert checkpoint.find(tmp_path, "last").name == "step-000005"
 
 
 def test_what_a_run_left_behind_when_it_went_back_to_its_best_goes_first(tmp_path):
@@ -102,18 +102,6 @@ def test_what_a_run_left_behind_when_it_went_back_to_its_best_goes_first(tmp_pat
         checkpoint.point(tmp_path / "last", tmp_path / f"step-{step - 1:06d}")
         save(tmp_path, step, model, optimizers, keep=2)
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step-000001", "step-000002", "step-000003"]
-
-
-@pytest.mark.parametrize("best_is_left", [True, False])
-def test_a_run_that_goes_back_has_the_best_of_its_state_or_none(tmp_path, best_is_left):
-    for step in (1, 2, 3):
-        save(tmp_path, step, *trained(1), best=step in (1, 3), keep=0)
-    if not best_is_left:
-        shutil.rmtree(tmp_path / "step-000001")
-    state = checkpoint.State(step=2, best_step=1, best_val_loss=3.0)
-    checkpoint.restore_best(tmp_path, state, may_write=True)
-    assert (state.best_step, state.best_val_loss) == ((1, 3.0) if best_is_left else (None, None))
-    assert (tmp_path / "best").resolve().name == ("step-000001" if best_is_left else "step-000003")
 
 
 FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json"]
@@ -137,7 +125,7 @@ def test_a_damaged_file_is_named_and_an_out_directory_falls_back(tmp_path, monke
         (newest / name).write_bytes(contents[damage])
     said = []
     monkeypatch.setattr(checkpoint.logger, "warning", said.append)
-    assert checkpoint.find(tmp_path, ("last",), to_resume=True).name == "step-000001"
+    assert checkpoint.find(tmp_path, "last", to_resume=True).name == "step-000001"
     assert len(said) == 1 and "step-000002 is damaged: " in said[0] and name in said[0]
     with pytest.raises(
         ValueError, match="step-000002" if name != "trainer_state.json" else "no intact checkpoint|damaged"
@@ -230,9 +218,3 @@ def test_settings_that_a_recipe_of_ones_own_has_added_are_passed_over(tmp_path):
     """Models trained with a subclass of TrainConfig are sampled and evaluated like any other."""
     path = save(tmp_path, 1, *trained(1), settings={"train": vars(TrainConfig(seed=7)) | {"temperature": 0.5}})
     assert checkpoint.load_configs(path)[1].seed == 7
-
-
-def test_a_run_from_before_min_lr_was_checked_is_read(tmp_path):
-    train = vars(TrainConfig()) | {"learning_rate": 1e-5, "min_lr": 1e-4}
-    path = save(tmp_path, 1, *trained(1), settings={"train": train})
-    assert checkpoint.load_configs(path)[1].learning_rate == 1e-5

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nanogpt import GPT, GPTConfig
-from nanogpt.optim import UpdateRatio, make_optimizers
+from nanogpt.optim import make_optimizers
 from nanogpt.run import console
 from nanogpt.train import Tally, log_is_due
 
@@ -60,7 +60,7 @@ def on_meta(make_run, monkeypatch):
         run.parts.device = torch.device("meta")
         run.gpt.to(run.device)
         run.parts.optimizers = make_optimizers(run.gpt, run.config)
-        run.parts.tally, run.parts.update_ratio = Tally(run.device, run.state), UpdateRatio(run.gpt)
+        run.parts.tally = Tally(run.device, run.state)
         run.interrupts.begin()
         return run
 
@@ -93,21 +93,6 @@ def test_logits_are_cast_once_and_their_gradient_once(family, precision, casts):
             loss = model(idx, idx)
         loss.backward()
     assert operators.casts == casts
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_autocast_casts_each_weight_once_a_step(make_run, family):
-    config = replace(FAMILIES[family], n_inner=40)  # so that no activation has as many elements as the matrices
-    run = make_run(config, precision="bf16", gradient_accumulation_steps=3)
-    run.rehearse()
-    matrix = run.gpt.h[0].mlp.c_proj.weight
-    alike = sum(p.numel() == matrix.numel() for p in run.gpt.parameters())
-    for _ in range(2):
-        before = matrix.detach().clone()
-        with Operators("cpu", elements=matrix.numel()) as operators:
-            run.step()
-        assert operators.casts[torch.bfloat16] == alike
-        assert not torch.equal(before, matrix)  # the next step casts the new weights
 
 
 @pytest.mark.parametrize("family, checkpointing", [("gpt2", False), ("modern", True)])
