@@ -108,7 +108,7 @@ def test_compiled_a_run_has_one_graph_for_each_size_of_window_and_loses_the_same
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
     torch.compiler.reset()
-    config = replace(FAMILIES[family], dropout=0.0, gradient_checkpointing=checkpointing)
+    config = replace(FAMILIES[family], n_layer=1, dropout=0.0, gradient_checkpointing=checkpointing)
     settings = {"max_iters": 6, "eval_interval": 2, "eval_iters": 2, "log_interval": 1, "batch_size": 4}
     settings |= {"short_block_iters": 3, "short_block_size": 8, "precision": "bf16"}
     losses = []

@@ -96,7 +96,7 @@ def model(**settings) -> dict:
     "config, message",
     [
         (model(n_layer=10**9), "n_layer=1000000000 .* 1 to 1000"),
-        (model(n_layer=1000), "lacks 'h.1.attn"),
+        (model(n_layer=20), "lacks 'h.1.attn"),
         (model(n_embd=2**18), "does not belong to this model"),
         (model(n_embd="8"), "n_embd='8'"),
         (model(n_head=0), "config.json"),
