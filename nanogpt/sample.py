@@ -3,7 +3,7 @@
 ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import takewhile
 
@@ -169,32 +169,15 @@ def default_prompt(tokenizer) -> tuple[str, list[int]]:
     return tokenizer.decode([0]), [0]
 
 
-def sample_text(
-    model: GPT,
-    tokenizer,
-    start: np.ndarray,
-    max_new_tokens: int,
-    seed: int,
-    check: Callable[[], object] = lambda: None,
-) -> str:
+def sample_text(model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int) -> str:
     """The text of the tokens `start` (T,) and of the model's continuation, up to its end.
 
     Can be called during training: it uses its own random numbers and restores the model's mode.
-    `check` is called after each token; an exception from it ends the sample.
     """
-    idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
-    training = model.training
-    model.eval()
-    try:
-        with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
-            # no eos_id: all processes call `check` equally often
-            drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
-            new = []
-            for token in drawn:
-                check()
-                new.append(token.item())
-    finally:
-        model.train(training)
+    idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]  # (1, T)
+    with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
+        whole = generate(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
+    new = whole[0, len(start) :].tolist()
     ends = {tokenizer.eot_id, tokenizer.special.get(END)}
     continuation = takewhile(lambda token: token not in ends, new)
     return tokenizer.decode([*start.tolist(), *continuation])

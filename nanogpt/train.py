@@ -193,8 +193,8 @@ def validate(config: TrainConfig, parts: "Parts", state: State) -> dict:
 
 
 def write_sample(config: TrainConfig, parts: "Parts", state: State) -> None:
-    start, check = sample_start(parts), parts.interrupts.check
-    text = sample_text(parts.gpt, parts.tokenizer, start, config.sample_tokens, config.seed, check)
+    start = sample_start(parts)
+    text = sample_text(parts.gpt, parts.tokenizer, start, config.sample_tokens, config.seed)
     parts.metrics.sample(text, **position(state))
     parts.progress.sample(text)
 
