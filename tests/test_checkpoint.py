@@ -42,28 +42,6 @@ def test_weights_and_optimizer_state_come_back_to_the_bit(tmp_path, optimizer):
             assert all(torch.equal(a.state[p][k], b.state[q][k]) for k in a.state.get(p, {}))
 
 
-def test_frozen_parameters_and_state_of_other_optimizers_come_back(tmp_path):
-    """As `make_optimizers` of one's own may have them."""
-
-    def trained_in_part(seed: int):
-        torch.manual_seed(seed)
-        model = GPT(CONFIG)
-        model.wte.requires_grad_(False)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], amsgrad=True)
-        idx = torch.randint(5, (2, 8))
-        model(idx, idx).backward()
-        optimizer.step()
-        return model, [optimizer]
-
-    model, optimizers = trained_in_part(1)
-    path = save(tmp_path, 1, model, optimizers)
-    other, others = trained_in_part(2)
-    checkpoint.restore(path, other, others)
-    kept, restored = ([v for state in o.state.values() for v in state.values()] for (o,) in (optimizers, others))
-    assert len(kept) > 4 and all(torch.equal(a, b) for a, b in zip(kept, restored, strict=True))
-    assert torch.equal(model.wte.weight, other.wte.weight)
-
-
 def shown(directory) -> list[str]:
     """Names in a directory but for the run's own mark and lock."""
     return sorted(p.name for p in directory.iterdir() if p.name not in (".run", ".lock", "config.json"))

@@ -110,16 +110,3 @@ def test_a_hostile_configuration_is_one_line_and_takes_no_memory(one, config, me
     with pytest.raises(ValueError, match=message) as error:
         checkpoint.load_model(one[2])
     assert "\n" not in str(error.value)
-
-
-def test_names_in_the_manifest_lead_nowhere(one, tmp_path):
-    """Only our own names are ever opened: what else the manifest lists is neither read nor removed."""
-    path, secret = one[2], tmp_path.parent / "secret"
-    secret.write_text("x")
-    state = json.loads((path / "trainer_state.json").read_text())
-    del state["crc32"]
-    state["files"] |= {"../../secret": {"crc32": 0}, "/etc/passwd": {"crc32": 0}}
-    (path / "trainer_state.json").write_text(json.dumps(state | {"crc32": checkpoint.seal(state)}))
-    assert checkpoint.find_damage(path) is None
-    assert checkpoint.find(tmp_path) == path.resolve()
-    assert secret.read_text() == "x"

@@ -176,16 +176,3 @@ def test_the_optimizer_gets_the_clipped_gradient(make_run, monkeypatch, grad_cli
     run.step()
     assert run.tally.grad_norm > 0.1
     assert norms == [pytest.approx(grad_clip or run.tally.grad_norm.item(), rel=1e-3)]
-
-
-def test_learning_rate_and_dropout_follow_from_the_step(make_run):
-    run = make_run(gradient_accumulation_steps=2, warmup_iters=3, learning_rate=0.4)
-    run.rehearse()
-    seen = set()
-    for step in range(2):
-        for index in (0, 1, 1):
-            run.micro_batch(index)
-            seen.add(torch.rand(()).item())
-        run.step()
-        assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * (step + 1))
-    assert len(seen) == 4
