@@ -46,10 +46,9 @@ def claim(directory: Path) -> None:
     if not (directory / MARK).exists() and not any(directory.glob("step-*/trainer_state.json")):
         foreign = sorted(path.name for path in directory.iterdir() if path.name != LOCK)
         if foreign:
-            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise ValueError(
-                f"out_dir={str(directory)!r} is not a run's directory, it has {foreign[0]!r}{more}:"
-                " name a new or empty directory with --out_dir"
+                f"out_dir={str(directory)!r} is not a run's directory, it has {foreign[0]!r}: "
+                "name a new or empty directory with --out_dir"
             )
     path = directory.resolve()
     if path in CLAIMED and CLAIMED[path][1] != inode(path / LOCK):

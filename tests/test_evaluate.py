@@ -29,6 +29,7 @@ def model(data):
 def test_a_stride_gives_each_token_the_context_of_its_window(tmp_path, text, stride):
     writer.write(tmp_path / "data", text[:3000], "char", 0.1, "made up")
     dataset = TokenDataset(tmp_path / "data", "val", 16)
+    torch.manual_seed(0)
     gpt = GPT(GPTConfig(vocab_size=dataset.meta["vocab_size"], block_size=16, n_layer=1, n_head=2, n_embd=16)).eval()
     gpt.wte.weight.data.normal_(std=1.0)
     tokens = torch.from_numpy(dataset.tokens[:].astype("int64"))
@@ -45,7 +46,7 @@ def test_a_stride_gives_each_token_the_context_of_its_window(tmp_path, text, str
     assert result["val_loss"] == pytest.approx(expected, abs=1e-5)
     assert result["val_perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
     whole = evaluate(gpt, dataset, 3)["val_loss"]  # windows side by side
-    assert (whole == pytest.approx(expected, abs=1e-6)) == (stride == 16)
+    assert (whole == pytest.approx(expected, abs=1e-5)) == (stride == 16)
 
 
 def test_the_result_is_without_dropout_and_for_any_batch_size(model):
