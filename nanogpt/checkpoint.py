@@ -163,13 +163,11 @@ def prune(out_dir: Path, keep: int) -> None:
 
     Those newer than `last`, from before the run went back, are removed first. Ignores errors.
     """
-    if keep == 0:
-        return
     best, last = (follow(out_dir / link).resolve() for link in ("best", "last"))
     checkpoints = list_checkpoints(out_dir)
     checkpoints.sort(key=lambda path: step_of(path) <= step_of(last))  # keeps the order otherwise
     with contextlib.suppress(OSError):
-        for path in checkpoints[:-keep]:
+        for path in checkpoints[:-keep] if keep else []:
             if path.resolve() not in (best, last):
                 # renamed first, so that no half-removed directory has a checkpoint's name
                 path.rename(path.with_name(f".tmp-{path.name}"))
