@@ -255,6 +255,14 @@ def test_a_run_that_goes_back_forgets_a_later_best(make_run, monkeypatch):
     assert (run.state.best_val_loss, run.state.best_step) == (2.0, 2)
 
 
+def test_a_copy_that_followed_the_links_keeps_its_best(make_run, tmp_path):
+    run = make_run()
+    run.train()
+    best = run.state.best_val_loss
+    shutil.copytree(run.out_dir, tmp_path / "copy")
+    assert make_run(out_dir=str(tmp_path / "copy"), resume="auto", max_iters=6).state.best_val_loss == best
+
+
 def test_max_iters_0_evaluates_only(make_run, capsys):
     run = make_run(max_iters=0)
     run.train()

@@ -168,8 +168,9 @@ def prepare(
                 logger.info("note: the validation data changed, so the best loss is reset")
                 state.evaluated_step = None
             # after going back to an earlier checkpoint, or elsewhere, `best` is a different one
-            best = checkpoint.step_of(follow(out_dir / "best").resolve())
-            if not same_text or best != state.best_step:
+            best = follow(out_dir / "best").resolve()
+            known = (state.best_step, -1)  # -1: a directory, in a copy that followed the link
+            if not same_text or not best.is_dir() or checkpoint.step_of(best) not in known:
                 state.best_val_loss = state.best_step = None
 
     # its files; if it only evaluates a checkpoint again, its settings and curve stay as they are
