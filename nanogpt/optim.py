@@ -147,12 +147,13 @@ class Muon(torch.optim.Optimizer):
         # the matrices of one shape: updates and weights of the rows held here, and which those are
         batches: dict[tuple, list[tuple]] = defaultdict(list)
         for (p, group), update in zip(found, updates, strict=True):
-            stop = 0
+            sharded = hasattr(p, "device_mesh")
+            start = 0
             for rows in group["rows"] or [p.size(0)]:
-                stop += rows
-                held, part = rows_held(p, stop - rows, stop)
-                shape = (rows, p.size(1), group["lr"], group["weight_decay"], is_sharded(p))
+                held, part = rows_held(p, start, start + rows)
+                shape = (rows, p.size(1), group["lr"], group["weight_decay"], sharded)
                 batches[shape].append((update[held], local(p.detach())[held], part))
+                start += rows
 
         for (rows, columns, lr, weight_decay, sharded), matrices in batches.items():
             lr = lr if skip is None else lr * (1 - skip)
@@ -221,10 +222,6 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
 # FSDP shards a parameter: each process holds a part of its rows
 
 
-def is_sharded(p: torch.Tensor) -> bool:
-    return hasattr(p, "device_mesh")
-
-
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The rows of a sharded tensor that this process holds; any other tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -232,13 +229,14 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 def rows_held(p: torch.Tensor, start: int, stop: int) -> tuple[slice, slice]:
     """The rows of p[start:stop] that this process holds: among all that it holds, and in there."""
-    first, size = 0, p.size(0)
+    first, last = 0, p.size(0)
     if mesh := getattr(p, "device_mesh", None):  # FSDP cuts the rows as torch.chunk does
         size = math.ceil(p.size(0) / mesh.size())
         first = size * mesh.get_local_rank()
-    begin = min(max(start, first), stop)
-    end = max(min(stop, first + size), begin)
-    return slice(max(begin - first, 0), max(end - first, 0)), slice(begin - start, end - start)
+        last = first + size
+    begin = max(start, first)
+    end = max(begin, min(stop, last))  # empty if there is none
+    return slice(begin - first, end - first), slice(begin - start, end - start)
 
 
 def gather(pieces: tuple[torch.Tensor, ...], parts: tuple[slice, ...], rows: int) -> torch.Tensor:
