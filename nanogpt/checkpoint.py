@@ -95,16 +95,17 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def save(
-    out_dir: Path, state: State, weights: dict, moments: dict, config: dict, tokenizer, keep, best
+    out_dir: Path, state: State, weights: dict, moments: dict, config: dict, tokenizer, keep: int
 ) -> Path:
-    """Writes the checkpoint of step `state.step`, links `last` (and `best`) to it, prunes old ones.
+    """Writes the checkpoint of step `state.step`, and links `last` to it; prunes old ones.
 
-    Raises OSError if it cannot be written, ValueError if out_dir is not this run's (see
-    `rundir.claim`); existing checkpoints stay as they were.
+    `best` is linked to the checkpoint of `state.best_step`, if there is one. Raises OSError if it
+    cannot be written, ValueError if out_dir is not this run's (see `rundir.claim`); existing
+    checkpoints stay as they were.
     """
     rundir.claim(out_dir)  # does not create out_dir: its disk may only be unmounted
     remove_leftovers(out_dir)
-    final = out_dir / f"step-{state.step:06d}"
+    final = step_dir(out_dir, state.step)
     new = out_dir / f".tmp-{final.name}"
     old = out_dir / f".old-{final.name}"
     new.mkdir()
@@ -126,8 +127,9 @@ def save(
     if final.exists():
         final.rename(old)
     new.rename(final)
-    if best:  # before `last`: a run killed in between resumes earlier and finds the best again
-        point(out_dir / "best", final)
+    # `best` first: a run killed in between resumes before this step and finds the best again
+    if state.best_step is not None and step_dir(out_dir, state.best_step).is_dir():
+        point(out_dir / "best", step_dir(out_dir, state.best_step))
     point(out_dir / "last", final)
     sync(out_dir)
     prune(out_dir, keep)
@@ -181,6 +183,11 @@ def list_checkpoints(out_dir: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
     found = [path for path in out_dir.glob("step-*") if path.is_dir() and step_of(path) >= 0]
     return sorted(found, key=step_of)
+
+
+def step_dir(out_dir: Path, step: int) -> Path:
+    """The directory of a step's checkpoint."""
+    return out_dir / f"step-{step:06d}"
 
 
 def step_of(checkpoint: Path) -> int:

@@ -155,8 +155,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     result = validate(config, parts, state)
     state.evaluated_step = state.step
     # `not <=`: a loss after one that was NaN is better
-    best = state.best_val_loss is None or not state.best_val_loss <= result["val_loss"]
-    if best:
+    if state.best_val_loss is None or not state.best_val_loss <= result["val_loss"]:
         state.best_val_loss, state.best_step = result["val_loss"], state.step
     parts.metrics.log(**position(state), **result)
     logger.info(
@@ -165,8 +164,9 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     )
     # the model to fine-tune is saved, too: training may make it worse
     worth_saving = config.max_iters > 0 and (state.step > 0 or config.init_from != "scratch")
+    best = state.best_step == state.step
     if worth_saving and (best or done(config, state) or config.always_save_checkpoint):
-        save(config, parts, state, best)
+        save(config, parts, state)
     if config.sample_tokens and not parts.sharded and result["val_loss"] < torch.inf:
         write_sample(config, parts, state)
     parts.timed_since = time.perf_counter()
@@ -199,7 +199,7 @@ def write_sample(config: TrainConfig, parts: "Parts", state: State) -> None:
     parts.progress.sample(text)
 
 
-def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False) -> None:
+def save(config: TrainConfig, parts: "Parts", state: State) -> None:
     """Saves a checkpoint of the current step; a failure is a warning.
 
     Must be called on all processes. The main one writes, and the others wait for it when they next
@@ -228,7 +228,6 @@ def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False) 
                 parts.settings,
                 parts.tokenizer,
                 config.keep_checkpoints,
-                best,
             )
         saves.failed = 0
     except Exception as error:  # a full disk, most likely: the run is worth more than a checkpoint

@@ -95,7 +95,7 @@ nanogpt.run.resume
 nanogpt.run.prepare tests/test_train.py
     the optimizer's state is not restored:
         checkpoint.restore(start, gpt, optimizers) -> checkpoint.restore(start, gpt, [])
-    a run that went back keeps the best loss of its later steps: checkpoint.step_of(best) not in known -> False
+    the best loss of a checkpoint that is gone is kept: state.best_step not in saved -> False
 nanogpt.train tests/test_optim.py
     the gradient is not clipped: config.grad_clip or torch.inf -> torch.inf
 nanogpt.train tests/test_train.py

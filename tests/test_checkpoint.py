@@ -26,7 +26,8 @@ def save(out, step, model, optimizers, best=False, keep=2, settings=None, tokeni
     settings = {"model": vars(CONFIG), "train": vars(TrainConfig())} | (settings or {})
     collected = checkpoint.collect(model, optimizers)
     out.mkdir(exist_ok=True)
-    return checkpoint.save(out, checkpoint.State(step), *collected, settings, CharTokenizer(tokenizer), keep, best)
+    state = checkpoint.State(step, best_step=step if best else None)
+    return checkpoint.save(out, state, *collected, settings, CharTokenizer(tokenizer), keep)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -139,7 +140,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path):
 
     weights, moments = checkpoint.collect(model, optimizers)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, checkpoint.State(2), weights, moments, {}, SimpleNamespace(save=full), 2, False)
+        checkpoint.save(tmp_path, checkpoint.State(2), weights, moments, {}, SimpleNamespace(save=full), 2)
     assert shown(tmp_path) == ["last", "step-000001"]
     assert checkpoint.find_damage(tmp_path / "step-000001") is None
 

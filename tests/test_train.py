@@ -245,14 +245,19 @@ def test_best_is_the_lowest_loss_ever_also_after_a_resume(make_run, monkeypatch)
     assert (run.out_dir / "best").resolve().name == "step-000007"
 
 
-def test_a_run_that_goes_back_forgets_a_later_best(make_run, monkeypatch):
-    losses = iter([4.0, 3.0, 1.0, 2.0])
+@pytest.mark.parametrize("best_is_left", [True, False])
+def test_a_run_that_goes_back_has_the_best_of_its_state_or_the_next(make_run, monkeypatch, best_is_left):
+    losses = iter([4.0, 2.0, 3.0, 1.0, 2.5])
     monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"val_loss": next(losses), "val_bpb": 0.0})
-    run = make_run(max_iters=2, eval_interval=1, keep_checkpoints=0)
+    run = make_run(max_iters=3, eval_interval=1, keep_checkpoints=0)
     run.train()
-    run = make_run(max_iters=2, eval_interval=1, resume=str(run.out_dir / "step-000001"))
+    assert (run.out_dir / "best").resolve().name == "step-000003"
+    if not best_is_left:
+        shutil.rmtree(run.out_dir / "step-000001")
+    run = make_run(max_iters=3, eval_interval=1, keep_checkpoints=0, resume=str(run.out_dir / "step-000002"))
     run.train()
-    assert (run.state.best_val_loss, run.state.best_step) == (2.0, 2)
+    assert (run.state.best_val_loss, run.state.best_step) == ((2.0, 1) if best_is_left else (2.5, 3))
+    assert (run.out_dir / "best").resolve().name == f"step-{run.state.best_step:06d}"
 
 
 def test_a_copy_that_followed_the_links_keeps_its_best(make_run, tmp_path):

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from nanogpt import checkpoint, lora, optim, rundir
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import follow, waiting
+from nanogpt.data.files import waiting
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
@@ -163,18 +163,15 @@ def prepare(
         if (scaler := accelerator.scaler) is not None and state.loss_scale is not None:  # of fp16
             saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
             scaler.load_state_dict(scaler.state_dict() | saved)
-        if not done(config, state):
-            if not same_text:
-                logger.info("note: the validation data changed, so the best loss is reset")
-                state.evaluated_step = None
-            # after going back to an earlier checkpoint, or elsewhere, `best` is a different one
-            best = follow(out_dir / "best").resolve()
-            known = (state.best_step, -1)  # -1: a directory, in a copy that followed the link
-            if not same_text or not best.is_dir() or checkpoint.step_of(best) not in known:
-                state.best_val_loss = state.best_step = None
+        if not same_text and not done(config, state):
+            logger.info("note: the validation data changed, so the best loss is reset")
+            state.best_step = state.evaluated_step = None
 
     # its files; if it only evaluates a checkpoint again, its settings and curve stay as they are
-    newest = max(map(checkpoint.step_of, checkpoint.list_checkpoints(out_dir)), default=-1)
+    saved = [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(out_dir)]
+    newest = max(saved, default=-1)
+    if state.best_step not in saved and not done(config, state):
+        state.best_step = state.best_val_loss = None  # the next evaluation is the best
     again = newest >= 0 and state.evaluated_step == state.step and done(config, state)
     with peers.in_agreement():
         if main_process:
