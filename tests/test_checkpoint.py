@@ -1,5 +1,4 @@
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,20 +128,6 @@ def test_an_empty_directory_and_no_directory_are_named(tmp_path):
         checkpoint.find(tmp_path / "step-000003")
     with pytest.raises(ValueError, match="is not a directory"):
         checkpoint.find(tmp_path / "nowhere")
-
-
-def test_a_failed_save_leaves_what_was_there(tmp_path):
-    model, optimizers = trained(1)
-    save(tmp_path, 1, model, optimizers)
-
-    def full(directory):
-        raise OSError(28, "No space left on device")
-
-    weights, moments = checkpoint.collect(model, optimizers)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, checkpoint.State(2), weights, moments, {}, SimpleNamespace(save=full), 2)
-    assert shown(tmp_path) == ["last", "step-000001"]
-    assert checkpoint.find_damage(tmp_path / "step-000001") is None
 
 
 def test_a_step_that_is_there_already_is_replaced_as_a_whole(tmp_path):

@@ -97,14 +97,6 @@ def test_a_run_evaluates_on_the_validation_split(make_run, data):
         assert (curve(run.out_dir)[2] == pytest.approx(expected, abs=1e-6)) is same
 
 
-def test_each_quick_evaluation_draws_batches_of_its_own(make_run):
-    """The weights hardly change, so a different loss comes from different batches."""
-    run = make_run(eval_iters=1, learning_rate=1e-12, min_lr=0, weight_decay=0, max_iters=3, eval_interval=1)
-    run.train()
-    found = curve(run.out_dir)
-    assert abs(found[0] - found[1]) > 1e-4 and abs(found[1] - found[2]) > 1e-4
-
-
 @pytest.mark.parametrize("step", [0, 2, 4])
 def test_a_signal_abandons_an_evaluation_which_is_made_up_for(make_run, tmp_path, monkeypatch, step):
     whole = make_run(max_iters=4, eval_interval=2, out_dir=str(tmp_path / "whole"))
