@@ -267,12 +267,12 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
 
     with torch.no_grad():
         for name, p in parameters.items():
-            p.copy_(like(weights.pop(name), p))
+            p.copy_(shard_like(weights.pop(name), p))
     for full_name, value in moments.items():
         name, _, key = full_name.rpartition(".")
         p = parameters[name]
         # step counters go to p's device as well
-        value = like(value, p) if value.shape == p.shape else value.to(p.device)
+        value = shard_like(value, p) if value.shape == p.shape else value.to(p.device)
         owner[p].state[p][key] = value.clone()  # load_file may return views of a mapped file
 
 
@@ -338,7 +338,7 @@ def check_tensors(
             )
 
 
-def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """`tensor` on the device of p, sharded like p."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 

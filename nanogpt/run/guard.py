@@ -87,9 +87,10 @@ def try_micro_batch(config: TrainConfig, parts: Parts, state: State) -> None:
         with no_sync:
             if state.step == 0:  # the optimizer's state, at most AdamW's, comes with the first step
                 moments = [torch.empty_like(p) for p in parts.gpt.parameters() for _ in range(2)]  # noqa: F841
-            # later steps of whole windows have to fit, too
-            later = replace(config, short_block_iters=0)
-            for settings in [config, later] if state.step < config.short_block_iters else [config]:
+            tried = [config]
+            if state.step < config.short_block_iters:  # later steps of whole windows must fit, too
+                tried.append(replace(config, short_block_iters=0))
+            for settings in tried:
                 with parts.autocast():
                     loss = parts.model(*micro_batch(settings, parts, state, 0))
                 loss.backward()
