@@ -23,26 +23,18 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import text
-from data_prep.documents import SURROGATE, Corpus
-from data_prep.inputs import is_records
+from data_prep.documents import SURROGATE, Corpus, is_records
 from data_prep.split import Split
-from data_prep.writer import (
-    SPLITS,
-    TokenFile,
-    check_fraction,
-    finish,
-    token_files,
-    writing,
-)
+from data_prep.writer import SPLITS, TokenFile, check_fraction, finish, token_files, writing
 from nanogpt import chat
 from nanogpt.data.files import plural
-from nanogpt.data.tokenizer import END, CharTokenizer, get_tokenizer
+from nanogpt.data.tokenizer import END, get_tokenizer
 from nanogpt.data.tokens import answers
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import within
 
-ROLES = {role: role for role in chat.ROLES} | {"human": "user", "developer": "system"}
-ROLES |= dict.fromkeys(("gpt", "chatgpt", "model"), "assistant")
+ROLES = {role: role for role in chat.ROLES}
+ROLES |= {"human": "user", "gpt": "assistant", "developer": "system"}
 
 
 def open_conversations(inputs: list[str], errors: str = "strict") -> Corpus:
@@ -113,15 +105,6 @@ class Blocks:
         self.file.append(np.full(rest, (self.eot or [self.end])[0]), 0, 0)
 
 
-def train_characters(corpus: Corpus) -> CharTokenizer:
-    """Trains a character tokenizer on conversations."""
-    found = {*"\n".join(chat.ROLES)}
-    for document in corpus.documents():
-        for message in json.loads(document.text):
-            found.update(message["role"] + message["content"])
-    return CharTokenizer.train("".join(found))
-
-
 def prepare(
     inputs: list[str],
     out: Path | str,
@@ -139,9 +122,7 @@ def prepare(
     """
     check_fraction(val_fraction)
     corpus = open_conversations(inputs, errors)
-    if tokenizer == "char":
-        tokenizer = train_characters(corpus)
-    elif isinstance(tokenizer, str):
+    if isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
     tokenizer = chat.add_tokens(tokenizer)
     fraction = text.default_val_fraction(corpus) if val_fraction is None else val_fraction

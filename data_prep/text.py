@@ -3,13 +3,10 @@
     python -m data_prep.text book.txt --out data/mine
     python -m data_prep.text notes/ 'crawl-*.jsonl.gz' --tokenizer gpt2 --out data/mine
     python -m data_prep.text table.parquet --text_column body --tokenizer bytes --out data/mine
-    zcat dump.gz | python -m data_prep.text - --tokenizer bytes --out data/mine
     python -m data_prep.text hf:roneneldan/TinyStories --tokenizer gpt2 --out data/stories
-    python -m data_prep.text 's3://bucket/*.parquet' --tokenizer gpt2 --out data/mine
 
-INPUT is a file, a folder, a pattern, a URL, - for standard input, or a data set on the Hub as
-hf:OWNER/NAME[:CONFIG[:SPLIT]]; `data_prep.documents` lists the formats. An interrupted command
-resumes when it is started again.
+INPUT is a file, a folder, a pattern, or a data set on the Hub as hf:OWNER/NAME[:CONFIG[:SPLIT]];
+`data_prep.documents` lists the formats. An interrupted command resumes when it is started again.
 
 The default tokenizer is char. The default share of documents for validation (--val_fraction) is
 0.1, or 0.01 from 100 MB on and for hf:, or 0.001 from 10 GB on; `data_prep.split` explains which
@@ -27,20 +24,16 @@ from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
 STOPPED = "stopped: the same command goes on after what it has recorded"
-ERRORS = ("strict", "replace", "skip")
+ERRORS = ("strict", "skip")
 TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
 SEPARATOR = "marker that ends a document in a text, such as '<|endoftext|>'"
 FLAGS: dict[str, dict] = {
-    "INPUT": {"nargs": "+", "help": "files, folders, patterns, URLs, hf:OWNER/NAME, - for stdin"},
+    "INPUT": {"nargs": "+", "help": "files, folders, patterns, hf:OWNER/NAME"},
     "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},
     "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
     "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
     "--text_column": {"default": "text", "metavar": "NAME", "help": "its column (default: text)"},
-    "--separator": {
-        "type": lambda text: text.replace(r"\n", "\n"),
-        "metavar": "TEXT",
-        "help": SEPARATOR,
-    },
+    "--separator": {"metavar": "TEXT", "help": SEPARATOR},
     "--errors": {"default": "strict", "choices": ERRORS, "help": "for text that is not UTF-8"},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
@@ -62,9 +55,7 @@ def prepare(
     own. `separator` is what stands between documents in a text. Raises ValueError or OSError.
     """
     check_fraction(val_fraction)
-    corpus = Corpus(inputs, (text_column,), errors, separator)
-    for note in corpus.notes:
-        say(note)
+    corpus = Corpus(inputs, (text_column,), errors, separator, say=say)
     if tokenizer == "char":
         found: set[str] = set()
         for document in corpus.documents():

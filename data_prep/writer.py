@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -35,13 +35,13 @@ from data_prep.documents import Corpus, passages
 from data_prep.split import Split
 from nanogpt.data.files import read_json, sync, write_atomic
 from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer, sha256
-from nanogpt.rundir import lock
+from nanogpt.rundir import lock, write_json
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress
 SPLITS = ("train", "val")
 META, PROGRESS = "meta.json", "progress.json"
-NEW = ".new"  # the hidden folder
+NEW = ".preparing"  # the hidden folder
 FILES = (FILE, "train.bin", "val.bin", META)  # in the order in which they are completed
 
 
@@ -99,42 +99,29 @@ def check_fraction(val_fraction: float | None) -> None:
         raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1")
 
 
-def check_out(out: Path, files: dict[str, bytes | None]) -> None:
-    """Raises ValueError if `out` has some of the files and is not an earlier output.
-
-    `files` are the contents by name, None if they are unknown; a file with the same content is not
-    in the way.
-    """
-    if "splits" in read_json_or_empty(out / META):
-        return
-    for name, content in files.items():
-        path = out / name
-        if os.path.lexists(path) and (content is None or path.read_bytes() != content):
-            why = "is not an earlier output of this command, and nothing is overwritten"
-            raise ValueError(f"{path} {why}: name another --out")
+def check_out(out: Path, names: Iterable[str] = FILES) -> None:
+    """Raises ValueError if `out` has one of these files and is not an earlier output."""
+    found = [out / name for name in names if os.path.lexists(out / name)]
+    if found and "tokenizer_sha256" not in read_json_or_empty(out / META):
+        why = "is not an earlier output of this command, and nothing is overwritten"
+        raise ValueError(f"{found[0]} {why}: name another --out")
 
 
 def write_source(out: Path, name: str, lines: list[str]) -> str:
     """Writes the text of a data directory into it; returns its name. Raises as `check_out`."""
-    content = "".join(f"{line}\n" for line in lines).encode()
-    check_out(out, {name: content})
-    with write_atomic(out / name) as file:
-        file.write(content)
-    return str(out / name)
+    path, content = out / name, "".join(f"{line}\n" for line in lines).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        check_out(out, [name])
+        with write_atomic(path) as file:
+            file.write(content)
+    return str(path)
 
 
 def read_json_or_empty(path: Path) -> dict:
     """The object in a JSON file, or {} if there is none."""
-    try:
+    with suppress(ValueError):
         return read_json(path)
-    except ValueError:
-        return {}
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Writes a JSON file atomically."""
-    with write_atomic(path) as file:
-        file.write(f"{json.dumps(value, indent=2)}\n".encode())
+    return {}
 
 
 @contextmanager
@@ -145,14 +132,11 @@ def writing(out: Path, tokenizer) -> Iterator[Path]:
     """
     new = out / NEW
     with lock(out):
-        is_begun = (new / FILE).exists()
-        if new.exists() and not is_begun and any(new.iterdir()):
-            raise ValueError(f"{new} is not of an interrupted preparation: remove or rename it")
-        new.mkdir(exist_ok=True)
+        if not new.exists():  # else it is of an interrupted preparation
+            check_out(out)
+            new.mkdir()
         try:
             tokenizer.save(new)
-            if not is_begun:
-                check_out(out, dict.fromkeys(FILES) | {FILE: (new / FILE).read_bytes()})
             yield new
         except BaseException:
             if not (new / PROGRESS).exists():

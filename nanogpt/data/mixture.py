@@ -61,13 +61,8 @@ class Mixture(TokenDataset):
         self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
         if any("chat" in dataset.meta for dataset in self.datasets):
             raise ValueError("a mixture cannot have conversations: data_prep.chat takes many files")
-        dtypes = {dataset.tokens.dtype for dataset in self.datasets}
-        if len(dtypes) > 1:
-            names = ", ".join(shares)
-            raise ValueError(f"{names} have tokens of different sizes: prepare them the same way")
-        paths = [path for dataset in self.datasets for path in dataset.tokens.paths]
-        self.tokens = Tokens(paths, dtypes.pop())
-        self.offsets = np.cumsum([0, *(len(dataset.tokens) for dataset in self.datasets)])
+        self.tokens = Tokens([file for dataset in self.datasets for file in dataset.tokens.files])
+        self.offsets = [0, *self.tokens.ends]
         self.quotas = round_shares(list(shares.values()))
         self.meta = self.datasets[0].meta | {"splits": self._counts()}
         # sample m of a directory with q samples in a period belongs at (m + 1/2) / q of the period

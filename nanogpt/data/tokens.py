@@ -11,8 +11,7 @@ epoch draws its own offset below block_size. A step reads the same tokens for an
 and any number of processes, and resuming needs no bookkeeping.
 
 A data directory holds `train.bin` and `val.bin` (raw little-endian token ids, nanoGPT's format),
-`meta.json` (see `nanogpt.data.meta`) and `tokenizer.json`. If meta.json lists several files for a
-split, they are read as one.
+`meta.json` (see `nanogpt.data.meta`) and `tokenizer.json`.
 
 Conversations (`data_prep.chat`) fill blocks of a size that meta.json gives. Every window is such a
 block, without an offset. Only the assistant's messages are targets; `answers` finds them in the
@@ -21,7 +20,6 @@ window itself.
 
 import math
 import mmap
-from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +28,8 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from nanogpt.data.meta import check_split, read_meta, token_dtype
+from nanogpt.data.files import local
+from nanogpt.data.meta import check_split, read_meta
 from nanogpt.data.tokenizer import load_tokenizer
 
 # inputs and targets, both (B, T) int64; targets are one token ahead, and -1 is ignored by the loss
@@ -106,29 +105,20 @@ class Tokens:
 
     RELEASE = 1024  # windows
 
-    def __init__(self, paths: list[Path], dtype: np.dtype):
-        self.paths = [path for path in paths if path.stat().st_size]  # empty ones cannot be mapped
-        self.dtype = dtype
-        self.maps: list[mmap.mmap] = []
-        for path in self.paths:
-            with open(path, "rb") as file:
-                self.maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        self.arrays = [np.frombuffer(mapped, dtype) for mapped in self.maps]
-        self.ends = np.cumsum([len(array) for array in self.arrays]).tolist()
+    def __init__(self, files: list[np.memmap]):
+        self.files = files
+        self.ends = np.cumsum([len(file) for file in files]).tolist()
         self.windows_read = 0
 
     def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
+        return self.ends[-1]
 
     def __getitem__(self, wanted: slice) -> np.ndarray:
         start, stop, _ = wanted.indices(len(self))
-        stop = max(start, stop)
-        parts = [np.zeros(0, self.dtype)]
-        for k in range(bisect_right(self.ends, start), len(self.ends)):
-            first = self.ends[k - 1] if k else 0
-            parts.append(self.arrays[k][max(start - first, 0) : stop - first])
-            if stop <= self.ends[k]:
-                break
+        parts = []
+        for file, end in zip(self.files, self.ends, strict=True):
+            begin = end - len(file)
+            parts.append(file[max(start - begin, 0) : max(stop - begin, 0)])
         return np.concatenate(parts)
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
@@ -136,10 +126,10 @@ class Tokens:
         self.windows_read += len(starts)
         if self.windows_read > self.RELEASE:  # pages that were read count as this process's memory
             self.windows_read = 0
-            for mapped in self.maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
-        if len(self.arrays) == 1:
-            return self.arrays[0][starts[:, None] + np.arange(length)]
+            for file in self.files:
+                file.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        if len(self.files) == 1:
+            return self.files[0][starts[:, None] + np.arange(length)]
         return np.stack([self[start : start + length] for start in starts.tolist()])
 
 
@@ -150,11 +140,10 @@ class TokenDataset:
         self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None
     ):
         """Raises ValueError for missing, damaged or short files, and ids >= `vocab_size`."""
-        self.directory, self.split, self.block_size = directory, split, block_size
+        self.directory, self.split, self.block_size = local(directory), split, block_size
         self.meta = read_meta(directory)
         size = vocab_size or self.meta["vocab_size"]
-        paths = check_split(directory, self.meta, split, block_size, size)
-        self.tokens = Tokens(paths, token_dtype(self.meta))
+        self.tokens = Tokens([check_split(self.directory, self.meta, split, block_size, size)])
 
     @cached_property
     def bytes_per_token(self) -> float:

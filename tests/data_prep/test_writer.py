@@ -45,11 +45,11 @@ def interrupt_at(monkeypatch, batches: int, **arguments) -> None:
 
 
 def test_killed_at_ten_random_moments_it_writes_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "SECONDS", 0.02)
-    monkeypatch.setattr(writer, "BATCH", 1 << 14)
-    texts, once, often = documents(4000), tmp_path / "once", tmp_path / "often"
-    inputs = [write_jsonl(tmp_path / "a.jsonl", texts[:3000])]
-    inputs.append(save_as("csv", tmp_path, texts[2400:]))
+    monkeypatch.setattr(writer, "SECONDS", 0.01)
+    monkeypatch.setattr(writer, "BATCH", 1 << 13)
+    texts, once, often = documents(1000), tmp_path / "once", tmp_path / "often"
+    inputs = [write_jsonl(tmp_path / "a.jsonl", texts[:800])]
+    inputs.append(save_as("csv", tmp_path, texts[700:]))
     arguments = {"inputs": inputs, "tokenizer": small_bpe(), "val_fraction": 0.1}
     start = time.perf_counter()
     prepare(**arguments, out=once)
@@ -87,10 +87,10 @@ def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch):
     writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(path):
+    def full(path, value):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer, "write_atomic", full)
+    monkeypatch.setattr(writer, "write_json", full)
     with pytest.raises(OSError):
         writer.write(tmp_path, "other text\n" * 20, "bytes", 0.1, "made up")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
