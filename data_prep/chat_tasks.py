@@ -64,27 +64,23 @@ def conversations(questions: int = 8000, seed: int = 1) -> list[list[dict]]:
     return found
 
 
-def prepare(
-    out: Path | str = "data/chat_tasks", tokenizer="bytes", block_size: int = BLOCK, say=print
-) -> dict:
+def prepare(out: Path | str = "data/chat_tasks", say=print) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
     lines = [json.dumps({"messages": messages}) for messages in conversations()]
     path = write_source(Path(out), CONVERSATIONS, lines)
-    return chat_prep.prepare([path], out, tokenizer, block_size, say=say)
+    return chat_prep.prepare([path], out, "bytes", BLOCK, say=say)
 
 
 def held_out(data: Path | str) -> list[list[dict]]:
     """The conversations for validation."""
     corpus = chat_prep.open_conversations([str(Path(data, CONVERSATIONS))])
-    split = Split(corpus, text.default_val_fraction(corpus))
-    found = (document for document in corpus.documents() if not split.boundary(document))
+    split = Split(corpus)
+    found = (document for document in corpus.documents() if not split.boundary(document.text))
     return [json.loads(document.text) for document in found]
 
 
 if __name__ == "__main__":
-    parser = text.make_parser(__doc__, "--tokenizer")
+    parser = text.make_parser(__doc__)
     parser.add_argument("--out", default="data/chat_tasks", metavar="DIR")
-    chat_prep.add_block_size(parser, BLOCK)
-    parser.set_defaults(tokenizer="bytes")
     with user_errors("stopped"):
-        prepare(**vars(parser.parse_args()))
+        prepare(parser.parse_args().out)

@@ -16,13 +16,12 @@ streamed, with configuration and split optional.
 
 import csv
 import glob
-import hashlib
 import io
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +29,6 @@ from typing import NamedTuple
 from nanogpt.data.files import first_line
 
 PIECE = 1 << 18  # characters that are tokenized at a time
-NOTE = 1 << 14  # bytes
 TEXT = (".txt", ".md")
 RECORDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 HUB = "hf:"
@@ -51,10 +49,8 @@ class File(NamedTuple):
 class Document(NamedTuple):
     """A document and where it stands."""
 
-    file: int  # number of the input
     where: str  # for messages: the file and the record
     text: str
-    digest: int  # hash of the text, of 64 bits
 
 
 def plain_text(value: object, where: str) -> str:
@@ -80,7 +76,7 @@ class Corpus:
         """`columns` are the names that the column of the text may have.
 
         With `errors="skip"`, lines that are not UTF-8 and records without a text are left out, with
-        `strict` they are errors. `separator` is what stands between the documents of a text.
+        "strict" they are errors. `separator` is what stands between the documents of a text.
         `convert` makes a text of what is in the column. Raises ValueError.
         """
         self.columns, self.errors = columns, errors
@@ -97,48 +93,35 @@ class Corpus:
         """What must be unchanged for an interrupted preparation to resume."""
         return [self.columns, self.errors, self.separator, self.files]
 
-    def outweighs(self, file: int) -> bool:
-        """Whether an input is plain text, not short, and larger than all others together."""
-        name, size, _ = self.files[file]
-        is_plain = not (self.streamed or self.separator or is_records(name))
-        return is_plain and size > NOTE and 2 * size > self.size
-
     def documents(self) -> Iterator[Document]:
         """The documents of all inputs, without empty ones.
 
         Raises ValueError or OSError naming the input.
         """
         self.skipped = 0
-        for number, file in enumerate(self.files):
+        for name, _, _ in self.files:
             try:
-                for where, text in self._texts(file.name):
-                    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-                    yield Document(number, where, text, int.from_bytes(digest, "little"))
+                for where, text in self._texts(name):
+                    parts = [text]
+                    if self.separator:  # a line break after it belongs to it
+                        parts = re.split(re.escape(self.separator) + r"(?:\r?\n)?", text)
+                    yield from (Document(where, part) for part in parts if part)
             except Exception as error:  # whatever the libraries and the network raise
                 if type(error) is ValueError or (isinstance(error, OSError) and error.filename):
                     raise
-                raise ValueError(f"{file.name} could not be read: {first_line(error)}") from None
+                raise ValueError(f"{name} could not be read: {first_line(error)}") from None
 
     def _texts(self, name: str) -> Iterator[tuple[str, str]]:
-        """(where it stands, text) of each document of an input."""
-        if is_records(name):
-            found: Iterable[tuple[str, str]] = self._record_texts(name)
-        else:
-            found = [(name, "".join(self._lines(name)))]
-        for where, text in found:
-            parts = [text]
-            if self.separator:  # a line break after it belongs to it
-                parts = re.split(re.escape(self.separator) + r"(?:\r?\n)?", text)
-            yield from ((where, part) for part in parts if part)
-
-    def _record_texts(self, name: str) -> Iterator[tuple[str, str]]:
-        """(where it stands, text) of each record of an input."""
+        """(where it stands, text) of each text or record of an input."""
+        if not is_records(name):
+            yield name, "".join(self._lines(name))
+            return
         for number, record in enumerate(self._records(name), 1):
             where = f"{name}, record {number}"
             try:
                 yield where, self._text_of(record, where)
             except ValueError as error:
-                self._reject(str(error))
+                self.reject(str(error))
 
     def _text_of(self, record: object, where: str) -> str:
         found = record if isinstance(record, dict) else {}
@@ -150,7 +133,7 @@ class Corpus:
         values = [found[name] for name in self.columns if found.get(name) is not None]
         return self.convert(values[0] if values else None, where)
 
-    def _reject(self, why: str) -> None:
+    def reject(self, why: str) -> None:
         """Counts what is left out with --errors skip, else raises ValueError."""
         if self.errors != "skip":
             raise ValueError(f"{why}; --errors skip leaves it out")
@@ -168,7 +151,7 @@ class Corpus:
                     text = "\0"
                 if "\0" in text:  # as in UTF-16 and binary files
                     convert = "convert it first (pdftotext, pandoc, iconv -t UTF-8)"
-                    self._reject(f"{name}, line {number} is not UTF-8 text: {convert}")
+                    self.reject(f"{name}, line {number} is not UTF-8 text: {convert}")
                 else:
                     yield text
 
@@ -197,7 +180,7 @@ class Corpus:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            self._reject(f"{where} is not JSON ({error})")
+            self.reject(f"{where} is not JSON ({error})")
             return []
         return value if isinstance(value, list) else [value]
 
@@ -210,7 +193,7 @@ class Corpus:
             for row in rows:
                 if None in row or None in row.values():
                     why = "the row has another number of fields than the header"
-                    self._reject(f"{name}, line {begin}: {why}: quote its texts")
+                    self.reject(f"{name}, line {begin}: {why}: quote its texts")
                 else:
                     yield row
                 begin = rows.line_num + 1

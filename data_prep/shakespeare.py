@@ -127,7 +127,10 @@ def prepare(
 ) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
     path = Path(source) if source else obtain(Path(out), say)
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
     meta = writer.write(out, text, tokenizer, 0.1, str(path))
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
     counted = f"{train:,} training tokens, {val:,} for validation"

@@ -17,7 +17,7 @@ import shlex
 from pathlib import Path
 
 from data_prep.documents import Corpus
-from data_prep.writer import check_fraction, ended, write_corpus
+from data_prep.writer import ended, write_corpus
 from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import CharTokenizer, get_tokenizer
 from nanogpt.run.errors import user_errors
@@ -54,7 +54,6 @@ def prepare(
     `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your
     own. `separator` is what stands between documents in a text. Raises ValueError or OSError.
     """
-    check_fraction(val_fraction)
     corpus = Corpus(inputs, (text_column,), errors, separator, say=say)
     if tokenizer == "char":
         found: set[str] = set()
@@ -63,8 +62,7 @@ def prepare(
         tokenizer = CharTokenizer.train("".join(found))
     elif isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
-    fraction = default_val_fraction(corpus) if val_fraction is None else val_fraction
-    meta = write_corpus(out, corpus, tokenizer, fraction, " ".join(inputs), say)
+    meta = write_corpus(out, corpus, tokenizer, val_fraction, " ".join(inputs), say)
     train, val = meta["splits"]["train"], meta["splits"]["val"]
     counted = plural(train["documents"] + val["documents"], "document")
     say(
@@ -72,16 +70,6 @@ def prepare(
         f"vocabulary {meta['vocab_size']:,}, from {counted}"
     )
     return meta
-
-
-def default_val_fraction(corpus: Corpus) -> float:
-    """The share for validation, smaller for a large corpus.
-
-    A smaller fraction takes a subset of the same documents: none moves there as data grows.
-    """
-    if corpus.streamed:
-        return 0.01
-    return 0.1 if corpus.size < 100e6 else 0.01 if corpus.size < 10e9 else 0.001
 
 
 def make_parser(description: str | None, *flags: str) -> OneLineParser:

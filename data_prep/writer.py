@@ -93,12 +93,6 @@ def token_dtype(tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
 
 
-def check_fraction(val_fraction: float | None) -> None:
-    """Raises ValueError unless both splits get text."""
-    if val_fraction is not None and not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1")
-
-
 def check_out(out: Path, names: Iterable[str] = FILES) -> None:
     """Raises ValueError if `out` has one of these files and is not an earlier output."""
     found = [out / name for name in names if os.path.lexists(out / name)]
@@ -152,7 +146,6 @@ def write(
     Returns the meta data. Files are renamed when all of them are complete, so an interrupted run
     leaves no incomplete directory.
     """
-    check_fraction(val_fraction)
     if not text.strip():
         raise ValueError(f"the text is empty ({source}): there is nothing to train on")
     out, cut = Path(out), int(len(text) * (1 - val_fraction))
@@ -203,7 +196,7 @@ def batches(corpus: Corpus, split: Split) -> Iterator[dict[str, list]]:
     batch: dict[str, list] = {"train": [], "val": []}
     characters = 0
     for document in corpus.documents():
-        boundary, length, place = split.boundary(document), len(document.text), 0
+        boundary, length, place = split.boundary(document.text), len(document.text), 0
         is_whole = boundary == length
         for text in passages(document.text, documents.PIECE):
             cut = min(max(boundary - place, 0), len(text))
@@ -258,7 +251,7 @@ def in_threads(function: Callable, items: Iterable) -> Iterator:
 
 
 def write_corpus(
-    out: Path | str, corpus: Corpus, tokenizer, val_fraction: float, source: str, say=print
+    out: Path | str, corpus: Corpus, tokenizer, val_fraction: float | None, source: str, say=print
 ) -> dict:
     """Tokenizes the documents of `corpus`; returns the meta data."""
     out = Path(out)

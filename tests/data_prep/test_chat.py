@@ -128,7 +128,7 @@ BAD = [
     ({"messages": [{"role": "user", "content": "who?", "weight": 0}]}, "its weight is not 1"),
     ({"messages": "hello"}, "record 2: str is not a list of messages"),
     ({"text": "hello"}, "record 2: it has no column 'messages' or 'conversations'"),
-    ({"messages": talk("who?", "x" * 90)}, "more than block_size=64: give a larger one, or"),
+    ({"messages": talk("who?", "x" * 90)}, "more than block_size=64: give a larger one; --errors"),
 ]
 
 
@@ -155,8 +155,8 @@ def test_conversations_that_cannot_be_learnt_from_are_skipped_and_counted(tmp_pa
     tool = [*talk("who?"), {"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]
     bad = [tool, talk("who?", ""), talk("who?")]
     path = write(tmp_path / "in.jsonl", [*talks(), *bad, talk("who?", "m" * 200)])
-    said = prepare(path, tmp_path / "data", errors="skip", skip_long=True)
-    assert sum(count(tmp_path / "data")) == 40 and said[0] == "left out: 4 conversations, 1 of them too long"
+    said = prepare(path, tmp_path / "data", errors="skip")
+    assert sum(count(tmp_path / "data")) == 40 and said[0] == "left out: 4 conversations"
 
 
 def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):

@@ -37,8 +37,9 @@ def test_sources_without_tests_and_tables_then_the_manual(library, tmp_path):
     assert dict(found)["help('comparisons')"] == topics["comparisons"]
 
 
-def test_every_document_comes_back_from_the_tokens(library, tmp_path):
-    meta = python_stdlib.prepare(tmp_path / "data", vocab_size=300, say=silent)
+def test_every_document_comes_back_from_the_tokens(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(python_stdlib, "VOCAB_SIZE", 300)
+    meta = python_stdlib.prepare(tmp_path / "data", say=silent)
     assert meta["vocab_size"] == 300 and meta == read_meta(tmp_path / "data")
     bpe = load_tokenizer(tmp_path / "data")
     ids = np.concatenate([np.fromfile(tmp_path / "data" / f"{split}.bin", "<u2") for split in ("train", "val")])

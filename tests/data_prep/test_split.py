@@ -1,6 +1,5 @@
 """Which text is for validation: whole documents, no split empty, and nothing moves as data grow."""
 
-import hashlib
 import random
 
 import pytest
@@ -60,25 +59,18 @@ def test_both_splits_have_text_and_none_has_a_line_of_the_other(tmp_path, kind):
             assert len([t for t in both if t not in texts]) == (2 if count == 1 else 0)  # cut ones
 
 
-def digest_of(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
 class Records(Corpus):
     """A corpus of records that are in memory."""
 
     def __init__(self, texts: list[str]):
-        self.found = [Document(0, "", t, digest_of(t)) for t in texts]
+        self.found = [Document("", t) for t in texts]
 
     def documents(self):
         return iter(self.found)
 
-    def outweighs(self, file: int) -> bool:
-        return False
-
     def sides(self, fraction: float) -> list[bool]:
         divided = Split(self, fraction)
-        return [divided.boundary(document) == 0 for document in self.found]
+        return [divided.boundary(document.text) == 0 for document in self.found]
 
 
 WORDS = st.lists(st.text("abcdef", min_size=1, max_size=8), unique=True, min_size=2, max_size=40)
