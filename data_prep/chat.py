@@ -24,7 +24,7 @@ import numpy as np
 from data_prep import text
 from data_prep.documents import SURROGATE, Corpus, is_records
 from data_prep.split import Split
-from data_prep.writer import SPLITS, TokenFile, finish, token_files, writing
+from data_prep.writer import TokenFile, finish, token_files, writing
 from nanogpt import chat
 from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import END, get_tokenizer
@@ -142,7 +142,7 @@ def prepare(
         meta = finish(out, files, tokenizer, " ".join(inputs), chat=about)
     if corpus.skipped:
         say(f"left out: {plural(corpus.skipped, 'conversation')}")
-    train, val = (meta["splits"][name] for name in SPLITS)
+    train, val = meta["splits"]["train"], meta["splits"]["val"]
     blocks_in_all = (train["tokens"] + val["tokens"]) // block_size
     say(
         f"data: {out}: {plural(train['documents'], 'conversation')} for training, "

@@ -34,12 +34,12 @@ from data_prep import documents
 from data_prep.documents import Corpus, passages
 from data_prep.split import Split
 from nanogpt.data.files import read_json, sync, write_atomic
+from nanogpt.data.meta import SPLITS
 from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer, sha256
 from nanogpt.rundir import lock, write_json
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress
-SPLITS = ("train", "val")
 META, PROGRESS = "meta.json", "progress.json"
 NEW = ".preparing"  # the hidden folder
 FILES = (FILE, "train.bin", "val.bin", META)  # in the order in which they are completed
@@ -84,13 +84,8 @@ class TokenFile:
 
 def token_files(new: Path, tokenizer, counts: dict | None = None) -> dict[str, TokenFile]:
     """The token files of both splits; `counts` by split are those of an interrupted run."""
-    dtype, counts = token_dtype(tokenizer), counts or {}
+    dtype, counts = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4"), counts or {}
     return {split: TokenFile(new / f"{split}.bin", dtype, counts.get(split)) for split in SPLITS}
-
-
-def token_dtype(tokenizer) -> np.dtype:
-    """The little-endian dtype of a tokenizer's ids."""
-    return np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
 
 
 def check_out(out: Path, names: Iterable[str] = FILES) -> None:
@@ -171,7 +166,7 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, **mor
             raise ValueError(f"the {split} split has {counts['tokens']} tokens: {why}")
     meta = {
         "vocab_size": tokenizer.vocab_size,
-        "dtype": token_dtype(tokenizer).name,
+        "dtype": files["train"].dtype.name,
         "tokenizer": tokenizer.name,
         "source": source,
         "splits": splits,

@@ -63,12 +63,11 @@ def read_json(path: Path) -> dict:
 def write_atomic(path: Path | str) -> Iterator[BinaryIO]:
     """Yields a binary file that replaces `path` when the block ends without an error.
 
-    It is written under a temporary name beside `path`, synced and renamed. Several threads and
-    processes may write the same path at once. Missing directories are made. An OSError, such as a
-    full disk, names `path`.
+    It is written under a temporary name beside `path`, synced and renamed. Missing directories are
+    made. An OSError, such as a full disk, names `path`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

@@ -21,7 +21,6 @@ window itself.
 import math
 import mmap
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from nanogpt.data.files import local
 from nanogpt.data.meta import check_split, read_meta
-from nanogpt.data.tokenizer import load_tokenizer
 
 # inputs and targets, both (B, T) int64; targets are one token ahead, and -1 is ignored by the loss
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -140,22 +138,17 @@ class TokenDataset:
         self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None
     ):
         """Raises ValueError for missing, damaged or short files, and ids >= `vocab_size`."""
-        self.directory, self.split, self.block_size = local(directory), split, block_size
+        self.split, self.block_size = split, block_size
         self.meta = read_meta(directory)
         size = vocab_size or self.meta["vocab_size"]
-        self.tokens = Tokens([check_split(self.directory, self.meta, split, block_size, size)])
+        self.tokens = Tokens([check_split(local(directory), self.meta, split, block_size, size)])
 
-    @cached_property
+    @property
     def bytes_per_token(self) -> float:
-        """Bytes of text per target, for bits per byte. The first token is not a target."""
+        """Bytes of text per token, or of the answers' text per target, for bits per byte."""
         counts = self.meta["splits"][self.split]
-        if "answers" in counts:
-            return counts["answers"]["bytes"] / counts["answers"]["tokens"]
-        first, tokenizer = self.tokens[:1].tolist(), load_tokenizer(self.directory)
-        text = tokenizer.decode(first).replace("\ufffd", "?")  # part of a character: one byte
-        is_special = first[0] in tokenizer.special.values()
-        first_bytes = 0 if is_special else len(text.encode())
-        return (counts["bytes"] - first_bytes) / (counts["tokens"] - 1)
+        counts = counts.get("answers", counts)
+        return counts["bytes"] / counts["tokens"]
 
     @property
     def question(self) -> np.ndarray | None:

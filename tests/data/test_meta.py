@@ -84,7 +84,7 @@ def test_nanogpts_directory_of_characters_serves_as_it_is(tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     data = TokenDataset(tmp_path, "train", block_size=16)
     assert data.meta["vocab_size"] == 4 and len(data.tokens) == 101
-    assert data.bytes_per_token == 25 * (1 + 1 + 3 + 4) / 100  # the first token is not a target
+    assert data.bytes_per_token == (25 * (1 + 1 + 3 + 4) + 1) / 101
     assert TokenDataset(tmp_path, "val", block_size=16).bytes_per_token == 3
     assert load_tokenizer(tmp_path).decode([3, 0, 2]) == "😀a你"
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before

@@ -110,4 +110,4 @@ def test_evaluation_reads_every_token_of_all_once(three):
     data = open_data(f"{three[0]}:0.9,{three[1]}:0.1", "val", 16)
     targets = torch.cat([y[y != -1] for _, y in data.whole_split(8)])
     assert sorted(targets.tolist()) == [*range(1, 5000), *range(100_000, 101_000)]
-    assert data.bytes_per_token == (12_000 - 1) / (6_000 - 1)  # the first token is not a target
+    assert data.bytes_per_token == 12_000 / 6_000
