@@ -65,10 +65,7 @@ def test_speeches_are_taken_out_of_the_markdown():
     ]
 
 
-PLACES = ["mine/input.txt", "shakespeare_x/input.txt"]
-
-
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", ["mine/input.txt", "shakespeare_x/input.txt"])
 def test_what_is_already_there_is_taken(tmp_path, text, no_network, place):
     path, said = put(tmp_path / place, text), []
     meta = data_prep.prepare(tmp_path / "mine", say=said.append)

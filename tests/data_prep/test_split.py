@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import documents, put, silent, tokens, write_jsonl
+from texts import put, silent, tokens, write_jsonl
 
 from data_prep import documents as reading
 from data_prep import text
@@ -40,12 +40,9 @@ def splits_of(inputs: list[str], out) -> dict[str, list[str]]:
     return {s: [t for t in texts if t] for s, texts in found.items()}
 
 
-COUNTS = {"notes": (1, 2, 3, 10), "records": (2, 20)}
-
-
-@pytest.mark.parametrize("kind", COUNTS)
-def test_both_splits_have_text_and_none_has_a_line_of_the_other(tmp_path, kind):
-    for count in COUNTS[kind]:
+@pytest.mark.parametrize("kind, counts", [("notes", (1, 2, 3, 10)), ("records", (2, 20))])
+def test_both_splits_have_text_and_none_has_a_line_of_the_other(tmp_path, kind, counts):
+    for count in counts:
         for draw in range(5):
             chance = random.Random(1000 * count + draw)
             texts = [lines(chance, chance.randint(300, 3000)) for _ in range(count)]
@@ -84,26 +81,8 @@ def test_from_two_documents_on_none_moves_when_others_follow(texts, more, fracti
     assert Records(texts + more).sides(fraction)[: len(texts)] == Records(texts).sides(fraction)
 
 
-def many(chance: random.Random, count: int, least: int, most: int) -> list[str]:
-    return [lines(chance, chance.randint(least, most)) for _ in range(count)]
-
-
-GROWING = {
-    "a book and notes": (lambda c: [lines(c, 70_000), *many(c, 20, 1000, 1000)], (1, 2, 3, 6, 21)),
-    "notes": (lambda c: many(c, 40, 300, 3000), (2, 3, 5, 10, 40)),
-    "records": (lambda c: [f"{i} {t}" for i, t in enumerate(documents(300))], (2, 3, 10, 50, 300)),
-}
-
-
-@pytest.mark.parametrize("what", GROWING)
-def test_text_stays_in_its_split_when_documents_are_added(tmp_path, monkeypatch, what):
-    monkeypatch.setattr(reading, "PIECE", 1 << 14)  # so that a book is long
-    make, counts = GROWING[what]
-    texts, old = make(random.Random(0)), {"train": set(), "val": set()}
-    for count in counts:
-        inputs = save(what, tmp_path / str(count), texts[:count])
-        found = splits_of(inputs, tmp_path / f"{count}.data")
-        parts = (lambda t: [t]) if what == "records" else str.splitlines
-        new = {s: {part for t in found[s] for part in parts(t)} for s in found}
-        assert old["val"] <= new["val"] and old["train"] <= new["train"]
-        old = new
+def test_a_long_document_is_cut_once_whatever_its_hash(monkeypatch):
+    monkeypatch.setattr(reading, "PIECE", 20)
+    texts = [letter * 40 for letter in "abcdef"]
+    divided = Split(Records(texts), 0.25)
+    assert [divided.boundary(text) for text in texts] == [30] * 6
