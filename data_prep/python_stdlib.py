@@ -24,22 +24,16 @@ from nanogpt.run.errors import user_errors
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data"}
 LEFT_OUT |= {"site-packages", "dist-packages"}
 DOCUMENTS = "documents.jsonl"
-# characters; a longer file is taken once: Debian has one of 43 kB twice
-SHORT = 1000
 VOCAB_SIZE = 4096
 
 
 def documents(library: Path) -> Iterator[tuple[str, str]]:
     """(name, text) of each source file below `library`, then of each article of the manual."""
-    seen = set()
     for path in sorted(library.rglob("*.py")):
         name = path.relative_to(library)
         if not LEFT_OUT.intersection(name.parts):
             with tokenize.open(path) as file:  # uses the encoding that the file declares
-                content = file.read()
-            if len(content) < SHORT or content not in seen:
-                seen.add(content)
-                yield str(name), content
+                yield str(name), file.read()
     yield from ((f"help({name!r})", article) for name, article in sorted(topics.items()))
 
 

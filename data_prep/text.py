@@ -24,17 +24,16 @@ from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
 STOPPED = "stopped: the same command goes on after what it has recorded"
-ERRORS = ("strict", "skip")
 TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
-SEPARATOR = "marker that ends a document in a text, such as '<|endoftext|>'"
+ERRORS = "skip: leave out and count what is not UTF-8 or has no text"
 FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, hf:OWNER/NAME"},
     "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},
     "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
     "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
     "--text_column": {"default": "text", "metavar": "NAME", "help": "its column (default: text)"},
-    "--separator": {"metavar": "TEXT", "help": SEPARATOR},
-    "--errors": {"default": "strict", "choices": ERRORS, "help": "for text that is not UTF-8"},
+    "--separator": {"metavar": "TEXT", "help": "ends a document in a text: '<|endoftext|>'"},
+    "--errors": {"default": "strict", "choices": ("strict", "skip"), "help": ERRORS},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
 
@@ -80,22 +79,22 @@ def make_parser(description: str | None, *flags: str) -> OneLineParser:
     return parser
 
 
-def run(parser: OneLineParser, hub: str = "") -> None:
+def run(parser: OneLineParser) -> None:
     """Runs a command: prepares its inputs, and says what to do next."""
     with user_errors(STOPPED):
         options = vars(parser.parse_args())
-        inputs = options.pop("INPUT") if not hub else [options.pop("source") or hub]
-        prepare(inputs, **options)
+        prepare(options.pop("INPUT"), **options)
         print(f"next: python recipes/own_text.py --data {shlex.quote(options['out'])}")
 
 
 def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> None:
     """The command of a script for a data set on the Hub, or for local copies of it (--source)."""
     parser = make_parser(description, *COMMON)
-    parser.add_argument("--source", metavar="DIR", help=f"local copies of its files, not {hub}")
+    source = {"dest": "INPUT", "nargs": 1, "default": [hub], "metavar": "DIR"}
+    parser.add_argument("--source", help=f"local copies of its files; default: {hub}", **source)
     parser.add_argument("--out", default=out, metavar="DIR", help=f"default: {out}")
     parser.set_defaults(tokenizer="gpt2", val_fraction=val_fraction)
-    run(parser, hub)
+    run(parser)
 
 
 if __name__ == "__main__":

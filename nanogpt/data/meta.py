@@ -53,7 +53,8 @@ def check_meta(meta: dict) -> None:
     for split in SPLITS:
         counts = meta["splits"][split]
         numbers |= {f"{split}: {name}": counts[name] for name in ("tokens", "bytes")}
-        numbers[f"{split}: largest"] = counts.get("largest", 0) + 1
+        optional = ("largest", "documents")  # which may be 0
+        numbers |= {f"{split}: {name}": counts.get(name, 0) + 1 for name in optional}
     for name, number in numbers.items():
         if type(number) is not int or not 0 < number < 1 << 63:
             raise ValueError(f"{name} is not valid")

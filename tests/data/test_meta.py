@@ -38,6 +38,7 @@ def test_damaged_data_is_named(tmp_path, spoil, message):
         ("train", {"tokens": True}),
         ("train", {"bytes": 0}),
         ("val", {"largest": -1}),
+        ("train", {"documents": 1.5}),
         (None, {"vocab_size": "7"}),
         (None, {"dtype": "O"}),
     ],
