@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -252,18 +251,17 @@ def write_corpus(
     out = Path(out)
     with writing(out, tokenizer) as new:
         progress = new / PROGRESS
-        job = json.dumps([BATCH, corpus.fingerprint(), val_fraction, sha256(new)]).encode()
-        state: dict = {"job": hashlib.sha256(job).hexdigest(), "batches": 0, "splits": {}}
-        found = read_json_or_empty(progress)
-        if found.get("job") == state["job"]:
-            state = found
+        job = json.dumps([BATCH, corpus.fingerprint(), val_fraction, sha256(new)])
+        state = read_json_or_empty(progress)
+        if state.get("job") == job:
             say(f"resuming after {state['batches']:,} batches of text")
-        else:  # what it describes is overwritten now
-            progress.unlink(missing_ok=True)
+        else:
+            progress.unlink(missing_ok=True)  # what it describes is overwritten now
+            state = {"job": job, "batches": 0, "splits": {}}
         files = token_files(new, tokenizer, state["splits"])
         rest = islice(batches(corpus, Split(corpus, val_fraction)), state["batches"], None)
-        recorded, show = time.monotonic(), sys.stderr.isatty()
-        with tqdm(unit=" tokens", unit_scale=True, disable=not show, leave=False) as bar:
+        recorded = time.monotonic()
+        with tqdm(unit=" tokens", unit_scale=True, disable=None, leave=False) as bar:
             for tokens in in_threads(partial(encode, tokenizer), rest):
                 for split, appended in tokens.items():
                     files[split].append(*appended)
