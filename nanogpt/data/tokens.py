@@ -98,41 +98,13 @@ def answers(tokens: np.ndarray, begin: list[int], end: int) -> np.ndarray:
     return last_begin > last_end
 
 
-class Tokens:
-    """Token files read as one long array: `len(tokens)`, `tokens[start:stop]`, `windows`."""
+class TokenDataset:
+    """One split of a data directory, checked against `meta.json` and the model's vocabulary.
+
+    `tokens` (N,) is the memory-mapped file.
+    """
 
     RELEASE = 1024  # windows
-
-    def __init__(self, files: list[np.memmap]):
-        self.files = files
-        self.ends = np.cumsum([len(file) for file in files]).tolist()
-        self.windows_read = 0
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, wanted: slice) -> np.ndarray:
-        start, stop, _ = wanted.indices(len(self))
-        parts = []
-        for file, end in zip(self.files, self.ends, strict=True):
-            begin = end - len(file)
-            parts.append(file[max(start - begin, 0) : max(stop - begin, 0)])
-        return np.concatenate(parts)
-
-    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """`length` tokens from each of the starts (B,): (B, length)."""
-        self.windows_read += len(starts)
-        if self.windows_read > self.RELEASE:  # pages that were read count as this process's memory
-            self.windows_read = 0
-            for file in self.files:
-                file.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
-        if len(self.files) == 1:
-            return self.files[0][starts[:, None] + np.arange(length)]
-        return np.stack([self[start : start + length] for start in starts.tolist()])
-
-
-class TokenDataset:
-    """One split of a data directory, checked against `meta.json` and the model's vocabulary."""
 
     def __init__(
         self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None
@@ -141,7 +113,12 @@ class TokenDataset:
         self.split, self.block_size = split, block_size
         self.meta = read_meta(directory)
         size = vocab_size or self.meta["vocab_size"]
-        self.tokens = Tokens([check_split(local(directory), self.meta, split, block_size, size)])
+        self.tokens = check_split(local(directory), self.meta, split, block_size, size)
+        self.windows_read = 0
+
+    def __len__(self) -> int:
+        """The number of tokens."""
+        return self.meta["splits"][self.split]["tokens"]
 
     @property
     def bytes_per_token(self) -> float:
@@ -156,18 +133,18 @@ class TokenDataset:
         chat = self.meta.get("chat")
         if chat is None:
             return None
-        first = self.tokens[: chat["block"]]
+        first = np.array(self.tokens[: chat["block"]])
         return first[: int(answers(first[None], chat["answer"], chat["end"]).argmax())]
 
     @property
     def windows_per_epoch(self) -> int:
         """How many windows an epoch has."""
-        return (len(self.tokens) - 1) // self.block_size
+        return (len(self) - 1) // self.block_size
 
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
         """Index of the first token of each sample's window, int64."""
         n, T = self.windows_per_epoch, self.block_size
-        last = len(self.tokens) - 1 - T
+        last = len(self) - 1 - T
         starts = np.empty(len(samples), dtype=np.int64)
         epochs = samples // n
         for epoch in np.unique(epochs):
@@ -182,11 +159,16 @@ class TokenDataset:
     def batch(self, seed: int, first_sample: int, batch_size: int) -> Batch:
         """Samples `first_sample` to `first_sample + batch_size - 1` of the run with this seed."""
         samples = np.arange(first_sample, first_sample + batch_size, dtype=np.int64)
-        return self._windows(self.starts(seed, samples))
+        return self.windows(self.starts(seed, samples))
 
-    def _windows(self, starts: np.ndarray) -> Batch:
-        ids = self.tokens.windows(starts, self.block_size + 1).astype(np.int64)  # (B, T + 1)
-        tokens = torch.from_numpy(ids)
+    def windows(self, starts: np.ndarray) -> Batch:
+        """The windows that begin with the tokens `starts` (B,)."""
+        self.windows_read += len(starts)
+        if self.windows_read > self.RELEASE:  # pages that were read count as this process's memory
+            self.windows_read = 0
+            self.tokens.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        ids = self.tokens[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
+        tokens = torch.from_numpy(ids)  # (B, T + 1)
         # copies, because targets are changed in place: contiguous() shares a single window's memory
         x = tokens[:, :-1].clone(memory_format=torch.contiguous_format)
         y = tokens[:, 1:].clone(memory_format=torch.contiguous_format)
@@ -206,13 +188,13 @@ class TokenDataset:
         same number of batches, as sharded models require.
         """
         T, stride = self.block_size, stride or self.block_size
-        last = len(self.tokens) - 1 - T  # where the last window starts
+        last = len(self) - 1 - T  # where the last window starts
         n = 1 + math.ceil(last / stride)
         batches = math.ceil(n / (batch_size * processes))
         for b in range(batches):
             windows = (b * processes + process) * batch_size + np.arange(batch_size)
             starts = np.minimum(windows * stride, last)
-            x, y = self._windows(starts)
+            x, y = self.windows(starts)
             predicted = np.where(windows > 0, (windows - 1) * stride + T, 0)  # by earlier windows
             repeated = torch.from_numpy(np.minimum(predicted - starts, T))
             y[torch.arange(T)[None, :] < repeated[:, None]] = -1

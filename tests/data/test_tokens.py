@@ -11,7 +11,7 @@ from directories import numbered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanogpt.data.tokens import TokenDataset, Tokens, answers, permute, shorten
+from nanogpt.data.tokens import TokenDataset, answers, permute, shorten
 
 SHARED_TMP_PATH = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -87,21 +87,6 @@ def test_whole_split_predicts_every_token_once(tmp_path, tokens, processes):
 # Files
 
 
-@given(cuts=st.sets(st.integers(1, 99), max_size=6), data=st.data())
-@SHARED_TMP_PATH
-def test_many_files_read_as_one(tmp_path, cuts, data):
-    whole = np.arange(1000, 1100, dtype="<u2")
-    paths = [tmp_path / f"{i}.bin" for i in range(len(cuts) + 1)]
-    for path, part in zip(paths, np.split(whole, sorted(cuts)), strict=True):
-        part.tofile(path)
-    tokens = Tokens([np.memmap(path, "<u2", "r") for path in paths])
-    start, stop = data.draw(st.integers(-5, 105)), data.draw(st.integers(-5, 105))
-    assert len(tokens) == 100
-    assert np.array_equal(tokens[start:stop], whole[start:stop])
-    starts = np.array(data.draw(st.lists(st.integers(0, 90), min_size=1)))
-    assert np.array_equal(tokens.windows(starts, 10), whole[starts[:, None] + np.arange(10)])
-
-
 def numbers_are_read(data: TokenDataset) -> bool:
     x, _ = data.batch(3, 0, 62)
     starts = torch.from_numpy(data.starts(3, np.arange(62)))
@@ -110,7 +95,7 @@ def numbers_are_read(data: TokenDataset) -> bool:
 
 @pytest.mark.parametrize("size", [1009, 3000, 500])
 def test_data_that_replace_those_of_a_run_are_not_read(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(Tokens, "RELEASE", 0)  # as after very many windows
+    monkeypatch.setattr(TokenDataset, "RELEASE", 0)  # as after very many windows
     data = numbered(tmp_path, 1009, 16)
     np.zeros(size, dtype="<u4").tofile(tmp_path / "new.bin")
     (tmp_path / "new.bin").replace(tmp_path / "train.bin")
@@ -148,8 +133,7 @@ def test_memory_stays_flat_while_a_file_is_read(tmp_path):
     data.batch(0, 0, 12)
     before = largest = process.memory_info().rss
     for step in range(200):
-        starts = data.starts(0, np.arange(step * 512, (step + 1) * 512))
-        data.tokens.windows(starts, 65)
+        data.batch(0, step * 512, 512)
         largest = max(largest, process.memory_info().rss)
     assert largest - before < 150e6
 
