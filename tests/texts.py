@@ -53,10 +53,10 @@ def read(*inputs, **options) -> list[str]:
     return [document.text for document in Corpus([str(name) for name in inputs], **options).documents()]
 
 
-def small_bpe() -> BPETokenizer:
+def small_bpe(eot: int = 260) -> BPETokenizer:
     ranks = {bytes([b]): b for b in range(256)} | {b"he": 256, b" t": 257, b" the": 258, b"in": 259}
     encoding = tiktoken.Encoding(
-        "small", pat_str=r" ?\w+|\s+|[^\w\s]+", mergeable_ranks=ranks, special_tokens={EOT: 260}
+        "small", pat_str=r" ?\w+|\s+|[^\w\s]+", mergeable_ranks=ranks, special_tokens={EOT: eot}
     )
     return BPETokenizer(encoding)
 

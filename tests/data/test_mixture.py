@@ -28,8 +28,8 @@ def directory(path, first: int, tokens: int, tokenizer=None) -> str:
 
 @pytest.fixture
 def three(tmp_path) -> list[str]:
-    sizes = {"a": (0, 5000), "b": (100_000, 1000), "c": (200_000, 3000)}
-    return [directory(tmp_path / name, *size) for name, size in sizes.items()]
+    sizes = [(0, 5000), (100_000, 1000), (200_000, 3000)]
+    return [directory(tmp_path / name, *size) for name, size in zip("abc", sizes, strict=True)]
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,7 @@ import tiktoken
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
 from nanogpt import chat
@@ -64,14 +57,7 @@ MAKERS = {
     "small": lambda: BPETokenizer(small_tiktoken()),
     "trained": lambda: HFTokenizer(trained()),
     "chat": lambda: chat.add_tokens(CharTokenizer.train(MIXED)),
-    "chat bytes": lambda: chat.add_tokens(ByteTokenizer()),
 }
-
-
-def saved(directory, tokenizer: Tokenizer):
-    """A tokenizer of the library, saved and loaded by us."""
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return load_tokenizer(directory)
 
 
 @pytest.fixture(params=MAKERS)
@@ -143,7 +129,8 @@ def test_templates_padding_and_truncation_are_not_used(tmp_path):
     published.add_special_tokens(["[CLS]", "[SEP]"])
     published.enable_padding(length=8)
     published.enable_truncation(4)
-    found = saved(tmp_path, published)
+    published.save(str(tmp_path / "tokenizer.json"))
+    found = load_tokenizer(tmp_path)
     assert found.encode("to be be be be be").tolist() == [3, 4, 4, 4, 4, 4] and found.eot_id is None
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "[CLS]"}}')
     assert get_tokenizer(str(tmp_path / "tokenizer.json")).eot_id == 1

@@ -15,6 +15,7 @@ from texts import put, tokens
 
 from data_prep import chat as chat_prep
 from nanogpt import GPT, chat
+from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
@@ -40,8 +41,7 @@ def packed(tmp_path):
 
 def count(directory) -> list[int]:
     """The conversations in each split, as meta.json says."""
-    meta = json.loads((directory / "meta.json").read_text())
-    return [meta["splits"][split]["documents"] for split in SPLITS]
+    return [read_meta(directory)["splits"][split]["documents"] for split in SPLITS]
 
 
 def epoch(directory) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,14 +99,11 @@ def test_bits_per_byte_are_those_of_the_answers(packed):
     assert TokenDataset(packed, "train", 128).bytes_per_token == rate
 
 
-def sharegpt(messages: list[dict]) -> dict:
-    names = {"user": "human", "assistant": "gpt", "system": "developer"}
-    return {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in messages]}
-
-
 def test_sharegpts_form_in_an_array_is_the_same(packed, tmp_path):
-    found = json.dumps([sharegpt(messages) for messages in talks()])
-    prepare(put(tmp_path / "b.json", found), tmp_path / "b")
+    names = {"user": "human", "assistant": "gpt", "system": "developer"}
+    found = [[{"from": names[m["role"]], "value": m["content"]} for m in messages] for messages in talks()]
+    path = put(tmp_path / "b.json", json.dumps([{"conversations": each} for each in found]))
+    prepare(path, tmp_path / "b")
     for split in SPLITS:
         assert tokens(tmp_path / "b", split).tolist() == tokens(packed, split).tolist()
 

@@ -7,20 +7,7 @@ import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import (
-    KINDS,
-    SCRIPTS,
-    documents,
-    documents_in,
-    expected,
-    is_val,
-    put,
-    read,
-    save_as,
-    silent,
-    tokens,
-    write_jsonl,
-)
+from texts import KINDS, SCRIPTS, documents, documents_in, expected, is_val, put, read, save_as, silent, tokens
 
 from data_prep import text
 from data_prep.documents import Corpus, find_cut, find_files, passages
@@ -42,12 +29,11 @@ def test_every_format_gives_the_documents_with_end_of_text_tokens(tmp_path, kind
     assert meta["dtype"] == "uint16" and load_tokenizer(out).name == "bytes"
 
 
-@pytest.mark.parametrize("strange", SCRIPTS)
-def test_every_script_and_control_character_comes_through(tmp_path, strange):
-    texts = [f"{strange}{i}{strange}" for i in range(50)]
-    assert read(write_jsonl(tmp_path / "in.jsonl", texts)) == texts
-    text.prepare([str(tmp_path / "in.jsonl")], tmp_path / "char", "char", 0.2, say=silent)
-    assert sorted(load_tokenizer(tmp_path / "char").characters) == sorted({*"".join(texts), "\n"})
+def test_every_script_and_control_character_comes_through(tmp_path):
+    path = save_as("jsonl", tmp_path, SCRIPTS)
+    assert read(path) == SCRIPTS
+    text.prepare([path], tmp_path / "char", "char", 0.2, say=silent)
+    assert sorted(load_tokenizer(tmp_path / "char").characters) == sorted({*"".join(SCRIPTS), "\n"})
 
 
 def test_a_text_file_alone_is_cut_once_as_nanogpt_does(tmp_path, text_file):
@@ -75,11 +61,6 @@ def test_texts_are_cut_where_gpt2_cuts_too(gpt2_files):
     assert len(found) > 50
     assert [i for passage in found for i in gpt2.encode(passage)] == gpt2.encode(whole).tolist()
     assert find_cut("ab\n\ncd\nef", 8) == 7
-
-
-def test_a_directory_that_datasets_reads_is_streamed(tmp_path):
-    save_as("parquet", tmp_path, documents())
-    assert read(f"hf:{tmp_path}") == documents()
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "json.zst", "parquet"])
@@ -185,6 +166,9 @@ def test_data_prepared_inside_the_input_is_no_input(tmp_path):
         assert documents_in(out) == sorted(texts)
 
 
-def test_what_datasets_saved_to_disk_is_read(tmp_path):
+def test_what_datasets_saves_and_streams_is_read(tmp_path):
     datasets.Dataset.from_dict({"text": documents(20)}).save_to_disk(str(tmp_path / "saved"))
     assert read(tmp_path / "saved") == documents(20)
+    put(tmp_path / "more" / "README.md", "")
+    save_as("parquet", tmp_path / "more", documents(30))
+    assert read(f"hf:{tmp_path / 'more'}") == documents(30)

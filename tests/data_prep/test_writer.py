@@ -10,7 +10,6 @@ import pytest
 from texts import documents, expected, fork, put, save_as, sha256, small_bpe, tokens, write_jsonl
 
 from data_prep import text, writer
-from nanogpt.data.tokenizer import ByteTokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.rundir import lock
 
@@ -96,23 +95,13 @@ def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-class Wide(ByteTokenizer):
-    """A tokenizer whose ids need 32 bits."""
-
-    def __init__(self):
-        super().__init__()
-        self.name, self.vocab_size, self.eot_id = "wide", 70_000, 69_999
-
-    def encode(self, text: str) -> np.ndarray:
-        return super().encode(text) + 65_536
-
-
 def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path, arguments):
-    prepare(**arguments | {"tokenizer": Wide()})
-    reference = np.array(expected(documents(), 0.1, False))
-    wide = np.where(reference == 256, 69_999, reference + 65_536)
-    assert np.array_equal(tokens(tmp_path / "data", "train"), wide)
-    assert TokenDataset(tmp_path / "data", "train", 16).batch(0, 0, 4)[0].max() > 65_535
+    prepare(**arguments | {"tokenizer": small_bpe(eot=70_000)})
+    prepare(**arguments | {"tokenizer": small_bpe(), "out": tmp_path / "narrow"})
+    wide, narrow = tokens(tmp_path / "data", "train"), tokens(tmp_path / "narrow", "train")
+    assert (wide.dtype, narrow.dtype) == (np.uint32, np.uint16)
+    assert np.array_equal(np.where(wide == 70_000, 260, wide), narrow)
+    assert TokenDataset(tmp_path / "data", "train", 64).batch(0, 0, 40)[0].max() == 70_000
 
 
 @pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "meta.json"])
