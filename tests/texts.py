@@ -13,7 +13,7 @@ import pyarrow.parquet
 import tiktoken
 
 from data_prep.documents import Corpus
-from nanogpt.data.tokenizer import EOT, BPETokenizer
+from nanogpt.data.tokenizer import EOT, BPETokenizer, ByteTokenizer
 
 fork = multiprocessing.get_context("fork")
 KINDS = ["jsonl", "jsonl.gz", "json.zst", "csv", "parquet"]
@@ -65,16 +65,10 @@ def tokens(directory, split: str) -> np.ndarray:
     return np.fromfile(directory / f"{split}.bin", dtype=json.loads((directory / "meta.json").read_text())["dtype"])
 
 
-def documents_in(directory) -> list[str]:
-    """The documents of both splits of byte tokens, sorted."""
-    found = []
-    for split in ("train", "val"):
-        ids = tokens(directory, split)
-        assert ids[-1] == 256
-        found += [
-            bytes(part[:-1].astype(np.uint8)).decode() for part in np.split(ids, np.flatnonzero(ids == 256) + 1)[:-1]
-        ]
-    return sorted(found)
+def texts_of(directory) -> dict[str, list[str]]:
+    """The texts of each split of byte tokens, between the end-of-text tokens."""
+    found = {split: ByteTokenizer().decode(tokens(directory, split)) for split in ("train", "val")}
+    return {split: [text for text in decoded.split(EOT) if text] for split, decoded in found.items()}
 
 
 def is_val(document: str, fraction: float) -> bool:

@@ -5,13 +5,12 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import put, silent, tokens, write_jsonl
+from texts import put, silent, texts_of, write_jsonl
 
 from data_prep import documents as reading
 from data_prep import text
 from data_prep.documents import Corpus, Document
 from data_prep.split import Split
-from nanogpt.data.tokenizer import EOT, ByteTokenizer
 
 
 def lines(chance: random.Random, size: int) -> str:
@@ -33,13 +32,6 @@ def save(kind: str, folder, texts: list[str]) -> list[str]:
     return [str(folder)]
 
 
-def splits_of(inputs: list[str], out) -> dict[str, list[str]]:
-    """The texts of each split, between the end-of-text tokens."""
-    text.prepare(inputs, out, "bytes", 0.1, say=silent)
-    found = {s: ByteTokenizer().decode(tokens(out, s)).split(EOT) for s in ("train", "val")}
-    return {s: [t for t in texts if t] for s, texts in found.items()}
-
-
 @pytest.mark.parametrize("kind, counts", [("notes", (1, 2, 3, 10)), ("records", (2, 20))])
 def test_both_splits_have_text_and_none_has_a_line_of_the_other(tmp_path, kind, counts):
     for count in counts:
@@ -47,7 +39,8 @@ def test_both_splits_have_text_and_none_has_a_line_of_the_other(tmp_path, kind, 
             chance = random.Random(1000 * count + draw)
             texts = [lines(chance, chance.randint(300, 3000)) for _ in range(count)]
             folder = tmp_path / f"{count}-{draw}"
-            found = splits_of(save(kind, folder, texts), tmp_path / f"{count}-{draw}.data")
+            text.prepare(save(kind, folder, texts), folder / "data", "bytes", 0.1, say=silent)
+            found = texts_of(folder / "data")
             both = found["train"] + found["val"]
             assert min(sum(map(len, found[s])) for s in found) >= 30
             assert sorted("".join(both)) == sorted("".join(texts))
