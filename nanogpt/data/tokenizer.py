@@ -18,6 +18,7 @@ data_prep/README.md has an example.
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -60,7 +61,7 @@ class Tokenizer:
         self.characters = tokens if kind == "char" else None  # in the order of their ids
         self._is_bytes = kind == "bytes"
         if self.characters:
-            self._table = np.full(max(map(ord, self.characters)) + 1, -1)  # code point -> id
+            self._table = np.full(sys.maxunicode + 1, -1)  # code point -> id
             self._table[[ord(c) for c in self.characters]] = np.arange(len(self.characters))
         published = bpe.TIKTOKEN_NAMES.get(len(self.vocabulary) - len(self.special))
         self.name = name or kind or published or type(backend.model).__name__.lower()
@@ -91,10 +92,9 @@ class Tokenizer:
 
     def _look_up(self, text: str) -> np.ndarray:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        last = len(self._table) - 1
-        ids = np.where(points <= last, self._table[np.minimum(points, last)], -1)
+        ids = self._table[points]
         if (ids < 0).any():
-            unknown = int(np.argmax(ids < 0))
+            unknown = int(ids.argmin())
             raise ValueError(
                 f"character {text[unknown]!r} (position {unknown}) is not among the "
                 f"{len(self.characters)} that the model knows: {self.characters[:200]!r}"
