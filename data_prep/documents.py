@@ -22,7 +22,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,9 +121,9 @@ class Corpus:
         found = record if isinstance(record, dict) else {}
         if not any(name in found for name in self.columns):
             column = "column " + " or ".join(map(repr, self.columns))
-            has = ", ".join(str(name)[:40] for name in islice(found, 10)) or "none"
+            has = ", ".join(map(str, found)) or "none"
             advice = ": name one with --text_column" if len(self.columns) == 1 else ""
-            raise ValueError(f"{where}: it has no {column} (it has: {has}){advice}")
+            raise ValueError(f"{where}: it has no {column}{advice} (it has: {has})")
         values = [found[name] for name in self.columns if found.get(name) is not None]
         return self.convert(values[0] if values else None, where)
 

@@ -92,7 +92,7 @@ def test_what_is_not_utf8_is_named_with_its_line_or_left_out(tmp_path, kind):
     "name, content, message",
     [
         ("empty.txt", "", "the text is empty .*empty.txt"),
-        ("c.jsonl", '{"body": "a", "id": 1}', r"no column 'text' .it has: body, id.: .*--text_col"),
+        ("c.jsonl", '{"body": "a", "id": 1}', r"no column 'text': .*--text_column .it has: body, id."),
         ("n.jsonl", '{"text": 3}', "record 1: the column holds int, not text"),
         ("m.jsonl", '{"text": "a"}\n{"body": "b"}', "m.jsonl, record 2: it has no column 'text'"),
         ("j.jsonl", '{"text": "a"}\n{', "line 2 is not JSON"),
