@@ -83,7 +83,10 @@ class TokenFile:
 
 def token_files(new: Path, tokenizer, counts: dict | None = None) -> dict[str, TokenFile]:
     """The token files of both splits; `counts` by split are those of an interrupted run."""
-    dtype, counts = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4"), counts or {}
+    counts = counts or {}
+    if not counts:
+        (new / PROGRESS).unlink(missing_ok=True)  # what it describes is overwritten now
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
     return {split: TokenFile(new / f"{split}.bin", dtype, counts.get(split)) for split in SPLITS}
 
 
@@ -256,7 +259,6 @@ def write_corpus(
         if state.get("job") == job:
             say(f"resuming after {state['batches']:,} batches of text")
         else:
-            progress.unlink(missing_ok=True)  # what it describes is overwritten now
             state = {"job": job, "batches": 0, "splits": {}}
         files = token_files(new, tokenizer, state["splits"])
         rest = islice(batches(corpus, Split(corpus, val_fraction)), state["batches"], None)

@@ -71,8 +71,12 @@ def test_killed_at_ten_random_moments_it_writes_the_same_bytes(tmp_path, monkeyp
 def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path, monkeypatch, arguments):
     monkeypatch.setattr(writer, "BATCH", 1 << 12)
     interrupt_at(monkeypatch, 20, **arguments)
-    assert "resuming" not in "".join(prepare(**arguments | {"val_fraction": 0.2}))
-    assert tokens(tmp_path / "data", "val").tolist() == expected(documents(), 0.2, True)
+    with pytest.raises(ValueError, match="too short"):  # of another script
+        writer.write(tmp_path / "data", "a", "bytes", 0.1, "made up")
+    assert "resuming" not in "".join(prepare(**arguments))
+    interrupt_at(monkeypatch, 20, **arguments | {"out": tmp_path / "b"})
+    assert "resuming" not in "".join(prepare(**arguments | {"out": tmp_path / "b", "val_fraction": 0.2}))
+    assert tokens(tmp_path / "b", "val").tolist() == expected(documents(), 0.2, True)
 
 
 def test_a_second_command_in_the_same_directory_is_refused(tmp_path, arguments):
