@@ -5,8 +5,8 @@
 
 The ending of a file tells its format. A document is an object in a line of .jsonl or .json, or in
 an array there, a record of .csv, or a row of .parquet or .arrow, with its text in a column. Any
-other file is one document of plain text, which is read at once. Files may be compressed as .gz or
-.zst.
+other file is one document of plain text, which is read at once. With a separator, such as
+<|endoftext|>, each text is several documents. Files may be compressed as .gz or .zst.
 `hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that `datasets` reads),
 streamed, with configuration and split optional.
 
@@ -69,16 +69,18 @@ class Corpus:
         inputs: list[str],
         columns: tuple[str, ...] = ("text",),
         errors: str = "strict",
+        separator: str | None = None,
         convert: Callable[[object, str], str] = plain_text,
         say=print,
     ):
         """`columns` are the names that the column of the text may have.
 
         With `errors="skip"`, lines that are not UTF-8 and records without a text are left out, with
-        "strict" they are errors. `convert` makes a text of what is in the column. Raises
-        ValueError.
+        "strict" they are errors. `separator` is what stands between the documents of a text.
+        `convert` makes a text of what is in the column. Raises ValueError.
         """
-        self.columns, self.errors, self.convert = columns, errors, convert
+        self.columns, self.errors = columns, errors
+        self.separator, self.convert = separator, convert
         self.skipped = 0  # lines and records that `documents` has left out
         self.files = find_files(inputs, say)
         self.streamed = any(file.name.startswith(HUB) for file in self.files)
@@ -89,7 +91,7 @@ class Corpus:
 
     def fingerprint(self) -> list:
         """What must be unchanged for an interrupted preparation to resume."""
-        return [self.columns, self.errors, self.files]
+        return [self.columns, self.errors, self.separator, self.files]
 
     def documents(self) -> Iterator[Document]:
         """The documents of all inputs, without empty ones.
@@ -99,21 +101,25 @@ class Corpus:
         self.skipped = 0
         for name, _, _ in self.files:
             try:
-                yield from (document for document in self._documents(name) if document.text)
+                for where, text in self._texts(name):
+                    parts = [text]
+                    if self.separator:  # a line break after it belongs to it
+                        parts = re.split(re.escape(self.separator) + r"(?:\r?\n)?", text)
+                    yield from (Document(where, part) for part in parts if part)
             except Exception as error:  # whatever the libraries and the network raise
                 if type(error) is ValueError or (isinstance(error, OSError) and error.filename):
                     raise
                 raise ValueError(f"{name} could not be read: {first_line(error)}") from None
 
-    def _documents(self, name: str) -> Iterator[Document]:
-        """The documents of an input."""
+    def _texts(self, name: str) -> Iterator[tuple[str, str]]:
+        """(where it stands, text) of each text or record of an input."""
         if not is_records(name):
-            yield Document(name, "".join(self._lines(name)))
+            yield name, "".join(self._lines(name))
             return
         for number, record in enumerate(self._records(name), 1):
             where = f"{name}, record {number}"
             try:
-                yield Document(where, self._text_of(record, where))
+                yield where, self._text_of(record, where)
             except ValueError as error:
                 self.reject(str(error))
 

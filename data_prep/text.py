@@ -32,6 +32,7 @@ FLAGS: dict[str, dict] = {
     "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
     "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
     "--text_column": {"default": "text", "metavar": "NAME", "help": "its column (default: text)"},
+    "--separator": {"metavar": "TEXT", "help": "ends a document in a text: '<|endoftext|>'"},
     "--errors": {"default": "strict", "choices": ("strict", "skip"), "help": ERRORS},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
@@ -44,14 +45,15 @@ def prepare(
     val_fraction: float | None = None,
     text_column: str = "text",
     errors: str = "strict",
+    separator: str | None = None,
     say=print,
 ) -> dict:
     """Prepares the data directory `out` from `inputs`; returns its meta data.
 
     `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your
-    own. Raises ValueError or OSError.
+    own. `separator` is what stands between documents in a text. Raises ValueError or OSError.
     """
-    corpus = Corpus(inputs, (text_column,), errors, say=say)
+    corpus = Corpus(inputs, (text_column,), errors, separator, say=say)
     if tokenizer == "char":
         found: set[str] = set()
         for document in corpus.documents():

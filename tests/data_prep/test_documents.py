@@ -122,6 +122,15 @@ def test_variants_of_the_formats_are_read(tmp_path, name):
     assert read(put(tmp_path / name, content)) == texts
 
 
+@pytest.mark.parametrize("mark", ["<|endoftext|>", "\n<|endoftext|>\n"])
+def test_a_separator_in_a_text_becomes_the_end_of_a_document(tmp_path, mark):
+    texts = documents(50)
+    path = put(tmp_path / "in.txt", mark.join(texts))
+    text.prepare([path], tmp_path / "data", "bytes", separator=mark.strip(), say=silent)
+    expect = [t + "\n" * (mark[0] == "\n") for t in texts[:-1]] + texts[-1:]
+    assert documents_in(tmp_path / "data") == sorted(expect)
+
+
 # Which files an input means
 
 
