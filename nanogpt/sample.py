@@ -83,8 +83,8 @@ def stream(
     room = min(block_size, context.size(1) + max_new_tokens)
     weight = model.wte.weight
     cache = KVCache(model.config, idx.size(0), weight.device, weight.dtype, room)
-    # compile_decoding and run.device.compile_model replace a block's forward
-    compiled = "forward" in vars(model.h[0])
+    # by compile_decoding, or by run.device.compile_model block by block
+    compiled = "forward" in vars(model) or "forward" in vars(model.h[0])
     unread = context
     ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):

@@ -39,8 +39,8 @@ def add_sampling(command: ArgumentParser, max_new_tokens: int) -> None:
     command.add_argument(
         "--dtype",
         default="float32",
-        choices=("float32", "bfloat16"),
-        help="dtype of weights and cache",
+        choices=("float32", "bfloat16", "int8"),
+        help="dtype of weights and cache; int8: only the weights, on a CPU",
     )
     command.add_argument(
         "--compile",
@@ -63,10 +63,12 @@ def load_for_sampling(args, tokens: int) -> tuple:
 
     from nanogpt.ops import decode
 
-    model, tokenizer, _ = load_run(args, args.RUN, dtype=getattr(torch, args.dtype))
+    int8 = args.dtype == "int8"
+    dtype = torch.float32 if int8 else getattr(torch, args.dtype)
+    model, tokenizer, _ = load_run(args, args.RUN, dtype=dtype)
     worthwhile = args.compile == "auto" and decode.is_worth_compiling(model, tokens)
-    if worthwhile or args.compile == "true":
-        decode.compile_decoding(model)
+    if int8 or worthwhile or args.compile == "true":
+        decode.compile_decoding(model, int8)
         note("compiling the model, for 2 to 20 seconds ...")
     return model, tokenizer
 
