@@ -3,12 +3,11 @@
 import gc
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 
 from nanogpt import rundir
-from nanogpt.checkpoint import CONFIG, State, list_checkpoints
+from nanogpt.checkpoint import CONFIG, State
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.run.device import free_memory
@@ -16,14 +15,13 @@ from nanogpt.run.errors import fail, out_of_memory, user_errors
 from nanogpt.train import Parts, Tally, logger, micro_batch
 
 
-def diagnosis(tally: Tally, step: int, config: TrainConfig) -> str:
+def diagnosis(tally: Tally, step: int) -> str:
     """The message for a run whose gradients are not finite."""
-    saved = list_checkpoints(Path(config.out_dir))
-    again = "resume from the last checkpoint by --resume=auto" if saved else "start again"
     return (
         f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step {step}, at "
         f"learning rate {tally.lr:.2e}; the last finite gradient norm was {tally.good_norm:.3g}. "
-        f"None of these steps was applied; {again} with a lower --learning_rate or --precision=fp32"
+        "None of these steps was applied: start again, or resume from a checkpoint, with a lower "
+        "--learning_rate or --precision=fp32"
     )
 
 
@@ -54,10 +52,22 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
         gc.collect()  # frees the tensors of the failed attempt
         if parts.device.type == "cuda":
             torch.cuda.empty_cache()
+        if parts.compiled:
+            torch.compiler.reset()  # frees the graphs of the old size: dynamo keeps only a few
         with user_errors():
             smaller = split(config)
-        change_batches(config, smaller, parts)
+        logger.warning(
+            f"out of memory with batch_size={config.batch_size}: now "
+            f"--batch_size={smaller.batch_size} "
+            f"--gradient_accumulation_steps={smaller.gradient_accumulation_steps}; "
+            "a step has the same sequences"
+        )
         config = smaller
+        micro_batches = config.gradient_accumulation_steps // parts.accelerator.num_processes
+        parts.accelerator.gradient_accumulation_steps = micro_batches
+        parts.settings["train"] = asdict(config)
+        if parts.accelerator.is_main_process:
+            rundir.write_json(parts.out_dir / CONFIG, parts.settings)
     if parts.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(parts.device)  # of what did not fit
     return config
@@ -94,22 +104,6 @@ def try_micro_batch(config: TrainConfig, parts: Parts, state: State) -> None:
                 loss.backward()
     finally:
         parts.gpt.zero_grad()
-
-
-def change_batches(old: TrainConfig, new: TrainConfig, parts: Parts) -> None:
-    """Switches to smaller micro-batches; the step itself does not change."""
-    logger.warning(
-        f"out of memory with batch_size={old.batch_size}: now --batch_size={new.batch_size} "
-        f"--gradient_accumulation_steps={new.gradient_accumulation_steps}; "
-        "a step has the same sequences"
-    )
-    if parts.compiled:
-        torch.compiler.reset()  # frees the graphs of the old size: dynamo keeps only a few
-    processes = parts.accelerator.num_processes
-    parts.accelerator.gradient_accumulation_steps = new.gradient_accumulation_steps // processes
-    parts.settings["train"] = asdict(new)
-    if parts.accelerator.is_main_process:
-        rundir.write_json(parts.out_dir / CONFIG, parts.settings)
 
 
 def split(config: TrainConfig) -> TrainConfig:

@@ -5,11 +5,15 @@ import shlex
 import sys
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
+
 from nanogpt import checkpoint, rundir
+from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig, ignored_by
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import check_same
-from nanogpt.model import GPTConfig
+from nanogpt.model import GPT, GPTConfig
 from nanogpt.train import logger
 
 
@@ -42,53 +46,59 @@ def find_start(config: TrainConfig) -> Path | None:
 def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict) -> bool:
     """Compares a run with its checkpoint: refuses a different model, optimizer or tokenizer.
 
-    Reports other changes that matter: of settings, and of "data" and "environment" in `settings`,
-    the content of the run's config.json. Returns whether the validation text is the same.
+    A note names other changes that matter to exactness: of settings, and of "environment" and
+    "data" in `settings`, the content of the run's config.json. Returns whether the validation text
+    is the same.
     """
     check_same(start, next(iter(read_shares(config.data))))
     model, train = checkpoint.load_configs(start)
-    free = ignored_by("resume")
-    if sequences(train) == sequences(config) and not model_config.dropout:
+    saved = checkpoint.read_json(start / checkpoint.CONFIG)
+    before = vars(model) | vars(train)
+    now = vars(model_config) | vars(config)
+    # a longer run has another learning rate
+    free = ignored_by("resume") - {"max_iters", "lr_decay_iters"}
+    sequences = [c.batch_size * c.gradient_accumulation_steps for c in (train, config)]
+    if sequences[0] == sequences[1] and not model_config.dropout:
         # a step is the same, only divided differently
-        free = free | {"batch_size", "gradient_accumulation_steps"}
+        free |= {"batch_size", "gradient_accumulation_steps"}
     fixed = vars(model).keys() | {"optimizer", "lora_rank"}
-    before, now = vars(model) | vars(train), vars(model_config) | vars(config)
-    differing = {name for name in before if before[name] != now[name]} - free
-    if refused := sorted(differing & fixed - {"dropout", "gradient_checkpointing"}):
+    differing = [name for name in before if before[name] != now[name] and name not in free]
+    refused = [name for name in differing if name in fixed - {"dropout", "gradient_checkpointing"}]
+    if refused:
         was = ", ".join(f"{name}={before[name]}" for name in refused)
         raise ValueError(
             f"{start} was trained with {was}, not {', '.join(str(now[n]) for n in refused)}: "
             "resume with these settings, or train the new model into another --out_dir"
         )
-    changed = [f"{name} {before[name]} -> {now[name]}" for name in before if name in differing]
-    decays = [decay_steps(train), decay_steps(config)]
-    if None not in decays and decays[0] != decays[1]:
-        changed.append(f"the learning rate decays over {decays[1]} steps, not {decays[0]}")
-    saved = checkpoint.read_json(start / checkpoint.CONFIG)
+    changed = [f"{name} {before[name]} -> {now[name]}" for name in differing]
+    old = saved.get("environment") or {}
+    for name, value in settings["environment"].items():
+        if old.get(name, value) != value:
+            changed.append(f"{name} {old[name]} -> {value}")
     data = saved.get("data", settings["data"])
     if data != settings["data"]:
         changed.append(f"{config.data} has different tokens")
     if changed:
-        logger.info(f"note: the settings differ from the checkpoint's: {'; '.join(changed)}")
-    old, new = saved.get("environment") or {}, settings["environment"]
-    moved = ", ".join(f"{k} {old[k]} -> {new[k]}" for k in new if k in old and old[k] != new[k])
-    if moved:
-        logger.info(f"note: the environment changed; results match only up to rounding: {moved}")
-    # counts that both record: directories of nanoGPT had others in earlier versions
-    a, b = data.get("val") or {}, settings["data"]["val"]
-    return bool(a) and all(a[key] == b[key] for key in a.keys() & b.keys())
+        logger.info(f"note: changed since the checkpoint: {'; '.join(changed)}")
+    return data.get("val") == settings["data"]["val"]
 
 
-def sequences(config: TrainConfig) -> int:
-    """Sequences of a step."""
-    return config.batch_size * config.gradient_accumulation_steps
-
-
-def decay_steps(config: TrainConfig) -> int | None:
-    """The step at which the learning rate ends; None if no step is, or nothing is trained."""
-    if config.lr_schedule == "constant" or not config.max_iters or config.train_minutes:
-        return None
-    return config.lr_decay_iters or config.max_iters
+def restore(
+    start: Path,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    gpt: GPT,
+    optimizers: list[torch.optim.Optimizer],
+) -> State:
+    """Loads a checkpoint into the model, the optimizers and the scaler of fp16."""
+    checkpoint.restore(start, gpt, optimizers)
+    state = checkpoint.read_state(start)
+    if (scaler := accelerator.scaler) is not None and state.loss_scale is not None:
+        saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
+        scaler.load_state_dict(scaler.state_dict() | saved)
+    may_write = accelerator.is_main_process
+    checkpoint.restore_best(Path(config.out_dir), state, may_write)
+    return state
 
 
 def resume_command(config: TrainConfig, several: bool, *changes: str) -> str:

@@ -114,13 +114,6 @@ def test_a_skipped_step_is_counted_and_its_loss_is_not_in_the_mean():
     assert (tally.loss, tally.skipped, in_a_row) == (6, 3, [0, 1, 0, 1, 2])
 
 
-def test_a_run_without_checkpoints_is_not_told_to_resume(tmp_path):
-    tally, config = train.Tally(torch.device("cpu"), State()), TrainConfig(out_dir=str(tmp_path))
-    assert "--resume" not in guard.diagnosis(tally, 5, config)
-    (tmp_path / "step-000002").mkdir()
-    assert "--resume=auto" in guard.diagnosis(tally, 5, config)
-
-
 def test_a_failed_compilation_is_one_line_with_its_cause(make_run, capsys):
     def fail(*args):
         raise RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: no C++ compiler\n\nSet TORCHDYNAMO_VERBOSE")
