@@ -119,4 +119,3 @@ def test_sampled_text_streams_until_it_is_stopped(page, qwen3):
     page.click("#write")
     wait(page, " a second")
     assert page.locator("#text").text_content() != text[:303]
-    chromium.keep(page, "page", full_page=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from types import SimpleNamespace
 
@@ -115,19 +114,6 @@ def test_evaluating_an_earlier_checkpoint_changes_no_file(make_run, done):
     before = [(done.out_dir / name).read_bytes() for name in names]
     make_run(max_iters=0, resume=str(done.out_dir / "step-000002"), learning_rate=1.0).train()
     assert [(done.out_dir / name).read_bytes() for name in names] == before
-
-
-def test_metrics_and_samples_are_synced_with_each_checkpoint(make_run, monkeypatch):
-    run, synced, fsync = make_run(max_iters=4, eval_interval=2, log_interval=1), {}, os.fsync
-
-    def record(descriptor):
-        fsync(descriptor)
-        synced[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
-
-    monkeypatch.setattr(os, "fsync", record)
-    run.train()
-    lines, samples = ((run.out_dir / name).stat() for name in (metrics.METRICS, metrics.SAMPLES))
-    assert synced[lines.st_ino] == lines.st_size and synced[samples.st_ino] > 0
 
 
 # trackers
