@@ -95,7 +95,7 @@ nanogpt.checkpoint tests/test_forged_checkpoint.py
     weights that are not finite are loaded: not tensor.isfinite().all() -> False
 nanogpt.run.resume
     another model is resumed: name in fixed - {'dropout', 'gradient_checkpointing'} -> False
-nanogpt.run.resume tests/test_train.py
+nanogpt.run.prepare tests/test_train.py
     the optimizer's state is not restored:
         checkpoint.restore(start, gpt, optimizers) -> checkpoint.restore(start, gpt, [])
 nanogpt.train tests/test_optim.py

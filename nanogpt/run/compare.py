@@ -82,11 +82,9 @@ def group(runs: list[Path]) -> list[list[Curve]]:
         if len({curve.settings.get("seed") for curve in curves}) < len(curves):
             names = ", ".join(str(curve.run) for curve in curves)
             raise ValueError(f"{names}: two have the same settings and seed: name one of them")
-
-    def mean(curves: list[Curve]) -> float:
-        return float(np.nan_to_num(np.mean([curve.lowest for curve in curves]), nan=np.inf))
-
-    return sorted(groups.values(), key=mean)
+    means = {kind: np.mean([curve.lowest for curve in curves]) for kind, curves in groups.items()}
+    ranked = sorted(groups, key=lambda kind: np.nan_to_num(means[kind], nan=np.inf))
+    return [groups[kind] for kind in ranked]
 
 
 def mean_and_spread(losses: list[float]) -> tuple[float, float | None]:

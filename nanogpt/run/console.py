@@ -14,7 +14,6 @@ from nanogpt.data.files import plain, waiting
 from nanogpt.run import metrics
 from nanogpt.run.compare import RESULT
 from nanogpt.run.errors import visible
-from nanogpt.run.resume import resume_command
 from nanogpt.run.stop import Stop
 from nanogpt.sample import sample_text
 from nanogpt.train import Parts, State, logger, sample_start, tokens_per_step
@@ -142,8 +141,8 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
     longer = f"--max_iters={2 * state.step}"
     if config.train_minutes:
         longer = f"--train_minutes={2 * config.train_minutes:g}"
-    again = resume_command(config, parts.peers.many, longer)
-    logger.info(f"next:  nanogpt {use} {out_dir}\n       nanogpt eval {out_dir}\n       {again}")
+    logger.info(f"next:  nanogpt {use} {out_dir}\n       nanogpt eval {out_dir}")
+    logger.info(f"       or train longer: repeat the command with --resume=auto {longer}")
 
 
 def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:

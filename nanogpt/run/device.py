@@ -5,12 +5,10 @@ train something else than intended. This module checks them and makes the Accele
 """
 
 import atexit
-import contextlib
 import math
 import os
 import platform
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -62,12 +60,12 @@ PEAK_TFLOPS = {
     "T4": 65,
 }
 
-# Variables of the launcher, the values that are supported, and what to use instead of others
+# Variables of the launcher, and the values that are supported
 LAUNCHER = {
-    "ACCELERATE_USE_DEEPSPEED": (("false",), "accelerate_configs/fsdp2.yaml"),
-    "FSDP_VERSION": (("2",), "accelerate_configs/fsdp2.yaml"),
-    "ACCELERATE_DYNAMO_BACKEND": (("no",), "--compile=true"),
-    "ACCELERATE_MIXED_PRECISION": (tuple(PRECISIONS), "--precision"),
+    "ACCELERATE_USE_DEEPSPEED": ["false"],
+    "FSDP_VERSION": ["2"],
+    "ACCELERATE_DYNAMO_BACKEND": ["no"],
+    "ACCELERATE_MIXED_PRECISION": [*PRECISIONS],
 }
 
 # In one graph: more compile for minutes, and are not bound by the host
@@ -100,7 +98,13 @@ def gpu_gib(device: str = "auto") -> float:
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Makes the Accelerator. Raises ValueError if launcher, machine and settings disagree."""
-    check_launcher(os.environ)
+    for variable, supported in LAUNCHER.items():
+        value = os.environ.get(variable, supported[0])
+        if value.lower() not in supported:
+            raise ValueError(
+                f"the launcher's {variable}={value} is not supported: take a file in "
+                "accelerate_configs, or --precision and --compile"
+            )
     world = int(os.environ.get("WORLD_SIZE", 1))
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = torch.cuda.device_count()
@@ -142,14 +146,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def check_launcher(env: Mapping[str, str]) -> None:
-    """Raises ValueError for what the launcher sets in the environment but no run here supports."""
-    for variable, (supported, instead) in LAUNCHER.items():
-        value = env.get(variable, supported[0])
-        if value.lower() not in supported:
-            raise ValueError(f"the launcher's {variable}={value} is not supported: use {instead}")
-
-
 def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
     """The same step in smaller micro-batches, if `processes` cannot share it as it is.
 
@@ -187,17 +183,17 @@ def mixed_precision(config: TrainConfig) -> str:
 def cuda_precision() -> str:
     """The fastest precision of the GPU, by Accelerate's name.
 
-    By compute capability: bf16 from 8.0 (Ampere) on, fp16 from 7.0 (Volta) on, else fp32. torch
-    emulates bf16 on older ones, several times slower than fp16, and does not compile it.
+    bf16 from Ampere on, fp16 from Volta on, else fp32. torch emulates bf16 on older ones, several
+    times slower than fp16, and does not compile it.
     """
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16"
     return "fp16" if torch.cuda.get_device_capability() >= (7, 0) else "no"
 
 
-def cpu_computes_in_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+def cpu_computes_in_bf16() -> bool:
     """Whether this CPU has bf16 instructions: matmuls take a fifth of fp32's time (LOG.md)."""
-    file = Path(cpuinfo)  # only Linux has it
+    file = Path("/proc/cpuinfo")  # only Linux has it
     return file.is_file() and bool({"avx512_bf16", "amx_bf16"} & {*file.read_text().split()})
 
 
@@ -243,15 +239,6 @@ def default_threads(processes: int) -> int:
     logical = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     cores = min(logical, psutil.cpu_count(logical=False) or logical)
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
-
-
-def free_memory() -> int:
-    """Free memory of the machine in bytes, within the container's limit if there is one."""
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # no cgroup v2; "max" is not a number
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return free
 
 
 def compile_model(model: GPT, whole: bool) -> None:

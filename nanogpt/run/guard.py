@@ -4,13 +4,13 @@ import gc
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 
+import psutil
 import torch
 
 from nanogpt import rundir
 from nanogpt.checkpoint import CONFIG, State
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.run.device import free_memory
 from nanogpt.run.errors import fail, out_of_memory, user_errors
 from nanogpt.train import Parts, Tally, logger, micro_batch
 
@@ -25,15 +25,15 @@ def diagnosis(tally: Tally, step: int) -> str:
     )
 
 
-def check_room(config: GPTConfig, trains: bool) -> None:
+def check_room(config: GPTConfig) -> None:
     """Raises ValueError if the blocks of a model take more memory than is free.
 
     The system would kill a process without a word.
     """
     with torch.device("meta"):
         block = sum(p.numel() for p in GPT(replace(config, n_layer=1)).h.parameters())
-    needed = (16 if trains else 4) * block * config.n_layer  # with gradients and AdamW's state
-    room = free_memory()
+    needed = 16 * block * config.n_layer  # with gradients and AdamW's state
+    room = psutil.virtual_memory().available
     if needed > room:
         raise ValueError(
             f"{config.n_layer} layers of {config.n_embd} channels take at least "

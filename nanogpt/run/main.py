@@ -22,7 +22,6 @@ from nanogpt.run.errors import fail, user_errors
 from nanogpt.run.flags import named, parse
 from nanogpt.run.guard import rehearse
 from nanogpt.run.prepare import prepare
-from nanogpt.run.resume import resume_command
 from nanogpt.run.stop import Stop
 from nanogpt.train import Parts, done, logger, pause, save, train
 
@@ -113,8 +112,7 @@ def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> N
             save(config, parts, state)
         saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
         what = f"step {state.step} is saved" if saved else "there was no step to save"
-        again = resume_command(config, parts.peers.many)
-        stop.reason = f"{stop.reason}: {what}; to resume: {again}"
+        stop.reason = f"{stop.reason}: {what}; to resume, repeat the command with --resume=auto"
     parts.metrics.close()
     unsaved = parts.peers.largest(parts.saves.error is not None)[0]
     if unsaved and (stop is None or stop.code != 1):  # an error before it comes first

@@ -82,21 +82,21 @@ class Metrics:
 
     def log(self, step: int, **values) -> None:
         """Writes one line: `step` and the values measured at it."""
-        self._write(METRICS, {"step": step, **values}, values)
+        self._write(METRICS, step, values, values)
 
     def sample(self, text: str, step: int, **progress) -> None:
         """Writes the model's text to samples.jsonl, and to the trackers as a block of Markdown."""
-        line = {"step": step, **progress, "text": text}
-        self._write(SAMPLES, line, {"sample": textwrap.indent(text, "    ")})
+        block = {"sample": textwrap.indent(text, "    ")}
+        self._write(SAMPLES, step, {**progress, "text": text}, block)
 
-    def _write(self, name: str, line: dict, for_trackers: dict) -> None:
+    def _write(self, name: str, step: int, values: dict, for_trackers: dict) -> None:
         if name in self.files:
             try:
-                self.files[name].write(json.dumps(line).encode() + b"\n")
+                self.files[name].write(json.dumps({"step": step, **values}).encode() + b"\n")
             except OSError as error:  # a full disk
                 logger.warning(f"{name} could not be written: {error}")
         for tracker in self.accelerator.trackers:
-            self._quietly(tracker.log, for_trackers, line["step"])
+            self._quietly(tracker.log, for_trackers, step)
 
     def sync(self) -> None:
         """Flushes the lines to disk."""

@@ -64,8 +64,10 @@ def prepare(
         if accelerator.is_main_process:
             exportable, repo = config.require_exportable, config.push_to_hub
             check_publishing(model_config, exportable, repo, logger.info)
-        if prepare_data:
-            make_data(Path(config.data), prepare_data)
+        names = ("train.bin", "val.bin", "meta.json")
+        if prepare_data and not any((Path(config.data) / name).exists() for name in names):
+            with waiting(f"preparing {config.data}", logger.info):
+                prepare_data(Path(config.data))
         directory = next(iter(read_shares(config.data)))  # of a mixture, which has one tokenizer
         tokenizer = load_tokenizer(directory)
         if gpt:
@@ -75,9 +77,8 @@ def prepare(
         train_data, val_data = open_splits(config, model_config)
         if model_config.vocab_size is None:
             model_config = replace(model_config, vocab_size=train_data.meta["vocab_size"])
-        if gpt is None:
-            trains_on_cpu = accelerator.device.type == "cpu" and config.max_iters > 0 and not quiet
-            guard.check_room(model_config, trains_on_cpu)
+        if gpt is None and accelerator.device.type == "cpu" and config.max_iters > 0:
+            guard.check_room(model_config)
     splits = train_data.meta["splits"]
     if not peers.agree(zlib.crc32(repr((start and start.name, splits)).encode())):
         raise ValueError(
@@ -101,7 +102,12 @@ def prepare(
     model, optimizers = assemble(gpt, config, accelerator, make_optimizers, compiled)
     state = State()
     if start:
-        state = resume.restore(start, config, accelerator, gpt, optimizers)
+        checkpoint.restore(start, gpt, optimizers)
+        state = checkpoint.read_state(start)
+        if accelerator.scaler is not None and state.loss_scale is not None:  # of fp16
+            saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
+            accelerator.scaler.load_state_dict(accelerator.scaler.state_dict() | saved)
+        checkpoint.restore_best(Path(config.out_dir), state, accelerator.is_main_process)
         if not same_text and not done(config, state):
             logger.info("note: the validation data changed, so the best loss is reset")
             state.best_val_loss = state.best_step = state.evaluated_step = None
@@ -146,13 +152,6 @@ def load_pretrained(
             f"init_from={config.init_from} loads a GPT: it cannot be combined with make_model"
         )
     return load_for_training(start or config.init_from, model_config, logger.info, given)
-
-
-def make_data(directory: Path, prepare_data: Callable[[Path], object]) -> None:
-    """Makes a recipe's data if there is none."""
-    if not any((directory / name).exists() for name in ("train.bin", "val.bin", "meta.json")):
-        with waiting(f"preparing {directory}", logger.info):
-            prepare_data(directory)
 
 
 def open_splits(config: TrainConfig, model_config: GPTConfig) -> list:

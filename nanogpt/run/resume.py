@@ -1,19 +1,13 @@
-"""Where a run starts, what has changed since its checkpoint, and how to resume it."""
+"""Where a run starts, and what has changed since its checkpoint."""
 
 import os
-import shlex
-import sys
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
 from nanogpt import checkpoint, rundir
-from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig, ignored_by
 from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import check_same
-from nanogpt.model import GPT, GPTConfig
+from nanogpt.model import GPTConfig
 from nanogpt.train import logger
 
 
@@ -81,35 +75,3 @@ def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings:
     if changed:
         logger.info(f"note: changed since the checkpoint: {'; '.join(changed)}")
     return data.get("val") == settings["data"]["val"]
-
-
-def restore(
-    start: Path,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    gpt: GPT,
-    optimizers: list[torch.optim.Optimizer],
-) -> State:
-    """Loads a checkpoint into the model, the optimizers and the scaler of fp16."""
-    checkpoint.restore(start, gpt, optimizers)
-    state = checkpoint.read_state(start)
-    if (scaler := accelerator.scaler) is not None and state.loss_scale is not None:
-        saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
-        scaler.load_state_dict(scaler.state_dict() | saved)
-    may_write = accelerator.is_main_process
-    checkpoint.restore_best(Path(config.out_dir), state, may_write)
-    return state
-
-
-def resume_command(config: TrainConfig, several: bool, *changes: str) -> str:
-    """The command that resumes this run.
-
-    `changes` are flags with their values; the last flag of a name counts.
-    """
-    changes = ("--resume=auto", *changes)
-    if any(word.partition("=")[0] == "--seeds" for word in sys.argv):
-        changes = ("--seeds=1", f"--seed={config.seed}", f"--out_dir={config.out_dir}", *changes)
-    replaced = tuple(change.partition("=")[0] + "=" for change in changes)
-    words = [word for word in sys.argv if not word.startswith(replaced)]
-    program = "accelerate launch (as before)" if several else "python"
-    return f"{program} {shlex.join([*words, *changes])}"

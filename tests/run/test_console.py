@@ -3,32 +3,14 @@
 import json
 import os
 import re
-import shlex
 import signal
 import sys
 
 import pytest
 import torch
-from conftest import TINY
 
-from nanogpt import TrainConfig, __version__
+from nanogpt import __version__
 from nanogpt.run import console, metrics
-from nanogpt.run.flags import parse
-
-
-def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypatch, tmp_path, capsys):
-    words = ["recipes/x.py", "--n_layer=2", "--max_iters", "4", "--n_head", "2", "--resume=auto", "--data=my data"]
-    monkeypatch.setattr(sys, "argv", words)
-    make_run().train()
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert command[:2] == ["python", "recipes/x.py"]
-    model, config, _ = parse(TINY, TrainConfig(), command[2:], "")
-    assert (model.n_layer, model.n_head, config.max_iters) == (2, 2, 8)
-    assert (config.resume, config.data) == ("auto", "my data")
-    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "2"])
-    make_run(seed=7, out_dir=str(tmp_path / "out-seed7")).train()
-    _, config, actions = parse(TINY, TrainConfig(), shlex.split(capsys.readouterr().out.splitlines()[-1])[2:], "")
-    assert (actions.seeds, config.seed, config.out_dir) == (1, 7, str(tmp_path / "out-seed7"))
 
 
 def test_a_line_tells_step_loss_speed_and_time_left(make_run, monkeypatch, capsys):

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,11 +75,11 @@ def test_the_rehearsal_changes_nothing(make_run):
 
 
 def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch):
-    monkeypatch.setattr(guard, "free_memory", lambda: 10**9)
+    monkeypatch.setattr(guard.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
     large = GPTConfig(vocab_size=65, n_layer=1000, n_embd=1024, n_head=2)
     with pytest.raises(ValueError, match=r"take at least 201\.\d GB, but 1\.0 GB of memory are free"):
-        guard.check_room(large, trains=True)  # 16 bytes for each of 12 * 1024 ** 2 numbers in a block
-    guard.check_room(dataclasses.replace(large, n_layer=4), trains=True)
+        guard.check_room(large)  # 16 bytes for each of 12 * 1024 ** 2 numbers in a block
+    guard.check_room(dataclasses.replace(large, n_layer=4))
 
 
 class FP16OnCPU(Accelerator):
