@@ -11,7 +11,6 @@ import torch
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import plain, waiting
-from nanogpt.run import metrics
 from nanogpt.run.compare import RESULT
 from nanogpt.run.errors import visible
 from nanogpt.run.stop import Stop
@@ -101,21 +100,17 @@ class Progress:
 
 def write_result(parts: Parts, state: State, stop: Stop | None) -> None:
     """Writes the run's outcome to result.json; a failed write is only a warning."""
-    lines = metrics.read(parts.out_dir / metrics.METRICS)
-    bits = {line["step"]: line["val_bpb"] for line in lines if "val_bpb" in line}
     reasons = {0: "time limit", 1: "failed"}
     result = {
         "out_dir": str(parts.out_dir),
         "reason": reasons.get(stop.code, "interrupted") if stop else "finished",
         "message": stop.reason if stop else None,
         "val_loss": state.best_val_loss,
-        "val_bpb": bits.get(state.best_step),
         "best_step": state.best_step,
         "step": state.step,
         "tokens": state.tokens,
         "train_seconds": round(state.train_seconds, 3),
         "tokens_per_second": round(state.tokens / max(state.train_seconds, 1e-9)),
-        "memory": max((line["memory"] for line in lines if "memory" in line), default=None),
         "skipped_steps": state.skipped_steps,
         "parameters": parts.gpt.get_num_params(),
         "version": parts.settings["environment"]["nanogpt"],

@@ -116,13 +116,12 @@ def open_lines(path: Path, step: int) -> io.FileIO:
 
     Lines beyond it, of a run that was killed or goes back, are moved to a file of their own.
     """
-    text: dict[bool, str] = {True: "", False: ""}
-    for line in read(path):
-        text[line["step"] <= step] += json.dumps(line) + "\n"
-    if text[False]:
+    lines = read(path)
+    beyond = [json.dumps(line) + "\n" for line in lines if line["step"] > step]
+    if beyond:
         with open(path.with_name(f"{path.stem}-replaced.jsonl"), "a") as file:
-            file.write(text[False])
-    rundir.write(path, text[True])
+            file.writelines(beyond)
+    rundir.write(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
     return open(path, "ab", buffering=0)
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import statistics
 import time
-from datetime import timedelta
 
 from nanogpt.config import TrainConfig
 from nanogpt.run.guard import rehearse
@@ -26,31 +25,20 @@ def show(config: TrainConfig, parts: Parts, state: State, as_json: bool) -> None
     if config.train_minutes and steps:
         steps = max(1, round(60 * config.train_minutes / seconds))
     a_step = tokens_per_step(config, parts.gpt.config)
+    parameters, train_tokens = parts.gpt.get_num_params(), len(parts.train_data.tokens)
     plan = {
-        "parameters": parts.gpt.get_num_params(),
+        "parameters": parameters,
         "tokens_per_step": a_step,
         "steps": steps,
         "tokens": steps * a_step,
-        "train_tokens": len(parts.train_data.tokens),
-        "memory": memory_in_use(parts.device),
+        "epochs": steps * a_step / train_tokens,
+        "tokens_per_parameter": steps * a_step / parameters,
+        "memory": memory_in_use(parts.device),  # in bytes
         "seconds_per_step": seconds,
         "train_seconds": steps * seconds,
     }
-    parts.accelerator.print(json.dumps(plan) if as_json else describe(plan))
-
-
-def describe(plan: dict) -> str:
-    """A plan as text."""
-    epochs = plan["tokens"] / plan["train_tokens"]
-    each = plan["tokens"] / plan["parameters"]
-    training = timedelta(seconds=round(plan["train_seconds"]))
-    return (
-        f"parameters  {plan['parameters']:,}\n"
-        f"tokens      {plan['tokens']:,}: {plan['steps']:,} steps of {plan['tokens_per_step']:,}; "
-        f"{epochs:.2f} epochs of {plan['train_tokens']:,}, {each:.1f} per parameter\n"
-        f"memory      {plan['memory'] / 1e6:,.0f} MB in each process\n"
-        f"time        {training}: {1e3 * plan['seconds_per_step']:,.1f} ms a step, no evaluations"
-    )
+    text = "\n".join(f"{name:<22}{round(value, 4):,}" for name, value in plan.items())
+    parts.accelerator.print(json.dumps(plan) if as_json else text)
 
 
 def seconds_per_step(config: TrainConfig, parts: Parts, state: State) -> float:

@@ -85,7 +85,7 @@ def test_a_plan_counts_parameters_and_tokens_and_leaves_nothing(trained_dir, tmp
     shown, found = command("plan", RECIPE, *flags), json.loads(command("plan", RECIPE, *flags, "--json"))
     size = checkpoint.load_model(checkpoint.find(trained_dir)).config.vocab_size
     parameters = GPT(GPTConfig(TINY.block_size, size, 1, 2, n_embd=16)).get_num_params()
-    assert f"{parameters:,}" in shown and "3,200: 50 steps of 64" in shown
+    assert f"{parameters:,}" in shown and "3,200" in shown
     assert found["parameters"] == parameters
     assert (found["tokens_per_step"], found["tokens"]) == (64, 3200)
     assert found["train_seconds"] == pytest.approx(50 * found["seconds_per_step"])

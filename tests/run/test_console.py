@@ -31,11 +31,10 @@ def test_a_run_ends_with_its_result_as_json(make_run):
     result = json.loads((run.out_dir / "result.json").read_text())
     lines = metrics.read(run.out_dir / "metrics.jsonl")
     best = min((line for line in lines if "val_loss" in line), key=lambda line: line["val_loss"])
-    assert (result["val_loss"], result["val_bpb"]) == (best["val_loss"], best["val_bpb"])
+    assert result["val_loss"] == best["val_loss"]
     assert (result["best_step"], result["reason"], result["version"]) == (best["step"], "finished", __version__)
     assert (result["step"], result["tokens"]) == (8, 8 * 4 * 16)
     assert result["tokens_per_second"] == pytest.approx(8 * 4 * 16 / run.state.train_seconds, abs=1)
-    assert result["memory"] == max(line["memory"] for line in lines if "memory" in line)
 
 
 @pytest.mark.parametrize("how, reason", [("signal", "interrupted"), ("time", "time limit"), ("nan", "failed")])
