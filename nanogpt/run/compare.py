@@ -23,7 +23,7 @@ ALPHA = 0.05  # a difference with a smaller p is significant
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(100)  # of numerical integration
 
 
-@dataclass
+@dataclass(eq=False)
 class Curve:
     run: Path
     settings: dict
@@ -36,10 +36,6 @@ class Curve:
     def lowest(self) -> float:
         """The lowest validation loss; NaN only if all are."""
         return float(np.fmin.reduce(self.points[:, 3]))
-
-    def loss_at(self, axis: int, x: float) -> float:
-        """The validation loss at `x` on an axis, interpolated linearly between evaluations."""
-        return float(np.interp(x, self.points[:, axis], self.points[:, 3]))
 
 
 def read(run: Path) -> Curve:
@@ -59,10 +55,7 @@ def read(run: Path) -> Curve:
     kind["class"] = config.get("class")  # of a run with make_model
     if digests and all(digests.values()):
         kind["data"] = list(digests.values())  # the same tokens in any directory
-    try:
-        points = np.array([[line[key] for key in KEYS] for line in lines], dtype=float)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{run / metrics.METRICS} is damaged ({error})") from None
+    points = np.array([[line[key] for key in KEYS] for line in lines], dtype=float)
     # which a run writes at its end
     result = checkpoint.read_json(run / RESULT) if (run / RESULT).exists() else {}
     finished = result.get("reason") == "finished"
@@ -161,8 +154,10 @@ def compare(runs: list[Path]) -> str:
     for axis, title in enumerate(AXES):
         end = min(curve.points[-1, axis] for curve in every)  # the last that all have reached
         if all(curve.points[0, axis] <= end for curve in every):
-            losses = [cell([c.loss_at(axis, end) for c in curves]) for curves in groups]
-            rows.append((f"at {end:,.1f} {title}".replace(".0 ", " "), losses))
+            # interpolated linearly between evaluations
+            losses = {c: np.interp(end, c.points[:, axis], c.points[:, 3]) for c in every}
+            cells = [cell([losses[c] for c in curves]) for curves in groups]
+            rows.append((f"at {end:,.1f} {title}".replace(".0 ", " "), cells))
     rows.append(("lowest", [cell([curve.lowest for curve in curves]) for curves in groups]))
     width = 2 + max(16, *(len(str(value)) for _, values in rows for value in values))
     lines = []

@@ -1,4 +1,4 @@
-"""Protects a run from non-finite gradients and from micro-batches that do not fit into memory."""
+"""Protects a run from models and micro-batches that do not fit into memory."""
 
 import gc
 from contextlib import nullcontext
@@ -12,17 +12,7 @@ from nanogpt.checkpoint import CONFIG, State
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.run.errors import fail, out_of_memory, user_errors
-from nanogpt.train import Parts, Tally, logger, micro_batch
-
-
-def diagnosis(tally: Tally, step: int) -> str:
-    """The message for a run whose gradients are not finite."""
-    return (
-        f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step {step}, at "
-        f"learning rate {tally.lr:.2e}; the last finite gradient norm was {tally.good_norm:.3g}. "
-        "None of these steps was applied: start again, or resume from a checkpoint, with a lower "
-        "--learning_rate or --precision=fp32"
-    )
+from nanogpt.train import Parts, logger, micro_batch
 
 
 def check_room(config: GPTConfig) -> None:

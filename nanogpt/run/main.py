@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,13 +91,10 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
             stop = why
         end(config, parts, state, stop)
     if state.step > 0 and parts.accelerator.is_main_process:
-        if config.push_to_hub:
-            try:
-                push(parts.out_dir, config.push_to_hub, say=logger.info)
-            except (ValueError, OSError) as error:  # the run is saved all the same
-                later = f"nanogpt push {shlex.quote(str(parts.out_dir))} {config.push_to_hub}"
-                logger.warning(f"not pushed: {error}; later: {later}")
         console.conclude(config, parts, state)
+        if config.push_to_hub:
+            with user_errors():
+                push(parts.out_dir, config.push_to_hub, say=logger.info)
 
 
 def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> None:

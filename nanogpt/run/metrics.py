@@ -1,9 +1,8 @@
 """A run's measurements: always in `metrics.jsonl`, and in Accelerate's trackers if they work.
 
 A line of metrics.jsonl is one JSON object with `step`, `tokens`, `train_seconds` and what was
-measured there; samples.jsonl has the `text` that the model wrote at each evaluation. Lines are
-written at once and synced with each checkpoint, so a killed run keeps its curve. A tracker without
-its package, a key or a network is a one-line warning, never the end of the run.
+measured there; samples.jsonl has the `text` that the model wrote at each evaluation. A tracker
+without its package, a key or a network is a one-line warning, never the end of the run.
 """
 
 import contextlib

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
 from nanogpt.run.agree import Peers
-from nanogpt.run.guard import diagnosis
 from nanogpt.train import Parts, log_is_due
 
 # Slurm can send SIGUSR1 before its time limit; SIGHUP: the terminal closes
@@ -85,7 +84,13 @@ class Interrupts:
         tally, saves = parts.tally, parts.saves
         allowed = BAD_STEPS if parts.accelerator.scaler is None else BAD_STEPS + SCALER_STEPS
         if log_is_due(config, state.step) and tally.bad_in_a_row >= allowed:
-            raise Stop(diagnosis(tally, state.step), code=1)
+            raise Stop(
+                f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step "
+                f"{state.step}, at learning rate {tally.lr:.2e}; the last finite gradient norm was "
+                f"{tally.good_norm:.3g}. None of these steps was applied: start again, or resume "
+                "from a checkpoint, with a lower --learning_rate or --precision=fp32",
+                code=1,
+            )
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
         # there must be time for another step and a save

@@ -68,8 +68,3 @@ def test_the_others_do_not_begin_if_the_main_process_fails(processes):
             begun.append(peers.accelerator.process_index)
             raise ValueError("no such data")
     assert begun == [0]
-
-
-def test_a_process_alone_keeps_its_own_error():
-    with pytest.raises(FileNotFoundError), Peers(process(), 1).in_agreement(main_first=True):
-        raise FileNotFoundError("x")

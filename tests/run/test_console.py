@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import sys
 
@@ -11,18 +10,6 @@ import torch
 
 from nanogpt import __version__
 from nanogpt.run import console, metrics
-
-
-def test_a_line_tells_step_loss_speed_and_time_left(make_run, monkeypatch, capsys):
-    monkeypatch.setattr(console, "EVERY", 0)
-    run = make_run(log_interval=1)
-    run.train()
-    shown = re.findall(
-        r"^step +(\d) {2}loss (\d\.\d{4}), [\d,]+ tokens/s, (\d:\d\d:\d\d) left$", capsys.readouterr().out, re.M
-    )
-    logged = [line for line in metrics.read(run.out_dir / "metrics.jsonl") if "train_loss" in line]
-    assert [(int(step), loss) for step, loss, _ in shown] == [(i["step"], f"{i['train_loss']:.4f}") for i in logged]
-    assert len(shown) == 4 and shown[-1][2] == "0:00:00"
 
 
 def test_a_run_ends_with_its_result_as_json(make_run):

@@ -82,14 +82,6 @@ def test_mfu_is_a_share_of_the_peaks_of_all_processes(make_run, monkeypatch, pro
 # what a run that resumes or goes back does with the files
 
 
-def test_a_resumed_run_takes_back_what_is_beyond_its_checkpoint(make_run, done):
-    with open(done.out_dir / metrics.SAMPLES, "a") as file:
-        file.write(json.dumps({"step": 6, "text": "of a life that was lost"}) + "\n")
-    run = make_run(max_iters=6, eval_interval=2, resume="auto")
-    run.train()
-    assert steps(run, "text", metrics.SAMPLES) == [0, 2, 4, 6]
-
-
 def test_a_curve_whose_checkpoints_are_gone_is_kept(make_run, done):
     before = (done.out_dir / metrics.METRICS).read_text()
     for step in checkpoint.list_checkpoints(done.out_dir):
