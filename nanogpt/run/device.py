@@ -101,18 +101,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     for variable, supported in LAUNCHER.items():
         value = os.environ.get(variable, supported[0])
         if value.lower() not in supported:
-            raise ValueError(
-                f"the launcher's {variable}={value} is not supported: take a file in "
-                "accelerate_configs, or --precision and --compile"
-            )
+            raise ValueError(f"{variable}={value} is not supported: see accelerate_configs")
     world = int(os.environ.get("WORLD_SIZE", 1))
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = torch.cuda.device_count()
-    if torch.cuda.is_available() and not wants_cpu(config.device) and processes_here > gpus:
-        raise ValueError(
-            f"{processes_here} processes cannot share {gpus} GPUs: give the launcher "
-            f"--num_processes {gpus}, for each machine"
-        )
+    if torch.cuda.is_available() and not wants_cpu(config.device) and local > gpus:
+        raise ValueError(f"{local} processes cannot share {gpus} GPUs: --num_processes {gpus}")
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=mixed_precision(config),
@@ -131,15 +125,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     # MASTER_ADDR is set if the launcher was asked for several, which it may not have started
     one_of_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if accelerator.num_processes != world or (one_of_several and "WORLD_SIZE" not in os.environ):
-        raise ValueError(
-            "the launcher was asked for several processes, but each trains on its own: on a CPU "
-            "use nanogpt train --processes N"
-        )
+        raise ValueError("each process would train alone: on a CPU use nanogpt train --processes N")
     if config.device not in ("auto", accelerator.device.type):
-        raise ValueError(
-            f"device={config.device}, but torch or the launcher chose {accelerator.device.type}: "
-            "leave --device out"
-        )
+        found = accelerator.device.type
+        raise ValueError(f"device={config.device}, but torch or the launcher chose {found}")
     if world > 1:
         # gloo's threads, if still there at exit, may abort the process
         atexit.register(accelerator.state.destroy_process_group)
@@ -158,13 +147,9 @@ def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
     size, rest = divmod(config.batch_size, shared // accumulation)
     if rest:
         raise ValueError(
-            f"gradient_accumulation_steps={accumulation} counts micro-batches over all processes: "
-            f"with {processes} processes choose {processes}, {2 * processes}, {3 * processes}, …"
+            f"gradient_accumulation_steps={accumulation}: take a multiple of {processes}"
         )
-    logger.info(
-        f"note: for {processes} processes, now --batch_size={size} "
-        f"--gradient_accumulation_steps={shared}"
-    )
+    logger.info(f"note: now --batch_size={size} --gradient_accumulation_steps={shared}")
     return replace(config, batch_size=size, gradient_accumulation_steps=shared)
 
 

@@ -47,10 +47,9 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
         with user_errors():
             smaller = split(config)
         logger.warning(
-            f"out of memory with batch_size={config.batch_size}: now "
-            f"--batch_size={smaller.batch_size} "
-            f"--gradient_accumulation_steps={smaller.gradient_accumulation_steps}; "
-            "a step has the same sequences"
+            f"out of memory with batch_size={config.batch_size}: now --batch_size="
+            f"{smaller.batch_size} --gradient_accumulation_steps="
+            f"{smaller.gradient_accumulation_steps}, which is the same step"
         )
         config = smaller
         micro_batches = config.gradient_accumulation_steps // parts.accelerator.num_processes

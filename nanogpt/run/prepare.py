@@ -82,8 +82,7 @@ def prepare(
     splits = train_data.meta["splits"]
     if not peers.agree(zlib.crc32(repr((start and start.name, splits)).encode())):
         raise ValueError(
-            f"the processes find different checkpoints in {config.out_dir} or different tokens in "
-            f"{config.data}: all machines must see the same files"
+            f"all machines must see the same files in {config.out_dir} and {config.data}"
         )
 
     torch.manual_seed(config.seed)
@@ -148,9 +147,7 @@ def load_pretrained(
             raise ValueError("lora_rank adapts a trained model: name one by --init_from")
         return None, None
     if make_model is not GPT:
-        raise ValueError(
-            f"init_from={config.init_from} loads a GPT: it cannot be combined with make_model"
-        )
+        raise ValueError(f"init_from={config.init_from} loads a GPT: leave make_model out")
     return load_for_training(start or config.init_from, model_config, logger.info, given)
 
 

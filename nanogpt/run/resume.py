@@ -31,8 +31,7 @@ def find_start(config: TrainConfig) -> Path | None:
         start = checkpoint.find(config.resume, ("last",), to_resume=True)
     if steps and (start is None or start.parent != out_dir.resolve()):
         raise ValueError(
-            f"{out_dir} already holds a run ({steps[-1].name}): resume it with --resume=auto, "
-            "or start another with another --out_dir"
+            f"{out_dir} holds a run: give --resume=auto to resume it, or --out_dir=another"
         )
     return start
 

@@ -18,7 +18,7 @@ from nanogpt.run import device
 
 def test_accumulation_that_does_not_divide_says_which_counts_do(make_run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match=r"gradient_accumulation_steps=4 .* 3, 6, 9"):
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=4: take a multiple of 3"):
         make_run(gradient_accumulation_steps=4)
 
 
@@ -103,7 +103,7 @@ def test_what_the_launcher_asks_for_in_vain_is_refused(asked, monkeypatch):
 def test_several_processes_that_the_launcher_did_not_start_are_an_error(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(ValueError, match=r"asked for several processes.* --processes N"):
+    with pytest.raises(ValueError, match=r"would train alone.* --processes N"):
         device.make_accelerator(TrainConfig(device="cpu"))
 
 
@@ -161,5 +161,5 @@ def test_bf16_that_a_gpu_only_emulates_becomes_fp16_or_fp32(gpu, monkeypatch, la
 def test_more_processes_than_gpus_are_refused(gpu, monkeypatch):
     gpu(8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match=r"3 processes cannot share 2 GPUs.* --num_processes 2"):
+    with pytest.raises(ValueError, match="3 processes cannot share 2 GPUs: --num_processes 2"):
         device.make_accelerator(TrainConfig(gradient_accumulation_steps=3))

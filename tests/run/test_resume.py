@@ -90,7 +90,7 @@ def test_a_directory_that_cannot_be_written_is_an_error_before_the_run(make_run,
 
 def test_another_run_in_out_dir_is_not_overwritten(make_run):
     make_run().train()
-    with pytest.raises(ValueError, match=r"already holds a run .step-000004.: .*--resume=auto.* --out_dir"):
+    with pytest.raises(ValueError, match=r"holds a run: .*--resume=auto.* --out_dir"):
         make_run()
 
 
