@@ -79,9 +79,6 @@ def test_mfu_is_a_share_of_the_peaks_of_all_processes(make_run, monkeypatch, pro
     assert mfu == {step: pytest.approx(speed[step] * share) for step in (2, 4)}
 
 
-# what a run that resumes or goes back does with the files
-
-
 def test_a_curve_whose_checkpoints_are_gone_is_kept(make_run, done):
     before = (done.out_dir / metrics.METRICS).read_text()
     for step in checkpoint.list_checkpoints(done.out_dir):
@@ -106,9 +103,6 @@ def test_evaluating_an_earlier_checkpoint_changes_no_file(make_run, done):
     before = [(done.out_dir / name).read_bytes() for name in names]
     make_run(max_iters=0, resume=str(done.out_dir / "step-000002"), learning_rate=1.0).train()
     assert [(done.out_dir / name).read_bytes() for name in names] == before
-
-
-# trackers
 
 
 class Tracker:
