@@ -133,11 +133,7 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
         logger.warning(f"no sample: {error}\n")
     out_dir = shlex.quote(str(parts.out_dir))
     use = "chat" if "chat" in parts.train_data.meta else "sample"
-    longer = f"--max_iters={2 * state.step}"
-    if config.train_minutes:
-        longer = f"--train_minutes={2 * config.train_minutes:g}"
     logger.info(f"next:  nanogpt {use} {out_dir}\n       nanogpt eval {out_dir}")
-    logger.info(f"       or train longer: repeat the command with --resume=auto {longer}")
 
 
 def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:

@@ -136,10 +136,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
-    """The same step in smaller micro-batches, if `processes` cannot share it as it is.
-
-    Raises ValueError if batch_size does not divide.
-    """
+    """The same step in smaller micro-batches, if `processes` cannot share it as it is."""
     accumulation = config.gradient_accumulation_steps
     shared = math.lcm(accumulation, processes)
     if shared == accumulation:
@@ -166,11 +163,8 @@ def mixed_precision(config: TrainConfig) -> str:
 
 
 def cuda_precision() -> str:
-    """The fastest precision of the GPU, by Accelerate's name.
-
-    bf16 from Ampere on, fp16 from Volta on, else fp32. torch emulates bf16 on older ones, several
-    times slower than fp16, and does not compile it.
-    """
+    """The fastest precision of the GPU, by Accelerate's name: fp32 before Volta."""
+    # torch emulates bf16 before Ampere, several times slower than fp16, and does not compile it
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16"
     return "fp16" if torch.cuda.get_device_capability() >= (7, 0) else "no"

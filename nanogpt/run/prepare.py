@@ -45,9 +45,7 @@ def prepare(
     """Makes and checks everything `train` needs: the settings in use, the parts, the first state.
 
     Arguments are those of `train.main`; `given` are the names of settings that have a flag on the
-    command line; `quiet` prints nothing, for a run that will not train.
-
-    Raises ValueError or OSError if the settings, the data, or out_dir do not allow the run.
+    command line; `quiet` prints nothing. Raises ValueError or OSError for a user's mistake.
     """
     console.show_messages(os.environ.get("RANK", "0") == "0" and not quiet)
     config = share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
