@@ -135,9 +135,12 @@ def read(path: Path) -> list[dict]:
         with contextlib.suppress(ValueError, RecursionError):
             values = json.loads(line)
             if isinstance(values, dict) and files.is_count(values.get("step")):
-                found.append({k: v for k, v in values.items() if k == "text" or is_number(v)})
+                found.append(
+                    {k: v for k, v in values.items() if k == "text" or number(v) is not None}
+                )
     return found
 
 
-def is_number(value: object) -> bool:
-    return type(value) is float or files.is_count(value)
+def number(value: object) -> float | None:
+    """A number as a float; None for anything else, such as an integer of a thousand digits."""
+    return float(value) if type(value) is float or files.is_count(value) else None

@@ -42,7 +42,10 @@ class FollowedRun:
         if stamps == self.stamps:
             return
         self.stamps, self.version = stamps, self.version + 1
-        self.lines, texts = (metrics.read(self.directory / name) for name in FILES)
+        try:
+            self.lines, texts = (metrics.read(self.directory / name) for name in FILES)
+        except OSError:  # it is being replaced, or was removed
+            return
         names = dict.fromkeys(name for line in self.lines for name in line)
         self.metrics = [name for name in names if name not in (*X, "text")]
         self.samples = [{"step": line["step"], "text": line.get("text", "")} for line in texts]
@@ -54,8 +57,7 @@ class FollowedRun:
         found = {}
         for part in parts.values():
             found.update(part if isinstance(part, dict) else {})
-        max_iters = found.get("max_iters")
-        self.max_iters = max_iters if metrics.is_number(max_iters) and max_iters else math.inf
+        self.max_iters = metrics.number(found.get("max_iters")) or math.inf
         self.settings = {k: str(v) for k, v in found.items() if not isinstance(v, dict | list)}
 
     def points(self, key: str, x: str) -> alerts.Curve:
