@@ -86,9 +86,8 @@ class Interrupts:
         if log_is_due(config, state.step) and tally.bad_in_a_row >= allowed:
             raise Stop(
                 f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step "
-                f"{state.step}, at learning rate {tally.lr:.2e}; the last finite gradient norm was "
-                f"{tally.good_norm:.3g}. None of these steps was applied: start again, or resume "
-                "from a checkpoint, with a lower --learning_rate or --precision=fp32",
+                f"{state.step}, at learning rate {tally.lr:.2e}. None of these steps was applied: "
+                "resume, or start again, with a lower --learning_rate or --precision=fp32",
                 code=1,
             )
         now = time.monotonic()

@@ -99,7 +99,7 @@ def test_both_heed_what_one_process_meets(start, tmp_path):
     lines = [line for line in metrics.read(tmp_path / "out/once/metrics.jsonl") if "lr" in line]
     assert [line["skipped_steps"] for line in lines] == [0, 0, 0, 1, 1, 1]
     assert [line["step"] for line in lines if "train_loss" in line] == [1, 2, 3, 5, 6]
-    message = r"error: no finite gradient in the last 5 steps up to step 8, at .*; the last finite gradient norm was \d"
+    message = r"error: no finite gradient in the last 5 steps up to step 8, at "
     assert [len(re.findall(message, each.stderr)) for each in done] == [1, 0]
 
 
