@@ -163,8 +163,16 @@ def compare(runs: list[Path]) -> str:
     lines = []
     for title, values in rows:
         lines.append(f"{title:<36}" + "".join(f"{value!s:>{width}}" for value in values))
-    if len(groups) > 1:
-        lines += ["", in_words(found)]
+    lines.append("")
+    if found["better"] is not None:
+        first, second = found["runs"][:2]
+        lower = f"{first['name']} has a lower loss than {second['name']}"
+        lines.append(f"{lower} by {found['by']:.4f}")
+    if found["p"] is not None:
+        what = "a significant" if found["significant"] else "no significant"
+        lines.append(f"{what} difference (p = {found['p']:.2g}, Welch's t-test)")
+    elif len(groups) > 1:
+        lines.append(f"not tested for significance: {found['why_not']}")
     return "\n".join(lines)
 
 
@@ -172,15 +180,3 @@ def cell(losses: list[float]) -> str:
     """Losses of seeds as text: their mean and spread."""
     mean, spread = mean_and_spread(losses)
     return f"{mean:.4f}" if spread is None else f"{mean:.4f} ±{spread:.4f}"
-
-
-def in_words(found: dict) -> str:
-    """What a `verdict` says, in one line."""
-    if found["better"] is None:
-        return f"no verdict: {found['why_not']}"
-    first, second = found["runs"][:2]
-    lower = f"{first['name']} has a lower loss than {second['name']} by {found['by']:.4f}"
-    if found["p"] is None:
-        return f"{lower}; not tested for significance: {found['why_not']}"
-    what = "a significant difference" if found["significant"] else "no significant difference"
-    return f"{lower}: {what} (p = {found['p']:.2g}, Welch's t-test)"

@@ -47,9 +47,9 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
         trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
         adapters = f", {trained:,} of them in adapters, which are trained"
     train_tokens, a_step = len(parts.train_data.tokens), tokens_per_step(config, m)
-    amount = f"{c.max_iters:,} steps, {c.max_iters * a_step / train_tokens:.2f} epochs"
+    amount = f"{c.max_iters:,}, {c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
-        amount = f"{c.train_minutes:g} minutes of training"
+        amount = f"for {c.train_minutes:g} minutes"
     resuming = f", resuming from step {state.step:,}" if state.step else ""
     logger.info(
         f"device  {env['device']}, {env['precision']}, processes: {env['processes']}, "
@@ -57,8 +57,8 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
         f"model   {parts.gpt.get_num_params():,} parameters{adapters}\n"
         f"data    {c.data}: {train_tokens:,} tokens to train on, {len(parts.val_data.tokens):,} "
         f"to validate, vocabulary {m.vocab_size:,}\n"
-        f"steps   of {a_step:,} tokens ({c.gradient_accumulation_steps} x {c.batch_size} sequences "
-        f"of {m.block_size}), {amount}\n"
+        f"steps   {amount}, each of {a_step:,} tokens ({c.gradient_accumulation_steps} x "
+        f"{c.batch_size} sequences of {m.block_size})\n"
         f"output  {parts.out_dir}{resuming}"
     )
 
