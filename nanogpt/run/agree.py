@@ -69,11 +69,6 @@ class Peers:
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=self.group)
         return tensor.tolist()
 
-    def agree(self, value: int) -> bool:
-        """Whether all processes have the same value."""
-        largest, smallest = self.largest(value, -value)
-        return largest == -smallest
-
     @contextmanager
     def watched(self):
         """Ends this process with one line and code 1 if another one hangs or has died."""

@@ -63,23 +63,11 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
 
 
 def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
-    """Tries a micro-batch; returns whether any process lacks the memory for it."""
+    """Tries a forward and backward pass with the memory of the first step; clears gradients.
+
+    Returns whether any process lacks the memory for it.
+    """
     lacks = False
-    try:
-        try_micro_batch(config, parts, state)
-    except Exception as error:
-        lacks = out_of_memory(error)
-        if not lacks and parts.compiled:
-            lines = str(error).splitlines()  # a compiler's message comes after dynamo's
-            reason = next((text for text in lines if text and "raised:" not in text), "")
-            fail(f"torch.compile failed; --compile=false trains without it: {reason}")
-        if not lacks:
-            raise
-    return bool(parts.peers.largest(lacks)[0])
-
-
-def try_micro_batch(config: TrainConfig, parts: Parts, state: State) -> None:
-    """A forward and backward pass with the memory of the first step; gradients are cleared."""
     # without communication a failing process leaves no other waiting; FSDP cannot do without
     no_sync = nullcontext() if parts.sharded else parts.accelerator.no_sync(parts.model)
     try:
@@ -91,8 +79,17 @@ def try_micro_batch(config: TrainConfig, parts: Parts, state: State) -> None:
                 with parts.autocast():
                     loss = parts.model(*micro_batch(config, parts, state, 0, whole))
                 loss.backward()
+    except Exception as error:
+        lacks = out_of_memory(error)
+        if not lacks and parts.compiled:
+            lines = str(error).splitlines()  # a compiler's message comes after dynamo's
+            reason = next((text for text in lines if text and "raised:" not in text), "")
+            fail(f"torch.compile failed; --compile=false trains without it: {reason}")
+        if not lacks:
+            raise
     finally:
         parts.gpt.zero_grad()
+    return bool(parts.peers.largest(lacks)[0])
 
 
 def split(config: TrainConfig) -> TrainConfig:

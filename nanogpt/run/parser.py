@@ -78,18 +78,15 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         """Exits with code 2 and one line."""
         if unknown := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
-            fail(f"unknown flag {unknown[1]}: {nearest(unknown[1], self._option_string_actions)}")
+            flag, known = unknown[1], self._option_string_actions
+            near = difflib.get_close_matches(flag, known, n=1)
+            if NANOGPT.get(flag, "").partition("=")[0] in known:
+                near = [NANOGPT[flag]]
+            hint = f"did you mean {near[0]}? " if near else ""
+            fail(f"unknown flag {flag}: {hint}--help lists them all")
         fail(re.sub(r"(?s)^argument (--\w+): (?=.*: (expected|must))", r"\1=", message))
 
 
 def with_underscores(name: str) -> str:
     """A flag's name as it is defined; any other word as it is."""
     return re.sub(r"(?<=\w)-", "_", name) if name.startswith("--") else name
-
-
-def nearest(flag: str, known) -> str:
-    """The hint for a flag that is not one of the `known` ones."""
-    near = difflib.get_close_matches(flag, known, n=1)
-    if NANOGPT.get(flag, "").partition("=")[0] in known:
-        near = [NANOGPT[flag]]
-    return f"did you mean {near[0]}? --help lists them all" if near else "--help lists them all"

@@ -78,7 +78,8 @@ def prepare(
         if gpt is None and accelerator.device.type == "cpu" and config.max_iters > 0:
             guard.check_room(model_config)
     splits = train_data.meta["splits"]
-    if not peers.agree(zlib.crc32(repr((start and start.name, splits)).encode())):
+    found = zlib.crc32(repr((start and start.name, splits)).encode())
+    if peers.largest(found, -found) != [found, -found]:
         raise ValueError(
             f"all machines must see the same files in {config.out_dir} and {config.data}"
         )
