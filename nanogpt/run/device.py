@@ -137,15 +137,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
     """The same step in smaller micro-batches, if `processes` cannot share it as it is."""
-    accumulation = config.gradient_accumulation_steps
-    shared = math.lcm(accumulation, processes)
-    if shared == accumulation:
+    asked = config.gradient_accumulation_steps
+    shared = math.lcm(asked, processes)
+    if shared == asked:
         return config
-    size, rest = divmod(config.batch_size, shared // accumulation)
+    size, rest = divmod(config.batch_size, shared // asked)
     if rest:
-        raise ValueError(
-            f"gradient_accumulation_steps={accumulation}: take a multiple of {processes}"
-        )
+        raise ValueError(f"gradient_accumulation_steps={asked}: take a multiple of {processes}")
     logger.info(f"note: now --batch_size={size} --gradient_accumulation_steps={shared}")
     return replace(config, batch_size=size, gradient_accumulation_steps=shared)
 

@@ -44,16 +44,13 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
             torch.cuda.empty_cache()
         if parts.compiled:
             torch.compiler.reset()  # frees the graphs of the old size: dynamo keeps only a few
+        size = config.batch_size
         with user_errors():
-            smaller = split(config)
-        logger.warning(
-            f"out of memory with batch_size={config.batch_size}: now --batch_size="
-            f"{smaller.batch_size} --gradient_accumulation_steps="
-            f"{smaller.gradient_accumulation_steps}, which is the same step"
-        )
-        config = smaller
-        micro_batches = config.gradient_accumulation_steps // parts.accelerator.num_processes
-        parts.accelerator.gradient_accumulation_steps = micro_batches
+            config = split(config)
+        total = config.gradient_accumulation_steps
+        now = f"now --batch_size={config.batch_size} --gradient_accumulation_steps={total}"
+        logger.warning(f"out of memory with batch_size={size}: {now}, which is the same step")
+        parts.accelerator.gradient_accumulation_steps = total // parts.accelerator.num_processes
         parts.settings["train"] = asdict(config)
         if parts.accelerator.is_main_process:
             rundir.write_json(parts.out_dir / CONFIG, parts.settings)

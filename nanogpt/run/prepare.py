@@ -80,9 +80,7 @@ def prepare(
     splits = train_data.meta["splits"]
     found = zlib.crc32(repr((start and start.name, splits)).encode())
     if peers.largest(found, -found) != [found, -found]:
-        raise ValueError(
-            f"all machines must see the same files in {config.out_dir} and {config.data}"
-        )
+        raise ValueError(f"all machines must see the same {config.out_dir} and {config.data}")
 
     torch.manual_seed(config.seed)
     gpt = (gpt or make_model(model_config)).to(accelerator.device)

@@ -30,9 +30,7 @@ def find_start(config: TrainConfig) -> Path | None:
     if config.resume != "none":
         start = checkpoint.find(config.resume, ("last",), to_resume=True)
     if steps and (start is None or start.parent != out_dir.resolve()):
-        raise ValueError(
-            f"{out_dir} holds a run: give --resume=auto to resume it, or --out_dir=another"
-        )
+        raise ValueError(f"{out_dir} holds a run: give --resume=auto, or another --out_dir")
     return start
 
 
