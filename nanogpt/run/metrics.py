@@ -134,7 +134,8 @@ def read(path: Path) -> list[dict]:
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             values = json.loads(line)
-            if isinstance(values, dict) and files.is_count(values.get("step")):
+            step = values.get("step") if isinstance(values, dict) else None
+            if type(step) is int and number(step) is not None:
                 found.append(
                     {k: v for k, v in values.items() if k == "text" or number(v) is not None}
                 )
@@ -143,4 +144,5 @@ def read(path: Path) -> list[dict]:
 
 def number(value: object) -> float | None:
     """A number as a float; None for anything else, such as an integer of a thousand digits."""
-    return float(value) if type(value) is float or files.is_count(value) else None
+    is_number = type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+    return float(value) if is_number else None

@@ -25,7 +25,7 @@ def show(config: TrainConfig, parts: Parts, state: State, as_json: bool) -> None
     if config.train_minutes and steps:
         steps = max(1, round(60 * config.train_minutes / seconds))
     a_step = tokens_per_step(config, parts.gpt.config)
-    parameters, train_tokens = parts.gpt.get_num_params(), len(parts.train_data.tokens)
+    parameters, train_tokens = parts.gpt.get_num_params(), len(parts.train_data)
     plan = {
         "parameters": parameters,
         "tokens_per_step": a_step,

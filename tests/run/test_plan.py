@@ -14,7 +14,7 @@ def test_a_plan_names_what_a_user_would_work_out_by_hand(make_run, monkeypatch, 
     shown, tokens = capsys.readouterr().out, 240 * 2 * 4 * 16
     found = {line.split()[0]: float(line.split()[1].replace(",", "")) for line in shown.splitlines()[-9:]}
     assert (found["steps"], found["tokens_per_step"], found["tokens"]) == (240, 128, tokens)
-    assert found["epochs"] == pytest.approx(tokens / len(run.train_data.tokens), abs=1e-4)
+    assert found["epochs"] == pytest.approx(tokens / len(run.train_data), abs=1e-4)
     assert found["tokens_per_parameter"] == pytest.approx(tokens / run.gpt.get_num_params(), abs=1e-4)
     assert (found["seconds_per_step"], found["train_seconds"]) == (0.5, 120)
 
