@@ -72,7 +72,7 @@ def group(runs: list[Path]) -> list[list[Curve]]:
         curve = read(Path(run))
         groups.setdefault(repr(sorted(curve.kind.items())), []).append(curve)
     for curves in groups.values():
-        if len({curve.settings.get("seed") for curve in curves}) < len(curves):
+        if len({repr(curve.settings.get("seed")) for curve in curves}) < len(curves):
             names = ", ".join(str(curve.run) for curve in curves)
             raise ValueError(f"{names}: two have the same settings and seed: name one of them")
     means = {kind: np.mean([curve.lowest for curve in curves]) for kind, curves in groups.items()}
