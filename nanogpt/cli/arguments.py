@@ -58,7 +58,7 @@ SAMPLING = [
     number("--top_k", int, 0, 2**24, 200, "only the N most likely tokens; 0: all"),
     number("--top_p", float, 0, 1, 1.0, "only the likeliest tokens whose probabilities sum to N"),
     number("--seed", int, 0, 2**63 - 1, None, "the same seed gives the same text"),
-    choice("--dtype", "float32 bfloat16 int8", "of weights and cache; int8: only weights"),
+    choice("--dtype", "float32 bfloat16", "of weights and cache"),
     choice("--compile", "auto true false", "auto: if it saves time", nargs="?", const="true"),
 ]
 EXPORTING = [

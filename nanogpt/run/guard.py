@@ -71,10 +71,12 @@ def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
         with no_sync:
             if state.step == 0:  # the optimizer's state, at most AdamW's, comes with the first step
                 moments = [torch.empty_like(p) for p in parts.gpt.parameters() for _ in range(2)]  # noqa: F841
-            # later steps of whole windows have to fit, too
-            for whole in [False, True] if state.step < config.short_block_iters else [False]:
+            tried = [config]
+            if state.step < config.short_block_iters:  # later steps of whole windows must fit, too
+                tried.append(replace(config, short_block_iters=0))
+            for settings in tried:
                 with parts.autocast():
-                    loss = parts.model(*micro_batch(config, parts, state, 0, whole))
+                    loss = parts.model(*micro_batch(settings, parts, state, 0))
                 loss.backward()
     except Exception as error:
         lacks = out_of_memory(error)

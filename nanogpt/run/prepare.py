@@ -22,7 +22,6 @@ from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
 from nanogpt.model import GPT, GPTConfig, Ops
 from nanogpt.ops import ops_for, sharded
-from nanogpt.optim import UpdateRatio
 from nanogpt.run import console, guard, resume
 from nanogpt.run.agree import Peers
 from nanogpt.run.compare import RESULT
@@ -103,10 +102,12 @@ def prepare(
         if accelerator.scaler is not None and state.loss_scale is not None:  # of fp16
             saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
             accelerator.scaler.load_state_dict(accelerator.scaler.state_dict() | saved)
-        checkpoint.restore_best(Path(config.out_dir), state, accelerator.is_main_process)
         if not same_text and not done(config, state):
             logger.info("note: the validation data changed, so the best loss is reset")
-            state.best_val_loss = state.best_step = state.evaluated_step = None
+            state.best_step = state.evaluated_step = None
+    saved_steps = map(checkpoint.step_of, checkpoint.list_checkpoints(Path(config.out_dir)))
+    if state.best_step not in saved_steps and not done(config, state):
+        state.best_step = state.best_val_loss = None  # the next evaluation is the best
     with peers.in_agreement():
         metrics = open_files(config, accelerator, state, settings, start is not None)
     parts = Parts(
@@ -125,7 +126,6 @@ def prepare(
         peers=peers,
         interrupts=interrupts,
         tally=Tally(accelerator.device, state),
-        update_ratio=UpdateRatio(gpt),
         sharded=accelerator.distributed_type == DistributedType.FSDP,
         compiled=compiled,
         peak_flops=peak_flops(environment["device"]),

@@ -54,7 +54,7 @@ def running(start, tmp_path):
 def saved(out_dir: Path, printed: str) -> bool:
     """Whether the step that a run says it has saved is there, whole."""
     stopped = int(re.search(r"stopped: step (\d+) is saved; to resume, .*--resume=auto", printed)[1])
-    last = checkpoint.find(out_dir, ("last",))
+    last = checkpoint.find(out_dir, "last")
     return last.name == f"step-{stopped:06d}" and checkpoint.find_damage(last) is None
 
 
@@ -70,7 +70,7 @@ def test_a_signal_to_one_process_saves_and_ends_both_with_its_code(running, tmp_
 def test_a_signal_to_one_process_ends_an_evaluation_on_both(start, tmp_path):
     programs = start({"out_dir": "out/ended", "max_iters": 4, "eval_interval": 2, "terminate": 2})
     assert [program.wait().returncode for program in programs] == [143, 143]
-    last = checkpoint.find(tmp_path / "out/ended", ("last",))
+    last = checkpoint.find(tmp_path / "out/ended", "last")
     assert last.name == "step-000002" and checkpoint.read_state(last).evaluated_step == 0
 
 
