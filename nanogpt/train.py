@@ -325,8 +325,6 @@ class Parts:
     compiled: bool = False
     peak_flops: float | None = None  # of the device, if known
     make_model: Callable[[GPTConfig], GPT] = GPT
-    # the settings before the command line's
-    recipe: tuple[GPTConfig, TrainConfig] = (GPTConfig(), TrainConfig())
 
     def autocast(self):
         """Mixed precision around a sharded model; Accelerate has wrapped any other model in it."""

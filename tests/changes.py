@@ -40,7 +40,7 @@ nanogpt.model tests/test_config.py
     limits of settings are not checked: not limits[0] <= value <= limits[1] -> False
 nanogpt.run.parser tests/test_config.py
     --x=false is true: text.lower() == 'true' -> bool(text)
-    flags may be abbreviated: {'formatter_class': HelpFormatter, 'allow_abbrev': False} -> {}
+    flags may be abbreviated: kept | options -> options
 nanogpt.optim
     the warm-up starts at zero: (step + 1) -> step
     the cosine rises again after its end:
@@ -91,7 +91,7 @@ nanogpt.checkpoint
 nanogpt.checkpoint tests/test_forged_checkpoint.py
     weights that are not finite are loaded: not tensor.isfinite().all() -> False
 nanogpt.run.resume
-    another model is resumed: differing & fixed - {'dropout', 'gradient_checkpointing'} -> set()
+    another model is resumed: name in fixed - {'dropout', 'gradient_checkpointing'} -> False
 nanogpt.run.prepare tests/test_train.py
     the optimizer's state is not restored:
         checkpoint.restore(start, gpt, optimizers) -> checkpoint.restore(start, gpt, [])
@@ -101,7 +101,8 @@ nanogpt.train tests/test_optim.py
 nanogpt.train tests/test_train.py
     the best loss is the largest: state.best_val_loss <= result['val_loss'] -> state.best_val_loss >= result['val_loss']
 nanogpt.run.stop tests/test_train.py
-    a signal ends with exit code 0: 128 + number if number else 0 -> 0
+    a signal ends with exit code 0:
+        Stop("stopped", code=128 + number) -> Stop("stopped", code=0)
 nanogpt.train tests/run/test_guard.py
     a loss that is not finite enters the mean: torch.where(not_finite > 0, 0.0, loss) -> loss
 nanogpt.run.guard

@@ -76,7 +76,7 @@ def test_a_process_that_finds_other_tokens_ends_the_run(make_run, monkeypatch):
         return [max(values[0], 1000), max(values[1], -1000)] if tokens else list(map(int, values))
 
     monkeypatch.setattr(Peers, "largest", with_another)
-    with pytest.raises(ValueError, match=r"^the processes find different tokens in .*data: all machines must see"):
+    with pytest.raises(ValueError, match=r"^all machines must see the same .* and .*data"):
         make_run()
 
 

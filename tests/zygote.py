@@ -16,12 +16,12 @@ import select
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
 import threading
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,31 +105,36 @@ class Program:
         return SimpleNamespace(returncode=self.poll(PATIENCE), **said)
 
 
-def serve(address: str) -> dict:
-    """Accepts connections until stdin ends, which ends all programs; returns in the forks, with what each is to run."""
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(address)
-    server.listen(100)
-    print("ready", flush=True)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
-    while True:
-        if sys.stdin in select.select([server, sys.stdin], [], [])[0]:
-            os.killpg(0, signal.SIGKILL)
-        connection = server.accept()[0]
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            server.close()
-            request = json.loads(connection.makefile().readline())
-            pid = os.fork()
-            if pid == 0:
-                connection.close()
-                return request
-            with suppress(OSError):  # whoever asked is gone
-                connection.sendall(b"%d\n" % pid)
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                connection.sendall(b"%d\n" % code)
-            os._exit(0)
-        connection.close()
+class Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
+    max_children, request_queue_size, timeout = 1000, 100, 0.2
+
+
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        """In a fork: forks once more, and waits for that program."""
+        request = json.loads(self.rfile.readline())
+        pid = os.fork()
+        if pid == 0:
+            self.connection.close()
+            run(request)
+        self.connection.sendall(b"%d\n" % pid)
+        self.connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def run(request: dict) -> None:
+    """Ends this process as the program would that was asked for, but does not unload modules, which takes a second."""
+    code = 0
+    try:
+        become(request)
+    except SystemExit as exit:
+        code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def become(request: dict) -> None:
@@ -151,22 +156,6 @@ def become(request: dict) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
-def main() -> None:
-    """Serves; a fork ends as Python would, except that it does not unload the modules, which takes a second."""
-    code = 0
-    try:
-        become(serve(sys.argv[1]))
-    except SystemExit as exit:
-        code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    os._exit(code)
-
-
 if __name__ == "__main__":
     import accelerate  # noqa: F401
     import torch._dynamo  # noqa: F401 (which making an optimizer imports)
@@ -174,9 +163,13 @@ if __name__ == "__main__":
 
     import nanogpt.train  # noqa: F401
     from nanogpt import cli
-    from nanogpt.hub import export  # noqa: F401
+    from nanogpt.cli import measure, train, use  # noqa: F401
     from nanogpt.run import console
 
     console.SAMPLE_TOKENS = 8
     gc.freeze()
-    main()
+    with Server(sys.argv[1], Handler) as server:
+        print("ready", flush=True)
+        while not select.select([sys.stdin], [], [], 0)[0]:  # ended by whoever started it
+            server.handle_request()
+        os.killpg(0, signal.SIGKILL)

@@ -1,49 +1,14 @@
-"""Arguments and output that several commands share. Imports torch only when a command runs."""
+"""What several commands share: how they load a RUN and print."""
 
-import argparse
 import json
-import runpy
 import sys
 from importlib import import_module
-from pathlib import Path
+
+import torch
 
 from nanogpt.data.files import plain
+from nanogpt.hub.load import load
 from nanogpt.run.errors import visible
-from nanogpt.run.parser import within
-
-WHAT = "an out directory (best, else last), a checkpoint in one, or a transformers model"
-SHARED = {
-    "RUN": {"help": WHAT},
-    "RUNS": {"help": f"one or several; each is {WHAT}", "nargs": "+", "metavar": "RUN"},
-    "RECIPE": {"help": "a recipe, such as recipes/shakespeare.py"},
-    "FLAGS": {"help": "its flags, such as --n_layer=8", "nargs": argparse.REMAINDER},
-    "--checkpoint": {"help": "best, last or step-N; default: best, else last", "metavar": "WHICH"},
-    "--device": {"help": "auto, cpu, cuda or mps", "default": "auto"},
-    "--trust_recipe": {
-        "help": "a Python file to run, with the class that a RUN was trained as (make_model)",
-        "metavar": "FILE",
-    },
-    "--json": {"help": "print the result as one line of JSON", "action": "store_true"},
-    "--precision": {
-        "help": "auto: the GPU's fastest on CUDA, else fp32",
-        "default": "auto",
-        "choices": ("auto", "fp32", "bf16", "fp16"),
-    },
-    "--to": {"help": "where to write; must not exist", "metavar": "PATH", "required": True},
-    "--port": {"help": "local port; default: a usual one", "type": within(int, 0, 65_535)},
-}
-
-
-def add_shared(command: argparse.ArgumentParser, *names: str) -> None:
-    """Adds arguments of SHARED."""
-    for name in names:
-        command.add_argument(name, **SHARED[name])
-
-
-def add_number(command, flag: str, kind: type, low: float, high: float, default, help: str) -> None:
-    """Adds a flag for a number from `low` to `high`."""
-    limits = within(kind, low, high)
-    command.add_argument(flag, type=limits, default=default, metavar="N", help=help)
 
 
 def extra(name: str):
@@ -53,37 +18,13 @@ def extra(name: str):
 
 def load_run(args, run: str, **options) -> tuple:
     """`nanogpt.hub.load.load`, with the command's --device, --checkpoint and --trust_recipe."""
-    from nanogpt.hub.load import load
-
-    return load(
-        run,
-        pick_device(args.device),
-        which=args.checkpoint,
-        say=note,
-        trust_recipe=args.trust_recipe,
-        **options,
-    )
-
-
-def run_recipe(recipe: str, flags: list[str]) -> None:
-    """Runs a recipe in this process, as `python RECIPE flags` would."""
-    sys.argv = [recipe, *flags]
-    sys.path.insert(0, str(Path(recipe).resolve().parent))
-    runpy.run_path(recipe, run_name="__main__")
-
-
-def require_recipe(recipe: str) -> None:
-    """Raises ValueError unless it is a Python file."""
-    if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
-        raise ValueError(
-            f"{recipe} is not a Python file: name a recipe, such as recipes/shakespeare.py"
-        )
+    device = pick_device(args.device)
+    trusted = {"which": args.checkpoint, "trust_recipe": args.trust_recipe}
+    return load(run, device, say=note, **trusted, **options)
 
 
 def pick_device(name: str) -> str:
     """Resolves `auto`. Raises ValueError for a device that this machine does not have."""
-    import torch
-
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     present = [device for device, available in has.items() if available]
     if name not in ("auto", *present):

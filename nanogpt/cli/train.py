@@ -1,29 +1,23 @@
 """`nanogpt train`, `plan` and `import-nanogpt`."""
 
 import os
+import runpy
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from nanogpt.cli.options import add_number, add_shared, require_recipe, run_recipe, show
+import torch
+
+from nanogpt.cli.arguments import ARGUMENTS
+from nanogpt.cli.options import show
+from nanogpt.hub.nanogpt import import_checkpoint, resume_command
 from nanogpt.run.parser import OneLineParser
+from nanogpt.run.stop import hangup_is_ignored
 
 LAUNCH = (
     "-m accelerate.commands.launch --multi_gpu --num_machines 1 "
     "--mixed_precision no --dynamo_backend no --main_process_port 0"
 )
-
-
-def add_train(command: ArgumentParser) -> None:
-    """Adds the arguments of `nanogpt train`."""
-    add_processes(command, 1)
-    add_shared(command, "RECIPE", "FLAGS")
-
-
-def add_processes(command: ArgumentParser, default: int) -> None:
-    """Adds --processes."""
-    count = "number of processes: one per GPU; without a GPU, on the CPU"
-    add_number(command, "--processes", int, 1, 1024, default, count)
 
 
 def run_train(args) -> None:
@@ -32,7 +26,8 @@ def run_train(args) -> None:
     For several machines, sharding or a configuration file use `accelerate launch`.
     """
     after_recipe = OneLineParser(add_help=False)  # --processes is accepted there, too
-    add_processes(after_recipe, args.processes)
+    flag, options = ARGUMENTS["train"][0]
+    after_recipe.add_argument(flag, **options | {"default": args.processes})
     found, flags = ArgumentParser.parse_known_args(after_recipe, args.FLAGS)
     require_recipe(args.RECIPE)
     if found.processes == 1:
@@ -41,12 +36,23 @@ def run_train(args) -> None:
         launch(args.RECIPE, flags, found.processes)
 
 
+def require_recipe(recipe: str) -> None:
+    """Raises ValueError unless it is a Python file."""
+    if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
+        raise ValueError(
+            f"{recipe} is not a Python file: name a recipe, such as recipes/shakespeare.py"
+        )
+
+
+def run_recipe(recipe: str, flags: list[str]) -> None:
+    """Runs a recipe in this process, as `python RECIPE flags` would."""
+    sys.argv = [recipe, *flags]
+    sys.path.insert(0, str(Path(recipe).resolve().parent))
+    runpy.run_path(recipe, run_name="__main__")
+
+
 def launch(recipe: str, flags: list[str], processes: int) -> None:
     """Replaces this process with the launcher. Raises ValueError for more processes than GPUs."""
-    import torch
-
-    from nanogpt.run.stop import hangup_is_ignored
-
     gpus = torch.cuda.device_count()
     on_cpu = not gpus or "--device=cpu" in "=".join(flags)
     if not on_cpu and processes > gpus:
@@ -62,11 +68,6 @@ def launch(recipe: str, flags: list[str], processes: int) -> None:
     os.execve(sys.executable, words, environment)
 
 
-def add_plan(command: ArgumentParser) -> None:
-    """Adds the arguments of `nanogpt plan`."""
-    add_shared(command, "--json", "RECIPE", "FLAGS")
-
-
 def run_plan(args) -> None:
     """Runs a recipe with --dry_run."""
     require_recipe(args.RECIPE)
@@ -74,19 +75,8 @@ def run_plan(args) -> None:
     run_recipe(args.RECIPE, [*json, "--dry_run", *args.FLAGS])
 
 
-def add_import_nanogpt(command: ArgumentParser) -> None:
-    """Adds the arguments of `nanogpt import-nanogpt`."""
-    command.add_argument("CKPT", help="nanoGPT's ckpt.pt")
-    command.add_argument("--data", required=True, metavar="DIR", help="the data it was trained on")
-    command.add_argument(
-        "--out_dir", default="out/from_nanogpt", metavar="DIR", help="the run to write"
-    )
-
-
 def run_import_nanogpt(args) -> None:
     """Writes nanoGPT's checkpoint as one of ours and prints how to continue with it."""
-    from nanogpt.hub.nanogpt import import_checkpoint, resume_command
-
     saved = import_checkpoint(Path(args.CKPT), Path(args.data), Path(args.out_dir))
     show(f"{args.CKPT} is now {saved}\n")
     show(f"next:  nanogpt sample {args.out_dir}")

@@ -3,7 +3,6 @@
     pip install -e '.[eval]' -c constraints.txt
 
     nanogpt eval out/shakespeare --tasks lambada_openai,piqa
-    nanogpt eval out/shakespeare --tasks mine --include_path tasks/
     nanogpt eval out/gpt2 --tasks core
 
 The model is converted to its transformers class in this process; results equal `lm_eval --model hf`

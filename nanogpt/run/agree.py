@@ -15,9 +15,7 @@ import torch
 from accelerate import Accelerator
 
 # texts in the errors of gloo and NCCL
-LOST = re.compile(
-    "Connection (closed|reset|refused)|Broken pipe|remote process|[Tt]imed out|timeout"
-)
+LOST = re.compile("Connection (closed|reset|refused)|Broken pipe|remote process|[Tt]imed? ?out")
 
 
 class Peers:
@@ -71,28 +69,17 @@ class Peers:
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=self.group)
         return tensor.tolist()
 
-    def agree(self, value: int) -> bool:
-        """Whether all processes have the same value."""
-        largest, smallest = self.largest(value, -value)
-        return largest == -smallest
-
     @contextmanager
     def watched(self):
-        """Ends this process with one line and code 1 if the code in this context cannot go on.
-
-        It waits for a process that hangs or has died.
-        """
+        """Ends this process with one line and code 1 if another one hangs or has died."""
         try:
             yield
         except RuntimeError as error:
             if not self.many or not LOST.search(str(error)):
                 raise
             me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
-            print(
-                f"error: {me} stops: another process of the run has died, or not answered for "
-                f"{self.timeout:g} s (--timeout); start it again with --resume=auto",
-                file=sys.stderr,
-                flush=True,
-            )
+            lost = f"another process of the run has died, or not answered for {self.timeout:g} s"
+            line = f"error: {me} stops: {lost} (--timeout); start it again with --resume=auto"
+            print(line, file=sys.stderr, flush=True)
             sys.stdout.flush()
             os._exit(1)  # an ordinary exit would wait for the others

@@ -16,37 +16,26 @@ from nanogpt import checkpoint
 from nanogpt.config import ignored_by
 from nanogpt.run import metrics
 
+RESULT = "result.json"
 KEYS = ("step", "tokens", "train_seconds", "val_loss")
 AXES = ("steps", "tokens", "seconds of training")  # names of the first three
 ALPHA = 0.05  # a difference with a smaller p is significant
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(100)  # of numerical integration
 
 
-@dataclass
+@dataclass(eq=False)
 class Curve:
     run: Path
     settings: dict
     kind: dict  # the settings that are equal for runs that differ only in their seed
     points: np.ndarray  # (N, 4) the values of KEYS at each evaluation
     val_sha256: str | None  # of the validation tokens; None if not recorded
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last evaluation is the final one."""
-        minutes, max_iters = (self.settings.get(key, 0) for key in ("train_minutes", "max_iters"))
-        step, _, seconds, _ = self.points[-1]
-        if minutes and max_iters:
-            return seconds >= 60 * minutes - 0.001  # metrics.jsonl has milliseconds
-        return step >= max_iters
+    finished: bool
 
     @property
     def lowest(self) -> float:
         """The lowest validation loss; NaN only if all are."""
         return float(np.fmin.reduce(self.points[:, 3]))
-
-    def loss_at(self, axis: int, x: float) -> float:
-        """The validation loss at `x` on an axis, interpolated linearly between evaluations."""
-        return float(np.interp(x, self.points[:, axis], self.points[:, 3]))
 
 
 def read(run: Path) -> Curve:
@@ -66,11 +55,11 @@ def read(run: Path) -> Curve:
     kind["class"] = config.get("class")  # of a run with make_model
     if digests and all(digests.values()):
         kind["data"] = list(digests.values())  # the same tokens in any directory
-    try:
-        points = np.array([[line[key] for key in KEYS] for line in lines], dtype=float)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{run / metrics.METRICS} is damaged ({error})") from None
-    return Curve(run, settings, kind, points, digests.get("val"))
+    points = np.array([[line[key] for key in KEYS] for line in lines], dtype=float)
+    # which a run writes at its end
+    result = checkpoint.read_json(run / RESULT) if (run / RESULT).exists() else {}
+    finished = result.get("reason") == "finished"
+    return Curve(run, settings, kind, points, digests.get("val"), finished)
 
 
 def group(runs: list[Path]) -> list[list[Curve]]:
@@ -78,23 +67,17 @@ def group(runs: list[Path]) -> list[list[Curve]]:
 
     Raises ValueError if a seed is there twice.
     """
-    groups: list[list[Curve]] = []
-    for curve in [read(Path(run)) for run in dict.fromkeys(runs)]:
-        same = next((group for group in groups if group[0].kind == curve.kind), None)
-        if same is None:
-            groups.append([curve])
-            continue
-        for other in same:
-            if other.settings.get("seed") == curve.settings.get("seed"):
-                raise ValueError(
-                    f"{other.run} and {curve.run} have the same settings and seed: name one of them"
-                )
-        same.append(curve)
-
-    def mean(group: list[Curve]) -> float:
-        return float(np.nan_to_num(np.mean([curve.lowest for curve in group]), nan=np.inf))
-
-    return sorted(groups, key=mean)
+    groups: dict[str, list[Curve]] = {}
+    for run in dict.fromkeys(runs):
+        curve = read(Path(run))
+        groups.setdefault(repr(sorted(curve.kind.items())), []).append(curve)
+    for curves in groups.values():
+        if len({repr(curve.settings.get("seed")) for curve in curves}) < len(curves):
+            names = ", ".join(str(curve.run) for curve in curves)
+            raise ValueError(f"{names}: two have the same settings and seed: name one of them")
+    means = {kind: np.mean([curve.lowest for curve in curves]) for kind, curves in groups.items()}
+    ranked = sorted(groups, key=lambda kind: np.nan_to_num(means[kind], nan=np.inf))
+    return [groups[kind] for kind in ranked]
 
 
 def mean_and_spread(losses: list[float]) -> tuple[float, float | None]:
@@ -123,14 +106,13 @@ def welch(a: list[float], b: list[float]) -> float:
         return float(integral(np.arctan2(np.sqrt(df), t)) / integral(np.pi / 2))
 
 
-def verdict(runs: list[Path]) -> dict:
-    """The comparison for a program; docs/experiments.md describes the keys.
+def verdict(groups: list[list[Curve]]) -> dict:
+    """The comparison of `group`s for a program; docs/experiments.md describes the keys.
 
-    `runs` are groups, ranked by their lowest validation loss, the mean over seeds. `by` is how much
-    lower the loss of `better` is than the next one's. Both are None if losses cannot be compared;
-    without a p, `why_not` says why. Raises ValueError if one of `runs` is not a run.
+    They are ranked by their lowest validation loss, the mean over seeds. `by` is how much lower the
+    loss of `better` is than the next one's. Both are None if losses cannot be compared; without a
+    p, `why_not` says why.
     """
-    groups = group(runs)
     every = [curve for curves in groups for curve in curves]
     names = dict.fromkeys(name for curve in every for name in curve.kind)
     differing = [n for n in names if any(c.kind.get(n) != every[0].kind.get(n) for c in every)]
@@ -162,25 +144,35 @@ def verdict(runs: list[Path]) -> dict:
 
 def compare(runs: list[Path]) -> str:
     """A `verdict` as text, the best run first; the last line says whether it is better."""
-    found, groups = verdict(runs), group(runs)
-    every = [curve for curves in groups for curve in curves]
-    table: dict[str, list] = {"": [row["name"] for row in found["runs"]]}
-    table["seeds"] = [len(curves) for curves in groups]
+    groups = group(runs)
+    found = verdict(groups)
+    rows = [("", [row["name"] for row in found["runs"]])]
+    rows.append(("seeds", [len(curves) for curves in groups]))
     for name in found["runs"][0]["settings"]:
-        table[name] = [row["settings"][name] for row in found["runs"]]
+        rows.append((name, [row["settings"][name] for row in found["runs"]]))
+    every = [curve for curves in groups for curve in curves]
     for axis, title in enumerate(AXES):
         end = min(curve.points[-1, axis] for curve in every)  # the last that all have reached
         if all(curve.points[0, axis] <= end for curve in every):
-            losses = [[curve.loss_at(axis, end) for curve in curves] for curves in groups]
-            table[f"at {end:,.1f} {title}".replace(".0 ", " ")] = [cell(each) for each in losses]
-    table["lowest"] = [cell([curve.lowest for curve in curves]) for curves in groups]
-    width = 2 + max(16, *(len(str(value)) for values in table.values() for value in values))
+            # interpolated linearly between evaluations
+            losses = {c: np.interp(end, c.points[:, axis], c.points[:, 3]) for c in every}
+            cells = [cell([losses[c] for c in curves]) for curves in groups]
+            rows.append((f"at {end:,.1f} {title}".replace(".0 ", " "), cells))
+    rows.append(("lowest", [cell([curve.lowest for curve in curves]) for curves in groups]))
+    width = 2 + max(16, *(len(str(value)) for _, values in rows for value in values))
     lines = []
-    for title, values in table.items():
+    for title, values in rows:
         lines.append(f"{title:<36}" + "".join(f"{value!s:>{width}}" for value in values))
     lines.append("")
-    if len(groups) > 1:
-        lines.append(in_words(found))
+    if found["better"] is not None:
+        first, second = found["runs"][:2]
+        lower = f"{first['name']} has a lower loss than {second['name']}"
+        lines.append(f"{lower} by {found['by']:.4f}")
+    if found["p"] is not None:
+        what = "a significant" if found["significant"] else "no significant"
+        lines.append(f"{what} difference (p = {found['p']:.2g}, Welch's t-test)")
+    elif len(groups) > 1:
+        lines.append(f"not tested for significance: {found['why_not']}")
     return "\n".join(lines)
 
 
@@ -188,15 +180,3 @@ def cell(losses: list[float]) -> str:
     """Losses of seeds as text: their mean and spread."""
     mean, spread = mean_and_spread(losses)
     return f"{mean:.4f}" if spread is None else f"{mean:.4f} ±{spread:.4f}"
-
-
-def in_words(found: dict) -> str:
-    """What a `verdict` says, in one line."""
-    if found["better"] is None:
-        return f"no verdict: {found['why_not']}"
-    first, second = found["runs"][:2]
-    lower = f"{first['name']} has a lower loss than {second['name']} by {found['by']:.4f}"
-    if found["p"] is None:
-        return f"{lower}; not tested for significance: {found['why_not']}"
-    what = "a significant difference" if found["significant"] else "no significant difference"
-    return f"{lower}: {what} (p = {found['p']:.2g}, Welch's t-test)"

@@ -1,6 +1,5 @@
 """Prints a run's settings and progress, and at the end the result and next commands."""
 
-import dataclasses
 import logging
 import shlex
 import time
@@ -11,16 +10,13 @@ import torch
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import plain, plural, waiting
-from nanogpt.data.tokenizer import END, START
-from nanogpt.run import metrics
+from nanogpt.data.files import plain, waiting
+from nanogpt.run.compare import RESULT
 from nanogpt.run.errors import visible
-from nanogpt.run.resume import resume_command
 from nanogpt.run.stop import Stop
 from nanogpt.sample import sample_text
 from nanogpt.train import Parts, State, logger, sample_start, tokens_per_step
 
-RESULT = "result.json"
 SAMPLE_TOKENS = 300  # of the sample at the end
 EVERY = 5.0  # seconds between lines of progress
 
@@ -46,25 +42,23 @@ def show_messages(shown: bool) -> None:
 def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     """Prints device, model, data, steps and output."""
     m, c, env = parts.gpt.config, config, parts.settings["environment"]
+    adapters = ""
+    if c.lora_rank:
+        trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
+        adapters = f", {trained:,} of them in adapters, which are trained"
     train_tokens, a_step = len(parts.train_data), tokens_per_step(config, m)
-    processes = f"{env['processes']} process{'es' if env['processes'] > 1 else ''}"
-    compiled = "compiled" if parts.compiled else "not compiled"
-    steps, amount = f"{c.max_iters:,} ", f"{c.max_iters * a_step / train_tokens:.2f} epochs"
+    amount = f"{c.max_iters:,}, {c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
-        steps, amount = "", f"for {c.train_minutes:g} minutes of training"
+        amount = f"for {c.train_minutes:g} minutes"
     resuming = f", resuming from step {state.step:,}" if state.step else ""
-    trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
-    adapters = f", {trained:,} of them in adapters, which are trained" if c.lora_rank else ""
     logger.info(
-        f"device  {env['device']}, {processes} with {plural(env['threads'], 'thread')}, "
-        f"{env['precision']}, {compiled}\n"
-        f"model   {parts.gpt.get_num_params():,} parameters{adapters}: "
-        f"{plural(m.n_layer, 'layer')}, {plural(m.n_head, 'head')}, {m.n_embd} channels; "
-        f"{m.norm}, {m.position} positions, {m.mlp}\n"
+        f"device  {env['device']}, {env['precision']}, processes: {env['processes']}, "
+        f"threads: {env['threads']}{', compiled' if parts.compiled else ''}\n"
+        f"model   {parts.gpt.get_num_params():,} parameters{adapters}\n"
         f"data    {c.data}: {train_tokens:,} tokens to train on, {len(parts.val_data):,} "
         f"to validate, vocabulary {m.vocab_size:,}\n"
-        f"steps   {steps}of {a_step:,} tokens ({c.gradient_accumulation_steps} x "
-        f"{c.batch_size} sequences of {m.block_size}), {amount}, optimizer {c.optimizer}\n"
+        f"steps   {amount}, each of {a_step:,} tokens ({c.gradient_accumulation_steps} x "
+        f"{c.batch_size} sequences of {m.block_size})\n"
         f"output  {parts.out_dir}{resuming}"
     )
 
@@ -85,9 +79,7 @@ class Progress:
         seconds = time.monotonic() - self.since
         if seconds < EVERY:
             return
-        text = (
-            f"loss {values['train_loss']:.4f}" if "train_loss" in values else "no finite gradient"
-        )
+        text = f"loss {values.get('train_loss', float('nan')):.4f}"
         text += f", {values['tokens_per_second']:,} tokens/s"
         if "mfu" in values:
             text += f", MFU {values['mfu']:.1%}"
@@ -98,43 +90,27 @@ class Progress:
         self.restart(state)
 
     def sample(self, text: str) -> None:
-        """Shows the first non-blank line of a sample; all lines of a conversation."""
-        if text.startswith(START):
-            text = " ".join(text.replace(START, "").replace(END, "").split())
-        line = next((line.strip() for line in text.splitlines() if line.strip()), "(blank)")
-        logger.info(f"{'sample':<13}{line:.100}")
+        """Shows the beginning of a sample in one line."""
+        logger.info(f"{'sample':<13}{' '.join(text.split()) or '(blank)':.100}")
 
     def waiting(self, what: str):
         """Context manager for slow, silent work: prints `what` after a while."""
         return waiting(what, logger.info)
 
 
-def write_result(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> None:
+def write_result(parts: Parts, state: State, stop: Stop | None) -> None:
     """Writes the run's outcome to result.json; a failed write is only a warning."""
-    changed = {}
-    for current, recipe in zip((parts.gpt.config, config), parts.recipe, strict=True):
-        for field in dataclasses.fields(current):
-            value = getattr(current, field.name)
-            if value != getattr(recipe, field.name, None):
-                changed[field.name] = value
-    if parts.recipe[0].vocab_size is None:
-        changed.pop("vocab_size", None)  # the data's
-    lines = metrics.read(parts.out_dir / metrics.METRICS)
-    bits = [line.get("val_bpb") for line in lines if line["step"] == state.best_step]
     reasons = {0: "time limit", 1: "failed"}
     result = {
         "out_dir": str(parts.out_dir),
         "reason": reasons.get(stop.code, "interrupted") if stop else "finished",
-        "message": stop.message if stop else None,
-        "settings": changed,
+        "message": stop.reason if stop else None,
         "val_loss": state.best_val_loss,
-        "val_bpb": next(filter(None, bits), None),
         "best_step": state.best_step,
         "step": state.step,
         "tokens": state.tokens,
         "train_seconds": round(state.train_seconds, 3),
         "tokens_per_second": round(state.tokens / max(state.train_seconds, 1e-9)),
-        "memory": max((line["memory"] for line in lines if "memory" in line), default=None),
         "skipped_steps": state.skipped_steps,
         "parameters": parts.gpt.get_num_params(),
         "version": parts.settings["environment"]["nanogpt"],
@@ -146,31 +122,18 @@ def write_result(config: TrainConfig, parts: Parts, state: State, stop: Stop | N
 
 
 def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
-    """Prints the result and a sample."""
-    speed = f"{state.tokens / max(state.train_seconds, 1e-9):,.0f} tokens/s"
+    """Prints the result, a sample and the next commands."""
     logger.info(
-        f"\n{state.step:,} steps in {state.train_seconds:.1f} s of training, {speed}; "
+        f"\n{state.step:,} steps in {state.train_seconds:.1f} s of training; "
         f"best validation loss {state.best_val_loss:.4f} at step {state.best_step}\n"
     )
     try:
         logger.info(sample(config, parts, SAMPLE_TOKENS).strip("\n") + "\n")
     except (ValueError, OSError, torch.OutOfMemoryError) as error:  # the run is saved all the same
         logger.warning(f"no sample: {error}\n")
-
-
-def suggest(config: TrainConfig, parts: Parts, state: State) -> None:
-    """Prints the next commands."""
     out_dir = shlex.quote(str(parts.out_dir))
-    first_line = parts.tokenizer.decode(parts.train_data.tokens[:20]).strip().partition("\n")[0]
-    prompt = "".join(filter(str.isprintable, first_line)).strip("\ufffd -") or " "
-    use = f"sample {out_dir} --prompt {shlex.quote(prompt)}"
-    if "chat" in parts.train_data.meta:
-        use = f"chat {out_dir}"
-    longer = f"--max_iters={2 * state.step}"
-    if config.train_minutes:
-        longer = f"--train_minutes={2 * config.train_minutes:g}"
-    again = resume_command(config, parts.peers.many, longer)
-    logger.info(f"next:  nanogpt {use}\n       nanogpt eval {out_dir}\n       {again}")
+    use = "chat" if "chat" in parts.train_data.meta else "sample"
+    logger.info(f"next:  nanogpt {use} {out_dir}\n       nanogpt eval {out_dir}")
 
 
 def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:

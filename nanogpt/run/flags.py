@@ -6,7 +6,6 @@ import os
 import re
 from argparse import ArgumentParser
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 
 from nanogpt.config import Actions, TrainConfig, ignored_by
@@ -17,7 +16,6 @@ from nanogpt.run.parser import OneLineParser, read_value, with_underscores
 from nanogpt.run.parser import within as within  # for programs that take it from here
 
 
-@lru_cache
 def field_help(cls: type) -> dict[str, str]:
     """The comment behind each field of a dataclass: one source for readers and --help."""
     source = ""
@@ -34,18 +32,16 @@ def settings_parser(model_config: GPTConfig, train: TrainConfig, description: st
     parser = OneLineParser(usage="%(prog)s [--SETTING VALUE …]", description=description)
     text = "repeat a run: its config.json, before the flags given here"
     parser.add_argument("--config", metavar="FILE", help=text)
-    basic, advanced, actions = map(
-        parser.add_argument_group, ("settings", "advanced settings", "actions")
-    )
+    basic = parser.add_argument_group("settings")
+    advanced = parser.add_argument_group("advanced settings")
+    actions = parser.add_argument_group("actions")
     for config in (train, model_config, Actions()):
-        help_of, kinds = field_help(type(config)), declared(type(config))
+        texts, kinds = field_help(type(config)), declared(type(config))
         for field in dataclasses.fields(config):
             (kind, limits), value = kinds[field.name], getattr(config, field.name)
             default = "" if value is None else f" (default: {value})"
-            options = {
-                "metavar": short(kind, limits),
-                "help": f"{help_of[field.name]}{default}".strip().replace("%", "%%"),
-            }
+            options = {"metavar": short(kind, limits)}
+            options["help"] = f"{texts[field.name]}{default}".strip().replace("%", "%%")
             if kind is bool or field.name == "compile":  # --compile is --compile=true
                 options |= {"nargs": "?", "const": "true"}
             group = advanced if field.kw_only else basic
@@ -60,11 +56,10 @@ def parse(
     """The recipe's configurations, overridden by --config and the command line, and the actions."""
     parser = settings_parser(model_config, train, description)
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
-    repeated = recorded(given["config"]) if "config" in given else {}
+    values = recorded(given["config"]) if "config" in given else {}
     changed = []
     for config in (model_config, train, Actions()):
         kinds = declared(type(config))
-        values = {name: repeated[name] for name in repeated.keys() & kinds.keys()}
         for name in given.keys() & kinds.keys():
             try:
                 values[name] = read_value(given[name], kinds[name][0])
@@ -74,7 +69,8 @@ def parse(
                 values[name] = os.path.expanduser(values[name])  # no shell does for --data=~/x
             if name == "out_dir":
                 values[name] = str(Path(values[name]))  # without a / at its end
-        changed.append(dataclasses.replace(config, **values))
+        own = {name: value for name, value in values.items() if name in kinds}
+        changed.append(dataclasses.replace(config, **own))
     return tuple(changed)
 
 
@@ -90,15 +86,14 @@ def named(argv: list[str]) -> set[str]:
     return {with_underscores(word.partition("=")[0]).removeprefix("--") for word in argv}
 
 
-def recorded(path: str | Path) -> dict:
+def recorded(path: str) -> dict:
     """The settings in a run's config.json, or in that of an out directory.
 
-    Raises ValueError or OSError if there are none.
+    Raises ValueError if there are none.
     """
     file = follow(path)
     if file.is_dir():
         file = file / "config.json"
-    file.stat()
     found = read_json(file)
     try:
         settings = {**found["model"], **found["train"]}

@@ -1,41 +1,29 @@
-"""Protects a run from non-finite gradients and from micro-batches that do not fit into memory."""
+"""Protects a run from models and micro-batches that do not fit into memory."""
 
 import gc
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 
+import psutil
 import torch
 
 from nanogpt import rundir
-from nanogpt.checkpoint import CONFIG, State, list_checkpoints
+from nanogpt.checkpoint import CONFIG, State
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.run.device import free_memory
 from nanogpt.run.errors import fail, out_of_memory, user_errors
-from nanogpt.train import Parts, Tally, logger, micro_batch
+from nanogpt.train import Parts, logger, micro_batch
 
 
-def diagnosis(tally: Tally, step: int, config: TrainConfig) -> str:
-    """The message for a run whose gradients are not finite."""
-    saved = list_checkpoints(Path(config.out_dir))
-    again = "resume from the last checkpoint by --resume=auto" if saved else "start again"
-    return (
-        f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step {step}, at "
-        f"learning rate {tally.lr:.2e}. None of these steps was applied; {again} with a lower "
-        "--learning_rate or --precision=fp32"
-    )
-
-
-def check_room(config: GPTConfig, trains: bool) -> None:
+def check_room(config: GPTConfig) -> None:
     """Raises ValueError if the blocks of a model take more memory than is free.
 
     The system would kill a process without a word.
     """
     with torch.device("meta"):
         block = sum(p.numel() for p in GPT(replace(config, n_layer=1)).h.parameters())
-    needed = (16 if trains else 4) * block * config.n_layer  # with gradients and AdamW's state
-    room = free_memory()
+    needed = 16 * block * config.n_layer  # with gradients and AdamW's state
+    room = psutil.virtual_memory().available
     if needed > room:
         raise ValueError(
             f"{config.n_layer} layers of {config.n_embd} channels take at least "
@@ -54,33 +42,29 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
         gc.collect()  # frees the tensors of the failed attempt
         if parts.device.type == "cuda":
             torch.cuda.empty_cache()
+        if parts.compiled:
+            torch.compiler.reset()  # frees the graphs of the old size: dynamo keeps only a few
+        size = config.batch_size
         with user_errors():
-            smaller = split(config)
-        change_batches(config, smaller, parts)
-        config = smaller
+            config = split(config)
+        total = config.gradient_accumulation_steps
+        now = f"now --batch_size={config.batch_size} --gradient_accumulation_steps={total}"
+        logger.warning(f"out of memory with batch_size={size}: {now}, which is the same step")
+        parts.accelerator.gradient_accumulation_steps = total // parts.accelerator.num_processes
+        parts.settings["train"] = asdict(config)
+        if parts.accelerator.is_main_process:
+            rundir.write_json(parts.out_dir / CONFIG, parts.settings)
     if parts.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(parts.device)  # of what did not fit
     return config
 
 
 def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
-    """Tries a micro-batch; returns whether any process lacks the memory for it."""
+    """Tries a forward and backward pass with the memory of the first step; clears gradients.
+
+    Returns whether any process lacks the memory for it.
+    """
     lacks = False
-    try:
-        try_micro_batch(config, parts, state)
-    except Exception as error:
-        lacks = out_of_memory(error)
-        if not lacks and parts.compiled:
-            lines = str(error).splitlines()  # a compiler's message comes after dynamo's
-            reason = next((text for text in lines if text and "raised:" not in text), "")
-            fail(f"torch.compile failed; --compile=false trains without it: {reason}")
-        if not lacks:
-            raise
-    return bool(parts.peers.largest(lacks)[0])
-
-
-def try_micro_batch(config: TrainConfig, parts: Parts, state: State) -> None:
-    """A forward and backward pass with the memory of the first step; gradients are cleared."""
     # without communication a failing process leaves no other waiting; FSDP cannot do without
     no_sync = nullcontext() if parts.sharded else parts.accelerator.no_sync(parts.model)
     try:
@@ -94,24 +78,17 @@ def try_micro_batch(config: TrainConfig, parts: Parts, state: State) -> None:
                 with parts.autocast():
                     loss = parts.model(*micro_batch(settings, parts, state, 0))
                 loss.backward()
+    except Exception as error:
+        lacks = out_of_memory(error)
+        if not lacks and parts.compiled:
+            lines = str(error).splitlines()  # a compiler's message comes after dynamo's
+            reason = next((text for text in lines if text and "raised:" not in text), "")
+            fail(f"torch.compile failed; --compile=false trains without it: {reason}")
+        if not lacks:
+            raise
     finally:
         parts.gpt.zero_grad()
-
-
-def change_batches(old: TrainConfig, new: TrainConfig, parts: Parts) -> None:
-    """Switches to smaller micro-batches; the step itself does not change."""
-    logger.warning(
-        f"out of memory with batch_size={old.batch_size}: now --batch_size={new.batch_size} "
-        f"--gradient_accumulation_steps={new.gradient_accumulation_steps}; "
-        "a step has the same sequences"
-    )
-    if parts.compiled:
-        torch.compiler.reset()  # frees the graphs of the old size: dynamo keeps only a few
-    processes = parts.accelerator.num_processes
-    parts.accelerator.gradient_accumulation_steps = new.gradient_accumulation_steps // processes
-    parts.settings["train"] = asdict(new)
-    if parts.accelerator.is_main_process:
-        rundir.write_json(parts.out_dir / CONFIG, parts.settings)
+    return bool(parts.peers.largest(lacks)[0])
 
 
 def split(config: TrainConfig) -> TrainConfig:

@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,18 +10,18 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from nanogpt.checkpoint import State, read_json
+from nanogpt.checkpoint import State, list_checkpoints, read_json
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import waiting
 from nanogpt.hub.export import push
 from nanogpt.model import GPTConfig
 from nanogpt.run import console, plan
-from nanogpt.run.compare import compare
+from nanogpt.run.compare import RESULT, compare
 from nanogpt.run.errors import fail, user_errors
 from nanogpt.run.flags import named, parse
 from nanogpt.run.guard import rehearse
 from nanogpt.run.prepare import prepare
-from nanogpt.run.stop import Interrupted, Stop
+from nanogpt.run.stop import Stop
 from nanogpt.train import Parts, done, logger, pause, save, train
 
 
@@ -39,8 +38,6 @@ def main(
     `options` are make_model and make_optimizers.
     """
     description = sys.modules["__main__"].__doc__ or ""
-    options["recipe"] = model_config, config
-    options["command"] = list(sys.argv) if argv is None else None
     begun: list[Path] = []
     try:
         with user_errors():
@@ -73,9 +70,9 @@ def main(
         sys.exit(130)
     finally:
         for out_dir in begun:
-            has_ended = (out_dir / console.RESULT).is_file()
+            has_ended = (out_dir / RESULT).is_file()
             if actions.json and has_ended and os.environ.get("RANK", "0") == "0":
-                print(json.dumps(read_json(out_dir / console.RESULT)), flush=True)
+                print(json.dumps(read_json(out_dir / RESULT)), flush=True)
 
 
 def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
@@ -92,39 +89,37 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
             train(config, parts, state)
         except Stop as why:
             stop = why
-        except Interrupted as interrupted:
-            stop = parts.interrupts.stopped(config, parts, state, interrupted.number)
         end(config, parts, state, stop)
     if state.step > 0 and parts.accelerator.is_main_process:
         console.conclude(config, parts, state)
         if config.push_to_hub:
-            try:
+            with user_errors():
                 push(parts.out_dir, config.push_to_hub, say=logger.info)
-            except (ValueError, OSError) as error:  # the run is saved all the same
-                later = f"nanogpt push {shlex.quote(str(parts.out_dir))} {config.push_to_hub}"
-                logger.warning(f"not pushed: {error}; later: {later}")
-        console.suggest(config, parts, state)
 
 
 def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> None:
-    """Ends the run: saves if `stop` asks for it, writes result.json, exits if there is a `stop`.
+    """Ends the run: saves if it stops without an error, writes result.json, exits if it stops.
 
     The exit code is 1, on all processes, if the last checkpoint could not be saved.
     """
     pause(config, parts, state)
-    if stop and stop.save and parts.saves.step != state.step:
-        save(config, parts, state)
+    if stop and stop.code != 1:
+        if parts.saves.step != state.step:
+            save(config, parts, state)
+        saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
+        what = f"step {state.step} is saved" if saved else "there was no step to save"
+        stop.reason = f"{stop.reason}: {what}; to resume, repeat the command with --resume=auto"
     parts.metrics.close()
     unsaved = parts.peers.largest(parts.saves.error is not None)[0]
     if unsaved and (stop is None or stop.code != 1):  # an error before it comes first
         stop = Stop(parts.saves.error, code=1)
     if parts.accelerator.is_main_process:
-        console.write_result(config, parts, state, stop)
+        console.write_result(parts, state, stop)
     if stop is None:
         return
     parts.interrupts.ignore()
     parts.accelerator.wait_for_everyone()
     if stop.code == 1:
-        fail(stop.message, code=1)
-    logger.info(stop.message)
+        fail(stop.reason, code=1)
+    logger.info(stop.reason)
     sys.exit(stop.code)

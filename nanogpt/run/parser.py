@@ -29,7 +29,7 @@ def read_value(text: str, kind: type) -> object:
     if isinstance(kind, types.UnionType):  # X | None
         if text.lower() == "none":
             return None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        kind = typing.get_args(kind)[0]
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError("expected true or false")
@@ -46,23 +46,13 @@ def within(kind: type, low: float, high: float):
     def read(text: str):
         try:
             value = read_value(text, kind)
+            if not low <= value <= high:  # which catches NaN as well
+                raise ValueError(f"must be from {low} to {high}")
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{text:.40}: {error}") from None
-        if not low <= value <= high:  # which catches NaN as well
-            raise argparse.ArgumentTypeError(f"{text:.40}: must be from {low} to {high}")
         return value
 
     return read
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows the default of an option that has one, unless its help says it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        no_default = action.default in (None, False, argparse.SUPPRESS)
-        if no_default or "default" in action.help or not action.option_strings:
-            return action.help
-        return f"{action.help} (default: %(default)s)"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -72,7 +62,8 @@ class OneLineParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options):
-        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False} | options)
+        kept = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(**kept | options)
 
     def parse_known_args(self, args=None, namespace=None):
         words = []
@@ -87,22 +78,15 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         """Exits with code 2 and one line."""
         if unknown := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
-            near = nearest(unknown[1], self._option_string_actions)
-            fail(f"unknown flag {unknown[1]}: {near}")
-        if unknown := re.match(r"(?s)argument COMMAND: invalid choice: '(.*)' \(choose", message):
-            commands = next(action.choices for action in self._actions if action.dest == "command")
-            fail(f"unknown command {unknown[1]}: {nearest(unknown[1], commands)}")
+            flag, known = unknown[1], self._option_string_actions
+            near = difflib.get_close_matches(flag, known, n=1)
+            if NANOGPT.get(flag, "").partition("=")[0] in known:
+                near = [NANOGPT[flag]]
+            hint = f"did you mean {near[0]}? " if near else ""
+            fail(f"unknown flag {flag}: {hint}--help lists them all")
         fail(re.sub(r"(?s)^argument (--\w+): (?=.*: (expected|must))", r"\1=", message))
 
 
 def with_underscores(name: str) -> str:
     """A flag's name as it is defined; any other word as it is."""
     return re.sub(r"(?<=\w)-", "_", name) if name.startswith("--") else name
-
-
-def nearest(word: str, known) -> str:
-    """The hint for a word that is not one of the `known` ones."""
-    near = difflib.get_close_matches(word, known, n=1)
-    if NANOGPT.get(word, "").partition("=")[0] in known:
-        near = [NANOGPT[word]]
-    return f"did you mean {near[0]}? --help lists them all" if near else "--help lists them all"

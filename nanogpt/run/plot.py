@@ -5,42 +5,32 @@ nanogpt plot out/a out/b --out curves.png
 
 from pathlib import Path
 
-import numpy as np
-
 from nanogpt.run import metrics
-
-
-def points(run: Path, key: str) -> list[tuple[float, float]]:
-    """(tokens, value) of the metric `key` of a run."""
-    lines = metrics.read(Path(run) / metrics.METRICS)
-    return [(line["tokens"], line[key]) for line in lines if {"tokens", key} <= line.keys()]
 
 
 def curves(runs: list[Path], out: Path) -> bool:
     """Draws the losses of out directories over tokens; returns False if there are none.
 
-    Training loss is thin, validation loss thick, with a colour for each run. Losses of the first
-    twentieth, which would flatten the rest, are cut off if they are higher. The suffix of `out`
+    Training loss is thin, validation loss thick, with a colour for each run. The suffix of `out`
     selects the format; matplotlib raises ValueError for one that it does not know.
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    late: list[float] = []
     for number, run in enumerate(runs):
+        lines = metrics.read(Path(run) / metrics.METRICS)
         name = "" if len(runs) == 1 else Path(run).name.replace("$", r"\$") + ", "  # no formula
         for key, label, width in (("train_loss", "training", 0.8), ("val_loss", "validation", 2.0)):
-            line = np.array(points(run, key), float).reshape(-1, 2)
-            if len(line):
-                tokens, losses = line.T
-                late += losses[(tokens > tokens[-1] / 20) & np.isfinite(losses)].tolist()
+            points = [
+                (line["tokens"], line[key]) for line in lines if {"tokens", key} <= line.keys()
+            ]
+            if points:
+                tokens, losses = zip(*points, strict=True)
                 axes.plot(tokens, losses, color=f"C{number}", linewidth=width, label=name + label)
     if not axes.lines:
         return False
     axes.set(xlabel="tokens", ylabel="loss, nats per token")
-    if len(late) > 20:
-        axes.set_ylim(top=1.02 * max(late))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(out)

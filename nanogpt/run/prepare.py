@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from nanogpt import checkpoint, lora, optim, rundir
@@ -23,6 +24,7 @@ from nanogpt.model import GPT, GPTConfig, Ops
 from nanogpt.ops import ops_for, sharded
 from nanogpt.run import console, guard, resume
 from nanogpt.run.agree import Peers
+from nanogpt.run.compare import RESULT
 from nanogpt.run.device import compile_model, make_accelerator, peak_flops, set_up, share_batches
 from nanogpt.run.metrics import Metrics
 from nanogpt.run.stop import Interrupts
@@ -37,115 +39,140 @@ def prepare(
     quiet: bool = False,
     make_model: Callable[[GPTConfig], GPT] = GPT,
     make_optimizers: Callable[..., list[torch.optim.Optimizer]] = optim.make_optimizers,
-    recipe: tuple[GPTConfig, TrainConfig] | None = None,
-    command: list[str] | None = None,
     given: Iterable[str] = (),
 ) -> tuple[TrainConfig, Parts, State]:
     """Makes and checks everything `train` needs: the settings in use, the parts, the first state.
 
-    Arguments are those of `train.main`; `recipe` are the settings before the flags, `command` the
-    recipe and its flags, if a command started the run; `given` are the names of settings that have
-    a flag there; `quiet` prints nothing, for a run that will not train.
-
-    Raises ValueError or OSError if the settings, the data, or out_dir do not allow the run.
+    Arguments are those of `train.main`; `given` are the names of settings that have a flag on the
+    command line; `quiet` prints nothing. Raises ValueError or OSError for a user's mistake.
     """
-    # the machine
     console.show_messages(os.environ.get("RANK", "0") == "0" and not quiet)
-    requested, config = config, share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
+    config = share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
     accelerator = make_accelerator(config)
-    device, main_process = accelerator.device, accelerator.is_main_process
     peers = Peers(accelerator, config.timeout)
     interrupts = Interrupts(peers, config.time_limit)  # which counts from here
     environment = set_up(config, accelerator)
     if note:
         logger.info(note)
-    if config != requested:
-        logger.info(
-            f"note: for several processes, now --batch_size={config.batch_size} "
-            f"--gradient_accumulation_steps={config.gradient_accumulation_steps}"
-        )
-
-    # where it starts
-    out_dir = Path(config.out_dir)
-    with peers.in_agreement(main_first=True):
+    with peers.in_agreement(main_first=True):  # only the main process downloads and makes data
         start = resume.find_start(config)
-    step = checkpoint.step_of(start) if start else -1
-    if not peers.agree(step):
-        raise ValueError(
-            f"the processes find different checkpoints in {out_dir}: it must be on a file system "
-            "that all machines see"
-        )
-
-    # a model to fine-tune
-    pretrained = its_tokenizer = None
-    if config.init_from != "scratch":
-        if make_model is not GPT:
-            raise ValueError(
-                f"init_from={config.init_from} loads a GPT: it cannot be combined with make_model"
-            )
-        with peers.in_agreement(main_first=True):  # one process downloads
-            pretrained, its_tokenizer = load_for_training(
-                start or config.init_from, model_config, logger.info, given
-            )
-        model_config = pretrained.config
-    elif config.lora_rank:
-        raise ValueError("lora_rank adapts a trained model: name one by --init_from")
-    with peers.in_agreement():
-        if main_process:
+        gpt, its_tokenizer = load_pretrained(model_config, config, start, make_model, given)
+        model_config = gpt.config if gpt else model_config
+        if accelerator.is_main_process:
             exportable, repo = config.require_exportable, config.push_to_hub
             check_publishing(model_config, exportable, repo, logger.info)
-
-    # the data; the main process prepares them
-    with peers.in_agreement(main_first=True):
         names = ("train.bin", "val.bin", "meta.json")
         if prepare_data and not any((Path(config.data) / name).exists() for name in names):
             with waiting(f"preparing {config.data}", logger.info):
                 prepare_data(Path(config.data))
         directory = next(iter(read_shares(config.data)))  # of a mixture, which has one tokenizer
-        if pretrained:
-            make_room(pretrained, read_meta(directory), config)
-            model_config = pretrained.config
-        T, short = model_config.block_size, config.short_block_size
-        if config.short_block_iters and T % short:
-            raise ValueError(f"short_block_size={short} does not divide block_size={T}")
-        train_data = open_data(config.data, "train", T, model_config.vocab_size)
-        val_data = open_data(config.data, "val", T, model_config.vocab_size)
         tokenizer = load_tokenizer(directory)
-    if not peers.agree(zlib.crc32(repr(train_data.meta["splits"]).encode())):
-        raise ValueError(
-            f"the processes find different tokens in {config.data}: "
-            "all machines must see the same data"
-        )
-    if its_tokenizer is not None:
-        name = f"init_from={config.init_from}"
-        check_tokenizer(its_tokenizer, tokenizer, config.data, name)
-    if model_config.vocab_size is None:
-        model_config = replace(model_config, vocab_size=train_data.meta["vocab_size"])
+        if gpt:
+            make_room(gpt, read_meta(directory), config)
+            model_config = gpt.config
+            check_tokenizer(its_tokenizer, tokenizer, config.data, f"init_from={config.init_from}")
+        train_data, val_data = open_splits(config, model_config)
+        if model_config.vocab_size is None:
+            model_config = replace(model_config, vocab_size=train_data.meta["vocab_size"])
+        if gpt is None and accelerator.device.type == "cpu" and config.max_iters > 0:
+            guard.check_room(model_config)
+    splits = train_data.meta["splits"]
+    found = zlib.crc32(repr((start and start.name, splits)).encode())
+    if peers.largest(found, -found) != [found, -found]:
+        raise ValueError(f"all machines must see the same {config.out_dir} and {config.data}")
+
+    torch.manual_seed(config.seed)
+    gpt = (gpt or make_model(model_config)).to(accelerator.device)
     settings = {
         "environment": environment,
         "model": asdict(model_config),
         "train": asdict(config),
-        "data": train_data.meta["splits"],
-        "command": command,
+        "data": splits,
+        **own_class(gpt),
     }
     same_text = resume.compare(start, model_config, config, settings) if start else True
+    compiled = config.compile == "true" or (
+        config.compile == "auto" and accelerator.device.type == "cuda"
+    )
+    model, optimizers = assemble(gpt, config, accelerator, make_optimizers, compiled)
+    state = State()
+    if start:
+        checkpoint.restore(start, gpt, optimizers)
+        state = checkpoint.read_state(start)
+        if accelerator.scaler is not None and state.loss_scale is not None:  # of fp16
+            saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
+            accelerator.scaler.load_state_dict(accelerator.scaler.state_dict() | saved)
+        if not same_text and not done(config, state):
+            logger.info("note: the validation data changed, so the best loss is reset")
+            state.best_step = state.evaluated_step = None
+    saved_steps = map(checkpoint.step_of, checkpoint.list_checkpoints(Path(config.out_dir)))
+    if state.best_step not in saved_steps and not done(config, state):
+        state.best_step = state.best_val_loss = None  # the next evaluation is the best
+    with peers.in_agreement():
+        metrics = open_files(config, accelerator, state, settings, start is not None)
+    parts = Parts(
+        accelerator=accelerator,
+        device=accelerator.device,
+        gpt=gpt,
+        model=model,
+        optimizers=optimizers,
+        train_data=train_data,
+        val_data=val_data,
+        tokenizer=tokenizer,
+        out_dir=Path(config.out_dir),
+        settings=settings,
+        metrics=metrics,
+        progress=console.Progress(config, state),
+        peers=peers,
+        interrupts=interrupts,
+        tally=Tally(accelerator.device, state),
+        sharded=accelerator.distributed_type == DistributedType.FSDP,
+        compiled=compiled,
+        peak_flops=peak_flops(environment["device"]),
+        make_model=make_model,
+    )
+    console.introduce(config, parts, state)
+    return config, parts, state
 
-    # the model and its optimizers
-    if not pretrained:
-        trains_on_cpu = device.type == "cpu" and config.max_iters > 0 and not quiet
-        with peers.in_agreement():  # one machine may have less memory than another
-            guard.check_room(model_config, trains_on_cpu)
-    torch.manual_seed(config.seed)
-    gpt = (pretrained or make_model(model_config)).to(device)
-    if type(gpt) is not GPT:  # for `nanogpt.hub.load`: its name and the file that defines it
-        file = getattr(sys.modules.get(type(gpt).__module__), "__file__", None) or "a notebook"
-        settings["class"] = {"name": type(gpt).__qualname__, "file": Path(file).name}
+
+def load_pretrained(
+    model_config: GPTConfig, config: TrainConfig, start: Path | None, make_model, given
+) -> tuple:
+    """The model to fine-tune and its tokenizer; None and None if there is none."""
+    if config.init_from == "scratch":
+        if config.lora_rank:
+            raise ValueError("lora_rank adapts a trained model: name one by --init_from")
+        return None, None
+    if make_model is not GPT:
+        raise ValueError(f"init_from={config.init_from} loads a GPT: leave make_model out")
+    return load_for_training(start or config.init_from, model_config, logger.info, given)
+
+
+def open_splits(config: TrainConfig, model_config: GPTConfig) -> list:
+    """The data to train on and to validate."""
+    T, short = model_config.block_size, config.short_block_size
+    if config.short_block_iters and T % short:
+        raise ValueError(f"short_block_size={short} does not divide block_size={T}")
+    return [open_data(config.data, s, T, model_config.vocab_size) for s in ("train", "val")]
+
+
+def own_class(gpt: GPT) -> dict:
+    """For `nanogpt.hub.load`: the name of a subclass of GPT and the file that defines it."""
+    if type(gpt) is GPT:
+        return {}
+    file = getattr(sys.modules.get(type(gpt).__module__), "__file__", None) or "a notebook"
+    return {"class": {"name": type(gpt).__qualname__, "file": Path(file).name}}
+
+
+def assemble(
+    gpt: GPT, config: TrainConfig, accelerator: Accelerator, make_optimizers, compiled: bool
+) -> tuple[torch.nn.Module, list[torch.optim.Optimizer]]:
+    """Gives a model its operators, adapters and optimizers, and wraps it for all processes."""
     if config.lora_rank:
         lora.inject(gpt, config.lora_rank)
     tokens = max(config.batch_size * gpt.config.block_size, 4096)  # as in an evaluation
     own = {name: op for name, op in gpt.ops._asdict().items() if op is not getattr(Ops(), name)}
-    gpt.use(ops_for(device, gpt.config, tokens)._replace(**own))
-    compiled = config.compile == "true" or (config.compile == "auto" and device.type == "cuda")
+    gpt.use(ops_for(accelerator.device, gpt.config, tokens)._replace(**own))
     if compiled:
         compile_model(gpt, whole=accelerator.distributed_type == DistributedType.NO)
     sharded.configure(accelerator, gpt)
@@ -153,56 +180,24 @@ def prepare(
     model, *wrapped = accelerator.prepare(gpt, *make_optimizers(gpt, config, muon_dtype))
     # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of
     # fp16 once for each optimizer and unscale the second one's gradients twice.
-    optimizers = [wrapper.optimizer for wrapper in wrapped]
+    return model, [wrapper.optimizer for wrapper in wrapped]
 
-    # its state
-    state = State()
-    if start:
-        checkpoint.restore(start, gpt, optimizers)
-        state = checkpoint.read_state(start)
-        if (scaler := accelerator.scaler) is not None and state.loss_scale is not None:  # of fp16
-            saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
-            scaler.load_state_dict(scaler.state_dict() | saved)
-        if not same_text and not done(config, state):
-            logger.info("note: the validation data changed, so the best loss is reset")
-            state.best_step = state.evaluated_step = None
 
-    # its files; if it only evaluates a checkpoint again, its settings and curve stay as they are
-    saved = [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(out_dir)]
-    newest = max(saved, default=-1)
-    if state.best_step not in saved and not done(config, state):
-        state.best_step = state.best_val_loss = None  # the next evaluation is the best
-    again = newest >= 0 and state.evaluated_step == state.step and done(config, state)
-    with peers.in_agreement():
-        if main_process:
-            out_dir.mkdir(parents=True, exist_ok=True)
-            rundir.claim(out_dir)
-            (out_dir / console.RESULT).unlink(missing_ok=True)  # from an earlier run
-            if not again:
-                rundir.write_json(out_dir / checkpoint.CONFIG, settings)
-        flat = settings["model"] | settings["train"]
-        metrics = Metrics(accelerator, out_dir, state.step, flat, newest, write=not again)
-    parts = Parts(
-        accelerator=accelerator,
-        device=device,
-        gpt=gpt,
-        model=model,
-        optimizers=optimizers,
-        train_data=train_data,
-        val_data=val_data,
-        tokenizer=tokenizer,
-        out_dir=out_dir,
-        settings=settings,
-        metrics=metrics,
-        progress=console.Progress(config, state),
-        peers=peers,
-        interrupts=interrupts,
-        tally=Tally(device, state),
-        sharded=accelerator.distributed_type == DistributedType.FSDP,
-        compiled=compiled,
-        peak_flops=peak_flops(environment["device"]),
-        make_model=make_model,
-        recipe=recipe or (GPTConfig(), TrainConfig()),
-    )
-    console.introduce(config, parts, state)
-    return config, parts, state
+def open_files(
+    config: TrainConfig, accelerator: Accelerator, state: State, settings: dict, resumed: bool
+) -> Metrics:
+    """Makes out_dir, writes config.json and opens metrics.jsonl, all on the main process.
+
+    A run that only evaluates a checkpoint again leaves its settings and curve as they are.
+    """
+    out_dir = Path(config.out_dir)
+    is_run = (out_dir / checkpoint.CONFIG).exists()
+    again = is_run and state.evaluated_step == state.step and done(config, state)
+    if accelerator.is_main_process:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        rundir.claim(out_dir)
+        (out_dir / RESULT).unlink(missing_ok=True)  # from an earlier run
+        if not again:
+            rundir.write_json(out_dir / checkpoint.CONFIG, settings)
+    flat = settings["model"] | settings["train"]
+    return Metrics(accelerator, out_dir, state.step if resumed else -1, flat, write=not again)

@@ -4,16 +4,13 @@ import signal
 import time
 from dataclasses import dataclass
 
-from nanogpt.checkpoint import State, list_checkpoints
+from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
 from nanogpt.run.agree import Peers
-from nanogpt.run.guard import diagnosis
-from nanogpt.run.resume import resume_command
 from nanogpt.train import Parts, log_is_due
 
-HANGUP = signal.SIGHUP  # the terminal closes
-# Slurm can send SIGUSR1 before its time limit
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, HANGUP)
+# Slurm can send SIGUSR1 before its time limit; SIGHUP: the terminal closes
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 FAILED_SAVES = 3  # in a row that end a run
 BAD_STEPS = 5  # steps in a row without a finite gradient that end a run
 SCALER_STEPS = 16  # fp16: as many more, while the scaler halves its initial scale of 2^16 to 1
@@ -21,23 +18,15 @@ SCALER_STEPS = 16  # fp16: as many more, while the scaler halves its initial sca
 
 @dataclass
 class Stop(Exception):
-    """Why a run ends early, its exit code (1: an error), and whether it saves first."""
+    """Why a run ends early, and its exit code. 1 is an error; with others the run saves first."""
 
-    message: str
+    reason: str
     code: int
-    save: bool = False
-
-
-class Interrupted(Exception):
-    """A signal arrived during an evaluation; `number` is the same on all processes."""
-
-    def __init__(self, number: int):
-        self.number = number
 
 
 def hangup_is_ignored() -> bool:
     """Whether this process was started to outlive its terminal, as by nohup."""
-    return signal.getsignal(HANGUP) == signal.SIG_IGN
+    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 class Interrupts:
@@ -53,9 +42,9 @@ class Interrupts:
         self.before: dict = {}  # the handlers that were there
 
     def __enter__(self):
-        handled = [number for number in SIGNALS if number != HANGUP or not hangup_is_ignored()]
-        self.before = {number: signal.signal(number, self.remember) for number in handled}
-        self.begin()
+        for number in SIGNALS:
+            if number != signal.SIGHUP or not hangup_is_ignored():
+                self.before[number] = signal.signal(number, self.remember)
         return self
 
     def __exit__(self, *error) -> None:
@@ -69,15 +58,7 @@ class Interrupts:
     def remember(self, number: int, frame) -> None:
         self.number = number
         for each in self.before:  # SIGHUP often comes several times, or after SIGTERM
-            signal.signal(each, signal.SIG_IGN if each == HANGUP else signal.SIG_DFL)
-
-    def check(self) -> None:
-        """Raises Interrupted on all processes if one of them has received a signal.
-
-        Called between the batches of an evaluation, equally often on all processes.
-        """
-        if number := self.peers.largest(self.number)[0]:
-            raise Interrupted(number)
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
 
     def ignore(self) -> None:
         """Ignores signals from now on if there are several processes.
@@ -89,12 +70,26 @@ class Interrupts:
                 signal.signal(number, signal.SIG_IGN)
                 self.before[number] = signal.SIG_IGN
 
+    def check(self) -> None:
+        """Raises Stop on all processes if one of them has received a signal.
+
+        Called between the batches of an evaluation and the tokens of a sample, equally often on
+        all processes.
+        """
+        if number := self.peers.largest(self.number)[0]:
+            raise Stop("stopped", code=128 + number)
+
     def check_step(self, config: TrainConfig, parts: Parts, state: State) -> None:
         """Raises Stop if the run has to end before the next step, on all processes alike."""
         tally, saves = parts.tally, parts.saves
         allowed = BAD_STEPS if parts.accelerator.scaler is None else BAD_STEPS + SCALER_STEPS
         if log_is_due(config, state.step) and tally.bad_in_a_row >= allowed:
-            raise Stop(diagnosis(tally, state.step, config), code=1)
+            raise Stop(
+                f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step "
+                f"{state.step}, at learning rate {tally.lr:.2e}. None of these steps was applied: "
+                "resume, or start again, with a lower --learning_rate or --precision=fp32",
+                code=1,
+            )
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
         # there must be time for another step and a save
@@ -104,13 +99,7 @@ class Interrupts:
         )
         if fails:
             raise Stop(saves.error, code=1)
-        if number or time_is_up:
-            raise self.stopped(config, parts, state, number)
-
-    def stopped(self, config: TrainConfig, parts: Parts, state: State, number: int) -> Stop:
-        """The end by a signal, or because the time is up (0)."""
-        why = "stopped" if number else f"stopped after {config.time_limit:g} minutes"
-        saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
-        what = f"step {state.step} is saved" if saved else "there was no step to save"
-        message = f"{why}: {what}; to resume: {resume_command(config, self.peers.many)}"
-        return Stop(message, code=128 + number if number else 0, save=True)
+        if number:
+            raise Stop("stopped", code=128 + number)
+        if time_is_up:
+            raise Stop(f"stopped after {config.time_limit:g} minutes", code=0)

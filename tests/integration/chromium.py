@@ -1,13 +1,8 @@
-"""Chromium for the tests of pages: apt-get install chromium; pip install playwright.
-
-With NANOGPT_SCREENSHOTS=DIR pages are kept as pictures there.
-"""
+"""Chromium for the tests of pages: apt-get install chromium; pip install playwright."""
 
 import contextlib
 import importlib.util
-import os
 import shutil
-from pathlib import Path
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = ([] if PROGRAM else ["chromium"]) + ([] if importlib.util.find_spec("playwright") else ["playwright"])
@@ -39,8 +34,3 @@ def page(browser, own, patience: float, offline: bool = False, **size: int):
     context.close()
     assert asked and [url for url in asked if not own(url)] == []
     assert errors == []
-
-
-def keep(page, name: str, **options) -> None:
-    if "NANOGPT_SCREENSHOTS" in os.environ:
-        page.screenshot(path=Path(os.environ["NANOGPT_SCREENSHOTS"]) / f"{name}.png", **options)

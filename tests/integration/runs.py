@@ -6,7 +6,7 @@
 reaches without GPUs. `model` are changes of the model; with `minimal` recipes/minimal.py trains, and its losses go to
 the file `out_dir`. The last process alone meets trouble: `poison` lists the steps at which its loss is not a number,
 `room` is the number of sequences that fit into its memory, `terminate` the step at whose evaluation it gets a SIGTERM.
-With `everywhere` all processes meet it. `plan` plans a run, in processes whose clocks differ.
+With `everywhere` all processes meet it.
 """
 
 import json
@@ -14,11 +14,8 @@ import os
 import runpy
 import signal
 import sys
-import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import accelerate
 import torch
@@ -27,7 +24,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from nanogpt import GPTConfig, TrainConfig, optim
-from nanogpt.run import device, plan
+from nanogpt.run import device
 from nanogpt.run.errors import user_errors
 from nanogpt.run.main import train_to_the_end
 from nanogpt.run.prepare import prepare
@@ -97,13 +94,6 @@ def trouble(parts: Parts, state: State, poison=(), room: int = 99, terminate: in
     parts.gpt.forward, parts.val_data.whole_split = troubled, batches
 
 
-def show_plan(*run) -> None:
-    factor = 10 if run[1].accelerator.is_last_process else 1
-    plan.time = SimpleNamespace(perf_counter=lambda: factor * time.perf_counter())
-    plan.median_seconds = partial(plan.median_seconds, at_most=0.2)
-    plan.show(*run, as_json=True)
-
-
 def train_minimal(model: GPTConfig, config: TrainConfig) -> None:
     recipe = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "minimal.py"))
     _, losses = recipe["train"](model, config, accelerate.Accelerator(cpu=True))
@@ -112,7 +102,7 @@ def train_minimal(model: GPTConfig, config: TrainConfig) -> None:
 
 def train(settings: dict) -> None:
     troubles = {name: settings.pop(name) for name in ("poison", "room", "terminate") if name in settings}
-    plans, everywhere = (settings.pop(name, False) for name in ("plan", "everywhere"))
+    everywhere = settings.pop("everywhere", False)
     model = replace(MODEL, **settings.pop("model", {}))
     if settings.pop("minimal", False):
         return train_minimal(model, TrainConfig(**TRAIN | settings))
@@ -121,8 +111,6 @@ def train(settings: dict) -> None:
     if parts.sharded:
         check_shards(parts)
     check_shares(parts)
-    if plans:
-        return show_plan(config, parts, state)
     if parts.accelerator.is_last_process or everywhere:
         trouble(parts, state, **troubles)
     train_to_the_end(config, parts, state)

@@ -53,7 +53,7 @@ def running(start, tmp_path):
 
 def saved(out_dir: Path, printed: str) -> bool:
     """Whether the step that a run says it has saved is there, whole."""
-    stopped = int(re.search(r"stopped: step (\d+) is saved; to resume: accelerate launch .*--resume=auto", printed)[1])
+    stopped = int(re.search(r"stopped: step (\d+) is saved; to resume, .*--resume=auto", printed)[1])
     last = checkpoint.find(out_dir, "last")
     return last.name == f"step-{stopped:06d}" and checkpoint.find_damage(last) is None
 

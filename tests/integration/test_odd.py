@@ -83,7 +83,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("odd"))
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        patch.setattr(plan, "median_seconds", lambda step, peers: 0.01)
+        patch.setattr(plan, "seconds_per_step", lambda config, parts, state: 0.01)
         patch.setattr(prepare, "compile_model", lambda model, whole: None)
         patch.setitem(sys.modules, "lm_eval", None)
         text = "To be, or not to be: that is the question.\n" * 40

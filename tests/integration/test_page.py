@@ -99,24 +99,3 @@ def test_every_shape_writes_the_greedy_tokens_of_the_model(page, tmp_path, gpt2_
     assert page.evaluate("(text) => tokenizer.encode(text)", text) == ids
     assert page.evaluate("(ids) => tokenizer.decode(ids)", ids) == text
     assert page.evaluate(TOKENS, [ids, 32]) == expected(tmp_path / "run", ids, 32)
-
-
-def test_sampled_text_streams_until_it_is_stopped(page, qwen3):
-    open_page(page, qwen3[1])
-    assert page.input_value("#prompt") == "ABC" and page.locator("#curve").is_visible()
-    assert "Qwen3ForCausalLM" in page.locator("#facts").inner_text()
-    page.fill("#length", "10000")
-    page.click("#write")
-    lengths = set()
-    for _ in range(20):
-        lengths.add(len(page.locator("#text").text_content()))
-        page.wait_for_timeout(50)
-    page.click("#stop")
-    wait(page, " a second")
-    text = page.locator("#text").text_content()
-    assert len(lengths) > 3 and max(lengths) <= len(text) < 10003
-    page.fill("#length", "300")
-    page.click("#write")
-    wait(page, " a second")
-    assert page.locator("#text").text_content() != text[:303]
-    chromium.keep(page, "page", full_page=True)

@@ -114,7 +114,6 @@ def test_the_dashboard_follows_a_run_beside_a_hostile_one(page, tmp_path, data, 
         assert HOSTILE_TEXT in page.locator("#settings").inner_text()
         assert page.locator("img, body script, #content b:has-text('bold')").count() == 0
         assert page.title() == "nanogpt"
-        chromium.keep(page, "dashboard-hostile")
 
 
 @needs_gradio
@@ -133,14 +132,12 @@ def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, dat
         until(lambda: len(texts[1].input_value()) == 406, "text of the other model")
         assert len(lengths) > 2  # it grew
         assert texts[0].input_value().startswith("FIRST:") and texts[0].input_value() != texts[1].input_value()
-        chromium.keep(page, "playground-write")
 
         page.get_by_role("tab", name="Look inside").click()
         page.fill("#given textarea", "The king")
         page.click("#look")
         page.locator("#painted-1 .token").first.wait_for()
         assert page.locator("#painted-0 .token").count() == len("The king") - 1  # the first has no loss
-        chromium.keep(page, "playground-loss")
 
         page.set_viewport_size({"width": 390, "height": 800})
         page.fill("#given textarea", "The king " * 50)
@@ -148,4 +145,3 @@ def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, dat
         until(lambda: page.locator("#inside-1 td").count() == 16, "predictions of one layer for all of the context")
         assert page.get_by_role("tabpanel").locator("img").count() == 2  # the heads of each model
         assert page.evaluate("document.documentElement.scrollWidth") == 390  # wide tables scroll on their own
-        chromium.keep(page, "playground-inside", full_page=True)

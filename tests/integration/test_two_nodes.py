@@ -142,7 +142,6 @@ WAIT = "echo >> begun; while true; do sleep 0.1; done"
     "program, script, code, queue",
     [
         ("python", f"trap 'exit 3' USR1; {WAIT}", 0, 1),
-        ("python", "echo >> begun; exit 7", 7, 0),
         # torchrun's handlers before torch 2.10: USR1 would end it; SIGTERM is waited for
         ("accelerate", f"trap 'sleep 1; echo >> saved; exit 1' TERM; {WAIT}", 0, 1),
         ("accelerate", "echo >> begun; exit 7", 7, 0),

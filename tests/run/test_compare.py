@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanogpt.run.compare import ALPHA, compare, verdict, welch
+from nanogpt.run.compare import ALPHA, compare, group, verdict, welch
 
 
 def make(directory: Path, seed: int, losses: dict[int, float], tokens: int = 10, kept=None, **settings) -> Path:
-    """A run whose curve is written by hand, of half a second a step."""
+    """A finished run whose curve is written by hand, of half a second a step."""
     directory.mkdir(parents=True)
+    (directory / "result.json").write_text('{"reason": "finished"}')
     train = {"seed": seed, "out_dir": str(directory), "learning_rate": 0.1} | settings
     config = {"model": {"n_layer": 2}, "train": train, "data": kept or {}}
     (directory / "config.json").write_text(json.dumps(config))
@@ -72,7 +73,7 @@ def test_what_is_no_run_or_the_same_one_is_named(runs, tmp_path):
         compare([tmp_path])
     with pytest.raises(ValueError, match="no validation loss"):
         compare([make(tmp_path / "new", 1, {})])
-    with pytest.raises(ValueError, match=r"a1 and .*again have the same settings and seed"):
+    with pytest.raises(ValueError, match=r"a1, .*again: two have the same settings and seed"):
         compare([runs[0], make(tmp_path / "again", 1, {0: 4.0})])
     (runs[0] / "config.json").write_text(json.dumps({"model": 5, "train": {}}))
     with pytest.raises(ValueError, match=r"config\.json"):
@@ -80,17 +81,17 @@ def test_what_is_no_run_or_the_same_one_is_named(runs, tmp_path):
 
 
 def test_a_verdict_names_the_better_and_whether_seeds_explain_it(runs):
-    near = verdict([*runs[:2], make(runs[0].parent / "c", 3, {0: 4.0, 20: 2.3}, learning_rate=0.3)])
+    near = verdict(group([*runs[:2], make(runs[0].parent / "c", 3, {0: 4.0, 20: 2.3}, learning_rate=0.3)]))
     assert (near["better"], near["by"]) == (str(runs[0]), pytest.approx(0.1))  # 2.3 - (2.0 + 2.4) / 2
     first, second = near["runs"]
     assert (first["runs"], first["settings"]) == ([str(run) for run in runs[:2]], {"learning_rate": 0.1})
     assert (first["spread"], second["val_loss"], second["spread"]) == (pytest.approx(0.08**0.5), 2.3, None)
 
-    far = verdict([*runs, make(runs[0].parent / "b2", 2, {0: 4.0, 40: 1.5001}, learning_rate=0.3)])
+    far = verdict(group([*runs, make(runs[0].parent / "b2", 2, {0: 4.0, 40: 1.5001}, learning_rate=0.3)]))
     # both variances 0.08 and 5e-9: t = 0.69995 / 0.2, df = 1, and p = 1 - 2 / pi * atan(t) (Cauchy's distribution)
     assert (far["better"], far["significant"]) == (str(runs[2]), False)
     assert far["p"] == pytest.approx(1 - 2 / math.pi * math.atan(0.69995 / 0.2), rel=1e-4)
-    assert verdict(runs[:2])["better"] is None
+    assert verdict(group(runs[:2]))["better"] is None
 
 
 def test_a_significant_difference_is_the_last_line(tmp_path):
@@ -98,18 +99,18 @@ def test_a_significant_difference_is_the_last_line(tmp_path):
         make(tmp_path / f"a{i}", i, {0: 4.0, 10: a})
         make(tmp_path / f"b{i}", i, {0: 4.0, 10: b}, learning_rate=0.3)
     # t = 0.5 / sqrt(2 * 0.0001 / 3) = 61.2 at df 4: p by scipy.stats.t.sf
-    found = verdict(sorted(tmp_path.iterdir()))
+    found = verdict(group(sorted(tmp_path.iterdir())))
     assert found["significant"] and found["p"] == pytest.approx(4.26e-7, rel=0.01)
     assert "p = 4.3e-07" in compare(sorted(tmp_path.iterdir())).splitlines()[-1]
 
 
 def test_a_single_seed_gets_no_p_and_nan_is_the_worst_loss(runs):
     for some in (runs, [runs[0], runs[2]]):  # 2 seeds against 1, 1 against 1
-        found = verdict(some)
+        found = verdict(group(some))
         assert (found["better"], found["p"], found["significant"]) == (str(runs[2]), None, None)
         assert "at least two seeds" in compare(some).splitlines()[-1]
     lost = make(runs[0].parent / "lost", 1, {0: math.nan, 10: math.nan}, learning_rate=0.5)
-    assert verdict([lost, runs[0]])["better"] == str(runs[0])
+    assert verdict(group([lost, runs[0]]))["better"] == str(runs[0])
 
 
 @pytest.mark.parametrize("n, m, scale", [(2, 2, 1), (5, 5, 1), (2, 3, 1), (3, 3, 3)])
@@ -120,10 +121,9 @@ def test_without_a_difference_few_comparisons_are_significant(n, m, scale):
     assert np.mean(np.array(found) < ALPHA) < 0.06
 
 
-def test_an_unfinished_run_allows_no_verdict(tmp_path):
-    killed = make(tmp_path / "killed", 2, {0: 4.0, 40: 3.0}, max_iters=400)
-    other = make(tmp_path / "other", 1, {0: 4.0, 400: 2.1}, max_iters=400, learning_rate=0.3)
-    assert f"not finished: {killed}" in compare([killed, other])
-    half = make(tmp_path / "half", 1, {0: 4.0, 60: 3.0}, max_iters=5000, train_minutes=1)  # 0.5 s a step
-    full = make(tmp_path / "full", 2, {0: 4.0, 120: 3.0}, max_iters=5000, train_minutes=1, learning_rate=0.3)
-    assert verdict([half, full])["why_not"] == f"not finished: {half}"
+@pytest.mark.parametrize("result", [None, '{"reason": "interrupted"}'])
+def test_an_unfinished_run_allows_no_verdict(runs, result):
+    (runs[2] / "result.json").unlink()
+    if result:
+        (runs[2] / "result.json").write_text(result)
+    assert f"not finished: {runs[2]}" in compare(runs)

@@ -2,66 +2,14 @@
 
 import json
 import os
-import re
-import shlex
 import signal
 import sys
 
 import pytest
 import torch
-from conftest import TINY
 
-from data_prep import writer
-from nanogpt import TrainConfig, __version__, train
+from nanogpt import __version__
 from nanogpt.run import console, metrics
-from nanogpt.run.flags import parse
-
-
-def test_the_command_that_goes_on_keeps_the_flags_of_this_one(make_run, monkeypatch, tmp_path, capsys):
-    words = ["recipes/x.py", "--n_layer=2", "--max_iters", "4", "--n_head", "2", "--resume=auto", "--data=my data"]
-    monkeypatch.setattr(sys, "argv", words)
-    make_run().train()
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert command[:2] == ["python", "recipes/x.py"]
-    model, config, _ = parse(TINY, TrainConfig(), command[2:], "")
-    assert (model.n_layer, model.n_head, config.max_iters) == (2, 2, 8)
-    assert (config.resume, config.data) == ("auto", "my data")
-    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "2"])
-    make_run(seed=7, out_dir=str(tmp_path / "out-seed7")).train()
-    _, config, actions = parse(TINY, TrainConfig(), shlex.split(capsys.readouterr().out.splitlines()[-1])[2:], "")
-    assert (actions.seeds, config.seed, config.out_dir) == (1, 7, str(tmp_path / "out-seed7"))
-
-
-@pytest.mark.parametrize(
-    "beginning, prompt",
-    [
-        ("it's here\n", "it's here"),
-        ("--- title\n", "title"),
-        ("天地玄黄宇宙洪荒", "天地玄黄宇宙"),
-        ("\n\t a\x1b[1m\n", "a[1m"),
-    ],
-    ids=["a quote", "like a flag", "amid a character", "an escape sequence"],
-)
-def test_epochs_are_counted_and_a_prompt_is_ready_for_a_shell(make_run, tmp_path, capsys, beginning, prompt):
-    writer.write(tmp_path / "odd", beginning * 400, "bytes", 0.25, "made up")
-    run = make_run(data=str(tmp_path / "odd"), gradient_accumulation_steps=2)
-    run.train()
-    shown = capsys.readouterr().out
-    assert f"4 of 128 tokens (2 x 4 sequences of 16), {4 * 128 / len(run.train_data.tokens):.2f} epochs" in shown
-    command = next(line for line in shown.splitlines() if line.startswith("next:  nanogpt sample"))
-    assert shlex.split(command)[-1] == prompt
-
-
-def test_a_line_tells_step_loss_speed_and_time_left(make_run, monkeypatch, capsys):
-    monkeypatch.setattr(console, "EVERY", 0)
-    run = make_run(log_interval=1)
-    run.train()
-    shown = re.findall(
-        r"^step +(\d) {2}loss (\d\.\d{4}), [\d,]+ tokens/s, (\d:\d\d:\d\d) left$", capsys.readouterr().out, re.M
-    )
-    logged = [line for line in metrics.read(run.out_dir / "metrics.jsonl") if "train_loss" in line]
-    assert [(int(step), loss) for step, loss, _ in shown] == [(i["step"], f"{i['train_loss']:.4f}") for i in logged]
-    assert len(shown) == 4 and shown[-1][2] == "0:00:00"
 
 
 def test_a_run_ends_with_its_result_as_json(make_run):
@@ -70,13 +18,10 @@ def test_a_run_ends_with_its_result_as_json(make_run):
     result = json.loads((run.out_dir / "result.json").read_text())
     lines = metrics.read(run.out_dir / "metrics.jsonl")
     best = min((line for line in lines if "val_loss" in line), key=lambda line: line["val_loss"])
-    assert (result["val_loss"], result["val_bpb"]) == (best["val_loss"], best["val_bpb"])
+    assert result["val_loss"] == best["val_loss"]
     assert (result["best_step"], result["reason"], result["version"]) == (best["step"], "finished", __version__)
     assert (result["step"], result["tokens"]) == (8, 8 * 4 * 16)
     assert result["tokens_per_second"] == pytest.approx(8 * 4 * 16 / run.state.train_seconds, abs=1)
-    assert result["memory"] == max(line["memory"] for line in lines if "memory" in line)
-    assert result["settings"]["batch_size"] == 4 and result["settings"]["n_embd"] == 16
-    assert not {"vocab_size", "beta1"} & result["settings"].keys()  # of the data; as it was
 
 
 @pytest.mark.parametrize("how, reason", [("signal", "interrupted"), ("time", "time limit"), ("nan", "failed")])
@@ -102,13 +47,6 @@ def test_the_result_says_why_a_run_ended_early(make_run, how, reason):
     assert (result["reason"], result["step"]) == (reason, 3) and "step 3" in result["message"]
     make_run(max_iters=50, resume="auto")
     assert not (run.out_dir / "result.json").exists()  # the run goes on
-
-
-def test_the_last_line_is_the_result_where_it_is_asked_for(data, tmp_path, capsys):
-    flags = f"--data={data} --out_dir={tmp_path}/out --max_iters=2 --json --device=cpu --precision=fp32 --batch_size=3"
-    train.main(TINY, TrainConfig(batch_size=2, sample_tokens=8), argv=flags.split())
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["settings"]["batch_size"] == 3 and "n_embd" not in last["settings"]  # the recipe's own
 
 
 def test_a_sample_that_does_not_fit_is_a_warning_and_the_run_is_complete(make_run, monkeypatch, capsys):

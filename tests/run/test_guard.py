@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,11 +75,11 @@ def test_the_rehearsal_changes_nothing(make_run):
 
 
 def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch):
-    monkeypatch.setattr(guard, "free_memory", lambda: 10**9)
+    monkeypatch.setattr(guard.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
     large = GPTConfig(vocab_size=65, n_layer=1000, n_embd=1024, n_head=2)
     with pytest.raises(ValueError, match=r"take at least 201\.\d GB, but 1\.0 GB of memory are free"):
-        guard.check_room(large, trains=True)  # 16 bytes for each of 12 * 1024 ** 2 numbers in a block
-    guard.check_room(dataclasses.replace(large, n_layer=4), trains=True)
+        guard.check_room(large)  # 16 bytes for each of 12 * 1024 ** 2 numbers in a block
+    guard.check_room(dataclasses.replace(large, n_layer=4))
 
 
 class FP16OnCPU(Accelerator):
@@ -112,13 +113,6 @@ def test_a_skipped_step_is_counted_and_its_loss_is_not_in_the_mean():
         tally.add(torch.tensor(loss), torch.tensor(1.0), torch.tensor(skipped), 1e-3)
         in_a_row.append(int(tally.bad_in_a_row))
     assert (tally.loss, tally.skipped, in_a_row) == (6, 3, [0, 1, 0, 1, 2])
-
-
-def test_a_run_without_checkpoints_is_not_told_to_resume(tmp_path):
-    tally, config = train.Tally(torch.device("cpu"), State()), TrainConfig(out_dir=str(tmp_path))
-    assert "--resume" not in guard.diagnosis(tally, 5, config)
-    (tmp_path / "step-000002").mkdir()
-    assert "--resume=auto" in guard.diagnosis(tally, 5, config)
 
 
 def test_a_failed_compilation_is_one_line_with_its_cause(make_run, capsys):

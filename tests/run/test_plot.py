@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from matplotlib.figure import Figure
 
 from nanogpt.cli import main
 from nanogpt.run import metrics, plot
@@ -32,12 +31,3 @@ def test_the_command_draws_runs_and_refuses_the_rest(tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             main(["plot", str(wrong), "--out", str(to)])
         assert word in capsys.readouterr().err
-
-
-def test_a_picture_leaves_out_the_high_first_losses(tmp_path, monkeypatch):
-    axes, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: (axes.extend(self.axes), save(self, *args)))
-    falling = [(1, 9.0), *((x, 3.0 - x / 100) for x in range(10, 101, 3))]
-    run = run_with(tmp_path / "long", falling, val=[(0, 9.5), (100, 2.5)])
-    assert plot.curves([run], tmp_path / "long.png")
-    assert 2.9 < axes[0].get_ylim()[1] < 3.1

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY
 from test_forged_checkpoint import seal_again
 
@@ -11,37 +12,27 @@ from data_prep import writer
 from nanogpt import checkpoint
 
 
-def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, capsys):
-    make_run().train()
-    capsys.readouterr()
-    incidental = {"time_limit": 9, "timeout": 5, "keep_checkpoints": 7}
-    make_run(resume="auto", seed=2, batch_size=2, lr_decay_iters=4, max_iters=8, **incidental)
-    shown = capsys.readouterr().out
-    assert "the settings differ from the checkpoint's: seed 1337 -> 2; batch_size 4 -> 2\n" in shown
-    same_step = {"batch_size": 2, "gradient_accumulation_steps": 2}
-    recomputing = dataclasses.replace(TINY, gradient_checkpointing=True)
-    for model in (TINY, recomputing):
-        make_run(model, resume="auto", max_iters=8, lr_decay_iters=4, **same_step)
-        assert "note:" not in capsys.readouterr().out
-    make_run(resume="auto", lr_schedule="constant")  # which has no end
-    assert "decays over" not in capsys.readouterr().out
-
-
-def test_another_machine_and_other_data_are_named(make_run, data, capsys):
-    run = make_run()
-    run.train()
-    last = run.out_dir / "step-000004"
-    config = json.loads((last / "config.json").read_text())
+def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, data, capsys):
+    last = make_run()
+    last.train()
+    config = json.loads((last.out_dir / "step-000004/config.json").read_text())
     config["environment"] |= {"torch": "1.0", "processes": 8}
     config["data"]["train"]["sha256"] = "0"
-    (last / "config.json").write_text(json.dumps(config))
-    seal_again(last)
+    (last.out_dir / "step-000004/config.json").write_text(json.dumps(config))
+    seal_again(last.out_dir / "step-000004")
     capsys.readouterr()
-    make_run(resume="auto", max_iters=8, lr_decay_iters=4)
-    shown = capsys.readouterr().out
-    assert f"{data} has different tokens" in shown
-    assert "the environment changed; results match only up to rounding: torch 1.0 -> 2." in shown
-    assert "processes 8 -> 1" in shown and "threads 2 ->" not in shown
+    make_run(resume="auto", seed=2, batch_size=2, max_iters=8, time_limit=9, timeout=5, keep_checkpoints=7)
+    settings = "max_iters 4 -> 8; seed 1337 -> 2; batch_size 4 -> 2"
+    others = f"torch 1.0 -> {torch.__version__}; processes 8 -> 1; {data} has different tokens"
+    assert f"note: changed since the checkpoint: {settings}; {others}\n" in capsys.readouterr().out
+
+
+def test_a_step_that_is_divided_differently_is_the_same(make_run, capsys):
+    make_run().train()
+    capsys.readouterr()
+    for model in (TINY, dataclasses.replace(TINY, gradient_checkpointing=True)):
+        make_run(model, resume="auto", batch_size=2, gradient_accumulation_steps=2)
+        assert "note:" not in capsys.readouterr().out
 
 
 def test_on_another_validation_text_the_best_loss_counts_anew(make_run, tmp_path, text, capsys):
@@ -56,7 +47,7 @@ def test_on_another_validation_text_the_best_loss_counts_anew(make_run, tmp_path
     assert (run.out_dir / "best").resolve().name > "step-000004"
 
 
-def test_another_model_optimizer_or_tokenizer_is_refused_and_other_settings_are_named(make_run, tmp_path, text, capsys):
+def test_another_model_optimizer_or_tokenizer_is_refused(make_run, tmp_path, text):
     make_run().train()
     with pytest.raises(ValueError, match="was trained with optimizer=adamw, not muon: resume with these"):
         make_run(optimizer="muon", resume="auto")
@@ -67,13 +58,6 @@ def test_another_model_optimizer_or_tokenizer_is_refused_and_other_settings_are_
     writer.write(tmp_path / "other", other, "char", 0.1, "made up")
     with pytest.raises(ValueError, match="different tokenizers"):
         make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)
-    capsys.readouterr()
-    make_run(resume="auto", max_iters=8, lr_decay_iters=4, learning_rate=2e-2, log_interval=3)
-    shown = capsys.readouterr().out
-    assert "learning_rate 0.01 -> 0.02" in shown
-    assert "log_interval" not in shown and "decays" not in shown
-    make_run(resume="auto", max_iters=8)
-    assert "the learning rate decays over 8 steps, not 4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -100,7 +84,7 @@ def test_a_directory_that_cannot_be_written_is_an_error_before_the_run(make_run,
 
 def test_another_run_in_out_dir_is_not_overwritten(make_run):
     make_run().train()
-    with pytest.raises(ValueError, match=r"already holds a run .step-000004.: .*--resume=auto.* --out_dir"):
+    with pytest.raises(ValueError, match=r"holds a run: .*--resume=auto.* --out_dir"):
         make_run()
 
 

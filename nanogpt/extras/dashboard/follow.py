@@ -42,7 +42,10 @@ class FollowedRun:
         if stamps == self.stamps:
             return
         self.stamps, self.version = stamps, self.version + 1
-        self.lines, texts = (read_lines(self.directory / name) for name in FILES)
+        try:
+            self.lines, texts = (metrics.read(self.directory / name) for name in FILES)
+        except OSError:  # it is being replaced, or was removed
+            return
         names = dict.fromkeys(name for line in self.lines for name in line)
         self.metrics = [name for name in names if name not in (*X, "text")]
         self.samples = [{"step": line["step"], "text": line.get("text", "")} for line in texts]
@@ -106,15 +109,6 @@ def stamp(path: Path) -> tuple[float, int]:
     except OSError:
         return 0, 0
     return status.st_mtime, status.st_size
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The objects in a file of JSON lines; lines that are not JSON, or not yet, are skipped."""
-    try:
-        content = path.read_bytes()
-    except OSError:  # it is being replaced, or was removed
-        return []
-    return [line for line in map(metrics.parse, content.splitlines()) if line is not None]
 
 
 def thin(xs: np.ndarray, ys: np.ndarray, points: int) -> alerts.Curve:
