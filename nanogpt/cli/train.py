@@ -1,6 +1,7 @@
 """`nanogpt train`, `plan` and `import-nanogpt`."""
 
 import os
+import shlex
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
@@ -85,10 +86,11 @@ def add_import_nanogpt(command: ArgumentParser) -> None:
 
 def run_import_nanogpt(args) -> None:
     """Writes nanoGPT's checkpoint as one of ours and prints how to continue with it."""
-    from nanogpt.hub.nanogpt import import_checkpoint, resume_command
+    from nanogpt.hub.nanogpt import import_checkpoint
 
     saved = import_checkpoint(Path(args.CKPT), Path(args.data), Path(args.out_dir))
     show(f"{args.CKPT} is now {saved}\n")
     show(f"next:  nanogpt sample {args.out_dir}")
     show(f"       nanogpt eval {args.out_dir}")
-    show(f"       {resume_command(saved)}")
+    settings = f"--config={args.out_dir}/config.json", f"--out_dir={args.out_dir}", "--resume=auto"
+    show(f"       python recipes/shakespeare_nanogpt.py {shlex.join(settings)}")

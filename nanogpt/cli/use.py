@@ -23,7 +23,6 @@ EXPORTS = {  # formats: their modules, and the options that they take
     "onnx": ("nanogpt.extras.page.to_onnx", ("dtype", "license", "trust_recipe")),
     "gguf": ("nanogpt.extras.gguf", ("dtype", "license")),
     "nanogpt": ("nanogpt.hub.nanogpt", ("dtype", "trust_recipe")),
-    "adapter": ("nanogpt.hub.adapter", ()),
 }
 
 
@@ -234,8 +233,7 @@ def add_export(command: ArgumentParser) -> None:
         "--format",
         choices=EXPORTS,
         help="transformers: a directory; onnx: the same with onnx/model.onnx; gguf: a file for "
-        "llama.cpp, the default if PATH ends in .gguf; nanogpt: a ckpt.pt without optimizer state; "
-        "adapter: only the weights that --lora_rank trained, for peft",
+        "llama.cpp, the default if PATH ends in .gguf; nanogpt: a ckpt.pt without optimizer state",
     )
 
 

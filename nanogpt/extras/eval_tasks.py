@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from nanogpt.hub import weights
-from nanogpt.hub.export import special_tokens, write_tokenizer
+from nanogpt.hub.export import write_tokenizer
 from nanogpt.model import GPT
 from nanogpt.sample import default_prompt
 
@@ -81,13 +81,9 @@ def evaluate(
     model to the CPU. Raises ValueError if lm_eval or a task is missing, or if no transformers class
     supports the model.
     """
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        install = "pip install -e '.[eval]' -c constraints.txt"
-        raise ValueError(f"--tasks needs lm_eval: {install}") from None
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
     from transformers import AutoTokenizer
 
     if "core" in tasks and tokenizer.eot_id is None:  # lm_eval needs it to generate
@@ -98,8 +94,7 @@ def evaluate(
             raise ValueError(f"unknown task {name!r}: `lm_eval ls tasks` lists all")
     device = model.wte.weight.device
     with tempfile.TemporaryDirectory() as directory:
-        special = special_tokens(tokenizer, model.config.vocab_size)
-        write_tokenizer(Path(directory), tokenizer, model.config.block_size, special)
+        write_tokenizer(Path(directory), model, tokenizer)
         hf_tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     native = weights.to_transformers(model.cpu(), tokenizer.eot_id).to(device)
     # precedes a text without context

@@ -9,13 +9,10 @@ name.
 """
 
 import re
-import shlex
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
@@ -23,7 +20,8 @@ from nanogpt.data import pickles
 from nanogpt.data.files import first_line, write_atomic
 from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.hub.export import check_target, load_with_info
+from nanogpt.hub.load import load
+from nanogpt.hub.weights import pad
 from nanogpt.model import GPT, GPTConfig
 
 # settings of the same name and meaning
@@ -77,8 +75,7 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
 
 def model_config(args: dict, tokenizer) -> GPTConfig:
     """Converts nanoGPT's `model_args`. Raises ValueError if the tokenizer is not the model's."""
-    vocab_size = tokenizer.vocab_size
-    rows = args["vocab_size"]
+    vocab_size, rows = tokenizer.vocab_size, args["vocab_size"]
     if rows != vocab_size and not (tokenizer.name == "gpt2" and rows == PADDED_GPT2):
         raise ValueError(
             f"its vocabulary has {rows} tokens, the data's {vocab_size}: "
@@ -102,7 +99,7 @@ def convert_weights(state: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
     for name, tensor in state.items():
         name = re.sub(r"^(_orig_mod\.|module\.)*(transformer\.)?", "", name)
         if not re.fullmatch(r"h\.\d+\.attn\.bias", name):
-            weights[name] = pad(name, tensor.float(), config)
+            weights[name] = convert(name, tensor, config)
     if torch.equal(weights["lm_head.weight"], weights["wte.weight"]):
         del weights["lm_head.weight"]
     return weights
@@ -114,14 +111,13 @@ def convert_moments(optimizer: dict, weights: dict, config: GPTConfig) -> dict[s
     nanoGPT's groups are the matrices and embeddings, which decay, then the rest, both in the
     model's order.
     """
-    matrices = [name for name, tensor in weights.items() if tensor.ndim >= 2]
-    vectors = [name for name, tensor in weights.items() if tensor.ndim < 2]
-    numbers = chain(*(group["params"] for group in optimizer["param_groups"]))
+    names = sorted(weights, key=lambda name: weights[name].ndim < 2)
+    numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
     moments = {}
-    for name, number in zip(matrices + vectors, numbers, strict=True):
+    for name, number in zip(names, numbers, strict=True):
         state = optimizer["state"][number]
         for key in ("exp_avg", "exp_avg_sq"):
-            moment = pad(name, state[key].float(), config)
+            moment = convert(name, state[key], config)
             if moment.shape != weights[name].shape:
                 raise ValueError(f"its optimizer state for {name} has the wrong shape")
             moments[f"{name}.{key}"] = moment
@@ -129,12 +125,11 @@ def convert_moments(optimizer: dict, weights: dict, config: GPTConfig) -> dict[s
     return moments
 
 
-def pad(name: str, tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
-    """Pads tensors that have a row per token with zeros to a multiple of 64 rows."""
-    if not name.startswith(("wte.", "lm_head.")):
-        return tensor.contiguous()
-    missing = config.padded_vocab_size - config.vocab_size
-    return F.pad(tensor[: config.vocab_size], (0, 0, 0, missing))
+def convert(name: str, tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
+    """A tensor in fp32, with as many rows as ours if it has a row per token."""
+    if name in ("wte.weight", "lm_head.weight"):
+        tensor = tensor[: config.vocab_size]
+    return pad(name, tensor.float(), config)
 
 
 def train_config(config: dict, data: Path, out_dir: Path) -> TrainConfig:
@@ -145,17 +140,6 @@ def train_config(config: dict, data: Path, out_dir: Path) -> TrainConfig:
     fp32 = config.get("device") == "cpu" or config.get("dtype") == "float32"
     precision = "fp32" if fp32 else "auto"  # nanoGPT has no autocast on a CPU
     return TrainConfig(data=str(data), out_dir=str(out_dir), precision=precision, **settings)
-
-
-def resume_command(saved: Path) -> str:
-    """The command that continues an imported checkpoint."""
-    train = checkpoint.load_configs(saved)[1]
-    step = checkpoint.read_state(saved).step
-    words = ["python", "recipes/shakespeare_nanogpt.py", f"--config={saved.parent / 'config.json'}"]
-    words += [f"--out_dir={saved.parent}", "--resume=auto"]
-    if step >= train.max_iters:
-        words.append(f"--max_iters={2 * step}")
-    return shlex.join(words)
 
 
 def require_nanogpts(config: GPTConfig) -> None:
@@ -174,11 +158,12 @@ def export(run: str | Path, to: str | Path, say=print, **options) -> Path:
     Raises ValueError if nanoGPT's GPT does not support the model, or if `to` exists.
     """
     to = Path(to)
-    check_target(to, directory=False)
-    model, _, _, info = load_with_info(run, say=say, **options)
-    state = info.state if info else vars(checkpoint.State())
-    loss = state["best_val_loss"]
-    write_checkpoint(model, to, state["step"], float("inf") if loss is None else loss)
+    if to.exists() or to.is_symlink():
+        raise ValueError(f"{to} exists already: remove it, or export --to another path")
+    model, _, source = load(run, say=say, **options)
+    state = checkpoint.read_state(source) if source else checkpoint.State()
+    loss = float("inf") if state.best_val_loss is None else state.best_val_loss
+    write_checkpoint(model, to, state.step, loss)
     say(f"{to}: nanoGPT's checkpoint")
     return to
 
@@ -190,9 +175,7 @@ def write_checkpoint(model: GPT, to: Path, step: int, loss: float) -> None:
     """
     require_nanogpts(model.config)
     state = {f"transformer.{name}": p.detach() for name, p in model.named_parameters()}
-    embedding = state["transformer.wte.weight"][
-        : model.config.vocab_size
-    ].clone()  # without padding
+    embedding = model.wte.weight.detach()[: model.config.vocab_size].clone()  # without padding
     state["transformer.wte.weight"] = state["lm_head.weight"] = embedding
     args = {name: getattr(model.config, name) for name in SHARED}
     contents = {"model": state, "model_args": args, "iter_num": step, "best_val_loss": loss}

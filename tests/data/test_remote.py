@@ -1,8 +1,9 @@
 """Data at a URL: the same windows as those of the local directory."""
 
-import json
+from types import SimpleNamespace
 
 import fsspec
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -74,12 +75,18 @@ def test_what_is_wrong_with_a_url_is_one_line(url):
     assert str(error.value).startswith(f"{url} cannot be read (") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["", "datasets/"])
-def test_a_repository_on_the_hub_is_read_at_one_commit(hub, numbers, kind):
-    files = {f"tokens/{path.name}": path.read_bytes() for path in numbers.iterdir()}
-    hub.add("alice/data", files)
-    data = TokenDataset(f"hf://{kind}alice/data/tokens", "train", 16)
-    broken = {name: bytes(len(content)) if name.endswith(".bin") else content for name, content in files.items()}
-    hub.repos["alice/data"].commit("main", broken, "other tokens")
+def test_a_repository_on_the_hub_is_read_at_one_commit(numbers, monkeypatch):
+    """Found at a revision, its files are fetched at the same one, once."""
+    at = {"repo_id": "alice/data", "repo_type": "dataset", "revision": "1a2b"}
+    asked = []
+
+    def snapshot_download(repo_id, **options):
+        asked.append({"repo_id": repo_id} | options)
+        return str(numbers.parent)
+
+    resolved = SimpleNamespace(**at, path_in_repo=numbers.name)
+    monkeypatch.setattr(huggingface_hub.HfFileSystem, "resolve_path", lambda fs, path: resolved)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    data = TokenDataset(f"hf://datasets/alice/data/{numbers.name}", "train", 16)
     assert torch.equal(data.batch(5, 0, 20)[0], TokenDataset(numbers, "train", 16).batch(5, 0, 20)[0])
-    assert json.loads(files["tokens/meta.json"])["vocab_size"] == data.meta["vocab_size"]
+    assert asked == [at | {"allow_patterns": f"{numbers.name}/*"}]

@@ -17,12 +17,12 @@ from nanogpt.cli import main
 from nanogpt.data import bpe
 from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from nanogpt.data.tokenizer import Tokenizer as HFTokenizer
-from nanogpt.extras import gguf as to_gguf
 from nanogpt.hub import weights
 from nanogpt.hub.load import load
 from nanogpt.sample import generate
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
+to_gguf = pytest.importorskip("nanogpt.extras.gguf")
 llama_cpp_is_there = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"
 )

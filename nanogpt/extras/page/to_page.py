@@ -18,11 +18,12 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from nanogpt import chat
+from nanogpt import chat, checkpoint
 from nanogpt.data.tokenizer import END, START
 from nanogpt.extras.page import to_onnx
 from nanogpt.hub import card
-from nanogpt.hub.export import check_target, load_with_info, named_errors
+from nanogpt.hub.export import writing
+from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.sample import default_prompt
 
@@ -69,22 +70,19 @@ def write(
     nothing is left at `to`.
     """
     to = Path(to)
-    check_target(to, directory=True)
-    to_onnx.require_onnx()
-    library = fetch_library()
-    model, tokenizer, source, info = load_with_info(run, which, say)
-    temporary = tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
-    with named_errors(to), temporary as directory:
+    with writing(to) as page, tempfile.TemporaryDirectory() as directory:
+        library = fetch_library()
+        model, tokenizer, source = load(run, which=which, say=say)
         exported = Path(directory, "export")
         to_onnx.export(source or run, exported, name=to.name, license=license, say=say, **options)
-        page = Path(shutil.copytree(PAGE, Path(directory, "page")))
+        shutil.copytree(PAGE, page)
         (page / "LICENSE-transformers.js").write_bytes(library["LICENSE"])
         files = {name: content for name, content in library.items() if name != "LICENSE"}
         files |= {name: (exported / name).read_bytes() for name in MODEL}
         native = json.loads(files["config.json"])["architectures"][0]
         question = QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0]
         facts = {
-            **describe(model, native, info, license),
+            **describe(model, native, source, license),
             "title": Path(run).name,
             "curve": (exported / card.CURVE).exists(),
             "scripts": embed(files, page),
@@ -95,7 +93,6 @@ def write(
         space = SPACE.format(title=json.dumps(facts["title"]), license=license)
         (page / "README.md").write_text(space, encoding="utf-8")
         (page / "facts.js").write_text(f"const FACTS = {json.dumps(facts, allow_nan=False)};\n")
-        page.replace(to)
     say(f"{to / 'index.html'}: open it in a browser, or put the directory on any static host")
     return to
 
@@ -132,7 +129,7 @@ def embed(files: dict[str, bytes], page: Path) -> list[str]:
     return scripts
 
 
-def describe(model: GPT, native: str, info: card.RunInfo | None, license: str) -> dict:
+def describe(model: GPT, native: str, source: Path | None, license: str) -> dict:
     """What the page tells about the model."""
     c, parameters = model.config, f"{model.get_num_params():,}"
     facts = {
@@ -141,9 +138,10 @@ def describe(model: GPT, native: str, info: card.RunInfo | None, license: str) -
         "transformers": native,
         "context": f"{c.block_size:,} tokens; vocabulary of {c.vocab_size:,}",
     }
-    if info is not None:
-        facts["data"] = card.data_line(info.settings["data"])
-        facts["training"] = f"{info.state['step']:,} steps, {info.state['tokens']:,} tokens"
+    if source is not None:
+        facts["data"] = card.data_line(checkpoint.load_configs(source)[1].data)
+        state = checkpoint.read_state(source)
+        facts["training"] = f"{state.step:,} steps, {state.tokens:,} tokens"
     facts["license"] = license
     about = f"A language model with {parameters} parameters, trained with nanogpt."
     return {"about": about, "block_size": c.block_size, "facts": list(facts.items())}
