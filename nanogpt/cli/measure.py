@@ -185,5 +185,5 @@ def add_bench(command: ArgumentParser) -> None:
 
 
 def run_bench(args) -> None:
-    """Prints the throughput of training, and the machine's limit."""
+    """Prints the throughput of training, and its share of a large matmul's."""
     extra("bench").run(args)
