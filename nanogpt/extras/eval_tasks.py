@@ -11,7 +11,6 @@ on its export.
 """
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,9 +76,9 @@ def evaluate(
 ) -> dict[str, dict]:
     """Results by task, with lm_eval's names. `include_path` is a directory with custom task files.
 
-    The task "core" stands for all of CORE. `limit` is the number of examples per task. Moves the
-    model to the CPU. Raises ValueError if lm_eval or a task is missing, or if no transformers class
-    supports the model.
+    The task "core" stands for all of CORE and adds the mean of their centered accuracies. `limit`
+    is the number of examples per task. Moves the model to the CPU. Raises ValueError for an unknown
+    task, or if no transformers class supports the model.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -115,20 +114,14 @@ def evaluate(
 
     others = [name for name in tasks if name != "core"]
     results = run(others) if others else {}
-    return results | evaluate_core(run) if "core" in tasks else results
-
-
-def evaluate_core(run: Callable[[list, int], dict[str, dict]]) -> dict[str, dict]:
-    """Accuracy and centered accuracy of the tasks of CORE, and their mean, as task "core".
-
-    Centered is (accuracy - baseline) / (1 - baseline): 0 for guessing, 1 for perfect.
-    """
-    results: dict[str, dict] = {}
+    if "core" not in tasks:
+        return results
+    # centered is 0 for guessing and 1 for perfect
+    centered = []
     for name, task in CORE.items():
         member = {"task": task.task, **(EXACT if task.metric == WRITTEN else {})}
         found = run([{"group": "core", "task": [member]}], task.shots)
         accuracy = float(found[task.task][task.metric])
-        centered = (accuracy - task.baseline) / (1 - task.baseline)
-        results[f"core/{name}"] = {task.metric: accuracy, "centered,none": centered}
-    mean = sum(result["centered,none"] for result in results.values()) / len(results)
-    return results | {"core": {"centered,none": mean}}
+        centered.append((accuracy - task.baseline) / (1 - task.baseline))
+        results[f"core/{name}"] = {task.metric: accuracy, "centered,none": centered[-1]}
+    return results | {"core": {"centered,none": sum(centered) / len(centered)}}

@@ -36,8 +36,8 @@ LIBRARY = {  # name on the page: package, file in it
     "ort.wasm": (ONNXRUNTIME, "dist/ort-wasm-simd-threaded.wasm"),
     "LICENSE": (TRANSFORMERS, "LICENSE"),
 }
-CONFIGS = ("config", "generation_config", "tokenizer", "tokenizer_config")
-MODEL = (to_onnx.FILE, *(f"{name}.json" for name in CONFIGS))
+MODEL = [to_onnx.FILE, "config.json", "generation_config.json"]
+MODEL += ["tokenizer.json", "tokenizer_config.json"]
 PIECE = 2**24  # characters of base64 in a script; a string of JavaScript has 2**29 at most
 QUESTION = f"{START}user\nHello{END}\n{START}assistant\n"
 SPACE = """\
@@ -132,16 +132,16 @@ def embed(files: dict[str, bytes], page: Path) -> list[str]:
 def describe(model: GPT, native: str, source: Path | None, license: str) -> dict:
     """What the page tells about the model."""
     c, parameters = model.config, f"{model.get_num_params():,}"
-    facts = {
-        "parameters": parameters,
-        "shape": f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels",
-        "transformers": native,
-        "context": f"{c.block_size:,} tokens; vocabulary of {c.vocab_size:,}",
-    }
+    facts = [
+        ("parameters", parameters),
+        ("shape", f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels"),
+        ("transformers", native),
+        ("context", f"{c.block_size:,} tokens; vocabulary of {c.vocab_size:,}"),
+    ]
     if source is not None:
-        facts["data"] = card.data_line(checkpoint.load_configs(source)[1].data)
         state = checkpoint.read_state(source)
-        facts["training"] = f"{state.step:,} steps, {state.tokens:,} tokens"
-    facts["license"] = license
+        facts.append(("data", card.data_line(checkpoint.load_configs(source)[1].data)))
+        facts.append(("training", f"{state.step:,} steps, {state.tokens:,} tokens"))
+    facts.append(("license", license))
     about = f"A language model with {parameters} parameters, trained with nanogpt."
-    return {"about": about, "block_size": c.block_size, "facts": list(facts.items())}
+    return {"about": about, "block_size": c.block_size, "facts": facts}
