@@ -13,8 +13,6 @@ Of the model's settings only block_size, dropout and gradient_checkpointing coun
     python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --block_size 256 \\
         --out data/mine_chat
     python recipes/chat.py --init_from=out/mine --data=data/mine_chat --block_size=256
-    python recipes/chat.py --init_from=gpt2 --data=data/gpt2_chat --block_size=512 \\
-        --batch_size=4 --optimizer=adamw --learning_rate=5e-5 --beta1=0.9
 """
 
 from data_prep import chat_tasks

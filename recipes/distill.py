@@ -50,9 +50,8 @@ class Student(GPT):
 
 if __name__ == "__main__":
     parser = settings_parser(SMALL, TRAIN, __doc__)
-    parser.add_argument(
-        "--teacher", default="out/shakespeare_best", help="runs, with commas, or none"
-    )
+    text = "runs, with commas, or none"
+    parser.add_argument("--teacher", default="out/shakespeare_best", help=text)
     given = vars(parser.parse_args())
     teacher = given.pop("teacher")
     if teacher != "none":

@@ -12,9 +12,9 @@ The questions that validate the chat model are never asked here. Of those, it an
 sums after ten minutes on two CPU cores, instead of 41 % (docs/trl.md).
 """
 
-import argparse
 import random
 import warnings
+from argparse import ArgumentParser
 from pathlib import Path
 
 from data_prep import chat_tasks
@@ -49,7 +49,6 @@ def reward(completions: list[list[dict]], answer: list[str], **columns) -> list[
 def train(model: str, to: str, data: str, steps: int, learning_rate: float = 3e-4) -> None:
     """Trains an export `model` and writes the result, which transformers loads, to `to`."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
     warnings.simplefilter("ignore", FutureWarning)  # of TRL's use of transformers
@@ -70,20 +69,17 @@ def train(model: str, to: str, data: str, steps: int, learning_rate: float = 3e-
         report_to="none",
     )
     trainer = GRPOTrainer(
-        AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False),
+        model,
         reward_funcs=reward,
         args=config,
         train_dataset=Dataset.from_list(ask(data, PROMPTS * steps)),
-        processing_class=AutoTokenizer.from_pretrained(model, trust_remote_code=False),
     )
     trainer.train()
     trainer.save_model(to)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+if __name__ == "__main__":
+    parser = ArgumentParser(description="Trains a chat model by GRPO, to add.")
     parser.add_argument("model", help="an export of a chat model")
     parser.add_argument("--to", required=True, metavar="DIR", help="where the result is written")
     parser.add_argument("--data", default="data/chat_tasks", metavar="DIR", help="its data")
@@ -93,7 +89,3 @@ def main() -> None:
         if Path(args.to).exists():
             raise ValueError(f"{args.to} exists: name a new directory with --to")
         train(args.model, args.to, args.data, args.steps)
-
-
-if __name__ == "__main__":
-    main()

@@ -27,7 +27,6 @@ TRAIN = TrainConfig(
     max_iters=800,
     optimizer="muon",
     muon_momentum=0.9,
-    muon_learning_rate=0.02,
     learning_rate=0.01,
     beta1=0.8,
     weight_decay=0.0,

@@ -47,14 +47,13 @@ def row(runs: list[Path], minutes: float) -> str:
     losses, seconds = [], []
     for run in runs:
         model = load(run, which="last")[0]
-        result = json.loads((run / "result.json").read_text())
         val_data = TokenDataset(DATA, "val", model.config.block_size)
         if len(val_data.tokens) != VALIDATION:
             raise ValueError(f"{DATA} is not nanoGPT's split of the original text")
-        if result["train_seconds"] > 60 * minutes + 1:
-            raise ValueError(f"{run} took {result['train_seconds']:.0f} s")
+        seconds.append(json.loads((run / "result.json").read_text())["train_seconds"])
+        if seconds[-1] > 60 * minutes + 1:
+            raise ValueError(f"{run} took {seconds[-1]:.0f} s")
         losses.append(evaluate(model, val_data, batch_size=16)["val_loss"])
-        seconds.append(result["train_seconds"])
     each = ", ".join(f"{loss:.4f}" for loss in losses)
     return (
         f"| {date.today()} | **{statistics.median(losses):.4f}** ({each}) | "
@@ -64,9 +63,8 @@ def row(runs: list[Path], minutes: float) -> str:
 
 if __name__ == "__main__":
     parser = settings_parser(SMALL, TRAIN, __doc__)
-    parser.add_argument(
-        "--track", type=int, choices=TRACKS, default=2, help="minutes of training (default: 2)"
-    )
+    text = "minutes of training (default: 2)"
+    parser.add_argument("--track", type=int, choices=TRACKS, default=2, help=text)
     given = vars(parser.parse_args())
     track = given.pop("track")
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]

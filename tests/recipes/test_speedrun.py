@@ -6,7 +6,7 @@ import re
 import pytest
 import speedrun
 
-TINY = "--n_layer=1 --n_head=2 --n_embd=16 --n_inner=32 --train_minutes=0.01 --sample_tokens=0".split()
+TINY = "--n_layer=1 --n_head=2 --n_embd=16 --n_inner=32 --train_minutes=0.003 --sample_tokens=0".split()
 
 
 @pytest.fixture
@@ -30,4 +30,4 @@ def test_a_tiny_entry_prints_its_row(prepared, recipe, monkeypatch):
         speedrun.row(runs, -1)
     monkeypatch.setattr(speedrun, "VALIDATION", 7)
     with pytest.raises(ValueError, match="not nanoGPT's split"):
-        speedrun.row(runs, 0.01)
+        speedrun.row(runs, 0.003)
