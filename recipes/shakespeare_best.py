@@ -13,29 +13,25 @@ five minutes, the first fourteen, and the third, with 1.53 million parameters, h
 was found, and what did not help, is in LOG.md.
 """
 
+from dataclasses import replace
+
+from shakespeare import LAPTOP, SHORT
+
 from data_prep import shakespeare
-from nanogpt import GPTConfig, TrainConfig
 from nanogpt.train import main
 
-MODEL = GPTConfig.modern(  # as in recipes/shakespeare.py, but each prediction sees more text
-    block_size=256, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
-)
-TRAIN = TrainConfig(
+MODEL = replace(LAPTOP, block_size=256)  # each prediction sees more of the scene
+TRAIN = replace(
+    SHORT,
     out_dir="out/shakespeare_best",
-    data="data/shakespeare_char",
     batch_size=12,
     max_iters=2400,  # 7.3 epochs: at this size they help more than a larger model in the same time
     short_block_iters=960,  # early learning needs no long context, and attention takes less time
     short_block_size=64,
-    eval_interval=100,
-    optimizer="muon",
     muon_momentum=0.93,  # a longer run may remember more
-    learning_rate=0.008,  # of embeddings, output projection and norms
+    learning_rate=0.008,
     beta1=0.85,
     weight_decay=0.25,  # much, because the text is read so often; dropout made it worse
-    lr_schedule="linear",
-    warmup_iters=0,
-    min_lr=0.0,
 )
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
         say(f"  {tokenizer.decode(ids[start : start + 64].tolist())[:90]!r}")
     train, val = (split_documents(ids, tokenizer) for ids in splits.values())
     warnings = [
-        *count_warnings(meta["splits"], counts, tokenizer, block_size, parameters),
+        *size_warnings(meta["splits"], block_size, parameters),
         *text_warnings(train, val),
     ]
     for line in warnings:
@@ -66,10 +66,8 @@ def split_documents(ids: np.ndarray, tokenizer) -> list[str]:
     return [tokenizer.decode(ids[start + 1 : end].tolist()) for start, end in pairwise(ends)]
 
 
-def count_warnings(
-    splits: dict, counts: np.ndarray, tokenizer, block_size: int, parameters: int
-) -> Iterator[str]:
-    """Warns if there is too little text, or if much of it is lost."""
+def size_warnings(splits: dict, block_size: int, parameters: int) -> Iterator[str]:
+    """Warns if there is too little text."""
     train, val = (splits[name]["tokens"] for name in ("train", "val"))
     if val < 64 * block_size:
         yield f"the val split has fewer than 64 blocks of {block_size}: its loss will be noisy"
@@ -77,14 +75,6 @@ def count_warnings(
         yield (
             f"fewer training tokens ({train:,}) than parameters ({parameters:,}): "
             "the model will memorize the text; use a smaller model, more text, or dropout"
-        )
-    model = tokenizer.to_dict()["model"]
-    unknown = model.get("unk_id", tokenizer.vocabulary.get(model.get("unk_token")))
-    # a character-level tokenizer takes no unknown character
-    if unknown is not None and not tokenizer.characters and counts[unknown] > 0.01 * counts.sum():
-        yield (
-            f"{counts[unknown] / counts.sum():.0%} of the tokens are unknown: that text is lost; "
-            "use --tokenizer bytes, or a tokenizer trained on such text"
         )
 
 
