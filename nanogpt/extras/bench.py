@@ -87,7 +87,11 @@ def measure(config: TrainConfig, parts: Parts, state: State, rounds: int) -> dic
     size = 1024 if parts.device.type == "cpu" else 8192
     dtype = DTYPES[parts.accelerator.mixed_precision]
     matrix = torch.randn(size, size, device=parts.device, dtype=dtype)
-    train = lambda: [step(config, parts, state) for _ in range(STEPS)]  # noqa: E731
+
+    def train() -> None:
+        for _ in range(STEPS):
+            step(config, parts, state)
+
     seconds = interleave({"train": train, "matmul": lambda: matrix @ matrix}, rounds)
     median = statistics.median(seconds["train"])
     tokens = STEPS * config.batch_size * parts.gpt.config.block_size

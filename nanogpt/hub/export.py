@@ -26,7 +26,6 @@ from nanogpt.model import GPT, GPTConfig
 from nanogpt.sample import generate
 
 TOLERANCE = 1e-4  # of logits, in fp32
-HELLO = [{"role": "user", "content": "Hello"}]  # in the card's example
 
 
 def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None, say) -> None:
@@ -71,7 +70,9 @@ def export(
         directory.mkdir()
         write_model(directory, native.to(dtype), model, tokenizer)
         write_tokenizer(directory, model, tokenizer)
-        prompt = HELLO if chat.can_chat(tokenizer) else tokenizer.decode(ids[0, :8].tolist())
+        prompt = tokenizer.decode(ids[0, :8].tolist())
+        if chat.can_chat(tokenizer):
+            prompt = [{"role": "user", "content": "Hello"}]
         repo = name or str(to.resolve())
         card.write(directory, model, type(native).__name__, repo, license, prompt, source)
         worst = verify(directory, model, tokenizer, ids)
@@ -149,8 +150,7 @@ def write_tokenizer(directory: Path, model: GPT, tokenizer) -> None:
     contents = tokenizer.to_dict() | {"post_processor": None}
     if known := tokenizer.characters:
         contents["model"]["unk_token"] = next((c for c in "\ufffd \n" if c in known), known[0])
-    text = json.dumps(contents, ensure_ascii=False)
-    (directory / FILE).write_text(text, encoding="utf-8")
+    (directory / FILE).write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
     config = {
         # the class with which every version of transformers reads a bare tokenizer.json
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -110,12 +110,11 @@ def load_for_training(
     kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
     model, tokenizer, _ = load(run, say=say, **kept)
     c = model.config
-    sizes = {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}  # never None
-    actual = asdict(c) | sizes
+    actual = asdict(c) | {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}
     for name in actual.keys() & set(given) - kept.keys():
         asked = getattr(wanted, name)
-        agrees = asked <= actual[name] if name == "block_size" else asked in (actual[name], None)
-        if not agrees:
+        fits = name == "block_size" and asked <= c.block_size
+        if not fits and asked not in (actual[name], None):
             raise ValueError(
                 f"{name}={asked}, but the model to fine-tune, {run}, has {name}={actual[name]}: "
                 f"leave --{name} out"

@@ -51,12 +51,11 @@ STACKED = {  # our parameters, and the tensors of Llama and Qwen3 that are stack
 }
 
 
-def native_type(config: GPTConfig) -> str:
+def native_type(c: GPTConfig) -> str:
     """The transformers model type for a configuration: gpt2, llama or qwen3.
 
     Raises ValueError if none of them supports it.
     """
-    c = config
     plain_heads = c.kv_heads == c.n_head and c.head_size * c.n_head == c.n_embd and not c.qk_norm
     if (c.norm, c.position) == ("layernorm", "learned") and c.mlp != "swiglu" and plain_heads:
         return "gpt2"
@@ -93,7 +92,7 @@ def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
 def pad(name: str, tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
     """Pads a tensor that has a row per token with zeros to a multiple of 64 rows."""
     if not name.startswith(("wte.", "lm_head.")):
-        return tensor.contiguous()
+        return tensor
     return F.pad(tensor, (0, 0, 0, config.padded_vocab_size - config.vocab_size))
 
 
@@ -104,9 +103,7 @@ def read_config(directory: Path) -> GPTConfig:
     path = directory / "config.json"
     kind = str(read_json(path).get("model_type"))
     if kind not in FIELDS:
-        raise ValueError(
-            f"{path}: model_type={kind[:40]} is not supported, only {', '.join(FIELDS)}"
-        )
+        raise ValueError(f"{path}: model_type={kind[:40]} is not one of {', '.join(FIELDS)}")
     try:
         with quiet():
             theirs = AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -158,7 +155,7 @@ def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **ch
         try:
             parts = [tensors.pop(re.sub(r"^(transformer|model)\.", "", n)) for n in hf_names]
             value = torch.cat([part.t() if transposed else part for part in parts])
-            weights[name] = pad(name, value, config)
+            weights[name] = pad(name, value.contiguous(), config)
         except KeyError as error:
             raise ValueError(f"{directory} lacks the tensor {error}: it is incomplete") from None
         except RuntimeError as error:
@@ -172,8 +169,7 @@ def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **ch
         model = GPT(replace(config, **changes))
     shapes = {name: p.shape for name, p in model.named_parameters()}
     checkpoint.check_tensors(directory, weights, shapes)
-    weights = {name: weight.to(dtype).contiguous() for name, weight in weights.items()}
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict({name: w.to(dtype) for name, w in weights.items()}, assign=True)
     return model.eval()
 
 
