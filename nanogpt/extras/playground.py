@@ -26,12 +26,9 @@ from nanogpt.sample import default_prompt, stream, stream_text, until
 
 # colored tokens have dark text, also on a dark page
 STYLE = """
-.gradio-container p, .tokens { overflow-wrap: anywhere; }
-.tokens { white-space: pre-wrap; font: 15px/1.9 ui-monospace, monospace; }
+.tokens { white-space: pre-wrap; overflow-wrap: anywhere; font: 15px/1.9 ui-monospace, monospace; }
 .token { border-radius: 3px; color: #111 !important; }
-.token:hover { outline: 2px solid #888; }
-.layers { overflow-x: auto; }
-.layers table { font: 13px ui-monospace, monospace; }
+.layers { overflow-x: auto; font: 13px ui-monospace, monospace; }
 .layers td, .layers th { white-space: pre; padding: 2px 4px; text-align: center; }
 """
 LONGEST_INSIDE = 128  # tokens of a text whose attention is shown: more would be too small to see

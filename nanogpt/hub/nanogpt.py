@@ -91,7 +91,7 @@ def convert_weights(state: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
         if not re.fullmatch(r"h\.\d+\.attn\.bias", name):
             if name in ("wte.weight", "lm_head.weight"):
                 tensor = tensor[: config.vocab_size]
-            weights[name] = pad(name, tensor.float(), config)
+            weights[name] = pad(name, tensor.float().contiguous(), config)
     if torch.equal(weights["lm_head.weight"], weights["wte.weight"]):
         del weights["lm_head.weight"]
     return weights

@@ -50,7 +50,7 @@ def test_files_are_kept_in_pieces_that_give_them_back(tmp_path, monkeypatch):
 
 def test_the_page_tells_what_the_model_is(run):
     model, _, source = load(run)
-    told = to_page.describe(model, "LlamaForCausalLM", source, "mit")
+    told = to_page.describe(model, source, "mit")
     facts = dict(told["facts"])
     assert facts["parameters"] == f"{model.get_num_params():,}" and told["block_size"] == 32
     assert facts["shape"] == "2 layers, 4 heads, 32 channels"

@@ -105,8 +105,8 @@ class Graph(nn.Module):
 
 
 def cache_names(config: GPTConfig, prefix: str) -> list[str]:
-    kinds = ("key", "value")
-    return [f"{prefix}.{layer}.{kind}" for layer in range(config.n_layer) for kind in kinds]
+    layers = range(config.n_layer)
+    return [f"{prefix}.{layer}.{kind}" for layer in layers for kind in ("key", "value")]
 
 
 def write(model: GPT, path: Path) -> None:

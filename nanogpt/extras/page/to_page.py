@@ -1,7 +1,6 @@
 """Writes a static page that runs a model in the browser, with transformers.js and ONNX Runtime.
 
     nanogpt page out/shakespeare --to exports/page
-    hf upload USER/NAME exports/page . --repo-type space  # as a static Space of the Hub
 
 `npm pack` fetches the libraries, which the page's folder then holds. The page loads nothing from
 the network, and works from any static host and from file://. There a browser lets a page read only
@@ -40,16 +39,6 @@ MODEL = [to_onnx.FILE, "config.json", "generation_config.json"]
 MODEL += ["tokenizer.json", "tokenizer_config.json"]
 PIECE = 2**24  # characters of base64 in a script; a string of JavaScript has 2**29 at most
 QUESTION = f"{START}user\nHello{END}\n{START}assistant\n"
-SPACE = """\
----
-title: {title}
-sdk: static
-license: {license}
-tags: [nanogpt]
----
-
-A GPT that runs in the browser, written by `nanogpt page`.
-"""
 
 
 def write(
@@ -64,34 +53,28 @@ def write(
 ) -> Path:
     """Writes the page of `run` into the directory `to`; the other options are those of an export.
 
-    `prompt` is the page's first prompt, by default one that suits the model.
-
-    Raises ValueError if npm is missing or fetches nothing, and what an export raises. On error
-    nothing is left at `to`.
+    `prompt` is the page's first prompt, by default one that suits the model. Raises ValueError if
+    npm is missing or fetches nothing, and what an export raises. On error nothing is left at `to`.
     """
     to = Path(to)
     with writing(to) as page, tempfile.TemporaryDirectory() as directory:
-        library = fetch_library()
+        files = fetch_library()
         model, tokenizer, source = load(run, which=which, say=say)
         exported = Path(directory, "export")
         to_onnx.export(source or run, exported, name=to.name, license=license, say=say, **options)
         shutil.copytree(PAGE, page)
-        (page / "LICENSE-transformers.js").write_bytes(library["LICENSE"])
-        files = {name: content for name, content in library.items() if name != "LICENSE"}
+        (page / "LICENSE-transformers.js").write_bytes(files.pop("LICENSE"))
         files |= {name: (exported / name).read_bytes() for name in MODEL}
-        native = json.loads(files["config.json"])["architectures"][0]
+        curve = exported / card.CURVE
+        if curve.exists():
+            shutil.copy(curve, page / "curve.png")
         question = QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0]
-        facts = {
-            **describe(model, native, source, license),
+        facts = describe(model, source, license) | {
             "title": Path(run).name,
-            "curve": (exported / card.CURVE).exists(),
+            "curve": curve.exists(),
             "scripts": embed(files, page),
             "prompt": prompt or question,
         }
-        if facts["curve"]:
-            shutil.copy(exported / card.CURVE, page / "curve.png")
-        space = SPACE.format(title=json.dumps(facts["title"]), license=license)
-        (page / "README.md").write_text(space, encoding="utf-8")
         (page / "facts.js").write_text(f"const FACTS = {json.dumps(facts, allow_nan=False)};\n")
     say(f"{to / 'index.html'}: open it in a browser, or put the directory on any static host")
     return to
@@ -129,13 +112,12 @@ def embed(files: dict[str, bytes], page: Path) -> list[str]:
     return scripts
 
 
-def describe(model: GPT, native: str, source: Path | None, license: str) -> dict:
+def describe(model: GPT, source: Path | None, license: str) -> dict:
     """What the page tells about the model."""
     c, parameters = model.config, f"{model.get_num_params():,}"
     facts = [
         ("parameters", parameters),
         ("shape", f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels"),
-        ("transformers", native),
         ("context", f"{c.block_size:,} tokens; vocabulary of {c.vocab_size:,}"),
     ]
     if source is not None:
