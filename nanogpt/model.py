@@ -52,6 +52,7 @@ class GPTConfig:
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"  # gelu_tanh: GPT-2's published weights
     qk_norm: bool = False  # RMSNorm of each head's queries and keys before RoPE, as in Qwen3
     bias: bool = False  # biases in Linear and LayerNorm, as in GPT-2
+    separator: Annotated[int | None, 0, 2**24] = None  # token between documents; attend within one
     tie_embeddings: bool = True  # share one matrix between embedding and output projection
     gradient_checkpointing: bool = field(default=False, metadata=SAME_RESULT)  # less memory, slower
 
@@ -61,6 +62,10 @@ class GPTConfig:
             raise ValueError(
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: "
                 "change one of them, or set head_dim"
+            )
+        if None not in (self.separator, self.vocab_size) and self.separator >= self.vocab_size:
+            raise ValueError(
+                f"separator={self.separator} is not below vocab_size={self.vocab_size}"
             )
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
@@ -218,6 +223,16 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return (x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin).to(x.dtype)
 
 
+def document_mask(idx: torch.Tensor, separator: int) -> torch.Tensor:
+    """For tokens idx (B, T) of several documents: what each position may attend to (B, 1, T, T).
+
+    These are the positions up to its own, from the last `separator` on, which begins a document.
+    """
+    document = (idx == separator).cumsum(dim=1)  # (B, T)
+    same = document[:, :, None] == document[:, None, :]
+    return same.tril()[:, None]
+
+
 class CausalSelfAttention(nn.Module):
     ops = Ops()
 
@@ -234,11 +249,11 @@ class CausalSelfAttention(nn.Module):
         self.q_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: torch.Tensor, rope=None, cache=None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rope=None, cache=None, mask=None) -> torch.Tensor:
         """x (B, T, C) to (B, T, C): each position attends to itself and to those before it.
 
         `rope` is the result of `rope_tables`. `cache` is this layer's: it holds the earlier
-        positions, and these are added.
+        positions, and these are added. `mask` is that of `document_mask`.
         """
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, H + 2 K, D)
@@ -251,7 +266,8 @@ class CausalSelfAttention(nn.Module):
         if rope:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
 
-        k, v, mask = (k, v, None) if cache is None else cache.extend(k, v)
+        if cache is not None:
+            k, v, mask = cache.extend(k, v)
         # a single query after others in the cache sees all keys
         causal = mask is None and (cache is None or T > 1)
         gqa = self.n_kv_head != self.n_head
@@ -290,9 +306,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, rope=None, cache=None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rope=None, cache=None, mask=None) -> torch.Tensor:
         """(B, T, C) to (B, T, C): two residual branches, each normalized first (pre-norm)."""
-        x = x + self.dropout(self.attn(self.ln_1(x), rope, cache))
+        x = x + self.dropout(self.attn(self.ln_1(x), rope, cache, mask))
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
 
@@ -346,7 +362,8 @@ class GPT(nn.Module):
         With targets only the loss is returned: returning the logits too would keep (and under mixed
         precision copy) the largest tensor of the step. Targets of -1 are ignored; `reduction` is
         that of cross_entropy. With a `cache`, idx continues the tokens in it. `logits_to_keep=n`
-        computes the logits of the last n positions, 0 all.
+        computes the logits of the last n positions, 0 all. If the config has a `separator`, targets
+        are predicted from their own document only; without targets, idx is a single document.
 
         Raises ValueError if idx is longer than block_size, or than the room left in the cache.
         """
@@ -362,11 +379,14 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(positions)  # (T, C), the same in each sequence
         x = self.drop(x)
+        mask = None
+        if self.config.separator is not None and targets is not None:
+            mask = document_mask(idx, self.config.separator)
         for i, block in enumerate(self.h):
             if self.config.gradient_checkpointing and self.training and cache is None:
-                x = checkpoint(block, x, rope, use_reentrant=False)
+                x = checkpoint(block, x, rope, None, mask, use_reentrant=False)
             else:
-                x = block(x, rope, None if cache is None else cache.layers[i])
+                x = block(x, rope, None if cache is None else cache.layers[i], mask)
         if cache is not None:
             cache.advance(T)
         x = self.ln_f(x[:, -logits_to_keep:])  # -0 keeps all positions

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from nanogpt.model import GPT, GPTConfig, Ops, attention, single_query_attention
+from nanogpt.ops.cpu import CPU
 
 GPT2 = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, n_inner=48)
@@ -230,6 +231,24 @@ def test_keys_are_repeated_if_a_gpu_has_no_gqa_kernel(monkeypatch, device, dtype
         attention(q, k, k, torch.empty(5, 5) if masked else None, 0.0, not masked, enable_gqa=True)
     keys, values, grouped = got[0]
     assert keys.shape == values.shape == (2, 6 if repeated else 2, 5, 8) and grouped is not repeated
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"n_kv_head": 2, "qk_norm": True}], ids=str)
+@pytest.mark.parametrize("ops", [Ops(), CPU], ids=["torch", "cpu"])
+def test_with_a_separator_packed_documents_have_the_loss_and_gradient_of_each_alone(settings, ops):
+    torch.manual_seed(0)
+    model = GPT(dataclasses.replace(MODERN, separator=7, **settings), ops)
+    randomize(model)
+    documents = [torch.randint(8, 65, (3, n)) for n in (5, 9, 2)]
+    for document in documents:
+        document[:, 0] = 7
+    targets = [torch.randint(65, document.shape) for document in documents]
+    packed = model(torch.cat(documents, dim=1), torch.cat(targets, dim=1), reduction="sum")
+    alone = sum(model(x, y, reduction="sum") for x, y in zip(documents, targets, strict=True))
+    torch.testing.assert_close(packed, alone)
+    parameters = list(model.parameters())
+    for a, b in zip(torch.autograd.grad(packed, parameters), torch.autograd.grad(alone, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_torch_compile_sees_one_graph_for_all_lengths():

@@ -104,10 +104,11 @@ def load_for_training(
 ) -> tuple:
     """Loads a model to fine-tune and its tokenizer.
 
-    Dropout, gradient_checkpointing and block_size are those of `wanted`, the other settings are
-    the checkpoint's. Raises ValueError if one that the user has `given` differs.
+    Dropout, gradient_checkpointing, separator and block_size are those of `wanted`, the other
+    settings are the checkpoint's. Raises ValueError if one that the user has `given` differs.
     """
-    kept = {"dropout": wanted.dropout, "gradient_checkpointing": wanted.gradient_checkpointing}
+    names = ("dropout", "gradient_checkpointing", "separator")
+    kept = {name: getattr(wanted, name) for name in names}
     model, tokenizer, _ = load(run, say=say, **kept)
     c = model.config
     actual = asdict(c) | {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}
