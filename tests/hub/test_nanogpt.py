@@ -15,12 +15,11 @@ from helpers import randomize
 from nanogpts import ARGS, Theirs
 from shapes import CASES, CHARACTERS, make_checkpoint
 
-from nanogpt import GPTConfig, TrainConfig, checkpoint, rundir
+from nanogpt import GPTConfig, checkpoint, rundir
 from nanogpt.cli import main
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.hub.load import load
 from nanogpt.hub.nanogpt import export, import_checkpoint, require_nanogpts
-from nanogpt.optim import lr_at
 
 SETTINGS = {"batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 12, "eval_interval": 3, "eval_iters": 2}
 SETTINGS |= {"learning_rate": 1e-2, "min_lr": 1e-3, "warmup_iters": 2, "lr_decay_iters": 10, "decay_lr": True}
@@ -153,12 +152,10 @@ def test_the_command_that_is_shown_goes_on(tmp_path, theirs_data, vocab_size, co
     assert "already holds a run" in refused(main, [str(word) for word in words])
 
 
-def test_settings_that_a_checkpoint_lacks_are_our_defaults(vocab_size, imported):
+def test_early_checkpoints_have_biases_and_a_constant_rate_stays_one(vocab_size, imported):
     args = {name: value for name, value in Theirs(vocab_size, True).args.items() if name != "bias"}
-    saved = imported(config={"decay_lr": False, "max_iters": 3}, model_args=args)
-    config, train = checkpoint.load_configs(saved)
-    assert (train.batch_size, config.bias) == (TrainConfig.batch_size, True)
-    assert lr_at(0, train) == lr_at(50, train) == TrainConfig.learning_rate  # without a warm-up
+    config, train = checkpoint.load_configs(imported(config={"decay_lr": False}, model_args=args))
+    assert config.bias and (train.lr_schedule, train.warmup_iters) == ("constant", 0)
 
 
 CONFIG = GPTConfig(**ARGS, vocab_size=70)

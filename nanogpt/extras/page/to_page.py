@@ -58,12 +58,13 @@ def write(
     """
     to = Path(to)
     with writing(to) as page, tempfile.TemporaryDirectory() as directory:
-        files = fetch_library()
+        library = fetch_library()
         model, tokenizer, source = load(run, which=which, say=say)
         exported = Path(directory, "export")
         to_onnx.export(source or run, exported, name=to.name, license=license, say=say, **options)
         shutil.copytree(PAGE, page)
-        (page / "LICENSE-transformers.js").write_bytes(files.pop("LICENSE"))
+        (page / "LICENSE-transformers.js").write_bytes(library["LICENSE"])
+        files = {name: content for name, content in library.items() if name != "LICENSE"}
         files |= {name: (exported / name).read_bytes() for name in MODEL}
         curve = exported / card.CURVE
         if curve.exists():
