@@ -92,15 +92,16 @@ def writing(to: Path) -> Iterator[Path]:
     if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
         raise ValueError(f"{to} exists already: remove it, or export --to another path")
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent) as temporary:
-        try:
+    prefix = f".tmp-{to.name}-"
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=to.parent) as temporary:
             yield Path(temporary, to.name)
             Path(temporary, to.name).replace(to)
-        except (OSError, SafetensorError) as error:
-            if not str(getattr(error, "filename", None) or temporary).startswith(temporary):
-                raise  # of a file that is read
-            reason = getattr(error, "strerror", None) or str(error)
-            raise OSError(getattr(error, "errno", None), reason, str(to)) from None
+    except (OSError, SafetensorError) as error:
+        if prefix not in str(getattr(error, "filename", None) or prefix):
+            raise  # of a file that is read
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(getattr(error, "errno", None), reason, str(to)) from None
 
 
 def end_ids(tokenizer, vocab_size: int) -> list[int]:

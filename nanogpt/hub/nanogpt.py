@@ -39,10 +39,8 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
     token are kept. Training continues with a new optimizer state. Returns the directory of the
     checkpoint. Raises ValueError or OSError before anything is written.
     """
-    if there := checkpoint.list_checkpoints(out_dir):
-        raise ValueError(
-            f"{out_dir} already holds a run ({there[-1].name}): name another --out_dir"
-        )
+    if checkpoint.list_checkpoints(out_dir):
+        raise ValueError(f"{out_dir} already holds a run: name another --out_dir")
     read_meta(data)  # raises ValueError if something is wrong with the data
     contents = pickles.read_checkpoint(path)
     tokenizer = load_tokenizer(data)

@@ -154,12 +154,12 @@ def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **ch
     for name, (hf_names, transposed) in layout(config).items():
         try:
             parts = [tensors.pop(re.sub(r"^(transformer|model)\.", "", n)) for n in hf_names]
+            if not {part.dtype for part in parts} <= {*checkpoint.DTYPES}:
+                raise ValueError(f"{directory} is quantized: {hf_names[0]} is {parts[0].dtype}")
             value = torch.cat([part.t() if transposed else part for part in parts])
             weights[name] = pad(name, value.contiguous(), config)
-        except KeyError as error:
-            raise ValueError(f"{directory} lacks the tensor {error}: it is incomplete") from None
-        except RuntimeError as error:
-            raise ValueError(f"{directory}: {name} is malformed: {first_line(error)}") from None
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{directory} lacks an intact {name} ({first_line(error)})") from None
     biases = [name for name in weights if name.endswith(".bias")]
     if native_type(config) == "gpt2" and not any(weights[name].any() for name in biases):
         # bias=False is exported as zeros

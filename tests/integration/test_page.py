@@ -102,7 +102,7 @@ def test_every_shape_writes_the_greedy_tokens_of_the_model(page, tmp_path, gpt2_
 def test_sampled_text_streams_until_it_is_stopped(page, qwen3):
     open_page(page, qwen3[1])
     assert page.input_value("#prompt") == "ABC" and page.locator("#curve").is_visible()
-    assert "Qwen3ForCausalLM" in page.locator("#facts").inner_text()
+    assert "2 layers, 4 heads" in page.locator("#facts").inner_text()
     page.fill("#length", "10000")
     page.click("#write")
     lengths = set()
