@@ -7,8 +7,7 @@
 The made-up conversations of data_prep/chat_tasks.py need no network. It answers 71.2 % of the 825
 validation questions, which are in no training conversation: spelling 100 %, dates 98 %, sums 41 %.
 
-docs/chat.md fine-tunes a model on conversations of your own. Of the model's settings only
-block_size, dropout and gradient_checkpointing count then.
+docs/chat.md fine-tunes a model on conversations of your own.
 """
 
 from dataclasses import replace

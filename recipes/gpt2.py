@@ -13,7 +13,7 @@ table 2.1), may need --gradient_checkpointing=True or accelerate_configs/fsdp2.y
     large   --n_layer=36 --n_head=20 --n_embd=1280 --learning_rate=2.5e-4 --min_lr=2.5e-5
     XL      --n_layer=48 --n_head=25 --n_embd=1600 --learning_rate=2e-4 --min_lr=2e-5
 
-To try the recipe on a CPU, on the characters that recipes/shakespeare.py has prepared:
+On a CPU, with the characters of recipes/shakespeare.py:
 
     python recipes/gpt2.py --data=data/shakespeare_char --n_layer=4 --n_head=4 --n_embd=128 \\
         --block_size=64 --gradient_accumulation_steps=1 --learning_rate=1e-3 --min_lr=1e-4 \\

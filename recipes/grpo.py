@@ -7,9 +7,8 @@
     python -m data_prep.chat_tasks --ask exports/grpo
 
 GRPO (Shao et al. 2024) samples several answers to each question, and makes those likelier that earn
-more than the mean of their group. The reward is computed from the question; no answers are given.
-The questions that validate the chat model are never asked here. Of those, it answers 85 % of the
-sums after ten minutes on two CPU cores, instead of 41 % (docs/trl.md).
+more than the mean of their group. Of the questions that validate the chat model, which are never
+asked here, it answers 85 % of the sums after ten minutes on two CPU cores, not 41 % (docs/trl.md).
 """
 
 import random
@@ -59,12 +58,9 @@ def train(model: str, to: str, data: str, steps: int, learning_rate: float = 3e-
         num_generations=ANSWERS,
         max_completion_length=DIGITS,
         learning_rate=learning_rate,
-        lr_scheduler_type="linear",
-        beta=0.0,  # no pull towards the first model, which then needs no copy
         scale_rewards="none",
         use_cpu=True,
         bf16=False,
-        logging_steps=10,
         save_strategy="no",
         report_to="none",
     )

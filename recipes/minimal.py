@@ -2,8 +2,8 @@
 
     python recipes/minimal.py
 
-It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding. It has no
-checkpoints, no command line, no metrics, and no protection against anything that can go wrong.
+It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding, without
+checkpoints, command line, metrics, and protection against anything that can go wrong.
 """
 
 from dataclasses import replace

@@ -3,11 +3,10 @@
     python -m data_prep.text my_notes/ --out data/mine
     python recipes/own_text.py --data data/mine
 
-It chooses the depth, and recipes/pretrain.py derives the rest: 2 to 12 layers, as many as suit the
-machine without more parameters than the text has tokens; without a GPU at most 4 layers, of 128
-channels. The model is trained until it has seen 20 tokens for each parameter (Hoffmann et al.
-2022), but four epochs at most, after which repetition gains little (Muennighoff et al. 2023), and
-without a GPU four million tokens at most. A flag overrides any of this. On a CPU:
+It chooses the depth, and recipes/pretrain.py derives the rest: 2 to 12 layers (without a GPU 4),
+and no more parameters than the text has tokens. The model sees 20 tokens for each parameter
+(Hoffmann et al. 2022), but four epochs at most, after which repetition gains little (Muennighoff et
+al. 2023), and without a GPU four million tokens at most. A flag overrides any of this. On a CPU:
 
     python recipes/own_text.py --data=data/shakespeare_char --max_iters=200  # validation loss 1.60
 """

@@ -4,10 +4,9 @@
     nanogpt plan recipes/pretrain.py --depth=12              # memory and time
     python recipes/pretrain.py --depth=12                    # 124 million parameters, as GPT-2
 
-`shape` derives the model from the depth, `training` the training from the model. Any other flag
-overrides what follows from the depth. --data names any data directory, or a mixture. Several GPUs
-take the same steps. Depth 12 has not been measured yet. To try it on a CPU, on the characters that
-recipes/shakespeare.py has prepared:
+`shape` derives the model from the depth, `training` the training from the model; any other flag
+overrides them. --data names any data directory, or a mixture. Several GPUs take the same steps.
+Depth 12 has not been measured yet. On a CPU, with the characters of recipes/shakespeare.py:
 
     python recipes/pretrain.py --depth=2 --aspect_ratio=32 --tokens_per_parameter=5 \\
         --data=data/shakespeare_char  # validation loss 1.84
@@ -104,9 +103,7 @@ def measure(data: str) -> tuple[int, int]:
     return metas[0]["vocab_size"], sum(meta["splits"]["train"]["tokens"] for meta in metas)
 
 
-def read_flags(
-    parser: OneLineParser, aspect_ratio: int = ASPECT_RATIO
-) -> tuple[Namespace, list[str]]:
+def read_flags(parser: OneLineParser, aspect_ratio: int) -> tuple[Namespace, list[str]]:
     """The command line, read by a recipe's parser with three more flags; and the other flags."""
     dials = {
         "depth": (within(int, 1, 64), DEPTH, "layers; everything else follows from it"),
@@ -124,7 +121,7 @@ def read_flags(
 def run() -> None:
     """Reads the command line and trains, or plans."""
     shown = training(replace(shape(DEPTH), vocab_size=VOCABULARY))
-    given, flags = read_flags(settings_parser(shape(DEPTH), shown, __doc__))
+    given, flags = read_flags(settings_parser(shape(DEPTH), shown, __doc__), ASPECT_RATIO)
     with user_errors():
         base = shape(given.depth, given.aspect_ratio)
         model, asked, _ = parse(base, TrainConfig(data=DATA), flags, "")

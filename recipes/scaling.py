@@ -3,18 +3,15 @@
     python recipes/scaling.py            # writes out/scaling/scaling.json
     python recipes/scaling.py --check    # then trains the larger model, and compares
 
-Each size, a rung, is a model of recipes/pretrain.py: its rules give the size, the batch, the rates,
-and 20 tokens per parameter. Only the context is the same for all, because the loss depends on it.
-Runs that differ only in their seed have losses up to 1 % apart. Therefore each rung but the last is
-the mean of three. They are in out/scaling/depth-N; a finished run is reused, an interrupted one
-resumes. Other flags go to every run, such as --data, or --aspect_ratio=64 on a GPU. The text is
-Python's standard library by bytes: small models need a small vocabulary. Do not believe a law of
-runs that read their text more than four times (Muennighoff et al. 2023).
+Each size, a rung, is a model of recipes/pretrain.py, with 20 tokens per parameter and one context,
+because the loss depends on it. Seeds differ by up to 1 %. Therefore each rung but the last is the
+mean of three. A finished run is reused, an interrupted one resumes. Other flags go to every run,
+such as --data, or --aspect_ratio=64 on a GPU. The text is Python's standard library by bytes.
 
 The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022). Three rungs do
 not determine E, so it is 0 for them: the power law of Kaplan et al. (2020). Trust it little: for
-four times the compute of the last rung the ladders in LOG.md missed the loss by 1.1 % (this one,
-which was chosen afterwards) to 4 %.
+four times the compute of the last rung the ladders in LOG.md missed the loss by 1.1 % to 4 %, and
+it says nothing about runs that read their text more than four times (Muennighoff et al. 2023).
 """
 
 import json
@@ -48,10 +45,7 @@ def fit(compute: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
 
 
 def train(depth: int, seeds: int, out_dir: str, flags: list[str]) -> dict:
-    """Trains the runs of a rung that are not finished; returns their mean loss, and the compute.
-
-    Raises ValueError if a run fails.
-    """
+    """Trains a rung's runs that are not finished; returns their mean loss and the compute."""
     out = Path(out_dir, f"depth-{depth}")
     command = [sys.executable, pretrain.__file__, f"--depth={depth}", f"--seeds={seeds}"]
     command += [f"--out_dir={out}", "--resume=auto", *flags]
@@ -101,8 +95,7 @@ def run() -> None:
         print(f"{compute:.3g} operations: {loss:.4f}")
         if check:
             print(f"trained: {check['val_loss']:.4f}, {check['val_loss'] / loss - 1:+.2%}")
-        prediction = {"compute": compute, "val_loss": loss}
-        found = {"rungs": rungs, "law": law, "prediction": prediction, "check": check}
+        found = {"rungs": rungs, "law": law, "compute": compute, "val_loss": loss, "check": check}
         checkpoint.write_json(Path(given.out_dir, "scaling.json"), found)
 
 

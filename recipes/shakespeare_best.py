@@ -9,8 +9,7 @@
 nanoGPT trains its "baby GPT" of 10.6 million parameters for about three minutes on an A100 to reach
 1.4697, the best of several evaluations on random batches. Here 0.77 million parameters reach it
 over the whole validation split. On two CPU cores without bf16 the second command takes just over
-five minutes, the first fourteen, and the third, with 1.53 million parameters, half an hour. How it
-was found, and what did not help, is in LOG.md.
+five minutes, the first fourteen, and the third, of 1.53 million parameters, half an hour (LOG.md).
 """
 
 from dataclasses import replace
