@@ -1,19 +1,18 @@
 """Turns conversations into tokens in blocks of the model's context, for recipes/chat.py.
 
     python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --out data/mine_chat
-    python -m data_prep.chat hf:HuggingFaceTB/smoltalk:all --tokenizer gpt2 --skip_long --out talk
+    python -m data_prep.chat hf:HuggingFaceTB/smoltalk:all --tokenizer gpt2 --errors skip --out talk
 
 A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in `datasets`, or
 ShareGPT's {"conversations": [{"from": "human", "value": "Hi"}, …]}, in any of the formats of
 records that `data_prep.documents` lists. The roles are system (or developer), user and assistant.
---errors skip leaves out and counts conversations with anything else in them, such as tool calls.
-<|im_start|> and <|im_end|> are added to a tokenizer that lacks them. To fine-tune a model, name its
-tokenizer.
+--errors skip leaves out and counts conversations with anything else in them, such as tool calls,
+and those that are longer than a block; none is ever cut. <|im_start|> and <|im_end|> are added to a
+tokenizer that lacks them. To fine-tune a model, name its tokenizer.
 
 A block begins with a conversation and has as many whole ones as fit; the rest is filled with
 end-of-text tokens, or with <|im_end|> if there are none. An end-of-text token follows a
-conversation if it still fits. A conversation that is longer than a block is an error, or is left
-out with --skip_long; none is ever cut. The loss counts only the assistant's tokens.
+conversation if it still fits. The loss counts only the assistant's tokens.
 `data_prep.split` decides which conversations are for validation.
 """
 
@@ -23,26 +22,18 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import text
-from data_prep.documents import SURROGATE, Corpus
-from data_prep.inputs import is_records
+from data_prep.documents import SURROGATE, Corpus, is_records
 from data_prep.split import Split
-from data_prep.writer import (
-    SPLITS,
-    TokenFile,
-    check_fraction,
-    finish,
-    token_files,
-    writing,
-)
+from data_prep.writer import TokenFile, finish, token_files, writing
 from nanogpt import chat
 from nanogpt.data.files import plural
-from nanogpt.data.tokenizer import END, CharTokenizer, get_tokenizer
+from nanogpt.data.tokenizer import END, get_tokenizer
 from nanogpt.data.tokens import answers
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import within
 
-ROLES = {role: role for role in chat.ROLES} | {"human": "user", "developer": "system"}
-ROLES |= dict.fromkeys(("gpt", "chatgpt", "model"), "assistant")
+ROLES = {role: role for role in chat.ROLES}
+ROLES |= {"human": "user", "gpt": "assistant", "developer": "system"}
 
 
 def open_conversations(inputs: list[str], errors: str = "strict") -> Corpus:
@@ -113,61 +104,45 @@ class Blocks:
         self.file.append(np.full(rest, (self.eot or [self.end])[0]), 0, 0)
 
 
-def train_characters(corpus: Corpus) -> CharTokenizer:
-    """Trains a character tokenizer on conversations."""
-    found = {*"\n".join(chat.ROLES)}
-    for document in corpus.documents():
-        for message in json.loads(document.text):
-            found.update(message["role"] + message["content"])
-    return CharTokenizer.train("".join(found))
-
-
 def prepare(
     inputs: list[str],
     out: Path | str,
     tokenizer="bytes",
     block_size: int = 256,
     val_fraction: float | None = None,
-    skip_long: bool = False,
     errors: str = "strict",
     say=print,
 ) -> dict:
     """Prepares the data directory `out` from conversations and returns its meta data.
 
-    `errors` is as for `data_prep.text.prepare`; skip leaves out conversations that cannot be learnt
-    from, too. Raises ValueError or OSError.
+    With `errors="skip"`, conversations that cannot be learnt from, or are longer than a block, are
+    left out. Raises ValueError or OSError.
     """
-    check_fraction(val_fraction)
     corpus = open_conversations(inputs, errors)
-    if tokenizer == "char":
-        tokenizer = train_characters(corpus)
-    elif isinstance(tokenizer, str):
+    if isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
     tokenizer = chat.add_tokens(tokenizer)
-    fraction = text.default_val_fraction(corpus) if val_fraction is None else val_fraction
-    split, out, too_long = Split(corpus, fraction), Path(out), 0
+    split, out = Split(corpus, val_fraction), Path(out)
     with writing(out, tokenizer) as new:
         files = token_files(new, tokenizer)
         blocks = {name: Blocks(file, tokenizer, block_size) for name, file in files.items()}
         for document in corpus.documents():
-            messages, boundary = json.loads(document.text), split.boundary(document)
+            messages, boundary = json.loads(document.text), split.boundary(document.text)
             ids = chat.render(tokenizer, messages)
             if len(ids) <= block_size:
                 blocks["train" if boundary else "val"].add(ids, messages)
-            elif skip_long:
-                too_long += 1
             else:
                 why = f"{document.where} has {len(ids):,} tokens, more than {block_size=}"
-                raise ValueError(f"{why}: give a larger one, or --skip_long to leave it out")
+                corpus.reject(f"{why}: give a larger one")
         for name, file in files.items():
             if not file.counts["documents"]:
                 raise ValueError(f"no conversation is left for {name}: give more, or longer blocks")
             blocks[name].fill(more=1)  # the last target of the last block
         about = {"block": block_size, "answer": blocks["train"].begin, "end": blocks["train"].end}
         meta = finish(out, files, tokenizer, " ".join(inputs), chat=about)
-    if left_out := corpus.skipped + too_long:
-        say(f"left out: {plural(left_out, 'conversation')}, {too_long:,} of them too long")
-    train, val = (meta["splits"][name] for name in SPLITS)
+    if corpus.skipped:
+        say(f"left out: {plural(corpus.skipped, 'conversation')}")
+    train, val = meta["splits"]["train"], meta["splits"]["val"]
     blocks_in_all = (train["tokens"] + val["tokens"]) // block_size
     say(
         f"data: {out}: {plural(train['documents'], 'conversation')} for training, "
@@ -176,19 +151,12 @@ def prepare(
     return meta
 
 
-def add_block_size(parser, default: int) -> None:
-    """Adds --block_size to a parser."""
-    kind = within(int, 16, 2**24)
-    parser.add_argument("--block_size", type=kind, default=default, help="tokens per block")
-
-
 if __name__ == "__main__":
     flags = ("INPUT", "--out", "--tokenizer", "--val_fraction", "--errors")
     parser = text.make_parser(__doc__, *flags)
     parser.set_defaults(tokenizer="bytes")
-    add_block_size(parser, 256)
-    skip_help = "leave out conversations that are longer than a block"
-    parser.add_argument("--skip_long", action="store_true", help=skip_help)
+    kind = within(int, 16, 2**24)
+    parser.add_argument("--block_size", type=kind, default=256, help="tokens per block")
     with user_errors(text.STOPPED):
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)

@@ -1,7 +1,6 @@
 """Made-up conversations about sums, spelling and dates: thousands in seconds, without a network.
 
     python -m data_prep.chat_tasks                        # into data/chat_tasks
-    python -m data_prep.chat_tasks --ask out/chat         # how many answers of a model are right
 
 Each question occurs once, so that the model has seen none of the questions for validation. One or
 two of them make a conversation, and a third of the conversations begin with a message of the
@@ -11,7 +10,6 @@ system.
 import json
 import random
 import string
-from collections import Counter
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -19,15 +17,10 @@ from data_prep import chat as chat_prep
 from data_prep import text
 from data_prep.split import Split
 from data_prep.writer import write_source
-from nanogpt import chat
-from nanogpt.cli.options import pick_device
-from nanogpt.hub.load import load
-from nanogpt.model import GPT
-from nanogpt.run.errors import user_errors, waiting
+from nanogpt.run.errors import user_errors
 
 CONVERSATIONS = "conversations.jsonl"
 BLOCK = 160
-KINDS = {"sums": "+", "spelling": "Spell", "dates": "day"}  # a word in the questions of each
 
 
 def sums(rng: random.Random) -> tuple[str, str]:
@@ -71,53 +64,23 @@ def conversations(questions: int = 8000, seed: int = 1) -> list[list[dict]]:
     return found
 
 
-def prepare(
-    out: Path | str = "data/chat_tasks", tokenizer="bytes", block_size: int = BLOCK, say=print
-) -> dict:
+def prepare(out: Path | str = "data/chat_tasks", say=print) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
     lines = [json.dumps({"messages": messages}) for messages in conversations()]
     path = write_source(Path(out), CONVERSATIONS, lines)
-    return chat_prep.prepare([path], out, tokenizer, block_size, say=say)
+    return chat_prep.prepare([path], out, "bytes", BLOCK, say=say)
 
 
 def held_out(data: Path | str) -> list[list[dict]]:
     """The conversations for validation."""
     corpus = chat_prep.open_conversations([str(Path(data, CONVERSATIONS))])
-    split = Split(corpus, text.default_val_fraction(corpus))
-    found = (document for document in corpus.documents() if not split.boundary(document))
+    split = Split(corpus)
+    found = (document for document in corpus.documents() if not split.boundary(document.text))
     return [json.loads(document.text) for document in found]
 
 
-def accuracy(model: GPT, tokenizer, data: Path | str) -> tuple[Counter, Counter]:
-    """How many answers to the questions of `held_out` are right, of how many, by kind; greedy."""
-    right: Counter = Counter()
-    asked: Counter = Counter()
-    for messages in held_out(data):
-        for i, message in enumerate(messages):
-            if message["role"] == "assistant":
-                question = messages[i - 1]["content"]
-                kind = next(kind for kind, word in KINDS.items() if word in question)
-                said = "".join(chat.answer(model, tokenizer, messages[:i], 40, temperature=0))
-                asked[kind] += 1
-                right[kind] += said == message["content"]
-    return right, asked
-
-
 if __name__ == "__main__":
-    parser = text.make_parser(__doc__, "--tokenizer")
+    parser = text.make_parser(__doc__)
     parser.add_argument("--out", default="data/chat_tasks", metavar="DIR")
-    chat_prep.add_block_size(parser, BLOCK)
-    parser.add_argument("--ask", metavar="RUN", help="ask this model the questions for validation")
-    parser.set_defaults(tokenizer="bytes")
     with user_errors("stopped"):
-        args = parser.parse_args()
-        if not args.ask:
-            prepare(args.out, args.tokenizer, args.block_size)
-        else:
-            model, tokenizer, _ = load(args.ask, pick_device("auto"))
-            chat.require(tokenizer, args.ask)
-            with waiting("asking the questions for validation"):
-                right, asked = accuracy(model, tokenizer, args.out)
-            kinds = ", ".join(f"{kind} {right[kind] / asked[kind]:.1%}" for kind in asked)
-            share = right.total() / asked.total()
-            print(f"{share:.1%} of {asked.total()} answers are right: {kinds}")
+        prepare(parser.parse_args().out)

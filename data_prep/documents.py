@@ -1,53 +1,56 @@
-"""Reads documents from files, folders, standard input, URLs and the Hub.
+"""Reads documents from files, folders and the Hub.
 
     >>> corpus = Corpus(["books/", "notes/*.md", "crawl.jsonl.gz"])
     >>> texts = [document.text for document in corpus.documents()]
 
-The ending of a file tells its format. A document is a line (an object) of .jsonl, .ndjson and
-.json, a record of .csv and .tsv, or a row of .parquet and .arrow, with its text in a column; a
-.json may also be an array of objects or a single one. Any other file is one document of plain text,
-which is read at once. With a separator, such as <|endoftext|>, each text is several documents.
-Files may be compressed as .gz or .zst. `-` is standard input, copied to a temporary file;
+The ending of a file tells its format. A document is an object in a line of .jsonl or .json, or in
+an array there, a record of .csv, or a row of .parquet or .arrow, with its text in a column. Any
+other file is one document of plain text, which is read at once. With a separator, such as
+<|endoftext|>, each text is several documents. Files may be compressed as .gz or .zst.
 `hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that `datasets` reads),
 streamed, with configuration and split optional.
 
-`datasets` reads tables and the Hub, and `fsspec` opens URLs. JSON and CSV are read with Python's
-own modules: `datasets` wants the same columns in every line of JSON, and joins lines of a CSV at
-stray quotes.
+`datasets` reads Parquet, Arrow and the Hub. JSON and CSV are read with Python's own modules:
+`datasets` wants the same columns in every line of JSON, and joins lines of a CSV at stray quotes.
 """
 
 import csv
-import hashlib
+import glob
 import io
 import json
+import os
 import re
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.inputs import HUB, bare, find_files, is_hub, is_records, is_url
 from nanogpt.data.files import first_line
 
 PIECE = 1 << 18  # characters that are tokenized at a time
-NOTE = 1 << 14  # bytes
-COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+TEXT = (".txt", ".md")
+RECORDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+HUB = "hf:"
+# describe the data in a data directory, or in one that `datasets` saved
+DESCRIPTIONS = ("meta.json", "tokenizer.json", "dataset_info.json", "state.json")
 # halves of surrogate pairs, which JSON can spell; no tokenizer accepts them
 SURROGATE = re.compile("[\ud800-\udfff]")
-CONVERT = "convert it first (pdftotext, pandoc, gunzip, iconv -t UTF-8), or pass --errors replace"
+
+
+class File(NamedTuple):
+    """An input, with its size and version, by which a resumed command knows it."""
+
+    name: str
+    size: int  # bytes; 0 for a data set on the Hub
+    version: int
 
 
 class Document(NamedTuple):
     """A document and where it stands."""
 
-    file: int  # number of the input
     where: str  # for messages: the file and the record
     text: str
-    digest: int  # hash of the text, of 64 bits
 
 
 def plain_text(value: object, where: str) -> str:
@@ -68,20 +71,19 @@ class Corpus:
         errors: str = "strict",
         separator: str | None = None,
         convert: Callable[[object, str], str] = plain_text,
+        say=print,
     ):
         """`columns` are the names that the column of the text may have.
 
-        `errors` says what happens to text that is not UTF-8: strict raises, replace inserts U+FFFD,
-        skip leaves out such lines, and records without a text, too. `separator` is what stands
-        between the documents of a text. `convert` makes a text of what is in the column. Raises
-        ValueError.
+        With `errors="skip"`, lines that are not UTF-8 and records without a text are left out, with
+        "strict" they are errors. `separator` is what stands between the documents of a text.
+        `convert` makes a text of what is in the column. Raises ValueError.
         """
         self.columns, self.errors = columns, errors
         self.separator, self.convert = separator, convert
         self.skipped = 0  # lines and records that `documents` has left out
-        self.stdin = copy_stdin() if "-" in inputs else None  # lives as long as the corpus
-        self.files, self.notes = find_files([self.stdin.name if n == "-" else n for n in inputs])
-        self.streamed = any(is_hub(file.name) for file in self.files)
+        self.files = find_files(inputs, say)
+        self.streamed = any(file.name.startswith(HUB) for file in self.files)
         self.size = sum(file.size for file in self.files)  # bytes
         if not self.streamed and self.size == 0:
             names = ", ".join(inputs)
@@ -91,125 +93,107 @@ class Corpus:
         """What must be unchanged for an interrupted preparation to resume."""
         return [self.columns, self.errors, self.separator, self.files]
 
-    def outweighs(self, file: int) -> bool:
-        """Whether an input is plain text, not short, and larger than all others together."""
-        name, size, _ = self.files[file]
-        is_plain = not (self.streamed or self.separator or is_records(name))
-        return is_plain and size > NOTE and 2 * size > self.size
-
     def documents(self) -> Iterator[Document]:
         """The documents of all inputs, without empty ones.
 
         Raises ValueError or OSError naming the input.
         """
         self.skipped = 0
-        for number, file in enumerate(self.files):
+        for name, _, _ in self.files:
             try:
-                for where, text in self._texts(file.name):
-                    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-                    yield Document(number, where, text, int.from_bytes(digest, "little"))
+                for where, text in self._texts(name):
+                    parts = [text]
+                    if self.separator:  # a line break after it belongs to it
+                        parts = re.split(re.escape(self.separator) + r"(?:\r?\n)?", text)
+                    yield from (Document(where, part) for part in parts if part)
             except Exception as error:  # whatever the libraries and the network raise
                 if type(error) is ValueError or (isinstance(error, OSError) and error.filename):
                     raise
-                raise ValueError(f"{file.name} could not be read: {first_line(error)}") from None
+                raise ValueError(f"{name} could not be read: {first_line(error)}") from None
 
     def _texts(self, name: str) -> Iterator[tuple[str, str]]:
-        """(where it stands, text) of each document of an input."""
-        if is_records(name):
-            found: Iterable = self._record_texts(name)
-        else:
-            found = [(name, "".join(self._lines(name)))]
-        for where, text in found:
-            parts = [text]
-            if self.separator:  # a line break after it belongs to it
-                parts = re.split(re.escape(self.separator) + r"(?:\r?\n)?", text)
-            yield from ((where, part) for part in parts if part)
-
-    def _record_texts(self, name: str) -> Iterator[tuple[str, str]]:
-        """(where it stands, text) of each record of an input."""
+        """(where it stands, text) of each text or record of an input."""
+        if not is_records(name):
+            yield name, "".join(self._lines(name))
+            return
         for number, record in enumerate(self._records(name), 1):
             where = f"{name}, record {number}"
             try:
                 yield where, self._text_of(record, where)
             except ValueError as error:
-                self._reject(str(error))
+                self.reject(str(error))
 
     def _text_of(self, record: object, where: str) -> str:
         found = record if isinstance(record, dict) else {}
         if not any(name in found for name in self.columns):
             column = "column " + " or ".join(map(repr, self.columns))
-            has = ", ".join(str(name)[:40] for name in islice(found, 10)) or "none"
+            has = ", ".join(map(str, found)) or "none"
             advice = ": name one with --text_column" if len(self.columns) == 1 else ""
-            raise ValueError(f"{where}: it has no {column} (it has: {has}){advice}")
+            raise ValueError(f"{where}: it has no {column}{advice} (it has: {has})")
         values = [found[name] for name in self.columns if found.get(name) is not None]
         return self.convert(values[0] if values else None, where)
 
-    def _reject(self, why: str) -> None:
+    def reject(self, why: str) -> None:
         """Counts what is left out with --errors skip, else raises ValueError."""
         if self.errors != "skip":
             raise ValueError(f"{why}; --errors skip leaves it out")
         self.skipped += 1
 
     def _lines(self, name: str) -> Iterator[str]:
-        """The lines of a text file."""
-        mode = "replace" if self.errors == "replace" else "strict"
-        with open_bytes(name) as file:
+        """The lines of a text file, which may be compressed."""
+        import pyarrow
+
+        with io.BufferedReader(pyarrow.input_stream(name), PIECE) as file:
             for number, line in enumerate(file, 1):
                 try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8", mode)
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError:
                     text = "\0"
-                if "\0" in text and mode == "strict":  # as in UTF-16 and binary files
-                    self._reject(f"{name}, line {number} is not UTF-8 text: {CONVERT}")
+                if "\0" in text:  # as in UTF-16 and binary files
+                    convert = "convert it first (pdftotext, pandoc, iconv -t UTF-8)"
+                    self.reject(f"{name}, line {number} is not UTF-8 text: {convert}")
                 else:
                     yield text
 
     def _records(self, name: str) -> Iterator:
         """The objects of a JSON file or the rows of a table."""
         ending = Path(bare(name)).suffix
-        if is_hub(name):
+        if name.startswith(HUB):
             path, config, split = [*name.removeprefix(HUB).split(":"), "", ""][:3]
             yield from stream(path, config or None, split=split or "train")
         elif ending in (".parquet", ".arrow"):
-            path = name if is_url(name) else str(Path(name).absolute())
-            yield from stream(ending[1:], data_files=path, split="train")
-        elif ending in (".csv", ".tsv"):
-            yield from self._rows(name, ending == ".tsv")
+            yield from stream(ending[1:], data_files=str(Path(name).absolute()), split="train")
+        elif ending == ".csv":
+            yield from self._rows(name)
         else:
-            yield from self._objects(name)
+            lines = self._lines(name)
+            first = next(lines, "")
+            if first.startswith("["):  # an array, perhaps in several lines
+                yield from self._parse(first + "".join(lines), name)
+                return
+            for number, line in enumerate(chain([first], lines), 1):
+                if line.strip():
+                    yield from self._parse(line, f"{name}, line {number}")
 
-    def _objects(self, name: str) -> Iterator:
-        """The objects of a JSON file: one in each line, or an array or object in several."""
-        lines = self._lines(name)
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                try:
-                    value = json.loads(line)
-                except ValueError:  # perhaps it goes on in the next line
-                    if not bare(name).endswith(".json"):
-                        raise
-                    value = json.loads(line + "".join(lines))
-            except (ValueError, RecursionError) as error:
-                self._reject(f"{name}, line {number} is not JSON ({error})")
-            else:
-                yield from value if isinstance(value, list) else [value]
+    def _parse(self, text: str, where: str) -> list:
+        """The objects in JSON."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            self.reject(f"{where} is not JSON ({error})")
+            return []
+        return value if isinstance(value, list) else [value]
 
-    def _rows(self, name: str, is_tsv: bool) -> Iterator[dict]:
-        """The rows of a CSV file, or of a TSV file, which has no quotes."""
+    def _rows(self, name: str) -> Iterator[dict]:
+        """The rows of a CSV file."""
         csv.field_size_limit(1 << 31)
         rows = csv.DictReader(self._lines(name), strict=True)
-        if is_tsv:
-            rows = csv.DictReader(
-                self._lines(name), delimiter="\t", quoting=csv.QUOTE_NONE, strict=True
-            )
         begin = 2  # the line where a row begins
         try:
             for row in rows:
                 if None in row or None in row.values():
                     why = "the row has another number of fields than the header"
-                    self._reject(f"{name}, line {begin}: {why}: quote its texts")
+                    self.reject(f"{name}, line {begin}: {why}: quote its texts")
                 else:
                     yield row
                 begin = rows.line_num + 1
@@ -217,22 +201,70 @@ class Corpus:
             raise ValueError(f"{name}, line {begin} is not valid CSV: {error}") from None
 
 
-@contextmanager
-def open_bytes(name: str) -> Iterator:
-    """The decompressed bytes of a file or a URL, as a file."""
-    import fsspec
-    import pyarrow
-
-    with fsspec.open(name) if is_url(name) else open(name, "rb") as raw:
-        codec = COMPRESSION.get(Path(name.lower()).suffix)
-        yield io.BufferedReader(pyarrow.input_stream(raw, codec)) if codec else raw
-
-
 def stream(path: str, *args, **options) -> Iterator[dict]:
     """The rows of a data set, which `datasets` streams; it runs no code from it."""
     from datasets import load_dataset
 
     yield from load_dataset(path, *args, streaming=True, **options)
+
+
+def find_files(inputs: list[str], say) -> list[File]:
+    """The input files, each once even if several links lead to it.
+
+    Files of folders and patterns are sorted by name. Raises ValueError if an input has no files.
+    """
+    found: dict[str, File] = {}
+    for name in inputs:
+        if name.startswith(HUB):
+            found[name] = File(name, 0, 0)
+            continue
+        for path in find_folder(name, say) if os.path.isdir(name) else find_paths(name):
+            status = os.stat(path)
+            file = File(path, status.st_size, status.st_mtime_ns)
+            found.setdefault(os.path.realpath(path), file)
+    return list(found.values())
+
+
+def find_paths(name: str) -> list[str]:
+    """The file of that name, or the files that match it as a pattern."""
+    paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+    if files := [path for path in paths if os.path.isfile(path)]:
+        return files
+    raise ValueError(f"{name} does not exist: name files, folders, patterns, or hf:OWNER/NAME")
+
+
+def find_folder(name: str, say) -> list[str]:
+    """The files of a folder that can be read; counts the others, but no hidden ones."""
+    pattern = os.path.join(glob.escape(name), "**", "*")
+    paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    readable = [path for path in paths if bare(path).endswith(TEXT + RECORDS)]
+    if not readable:
+        endings = ", ".join(TEXT + RECORDS)
+        raise ValueError(f"the folder {name} has no files that end with {endings}")
+    others = Counter(os.path.splitext(path)[1].lower() for path in {*paths}.difference(readable))
+    if others:
+        counts = (f"{n:,} {ending or 'without an ending'}" for ending, n in others.most_common())
+        say(f"not read, because of their endings: {', '.join(counts)}")
+    return [path for path in readable if not describes_data(path)]
+
+
+def describes_data(path: str) -> bool:
+    """Whether a file describes a data set: those of DESCRIPTIONS, and the Hub's README.md."""
+    name = os.path.basename(path)
+    if name != "README.md":
+        return name in DESCRIPTIONS
+    with open(path, "rb") as file:
+        return file.read(4) == b"---\n"
+
+
+def bare(name: str) -> str:
+    """The name in lower case, without the ending of a compressed file."""
+    return name.lower().removesuffix(".gz").removesuffix(".zst")
+
+
+def is_records(name: str) -> bool:
+    """Whether an input has records, each with a text, by its name."""
+    return name.startswith(HUB) or bare(name).endswith(RECORDS)
 
 
 def passages(text: str, size: int) -> Iterator[str]:
@@ -256,11 +288,3 @@ def find_cut(text: str, size: int) -> int:
         if not text[end - 1].isspace() and not text[end + 1].isspace():
             return end + 1
     return text.rfind("\n", 0, size) + 1 or size
-
-
-def copy_stdin():
-    """A temporary copy of standard input, which is removed with the object."""
-    file = tempfile.NamedTemporaryFile(prefix="stdin-")  # noqa: SIM115 - the corpus keeps it open
-    shutil.copyfileobj(sys.stdin.buffer, file)
-    file.flush()
-    return file

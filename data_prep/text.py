@@ -3,13 +3,10 @@
     python -m data_prep.text book.txt --out data/mine
     python -m data_prep.text notes/ 'crawl-*.jsonl.gz' --tokenizer gpt2 --out data/mine
     python -m data_prep.text table.parquet --text_column body --tokenizer bytes --out data/mine
-    zcat dump.gz | python -m data_prep.text - --tokenizer bytes --out data/mine
     python -m data_prep.text hf:roneneldan/TinyStories --tokenizer gpt2 --out data/stories
-    python -m data_prep.text 's3://bucket/*.parquet' --tokenizer gpt2 --out data/mine
 
-INPUT is a file, a folder, a pattern, a URL, - for standard input, or a data set on the Hub as
-hf:OWNER/NAME[:CONFIG[:SPLIT]]; `data_prep.documents` lists the formats. An interrupted command
-resumes when it is started again.
+INPUT is a file, a folder, a pattern, or a data set on the Hub as hf:OWNER/NAME[:CONFIG[:SPLIT]];
+`data_prep.documents` lists the formats. An interrupted command resumes when it is started again.
 
 The default tokenizer is char. The default share of documents for validation (--val_fraction) is
 0.1, or 0.01 from 100 MB on and for hf:, or 0.001 from 10 GB on; `data_prep.split` explains which
@@ -20,28 +17,23 @@ import shlex
 from pathlib import Path
 
 from data_prep.documents import Corpus
-from data_prep.writer import check_fraction, ended, write_corpus
+from data_prep.writer import ended, write_corpus
 from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import CharTokenizer, get_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser
 
 STOPPED = "stopped: the same command goes on after what it has recorded"
-ERRORS = ("strict", "replace", "skip")
 TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
-SEPARATOR = "marker that ends a document in a text, such as '<|endoftext|>'"
+ERRORS = "skip: leave out and count what is not UTF-8 or has no text"
 FLAGS: dict[str, dict] = {
-    "INPUT": {"nargs": "+", "help": "files, folders, patterns, URLs, hf:OWNER/NAME, - for stdin"},
+    "INPUT": {"nargs": "+", "help": "files, folders, patterns, hf:OWNER/NAME"},
     "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},
     "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
     "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
     "--text_column": {"default": "text", "metavar": "NAME", "help": "its column (default: text)"},
-    "--separator": {
-        "type": lambda text: text.replace(r"\n", "\n"),
-        "metavar": "TEXT",
-        "help": SEPARATOR,
-    },
-    "--errors": {"default": "strict", "choices": ERRORS, "help": "for text that is not UTF-8"},
+    "--separator": {"metavar": "TEXT", "help": "ends a document in a text: '<|endoftext|>'"},
+    "--errors": {"default": "strict", "choices": ("strict", "skip"), "help": ERRORS},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
 
@@ -61,10 +53,7 @@ def prepare(
     `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your
     own. `separator` is what stands between documents in a text. Raises ValueError or OSError.
     """
-    check_fraction(val_fraction)
-    corpus = Corpus(inputs, (text_column,), errors, separator)
-    for note in corpus.notes:
-        say(note)
+    corpus = Corpus(inputs, (text_column,), errors, separator, say=say)
     if tokenizer == "char":
         found: set[str] = set()
         for document in corpus.documents():
@@ -72,8 +61,7 @@ def prepare(
         tokenizer = CharTokenizer.train("".join(found))
     elif isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
-    fraction = default_val_fraction(corpus) if val_fraction is None else val_fraction
-    meta = write_corpus(out, corpus, tokenizer, fraction, " ".join(inputs), say)
+    meta = write_corpus(out, corpus, tokenizer, val_fraction, " ".join(inputs), say)
     train, val = meta["splits"]["train"], meta["splits"]["val"]
     counted = plural(train["documents"] + val["documents"], "document")
     say(
@@ -81,16 +69,6 @@ def prepare(
         f"vocabulary {meta['vocab_size']:,}, from {counted}"
     )
     return meta
-
-
-def default_val_fraction(corpus: Corpus) -> float:
-    """The share for validation, smaller for a large corpus.
-
-    A smaller fraction takes a subset of the same documents: none moves there as data grows.
-    """
-    if corpus.streamed:
-        return 0.01
-    return 0.1 if corpus.size < 100e6 else 0.01 if corpus.size < 10e9 else 0.001
 
 
 def make_parser(description: str | None, *flags: str) -> OneLineParser:
@@ -101,22 +79,22 @@ def make_parser(description: str | None, *flags: str) -> OneLineParser:
     return parser
 
 
-def run(parser: OneLineParser, hub: str = "") -> None:
+def run(parser: OneLineParser) -> None:
     """Runs a command: prepares its inputs, and says what to do next."""
     with user_errors(STOPPED):
         options = vars(parser.parse_args())
-        inputs = options.pop("INPUT") if not hub else [options.pop("source") or hub]
-        prepare(inputs, **options)
+        prepare(options.pop("INPUT"), **options)
         print(f"next: python recipes/own_text.py --data {shlex.quote(options['out'])}")
 
 
 def prepare_known(description: str, hub: str, out: str, val_fraction: float) -> None:
     """The command of a script for a data set on the Hub, or for local copies of it (--source)."""
     parser = make_parser(description, *COMMON)
-    parser.add_argument("--source", metavar="DIR", help=f"local copies of its files, not {hub}")
+    source = {"dest": "INPUT", "nargs": 1, "default": [hub], "metavar": "DIR"}
+    parser.add_argument("--source", help=f"local copies of its files; default: {hub}", **source)
     parser.add_argument("--out", default=out, metavar="DIR", help=f"default: {out}")
     parser.set_defaults(tokenizer="gpt2", val_fraction=val_fraction)
-    run(parser, hub)
+    run(parser)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,14 +33,14 @@ from data_prep import documents
 from data_prep.documents import Corpus, passages
 from data_prep.split import Split
 from nanogpt.data.files import read_json, sync, write_atomic
+from nanogpt.data.meta import SPLITS
 from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer, sha256
-from nanogpt.rundir import lock
+from nanogpt.rundir import lock, write_json
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress
-SPLITS = ("train", "val")
 META, PROGRESS = "meta.json", "progress.json"
-NEW = ".new"  # the hidden folder
+NEW = ".preparing"  # the hidden folder
 FILES = (FILE, "train.bin", "val.bin", META)  # in the order in which they are completed
 
 
@@ -84,57 +83,36 @@ class TokenFile:
 
 def token_files(new: Path, tokenizer, counts: dict | None = None) -> dict[str, TokenFile]:
     """The token files of both splits; `counts` by split are those of an interrupted run."""
-    dtype, counts = token_dtype(tokenizer), counts or {}
+    counts = counts or {}
+    if not counts:
+        (new / PROGRESS).unlink(missing_ok=True)  # what it describes is overwritten now
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
     return {split: TokenFile(new / f"{split}.bin", dtype, counts.get(split)) for split in SPLITS}
 
 
-def token_dtype(tokenizer) -> np.dtype:
-    """The little-endian dtype of a tokenizer's ids."""
-    return np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
-
-
-def check_fraction(val_fraction: float | None) -> None:
-    """Raises ValueError unless both splits get text."""
-    if val_fraction is not None and not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1")
-
-
-def check_out(out: Path, files: dict[str, bytes | None]) -> None:
-    """Raises ValueError if `out` has some of the files and is not an earlier output.
-
-    `files` are the contents by name, None if they are unknown; a file with the same content is not
-    in the way.
-    """
-    if "splits" in read_json_or_empty(out / META):
-        return
-    for name, content in files.items():
-        path = out / name
-        if os.path.lexists(path) and (content is None or path.read_bytes() != content):
-            why = "is not an earlier output of this command, and nothing is overwritten"
-            raise ValueError(f"{path} {why}: name another --out")
+def check_out(out: Path, names: Iterable[str] = FILES) -> None:
+    """Raises ValueError if `out` has one of these files and is not an earlier output."""
+    found = [out / name for name in names if os.path.lexists(out / name)]
+    if found and "tokenizer_sha256" not in read_json_or_empty(out / META):
+        why = "is not an earlier output of this command, and nothing is overwritten"
+        raise ValueError(f"{found[0]} {why}: name another --out")
 
 
 def write_source(out: Path, name: str, lines: list[str]) -> str:
     """Writes the text of a data directory into it; returns its name. Raises as `check_out`."""
-    content = "".join(f"{line}\n" for line in lines).encode()
-    check_out(out, {name: content})
-    with write_atomic(out / name) as file:
-        file.write(content)
-    return str(out / name)
+    path, content = out / name, "".join(f"{line}\n" for line in lines).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        check_out(out, [name])
+        with write_atomic(path) as file:
+            file.write(content)
+    return str(path)
 
 
 def read_json_or_empty(path: Path) -> dict:
     """The object in a JSON file, or {} if there is none."""
-    try:
+    with suppress(ValueError):
         return read_json(path)
-    except ValueError:
-        return {}
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Writes a JSON file atomically."""
-    with write_atomic(path) as file:
-        file.write(f"{json.dumps(value, indent=2)}\n".encode())
+    return {}
 
 
 @contextmanager
@@ -145,14 +123,11 @@ def writing(out: Path, tokenizer) -> Iterator[Path]:
     """
     new = out / NEW
     with lock(out):
-        is_begun = (new / FILE).exists()
-        if new.exists() and not is_begun and any(new.iterdir()):
-            raise ValueError(f"{new} is not of an interrupted preparation: remove or rename it")
-        new.mkdir(exist_ok=True)
+        if not new.exists():  # else it is of an interrupted preparation
+            check_out(out)
+            new.mkdir()
         try:
             tokenizer.save(new)
-            if not is_begun:
-                check_out(out, dict.fromkeys(FILES) | {FILE: (new / FILE).read_bytes()})
             yield new
         except BaseException:
             if not (new / PROGRESS).exists():
@@ -168,7 +143,6 @@ def write(
     Returns the meta data. Files are renamed when all of them are complete, so an interrupted run
     leaves no incomplete directory.
     """
-    check_fraction(val_fraction)
     if not text.strip():
         raise ValueError(f"the text is empty ({source}): there is nothing to train on")
     out, cut = Path(out), int(len(text) * (1 - val_fraction))
@@ -194,7 +168,7 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, **mor
             raise ValueError(f"the {split} split has {counts['tokens']} tokens: {why}")
     meta = {
         "vocab_size": tokenizer.vocab_size,
-        "dtype": token_dtype(tokenizer).name,
+        "dtype": files["train"].dtype.name,
         "tokenizer": tokenizer.name,
         "source": source,
         "splits": splits,
@@ -219,7 +193,7 @@ def batches(corpus: Corpus, split: Split) -> Iterator[dict[str, list]]:
     batch: dict[str, list] = {"train": [], "val": []}
     characters = 0
     for document in corpus.documents():
-        boundary, length, place = split.boundary(document), len(document.text), 0
+        boundary, length, place = split.boundary(document.text), len(document.text), 0
         is_whole = boundary == length
         for text in passages(document.text, documents.PIECE):
             cut = min(max(boundary - place, 0), len(text))
@@ -274,24 +248,22 @@ def in_threads(function: Callable, items: Iterable) -> Iterator:
 
 
 def write_corpus(
-    out: Path | str, corpus: Corpus, tokenizer, val_fraction: float, source: str, say=print
+    out: Path | str, corpus: Corpus, tokenizer, val_fraction: float | None, source: str, say=print
 ) -> dict:
     """Tokenizes the documents of `corpus`; returns the meta data."""
     out = Path(out)
     with writing(out, tokenizer) as new:
         progress = new / PROGRESS
-        job = json.dumps([BATCH, corpus.fingerprint(), val_fraction, sha256(new)]).encode()
-        state: dict = {"job": hashlib.sha256(job).hexdigest(), "batches": 0, "splits": {}}
-        found = read_json_or_empty(progress)
-        if found.get("job") == state["job"]:
-            state = found
+        job = json.dumps([BATCH, corpus.fingerprint(), val_fraction, sha256(new)])
+        state = read_json_or_empty(progress)
+        if state.get("job") == job:
             say(f"resuming after {state['batches']:,} batches of text")
-        else:  # what it describes is overwritten now
-            progress.unlink(missing_ok=True)
+        else:
+            state = {"job": job, "batches": 0, "splits": {}}
         files = token_files(new, tokenizer, state["splits"])
         rest = islice(batches(corpus, Split(corpus, val_fraction)), state["batches"], None)
-        recorded, show = time.monotonic(), sys.stderr.isatty()
-        with tqdm(unit=" tokens", unit_scale=True, disable=not show, leave=False) as bar:
+        recorded = time.monotonic()
+        with tqdm(unit=" tokens", unit_scale=True, disable=None, leave=False) as bar:
             for tokens in in_threads(partial(encode, tokenizer), rest):
                 for split, appended in tokens.items():
                     files[split].append(*appended)

@@ -1,7 +1,6 @@
 """A chat model, trained on conversations; the loss counts only the assistant's tokens.
 
     python recipes/chat.py  # validation loss 0.116
-    python -m data_prep.chat_tasks --ask out/chat
     nanogpt chat out/chat
 
 The made-up conversations of data_prep/chat_tasks.py need no network. It answers 71.2 % of the 825

@@ -4,7 +4,6 @@
     python recipes/chat.py
     nanogpt export out/chat --to exports/chat
     python recipes/grpo.py exports/chat --to exports/grpo
-    python -m data_prep.chat_tasks --ask exports/grpo
 
 GRPO (Shao et al. 2024) samples several answers to each question, and makes those likelier that earn
 more than the mean of their group. Of the questions that validate the chat model, which are never

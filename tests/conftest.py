@@ -17,6 +17,7 @@ from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.cli import main
+from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.run import console, plan
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
@@ -98,7 +99,10 @@ def chat_dir(tmp_path_factory) -> Path:
     """The out directory of a run that has learnt to answer conversations by characters; to be read only."""
     place = tmp_path_factory.mktemp("chat")
     talks = [conversations.talk(f"{i}?", "yes") for i in range(100, 140)]
-    prepare_chat([conversations.write(place / "talks.jsonl", talks)], place / "data", "char", 64, say=lambda text: None)
+    words = [message[key] for messages in talks for message in messages for key in ("role", "content")]
+    characters = CharTokenizer.train("\n".join(["system", *words]))
+    inputs = [conversations.write(place / "talks.jsonl", talks)]
+    prepare_chat(inputs, place / "data", characters, 64, say=lambda text: None)
     model = GPTConfig(block_size=64, n_layer=1, n_head=2, n_embd=32)
     settings = {"batch_size": 8, "max_iters": 60, "eval_interval": 60, "learning_rate": 2e-2}
     tiny_run(model, out_dir=str(place / "out"), data=str(place / "data"), **settings).train()

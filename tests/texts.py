@@ -1,9 +1,7 @@
 """Made-up documents as files of every kind, and what their tokens should be: for the tests of `data_prep`."""
 
 import csv
-import gzip
 import hashlib
-import io
 import json
 import multiprocessing
 import random
@@ -15,10 +13,10 @@ import pyarrow.parquet
 import tiktoken
 
 from data_prep.documents import Corpus
-from nanogpt.data.tokenizer import EOT, BPETokenizer
+from nanogpt.data.tokenizer import EOT, BPETokenizer, ByteTokenizer
 
 fork = multiprocessing.get_context("fork")
-KINDS = ["jsonl", "jsonl.gz", "jsonl.zst", "csv", "csv.gz", "parquet", "arrow", "file.arrow"]
+KINDS = ["jsonl", "jsonl.gz", "json.zst", "csv", "parquet"]
 SCRIPTS = "Hello\r\nWörld|नमस्ते दुनिया|שלום עולם|你好，世界|😀👩‍👩‍👧 🏳️‍🌈|a\0b\nc|\u2028 strange\x85 spaces\u3000".split(
     "|"
 )
@@ -55,10 +53,10 @@ def read(*inputs, **options) -> list[str]:
     return [document.text for document in Corpus([str(name) for name in inputs], **options).documents()]
 
 
-def small_bpe() -> BPETokenizer:
+def small_bpe(eot: int = 260) -> BPETokenizer:
     ranks = {bytes([b]): b for b in range(256)} | {b"he": 256, b" t": 257, b" the": 258, b"in": 259}
     encoding = tiktoken.Encoding(
-        "small", pat_str=r" ?\w+|\s+|[^\w\s]+", mergeable_ranks=ranks, special_tokens={EOT: 260}
+        "small", pat_str=r" ?\w+|\s+|[^\w\s]+", mergeable_ranks=ranks, special_tokens={EOT: eot}
     )
     return BPETokenizer(encoding)
 
@@ -67,16 +65,10 @@ def tokens(directory, split: str) -> np.ndarray:
     return np.fromfile(directory / f"{split}.bin", dtype=json.loads((directory / "meta.json").read_text())["dtype"])
 
 
-def documents_in(directory) -> list[str]:
-    """The documents of both splits of byte tokens, sorted."""
-    found = []
-    for split in ("train", "val"):
-        ids = tokens(directory, split)
-        assert ids[-1] == 256
-        found += [
-            bytes(part[:-1].astype(np.uint8)).decode() for part in np.split(ids, np.flatnonzero(ids == 256) + 1)[:-1]
-        ]
-    return sorted(found)
+def texts_of(directory) -> dict[str, list[str]]:
+    """The texts of each split of byte tokens, between the end-of-text tokens."""
+    found = {split: ByteTokenizer().decode(tokens(directory, split)) for split in ("train", "val")}
+    return {split: [text for text in decoded.split(EOT) if text] for split, decoded in found.items()}
 
 
 def is_val(document: str, fraction: float) -> bool:
@@ -93,28 +85,16 @@ def sha256(directory) -> list[str]:
     return [hashlib.sha256((directory / f"{s}.bin").read_bytes()).hexdigest() for s in ("train", "val")]
 
 
-def zstd(data: bytes) -> bytes:
-    return pyarrow.compress(data, codec="zstd", asbytes=True)
-
-
 def save_as(kind: str, folder, texts: list[str]) -> str:
-    path = folder / f"input.{kind}"
-    table = pyarrow.table({"id": list(range(len(texts))), "text": texts})
+    """Writes the texts as a file of that kind, and returns its name."""
+    path, lines = folder / f"input.{kind}", [json.dumps({"text": t}) + "\n\n" for t in texts]
     if kind == "parquet":
+        table = pyarrow.table({"id": list(range(len(texts))), "text": texts})
         pyarrow.parquet.write_table(table, path, row_group_size=70)
-    elif kind == "arrow":
-        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
-            stream.write_table(table, max_chunksize=70)
-    elif kind == "file.arrow":
-        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as stream:
-            stream.write_table(table, max_chunksize=70)
-    elif kind.startswith("csv"):
-        file = io.StringIO(newline="")
-        csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
-        data = file.getvalue().encode()
-        path.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+    elif kind == "csv":
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
     else:
-        data = "".join(json.dumps({"text": t}) + "\n\n" for t in texts).encode()
-        pack = {"gz": gzip.compress, "zst": zstd}.get(kind.split(".")[-1], bytes)
-        path.write_bytes(pack(data))
+        with pyarrow.output_stream(path) as file:  # which compresses by the ending of the name
+            file.write("".join(lines).encode())
     return str(path)

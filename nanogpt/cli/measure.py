@@ -61,7 +61,7 @@ def evaluate_split(args, run: str) -> dict:
             stride = min(args.stride, config.block_size)
             sliding = evaluate(model, data, args.batch_size, device, stride=stride)
             result |= {"stride": stride, "sliding_loss": sliding["val_loss"]}
-    predicted = len(data.tokens) - 1
+    predicted = len(data) - 1
     if not args.json:
         show(
             f"{found or run}: loss {result['val_loss']:.4f} nats per token, "

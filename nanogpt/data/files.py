@@ -9,12 +9,33 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-# some file systems cannot flush a directory, or a file that is open for reading only
-UNSYNCABLE = [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS]
-UNSYNCABLE += [errno.EBADF, errno.EACCES, errno.EPERM]
+# other errors mean that the file system cannot flush a directory, or a file open for reading
+LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+
+
+@lru_cache  # a process keeps the commit that it began with
+def local(directory: Path | str) -> Path:
+    """The directory itself, or the copy of hf://datasets/USER/NAME in the cache of the Hub.
+
+    Raises ValueError if it cannot be downloaded.
+    """
+    url = str(directory)
+    if "://" not in url:
+        return Path(directory)
+    from huggingface_hub import HfFileSystem, snapshot_download
+
+    try:
+        at = HfFileSystem().resolve_path(url)
+        where = {"repo_type": at.repo_type, "revision": at.revision}
+        files = f"{at.path_in_repo}/*" if at.path_in_repo else "*"
+        return Path(snapshot_download(at.repo_id, **where, allow_patterns=files), at.path_in_repo)
+    except Exception as error:  # whatever the network raises
+        advice = "check the address (hf://datasets/USER/NAME), the network, and `hf auth login`"
+        raise ValueError(f"{url} cannot be read ({first_line(error)}): {advice}") from None
 
 
 def require_regular(path: Path) -> None:
@@ -42,12 +63,11 @@ def read_json(path: Path) -> dict:
 def write_atomic(path: Path | str) -> Iterator[BinaryIO]:
     """Yields a binary file that replaces `path` when the block ends without an error.
 
-    It is written under a temporary name beside `path`, synced and renamed. Several threads and
-    processes may write the same path at once. Missing directories are made. An OSError, such as a
-    full disk, names `path`.
+    It is written under a temporary name beside `path`, synced and renamed. Missing directories are
+    made. An OSError, such as a full disk, names `path`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -57,7 +77,7 @@ def write_atomic(path: Path | str) -> Iterator[BinaryIO]:
         temporary.replace(path)
     except OSError as error:
         if error.errno and error.filename in (None, str(temporary)):
-            raise OSError(error.errno, error.strerror, str(path)) from None
+            error.filename = str(path)
         raise
     finally:
         with suppress(OSError):
@@ -82,7 +102,7 @@ def sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in UNSYNCABLE:
+        if error.errno in LOST:
             raise
 
 
@@ -117,8 +137,3 @@ def plural(count: int, noun: str) -> str:
 def first_line(error: Exception) -> str:
     """An exception in one short line, for the message of another."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:300].rstrip(" :")
-
-
-def is_count(value: object, least: int = 0) -> bool:
-    """Whether a value from a JSON file is an integer of at least `least` that fits into int64."""
-    return type(value) is int and least <= value < 1 << 63

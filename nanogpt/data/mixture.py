@@ -9,12 +9,14 @@ all directories once, whatever the shares.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from nanogpt.data.tokenizer import check_same
-from nanogpt.data.tokens import TokenDataset, Tokens
+from nanogpt.data.tokens import Batch, TokenDataset
 
 PERIOD = 10_000  # samples; shares are rounded to multiples of 1/PERIOD
 
@@ -57,17 +59,11 @@ class Mixture(TokenDataset):
         first, *others = shares
         for other in others:
             check_same(first, other)
-        self.directory, self.block_size, self.split = first, block_size, split
+        self.block_size, self.split = block_size, split
         self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
+        self.tokens = self.datasets[0].tokens  # an example of the text
         if any("chat" in dataset.meta for dataset in self.datasets):
             raise ValueError("a mixture cannot have conversations: data_prep.chat takes many files")
-        dtypes = {dataset.tokens.dtype for dataset in self.datasets}
-        if len(dtypes) > 1:
-            names = ", ".join(shares)
-            raise ValueError(f"{names} have tokens of different sizes: prepare them the same way")
-        paths = [path for dataset in self.datasets for path in dataset.tokens.paths]
-        self.tokens = Tokens(paths, dtypes.pop())
-        self.offsets = np.cumsum([0, *(len(dataset.tokens) for dataset in self.datasets)])
         self.quotas = round_shares(list(shares.values()))
         self.meta = self.datasets[0].meta | {"splits": self._counts()}
         # sample m of a directory with q samples in a period belongs at (m + 1/2) / q of the period
@@ -86,31 +82,36 @@ class Mixture(TokenDataset):
             splits[name] = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes")}
             # compared on resume: other shares or directories of the same size are noticed
             splits[name]["parts"] = [
-                {"share": quota / PERIOD, "tokens": c["tokens"], "sha256": c.get("sha256")}
+                {"share": int(quota) / PERIOD, "tokens": c["tokens"], "sha256": c.get("sha256")}
                 for quota, c in zip(self.quotas, counts, strict=True)
             ]
         return splits
 
-    def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
-        """Index of the first token of each sample's window, int64, through all directories."""
+    def batch(self, seed: int, first_sample: int, batch_size: int) -> Batch:
+        """Samples `first_sample` to `first_sample + batch_size - 1` of the run with this seed."""
+        samples = np.arange(first_sample, first_sample + batch_size, dtype=np.int64)
         period, place = np.divmod(samples, PERIOD)
-        starts = np.empty(len(samples), dtype=np.int64)
+        source = self.dataset_of[place]
+        numbers = period * self.quotas[source] + self.earlier[place]
+        x = torch.empty(batch_size, self.block_size, dtype=torch.int64)
+        y = torch.empty_like(x)
         for k, dataset in enumerate(self.datasets):
-            here = self.dataset_of[place] == k
-            numbers = period[here] * self.quotas[k] + self.earlier[place[here]]
-            starts[here] = self.offsets[k] + dataset.starts(seed + k, numbers)
-        return starts
+            rows = torch.from_numpy(source == k)
+            x[rows], y[rows] = dataset.windows(dataset.starts(seed + k, numbers[source == k]))
+        return x, y
+
+    def whole_split(
+        self, batch_size: int, process: int = 0, processes: int = 1, stride: int = 0
+    ) -> Iterator[Batch]:
+        """The batches of `TokenDataset.whole_split` of one directory after another."""
+        for dataset in self.datasets:
+            yield from dataset.whole_split(batch_size, process, processes, stride)
 
 
-def round_shares(shares: list[float]) -> list[int]:
-    """Rounds shares to integers that add up to PERIOD, by largest remainders.
-
-    Raises ValueError if one becomes 0.
-    """
-    exact = np.array(shares) * PERIOD
-    quotas = np.floor(exact + 1e-9).astype(np.int64)
-    for k in np.argsort(quotas - exact, kind="stable")[: PERIOD - quotas.sum()]:
-        quotas[k] += 1
+def round_shares(shares: list[float]) -> np.ndarray:
+    """Rounds shares to integers that add up to PERIOD. Raises ValueError if one becomes 0."""
+    ends = np.rint(np.cumsum(shares) * PERIOD).astype(np.int64)
+    quotas = np.diff(ends, prepend=0)
     if (quotas == 0).any():
         raise ValueError(f"the smallest share of a mixture is {min(shares):.2g}, below 1/{PERIOD}")
-    return quotas.tolist()
+    return quotas

@@ -18,29 +18,33 @@ data_prep/README.md has an example.
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from nanogpt.data import bpe, pickles
-from nanogpt.data.files import first_line, follow, read_json, write_atomic
-from nanogpt.data.remote import local
+from nanogpt.data.files import first_line, follow, local, read_json, require_regular, write_atomic
 
 FILE = "tokenizer.json"
 EOT = "<|endoftext|>"
 START, END = "<|im_start|>", "<|im_end|>"  # of a message, see `nanogpt.chat`
 # names of the end of text, in this order, unless a tokenizer_config.json gives one
 EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>")
-EVERY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}} | bpe.ISOLATED
+EVERY_CHARACTER = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
 
 
 class Tokenizer:
     """A tokenizer of the library `tokenizers`; characters and bytes are looked up in a table."""
 
-    def __init__(self, backend, name: str | None = None, eot: str | None = None):
-        """`backend` is a tokenizers.Tokenizer; `eot` names the end of text if it is unusual."""
+    def __init__(
+        self, backend: tokenizers.Tokenizer, name: str | None = None, eot: str | None = None
+    ):
+        """`eot` is the end-of-text token if it is none of EOT_NAMES."""
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # as plain text
@@ -57,7 +61,7 @@ class Tokenizer:
         self.characters = tokens if kind == "char" else None  # in the order of their ids
         self._is_bytes = kind == "bytes"
         if self.characters:
-            self._table = np.full(max(map(ord, self.characters)) + 1, -1)  # code point -> id
+            self._table = np.full(sys.maxunicode + 1, -1)  # code point -> id
             self._table[[ord(c) for c in self.characters]] = np.arange(len(self.characters))
         published = bpe.TIKTOKEN_NAMES.get(len(self.vocabulary) - len(self.special))
         self.name = name or kind or published or type(backend.model).__name__.lower()
@@ -66,12 +70,11 @@ class Tokenizer:
         """`char` or `bytes` and the tokens in order, if a table gives the library's ids."""
         vocab = {i: token for token, i in self.vocabulary.items() if token not in self.special}
         tokens = "".join(vocab[i] for i in sorted(vocab))
-        if len(tokens) == len(vocab) == max(vocab, default=0) + 1:
-            parts = self.to_dict()
-            form = parts["model"]["type"], parts["pre_tokenizer"], parts["normalizer"]
-            if form == ("WordLevel", EVERY_CHARACTER, None):
+        if len(tokens) == len(vocab) == max(vocab, default=0) + 1 and not self.backend.normalizer:
+            model, split = self.backend.model, str(self.backend.pre_tokenizer)
+            if isinstance(model, models.WordLevel) and split == str(EVERY_CHARACTER):
                 return "char", tokens
-            if form == ("BPE", bpe.BYTES, None) and tokens == "".join(bpe.byte_alphabet()):
+            if split == str(bpe.UNSPLIT) and tokens == "".join(bpe.byte_alphabet()):
                 return "bytes", tokens
         return None, ""
 
@@ -89,10 +92,9 @@ class Tokenizer:
 
     def _look_up(self, text: str) -> np.ndarray:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        last = len(self._table) - 1
-        ids = np.where(points <= last, self._table[np.minimum(points, last)], -1)
+        ids = self._table[points]
         if (ids < 0).any():
-            unknown = int(np.argmax(ids < 0))
+            unknown = int(ids.argmin())
             raise ValueError(
                 f"character {text[unknown]!r} (position {unknown}) is not among the "
                 f"{len(self.characters)} that the model knows: {self.characters[:200]!r}"
@@ -124,7 +126,7 @@ class Tokenizer:
 
     def with_special(self, tokens: list[str]) -> "Tokenizer":
         """A copy with further special tokens, which follow all others."""
-        backend = from_parts(self.to_dict())
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         backend.add_special_tokens(tokens)
         eot = None if self.eot_id is None else self.backend.id_to_token(self.eot_id)
         return Tokenizer(backend, self.name, eot)
@@ -135,10 +137,10 @@ class CharTokenizer(Tokenizer):
 
     def __init__(self, characters: str):
         vocab = {character: i for i, character in enumerate(characters)}
-        model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
-        decoder = {"type": "Fuse"}
-        parts = {"model": model, "pre_tokenizer": EVERY_CHARACTER, "decoder": decoder}
-        super().__init__(from_parts(parts))
+        backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+        backend.pre_tokenizer = EVERY_CHARACTER
+        backend.decoder = decoders.Fuse()
+        super().__init__(backend)
 
     @classmethod
     def train(cls, text: str) -> "CharTokenizer":
@@ -154,9 +156,7 @@ class ByteTokenizer(Tokenizer):
 
     def __init__(self):
         vocab = {character: byte for byte, character in enumerate(bpe.byte_alphabet())}
-        model = {"type": "BPE", "vocab": vocab, "merges": []}
-        parts = {"model": model, "pre_tokenizer": bpe.BYTES, "decoder": bpe.DECODER}
-        backend = from_parts(parts)
+        backend = bpe.byte_level(vocab, [])
         backend.add_special_tokens([EOT])
         super().__init__(backend)
 
@@ -165,9 +165,7 @@ class BPETokenizer(Tokenizer):
     """Builds a tokenizer from a tiktoken.Encoding, which encodes batches several times faster."""
 
     def __init__(self, encoding):
-        backend = from_parts(bpe.from_tiktoken(encoding))
-        backend.add_special_tokens(list(encoding._special_tokens))
-        super().__init__(backend, encoding.name)
+        super().__init__(bpe.from_tiktoken(encoding), encoding.name)
         self.encoding = encoding
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
@@ -194,13 +192,6 @@ class BPETokenizer(Tokenizer):
     def gpt2(cls) -> "BPETokenizer":
         """GPT-2's tokenizer."""
         return cls.get("gpt2")
-
-
-def from_parts(parts: dict):
-    """The tokenizers.Tokenizer that a tokenizer.json, or some of its parts, describes."""
-    from tokenizers import Tokenizer as Backend
-
-    return Backend.from_str(json.dumps({"version": "1.0", "added_tokens": []} | parts))
 
 
 def written_by_nanogpt(directory: Path | str) -> bool:
@@ -237,7 +228,8 @@ def load_file(path: Path) -> Tokenizer:
     try:
         eot = read_json(config).get("eos_token") if config.exists() else None
         eot = eot.get("content") if isinstance(eot, dict) else eot
-        return Tokenizer(from_parts(read_json(path)), eot=eot)
+        require_regular(path)
+        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)), eot=eot)
     except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{path} is damaged ({first_line(error)}): restore it") from None
 
@@ -269,13 +261,13 @@ def get_tokenizer(name: str) -> Tokenizer:
     path = follow(name)
     if path.is_file():
         return load_file(path)
-    if (path / FILE).is_file():
+    if path.is_dir():
         return load_tokenizer(path)
-    if path.is_dir() or name.count("/") == 1:
+    if name.count("/") == 1:
         return from_pretrained(name)
     raise ValueError(
-        f"tokenizer {name!r} is not one of char, bytes, {', '.join(encodings)}, nor a "
-        "tokenizer.json, a directory with one, or OWNER/NAME of a model on the Hub"
+        f"tokenizer {name!r} is not one of bytes, {', '.join(encodings)}, nor a tokenizer.json, a "
+        "directory with one, or OWNER/NAME of a model on the Hub; char is for plain text"
     )
 
 

@@ -11,8 +11,7 @@ epoch draws its own offset below block_size. A step reads the same tokens for an
 and any number of processes, and resuming needs no bookkeeping.
 
 A data directory holds `train.bin` and `val.bin` (raw little-endian token ids, nanoGPT's format),
-`meta.json` (see `nanogpt.data.meta`) and `tokenizer.json`. If meta.json lists several files for a
-split, they are read as one.
+`meta.json` (see `nanogpt.data.meta`) and `tokenizer.json`.
 
 Conversations (`data_prep.chat`) fill blocks of a size that meta.json gives. Every window is such a
 block, without an offset. Only the assistant's messages are targets; `answers` finds them in the
@@ -21,17 +20,15 @@ window itself.
 
 import math
 import mmap
-from bisect import bisect_right
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from nanogpt.data.meta import check_split, read_meta, token_dtype
-from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.files import local
+from nanogpt.data.meta import check_split, read_meta
 
 # inputs and targets, both (B, T) int64; targets are one token ahead, and -1 is ignored by the loss
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -101,72 +98,34 @@ def answers(tokens: np.ndarray, begin: list[int], end: int) -> np.ndarray:
     return last_begin > last_end
 
 
-class Tokens:
-    """Token files read as one long array: `len(tokens)`, `tokens[start:stop]`, `windows`."""
+class TokenDataset:
+    """One split of a data directory, checked against `meta.json` and the model's vocabulary.
+
+    `tokens` (N,) is the memory-mapped file.
+    """
 
     RELEASE = 1024  # windows
-
-    def __init__(self, paths: list[Path], dtype: np.dtype):
-        self.paths = [path for path in paths if path.stat().st_size]  # empty ones cannot be mapped
-        self.dtype = dtype
-        self.maps: list[mmap.mmap] = []
-        for path in self.paths:
-            with open(path, "rb") as file:
-                self.maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        self.arrays = [np.frombuffer(mapped, dtype) for mapped in self.maps]
-        self.ends = np.cumsum([len(array) for array in self.arrays]).tolist()
-        self.windows_read = 0
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    def __getitem__(self, wanted: slice) -> np.ndarray:
-        start, stop, _ = wanted.indices(len(self))
-        stop = max(start, stop)
-        parts = [np.zeros(0, self.dtype)]
-        for k in range(bisect_right(self.ends, start), len(self.ends)):
-            first = self.ends[k - 1] if k else 0
-            parts.append(self.arrays[k][max(start - first, 0) : stop - first])
-            if stop <= self.ends[k]:
-                break
-        return np.concatenate(parts)
-
-    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """`length` tokens from each of the starts (B,): (B, length)."""
-        self.windows_read += len(starts)
-        if self.windows_read > self.RELEASE:  # pages that were read count as this process's memory
-            self.windows_read = 0
-            for mapped in self.maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
-        if len(self.arrays) == 1:
-            return self.arrays[0][starts[:, None] + np.arange(length)]
-        return np.stack([self[start : start + length] for start in starts.tolist()])
-
-
-class TokenDataset:
-    """One split of a data directory, checked against `meta.json` and the model's vocabulary."""
 
     def __init__(
         self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None
     ):
         """Raises ValueError for missing, damaged or short files, and ids >= `vocab_size`."""
-        self.directory, self.split, self.block_size = directory, split, block_size
+        self.split, self.block_size = split, block_size
         self.meta = read_meta(directory)
         size = vocab_size or self.meta["vocab_size"]
-        paths = check_split(directory, self.meta, split, block_size, size)
-        self.tokens = Tokens(paths, token_dtype(self.meta))
+        self.tokens = check_split(local(directory), self.meta, split, block_size, size)
+        self.windows_read = 0
 
-    @cached_property
+    def __len__(self) -> int:
+        """The number of tokens."""
+        return self.meta["splits"][self.split]["tokens"]
+
+    @property
     def bytes_per_token(self) -> float:
-        """Bytes of text per target, for bits per byte. The first token is not a target."""
+        """Bytes of text per token, or of the answers' text per target, for bits per byte."""
         counts = self.meta["splits"][self.split]
-        if "answers" in counts:
-            return counts["answers"]["bytes"] / counts["answers"]["tokens"]
-        first, tokenizer = self.tokens[:1].tolist(), load_tokenizer(self.directory)
-        text = tokenizer.decode(first).replace("\ufffd", "?")  # part of a character: one byte
-        is_special = first[0] in tokenizer.special.values()
-        first_bytes = 0 if is_special else len(text.encode())
-        return (counts["bytes"] - first_bytes) / (counts["tokens"] - 1)
+        counts = counts.get("answers", counts)
+        return counts["bytes"] / counts["tokens"]
 
     @property
     def question(self) -> np.ndarray | None:
@@ -174,18 +133,18 @@ class TokenDataset:
         chat = self.meta.get("chat")
         if chat is None:
             return None
-        first = self.tokens[: chat["block"]]
+        first = np.array(self.tokens[: chat["block"]])
         return first[: int(answers(first[None], chat["answer"], chat["end"]).argmax())]
 
     @property
     def windows_per_epoch(self) -> int:
         """How many windows an epoch has."""
-        return (len(self.tokens) - 1) // self.block_size
+        return (len(self) - 1) // self.block_size
 
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
         """Index of the first token of each sample's window, int64."""
         n, T = self.windows_per_epoch, self.block_size
-        last = len(self.tokens) - 1 - T
+        last = len(self) - 1 - T
         starts = np.empty(len(samples), dtype=np.int64)
         epochs = samples // n
         for epoch in np.unique(epochs):
@@ -200,11 +159,16 @@ class TokenDataset:
     def batch(self, seed: int, first_sample: int, batch_size: int) -> Batch:
         """Samples `first_sample` to `first_sample + batch_size - 1` of the run with this seed."""
         samples = np.arange(first_sample, first_sample + batch_size, dtype=np.int64)
-        return self._windows(self.starts(seed, samples))
+        return self.windows(self.starts(seed, samples))
 
-    def _windows(self, starts: np.ndarray) -> Batch:
-        ids = self.tokens.windows(starts, self.block_size + 1).astype(np.int64)  # (B, T + 1)
-        tokens = torch.from_numpy(ids)
+    def windows(self, starts: np.ndarray) -> Batch:
+        """The windows that begin with the tokens `starts` (B,)."""
+        self.windows_read += len(starts)
+        if self.windows_read > self.RELEASE:  # pages that were read count as this process's memory
+            self.windows_read = 0
+            self.tokens.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        ids = self.tokens[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
+        tokens = torch.from_numpy(ids)  # (B, T + 1)
         # copies, because targets are changed in place: contiguous() shares a single window's memory
         x = tokens[:, :-1].clone(memory_format=torch.contiguous_format)
         y = tokens[:, 1:].clone(memory_format=torch.contiguous_format)
@@ -224,13 +188,13 @@ class TokenDataset:
         same number of batches, as sharded models require.
         """
         T, stride = self.block_size, stride or self.block_size
-        last = len(self.tokens) - 1 - T  # where the last window starts
+        last = len(self) - 1 - T  # where the last window starts
         n = 1 + math.ceil(last / stride)
         batches = math.ceil(n / (batch_size * processes))
         for b in range(batches):
             windows = (b * processes + process) * batch_size + np.arange(batch_size)
             starts = np.minimum(windows * stride, last)
-            x, y = self._windows(starts)
+            x, y = self.windows(starts)
             predicted = np.where(windows > 0, (windows - 1) * stride + T, 0)  # by earlier windows
             repeated = torch.from_numpy(np.minimum(predicted - starts, T))
             y[torch.arange(T)[None, :] < repeated[:, None]] = -1

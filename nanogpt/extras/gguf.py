@@ -25,6 +25,9 @@ KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", "q8
 # largest error of a stored weight, as a share of the tensor's largest weight
 ERRORS = {"F32": 0.0, "BF16": 2**-8, "F16": 2**-8, "Q8_0": 1 / 127}
 BLOCK = 32  # weights of a row that share a scale in Q8_0
+# how GPT-2 splits text, as in a tokenizer.json
+GPT2_SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+GPT2_SPLIT["use_regex"] = True
 
 
 def export(
@@ -127,7 +130,7 @@ def check_split(parts: dict) -> None:
     model, decoder = parts["model"], (parts.get("decoder") or {}).get("type")
     normalizer = (parts.get("normalizer") or {}).get("type", "NFC")  # llama.cpp drops NFC
     byte_level = model["type"] == "BPE" and decoder == "ByteLevel" and normalizer == "NFC"
-    if not byte_level or (model["merges"] and bpe.split_pattern(parts) != bpe.GPT2_PATTERN):
+    if not byte_level or (model["merges"] and parts.get("pre_tokenizer") != GPT2_SPLIT):
         raise ValueError(
             "GGUF is for characters, bytes, and byte-level BPE with GPT-2's split: export to a "
             "directory, and convert that with llama.cpp's convert_hf_to_gguf.py"

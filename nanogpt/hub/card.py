@@ -7,9 +7,8 @@ from pathlib import Path
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig, ignored_by
-from nanogpt.data.files import read_json
+from nanogpt.data.files import local, read_json
 from nanogpt.data.mixture import read_shares
-from nanogpt.data.remote import local
 from nanogpt.model import GPT
 from nanogpt.run import plot
 

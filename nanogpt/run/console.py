@@ -46,7 +46,7 @@ def show_messages(shown: bool) -> None:
 def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     """Prints device, model, data, steps and output."""
     m, c, env = parts.gpt.config, config, parts.settings["environment"]
-    train_tokens, a_step = len(parts.train_data.tokens), tokens_per_step(config, m)
+    train_tokens, a_step = len(parts.train_data), tokens_per_step(config, m)
     processes = f"{env['processes']} process{'es' if env['processes'] > 1 else ''}"
     compiled = "compiled" if parts.compiled else "not compiled"
     steps, amount = f"{c.max_iters:,} ", f"{c.max_iters * a_step / train_tokens:.2f} epochs"
@@ -61,7 +61,7 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
         f"model   {parts.gpt.get_num_params():,} parameters{adapters}: "
         f"{plural(m.n_layer, 'layer')}, {plural(m.n_head, 'head')}, {m.n_embd} channels; "
         f"{m.norm}, {m.position} positions, {m.mlp}\n"
-        f"data    {c.data}: {train_tokens:,} tokens to train on, {len(parts.val_data.tokens):,} "
+        f"data    {c.data}: {train_tokens:,} tokens to train on, {len(parts.val_data):,} "
         f"to validate, vocabulary {m.vocab_size:,}\n"
         f"steps   {steps}of {a_step:,} tokens ({c.gradient_accumulation_steps} x "
         f"{c.batch_size} sequences of {m.block_size}), {amount}, optimizer {c.optimizer}\n"

@@ -94,7 +94,7 @@ def show(config: TrainConfig, parts: Parts, state: State, as_json: bool) -> None
         "memory_by_purpose": needed,
         "free_memory": available(config.device) + taken,
         "tokens_per_step": tokens_per_step(config, gpt.config),
-        "train_tokens": len(parts.train_data.tokens),
+        "train_tokens": len(parts.train_data),
     }
     # a step has to fit on all processes, which take it together
     plan["fits"] = not parts.peers.largest(plan["memory"] >= plan["free_memory"])[0]

@@ -21,16 +21,11 @@ class Calls:
         return self.call
 
 
-@pytest.fixture(params=["system", "eval", "getattr", "numpy"])
+@pytest.fixture(params=["system", "getattr", "numpy"])
 def hostile(request, tmp_path):
     """Touches a file when unpickled, or asks for a harmless function, a step to it."""
-    touch = f"touch {tmp_path / 'owned'}"
-    return {
-        "system": Calls(os.system, touch),
-        "eval": Calls(eval, f"__import__('os').system({touch!r})"),
-        "getattr": Calls(getattr, "text", "upper"),
-        "numpy": np.float64(1.5),
-    }[request.param]
+    touch = Calls(os.system, f"touch {tmp_path / 'owned'}")
+    return {"system": touch, "getattr": Calls(getattr, "text", "upper"), "numpy": np.float64(1.5)}[request.param]
 
 
 def one_line(read, path) -> str:
@@ -57,10 +52,7 @@ def test_a_hostile_checkpoint_is_refused(tmp_path, hostile, zipped):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"hello", b"PK\x03\x04", b"\x80\x04.", b"(" * 10_000, b"\x80\x04\x8e" + b"\xff" * 8],
-)
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04.", b"(" * 10_000, b"\x80\x04\x8e" + b"\xff" * 8])
 @pytest.mark.parametrize("read", [read_characters, read_checkpoint])
 def test_damaged_files_are_named(tmp_path, read, content):
     path = tmp_path / "file"
@@ -88,12 +80,7 @@ def test_what_nanogpt_writes_is_read(tmp_path):
     assert read_characters(tmp_path / "meta.pkl") == characters
 
     weights = OrderedDict(w=torch.arange(3.0), lm_head=torch.arange(3.0))
-    contents = {
-        "model": weights,
-        "model_args": {"bias": True},
-        "iter_num": 7,
-        "best_val_loss": torch.tensor(1.5),
-    }
+    contents = {"model": weights, "model_args": {"bias": True}, "iter_num": 7, "best_val_loss": torch.tensor(1.5)}
     torch.save(contents, tmp_path / "ckpt.pt")
     read = read_checkpoint(tmp_path / "ckpt.pt")
     assert torch.equal(read["model"]["w"], torch.arange(3.0))

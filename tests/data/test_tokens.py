@@ -11,8 +11,7 @@ from directories import numbered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanogpt.data.meta import largest_token
-from nanogpt.data.tokens import TokenDataset, Tokens, answers, permute, shorten
+from nanogpt.data.tokens import TokenDataset, answers, permute, shorten
 
 SHARED_TMP_PATH = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -88,35 +87,15 @@ def test_whole_split_predicts_every_token_once(tmp_path, tokens, processes):
 # Files
 
 
-@given(cuts=st.lists(st.integers(0, 100), max_size=6), data=st.data())
-@SHARED_TMP_PATH
-def test_many_files_read_as_one(tmp_path, cuts, data):
-    whole = np.arange(1000, 1100, dtype="<u2")
-    paths = [tmp_path / f"{i}.bin" for i in range(len(cuts) + 1)]
-    for path, part in zip(paths, np.split(whole, sorted(cuts)), strict=True):
-        part.tofile(path)
-    tokens = Tokens(paths, np.dtype("<u2"))
-    start, stop = data.draw(st.integers(-5, 105)), data.draw(st.integers(-5, 105))
-    assert len(tokens) == 100
-    assert np.array_equal(tokens[start:stop], whole[start:stop])
-    starts = np.array(data.draw(st.lists(st.integers(0, 90), min_size=1)))
-    assert np.array_equal(tokens.windows(starts, 10), whole[starts[:, None] + np.arange(10)])
-    assert largest_token(paths, np.dtype("<u2")) == 1099
-
-
-def numbers_are_read(data: TokenDataset) -> bool:
-    x, _ = data.batch(3, 0, 62)
-    starts = torch.from_numpy(data.starts(3, np.arange(62)))
-    return torch.equal(x, starts[:, None] + torch.arange(16))
-
-
 @pytest.mark.parametrize("size", [1009, 3000, 500])
 def test_data_that_replace_those_of_a_run_are_not_read(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(Tokens, "RELEASE", 0)  # as after very many windows
+    monkeypatch.setattr(TokenDataset, "RELEASE", 0)  # as after very many windows
     data = numbered(tmp_path, 1009, 16)
     np.zeros(size, dtype="<u4").tofile(tmp_path / "new.bin")
     (tmp_path / "new.bin").replace(tmp_path / "train.bin")
-    assert numbers_are_read(data) and numbers_are_read(data)
+    for first in (0, 31):
+        x, _ = data.batch(3, first, 31)
+        assert torch.equal(x, x[:, :1] + torch.arange(16)) and x.max() > 900
 
 
 def zeros(directory, tokens: int, val_tokens: int, block_size: int) -> TokenDataset:
@@ -149,10 +128,9 @@ def test_memory_stays_flat_while_a_file_is_read(tmp_path):
     data, process = zeros(tmp_path, 150_000_000, 1000, 64), psutil.Process()
     data.batch(0, 0, 12)
     before = largest = process.memory_info().rss
-    for step in range(20_000):
-        data.batch(0, step * 12, 12)
-        if step % 100 == 0:
-            largest = max(largest, process.memory_info().rss)
+    for step in range(200):
+        data.batch(0, step * 512, 512)
+        largest = max(largest, process.memory_info().rss)
     assert largest - before < 150e6
 
 

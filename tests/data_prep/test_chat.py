@@ -15,6 +15,7 @@ from texts import put, tokens
 
 from data_prep import chat as chat_prep
 from nanogpt import GPT, chat
+from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
@@ -40,8 +41,7 @@ def packed(tmp_path):
 
 def count(directory) -> list[int]:
     """The conversations in each split, as meta.json says."""
-    meta = json.loads((directory / "meta.json").read_text())
-    return [meta["splits"][split]["documents"] for split in SPLITS]
+    return [read_meta(directory)["splits"][split]["documents"] for split in SPLITS]
 
 
 def epoch(directory) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,22 +99,10 @@ def test_bits_per_byte_are_those_of_the_answers(packed):
     assert TokenDataset(packed, "train", 128).bytes_per_token == rate
 
 
-def sharegpt(messages: list[dict]) -> dict:
-    names = {"user": "human", "assistant": "gpt", "system": "system"}
-    return {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in messages]}
-
-
-def other_roles(messages: list[dict]) -> dict:
-    names = {"system": "developer", "user": "User", "assistant": "Assistant"}
-    return {"messages": [m | {"role": names[m["role"]]} for m in messages]}
-
-
-@pytest.mark.parametrize("form", [sharegpt, other_roles])
-@pytest.mark.parametrize("kind", ["jsonl", "json"])
-def test_other_forms_of_a_conversation_are_the_same(packed, tmp_path, form, kind):
-    found = [form(messages) for messages in talks()]
-    lines = "\n".join(json.dumps(each) for each in found)
-    path = put(tmp_path / f"b.{kind}", lines if kind == "jsonl" else json.dumps(found))
+def test_sharegpts_form_in_an_array_is_the_same(packed, tmp_path):
+    names = {"user": "human", "assistant": "gpt", "system": "developer"}
+    found = [[{"from": names[m["role"]], "value": m["content"]} for m in messages] for messages in talks()]
+    path = put(tmp_path / "b.json", json.dumps([{"conversations": each} for each in found]))
     prepare(path, tmp_path / "b")
     for split in SPLITS:
         assert tokens(tmp_path / "b", split).tolist() == tokens(packed, split).tolist()
@@ -128,7 +116,7 @@ BAD = [
     ({"messages": [{"role": "user", "content": "who?", "weight": 0}]}, "its weight is not 1"),
     ({"messages": "hello"}, "record 2: str is not a list of messages"),
     ({"text": "hello"}, "record 2: it has no column 'messages' or 'conversations'"),
-    ({"messages": talk("who?", "x" * 90)}, "more than block_size=64: give a larger one, or"),
+    ({"messages": talk("who?", "x" * 90)}, "more than block_size=64: give a larger one; --errors"),
 ]
 
 
@@ -155,8 +143,8 @@ def test_conversations_that_cannot_be_learnt_from_are_skipped_and_counted(tmp_pa
     tool = [*talk("who?"), {"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]
     bad = [tool, talk("who?", ""), talk("who?")]
     path = write(tmp_path / "in.jsonl", [*talks(), *bad, talk("who?", "m" * 200)])
-    said = prepare(path, tmp_path / "data", errors="skip", skip_long=True)
-    assert sum(count(tmp_path / "data")) == 40 and said[0] == "left out: 4 conversations, 1 of them too long"
+    said = prepare(path, tmp_path / "data", errors="skip")
+    assert sum(count(tmp_path / "data")) == 40 and said[0] == "left out: 4 conversations"
 
 
 def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):

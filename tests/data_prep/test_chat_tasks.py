@@ -3,11 +3,9 @@
 import re
 from datetime import datetime, timedelta
 
-import pytest
 from texts import silent
 
 from data_prep import chat_tasks
-from nanogpt import chat
 
 
 def questions(conversations: list[list[dict]]) -> list[str]:
@@ -40,20 +38,3 @@ def test_held_out_questions_are_in_no_conversation_for_training(tmp_path, monkey
     held = chat_tasks.held_out(tmp_path)
     assert len(held) == meta["splits"]["val"]["documents"] >= 2
     assert not set(questions(held)) & set(questions([messages for messages in few if messages not in held]))
-
-
-@pytest.mark.parametrize("kind, word", [("sums", "+"), ("spelling", "Spell"), ("dates", "day")])
-def test_accuracy_counts_right_answers_by_kind(tmp_path, monkeypatch, kind, word):
-    few = chat_tasks.conversations(300)
-    monkeypatch.setattr(chat_tasks, "conversations", lambda: few)
-    chat_tasks.prepare(tmp_path, say=silent)
-
-    def answer(model, tokenizer, messages, most, **options):
-        last = messages[-1]["content"]
-        yield right(last) if word in last else "something else"
-
-    monkeypatch.setattr(chat, "answer", answer)
-    right_ones, asked = chat_tasks.accuracy(None, None, tmp_path)
-    assert asked.total() == len(questions(chat_tasks.held_out(tmp_path)))
-    assert {name for name, good in right_ones.items() if good} == {kind}
-    assert right_ones[kind] == asked[kind]

@@ -10,7 +10,6 @@ import pytest
 from texts import documents, expected, fork, put, save_as, sha256, small_bpe, tokens, write_jsonl
 
 from data_prep import text, writer
-from nanogpt.data.tokenizer import ByteTokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.rundir import lock
 
@@ -45,11 +44,11 @@ def interrupt_at(monkeypatch, batches: int, **arguments) -> None:
 
 
 def test_killed_at_ten_random_moments_it_writes_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "SECONDS", 0.02)
-    monkeypatch.setattr(writer, "BATCH", 1 << 14)
-    texts, once, often = documents(4000), tmp_path / "once", tmp_path / "often"
-    inputs = [write_jsonl(tmp_path / "a.jsonl", texts[:3000])]
-    inputs.append(save_as("csv", tmp_path, texts[2400:]))
+    monkeypatch.setattr(writer, "SECONDS", 0.01)
+    monkeypatch.setattr(writer, "BATCH", 1 << 13)
+    texts, once, often = documents(1000), tmp_path / "once", tmp_path / "often"
+    inputs = [write_jsonl(tmp_path / "a.jsonl", texts[:800])]
+    inputs.append(save_as("csv", tmp_path, texts[700:]))
     arguments = {"inputs": inputs, "tokenizer": small_bpe(), "val_fraction": 0.1}
     start = time.perf_counter()
     prepare(**arguments, out=once)
@@ -72,8 +71,12 @@ def test_killed_at_ten_random_moments_it_writes_the_same_bytes(tmp_path, monkeyp
 def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path, monkeypatch, arguments):
     monkeypatch.setattr(writer, "BATCH", 1 << 12)
     interrupt_at(monkeypatch, 20, **arguments)
-    assert "resuming" not in "".join(prepare(**arguments | {"val_fraction": 0.2}))
-    assert tokens(tmp_path / "data", "val").tolist() == expected(documents(), 0.2, True)
+    with pytest.raises(ValueError, match="too short"):  # of another script
+        writer.write(tmp_path / "data", "a", "bytes", 0.1, "made up")
+    assert "resuming" not in "".join(prepare(**arguments))
+    interrupt_at(monkeypatch, 20, **arguments | {"out": tmp_path / "b"})
+    assert "resuming" not in "".join(prepare(**arguments | {"out": tmp_path / "b", "val_fraction": 0.2}))
+    assert tokens(tmp_path / "b", "val").tolist() == expected(documents(), 0.2, True)
 
 
 def test_a_second_command_in_the_same_directory_is_refused(tmp_path, arguments):
@@ -87,32 +90,22 @@ def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch):
     writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(path):
+    def full(path, value):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer, "write_atomic", full)
+    monkeypatch.setattr(writer, "write_json", full)
     with pytest.raises(OSError):
         writer.write(tmp_path, "other text\n" * 20, "bytes", 0.1, "made up")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-class Wide(ByteTokenizer):
-    """A tokenizer whose ids need 32 bits."""
-
-    def __init__(self):
-        super().__init__()
-        self.name, self.vocab_size, self.eot_id = "wide", 70_000, 69_999
-
-    def encode(self, text: str) -> np.ndarray:
-        return super().encode(text) + 65_536
-
-
 def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path, arguments):
-    prepare(**arguments | {"tokenizer": Wide()})
-    reference = np.array(expected(documents(), 0.1, False))
-    wide = np.where(reference == 256, 69_999, reference + 65_536)
-    assert np.array_equal(tokens(tmp_path / "data", "train"), wide)
-    assert TokenDataset(tmp_path / "data", "train", 16).batch(0, 0, 4)[0].max() > 65_535
+    prepare(**arguments | {"tokenizer": small_bpe(eot=70_000)})
+    prepare(**arguments | {"tokenizer": small_bpe(), "out": tmp_path / "narrow"})
+    wide, narrow = tokens(tmp_path / "data", "train"), tokens(tmp_path / "narrow", "train")
+    assert (wide.dtype, narrow.dtype) == (np.uint32, np.uint16)
+    assert np.array_equal(np.where(wide == 70_000, 260, wide), narrow)
+    assert TokenDataset(tmp_path / "data", "train", 64).batch(0, 0, 40)[0].max() == 70_000
 
 
 @pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "meta.json"])

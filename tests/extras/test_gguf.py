@@ -163,8 +163,9 @@ def test_a_wrong_tensor_is_caught_and_nothing_is_left(tmp_path, monkeypatch, dty
 
 def test_a_split_of_text_that_is_not_gpt2s_is_refused():
     parts = {"model": {"type": "BPE", "merges": ["a b"]}, "decoder": {"type": "ByteLevel"}}
-    to_gguf.check_split(parts | {"pre_tokenizer": bpe.split_by(bpe.GPT2_PATTERN)})
-    others = [{"pre_tokenizer": bpe.split_by(r"\S+")}, {"model": {"type": "Unigram"}}, {"decoder": {"type": "Fuse"}}]
+    parts |= {"pre_tokenizer": to_gguf.GPT2_SPLIT}
+    to_gguf.check_split(parts)
+    others = [{"pre_tokenizer": {"type": "Whitespace"}}, {"model": {"type": "Unigram"}}, {"decoder": {"type": "Fuse"}}]
     for other in others:
         with pytest.raises(ValueError, match="export to a directory"):
             to_gguf.check_split(parts | other)

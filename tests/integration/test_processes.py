@@ -144,15 +144,13 @@ def test_sharded_processes_that_lack_memory_halve_together(train, home):
     assert checkpoint.load_configs(home / "out" / "together")[1].batch_size == 2
 
 
-def test_two_processes_read_a_mixture_and_data_at_a_url_as_one_reads_the_files(compare, home, text):
+def test_two_processes_read_a_mixture_as_one_does(compare, home, text):
     writer.write(home / "back", text[::-1], "char", 0.1, "made up")
     steps = {"max_iters": 4, "eval_interval": 2}
-    mixed = {"data": "data:0.7,back:0.3", **steps}
-    url = {"data": f"file://{home}/data", **steps}
-    compare({"path": steps, "url": url, "mixed": mixed})
+    compare({"path": steps, "mixed": {"data": "data:0.7,back:0.3", **steps}})
     for value in ("train_loss", "val_loss"):
-        path, url, mixed = (curve(home / "out" / f"{name}-1", value) for name in ("path", "url", "mixed"))
-        assert url == path != mixed
+        path, mixed = (curve(home / "out" / f"{name}-1", value) for name in ("path", "mixed"))
+        assert path != mixed
 
 
 @pytest.mark.parametrize("model", [{}, MODERN], ids=["gpt2", "modern"])
