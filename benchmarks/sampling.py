@@ -35,7 +35,7 @@ from nanogpt.run.device import set_threads
 from nanogpt.sample import generate
 
 PROMPT = [0] * 8
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": "q8_0"}  # to_gguf's names
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # to_gguf's names
 
 
 def make_model(folder: Path, **sizes: int) -> None:
@@ -49,7 +49,7 @@ def make_model(folder: Path, **sizes: int) -> None:
 def here(folder: Path, precision: str, tokens: int) -> Callable[[], None]:
     model = load(folder)[0].eval()
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    compiled = compile_decoding(model, int8=precision == "int8")
+    compiled = compile_decoding(model)
     return lambda: generate(compiled, torch.tensor([PROMPT]), tokens, temperature=0)
 
 

@@ -42,22 +42,19 @@ class Layer:
 class KVCache:
     """Keys and values of the tokens read so far, allocated once: no tensor grows while sampling."""
 
-    layer_class = Layer
-    spare = 1  # a row never used: torch.compile would treat a full cache as a case of its own
-
     def __init__(
         self, config: GPTConfig, batch_size: int, device=None, dtype=None, room: int | None = None
     ):
         """`room` is the largest number of tokens, by default block_size."""
         room = room or config.block_size
-        rows = room + self.spare
+        rows = room + 1  # torch.compile would treat a full cache as a case of its own
         shape = (config.n_layer, batch_size, config.kv_heads, rows, config.head_size)
         keys = torch.zeros(shape, device=device, dtype=dtype)
         values = torch.zeros(shape, device=device, dtype=dtype)
-        self.layers = [self.layer_class(self, k, v) for k, v in zip(keys, values, strict=True)]
+        self.layers = [Layer(self, k, v) for k, v in zip(keys, values, strict=True)]
         self.positions = torch.arange(room, device=device)
         self.rope = rope_tables(config, self.positions) if config.position == "rope" else ()
-        self.length: int | torch.Tensor = 0  # tokens held, and the position of the next one
+        self.length = 0  # tokens held, and the position of the next one
 
     def place(self, T: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Positions (T,) of the next T tokens, and their rows of `rope_tables` if there is RoPE.
@@ -76,37 +73,3 @@ class KVCache:
 
     def clear(self) -> None:
         self.length = 0
-
-
-class StaticLayer(Layer):
-    def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple:
-        new = self.cache.length + self.cache.positions[: k.size(2)]
-        keys = self.keys.index_copy_(2, new, k)
-        values = self.values.index_copy_(2, new, v)
-        return keys, values, self.cache.positions <= new[:, None]
-
-
-class StaticKVCache(KVCache):
-    """A cache for a compiled step: its shapes never change, and `length` is a tensor.
-
-    One CUDA graph serves all tokens. Attention reads the whole cache, with a mask: on a GPU that
-    costs less than launching all its kernels. There is no check that the tokens fit, because the
-    host would have to wait for the device.
-    """
-
-    layer_class = StaticLayer
-    spare = 0
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.length = torch.zeros(1, dtype=torch.long, device=self.positions.device)
-        written = [tensor for layer in self.layers for tensor in (layer.keys, layer.values)]
-        for tensor in (*written, self.length):  # a CUDA graph may write to them
-            torch._dynamo.mark_static_address(tensor, guard=False)
-
-    def place(self, T: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        new = self.length + self.positions[:T]
-        return new, [table[new] for table in self.rope]
-
-    def clear(self) -> None:
-        self.length.zero_()

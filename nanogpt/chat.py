@@ -13,11 +13,10 @@ renders the same text in transformers.
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from nanogpt.data.tokenizer import END, START
 from nanogpt.model import GPT
-from nanogpt.sample import stream, stream_text, until
+from nanogpt.sample import stream_text
 
 ROLES = ("system", "user", "assistant")
 TEMPLATE = (
@@ -92,6 +91,4 @@ def answer(
     block_size, end = model.config.block_size, tokenizer.special[END]
     ids = prompt(tokenizer, messages, block_size - min(max_new_tokens, block_size // 2))
     room = min(max_new_tokens, block_size - len(ids))
-    idx = torch.from_numpy(ids).to(model.wte.weight.device)[None]  # (1, T)
-    drawn = (token.item() for token in stream(model, idx, room, eos_id=end, **options))
-    yield from stream_text(tokenizer, until(end, drawn), ids.tolist())
+    yield from stream_text(model, tokenizer, ids.tolist(), room, eos_id=end, **options)

@@ -4,7 +4,7 @@
                           optimizer.safetensors    "<parameter>.<state>", such as wte.weight.exp_avg
                           config.json              all settings and versions
                           tokenizer.json           the data's tokenizer
-                          trainer_state.json       State; size and CRC-32 of every file
+                          trainer_state.json       State, and the CRC-32 of every file
     out/<run>/last, best                           links to two of them, or text files with names
 
 A checkpoint is written once, to a temporary directory, synced, and renamed: everything with a
@@ -20,7 +20,6 @@ import re
 import shutil
 import zlib
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from nanogpt import lora, rundir
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import follow, read_json, require_regular
-from nanogpt.model import GPT, GPTConfig, check_fields
+from nanogpt.model import GPT, GPTConfig
 from nanogpt.rundir import sync, write, write_json
 
 logger = logging.getLogger("nanogpt")
@@ -42,27 +41,21 @@ STATE = "trainer_state.json"
 FILES = (MODEL, OPTIMIZER, CONFIG, TOKENIZER)  # those that STATE describes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that can be loaded
 
-Natural = Annotated[int, 0, 2**53]
-NaturalOrNone = Annotated[int | None, 0, 2**53]
-
 
 @dataclasses.dataclass
 class State:
     """A run's progress: everything that a checkpoint stores besides tensors and settings."""
 
-    step: Natural = 0
-    tokens: Natural = 0
-    train_seconds: Annotated[float, 0, 1e12] = 0.0
-    skipped_steps: Natural = 0
-    evaluated_step: NaturalOrNone = None
+    step: int = 0
+    tokens: int = 0
+    train_seconds: float = 0.0
+    skipped_steps: int = 0
+    evaluated_step: int | None = None
     best_val_loss: float | None = None
-    best_step: NaturalOrNone = None
+    best_step: int | None = None
     # fp16's gradient scaler
     loss_scale: float | None = None
-    loss_scale_steps: NaturalOrNone = None  # steps in a row that did not overflow
-
-    def __post_init__(self):
-        check_fields(self)
+    loss_scale_steps: int | None = None  # steps in a row that did not overflow
 
 
 # Saving
@@ -82,25 +75,17 @@ def collect(
         if isinstance(module, FSDPModule):
             module.reshard()
 
-    failed: Exception | None = None
-
     def gather(tensor: torch.Tensor | float) -> torch.Tensor | None:
-        nonlocal failed
         tensor = full_tensor(torch.as_tensor(tensor).detach())
-        try:
-            return tensor.cpu().contiguous() if keep and failed is None else None
-        except (MemoryError, RuntimeError) as error:  # raised at the end: others wait in gather
-            failed = error
-            return None
+        return tensor.cpu().contiguous() if keep else None
 
-    weights, moments = {}, {}
+    weights = {}
+    moments = {}
     for name, p in model.named_parameters():
         weights[name] = gather(p)
         for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
                 moments[f"{name}.{key}"] = gather(value)
-    if failed is not None:
-        raise failed
     return weights, moments
 
 
@@ -110,17 +95,19 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def save(
-    out_dir: Path, state: State, weights: dict, moments: dict, config: dict, tokenizer, keep, best
+    out_dir: Path, state: State, weights: dict, moments: dict, config: dict, tokenizer, keep: int
 ) -> Path:
-    """Writes the checkpoint of step `state.step`, links `last` (and `best`) to it, prunes old ones.
+    """Writes the checkpoint of step `state.step`, and links `last` to it; prunes old ones.
 
-    Raises OSError if it cannot be written, ValueError if out_dir is not this run's (see
-    `rundir.claim`); existing checkpoints stay as they were.
+    `best` is linked to the checkpoint of `state.best_step`, if there is one. Raises OSError if it
+    cannot be written, ValueError if out_dir is not this run's (see `rundir.claim`); existing
+    checkpoints stay as they were.
     """
     rundir.claim(out_dir)  # does not create out_dir: its disk may only be unmounted
     remove_leftovers(out_dir)
-    final = out_dir / f"step-{state.step:06d}"
-    new, old = (final.with_name(f".{kind}-{final.name}") for kind in ("tmp", "old"))
+    final = step_dir(out_dir, state.step)
+    new = out_dir / f".tmp-{final.name}"
+    old = out_dir / f".old-{final.name}"
     new.mkdir()
     try:
         write_tensors(new / MODEL, weights)
@@ -129,7 +116,7 @@ def save(
         tokenizer.save(new)
         manifest = {}
         for file in sorted(new.iterdir()):
-            manifest[file.name] = {"bytes": file.stat().st_size, "crc32": crc32(file)}
+            manifest[file.name] = {"crc32": crc32(file)}
             sync(file)
         content = dataclasses.asdict(state) | {"files": manifest}
         write_json(new / STATE, content | {"crc32": seal(content)})
@@ -141,10 +128,9 @@ def save(
         final.rename(old)
     new.rename(final)
     # `best` first: a run killed in between resumes before this step and finds the best again
-    for link in ("best", "last") if best else ("last",):
-        point(out_dir / link, final)
-    if not (out_dir / CONFIG).exists():  # out_dir was emptied
-        write_json(out_dir / CONFIG, config)
+    if state.best_step is not None and step_dir(out_dir, state.best_step).is_dir():
+        point(out_dir / "best", step_dir(out_dir, state.best_step))
+    point(out_dir / "last", final)
     sync(out_dir)
     prune(out_dir, keep)
     return final
@@ -174,21 +160,6 @@ def point(link: Path, target: Path) -> None:
         write(link, target.name + "\n")
 
 
-def restore_best(out_dir: Path, state: State, may_write: bool) -> None:
-    """After a run went back to an earlier checkpoint: `best` names the best step of its state.
-
-    If that checkpoint was removed, the best loss is reset, and the next evaluation is the best.
-    Only a process with `may_write` changes the link.
-    """
-    if state.best_step is None or not (out_dir / "best").exists():  # none was saved yet
-        return
-    best = out_dir / f"step-{state.best_step:06d}"
-    if not best.is_dir():
-        state.best_val_loss = state.best_step = None
-    elif may_write:
-        point(out_dir / "best", best)
-
-
 def prune(out_dir: Path, keep: int) -> None:
     """Removes all checkpoints but the newest `keep`, `best` and `last`; 0 keeps all.
 
@@ -210,46 +181,48 @@ def prune(out_dir: Path, keep: int) -> None:
 
 def list_checkpoints(out_dir: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    found = [path for path in out_dir.glob("step-*") if path.is_dir() and is_step(path)]
+    found = [path for path in out_dir.glob("step-*") if path.is_dir() and step_of(path) >= 0]
     return sorted(found, key=step_of)
 
 
-def is_step(checkpoint: Path) -> bool:
-    return re.fullmatch(r"step-\d{6,18}", checkpoint.name) is not None
+def step_dir(out_dir: Path, step: int) -> Path:
+    """The directory of a step's checkpoint."""
+    return out_dir / f"step-{step:06d}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in the name of a checkpoint's directory; 0 if it has another name."""
-    return int(checkpoint.name[5:]) if is_step(checkpoint) else 0
+    """The step in the name of a checkpoint's directory; -1 if it has another name."""
+    match = re.fullmatch(r"step-(\d{6,18})", checkpoint.name)
+    return int(match[1]) if match else -1
 
 
-def find(
-    run: Path | str, prefer: tuple[str, ...] = ("best", "last"), to_resume: bool = False
-) -> Path:
-    """The checkpoint named by `run`: itself, or for an out directory the first intact of `prefer`.
+def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path:
+    """The checkpoint named by `run`: itself, or for an out directory its link `prefer`.
 
-    In an out directory, damaged checkpoints are skipped with a warning, and the newest intact one
-    is used. Checks the model's files, and the optimizer's if `to_resume`. Raises ValueError if none
-    is intact.
+    If that is missing or damaged, uses `last` or the newest intact checkpoint, with a warning for
+    each damaged one. Checks the model's files, and the optimizer's if `to_resume`. Raises
+    ValueError if none is intact.
     """
     run = follow(run)
     if not run.is_dir():
         raise ValueError(
             f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one"
         )
-    candidates = [run]
+    candidates = [run.resolve()]
     if not (run / STATE).exists():
-        candidates = [follow(run / link) for link in prefer] + list_checkpoints(run)[::-1]
+        links = [follow(run / prefer), follow(run / "last")]
+        candidates = [path.resolve() for path in (*links, *reversed(list_checkpoints(run)))]
     names = FILES if to_resume else (MODEL, CONFIG, TOKENIZER)
-    damaged: list[str] = []
-    for candidate in dict.fromkeys(path.resolve() for path in candidates):
+    damaged = []
+    for candidate in dict.fromkeys(candidates):
+        if not candidate.is_dir():  # there is no such link, or the run has just removed it
+            continue
         damage = find_damage(candidate, names)
         if damage is None:
             for line in damaged:
                 logger.warning(f"{line}; using {candidate.name} instead")
             return candidate
-        if candidate.is_dir():  # otherwise there is no such link, or the run has removed it
-            damaged.append(f"checkpoint {candidate.name} is damaged: {damage}")
+        damaged.append(f"checkpoint {candidate.name} is damaged: {damage}")
     if damaged:
         raise ValueError(damaged[0])
     raise ValueError(f"{run} has no intact checkpoint: train into it first, or name another run")
@@ -265,11 +238,7 @@ def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
         if state.pop("crc32", None) != seal(state):
             return f"the checksum of {STATE} is wrong"
         for name in names:
-            path, expected = checkpoint / name, state["files"][name]
-            size = path.stat().st_size
-            if size != expected["bytes"]:
-                return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if crc32(path) != expected["crc32"]:
+            if crc32(checkpoint / name) != state["files"][name]["crc32"]:
                 return f"the checksum of {name} is wrong"
     except (OSError, ValueError) as error:
         return str(error)
@@ -298,12 +267,12 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
 
     with torch.no_grad():
         for name, p in parameters.items():
-            p.copy_(like(weights.pop(name), p))
+            p.copy_(shard_like(weights.pop(name), p))
     for full_name, value in moments.items():
         name, _, key = full_name.rpartition(".")
         p = parameters[name]
         # step counters go to p's device as well
-        value = like(value, p) if value.shape == p.shape else value.to(p.device)
+        value = shard_like(value, p) if value.shape == p.shape else value.to(p.device)
         owner[p].state[p][key] = value.clone()  # load_file may return views of a mapped file
 
 
@@ -336,21 +305,16 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
     try:
         # settings of a recipe's own, or of another version, are ignored
         train = {name: value for name, value in config["train"].items() if name in known}
-        if train.get("min_lr", 0) > train.get("learning_rate", 100):
-            train["min_lr"] = train["learning_rate"]  # recorded before this was an error
         return GPTConfig(**config["model"]), TrainConfig(**train)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
 
 
 def read_state(checkpoint: Path) -> State:
-    """The state in a checkpoint. Raises ValueError if a value has the wrong type."""
+    """The state in a checkpoint."""
     stored = read_json(checkpoint / STATE)
     known = State.__dataclass_fields__.keys() & stored.keys()
-    try:
-        return State(**{name: stored[name] for name in known})
-    except ValueError as error:
-        raise ValueError(f"{checkpoint / STATE} is damaged: {error}") from None
+    return State(**{name: stored[name] for name in known})
 
 
 def check_tensors(
@@ -374,7 +338,7 @@ def check_tensors(
             )
 
 
-def like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """`tensor` on the device of p, sharded like p."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 

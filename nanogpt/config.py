@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from nanogpt.model import GPTConfig, check_fields
 
-Count = Annotated[int, 1, 65_536]
-Number = Annotated[int, 0, 10**9]
-Interval = Annotated[int, 1, 10**9]
+Positive = Annotated[int, 1, 65_536]
+Natural = Annotated[int, 0, 10**9]
+Steps = Annotated[int, 1, 10**9]
 LastStep = Annotated[int | None, 1, 10**9]
 LR = Annotated[float, 0, 100]
 Beta = Annotated[float, 0, 0.999999]
@@ -57,16 +57,16 @@ def local(default: Any) -> Any:
 class TrainConfig:
     out_dir: str = local("out/run")  # the run's directory: config.json, metrics.jsonl, checkpoints
     data: str = resumable("data/shakespeare_char", "card")  # directory, URL or mixture: a:0.7,b:0.3
-    max_iters: Number = resumable(5000)  # optimizer steps; 0 only evaluates
+    max_iters: Natural = resumable(5000)  # optimizer steps; 0 only evaluates
     resume: str = local("none")  # none | auto (last, if any) | last | best | a checkpoint
     init_from: str = resumable("scratch")  # scratch | to fine-tune: a run, directory or Hub model
     seed: Annotated[int, 0, 2**63 - 1] = setting(1337, "compare")  # for weights, batches, dropout
-    batch_size: Count = 12  # sequences in a micro-batch
-    gradient_accumulation_steps: Count = 1  # micro-batches per step, over all processes
+    batch_size: Positive = 12  # sequences in a micro-batch
+    gradient_accumulation_steps: Positive = 1  # micro-batches per step, over all processes
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for matrices, AdamW for the rest
     learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # AdamW's peak learning rate
     weight_decay: Annotated[float, 0, 100] = 0.1  # on matrices and embeddings (muon: matrices)
-    eval_interval: Interval = incidental(250)  # steps between evaluations and checkpoints
+    eval_interval: Steps = incidental(250)  # steps between evaluations and checkpoints
     report_to: str = local("none")  # none | trackio | wandb | tensorboard, or several with commas
     device: Device = resumable("auto", "card")  # auto: the launcher's choice
     precision: Precision = resumable("auto")  # auto: the launcher's, else bf16 if supported
@@ -79,23 +79,23 @@ class TrainConfig:
     beta1: Beta = 0.9  # AdamW's decay rate for the mean
     beta2: Beta = 0.95  # AdamW's decay rate for the square; 0.99 if a step has few tokens
     grad_clip: Annotated[float, 0, 1e9] = 1.0  # largest norm of the gradient; 0: no clipping
-    lora_rank: Number = 0  # with init_from: train adapters of this rank, not the weights; 0: off
+    lora_rank: Natural = 0  # with init_from: train adapters of this rank, not the weights; 0: off
     # learning rate
     lr_schedule: Schedule = "cosine"  # wsd: constant, then a linear decay
-    warmup_iters: Number = 100  # steps of linear warm-up
+    warmup_iters: Natural = 100  # steps of linear warm-up
     lr_decay_iters: LastStep = resumable(None)  # step at which min_lr is reached; none: max_iters
     train_minutes: Minutes = 0  # train for this long instead of max_iters, decay included; 0: off
     min_lr: LR = 1e-4  # learning rate at the end (nanoGPT: a tenth of the peak)
     decay_fraction: Fraction = 0.4  # wsd: fraction of lr_decay_iters spent decaying
     # context
-    short_block_iters: Number = 0  # number of first steps with a short context, which are faster
-    short_block_size: Count = 64  # their context in tokens; divides block_size
+    short_block_iters: Natural = 0  # number of first steps with a short context, which are faster
+    short_block_size: Positive = 64  # their context in tokens; divides block_size
     # evaluation, logging, checkpoints
-    eval_iters: Number = resumable(0, "compare")  # random batches per evaluation; 0: whole split
-    log_interval: Interval = incidental(10)  # steps between lines of metrics.jsonl
+    eval_iters: Natural = resumable(0, "compare")  # random batches per evaluation; 0: whole split
+    log_interval: Steps = incidental(10)  # steps between lines of metrics.jsonl
     always_save_checkpoint: bool = incidental(True)  # at each evaluation; false: only the best
-    keep_checkpoints: Number = incidental(2)  # newest checkpoints to keep besides the best; 0: all
-    sample_tokens: Number = incidental(100)  # tokens per sample in samples.jsonl; 0: no samples
+    keep_checkpoints: Natural = incidental(2)  # newest checkpoints to keep besides the best; 0: all
+    sample_tokens: Natural = incidental(100)  # tokens per sample in samples.jsonl; 0: no samples
     require_exportable: bool = incidental(False)  # refuse a model with no class in transformers
     push_to_hub: str | None = local(None)  # USER/NAME: push the best at the end; public if new
     # the machine

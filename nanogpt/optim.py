@@ -8,7 +8,6 @@ its value into the parameter groups.
 
 import math
 from collections import defaultdict
-from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -85,21 +84,6 @@ def make_optimizers(
     return [muon, torch.optim.AdamW([rest], betas=betas, fused=True)]
 
 
-@contextmanager
-def cast_weights_once():
-    """Context manager around a step's micro-batches: autocast casts each weight only once.
-
-    Weights must change only afterwards, in `update`. Compiled blocks cast in their own code and
-    gain nothing.
-    """
-    torch.autocast_increment_nesting()  # the outermost context clears autocast's cache at its end
-    try:
-        yield
-    finally:
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()
-
-
 def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) -> None:
     """Steps every optimizer, or none if `not_finite` is 1.0. Gradients are cleared either way.
 
@@ -163,12 +147,13 @@ class Muon(torch.optim.Optimizer):
         # the matrices of one shape: updates and weights of the rows held here, and which those are
         batches: dict[tuple, list[tuple]] = defaultdict(list)
         for (p, group), update in zip(found, updates, strict=True):
-            stop = 0
+            sharded = hasattr(p, "device_mesh")
+            start = 0
             for rows in group["rows"] or [p.size(0)]:
-                stop += rows
-                held, part = rows_held(p, stop - rows, stop)
-                shape = (rows, p.size(1), group["lr"], group["weight_decay"], is_sharded(p))
+                held, part = rows_held(p, start, start + rows)
+                shape = (rows, p.size(1), group["lr"], group["weight_decay"], sharded)
                 batches[shape].append((update[held], local(p.detach())[held], part))
+                start += rows
 
         for (rows, columns, lr, weight_decay, sharded), matrices in batches.items():
             lr = lr if skip is None else lr * (1 - skip)
@@ -237,10 +222,6 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
 # FSDP shards a parameter: each process holds a part of its rows
 
 
-def is_sharded(p: torch.Tensor) -> bool:
-    return hasattr(p, "device_mesh")
-
-
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The rows of a sharded tensor that this process holds; any other tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -248,13 +229,14 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 def rows_held(p: torch.Tensor, start: int, stop: int) -> tuple[slice, slice]:
     """The rows of p[start:stop] that this process holds: among all that it holds, and in there."""
-    first, size = 0, p.size(0)
+    first, last = 0, p.size(0)
     if mesh := getattr(p, "device_mesh", None):  # FSDP cuts the rows as torch.chunk does
         size = math.ceil(p.size(0) / mesh.size())
         first = size * mesh.get_local_rank()
-    begin = min(max(start, first), stop)
-    end = max(min(stop, first + size), begin)
-    return slice(max(begin - first, 0), max(end - first, 0)), slice(begin - start, end - start)
+        last = first + size
+    begin = max(start, first)
+    end = max(begin, min(stop, last))  # empty if there is none
+    return slice(begin - first, end - first), slice(begin - start, end - start)
 
 
 def gather(pieces: tuple[torch.Tensor, ...], parts: tuple[slice, ...], rows: int) -> torch.Tensor:
@@ -264,38 +246,3 @@ def gather(pieces: tuple[torch.Tensor, ...], parts: tuple[slice, ...], rows: int
         matrix[part] = piece
     dist.all_reduce(whole)  # the other processes' rows are zero here
     return whole
-
-
-class UpdateRatio:
-    """Context manager around an update that measures how far it moves the blocks' matrices.
-
-    The ratio is |after - before| / |before|, over 16 rows of each matrix (or of its shard): a copy
-    of all weights would cost memory and time. About 1e-3 is healthy for AdamW (Karpathy,
-    https://youtu.be/P6sfmUTpUmc); Muon's updates are larger by design.
-    """
-
-    def __init__(self, model: nn.Module):
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.matrices = [p for n, p in named if n.startswith("h.") and p.ndim >= 2]
-        self.squares = torch.zeros(2)
-
-    @torch.no_grad()
-    def __enter__(self) -> None:
-        # views of what the optimizer changes; FSDP may have replaced the shards since
-        shards = [local(p.detach()) for p in self.matrices]
-        self.rows = [shard[:: max(1, shard.size(0) // 16)] for shard in shards]
-        self.copies = list(torch._foreach_mul(self.rows, 1.0)) if self.rows else []
-
-    @torch.no_grad()
-    def __exit__(self, *error) -> None:
-        if not self.copies:  # no matrix of the blocks is trained
-            return
-        size = torch.stack(torch._foreach_norm(self.copies)).norm()
-        torch._foreach_sub_(self.copies, self.rows)
-        moved = torch.stack(torch._foreach_norm(self.copies)).norm()
-        self.squares = torch.stack((moved, size)).square()  # stays on the device: no waiting
-
-    def value(self, add_up=lambda tensor: tensor) -> float:
-        """The ratio of the last step; `add_up` sums a tensor over processes, which hold shards."""
-        moved, size = add_up(self.squares).sqrt().tolist()
-        return moved / size if size else 0.0

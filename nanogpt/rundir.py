@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 from nanogpt.data import files
 
 MARK, LOCK = ".run", ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # locks of the directories that this process has claimed, and the inodes of their files
 CLAIMED: dict = {}
 
@@ -25,18 +24,17 @@ def lock(directory: Path):
 
     Raises ValueError if it is locked already. Does nothing on a file system without locks.
     """
-    found = FileLock(directory / LOCK, blocking=False)
     try:
-        return found.acquire()
+        return FileLock(directory / LOCK, blocking=False).acquire()
     except Timeout:
         raise ValueError(
             f"{directory} is in use by another process: wait until that ends, stop it, or name "
             "another directory"
         ) from None
     except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        return nullcontext()
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+            return nullcontext()
+        raise
 
 
 def claim(directory: Path) -> None:
@@ -48,10 +46,9 @@ def claim(directory: Path) -> None:
     if not (directory / MARK).exists() and not any(directory.glob("step-*/trainer_state.json")):
         foreign = sorted(path.name for path in directory.iterdir() if path.name != LOCK)
         if foreign:
-            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise ValueError(
-                f"out_dir={str(directory)!r} is not a run's directory, it has {foreign[0]!r}{more}:"
-                " name a new or empty directory with --out_dir"
+                f"out_dir={str(directory)!r} is not a run's directory, it has {foreign[0]!r}: "
+                "name a new or empty directory with --out_dir"
             )
     path = directory.resolve()
     if path in CLAIMED and CLAIMED[path][1] != inode(path / LOCK):

@@ -3,7 +3,7 @@
 ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import takewhile
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nanogpt.cache import KVCache, StaticKVCache
+from nanogpt.cache import KVCache
 from nanogpt.data.tokenizer import END
 from nanogpt.model import GPT
 
@@ -53,11 +53,6 @@ def sampling_kernels(device: torch.device) -> AbstractContextManager:
     return sdpa_kernel(kernels) if device.type == "cuda" else nullcontext()
 
 
-def next_logits(model: GPT, idx: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
-    """Logits (B, V) of the token after idx (B, T), which continues what is in the cache."""
-    return model(idx, cache=cache, logits_to_keep=1)[:, -1].float()
-
-
 @torch.inference_mode()
 def stream(
     model: GPT,
@@ -69,8 +64,6 @@ def stream(
     top_p: float | None = None,
     seed: int | None = None,
     eos_id: int | None = None,
-    use_cache: bool = True,
-    compile: bool = False,
 ) -> Iterator[torch.Tensor]:
     """Continues the prompts idx (B, T); yields the next token of each (B,) as soon as it is drawn.
 
@@ -81,42 +74,30 @@ def stream(
 
     When the context is full, its older half is dropped and the newer half is read again from
     position 0. (Dropping single tokens, as nanoGPT does, takes a full pass for each token.)
-    `use_cache=False` reads the context again for every token, with the same result, for tests.
-
-    `compile` compiles the step for one token, once, for a GPU; the prompt is read without it. On a
-    CPU use `nanogpt.ops.decode.compile_decoding`.
     """
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty: give at least one token")
     block_size = model.config.block_size
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
     context = idx[:, -block_size:]
-    batch, weight = idx.size(0), model.wte.weight
+    room = min(block_size, context.size(1) + max_new_tokens)
+    weight = model.wte.weight
+    cache = KVCache(model.config, idx.size(0), weight.device, weight.dtype, room)
     # compile_decoding and run.device.compile_model replace a block's forward
-    blocks_are_compiled = "forward" in vars(model.h[0])
-    cache, read = None, next_logits
-    if use_cache and compile and not blocks_are_compiled:
-        cache = StaticKVCache(model.config, batch, weight.device, weight.dtype)
-        # on a GPU one CUDA graph instead of hundreds of launches, which take longer than the
-        # kernels of a small model
-        read = torch.compile(next_logits, mode="reduce-overhead", dynamic=False)
-    elif use_cache:
-        room = min(block_size, context.size(1) + max_new_tokens)
-        cache = KVCache(model.config, batch, weight.device, weight.dtype, room)
+    compiled = "forward" in vars(model.h[0])
     unread = context
     ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         if context.size(1) > block_size:
             context = unread = context[:, -max(1, block_size // 2) :]
-            if cache is not None:
-                cache.clear()
-        # torch.compile specializes on 0 and 1: first compile when two tokens are in the cache
-        single_token = unread.size(1) == 1 and context.size(1) > 2
+            cache.clear()
         mode = nullcontext()
-        if (compile or blocks_are_compiled) and not single_token:
+        # prompts are read without compiling. torch.compile specializes on 0 and 1, so single
+        # tokens are compiled when two others are in the cache
+        if compiled and (unread.size(1) > 1 or context.size(1) < 3):
             mode = torch.compiler.set_stance("force_eager")
         with sampling_kernels(idx.device), mode:
-            logits = read(model, unread if use_cache else context, cache)
+            logits = model(unread, cache=cache, logits_to_keep=1)[:, -1].float()  # (B, V)
         unread = draw(logits, temperature, top_k, top_p, generator)
         if eos_id is not None:
             unread = unread.masked_fill(ended[:, None], eos_id)
@@ -130,8 +111,7 @@ def stream(
 def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
     """The prompts idx (B, T) with max_new_tokens appended: (B, T + max_new_tokens).
 
-    Options are those of `stream`. With `eos_id` there are fewer if all samples end earlier;
-    `until` removes the repeated end-of-text tokens.
+    Options are those of `stream`. With `eos_id` there are fewer if all samples end earlier.
     """
     training = model.training
     model.eval()
@@ -142,20 +122,20 @@ def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> t
     return torch.cat((idx, torch.stack(new, dim=1)), dim=1) if new else idx
 
 
-def until(eos_id: int | None, tokens: Iterable[int]) -> Iterator[int]:
-    """The tokens before the first end-of-text token, or all of them."""
-    return takewhile(lambda token: token != eos_id, tokens)
+def stream_text(
+    model: GPT, tokenizer, prompt: list[int], max_new_tokens: int, eos_id: int | None, **options
+) -> Iterator[str]:
+    """Yields the text that continues the tokens `prompt`, up to the token `eos_id`.
 
-
-def stream_text(tokenizer, tokens: Iterator[int], prompt: Sequence[int] = ()) -> Iterator[str]:
-    """The text of tokens that continue `prompt`, in pieces that never split a UTF-8 character.
-
-    Tokens are decoded together with those of the previous piece, because some tokenizers mark the
-    start of words and drop the first mark.
+    No piece splits a UTF-8 character. Other options are those of `stream`.
     """
-    previous, pending = [int(token) for token in prompt[-8:]], []
-    for token in tokens:
-        pending.append(token)
+    idx = torch.tensor([prompt], device=model.wte.weight.device)  # (1, T)
+    previous = prompt[-8:]
+    pending: list[int] = []
+    for token in stream(model, idx, max_new_tokens, eos_id=eos_id, **options):
+        if token.item() == eos_id:
+            break
+        pending.append(token.item())
         piece = decode_after(tokenizer, previous, pending)
         # a character has at most four tokens; after more, the bytes are not UTF-8
         if not piece.endswith("\ufffd") or len(pending) >= 8:
@@ -166,8 +146,12 @@ def stream_text(tokenizer, tokens: Iterator[int], prompt: Sequence[int] = ()) ->
 
 
 def decode_after(tokenizer, previous: list[int], pending: list[int]) -> str:
-    """The text that the tokens `pending` add to `previous`."""
-    before, text = tokenizer.decode(previous), tokenizer.decode(previous + pending)
+    """The text that the tokens `pending` add to `previous`.
+
+    They are decoded together: some tokenizers mark the start of words and drop the first mark.
+    """
+    before = tokenizer.decode(previous)
+    text = tokenizer.decode(previous + pending)
     return text[len(before) :] if text.startswith(before) else tokenizer.decode(pending)
 
 
@@ -182,37 +166,18 @@ def default_prompt(tokenizer) -> tuple[str, list[int]]:
             return "\n", ids
     if tokenizer.eot_id is not None:
         return "", [tokenizer.eot_id]
-    plain = (i for i in range(tokenizer.vocab_size) if i not in tokenizer.special.values())
-    first = next((i for i in plain if tokenizer.decode([i])), 0)
-    return tokenizer.decode([first]), [first]
+    return tokenizer.decode([0]), [0]
 
 
-def sample_text(
-    model: GPT,
-    tokenizer,
-    start: np.ndarray,
-    max_new_tokens: int,
-    seed: int,
-    check: Callable[[], object] = lambda: None,
-) -> str:
+def sample_text(model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int) -> str:
     """The text of the tokens `start` (T,) and of the model's continuation, up to its end.
 
     Can be called during training: it uses its own random numbers and restores the model's mode.
-    `check` is called after each token; an exception from it ends the sample.
     """
-    idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]
-    training = model.training
-    model.eval()
-    try:
-        with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
-            # no eos_id: all processes call `check` equally often
-            drawn = stream(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
-            new = []
-            for token in drawn:
-                check()
-                new.append(token.item())
-    finally:
-        model.train(training)
+    idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]  # (1, T)
+    with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
+        whole = generate(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
+    new = whole[0, len(start) :].tolist()
     ends = {tokenizer.eot_id, tokenizer.special.get(END)}
     continuation = takewhile(lambda token: token not in ends, new)
     return tokenizer.decode([*start.tolist(), *continuation])

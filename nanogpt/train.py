@@ -28,7 +28,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.data.tokens import Batch, TokenDataset, hash64, shorten, to_device
 from nanogpt.evaluate import evaluate
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.optim import UpdateRatio, cast_weights_once, lr_at, set_learning_rate, update
+from nanogpt.optim import lr_at, set_learning_rate, update
 from nanogpt.sample import default_prompt, sample_text
 
 logger = logging.getLogger("nanogpt")  # nanogpt/run/console.py prints it on the main process
@@ -84,21 +84,19 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
 
     micro_batches = config.gradient_accumulation_steps // accelerator.num_processes
     step_loss = torch.zeros((), device=parts.device)
-    with cast_weights_once():
-        for i in range(micro_batches):
-            index = i * accelerator.num_processes + accelerator.process_index
-            x, y = micro_batch(config, parts, state, index)  # (B, T) each
-            with accelerator.accumulate(parts.model):  # DDP averages gradients after the last one
-                with parts.autocast():
-                    loss = nan_if_not_finite(parts.model(x, y))
-                accelerator.backward(loss)
-            step_loss += loss.detach() / micro_batches
+    for i in range(micro_batches):
+        index = i * accelerator.num_processes + accelerator.process_index
+        x, y = micro_batch(config, parts, state, index)  # (B, T) each
+        with accelerator.accumulate(parts.model):  # DDP averages gradients after the last one
+            with parts.autocast():
+                loss = nan_if_not_finite(parts.model(x, y))
+            accelerator.backward(loss)
+        step_loss += loss.detach() / micro_batches
 
     grad_norm = accelerator.clip_grad_norm_(parts.model.parameters(), config.grad_clip or torch.inf)
     grad_norm = checkpoint.full_tensor(grad_norm)
     not_finite = (~grad_norm.isfinite()).float()  # stays on the device: nothing waits for it
-    with parts.update_ratio if log_is_due(config, state.step + 1) else nullcontext():
-        update(parts.optimizers, not_finite)  # nothing changes if the gradient is not finite
+    update(parts.optimizers, not_finite)  # nothing changes if the gradient is not finite
     if accelerator.scaler is not None:  # fp16: clip_grad_norm_ has unscaled the gradients
         accelerator.scaler.update()
 
@@ -107,16 +105,11 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
     state.tokens += tokens_per_step(config, parts.gpt.config)
 
 
-def micro_batch(
-    config: TrainConfig, parts: "Parts", state: State, index: int, whole: bool = False
-) -> Batch:
-    """Micro-batch `index` of the current step, (B, T) twice, on the device; seeds its dropout.
-
-    `whole` ignores short_block_size.
-    """
+def micro_batch(config: TrainConfig, parts: "Parts", state: State, index: int) -> Batch:
+    """Micro-batch `index` of the current step, (B, T) twice, on the device; seeds its dropout."""
     number = state.step * config.gradient_accumulation_steps + index
     batch = parts.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
-    if state.step < config.short_block_iters and not whole:
+    if state.step < config.short_block_iters:
         batch = shorten(batch, config.short_block_size)
     seed = hash64(np.array([config.seed], np.uint64)) ^ np.uint64(number)
     torch.manual_seed(int(hash64(seed)[0]))
@@ -145,10 +138,9 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
         values["train_loss"] = accelerator.reduce(tally.loss, "mean").item() / (steps - skipped)
     if tally.grad_norm.isfinite():
         values["grad_norm"] = tally.grad_norm.item()
-        values["update_ratio"] = parts.update_ratio.value(parts.add_up)
     values["lr"] = tally.lr
     values["memory"] = memory_in_use(parts.device)
-    parts.metrics.log(**where(state), **values, skipped_steps=state.skipped_steps)
+    parts.metrics.log(**position(state), **values, skipped_steps=state.skipped_steps)
     parts.progress.show(values, state)
     tally.restart(state)
     parts.timed_since = time.perf_counter()
@@ -157,43 +149,31 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
 def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None:
     """Evaluates, saves the step with its result if the settings ask for it, and writes a sample.
 
-    The last evaluation covers the whole split. If the evaluation fails, the step is still saved.
+    The last evaluation covers the whole split.
     """
     pause(config, parts, state)
-    last, again = done(config, state), state.evaluated_step == state.step
-    # the model to fine-tune is saved, too: training may make it worse
-    fine_tuning = config.init_from != "scratch" and config.max_iters > 0
-    worth_saving = (state.step > 0 or fine_tuning) and not again
-    try:
-        result = validate(config, parts, state, eval_iters=0 if last else config.eval_iters)
-    except Exception:
-        # other processes may still evaluate, and shards cannot be gathered without them
-        if worth_saving and not parts.sharded:
-            save(config, parts, state)
-        raise
+    result = validate(config, parts, state)
     state.evaluated_step = state.step
-    best_before = state.best_val_loss, state.best_step
     # `not <=`: a loss after one that was NaN is better
-    best = state.best_val_loss is None or not state.best_val_loss <= result["val_loss"]
-    if best:
+    if state.best_val_loss is None or not state.best_val_loss <= result["val_loss"]:
         state.best_val_loss, state.best_step = result["val_loss"], state.step
-    parts.metrics.log(**where(state), **result)
+    parts.metrics.log(**position(state), **result)
     logger.info(
         f"step {state.step:>6,}  validation loss {result['val_loss']:.4f} "
         f"({result['val_bpb']:.3f} bits per byte) after {state.train_seconds:.1f} s of training"
     )
-    if worth_saving and (best or last or config.always_save_checkpoint):
-        save(config, parts, state, best)
-        if best and parts.peers.largest(parts.saves.error is not None)[0]:
-            # only a saved step can be the best (step 0 of a new model is never saved)
-            state.best_val_loss, state.best_step = best_before
-    if config.sample_tokens and not again and not parts.sharded and result["val_loss"] < torch.inf:
+    # the model to fine-tune is saved, too: training may make it worse
+    worth_saving = config.max_iters > 0 and (state.step > 0 or config.init_from != "scratch")
+    best = state.best_step == state.step
+    if worth_saving and (best or done(config, state) or config.always_save_checkpoint):
+        save(config, parts, state)
+    if config.sample_tokens and not parts.sharded and result["val_loss"] < torch.inf:
         write_sample(config, parts, state)
     parts.timed_since = time.perf_counter()
     parts.progress.restart(state)
 
 
-def validate(config: TrainConfig, parts: "Parts", state: State, eval_iters: int) -> dict:
+def validate(config: TrainConfig, parts: "Parts", state: State) -> dict:
     """Evaluates together with the other processes; returns what `evaluate` does."""
     # not compiled: its two sizes would take longer to compile than they save
     eager = torch.compiler.set_stance("force_eager") if parts.compiled else nullcontext()
@@ -203,7 +183,7 @@ def validate(config: TrainConfig, parts: "Parts", state: State, eval_iters: int)
             parts.val_data,
             config.batch_size,
             parts.device,
-            eval_iters=eval_iters,
+            eval_iters=0 if done(config, state) else config.eval_iters,
             seed=config.seed + state.step,
             process=parts.accelerator.process_index,
             processes=parts.accelerator.num_processes,
@@ -213,19 +193,13 @@ def validate(config: TrainConfig, parts: "Parts", state: State, eval_iters: int)
 
 
 def write_sample(config: TrainConfig, parts: "Parts", state: State) -> None:
-    text = sample_text(
-        parts.gpt,
-        parts.tokenizer,
-        sample_start(parts),
-        config.sample_tokens,
-        config.seed,
-        parts.interrupts.check,
-    )
-    parts.metrics.sample(text, **where(state))
+    start = sample_start(parts)
+    text = sample_text(parts.gpt, parts.tokenizer, start, config.sample_tokens, config.seed)
+    parts.metrics.sample(text, **position(state))
     parts.progress.sample(text)
 
 
-def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False) -> None:
+def save(config: TrainConfig, parts: "Parts", state: State) -> None:
     """Saves a checkpoint of the current step; a failure is a warning.
 
     Must be called on all processes. The main one writes, and the others wait for it when they next
@@ -254,7 +228,6 @@ def save(config: TrainConfig, parts: "Parts", state: State, best: bool = False) 
                 parts.settings,
                 parts.tokenizer,
                 config.keep_checkpoints,
-                best,
             )
         saves.failed = 0
     except Exception as error:  # a full disk, most likely: the run is worth more than a checkpoint
@@ -295,9 +268,9 @@ class Tally:
     """Sums over the steps since the last line of metrics, on the device: no step waits for it."""
 
     def __init__(self, device: torch.device, state: State):
-        self.loss, self.skipped, self.bad_in_a_row, self.good_norm = torch.zeros(4, device=device)
-        self.grad_norm = self.good_norm  # of the last step, and its learning rate
-        self.lr = 0.0
+        self.loss, self.skipped, self.bad_in_a_row = torch.zeros(3, device=device)
+        self.grad_norm = torch.zeros((), device=device)  # of the last step
+        self.lr = 0.0  # of the last step
         self.step, self.train_seconds = state.step, state.train_seconds  # at the last line
 
     def add(
@@ -307,7 +280,6 @@ class Tally:
         self.loss += torch.where(not_finite > 0, 0.0, loss)
         self.skipped += not_finite
         self.bad_in_a_row = (self.bad_in_a_row + 1) * not_finite
-        self.good_norm = torch.where(not_finite > 0, self.good_norm, grad_norm)
         self.grad_norm, self.lr = grad_norm, lr
 
     def restart(self, state: State) -> None:
@@ -347,7 +319,6 @@ class Parts:
     interrupts: Any  # stop.Interrupts: reasons to stop
     # what the loop measures
     tally: Tally
-    update_ratio: UpdateRatio
     timed_since: float | None = None  # when steps began to be timed; none while they are not
     saves: Saves = field(default_factory=Saves)
     sharded: bool = False  # by FSDP2
@@ -374,8 +345,8 @@ def sample_start(parts: Parts) -> np.ndarray:
     return np.array(default_prompt(parts.tokenizer)[1]) if question is None else question
 
 
-def where(state: State) -> dict:
-    """The run's position: the same fields in every line of metrics."""
+def position(state: State) -> dict:
+    """How far the run is: the same fields in every line of metrics."""
     seconds = round(state.train_seconds, 3)
     return {"step": state.step, "tokens": state.tokens, "train_seconds": seconds}
 

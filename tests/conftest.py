@@ -110,12 +110,6 @@ def chat_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def chat_run(tmp_path, chat_dir) -> Path:
-    """A copy of it."""
-    return shutil.copytree(chat_dir, tmp_path / "chat_run", symlinks=True)
-
-
-@pytest.fixture
 def command(capsys):
     """Runs a nanogpt command in this process and returns what it prints."""
 

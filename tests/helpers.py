@@ -27,8 +27,7 @@ def seal_again(path: Path) -> None:
     state = json.loads((path / "trainer_state.json").read_text())
     del state["crc32"]
     for name in state["files"]:
-        file = path / name
-        state["files"][name] = {"bytes": file.stat().st_size, "crc32": zlib.crc32(file.read_bytes())}
+        state["files"][name] = {"crc32": zlib.crc32((path / name).read_bytes())}
     state["crc32"] = checkpoint.seal(state)
     (path / "trainer_state.json").write_text(json.dumps(state))
     assert checkpoint.find_damage(path) is None

@@ -35,6 +35,6 @@ def make_checkpoint(out_dir: Path, config: GPTConfig, tokenizer, seed: int = 0) 
     lines = [
         {"step": s, "tokens": 100 * s, "val_loss": loss, "val_bpb": 1.44 * loss} for s, loss in ((0, 4.0), (7, 2.0))
     ]
-    saved = checkpoint.save(out_dir, state, weights, {}, settings, tokenizer, keep=2, best=True)
+    saved = checkpoint.save(out_dir, state, weights, {}, settings, tokenizer, keep=2)
     (out_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return saved

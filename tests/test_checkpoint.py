@@ -1,10 +1,11 @@
+import os
 import shutil
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
 
-from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint, rundir
+from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.optim import make_optimizers
 
@@ -26,7 +27,8 @@ def save(out, step, model, optimizers, best=False, keep=2, settings=None, tokeni
     settings = {"model": vars(CONFIG), "train": vars(TrainConfig())} | (settings or {})
     collected = checkpoint.collect(model, optimizers)
     out.mkdir(exist_ok=True)
-    return checkpoint.save(out, checkpoint.State(step), *collected, settings, CharTokenizer(tokenizer), keep, best)
+    state = checkpoint.State(step, best_step=step if best else None)
+    return checkpoint.save(out, state, *collected, settings, CharTokenizer(tokenizer), keep)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -40,28 +42,6 @@ def test_weights_and_optimizer_state_come_back_to_the_bit(tmp_path, optimizer):
         for p, q in zip(model.parameters(), other.parameters(), strict=True):
             assert a.state.get(p, {}).keys() == b.state.get(q, {}).keys()
             assert all(torch.equal(a.state[p][k], b.state[q][k]) for k in a.state.get(p, {}))
-
-
-def test_frozen_parameters_and_state_of_other_optimizers_come_back(tmp_path):
-    """As `make_optimizers` of one's own may have them."""
-
-    def trained_in_part(seed: int):
-        torch.manual_seed(seed)
-        model = GPT(CONFIG)
-        model.wte.requires_grad_(False)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], amsgrad=True)
-        idx = torch.randint(5, (2, 8))
-        model(idx, idx).backward()
-        optimizer.step()
-        return model, [optimizer]
-
-    model, optimizers = trained_in_part(1)
-    path = save(tmp_path, 1, model, optimizers)
-    other, others = trained_in_part(2)
-    checkpoint.restore(path, other, others)
-    kept, restored = ([v for state in o.state.values() for v in state.values()] for (o,) in (optimizers, others))
-    assert len(kept) > 4 and all(torch.equal(a, b) for a, b in zip(kept, restored, strict=True))
-    assert torch.equal(model.wte.weight, other.wte.weight)
 
 
 def shown(directory) -> list[str]:
@@ -91,7 +71,7 @@ def test_the_newest_the_last_and_the_best_are_kept(tmp_path):
         save(tmp_path, step, model, optimizers, best=step == 2, keep=2)
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step-000002", "step-000004", "step-000005"]
     assert checkpoint.find(tmp_path).name == "step-000002"
-    assert checkpoint.find(tmp_path, ("last",)).name == "step-000005"
+    assert checkpoint.find(tmp_path, "last").name == "step-000005"
 
 
 def test_what_a_run_left_behind_when_it_went_back_to_its_best_goes_first(tmp_path):
@@ -102,18 +82,6 @@ def test_what_a_run_left_behind_when_it_went_back_to_its_best_goes_first(tmp_pat
         checkpoint.point(tmp_path / "last", tmp_path / f"step-{step - 1:06d}")
         save(tmp_path, step, model, optimizers, keep=2)
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step-000001", "step-000002", "step-000003"]
-
-
-@pytest.mark.parametrize("best_is_left", [True, False])
-def test_a_run_that_goes_back_has_the_best_of_its_state_or_none(tmp_path, best_is_left):
-    for step in (1, 2, 3):
-        save(tmp_path, step, *trained(1), best=step in (1, 3), keep=0)
-    if not best_is_left:
-        shutil.rmtree(tmp_path / "step-000001")
-    state = checkpoint.State(step=2, best_step=1, best_val_loss=3.0)
-    checkpoint.restore_best(tmp_path, state, may_write=True)
-    assert (state.best_step, state.best_val_loss) == ((1, 3.0) if best_is_left else (None, None))
-    assert (tmp_path / "best").resolve().name == ("step-000001" if best_is_left else "step-000003")
 
 
 FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json"]
@@ -137,7 +105,7 @@ def test_a_damaged_file_is_named_and_an_out_directory_falls_back(tmp_path, monke
         (newest / name).write_bytes(contents[damage])
     said = []
     monkeypatch.setattr(checkpoint.logger, "warning", said.append)
-    assert checkpoint.find(tmp_path, ("last",), to_resume=True).name == "step-000001"
+    assert checkpoint.find(tmp_path, "last", to_resume=True).name == "step-000001"
     assert len(said) == 1 and "step-000002 is damaged: " in said[0] and name in said[0]
     with pytest.raises(
         ValueError, match="step-000002" if name != "trainer_state.json" else "no intact checkpoint|damaged"
@@ -164,20 +132,6 @@ def test_an_empty_directory_and_no_directory_are_named(tmp_path):
         checkpoint.find(tmp_path / "nowhere")
 
 
-def test_a_failed_save_leaves_what_was_there(tmp_path):
-    model, optimizers = trained(1)
-    save(tmp_path, 1, model, optimizers)
-
-    def full(directory):
-        raise OSError(28, "No space left on device")
-
-    weights, moments = checkpoint.collect(model, optimizers)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, checkpoint.State(2), weights, moments, {}, SimpleNamespace(save=full), 2, False)
-    assert shown(tmp_path) == ["last", "step-000001"]
-    assert checkpoint.find_damage(tmp_path / "step-000001") is None
-
-
 def test_a_step_that_is_there_already_is_replaced_as_a_whole(tmp_path):
     save(tmp_path, 1, *trained(1))
     model, optimizers = trained(2)
@@ -202,15 +156,16 @@ def test_a_kill_between_the_two_renames_of_a_save_loses_no_checkpoint(tmp_path, 
     assert shown(tmp_path) == ["last", "step-000001"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names open files on Linux only")
 def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
-    done, sync, point = [], rundir.sync, checkpoint.point
-    for module in (checkpoint, rundir):
-        monkeypatch.setattr(module, "sync", lambda path: (sync(path), done.append(path.name)))
+    done, fsync, point = [], os.fsync, checkpoint.point
+    name = lambda descriptor: Path(os.readlink(f"/proc/self/fd/{descriptor}")).name  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (fsync(descriptor), done.append(name(descriptor))))
     monkeypatch.setattr(checkpoint, "point", lambda link, target: (point(link, target), done.append(link.name)))
     save(tmp_path / "run", 1, *trained(1), best=True)
     files, names = done[: done.index(".tmp-step-000001")], done[done.index(".tmp-step-000001") :]
-    written = {name.removeprefix(".tmp-") for name in files}  # JSON waits under another name until it is synced
-    assert set(FILES) <= written and names[:3] == [".tmp-step-000001", "best", "last"] and names[-1] == "run"
+    assert all(any(file in synced for synced in files) for file in FILES)  # JSON waits under another name
+    assert names == [".tmp-step-000001", "best", "last", "run"]
 
 
 def test_steps_are_in_the_order_of_their_numbers(tmp_path):
@@ -230,9 +185,3 @@ def test_settings_that_a_recipe_of_ones_own_has_added_are_passed_over(tmp_path):
     """Models trained with a subclass of TrainConfig are sampled and evaluated like any other."""
     path = save(tmp_path, 1, *trained(1), settings={"train": vars(TrainConfig(seed=7)) | {"temperature": 0.5}})
     assert checkpoint.load_configs(path)[1].seed == 7
-
-
-def test_a_run_from_before_min_lr_was_checked_is_read(tmp_path):
-    train = vars(TrainConfig()) | {"learning_rate": 1e-5, "min_lr": 1e-4}
-    path = save(tmp_path, 1, *trained(1), settings={"train": train})
-    assert checkpoint.load_configs(path)[1].learning_rate == 1e-5

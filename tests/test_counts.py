@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nanogpt import GPT, GPTConfig
-from nanogpt.optim import UpdateRatio, make_optimizers
+from nanogpt.optim import make_optimizers
 from nanogpt.run import console
 from nanogpt.train import Tally, log_is_due
 
@@ -60,7 +60,7 @@ def on_meta(make_run, monkeypatch):
         run.parts.device = torch.device("meta")
         run.gpt.to(run.device)
         run.parts.optimizers = make_optimizers(run.gpt, run.config)
-        run.parts.tally, run.parts.update_ratio = Tally(run.device, run.state), UpdateRatio(run.gpt)
+        run.parts.tally = Tally(run.device, run.state)
         run.interrupts.begin()
         return run
 
@@ -68,8 +68,7 @@ def on_meta(make_run, monkeypatch):
 
 
 @pytest.mark.skipif(Version(torch.__version__) < Version("2.13"), reason="torch 2.6 has no fused AdamW on meta tensors")
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, optimizer", [("gpt2", "adamw"), ("modern", "muon")])
 def test_between_two_log_lines_the_host_waits_for_nothing(on_meta, family, optimizer):
     run = on_meta(FAMILIES[family], optimizer=optimizer, gradient_accumulation_steps=2)
     with Operators("meta") as operators:
@@ -95,21 +94,6 @@ def test_logits_are_cast_once_and_their_gradient_once(family, precision, casts):
     assert operators.casts == casts
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_autocast_casts_each_weight_once_a_step(make_run, family):
-    config = replace(FAMILIES[family], n_inner=40)  # so that no activation has as many elements as the matrices
-    run = make_run(config, precision="bf16", gradient_accumulation_steps=3)
-    run.rehearse()
-    matrix = run.gpt.h[0].mlp.c_proj.weight
-    alike = sum(p.numel() == matrix.numel() for p in run.gpt.parameters())
-    for _ in range(2):
-        before = matrix.detach().clone()
-        with Operators("cpu", elements=matrix.numel()) as operators:
-            run.step()
-        assert operators.casts[torch.bfloat16] == alike
-        assert not torch.equal(before, matrix)  # the next step casts the new weights
-
-
 @pytest.mark.parametrize("family, checkpointing", [("gpt2", False), ("modern", True)])
 def test_compiled_a_run_has_one_graph_for_each_size_of_window_and_loses_the_same(
     make_run, monkeypatch, tmp_path, family, checkpointing
@@ -123,7 +107,7 @@ def test_compiled_a_run_has_one_graph_for_each_size_of_window_and_loses_the_same
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
     torch.compiler.reset()
-    config = replace(FAMILIES[family], dropout=0.0, gradient_checkpointing=checkpointing)
+    config = replace(FAMILIES[family], n_layer=1, dropout=0.0, gradient_checkpointing=checkpointing)
     settings = {"max_iters": 6, "eval_interval": 2, "eval_iters": 2, "log_interval": 1, "batch_size": 4}
     settings |= {"short_block_iters": 3, "short_block_size": 8, "precision": "bf16"}
     losses = []

@@ -96,7 +96,7 @@ def model(**settings) -> dict:
     "config, message",
     [
         (model(n_layer=10**9), "n_layer=1000000000 .* 1 to 1000"),
-        (model(n_layer=1000), "lacks 'h.1.attn"),
+        (model(n_layer=20), "lacks 'h.1.attn"),
         (model(n_embd=2**18), "does not belong to this model"),
         (model(n_embd="8"), "n_embd='8'"),
         (model(n_head=0), "config.json"),
@@ -110,28 +110,3 @@ def test_a_hostile_configuration_is_one_line_and_takes_no_memory(one, config, me
     with pytest.raises(ValueError, match=message) as error:
         checkpoint.load_model(one[2])
     assert "\n" not in str(error.value)
-
-
-def test_names_in_the_manifest_lead_nowhere(one, tmp_path):
-    """Only our own names are ever opened: what else the manifest lists is neither read nor removed."""
-    path, secret = one[2], tmp_path.parent / "secret"
-    secret.write_text("x")
-    state = json.loads((path / "trainer_state.json").read_text())
-    del state["crc32"]
-    state["files"] |= {"../../secret": {"bytes": 1, "crc32": 0}, "/etc/passwd": {"bytes": 1, "crc32": 0}}
-    (path / "trainer_state.json").write_text(json.dumps(state | {"crc32": checkpoint.seal(state)}))
-    assert checkpoint.find_damage(path) is None
-    assert checkpoint.find(tmp_path) == path.resolve()
-    assert secret.read_text() == "x"
-
-
-@pytest.mark.parametrize(
-    "name, value",
-    [("step", "../../x"), ("step", True), ("step", -1), ("train_seconds", float("nan")), ("tokens", None)],
-)
-def test_a_state_of_wrong_types_is_named(tmp_path, name, value):
-    checkpoint.write_json(tmp_path / "trainer_state.json", vars(checkpoint.State(step=1, best_val_loss=2.5)))
-    assert checkpoint.read_state(tmp_path) == checkpoint.State(step=1, best_val_loss=2.5)
-    checkpoint.write_json(tmp_path / "trainer_state.json", vars(checkpoint.State()) | {name: value})
-    with pytest.raises(ValueError, match=f"trainer_state.json is damaged: {name}="):
-        checkpoint.read_state(tmp_path)

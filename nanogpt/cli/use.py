@@ -38,8 +38,8 @@ def add_sampling(command: ArgumentParser, max_new_tokens: int) -> None:
     command.add_argument(
         "--dtype",
         default="float32",
-        choices=("float32", "bfloat16", "int8"),
-        help="dtype of weights and cache; int8: only the weights",
+        choices=("float32", "bfloat16"),
+        help="dtype of weights and cache",
     )
     command.add_argument(
         "--compile",
@@ -47,14 +47,13 @@ def add_sampling(command: ArgumentParser, max_new_tokens: int) -> None:
         const="true",
         default="auto",
         choices=("auto", "true", "false"),
-        help="torch.compile; auto: on a CPU, if it saves more time than it takes",
+        help="torch.compile, on a CPU; auto: if it saves more time than it takes",
     )
 
 
 def sampling_options(args) -> dict:
     """The options of `stream` and `generate` that `add_sampling` adds."""
-    options = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    return options | {"compile": args.compile == "true"}
+    return {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
 
 
 def load_for_sampling(args, tokens: int) -> tuple:
@@ -63,16 +62,10 @@ def load_for_sampling(args, tokens: int) -> tuple:
 
     from nanogpt.ops import decode
 
-    int8 = args.dtype == "int8"
-    dtype = torch.float32 if int8 else getattr(torch, args.dtype)
-    model, tokenizer, _ = load_run(args, args.RUN, dtype=dtype)
-    on_cpu = model.wte.weight.device.type == "cpu"
-    if args.compile == "auto":
-        compiled = decode.pays(model, tokens)
-    else:
-        compiled = on_cpu and args.compile == "true"  # `stream` compiles on other devices
-    if int8 or compiled:
-        decode.compile_decoding(model, int8)
+    model, tokenizer, _ = load_run(args, args.RUN, dtype=getattr(torch, args.dtype))
+    worthwhile = args.compile == "auto" and decode.is_worth_compiling(model, tokens)
+    if worthwhile or args.compile == "true":
+        decode.compile_decoding(model)
         note("compiling the model, for 2 to 20 seconds ...")
     return model, tokenizer
 
@@ -93,7 +86,7 @@ def run_sample(args) -> None:
     """Streams a single continuation; prints several, sampled as one batch, when all are done."""
     import torch
 
-    from nanogpt.sample import default_prompt, generate, stream, stream_text, until
+    from nanogpt.sample import default_prompt, generate, stream_text
 
     # several texts of a large model are matmuls, which compiling makes no faster
     alone = args.num_samples == 1
@@ -104,21 +97,20 @@ def run_sample(args) -> None:
     else:
         prompt = read_prompt(args.prompt)
         ids = tokenizer.encode(prompt).tolist()
-    context = ids if prompt else []  # an end-of-text token that a sample begins with is not shown
-    idx = torch.tensor(ids, device=model.wte.weight.device).repeat(args.num_samples, 1)
     options = sampling_options(args) | {"eos_id": eos_id}
     if args.num_samples == 1 and not args.json:
         print(visible(prompt), end="", flush=True)
-        drawn = (token.item() for token in stream(model, idx, args.max_new_tokens, **options))
-        for piece in stream_text(tokenizer, until(eos_id, drawn), prompt=context):
+        for piece in stream_text(model, tokenizer, ids, args.max_new_tokens, **options):
             print(visible(piece), end="", flush=True)
         print()
         return
+    context = ids if prompt else []  # an end-of-text token that a sample begins with is not shown
+    idx = torch.tensor(ids, device=model.wte.weight.device).repeat(args.num_samples, 1)
     with waiting(f"sampling {plural(args.num_samples, 'text')}", note):
         new = generate(model, idx, args.max_new_tokens, **options)[:, len(ids) :]
     samples = []
     for row in new.tolist():
-        tokens = list(until(eos_id, row))
+        tokens = row[: row.index(eos_id)] if eos_id in row else row
         text = tokenizer.decode([*context, *tokens])
         ended = len(tokens) < args.max_new_tokens  # by an end-of-text token, which is cut off
         samples.append({"text": text, "tokens": len(tokens), "ended": ended})

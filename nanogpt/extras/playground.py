@@ -22,7 +22,7 @@ from nanogpt.extras.inside import lens, look
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.run.errors import visible
-from nanogpt.sample import default_prompt, stream, stream_text, until
+from nanogpt.sample import default_prompt, stream_text
 
 # colored tokens have dark text, also on a dark page
 STYLE = """
@@ -74,11 +74,11 @@ class Writer:
 
     def write(self, prompt: str, max_new_tokens: int, *options) -> Iterator[str]:
         """Yields the text so far. `options` are temperature, top_k, top_p and a seed."""
-        ids, eos_id = self.encode(prompt), self.tokenizer.eot_id
         named = dict(zip(("temperature", "top_k", "top_p", "seed"), options, strict=True))
-        drawn = stream(self.model, ids[None], max_new_tokens, eos_id=eos_id, **named)
-        tokens = until(eos_id, (token.item() for token in drawn))
-        for text in accumulate(stream_text(self.tokenizer, tokens, ids)):
+        named["eos_id"] = self.tokenizer.eot_id
+        ids = self.encode(prompt).tolist()
+        pieces = stream_text(self.model, self.tokenizer, ids, max_new_tokens, **named)
+        for text in accumulate(pieces):
             yield prompt + text
 
     def paint(self, text: str) -> str:

@@ -72,7 +72,7 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
         raise ValueError(f"{path} cannot be imported: {reason}") from None
     run = {"model": asdict(config), "train": asdict(train), "environment": {}}
     out_dir.mkdir(parents=True, exist_ok=True)
-    saved = checkpoint.save(out_dir, state, weights, {}, run, tokenizer, keep=0, best=True)
+    saved = checkpoint.save(out_dir, state, weights, {}, run, tokenizer, keep=0)
     checkpoint.write_json(out_dir / checkpoint.CONFIG, run)
     return saved
 

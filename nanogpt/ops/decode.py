@@ -12,13 +12,11 @@ All blocks share one compilation, for any length of the context.
 import functools
 import math
 import shutil
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from nanogpt.model import GPT, Linear, attention, cross_entropy
+from nanogpt.model import GPT, attention, cross_entropy
 
 SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
 # Tokens times parameters from which compiling pays: it takes 3 to 18 s and saves a third of the
@@ -26,41 +24,19 @@ SMALL = 2**21  # elements of rows times weights up to which a sum is faster than
 WORTHWHILE = 1e11
 
 
-class Int8(NamedTuple):
-    """A weight of a Linear in 8 bits: numbers (V, C), and the scale of each row (V,) in fp32."""
-
-    numbers: torch.Tensor
-    scale: torch.Tensor
-
-
-def round_to_int8(weight: torch.Tensor) -> Int8:
-    """Rounds a weight (V, C) to -127 to 127 times a scale for each row."""
-    weight = weight.detach().float()
-    scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
-    numbers = (weight / scale[:, None]).round().to(torch.int8)
-    # as parameters, torch.compile takes their shapes for constants
-    return Int8(*(nn.Parameter(tensor, requires_grad=False) for tensor in (numbers, scale)))
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor | Int8, bias=None) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias=None) -> torch.Tensor:
     """`F.linear` of x (..., C); written as a sum if there are few rows and it is compiled."""
-    numbers = weight.numbers if isinstance(weight, Int8) else weight
-    R = x.numel() // x.size(-1)  # rows
-    if R > 1 and R * numbers.numel() > SMALL:
-        y = F.linear(x, numbers.to(x.dtype))
-    elif torch.compiler.is_compiling():
-        y = rows_sum(x, numbers)
-    else:
-        y = compiled_rows_sum()(x, numbers)
-    if isinstance(weight, Int8):
-        y = y * weight.scale
+    rows = x.numel() // x.size(-1)
+    if rows > 1 and rows * weight.numel() > SMALL:
+        return F.linear(x, weight, bias)
+    y = rows_sum(x, weight) if torch.compiler.is_compiling() else compiled_rows_sum()(x, weight)
     return (y if bias is None else y + bias).to(x.dtype)
 
 
 def rows_sum(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x (..., C) @ weight.T for a weight (V, C); accumulates in fp32 if compiled."""
     if not torch.compiler.is_compiling():  # prompts are read without compilation
-        return F.linear(x, weight.to(x.dtype))
+        return F.linear(x, weight)
     C = x.size(-1)
     # Inductor stores what as_strided is applied to; otherwise it would compute x for each output
     rows = x.reshape(-1).as_strided((x.numel() // C, 1, C), (C, C, 1)).float()
@@ -86,7 +62,7 @@ def single_query(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False
     return y.view(B, H, 1, D).to(v.dtype)
 
 
-def pays(model: GPT, tokens: int) -> bool:
+def is_worth_compiling(model: GPT, tokens: int) -> bool:
     """Whether compiling saves more time than it takes, if so many tokens are sampled on a CPU."""
     on_cpu = model.wte.weight.device.type == "cpu"
     return on_cpu and has_compiler() and tokens * model.get_num_params() > WORTHWHILE
@@ -96,27 +72,16 @@ def has_compiler() -> bool:
     return any(map(shutil.which, ("g++", "clang++", "c++")))
 
 
-@torch.no_grad()
-def compile_decoding(model: GPT, int8: bool = False) -> GPT:
+def compile_decoding(model: GPT) -> GPT:
     """Compiles the blocks of a model on a CPU for sampling, in place, at its first new token.
 
-    With `int8` the weights of its matmuls are rounded to 8 bits. Raises ValueError on another
-    device, or if there is no C++ compiler.
+    Raises ValueError on another device, or if there is no C++ compiler.
     """
     device = model.wte.weight.device.type
     if device != "cpu":
-        raise ValueError(f"int8 is for CPUs, and the model is on {device}: choose bfloat16")
+        raise ValueError(f"compiled sampling is for CPUs, and the model is on {device}")
     if not has_compiler():
-        raise ValueError("compiled sampling and int8 need a C++ compiler: install g++ or clang")
-    if int8:
-        if model.lm_head is None:  # the embedding stays as it is
-            c = model.config
-            model.lm_head = Linear(c.n_embd, c.padded_vocab_size, bias=False, device="meta")
-            model.lm_head.weight = model.wte.weight
-        for module in [module for module in model.modules() if isinstance(module, Linear)]:
-            rounded = round_to_int8(module.weight)
-            del module.weight
-            module.weight = rounded
+        raise ValueError("compiled sampling needs a C++ compiler: install g++ or clang")
     loss = functools.partial(cross_entropy, linear=linear)
     model.use(model.ops._replace(linear=linear, attention=single_query, loss=loss))
     for block in model.h:

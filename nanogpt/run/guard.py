@@ -22,8 +22,8 @@ def diagnosis(tally: Tally, step: int, config: TrainConfig) -> str:
     again = "resume from the last checkpoint by --resume=auto" if saved else "start again"
     return (
         f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step {step}, at "
-        f"learning rate {tally.lr:.2e}; the last finite gradient norm was {tally.good_norm:.3g}. "
-        f"None of these steps was applied; {again} with a lower --learning_rate or --precision=fp32"
+        f"learning rate {tally.lr:.2e}. None of these steps was applied; {again} with a lower "
+        "--learning_rate or --precision=fp32"
     )
 
 
@@ -87,10 +87,12 @@ def try_micro_batch(config: TrainConfig, parts: Parts, state: State) -> None:
         with no_sync:
             if state.step == 0:  # the optimizer's state, at most AdamW's, comes with the first step
                 moments = [torch.empty_like(p) for p in parts.gpt.parameters() for _ in range(2)]  # noqa: F841
-            # later steps of whole windows have to fit, too
-            for whole in [False, True] if state.step < config.short_block_iters else [False]:
+            tried = [config]
+            if state.step < config.short_block_iters:  # later steps of whole windows must fit, too
+                tried.append(replace(config, short_block_iters=0))
+            for settings in tried:
                 with parts.autocast():
-                    loss = parts.model(*micro_batch(config, parts, state, 0, whole))
+                    loss = parts.model(*micro_batch(settings, parts, state, 0))
                 loss.backward()
     finally:
         parts.gpt.zero_grad()

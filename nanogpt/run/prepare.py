@@ -21,7 +21,6 @@ from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
 from nanogpt.model import GPT, GPTConfig, Ops
 from nanogpt.ops import ops_for, sharded
-from nanogpt.optim import UpdateRatio
 from nanogpt.run import console, guard, resume
 from nanogpt.run.agree import Peers
 from nanogpt.run.device import compile_model, make_accelerator, peak_flops, set_up, share_batches
@@ -70,7 +69,7 @@ def prepare(
     out_dir = Path(config.out_dir)
     with peers.in_agreement(main_first=True):
         start = resume.find_start(config)
-    step = checkpoint.step_of(start) if start and start.name.startswith("step-") else -1
+    step = checkpoint.step_of(start) if start else -1
     if not peers.agree(step):
         raise ValueError(
             f"the processes find different checkpoints in {out_dir}: it must be on a file system "
@@ -164,13 +163,15 @@ def prepare(
         if (scaler := accelerator.scaler) is not None and state.loss_scale is not None:  # of fp16
             saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
             scaler.load_state_dict(scaler.state_dict() | saved)
-        checkpoint.restore_best(out_dir, state, may_write=main_process)
         if not same_text and not done(config, state):
             logger.info("note: the validation data changed, so the best loss is reset")
-            state.best_val_loss = state.best_step = state.evaluated_step = None
+            state.best_step = state.evaluated_step = None
 
     # its files; if it only evaluates a checkpoint again, its settings and curve stay as they are
-    newest = max(map(checkpoint.step_of, checkpoint.list_checkpoints(out_dir)), default=-1)
+    saved = [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(out_dir)]
+    newest = max(saved, default=-1)
+    if state.best_step not in saved and not done(config, state):
+        state.best_step = state.best_val_loss = None  # the next evaluation is the best
     again = newest >= 0 and state.evaluated_step == state.step and done(config, state)
     with peers.in_agreement():
         if main_process:
@@ -197,7 +198,6 @@ def prepare(
         peers=peers,
         interrupts=interrupts,
         tally=Tally(device, state),
-        update_ratio=UpdateRatio(gpt),
         sharded=accelerator.distributed_type == DistributedType.FSDP,
         compiled=compiled,
         peak_flops=peak_flops(environment["device"]),

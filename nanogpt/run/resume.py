@@ -28,9 +28,9 @@ def find_start(config: TrainConfig) -> Path | None:
         if config.resume == "auto" and not steps:
             return None
         prefer = "best" if config.resume == "best" else "last"
-        return checkpoint.find(out_dir, (prefer,), to_resume=True)
+        return checkpoint.find(out_dir, prefer, to_resume=True)
     if config.resume != "none":
-        start = checkpoint.find(config.resume, ("last",), to_resume=True)
+        start = checkpoint.find(config.resume, "last", to_resume=True)
     if steps and (start is None or start.parent != out_dir.resolve()):
         raise ValueError(
             f"{out_dir} already holds a run ({steps[-1].name}): resume it with --resume=auto, "

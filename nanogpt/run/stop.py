@@ -29,7 +29,7 @@ class Stop(Exception):
 
 
 class Interrupted(Exception):
-    """A signal arrived during an evaluation or a sample; `number` is the same on all processes."""
+    """A signal arrived during an evaluation; `number` is the same on all processes."""
 
     def __init__(self, number: int):
         self.number = number
@@ -74,8 +74,7 @@ class Interrupts:
     def check(self) -> None:
         """Raises Interrupted on all processes if one of them has received a signal.
 
-        Called between the batches of an evaluation and the tokens of a sample, equally often on
-        all processes.
+        Called between the batches of an evaluation, equally often on all processes.
         """
         if number := self.peers.largest(self.number)[0]:
             raise Interrupted(number)

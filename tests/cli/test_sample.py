@@ -38,20 +38,16 @@ def test_a_text_ends_at_its_end(make_run, tmp_path, command):
     assert found == [{"text": "a", "tokens": 0, "ended": True}] * 2
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_have_the_dtype_that_was_asked_for(trained_dir, dtype, monkeypatch):
     monkeypatch.setattr(decode, "has_compiler", lambda: True)  # nothing is compiled before the first token
     options = {"device": "cpu", "checkpoint": None, "trust_recipe": None, "compile": "auto"}
     model, _ = load_for_sampling(Namespace(RUN=str(trained_dir), dtype=dtype, **options), 10)
-    head = model.head.weight
-    if dtype == "int8":  # matrices only; all else stays in fp32
-        assert (head.numbers.dtype, model.wte.weight.dtype) == (torch.int8, torch.float32)
-    else:
-        assert head.dtype == getattr(torch, dtype)
+    assert model.head.weight.dtype == getattr(torch, dtype)
 
 
 def test_a_damaged_checkpoint_is_noted_and_another_taken(run_dir, cli):
     best = (run_dir / "best").resolve()
     (best / "model.safetensors").write_bytes(b"damaged")
     done = cli("sample", run_dir, "--prompt", "FIRST:", "--max_new_tokens", "3")
-    assert done.stdout.startswith("FIRST:") and best.name in done.stderr and "7 bytes" in done.stderr
+    assert done.stdout.startswith("FIRST:") and best.name in done.stderr and "model.safetensors" in done.stderr

@@ -92,15 +92,11 @@ def test_logits_and_gradients_are_the_cpus_in_fp32(device, name):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
-@pytest.mark.parametrize("how", [{"use_cache": True}, {"use_cache": False}, {"compile": True}], ids=str)
-def test_greedy_samples_are_the_cpus(device, name, how):
+def test_greedy_samples_are_the_cpus(device, name):
     """Beyond block_size, where the context begins anew; what the vocabulary is padded with is never sampled."""
-    if "compile" in how:
-        needs_compile(device)
     (model, idx), (other, same) = on_cpu_and(device, CASES[name])
     expected = generate(model, idx, 40, temperature=0)
-    for _ in range(2):
-        assert torch.equal(generate(other, same, 40, temperature=0, **how).cpu(), expected)
+    assert torch.equal(generate(other, same, 40, temperature=0).cpu(), expected)
     assert expected.max() < CASES[name].vocab_size
 
 

@@ -54,7 +54,7 @@ def running(start, tmp_path):
 def saved(out_dir: Path, printed: str) -> bool:
     """Whether the step that a run says it has saved is there, whole."""
     stopped = int(re.search(r"stopped: step (\d+) is saved; to resume: accelerate launch .*--resume=auto", printed)[1])
-    last = checkpoint.find(out_dir, ("last",))
+    last = checkpoint.find(out_dir, "last")
     return last.name == f"step-{stopped:06d}" and checkpoint.find_damage(last) is None
 
 
@@ -70,7 +70,7 @@ def test_a_signal_to_one_process_saves_and_ends_both_with_its_code(running, tmp_
 def test_a_signal_to_one_process_ends_an_evaluation_on_both(start, tmp_path):
     programs = start({"out_dir": "out/ended", "max_iters": 4, "eval_interval": 2, "terminate": 2})
     assert [program.wait().returncode for program in programs] == [143, 143]
-    last = checkpoint.find(tmp_path / "out/ended", ("last",))
+    last = checkpoint.find(tmp_path / "out/ended", "last")
     assert last.name == "step-000002" and checkpoint.read_state(last).evaluated_step == 0
 
 
@@ -99,7 +99,7 @@ def test_both_heed_what_one_process_meets(start, tmp_path):
     lines = [line for line in metrics.read(tmp_path / "out/once/metrics.jsonl") if "lr" in line]
     assert [line["skipped_steps"] for line in lines] == [0, 0, 0, 1, 1, 1]
     assert [line["step"] for line in lines if "train_loss" in line] == [1, 2, 3, 5, 6]
-    message = r"error: no finite gradient in the last 5 steps up to step 8, at .*; the last finite gradient norm was \d"
+    message = r"error: no finite gradient in the last 5 steps up to step 8, at "
     assert [len(re.findall(message, each.stderr)) for each in done] == [1, 0]
 
 

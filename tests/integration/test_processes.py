@@ -90,12 +90,6 @@ def test_a_run_on_several_processes_is_that_of_one_wherever_it_moves(moved, opti
         assert found == pytest.approx(whole, abs=1e-6) and len(set(found.values())) == len(whole) > 0
 
 
-def test_the_update_ratio_of_several_processes_is_that_of_one(moved):
-    expected = curve(moved / "adamw-1", "update_ratio")
-    for kind, tolerance in (("2", 1e-3), ("4", 1e-3), ("fsdp", 0.2)):  # shards are sampled in different rows
-        assert curve(moved / f"adamw-{kind}", "update_ratio") == pytest.approx(expected, rel=tolerance)
-
-
 @pytest.mark.parametrize("optimizer", SETTINGS)
 @pytest.mark.parametrize("kind", ["2", "fsdp"])
 def test_on_the_same_number_of_processes_resuming_is_exact_to_the_bit(moved, optimizer, kind):

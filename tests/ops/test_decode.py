@@ -9,13 +9,11 @@ from shapes import CASES
 from torch._dynamo.utils import counters
 
 from nanogpt import GPT
-from nanogpt.model import Linear
 from nanogpt.ops import decode
-from nanogpt.ops.decode import compile_decoding, round_to_int8
+from nanogpt.ops.decode import compile_decoding
 from nanogpt.sample import generate
 
 IDX = torch.randint(65, (3, 24), generator=torch.Generator().manual_seed(1))
-needs_compiler = pytest.mark.skipif(not decode.has_compiler(), reason="there is no C++ compiler")
 
 
 def make_model(case: str) -> GPT:
@@ -35,54 +33,33 @@ def traced(monkeypatch):
     counters.clear()
 
 
-CHOICES = {"gpt2": 0, "gpt2, biases, tanh": decode.SMALL, "llama": decode.SMALL, "qwen3, untied": 0}
-
-
-@pytest.mark.parametrize("case, small", CHOICES.items())  # several rows are a matmul, or a sum
-def test_greedy_tokens_are_those_of_the_plain_model(case, small, traced, monkeypatch):
-    monkeypatch.setattr(decode, "SMALL", small)
+@pytest.mark.parametrize("case", ["gpt2, biases, tanh", "qwen3, untied"])
+def test_greedy_tokens_are_those_of_the_plain_model_and_all_blocks_and_lengths_share_one_graph(case, traced):
     model, compiled = make_model(case), compile_decoding(make_model(case))
-    for rows, length in ((1, 1), (1, 5), (3, 9)):
-        idx = IDX[:rows, :length]
-        expected = generate(model, idx, 30, temperature=0)  # beyond the context of 24, too
-        assert torch.equal(generate(compiled, idx, 30, temperature=0), expected)
+    for length in (1, 5):
+        idx = IDX[:1, :length]
+        expected = generate(model, idx, 40, temperature=0)  # beyond the context of 32, too
+        assert torch.equal(generate(compiled, idx, 40, temperature=0), expected)
+    # a block, and the output projection
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
     with torch.no_grad():
         torch.testing.assert_close(compiled(IDX), model(IDX))
 
 
-def test_blocks_and_lengths_share_one_graph(traced):
-    compiled = compile_decoding(make_model("qwen3"))
-    assert len(compiled.h) > 1
-    for length in (1, 2, 7, 20):
-        generate(compiled, IDX[:1, :length], 28, temperature=0)  # until the cache is full, too
-    # a block, and the output projection
-    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+@pytest.mark.parametrize("small", [0, decode.SMALL])  # several rows are a matmul, or a sum
+def test_a_batch_draws_the_same(small, traced, monkeypatch):
+    monkeypatch.setattr(decode, "SMALL", small)
+    model, compiled = make_model("llama"), compile_decoding(make_model("llama"))
+    expected = generate(model, IDX[:, :9], 4, temperature=0)
+    assert torch.equal(generate(compiled, IDX[:, :9], 4, temperature=0), expected)
 
 
-@needs_compiler
+@pytest.mark.nightly
+@pytest.mark.skipif(not decode.has_compiler(), reason="there is no C++ compiler")
 def test_inductors_kernels_compute_the_same():
     model, compiled = make_model("qwen3"), compile_decoding(make_model("qwen3"))
     expected = generate(model, IDX[:1, :4], 16, temperature=0)
     assert torch.equal(generate(compiled, IDX[:1, :4], 16, temperature=0), expected)
-
-
-def test_a_weight_is_rounded_by_less_than_a_half_step_of_its_row():
-    torch.manual_seed(0)
-    weight = torch.randn(48, 40) * torch.logspace(-3, 3, 48)[:, None]
-    numbers, scale = round_to_int8(weight)
-    steps = weight.abs().amax(dim=1) / 127
-    error = (numbers * scale[:, None] - weight).abs()
-    assert numbers.dtype == torch.int8 and (error <= 0.501 * steps[:, None]).all()
-    assert error.max(dim=1).values.gt(0.4 * steps).all()
-
-
-def test_weights_of_8_bits_leave_the_loss_nearly_as_it_is(traced):
-    model, rounded = make_model("qwen3"), compile_decoding(make_model("qwen3"), int8=True)
-    assert not any(isinstance(m.weight, torch.Tensor) for m in rounded.modules() if isinstance(m, Linear))
-    with torch.no_grad():
-        loss, change = model(IDX, IDX), rounded(IDX, IDX) - model(IDX, IDX)
-    assert 0 < abs(change) < 0.01 * loss
-    assert generate(rounded, IDX[:1, :4], 12, temperature=0).shape == (1, 16)
 
 
 def test_another_device_or_a_missing_compiler_is_one_line(monkeypatch):
@@ -91,4 +68,4 @@ def test_another_device_or_a_missing_compiler_is_one_line(monkeypatch):
     monkeypatch.setattr(decode.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"g\+\+"):
         compile_decoding(make_model("gpt2"))
-    assert not decode.pays(make_model("gpt2"), 10**12)
+    assert not decode.is_worth_compiling(make_model("gpt2"), 10**12)

@@ -76,20 +76,14 @@ def test_another_model_optimizer_or_tokenizer_is_refused_and_other_settings_are_
     assert "the learning rate decays over 8 steps, not 4" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "trainer_state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_forged_checkpoint_is_an_error_of_one_line_before_the_run(make_run, name):
     """Its checksums fit: what is wrong shows only when it is read."""
     run = make_run()
     run.train()
     last = run.out_dir / "step-000004"
-    if name == "trainer_state.json":
-        state = json.loads((last / name).read_text())
-        del state["crc32"]
-        state["step"] = "/etc/passwd"
-        (last / name).write_text(json.dumps(state | {"crc32": checkpoint.seal(state)}))
-    else:
-        (last / name).write_bytes(b"[" * 100_000)
-        seal_again(last)
+    (last / name).write_bytes(b"[" * 100_000)
+    seal_again(last)
     with pytest.raises(ValueError, match=name) as error:
         make_run(resume="auto")
     assert "\n" not in str(error.value)
@@ -116,7 +110,7 @@ def test_a_half_written_checkpoint_is_passed_over(make_run, capsys):
     (run.out_dir / "step-000004" / "model.safetensors").write_bytes(b"")
     resumed = make_run(max_iters=4, eval_interval=2, resume="auto")
     assert resumed.state.step == 2
-    assert "step-000004 is damaged: model.safetensors has 0 bytes" in capsys.readouterr().out
+    assert "step-000004 is damaged: the checksum of model.safetensors is wrong" in capsys.readouterr().out
     resumed.train()
     assert checkpoint.find_damage(run.out_dir / "step-000004") is None
 

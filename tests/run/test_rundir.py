@@ -159,7 +159,7 @@ def test_a_text_file_names_nothing_but_a_checkpoint_beside_it(tmp_path, text):
     save(tmp_path, 1, *trained(1))
     (tmp_path / "last").unlink()
     (tmp_path / "last").write_bytes(text.encode(errors="surrogateescape"))
-    assert checkpoint.find(tmp_path, ("last",)).name == "step-000001"
+    assert checkpoint.find(tmp_path, "last").name == "step-000001"
 
 
 def test_a_disk_that_fails_fails_the_save(tmp_path, monkeypatch):

@@ -6,11 +6,11 @@ import { Chart, short, smooth } from "/chart.js";
 const COLORS = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f"];
 const TITLES = {
   loss: "loss, nats per token (thin: training, thick: validation)", val_bpb: "validation, bits per byte",
-  lr: "learning rate", grad_norm: "gradient norm", update_ratio: "update to weight ratio",
+  lr: "learning rate", grad_norm: "gradient norm",
   tokens_per_second: "tokens per second", mfu: "MFU", memory: "memory, bytes", skipped_steps: "skipped steps",
 };
 const PLACES = new Map([["train_loss", "loss"], ["val_loss", "loss"], ["val_perplexity", null]]); // null: not shown
-const NOISY = ["train_loss", "grad_norm", "update_ratio", "tokens_per_second", "mfu"];
+const NOISY = ["train_loss", "grad_norm", "tokens_per_second", "mfu"];
 const MOST_CHARTS = 30;
 
 const $ = (id) => document.getElementById(id);
