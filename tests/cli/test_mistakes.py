@@ -79,12 +79,12 @@ def test_a_mistake_is_one_line(typed, words, files, trained_dir, monkeypatch, re
         ("gguf", "export run --format gguf --to x"),
         ("gradio", "playground run"),
         ("onnx", "export run --to new/x --format onnx"),
-        ("onnxruntime", "page run --to new/x"),
+        ("onnxruntime", "export run --to new/x --format onnx"),
     ],
 )
 def test_a_missing_package_is_named_before_any_work(package, typed, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    for module in ("gguf", "playground", "page.to_onnx", "page.to_page"):
+    for module in ("gguf", "page.to_onnx"):
         monkeypatch.delitem(sys.modules, f"nanogpt.extras.{module}", raising=False)
     assert f"pip install {package}" in refused(main, typed.split()) and not list(tmp_path.iterdir())
