@@ -420,11 +420,11 @@ class GPT(nn.Module):
         """Loads a run (its best checkpoint), a checkpoint, or transformers' GPT-2, Llama or Qwen3.
 
         `name_or_dir` is a directory, or a name on the Hub. `options` are those of
-        `nanogpt.hub.load.from_pretrained`.
+        `nanogpt.hub.load.load_model`.
         """
-        from nanogpt.hub.load import from_pretrained
+        from nanogpt.hub.load import load_model
 
-        return from_pretrained(name_or_dir, **options)
+        return load_model(name_or_dir, **options)[0]
 
     def generate(self, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
         """Continues the prompts idx (B, T) by up to max_new_tokens each.

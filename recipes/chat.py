@@ -6,35 +6,25 @@
 The made-up conversations of data_prep/chat_tasks.py need no network. It answers 71.2 % of the 825
 validation questions, which are in no training conversation: spelling 100 %, dates 98 %, sums 41 %.
 
-To fine-tune a model on conversations of your own, prepare them with its tokenizer (docs/chat.md).
-Of the model's settings only block_size, dropout and gradient_checkpointing count then:
-
-    python -m data_prep.chat chats.jsonl --tokenizer out/mine/best --block_size 256 \\
-        --out data/mine_chat
-    python recipes/chat.py --init_from=out/mine --data=data/mine_chat --block_size=256
-    python recipes/chat.py --init_from=gpt2 --data=data/gpt2_chat --block_size=512 \\
-        --batch_size=4 --optimizer=adamw --learning_rate=5e-5 --beta1=0.9
+docs/chat.md fine-tunes a model on conversations of your own.
 """
 
+from dataclasses import replace
+
+from shakespeare import SHORT
+
 from data_prep import chat_tasks
-from nanogpt import GPTConfig, TrainConfig
+from nanogpt import GPTConfig
 from nanogpt.train import main
 
 MODEL = GPTConfig.modern(block_size=chat_tasks.BLOCK, n_layer=3, n_head=4, n_embd=96, n_inner=256)
-TRAIN = TrainConfig(
+TRAIN = replace(  # Muon and the learning rates of recipes/shakespeare.py
+    SHORT,
     out_dir="out/chat",
     data="data/chat_tasks",
     batch_size=16,
     max_iters=600,
     eval_interval=200,
-    optimizer="muon",
-    muon_momentum=0.9,
-    learning_rate=0.01,
-    beta1=0.8,
-    weight_decay=0.0,
-    lr_schedule="linear",
-    warmup_iters=0,
-    min_lr=0.0,
     require_exportable=True,
 )
 

@@ -2,7 +2,6 @@
 
     python recipes/shakespeare_best.py                          # a teacher
     python recipes/distill.py --teacher=out/shakespeare_best    # a student of a quarter of its size
-    python recipes/distill.py --teacher=none --out_dir=out/plain  # the same student without one
 
 Several teachers, separated by commas, are averaged. They must have the student's tokenizer, and at
 least its context. The loss is (1 - WEIGHT) times that of the text plus WEIGHT times the
@@ -37,7 +36,7 @@ class Student(GPT):
 
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None, **options):
         """As in GPT; with targets (B, T) while training, the loss is the mixture."""
-        if targets is None or not self.training or not self.teachers:
+        if targets is None or not self.training:
             return super().forward(idx, targets, **options)
         counted = targets != -1  # of N positions
         logits = super().forward(idx)[counted].float()  # (N, V)
@@ -50,13 +49,10 @@ class Student(GPT):
 
 if __name__ == "__main__":
     parser = settings_parser(SMALL, TRAIN, __doc__)
-    parser.add_argument(
-        "--teacher", default="out/shakespeare_best", help="runs, with commas, or none"
-    )
+    parser.add_argument("--teacher", default="out/shakespeare_best", help="runs, with commas")
     given = vars(parser.parse_args())
     teacher = given.pop("teacher")
-    if teacher != "none":
-        with user_errors():
-            Student.teachers = tuple(nanogpt.load(run)[0] for run in teacher.split(","))
+    with user_errors():
+        Student.teachers = tuple(nanogpt.load(run)[0] for run in teacher.split(","))
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     main(SMALL, TRAIN, prepare=shakespeare.prepare, argv=flags, make_model=Student)

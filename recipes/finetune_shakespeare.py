@@ -2,17 +2,12 @@
 
     python recipes/finetune_shakespeare.py
     python recipes/finetune_shakespeare.py --init_from=gpt2-medium --out_dir=out/medium
-    python recipes/finetune_shakespeare.py --init_from=HuggingFaceTB/SmolLM2-135M \\
-        --data=data/mine_smol
 
-The weights come from the Hub (548 MB for gpt2) or from a directory that --init_from names; so does
-the tokenizer, which must be the one that the data was prepared with (recipes/README.md does so for
-SmolLM2). The line of step 0 is the loss before any training. Of the model's settings only
-block_size, dropout and gradient_checkpointing count here: the rest is the checkpoint's, and a flag
-that contradicts it is an error.
-
-GPT-2 has not been measured yet. Without a network, the model that recipes/own_text.py trains
-in 200 steps (its validation loss there is 1.60) improves slightly:
+The weights come from the Hub (548 MB for gpt2) or from a directory that --init_from names, and the
+data must be prepared with their tokenizer (recipes/README.md does so for SmolLM2). Of the model's
+settings only block_size, dropout and gradient_checkpointing count here: the rest is the
+checkpoint's, and a flag that contradicts it is an error. GPT-2 has not been measured yet. Without a
+network, the model that recipes/own_text.py trains in 200 steps improves slightly, from 1.60:
 
     python recipes/finetune_shakespeare.py --init_from=out/own_text \\
         --data=data/shakespeare_char --block_size=128 --dropout=0 --learning_rate=1e-3 \\

@@ -6,16 +6,14 @@
 
 A step has 480 sequences of 1,024 tokens, whatever the number of GPUs; 600,000 steps are 295 billion
 tokens. nanoGPT reports a validation loss of about 2.85 after some four days on eight A100 40GB; the
-run was not repeated here. accelerate_configs/README.md has the commands for two machines. The
-larger sizes of GPT-2, with --gradient_checkpointing=True or accelerate_configs/fsdp2.yaml if they
-do not fit into memory:
+run was not repeated here. The larger sizes, with the learning rates of GPT-3 (Brown et al. 2020,
+table 2.1), may need --gradient_checkpointing=True or accelerate_configs/fsdp2.yaml:
 
     medium  --n_layer=24 --n_head=16 --n_embd=1024 --learning_rate=3e-4 --min_lr=3e-5
     large   --n_layer=36 --n_head=20 --n_embd=1280 --learning_rate=2.5e-4 --min_lr=2.5e-5
     XL      --n_layer=48 --n_head=25 --n_embd=1600 --learning_rate=2e-4 --min_lr=2e-5
 
-The learning rates of the larger sizes are GPT-3's for such sizes (Brown et al. 2020, table 2.1). A
-variant to try out the recipe on a CPU, on the characters that recipes/shakespeare.py has prepared:
+On a CPU, with the characters of recipes/shakespeare.py:
 
     python recipes/gpt2.py --data=data/shakespeare_char --n_layer=4 --n_head=4 --n_embd=128 \\
         --block_size=64 --gradient_accumulation_steps=1 --learning_rate=1e-3 --min_lr=1e-4 \\
@@ -25,7 +23,7 @@ variant to try out the recipe on a CPU, on the characters that recipes/shakespea
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.train import main
 
-MODEL = GPTConfig(block_size=1024, n_layer=12, n_head=12, n_embd=768, dropout=0.0, bias=False)
+MODEL = GPTConfig(block_size=1024, n_layer=12, n_head=12, n_embd=768)
 TRAIN = TrainConfig(
     out_dir="out/gpt2",
     data="data/openwebtext",
@@ -35,8 +33,6 @@ TRAIN = TrainConfig(
     learning_rate=6e-4,
     min_lr=6e-5,
     warmup_iters=2000,
-    weight_decay=0.1,
-    beta2=0.95,
     eval_interval=1000,
     eval_iters=200,
 )

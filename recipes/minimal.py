@@ -2,8 +2,8 @@
 
     python recipes/minimal.py
 
-It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding. It has no
-checkpoints, no command line, no metrics, and no protection against anything that can go wrong.
+It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding, without
+checkpoints, command line, metrics, and protection against anything that can go wrong.
 """
 
 from dataclasses import replace
@@ -11,30 +11,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from shakespeare import LAPTOP as MODEL
+from shakespeare import SHORT as TRAIN
 
 from data_prep import shakespeare
 from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
 from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
-
-MODEL = GPTConfig.modern(
-    block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
-)
-TRAIN = TrainConfig(
-    data="data/shakespeare_char",
-    batch_size=32,
-    max_iters=800,
-    optimizer="muon",
-    muon_momentum=0.9,
-    muon_learning_rate=0.02,
-    learning_rate=0.01,
-    beta1=0.8,
-    weight_decay=0.0,
-    lr_schedule="linear",
-    warmup_iters=0,
-    min_lr=0.0,
-)
 
 
 def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator):

@@ -6,8 +6,7 @@
     nanogpt sample out/idea-seed1337 --trust_recipe recipes/my_idea.py
 
 The two changes here are known ones: an MLP with squared ReLU (So et al. 2021) in place of SwiGLU,
-and a z-loss (Chowdhery et al. 2022), which keeps the logits small. Replace them by yours; delete
-the method that you don't need.
+and a z-loss (Chowdhery et al. 2022), which keeps the logits small. Replace them by yours.
 """
 
 from dataclasses import replace

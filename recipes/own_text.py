@@ -3,13 +3,10 @@
     python -m data_prep.text my_notes/ --out data/mine
     python recipes/own_text.py --data data/mine
 
-It chooses the depth, and recipes/pretrain.py derives the rest: 2 to 12 layers, as many as suit the
-machine without more parameters than the text has tokens; without a GPU at most 4 layers, of 128
-channels. The model is trained until it has seen 20 tokens for each parameter (Hoffmann et al.
-2022), but four epochs at most, after which repetition gains little (Muennighoff et al. 2023), and
-without a GPU four million tokens at most. A flag overrides any of this.
-
-What to expect of a megabyte of English by characters, on a CPU:
+It chooses the depth, and recipes/pretrain.py derives the rest: 2 to 12 layers (without a GPU 4),
+and no more parameters than the text has tokens. The model sees 20 tokens for each parameter
+(Hoffmann et al. 2022), but four epochs at most, after which repetition gains little (Muennighoff et
+al. 2023), and without a GPU four million tokens at most. A flag overrides any of this. On a CPU:
 
     python recipes/own_text.py --data=data/shakespeare_char --max_iters=200  # validation loss 1.60
 """
@@ -31,18 +28,18 @@ WITHOUT_GPU = 4e6  # tokens: minutes
 
 def size(tokens: int, vocab_size: int, gib: float) -> tuple[GPTConfig, TrainConfig, str]:
     """Model, settings and a note for that many training tokens, on a GPU with `gib` GiB, or 0."""
-    deepest, aspect_ratio, room, most = 4, 32, float("inf"), WITHOUT_GPU
+    deepest, aspect_ratio, room, most = 4, 32, tokens, WITHOUT_GPU
     if gib >= 4:
         # weights, gradients and moments, 16 bytes for each parameter, take a tenth of the memory
-        deepest, aspect_ratio, room, most = 12, 64, gib * 2**30 / 160, float("inf")
-    counts = {}
-    for depth in range(2, deepest + 1):
-        model = replace(shape(depth, aspect_ratio), vocab_size=vocab_size)
-        counts[depth] = on_meta(model).get_num_params()
-    depth = max((depth for depth, count in counts.items() if count <= min(tokens, room)), default=2)
-    model, count = shape(depth, aspect_ratio), counts[depth]
+        deepest, aspect_ratio, room, most = 12, 64, min(tokens, gib * 2**30 / 160), float("inf")
+    for depth in range(deepest, 1, -1):
+        model = shape(depth, aspect_ratio)
+        with_vocabulary = replace(model, vocab_size=vocab_size)
+        count = on_meta(with_vocabulary).get_num_params()
+        if count <= room:
+            break
     seen = min(TOKENS_PER_PARAMETER * count, EPOCHS * tokens, most)
-    train = training(replace(model, vocab_size=vocab_size), seen / count, gib)
+    train = training(with_vocabulary, seen / count, gib)
     train.out_dir, train.data = "out/own_text", "data/mine"
     machine = f"{gib:.0f} GiB of GPU memory" if gib else "no GPU"
     return model, train, f"{count:,} parameters for {tokens:,} tokens, {machine}"

@@ -4,11 +4,9 @@
     nanogpt plan recipes/pretrain.py --depth=12              # memory and time
     python recipes/pretrain.py --depth=12                    # 124 million parameters, as GPT-2
 
-`shape` derives the model from the depth, `training` the training from the model. Any other flag
-overrides what follows from the depth; what follows from the model takes flags of the model, such as
---block_size, into account. --data names any data directory, or a mixture. Several GPUs take the
-same steps. Depth 12 has not been measured yet. To try it on a CPU, on the characters that
-recipes/shakespeare.py has prepared:
+`shape` derives the model from the depth, `training` the training from the model; any other flag
+overrides them. --data names any data directory, or a mixture. Several GPUs take the same steps.
+Depth 12 has not been measured yet. On a CPU, with the characters of recipes/shakespeare.py:
 
     python recipes/pretrain.py --depth=2 --aspect_ratio=32 --tokens_per_parameter=5 \\
         --data=data/shakespeare_char  # validation loss 1.84
@@ -34,13 +32,12 @@ DEPTH, ASPECT_RATIO, TOKENS_PER_PARAMETER = 12, 64, 20.0
 
 
 def shape(depth: int, aspect_ratio: int = ASPECT_RATIO) -> GPTConfig:
-    """The model with `depth` layers.
+    """The model with `depth` layers: norms, positions and MLP as in Qwen3 (2025).
 
     - width: `aspect_ratio` channels per layer, by default 64 (nanochat; 12 x 64 is GPT-2's 768)
     - heads: one per layer, so a head has `aspect_ratio` channels, by default GPT-2's 64
     - context: the power of two nearest to the width, up to nanochat's 2,048: attention adds about
       a sixth to the matmuls of the blocks, T / (6 C), up to depth 32
-    - norms, positions, MLP: as Qwen3 (2025); without QK-norm or SwiGLU the loss is higher (LOG.md)
     """
     width = aspect_ratio * depth
     context = min(2048, 2 ** round(math.log2(width)))
@@ -60,14 +57,11 @@ def training(
 
     - tokens: 20 for each parameter, embeddings included (Hoffmann et al. 2022)
     - batch: 0.292 C^0.3271 tokens for C operations in all (DeepSeek LLM 2024, equation 1), as
-      sequences in `rounded` numbers; micro-batches, which do not change the step, are of 16,384
-      tokens at most, without a GPU 4,096
+      sequences in `rounded` numbers; micro-batches do not change the step
     - Muon for the blocks' matrices: 0.02 at any width, because its updates change outputs by the
-      same amount at any width (Jordan 2024); momentum 0.95 in long runs, less in short ones, which
-      forget their beginning sooner (LOG.md: 0.85 in 200 steps, 0.9 in 600)
-    - AdamW for the rest: 0.01 at 128 channels (LOG.md), falling with the root of the width, and
-      betas 0.8 and 0.95 (nanochat)
-    - weight decay: 0.1, not tuned at this size; none up to 128 channels (LOG.md)
+      same amount at any width (Jordan 2024); less momentum in short runs, which forget their
+      beginning sooner (LOG.md: 0.85 in 200 steps, 0.9 in 600)
+    - AdamW for the rest: 0.01 at 128 channels (LOG.md), falling with the root of the width
     - schedule: linear to zero (Bergsma et al. 2025), without warm-up (LOG.md)
     """
     gpt = on_meta(model)
@@ -88,9 +82,9 @@ def training(
         muon_learning_rate=0.02,
         muon_momentum=min(0.95, max(0.8, 1 - 2.5 / math.sqrt(steps))),
         learning_rate=0.01 * math.sqrt(128 / model.n_embd),
-        beta1=0.8,
+        beta1=0.8,  # nanochat
         beta2=0.95,
-        weight_decay=0.1 if model.n_embd > 128 else 0.0,
+        weight_decay=0.1 if model.n_embd > 128 else 0.0,  # not tuned above 128 channels (LOG.md)
         lr_schedule="linear",
         warmup_iters=0,
         min_lr=0.0,
@@ -109,9 +103,7 @@ def measure(data: str) -> tuple[int, int]:
     return metas[0]["vocab_size"], sum(meta["splits"]["train"]["tokens"] for meta in metas)
 
 
-def read_flags(
-    parser: OneLineParser, aspect_ratio: int = ASPECT_RATIO
-) -> tuple[Namespace, list[str]]:
+def read_flags(parser: OneLineParser, aspect_ratio: int) -> tuple[Namespace, list[str]]:
     """The command line, read by a recipe's parser with three more flags; and the other flags."""
     dials = {
         "depth": (within(int, 1, 64), DEPTH, "layers; everything else follows from it"),
@@ -129,7 +121,7 @@ def read_flags(
 def run() -> None:
     """Reads the command line and trains, or plans."""
     shown = training(replace(shape(DEPTH), vocab_size=VOCABULARY))
-    given, flags = read_flags(settings_parser(shape(DEPTH), shown, __doc__))
+    given, flags = read_flags(settings_parser(shape(DEPTH), shown, __doc__), ASPECT_RATIO)
     with user_errors():
         base = shape(given.depth, given.aspect_ratio)
         model, asked, _ = parse(base, TrainConfig(data=DATA), flags, "")

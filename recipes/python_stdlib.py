@@ -4,12 +4,10 @@
 
 5.9 million parameters, a byte-pair encoding of 4096 tokens, 2.8 epochs of 9.6 MB: after 1,800
 steps, 19 minutes on two cores of a CPU that computes in bf16, a validation loss of 2.7578, 1.119
-bits per byte. Its samples resemble Python. A smaller model, trained in seconds:
+bits per byte. The curve, and how the settings were found, are in LOG.md. A smaller model:
 
     python recipes/python_stdlib.py --n_layer=2 --n_head=2 --n_embd=64 --block_size=64 \\
         --max_iters=100 --out_dir=out/python_small  # validation loss 5.48
-
-The curve, and how the settings were found, are in LOG.md.
 """
 
 from data_prep import python_stdlib
@@ -24,7 +22,6 @@ TRAIN = TrainConfig(
     max_iters=1800,
     eval_interval=300,
     optimizer="muon",
-    muon_learning_rate=0.02,
     learning_rate=0.01,  # of embeddings and norms
     weight_decay=0.0,
     lr_schedule="linear",

@@ -3,18 +3,15 @@
     python recipes/scaling.py            # writes out/scaling/scaling.json
     python recipes/scaling.py --check    # then trains the larger model, and compares
 
-Each size, a rung, is a model of recipes/pretrain.py: its rules give the size, the batch, the rates,
-and 20 tokens per parameter. Only the context is the same for all, because the loss depends on it.
-Runs that differ only in their seed have losses up to 1 % apart. Therefore each rung but the last is
-the mean of three. They are in out/scaling/depth-N; a finished run is reused, an interrupted one
-resumes. Other flags go to every run, such as --data, or --aspect_ratio=64 on a GPU. The text is
-Python's standard library by bytes: small models need a small vocabulary. Do not believe a law of
-runs that read their text more than four times (Muennighoff et al. 2023).
+Each size, a rung, is a model of recipes/pretrain.py, with 20 tokens per parameter and one context,
+because the loss depends on it. Seeds differ by up to 1 %. Therefore each rung but the last is the
+mean of three. A finished run is reused, an interrupted one resumes. Other flags go to every run,
+such as --data, or --aspect_ratio=64 on a GPU. The text is Python's standard library by bytes.
 
 The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022). Three rungs do
-not determine E, so it is 0 for them: the power law of Kaplan et al. (2020). The range in brackets
-spans the laws that leave one rung out. Trust it little: for four times the compute of the last rung
-the ladders in LOG.md missed the loss by 1.1 % (this one, which was chosen afterwards) to 4 %.
+not determine E, so it is 0 for them: the power law of Kaplan et al. (2020). Trust it little: for
+four times the compute of the last rung the ladders in LOG.md missed the loss by 1.1 % to 4 %, and
+it says nothing about runs that read their text more than four times (Muennighoff et al. 2023).
 """
 
 import json
@@ -35,44 +32,20 @@ DEPTHS, ASPECT_RATIO, CONTEXT = "2,3,4,5", 12, 128  # for a CPU
 SEEDS = 3  # of each rung but the last, which has one
 
 
-def power_law(compute: np.ndarray, losses: np.ndarray, floor: float) -> tuple[float, float, float]:
-    """(E, A, alpha) with E = `floor`: a straight line through the logarithms, by least squares."""
-    slope, intercept = np.polyfit(np.log(compute), np.log(losses - floor), 1)
-    return floor, float(np.exp(intercept)), float(-slope)
+def fit(compute: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
+    """(E, A, alpha) with the least squares of relative errors, over a grid of E.
 
-
-def predict(law: tuple[float, float, float], compute):
-    return law[0] + law[1] * np.asarray(compute, float) ** -law[2]
-
-
-def fit(compute: np.ndarray, losses: np.ndarray, with_floor: bool) -> tuple[float, float, float]:
-    """The law with the least squares of relative errors, over a grid of E that is refined."""
-
-    def error(floor: float) -> float:
-        law = power_law(compute, losses, floor)
-        return float(np.square(np.log(predict(law, compute) / losses)).sum())
-
-    best, width, most = 0.0, float(losses.min()), 0.999 * float(losses.min())
-    for _ in range(5 if with_floor else 0):
-        grid = np.linspace(max(0.0, best - width), min(most, best + width), 61)
-        best, width = float(min(grid, key=error)), grid[1] - grid[0]
-    return power_law(compute, losses, best)
-
-
-def laws(compute: np.ndarray, losses: np.ndarray) -> list[tuple[float, float, float]]:
-    """The law of three rungs or more, then those with one left out."""
-    with_floor = len(compute) > 3
-    found = [fit(compute, losses, with_floor)]
-    for i in range(len(compute)):
-        found.append(fit(np.delete(compute, i), np.delete(losses, i), with_floor))
-    return found
+    For each E, A and alpha are a straight line through the logarithms.
+    """
+    floors = np.linspace(0, 0.999 * losses.min(), 10_000 if len(losses) > 3 else 1)
+    slopes, intercepts = np.polyfit(np.log(compute), np.log(losses[:, None] - floors), 1)
+    fitted = floors + np.exp(intercepts) * compute[:, None] ** slopes  # (rungs, floors)
+    best = np.square(np.log(fitted / losses[:, None])).sum(0).argmin()
+    return float(floors[best]), float(np.exp(intercepts[best])), float(-slopes[best])
 
 
 def train(depth: int, seeds: int, out_dir: str, flags: list[str]) -> dict:
-    """Trains the runs of a rung that are not finished; returns their mean loss, and the compute.
-
-    Raises ValueError if a run fails.
-    """
+    """Trains a rung's runs that are not finished; returns their mean loss and the compute."""
     out = Path(out_dir, f"depth-{depth}")
     command = [sys.executable, pretrain.__file__, f"--depth={depth}", f"--seeds={seeds}"]
     command += [f"--out_dir={out}", "--resume=auto", *flags]
@@ -85,8 +58,8 @@ def train(depth: int, seeds: int, out_dir: str, flags: list[str]) -> dict:
     return {"depth": depth, "val_loss": loss, "compute": results[0]["tokens"] * flops}
 
 
-def read_flags():
-    """The command line, and the flags that every run gets."""
+def run() -> None:
+    """Reads the command line, trains, fits, writes."""
     defaults = TrainConfig(data=DATA, out_dir=OUT_DIR)
     parser = settings_parser(pretrain.shape(2, ASPECT_RATIO), defaults, __doc__)
     parser.add_argument("--depths", default=DEPTHS, metavar="N,N,N", help="depths of the models")
@@ -96,12 +69,6 @@ def read_flags():
     given, flags = pretrain.read_flags(parser, ASPECT_RATIO)
     flags = [f for f in flags if f.split("=")[0] not in ("--depths", "--check", "--out_dir")]
     flags.append(f"--aspect_ratio={given.aspect_ratio}")
-    return given, flags
-
-
-def run() -> None:
-    """Reads the command line, trains, fits, writes."""
-    given, flags = read_flags()
     with user_errors():
         depths = [int(word) for word in given.depths.split(",") if word.isdecimal()]
         if len(depths) < 3 or given.depths.split(",") != [str(n) for n in sorted({*depths})]:
@@ -112,10 +79,9 @@ def run() -> None:
         ladder = [*flags, f"--tokens_per_parameter={given.tokens_per_parameter}"]
         rungs = [train(depth, SEEDS, given.out_dir, ladder) for depth in depths[:-1]]
         rungs.append(train(depths[-1], 1, given.out_dir, ladder))
-        found = {"rungs": rungs, "check": []}
-        found["laws"] = laws(*(np.array([r[k] for r in rungs]) for k in ("compute", "val_loss")))
-        print("L(C) = {:.4f} + {:.4g} C^-{:.4f}".format(*found["laws"][0]))
-        compute = 4 * rungs[-1]["compute"]
+        law = fit(*(np.array([rung[key] for rung in rungs]) for key in ("compute", "val_loss")))
+        print("L(C) = {:.4f} + {:.4g} C^-{:.4f}".format(*law))
+        compute, check = 4 * rungs[-1]["compute"], None
         if given.check:  # compute grows with the sixth power of the depth
             depth = max(depths[-1] + 1, round(depths[-1] * 4 ** (1 / 6)))
             model = pretrain.shape(depth, given.aspect_ratio)
@@ -123,13 +89,13 @@ def run() -> None:
             gpt = pretrain.on_meta(model)
             tokens = compute / gpt.flops_per_token() / gpt.get_num_params()
             more = [*flags, f"--tokens_per_parameter={tokens}"]
-            found["check"] = [train(depth, 1, given.out_dir, more)]
-            compute = found["check"][0]["compute"]
-        loss, *others = (float(predict(law, compute)) for law in found["laws"])
-        found["prediction"] = {"compute": compute, "val_loss": loss}
-        print(f"{compute:.3g} operations: {loss:.4f} ({min(others):.4f} to {max(others):.4f})")
-        for each in found["check"]:
-            print(f"trained: {each['val_loss']:.4f}, {each['val_loss'] / loss - 1:+.2%}")
+            check = train(depth, 1, given.out_dir, more)
+            compute = check["compute"]
+        loss = law[0] + law[1] * compute ** -law[2]
+        print(f"{compute:.3g} operations: {loss:.4f}")
+        if check:
+            print(f"trained: {check['val_loss']:.4f}, {check['val_loss'] / loss - 1:+.2%}")
+        found = {"rungs": rungs, "law": law, "compute": compute, "val_loss": loss, "check": check}
         checkpoint.write_json(Path(given.out_dir, "scaling.json"), found)
 
 

@@ -9,43 +9,28 @@
 nanoGPT trains its "baby GPT" of 10.6 million parameters for about three minutes on an A100 to reach
 1.4697, the best of several evaluations on random batches. Here 0.77 million parameters reach it
 over the whole validation split. On two CPU cores without bf16 the second command takes just over
-five minutes, the first fourteen, and the third, with 1.53 million parameters, half an hour. The
-model is the small one of recipes/shakespeare.py, with these differences:
-
-- a context of 256 characters: each prediction sees more of the scene
-- only 64 in the first 960 steps: early learning needs no more, and attention takes less time
-- more steps, 7.3 epochs: at this size they help more than a larger model in the same time
-- weight decay, more than usual because the text is read so often; dropout made it worse
-- Muon's momentum nearer to the usual 0.95: this run is longer, so it may remember more
-
-How it was found, and what did not help, is in LOG.md.
+five minutes, the first fourteen, and the third, of 1.53 million parameters, half an hour (LOG.md).
 """
 
+from dataclasses import replace
+
+from shakespeare import LAPTOP, SHORT
+
 from data_prep import shakespeare
-from nanogpt import GPTConfig, TrainConfig
 from nanogpt.train import main
 
-MODEL = GPTConfig.modern(
-    block_size=256, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
-)
-TRAIN = TrainConfig(
+MODEL = replace(LAPTOP, block_size=256)  # each prediction sees more of the scene
+TRAIN = replace(
+    SHORT,
     out_dir="out/shakespeare_best",
-    data="data/shakespeare_char",
     batch_size=12,
-    max_iters=2400,
-    short_block_iters=960,
+    max_iters=2400,  # 7.3 epochs: at this size they help more than a larger model in the same time
+    short_block_iters=960,  # early learning needs no long context, and attention takes less time
     short_block_size=64,
-    eval_interval=100,
-    optimizer="muon",
-    muon_learning_rate=0.02,
-    muon_momentum=0.93,
-    learning_rate=0.008,  # of embeddings, output projection and norms
+    muon_momentum=0.93,  # a longer run may remember more
+    learning_rate=0.008,
     beta1=0.85,
-    beta2=0.95,
-    weight_decay=0.25,
-    lr_schedule="linear",
-    warmup_iters=0,
-    min_lr=0.0,
+    weight_decay=0.25,  # much, because the text is read so often; dropout made it worse
 )
 
 if __name__ == "__main__":

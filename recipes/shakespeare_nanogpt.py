@@ -18,7 +18,7 @@ from nanogpt.run.device import gpu_gib
 from nanogpt.run.flags import asked_device
 from nanogpt.train import main
 
-MODEL = GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, bias=False)
+MODEL = GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
 TRAIN = TrainConfig(
     out_dir="out/shakespeare_nanogpt",
     data="data/shakespeare_char",

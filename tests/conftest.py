@@ -10,8 +10,6 @@ import conversations
 import pytest
 import torch
 from helpers import reset_accelerate
-from hub_server import Hub
-from huggingface_hub import constants, hf_api
 from tiny_run import Run
 from zygote import ROOT, Zygote
 
@@ -136,22 +134,6 @@ def refused(capsys):
         return said
 
     return run
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A local Hub that this process takes for the real one, with an empty cache and as the user alice."""
-    with Hub() as hub:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template[template.index("/{") :])
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
-        for name, value in hub.environment("hf_alice", tmp_path / "home").items():
-            monkeypatch.setenv(name, value)
-        yield hub
 
 
 @pytest.fixture(scope="session")

@@ -44,10 +44,3 @@ class Theirs(nn.Module):
             x = x + layer["attn"]["c_proj"](y)
             x = x + layer["mlp"]["c_proj"](F.gelu(layer["mlp"]["c_fc"](layer["ln_2"](x))))
         return self.lm_head(parts["ln_f"](x))
-
-    def optimizer(self) -> torch.optim.AdamW:
-        """nanoGPT's groups: what has two dimensions decays."""
-        decay = [p for p in self.parameters() if p.dim() >= 2]
-        rest = [p for p in self.parameters() if p.dim() < 2]
-        groups = [{"params": decay, "weight_decay": 0.2}, {"params": rest, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.99))

@@ -33,7 +33,7 @@ def test_the_core_imports_none_of_the_outer_rings():
     outer = tuple(f"nanogpt.{ring}." for ring in ("ops", "run", "hub", "cli", "extras"))
     found = {(path.name, name) for path in core for name in imports(path) if f"{name}.".startswith(outer)}
     assert found == {
-        ("model.py", "nanogpt.hub.load.from_pretrained"),
+        ("model.py", "nanogpt.hub.load.load_model"),
         ("train.py", "nanogpt.run.errors.refuse_windows"),
         ("train.py", "nanogpt.run.main.main"),
         ("__init__.py", "nanogpt.hub.load.load"),

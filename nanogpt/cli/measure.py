@@ -115,5 +115,5 @@ def run_check_data(args) -> None:
 
 
 def run_bench(args) -> None:
-    """Prints the throughput of training, and the machine's limit."""
+    """Prints the throughput of training, and its share of a large matmul's."""
     extra("bench").run(args)

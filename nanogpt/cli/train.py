@@ -81,4 +81,5 @@ def run_import_nanogpt(args) -> None:
     show(f"{args.CKPT} is now {saved}\n")
     show(f"next:  nanogpt sample {args.out_dir}")
     show(f"       nanogpt eval {args.out_dir}")
-    show(f"       {resume_command(saved)}")
+    settings = f"--config={args.out_dir}/config.json", f"--out_dir={args.out_dir}", "--resume=auto"
+    show(f"       python recipes/shakespeare_nanogpt.py {shlex.join(settings)}")

@@ -1,11 +1,11 @@
-"""Throughput of training on this machine, compared with the machine's limit in the same run.
+"""Throughput of training on this machine, compared with that of a large matmul in the same run.
 
     nanogpt bench               # the classic small model: 4 layers, 128 channels, 12 x 64 tokens
     nanogpt bench --model gpt2 --batch_size 12  # a GPU
     nanogpt bench --profile     # the operators that take the time of a training step
 
-Contenders take turns for several rounds, and the median is shown with its spread: machines are
-noisy, and ratios of interleaved measurements mean more than absolute figures.
+Training and matmul take turns for several rounds, and the median is shown with its spread: machines
+are noisy, and ratios of interleaved measurements mean more than absolute figures.
 """
 
 import json
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.tokenizer import CharTokenizer
@@ -37,7 +36,6 @@ MODELS = {  # configuration and sequences in a batch
 # by Accelerate's names
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 STEPS = 4  # training steps in a call that is timed
-LIMIT = "matmuls + attention"
 Contenders = dict[str, Callable[[], object]]
 
 
@@ -84,69 +82,28 @@ def start(config: GPTConfig, directory: Path, args) -> tuple[TrainConfig, Parts,
     return prepare(config, train_config, quiet=True)
 
 
-def measure(config: TrainConfig, parts: Parts, state: State, rounds: int) -> list[dict]:
-    """A row for a training step and one for the limit, its matmuls."""
-    multiply = matmuls(parts, config.batch_size)
-
-    def repeat(run: Callable) -> None:
-        for _ in range(STEPS):
-            run()
-
-    contenders: Contenders = {
-        "nanogpt": lambda: repeat(lambda: step(config, parts, state)),
-        LIMIT: lambda: repeat(multiply),
-    }
-    seconds = interleave(contenders, rounds)
-    tokens = STEPS * config.batch_size * parts.gpt.config.block_size
-    limit = statistics.median(seconds[LIMIT])
-    peak = peak_flops(parts.settings["environment"]["device"])
-    rows = []
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        flops = tokens / median * parts.gpt.flops_per_token()
-        rows.append(
-            {
-                "who": name,
-                "ms": median * 1e3,
-                "rate": tokens / median,
-                "spread": (max(values) - min(values)) / median,
-                "of_limit": limit / median,
-                "mfu": flops / peak if peak else None,
-            }
-        )
-    return rows
-
-
-def matmuls(parts: Parts, batch_size: int) -> Callable[[], None]:
-    """The matmuls of a step, forward and backward, and its attention, with nothing else."""
-    gpt, c = parts.gpt, parts.gpt.config
+def measure(config: TrainConfig, parts: Parts, state: State, rounds: int) -> dict:
+    """Figures of a training step; `of_limit` is its share of a matmul's operations per second."""
+    size = 1024 if parts.device.type == "cpu" else 8192
     dtype = DTYPES[parts.accelerator.mixed_precision]
-    like: dict = {"device": parts.device, "dtype": dtype}
-    tokens = batch_size * c.block_size
-    tensors = []  # each layer has its own, as in the model
-    for weight in [*(p for p in gpt.h.parameters() if p.ndim == 2), gpt.head.weight]:
-        outer, inner = weight.shape
-        x = torch.randn(tokens, inner, **like)
-        w = torch.randn(outer, inner, **like)
-        g = torch.randn(tokens, outer, **like)
-        tensors.append((x, w, g))
-    if parts.device.type == "cpu":
-        like["dtype"] = torch.float32  # as the model's attention
-    heads = (batch_size, c.n_head, c.block_size, c.head_size)
-    grad = torch.randn(heads, **like)
-    like["requires_grad"] = True
-    layers = [[torch.randn(heads, **like) for _ in "qkv"] for _ in range(c.n_layer)]
+    matrix = torch.randn(size, size, device=parts.device, dtype=dtype)
 
-    def multiply() -> None:
-        for x, w, g in tensors:
-            torch.mm(x, w.t())
-            torch.mm(g, w)
-            torch.mm(g.t(), x)
-        for q, k, v in layers:
-            F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(grad)
-            q.grad = k.grad = v.grad = None
+    def train() -> None:
+        for _ in range(STEPS):
+            step(config, parts, state)
 
-    return multiply
+    seconds = interleave({"train": train, "matmul": lambda: matrix @ matrix}, rounds)
+    median = statistics.median(seconds["train"])
+    tokens = STEPS * config.batch_size * parts.gpt.config.block_size
+    flops = tokens / median * parts.gpt.flops_per_token()
+    peak = peak_flops(parts.settings["environment"]["device"])
+    return {
+        "ms": median * 1e3,
+        "rate": tokens / median,
+        "spread": (max(seconds["train"]) - min(seconds["train"])) / median,
+        "of_limit": flops / (2 * size**3 / statistics.median(seconds["matmul"])),
+        "mfu": flops / peak if peak else None,
+    }
 
 
 def profile(config: TrainConfig, parts: Parts, state: State) -> str:
@@ -160,26 +117,22 @@ def profile(config: TrainConfig, parts: Parts, state: State) -> str:
 
 
 def run(args) -> None:
-    """Prints a table, or one JSON object."""
+    """Prints the figures in three lines, or as one JSON object."""
     with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as directory:
         config, parts, state = start(MODELS[args.model][0], Path(directory), args)
         if args.profile:
             print(profile(config, parts, state))
             return
-        rows = measure(config, parts, state, args.rounds)
+        found = measure(config, parts, state, args.rounds)
     env = parts.settings["environment"]
     if args.json:
-        print(json.dumps({"model": args.model, "environment": env, "rows": rows}))
+        print(json.dumps({"model": args.model, "environment": env, **found}))
         return
     print(
         f"{parts.gpt.get_num_params():,} parameters, batches of {config.batch_size} x "
         f"{parts.gpt.config.block_size}; {env['device']}, {env['threads']} threads, "
         f"{env['precision']}; median of {args.rounds} rounds"
     )
-    print(f"{'tokens/s':>38} {'spread':>7} {'of limit':>9} {'MFU':>6}")
-    for row in rows:
-        mfu = f"{row['mfu']:.1%}" if row["mfu"] else ""
-        print(
-            f"{row['who']:22} {row['rate']:>15,.1f} {row['spread']:>7.0%} "
-            f"{row['of_limit']:>9.0%} {mfu:>6}"
-        )
+    print(f"{found['rate']:,.0f} tokens/s, spread {found['spread']:.0%}")
+    mfu = f", MFU {found['mfu']:.1%}" if found["mfu"] else ""
+    print(f"{found['of_limit']:.0%} of the operations per second of a large matmul{mfu}")

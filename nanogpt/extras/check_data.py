@@ -33,7 +33,10 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
     block = meta["chat"]["block"] if "chat" in meta else 1
     splits = {}
     for name, counts in meta["splits"].items():
-        splits[name] = read_tokens(directory, name, block, meta["vocab_size"])
+        tokens = TokenDataset(directory, name, block, meta["vocab_size"]).tokens
+        if len(tokens) > SAMPLE:
+            tokens = np.concatenate([tokens[: SAMPLE // 2], tokens[-SAMPLE // 2 :]])
+        splits[name] = tokens[:].astype(np.int64)
         documents = f", {counts['documents']:,} documents" if "documents" in counts else ""
         say(f"{name:>5}: {counts['tokens']:,} tokens, {counts['bytes']:,} bytes{documents}")
     ids = splits["train"]
@@ -45,7 +48,6 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
     train, val = (split_documents(ids, tokenizer) for ids in splits.values())
     warnings = [
         *size_warnings(meta["splits"], block_size, parameters),
-        *unknown_warnings(counts, tokenizer),
         *text_warnings(train, val),
     ]
     for line in warnings:
@@ -53,14 +55,6 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
     if not warnings:
         say("no warnings")
     return warnings
-
-
-def read_tokens(directory: Path | str, split: str, block: int, vocab_size: int) -> np.ndarray:
-    """The first and last tokens of a split (N,), int64."""
-    tokens = TokenDataset(directory, split, block, vocab_size).tokens
-    if len(tokens) > SAMPLE:
-        return np.concatenate([tokens[: SAMPLE // 2], tokens[-SAMPLE // 2 :]]).astype(np.int64)
-    return tokens[:].astype(np.int64)
 
 
 def split_documents(ids: np.ndarray, tokenizer) -> list[str]:
@@ -84,26 +78,11 @@ def size_warnings(splits: dict, block_size: int, parameters: int) -> Iterator[st
         )
 
 
-def unknown_warnings(counts: np.ndarray, tokenizer) -> Iterator[str]:
-    """Warns if much of the text is lost; `counts` (V,) are those of its tokens."""
-    model = tokenizer.to_dict()["model"]
-    unknown = model.get("unk_id", tokenizer.vocabulary.get(model.get("unk_token")))
-    # a character-level tokenizer takes no unknown character
-    if unknown is not None and not tokenizer.characters and counts[unknown] > 0.01 * counts.sum():
-        yield (
-            f"{counts[unknown] / counts.sum():.0%} of the tokens are unknown: that text is lost; "
-            "use --tokenizer bytes, or a tokenizer trained on such text"
-        )
-
-
 def text_warnings(train: list[str], val: list[str]) -> Iterator[str]:
     """Warns of binary files, repetitions and leaks."""
     binary = max(share(texts, lambda text: len(BINARY.findall(text))) for texts in (train, val))
     if binary > 0.01:
-        yield (
-            f"{binary:.0%} of the characters are control characters or were not UTF-8: "
-            "are there binary files?"
-        )
+        yield f"{binary:.0%} of the characters are control characters or were not UTF-8"
     counts = Counter(train)
     repeated = share(train, lambda text: len(text) * (1 - 1 / counts[text]))
     if repeated > 0.05:
@@ -111,10 +90,9 @@ def text_warnings(train: list[str], val: list[str]) -> Iterator[str]:
     known = {letters(text) for text in counts}
     leaks = [text for text in val if len(letters(text)) >= SHORTEST and letters(text) in known]
     if len(leaks) > 0.001 * len(val):
-        part = sum(map(len, leaks)) / sum(map(len, val))
         yield (
-            f"{len(leaks):,} of {len(val):,} validation documents are also training documents, "
-            f"{part:.0%} of the validation text: its loss will be too low; remove one of each pair"
+            f"{len(leaks):,} of {len(val):,} validation documents are also training documents: "
+            "the loss will be too low; remove one of each pair"
         )
 
 

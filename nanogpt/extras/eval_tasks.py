@@ -10,14 +10,13 @@ on its export.
 """
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from nanogpt.hub import weights
-from nanogpt.hub.export import special_tokens, write_tokenizer
+from nanogpt.hub.export import write_tokenizer
 from nanogpt.model import GPT
 from nanogpt.sample import default_prompt
 
@@ -76,17 +75,13 @@ def evaluate(
 ) -> dict[str, dict]:
     """Results by task, with lm_eval's names. `include_path` is a directory with custom task files.
 
-    The task "core" stands for all of CORE. `limit` is the number of examples per task. Moves the
-    model to the CPU. Raises ValueError if lm_eval or a task is missing, or if no transformers class
-    supports the model.
+    The task "core" stands for all of CORE and adds the mean of their centered accuracies. `limit`
+    is the number of examples per task. Moves the model to the CPU. Raises ValueError for an unknown
+    task, or if no transformers class supports the model.
     """
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        install = "pip install -e '.[eval]' -c constraints.txt"
-        raise ValueError(f"--tasks needs lm_eval: {install}") from None
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
     from transformers import AutoTokenizer
 
     if "core" in tasks and tokenizer.eot_id is None:  # lm_eval needs it to generate
@@ -97,8 +92,7 @@ def evaluate(
             raise ValueError(f"unknown task {name!r}: `lm_eval ls tasks` lists all")
     device = model.wte.weight.device
     with tempfile.TemporaryDirectory() as directory:
-        special = special_tokens(tokenizer, model.config.vocab_size)
-        write_tokenizer(Path(directory), tokenizer, model.config.block_size, special)
+        write_tokenizer(Path(directory), model, tokenizer)
         hf_tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     native = weights.to_transformers(model.cpu(), tokenizer.eot_id).to(device)
     # precedes a text without context
@@ -119,20 +113,14 @@ def evaluate(
 
     others = [name for name in tasks if name != "core"]
     results = run(others) if others else {}
-    return results | evaluate_core(run) if "core" in tasks else results
-
-
-def evaluate_core(run: Callable[[list, int], dict[str, dict]]) -> dict[str, dict]:
-    """Accuracy and centered accuracy of the tasks of CORE, and their mean, as task "core".
-
-    Centered is (accuracy - baseline) / (1 - baseline): 0 for guessing, 1 for perfect.
-    """
-    results: dict[str, dict] = {}
+    if "core" not in tasks:
+        return results
+    # centered is 0 for guessing and 1 for perfect
+    centered = []
     for name, task in CORE.items():
         member = {"task": task.task, **(EXACT if task.metric == WRITTEN else {})}
         found = run([{"group": "core", "task": [member]}], task.shots)
         accuracy = float(found[task.task][task.metric])
-        centered = (accuracy - task.baseline) / (1 - task.baseline)
-        results[f"core/{name}"] = {task.metric: accuracy, "centered,none": centered}
-    mean = sum(result["centered,none"] for result in results.values()) / len(results)
-    return results | {"core": {"centered,none": mean}}
+        centered.append((accuracy - task.baseline) / (1 - task.baseline))
+        results[f"core/{name}"] = {task.metric: accuracy, "centered,none": centered[-1]}
+    return results | {"core": {"centered,none": sum(centered) / len(centered)}}

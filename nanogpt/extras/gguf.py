@@ -8,8 +8,8 @@ Specification of the format: https://github.com/ggml-org/ggml/blob/master/docs/g
 """
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+import gguf
 import numpy as np
 import torch
 
@@ -17,7 +17,7 @@ from nanogpt import chat
 from nanogpt.data import bpe
 from nanogpt.data.tokenizer import END, EOT
 from nanogpt.hub import weights
-from nanogpt.hub.export import check_target, named_errors, special_tokens
+from nanogpt.hub.export import end_ids, writing
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig
 
@@ -27,17 +27,7 @@ ERRORS = {"F32": 0.0, "BF16": 2**-8, "F16": 2**-8, "Q8_0": 1 / 127}
 BLOCK = 32  # weights of a row that share a scale in Q8_0
 # how GPT-2 splits text, as in a tokenizer.json
 GPT2_SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-GPT2_SPLIT |= {"use_regex": True}
-
-
-def require_gguf():
-    """The package gguf. Raises ValueError if it is missing."""
-    try:
-        import gguf
-    except ImportError:
-        install = "pip install -e '.[gguf]' -c constraints.txt"
-        raise ValueError(f"GGUF needs the package gguf: {install}") from None
-    return gguf
+GPT2_SPLIT["use_regex"] = True
 
 
 def export(
@@ -56,14 +46,11 @@ def export(
     `to` exists, or if what is read back differs; OSError if it cannot be written. On error nothing
     is left.
     """
-    to, gguf, kind = Path(to), require_gguf(), KINDS[dtype]
-    check_target(to, directory=False)
-    model, tokenizer, _ = load(run, which=which, say=say)
-    c = model.config
-    temporary = TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
-    with named_errors(to), temporary as directory:
-        unverified = Path(directory, to.name)
-        writer = gguf.GGUFWriter(unverified, weights.native_type(c))
+    to, kind = Path(to), KINDS[dtype]
+    with writing(to) as file:
+        model, tokenizer, _ = load(run, which=which, say=say)
+        c = model.config
+        writer = gguf.GGUFWriter(file, weights.native_type(c))
         rows = add_tokenizer(writer, tokenizer, c.vocab_size)
         add_sizes(writer, c, rows)
         writer.add_name(to.stem)
@@ -73,14 +60,15 @@ def export(
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         tensors = to_llama_cpp(model, rows > c.vocab_size)
         for name, tensor in tensors.items():
-            stored = gguf.GGMLQuantizationType[stored_kind(name, tensor, kind)]
+            divides = kind != "Q8_0" or tensor.size(-1) % BLOCK == 0
+            rounded = tensor.dim() == 2 and divides and not name.startswith("position_embd")
+            stored = gguf.GGMLQuantizationType[kind if rounded else "F32"]
             writer.add_tensor(name, gguf.quantize(tensor.numpy(), stored), raw_dtype=stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        verify(unverified, tensors, kind)
-        unverified.replace(to)
+        verify(file, tensors)
     if rows > c.vocab_size:
         say(f"note: llama.cpp needs a token that ends a text: {EOT} is added, never the likeliest")
     say(f"{to}: GGUF in {kind}, verified: its {len(tensors)} tensors were read back")
@@ -94,7 +82,7 @@ def add_tokenizer(writer, tokenizer, vocab_size: int) -> int:
     it as a token that it does not use, or else as a new one. Raises ValueError if llama.cpp has no
     such tokenizer.
     """
-    kind, parts = require_gguf().TokenType, tokenizer.to_dict()
+    kind, parts = gguf.TokenType, tokenizer.to_dict()
     if tokenizer.characters:
         vocab, merges = spell_characters(tokenizer.characters)
     else:
@@ -106,9 +94,9 @@ def add_tokenizer(writer, tokenizer, vocab_size: int) -> int:
     for token in parts.get("added_tokens") or []:
         special = kind.CONTROL if token["special"] else kind.USER_DEFINED
         found[token["id"]] = (token["content"], special)
-    eos_ids = special_tokens(tokenizer, vocab_size).eos_ids
-    end = eos_ids[0] if eos_ids else tokenizer.vocab_size
-    if not eos_ids:
+    end = next(iter(end_ids(tokenizer, vocab_size)), None)
+    if end is None:
+        end = tokenizer.vocab_size
         found[end] = (EOT, kind.CONTROL)
     tokens, types = zip(*found.values(), strict=True)
     writer.add_tokenizer_model("gpt2")
@@ -129,11 +117,12 @@ def add_tokenizer(writer, tokenizer, vocab_size: int) -> int:
 def spell_characters(characters: str) -> tuple[dict[str, int], list[str]]:
     """Characters as byte-pair encoding: vocabulary, and merges of each from its UTF-8 bytes."""
     alphabet = bpe.byte_alphabet()
-    spelled = [
-        "".join(alphabet[byte] for byte in c.encode("utf-8", "surrogatepass")) for c in characters
-    ]
-    merges = [f"{token[:i]} {token[i]}" for token in spelled for i in range(1, len(token))]
-    return {token: i for i, token in enumerate(spelled)}, list(dict.fromkeys(merges))
+    vocab, merges = {}, {}
+    for i, character in enumerate(characters):
+        token = "".join(alphabet[byte] for byte in character.encode("utf-8", "surrogatepass"))
+        vocab[token] = i
+        merges |= {f"{token[:k]} {token[k]}": None for k in range(1, len(token))}
+    return vocab, list(merges)
 
 
 def check_split(parts: dict) -> None:
@@ -141,12 +130,11 @@ def check_split(parts: dict) -> None:
     model, decoder = parts["model"], (parts.get("decoder") or {}).get("type")
     normalizer = (parts.get("normalizer") or {}).get("type", "NFC")  # llama.cpp drops NFC
     byte_level = model["type"] == "BPE" and decoder == "ByteLevel" and normalizer == "NFC"
-    if byte_level and (parts.get("pre_tokenizer") == GPT2_SPLIT or not model["merges"]):
-        return
-    raise ValueError(
-        "GGUF is for characters, bytes, and byte-level BPE with GPT-2's split: export to a "
-        "directory, and convert that with llama.cpp's convert_hf_to_gguf.py"
-    )
+    if not byte_level or (model["merges"] and parts.get("pre_tokenizer") != GPT2_SPLIT):
+        raise ValueError(
+            "GGUF is for characters, bytes, and byte-level BPE with GPT-2's split: export to a "
+            "directory, and convert that with llama.cpp's convert_hf_to_gguf.py"
+        )
 
 
 def to_llama_cpp(model: GPT, added: bool) -> dict[str, torch.Tensor]:
@@ -155,12 +143,10 @@ def to_llama_cpp(model: GPT, added: bool) -> dict[str, torch.Tensor]:
     llama.cpp rotates neighboring pairs in Llama, where transformers rotates halves of a head. A
     token that is `added` has the mean of the others' rows, so its logit is never the largest.
     """
-    gguf, c = require_gguf(), model.config
-    kind, found = weights.native_type(c), {}
+    c, found = model.config, {}
+    kind = weights.native_type(c)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], c.n_layer)
-    transposed = {
-        name for hf_names, flag in weights.layout(c).values() if flag for name in hf_names
-    }
+    transposed = {hf_names[0] for hf_names, flag in weights.layout(c).values() if flag}
     for name, tensor in weights.to_transformers(model).state_dict().items():
         if name == "lm_head.weight" and c.tie_embeddings:
             continue
@@ -175,12 +161,6 @@ def to_llama_cpp(model: GPT, added: bool) -> dict[str, torch.Tensor]:
     return found
 
 
-def stored_kind(name: str, tensor: torch.Tensor, kind: str) -> str:
-    """F32 for vectors, positions, and rows that Q8_0 cannot divide."""
-    divides = kind != "Q8_0" or tensor.size(-1) % BLOCK == 0
-    return kind if tensor.dim() == 2 and divides and not name.startswith("position_embd") else "F32"
-
-
 def add_sizes(writer, c: GPTConfig, vocab_size: int) -> None:
     """Writes the model's sizes; `vocab_size` counts an added token."""
     writer.add_context_length(c.block_size)
@@ -192,23 +172,22 @@ def add_sizes(writer, c: GPTConfig, vocab_size: int) -> None:
     writer.add_vocab_size(vocab_size)
     if weights.native_type(c) == "gpt2":
         writer.add_layer_norm_eps(c.norm_eps)
-    else:
-        writer.add_layer_norm_rms_eps(c.norm_eps)
-        writer.add_rope_freq_base(c.rope_theta)
-        writer.add_rope_dimension_count(c.head_size)
-        writer.add_key_length(c.head_size)
-        writer.add_value_length(c.head_size)
+        return
+    writer.add_layer_norm_rms_eps(c.norm_eps)
+    writer.add_rope_freq_base(c.rope_theta)
+    writer.add_rope_dimension_count(c.head_size)
+    writer.add_key_length(c.head_size)
+    writer.add_value_length(c.head_size)
 
 
-def verify(file: Path, tensors: dict[str, torch.Tensor], kind: str) -> None:
+def verify(file: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Raises ValueError unless the file has these tensors, rounded as their kinds do."""
-    gguf = require_gguf()
-    found = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
-    if found.keys() != tensors.keys():
+    found = gguf.GGUFReader(file).tensors
+    if {stored.name for stored in found} != tensors.keys():
         raise ValueError("the export is wrong: its tensors have other names")
-    for name, tensor in tensors.items():
-        stored = found[name].tensor_type
-        read = torch.from_numpy(np.array(gguf.dequantize(found[name].data, stored)))
+    for stored in found:
+        tensor, kind = tensors[stored.name], stored.tensor_type
+        read = torch.from_numpy(np.array(gguf.dequantize(stored.data, kind)))
         worst = (read - tensor).abs().max()
-        if not worst <= ERRORS[stored_kind(name, tensor, kind)] * tensor.abs().max():
-            raise ValueError(f"the export is wrong: {name}, read back, differs by {worst:.2g}")
+        if not worst <= ERRORS[kind.name] * tensor.abs().max():
+            raise ValueError(f"the export is wrong: {stored.name} differs by {worst:.2g}")

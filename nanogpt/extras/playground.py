@@ -26,12 +26,9 @@ from nanogpt.sample import default_prompt, stream_text
 
 # colored tokens have dark text, also on a dark page
 STYLE = """
-.gradio-container p, .tokens { overflow-wrap: anywhere; }
-.tokens { white-space: pre-wrap; font: 15px/1.9 ui-monospace, monospace; }
+.tokens { white-space: pre-wrap; overflow-wrap: anywhere; font: 15px/1.9 ui-monospace, monospace; }
 .token { border-radius: 3px; color: #111 !important; }
-.token:hover { outline: 2px solid #888; }
-.layers { overflow-x: auto; }
-.layers table { font: 13px ui-monospace, monospace; }
+.layers { overflow-x: auto; font: 13px ui-monospace, monospace; }
 .layers td, .layers th { white-space: pre; padding: 2px 4px; text-align: center; }
 """
 LONGEST_INSIDE = 128  # tokens of a text whose attention is shown: more would be too small to see
@@ -102,20 +99,19 @@ class Writer:
 
     def predict(self, ids: torch.Tensor, states: torch.Tensor) -> str:
         """HTML: what the layers with states (L, T, C) would predict after tokens ids (T,)."""
-        head = "".join(f"<th>{self.name(i)}</th>" for i in ids.tolist())
-        rows = [f"<tr><th></th>{head}</tr>"]
-        for i, state in reversed(list(enumerate(states, start=1))):
+        rows = []
+        for i, state in enumerate(states, start=1):
+            cells = [f"<th>layer {i}</th>"]
             probs, tokens = lens(self.model, state).softmax(-1).max(-1)
-            cells = [
-                f'<td style="background:rgb(59 130 246 / {p:.0%})" title="{p:.1%}">'
-                f"{self.name(token)}</td>"
-                for p, token in zip(probs.tolist(), tokens.tolist(), strict=True)
-            ]
-            rows.append(f"<tr><th>layer {i}</th>{''.join(cells)}</tr>")
+            for p, token in zip(probs.tolist(), tokens.tolist(), strict=True):
+                style = f"background:rgb(59 130 246 / {p:.0%})"
+                cells.append(f'<td style="{style}" title="{p:.1%}">{self.name(token)}</td>')
+            rows.append("".join(cells))
+        rows.append("<th></th>" + "".join(f"<th>{self.name(i)}</th>" for i in ids.tolist()))
         return (
             "<p>What each layer would predict after each token; the stronger, the likelier. Above, "
             "rows are positions, and columns what they attend to.</p>"
-            f'<div class="layers"><table>{"".join(rows)}</table></div>'
+            f'<div class="layers"><table><tr>{"</tr><tr>".join(rows[::-1])}</tr></table></div>'
         )
 
     def look_inside(self, text: str, layer: int) -> tuple[str, Figure, str]:
@@ -140,11 +136,10 @@ def draw_heads(weights: torch.Tensor, names: list[str]) -> Figure:
     figure = Figure(figsize=(3.2 * columns, 3.2 * rows), layout="constrained")
     places = range(0, len(names), -(-len(names) // 24))  # as many names as fit
     shown = [names[i].replace("$", r"\$") for i in places]  # no formulas
-    for i, head in enumerate(weights, start=1):
+    shades = weights.sqrt().cpu().numpy()  # the root shows small weights
+    for i, head in enumerate(shades, start=1):
         axes = figure.add_subplot(rows, columns, i, title=f"head {i}")
-        axes.imshow(
-            head.sqrt().cpu().numpy(), cmap="Blues", vmin=0, vmax=1
-        )  # the root shows small ones
+        axes.imshow(head, cmap="Blues", vmin=0, vmax=1)
         axes.set_xticks(places, shown, rotation=90, fontsize=6)
         axes.set_yticks(places, shown, fontsize=6)
     return figure
@@ -166,7 +161,6 @@ def page(runs: list[str], device: str, **options):
     import gradio as gr
 
     writers = [Writer(run, device, **options) for run in runs]
-    numbered = list(enumerate(runs))
 
     def write(*arguments):
         texts = [""] * len(writers)
@@ -190,10 +184,10 @@ def page(runs: list[str], device: str, **options):
             with gr.Row():
                 start = gr.Button("Write", variant="primary", elem_id="write")
                 stop = gr.Button("Stop")
+            texts = []
             with gr.Row():
-                texts = [
-                    gr.Textbox(label=run, lines=16, elem_id=f"text-{i}") for i, run in numbered
-                ]
+                for i, run in enumerate(runs):
+                    texts.append(gr.Textbox(label=run, lines=16, elem_id=f"text-{i}"))
             stop.click(None, cancels=[start.click(write, arguments, texts, **private)])
         with gr.Tab("Look inside"):
             text = gr.Textbox(lines=4, label="text", elem_id="given")
@@ -201,7 +195,7 @@ def page(runs: list[str], device: str, **options):
             layer = gr.Dropdown(list(range(1, deepest + 1)), value=1, label="layer")
             button = gr.Button("Look inside", variant="primary", elem_id="look")
             insides = []
-            for i, _ in numbered:
+            for i in range(len(runs)):
                 insides.append(gr.HTML(elem_id=f"painted-{i}"))
                 insides.append(gr.Plot(show_label=False))
                 insides.append(gr.HTML(elem_id=f"inside-{i}"))
@@ -215,13 +209,8 @@ def serve(runs: list[str], device: str, port: int | None = None, say=print, bloc
     By default it takes the first free port from 7860 on. `options` are those of
     `nanogpt.hub.load.load`. Raises ValueError or OSError.
     """
-    # before the import: no request may leave the machine
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio as gr
-    except ImportError:
-        install = "pip install -e '.[playground]' -c constraints.txt"
-        raise ValueError(f"the playground needs Gradio: {install}") from None
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: no request may leave
+    import gradio as gr
     from starlette.middleware import Middleware  # Gradio brings it
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 

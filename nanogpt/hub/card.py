@@ -4,7 +4,6 @@ import json
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig, ignored_by
@@ -35,12 +34,12 @@ print(generate({prompt!r}, max_new_tokens={new_tokens})[0]["generated_text"])
 ```
 
 The context is {block_size:,} tokens long, prompt and answer together.
-{training}"""
+"""
 
 TRAINING = """
 ## Training
 
-{results}
+{results}.
 
 Data: {data}.
 
@@ -50,23 +49,6 @@ Data: {data}.
 """
 
 
-class RunInfo(NamedTuple):
-    """What a checkpoint says about its run."""
-
-    out_dir: Path
-    state: dict
-    settings: dict
-    environment: dict
-
-
-def read(source: Path) -> RunInfo:
-    """Reads a checkpoint's information. Raises ValueError if a file is missing or damaged."""
-    model, train = checkpoint.load_configs(source)
-    environment = checkpoint.read_json(source / checkpoint.CONFIG).get("environment", {})
-    state = vars(checkpoint.read_state(source))
-    return RunInfo(source.parent, state, asdict(model) | asdict(train), environment)
-
-
 def write(
     directory: Path,
     model: GPT,
@@ -74,12 +56,12 @@ def write(
     repo: str,
     license: str,
     prompt: str | list[dict],
-    info: RunInfo | None,
+    source: Path | None,
 ) -> None:
     """Writes README.md into an export.
 
-    `native` is the transformers class, `repo` and `prompt` are those of the example, `info` is that
-    of the exported checkpoint (None for a model from elsewhere).
+    `native` is the transformers class, `repo` and `prompt` are those of the example, `source` is
+    the exported checkpoint (None for a model from elsewhere).
     """
     card = CARD.format(
         license=json.dumps(license),
@@ -90,36 +72,35 @@ def write(
         prompt=prompt,
         new_tokens=min(200, model.config.block_size // 2),
         block_size=model.config.block_size,
-        training=training(info, directory) if info else "",
     )
+    if source:
+        card += training(source, directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def training(info: RunInfo, directory: Path) -> str:
+def training(source: Path, directory: Path) -> str:
     """The card's section about training; draws the losses into the export's `directory`.
 
     It has the result, the data, and the settings that differ from the defaults.
     """
+    model, train = checkpoint.load_configs(source)
+    state = checkpoint.read_state(source)
+    environment = read_json(source / checkpoint.CONFIG).get("environment", {})
     defaults, hidden = asdict(TrainConfig()), ignored_by("card")
-    settings = [
-        f"| {name} | {value} |"
-        for name, value in info.settings.items()
-        if value not in (None, defaults.get(name)) and name not in hidden
-    ]
-    state, environment = info.state, info.environment
-    results = f"{state['step']:,} steps, {state['tokens']:,} tokens, "
-    results += f"{state['train_seconds']:,.0f} s of training"
+    settings = []
+    for name, value in (asdict(model) | asdict(train)).items():
+        if value not in (None, defaults.get(name)) and name not in hidden:
+            settings.append(f"| {name} | {value} |")
+    results = f"{state.step:,} steps, {state.tokens:,} tokens, "
+    results += f"{state.train_seconds:,.0f} s of training"
     if "device" in environment:
         results += f" on {environment['device']} in {environment.get('precision')}"
-    if state["best_step"] == state["step"]:
-        results += f". Validation loss {state['best_val_loss']:.4f} nats per token"
-    if plot.curves([info.out_dir], directory / CURVE):
+    if state.best_step == state.step:
+        results += f". Validation loss {state.best_val_loss:.4f} nats per token"
+    if plot.curves([source.parent], directory / CURVE):
         results = f"![training curve]({CURVE})\n\n{results}"
-    return TRAINING.format(
-        results=f"{results}.",
-        data=data_line(info.settings["data"]),
-        settings="\n".join(settings),
-    )
+    data = data_line(train.data)
+    return TRAINING.format(results=results, data=data, settings="\n".join(settings))
 
 
 def data_line(data: str) -> str:

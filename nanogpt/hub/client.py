@@ -13,15 +13,15 @@ from nanogpt.data.files import first_line
 WANTED = ["config.json", "model*.safetensors*", "tokenizer*.json", "vocab.json"]
 
 
-def download(name: str, revision: str | None = None) -> Path:
-    """Downloads the model `name` at a branch, tag or commit; returns the directory with its files.
+def download(name: str) -> Path:
+    """Downloads the model `name`; returns the directory with its files.
 
     Raises ValueError if there is no such model or no network.
     """
     from huggingface_hub import snapshot_download
 
     with one_line_errors(f"{name!r} is not a directory, and the Hub does not have it"):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+        return Path(snapshot_download(name, allow_patterns=WANTED))
 
 
 def make_repository(name: str, private: bool = False) -> None:
@@ -29,23 +29,13 @@ def make_repository(name: str, private: bool = False) -> None:
 
     Raises ValueError if the token, the network or write access is missing.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import auth_check, create_repo
 
     if name.count("/") != 1:
         raise ValueError(f"{name!r} is not the name of a repository on the Hub: expected USER/NAME")
     with one_line_errors(f"the Hub refuses {name!r}"):
-        api = HfApi()
-        api.create_repo(name, private=private, exist_ok=True)
-        api.auth_check(name, write=True)  # create_repo also accepts another user's repository
-
-
-def upload(directory: Path, name: str, message: str) -> str:
-    """Adds the files of `directory` to a repository in one commit; returns its URL."""
-    from huggingface_hub import HfApi
-
-    with one_line_errors(f"the Hub refuses {name!r}"):
-        commit = HfApi().upload_folder(repo_id=name, folder_path=directory, commit_message=message)
-        return commit.commit_url
+        create_repo(name, private=private, exist_ok=True)
+        auth_check(name, write=True)  # create_repo also accepts another user's repository
 
 
 @contextmanager
@@ -54,8 +44,8 @@ def one_line_errors(what: str):
     try:
         yield
     except Exception as error:
-        # the latter two: its transport
-        if type(error).__module__.partition(".")[0] not in ("huggingface_hub", "httpx", "httpx2"):
+        package = type(error).__module__.partition(".")[0]
+        if package not in ("huggingface_hub", "httpx", "httpx2"):  # the latter two: its transport
             raise
         raise ValueError(
             f"{what} ({first_line(error)}): check the name, the network, HF_HUB_OFFLINE, "

@@ -3,20 +3,21 @@
     nanogpt export out/shakespeare --to exports/shakespeare
     nanogpt push out/shakespeare USER/NAME
 
-Every export is verified before it takes its name: transformers loads it, and its tokens, logits
-and a greedy continuation are compared with the model's. An export that differs is removed.
+Every export is verified before it takes its name: transformers loads it, and its tokens and logits
+are compared with the model's. An export that differs is removed.
 """
 
 import json
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 
 from nanogpt import chat, checkpoint
+from nanogpt.data.files import read_json
 from nanogpt.data.mixture import open_data
 from nanogpt.data.tokenizer import END, FILE
 from nanogpt.hub import card, client, weights
@@ -25,7 +26,6 @@ from nanogpt.model import GPT, GPTConfig
 from nanogpt.sample import generate
 
 TOLERANCE = 1e-4  # of logits, in fp32
-HELLO = [{"role": "user", "content": "Hello"}]  # in the card's example
 
 
 def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None, say) -> None:
@@ -61,80 +61,64 @@ def export(
     OSError if it cannot be written. After an error nothing is left at `to`.
     """
     to = Path(to)
-    check_target(to, directory=True)
-    model, tokenizer, _, info = load_with_info(run, say=say, **options)
-    model.to(dtype).float()  # rounded as stored
-    special = special_tokens(tokenizer, model.config.vocab_size)
-    end_id = next(iter(special.eos_ids), None)
-    native = weights.to_transformers(model, end_id, end_id)
-    ids = real_tokens(model, info)
-    temporary = tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
-    with named_errors(to), temporary as directory:
-        unverified = Path(directory, to.name)
-        unverified.mkdir()
-        write_model(unverified, native.to(dtype), model.config.block_size, special)
-        write_tokenizer(unverified, tokenizer, model.config.block_size, special)
-        prompt = HELLO if chat.can_chat(tokenizer) else tokenizer.decode(ids[0, :8].tolist())
+    with writing(to) as directory:
+        model, tokenizer, source = load(run, say=say, **options)
+        model.to(dtype).float()  # rounded as stored
+        end_id = next(iter(end_ids(tokenizer, model.config.vocab_size)), None)
+        native = weights.to_transformers(model, end_id, end_id)
+        ids = real_tokens(model, source)
+        directory.mkdir()
+        write_model(directory, native.to(dtype), model, tokenizer)
+        write_tokenizer(directory, model, tokenizer)
+        prompt = tokenizer.decode(ids[0, :8].tolist())
+        if chat.can_chat(tokenizer):
+            prompt = [{"role": "user", "content": "Hello"}]
         repo = name or str(to.resolve())
-        card.write(unverified, model, type(native).__name__, repo, license, prompt, info)
-        worst = verify(unverified, model, tokenizer, ids)
-        for file in unverified.iterdir():
+        card.write(directory, model, type(native).__name__, repo, license, prompt, source)
+        worst = verify(directory, model, tokenizer, ids)
+        for file in directory.iterdir():
             file.chmod(0o644)  # safetensors makes files that only their owner can read
-        unverified.replace(to)
-    say(
-        f"{name or to}: {type(native).__name__}, verified: logits differ by {worst:.1e} at most, "
-        "the same greedy continuation"
-    )
+    say(f"{name or to}: {type(native).__name__}, verified: logits differ by {worst:.1e} at most")
     return to
 
 
-def check_target(to: Path, directory: bool) -> None:
-    """Raises ValueError if an export cannot be written to `to`; creates its parent directory."""
-    empty = directory and to.is_dir() and not any(to.iterdir())
-    if to.is_symlink() or (to.exists() and not empty):
+@contextmanager
+def writing(to: Path) -> Iterator[Path]:
+    """Context manager: a temporary path, for a file or a directory, that becomes `to` at the end.
+
+    After an error nothing is left. Raises ValueError if `to` exists and is not an empty directory;
+    an OSError, such as on a full disk, names `to`.
+    """
+    if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
         raise ValueError(f"{to} exists already: remove it, or export --to another path")
     to.parent.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def named_errors(to: Path):
-    """Context manager: a failed write, such as on a full disk, names `to`, not a temporary path."""
+    prefix = f".tmp-{to.name}-"
     try:
-        yield
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=to.parent) as temporary:
+            yield Path(temporary, to.name)
+            Path(temporary, to.name).replace(to)
     except (OSError, SafetensorError) as error:
+        if prefix not in str(getattr(error, "filename", None) or prefix):
+            raise  # of a file that is read
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(getattr(error, "errno", None), reason, str(to)) from None
 
 
-def load_with_info(run: str | Path, which: str | None = None, say=print, **options) -> tuple:
-    """(model, tokenizer, checkpoint, its RunInfo), all of one checkpoint (see `load`)."""
-    model, tokenizer, source = load(run, which=which, say=say, **options)
-    return model, tokenizer, source, card.read(source) if source else None
+def end_ids(tokenizer, vocab_size: int) -> list[int]:
+    """The tokens that end a text: the end-of-text token, the end of a message.
 
-
-class Special(NamedTuple):
-    """Tokens with a role in an export."""
-
-    eos_ids: list[int]  # tokens that end a text: the end-of-text token, the end of a message
-    unk_token: str | None  # at character level the known character that stands for unknown ones
-
-
-def special_tokens(tokenizer, vocab_size: int) -> Special:
-    """Chooses them. Raises ValueError if the tokenizer has more tokens than the model."""
+    Raises ValueError if the tokenizer has more tokens than the model.
+    """
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only {vocab_size}: "
             "they do not belong together"
         )
-    ends = (tokenizer.eot_id, tokenizer.special.get(END))
-    known = tokenizer.characters
-    return Special(
-        eos_ids=list(dict.fromkeys(i for i in ends if i is not None)),
-        unk_token=next((c for c in "\ufffd \n" if c in known), known[0]) if known else None,
-    )
+    ends = dict.fromkeys((tokenizer.eot_id, tokenizer.special.get(END)))
+    return [i for i in ends if i is not None]
 
 
-def write_model(directory: Path, native, block_size: int, special: Special) -> None:
+def write_model(directory: Path, native, model: GPT, tokenizer) -> None:
     """Writes weights, configuration and generation settings.
 
     Tied weights have the names of published files: GPT-2's have no prefix, as mlx-lm requires. With
@@ -146,49 +130,51 @@ def write_model(directory: Path, native, block_size: int, special: Special) -> N
         state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     with weights.quiet():
         # not max_length, about which transformers warns whenever max_new_tokens is given
-        native.generation_config.max_new_tokens = max(1, block_size // 2)
-        if len(special.eos_ids) > 1:
-            native.generation_config.eos_token_id = special.eos_ids
+        native.generation_config.max_new_tokens = max(1, model.config.block_size // 2)
+        ends = end_ids(tokenizer, model.config.vocab_size)
+        if len(ends) > 1:
+            native.generation_config.eos_token_id = ends
         native.save_pretrained(directory, state_dict=state, max_shard_size="5GB")
-    config = checkpoint.read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
     if "rope_parameters" in config:
         # transformers 4 and mlx-lm read rope_theta here and otherwise use their default
         config["rope_theta"] = config["rope_parameters"]["rope_theta"]
         checkpoint.write_json(directory / "config.json", config)
 
 
-def write_tokenizer(directory: Path, tokenizer, block_size: int, special: Special) -> None:
+def write_tokenizer(directory: Path, model: GPT, tokenizer) -> None:
     """Writes the files that `AutoTokenizer` reads, with the special tokens and the context length.
 
     Training does not use the tokenizer's template, such as [CLS] … [SEP], so the export has none.
+    At character level a known character stands for unknown ones.
     """
     contents = tokenizer.to_dict() | {"post_processor": None}
-    if special.unk_token:
-        contents["model"]["unk_token"] = special.unk_token
-    text = json.dumps(contents, ensure_ascii=False)
-    (directory / FILE).write_text(text, encoding="utf-8")
+    if known := tokenizer.characters:
+        contents["model"]["unk_token"] = next((c for c in "\ufffd \n" if c in known), known[0])
+    (directory / FILE).write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
     config = {
         # the class with which every version of transformers reads a bare tokenizer.json
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": block_size,
+        "model_max_length": model.config.block_size,
         "padding_side": "left",  # a batch is continued at its right end
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # version 4 adds token_type_ids
     }
-    if special.eos_ids:  # one token for everything, as in GPT-2
+    if ends := end_ids(tokenizer, model.config.vocab_size):  # one token for everything, as in GPT-2
         roles = ("bos_token", "eos_token", "pad_token", "unk_token")
-        config |= dict.fromkeys(roles, tokenizer.decode(special.eos_ids[:1]))
+        config |= dict.fromkeys(roles, tokenizer.decode(ends[:1]))
     checkpoint.write_json(directory / "tokenizer_config.json", config)
     if chat.can_chat(tokenizer):
         (directory / "chat_template.jinja").write_text(chat.TEMPLATE, encoding="utf-8")
 
 
-def real_tokens(model: GPT, info: card.RunInfo | None) -> torch.Tensor:
+def real_tokens(model: GPT, source: Path | None) -> torch.Tensor:
     """Tokens (2, T) for the comparison: validation data if available, else a sample."""
     T = min(model.config.block_size, 256)
-    if info is not None:
+    if source:
         with suppress(ValueError):  # the data was moved, or is shorter than the context
-            data = open_data(info.settings["data"], "val", T, model.config.vocab_size)
+            config = checkpoint.load_configs(source)[1]
+            data = open_data(config.data, "val", T, model.config.vocab_size)
             return data.batch(0, 0, 2)[0]
     start = torch.arange(2)[:, None] % model.config.vocab_size
     return generate(model, start, T - 1, seed=0)
@@ -219,22 +205,17 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor) -> float:
         if rendered != chat.render(tokenizer, hello).tolist():
             raise ValueError("the export is wrong: its template gives other tokens")
     with torch.no_grad():
-        ours, theirs = model(ids), hf_model(ids).logits
-    difference = (ours - theirs).abs()
+        return compare(hf_model(ids).logits, model(ids))
+
+
+def compare(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference between logits. Raises ValueError if it is too large."""
+    difference = (found - expected).abs()
     worst = difference.max().item()
     # fp32 has seven digits: GPT-2's logits, around -100, can agree to five decimals at most
-    if not (difference <= TOLERANCE * (ours.abs() / 10).clamp(min=1)).all():  # catches NaN as well
+    allowed = TOLERANCE * (expected.abs() / 10).clamp(min=1)
+    if not (difference <= allowed).all():  # catches NaN as well
         raise ValueError(f"the export is wrong: logits differ by {worst:.2g}, above {TOLERANCE}")
-    start = max(1, min(16, model.config.block_size - 64))
-    new = min(64, model.config.block_size + 1 - start)  # the last one is not read again
-    prompt = ids[:1, :start]
-    continued = generate(model, prompt, new, temperature=0)[0].tolist()
-    with weights.quiet():  # transformers warns of an end-of-text token at the end
-        mask = torch.ones_like(prompt)
-        output = hf_model.generate(prompt, attention_mask=mask, do_sample=False, max_new_tokens=new)
-    theirs = output[0].tolist()  # may be shorter: transformers stops at the end of a text
-    if theirs != continued[: len(theirs)]:
-        raise ValueError(f"the export is wrong: it continues with {theirs}, not {continued}")
     return worst
 
 
@@ -244,9 +225,13 @@ def push(run: str | Path, repo: str, *, private: bool = False, say=print, **opti
     Checks token and write access first, and creates the repository if needed. Other files in it
     stay. `options` are those of `export`.
     """
+    from huggingface_hub import upload_folder
+
     client.make_repository(repo, private)
+    message = f"Export of {Path(run).name} by nanogpt"
     with tempfile.TemporaryDirectory() as directory:
         folder = export(run, Path(directory, "export"), name=repo, say=say, **options)
-        address = client.upload(folder, repo, f"Export of {Path(run).name} by nanogpt")
-    say(f"pushed: {address}")
-    return address
+        with client.one_line_errors(f"the Hub refuses {repo!r}"):
+            commit = upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    say(f"pushed: {commit.commit_url}")
+    return commit.commit_url

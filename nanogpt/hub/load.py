@@ -34,17 +34,16 @@ def load_model(
     which: str | None = None,
     say=print,
     trust_recipe: str | Path | None = None,
-    revision: str | None = None,
     **changes,
 ) -> tuple[GPT, Path]:
     """Loads the model of a RUN, and returns it with the directory of its files.
 
     RUN is an out directory (its `best` checkpoint, else `last`; or `which`: best, last, step-N),
-    one checkpoint in it, or a transformers model, as a directory or a name on the Hub, there at a
-    `revision`. `changes` are fields of GPTConfig that do not affect the weights, such as dropout. A
-    model that was trained as a subclass of GPT is loaded as that class if `trust_recipe` names the
-    Python file that defines it, which is run; otherwise as a GPT, if its parameters are those of
-    one. Raises ValueError if it is none of them.
+    one checkpoint in it, or a transformers model, as a directory or a name on the Hub. `changes`
+    are fields of GPTConfig that do not affect the weights, such as dropout. A model that was
+    trained as a subclass of GPT is loaded as that class if `trust_recipe` names the Python file
+    that defines it, which is run; otherwise as a GPT, if its parameters are those of one. Raises
+    ValueError if it is none of them.
     """
     path = choose(Path(run), which)
     if not path.is_dir():
@@ -53,8 +52,9 @@ def load_model(
                 f"{str(path)!r} is not a directory: "
                 "name an out directory, a checkpoint in one, or a transformers model"
             )
-        path = client.download(str(run), revision)
-    if weights.is_transformers(path):
+        path = client.download(str(run))
+    config = path / checkpoint.CONFIG
+    if config.is_file() and "model_type" in checkpoint.read_json(config):
         return weights.from_pretrained(path, dtype=dtype, **changes).to(device), path
     found = checkpoint.find(path)
     own_class, hint = GPT, ""
@@ -99,11 +99,6 @@ def choose(run: Path, which: str | None) -> Path:
     return follow(run / (f"step-{int(which[5:]):06d}" if which.startswith("step-") else which))
 
 
-def from_pretrained(run: str | Path, **options) -> GPT:
-    """Loads only the model of a RUN. `options` are those of `load_model`."""
-    return load_model(run, **options)[0]
-
-
 def load_for_training(
     run: str | Path, wanted: GPTConfig, say=print, given: Iterable[str] = ()
 ) -> tuple:
@@ -112,17 +107,15 @@ def load_for_training(
     Dropout, gradient_checkpointing, separator and block_size are those of `wanted`, the other
     settings are the checkpoint's. Raises ValueError if one that the user has `given` differs.
     """
-    kept = {
-        name: getattr(wanted, name) for name in ("dropout", "gradient_checkpointing", "separator")
-    }
+    names = ("dropout", "gradient_checkpointing", "separator")
+    kept = {name: getattr(wanted, name) for name in names}
     model, tokenizer, _ = load(run, say=say, **kept)
     c = model.config
-    sizes = {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}  # never None
-    actual = asdict(c) | sizes
+    actual = asdict(c) | {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}
     for name in actual.keys() & set(given) - kept.keys():
         asked = getattr(wanted, name)
-        agrees = asked <= actual[name] if name == "block_size" else asked in (actual[name], None)
-        if not agrees:
+        fits = name == "block_size" and asked <= c.block_size
+        if not fits and asked not in (actual[name], None):
             raise ValueError(
                 f"{name}={asked}, but the model to fine-tune, {run}, has {name}={actual[name]}: "
                 f"leave --{name} out"
@@ -143,9 +136,8 @@ def make_room(model: GPT, meta: dict, config: TrainConfig) -> None:
         return
     if new > room:
         raise ValueError(
-            f"{config.data} has {new:,} tokens, and the embeddings of init_from={config.init_from} "
-            f"have room for {room:,}: prepare the data with that model's tokenizer, or start from "
-            "a model with a smaller vocabulary"
+            f"{config.data} has {new:,} tokens, and init_from={config.init_from} has room for "
+            f"{room:,}: prepare the data with that model's tokenizer, or choose another model"
         )
     with torch.no_grad():
         for name, weight in model.named_parameters():

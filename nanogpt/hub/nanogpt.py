@@ -1,34 +1,31 @@
-"""nanoGPT's checkpoints: imports `ckpt.pt` with its optimizer state, and writes one.
+"""nanoGPT's checkpoints: imports `ckpt.pt`, without its optimizer state, and writes one.
 
     nanogpt import-nanogpt out-shakespeare-char/ckpt.pt --data data/shakespeare_char
     nanogpt export out/shakespeare --to ckpt.pt --format nanogpt
 
 nanoGPT (Karpathy 2022) has the same weights under the same names, except for the prefix
-`transformer.` and the padding of the vocabulary. Its optimizer state is indexed by number, not by
-name.
+`transformer.` and the padding of the vocabulary.
 """
 
 import re
-import shlex
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data import pickles
-from nanogpt.data.files import first_line, write_atomic
+from nanogpt.data.files import first_line
 from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.hub.export import check_target, load_with_info
+from nanogpt.hub.export import writing
+from nanogpt.hub.load import load
+from nanogpt.hub.weights import pad
 from nanogpt.model import GPT, GPTConfig
 
 # settings of the same name and meaning
-SIZES = "n_layer n_head n_embd block_size".split()
-SHARED = [*SIZES, "vocab_size", "bias", "dropout"]
+SHARED = "n_layer n_head n_embd block_size vocab_size bias dropout".split()
 SETTINGS = "batch_size gradient_accumulation_steps max_iters warmup_iters lr_decay_iters".split()
 SETTINGS += "eval_interval eval_iters log_interval always_save_checkpoint".split()
 SETTINGS += "learning_rate min_lr weight_decay beta1 beta2 grad_clip".split()
@@ -38,27 +35,32 @@ PADDED_GPT2 = 50304  # nanoGPT's vocabulary size for GPT-2's 50257 tokens
 def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
     """Writes nanoGPT's checkpoint `path`, trained on `data`, as one of the run `out_dir`.
 
-    Logits and the following steps equal nanoGPT's, with one exception: of its 50304 rows for
-    GPT-2's vocabulary only the 50257 that have a token are kept. Training without optimizer state
-    starts with a new one. Returns the directory of the checkpoint. Raises ValueError or OSError
-    before anything is written.
+    Logits equal nanoGPT's; of its 50304 rows for GPT-2's vocabulary only the 50257 that have a
+    token are kept. Training continues with a new optimizer state. Returns the directory of the
+    checkpoint. Raises ValueError or OSError before anything is written.
     """
-    if there := checkpoint.list_checkpoints(out_dir):
-        raise ValueError(
-            f"{out_dir} already holds a run ({there[-1].name}): name another --out_dir"
-        )
+    if checkpoint.list_checkpoints(out_dir):
+        raise ValueError(f"{out_dir} already holds a run: name another --out_dir")
     read_meta(data)  # raises ValueError if something is wrong with the data
     contents = pickles.read_checkpoint(path)
     tokenizer = load_tokenizer(data)
     try:
-        config = model_config(contents["model_args"], tokenizer)
+        args, vocab_size = contents["model_args"], tokenizer.vocab_size
+        gpt2 = tokenizer.name == "gpt2" and args["vocab_size"] == PADDED_GPT2
+        if args["vocab_size"] != vocab_size and not gpt2:
+            raise ValueError(
+                f"its vocabulary has {args['vocab_size']} tokens, the data's {vocab_size}: "
+                "name the data it was trained on with --data"
+            )
+        args = {"bias": True} | args  # early checkpoints do not record it, and have biases
+        settings = {name: args[name] for name in SHARED}
+        settings["vocab_size"] = vocab_size
+        config = GPTConfig(**settings)
         weights = convert_weights(contents["model"], config)
         config.tie_embeddings = "lm_head.weight" not in weights
         with torch.device("meta"):
             shapes = {name: p.shape for name, p in GPT(config).named_parameters()}
         checkpoint.check_tensors(path, weights, shapes)
-        optimizer = contents.get("optimizer")
-        moments = convert_moments(optimizer, weights, config) if optimizer else {}
         train = train_config(contents.get("config", {}), data, out_dir)
         step = int(contents["iter_num"])
         tokens = step * train.gradient_accumulation_steps * train.batch_size * config.block_size
@@ -70,26 +72,9 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
         raise ValueError(f"{path} cannot be imported: {reason}") from None
     run = {"model": asdict(config), "train": asdict(train), "environment": {}}
     out_dir.mkdir(parents=True, exist_ok=True)
-    saved = checkpoint.save(out_dir, state, weights, moments, run, tokenizer, keep=0)
+    saved = checkpoint.save(out_dir, state, weights, {}, run, tokenizer, keep=0)
     checkpoint.write_json(out_dir / checkpoint.CONFIG, run)
     return saved
-
-
-def model_config(args: dict, tokenizer) -> GPTConfig:
-    """Converts nanoGPT's `model_args`. Raises ValueError if the tokenizer is not the model's."""
-    vocab_size = tokenizer.vocab_size
-    rows = args["vocab_size"]
-    if rows != vocab_size and not (tokenizer.name == "gpt2" and rows == PADDED_GPT2):
-        raise ValueError(
-            f"its vocabulary has {rows} tokens, the data's {vocab_size}: "
-            "name the data it was trained on with --data"
-        )
-    return GPTConfig(
-        **{name: args[name] for name in SIZES},
-        vocab_size=vocab_size,
-        bias=args.get("bias", True),  # early checkpoints do not record it, and have biases
-        dropout=args["dropout"],
-    )
 
 
 def convert_weights(state: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
@@ -102,39 +87,12 @@ def convert_weights(state: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
     for name, tensor in state.items():
         name = re.sub(r"^(_orig_mod\.|module\.)*(transformer\.)?", "", name)
         if not re.fullmatch(r"h\.\d+\.attn\.bias", name):
-            weights[name] = pad(name, tensor.float(), config)
+            if name in ("wte.weight", "lm_head.weight"):
+                tensor = tensor[: config.vocab_size]
+            weights[name] = pad(name, tensor.float().contiguous(), config)
     if torch.equal(weights["lm_head.weight"], weights["wte.weight"]):
         del weights["lm_head.weight"]
     return weights
-
-
-def convert_moments(optimizer: dict, weights: dict, config: GPTConfig) -> dict[str, torch.Tensor]:
-    """AdamW's state by our names, "<parameter>.<state>", from nanoGPT's, by number.
-
-    nanoGPT's groups are the matrices and embeddings, which decay, then the rest, both in the
-    model's order.
-    """
-    matrices = [name for name, tensor in weights.items() if tensor.ndim >= 2]
-    vectors = [name for name, tensor in weights.items() if tensor.ndim < 2]
-    numbers = chain(*(group["params"] for group in optimizer["param_groups"]))
-    moments = {}
-    for name, number in zip(matrices + vectors, numbers, strict=True):
-        state = optimizer["state"][number]
-        for key in ("exp_avg", "exp_avg_sq"):
-            moment = pad(name, state[key].float(), config)
-            if moment.shape != weights[name].shape:
-                raise ValueError(f"its optimizer state for {name} has the wrong shape")
-            moments[f"{name}.{key}"] = moment
-        moments[f"{name}.step"] = torch.tensor(float(state["step"]))
-    return moments
-
-
-def pad(name: str, tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
-    """Pads tensors that have a row per token with zeros to a multiple of 64 rows."""
-    if not name.startswith(("wte.", "lm_head.")):
-        return tensor.contiguous()
-    missing = config.padded_vocab_size - config.vocab_size
-    return F.pad(tensor[: config.vocab_size], (0, 0, 0, missing))
 
 
 def train_config(config: dict, data: Path, out_dir: Path) -> TrainConfig:
@@ -145,17 +103,6 @@ def train_config(config: dict, data: Path, out_dir: Path) -> TrainConfig:
     fp32 = config.get("device") == "cpu" or config.get("dtype") == "float32"
     precision = "fp32" if fp32 else "auto"  # nanoGPT has no autocast on a CPU
     return TrainConfig(data=str(data), out_dir=str(out_dir), precision=precision, **settings)
-
-
-def resume_command(saved: Path) -> str:
-    """The command that continues an imported checkpoint."""
-    train = checkpoint.load_configs(saved)[1]
-    step = checkpoint.read_state(saved).step
-    words = ["python", "recipes/shakespeare_nanogpt.py", f"--config={saved.parent / 'config.json'}"]
-    words += [f"--out_dir={saved.parent}", "--resume=auto"]
-    if step >= train.max_iters:
-        words.append(f"--max_iters={2 * step}")
-    return shlex.join(words)
 
 
 def require_nanogpts(config: GPTConfig) -> None:
@@ -174,11 +121,11 @@ def export(run: str | Path, to: str | Path, say=print, **options) -> Path:
     Raises ValueError if nanoGPT's GPT does not support the model, or if `to` exists.
     """
     to = Path(to)
-    check_target(to, directory=False)
-    model, _, _, info = load_with_info(run, say=say, **options)
-    state = info.state if info else vars(checkpoint.State())
-    loss = state["best_val_loss"]
-    write_checkpoint(model, to, state["step"], float("inf") if loss is None else loss)
+    with writing(to) as path:
+        model, _, source = load(run, say=say, **options)
+        state = checkpoint.read_state(source) if source else checkpoint.State()
+        loss = float("inf") if state.best_val_loss is None else state.best_val_loss
+        write_checkpoint(model, path, state.step, loss)
     say(f"{to}: nanoGPT's checkpoint")
     return to
 
@@ -190,11 +137,9 @@ def write_checkpoint(model: GPT, to: Path, step: int, loss: float) -> None:
     """
     require_nanogpts(model.config)
     state = {f"transformer.{name}": p.detach() for name, p in model.named_parameters()}
-    embedding = state["transformer.wte.weight"][
-        : model.config.vocab_size
-    ].clone()  # without padding
+    embedding = model.wte.weight.detach()[: model.config.vocab_size].clone()  # without padding
     state["transformer.wte.weight"] = state["lm_head.weight"] = embedding
     args = {name: getattr(model.config, name) for name in SHARED}
     contents = {"model": state, "model_args": args, "iter_num": step, "best_val_loss": loss}
-    with write_atomic(to) as file:
+    with open(to, "wb") as file:
         torch.save(contents, file)

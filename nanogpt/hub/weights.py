@@ -16,38 +16,28 @@ from nanogpt import checkpoint
 from nanogpt.data.files import first_line, read_json
 from nanogpt.model import GPT, GPTConfig
 
-GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
-FIELDS = {  # of GPTConfig, and what transformers calls them in GPT-2, and in Llama and Qwen3
-    "vocab_size": ("vocab_size", "vocab_size"),
-    "block_size": ("n_positions", "max_position_embeddings"),
-    "n_layer": ("n_layer", "num_hidden_layers"),
-    "n_head": ("n_head", "num_attention_heads"),
-    "n_kv_head": (None, "num_key_value_heads"),
-    "head_dim": (None, "head_dim"),
-    "n_embd": ("n_embd", "hidden_size"),
-    "n_inner": ("n_inner", "intermediate_size"),
-    "norm_eps": ("layer_norm_epsilon", "rms_norm_eps"),
-    "tie_embeddings": ("tie_word_embeddings", "tie_word_embeddings"),
-    "bias": (None, "attention_bias"),
+GELUS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+SHARED = {  # fields of GPTConfig, and what transformers calls them
+    "vocab_size": "vocab_size",
+    "block_size": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_embd": "hidden_size",
+    "tie_embeddings": "tie_word_embeddings",
 }
-MODERN_FAMILY = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu"}
-FAMILIES: dict[str, dict[str, object]] = {  # what all models of a class have
-    "gpt2": {"norm": "layernorm", "position": "learned", "qk_norm": False},
-    "llama": MODERN_FAMILY | {"qk_norm": False},
-    "qwen3": MODERN_FAMILY | {"qk_norm": True, "bias": False},
+GPT2 = SHARED | {"n_inner": "n_inner", "norm_eps": "layer_norm_epsilon"}
+MODERN = SHARED | {
+    "n_kv_head": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "n_inner": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "bias": "attention_bias",
 }
-ALLOWED: dict[str, dict[str, tuple]] = {  # values of transformers' settings that GPT has
-    "gpt2": {
-        "activation_function": (*GELUS.values(), "gelu_pytorch_tanh"),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    },
-    "llama": {"hidden_act": ("silu",)},
-    "qwen3": {"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,)},
-}
-# our parameters, and the tensors of Llama and Qwen3 that are stacked in them
-MODERN = {
+FIELDS = {"gpt2": GPT2, "llama": MODERN, "qwen3": MODERN}
+# settings of transformers that change the results; GPT has one value of each
+FIXED = ["scale_attn_weights", "scale_attn_by_inverse_layer_idx", "add_cross_attention"]
+FIXED += ["hidden_act", "mlp_bias", "use_sliding_window", "rope_parameters"]
+STACKED = {  # our parameters, and the tensors of Llama and Qwen3 that are stacked in them
     "wte": ["embed_tokens"],
     "ln_1": ["input_layernorm"],
     "attn.c_attn": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -61,34 +51,22 @@ MODERN = {
 }
 
 
-def native_type(config: GPTConfig) -> str:
+def native_type(c: GPTConfig) -> str:
     """The transformers model type for a configuration: gpt2, llama or qwen3.
 
-    Raises ValueError naming the field that none of them supports.
+    Raises ValueError if none of them supports it.
     """
-    c = config
-    kind = "qwen3" if c.qk_norm else "llama"
-    if c.norm == "layernorm" and c.position == "learned":
-        kind = "gpt2"
-    supported = {name: (value,) for name, value in FAMILIES[kind].items()}
-    if kind == "gpt2":
-        supported["mlp"] = tuple(GELUS)
-        supported["n_kv_head"] = (c.n_head, None)
-        supported["head_dim"] = (c.n_embd // c.n_head, None)
-    for name, values in supported.items():
-        if getattr(c, name) not in values:
-            raise ValueError(
-                f"transformers has no class for this model: {name}={getattr(c, name)!r}, but "
-                f"{kind} has {name}={values[0]!r} (layernorm, learned and gelu go together, and "
-                "rmsnorm, rope and swiglu)"
-            )
-    return kind
-
-
-def hf_fields(kind: str) -> dict[str, str]:
-    """The fields of GPTConfig that a model type of transformers has, and its names of them."""
-    column = 0 if kind == "gpt2" else 1
-    return {ours: names[column] for ours, names in FIELDS.items() if names[column]}
+    plain_heads = c.kv_heads == c.n_head and c.head_size * c.n_head == c.n_embd and not c.qk_norm
+    if (c.norm, c.position) == ("layernorm", "learned") and c.mlp != "swiglu" and plain_heads:
+        return "gpt2"
+    if (c.norm, c.position, c.mlp) == ("rmsnorm", "rope", "swiglu") and not (c.qk_norm and c.bias):
+        return "qwen3" if c.qk_norm else "llama"
+    names = ("norm", "position", "mlp", "n_kv_head", "head_dim", "qk_norm", "bias")
+    raise ValueError(
+        f"transformers has no class for {', '.join(f'{n}={getattr(c, n)!r}' for n in names)}, only "
+        "for layernorm, learned, gelu and plain heads (GPT-2), or rmsnorm, rope and swiglu "
+        "(Llama; with qk_norm and without bias Qwen3)"
+    )
 
 
 def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
@@ -107,17 +85,15 @@ def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
             table[name] = [f"transformer.{name}"], bool(re.search(r"\.c_\w+\.weight$", name))
         else:
             prefix = "model." + block.replace("h.", "layers.")
-            table[name] = [f"{prefix}{hf_name}.{suffix}" for hf_name in MODERN[part]], False
+            table[name] = [f"{prefix}{hf_name}.{suffix}" for hf_name in STACKED[part]], False
     return table
 
 
-def rows_of(model: GPT, name: str, hf_names: list[str]) -> list[int]:
-    """How many rows of our parameter `name` each of its tensors has, without padding."""
-    if name in ("wte.weight", "lm_head.weight"):
-        return [model.config.vocab_size]
-    if len(hf_names) == 1:
-        return [model.get_parameter(name).size(0)]
-    return model.fused_rows()[name.replace(".bias", ".weight")]
+def pad(name: str, tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
+    """Pads a tensor that has a row per token with zeros to a multiple of 64 rows."""
+    if not name.startswith(("wte.", "lm_head.")):
+        return tensor
+    return F.pad(tensor, (0, 0, 0, config.padded_vocab_size - config.vocab_size))
 
 
 def read_config(directory: Path) -> GPTConfig:
@@ -125,53 +101,47 @@ def read_config(directory: Path) -> GPTConfig:
     from transformers import AutoConfig
 
     path = directory / "config.json"
-    kind = str(checkpoint.read_json(path).get("model_type"))
-    if kind not in FAMILIES:
-        raise ValueError(
-            f"{path}: model_type={kind[:40]} is not supported, only {', '.join(FAMILIES)}"
-        )
+    kind = str(read_json(path).get("model_type"))
+    if kind not in FIELDS:
+        raise ValueError(f"{path}: model_type={kind[:40]} is not one of {', '.join(FIELDS)}")
     try:
         with quiet():
-            hf_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        return GPTConfig(**our_fields(kind, hf_config))
+            theirs = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        fields = {ours: getattr(theirs, name) for ours, name in FIELDS[kind].items()}
+        if kind == "gpt2":
+            mlp = theirs.activation_function
+            config = GPTConfig(**fields, mlp=GELUS.get(mlp, mlp), bias=True)
+        else:
+            theta = theirs.rope_parameters["rope_theta"]
+            config = GPTConfig.modern(**fields, rope_theta=theta, qk_norm=kind == "qwen3")
+        ours = AutoConfig.for_model(kind, **native_config(config, None, None))
+        for name in FIXED:
+            value, needed = getattr(theirs, name, None), getattr(ours, name, None)
+            if value != needed:
+                raise ValueError(f"{name}={value!s:.80} instead of {needed}")
+        return config
     except Exception as error:  # values of wrong types make transformers raise nearly anything
         raise ValueError(f"{path} is not supported: {first_line(error)}") from None
 
 
-def our_fields(kind: str, hf_config) -> dict:
-    """The fields of GPTConfig for a transformers configuration. Raises ValueError if it cannot."""
-    allowed = dict(ALLOWED[kind])
-    if kind == "llama":
-        allowed["mlp_bias"] = (hf_config.attention_bias,)
-    for name, values in allowed.items():
-        if getattr(hf_config, name) not in values:
-            value = str(getattr(hf_config, name))[:40]
-            raise ValueError(f"{name}={value} is not one of {', '.join(map(str, values))}")
-    fields = {ours: getattr(hf_config, theirs) for ours, theirs in hf_fields(kind).items()}
-    if kind == "gpt2":
-        gelus = {theirs: ours for ours, theirs in GELUS.items()}
-        gelus["gelu_pytorch_tanh"] = "gelu_tanh"
-        fields |= {"mlp": gelus[hf_config.activation_function], "bias": True}
-    else:
-        rope = hf_config.rope_parameters
-        if rope["rope_type"] != "default":
-            raise ValueError(f"rope_type={rope['rope_type']!s:.40}, only RoPE without scaling is")
-        fields["rope_theta"] = rope["rope_theta"]
-    return fields | FAMILIES[kind]
+def read_files(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a transformers model, by name without the prefix of the base model.
 
-
-def check_files(directory: Path) -> None:
-    """Raises ValueError unless all weights are safetensors files in the directory itself."""
-    index = directory / "model.safetensors.index.json"
-    try:
-        files = {*read_json(index)["weight_map"].values()} if index.exists() else set()
-        inside = all(f == Path(f).name and f.endswith(".safetensors") for f in files)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        inside = False
-    if not inside:
-        raise ValueError(f"{index} names files that are not safetensors in this directory")
+    They are in model.safetensors, or else in the files that an index names. Pickles are not read.
+    """
     if (directory / "adapter_config.json").exists():
         raise ValueError(f"{directory} has an adapter of peft: merge it into the model first")
+    files, index = {checkpoint.MODEL}, directory / f"{checkpoint.MODEL}.index.json"
+    if index.exists() and not (directory / checkpoint.MODEL).exists():
+        try:
+            files = {Path(file).name for file in read_json(index)["weight_map"].values()}
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(f"{index} does not tell which file has which tensor") from None
+    tensors = {}
+    for file in files:
+        for name, tensor in checkpoint.read_tensors(directory / file).items():
+            tensors[re.sub(r"^(transformer|model)\.", "", name)] = tensor
+    return tensors
 
 
 def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **changes) -> GPT:
@@ -180,46 +150,27 @@ def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **ch
     `changes` are fields of GPTConfig that do not affect the weights, such as dropout. Reads only
     safetensors. Raises ValueError if they are missing, or if GPT does not support the model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = read_config(directory)
-    check_files(directory)
-    # nothing else in the directory's config.json has an effect, such as code for the attention
-    hf_config = AutoConfig.for_model(native_type(config), **native_config(config, None, None))
-    try:
-        with quiet():
-            loaded: tuple = AutoModelForCausalLM.from_pretrained(
-                directory,
-                config=hf_config,
-                dtype=dtype,
-                use_safetensors=True,  # a pickle could run code
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except Exception as error:  # damaged files can raise nearly anything
-        raise ValueError(f"{directory} has no intact weights: {first_line(error)}") from None
-    native, found = loaded
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"{directory} lacks the tensor {missing[0]}: it is incomplete")
-    state, tensors_of = native.state_dict(), layout(config)
-    if native_type(config) == "gpt2":  # bias=False is exported as zeros
-        changes["bias"] = any(state[name].any() for name in state if name.endswith(".bias"))
+    config, tensors, weights = read_config(directory), read_files(directory), {}
+    for name, (hf_names, transposed) in layout(config).items():
+        try:
+            parts = [tensors.pop(re.sub(r"^(transformer|model)\.", "", n)) for n in hf_names]
+            if not {part.dtype for part in parts} <= {*checkpoint.DTYPES}:
+                raise ValueError(f"{directory} is quantized: {hf_names[0]} is {parts[0].dtype}")
+            value = torch.cat([part.t() if transposed else part for part in parts])
+            weights[name] = pad(name, value.contiguous(), config)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{directory} lacks an intact {name} ({first_line(error)})") from None
+    biases = [name for name in weights if name.endswith(".bias")]
+    if native_type(config) == "gpt2" and not any(weights[name].any() for name in biases):
+        # bias=False is exported as zeros
+        changes["bias"] = False
+        weights = {name: weights[name] for name in weights.keys() - biases}
     with torch.device("meta"):
         model = GPT(replace(config, **changes))
-    for name, p in list(model.named_parameters()):
-        hf_names, transposed = tensors_of[name]
-        parts = [state[hf_name] for hf_name in hf_names]
-        value = torch.cat([part.t() if transposed else part for part in parts])
-        if len(value) < len(p):
-            value = F.pad(value, (0, 0, 0, len(p) - len(value)))
-        model.load_state_dict({name: value.contiguous()}, strict=False, assign=True)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    checkpoint.check_tensors(directory, weights, shapes)
+    model.load_state_dict({name: w.to(dtype) for name, w in weights.items()}, assign=True)
     return model.eval()
-
-
-def is_transformers(directory: Path) -> bool:
-    """Whether a directory holds a transformers model, whose config.json has a model_type."""
-    path = directory / "config.json"
-    return path.is_file() and "model_type" in checkpoint.read_json(path)
 
 
 def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = None):
@@ -239,9 +190,12 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
     for name, empty in native.state_dict().items():
         if name.endswith(".bias"):  # GPT2LMHeadModel always has biases
             state[name] = torch.zeros(empty.shape, dtype=model.wte.weight.dtype)
+    fused = model.fused_rows()
     for name, (hf_names, transposed) in tensors_of.items():
-        rows = rows_of(model, name, hf_names)
-        value = model.get_parameter(name).detach()[: sum(rows)]  # without padding
+        value = model.get_parameter(name).detach()
+        if name in ("wte.weight", "lm_head.weight"):
+            value = value[: c.vocab_size]  # without padding
+        rows = fused[name.replace(".bias", ".weight")] if len(hf_names) > 1 else len(value)
         for hf_name, part in zip(hf_names, value.split(rows), strict=True):
             state[hf_name] = (part.t() if transposed else part).contiguous()
     if c.tie_embeddings:
@@ -255,13 +209,13 @@ def native_config(c: GPTConfig, eot_id: int | None, pad_id: int | None) -> dict:
     """The arguments of the transformers configuration class."""
     kind = native_type(c)
     values = asdict(c) | {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}
-    config = {theirs: values[ours] for ours, theirs in hf_fields(kind).items()}
+    config = {theirs: values[ours] for ours, theirs in FIELDS[kind].items()}
     config["dtype"] = "float32"
     # given even if None: with the classes' defaults a text would end at an ordinary token
     config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": pad_id}
     if kind == "gpt2":
         config["n_ctx"] = c.block_size  # n_positions' older name, which some readers still need
-        config["activation_function"] = GELUS[c.mlp]
+        config["activation_function"] = "gelu" if c.mlp == "gelu" else "gelu_new"
         return config | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
     if kind == "llama":
         config["mlp_bias"] = c.bias

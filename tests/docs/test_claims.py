@@ -1,11 +1,8 @@
 """What the documentation names exists: commands and their flags, links, settings.
 
-Each check takes a text and yields its problems as (line, what), so the last test shows what each of them finds.
+Each check takes a text and yields its problems as (line, what).
 """
 
-import doctest
-import gzip
-import importlib
 import re
 from collections.abc import Iterator
 
@@ -82,31 +79,3 @@ def test_what_docstrings_and_configurations_name_exists(folder):
 
 def test_the_page_of_settings_is_up_to_date():
     assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == settings()
-
-
-MISTAKES = {
-    "```bash\nnanogpt eval out/a \\\n  --eval_itres 3\n```": (2, "unknown flag --eval_itres"),
-    "```bash\npython recipes/shakespeare.py --n_embd=190 --n_head=4\n```": (2, "not divisible"),
-    "```bash\npython recipes/shakespaere.py\n```": (2, "shakespaere.py"),
-    "`--bad_steps`": (1, "nothing has a flag --bad_steps"),
-    "See [the log](README.md#logs).": (1, "the link to README.md#logs leads nowhere"),
-}
-
-
-@pytest.mark.parametrize("text", MISTAKES)
-def test_a_mistake_is_found_on_its_line(text):
-    [found] = page_problems("README.md", text)
-    line, complaint = MISTAKES[text]
-    assert found.line == line and complaint in found.text
-
-
-@pytest.mark.parametrize("name", ["nanogpt.model", "nanogpt.data.tokenizer", "data_prep.documents"])
-def test_examples_in_docstrings(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for path in (tmp_path / "books" / "one.txt", tmp_path / "notes" / "two.md"):
-        path.parent.mkdir()
-        path.write_text("to be or not to be")
-    with gzip.open("crawl.jsonl.gz", "wt") as crawl:
-        crawl.write('{"text": "that is the question"}\n')
-    result = doctest.testmod(importlib.import_module(name))
-    assert result.attempted > 0 and result.failed == 0

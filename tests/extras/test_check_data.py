@@ -7,10 +7,8 @@ import re
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer
-from nanogpt.data.tokenizer import Tokenizer as HFTokenizer
 from nanogpt.extras.check_data import examine
 
 
@@ -102,13 +100,3 @@ def test_a_leak_is_found_without_an_end_of_text_token(tmp_path):
     tokenizer = CharTokenizer.train("".join([*TRAIN, *VAL]) + "\n")
     (warning,) = report(write_texts(tmp_path / "leak", tokenizer, [*TRAIN[:150], VAL[50], *TRAIN[150:]], VAL))[1]
     assert re.match(IN_BOTH, warning)
-
-
-def test_unknown_tokens_are_counted(tmp_path):
-    rng, known = random.Random(0), [f"w{i}" for i in range(50)]
-    texts = [" ".join("strange" if rng.random() < 0.57 else rng.choice(known) for _ in range(100)) for _ in range(400)]
-    vocab = {token: i for i, token in enumerate([*known, "[UNK]", "</s>"])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    _, warnings = report(write_texts(tmp_path / "d", HFTokenizer(tokenizer), texts[:300], texts[300:]))
-    assert any(re.match(r"5[678]% of the tokens are unknown", warning) for warning in warnings)

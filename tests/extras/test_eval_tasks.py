@@ -1,6 +1,7 @@
 """lm_eval on local tasks: the figures in this process are those of its own command on the export."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -46,13 +47,15 @@ generation_kwargs: {until: ["~~"], max_gen_toks: 4}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_punctuation: true}]
 """
 
-TEXTS = [CHARACTERS[i : i + 20] for i in range(0, 40, 5)]
+TEXTS = [CHARACTERS[i : i + 20] for i in range(0, 40, 10)]
 
 
 @pytest.fixture
 def tasks(tmp_path, monkeypatch):
     """A directory with two tasks on texts of CHARACTERS."""
-    pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -e '.[eval]'")
+    lm_eval = pytest.importorskip("lm_eval.tasks", reason="lm_eval is not installed: pip install -e '.[eval]'")
+    only_these = functools.partial(lm_eval.TaskManager, include_defaults=False)  # reading 13,000 files takes long
+    monkeypatch.setattr(lm_eval, "TaskManager", only_these)
     lines = [json.dumps({"text": text, "answer": i % 3}) for i, text in enumerate(TEXTS)]
     (tmp_path / "docs.jsonl").write_text("\n".join(lines))
     (tmp_path / "tasks").mkdir()
@@ -72,9 +75,8 @@ def test_core_is_the_mean_of_centered_accuracies(tasks, monkeypatch):
         model.lm_head.weight[:33] = model.lm_head.weight[127:] = 0  # it writes visible ASCII
     rows = [torch.tensor([tokenizer.encode(text).tolist()]) for text in TEXTS]
     continued = [tokenizer.decode(model.generate(row, 4, temperature=0)[0, row.size(1) :].tolist()) for row in rows]
-    # a quarter of the answers are wrong, by a punctuation mark
-    answers = [text if i % 4 else text + "!" for i, text in enumerate(continued)]
-    lines = [json.dumps({"text": text, "continued": answer}) for text, answer in zip(TEXTS, answers, strict=True)]
+    continued[0] += "!"  # a quarter of the answers are wrong, by a punctuation mark
+    lines = [json.dumps({"text": text, "continued": answer}) for text, answer in zip(TEXTS, continued, strict=True)]
     (tasks / "writing.jsonl").write_text("\n".join(lines))
     (tasks / "writing.yaml").write_text(WRITING + TASK.replace("DATA", str(tasks / "writing.jsonl")))
     suite = {"a": CoreTask("choice", 0, 0.25, "acc,none"), "b": CoreTask("writing", 0, 0, "exact_match,strip")}

@@ -93,13 +93,6 @@ def test_thinning_keeps_ends_and_peaks():
     assert (ys[few_x.astype(int)] == few_y).all()
 
 
-def test_a_part_of_a_curve_has_all_detail_and_its_neighbors(run):
-    append(run.directory / "metrics.jsonl", "".join(line(step, lr=step) for step in range(3, 2000)))
-    run.update()
-    assert run.curve("lr", "step", 100, 500, 510)[0] == list(range(499, 512))
-    assert run.curve("lr", "step", 100, 0, 4)[0] == [3, 4, 5]
-
-
 def test_runs_are_found_two_levels_deep_and_keep_their_places(tmp_path):
     for name in ("b", "group/c", "group/deep/er"):
         (tmp_path / name).mkdir(parents=True)

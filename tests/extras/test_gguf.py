@@ -10,19 +10,18 @@ import tiktoken
 import torch
 from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from nanogpt import chat
 from nanogpt.cli import main
 from nanogpt.data import bpe
 from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
-from nanogpt.data.tokenizer import Tokenizer as HFTokenizer
-from nanogpt.extras import gguf as to_gguf
 from nanogpt.hub import weights
 from nanogpt.hub.load import load
 from nanogpt.sample import generate
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
+to_gguf = pytest.importorskip("nanogpt.extras.gguf")
 llama_cpp_is_there = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"
 )
@@ -172,43 +171,14 @@ def test_a_split_of_text_that_is_not_gpt2s_is_refused():
             to_gguf.check_split(parts | other)
 
 
-def test_a_file_that_is_there_is_not_overwritten(tmp_path):
-    (tmp_path / "model.gguf").write_text("precious")
-    with pytest.raises(ValueError, match="exists already"):
-        exported(tmp_path, CASES["gpt2"], CharTokenizer(CHARACTERS))
-    assert (tmp_path / "model.gguf").read_text() == "precious"
-
-
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
-    make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS))
-
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*/to/model\.gguf'"):
-        to_gguf.export(tmp_path / "run", tmp_path / "to" / "model.gguf")
-    assert list((tmp_path / "to").iterdir()) == []
-
-
-def trained_bpe(text: str) -> HFTokenizer:
-    """A byte-level BPE of 400 tokens with GPT-2's split."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([text], trainer)
-    return HFTokenizer(tokenizer)
-
-
 @pytest.mark.manual
 @llama_cpp_is_there
 @pytest.mark.parametrize("encoding", ["char", "bpe"])
 @pytest.mark.parametrize("shape", READERS["llama.cpp (GGUF in F32)"])
-def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, text, shape, encoding):
+def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, shape, encoding):
     import llama_cpp
 
-    tokenizer = CharTokenizer(WIDE) if encoding == "char" else trained_bpe(text)
+    tokenizer = CharTokenizer(WIDE) if encoding == "char" else small_gpt2()
     config = dataclasses.replace(SHAPES[shape], vocab_size=tokenizer.vocab_size, block_size=80)
     to, _, model = exported(tmp_path, config, tokenizer)
     fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}

@@ -35,14 +35,7 @@ def hostile_writer(tmp_path, monkeypatch) -> Writer:
     return Writer("<b>run</b>", "cpu")
 
 
-def test_losses_of_a_short_text_are_cross_entropies(model):
-    ids = torch.arange(16) % 7
-    with torch.no_grad():
-        logits = model(ids[None])[0, :-1]
-    torch.testing.assert_close(token_losses(model, ids), F.cross_entropy(logits, ids[1:], reduction="none"))
-
-
-@pytest.mark.parametrize("length", [17, 18, 25, 50])
+@pytest.mark.parametrize("length", [9, 17, 18, 25, 50])
 def test_in_a_long_text_each_token_has_half_a_context_at_least(model, length):
     ids = torch.randint(20, (length,), generator=torch.Generator().manual_seed(0))
     losses = token_losses(model, ids)

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,8 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.cli import main
 from nanogpt.data.tokenizer import CharTokenizer
-from nanogpt.extras.page import to_onnx
 
-MISSING = [name for name in to_onnx.NEEDED if importlib.util.find_spec(name) is None]
-needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
+to_onnx = pytest.importorskip("nanogpt.extras.page.to_onnx", reason="onnx or onnxruntime is not installed")
 FAST = ("gpt2", "llama", "qwen3")
 MANY = "".join(chr(0x4E00 + i) for i in range(20_000))  # characters, so that the embeddings are most of the file
 REST = [name for name in CASES if name not in FAST]
@@ -27,9 +24,7 @@ def export(tmp_path: Path, config, tokenizer) -> Path:
 
 
 def open_session(directory: Path):
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(directory / to_onnx.FILE, providers=["CPUExecutionProvider"])
+    return to_onnx.onnxruntime.InferenceSession(directory / to_onnx.FILE, providers=["CPUExecutionProvider"])
 
 
 def transformers_model(directory: Path):
@@ -53,7 +48,6 @@ def step(session, ids: np.ndarray, mask: np.ndarray, cache: dict) -> tuple[np.nd
     return logits, dict(zip(cache, present, strict=True))
 
 
-@needs_onnx
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.nightly) for name in REST)])
 def test_logits_are_those_of_transformers(tmp_path, name):
     directory = export(tmp_path, dataclasses.replace(CASES[name], block_size=80), CharTokenizer(CHARACTERS))
@@ -67,7 +61,6 @@ def test_logits_are_those_of_transformers(tmp_path, name):
     assert all(tensor.shape[2] == 40 for tensor in cache.values())
 
 
-@needs_onnx
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_texts_padded_on_the_left_have_the_logits_that_they_have_alone(tmp_path, name):
     session = open_session(export(tmp_path, CASES[name], CharTokenizer(CHARACTERS)))
@@ -80,7 +73,6 @@ def test_texts_padded_on_the_left_have_the_logits_that_they_have_alone(tmp_path,
     assert np.isfinite(logits).all()
 
 
-@needs_onnx
 def test_embeddings_are_stored_once_beside_an_export(tmp_path, capsys):
     make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=20_000), CharTokenizer(MANY))
     to = tmp_path / "export"
@@ -94,7 +86,6 @@ def test_embeddings_are_stored_once_beside_an_export(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "run"]
 
 
-@needs_onnx
 @pytest.mark.parametrize("wrong", ["write", "feed"])
 def test_a_wrong_export_is_removed(tmp_path, monkeypatch, wrong):
     original = getattr(to_onnx, wrong)

@@ -95,7 +95,9 @@ def trouble(parts: Parts, state: State, poison=(), room: int = 99, terminate: in
 
 
 def train_minimal(model: GPTConfig, config: TrainConfig) -> None:
-    recipe = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "minimal.py"))
+    recipes = Path(__file__).parents[2] / "recipes"
+    sys.path.insert(0, str(recipes))
+    recipe = runpy.run_path(str(recipes / "minimal.py"))
     _, losses = recipe["train"](model, config, accelerate.Accelerator(cpu=True))
     Path(config.out_dir).write_text(json.dumps([loss.item() for loss in losses]))
 

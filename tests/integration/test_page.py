@@ -5,7 +5,6 @@ Skipped without Chromium, npm and the packages: see chromium.py, and pip install
 
 import dataclasses
 import functools
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -16,12 +15,11 @@ from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
-from nanogpt.extras.page import to_onnx, to_page
 from nanogpt.hub.load import load
 from nanogpt.sample import generate
 
-MISSING = chromium.MISSING + [name for name in to_onnx.NEEDED if importlib.util.find_spec(name) is None]
-MISSING += [] if shutil.which("npm") else ["npm"]
+to_page = pytest.importorskip("nanogpt.extras.page.to_page")
+MISSING = chromium.MISSING + ([] if shutil.which("npm") else ["npm"])
 
 pytestmark = [pytest.mark.nightly, pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")]
 PATIENCE = 120  # seconds

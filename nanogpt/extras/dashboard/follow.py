@@ -7,6 +7,7 @@
 
 import math
 import time
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -50,13 +51,10 @@ class FollowedRun:
         self.metrics = [name for name in names if name not in (*X, "text")]
         self.samples = [{"step": line["step"], "text": line.get("text", "")} for line in texts]
         self.alerts = alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES})
-        try:
-            parts = read_json(self.directory / checkpoint.CONFIG)
-        except (OSError, ValueError):  # a copy of a run may lack it
-            return
         found = {}
-        for part in parts.values():
-            found.update(part if isinstance(part, dict) else {})
+        with suppress(OSError, ValueError):  # a copy of a run may lack it
+            for part in read_json(self.directory / checkpoint.CONFIG).values():
+                found |= part if isinstance(part, dict) else {}
         self.max_iters = metrics.number(found.get("max_iters")) or math.inf
         self.settings = {k: str(v) for k, v in found.items() if not isinstance(v, dict | list)}
 
@@ -138,14 +136,14 @@ class Runs:
 
     def update(self) -> None:
         """Finds new and deleted runs, and reads new lines of the others."""
-        present = []
+        present: dict[Path, None] = {}
         for root in self.roots:
             for pattern in ("", "*/", "*/*/"):
                 files = sorted(root.glob(pattern + metrics.METRICS))
-                present += [file.parent for file in files if file.is_file()]
+                present |= {file.parent: None for file in files if file.is_file()}
         self.found = {number: run for number, run in self.found.items() if run.directory in present}
         known = {run.directory for run in self.found.values()}
-        for directory in dict.fromkeys(present):
+        for directory in present:
             if directory not in known:
                 self.found[next(self.numbers)] = FollowedRun(directory)
         for run in self.found.values():

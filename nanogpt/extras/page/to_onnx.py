@@ -15,32 +15,24 @@ the model's.
 """
 
 import copy
-import importlib.util
 import math
-import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx  # noqa: F401 -- torch.onnx.export needs it: without it nothing has been done yet
+import onnxruntime
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from nanogpt.hub.export import TOLERANCE, check_target, named_errors, real_tokens
+from nanogpt.hub.export import compare, real_tokens, writing
 from nanogpt.hub.export import export as export_for_transformers
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig, Ops, rope_tables
 
 FILE = "onnx/model.onnx"
-NEEDED = ("onnx", "onnxruntime")
 MOST_BYTES = 2**31  # of a protobuf message
-
-
-def require_onnx() -> None:
-    """Raises ValueError if a package is missing."""
-    if any(importlib.util.find_spec(name) is None for name in NEEDED):
-        install = "pip install -e '.[onnx]' -c constraints.txt"
-        raise ValueError(f"ONNX needs {' and '.join(NEEDED)}: {install}")
 
 
 def export(
@@ -50,18 +42,13 @@ def export(
 
     On error nothing is left at `to`.
     """
-    require_onnx()
     to = Path(to)
-    check_target(to, directory=True)
-    temporary = tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
-    with named_errors(to), temporary as directory:
-        folder, card_name = Path(directory, to.name), name or str(to.resolve())
-        export_for_transformers(run, folder, name=card_name, say=say, **options)
+    with writing(to) as folder:
+        export_for_transformers(run, folder, name=name or str(to.resolve()), say=say, **options)
         model = load(folder)[0]
         (folder / FILE).parent.mkdir()
         write(model, folder / FILE)
         worst = verify(folder / FILE, model)
-        folder.replace(to)
     say(f"{name or to}: {FILE}, verified in ONNX Runtime: logits differ by {worst:.1e} at most")
     return to
 
@@ -84,11 +71,9 @@ class Graph(nn.Module):
 
     def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple:
         """Appends to the cache of the next layer, as `nanogpt.cache.Layer.extend`."""
-        done = len(self.present)  # keys and values of the layers before
-        keys = torch.cat([self.past[done], k], dim=2)
-        values = torch.cat([self.past[done + 1], v], dim=2)
-        self.present += [keys, values]
-        return keys, values, None
+        for new in (k, v):
+            self.present.append(torch.cat([self.past[len(self.present)], new], dim=2))
+        return *self.present[-2:], None
 
     def attention(self, q, k, v, *args, **options) -> torch.Tensor:
         """Attention of q (B, H, T, D) to k, v (B, K, S + T, D), which serve H / K heads each."""
@@ -120,8 +105,8 @@ class Graph(nn.Module):
 
 
 def cache_names(config: GPTConfig, prefix: str) -> list[str]:
-    kinds = ("key", "value")
-    return [f"{prefix}.{layer}.{kind}" for layer in range(config.n_layer) for kind in kinds]
+    layers = range(config.n_layer)
+    return [f"{prefix}.{layer}.{kind}" for layer in layers for kind in ("key", "value")]
 
 
 def write(model: GPT, path: Path) -> None:
@@ -161,28 +146,17 @@ def feed(tokens: np.ndarray, read: int, past: dict[str, np.ndarray]) -> dict[str
     return {"input_ids": tokens[:, read:]} | inputs | past
 
 
-def empty_cache(config: GPTConfig, batch_size: int) -> dict[str, np.ndarray]:
-    nothing = np.zeros((batch_size, config.kv_heads, 0, config.head_size), np.float32)
-    return dict.fromkeys(cache_names(config, "past_key_values"), nothing)
-
-
 def verify(path: Path, model: GPT) -> float:
     """Compares ONNX Runtime with the model: logits of a context, whose second half uses the cache.
 
     Returns the largest difference. Raises ValueError if it is large.
     """
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    ids, past = real_tokens(model, None), empty_cache(model.config, 2)
-    half = ids.size(1) // 2
+    c, ids = model.config, real_tokens(model, None)
+    nothing = np.zeros((2, c.kv_heads, 0, c.head_size), np.float32)
+    past, half = dict.fromkeys(cache_names(c, "past_key_values"), nothing), ids.size(1) // 2
     first, *present = session.run(None, feed(ids[:, :half].numpy(), 0, past))
     past = dict(zip(past, present, strict=True))
     second = session.run(["logits"], feed(ids.numpy(), half, past))[0]
     with torch.no_grad():
-        expected = model(ids)
-    difference = (torch.from_numpy(np.concatenate((first, second), axis=1)) - expected).abs()
-    worst = difference.max().item()
-    if not (difference <= TOLERANCE * (expected.abs() / 10).clamp(min=1)).all():
-        raise ValueError(f"the export is wrong: ONNX Runtime's logits differ by {worst:.2g}")
-    return worst
+        return compare(torch.from_numpy(np.concatenate((first, second), axis=1)), model(ids))

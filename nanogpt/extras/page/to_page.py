@@ -1,7 +1,6 @@
 """Writes a static page that runs a model in the browser, with transformers.js and ONNX Runtime.
 
     nanogpt page out/shakespeare --to exports/page
-    hf upload USER/NAME exports/page . --repo-type space  # as a static Space of the Hub
 
 `npm pack` fetches the libraries, which the page's folder then holds. The page loads nothing from
 the network, and works from any static host and from file://. There a browser lets a page read only
@@ -18,11 +17,12 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from nanogpt import chat
+from nanogpt import chat, checkpoint
 from nanogpt.data.tokenizer import END, START
 from nanogpt.extras.page import to_onnx
 from nanogpt.hub import card
-from nanogpt.hub.export import check_target, load_with_info, named_errors
+from nanogpt.hub.export import writing
+from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.sample import default_prompt
 
@@ -35,20 +35,10 @@ LIBRARY = {  # name on the page: package, file in it
     "ort.wasm": (ONNXRUNTIME, "dist/ort-wasm-simd-threaded.wasm"),
     "LICENSE": (TRANSFORMERS, "LICENSE"),
 }
-CONFIGS = ("config", "generation_config", "tokenizer", "tokenizer_config")
-MODEL = (to_onnx.FILE, *(f"{name}.json" for name in CONFIGS))
+MODEL = [to_onnx.FILE, "config.json", "generation_config.json"]
+MODEL += ["tokenizer.json", "tokenizer_config.json"]
 PIECE = 2**24  # characters of base64 in a script; a string of JavaScript has 2**29 at most
 QUESTION = f"{START}user\nHello{END}\n{START}assistant\n"
-SPACE = """\
----
-title: {title}
-sdk: static
-license: {license}
-tags: [nanogpt]
----
-
-A GPT that runs in the browser, written by `nanogpt page`.
-"""
 
 
 def write(
@@ -63,39 +53,30 @@ def write(
 ) -> Path:
     """Writes the page of `run` into the directory `to`; the other options are those of an export.
 
-    `prompt` is the page's first prompt, by default one that suits the model.
-
-    Raises ValueError if npm is missing or fetches nothing, and what an export raises. On error
-    nothing is left at `to`.
+    `prompt` is the page's first prompt, by default one that suits the model. Raises ValueError if
+    npm is missing or fetches nothing, and what an export raises. On error nothing is left at `to`.
     """
     to = Path(to)
-    check_target(to, directory=True)
-    to_onnx.require_onnx()
-    library = fetch_library()
-    model, tokenizer, source, info = load_with_info(run, which, say)
-    temporary = tempfile.TemporaryDirectory(prefix=f".tmp-{to.name}-", dir=to.parent)
-    with named_errors(to), temporary as directory:
+    with writing(to) as page, tempfile.TemporaryDirectory() as directory:
+        library = fetch_library()
+        model, tokenizer, source = load(run, which=which, say=say)
         exported = Path(directory, "export")
         to_onnx.export(source or run, exported, name=to.name, license=license, say=say, **options)
-        page = Path(shutil.copytree(PAGE, Path(directory, "page")))
+        shutil.copytree(PAGE, page)
         (page / "LICENSE-transformers.js").write_bytes(library["LICENSE"])
         files = {name: content for name, content in library.items() if name != "LICENSE"}
         files |= {name: (exported / name).read_bytes() for name in MODEL}
-        native = json.loads(files["config.json"])["architectures"][0]
+        curve = exported / card.CURVE
+        if curve.exists():
+            shutil.copy(curve, page / "curve.png")
         question = QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0]
-        facts = {
-            **describe(model, native, info, license),
+        facts = describe(model, source, license) | {
             "title": Path(run).name,
-            "curve": (exported / card.CURVE).exists(),
+            "curve": curve.exists(),
             "scripts": embed(files, page),
             "prompt": prompt or question,
         }
-        if facts["curve"]:
-            shutil.copy(exported / card.CURVE, page / "curve.png")
-        space = SPACE.format(title=json.dumps(facts["title"]), license=license)
-        (page / "README.md").write_text(space, encoding="utf-8")
         (page / "facts.js").write_text(f"const FACTS = {json.dumps(facts, allow_nan=False)};\n")
-        page.replace(to)
     say(f"{to / 'index.html'}: open it in a browser, or put the directory on any static host")
     return to
 
@@ -132,18 +113,18 @@ def embed(files: dict[str, bytes], page: Path) -> list[str]:
     return scripts
 
 
-def describe(model: GPT, native: str, info: card.RunInfo | None, license: str) -> dict:
+def describe(model: GPT, source: Path | None, license: str) -> dict:
     """What the page tells about the model."""
     c, parameters = model.config, f"{model.get_num_params():,}"
-    facts = {
-        "parameters": parameters,
-        "shape": f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels",
-        "transformers": native,
-        "context": f"{c.block_size:,} tokens; vocabulary of {c.vocab_size:,}",
-    }
-    if info is not None:
-        facts["data"] = card.data_line(info.settings["data"])
-        facts["training"] = f"{info.state['step']:,} steps, {info.state['tokens']:,} tokens"
-    facts["license"] = license
+    facts = [
+        ("parameters", parameters),
+        ("shape", f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels"),
+        ("context", f"{c.block_size:,} tokens; vocabulary of {c.vocab_size:,}"),
+    ]
+    if source is not None:
+        state = checkpoint.read_state(source)
+        facts.append(("data", card.data_line(checkpoint.load_configs(source)[1].data)))
+        facts.append(("training", f"{state.step:,} steps, {state.tokens:,} tokens"))
+    facts.append(("license", license))
     about = f"A language model with {parameters} parameters, trained with nanogpt."
-    return {"about": about, "block_size": c.block_size, "facts": list(facts.items())}
+    return {"about": about, "block_size": c.block_size, "facts": facts}
