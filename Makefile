@@ -30,7 +30,6 @@ bench: $(VENV)/.installed
 
 speedrun: $(VENV)/.installed
 	python recipes/speedrun.py --track=$(TRACK) --seed=1 --seeds=3 $(FLAGS)
-	nanogpt eval out/speedrun-$(TRACK)-seed* --checkpoint=last --precision=fp32
 
 # two test processes share the cores
 test test-all: export OMP_WAIT_POLICY := passive

@@ -1,13 +1,15 @@
-"""Fine-tuning by LoRA: only adapters are trained, and they resume exactly."""
+"""Fine-tuning by LoRA: only adapters are trained, they resume exactly, and they are exported merged or for peft."""
 
 import pytest
 import torch
 from conftest import TINY
+from transformers import AutoModelForCausalLM
 
 from nanogpt import GPTConfig, checkpoint, load
+from nanogpt.hub import adapter
 from nanogpt.hub.export import export
 
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 SHAPES = {
     "gpt2": TINY,
     "qwen3": GPTConfig.modern(block_size=16, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_inner=48),
@@ -50,6 +52,18 @@ def test_a_resumed_run_is_the_run_that_went_on(base, make_run, tmp_path):
     for name in (checkpoint.MODEL, checkpoint.OPTIMIZER):
         files = [(tmp_path / out / "step-000006" / name).read_bytes() for out in ("whole", "half")]
         assert files[0] == files[1]
+
+
+def test_an_adapter_in_peft_and_the_merged_export_are_the_model(base, make_run, tmp_path):
+    tune(make_run, base, tmp_path / "tuned", max_iters=4, eval_interval=4)
+    adapter.export(tmp_path / "tuned", tmp_path / "adapter", which="last")
+    export(tmp_path / "tuned", tmp_path / "merged", which="last")
+    ours, idx = load(tmp_path / "tuned", which="last")[0], torch.arange(16)[None]
+    adapted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        for model in (adapted.eval(), plain):
+            torch.testing.assert_close(model(idx).logits, ours(idx), atol=1e-5, rtol=1e-5)
 
 
 def test_adapters_need_a_trained_model(make_run):

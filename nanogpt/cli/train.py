@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shlex
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from nanogpt.cli.arguments import ARGUMENTS
 from nanogpt.cli.options import show
-from nanogpt.hub.nanogpt import import_checkpoint, resume_command
+from nanogpt.hub.nanogpt import import_checkpoint
 from nanogpt.run.parser import OneLineParser
 from nanogpt.run.stop import hangup_is_ignored
 
