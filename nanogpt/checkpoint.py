@@ -20,6 +20,7 @@ import re
 import shutil
 import zlib
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from nanogpt import lora, rundir
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import follow, read_json, require_regular
-from nanogpt.model import GPT, GPTConfig
+from nanogpt.model import GPT, GPTConfig, check_fields
 from nanogpt.rundir import sync, write, write_json
 
 logger = logging.getLogger("nanogpt")
@@ -46,16 +47,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that c
 class State:
     """A run's progress: everything that a checkpoint stores besides tensors and settings."""
 
-    step: int = 0
-    tokens: int = 0
-    train_seconds: float = 0.0
-    skipped_steps: int = 0
+    step: Annotated[int, 0, 2**53] = 0
+    tokens: Annotated[int, 0, 2**53] = 0
+    train_seconds: Annotated[float, 0, 1e12] = 0.0
+    skipped_steps: Annotated[int, 0, 2**53] = 0
     evaluated_step: int | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
     # fp16's gradient scaler
     loss_scale: float | None = None
     loss_scale_steps: int | None = None  # steps in a row that did not overflow
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 # Saving
@@ -75,9 +79,16 @@ def collect(
         if isinstance(module, FSDPModule):
             module.reshard()
 
+    failed: Exception | None = None
+
     def gather(tensor: torch.Tensor | float) -> torch.Tensor | None:
+        nonlocal failed
         tensor = full_tensor(torch.as_tensor(tensor).detach())
-        return tensor.cpu().contiguous() if keep else None
+        try:
+            return tensor.cpu().contiguous() if keep and failed is None else None
+        except (MemoryError, RuntimeError) as error:  # raised at the end: others wait in gather
+            failed = error
+            return None
 
     weights = {}
     moments = {}
@@ -86,6 +97,8 @@ def collect(
         for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
                 moments[f"{name}.{key}"] = gather(value)
+    if failed is not None:
+        raise failed
     return weights, moments
 
 
@@ -311,10 +324,13 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
 
 
 def read_state(checkpoint: Path) -> State:
-    """The state in a checkpoint."""
+    """The state in a checkpoint. Raises ValueError if a value has the wrong type."""
     stored = read_json(checkpoint / STATE)
     known = State.__dataclass_fields__.keys() & stored.keys()
-    return State(**{name: stored[name] for name in known})
+    try:
+        return State(**{name: stored[name] for name in known})
+    except ValueError as error:
+        raise ValueError(f"{checkpoint / STATE} is damaged: {error}") from None
 
 
 def check_tensors(

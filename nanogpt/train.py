@@ -149,10 +149,17 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
 def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None:
     """Evaluates, saves the step with its result if the settings ask for it, and writes a sample.
 
-    The last evaluation covers the whole split.
+    The last evaluation covers the whole split. If the evaluation fails, the step is still saved.
     """
     pause(config, parts, state)
-    result = validate(config, parts, state)
+    # the model to fine-tune is saved, too: training may make it worse
+    worth_saving = config.max_iters > 0 and (state.step > 0 or config.init_from != "scratch")
+    try:
+        result = validate(config, parts, state)
+    except Exception:
+        if worth_saving and not parts.sharded:  # shards cannot be gathered by one process alone
+            save(config, parts, state)
+        raise
     state.evaluated_step = state.step
     # `not <=`: a loss after one that was NaN is better
     if state.best_val_loss is None or not state.best_val_loss <= result["val_loss"]:
@@ -162,8 +169,6 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
         f"step {state.step:>6,}  validation loss {result['val_loss']:.4f} "
         f"({result['val_bpb']:.3f} bits per byte) after {state.train_seconds:.1f} s of training"
     )
-    # the model to fine-tune is saved, too: training may make it worse
-    worth_saving = config.max_iters > 0 and (state.step > 0 or config.init_from != "scratch")
     best = state.best_step == state.step
     if worth_saving and (best or done(config, state) or config.always_save_checkpoint):
         save(config, parts, state)
