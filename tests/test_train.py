@@ -170,6 +170,23 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys
     assert again.state.step == 3
 
 
+def test_a_step_whose_evaluation_fails_is_saved_without_it(make_run, monkeypatch):
+    run = make_run(max_iters=6, eval_interval=2)
+    whole = train.evaluate
+
+    def fails(*args, **options):
+        if run.state.step == 4:
+            raise RuntimeError("the validation data are gone")
+        return whole(*args, **options)
+
+    monkeypatch.setattr(train, "evaluate", fails)
+    with pytest.raises(RuntimeError, match="data are gone"):
+        run.train()
+    last = checkpoint.find(run.out_dir, "last")
+    saved = checkpoint.read_state(last)
+    assert (last.name, saved.evaluated_step, saved.best_step) == ("step-000004", 2, 2)
+
+
 def test_saves_that_keep_failing_end_the_run(make_run, monkeypatch, capsys):
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -373,8 +390,8 @@ def test_fine_tuning_on_another_tokenizers_tokens_is_refused(make_run, data, tmp
 def test_a_model_that_no_class_can_hold_is_a_warning_or_with_exportable_an_error(make_run, tmp_path, capsys):
     odd = dataclasses.replace(TINY, norm="rmsnorm")
     make_run(odd)
-    assert "transformers has no class for this model" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no class for this model: position='learned'"):
+    assert "transformers has no class for norm='rmsnorm', position='learned'" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no class for norm='rmsnorm', position='learned'"):
         make_run(odd, require_exportable=True)
     make_run(dataclasses.replace(TINY, bias=True), require_exportable=True)
 

@@ -22,7 +22,6 @@ from nanogpt.data.tokenizer import (
     load_tokenizer,
 )
 from nanogpt.data.tokenizer import Tokenizer as HFTokenizer
-from nanogpt.sample import stream_text
 
 MIXED = "Hello wörld 你好 😀 \n\n  def f(x):\t\r\n  it's 1234567 — ROMEO:<|endoftext|>"
 NO_SURROGATES = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
@@ -92,7 +91,7 @@ def test_every_text_comes_back(text):
     for some in (ByteTokenizer(), HFTokenizer(trained()), BPETokenizer(small_tiktoken())):
         ids = some.encode(text)
         assert ids.dtype == "int64" and some.eot_id not in ids
-        assert some.decode(ids) == "".join(stream_text(some, iter(ids))) == text
+        assert some.decode(ids) == text
         batch = some.encode_batch([text, "x"])
         assert [a.tolist() for a in batch] == [ids.tolist(), some.encode("x").tolist()]
     assert ByteTokenizer().encode(text).tolist() == list(text.encode())
