@@ -25,7 +25,7 @@ from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.ops import cpu
 from nanogpt.ops.decode import compile_decoding
 from nanogpt.optim import make_optimizers
-from nanogpt.run.device import set_threads
+from nanogpt.run.device import default_threads
 from nanogpt.sample import generate
 
 PARTS = {
@@ -162,7 +162,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=61)
     parser.add_argument("--repeats", type=int, default=4, help="steps or tokens in a round")
     args = parser.parse_args()
-    threads = set_threads(0, 1)
+    threads = default_threads(1)
+    torch.set_num_threads(threads)
     now = time.strftime("%Y-%m-%d %H:%M")
     print(f"{now}, {threads} threads, torch {torch.__version__}, {conditions()}")
     print(f"{'setup':<18}{'part':<11}{'ms with':>9}{'without':>10}   gain, median (spread)")

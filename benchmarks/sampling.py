@@ -31,7 +31,7 @@ from nanogpt.extras import gguf
 from nanogpt.extras.bench import interleave
 from nanogpt.extras.page import to_onnx
 from nanogpt.ops.decode import compile_decoding
-from nanogpt.run.device import set_threads
+from nanogpt.run.device import default_threads
 from nanogpt.sample import generate
 
 PROMPT = [0] * 8
@@ -78,9 +78,11 @@ def onnx_runtime(folder: Path, tokens: int, threads: int) -> Callable[[], None]:
     to_onnx.write(model, folder / "model.onnx")
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(folder / "model.onnx", options)
+    nothing = np.zeros((1, model.config.kv_heads, 0, model.config.head_size), np.float32)
+    empty = dict.fromkeys(to_onnx.cache_names(model.config, "past_key_values"), nothing)
 
     def run() -> None:
-        ids, read, past = np.array([PROMPT]), 0, to_onnx.empty_cache(model.config, 1)
+        ids, read, past = np.array([PROMPT]), 0, empty
         for _ in range(tokens):
             logits, *present = session.run(None, to_onnx.feed(ids, read, past))
             read, past = ids.shape[1], dict(zip(past, present, strict=True))
@@ -91,7 +93,8 @@ def onnx_runtime(folder: Path, tokens: int, threads: int) -> Callable[[], None]:
 
 def compare(folder: Path, rounds: int, tokens: int) -> Iterator[str]:
     """A line for each precision and other program that is installed; `folder` has the model."""
-    threads = set_threads(0, 1)
+    threads = default_threads(1)
+    torch.set_num_threads(threads)
     for precision in DTYPES:
         others = {}
         if importlib.util.find_spec("llama_cpp"):

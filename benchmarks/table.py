@@ -32,7 +32,7 @@ from nanogpt import GPT
 from nanogpt.extras.bench import MODELS, interleave
 from nanogpt.ops.decode import compile_decoding
 from nanogpt.run import metrics
-from nanogpt.run.device import set_threads
+from nanogpt.run.device import default_threads
 from nanogpt.sample import generate
 
 ROOT = Path(__file__).parents[1]
@@ -135,7 +135,7 @@ def batch_of_ten(rounds: int = 7, tokens: int = 300) -> Iterator[tuple[str, str,
 
     They are compiled as well, once before the time is taken.
     """
-    set_threads(0, 1)
+    torch.set_num_threads(default_threads(1))
     model, compiled = (GPT(MODELS["laptop"][0]).eval() for _ in range(2))
     compile_decoding(compiled)
     idx = torch.zeros(10, 1, dtype=torch.long)
