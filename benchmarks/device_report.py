@@ -37,9 +37,10 @@ TARGET = 1.4697  # nanoGPT's README, for the baby GPT
 ENVIRONMENT = """
 import json, sys
 from nanogpt import TrainConfig
-from nanogpt.run.device import environment_of, gpu_gib, make_accelerator
-accelerator = make_accelerator(TrainConfig(device=sys.argv[1]))
-env = environment_of(accelerator, 0) | {"memory_gib": round(gpu_gib(sys.argv[1]), 1)}
+from nanogpt.run.device import gpu_gib, make_accelerator, set_up
+config = TrainConfig(device=sys.argv[1])
+accelerator = make_accelerator(config)
+env = set_up(config, accelerator) | {"memory_gib": round(gpu_gib(sys.argv[1]), 1)}
 env["kind"] = accelerator.device.type
 del env["threads"]
 print(json.dumps(env))

@@ -33,7 +33,8 @@ from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import within
 
 ROLES = {role: role for role in chat.ROLES}
-ROLES |= {"human": "user", "gpt": "assistant", "developer": "system"}
+ROLES |= {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+ROLES |= {"developer": "system"}
 
 
 def open_conversations(inputs: list[str], errors: str = "strict") -> Corpus:

@@ -3,8 +3,8 @@
     >>> corpus = Corpus(["books/", "notes/*.md", "crawl.jsonl.gz"])
     >>> texts = [document.text for document in corpus.documents()]
 
-The ending of a file tells its format. A document is an object in a line of .jsonl or .json, or in
-an array there, a record of .csv, or a row of .parquet or .arrow, with its text in a column. Any
+The ending of a file tells its format. A document is an object in a line of .jsonl, .ndjson or
+.json, or in an array there, a record of .csv or .tsv, or a row of .parquet or .arrow, with its text in a column. Any
 other file is one document of plain text, which is read at once. With a separator, such as
 <|endoftext|>, each text is several documents. Files may be compressed as .gz or .zst.
 `hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that `datasets` reads),
@@ -30,7 +30,8 @@ from nanogpt.data.files import first_line
 
 PIECE = 1 << 18  # characters that are tokenized at a time
 TEXT = (".txt", ".md")
-RECORDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 HUB = "hf:"
 # describe the data in a data directory, or in one that `datasets` saved
 DESCRIPTIONS = ("meta.json", "tokenizer.json", "dataset_info.json", "state.json")
@@ -143,7 +144,8 @@ class Corpus:
         """The lines of a text file, which may be compressed."""
         import pyarrow
 
-        with io.BufferedReader(pyarrow.input_stream(name), PIECE) as file:
+        compression = COMPRESSION.get(Path(name).suffix.lower())
+        with io.BufferedReader(pyarrow.input_stream(name, compression), PIECE) as file:
             for number, line in enumerate(file, 1):
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -163,12 +165,13 @@ class Corpus:
             yield from stream(path, config or None, split=split or "train")
         elif ending in (".parquet", ".arrow"):
             yield from stream(ending[1:], data_files=str(Path(name).absolute()), split="train")
-        elif ending == ".csv":
-            yield from self._rows(name)
+        elif ending in (".csv", ".tsv"):
+            yield from self._rows(name, "\t" if ending == ".tsv" else ",")
         else:
             lines = self._lines(name)
-            first = next(lines, "")
-            if first.startswith("["):  # an array, perhaps in several lines
+            first = next((line for line in lines if line.strip()), "")
+            # an array or an object, perhaps in several lines
+            if first.lstrip().startswith("[") or first.strip() == "{":
                 yield from self._parse(first + "".join(lines), name)
                 return
             for number, line in enumerate(chain([first], lines), 1):
@@ -184,10 +187,10 @@ class Corpus:
             return []
         return value if isinstance(value, list) else [value]
 
-    def _rows(self, name: str) -> Iterator[dict]:
-        """The rows of a CSV file."""
+    def _rows(self, name: str, delimiter: str) -> Iterator[dict]:
+        """The rows of a CSV or TSV file."""
         csv.field_size_limit(1 << 31)
-        rows = csv.DictReader(self._lines(name), strict=True)
+        rows = csv.DictReader(self._lines(name), strict=True, delimiter=delimiter)
         begin = 2  # the line where a row begins
         try:
             for row in rows:

@@ -123,9 +123,10 @@ def writing(out: Path, tokenizer) -> Iterator[Path]:
     """
     new = out / NEW
     with lock(out):
-        if not new.exists():  # else it is of an interrupted preparation
-            check_out(out)
-            new.mkdir()
+        check_out(out)
+        new.mkdir(exist_ok=True)  # that of an interrupted preparation
+        if foreign := {path.name for path in new.iterdir()} - {*FILES, PROGRESS}:
+            raise ValueError(f"{new / min(foreign)} was not written by this command: remove it")
         try:
             tokenizer.save(new)
             yield new
@@ -251,7 +252,7 @@ def write_corpus(
     out: Path | str, corpus: Corpus, tokenizer, val_fraction: float | None, source: str, say=print
 ) -> dict:
     """Tokenizes the documents of `corpus`; returns the meta data."""
-    out = Path(out)
+    out, split = Path(out), Split(corpus, val_fraction)
     with writing(out, tokenizer) as new:
         progress = new / PROGRESS
         job = json.dumps([BATCH, corpus.fingerprint(), val_fraction, sha256(new)])
@@ -261,18 +262,18 @@ def write_corpus(
         else:
             state = {"job": job, "batches": 0, "splits": {}}
         files = token_files(new, tokenizer, state["splits"])
-        rest = islice(batches(corpus, Split(corpus, val_fraction)), state["batches"], None)
+        rest = islice(batches(corpus, split), state["batches"], None)
         recorded = time.monotonic()
         with tqdm(unit=" tokens", unit_scale=True, disable=None, leave=False) as bar:
             for tokens in in_threads(partial(encode, tokenizer), rest):
-                for split, appended in tokens.items():
-                    files[split].append(*appended)
+                for name, appended in tokens.items():
+                    files[name].append(*appended)
                     bar.update(len(appended[0]))
                 state["batches"] += 1
                 if time.monotonic() - recorded > SECONDS:
                     for file in files.values():  # synced first: a crash loses only time
                         file.sync()
-                    state["splits"] = {split: file.counts for split, file in files.items()}
+                    state["splits"] = {name: file.counts for name, file in files.items()}
                     write_json(progress, state)
                     recorded = time.monotonic()
         meta = finish(out, files, tokenizer, source)

@@ -161,6 +161,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
             save(config, parts, state)
         raise
     state.evaluated_step = state.step
+    best_before = state.best_val_loss, state.best_step
     # `not <=`: a loss after one that was NaN is better
     if state.best_val_loss is None or not state.best_val_loss <= result["val_loss"]:
         state.best_val_loss, state.best_step = result["val_loss"], state.step
@@ -172,6 +173,8 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     best = state.best_step == state.step
     if worth_saving and (best or done(config, state) or config.always_save_checkpoint):
         save(config, parts, state)
+        if best and parts.peers.largest(parts.saves.error is not None)[0]:
+            state.best_val_loss, state.best_step = best_before  # only a saved step can be the best
     if config.sample_tokens and not parts.sharded and result["val_loss"] < torch.inf:
         write_sample(config, parts, state)
     parts.timed_since = time.perf_counter()

@@ -6,7 +6,7 @@ from conftest import TINY
 from transformers import AutoModelForCausalLM
 
 from nanogpt import GPTConfig, checkpoint, load
-from nanogpt.hub import adapter
+from nanogpt.cli import main
 from nanogpt.hub.export import export
 
 peft = pytest.importorskip("peft")
@@ -56,7 +56,8 @@ def test_a_resumed_run_is_the_run_that_went_on(base, make_run, tmp_path):
 
 def test_an_adapter_in_peft_and_the_merged_export_are_the_model(base, make_run, tmp_path):
     tune(make_run, base, tmp_path / "tuned", max_iters=4, eval_interval=4)
-    adapter.export(tmp_path / "tuned", tmp_path / "adapter", which="last")
+    run, to = str(tmp_path / "tuned"), str(tmp_path / "adapter")
+    main(["export", run, "--checkpoint", "last", "--to", to, "--format", "adapter"])
     export(tmp_path / "tuned", tmp_path / "merged", which="last")
     ours, idx = load(tmp_path / "tuned", which="last")[0], torch.arange(16)[None]
     adapted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")

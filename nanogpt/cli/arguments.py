@@ -1,4 +1,4 @@
-"""The commands: what each does, and its arguments. Imports no torch: --help does not wait."""
+"""The arguments of each command. Imports no torch: --help does not wait."""
 
 from argparse import REMAINDER
 
@@ -53,7 +53,6 @@ SAMPLING = [
     CHECKPOINT,
     DEVICE,
     TRUST,
-    number("--max_new_tokens", int, 1, 10**7, 500, "tokens to add"),
     number("--temperature", float, 0, 1000, 0.8, "0 takes the most likely token"),
     number("--top_k", int, 0, 2**24, 200, "only the N most likely tokens; 0: all"),
     number("--top_p", float, 0, 1, 1.0, "only the likeliest tokens whose probabilities sum to N"),
@@ -83,11 +82,16 @@ ARGUMENTS = {
     ],
     "sample": [
         *SAMPLING,
+        number("--max_new_tokens", int, 1, 10**7, 500, "tokens to add"),
         text("--prompt", "TEXT|FILE:PATH", "text to continue (default: how texts begin)"),
         number("--num_samples", int, 1, 10_000, 1, "continuations, sampled as one batch"),
         JSON,
     ],
-    "chat": [*SAMPLING, text("--system", "TEXT", "the system's message, before the first one")],
+    "chat": [
+        *SAMPLING,
+        number("--max_new_tokens", int, 1, 10**7, 200, "the longest answer"),
+        text("--system", "TEXT", "the system's message, before the first one"),
+    ],
     "playground": [RUNS, CHECKPOINT, DEVICE, TRUST, PORT],
     "export": [*EXPORTING, TO, text("--format", "FORMAT", FORMAT, choices=FORMATS)],
     "page": [*EXPORTING, TO, text("--prompt", "TEXT", "the page's first prompt")],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from nanogpt.checkpoint import load_configs, step_of
 from nanogpt.cli.arguments import ARGUMENTS
 from nanogpt.cli.options import show
 from nanogpt.hub.nanogpt import import_checkpoint
@@ -82,5 +83,8 @@ def run_import_nanogpt(args) -> None:
     show(f"{args.CKPT} is now {saved}\n")
     show(f"next:  nanogpt sample {args.out_dir}")
     show(f"       nanogpt eval {args.out_dir}")
-    settings = f"--config={args.out_dir}/config.json", f"--out_dir={args.out_dir}", "--resume=auto"
-    show(f"       python recipes/shakespeare_nanogpt.py {shlex.join(settings)}")
+    flags = [f"--config={args.out_dir}/config.json", f"--out_dir={args.out_dir}", "--resume=auto"]
+    step = step_of(saved)
+    if step >= load_configs(saved)[1].max_iters:  # it was complete
+        flags.append(f"--max_iters={2 * step}")
+    show(f"       python recipes/shakespeare_nanogpt.py {shlex.join(flags)}")

@@ -19,6 +19,7 @@ EXPORTS = {  # formats: their modules, and the options that they take
     "onnx": ("nanogpt.extras.page.to_onnx", ("dtype", "license", "trust_recipe")),
     "gguf": ("nanogpt.extras.gguf", ("dtype", "license")),
     "nanogpt": ("nanogpt.hub.nanogpt", ("dtype", "trust_recipe")),
+    "adapter": ("nanogpt.hub.adapter", ()),
 }
 
 

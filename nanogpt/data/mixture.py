@@ -61,7 +61,6 @@ class Mixture(TokenDataset):
             check_same(first, other)
         self.block_size, self.split = block_size, split
         self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
-        self.tokens = self.datasets[0].tokens  # an example of the text
         if any("chat" in dataset.meta for dataset in self.datasets):
             raise ValueError("a mixture cannot have conversations: data_prep.chat takes many files")
         self.quotas = round_shares(list(shares.values()))
@@ -109,9 +108,14 @@ class Mixture(TokenDataset):
 
 
 def round_shares(shares: list[float]) -> np.ndarray:
-    """Rounds shares to integers that add up to PERIOD. Raises ValueError if one becomes 0."""
-    ends = np.rint(np.cumsum(shares) * PERIOD).astype(np.int64)
-    quotas = np.diff(ends, prepend=0)
+    """Rounds shares to integers that add up to PERIOD, by largest remainders.
+
+    Raises ValueError if one becomes 0.
+    """
+    exact = np.array(shares) * PERIOD
+    quotas = np.floor(exact + 1e-9).astype(np.int64)
+    for k in np.argsort(quotas - exact, kind="stable")[: PERIOD - quotas.sum()]:
+        quotas[k] += 1
     if (quotas == 0).any():
         raise ValueError(f"the smallest share of a mixture is {min(shares):.2g}, below 1/{PERIOD}")
     return quotas

@@ -136,13 +136,18 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
-    """The same step in smaller micro-batches, if `processes` cannot share it as it is."""
+    """The same step in smaller micro-batches, if `processes` cannot share it as it is.
+
+    If they do not divide it evenly, a default accumulation of 1 becomes one for each process.
+    """
     asked = config.gradient_accumulation_steps
     shared = math.lcm(asked, processes)
     if shared == asked:
         return config
     size, rest = divmod(config.batch_size, shared // asked)
-    if rest:
+    if rest and asked == 1:
+        size = config.batch_size
+    elif rest:
         raise ValueError(f"gradient_accumulation_steps={asked}: take a multiple of {processes}")
     logger.info(f"note: now --batch_size={size} --gradient_accumulation_steps={shared}")
     return replace(config, batch_size=size, gradient_accumulation_steps=shared)
@@ -188,6 +193,12 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
         torch.backends.cudnn.benchmark = False
     if device.type == "cpu":
         cpu.keep_freed_memory()
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or wants_cpu(config.device)
+        if Path("/proc/driver/nvidia/version").exists() and not hidden:
+            logger.info(
+                f"training on the CPU: torch {torch.__version__} does not find this machine's "
+                "NVIDIA GPU: install a torch with CUDA that suits its driver, or update the driver"
+            )
     # matmuls that stay in fp32 on CUDA use TF32, as in nanoGPT
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
     torch.set_num_threads(config.threads or default_threads(accelerator.num_processes))

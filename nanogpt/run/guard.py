@@ -1,8 +1,9 @@
 """Protects a run from models and micro-batches that do not fit into memory."""
 
 import gc
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import psutil
 import torch
@@ -24,6 +25,9 @@ def check_room(config: GPTConfig) -> None:
         block = sum(p.numel() for p in GPT(replace(config, n_layer=1)).h.parameters())
     needed = 16 * block * config.n_layer  # with gradients and AdamW's state
     room = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):  # no cgroup v2, or "max", which is not a number
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())  # of the container
+        room = min(room, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
     if needed > room:
         raise ValueError(
             f"{config.n_layer} layers of {config.n_embd} channels take at least "

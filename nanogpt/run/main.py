@@ -93,8 +93,11 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
     if state.step > 0 and parts.accelerator.is_main_process:
         console.conclude(config, parts, state)
         if config.push_to_hub:
-            with user_errors():
+            try:
                 push(parts.out_dir, config.push_to_hub, say=logger.info)
+            except (ValueError, OSError) as error:  # the run itself is complete
+                later = f"nanogpt push {parts.out_dir} {config.push_to_hub}"
+                logger.warning(f"not pushed ({error}); later: {later}")
 
 
 def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> None:

@@ -73,8 +73,7 @@ class Interrupts:
     def check(self) -> None:
         """Raises Stop on all processes if one of them has received a signal.
 
-        Called between the batches of an evaluation and the tokens of a sample, equally often on
-        all processes.
+        Called between the batches of an evaluation, equally often on all processes.
         """
         if number := self.peers.largest(self.number)[0]:
             raise Stop("stopped", code=128 + number)
