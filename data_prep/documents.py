@@ -4,9 +4,9 @@
     >>> texts = [document.text for document in corpus.documents()]
 
 The ending of a file tells its format. A document is an object in a line of .jsonl, .ndjson or
-.json, or in an array there, a record of .csv or .tsv, or a row of .parquet or .arrow, with its text in a column. Any
-other file is one document of plain text, which is read at once. With a separator, such as
-<|endoftext|>, each text is several documents. Files may be compressed as .gz or .zst.
+.json, or in an array there, a record of .csv or .tsv, or a row of .parquet or .arrow, with its text
+in a column. Any other file is one document of plain text, which is read at once. With a separator,
+such as <|endoftext|>, each text is several documents. Files may be compressed as .gz or .zst.
 `hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that `datasets` reads),
 streamed, with configuration and split optional.
 

@@ -113,6 +113,7 @@ def test_several_processes_that_the_launcher_did_not_start_are_an_error(monkeypa
         ((32, 1), 8, (4, 8)),  # the same sequences in smaller micro-batches
         ((12, 6), 3, (12, 6)),  # divides as it is
         ((12, 6), 4, (6, 12)),
+        ((64, 1), 3, (64, 3)),  # no smaller micro-batch divides: one for each process
     ],
 )
 def test_several_processes_share_the_sequences_of_a_step(asked, processes, then):
