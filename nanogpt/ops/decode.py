@@ -21,9 +21,10 @@ from torch import nn
 from nanogpt.model import GPT, Linear, attention, cross_entropy
 
 SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
-# Tokens times parameters from which compiling pays: it takes 3 to 18 s and saves a third of the
-# time (LOG.md)
+# Tokens times parameters from which compiling pays, from the second time on (LOG.md)
 WORTHWHILE = 1e11
+# of Inductor: multiply and add in one instruction
+OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
 
 
 class Int8(NamedTuple):
@@ -116,5 +117,7 @@ def compile_decoding(model: GPT, int8: bool = False) -> GPT:
             module.weight = rounded
     loss = functools.partial(cross_entropy, linear=linear)
     model.use(model.ops._replace(linear=linear, attention=single_query, loss=loss))
-    model.forward = torch.compile(model.forward, dynamic=True)
+    # eps and other settings are constants; as variables they would be traced twice, for seconds
+    torch._dynamo.config.specialize_float = True  # type: ignore[attr-defined]
+    model.forward = torch.compile(model.forward, dynamic=True, options=OPTIONS)
     return model
