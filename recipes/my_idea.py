@@ -6,7 +6,8 @@
     nanogpt sample out/idea-seed1337 --trust_recipe recipes/my_idea.py
 
 The two changes here are known ones: an MLP with squared ReLU (So et al. 2021) in place of SwiGLU,
-and a z-loss (Chowdhery et al. 2022), which keeps the logits small. Replace them by yours.
+and a z-loss (Chowdhery et al. 2022), which keeps the logits small. Replace them by yours. To
+pretrain with them: `pretrain.run(make_model=Idea)`.
 """
 
 from dataclasses import replace
@@ -32,8 +33,10 @@ class SquaredReLU(MLP):
 class Idea(GPT):
     def __init__(self, config: GPTConfig, ops=None):
         super().__init__(config, ops)
+        # not three as SwiGLU, with as many parameters
+        two_matrices = replace(config, mlp="gelu", n_inner=config.inner * 3 // 2)
         for block in self.h:
-            block.mlp = SquaredReLU(replace(config, mlp="gelu"))  # one matrix up, not two
+            block.mlp = SquaredReLU(two_matrices)
         self.apply(self._init_weights)
 
     def loss(self, x: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:

@@ -77,7 +77,7 @@ def training(
         batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
         max_iters=steps,
-        eval_interval=max(1, steps // 5),
+        eval_interval=math.ceil(steps / 5),
         optimizer="muon",
         muon_learning_rate=0.02,
         muon_momentum=min(0.95, max(0.8, 1 - 2.5 / math.sqrt(steps))),
@@ -118,8 +118,8 @@ def read_flags(parser: OneLineParser, aspect_ratio: int) -> tuple[Namespace, lis
     return given, [f"--{name}={value}" for name, value in rest.items()]
 
 
-def run() -> None:
-    """Reads the command line and trains, or plans."""
+def run(**options) -> None:
+    """Reads the command line and trains, or plans; `options` are those of `nanogpt.train.main`."""
     shown = training(replace(shape(DEPTH), vocab_size=VOCABULARY))
     given, flags = read_flags(settings_parser(shape(DEPTH), shown, __doc__), ASPECT_RATIO)
     with user_errors():
@@ -128,7 +128,7 @@ def run() -> None:
         model.vocab_size = model.vocab_size or measure(asked.data)[0]
         train = training(model, given.tokens_per_parameter, gpu_gib(asked.device))
         train.data = asked.data
-    main(base, train, argv=flags)
+    main(base, train, argv=flags, **options)
 
 
 if __name__ == "__main__":

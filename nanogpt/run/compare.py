@@ -52,6 +52,9 @@ def read(run: Path) -> Curve:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{run / checkpoint.CONFIG} is not a run's ({error})") from None
     kind = {name: value for name, value in settings.items() if name not in ignored_by("compare")}
+    # a step may have been divided by the number of processes, or for lack of memory
+    divided = [kind.pop(name, 1) for name in ("batch_size", "gradient_accumulation_steps")]
+    kind["sequences"] = settings["sequences"] = divided[0] * divided[1]  # of a step
     kind["class"] = config.get("class")  # of a run with make_model
     if digests and all(digests.values()):
         kind["data"] = list(digests.values())  # the same tokens in any directory
@@ -133,13 +136,19 @@ def verdict(groups: list[list[Curve]]) -> dict:
         return found | {"why_not": "the validation data differ"}
     found["better"] = rows[0]["name"]
     found["by"] = rows[1]["val_loss"] - rows[0]["val_loss"]
-    best, second = ([curve.lowest for curve in curves] for curves in groups[:2])
-    if min(len(best), len(second)) < 2:
+    p = p_of(*groups[:2])
+    if p is None:
         return found | {"why_not": "this needs at least two seeds of each"}
-    p = welch(best, second)
     if np.isnan(p):
         return found | {"why_not": "the losses of seeds do not vary, or are not finite"}
     return found | {"p": p, "significant": p < ALPHA}
+
+
+def p_of(first: list[Curve], second: list[Curve]) -> float | None:
+    """The p of two different groups of two or more seeds, by their lowest losses."""
+    if first is second or min(len(first), len(second)) < 2:
+        return None
+    return welch([curve.lowest for curve in first], [curve.lowest for curve in second])
 
 
 def compare(runs: list[Path]) -> str:
@@ -159,6 +168,12 @@ def compare(runs: list[Path]) -> str:
             cells = [cell([losses[c] for c in curves]) for curves in groups]
             rows.append((f"at {end:,.1f} {title}".replace(".0 ", " "), cells))
     rows.append(("lowest", [cell([curve.lowest for curve in curves]) for curves in groups]))
+    if len(groups) > 2:
+        base = next(curves for curves in groups if curves[0].run == Path(runs[0]))
+        values = [p_of(curves, base) for curves in groups]
+        rows.append(
+            ("p against the first named", ["" if p is None else f"{p:.2g}" for p in values])
+        )
     width = 2 + max(16, *(len(str(value)) for _, values in rows for value in values))
     lines = []
     for title, values in rows:

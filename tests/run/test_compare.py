@@ -49,6 +49,24 @@ def test_seeds_share_a_column_at_equal_steps_tokens_and_time(runs):
     assert "n_layer" not in text and "\nout_dir" not in text and "\nseed " not in text
 
 
+def test_each_of_three_ideas_is_tested_against_the_first_named(tmp_path):
+    lowest = {"base": (2.0, 2.1), "better": (1.0, 1.2), "same": (1.9, 2.3)}
+    runs = []
+    for rate, (name, losses) in enumerate(lowest.items()):
+        for seed, loss in enumerate(losses):
+            runs.append(make(tmp_path / f"{name}{seed}", seed, {0: 4.0, 10: loss}, learning_rate=rate))
+    p = [f"{welch(lowest[name], lowest['base']):.2g}" for name in ("better", "same")]
+    assert row(compare(runs), "p against the first named") == p  # better, base, same
+
+
+def test_a_step_that_was_divided_otherwise_is_the_same_idea(tmp_path):
+    a = make(tmp_path / "a", 1, {0: 4.0, 10: 3.0}, batch_size=8, gradient_accumulation_steps=2)
+    b = make(tmp_path / "b", 2, {0: 4.0, 10: 3.0}, batch_size=2, gradient_accumulation_steps=8)
+    c = make(tmp_path / "c", 1, {0: 4.0, 10: 3.0}, batch_size=2, gradient_accumulation_steps=16)
+    assert sorted(len(curves) for curves in group([a, b, c])) == [1, 2]
+    assert sorted(row(compare([a, b, c]), "sequences")) == ["16", "32"]
+
+
 @pytest.mark.parametrize("digests, columns", [("xx", 1), ("xy", 2), ((None, None), 2)])
 def test_runs_are_of_one_kind_if_their_tokens_are_the_same(tmp_path, digests, columns):
     """Without the tokens' SHA-256 (a mixture has none) by the name of the data. Other data allow no verdict."""
