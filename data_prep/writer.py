@@ -123,10 +123,13 @@ def writing(out: Path, tokenizer) -> Iterator[Path]:
     """
     new = out / NEW
     with lock(out):
-        check_out(out)
-        new.mkdir(exist_ok=True)  # that of an interrupted preparation
-        if foreign := {path.name for path in new.iterdir()} - {*FILES, PROGRESS}:
-            raise ValueError(f"{new / min(foreign)} was not written by this command: remove it")
+        if not new.exists():  # else it is of an interrupted preparation
+            check_out(out)
+            new.mkdir()
+        for path in new.iterdir():
+            is_temporary = path.name.startswith(".")
+            if path.name not in (*FILES, PROGRESS) and not is_temporary:
+                raise ValueError(f"{path} was not written by this command: remove it")
         try:
             tokenizer.save(new)
             yield new

@@ -42,15 +42,17 @@ STATE = "trainer_state.json"
 FILES = (MODEL, OPTIMIZER, CONFIG, TOKENIZER)  # those that STATE describes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that can be loaded
 
+Counted = Annotated[int, 0, 2**53]
+
 
 @dataclasses.dataclass
 class State:
     """A run's progress: everything that a checkpoint stores besides tensors and settings."""
 
-    step: Annotated[int, 0, 2**53] = 0
-    tokens: Annotated[int, 0, 2**53] = 0
+    step: Counted = 0
+    tokens: Counted = 0
     train_seconds: Annotated[float, 0, 1e12] = 0.0
-    skipped_steps: Annotated[int, 0, 2**53] = 0
+    skipped_steps: Counted = 0
     evaluated_step: int | None = None
     best_val_loss: float | None = None
     best_step: int | None = None

@@ -63,7 +63,7 @@ class GPTConfig:
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: "
                 "change one of them, or set head_dim"
             )
-        if None not in (self.separator, self.vocab_size) and self.separator >= self.vocab_size:
+        if self.separator is not None and self.vocab_size and self.separator >= self.vocab_size:
             raise ValueError(
                 f"separator={self.separator} is not below vocab_size={self.vocab_size}"
             )

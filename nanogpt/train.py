@@ -157,7 +157,8 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     try:
         result = validate(config, parts, state)
     except Exception:
-        if worth_saving and not parts.sharded:  # shards cannot be gathered by one process alone
+        # or Stop, on a signal; shards cannot be gathered by one process alone
+        if worth_saving and not parts.sharded:
             save(config, parts, state)
         raise
     state.evaluated_step = state.step

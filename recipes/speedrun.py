@@ -48,7 +48,7 @@ def row(runs: list[Path], minutes: float) -> str:
     for run in runs:
         model = load(run, which="last")[0]
         val_data = TokenDataset(DATA, "val", model.config.block_size)
-        if len(val_data) != VALIDATION:
+        if val_data.token_count != VALIDATION:
             raise ValueError(f"{DATA} is not nanoGPT's split of the original text")
         seconds.append(json.loads((run / "result.json").read_text())["train_seconds"])
         if seconds[-1] > 60 * minutes + 1:

@@ -46,7 +46,7 @@ def evaluate_split(args, run: str) -> dict:
             stride = min(args.stride, config.block_size)
             sliding = evaluate(model, data, args.batch_size, device, stride=stride)
             result |= {"stride": stride, "sliding_loss": sliding["val_loss"]}
-    predicted = len(data) - 1
+    predicted = data.token_count - len(read_shares(directory))  # all but the first
     if not args.json:
         show(
             f"{found or run}: loss {result['val_loss']:.4f} nats per token, "

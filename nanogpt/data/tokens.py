@@ -116,8 +116,9 @@ class TokenDataset:
         self.tokens = check_split(local(directory), self.meta, split, block_size, size)
         self.windows_read = 0
 
-    def __len__(self) -> int:
-        """The number of tokens."""
+    @property
+    def token_count(self) -> int:
+        """How many tokens the split has, in a mixture all directories together."""
         return self.meta["splits"][self.split]["tokens"]
 
     @property
@@ -139,12 +140,12 @@ class TokenDataset:
     @property
     def windows_per_epoch(self) -> int:
         """How many windows an epoch has."""
-        return (len(self) - 1) // self.block_size
+        return (self.token_count - 1) // self.block_size
 
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
         """Index of the first token of each sample's window, int64."""
         n, T = self.windows_per_epoch, self.block_size
-        last = len(self) - 1 - T
+        last = self.token_count - 1 - T
         starts = np.empty(len(samples), dtype=np.int64)
         epochs = samples // n
         for epoch in np.unique(epochs):
@@ -188,7 +189,7 @@ class TokenDataset:
         same number of batches, as sharded models require.
         """
         T, stride = self.block_size, stride or self.block_size
-        last = len(self) - 1 - T  # where the last window starts
+        last = self.token_count - 1 - T  # where the last window starts
         n = 1 + math.ceil(last / stride)
         batches = math.ceil(n / (batch_size * processes))
         for b in range(batches):

@@ -46,7 +46,7 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     if c.lora_rank:
         trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
         adapters = f", {trained:,} of them in adapters, which are trained"
-    train_tokens, a_step = len(parts.train_data), tokens_per_step(config, m)
+    train_tokens, a_step = parts.train_data.token_count, tokens_per_step(config, m)
     amount = f"{c.max_iters:,}, {c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
         amount = f"for {c.train_minutes:g} minutes"
@@ -55,7 +55,7 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
         f"device  {env['device']}, {env['precision']}, processes: {env['processes']}, "
         f"threads: {env['threads']}{', compiled' if parts.compiled else ''}\n"
         f"model   {parts.gpt.get_num_params():,} parameters{adapters}\n"
-        f"data    {c.data}: {train_tokens:,} tokens to train on, {len(parts.val_data):,} "
+        f"data    {c.data}: {train_tokens:,} tokens to train on, {parts.val_data.token_count:,} "
         f"to validate, vocabulary {m.vocab_size:,}\n"
         f"steps   {amount}, each of {a_step:,} tokens ({c.gradient_accumulation_steps} x "
         f"{c.batch_size} sequences of {m.block_size})\n"

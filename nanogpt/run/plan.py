@@ -25,7 +25,7 @@ def show(config: TrainConfig, parts: Parts, state: State, as_json: bool) -> None
     if config.train_minutes and steps:
         steps = max(1, round(60 * config.train_minutes / seconds))
     a_step = tokens_per_step(config, parts.gpt.config)
-    parameters, train_tokens = parts.gpt.get_num_params(), len(parts.train_data)
+    parameters, train_tokens = parts.gpt.get_num_params(), parts.train_data.token_count
     plan = {
         "parameters": parameters,
         "tokens_per_step": a_step,
@@ -37,7 +37,14 @@ def show(config: TrainConfig, parts: Parts, state: State, as_json: bool) -> None
         "seconds_per_step": seconds,
         "train_seconds": steps * seconds,
     }
-    text = "\n".join(f"{name:<22}{round(value, 4):,}" for name, value in plan.items())
+    text = (
+        f"parameters  {parameters:,}\n"
+        f"a step      {a_step:,} tokens in {seconds:.3f} s: {a_step / seconds:,.0f} tokens/s\n"
+        f"the run     {steps:,} steps, {plan['tokens']:,} tokens: {plan['epochs']:.2f} epochs, "
+        f"{plan['tokens_per_parameter']:.1f} tokens for each parameter\n"
+        f"memory      {plan['memory'] / 1e9:.2f} GB in each process\n"
+        f"time        {plan['train_seconds'] / 60:,.1f} minutes, without evaluations"
+    )
     parts.accelerator.print(json.dumps(plan) if as_json else text)
 
 
