@@ -10,11 +10,10 @@ from nanogpt.run import plan
 def test_a_plan_names_what_a_user_would_work_out_by_hand(make_run, monkeypatch, capsys):
     monkeypatch.setattr(plan, "seconds_per_step", lambda config, parts, state: 0.5)
     run = make_run(batch_size=4, gradient_accumulation_steps=2, max_iters=240)
-    run.plan()
-    shown, tokens = capsys.readouterr().out, 240 * 2 * 4 * 16
-    found = {line.split()[0]: float(line.split()[1].replace(",", "")) for line in shown.splitlines()[-9:]}
+    run.plan(as_json=True)
+    found, tokens = json.loads(capsys.readouterr().out.splitlines()[-1]), 240 * 2 * 4 * 16
     assert (found["steps"], found["tokens_per_step"], found["tokens"]) == (240, 128, tokens)
-    assert found["epochs"] == pytest.approx(tokens / len(run.train_data), abs=1e-4)
+    assert found["epochs"] == pytest.approx(tokens / run.train_data.token_count, abs=1e-4)
     assert found["tokens_per_parameter"] == pytest.approx(tokens / run.gpt.get_num_params(), abs=1e-4)
     assert (found["seconds_per_step"], found["train_seconds"]) == (0.5, 120)
 
