@@ -99,7 +99,7 @@ class TrainConfig:
     require_exportable: bool = incidental(False)  # refuse a model with no class in transformers
     push_to_hub: str | None = local(None)  # USER/NAME: push the best at the end; public if new
     # the machine
-    compile: Switch = resumable("auto", "card")  # torch.compile; auto: on CUDA
+    compile: Switch = resumable("auto", "card")  # torch.compile; auto: if it saves time
     deterministic: bool = resumable(False)  # bit-identical repeats on one machine; slower on GPUs
     timeout: Seconds = incidental(600)  # seconds to wait for another process before the run ends
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from nanogpt.model import Ops, attention, rms_norm
 
-SHORT = 64  # tokens, up to which attention is faster written out (LOG.md)
+ROWS = 128  # queries at a time in attention that is written out (LOG.md)
 
 
 def fused_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -50,53 +50,73 @@ class RMSNormFunction(torch.autograd.Function):
 
 
 def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
-    """`model.attention`; while training in fp32, whatever the dtype of q, k, v and autocast's.
+    """`model.attention`; while training, written out in matmuls if that is faster.
 
-    torch's backward pass takes four times as long in bf16 as in fp32. For short sequences it takes
-    longer than plain matmuls do, and with dropout torch has no kernel on the CPU (LOG.md).
+    Up to 256 tokens it is, and in bf16 up to 1024 (LOG.md); so it is with dropout, for which torch
+    has no kernel on the CPU. torch's backward pass takes four times as long in bf16 as in fp32, so
+    it gets fp32 whatever the dtype of v.
     """
     if not torch.is_grad_enabled():
         return attention(q, k, v, mask, dropout, causal, enable_gqa)
     dtype = v.dtype
-    plain = causal and mask is None and not torch.compiler.is_compiling()
+    longest = 1024 if dtype.itemsize == 2 else 256
+    written_out = causal and mask is None and (dropout or q.size(-2) <= longest)
+    if dropout and torch.compiler.is_compiling():
+        written_out = False
     with torch.autocast("cpu", enabled=False):
-        q, k, v = q.float(), k.float(), v.float()
-        if plain and (dropout or q.size(-2) <= SHORT):
+        if written_out:
             if enable_gqa:
                 k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
-            y = AttentionFunction.apply(q, k, v, dropout)
-        else:
-            y = attention(q, k, v, mask, dropout, causal, enable_gqa)
+            return AttentionFunction.apply(q.to(dtype), k.to(dtype), v, dropout)
+        y = attention(q.float(), k.float(), v.float(), mask, dropout, causal, enable_gqa)
     return y.to(dtype)
 
 
 class AttentionFunction(torch.autograd.Function):
-    """Causal attention of q, k, v (B, H, T, D), written out, with dropout of the weights."""
+    """Causal attention of q, k, v (B, H, T, D), with dropout of the weights.
+
+    `ROWS` queries at a time, which skip the keys after them; the weights are kept for the backward
+    pass. Matmuls and weights have the inputs' dtype, as under autocast.
+    """
 
     @staticmethod
     def forward(ctx, q, k, v, dropout: float) -> torch.Tensor:
-        B, H, T, D = q.shape
-        ctx.shape, ctx.scale = q.shape, 1 / math.sqrt(D)
+        B, H, T, D = ctx.shape = q.shape
+        ctx.scale = 1 / math.sqrt(D)
         q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
-        future = q.new_full((T, T), -math.inf).triu_(1)
-        weights = torch.baddbmm(future, q, k.mT, alpha=ctx.scale).softmax(-1)  # (B H, T, T)
-        kept = dropout_mask(weights, dropout) if dropout else None
-        ctx.save_for_backward(q, k, v, weights, kept)
-        return ((weights * kept if dropout else weights) @ v).view(B, H, T, D)
+        saved, y = [q, k, v], []
+        for start in range(0, T, ROWS):
+            rows = q[:, start : start + ROWS]
+            keys = min(start + ROWS, T)
+            future = q.new_full((rows.size(1), keys), -math.inf).triu_(start + 1)
+            scores = torch.baddbmm(future, rows, k[:, :keys].mT, alpha=ctx.scale)
+            weights = scores.softmax(-1)  # (B H, rows, keys)
+            kept = dropout_mask(weights, dropout) if dropout else None
+            y.append((weights * kept if dropout else weights) @ v[:, :keys])
+            saved += [weights, kept]
+        ctx.save_for_backward(*saved)
+        return torch.cat(y, dim=1).view(ctx.shape)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        q, k, v, weights, kept = ctx.saved_tensors
+        q, k, v, *saved = ctx.saved_tensors
         grad = grad.reshape(v.shape)
-        grad_weights = grad @ v.mT
-        dropped = weights
-        if kept is not None:
-            grad_weights *= kept
-            dropped = weights * kept
-        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-        grad_q = torch.baddbmm(q, grad_scores, k, beta=0, alpha=ctx.scale)
-        grad_k = torch.baddbmm(k, grad_scores.mT, q, beta=0, alpha=ctx.scale)
-        return *(x.view(ctx.shape) for x in (grad_q, grad_k, dropped.mT @ grad)), None
+        grad_q, grad_k, grad_v = [], torch.zeros_like(k), torch.zeros_like(v)
+        for weights, kept in zip(saved[::2], saved[1::2], strict=True):
+            keys = weights.size(-1)
+            start = keys - weights.size(-2)
+            rows, grad_rows = q[:, start:keys], grad[:, start:keys]
+            grad_weights = grad_rows @ v[:, :keys].mT
+            dropped = weights
+            if kept is not None:
+                grad_weights *= kept
+                dropped = weights * kept
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_scores *= ctx.scale
+            grad_q.append(grad_scores @ k[:, :keys])
+            grad_k[:, :keys] += grad_scores.mT @ rows
+            grad_v[:, :keys] += dropped.mT @ grad_rows
+        return *(x.view(ctx.shape) for x in (torch.cat(grad_q, dim=1), grad_k, grad_v)), None
 
 
 def fast_dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:

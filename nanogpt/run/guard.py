@@ -71,8 +71,9 @@ def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
     lacks = False
     # without communication a failing process leaves no other waiting; FSDP cannot do without
     no_sync = nullcontext() if parts.sharded else parts.accelerator.no_sync(parts.model)
+    what = "compiling" if parts.compiled else "trying a micro-batch"
     try:
-        with no_sync:
+        with no_sync, parts.progress.waiting(what):
             if state.step == 0:  # the optimizer's state, at most AdamW's, comes with the first step
                 moments = [torch.empty_like(p) for p in parts.gpt.parameters() for _ in range(2)]  # noqa: F841
             tried = [config]
@@ -87,8 +88,11 @@ def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
         if not lacks and parts.compiled:
             lines = str(error).splitlines()  # a compiler's message comes after dynamo's
             reason = next((text for text in lines if text and "raised:" not in text), "")
-            fail(f"torch.compile failed; --compile=false trains without it: {reason}")
-        if not lacks:
+            if config.compile != "auto":
+                fail(f"torch.compile failed; --compile=false trains without it: {reason}")
+            logger.warning(f"training without torch.compile, which failed: {reason}")
+            torch.compiler.set_stance("force_eager")
+        elif not lacks:
             raise
     finally:
         parts.gpt.zero_grad()

@@ -25,7 +25,14 @@ from nanogpt.ops import ops_for, sharded
 from nanogpt.run import console, guard, resume
 from nanogpt.run.agree import Peers
 from nanogpt.run.compare import RESULT
-from nanogpt.run.device import compile_model, make_accelerator, peak_flops, set_up, share_batches
+from nanogpt.run.device import (
+    compile_model,
+    make_accelerator,
+    peak_flops,
+    set_up,
+    share_batches,
+    should_compile,
+)
 from nanogpt.run.metrics import Metrics
 from nanogpt.run.stop import Interrupts
 from nanogpt.train import Parts, Tally, done, logger
@@ -91,9 +98,7 @@ def prepare(
         **own_class(gpt),
     }
     same_text = resume.compare(start, model_config, config, settings) if start else True
-    compiled = config.compile == "true" or (
-        config.compile == "auto" and accelerator.device.type == "cuda"
-    )
+    compiled = should_compile(config, gpt, accelerator.device)
     model, optimizers = assemble(gpt, config, accelerator, make_optimizers, compiled)
     state = State()
     if start:
@@ -174,7 +179,8 @@ def assemble(
     own = {name: op for name, op in gpt.ops._asdict().items() if op is not getattr(Ops(), name)}
     gpt.use(ops_for(accelerator.device, gpt.config, tokens)._replace(**own))
     if compiled:
-        compile_model(gpt, whole=accelerator.distributed_type == DistributedType.NO)
+        alone = accelerator.distributed_type == DistributedType.NO
+        compile_model(gpt, whole=alone and accelerator.device.type != "cpu")
     sharded.configure(accelerator, gpt)
     muon_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     model, *wrapped = accelerator.prepare(gpt, *make_optimizers(gpt, config, muon_dtype))

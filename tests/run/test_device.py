@@ -135,6 +135,29 @@ def test_one_graph_is_compiled_or_one_for_all_blocks_and_the_loss(monkeypatch, w
     assert [name for name, _ in model.named_parameters()] == names
 
 
+@pytest.mark.parametrize(
+    "expected, model, settings",
+    [
+        (True, {}, {"max_iters": 800}),
+        (False, {}, {"max_iters": 80}),
+        (True, {}, {"max_iters": 80, "train_minutes": 2}),
+        (False, {}, {"max_iters": 800, "train_minutes": 0.2}),
+        (False, {"dropout": 0.1}, {"max_iters": 800}),  # torch has no kernel for attention with it
+        (False, {"norm": "layernorm"}, {"max_iters": 800}),  # little to fuse
+        (False, {}, {"max_iters": 800, "compile": "false"}),
+        (True, {"dropout": 0.1}, {"max_iters": 1, "compile": "true"}),
+    ],
+)
+def test_on_a_cpu_a_long_run_of_the_modern_family_is_compiled(monkeypatch, expected, model, settings):
+    monkeypatch.setattr(device.shutil, "which", lambda name: "/usr/bin/g++")
+    laptop = {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "n_inner": 320, "vocab_size": 65}
+    gpt, config = GPT(GPTConfig.modern(**laptop | model)), TrainConfig(batch_size=32, **settings)
+    assert device.should_compile(config, gpt, torch.device("cpu")) is expected
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    by_itself = settings.get("compile") != "true"
+    assert device.should_compile(config, gpt, torch.device("cpu")) is (expected and not by_itself)
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """Makes a GPU of a compute capability, as torch describes it."""

@@ -1,4 +1,5 @@
 import dataclasses
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -115,13 +116,18 @@ def test_a_skipped_step_is_counted_and_its_loss_is_not_in_the_mean():
     assert (tally.loss, tally.skipped, in_a_row) == (6, 3, [0, 1, 0, 1, 2])
 
 
-def test_a_failed_compilation_is_one_line_with_its_cause(make_run, capsys):
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_failed_compilation_is_one_line_with_its_cause(make_run, capsys, monkeypatch, asked):
     def fail(*args):
         raise RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: no C++ compiler\n\nSet TORCHDYNAMO_VERBOSE")
 
-    run = make_run()
+    stances = []
+    monkeypatch.setattr(torch.compiler, "set_stance", stances.append)
+    run = make_run(compile="true" if asked else "auto")
     run.gpt.forward, run.parts.compiled = fail, True
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="2") if asked else nullcontext():
         run.rehearse()
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "--compile=false" in said and "InvalidCxxCompiler: no C++ compiler" in said
+    out, err = capsys.readouterr()
+    said = err if asked else out
+    assert said.splitlines()[-1].endswith("InvalidCxxCompiler: no C++ compiler")
+    assert ("--compile=false" in said) == asked and stances == ([] if asked else ["force_eager"])
