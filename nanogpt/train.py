@@ -205,7 +205,7 @@ def write_sample(config: TrainConfig, parts: "Parts", state: State) -> None:
     start = sample_start(parts)
     text = sample_text(parts.gpt, parts.tokenizer, start, config.sample_tokens, config.seed)
     parts.metrics.sample(text, **position(state))
-    parts.progress.sample(text)
+    logger.info(f"{'sample':<13}{' '.join(text.split()) or '(blank)':.100}")
 
 
 def save(config: TrainConfig, parts: "Parts", state: State) -> None:

@@ -28,9 +28,7 @@ def pick_device(name: str) -> str:
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     present = [device for device, available in has.items() if available]
     if name not in ("auto", *present):
-        raise ValueError(
-            f"device={name!r} is not one of {', '.join(present)}, which this machine has"
-        )
+        raise ValueError(f"device={name!r} is not one of this machine's: {', '.join(present)}")
     return present[0] if name == "auto" else name
 
 

@@ -1,6 +1,7 @@
 """`nanogpt sample`, `chat`, `playground`, `export`, `page` and `push`."""
 
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -42,8 +43,8 @@ def load_for_sampling(args, tokens: int) -> tuple:
 
 def run_sample(args) -> None:
     """Streams a single continuation; prints several, sampled as one batch, when all are done."""
-    # several texts of a large model are matmuls, which compiling makes no faster
     alone = args.num_samples == 1
+    # several texts of a large model are matmuls, which compiling makes no faster
     model, tokenizer = load_for_sampling(args, args.max_new_tokens if alone else 0)
     eos_id = tokenizer.eot_id
     if args.prompt is None:
@@ -52,7 +53,7 @@ def run_sample(args) -> None:
         prompt = read_prompt(args.prompt)
         ids = tokenizer.encode(prompt).tolist()
     options = sampling_options(args) | {"eos_id": eos_id}
-    if args.num_samples == 1 and not args.json:
+    if alone and not args.json:
         print(visible(prompt), end="", flush=True)
         for piece in stream_text(model, tokenizer, ids, args.max_new_tokens, **options):
             print(visible(piece), end="", flush=True)
@@ -96,7 +97,7 @@ def run_chat(args) -> None:
     messages = [{"role": "system", "content": args.system}] if args.system else []
     if sys.stdin.isatty():
         note("each line is a message; Ctrl-D ends")
-    for line in read_lines():
+    for line in filter(str.strip, read_lines()):  # without blank ones
         messages.append({"role": "user", "content": line})
         pieces = []
         options = sampling_options(args)
@@ -113,15 +114,10 @@ def run_chat(args) -> None:
 
 
 def read_lines():
-    """Yields the lines of stdin that are not blank, with a prompt on a terminal."""
-    prompt = "> " if sys.stdin.isatty() else ""
-    while True:
-        try:
-            line = input(prompt)
-        except EOFError:
-            return
-        if line.strip():
-            yield line
+    """Yields the lines of stdin, with a prompt on a terminal."""
+    with suppress(EOFError):
+        while True:
+            yield input("> " if sys.stdin.isatty() else "")
 
 
 def run_playground(args) -> None:

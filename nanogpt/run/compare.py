@@ -29,13 +29,9 @@ class Curve:
     settings: dict
     kind: dict  # the settings that are equal for runs that differ only in their seed
     points: np.ndarray  # (N, 4) the values of KEYS at each evaluation
+    lowest: float  # validation loss; NaN only if all are
     val_sha256: str | None  # of the validation tokens; None if not recorded
     finished: bool
-
-    @property
-    def lowest(self) -> float:
-        """The lowest validation loss; NaN only if all are."""
-        return float(np.fmin.reduce(self.points[:, 3]))
 
 
 def read(run: Path) -> Curve:
@@ -59,10 +55,11 @@ def read(run: Path) -> Curve:
     if digests and all(digests.values()):
         kind["data"] = list(digests.values())  # the same tokens in any directory
     points = np.array([[line[key] for key in KEYS] for line in lines], dtype=float)
+    lowest = float(np.fmin.reduce(points[:, 3]))
     # which a run writes at its end
     result = checkpoint.read_json(run / RESULT) if (run / RESULT).exists() else {}
     finished = result.get("reason") == "finished"
-    return Curve(run, settings, kind, points, digests.get("val"), finished)
+    return Curve(run, settings, kind, points, lowest, digests.get("val"), finished)
 
 
 def group(runs: list[Path]) -> list[list[Curve]]:
@@ -112,9 +109,8 @@ def welch(a: list[float], b: list[float]) -> float:
 def verdict(groups: list[list[Curve]]) -> dict:
     """The comparison of `group`s for a program; docs/experiments.md describes the keys.
 
-    They are ranked by their lowest validation loss, the mean over seeds. `by` is how much lower the
-    loss of `better` is than the next one's. Both are None if losses cannot be compared; without a
-    p, `why_not` says why.
+    `by` is how much lower the loss of `better` is than the next one's. Both are None if losses
+    cannot be compared; without a p, `why_not` says why.
     """
     every = [curve for curves in groups for curve in curves]
     names = dict.fromkeys(name for curve in every for name in curve.kind)

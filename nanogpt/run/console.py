@@ -42,10 +42,8 @@ def show_messages(shown: bool) -> None:
 def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     """Prints device, model, data, steps and output."""
     m, c, env = parts.gpt.config, config, parts.settings["environment"]
-    adapters = ""
-    if c.lora_rank:
-        trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
-        adapters = f", {trained:,} of them in adapters, which are trained"
+    trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
+    adapters = f", {trained:,} of them in adapters, which are trained" if c.lora_rank else ""
     train_tokens, a_step = parts.train_data.token_count, tokens_per_step(config, m)
     amount = f"{c.max_iters:,}, {c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
@@ -79,19 +77,15 @@ class Progress:
         seconds = time.monotonic() - self.since
         if seconds < EVERY:
             return
-        text = f"loss {values.get('train_loss', float('nan')):.4f}"
-        text += f", {values['tokens_per_second']:,} tokens/s"
+        loss, rate = values.get("train_loss", float("nan")), values["tokens_per_second"]
+        text = f"step {state.step:>6,}  loss {loss:.4f}, {rate:,} tokens/s"
         if "mfu" in values:
             text += f", MFU {values['mfu']:.1%}"
         if self.max_iters:
             left = (self.max_iters - state.step) * seconds / (state.step - self.step)
             text += f", {timedelta(seconds=round(left))} left"
-        logger.info(f"step {state.step:>6,}  {text}")
+        logger.info(text)
         self.restart(state)
-
-    def sample(self, text: str) -> None:
-        """Shows the beginning of a sample in one line."""
-        logger.info(f"{'sample':<13}{' '.join(text.split()) or '(blank)':.100}")
 
     def waiting(self, what: str):
         """Context manager for slow, silent work: prints `what` after a while."""

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import os
 import re
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,8 +63,8 @@ def parse(
         for name in given.keys() & kinds.keys():
             try:
                 values[name] = read_value(given[name], kinds[name][0])
-            except ValueError as error:
-                parser.error(f"--{name}={given[name]:.80}: {error}")
+            except ArgumentTypeError as error:
+                parser.error(f"--{name}={error}")
             if name in ("out_dir", "data", "init_from", "resume"):
                 values[name] = os.path.expanduser(values[name])  # no shell does for --data=~/x
             if name == "out_dir":

@@ -26,23 +26,22 @@ logger = logging.getLogger("nanogpt")
 
 
 def available(report_to: str) -> list[str]:
-    """The trackers that a `report_to` setting names, if installed; wandb is offline without a key.
+    """The trackers that a `report_to` setting names; wandb is offline without a key.
 
-    Raises ValueError for one that does not exist.
+    Raises ValueError for one that does not exist. Accelerate leaves out those not installed.
     """
     names = [name for name in report_to.replace(" ", "").split(",") if name not in ("", "none")]
     for name in names:
         if name not in TRACKERS:
             allowed = ", ".join(TRACKERS)
             raise ValueError(f"report_to={report_to!r}: {name!r} is not one of none, {allowed}")
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    for name in missing:
-        logger.warning(f"{name} is not installed: pip install {name} to report to it")
+        if importlib.util.find_spec(name) is None:
+            logger.warning(f"{name} is not installed: pip install {name} to report to it")
     netrc = Path("~/.netrc").expanduser()  # which `wandb login` writes
     has_key = netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
     if "wandb" in names and not has_key and "WANDB_API_KEY" not in os.environ:
         os.environ.setdefault("WANDB_MODE", "offline")  # it would wait for a key at the terminal
-    return [name for name in names if name not in missing]
+    return names
 
 
 class Metrics:
@@ -55,8 +54,7 @@ class Metrics:
         self.accelerator = accelerator
         self.files: dict[str, io.FileIO] = {}
         if accelerator.is_main_process and write:
-            for name in (METRICS, SAMPLES):
-                self.files[name] = open_lines(out_dir / name, step)
+            self.files = {name: open_lines(out_dir / name, step) for name in (METRICS, SAMPLES)}
         project = os.environ.get("WANDB_PROJECT") or out_dir.parent.name or "nanogpt"
         wandb = {
             "name": os.environ.get("WANDB_NAME") or out_dir.name,
@@ -69,8 +67,6 @@ class Metrics:
 
     def _quietly(self, call, *args) -> None:
         """Calls a function of the trackers without their output; an error ends the reporting."""
-        if not self.accelerator.log_with:
-            return
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 call(*args)
@@ -132,13 +128,11 @@ def read(path: Path) -> list[dict]:
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     found = []
     for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads(line)
-            step = values.get("step") if isinstance(values, dict) else None
-            if type(step) is int and number(step) is not None:
-                found.append(
-                    {k: v for k, v in values.items() if k == "text" or number(v) is not None}
-                )
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):  # not a dictionary
+            values = json.loads(line).items()
+            kept = {k: v for k, v in values if k == "text" or number(v) is not None}
+            if isinstance(kept.get("step"), int):
+                found.append(kept)
     return found
 
 

@@ -3,12 +3,12 @@
 It imports no torch, so `nanogpt --help` starts at once.
 """
 
-import argparse
 import difflib
 import re
 import sys
 import types
 import typing
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 
 from nanogpt.run.errors import fail
 
@@ -25,44 +25,42 @@ NANOGPT = {
 
 
 def read_value(text: str, kind: type) -> object:
-    """`text` from the command line as a value of a field's type, or a ValueError."""
+    """`text` from the command line as a value of a field's type, or an ArgumentTypeError."""
     if isinstance(kind, types.UnionType):  # X | None
         if text.lower() == "none":
             return None
         kind = typing.get_args(kind)[0]
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            raise ValueError("expected true or false")
+            raise ArgumentTypeError(f"{text:.80}: expected true or false")
         return text.lower() == "true"
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"expected {'an integer' if kind is int else 'a number'}") from None
+        expected = "an integer" if kind is int else "a number"
+        raise ArgumentTypeError(f"{text:.80}: expected {expected}") from None
 
 
 def within(kind: type, low: float, high: float):
     """For argparse's `type=`: numbers of that kind from `low` to `high`."""
 
     def read(text: str):
-        try:
-            value = read_value(text, kind)
-            if not low <= value <= high:  # which catches NaN as well
-                raise ValueError(f"must be from {low} to {high}")
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text:.40}: {error}") from None
+        value = read_value(text, kind)
+        if not low <= value <= high:  # which catches NaN as well
+            raise ArgumentTypeError(f"{text:.80}: must be from {low} to {high}")
         return value
 
     return read
 
 
-class OneLineParser(argparse.ArgumentParser):
+class OneLineParser(ArgumentParser):
     """An argparse whose errors are one line, and which suggests the flag that was probably meant.
 
     In the names of flags, _ and - are the same.
     """
 
     def __init__(self, **options):
-        kept = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        kept = {"formatter_class": RawDescriptionHelpFormatter, "allow_abbrev": False}
         super().__init__(**kept | options)
 
     def parse_known_args(self, args=None, namespace=None):

@@ -1,5 +1,6 @@
 """Reasons to end a run early: signals, --time_limit, failing saves, bad gradients."""
 
+import math
 import signal
 import time
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Interrupts:
         """`minutes` count from here, before anything is loaded; 0 means no limit."""
         self.peers = peers
         self.number = 0  # of the signal received
-        self.end = time.monotonic() + 60 * minutes if minutes else None
+        self.end = time.monotonic() + 60 * (minutes or math.inf)
         self.last = time.monotonic()  # end of the last step
         self.longest = 0.0  # longest time in seconds from the end of a step to the end of the next
         self.before: dict = {}  # the handlers that were there
@@ -92,7 +93,7 @@ class Interrupts:
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
         # there must be time for another step and a save
-        time_is_up = self.end is not None and now + self.longest + saves.seconds > self.end
+        time_is_up = now + self.longest + saves.seconds > self.end
         number, time_is_up, fails = self.peers.largest(
             self.number, time_is_up, saves.failed >= FAILED_SAVES
         )
