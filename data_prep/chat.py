@@ -30,7 +30,7 @@ from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import END, get_tokenizer
 from nanogpt.data.tokens import answers
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import within
+from nanogpt.run.parser import within
 
 ROLES = {role: role for role in chat.ROLES}
 ROLES |= {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}

@@ -54,5 +54,5 @@ if __name__ == "__main__":
     teacher = given.pop("teacher")
     with user_errors():
         Student.teachers = tuple(nanogpt.load(run)[0] for run in teacher.split(","))
-    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    flags = [f"--{name}={value}" for name, value in given.items()]
     main(SMALL, TRAIN, prepare=shakespeare.prepare, argv=flags, make_model=Student)

@@ -24,7 +24,8 @@ from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import read_shares
 from nanogpt.run.device import gpu_gib
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import OneLineParser, parse, settings_parser, within
+from nanogpt.run.flags import parse, settings_parser
+from nanogpt.run.parser import OneLineParser, within
 from nanogpt.train import main
 
 DATA = "data/fineweb_edu"
@@ -114,8 +115,7 @@ def read_flags(parser: OneLineParser, aspect_ratio: int) -> tuple[Namespace, lis
     for name, (kind, default, text) in dials.items():
         group.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=text)
     given = parser.parse_args()
-    rest = {k: v for k, v in vars(given).items() if v is not None and k not in dials}
-    return given, [f"--{name}={value}" for name, value in rest.items()]
+    return given, [f"--{k}={v}" for k, v in vars(given).items() if k not in dials]
 
 
 def run(**options) -> None:

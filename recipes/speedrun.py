@@ -67,7 +67,7 @@ if __name__ == "__main__":
     parser.add_argument("--track", type=int, choices=TRACKS, default=2, help=text)
     given = vars(parser.parse_args())
     track = given.pop("track")
-    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    flags = [f"--{name}={value}" for name, value in given.items()]
     model, train = TRACKS[track]
     train = replace(train, train_minutes=float(track), out_dir=f"out/speedrun-{track}")
     with user_errors():

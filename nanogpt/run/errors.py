@@ -34,8 +34,7 @@ def fail(message: object, code: int = 2) -> typing.NoReturn:
     if rank != "0":
         time.sleep(PATIENCE)
         line = f"process {rank}: {line}"
-    shown = line if len(line) < 1000 else line[:1000] + "…"
-    print(f"error: {shown}", file=sys.stderr, flush=True)
+    print(f"error: {line:.1000}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

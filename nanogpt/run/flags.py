@@ -4,16 +4,15 @@ import dataclasses
 import inspect
 import os
 import re
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import SUPPRESS, ArgumentParser
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from nanogpt.config import Actions, TrainConfig, ignored_by
 from nanogpt.data.files import follow, read_json
 from nanogpt.model import GPTConfig, declared
-from nanogpt.run.errors import refuse_windows
 from nanogpt.run.parser import OneLineParser, read_value, with_underscores
-from nanogpt.run.parser import within as within  # for programs that take it from here
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -27,9 +26,12 @@ def field_help(cls: type) -> dict[str, str]:
 
 
 def settings_parser(model_config: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
-    """A recipe's parser: a flag for each field; advanced ones (KW_ONLY) and actions in groups."""
-    refuse_windows()
-    parser = OneLineParser(usage="%(prog)s [--SETTING VALUE …]", description=description)
+    """A recipe's parser: a flag for each field; advanced ones (KW_ONLY) and actions in groups.
+
+    Its result has only the flags that are given.
+    """
+    usage = "%(prog)s [--SETTING VALUE …]"
+    parser = OneLineParser(usage=usage, description=description, argument_default=SUPPRESS)
     text = "repeat a run: its config.json, before the flags given here"
     parser.add_argument("--config", metavar="FILE", help=text)
     basic = parser.add_argument_group("settings")
@@ -40,7 +42,7 @@ def settings_parser(model_config: GPTConfig, train: TrainConfig, description: st
         for field in dataclasses.fields(config):
             (kind, limits), value = kinds[field.name], getattr(config, field.name)
             default = "" if value is None else f" (default: {value})"
-            options = {"metavar": short(kind, limits)}
+            options = {"type": partial(read_value, kind=kind), "metavar": short(kind, limits)}
             options["help"] = f"{texts[field.name]}{default}".strip().replace("%", "%%")
             if kind is bool or field.name == "compile":  # --compile is --compile=true
                 options |= {"nargs": "?", "const": "true"}
@@ -54,22 +56,15 @@ def parse(
     model_config: GPTConfig, train: TrainConfig, argv: list[str], description: str
 ) -> tuple[GPTConfig, TrainConfig, Actions]:
     """The recipe's configurations, overridden by --config and the command line, and the actions."""
-    parser = settings_parser(model_config, train, description)
-    given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
-    values = recorded(given["config"]) if "config" in given else {}
+    given = vars(settings_parser(model_config, train, description).parse_args(argv))
+    for name in given.keys() & {"out_dir", "data", "init_from", "resume"}:
+        given[name] = os.path.expanduser(given[name])  # no shell does for --data=~/x
+    if "out_dir" in given:
+        given["out_dir"] = str(Path(given["out_dir"]))  # without a / at its end
+    values = recorded(given["config"]) | given if "config" in given else given
     changed = []
     for config in (model_config, train, Actions()):
-        kinds = declared(type(config))
-        for name in given.keys() & kinds.keys():
-            try:
-                values[name] = read_value(given[name], kinds[name][0])
-            except ArgumentTypeError as error:
-                parser.error(f"--{name}={error}")
-            if name in ("out_dir", "data", "init_from", "resume"):
-                values[name] = os.path.expanduser(values[name])  # no shell does for --data=~/x
-            if name == "out_dir":
-                values[name] = str(Path(values[name]))  # without a / at its end
-        own = {name: value for name, value in values.items() if name in kinds}
+        own = {name: values[name] for name in values.keys() & declared(type(config))}
         changed.append(dataclasses.replace(config, **own))
     return tuple(changed)
 
