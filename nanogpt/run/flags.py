@@ -12,7 +12,7 @@ from pathlib import Path
 from nanogpt.config import Actions, TrainConfig, ignored_by
 from nanogpt.data.files import follow, read_json
 from nanogpt.model import GPTConfig, declared
-from nanogpt.run.parser import OneLineParser, read_value, with_underscores
+from nanogpt.run.parser import OneLineParser, read_value
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -74,11 +74,6 @@ def asked_device(argv: list[str]) -> str:
     parser = OneLineParser(add_help=False)
     parser.add_argument("--device", default="auto")
     return ArgumentParser.parse_known_args(parser, argv)[0].device  # others are for later
-
-
-def named(argv: list[str]) -> set[str]:
-    """The names of the settings that a command line has flags for."""
-    return {with_underscores(word.partition("=")[0]).removeprefix("--") for word in argv}
 
 
 def recorded(path: str) -> dict:

@@ -18,7 +18,7 @@ from nanogpt.model import GPTConfig
 from nanogpt.run import console, plan
 from nanogpt.run.compare import RESULT, compare
 from nanogpt.run.errors import fail, user_errors
-from nanogpt.run.flags import named, parse
+from nanogpt.run.flags import parse, settings_parser
 from nanogpt.run.guard import rehearse
 from nanogpt.run.prepare import prepare
 from nanogpt.run.stop import Stop
@@ -43,7 +43,8 @@ def main(
         with user_errors():
             recipes_data = config.data
             argv = sys.argv[1:] if argv is None else argv
-            options["given"] = named(argv)
+            parser = settings_parser(model_config, config, description)
+            options["given"] = vars(parser.parse_args(argv)).keys()
             model_config, config, actions = parse(model_config, config, argv, description)
             prepare_data = prepare_data if config.data == recipes_data else None
             if actions.dry_run:

@@ -67,7 +67,9 @@ class OneLineParser(ArgumentParser):
         words = []
         for word in sys.argv[1:] if args is None else args:
             name, equals, value = word.partition("=")
-            words.append(with_underscores(name) + equals + value)
+            if name.startswith("--"):
+                name = "--" + name[2:].replace("-", "_")
+            words.append(name + equals + value)
         namespace, unknown = super().parse_known_args(words, namespace)
         if unknown:  # reported here, so that a sub-command suggests its own flags
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -83,8 +85,3 @@ class OneLineParser(ArgumentParser):
             hint = f"did you mean {near[0]}? " if near else ""
             fail(f"unknown flag {flag}: {hint}--help lists them all")
         fail(re.sub(r"(?s)^argument (--\w+): (?=.*: (expected|must))", r"\1=", message))
-
-
-def with_underscores(name: str) -> str:
-    """A flag's name as it is defined; any other word as it is."""
-    return re.sub(r"(?<=\w)-", "_", name) if name.startswith("--") else name
