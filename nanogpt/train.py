@@ -179,7 +179,6 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     if config.sample_tokens and not parts.sharded and result["val_loss"] < torch.inf:
         write_sample(config, parts, state)
     parts.timed_since = time.perf_counter()
-    parts.progress.restart(state)
 
 
 def validate(config: TrainConfig, parts: "Parts", state: State) -> dict:

@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-import time
 from contextlib import suppress
 from datetime import timedelta
 
@@ -41,10 +40,10 @@ def show_messages(shown: bool) -> None:
 
 def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     """Prints device, model, data, steps and output."""
-    m, c, env = parts.gpt.config, config, parts.settings["environment"]
+    c, env = config, parts.settings["environment"]
     trained = sum(p.numel() for p in parts.gpt.parameters() if p.requires_grad)
     adapters = f", {trained:,} of them in adapters, which are trained" if c.lora_rank else ""
-    train_tokens, a_step = parts.train_data.token_count, tokens_per_step(config, m)
+    train_tokens, a_step = parts.train_data.token_count, tokens_per_step(c, parts.gpt.config)
     amount = f"{c.max_iters:,}, {c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
         amount = f"for {c.train_minutes:g} minutes"
@@ -54,9 +53,9 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
         f"threads: {env['threads']}{', compiled' if parts.compiled else ''}\n"
         f"model   {parts.gpt.get_num_params():,} parameters{adapters}\n"
         f"data    {c.data}: {train_tokens:,} tokens to train on, {parts.val_data.token_count:,} "
-        f"to validate, vocabulary {m.vocab_size:,}\n"
+        f"to validate, vocabulary {parts.gpt.config.vocab_size:,}\n"
         f"steps   {amount}, each of {a_step:,} tokens ({c.gradient_accumulation_steps} x "
-        f"{c.batch_size} sequences of {m.block_size})\n"
+        f"{c.batch_size} sequences of {parts.gpt.config.block_size})\n"
         f"output  {parts.out_dir}{resuming}"
     )
 
@@ -66,15 +65,11 @@ class Progress:
 
     def __init__(self, config: TrainConfig, state: State):
         self.max_iters = 0 if config.train_minutes else config.max_iters
-        self.restart(state)
-
-    def restart(self, state: State) -> None:
-        """Restarts the timer, so that an evaluation is not counted."""
-        self.since, self.step = time.monotonic(), state.step
+        self.step, self.train_seconds = state.step, state.train_seconds  # at the last line
 
     def show(self, values: dict, state: State) -> None:
-        """Prints a line of metrics if the last is some seconds ago."""
-        seconds = time.monotonic() - self.since
+        """Prints a line of metrics if the last is some seconds of training ago."""
+        seconds = state.train_seconds - self.train_seconds
         if seconds < EVERY:
             return
         loss, rate = values.get("train_loss", float("nan")), values["tokens_per_second"]
@@ -85,7 +80,7 @@ class Progress:
             left = (self.max_iters - state.step) * seconds / (state.step - self.step)
             text += f", {timedelta(seconds=round(left))} left"
         logger.info(text)
-        self.restart(state)
+        self.step, self.train_seconds = state.step, state.train_seconds
 
     def waiting(self, what: str):
         """Context manager for slow, silent work: prints `what` after a while."""
