@@ -26,22 +26,25 @@ logger = logging.getLogger("nanogpt")
 
 
 def available(report_to: str) -> list[str]:
-    """The trackers that a `report_to` setting names; wandb is offline without a key.
+    """The trackers that a `report_to` setting names, if installed; wandb is offline without a key.
 
-    Raises ValueError for one that does not exist. Accelerate leaves out those not installed.
+    Raises ValueError for one that does not exist.
     """
+    installed = []
     names = [name for name in report_to.replace(" ", "").split(",") if name not in ("", "none")]
     for name in names:
         if name not in TRACKERS:
             allowed = ", ".join(TRACKERS)
             raise ValueError(f"report_to={report_to!r}: {name!r} is not one of none, {allowed}")
-        if importlib.util.find_spec(name) is None:
+        if importlib.util.find_spec(name):
+            installed.append(name)
+        else:
             logger.warning(f"{name} is not installed: pip install {name} to report to it")
     netrc = Path("~/.netrc").expanduser()  # which `wandb login` writes
     has_key = netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
     if "wandb" in names and not has_key and "WANDB_API_KEY" not in os.environ:
         os.environ.setdefault("WANDB_MODE", "offline")  # it would wait for a key at the terminal
-    return names
+    return installed
 
 
 class Metrics:
