@@ -151,28 +151,28 @@ def compare(runs: list[Path]) -> str:
     """A `verdict` as text, the best run first; the last line says whether it is better."""
     groups = group(runs)
     found = verdict(groups)
-    rows = [("", [row["name"] for row in found["runs"]])]
-    rows.append(("seeds", [len(curves) for curves in groups]))
+    table = {
+        "": [row["name"] for row in found["runs"]],
+        "seeds": [len(curves) for curves in groups],
+    }
     for name in found["runs"][0]["settings"]:
-        rows.append((name, [row["settings"][name] for row in found["runs"]]))
+        table[name] = [row["settings"][name] for row in found["runs"]]
     every = [curve for curves in groups for curve in curves]
     for axis, title in enumerate(AXES):
         end = min(curve.points[-1, axis] for curve in every)  # the last that all have reached
         if all(curve.points[0, axis] <= end for curve in every):
             # interpolated linearly between evaluations
             losses = {c: np.interp(end, c.points[:, axis], c.points[:, 3]) for c in every}
-            cells = [cell([losses[c] for c in curves]) for curves in groups]
-            rows.append((f"at {end:,.1f} {title}".replace(".0 ", " "), cells))
-    rows.append(("lowest", [cell([curve.lowest for curve in curves]) for curves in groups]))
+            title = f"at {end:,.1f} {title}".replace(".0 ", " ")
+            table[title] = [cell([losses[c] for c in curves]) for curves in groups]
+    table["lowest"] = [cell([curve.lowest for curve in curves]) for curves in groups]
     if len(groups) > 2:
         base = next(curves for curves in groups if curves[0].run == Path(runs[0]))
         values = [p_of(curves, base) for curves in groups]
-        rows.append(
-            ("p against the first named", ["" if p is None else f"{p:.2g}" for p in values])
-        )
-    width = 2 + max(16, *(len(str(value)) for _, values in rows for value in values))
+        table["p against the first named"] = ["" if p is None else f"{p:.2g}" for p in values]
+    width = 2 + max(16, *(len(str(value)) for values in table.values() for value in values))
     lines = []
-    for title, values in rows:
+    for title, values in table.items():
         lines.append(f"{title:<36}" + "".join(f"{value!s:>{width}}" for value in values))
     lines.append("")
     if found["better"] is not None:

@@ -18,7 +18,6 @@ PATIENCE = 10  # seconds that other processes wait for what the first one says
 
 def visible(text: str) -> str:
     """`text` for a terminal or a page: an ESC, for example, becomes the four characters \\x1b."""
-    text = text.replace("\r", r"\x0d")
     return re.sub(HIDDEN, lambda match: ascii(match[0])[1:-1], text)
 
 
@@ -29,7 +28,7 @@ def fail(message: object, code: int = 2) -> typing.NoReturn:
     """
     if isinstance(message, OSError) and message.filename:
         message = f"{message.filename}: {message.strerror}"
-    line = visible(" ".join(str(message).split("\n")))
+    line = visible(str(message).replace("\n", " "))
     rank = os.environ.get("LOCAL_RANK", "0")
     if rank != "0":
         time.sleep(PATIENCE)

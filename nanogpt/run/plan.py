@@ -6,10 +6,10 @@
 It takes a few steps, whose results are thrown away.
 """
 
-import dataclasses
 import json
 import statistics
 import time
+from dataclasses import replace
 
 from nanogpt.config import TrainConfig
 from nanogpt.run.guard import rehearse
@@ -58,11 +58,11 @@ def seconds_per_step(config: TrainConfig, parts: Parts, state: State) -> float:
     share = config.gradient_accumulation_steps // processes
     timed = min(share, 2)
     parts.accelerator.gradient_accumulation_steps = timed
-    some = {"gradient_accumulation_steps": timed * processes, "short_block_iters": 0}
+    config = replace(config, gradient_accumulation_steps=timed * processes, short_block_iters=0)
     seconds = []
     for _ in range(1 + STEPS):
         start = time.perf_counter()
-        step(dataclasses.replace(config, **some), parts, state)
+        step(config, parts, state)
         synchronize(parts.device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:]) * share / timed

@@ -20,13 +20,13 @@ def find_start(config: TrainConfig) -> Path | None:
     if out_dir.exists() and os.environ.get("RANK", "0") == "0":
         rundir.claim(out_dir)
         checkpoint.remove_leftovers(out_dir)
-    start = None
     steps = checkpoint.list_checkpoints(out_dir)
+    if config.resume == "auto" and not steps:
+        return None
     if config.resume in ("auto", "last", "best"):
-        if config.resume == "auto" and not steps:
-            return None
         prefer = "best" if config.resume == "best" else "last"
         return checkpoint.find(out_dir, prefer, to_resume=True)
+    start = None
     if config.resume != "none":
         start = checkpoint.find(config.resume, "last", to_resume=True)
     if steps and (start is None or start.parent != out_dir.resolve()):
