@@ -93,15 +93,11 @@ def test_a_plan_counts_parameters_and_tokens_and_leaves_nothing(trained_dir, tmp
     assert not list(tmp_path.iterdir())
 
 
-def recipe(monkeypatch, *flags) -> None:
-    monkeypatch.setattr(sys, "argv", [str(RECIPE), *SMALL, *flags])
-    runpy.run_path(str(RECIPE), run_name="__main__")
-
-
 def test_seeds_are_trained_one_after_the_other_and_compared(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = "--batch_size=4 --max_iters=4 --eval_interval=2 --out_dir=out/a --seeds=2 --seed=5".split()
-    recipe(monkeypatch, *flags, f"--data={data}")
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *SMALL, *flags, f"--data={data}"])
+    runpy.run_path(str(RECIPE), run_name="__main__")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-seed5", "a-seed6"]
     losses = [metrics.read(tmp_path / "out" / f"a-seed{s}" / "metrics.jsonl")[-1]["val_loss"] for s in (5, 6)]
     assert losses[0] != losses[1]
