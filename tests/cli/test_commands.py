@@ -86,9 +86,7 @@ def test_a_plan_counts_parameters_and_tokens_and_leaves_nothing(trained_dir, tmp
     size = checkpoint.load_model(checkpoint.find(trained_dir)).config.vocab_size
     parameters = GPT(GPTConfig(TINY.block_size, size, 1, 2, n_embd=16)).get_num_params()
     assert f"{parameters:,}" in shown and "3,200" in shown
-    assert found["parameters"] == parameters
-    assert (found["tokens_per_step"], found["tokens"]) == (64, 3200)
-    assert found["train_seconds"] == pytest.approx(50 * found["seconds_per_step"])
+    assert (found["parameters"], found["tokens"]) == (parameters, 3200)
     assert json.loads(command("plan", "--json", RECIPE, *flags))["tokens"] == 3200
     assert not list(tmp_path.iterdir())
 

@@ -7,22 +7,17 @@ import pytest
 from nanogpt.run import plan
 
 
-def test_a_plan_names_what_a_user_would_work_out_by_hand(make_run, monkeypatch, capsys):
+@pytest.mark.parametrize("length", [{"max_iters": 240}, {"train_minutes": 2, "max_iters": 7}])
+def test_a_plan_names_what_a_user_would_work_out_by_hand(make_run, monkeypatch, capsys, length):
+    """With train_minutes the steps are those that fit into them."""
     monkeypatch.setattr(plan, "seconds_per_step", lambda config, parts, state: 0.5)
-    run = make_run(batch_size=4, gradient_accumulation_steps=2, max_iters=240)
+    run = make_run(batch_size=4, gradient_accumulation_steps=2, **length)
     run.plan(as_json=True)
     found, tokens = json.loads(capsys.readouterr().out.splitlines()[-1]), 240 * 2 * 4 * 16
     assert (found["steps"], found["tokens_per_step"], found["tokens"]) == (240, 128, tokens)
     assert found["epochs"] == pytest.approx(tokens / run.train_data.token_count, abs=1e-4)
     assert found["tokens_per_parameter"] == pytest.approx(tokens / run.gpt.get_num_params(), abs=1e-4)
     assert (found["seconds_per_step"], found["train_seconds"]) == (0.5, 120)
-
-
-def test_with_train_minutes_the_steps_are_those_that_fit_into_them(make_run, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "seconds_per_step", lambda config, parts, state: 0.5)
-    make_run(train_minutes=2, batch_size=4, max_iters=7).plan(as_json=True)
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (found["steps"], found["tokens"], found["train_seconds"]) == (240, 15_360, 120)
 
 
 def test_of_many_micro_batches_two_are_timed_on_whole_windows(make_run, monkeypatch):
