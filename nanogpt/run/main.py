@@ -124,6 +124,6 @@ def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> N
     parts.interrupts.ignore()
     parts.accelerator.wait_for_everyone()
     if stop.code == 1:
-        fail(stop.reason, code=1)
+        fail(stop.reason or "the main process could not save", code=1)
     logger.info(stop.reason)
     sys.exit(stop.code)
