@@ -17,7 +17,7 @@ from nanogpt.sample import sample_text
 from nanogpt.train import Parts, State, logger, sample_start, tokens_per_step
 
 SAMPLE_TOKENS = 300  # of the sample at the end
-EVERY = 5.0  # seconds between lines of progress
+EVERY = 5.0  # seconds of training between lines of progress
 
 
 class Printer(logging.Handler):

@@ -53,7 +53,7 @@ def settings_parser(model_config: GPTConfig, train: TrainConfig, description: st
 
 
 def parse(
-    model_config: GPTConfig, train: TrainConfig, argv: list[str], description: str
+    model_config: GPTConfig, train: TrainConfig, argv: list[str] | None, description: str
 ) -> tuple[GPTConfig, TrainConfig, Actions]:
     """The recipe's configurations, overridden by --config and the command line, and the actions."""
     given = vars(settings_parser(model_config, train, description).parse_args(argv))

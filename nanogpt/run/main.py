@@ -42,7 +42,6 @@ def main(
     try:
         with user_errors():
             recipes_data = config.data
-            argv = sys.argv[1:] if argv is None else argv
             parser = settings_parser(model_config, config, description)
             options["given"] = vars(parser.parse_args(argv)).keys()
             model_config, config, actions = parse(model_config, config, argv, description)
