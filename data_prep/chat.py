@@ -40,7 +40,7 @@ ROLES |= {"developer": "system"}
 def open_conversations(inputs: list[str], errors: str = "strict") -> Corpus:
     """A corpus whose documents are conversations, each the JSON of its list of messages."""
     corpus = Corpus(inputs, ("messages", "conversations"), errors, convert=to_json)
-    if wrong := next((file.name for file in corpus.files if not is_records(file.name)), None):
+    if wrong := next((name for name in corpus.files if not is_records(name)), None):
         raise ValueError(f"{wrong} is not JSON by its name: give .jsonl, .json, .parquet, …")
     return corpus
 

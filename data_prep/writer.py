@@ -258,7 +258,7 @@ def write_corpus(
     out, split = Path(out), Split(corpus, val_fraction)
     with writing(out, tokenizer) as new:
         progress = new / PROGRESS
-        job = json.dumps([BATCH, corpus.fingerprint(), val_fraction, sha256(new)])
+        job = json.dumps([BATCH, corpus.fingerprint, val_fraction, sha256(new)])
         state = read_json_or_empty(progress)
         if state.get("job") == job:
             say(f"resuming after {state['batches']:,} batches of text")

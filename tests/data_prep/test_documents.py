@@ -137,7 +137,7 @@ def test_a_separator_in_a_text_becomes_the_end_of_a_document(tmp_path, mark):
 
 def names(*inputs, say=silent) -> list[str]:
     """The names of the files that inputs mean."""
-    return [os.path.basename(file.name) for file in find_files([str(name) for name in inputs], say)]
+    return [os.path.basename(path) for path in find_files([str(name) for name in inputs], say)]
 
 
 def test_a_folder_means_its_texts_in_the_order_of_names_and_others_are_counted(tmp_path):
