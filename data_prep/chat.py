@@ -32,9 +32,8 @@ from nanogpt.data.tokens import answers
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import within
 
-ROLES = {role: role for role in chat.ROLES}
-ROLES |= {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
-ROLES |= {"developer": "system"}
+OTHER_NAMES = {"developer": "system", "human": "user"}  # of roles
+OTHER_NAMES |= dict.fromkeys(("gpt", "chatgpt", "model"), "assistant")
 
 
 def open_conversations(inputs: list[str], errors: str = "strict") -> Corpus:
@@ -65,8 +64,9 @@ def read_message(message: dict, where: str) -> dict:
     """A message as {"role", "content"}."""
     name = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
-    role = ROLES.get(str(name).strip().lower())
-    if role is None:
+    role = str(name).strip().lower()
+    role = OTHER_NAMES.get(role, role)
+    if role not in chat.ROLES:
         roles = ", ".join(chat.ROLES)
         raise ValueError(f"{where}: role {str(name)[:40]!r} is not one of {roles}")
     if not isinstance(content, str) or not content.strip():

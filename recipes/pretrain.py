@@ -18,7 +18,6 @@ from dataclasses import replace
 
 import torch
 
-from data_prep.fineweb_edu import VOCABULARY
 from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import read_shares
@@ -27,7 +26,7 @@ from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import OneLineParser, parse, settings_parser, within
 from nanogpt.train import main
 
-DATA = "data/fineweb_edu"
+DATA, VOCABULARY = "data/fineweb_edu", 50257  # GPT-2's tokens
 DEPTH, ASPECT_RATIO, TOKENS_PER_PARAMETER = 12, 64, 20.0
 
 

@@ -36,10 +36,9 @@ MODELS = {  # configuration and sequences in a batch
 # by Accelerate's names
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 STEPS = 4  # training steps in a call that is timed
-Contenders = dict[str, Callable[[], object]]
 
 
-def interleave(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
+def interleave(contenders: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
     """Seconds of every call. Contenders take turns; a first round warms up and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for round in range(rounds + 1):

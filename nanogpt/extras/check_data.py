@@ -46,10 +46,7 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
     for start in np.random.default_rng(0).integers(max(len(ids) - 64, 1), size=3):
         say(f"  {tokenizer.decode(ids[start : start + 64].tolist())[:90]!r}")
     train, val = (split_documents(ids, tokenizer) for ids in splits.values())
-    warnings = [
-        *size_warnings(meta["splits"], block_size, parameters),
-        *text_warnings(train, val),
-    ]
+    warnings = [*size_warnings(meta["splits"], block_size, parameters), *text_warnings(train, val)]
     for line in warnings:
         say(f"warning: {line}")
     if not warnings:

@@ -65,7 +65,7 @@ def export(
         model, tokenizer, source = load(run, say=say, **options)
         model.to(dtype).float()  # rounded as stored
         end_id = next(iter(end_ids(tokenizer, model.config.vocab_size)), None)
-        native = weights.to_transformers(model, end_id, end_id)
+        native = weights.to_transformers(model, end_id)
         ids = real_tokens(model, source)
         directory.mkdir()
         write_model(directory, native.to(dtype), model, tokenizer)

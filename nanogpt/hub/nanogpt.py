@@ -52,10 +52,9 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
                 f"its vocabulary has {args['vocab_size']} tokens, the data's {vocab_size}: "
                 "name the data it was trained on with --data"
             )
-        args = {"bias": True} | args  # early checkpoints do not record it, and have biases
-        settings = {name: args[name] for name in SHARED}
-        settings["vocab_size"] = vocab_size
-        config = GPTConfig(**settings)
+        # early checkpoints do not record bias, and have biases
+        args = {"bias": True} | args | {"vocab_size": vocab_size}
+        config = GPTConfig(**{name: args[name] for name in SHARED})
         weights = convert_weights(contents["model"], config)
         config.tie_embeddings = "lm_head.weight" not in weights
         with torch.device("meta"):
@@ -64,9 +63,11 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
         train = train_config(contents.get("config", {}), data, out_dir)
         step = int(contents["iter_num"])
         tokens = step * train.gradient_accumulation_steps * train.batch_size * config.block_size
-        state = checkpoint.State(step, tokens, evaluated_step=step, best_step=step)
         # nanoGPT saves after an evaluation, with its loss as the best one
-        state.best_val_loss = float(contents["best_val_loss"])
+        loss = float(contents["best_val_loss"])
+        state = checkpoint.State(
+            step, tokens, evaluated_step=step, best_step=step, best_val_loss=loss
+        )
     except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = error if type(error) is ValueError else first_line(error)
         raise ValueError(f"{path} cannot be imported: {reason}") from None
