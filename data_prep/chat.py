@@ -45,10 +45,7 @@ def open_conversations(inputs: list[str], errors: str = "strict") -> Corpus:
 
 
 def to_json(value: object, where: str) -> str:
-    """The JSON of a conversation's messages in our form.
-
-    Raises ValueError naming what is wrong with them.
-    """
+    """The JSON of a conversation's messages in our form, or a ValueError with what is wrong."""
     if not isinstance(value, list | None):
         raise ValueError(f"{where}: {type(value).__name__} is not a list of messages")
     messages = [

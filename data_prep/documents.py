@@ -88,10 +88,7 @@ class Corpus:
         self.fingerprint = [columns, errors, separator, self.files, times]
 
     def documents(self) -> Iterator[Document]:
-        """The documents of all inputs, without empty ones.
-
-        Raises ValueError or OSError naming the input.
-        """
+        """The documents that are not empty. Raises ValueError or OSError naming the input."""
         self.skipped = 0
         for name in self.files:
             try:
@@ -272,7 +269,8 @@ def passages(text: str, size: int) -> Iterator[str]:
         cut = start + find_cut(text[start : start + size + 1], size)
         yield text[start:cut]
         start = cut
-    yield text[start:]
+    if start < len(text):
+        yield text[start:]
 
 
 def find_cut(text: str, size: int) -> int:

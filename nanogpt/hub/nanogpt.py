@@ -117,10 +117,7 @@ def require_nanogpts(config: GPTConfig) -> None:
 
 
 def export(run: str | Path, to: str | Path, say=print, **options) -> Path:
-    """Exports `run` as the file `to`, a ckpt.pt; `options` are those of `nanogpt.hub.load.load`.
-
-    Raises ValueError if nanoGPT's GPT does not support the model, or if `to` exists.
-    """
+    """Exports `run` as the file `to`, a ckpt.pt; `options` are those of `nanogpt.hub.load.load`."""
     to = Path(to)
     with writing(to) as path:
         model, _, source = load(run, say=say, **options)
@@ -132,10 +129,7 @@ def export(run: str | Path, to: str | Path, say=print, **options) -> Path:
 
 
 def write_checkpoint(model: GPT, to: Path, step: int, loss: float) -> None:
-    """Writes a model as `to`, a ckpt.pt that nanoGPT's GPT and sample.py load.
-
-    It has no optimizer state. Raises ValueError if nanoGPT's GPT does not support the model.
-    """
+    """Writes a model, without optimizer state, as a ckpt.pt that nanoGPT loads, or a ValueError."""
     require_nanogpts(model.config)
     state = {f"transformer.{name}": p.detach() for name, p in model.named_parameters()}
     embedding = model.wte.weight.detach()[: model.config.vocab_size].clone()  # without padding

@@ -52,10 +52,7 @@ STACKED = {  # our parameters, and the tensors of Llama and Qwen3 that are stack
 
 
 def native_type(c: GPTConfig) -> str:
-    """The transformers model type for a configuration: gpt2, llama or qwen3.
-
-    Raises ValueError if none of them supports it.
-    """
+    """The transformers model type of a configuration: gpt2, llama or qwen3, or a ValueError."""
     plain_heads = c.kv_heads == c.n_head and c.head_size * c.n_head == c.n_embd and not c.qk_norm
     if (c.norm, c.position) == ("layernorm", "learned") and c.mlp != "swiglu" and plain_heads:
         return "gpt2"
