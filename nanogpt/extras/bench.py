@@ -58,10 +58,10 @@ def wait() -> None:
         torch.accelerator.synchronize()
 
 
-def start(config: GPTConfig, directory: Path, args) -> tuple[TrainConfig, Parts, State]:
+def start(directory: Path, args) -> tuple[TrainConfig, Parts, State]:
     """A run that has not taken a step, on random tokens in `directory`."""
-    vocab_size = config.vocab_size
-    batch_size = args.batch_size or MODELS[args.model][1]
+    config, usual_batch_size = MODELS[args.model]
+    batch_size, vocab_size = args.batch_size or usual_batch_size, config.vocab_size
     tokens = max(200_000, 4 * batch_size * config.block_size)
     ids = np.random.default_rng(0).integers(vocab_size, size=tokens, dtype="<u2")
     for split in ("train", "val"):
@@ -118,7 +118,7 @@ def profile(config: TrainConfig, parts: Parts, state: State) -> str:
 def run(args) -> None:
     """Prints the figures in three lines, or as one JSON object."""
     with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as directory:
-        config, parts, state = start(MODELS[args.model][0], Path(directory), args)
+        config, parts, state = start(Path(directory), args)
         if args.profile:
             print(profile(config, parts, state))
             return
