@@ -43,6 +43,8 @@ def test_a_text_file_alone_is_cut_once_as_nanogpt_does(tmp_path, text_file):
     ids, n = {character: i for i, character in enumerate(sorted(set(data)))}, len(data)
     assert tokens(tmp_path / "data", "train").tolist() == [ids[c] for c in data[: int(n * 0.9)]]
     assert tokens(tmp_path / "data", "val").tolist() == [ids[c] for c in data[int(n * 0.9) :]]
+    text.prepare([str(text_file)], tmp_path / "bytes", "bytes", say=silent)  # nor does it get an end-of-text token
+    assert tokens(tmp_path / "bytes", "val").tolist() == list(data[int(n * 0.9) :].encode())
     assert sum(meta["splits"][s]["documents"] for s in ("train", "val")) == 1
     assert sum(meta["splits"][s]["bytes"] for s in ("train", "val")) == n
 
