@@ -37,7 +37,8 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
         if len(tokens) > SAMPLE:
             tokens = np.concatenate([tokens[: SAMPLE // 2], tokens[-SAMPLE // 2 :]])
         splits[name] = tokens[:].astype(np.int64)
-        documents = f", {counts['documents']:,} documents" if "documents" in counts else ""
+        ended = counts.get("documents")
+        documents = f", {ended:,} documents" if ended else ""
         say(f"{name:>5}: {counts['tokens']:,} tokens, {counts['bytes']:,} bytes{documents}")
     ids = splits["train"]
     counts = np.bincount(ids, minlength=meta["vocab_size"])
