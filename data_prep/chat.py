@@ -155,6 +155,6 @@ if __name__ == "__main__":
     parser.set_defaults(tokenizer="bytes")
     kind = within(int, 16, 2**24)
     parser.add_argument("--block_size", type=kind, default=256, help="tokens per block")
-    with user_errors(text.STOPPED):
+    with user_errors("stopped: nothing was written"):
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)

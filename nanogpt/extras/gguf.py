@@ -42,9 +42,7 @@ def export(
     """Exports `run` to the file `to` and verifies it.
 
     `dtype` is a key of KINDS. Norms, biases and positions stay in fp32, and so do matrices whose
-    rows Q8_0 cannot divide. Raises ValueError if GGUF cannot hold the model or its tokenizer, if
-    `to` exists, or if what is read back differs; OSError if it cannot be written. On error nothing
-    is left.
+    rows Q8_0 cannot divide. Raises as `nanogpt.hub.export.export`; on error nothing is left.
     """
     to, kind = Path(to), KINDS[dtype]
     with writing(to) as file:
