@@ -38,9 +38,11 @@ def test_every_script_and_control_character_comes_through(tmp_path):
 
 def test_a_text_file_alone_is_cut_once_as_nanogpt_does(tmp_path, text_file):
     """The reference is nanoGPT's prepare.py: data[: int(n * 0.9)] and data[int(n * 0.9) :]."""
-    meta = text.prepare([str(text_file)], tmp_path / "data", "char", say=silent)
-    data = text_file.read_text()
+    data = text_file.read_text().replace("\n", " ")
+    text_file.write_text(data)
     ids, n = {character: i for i, character in enumerate(sorted(set(data)))}, len(data)
+    meta = text.prepare([str(text_file)], tmp_path / "data", "char", say=silent)
+    assert meta["vocab_size"] == len(ids)
     assert tokens(tmp_path / "data", "train").tolist() == [ids[c] for c in data[: int(n * 0.9)]]
     assert tokens(tmp_path / "data", "val").tolist() == [ids[c] for c in data[int(n * 0.9) :]]
     text.prepare([str(text_file)], tmp_path / "bytes", "bytes", say=silent)  # nor does it get an end-of-text token
