@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 import torch
 
-from data_prep import writer
+from data_prep.text import prepare as prepare_text
 from nanogpt import GPTConfig, TrainConfig, train
 from nanogpt.hub.nanogpt import write_checkpoint
 from nanogpt.run.guard import rehearse
@@ -40,7 +40,9 @@ VOCAB, BATCH, WARMUP, STEPS, RATES = 65, 12, 100, 2000, (1e-3, 1e-4)
 
 def make_run(directory: Path, text: str, precision: str) -> tuple[TrainConfig, Parts, State]:
     """A run of this package that has not taken a step; its data are in `directory`."""
-    writer.write(directory, text, "char", 0.1, "made here")
+    source = directory / "input.txt"
+    source.write_text(text)
+    prepare_text([str(source)], directory, say=lambda line: None)
     config = TrainConfig(
         out_dir=str(directory / "out"),
         data=str(directory),

@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a plain copy of the repository, not installed
 
-from data_prep import writer  # noqa: E402
+from data_prep import text  # noqa: E402
 
 PARTS = ("tests", "bench", "nanogpt", "time")
 # models of `nanogpt bench`, and sequences: nanoGPT's, and more for a large GPU
@@ -192,9 +192,9 @@ class Report:
             flags = f"--out_dir {directory}/out --device {self.device} --sample_tokens 0"
             if self.tiny:
                 data = Path(directory) / "data"
-                writer.write(
-                    data, "To be, or not to be: that is the question.\n" * 200, "char", 0.1, ""
-                )
+                source = Path(directory) / "input.txt"
+                source.write_text("To be, or not to be: that is the question.\n" * 200)
+                text.prepare([str(source)], data)
                 flags += " --max_iters 20 --eval_interval 10"
             elif not (data / "train.bin").is_file():
                 self.problems.append(f"time: no {data}: python -m data_prep.shakespeare")

@@ -32,24 +32,20 @@ from nanogpt.data.tokens import answers
 from nanogpt.run.errors import user_errors
 from nanogpt.run.parser import within
 
-ROLES = {role: role for role in chat.ROLES}
-ROLES |= {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
-ROLES |= {"developer": "system"}
+OTHER_NAMES = {"developer": "system", "human": "user"}  # of roles
+OTHER_NAMES |= dict.fromkeys(("gpt", "chatgpt", "model"), "assistant")
 
 
 def open_conversations(inputs: list[str], errors: str = "strict") -> Corpus:
     """A corpus whose documents are conversations, each the JSON of its list of messages."""
     corpus = Corpus(inputs, ("messages", "conversations"), errors, convert=to_json)
-    if wrong := next((file.name for file in corpus.files if not is_records(file.name)), None):
+    if wrong := next((name for name in corpus.files if not is_records(name)), None):
         raise ValueError(f"{wrong} is not JSON by its name: give .jsonl, .json, .parquet, …")
     return corpus
 
 
 def to_json(value: object, where: str) -> str:
-    """The JSON of a conversation's messages in our form.
-
-    Raises ValueError naming what is wrong with them.
-    """
+    """The JSON of a conversation's messages in our form, or a ValueError with what is wrong."""
     if not isinstance(value, list | None):
         raise ValueError(f"{where}: {type(value).__name__} is not a list of messages")
     messages = [
@@ -65,8 +61,9 @@ def read_message(message: dict, where: str) -> dict:
     """A message as {"role", "content"}."""
     name = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
-    role = ROLES.get(str(name).strip().lower())
-    if role is None:
+    role = str(name).strip().lower()
+    role = OTHER_NAMES.get(role, role)
+    if role not in chat.ROLES:
         roles = ", ".join(chat.ROLES)
         raise ValueError(f"{where}: role {str(name)[:40]!r} is not one of {roles}")
     if not isinstance(content, str) or not content.strip():
@@ -158,6 +155,6 @@ if __name__ == "__main__":
     parser.set_defaults(tokenizer="bytes")
     kind = within(int, 16, 2**24)
     parser.add_argument("--block_size", type=kind, default=256, help="tokens per block")
-    with user_errors(text.STOPPED):
+    with user_errors("stopped: nothing was written"):
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)

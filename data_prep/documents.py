@@ -39,14 +39,6 @@ DESCRIPTIONS = ("meta.json", "tokenizer.json", "dataset_info.json", "state.json"
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class File(NamedTuple):
-    """An input, with its size and version, by which a resumed command knows it."""
-
-    name: str
-    size: int  # bytes; 0 for a data set on the Hub
-    version: int
-
-
 class Document(NamedTuple):
     """A document and where it stands."""
 
@@ -84,23 +76,21 @@ class Corpus:
         self.separator, self.convert = separator, convert
         self.skipped = 0  # lines and records that `documents` has left out
         self.files = find_files(inputs, say)
-        self.streamed = any(file.name.startswith(HUB) for file in self.files)
-        self.size = sum(file.size for file in self.files)  # bytes
+        on_disk = [name for name in self.files if not name.startswith(HUB)]
+        status = [os.stat(name) for name in on_disk]
+        self.streamed = len(on_disk) < len(self.files)
+        self.size = sum(each.st_size for each in status)  # bytes
         if not self.streamed and self.size == 0:
             names = ", ".join(inputs)
             raise ValueError(f"the text is empty ({names}): there is nothing to train on")
-
-    def fingerprint(self) -> list:
-        """What must be unchanged for an interrupted preparation to resume."""
-        return [self.columns, self.errors, self.separator, self.files]
+        times = [(each.st_size, each.st_mtime_ns) for each in status]
+        # what must be unchanged for an interrupted preparation to resume
+        self.fingerprint = [columns, errors, separator, self.files, times]
 
     def documents(self) -> Iterator[Document]:
-        """The documents of all inputs, without empty ones.
-
-        Raises ValueError or OSError naming the input.
-        """
+        """The documents that are not empty. Raises ValueError or OSError naming the input."""
         self.skipped = 0
-        for name, _, _ in self.files:
+        for name in self.files:
             try:
                 for where, text in self._texts(name):
                     parts = [text]
@@ -211,29 +201,26 @@ def stream(path: str, *args, **options) -> Iterator[dict]:
     yield from load_dataset(path, *args, streaming=True, **options)
 
 
-def find_files(inputs: list[str], say) -> list[File]:
+def find_files(inputs: list[str], say) -> list[str]:
     """The input files, each once even if several links lead to it.
 
     Files of folders and patterns are sorted by name. Raises ValueError if an input has no files.
     """
-    found: dict[str, File] = {}
+    found: dict[str, str] = {}
     for name in inputs:
         if name.startswith(HUB):
-            found[name] = File(name, 0, 0)
-            continue
-        for path in find_folder(name, say) if os.path.isdir(name) else find_paths(name):
-            status = os.stat(path)
-            file = File(path, status.st_size, status.st_mtime_ns)
-            found.setdefault(os.path.realpath(path), file)
+            paths = [name]
+        elif os.path.isdir(name):
+            paths = find_folder(name, say)
+        else:
+            paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+            paths = [path for path in paths if os.path.isfile(path)]
+        if not paths:
+            what = "does not exist: name files, folders, patterns, or hf:OWNER/NAME"
+            raise ValueError(f"{name} {what}")
+        for path in paths:
+            found.setdefault(os.path.realpath(path), path)
     return list(found.values())
-
-
-def find_paths(name: str) -> list[str]:
-    """The file of that name, or the files that match it as a pattern."""
-    paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
-    if files := [path for path in paths if os.path.isfile(path)]:
-        return files
-    raise ValueError(f"{name} does not exist: name files, folders, patterns, or hf:OWNER/NAME")
 
 
 def find_folder(name: str, say) -> list[str]:
@@ -241,14 +228,15 @@ def find_folder(name: str, say) -> list[str]:
     pattern = os.path.join(glob.escape(name), "**", "*")
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     readable = [path for path in paths if bare(path).endswith(TEXT + RECORDS)]
-    if not readable:
-        endings = ", ".join(TEXT + RECORDS)
-        raise ValueError(f"the folder {name} has no files that end with {endings}")
     others = Counter(os.path.splitext(path)[1].lower() for path in {*paths}.difference(readable))
     if others:
         counts = (f"{n:,} {ending or 'without an ending'}" for ending, n in others.most_common())
         say(f"not read, because of their endings: {', '.join(counts)}")
-    return [path for path in readable if not describes_data(path)]
+    texts = [path for path in readable if not describes_data(path)]
+    if not texts:
+        endings = ", ".join(TEXT + RECORDS)
+        raise ValueError(f"the folder {name} has no files that end with {endings}")
+    return texts
 
 
 def describes_data(path: str) -> bool:
@@ -281,7 +269,8 @@ def passages(text: str, size: int) -> Iterator[str]:
         cut = start + find_cut(text[start : start + size + 1], size)
         yield text[start:cut]
         start = cut
-    yield text[start:]
+    if start < len(text):
+        yield text[start:]
 
 
 def find_cut(text: str, size: int) -> int:

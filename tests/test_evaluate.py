@@ -7,8 +7,8 @@ import signal
 import pytest
 import torch
 from helpers import curve
+from texts import write_data
 
-from data_prep import writer
 from nanogpt import GPT, GPTConfig, checkpoint
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
@@ -27,7 +27,7 @@ def model(data):
 
 @pytest.mark.parametrize("stride", [1, 5, 16])
 def test_a_stride_gives_each_token_the_context_of_its_window(tmp_path, text, stride):
-    writer.write(tmp_path / "data", text[:3000], "char", 0.1, "made up")
+    write_data(tmp_path / "data", text[:3000])
     dataset = TokenDataset(tmp_path / "data", "val", 16)
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(vocab_size=dataset.meta["vocab_size"], block_size=16, n_layer=1, n_head=2, n_embd=16)).eval()
@@ -66,7 +66,7 @@ def test_the_sampled_estimate_is_near_the_whole_by_seed(model):
 
 def test_bits_per_byte_are_those_of_the_text_in_bytes(tmp_path):
     """The bits of a token divided by its bytes; characters have one to four bytes."""
-    writer.write(tmp_path / "data", "añ你😀" * 100 + "a你" * 50, "char", 0.1, "made up")
+    write_data(tmp_path / "data", "añ你😀" * 100 + "a你" * 50)
     data = TokenDataset(tmp_path / "data", "val", block_size=8)
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=4, block_size=8, n_layer=1, n_head=1, n_embd=8))

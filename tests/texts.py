@@ -12,8 +12,9 @@ import pyarrow
 import pyarrow.parquet
 import tiktoken
 
+from data_prep import writer
 from data_prep.documents import Corpus
-from nanogpt.data.tokenizer import EOT, BPETokenizer, ByteTokenizer
+from nanogpt.data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, get_tokenizer
 
 fork = multiprocessing.get_context("fork")
 KINDS = ["jsonl", "jsonl.gz", "json.zst", "csv", "parquet"]
@@ -46,6 +47,16 @@ def put(path: Path, content: bytes | str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(path)
+
+
+def write_data(out, text: str, tokenizer: str = "char", source: str = "made up") -> dict:
+    """A data directory of a text, the last tenth for validation, as nanoGPT makes it; returns the meta data."""
+    chosen, cut = CharTokenizer.train(text) if tokenizer == "char" else get_tokenizer(tokenizer), int(len(text) * 0.9)
+    with writer.writing(Path(out), chosen) as new:
+        files = writer.token_files(new, chosen)
+        for split, part in (("train", text[:cut]), ("val", text[cut:])):
+            files[split].append(chosen.encode(part), len(part.encode()), 1)
+        return writer.finish(Path(out), files, chosen, source)
 
 
 def read(*inputs, **options) -> list[str]:

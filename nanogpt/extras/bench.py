@@ -36,10 +36,9 @@ MODELS = {  # configuration and sequences in a batch
 # by Accelerate's names
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 STEPS = 4  # training steps in a call that is timed
-Contenders = dict[str, Callable[[], object]]
 
 
-def interleave(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
+def interleave(contenders: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
     """Seconds of every call. Contenders take turns; a first round warms up and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for round in range(rounds + 1):
@@ -59,10 +58,10 @@ def wait() -> None:
         torch.accelerator.synchronize()
 
 
-def start(config: GPTConfig, directory: Path, args) -> tuple[TrainConfig, Parts, State]:
+def start(directory: Path, args) -> tuple[TrainConfig, Parts, State]:
     """A run that has not taken a step, on random tokens in `directory`."""
-    vocab_size = config.vocab_size
-    batch_size = args.batch_size or MODELS[args.model][1]
+    config, usual_batch_size = MODELS[args.model]
+    batch_size, vocab_size = args.batch_size or usual_batch_size, config.vocab_size
     tokens = max(200_000, 4 * batch_size * config.block_size)
     ids = np.random.default_rng(0).integers(vocab_size, size=tokens, dtype="<u2")
     for split in ("train", "val"):
@@ -119,7 +118,7 @@ def profile(config: TrainConfig, parts: Parts, state: State) -> str:
 def run(args) -> None:
     """Prints the figures in three lines, or as one JSON object."""
     with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as directory:
-        config, parts, state = start(MODELS[args.model][0], Path(directory), args)
+        config, parts, state = start(Path(directory), args)
         if args.profile:
             print(profile(config, parts, state))
             return

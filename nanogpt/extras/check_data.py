@@ -37,7 +37,8 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
         if len(tokens) > SAMPLE:
             tokens = np.concatenate([tokens[: SAMPLE // 2], tokens[-SAMPLE // 2 :]])
         splits[name] = tokens[:].astype(np.int64)
-        documents = f", {counts['documents']:,} documents" if "documents" in counts else ""
+        ended = counts.get("documents")
+        documents = f", {ended:,} documents" if ended else ""
         say(f"{name:>5}: {counts['tokens']:,} tokens, {counts['bytes']:,} bytes{documents}")
     ids = splits["train"]
     counts = np.bincount(ids, minlength=meta["vocab_size"])
@@ -46,10 +47,7 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
     for start in np.random.default_rng(0).integers(max(len(ids) - 64, 1), size=3):
         say(f"  {tokenizer.decode(ids[start : start + 64].tolist())[:90]!r}")
     train, val = (split_documents(ids, tokenizer) for ids in splits.values())
-    warnings = [
-        *size_warnings(meta["splits"], block_size, parameters),
-        *text_warnings(train, val),
-    ]
+    warnings = [*size_warnings(meta["splits"], block_size, parameters), *text_warnings(train, val)]
     for line in warnings:
         say(f"warning: {line}")
     if not warnings:

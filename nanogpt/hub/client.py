@@ -14,10 +14,7 @@ WANTED = ["config.json", "model*.safetensors*", "tokenizer*.json", "vocab.json"]
 
 
 def download(name: str) -> Path:
-    """Downloads the model `name`; returns the directory with its files.
-
-    Raises ValueError if there is no such model or no network.
-    """
+    """Downloads the model `name`; returns the directory with its files, or raises ValueError."""
     from huggingface_hub import snapshot_download
 
     with one_line_errors(f"{name!r} is not a directory, and the Hub does not have it"):
@@ -25,10 +22,7 @@ def download(name: str) -> Path:
 
 
 def make_repository(name: str, private: bool = False) -> None:
-    """Creates the repository `name` if it does not exist.
-
-    Raises ValueError if the token, the network or write access is missing.
-    """
+    """Creates the repository `name` if needed; raises ValueError without the right to write."""
     from huggingface_hub import auth_check, create_repo
 
     if name.count("/") != 1:

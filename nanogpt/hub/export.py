@@ -65,7 +65,7 @@ def export(
         model, tokenizer, source = load(run, say=say, **options)
         model.to(dtype).float()  # rounded as stored
         end_id = next(iter(end_ids(tokenizer, model.config.vocab_size)), None)
-        native = weights.to_transformers(model, end_id, end_id)
+        native = weights.to_transformers(model, end_id)
         ids = real_tokens(model, source)
         directory.mkdir()
         write_model(directory, native.to(dtype), model, tokenizer)
@@ -105,10 +105,7 @@ def writing(to: Path) -> Iterator[Path]:
 
 
 def end_ids(tokenizer, vocab_size: int) -> list[int]:
-    """The tokens that end a text: the end-of-text token, the end of a message.
-
-    Raises ValueError if the tokenizer has more tokens than the model.
-    """
+    """The tokens that end a text or a message; raises ValueError if the tokenizer is too large."""
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only {vocab_size}: "

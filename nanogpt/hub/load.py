@@ -18,10 +18,7 @@ from nanogpt.model import GPT, GPTConfig
 
 
 def load(run: str | Path, device: str = "cpu", **options) -> tuple:
-    """Loads a RUN: (model, tokenizer, checkpoint); the checkpoint of a transformers model is None.
-
-    `options` are those of `load_model`.
-    """
+    """Loads a RUN as `load_model` does: (model, tokenizer, its checkpoint, or None without one)."""
     model, directory = load_model(run, device, **options)
     is_run = (directory / checkpoint.STATE).exists()
     return model, load_tokenizer(directory), directory if is_run else None

@@ -52,10 +52,9 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
                 f"its vocabulary has {args['vocab_size']} tokens, the data's {vocab_size}: "
                 "name the data it was trained on with --data"
             )
-        args = {"bias": True} | args  # early checkpoints do not record it, and have biases
-        settings = {name: args[name] for name in SHARED}
-        settings["vocab_size"] = vocab_size
-        config = GPTConfig(**settings)
+        # early checkpoints do not record bias, and have biases
+        args = {"bias": True} | args | {"vocab_size": vocab_size}
+        config = GPTConfig(**{name: args[name] for name in SHARED})
         weights = convert_weights(contents["model"], config)
         config.tie_embeddings = "lm_head.weight" not in weights
         with torch.device("meta"):
@@ -64,9 +63,11 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
         train = train_config(contents.get("config", {}), data, out_dir)
         step = int(contents["iter_num"])
         tokens = step * train.gradient_accumulation_steps * train.batch_size * config.block_size
-        state = checkpoint.State(step, tokens, evaluated_step=step, best_step=step)
         # nanoGPT saves after an evaluation, with its loss as the best one
-        state.best_val_loss = float(contents["best_val_loss"])
+        loss = float(contents["best_val_loss"])
+        state = checkpoint.State(
+            step, tokens, evaluated_step=step, best_step=step, best_val_loss=loss
+        )
     except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = error if type(error) is ValueError else first_line(error)
         raise ValueError(f"{path} cannot be imported: {reason}") from None
@@ -108,18 +109,15 @@ def train_config(config: dict, data: Path, out_dir: Path) -> TrainConfig:
 def require_nanogpts(config: GPTConfig) -> None:
     """Raises ValueError naming a setting that nanoGPT's GPT does not support."""
     plain = GPTConfig(**{name: getattr(config, name) for name in SHARED})
-    derived = ("kv_heads", "head_size", "inner")
-    for name in ("norm", "position", "mlp", "norm_eps", "qk_norm", "tie_embeddings", *derived):
+    names = "norm position mlp norm_eps qk_norm tie_embeddings kv_heads head_size inner"
+    for name in names.split():
         actual, value = getattr(config, name), getattr(plain, name)
         if actual != value:
             raise ValueError(f"nanoGPT's GPT has {name}={value}, not {name}={actual}")
 
 
 def export(run: str | Path, to: str | Path, say=print, **options) -> Path:
-    """Exports `run` as the file `to`, a ckpt.pt; `options` are those of `nanogpt.hub.load.load`.
-
-    Raises ValueError if nanoGPT's GPT does not support the model, or if `to` exists.
-    """
+    """Exports `run` as the file `to`, a ckpt.pt; `options` are those of `nanogpt.hub.load.load`."""
     to = Path(to)
     with writing(to) as path:
         model, _, source = load(run, say=say, **options)
@@ -131,10 +129,7 @@ def export(run: str | Path, to: str | Path, say=print, **options) -> Path:
 
 
 def write_checkpoint(model: GPT, to: Path, step: int, loss: float) -> None:
-    """Writes a model as `to`, a ckpt.pt that nanoGPT's GPT and sample.py load.
-
-    It has no optimizer state. Raises ValueError if nanoGPT's GPT does not support the model.
-    """
+    """Writes a model, without optimizer state, as a ckpt.pt that nanoGPT loads, or a ValueError."""
     require_nanogpts(model.config)
     state = {f"transformer.{name}": p.detach() for name, p in model.named_parameters()}
     embedding = model.wte.weight.detach()[: model.config.vocab_size].clone()  # without padding

@@ -52,10 +52,7 @@ STACKED = {  # our parameters, and the tensors of Llama and Qwen3 that are stack
 
 
 def native_type(c: GPTConfig) -> str:
-    """The transformers model type for a configuration: gpt2, llama or qwen3.
-
-    Raises ValueError if none of them supports it.
-    """
+    """The transformers model type of a configuration: gpt2, llama or qwen3, or a ValueError."""
     plain_heads = c.kv_heads == c.n_head and c.head_size * c.n_head == c.n_embd and not c.qk_norm
     if (c.norm, c.position) == ("layernorm", "learned") and c.mlp != "swiglu" and plain_heads:
         return "gpt2"
@@ -114,7 +111,7 @@ def read_config(directory: Path) -> GPTConfig:
         else:
             theta = theirs.rope_parameters["rope_theta"]
             config = GPTConfig.modern(**fields, rope_theta=theta, qk_norm=kind == "qwen3")
-        ours = AutoConfig.for_model(kind, **native_config(config, None, None))
+        ours = AutoConfig.for_model(kind, **native_config(config))
         for name in FIXED:
             value, needed = getattr(theirs, name, None), getattr(ours, name, None)
             if value != needed:
@@ -173,10 +170,10 @@ def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **ch
     return model.eval()
 
 
-def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = None):
+def to_transformers(model: GPT, end_id: int | None = None):
     """Converts the model to its transformers class, which shares the weights.
 
-    The ids are those of special tokens, if any. Raises ValueError if no class supports it.
+    `end_id` is the token that ends a text, if any. Raises ValueError if no class supports it.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -184,7 +181,7 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
     c, state, tensors_of = model.config, {}, layout(model.config)
     if dict(model.named_parameters()).keys() != tensors_of.keys():
         raise ValueError(f"transformers has no class for {type(model).__name__}, only for a GPT")
-    hf_config = AutoConfig.for_model(native_type(c), **native_config(c, eot_id, pad_id))
+    hf_config = AutoConfig.for_model(native_type(c), **native_config(c, end_id))
     with quiet(), init_empty_weights(include_buffers=False):  # RoPE's tables are buffers
         native = AutoModelForCausalLM.from_config(hf_config)
     for name, empty in native.state_dict().items():
@@ -205,14 +202,14 @@ def to_transformers(model: GPT, eot_id: int | None = None, pad_id: int | None = 
     return native.eval()
 
 
-def native_config(c: GPTConfig, eot_id: int | None, pad_id: int | None) -> dict:
+def native_config(c: GPTConfig, end_id: int | None = None) -> dict:
     """The arguments of the transformers configuration class."""
     kind = native_type(c)
     values = asdict(c) | {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}
     config = {theirs: values[ours] for ours, theirs in FIELDS[kind].items()}
     config["dtype"] = "float32"
     # given even if None: with the classes' defaults a text would end at an ordinary token
-    config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": pad_id}
+    config |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_id)
     if kind == "gpt2":
         config["n_ctx"] = c.block_size  # n_positions' older name, which some readers still need
         config["activation_function"] = "gelu" if c.mlp == "gelu" else "gelu_new"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from texts import write_data
 
-from data_prep import writer
 from nanogpt import GPT, GPTConfig, checkpoint
 from nanogpt.cli import measure
 from nanogpt.data.tokens import TokenDataset
@@ -64,7 +64,7 @@ def test_json_of_eval_compare_and_check_data_has_their_figures(run_dir, command)
 
 
 def test_escape_sequences_are_visible(tmp_path, make_run, monkeypatch, capsys, command):
-    writer.write(tmp_path / "data", ESCAPES, "char", 0.1, "from \x1b[31mred")
+    write_data(tmp_path / "data", ESCAPES, source="from \x1b[31mred")
     monkeypatch.setattr("nanogpt.run.console.SAMPLE_TOKENS", 100)
     run = make_run()
     run.train()

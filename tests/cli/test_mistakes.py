@@ -8,8 +8,8 @@ import pretrain
 import pytest
 import scaling
 import torch
+from texts import write_data
 
-from data_prep import writer
 from nanogpt.cli import main
 
 # what is typed: words of the answer. RUN is a run, RECIPE a recipe; `files` makes the rest
@@ -53,7 +53,7 @@ PROGRAMS = {"pretrain.py": pretrain.run, "scaling.py": scaling.run}
 
 @pytest.fixture
 def files(tmp_path, text, data, monkeypatch):
-    writer.write(tmp_path / "other", "abcdefghijklmnop " * 200, "char", 0.1, "made up")
+    write_data(tmp_path / "other", "abcdefghijklmnop " * 200)
     (tmp_path / "latin").write_bytes("caf\xe9".encode("latin-1"))
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)

@@ -2,8 +2,8 @@
 
 import pytest
 from directories import change, nanogpts, numbered
+from texts import write_data
 
-from data_prep import writer
 from nanogpt.data import meta
 from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
@@ -70,7 +70,7 @@ def test_ids_beyond_the_vocabulary_are_found_in_the_tokens(tmp_path):
 
 def test_a_tokenizer_that_did_not_make_the_tokens_is_refused(tmp_path):
     text = "to be or not to be "
-    written = writer.write(tmp_path, text * 20, "char", 0.1, "a play")
+    written = write_data(tmp_path, text * 20, source="a play")
     CharTokenizer.train(text.upper()).save(tmp_path)  # of the same size
     refused(tmp_path, r"tokenizer\.json is not the tokenizer of the tokens")
     CharTokenizer.train(text).save(tmp_path)

@@ -38,11 +38,15 @@ def test_every_script_and_control_character_comes_through(tmp_path):
 
 def test_a_text_file_alone_is_cut_once_as_nanogpt_does(tmp_path, text_file):
     """The reference is nanoGPT's prepare.py: data[: int(n * 0.9)] and data[int(n * 0.9) :]."""
-    meta = text.prepare([str(text_file)], tmp_path / "data", "char", say=silent)
-    data = text_file.read_text()
+    data = text_file.read_text().replace("\n", " ")
+    text_file.write_text(data)
     ids, n = {character: i for i, character in enumerate(sorted(set(data)))}, len(data)
+    meta = text.prepare([str(text_file)], tmp_path / "data", "char", say=silent)
+    assert meta["vocab_size"] == len(ids)
     assert tokens(tmp_path / "data", "train").tolist() == [ids[c] for c in data[: int(n * 0.9)]]
     assert tokens(tmp_path / "data", "val").tolist() == [ids[c] for c in data[int(n * 0.9) :]]
+    text.prepare([str(text_file)], tmp_path / "bytes", "bytes", say=silent)  # nor does it get an end-of-text token
+    assert tokens(tmp_path / "bytes", "val").tolist() == list(data[int(n * 0.9) :].encode())
     assert sum(meta["splits"][s]["documents"] for s in ("train", "val")) == 1
     assert sum(meta["splits"][s]["bytes"] for s in ("train", "val")) == n
 
@@ -137,7 +141,7 @@ def test_a_separator_in_a_text_becomes_the_end_of_a_document(tmp_path, mark):
 
 def names(*inputs, say=silent) -> list[str]:
     """The names of the files that inputs mean."""
-    return [os.path.basename(file.name) for file in find_files([str(name) for name in inputs], say)]
+    return [os.path.basename(path) for path in find_files([str(name) for name in inputs], say)]
 
 
 def test_a_folder_means_its_texts_in_the_order_of_names_and_others_are_counted(tmp_path):

@@ -97,9 +97,9 @@ def test_when_all_sources_fail_one_message_tells_what_was_tried(tmp_path, no_net
     "content, options, message",
     [
         ("", {}, "text is empty"),
-        ("abc", {}, "the val split has 1 tokens: .* is too short"),
+        ("abc", {}, "the train split has 1 tokens: .* is too short"),
         ("some text", {"tokenizer": "morse"}, "tokenizer 'morse' is not one of bytes, gpt2"),
-        (b"good \xff bad", {}, r"text.txt is not UTF-8 text .byte 5."),
+        (b"good \xff bad", {}, r"text.txt, line 1 is not UTF-8 text: convert"),
     ],
 )
 def test_text_and_options_that_make_no_data_are_refused(tmp_path, content, options, message):

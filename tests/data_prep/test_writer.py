@@ -71,8 +71,8 @@ def test_killed_at_ten_random_moments_it_writes_the_same_bytes(tmp_path, monkeyp
 def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path, monkeypatch, arguments):
     monkeypatch.setattr(writer, "BATCH", 1 << 12)
     interrupt_at(monkeypatch, 20, **arguments)
-    with pytest.raises(ValueError, match="too short"):  # of another script
-        writer.write(tmp_path / "data", "a", "bytes", 0.1, "made up")
+    with pytest.raises(ValueError, match="too short"):
+        prepare(**arguments | {"inputs": [put(tmp_path / "a.txt", "a")]})
     assert "resuming" not in "".join(prepare(**arguments))
     interrupt_at(monkeypatch, 20, **arguments | {"out": tmp_path / "b"})
     assert "resuming" not in "".join(prepare(**arguments | {"out": tmp_path / "b", "val_fraction": 0.2}))
@@ -86,17 +86,17 @@ def test_a_second_command_in_the_same_directory_is_refused(tmp_path, arguments):
     prepare(**arguments)
 
 
-def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch):
-    writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+def test_a_full_disk_at_the_end_leaves_the_earlier_data(tmp_path, monkeypatch, arguments):
+    prepare(**arguments)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
 
     def full(path, value):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writer, "write_json", full)
     with pytest.raises(OSError):
-        writer.write(tmp_path, "other text\n" * 20, "bytes", 0.1, "made up")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        prepare(**arguments | {"val_fraction": 0.2})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
 
 
 def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path, arguments):
@@ -109,8 +109,8 @@ def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path, arguments):
 
 
 @pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "meta.json"])
-def test_files_of_others_are_not_overwritten(tmp_path, name):
-    path = put(tmp_path / name, "{}")
+def test_files_of_others_are_not_overwritten(tmp_path, name, arguments):
+    path = put(tmp_path / "data" / name, "{}")
     with pytest.raises(ValueError, match=f"{name} is not an earlier output"):
-        writer.write(tmp_path, "some text\n" * 20, "bytes", 0.1, "made up")
+        prepare(**arguments)
     assert Path(path).read_text() == "{}"

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
+from texts import write_data
 
-from data_prep import writer
 from nanogpt import GPT
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.extras import playground
@@ -27,7 +27,7 @@ def model() -> GPT:
 @pytest.fixture
 def hostile_writer(tmp_path, monkeypatch) -> Writer:
     """A model whose characters can spell a script."""
-    writer.write(tmp_path / "data", HOSTILE * 20, "char", 0.1, "made up")
+    write_data(tmp_path / "data", HOSTILE * 20)
     tokenizer = load_tokenizer(tmp_path / "data")
     torch.manual_seed(0)
     model = GPT(dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)).eval()

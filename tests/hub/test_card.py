@@ -4,8 +4,8 @@ import pytest
 from huggingface_hub import ModelCard
 from shapes import CASES, CHARACTERS, make_checkpoint
 from test_forged_checkpoint import seal_again
+from texts import write_data
 
-from data_prep import writer
 from nanogpt import checkpoint
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.hub import card, export
@@ -44,7 +44,7 @@ def test_the_cards_example_runs_from_anywhere(source, tmp_path, monkeypatch, cap
 
 
 def test_the_data_of_a_mixture_are_all_named(tmp_path, text):
-    metas = [writer.write(tmp_path / n, text, "char", 0.1, f"/home/somebody/{n}.txt") for n in "ab"]
+    metas = [write_data(tmp_path / n, text, source=f"/home/somebody/{n}.txt") for n in "ab"]
     tokens = f"{metas[0]['splits']['train']['tokens']:,} training tokens, char tokenizer"
     line = card.data_line(f"{tmp_path / 'a'}:3,{tmp_path / 'b'}:1")
     assert f"0.75 of a.txt ({tokens}), 0.25 of b.txt ({tokens})" in line

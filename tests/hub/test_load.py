@@ -3,9 +3,9 @@
 import conversations
 import pytest
 import torch
+from texts import write_data
 
 import nanogpt
-from data_prep import writer
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPT, GPTConfig, checkpoint
 from nanogpt.data.tokenizer import CharTokenizer, load_tokenizer
@@ -76,7 +76,7 @@ def test_conversations_add_two_tokens_to_the_vocabulary_of_a_run(make_run, tmp_p
 def test_conversations_that_do_not_fit_the_model_are_refused(make_run, tmp_path):
     text = "".join(map(chr, range(97, 160))) + "\n"  # 64 characters, and so a full embedding
     for name, letters in (("full", text), ("other", text[2:])):
-        writer.write(tmp_path / name, letters * 50, "char", 0.1, name)
+        write_data(tmp_path / name, letters * 50, source=name)
         make_run(CHAT, max_iters=2, data=str(tmp_path / name), out_dir=str(tmp_path / f"{name} run")).train()
     with pytest.raises(ValueError, match=r"66 tokens.* room for 64"):
         settings = prepare_chats(tmp_path, load_tokenizer(tmp_path / "full"))

@@ -8,10 +8,11 @@ import sys
 import pytest
 import torch
 from helpers import reset_accelerate
+from texts import write_data
 from transformers import GPT2Config, GPT2LMHeadModel
 from zygote import ROOT
 
-from data_prep import train_tokenizer, writer
+from data_prep import train_tokenizer
 from nanogpt.cli import main
 
 
@@ -22,8 +23,8 @@ def test_gpt2_is_fine_tuned_exported_and_compared(tmp_path, text, text_file, mon
     torch.nn.init.constant_(gpt2.transformer.ln_f.bias, 0.1)  # all biases at zero would be taken for bias=False
     gpt2.save_pretrained("gpt2")
     train_tokenizer.train([str(text_file)], 300).save(tmp_path / "gpt2")
-    writer.write(tmp_path / "data" / "shakespeare_gpt2", text, str(tmp_path / "gpt2"), 0.1, "made up")
-    writer.write(tmp_path / "data" / "characters", text, "char", 0.1, "made up")
+    write_data(tmp_path / "data" / "shakespeare_gpt2", text, str(tmp_path / "gpt2"))
+    write_data(tmp_path / "data" / "characters", text)
 
     def recipe(name: str, *flags: str) -> str:
         reset_accelerate()

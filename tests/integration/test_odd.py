@@ -23,9 +23,10 @@ from conftest import TINY, tiny_run
 from helpers import reset_accelerate, seal_again
 from huggingface_hub import constants
 from shapes import CASES, make_checkpoint
+from texts import write_data
 from zygote import ROOT
 
-from data_prep import train_tokenizer, writer
+from data_prep import train_tokenizer
 from nanogpt.cli import main, make_parser
 from nanogpt.hub.export import export
 from nanogpt.run import plan, prepare
@@ -88,7 +89,7 @@ def place(tmp_path_factory):
         patch.setitem(sys.modules, "lm_eval", None)
         text = "To be, or not to be: that is the question.\n" * 40
         Path("text.txt").write_text(text)
-        writer.write("data", text, "char", 0.1, "made up")
+        write_data("data", text)
         tiny_run(TINY, out_dir="run", data="data", max_iters=2, threads=1, sample_tokens=2).train()
         export("run", "gpt2", say=lambda text: None)
         config = dataclasses.replace(CASES["qwen3"], vocab_size=300)

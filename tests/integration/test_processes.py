@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from helpers import curve
+from texts import write_data
 
-from data_prep import writer
 from nanogpt import checkpoint
 
 RUNS = Path(__file__).with_name("runs.py")
@@ -27,7 +27,7 @@ MOVES = ["1-2", "2-1", "2-2", "2-fsdp", "fsdp-1", "fsdp-fsdp"]
 def home(tmp_path_factory, text) -> Path:
     home = tmp_path_factory.mktemp("home")
     (home / "out").mkdir()
-    writer.write(home / "data", text, "char", 0.1, "made up")
+    write_data(home / "data", text)
     return home
 
 
@@ -135,7 +135,7 @@ def test_sharded_processes_that_lack_memory_halve_together(train, home):
 
 
 def test_two_processes_read_a_mixture_as_one_does(compare, home, text):
-    writer.write(home / "back", text[::-1], "char", 0.1, "made up")
+    write_data(home / "back", text[::-1])
     steps = {"max_iters": 4, "eval_interval": 2}
     compare({"plain": steps, "mixed": {"data": "data:0.7,back:0.3", **steps}})
     plain, mixed = (curve(home / "out" / f"{name}-1") for name in ("plain", "mixed"))

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scaling
-
-from data_prep import writer
+from texts import write_data
 
 COMPUTE = np.array([1e11, 1e12, 6e12, 3e13])
 
@@ -25,7 +24,7 @@ LADDER += " --device=cpu --precision=fp32 --threads=1 --sample_tokens=0 --log_in
 
 
 def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text, zygote, monkeypatch):
-    writer.write(tmp_path / "data", text[:5000], "bytes", 0.1, "made up")
+    write_data(tmp_path / "data", text[:5000], "bytes")
     monkeypatch.chdir(tmp_path)
     fork = SimpleNamespace(run=lambda command: zygote.run(*command[1:], cwd=tmp_path))
     monkeypatch.setattr(scaling, "subprocess", fork)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import TINY
 from test_forged_checkpoint import seal_again
+from texts import write_data
 
-from data_prep import writer
 from nanogpt import checkpoint
 
 
@@ -39,7 +39,7 @@ def test_on_another_validation_text_the_best_loss_counts_anew(make_run, tmp_path
     run = make_run(max_iters=4, eval_interval=2, learning_rate=0.1)
     run.train()
     hard = "".join(random.Random(0).sample(text, len(text)))  # the same characters, which nothing predicts
-    writer.write(tmp_path / "hard", hard, "char", 0.1, "made up")
+    write_data(tmp_path / "hard", hard)
     capsys.readouterr()
     run = make_run(data=str(tmp_path / "hard"), resume="auto", max_iters=8, eval_interval=2, learning_rate=0.1)
     assert run.state.best_step is None and "the best loss is reset" in capsys.readouterr().out
@@ -55,7 +55,7 @@ def test_another_model_optimizer_or_tokenizer_is_refused(make_run, tmp_path, tex
         make_run(dataclasses.replace(TINY, n_embd=32), resume="auto")
     last = sorted(set(text))[-1]
     other = text.translate(str.maketrans(last, "ß"))  # as many characters, but one of them another
-    writer.write(tmp_path / "other", other, "char", 0.1, "made up")
+    write_data(tmp_path / "other", other)
     with pytest.raises(ValueError, match="different tokenizers"):
         make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)
 

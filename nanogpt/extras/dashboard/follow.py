@@ -80,10 +80,13 @@ class FollowedRun:
         best = losses.argmin() if len(losses) else None
         last = self.lines[-1] if self.lines else {}
         end = {name: last.get(name, 0) for name in X}
+        status = "training" if time.time() - self.stamps[0][0] < 60 else "stopped"
+        if end["step"] >= self.max_iters:
+            status = "finished"
         return {
             "name": visible(str(self.directory)),
             "version": self.version,
-            "status": self.status(end["step"]),
+            "status": status,
             "end": end,
             "metrics": self.metrics,
             "best_step": None if best is None else steps[best],
@@ -92,12 +95,6 @@ class FollowedRun:
             "alerts": self.alerts,
             "samples": len(self.samples),
         }
-
-    def status(self, step: float) -> str:
-        """finished at max_iters; training if there was a line in the last minute; else stopped."""
-        if step >= self.max_iters:
-            return "finished"
-        return "training" if time.time() - self.stamps[0][0] < 60 else "stopped"
 
 
 def stamp(path: Path) -> tuple[float, int]:

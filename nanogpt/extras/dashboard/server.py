@@ -15,6 +15,7 @@ import math
 import re
 import sys
 import threading
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -65,9 +66,6 @@ class Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 20  # seconds without data before a connection is closed
 
-    def __init__(self, *args):
-        super().__init__(*args, directory=str(WEB))
-
     def do_GET(self) -> None:
         """Refuses requests under another host name."""
         if not OWN.fullmatch(self.headers.get("Host", "")):
@@ -104,12 +102,13 @@ class Server(ThreadingHTTPServer):
     def __init__(self, roots: list[str], port: int | None = None):
         """Listens at `port`, by default 6070 if it is free, else any. Raises ValueError."""
         self.runs, self.lock = Runs(roots), threading.Lock()
+        handler = partial(Handler, directory=WEB)
         try:
-            super().__init__(("127.0.0.1", PORT if port is None else port), Handler)
+            super().__init__(("127.0.0.1", PORT if port is None else port), handler)
         except OSError as error:
             if port is not None:
                 raise ValueError(f"port {port} is unavailable: {error}; choose another") from None
-            super().__init__(("127.0.0.1", 0), Handler)
+            super().__init__(("127.0.0.1", 0), handler)
         self.address = f"http://127.0.0.1:{self.server_port}/"
 
     def handle_error(self, request, client_address) -> None:

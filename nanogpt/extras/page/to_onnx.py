@@ -38,10 +38,7 @@ MOST_BYTES = 2**31  # of a protobuf message
 def export(
     run: str | Path, to: str | Path, *, name: str | None = None, say=print, **options
 ) -> Path:
-    """Exports `run` as `nanogpt.hub.export.export` does, with its options; adds the fp32 graph.
-
-    On error nothing is left at `to`.
-    """
+    """Exports `run` as `nanogpt.hub.export.export` does, with its options; adds the fp32 graph."""
     to = Path(to)
     with writing(to) as folder:
         export_for_transformers(run, folder, name=name or str(to.resolve()), say=say, **options)

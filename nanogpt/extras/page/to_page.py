@@ -53,8 +53,8 @@ def write(
 ) -> Path:
     """Writes the page of `run` into the directory `to`; the other options are those of an export.
 
-    `prompt` is the page's first prompt, by default one that suits the model. Raises ValueError if
-    npm is missing or fetches nothing, and what an export raises. On error nothing is left at `to`.
+    `prompt` is the page's first prompt, by default one that suits the model. Raises ValueError
+    without npm, and what an export raises. On error nothing is left at `to`.
     """
     to = Path(to)
     with writing(to) as page, tempfile.TemporaryDirectory() as directory:
@@ -63,9 +63,8 @@ def write(
         exported = Path(directory, "export")
         to_onnx.export(source or run, exported, name=to.name, license=license, say=say, **options)
         shutil.copytree(PAGE, page)
-        (page / "LICENSE-transformers.js").write_bytes(library["LICENSE"])
-        files = {name: content for name, content in library.items() if name != "LICENSE"}
-        files |= {name: (exported / name).read_bytes() for name in MODEL}
+        (page / "LICENSE-transformers.js").write_bytes(library.pop("LICENSE"))
+        files = library | {name: (exported / name).read_bytes() for name in MODEL}
         curve = exported / card.CURVE
         if curve.exists():
             shutil.copy(curve, page / "curve.png")
