@@ -28,9 +28,15 @@ from safetensors.torch import load_file, save_file
 
 from nanogpt import lora, rundir
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import follow, read_json, require_regular
+from nanogpt.data.files import (
+    follow,
+    read_json,
+    require_regular,
+    sync,
+    write_atomic,
+    write_json,
+)
 from nanogpt.model import GPT, GPTConfig, check_fields
-from nanogpt.rundir import sync, write, write_json
 
 logger = logging.getLogger("nanogpt")
 
@@ -172,7 +178,7 @@ def point(link: Path, target: Path) -> None:
         new.replace(link)
     except OSError:  # the file system has no links
         new.unlink(missing_ok=True)
-        write(link, target.name + "\n")
+        write_atomic(link, f"{target.name}\n".encode())
 
 
 def prune(out_dir: Path, keep: int) -> None:

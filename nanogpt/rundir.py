@@ -4,15 +4,11 @@
 """
 
 import errno
-import json
-import os
 import secrets
 from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-
-from nanogpt.data import files
 
 MARK, LOCK = ".run", ".lock"
 # locks of the directories that this process has claimed, and the inodes of their files
@@ -73,24 +69,3 @@ def release(directory: Path) -> None:
 
 def inode(path: Path) -> int | None:
     return path.stat().st_ino if path.exists() else None
-
-
-def write_json(path: Path, value: dict) -> None:
-    write(path, json.dumps(value, indent=2) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file atomically: under a temporary name, synced, then renamed."""
-    new = path.with_name(f".tmp-{path.name}")
-    new.write_text(text, encoding="utf-8")
-    sync(new)
-    new.replace(path)
-
-
-def sync(path: Path) -> None:
-    """Flushes a file, or a directory's entries, to disk; does nothing on systems that cannot."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        files.sync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -121,8 +121,8 @@ class Tokenizer:
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`."""
-        with write_atomic(Path(directory, FILE)) as file:
-            file.write(self.backend.to_str().encode())
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(directory, FILE), self.backend.to_str().encode())
 
     def with_special(self, tokens: list[str]) -> "Tokenizer":
         """A copy with further special tokens, which follow all others."""

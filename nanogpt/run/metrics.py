@@ -17,7 +17,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from nanogpt import rundir
-from nanogpt.data import files
+from nanogpt.data.files import sync, write_atomic
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 TRACKERS = ("trackio", "wandb", "tensorboard")
@@ -53,6 +53,7 @@ class Metrics:
     ):
         """Continues after `step`, -1 for a new run; `write=False` leaves the files alone."""
         self.accelerator = accelerator
+        self.out_dir = out_dir
         self.files: dict[str, io.FileIO] = {}
         if accelerator.is_main_process and write:
             for name in (METRICS, SAMPLES):
@@ -99,8 +100,8 @@ class Metrics:
 
     def sync(self) -> None:
         """Flushes the lines to disk."""
-        for file in self.files.values():
-            files.sync(file.fileno())
+        for name in self.files:
+            sync(self.out_dir / name)
 
     def close(self) -> None:
         for file in self.files.values():
@@ -120,7 +121,8 @@ def open_lines(path: Path, step: int) -> io.FileIO:
     if beyond:
         with open(path.with_name(f"{path.stem}-replaced.jsonl"), "a") as file:
             file.writelines(beyond)
-    rundir.write(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+    write_atomic(path, "".join(kept).encode())
     return open(path, "ab", buffering=0)
 
 
