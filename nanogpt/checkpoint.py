@@ -128,7 +128,6 @@ def save(
     remove_leftovers(out_dir)
     final = step_dir(out_dir, state.step)
     new = out_dir / f".tmp-{final.name}"
-    old = out_dir / f".old-{final.name}"
     new.mkdir()
     try:
         write_tensors(new / MODEL, weights)
@@ -146,7 +145,7 @@ def save(
         shutil.rmtree(new, ignore_errors=True)
         raise
     if final.exists():
-        final.rename(old)
+        final.rename(out_dir / f".old-{final.name}")
     new.rename(final)
     # `best` first: a run killed in between resumes before this step and finds the best again
     if state.best_step is not None and step_dir(out_dir, state.best_step).is_dir():
@@ -229,13 +228,13 @@ def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path
         raise ValueError(
             f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one"
         )
-    candidates = [run.resolve()]
+    candidates = [run]
     if not (run / STATE).exists():
         links = [follow(run / prefer), follow(run / "last")]
-        candidates = [path.resolve() for path in (*links, *reversed(list_checkpoints(run)))]
+        candidates = [*links, *reversed(list_checkpoints(run))]
     names = FILES if to_resume else (MODEL, CONFIG, TOKENIZER)
     damaged = []
-    for candidate in dict.fromkeys(candidates):
+    for candidate in dict.fromkeys(path.resolve() for path in candidates):
         if not candidate.is_dir():  # there is no such link, or the run has just removed it
             continue
         damage = find_damage(candidate, names)
@@ -244,9 +243,8 @@ def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path
                 logger.warning(f"{line}; using {candidate.name} instead")
             return candidate
         damaged.append(f"checkpoint {candidate.name} is damaged: {damage}")
-    if damaged:
-        raise ValueError(damaged[0])
-    raise ValueError(f"{run} has no intact checkpoint: train into it first, or name another run")
+    nothing = f"{run} has no intact checkpoint: train into it first, or name another run"
+    raise ValueError(damaged[0] if damaged else nothing)
 
 
 def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
@@ -279,7 +277,7 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     parameters = dict(model.named_parameters())
     weights = read_tensors(checkpoint / MODEL)
     moments = read_tensors(checkpoint / OPTIMIZER)
-    check_tensors(checkpoint / MODEL, weights, {name: p.shape for name, p in parameters.items()})
+    check_tensors(checkpoint / MODEL, weights, model)
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for full_name in moments:
         name = full_name.rpartition(".")[0]
@@ -312,8 +310,7 @@ def load_model(
     config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
     weights = lora.merge(read_tensors(checkpoint / MODEL))
     with torch.device("meta"):  # shapes without memory
-        shapes = {name: p.shape for name, p in make_model(config).named_parameters()}
-    check_tensors(checkpoint / MODEL, weights, shapes)
+        check_tensors(checkpoint / MODEL, weights, make_model(config))
     model = make_model(config)
     model.load_state_dict(weights)
     return model.to(device=device, dtype=dtype).eval()
@@ -341,10 +338,9 @@ def read_state(checkpoint: Path) -> State:
         raise ValueError(f"{checkpoint / STATE} is damaged: {error}") from None
 
 
-def check_tensors(
-    path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size]
-) -> None:
-    """Raises ValueError if names, shapes or dtypes differ, or values are not finite."""
+def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> None:
+    """Raises ValueError if names, shapes or dtypes are not a model's, or values are not finite."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
     for name in sorted(tensors.keys() ^ shapes.keys()):
         difference = "lacks" if name in shapes else "has an unknown"
         raise ValueError(f"{path} {difference} {name[:80]!r}: it does not belong to this model")

@@ -11,8 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 MARK, LOCK = ".run", ".lock"
-# locks of the directories that this process has claimed, and the inodes of their files
-CLAIMED: dict = {}
+CLAIMED: dict = {}  # this process's locks by directory and inode of the lock file
 
 
 def lock(directory: Path):
@@ -47,11 +46,11 @@ def claim(directory: Path) -> None:
                 "name a new or empty directory with --out_dir"
             )
     path = directory.resolve()
-    if path in CLAIMED and CLAIMED[path][1] != inode(path / LOCK):
-        release(path)  # another process may have made a directory of that name
-    if path not in CLAIMED:
-        CLAIMED[path] = lock(path), inode(path / LOCK)
-    if read_id(directory) is None:
+    # with another inode, another process has made a directory of that name
+    if (path, inode(path / LOCK)) not in CLAIMED:
+        claimed = lock(path)
+        CLAIMED[path, inode(path / LOCK)] = claimed
+    if not (directory / MARK).exists():
         (directory / MARK).write_text(f"{secrets.token_hex(4)}\n")
 
 
@@ -59,12 +58,6 @@ def read_id(directory: Path) -> str | None:
     """The id of the run in a directory."""
     mark = directory / MARK
     return mark.read_text().strip() if mark.exists() else None
-
-
-def release(directory: Path) -> None:
-    """Unlocks a directory that this process has claimed."""
-    if found := CLAIMED.pop(directory.resolve(), None):
-        found[0].__exit__(None, None, None)
 
 
 def inode(path: Path) -> int | None:

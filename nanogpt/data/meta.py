@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.files import local, read_json
+from nanogpt.data.files import local, read_json, require_regular
 from nanogpt.data.tokenizer import FILE, load_tokenizer, sha256, written_by_nanogpt
 
 SPLITS = ("train", "val")
@@ -23,15 +23,15 @@ def read_meta(directory: Path | str) -> dict:
     Raises ValueError if it is missing or damaged, or if tokenizer.json did not make the tokens.
     """
     directory = local(directory)
-    if not directory.is_dir():
-        where = f"data directory {str(directory)!r} does not exist in {Path.cwd()}"
-        raise ValueError(f"{where}: name it with --data, or prepare it (data_prep/README.md)")
     if written_by_nanogpt(directory):
         return derive_meta(directory)
     path, tokenizer = directory / "meta.json", directory / FILE
     if not path.exists():
-        describe = "or describe the tokens in meta.json and tokenizer.json (data_prep/README.md)"
-        raise ValueError(f"{path} is missing: {AGAIN}, {describe}")
+        lacks = "has no meta.json" if directory.is_dir() else f"does not exist in {Path.cwd()}"
+        raise ValueError(
+            f"data directory {str(directory)!r} {lacks}: name another with --data, or prepare it, "
+            "or describe its tokens (data_prep/README.md)"
+        )
     meta = read_json(path)
     try:
         check_meta(meta)
@@ -60,11 +60,6 @@ def check_meta(meta: dict) -> None:
             raise ValueError(f"{name} is not valid")
 
 
-def token_dtype(meta: dict) -> np.dtype:
-    """The little-endian dtype of the tokens."""
-    return np.dtype(meta["dtype"]).newbyteorder("<")
-
-
 def check_split(
     directory: Path, meta: dict, split: str, block_size: int, vocab_size: int
 ) -> np.memmap:
@@ -75,7 +70,7 @@ def check_split(
     does not give the largest one.
     """
     path, counts = directory / f"{split}.bin", meta["splits"][split]
-    dtype, count = token_dtype(meta), counts["tokens"]
+    dtype, count = np.dtype(meta["dtype"]).newbyteorder("<"), counts["tokens"]
     if not path.is_file():
         raise ValueError(f"{path} is missing: {AGAIN}")
     size = path.stat().st_size
@@ -110,8 +105,7 @@ def derive_meta(directory: Path) -> dict:
             lengths[i] = len(token.encode()) if tokenizer.characters else len(token)
     for split in SPLITS:
         path = directory / f"{split}.bin"
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: {AGAIN}")
+        require_regular(path)
         ids = np.fromfile(path, dtype="<u2", count=SAMPLE if split == "train" else -1)
         if ids.any() and not ids[1::2].any():
             why = "is 0 when read as uint16, nanoGPT's format"

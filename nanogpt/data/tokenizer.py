@@ -188,11 +188,6 @@ class BPETokenizer(Tokenizer):
             advice = "set TIKTOKEN_CACHE_DIR to a copy"
             raise ConnectionError(f"{why}: {advice}") from error
 
-    @classmethod
-    def gpt2(cls) -> "BPETokenizer":
-        """GPT-2's tokenizer."""
-        return cls.get("gpt2")
-
 
 def written_by_nanogpt(directory: Path | str) -> bool:
     """Whether nanoGPT wrote a data directory: train.bin without tokenizer.json or meta.json."""
@@ -211,7 +206,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     if written_by_nanogpt(directory):
         if pickled.exists():
             return CharTokenizer(pickles.read_characters(pickled))
-        return BPETokenizer.gpt2()
+        return BPETokenizer.get("gpt2")
     if path.exists():
         return load_file(path)
     if (directory / "vocab.json").exists():  # of older models
