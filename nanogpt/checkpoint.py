@@ -225,9 +225,7 @@ def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path
     """
     run = follow(run)
     if not run.is_dir():
-        raise ValueError(
-            f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one"
-        )
+        raise ValueError(f"{str(run)!r} is not a directory: name a run's, or a checkpoint in one")
     candidates = [run]
     if not (run / STATE).exists():
         links = [follow(run / prefer), follow(run / "last")]
@@ -352,10 +350,7 @@ def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> N
                 f"{tuple(shape)}: it does not belong to this model"
             )
         if not tensor.isfinite().all():
-            raise ValueError(
-                f"{path}: {name} has values that are not finite: go back to an earlier checkpoint, "
-                "--resume=DIRECTORY"
-            )
+            raise ValueError(f"{path}: {name} is not finite everywhere: use an earlier checkpoint")
 
 
 def shard_like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

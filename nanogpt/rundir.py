@@ -22,10 +22,8 @@ def lock(directory: Path):
     try:
         return FileLock(directory / LOCK, blocking=False).acquire()
     except Timeout:
-        raise ValueError(
-            f"{directory} is in use by another process: wait until that ends, stop it, or name "
-            "another directory"
-        ) from None
+        ways_out = "wait until it ends, or name another directory"
+        raise ValueError(f"{directory} is in use by another process: {ways_out}") from None
     except OSError as error:
         if error.errno in (errno.ENOLCK, errno.ENOTSUP):
             return nullcontext()
@@ -41,10 +39,8 @@ def claim(directory: Path) -> None:
     if not (directory / MARK).exists() and not any(directory.glob("step-*/trainer_state.json")):
         foreign = sorted(path.name for path in directory.iterdir() if path.name != LOCK)
         if foreign:
-            raise ValueError(
-                f"out_dir={str(directory)!r} is not a run's directory, it has {foreign[0]!r}: "
-                "name a new or empty directory with --out_dir"
-            )
+            why = f"is not a run's directory, it has {foreign[0]!r}"
+            raise ValueError(f"out_dir={str(directory)!r} {why}: name a new or empty directory")
     path = directory.resolve()
     # with another inode, another process has made a directory of that name
     if (path, inode(path / LOCK)) not in CLAIMED:

@@ -84,22 +84,19 @@ class Tokenizer:
         Raises ValueError naming a character that a character-level vocabulary does not have.
         """
         if self.characters:
-            return self._look_up(text)
+            points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+            ids = self._table[points]
+            if (ids < 0).any():
+                unknown = int(ids.argmin())
+                raise ValueError(
+                    f"character {text[unknown]!r} (position {unknown}) is not among the "
+                    f"{len(self.characters)} that the model knows: {self.characters[:200]!r}"
+                )
+            return ids
         utf8 = text.encode("utf-8", "replace")  # halves of surrogate pairs become question marks
         if self._is_bytes:
             return np.frombuffer(utf8, dtype=np.uint8).astype(np.int64)
         return self.encode_batch([utf8.decode()])[0].astype(np.int64)
-
-    def _look_up(self, text: str) -> np.ndarray:
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        ids = self._table[points]
-        if (ids < 0).any():
-            unknown = int(ids.argmin())
-            raise ValueError(
-                f"character {text[unknown]!r} (position {unknown}) is not among the "
-                f"{len(self.characters)} that the model knows: {self.characters[:200]!r}"
-            )
-        return ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text, as `encode`; any integer dtype. Does not hold the GIL."""
@@ -185,8 +182,7 @@ class BPETokenizer(Tokenizer):
             return cls(tiktoken.get_encoding(name))
         except OSError as error:  # requests' errors are OSErrors
             why = f"the tokenizer files of {name} could not be downloaded ({type(error).__name__})"
-            advice = "set TIKTOKEN_CACHE_DIR to a copy"
-            raise ConnectionError(f"{why}: {advice}") from error
+            raise ConnectionError(f"{why}: set TIKTOKEN_CACHE_DIR to a copy") from error
 
 
 def written_by_nanogpt(directory: Path | str) -> bool:
@@ -237,8 +233,7 @@ def from_pretrained(name: str) -> Tokenizer:
         auto = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return Tokenizer(auto.backend_tokenizer, name, auto.eos_token)
     except Exception as error:  # damaged files can raise nearly anything
-        message = f"{name!r} has no tokenizer that could be loaded: {first_line(error)}"
-        raise ValueError(message) from None
+        raise ValueError(f"{name!r} has no usable tokenizer: {first_line(error)}") from None
 
 
 def get_tokenizer(name: str) -> Tokenizer:
@@ -269,9 +264,7 @@ def get_tokenizer(name: str) -> Tokenizer:
 def check_same(directory: Path | str, other: Path | str) -> None:
     """Raises ValueError unless the tokenizers of two directories have the same tokens and ids."""
     if load_tokenizer(directory).vocabulary != load_tokenizer(other).vocabulary:
-        raise ValueError(
-            f"{directory} and {other} have different tokenizers: prepare both with the same one"
-        )
+        raise ValueError(f"{directory} and {other} have different tokenizers: prepare with one")
 
 
 def sha256(directory: Path | str) -> str:

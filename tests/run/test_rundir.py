@@ -97,7 +97,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(make_run, tmp_path):
     other = subprocess.Popen([sys.executable, "-c", HOLDER, out], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="out is in use by another process: wait until"):
+        with pytest.raises(ValueError, match="out is in use by another process: wait until it ends, or name another"):
             make_run()
         with pytest.raises(ValueError, match="out is in use by another process"):
             save(out, 1, *trained(1))
