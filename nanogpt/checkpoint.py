@@ -118,10 +118,9 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 def save(
     out_dir: Path, state: State, weights: dict, moments: dict, config: dict, tokenizer, keep: int
 ) -> Path:
-    """Writes the checkpoint of step `state.step`, and links `last` to it; prunes old ones.
+    """Writes the checkpoint of step `state.step`, links `last` and `best`, and prunes old ones.
 
-    `best` is linked to the checkpoint of `state.best_step`, if there is one. Raises OSError if it
-    cannot be written, ValueError if out_dir is not this run's (see `rundir.claim`); existing
+    Raises OSError if it cannot be written, ValueError if out_dir is not this run's; existing
     checkpoints stay as they were.
     """
     rundir.claim(out_dir)  # does not create out_dir: its disk may only be unmounted
@@ -176,7 +175,6 @@ def point(link: Path, target: Path) -> None:
         new.symlink_to(target.name)
         new.replace(link)
     except OSError:  # the file system has no links
-        new.unlink(missing_ok=True)
         write_atomic(link, f"{target.name}\n".encode())
 
 
@@ -246,10 +244,7 @@ def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path
 
 
 def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
-    """The damage to the files `names` of a checkpoint in words; None if they are intact.
-
-    Opens only files with known names, never names from the checkpoint.
-    """
+    """The damage to the files `names` of a checkpoint in words; None if they are intact."""
     try:
         state = read_json(checkpoint / STATE)
         if state.pop("crc32", None) != seal(state):
@@ -300,10 +295,9 @@ def load_model(
     make_model=GPT,
     **changes,
 ) -> GPT:
-    """The model of a checkpoint, in eval mode.
+    """The model of a checkpoint, in eval mode, as GPT or the subclass `make_model`.
 
-    `make_model` builds the model from its GPTConfig: pass the subclass if it is one. `changes` are
-    fields of GPTConfig that do not affect the weights, such as dropout.
+    `changes` are fields of GPTConfig that do not affect the weights, such as dropout.
     """
     config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
     weights = lora.merge(read_tensors(checkpoint / MODEL))
@@ -317,9 +311,8 @@ def load_model(
 def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
     """The model and training settings of a checkpoint or an out directory."""
     config = read_json(checkpoint / CONFIG)
-    known = TrainConfig.__dataclass_fields__
+    known = TrainConfig.__dataclass_fields__  # others are a recipe's own, or of another version
     try:
-        # settings of a recipe's own, or of another version, are ignored
         train = {name: value for name, value in config["train"].items() if name in known}
         return GPTConfig(**config["model"]), TrainConfig(**train)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -330,10 +323,7 @@ def read_state(checkpoint: Path) -> State:
     """The state in a checkpoint. Raises ValueError if a value has the wrong type."""
     stored = read_json(checkpoint / STATE)
     known = State.__dataclass_fields__.keys() & stored.keys()
-    try:
-        return State(**{name: stored[name] for name in known})
-    except ValueError as error:
-        raise ValueError(f"{checkpoint / STATE} is damaged: {error}") from None
+    return State(**{name: stored[name] for name in known})
 
 
 def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> None:

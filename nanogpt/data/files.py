@@ -34,10 +34,7 @@ def local(directory: Path | str) -> Path:
 
 
 def require_regular(path: Path) -> None:
-    """Raises ValueError for a FIFO, a device or a directory: reading may block for ever.
-
-    Raises OSError if there is no file.
-    """
+    """Raises ValueError for a FIFO, which may block for ever, and the like; OSError for no file."""
     if path.stat() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
 

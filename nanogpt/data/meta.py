@@ -66,8 +66,7 @@ def check_split(
     """The tokens of a split.
 
     Raises ValueError if they are missing or have another size, if a window of `block_size` tokens
-    and one more do not fit, or if a token is not below `vocab_size`. Reads the tokens if meta.json
-    does not give the largest one.
+    and one more do not fit, or if a token is not below `vocab_size`.
     """
     path, counts = directory / f"{split}.bin", meta["splits"][split]
     dtype, count = np.dtype(meta["dtype"]).newbyteorder("<"), counts["tokens"]

@@ -48,5 +48,6 @@ def read_checkpoint(path: Path) -> dict:
         why = asked[0] if asked else type(error).__name__
         raise ValueError(f"{path} cannot be read ({why}): it may hold only tensors") from None
     if type(checkpoint) is not dict or not {"model", "model_args", "iter_num"} <= checkpoint.keys():
-        raise ValueError(f"{path} is not a nanoGPT checkpoint: it needs model, model_args, iter_num")
+        needs = "it needs model, model_args and iter_num"
+        raise ValueError(f"{path} is not a nanoGPT checkpoint: {needs}")
     return checkpoint

@@ -79,10 +79,7 @@ class Tokenizer:
         return None, ""
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids (T,) int64. Special tokens that the text spells are plain text, and none are added.
-
-        Raises ValueError naming a character that a character-level vocabulary does not have.
-        """
+        """Ids (T,) int64. Raises ValueError naming a character that the vocabulary lacks."""
         if self.characters:
             points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
             ids = self._table[points]
