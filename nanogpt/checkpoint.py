@@ -273,8 +273,7 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     check_tensors(checkpoint / MODEL, weights, model)
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for full_name in moments:
-        name = full_name.rpartition(".")[0]
-        if parameters.get(name) not in owner:
+        if parameters.get(full_name.rpartition(".")[0]) not in owner:
             raise ValueError(f"{checkpoint / OPTIMIZER} has an unknown {full_name[:80]!r}")
 
     with torch.no_grad():

@@ -89,8 +89,7 @@ def stream(
             context = unread = context[:, -max(1, block_size // 2) :]
             cache.clear()
         # torch.compile specializes on 0 and 1: first compile when two tokens are in the cache
-        is_prompt = unread.size(1) > 1 or context.size(1) < 3
-        eager = compiled and is_prompt
+        eager = compiled and (unread.size(1) > 1 or context.size(1) < 3)
         mode = torch.compiler.set_stance("force_eager") if eager else nullcontext()
         with sampling_kernels(idx.device), mode:
             logits = model(unread, cache=cache, logits_to_keep=1)[:, -1].float()  # (B, V)

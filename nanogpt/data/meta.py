@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.files import local, read_json, require_regular
+from nanogpt.data.files import first_line, local, read_json, require_regular
 from nanogpt.data.tokenizer import FILE, load_tokenizer, sha256, written_by_nanogpt
 
 SPLITS = ("train", "val")
@@ -36,7 +36,7 @@ def read_meta(directory: Path | str) -> dict:
     try:
         check_meta(meta)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{type(error).__name__}: {error}"
+        why = first_line(error)
         raise ValueError(f"{path} is damaged ({why}): restore it, or {AGAIN}") from None
     recorded = meta.get("tokenizer_sha256")
     if recorded and tokenizer.is_file() and sha256(directory) != recorded:
