@@ -28,14 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from nanogpt import lora, rundir
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import (
-    follow,
-    read_json,
-    require_regular,
-    sync,
-    write_atomic,
-    write_json,
-)
+from nanogpt.data.files import follow, read_json, require_regular, sync, write_atomic, write_json
 from nanogpt.model import GPT, GPTConfig, check_fields
 
 logger = logging.getLogger("nanogpt")
