@@ -327,10 +327,8 @@ def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> N
     for name, shape in shapes.items():
         tensor = tensors[name]
         if tensor.shape != shape or tensor.dtype not in DTYPES:
-            raise ValueError(
-                f"{path}: {name} is {tuple(tensor.shape)} {tensor.dtype} instead of "
-                f"{tuple(shape)}: it does not belong to this model"
-            )
+            found = f"{tuple(tensor.shape)} {tensor.dtype} instead of {tuple(shape)}"
+            raise ValueError(f"{path}: {name} is {found}: it does not belong to this model")
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: {name} is not finite everywhere: use an earlier checkpoint")
 
