@@ -3,10 +3,11 @@
     python benchmarks/cpu_parts.py
     python benchmarks/cpu_parts.py --parts rms_norm attention --rounds 15
 
-A part is compared with its absence while all other parts are in use. Both take turns in one process
-(`memory`, a setting of the whole process, takes two), and a round compares neighbors in time. A
-gain of 1.05 means that the same work takes 5 % longer without the part. Rounds are short, because
-virtual machines change their speed within seconds. Run it on an idle machine; the median counts.
+A part is compared with its absence while all other parts but `compile` are in use. Both take turns
+in one process (`memory`, a setting of the whole process, takes two), and a round compares neighbors
+in time. A gain of 1.05 means that the same work takes 5 % longer without the part. Rounds are
+short, because virtual machines change their speed within seconds. Run it on an idle machine; the
+median counts.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import psutil
 import torch
@@ -25,7 +27,7 @@ from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.ops import cpu
 from nanogpt.ops.decode import compile_decoding
 from nanogpt.optim import make_optimizers
-from nanogpt.run.device import default_threads
+from nanogpt.run.device import compile_model, default_threads
 from nanogpt.sample import generate
 
 PARTS = {
@@ -33,11 +35,13 @@ PARTS = {
     "attention": lambda model: model.use(model.ops._replace(attention=cpu.fast_attention)),
     "dropout": lambda model: model.use(model.ops._replace(dropout=cpu.fast_dropout)),
     "memory": lambda model: cpu.keep_freed_memory(),
+    "compile": lambda model: compile_model(model, whole=False),
     "decode": compile_decoding,
 }
 CLASSIC = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)
 UNTIED = {"vocab_size": 65, "tie_embeddings": False}
 LAPTOP = GPTConfig.modern(**UNTIED, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320)
+BEST = replace(LAPTOP, block_size=256)
 DROPOUT = GPTConfig.modern(
     **UNTIED, block_size=256, n_layer=5, n_head=5, n_embd=160, n_inner=416, dropout=0.05
 )
@@ -47,6 +51,8 @@ TRAINING = {  # configuration, sequences in a batch, optimizer, autocast
     "classic-bf16": (CLASSIC, 12, "adamw", torch.bfloat16),
     "laptop-fp32": (LAPTOP, 32, "muon", None),
     "laptop-bf16": (LAPTOP, 32, "muon", torch.bfloat16),
+    "best-fp32": (BEST, 12, "muon", None),
+    "best-bf16": (BEST, 12, "muon", torch.bfloat16),
     "dropout-fp32": (DROPOUT, 12, "muon", None),
 }
 SAMPLING = {"sample-gpt2-fp32": (GPT2, torch.float32), "sample-gpt2-bf16": (GPT2, torch.bfloat16)}
@@ -130,10 +136,14 @@ def in_this_process(*what):
 
 def compare(setup: str, part: str, rounds: int, repeats: int) -> None:
     """Prints the milliseconds of a step or token with the part and without, and the gain."""
-    used = ["decode"] if setup in SAMPLING else [part for part in PARTS if part != "decode"]
+    others = [name for name in PARTS if name not in (part, "compile", "decode")]
+    if setup in SAMPLING:
+        others = []
     place = in_a_process if part == "memory" else in_this_process
-    others = [name for name in used if name != part]
-    with place(setup, used, repeats) as with_part, place(setup, others, repeats) as without:
+    with (
+        place(setup, [*others, part], repeats) as with_part,
+        place(setup, others, repeats) as without,
+    ):
         with_part(), without()  # warms up
         seconds = [
             (with_part(), without()) if i % 2 else (without(), with_part())[::-1]

@@ -131,7 +131,8 @@ def run(args) -> None:
     print(
         f"{parts.gpt.get_num_params():,} parameters, batches of {config.batch_size} x "
         f"{parts.gpt.config.block_size}; {env['device']}, {env['threads']} threads, "
-        f"{env['precision']}; median of {args.rounds} rounds"
+        f"{env['precision']}{', compiled' if parts.compiled else ''}; "
+        f"median of {args.rounds} rounds"
     )
     print(f"{found['rate']:,.0f} tokens/s, spread {found['spread']:.0%}")
     mfu = f", MFU {found['mfu']:.1%}" if found["mfu"] else ""

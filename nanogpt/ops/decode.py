@@ -5,7 +5,7 @@
 Sampling a token cannot be faster than reading the weights once. torch's one-row matmul reads them
 at half the memory bandwidth, and some 400 small operators run one after another. Here a matmul of
 one row is written as a sum, which Inductor fuses with the norm before it and the residual after it.
-One compilation serves all lengths of the context.
+One compilation serves all blocks and lengths of the context.
 `python benchmarks/sampling.py` compares the speed with other programs; LOG.md has the results.
 """
 
@@ -23,6 +23,7 @@ from nanogpt.model import GPT, Linear, attention, cross_entropy
 SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
 # Tokens times parameters from which compiling pays, from the second time on (LOG.md)
 WORTHWHILE = 1e11
+MANY = 10_000  # tokens of 124M parameters that one graph saves as much time as compiling it takes
 # of Inductor: multiply and add in one instruction
 OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
 
@@ -95,11 +96,12 @@ def has_compiler() -> bool:
 
 
 @torch.no_grad()
-def compile_decoding(model: GPT, int8: bool = False) -> GPT:
+def compile_decoding(model: GPT, int8: bool = False, whole: bool = False) -> GPT:
     """Compiles a model on a CPU for sampling, in place, at its first new token.
 
-    With `int8` the weights of its matmuls are rounded to 8 bits. Raises ValueError on another
-    device, or if there is no C++ compiler.
+    With `int8` the weights of its matmuls are rounded to 8 bits. All blocks share one compilation;
+    `whole` compiles a step as one graph, which takes several times as long and is a tenth faster.
+    Raises ValueError on another device, or if there is no C++ compiler.
     """
     device = model.wte.weight.device.type
     if device != "cpu":
@@ -119,5 +121,11 @@ def compile_decoding(model: GPT, int8: bool = False) -> GPT:
     model.use(model.ops._replace(linear=linear, attention=single_query, loss=loss))
     # eps and other settings are constants; as variables they would be traced twice, for seconds
     torch._dynamo.config.specialize_float = True  # type: ignore[attr-defined]
-    model.forward = torch.compile(model.forward, dynamic=True, options=OPTIONS)
+    if whole:
+        model.forward = torch.compile(model.forward, dynamic=True, options=OPTIONS)
+        return model
+    for block in model.h:
+        block.forward = torch.compile(block.forward, dynamic=True, options=OPTIONS)
+    # of the output projection, which is outside the blocks
+    model.ops = model.ops._replace(linear=torch.compile(linear, options=OPTIONS))
     return model

@@ -32,14 +32,15 @@ def traced(monkeypatch):
     counters.clear()
 
 
+@pytest.mark.parametrize("whole, graphs", [(True, 1), (False, 2)])  # of a block, and of the head
 @pytest.mark.parametrize("case", ["gpt2, biases, tanh", "qwen3, untied"])
-def test_greedy_tokens_are_those_of_the_plain_model_and_all_lengths_share_one_graph(case, traced):
-    model, compiled = make_model(case), compile_decoding(make_model(case))
+def test_greedy_tokens_are_those_of_the_plain_model_and_all_lengths_share_graphs(case, traced, whole, graphs):
+    model, compiled = make_model(case), compile_decoding(make_model(case), whole=whole)
     for length in (1, 5):
         idx = IDX[:1, :length]
         expected = generate(model, idx, 40, temperature=0)  # beyond the context of 32, too
         assert torch.equal(generate(compiled, idx, 40, temperature=0), expected)
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == graphs and not counters["graph_break"]
     with torch.no_grad():
         torch.testing.assert_close(compiled(IDX), model(IDX))
 
