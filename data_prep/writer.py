@@ -68,7 +68,7 @@ class TokenFile:
     def sync(self) -> None:
         """Flushes what was appended to disk."""
         self.file.flush()
-        sync(self.path)
+        sync(self.file.fileno())
 
     def close(self) -> dict:
         """Completes the file; returns its entry in meta.json."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 MARK, LOCK = ".run", ".lock"
-CLAIMED: dict = {}  # this process's locks by device and inode of their files
+CLAIMED: dict = {}  # this process's locks by directory and inode of the lock file
 
 
 def lock(directory: Path):
@@ -41,11 +41,10 @@ def claim(directory: Path) -> None:
         if foreign:
             why = f"is not a run's directory, it has {foreign[0]!r}"
             raise ValueError(f"out_dir={str(directory)!r} {why}: name a new or empty directory")
-    (directory / LOCK).touch()
-    file = (directory / LOCK).stat()
-    key = file.st_dev, file.st_ino  # another process may have made a directory of that name
-    if key not in CLAIMED:
-        CLAIMED[key] = lock(directory)
+    path = directory.resolve()
+    if (path, inode(path / LOCK)) not in CLAIMED:  # the directory is new, or was replaced
+        claimed = lock(path)
+        CLAIMED[path, inode(path / LOCK)] = claimed
     if not (directory / MARK).exists():
         (directory / MARK).write_text(f"{secrets.token_hex(4)}\n")
 
@@ -54,3 +53,7 @@ def read_id(directory: Path) -> str | None:
     """The id of the run in a directory."""
     mark = directory / MARK
     return mark.read_text().strip() if mark.exists() else None
+
+
+def inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None

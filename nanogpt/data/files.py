@@ -74,16 +74,17 @@ def write_atomic(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
-    """Flushes a file, or a directory's entries, to disk; does nothing on systems that cannot."""
-    descriptor = os.open(path, os.O_RDONLY)
+def sync(file: Path | int) -> None:
+    """Flushes a file, open or not, or a directory to disk; does nothing on systems that cannot."""
+    descriptor = file if isinstance(file, int) else os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
             raise
     finally:
-        os.close(descriptor)
+        if descriptor != file:
+            os.close(descriptor)
 
 
 @contextmanager

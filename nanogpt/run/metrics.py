@@ -53,7 +53,6 @@ class Metrics:
     ):
         """Continues after `step`, -1 for a new run; `write=False` leaves the files alone."""
         self.accelerator = accelerator
-        self.out_dir = out_dir
         self.files: dict[str, io.FileIO] = {}
         if accelerator.is_main_process and write:
             for name in (METRICS, SAMPLES):
@@ -100,8 +99,8 @@ class Metrics:
 
     def sync(self) -> None:
         """Flushes the lines to disk."""
-        for name in self.files:
-            sync(self.out_dir / name)
+        for file in self.files.values():
+            sync(file.fileno())
 
     def close(self) -> None:
         for file in self.files.values():
