@@ -105,8 +105,8 @@ def obtain(out: Path, say=print) -> Path:
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             tried.append(f"{name} ({first_line(error)})")
             continue
-        with write_atomic(kept) as file:
-            file.write(play.encode())
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, play.encode())
         say(f"text: {name}, kept as {kept}")
         return kept
     raise ValueError(

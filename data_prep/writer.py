@@ -31,10 +31,10 @@ from tqdm import tqdm
 from data_prep import documents
 from data_prep.documents import Corpus, passages
 from data_prep.split import Split
-from nanogpt.data.files import read_json, sync, write_atomic
+from nanogpt.data.files import read_json, sync, write_atomic, write_json
 from nanogpt.data.meta import SPLITS
 from nanogpt.data.tokenizer import FILE, sha256
-from nanogpt.rundir import lock, write_json
+from nanogpt.rundir import lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress
@@ -102,8 +102,8 @@ def write_source(out: Path, name: str, lines: list[str]) -> str:
     path, content = out / name, "".join(f"{line}\n" for line in lines).encode()
     if not path.is_file() or path.read_bytes() != content:
         check_out(out, [name])
-        with write_atomic(path) as file:
-            file.write(content)
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
     return str(path)
 
 

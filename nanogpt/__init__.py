@@ -13,6 +13,7 @@ GPT.from_pretrained loads a model without its tokenizer. `help(GPTConfig)` and d
 the settings; each is a flag of a recipe too. nanogpt/README.md lists the files in reading order.
 """
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,6 @@ __all__ = ["GPT", "GPTConfig", "TrainConfig", "load", "train"]
 
 def __getattr__(name: str):
     """Imports torch only when a class is first used, so `nanogpt --help` does not wait for it."""
-    from importlib import import_module
-
     module = {"GPT": "model", "GPTConfig": "model", "TrainConfig": "config"}.get(name)
     if module is None:
         raise AttributeError(f"module 'nanogpt' has no attribute {name!r}")

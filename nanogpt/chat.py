@@ -34,10 +34,8 @@ def can_chat(tokenizer) -> bool:
 def require(tokenizer, run: str) -> None:
     """Raises ValueError if the tokenizer of `run` has no tokens for conversations."""
     if not can_chat(tokenizer):
-        raise ValueError(
-            f"{run} was not trained on conversations: its tokenizer has no {START}; "
-            "see recipes/chat.py"
-        )
+        why = f"its tokenizer has no {START}; see recipes/chat.py"
+        raise ValueError(f"{run} was not trained on conversations: {why}")
 
 
 def add_tokens(tokenizer):
@@ -74,9 +72,7 @@ def prompt(tokenizer, messages: list[dict], length: int) -> np.ndarray:
         if len(ids) <= length:
             return ids
         if len(rest) < 3:
-            raise ValueError(
-                f"the message is too long: {len(ids)} tokens; the context has room for {length}"
-            )
+            raise ValueError(f"the message is too long: {len(ids)} tokens of {length} at most")
         rest = rest[2:]
 
 

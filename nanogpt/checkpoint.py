@@ -28,9 +28,8 @@ from safetensors.torch import load_file, save_file
 
 from nanogpt import lora, rundir
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import follow, read_json, require_regular
+from nanogpt.data.files import follow, read_json, require_regular, sync, write_atomic, write_json
 from nanogpt.model import GPT, GPTConfig, check_fields
-from nanogpt.rundir import sync, write, write_json
 
 logger = logging.getLogger("nanogpt")
 
@@ -112,17 +111,15 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 def save(
     out_dir: Path, state: State, weights: dict, moments: dict, config: dict, tokenizer, keep: int
 ) -> Path:
-    """Writes the checkpoint of step `state.step`, and links `last` to it; prunes old ones.
+    """Writes the checkpoint of step `state.step`, links `last` and `best`, and prunes old ones.
 
-    `best` is linked to the checkpoint of `state.best_step`, if there is one. Raises OSError if it
-    cannot be written, ValueError if out_dir is not this run's (see `rundir.claim`); existing
+    Raises OSError if it cannot be written, ValueError if out_dir is not this run's; existing
     checkpoints stay as they were.
     """
     rundir.claim(out_dir)  # does not create out_dir: its disk may only be unmounted
     remove_leftovers(out_dir)
     final = step_dir(out_dir, state.step)
     new = out_dir / f".tmp-{final.name}"
-    old = out_dir / f".old-{final.name}"
     new.mkdir()
     try:
         write_tensors(new / MODEL, weights)
@@ -140,7 +137,7 @@ def save(
         shutil.rmtree(new, ignore_errors=True)
         raise
     if final.exists():
-        final.rename(old)
+        final.rename(out_dir / f".old-{final.name}")
     new.rename(final)
     # `best` first: a run killed in between resumes before this step and finds the best again
     if state.best_step is not None and step_dir(out_dir, state.best_step).is_dir():
@@ -171,8 +168,7 @@ def point(link: Path, target: Path) -> None:
         new.symlink_to(target.name)
         new.replace(link)
     except OSError:  # the file system has no links
-        new.unlink(missing_ok=True)
-        write(link, target.name + "\n")
+        write_atomic(link, f"{target.name}\n".encode())
 
 
 def prune(out_dir: Path, keep: int) -> None:
@@ -220,16 +216,14 @@ def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path
     """
     run = follow(run)
     if not run.is_dir():
-        raise ValueError(
-            f"{str(run)!r} is not a directory: name an out directory, or a checkpoint in one"
-        )
-    candidates = [run.resolve()]
+        raise ValueError(f"{str(run)!r} is not a directory: name a run's, or a checkpoint in one")
+    candidates = [run]
     if not (run / STATE).exists():
         links = [follow(run / prefer), follow(run / "last")]
-        candidates = [path.resolve() for path in (*links, *reversed(list_checkpoints(run)))]
+        candidates = [*links, *reversed(list_checkpoints(run))]
     names = FILES if to_resume else (MODEL, CONFIG, TOKENIZER)
     damaged = []
-    for candidate in dict.fromkeys(candidates):
+    for candidate in dict.fromkeys(path.resolve() for path in candidates):
         if not candidate.is_dir():  # there is no such link, or the run has just removed it
             continue
         damage = find_damage(candidate, names)
@@ -238,16 +232,12 @@ def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path
                 logger.warning(f"{line}; using {candidate.name} instead")
             return candidate
         damaged.append(f"checkpoint {candidate.name} is damaged: {damage}")
-    if damaged:
-        raise ValueError(damaged[0])
-    raise ValueError(f"{run} has no intact checkpoint: train into it first, or name another run")
+    nothing = f"{run} has no intact checkpoint: train into it first, or name another run"
+    raise ValueError(damaged[0] if damaged else nothing)
 
 
 def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
-    """The damage to the files `names` of a checkpoint in words; None if they are intact.
-
-    Opens only files with known names, never names from the checkpoint.
-    """
+    """The damage to the files `names` of a checkpoint in words; None if they are intact."""
     try:
         state = read_json(checkpoint / STATE)
         if state.pop("crc32", None) != seal(state):
@@ -273,11 +263,10 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     parameters = dict(model.named_parameters())
     weights = read_tensors(checkpoint / MODEL)
     moments = read_tensors(checkpoint / OPTIMIZER)
-    check_tensors(checkpoint / MODEL, weights, {name: p.shape for name, p in parameters.items()})
+    check_tensors(checkpoint / MODEL, weights, model)
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for full_name in moments:
-        name = full_name.rpartition(".")[0]
-        if parameters.get(name) not in owner:
+        if parameters.get(full_name.rpartition(".")[0]) not in owner:
             raise ValueError(f"{checkpoint / OPTIMIZER} has an unknown {full_name[:80]!r}")
 
     with torch.no_grad():
@@ -298,16 +287,14 @@ def load_model(
     make_model=GPT,
     **changes,
 ) -> GPT:
-    """The model of a checkpoint, in eval mode.
+    """The model of a checkpoint, in eval mode, as GPT or the subclass `make_model`.
 
-    `make_model` builds the model from its GPTConfig: pass the subclass if it is one. `changes` are
-    fields of GPTConfig that do not affect the weights, such as dropout.
+    `changes` are fields of GPTConfig that do not affect the weights, such as dropout.
     """
     config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
     weights = lora.merge(read_tensors(checkpoint / MODEL))
     with torch.device("meta"):  # shapes without memory
-        shapes = {name: p.shape for name, p in make_model(config).named_parameters()}
-    check_tensors(checkpoint / MODEL, weights, shapes)
+        check_tensors(checkpoint / MODEL, weights, make_model(config))
     model = make_model(config)
     model.load_state_dict(weights)
     return model.to(device=device, dtype=dtype).eval()
@@ -316,9 +303,8 @@ def load_model(
 def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
     """The model and training settings of a checkpoint or an out directory."""
     config = read_json(checkpoint / CONFIG)
-    known = TrainConfig.__dataclass_fields__
+    known = TrainConfig.__dataclass_fields__  # others are a recipe's own, or of another version
     try:
-        # settings of a recipe's own, or of another version, are ignored
         train = {name: value for name, value in config["train"].items() if name in known}
         return GPTConfig(**config["model"]), TrainConfig(**train)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -335,25 +321,19 @@ def read_state(checkpoint: Path) -> State:
         raise ValueError(f"{checkpoint / STATE} is damaged: {error}") from None
 
 
-def check_tensors(
-    path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size]
-) -> None:
-    """Raises ValueError if names, shapes or dtypes differ, or values are not finite."""
+def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> None:
+    """Raises ValueError if names, shapes or dtypes are not a model's, or values are not finite."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
     for name in sorted(tensors.keys() ^ shapes.keys()):
         difference = "lacks" if name in shapes else "has an unknown"
         raise ValueError(f"{path} {difference} {name[:80]!r}: it does not belong to this model")
     for name, shape in shapes.items():
         tensor = tensors[name]
         if tensor.shape != shape or tensor.dtype not in DTYPES:
-            raise ValueError(
-                f"{path}: {name} is {tuple(tensor.shape)} {tensor.dtype} instead of "
-                f"{tuple(shape)}: it does not belong to this model"
-            )
+            found = f"{tuple(tensor.shape)} {tensor.dtype} instead of {tuple(shape)}"
+            raise ValueError(f"{path}: {name} is {found}: it does not belong to this model")
         if not tensor.isfinite().all():
-            raise ValueError(
-                f"{path}: {name} has values that are not finite: go back to an earlier checkpoint, "
-                "--resume=DIRECTORY"
-            )
+            raise ValueError(f"{path}: {name} is not finite everywhere: use an earlier checkpoint")
 
 
 def shard_like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

@@ -9,31 +9,6 @@ from nanogpt.data.tokens import Batch, TokenDataset, to_device
 from nanogpt.model import GPT
 
 
-@torch.no_grad()
-def total_loss(
-    model: GPT,
-    batches: Iterator[Batch],
-    device: torch.device | str,
-    check: Callable[[], object] = lambda: None,
-) -> torch.Tensor:
-    """Sum of the losses in nats and number of targets, as a float64 tensor (2,) to add up.
-
-    `check` is called before each batch; what it raises ends the evaluation. The host waits for the
-    device once, at the end.
-    """
-    training = model.training
-    model.eval()
-    losses, targets = [torch.zeros((), device=device)], 0
-    try:
-        for x, y in batches:
-            check()
-            targets += (y != -1).sum().item()  # on the host
-            losses.append(model(*to_device((x, y), device), reduction="sum"))
-    finally:
-        model.train(training)
-    return torch.tensor([sum(torch.stack(losses).tolist()), targets], dtype=torch.float64)
-
-
 def forward_batch_size(batch_size: int, block_size: int) -> int:
     """Sequences per batch: without a backward pass more fit, and they use the cores better."""
     return max(batch_size, 4096 // block_size)
@@ -49,6 +24,7 @@ def random_batches(
         yield x, y if i < eval_iters else torch.full_like(y, -1)
 
 
+@torch.no_grad()
 def evaluate(
     model: GPT,
     data: TokenDataset,
@@ -76,7 +52,19 @@ def evaluate(
     else:
         sequences = forward_batch_size(batch_size, data.block_size)
         batches = data.whole_split(sequences, process, processes, stride)
-    nats, targets = reduce(total_loss(model, batches, device, check)).tolist()
+    training = model.training
+    model.eval()
+    losses, targets = [torch.zeros((), device=device)], 0
+    try:
+        for x, y in batches:
+            check()
+            targets += (y != -1).sum().item()  # on the host
+            losses.append(model(*to_device((x, y), device), reduction="sum"))
+    finally:
+        model.train(training)
+    # the host waits for the device only here
+    total = torch.tensor([sum(torch.stack(losses).tolist()), targets], dtype=torch.float64)
+    nats, targets = reduce(total).tolist()
     loss = nats / targets
     bits_per_byte = loss / math.log(2) / data.bytes_per_token
     return {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700)), "val_bpb": bits_per_byte}

@@ -16,14 +16,10 @@ A, B = ".lora_A.default.weight", ".lora_B.default.weight"  # (rank, in), (out, r
 def inject(model: GPT, rank: int) -> None:
     """Freezes a model and adds trainable adapters to every linear layer of its blocks, in place.
 
-    B starts at zero, so the model computes what it did. Raises ValueError if peft is missing.
+    B starts at zero, so the model computes what it did.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise ValueError(
-            "lora_rank needs peft: pip install -e '.[lora]' -c constraints.txt"
-        ) from None
+    from peft import LoraConfig, inject_adapter_in_model
+
     matmuls = r"h\.\d+\.(attn|mlp)\.(c_attn|c_proj|c_fc)"
     config = LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=matmuls)
     inject_adapter_in_model(config, model)

@@ -4,19 +4,14 @@
 """
 
 import errno
-import json
-import os
 import secrets
 from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nanogpt.data import files
-
 MARK, LOCK = ".run", ".lock"
-# locks of the directories that this process has claimed, and the inodes of their files
-CLAIMED: dict = {}
+CLAIMED: dict = {}  # this process's locks by directory and inode of the lock file
 
 
 def lock(directory: Path):
@@ -27,10 +22,8 @@ def lock(directory: Path):
     try:
         return FileLock(directory / LOCK, blocking=False).acquire()
     except Timeout:
-        raise ValueError(
-            f"{directory} is in use by another process: wait until that ends, stop it, or name "
-            "another directory"
-        ) from None
+        ways_out = "wait until it ends, or name another directory"
+        raise ValueError(f"{directory} is in use by another process: {ways_out}") from None
     except OSError as error:
         if error.errno in (errno.ENOLCK, errno.ENOTSUP):
             return nullcontext()
@@ -46,16 +39,13 @@ def claim(directory: Path) -> None:
     if not (directory / MARK).exists() and not any(directory.glob("step-*/trainer_state.json")):
         foreign = sorted(path.name for path in directory.iterdir() if path.name != LOCK)
         if foreign:
-            raise ValueError(
-                f"out_dir={str(directory)!r} is not a run's directory, it has {foreign[0]!r}: "
-                "name a new or empty directory with --out_dir"
-            )
+            why = f"is not a run's directory, it has {foreign[0]!r}"
+            raise ValueError(f"out_dir={str(directory)!r} {why}: name a new or empty directory")
     path = directory.resolve()
-    if path in CLAIMED and CLAIMED[path][1] != inode(path / LOCK):
-        release(path)  # another process may have made a directory of that name
-    if path not in CLAIMED:
-        CLAIMED[path] = lock(path), inode(path / LOCK)
-    if read_id(directory) is None:
+    if (path, inode(path / LOCK)) not in CLAIMED:  # the directory is new, or was replaced
+        claimed = lock(path)
+        CLAIMED[path, inode(path / LOCK)] = claimed
+    if not (directory / MARK).exists():
         (directory / MARK).write_text(f"{secrets.token_hex(4)}\n")
 
 
@@ -65,32 +55,5 @@ def read_id(directory: Path) -> str | None:
     return mark.read_text().strip() if mark.exists() else None
 
 
-def release(directory: Path) -> None:
-    """Unlocks a directory that this process has claimed."""
-    if found := CLAIMED.pop(directory.resolve(), None):
-        found[0].__exit__(None, None, None)
-
-
 def inode(path: Path) -> int | None:
     return path.stat().st_ino if path.exists() else None
-
-
-def write_json(path: Path, value: dict) -> None:
-    write(path, json.dumps(value, indent=2) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file atomically: under a temporary name, synced, then renamed."""
-    new = path.with_name(f".tmp-{path.name}")
-    new.write_text(text, encoding="utf-8")
-    sync(new)
-    new.replace(path)
-
-
-def sync(path: Path) -> None:
-    """Flushes a file, or a directory's entries, to disk; does nothing on systems that cannot."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        files.sync(descriptor)
-    finally:
-        os.close(descriptor)

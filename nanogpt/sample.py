@@ -39,12 +39,9 @@ def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None)
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
-    try:
-        return torch.multinomial(probs, 1, generator=generator)
-    except RuntimeError:
-        if logits.isfinite().all():
-            raise
-        raise ValueError("the model's logits are not finite: its training has diverged") from None
+    if probs.device.type == "cpu" and probs.isnan().any():  # a GPU would wait for the answer
+        raise ValueError("the model's logits are not finite: its training has diverged")
+    return torch.multinomial(probs, 1, generator=generator)
 
 
 def sampling_kernels(device: torch.device) -> AbstractContextManager:
@@ -92,8 +89,7 @@ def stream(
             context = unread = context[:, -max(1, block_size // 2) :]
             cache.clear()
         # torch.compile specializes on 0 and 1: first compile when two tokens are in the cache
-        is_prompt = unread.size(1) > 1 or context.size(1) < 3
-        eager = compiled and is_prompt
+        eager = compiled and (unread.size(1) > 1 or context.size(1) < 3)
         mode = torch.compiler.set_stance("force_eager") if eager else nullcontext()
         with sampling_kernels(idx.device), mode:
             logits = model(unread, cache=cache, logits_to_keep=1)[:, -1].float()  # (B, V)

@@ -9,6 +9,7 @@ from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.optim import make_optimizers
 
+FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json"]
 CONFIG = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=8)
 
 
@@ -52,13 +53,7 @@ def shown(directory) -> list[str]:
 def test_the_files_are_safetensors_and_json(tmp_path):
     path = save(tmp_path, 7, *trained(1), best=True)
     assert path.name == "step-000007"
-    assert {f.name for f in path.iterdir()} == {
-        "model.safetensors",
-        "optimizer.safetensors",
-        "config.json",
-        "tokenizer.json",
-        "trainer_state.json",
-    }
+    assert {f.name for f in path.iterdir()} == set(FILES)
     assert (tmp_path / "last").resolve() == (tmp_path / "best").resolve() == path.resolve()
     assert {f.name for f in tmp_path.glob(".*")} == {".run", ".lock"}
     model = checkpoint.load_model(path)
@@ -82,9 +77,6 @@ def test_what_a_run_left_behind_when_it_went_back_to_its_best_goes_first(tmp_pat
         checkpoint.point(tmp_path / "last", tmp_path / f"step-{step - 1:06d}")
         save(tmp_path, step, model, optimizers, keep=2)
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step-000001", "step-000002", "step-000003"]
-
-
-FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json"]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -7,14 +7,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
-
-# other errors mean that the file system cannot flush a directory, or a file open for reading
-LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 @lru_cache  # a process keeps the commit that it began with
@@ -39,10 +34,7 @@ def local(directory: Path | str) -> Path:
 
 
 def require_regular(path: Path) -> None:
-    """Raises ValueError for a FIFO, a device or a directory: reading may block for ever.
-
-    Raises OSError if there is no file.
-    """
+    """Raises ValueError for a FIFO, which may block for ever, and the like; OSError for no file."""
     if path.stat() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
 
@@ -59,29 +51,40 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
 
 
-@contextmanager
-def write_atomic(path: Path | str) -> Iterator[BinaryIO]:
-    """Yields a binary file that replaces `path` when the block ends without an error.
+def write_json(path: Path, value: dict) -> None:
+    """Writes a JSON file, as `write_atomic`."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
-    It is written under a temporary name beside `path`, synced and renamed. Missing directories are
-    made. An OSError, such as a full disk, names `path`.
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name beside `path`, synced, then renamed.
+
+    An OSError, such as a full disk, names `path`.
     """
-    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            sync(file.fileno())
+        temporary.write_bytes(content)
+        sync(temporary)
         temporary.replace(path)
     except OSError as error:
-        if error.errno and error.filename in (None, str(temporary)):
-            error.filename = str(path)
+        error.filename = str(path)
         raise
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sync(file: Path | int) -> None:
+    """Flushes a file, open or not, or a directory to disk; does nothing on systems that cannot."""
+    descriptor = file if isinstance(file, int) else os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
+    finally:
+        if descriptor != file:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -95,15 +98,6 @@ def waiting(what: str, say=None):
         yield
     finally:
         timer.cancel()
-
-
-def sync(descriptor: int) -> None:
-    """Flushes an open file to disk; does nothing on file systems that cannot."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno in LOST:
-            raise
 
 
 def follow(path: Path | str) -> Path:

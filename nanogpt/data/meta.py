@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.files import local, read_json
+from nanogpt.data.files import first_line, local, read_json, require_regular
 from nanogpt.data.tokenizer import FILE, load_tokenizer, sha256, written_by_nanogpt
 
 SPLITS = ("train", "val")
@@ -23,20 +23,20 @@ def read_meta(directory: Path | str) -> dict:
     Raises ValueError if it is missing or damaged, or if tokenizer.json did not make the tokens.
     """
     directory = local(directory)
-    if not directory.is_dir():
-        where = f"data directory {str(directory)!r} does not exist in {Path.cwd()}"
-        raise ValueError(f"{where}: name it with --data, or prepare it (data_prep/README.md)")
     if written_by_nanogpt(directory):
         return derive_meta(directory)
     path, tokenizer = directory / "meta.json", directory / FILE
     if not path.exists():
-        describe = "or describe the tokens in meta.json and tokenizer.json (data_prep/README.md)"
-        raise ValueError(f"{path} is missing: {AGAIN}, {describe}")
+        lacks = "has no meta.json" if directory.is_dir() else f"does not exist in {Path.cwd()}"
+        raise ValueError(
+            f"data directory {str(directory)!r} {lacks}: name another with --data, or prepare it, "
+            "or describe its tokens (data_prep/README.md)"
+        )
     meta = read_json(path)
     try:
         check_meta(meta)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{type(error).__name__}: {error}"
+        why = first_line(error)
         raise ValueError(f"{path} is damaged ({why}): restore it, or {AGAIN}") from None
     recorded = meta.get("tokenizer_sha256")
     if recorded and tokenizer.is_file() and sha256(directory) != recorded:
@@ -60,22 +60,16 @@ def check_meta(meta: dict) -> None:
             raise ValueError(f"{name} is not valid")
 
 
-def token_dtype(meta: dict) -> np.dtype:
-    """The little-endian dtype of the tokens."""
-    return np.dtype(meta["dtype"]).newbyteorder("<")
-
-
 def check_split(
     directory: Path, meta: dict, split: str, block_size: int, vocab_size: int
 ) -> np.memmap:
     """The tokens of a split.
 
     Raises ValueError if they are missing or have another size, if a window of `block_size` tokens
-    and one more do not fit, or if a token is not below `vocab_size`. Reads the tokens if meta.json
-    does not give the largest one.
+    and one more do not fit, or if a token is not below `vocab_size`.
     """
     path, counts = directory / f"{split}.bin", meta["splits"][split]
-    dtype, count = token_dtype(meta), counts["tokens"]
+    dtype, count = np.dtype(meta["dtype"]).newbyteorder("<"), counts["tokens"]
     if not path.is_file():
         raise ValueError(f"{path} is missing: {AGAIN}")
     size = path.stat().st_size
@@ -110,8 +104,7 @@ def derive_meta(directory: Path) -> dict:
             lengths[i] = len(token.encode()) if tokenizer.characters else len(token)
     for split in SPLITS:
         path = directory / f"{split}.bin"
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: {AGAIN}")
+        require_regular(path)
         ids = np.fromfile(path, dtype="<u2", count=SAMPLE if split == "train" else -1)
         if ids.any() and not ids[1::2].any():
             why = "is 0 when read as uint16, nanoGPT's format"

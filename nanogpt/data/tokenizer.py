@@ -79,27 +79,21 @@ class Tokenizer:
         return None, ""
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids (T,) int64. Special tokens that the text spells are plain text, and none are added.
-
-        Raises ValueError naming a character that a character-level vocabulary does not have.
-        """
+        """Ids (T,) int64. Raises ValueError naming a character that the vocabulary lacks."""
         if self.characters:
-            return self._look_up(text)
+            points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+            ids = self._table[points]
+            if (ids < 0).any():
+                unknown = int(ids.argmin())
+                raise ValueError(
+                    f"character {text[unknown]!r} (position {unknown}) is not among the "
+                    f"{len(self.characters)} that the model knows: {self.characters[:200]!r}"
+                )
+            return ids
         utf8 = text.encode("utf-8", "replace")  # halves of surrogate pairs become question marks
         if self._is_bytes:
             return np.frombuffer(utf8, dtype=np.uint8).astype(np.int64)
         return self.encode_batch([utf8.decode()])[0].astype(np.int64)
-
-    def _look_up(self, text: str) -> np.ndarray:
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        ids = self._table[points]
-        if (ids < 0).any():
-            unknown = int(ids.argmin())
-            raise ValueError(
-                f"character {text[unknown]!r} (position {unknown}) is not among the "
-                f"{len(self.characters)} that the model knows: {self.characters[:200]!r}"
-            )
-        return ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text, as `encode`; any integer dtype. Does not hold the GIL."""
@@ -121,8 +115,8 @@ class Tokenizer:
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`."""
-        with write_atomic(Path(directory, FILE)) as file:
-            file.write(self.backend.to_str().encode())
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(directory, FILE), self.backend.to_str().encode())
 
     def with_special(self, tokens: list[str]) -> "Tokenizer":
         """A copy with further special tokens, which follow all others."""
@@ -185,13 +179,7 @@ class BPETokenizer(Tokenizer):
             return cls(tiktoken.get_encoding(name))
         except OSError as error:  # requests' errors are OSErrors
             why = f"the tokenizer files of {name} could not be downloaded ({type(error).__name__})"
-            advice = "set TIKTOKEN_CACHE_DIR to a copy"
-            raise ConnectionError(f"{why}: {advice}") from error
-
-    @classmethod
-    def gpt2(cls) -> "BPETokenizer":
-        """GPT-2's tokenizer."""
-        return cls.get("gpt2")
+            raise ConnectionError(f"{why}: set TIKTOKEN_CACHE_DIR to a copy") from error
 
 
 def written_by_nanogpt(directory: Path | str) -> bool:
@@ -211,7 +199,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     if written_by_nanogpt(directory):
         if pickled.exists():
             return CharTokenizer(pickles.read_characters(pickled))
-        return BPETokenizer.gpt2()
+        return BPETokenizer.get("gpt2")
     if path.exists():
         return load_file(path)
     if (directory / "vocab.json").exists():  # of older models
@@ -242,8 +230,7 @@ def from_pretrained(name: str) -> Tokenizer:
         auto = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return Tokenizer(auto.backend_tokenizer, name, auto.eos_token)
     except Exception as error:  # damaged files can raise nearly anything
-        message = f"{name!r} has no tokenizer that could be loaded: {first_line(error)}"
-        raise ValueError(message) from None
+        raise ValueError(f"{name!r} has no usable tokenizer: {first_line(error)}") from None
 
 
 def get_tokenizer(name: str) -> Tokenizer:
@@ -274,9 +261,7 @@ def get_tokenizer(name: str) -> Tokenizer:
 def check_same(directory: Path | str, other: Path | str) -> None:
     """Raises ValueError unless the tokenizers of two directories have the same tokens and ids."""
     if load_tokenizer(directory).vocabulary != load_tokenizer(other).vocabulary:
-        raise ValueError(
-            f"{directory} and {other} have different tokenizers: prepare both with the same one"
-        )
+        raise ValueError(f"{directory} and {other} have different tokenizers: prepare with one")
 
 
 def sha256(directory: Path | str) -> str:

@@ -58,8 +58,7 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
         weights = convert_weights(contents["model"], config)
         config.tie_embeddings = "lm_head.weight" not in weights
         with torch.device("meta"):
-            shapes = {name: p.shape for name, p in GPT(config).named_parameters()}
-        checkpoint.check_tensors(path, weights, shapes)
+            checkpoint.check_tensors(path, weights, GPT(config))
         train = train_config(contents.get("config", {}), data, out_dir)
         step = int(contents["iter_num"])
         tokens = step * train.gradient_accumulation_steps * train.batch_size * config.block_size

@@ -164,8 +164,7 @@ def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **ch
         weights = {name: weights[name] for name in weights.keys() - biases}
     with torch.device("meta"):
         model = GPT(replace(config, **changes))
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    checkpoint.check_tensors(directory, weights, shapes)
+    checkpoint.check_tensors(directory, weights, model)
     model.load_state_dict({name: w.to(dtype) for name, w in weights.items()}, assign=True)
     return model.eval()
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from nanogpt import rundir
 from nanogpt.checkpoint import CONFIG, State
 from nanogpt.config import TrainConfig
+from nanogpt.data.files import write_json
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.run.errors import fail, out_of_memory, user_errors
 from nanogpt.train import Parts, logger, micro_batch
@@ -57,7 +57,7 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
         parts.accelerator.gradient_accumulation_steps = total // parts.accelerator.num_processes
         parts.settings["train"] = asdict(config)
         if parts.accelerator.is_main_process:
-            rundir.write_json(parts.out_dir / CONFIG, parts.settings)
+            write_json(parts.out_dir / CONFIG, parts.settings)
     if parts.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(parts.device)  # of what did not fit
     return config

@@ -17,7 +17,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from nanogpt import rundir
-from nanogpt.data import files
+from nanogpt.data.files import sync, write_atomic
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 TRACKERS = ("trackio", "wandb", "tensorboard")
@@ -99,7 +99,7 @@ class Metrics:
     def sync(self) -> None:
         """Flushes the lines to disk."""
         for file in self.files.values():
-            files.sync(file.fileno())
+            sync(file.fileno())
 
     def close(self) -> None:
         for file in self.files.values():
@@ -119,7 +119,8 @@ def open_lines(path: Path, step: int) -> io.FileIO:
     if beyond:
         with open(path.with_name(f"{path.stem}-replaced.jsonl"), "a") as file:
             file.writelines(beyond)
-    rundir.write(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+    write_atomic(path, "".join(kept).encode())
     return open(path, "ab", buffering=0)
 
 

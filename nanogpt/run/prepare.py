@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from nanogpt import checkpoint, lora, optim, rundir
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import waiting
+from nanogpt.data.files import waiting, write_json
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
@@ -204,6 +204,6 @@ def open_files(
         rundir.claim(out_dir)
         (out_dir / RESULT).unlink(missing_ok=True)  # from an earlier run
         if not again:
-            rundir.write_json(out_dir / checkpoint.CONFIG, settings)
+            write_json(out_dir / checkpoint.CONFIG, settings)
     flat = settings["model"] | settings["train"]
     return Metrics(accelerator, out_dir, state.step if resumed else -1, flat, write=not again)

@@ -23,8 +23,8 @@ def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path, monkeypatch):
     path.write_text("old")
     monkeypatch.setattr(os, "fsync", full)
     named = pytest.raises(OSError, match=r"No space left.*tokenizer\.json")
-    with named, write_atomic(path) as file:
-        file.write(b"new")
+    with named:
+        write_atomic(path, b"new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["tokenizer.json"]
 
 

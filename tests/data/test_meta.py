@@ -92,7 +92,7 @@ def test_nanogpts_directory_of_characters_serves_as_it_is(tmp_path):
 
 
 def test_without_meta_pkl_its_tokens_are_gpt2s(tmp_path, text, gpt2_files):
-    gpt2, text = BPETokenizer.gpt2(), text + " wörld 你好 😀\n\n"
+    gpt2, text = BPETokenizer.get("gpt2"), text + " wörld 你好 😀\n\n"
     ids = [*gpt2.encode(text), gpt2.eot_id]  # the end of a document is no text
     found = read_meta(nanogpts(tmp_path, train=ids, val=ids))
     counts = {"tokens": len(ids), "bytes": len(text.encode())}

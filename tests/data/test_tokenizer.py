@@ -52,7 +52,7 @@ def trained() -> Tokenizer:
 MAKERS = {
     "char": lambda: CharTokenizer.train(MIXED),
     "bytes": ByteTokenizer,
-    "gpt2": BPETokenizer.gpt2,
+    "gpt2": lambda: BPETokenizer.get("gpt2"),
     "small": lambda: BPETokenizer(small_tiktoken()),
     "trained": lambda: HFTokenizer(trained()),
     "chat": lambda: chat.add_tokens(CharTokenizer.train(MIXED)),
@@ -78,7 +78,7 @@ def test_an_unknown_character_is_named_with_its_position(strange):
 
 
 def test_ids_of_gpt2_are_those_published(gpt2_files):
-    gpt2 = BPETokenizer.gpt2()
+    gpt2 = BPETokenizer.get("gpt2")
     assert (gpt2.name, gpt2.vocab_size, gpt2.eot_id) == ("gpt2", 50257, 50256)
     assert gpt2.encode("Hello world").tolist() == [15496, 995]
     assert gpt2.special == {EOT: 50256}
@@ -104,7 +104,7 @@ def test_every_text_comes_back(text):
 @given(NO_SURROGATES)
 def test_tiktoken_gives_the_ids_of_the_library(text):
     text += MIXED + "\n\n\t x'S don't 3½²\u2003 \xa0 ٣ \r\n" + " " * 70
-    for some in (BPETokenizer.gpt2(), BPETokenizer(small_tiktoken())):
+    for some in (BPETokenizer.get("gpt2"), BPETokenizer(small_tiktoken())):
         library = some.backend.encode(text, add_special_tokens=False)
         assert some.encode(text).tolist() == some.encode_batch([text])[0].tolist() == library.ids
 

@@ -60,7 +60,7 @@ def test_passages_put_together_are_the_document(document, size):
 
 
 def test_texts_are_cut_where_gpt2_cuts_too(gpt2_files):
-    gpt2, whole = BPETokenizer.gpt2(), "\n\n".join(documents(40))
+    gpt2, whole = BPETokenizer.get("gpt2"), "\n\n".join(documents(40))
     found = list(passages(whole, 500))
     assert len(found) > 50
     assert [i for passage in found for i in gpt2.encode(passage)] == gpt2.encode(whole).tolist()

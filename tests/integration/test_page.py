@@ -89,7 +89,7 @@ def test_greedy_tokens_are_the_models_beyond_its_context_too(page, qwen3):
 
 @pytest.mark.parametrize("shape", READERS["transformers.js, in Chromium"])
 def test_every_shape_writes_the_greedy_tokens_of_the_model(page, tmp_path, gpt2_files, shape):
-    config, tokenizer = dataclasses.replace(SHAPES[shape], block_size=64, vocab_size=50257), BPETokenizer.gpt2()
+    config, tokenizer = dataclasses.replace(SHAPES[shape], block_size=64, vocab_size=50257), BPETokenizer.get("gpt2")
     make_checkpoint(tmp_path / "run", config, tokenizer)
     text = "I don't know the king's 12 horses.\n  Été!"
     open_page(page, to_page.write(tmp_path / "run", tmp_path / "page", say=lambda text: None))

@@ -75,7 +75,7 @@ def test_only_leftovers_of_saves_are_removed(tmp_path):
 def test_a_copy_of_a_run_without_its_hidden_files_goes_on(make_run):
     run = make_run()
     run.train()
-    rundir.release(run.out_dir)
+    rundir.CLAIMED.clear()
     (run.out_dir / ".run").unlink()
     make_run(max_iters=6, resume="auto").train()
     assert (run.out_dir / ".run").exists()
@@ -97,7 +97,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(make_run, tmp_path):
     other = subprocess.Popen([sys.executable, "-c", HOLDER, out], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="out is in use by another process: wait until"):
+        with pytest.raises(ValueError, match="out is in use by another process: wait until it ends, or name another"):
             make_run()
         with pytest.raises(ValueError, match="out is in use by another process"):
             save(out, 1, *trained(1))
@@ -119,7 +119,7 @@ def test_a_directory_that_was_replaced_is_locked_anew_or_refused(tmp_path):
     rundir.claim(out_dir)
     with pytest.raises(ValueError, match="in use"):
         rundir.lock(out_dir)
-    rundir.release(out_dir)
+    rundir.CLAIMED.clear()
 
 
 def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
     monkeypatch.setattr(rundir.FileLock, "acquire", refuse)
     rundir.claim(tmp_path)
     assert rundir.read_id(tmp_path)
-    rundir.release(tmp_path)
+    rundir.CLAIMED.clear()
 
 
 def test_only_the_main_process_locks(tmp_path, monkeypatch):
