@@ -45,7 +45,7 @@ def make_model(folder: Path, **sizes: int) -> None:
     torch.manual_seed(0)
     transformers.utils.logging.disable_progress_bar()
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(folder)
-    BPETokenizer.gpt2().save(folder)
+    BPETokenizer.get("gpt2").save(folder)
 
 
 def here(folder: Path, precision: str, tokens: int, whole: bool) -> Callable[[], None]:
