@@ -36,9 +36,9 @@ SMALL = shakespeare_best.MODEL
 LARGE = replace(SMALL, n_layer=5, n_head=5, n_embd=160, n_inner=416)
 # by minutes: the longer a track, the more often it reads the text, and the more decay it needs
 TRACKS = {
-    2: (SMALL, replace(TRAIN, short_block_iters=300, weight_decay=0.1)),
-    15: (LARGE, replace(TRAIN, short_block_iters=1000, weight_decay=0.3)),
-    60: (LARGE, replace(TRAIN, short_block_iters=3000, weight_decay=0.5)),
+    2: (SMALL, replace(TRAIN, short_block_iters=450, muon_learning_rate=0.014)),
+    15: (LARGE, replace(TRAIN, short_block_iters=2000, weight_decay=0.4)),
+    60: (LARGE, replace(TRAIN, short_block_iters=8000, weight_decay=0.5)),
 }
 
 

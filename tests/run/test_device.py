@@ -64,7 +64,7 @@ def test_threads_are_the_physical_cores_or_the_users_choice(monkeypatch, env, th
     assert device.default_threads(1) == threads
 
 
-@pytest.mark.parametrize("env, expected", [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+@pytest.mark.parametrize("env, expected", [({}, "1500"), ({"GOMP_SPINCOUNT": "7"}, "7")])
 def test_threads_spin_briefly_from_the_moment_torch_is_imported(tmp_path, env, expected):
     """A stand-in for torch records its environment."""
     (tmp_path / "torch.py").write_text("import os\nos._exit(print(os.environ.get('GOMP_SPINCOUNT'), flush=True) or 0)")
