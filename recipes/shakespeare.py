@@ -3,7 +3,7 @@
     python recipes/shakespeare.py  # validation loss 1.53
 
 On a CPU, or a GPU with little memory, it trains a laptop-sized model of 0.77 million parameters:
-800 steps, one to two minutes on two cores that compute in bf16 (two to three without); nanoGPT's
+800 steps, about a minute on two cores that compute in bf16 (two to three without); nanoGPT's
 settings for the CPU reach 1.90 in 2000 steps. On a GPU it trains a model of the size of nanoGPT's
 baby GPT (6 layers, 384 channels, context 256); its loss has not been measured yet. How the settings
 were found, and what did not help, is in LOG.md.

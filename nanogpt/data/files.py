@@ -48,7 +48,8 @@ def read_json(path: Path) -> dict:
             raise ValueError("it is not a JSON object")
         return value
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} cannot be read ({why})") from None
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -73,9 +73,10 @@ def prepare(
             with waiting(f"preparing {config.data}", logger.info):
                 prepare_data(Path(config.data))
         directory = next(iter(read_shares(config.data)))  # of a mixture, which has one tokenizer
+        meta = read_meta(directory)  # first: its error names a directory that does not exist
         tokenizer = load_tokenizer(directory)
         if gpt:
-            make_room(gpt, read_meta(directory), config)
+            make_room(gpt, meta, config)
             model_config = gpt.config
             check_tokenizer(its_tokenizer, tokenizer, config.data, f"init_from={config.init_from}")
         train_data, val_data = open_splits(config, model_config)
