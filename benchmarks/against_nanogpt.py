@@ -69,7 +69,9 @@ def make_nanogpt(folder: Path, vocab_size: int) -> tuple:
     return model, model.configure_optimizers(0.1, RATES[0], (0.9, 0.99), "cpu")
 
 
-def update(model, optimizer, x: torch.Tensor, y: torch.Tensor, between=lambda: None) -> torch.Tensor:
+def update(
+    model, optimizer, x: torch.Tensor, y: torch.Tensor, between=lambda: None
+) -> torch.Tensor:
     """A step in nanoGPT's train.py, which assembles the next batch `between` the passes."""
     _, loss = model(x, y)
     between()
