@@ -180,10 +180,12 @@ def add_sizes(writer, c: GPTConfig, vocab_size: int) -> None:
 
 def verify(file: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Raises ValueError unless the file has these tensors, rounded as their kinds do."""
-    found = {stored.name: stored for stored in gguf.GGUFReader(file).tensors}
-    for name, tensor in tensors.items():
-        kind = found[name].tensor_type
-        read = torch.from_numpy(np.array(gguf.dequantize(found[name].data, kind)))
+    found = gguf.GGUFReader(file).tensors
+    if {stored.name for stored in found} != tensors.keys():
+        raise ValueError("the export is wrong: its tensors have other names")
+    for stored in found:
+        tensor, kind = tensors[stored.name], stored.tensor_type
+        read = torch.from_numpy(np.array(gguf.dequantize(stored.data, kind)))
         worst = (read - tensor).abs().max()
         if not worst <= ERRORS[kind.name] * tensor.abs().max():
-            raise ValueError(f"the export is wrong: {name} differs by {worst:.2g}")
+            raise ValueError(f"the export is wrong: {stored.name} differs by {worst:.2g}")

@@ -108,8 +108,8 @@ def train_config(config: dict, data: Path, out_dir: Path) -> TrainConfig:
 def require_nanogpts(config: GPTConfig) -> None:
     """Raises ValueError naming a setting that nanoGPT's GPT does not support."""
     plain = GPTConfig(**{name: getattr(config, name) for name in SHARED})
-    names = "norm position mlp norm_eps qk_norm tie_embeddings kv_heads head_size inner"
-    for name in names.split():
+    derived = ("kv_heads", "head_size", "inner")
+    for name in ("norm", "position", "mlp", "norm_eps", "qk_norm", "tie_embeddings", *derived):
         actual, value = getattr(config, name), getattr(plain, name)
         if actual != value:
             raise ValueError(f"nanoGPT's GPT has {name}={value}, not {name}={actual}")
