@@ -9,7 +9,6 @@ import math
 import os
 import platform
 import re
-import shutil
 import sys
 from dataclasses import replace
 from datetime import timedelta
@@ -29,7 +28,7 @@ from accelerate.utils import (
 import nanogpt
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT
-from nanogpt.ops import cpu
+from nanogpt.ops import cpu, decode
 from nanogpt.run import metrics
 from nanogpt.train import logger, tokens_per_step
 
@@ -240,13 +239,15 @@ def should_compile(config: TrainConfig, model: GPT, device: torch.device) -> boo
     On a CPU a step takes a quarter less in the modern family without dropout (LOG.md), and
     compiling some seconds, which short runs do not get back.
     """
-    if config.compile != "auto" or device.type != "cpu":
-        return config.compile == "true" or (config.compile == "auto" and device.type == "cuda")
+    if config.compile != "auto":
+        return config.compile == "true"
+    if device.type != "cpu":
+        return device.type == "cuda"
     c = model.config
-    has_compiler = sys.platform == "linux" and shutil.which(os.environ.get("CXX", "g++"))
-    steps_flops = config.max_iters * tokens_per_step(config, c) * model.flops_per_token()
-    is_long = config.train_minutes >= 0.5 if config.train_minutes else steps_flops > LONG_RUN
-    return bool(has_compiler and is_long and c.norm == "rmsnorm" and not c.dropout)
+    flops = config.max_iters * tokens_per_step(config, c) * model.flops_per_token()
+    is_long = config.train_minutes >= 0.5 if config.train_minutes else flops > LONG_RUN
+    suits = c.norm == "rmsnorm" and not c.dropout
+    return is_long and suits and sys.platform == "linux" and decode.has_compiler()
 
 
 def compile_model(model: GPT, whole: bool) -> None:

@@ -149,11 +149,11 @@ def test_one_graph_is_compiled_or_one_for_all_blocks_and_the_loss(monkeypatch, w
     ],
 )
 def test_on_a_cpu_a_long_run_of_the_modern_family_is_compiled(monkeypatch, expected, model, settings):
-    monkeypatch.setattr(device.shutil, "which", lambda name: "/usr/bin/g++")
+    monkeypatch.setattr(device.decode, "has_compiler", lambda: True)
     laptop = {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "n_inner": 320, "vocab_size": 65}
     gpt, config = GPT(GPTConfig.modern(**laptop | model)), TrainConfig(batch_size=32, **settings)
     assert device.should_compile(config, gpt, torch.device("cpu")) is expected
-    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    monkeypatch.setattr(device.decode, "has_compiler", lambda: False)
     by_itself = settings.get("compile") != "true"
     assert device.should_compile(config, gpt, torch.device("cpu")) is (expected and not by_itself)
 
