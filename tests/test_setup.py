@@ -1,5 +1,8 @@
 """Hooks: a model and optimizers of one's own; processes that see different data."""
 
+import shutil
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -61,6 +64,21 @@ def test_an_optimizer_that_reads_no_flag_is_not_called_for_a_gradient_that_is_no
     optimizer = torch.optim.SGD([weight], momentum=0.9)
     optim.update([optimizer], torch.tensor(1.0))
     assert torch.equal(weight, torch.ones(3)) and not optimizer.state and weight.grad is None
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_a_run_records_the_commit_of_its_recipe(make_run, tmp_path, monkeypatch):
+    recipe = tmp_path / "repository" / "recipe.py"
+    recipe.parent.mkdir()
+    recipe.write_text("one\n")
+    git = ["git", "-C", str(recipe.parent), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run(git + words, check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(recipe))
+    assert make_run().settings["environment"]["commit"] == commit
+    recipe.write_text("two\n")
+    assert make_run().settings["environment"]["commit"] == f"{commit}-dirty"
 
 
 def test_pretrained_weights_and_a_model_of_ones_own_are_refused_together(data, tmp_path):

@@ -1,6 +1,8 @@
 """Prepares a run's first step: the launcher's device, the data, the model, the files it writes."""
 
 import os
+import shutil
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterable
@@ -91,15 +93,15 @@ def prepare(
 
     torch.manual_seed(config.seed)
     gpt = (gpt or make_model(model_config)).to(accelerator.device)
+    compiled = should_compile(config, gpt, accelerator.device)
     settings = {
-        "environment": environment,
+        "environment": environment | {"compiled": compiled, "commit": git_commit()},
         "model": asdict(model_config),
         "train": asdict(config),
         "data": splits,
         **own_class(gpt),
     }
     same_text = resume.compare(start, model_config, config, settings) if start else True
-    compiled = should_compile(config, gpt, accelerator.device)
     model, optimizers = assemble(gpt, config, accelerator, make_optimizers, compiled)
     state = State()
     if start:
@@ -168,6 +170,16 @@ def own_class(gpt: GPT) -> dict:
         return {}
     file = getattr(sys.modules.get(type(gpt).__module__), "__file__", None) or "a notebook"
     return {"class": {"name": type(gpt).__qualname__, "file": Path(file).name}}
+
+
+def git_commit() -> str | None:
+    """The commit of the recipe's repository, with -dirty if files have changed since."""
+    recipe = getattr(sys.modules["__main__"], "__file__", None)
+    if recipe is None or not shutil.which("git"):
+        return None
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    found = subprocess.run(describe, cwd=Path(recipe).parent, capture_output=True, text=True)
+    return found.stdout.strip() or None
 
 
 def assemble(
