@@ -166,14 +166,21 @@ def test_the_batch_on_the_device_is_the_batch(make_run, device):
 
 
 @pytest.mark.parametrize("config", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("precision, most", [("fp32", 1e-4), ("bf16", 5e-3)])
-def test_two_gpus_lose_what_one_does(data, tmp_path, device, config, precision, most):
+@pytest.mark.parametrize(
+    "own, most",
+    [
+        ("--precision=fp32 --compile=false", 1e-4),
+        ("--precision=bf16 --compile=false", 5e-3),
+        ("--precision=bf16 --compile=true --optimizer=muon", 5e-3),
+    ],
+)
+def test_two_gpus_lose_what_one_does(data, tmp_path, device, config, own, most):
     needs_cuda(device, count=2)
     losses = []
     for name, count in (("single_gpu", 1), (config, 2)):
         launcher = f"--config_file {ROOT}/accelerate_configs/{name}.yaml --num_processes {count} --mixed_precision no"
-        flags = f"--out_dir out/{name} --data data --precision {precision} --max_iters 20 --log_interval 1 "
-        flags += "--gradient_accumulation_steps 2 --sample_tokens 0 --n_layer 2 --n_embd 64 --n_head 2 --compile false"
+        flags = f"--out_dir out/{name} --data data {own} --max_iters 20 --log_interval 1 "
+        flags += "--gradient_accumulation_steps 2 --sample_tokens 0 --n_layer 2 --n_embd 64 --n_head 2"
         recipe = str(ROOT / "recipes" / "shakespeare_nanogpt.py")
         command = [sys.executable, "-m", "accelerate.commands.launch", *launcher.split(), recipe, *flags.split()]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
