@@ -159,7 +159,7 @@ def remove_leftovers(out_dir: Path) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Points `link` to its sibling `target`, atomically: a link or a text file (see `follow`)."""
+    """Points `link` to its sibling `target`: a link, or a text file (see `follow`)."""
     new = link.with_name(f".tmp-{link.name}")
     new.unlink(missing_ok=True)
     if link.is_dir() and not link.is_symlink():  # in a copy of the run that followed its links
@@ -232,8 +232,9 @@ def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path
                 logger.warning(f"{line}; using {candidate.name} instead")
             return candidate
         damaged.append(f"checkpoint {candidate.name} is damaged: {damage}")
-    nothing = f"{run} has no intact checkpoint: train into it first, or name another run"
-    raise ValueError(damaged[0] if damaged else nothing)
+    if damaged:
+        raise ValueError(f"{'; '.join(damaged)}: name another checkpoint, or restore these files")
+    raise ValueError(f"{run} has no checkpoint yet: train into it first, or name another run")
 
 
 def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:

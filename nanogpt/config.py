@@ -64,7 +64,8 @@ class TrainConfig:
     batch_size: Positive = 12  # sequences in a micro-batch
     gradient_accumulation_steps: Positive = 1  # micro-batches per step, over all processes
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for matrices, AdamW for the rest
-    learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # AdamW's peak learning rate
+    learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # AdamW's peak rate (muon: not of matrices)
+    muon_learning_rate: LR = 0.02  # Muon's peak rate, of the blocks' matrices; same schedule
     weight_decay: Annotated[float, 0, 100] = 0.1  # on matrices and embeddings (muon: matrices)
     eval_interval: Steps = incidental(250)  # steps between evaluations and checkpoints
     report_to: str = local("none")  # none | trackio | wandb | tensorboard, or several with commas
@@ -74,7 +75,6 @@ class TrainConfig:
     time_limit: Minutes = incidental(0)  # wall-clock minutes until the run saves and ends; 0: off
     _: KW_ONLY  # the advanced ones
     # optimizer
-    muon_learning_rate: LR = 0.02  # Muon's peak learning rate; follows the same schedule
     muon_momentum: Beta = 0.95  # Muon's Nesterov momentum
     beta1: Beta = 0.9  # AdamW's decay rate for the mean
     beta2: Beta = 0.95  # AdamW's decay rate for the square; 0.99 if a step has few tokens

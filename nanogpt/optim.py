@@ -152,7 +152,7 @@ class Muon(torch.optim.Optimizer):
             for rows in group["rows"] or [p.size(0)]:
                 held, part = rows_held(p, start, start + rows)
                 shape = (rows, p.size(1), group["lr"], group["weight_decay"], sharded)
-                batches[shape].append((update[held], local(p.detach())[held], part))
+                batches[shape].append((update[held], local_rows(p.detach())[held], part))
                 start += rows
 
         for (rows, columns, lr, weight_decay, sharded), matrices in batches.items():
@@ -176,8 +176,8 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        momenta = [local(self.state[p]["momentum_buffer"]) for p in params]
-        grads = [local(p.grad) for p in params]
+        momenta = [local_rows(self.state[p]["momentum_buffer"]) for p in params]
+        grads = [local_rows(p.grad) for p in params]
         if skip is not None:  # part of the arithmetic on an accelerator: the host does not wait
             skipped = skip > 0
             grads = [torch.where(skipped, m, g) for m, g in zip(momenta, grads, strict=True)]
@@ -222,7 +222,7 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
 # FSDP shards a parameter: each process holds a part of its rows
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
+def local_rows(tensor: torch.Tensor) -> torch.Tensor:
     """The rows of a sharded tensor that this process holds; any other tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 

@@ -10,6 +10,7 @@ consists of.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -162,13 +163,13 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
             save(config, parts, state)
         raise
     state.evaluated_step = state.step
-    best_before = state.best_val_loss, state.best_step
-    # `not <=`: a loss after one that was NaN is better
-    if state.best_val_loss is None or not state.best_val_loss <= result["val_loss"]:
-        state.best_val_loss, state.best_step = result["val_loss"], state.step
+    loss, best_before = result["val_loss"], (state.best_val_loss, state.best_step)
+    # a diverged model is never the best: the best one before it must not be pruned
+    if math.isfinite(loss) and loss < (best_before[0] or math.inf):
+        state.best_val_loss, state.best_step = loss, state.step
     parts.metrics.log(**position(state), **result)
     logger.info(
-        f"step {state.step:>6,}  validation loss {result['val_loss']:.4f} "
+        f"step {state.step:>6,}  validation loss {loss:.4f} "
         f"({result['val_bpb']:.3f} bits per byte) after {state.train_seconds:.1f} s of training"
     )
     best = state.best_step == state.step
@@ -176,7 +177,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
         save(config, parts, state)
         if best and parts.peers.largest(parts.saves.error is not None)[0]:
             state.best_val_loss, state.best_step = best_before  # only a saved step can be the best
-    if config.sample_tokens and not parts.sharded and result["val_loss"] < torch.inf:
+    if config.sample_tokens and not parts.sharded and math.isfinite(loss):
         write_sample(config, parts, state)
     parts.timed_since = time.perf_counter()
 

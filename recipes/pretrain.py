@@ -77,7 +77,7 @@ def training(
         batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
         max_iters=steps,
-        eval_interval=math.ceil(steps / 5),
+        eval_interval=min(500, math.ceil(steps / 5)),  # a killed run resumes from the last one
         optimizer="muon",
         muon_learning_rate=0.02,
         muon_momentum=min(0.95, max(0.8, 1 - 2.5 / math.sqrt(steps))),

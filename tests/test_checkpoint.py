@@ -118,7 +118,7 @@ def test_the_optimizers_state_is_read_only_to_resume(tmp_path, monkeypatch):
 
 def test_an_empty_directory_and_no_directory_are_named(tmp_path):
     (tmp_path / "step-000003").mkdir()
-    with pytest.raises(ValueError, match="step-000003 has no intact checkpoint"):
+    with pytest.raises(ValueError, match="step-000003 has no checkpoint yet"):
         checkpoint.find(tmp_path / "step-000003")
     with pytest.raises(ValueError, match="is not a directory"):
         checkpoint.find(tmp_path / "nowhere")

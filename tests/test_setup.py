@@ -1,5 +1,6 @@
 """Hooks: a model and optimizers of one's own; processes that see different data."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from nanogpt import GPT, TrainConfig, checkpoint, optim, train
 from nanogpt.model import Ops, attention
 from nanogpt.ops.cpu import CPU
 from nanogpt.run.agree import Peers
+from nanogpt.run.compare import compare
 
 
 class Shifted(GPT):
@@ -58,6 +60,21 @@ def test_a_model_and_optimizers_of_ones_own_train_and_resume_to_the_bit(data, tm
     assert "warning: no sample" not in capsys.readouterr().out  # the sample at the end is by the same class
 
 
+def test_optimizers_of_ones_own_and_changed_code_are_other_ideas(data, tmp_path, monkeypatch):
+    def trained(name, **hooks):
+        fields = {"data": str(data), "device": "cpu", "precision": "fp32", "sample_tokens": 0}
+        config = TrainConfig(out_dir=str(tmp_path / name), max_iters=2, eval_interval=1, **fields)
+        train.main(TINY, config, argv=[], **hooks)
+        return tmp_path / name
+
+    runs = [trained("base"), trained("own", make_optimizers=sgd)]
+    monkeypatch.setattr("nanogpt.run.prepare.code_hash", lambda *definitions: "changed")
+    text = compare([*runs, trained("changed")])
+    rows = {line[:12].strip(): line for line in text.splitlines()}
+    assert f"sgd ({os.path.relpath(__file__)})" in rows["optimizers"] and rows["optimizers"].count("nanogpt's") == 2
+    assert rows["code"].count("changed") == 1 and "class" not in rows
+
+
 def test_an_optimizer_that_reads_no_flag_is_not_called_for_a_gradient_that_is_not_finite():
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.full((3,), torch.nan)
@@ -75,7 +92,7 @@ def test_a_run_records_the_commit_of_its_recipe(make_run, tmp_path, monkeypatch)
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
         subprocess.run(git + words, check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(recipe))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(recipe), raising=False)
     assert make_run().settings["environment"]["commit"] == commit
     recipe.write_text("two\n")
     assert make_run().settings["environment"]["commit"] == f"{commit}-dirty"

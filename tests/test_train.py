@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -136,6 +137,17 @@ def test_a_gradient_scaler_changes_nothing_but_the_steps_that_overflow(make_run,
     assert overflowing.state.skipped_steps == 3
     assert overflowing.accelerator.scaler.get_scale() == 2.0**124  # halved once for each step
     assert all(torch.equal(a, b) for a, b in zip(before, weights(overflowing), strict=True))
+
+
+def test_a_diverged_model_is_not_the_best_and_costs_no_checkpoint(make_run, monkeypatch):
+    losses = iter([4.0, 3.0, math.nan, math.inf, math.nan])
+    monkeypatch.setattr(train, "validate", lambda *args: {"val_loss": next(losses), "val_bpb": 0.0})
+    run = make_run(max_iters=4, eval_interval=1, keep_checkpoints=1)
+    run.train()
+    assert (run.state.best_val_loss, run.state.best_step) == (3.0, 1)
+    assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)] == ["step-000001", "step-000004"]
+    assert checkpoint.find(run.out_dir).name == "step-000001"
+    assert "NaN" not in (run.out_dir / "metrics.jsonl").read_text()  # which is not JSON
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 @lru_cache  # a process keeps the commit that it began with
-def local(directory: Path | str) -> Path:
+def on_disk(directory: Path | str) -> Path:
     """The directory itself, or the copy of hf://datasets/USER/NAME in the cache of the Hub.
 
     Raises ValueError if it cannot be downloaded.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.files import first_line, local, read_json, require_regular
+from nanogpt.data.files import first_line, on_disk, read_json, require_regular
 from nanogpt.data.tokenizer import FILE, load_tokenizer, sha256, written_by_nanogpt
 
 SPLITS = ("train", "val")
@@ -22,12 +22,12 @@ def read_meta(directory: Path | str) -> dict:
 
     Raises ValueError if it is missing or damaged, or if tokenizer.json did not make the tokens.
     """
-    directory = local(directory)
+    directory = on_disk(directory)
     if written_by_nanogpt(directory):
         return derive_meta(directory)
     path, tokenizer = directory / "meta.json", directory / FILE
     if not path.exists():
-        lacks = "has no meta.json" if directory.is_dir() else f"does not exist in {Path.cwd()}"
+        lacks = "has no meta.json" if directory.exists() else f"does not exist in {Path.cwd()}"
         raise ValueError(
             f"data directory {str(directory)!r} {lacks}: name another with --data, or prepare it, "
             "or describe its tokens (data_prep/README.md)"

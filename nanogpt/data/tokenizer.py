@@ -28,7 +28,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from nanogpt.data import bpe, pickles
-from nanogpt.data.files import first_line, follow, local, read_json, require_regular, write_atomic
+from nanogpt.data.files import first_line, follow, on_disk, read_json, require_regular, write_atomic
 
 FILE = "tokenizer.json"
 EOT = "<|endoftext|>"
@@ -194,7 +194,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     In a data directory that nanoGPT wrote, the characters of meta.pkl, or else GPT-2's. Raises
     ValueError if there is none, or it is damaged.
     """
-    directory = local(directory)
+    directory = on_disk(directory)
     path, pickled = directory / FILE, directory / "meta.pkl"
     if written_by_nanogpt(directory):
         if pickled.exists():

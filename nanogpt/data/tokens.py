@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from nanogpt.data.files import local
+from nanogpt.data.files import on_disk
 from nanogpt.data.meta import check_split, read_meta
 
 # inputs and targets, both (B, T) int64; targets are one token ahead, and -1 is ignored by the loss
@@ -113,7 +113,7 @@ class TokenDataset:
         self.split, self.block_size = split, block_size
         self.meta = read_meta(directory)
         size = vocab_size or self.meta["vocab_size"]
-        self.tokens = check_split(local(directory), self.meta, split, block_size, size)
+        self.tokens = check_split(on_disk(directory), self.meta, split, block_size, size)
         self.windows_read = 0
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig, ignored_by
-from nanogpt.data.files import local, read_json
+from nanogpt.data.files import on_disk, read_json
 from nanogpt.data.mixture import read_shares
 from nanogpt.model import GPT
 from nanogpt.run import plot
@@ -109,7 +109,7 @@ def data_line(data: str) -> str:
     for directory, share in read_shares(data).items():
         line = Path(directory).name
         with suppress(ValueError, KeyError, TypeError):  # the directory is not here any more
-            meta = read_json(local(directory) / "meta.json")
+            meta = read_json(on_disk(directory) / "meta.json")
             source, tokens = Path(meta["source"]), meta["splits"]["train"]["tokens"]
             name = source.name if source.is_absolute() else meta["source"]
             line = f"{name} ({tokens:,} training tokens, {meta['tokenizer']} tokenizer)"

@@ -202,16 +202,18 @@ def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor) -> float:
         if rendered != chat.render(tokenizer, hello).tolist():
             raise ValueError("the export is wrong: its template gives other tokens")
     with torch.no_grad():
-        return compare(hf_model(ids).logits, model(ids))
+        return check_logits(hf_model(ids).logits, model(ids))
 
 
-def compare(found: torch.Tensor, expected: torch.Tensor) -> float:
+def check_logits(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference between logits. Raises ValueError if it is too large."""
+    if not expected.isfinite().all():
+        raise ValueError("the model's logits are not finite: its training has diverged")
     difference = (found - expected).abs()
     worst = difference.max().item()
     # fp32 has seven digits: GPT-2's logits, around -100, can agree to five decimals at most
     allowed = TOLERANCE * (expected.abs() / 10).clamp(min=1)
-    if not (difference <= allowed).all():  # catches NaN as well
+    if not (difference <= allowed).all():
         raise ValueError(f"the export is wrong: logits differ by {worst:.2g}, above {TOLERANCE}")
     return worst
 

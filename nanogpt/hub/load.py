@@ -60,13 +60,13 @@ def load_model(
         if trust_recipe:
             own_class = load_class(trust_recipe, str(name))
         else:
-            hint = f"it was trained as {name}: --trust_recipe {file} runs that file and loads it so"
+            hint = f"was trained as {name}: --trust_recipe {file} runs that file and loads it so"
     try:
         model = checkpoint.load_model(found, device, dtype, own_class, **changes)
     except ValueError as error:
-        raise ValueError(f"{error}; {hint}" if hint else error) from None
+        raise ValueError(f"{found} {hint}" if hint else error) from None
     if hint:
-        say(f"{found} is loaded as a plain GPT; {hint}")
+        say(f"{found} is loaded as a plain GPT, and {hint}")
     return model, found
 
 
@@ -76,7 +76,7 @@ def load_class(recipe: str | Path, name: str) -> type[GPT]:
     The file's name there is not __main__, so a recipe does not begin to train.
     """
     if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
-        raise ValueError(f"trust_recipe={recipe} is not a Python file: name the one with {name}")
+        raise ValueError(f"trust_recipe={recipe} is no Python file here: name the one with {name}")
     sys.path.insert(0, str(Path(recipe).resolve().parent))
     try:
         found = runpy.run_path(str(recipe), run_name="trusted_recipe").get(name)

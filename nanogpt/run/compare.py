@@ -44,6 +44,9 @@ def read(run: Path) -> Curve:
     config = checkpoint.read_json(run / checkpoint.CONFIG)
     try:
         settings = config["model"] | config["train"]
+        for name in ("class", "optimizers"):  # of a run with make_model or make_optimizers
+            settings[name] = describe(config.get(name))
+        settings["code"] = config.get("environment", {}).get("code")
         digests = {name: split.get("sha256") for name, split in config.get("data", {}).items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{run / checkpoint.CONFIG} is not a run's ({error})") from None
@@ -51,7 +54,6 @@ def read(run: Path) -> Curve:
     # a step may have been divided by the number of processes, or for lack of memory
     divided = [kind.pop(name, 1) for name in ("batch_size", "gradient_accumulation_steps")]
     kind["sequences"] = settings["sequences"] = divided[0] * divided[1]  # of a step
-    kind["class"] = config.get("class")  # of a run with make_model
     if digests and all(digests.values()):
         kind["data"] = list(digests.values())  # the same tokens in any directory
     points = np.array([[line[key] for key in KEYS] for line in lines], dtype=float)
@@ -60,6 +62,11 @@ def read(run: Path) -> Curve:
     result = checkpoint.read_json(run / RESULT) if (run / RESULT).exists() else {}
     finished = result.get("reason") == "finished"
     return Curve(run, settings, kind, points, lowest, digests.get("val"), finished)
+
+
+def describe(own: dict | None) -> str:
+    """A class or a function that config.json records, as text."""
+    return "{name} ({file})".format_map(own) if own else "nanogpt's"
 
 
 def group(runs: list[Path]) -> list[list[Curve]]:
@@ -74,7 +81,7 @@ def group(runs: list[Path]) -> list[list[Curve]]:
     for curves in groups.values():
         if len({repr(curve.settings.get("seed")) for curve in curves}) < len(curves):
             names = ", ".join(str(curve.run) for curve in curves)
-            raise ValueError(f"{names}: two have the same settings and seed: name one of them")
+            raise ValueError(f"{names}: two have the same settings, code and seed: leave one out")
     means = {kind: np.mean([curve.lowest for curve in curves]) for kind, curves in groups.items()}
     ranked = sorted(groups, key=lambda kind: np.nan_to_num(means[kind], nan=np.inf))
     return [groups[kind] for kind in ranked]
@@ -160,7 +167,7 @@ def compare(runs: list[Path]) -> str:
     every = [curve for curves in groups for curve in curves]
     for axis, title in enumerate(AXES):
         end = min(curve.points[-1, axis] for curve in every)  # the last that all have reached
-        if all(curve.points[0, axis] <= end for curve in every):
+        if all(is_measured(curve.points[:, axis], end) for curve in every):
             # interpolated linearly between evaluations
             losses = {c: np.interp(end, c.points[:, axis], c.points[:, 3]) for c in every}
             title = f"at {end:,.1f} {title}".replace(".0 ", " ")
@@ -185,6 +192,14 @@ def compare(runs: list[Path]) -> str:
     elif len(groups) > 1:
         lines.append(f"not tested for significance: {found['why_not']}")
     return "\n".join(lines)
+
+
+def is_measured(places: np.ndarray, end: float) -> bool:
+    """Whether there is a loss at `end`, or can be interpolated.
+
+    It cannot be between the first two evaluations: at the beginning it falls too fast.
+    """
+    return end in places or places[1:2].min(initial=np.inf) <= end
 
 
 def cell(losses: list[float]) -> str:

@@ -56,7 +56,7 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
         f"to validate, vocabulary {parts.gpt.config.vocab_size:,}\n"
         f"steps   {amount}, each of {a_step:,} tokens ({c.gradient_accumulation_steps} x "
         f"{c.batch_size} sequences of {parts.gpt.config.block_size})\n"
-        f"output  {parts.out_dir}{resuming}"
+        f"output  {parts.out_dir}{resuming} (Ctrl-C saves)"
     )
 
 
@@ -112,15 +112,17 @@ def write_result(parts: Parts, state: State, stop: Stop | None) -> None:
 
 def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
     """Prints the result, a sample and the next commands."""
-    logger.info(
-        f"\n{state.step:,} steps in {state.train_seconds:.1f} s of training; "
-        f"best validation loss {state.best_val_loss:.4f} at step {state.best_step}\n"
-    )
+    outcome = "no validation loss is finite"
+    if state.best_val_loss is not None:
+        outcome = f"best validation loss {state.best_val_loss:.4f} at step {state.best_step}"
+    logger.info(f"\n{state.step:,} steps in {state.train_seconds:.1f} s of training; {outcome}\n")
     try:
         logger.info(sample(config, parts, SAMPLE_TOKENS).strip("\n") + "\n")
     except (ValueError, OSError, torch.OutOfMemoryError) as error:  # the run is saved all the same
         logger.warning(f"no sample: {error}\n")
     out_dir = shlex.quote(str(parts.out_dir))
+    if own := parts.settings.get("class"):
+        out_dir += f" --trust_recipe {shlex.quote(own['file'])}"
     use = "chat" if "chat" in parts.train_data.meta else "sample"
     logger.info(f"next:  nanogpt {use} {out_dir}\n       nanogpt eval {out_dir}")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from nanogpt import rundir
-from nanogpt.data.files import sync, write_atomic
+from nanogpt.data.files import plain, sync, write_atomic
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 TRACKERS = ("trackio", "wandb", "tensorboard")
@@ -90,7 +90,7 @@ class Metrics:
     def _write(self, name: str, step: int, values: dict, for_trackers: dict) -> None:
         if name in self.files:
             try:
-                self.files[name].write(json.dumps({"step": step, **values}).encode() + b"\n")
+                self.files[name].write(json.dumps(plain({"step": step, **values})).encode() + b"\n")
             except OSError as error:  # a full disk
                 logger.warning(f"{name} could not be written: {error}")
         for tracker in self.accelerator.trackers:

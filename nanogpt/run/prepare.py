@@ -1,5 +1,6 @@
 """Prepares a run's first step: the launcher's device, the data, the model, the files it writes."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -95,13 +96,18 @@ def prepare(
     gpt = (gpt or make_model(model_config)).to(accelerator.device)
     compiled = should_compile(config, gpt, accelerator.device)
     settings = {
-        "environment": environment | {"compiled": compiled, "commit": git_commit()},
+        "environment": environment
+        | {
+            "compiled": compiled,
+            "commit": git_commit(),
+            "code": code_hash(type(gpt), make_optimizers),
+        },
         "model": asdict(model_config),
         "train": asdict(config),
         "data": splits,
-        **own_class(gpt),
+        **own_code(gpt, make_optimizers),
     }
-    same_text = resume.compare(start, model_config, config, settings) if start else True
+    same_text = resume.check_changes(start, model_config, config, settings) if start else True
     model, optimizers = assemble(gpt, config, accelerator, make_optimizers, compiled)
     state = State()
     if start:
@@ -164,12 +170,32 @@ def open_splits(config: TrainConfig, model_config: GPTConfig) -> list:
     return [open_data(config.data, s, T, model_config.vocab_size) for s in ("train", "val")]
 
 
-def own_class(gpt: GPT) -> dict:
-    """For `nanogpt.hub.load`: the name of a subclass of GPT and the file that defines it."""
-    if type(gpt) is GPT:
-        return {}
-    file = getattr(sys.modules.get(type(gpt).__module__), "__file__", None) or "a notebook"
-    return {"class": {"name": type(gpt).__qualname__, "file": Path(file).name}}
+def own_code(gpt: GPT, make_optimizers) -> dict:
+    """For config.json: the user's own class and make_optimizers, with the files they are in."""
+    found = {}
+    hooks = {"class": (type(gpt), GPT), "optimizers": (make_optimizers, optim.make_optimizers)}
+    for key, (used, ours) in hooks.items():
+        if used is not ours:
+            file = source_file(used)
+            where = os.path.relpath(file) if file else "a notebook"
+            found[key] = {"name": getattr(used, "__qualname__", repr(used)), "file": where}
+    return found
+
+
+def source_file(definition) -> str | None:
+    """The file that defines a class or a function."""
+    return getattr(sys.modules.get(definition.__module__), "__file__", None)
+
+
+def code_hash(*definitions) -> str:
+    """Identifies the code of a step: the core, and the files of these classes and functions."""
+    package = Path(optim.__file__).parent
+    files = [file for folder in (".", "data", "ops") for file in package.glob(f"{folder}/*.py")]
+    own = (source_file(each) for each in definitions)
+    digest = hashlib.sha256()
+    for file in sorted({*files, *(Path(file) for file in own if file)}):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def git_commit() -> str | None:

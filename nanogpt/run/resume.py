@@ -34,7 +34,9 @@ def find_start(config: TrainConfig) -> Path | None:
     return start
 
 
-def compare(start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict) -> bool:
+def check_changes(
+    start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict
+) -> bool:
     """Compares a run with its checkpoint: refuses a different model, optimizer or tokenizer.
 
     A note names other changes that matter to exactness: of settings, and of "environment" and

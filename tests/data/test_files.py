@@ -9,7 +9,7 @@ import pytest
 import torch
 from directories import numbered
 
-from nanogpt.data.files import local, write_atomic
+from nanogpt.data.files import on_disk, write_atomic
 from nanogpt.data.meta import read_meta
 from nanogpt.data.tokens import TokenDataset
 
@@ -50,7 +50,7 @@ def test_a_folder_of_a_repository_on_the_hub_is_downloaded_once(tmp_path, monkey
 
     monkeypatch.setattr(huggingface_hub.HfFileSystem, "resolve_path", lambda self, url: at)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    local.cache_clear()  # as in a new process
+    on_disk.cache_clear()  # as in a new process
     for _ in range(2):
         data = TokenDataset("hf://datasets/alice/data/tokens", "train", 16)
         assert torch.equal(data.batch(5, 0, 20)[0], here.batch(5, 0, 20)[0])

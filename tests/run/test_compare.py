@@ -91,7 +91,7 @@ def test_what_is_no_run_or_the_same_one_is_named(runs, tmp_path):
         compare([tmp_path])
     with pytest.raises(ValueError, match="no validation loss"):
         compare([make(tmp_path / "new", 1, {})])
-    with pytest.raises(ValueError, match=r"a1, .*again: two have the same settings and seed"):
+    with pytest.raises(ValueError, match=r"a1, .*again: two have the same settings, code and seed"):
         compare([runs[0], make(tmp_path / "again", 1, {0: 4.0})])
     (runs[0] / "config.json").write_text(json.dumps({"model": 5, "train": {}}))
     with pytest.raises(ValueError, match=r"config\.json"):

@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from nanogpt.hub.export import compare, real_tokens, writing
+from nanogpt.hub.export import check_logits, real_tokens, writing
 from nanogpt.hub.export import export as export_for_transformers
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig, Ops, rope_tables
@@ -156,4 +156,4 @@ def verify(path: Path, model: GPT) -> float:
     past = dict(zip(past, present, strict=True))
     second = session.run(["logits"], feed(ids.numpy(), half, past))[0]
     with torch.no_grad():
-        return compare(torch.from_numpy(np.concatenate((first, second), axis=1)), model(ids))
+        return check_logits(torch.from_numpy(np.concatenate((first, second), axis=1)), model(ids))
