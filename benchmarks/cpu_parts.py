@@ -17,7 +17,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import psutil
 import torch
@@ -40,8 +39,7 @@ PARTS = {
 }
 CLASSIC = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)
 UNTIED = {"vocab_size": 65, "tie_embeddings": False}
-LAPTOP = GPTConfig.modern(**UNTIED, block_size=64, n_layer=4, n_head=4, n_embd=128, n_inner=320)
-BEST = replace(LAPTOP, block_size=256)
+LAPTOP = GPTConfig.modern(**UNTIED, block_size=256, n_layer=4, n_head=4, n_embd=128, n_inner=320)
 DROPOUT = GPTConfig.modern(
     **UNTIED, block_size=256, n_layer=5, n_head=5, n_embd=160, n_inner=416, dropout=0.05
 )
@@ -49,10 +47,8 @@ GPT2 = GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh")
 TRAINING = {  # configuration, sequences in a batch, optimizer, autocast
     "classic-fp32": (CLASSIC, 12, "adamw", None),
     "classic-bf16": (CLASSIC, 12, "adamw", torch.bfloat16),
-    "laptop-fp32": (LAPTOP, 32, "muon", None),
-    "laptop-bf16": (LAPTOP, 32, "muon", torch.bfloat16),
-    "best-fp32": (BEST, 12, "muon", None),
-    "best-bf16": (BEST, 12, "muon", torch.bfloat16),
+    "laptop-fp32": (LAPTOP, 10, "muon", None),
+    "laptop-bf16": (LAPTOP, 10, "muon", torch.bfloat16),
     "dropout-fp32": (DROPOUT, 12, "muon", None),
 }
 SAMPLING = {"sample-gpt2-fp32": (GPT2, torch.float32), "sample-gpt2-bf16": (GPT2, torch.bfloat16)}

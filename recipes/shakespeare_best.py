@@ -15,12 +15,12 @@ third has 1.53 million parameters.
 
 from dataclasses import replace
 
-from shakespeare import LAPTOP, SHORT
+from shakespeare import LAPTOP as MODEL
+from shakespeare import SHORT
 
 from data_prep import shakespeare
 from nanogpt.train import main
 
-MODEL = replace(LAPTOP, block_size=256)  # each prediction sees more of the scene
 TRAIN = replace(
     SHORT,
     out_dir="out/shakespeare_best",

@@ -26,10 +26,11 @@ from nanogpt.run.prepare import prepare
 from nanogpt.train import Parts, State, step
 
 SMALL = {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
+LAPTOP = SMALL | {"block_size": 256, "n_inner": 320, "tie_embeddings": False}
 BABY = {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
 MODELS = {  # configuration and sequences in a batch
     "classic": (GPTConfig(**SMALL), 12),
-    "laptop": (GPTConfig.modern(**SMALL, n_inner=320, tie_embeddings=False), 32),
+    "laptop": (GPTConfig.modern(**LAPTOP), 10),  # recipes/shakespeare.py
     "baby": (GPTConfig.modern(**BABY), 64),
     "gpt2": (GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"), 1),
 }
