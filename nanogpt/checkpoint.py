@@ -315,6 +315,8 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
 def read_state(checkpoint: Path) -> State:
     """The state in a checkpoint. Raises ValueError if a value has the wrong type."""
     stored = read_json(checkpoint / STATE)
+    if stored.get("best_val_loss") != stored.get("best_val_loss"):  # NaN, of an earlier version
+        stored["best_val_loss"] = stored["best_step"] = None
     known = State.__dataclass_fields__.keys() & stored.keys()
     try:
         return State(**{name: stored[name] for name in known})

@@ -64,8 +64,8 @@ class TrainConfig:
     batch_size: Positive = 12  # sequences in a micro-batch
     gradient_accumulation_steps: Positive = 1  # micro-batches per step, over all processes
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for matrices, AdamW for the rest
-    learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # AdamW's peak rate (muon: not of matrices)
-    muon_learning_rate: LR = 0.02  # Muon's peak rate, of the blocks' matrices; same schedule
+    learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # AdamW's peak rate (muon: not the blocks')
+    muon_learning_rate: LR = 0.02  # Muon's peak rate for the blocks' matrices; same schedule
     weight_decay: Annotated[float, 0, 100] = 0.1  # on matrices and embeddings (muon: matrices)
     eval_interval: Steps = incidental(250)  # steps between evaluations and checkpoints
     report_to: str = local("none")  # none | trackio | wandb | tensorboard, or several with commas

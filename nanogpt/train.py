@@ -163,19 +163,20 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
             save(config, parts, state)
         raise
     state.evaluated_step = state.step
-    loss, best_before = result["val_loss"], (state.best_val_loss, state.best_step)
+    loss, best = result["val_loss"], state.best_val_loss
+    best_before = best, state.best_step
     # a diverged model is never the best: the best one before it must not be pruned
-    if math.isfinite(loss) and loss < (best_before[0] or math.inf):
+    if math.isfinite(loss) and (best is None or loss < best):
         state.best_val_loss, state.best_step = loss, state.step
     parts.metrics.log(**position(state), **result)
     logger.info(
         f"step {state.step:>6,}  validation loss {loss:.4f} "
         f"({result['val_bpb']:.3f} bits per byte) after {state.train_seconds:.1f} s of training"
     )
-    best = state.best_step == state.step
-    if worth_saving and (best or done(config, state) or config.always_save_checkpoint):
+    is_best = state.best_step == state.step
+    if worth_saving and (is_best or done(config, state) or config.always_save_checkpoint):
         save(config, parts, state)
-        if best and parts.peers.largest(parts.saves.error is not None)[0]:
+        if is_best and parts.peers.largest(parts.saves.error is not None)[0]:
             state.best_val_loss, state.best_step = best_before  # only a saved step can be the best
     if config.sample_tokens and not parts.sharded and math.isfinite(loss):
         write_sample(config, parts, state)

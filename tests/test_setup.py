@@ -1,6 +1,5 @@
 """Hooks: a model and optimizers of one's own; processes that see different data."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -71,7 +70,7 @@ def test_optimizers_of_ones_own_and_changed_code_are_other_ideas(data, tmp_path,
     monkeypatch.setattr("nanogpt.run.prepare.code_hash", lambda *definitions: "changed")
     text = compare([*runs, trained("changed")])
     rows = {line[:12].strip(): line for line in text.splitlines()}
-    assert f"sgd ({os.path.relpath(__file__)})" in rows["optimizers"] and rows["optimizers"].count("nanogpt's") == 2
+    assert rows["optimizers"].count("sgd") == 1 and rows["optimizers"].count("nanogpt's") == 2
     assert rows["code"].count("changed") == 1 and "class" not in rows
 
 
@@ -88,7 +87,9 @@ def test_a_run_records_the_commit_of_its_recipe(make_run, tmp_path, monkeypatch)
     recipe = tmp_path / "repository" / "recipe.py"
     recipe.parent.mkdir()
     recipe.write_text("one\n")
-    git = ["git", "-C", str(recipe.parent), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # set while a hook of git runs
+        monkeypatch.delenv(name, raising=False)
+    git = f"git -C {recipe.parent} -c user.name=a -c user.email=a@b.c -c commit.gpgsign=false".split()
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
         subprocess.run(git + words, check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()

@@ -147,7 +147,17 @@ def test_a_diverged_model_is_not_the_best_and_costs_no_checkpoint(make_run, monk
     assert (run.state.best_val_loss, run.state.best_step) == (3.0, 1)
     assert [path.name for path in checkpoint.list_checkpoints(run.out_dir)] == ["step-000001", "step-000004"]
     assert checkpoint.find(run.out_dir).name == "step-000001"
-    assert "NaN" not in (run.out_dir / "metrics.jsonl").read_text()  # which is not JSON
+    make_run(max_iters=5, resume="auto")  # which writes the lines again
+    lines = run.out_dir / "metrics.jsonl"
+    assert "NaN" not in lines.read_text() and "Infinity" not in lines.read_text()  # which are not JSON
+    kept = [line["val_loss"] for line in metrics.read(lines) if "val_loss" in line]
+    assert kept == pytest.approx([4.0, 3.0, math.nan, math.nan, math.nan], nan_ok=True)
+
+
+def test_a_best_loss_of_an_earlier_version_that_is_nan_is_none(run_dir):
+    path = run_dir / "step-000010" / "trainer_state.json"
+    path.write_text(re.sub('"best_val_loss": [0-9.]+', '"best_val_loss": NaN', path.read_text()))
+    assert checkpoint.read_state(path.parent).best_val_loss is None
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, capsys):

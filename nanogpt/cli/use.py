@@ -4,7 +4,6 @@ import sys
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from threading import Thread
 
 import torch
 
@@ -33,8 +32,6 @@ def sampling_options(args) -> dict:
 def load_for_sampling(args, tokens: int) -> tuple:
     """The model of RUN, compiled for so many tokens if asked for, and its tokenizer."""
     int8 = args.dtype == "int8"
-    if int8 or args.compile == "true":  # its modules are imported while the weights are read
-        Thread(target=import_module, args=["torch._inductor.compile_fx"]).start()
     dtype = torch.float32 if int8 else getattr(torch, args.dtype)
     model, tokenizer, _ = load_run(args, args.RUN, dtype=dtype)
     worthwhile = args.compile == "auto" and decode.is_worth_compiling(model, tokens)

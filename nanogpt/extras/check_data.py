@@ -71,8 +71,8 @@ def size_warnings(splits: dict, block_size: int, parameters: int) -> Iterator[st
         yield f"the val split has fewer than 64 blocks of {block_size}: its loss will be noisy"
     if train < parameters:
         yield (
-            f"fewer training tokens ({train:,}) than a model of {parameters:,} parameters needs "
-            "not to memorize them: use a smaller one (recipes/own_text.py does), or more text"
+            f"{train:,} training tokens are fewer than the model's {parameters:,} parameters: it "
+            "will memorize them; use a smaller model (recipes/own_text.py does) or more text"
         )
 
 

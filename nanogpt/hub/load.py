@@ -2,9 +2,11 @@
 
 import re
 import runpy
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -45,8 +47,11 @@ def load_model(
     path = choose(Path(run), which)
     if not path.is_dir():
         if which or path.is_absolute() or (path.parent != Path(".") and path.parent.is_dir()):
+            there = [each.name for each in path.parent.glob("*") if each.is_dir()]
+            near = get_close_matches(path.name, there, n=1)
+            hint = f"did you mean {path.with_name(near[0])}? " if near else ""
             raise ValueError(
-                f"{str(path)!r} is not a directory: "
+                f"{str(path)!r} is not a directory: {hint}"
                 "name an out directory, a checkpoint in one, or a transformers model"
             )
         path = client.download(str(run))
@@ -60,11 +65,12 @@ def load_model(
         if trust_recipe:
             own_class = load_class(trust_recipe, str(name))
         else:
+            file = shlex.quote(str(file))
             hint = f"was trained as {name}: --trust_recipe {file} runs that file and loads it so"
     try:
         model = checkpoint.load_model(found, device, dtype, own_class, **changes)
     except ValueError as error:
-        raise ValueError(f"{found} {hint}" if hint else error) from None
+        raise ValueError(f"{found} {hint} ({error})" if hint else error) from None
     if hint:
         say(f"{found} is loaded as a plain GPT, and {hint}")
     return model, found
@@ -76,7 +82,7 @@ def load_class(recipe: str | Path, name: str) -> type[GPT]:
     The file's name there is not __main__, so a recipe does not begin to train.
     """
     if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
-        raise ValueError(f"trust_recipe={recipe} is no Python file here: name the one with {name}")
+        raise ValueError(f"trust_recipe={recipe} is not a .py file: name the one with {name}")
     sys.path.insert(0, str(Path(recipe).resolve().parent))
     try:
         found = runpy.run_path(str(recipe), run_name="trusted_recipe").get(name)

@@ -112,7 +112,8 @@ def require_nanogpts(config: GPTConfig) -> None:
     for name in ("norm", "position", "mlp", "norm_eps", "qk_norm", "tie_embeddings", *derived):
         actual, value = getattr(config, name), getattr(plain, name)
         if actual != value:
-            raise ValueError(f"nanoGPT's GPT has {name}={value}, not {name}={actual}")
+            fits = "recipes/shakespeare_nanogpt.py trains one that fits"
+            raise ValueError(f"nanoGPT's GPT has {name}={value}, not {name}={actual}: {fits}")
 
 
 def export(run: str | Path, to: str | Path, say=print, **options) -> Path:

@@ -45,7 +45,7 @@ def read(run: Path) -> Curve:
     try:
         settings = config["model"] | config["train"]
         for name in ("class", "optimizers"):  # of a run with make_model or make_optimizers
-            settings[name] = describe(config.get(name))
+            settings[name] = config.get(name, {"name": "nanogpt's"})["name"]
         settings["code"] = config.get("environment", {}).get("code")
         digests = {name: split.get("sha256") for name, split in config.get("data", {}).items()}
     except (KeyError, TypeError, AttributeError) as error:
@@ -62,11 +62,6 @@ def read(run: Path) -> Curve:
     result = checkpoint.read_json(run / RESULT) if (run / RESULT).exists() else {}
     finished = result.get("reason") == "finished"
     return Curve(run, settings, kind, points, lowest, digests.get("val"), finished)
-
-
-def describe(own: dict | None) -> str:
-    """A class or a function that config.json records, as text."""
-    return "{name} ({file})".format_map(own) if own else "nanogpt's"
 
 
 def group(runs: list[Path]) -> list[list[Curve]]:
@@ -195,11 +190,11 @@ def compare(runs: list[Path]) -> str:
 
 
 def is_measured(places: np.ndarray, end: float) -> bool:
-    """Whether there is a loss at `end`, or can be interpolated.
+    """Whether the loss at `end` was measured, or can be interpolated.
 
-    It cannot be between the first two evaluations: at the beginning it falls too fast.
+    Between the first two evaluations it falls too fast.
     """
-    return end in places or places[1:2].min(initial=np.inf) <= end
+    return end in places or (len(places) > 1 and places[1] <= end)
 
 
 def cell(losses: list[float]) -> str:

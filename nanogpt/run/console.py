@@ -14,7 +14,7 @@ from nanogpt.run.compare import RESULT
 from nanogpt.run.errors import visible
 from nanogpt.run.stop import Stop
 from nanogpt.sample import sample_text
-from nanogpt.train import Parts, State, logger, sample_start, tokens_per_step
+from nanogpt.train import Parts, State, done, logger, sample_start, tokens_per_step
 
 SAMPLE_TOKENS = 300  # of the sample at the end
 EVERY = 5.0  # seconds of training between lines of progress
@@ -47,6 +47,7 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     amount = f"{c.max_iters:,}, {c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
         amount = f"for {c.train_minutes:g} minutes"
+    hint = "" if done(c, state) else " (Ctrl-C saves)"
     resuming = f", resuming from step {state.step:,}" if state.step else ""
     logger.info(
         f"device  {env['device']}, {env['precision']}, processes: {env['processes']}, "
@@ -56,7 +57,7 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
         f"to validate, vocabulary {parts.gpt.config.vocab_size:,}\n"
         f"steps   {amount}, each of {a_step:,} tokens ({c.gradient_accumulation_steps} x "
         f"{c.batch_size} sequences of {parts.gpt.config.block_size})\n"
-        f"output  {parts.out_dir}{resuming} (Ctrl-C saves)"
+        f"output  {parts.out_dir}{resuming}{hint}"
     )
 
 
@@ -121,8 +122,9 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
     except (ValueError, OSError, torch.OutOfMemoryError) as error:  # the run is saved all the same
         logger.warning(f"no sample: {error}\n")
     out_dir = shlex.quote(str(parts.out_dir))
-    if own := parts.settings.get("class"):
-        out_dir += f" --trust_recipe {shlex.quote(own['file'])}"
+    file = parts.settings.get("class", {}).get("file", "")
+    if file.endswith(".py"):
+        out_dir += f" --trust_recipe {shlex.quote(file)}"
     use = "chat" if "chat" in parts.train_data.meta else "sample"
     logger.info(f"next:  nanogpt {use} {out_dir}\n       nanogpt eval {out_dir}")
 

@@ -92,6 +92,7 @@ def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
                 fail(f"torch.compile failed; --compile=false trains without it: {reason}")
             logger.warning(f"training without torch.compile, which failed: {reason}")
             torch.compiler.set_stance("force_eager")
+            parts.settings["environment"]["compiled"] = False
         elif not lacks:
             raise
     finally:

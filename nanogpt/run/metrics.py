@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import logging
+import math
 import os
 import textwrap
 from pathlib import Path
@@ -115,11 +116,11 @@ def open_lines(path: Path, step: int) -> io.FileIO:
     Lines beyond it, of a run that was killed or goes back, are moved to a file of their own.
     """
     lines = read(path)
-    beyond = [json.dumps(line) + "\n" for line in lines if line["step"] > step]
+    beyond = [json.dumps(plain(line)) + "\n" for line in lines if line["step"] > step]
     if beyond:
         with open(path.with_name(f"{path.stem}-replaced.jsonl"), "a") as file:
             file.writelines(beyond)
-    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+    kept = [json.dumps(plain(line)) + "\n" for line in lines if line["step"] <= step]
     write_atomic(path, "".join(kept).encode())
     return open(path, "ab", buffering=0)
 
@@ -134,6 +135,7 @@ def read(path: Path) -> list[dict]:
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError, AttributeError):  # not a dictionary
             values = json.loads(line).items()
+            values = [(k, math.nan if v is None else v) for k, v in values]  # JSON has no NaN
             kept = {k: v for k, v in values if k == "text" or number(v) is not None}
             if isinstance(kept.get("step"), int):
                 found.append(kept)

@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 from nanogpt.config import TrainConfig
 from nanogpt.run.guard import rehearse
@@ -43,7 +44,7 @@ def show(config: TrainConfig, parts: Parts, state: State, as_json: bool) -> None
         f"the run     {steps:,} steps, {plan['tokens']:,} tokens: {plan['epochs']:.2f} epochs, "
         f"{plan['tokens_per_parameter']:.1f} tokens for each parameter\n"
         f"memory      {plan['memory'] / 1e9:.2f} GB in each process\n"
-        f"time        {plan['train_seconds'] / 60:,.1f} minutes, without evaluations"
+        f"time        {timedelta(seconds=round(plan['train_seconds']))}, without evaluations"
     )
     parts.accelerator.print(json.dumps(plan) if as_json else text)
 

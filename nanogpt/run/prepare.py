@@ -1,10 +1,6 @@
 """Prepares a run's first step: the launcher's device, the data, the model, the files it writes."""
 
-import hashlib
 import os
-import shutil
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -37,6 +33,7 @@ from nanogpt.run.device import (
     should_compile,
 )
 from nanogpt.run.metrics import Metrics
+from nanogpt.run.provenance import code_hash, git_commit, own_code
 from nanogpt.run.stop import Interrupts
 from nanogpt.train import Parts, Tally, done, logger
 
@@ -95,13 +92,10 @@ def prepare(
     torch.manual_seed(config.seed)
     gpt = (gpt or make_model(model_config)).to(accelerator.device)
     compiled = should_compile(config, gpt, accelerator.device)
+    environment |= {"compiled": compiled, "commit": git_commit()}
+    environment["code"] = code_hash(type(gpt), make_model, make_optimizers)
     settings = {
-        "environment": environment
-        | {
-            "compiled": compiled,
-            "commit": git_commit(),
-            "code": code_hash(type(gpt), make_optimizers),
-        },
+        "environment": environment,
         "model": asdict(model_config),
         "train": asdict(config),
         "data": splits,
@@ -168,44 +162,6 @@ def open_splits(config: TrainConfig, model_config: GPTConfig) -> list:
     if config.short_block_iters and T % short:
         raise ValueError(f"short_block_size={short} does not divide block_size={T}")
     return [open_data(config.data, s, T, model_config.vocab_size) for s in ("train", "val")]
-
-
-def own_code(gpt: GPT, make_optimizers) -> dict:
-    """For config.json: the user's own class and make_optimizers, with the files they are in."""
-    found = {}
-    hooks = {"class": (type(gpt), GPT), "optimizers": (make_optimizers, optim.make_optimizers)}
-    for key, (used, ours) in hooks.items():
-        if used is not ours:
-            file = source_file(used)
-            where = os.path.relpath(file) if file else "a notebook"
-            found[key] = {"name": getattr(used, "__qualname__", repr(used)), "file": where}
-    return found
-
-
-def source_file(definition) -> str | None:
-    """The file that defines a class or a function."""
-    return getattr(sys.modules.get(definition.__module__), "__file__", None)
-
-
-def code_hash(*definitions) -> str:
-    """Identifies the code of a step: the core, and the files of these classes and functions."""
-    package = Path(optim.__file__).parent
-    files = [file for folder in (".", "data", "ops") for file in package.glob(f"{folder}/*.py")]
-    own = (source_file(each) for each in definitions)
-    digest = hashlib.sha256()
-    for file in sorted({*files, *(Path(file) for file in own if file)}):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def git_commit() -> str | None:
-    """The commit of the recipe's repository, with -dirty if files have changed since."""
-    recipe = getattr(sys.modules["__main__"], "__file__", None)
-    if recipe is None or not shutil.which("git"):
-        return None
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    found = subprocess.run(describe, cwd=Path(recipe).parent, capture_output=True, text=True)
-    return found.stdout.strip() or None
 
 
 def assemble(

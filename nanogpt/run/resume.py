@@ -66,7 +66,7 @@ def check_changes(
     changed = [f"{name} {before[name]} -> {now[name]}" for name in differing]
     old = saved.get("environment") or {}
     for name, value in settings["environment"].items():
-        if old.get(name, value) != value:
+        if old.get(name, value) != value and name != "commit":  # `code` says whether it matters
             changed.append(f"{name} {old[name]} -> {value}")
     data = saved.get("data", settings["data"])
     if data != settings["data"]:

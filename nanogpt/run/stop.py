@@ -84,11 +84,13 @@ class Interrupts:
         tally, saves = parts.tally, parts.saves
         allowed = BAD_STEPS if parts.accelerator.scaler is None else BAD_STEPS + SCALER_STEPS
         if log_is_due(config, state.step) and tally.bad_in_a_row >= allowed:
+            muon = " and --muon_learning_rate" if config.optimizer == "muon" else ""
             fp32 = "" if parts.accelerator.mixed_precision == "no" else " or --precision=fp32"
             raise Stop(
                 f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step "
                 f"{state.step}, at learning rate {tally.lr:.2e}. None of these steps was applied: "
-                f"give --resume=best and a lower --learning_rate{fp32}, or start again with them",
+                "resume by --resume=best, or start again, with a lower "
+                f"--learning_rate{muon}{fp32}",
                 code=1,
             )
         now = time.monotonic()

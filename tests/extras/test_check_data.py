@@ -58,7 +58,7 @@ def strange(n: np.ndarray):
 NOISE = {  # what the splits are made of: a word of the only warning
     "good": (lambda n: (n[:250_000], n[250_000:]), ""),
     "val of few blocks": (lambda n: (n[:1000], n[1000:1500]), "fewer than 64 blocks"),
-    "few tokens": (lambda n: (n[:999], n[1000:9000]), r"fewer training tokens .999. than a model"),
+    "few tokens": (lambda n: (n[:999], n[1000:9000]), "999 training tokens are fewer than"),
     "binary": (strange, "control characters"),
 }
 

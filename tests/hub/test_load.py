@@ -43,6 +43,8 @@ def test_a_checkpoint_that_is_not_there_is_not_replaced(run_dir, tmp_path):
     for which in ("best", "step-9"):
         with pytest.raises(ValueError, match="is not a directory"):
             load(run_dir, which=which)
+    with pytest.raises(ValueError, match=r"did you mean .*/step-000010\?"):
+        load(run_dir / "step-00010")
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         load(tmp_path)
 

@@ -100,5 +100,5 @@ def test_a_class_with_the_parameters_of_a_gpt_is_one_unless_its_file_is_named(id
 def test_only_a_subclass_of_gpt_is_called(idea, name):
     with pytest.raises(ValueError, match=f"has no subclass of GPT that is called {name}"):
         load_class(idea[0], name)
-    with pytest.raises(ValueError, match="is no Python file here"):
+    with pytest.raises(ValueError, match=r"is not a \.py file"):
         load_class("typo.py", name)

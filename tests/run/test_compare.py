@@ -49,6 +49,12 @@ def test_seeds_share_a_column_at_equal_steps_tokens_and_time(runs):
     assert "n_layer" not in text and "\nout_dir" not in text and "\nseed " not in text
 
 
+def test_nothing_is_interpolated_before_the_second_evaluation(tmp_path):
+    runs = [make(tmp_path / "a", 1, {0: 4.0, 10: 2.0})]
+    runs.append(make(tmp_path / "b", 1, {0: 4.0, 12: 2.0}, learning_rate=0.3))
+    assert not any(line.startswith("at ") for line in compare(runs).splitlines())
+
+
 def test_each_of_three_ideas_is_tested_against_the_first_named(tmp_path):
     lowest = {"base": (2.0, 2.1), "better": (1.0, 1.2), "same": (1.9, 2.3)}
     runs = []
