@@ -47,8 +47,8 @@ GPT2 = GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh")
 TRAINING = {  # configuration, sequences in a batch, optimizer, autocast
     "classic-fp32": (CLASSIC, 12, "adamw", None),
     "classic-bf16": (CLASSIC, 12, "adamw", torch.bfloat16),
-    "laptop-fp32": (LAPTOP, 10, "muon", None),
-    "laptop-bf16": (LAPTOP, 10, "muon", torch.bfloat16),
+    "laptop-fp32": (LAPTOP, 8, "muon", None),
+    "laptop-bf16": (LAPTOP, 8, "muon", torch.bfloat16),
     "dropout-fp32": (DROPOUT, 12, "muon", None),
 }
 SAMPLING = {"sample-gpt2-fp32": (GPT2, torch.float32), "sample-gpt2-bf16": (GPT2, torch.bfloat16)}

@@ -26,10 +26,9 @@ from data_prep.documents import SURROGATE, Corpus, is_records
 from data_prep.split import Split
 from data_prep.writer import TokenFile, finish, token_files, writing
 from nanogpt import chat
-from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import END, get_tokenizer
 from nanogpt.data.tokens import answers
-from nanogpt.run.errors import user_errors
+from nanogpt.run.errors import plural, user_errors
 from nanogpt.run.parser import within
 
 OTHER_NAMES = {"developer": "system", "human": "user"}  # of roles

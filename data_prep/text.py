@@ -18,9 +18,8 @@ from pathlib import Path
 
 from data_prep.documents import Corpus
 from data_prep.writer import write_corpus
-from nanogpt.data.files import plural
 from nanogpt.data.tokenizer import CharTokenizer, get_tokenizer
-from nanogpt.run.errors import user_errors
+from nanogpt.run.errors import plural, user_errors
 from nanogpt.run.flags import OneLineParser
 
 STOPPED = "stopped: the same command goes on after what it has recorded"

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nanogpt import lora, rundir
+from nanogpt import rundir
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import follow, read_json, require_regular, sync, write_atomic, write_json
 from nanogpt.model import GPT, GPTConfig, check_fields
@@ -279,26 +279,6 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
         # step counters go to p's device as well
         value = shard_like(value, p) if value.shape == p.shape else value.to(p.device)
         owner[p].state[p][key] = value.clone()  # load_file may return views of a mapped file
-
-
-def load_model(
-    checkpoint: Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    make_model=GPT,
-    **changes,
-) -> GPT:
-    """The model of a checkpoint, in eval mode, as GPT or the subclass `make_model`.
-
-    `changes` are fields of GPTConfig that do not affect the weights, such as dropout.
-    """
-    config = dataclasses.replace(load_configs(checkpoint)[0], **changes)
-    weights = lora.merge(read_tensors(checkpoint / MODEL))
-    with torch.device("meta"):  # shapes without memory
-        check_tensors(checkpoint / MODEL, weights, make_model(config))
-    model = make_model(config)
-    model.load_state_dict(weights)
-    return model.to(device=device, dtype=dtype).eval()
 
 
 def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:

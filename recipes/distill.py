@@ -26,7 +26,7 @@ WEIGHT = 0.5
 SMALL = GPTConfig.modern(
     block_size=64, n_layer=2, n_head=2, n_embd=96, n_inner=256, tie_embeddings=False
 )
-TRAIN = replace(SHORT, out_dir="out/distill", batch_size=32, max_iters=800)
+TRAIN = replace(SHORT, out_dir="out/distill", batch_size=32)
 
 
 class Student(GPT):

@@ -7,6 +7,7 @@ import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint
 from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.hub.load import load_checkpoint
 from nanogpt.optim import make_optimizers
 
 FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json"]
@@ -56,7 +57,7 @@ def test_the_files_are_safetensors_and_json(tmp_path):
     assert {f.name for f in path.iterdir()} == set(FILES)
     assert (tmp_path / "last").resolve() == (tmp_path / "best").resolve() == path.resolve()
     assert {f.name for f in tmp_path.glob(".*")} == {".run", ".lock"}
-    model = checkpoint.load_model(path)
+    model = load_checkpoint(path)
     assert not model.training and model.config == CONFIG
 
 
@@ -129,7 +130,7 @@ def test_a_step_that_is_there_already_is_replaced_as_a_whole(tmp_path):
     model, optimizers = trained(2)
     path = save(tmp_path, 1, model, optimizers)
     assert checkpoint.find_damage(path) is None
-    assert torch.equal(checkpoint.load_model(path).wte.weight, model.wte.weight)
+    assert torch.equal(load_checkpoint(path).wte.weight, model.wte.weight)
     assert shown(tmp_path) == ["last", "step-000001"]
 
 

@@ -9,6 +9,7 @@ from helpers import seal_again
 from test_checkpoint import CONFIG, save, trained
 
 from nanogpt import checkpoint
+from nanogpt.hub.load import load_checkpoint
 
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
@@ -30,7 +31,7 @@ def forge(file, change) -> None:
 def refused(path, model, optimizers, message: str, name: str = MODEL) -> None:
     """Neither the model alone nor a run can be loaded; both name what is wrong in one line, and change nothing."""
     before = [p.detach().clone() for p in model.parameters()]
-    loads = [lambda: checkpoint.restore(path, model, optimizers), lambda: checkpoint.load_model(path)]
+    loads = [lambda: checkpoint.restore(path, model, optimizers), lambda: load_checkpoint(path)]
     for load in loads[: 1 + (name == MODEL)]:
         with pytest.raises(ValueError, match=message) as error:
             load()
@@ -108,5 +109,5 @@ def test_a_hostile_configuration_is_one_line_and_takes_no_memory(one, config, me
     (one[2] / "config.json").write_text(json.dumps(config))
     seal_again(one[2])
     with pytest.raises(ValueError, match=message) as error:
-        checkpoint.load_model(one[2])
+        load_checkpoint(one[2])
     assert "\n" not in str(error.value)

@@ -15,6 +15,7 @@ from tiny_run import Run
 
 from nanogpt import GPTConfig, TrainConfig, checkpoint, train
 from nanogpt.hub import export
+from nanogpt.hub.load import load_checkpoint
 from nanogpt.run import console, main, metrics
 from nanogpt.sample import generate
 
@@ -342,7 +343,7 @@ def test_bf16_trains_and_checkpoints_stay_fp32(make_run):
     run.train()
     losses = curve(run, "val_loss")
     assert losses[20] < losses[0]
-    model = checkpoint.load_model(checkpoint.find(run.out_dir))
+    model = load_checkpoint(checkpoint.find(run.out_dir))
     assert model.wte.weight.dtype == torch.float32
     assert generate(model, torch.zeros(1, 1, dtype=torch.long), 3).shape == (1, 4)
 
@@ -392,7 +393,7 @@ def test_fine_tuning_that_gets_worse_keeps_the_model_it_began_with(make_run, tmp
     make_run(max_iters=6, eval_interval=2, always_save_checkpoint=always, keep_checkpoints=1, **worse).train()
     best = checkpoint.find(tmp_path / "tuned")
     assert best.name == "step-000000"
-    assert torch.equal(checkpoint.load_model(best).wte.weight, checkpoint.load_model(first.out_dir / "best").wte.weight)
+    assert torch.equal(load_checkpoint(best).wte.weight, load_checkpoint(first.out_dir / "best").wte.weight)
     export.export(tmp_path / "tuned", tmp_path / "export")
 
 

@@ -6,9 +6,8 @@ from importlib import import_module
 
 import torch
 
-from nanogpt.data.files import plain
 from nanogpt.hub.load import load
-from nanogpt.run.errors import visible
+from nanogpt.run.errors import plain, visible
 
 
 def extra(name: str):

@@ -9,10 +9,9 @@ import torch
 
 from nanogpt.chat import answer, require
 from nanogpt.cli.options import extra, load_run, note, pick_device, show, show_json
-from nanogpt.data.files import plural
 from nanogpt.hub.export import push
 from nanogpt.ops import decode
-from nanogpt.run.errors import visible, waiting
+from nanogpt.run.errors import plural, visible, waiting
 from nanogpt.sample import default_prompt, generate, stream_text
 
 EXPORTS = {  # formats: their modules, and the options that they take

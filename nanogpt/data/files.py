@@ -2,12 +2,9 @@
 
 import errno
 import json
-import math
 import os
 import re
-import sys
-import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -88,19 +85,6 @@ def sync(file: Path | int) -> None:
             os.close(descriptor)
 
 
-@contextmanager
-def waiting(what: str, say=None):
-    """Context manager for slow, silent work: prints `what` to stderr, or by `say`, after 1.5 s."""
-    say = say or (lambda text: print(text, file=sys.stderr))
-    timer = threading.Timer(1.5, say, [f"{what} ..."])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def follow(path: Path | str) -> Path:
     """`path`, or the checkpoint that it names if it is a text file in place of a link.
 
@@ -113,20 +97,6 @@ def follow(path: Path | str) -> Path:
         if re.fullmatch(r"step-\d+", name):
             return path.with_name(name)
     return path
-
-
-def plain(value: object) -> object:
-    """`value` for JSON, which has no infinities and no NaN: they become null."""
-    if isinstance(value, dict):
-        return {name: plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def plural(count: int, noun: str) -> str:
-    """A count with its noun: 1 thread, 2,000 threads."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def first_line(error: Exception) -> str:

@@ -30,7 +30,7 @@ LAPTOP = SMALL | {"block_size": 256, "n_inner": 320, "tie_embeddings": False}
 BABY = {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
 MODELS = {  # configuration and sequences in a batch
     "classic": (GPTConfig(**SMALL), 12),
-    "laptop": (GPTConfig.modern(**LAPTOP), 10),  # recipes/shakespeare.py
+    "laptop": (GPTConfig.modern(**LAPTOP), 8),  # recipes/shakespeare.py
     "baby": (GPTConfig.modern(**BABY), 64),
     "gpt2": (GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"), 1),
 }

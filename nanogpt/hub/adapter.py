@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from nanogpt import checkpoint, lora
+from nanogpt import checkpoint
+from nanogpt.hub import lora
 from nanogpt.hub.export import writing
 from nanogpt.hub.load import choose
 from nanogpt.hub.weights import layout, native_type

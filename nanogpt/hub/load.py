@@ -15,7 +15,7 @@ from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import follow
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.hub import client, weights
+from nanogpt.hub import client, lora, weights
 from nanogpt.model import GPT, GPTConfig
 
 
@@ -68,12 +68,32 @@ def load_model(
             file = shlex.quote(str(file))
             hint = f"was trained as {name}: --trust_recipe {file} runs that file and loads it so"
     try:
-        model = checkpoint.load_model(found, device, dtype, own_class, **changes)
+        model = load_checkpoint(found, device, dtype, own_class, **changes)
     except ValueError as error:
         raise ValueError(f"{found} {hint} ({error})" if hint else error) from None
     if hint:
         say(f"{found} is loaded as a plain GPT, and {hint}")
     return model, found
+
+
+def load_checkpoint(
+    path: Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    make_model=GPT,
+    **changes,
+) -> GPT:
+    """The model of one of our checkpoints, in eval mode, as GPT or the subclass `make_model`.
+
+    `changes` are those of `load_model`. Raises ValueError if the files do not fit the model.
+    """
+    config = replace(checkpoint.load_configs(path)[0], **changes)
+    weights = lora.merge(checkpoint.read_tensors(path / checkpoint.MODEL))
+    with torch.device("meta"):  # shapes without memory
+        checkpoint.check_tensors(path / checkpoint.MODEL, weights, make_model(config))
+    model = make_model(config)
+    model.load_state_dict(weights)
+    return model.to(device=device, dtype=dtype).eval()
 
 
 def load_class(recipe: str | Path, name: str) -> type[GPT]:

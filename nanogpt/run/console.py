@@ -9,9 +9,9 @@ import torch
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import plain, waiting
+from nanogpt.hub.load import load_checkpoint
 from nanogpt.run.compare import RESULT
-from nanogpt.run.errors import visible
+from nanogpt.run.errors import plain, visible, waiting
 from nanogpt.run.stop import Stop
 from nanogpt.sample import sample_text
 from nanogpt.train import Parts, State, done, logger, sample_start, tokens_per_step
@@ -133,5 +133,5 @@ def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:
     """A text sampled from the run's best checkpoint, as loaded from disk."""
     found = checkpoint.find(parts.out_dir)
     device = "cpu" if parts.sharded else parts.device  # it may be too large for one device
-    model = checkpoint.load_model(found, device, make_model=parts.make_model)
+    model = load_checkpoint(found, device, make_model=parts.make_model)
     return sample_text(model, parts.tokenizer, sample_start(parts), tokens, config.seed)

@@ -1,15 +1,15 @@
-"""One line for a user's mistake: what is printed, and the exit code."""
+"""What programs print for a user: one line for a mistake, with its exit code; notes."""
 
 import io
+import math
 import os
 import re
 import signal
 import sys
+import threading
 import time
 import typing
 from contextlib import contextmanager
-
-from nanogpt.data.files import waiting as waiting  # commands and data_prep take it from here
 
 # control characters except tab and newline, marks of writing direction, halves of surrogate pairs
 HIDDEN = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -76,3 +76,30 @@ def user_errors(stopped: str = ""):
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or stopped}".rstrip(), file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def waiting(what: str, say=None):
+    """Context manager for slow, silent work: prints `what` to stderr, or by `say`, after 1.5 s."""
+    say = say or (lambda text: print(text, file=sys.stderr))
+    timer = threading.Timer(1.5, say, [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 thread, 2,000 threads."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def plain(value: object) -> object:
+    """`value` for JSON, which has no infinities and no NaN: they become null."""
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,12 +12,11 @@ from tempfile import TemporaryDirectory
 
 from nanogpt.checkpoint import State, list_checkpoints, read_json
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import waiting
 from nanogpt.hub.export import push
 from nanogpt.model import GPTConfig
 from nanogpt.run import console, plan
 from nanogpt.run.compare import RESULT, compare
-from nanogpt.run.errors import fail, user_errors
+from nanogpt.run.errors import fail, user_errors, waiting
 from nanogpt.run.flags import parse, settings_parser
 from nanogpt.run.guard import rehearse
 from nanogpt.run.prepare import prepare

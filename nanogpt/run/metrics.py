@@ -18,7 +18,8 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from nanogpt import rundir
-from nanogpt.data.files import plain, sync, write_atomic
+from nanogpt.data.files import sync, write_atomic
+from nanogpt.run.errors import plain
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 TRACKERS = ("trackio", "wandb", "tensorboard")

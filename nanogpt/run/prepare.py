@@ -10,13 +10,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from nanogpt import checkpoint, lora, optim, rundir
+from nanogpt import checkpoint, optim, rundir
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import waiting, write_json
+from nanogpt.data.files import write_json
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.hub import lora
 from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
 from nanogpt.model import GPT, GPTConfig, Ops
@@ -32,6 +33,7 @@ from nanogpt.run.device import (
     share_batches,
     should_compile,
 )
+from nanogpt.run.errors import waiting
 from nanogpt.run.metrics import Metrics
 from nanogpt.run.provenance import code_hash, git_commit, own_code
 from nanogpt.run.stop import Interrupts

@@ -14,6 +14,7 @@ from texts import write_data
 from nanogpt import GPT, GPTConfig, checkpoint
 from nanogpt.cli import measure
 from nanogpt.data.tokens import TokenDataset
+from nanogpt.hub.load import load_checkpoint
 from nanogpt.ops import loss
 from nanogpt.run import metrics
 
@@ -24,7 +25,7 @@ ESCAPES = "\x1b[2J\x1b]0;title\x07 \n" * 200
 
 def test_eval_prints_the_loss_of_the_best_checkpoint(run_dir, command):
     shown, path = command("eval", run_dir), checkpoint.find(run_dir)
-    model, trained = checkpoint.load_model(path), checkpoint.load_configs(path)[1]
+    model, trained = load_checkpoint(path), checkpoint.load_configs(path)[1]
     tokens = torch.from_numpy(TokenDataset(trained.data, "val", 16).tokens[:].astype("int64"))
     n = (len(tokens) - 1) // 16
     with torch.no_grad():
@@ -83,7 +84,7 @@ def test_a_plan_counts_parameters_and_tokens_and_leaves_nothing(trained_dir, tmp
     data = checkpoint.load_configs(trained_dir)[1].data
     flags = [*SMALL, "--batch_size=4", "--max-iters=50", f"--data={data}"]
     shown, found = command("plan", RECIPE, *flags), json.loads(command("plan", RECIPE, *flags, "--json"))
-    size = checkpoint.load_model(checkpoint.find(trained_dir)).config.vocab_size
+    size = load_checkpoint(checkpoint.find(trained_dir)).config.vocab_size
     parameters = GPT(GPTConfig(TINY.block_size, size, 1, 2, n_embd=16)).get_num_params()
     assert f"{parameters:,}" in shown and "3,200" in shown
     assert (found["parameters"], found["tokens"]) == (parameters, 3200)

@@ -32,7 +32,7 @@ def shorten(script: str) -> str:
         if "--help" in command:
             return match[0]
         given = re.search(r"--max_iters[= ](\d+)", command)
-        steps = (int(given[1]) if given else 640) // SHORTER
+        steps = (int(given[1]) if given else 800) // SHORTER
         small = "" if "finetune" in command else " --n_layer=1"  # what is fine-tuned has the layers that it has
         return f"{command} --max_iters={steps} --eval_interval=2 --threads=1{small} "
 

@@ -10,12 +10,12 @@ from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPT, GPTConfig, checkpoint
 from nanogpt.data.tokenizer import CharTokenizer, load_tokenizer
 from nanogpt.hub import export
-from nanogpt.hub.load import load
+from nanogpt.hub.load import load, load_checkpoint
 
 
 def test_a_run_a_checkpoint_and_an_export_are_one_model(trained_dir, tmp_path):
     export.export(trained_dir, tmp_path / "export", say=lambda text: None)
-    best = checkpoint.load_model(checkpoint.find(trained_dir))
+    best = load_checkpoint(checkpoint.find(trained_dir))
     idx = torch.arange(10)[None]
     for run in (trained_dir, str((trained_dir / "best").resolve()), tmp_path / "export"):
         for model in (GPT.from_pretrained(run), nanogpt.load(run)[0]):
@@ -27,9 +27,9 @@ def test_a_run_a_checkpoint_and_an_export_are_one_model(trained_dir, tmp_path):
 def test_options_choose_the_checkpoint_and_leave_the_weights_alone(trained_dir):
     first, last = checkpoint.list_checkpoints(trained_dir)
     model = GPT.from_pretrained(trained_dir, which="step-5", dropout=0.5, dtype=torch.bfloat16)
-    weight = checkpoint.load_model(first).wte.weight
+    weight = load_checkpoint(first).wte.weight
     assert torch.equal(model.wte.weight, weight.bfloat16()) and model.config.dropout == 0.5
-    assert not torch.equal(weight, checkpoint.load_model(last).wte.weight)
+    assert not torch.equal(weight, load_checkpoint(last).wte.weight)
 
 
 @pytest.mark.parametrize("which", ["bset", "step-abc", "../run"])

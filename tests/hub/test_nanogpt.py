@@ -18,7 +18,7 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 from nanogpt import GPTConfig, checkpoint, rundir
 from nanogpt.cli import main
 from nanogpt.data.tokenizer import CharTokenizer
-from nanogpt.hub.load import load
+from nanogpt.hub.load import load, load_checkpoint
 from nanogpt.hub.nanogpt import export, import_checkpoint, require_nanogpts
 
 SETTINGS = {"batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 12, "eval_interval": 3, "eval_iters": 2}
@@ -77,7 +77,7 @@ def test_logits_are_theirs(tmp_path, theirs_data, vocab_size, bias, prefix):
     state = model.state_dict() | {f"transformer.h.{i}.attn.bias": mask for i in range(2)}
     state = {prefix + name: tensor for name, tensor in state.items()}
     path = write(tmp_path / "ckpt.pt", model, model=state)
-    imported = checkpoint.load_model(import_checkpoint(path, theirs_data, tmp_path / "out"))
+    imported = load_checkpoint(import_checkpoint(path, theirs_data, tmp_path / "out"))
     idx = torch.randint(vocab_size, (3, 16))
     with torch.no_grad():
         torch.testing.assert_close(imported(idx), model(idx), atol=1e-5, rtol=0)
@@ -113,7 +113,7 @@ def test_of_their_50304_rows_the_50257_with_a_token_are_kept(tmp_path, text, gpt
         ids.tofile(tmp_path / "gpt2" / f"{split}.bin")
     model = random_model(50304)
     saved = import_checkpoint(write(tmp_path / "ckpt.pt", model), tmp_path / "gpt2", tmp_path / "out")
-    imported = checkpoint.load_model(saved)
+    imported = load_checkpoint(saved)
     assert imported.config.vocab_size == 50257
     idx = torch.from_numpy(ids[:16].astype(np.int64))[None]
     with torch.no_grad():

@@ -53,8 +53,10 @@ class FollowedRun:
         self.alerts = alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES})
         found = {}
         with suppress(OSError, ValueError):  # a copy of a run may lack it
-            for part in read_json(self.directory / checkpoint.CONFIG).values():
-                found |= part if isinstance(part, dict) else {}
+            for key, part in read_json(self.directory / checkpoint.CONFIG).items():
+                if isinstance(part, dict):
+                    own = key in ("class", "optimizers")
+                    found |= {key: part.get("name")} if own else part
         self.max_iters = metrics.number(found.get("max_iters")) or math.inf
         self.settings = {k: str(v) for k, v in found.items() if not isinstance(v, dict | list)}
 

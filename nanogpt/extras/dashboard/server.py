@@ -40,7 +40,8 @@ def list_runs(runs: Runs, query: dict) -> dict:
     """The runs, and the settings in which runs may differ without being different."""
     runs.update()
     listed = [{"number": number, **run.summary()} for number, run in runs.found.items()]
-    return {"runs": listed, "incidental": sorted(ignored_by("resume", "compare", "card"))}
+    incidental = {"commit", *ignored_by("resume", "compare", "card")}
+    return {"runs": listed, "incidental": sorted(incidental)}
 
 
 def curves(runs: Runs, query: dict) -> dict:

@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021): the weights W stay frozen, and low-rank updates W + SCALE B A are trained.
 
-`--lora_rank=8` with `--init_from` adds the adapters of peft before training. A
-checkpoint stores the frozen weights beside them, so it is complete; whatever loads it to sample,
-evaluate or export gets the merged model, which looks like an ordinary GPT.
+`--lora_rank=8` with `--init_from` adds the adapters of peft before training. A checkpoint stores
+the frozen weights beside them, so it is complete; whatever loads it to sample, evaluate or export
+gets the merged model, which looks like an ordinary GPT.
 """
 
 import torch
