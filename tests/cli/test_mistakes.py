@@ -33,10 +33,10 @@ export RUN --to link                          | link exists
 export RUN --to x --dtype q8_0                | q8_0 --format gguf
 dashboard nowhere                             | nowhere directory
 bench --model gpt5                            | 'gpt5' classic
-plan /etc/passwd                              | /etc/passwd Python
+plan /etc/passwd                              | /etc/passwd .py
 train RECIPE --n-leyer=3                      | --n_leyer --n_layer?
 train RECIPE --processes=3                    | --processes=3 GPUs --device=cpu
-train nowhere.py                              | nowhere.py Python
+train nowhere.py                              | nowhere.py file
 train own_text.py --data=nothing              | 'nothing'
 pretrain.py --depth=0                         | --depth=0 64
 pretrain.py --tokens_per_parameter=nan        | --tokens_per_parameter=nan
