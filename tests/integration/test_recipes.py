@@ -23,7 +23,7 @@ TOLERANCES = {  # LOG.md: three seeds are 0.006 apart, fp32 and bf16 0.001; othe
     "pretrain": 0.03,
     "gpt2": 0.02,
     "finetune_shakespeare": 0.03,
-    "chat": 0.05,  # one run; the spread of seeds is not measured
+    "chat": 0.17,  # a run learns to add suddenly, or not in time (LOG.md)
     "python_stdlib": 0.15,  # a different Python is a different text
     "shakespeare_nanogpt": 0.02,
     "shakespeare_best": 0.01,

@@ -119,12 +119,12 @@ def test_a_job_is_queued_again_survives_a_dead_node_and_trains_what_one_process_
     kill_all(int((home / "pids").read_text().split()[-1]))
     assert second.wait(PATIENCE) != 0
     log, killed = (home / "log1").read_text(), checkpoint.list_checkpoints(out)[-1]
-    assert f"out/two, resuming from step {int(stopped.name[5:])}\n" in log
+    assert f"out/two, resuming from step {int(stopped.name[5:])} (" in log
     assert "error: process 0 of 2 stops: another process" in log
 
     last = max(curve(out, "train_loss")) + 3
     assert job(max_iters=last).wait(PATIENCE) == 0
-    assert f"out/two, resuming from step {int(killed.name[5:])}\n" in (home / "log2").read_text()
+    assert f"out/two, resuming from step {int(killed.name[5:])} (" in (home / "log2").read_text()
     assert (home / "requeued").read_text() == f"{job.number}\n"  # once in all
     assert (data / "meta.json").stat().st_mtime_ns == tokenized
 

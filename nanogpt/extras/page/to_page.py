@@ -63,8 +63,8 @@ def write(
         exported = Path(directory, "export")
         to_onnx.export(source or run, exported, name=to.name, license=license, say=say, **options)
         shutil.copytree(PAGE, page)
-        (page / "LICENSE-transformers.js").write_bytes(library.pop("LICENSE"))
         files = library | {name: (exported / name).read_bytes() for name in MODEL}
+        (page / "LICENSE-transformers.js").write_bytes(files.pop("LICENSE"))
         curve = exported / card.CURVE
         if curve.exists():
             shutil.copy(curve, page / "curve.png")
