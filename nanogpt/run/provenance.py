@@ -26,6 +26,7 @@ def own_code(gpt: GPT, make_optimizers) -> dict:
 
 
 def unwrap(definition):
+    """The function in a functools.partial; anything else as it is."""
     while isinstance(definition, partial):
         definition = definition.func
     return definition
