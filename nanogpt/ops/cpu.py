@@ -3,7 +3,7 @@
     model = GPT(config, ops=CPU)
 
 Each operator gives the same values and gradients as torch up to rounding (tests/ops/test_cpu.py);
-dropout draws different random numbers. Without gradients they call torch's own functions.
+dropout draws different random numbers.
 `python benchmarks/cpu_parts.py` measures each operator; LOG.md has the results.
 """
 
@@ -50,17 +50,20 @@ class RMSNormFunction(torch.autograd.Function):
 
 
 def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
-    """`model.attention`; while training, written out in matmuls if that is faster.
+    """`model.attention`, written out in matmuls if that is faster.
 
-    Up to 256 tokens it is, and in bf16 up to 1024 (LOG.md); so it is with dropout, for which torch
-    has no kernel on the CPU. torch's backward pass takes four times as long in bf16 as in fp32, so
-    it gets fp32 whatever the dtype of v.
+    In bf16 it is up to 1024 tokens, and in fp32 up to 256 while training (LOG.md); so it is with
+    dropout, for which torch has no kernel on the CPU. torch's backward pass takes four times as
+    long in bf16 as in fp32, so it gets fp32 whatever the dtype of v.
     """
-    if not torch.is_grad_enabled():
-        return attention(q, k, v, mask, dropout, causal, enable_gqa)
     dtype = v.dtype
-    longest = 1024 if dtype.itemsize == 2 else 256
+    training = torch.is_grad_enabled()
+    longest = 1024
+    if dtype.itemsize > 2:
+        longest = 256 if training else 0
     written_out = causal and mask is None and (dropout or q.size(-2) <= longest)
+    if not training and not written_out:
+        return attention(q, k, v, mask, dropout, causal, enable_gqa)
     if dropout and torch.compiler.is_compiling():
         written_out = False
     with torch.autocast("cpu", enabled=False):

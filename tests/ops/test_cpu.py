@@ -77,7 +77,7 @@ def test_attention_in_bf16_is_as_near_to_fp32_as_torchs_and_in_fp32_if_it_is_lon
         assert torch.equal(a, exact.bfloat16()) or written_out
         assert (a - exact).norm() < 2 * (b - exact).norm()
     with torch.no_grad():
-        assert torch.equal(fast_attention(q, k, v, causal=True), in_bf16[0])
+        assert torch.equal(fast_attention(q, k, v, causal=True), (ours if written_out else in_bf16)[0])
 
 
 @pytest.mark.parametrize("heads", [4, 2])
@@ -144,12 +144,14 @@ def test_a_part_leaves_loss_and_gradients_as_they_are(part, case):
     assert distance(gradients(make_model(CASES[case])), gradients(faster, torch.bfloat16)) < 0.1
 
 
-@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("case", ["gpt2", "qwen3"])
-def test_without_gradients_a_model_computes_the_same_bits(case, bf16):
+def test_without_gradients_a_model_computes_the_same_bits_and_in_bf16_as_exact_values_as_torch(case):
     model, faster = make_model(CASES[case]), make_model(CASES[case]).use(CPU)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        assert torch.equal(faster(IDX), model(IDX))
+    with torch.no_grad():
+        exact = model(IDX)
+        assert torch.equal(faster(IDX), exact)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (faster(IDX) - exact).norm() < 1.5 * (model(IDX) - exact).norm()
 
 
 def test_torch_compile_sees_one_graph():
