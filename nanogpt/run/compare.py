@@ -16,7 +16,6 @@ from nanogpt import checkpoint
 from nanogpt.config import ignored_by
 from nanogpt.run import metrics
 
-RESULT = "result.json"
 KEYS = ("step", "tokens", "train_seconds", "val_loss")
 AXES = ("steps", "tokens", "seconds of training")  # names of the first three
 ALPHA = 0.05  # a difference with a smaller p is significant
@@ -36,11 +35,9 @@ class Curve:
 
 def read(run: Path) -> Curve:
     """A run's settings and validation losses. Raises ValueError if it is not a run or has none."""
-    if not (run / metrics.METRICS).is_file():
-        raise ValueError(f"{run} is not an out directory: it has no {metrics.METRICS}")
     lines = [line for line in metrics.read(run / metrics.METRICS) if line.keys() >= set(KEYS)]
     if not lines:
-        raise ValueError(f"{run} has no validation loss yet")
+        raise ValueError(f"{run} has no validation loss: name an out directory with one")
     config = checkpoint.read_json(run / checkpoint.CONFIG)
     try:
         settings = config["model"] | config["train"]
@@ -59,7 +56,8 @@ def read(run: Path) -> Curve:
     points = np.array([[line[key] for key in KEYS] for line in lines], dtype=float)
     lowest = float(np.fmin.reduce(points[:, 3]))
     # which a run writes at its end
-    result = checkpoint.read_json(run / RESULT) if (run / RESULT).exists() else {}
+    outcome = run / metrics.RESULT
+    result = checkpoint.read_json(outcome) if outcome.exists() else {}
     finished = result.get("reason") == "finished"
     return Curve(run, settings, kind, points, lowest, digests.get("val"), finished)
 

@@ -10,8 +10,8 @@ import torch
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.hub.load import load_checkpoint
-from nanogpt.run.compare import RESULT
 from nanogpt.run.errors import plain, visible, waiting
+from nanogpt.run.metrics import RESULT
 from nanogpt.run.stop import Stop
 from nanogpt.sample import sample_text
 from nanogpt.train import Parts, State, done, logger, sample_start, tokens_per_step

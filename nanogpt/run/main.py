@@ -15,10 +15,11 @@ from nanogpt.config import TrainConfig
 from nanogpt.hub.export import push
 from nanogpt.model import GPTConfig
 from nanogpt.run import console, plan
-from nanogpt.run.compare import RESULT, compare
+from nanogpt.run.compare import compare
 from nanogpt.run.errors import fail, user_errors, waiting
 from nanogpt.run.flags import parse, settings_parser
 from nanogpt.run.guard import rehearse
+from nanogpt.run.metrics import RESULT
 from nanogpt.run.prepare import prepare
 from nanogpt.run.stop import Stop
 from nanogpt.train import Parts, done, logger, pause, save, train

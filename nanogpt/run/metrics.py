@@ -21,7 +21,7 @@ from nanogpt import rundir
 from nanogpt.data.files import sync, write_atomic
 from nanogpt.run.errors import plain
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+METRICS, SAMPLES, RESULT = "metrics.jsonl", "samples.jsonl", "result.json"
 TRACKERS = ("trackio", "wandb", "tensorboard")
 
 logger = logging.getLogger("nanogpt")
@@ -137,13 +137,7 @@ def read(path: Path) -> list[dict]:
         with contextlib.suppress(ValueError, RecursionError, AttributeError):  # not a dictionary
             values = json.loads(line).items()
             values = [(k, math.nan if v is None else v) for k, v in values]  # JSON has no NaN
-            kept = {k: v for k, v in values if k == "text" or number(v) is not None}
+            kept = {k: v for k, v in values if k == "text" or type(v) in (int, float)}
             if isinstance(kept.get("step"), int):
                 found.append(kept)
     return found
-
-
-def number(value: object) -> float | None:
-    """A number as a float; None for anything else, such as an integer of a thousand digits."""
-    is_number = type(value) is float or (type(value) is int and abs(value) < 1 << 63)
-    return float(value) if is_number else None

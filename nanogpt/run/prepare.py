@@ -24,7 +24,6 @@ from nanogpt.model import GPT, GPTConfig, Ops
 from nanogpt.ops import ops_for, sharded
 from nanogpt.run import console, guard, resume
 from nanogpt.run.agree import Peers
-from nanogpt.run.compare import RESULT
 from nanogpt.run.device import (
     compile_model,
     make_accelerator,
@@ -34,7 +33,7 @@ from nanogpt.run.device import (
     should_compile,
 )
 from nanogpt.run.errors import waiting
-from nanogpt.run.metrics import Metrics
+from nanogpt.run.metrics import RESULT, Metrics
 from nanogpt.run.provenance import code_hash, git_commit, own_code
 from nanogpt.run.stop import Interrupts
 from nanogpt.train import Parts, Tally, done, logger

@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 import threading
+from urllib.parse import quote
 
 import pytest
 
@@ -23,7 +24,7 @@ def server(tmp_path):
     lines = [{"step": step, "tokens": step * 10, "train_seconds": 1, "val_loss": 4 - step} for step in (0, 1, 2)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "samples.jsonl").write_text(json.dumps({"step": 2, "text": "a text"}) + "\n")
-    (run / "config.json").write_text(json.dumps({"train": {"max_iters": 2}}))
+    (run / "result.json").write_text(json.dumps({"reason": "finished"}))
     with Server([str(tmp_path / "out")]) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
@@ -47,10 +48,11 @@ def runs_of(server) -> list[dict]:
 def test_runs_curves_and_samples_as_json(server):
     (run,) = runs_of(server)
     assert run["name"].endswith(HOSTILE) and run["status"] == "finished" and (run["best"], run["best_step"]) == (2, 2)
-    asked = "/api/curves?run=0&x=tokens&points=100&key=val_loss&key=lr"
+    name = quote(run["name"])
+    asked = f"/api/curves?run={name}&x=tokens&points=100&key=val_loss&key=lr"
     assert json.loads(ask(server, asked)[2]) == {"val_loss": [[0, 10, 20], [4, 3, 2]], "lr": [[], []]}
     assert json.loads(ask(server, asked + "&low=15&high=20")[2])["val_loss"] == [[10, 20], [3, 2]]
-    assert json.loads(ask(server, "/api/samples?run=0")[2]) == [{"step": 2, "text": "a text"}]
+    assert json.loads(ask(server, f"/api/samples?run={name}")[2]) == [{"step": 2, "text": "a text"}]
     incidental = set(json.loads(ask(server, "/api/runs")[2])["incidental"])
     assert {"out_dir", "resume"} <= incidental and not incidental & {"seed", "learning_rate", "batch_size"}
 
@@ -78,7 +80,7 @@ def test_only_this_machines_own_names_are_served(server, host):
     "request_line, expected",
     [("POST /api/runs", 501)]
     + [(f"GET {path}", 404) for path in ("/../secret.txt", "/..%2fsecret.txt", "/../server.py")]
-    + [(f"GET /api/curves?{query}", 400) for query in ("", "run=7", "run=..", "run=0&x=values&points=9&key=lr")],
+    + [(f"GET /api/curves?{query}", 400) for query in ("", "run=7", "run=..")],
 )
 def test_nobody_writes_reads_other_files_or_asks_for_nonsense(server, request_line, expected):
     method, path = request_line.split(" ")
@@ -86,14 +88,15 @@ def test_nobody_writes_reads_other_files_or_asks_for_nonsense(server, request_li
     assert status == expected and b"secret" not in body and ask(server, "/api/runs")[0] == 200
 
 
-def test_the_number_of_a_deleted_run_is_never_given_again(server, tmp_path):
-    assert [run["number"] for run in runs_of(server)] == [0]
+def test_a_run_that_was_deleted_and_made_again_is_a_new_one(server, tmp_path):
+    (run,) = runs_of(server)
     shutil.rmtree(tmp_path / "out" / HOSTILE)
     assert runs_of(server) == []
-    assert ask(server, "/api/samples?run=0")[0] == 400
-    (tmp_path / "out" / "new").mkdir()
-    (tmp_path / "out" / "new" / "metrics.jsonl").write_text('{"step": 1}\n')
-    assert [run["number"] for run in runs_of(server)] == [1]
+    assert ask(server, f"/api/samples?run={quote(run['name'])}")[0] == 400
+    (tmp_path / "out" / HOSTILE).mkdir()
+    (tmp_path / "out" / HOSTILE / "metrics.jsonl").write_text('{"step": 1}\n')
+    (again,) = runs_of(server)
+    assert again["version"] != run["version"] and (again["step"], again["best"]) == (1, None)
     shutil.rmtree(tmp_path / "out")
     assert runs_of(server) == []
 

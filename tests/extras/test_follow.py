@@ -64,12 +64,12 @@ def test_lines_and_values_that_cannot_be_drawn_are_passed_over(run):
     run.update()
     assert run.curve("train_loss", "step", 100) == ([1, 2, 6], [3.0, 2.0, 1.0])
     assert run.summary()["metrics"] == ["train_loss", "val_loss", "huge"]
-    assert [alert["kind"] for alert in run.alerts] == ["nan"]
+    assert [alert["kind"] for alert in run.summary()["alerts"]] == ["nan"]
 
 
 def test_the_summary_says_how_far_a_run_got(run):
     summary = run.summary()
-    assert summary["end"] == {"step": 2, "tokens": 200, "train_seconds": 1.0}
+    assert (summary["step"], summary["samples"]) == (2, 0)
     assert (summary["best"], summary["best_step"]) == (2.5, 2) and summary["status"] == "training"
     assert summary["settings"] == {"n_layer": "2", "max_iters": "3"}
     old = time.time() - 100
@@ -79,8 +79,11 @@ def test_the_summary_says_how_far_a_run_got(run):
     append(run.directory / "metrics.jsonl", line(3, val_loss=2.0))
     append(run.directory / "samples.jsonl", line(3, text="a text"))
     run.update()
-    assert run.summary()["status"] == "finished" and run.summary()["best"] == 2.0
-    assert run.samples == [{"step": 3, "text": "a text"}]
+    assert run.summary()["status"] == "training" and run.summary()["best"] == 2.0
+    assert [(sample["step"], sample["text"]) for sample in run.samples] == [(3, "a text")]
+    (run.directory / "result.json").write_text(json.dumps({"reason": "time limit"}))
+    run.update()
+    assert run.summary()["status"] == "time limit"
 
 
 def test_thinning_keeps_ends_and_peaks():
@@ -93,14 +96,13 @@ def test_thinning_keeps_ends_and_peaks():
     assert (ys[few_x.astype(int)] == few_y).all()
 
 
-def test_runs_are_found_two_levels_deep_and_keep_their_places(tmp_path):
+def test_runs_are_found_two_levels_deep_and_once(tmp_path):
     for name in ("b", "group/c", "group/deep/er"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "metrics.jsonl").write_text(line(1))
     runs = Runs([str(tmp_path), str(tmp_path / "b")])
     runs.update()
     assert [run.directory for run in runs.found.values()] == [tmp_path / "b", tmp_path / "group/c"]
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "metrics.jsonl").write_text(line(1))
+    found = runs.found[str(tmp_path / "b")]
     runs.update()
-    assert [run.directory.name for run in runs.found.values()] == ["b", "c", "a"]
+    assert runs.found[str(tmp_path / "b")] is found

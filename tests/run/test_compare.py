@@ -93,7 +93,7 @@ def test_runs_that_have_no_step_in_common_are_compared_by_their_lowest_loss(runs
 
 
 def test_what_is_no_run_or_the_same_one_is_named(runs, tmp_path):
-    with pytest.raises(ValueError, match="not an out directory"):
+    with pytest.raises(ValueError, match="no validation loss"):
         compare([tmp_path])
     with pytest.raises(ValueError, match="no validation loss"):
         compare([make(tmp_path / "new", 1, {})])

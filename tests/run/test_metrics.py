@@ -41,7 +41,8 @@ def test_everything_that_reads_metrics_takes_damaged_and_odd_lines(make_run, don
     assert export.export(done.out_dir, tmp_path / "export", say=lambda text: None).is_dir()
     runs = follow.Runs([str(done.out_dir)])
     runs.update()
-    assert runs.found[0].summary()["best_step"] == 4
+    (run,) = runs.found.values()
+    assert run.summary()["best_step"] == 4
     again = make_run(max_iters=6, eval_interval=2, resume="auto")  # writes the file anew, without the damaged ones
     again.train()
     lines = map(json.loads, (again.out_dir / metrics.METRICS).read_text().splitlines())

@@ -2,13 +2,12 @@
 
 >>> runs = Runs(["out"])  # doctest: +SKIP
 >>> runs.update()  # doctest: +SKIP
->>> runs.found[0].curve("train_loss", "tokens", points=600)  # doctest: +SKIP
+>>> runs.found["out/shakespeare"].curve("train_loss", "tokens", points=600)  # doctest: +SKIP
 """
 
 import math
 import time
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from nanogpt.run import metrics
 from nanogpt.run.errors import visible
 
 X = ("step", "tokens", "train_seconds")
-FILES = (metrics.METRICS, metrics.SAMPLES)
+FILES = (metrics.METRICS, metrics.SAMPLES, metrics.RESULT)
 
 
 class FollowedRun:
@@ -28,37 +27,48 @@ class FollowedRun:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.stamps: list[tuple[float, int]] = []  # times and sizes of FILES when they were read
-        self.version = 0  # grows with every change
+        self.version = ""  # times and sizes of FILES when they were read
         self.lines: list[dict] = []  # of metrics.jsonl
-        self.metrics: list[str] = []  # the names in them
-        self.samples: list[dict] = []
-        self.settings: dict[str, str] = {}
-        self.max_iters = math.inf
-        self.alerts: list[dict] = []
+        self.samples: list[dict] = []  # of samples.jsonl
+        self.facts: dict = {}  # what the page lists of them
 
     def update(self) -> None:
         """Reads the files if they have changed, and the settings with them."""
-        stamps = [stamp(self.directory / name) for name in FILES]
-        if stamps == self.stamps:
-            return
-        self.stamps, self.version = stamps, self.version + 1
-        try:
-            self.lines, texts = (metrics.read(self.directory / name) for name in FILES)
-        except OSError:  # it is being replaced, or was removed
-            return
+        files = [self.directory / name for name in FILES]
+        with suppress(OSError):  # a file is being replaced, or was removed
+            stats = [file.stat() for file in files if file.exists()]
+            version = str([(stat.st_mtime, stat.st_size) for stat in stats])
+            if version != self.version:
+                self.lines, self.samples = metrics.read(files[0]), metrics.read(files[1])
+                self.facts = self.describe()
+                self.version = version
+
+    def describe(self) -> dict:
+        """What the page lists of the run, except for what the clock changes."""
+        steps, losses = alerts.finite(*self.points("val_loss", "step"))
+        best, best_step = min(zip(losses, steps, strict=True), default=(None, None))
         names = dict.fromkeys(name for line in self.lines for name in line)
-        self.metrics = [name for name in names if name not in (*X, "text")]
-        self.samples = [{"step": line["step"], "text": line.get("text", "")} for line in texts]
-        self.alerts = alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES})
-        found = {}
-        with suppress(OSError, ValueError):  # a copy of a run may lack it
-            for key, part in read_json(self.directory / checkpoint.CONFIG).items():
-                if isinstance(part, dict):
-                    own = key in ("class", "optimizers")
-                    found |= {key: part.get("name")} if own else part
-        self.max_iters = metrics.number(found.get("max_iters")) or math.inf
-        self.settings = {k: str(v) for k, v in found.items() if not isinstance(v, dict | list)}
+        settings = {}
+        for key, part in self.read_json(checkpoint.CONFIG).items():
+            if isinstance(part, dict):
+                own = key in ("class", "optimizers")
+                settings |= {key: part.get("name")} if own else part
+        return {
+            "step": self.lines[-1]["step"] if self.lines else 0,
+            "metrics": [name for name in names if name not in (*X, "text")],
+            "best": best,
+            "best_step": best_step,
+            "settings": {k: str(v) for k, v in settings.items() if not isinstance(v, dict | list)},
+            "alerts": alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES}),
+            "samples": len(self.samples),
+            "reason": self.read_json(metrics.RESULT).get("reason"),
+        }
+
+    def read_json(self, name: str) -> dict:
+        """A JSON file of the run; empty if it has none."""
+        with suppress(ValueError):
+            return read_json(self.directory / name)
+        return {}
 
     def points(self, key: str, x: str) -> alerts.Curve:
         """All values of `key` over x (step, tokens or train_seconds), both (N,)."""
@@ -78,34 +88,9 @@ class FollowedRun:
 
     def summary(self) -> dict:
         """The run as the page lists it."""
-        steps, losses = alerts.finite(*self.points("val_loss", "step"))
-        best = losses.argmin() if len(losses) else None
-        last = self.lines[-1] if self.lines else {}
-        end = {name: last.get(name, 0) for name in X}
-        status = "training" if time.time() - self.stamps[0][0] < 60 else "stopped"
-        if end["step"] >= self.max_iters:
-            status = "finished"
-        return {
-            "name": visible(str(self.directory)),
-            "version": self.version,
-            "status": status,
-            "end": end,
-            "metrics": self.metrics,
-            "best_step": None if best is None else steps[best],
-            "best": None if best is None else losses[best],
-            "settings": self.settings,
-            "alerts": self.alerts,
-            "samples": len(self.samples),
-        }
-
-
-def stamp(path: Path) -> tuple[float, int]:
-    """Time and size of a file; zeros if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_mtime, status.st_size
+        recent = time.time() - (self.directory / metrics.METRICS).stat().st_mtime < 60
+        status = self.facts["reason"] or ("training" if recent else "stopped")
+        return {"version": self.version, "status": status, **self.facts}
 
 
 def thin(xs: np.ndarray, ys: np.ndarray, points: int) -> alerts.Curve:
@@ -130,20 +115,15 @@ class Runs:
         for root in self.roots:
             if not root.is_dir():
                 raise ValueError(f"{root} is not a directory: name out directories or their parent")
-        self.found: dict[int, FollowedRun] = {}  # by a number that is never reused
-        self.numbers = count()
+        self.found: dict[str, FollowedRun] = {}  # by the name of the directory
 
     def update(self) -> None:
         """Finds new and deleted runs, and reads new lines of the others."""
-        present: dict[Path, None] = {}
+        before, self.found = self.found, {}
         for root in self.roots:
             for pattern in ("", "*/", "*/*/"):
-                files = sorted(root.glob(pattern + metrics.METRICS))
-                present |= {file.parent: None for file in files if file.is_file()}
-        self.found = {number: run for number, run in self.found.items() if run.directory in present}
-        known = {run.directory for run in self.found.values()}
-        for directory in present:
-            if directory not in known:
-                self.found[next(self.numbers)] = FollowedRun(directory)
+                for file in sorted(root.glob(pattern + metrics.METRICS)):
+                    name = visible(str(file.parent))
+                    self.found[name] = before.get(name) or FollowedRun(file.parent)
         for run in self.found.values():
             run.update()

@@ -2,12 +2,12 @@
 
     nanogpt dashboard out
 
-It reads metrics.jsonl, samples.jsonl and config.json of each run, so it needs no tracker, and
-writes nothing. The page loads nothing from the network. It reads JSON from these addresses:
+It reads the JSON files of each run, so it needs no tracker, and writes nothing. The page loads
+nothing from the network. It reads JSON from these addresses:
 
-    /api/runs                                            all runs and their progress
-    /api/curves?run=0&key=val_loss&x=tokens&points=600   with &low=…&high=…: a part in detail
-    /api/samples?run=0                                   the texts of its evaluations
+    /api/runs               all runs and their progress
+    /api/curves?run=out/a   &key=val_loss&x=tokens&points=600, and &low=…&high=…: a part in detail
+    /api/samples?run=out/a  the texts of its evaluations
 """
 
 import json
@@ -37,16 +37,16 @@ OWN = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
 def list_runs(runs: Runs, query: dict) -> dict:
-    """The runs, and the settings in which runs may differ without being different."""
+    """The runs, and the settings that do not make runs different."""
     runs.update()
-    listed = [{"number": number, **run.summary()} for number, run in runs.found.items()]
+    listed = [{"name": name, **run.summary()} for name, run in runs.found.items()]
     incidental = {"commit", *ignored_by("resume", "compare", "card")}
     return {"runs": listed, "incidental": sorted(incidental)}
 
 
 def curves(runs: Runs, query: dict) -> dict:
     """{key: [xs, ys]} of one run."""
-    run = runs.found[int(query["run"][0])]
+    run = runs.found[query["run"][0]]
     x, points = query["x"][0], int(query["points"][0])
     low, high = float(query.get("low", [-math.inf])[0]), float(query.get("high", [math.inf])[0])
     return {key: run.curve(key, x, points, low, high) for key in query["key"]}
@@ -54,7 +54,7 @@ def curves(runs: Runs, query: dict) -> dict:
 
 def samples(runs: Runs, query: dict) -> list[dict]:
     """The texts that one run wrote."""
-    return runs.found[int(query["run"][0])].samples
+    return runs.found[query["run"][0]].samples
 
 
 ANSWERS = {"/api/runs": list_runs, "/api/curves": curves, "/api/samples": samples}
@@ -64,8 +64,6 @@ class Handler(SimpleHTTPRequestHandler):
     """Answers GET requests: the files in web/, or JSON."""
 
     server: "Server"
-    protocol_version = "HTTP/1.1"
-    timeout = 20  # seconds without data before a connection is closed
 
     def do_GET(self) -> None:
         """Refuses requests under another host name."""
@@ -82,7 +80,6 @@ class Handler(SimpleHTTPRequestHandler):
         body = json.dumps(found).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 

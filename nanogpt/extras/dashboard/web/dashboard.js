@@ -18,10 +18,14 @@ let runs = [], incidental = []; // as /api/runs lists them
 let range; // of x: [low, high], or undefined for the full range
 let sampleStep = Infinity; // the newest
 let trouble = ""; // an error message
-const hidden = new Set(), charts = new Map(), curves = new Map(), samples = new Map();
+// by the name of a run, except for the charts
+const hidden = new Set(), charts = new Map(), curves = new Map(), samples = new Map(), colors = new Map();
 
-const color = (number) => COLORS[number % COLORS.length];
-const shown = () => runs.filter((run) => !hidden.has(run.number));
+function color(name) { // in the order in which runs appear, and never another one
+  if (!colors.has(name)) colors.set(name, COLORS[colors.size % COLORS.length]);
+  return colors.get(name);
+}
+const shown = () => runs.filter((run) => !hidden.has(run.name));
 const placeOf = (key) => (PLACES.has(key) ? PLACES.get(key) : key);
 const rank = (place) => (Object.keys(TITLES).indexOf(place) + 1 || Infinity);
 
@@ -36,9 +40,9 @@ function breakable(tag, name, properties = {}) {
   return element;
 }
 
-function swatch(number) {
+function swatch(name) {
   const square = make("span", "", { className: "swatch" });
-  square.style.background = color(number);
+  square.style.background = color(name);
   return square;
 }
 
@@ -61,14 +65,14 @@ async function fetchRun(run, wanted) {
   const points = Math.round(Math.min(2000, $("charts").clientWidth * 1.2)), x = $("x").value;
   const keys = run.metrics.filter((key) => wanted.includes(placeOf(key)));
   const view = JSON.stringify([run.version, x, points, range, keys]);
-  if (curves.get(run.number)?.view === view) return;
-  const query = [["run", run.number], ["x", x], ["points", points], ...keys.map((key) => ["key", key])];
+  if (curves.get(run.name)?.view === view) return;
+  const query = [["run", run.name], ["x", x], ["points", points], ...keys.map((key) => ["key", key])];
   if (range) query.push(["low", range[0]], ["high", range[1]]);
   const lines = keys.length ? await ask("/api/curves", query) : {};
-  if (samples.get(run.number)?.version !== run.version && run.samples) {
-    samples.set(run.number, { version: run.version, texts: await ask("/api/samples", [["run", run.number]]) });
+  if (samples.get(run.name)?.version !== run.version && run.samples) {
+    samples.set(run.name, { version: run.version, texts: await ask("/api/samples", [["run", run.name]]) });
   }
-  curves.set(run.number, { view, lines });
+  curves.set(run.name, { view, lines });
 }
 
 // A run that fails, perhaps because it was just deleted, does not keep the others from being shown.
@@ -80,15 +84,14 @@ async function fetchNew() {
 
 function drawRuns() {
   $("runs").replaceChildren(...runs.map((run) => {
-    const number = run.number;
-    const box = make("input", "", { type: "checkbox", checked: !hidden.has(number) });
+    const box = make("input", "", { type: "checkbox", checked: !hidden.has(run.name) });
     box.addEventListener("change", () => {
-      hidden[box.checked ? "delete" : "add"](number);
+      hidden[box.checked ? "delete" : "add"](run.name);
       refresh();
     });
     const label = make("label");
     const best = run.best === null ? "" : `, best ${run.best.toFixed(4)} at ${short(run.best_step)}`;
-    label.append(box, swatch(number), breakable("span", run.name), make("small", `${run.status}, step ${short(run.end.step)}${best}`));
+    label.append(box, swatch(run.name), breakable("span", run.name), make("small", `${run.status}, step ${short(run.step)}${best}`));
     const item = make("li");
     item.append(label);
     return item;
@@ -98,7 +101,7 @@ function drawRuns() {
 function drawAlerts() {
   $("alerts").replaceChildren(...shown().flatMap((run) => run.alerts.map((alert) => {
     const item = make("li", "", { className: alert.kind });
-    item.append(swatch(run.number), breakable("span", run.name), `: ${alert.kind}: ${alert.text}`);
+    item.append(swatch(run.name), breakable("span", run.name), `: ${alert.kind}: ${alert.text}`);
     return item;
   })));
 }
@@ -116,11 +119,11 @@ function chartOf(place) {
 function drawCharts() {
   const lines = new Map();
   for (const run of shown()) {
-    for (const [key, [xs, ys]] of Object.entries(curves.get(run.number)?.lines ?? {})) {
+    for (const [key, [xs, ys]] of Object.entries(curves.get(run.name)?.lines ?? {})) {
       const place = placeOf(key);
       if (key === "skipped_steps" && !ys.some((y) => y > 0)) continue;
       if (!lines.has(place)) lines.set(place, []);
-      const line = { label: place === "loss" ? `${key === "val_loss" ? "validation" : "training"}, ${run.name}` : run.name, color: color(run.number), xs };
+      const line = { label: place === "loss" ? `${key === "val_loss" ? "validation" : "training"}, ${run.name}` : run.name, color: color(run.name), xs };
       const into = lines.get(place);
       if (!NOISY.includes(key)) into.push({ ...line, ys, width: key === "val_loss" ? 2.5 : 1.5 });
       else into.push({ ...line, label: "", ys, width: 1, alpha: 0.2 }, { ...line, ys: smooth(ys, +$("smooth").value), width: 1 });
@@ -131,7 +134,7 @@ function drawCharts() {
 }
 
 function drawSamples() {
-  const steps = [...new Set(shown().flatMap((run) => (samples.get(run.number)?.texts ?? []).map((each) => each.step)))];
+  const steps = [...new Set(shown().flatMap((run) => (samples.get(run.name)?.texts ?? []).map((each) => each.step)))];
   steps.sort((a, b) => a - b);
   const control = $("sample-step"), slider = control.querySelector("input");
   control.hidden = steps.length < 2;
@@ -144,10 +147,10 @@ function drawSamples() {
   };
   control.querySelector("output").textContent = short(steps[place]);
   $("samples").replaceChildren(...shown().flatMap((run) => {
-    const text = (samples.get(run.number)?.texts ?? []).findLast((each) => each.step <= steps[place]);
+    const text = (samples.get(run.name)?.texts ?? []).findLast((each) => each.step <= steps[place]);
     if (!text) return [];
     const article = make("article");
-    article.append(swatch(run.number), breakable("b", run.name), ` at step ${short(text.step)}`, make("pre", text.text));
+    article.append(swatch(run.name), breakable("b", run.name), ` at step ${short(text.step)}`, make("pre", text.text));
     return [article];
   }));
 }
