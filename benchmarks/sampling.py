@@ -106,7 +106,7 @@ def compare(folder: Path, rounds: int, tokens: int) -> Iterator[str]:
         if others:
             ways = {"one graph": True, "blocks": False}
             ours = {way: here(folder, precision, tokens, whole) for way, whole in ways.items()}
-            seconds = interleave(ours | others, rounds)
+            seconds = interleave(ours | others, rounds, torch.device("cpu"))
             for way, name in product(ours, others):
                 ratios = [b / a for a, b in zip(seconds[way], seconds[name], strict=True)]
                 low, median, high = statistics.quantiles(ratios, n=4)

@@ -125,7 +125,7 @@ def best(scratch: Path) -> Iterator[tuple[str, str, str]]:
 def bench(model: str) -> Iterator[tuple[str, str, str]]:
     """The share of what the machine allows that a training step reaches, by `nanogpt bench`."""
     output = call(sys.executable, *f"-m nanogpt bench --json --model {model}".split())
-    row = json.loads(output.splitlines()[-1])["rows"][0]
+    row = json.loads(output.splitlines()[-1])
     share = f"{row['of_limit']:.0%} (spread {row['spread']:.0%})"
     yield f"training step, {model}, share of its limit", f"{row['rate']:.1f} tokens/s", share
 
@@ -152,7 +152,7 @@ def batch_of_ten(rounds: int = 7, tokens: int = 300) -> Iterator[tuple[str, str,
         ", compiled": lambda: generate(compiled, idx, tokens, temperature=0.8),
         "nanogpt": nanogpts,
     }
-    seconds = interleave(contenders, rounds)
+    seconds = interleave(contenders, rounds, torch.device("cpu"))
     theirs = seconds.pop("nanogpt")
     for how, times in seconds.items():
         ratios = statistics.quantiles([b / a for a, b in zip(times, theirs, strict=True)], n=4)

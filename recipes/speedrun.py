@@ -46,7 +46,7 @@ def row(runs: list[Path], minutes: float) -> str:
     """The row of an entry's runs for the table, or a ValueError that names the rule they break."""
     losses, seconds = [], []
     for run in runs:
-        model = load(run, which="last")[0]
+        model = load(run / "last")[0]
         val_data = TokenDataset(DATA, "val", model.config.block_size)
         if val_data.token_count != VALIDATION:
             raise ValueError(f"{DATA} is not nanoGPT's split of the original text")

@@ -33,7 +33,7 @@ WHAT = "an out directory (best, else last), a checkpoint in one, or a transforme
 OWN_CLASS = "a Python file to run, with the class that a RUN was trained as (make_model)"
 FORMATS = ("transformers", "onnx", "gguf", "nanogpt", "adapter")
 FORMAT = (
-    "onnx: transformers' with onnx/model.onnx; gguf: for llama.cpp, the default if PATH ends so; "
+    "onnx: transformers' files and onnx/model.onnx; gguf: for llama.cpp, also if PATH ends so; "
     "nanogpt: a ckpt.pt without optimizer state; adapter: what --lora_rank trained, for peft"
 )
 RUN = text("RUN", "RUN", WHAT)
@@ -41,7 +41,6 @@ RUNS = text("RUNS", "RUN", f"one or several; each is {WHAT}", nargs="+")
 OUT_DIRS = text("RUN", "RUN", "out directories", nargs="+")
 RECIPE = text("RECIPE", "RECIPE", "a recipe, such as recipes/shakespeare.py")
 FLAGS = text("FLAGS", "FLAGS", "its flags, such as --n_layer=8", nargs=REMAINDER)
-CHECKPOINT = text("--checkpoint", "WHICH", "best, last or step-N (default: best, else last)")
 DEVICE = text("--device", "DEVICE", "auto, cpu, cuda or mps (default: auto)", default="auto")
 TRUST = text("--trust_recipe", "FILE", OWN_CLASS)
 PRECISION = choice("--precision", "auto fp32 bf16 fp16", "auto: the GPU's fastest, else fp32")
@@ -50,7 +49,6 @@ TO = text("--to", "PATH", "where to write; must not exist", required=True)
 PORT = number("--port", int, 0, 65_535, None, "local port")
 SAMPLING = [
     RUN,
-    CHECKPOINT,
     DEVICE,
     TRUST,
     number("--temperature", float, 0, 1000, 0.8, "0 takes the most likely token"),
@@ -62,7 +60,6 @@ SAMPLING = [
 ]
 EXPORTING = [
     RUN,
-    CHECKPOINT,
     TRUST,
     choice("--dtype", "float32 bfloat16 float16 q8_0", "of the weights; q8_0 is for GGUF only"),
     text("--license", "NAME", "for the model card, such as mit", default="unknown"),
@@ -92,7 +89,7 @@ ARGUMENTS = {
         number("--max_new_tokens", int, 1, 10**7, 200, "the longest answer"),
         text("--system", "TEXT", "the system's message, before the first one"),
     ],
-    "playground": [RUNS, CHECKPOINT, DEVICE, TRUST, PORT],
+    "playground": [RUNS, DEVICE, TRUST, PORT],
     "export": [*EXPORTING, TO, text("--format", "FORMAT", FORMAT, choices=FORMATS)],
     "page": [*EXPORTING, TO, text("--prompt", "TEXT", "the page's first prompt")],
     "push": [
@@ -102,7 +99,6 @@ ARGUMENTS = {
     ],
     "eval": [
         RUNS,
-        CHECKPOINT,
         DEVICE,
         TRUST,
         PRECISION,

@@ -9,9 +9,9 @@ from nanogpt.cli.options import extra, load_run, note, show, show_json
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.evaluate import evaluate, forward_batch_size
+from nanogpt.evaluate import evaluate
 from nanogpt.hub.load import check_tokenizer
-from nanogpt.ops.loss import loss_for
+from nanogpt.ops.loss import chunked_loss
 from nanogpt.run.compare import compare, group, verdict
 from nanogpt.run.device import cuda_precision
 from nanogpt.run.errors import waiting
@@ -37,9 +37,8 @@ def evaluate_split(args, run: str) -> dict:
     data = open_data(directory, args.split, config.block_size, config.vocab_size)
     for part in read_shares(directory):
         check_tokenizer(tokenizer, load_tokenizer(part), part, run)
-    # the logits of a large vocabulary do not fit into a GPU's memory at once
-    tokens = config.block_size * forward_batch_size(args.batch_size, config.block_size)
-    model.use(model.ops._replace(loss=loss_for(device, config, tokens)))
+    # the logits of a large vocabulary may not fit into memory at once
+    model.use(model.ops._replace(loss=chunked_loss))
     with waiting(f"evaluating {found or run}", note), autocast(device.type, args.precision):
         result = evaluate(model, data, args.batch_size, device)
         if args.stride:

@@ -16,10 +16,9 @@ def extra(name: str):
 
 
 def load_run(args, run: str, **options) -> tuple:
-    """`nanogpt.hub.load.load`, with the command's --device, --checkpoint and --trust_recipe."""
+    """`nanogpt.hub.load.load`, with the command's --device and --trust_recipe."""
     device = pick_device(args.device)
-    trusted = {"which": args.checkpoint, "trust_recipe": args.trust_recipe}
-    return load(run, device, say=note, **trusted, **options)
+    return load(run, device, say=note, trust_recipe=args.trust_recipe, **options)
 
 
 def pick_device(name: str) -> str:

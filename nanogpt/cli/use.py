@@ -29,7 +29,7 @@ def sampling_options(args) -> dict:
 
 
 def load_for_sampling(args, tokens: int) -> tuple:
-    """The model of RUN, compiled for so many tokens if asked for, and its tokenizer."""
+    """The model of RUN, compiled if asked for or if `tokens` are many, and its tokenizer."""
     int8 = args.dtype == "int8"
     dtype = torch.float32 if int8 else getattr(torch, args.dtype)
     model, tokenizer, _ = load_run(args, args.RUN, dtype=dtype)
@@ -121,8 +121,8 @@ def read_lines():
 
 def run_playground(args) -> None:
     """Serves the playground until it is interrupted."""
-    options = {"which": args.checkpoint, "trust_recipe": args.trust_recipe}
-    extra("playground").serve(args.RUNS, pick_device(args.device), args.port, **options)
+    device = pick_device(args.device)
+    extra("playground").serve(args.RUNS, device, args.port, trust_recipe=args.trust_recipe)
 
 
 def export_options(args, format: str = "transformers") -> dict:
@@ -131,8 +131,11 @@ def export_options(args, format: str = "transformers") -> dict:
         raise ValueError("dtype=q8_0 is for GGUF only: add --format gguf, or choose bfloat16")
     dtype = args.dtype if args.dtype == "q8_0" else getattr(torch, args.dtype)
     options = {"dtype": dtype, "license": args.license, "trust_recipe": args.trust_recipe}
-    taken = {name: options[name] for name in EXPORTS[format][1]}
-    return {"which": args.checkpoint, "say": show, **taken}
+    taken = {name: options.pop(name) for name in EXPORTS[format][1]}
+    for name, value in options.items():
+        if value not in (None, "unknown", torch.float32):  # the defaults
+            raise ValueError(f"--format {format} does not take --{name}: leave it out")
+    return {"say": show, **taken}
 
 
 def run_export(args) -> None:

@@ -23,7 +23,7 @@ from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.model import GPTConfig
 from nanogpt.run.device import peak_flops
 from nanogpt.run.prepare import prepare
-from nanogpt.train import Parts, State, step
+from nanogpt.train import Parts, State, step, synchronize, tokens_per_step
 
 SMALL = {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
 LAPTOP = SMALL | {"block_size": 256, "n_inner": 320, "tie_embeddings": False}
@@ -39,24 +39,20 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 STEPS = 4  # training steps in a call that is timed
 
 
-def interleave(contenders: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+def interleave(
+    contenders: dict[str, Callable], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of every call. Contenders take turns; a first round warms up and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for round in range(rounds + 1):
         for name, run in contenders.items():
-            wait()
+            synchronize(device)
             start = time.perf_counter()
             run()
-            wait()
+            synchronize(device)
             if round:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def wait() -> None:
-    """Waits until a GPU has finished its queue."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def start(directory: Path, args) -> tuple[TrainConfig, Parts, State]:
@@ -92,9 +88,10 @@ def measure(config: TrainConfig, parts: Parts, state: State, rounds: int) -> dic
         for _ in range(STEPS):
             step(config, parts, state)
 
-    seconds = interleave({"train": train, "matmul": lambda: matrix @ matrix}, rounds)
+    contenders = {"train": train, "matmul": lambda: matrix @ matrix}
+    seconds = interleave(contenders, rounds, parts.device)
     median = statistics.median(seconds["train"])
-    tokens = STEPS * config.batch_size * parts.gpt.config.block_size
+    tokens = STEPS * tokens_per_step(config, parts.gpt.config)
     flops = tokens / median * parts.gpt.flops_per_token()
     peak = peak_flops(parts.settings["environment"]["device"])
     return {

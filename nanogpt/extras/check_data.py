@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.meta import read_meta
+from nanogpt.data.meta import SPLITS, read_meta
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 
@@ -32,7 +32,8 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
     say(f"source: {meta.get('source', 'not recorded')}")
     block = meta["chat"]["block"] if "chat" in meta else 1
     splits = {}
-    for name, counts in meta["splits"].items():
+    for name in SPLITS:
+        counts = meta["splits"][name]
         tokens = TokenDataset(directory, name, block, meta["vocab_size"]).tokens
         if len(tokens) > SAMPLE:
             tokens = np.concatenate([tokens[: SAMPLE // 2], tokens[-SAMPLE // 2 :]])
@@ -41,12 +42,12 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
         documents = f", {ended:,} documents" if ended else ""
         say(f"{name:>5}: {counts['tokens']:,} tokens, {counts['bytes']:,} bytes{documents}")
     ids = splits["train"]
-    counts = np.bincount(ids, minlength=meta["vocab_size"])
-    top = [f"{tokenizer.decode([i])!r} {counts[i] / len(ids):.1%}" for i in np.argsort(-counts)[:8]]
-    say(f"{(counts > 0).sum():,} of {len(counts):,} tokens occur; most often {', '.join(top)}")
+    uses = np.bincount(ids, minlength=meta["vocab_size"])
+    top = [f"{tokenizer.decode([i])!r} {uses[i] / len(ids):.1%}" for i in np.argsort(-uses)[:8]]
+    say(f"{(uses > 0).sum():,} of {len(uses):,} tokens occur; most often {', '.join(top)}")
     for start in np.random.default_rng(0).integers(max(len(ids) - 64, 1), size=3):
         say(f"  {tokenizer.decode(ids[start : start + 64].tolist())[:90]!r}")
-    train, val = (split_documents(ids, tokenizer) for ids in splits.values())
+    train, val = (split_documents(splits[name], tokenizer) for name in SPLITS)
     warnings = [*size_warnings(meta["splits"], block_size, parameters), *text_warnings(train, val)]
     for line in warnings:
         say(f"warning: {line}")

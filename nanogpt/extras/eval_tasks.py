@@ -69,15 +69,14 @@ def evaluate(
     model: GPT,
     tokenizer,
     tasks: list[str],
-    include_path: str | None = None,
     limit: int | None = None,
     batch_size: int = 8,
 ) -> dict[str, dict]:
-    """Results by task, with lm_eval's names. `include_path` is a directory with custom task files.
+    """Results by task, with lm_eval's names.
 
     The task "core" stands for all of CORE and adds the mean of their centered accuracies. `limit`
-    is the number of examples per task. Moves the model to the CPU. Raises ValueError for an unknown
-    task, or if no transformers class supports the model.
+    is the number of examples per task, also of CORE. Moves the model to the CPU. Raises ValueError
+    for an unknown task, or if no transformers class supports the model.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -86,7 +85,7 @@ def evaluate(
 
     if "core" in tasks and tokenizer.eot_id is None:  # lm_eval needs it to generate
         raise ValueError("--tasks core needs a model whose tokenizer has an end-of-text token")
-    manager = TaskManager(include_path=include_path)
+    manager = TaskManager()
     for name in tasks:
         if name not in ("core", *manager.all_tasks):
             raise ValueError(f"unknown task {name!r}: `lm_eval ls tasks` lists all")

@@ -25,16 +25,12 @@ KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", "q8
 # largest error of a stored weight, as a share of the tensor's largest weight
 ERRORS = {"F32": 0.0, "BF16": 2**-8, "F16": 2**-8, "Q8_0": 1 / 127}
 BLOCK = 32  # weights of a row that share a scale in Q8_0
-# how GPT-2 splits text, as in a tokenizer.json
-GPT2_SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-GPT2_SPLIT["use_regex"] = True
 
 
 def export(
     run: str | Path,
     to: str | Path,
     *,
-    which: str | None = None,
     dtype: torch.dtype | str = torch.float32,
     license: str = "unknown",
     say=print,
@@ -46,10 +42,13 @@ def export(
     """
     to, kind = Path(to), KINDS[dtype]
     with writing(to) as file:
-        model, tokenizer, _ = load(run, which=which, say=say)
+        model, tokenizer, _ = load(run, say=say)
         c = model.config
         writer = gguf.GGUFWriter(file, weights.native_type(c))
-        rows = add_tokenizer(writer, tokenizer, c.vocab_size)
+        if not end_ids(tokenizer, c.vocab_size):  # llama.cpp would take token 11 for it
+            tokenizer = tokenizer.with_special([EOT])
+        rows = max(c.vocab_size, tokenizer.vocab_size)
+        add_tokenizer(writer, tokenizer, rows)
         add_sizes(writer, c, rows)
         writer.add_name(to.stem)
         writer.add_license(license)
@@ -68,23 +67,18 @@ def export(
         writer.close()
         verify(file, tensors)
     if rows > c.vocab_size:
-        say(f"note: llama.cpp needs a token that ends a text: {EOT} is added, never the likeliest")
+        say(f"note: llama.cpp needs a token that ends a text: added {EOT}, never the most likely")
     say(f"{to}: GGUF in {kind}, verified: its {len(tensors)} tensors were read back")
     return to
 
 
-def add_tokenizer(writer, tokenizer, vocab_size: int) -> int:
-    """Writes the tokens; returns their number, which is one more than the model's if it has no end.
-
-    If a file names no end of text, llama.cpp takes token 11 for it. A tokenizer without one gets
-    it as a token that it does not use, or else as a new one. Raises ValueError if llama.cpp has no
-    such tokenizer.
-    """
+def add_tokenizer(writer, tokenizer, vocab_size: int) -> None:
+    """Writes the tokens. Raises ValueError if llama.cpp has no such tokenizer."""
     kind, parts = gguf.TokenType, tokenizer.to_dict()
     if tokenizer.characters:
         vocab, merges = spell_characters(tokenizer.characters)
     else:
-        check_split(parts)
+        check_split(tokenizer)
         vocab = parts["model"]["vocab"]
         merges = [m if isinstance(m, str) else " ".join(m) for m in parts["model"]["merges"]]
     found = {i: (f"[PAD{i}]", kind.UNUSED) for i in range(vocab_size)}  # text and type by id
@@ -92,10 +86,7 @@ def add_tokenizer(writer, tokenizer, vocab_size: int) -> int:
     for token in parts.get("added_tokens") or []:
         special = kind.CONTROL if token["special"] else kind.USER_DEFINED
         found[token["id"]] = (token["content"], special)
-    end = next(iter(end_ids(tokenizer, vocab_size)), None)
-    if end is None:
-        end = tokenizer.vocab_size
-        found[end] = (EOT, kind.CONTROL)
+    end = end_ids(tokenizer, vocab_size)[0]
     tokens, types = zip(*found.values(), strict=True)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -109,7 +100,6 @@ def add_tokenizer(writer, tokenizer, vocab_size: int) -> int:
     if chat.can_chat(tokenizer):
         writer.add_eot_token_id(tokenizer.special[END])
         writer.add_chat_template(chat.TEMPLATE)
-    return len(tokens)
 
 
 def spell_characters(characters: str) -> tuple[dict[str, int], list[str]]:
@@ -123,12 +113,13 @@ def spell_characters(characters: str) -> tuple[dict[str, int], list[str]]:
     return vocab, list(merges)
 
 
-def check_split(parts: dict) -> None:
-    """Raises ValueError unless a tokenizer.json splits text as GPT-2's, or holds bytes alone."""
+def check_split(tokenizer) -> None:
+    """Raises ValueError unless a tokenizer splits text as GPT-2's, or its tokens are bytes."""
+    parts, split = tokenizer.to_dict(), tokenizer.backend.pre_tokenizer
     model, decoder = parts["model"], (parts.get("decoder") or {}).get("type")
     normalizer = (parts.get("normalizer") or {}).get("type", "NFC")  # llama.cpp drops NFC
     byte_level = model["type"] == "BPE" and decoder == "ByteLevel" and normalizer == "NFC"
-    if not byte_level or (model["merges"] and parts.get("pre_tokenizer") != GPT2_SPLIT):
+    if not byte_level or (model["merges"] and str(split) != str(bpe.GPT2_SPLIT)):
         raise ValueError(
             "GGUF is for characters, bytes, and byte-level BPE with GPT-2's split: export to a "
             "directory, and convert that with llama.cpp's convert_hf_to_gguf.py"

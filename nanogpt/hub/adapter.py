@@ -7,12 +7,11 @@ import torch
 from nanogpt import checkpoint
 from nanogpt.hub import lora
 from nanogpt.hub.export import writing
-from nanogpt.hub.load import choose
 from nanogpt.hub.weights import layout, native_type
 from nanogpt.model import GPT
 
 
-def export(run: str | Path, to: str | Path, which: str | None = None, say=print) -> Path:
+def export(run: str | Path, to: str | Path, say=print) -> Path:
     """Writes the adapters of a LoRA run (see `load`) to the directory `to`.
 
     transformers has a module each for queries, keys and values, and for gate and up, which our
@@ -24,7 +23,7 @@ def export(run: str | Path, to: str | Path, which: str | None = None, say=print)
     from peft import LoraConfig
 
     to = Path(to)
-    found = checkpoint.find(choose(Path(run), which))
+    found = checkpoint.find(run)
     model_config, config = checkpoint.load_configs(found)
     if not config.lora_rank:
         raise ValueError(f"{run} has no adapters: it was trained without --lora_rank")

@@ -10,7 +10,7 @@ from pathlib import Path
 from nanogpt.data.files import first_line
 
 # the files to download: no pickles and no code
-WANTED = ["config.json", "model*.safetensors*", "tokenizer*.json", "vocab.json"]
+WANTED = ["config.json", "model*.safetensors*", "tokenizer*.json", "vocab.json", "merges.txt"]
 
 
 def download(name: str) -> Path:

@@ -8,27 +8,30 @@ are compared with the model's. An export that differs is removed.
 """
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from nanogpt import chat, checkpoint
+from nanogpt.config import TrainConfig
 from nanogpt.data.files import read_json
-from nanogpt.data.mixture import open_data
 from nanogpt.data.tokenizer import END, FILE
 from nanogpt.hub import card, client, weights
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.sample import generate
+from nanogpt.sample import default_prompt
 
 TOLERANCE = 1e-4  # of logits, in fp32
 
+logger = logging.getLogger("nanogpt")
 
-def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None, say) -> None:
+
+def check_publishing(model_config: GPTConfig, config: TrainConfig) -> None:
     """Checks before training that the model can be exported, and creates the repository to push to.
 
     Raises ValueError if the settings ask for an export that is impossible; otherwise only warns.
@@ -36,11 +39,11 @@ def check_publishing(model_config: GPTConfig, exportable: bool, repo: str | None
     try:
         weights.native_type(model_config)
     except ValueError as error:
-        if exportable or repo:
+        if config.require_exportable or config.push_to_hub:
             raise
-        say(f"warning: it can be trained but not exported: {error}")
-    if repo:
-        client.make_repository(repo)
+        logger.warning(f"the model can be trained but not exported: {error}")
+    if config.push_to_hub:
+        client.make_repository(config.push_to_hub)
 
 
 def export(
@@ -66,11 +69,11 @@ def export(
         model.to(dtype).float()  # rounded as stored
         end_id = next(iter(end_ids(tokenizer, model.config.vocab_size)), None)
         native = weights.to_transformers(model, end_id)
-        ids = real_tokens(model, source)
+        ids = random_tokens(model)
         directory.mkdir()
         write_model(directory, native.to(dtype), model, tokenizer)
         write_tokenizer(directory, model, tokenizer)
-        prompt = tokenizer.decode(ids[0, :8].tolist())
+        prompt = default_prompt(tokenizer)[0]
         if chat.can_chat(tokenizer):
             prompt = [{"role": "user", "content": "Hello"}]
         repo = name or str(to.resolve())
@@ -165,16 +168,10 @@ def write_tokenizer(directory: Path, model: GPT, tokenizer) -> None:
         (directory / "chat_template.jinja").write_text(chat.TEMPLATE, encoding="utf-8")
 
 
-def real_tokens(model: GPT, source: Path | None) -> torch.Tensor:
-    """Tokens (2, T) for the comparison: validation data if available, else a sample."""
-    T = min(model.config.block_size, 256)
-    if source:
-        with suppress(ValueError):  # the data was moved, or is shorter than the context
-            config = checkpoint.load_configs(source)[1]
-            data = open_data(config.data, "val", T, model.config.vocab_size)
-            return data.batch(0, 0, 2)[0]
-    start = torch.arange(2)[:, None] % model.config.vocab_size
-    return generate(model, start, T - 1, seed=0)
+def random_tokens(model: GPT) -> torch.Tensor:
+    """Tokens (2, T) for the comparison, always the same ones."""
+    T, generator = min(model.config.block_size, 256), torch.Generator().manual_seed(0)
+    return torch.randint(model.config.vocab_size, (2, T), generator=generator)
 
 
 def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor) -> float:

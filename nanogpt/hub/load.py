@@ -1,6 +1,5 @@
 """Loads a RUN, as all commands take it: a run's checkpoint or a transformers model."""
 
-import re
 import runpy
 import shlex
 import sys
@@ -30,23 +29,21 @@ def load_model(
     run: str | Path,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-    which: str | None = None,
     say=print,
     trust_recipe: str | Path | None = None,
     **changes,
 ) -> tuple[GPT, Path]:
     """Loads the model of a RUN, and returns it with the directory of its files.
 
-    RUN is an out directory (its `best` checkpoint, else `last`; or `which`: best, last, step-N),
-    one checkpoint in it, or a transformers model, as a directory or a name on the Hub. `changes`
-    are fields of GPTConfig that do not affect the weights, such as dropout. A model that was
-    trained as a subclass of GPT is loaded as that class if `trust_recipe` names the Python file
-    that defines it, which is run; otherwise as a GPT, if its parameters are those of one. Raises
-    ValueError if it is none of them.
+    RUN is an out directory (its `best` checkpoint, else `last`), one checkpoint in it, or a
+    transformers model, as a directory or a name on the Hub. `changes` are fields of GPTConfig that
+    do not affect the weights, such as dropout. A model that was trained as a subclass of GPT is
+    loaded as that class if `trust_recipe` names the Python file that defines it, which is run;
+    otherwise as a GPT, if its parameters are those of one. Raises ValueError if it is none of them.
     """
-    path = choose(Path(run), which)
+    path = follow(run)
     if not path.is_dir():
-        if which or path.is_absolute() or (path.parent != Path(".") and path.parent.is_dir()):
+        if path.is_absolute() or (path.parent != Path(".") and path.parent.is_dir()):
             there = [each.name for each in path.parent.glob("*") if each.is_dir()]
             near = get_close_matches(path.name, there, n=1)
             hint = f"did you mean {path.with_name(near[0])}? " if near else ""
@@ -111,15 +108,6 @@ def load_class(recipe: str | Path, name: str) -> type[GPT]:
     if not (isinstance(found, type) and issubclass(found, GPT)):
         raise ValueError(f"{recipe} has no subclass of GPT that is called {name}")
     return found
-
-
-def choose(run: Path, which: str | None) -> Path:
-    """The checkpoint `which` (best, last, step-N) of an out directory, by default itself."""
-    if which is None:
-        return follow(run)
-    if not re.fullmatch(r"best|last|step-\d+", which):
-        raise ValueError(f"checkpoint={which!r} is not one of best, last, step-N")
-    return follow(run / (f"step-{int(which[5:]):06d}" if which.startswith("step-") else which))
 
 
 def load_for_training(

@@ -124,19 +124,12 @@ def read_config(directory: Path) -> GPTConfig:
 def read_files(directory: Path) -> dict[str, torch.Tensor]:
     """The tensors of a transformers model, by name without the prefix of the base model.
 
-    They are in model.safetensors, or else in the files that an index names. Pickles are not read.
+    They are in model.safetensors, or in several model-N-of-N.safetensors. Pickles are not read.
     """
-    if (directory / "adapter_config.json").exists():
-        raise ValueError(f"{directory} has an adapter of peft: merge it into the model first")
-    files, index = {checkpoint.MODEL}, directory / f"{checkpoint.MODEL}.index.json"
-    if index.exists() and not (directory / checkpoint.MODEL).exists():
-        try:
-            files = {Path(file).name for file in read_json(index)["weight_map"].values()}
-        except (KeyError, TypeError, AttributeError):
-            raise ValueError(f"{index} does not tell which file has which tensor") from None
     tensors = {}
-    for file in files:
-        for name, tensor in checkpoint.read_tensors(directory / file).items():
+    shards = sorted(directory.glob("model-*-of-*.safetensors"))
+    for file in shards or [directory / checkpoint.MODEL]:
+        for name, tensor in checkpoint.read_tensors(file).items():
             tensors[re.sub(r"^(transformer|model)\.", "", name)] = tensor
     return tensors
 

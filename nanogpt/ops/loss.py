@@ -3,37 +3,30 @@
 For 12 sequences of 1024 tokens and GPT-2's vocabulary the logits are 618 million numbers, 2.5 GB in
 fp32, and plain cross-entropy holds several copies of them, or of their gradient, at once. Here a
 chunk's logits, loss and gradient are computed one after the other and forgotten, with the same
-three matmuls. On a CPU `model.py` computes the loss. torch 2.13 has `F.linear_cross_entropy` with
+three matmuls. Training on a CPU does not use it. torch 2.13 has `F.linear_cross_entropy` with
 chunks, but earlier versions do not, and torch.compile does not compile it (LOG.md).
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from nanogpt.model import GPTConfig, cross_entropy
+from nanogpt.model import cross_entropy
 
-CHUNK = 2**26  # logits at a time, 0.27 GB in fp32, on a device of 16 GiB; in proportion on others
-
-
-def loss_for(device: torch.device, config: GPTConfig, tokens: int) -> Callable:
-    """The loss of a batch of so many tokens: in chunks if it has more than two, except on a CPU."""
-    chunk = CHUNK
-    if device.type == "cuda" and torch.cuda.is_available():  # a plan is made without one
-        chunk = CHUNK * torch.cuda.get_device_properties(device).total_memory // 2**34
-    large = device.type != "cpu" and tokens * config.padded_vocab_size > 2 * chunk
-    return partial(chunked_loss, chunk=chunk) if large else cross_entropy
+CHUNK = 2**26  # logits at a time, 0.27 GB in fp32; on CUDA for each 16 GiB of the device
 
 
-def chunked_loss(x, weight, bias, targets, reduction="mean", *, chunk: int) -> torch.Tensor:
-    """Cross-entropy of x @ weight.T + bias, with x (B, T, C), at targets (B, T); ignores -1.
+def chunked_loss(x, weight, bias, targets, reduction="mean") -> torch.Tensor:
+    """`model.cross_entropy`; in chunks if there are logits for more than two.
 
-    At most `chunk` logits are in memory at a time, but at least those of 64 rows.
+    At most one chunk of logits is in memory at a time, but at least those of 64 rows.
     """
-    kind = x.device.type
+    kind, chunk = x.device.type, CHUNK
+    if kind == "cuda":
+        chunk = CHUNK * torch.cuda.get_device_properties(x.device).total_memory // 2**34
+    if targets.numel() * len(weight) <= 2 * chunk:
+        return cross_entropy(x, weight, bias, targets, reduction)
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     x, weight, bias = (tensor.to(dtype) for tensor in (x.flatten(0, 1), weight, bias))
     targets = targets.flatten()

@@ -21,7 +21,9 @@ from nanogpt.hub import lora
 from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
 from nanogpt.model import GPT, GPTConfig, Ops
-from nanogpt.ops import ops_for, sharded
+from nanogpt.ops import sharded
+from nanogpt.ops.cpu import CPU
+from nanogpt.ops.loss import chunked_loss
 from nanogpt.run import console, guard, resume
 from nanogpt.run.agree import Peers
 from nanogpt.run.device import (
@@ -67,8 +69,7 @@ def prepare(
         gpt, its_tokenizer = load_pretrained(model_config, config, start, make_model, given)
         model_config = gpt.config if gpt else model_config
         if accelerator.is_main_process:
-            exportable, repo = config.require_exportable, config.push_to_hub
-            check_publishing(model_config, exportable, repo, logger.info)
+            check_publishing(model_config, config)
         names = ("train.bin", "val.bin", "meta.json")
         if prepare_data and not any((Path(config.data) / name).exists() for name in names):
             with waiting(f"preparing {config.data}", logger.info):
@@ -171,9 +172,9 @@ def assemble(
     """Gives a model its operators, adapters and optimizers, and wraps it for all processes."""
     if config.lora_rank:
         lora.inject(gpt, config.lora_rank)
-    tokens = max(config.batch_size * gpt.config.block_size, 4096)  # as in an evaluation
+    ops = CPU if accelerator.device.type == "cpu" else Ops(loss=chunked_loss)
     own = {name: op for name, op in gpt.ops._asdict().items() if op is not getattr(Ops(), name)}
-    gpt.use(ops_for(accelerator.device, gpt.config, tokens)._replace(**own))
+    gpt.use(ops._replace(**own))
     if compiled:
         alone = accelerator.distributed_type == DistributedType.NO
         compile_model(gpt, whole=alone and accelerator.device.type != "cpu")

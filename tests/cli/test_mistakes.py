@@ -24,7 +24,6 @@ sample RUN --prompt FILE:nowhere.txt          | nowhere.txt
 sample RUN --prompt FILE:latin                | latin UTF-8 iconv
 sample RUN --temperature -1                   | --temperature=-1 1000
 sample RUN --device abacus                    | 'abacus' cpu
-sample RUN --checkpoint=newest                | 'newest' best last step-N
 sample ./nowhere                              | nowhere directory
 eval RUN --data other                         | other not the tokenizer
 chat RUN                                      | <|im_start|>

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nanogpt.extras.dashboard.alerts import CURVES, alerts
+from nanogpt.extras.dashboard.alerts import CURVES, find_alerts
 
 
 def curve(values, every: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +27,7 @@ FOUND = {  # curves: (kind, its step, words of it)
 @pytest.mark.parametrize("what", FOUND)
 def test_an_alert_names_its_step(what):
     curves, kind, step, words = FOUND[what]
-    (found,) = alerts(NO_CURVES | curves)
+    (found,) = find_alerts(NO_CURVES | curves)
     assert found["kind"] == kind and found["step"] == step and words in found["text"]
 
 
@@ -42,4 +42,4 @@ QUIET = {
 
 @pytest.mark.parametrize("what", QUIET)
 def test_a_run_without_trouble_has_no_alert(what):
-    assert alerts(NO_CURVES | QUIET[what]) == []
+    assert find_alerts(NO_CURVES | QUIET[what]) == []

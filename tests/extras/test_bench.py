@@ -4,6 +4,7 @@ import json
 import tempfile
 
 import pytest
+import torch
 
 from nanogpt import GPTConfig
 from nanogpt.extras import bench
@@ -18,13 +19,15 @@ def tiny(monkeypatch):
 
 def test_contenders_take_turns_and_the_first_round_does_not_count():
     order = []
-    seconds = bench.interleave({name: lambda name=name: order.append(name) for name in "ab"}, 3)
+    contenders = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = bench.interleave(contenders, 3, torch.device("cpu"))
     assert order == ["a", "b"] * 4 and [len(v) for v in seconds.values()] == [3, 3]
 
 
 def test_figures_are_consistent_and_nothing_is_left_behind(tmp_path, monkeypatch, command):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(bench, "interleave", lambda contenders, rounds: {"train": [1.0, 2.0, 4.0], "matmul": [0.5] * 3})
+    seconds = {"train": [1.0, 2.0, 4.0], "matmul": [0.5] * 3}
+    monkeypatch.setattr(bench, "interleave", lambda contenders, rounds, device: seconds)
     found = json.loads(command("bench", "--json", "--device=cpu"))
     assert (found["ms"], found["spread"]) == (2000, 1.5)
     assert found["rate"] == 4 * 2 * 16 / 2  # four steps of 2 x 16 tokens a call

@@ -40,7 +40,7 @@ def test_the_cards_example_runs_from_anywhere(source, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path / "elsewhere")
     capsys.readouterr()
     exec(code, {})
-    assert len(capsys.readouterr().out.strip()) == 8 + 16  # half of a context
+    assert len(capsys.readouterr().out.strip()) == 1 + 16  # the prompt and half of a context
 
 
 def test_the_data_of_a_mixture_are_all_named(tmp_path, text):

@@ -38,7 +38,7 @@ def test_only_adapters_are_trained_and_the_merged_model_computes_the_same(base, 
         assert torch.equal(p, weights[name])
     moments = checkpoint.read_tensors(tmp_path / "tuned" / "last" / checkpoint.OPTIMIZER)
     assert moments and all(".lora_" in name for name in moments)
-    merged, idx = load(tmp_path / "tuned", which="last")[0], torch.arange(16)[None]
+    merged, idx = load(tmp_path / "tuned" / "last")[0], torch.arange(16)[None]
     with torch.no_grad():
         torch.testing.assert_close(merged(idx), run.gpt.eval()(idx), atol=1e-5, rtol=1e-5)
         assert (merged(idx) - before(idx)).abs().max() > 0.01
@@ -57,9 +57,9 @@ def test_a_resumed_run_is_the_run_that_went_on(base, make_run, tmp_path):
 def test_an_adapter_in_peft_and_the_merged_export_are_the_model(base, make_run, tmp_path):
     tune(make_run, base, tmp_path / "tuned", max_iters=4, eval_interval=4)
     run, to = str(tmp_path / "tuned"), str(tmp_path / "adapter")
-    main(["export", run, "--checkpoint", "last", "--to", to, "--format", "adapter"])
-    export(tmp_path / "tuned", tmp_path / "merged", which="last")
-    ours, idx = load(tmp_path / "tuned", which="last")[0], torch.arange(16)[None]
+    main(["export", f"{run}/last", "--to", to, "--format", "adapter"])
+    export(tmp_path / "tuned" / "last", tmp_path / "merged")
+    ours, idx = load(tmp_path / "tuned" / "last")[0], torch.arange(16)[None]
     adapted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     with torch.no_grad():

@@ -147,7 +147,7 @@ def test_without_symbolic_links_text_files_name_best_and_last(make_run, monkeypa
     run = make_run(max_iters=3, eval_interval=1, keep_checkpoints=1)
     run.train()
     last = run.out_dir / "last"
-    assert last.is_file() and load(run.out_dir, which="last")[2] == load(last)[2] == run.out_dir / "step-000003"
+    assert last.is_file() and load(run.out_dir / "last")[2] == load(last)[2] == run.out_dir / "step-000003"
     assert [step.name for step in checkpoint.list_checkpoints(run.out_dir)] == ["step-000003"]
     assert GPT.from_pretrained(last).config.n_layer == 2
     assert get_tokenizer(str(last)).vocab_size == run.tokenizer.vocab_size

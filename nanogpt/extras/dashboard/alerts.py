@@ -5,11 +5,11 @@ Pure functions of the measurements; the thresholds are default arguments.
 
 import numpy as np
 
-CURVES = ("train_loss", "val_loss", "skipped_steps")  # the curves that `alerts` reads
+CURVES = ("train_loss", "val_loss", "skipped_steps")  # the curves that `find_alerts` reads
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,)
 
 
-def alerts(curves: dict[str, Curve]) -> list[dict]:
+def find_alerts(curves: dict[str, Curve]) -> list[dict]:
     """The alerts for a run's curves, by name in metrics.jsonl: {"kind", "step", "text"} each.
 
     All of CURVES are there, but may be empty, and values may not be finite.

@@ -53,13 +53,14 @@ class FollowedRun:
             if isinstance(part, dict):
                 own = key in ("class", "optimizers")
                 settings |= {key: part.get("name")} if own else part
+        curves = {name: self.points(name, "step") for name in alerts.CURVES}
         return {
             "step": self.lines[-1]["step"] if self.lines else 0,
             "metrics": [name for name in names if name not in (*X, "text")],
             "best": best,
             "best_step": best_step,
             "settings": {k: str(v) for k, v in settings.items() if not isinstance(v, dict | list)},
-            "alerts": alerts.alerts({name: self.points(name, "step") for name in alerts.CURVES}),
+            "alerts": alerts.find_alerts(curves),
             "samples": len(self.samples),
             "reason": self.read_json(metrics.RESULT).get("reason"),
         }

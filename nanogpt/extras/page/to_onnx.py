@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from nanogpt.hub.export import check_logits, real_tokens, writing
+from nanogpt.hub.export import check_logits, random_tokens, writing
 from nanogpt.hub.export import export as export_for_transformers
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig, Ops, rope_tables
@@ -149,7 +149,7 @@ def verify(path: Path, model: GPT) -> float:
     Returns the largest difference. Raises ValueError if it is large.
     """
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    c, ids = model.config, real_tokens(model, None)
+    c, ids = model.config, random_tokens(model)
     nothing = np.zeros((2, c.kv_heads, 0, c.head_size), np.float32)
     past, half = dict.fromkeys(cache_names(c, "past_key_values"), nothing), ids.size(1) // 2
     first, *present = session.run(None, feed(ids[:, :half].numpy(), 0, past))

@@ -45,9 +45,9 @@ def write(
     run: str | Path,
     to: str | Path,
     *,
-    which: str | None = None,
     prompt: str | None = None,
     license: str = "unknown",
+    trust_recipe: str | None = None,
     say=print,
     **options,
 ) -> Path:
@@ -59,9 +59,10 @@ def write(
     to = Path(to)
     with writing(to) as page, tempfile.TemporaryDirectory() as directory:
         library = fetch_library()
-        model, tokenizer, source = load(run, which=which, say=say)
+        model, tokenizer, source = load(run, say=say, trust_recipe=trust_recipe)
         exported = Path(directory, "export")
-        to_onnx.export(source or run, exported, name=to.name, license=license, say=say, **options)
+        shared = {"license": license, "trust_recipe": trust_recipe, "say": say}
+        to_onnx.export(run, exported, name=to.name, **shared, **options)
         shutil.copytree(PAGE, page)
         files = library | {name: (exported / name).read_bytes() for name in MODEL}
         (page / "LICENSE-transformers.js").write_bytes(files.pop("LICENSE"))
