@@ -30,6 +30,7 @@ from nanogpt import rundir
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import follow, read_json, require_regular, sync, write_atomic, write_json
 from nanogpt.model import GPT, GPTConfig, check_fields
+from nanogpt.optim import full_tensor, shard_like
 
 logger = logging.getLogger("nanogpt")
 
@@ -101,11 +102,6 @@ def collect(
     if failed is not None:
         raise failed
     return weights, moments
-
-
-def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The full tensor. A sharded one is gathered from all processes, which must all call this."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def save(
@@ -259,16 +255,24 @@ def find_damage(checkpoint: Path, names: tuple[str, ...] = FILES) -> str | None:
 def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:
     """Loads weights and optimizer state into a new model and new optimizers, sharded or not.
 
-    Raises ValueError if the files do not belong to such a model and such optimizers.
+    Raises ValueError if the files do not belong to such a model, or the state of torch's fused
+    optimizers has other shapes: their kernels would write out of bounds.
     """
     parameters = dict(model.named_parameters())
     weights = read_tensors(checkpoint / MODEL)
     moments = read_tensors(checkpoint / OPTIMIZER)
     check_tensors(checkpoint / MODEL, weights, model)
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
-    for full_name in moments:
-        if parameters.get(full_name.rpartition(".")[0]) not in owner:
+    for full_name, value in moments.items():
+        name, _, key = full_name.rpartition(".")
+        p = parameters.get(name)
+        if p not in owner:
             raise ValueError(f"{checkpoint / OPTIMIZER} has an unknown {full_name[:80]!r}")
+        shape = torch.Size([]) if key == "step" else p.shape
+        fits = value.shape == shape and value.dtype == p.dtype
+        if owner[p].defaults.get("fused") and not fits:
+            found = f"{tuple(value.shape)} {value.dtype}"
+            raise ValueError(f"{checkpoint / OPTIMIZER}: {full_name} is {found}: it is damaged")
 
     with torch.no_grad():
         for name, p in parameters.items():
@@ -317,15 +321,6 @@ def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> N
             raise ValueError(f"{path}: {name} is {found}: it does not belong to this model")
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: {name} is not finite everywhere: use an earlier checkpoint")
-
-
-def shard_like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """`tensor` on the device of p, sharded like p."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if isinstance(p, DTensor):
-        return distribute_tensor(tensor.to(p.device), p.device_mesh, p.placements)
-    return tensor.to(p.device)
 
 
 # Files

@@ -67,8 +67,8 @@ def make_optimizers(
     if config.optimizer == "adamw":
         matrices = [p for p in model.parameters() if p.ndim >= 2]
         vectors = [p for p in model.parameters() if p.ndim < 2]
-        decayed = {"params": matrices, "weight_decay": decay, "lr_scale": 1.0}
-        rest = {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0}
+        decayed = {"params": matrices, "weight_decay": decay}
+        rest = {"params": vectors, "weight_decay": 0.0}
         return [torch.optim.AdamW([decayed, rest], betas=betas, fused=True)]
 
     rows = model.fused_rows()
@@ -80,7 +80,7 @@ def make_optimizers(
         else:
             others.append(p)
     muon = Muon(groups, momentum=config.muon_momentum, weight_decay=decay, dtype=dtype)
-    rest = {"params": others, "weight_decay": 0.0, "lr_scale": 1.0}
+    rest = {"params": others, "weight_decay": 0.0}
     return [muon, torch.optim.AdamW([rest], betas=betas, fused=True)]
 
 
@@ -135,55 +135,59 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """Updates all matrices that have a gradient. `closure` is ignored."""
+        """Updates all matrices that have a gradient, and overwrites it. `closure` is ignored."""
         skip = self.found_inf
         if skip is not None and skip.device.type == "cpu":
             if skip:  # on all processes, or on none
                 return
             skip = None
 
-        found = [(p, g) for g in self.param_groups for p in g["params"] if p.grad is not None]
-        updates = self.nesterov([p for p, _ in found], skip)
-        # the matrices of one shape: updates and weights of the rows held here, and which those are
-        batches: dict[tuple, list[tuple]] = defaultdict(list)
-        for (p, group), update in zip(found, updates, strict=True):
-            sharded = hasattr(p, "device_mesh")
-            start = 0
-            for rows in group["rows"] or [p.size(0)]:
-                held, part = rows_held(p, start, start + rows)
-                shape = (rows, p.size(1), group["lr"], group["weight_decay"], sharded)
-                batches[shape].append((update[held], local_rows(p.detach())[held], part))
-                start += rows
-
-        for (rows, columns, lr, weight_decay, sharded), matrices in batches.items():
+        alike: dict[tuple, list[tuple]] = defaultdict(list)  # by the settings of their groups
+        for group in self.param_groups:
+            settings = group["lr"], group["weight_decay"], group["momentum"]
+            alike[settings] += [(p, group["rows"]) for p in group["params"] if p.grad is not None]
+        for (lr, weight_decay, momentum), found in alike.items():
             lr = lr if skip is None else lr * (1 - skip)
             # a few sharded ones at a time: no process ever holds all matrices
-            size = dist.get_world_size() if sharded else len(matrices)
-            for i in range(0, len(matrices), size):
-                updates, weights, parts = zip(*matrices[i : i + size], strict=True)
-                update = gather(updates, parts, rows) if sharded else torch.stack(updates)
-                update = self.orthogonalize_together(update)  # (N, rows, columns)
-                update = update.to(weights[0].dtype) * (lr * math.sqrt(max(1, rows / columns)))
-                changes = [matrix[part] for matrix, part in zip(update, parts, strict=True)]
-                torch._foreach_mul_(weights, 1 - lr * weight_decay)
-                torch._foreach_sub_(weights, changes)
+            sharded = any(hasattr(p, "full_tensor") for p, _ in found)
+            size = dist.get_world_size() if sharded else max(1, len(found))
+            for i in range(0, len(found), size):
+                params, rows = zip(*found[i : i + size], strict=True)
+                updates = [full_tensor(u) for u in self.nesterov(params, momentum, skip)]
+                self.orthogonalize_stacked(updates, rows, lr)
+                changes = [shard_like(u, p) for u, p in zip(updates, params, strict=True)]
+                torch._foreach_mul_(params, 1 - lr * weight_decay)
+                torch._foreach_sub_(params, changes)
 
-    def nesterov(self, params: list, skip: torch.Tensor | None) -> list[torch.Tensor]:
-        """Adds the gradients to the momenta; returns Nesterov's updates, of the rows held here.
+    def nesterov(
+        self, params: tuple, momentum: float, skip: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """Adds the gradients to the momenta; returns Nesterov's updates, in the gradients' memory.
 
         All at once: on a GPU that is a few launches, where the host would need longer than the GPU.
         """
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        momenta = [local_rows(self.state[p]["momentum_buffer"]) for p in params]
-        grads = [local_rows(p.grad) for p in params]
+        momenta = [self.state[p]["momentum_buffer"] for p in params]
+        grads = [p.grad for p in params]
         if skip is not None:  # part of the arithmetic on an accelerator: the host does not wait
             skipped = skip > 0
             grads = [torch.where(skipped, m, g) for m, g in zip(momenta, grads, strict=True)]
-        momentum = self.defaults["momentum"]
         torch._foreach_lerp_(momenta, grads, 1 - momentum)
-        return torch._foreach_lerp(grads, momenta, momentum)
+        torch._foreach_lerp_(grads, momenta, momentum)
+        return grads
+
+    def orthogonalize_stacked(self, updates: list[torch.Tensor], rows: tuple, lr) -> None:
+        """Orthogonalizes and scales the matrices that are stacked in each update, in place."""
+        batches: dict[tuple, list[torch.Tensor]] = defaultdict(list)  # by shape
+        for update, its_rows in zip(updates, rows, strict=True):
+            for matrix in update.split(its_rows or len(update)):
+                batches[matrix.shape].append(matrix)
+        for (height, width), matrices in batches.items():
+            together = self.orthogonalize_together(torch.stack(matrices))  # (N, height, width)
+            together = together.to(matrices[0].dtype) * (lr * math.sqrt(max(1, height / width)))
+            torch._foreach_copy_(matrices, together.unbind())
 
     def orthogonalize_together(self, updates: torch.Tensor) -> torch.Tensor:
         """`orthogonalize` of updates (N, rows, columns) that all processes have, which share it."""
@@ -219,30 +223,22 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x.mT if tall else x
 
 
-# FSDP shards a parameter: each process holds a part of its rows
+# FSDP shards a parameter: it becomes a DTensor, of whose rows each process holds some
 
 
-def local_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The rows of a sharded tensor that this process holds; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor. A sharded one is gathered from all processes, which must all call this."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def rows_held(p: torch.Tensor, start: int, stop: int) -> tuple[slice, slice]:
-    """The rows of p[start:stop] that this process holds: among all that it holds, and in there."""
-    first, last = 0, p.size(0)
-    if mesh := getattr(p, "device_mesh", None):  # FSDP cuts the rows as torch.chunk does
-        size = math.ceil(p.size(0) / mesh.size())
-        first = size * mesh.get_local_rank()
-        last = first + size
-    begin = max(start, first)
-    end = max(begin, min(stop, last))  # empty if there is none
-    return slice(begin - first, end - first), slice(begin - start, end - start)
+def shard_like(tensor: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """A tensor that all processes have, on the device of p and sharded like p."""
+    tensor = tensor.to(p.device)
+    if not hasattr(p, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
 
-
-def gather(pieces: tuple[torch.Tensor, ...], parts: tuple[slice, ...], rows: int) -> torch.Tensor:
-    """Whole matrices (N, rows, columns), of which each process has a piece: some of the rows."""
-    whole = pieces[0].new_zeros(len(pieces), rows, pieces[0].size(1))
-    for matrix, piece, part in zip(whole, pieces, parts, strict=True):
-        matrix[part] = piece
-    dist.all_reduce(whole)  # the other processes' rows are zero here
-    return whole
+    assert isinstance(p, DTensor)
+    copies = [Replicate()] * p.device_mesh.ndim
+    whole = DTensor.from_local(tensor, p.device_mesh, copies, run_check=False)
+    return whole.redistribute(placements=p.placements)

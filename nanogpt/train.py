@@ -95,7 +95,7 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
         step_loss += loss.detach() / micro_batches
 
     grad_norm = accelerator.clip_grad_norm_(parts.model.parameters(), config.grad_clip or torch.inf)
-    grad_norm = checkpoint.full_tensor(grad_norm)
+    grad_norm = optim.full_tensor(grad_norm)
     not_finite = (~grad_norm.isfinite()).float()  # stays on the device: nothing waits for it
     update(parts.optimizers, not_finite)  # nothing changes if the gradient is not finite
     if accelerator.scaler is not None:  # fp16: clip_grad_norm_ has unscaled the gradients

@@ -48,12 +48,11 @@ nanogpt.optim
     wsd decays over the other share: 1 - config.decay_fraction -> config.decay_fraction
     AdamW's betas are exchanged: (config.beta1, config.beta2) -> (config.beta2, config.beta1)
     norms and biases decay:
-        {'params': vectors, 'weight_decay': 0.0, 'lr_scale': 1.0}
-        -> {'params': vectors, 'weight_decay': decay, 'lr_scale': 1.0}
-    Muon's momentum is not Nesterov's: torch._foreach_lerp(grads, momenta, momentum) -> momenta
-    Muon's step ignores the shape: max(1, rows / columns) -> 1
+        {'params': vectors, 'weight_decay': 0.0} -> {'params': vectors, 'weight_decay': decay}
+    Muon's momentum is not Nesterov's: return grads -> return [m.clone() for m in momenta]
+    Muon's step ignores the shape: max(1, height / width) -> 1
     Muon decays weights without the learning rate: 1 - lr * weight_decay -> 1 - weight_decay
-    Muon takes stacked matrices for one: group['rows'] or [p.size(0)] -> [p.size(0)]
+    Muon takes stacked matrices for one: its_rows or len(update) -> len(update)
 nanogpt.data.tokens
     targets are the inputs: y = tokens[:, 1:].clone(memory_format=torch.contiguous_format) -> y = x.clone()
     all epochs have one order: np.uint64(epoch) -> np.uint64(0)

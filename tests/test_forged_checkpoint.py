@@ -89,6 +89,15 @@ def test_the_state_of_unknown_parameters_is_refused(one):
     refused(path, model, optimizers, "unknown 'wpe.bias.exp_avg'", OPTIMIZER)
 
 
+@pytest.mark.parametrize(
+    "state", [torch.zeros(3), torch.zeros(()), torch.zeros(64, 8, dtype=torch.float16)], ids=["short", "scalar", "half"]
+)
+def test_state_that_fused_kernels_would_read_out_of_bounds_is_refused(one, state):
+    model, optimizers, path = one
+    forge(path / OPTIMIZER, lambda old: old | {"wte.weight.exp_avg": state})
+    refused(path, model, optimizers, "wte.weight.exp_avg is .*damaged", OPTIMIZER)
+
+
 def model(**settings) -> dict:
     return {"model": vars(CONFIG) | settings, "train": {}}
 

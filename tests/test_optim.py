@@ -1,13 +1,12 @@
 """Learning rates, AdamW and Muon, compared with nanoGPT's formula and with torch."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig
-from nanogpt.optim import Muon, lr_at, make_optimizers, orthogonalize, rows_held, set_learning_rate
+from nanogpt.optim import Muon, lr_at, make_optimizers, orthogonalize, set_learning_rate
 
 MODEL = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16, norm="rmsnorm", mlp="swiglu")
 
@@ -117,21 +116,6 @@ def test_stacked_matrices_are_orthogonalized_one_by_one():
     Muon([{"params": [stacked], "rows": [8, 16]}], lr=0.1).step()
     Muon([{"params": parts}], lr=0.1).step()
     torch.testing.assert_close(stacked, torch.cat(parts))
-
-
-@pytest.mark.parametrize("rows, processes", [([7, 3, 3], 2), ([5, 2], 3), ([4], 4), ([1, 1], 5), ([8, 8], 1)])
-def test_rows_held_are_those_of_torch_chunk(rows, processes):
-    p = torch.arange(sum(rows))
-    found = [[] for _ in rows]
-    for rank, shard in enumerate([*p.chunk(processes), *[p[:0]] * processes][:processes]):
-        mesh = SimpleNamespace(size=lambda: processes, get_local_rank=lambda rank=rank: rank)
-        start = 0
-        for matrix, n in enumerate(rows):
-            held, part = rows_held(SimpleNamespace(size=p.size, device_mesh=mesh), start, start + n)
-            assert torch.equal(shard[held], p[start : start + n][part])
-            found[matrix] += shard[held].tolist()
-            start += n
-    assert found == [piece.tolist() for piece in p.split(rows)]
 
 
 def test_orthogonalize_brings_singular_values_near_one():
