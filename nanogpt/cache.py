@@ -3,7 +3,7 @@
     cache = KVCache(model.config, batch_size=1)
     logits = model(prompt, cache=cache)  # then model(token, cache=cache) for each new token
 
-`GPT.forward` asks the cache for the positions of the next tokens (`place`). Each block adds its
+`GPT.forward` asks the cache where the next tokens are (`place`). Each block adds its
 keys and values to its layer of the cache and gets all of them back (`extend`). Then `advance`
 counts the tokens as read.
 """
@@ -22,21 +22,13 @@ class Layer:
         self.values = values
 
     def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple:
-        """Appends k and v (B, K, T, D); returns all keys and values (B, K, S, D).
-
-        The third result is the attention mask (T, S). It is None for the first tokens and for a
-        single token, which need no mask.
-        """
+        """Appends k and v (B, K, T, D); returns all keys and values (B, K, S, D)."""
         start, T = self.cache.length, k.size(2)
         keys = self.keys[:, :, : start + T]
         values = self.values[:, :, : start + T]
         keys[:, :, start:] = k
         values[:, :, start:] = v
-        mask = None
-        if T > 1 and start:
-            positions = self.cache.positions
-            mask = positions[: start + T] <= positions[start : start + T, None]
-        return keys, values, mask
+        return keys, values
 
 
 class KVCache:
@@ -56,17 +48,21 @@ class KVCache:
         self.rope = rope_tables(config, self.positions) if config.position == "rope" else ()
         self.length = 0  # tokens held, and the position of the next one
 
-    def place(self, T: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Positions (T,) of the next T tokens, and their rows of `rope_tables` if there is RoPE.
+    def place(self, T: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
+        """Positions (T,) of the next T tokens, their rows of `rope_tables`, and their mask (T, S).
 
-        Raises ValueError if there is no room for them.
+        The mask is None for the first tokens and for a single token, which need none. Raises
+        ValueError if there is no room for them.
         """
         end, room = self.length + T, len(self.positions)
         if end > room:
             raise ValueError(f"{end} tokens do not fit into a cache of {room}")
         # copies, because the offsets of views would be further inputs of a compiled block
         rows = [table[self.length : end].clone() for table in self.rope]
-        return self.positions[self.length : end], rows
+        positions, mask = self.positions[self.length : end], None
+        if T > 1 and self.length:
+            mask = self.positions[:end] <= positions[:, None]
+        return positions, rows, mask
 
     def advance(self, T: int) -> None:
         self.length += T

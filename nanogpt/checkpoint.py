@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from nanogpt import rundir
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import follow, read_json, require_regular, sync, write_atomic, write_json
+from nanogpt.data.files import follow, read_json, sync, write_atomic, write_json
 from nanogpt.model import GPT, GPTConfig, check_fields
 from nanogpt.optim import full_tensor, shard_like
 
@@ -299,8 +299,6 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
 def read_state(checkpoint: Path) -> State:
     """The state in a checkpoint. Raises ValueError if a value has the wrong type."""
     stored = read_json(checkpoint / STATE)
-    if stored.get("best_val_loss") != stored.get("best_val_loss"):  # NaN, of an earlier version
-        stored["best_val_loss"] = stored["best_step"] = None
     known = State.__dataclass_fields__.keys() & stored.keys()
     try:
         return State(**{name: stored[name] for name in known})
@@ -328,7 +326,6 @@ def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> N
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        require_regular(path)
         return load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
@@ -342,7 +339,6 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def crc32(path: Path) -> int:
-    require_regular(path)
     checksum = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -115,18 +115,6 @@ class TrainConfig:
             )
 
 
-@dataclass
-class Actions:
-    """What else a recipe can do: flags that a recipe does not set and a run does not record."""
-
-    dry_run: bool = False  # only show the run's parameters, memory and time
-    seeds: Annotated[int, 1, 1000] = 1  # train with N seeds, into out_dir-seed…, and compare
-    json: bool = False  # print out_dir/result.json as the last line
-
-    def __post_init__(self):
-        check_fields(self)
-
-
 def ignored_by(*readers: str) -> set[str]:
     """The names of the settings that all of these readers skip."""
     found = set()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
+from accelerate import Accelerator
 
 from nanogpt.data.tokens import Batch, TokenDataset, to_device
 from nanogpt.model import GPT
@@ -29,12 +30,9 @@ def evaluate(
     model: GPT,
     data: TokenDataset,
     batch_size: int,
-    device: torch.device | str = "cpu",
+    accelerator: Accelerator | None = None,
     eval_iters: int = 0,
     seed: int = 0,
-    process: int = 0,
-    processes: int = 1,
-    reduce=lambda total: total,
     check: Callable[[], object] = lambda: None,
     stride: int = 0,
 ) -> dict[str, float]:
@@ -43,10 +41,14 @@ def evaluate(
     With eval_iters=0 every token of the split is predicted exactly once, from the tokens before it
     in its window of block_size: batch size and number of processes do not matter. Windows start
     every `stride` tokens (0: block_size; see `TokenDataset.whole_split`). With eval_iters > 0 it is
-    the mean over that many batches drawn by `seed`, as in nanoGPT: faster, but noisy. `reduce` sums
-    a tensor over processes; `check` is called before each batch, equally often on all processes.
-    The forward pass runs in the model's precision: bf16 changes the loss by about 2e-4.
+    the mean over that many batches drawn by `seed`, as in nanoGPT: faster, but noisy. The processes
+    of an `accelerator` share the batches, and all get the result; `check` is called before each
+    batch, equally often on all processes. The forward pass runs in the model's precision: bf16
+    changes the loss by about 2e-4.
     """
+    device, process, processes = model.wte.weight.device, 0, 1
+    if accelerator is not None:
+        process, processes = accelerator.process_index, accelerator.num_processes
     if eval_iters:
         batches = random_batches(data, batch_size, eval_iters, seed, process, processes)
     else:
@@ -64,7 +66,9 @@ def evaluate(
         model.train(training)
     # the host waits for the device only here
     total = torch.tensor([sum(torch.stack(losses).tolist()), targets], dtype=torch.float64)
-    nats, targets = reduce(total).tolist()
+    if processes > 1:
+        total = accelerator.reduce(total.to(device))
+    nats, targets = total.tolist()
     loss = nats / targets
     bits_per_byte = loss / math.log(2) / data.bytes_per_token
     return {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700)), "val_bpb": bits_per_byte}

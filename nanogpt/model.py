@@ -110,10 +110,6 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps)
 
 
-def layer_norm(x, weight, bias, eps: float) -> torch.Tensor:
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
-
-
 def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
     """Attention of queries (B, H, T, D) to keys and values (B, K, S, D); `enable_gqa` if K < H.
 
@@ -158,7 +154,7 @@ class Ops(NamedTuple):
     linear: Callable = F.linear
     embedding: Callable = F.embedding
     rms_norm: Callable = rms_norm
-    layer_norm: Callable = layer_norm
+    layer_norm: Callable = F.layer_norm
     dropout: Callable = F.dropout
     attention: Callable = attention
     loss: Callable = cross_entropy
@@ -189,7 +185,7 @@ class LayerNorm(nn.LayerNorm):
     ops = Ops()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
+        return self.ops.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class Dropout(nn.Dropout):
@@ -253,7 +249,7 @@ class CausalSelfAttention(nn.Module):
         """x (B, T, C) to (B, T, C): each position attends to itself and to those before it.
 
         `rope` is the result of `rope_tables`. `cache` is this layer's: it holds the earlier
-        positions, and these are added. `mask` is that of `document_mask`.
+        positions, and these are added. `mask` is that of `document_mask` or of the cache.
         """
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, H + 2 K, D)
@@ -267,7 +263,7 @@ class CausalSelfAttention(nn.Module):
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
 
         if cache is not None:
-            k, v, mask = cache.extend(k, v)
+            k, v = cache.extend(k, v)
         # a single query after others in the cache sees all keys
         causal = mask is None and (cache is None or T > 1)
         gqa = self.n_kv_head != self.n_head
@@ -370,16 +366,16 @@ class GPT(nn.Module):
         T = idx.size(1)
         if T > self.config.block_size:  # noqa: SIM300
             raise ValueError(f"{T} tokens do not fit into block_size={self.config.block_size}")
+        mask = None
         if cache is None:
             positions = torch.arange(T, device=idx.device)
             rope = rope_tables(self.config, positions) if self.config.position == "rope" else None
         else:
-            positions, rope = cache.place(T)
+            positions, rope, mask = cache.place(T)
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe(positions)  # (T, C), the same in each sequence
         x = self.drop(x)
-        mask = None
         if self.config.separator is not None and targets is not None:
             mask = document_mask(idx, self.config.separator)
         for i, block in enumerate(self.h):
@@ -443,16 +439,12 @@ class GPT(nn.Module):
         if self.wpe is not None:
             self.wpe.weight = nn.Parameter(self.wpe.weight.detach()[:block_size].clone())
 
-    def get_num_params(self, non_embedding: bool = False) -> int:
-        """Number of parameters, not counting padding; `non_embedding` leaves out wte and wpe."""
+    def get_num_params(self) -> int:
+        """Number of parameters, not counting the padding of the vocabulary."""
         c = self.config
         matrices = 1 if self.lm_head is None else 2  # of (V, C)
-        total = sum(p.numel() for p in self.parameters())
-        total -= matrices * (c.padded_vocab_size - c.vocab_size) * c.n_embd
-        if non_embedding:
-            total -= c.vocab_size * c.n_embd
-            total -= self.wpe.weight.numel() if self.wpe is not None else 0
-        return total
+        padding = matrices * (c.padded_vocab_size - c.vocab_size) * c.n_embd
+        return sum(p.numel() for p in self.parameters()) - padding
 
     def flops_per_token(self, T: int | None = None) -> int:
         """Operations to train on one token of a sequence of T: 6 N + 12 L H D T (PaLM, appendix B).
@@ -461,9 +453,11 @@ class GPT(nn.Module):
         output projection too. As usual, causal attention's savings are not subtracted.
         """
         c = self.config
-        N = self.get_num_params(non_embedding=True)
-        if self.lm_head is None:
-            N += c.vocab_size * c.n_embd
+        N = self.get_num_params()
+        if self.lm_head is not None:
+            N -= c.vocab_size * c.n_embd
+        if self.wpe is not None:
+            N -= self.wpe.weight.numel()
         return 6 * N + 12 * c.n_layer * c.n_head * c.head_size * (T or c.block_size)
 
 

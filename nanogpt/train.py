@@ -192,12 +192,9 @@ def validate(config: TrainConfig, parts: "Parts", state: State) -> dict:
             parts.gpt,
             parts.val_data,
             config.batch_size,
-            parts.device,
+            parts.accelerator,
             eval_iters=0 if done(config, state) else config.eval_iters,
             seed=config.seed + state.step,
-            process=parts.accelerator.process_index,
-            processes=parts.accelerator.num_processes,
-            reduce=parts.add_up,
             check=parts.interrupts.check,
         )
 
@@ -339,12 +336,6 @@ class Parts:
     def autocast(self):
         """Mixed precision around a sharded model; Accelerate has wrapped any other model in it."""
         return self.accelerator.autocast() if self.sharded else nullcontext()
-
-    def add_up(self, total: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over all processes."""
-        if self.accelerator.num_processes == 1:
-            return total
-        return self.accelerator.reduce(total.to(self.device))
 
 
 def sample_start(parts: Parts) -> np.ndarray:

@@ -65,5 +65,5 @@ if __name__ == "__main__":
             shakespeare.prepare(TRAIN.data)
     gpt, _ = train(MODEL, TRAIN, accelerator)
     val_data = TokenDataset(TRAIN.data, "val", MODEL.block_size)
-    result = evaluate(gpt, val_data, TRAIN.batch_size, accelerator.device)
+    result = evaluate(gpt, val_data, TRAIN.batch_size, accelerator)
     accelerator.print(f"validation loss {result['val_loss']:.4f}")

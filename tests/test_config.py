@@ -6,9 +6,8 @@ import sys
 import pytest
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import Actions
 from nanogpt.run.errors import fail, user_errors
-from nanogpt.run.flags import asked_device, field_help, parse
+from nanogpt.run.flags import Actions, asked_device, field_help, parse
 
 
 def flags(*argv, model=None, train=None):

@@ -40,10 +40,10 @@ def evaluate_split(args, run: str) -> dict:
     # the logits of a large vocabulary may not fit into memory at once
     model.use(model.ops._replace(loss=chunked_loss))
     with waiting(f"evaluating {found or run}", note), autocast(device.type, args.precision):
-        result = evaluate(model, data, args.batch_size, device)
+        result = evaluate(model, data, args.batch_size)
         if args.stride:
             stride = min(args.stride, config.block_size)
-            sliding = evaluate(model, data, args.batch_size, device, stride=stride)
+            sliding = evaluate(model, data, args.batch_size, stride=stride)
             result |= {"stride": stride, "sliding_loss": sliding["val_loss"]}
     predicted = data.token_count - len(read_shares(directory))  # all but the first
     if not args.json:

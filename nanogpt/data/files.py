@@ -30,16 +30,9 @@ def on_disk(directory: Path | str) -> Path:
         raise ValueError(f"{url} cannot be read ({first_line(error)}): {advice}") from None
 
 
-def require_regular(path: Path) -> None:
-    """Raises ValueError for a FIFO, which may block for ever, and the like; OSError for no file."""
-    if path.stat() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file")
-
-
 def read_json(path: Path) -> dict:
     """Reads a JSON object. Raises ValueError if it is something else or unreadable."""
     try:
-        require_regular(path)
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("it is not a JSON object")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.files import first_line, on_disk, read_json, require_regular
+from nanogpt.data.files import first_line, on_disk, read_json
 from nanogpt.data.tokenizer import FILE, load_tokenizer, sha256, written_by_nanogpt
 
 SPLITS = ("train", "val")
@@ -104,7 +104,6 @@ def derive_meta(directory: Path) -> dict:
             lengths[i] = len(token.encode()) if tokenizer.characters else len(token)
     for split in SPLITS:
         path = directory / f"{split}.bin"
-        require_regular(path)
         ids = np.fromfile(path, dtype="<u2", count=SAMPLE if split == "train" else -1)
         if ids.any() and not ids[1::2].any():
             why = "is 0 when read as uint16, nanoGPT's format"

@@ -28,7 +28,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from nanogpt.data import bpe, pickles
-from nanogpt.data.files import first_line, follow, on_disk, read_json, require_regular, write_atomic
+from nanogpt.data.files import first_line, follow, on_disk, read_json, write_atomic
 
 FILE = "tokenizer.json"
 EOT = "<|endoftext|>"
@@ -216,7 +216,6 @@ def load_file(path: Path) -> Tokenizer:
     try:
         eot = read_json(config).get("eos_token") if config.exists() else None
         eot = eot.get("content") if isinstance(eot, dict) else eot
-        require_regular(path)
         return Tokenizer(tokenizers.Tokenizer.from_file(str(path)), eot=eot)
     except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{path} is damaged ({first_line(error)}): restore it") from None

@@ -40,9 +40,9 @@ def fp32_outside_of_matmuls(ops: Ops) -> Ops:
     def rms_norm(x, weight, eps):
         return Ops().rms_norm(x, weight.float(), eps)
 
-    def layer_norm(x, weight, bias, eps):
+    def layer_norm(x, shape, weight, bias, eps):
         bias = None if bias is None else bias.float()
-        return Ops().layer_norm(x.float(), weight.float(), bias, eps)
+        return F.layer_norm(x.float(), shape, weight.float(), bias, eps)
 
     def embedding(idx, weight):
         return F.embedding(idx, weight).float()

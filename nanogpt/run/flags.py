@@ -8,11 +8,24 @@ from argparse import SUPPRESS, ArgumentParser
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from nanogpt.config import Actions, TrainConfig, ignored_by
+from nanogpt.config import TrainConfig, ignored_by
 from nanogpt.data.files import follow, read_json
-from nanogpt.model import GPTConfig, declared
+from nanogpt.model import GPTConfig, check_fields, declared
 from nanogpt.run.parser import OneLineParser, read_value
+
+
+@dataclasses.dataclass
+class Actions:
+    """What else a recipe can do: flags that a recipe does not set and a run does not record."""
+
+    dry_run: bool = False  # only show the run's parameters, memory and time
+    seeds: Annotated[int, 1, 1000] = 1  # train with N seeds, into out_dir-seed…, and compare
+    json: bool = False  # print out_dir/result.json as the last line
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def field_help(cls: type) -> dict[str, str]:

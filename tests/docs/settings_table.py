@@ -6,9 +6,8 @@ python tests/docs/settings_table.py > docs/settings.md
 import dataclasses
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.config import Actions
 from nanogpt.model import declared
-from nanogpt.run.flags import field_help, short
+from nanogpt.run.flags import Actions, field_help, short
 
 HEAD = """# Settings
 

@@ -189,7 +189,7 @@ def odd_file(rng: random.Random, path: Path):
     kept = {p: p.read_bytes() for p in (path, path.with_name("trainer_state.json")) if p.is_file()}
     new = content(rng, path)
     path.unlink()
-    rng.choice([os.mkfifo, os.mkdir, *[lambda path: path.write_bytes(new)] * 20])(path)
+    rng.choice([os.mkdir, *[lambda path: path.write_bytes(new)] * 20])(path)
     if path.parent.name == "last" and path.is_file():
         with contextlib.suppress(Exception):
             seal_again(path.parent)

@@ -70,7 +70,7 @@ class Graph(nn.Module):
         """Appends to the cache of the next layer, as `nanogpt.cache.Layer.extend`."""
         for new in (k, v):
             self.present.append(torch.cat([self.past[len(self.present)], new], dim=2))
-        return *self.present[-2:], None
+        return tuple(self.present[-2:])
 
     def attention(self, q, k, v, *args, **options) -> torch.Tensor:
         """Attention of q (B, H, T, D) to k, v (B, K, S + T, D), which serve H / K heads each."""
