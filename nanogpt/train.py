@@ -44,13 +44,14 @@ def main(
     *,
     make_model: Callable[[GPTConfig], GPT] = GPT,
     make_optimizers: Callable[..., list[torch.optim.Optimizer]] = optim.make_optimizers,
-) -> None:
+) -> list[Path]:
     """Runs a recipe: its settings, overridden by the command line `argv` (default: `sys.argv[1:]`).
 
     `prepare(directory)` makes the recipe's own data; the main process calls it if there is none.
     `note` is printed at the start. `make_model` is `GPT` or a subclass with an idea of your own,
     which is recorded in config.json: --trust_recipe loads it. `make_optimizers` has the signature
-    of `nanogpt.optim.make_optimizers`. A user's mistake is one line on stderr and exit code 2.
+    of `nanogpt.optim.make_optimizers`. Returns the out directories, none after a dry run. A user's
+    mistake is one line on stderr and exit code 2.
     """
     from nanogpt.run.errors import refuse_windows
 
@@ -58,7 +59,7 @@ def main(
     from nanogpt.run.main import main  # parses the command line, builds `Parts`, calls `train`
 
     own = {"make_model": make_model, "make_optimizers": make_optimizers}
-    main(model_config, config, prepare, note, argv, **own)
+    return main(model_config, config, prepare, note, argv, **own)
 
 
 def train(config: TrainConfig, parts: "Parts", state: State) -> None:

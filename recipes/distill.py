@@ -34,6 +34,16 @@ class Student(GPT):
 
     teachers: tuple[GPT, ...] = ()
 
+    def __init__(self, config: GPTConfig, ops=None):
+        super().__init__(config, ops)
+        for teacher in self.teachers:
+            c = teacher.config
+            if c.vocab_size != config.vocab_size or c.block_size < config.block_size:
+                raise ValueError(
+                    f"a teacher has {c.vocab_size} tokens and a context of {c.block_size}, the "
+                    f"student {config.vocab_size} and {config.block_size}: train one that fits"
+                )
+
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None, **options):
         """As in GPT; with targets (B, T) while training, the loss is the mixture."""
         if targets is None or not self.training:

@@ -24,7 +24,7 @@ from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
 from nanogpt.hub.load import load
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import parse, settings_parser
+from nanogpt.run.flags import settings_parser
 from nanogpt.train import main
 
 DATA = "data/shakespeare_char"
@@ -70,13 +70,7 @@ if __name__ == "__main__":
     flags = [f"--{name}={value}" for name, value in given.items()]
     model, train = TRACKS[track]
     train = replace(train, train_minutes=float(track), out_dir=f"out/speedrun-{track}")
+    runs = main(model, train, prepare=shakespeare.prepare, argv=flags)
     with user_errors():
-        _, config, actions = parse(model, train, flags, "")
-    main(model, train, prepare=shakespeare.prepare, argv=flags)
-    runs = [Path(config.out_dir)]
-    if actions.seeds > 1:
-        seeds = range(config.seed, config.seed + actions.seeds)
-        runs = [Path(f"{config.out_dir}-seed{seed}") for seed in seeds]
-    with user_errors():
-        if not actions.dry_run and os.environ.get("RANK", "0") == "0":
-            print(row(runs, config.train_minutes))
+        if runs and os.environ.get("RANK", "0") == "0":
+            print(row(runs, given.get("train_minutes", track)))

@@ -16,7 +16,7 @@ from tiny_run import Run
 from nanogpt import GPTConfig, TrainConfig, checkpoint, train
 from nanogpt.hub import export
 from nanogpt.hub.load import load_checkpoint
-from nanogpt.run import console, main, metrics
+from nanogpt.run import main, metrics
 from nanogpt.sample import generate
 
 DROPOUT = dataclasses.replace(TINY, dropout=0.2)
@@ -76,7 +76,8 @@ def test_the_first_steps_read_the_same_windows_in_pieces(make_run, tmp_path):
         make_run(short_block_iters=1, short_block_size=7, out_dir=str(tmp_path / "other"))
 
 
-def test_a_run_on_disk(make_run, capsys):
+def test_a_run_on_disk(make_run, monkeypatch, capsys):
+    monkeypatch.setattr(console, "SAMPLE_TOKENS", 300)
     run = make_run(max_iters=6, eval_interval=2, log_interval=2, keep_checkpoints=1)
     run.train()
     config = json.loads((run.out_dir / "config.json").read_text())
@@ -91,7 +92,7 @@ def test_a_run_on_disk(make_run, capsys):
     assert (run.out_dir / "last").resolve().name == "step-000006"
     shown = capsys.readouterr().out
     assert "nanogpt sample" in shown and "best validation loss" in shown
-    assert len(console.sample(run.config, run.parts, 300)) == 301  # with the data's first character
+    assert len(shown.split("best validation loss")[1]) > 300  # a sample of 300 characters, and the next commands
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(make_run):
@@ -153,12 +154,6 @@ def test_a_diverged_model_is_not_the_best_and_costs_no_checkpoint(make_run, monk
     assert "NaN" not in lines.read_text() and "Infinity" not in lines.read_text()  # which are not JSON
     kept = [line["val_loss"] for line in metrics.read(lines) if "val_loss" in line]
     assert kept == pytest.approx([4.0, 3.0, math.nan, math.nan, math.nan], nan_ok=True)
-
-
-def test_a_best_loss_of_an_earlier_version_that_is_nan_is_none(run_dir):
-    path = run_dir / "step-000010" / "trainer_state.json"
-    path.write_text(re.sub('"best_val_loss": [0-9.]+', '"best_val_loss": NaN', path.read_text()))
-    assert checkpoint.read_state(path.parent).best_val_loss is None
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_run, capsys):

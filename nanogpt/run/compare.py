@@ -175,7 +175,7 @@ def compare(runs: list[Path]) -> str:
     for title, values in table.items():
         lines.append(f"{title:<36}" + "".join(f"{value!s:>{width}}" for value in values))
     lines.append("")
-    if found["better"] is not None:
+    if found["better"] is not None and found["by"] > 0:
         first, second = found["runs"][:2]
         lower = f"{first['name']} has a lower loss than {second['name']}"
         lines.append(f"{lower} by {found['by']:.4f}")

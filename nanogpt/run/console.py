@@ -117,8 +117,12 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
     if state.best_val_loss is not None:
         outcome = f"best validation loss {state.best_val_loss:.4f} at step {state.best_step}"
     logger.info(f"\n{state.step:,} steps in {state.train_seconds:.1f} s of training; {outcome}\n")
-    try:
-        logger.info(sample(config, parts, SAMPLE_TOKENS).strip("\n") + "\n")
+    try:  # the best checkpoint, as it is on the disk
+        device = "cpu" if parts.sharded else parts.device  # it may be too large for one device
+        best = checkpoint.find(parts.out_dir)
+        model = load_checkpoint(best, device, make_model=parts.make_model)
+        text = sample_text(model, parts.tokenizer, sample_start(parts), SAMPLE_TOKENS, config.seed)
+        logger.info(text.strip("\n") + "\n")
     except (ValueError, OSError, torch.OutOfMemoryError) as error:  # the run is saved all the same
         logger.warning(f"no sample: {error}\n")
     out_dir = shlex.quote(str(parts.out_dir))
@@ -127,11 +131,3 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
         out_dir += f" --trust_recipe {shlex.quote(file)}"
     use = "chat" if "chat" in parts.train_data.meta else "sample"
     logger.info(f"next:  nanogpt {use} {out_dir}\n       nanogpt eval {out_dir}")
-
-
-def sample(config: TrainConfig, parts: Parts, tokens: int) -> str:
-    """A text sampled from the run's best checkpoint, as loaded from disk."""
-    found = checkpoint.find(parts.out_dir)
-    device = "cpu" if parts.sharded else parts.device  # it may be too large for one device
-    model = load_checkpoint(found, device, make_model=parts.make_model)
-    return sample_text(model, parts.tokenizer, sample_start(parts), tokens, config.seed)

@@ -24,7 +24,7 @@ def visible(text: str) -> str:
 def fail(message: object, code: int = 2) -> typing.NoReturn:
     """Prints one line on stderr and exits. Code 2 is a user's mistake.
 
-    Processes but the first of a machine wait before: if it has the same to say, its end ends them.
+    Ranks other than local rank 0 wait first: if it fails with the same message, its exit ends them.
     """
     if isinstance(message, OSError) and message.filename:
         message = f"{message.filename}: {message.strerror}"

@@ -70,7 +70,7 @@ def parse(
 ) -> tuple[GPTConfig, TrainConfig, Actions]:
     """The recipe's configurations, overridden by --config and the command line, and the actions."""
     given = vars(settings_parser(model_config, train, description).parse_args(argv))
-    for name in given.keys() & {"out_dir", "data", "init_from", "resume"}:
+    for name in given.keys() & {"config", "out_dir", "data", "init_from", "resume"}:
         given[name] = os.path.expanduser(given[name])  # no shell does for --data=~/x
     if "out_dir" in given:
         given["out_dir"] = str(Path(given["out_dir"]))  # without a / at its end

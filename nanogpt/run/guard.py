@@ -1,12 +1,12 @@
 """Protects a run from models and micro-batches that do not fit into memory."""
 
-import gc
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
 import torch
+from accelerate.utils import release_memory
 
 from nanogpt.checkpoint import CONFIG, State
 from nanogpt.config import TrainConfig
@@ -31,7 +31,7 @@ def check_room(config: GPTConfig) -> None:
     if needed > room:
         raise ValueError(
             f"{config.n_layer} layers of {config.n_embd} channels take at least "
-            f"{needed / 1e9:,.1f} GB, but {room / 1e9:,.1f} GB of memory are free: choose less"
+            f"{needed / 1e9:,.1f} GB, but {room / 1e9:,.1f} GB of memory are free: make it smaller"
         )
 
 
@@ -43,9 +43,7 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
     """
     parts.gpt.train()
     while lacks_memory(config, parts, state):
-        gc.collect()  # frees the tensors of the failed attempt
-        if parts.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory()  # of the failed attempt
         if parts.compiled:
             torch.compiler.reset()  # frees the graphs of the old size: dynamo keeps only a few
         size = config.batch_size
@@ -75,7 +73,8 @@ def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
     try:
         with no_sync, parts.progress.waiting(what):
             if state.step == 0:  # the optimizer's state, at most AdamW's, comes with the first step
-                moments = [torch.empty_like(p) for p in parts.gpt.parameters() for _ in range(2)]  # noqa: F841
+                trained = [p for p in parts.gpt.parameters() if p.requires_grad]
+                moments = [torch.empty_like(p) for p in trained for _ in range(2)]  # noqa: F841
             tried = [config]
             if state.step < config.short_block_iters:  # later steps of whole windows must fit, too
                 tried.append(replace(config, short_block_iters=0))
@@ -108,6 +107,6 @@ def split(config: TrainConfig) -> TrainConfig:
             "a single sequence does not fit into memory: take a smaller --block_size or model, "
             "--gradient_checkpointing=True, or more GPUs with accelerate_configs/fsdp2.yaml"
         )
-    parts = next(n for n in range(2, size + 1) if size % n == 0)
-    accumulation = config.gradient_accumulation_steps * parts
-    return replace(config, batch_size=size // parts, gradient_accumulation_steps=accumulation)
+    divisor = next(n for n in range(2, size + 1) if size % n == 0)
+    accumulation = config.gradient_accumulation_steps * divisor
+    return replace(config, batch_size=size // divisor, gradient_accumulation_steps=accumulation)

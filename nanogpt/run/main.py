@@ -32,7 +32,7 @@ def main(
     note: str,
     argv: list[str] | None,
     **options,
-) -> None:
+) -> list[Path]:
     """`nanogpt.train.main`, which documents the arguments.
 
     `options` are make_model and make_optimizers.
@@ -54,7 +54,7 @@ def main(
                     say = partial(run[1].accelerator.print, file=sys.stderr)  # stdout is for JSON
                     with waiting("estimating memory and timing a few steps", say):
                         plan.show(*run, actions.json)
-                return
+                return []
         for seed in range(config.seed, config.seed + actions.seeds):
             name = f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir
             with user_errors():
@@ -66,6 +66,7 @@ def main(
             gc.collect()
         if actions.seeds > 1:
             logger.info(compare(begun))
+        return begun
     except KeyboardInterrupt:  # outside the loop there is nothing to save
         sys.exit(130)
     finally:

@@ -17,7 +17,8 @@ def own_code(gpt: GPT, make_optimizers) -> dict:
     found = {}
     hooks = {"class": (type(gpt), GPT), "optimizers": (make_optimizers, optim.make_optimizers)}
     for key, (used, ours) in hooks.items():
-        used = unwrap(used)
+        if isinstance(used, partial):
+            used = used.func
         if used is not ours:
             file = source_file(used)
             where = os.path.relpath(file) if file else "a notebook"
@@ -25,16 +26,11 @@ def own_code(gpt: GPT, make_optimizers) -> dict:
     return found
 
 
-def unwrap(definition):
-    """The function in a functools.partial; anything else as it is."""
-    while isinstance(definition, partial):
-        definition = definition.func
-    return definition
-
-
 def source_file(definition) -> Path | None:
     """The file that defines a class or a function."""
-    module = sys.modules.get(getattr(unwrap(definition), "__module__", ""))
+    if isinstance(definition, partial):
+        definition = definition.func
+    module = sys.modules.get(getattr(definition, "__module__", ""))
     file = Path(getattr(module, "__file__", None) or "")
     return file if file.is_file() else None
 
