@@ -77,7 +77,7 @@ def test_the_first_steps_read_the_same_windows_in_pieces(make_run, tmp_path):
 
 
 def test_a_run_on_disk(make_run, monkeypatch, capsys):
-    monkeypatch.setattr(console, "SAMPLE_TOKENS", 300)
+    monkeypatch.setattr("nanogpt.run.console.SAMPLE_TOKENS", 300)
     run = make_run(max_iters=6, eval_interval=2, log_interval=2, keep_checkpoints=1)
     run.train()
     config = json.loads((run.out_dir / "config.json").read_text())
