@@ -73,7 +73,7 @@ def read_message(message: dict, where: str) -> dict:
 
 
 class Blocks:
-    """A split: packs conversations into blocks of `size` tokens."""
+    """Packs a split's conversations into blocks of `size` tokens."""
 
     def __init__(self, file: TokenFile, tokenizer, size: int):
         self.file, self.name, self.size = file, tokenizer.name, size
@@ -123,14 +123,15 @@ def prepare(
     with writing(out, tokenizer) as new:
         files = token_files(new, tokenizer)
         blocks = {name: Blocks(file, tokenizer, block_size) for name, file in files.items()}
-        for document in corpus.documents():
-            messages, boundary = json.loads(document.text), split.boundary(document.text)
+        for conversation in corpus.documents():
+            messages, boundary = json.loads(conversation), split.boundary(conversation)
             ids = chat.render(tokenizer, messages)
             if len(ids) <= block_size:
                 blocks["train" if boundary else "val"].add(ids, messages)
             else:
-                why = f"{document.where} has {len(ids):,} tokens, more than {block_size=}"
-                corpus.reject(f"{why}: give a larger one")
+                begin = messages[0]["content"][:40]
+                why = f"a conversation of {len(ids):,} tokens is longer than {block_size=}"
+                corpus.reject(f"{why}: {begin!r}; give a larger block_size")
         for name, file in files.items():
             if not file.counts["documents"]:
                 raise ValueError(f"no conversation is left for {name}: give more, or longer blocks")

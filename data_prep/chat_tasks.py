@@ -75,8 +75,7 @@ def held_out(data: Path | str) -> list[list[dict]]:
     """The conversations for validation."""
     corpus = chat_prep.open_conversations([str(Path(data, CONVERSATIONS))])
     split = Split(corpus)
-    found = (document for document in corpus.documents() if not split.boundary(document.text))
-    return [json.loads(document.text) for document in found]
+    return [json.loads(text) for text in corpus.documents() if not split.boundary(text)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Reads documents from files, folders and the Hub.
 
     >>> corpus = Corpus(["books/", "notes/*.md", "crawl.jsonl.gz"])
-    >>> texts = [document.text for document in corpus.documents()]
+    >>> texts = list(corpus.documents())
 
 The ending of a file tells its format. A document is an object in a line of .jsonl, .ndjson or
 .json, or in an array there, a record of .csv or .tsv, or a row of .parquet or .arrow, with its text
@@ -22,9 +22,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from nanogpt.data.files import first_line
 
@@ -39,13 +38,6 @@ DESCRIPTIONS = ("meta.json", "tokenizer.json", "dataset_info.json", "state.json"
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Document(NamedTuple):
-    """A document and where it stands."""
-
-    where: str  # for messages: the file and the record
-    text: str
-
-
 def plain_text(value: object, where: str) -> str:
     """The text in a column. Raises ValueError if it is something else."""
     if isinstance(value, str | None):
@@ -54,63 +46,58 @@ def plain_text(value: object, where: str) -> str:
     raise ValueError(f"{where}: the column holds {type(value).__name__}, not text")
 
 
+@dataclass
 class Corpus:
-    """The documents of all inputs, in order; files of folders and patterns are sorted by name."""
+    """The documents of all inputs, in order; files of folders and patterns are sorted by name.
 
-    def __init__(
-        self,
-        inputs: list[str],
-        columns: tuple[str, ...] = ("text",),
-        errors: str = "strict",
-        separator: str | None = None,
-        convert: Callable[[object, str], str] = plain_text,
-        say=print,
-    ):
-        """`columns` are the names that the column of the text may have.
+    Raises ValueError if an input has no files, or there is no text.
+    """
 
-        With `errors="skip"`, lines that are not UTF-8 and records without a text are left out, with
-        "strict" they are errors. `separator` is what stands between the documents of a text.
-        `convert` makes a text of what is in the column. Raises ValueError.
-        """
-        self.columns, self.errors = columns, errors
-        self.separator, self.convert = separator, convert
+    inputs: list[str]
+    columns: tuple[str, ...] = ("text",)  # names that the column of the text may have
+    errors: str = "strict"  # skip: leave out lines that are not UTF-8 and records without a text
+    separator: str | None = None  # stands between the documents of a text
+    convert: Callable[[object, str], str] = plain_text  # converts a column's value to text
+    say: Callable[[str], object] = print
+
+    def __post_init__(self):
         self.skipped = 0  # lines and records that `documents` has left out
-        self.files = find_files(inputs, say)
+        self.files = find_files(self.inputs, self.say)
         on_disk = [name for name in self.files if not name.startswith(HUB)]
         status = [os.stat(name) for name in on_disk]
         self.streamed = len(on_disk) < len(self.files)
         self.size = sum(each.st_size for each in status)  # bytes
         if not self.streamed and self.size == 0:
-            names = ", ".join(inputs)
+            names = ", ".join(self.inputs)
             raise ValueError(f"the text is empty ({names}): there is nothing to train on")
         times = [(each.st_size, each.st_mtime_ns) for each in status]
         # what must be unchanged for an interrupted preparation to resume
-        self.fingerprint = [columns, errors, separator, self.files, times]
+        self.fingerprint = [self.columns, self.errors, self.separator, self.files, times]
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self) -> Iterator[str]:
         """The documents that are not empty. Raises ValueError or OSError naming the input."""
         self.skipped = 0
         for name in self.files:
             try:
-                for where, text in self._texts(name):
+                for text in self._texts(name):
                     parts = [text]
                     if self.separator:  # a line break after it belongs to it
                         parts = re.split(re.escape(self.separator) + r"(?:\r?\n)?", text)
-                    yield from (Document(where, part) for part in parts if part)
+                    yield from filter(None, parts)
             except Exception as error:  # whatever the libraries and the network raise
                 if type(error) is ValueError or (isinstance(error, OSError) and error.filename):
                     raise
                 raise ValueError(f"{name} could not be read: {first_line(error)}") from None
 
-    def _texts(self, name: str) -> Iterator[tuple[str, str]]:
-        """(where it stands, text) of each text or record of an input."""
+    def _texts(self, name: str) -> Iterator[str]:
+        """The text of an input, or of each of its records."""
         if not is_records(name):
-            yield name, "".join(self._lines(name))
+            yield "".join(self._lines(name))
             return
         for number, record in enumerate(self._records(name), 1):
             where = f"{name}, record {number}"
             try:
-                yield where, self._text_of(record, where)
+                yield self._text_of(record, where)
             except ValueError as error:
                 self.reject(str(error))
 
@@ -158,14 +145,12 @@ class Corpus:
         elif ending in (".csv", ".tsv"):
             yield from self._rows(name, "\t" if ending == ".tsv" else ",")
         else:
-            lines = self._lines(name)
-            first = next((line for line in lines if line.strip()), "")
-            # an array or an object, perhaps in several lines
-            if first.lstrip().startswith("[") or first.strip() == "{":
-                yield from self._parse(first + "".join(lines), name)
-                return
-            for number, line in enumerate(chain([first], lines), 1):
-                if line.strip():
+            lines = ((n, line) for n, line in enumerate(self._lines(name), 1) if line.strip())
+            for place, (number, line) in enumerate(lines):
+                if place == 0 and (line.lstrip().startswith("[") or line.strip() == "{"):
+                    # an array or an object, perhaps in several lines
+                    yield from self._parse(line + "".join(rest for _, rest in lines), name)
+                else:
                     yield from self._parse(line, f"{name}, line {number}")
 
     def _parse(self, text: str, where: str) -> list:
@@ -216,8 +201,8 @@ def find_files(inputs: list[str], say) -> list[str]:
             paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
             paths = [path for path in paths if os.path.isfile(path)]
         if not paths:
-            what = "does not exist: name files, folders, patterns, or hf:OWNER/NAME"
-            raise ValueError(f"{name} {what}")
+            what = "is not a file or folder" if os.path.exists(name) else "does not exist"
+            raise ValueError(f"{name} {what}: name files, folders, patterns, or hf:OWNER/NAME")
         for path in paths:
             found.setdefault(os.path.realpath(path), path)
     return list(found.values())

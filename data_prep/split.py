@@ -33,10 +33,10 @@ class Split:
         self.moved: dict[str, str] = {}  # the side of texts that are moved
         self.several = False  # whether there are several documents
         first: list[str] = []  # two texts that differ
-        for document in islice(corpus.documents(), MOST):
+        for text in islice(corpus.documents(), MOST):
             self.several = bool(first)
-            if document.text not in first:
-                first.append(document.text)
+            if text not in first:
+                first.append(text)
             if len(first) == 2:
                 break
         sides = {self.side(text) for text in first}

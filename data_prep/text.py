@@ -20,9 +20,9 @@ from data_prep.documents import Corpus
 from data_prep.writer import write_corpus
 from nanogpt.data.tokenizer import CharTokenizer, get_tokenizer
 from nanogpt.run.errors import plural, user_errors
-from nanogpt.run.flags import OneLineParser
+from nanogpt.run.parser import OneLineParser
 
-STOPPED = "stopped: the same command goes on after what it has recorded"
+STOPPED = "stopped: run the same command again to resume"
 TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
 ERRORS = "skip: leave out and count what is not UTF-8 or has no text"
 FLAGS: dict[str, dict] = {
@@ -60,7 +60,7 @@ def prepare(
     if tokenizer == "char":
         found: set[str] = set()
         for number, document in enumerate(corpus.documents()):
-            found.update(document.text)
+            found.update(document)
             if number > 0:
                 found.add("\n")  # which ends each of several documents
         tokenizer = CharTokenizer.train("".join(found))

@@ -11,10 +11,14 @@ larger model: 4096 suits a few megabytes. INPUT is the same as for `data_prep.te
 import shlex
 from pathlib import Path
 
+from tokenizers import Regex, pre_tokenizers, trainers
+
 from data_prep.documents import PIECE, Corpus, passages
 from data_prep.text import make_parser
+from nanogpt.data import bpe
 from nanogpt.data.tokenizer import EOT, FILE, Tokenizer
 from nanogpt.run.errors import user_errors, waiting
+from nanogpt.run.parser import within
 
 # bytes of a piece of text without spaces; training takes time proportional to its square
 LONGEST = 128
@@ -23,33 +27,26 @@ LONGEST = 128
 def train(
     inputs: list[str], vocab_size: int, text_column: str = "text", errors: str = "strict"
 ) -> Tokenizer:
-    """A tokenizer of at most `vocab_size` tokens, the last one the end of text, or a ValueError."""
-    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Backend
-
-    if vocab_size < 257:
-        raise ValueError(f"vocab_size={vocab_size} must be at least 257: bytes and the end of text")
-    bpe = Backend(models.BPE())
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    """A tokenizer of at most `vocab_size` tokens (257 or more), the last one the end of text."""
+    backend = bpe.byte_level({}, [])
     shorten = pre_tokenizers.Split(Regex(f".{{1,{LONGEST}}}"), "isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, shorten])
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([bpe.GPT2_SPLIT, shorten])
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size - 1, initial_alphabet=bpe.byte_alphabet(), show_progress=False
     )
     found = Corpus(inputs, (text_column,), errors).documents()
-    texts = (text for document in found for text in passages(document.text, PIECE))
-    bpe.train_from_iterator(texts, trainer)
-    bpe.pre_tokenizer = split  # encoding is fast for long pieces, too
-    bpe.add_special_tokens([EOT])
-    return Tokenizer(bpe, "bpe")
+    texts = (text for document in found for text in passages(document, PIECE))
+    backend.train_from_iterator(texts, trainer)
+    backend.pre_tokenizer = bpe.GPT2_SPLIT  # encoding is fast for long pieces, too
+    backend.add_special_tokens([EOT])
+    return Tokenizer(backend, "bpe")
 
 
 if __name__ == "__main__":
     parser = make_parser(__doc__, "INPUT", "--out", "--text_column", "--errors")
     size_help = "tokens (default: 4096)"
-    parser.add_argument("--vocab_size", type=int, default=4096, metavar="N", help=size_help)
+    size = within(int, 257, 2**24)  # the bytes and the end of text, at least
+    parser.add_argument("--vocab_size", type=size, default=4096, metavar="N", help=size_help)
     args = parser.parse_args()
     with user_errors("stopped: nothing was written"):
         if any(Path(args.out, name).exists() for name in (FILE, "meta.json", "train.bin")):

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -92,7 +92,8 @@ def token_files(new: Path, tokenizer, counts: dict | None = None) -> dict[str, T
 def check_out(out: Path, names: Iterable[str] = FILES) -> None:
     """Raises ValueError if `out` has one of these files and is not an earlier output."""
     found = [out / name for name in names if os.path.lexists(out / name)]
-    if found and "tokenizer_sha256" not in read_json_or_empty(out / META):
+    is_ours = (out / META).exists() and "tokenizer_sha256" in read_json(out / META)
+    if found and not is_ours:
         why = "is not an earlier output of this command, and nothing is overwritten"
         raise ValueError(f"{found[0]} {why}: name another --out")
 
@@ -107,13 +108,6 @@ def write_source(out: Path, name: str, lines: list[str]) -> str:
     return str(path)
 
 
-def read_json_or_empty(path: Path) -> dict:
-    """The object in a JSON file, or {} if there is none."""
-    with suppress(ValueError):
-        return read_json(path)
-    return {}
-
-
 @contextmanager
 def writing(out: Path, tokenizer) -> Iterator[Path]:
     """Locks a data directory while its files are written; yields the folder for the new ones.
@@ -122,13 +116,9 @@ def writing(out: Path, tokenizer) -> Iterator[Path]:
     """
     new = out / NEW
     with lock(out):
-        if not new.exists():  # else it is of an interrupted preparation
+        if not (new / META).exists():  # else `finish` was interrupted while it moved the files
             check_out(out)
-            new.mkdir()
-        for path in new.iterdir():
-            is_temporary = path.name.startswith(".")
-            if path.name not in (*FILES, PROGRESS) and not is_temporary:
-                raise ValueError(f"{path} was not written by this command: remove it")
+        new.mkdir(exist_ok=True)
         try:
             tokenizer.save(new)
             yield new
@@ -173,9 +163,9 @@ def batches(corpus: Corpus, split: Split) -> Iterator[dict[str, list]]:
     batch: dict[str, list] = {"train": [], "val": []}
     characters = 0
     for document in corpus.documents():
-        boundary = split.boundary(document.text)
-        for name, part in (("train", document.text[:boundary]), ("val", document.text[boundary:])):
-            is_end = name == "val" or boundary == len(document.text)
+        boundary = split.boundary(document)
+        for name, part in (("train", document[:boundary]), ("val", document[boundary:])):
+            is_end = name == "val" or boundary == len(document)
             rest = len(part)
             for text in passages(part, documents.PIECE):
                 rest -= len(text)
@@ -232,7 +222,7 @@ def write_corpus(
     with writing(out, tokenizer) as new:
         progress = new / PROGRESS
         job = json.dumps([BATCH, corpus.fingerprint, val_fraction, sha256(new)])
-        state = read_json_or_empty(progress)
+        state = read_json(progress) if progress.exists() else {}
         if state.get("job") == job:
             say(f"resuming after {state['batches']:,} batches of text")
         else:

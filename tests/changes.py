@@ -54,7 +54,7 @@ nanogpt.optim
     Muon decays weights without the learning rate: 1 - lr * weight_decay -> 1 - weight_decay
     Muon takes stacked matrices for one: its_rows or len(update) -> len(update)
 nanogpt.data.tokens
-    targets are the inputs: y = tokens[:, 1:].clone(memory_format=torch.contiguous_format) -> y = x.clone()
+    targets are the inputs: torch.tensor(ids[:, 1:]) -> torch.tensor(ids[:, :-1])
     all epochs have one order: np.uint64(epoch) -> np.uint64(0)
     the seed does not shuffle: np.array([seed], dtype=np.uint64) -> np.array([0], dtype=np.uint64)
     the last window of a split is not evaluated: 1 + math.ceil(last / stride) -> 1 + last // stride

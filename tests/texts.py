@@ -61,7 +61,7 @@ def write_data(out, text: str, tokenizer: str = "char", source: str = "made up")
 
 def read(*inputs, **options) -> list[str]:
     """The documents that a corpus of these inputs has."""
-    return [document.text for document in Corpus([str(name) for name in inputs], **options).documents()]
+    return list(Corpus([str(name) for name in inputs], **options).documents())
 
 
 def small_bpe(eot: int = 260) -> BPETokenizer:

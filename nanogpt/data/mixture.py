@@ -1,8 +1,8 @@
 """Several data directories read as one, in given proportions: `--data data/a:0.7,data/b:0.3`.
 
 A fixed table, repeated every 10,000 samples, says which directory a sample comes from. The
-directories take turns as evenly as their shares allow: 0.7 and 0.3 give a b a a a b a a b a ... So
-after any number of samples, each directory is within a sample or two of its share. The table also
+directories take turns as evenly as their shares allow: 0.7 and 0.3 give a b a a a b a a b a ...
+After any number of samples, each directory is within a sample or two of its share. The table also
 counts the earlier samples of each directory, so a sample of a mixture is a pure function of (seed,
 sample number), too. Each directory has its own epochs. Evaluation reads the validation tokens of
 all directories once, whatever the shares.
@@ -31,7 +31,7 @@ def read_shares(data: str) -> dict[str, float]:
         return {data: 1.0}
     shares: dict[str, float] = {}
     for item in data.split(","):
-        match = re.fullmatch(r"\s*(.+):([\d.]+(?:e-?\d+)?)\s*", item)
+        match = re.fullmatch(r"\s*(.+):(\d*\.?\d+(?:e-?\d+)?)\s*", item)
         if not match or match[1] in shares or float(match[2]) == 0:
             form = "DIR:SHARE,DIR:SHARE with different directories and shares > 0"
             raise ValueError(f"data={data!r}: a mixture is {form}")

@@ -44,7 +44,7 @@ class Tokenizer:
     def __init__(
         self, backend: tokenizers.Tokenizer, name: str | None = None, eot: str | None = None
     ):
-        """`eot` is the end-of-text token if it is none of EOT_NAMES."""
+        """`eot` is the end-of-text token if it is not one of EOT_NAMES."""
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # as plain text
@@ -248,7 +248,8 @@ def get_tokenizer(name: str) -> Tokenizer:
     if path.is_file():
         return load_file(path)
     if path.is_dir():
-        return load_tokenizer(path)
+        best = follow(path / "best")  # if it is a run
+        return load_tokenizer(best if best.is_dir() else path)
     if name.count("/") == 1:
         return from_pretrained(name)
     raise ValueError(

@@ -169,10 +169,7 @@ class TokenDataset:
             self.windows_read = 0
             self.tokens.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
         ids = self.tokens[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
-        tokens = torch.from_numpy(ids)  # (B, T + 1)
-        # copies, because targets are changed in place: contiguous() shares a single window's memory
-        x = tokens[:, :-1].clone(memory_format=torch.contiguous_format)
-        y = tokens[:, 1:].clone(memory_format=torch.contiguous_format)
+        x, y = torch.tensor(ids[:, :-1]), torch.tensor(ids[:, 1:])  # copies: targets are changed
         if chat := self.meta.get("chat"):
             y[torch.from_numpy(~answers(ids, chat["answer"], chat["end"])[:, 1:])] = -1
         return x, y

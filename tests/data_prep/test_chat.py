@@ -116,7 +116,7 @@ BAD = [
     ({"messages": [{"role": "user", "content": "who?", "weight": 0}]}, "its weight is not 1"),
     ({"messages": "hello"}, "record 2: str is not a list of messages"),
     ({"text": "hello"}, "record 2: it has no column 'messages' or 'conversations'"),
-    ({"messages": talk("who?", "x" * 90)}, "more than block_size=64: give a larger one; --errors"),
+    ({"messages": talk("who?", "x" * 90)}, "longer than block_size=64"),
 ]
 
 

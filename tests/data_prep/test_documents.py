@@ -89,7 +89,7 @@ def test_what_is_not_utf8_is_named_with_its_line_or_left_out(tmp_path, kind):
     with pytest.raises(ValueError, match=rf"in.{kind}, line {202 if header else 201} is not UTF-8 text: convert"):
         read(path)
     corpus = Corpus([path], errors="skip")
-    assert "".join(document.text for document in corpus.documents()) == whole and corpus.skipped == 1
+    assert "".join(corpus.documents()) == whole and corpus.skipped == 1
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,7 @@ def test_what_is_not_utf8_is_named_with_its_line_or_left_out(tmp_path, kind):
         ("n.jsonl", '{"text": 3}', "record 1: the column holds int, not text"),
         ("m.jsonl", '{"text": "a"}\n{"body": "b"}', "m.jsonl, record 2: it has no column 'text'"),
         ("j.jsonl", '{"text": "a"}\n{', "line 2 is not JSON"),
+        ("j.jsonl", '\n\n{"text": "a"}\n{', "line 4 is not JSON"),
         ("d.json", "[" * 100_000, "d.json is not JSON .maximum recursion"),
         ("q.csv", 'id,text\n1,one\n2,"Yes," he said\n3,three\n', "q.csv, line 3"),
         ("f.csv", "id,text\n1,one\n2,two, fields\n3,three\n", "f.csv, line 3"),

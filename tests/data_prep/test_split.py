@@ -9,7 +9,7 @@ from texts import put, silent, texts_of, write_jsonl
 
 from data_prep import documents as reading
 from data_prep import text
-from data_prep.documents import Corpus, Document
+from data_prep.documents import Corpus
 from data_prep.split import Split
 
 
@@ -53,14 +53,14 @@ class Records(Corpus):
     """A corpus of records that are in memory."""
 
     def __init__(self, texts: list[str]):
-        self.found = [Document("", t) for t in texts]
+        self.found = texts
 
     def documents(self):
         return iter(self.found)
 
     def sides(self, fraction: float) -> list[bool]:
         divided = Split(self, fraction)
-        return [divided.boundary(document.text) == 0 for document in self.found]
+        return [divided.boundary(text) == 0 for text in self.found]
 
 
 WORDS = st.lists(st.text("abcdef", min_size=1, max_size=8), unique=True, min_size=2, max_size=40)

@@ -108,8 +108,11 @@ def test_a_vocabulary_above_65536_takes_four_bytes_a_token(tmp_path, arguments):
     assert TokenDataset(tmp_path / "data", "train", 64).batch(0, 0, 40)[0].max() == 70_000
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
 @pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "meta.json"])
-def test_files_of_others_are_not_overwritten(tmp_path, name, arguments):
+def test_files_of_others_are_not_overwritten(tmp_path, name, interrupted, arguments):
+    if interrupted:
+        put(tmp_path / "data" / writer.NEW / writer.PROGRESS, "{}")
     path = put(tmp_path / "data" / name, "{}")
     with pytest.raises(ValueError, match=f"{name} is not an earlier output"):
         prepare(**arguments)
