@@ -82,7 +82,7 @@ nanogpt.sample
     the cache is not cleared: cache.clear() -> pass
     a text goes on after its end: token.item() == eos_id -> False
 nanogpt.cache
-    a piece of a prompt sees later tokens: T > 1 and start -> False
+    a piece of a prompt sees later tokens: T > 1 and self.length -> False
 nanogpt.checkpoint
     damage to a file goes unnoticed: crc32(checkpoint / name) != state['files'][name]['crc32'] -> False
     the newest checkpoint is not tried first: reversed(list_checkpoints(run)) -> list_checkpoints(run)
@@ -106,7 +106,7 @@ nanogpt.train tests/run/test_guard.py
     a loss that is not finite enters the mean: torch.where(not_finite > 0, 0.0, loss) -> loss
 nanogpt.run.guard
     the batch is halved, its number not doubled:
-        config.gradient_accumulation_steps * parts -> config.gradient_accumulation_steps
+        config.gradient_accumulation_steps * divisor -> config.gradient_accumulation_steps
 nanogpt.run.agree
     processes agree on the smallest: torch.distributed.ReduceOp.MAX -> torch.distributed.ReduceOp.MIN
     the others do not wait for the main process: main_first and not main -> False
