@@ -54,6 +54,7 @@ class GPTConfig:
     bias: bool = False  # biases in Linear and LayerNorm, as in GPT-2
     separator: Annotated[int | None, 0, 2**24] = None  # token between documents; attend within one
     tie_embeddings: bool = True  # share one matrix between embedding and output projection
+    train_temperature: Annotated[float, 0.1, 10] = 1.0  # divides training logits; 0.9: softer ones
     gradient_checkpointing: bool = field(default=False, metadata=SAME_RESULT)  # less memory, slower
 
     def __post_init__(self):
@@ -397,7 +398,14 @@ class GPT(nn.Module):
         return self.wte if self.lm_head is None else self.lm_head
 
     def loss(self, x: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
-        """Cross-entropy of the final states x (B, T, C), as `forward` returns it."""
+        """Cross-entropy of the final states x (B, T, C), as `forward` returns it.
+
+        A model that reads its text more than once becomes too sure of itself. If training divides
+        the logits by a temperature below 1 and nothing else does, predictions are softer: what
+        temperature scaling (Guo et al. 2017) does afterwards.
+        """
+        if self.training and self.config.train_temperature != 1:
+            x = x / self.config.train_temperature
         # a bias of -inf gives padded tokens no probability and no gradient
         padding = torch.zeros(self.config.padded_vocab_size, device=x.device, dtype=x.dtype)
         padding[self.config.vocab_size :] = -torch.inf

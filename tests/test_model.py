@@ -123,6 +123,16 @@ def test_targets_of_minus_one_do_not_count():
     torch.testing.assert_close(model(idx, targets, reduction="sum"), 3 * model(idx, targets))
 
 
+def test_the_train_temperature_divides_the_logits_of_training_and_no_others():
+    model, idx = GPT(dataclasses.replace(MODERN, train_temperature=0.8)), torch.randint(65, (2, 16))
+    randomize(model)
+    logits = model(idx).flatten(0, 1)
+    expected = F.cross_entropy(logits / 0.8, idx.flatten())
+    torch.testing.assert_close(model.train()(idx, idx), expected)
+    torch.testing.assert_close(model.eval()(idx, idx), F.cross_entropy(logits, idx.flatten()))
+    assert (expected - model(idx, idx)).abs() > 0.01
+
+
 def test_gradient_checkpointing_runs_blocks_twice_for_equal_gradients():
     gradients, idx = [], torch.randint(65, (2, 16))
     for checkpointing, order in ((False, [0, 1]), (True, [0, 1, 1, 0])):

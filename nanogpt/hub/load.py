@@ -115,10 +115,11 @@ def load_for_training(
 ) -> tuple:
     """Loads a model to fine-tune and its tokenizer.
 
-    Dropout, gradient_checkpointing, separator and block_size are those of `wanted`, the other
-    settings are the checkpoint's. Raises ValueError if one that the user has `given` differs.
+    Dropout, train_temperature, gradient_checkpointing, separator and block_size are those of
+    `wanted`, the other settings are the checkpoint's. Raises ValueError if one that the user has
+    `given` differs.
     """
-    names = ("dropout", "gradient_checkpointing", "separator")
+    names = ("dropout", "train_temperature", "gradient_checkpointing", "separator")
     kept = {name: getattr(wanted, name) for name in names}
     model, tokenizer, _ = load(run, say=say, **kept)
     c = model.config

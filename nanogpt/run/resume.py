@@ -55,8 +55,9 @@ def check_changes(
         # a step is the same, only divided differently
         free |= {"batch_size", "gradient_accumulation_steps"}
     fixed = vars(model).keys() | {"optimizer", "lora_rank"}
+    fixed -= {"dropout", "train_temperature", "gradient_checkpointing"}
     differing = [name for name in before if before[name] != now[name] and name not in free]
-    refused = [name for name in differing if name in fixed - {"dropout", "gradient_checkpointing"}]
+    refused = [name for name in differing if name in fixed]
     if refused:
         was = ", ".join(f"{name}={before[name]}" for name in refused)
         raise ValueError(
