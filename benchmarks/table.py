@@ -45,8 +45,14 @@ NANOGPT = (
 )
 NANOGPTS_LOSS = 1.898  # after its 2,000 steps, over the whole split
 ON_A_GPU = 1.4697  # of nanoGPT's settings for a GPU, by its README
-SHORT = "--block_size=64 --max_iters=150 --batch_size=16 --muon_momentum=0.8 --eval_interval=1000"
-FEWER = "--max_iters=850 --short_block_iters=340 --weight_decay=0.1 --eval_interval=10000"
+SHORT = (
+    "--block_size=64 --max_iters=150 --batch_size=16 --muon_momentum=0.8 --train_temperature=1 "
+    "--eval_interval=1000"
+)
+FEWER = (
+    "--max_iters=720 --short_block_iters=290 --weight_decay=0.1 --train_temperature=0.9 "
+    "--eval_interval=10000"
+)
 SEEDS = (1, 2, 3)
 
 

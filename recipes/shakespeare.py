@@ -1,6 +1,6 @@
 """Character-level GPT on tiny Shakespeare: the first thing to run.
 
-    python recipes/shakespeare.py  # validation loss 1.51
+    python recipes/shakespeare.py  # validation loss 1.50
 
 On a CPU, or a GPU with little memory, it trains a laptop-sized model of 0.77 million parameters:
 800 steps, about a minute on two cores that compute in bf16 (two to three without); nanoGPT's
@@ -19,7 +19,13 @@ from nanogpt.run.flags import asked_device
 from nanogpt.train import main
 
 LAPTOP = GPTConfig.modern(
-    block_size=256, n_layer=4, n_head=4, n_embd=128, n_inner=320, tie_embeddings=False
+    block_size=256,
+    n_layer=4,
+    n_head=4,
+    n_embd=128,
+    n_inner=320,
+    tie_embeddings=False,
+    train_temperature=0.9,  # the text is read 1.6 times: otherwise predictions are too sure
 )
 BABY = GPTConfig.modern(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
 

@@ -1,10 +1,8 @@
 """nanoGPT's GPU result on a CPU: tiny Shakespeare, characters, validation loss below 1.4697.
 
-    python recipes/shakespeare_best.py  # validation loss 1.42
-    python recipes/shakespeare_best.py --max_iters=850 --short_block_iters=340 \\
-        --weight_decay=0.1  # 1.467
-    python recipes/shakespeare_best.py --n_layer=5 --n_head=5 --n_embd=160 --n_inner=416 \\
-        --max_iters=3000 --short_block_iters=1200 --weight_decay=0.3  # 1.3861
+    python recipes/shakespeare_best.py  # validation loss 1.40
+    python recipes/shakespeare_best.py --max_iters=720 --short_block_iters=290 \\
+        --weight_decay=0.1 --train_temperature=0.9  # 1.467
 
 nanoGPT trains its "baby GPT" of 10.6 million parameters for about three minutes on an A100 to reach
 1.4697, the best of several evaluations on random batches. Here 0.77 million parameters reach it
@@ -15,12 +13,12 @@ third has 1.53 million parameters.
 
 from dataclasses import replace
 
-from shakespeare import LAPTOP as MODEL
-from shakespeare import SHORT
+from shakespeare import LAPTOP, SHORT
 
 from data_prep import shakespeare
 from nanogpt.train import main
 
+MODEL = replace(LAPTOP, train_temperature=0.87)
 TRAIN = replace(
     SHORT,
     out_dir="out/shakespeare_best",

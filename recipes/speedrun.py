@@ -32,13 +32,15 @@ VALIDATION = 111_540  # characters of nanoGPT's validation split
 
 # the entry is recipes/shakespeare_best.py; evaluated at the start and at the end
 TRAIN = replace(shakespeare_best.TRAIN, eval_interval=1_000_000, log_interval=1)
-SMALL = shakespeare_best.MODEL
-LARGE = replace(SMALL, n_layer=5, n_head=5, n_embd=160, n_inner=416)
-# by minutes: the longer a track, the more often it reads the text, and the more decay it needs
+SMALL = replace(shakespeare_best.MODEL, train_temperature=0.9)
+LARGE = replace(SMALL, n_layer=5, n_head=5, n_embd=160, n_inner=416, train_temperature=0.83)
+LONGEST = replace(LARGE, train_temperature=0.78)
+# by minutes: the longer a track, the more often it reads the text: it needs more weight decay, and
+# a lower temperature
 TRACKS = {
     2: (SMALL, replace(TRAIN, short_block_iters=450, muon_learning_rate=0.014)),
     15: (LARGE, replace(TRAIN, short_block_iters=2000, weight_decay=0.4)),
-    60: (LARGE, replace(TRAIN, short_block_iters=8000, weight_decay=0.5)),
+    60: (LONGEST, replace(TRAIN, short_block_iters=8000, weight_decay=0.5)),
 }
 
 
