@@ -54,7 +54,7 @@ class GPTConfig:
     bias: bool = False  # biases in Linear and LayerNorm, as in GPT-2
     separator: Annotated[int | None, 0, 2**24] = None  # token between documents; attend within one
     tie_embeddings: bool = True  # share one matrix between embedding and output projection
-    train_temperature: Annotated[float, 0.1, 10] = 1.0  # divides training logits; 0.9: softer ones
+    train_temperature: Annotated[float, 0.1, 10] = 1.0  # divides training logits; 0.9: less certain
     gradient_checkpointing: bool = field(default=False, metadata=SAME_RESULT)  # less memory, slower
 
     def __post_init__(self):

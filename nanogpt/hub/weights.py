@@ -126,9 +126,9 @@ def read_files(directory: Path) -> dict[str, torch.Tensor]:
 
     They are in model.safetensors, or in several model-N-of-N.safetensors. Pickles are not read.
     """
-    tensors = {}
-    shards = sorted(directory.glob("model-*-of-*.safetensors"))
-    for file in shards or [directory / checkpoint.MODEL]:
+    tensors, whole = {}, directory / checkpoint.MODEL
+    shards = [] if whole.exists() else sorted(directory.glob("model-*-of-*.safetensors"))
+    for file in shards or [whole]:
         for name, tensor in checkpoint.read_tensors(file).items():
             tensors[re.sub(r"^(transformer|model)\.", "", name)] = tensor
     return tensors
