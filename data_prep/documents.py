@@ -145,13 +145,16 @@ class Corpus:
         elif ending in (".csv", ".tsv"):
             yield from self._rows(name, "\t" if ending == ".tsv" else ",")
         else:
-            lines = ((n, line) for n, line in enumerate(self._lines(name), 1) if line.strip())
-            for place, (number, line) in enumerate(lines):
-                if place == 0 and (line.lstrip().startswith("[") or line.strip() == "{"):
+            lines, is_first = enumerate(self._lines(name), 1), True
+            for number, line in lines:
+                if not line.strip():
+                    continue
+                if is_first and (line.lstrip().startswith("[") or line.strip() == "{"):
                     # an array or an object, perhaps in several lines
                     yield from self._parse(line + "".join(rest for _, rest in lines), name)
                 else:
                     yield from self._parse(line, f"{name}, line {number}")
+                is_first = False
 
     def _parse(self, text: str, where: str) -> list:
         """The objects in JSON."""

@@ -23,7 +23,7 @@ from nanogpt.run.errors import plural, user_errors
 from nanogpt.run.parser import OneLineParser
 
 STOPPED = "stopped: run the same command again to resume"
-TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a folder with tokenizer.json, OWNER/NAME"
+TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a run, a tokenizer.json, OWNER/NAME"
 ERRORS = "skip: leave out and count what is not UTF-8 or has no text"
 FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, hf:OWNER/NAME"},

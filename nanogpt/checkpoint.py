@@ -256,7 +256,7 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
     """Loads weights and optimizer state into a new model and new optimizers, sharded or not.
 
     Raises ValueError if the files do not belong to such a model, or the state of torch's fused
-    optimizers has other shapes: their kernels would write out of bounds.
+    optimizers has other shapes or types: their kernels would read and write out of bounds.
     """
     parameters = dict(model.named_parameters())
     weights = read_tensors(checkpoint / MODEL)
@@ -268,8 +268,10 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
         p = parameters.get(name)
         if p not in owner:
             raise ValueError(f"{checkpoint / OPTIMIZER} has an unknown {full_name[:80]!r}")
-        shape = torch.Size([]) if key == "step" else p.shape
-        fits = value.shape == shape and value.dtype == p.dtype
+        shape, dtype = p.shape, p.dtype
+        if key == "step":
+            shape, dtype = torch.Size([]), torch.float32
+        fits = value.shape == shape and value.dtype == dtype
         if owner[p].defaults.get("fused") and not fits:
             found = f"{tuple(value.shape)} {value.dtype}"
             raise ValueError(f"{checkpoint / OPTIMIZER}: {full_name} is {found}: it is damaged")

@@ -377,7 +377,7 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(positions)  # (T, C), the same in each sequence
         x = self.drop(x)
-        if self.config.separator is not None and targets is not None:
+        if self.config.separator is not None and targets is not None and cache is None:
             mask = document_mask(idx, self.config.separator)
         for i, block in enumerate(self.h):
             if self.config.gradient_checkpointing and self.training and cache is None:
@@ -400,9 +400,9 @@ class GPT(nn.Module):
     def loss(self, x: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
         """Cross-entropy of the final states x (B, T, C), as `forward` returns it.
 
-        A model that reads its text more than once becomes too sure of itself. If training divides
-        the logits by a temperature below 1 and nothing else does, predictions are softer: what
-        temperature scaling (Guo et al. 2017) does afterwards.
+        A model that reads its text more than once becomes too sure of itself. Training with logits
+        divided by a temperature below 1 gives softer predictions at temperature 1, as temperature
+        scaling (Guo et al. 2017) does afterwards.
         """
         if self.training and self.config.train_temperature != 1:
             x = x / self.config.train_temperature

@@ -135,7 +135,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """Updates all matrices that have a gradient, and overwrites it. `closure` is ignored."""
+        """Updates all matrices that have a gradient; may overwrite it. `closure` is ignored."""
         skip = self.found_inf
         if skip is not None and skip.device.type == "cpu":
             if skip:  # on all processes, or on none
@@ -148,6 +148,7 @@ class Muon(torch.optim.Optimizer):
             alike[settings] += [(p, group["rows"]) for p in group["params"] if p.grad is not None]
         for (lr, weight_decay, momentum), found in alike.items():
             lr = lr if skip is None else lr * (1 - skip)
+            found.sort(key=lambda member: (*member[0].shape, *(member[1] or ())))  # alike, together
             # a few sharded ones at a time: no process ever holds all matrices
             sharded = any(hasattr(p, "full_tensor") for p, _ in found)
             size = dist.get_world_size() if sharded else max(1, len(found))
@@ -162,7 +163,7 @@ class Muon(torch.optim.Optimizer):
     def nesterov(
         self, params: tuple, momentum: float, skip: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Adds the gradients to the momenta; returns Nesterov's updates, in the gradients' memory.
+        """Adds the gradients to the momenta; returns Nesterov's updates, perhaps in their memory.
 
         All at once: on a GPU that is a few launches, where the host would need longer than the GPU.
         """
@@ -223,7 +224,7 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x.mT if tall else x
 
 
-# FSDP shards a parameter: it becomes a DTensor, of whose rows each process holds some
+# FSDP makes a parameter a DTensor: each process holds some of its rows
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:

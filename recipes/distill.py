@@ -53,7 +53,7 @@ class Student(GPT):
         with torch.no_grad():
             each = [teacher.to(idx.device)(idx)[counted].float() for teacher in self.teachers]
             soft = torch.stack([x.softmax(-1) for x in each]).mean(0)  # (N, V)
-        text = F.cross_entropy(logits, targets[counted])
+        text = F.cross_entropy(logits / self.config.train_temperature, targets[counted])
         return (1 - WEIGHT) * text + WEIGHT * F.cross_entropy(logits, soft)
 
 

@@ -5,9 +5,10 @@
 
 The weights come from the Hub (548 MB for gpt2) or from a directory that --init_from names, and the
 data must be prepared with their tokenizer (recipes/README.md does so for SmolLM2). Of the model's
-settings only block_size, dropout and gradient_checkpointing count here: the rest is the
-checkpoint's, and a flag that contradicts it is an error. GPT-2 has not been measured yet. Without a
-network, the model that recipes/own_text.py trains in 200 steps improves slightly, from 1.60:
+settings only block_size, dropout, separator, train_temperature and gradient_checkpointing count
+here: the rest is the checkpoint's, and a flag that contradicts it is an error. GPT-2 has not been
+measured yet. Without a network, the model that recipes/own_text.py trains in 200 steps improves
+slightly, from 1.60:
 
     python recipes/finetune_shakespeare.py --init_from=out/own_text \\
         --data=data/shakespeare_char --block_size=128 --dropout=0 --learning_rate=1e-3 \\

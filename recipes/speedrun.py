@@ -20,6 +20,7 @@ import shakespeare_best
 import torch
 
 from data_prep import shakespeare
+from nanogpt.checkpoint import load_configs
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
 from nanogpt.hub.load import load
@@ -34,13 +35,14 @@ VALIDATION = 111_540  # characters of nanoGPT's validation split
 TRAIN = replace(shakespeare_best.TRAIN, eval_interval=1_000_000, log_interval=1)
 SMALL = replace(shakespeare_best.MODEL, train_temperature=0.9)
 LARGE = replace(SMALL, n_layer=5, n_head=5, n_embd=160, n_inner=416, train_temperature=0.83)
-LONGEST = replace(LARGE, train_temperature=0.78)
-# by minutes: the longer a track, the more often it reads the text: it needs more weight decay, and
-# a lower temperature
+# A longer track reads the text more often, so it needs more weight decay and a lower temperature
 TRACKS = {
     2: (SMALL, replace(TRAIN, short_block_iters=450, muon_learning_rate=0.014)),
     15: (LARGE, replace(TRAIN, short_block_iters=2000, weight_decay=0.4)),
-    60: (LONGEST, replace(TRAIN, short_block_iters=8000, weight_decay=0.5)),
+    60: (
+        replace(LARGE, train_temperature=0.78),
+        replace(TRAIN, short_block_iters=8000, weight_decay=0.5),
+    ),
 }
 
 
@@ -75,4 +77,4 @@ if __name__ == "__main__":
     runs = main(model, train, prepare=shakespeare.prepare, argv=flags)
     with user_errors():
         if runs and os.environ.get("RANK", "0") == "0":
-            print(row(runs, given.get("train_minutes", track)))
+            print(row(runs, load_configs(runs[0])[1].train_minutes))

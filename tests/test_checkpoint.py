@@ -14,9 +14,9 @@ FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer
 CONFIG = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=8)
 
 
-def trained(seed: int, optimizer: str = "muon"):
+def trained(seed: int, optimizer: str = "muon", dtype: torch.dtype = torch.float32):
     torch.manual_seed(seed)
-    model = GPT(CONFIG)
+    model = GPT(CONFIG).to(dtype)
     optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer))
     idx = torch.randint(5, (2, 8))
     model(idx, idx).backward()
@@ -34,10 +34,11 @@ def save(out, step, model, optimizers, best=False, keep=2, settings=None, tokeni
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_weights_and_optimizer_state_come_back_to_the_bit(tmp_path, optimizer):
-    model, optimizers = trained(1, optimizer)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_and_optimizer_state_come_back_to_the_bit(tmp_path, optimizer, dtype):
+    model, optimizers = trained(1, optimizer, dtype)
     path = save(tmp_path, 1, model, optimizers)
-    other, others = trained(2, optimizer)
+    other, others = trained(2, optimizer, dtype)
     checkpoint.restore(path, other, others)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     for a, b in zip(optimizers, others, strict=True):

@@ -163,8 +163,10 @@ def test_config_repeats_the_settings_of_a_run_below_the_flags_and_above_the_reci
     config = {"model": recorded[0], "train": recorded[1] | {"of_another_version": 1}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for path in (tmp_path, tmp_path / "config.json"):
-        model, train = flags(f"--config={path}", "--beta1=0.6", model=GPTConfig(n_layer=1, n_head=4, n_embd=8))
-        assert (model.n_layer, model.n_head, model.vocab_size) == (3, 4, 65)
+        model, train = flags(
+            f"--config={path}", "--beta1=0.6", model=GPTConfig(n_layer=1, n_head=4, n_embd=8, train_temperature=0.9)
+        )
+        assert (model.n_layer, model.n_head, model.vocab_size, model.train_temperature) == (3, 4, 65, 1)
         assert (train.max_iters, train.beta1, train.out_dir, train.resume) == (7, 0.6, "out/run", "none")
         assert (train.push_to_hub, train.report_to) == (None, "none")
 

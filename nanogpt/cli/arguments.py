@@ -33,7 +33,7 @@ WHAT = "an out directory (best, else last), a checkpoint in one, or a transforme
 OWN_CLASS = "a Python file to run, with the class that a RUN was trained as (make_model)"
 FORMATS = ("transformers", "onnx", "gguf", "nanogpt", "adapter")
 FORMAT = (
-    "onnx: transformers' files and onnx/model.onnx; gguf: for llama.cpp, also if PATH ends so; "
+    "onnx: transformers' files and onnx/model.onnx; gguf: for llama.cpp, if PATH ends in .gguf; "
     "nanogpt: a ckpt.pt without optimizer state; adapter: what --lora_rank trained, for peft"
 )
 RUN = text("RUN", "RUN", WHAT)

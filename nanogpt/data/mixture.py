@@ -31,7 +31,7 @@ def read_shares(data: str) -> dict[str, float]:
         return {data: 1.0}
     shares: dict[str, float] = {}
     for item in data.split(","):
-        match = re.fullmatch(r"\s*(.+):(\d*\.?\d+(?:e-?\d+)?)\s*", item)
+        match = re.fullmatch(r"\s*(.+):((?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*", item)
         if not match or match[1] in shares or float(match[2]) == 0:
             form = "DIR:SHARE,DIR:SHARE with different directories and shares > 0"
             raise ValueError(f"data={data!r}: a mixture is {form}")

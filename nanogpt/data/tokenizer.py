@@ -248,8 +248,8 @@ def get_tokenizer(name: str) -> Tokenizer:
     if path.is_file():
         return load_file(path)
     if path.is_dir():
-        best = follow(path / "best")  # if it is a run
-        return load_tokenizer(best if best.is_dir() else path)
+        places = (follow(path / "best"), follow(path / "last"), path)  # first as a run
+        return load_tokenizer(next(place for place in places if place.is_dir()))
     if name.count("/") == 1:
         return from_pretrained(name)
     raise ValueError(

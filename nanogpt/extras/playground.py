@@ -108,8 +108,8 @@ class Writer:
             rows.append("".join(cells))
         rows.append("<th></th>" + "".join(f"<th>{self.name(i)}</th>" for i in ids.tolist()))
         return (
-            "<p>What each layer would predict after each token; darker is more likely. Above, rows "
-            "are positions, and columns what they attend to.</p>"
+            "<p>What each layer would predict after each token; a stronger color is more likely. "
+            "Above, rows are positions, and columns what they attend to.</p>"
             f'<div class="layers"><table><tr>{"</tr><tr>".join(rows[::-1])}</tr></table></div>'
         )
 

@@ -126,6 +126,8 @@ def read_files(directory: Path) -> dict[str, torch.Tensor]:
 
     They are in model.safetensors, or in several model-N-of-N.safetensors. Pickles are not read.
     """
+    if (directory / "adapter_config.json").exists():
+        raise ValueError(f"{directory} has an adapter of peft: merge it into the model first")
     tensors, whole = {}, directory / checkpoint.MODEL
     shards = [] if whole.exists() else sorted(directory.glob("model-*-of-*.safetensors"))
     for file in shards or [whole]:

@@ -52,17 +52,17 @@ class RMSNormFunction(torch.autograd.Function):
 def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
     """`model.attention`, written out in matmuls if that is faster.
 
-    In bf16 it is up to 1024 tokens, and in fp32 up to 256 while training (LOG.md); so it is with
+    That is the case in bf16 up to 1024 tokens, in fp32 up to 256 while training (LOG.md), and with
     dropout, for which torch has no kernel on the CPU. torch's backward pass takes four times as
     long in bf16 as in fp32, so it gets fp32 whatever the dtype of v.
     """
     dtype = v.dtype
-    training = torch.is_grad_enabled()
+    with_gradients = torch.is_grad_enabled()
     longest = 1024
     if dtype.itemsize > 2:
-        longest = 256 if training else 0
+        longest = 256 if with_gradients else 0
     written_out = causal and mask is None and (dropout or q.size(-2) <= longest)
-    if not training and not written_out:
+    if not with_gradients and not written_out:
         return attention(q, k, v, mask, dropout, causal, enable_gqa)
     if dropout and torch.compiler.is_compiling():
         written_out = False

@@ -18,7 +18,7 @@ CHUNK = 2**26  # logits at a time, 0.27 GB in fp32; on CUDA for each 16 GiB of t
 
 
 def chunked_loss(x, weight, bias, targets, reduction="mean") -> torch.Tensor:
-    """`model.cross_entropy`; in chunks if there are logits for more than two.
+    """`model.cross_entropy`; in chunks if the logits exceed two of them.
 
     At most one chunk of logits is in memory at a time, but at least those of 64 rows.
     """

@@ -92,14 +92,14 @@ def asked_device(argv: list[str]) -> str:
 def recorded(path: str) -> dict:
     """The settings in a run's config.json, or in that of an out directory.
 
-    Raises ValueError if there are none.
+    Early runs have no train_temperature: theirs was 1. Raises ValueError if there are no settings.
     """
     file = follow(path)
     if file.is_dir():
         file = file / "config.json"
     found = read_json(file)
     try:
-        settings = {**found["model"], **found["train"]}
+        settings = {"train_temperature": 1.0, **found["model"], **found["train"]}
     except (TypeError, KeyError) as error:
         raise ValueError(f"{file} is not a run's configuration ({error!r})") from None
     return {name: value for name, value in settings.items() if name not in ignored_by("config")}

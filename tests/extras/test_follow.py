@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nanogpt.extras.dashboard.follow import FollowedRun, Runs, thin
+from nanogpt.run import metrics
 
 
 def line(step: int, **values) -> str:
@@ -84,6 +85,26 @@ def test_the_summary_says_how_far_a_run_got(run):
     (run.directory / "result.json").write_text(json.dumps({"reason": "time limit"}))
     run.update()
     assert run.summary()["status"] == "time limit"
+
+
+def test_a_run_that_cannot_be_read_hides_no_other(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(line(1, huge=10**400) + line(2))
+    read = metrics.read
+
+    def refuse(path):
+        if path.parent.name == "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(metrics, "read", refuse)
+    runs = Runs([str(tmp_path)])
+    runs.update()
+    assert [run.summary()["step"] for run in runs.found.values()] == [2]
+    monkeypatch.undo()
+    runs.update()
+    assert len(runs.found) == 2
 
 
 def test_thinning_keeps_ends_and_peaks():

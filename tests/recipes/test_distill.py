@@ -6,7 +6,7 @@ from helpers import randomize
 
 from nanogpt import GPT, GPTConfig
 
-CONFIG = GPTConfig(vocab_size=65, block_size=8, n_layer=1, n_head=1, n_embd=16)
+CONFIG = GPTConfig(vocab_size=65, block_size=8, n_layer=1, n_head=1, n_embd=16, train_temperature=0.8)
 
 
 def test_the_loss_is_the_mixture_while_training_and_that_of_the_text_in_evaluations(monkeypatch):
@@ -17,8 +17,9 @@ def test_the_loss_is_the_mixture_while_training_and_that_of_the_text_in_evaluati
     x, y = torch.randint(65, (2, 2, 8))
     log_p = student.eval()(x).log_softmax(-1)
     text = -log_p.gather(-1, y[..., None]).mean()
+    sharp = -(student(x) / 0.8).log_softmax(-1).gather(-1, y[..., None]).mean()
     soft = sum(teacher.eval()(x).softmax(-1) for teacher in teachers) / 2
-    mixture = 0.5 * text - 0.5 * (soft * log_p).sum(-1).mean()
+    mixture = 0.5 * sharp - 0.5 * (soft * log_p).sum(-1).mean()
     torch.testing.assert_close(student(x, y), text)
     torch.testing.assert_close(student.train()(x, y), mixture)
     assert mixture != text and list(student.state_dict()) == list(GPT(CONFIG).state_dict())

@@ -28,6 +28,7 @@ class FollowedRun:
     def __init__(self, directory: Path):
         self.directory = directory
         self.version = ""  # times and sizes of FILES when they were read
+        self.written = 0.0  # when metrics.jsonl was
         self.lines: list[dict] = []  # of metrics.jsonl
         self.samples: list[dict] = []  # of samples.jsonl
         self.facts: dict = {}  # what the page lists of them
@@ -41,7 +42,7 @@ class FollowedRun:
             if version != self.version:
                 self.lines, self.samples = metrics.read(files[0]), metrics.read(files[1])
                 self.facts = self.describe()
-                self.version = version
+                self.version, self.written = version, stats[0].st_mtime
 
     def describe(self) -> dict:
         """What the page lists of the run, except for what the clock changes."""
@@ -89,7 +90,7 @@ class FollowedRun:
 
     def summary(self) -> dict:
         """The run as the page lists it."""
-        recent = time.time() - (self.directory / metrics.METRICS).stat().st_mtime < 60
+        recent = time.time() - self.written < 60
         status = self.facts["reason"] or ("training" if recent else "stopped")
         return {"version": self.version, "status": status, **self.facts}
 
@@ -128,3 +129,4 @@ class Runs:
                     self.found[name] = before.get(name) or FollowedRun(file.parent)
         for run in self.found.values():
             run.update()
+        self.found = {name: run for name, run in self.found.items() if run.facts}  # readable ones

@@ -110,7 +110,7 @@ class Server(ThreadingHTTPServer):
         self.address = f"http://127.0.0.1:{self.server_port}/"
 
     def handle_error(self, request, client_address) -> None:
-        """Ignores clients that disconnected or timed out."""
+        """Ignores clients that disconnected."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 

@@ -21,7 +21,7 @@ let trouble = ""; // an error message
 // by the name of a run, except for the charts
 const hidden = new Set(), charts = new Map(), curves = new Map(), samples = new Map(), colors = new Map();
 
-function color(name) { // in the order in which runs appear, and never another one
+function color(name) { // in the order in which runs appear, and never changes
   if (!colors.has(name)) colors.set(name, COLORS[colors.size % COLORS.length]);
   return colors.get(name);
 }
@@ -69,6 +69,7 @@ async function fetchRun(run, wanted) {
   const query = [["run", run.name], ["x", x], ["points", points], ...keys.map((key) => ["key", key])];
   if (range) query.push(["low", range[0]], ["high", range[1]]);
   const lines = keys.length ? await ask("/api/curves", query) : {};
+  if (!run.samples) samples.delete(run.name); // the run may have begun anew
   if (samples.get(run.name)?.version !== run.version && run.samples) {
     samples.set(run.name, { version: run.version, texts: await ask("/api/samples", [["run", run.name]]) });
   }
