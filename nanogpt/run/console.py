@@ -29,12 +29,12 @@ class Printer(logging.Handler):
             print(visible(text), flush=True)
 
 
-def show_messages(shown: bool) -> None:
-    """Prints what runs say from now on, or nothing."""
+def show_messages(shown: bool, level: int = logging.INFO) -> None:
+    """Prints what runs say from now on, if it is of that level at least, or nothing."""
     if not logger.handlers:
         logger.addHandler(Printer())
         logger.propagate = False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
     logger.disabled = not shown
 
 

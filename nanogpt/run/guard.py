@@ -53,9 +53,9 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
         now = f"now --batch_size={config.batch_size} --gradient_accumulation_steps={total}"
         logger.warning(f"out of memory with batch_size={size}: {now}, which is the same step")
         parts.accelerator.gradient_accumulation_steps = total // parts.accelerator.num_processes
-        parts.settings["train"] = asdict(config)
-        if parts.accelerator.is_main_process:
-            write_json(parts.out_dir / CONFIG, parts.settings)
+    parts.settings["train"] = asdict(config)
+    if parts.accelerator.is_main_process:  # what fits, and whether it is compiled
+        write_json(parts.out_dir / CONFIG, parts.settings)
     if parts.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(parts.device)  # of what did not fit
     return config
@@ -91,7 +91,7 @@ def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
                 fail(f"torch.compile failed; --compile=false trains without it: {reason}")
             logger.warning(f"training without torch.compile, which failed: {reason}")
             torch.compiler.set_stance("force_eager")
-            parts.settings["environment"]["compiled"] = False
+            parts.compiled = parts.settings["environment"]["compiled"] = False
         elif not lacks:
             raise
     finally:

@@ -1,5 +1,6 @@
 """Prepares a run's first step: the launcher's device, the data, the model, the files it writes."""
 
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -54,9 +55,10 @@ def prepare(
     """Makes and checks everything `train` needs: the settings in use, the parts, the first state.
 
     Arguments are those of `train.main`; `given` are the names of settings that have a flag on the
-    command line; `quiet` prints nothing. Raises ValueError or OSError for a user's mistake.
+    command line; `quiet` prints only warnings. Raises ValueError or OSError for a user's mistake.
     """
-    console.show_messages(os.environ.get("RANK", "0") == "0" and not quiet)
+    level = logging.WARNING if quiet else logging.INFO
+    console.show_messages(os.environ.get("RANK", "0") == "0", level)
     config = share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
     accelerator = make_accelerator(config)
     peers = Peers(accelerator, config.timeout)

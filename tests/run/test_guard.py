@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -131,3 +132,6 @@ def test_a_failed_compilation_is_one_line_with_its_cause(make_run, capsys, monke
     said = err if asked else out
     assert said.splitlines()[-1].endswith("InvalidCxxCompiler: no C++ compiler")
     assert ("--compile=false" in said) == asked and stances == ([] if asked else ["force_eager"])
+    if not asked:
+        recorded = json.loads((run.out_dir / "config.json").read_text())["environment"]["compiled"]
+        assert recorded is run.parts.compiled is False
