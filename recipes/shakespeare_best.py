@@ -7,8 +7,8 @@
 nanoGPT trains its "baby GPT" of 10.6 million parameters for about three minutes on an A100 to reach
 1.4697, the best of several evaluations on random batches. Here 0.77 million parameters reach it
 over the whole validation split. On two CPU cores that compute in bf16 the first command trains for
-four minutes and the second for 82 seconds; without bf16 for fourteen and five minutes (LOG.md). The
-third has 1.53 million parameters.
+four minutes and the second for SECONDS seconds; without bf16 both take about three times as long
+(LOG.md). recipes/speedrun.py has settings for more time.
 """
 
 from dataclasses import replace
