@@ -50,7 +50,7 @@ SHORT = (
     "--eval_interval=1000"
 )
 FEWER = (
-    "--max_iters=720 --short_block_iters=290 --weight_decay=0.1 --train_temperature=0.9 "
+    "--max_iters=790 --short_block_iters=316 --weight_decay=0.1 --train_temperature=0.9 "
     "--eval_interval=10000"
 )
 SEEDS = (1, 2, 3)
