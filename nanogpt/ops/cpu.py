@@ -66,11 +66,11 @@ def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=Fal
         return attention(q, k, v, mask, dropout, causal, enable_gqa)
     if dropout and torch.compiler.is_compiling():
         written_out = False
+    if written_out:
+        if enable_gqa:
+            k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+        return AttentionFunction.apply(q.to(dtype), k.to(dtype), v, dropout)
     with torch.autocast("cpu", enabled=False):
-        if written_out:
-            if enable_gqa:
-                k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
-            return AttentionFunction.apply(q.to(dtype), k.to(dtype), v, dropout)
         y = attention(q.float(), k.float(), v.float(), mask, dropout, causal, enable_gqa)
     return y.to(dtype)
 
@@ -93,7 +93,7 @@ class AttentionFunction(torch.autograd.Function):
             keys = min(start + ROWS, T)
             future = q.new_full((rows.size(1), keys), -math.inf).triu_(start + 1)
             scores = torch.baddbmm(future, rows, k[:, :keys].mT, alpha=ctx.scale)
-            weights = scores.softmax(-1)  # (B H, rows, keys)
+            weights = torch._softmax(scores, -1, False)  # (B H, rows, keys); autocast leaves it
             kept = dropout_mask(weights, dropout) if dropout else None
             y.append((weights * kept if dropout else weights) @ v[:, :keys])
             saved += [weights, kept]
