@@ -35,9 +35,9 @@ OTHER_NAMES = {"developer": "system", "human": "user"}  # of roles
 OTHER_NAMES |= dict.fromkeys(("gpt", "chatgpt", "model"), "assistant")
 
 
-def open_conversations(inputs: list[str], errors: str = "strict") -> Corpus:
+def open_conversations(inputs: list[str], errors: str = "strict", say=print) -> Corpus:
     """A corpus whose documents are conversations, each the JSON of its list of messages."""
-    corpus = Corpus(inputs, ("messages", "conversations"), errors, convert=to_json)
+    corpus = Corpus(inputs, ("messages", "conversations"), errors, convert=to_json, say=say)
     if wrong := next((name for name in corpus.files if not is_records(name)), None):
         raise ValueError(f"{wrong} is not JSON by its name: give .jsonl, .json, .parquet, …")
     return corpus
@@ -110,12 +110,8 @@ def prepare(
     errors: str = "strict",
     say=print,
 ) -> dict:
-    """Prepares the data directory `out` from conversations and returns its meta data.
-
-    With `errors="skip"`, conversations that cannot be learnt from, or are longer than a block, are
-    left out. Raises ValueError or OSError.
-    """
-    corpus = open_conversations(inputs, errors)
+    """Prepares the data directory `out`; returns its meta data. Raises ValueError or OSError."""
+    corpus = open_conversations(inputs, errors, say)
     if isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
     tokenizer = chat.add_tokens(tokenizer)

@@ -23,6 +23,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from nanogpt.data.files import first_line
@@ -36,6 +37,7 @@ HUB = "hf:"
 DESCRIPTIONS = ("meta.json", "tokenizer.json", "dataset_info.json", "state.json")
 # halves of surrogate pairs, which JSON can spell; no tokenizer accepts them
 SURROGATE = re.compile("[\ud800-\udfff]")
+LINES = re.compile(r"(?s).*\S\n(?=\S)")  # as many as possible, and no blank one at the cut
 
 
 def plain_text(value: object, where: str) -> str:
@@ -145,25 +147,18 @@ class Corpus:
         elif ending in (".csv", ".tsv"):
             yield from self._rows(name, "\t" if ending == ".tsv" else ",")
         else:
-            lines, is_first = enumerate(self._lines(name), 1), True
-            for number, line in lines:
-                if not line.strip():
-                    continue
-                if is_first and (line.lstrip().startswith("[") or line.strip() == "{"):
-                    # an array or an object, perhaps in several lines
-                    yield from self._parse(line + "".join(rest for _, rest in lines), name)
+            numbered = enumerate(self._lines(name), 1)
+            texts = ((f"{name}, line {i}", line) for i, line in numbered if line.strip())
+            where, first = next(texts, (name, "[]"))
+            if first.lstrip().startswith("[") or first.strip() == "{":  # perhaps in several lines
+                where, first = name, first + "".join(line for _, line in texts)
+            for place, text in chain([(where, first)], texts):
+                try:
+                    value = json.loads(text)
+                except (ValueError, RecursionError) as error:
+                    self.reject(f"{place} is not JSON ({error})")
                 else:
-                    yield from self._parse(line, f"{name}, line {number}")
-                is_first = False
-
-    def _parse(self, text: str, where: str) -> list:
-        """The objects in JSON."""
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            self.reject(f"{where} is not JSON ({error})")
-            return []
-        return value if isinstance(value, list) else [value]
+                    yield from value if isinstance(value, list) else [value]
 
     def _rows(self, name: str, delimiter: str) -> Iterator[dict]:
         """The rows of a CSV or TSV file."""
@@ -190,10 +185,7 @@ def stream(path: str, *args, **options) -> Iterator[dict]:
 
 
 def find_files(inputs: list[str], say) -> list[str]:
-    """The input files, each once even if several links lead to it.
-
-    Files of folders and patterns are sorted by name. Raises ValueError if an input has no files.
-    """
+    """The files of a Corpus, each once even if several links lead to it."""
     found: dict[str, str] = {}
     for name in inputs:
         if name.startswith(HUB):
@@ -204,7 +196,8 @@ def find_files(inputs: list[str], say) -> list[str]:
             paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
             paths = [path for path in paths if os.path.isfile(path)]
         if not paths:
-            what = "is not a file or folder" if os.path.exists(name) else "does not exist"
+            has_none = f"has no files that end with {', '.join(TEXT + RECORDS)}"
+            what = has_none if os.path.exists(name) else "does not exist"
             raise ValueError(f"{name} {what}: name files, folders, patterns, or hf:OWNER/NAME")
         for path in paths:
             found.setdefault(os.path.realpath(path), path)
@@ -220,11 +213,7 @@ def find_folder(name: str, say) -> list[str]:
     if others:
         counts = (f"{n:,} {ending or 'without an ending'}" for ending, n in others.most_common())
         say(f"not read, because of their endings: {', '.join(counts)}")
-    texts = [path for path in readable if not describes_data(path)]
-    if not texts:
-        endings = ", ".join(TEXT + RECORDS)
-        raise ValueError(f"the folder {name} has no files that end with {endings}")
-    return texts
+    return [path for path in readable if not describes_data(path)]
 
 
 def describes_data(path: str) -> bool:
@@ -254,17 +243,10 @@ def passages(text: str, size: int) -> Iterator[str]:
     """
     start = 0
     while len(text) - start > size:
-        cut = start + find_cut(text[start : start + size + 1], size)
+        lines = LINES.match(text, start, start + size + 1)
+        cut = lines.end() if lines else text.rfind("\n", start, start + size) + 1
+        cut = cut or start + size
         yield text[start:cut]
         start = cut
     if start < len(text):
         yield text[start:]
-
-
-def find_cut(text: str, size: int) -> int:
-    """Where to cut `text`, after `size` characters at most."""
-    end = size
-    while (end := text.rfind("\n", 1, end)) > 0:
-        if not text[end - 1].isspace() and not text[end + 1].isspace():
-            return end + 1
-    return text.rfind("\n", 0, size) + 1 or size

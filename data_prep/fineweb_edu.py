@@ -2,18 +2,14 @@
 
     python -m data_prep.fineweb_edu                        # from the Hub into data/fineweb_edu
     python -m data_prep.fineweb_edu --source DIR           # from local copies of its files
-    python -m data_prep.fineweb_edu --tokenizer bytes --out data/fineweb_edu_bytes
 
 About 10 billion tokens of GPT-2 in 9.7 million documents by the data set's card. 20 GB of disk,
 because the text is streamed and not kept. At 2.2 million tokens/s (two cores, LOG.md) it takes 76
 minutes, if the network keeps up (not run in full yet).
-
-An interrupted command resumes when started again; --help shows all flags.
 """
 
 from data_prep.text import prepare_known
 
-HUB = "hf:HuggingFaceFW/fineweb-edu:sample-10BT"
-
 if __name__ == "__main__":
-    prepare_known(__doc__, hub=HUB, out="data/fineweb_edu", val_fraction=0.001)
+    hub = "hf:HuggingFaceFW/fineweb-edu:sample-10BT"
+    prepare_known(__doc__, hub, "data/fineweb_edu", val_fraction=0.001)

@@ -2,19 +2,14 @@
 
     python -m data_prep.openwebtext                        # from the Hub into data/openwebtext
     python -m data_prep.openwebtext --source DIR           # from local copies of its files
-    python -m data_prep.openwebtext --tokenizer bytes --out data/openwebtext_bytes
 
 About 9.04 billion tokens of GPT-2 in 8,013,769 documents: nanoGPT, which puts the same share aside
 for validation, counts 9,035,582,198 and 4,434,897. 18 GB of disk, because the text is streamed and
 not kept. At 2.2 million tokens/s (two cores, LOG.md) it takes 68 minutes, if the network keeps up
 (not run in full yet).
-
-An interrupted command resumes when started again; --help shows all flags.
 """
 
 from data_prep.text import prepare_known
 
 if __name__ == "__main__":
-    prepare_known(
-        __doc__, hub="hf:Skylion007/openwebtext", out="data/openwebtext", val_fraction=0.0005
-    )
+    prepare_known(__doc__, "hf:Skylion007/openwebtext", "data/openwebtext", val_fraction=0.0005)

@@ -23,7 +23,6 @@ from nanogpt.run.errors import user_errors
 # pydoc_data holds the articles as well, as Python strings
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data"}
 LEFT_OUT |= {"site-packages", "dist-packages"}
-DOCUMENTS = "documents.jsonl"
 VOCAB_SIZE = 4096
 
 
@@ -38,15 +37,10 @@ def documents(library: Path) -> Iterator[tuple[str, str]]:
 
 
 def prepare(out: Path | str = "data/python_stdlib", tokenizer: str = "bpe", say=print) -> dict:
-    """Prepares the data directory `out`, its tokenizer included, and returns its meta data.
-
-    `tokenizer` is bpe, which is trained to VOCAB_SIZE tokens, or a name for
-    `data_prep.text.prepare`, such as bytes.
-    """
-    out = Path(out)
+    """Prepares the directory `out`; `tokenizer` is bpe, trained here, or a name such as bytes."""
     found = documents(Path(sysconfig.get_path("stdlib")))
     lines = [json.dumps({"name": name, "text": content}) for name, content in found]
-    inputs = [write_source(out, DOCUMENTS, lines)]
+    inputs = [write_source(Path(out), "documents.jsonl", lines)]
     trained = train(inputs, VOCAB_SIZE) if tokenizer == "bpe" else tokenizer
     return text.prepare(inputs, out, trained, 0.1, say=say)
 

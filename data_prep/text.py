@@ -22,7 +22,6 @@ from nanogpt.data.tokenizer import CharTokenizer, get_tokenizer
 from nanogpt.run.errors import plural, user_errors
 from nanogpt.run.parser import OneLineParser
 
-STOPPED = "stopped: run the same command again to resume"
 TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a run, a tokenizer.json, OWNER/NAME"
 ERRORS = "skip: leave out and count what is not UTF-8 or has no text"
 FLAGS: dict[str, dict] = {
@@ -58,15 +57,13 @@ def prepare(
     """
     corpus = Corpus(inputs, (text_column,), errors, separator, say=say)
     if tokenizer == "char":
-        found: set[str] = set()
+        characters: set[str] = set()
         for number, document in enumerate(corpus.documents()):
-            found.update(document)
-            if number > 0:
-                found.add("\n")  # which ends each of several documents
-        tokenizer = CharTokenizer.train("".join(found))
+            characters.update(document, "\n" if number else "")  # it ends each of several documents
+        tokenizer = CharTokenizer.train("".join(characters))
     elif isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
-    meta = write_corpus(out, corpus, tokenizer, val_fraction, " ".join(inputs), say)
+    meta = write_corpus(Path(out), corpus, tokenizer, val_fraction)
     train, val = meta["splits"]["train"], meta["splits"]["val"]
     counted = plural(train["documents"] + val["documents"], "document")
     say(
@@ -86,7 +83,7 @@ def make_parser(description: str | None, *flags: str) -> OneLineParser:
 
 def run(parser: OneLineParser) -> None:
     """Runs a command: prepares its inputs, and says what to do next."""
-    with user_errors(STOPPED):
+    with user_errors("stopped: run the same command again to resume"):
         options = vars(parser.parse_args())
         prepare(options.pop("INPUT"), **options)
         print(f"next: python recipes/own_text.py --data {shlex.quote(options['out'])}")

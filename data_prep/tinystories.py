@@ -2,17 +2,12 @@
 
     python -m data_prep.tinystories                        # from the Hub into data/tinystories
     python -m data_prep.tinystories --source DIR           # from local copies of its files
-    python -m data_prep.tinystories --tokenizer bytes --out data/tinystories_bytes
 
 About 470 million tokens of GPT-2 in 2.1 million stories: 1 GB of disk. At 2.2 million tokens/s
 (two cores, LOG.md) it takes four minutes, if the network keeps up (not run in full yet).
-
-An interrupted command resumes when started again; --help shows all flags.
 """
 
 from data_prep.text import prepare_known
 
 if __name__ == "__main__":
-    prepare_known(
-        __doc__, hub="hf:roneneldan/TinyStories", out="data/tinystories", val_fraction=0.01
-    )
+    prepare_known(__doc__, "hf:roneneldan/TinyStories", "data/tinystories", val_fraction=0.01)

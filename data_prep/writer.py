@@ -7,9 +7,6 @@
 The tokenizers release the GIL, so threads use all cores. Every few seconds the files are synced and
 progress.json records how many batches are written. After an interruption the same command reads the
 text again, skips those batches without tokenizing them, and writes the same bytes.
-
-All scripts write inside `writing`, which refuses a directory whose files are not an earlier output.
-The files are written into a hidden folder and moved when all of them are complete.
 """
 
 import hashlib
@@ -28,8 +25,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep import documents
-from data_prep.documents import Corpus, passages
+from data_prep.documents import PIECE, Corpus, passages
 from data_prep.split import Split
 from nanogpt.data.files import read_json, sync, write_atomic, write_json
 from nanogpt.data.meta import SPLITS
@@ -73,11 +69,8 @@ class TokenFile:
         """Completes the file; returns its entry in meta.json."""
         self.sync()
         self.file.close()
-        digest = hashlib.sha256()
-        with open(self.path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return self.counts | {"sha256": digest.hexdigest()}
+        digest = hashlib.sha256(np.memmap(self.path, mode="r")).hexdigest()
+        return self.counts | {"sha256": digest}
 
 
 def token_files(new: Path, tokenizer, counts: dict | None = None) -> dict[str, TokenFile]:
@@ -110,7 +103,7 @@ def write_source(out: Path, name: str, lines: list[str]) -> str:
 
 @contextmanager
 def writing(out: Path, tokenizer) -> Iterator[Path]:
-    """Locks a data directory while its files are written; yields the folder for the new ones.
+    """Locks a data directory; yields the hidden folder for its files until `finish` moves them.
 
     A failure removes them unless the progress is recorded. Raises ValueError as `check_out` does.
     """
@@ -131,17 +124,16 @@ def writing(out: Path, tokenizer) -> Iterator[Path]:
 def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, **more) -> dict:
     """Completes meta.json, with `more` entries, moves all files into `out`, returns the meta."""
     new = out / NEW
-    splits = {split: file.close() for split, file in files.items()}
-    for split, counts in splits.items():
-        if counts["tokens"] < 2:
+    for split, file in files.items():
+        if (tokens := file.counts["tokens"]) < 2:
             why = f"the text ({source}) is too short"
-            raise ValueError(f"the {split} split has {counts['tokens']} tokens: {why}")
+            raise ValueError(f"the {split} split has {tokens} tokens: {why}")
     meta = {
         "vocab_size": tokenizer.vocab_size,
         "dtype": files["train"].dtype.name,
         "tokenizer": tokenizer.name,
         "source": source,
-        "splits": splits,
+        "splits": {split: file.close() for split, file in files.items()},
         **more,
         "tokenizer_sha256": sha256(new),
     }
@@ -167,7 +159,7 @@ def batches(corpus: Corpus, split: Split) -> Iterator[dict[str, list]]:
         for name, part in (("train", document[:boundary]), ("val", document[boundary:])):
             is_end = name == "val" or boundary == len(document)
             rest = len(part)
-            for text in passages(part, documents.PIECE):
+            for text in passages(part, PIECE):
                 rest -= len(text)
                 is_last = rest == 0
                 # nothing follows either part of a single document
@@ -182,8 +174,9 @@ def batches(corpus: Corpus, split: Split) -> Iterator[dict[str, list]]:
 def encode(tokenizer, batch: dict[str, list]) -> dict[str, tuple[np.ndarray, int, int]]:
     """By split: ids, with the end-of-text tokens that follow; bytes of text; documents."""
     eot, tokens = tokenizer.eot_id, {}
+    newline = "\n" if eot is None else ""  # ends a document if there is no end-of-text token
     for split, items in batch.items():
-        texts = [ended(text) if end and eot is None else text for text, end, _ in items]
+        texts = [text.removesuffix(newline) + newline if end else text for text, end, _ in items]
         parts = [np.zeros(0, np.int64)]
         for ids, (_, end, _) in zip(tokenizer.encode_batch(texts), items, strict=True):
             parts += [ids, [eot]] if end and eot is not None else [ids]
@@ -193,38 +186,28 @@ def encode(tokenizer, batch: dict[str, list]) -> dict[str, tuple[np.ndarray, int
     return tokens
 
 
-def ended(text: str) -> str:
-    """Adds the newline that ends a document if there is no end-of-text token."""
-    return text if text.endswith("\n") else text + "\n"
-
-
 def in_threads(function: Callable, items: Iterable) -> Iterator:
     """The results of a function in order, from a thread for each core, a few items ahead."""
     threads = os.cpu_count() or 1
     pending: deque = deque()
     with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > 2 * threads:
-                    yield pending.popleft().result()
-            while pending:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * threads:
                 yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while pending:
+            yield pending.popleft().result()
 
 
-def write_corpus(
-    out: Path | str, corpus: Corpus, tokenizer, val_fraction: float | None, source: str, say=print
-) -> dict:
+def write_corpus(out: Path, corpus: Corpus, tokenizer, val_fraction: float | None) -> dict:
     """Tokenizes the documents of `corpus`; returns the meta data."""
-    out, split = Path(out), Split(corpus, val_fraction)
+    split = Split(corpus, val_fraction)
     with writing(out, tokenizer) as new:
         progress = new / PROGRESS
         job = json.dumps([BATCH, corpus.fingerprint, val_fraction, sha256(new)])
         state = read_json(progress) if progress.exists() else {}
         if state.get("job") == job:
-            say(f"resuming after {state['batches']:,} batches of text")
+            corpus.say(f"resuming after {state['batches']:,} batches of text")
         else:
             state = {"job": job, "batches": 0, "splits": {}}
         files = token_files(new, tokenizer, state["splits"])
@@ -242,7 +225,7 @@ def write_corpus(
                     state["splits"] = {name: file.counts for name, file in files.items()}
                     write_json(progress, state)
                     recorded = time.monotonic()
-        meta = finish(out, files, tokenizer, source)
+        meta = finish(out, files, tokenizer, " ".join(corpus.inputs))
     if corpus.skipped:
-        say(f"{corpus.skipped:,} lines or records without a text in UTF-8 were left out")
+        corpus.say(f"{corpus.skipped:,} lines or records without a text in UTF-8 were left out")
     return meta

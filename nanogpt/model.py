@@ -393,7 +393,7 @@ class GPT(nn.Module):
         return self.loss(x, targets, reduction)
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> Linear | Embedding:
         """The module whose weight (V, C) turns the final states into logits."""
         return self.wte if self.lm_head is None else self.lm_head
 

@@ -3,12 +3,8 @@
     python recipes/chat.py  # validation loss 0.02
     nanogpt chat out/chat
 
-The made-up conversations of data_prep/chat_tasks.py need no network. It answers 97 % of the 825
-validation questions, which are in no training conversation: spelling 100 %, dates 99 %, sums 93 %.
-Whether 1,000 steps are enough to learn sums depends on the seed, and even on rounding: others end
-at 0.14 to 0.17, with a sum in eight right (LOG.md).
-
-docs/chat.md fine-tunes a model on conversations of your own.
+The made-up conversations of data_prep/chat_tasks.py need no network. docs/chat.md says what it
+answers right, and fine-tunes a model on conversations of your own.
 """
 
 from dataclasses import replace

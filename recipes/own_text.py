@@ -14,9 +14,10 @@ al. 2023), and without a GPU four million tokens at most. A flag overrides any o
 import sys
 from dataclasses import replace
 
-from pretrain import TOKENS_PER_PARAMETER, measure, on_meta, shape, training
+from pretrain import TOKENS_PER_PARAMETER, measure, shape, training
 
 from nanogpt import GPTConfig, TrainConfig
+from nanogpt.hub.weights import on_meta
 from nanogpt.run.device import gpu_gib
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import parse

@@ -16,11 +16,10 @@ import math
 from argparse import Namespace
 from dataclasses import replace
 
-import torch
-
-from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt import GPTConfig, TrainConfig
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import read_shares
+from nanogpt.hub.weights import on_meta
 from nanogpt.run.device import gpu_gib
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import parse, settings_parser
@@ -42,12 +41,6 @@ def shape(depth: int, aspect_ratio: int = ASPECT_RATIO) -> GPTConfig:
     width = aspect_ratio * depth
     context = min(2048, 2 ** round(math.log2(width)))
     return GPTConfig.modern(n_layer=depth, n_head=depth, n_embd=width, block_size=context)
-
-
-def on_meta(model: GPTConfig) -> GPT:
-    """The model without memory for its weights, to count with."""
-    with torch.device("meta"):
-        return GPT(model)
 
 
 def training(

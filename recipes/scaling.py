@@ -24,6 +24,7 @@ import pretrain
 
 from data_prep import python_stdlib
 from nanogpt import TrainConfig, checkpoint
+from nanogpt.hub.weights import on_meta
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import settings_parser
 
@@ -53,13 +54,12 @@ def train(depth: int, seeds: int, out_dir: str, flags: list[str]) -> dict:
         raise ValueError(f"a run of {out} failed: see above; other settings need another --out_dir")
     found = sorted(out.parent.glob(f"{out.name}-seed*")) if seeds > 1 else [out]
     results = [json.loads((each / "result.json").read_text()) for each in found]
-    flops = pretrain.on_meta(checkpoint.load_configs(found[0])[0]).flops_per_token()
+    flops = on_meta(checkpoint.load_configs(found[0])[0]).flops_per_token()
     loss = float(np.mean([result["val_loss"] for result in results]))
     return {"depth": depth, "val_loss": loss, "compute": results[0]["tokens"] * flops}
 
 
 def run() -> None:
-    """Reads the command line, trains, fits, writes."""
     defaults = TrainConfig(data=DATA, out_dir=OUT_DIR)
     parser = settings_parser(pretrain.shape(2, ASPECT_RATIO), defaults, __doc__)
     parser.add_argument("--depths", default=DEPTHS, metavar="N,N,N", help="depths of the models")
@@ -86,7 +86,7 @@ def run() -> None:
             depth = max(depths[-1] + 1, round(depths[-1] * 4 ** (1 / 6)))
             model = pretrain.shape(depth, given.aspect_ratio)
             model.vocab_size, model.block_size = vocab_size, int(given.block_size)
-            gpt = pretrain.on_meta(model)
+            gpt = on_meta(model)
             tokens = compute / gpt.flops_per_token() / gpt.get_num_params()
             more = [*flags, f"--tokens_per_parameter={tokens}"]
             check = train(depth, 1, given.out_dir, more)

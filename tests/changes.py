@@ -40,7 +40,9 @@ nanogpt.model tests/test_config.py
     limits of settings are not checked: not limits[0] <= value <= limits[1] -> False
 nanogpt.run.parser tests/test_config.py
     --x=false is true: text.lower() == 'true' -> bool(text)
-    flags may be abbreviated: kept | options -> options
+    flags may be abbreviated:
+        super().__init__(formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        -> super().__init__(formatter_class=RawDescriptionHelpFormatter, **options)
 nanogpt.optim
     the warm-up starts at zero: (step + 1) -> step
     the cosine rises again after its end:
@@ -114,7 +116,7 @@ nanogpt.hub.weights
     padding is exported: value[: c.vocab_size] -> value
 nanogpt.hub.export
     an export with other logits is kept: not (difference <= allowed).all() -> False
-nanogpt.cli.use tests/cli/test_sample.py
+nanogpt.cli.commands tests/cli/test_sample.py
     --dtype is ignored: getattr(torch, args.dtype) -> torch.float32
 """
 

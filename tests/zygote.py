@@ -163,7 +163,7 @@ if __name__ == "__main__":
 
     import nanogpt.train  # noqa: F401
     from nanogpt import cli
-    from nanogpt.cli import measure, train, use  # noqa: F401
+    from nanogpt.cli import commands  # noqa: F401
     from nanogpt.run import console
 
     console.SAMPLE_TOKENS = 8

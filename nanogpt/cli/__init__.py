@@ -13,30 +13,29 @@ its options.
 """
 
 import sys
-from importlib import import_module
 
 from nanogpt import __version__
 from nanogpt.cli.arguments import ARGUMENTS
 from nanogpt.run.errors import refuse_windows, user_errors
 from nanogpt.run.parser import OneLineParser
 
-# a command NAME is run_NAME of this module, which is imported only then: --help must not wait
+# a command NAME is run_NAME of nanogpt.cli.commands
 COMMANDS = {
-    "train": ("train", "train a recipe, in one process or several"),
-    "plan": ("train", "measure the memory and time of a run"),
-    "check-data": ("measure", "show what a data directory holds and warn of problems"),
-    "import-nanogpt": ("train", "import a nanoGPT checkpoint to continue from it"),
-    "sample": ("use", "continue a prompt, streaming to the terminal"),
-    "chat": ("use", "talk to a model that was trained on conversations"),
-    "playground": ("use", "write with models on a local page, with each token's loss"),
-    "export": ("use", "write a verified export for transformers, ONNX Runtime or llama.cpp"),
-    "page": ("use", "write a static page that runs the model in the browser"),
-    "push": ("use", "export to a repository on the Hub; deletes no files there"),
-    "eval": ("measure", "loss, perplexity and bits per byte over a whole split"),
-    "compare": ("measure", "compare settings, and losses at equal steps, tokens and time"),
-    "plot": ("measure", "draw the loss curves of runs"),
-    "dashboard": ("measure", "show runs on a local page, also while they train"),
-    "bench": ("measure", "measure throughput, and this machine's limits in the same run"),
+    "train": "train a recipe, in one process or several",
+    "plan": "measure the memory and time of a run",
+    "check-data": "show what a data directory holds and warn of problems",
+    "import-nanogpt": "import a nanoGPT checkpoint to continue from it",
+    "sample": "continue a prompt, streaming to the terminal",
+    "chat": "talk to a model that was trained on conversations",
+    "playground": "write with models on a local page, with each token's loss",
+    "export": "write a verified export for transformers, ONNX Runtime or llama.cpp",
+    "page": "write a static page that runs the model in the browser",
+    "push": "export to a repository on the Hub; deletes no files there",
+    "eval": "loss, perplexity and bits per byte over a whole split",
+    "compare": "compare settings, and losses at equal steps, tokens and time",
+    "plot": "draw the loss curves of runs",
+    "dashboard": "show runs on a local page, also while they train",
+    "bench": "measure throughput, and this machine's limits in the same run",
 }
 
 
@@ -49,18 +48,18 @@ def main(argv: list[str] | None = None) -> None:
         parser.print_help()
         sys.exit(2)
     with user_errors():
-        module = import_module(f"nanogpt.cli.{COMMANDS[args.command][0]}")
-        getattr(module, f"run_{args.command.replace('-', '_')}")(args)
+        from nanogpt.cli import commands  # only now: it imports torch, and --help must not wait
+
+        getattr(commands, f"run_{args.command.replace('-', '_')}")(args)
 
 
 def make_parser() -> OneLineParser:
-    """The parser of all commands."""
     parser = OneLineParser(prog="nanogpt", usage="nanogpt COMMAND …", description=__doc__)
     parser.add_argument("--version", action="version", version=f"nanogpt {__version__}")
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", prog="nanogpt"
     )
-    for name, (_, what) in COMMANDS.items():
+    for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
         for flag, options in ARGUMENTS[name]:
             command.add_argument(flag, **options)

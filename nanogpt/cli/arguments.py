@@ -20,12 +20,10 @@ def choice(flag: str, choices: str, help: str, **options) -> tuple[str, dict]:
 
 
 def text(flag: str, metavar: str, help: str, **options) -> tuple[str, dict]:
-    """An argument that is text."""
     return flag, {"metavar": metavar, "help": help, **options}
 
 
 def switch(flag: str, help: str) -> tuple[str, dict]:
-    """An argument that is there or not."""
     return flag, {"action": "store_true", "help": help}
 
 
@@ -39,6 +37,7 @@ FORMAT = (
 RUN = text("RUN", "RUN", WHAT)
 RUNS = text("RUNS", "RUN", f"one or several; each is {WHAT}", nargs="+")
 OUT_DIRS = text("RUN", "RUN", "out directories", nargs="+")
+PROCESSES = number("--processes", int, 1, 1024, 1, "one per GPU; without a GPU, on the CPU")
 RECIPE = text("RECIPE", "RECIPE", "a recipe, such as recipes/shakespeare.py")
 FLAGS = text("FLAGS", "FLAGS", "its flags, such as --n_layer=8", nargs=REMAINDER)
 DEVICE = text("--device", "DEVICE", "auto, cpu, cuda or mps (default: auto)", default="auto")
@@ -66,11 +65,7 @@ EXPORTING = [
 ]
 
 ARGUMENTS = {
-    "train": [
-        number("--processes", int, 1, 1024, 1, "one per GPU; without a GPU, on the CPU"),
-        RECIPE,
-        FLAGS,
-    ],
+    "train": [PROCESSES, RECIPE, FLAGS],
     "plan": [JSON, RECIPE, FLAGS],
     "import-nanogpt": [
         text("CKPT", "CKPT", "nanoGPT's ckpt.pt"),

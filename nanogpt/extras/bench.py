@@ -21,7 +21,7 @@ import torch
 from nanogpt.config import TrainConfig
 from nanogpt.data.tokenizer import CharTokenizer
 from nanogpt.model import GPTConfig
-from nanogpt.run.device import peak_flops
+from nanogpt.ops.sharded import DTYPES
 from nanogpt.run.prepare import prepare
 from nanogpt.train import Parts, State, step, synchronize, tokens_per_step
 
@@ -34,8 +34,6 @@ MODELS = {  # configuration and sequences in a batch
     "baby": (GPTConfig.modern(**BABY), 64),
     "gpt2": (GPTConfig(vocab_size=50257, bias=True, mlp="gelu_tanh"), 1),
 }
-# by Accelerate's names
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 STEPS = 4  # training steps in a call that is timed
 
 
@@ -81,7 +79,7 @@ def start(directory: Path, args) -> tuple[TrainConfig, Parts, State]:
 def measure(config: TrainConfig, parts: Parts, state: State, rounds: int) -> dict:
     """Figures of a training step; `of_limit` is its share of a matmul's operations per second."""
     size = 1024 if parts.device.type == "cpu" else 8192
-    dtype = DTYPES[parts.accelerator.mixed_precision]
+    dtype = DTYPES.get(parts.accelerator.mixed_precision, torch.float32)
     matrix = torch.randn(size, size, device=parts.device, dtype=dtype)
 
     def train() -> None:
@@ -93,24 +91,13 @@ def measure(config: TrainConfig, parts: Parts, state: State, rounds: int) -> dic
     median = statistics.median(seconds["train"])
     tokens = STEPS * tokens_per_step(config, parts.gpt.config)
     flops = tokens / median * parts.gpt.flops_per_token()
-    peak = peak_flops(parts.settings["environment"]["device"])
     return {
         "ms": median * 1e3,
         "rate": tokens / median,
         "spread": (max(seconds["train"]) - min(seconds["train"])) / median,
         "of_limit": flops / (2 * size**3 / statistics.median(seconds["matmul"])),
-        "mfu": flops / peak if peak else None,
+        "mfu": flops / parts.peak_flops if parts.peak_flops else None,
     }
-
-
-def profile(config: TrainConfig, parts: Parts, state: State) -> str:
-    """The operators in which training steps spend their time, as a table."""
-    step(config, parts, state)
-    with torch.profiler.profile() as profiler:
-        for _ in range(10):
-            step(config, parts, state)
-    order = f"self_{'cuda' if parts.device.type == 'cuda' else 'cpu'}_time_total"
-    return profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50)
 
 
 def run(args) -> None:
@@ -118,7 +105,13 @@ def run(args) -> None:
     with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as directory:
         config, parts, state = start(Path(directory), args)
         if args.profile:
-            print(profile(config, parts, state))
+            step(config, parts, state)
+            with torch.profiler.profile() as profiler:
+                for _ in range(10):
+                    step(config, parts, state)
+            order = f"self_{'cuda' if parts.device.type == 'cuda' else 'cpu'}_time_total"
+            averages = profiler.key_averages()
+            print(averages.table(sort_by=order, row_limit=20, max_name_column_width=50))
             return
         found = measure(config, parts, state, args.rounds)
     env = parts.settings["environment"]

@@ -48,7 +48,7 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
     for start in np.random.default_rng(0).integers(max(len(ids) - 64, 1), size=3):
         say(f"  {tokenizer.decode(ids[start : start + 64].tolist())[:90]!r}")
     train, val = (split_documents(splits[name], tokenizer) for name in SPLITS)
-    warnings = [*size_warnings(meta["splits"], block_size, parameters), *text_warnings(train, val)]
+    warnings = list(find_warnings(train, val, meta["splits"], block_size, parameters))
     for line in warnings:
         say(f"warning: {line}")
     if not warnings:
@@ -58,27 +58,24 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
 
 def split_documents(ids: np.ndarray, tokenizer) -> list[str]:
     """The texts in tokens (N,), or paragraphs if no token ends a text."""
-    if tokenizer.eot_id is None:
+    if tokenizer.eot_id not in ids:
         text = tokenizer.decode(ids.tolist())
         return text.split("\n\n" if "\n\n" in text else "\n")
     ends = [-1, *np.flatnonzero(ids == tokenizer.eot_id), len(ids)]
     return [tokenizer.decode(ids[start + 1 : end].tolist()) for start, end in pairwise(ends)]
 
 
-def size_warnings(splits: dict, block_size: int, parameters: int) -> Iterator[str]:
-    """Warns if there is too little text."""
-    train, val = (splits[name]["tokens"] for name in ("train", "val"))
-    if val < 64 * block_size:
+def find_warnings(
+    train: list[str], val: list[str], splits: dict, block_size: int, parameters: int
+) -> Iterator[str]:
+    """Warns of too little text, binary files, repetitions and leaks."""
+    if splits["val"]["tokens"] < 64 * block_size:
         yield f"the val split has fewer than 64 blocks of {block_size}: its loss will be noisy"
-    if train < parameters:
+    if (tokens := splits["train"]["tokens"]) < parameters:
         yield (
-            f"{train:,} training tokens are fewer than the model's {parameters:,} parameters: it "
+            f"{tokens:,} training tokens are fewer than the model's {parameters:,} parameters: it "
             "will memorize them; use a smaller model (recipes/own_text.py does) or more text"
         )
-
-
-def text_warnings(train: list[str], val: list[str]) -> Iterator[str]:
-    """Warns of binary files, repetitions and leaks."""
     binary = max(share(texts, lambda text: len(BINARY.findall(text))) for texts in (train, val))
     if binary > 0.01:
         yield f"{binary:.0%} of the characters are control characters or were not UTF-8"

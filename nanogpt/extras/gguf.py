@@ -171,12 +171,9 @@ def add_sizes(writer, c: GPTConfig, vocab_size: int) -> None:
 
 def verify(file: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Raises ValueError unless the file has these tensors, rounded as their kinds do."""
-    found = gguf.GGUFReader(file).tensors
-    if {stored.name for stored in found} != tensors.keys():
-        raise ValueError("the export is wrong: its tensors have other names")
-    for stored in found:
-        tensor, kind = tensors[stored.name], stored.tensor_type
+    for stored, (name, tensor) in zip(gguf.GGUFReader(file).tensors, tensors.items(), strict=True):
+        kind = stored.tensor_type
         read = torch.from_numpy(np.array(gguf.dequantize(stored.data, kind)))
         worst = (read - tensor).abs().max()
-        if not worst <= ERRORS[kind.name] * tensor.abs().max():
-            raise ValueError(f"the export is wrong: {stored.name} differs by {worst:.2g}")
+        if stored.name != name or not worst <= ERRORS[kind.name] * tensor.abs().max():
+            raise ValueError(f"the export is wrong: {name} differs by {worst:.2g}")

@@ -32,13 +32,6 @@ STYLE = """
 .layers td, .layers th { white-space: pre; padding: 2px 4px; text-align: center; }
 """
 LONGEST_INSIDE = 128  # tokens of a text whose attention is shown: more would be too small to see
-SLIDERS = [  # lowest, highest, first value, step, label
-    (1, 2000, 300, 1, "tokens"),
-    (0, 2, 0.8, 0.05, "temperature"),
-    (0, 500, 200, 1, "top-k (0: off)"),
-    (0, 1, 1, 0.01, "top-p"),
-    (0, 1000, 1, 1, "seed"),
-]
 
 
 @torch.inference_mode()
@@ -144,22 +137,18 @@ def draw_heads(weights: torch.Tensor, names: list[str]) -> Figure:
     return figure
 
 
-@contextmanager
-def complaints():
-    """Context manager: shows the page's user a ValueError, such as an unknown character."""
-    import gradio as gr
-
-    try:
-        yield
-    except ValueError as error:
-        raise gr.Error(html.escape(str(error)), print_exception=False) from None
-
-
 def page(runs: list[str], device: str, **options):
     """The Gradio page for some runs."""
     import gradio as gr
 
     writers = [Writer(run, device, **options) for run in runs]
+
+    @contextmanager
+    def complaints():  # shows the page's user a ValueError, such as an unknown character
+        try:
+            yield
+        except ValueError as error:
+            raise gr.Error(html.escape(str(error)), print_exception=False) from None
 
     def write(*arguments):
         texts = [""] * len(writers)
@@ -178,8 +167,13 @@ def page(runs: list[str], device: str, **options):
             prompt = default_prompt(writers[0].tokenizer)[0]
             arguments = [gr.Textbox(prompt, lines=2, label="prompt", elem_id="prompt")]
             with gr.Row():
-                for low, high, value, step, label in SLIDERS:
-                    arguments.append(gr.Slider(low, high, value, step=step, label=label))
+                arguments += [
+                    gr.Slider(1, 2000, 300, step=1, label="tokens"),
+                    gr.Slider(0, 2, 0.8, step=0.05, label="temperature"),
+                    gr.Slider(0, 500, 200, step=1, label="top-k (0: off)"),
+                    gr.Slider(0, 1, 1, step=0.01, label="top-p"),
+                    gr.Slider(0, 1000, 1, step=1, label="seed"),
+                ]
             with gr.Row():
                 start = gr.Button("Write", variant="primary", elem_id="write")
                 stop = gr.Button("Stop")

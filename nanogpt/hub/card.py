@@ -50,18 +50,12 @@ Data: {data}.
 
 
 def write(
-    directory: Path,
-    model: GPT,
-    native: str,
-    repo: str,
-    license: str,
-    prompt: str | list[dict],
-    source: Path | None,
+    directory: Path, model: GPT, native: str, repo: str, license: str, prompt, source: Path | None
 ) -> None:
     """Writes README.md into an export.
 
-    `native` is the transformers class, `repo` and `prompt` are those of the example, `source` is
-    the exported checkpoint (None for a model from elsewhere).
+    `native` is the transformers class, `repo` and `prompt` (a text, or messages) are those of the
+    example, `source` is the exported checkpoint (None for a model from elsewhere).
     """
     card = CARD.format(
         license=json.dumps(license),
@@ -79,10 +73,7 @@ def write(
 
 
 def training(source: Path, directory: Path) -> str:
-    """The card's section about training; draws the losses into the export's `directory`.
-
-    It has the result, the data, and the settings that differ from the defaults.
-    """
+    """The card's section about training; draws the losses into the export's `directory`."""
     model, train = checkpoint.load_configs(source)
     state = checkpoint.read_state(source)
     environment = read_json(source / checkpoint.CONFIG).get("environment", {})

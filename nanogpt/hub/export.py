@@ -8,7 +8,6 @@ are compared with the model's. An export that differs is removed.
 """
 
 import json
-import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from safetensors import SafetensorError
 
 from nanogpt import chat, checkpoint
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import read_json
 from nanogpt.data.tokenizer import END, FILE
 from nanogpt.hub import card, client, weights
 from nanogpt.hub.load import load
@@ -27,8 +25,6 @@ from nanogpt.model import GPT, GPTConfig
 from nanogpt.sample import default_prompt
 
 TOLERANCE = 1e-4  # of logits, in fp32
-
-logger = logging.getLogger("nanogpt")
 
 
 def check_publishing(model_config: GPTConfig, config: TrainConfig) -> None:
@@ -41,7 +37,7 @@ def check_publishing(model_config: GPTConfig, config: TrainConfig) -> None:
     except ValueError as error:
         if config.require_exportable or config.push_to_hub:
             raise
-        logger.warning(f"the model can be trained but not exported: {error}")
+        checkpoint.logger.warning(f"the model can be trained but not exported: {error}")
     if config.push_to_hub:
         client.make_repository(config.push_to_hub)
 
@@ -67,18 +63,17 @@ def export(
     with writing(to) as directory:
         model, tokenizer, source = load(run, say=say, **options)
         model.to(dtype).float()  # rounded as stored
-        end_id = next(iter(end_ids(tokenizer, model.config.vocab_size)), None)
-        native = weights.to_transformers(model, end_id)
-        ids = random_tokens(model)
+        ends = end_ids(tokenizer, model.config.vocab_size)
+        native = weights.to_transformers(model, ends[0] if ends else None)
         directory.mkdir()
-        write_model(directory, native.to(dtype), model, tokenizer)
+        write_model(directory, native.to(dtype), model.config, ends)
         write_tokenizer(directory, model, tokenizer)
         prompt = default_prompt(tokenizer)[0]
         if chat.can_chat(tokenizer):
             prompt = [{"role": "user", "content": "Hello"}]
         repo = name or str(to.resolve())
         card.write(directory, model, type(native).__name__, repo, license, prompt, source)
-        worst = verify(directory, model, tokenizer, ids)
+        worst = verify(directory, model, tokenizer)
         for file in directory.iterdir():
             file.chmod(0o644)  # safetensors makes files that only their owner can read
     say(f"{name or to}: {type(native).__name__}, verified: logits differ by {worst:.1e} at most")
@@ -118,7 +113,7 @@ def end_ids(tokenizer, vocab_size: int) -> list[int]:
     return [i for i in ends if i is not None]
 
 
-def write_model(directory: Path, native, model: GPT, tokenizer) -> None:
+def write_model(directory: Path, native, config: GPTConfig, ends: list[int]) -> None:
     """Writes weights, configuration and generation settings.
 
     Tied weights have the names of published files: GPT-2's have no prefix, as mlx-lm requires. With
@@ -130,16 +125,12 @@ def write_model(directory: Path, native, model: GPT, tokenizer) -> None:
         state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     with weights.quiet():
         # not max_length, about which transformers warns whenever max_new_tokens is given
-        native.generation_config.max_new_tokens = max(1, model.config.block_size // 2)
-        ends = end_ids(tokenizer, model.config.vocab_size)
+        native.generation_config.max_new_tokens = max(1, config.block_size // 2)
         if len(ends) > 1:
             native.generation_config.eos_token_id = ends
+        if config.position == "rope":  # transformers 4 and mlx-lm read the base here
+            native.config.rope_theta = config.rope_theta
         native.save_pretrained(directory, state_dict=state, max_shard_size="5GB")
-    config = read_json(directory / "config.json")
-    if "rope_parameters" in config:
-        # transformers 4 and mlx-lm read rope_theta here and otherwise use their default
-        config["rope_theta"] = config["rope_parameters"]["rope_theta"]
-        checkpoint.write_json(directory / "config.json", config)
 
 
 def write_tokenizer(directory: Path, model: GPT, tokenizer) -> None:
@@ -174,13 +165,14 @@ def random_tokens(model: GPT) -> torch.Tensor:
     return torch.randint(model.config.vocab_size, (2, T), generator=generator)
 
 
-def verify(directory: Path, model: GPT, tokenizer, ids: torch.Tensor) -> float:
-    """Compares what transformers loads from `directory` with `model`, on the tokens ids (B, T).
+def verify(directory: Path, model: GPT, tokenizer) -> float:
+    """Compares what transformers loads from `directory` with `model`, on random tokens.
 
     Returns the largest difference between logits. Raises ValueError naming what differs.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    ids = random_tokens(model)
     with weights.quiet():
         hf_tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         hf_model = AutoModelForCausalLM.from_pretrained(
@@ -215,8 +207,8 @@ def check_logits(found: torch.Tensor, expected: torch.Tensor) -> float:
     return worst
 
 
-def push(run: str | Path, repo: str, *, private: bool = False, say=print, **options) -> str:
-    """Exports `run` and adds it to the repository `repo` on the Hub; returns the commit's URL.
+def push(run: str | Path, repo: str, *, private: bool = False, say=print, **options) -> None:
+    """Exports `run` and adds it to the repository `repo` on the Hub.
 
     Checks token and write access first, and creates the repository if needed. Other files in it
     stay. `options` are those of `export`.
@@ -230,4 +222,3 @@ def push(run: str | Path, repo: str, *, private: bool = False, say=print, **opti
         with client.one_line_errors(f"the Hub refuses {repo!r}"):
             commit = upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     say(f"pushed: {commit.commit_url}")
-    return commit.commit_url

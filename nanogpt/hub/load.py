@@ -101,27 +101,31 @@ def load_class(recipe: str | Path, name: str) -> type[GPT]:
     if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
         raise ValueError(f"trust_recipe={recipe} is not a .py file: name the one with {name}")
     sys.path.insert(0, str(Path(recipe).resolve().parent))
-    try:
-        found = runpy.run_path(str(recipe), run_name="trusted_recipe").get(name)
-    except SyntaxError as error:
-        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    found = runpy.run_path(str(recipe), run_name="trusted_recipe").get(name)
     if not (isinstance(found, type) and issubclass(found, GPT)):
         raise ValueError(f"{recipe} has no subclass of GPT that is called {name}")
     return found
 
 
 def load_for_training(
-    run: str | Path, wanted: GPTConfig, say=print, given: Iterable[str] = ()
+    wanted: GPTConfig, config: TrainConfig, start: Path | None, make_model, given: Iterable[str]
 ) -> tuple:
-    """Loads a model to fine-tune and its tokenizer.
+    """Loads the model to fine-tune, or to resume from `start`, and its tokenizer; or two Nones.
 
     Dropout, train_temperature, gradient_checkpointing, separator and block_size are those of
     `wanted`, the other settings are the checkpoint's. Raises ValueError if one that the user has
     `given` differs.
     """
+    if config.init_from == "scratch":
+        if config.lora_rank:
+            raise ValueError("lora_rank adapts a trained model: name one by --init_from")
+        return None, None
+    if make_model is not GPT:
+        raise ValueError(f"init_from={config.init_from} loads a GPT: leave make_model out")
+    run = start or config.init_from
     names = ("dropout", "train_temperature", "gradient_checkpointing", "separator")
     kept = {name: getattr(wanted, name) for name in names}
-    model, tokenizer, _ = load(run, say=say, **kept)
+    model, tokenizer, _ = load(run, say=checkpoint.logger.info, **kept)
     c = model.config
     actual = asdict(c) | {"n_kv_head": c.kv_heads, "head_dim": c.head_size, "n_inner": c.inner}
     for name in actual.keys() & set(given) - kept.keys():
@@ -152,9 +156,8 @@ def make_room(model: GPT, meta: dict, config: TrainConfig) -> None:
             f"{room:,}: prepare the data with that model's tokenizer, or choose another model"
         )
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name in ("wte.weight", "lm_head.weight"):
-                weight[old:new] = weight[:old].mean(0)
+        for weight in {model.wte.weight, model.head.weight}:  # one if they are tied
+            weight[old:new] = weight[:old].mean(0)
     model.config = replace(model.config, vocab_size=new)
 
 

@@ -21,7 +21,7 @@ from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub.export import writing
 from nanogpt.hub.load import load
-from nanogpt.hub.weights import pad
+from nanogpt.hub.weights import on_meta, pad
 from nanogpt.model import GPT, GPTConfig
 
 # settings of the same name and meaning
@@ -57,8 +57,7 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
         config = GPTConfig(**{name: args[name] for name in SHARED})
         weights = convert_weights(contents["model"], config)
         config.tie_embeddings = "lm_head.weight" not in weights
-        with torch.device("meta"):
-            checkpoint.check_tensors(path, weights, GPT(config))
+        checkpoint.check_tensors(path, weights, on_meta(config))
         train = train_config(contents.get("config", {}), data, out_dir)
         step = int(contents["iter_num"])
         tokens = step * train.gradient_accumulation_steps * train.batch_size * config.block_size

@@ -66,15 +66,19 @@ def native_type(c: GPTConfig) -> str:
     )
 
 
+def on_meta(config: GPTConfig) -> GPT:
+    """A model without memory for its weights, for their names, shapes and number."""
+    with torch.device("meta"):
+        return GPT(config)
+
+
 def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
     """Maps each of our parameters to transformers' tensors, and whether these are transposed.
 
     Several tensors are stacked in ours. GPT-2's matrices are stored as (in, out).
     """
     kind, table = native_type(config), {}
-    with torch.device("meta"):
-        model = GPT(config)
-    for name, _ in model.named_parameters():
+    for name, _ in on_meta(config).named_parameters():
         block, part, suffix = re.fullmatch(r"(h\.\d+\.)?(.*)\.(weight|bias)", name).groups("")
         if part == "lm_head":
             table[name] = [name], False
@@ -157,8 +161,7 @@ def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **ch
         # bias=False is exported as zeros
         changes["bias"] = False
         weights = {name: weights[name] for name in weights.keys() - biases}
-    with torch.device("meta"):
-        model = GPT(replace(config, **changes))
+    model = on_meta(replace(config, **changes))
     checkpoint.check_tensors(directory, weights, model)
     model.load_state_dict({name: w.to(dtype) for name, w in weights.items()}, assign=True)
     return model.eval()

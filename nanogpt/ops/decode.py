@@ -22,11 +22,9 @@ from torch import nn
 from nanogpt.model import GPT, Linear, attention, cross_entropy
 
 SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
-# Tokens times parameters from which compiling pays, from the second time on (LOG.md)
-WORTHWHILE = 1e11
+WORTHWHILE = 1e11  # tokens times parameters from which compiling pays, once cached (LOG.md)
 MANY = 10_000  # tokens of 124M parameters that one graph saves as much time as compiling it takes
-# of Inductor: multiply and add in one instruction
-OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
+OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # multiply and add in one
 
 
 class Int8(NamedTuple):
@@ -102,7 +100,7 @@ def probe_instructions() -> None:
     Each runs in a process of its own, so that the work before the first graph need not wait.
     """
     # imported here: two threads cannot import modules that import each other
-    import torch._inductor.codecache
+    import torch._inductor.codecache  # noqa: F401
     from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
     Thread(target=valid_vec_isa_list, daemon=True).start()

@@ -59,10 +59,7 @@ class Peers:
                 raise error or ValueError(message)
 
     def largest(self, *values: int) -> list[int]:
-        """The largest of each value over all processes.
-
-        Raises RuntimeError if one does not call this within the timeout.
-        """
+        """The largest of each value over all processes; RuntimeError if one takes too long."""
         if not self.many:
             return [int(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.int64)

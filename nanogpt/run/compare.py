@@ -63,10 +63,7 @@ def read(run: Path) -> Curve:
 
 
 def group(runs: list[Path]) -> list[list[Curve]]:
-    """Groups runs that differ only in their seed, the group with the lowest mean loss first.
-
-    Raises ValueError if a seed is there twice.
-    """
+    """Groups runs that differ only in their seed, the best first; ValueError for a seed twice."""
     groups: dict[str, list[Curve]] = {}
     for run in dict.fromkeys(runs):
         curve = read(Path(run))
@@ -88,10 +85,7 @@ def mean_and_spread(losses: list[float]) -> tuple[float, float | None]:
 
 
 def welch(a: list[float], b: list[float]) -> float:
-    """The two-sided p of Welch's t-test (Welch 1947) between two samples of two or more values.
-
-    NaN if neither varies.
-    """
+    """The two-sided p of Welch's t-test (1947) on samples of two or more; NaN if neither varies."""
     with np.errstate(all="ignore"):  # a loss may be infinite, or NaN
         # squared standard errors of the means
         u = np.var(a, ddof=1) / len(a)
@@ -151,17 +145,16 @@ def compare(runs: list[Path]) -> str:
     """A `verdict` as text, the best run first; the last line says whether it is better."""
     groups = group(runs)
     found = verdict(groups)
-    table = {
-        "": [row["name"] for row in found["runs"]],
-        "seeds": [len(curves) for curves in groups],
-    }
-    for name in found["runs"][0]["settings"]:
-        table[name] = [row["settings"][name] for row in found["runs"]]
+    rows = found["runs"]
+    table = {"": [row["name"] for row in rows], "seeds": [len(row["runs"]) for row in rows]}
+    for name in rows[0]["settings"]:
+        table[name] = [row["settings"][name] for row in rows]
     every = [curve for curves in groups for curve in curves]
     for axis, title in enumerate(AXES):
         end = min(curve.points[-1, axis] for curve in every)  # the last that all have reached
-        if all(is_measured(curve.points[:, axis], end) for curve in every):
-            # interpolated linearly between evaluations
+        reached = [curve.points[curve.points[:, axis] <= end, axis] for curve in every]
+        # interpolated linearly between evaluations; between the first two it falls too fast
+        if all(len(places) > 1 or end in places for places in reached):
             losses = {c: np.interp(end, c.points[:, axis], c.points[:, 3]) for c in every}
             title = f"at {end:,.1f} {title}".replace(".0 ", " ")
             table[title] = [cell([losses[c] for c in curves]) for curves in groups]
@@ -176,8 +169,7 @@ def compare(runs: list[Path]) -> str:
         lines.append(f"{title:<36}" + "".join(f"{value!s:>{width}}" for value in values))
     lines.append("")
     if found["better"] is not None and found["by"] > 0:
-        first, second = found["runs"][:2]
-        lower = f"{first['name']} has a lower loss than {second['name']}"
+        lower = f"{found['better']} has a lower loss than {rows[1]['name']}"
         lines.append(f"{lower} by {found['by']:.4f}")
     if found["p"] is not None:
         what = "a significant" if found["significant"] else "no significant"
@@ -185,14 +177,6 @@ def compare(runs: list[Path]) -> str:
     elif len(groups) > 1:
         lines.append(f"not tested for significance: {found['why_not']}")
     return "\n".join(lines)
-
-
-def is_measured(places: np.ndarray, end: float) -> bool:
-    """Whether the loss at `end` was measured, or can be interpolated.
-
-    Between the first two evaluations it falls too fast.
-    """
-    return end in places or (len(places) > 1 and places[1] <= end)
 
 
 def cell(losses: list[float]) -> str:

@@ -1,9 +1,11 @@
 """Prints a run's settings and progress, and at the end the result and next commands."""
 
 import logging
+import os
 import shlex
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 
 import torch
 
@@ -14,7 +16,7 @@ from nanogpt.run.errors import plain, visible, waiting
 from nanogpt.run.metrics import RESULT
 from nanogpt.run.stop import Stop
 from nanogpt.sample import sample_text
-from nanogpt.train import Parts, State, done, logger, sample_start, tokens_per_step
+from nanogpt.train import Parts, State, done, logger, position, sample_start, tokens_per_step
 
 SAMPLE_TOKENS = 300  # of the sample at the end
 EVERY = 5.0  # seconds of training between lines of progress
@@ -29,13 +31,13 @@ class Printer(logging.Handler):
             print(visible(text), flush=True)
 
 
-def show_messages(shown: bool, level: int = logging.INFO) -> None:
-    """Prints what runs say from now on, if it is of that level at least, or nothing."""
+def show_messages(quiet: bool) -> None:
+    """From now on prints what runs say, `quiet` only warnings; on the main process only."""
     if not logger.handlers:
         logger.addHandler(Printer())
         logger.propagate = False
-    logger.setLevel(level)
-    logger.disabled = not shown
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.disabled = os.environ.get("RANK", "0") != "0"
 
 
 def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
@@ -67,6 +69,7 @@ class Progress:
     def __init__(self, config: TrainConfig, state: State):
         self.max_iters = 0 if config.train_minutes else config.max_iters
         self.step, self.train_seconds = state.step, state.train_seconds  # at the last line
+        self.waiting = partial(waiting, say=logger.info)
 
     def show(self, values: dict, state: State) -> None:
         """Prints a line of metrics if the last is some seconds of training ago."""
@@ -83,10 +86,6 @@ class Progress:
         logger.info(text)
         self.step, self.train_seconds = state.step, state.train_seconds
 
-    def waiting(self, what: str):
-        """Context manager for slow, silent work: prints `what` after a while."""
-        return waiting(what, logger.info)
-
 
 def write_result(parts: Parts, state: State, stop: Stop | None) -> None:
     """Writes the run's outcome to result.json; a failed write is only a warning."""
@@ -97,9 +96,7 @@ def write_result(parts: Parts, state: State, stop: Stop | None) -> None:
         "message": stop.reason if stop else None,
         "val_loss": state.best_val_loss,
         "best_step": state.best_step,
-        "step": state.step,
-        "tokens": state.tokens,
-        "train_seconds": round(state.train_seconds, 3),
+        **position(state),
         "tokens_per_second": round(state.tokens / max(state.train_seconds, 1e-9)),
         "skipped_steps": state.skipped_steps,
         "parameters": parts.gpt.get_num_params(),

@@ -19,11 +19,6 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-)
 
 import nanogpt
 from nanogpt.config import TrainConfig
@@ -38,15 +33,11 @@ PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's name
 # and T4, which have no bf16. The first name whose words are in the device's name is used.
 PEAK_TFLOPS = {
     "B200": 2250,
-    "GH200": 989,
-    "H200": 989,
     "H100 PCIe": 756,
     "H100 NVL": 835,
-    "H100": 989,
-    "H800": 989,
+    "GH200|H200|H100|H800": 989,
     "H20": 148,
-    "A100": 312,
-    "A800": 312,
+    "A100|A800": 312,
     "MI300X": 1307,
     "A10G": 70,
     "L40S": 362,
@@ -69,17 +60,14 @@ LAUNCHER = {
     "ACCELERATE_MIXED_PRECISION": [*PRECISIONS],
 }
 
-# Operations of a run on a CPU from which on compiling pays: 20 seconds or more on two cores
-LONG_RUN = 5e12
-
-# In one graph: more compile for minutes, and are not bound by the host
-MOST_BLOCKS = 24
+LONG_RUN = 5e12  # operations from which compiling pays on a CPU: 20 seconds on two cores
+MOST_BLOCKS = 24  # in one graph: more compile for minutes, and are not bound by the host
 
 
 def peak_flops(device_name: str) -> float | None:
     """Peak bf16 floating-point operations per second of a GPU; None if unknown."""
     for name, peak in PEAK_TFLOPS.items():
-        if re.search(rf"\b{name}\b(?! Ti| Laptop| SUPER| D\b| PCIe)", device_name):
+        if re.search(rf"\b({name})\b(?! Ti| Laptop| SUPER| D\b| PCIe)", device_name):
             return peak * 1e12
     return None
 
@@ -115,15 +103,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         cpu=config.device == "cpu",
         mixed_precision=mixed_precision(config),
         # as a plugin, because an environment variable of the launcher overrides the plain argument
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
+        gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(
             config.gradient_accumulation_steps // world, sync_with_dataloader=False
         ),
         log_with=metrics.available(config.report_to) or None,
         project_dir=config.out_dir,
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
+            accelerate.InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
             # no second copy of the gradients
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
     # MASTER_ADDR is set if the launcher was asked for several, which it may not have started
@@ -194,7 +182,6 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
         torch.use_deterministic_algorithms(True)
         # no code here reads uninitialized memory
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.backends.cudnn.benchmark = False
     if device.type == "cpu":
         cpu.keep_freed_memory()
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or wants_cpu(config.device)

@@ -39,10 +39,7 @@ def field_help(cls: type) -> dict[str, str]:
 
 
 def settings_parser(model_config: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
-    """A recipe's parser: a flag for each field; advanced ones (KW_ONLY) and actions in groups.
-
-    Its result has only the flags that are given.
-    """
+    """A recipe's parser, with a flag for each field; its result has only those that are given."""
     usage = "%(prog)s [--SETTING VALUE …]"
     parser = OneLineParser(usage=usage, description=description, argument_default=SUPPRESS)
     text = "repeat a run: its config.json, before the flags given here"
@@ -90,9 +87,9 @@ def asked_device(argv: list[str]) -> str:
 
 
 def recorded(path: str) -> dict:
-    """The settings in a run's config.json, or in that of an out directory.
+    """The settings in a run's config.json, or in its out directory's. ValueError without any.
 
-    Early runs have no train_temperature: theirs was 1. Raises ValueError if there are no settings.
+    Early runs have no train_temperature: theirs was 1.
     """
     file = follow(path)
     if file.is_dir():

@@ -11,18 +11,16 @@ from accelerate.utils import release_memory
 from nanogpt.checkpoint import CONFIG, State
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import write_json
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.run.errors import fail, out_of_memory, user_errors
+from nanogpt.hub.weights import on_meta
+from nanogpt.model import GPTConfig
+from nanogpt.run.errors import fail, out_of_memory
 from nanogpt.train import Parts, logger, micro_batch
 
 
 def check_room(config: GPTConfig) -> None:
-    """Raises ValueError if the blocks of a model take more memory than is free.
-
-    The system would kill a process without a word.
-    """
-    with torch.device("meta"):
-        block = sum(p.numel() for p in GPT(replace(config, n_layer=1)).h.parameters())
+    """Raises ValueError if a model's blocks exceed free memory: the system would kill the run."""
+    one = on_meta(replace(config, n_layer=1))
+    block = sum(p.numel() for p in one.h.parameters())
     needed = 16 * block * config.n_layer  # with gradients and AdamW's state
     room = psutil.virtual_memory().available
     with suppress(OSError, ValueError):  # no cgroup v2, or "max", which is not a number
@@ -47,9 +45,14 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
         if parts.compiled:
             torch.compiler.reset()  # frees the graphs of the old size: dynamo keeps only a few
         size = config.batch_size
-        with user_errors():
-            config = split(config)
-        total = config.gradient_accumulation_steps
+        if size == 1:
+            fail(
+                "a single sequence does not fit into memory: take a smaller --block_size or model, "
+                "--gradient_checkpointing=True, or more GPUs with accelerate_configs/fsdp2.yaml"
+            )
+        divisor = next(n for n in range(2, size + 1) if size % n == 0)
+        total = config.gradient_accumulation_steps * divisor
+        config = replace(config, batch_size=size // divisor, gradient_accumulation_steps=total)
         now = f"now --batch_size={config.batch_size} --gradient_accumulation_steps={total}"
         logger.warning(f"out of memory with batch_size={size}: {now}, which is the same step")
         parts.accelerator.gradient_accumulation_steps = total // parts.accelerator.num_processes
@@ -62,10 +65,7 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
 
 
 def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
-    """Tries a forward and backward pass with the memory of the first step; clears gradients.
-
-    Returns whether any process lacks the memory for it.
-    """
+    """Whether any process lacks memory for a first step, by trying its passes; clears gradients."""
     lacks = False
     # without communication a failing process leaves no other waiting; FSDP cannot do without
     no_sync = nullcontext() if parts.sharded else parts.accelerator.no_sync(parts.model)
@@ -97,16 +97,3 @@ def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
     finally:
         parts.gpt.zero_grad()
     return bool(parts.peers.largest(lacks)[0])
-
-
-def split(config: TrainConfig) -> TrainConfig:
-    """The same step in smaller micro-batches: half the size, or the nearest part of an odd one."""
-    size = config.batch_size
-    if size == 1:
-        raise ValueError(
-            "a single sequence does not fit into memory: take a smaller --block_size or model, "
-            "--gradient_checkpointing=True, or more GPUs with accelerate_configs/fsdp2.yaml"
-        )
-    divisor = next(n for n in range(2, size + 1) if size % n == 0)
-    accumulation = config.gradient_accumulation_steps * divisor
-    return replace(config, batch_size=size // divisor, gradient_accumulation_steps=accumulation)

@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ from tempfile import TemporaryDirectory
 from nanogpt.checkpoint import State, list_checkpoints, read_json
 from nanogpt.config import TrainConfig
 from nanogpt.hub.export import push
-from nanogpt.model import GPTConfig
 from nanogpt.run import console, plan
 from nanogpt.run.compare import compare
 from nanogpt.run.errors import fail, user_errors, waiting
@@ -25,18 +23,8 @@ from nanogpt.run.stop import Stop
 from nanogpt.train import Parts, done, logger, pause, save, train
 
 
-def main(
-    model_config: GPTConfig,
-    config: TrainConfig,
-    prepare_data: Callable[[Path], object] | None,
-    note: str,
-    argv: list[str] | None,
-    **options,
-) -> list[Path]:
-    """`nanogpt.train.main`, which documents the arguments.
-
-    `options` are make_model and make_optimizers.
-    """
+def main(model_config, config, prepare_data, note, argv, **options) -> list[Path]:
+    """`nanogpt.train.main`, which documents the arguments; `options` are its make_… functions."""
     description = sys.modules["__main__"].__doc__ or ""
     begun: list[Path] = []
     try:
@@ -77,9 +65,9 @@ def main(
 
 
 def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
-    """Trains what `prepare` made: rehearses, trains, handles an early stop, concludes.
+    """Rehearses, trains and concludes what `prepare` made; a run that stops early exits.
 
-    A run that stops early exits.
+    The exit code is 1, on all processes, if the last checkpoint could not be saved.
     """
     stop = None
     with parts.peers.watched(), parts.interrupts:
@@ -90,7 +78,26 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
             train(config, parts, state)
         except Stop as why:
             stop = why
-        end(config, parts, state, stop)
+        pause(config, parts, state)
+        if stop and stop.code != 1:
+            if parts.saves.step != state.step:
+                save(config, parts, state)
+            saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
+            what = f"step {state.step} is saved" if saved else "there was no step to save"
+            stop.reason += f": {what}; to resume, repeat the command with --resume=auto"
+        parts.metrics.close()
+        unsaved = parts.peers.largest(parts.saves.error is not None)[0]
+        if unsaved and (stop is None or stop.code != 1):  # an error before it comes first
+            stop = Stop(parts.saves.error, code=1)
+        if parts.accelerator.is_main_process:
+            console.write_result(parts, state, stop)
+        if stop:
+            parts.interrupts.ignore()
+            parts.accelerator.wait_for_everyone()
+            if stop.code == 1:
+                fail(stop.reason or "the main process could not save", code=1)
+            logger.info(stop.reason)
+            sys.exit(stop.code)
     if state.step > 0 and parts.accelerator.is_main_process:
         console.conclude(config, parts, state)
         if config.push_to_hub:
@@ -99,31 +106,3 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
             except (ValueError, OSError) as error:  # the run itself is complete
                 later = f"nanogpt push {parts.out_dir} {config.push_to_hub}"
                 logger.warning(f"not pushed ({error}); later: {later}")
-
-
-def end(config: TrainConfig, parts: Parts, state: State, stop: Stop | None) -> None:
-    """Ends the run: saves if it stops without an error, writes result.json, exits if it stops.
-
-    The exit code is 1, on all processes, if the last checkpoint could not be saved.
-    """
-    pause(config, parts, state)
-    if stop and stop.code != 1:
-        if parts.saves.step != state.step:
-            save(config, parts, state)
-        saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
-        what = f"step {state.step} is saved" if saved else "there was no step to save"
-        stop.reason = f"{stop.reason}: {what}; to resume, repeat the command with --resume=auto"
-    parts.metrics.close()
-    unsaved = parts.peers.largest(parts.saves.error is not None)[0]
-    if unsaved and (stop is None or stop.code != 1):  # an error before it comes first
-        stop = Stop(parts.saves.error, code=1)
-    if parts.accelerator.is_main_process:
-        console.write_result(parts, state, stop)
-    if stop is None:
-        return
-    parts.interrupts.ignore()
-    parts.accelerator.wait_for_everyone()
-    if stop.code == 1:
-        fail(stop.reason or "the main process could not save", code=1)
-    logger.info(stop.reason)
-    sys.exit(stop.code)

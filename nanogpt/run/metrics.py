@@ -15,8 +15,6 @@ import os
 import textwrap
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from nanogpt import rundir
 from nanogpt.data.files import sync, write_atomic
 from nanogpt.run.errors import plain
@@ -28,10 +26,7 @@ logger = logging.getLogger("nanogpt")
 
 
 def available(report_to: str) -> list[str]:
-    """The trackers that a `report_to` setting names, if installed; wandb is offline without a key.
-
-    Raises ValueError for one that does not exist.
-    """
+    """The installed trackers that `report_to` names. Raises ValueError for an unknown one."""
     installed = []
     names = [name for name in report_to.replace(" ", "").split(",") if name not in ("", "none")]
     for name in names:
@@ -52,9 +47,7 @@ def available(report_to: str) -> list[str]:
 class Metrics:
     """The files of one run, written by the main process only, and its trackers."""
 
-    def __init__(
-        self, accelerator: Accelerator, out_dir: Path, step: int, config: dict, write: bool = True
-    ):
+    def __init__(self, accelerator, out_dir: Path, step: int, config: dict, write: bool = True):
         """Continues after `step`, -1 for a new run; `write=False` leaves the files alone."""
         self.accelerator = accelerator
         self.files: dict[str, io.FileIO] = {}
@@ -112,10 +105,7 @@ class Metrics:
 
 
 def open_lines(path: Path, step: int) -> io.FileIO:
-    """Opens a file of JSON lines to continue after `step`.
-
-    Lines beyond it, of a run that was killed or goes back, are moved to a file of their own.
-    """
+    """Opens a file of JSON lines to continue after `step`; moves lines beyond it to another."""
     lines = read(path)
     beyond = [json.dumps(plain(line)) + "\n" for line in lines if line["step"] > step]
     if beyond:
@@ -127,22 +117,14 @@ def open_lines(path: Path, step: int) -> io.FileIO:
 
 
 def read(path: Path) -> list[dict]:
-    """The numbers and texts in a metrics.jsonl or samples.jsonl; none if there is no file.
-
-    Skips damaged lines, such as a last one that a kill cut short.
-    """
+    """The numbers and texts in a metrics.jsonl or samples.jsonl, if any; skips damaged lines."""
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     found = []
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError, AttributeError):  # not a dictionary
             values = json.loads(line).items()
             values = [(k, math.nan if v is None else v) for k, v in values]  # JSON has no NaN
-            kept = {k: v for k, v in values if k == "text" or is_number(v)}
+            kept = {k: v for k, v in values if k == "text" or type(v) in (int, float)}
             if isinstance(kept.get("step"), int):
                 found.append(kept)
     return found
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a number, but not an integer of a thousand digits."""
-    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)

@@ -1,7 +1,4 @@
-"""A command line parser whose errors are one line.
-
-It imports no torch, so `nanogpt --help` starts at once.
-"""
+"""A command line parser whose errors are one line. Imports no torch: --help does not wait."""
 
 import difflib
 import re
@@ -54,14 +51,10 @@ def within(kind: type, low: float, high: float):
 
 
 class OneLineParser(ArgumentParser):
-    """An argparse whose errors are one line, and which suggests the flag that was probably meant.
-
-    In the names of flags, _ and - are the same.
-    """
+    """Suggests the flag that was probably meant. In the names of flags, _ and - are the same."""
 
     def __init__(self, **options):
-        kept = {"formatter_class": RawDescriptionHelpFormatter, "allow_abbrev": False}
-        super().__init__(**kept | options)
+        super().__init__(formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def parse_known_args(self, args=None, namespace=None):
         words = []

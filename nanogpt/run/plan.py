@@ -50,10 +50,7 @@ def show(config: TrainConfig, parts: Parts, state: State, as_json: bool) -> None
 
 
 def seconds_per_step(config: TrainConfig, parts: Parts, state: State) -> float:
-    """The median time of a step of whole windows.
-
-    Of many micro-batches two are timed, with an update of the weights: a little too much.
-    """
+    """Seconds of a step of whole windows, a little too many: of many micro-batches it times two."""
     config = rehearse(config, parts, state)
     processes = parts.accelerator.num_processes
     share = config.gradient_accumulation_steps // processes

@@ -19,12 +19,10 @@ def curves(runs: list[Path], out: Path) -> bool:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for number, run in enumerate(runs):
-        lines = metrics.read(Path(run) / metrics.METRICS)
-        name = "" if len(runs) == 1 else Path(run).name.replace("$", r"\$") + ", "  # no formula
+        lines = [line for line in metrics.read(run / metrics.METRICS) if "tokens" in line]
+        name = "" if len(runs) == 1 else run.name.replace("$", r"\$") + ", "  # no formula
         for key, label, width in (("train_loss", "training", 0.8), ("val_loss", "validation", 2.0)):
-            points = [
-                (line["tokens"], line[key]) for line in lines if {"tokens", key} <= line.keys()
-            ]
+            points = [(line["tokens"], line[key]) for line in lines if key in line]
             if points:
                 tokens, losses = zip(*points, strict=True)
                 axes.plot(tokens, losses, color=f"C{number}", linewidth=width, label=name + label)

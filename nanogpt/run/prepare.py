@@ -1,6 +1,5 @@
 """Prepares a run's first step: the launcher's device, the data, the model, the files it writes."""
 
-import logging
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -25,16 +24,8 @@ from nanogpt.model import GPT, GPTConfig, Ops
 from nanogpt.ops import sharded
 from nanogpt.ops.cpu import CPU
 from nanogpt.ops.loss import chunked_loss
-from nanogpt.run import console, guard, resume
+from nanogpt.run import console, device, guard, resume
 from nanogpt.run.agree import Peers
-from nanogpt.run.device import (
-    compile_model,
-    make_accelerator,
-    peak_flops,
-    set_up,
-    share_batches,
-    should_compile,
-)
 from nanogpt.run.errors import waiting
 from nanogpt.run.metrics import RESULT, Metrics
 from nanogpt.run.provenance import code_hash, git_commit, own_code
@@ -57,18 +48,17 @@ def prepare(
     Arguments are those of `train.main`; `given` are the names of settings that have a flag on the
     command line; `quiet` prints only warnings. Raises ValueError or OSError for a user's mistake.
     """
-    level = logging.WARNING if quiet else logging.INFO
-    console.show_messages(os.environ.get("RANK", "0") == "0", level)
-    config = share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
-    accelerator = make_accelerator(config)
+    console.show_messages(quiet)
+    config = device.share_batches(config, int(os.environ.get("WORLD_SIZE", 1)))
+    accelerator = device.make_accelerator(config)
     peers = Peers(accelerator, config.timeout)
     interrupts = Interrupts(peers, config.time_limit)  # which counts from here
-    environment = set_up(config, accelerator)
+    environment = device.set_up(config, accelerator)
     if note:
         logger.info(note)
     with peers.in_agreement(main_first=True):  # only the main process downloads and makes data
         start = resume.find_start(config)
-        gpt, its_tokenizer = load_pretrained(model_config, config, start, make_model, given)
+        gpt, its_tokenizer = load_for_training(model_config, config, start, make_model, given)
         model_config = gpt.config if gpt else model_config
         if accelerator.is_main_process:
             check_publishing(model_config, config)
@@ -83,9 +73,13 @@ def prepare(
             make_room(gpt, meta, config)
             model_config = gpt.config
             check_tokenizer(its_tokenizer, tokenizer, config.data, f"init_from={config.init_from}")
-        train_data, val_data = open_splits(config, model_config)
         if model_config.vocab_size is None:
-            model_config = replace(model_config, vocab_size=train_data.meta["vocab_size"])
+            model_config = replace(model_config, vocab_size=meta["vocab_size"])
+        T, short = model_config.block_size, config.short_block_size
+        if config.short_block_iters and T % short:
+            raise ValueError(f"short_block_size={short} does not divide block_size={T}")
+        train_data = open_data(config.data, "train", T, model_config.vocab_size)
+        val_data = open_data(config.data, "val", T, model_config.vocab_size)
         if gpt is None and accelerator.device.type == "cpu" and config.max_iters > 0:
             guard.check_room(model_config)
     splits = train_data.meta["splits"]
@@ -95,7 +89,7 @@ def prepare(
 
     torch.manual_seed(config.seed)
     gpt = (gpt or make_model(model_config)).to(accelerator.device)
-    compiled = should_compile(config, gpt, accelerator.device)
+    compiled = device.should_compile(config, gpt, accelerator.device)
     environment |= {"compiled": compiled, "commit": git_commit()}
     environment["code"] = code_hash(type(gpt), make_model, make_optimizers)
     settings = {
@@ -120,8 +114,19 @@ def prepare(
     saved_steps = map(checkpoint.step_of, checkpoint.list_checkpoints(Path(config.out_dir)))
     if state.best_step not in saved_steps and not done(config, state):
         state.best_step = state.best_val_loss = None  # the next evaluation is the best
+    out_dir = Path(config.out_dir)
+    flat = settings["model"] | settings["train"]
     with peers.in_agreement():
-        metrics = open_files(config, accelerator, state, settings, start is not None)
+        is_run = (out_dir / checkpoint.CONFIG).exists()
+        # a run that only evaluates a checkpoint again leaves its settings and curve as they are
+        again = is_run and state.evaluated_step == state.step and done(config, state)
+        if accelerator.is_main_process:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            rundir.claim(out_dir)
+            (out_dir / RESULT).unlink(missing_ok=True)  # from an earlier run
+            if not again:
+                write_json(out_dir / checkpoint.CONFIG, settings)
+        metrics = Metrics(accelerator, out_dir, state.step if start else -1, flat, write=not again)
     parts = Parts(
         accelerator=accelerator,
         device=accelerator.device,
@@ -131,7 +136,7 @@ def prepare(
         train_data=train_data,
         val_data=val_data,
         tokenizer=tokenizer,
-        out_dir=Path(config.out_dir),
+        out_dir=out_dir,
         settings=settings,
         metrics=metrics,
         progress=console.Progress(config, state),
@@ -140,32 +145,11 @@ def prepare(
         tally=Tally(accelerator.device, state),
         sharded=accelerator.distributed_type == DistributedType.FSDP,
         compiled=compiled,
-        peak_flops=peak_flops(environment["device"]),
+        peak_flops=device.peak_flops(environment["device"]),
         make_model=make_model,
     )
     console.introduce(config, parts, state)
     return config, parts, state
-
-
-def load_pretrained(
-    model_config: GPTConfig, config: TrainConfig, start: Path | None, make_model, given
-) -> tuple:
-    """The model to fine-tune and its tokenizer; None and None if there is none."""
-    if config.init_from == "scratch":
-        if config.lora_rank:
-            raise ValueError("lora_rank adapts a trained model: name one by --init_from")
-        return None, None
-    if make_model is not GPT:
-        raise ValueError(f"init_from={config.init_from} loads a GPT: leave make_model out")
-    return load_for_training(start or config.init_from, model_config, logger.info, given)
-
-
-def open_splits(config: TrainConfig, model_config: GPTConfig) -> list:
-    """The data to train on and to validate."""
-    T, short = model_config.block_size, config.short_block_size
-    if config.short_block_iters and T % short:
-        raise ValueError(f"short_block_size={short} does not divide block_size={T}")
-    return [open_data(config.data, s, T, model_config.vocab_size) for s in ("train", "val")]
 
 
 def assemble(
@@ -179,30 +163,10 @@ def assemble(
     gpt.use(ops._replace(**own))
     if compiled:
         alone = accelerator.distributed_type == DistributedType.NO
-        compile_model(gpt, whole=alone and accelerator.device.type != "cpu")
+        device.compile_model(gpt, whole=alone and accelerator.device.type != "cpu")
     sharded.configure(accelerator, gpt)
     muon_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     model, *wrapped = accelerator.prepare(gpt, *make_optimizers(gpt, config, muon_dtype))
     # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of
     # fp16 once for each optimizer and unscale the second one's gradients twice.
     return model, [wrapper.optimizer for wrapper in wrapped]
-
-
-def open_files(
-    config: TrainConfig, accelerator: Accelerator, state: State, settings: dict, resumed: bool
-) -> Metrics:
-    """Makes out_dir, writes config.json and opens metrics.jsonl, all on the main process.
-
-    A run that only evaluates a checkpoint again leaves its settings and curve as they are.
-    """
-    out_dir = Path(config.out_dir)
-    is_run = (out_dir / checkpoint.CONFIG).exists()
-    again = is_run and state.evaluated_step == state.step and done(config, state)
-    if accelerator.is_main_process:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        rundir.claim(out_dir)
-        (out_dir / RESULT).unlink(missing_ok=True)  # from an earlier run
-        if not again:
-            write_json(out_dir / checkpoint.CONFIG, settings)
-    flat = settings["model"] | settings["train"]
-    return Metrics(accelerator, out_dir, state.step if resumed else -1, flat, write=not again)

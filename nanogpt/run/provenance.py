@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from nanogpt import optim
@@ -17,8 +16,7 @@ def own_code(gpt: GPT, make_optimizers) -> dict:
     found = {}
     hooks = {"class": (type(gpt), GPT), "optimizers": (make_optimizers, optim.make_optimizers)}
     for key, (used, ours) in hooks.items():
-        if isinstance(used, partial):
-            used = used.func
+        used = getattr(used, "func", used)  # of a partial
         if used is not ours:
             file = source_file(used)
             where = os.path.relpath(file) if file else "a notebook"
@@ -28,8 +26,7 @@ def own_code(gpt: GPT, make_optimizers) -> dict:
 
 def source_file(definition) -> Path | None:
     """The file that defines a class or a function."""
-    if isinstance(definition, partial):
-        definition = definition.func
+    definition = getattr(definition, "func", definition)  # of a partial
     module = sys.modules.get(getattr(definition, "__module__", ""))
     file = Path(getattr(module, "__file__", None) or "")
     return file if file.is_file() else None

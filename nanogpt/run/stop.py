@@ -25,11 +25,6 @@ class Stop(Exception):
     code: int
 
 
-def hangup_is_ignored() -> bool:
-    """Whether this process was started to outlive its terminal, as by nohup."""
-    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-
-
 class Interrupts:
     """Context manager around the loop: the first signal lets the step finish, a second does not."""
 
@@ -44,7 +39,8 @@ class Interrupts:
 
     def __enter__(self):
         for number in SIGNALS:
-            if number != signal.SIGHUP or not hangup_is_ignored():
+            # nohup has SIGHUP ignored: the run outlives its terminal
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self.remember)
         return self
 
@@ -62,20 +58,14 @@ class Interrupts:
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
 
     def ignore(self) -> None:
-        """Ignores signals from now on if there are several processes.
-
-        The launcher sends SIGTERM to the others when one ends, which would change their exit code.
-        """
+        """Ignores the launcher's SIGTERM when a process ends: it would change the others' codes."""
         if self.peers.many:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
                 self.before[number] = signal.SIG_IGN
 
     def check(self) -> None:
-        """Raises Stop on all processes if one of them has received a signal.
-
-        Called between the batches of an evaluation, equally often on all processes.
-        """
+        """Raises Stop on all processes, which call this equally often, if one has got a signal."""
         if number := self.peers.largest(self.number)[0]:
             raise Stop("stopped", code=128 + number)
 

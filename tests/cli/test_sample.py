@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_prep.text import prepare
-from nanogpt.cli.use import load_for_sampling
+from nanogpt.cli.commands import load_for_sampling
 from nanogpt.ops import decode
 
 

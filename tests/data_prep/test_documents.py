@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from texts import KINDS, SCRIPTS, documents, expected, is_val, put, read, save_as, silent, texts_of, tokens
 
 from data_prep import text
-from data_prep.documents import Corpus, find_cut, find_files, passages
+from data_prep.documents import Corpus, find_files, passages
 from nanogpt.data.tokenizer import BPETokenizer, load_tokenizer
 
 
@@ -64,7 +64,7 @@ def test_texts_are_cut_where_gpt2_cuts_too(gpt2_files):
     found = list(passages(whole, 500))
     assert len(found) > 50
     assert [i for passage in found for i in gpt2.encode(passage)] == gpt2.encode(whole).tolist()
-    assert find_cut("ab\n\ncd\nef", 8) == 7
+    assert next(passages("ab\n\ncd\nef", 8)) == "ab\n\ncd\n"
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "json.zst", "parquet"])

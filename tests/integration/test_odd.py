@@ -29,7 +29,7 @@ from zygote import ROOT
 from data_prep import train_tokenizer
 from nanogpt.cli import main, make_parser
 from nanogpt.hub.export import export
-from nanogpt.run import plan, prepare
+from nanogpt.run import device, plan
 
 SHORT = "--data=data --device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max_iters=2 "
 SHORT += "--eval_interval=2 --sample_tokens=2 --eval_iters=1 --precision=fp32 --compile=false"
@@ -85,7 +85,7 @@ def place(tmp_path_factory):
         patch.chdir(tmp_path_factory.mktemp("odd"))
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         patch.setattr(plan, "seconds_per_step", lambda config, parts, state: 0.01)
-        patch.setattr(prepare, "compile_model", lambda model, whole: None)
+        patch.setattr(device, "compile_model", lambda model, whole: None)
         patch.setitem(sys.modules, "lm_eval", None)
         text = "To be, or not to be: that is the question.\n" * 40
         Path("text.txt").write_text(text)

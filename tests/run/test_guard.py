@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from conftest import TINY
 
-from nanogpt import GPTConfig, TrainConfig, checkpoint, train
+from nanogpt import GPTConfig, checkpoint, train
 from nanogpt.checkpoint import State
 from nanogpt.run import device, guard, metrics
 
@@ -21,9 +21,10 @@ def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(value):
 
 
 @pytest.mark.parametrize("size, then", [(12, (6, 2)), (25, (5, 5))])
-def test_a_batch_is_halved_or_divided_and_the_step_has_as_many_sequences(size, then):
-    config = guard.split(TrainConfig(batch_size=size))
-    assert (config.batch_size, config.gradient_accumulation_steps) == then
+def test_a_batch_is_halved_or_divided_and_the_step_has_as_many_sequences(make_run, size, then):
+    run = limited(make_run(batch_size=size), size - 1)
+    run.rehearse()
+    assert (run.config.batch_size, run.config.gradient_accumulation_steps) == then
 
 
 def limited(run, most: int):

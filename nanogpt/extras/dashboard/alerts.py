@@ -1,7 +1,4 @@
-"""Alerts about a run's curves: values that are not finite, divergence, overfitting.
-
-Pure functions of the measurements; the thresholds are default arguments.
-"""
+"""Alerts about a run's curves: values that are not finite, divergence, overfitting."""
 
 import numpy as np
 

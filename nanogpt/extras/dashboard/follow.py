@@ -1,9 +1,4 @@
-"""Follows runs on disk: reads their files again when they have changed.
-
->>> runs = Runs(["out"])  # doctest: +SKIP
->>> runs.update()  # doctest: +SKIP
->>> runs.found["out/shakespeare"].curve("train_loss", "tokens", points=600)  # doctest: +SKIP
-"""
+"""Follows runs on disk: reads their files again when they have changed."""
 
 import math
 import time

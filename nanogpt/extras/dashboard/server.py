@@ -31,33 +31,26 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 PORT = 6070
+API = ("/api/runs", "/api/curves", "/api/samples")
 # A hostile page can point its own name at 127.0.0.1 to become part of our origin (DNS rebinding),
 # but its requests still carry that name.
 OWN = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
-def list_runs(runs: Runs, query: dict) -> dict:
-    """The runs, and the settings that do not make runs different."""
-    runs.update()
-    listed = [{"name": name, **run.summary()} for name, run in runs.found.items()]
-    incidental = {"commit", *ignored_by("resume", "compare", "card")}
-    return {"runs": listed, "incidental": sorted(incidental)}
-
-
-def curves(runs: Runs, query: dict) -> dict:
-    """{key: [xs, ys]} of one run."""
+def answer(runs: Runs, address: str, query: dict[str, list[str]]) -> object:
+    """The JSON at an address of the API. Raises ValueError or KeyError for a wrong query."""
+    if address == "/api/runs":
+        runs.update()
+        listed = [{"name": name, **run.summary()} for name, run in runs.found.items()]
+        # settings that do not make runs different
+        incidental = {"commit", *ignored_by("resume", "compare", "card")}
+        return {"runs": listed, "incidental": sorted(incidental)}
     run = runs.found[query["run"][0]]
+    if address == "/api/samples":
+        return run.samples
     x, points = query["x"][0], int(query["points"][0])
     low, high = float(query.get("low", [-math.inf])[0]), float(query.get("high", [math.inf])[0])
     return {key: run.curve(key, x, points, low, high) for key in query["key"]}
-
-
-def samples(runs: Runs, query: dict) -> list[dict]:
-    """The texts that one run wrote."""
-    return runs.found[query["run"][0]].samples
-
-
-ANSWERS = {"/api/runs": list_runs, "/api/curves": curves, "/api/samples": samples}
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -71,10 +64,10 @@ class Handler(SimpleHTTPRequestHandler):
             return self.send_error(403, "use http://127.0.0.1 or http://localhost")
         try:
             url = urlsplit(self.path)
-            if url.path not in ANSWERS:
+            if url.path not in API:
                 return super().do_GET()
             with self.server.lock:
-                found = ANSWERS[url.path](self.server.runs, parse_qs(url.query))
+                found = answer(self.server.runs, url.path, parse_qs(url.query))
         except (ValueError, KeyError):
             return self.send_error(400)
         body = json.dumps(found).encode()
@@ -95,8 +88,6 @@ class Handler(SimpleHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """Serves the runs in `roots` at `address`, on 127.0.0.1 only."""
 
-    daemon_threads = True
-
     def __init__(self, roots: list[str], port: int | None = None):
         """Listens at `port`, by default 6070 if it is free, else any. Raises ValueError."""
         self.runs, self.lock = Runs(roots), threading.Lock()
@@ -113,10 +104,3 @@ class Server(ThreadingHTTPServer):
         """Ignores clients that disconnected."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
-
-
-def serve(roots: list[str], port: int | None = None, say=print) -> None:
-    """Serves until Ctrl-C."""
-    with Server(roots, port) as server:
-        say(f"the runs in {', '.join(roots)} are shown at {server.address} (Ctrl-C to stop)")
-        server.serve_forever()

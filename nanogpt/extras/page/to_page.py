@@ -42,16 +42,9 @@ QUESTION = f"{START}user\nHello{END}\n{START}assistant\n"
 
 
 def write(
-    run: str | Path,
-    to: str | Path,
-    *,
-    prompt: str | None = None,
-    license: str = "unknown",
-    trust_recipe: str | None = None,
-    say=print,
-    **options,
+    run: str | Path, to: str | Path, *, prompt: str | None = None, say=print, **options
 ) -> Path:
-    """Writes the page of `run` into the directory `to`; the other options are those of an export.
+    """Writes the page of `run` into the directory `to`; `options` are those of an export.
 
     `prompt` is the page's first prompt, by default one that suits the model. Raises ValueError
     without npm, and what an export raises. On error nothing is left at `to`.
@@ -59,10 +52,9 @@ def write(
     to = Path(to)
     with writing(to) as page, tempfile.TemporaryDirectory() as directory:
         library = fetch_library()
-        model, tokenizer, source = load(run, say=say, trust_recipe=trust_recipe)
+        model, tokenizer, source = load(run, say=say, trust_recipe=options.get("trust_recipe"))
         exported = Path(directory, "export")
-        shared = {"license": license, "trust_recipe": trust_recipe, "say": say}
-        to_onnx.export(run, exported, name=to.name, **shared, **options)
+        to_onnx.export(run, exported, name=to.name, say=say, **options)
         shutil.copytree(PAGE, page)
         files = library | {name: (exported / name).read_bytes() for name in MODEL}
         (page / "LICENSE-transformers.js").write_bytes(files.pop("LICENSE"))
@@ -70,7 +62,7 @@ def write(
         if curve.exists():
             shutil.copy(curve, page / "curve.png")
         question = QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0]
-        facts = describe(model, source, license) | {
+        facts = describe(model, source, options.get("license", "unknown")) | {
             "title": Path(run).name,
             "curve": curve.exists(),
             "scripts": embed(files, page),
