@@ -26,7 +26,7 @@ from data_prep.documents import SURROGATE, Corpus, is_records
 from data_prep.split import Split
 from data_prep.writer import TokenFile, finish, token_files, writing
 from nanogpt import chat
-from nanogpt.data.tokenizer import END, get_tokenizer
+from nanogpt.data.tokenizer import END, START, get_tokenizer
 from nanogpt.data.tokens import answers
 from nanogpt.run.errors import plural, user_errors
 from nanogpt.run.parser import within
@@ -114,7 +114,7 @@ def prepare(
     corpus = open_conversations(inputs, errors, say)
     if isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
-    tokenizer = chat.add_tokens(tokenizer)
+    tokenizer = tokenizer.with_special([START, END])
     split, out = Split(corpus, val_fraction), Path(out)
     with writing(out, tokenizer) as new:
         files = token_files(new, tokenizer)

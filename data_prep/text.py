@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data_prep.documents import Corpus
 from data_prep.writer import write_corpus
-from nanogpt.data.tokenizer import CharTokenizer, get_tokenizer
+from nanogpt.data.tokenizer import char_tokenizer, get_tokenizer
 from nanogpt.run.errors import plural, user_errors
 from nanogpt.run.parser import OneLineParser
 
@@ -60,7 +60,7 @@ def prepare(
         characters: set[str] = set()
         for number, document in enumerate(corpus.documents()):
             characters.update(document, "\n" if number else "")  # it ends each of several documents
-        tokenizer = CharTokenizer.train("".join(characters))
+        tokenizer = char_tokenizer(sorted(characters))  # by code point, as in nanoGPT
     elif isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
     meta = write_corpus(Path(out), corpus, tokenizer, val_fraction)

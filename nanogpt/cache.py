@@ -3,9 +3,8 @@
     cache = KVCache(model.config, batch_size=1)
     logits = model(prompt, cache=cache)  # then model(token, cache=cache) for each new token
 
-`GPT.forward` asks the cache where the next tokens are (`place`). Each block adds its
-keys and values to its layer of the cache and gets all of them back (`extend`). Then `advance`
-counts the tokens as read.
+`GPT.forward` asks the cache for the place of the next tokens (`place`). Each block puts its
+keys and values there, in its layer of the cache, and gets all of them back (`extend`).
 """
 
 import torch
@@ -23,11 +22,11 @@ class Layer:
 
     def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple:
         """Appends k and v (B, K, T, D); returns all keys and values (B, K, S, D)."""
-        start, T = self.cache.length, k.size(2)
-        keys = self.keys[:, :, : start + T]
-        values = self.values[:, :, : start + T]
-        keys[:, :, start:] = k
-        values[:, :, start:] = v
+        end, T = self.cache.length, k.size(2)
+        keys = self.keys[:, :, :end]
+        values = self.values[:, :, :end]
+        keys[:, :, end - T :] = k
+        values[:, :, end - T :] = v
         return keys, values
 
 
@@ -46,7 +45,7 @@ class KVCache:
         self.layers = [Layer(self, k, v) for k, v in zip(keys, values, strict=True)]
         self.positions = torch.arange(room, device=device)
         self.rope = rope_tables(config, self.positions) if config.position == "rope" else ()
-        self.length = 0  # tokens held, and the position of the next one
+        self.length = 0  # tokens placed so far
 
     def place(self, T: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
         """Positions (T,) of the next T tokens, their rows of `rope_tables`, and their mask (T, S).
@@ -54,18 +53,17 @@ class KVCache:
         The mask is None for the first tokens and for a single token, which need none. Raises
         ValueError if there is no room for them.
         """
-        end, room = self.length + T, len(self.positions)
+        start, room = self.length, len(self.positions)
+        end = start + T
         if end > room:
             raise ValueError(f"{end} tokens do not fit into a cache of {room}")
+        self.length = end
         # copies, because the offsets of views would be further inputs of a compiled block
-        rows = [table[self.length : end].clone() for table in self.rope]
-        positions, mask = self.positions[self.length : end], None
-        if T > 1 and self.length:
+        rows = [table[start:end].clone() for table in self.rope]
+        positions, mask = self.positions[start:end], None
+        if T > 1 and start:
             mask = self.positions[:end] <= positions[:, None]
         return positions, rows, mask
-
-    def advance(self, T: int) -> None:
-        self.length += T
 
     def clear(self) -> None:
         self.length = 0

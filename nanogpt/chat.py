@@ -31,19 +31,6 @@ def can_chat(tokenizer) -> bool:
     return {START, END} <= tokenizer.special.keys()
 
 
-def require(tokenizer, run: str) -> None:
-    """Raises ValueError if the tokenizer of `run` has no tokens for conversations."""
-    if not can_chat(tokenizer):
-        why = f"its tokenizer has no {START}; see recipes/chat.py"
-        raise ValueError(f"{run} was not trained on conversations: {why}")
-
-
-def add_tokens(tokenizer):
-    """The tokenizer with START and END, added after its other tokens if it lacks them."""
-    missing = [token for token in (START, END) if token not in tokenizer.special]
-    return tokenizer.with_special(missing) if missing else tokenizer
-
-
 def render(tokenizer, messages: list[dict]) -> np.ndarray:
     """The tokens of a conversation, int64."""
     ids: list[int] = []

@@ -275,16 +275,12 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
         if owner[p].defaults.get("fused") and not fits:
             found = f"{tuple(value.shape)} {value.dtype}"
             raise ValueError(f"{checkpoint / OPTIMIZER}: {full_name} is {found}: it is damaged")
-
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(shard_like(weights.pop(name), p))
-    for full_name, value in moments.items():
-        name, _, key = full_name.rpartition(".")
-        p = parameters[name]
         # step counters go to p's device as well
         value = shard_like(value, p) if value.shape == p.shape else value.to(p.device)
         owner[p].state[p][key] = value.clone()  # load_file may return views of a mapped file
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(shard_like(weights.pop(name), p))
 
 
 def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
@@ -301,11 +297,7 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
 def read_state(checkpoint: Path) -> State:
     """The state in a checkpoint. Raises ValueError if a value has the wrong type."""
     stored = read_json(checkpoint / STATE)
-    known = State.__dataclass_fields__.keys() & stored.keys()
-    try:
-        return State(**{name: stored[name] for name in known})
-    except ValueError as error:
-        raise ValueError(f"{checkpoint / STATE} is damaged: {error}") from None
+    return State(**{name: stored[name] for name in State.__dataclass_fields__ if name in stored})
 
 
 def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> None:

@@ -117,8 +117,5 @@ class TrainConfig:
 
 def ignored_by(*readers: str) -> set[str]:
     """The names of the settings that all of these readers skip."""
-    found = set()
-    for f in (*fields(GPTConfig), *fields(TrainConfig)):
-        if set(readers) <= set(f.metadata.get("ignored_by", ())):
-            found.add(f.name)
-    return found
+    every = (*fields(GPTConfig), *fields(TrainConfig))
+    return {f.name for f in every if {*readers} <= {*f.metadata.get("ignored_by", ())}}

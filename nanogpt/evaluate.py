@@ -10,11 +10,6 @@ from nanogpt.data.tokens import Batch, TokenDataset, to_device
 from nanogpt.model import GPT
 
 
-def forward_batch_size(batch_size: int, block_size: int) -> int:
-    """Sequences per batch: without a backward pass more fit, and they use the cores better."""
-    return max(batch_size, 4096 // block_size)
-
-
 def random_batches(
     data: TokenDataset, batch_size: int, eval_iters: int, seed: int, process: int, processes: int
 ) -> Iterator[Batch]:
@@ -52,7 +47,8 @@ def evaluate(
     if eval_iters:
         batches = random_batches(data, batch_size, eval_iters, seed, process, processes)
     else:
-        sequences = forward_batch_size(batch_size, data.block_size)
+        # without a backward pass more sequences fit, and they use the cores better
+        sequences = max(batch_size, 4096 // data.block_size)
         batches = data.whole_split(sequences, process, processes, stride)
     training = model.training
     model.eval()

@@ -20,7 +20,7 @@ V vocabulary.
 
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
@@ -66,15 +66,12 @@ class GPTConfig:
             )
         if self.separator is not None and self.vocab_size and self.separator >= self.vocab_size:
             raise ValueError(
-                f"separator={self.separator} is not below vocab_size={self.vocab_size}"
+                f"separator={self.separator} must be below vocab_size={self.vocab_size}"
             )
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
         if self.position == "rope" and self.head_size % 2:
-            raise ValueError(
-                "RoPE rotates pairs of channels: the head size must be even; "
-                f"it is {self.head_size}"
-            )
+            raise ValueError(f"RoPE needs a head size that is even; it is {self.head_size}")
 
     @classmethod
     def modern(cls, **settings) -> "GPTConfig":
@@ -161,37 +158,31 @@ class Ops(NamedTuple):
     loss: Callable = cross_entropy
 
 
-class Linear(nn.Linear):
-    ops = Ops()
+class HasOps:
+    ops = Ops()  # `GPT.use` gives all modules others
 
+
+class Linear(HasOps, nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.ops.linear(x, self.weight, self.bias)
 
 
-class Embedding(nn.Embedding):
-    ops = Ops()
-
+class Embedding(HasOps, nn.Embedding):
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
         return self.ops.embedding(idx, self.weight)
 
 
-class RMSNorm(nn.RMSNorm):
-    ops = Ops()
-
+class RMSNorm(HasOps, nn.RMSNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.ops.rms_norm(x, self.weight, self.eps)
 
 
-class LayerNorm(nn.LayerNorm):
-    ops = Ops()
-
+class LayerNorm(HasOps, nn.LayerNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.ops.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
-class Dropout(nn.Dropout):
-    ops = Ops()
-
+class Dropout(HasOps, nn.Dropout):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.ops.dropout(x, self.p, self.training)
 
@@ -230,9 +221,7 @@ def document_mask(idx: torch.Tensor, separator: int) -> torch.Tensor:
     return same.tril()[:, None]
 
 
-class CausalSelfAttention(nn.Module):
-    ops = Ops()
-
+class CausalSelfAttention(HasOps, nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.n_head = config.n_head
@@ -309,9 +298,7 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
 
-class GPT(nn.Module):
-    ops = Ops()
-
+class GPT(HasOps, nn.Module):
     def __init__(self, config: GPTConfig, ops: Ops | None = None):
         super().__init__()
         if config.vocab_size is None:
@@ -332,7 +319,7 @@ class GPT(nn.Module):
     def use(self, ops: Ops) -> "GPT":
         """Computes with other operators from now on. Parameters and their names do not change."""
         for module in self.modules():
-            if hasattr(module, "ops"):
+            if isinstance(module, HasOps):
                 module.ops = ops
         return self
 
@@ -384,8 +371,6 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, rope, None, mask, use_reentrant=False)
             else:
                 x = block(x, rope, None if cache is None else cache.layers[i], mask)
-        if cache is not None:
-            cache.advance(T)
         x = self.ln_f(x[:, -logits_to_keep:])  # -0 keeps all positions
 
         if targets is None:
@@ -439,14 +424,6 @@ class GPT(nn.Module):
 
         return generate(self, idx, max_new_tokens, **options)
 
-    def crop_block_size(self, block_size: int) -> None:
-        """Shortens the context and the learned positions. Raises ValueError if it is shorter."""
-        if block_size > self.config.block_size:
-            raise ValueError(f"block_size={block_size} is above {self.config.block_size}")
-        self.config = replace(self.config, block_size=block_size)
-        if self.wpe is not None:
-            self.wpe.weight = nn.Parameter(self.wpe.weight.detach()[:block_size].clone())
-
     def get_num_params(self) -> int:
         """Number of parameters, not counting the padding of the vocabulary."""
         c = self.config
@@ -457,15 +434,12 @@ class GPT(nn.Module):
     def flops_per_token(self, T: int | None = None) -> int:
         """Operations to train on one token of a sequence of T: 6 N + 12 L H D T (PaLM, appendix B).
 
-        N counts the parameters that a token is multiplied by: not wpe, and wte only if it is the
-        output projection too. As usual, causal attention's savings are not subtracted.
+        N counts the parameters that a token is multiplied by: those of the blocks, the last norm
+        and the output projection. As usual, causal attention's savings are not subtracted.
         """
         c = self.config
-        N = self.get_num_params()
-        if self.lm_head is not None:
-            N -= c.vocab_size * c.n_embd
-        if self.wpe is not None:
-            N -= self.wpe.weight.numel()
+        blocks = sum(p.numel() for part in (self.h, self.ln_f) for p in part.parameters())
+        N = blocks + c.vocab_size * c.n_embd
         return 6 * N + 12 * c.n_layer * c.n_head * c.head_size * (T or c.block_size)
 
 

@@ -71,16 +71,15 @@ def make_optimizers(
         rest = {"params": vectors, "weight_decay": 0.0}
         return [torch.optim.AdamW([decayed, rest], betas=betas, fused=True)]
 
-    rows = model.fused_rows()
-    scale = config.muon_learning_rate / config.learning_rate
-    groups, others = [], []
-    for name, p in model.named_parameters():
-        if name.startswith("h.") and p.ndim >= 2:
-            groups.append({"params": [p], "rows": rows.get(name), "lr_scale": scale})
-        else:
-            others.append(p)
-    muon = Muon(groups, momentum=config.muon_momentum, weight_decay=decay, dtype=dtype)
-    rest = {"params": others, "weight_decay": 0.0}
+    rows, named = model.fused_rows(), dict(model.named_parameters())
+    blocks = [name for name, p in named.items() if name.startswith("h.") and p.ndim >= 2]
+    group = {
+        "params": [named[name] for name in blocks],
+        "rows": [rows.get(name) for name in blocks],
+        "lr_scale": config.muon_learning_rate / config.learning_rate,
+    }
+    muon = Muon([group], momentum=config.muon_momentum, weight_decay=decay, dtype=dtype)
+    rest = {"params": [p for name, p in named.items() if name not in blocks], "weight_decay": 0.0}
     return [muon, torch.optim.AdamW([rest], betas=betas, fused=True)]
 
 
@@ -103,11 +102,11 @@ def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) ->
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by Newton-Schulz (https://kellerjordan.github.io/posts/muon/).
 
-    Only for the matrices of the blocks. A group's `rows` are the row counts of matrices stacked in
-    one parameter (queries, keys and values), which are orthogonalized one by one. All matrices of
-    one shape go through Newton-Schulz as one batch, in `dtype`: bf16 is exact enough, and faster if
-    the device computes in bf16. Several processes divide a batch of large matrices among
-    themselves.
+    Only for the matrices of the blocks. A group's `rows` are, for each parameter, the row counts of
+    matrices stacked in it (queries, keys and values), which are orthogonalized one by one, or None.
+    A group's matrices of one shape go through Newton-Schulz as one batch, in `dtype`: bf16 is exact
+    enough, and faster if the device computes in bf16. Several processes divide a batch of large
+    matrices among themselves.
 
     With `equal_rows` each row of an update is first scaled to length 1 (MuonEq-R): no output
     channel dominates the few iterations. The loss of tiny Shakespeare falls by 0.006 to 0.010
@@ -119,13 +118,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params,
-        lr=0.02,
-        momentum=0.95,
-        weight_decay=0.0,
-        dtype: torch.dtype = torch.float32,
-        equal_rows: bool = True,
+        self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype=torch.float32, equal_rows=True
     ):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "rows": None}
         super().__init__(params, defaults)
@@ -142,27 +135,24 @@ class Muon(torch.optim.Optimizer):
                 return
             skip = None
 
-        alike: dict[tuple, list[tuple]] = defaultdict(list)  # by the settings of their groups
         for group in self.param_groups:
-            settings = group["lr"], group["weight_decay"], group["momentum"]
-            alike[settings] += [(p, group["rows"]) for p in group["params"] if p.grad is not None]
-        for (lr, weight_decay, momentum), found in alike.items():
-            lr = lr if skip is None else lr * (1 - skip)
+            lr = group["lr"] if skip is None else group["lr"] * (1 - skip)
+            every_rows = group["rows"] or [None] * len(group["params"])
+            pairs = zip(group["params"], every_rows, strict=True)
+            found = [(p, rows) for p, rows in pairs if p.grad is not None]
             found.sort(key=lambda member: (*member[0].shape, *(member[1] or ())))  # alike, together
             # a few sharded ones at a time: no process ever holds all matrices
             sharded = any(hasattr(p, "full_tensor") for p, _ in found)
             size = dist.get_world_size() if sharded else max(1, len(found))
             for i in range(0, len(found), size):
                 params, rows = zip(*found[i : i + size], strict=True)
-                updates = [full_tensor(u) for u in self.nesterov(params, momentum, skip)]
+                updates = [full_tensor(u) for u in self.nesterov(params, group["momentum"], skip)]
                 self.orthogonalize_stacked(updates, rows, lr)
                 changes = [shard_like(u, p) for u, p in zip(updates, params, strict=True)]
-                torch._foreach_mul_(params, 1 - lr * weight_decay)
+                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
                 torch._foreach_sub_(params, changes)
 
-    def nesterov(
-        self, params: tuple, momentum: float, skip: torch.Tensor | None
-    ) -> list[torch.Tensor]:
+    def nesterov(self, params: tuple, momentum: float, skip: torch.Tensor | None) -> list:
         """Adds the gradients to the momenta; returns Nesterov's updates, perhaps in their memory.
 
         All at once: on a GPU that is a few launches, where the host would need longer than the GPU.

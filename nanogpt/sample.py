@@ -131,23 +131,16 @@ def stream_text(
         if token.item() == eos_id:
             break
         pending.append(token.item())
-        piece = decode_after(tokenizer, previous, pending)
+        # decoded together: some tokenizers mark the start of words, and drop the first mark
+        before = tokenizer.decode(previous)
+        text = tokenizer.decode(previous + pending)
+        piece = text[len(before) :] if text.startswith(before) else tokenizer.decode(pending)
         # a character has at most four tokens; after more, the bytes are not UTF-8
         if not piece.endswith("\ufffd") or len(pending) >= 8:
             yield piece
             previous, pending = pending, []
     if pending:
-        yield decode_after(tokenizer, previous, pending)
-
-
-def decode_after(tokenizer, previous: list[int], pending: list[int]) -> str:
-    """The text that the tokens `pending` add to `previous`.
-
-    They are decoded together: some tokenizers mark the start of words and drop the first mark.
-    """
-    before = tokenizer.decode(previous)
-    text = tokenizer.decode(previous + pending)
-    return text[len(before) :] if text.startswith(before) else tokenizer.decode(pending)
+        yield piece
 
 
 def default_prompt(tokenizer) -> tuple[str, list[int]]:

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from nanogpt import checkpoint, optim
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
-from nanogpt.data.tokens import Batch, TokenDataset, hash64, shorten, to_device
+from nanogpt.data.tokens import Batch, TokenDataset, answers, hash64, to_device
 from nanogpt.evaluate import evaluate
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import lr_at, set_learning_rate, update
@@ -110,12 +110,12 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
 def micro_batch(config: TrainConfig, parts: "Parts", state: State, index: int) -> Batch:
     """Micro-batch `index` of the current step, (B, T) twice, on the device; seeds its dropout."""
     number = state.step * config.gradient_accumulation_steps + index
-    batch = parts.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
-    if state.step < config.short_block_iters:
-        batch = shorten(batch, config.short_block_size)
+    x, y = parts.train_data.batch(config.seed, number * config.batch_size, config.batch_size)
+    if state.step < config.short_block_iters:  # the same tokens, with less context
+        x, y = (tokens.view(-1, config.short_block_size) for tokens in (x, y))
     seed = hash64(np.array([config.seed], np.uint64)) ^ np.uint64(number)
     torch.manual_seed(int(hash64(seed)[0]))
-    return to_device(batch, parts.device)
+    return to_device((x, y), parts.device)
 
 
 def nan_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
@@ -177,10 +177,13 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     is_best = state.best_step == state.step
     if worth_saving and (is_best or done(config, state) or config.always_save_checkpoint):
         save(config, parts, state)
-        if is_best and parts.peers.largest(parts.saves.error is not None)[0]:
+        if is_best and parts.peers.largest(parts.save_error is not None)[0]:
             state.best_val_loss, state.best_step = best_before  # only a saved step can be the best
     if config.sample_tokens and not parts.sharded and math.isfinite(loss):
-        write_sample(config, parts, state)
+        start = sample_start(parts)
+        text = sample_text(parts.gpt, parts.tokenizer, start, config.sample_tokens, config.seed)
+        parts.metrics.sample(text, **position(state))
+        logger.info(f"{'sample':<13}{' '.join(text.split()) or '(blank)':.100}")
     parts.timed_since = time.perf_counter()
 
 
@@ -200,13 +203,6 @@ def validate(config: TrainConfig, parts: "Parts", state: State) -> dict:
         )
 
 
-def write_sample(config: TrainConfig, parts: "Parts", state: State) -> None:
-    start = sample_start(parts)
-    text = sample_text(parts.gpt, parts.tokenizer, start, config.sample_tokens, config.seed)
-    parts.metrics.sample(text, **position(state))
-    logger.info(f"{'sample':<13}{' '.join(text.split()) or '(blank)':.100}")
-
-
 def save(config: TrainConfig, parts: "Parts", state: State) -> None:
     """Saves a checkpoint of the current step; a failure is a warning.
 
@@ -214,9 +210,9 @@ def save(config: TrainConfig, parts: "Parts", state: State) -> None:
     share something.
     """
     start = time.perf_counter()
-    saves, accelerator = parts.saves, parts.accelerator
-    saves.step, saves.error = state.step, None
+    accelerator = parts.accelerator
     main_process = accelerator.is_main_process
+    parts.saved_step, parts.save_error = state.step, None
     try:
         # all processes gather shards; only the main one keeps them
         weights, moments = checkpoint.collect(parts.gpt, parts.optimizers, keep=main_process)
@@ -228,22 +224,17 @@ def save(config: TrainConfig, parts: "Parts", state: State) -> None:
                 stored.loss_scale = scale["scale"]
                 stored.loss_scale_steps = scale["_growth_tracker"]
             parts.metrics.sync()
+            keep = config.keep_checkpoints
             checkpoint.save(
-                parts.out_dir,
-                stored,
-                weights,
-                moments,
-                parts.settings,
-                parts.tokenizer,
-                config.keep_checkpoints,
+                parts.out_dir, stored, weights, moments, parts.settings, parts.tokenizer, keep
             )
-        saves.failed = 0
+        parts.failed_saves = 0
     except Exception as error:  # a full disk, most likely: the run is worth more than a checkpoint
-        saves.failed += 1
+        parts.failed_saves += 1
         reason = str(error) if isinstance(error, OSError | ValueError) else repr(error)
-        saves.error = f"step {state.step} could not be saved: {reason}"
-        logger.warning(f"{saves.error}; earlier checkpoints are untouched, and training continues")
-    saves.seconds = time.perf_counter() - start
+        parts.save_error = f"step {state.step} could not be saved: {reason}"
+        logger.warning(f"{parts.save_error}; earlier ones are untouched, and training continues")
+    parts.save_seconds = time.perf_counter() - start
 
 
 # When
@@ -297,16 +288,6 @@ class Tally:
 
 
 @dataclass
-class Saves:
-    """How saving has gone so far."""
-
-    step: int = 0  # of the last checkpoint
-    failed: int = 0  # saves in a row that failed, the last one with this error
-    error: str | None = None
-    seconds: float = 0.0  # duration of the last save
-
-
-@dataclass
 class Parts:
     """The parts of a run, built once by `prepare` in nanogpt/run/prepare.py."""
 
@@ -328,7 +309,10 @@ class Parts:
     # what the loop measures
     tally: Tally
     timed_since: float | None = None  # when steps began to be timed; none while they are not
-    saves: Saves = field(default_factory=Saves)
+    saved_step: int = 0  # of the last save, also if it failed
+    failed_saves: int = 0  # in a row, the last one with this error
+    save_error: str | None = None
+    save_seconds: float = 0.0  # duration of the last save
     sharded: bool = False  # by FSDP2
     compiled: bool = False
     peak_flops: float | None = None  # of the device, if known
@@ -341,8 +325,11 @@ class Parts:
 
 def sample_start(parts: Parts) -> np.ndarray:
     """The tokens that samples continue: the first conversation up to its answer, or a prompt."""
-    question = parts.train_data.question
-    return np.array(default_prompt(parts.tokenizer)[1]) if question is None else question
+    chat = parts.train_data.meta.get("chat")
+    if chat is None:
+        return np.array(default_prompt(parts.tokenizer)[1])
+    block = np.array(parts.train_data.tokens[: chat["block"]])  # begins with a conversation
+    return block[: int(answers(block[None], chat["answer"], chat["end"]).argmax())]
 
 
 def position(state: State) -> dict:

@@ -33,8 +33,6 @@ nanogpt.model
     SwiGLU's gate and up are exchanged: gate, up = x.chunk(2, dim=-1) -> up, gate = x.chunk(2, dim=-1)
     padding of the vocabulary gets a probability: padding[self.config.vocab_size:] = -torch.inf -> pass
     the norms of queries and keys are one: self.k_norm(k) -> self.q_norm(k)
-    a shortened context keeps the last positions:
-        self.wpe.weight.detach()[:block_size] -> self.wpe.weight.detach()[-block_size:]
     n_head need not be a multiple of n_kv_head: self.n_head % self.kv_heads -> False
 nanogpt.model tests/test_config.py
     limits of settings are not checked: not limits[0] <= value <= limits[1] -> False
@@ -53,7 +51,7 @@ nanogpt.optim
         {'params': vectors, 'weight_decay': 0.0} -> {'params': vectors, 'weight_decay': decay}
     Muon's momentum is not Nesterov's: return grads -> return [m.clone() for m in momenta]
     Muon's step ignores the shape: max(1, height / width) -> 1
-    Muon decays weights without the learning rate: 1 - lr * weight_decay -> 1 - weight_decay
+    Muon decays weights without the learning rate: 1 - lr * group["weight_decay"] -> 1 - group["weight_decay"]
     Muon takes stacked matrices for one: its_rows or len(update) -> len(update)
 nanogpt.data.tokens
     targets are the inputs: torch.tensor(ids[:, 1:]) -> torch.tensor(ids[:, :-1])
@@ -69,7 +67,6 @@ nanogpt.data.meta
 nanogpt.data.mixture
     directories of a mixture share one order: seed + k -> seed
 nanogpt.data.tokenizer
-    characters are numbered as they occur: sorted(set(text)) -> dict.fromkeys(text)
     the vocabulary ends at its last token: max(self.vocabulary.values()) + 1 -> len(self.vocabulary)
     a special token in a text is one: backend.encode_special_tokens = True -> backend.encode_special_tokens = False
 nanogpt.evaluate
@@ -84,7 +81,7 @@ nanogpt.sample
     the cache is not cleared: cache.clear() -> pass
     a text goes on after its end: token.item() == eos_id -> False
 nanogpt.cache
-    a piece of a prompt sees later tokens: T > 1 and self.length -> False
+    a piece of a prompt sees later tokens: T > 1 and start -> False
 nanogpt.checkpoint
     damage to a file goes unnoticed: crc32(checkpoint / name) != state['files'][name]['crc32'] -> False
     the newest checkpoint is not tried first: reversed(list_checkpoints(run)) -> list_checkpoints(run)
@@ -114,6 +111,9 @@ nanogpt.run.agree
     the others do not wait for the main process: main_first and not main -> False
 nanogpt.hub.weights
     padding is exported: value[: c.vocab_size] -> value
+nanogpt.hub.load tests/test_train.py
+    a shortened context keeps the last positions:
+        model.wpe.weight.detach()[:block_size] -> model.wpe.weight.detach()[-block_size:]
 nanogpt.hub.export
     an export with other logits is kept: not (difference <= allowed).all() -> False
 nanogpt.cli.commands tests/cli/test_sample.py

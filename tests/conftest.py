@@ -17,7 +17,7 @@ from zygote import ROOT, Zygote
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.run import console, plan
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
@@ -100,7 +100,7 @@ def chat_dir(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("chat")
     talks = [conversations.talk(f"{i}?", "yes") for i in range(100, 140)]
     words = [message[key] for messages in talks for message in messages for key in ("role", "content")]
-    characters = CharTokenizer.train("\n".join(["system", *words]))
+    characters = char_tokenizer(sorted(set("\n".join(["system", *words]))))
     inputs = [conversations.write(place / "talks.jsonl", talks)]
     prepare_chat(inputs, place / "data", characters, 64, say=lambda text: None)
     model = GPTConfig(block_size=64, n_layer=1, n_head=2, n_embd=32)

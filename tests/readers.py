@@ -13,7 +13,7 @@ from helpers import randomize
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt import GPT, chat
-from nanogpt.data.tokenizer import START, CharTokenizer
+from nanogpt.data.tokenizer import END, START, char_tokenizer
 from nanogpt.sample import generate
 
 SHAPES = {
@@ -35,8 +35,8 @@ PROMPT, MESSAGES = "ROMEO:", talk("who?")
 
 def make_run(out_dir: Path, shape: str, talks: bool = False) -> Path:
     """A model of that shape at character level, which does not repeat itself; one that `talks` answers messages."""
-    tokenizer = CharTokenizer("".join(sorted(string.printable[:95] + "\n")) if talks else CHARACTERS)
-    tokenizer = chat.add_tokens(tokenizer) if talks else tokenizer
+    tokenizer = char_tokenizer("".join(sorted(string.printable[:95] + "\n")) if talks else CHARACTERS)
+    tokenizer = tokenizer.with_special([START, END]) if talks else tokenizer
     config = dataclasses.replace(SHAPES[shape], vocab_size=tokenizer.vocab_size, block_size=80)
     write = answer if talks else continuation
     for seed in range(100):

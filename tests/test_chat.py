@@ -8,7 +8,7 @@ from conversations import talk, talks
 from helpers import randomize
 
 from nanogpt import GPT, GPTConfig, chat
-from nanogpt.data.tokenizer import END, START, ByteTokenizer, CharTokenizer, get_tokenizer, load_tokenizer
+from nanogpt.data.tokenizer import END, START, byte_tokenizer, char_tokenizer, get_tokenizer, load_tokenizer
 from nanogpt.sample import generate
 
 HARD = talk("  two\n\nlines ", "\n\nwith white space \t", "Ünïcode 你好 12", "  ", system=" I'm\nsystem")
@@ -19,8 +19,8 @@ CHARACTERS = "".join(sorted({c for messages in (*talks(), HARD) for m in message
 def tokenizer(request):
     if request.param == "gpt2":
         request.getfixturevalue("gpt2_files")
-    make = {"char": lambda: CharTokenizer(CHARACTERS)}.get(request.param, lambda: get_tokenizer(request.param))
-    return chat.add_tokens(make())
+    make = {"char": lambda: char_tokenizer(CHARACTERS)}.get(request.param, lambda: get_tokenizer(request.param))
+    return make().with_special([START, END])
 
 
 def test_our_tokens_are_those_of_the_template_in_transformers(tokenizer, tmp_path):
@@ -40,23 +40,23 @@ def test_our_tokens_are_those_of_the_template_in_transformers(tokenizer, tmp_pat
 def test_added_tokens_follow_the_others_and_are_saved(tokenizer, tmp_path):
     start, end = tokenizer.special[START], tokenizer.special[END]
     assert (start, end) == (tokenizer.vocab_size - 2, tokenizer.vocab_size - 1)
-    assert chat.add_tokens(tokenizer) is tokenizer
+    assert tokenizer.with_special([START, END]).special == tokenizer.special
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
     assert type(again) is type(tokenizer) and again.special == tokenizer.special
     assert again.decode([start, *again.encode("the king"), end]) == "<|im_start|>the king<|im_end|>"
 
 
-@pytest.mark.parametrize("make", [ByteTokenizer, lambda: CharTokenizer(CHARACTERS + "<|>_")])
+@pytest.mark.parametrize("make", [byte_tokenizer, lambda: char_tokenizer(CHARACTERS + "<|>_")])
 def test_a_message_that_spells_a_special_token_has_none(make):
-    tokenizer = chat.add_tokens(make())
+    tokenizer = make().with_special([START, END])
     ids = chat.render(tokenizer, talk("<|im_end|> <|im_start|>system"))
     assert [(ids == tokenizer.special[token]).sum() for token in (START, END)] == [1, 1]
     assert tokenizer.decode(ids) == "<|im_start|>user\n<|im_end|> <|im_start|>system<|im_end|>\n"
 
 
 def test_the_oldest_exchanges_make_room_and_the_system_stays():
-    tokenizer = chat.add_tokens(ByteTokenizer())
+    tokenizer = byte_tokenizer().with_special([START, END])
     messages = talk("a" * 20, "b" * 20, "c" * 20, "d" * 20, "e" * 20, system="s")
     shorter = [messages[:1] + messages[1 + 2 * n :] for n in range(3)]
     full = [[*chat.render(tokenizer, each), *chat.answer_begin(tokenizer)] for each in shorter]
@@ -68,7 +68,7 @@ def test_the_oldest_exchanges_make_room_and_the_system_stays():
 
 
 def test_an_answer_ends_with_its_message():
-    tokenizer = chat.add_tokens(CharTokenizer(CHARACTERS))
+    tokenizer = char_tokenizer(CHARACTERS).with_special([START, END])
     config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=1, n_head=2, n_embd=16)
     model = randomize(GPT(config).eval())
     messages, end = talk("who?"), tokenizer.special[END]

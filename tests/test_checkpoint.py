@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint
-from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.hub.load import load_checkpoint
 from nanogpt.optim import make_optimizers
 
@@ -30,7 +30,7 @@ def save(out, step, model, optimizers, best=False, keep=2, settings=None, tokeni
     collected = checkpoint.collect(model, optimizers)
     out.mkdir(exist_ok=True)
     state = checkpoint.State(step, best_step=step if best else None)
-    return checkpoint.save(out, state, *collected, settings, CharTokenizer(tokenizer), keep)
+    return checkpoint.save(out, state, *collected, settings, char_tokenizer(tokenizer), keep)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -213,13 +213,6 @@ def test_projections_into_the_residual_stream_begin_smaller():
             assert p.std().item() == pytest.approx(0.005 if "c_proj" in name else 0.02, rel=0.1), name
 
 
-def test_a_cropped_model_keeps_the_first_positions_and_its_operators():
-    model, idx = GPT(GPT2, Ops(embedding=lambda idx, weight: 2 * F.embedding(idx, weight))), torch.randint(65, (1, 8))
-    expected = model(idx)
-    model.crop_block_size(8)
-    assert model.wpe.weight.shape == (8, 32) and torch.equal(model(idx), expected)
-
-
 @pytest.mark.parametrize(
     "device, dtype, capability, masked, repeated",
     [

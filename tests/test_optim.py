@@ -113,7 +113,7 @@ def test_stacked_matrices_are_orthogonalized_one_by_one():
     stacked.grad = torch.randn(24, 8)
     for p, g in zip(parts, stacked.grad.split([8, 16]), strict=True):
         p.grad = g.clone()
-    Muon([{"params": [stacked], "rows": [8, 16]}], lr=0.1).step()
+    Muon([{"params": [stacked], "rows": [[8, 16]]}], lr=0.1).step()
     Muon([{"params": parts}], lr=0.1).step()
     torch.testing.assert_close(stacked, torch.cat(parts))
 

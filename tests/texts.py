@@ -14,7 +14,7 @@ import tiktoken
 
 from data_prep import writer
 from data_prep.documents import Corpus
-from nanogpt.data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, get_tokenizer
+from nanogpt.data.tokenizer import EOT, BPETokenizer, byte_tokenizer, char_tokenizer, get_tokenizer
 
 fork = multiprocessing.get_context("fork")
 KINDS = ["jsonl", "jsonl.gz", "json.zst", "csv", "parquet"]
@@ -51,7 +51,8 @@ def put(path: Path, content: bytes | str) -> str:
 
 def write_data(out, text: str, tokenizer: str = "char", source: str = "made up") -> dict:
     """A data directory of a text, the last tenth for validation, as nanoGPT makes it; returns the meta data."""
-    chosen, cut = CharTokenizer.train(text) if tokenizer == "char" else get_tokenizer(tokenizer), int(len(text) * 0.9)
+    chosen = char_tokenizer(sorted(set(text))) if tokenizer == "char" else get_tokenizer(tokenizer)
+    cut = int(len(text) * 0.9)
     with writer.writing(Path(out), chosen) as new:
         files = writer.token_files(new, chosen)
         for split, part in (("train", text[:cut]), ("val", text[cut:])):
@@ -78,7 +79,7 @@ def tokens(directory, split: str) -> np.ndarray:
 
 def texts_of(directory) -> dict[str, list[str]]:
     """The texts of each split of byte tokens, between the end-of-text tokens."""
-    found = {split: ByteTokenizer().decode(tokens(directory, split)) for split in ("train", "val")}
+    found = {split: byte_tokenizer().decode(tokens(directory, split)) for split in ("train", "val")}
     return {split: [text for text in decoded.split(EOT) if text] for split, decoded in found.items()}
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from nanogpt.chat import answer, require
+from nanogpt.chat import answer, can_chat
 from nanogpt.checkpoint import load_configs, step_of
 from nanogpt.cli.arguments import PROCESSES
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
-from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokenizer import START, load_tokenizer
 from nanogpt.evaluate import evaluate
 from nanogpt.hub.export import push
 from nanogpt.hub.load import check_tokenizer, load
@@ -217,7 +217,9 @@ def run_chat(args) -> None:
     The oldest exchanges are dropped when the context is full.
     """
     model, tokenizer = load_for_sampling(args, args.max_new_tokens)
-    require(tokenizer, args.RUN)
+    if not can_chat(tokenizer):
+        why = f"its tokenizer has no {START}; see recipes/chat.py"
+        raise ValueError(f"{args.RUN} was not trained on conversations: {why}")
     messages = [{"role": "system", "content": args.system}] if args.system else []
     if sys.stdin.isatty():
         note("each line is a message; Ctrl-D ends")

@@ -99,12 +99,10 @@ class Mixture(TokenDataset):
             x[rows], y[rows] = dataset.windows(dataset.starts(seed + k, numbers[source == k]))
         return x, y
 
-    def whole_split(
-        self, batch_size: int, process: int = 0, processes: int = 1, stride: int = 0
-    ) -> Iterator[Batch]:
+    def whole_split(self, *args, **options) -> Iterator[Batch]:
         """The batches of `TokenDataset.whole_split` of one directory after another."""
         for dataset in self.datasets:
-            yield from dataset.whole_split(batch_size, process, processes, stride)
+            yield from dataset.whole_split(*args, **options)
 
 
 def round_shares(shares: list[float]) -> np.ndarray:

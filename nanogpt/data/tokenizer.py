@@ -1,6 +1,6 @@
 """Text to token ids and back, saved as `tokenizer.json`, which `AutoTokenizer` reads too.
 
-    >>> tokenizer = CharTokenizer.train("to be or not to be")
+    >>> tokenizer = char_tokenizer(sorted(set("to be or not to be")))
     >>> tokenizer.decode(tokenizer.encode("not"))
     'not'
 
@@ -119,40 +119,31 @@ class Tokenizer:
         write_atomic(Path(directory, FILE), self.backend.to_str().encode())
 
     def with_special(self, tokens: list[str]) -> "Tokenizer":
-        """A copy with further special tokens, which follow all others."""
+        """A copy with those of these special tokens that it lacks, after all others."""
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        backend.add_special_tokens(tokens)
+        backend.add_special_tokens([token for token in tokens if token not in self.special])
         eot = None if self.eot_id is None else self.backend.id_to_token(self.eot_id)
         return Tokenizer(backend, self.name, eot)
 
 
-class CharTokenizer(Tokenizer):
-    """Builds a tokenizer with one token per character; ids count the given characters."""
-
-    def __init__(self, characters: str):
-        vocab = {character: i for i, character in enumerate(characters)}
-        backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-        backend.pre_tokenizer = EVERY_CHARACTER
-        backend.decoder = decoders.Fuse()
-        super().__init__(backend)
-
-    @classmethod
-    def train(cls, text: str) -> "CharTokenizer":
-        """The characters of `text` by code point, as in nanoGPT's shakespeare_char."""
-        return cls("".join(sorted(set(text))))
+def char_tokenizer(characters: Iterable[str]) -> Tokenizer:
+    """One token per character; ids count the given characters."""
+    vocab = {character: i for i, character in enumerate(characters)}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = EVERY_CHARACTER
+    backend.decoder = decoders.Fuse()
+    return Tokenizer(backend)
 
 
-class ByteTokenizer(Tokenizer):
-    """Builds a tokenizer with one token per UTF-8 byte (id = byte) and an end-of-text token (256).
+def byte_tokenizer() -> Tokenizer:
+    """One token per UTF-8 byte (id = byte) and an end-of-text token (256).
 
     It encodes any language without training; in the file it is byte-pair encoding without merges.
     """
-
-    def __init__(self):
-        vocab = {character: byte for byte, character in enumerate(bpe.byte_alphabet())}
-        backend = bpe.byte_level(vocab, [])
-        backend.add_special_tokens([EOT])
-        super().__init__(backend)
+    vocab = {character: byte for byte, character in enumerate(bpe.byte_alphabet())}
+    backend = bpe.byte_level(vocab, [])
+    backend.add_special_tokens([EOT])
+    return Tokenizer(backend)
 
 
 class BPETokenizer(Tokenizer):
@@ -198,7 +189,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     path, pickled = directory / FILE, directory / "meta.pkl"
     if written_by_nanogpt(directory):
         if pickled.exists():
-            return CharTokenizer(pickles.read_characters(pickled))
+            return char_tokenizer(pickles.read_characters(pickled))
         return BPETokenizer.get("gpt2")
     if path.exists():
         return load_file(path)
@@ -241,7 +232,7 @@ def get_tokenizer(name: str) -> Tokenizer:
     import tiktoken
 
     if name == "bytes":
-        return ByteTokenizer()
+        return byte_tokenizer()
     if name in (encodings := tiktoken.list_encoding_names()):
         return BPETokenizer.get(name)
     path = follow(name)

@@ -41,12 +41,6 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return x.to(device, non_blocking=on_cuda), y.to(device, non_blocking=on_cuda)
 
 
-def shorten(batch: Batch, size: int) -> Batch:
-    """Windows (B, T) as windows (B T / size, size): the same tokens, with less context."""
-    x, y = batch
-    return x.view(-1, size), y.view(-1, size)
-
-
 def hash64(x: np.ndarray) -> np.ndarray:
     """Hashes uint64 arrays to uint64 (SplitMix64, Steele et al. 2014), modulo 2^64."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
@@ -128,23 +122,10 @@ class TokenDataset:
         counts = counts.get("answers", counts)
         return counts["bytes"] / counts["tokens"]
 
-    @property
-    def question(self) -> np.ndarray | None:
-        """The first conversation up to its answer; None if the data are not conversations."""
-        chat = self.meta.get("chat")
-        if chat is None:
-            return None
-        first = np.array(self.tokens[: chat["block"]])
-        return first[: int(answers(first[None], chat["answer"], chat["end"]).argmax())]
-
-    @property
-    def windows_per_epoch(self) -> int:
-        """How many windows an epoch has."""
-        return (self.token_count - 1) // self.block_size
-
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
         """Index of the first token of each sample's window, int64."""
-        n, T = self.windows_per_epoch, self.block_size
+        T = self.block_size
+        n = (self.token_count - 1) // T  # windows in an epoch
         last = self.token_count - 1 - T
         starts = np.empty(len(samples), dtype=np.int64)
         epochs = samples // n

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from nanogpt.config import TrainConfig
-from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.model import GPTConfig
 from nanogpt.ops.sharded import DTYPES
 from nanogpt.run.prepare import prepare
@@ -64,7 +64,7 @@ def start(directory: Path, args) -> tuple[TrainConfig, Parts, State]:
     counts = {"tokens": tokens, "bytes": tokens}
     meta = {"vocab_size": vocab_size, "dtype": "uint16", "splits": {"train": counts, "val": counts}}
     (directory / "meta.json").write_text(json.dumps(meta))
-    CharTokenizer("".join(chr(256 + i) for i in range(vocab_size))).save(directory)
+    char_tokenizer(chr(256 + i) for i in range(vocab_size)).save(directory)
     train_config = TrainConfig(
         out_dir=str(directory / "out"),
         data=str(directory),

@@ -136,7 +136,10 @@ def load_for_training(
                 f"{name}={asked}, but the model to fine-tune, {run}, has {name}={actual[name]}: "
                 f"leave --{name} out"
             )
-    model.crop_block_size(min(wanted.block_size, c.block_size))
+    block_size = min(wanted.block_size, c.block_size)
+    model.config = replace(c, block_size=block_size)
+    if model.wpe is not None:
+        model.wpe.weight = torch.nn.Parameter(model.wpe.weight.detach()[:block_size].clone())
     return model, tokenizer
 
 

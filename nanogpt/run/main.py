@@ -80,15 +80,15 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
             stop = why
         pause(config, parts, state)
         if stop and stop.code != 1:
-            if parts.saves.step != state.step:
+            if parts.saved_step != state.step:
                 save(config, parts, state)
             saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
             what = f"step {state.step} is saved" if saved else "there was no step to save"
             stop.reason += f": {what}; to resume, repeat the command with --resume=auto"
         parts.metrics.close()
-        unsaved = parts.peers.largest(parts.saves.error is not None)[0]
+        unsaved = parts.peers.largest(parts.save_error is not None)[0]
         if unsaved and (stop is None or stop.code != 1):  # an error before it comes first
-            stop = Stop(parts.saves.error, code=1)
+            stop = Stop(parts.save_error, code=1)
         if parts.accelerator.is_main_process:
             console.write_result(parts, state, stop)
         if stop:

@@ -71,7 +71,7 @@ class Interrupts:
 
     def check_step(self, config: TrainConfig, parts: Parts, state: State) -> None:
         """Raises Stop if the run has to end before the next step, on all processes alike."""
-        tally, saves = parts.tally, parts.saves
+        tally = parts.tally
         allowed = BAD_STEPS if parts.accelerator.scaler is None else BAD_STEPS + SCALER_STEPS
         if log_is_due(config, state.step) and tally.bad_in_a_row >= allowed:
             muon = " and --muon_learning_rate" if config.optimizer == "muon" else ""
@@ -86,12 +86,11 @@ class Interrupts:
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
         # there must be time for another step and a save
-        time_is_up = now + self.longest + saves.seconds > self.end
-        number, time_is_up, fails = self.peers.largest(
-            self.number, time_is_up, saves.failed >= FAILED_SAVES
-        )
+        time_is_up = now + self.longest + parts.save_seconds > self.end
+        fails = parts.failed_saves >= FAILED_SAVES
+        number, time_is_up, fails = self.peers.largest(self.number, time_is_up, fails)
         if fails:
-            raise Stop(saves.error, code=1)
+            raise Stop(parts.save_error, code=1)
         if number:
             raise Stop("stopped", code=128 + number)
         if time_is_up:

@@ -47,7 +47,7 @@ def count(directory) -> list[int]:
 def epoch(directory) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets of all blocks for training."""
     data = TokenDataset(directory, "train", 128)
-    return data.batch(1, 0, data.windows_per_epoch)
+    return data.batch(1, 0, (data.token_count - 1) // 128)
 
 
 def test_every_conversation_is_whole_and_every_block_begins_with_one(packed):

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer
+from nanogpt.data.tokenizer import byte_tokenizer, char_tokenizer
 from nanogpt.extras.check_data import examine
 
 
@@ -68,7 +68,7 @@ def test_what_will_go_wrong_is_warned_of(tmp_path, what):
     noise = np.random.default_rng(0).integers(32, 127, size=300_000)
     noise[::1000] = 256  # ends of text
     change, message = NOISE[what]
-    _, warnings = report(write_data(tmp_path / "d", ByteTokenizer(), *change(noise)))
+    _, warnings = report(write_data(tmp_path / "d", byte_tokenizer(), *change(noise)))
     assert any(re.search(message, warning) for warning in warnings) if message else not warnings, warnings
 
 
@@ -92,11 +92,11 @@ DOCUMENTS = {  # training documents, validation documents: the only warning
 @pytest.mark.parametrize("what", DOCUMENTS)
 def test_copies_are_found_in_disguise_and_nothing_else_is(tmp_path, what):
     train, val, message = DOCUMENTS[what]
-    _, warnings = report(write_texts(tmp_path / "d", ByteTokenizer(), train, val))
+    _, warnings = report(write_texts(tmp_path / "d", byte_tokenizer(), train, val))
     assert len(warnings) == bool(message) and all(re.match(message, warning) for warning in warnings), warnings
 
 
 def test_a_leak_is_found_without_an_end_of_text_token(tmp_path):
-    tokenizer = CharTokenizer.train("".join([*TRAIN, *VAL]) + "\n")
+    tokenizer = char_tokenizer(sorted(set("".join([*TRAIN, *VAL]) + "\n")))
     (warning,) = report(write_texts(tmp_path / "leak", tokenizer, [*TRAIN[:150], VAL[50], *TRAIN[150:]], VAL))[1]
     assert re.match(IN_BOTH, warning)

@@ -12,7 +12,7 @@ from helpers import randomize
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt import GPT
-from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer
+from nanogpt.data.tokenizer import byte_tokenizer, char_tokenizer
 from nanogpt.extras import eval_tasks
 from nanogpt.extras.eval_tasks import CoreTask, evaluate
 from nanogpt.hub import export
@@ -69,7 +69,7 @@ def tasks(tmp_path, monkeypatch):
 
 
 def test_core_is_the_mean_of_centered_accuracies(tasks, monkeypatch):
-    tokenizer = ByteTokenizer()
+    tokenizer = byte_tokenizer()
     model = GPT(dataclasses.replace(CASES["qwen3, untied"], vocab_size=tokenizer.vocab_size)).eval()
     randomize(model)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_core_is_the_mean_of_centered_accuracies(tasks, monkeypatch):
 def test_core_is_refused_without_an_end_of_text_token():
     pytest.importorskip("lm_eval")
     with pytest.raises(ValueError, match="end-of-text token"):
-        evaluate(GPT(CASES["gpt2"]), CharTokenizer(CHARACTERS), ["core"])
+        evaluate(GPT(CASES["gpt2"]), char_tokenizer(CHARACTERS), ["core"])
 
 
 @pytest.mark.nightly
@@ -113,7 +113,7 @@ def test_lm_eval_has_all_tasks_of_core():
 
 @pytest.mark.nightly
 def test_figures_are_those_of_lm_eval_on_the_export(tmp_path, tasks):
-    make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
+    make_checkpoint(tmp_path / "run", CASES["qwen3"], char_tokenizer(CHARACTERS))
     export.export(tmp_path / "run", tmp_path / "export")
     model, tokenizer, _ = load(tmp_path / "run")
     results = evaluate(model, tokenizer, ["rolling", "choice"])

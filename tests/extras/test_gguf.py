@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from nanogpt import chat
 from nanogpt.cli import main
 from nanogpt.data import bpe, tokenizer
-from nanogpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from nanogpt.data.tokenizer import END, START, BPETokenizer, byte_tokenizer, char_tokenizer
 from nanogpt.hub import weights
 from nanogpt.hub.load import load
 from nanogpt.sample import generate
@@ -48,7 +48,7 @@ FAST = ("gpt2, biases, tanh", "llama, untied, biases", "qwen3")
 def test_transformers_reads_the_weights_of_every_shape(tmp_path, case):
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    to, _, model = exported(tmp_path, CASES[case], CharTokenizer(CHARACTERS))
+    to, _, model = exported(tmp_path, CASES[case], char_tokenizer(CHARACTERS))
     native = weights.to_transformers(model)
     read = load_gguf_checkpoint(to, return_tensors=True, model_to_load=native)["tensors"]
     expected = native.state_dict()
@@ -60,7 +60,7 @@ def test_transformers_reads_the_weights_of_every_shape(tmp_path, case):
 
 def test_sizes_are_those_of_the_model(tmp_path):
     c = CASES["llama, all heads, own head size"]
-    found = fields(exported(tmp_path, c, CharTokenizer(CHARACTERS))[1])
+    found = fields(exported(tmp_path, c, char_tokenizer(CHARACTERS))[1])
     sizes = {"context_length": 32, "embedding_length": 32, "block_count": 2, "feed_forward_length": c.inner}
     sizes |= {"attention.head_count": 4, "attention.head_count_kv": c.kv_heads, "vocab_size": 71}
     sizes |= {"attention.layer_norm_rms_epsilon": pytest.approx(c.norm_eps), "rope.freq_base": c.rope_theta}
@@ -70,7 +70,7 @@ def test_sizes_are_those_of_the_model(tmp_path):
 
 @pytest.mark.parametrize("dtype, kind", [("bfloat16", "BF16"), ("float16", "F16"), ("q8_0", "Q8_0")])
 def test_matrices_are_rounded_and_vectors_are_not(tmp_path, dtype, kind):
-    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], n_inner=80), CharTokenizer(CHARACTERS))
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], n_inner=80), char_tokenizer(CHARACTERS))
     main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "model.gguf"), "--dtype", dtype])
     model = load(tmp_path / "run")[0]
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
@@ -110,8 +110,8 @@ def small_gpt2() -> BPETokenizer:
 
 
 TOKENIZERS = {  # and a text, and the token that ends one
-    "characters": (CharTokenizer(WIDE), WIDE[::-1] + WIDE + WIDE[1::2], len(WIDE)),
-    "bytes": (ByteTokenizer(), "Été, 你", 256),
+    "characters": (char_tokenizer(WIDE), WIDE[::-1] + WIDE + WIDE[1::2], len(WIDE)),
+    "bytes": (byte_tokenizer(), "Été, 你", 256),
     "gpt2": (small_gpt2(), "I don't know the king's 12 horses.\n  Été! 你好", 261),
 }
 
@@ -128,7 +128,7 @@ def test_a_tokenizer_is_byte_pair_encoding(tmp_path, name):
 
 
 def test_a_token_that_ends_texts_is_added_and_never_the_likeliest(tmp_path, capsys):
-    make_checkpoint(tmp_path / "run", CASES["gpt2, untied, own n_inner"], CharTokenizer(CHARACTERS))
+    make_checkpoint(tmp_path / "run", CASES["gpt2, untied, own n_inner"], char_tokenizer(CHARACTERS))
     to = to_gguf.export(tmp_path / "run", tmp_path / "model.gguf")
     reader, model = gguf.GGUFReader(to), load(tmp_path / "run")[0]
     found, tensors = fields(reader), {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
@@ -139,7 +139,7 @@ def test_a_token_that_ends_texts_is_added_and_never_the_likeliest(tmp_path, caps
 
 
 def test_the_template_of_conversations_is_in_the_file(tmp_path):
-    tokenizer = chat.add_tokens(ByteTokenizer())
+    tokenizer = byte_tokenizer().with_special([START, END])
     config = dataclasses.replace(CASES["qwen3"], vocab_size=tokenizer.vocab_size)
     found = fields(exported(tmp_path, config, tokenizer)[1])
     assert found["tokenizer.chat_template"] == chat.TEMPLATE
@@ -157,7 +157,7 @@ def test_a_wrong_tensor_is_caught_and_nothing_is_left(tmp_path, monkeypatch, dty
 
     monkeypatch.setattr(gguf, "quantize", wrong)
     with pytest.raises(ValueError, match=r"token_embd.weight.* differs by"):
-        exported(tmp_path, CASES["llama"], CharTokenizer(CHARACTERS), dtype=dtype)
+        exported(tmp_path, CASES["llama"], char_tokenizer(CHARACTERS), dtype=dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -180,7 +180,7 @@ def test_a_split_of_text_that_is_not_gpt2s_is_refused():
 def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, shape, encoding):
     import llama_cpp
 
-    tokenizer = CharTokenizer(WIDE) if encoding == "char" else small_gpt2()
+    tokenizer = char_tokenizer(WIDE) if encoding == "char" else small_gpt2()
     config = dataclasses.replace(SHAPES[shape], vocab_size=tokenizer.vocab_size, block_size=80)
     to, _, model = exported(tmp_path, config, tokenizer)
     fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}

@@ -5,7 +5,7 @@ import torch
 from shapes import CASES, CHARACTERS, make_checkpoint
 from transformers import AutoModelForCausalLM
 
-from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.extras.inside import lens, look
 from nanogpt.hub import export
 from nanogpt.hub.load import load
@@ -13,7 +13,7 @@ from nanogpt.hub.load import load
 
 @pytest.mark.parametrize("case", ["gpt2, biases, tanh", "llama", "qwen3, untied"])
 def test_weights_and_predictions_of_each_layer_are_those_of_transformers(tmp_path, case):
-    make_checkpoint(tmp_path / "run", CASES[case], CharTokenizer(CHARACTERS))
+    make_checkpoint(tmp_path / "run", CASES[case], char_tokenizer(CHARACTERS))
     export.export(tmp_path / "run", tmp_path / "export", say=lambda text: None)
     native = AutoModelForCausalLM.from_pretrained(tmp_path / "export", attn_implementation="eager")
     ids = torch.randint(70, (20,), generator=torch.Generator().manual_seed(0))

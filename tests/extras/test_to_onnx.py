@@ -10,7 +10,7 @@ import torch
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.data.tokenizer import char_tokenizer
 
 to_onnx = pytest.importorskip("nanogpt.extras.page.to_onnx", reason="onnx or onnxruntime is not installed")
 FAST = ("gpt2", "llama", "qwen3")
@@ -50,7 +50,7 @@ def step(session, ids: np.ndarray, mask: np.ndarray, cache: dict) -> tuple[np.nd
 
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.nightly) for name in REST)])
 def test_logits_are_those_of_transformers(tmp_path, name):
-    directory = export(tmp_path, dataclasses.replace(CASES[name], block_size=80), CharTokenizer(CHARACTERS))
+    directory = export(tmp_path, dataclasses.replace(CASES[name], block_size=80), char_tokenizer(CHARACTERS))
     session, hf_model = open_session(directory), transformers_model(directory)
     ids = torch.randint(70, (3, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_logits_are_those_of_transformers(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_texts_padded_on_the_left_have_the_logits_that_they_have_alone(tmp_path, name):
-    session = open_session(export(tmp_path, CASES[name], CharTokenizer(CHARACTERS)))
+    session = open_session(export(tmp_path, CASES[name], char_tokenizer(CHARACTERS)))
     ids, pad = np.arange(20)[None], 6
     alone, _ = step(session, ids, np.ones_like(ids), empty_cache(session, 1))
     padded = np.concatenate((np.full((1, pad), 69), ids), axis=1)
@@ -74,7 +74,7 @@ def test_texts_padded_on_the_left_have_the_logits_that_they_have_alone(tmp_path,
 
 
 def test_embeddings_are_stored_once_beside_an_export(tmp_path, capsys):
-    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=20_000), CharTokenizer(MANY))
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=20_000), char_tokenizer(MANY))
     to = tmp_path / "export"
     main(["export", str(tmp_path / "run"), "--to", str(to), "--format", "onnx", "--license", "mit"])
     said = capsys.readouterr().out
@@ -100,5 +100,5 @@ def test_a_wrong_export_is_removed(tmp_path, monkeypatch, wrong):
 
     monkeypatch.setattr(to_onnx, wrong, locals()[wrong])
     with pytest.raises(ValueError, match="logits differ"):
-        export(tmp_path, CASES["qwen3"], CharTokenizer(CHARACTERS))
+        export(tmp_path, CASES["qwen3"], char_tokenizer(CHARACTERS))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

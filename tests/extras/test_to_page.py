@@ -10,14 +10,14 @@ import pytest
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.data.tokenizer import char_tokenizer
 
 to_page = pytest.importorskip("nanogpt.extras.page.to_page", reason="onnx or onnxruntime is not installed")
 
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    make_checkpoint(tmp_path / "run", CASES["llama"], CharTokenizer(CHARACTERS))
+    make_checkpoint(tmp_path / "run", CASES["llama"], char_tokenizer(CHARACTERS))
     return tmp_path / "run"
 
 

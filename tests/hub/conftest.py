@@ -5,7 +5,7 @@ from functools import lru_cache
 import pytest
 from shapes import CASES, CHARACTERS, make_checkpoint
 
-from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.hub import export
 
 
@@ -16,7 +16,7 @@ def make_export(tmp_path_factory):
     @lru_cache
     def make(case: str):
         place = tmp_path_factory.mktemp("exported")
-        make_checkpoint(place / "run", CASES[case], CharTokenizer(CHARACTERS))
+        make_checkpoint(place / "run", CASES[case], char_tokenizer(CHARACTERS))
         export.export(place / "run", place / "export", say=lambda text: None)
         return place
 

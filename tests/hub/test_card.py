@@ -7,14 +7,14 @@ from test_forged_checkpoint import seal_again
 from texts import write_data
 
 from nanogpt import checkpoint
-from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.hub import card, export
 
 
 @pytest.fixture
 def source(tmp_path):
     """A checkpoint in an out directory `run`."""
-    return make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
+    return make_checkpoint(tmp_path / "run", CASES["qwen3"], char_tokenizer(CHARACTERS))
 
 
 def test_a_card_tells_result_and_settings_but_nothing_of_the_machine(source, tmp_path):

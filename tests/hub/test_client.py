@@ -13,7 +13,7 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt import train as training
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.data.tokenizer import char_tokenizer
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> str:
     """The out directory `run`, in the current directory."""
-    make_checkpoint(tmp_path / "run", CASES["llama"], CharTokenizer(CHARACTERS))
+    make_checkpoint(tmp_path / "run", CASES["llama"], char_tokenizer(CHARACTERS))
     monkeypatch.chdir(tmp_path)
     return "run"
 

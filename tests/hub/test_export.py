@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from nanogpt import GPT, chat, checkpoint
-from nanogpt.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
+from nanogpt.data.tokenizer import END, START, Tokenizer, byte_tokenizer, char_tokenizer
 from nanogpt.hub import card, export, weights
 from nanogpt.hub.load import load
 
@@ -37,7 +37,7 @@ as_transformers_reads_now = pytest.mark.skipif(
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    make_checkpoint(tmp_path / "run", CASES["qwen3"], CharTokenizer(CHARACTERS))
+    make_checkpoint(tmp_path / "run", CASES["qwen3"], char_tokenizer(CHARACTERS))
     return tmp_path / "run"
 
 
@@ -61,7 +61,7 @@ def test_what_an_export_holds(run, tmp_path, capsys):
 
 @pytest.mark.parametrize("talks", [False, True])
 def test_end_of_text_and_context_are_those_of_the_model(tmp_path, talks):
-    tokenizer = chat.add_tokens(ByteTokenizer()) if talks else ByteTokenizer()
+    tokenizer = byte_tokenizer().with_special([START, END]) if talks else byte_tokenizer()
     make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=tokenizer.vocab_size), tokenizer)
     to = export.export(tmp_path / "run", tmp_path / "export", say=lambda text: None)
     read, generation = AutoTokenizer.from_pretrained(to), GenerationConfig.from_pretrained(to)
@@ -74,7 +74,7 @@ def test_end_of_text_and_context_are_those_of_the_model(tmp_path, talks):
 
 @as_transformers_reads_now
 def test_a_batch_is_padded_on_the_left_with_the_end_of_text(tmp_path):
-    tokenizer = ByteTokenizer()
+    tokenizer = byte_tokenizer()
     make_checkpoint(tmp_path / "run", dataclasses.replace(CASES["gpt2"], vocab_size=257), tokenizer)
     to = export.export(tmp_path / "run", tmp_path / "export")
     tokenizer, model = AutoTokenizer.from_pretrained(to), AutoModelForCausalLM.from_pretrained(to)
@@ -88,7 +88,7 @@ def test_a_batch_is_padded_on_the_left_with_the_end_of_text(tmp_path):
 
 def test_an_unknown_character_is_read_as_a_known_one(tmp_path):
     characters = CHARACTERS[:-1] + " "
-    make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer("".join(sorted(characters))))
+    make_checkpoint(tmp_path / "run", CASES["gpt2"], char_tokenizer("".join(sorted(characters))))
     to = export.export(tmp_path / "run", tmp_path / "export")
     tokenizer = AutoTokenizer.from_pretrained(to)
     assert tokenizer.decode(tokenizer("Aé你B")["input_ids"], skip_special_tokens=True) == "A  B"
@@ -148,7 +148,7 @@ def test_what_exists_is_never_overwritten(run, tmp_path):
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
-    make_checkpoint(tmp_path / "run", CASES["gpt2"], CharTokenizer(CHARACTERS + "äöü"))
+    make_checkpoint(tmp_path / "run", CASES["gpt2"], char_tokenizer(CHARACTERS + "äöü"))
     with pytest.raises(ValueError, match=r"73 tokens.* 70"):
         export.export(tmp_path / "run", tmp_path / "export")
 

@@ -8,7 +8,7 @@ from texts import write_data
 import nanogpt
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPT, GPTConfig, checkpoint
-from nanogpt.data.tokenizer import CharTokenizer, load_tokenizer
+from nanogpt.data.tokenizer import char_tokenizer, load_tokenizer
 from nanogpt.hub import export
 from nanogpt.hub.load import load, load_checkpoint
 
@@ -78,5 +78,5 @@ def test_conversations_that_do_not_fit_the_model_are_refused(make_run, tmp_path)
         settings = prepare_chats(tmp_path, load_tokenizer(tmp_path / "full"))
         make_run(CHAT, init_from=str(tmp_path / "full run"), **settings)
     with pytest.raises(ValueError, match="which is not the tokenizer of init_from"):
-        settings = prepare_chats(tmp_path, CharTokenizer(text[:-3] + "\n"))
+        settings = prepare_chats(tmp_path, char_tokenizer(text[:-3] + "\n"))
         make_run(CHAT, init_from=str(tmp_path / "other run"), **settings)

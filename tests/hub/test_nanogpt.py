@@ -17,7 +17,7 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt import GPTConfig, checkpoint, rundir
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import CharTokenizer
+from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.hub.load import load, load_checkpoint
 from nanogpt.hub.nanogpt import export, import_checkpoint, require_nanogpts
 
@@ -163,7 +163,7 @@ CONFIG = GPTConfig(**ARGS, vocab_size=70)
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_logits_are_the_same_there(tmp_path, bias):
-    make_checkpoint(tmp_path / "run", dataclasses.replace(CONFIG, bias=bias), CharTokenizer(CHARACTERS))
+    make_checkpoint(tmp_path / "run", dataclasses.replace(CONFIG, bias=bias), char_tokenizer(CHARACTERS))
     main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "new" / "ckpt.pt"), "--format", "nanogpt"])
     contents = torch.load(tmp_path / "new" / "ckpt.pt", weights_only=True)
     assert contents["model_args"] == ARGS | {"vocab_size": 70, "bias": bias}

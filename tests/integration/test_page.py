@@ -14,7 +14,7 @@ import torch
 from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
 
-from nanogpt.data.tokenizer import BPETokenizer, CharTokenizer
+from nanogpt.data.tokenizer import BPETokenizer, char_tokenizer
 from nanogpt.hub.load import load
 from nanogpt.sample import generate
 
@@ -51,7 +51,7 @@ def fetched_once():
 def qwen3(tmp_path_factory) -> tuple[Path, Path]:
     """A run and its page."""
     run = tmp_path_factory.mktemp("qwen3") / "run"
-    make_checkpoint(run, CASES["qwen3"], CharTokenizer(CHARACTERS))
+    make_checkpoint(run, CASES["qwen3"], char_tokenizer(CHARACTERS))
     return run, to_page.write(run, run.with_name("page"), prompt="ABC", say=lambda text: None)
 
 

@@ -6,8 +6,8 @@ from shapes import make_checkpoint
 
 import nanogpt
 from data_prep import chat_tasks
-from nanogpt import GPTConfig, chat
-from nanogpt.data.tokenizer import ByteTokenizer
+from nanogpt import GPTConfig
+from nanogpt.data.tokenizer import END, START, byte_tokenizer
 from nanogpt.hub.export import export as write_export
 
 
@@ -20,7 +20,7 @@ def test_the_reward_is_the_share_of_right_digits():
 @pytest.fixture
 def export(tmp_path):
     """An untrained chat model of bytes, in transformers' format."""
-    tokenizer = chat.add_tokens(ByteTokenizer())
+    tokenizer = byte_tokenizer().with_special([START, END])
     config = GPTConfig.modern(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=1, n_head=2, n_embd=16)
     make_checkpoint(tmp_path / "run", config, tokenizer)
     write_export(str(tmp_path / "run"), str(tmp_path / "export"), say=lambda line: None)

@@ -19,10 +19,10 @@ ALONE = Peers(SimpleNamespace(num_processes=1), 1)
 
 def code(interrupts: Interrupts, saving: float = 0, failed: int = 0) -> int | None:
     """The exit code of a run that ends after a step; None if it goes on."""
-    saves = SimpleNamespace(seconds=saving, failed=failed, error="step 1 could not be saved")
     tally = SimpleNamespace(bad_in_a_row=0)
     accelerator = SimpleNamespace(scaler=None)
-    parts = SimpleNamespace(accelerator=accelerator, tally=tally, saves=saves, out_dir=Path("nowhere"))
+    parts = SimpleNamespace(accelerator=accelerator, tally=tally, out_dir=Path("nowhere"))
+    parts.save_seconds, parts.failed_saves, parts.save_error = saving, failed, "step 1 could not be saved"
     try:
         interrupts.check_step(TrainConfig(), parts, State(step=1))
     except Stop as stop:
