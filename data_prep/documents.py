@@ -133,8 +133,8 @@ class Corpus:
                 if "\0" in text:  # as in UTF-16 and binary files
                     convert = "convert it first (pdftotext, pandoc, iconv -t UTF-8)"
                     self.reject(f"{name}, line {number} is not UTF-8 text: {convert}")
-                else:
-                    yield text
+                    text = ""
+                yield text
 
     def _records(self, name: str) -> Iterator:
         """The objects of a JSON file or the rows of a table."""

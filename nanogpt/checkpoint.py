@@ -214,7 +214,7 @@ def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path
     if not run.is_dir():
         raise ValueError(f"{str(run)!r} is not a directory: name a run's, or a checkpoint in one")
     candidates = [run]
-    if not (run / STATE).exists():
+    if step_of(run) < 0 and not (run / STATE).exists():
         links = [follow(run / prefer), follow(run / "last")]
         candidates = [*links, *reversed(list_checkpoints(run))]
     names = FILES if to_resume else (MODEL, CONFIG, TOKENIZER)
@@ -326,8 +326,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # by the umask; safetensors makes files for their owner alone
     try:
         save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(mode)
     except SafetensorError as error:  # such as a full disk
         raise OSError(f"{path.name}: {error}") from None
 

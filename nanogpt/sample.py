@@ -36,11 +36,11 @@ def filter_logits(
 
 def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None) -> torch.Tensor:
     """The next token (B, 1) for logits (B, V). ValueError, on a CPU, if they are not finite."""
+    if logits.device.type == "cpu" and not logits.isfinite().all():  # a GPU would wait
+        raise ValueError("the model's logits are not finite: its training has diverged")
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
-    if probs.device.type == "cpu" and probs.isnan().any():  # a GPU would wait for the answer
-        raise ValueError("the model's logits are not finite: its training has diverged")
     return torch.multinomial(probs, 1, generator=generator)
 
 

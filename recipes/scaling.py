@@ -30,7 +30,6 @@ from nanogpt.run.flags import settings_parser
 
 DATA, OUT_DIR = "data/python_bytes", "out/scaling"
 DEPTHS, ASPECT_RATIO, CONTEXT = "2,3,4,5", 12, 128  # for a CPU
-SEEDS = 3  # of each rung but the last, which has one
 
 
 def fit(compute: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
@@ -66,18 +65,20 @@ def run() -> None:
     parser.add_argument("--check", action="store_true", help="also train the predicted model")
     # evaluations take longer than the smallest runs
     parser.set_defaults(data=DATA, out_dir=OUT_DIR, block_size=CONTEXT, eval_interval=10**6)
+    parser.set_defaults(seeds=3)  # of each rung but the last, which has one
     given, flags = pretrain.read_flags(parser, ASPECT_RATIO)
-    flags = [f for f in flags if f.split("=")[0] not in ("--depths", "--check", "--out_dir")]
+    ours = ("--depths", "--check", "--out_dir", "--seeds")
+    flags = [f for f in flags if f.split("=")[0] not in ours]
     flags.append(f"--aspect_ratio={given.aspect_ratio}")
     with user_errors():
         depths = [int(word) for word in given.depths.split(",") if word.isdecimal()]
         if len(depths) < 3 or given.depths.split(",") != [str(n) for n in sorted({*depths})]:
             raise ValueError(f"--depths={given.depths} must be three or more, rising: {DEPTHS}")
-        if given.data == DATA and not Path(DATA).exists():
+        if given.data == DATA and not Path(DATA, "meta.json").exists():
             python_stdlib.prepare(DATA, tokenizer="bytes")
         vocab_size, _ = pretrain.measure(given.data)
         ladder = [*flags, f"--tokens_per_parameter={given.tokens_per_parameter}"]
-        rungs = [train(depth, SEEDS, given.out_dir, ladder) for depth in depths[:-1]]
+        rungs = [train(depth, int(given.seeds), given.out_dir, ladder) for depth in depths[:-1]]
         rungs.append(train(depths[-1], 1, given.out_dir, ladder))
         law = fit(*(np.array([rung[key] for rung in rungs]) for key in ("compute", "val_loss")))
         print("L(C) = {:.4f} + {:.4g} C^-{:.4f}".format(*law))

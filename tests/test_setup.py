@@ -105,6 +105,12 @@ def test_pretrained_weights_and_a_model_of_ones_own_are_refused_together(data, t
         Run(TINY, TrainConfig(out_dir=str(tmp_path / "out"), data=str(data), **fields), make_model=Shifted)
 
 
+def test_a_model_with_parameters_of_its_own_is_not_exportable(data, tmp_path):
+    fields = {"device": "cpu", "precision": "fp32", "require_exportable": True}
+    with pytest.raises(ValueError, match="Shifted has other parameters than GPT"):
+        Run(TINY, TrainConfig(out_dir=str(tmp_path / "out"), data=str(data), **fields), make_model=Shifted)
+
+
 def test_a_process_that_finds_other_tokens_ends_the_run(make_run, monkeypatch):
     def with_another(self, *values):
         """The largest where another process brings other tokens, and agrees in all else."""

@@ -306,7 +306,9 @@ def evaluate_split(args, run: str) -> dict:
             stride = min(args.stride, config.block_size)
             sliding = evaluate(model, data, args.batch_size, stride=stride)
             result |= {"stride": stride, "sliding_loss": sliding["val_loss"]}
-    predicted = data.token_count - len(read_shares(directory))  # all but the first
+    answers = data.meta["splits"][args.split].get("answers")  # of a chat model, its only targets
+    # all but the first of each directory
+    predicted = answers["tokens"] if answers else data.token_count - len(read_shares(directory))
     if not args.json:
         show(
             f"{found or run}: loss {result['val_loss']:.4f} nats per token, "

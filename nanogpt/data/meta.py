@@ -55,6 +55,8 @@ def check_meta(meta: dict) -> None:
         numbers |= {f"{split}: {name}": counts[name] for name in ("tokens", "bytes")}
         optional = ("largest", "documents")  # which may be 0
         numbers |= {f"{split}: {name}": counts.get(name, 0) + 1 for name in optional}
+    if "chat" in meta:
+        numbers |= {"chat: block": meta["chat"]["block"], "chat: end": meta["chat"]["end"] + 1}
     for name, number in numbers.items():
         if type(number) is not int or not 0 < number < 1 << 63:
             raise ValueError(f"{name} is not valid")

@@ -56,11 +56,11 @@ class Mixture(TokenDataset):
         self, shares: dict[str, float], split: str, block_size: int, vocab_size: int | None = None
     ):
         """Raises ValueError if a directory cannot be used, or its tokenizer is not the first's."""
+        self.block_size, self.split = block_size, split
+        self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
         first, *others = shares
         for other in others:
             check_same(first, other)
-        self.block_size, self.split = block_size, split
-        self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
         if any("chat" in dataset.meta for dataset in self.datasets):
             raise ValueError("a mixture cannot have conversations: data_prep.chat takes many files")
         self.quotas = round_shares(list(shares.values()))

@@ -71,7 +71,7 @@ class Writer:
         named["eos_id"] = self.tokenizer.eot_id
         ids = self.encode(prompt).tolist()
         pieces = stream_text(self.model, self.tokenizer, ids, max_new_tokens, **named)
-        yield from (prompt + text for text in accumulate(pieces))
+        yield from accumulate(pieces, initial=prompt)
 
     def paint(self, text: str) -> str:
         """The text as HTML, escaped, each token colored by its loss."""

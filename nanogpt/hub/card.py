@@ -7,9 +7,9 @@ from pathlib import Path
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig, ignored_by
-from nanogpt.data.files import on_disk, read_json
+from nanogpt.data.files import read_json
 from nanogpt.data.mixture import read_shares
-from nanogpt.model import GPT
+from nanogpt.model import GPT, GPTConfig
 from nanogpt.run import plot
 
 CURVE = "training_curve.png"
@@ -77,7 +77,7 @@ def training(source: Path, directory: Path) -> str:
     model, train = checkpoint.load_configs(source)
     state = checkpoint.read_state(source)
     environment = read_json(source / checkpoint.CONFIG).get("environment", {})
-    defaults, hidden = asdict(TrainConfig()), ignored_by("card")
+    defaults, hidden = asdict(GPTConfig()) | asdict(TrainConfig()), ignored_by("card")
     settings = []
     for name, value in (asdict(model) | asdict(train)).items():
         if value not in (None, defaults.get(name)) and name not in hidden:
@@ -100,7 +100,7 @@ def data_line(data: str) -> str:
     for directory, share in read_shares(data).items():
         line = Path(directory).name
         with suppress(ValueError, KeyError, TypeError):  # the directory is not here any more
-            meta = read_json(on_disk(directory) / "meta.json")
+            meta = read_json(Path(directory, "meta.json"))
             source, tokens = Path(meta["source"]), meta["splits"]["train"]["tokens"]
             name = source.name if source.is_absolute() else meta["source"]
             line = f"{name} ({tokens:,} training tokens, {meta['tokenizer']} tokenizer)"

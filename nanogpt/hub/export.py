@@ -27,19 +27,25 @@ from nanogpt.sample import default_prompt
 TOLERANCE = 1e-4  # of logits, in fp32
 
 
-def check_publishing(model_config: GPTConfig, config: TrainConfig) -> None:
+def check_publishing(model: GPT, config: TrainConfig) -> None:
     """Checks before training that the model can be exported, and creates the repository to push to.
 
     Raises ValueError if the settings ask for an export that is impossible; otherwise only warns.
     """
     try:
-        weights.native_type(model_config)
+        weights.native_type(model.config)
+        if type(model) is not GPT and shapes(model) != shapes(weights.on_meta(model.config)):
+            raise ValueError(f"{type(model).__name__} has other parameters than GPT")
     except ValueError as error:
         if config.require_exportable or config.push_to_hub:
             raise
         checkpoint.logger.warning(f"the model can be trained but not exported: {error}")
     if config.push_to_hub:
         client.make_repository(config.push_to_hub)
+
+
+def shapes(model: GPT) -> dict[str, torch.Size]:
+    return {name: p.shape for name, p in model.named_parameters()}
 
 
 def export(
@@ -87,7 +93,7 @@ def writing(to: Path) -> Iterator[Path]:
     After an error nothing is left. Raises ValueError if `to` exists and is not an empty directory;
     an OSError, such as on a full disk, names `to`.
     """
-    if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
+    if to.is_symlink() or not to.name or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
         raise ValueError(f"{to} exists already: remove it, or export --to another path")
     to.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".tmp-{to.name}-"

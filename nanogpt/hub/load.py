@@ -57,7 +57,8 @@ def load_model(
         return weights.from_pretrained(path, dtype=dtype, **changes).to(device), path
     found = checkpoint.find(path)
     own_class, hint = GPT, ""
-    if trained := checkpoint.read_json(found / checkpoint.CONFIG).get("class"):
+    trained = checkpoint.read_json(found / checkpoint.CONFIG).get("class")
+    if isinstance(trained, dict) and {"name", "file"} <= trained.keys():
         name, file = trained["name"], trained["file"]
         if trust_recipe:
             own_class = load_class(trust_recipe, str(name))

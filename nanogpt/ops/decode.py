@@ -11,7 +11,9 @@ One compilation serves all blocks and lengths of the context.
 
 import functools
 import math
+import os
 import shutil
+import sys
 from threading import Thread
 from typing import NamedTuple
 
@@ -91,7 +93,9 @@ def is_worth_compiling(model: GPT, tokens: int) -> bool:
 
 
 def has_compiler() -> bool:
-    return any(map(shutil.which, ("g++", "clang++", "c++")))
+    """Whether the compiler is there that Inductor takes."""
+    default = "clang++" if sys.platform == "darwin" else "g++"
+    return shutil.which(os.environ.get("CXX", default)) is not None
 
 
 def probe_instructions() -> None:
@@ -118,7 +122,7 @@ def compile_decoding(model: GPT, int8: bool = False, whole: bool = False) -> GPT
     if device != "cpu":
         raise ValueError(f"compiled sampling and int8 are for CPUs, and the model is on {device}")
     if not has_compiler():
-        raise ValueError("compiled sampling and int8 need a C++ compiler: install g++ or clang")
+        raise ValueError("compiled sampling and int8 need a C++ compiler: install g++, or set CXX")
     probe_instructions()
     if int8:
         if model.lm_head is None:  # the embedding stays as it is

@@ -25,6 +25,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.model import GPT
 from nanogpt.ops import cpu, decode
 from nanogpt.run import metrics
+from nanogpt.run.errors import plural
 from nanogpt.train import logger, tokens_per_step
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
@@ -34,7 +35,7 @@ PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's name
 PEAK_TFLOPS = {
     "B200": 2250,
     "H100 PCIe": 756,
-    "H100 NVL": 835,
+    "H100 NVL|H200 NVL": 835,
     "GH200|H200|H100|H800": 989,
     "H20": 148,
     "A100|A800": 312,
@@ -141,7 +142,8 @@ def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
         size = config.batch_size
     elif rest:
         raise ValueError(f"gradient_accumulation_steps={asked}: take a multiple of {processes}")
-    logger.info(f"note: now --batch_size={size} --gradient_accumulation_steps={shared}")
+    now = f"now --batch_size={size} --gradient_accumulation_steps={shared}"
+    logger.info(f"note: {now}, a step of {plural(size * shared, 'sequence')}")
     return replace(config, batch_size=size, gradient_accumulation_steps=shared)
 
 

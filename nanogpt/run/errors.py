@@ -54,7 +54,7 @@ def user_errors(stopped: str = ""):
     """Context manager that turns a user's mistakes into one line and exit code 2.
 
     They are ValueError, OSError, missing packages and too little memory. Ctrl-C becomes 130, and
-    prints `stopped` if it has no message; a reader that is gone (`| head`) becomes 141, as in a
+    prints `stopped`; a reader that is gone (`| head`) becomes 141, as in a
     shell. From here on, characters that stdout cannot show are escaped.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -73,8 +73,8 @@ def user_errors(stopped: str = ""):
         if not out_of_memory(error):
             raise
         fail("out of memory: choose a smaller model, batch or number of samples")
-    except KeyboardInterrupt as interrupt:
-        print(f"\n{str(interrupt) or stopped}".rstrip(), file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\n{stopped}".rstrip(), file=sys.stderr)
         sys.exit(130)
 
 

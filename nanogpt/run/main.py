@@ -89,7 +89,7 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
         unsaved = parts.peers.largest(parts.save_error is not None)[0]
         if unsaved and (stop is None or stop.code != 1):  # an error before it comes first
             stop = Stop(parts.save_error, code=1)
-        if parts.accelerator.is_main_process:
+        if parts.metrics.files:  # not if a finished run is only evaluated again
             console.write_result(parts, state, stop)
         if stop:
             parts.interrupts.ignore()

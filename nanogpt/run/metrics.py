@@ -37,10 +37,10 @@ def available(report_to: str) -> list[str]:
             installed.append(name)
         else:
             logger.warning(f"{name} is not installed: pip install {name} to report to it")
-    netrc = Path("~/.netrc").expanduser()  # which `wandb login` writes
-    has_key = netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
-    if "wandb" in names and not has_key and "WANDB_API_KEY" not in os.environ:
-        os.environ.setdefault("WANDB_MODE", "offline")  # it would wait for a key at the terminal
+    if "wandb" in installed and "WANDB_API_KEY" not in os.environ:
+        netrc = Path("~/.netrc").expanduser()  # which `wandb login` writes
+        if not netrc.is_file() or "wandb" not in netrc.read_text(errors="replace"):
+            os.environ.setdefault("WANDB_MODE", "offline")  # it would wait for a key
     return installed
 
 

@@ -56,12 +56,11 @@ def prepare(
     environment = device.set_up(config, accelerator)
     if note:
         logger.info(note)
-    with peers.in_agreement(main_first=True):  # only the main process downloads and makes data
+    # only the main process downloads and makes data
+    with peers.watched(), peers.in_agreement(main_first=True):
         start = resume.find_start(config)
         gpt, its_tokenizer = load_for_training(model_config, config, start, make_model, given)
         model_config = gpt.config if gpt else model_config
-        if accelerator.is_main_process:
-            check_publishing(model_config, config)
         names = ("train.bin", "val.bin", "meta.json")
         if prepare_data and not any((Path(config.data) / name).exists() for name in names):
             with waiting(f"preparing {config.data}", logger.info):
@@ -121,10 +120,11 @@ def prepare(
         # a run that only evaluates a checkpoint again leaves its settings and curve as they are
         again = is_run and state.evaluated_step == state.step and done(config, state)
         if accelerator.is_main_process:
+            check_publishing(gpt, config)
             out_dir.mkdir(parents=True, exist_ok=True)
             rundir.claim(out_dir)
-            (out_dir / RESULT).unlink(missing_ok=True)  # from an earlier run
             if not again:
+                (out_dir / RESULT).unlink(missing_ok=True)  # from an earlier run
                 write_json(out_dir / checkpoint.CONFIG, settings)
         metrics = Metrics(accelerator, out_dir, state.step if start else -1, flat, write=not again)
     parts = Parts(

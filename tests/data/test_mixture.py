@@ -57,6 +57,11 @@ def test_what_is_not_a_mixture_is_refused(data):
         read_shares(data)
 
 
+def test_a_directory_of_a_mixture_that_does_not_exist_is_named(three):
+    with pytest.raises(ValueError, match="data directory .*/nowhere' does not exist"):
+        open_data(f"{three[0]}:0.7,{three[0]}/nowhere:0.3", "train", 16)
+
+
 def test_shares_are_rounded_to_parts_of_the_period():
     assert round_shares([0.7, 0.3]).tolist() == [7000, 3000]
     assert sum(round_shares([1 / 3] * 3)) == PERIOD

@@ -92,6 +92,12 @@ def test_what_is_not_utf8_is_named_with_its_line_or_left_out(tmp_path, kind):
     assert "".join(corpus.documents()) == whole and corpus.skipped == 1
 
 
+def test_a_line_of_a_table_has_its_number_after_others_were_left_out(tmp_path):
+    path = put(tmp_path / "in.csv", b'id,text\n1,\xff\n2,\xff\n3,ok\n4,"x" y\n')
+    with pytest.raises(ValueError, match="line 5 is not valid CSV"):
+        list(Corpus([path], errors="skip").documents())
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [

@@ -96,7 +96,10 @@ def test_copies_are_found_in_disguise_and_nothing_else_is(tmp_path, what):
     assert len(warnings) == bool(message) and all(re.match(message, warning) for warning in warnings), warnings
 
 
-def test_a_leak_is_found_without_an_end_of_text_token(tmp_path):
-    tokenizer = char_tokenizer(sorted(set("".join([*TRAIN, *VAL]) + "\n")))
-    (warning,) = report(write_texts(tmp_path / "leak", tokenizer, [*TRAIN[:150], VAL[50], *TRAIN[150:]], VAL))[1]
+@pytest.mark.parametrize("special", [[], ["<|endoftext|>"]])  # a single text has no such token in either case
+def test_a_leak_is_found_without_an_end_of_text_token(tmp_path, special):
+    tokenizer = char_tokenizer(sorted(set("".join([*TRAIN, *VAL]) + "\n"))).with_special(special)
+    texts = [*TRAIN[:150], VAL[50], *TRAIN[150:]], VAL
+    splits = [tokenizer.encode("".join(t + "\n" for t in each)) for each in texts]
+    (warning,) = report(write_data(tmp_path / "leak", tokenizer, *splits))[1]
     assert re.match(IN_BOTH, warning)

@@ -73,7 +73,7 @@ def test_the_summary_says_how_far_a_run_got(run):
     assert (summary["step"], summary["samples"]) == (2, 0)
     assert (summary["best"], summary["best_step"]) == (2.5, 2) and summary["status"] == "training"
     assert summary["settings"] == {"n_layer": "2", "max_iters": "3"}
-    old = time.time() - 100
+    old = time.time() - 1000
     os.utime(run.directory / "metrics.jsonl", (old, old))
     run.update()
     assert run.summary()["status"] == "stopped"

@@ -96,7 +96,7 @@ def test_the_curve_of_later_checkpoints_is_kept_if_a_run_goes_back(make_run, don
 
 
 def test_evaluating_an_earlier_checkpoint_changes_no_file(make_run, done):
-    names = (metrics.METRICS, metrics.SAMPLES, checkpoint.CONFIG)
+    names = (metrics.METRICS, metrics.SAMPLES, metrics.RESULT, checkpoint.CONFIG)
     before = [(done.out_dir / name).read_bytes() for name in names]
     make_run(max_iters=0, resume=str(done.out_dir / "step-000002"), learning_rate=1.0).train()
     assert [(done.out_dir / name).read_bytes() for name in names] == before
@@ -142,6 +142,12 @@ def test_a_tracker_that_fails_is_one_warning(tmp_path, caplog):
     written.close()
     (warning,) = caplog.messages
     assert "no network" in warning and list(curve(tmp_path, "train_loss")) == [1, 2]
+
+
+def test_an_evaluation_does_not_finish_a_run_that_was_killed(make_run, done):
+    (done.out_dir / metrics.RESULT).unlink()
+    make_run(max_iters=0, resume="auto").train()
+    assert not (done.out_dir / metrics.RESULT).exists()
 
 
 @pytest.mark.parametrize("key, mode", [(None, "offline"), ("secret", None)])

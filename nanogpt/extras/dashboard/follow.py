@@ -15,6 +15,7 @@ from nanogpt.run.errors import visible
 
 X = ("step", "tokens", "train_seconds")
 FILES = (metrics.METRICS, metrics.SAMPLES, metrics.RESULT)
+QUIET = 600  # seconds without a line, from which on a run counts as stopped
 
 
 class FollowedRun:
@@ -32,7 +33,7 @@ class FollowedRun:
         """Reads the files if they have changed, and the settings with them."""
         files = [self.directory / name for name in FILES]
         with suppress(OSError):  # a file is being replaced, or was removed
-            stats = [file.stat() for file in files if file.exists()]
+            stats = [files[0].stat(), *(file.stat() for file in files[1:] if file.exists())]
             version = str([(stat.st_mtime, stat.st_size) for stat in stats])
             if version != self.version:
                 self.lines, self.samples = metrics.read(files[0]), metrics.read(files[1])
@@ -85,7 +86,7 @@ class FollowedRun:
 
     def summary(self) -> dict:
         """The run as the page lists it."""
-        recent = time.time() - self.written < 60
+        recent = time.time() - self.written < QUIET
         status = self.facts["reason"] or ("training" if recent else "stopped")
         return {"version": self.version, "status": status, **self.facts}
 
