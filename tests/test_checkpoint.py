@@ -118,7 +118,7 @@ def test_the_optimizers_state_is_read_only_to_resume(tmp_path, monkeypatch):
 
 def test_an_empty_directory_and_no_directory_are_named(tmp_path):
     (tmp_path / "step-000003").mkdir()
-    with pytest.raises(ValueError, match="step-000003 is damaged: .*trainer_state.json"):
+    with pytest.raises(ValueError, match=r"step-000003 is damaged: .*trainer_state\.json"):
         checkpoint.find(tmp_path / "step-000003")
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         (tmp_path / "run").mkdir()

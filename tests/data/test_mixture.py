@@ -58,7 +58,7 @@ def test_what_is_not_a_mixture_is_refused(data):
 
 
 def test_a_directory_of_a_mixture_that_does_not_exist_is_named(three):
-    with pytest.raises(ValueError, match="data directory .*/nowhere' does not exist"):
+    with pytest.raises(ValueError, match=r"data directory .*/nowhere' does not exist"):
         open_data(f"{three[0]}:0.7,{three[0]}/nowhere:0.3", "train", 16)
 
 

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from torch._dynamo.testing import CompileCounter
 
 from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt.ops.cpu import CPU
 from nanogpt.run import device
 
 
@@ -133,6 +134,29 @@ def test_one_graph_is_compiled_or_one_for_all_blocks_and_the_loss(monkeypatch, w
     device.compile_model(model, whole)
     assert torch.equal(model(idx, idx), expected) and counter.frame_count == graphs
     assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_graphs_of_a_cpu_can_be_kept_in_inductors_cache(monkeypatch):
+    from torch._functorch import config
+    from torch._functorch._aot_autograd import autograd_cache
+
+    if not hasattr(config, "autograd_cache_allow_custom_autograd_functions"):
+        pytest.skip("this torch cannot")
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list):
+        autograd_cache.check_cacheable(graph)  # or it raises
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    torch.compiler.reset()
+    sizes = {"vocab_size": 65, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    model, idx = GPT(GPTConfig.modern(**sizes), ops=CPU), torch.zeros(2, 16, dtype=torch.long)
+    device.compile_model(model, whole=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(idx, idx).backward()
+    assert len(graphs) == 2
 
 
 @pytest.mark.parametrize(
