@@ -6,9 +6,9 @@
 A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in `datasets`, or
 ShareGPT's {"conversations": [{"from": "human", "value": "Hi"}, …]}, in any of the formats of
 records that `data_prep.documents` lists. The roles are system (or developer), user and assistant.
---errors skip leaves out and counts conversations with anything else in them, such as tool calls,
-and those that are longer than a block; none is ever cut. <|im_start|> and <|im_end|> are added to a
-tokenizer that lacks them. To fine-tune a model, name its tokenizer.
+--errors skip leaves out conversations with other roles (such as tool calls) or longer than a block,
+and counts them. No conversation is cut. <|im_start|> and <|im_end|> are added to a tokenizer that
+lacks them. To fine-tune a model, name its tokenizer.
 
 A block begins with a conversation and has as many whole ones as fit; the rest is filled with
 end-of-text tokens, or with <|im_end|> if there are none. An end-of-text token follows a
@@ -83,9 +83,9 @@ class Blocks:
 
     def add(self, ids: np.ndarray, messages: list[dict]) -> None:
         """Appends a conversation. Raises ValueError if its tokens do not show its answers."""
-        told = [m["content"].strip() for m in messages if m["role"] == "assistant"]
+        answer_texts = [m["content"].strip() for m in messages if m["role"] == "assistant"]
         counted = answers(ids[None], self.begin, self.end)[0]
-        if (ids[counted] == self.end).sum() != len(told):
+        if (ids[counted] == self.end).sum() != len(answer_texts):
             why = f"answers cannot be found in the tokens of {self.name}"
             raise ValueError(f"{why}: choose another tokenizer")
         ids = np.array([*ids, *self.eot][: self.size])
@@ -93,7 +93,7 @@ class Blocks:
             self.fill()
         self.file.append(ids, sum(len(m["content"].strip().encode()) for m in messages), 1)
         self.file.counts["answers"]["tokens"] += int(counted.sum())
-        self.file.counts["answers"]["bytes"] += len("".join(told).encode())
+        self.file.counts["answers"]["bytes"] += len("".join(answer_texts).encode())
 
     def fill(self, more: int = 0) -> None:
         """Fills the last block, and adds `more` tokens."""

@@ -3,7 +3,7 @@
     >>> corpus = Corpus(["books/", "notes/*.md", "crawl.jsonl.gz"])
     >>> texts = list(corpus.documents())
 
-The ending of a file tells its format. A document is an object in a line of .jsonl, .ndjson or
+A file's extension gives its format. A document is an object in a line of .jsonl, .ndjson or
 .json, or in an array there, a record of .csv or .tsv, or a row of .parquet or .arrow, with its text
 in a column. Any other file is one document of plain text, which is read at once. With a separator,
 such as <|endoftext|>, each text is several documents. Files may be compressed as .gz or .zst.

@@ -1,4 +1,4 @@
-"""Divides a corpus into training and validation text; documents stay when others are added.
+"""Divides a corpus into training and validation text; adding documents moves none of the others.
 
 A document is for validation if the hash of its text is below `val_fraction`. A long document is cut
 once instead, and its end is for validation, as in nanoGPT. So is a single document. If the hashes

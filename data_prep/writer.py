@@ -148,7 +148,7 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, **mor
 
 
 def batches(corpus: Corpus, split: Split) -> Iterator[dict[str, list]]:
-    """The texts of the corpus in order, to tokenize together, by split.
+    """Yields batches of texts by split, in the order of the corpus.
 
     Each is (text, whether an end-of-text token follows, how many documents it completes: 0 or 1).
     """

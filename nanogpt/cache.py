@@ -12,7 +12,7 @@ import torch
 from nanogpt.model import GPTConfig, rope_tables
 
 
-class Layer:
+class LayerCache:
     """The keys and values (B, K, room, D) of one block."""
 
     def __init__(self, cache: "KVCache", keys: torch.Tensor, values: torch.Tensor):
@@ -42,7 +42,7 @@ class KVCache:
         shape = (config.n_layer, batch_size, config.kv_heads, rows, config.head_size)
         keys = torch.zeros(shape, device=device, dtype=dtype)
         values = torch.zeros(shape, device=device, dtype=dtype)
-        self.layers = [Layer(self, k, v) for k, v in zip(keys, values, strict=True)]
+        self.layers = [LayerCache(self, k, v) for k, v in zip(keys, values, strict=True)]
         self.positions = torch.arange(room, device=device)
         self.rope = rope_tables(config, self.positions) if config.position == "rope" else ()
         self.length = 0  # tokens placed so far

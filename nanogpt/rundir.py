@@ -15,7 +15,7 @@ CLAIMED: dict = {}  # this process's locks by directory and inode of the lock fi
 
 
 def lock(directory: Path):
-    """Locks a directory, and creates it if needed: until the end of a `with` block, or the process.
+    """Locks a directory, creating it if needed, until a `with` block or the process ends.
 
     Raises ValueError if it is locked already. Does nothing on a file system without locks.
     """

@@ -19,7 +19,7 @@ from nanogpt.model import GPT
 def filter_logits(
     logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None
 ) -> torch.Tensor:
-    """Keeps the `top_k` largest logits (B, V), and the likeliest that sum to `top_p`; -inf else.
+    """Sets logits (B, V) to -inf except the `top_k` largest, and the likeliest that sum to `top_p`.
 
     The likeliest token is always kept. top_p is nucleus sampling (Holtzman et al. 2020).
     """

@@ -3,7 +3,7 @@
     python recipes/minimal.py
 
 It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding, without
-checkpoints, command line, metrics, and protection against anything that can go wrong.
+checkpoints, command line, metrics, or protection against anything that can go wrong.
 """
 
 from dataclasses import replace

@@ -28,7 +28,7 @@ def switch(flag: str, help: str) -> tuple[str, dict]:
 
 
 WHAT = "an out directory (best, else last), a checkpoint in one, or a transformers model"
-OWN_CLASS = "a Python file to run, with the class that a RUN was trained as (make_model)"
+OWN_CLASS = "a Python file that defines the RUN's own class (make_model); it is run"
 FORMATS = ("transformers", "onnx", "gguf", "nanogpt", "adapter")
 FORMAT = (
     "onnx: transformers' files and onnx/model.onnx; gguf: for llama.cpp, if PATH ends in .gguf; "

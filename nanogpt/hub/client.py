@@ -39,7 +39,7 @@ def one_line_errors(what: str):
         yield
     except Exception as error:
         package = type(error).__module__.partition(".")[0]
-        if package not in ("huggingface_hub", "httpx", "httpx2"):  # the latter two: its transport
+        if package not in ("huggingface_hub", "httpx", "httpx2"):  # and its HTTP client
             raise
         raise ValueError(
             f"{what} ({first_line(error)}): check the name, the network, HF_HUB_OFFLINE, "

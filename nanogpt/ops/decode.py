@@ -25,7 +25,7 @@ from nanogpt.model import GPT, Linear, attention, cross_entropy
 
 SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
 WORTHWHILE = 1e11  # tokens times parameters from which compiling pays, once cached (LOG.md)
-MANY = 10_000  # tokens of 124M parameters that one graph saves as much time as compiling it takes
+MANY = 10_000  # tokens from which one graph saves more time than it takes (124M parameters)
 OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # multiply and add in one
 
 

@@ -68,7 +68,7 @@ class Peers:
 
     @contextmanager
     def watched(self):
-        """Ends this process with one line and code 1 if another one hangs or has died."""
+        """Ends this process with one line and code 1 if a different process hangs or has died."""
         try:
             yield
         except RuntimeError as error:

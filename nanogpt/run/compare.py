@@ -7,6 +7,7 @@ Runs that differ only in their seed share a column, with mean and standard devia
 says whether the best two differ by more than their seeds do, by Welch's t-test.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from nanogpt.run import metrics
 KEYS = ("step", "tokens", "train_seconds", "val_loss")
 AXES = ("steps", "tokens", "seconds of training")  # names of the first three
 ALPHA = 0.05  # a difference with a smaller p is significant
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(100)  # of numerical integration
 
 
 @dataclass(eq=False)
@@ -86,18 +86,18 @@ def mean_and_spread(losses: list[float]) -> tuple[float, float | None]:
 
 def welch(a: list[float], b: list[float]) -> float:
     """The two-sided p of Welch's t-test (1947) on samples of two or more; NaN if neither varies."""
+    import mpmath
+
     with np.errstate(all="ignore"):  # a loss may be infinite, or NaN
         # squared standard errors of the means
         u = np.var(a, ddof=1) / len(a)
         v = np.var(b, ddof=1) / len(b)
         df = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))  # Welch-Satterthwaite
-        t = abs(np.mean(a) - np.mean(b)) / np.sqrt(u + v)
-
-        # with t = sqrt(df) / tan(angle), Student's tail is the integral of sin(angle)^(df - 1)
-        def integral(end: float) -> float:  # from 0
-            return end / 2 * (WEIGHTS @ np.sin(end * (NODES + 1) / 2) ** (df - 1))
-
-        return float(integral(np.arctan2(np.sqrt(df), t)) / integral(np.pi / 2))
+        x = df / (df + (np.mean(a) - np.mean(b)) ** 2 / (u + v))
+    if not 0 < x <= 1:
+        return math.nan
+    # Student's tails are an incomplete beta function
+    return float(mpmath.betainc(df / 2, 0.5, 0, x, regularized=True))
 
 
 def verdict(groups: list[list[Curve]]) -> dict:

@@ -82,8 +82,8 @@ def prepare(
         if gpt is None and accelerator.device.type == "cpu" and config.max_iters > 0:
             guard.check_room(model_config)
     splits = train_data.meta["splits"]
-    found = zlib.crc32(repr((start and start.name, splits)).encode())
-    if peers.largest(found, -found) != [found, -found]:
+    checksum = zlib.crc32(repr((start and start.name, splits)).encode())
+    if peers.largest(checksum, -checksum) != [checksum, -checksum]:
         raise ValueError(f"all machines must see the same {config.out_dir} and {config.data}")
 
     torch.manual_seed(config.seed)

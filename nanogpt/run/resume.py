@@ -14,7 +14,7 @@ from nanogpt.train import logger
 def find_start(config: TrainConfig) -> Path | None:
     """The checkpoint to resume from, if any.
 
-    Raises ValueError if out_dir holds another run or anything else, or if a process writes there.
+    Raises ValueError if out_dir holds a different run or other files, or if a process writes there.
     """
     out_dir = Path(config.out_dir)
     if out_dir.exists() and os.environ.get("RANK", "0") == "0":
@@ -48,7 +48,7 @@ def check_changes(
     saved = checkpoint.read_json(start / checkpoint.CONFIG)
     before = vars(model) | vars(train)
     now = vars(model_config) | vars(config)
-    # a longer run has another learning rate
+    # a longer run changes the learning rate
     free = ignored_by("resume") - {"max_iters", "lr_decay_iters"}
     sequences = [c.batch_size * c.gradient_accumulation_steps for c in (train, config)]
     if sequences[0] == sequences[1] and not model_config.dropout:

@@ -14,7 +14,7 @@ from nanogpt.train import Parts, log_is_due
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 FAILED_SAVES = 3  # in a row that end a run
 BAD_STEPS = 5  # steps in a row without a finite gradient that end a run
-SCALER_STEPS = 16  # fp16: as many more, while the scaler halves its initial scale of 2^16 to 1
+SCALER_STEPS = 16  # fp16 allows this many more: the scaler halves its initial scale of 2^16
 
 
 @dataclass
