@@ -67,7 +67,7 @@ def export(
         writer.close()
         verify(file, tensors)
     if rows > c.vocab_size:
-        say(f"note: added {EOT}, because llama.cpp needs an end of text; the model never prefers it")
+        say(f"note: added {EOT}: llama.cpp needs an end of text; the model never prefers it")
     say(f"{to}: GGUF in {kind}, verified: its {len(tensors)} tensors were read back")
     return to
 
