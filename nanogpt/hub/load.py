@@ -77,7 +77,7 @@ def load_model(
 def load_checkpoint(
     path: Path,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
     make_model=GPT,
     **changes,
 ) -> GPT:
@@ -86,12 +86,13 @@ def load_checkpoint(
     `changes` are those of `load_model`. Raises ValueError if the files do not fit the model.
     """
     config = replace(checkpoint.load_configs(path)[0], **changes)
-    weights = lora.merge(checkpoint.read_tensors(path / checkpoint.MODEL))
-    with torch.device("meta"):  # shapes without memory
-        checkpoint.check_tensors(path / checkpoint.MODEL, weights, make_model(config))
-    model = make_model(config)
-    model.load_state_dict(weights)
-    return model.to(device=device, dtype=dtype).eval()
+    tensors = lora.merge(checkpoint.read_tensors(path / checkpoint.MODEL))
+    model = weights.on_meta(config) if make_model is GPT else make_model(config)
+    checkpoint.check_tensors(path / checkpoint.MODEL, tensors, model)
+    # copies, of what may be views of a mapped file
+    own = {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(own, assign=True)
+    return model.to(device).eval()
 
 
 def load_class(recipe: str | Path, name: str) -> type[GPT]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from nanogpt import checkpoint
 from nanogpt.data.files import first_line, read_json
@@ -66,9 +67,18 @@ def native_type(c: GPTConfig) -> str:
     )
 
 
+class Uninitialized(TorchFunctionMode):
+    """Skips torch.nn.init, which for the meta device imports torch._dynamo: a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return None
+        return function(*args, **(kwargs or {}))
+
+
 def on_meta(config: GPTConfig) -> GPT:
     """A model without memory for its weights, for their names, shapes and number."""
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialized():
         return GPT(config)
 
 
