@@ -196,8 +196,9 @@ def find_files(inputs: list[str], say) -> list[str]:
             paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
             paths = [path for path in paths if os.path.isfile(path)]
         if not paths:
-            has_none = f"has no files that end with {', '.join(TEXT + RECORDS)}"
-            what = has_none if os.path.exists(name) else "does not exist"
+            what = "is not a file or folder" if os.path.exists(name) else "does not exist"
+            if os.path.isdir(name):
+                what = f"has no files that end with {', '.join(TEXT + RECORDS)}"
             raise ValueError(f"{name} {what}: name files, folders, patterns, or hf:OWNER/NAME")
         for path in paths:
             found.setdefault(os.path.realpath(path), path)

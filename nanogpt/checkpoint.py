@@ -214,7 +214,8 @@ def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path
     if not run.is_dir():
         raise ValueError(f"{str(run)!r} is not a directory: name a run's, or a checkpoint in one")
     candidates = [run]
-    if step_of(run) < 0 and not (run / STATE).exists():
+    is_checkpoint = (run / STATE).exists() or step_of(run.resolve()) >= 0
+    if not is_checkpoint or list_checkpoints(run):
         links = [follow(run / prefer), follow(run / "last")]
         candidates = [*links, *reversed(list_checkpoints(run))]
     names = FILES if to_resume else (MODEL, CONFIG, TOKENIZER)
@@ -297,7 +298,11 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
 def read_state(checkpoint: Path) -> State:
     """The state in a checkpoint. Raises ValueError if a value has the wrong type."""
     stored = read_json(checkpoint / STATE)
-    return State(**{name: stored[name] for name in State.__dataclass_fields__ if name in stored})
+    known = State.__dataclass_fields__.keys() & stored.keys()
+    try:
+        return State(**{name: stored[name] for name in known})
+    except ValueError as error:
+        raise ValueError(f"{checkpoint / STATE} is damaged: {error}") from None
 
 
 def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> None:
@@ -330,7 +335,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     mode = path.stat().st_mode  # by the umask; safetensors makes files for their owner alone
     try:
         save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod(mode)
+        with contextlib.suppress(OSError):  # on a file system without modes
+            path.chmod(mode)
     except SafetensorError as error:  # such as a full disk
         raise OSError(f"{path.name}: {error}") from None
 

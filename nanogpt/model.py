@@ -319,7 +319,7 @@ class GPT(HasOps, nn.Module):
     def use(self, ops: Ops) -> "GPT":
         """Computes with other operators from now on. Parameters and their names do not change."""
         for module in self.modules():
-            if isinstance(module, HasOps):
+            if hasattr(module, "ops"):
                 module.ops = ops
         return self
 

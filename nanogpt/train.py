@@ -233,7 +233,9 @@ def save(config: TrainConfig, parts: "Parts", state: State) -> None:
         parts.failed_saves += 1
         reason = str(error) if isinstance(error, OSError | ValueError) else repr(error)
         parts.save_error = f"step {state.step} could not be saved: {reason}"
-        logger.warning(f"{parts.save_error}; earlier ones are untouched, and training continues")
+        logger.warning(
+            f"{parts.save_error}; earlier checkpoints are untouched, and training continues"
+        )
     parts.save_seconds = time.perf_counter() - start
 
 

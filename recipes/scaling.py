@@ -5,8 +5,9 @@
 
 Each size, a rung, is a model of recipes/pretrain.py, with 20 tokens per parameter and one context,
 because the loss depends on it. Seeds differ by up to 1 %. Therefore each rung but the last is the
-mean of three. A finished run is reused, an interrupted one resumes. Other flags go to every run,
-such as --data, or --aspect_ratio=64 on a GPU. The text is Python's standard library by bytes.
+mean of three (--seeds). A finished run is reused, an interrupted one resumes. Other flags go to
+every run, such as --data, or --aspect_ratio=64 on a GPU. The text is Python's standard library by
+bytes.
 
 The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022). Three rungs do
 not determine E, so it is 0 for them: the power law of Kaplan et al. (2020). Trust it little: for
@@ -44,14 +45,14 @@ def fit(compute: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
     return float(floors[best]), float(np.exp(intercepts[best])), float(-slopes[best])
 
 
-def train(depth: int, seeds: int, out_dir: str, flags: list[str]) -> dict:
+def train(depth: int, seeds: range, out_dir: str, flags: list[str]) -> dict:
     """Trains a rung's runs that are not finished; returns their mean loss and the compute."""
     out = Path(out_dir, f"depth-{depth}")
-    command = [sys.executable, pretrain.__file__, f"--depth={depth}", f"--seeds={seeds}"]
+    command = [sys.executable, pretrain.__file__, f"--depth={depth}", f"--seeds={len(seeds)}"]
     command += [f"--out_dir={out}", "--resume=auto", *flags]
     if subprocess.run(command).returncode:
         raise ValueError(f"a run of {out} failed: see above; other settings need another --out_dir")
-    found = sorted(out.parent.glob(f"{out.name}-seed*")) if seeds > 1 else [out]
+    found = [Path(f"{out}-seed{seed}") for seed in seeds] if len(seeds) > 1 else [out]
     results = [json.loads((each / "result.json").read_text()) for each in found]
     flops = on_meta(checkpoint.load_configs(found[0])[0]).flops_per_token()
     loss = float(np.mean([result["val_loss"] for result in results]))
@@ -65,7 +66,7 @@ def run() -> None:
     parser.add_argument("--check", action="store_true", help="also train the predicted model")
     # evaluations take longer than the smallest runs
     parser.set_defaults(data=DATA, out_dir=OUT_DIR, block_size=CONTEXT, eval_interval=10**6)
-    parser.set_defaults(seeds=3)  # of each rung but the last, which has one
+    parser.set_defaults(seed=defaults.seed, seeds=3)  # of each rung but the last, which has one
     given, flags = pretrain.read_flags(parser, ASPECT_RATIO)
     ours = ("--depths", "--check", "--out_dir", "--seeds")
     flags = [f for f in flags if f.split("=")[0] not in ours]
@@ -77,9 +78,11 @@ def run() -> None:
         if given.data == DATA and not Path(DATA, "meta.json").exists():
             python_stdlib.prepare(DATA, tokenizer="bytes")
         vocab_size, _ = pretrain.measure(given.data)
+        first = int(given.seed)
+        seeds = range(first, first + int(given.seeds))
         ladder = [*flags, f"--tokens_per_parameter={given.tokens_per_parameter}"]
-        rungs = [train(depth, int(given.seeds), given.out_dir, ladder) for depth in depths[:-1]]
-        rungs.append(train(depths[-1], 1, given.out_dir, ladder))
+        rungs = [train(depth, seeds, given.out_dir, ladder) for depth in depths[:-1]]
+        rungs.append(train(depths[-1], seeds[:1], given.out_dir, ladder))
         law = fit(*(np.array([rung[key] for rung in rungs]) for key in ("compute", "val_loss")))
         print("L(C) = {:.4f} + {:.4g} C^-{:.4f}".format(*law))
         compute, check = 4 * rungs[-1]["compute"], None
@@ -90,7 +93,7 @@ def run() -> None:
             gpt = on_meta(model)
             tokens = compute / gpt.flops_per_token() / gpt.get_num_params()
             more = [*flags, f"--tokens_per_parameter={tokens}"]
-            check = train(depth, 1, given.out_dir, more)
+            check = train(depth, seeds[:1], given.out_dir, more)
             compute = check["compute"]
         loss = law[0] + law[1] * compute ** -law[2]
         print(f"{compute:.3g} operations: {loss:.4f}")

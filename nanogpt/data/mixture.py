@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import check_same
 from nanogpt.data.tokens import Batch, TokenDataset
 
@@ -56,11 +57,12 @@ class Mixture(TokenDataset):
         self, shares: dict[str, float], split: str, block_size: int, vocab_size: int | None = None
     ):
         """Raises ValueError if a directory cannot be used, or its tokenizer is not the first's."""
-        self.block_size, self.split = block_size, split
-        self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
         first, *others = shares
         for other in others:
+            read_meta(other)  # its error names a directory that does not exist
             check_same(first, other)
+        self.block_size, self.split = block_size, split
+        self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
         if any("chat" in dataset.meta for dataset in self.datasets):
             raise ValueError("a mixture cannot have conversations: data_prep.chat takes many files")
         self.quotas = round_shares(list(shares.values()))

@@ -27,15 +27,13 @@ from nanogpt.sample import default_prompt
 TOLERANCE = 1e-4  # of logits, in fp32
 
 
-def check_publishing(model: GPT, config: TrainConfig) -> None:
+def check_publishing(model_config: GPTConfig, config: TrainConfig) -> None:
     """Checks before training that the model can be exported, and creates the repository to push to.
 
     Raises ValueError if the settings ask for an export that is impossible; otherwise only warns.
     """
     try:
-        weights.native_type(model.config)
-        if type(model) is not GPT and shapes(model) != shapes(weights.on_meta(model.config)):
-            raise ValueError(f"{type(model).__name__} has other parameters than GPT")
+        weights.native_type(model_config)
     except ValueError as error:
         if config.require_exportable or config.push_to_hub:
             raise
@@ -44,8 +42,12 @@ def check_publishing(model: GPT, config: TrainConfig) -> None:
         client.make_repository(config.push_to_hub)
 
 
-def shapes(model: GPT) -> dict[str, torch.Size]:
-    return {name: p.shape for name, p in model.named_parameters()}
+def check_parameters(model: GPT) -> None:
+    """Raises ValueError if a subclass of GPT has other parameters, which no export can hold."""
+    plain = weights.on_meta(model.config)
+    shapes = [{name: p.shape for name, p in m.named_parameters()} for m in (model, plain)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{type(model).__name__} has other parameters than GPT: no export can")
 
 
 def export(

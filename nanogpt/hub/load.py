@@ -91,8 +91,8 @@ def load_checkpoint(
     checkpoint.check_tensors(path / checkpoint.MODEL, tensors, model)
     # copies, of what may be views of a mapped file
     own = {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}
-    model.load_state_dict(own, assign=True)
-    return model.to(device).eval()
+    model.load_state_dict(own, assign=make_model is GPT)
+    return model.to(device, dtype).eval()
 
 
 def load_class(recipe: str | Path, name: str) -> type[GPT]:

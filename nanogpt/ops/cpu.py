@@ -7,9 +7,9 @@ dropout draws different random numbers.
 `python benchmarks/cpu_parts.py` measures each operator; LOG.md has the results.
 """
 
-import contextlib
 import ctypes
 import math
+from contextlib import nullcontext, suppress
 
 import torch
 import torch.nn.functional as F
@@ -66,11 +66,13 @@ def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=Fal
         return attention(q, k, v, mask, dropout, causal, enable_gqa)
     if dropout and torch.compiler.is_compiling():
         written_out = False
-    if written_out:
-        if enable_gqa:
-            k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
-        return AttentionFunction.apply(q.to(dtype), k.to(dtype), v, dropout)
-    with torch.autocast("cpu", enabled=False):
+    # autocast would round fp32; around bf16 it changes nothing, and Inductor does not cache it
+    mixed = dtype.itemsize > 2 and torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", enabled=False) if mixed or not written_out else nullcontext():
+        if written_out:
+            if enable_gqa:
+                k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+            return AttentionFunction.apply(q.to(dtype), k.to(dtype), v, dropout)
         y = attention(q.float(), k.float(), v.float(), mask, dropout, causal, enable_gqa)
     return y.to(dtype)
 
@@ -149,7 +151,7 @@ def keep_freed_memory() -> None:
     page faults. Holds for the whole process; does nothing with another C library.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-    with contextlib.suppress(AttributeError, OSError, TypeError):
+    with suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)

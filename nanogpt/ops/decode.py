@@ -14,7 +14,6 @@ import math
 import os
 import shutil
 import sys
-from threading import Thread
 from typing import NamedTuple
 
 import torch
@@ -98,18 +97,6 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", default)) is not None
 
 
-def probe_instructions() -> None:
-    """Starts Inductor's tests of the CPU's vector instructions, which take a second, in a thread.
-
-    Each runs in a process of its own, so that the work before the first graph need not wait.
-    """
-    # imported here: two threads cannot import modules that import each other
-    import torch._inductor.codecache  # noqa: F401
-    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
-
-    Thread(target=valid_vec_isa_list, daemon=True).start()
-
-
 @torch.no_grad()
 def compile_decoding(model: GPT, int8: bool = False, whole: bool = False) -> GPT:
     """Compiles a model on a CPU for sampling, in place, at its first new token.
@@ -123,7 +110,6 @@ def compile_decoding(model: GPT, int8: bool = False, whole: bool = False) -> GPT
         raise ValueError(f"compiled sampling and int8 are for CPUs, and the model is on {device}")
     if not has_compiler():
         raise ValueError("compiled sampling and int8 need a C++ compiler: install g++, or set CXX")
-    probe_instructions()
     if int8:
         if model.lm_head is None:  # the embedding stays as it is
             c = model.config

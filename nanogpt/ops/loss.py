@@ -18,7 +18,7 @@ CHUNK = 2**26  # logits at a time, 0.27 GB in fp32; on CUDA for each 16 GiB of t
 
 
 def chunked_loss(x, weight, bias, targets, reduction="mean") -> torch.Tensor:
-    """`model.cross_entropy`, in chunks of at least 64 rows if the logits exceed two chunks."""
+    """`model.cross_entropy`, in chunks of 64 rows or more if the logits exceed two of them."""
     kind, chunk = x.device.type, CHUNK
     if kind == "cuda":
         chunk = CHUNK * torch.cuda.get_device_properties(x.device).total_memory // 2**34

@@ -247,12 +247,6 @@ def compile_model(model: GPT, whole: bool) -> None:
     them stays outside: FSDP gathers the next one, DDP sums gradients. Each shape has graphs of its
     own (dynamic=False).
     """
-    if model.wte.weight.device.type == "cpu":
-        decode.probe_instructions()
-    cache = torch._functorch.config  # type: ignore[attr-defined]
-    if hasattr(cache, "autograd_cache_allow_custom_autograd_functions"):  # from torch 2.8 on
-        # graphs with nanogpt/ops/cpu.py's operators are found in the cache, too
-        cache.autograd_cache_allow_custom_autograd_functions = True
     if whole and len(model.h) <= MOST_BLOCKS:
         model.compile(dynamic=False)
         return

@@ -53,8 +53,8 @@ def out_of_memory(error: Exception) -> bool:
 def user_errors(stopped: str = ""):
     """Context manager that turns a user's mistakes into one line and exit code 2.
 
-    They are ValueError, OSError, missing packages and too little memory. Ctrl-C becomes 130, and
-    prints `stopped`; a reader that is gone (`| head`) becomes 141, as in a
+    They are ValueError, OSError, SyntaxError (of a recipe), missing packages and too little memory.
+    Ctrl-C becomes 130, and prints `stopped`; a reader that is gone (`| head`) becomes 141, as in a
     shell. From here on, characters that stdout cannot show are escaped.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -67,6 +67,8 @@ def user_errors(stopped: str = ""):
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         fail(error)
+    except SyntaxError as error:
+        fail(f"{error.filename}, line {error.lineno}: {error.msg}")
     except ModuleNotFoundError as error:  # of what only some commands need
         fail(f"the package {error.name} is not installed: pip install {error.name}")
     except (RuntimeError, MemoryError) as error:

@@ -87,7 +87,7 @@ def asked_device(argv: list[str]) -> str:
 
 
 def recorded(path: str) -> dict:
-    """The settings in a run's config.json, or in its out directory's. ValueError without any.
+    """The settings in `path`, a config.json or an out directory with one, or a ValueError.
 
     Early runs have no train_temperature: theirs was 1.
     """

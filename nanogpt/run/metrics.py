@@ -124,7 +124,12 @@ def read(path: Path) -> list[dict]:
         with contextlib.suppress(ValueError, RecursionError, AttributeError):  # not a dictionary
             values = json.loads(line).items()
             values = [(k, math.nan if v is None else v) for k, v in values]  # JSON has no NaN
-            kept = {k: v for k, v in values if k == "text" or type(v) in (int, float)}
+            kept = {k: v for k, v in values if k == "text" or is_number(v)}
             if isinstance(kept.get("step"), int):
                 found.append(kept)
     return found
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a float, or an integer that fits into one."""
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)

@@ -50,7 +50,7 @@ def show(config: TrainConfig, parts: Parts, state: State, as_json: bool) -> None
 
 
 def seconds_per_step(config: TrainConfig, parts: Parts, state: State) -> float:
-    """Seconds of a step of whole windows, a little too many: of many micro-batches it times two."""
+    """The median seconds of a step of whole windows; times two of its micro-batches at most."""
     config = rehearse(config, parts, state)
     processes = parts.accelerator.num_processes
     share = config.gradient_accumulation_steps // processes

@@ -18,7 +18,7 @@ from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub import lora
-from nanogpt.hub.export import check_publishing
+from nanogpt.hub.export import check_parameters, check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
 from nanogpt.model import GPT, GPTConfig, Ops
 from nanogpt.ops import sharded
@@ -61,6 +61,8 @@ def prepare(
         start = resume.find_start(config)
         gpt, its_tokenizer = load_for_training(model_config, config, start, make_model, given)
         model_config = gpt.config if gpt else model_config
+        if accelerator.is_main_process:
+            check_publishing(model_config, config)
         names = ("train.bin", "val.bin", "meta.json")
         if prepare_data and not any((Path(config.data) / name).exists() for name in names):
             with waiting(f"preparing {config.data}", logger.info):
@@ -88,6 +90,8 @@ def prepare(
 
     torch.manual_seed(config.seed)
     gpt = (gpt or make_model(model_config)).to(accelerator.device)
+    if type(gpt) is not GPT and (config.require_exportable or config.push_to_hub):
+        check_parameters(gpt)
     compiled = device.should_compile(config, gpt, accelerator.device)
     environment |= {"compiled": compiled, "commit": git_commit()}
     environment["code"] = code_hash(type(gpt), make_model, make_optimizers)
@@ -118,9 +122,9 @@ def prepare(
     with peers.in_agreement():
         is_run = (out_dir / checkpoint.CONFIG).exists()
         # a run that only evaluates a checkpoint again leaves its settings and curve as they are
-        again = is_run and state.evaluated_step == state.step and done(config, state)
+        complete = state.evaluated_step == state.step and (out_dir / RESULT).exists()
+        again = is_run and done(config, state) and (complete or config.max_iters == 0)
         if accelerator.is_main_process:
-            check_publishing(gpt, config)
             out_dir.mkdir(parents=True, exist_ok=True)
             rundir.claim(out_dir)
             if not again:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from nanogpt import optim
@@ -16,7 +17,7 @@ def own_code(gpt: GPT, make_optimizers) -> dict:
     found = {}
     hooks = {"class": (type(gpt), GPT), "optimizers": (make_optimizers, optim.make_optimizers)}
     for key, (used, ours) in hooks.items():
-        used = getattr(used, "func", used)  # of a partial
+        used = used.func if isinstance(used, partial) else used
         if used is not ours:
             file = source_file(used)
             where = os.path.relpath(file) if file else "a notebook"
@@ -26,7 +27,7 @@ def own_code(gpt: GPT, make_optimizers) -> dict:
 
 def source_file(definition) -> Path | None:
     """The file that defines a class or a function."""
-    definition = getattr(definition, "func", definition)  # of a partial
+    definition = definition.func if isinstance(definition, partial) else definition
     module = sys.modules.get(getattr(definition, "__module__", ""))
     file = Path(getattr(module, "__file__", None) or "")
     return file if file.is_file() else None

@@ -58,7 +58,10 @@ class Interrupts:
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
 
     def ignore(self) -> None:
-        """Ignores the launcher's SIGTERM when a process ends: it would change the others' codes."""
+        """Ignores signals from now on, if there are several processes.
+
+        The launcher sends SIGTERM to the others when one ends, which would change their exit code.
+        """
         if self.peers.many:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)

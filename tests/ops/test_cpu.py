@@ -82,12 +82,15 @@ def test_attention_in_bf16_is_as_near_to_fp32_as_torchs_and_in_fp32_if_it_is_lon
 
 @pytest.mark.parametrize("heads", [4, 2])
 @pytest.mark.parametrize("tokens", [1, 2, cpu.ROWS, 2 * cpu.ROWS - 3])
-def test_attention_written_out_is_torchs(tokens, heads):
+@pytest.mark.parametrize("autocast", [False, True])  # which leaves fp32 as it is
+def test_attention_written_out_is_torchs(tokens, heads, autocast):
     torch.manual_seed(0)
     q = torch.randn(2, 4, tokens, 16, requires_grad=True)
     k, v = (torch.randn(2, heads, tokens, 16, requires_grad=True) for _ in range(2))
     options = {"causal": True, "enable_gqa": heads < 4}
-    y, expected = fast_attention(q, k, v, **options), attention(q, k, v, **options)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = fast_attention(q, k, v, **options)
+    expected = attention(q, k, v, **options)
     torch.testing.assert_close(y, expected)
     grad = torch.randn_like(y)
     ours, theirs = (torch.autograd.grad(each, (q, k, v), grad) for each in (y, expected))
