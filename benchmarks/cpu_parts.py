@@ -27,7 +27,6 @@ from nanogpt.ops import cpu
 from nanogpt.ops.decode import compile_decoding
 from nanogpt.optim import make_optimizers
 from nanogpt.run.device import compile_model, default_threads
-from nanogpt.sample import generate
 
 PARTS = {
     "rms_norm": lambda model: model.use(model.ops._replace(rms_norm=cpu.fused_rms_norm)),
@@ -91,7 +90,7 @@ def make_sampling(setup: str, parts: list[str], tokens: int) -> Work:
     prompt = torch.zeros(1, 8, dtype=torch.long)
 
     def work() -> None:
-        generate(model, prompt, tokens, temperature=0)
+        model.generate(prompt, tokens, temperature=0)
 
     return work
 

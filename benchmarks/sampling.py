@@ -34,7 +34,6 @@ from nanogpt.extras.bench import interleave
 from nanogpt.extras.page import to_onnx
 from nanogpt.ops.decode import compile_decoding
 from nanogpt.run.device import default_threads
-from nanogpt.sample import generate
 
 PROMPT = [0] * 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": "q8_0"}  # to_gguf's names
@@ -52,7 +51,7 @@ def here(folder: Path, precision: str, tokens: int, whole: bool) -> Callable[[],
     model = load(folder)[0].eval()
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     compiled = compile_decoding(model, int8=precision == "int8", whole=whole)
-    return lambda: generate(compiled, torch.tensor([PROMPT]), tokens, temperature=0)
+    return lambda: compiled.generate(torch.tensor([PROMPT]), tokens, temperature=0)
 
 
 def llama_cpp(folder: Path, precision: str, tokens: int, threads: int) -> Callable[[], None]:

@@ -33,7 +33,6 @@ from nanogpt.extras.bench import MODELS, interleave
 from nanogpt.ops.decode import compile_decoding
 from nanogpt.run import metrics
 from nanogpt.run.device import default_threads
-from nanogpt.sample import generate
 
 ROOT = Path(__file__).parents[1]
 DATA = Path("data/shakespeare_char")
@@ -154,8 +153,8 @@ def batch_of_ten(rounds: int = 7, tokens: int = 300) -> Iterator[tuple[str, str,
             x = torch.cat((x, torch.multinomial(logits.softmax(-1), 1)), dim=1)
 
     contenders = {
-        "": lambda: generate(model, idx, tokens, temperature=0.8),
-        ", compiled": lambda: generate(compiled, idx, tokens, temperature=0.8),
+        "": lambda: model.generate(idx, tokens, temperature=0.8),
+        ", compiled": lambda: compiled.generate(idx, tokens, temperature=0.8),
         "nanogpt": nanogpts,
     }
     seconds = interleave(contenders, rounds, torch.device("cpu"))

@@ -24,7 +24,7 @@ import numpy as np
 from data_prep import text
 from data_prep.documents import SURROGATE, Corpus, is_records
 from data_prep.split import Split
-from data_prep.writer import TokenFile, finish, token_files, writing
+from data_prep.writer import finish, token_files, writing
 from nanogpt import chat
 from nanogpt.data.tokenizer import END, START, get_tokenizer
 from nanogpt.data.tokens import answers
@@ -72,35 +72,6 @@ def read_message(message: dict, where: str) -> dict:
     return {"role": role, "content": SURROGATE.sub("\ufffd", content)}
 
 
-class Blocks:
-    """Packs a split's conversations into blocks of `size` tokens."""
-
-    def __init__(self, file: TokenFile, tokenizer, size: int):
-        self.file, self.name, self.size = file, tokenizer.name, size
-        self.begin, self.end = chat.answer_begin(tokenizer), tokenizer.special[END]
-        self.eot = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
-        file.counts["answers"] = {"tokens": 0, "bytes": 0}
-
-    def add(self, ids: np.ndarray, messages: list[dict]) -> None:
-        """Appends a conversation. Raises ValueError if its tokens do not show its answers."""
-        answer_texts = [m["content"].strip() for m in messages if m["role"] == "assistant"]
-        counted = answers(ids[None], self.begin, self.end)[0]
-        if (ids[counted] == self.end).sum() != len(answer_texts):
-            why = f"answers cannot be found in the tokens of {self.name}"
-            raise ValueError(f"{why}: choose another tokenizer")
-        ids = np.array([*ids, *self.eot][: self.size])
-        if len(ids) > -self.file.counts["tokens"] % self.size:
-            self.fill()
-        self.file.append(ids, sum(len(m["content"].strip().encode()) for m in messages), 1)
-        self.file.counts["answers"]["tokens"] += int(counted.sum())
-        self.file.counts["answers"]["bytes"] += len("".join(answer_texts).encode())
-
-    def fill(self, more: int = 0) -> None:
-        """Fills the last block, and adds `more` tokens."""
-        rest = -self.file.counts["tokens"] % self.size + more
-        self.file.append(np.full(rest, (self.eot or [self.end])[0]), 0, 0)
-
-
 def prepare(
     inputs: list[str],
     out: Path | str,
@@ -115,24 +86,41 @@ def prepare(
     if isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
     tokenizer = tokenizer.with_special([START, END])
+    begin, end = chat.answer_begin(tokenizer), tokenizer.special[END]
+    eot = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+    filler = (eot or [end])[0]
     split, out = Split(corpus, val_fraction), Path(out)
     with writing(out, tokenizer) as new:
         files = token_files(new, tokenizer)
-        blocks = {name: Blocks(file, tokenizer, block_size) for name, file in files.items()}
+        for file in files.values():
+            file.counts["answers"] = {"tokens": 0, "bytes": 0}
         for conversation in corpus.documents():
             messages, boundary = json.loads(conversation), split.boundary(conversation)
             ids = chat.render(tokenizer, messages)
-            if len(ids) <= block_size:
-                blocks["train" if boundary else "val"].add(ids, messages)
-            else:
-                begin = messages[0]["content"][:40]
+            if len(ids) > block_size:
+                opening = messages[0]["content"][:40]
                 why = f"a conversation of {len(ids):,} tokens is longer than {block_size=}"
-                corpus.reject(f"{why}: {begin!r}; give a larger block_size")
+                corpus.reject(f"{why}: {opening!r}; give a larger block_size")
+                continue
+            texts = [m["content"].strip() for m in messages if m["role"] == "assistant"]
+            counted = answers(ids[None], begin, end)[0]
+            if (ids[counted] == end).sum() != len(texts):
+                why = f"answers cannot be found in the tokens of {tokenizer.name}"
+                raise ValueError(f"{why}: choose another tokenizer")
+            file = files["train" if boundary else "val"]
+            ids = np.array([*ids, *eot][:block_size])
+            room = -file.counts["tokens"] % block_size
+            if len(ids) > room:  # it begins the next block
+                ids = np.pad(ids, (room, 0), constant_values=filler)
+            file.append(ids, sum(len(m["content"].strip().encode()) for m in messages), 1)
+            file.counts["answers"]["tokens"] += int(counted.sum())
+            file.counts["answers"]["bytes"] += len("".join(texts).encode())
         for name, file in files.items():
             if not file.counts["documents"]:
                 raise ValueError(f"no conversation is left for {name}: give more, or longer blocks")
-            blocks[name].fill(more=1)  # the last target of the last block
-        about = {"block": block_size, "answer": blocks["train"].begin, "end": blocks["train"].end}
+            rest = -file.counts["tokens"] % block_size + 1  # the last target of the last block
+            file.append(np.full(rest, filler), 0, 0)
+        about = {"block": block_size, "answer": begin, "end": end}
         meta = finish(out, files, tokenizer, " ".join(inputs), chat=about)
     if corpus.skipped:
         say(f"left out: {plural(corpus.skipped, 'conversation')}")

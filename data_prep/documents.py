@@ -65,11 +65,11 @@ class Corpus:
     def __post_init__(self):
         self.skipped = 0  # lines and records that `documents` has left out
         self.files = find_files(self.inputs, self.say)
-        on_disk = [name for name in self.files if not name.startswith(HUB)]
-        status = [os.stat(name) for name in on_disk]
-        self.streamed = len(on_disk) < len(self.files)
+        status = [os.stat(name) for name in self.files if not name.startswith(HUB)]
         self.size = sum(each.st_size for each in status)  # bytes
-        if not self.streamed and self.size == 0:
+        if len(status) < len(self.files):  # data sets on the Hub are taken for large ones
+            self.size = 10**9
+        if self.size == 0:
             names = ", ".join(self.inputs)
             raise ValueError(f"the text is empty ({names}): there is nothing to train on")
         times = [(each.st_size, each.st_mtime_ns) for each in status]
@@ -81,10 +81,12 @@ class Corpus:
         self.skipped = 0
         for name in self.files:
             try:
-                for text in self._texts(name):
+                texts = self._texts(name) if is_records(name) else ["".join(self._lines(name))]
+                for text in texts:
                     parts = [text]
                     if self.separator:  # a line break after it belongs to it
-                        parts = re.split(re.escape(self.separator) + r"(?:\r?\n)?", text)
+                        mark = self.separator.replace(r"\n", "\n")
+                        parts = re.split(re.escape(mark) + r"(?:\r?\n)?", text)
                     yield from filter(None, parts)
             except Exception as error:  # whatever the libraries and the network raise
                 if type(error) is ValueError or (isinstance(error, OSError) and error.filename):
@@ -92,26 +94,21 @@ class Corpus:
                 raise ValueError(f"{name} could not be read: {first_line(error)}") from None
 
     def _texts(self, name: str) -> Iterator[str]:
-        """The text of an input, or of each of its records."""
-        if not is_records(name):
-            yield "".join(self._lines(name))
-            return
+        """The text of each of an input's records."""
         for number, record in enumerate(self._records(name), 1):
             where = f"{name}, record {number}"
+            found = record if isinstance(record, dict) else {}
+            if not any(column in found for column in self.columns):
+                column = "column " + " or ".join(map(repr, self.columns))
+                has = ", ".join(map(str, found)) or "none"
+                advice = ": name one with --text_column" if len(self.columns) == 1 else ""
+                self.reject(f"{where}: it has no {column}{advice} (it has: {has})")
+                continue
+            values = (found[column] for column in self.columns if found.get(column) is not None)
             try:
-                yield self._text_of(record, where)
+                yield self.convert(next(values, None), where)
             except ValueError as error:
                 self.reject(str(error))
-
-    def _text_of(self, record: object, where: str) -> str:
-        found = record if isinstance(record, dict) else {}
-        if not any(name in found for name in self.columns):
-            column = "column " + " or ".join(map(repr, self.columns))
-            has = ", ".join(map(str, found)) or "none"
-            advice = ": name one with --text_column" if len(self.columns) == 1 else ""
-            raise ValueError(f"{where}: it has no {column}{advice} (it has: {has})")
-        values = [found[name] for name in self.columns if found.get(name) is not None]
-        return self.convert(values[0] if values else None, where)
 
     def reject(self, why: str) -> None:
         """Counts what is left out with --errors skip, else raises ValueError."""

@@ -22,8 +22,7 @@ class Split:
         same documents: none moves to validation as data grow. Raises ValueError.
         """
         if val_fraction is None:
-            size = 1e9 if corpus.streamed else corpus.size
-            val_fraction = 0.1 if size < 100e6 else 0.01 if size < 10e9 else 0.001
+            val_fraction = 0.1 if corpus.size < 100e6 else 0.01 if corpus.size < 10e9 else 0.001
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1")
         self.val_fraction = val_fraction

@@ -30,11 +30,7 @@ FLAGS: dict[str, dict] = {
     "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
     "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
     "--text_column": {"default": "text", "metavar": "NAME", "help": "its column (default: text)"},
-    "--separator": {
-        "metavar": "TEXT",
-        "type": lambda text: text.replace(r"\n", "\n"),
-        "help": "ends a document in a text: '<|endoftext|>'",
-    },
+    "--separator": {"metavar": "TEXT", "help": "ends a document in a text: '<|endoftext|>'"},
     "--errors": {"default": "strict", "choices": ("strict", "skip"), "help": ERRORS},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]

@@ -47,8 +47,8 @@ if __name__ == "__main__":
     size_help = "tokens (default: 4096)"
     size = within(int, 257, 2**24)  # the bytes and the end of text, at least
     parser.add_argument("--vocab_size", type=size, default=4096, metavar="N", help=size_help)
-    args = parser.parse_args()
     with user_errors("stopped: nothing was written"):
+        args = parser.parse_args()
         if any(Path(args.out, name).exists() for name in (FILE, "meta.json", "train.bin")):
             why = "has a tokenizer or data that need theirs, and nothing is overwritten"
             raise ValueError(f"{args.out} {why}: name another --out")
@@ -56,5 +56,6 @@ if __name__ == "__main__":
             tokenizer = train(args.INPUT, args.vocab_size, args.text_column, args.errors)
         tokenizer.save(args.out)
         print(f"tokenizer: {args.out}: {tokenizer.vocab_size:,} tokens")
-        inputs, out = shlex.join(args.INPUT), shlex.quote(args.out)
-        print(f"next: python -m data_prep.text {inputs} --tokenizer {out} --out data/mine")
+        again = [*args.INPUT, "--text_column", args.text_column, "--errors", args.errors]
+        words = shlex.join([*again, "--tokenizer", args.out, "--out", "data/mine"])
+        print(f"next: python -m data_prep.text {words}")

@@ -227,5 +227,5 @@ def write_corpus(out: Path, corpus: Corpus, tokenizer, val_fraction: float | Non
                     recorded = time.monotonic()
         meta = finish(out, files, tokenizer, " ".join(corpus.inputs))
     if corpus.skipped:
-        corpus.say(f"{corpus.skipped:,} lines or records without a text in UTF-8 were left out")
+        corpus.say(f"{corpus.skipped:,} lines or records that could not be read were left out")
     return meta

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from nanogpt import rundir
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import follow, read_json, sync, write_atomic, write_json
+from nanogpt.data.files import follow, one_line_errors, read_json, sync, write_atomic, write_json
 from nanogpt.model import GPT, GPTConfig, check_fields
 from nanogpt.optim import full_tensor, shard_like
 
@@ -288,11 +288,9 @@ def load_configs(checkpoint: Path) -> tuple[GPTConfig, TrainConfig]:
     """The model and training settings of a checkpoint or an out directory."""
     config = read_json(checkpoint / CONFIG)
     known = TrainConfig.__dataclass_fields__  # others are a recipe's own, or of another version
-    try:
+    with one_line_errors(f"{checkpoint / CONFIG} is not a run's configuration", "name a run"):
         train = {name: value for name, value in config["train"].items() if name in known}
         return GPTConfig(**config["model"]), TrainConfig(**train)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{checkpoint / CONFIG} is not a run's configuration ({error})") from None
 
 
 def read_state(checkpoint: Path) -> State:
@@ -324,10 +322,8 @@ def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> N
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
+    with one_line_errors(f"{path} cannot be read", "it is missing or damaged"):
         return load_file(path)
-    except (SafetensorError, OSError, KeyError, ValueError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

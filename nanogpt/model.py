@@ -182,11 +182,6 @@ class LayerNorm(HasOps, nn.LayerNorm):
         return self.ops.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
-class Dropout(HasOps, nn.Dropout):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.ops.dropout(x, self.p, self.training)
-
-
 def norm_layer(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
         return RMSNorm(config.n_embd, eps=config.norm_eps)
@@ -283,19 +278,20 @@ class MLP(nn.Module):
         return self.c_proj(x)
 
 
-class Block(nn.Module):
+class Block(HasOps, nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.ln_1 = norm_layer(config)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = norm_layer(config)
         self.mlp = MLP(config)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(self, x: torch.Tensor, rope=None, cache=None, mask=None) -> torch.Tensor:
         """(B, T, C) to (B, T, C): two residual branches, each normalized first (pre-norm)."""
-        x = x + self.dropout(self.attn(self.ln_1(x), rope, cache, mask))
-        return x + self.dropout(self.mlp(self.ln_2(x)))
+        attended = self.attn(self.ln_1(x), rope, cache, mask)
+        x = x + self.ops.dropout(attended, self.dropout, self.training)
+        return x + self.ops.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
 
 
 class GPT(HasOps, nn.Module):
@@ -307,7 +303,6 @@ class GPT(HasOps, nn.Module):
         V, C = config.padded_vocab_size, config.n_embd
         self.wte = Embedding(V, C)
         self.wpe = Embedding(config.block_size, C) if config.position == "learned" else None
-        self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = norm_layer(config)
         # if tied there is no second parameter, which loading or sharding could untie
@@ -363,7 +358,7 @@ class GPT(HasOps, nn.Module):
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe(positions)  # (T, C), the same in each sequence
-        x = self.drop(x)
+        x = self.ops.dropout(x, self.config.dropout, self.training)
         if self.config.separator is not None and targets is not None and cache is None:
             mask = document_mask(idx, self.config.separator)
         for i, block in enumerate(self.h):
@@ -416,13 +411,20 @@ class GPT(HasOps, nn.Module):
         return load_model(name_or_dir, **options)[0]
 
     def generate(self, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
-        """Continues the prompts idx (B, T) by up to max_new_tokens each.
+        """The prompts idx (B, T) with max_new_tokens appended: (B, T + max_new_tokens).
 
         `options` are those of `nanogpt.sample.stream`: temperature, top_k, top_p, seed, eos_id, …
+        With `eos_id` there are fewer tokens if all samples end earlier.
         """
-        from nanogpt.sample import generate
+        from nanogpt.sample import stream
 
-        return generate(self, idx, max_new_tokens, **options)
+        training = self.training
+        self.eval()
+        try:
+            new = list(stream(self, idx, max_new_tokens, **options))
+        finally:
+            self.train(training)
+        return torch.cat((idx, torch.stack(new, dim=1)), dim=1) if new else idx
 
     def get_num_params(self) -> int:
         """Number of parameters, not counting the padding of the vocabulary."""

@@ -1,6 +1,6 @@
 """Sampling from a GPT, one token at a time, with a key-value cache.
 
-ids = generate(model, prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)
+ids = model.generate(prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None)
     """The next token (B, 1) for logits (B, V). ValueError, on a CPU, if they are not finite."""
     if logits.device.type == "cpu" and not logits.amax(-1).isfinite().all():  # a GPU would wait
         raise ValueError("the model's logits are not finite: its training has diverged")
-    if temperature == 0:
+    if temperature < 1e-6:  # dividing by less would overflow
         return logits.argmax(-1, keepdim=True)
     probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
     return torch.multinomial(probs, 1, generator=generator)
@@ -103,20 +103,6 @@ def stream(
             return
 
 
-def generate(model: GPT, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
-    """The prompts idx (B, T) with max_new_tokens appended: (B, T + max_new_tokens).
-
-    Options are those of `stream`. With `eos_id` there are fewer if all samples end earlier.
-    """
-    training = model.training
-    model.eval()
-    try:
-        new = list(stream(model, idx, max_new_tokens, **options))
-    finally:
-        model.train(training)
-    return torch.cat((idx, torch.stack(new, dim=1)), dim=1) if new else idx
-
-
 def stream_text(
     model: GPT, tokenizer, prompt: list[int], max_new_tokens: int, eos_id: int | None, **options
 ) -> Iterator[str]:
@@ -164,7 +150,7 @@ def sample_text(model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, s
     """
     idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]  # (1, T)
     with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
-        whole = generate(model, idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
+        whole = model.generate(idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
     new = whole[0, len(start) :].tolist()
     ends = {tokenizer.eot_id, tokenizer.special.get(END)}
     continuation = takewhile(lambda token: token not in ends, new)

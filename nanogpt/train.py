@@ -85,6 +85,7 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
     set_learning_rate(parts.optimizers, lr)
 
     micro_batches = config.gradient_accumulation_steps // accelerator.num_processes
+    accelerator.gradient_accumulation_steps = micro_batches
     step_loss = torch.zeros((), device=parts.device)
     for i in range(micro_batches):
         index = i * accelerator.num_processes + accelerator.process_index

@@ -58,7 +58,7 @@ class Student(GPT):
 
 
 if __name__ == "__main__":
-    parser = settings_parser(SMALL, TRAIN, __doc__)
+    parser = settings_parser(SMALL, TRAIN)
     parser.add_argument("--teacher", default="out/shakespeare_best", help="runs, with commas")
     given = vars(parser.parse_args())
     teacher = given.pop("teacher")

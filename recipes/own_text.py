@@ -11,7 +11,6 @@ al. 2023), and without a GPU four million tokens at most. A flag overrides any o
     python recipes/own_text.py --data=data/shakespeare_char --max_iters=200  # validation loss 1.60
 """
 
-import sys
 from dataclasses import replace
 
 from pretrain import TOKENS_PER_PARAMETER, measure, shape, training
@@ -49,7 +48,7 @@ def size(tokens: int, vocab_size: int, gib: float) -> tuple[GPTConfig, TrainConf
 if __name__ == "__main__":
     model, train, _ = size(1, 1, 0)
     with user_errors():
-        _, asked, _ = parse(model, train, sys.argv[1:], __doc__)
+        asked = parse(model, train)[1]
         vocab_size, tokens = measure(asked.data)
         model, train, note = size(tokens, vocab_size, gpu_gib(asked.device))
         train.data = asked.data

@@ -96,7 +96,7 @@ def measure(data: str) -> tuple[int, int]:
     return metas[0]["vocab_size"], sum(meta["splits"]["train"]["tokens"] for meta in metas)
 
 
-def read_flags(parser: OneLineParser, aspect_ratio: int) -> tuple[Namespace, list[str]]:
+def read_flags(parser: OneLineParser, aspect_ratio: int, argv=None) -> tuple[Namespace, list[str]]:
     """The command line, read by a recipe's parser with three more flags; and the other flags."""
     dials = {
         "depth": (within(int, 1, 64), DEPTH, "layers; everything else follows from it"),
@@ -106,21 +106,21 @@ def read_flags(parser: OneLineParser, aspect_ratio: int) -> tuple[Namespace, lis
     group = parser.add_argument_group("dials")
     for name, (kind, default, text) in dials.items():
         group.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=text)
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     return given, [f"--{k}={v}" for k, v in vars(given).items() if k not in dials]
 
 
-def run(**options) -> None:
-    """Reads the command line and trains, or plans; `options` are those of `nanogpt.train.main`."""
+def run(argv: list[str] | None = None, **options) -> list:
+    """Reads the command line and trains, or plans; options and result as `nanogpt.train.main`."""
     shown = training(replace(shape(DEPTH), vocab_size=VOCABULARY))
-    given, flags = read_flags(settings_parser(shape(DEPTH), shown, __doc__), ASPECT_RATIO)
+    given, flags = read_flags(settings_parser(shape(DEPTH), shown), ASPECT_RATIO, argv)
     with user_errors():
         base = shape(given.depth, given.aspect_ratio)
-        model, asked, _ = parse(base, TrainConfig(data=DATA), flags, "")
+        model, asked, *_ = parse(base, TrainConfig(data=DATA), flags)
         model.vocab_size = model.vocab_size or measure(asked.data)[0]
         train = training(model, given.tokens_per_parameter, gpu_gib(asked.device))
         train.data = asked.data
-    main(base, train, argv=flags, **options)
+    return main(base, train, argv=flags, **options)
 
 
 if __name__ == "__main__":

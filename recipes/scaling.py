@@ -16,8 +16,6 @@ it says nothing about runs that read their text more than four times (Muennighof
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,28 +43,24 @@ def fit(compute: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
     return float(floors[best]), float(np.exp(intercepts[best])), float(-slopes[best])
 
 
-def train(depth: int, seeds: range, out_dir: str, flags: list[str]) -> dict:
+def train(depth: int, seeds: int, out_dir: str, flags: list[str]) -> dict:
     """Trains a rung's runs that are not finished; returns their mean loss and the compute."""
-    out = Path(out_dir, f"depth-{depth}")
-    command = [sys.executable, pretrain.__file__, f"--depth={depth}", f"--seeds={len(seeds)}"]
-    command += [f"--out_dir={out}", "--resume=auto", *flags]
-    if subprocess.run(command).returncode:
-        raise ValueError(f"a run of {out} failed: see above; other settings need another --out_dir")
-    found = [Path(f"{out}-seed{seed}") for seed in seeds] if len(seeds) > 1 else [out]
-    results = [json.loads((each / "result.json").read_text()) for each in found]
-    flops = on_meta(checkpoint.load_configs(found[0])[0]).flops_per_token()
+    own = [f"--depth={depth}", f"--seeds={seeds}", f"--out_dir={out_dir}/depth-{depth}"]
+    runs = pretrain.run([*own, "--resume=auto", *flags])
+    results = [json.loads((run / "result.json").read_text()) for run in runs]
+    flops = on_meta(checkpoint.load_configs(runs[0])[0]).flops_per_token()
     loss = float(np.mean([result["val_loss"] for result in results]))
     return {"depth": depth, "val_loss": loss, "compute": results[0]["tokens"] * flops}
 
 
 def run() -> None:
     defaults = TrainConfig(data=DATA, out_dir=OUT_DIR)
-    parser = settings_parser(pretrain.shape(2, ASPECT_RATIO), defaults, __doc__)
+    parser = settings_parser(pretrain.shape(2, ASPECT_RATIO), defaults)
     parser.add_argument("--depths", default=DEPTHS, metavar="N,N,N", help="depths of the models")
     parser.add_argument("--check", action="store_true", help="also train the predicted model")
     # evaluations take longer than the smallest runs
     parser.set_defaults(data=DATA, out_dir=OUT_DIR, block_size=CONTEXT, eval_interval=10**6)
-    parser.set_defaults(seed=defaults.seed, seeds=3)  # of each rung but the last, which has one
+    parser.set_defaults(seeds=3)  # of each rung but the last, which has one
     given, flags = pretrain.read_flags(parser, ASPECT_RATIO)
     ours = ("--depths", "--check", "--out_dir", "--seeds")
     flags = [f for f in flags if f.split("=")[0] not in ours]
@@ -78,11 +72,9 @@ def run() -> None:
         if given.data == DATA and not Path(DATA, "meta.json").exists():
             python_stdlib.prepare(DATA, tokenizer="bytes")
         vocab_size, _ = pretrain.measure(given.data)
-        first = int(given.seed)
-        seeds = range(first, first + int(given.seeds))
         ladder = [*flags, f"--tokens_per_parameter={given.tokens_per_parameter}"]
-        rungs = [train(depth, seeds, given.out_dir, ladder) for depth in depths[:-1]]
-        rungs.append(train(depths[-1], seeds[:1], given.out_dir, ladder))
+        rungs = [train(depth, int(given.seeds), given.out_dir, ladder) for depth in depths[:-1]]
+        rungs.append(train(depths[-1], 1, given.out_dir, ladder))
         law = fit(*(np.array([rung[key] for rung in rungs]) for key in ("compute", "val_loss")))
         print("L(C) = {:.4f} + {:.4g} C^-{:.4f}".format(*law))
         compute, check = 4 * rungs[-1]["compute"], None
@@ -93,7 +85,7 @@ def run() -> None:
             gpt = on_meta(model)
             tokens = compute / gpt.flops_per_token() / gpt.get_num_params()
             more = [*flags, f"--tokens_per_parameter={tokens}"]
-            check = train(depth, seeds[:1], given.out_dir, more)
+            check = train(depth, 1, given.out_dir, more)
             compute = check["compute"]
         loss = law[0] + law[1] * compute ** -law[2]
         print(f"{compute:.3g} operations: {loss:.4f}")

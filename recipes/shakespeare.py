@@ -9,7 +9,6 @@ baby GPT (6 layers, 384 channels, context 256); its loss has not been measured y
 were found, and what did not help, is in LOG.md.
 """
 
-import sys
 from dataclasses import replace
 
 from data_prep import shakespeare
@@ -54,7 +53,7 @@ LONG = replace(
     beta1=0.9,
     weight_decay=0.1,
 )
-GIB = gpu_gib(asked_device(sys.argv))
+GIB = gpu_gib(asked_device())
 if GIB >= 4:
     MODEL, TRAIN = BABY, LONG
     NOTE = f"a model the size of nanoGPT's baby GPT, because there is a GPU with {GIB:.0f} GiB"

@@ -10,8 +10,6 @@ GPT-2 family, AdamW, cosine: 10.65M parameters, 5000 steps, validation loss abou
         --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0  # validation loss 1.91
 """
 
-import sys
-
 from data_prep import shakespeare
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.run.device import gpu_gib
@@ -32,7 +30,7 @@ TRAIN = TrainConfig(
     eval_iters=200,
     always_save_checkpoint=False,  # it overfits in the end: keep the best
     # nanoGPT uses bf16 only on a GPU
-    precision="auto" if gpu_gib(asked_device(sys.argv)) else "fp32",
+    precision="auto" if gpu_gib(asked_device()) else "fp32",
 )
 
 if __name__ == "__main__":

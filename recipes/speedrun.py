@@ -66,7 +66,7 @@ def row(runs: list[Path], minutes: float) -> str:
 
 
 if __name__ == "__main__":
-    parser = settings_parser(SMALL, TRAIN, __doc__)
+    parser = settings_parser(SMALL, TRAIN)
     text = "minutes of training (default: 2)"
     parser.add_argument("--track", type=int, choices=TRACKS, default=2, help=text)
     given = vars(parser.parse_args())

@@ -14,7 +14,6 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt import GPT, chat
 from nanogpt.data.tokenizer import END, START, char_tokenizer
-from nanogpt.sample import generate
 
 SHAPES = {
     "GPT-2": dataclasses.replace(CASES["gpt2"], mlp="gelu_tanh"),
@@ -51,7 +50,7 @@ def make_run(out_dir: Path, shape: str, talks: bool = False) -> Path:
 def continuation(model: GPT, tokenizer) -> str:
     """What the model writes after PROMPT."""
     ids = torch.from_numpy(tokenizer.encode(PROMPT))[None]
-    return tokenizer.decode(generate(model, ids, NEW, temperature=0)[0, ids.size(1) :].tolist())
+    return tokenizer.decode(model.generate(ids, NEW, temperature=0)[0, ids.size(1) :].tolist())
 
 
 def answer(model: GPT, tokenizer) -> str:

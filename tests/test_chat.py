@@ -9,7 +9,6 @@ from helpers import randomize
 
 from nanogpt import GPT, GPTConfig, chat
 from nanogpt.data.tokenizer import END, START, byte_tokenizer, char_tokenizer, get_tokenizer, load_tokenizer
-from nanogpt.sample import generate
 
 HARD = talk("  two\n\nlines ", "\n\nwith white space \t", "Ünïcode 你好 12", "  ", system=" I'm\nsystem")
 CHARACTERS = "".join(sorted({c for messages in (*talks(), HARD) for m in messages for c in m["role"] + m["content"]}))
@@ -75,7 +74,7 @@ def test_an_answer_ends_with_its_message():
     ids = torch.tensor([[*chat.render(tokenizer, messages), *chat.answer_begin(tokenizer)]])
     ended = 0
     for seed in range(20):
-        new = generate(model, ids, 64 - ids.size(1), seed=seed)[0, ids.size(1) :].tolist()
+        new = model.generate(ids, 64 - ids.size(1), seed=seed)[0, ids.size(1) :].tolist()
         expected = tokenizer.decode(new[: new.index(end)] if end in new else new)
         assert "".join(chat.answer(model, tokenizer, messages, 100, seed=seed)) == expected
         ended += end in new

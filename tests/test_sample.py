@@ -10,7 +10,7 @@ from helpers import randomize
 
 from nanogpt import GPT, GPTConfig
 from nanogpt import sample as sample_module
-from nanogpt.sample import filter_logits, generate, sample_text, stream_text
+from nanogpt.sample import filter_logits, sample_text, stream_text
 
 GPT2 = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, qk_norm=True)
@@ -41,14 +41,13 @@ def greedy(model: GPT, idx: torch.Tensor, count: int) -> torch.Tensor:
 def test_greedy_equals_a_loop_written_out_past_block_size_too(config, prompt_length):
     model, idx = random_model(config), prompts(3, prompt_length)
     expected = greedy(model, idx, 50)
-    assert torch.equal(generate(model, idx, 50, temperature=0), expected)
     assert torch.equal(model.generate(idx, 50, temperature=0), expected)
     assert expected[:, prompt_length:].unique().numel() > 5  # not the same token all along
 
 
 def test_the_seed_decides_and_padding_is_never_sampled():
     model, idx = random_model(GPT2), ONE.expand(4, 1)
-    a, b, c = (generate(model, idx, 40, temperature=5.0, seed=seed) for seed in (1, 1, 2))
+    a, b, c = (model.generate(idx, 40, temperature=5.0, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert not torch.equal(a[0], a[1])  # the samples of one batch differ
     assert a.max() < 65
@@ -72,7 +71,7 @@ def test_top_k_and_top_p_keep_the_likeliest(options, kept):
 
 def test_draws_follow_the_softmax_at_the_temperature():
     model = random_model(GPT2)
-    drawn = generate(model, ONE.expand(4000, 1), 1, temperature=2.0, seed=1)[:, 1]
+    drawn = model.generate(ONE.expand(4000, 1), 1, temperature=2.0, seed=1)[:, 1]
     expected = (model(ONE)[0, 0] / 2).softmax(-1)
     assert (drawn.bincount(minlength=65) / 4000 - expected).abs().max() < 0.03
 
@@ -80,11 +79,11 @@ def test_draws_follow_the_softmax_at_the_temperature():
 def test_a_diverged_model_and_an_empty_prompt_are_refused():
     model = random_model(GPT2)
     with pytest.raises(ValueError, match="prompt is empty"):
-        generate(model, ONE[:, :0], 1)
+        model.generate(ONE[:, :0], 1)
     model.ln_f.weight.data.fill_(torch.nan)
     for temperature in (0, 1):
         with pytest.raises(ValueError, match="diverged"):
-            generate(model, ONE, 1, temperature=temperature)
+            model.generate(ONE, 1, temperature=temperature)
 
 
 def streamed(monkeypatch, tokens, decode, prompt=(), eos_id=None) -> list[str]:
@@ -109,17 +108,17 @@ def test_streamed_text_has_only_the_spaces_between_tokens_and_ends_before_the_en
 def test_the_model_is_afterwards_in_the_mode_it_was_in():
     model = random_model(GPT2)
     for training in (True, False):
-        generate(model.train(training), ONE, 2)
+        model.train(training).generate(ONE, 2)
         assert model.training == training
 
 
 def test_a_sample_ends_with_eos_and_the_batch_with_its_last_sample():
     model, idx = random_model(MODERN), prompts(3, 4)
-    whole = generate(model, idx, 30, temperature=0)[:, 4:].tolist()
+    whole = model.generate(idx, 30, temperature=0)[:, 4:].tolist()
     eos_id = next(token for token in whole[0] if all(token in row for row in whole))
     ends = [row.index(eos_id) for row in whole]
     assert len(set(ends)) > 1 and max(ends) < 29
-    cut = generate(model, idx, 30, temperature=0, eos_id=eos_id)[:, 4:].tolist()
+    cut = model.generate(idx, 30, temperature=0, eos_id=eos_id)[:, 4:].tolist()
     for row, end, uncut in zip(cut, ends, whole, strict=True):
         assert row == uncut[: end + 1] + [eos_id] * (max(ends) - end)
 

@@ -23,7 +23,7 @@ class Shifted(GPT):
     def __init__(self, config):
         super().__init__(config)
         self.shift = torch.nn.Parameter(torch.zeros(config.n_embd))
-        self.drop.register_forward_hook(lambda module, args, x: x + self.shift)
+        self.wte.register_forward_hook(lambda module, args, x: x + self.shift)
 
 
 def sgd(model, config, dtype):

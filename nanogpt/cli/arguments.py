@@ -29,7 +29,13 @@ def switch(flag: str, help: str) -> tuple[str, dict]:
 
 WHAT = "an out directory (best, else last), a checkpoint in one, or a transformers model"
 OWN_CLASS = "a Python file that defines the RUN's own class (make_model); it is run"
-FORMATS = ("transformers", "onnx", "gguf", "nanogpt", "adapter")
+EXPORTS = {  # formats: their modules, and the options that they take
+    "transformers": ("nanogpt.hub.export", ("dtype", "license", "trust_recipe")),
+    "onnx": ("nanogpt.extras.page.to_onnx", ("dtype", "license", "trust_recipe")),
+    "gguf": ("nanogpt.extras.gguf", ("dtype", "license")),
+    "nanogpt": ("nanogpt.hub.nanogpt", ("dtype", "trust_recipe")),
+    "adapter": ("nanogpt.hub.lora", ()),
+}
 FORMAT = (
     "onnx: transformers' files and onnx/model.onnx; gguf: for llama.cpp, if PATH ends in .gguf; "
     "nanogpt: a ckpt.pt without optimizer state; adapter: what --lora_rank trained, for peft"
@@ -85,7 +91,7 @@ ARGUMENTS = {
         text("--system", "TEXT", "the system's message, before the first one"),
     ],
     "playground": [RUNS, DEVICE, TRUST, PORT],
-    "export": [*EXPORTING, TO, text("--format", "FORMAT", FORMAT, choices=FORMATS)],
+    "export": [*EXPORTING, TO, text("--format", "FORMAT", FORMAT, choices=EXPORTS)],
     "page": [*EXPORTING, TO, text("--prompt", "TEXT", "the page's first prompt")],
     "push": [
         *EXPORTING,

@@ -15,7 +15,7 @@ import torch
 
 from nanogpt.chat import answer, can_chat
 from nanogpt.checkpoint import load_configs, step_of
-from nanogpt.cli.arguments import PROCESSES
+from nanogpt.cli.arguments import EXPORTS, PROCESSES
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import START, load_tokenizer
@@ -31,7 +31,7 @@ from nanogpt.run.errors import plain, plural, visible, waiting
 from nanogpt.run.metrics import METRICS
 from nanogpt.run.parser import OneLineParser
 from nanogpt.run.plot import curves
-from nanogpt.sample import default_prompt, generate, stream_text
+from nanogpt.sample import default_prompt, stream_text
 
 
 def extra(name: str):
@@ -141,17 +141,8 @@ def run_import_nanogpt(args) -> None:
     show(f"       python recipes/shakespeare_nanogpt.py {shlex.join(flags)}")
 
 
-EXPORTS = {  # formats: their modules, and the options that they take
-    "transformers": ("nanogpt.hub.export", ("dtype", "license", "trust_recipe")),
-    "onnx": ("nanogpt.extras.page.to_onnx", ("dtype", "license", "trust_recipe")),
-    "gguf": ("nanogpt.extras.gguf", ("dtype", "license")),
-    "nanogpt": ("nanogpt.hub.nanogpt", ("dtype", "trust_recipe")),
-    "adapter": ("nanogpt.hub.lora", ()),
-}
-
-
 def sampling_options(args) -> dict:
-    """The options of `stream_text` and `generate` of a command."""
+    """The options of `stream` for a command."""
     return {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
 
 
@@ -188,7 +179,7 @@ def run_sample(args) -> None:
     context = ids if prompt else []  # an end-of-text token that a sample begins with is not shown
     idx = torch.tensor(ids, device=model.wte.weight.device).repeat(args.num_samples, 1)
     with waiting(f"sampling {plural(args.num_samples, 'text')}", note):
-        new = generate(model, idx, args.max_new_tokens, **options)[:, len(ids) :]
+        new = model.generate(idx, args.max_new_tokens, **options)[:, len(ids) :]
     samples = []
     for row in new.tolist():
         tokens = row[: row.index(eos_id)] if eos_id in row else row

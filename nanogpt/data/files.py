@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,14 +20,12 @@ def on_disk(directory: Path | str) -> Path:
         return Path(directory)
     from huggingface_hub import HfFileSystem, snapshot_download
 
-    try:
+    advice = "check the address (hf://datasets/USER/NAME), the network, and `hf auth login`"
+    with one_line_errors(f"{url} cannot be read", advice):
         at = HfFileSystem().resolve_path(url)
         where = {"repo_type": at.repo_type, "revision": at.revision}
         files = f"{at.path_in_repo}/*" if at.path_in_repo else "*"
         return Path(snapshot_download(at.repo_id, **where, allow_patterns=files), at.path_in_repo)
-    except Exception as error:  # whatever the network raises
-        advice = "check the address (hf://datasets/USER/NAME), the network, and `hf auth login`"
-        raise ValueError(f"{url} cannot be read ({first_line(error)}): {advice}") from None
 
 
 def read_json(path: Path) -> dict:
@@ -90,6 +88,15 @@ def follow(path: Path | str) -> Path:
         if re.fullmatch(r"step-\d+", name):
             return path.with_name(name)
     return path
+
+
+@contextmanager
+def one_line_errors(what: str, advice: str):
+    """Context manager: what a library raises becomes a ValueError, `what (exception): advice`."""
+    try:
+        yield
+    except Exception as error:  # damaged files and the network raise nearly anything
+        raise ValueError(f"{what} ({first_line(error)}): {advice}") from None
 
 
 def first_line(error: Exception) -> str:

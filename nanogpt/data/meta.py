@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.files import first_line, on_disk, read_json
+from nanogpt.data.files import on_disk, one_line_errors, read_json
 from nanogpt.data.tokenizer import FILE, load_tokenizer, sha256, written_by_nanogpt
 
 SPLITS = ("train", "val")
@@ -33,11 +33,8 @@ def read_meta(directory: Path | str) -> dict:
             "or describe its tokens (data_prep/README.md)"
         )
     meta = read_json(path)
-    try:
+    with one_line_errors(f"{path} is damaged", f"restore it, or {AGAIN}"):
         check_meta(meta)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = first_line(error)
-        raise ValueError(f"{path} is damaged ({why}): restore it, or {AGAIN}") from None
     recorded = meta.get("tokenizer_sha256")
     if recorded and tokenizer.is_file() and sha256(directory) != recorded:
         why = "is not the tokenizer of the tokens beside it"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from nanogpt.data.meta import read_meta
-from nanogpt.data.tokenizer import check_same
+from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import Batch, TokenDataset
 
 PERIOD = 10_000  # samples; shares are rounded to multiples of 1/PERIOD
@@ -57,16 +57,26 @@ class Mixture(TokenDataset):
         self, shares: dict[str, float], split: str, block_size: int, vocab_size: int | None = None
     ):
         """Raises ValueError if a directory cannot be used, or its tokenizer is not the first's."""
-        first, *others = shares
-        for other in others:
-            read_meta(other)  # its error names a directory that does not exist
-            check_same(first, other)
+        for directory in shares:
+            read_meta(directory)  # its error names one that does not exist
+        first, *others = [load_tokenizer(directory).vocabulary for directory in shares]
+        if any(other != first for other in others):
+            raise ValueError(f"{', '.join(shares)} have different tokenizers: prepare with one")
         self.block_size, self.split = block_size, split
         self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
         if any("chat" in dataset.meta for dataset in self.datasets):
             raise ValueError("a mixture cannot have conversations: data_prep.chat takes many files")
         self.quotas = round_shares(list(shares.values()))
-        self.meta = self.datasets[0].meta | {"splits": self._counts()}
+        self.meta = self.datasets[0].meta | {"splits": {}}
+        for name in ("train", "val"):
+            counts = [dataset.meta["splits"][name] for dataset in self.datasets]
+            sums = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes")}
+            # compared on resume: other shares or directories of the same size are noticed
+            parts = [
+                {"share": int(quota) / PERIOD, "tokens": c["tokens"], "sha256": c.get("sha256")}
+                for quota, c in zip(self.quotas, counts, strict=True)
+            ]
+            self.meta["splits"][name] = sums | {"parts": parts}
         # sample m of a directory with q samples in a period belongs at (m + 1/2) / q of the period
         due = np.concatenate([(np.arange(q) + 0.5) / q for q in self.quotas])
         order = np.argsort(due, kind="stable")
@@ -74,19 +84,6 @@ class Mixture(TokenDataset):
         # directory come before it in the period; both (PERIOD,)
         self.dataset_of = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
         self.earlier = np.concatenate([np.arange(q) for q in self.quotas])[order]
-
-    def _counts(self) -> dict:
-        """The entry `splits` of meta.json for the whole mixture."""
-        splits: dict[str, dict] = {}
-        for name in ("train", "val"):
-            counts = [dataset.meta["splits"][name] for dataset in self.datasets]
-            splits[name] = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes")}
-            # compared on resume: other shares or directories of the same size are noticed
-            splits[name]["parts"] = [
-                {"share": int(quota) / PERIOD, "tokens": c["tokens"], "sha256": c.get("sha256")}
-                for quota, c in zip(self.quotas, counts, strict=True)
-            ]
-        return splits
 
     def batch(self, seed: int, first_sample: int, batch_size: int) -> Batch:
         """Samples `first_sample` to `first_sample + batch_size - 1` of the run with this seed."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from nanogpt.data.files import first_line
+from nanogpt.data.files import one_line_errors
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -24,15 +24,13 @@ class PlainUnpickler(pickle.Unpickler):
 
 def read_characters(path: Path) -> str:
     """The characters of a character-level `meta.pkl`, by their ids. Raises ValueError."""
-    try:
+    needs = "it needs 'itos', a dict from ids to different characters"
+    with one_line_errors(f"{path} cannot be read", needs):
         with open(path, "rb") as file:
             itos = PlainUnpickler(file).load()["itos"]
         characters = "".join(itos[i] for i in range(len(itos)))
         if not 0 < len(itos) == len(characters) == len(set(characters)):
             raise ValueError("its characters differ in length, or are repeated")
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        needs = "it needs 'itos', a dict from ids to different characters"
-        raise ValueError(f"{path} cannot be read ({first_line(error)}): {needs}") from None
     return characters
 
 

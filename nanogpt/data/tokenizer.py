@@ -28,7 +28,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from nanogpt.data import bpe, pickles
-from nanogpt.data.files import first_line, follow, on_disk, read_json, write_atomic
+from nanogpt.data.files import first_line, follow, on_disk, one_line_errors, read_json, write_atomic
 
 FILE = "tokenizer.json"
 EOT = "<|endoftext|>"
@@ -204,23 +204,19 @@ def load_file(path: Path) -> Tokenizer:
     Raises ValueError.
     """
     config = path.with_name("tokenizer_config.json")
-    try:
+    with one_line_errors(f"{path} is damaged", "restore it"):
         eot = read_json(config).get("eos_token") if config.exists() else None
         eot = eot.get("content") if isinstance(eot, dict) else eot
         return Tokenizer(tokenizers.Tokenizer.from_file(str(path)), eot=eot)
-    except Exception as error:  # a damaged file can raise nearly anything
-        raise ValueError(f"{path} is damaged ({first_line(error)}): restore it") from None
 
 
 def from_pretrained(name: str) -> Tokenizer:
     """The tokenizer of a model on the Hub or in a directory, by AutoTokenizer; or ValueError."""
     from transformers import AutoTokenizer
 
-    try:
+    with one_line_errors(f"{name!r} has no usable tokenizer", "name another"):
         auto = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return Tokenizer(auto.backend_tokenizer, name, auto.eos_token)
-    except Exception as error:  # damaged files can raise nearly anything
-        raise ValueError(f"{name!r} has no usable tokenizer: {first_line(error)}") from None
 
 
 def get_tokenizer(name: str) -> Tokenizer:
@@ -247,12 +243,6 @@ def get_tokenizer(name: str) -> Tokenizer:
         f"tokenizer {name!r} is not one of bytes, {', '.join(encodings)}, nor a tokenizer.json, a "
         "directory with one, or OWNER/NAME of a model on the Hub; char is for plain text"
     )
-
-
-def check_same(directory: Path | str, other: Path | str) -> None:
-    """Raises ValueError unless the tokenizers of two directories have the same tokens and ids."""
-    if load_tokenizer(directory).vocabulary != load_tokenizer(other).vocabulary:
-        raise ValueError(f"{directory} and {other} have different tokenizers: prepare with one")
 
 
 def sha256(directory: Path | str) -> str:

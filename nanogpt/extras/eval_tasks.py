@@ -66,11 +66,7 @@ CORE = {
 
 
 def evaluate(
-    model: GPT,
-    tokenizer,
-    tasks: list[str],
-    limit: int | None = None,
-    batch_size: int = 8,
+    model: GPT, tokenizer, tasks: list[str], limit: int | None = None, batch_size: int = 8
 ) -> dict[str, dict]:
     """Results by task, with lm_eval's names.
 

@@ -4,20 +4,23 @@
 are kept in its cache.
 """
 
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from nanogpt.data.files import first_line
+from nanogpt.data.files import one_line_errors
 
 # the files to download: no pickles and no code
 WANTED = ["config.json", "model*.safetensors*", "tokenizer*.json", "vocab.json", "merges.txt"]
+
+ADVICE = "check the name, the network, HF_HUB_OFFLINE, and the token (`hf auth login`, or HF_TOKEN)"
+hub_errors = partial(one_line_errors, advice=ADVICE)
 
 
 def download(name: str) -> Path:
     """Downloads the model `name`; returns the directory with its files, or raises ValueError."""
     from huggingface_hub import snapshot_download
 
-    with one_line_errors(f"{name!r} is not a directory, and the Hub does not have it"):
+    with hub_errors(f"{name!r} is not a directory, and the Hub does not have it"):
         return Path(snapshot_download(name, allow_patterns=WANTED))
 
 
@@ -27,21 +30,6 @@ def make_repository(name: str, private: bool = False) -> None:
 
     if name.count("/") != 1:
         raise ValueError(f"{name!r} is not the name of a repository on the Hub: expected USER/NAME")
-    with one_line_errors(f"the Hub refuses {name!r}"):
+    with hub_errors(f"the Hub refuses {name!r}"):
         create_repo(name, private=private, exist_ok=True)
         auth_check(name, write=True)  # create_repo also accepts another user's repository
-
-
-@contextmanager
-def one_line_errors(what: str):
-    """Context manager that turns exceptions of huggingface_hub into ValueErrors of one line."""
-    try:
-        yield
-    except Exception as error:
-        package = type(error).__module__.partition(".")[0]
-        if package not in ("huggingface_hub", "httpx", "httpx2"):  # and its HTTP client
-            raise
-        raise ValueError(
-            f"{what} ({first_line(error)}): check the name, the network, HF_HUB_OFFLINE, "
-            "and the token (`hf auth login`, or HF_TOKEN)"
-        ) from None

@@ -227,6 +227,6 @@ def push(run: str | Path, repo: str, *, private: bool = False, say=print, **opti
     message = f"Export of {Path(run).name} by nanogpt"
     with tempfile.TemporaryDirectory() as directory:
         folder = export(run, Path(directory, "export"), name=repo, say=say, **options)
-        with client.one_line_errors(f"the Hub refuses {repo!r}"):
+        with client.hub_errors(f"the Hub refuses {repo!r}"):
             commit = upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     say(f"pushed: {commit.commit_url}")

@@ -112,16 +112,16 @@ def load_class(recipe: str | Path, name: str) -> type[GPT]:
 def load_for_training(
     wanted: GPTConfig, config: TrainConfig, start: Path | None, make_model, given: Iterable[str]
 ) -> tuple:
-    """Loads the model to fine-tune, or to resume from `start`, and its tokenizer; or two Nones.
+    """Loads the model to fine-tune, or None, and the tokenizer of it or of `start`, or None.
 
-    Dropout, train_temperature, gradient_checkpointing, separator and block_size are those of
-    `wanted`, the other settings are the checkpoint's. Raises ValueError if one that the user has
-    `given` differs.
+    It resumes from `start`, if given. Dropout, train_temperature, gradient_checkpointing, separator
+    and block_size are those of `wanted`, the other settings are the checkpoint's. Raises ValueError
+    if one that the user has `given` differs.
     """
     if config.init_from == "scratch":
         if config.lora_rank:
             raise ValueError("lora_rank adapts a trained model: name one by --init_from")
-        return None, None
+        return None, load_tokenizer(start) if start else None
     if make_model is not GPT:
         raise ValueError(f"init_from={config.init_from} loads a GPT: leave make_model out")
     run = start or config.init_from
@@ -166,7 +166,7 @@ def make_room(model: GPT, meta: dict, config: TrainConfig) -> None:
     model.config = replace(model.config, vocab_size=new)
 
 
-def check_tokenizer(expected, tokenizer, data: str, model: str) -> None:
+def check_tokenizer(expected, tokenizer, data: str, model: str | Path) -> None:
     """Raises ValueError unless the tokens of `data` are those of `model`, its tokenizer `expected`.
 
     Only special tokens may be new, after all of the model's.

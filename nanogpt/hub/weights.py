@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from nanogpt import checkpoint
-from nanogpt.data.files import first_line, read_json
+from nanogpt.data.files import first_line, one_line_errors, read_json
 from nanogpt.model import GPT, GPTConfig
 
 GELUS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -115,7 +115,7 @@ def read_config(directory: Path) -> GPTConfig:
     kind = str(read_json(path).get("model_type"))
     if kind not in FIELDS:
         raise ValueError(f"{path}: model_type={kind[:40]} is not one of {', '.join(FIELDS)}")
-    try:
+    with one_line_errors(f"{path} is not supported", "load a plain GPT-2, Llama or Qwen3"):
         with quiet():
             theirs = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         fields = {ours: getattr(theirs, name) for ours, name in FIELDS[kind].items()}
@@ -131,8 +131,6 @@ def read_config(directory: Path) -> GPTConfig:
             if value != needed:
                 raise ValueError(f"{name}={value!s:.80} instead of {needed}")
         return config
-    except Exception as error:  # values of wrong types make transformers raise nearly anything
-        raise ValueError(f"{path} is not supported: {first_line(error)}") from None
 
 
 def read_files(directory: Path) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from nanogpt import checkpoint
 from nanogpt.config import ignored_by
+from nanogpt.data.files import one_line_errors
 from nanogpt.run import metrics
 
 KEYS = ("step", "tokens", "train_seconds", "val_loss")
@@ -39,14 +40,12 @@ def read(run: Path) -> Curve:
     if not lines:
         raise ValueError(f"{run} has no validation loss: name an out directory with one")
     config = checkpoint.read_json(run / checkpoint.CONFIG)
-    try:
+    with one_line_errors(f"{run / checkpoint.CONFIG} is not a run's", "name an out directory"):
         settings = config["model"] | config["train"]
         for name in ("class", "optimizers"):  # of a run with make_model or make_optimizers
             settings[name] = config.get(name, {"name": "nanogpt's"})["name"]
         settings["code"] = config.get("environment", {}).get("code")
         digests = {name: split.get("sha256") for name, split in config.get("data", {}).items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{run / checkpoint.CONFIG} is not a run's ({error})") from None
     kind = {name: value for name, value in settings.items() if name not in ignored_by("compare")}
     # a step may have been divided by the number of processes, or for lack of memory
     divided = [kind.pop(name, 1) for name in ("batch_size", "gradient_accumulation_steps")]
@@ -84,10 +83,12 @@ def mean_and_spread(losses: list[float]) -> tuple[float, float | None]:
         return float(np.mean(losses)), spread
 
 
-def welch(a: list[float], b: list[float]) -> float:
-    """The two-sided p of Welch's t-test (1947) on samples of two or more; NaN if neither varies."""
+def welch(a: list[float], b: list[float]) -> float | None:
+    """The two-sided p of Welch's t-test (1947); NaN if neither varies, None for a single seed."""
     import mpmath
 
+    if min(len(a), len(b)) < 2:
+        return None
     with np.errstate(all="ignore"):  # a loss may be infinite, or NaN
         # squared standard errors of the means
         u = np.var(a, ddof=1) / len(a)
@@ -126,19 +127,12 @@ def verdict(groups: list[list[Curve]]) -> dict:
         return found | {"why_not": "the validation data differ"}
     found["better"] = rows[0]["name"]
     found["by"] = rows[1]["val_loss"] - rows[0]["val_loss"]
-    p = p_of(*groups[:2])
+    p = welch(*([curve.lowest for curve in curves] for curves in groups[:2]))
     if p is None:
         return found | {"why_not": "this needs at least two seeds of each"}
     if np.isnan(p):
         return found | {"why_not": "the losses of seeds do not vary, or are not finite"}
     return found | {"p": p, "significant": p < ALPHA}
-
-
-def p_of(first: list[Curve], second: list[Curve]) -> float | None:
-    """The p of two different groups of two or more seeds, by their lowest losses."""
-    if first is second or min(len(first), len(second)) < 2:
-        return None
-    return welch([curve.lowest for curve in first], [curve.lowest for curve in second])
 
 
 def compare(runs: list[Path]) -> str:
@@ -158,10 +152,12 @@ def compare(runs: list[Path]) -> str:
             losses = {c: np.interp(end, c.points[:, axis], c.points[:, 3]) for c in every}
             title = f"at {end:,.1f} {title}".replace(".0 ", " ")
             table[title] = [cell([losses[c] for c in curves]) for curves in groups]
-    table["lowest"] = [cell([curve.lowest for curve in curves]) for curves in groups]
+    lowest = [[curve.lowest for curve in curves] for curves in groups]
+    table["lowest"] = [cell(losses) for losses in lowest]
     if len(groups) > 2:
-        base = next(curves for curves in groups if curves[0].run == Path(runs[0]))
-        values = [p_of(curves, base) for curves in groups]
+        first = [curves[0].run for curves in groups].index(Path(runs[0]))
+        values = [welch(losses, lowest[first]) for losses in lowest]
+        values[first] = None  # it is not tested against itself
         table["p against the first named"] = ["" if p is None else f"{p:.2g}" for p in values]
     width = 2 + max(16, *(len(str(value)) for values in table.values() for value in values))
     lines = []

@@ -25,7 +25,6 @@ from nanogpt.config import TrainConfig
 from nanogpt.model import GPT
 from nanogpt.ops import cpu, decode
 from nanogpt.run import metrics
-from nanogpt.run.errors import plural
 from nanogpt.train import logger, tokens_per_step
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names and ours
@@ -103,10 +102,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=mixed_precision(config),
-        # as a plugin, because an environment variable of the launcher overrides the plain argument
-        gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(
-            config.gradient_accumulation_steps // world, sync_with_dataloader=False
-        ),
         log_with=metrics.available(config.report_to) or None,
         project_dir=config.out_dir,
         kwargs_handlers=[
@@ -143,7 +138,7 @@ def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
     elif rest:
         raise ValueError(f"gradient_accumulation_steps={asked}: take a multiple of {processes}")
     now = f"now --batch_size={size} --gradient_accumulation_steps={shared}"
-    logger.info(f"note: {now}, a step of {plural(size * shared, 'sequence')}")
+    logger.info(f"note: {now}, a step of {size * shared:,} sequences")
     return replace(config, batch_size=size, gradient_accumulation_steps=shared)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import os
 import re
+import sys
 from argparse import SUPPRESS, ArgumentParser
 from contextlib import suppress
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from nanogpt.config import TrainConfig, ignored_by
-from nanogpt.data.files import follow, read_json
+from nanogpt.data.files import follow, one_line_errors, read_json
 from nanogpt.model import GPTConfig, check_fields, declared
 from nanogpt.run.parser import OneLineParser, read_value
 
@@ -38,9 +39,10 @@ def field_help(cls: type) -> dict[str, str]:
     return {field.name: comments.get(field.name, "") for field in dataclasses.fields(cls)}
 
 
-def settings_parser(model_config: GPTConfig, train: TrainConfig, description: str) -> OneLineParser:
+def settings_parser(model_config: GPTConfig, train: TrainConfig) -> OneLineParser:
     """A recipe's parser, with a flag for each field; its result has only those that are given."""
     usage = "%(prog)s [--SETTING VALUE …]"
+    description = sys.modules["__main__"].__doc__  # the recipe's
     parser = OneLineParser(usage=usage, description=description, argument_default=SUPPRESS)
     text = "repeat a run: its config.json, before the flags given here"
     parser.add_argument("--config", metavar="FILE", help=text)
@@ -63,10 +65,10 @@ def settings_parser(model_config: GPTConfig, train: TrainConfig, description: st
 
 
 def parse(
-    model_config: GPTConfig, train: TrainConfig, argv: list[str] | None, description: str
-) -> tuple[GPTConfig, TrainConfig, Actions]:
-    """The recipe's configurations, overridden by --config and the command line, and the actions."""
-    given = vars(settings_parser(model_config, train, description).parse_args(argv))
+    model_config: GPTConfig, train: TrainConfig, argv: list[str] | None = None
+) -> tuple[GPTConfig, TrainConfig, Actions, dict]:
+    """The configurations, overridden by --config and the command line; actions; flags by name."""
+    given = vars(settings_parser(model_config, train).parse_args(argv))
     for name in given.keys() & {"config", "out_dir", "data", "init_from", "resume"}:
         given[name] = os.path.expanduser(given[name])  # no shell does for --data=~/x
     if "out_dir" in given:
@@ -76,14 +78,14 @@ def parse(
     for config in (model_config, train, Actions()):
         own = {name: values[name] for name in values.keys() & declared(type(config))}
         changed.append(dataclasses.replace(config, **own))
-    return tuple(changed)
+    return *changed, given
 
 
-def asked_device(argv: list[str]) -> str:
-    """The --device of a command line, for recipes that choose their settings by it."""
+def asked_device() -> str:
+    """The --device of the command line, for recipes that choose their settings by it."""
     parser = OneLineParser(add_help=False)
     parser.add_argument("--device", default="auto")
-    return ArgumentParser.parse_known_args(parser, argv)[0].device  # others are for later
+    return ArgumentParser.parse_known_args(parser)[0].device  # others are for later
 
 
 def recorded(path: str) -> dict:
@@ -95,10 +97,8 @@ def recorded(path: str) -> dict:
     if file.is_dir():
         file = file / "config.json"
     found = read_json(file)
-    try:
+    with one_line_errors(f"{file} is not a run's configuration", "name a run, or its config.json"):
         settings = {"train_temperature": 1.0, **found["model"], **found["train"]}
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{file} is not a run's configuration ({error!r})") from None
     return {name: value for name, value in settings.items() if name not in ignored_by("config")}
 
 

@@ -55,7 +55,6 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
         config = replace(config, batch_size=size // divisor, gradient_accumulation_steps=total)
         now = f"now --batch_size={config.batch_size} --gradient_accumulation_steps={total}"
         logger.warning(f"out of memory with batch_size={size}: {now}, which is the same step")
-        parts.accelerator.gradient_accumulation_steps = total // parts.accelerator.num_processes
     parts.settings["train"] = asdict(config)
     if parts.accelerator.is_main_process:  # what fits, and whether it is compiled
         write_json(parts.out_dir / CONFIG, parts.settings)

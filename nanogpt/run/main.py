@@ -15,7 +15,7 @@ from nanogpt.hub.export import push
 from nanogpt.run import console, plan
 from nanogpt.run.compare import compare
 from nanogpt.run.errors import fail, user_errors, waiting
-from nanogpt.run.flags import parse, settings_parser
+from nanogpt.run.flags import parse
 from nanogpt.run.guard import rehearse
 from nanogpt.run.metrics import RESULT
 from nanogpt.run.prepare import prepare
@@ -25,14 +25,11 @@ from nanogpt.train import Parts, done, logger, pause, save, train
 
 def main(model_config, config, prepare_data, note, argv, **options) -> list[Path]:
     """`nanogpt.train.main`, which documents the arguments; `options` are its make_… functions."""
-    description = sys.modules["__main__"].__doc__ or ""
     begun: list[Path] = []
     try:
         with user_errors():
             recipes_data = config.data
-            parser = settings_parser(model_config, config, description)
-            options["given"] = vars(parser.parse_args(argv)).keys()
-            model_config, config, actions = parse(model_config, config, argv, description)
+            model_config, config, actions, options["given"] = parse(model_config, config, argv)
             prepare_data = prepare_data if config.data == recipes_data else None
             if actions.dry_run:
                 with TemporaryDirectory() as tmpdir:  # leaves no files
@@ -59,8 +56,7 @@ def main(model_config, config, prepare_data, note, argv, **options) -> list[Path
         sys.exit(130)
     finally:
         for out_dir in begun:
-            has_ended = (out_dir / RESULT).is_file()
-            if actions.json and has_ended and os.environ.get("RANK", "0") == "0":
+            if actions.json and os.environ.get("RANK", "0") == "0" and (out_dir / RESULT).is_file():
                 print(json.dumps(read_json(out_dir / RESULT)), flush=True)
 
 

@@ -55,7 +55,6 @@ def seconds_per_step(config: TrainConfig, parts: Parts, state: State) -> float:
     processes = parts.accelerator.num_processes
     share = config.gradient_accumulation_steps // processes
     timed = min(share, 2)
-    parts.accelerator.gradient_accumulation_steps = timed
     config = replace(config, gradient_accumulation_steps=timed * processes, short_block_iters=0)
     seconds = []
     for _ in range(1 + STEPS):

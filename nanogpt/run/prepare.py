@@ -73,7 +73,8 @@ def prepare(
         if gpt:
             make_room(gpt, meta, config)
             model_config = gpt.config
-            check_tokenizer(its_tokenizer, tokenizer, config.data, f"init_from={config.init_from}")
+        if its_tokenizer:
+            check_tokenizer(its_tokenizer, tokenizer, config.data, start or config.init_from)
         if model_config.vocab_size is None:
             model_config = replace(model_config, vocab_size=meta["vocab_size"])
         T, short = model_config.block_size, config.short_block_size

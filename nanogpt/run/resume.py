@@ -5,8 +5,6 @@ from pathlib import Path
 
 from nanogpt import checkpoint, rundir
 from nanogpt.config import TrainConfig, ignored_by
-from nanogpt.data.mixture import read_shares
-from nanogpt.data.tokenizer import check_same
 from nanogpt.model import GPTConfig
 from nanogpt.train import logger
 
@@ -37,13 +35,12 @@ def find_start(config: TrainConfig) -> Path | None:
 def check_changes(
     start: Path, model_config: GPTConfig, config: TrainConfig, settings: dict
 ) -> bool:
-    """Compares a run with its checkpoint: refuses a different model, optimizer or tokenizer.
+    """Compares a run with its checkpoint: refuses a different model or optimizer.
 
     A note names other changes that matter to exactness: of settings, and of "environment" and
     "data" in `settings`, the content of the run's config.json. Returns whether the validation text
     is the same.
     """
-    check_same(start, next(iter(read_shares(config.data))))
     model, train = checkpoint.load_configs(start)
     saved = checkpoint.read_json(start / checkpoint.CONFIG)
     before = vars(model) | vars(train)

@@ -16,7 +16,6 @@ from helpers import curve, randomize
 from shapes import CASES
 
 from nanogpt import GPT, GPTConfig, checkpoint
-from nanogpt.sample import generate
 
 pytestmark = pytest.mark.device
 ROOT = Path(__file__).parents[2]
@@ -94,8 +93,8 @@ def test_logits_and_gradients_are_the_cpus_in_fp32(device, name):
 def test_greedy_samples_are_the_cpus(device, name):
     """Beyond block_size, where the context begins anew; what the vocabulary is padded with is never sampled."""
     (model, idx), (other, same) = on_cpu_and(device, CASES[name])
-    expected = generate(model, idx, 40, temperature=0)
-    assert torch.equal(generate(other, same, 40, temperature=0).cpu(), expected)
+    expected = model.generate(idx, 40, temperature=0)
+    assert torch.equal(other.generate(same, 40, temperature=0).cpu(), expected)
     assert expected.max() < CASES[name].vocab_size
 
 

@@ -83,11 +83,11 @@ def problem(words: list[str]) -> str | None:
         case ["python", "-m", module, *rest] if module.startswith("data_prep."):
             return attempt(lambda: parser_of(module).parse_args(rest))[1]
         case ["python", script, *rest] if script in ANY_RECIPE:
-            return attempt(lambda: parse(GPTConfig(), TrainConfig(), rest, ""))[1]
+            return attempt(lambda: parse(GPTConfig(), TrainConfig(), rest))[1]
         case ["python", script, *rest] if script.startswith("recipes/"):
             names = attempt(lambda: runpy.run_path(str(ROOT / script)))[0] or {}
             if "MODEL" in names and "TRAIN" in names:
-                return attempt(lambda: parse(names["MODEL"], names["TRAIN"], rest, ""))[1]
+                return attempt(lambda: parse(names["MODEL"], names["TRAIN"], rest))[1]
             return attempt(lambda: parser_of(script).parse_args(rest))[1]
 
 

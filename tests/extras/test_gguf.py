@@ -18,7 +18,6 @@ from nanogpt.data import bpe, tokenizer
 from nanogpt.data.tokenizer import END, START, BPETokenizer, byte_tokenizer, char_tokenizer
 from nanogpt.hub import weights
 from nanogpt.hub.load import load
-from nanogpt.sample import generate
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
 to_gguf = pytest.importorskip("nanogpt.extras.gguf")
@@ -187,7 +186,7 @@ def test_llama_cpp_writes_the_same_greedy_tokens(tmp_path, shape, encoding):
     reader = llama_cpp.Llama(str(to), n_ctx=80, logits_all=True, verbose=False, **fp32)
     ids = torch.arange(60) % tokenizer.vocab_size
     greedy = list(islice(reader.generate(ids[:16].tolist(), temp=0, repeat_penalty=1), 32))
-    assert greedy == generate(model, ids[None, :16], 32, temperature=0)[0, 16:].tolist()
+    assert greedy == model.generate(ids[None, :16], 32, temperature=0)[0, 16:].tolist()
     reader.reset()
     reader.eval(ids.tolist())
     with torch.no_grad():

@@ -16,7 +16,6 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.data.tokenizer import BPETokenizer, char_tokenizer
 from nanogpt.hub.load import load
-from nanogpt.sample import generate
 
 to_page = pytest.importorskip("nanogpt.extras.page.to_page")
 MISSING = chromium.MISSING + ([] if shutil.which("npm") else ["npm"])
@@ -66,7 +65,7 @@ def open_page(page, directory: Path) -> None:
 
 
 def expected(run: Path, ids: list[int], new: int) -> list[int]:
-    return generate(load(run)[0], torch.tensor([ids]), new, temperature=0)[0, len(ids) :].tolist()
+    return load(run)[0].generate(torch.tensor([ids]), new, temperature=0)[0, len(ids) :].tolist()
 
 
 def test_greedy_tokens_are_the_models_beyond_its_context_too(page, qwen3):

@@ -12,7 +12,6 @@ from nanogpt import GPT
 from nanogpt.model import Linear
 from nanogpt.ops import decode
 from nanogpt.ops.decode import compile_decoding, round_to_int8
-from nanogpt.sample import generate
 
 IDX = torch.randint(65, (3, 24), generator=torch.Generator().manual_seed(1))
 
@@ -38,8 +37,8 @@ def test_greedy_tokens_are_those_of_the_plain_model_and_all_lengths_share_graphs
     model, compiled = make_model(case), compile_decoding(make_model(case), whole=whole)
     for length in (1, 5):
         idx = IDX[:1, :length]
-        expected = generate(model, idx, 40, temperature=0)  # beyond the context of 32, too
-        assert torch.equal(generate(compiled, idx, 40, temperature=0), expected)
+        expected = model.generate(idx, 40, temperature=0)  # beyond the context of 32, too
+        assert torch.equal(compiled.generate(idx, 40, temperature=0), expected)
     assert counters["stats"]["unique_graphs"] == graphs and not counters["graph_break"]
     with torch.no_grad():
         torch.testing.assert_close(compiled(IDX), model(IDX))
@@ -49,16 +48,16 @@ def test_greedy_tokens_are_those_of_the_plain_model_and_all_lengths_share_graphs
 def test_a_batch_draws_the_same(small, traced, monkeypatch):
     monkeypatch.setattr(decode, "SMALL", small)
     model, compiled = make_model("llama"), compile_decoding(make_model("llama"))
-    expected = generate(model, IDX[:, :9], 4, temperature=0)
-    assert torch.equal(generate(compiled, IDX[:, :9], 4, temperature=0), expected)
+    expected = model.generate(IDX[:, :9], 4, temperature=0)
+    assert torch.equal(compiled.generate(IDX[:, :9], 4, temperature=0), expected)
 
 
 @pytest.mark.nightly
 @pytest.mark.skipif(not decode.has_compiler(), reason="there is no C++ compiler")
 def test_inductors_kernels_compute_the_same():
     model, compiled = make_model("qwen3"), compile_decoding(make_model("qwen3"))
-    expected = generate(model, IDX[:1, :4], 16, temperature=0)
-    assert torch.equal(generate(compiled, IDX[:1, :4], 16, temperature=0), expected)
+    expected = model.generate(IDX[:1, :4], 16, temperature=0)
+    assert torch.equal(compiled.generate(IDX[:1, :4], 16, temperature=0), expected)
 
 
 def test_a_weight_is_rounded_by_less_than_a_half_step_of_its_row():
@@ -77,7 +76,7 @@ def test_weights_of_8_bits_leave_the_loss_nearly_as_it_is(traced):
     with torch.no_grad():
         loss, change = model(IDX, IDX), rounded(IDX, IDX) - model(IDX, IDX)
     assert 0 < abs(change) < 0.01 * loss
-    assert generate(rounded, IDX[:1, :4], 12, temperature=0).shape == (1, 16)
+    assert rounded.generate(IDX[:1, :4], 12, temperature=0).shape == (1, 16)
 
 
 def test_another_device_or_a_missing_compiler_is_one_line(monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,11 +22,9 @@ LADDER = "--data=data --out_dir=out --depths=1,2,3 --aspect_ratio=8 --block_size
 LADDER += " --device=cpu --precision=fp32 --threads=1 --sample_tokens=0 --log_interval=1000"
 
 
-def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text, zygote, monkeypatch):
+def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text, monkeypatch):
     write_data(tmp_path / "data", text[:5000], "bytes")
     monkeypatch.chdir(tmp_path)
-    fork = SimpleNamespace(run=lambda command: zygote.run(*command[1:], cwd=tmp_path))
-    monkeypatch.setattr(scaling, "subprocess", fork)
     monkeypatch.setattr(sys, "argv", ["scaling.py", *LADDER.split(), "--check", "--seeds=2"])
     scaling.run()
     found = json.loads((tmp_path / "out" / "scaling.json").read_text())
@@ -41,5 +38,5 @@ def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text, zygo
     assert found["check"]["compute"] == pytest.approx(4 * found["rungs"][-1]["compute"], rel=0.1)
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/step-*")}
     flags = [flag for flag in LADDER.split() if not flag.startswith(("--out_dir", "--depths"))]
-    assert scaling.train(3, range(1337, 1338), "out", flags) == found["rungs"][-1]
+    assert scaling.train(3, 1, "out", flags) == found["rungs"][-1]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/step-*")} == trained

@@ -32,5 +32,5 @@ def test_a_sweep_searches_settings_of_the_recipe():
     flags = [
         f"--{name}={setting.get('min', setting.get('values', [0])[0])}" for name, setting in sweep["parameters"].items()
     ]
-    assert parse(GPTConfig(), TrainConfig(), flags, "")[1].learning_rate == 0.003
+    assert parse(GPTConfig(), TrainConfig(), flags)[1].learning_rate == 0.003
     assert RECIPE.parents[1] / sweep["program"] == RECIPE and sweep["metric"]["name"] == "val_loss"

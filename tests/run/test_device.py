@@ -23,14 +23,13 @@ def test_accumulation_that_does_not_divide_says_which_counts_do(make_run, monkey
         make_run(gradient_accumulation_steps=4)
 
 
-def test_accelerate_is_asked_for_a_share_and_the_timeout_and_a_device_that_it_overrules_is_an_error(monkeypatch):
+def test_accelerate_is_asked_for_the_timeout_and_a_device_that_it_overrules_is_an_error(monkeypatch):
     asked = {}
     found = SimpleNamespace(num_processes=2, device=torch.device("cpu"), state=PartialState)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(device.atexit, "register", lambda function: None)
     monkeypatch.setattr(device, "Accelerator", lambda **kwargs: asked.update(kwargs) or found)
     device.make_accelerator(TrainConfig(gradient_accumulation_steps=6, timeout=90, device="cpu"))
-    assert asked["gradient_accumulation_plugin"].num_steps == 3
     group, copies = asked["kwargs_handlers"]
     assert group.timeout.total_seconds() == 90 and copies.gradient_as_bucket_view
     with pytest.raises(ValueError, match=r"device=cuda.* cpu"):
