@@ -4,12 +4,14 @@
     python recipes/distill.py --teacher=out/shakespeare_best    # a student of a quarter of its size
 
 Several teachers, separated by commas, are averaged. They must have the student's tokenizer, and at
-least its context. The loss is (1 - WEIGHT) times that of the text plus WEIGHT times the
+least its context. The loss is (1 - weight) times that of the text plus weight times the
 cross-entropy with the teachers' probabilities; evaluations measure only that of the text. Every
 command loads the result as a plain GPT.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,6 @@ from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import settings_parser
 from nanogpt.train import main
 
-WEIGHT = 0.5
 SMALL = GPTConfig.modern(
     block_size=64, n_layer=2, n_head=2, n_embd=96, n_inner=256, tie_embeddings=False
 )
@@ -30,19 +31,10 @@ TRAIN = replace(SHORT, out_dir="out/distill", batch_size=32)
 
 
 class Student(GPT):
-    """A GPT that learns from `teachers` while it trains. They are not part of it and not saved."""
+    """A GPT that also learns from `teach`: probabilities (B, T, V) for tokens (B, T)."""
 
-    teachers: tuple[GPT, ...] = ()
-
-    def __init__(self, config: GPTConfig, ops=None):
-        super().__init__(config, ops)
-        for teacher in self.teachers:
-            c = teacher.config
-            if c.vocab_size != config.vocab_size or c.block_size < config.block_size:
-                raise ValueError(
-                    f"a teacher has {c.vocab_size} tokens and a context of {c.block_size}, the "
-                    f"student {config.vocab_size} and {config.block_size}: train one that fits"
-                )
+    teach: Callable[[torch.Tensor], torch.Tensor]
+    weight = 0.5
 
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None, **options):
         """As in GPT; with targets (B, T) while training, the loss is the mixture."""
@@ -50,11 +42,16 @@ class Student(GPT):
             return super().forward(idx, targets, **options)
         counted = targets != -1  # of N positions
         logits = super().forward(idx)[counted].float()  # (N, V)
-        with torch.no_grad():
-            each = [teacher.to(idx.device)(idx)[counted].float() for teacher in self.teachers]
-            soft = torch.stack([x.softmax(-1) for x in each]).mean(0)  # (N, V)
         text = F.cross_entropy(logits / self.config.train_temperature, targets[counted])
-        return (1 - WEIGHT) * text + WEIGHT * F.cross_entropy(logits, soft)
+        soft = F.cross_entropy(logits, self.teach(idx)[counted])
+        return (1 - self.weight) * text + self.weight * soft
+
+
+@torch.no_grad()
+def mean_probabilities(models: list[GPT], idx: torch.Tensor) -> torch.Tensor:
+    """What models predict after each of the tokens idx (B, T), in the mean: (B, T, V) in fp32."""
+    each = [model.to(idx.device)(idx).float().softmax(-1) for model in models]
+    return torch.stack(each).mean(0)
 
 
 if __name__ == "__main__":
@@ -63,6 +60,7 @@ if __name__ == "__main__":
     given = vars(parser.parse_args())
     teacher = given.pop("teacher")
     with user_errors():
-        Student.teachers = tuple(nanogpt.load(run)[0] for run in teacher.split(","))
+        teachers = [nanogpt.load(run)[0] for run in teacher.split(",")]
+    Student.teach = partial(mean_probabilities, teachers)
     flags = [f"--{name}={value}" for name, value in given.items()]
     main(SMALL, TRAIN, prepare=shakespeare.prepare, argv=flags, make_model=Student)

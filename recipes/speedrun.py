@@ -7,20 +7,27 @@ Rules and records are in docs/speedrun.md. The learning rate follows the clock, 
 uses its whole time on any machine; a faster one takes more steps. At the end the models are
 evaluated again, in fp32, and a row for the table is printed. To try an idea, pass flags or change
 the track.
+
+In the hour, two models of the 15-minute track are trained first. Then a third learns from the text
+and from what they predict for it (Hinton et al. 2015), in the time that is left.
 """
 
 import json
+import math
 import os
 import statistics
+import time
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import shakespeare_best
 import torch
+from distill import Student, mean_probabilities
 
 from data_prep import shakespeare
-from nanogpt.checkpoint import load_configs
+from nanogpt import GPT
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
 from nanogpt.hub.load import load
@@ -39,29 +46,88 @@ LARGE = replace(SMALL, n_layer=5, n_head=5, n_embd=160, n_inner=416, train_tempe
 TRACKS = {
     2: (SMALL, replace(TRAIN, short_block_iters=450, muon_learning_rate=0.014)),
     15: (LARGE, replace(TRAIN, short_block_iters=2000, weight_decay=0.4)),
-    60: (
-        replace(LARGE, train_temperature=0.78),
-        replace(TRAIN, short_block_iters=8000, weight_decay=0.5),
-    ),
+    60: (LARGE, replace(TRAIN, short_block_iters=3500, weight_decay=0.4)),
 }
+TEACHERS = 2  # of the hour, each trained for a quarter of it
+PREFIX = 64  # characters by which a window is found in the text
 
 
-def row(runs: list[Path], minutes: float) -> str:
-    """The row of an entry's runs for the table, or a ValueError that names the rule they break."""
-    losses, seconds = [], []
-    for run in runs:
+class HourStudent(Student):
+    weight = 0.6  # LOG.md
+
+
+class Predictions:
+    """What models predict for a text, computed once: call it for windows (B, T) of the text."""
+
+    def __init__(self, models: list[GPT], tokens: np.ndarray):
+        """For tokens (N,), read in windows that overlap by half."""
+        T, N = models[0].config.block_size, len(tokens)
+        self.soft = torch.empty(N, models[0].config.vocab_size, dtype=torch.float16)
+        starts = np.array([*range(0, N - T, T // 2), N - T])
+        # the last window first: the one before it has more context where they overlap
+        for batch in np.array_split(starts[::-1], math.ceil(len(starts) / 32)):
+            windows = torch.from_numpy(tokens[batch[:, None] + np.arange(T)])
+            for start, soft in zip(batch, mean_probabilities(models, windows), strict=True):
+                self.soft[start : start + T] = soft
+        hashes = hash_prefixes(np.lib.stride_tricks.sliding_window_view(tokens, PREFIX))
+        self.places = np.argsort(hashes)
+        self.hashes = hashes[self.places]
+
+    def __call__(self, idx: torch.Tensor) -> torch.Tensor:
+        """Probabilities (B, T, V) in fp32."""
+        found = np.searchsorted(self.hashes, hash_prefixes(idx.numpy()))
+        starts = torch.from_numpy(self.places[found])
+        return self.soft[starts[:, None] + torch.arange(idx.size(1))].float()
+
+
+def hash_prefixes(windows: np.ndarray) -> np.ndarray:
+    """A hash (B,) of the first PREFIX tokens of windows (B, T)."""
+    hashes = np.zeros(len(windows), dtype=np.uint64)
+    for column in windows.T[:PREFIX]:
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + column.astype(np.uint64)
+    return hashes
+
+
+def train_student(out_dir: str, seed: int, minutes: float, flags: list[str]) -> tuple[Path, float]:
+    """Trains the teachers of a seed and their student; returns its run, and the seconds of all."""
+    model, train = TRACKS[60]
+    seconds, teachers = 0.0, []
+    for number in range(1, TEACHERS + 1):
+        own = {"seed": 10 * seed + number, "out_dir": f"{out_dir}-teacher{number}"}
+        teacher = replace(TRACKS[15][1], train_minutes=minutes / 4, **own)
+        (run,) = main(LARGE, teacher, prepare=shakespeare.prepare, argv=flags)
+        seconds += train_seconds(run)
+        teachers.append(load(run / "last")[0])
+    start = time.perf_counter()
+    text = TokenDataset(DATA, "train", model.block_size).tokens
+    HourStudent.teach = Predictions(teachers, np.array(text, dtype=np.int64))
+    seconds += time.perf_counter() - start
+    left = max(minutes - seconds / 60, 1e-3)
+    student = replace(train, train_minutes=left, seed=seed, out_dir=out_dir)
+    (run,) = main(model, student, argv=flags, make_model=HourStudent)
+    return run, seconds + train_seconds(run)
+
+
+def train_seconds(run: Path) -> float:
+    return json.loads((run / "result.json").read_text())["train_seconds"]
+
+
+def row(runs: dict[Path, float], minutes: float) -> str:
+    """The row of an entry's runs and their seconds, or a ValueError that names the broken rule."""
+    losses = []
+    for run, seconds in runs.items():
         model = load(run / "last")[0]
         val_data = TokenDataset(DATA, "val", model.config.block_size)
         if val_data.token_count != VALIDATION:
             raise ValueError(f"{DATA} is not nanoGPT's split of the original text")
-        seconds.append(json.loads((run / "result.json").read_text())["train_seconds"])
-        if seconds[-1] > 60 * minutes + 1:
-            raise ValueError(f"{run} took {seconds[-1]:.0f} s")
+        if seconds > 60 * minutes + 1:
+            raise ValueError(f"{run} took {seconds:.0f} s")
         losses.append(evaluate(model, val_data, batch_size=16)["val_loss"])
     each = ", ".join(f"{loss:.4f}" for loss in losses)
+    loss, seconds = statistics.median(losses), statistics.median(runs.values())
     return (
-        f"| {date.today()} | **{statistics.median(losses):.4f}** ({each}) | "
-        f"{statistics.median(seconds):.0f} s | {os.cpu_count()} cores, torch {torch.__version__} |"
+        f"| {date.today()} | **{loss:.4f}** ({each}) | {seconds:.0f} s | "
+        f"{os.cpu_count()} cores, torch {torch.__version__} |"
     )
 
 
@@ -71,10 +137,19 @@ if __name__ == "__main__":
     parser.add_argument("--track", type=int, choices=TRACKS, default=2, help=text)
     given = vars(parser.parse_args())
     track = given.pop("track")
-    flags = [f"--{name}={value}" for name, value in given.items()]
-    model, train = TRACKS[track]
-    train = replace(train, train_minutes=float(track), out_dir=f"out/speedrun-{track}")
-    runs = main(model, train, prepare=shakespeare.prepare, argv=flags)
+    minutes = float(given.pop("train_minutes", track))
+    out_dir = given.pop("out_dir", f"out/speedrun-{track}")
+    if track == 60 and "dry_run" not in given:
+        first, count = int(given.pop("seed", 1)), int(given.pop("seeds", 1))
+        flags = [f"--{name}={value}" for name, value in given.items()]
+        seeds = range(first, first + count)
+        runs = dict(train_student(f"{out_dir}-seed{s}", s, minutes, flags) for s in seeds)
+    else:
+        flags = [f"--{name}={value}" for name, value in given.items()]
+        model, train = TRACKS[track]
+        train = replace(train, train_minutes=minutes, out_dir=out_dir)
+        found = main(model, train, prepare=shakespeare.prepare, argv=flags)
+        runs = {run: train_seconds(run) for run in found}
     with user_errors():
         if runs and os.environ.get("RANK", "0") == "0":
-            print(row(runs, load_configs(runs[0])[1].train_minutes))
+            print(row(runs, minutes))

@@ -5,6 +5,10 @@ import re
 
 import pytest
 import speedrun
+import torch
+from helpers import randomize
+
+from nanogpt import GPT, GPTConfig
 
 TINY = "--n_layer=1 --n_head=2 --n_embd=16 --n_inner=32 --train_minutes=0.003 --sample_tokens=0".split()
 
@@ -25,9 +29,42 @@ def test_a_tiny_entry_prints_its_row(prepared, recipe, monkeypatch):
     for seed, loss in zip((1, 2), losses, strict=True):
         recorded = json.loads((prepared / f"out/speedrun-2-seed{seed}/result.json").read_text())
         assert loss == pytest.approx(recorded["val_loss"], abs=2e-3)  # which was in bf16, perhaps
-    runs = [prepared / f"out/speedrun-2-seed{seed}" for seed in (1, 2)]
-    with pytest.raises(ValueError, match=r"took \d+ s"):
+    runs = {prepared / f"out/speedrun-2-seed{seed}": 0.1 for seed in (1, 2)}
+    with pytest.raises(ValueError, match=r"took 0 s"):
         speedrun.row(runs, -1)
     monkeypatch.setattr(speedrun, "VALIDATION", 7)
     with pytest.raises(ValueError, match="not nanoGPT's split"):
         speedrun.row(runs, 0.003)
+
+
+@pytest.mark.nightly  # twenty seconds
+def test_a_tiny_hour_trains_teachers_and_their_student(prepared, recipe):
+    done = recipe("speedrun", "--track=60", *TINY, "--train_minutes=0.3", "--seed=3")
+    assert done.returncode == 0, done.stderr
+    runs = {run.name: json.loads((run / "config.json").read_text()) for run in prepared.glob("out/*")}
+    assert set(runs) == {f"speedrun-60-seed3{end}" for end in ("", "-teacher1", "-teacher2")}
+    assert runs["speedrun-60-seed3"]["class"]["name"] == "HourStudent"
+    assert 0 < runs["speedrun-60-seed3"]["train"]["train_minutes"] < 0.15
+    assert re.search(r"\| \*\*\d\.\d{4}\*\* .* \| \d+ s \|", done.stdout.splitlines()[-1])
+
+
+def test_predictions_are_those_of_the_window_with_the_most_context():
+    torch.manual_seed(0)
+    models = [GPT(GPTConfig(vocab_size=65, block_size=96, n_layer=1, n_head=1, n_embd=16)).eval() for _ in range(2)]
+    for seed, model in enumerate(models):
+        randomize(model, seed)
+    tokens = torch.randint(65, (300,))
+    predictions = speedrun.Predictions(models, tokens.numpy())
+
+    def expected(first: int, start: int, end: int) -> torch.Tensor:
+        """Of the tokens from `start` to `end`, in the window that begins with `first`."""
+        with torch.no_grad():
+            window = tokens[None, first : first + 96]
+            return sum(m(window).softmax(-1) for m in models)[0, start - first : end - first] / 2
+
+    parts = [expected(0, 0, 96), expected(48, 96, 144), expected(96, 144, 192), expected(144, 192, 240)]
+    parts += [expected(192, 240, 288), expected(204, 288, 300)]
+    soft = torch.cat(parts)
+    windows = torch.stack([tokens[start : start + 80] for start in (0, 33, 200)])
+    close = {"atol": 1e-3, "rtol": 1e-2}  # they are kept in half precision
+    torch.testing.assert_close(predictions(windows), torch.stack([soft[s : s + 80] for s in (0, 33, 200)]), **close)
