@@ -300,6 +300,7 @@ class GPT(HasOps, nn.Module):
         if config.vocab_size is None:
             raise ValueError("vocab_size is not set: give the tokenizer's number of tokens")
         self.config = config
+        self.dropout = config.dropout
         V, C = config.padded_vocab_size, config.n_embd
         self.wte = Embedding(V, C)
         self.wpe = Embedding(config.block_size, C) if config.position == "learned" else None
@@ -358,7 +359,7 @@ class GPT(HasOps, nn.Module):
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe(positions)  # (T, C), the same in each sequence
-        x = self.ops.dropout(x, self.config.dropout, self.training)
+        x = self.ops.dropout(x, self.dropout, self.training)
         if self.config.separator is not None and targets is not None and cache is None:
             mask = document_mask(idx, self.config.separator)
         for i, block in enumerate(self.h):

@@ -21,7 +21,7 @@ import nanogpt
 from data_prep import shakespeare
 from nanogpt import GPT, GPTConfig
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import settings_parser
+from nanogpt.run.flags import parse, settings_parser
 from nanogpt.train import main
 
 SMALL = GPTConfig.modern(
@@ -59,8 +59,11 @@ if __name__ == "__main__":
     parser.add_argument("--teacher", default="out/shakespeare_best", help="runs, with commas")
     given = vars(parser.parse_args())
     teacher = given.pop("teacher")
-    with user_errors():
-        teachers = [nanogpt.load(run)[0] for run in teacher.split(",")]
-    Student.teach = partial(mean_probabilities, teachers)
     flags = [f"--{name}={value}" for name, value in given.items()]
+    with user_errors():
+        context = parse(SMALL, TRAIN, flags)[0].block_size
+        teachers = [nanogpt.load(run)[0] for run in teacher.split(",")]
+        if any(model.config.block_size < context for model in teachers):
+            raise ValueError(f"a teacher's context is shorter than block_size={context}")
+    Student.teach = staticmethod(partial(mean_probabilities, teachers))
     main(SMALL, TRAIN, prepare=shakespeare.prepare, argv=flags, make_model=Student)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pretrain
+import torch
 
 from data_prep import python_stdlib
 from nanogpt import TrainConfig, checkpoint
@@ -46,7 +47,10 @@ def fit(compute: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
 def train(depth: int, seeds: int, out_dir: str, flags: list[str]) -> dict:
     """Trains a rung's runs that are not finished; returns their mean loss and the compute."""
     own = [f"--depth={depth}", f"--seeds={seeds}", f"--out_dir={out_dir}/depth-{depth}"]
+    torch.compiler.reset()  # dynamo keeps the graphs of a few sizes only
     runs = pretrain.run([*own, "--resume=auto", *flags])
+    if not runs:
+        raise ValueError("a dry run has no loss: plan a rung by recipes/pretrain.py --dry_run")
     results = [json.loads((run / "result.json").read_text()) for run in runs]
     flops = on_meta(checkpoint.load_configs(runs[0])[0]).flops_per_token()
     loss = float(np.mean([result["val_loss"] for result in results]))

@@ -27,12 +27,12 @@ import torch
 from distill import Student, mean_probabilities
 
 from data_prep import shakespeare
-from nanogpt import GPT
+from nanogpt import GPT, TrainConfig
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
 from nanogpt.hub.load import load
 from nanogpt.run.errors import user_errors
-from nanogpt.run.flags import settings_parser
+from nanogpt.run.flags import parse, settings_parser
 from nanogpt.train import main
 
 DATA = "data/shakespeare_char"
@@ -74,10 +74,13 @@ class Predictions:
         self.hashes = hashes[self.places]
 
     def __call__(self, idx: torch.Tensor) -> torch.Tensor:
-        """Probabilities (B, T, V) in fp32."""
-        found = np.searchsorted(self.hashes, hash_prefixes(idx.numpy()))
+        """Probabilities (B, T, V) in fp32. ValueError if a window is not in the text."""
+        hashes = hash_prefixes(idx.cpu().numpy())
+        found = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
+        if (self.hashes[found] != hashes).any():
+            raise ValueError(f"a window is not in the text, or has less than {PREFIX} tokens")
         starts = torch.from_numpy(self.places[found])
-        return self.soft[starts[:, None] + torch.arange(idx.size(1))].float()
+        return self.soft[starts[:, None] + torch.arange(idx.size(1))].float().to(idx.device)
 
 
 def hash_prefixes(windows: np.ndarray) -> np.ndarray:
@@ -88,24 +91,28 @@ def hash_prefixes(windows: np.ndarray) -> np.ndarray:
     return hashes
 
 
-def train_student(out_dir: str, seed: int, minutes: float, flags: list[str]) -> tuple[Path, float]:
+def train_student(asked: TrainConfig, seed: int, flags: list[str]) -> tuple[Path, float]:
     """Trains the teachers of a seed and their student; returns its run, and the seconds of all."""
-    model, train = TRACKS[60]
-    seconds, teachers = 0.0, []
-    for number in range(1, TEACHERS + 1):
-        own = {"seed": 10 * seed + number, "out_dir": f"{out_dir}-teacher{number}"}
-        teacher = replace(TRACKS[15][1], train_minutes=minutes / 4, **own)
-        (run,) = main(LARGE, teacher, prepare=shakespeare.prepare, argv=flags)
+    out_dir, seconds, teachers = f"{asked.out_dir}-seed{seed}", 0.0, []
+
+    def train_for(minutes: float, seed: int, name: str, track: int, **options) -> Path:
+        nonlocal seconds
+        own = [f"--train_minutes={minutes}", f"--seed={seed}", f"--out_dir={name}", "--seeds=1"]
+        model, train = TRACKS[track]
+        (run,) = main(model, train, prepare=shakespeare.prepare, argv=[*flags, *own], **options)
         seconds += train_seconds(run)
+        return run
+
+    for number in range(1, TEACHERS + 1):
+        name = f"{out_dir}-teacher{number}"
+        run = train_for(asked.train_minutes / 4, 10 * seed + number, name, 15)
         teachers.append(load(run / "last")[0])
     start = time.perf_counter()
-    text = TokenDataset(DATA, "train", model.block_size).tokens
+    text = TokenDataset(DATA, "train", teachers[0].config.block_size).tokens
     HourStudent.teach = Predictions(teachers, np.array(text, dtype=np.int64))
     seconds += time.perf_counter() - start
-    left = max(minutes - seconds / 60, 1e-3)
-    student = replace(train, train_minutes=left, seed=seed, out_dir=out_dir)
-    (run,) = main(model, student, argv=flags, make_model=HourStudent)
-    return run, seconds + train_seconds(run)
+    left = max(asked.train_minutes - seconds / 60, 1e-3)
+    return train_for(left, seed, out_dir, 60, make_model=HourStudent), seconds
 
 
 def train_seconds(run: Path) -> float:
@@ -137,19 +144,20 @@ if __name__ == "__main__":
     parser.add_argument("--track", type=int, choices=TRACKS, default=2, help=text)
     given = vars(parser.parse_args())
     track = given.pop("track")
-    minutes = float(given.pop("train_minutes", track))
-    out_dir = given.pop("out_dir", f"out/speedrun-{track}")
-    if track == 60 and "dry_run" not in given:
-        first, count = int(given.pop("seed", 1)), int(given.pop("seeds", 1))
-        flags = [f"--{name}={value}" for name, value in given.items()]
-        seeds = range(first, first + count)
-        runs = dict(train_student(f"{out_dir}-seed{s}", s, minutes, flags) for s in seeds)
+    flags = [f"--{name}={value}" for name, value in given.items()]
+    model, train = TRACKS[track]
+    train = replace(train, train_minutes=float(track), out_dir=f"out/speedrun-{track}")
+    with user_errors():
+        _, asked, actions, _ = parse(model, train, flags)
+        hour = track == 60 and not actions.dry_run
+        if hour and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError("the hour takes one process")
+    if hour:
+        seeds = range(asked.seed, asked.seed + actions.seeds)
+        runs = dict(train_student(asked, seed, flags) for seed in seeds)
     else:
-        flags = [f"--{name}={value}" for name, value in given.items()]
-        model, train = TRACKS[track]
-        train = replace(train, train_minutes=minutes, out_dir=out_dir)
         found = main(model, train, prepare=shakespeare.prepare, argv=flags)
         runs = {run: train_seconds(run) for run in found}
     with user_errors():
         if runs and os.environ.get("RANK", "0") == "0":
-            print(row(runs, minutes))
+            print(row(runs, asked.train_minutes))

@@ -96,6 +96,8 @@ def one_line_errors(what: str, advice: str):
     try:
         yield
     except Exception as error:  # damaged files and the network raise nearly anything
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOSPC:
+            raise  # which is not the file's fault, nor the network's
         raise ValueError(f"{what} ({first_line(error)}): {advice}") from None
 
 

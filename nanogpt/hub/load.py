@@ -166,13 +166,16 @@ def make_room(model: GPT, meta: dict, config: TrainConfig) -> None:
     model.config = replace(model.config, vocab_size=new)
 
 
-def check_tokenizer(expected, tokenizer, data: str, model: str | Path) -> None:
+def check_tokenizer(expected, tokenizer, data: str, model: str | Path, exact=False) -> None:
     """Raises ValueError unless the tokens of `data` are those of `model`, its tokenizer `expected`.
 
-    Only special tokens may be new, after all of the model's.
+    Unless they must be `exact`, special tokens may be new, after all of the model's.
     """
+    differing = tokenizer.vocabulary.items() ^ expected.vocabulary.items()
     new = tokenizer.vocabulary.items() - expected.vocabulary.items()
-    if not all(token in tokenizer.special and i >= expected.vocab_size for token, i in new):
+    if (exact and differing) or not all(
+        token in tokenizer.special and i >= expected.vocab_size for token, i in new
+    ):
         raise ValueError(
             f"{data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of {model}: "
             "prepare the data with that model's tokenizer"

@@ -89,7 +89,8 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
             console.write_result(parts, state, stop)
         if stop:
             parts.interrupts.ignore()
-            parts.accelerator.wait_for_everyone()
+        parts.accelerator.wait_for_everyone()  # for result.json
+        if stop:
             if stop.code == 1:
                 fail(stop.reason or "the main process could not save", code=1)
             logger.info(stop.reason)

@@ -74,7 +74,8 @@ def prepare(
             make_room(gpt, meta, config)
             model_config = gpt.config
         if its_tokenizer:
-            check_tokenizer(its_tokenizer, tokenizer, config.data, start or config.init_from)
+            its_model = start or config.init_from
+            check_tokenizer(its_tokenizer, tokenizer, config.data, its_model, exact=bool(start))
         if model_config.vocab_size is None:
             model_config = replace(model_config, vocab_size=meta["vocab_size"])
         T, short = model_config.block_size, config.short_block_size

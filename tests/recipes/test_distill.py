@@ -15,7 +15,7 @@ def test_the_loss_is_the_mixture_while_training_and_that_of_the_text_in_evaluati
     student, teachers = distill.Student(CONFIG), [GPT(CONFIG), GPT(CONFIG)]
     for seed, model in enumerate((student, *teachers)):
         randomize(model, seed)
-    teach = partial(distill.mean_probabilities, teachers)
+    teach = staticmethod(partial(distill.mean_probabilities, teachers))
     monkeypatch.setattr(distill.Student, "teach", teach, raising=False)
     x, y = torch.randint(65, (2, 2, 8))
     log_p = student.eval()(x).log_softmax(-1)
