@@ -171,11 +171,9 @@ def check_tokenizer(expected, tokenizer, data: str, model: str | Path, exact=Fal
 
     Unless they must be `exact`, special tokens may be new, after all of the model's.
     """
-    differing = tokenizer.vocabulary.items() ^ expected.vocabulary.items()
     new = tokenizer.vocabulary.items() - expected.vocabulary.items()
-    if (exact and differing) or not all(
-        token in tokenizer.special and i >= expected.vocab_size for token, i in new
-    ):
+    fits = all(token in tokenizer.special and i >= expected.vocab_size for token, i in new)
+    if not fits or (exact and tokenizer.vocabulary != expected.vocabulary):
         raise ValueError(
             f"{data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of {model}: "
             "prepare the data with that model's tokenizer"

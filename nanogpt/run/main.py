@@ -90,9 +90,9 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
         if stop:
             parts.interrupts.ignore()
         parts.accelerator.wait_for_everyone()  # for result.json
+        if stop and stop.code == 1:
+            fail(stop.reason or "the main process could not save", code=1)
         if stop:
-            if stop.code == 1:
-                fail(stop.reason or "the main process could not save", code=1)
             logger.info(stop.reason)
             sys.exit(stop.code)
     if state.step > 0 and parts.accelerator.is_main_process:
