@@ -4,12 +4,13 @@
     python benchmarks/device_report.py --parts tests         # again, a part that was cut short
     python benchmarks/device_report.py --device cpu --tiny   # two minutes, to try it
 
-Writes report.json and report.md, a table for LOG.md, into `--out`. It downloads nothing, and needs
-torch, accelerate, transformers, tiktoken, numpy and pytest. A part that takes too long is ended and
-reported. `tests` is `pytest -m device`; `bench` is `nanogpt bench` of the baby GPT and of GPT-2;
-`nanogpt` is nanoGPT's training step at the same sizes, with the code of a clone (`--nanogpt`) or,
-without one, the same formula in plain torch; `time` trains recipes/shakespeare.py on
-data/shakespeare_char until it reaches nanoGPT's loss on a GPU.
+Writes report.json and report.md, a table for LOG.md, into `--out` after each part, and what failed
+parts printed to errors.txt. It downloads nothing, and needs torch, accelerate, transformers,
+tiktoken, numpy and pytest. A part that takes too long is ended and reported. `tests` is
+`pytest -m device`; `time` trains recipes/shakespeare.py on data/shakespeare_char until it reaches
+nanoGPT's loss on a GPU; `bench` is `nanogpt bench` of the baby GPT and of GPT-2; `nanogpt` is
+nanoGPT's training step at the same sizes, with the code of a clone (`--nanogpt`) or, without one,
+the same formula in plain torch.
 """
 
 import argparse
@@ -28,8 +29,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a plain copy of the repository, not installed
 
 from data_prep import text  # noqa: E402
+from nanogpt.run import metrics  # noqa: E402
 
-PARTS = ("tests", "bench", "nanogpt", "time")
+PARTS = ("tests", "time", "bench", "nanogpt")
 # models of `nanogpt bench`, and sequences: nanoGPT's, and more for a large GPU
 CASES = (("baby", 64), ("gpt2", 12), ("gpt2", 64))
 TINY = (("classic", 2),)
@@ -51,7 +53,7 @@ print(json.dumps(env))
 NANOGPT = """
 import json, statistics, sys, time, torch
 from nanogpt import GPT, GPTConfig
-from nanogpt.extras.bench import MODELS
+from nanogpt.extras.bench import MODELS, STEPS
 from nanogpt.run.device import peak_flops
 from nanogpt.train import synchronize
 folder, name, batch, kind, dtype, rounds = sys.argv[1:]
@@ -72,20 +74,22 @@ x, y = torch.randint(config.vocab_size, (2, int(batch), config.block_size), devi
 half = dtype != "float32"
 autocast = torch.autocast(kind, getattr(torch, dtype) if half else None, enabled=half)
 seconds = []
-for _ in range(3 + int(rounds)):
+for _ in range(1 + int(rounds)):
     synchronize(x.device)
     start = time.perf_counter()
-    with autocast:
-        loss = model(x, y)[1] if folder else model(x, y)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for _ in range(STEPS):  # as many between two waits as `nanogpt bench` takes
+        with autocast:
+            loss = model(x, y)[1] if folder else model(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     synchronize(x.device)
     seconds.append(time.perf_counter() - start)
-median = statistics.median(seconds[3:])
-spread = (max(seconds[3:]) - min(seconds[3:])) / median
-rate = x.numel() / median
+seconds = seconds[1:]  # without the first, which compiles
+median = statistics.median(seconds)
+spread = (max(seconds) - min(seconds)) / median
+rate = STEPS * x.numel() / median
 print(json.dumps({"rate": rate, "spread": spread, "mfu": rate * flops / peak if peak else None}))
 """
 
@@ -97,13 +101,14 @@ class Report:
         self.environment: dict = {"machine": platform.platform()}
         self.tests: list[dict] = []
         self.rows: list[dict] = []
+        self.rounds = 1 if tiny else 5
         self.reached: dict = {}  # of `time_to_loss`
         self.problems: list[str] = []
 
     def run(self, name: str, *command: str, share: float = 1.0) -> str | None:
         """The output of a Python command, which may take a `share` of the time that is left.
 
-        If it fails or takes longer, that is one of the problems; None if it takes longer.
+        If it fails or takes longer, that is one of the problems, and the result is None.
         """
         env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         if self.device != "auto":
@@ -127,6 +132,9 @@ class Report:
         if process.returncode:
             last = (errors.strip() or printed.strip() or "no message").splitlines()[-1]
             self.problems.append(f"{name}: exit code {process.returncode}: {last:.300}")
+            with open(self.out / "errors.txt", "a") as file:
+                file.write(f"{name}\n{printed}\n{errors}\n")
+            return None
         return printed
 
     def look(self) -> None:
@@ -151,19 +159,17 @@ class Report:
             for outcome in case:
                 if outcome.tag in ("failure", "error", "skipped"):
                     row["result"] = "skipped" if outcome.tag == "skipped" else "FAILED"
-                    row["why"] = (outcome.get("message") or "").splitlines()[0][:200]
+                    row["why"] = (outcome.get("message") or "").partition("\n")[0][:200]
             self.tests.append(row)
 
     def bench(self) -> None:
         """`nanogpt bench` of several models, each in an equal share of the time that is left."""
-        cases = TINY if self.tiny else CASES
-        rounds = 1 if self.tiny else 3
-        for model, batch in cases:
-            command = f"-m nanogpt bench --model {model} --batch_size {batch} --rounds {rounds}"
-            command += f" --device {self.device} --json"
+        for model, batch in TINY if self.tiny else CASES:
+            command = f"-m nanogpt bench --model {model} --batch_size {batch}"
+            command += f" --rounds {self.rounds} --device {self.device} --json"
             printed = self.run(f"bench {model} {batch}", *command.split(), share=0.4)
-            if printed and printed.startswith("{"):
-                row = json.loads(printed.splitlines()[-1])
+            if printed:
+                row = json.loads(printed.splitlines()[-1])  # warnings may come before it
                 self.rows.append({"who": "nanogpt", **row, "batch": batch})
 
     def bench_nanogpt(self, folder: Path) -> None:
@@ -175,7 +181,7 @@ class Report:
         clone = str(folder) if (folder / "model.py").is_file() else ""
         ours = {(row["model"], row["batch"]): row for row in self.rows}
         for model, batch in TINY if self.tiny else CASES:
-            sizes = model, str(batch), env["kind"], dtype, "2" if self.tiny else "20"
+            sizes = model, str(batch), env["kind"], dtype, str(self.rounds)
             printed = self.run(f"nanoGPT {model} {batch}", "-c", NANOGPT, clone, *sizes, share=0.4)
             if printed:
                 row = json.loads(printed.splitlines()[-1])
@@ -203,14 +209,27 @@ class Report:
                 flags += " --eval_interval 100"
             start = time.monotonic()
             command = f"recipes/shakespeare.py --data {data} {flags}"
-            if self.run("time to the loss", *command.split()) is None:
-                return
+            self.run("time to the loss", *command.split(), share=0.5)
             wall = time.monotonic() - start
-            metrics = (Path(directory) / "out" / "metrics.jsonl").read_text().splitlines()
-            losses = [line for line in map(json.loads, metrics) if "val_loss" in line]
+            lines = metrics.read(Path(directory) / "out" / metrics.METRICS)  # also if cut short
+            losses = [line for line in lines if "val_loss" in line]
+            if not losses:
+                return
             reached = [line for line in losses if line["val_loss"] <= TARGET]
             best = min(losses, key=lambda line: line["val_loss"])
             self.reached = {"target": TARGET, "first": reached[:1], "best": best, "wall": wall}
+
+    def write(self) -> None:
+        """Writes what is known so far: a report that is killed keeps its finished parts."""
+        found = {
+            "environment": self.environment,
+            "tests": self.tests,
+            "bench": self.rows,
+            "time": self.reached,
+            "problems": self.problems,
+        }
+        (self.out / "report.json").write_text(json.dumps(found, indent=2) + "\n")
+        (self.out / "report.md").write_text(self.table() + "\n")
 
     def table(self) -> str:
         """The report as Markdown."""
@@ -265,15 +284,7 @@ def main() -> int:
     report.look()
     for part in args.parts.split(","):
         do[part]()
-    found = {
-        "environment": report.environment,
-        "tests": report.tests,
-        "bench": report.rows,
-        "time": report.reached,
-        "problems": report.problems,
-    }
-    (args.out / "report.json").write_text(json.dumps(found, indent=2) + "\n")
-    (args.out / "report.md").write_text(report.table() + "\n")
+        report.write()
     print(report.table())
     failed = any(row["result"] == "FAILED" for row in report.tests)
     return 1 if failed or report.problems else 0

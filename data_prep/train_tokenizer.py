@@ -20,7 +20,7 @@ from nanogpt.data.tokenizer import EOT, FILE, Tokenizer
 from nanogpt.run.errors import user_errors, waiting
 from nanogpt.run.parser import within
 
-# bytes of a piece of text without spaces; training takes time proportional to its square
+# bytes of a piece of text without spaces: training takes time proportional to the square of this
 LONGEST = 128
 
 
@@ -50,7 +50,7 @@ if __name__ == "__main__":
     with user_errors("stopped: nothing was written"):
         args = parser.parse_args()
         if any(Path(args.out, name).exists() for name in (FILE, "meta.json", "train.bin")):
-            why = "has a tokenizer or data that need theirs, and nothing is overwritten"
+            why = "already has a tokenizer or data, and nothing is overwritten"
             raise ValueError(f"{args.out} {why}: name another --out")
         with waiting(f"training a tokenizer of {args.vocab_size:,} tokens"):
             tokenizer = train(args.INPUT, args.vocab_size, args.text_column, args.errors)

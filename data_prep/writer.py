@@ -40,7 +40,7 @@ FILES = (FILE, "train.bin", "val.bin", META)  # in the order in which they are c
 
 
 class TokenFile:
-    """A token file that is written, and its entry in meta.json."""
+    """A token file being written, and its entry in meta.json."""
 
     def __init__(self, path: Path, dtype: np.dtype, counts: dict | None = None):
         """With the `counts` of an interrupted run, resumes after those tokens."""
@@ -116,14 +116,15 @@ def writing(out: Path, tokenizer) -> Iterator[Path]:
             tokenizer.save(new)
             yield new
         except BaseException:
-            if not (new / PROGRESS).exists():
-                shutil.rmtree(new)
+            # META is there while `finish` moves the files: the next run writes those that are gone
+            if not (new / PROGRESS).exists() and not (new / META).exists():
+                shutil.rmtree(new, ignore_errors=True)
             raise
 
 
-def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, **more) -> dict:
-    """Completes meta.json, with `more` entries, moves all files into `out`, returns the meta."""
-    new = out / NEW
+def finish(out: Path, files: dict[str, TokenFile], tokenizer, corpus: Corpus, **more) -> dict:
+    """Completes meta.json with `more` entries, moves all files into `out`, returns the metadata."""
+    new, source = out / NEW, " ".join(corpus.inputs)
     for split, file in files.items():
         if (tokens := file.counts["tokens"]) < 2:
             why = f"the text ({source}) is too short"
@@ -144,6 +145,8 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, source: str, **mor
     for name in FILES:
         (new / name).replace(out / name)
     shutil.rmtree(new)
+    if corpus.skipped:
+        corpus.say(f"{corpus.skipped:,} lines or records were left out: they cannot be used")
     return meta
 
 
@@ -186,21 +189,18 @@ def encode(tokenizer, batch: dict[str, list]) -> dict[str, tuple[np.ndarray, int
     return tokens
 
 
-def in_threads(function: Callable, items: Iterable) -> Iterator:
-    """The results of a function in order, from a thread for each core, a few items ahead."""
+def in_threads(function: Callable, items: Iterator) -> Iterator:
+    """The results of a function, in order; one thread per core works a few items ahead."""
     threads = os.cpu_count() or 1
-    pending: deque = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 2 * threads:
-                yield pending.popleft().result()
+        pending = deque(pool.submit(function, item) for item in islice(items, 2 * threads))
         while pending:
+            pending.extend(pool.submit(function, item) for item in islice(items, 1))
             yield pending.popleft().result()
 
 
 def write_corpus(out: Path, corpus: Corpus, tokenizer, val_fraction: float | None) -> dict:
-    """Tokenizes the documents of `corpus`; returns the meta data."""
+    """Tokenizes the documents of `corpus`; returns the metadata."""
     split = Split(corpus, val_fraction)
     with writing(out, tokenizer) as new:
         progress = new / PROGRESS
@@ -225,7 +225,4 @@ def write_corpus(out: Path, corpus: Corpus, tokenizer, val_fraction: float | Non
                     state["splits"] = {name: file.counts for name, file in files.items()}
                     write_json(progress, state)
                     recorded = time.monotonic()
-        meta = finish(out, files, tokenizer, " ".join(corpus.inputs))
-    if corpus.skipped:
-        corpus.say(f"{corpus.skipped:,} lines or records that could not be read were left out")
-    return meta
+        return finish(out, files, tokenizer, corpus)

@@ -297,10 +297,8 @@ def read_state(checkpoint: Path) -> State:
     """The state in a checkpoint. Raises ValueError if a value has the wrong type."""
     stored = read_json(checkpoint / STATE)
     known = State.__dataclass_fields__.keys() & stored.keys()
-    try:
+    with one_line_errors(f"{checkpoint / STATE} is damaged", "use another checkpoint"):
         return State(**{name: stored[name] for name in known})
-    except ValueError as error:
-        raise ValueError(f"{checkpoint / STATE} is damaged: {error}") from None
 
 
 def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> None:

@@ -1,7 +1,7 @@
 """Settings of a run: dataclass defaults < the recipe < the command line.
 
 Every field of `GPTConfig` and `TrainConfig` is a flag of the same name, `--max_iters 500` or
-`--max_iters=500`. Its help text is the comment behind the field. Its type has the choices
+`--max_iters=500`. Its help text is the comment after the field. Its type gives the choices
 or limits: `Annotated[int, 1, 1000]` is an integer from 1 to 1000. --help lists the fields after
 KW_ONLY as advanced. An unknown flag or a value that is not allowed is an error, never ignored.
 """
@@ -26,11 +26,11 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Switch = Literal["auto", "true", "false"]
 
-# Four readers of recorded settings skip some fields; `ignored_by` names those that skip a field:
-# - resume, whose note lists the settings that differ from the checkpoint's
-# - compare, which lists the settings that differ between runs (`nanogpt compare`)
-# - card, a model card, which lists the settings
-# - config, which repeats the settings of a run (`--config`)
+# Recorded settings have four readers, each of which skips some fields (`ignored_by`):
+# - resume: a note lists the settings that differ from the checkpoint's
+# - compare: `nanogpt compare` lists the settings that differ between runs
+# - card: a model card lists the settings
+# - config: `--config` repeats the settings of a run
 
 
 def setting(default: Any, *ignored_by: str) -> Any:
@@ -39,7 +39,7 @@ def setting(default: Any, *ignored_by: str) -> Any:
 
 
 def resumable(default: Any, *ignored_by: str) -> Any:
-    """A field that a resumed run may change; other notes report the effects."""
+    """A field that a resumed run may change without a note; other notes report the effects."""
     return setting(default, "resume", *ignored_by)
 
 
@@ -57,50 +57,50 @@ def local(default: Any) -> Any:
 class TrainConfig:
     out_dir: str = local("out/run")  # the run's directory: config.json, metrics.jsonl, checkpoints
     data: str = resumable("data/shakespeare_char", "card")  # directory, URL or mixture: a:0.7,b:0.3
-    max_iters: Natural = resumable(5000)  # optimizer steps; 0 only evaluates
+    max_iters: Natural = resumable(5000)  # optimizer steps; 0: only evaluate
     resume: str = local("none")  # none | auto (last, if any) | last | best | a checkpoint
     init_from: str = resumable("scratch")  # scratch | to fine-tune: a run, directory or Hub model
     seed: Annotated[int, 0, 2**63 - 1] = setting(1337, "compare")  # for weights, batches, dropout
     batch_size: Positive = 12  # sequences in a micro-batch
     gradient_accumulation_steps: Positive = 1  # micro-batches per step, over all processes
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for matrices, AdamW for the rest
-    learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # AdamW's peak rate (muon: not the blocks')
+    learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # AdamW's peak rate; see muon_learning_rate
     muon_learning_rate: LR = 0.02  # Muon's peak rate for the blocks' matrices; same schedule
-    weight_decay: Annotated[float, 0, 100] = 0.1  # on matrices and embeddings (muon: matrices)
+    weight_decay: Annotated[float, 0, 100] = 0.1  # on matrices and embeddings (muon: only matrices)
     eval_interval: Steps = incidental(250)  # steps between evaluations and checkpoints
     report_to: str = local("none")  # none | trackio | wandb | tensorboard, or several with commas
     device: Device = resumable("auto", "card")  # auto: the launcher's choice
-    precision: Precision = resumable("auto")  # auto: the launcher's, else bf16 if supported
+    precision: Precision = resumable("auto")  # auto: the launcher's, else the device's fastest
     threads: Threads = incidental(0)  # CPU threads per process; 0: OMP_NUM_THREADS or its share
-    time_limit: Minutes = incidental(0)  # wall-clock minutes until the run saves and ends; 0: off
+    time_limit: Minutes = incidental(0)  # save and end before this many wall-clock minutes; 0: off
     _: KW_ONLY  # the advanced ones
     # optimizer
     muon_momentum: Beta = 0.95  # Muon's Nesterov momentum
     beta1: Beta = 0.9  # AdamW's decay rate for the mean
     beta2: Beta = 0.95  # AdamW's decay rate for the square; 0.99 if a step has few tokens
-    grad_clip: Annotated[float, 0, 1e9] = 1.0  # largest norm of the gradient; 0: no clipping
+    grad_clip: Annotated[float, 0, 1e9] = 1.0  # largest gradient norm; 0: no clipping
     lora_rank: Natural = 0  # with init_from: train adapters of this rank, not the weights; 0: off
     # learning rate
     lr_schedule: Schedule = "cosine"  # wsd: constant, then a linear decay
     warmup_iters: Natural = 100  # steps of linear warm-up
     lr_decay_iters: LastStep = resumable(None)  # step at which min_lr is reached; none: max_iters
     train_minutes: Minutes = 0  # train for this long instead of max_iters, decay included; 0: off
-    min_lr: LR = 1e-4  # learning rate at the end (nanoGPT: a tenth of the peak)
+    min_lr: LR = 1e-4  # final learning rate (nanoGPT: a tenth of the peak)
     decay_fraction: Fraction = 0.4  # wsd: fraction of lr_decay_iters spent decaying
     # context
-    short_block_iters: Natural = 0  # number of first steps with a short context, which are faster
-    short_block_size: Positive = 64  # their context in tokens; divides block_size
+    short_block_iters: Natural = 0  # how many of the first steps use a short context, to save time
+    short_block_size: Positive = 64  # the short context in tokens; must divide block_size
     # evaluation, logging, checkpoints
     eval_iters: Natural = resumable(0, "compare")  # random batches per evaluation; 0: whole split
     log_interval: Steps = incidental(10)  # steps between lines of metrics.jsonl
-    always_save_checkpoint: bool = incidental(True)  # at each evaluation; false: only the best
+    always_save_checkpoint: bool = incidental(True)  # save at each evaluation; false: only the best
     keep_checkpoints: Natural = incidental(2)  # newest checkpoints to keep besides the best; 0: all
     sample_tokens: Natural = incidental(100)  # tokens per sample in samples.jsonl; 0: no samples
-    require_exportable: bool = incidental(False)  # refuse a model with no class in transformers
+    require_exportable: bool = incidental(False)  # refuse models that transformers cannot load
     push_to_hub: str | None = local(None)  # USER/NAME: push the best at the end; public if new
     # the machine
     compile: Switch = resumable("auto", "card")  # torch.compile; auto: if it saves time
-    deterministic: bool = resumable(False)  # bit-identical repeats on one machine; slower on GPUs
+    deterministic: bool = resumable(False)  # bit-identical runs on one machine; slower on GPUs
     timeout: Seconds = incidental(600)  # seconds to wait for another process before the run ends
 
     def __post_init__(self):

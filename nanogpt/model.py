@@ -9,9 +9,9 @@ Each field of `GPTConfig` can be set on its own; the families are two points in 
     >>> idx = torch.zeros(1, 8, dtype=torch.long)
     >>> loss = gpt2(idx, targets=idx)
 
-Begin with `GPT.forward`: embeddings, the blocks, then the logits or the loss. A `Block` adds the
+Start with `GPT.forward`: embeddings, the blocks, then the logits or the loss. A `Block` adds the
 outputs of `CausalSelfAttention` and `MLP` to its input. Sampling passes a `cache`
-(nanogpt/cache.py) through all of them. Weights are named as in nanoGPT
+(nanogpt/sample.py) through all of them. Weights are named as in nanoGPT
 (`h.0.attn.c_attn.weight`, …) and stored as torch's Linear stores them: (out, in).
 
 Dimension letters: B batch, T time, C channels (n_embd), H heads, K key-value heads, D head size,
@@ -71,7 +71,7 @@ class GPTConfig:
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
         if self.position == "rope" and self.head_size % 2:
-            raise ValueError(f"RoPE needs a head size that is even; it is {self.head_size}")
+            raise ValueError(f"RoPE needs an even head size; it is {self.head_size}")
 
     @classmethod
     def modern(cls, **settings) -> "GPTConfig":
@@ -141,13 +141,13 @@ def single_query_attention(q, k, v, mask=None) -> torch.Tensor:
 
 
 def cross_entropy(x, weight, bias, targets, reduction="mean", linear=F.linear) -> torch.Tensor:
-    """Cross-entropy of x @ weight.T + bias, with x (B, T, C), at targets (B, T); ignores -1."""
+    """Cross-entropy of x @ weight.T + bias, for x (B, T, C) and targets (B, T); ignores -1."""
     logits = linear(x, weight, bias).flatten(0, 1)  # (B T, V)
     return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction=reduction)
 
 
 class Ops(NamedTuple):
-    """The operators of a model, as functions of the same signature as these defaults."""
+    """The operators of a model: functions with the signatures of these defaults."""
 
     linear: Callable = F.linear
     embedding: Callable = F.embedding
@@ -159,7 +159,7 @@ class Ops(NamedTuple):
 
 
 class HasOps:
-    ops = Ops()  # `GPT.use` gives all modules others
+    ops = Ops()  # `GPT.use` replaces it in all modules
 
 
 class Linear(HasOps, nn.Linear):
@@ -207,9 +207,9 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 
 
 def document_mask(idx: torch.Tensor, separator: int) -> torch.Tensor:
-    """For tokens idx (B, T) of several documents: what each position may attend to (B, 1, T, T).
+    """The mask (B, 1, T, T) of what each of the tokens idx (B, T) may attend to.
 
-    These are the positions up to its own, from the last `separator` on, which begins a document.
+    That is its own document, up to itself. Each `separator` begins a document.
     """
     document = (idx == separator).cumsum(dim=1)  # (B, T)
     same = document[:, :, None] == document[:, None, :]
@@ -233,7 +233,7 @@ class CausalSelfAttention(HasOps, nn.Module):
     def forward(self, x: torch.Tensor, rope=None, cache=None, mask=None) -> torch.Tensor:
         """x (B, T, C) to (B, T, C): each position attends to itself and to those before it.
 
-        `rope` is the result of `rope_tables`. `cache` is this layer's: it holds the earlier
+        `rope` is the result of `rope_tables`. `cache` is this layer's; it holds the earlier
         positions, and these are added. `mask` is that of `document_mask` or of the cache.
         """
         B, T, _ = x.shape
@@ -306,7 +306,7 @@ class GPT(HasOps, nn.Module):
         self.wpe = Embedding(config.block_size, C) if config.position == "learned" else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = norm_layer(config)
-        # if tied there is no second parameter, which loading or sharding could untie
+        # if tied, there is no second parameter that loading or sharding could untie
         self.lm_head = None if config.tie_embeddings else Linear(C, V, bias=False)
         self.apply(self._init_weights)
         if ops is not None:

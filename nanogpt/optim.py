@@ -86,12 +86,13 @@ def make_optimizers(
 def update(optimizers: list[torch.optim.Optimizer], not_finite: torch.Tensor) -> None:
     """Steps every optimizer, or none if `not_finite` is 1.0. Gradients are cleared either way.
 
-    Muon and torch's fused optimizers read the flag on the device. Others, and fused ones on MPS,
-    ignore it, so for them the host waits for the flag.
+    On an accelerator Muon and torch's fused optimizers read the flag on the device. Others, and
+    fused ones on MPS, ignore it, so the host waits for it. A CPU has nothing to wait for.
     """
+    kind = not_finite.device.type
     for optimizer in optimizers:
-        fused = optimizer.defaults.get("fused") and not_finite.device.type != "mps"
-        if isinstance(optimizer, Muon) or fused:
+        fused = optimizer.defaults.get("fused") and kind != "mps"
+        if kind != "cpu" and (fused or isinstance(optimizer, Muon)):
             optimizer.found_inf = not_finite  # type: ignore[attr-defined]
             optimizer.step()
         elif not_finite == 0:  # waits for the device
@@ -129,12 +130,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         """Updates all matrices that have a gradient; may overwrite it. `closure` is ignored."""
-        skip = self.found_inf
-        if skip is not None and skip.device.type == "cpu":
-            if skip:  # on all processes, or on none
-                return
-            skip = None
-
+        skip = self.found_inf  # `update` sets it on accelerators only
         for group in self.param_groups:
             lr = group["lr"] if skip is None else group["lr"] * (1 - skip)
             every_rows = group["rows"] or [None] * len(group["params"])

@@ -4,7 +4,8 @@ A recipe calls `main(MODEL, TRAIN, prepare=…)`. What a step computes depends o
 and the step number: its batches, its dropout and its learning rate are pure functions of them (with
 `train_minutes` the rate follows the clock). A run that is interrupted and resumed is therefore
 identical to one that never stopped (on a GPU with `deterministic`). The number of processes changes
-only how sums are rounded: `gradient_accumulation_steps` counts the micro-batches of all of them.
+only how sums are rounded (and, on GPUs, which masks compiled dropout draws):
+`gradient_accumulation_steps` counts the micro-batches of all of them.
 `recipes/minimal.py` is the same training without the safeguards; `Parts`, at the end, is what a run
 consists of.
 """
@@ -178,7 +179,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     is_best = state.best_step == state.step
     if worth_saving and (is_best or done(config, state) or config.always_save_checkpoint):
         save(config, parts, state)
-        if is_best and parts.peers.largest(parts.save_error is not None)[0]:
+        if is_best and parts.peers.all_max(parts.save_error is not None)[0]:
             state.best_val_loss, state.best_step = best_before  # only a saved step can be the best
     if config.sample_tokens and not parts.sharded and math.isfinite(loss):
         start = sample_start(parts)
@@ -355,7 +356,7 @@ def pause(config: TrainConfig, parts: Parts, state: State) -> None:
         state.train_seconds += time.perf_counter() - parts.timed_since
     parts.timed_since = None
     if config.train_minutes:
-        state.train_seconds = parts.peers.largest(round(1e6 * state.train_seconds))[0] / 1e6
+        state.train_seconds = parts.peers.all_max(round(1e6 * state.train_seconds))[0] / 1e6
 
 
 def synchronize(device: torch.device) -> None:

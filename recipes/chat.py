@@ -3,8 +3,8 @@
     python recipes/chat.py  # validation loss 0.02
     nanogpt chat out/chat
 
-The made-up conversations of data_prep/chat_tasks.py need no network. docs/chat.md says what it
-answers right, and fine-tunes a model on conversations of your own.
+The made-up conversations of data_prep/chat_tasks.py need no network. docs/chat.md has the share of
+right answers, and fine-tunes a model on your own conversations.
 """
 
 from dataclasses import replace

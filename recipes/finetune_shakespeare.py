@@ -1,14 +1,14 @@
-"""Fine-tunes GPT-2 on tiny Shakespeare in its own byte-pair encoding.
+"""Fine-tunes GPT-2 on tiny Shakespeare, in GPT-2's byte-pair encoding.
 
     python recipes/finetune_shakespeare.py
     python recipes/finetune_shakespeare.py --init_from=gpt2-medium --out_dir=out/medium
 
 The weights come from the Hub (548 MB for gpt2) or from a directory that --init_from names, and the
-data must be prepared with their tokenizer (recipes/README.md does so for SmolLM2). Of the model's
-settings only block_size, dropout, separator, train_temperature and gradient_checkpointing count
-here: the rest is the checkpoint's, and a flag that contradicts it is an error. GPT-2 has not been
-measured yet. Without a network, the model that recipes/own_text.py trains in 200 steps improves
-slightly, from 1.60:
+data must be prepared with their tokenizer (recipes/README.md shows this for SmolLM2). Of the
+model's settings only block_size, dropout, separator, train_temperature and gradient_checkpointing
+count here; the others are the checkpoint's, and a flag that contradicts them is an error. GPT-2 has
+not been measured yet. Without a network, you can fine-tune the model that recipes/own_text.py
+trains in 200 steps; its loss falls slightly, from 1.60:
 
     python recipes/finetune_shakespeare.py --init_from=out/own_text \\
         --data=data/shakespeare_char --block_size=128 --dropout=0 --learning_rate=1e-3 \\

@@ -4,10 +4,10 @@
     accelerate launch --config_file accelerate_configs/ddp.yaml recipes/gpt2.py   # eight GPUs
     python recipes/gpt2.py            # one GPU, the same steps
 
-A step has 480 sequences of 1,024 tokens, whatever the number of GPUs; 600,000 steps are 295 billion
-tokens. nanoGPT reports a validation loss of about 2.85 after some four days on eight A100 40GB; the
-run was not repeated here. The larger sizes, with the learning rates of GPT-3 (Brown et al. 2020,
-table 2.1), may need --gradient_checkpointing=True or accelerate_configs/fsdp2.yaml:
+A step has 480 sequences of 1,024 tokens on any number of GPUs; 600,000 steps are 295 billion
+tokens. nanoGPT reports a validation loss of about 2.85 after about four days on eight A100 40GB;
+the run has not been repeated here. The larger sizes, with the learning rates of GPT-3 (Brown et al.
+2020, table 2.1), may need --gradient_checkpointing=True or accelerate_configs/fsdp2.yaml:
 
     medium  --n_layer=24 --n_head=16 --n_embd=1024 --learning_rate=3e-4 --min_lr=3e-5
     large   --n_layer=36 --n_head=20 --n_embd=1280 --learning_rate=2.5e-4 --min_lr=2.5e-5

@@ -1,13 +1,14 @@
-"""Reinforcement learning with TRL: a chat model learns to add from rewards for right digits.
+"""Reinforcement learning with TRL: a chat model learns to add from rewards for correct digits.
 
     pip install -e '.[trl]' -c constraints.txt
     python recipes/chat.py
     nanogpt export out/chat --to exports/chat
     python recipes/grpo.py exports/chat --to exports/grpo
 
-GRPO (Shao et al. 2024) samples several answers to each question, and makes those likelier that earn
-more than the mean of their group. Of the questions that validate the chat model, which are never
-asked here, it answers 85 % of the sums after ten minutes on two CPU cores, not 41 % (docs/trl.md).
+GRPO (Shao et al. 2024) samples several answers to each question, and makes those more likely that
+earn more than the mean of their group. It does not ask the questions that are held out to validate
+the chat model. Ten minutes on two CPU cores took a chat model of 600 steps from 41% to 85% correct
+answers to held-out sums (docs/trl.md).
 """
 
 import random
@@ -19,11 +20,11 @@ from data_prep import chat_tasks
 from nanogpt.run.errors import user_errors
 
 PROMPTS, ANSWERS = 32, 16  # different questions in a step, and answers to each
-DIGITS = 5  # most tokens of an answer: three digits and the end of the message
+DIGITS = 5  # the longest answer in tokens; a correct one has three digits and an end at most
 
 
 def ask(data: Path | str, count: int, seed: int = 1) -> list[dict]:
-    """Prompts that ask for sums which are not held out; `answer` is the right one."""
+    """Prompts for sums that are not held out; `answer` is the correct one."""
     held_out = {m["content"] for messages in chat_tasks.held_out(data) for m in messages}
     rng = random.Random(seed)
     rows: list[dict] = []
@@ -35,7 +36,7 @@ def ask(data: Path | str, count: int, seed: int = 1) -> list[dict]:
 
 
 def reward(completions: list[list[dict]], answer: list[str], **columns) -> list[float]:
-    """The share of right digits in each completion; 0 if their number is wrong."""
+    """The share of correct digits in each completion; 0 if it has too many or too few."""
     rewards = []
     for completion, right in zip(completions, answer, strict=True):
         said = completion[0]["content"]
@@ -45,7 +46,7 @@ def reward(completions: list[list[dict]], answer: list[str], **columns) -> list[
 
 
 def train(model: str, to: str, data: str, steps: int, learning_rate: float = 3e-4) -> None:
-    """Trains an export `model` and writes the result, which transformers loads, to `to`."""
+    """Trains an export `model`, and writes the result to `to`, where transformers can load it."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -74,10 +75,10 @@ def train(model: str, to: str, data: str, steps: int, learning_rate: float = 3e-
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(description="Trains a chat model by GRPO, to add.")
+    parser = ArgumentParser(description="Trains a chat model to add, with GRPO.")
     parser.add_argument("model", help="an export of a chat model")
     parser.add_argument("--to", required=True, metavar="DIR", help="where the result is written")
-    parser.add_argument("--data", default="data/chat_tasks", metavar="DIR", help="its data")
+    parser.add_argument("--data", default="data/chat_tasks", metavar="DIR", help="the model's data")
     parser.add_argument("--steps", type=int, default=500, help="default: 500")
     args = parser.parse_args()
     with user_errors("stopped"):

@@ -2,8 +2,8 @@
 
     python recipes/minimal.py
 
-It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding, without
-checkpoints, command line, metrics, or protection against anything that can go wrong.
+It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding, but
+without checkpoints, a command line, metrics, or protection against anything that can go wrong.
 """
 
 from dataclasses import replace

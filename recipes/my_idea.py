@@ -1,4 +1,4 @@
-"""A template for an idea of your own: a changed block, and a changed loss, in the main run.
+"""A template for your own idea: recipes/shakespeare.py with a different block and a different loss.
 
     python recipes/my_idea.py --max_iters=400 --seeds=3 --out_dir=out/idea
     python recipes/shakespeare.py --max_iters=400 --seeds=3 --out_dir=out/base
@@ -6,7 +6,7 @@
     nanogpt sample out/idea-seed1337 --trust_recipe recipes/my_idea.py
 
 The two changes here are known ones: an MLP with squared ReLU (So et al. 2021) in place of SwiGLU,
-and a z-loss (Chowdhery et al. 2022), which keeps the logits small. Replace them by yours. To
+and a z-loss (Chowdhery et al. 2022), which keeps the logits small. Replace them with yours. To
 pretrain with them: `pretrain.run(make_model=Idea)`.
 """
 
@@ -33,14 +33,14 @@ class SquaredReLU(MLP):
 class Idea(GPT):
     def __init__(self, config: GPTConfig, ops=None):
         super().__init__(config, ops)
-        # not three as SwiGLU, with as many parameters
+        # as many parameters as the three matrices of SwiGLU
         two_matrices = replace(config, mlp="gelu", n_inner=config.inner * 3 // 2)
         for block in self.h:
             block.mlp = SquaredReLU(two_matrices)
         self.apply(self._init_weights)
 
     def loss(self, x: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
-        """As GPT's of the final states x (B, T, C); an evaluation measures only that."""
+        """GPT's loss of the final states x (B, T, C), and while training the z-loss, too."""
         loss = super().loss(x, targets, reduction)
         if not self.training:
             return loss

@@ -1,12 +1,12 @@
-"""A model for a text of your own, sized to the text and to the machine.
+"""A model for your own text, sized to the text and to the machine.
 
     python -m data_prep.text my_notes/ --out data/mine
     python recipes/own_text.py --data data/mine
 
-It chooses the depth, and recipes/pretrain.py derives the rest: 2 to 12 layers (without a GPU 4),
-and no more parameters than the text has tokens. The model sees 20 tokens for each parameter
-(Hoffmann et al. 2022), but four epochs at most, after which repetition gains little (Muennighoff et
-al. 2023), and without a GPU four million tokens at most. A flag overrides any of this. On a CPU:
+It chooses the depth, and recipes/pretrain.py derives the rest: 2 to 12 layers (at most 4 without a
+GPU), and no more parameters than the text has tokens. The model sees 20 tokens per parameter
+(Hoffmann et al. 2022), but at most four epochs, after which repetition gains little (Muennighoff et
+al. 2023), and at most four million tokens without a GPU. A flag overrides any of this. On a CPU:
 
     python recipes/own_text.py --data=data/shakespeare_char --max_iters=200  # validation loss 1.60
 """
@@ -27,7 +27,7 @@ WITHOUT_GPU = 4e6  # tokens: minutes
 
 
 def size(tokens: int, vocab_size: int, gib: float) -> tuple[GPTConfig, TrainConfig, str]:
-    """Model, settings and a note for that many training tokens, on a GPU with `gib` GiB, or 0."""
+    """Model, settings and a note for so many training tokens, on a GPU with `gib` GiB (0: none)."""
     deepest, aspect_ratio, room, most = 4, 32, tokens, WITHOUT_GPU
     if gib >= 4:
         # weights, gradients and moments, 16 bytes for each parameter, take a tenth of the memory
@@ -51,5 +51,4 @@ if __name__ == "__main__":
         asked = parse(model, train)[1]
         vocab_size, tokens = measure(asked.data)
         model, train, note = size(tokens, vocab_size, gpu_gib(asked.device))
-        train.data = asked.data
     main(model, train, note=note)

@@ -49,12 +49,12 @@ def training(
     """The training of a model with its vocabulary, on a GPU with `gib` GiB, or 0 without one.
 
     - tokens: 20 for each parameter, embeddings included (Hoffmann et al. 2022)
-    - batch: 0.292 C^0.3271 tokens for C operations in all (DeepSeek LLM 2024, equation 1), as
-      sequences in `rounded` numbers; micro-batches do not change the step
+    - batch: 0.292 C^0.3271 tokens for C operations in all (DeepSeek LLM 2024, equation 1), in
+      sequences, whose number is `rounded`; dividing it into micro-batches does not change a step
     - Muon for the blocks' matrices: 0.02 at any width, because its updates change outputs by the
       same amount at any width (Jordan 2024); less momentum in short runs, which forget their
       beginning sooner (LOG.md: 0.85 in 200 steps, 0.9 in 600)
-    - AdamW for the rest: 0.01 at 128 channels (LOG.md), falling with the root of the width
+    - AdamW for the rest: 0.01 at 128 channels (LOG.md), falling with the square root of the width
     - schedule: linear to zero (Bergsma et al. 2025), without warm-up (LOG.md)
     """
     gpt = on_meta(model)
@@ -85,19 +85,19 @@ def training(
 
 
 def rounded(sequences: float) -> int:
-    """The nearest of 4, 5, 6 and 7 times a power of two, which most numbers of GPUs can share."""
+    """Rounds to 4, 5, 6 or 7 times a power of two, which most numbers of GPUs can share evenly."""
     unit = 2 ** max(0, math.floor(math.log2(sequences / 4)))
     return max(4, round(sequences / unit) * unit)
 
 
 def measure(data: str) -> tuple[int, int]:
-    """(vocabulary, training tokens) of a data directory or a mixture, or a ValueError."""
+    """The vocabulary size and training tokens of a data directory or a mixture, or a ValueError."""
     metas = [read_meta(directory) for directory in read_shares(data)]
     return metas[0]["vocab_size"], sum(meta["splits"]["train"]["tokens"] for meta in metas)
 
 
 def read_flags(parser: OneLineParser, aspect_ratio: int, argv=None) -> tuple[Namespace, list[str]]:
-    """The command line, read by a recipe's parser with three more flags; and the other flags."""
+    """Parses the command line with three more flags; returns all values, and the other flags."""
     dials = {
         "depth": (within(int, 1, 64), DEPTH, "layers; everything else follows from it"),
         "aspect_ratio": (within(int, 2, 1024), aspect_ratio, "channels per layer"),
@@ -111,7 +111,7 @@ def read_flags(parser: OneLineParser, aspect_ratio: int, argv=None) -> tuple[Nam
 
 
 def run(argv: list[str] | None = None, **options) -> list:
-    """Reads the command line and trains, or plans; options and result as `nanogpt.train.main`."""
+    """Reads the command line, then trains or plans. Options and result as in `train.main`."""
     shown = training(replace(shape(DEPTH), vocab_size=VOCABULARY))
     given, flags = read_flags(settings_parser(shape(DEPTH), shown), ASPECT_RATIO, argv)
     with user_errors():
@@ -119,7 +119,6 @@ def run(argv: list[str] | None = None, **options) -> list:
         model, asked, *_ = parse(base, TrainConfig(data=DATA), flags)
         model.vocab_size = model.vocab_size or measure(asked.data)[0]
         train = training(model, given.tokens_per_parameter, gpu_gib(asked.device))
-        train.data = asked.data
     return main(base, train, argv=flags, **options)
 
 

@@ -1,10 +1,10 @@
-"""BPE model on Python's standard library and manual: larger than Shakespeare, without a network.
+"""A BPE model on Python's standard library and manual: more text, and no network needed.
 
     python recipes/python_stdlib.py
 
-5.9 million parameters, a byte-pair encoding of 4096 tokens, 2.8 epochs of 9.6 MB: after 1,800
-steps, 19 minutes on two cores of a CPU that computes in bf16, a validation loss of 2.7578, 1.119
-bits per byte. The curve, and how the settings were found, are in LOG.md. A smaller model:
+5.9 million parameters, a byte-pair encoding of 4096 tokens, 2.8 epochs of 9.6 MB. After 1,800 steps
+(19 minutes on two cores of a CPU that computes in bf16) the validation loss is 2.7578, or 1.119
+bits per byte. LOG.md has the curve, and how the settings were found. A smaller model:
 
     python recipes/python_stdlib.py --n_layer=2 --n_head=2 --n_embd=64 --block_size=64 \\
         --max_iters=100 --out_dir=out/python_small  # validation loss 5.48

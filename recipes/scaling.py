@@ -1,18 +1,19 @@
-"""Scaling law: trains small models of several sizes, fits a law, and predicts a larger one.
+"""Scaling law: trains small models of several sizes, and predicts the loss of a larger one.
 
     python recipes/scaling.py            # writes out/scaling/scaling.json
-    python recipes/scaling.py --check    # then trains the larger model, and compares
+    python recipes/scaling.py --check    # also trains the larger model, and compares
 
-Each size, a rung, is a model of recipes/pretrain.py, with 20 tokens per parameter and one context,
-because the loss depends on it. Seeds differ by up to 1 %. Therefore each rung but the last is the
-mean of three (--seeds). A finished run is reused, an interrupted one resumes. Other flags go to
-every run, such as --data, or --aspect_ratio=64 on a GPU. The text is Python's standard library by
-bytes.
+Each size (a rung) is a model of recipes/pretrain.py. All have 20 tokens per parameter and the same
+context, because the loss depends on both. Seeds differ by up to 1%, so each rung but the last is
+the mean of three (--seeds). A finished run is reused, and an interrupted one resumes. Other flags
+go to every run, such as --data, or --aspect_ratio=64 on a GPU. The text is Python's standard
+library, tokenized by bytes.
 
 The law is L(C) = E + A C^-alpha with an irreducible loss E (Hoffmann et al. 2022). Three rungs do
-not determine E, so it is 0 for them: the power law of Kaplan et al. (2020). Trust it little: for
-four times the compute of the last rung the ladders in LOG.md missed the loss by 1.1 % to 4 %, and
-it says nothing about runs that read their text more than four times (Muennighoff et al. 2023).
+not determine E, so with three it is 0: the power law of Kaplan et al. (2020). Do not trust it too
+far: for four times the compute of the last rung, the ladders in LOG.md missed the loss by 0.3% to
+4.3%, and it says nothing about runs that read their text more than four times (Muennighoff et al.
+2023).
 """
 
 import json
@@ -33,9 +34,9 @@ DEPTHS, ASPECT_RATIO, CONTEXT = "2,3,4,5", 12, 128  # for a CPU
 
 
 def fit(compute: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
-    """(E, A, alpha) with the least squares of relative errors, over a grid of E.
+    """(E, A, alpha) that minimize the squared relative errors, with E from a grid.
 
-    For each E, A and alpha are a straight line through the logarithms.
+    For each E, a straight line through the logarithms gives A and alpha.
     """
     floors = np.linspace(0, 0.999 * losses.min(), 10_000 if len(losses) > 3 else 1)
     slopes, intercepts = np.polyfit(np.log(compute), np.log(losses[:, None] - floors), 1)
@@ -50,7 +51,7 @@ def train(depth: int, seeds: int, out_dir: str, flags: list[str]) -> dict:
     torch.compiler.reset()  # dynamo keeps the graphs of a few sizes only
     runs = pretrain.run([*own, "--resume=auto", *flags])
     if not runs:
-        raise ValueError("a dry run has no loss: plan a rung by recipes/pretrain.py --dry_run")
+        raise ValueError("a dry run has no loss: plan a rung with recipes/pretrain.py --dry_run")
     results = [json.loads((run / "result.json").read_text()) for run in runs]
     flops = on_meta(checkpoint.load_configs(runs[0])[0]).flops_per_token()
     loss = float(np.mean([result["val_loss"] for result in results]))

@@ -3,10 +3,10 @@
     python recipes/shakespeare.py  # validation loss 1.50
 
 On a CPU, or a GPU with little memory, it trains a laptop-sized model of 0.77 million parameters:
-800 steps, about a minute on two cores that compute in bf16 (two to three without); nanoGPT's
-settings for the CPU reach 1.90 in 2000 steps. On a GPU it trains a model of the size of nanoGPT's
-baby GPT (6 layers, 384 channels, context 256); its loss has not been measured yet. How the settings
-were found, and what did not help, is in LOG.md.
+800 steps, about a minute on two cores that compute in bf16 (two to three on older CPUs). nanoGPT's
+settings for the CPU reach 1.90 in 2000 steps. On a GPU it trains a model the size of nanoGPT's baby
+GPT (6 layers, 384 channels, context 256); its loss has not been measured yet. LOG.md says how the
+settings were found, and what did not help.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ LAPTOP = GPTConfig.modern(
     n_embd=128,
     n_inner=320,
     tie_embeddings=False,
-    train_temperature=0.9,  # the text is read 1.6 times: otherwise predictions are too sure
+    train_temperature=0.9,  # the text is read 1.6 times, which makes models overconfident
 )
 BABY = GPTConfig.modern(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
 
@@ -35,7 +35,7 @@ SHORT = TrainConfig(
     max_iters=800,
     eval_interval=200,
     optimizer="muon",
-    muon_momentum=0.9,  # a short run forgets its beginning sooner than the usual 0.95 allows
+    muon_momentum=0.9,  # a short run should forget its beginning sooner than with 0.95
     learning_rate=0.01,  # of embeddings, output projection and norms
     beta1=0.8,
     weight_decay=0.0,

@@ -3,17 +3,15 @@
     make speedrun TRACK=2  # seeds 1, 2 and 3, or:
     python recipes/speedrun.py --track=2 --seed=1 --seeds=3
 
-Rules and records are in docs/speedrun.md. The learning rate follows the clock, so that an entry
-uses its whole time on any machine; a faster one takes more steps. At the end the models are
-evaluated again, in fp32, and a row for the table is printed. To try an idea, pass flags or change
-the track.
+Rules and records are in docs/speedrun.md. The learning rate follows the clock, so an entry uses its
+whole time on any machine; a faster machine takes more steps. At the end the models are evaluated
+again, in fp32, and a row for the table is printed. To try an idea, pass flags or change the track.
 
-In the hour, two models of the 15-minute track are trained first. Then a third learns from the text
-and from what they predict for it (Hinton et al. 2015), in the time that is left.
+For the hour, two models of the 15-minute track are trained first. Then a third learns from the text
+and from their predictions (Hinton et al. 2015), in the time that is left.
 """
 
 import json
-import math
 import os
 import statistics
 import time
@@ -48,8 +46,8 @@ TRACKS = {
     15: (LARGE, replace(TRAIN, short_block_iters=2000, weight_decay=0.4)),
     60: (LARGE, replace(TRAIN, short_block_iters=3500, weight_decay=0.4)),
 }
-TEACHERS = 2  # of the hour, each trained for a quarter of it
-PREFIX = 64  # characters by which a window is found in the text
+TEACHERS = 2  # for the hour, each trained for a quarter of it
+PREFIX = 64  # the first characters of a window, by which it is found in the text
 
 
 class HourStudent(Student):
@@ -57,62 +55,42 @@ class HourStudent(Student):
 
 
 class Predictions:
-    """What models predict for a text, computed once: call it for windows (B, T) of the text."""
+    """Models' predictions for a text, computed once; call it with windows (B, T) of the text."""
 
-    def __init__(self, models: list[GPT], tokens: np.ndarray):
-        """For tokens (N,), read in windows that overlap by half."""
-        T, N = models[0].config.block_size, len(tokens)
-        self.soft = torch.empty(N, models[0].config.vocab_size, dtype=torch.float16)
-        starts = np.array([*range(0, N - T, T // 2), N - T])
-        # the last window first: the one before it has more context where they overlap
-        for batch in np.array_split(starts[::-1], math.ceil(len(starts) / 32)):
-            windows = torch.from_numpy(tokens[batch[:, None] + np.arange(T)])
-            for start, soft in zip(batch, mean_probabilities(models, windows), strict=True):
-                self.soft[start : start + T] = soft
-        hashes = hash_prefixes(np.lib.stride_tricks.sliding_window_view(tokens, PREFIX))
-        self.places = np.argsort(hashes)
-        self.hashes = hashes[self.places]
+    def __init__(self, models: list[GPT], data: TokenDataset):
+        """For a split of N tokens, read in windows that overlap by half."""
+        batches = data.whole_split(32, stride=data.block_size // 2)
+        soft = [mean_probabilities(models, x)[y != -1].half() for x, y in batches]
+        self.soft = torch.cat(soft)  # (N - 1, V)
+        tokens = np.array(data.tokens, dtype=np.int64)
+        prefixes = np.lib.stride_tricks.sliding_window_view(tokens, PREFIX)
+        self.places = {hash(prefix.tobytes()): place for place, prefix in enumerate(prefixes)}
 
     def __call__(self, idx: torch.Tensor) -> torch.Tensor:
         """Probabilities (B, T, V) in fp32. ValueError if a window is not in the text."""
-        hashes = hash_prefixes(idx.cpu().numpy())
-        found = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
-        if (self.hashes[found] != hashes).any():
-            raise ValueError(f"a window is not in the text, or has less than {PREFIX} tokens")
-        starts = torch.from_numpy(self.places[found])
+        hashes = [hash(prefix.tobytes()) for prefix in idx[:, :PREFIX].cpu().numpy()]
+        if not self.places.keys() >= {*hashes}:
+            raise ValueError(f"a window is not in the text, or has fewer than {PREFIX} tokens")
+        starts = torch.tensor([self.places[each] for each in hashes])
         return self.soft[starts[:, None] + torch.arange(idx.size(1))].float().to(idx.device)
 
 
-def hash_prefixes(windows: np.ndarray) -> np.ndarray:
-    """A hash (B,) of the first PREFIX tokens of windows (B, T)."""
-    hashes = np.zeros(len(windows), dtype=np.uint64)
-    for column in windows.T[:PREFIX]:
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + column.astype(np.uint64)
-    return hashes
-
-
 def train_student(asked: TrainConfig, seed: int, flags: list[str]) -> tuple[Path, float]:
-    """Trains the teachers of a seed and their student; returns its run, and the seconds of all."""
-    out_dir, seconds, teachers = f"{asked.out_dir}-seed{seed}", 0.0, []
-
-    def train_for(minutes: float, seed: int, name: str, track: int, **options) -> Path:
-        nonlocal seconds
-        own = [f"--train_minutes={minutes}", f"--seed={seed}", f"--out_dir={name}", "--seeds=1"]
-        model, train = TRACKS[track]
-        (run,) = main(model, train, prepare=shakespeare.prepare, argv=[*flags, *own], **options)
-        seconds += train_seconds(run)
-        return run
-
-    for number in range(1, TEACHERS + 1):
-        name = f"{out_dir}-teacher{number}"
-        run = train_for(asked.train_minutes / 4, 10 * seed + number, name, 15)
-        teachers.append(load(run / "last")[0])
+    """Trains a seed's teachers and their student; returns the student's run, and all seconds."""
+    out_dir = f"{asked.out_dir}-seed{seed}"
+    own = [f"--train_minutes={asked.train_minutes / 4}", f"--out_dir={out_dir}-teacher"]
+    own += [f"--seed={10 * seed + 1}", f"--seeds={TEACHERS}"]
+    runs = main(*TRACKS[15], prepare=shakespeare.prepare, argv=[*flags, *own])
+    teachers = [load(run / "last")[0] for run in runs]
     start = time.perf_counter()
-    text = TokenDataset(DATA, "train", teachers[0].config.block_size).tokens
-    HourStudent.teach = Predictions(teachers, np.array(text, dtype=np.int64))
-    seconds += time.perf_counter() - start
+    data = TokenDataset(DATA, "train", teachers[0].config.block_size)
+    HourStudent.teach = Predictions(teachers, data)
+    seconds = sum(map(train_seconds, runs)) + time.perf_counter() - start
     left = max(asked.train_minutes - seconds / 60, 1e-3)
-    return train_for(left, seed, out_dir, 60, make_model=HourStudent), seconds
+    own = [f"--train_minutes={left}", f"--out_dir={out_dir}", f"--seed={seed}", "--seeds=1"]
+    argv = [*flags, *own]
+    (run,) = main(*TRACKS[60], prepare=shakespeare.prepare, argv=argv, make_model=HourStudent)
+    return run, seconds + train_seconds(run)
 
 
 def train_seconds(run: Path) -> float:
@@ -120,7 +98,7 @@ def train_seconds(run: Path) -> float:
 
 
 def row(runs: dict[Path, float], minutes: float) -> str:
-    """The row of an entry's runs and their seconds, or a ValueError that names the broken rule."""
+    """The row for an entry's runs and their seconds, or a ValueError that names the broken rule."""
     losses = []
     for run, seconds in runs.items():
         model = load(run / "last")[0]
@@ -133,8 +111,8 @@ def row(runs: dict[Path, float], minutes: float) -> str:
     each = ", ".join(f"{loss:.4f}" for loss in losses)
     loss, seconds = statistics.median(losses), statistics.median(runs.values())
     return (
-        f"| {date.today()} | **{loss:.4f}** ({each}) | {seconds:.0f} s | "
-        f"{os.cpu_count()} cores, torch {torch.__version__} |"
+        f"| {minutes:g} minutes | {date.today()} | **{loss:.4f}** ({each}) | {seconds:.0f} s | "
+        f"{os.cpu_count()} cores, torch {torch.__version__} | what is new |"
     )
 
 
@@ -151,7 +129,7 @@ if __name__ == "__main__":
         _, asked, actions, _ = parse(model, train, flags)
         hour = track == 60 and not actions.dry_run
         if hour and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError("the hour takes one process")
+            raise ValueError("--track=60 runs in one process only: start it without a launcher")
     if hour:
         seeds = range(asked.seed, asked.seed + actions.seeds)
         runs = dict(train_student(asked, seed, flags) for seed in seeds)

@@ -80,7 +80,6 @@ nanogpt.sample
     a cut character is decoded without what came before: previous, pending = pending, [] -> previous, pending = [], []
     the cache is not cleared: cache.clear() -> pass
     a text goes on after its end: token.item() == eos_id -> False
-nanogpt.cache
     a piece of a prompt sees later tokens: T > 1 and start -> False
 nanogpt.checkpoint
     damage to a file goes unnoticed: crc32(checkpoint / name) != state['files'][name]['crc32'] -> False

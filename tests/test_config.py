@@ -22,9 +22,9 @@ def test_command_line_overrides_recipe_overrides_defaults():
 
 def test_home_directories_are_found_and_a_slash_at_the_end_is_not_part_of_a_name(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
-    train = flags("--out_dir=~/runs/x/", "--data=~/text", "--init_from=~/base", "--resume=~/runs/x/best")[1]
+    train = flags("--out_dir=~/runs/x/", "--data=~/text:0.5,~/b:0.5", "--init_from=~/base", "--resume=~/runs/x/best")[1]
     home = "/home/someone"
-    assert (train.out_dir, train.data) == (f"{home}/runs/x", f"{home}/text")
+    assert (train.out_dir, train.data) == (f"{home}/runs/x", f"{home}/text:0.5,{home}/b:0.5")
     assert (train.init_from, train.resume) == (f"{home}/base", f"{home}/runs/x/best")
     assert flags("--data=hf://datasets/a/b/")[1].data == "hf://datasets/a/b/"
 

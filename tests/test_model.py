@@ -178,7 +178,7 @@ def test_initial_loss_is_that_of_a_uniform_guess():
         ({"norm": "batchnorm"}, "norm='batchnorm' .* layernorm, rmsnorm"),
         ({"n_layer": 0}, "n_layer=0 .* 1 to 1000"),
         ({"dropout": 1.5}, "dropout=1.5"),
-        ({"position": "rope", "head_dim": 5}, "even; it is 5"),
+        ({"position": "rope", "head_dim": 5}, "even head size; it is 5"),
     ],
 )
 def test_impossible_configurations_are_refused(changes, message):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import randomize
+from shapes import CASES
 
 from nanogpt import GPT, GPTConfig
 from nanogpt import sample as sample_module
-from nanogpt.sample import filter_logits, sample_text, stream_text
+from nanogpt.sample import KVCache, filter_logits, sample_text, stream_text
 
 GPT2 = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, qk_norm=True)
@@ -138,3 +139,17 @@ def test_sampling_on_cuda_passes_over_cudnns_attention():
         with sample_module.sampling_kernels(torch.device(device)):
             assert flags.cudnn_sdp_enabled() is cudnn
             assert flags.flash_sdp_enabled() and flags.mem_efficient_sdp_enabled() and flags.math_sdp_enabled()
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama", "qwen3"])
+def test_reading_in_pieces_equals_reading_at_once(case):
+    model = random_model(CASES[case])
+    T = model.config.block_size
+    idx, cache = torch.randint(65, (3, T)), KVCache(model.config, batch_size=3)
+    with torch.no_grad():
+        pieces = [model(idx[:, a:b], cache=cache) for a, b in ((0, 3), (3, 9), (9, 10), (10, 12), (12, T))]
+        whole = model(idx)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-4, rtol=1e-4)
+    assert cache.length == T
+    with pytest.raises(ValueError, match=f"{T + 1} tokens do not fit into a cache of {T}"):
+        model(idx[:, :1], cache=cache)

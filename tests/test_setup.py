@@ -117,7 +117,7 @@ def test_a_process_that_finds_other_tokens_ends_the_run(make_run, monkeypatch):
         tokens = len(values) == 2 and values[0] == -values[1] > 1000
         return [max(values[0], 1000), max(values[1], -1000)] if tokens else list(map(int, values))
 
-    monkeypatch.setattr(Peers, "largest", with_another)
+    monkeypatch.setattr(Peers, "all_max", with_another)
     with pytest.raises(ValueError, match=r"^all machines must see the same .* and .*data"):
         make_run()
 

@@ -6,10 +6,9 @@ import json
 import multiprocessing
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import tiktoken
 
 from data_prep import writer
@@ -57,7 +56,8 @@ def write_data(out, text: str, tokenizer: str = "char", source: str = "made up")
         files = writer.token_files(new, chosen)
         for split, part in (("train", text[:cut]), ("val", text[cut:])):
             files[split].append(chosen.encode(part), len(part.encode()), 1)
-        return writer.finish(Path(out), files, chosen, source)
+        corpus = SimpleNamespace(inputs=[source], skipped=0, say=silent)
+        return writer.finish(Path(out), files, chosen, corpus)
 
 
 def read(*inputs, **options) -> list[str]:
@@ -99,6 +99,8 @@ def sha256(directory) -> list[str]:
 
 def save_as(kind: str, folder, texts: list[str]) -> str:
     """Writes the texts as a file of that kind, and returns its name."""
+    import pyarrow.parquet  # not above: the tests of a device do not need it
+
     path, lines = folder / f"input.{kind}", [json.dumps({"text": t}) + "\n\n" for t in texts]
     if kind == "parquet":
         table = pyarrow.table({"id": list(range(len(texts))), "text": texts})

@@ -27,15 +27,15 @@ COMMANDS = {
     "import-nanogpt": "import a nanoGPT checkpoint to continue from it",
     "sample": "continue a prompt, streaming to the terminal",
     "chat": "talk to a model that was trained on conversations",
-    "playground": "write with models on a local page, with each token's loss",
+    "playground": "write with models on a local page, and look inside them",
     "export": "write a verified export for transformers, ONNX Runtime or llama.cpp",
     "page": "write a static page that runs the model in the browser",
     "push": "export to a repository on the Hub; deletes no files there",
-    "eval": "loss, perplexity and bits per byte over a whole split",
+    "eval": "measure loss, perplexity and bits per byte over a whole split",
     "compare": "compare settings, and losses at equal steps, tokens and time",
     "plot": "draw the loss curves of runs",
-    "dashboard": "show runs on a local page, also while they train",
-    "bench": "measure throughput, and this machine's limits in the same run",
+    "dashboard": "show runs on a local page, even while they train",
+    "bench": "measure training throughput, and compare it with a large matmul",
 }
 
 

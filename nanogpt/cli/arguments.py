@@ -28,7 +28,7 @@ def switch(flag: str, help: str) -> tuple[str, dict]:
 
 
 WHAT = "an out directory (best, else last), a checkpoint in one, or a transformers model"
-OWN_CLASS = "a Python file that defines the RUN's own class (make_model); it is run"
+OWN_CLASS = "the Python file that defines the RUN's own class (make_model); it is executed"
 EXPORTS = {  # formats: their modules, and the options that they take
     "transformers": ("nanogpt.hub.export", ("dtype", "license", "trust_recipe")),
     "onnx": ("nanogpt.extras.page.to_onnx", ("dtype", "license", "trust_recipe")),
@@ -60,7 +60,7 @@ SAMPLING = [
     number("--top_k", int, 0, 2**24, 200, "only the N most likely tokens; 0: all"),
     number("--top_p", float, 0, 1, 1.0, "only the likeliest tokens whose probabilities sum to N"),
     number("--seed", int, 0, 2**63 - 1, None, "the same seed gives the same text"),
-    choice("--dtype", "float32 bfloat16 int8", "of weights and cache; int8: weights, on a CPU"),
+    choice("--dtype", "float32 bfloat16 int8", "of weights and cache; int8: weights only, on CPUs"),
     choice("--compile", "auto true false", "auto: if it saves time", nargs="?", const="true"),
 ]
 EXPORTING = [
@@ -81,14 +81,14 @@ ARGUMENTS = {
     "sample": [
         *SAMPLING,
         number("--max_new_tokens", int, 1, 10**7, 500, "tokens to add"),
-        text("--prompt", "TEXT|FILE:PATH", "text to continue (default: how texts begin)"),
+        text("--prompt", "TEXT|FILE:PATH", "text to continue (default: the beginning of a text)"),
         number("--num_samples", int, 1, 10_000, 1, "continuations, sampled as one batch"),
         JSON,
     ],
     "chat": [
         *SAMPLING,
-        number("--max_new_tokens", int, 1, 10**7, 200, "the longest answer"),
-        text("--system", "TEXT", "the system's message, before the first one"),
+        number("--max_new_tokens", int, 1, 10**7, 200, "the longest answer, in tokens"),
+        text("--system", "TEXT", "a system message, before the first question"),
     ],
     "playground": [RUNS, DEVICE, TRUST, PORT],
     "export": [*EXPORTING, TO, text("--format", "FORMAT", FORMAT, choices=EXPORTS)],
@@ -108,7 +108,7 @@ ARGUMENTS = {
         choice("--split", "val train", "which split"),
         number("--batch_size", int, 1, 4096, 32, "sequences at a time"),
         number("--stride", int, 1, 10**6, None, "also the loss over windows every N tokens"),
-        text("--tasks", "A,B", "tasks of lm_eval instead (pip install -e '.[eval]')"),
+        text("--tasks", "A,B", "tasks from lm_eval instead (pip install -e '.[eval]')"),
         number("--limit", int, 1, 10**9, None, "only the first N examples of each task"),
     ],
     "compare": [OUT_DIRS, JSON],

@@ -27,7 +27,7 @@ from nanogpt.ops import decode
 from nanogpt.ops.loss import chunked_loss
 from nanogpt.run.compare import compare, group, verdict
 from nanogpt.run.device import cuda_precision
-from nanogpt.run.errors import plain, plural, visible, waiting
+from nanogpt.run.errors import plain, visible, waiting
 from nanogpt.run.metrics import METRICS
 from nanogpt.run.parser import OneLineParser
 from nanogpt.run.plot import curves
@@ -178,7 +178,7 @@ def run_sample(args) -> None:
         return
     context = ids if prompt else []  # an end-of-text token that a sample begins with is not shown
     idx = torch.tensor(ids, device=model.wte.weight.device).repeat(args.num_samples, 1)
-    with waiting(f"sampling {plural(args.num_samples, 'text')}", note):
+    with waiting("sampling", note):
         new = model.generate(idx, args.max_new_tokens, **options)[:, len(ids) :]
     samples = []
     for row in new.tolist():
@@ -239,7 +239,8 @@ def read_lines():
 
 def run_playground(args) -> None:
     device = pick_device(args.device)
-    extra("playground").serve(args.RUNS, device, args.port, trust_recipe=args.trust_recipe)
+    options = {"trust_recipe": args.trust_recipe}
+    extra("playground").serve(args.RUNS, device, args.port, **options).block_thread()
 
 
 def export_options(args, format: str = "transformers") -> dict:

@@ -28,7 +28,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from nanogpt.data import bpe, pickles
-from nanogpt.data.files import first_line, follow, on_disk, one_line_errors, read_json, write_atomic
+from nanogpt.data.files import follow, on_disk, one_line_errors, read_json, write_atomic
 
 FILE = "tokenizer.json"
 EOT = "<|endoftext|>"
@@ -99,10 +99,9 @@ class Tokenizer:
         """Ids of each text, as `encode`; any integer dtype. Does not hold the GIL."""
         if self.characters or self._is_bytes:
             return [self.encode(text) for text in texts]
-        try:
+        # plain exceptions, for instance without an unknown token
+        with one_line_errors("the tokenizer cannot read this text", "choose another tokenizer"):
             encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # plain Exception, for instance without an unknown token
-            raise ValueError(f"the tokenizer cannot read this text ({first_line(error)})") from None
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -162,15 +161,13 @@ class BPETokenizer(Tokenizer):
     def get(cls, name: str) -> "BPETokenizer":
         """tiktoken's encoding `name`, downloaded on first use or read from $TIKTOKEN_CACHE_DIR.
 
-        Raises ConnectionError.
+        Raises ValueError if it cannot be downloaded.
         """
         import tiktoken
 
-        try:
+        advice = "set TIKTOKEN_CACHE_DIR to a copy"
+        with one_line_errors(f"the tokenizer files of {name} could not be downloaded", advice):
             return cls(tiktoken.get_encoding(name))
-        except OSError as error:  # requests' errors are OSErrors
-            why = f"the tokenizer files of {name} could not be downloaded ({type(error).__name__})"
-            raise ConnectionError(f"{why}: set TIKTOKEN_CACHE_DIR to a copy") from error
 
 
 def written_by_nanogpt(directory: Path | str) -> bool:
@@ -222,8 +219,8 @@ def from_pretrained(name: str) -> Tokenizer:
 def get_tokenizer(name: str) -> Tokenizer:
     """The tokenizer `name`: bytes, a tiktoken encoding, a tokenizer.json, a directory, OWNER/NAME.
 
-    Raises ValueError if there is none, OSError if its files are unavailable. `char` has no
-    tokenizer before it is trained on a text.
+    Raises ValueError if there is none, or its files are unavailable. `char` has no tokenizer before
+    it is trained on a text.
     """
     import tiktoken
 

@@ -10,10 +10,9 @@ on its export.
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
 
 from nanogpt.hub import weights
 from nanogpt.hub.export import write_tokenizer
@@ -99,22 +98,17 @@ def evaluate(
         max_length=model.config.block_size,
         prefix_token_id=prefix,
     )
-
-    @torch.no_grad()
-    def run(tasks: list, shots: int | None = None) -> dict[str, dict]:
-        return lm_eval.simple_evaluate(
-            lm, tasks=tasks, task_manager=manager, num_fewshot=shots, limit=limit
-        )["results"]
-
+    run = partial(lm_eval.simple_evaluate, lm, task_manager=manager, limit=limit)
     others = [name for name in tasks if name != "core"]
-    results = run(others) if others else {}
+    results = run(tasks=others)["results"] if others else {}
     if "core" not in tasks:
         return results
     # centered is 0 for guessing and 1 for perfect
     centered = []
     for name, task in CORE.items():
         member = {"task": task.task, **(EXACT if task.metric == WRITTEN else {})}
-        found = run([{"group": "core", "task": [member]}], task.shots)
+        group = {"group": "core", "task": [member]}
+        found = run(tasks=[group], num_fewshot=task.shots)["results"]
         accuracy = float(found[task.task][task.metric])
         centered.append((accuracy - task.baseline) / (1 - task.baseline))
         results[f"core/{name}"] = {task.metric: accuracy, "centered,none": centered[-1]}

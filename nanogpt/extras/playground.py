@@ -58,12 +58,9 @@ class Writer:
         self.run, self.device = run, device
         self.model, self.tokenizer, _ = load(run, device, **options)
 
-    def encode(self, text: str, shortest: int = 1) -> torch.Tensor:
-        """The tokens of a text (T,). Raises ValueError if it is short or has unknown characters."""
-        ids = self.tokenizer.encode(text)
-        if len(ids) < shortest:
-            raise ValueError(f"the text is too short: give at least {shortest} tokens")
-        return torch.tensor(ids, device=self.device)
+    def encode(self, text: str) -> torch.Tensor:
+        """The tokens of a text (T,). Raises ValueError if it has unknown characters."""
+        return torch.tensor(self.tokenizer.encode(text), device=self.device)
 
     def write(self, prompt: str, max_new_tokens: int, *options) -> Iterator[str]:
         """Yields the text so far. `options` are temperature, top_k, top_p and a seed."""
@@ -74,8 +71,10 @@ class Writer:
         yield from accumulate(pieces, initial=prompt)
 
     def paint(self, text: str) -> str:
-        """The text as HTML, escaped, each token colored by its loss."""
-        ids = self.encode(text, shortest=2)
+        """The text as HTML, escaped, each token colored by its loss; ValueError if it is short."""
+        ids = self.encode(text)
+        if len(ids) < 2:
+            raise ValueError("the text is too short: give at least 2 tokens")
         losses = token_losses(self.model, ids).tolist()
         painted = [self.name(ids[0].item())]
         for token, loss in zip(ids[1:].tolist(), losses, strict=True):
@@ -155,7 +154,7 @@ def page(runs: list[str], device: str, **options):
         with complaints():
             for i, writer in enumerate(writers):
                 for texts[i] in writer.write(*arguments):
-                    yield texts
+                    yield texts if len(texts) > 1 else texts[0]  # Gradio takes no list of one
 
     def look_inside(text: str, layer: int):
         with complaints():
@@ -196,8 +195,8 @@ def page(runs: list[str], device: str, **options):
     return blocks
 
 
-def serve(runs: list[str], device: str, port: int | None = None, say=print, block=True, **options):
-    """Serves the page until Ctrl-C; with block=False returns Gradio's app at once.
+def serve(runs: list[str], device: str, port: int | None = None, **options):
+    """Serves the page in the background; returns Gradio's app.
 
     By default it takes the first free port from 7860 on. `options` are those of
     `nanogpt.hub.load.load`. Raises ValueError or OSError.
@@ -223,7 +222,5 @@ def serve(runs: list[str], device: str, port: int | None = None, say=print, bloc
         theme=gr.themes.Default(**fonts),  # not Google's fonts
         css=STYLE,
     )
-    say(f"the playground for {' and '.join(runs)} is at {blocks.local_url} (Ctrl-C to stop)")
-    if block:
-        blocks.block_thread()
+    print(f"the playground for {' and '.join(runs)} is at {blocks.local_url} (Ctrl-C to stop)")
     return blocks

@@ -18,9 +18,10 @@ from safetensors import SafetensorError
 
 from nanogpt import chat, checkpoint
 from nanogpt.config import TrainConfig
+from nanogpt.data.files import one_line_errors
 from nanogpt.data.tokenizer import END, FILE
-from nanogpt.hub import card, client, weights
-from nanogpt.hub.load import load
+from nanogpt.hub import card, weights
+from nanogpt.hub.load import HUB_ADVICE, load
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.sample import default_prompt
 
@@ -39,15 +40,7 @@ def check_publishing(model_config: GPTConfig, config: TrainConfig) -> None:
             raise
         checkpoint.logger.warning(f"the model can be trained but not exported: {error}")
     if config.push_to_hub:
-        client.make_repository(config.push_to_hub)
-
-
-def check_parameters(model: GPT) -> None:
-    """Raises ValueError if a subclass of GPT has other parameters, which no export can hold."""
-    plain = weights.on_meta(model.config)
-    shapes = [{name: p.shape for name, p in m.named_parameters()} for m in (model, plain)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"{type(model).__name__} has other parameters than GPT: no export can")
+        make_repository(config.push_to_hub)
 
 
 def export(
@@ -113,10 +106,8 @@ def writing(to: Path) -> Iterator[Path]:
 def end_ids(tokenizer, vocab_size: int) -> list[int]:
     """The tokens that end a text or a message; raises ValueError if the tokenizer is too large."""
     if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only {vocab_size}: "
-            "they do not belong together"
-        )
+        sizes = f"{tokenizer.vocab_size} tokens, but the model only {vocab_size}"
+        raise ValueError(f"the tokenizer has {sizes}: they do not belong together")
     ends = dict.fromkeys((tokenizer.eot_id, tokenizer.special.get(END)))
     return [i for i in ends if i is not None]
 
@@ -215,6 +206,17 @@ def check_logits(found: torch.Tensor, expected: torch.Tensor) -> float:
     return worst
 
 
+def make_repository(name: str, private: bool = False) -> None:
+    """Creates the repository `name` if needed; raises ValueError without the right to write."""
+    from huggingface_hub import auth_check, create_repo
+
+    if name.count("/") != 1:
+        raise ValueError(f"{name!r} is not the name of a repository on the Hub: expected USER/NAME")
+    with one_line_errors(f"the Hub refuses {name!r}", HUB_ADVICE):
+        create_repo(name, private=private, exist_ok=True)
+        auth_check(name, write=True)  # create_repo also accepts another user's repository
+
+
 def push(run: str | Path, repo: str, *, private: bool = False, say=print, **options) -> None:
     """Exports `run` and adds it to the repository `repo` on the Hub.
 
@@ -223,10 +225,10 @@ def push(run: str | Path, repo: str, *, private: bool = False, say=print, **opti
     """
     from huggingface_hub import upload_folder
 
-    client.make_repository(repo, private)
-    message = f"Export of {Path(run).name} by nanogpt"
+    make_repository(repo, private)
+    message = f"Export of {Path(run).absolute().name} by nanogpt"
     with tempfile.TemporaryDirectory() as directory:
         folder = export(run, Path(directory, "export"), name=repo, say=say, **options)
-        with client.hub_errors(f"the Hub refuses {repo!r}"):
+        with one_line_errors(f"the Hub refuses {repo!r}", HUB_ADVICE):
             commit = upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     say(f"pushed: {commit.commit_url}")

@@ -12,10 +12,14 @@ import torch
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
-from nanogpt.data.files import follow
+from nanogpt.data.files import follow, one_line_errors
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.hub import client, lora, weights
+from nanogpt.hub import lora, weights
 from nanogpt.model import GPT, GPTConfig
+
+# the files to download: no pickles and no code
+WANTED = ["config.json", "model*.safetensors*", "tokenizer*.json", "vocab.json", "merges.txt"]
+HUB_ADVICE = "check the name, network, HF_HUB_OFFLINE and token (`hf auth login` or HF_TOKEN)"
 
 
 def load(run: str | Path, device: str = "cpu", **options) -> tuple:
@@ -31,6 +35,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     say=print,
     trust_recipe: str | Path | None = None,
+    make_model=GPT,
     **changes,
 ) -> tuple[GPT, Path]:
     """Loads the model of a RUN, and returns it with the directory of its files.
@@ -38,27 +43,25 @@ def load_model(
     RUN is an out directory (its `best` checkpoint, else `last`), one checkpoint in it, or a
     transformers model, as a directory or a name on the Hub. `changes` are fields of GPTConfig that
     do not affect the weights, such as dropout. A model that was trained as a subclass of GPT is
-    loaded as that class if `trust_recipe` names the Python file that defines it, which is run;
-    otherwise as a GPT, if its parameters are those of one. Raises ValueError if it is none of them.
+    loaded as that class if `make_model` is it, or `trust_recipe` names the Python file that defines
+    it, which is run; otherwise as a GPT, if its parameters are those of one. Raises ValueError if
+    RUN is none of these.
     """
     path = follow(run)
     if not path.is_dir():
         if path.is_absolute() or (path.parent != Path(".") and path.parent.is_dir()):
             there = [each.name for each in path.parent.glob("*") if each.is_dir()]
             near = get_close_matches(path.name, there, n=1)
-            hint = f"did you mean {path.with_name(near[0])}? " if near else ""
-            raise ValueError(
-                f"{str(path)!r} is not a directory: {hint}"
-                "name an out directory, a checkpoint in one, or a transformers model"
-            )
-        path = client.download(str(run))
+            hint = f"did you mean {path.with_name(near[0])}?" if near else "name a run or a model"
+            raise ValueError(f"{str(path)!r} is not a directory: {hint}")
+        path = download(str(run))
     config = path / checkpoint.CONFIG
     if config.is_file() and "model_type" in checkpoint.read_json(config):
         return weights.from_pretrained(path, dtype=dtype, **changes).to(device), path
     found = checkpoint.find(path)
-    own_class, hint = GPT, ""
+    own_class, hint = make_model, ""
     trained = checkpoint.read_json(found / checkpoint.CONFIG).get("class")
-    if isinstance(trained, dict) and {"name", "file"} <= trained.keys():
+    if make_model is GPT and isinstance(trained, dict) and {"name", "file"} <= trained.keys():
         name, file = trained["name"], trained["file"]
         if trust_recipe:
             own_class = load_class(trust_recipe, str(name))
@@ -72,6 +75,14 @@ def load_model(
     if hint:
         say(f"{found} is loaded as a plain GPT, and {hint}")
     return model, found
+
+
+def download(name: str) -> Path:
+    """Downloads the model `name` to the cache of the Hub; returns its directory, or ValueError."""
+    from huggingface_hub import snapshot_download
+
+    with one_line_errors(f"{name!r} is not a directory, and the Hub does not have it", HUB_ADVICE):
+        return Path(snapshot_download(name, allow_patterns=WANTED))
 
 
 def load_checkpoint(
@@ -134,10 +145,8 @@ def load_for_training(
         asked = getattr(wanted, name)
         fits = name == "block_size" and asked <= c.block_size
         if not fits and asked not in (actual[name], None):
-            raise ValueError(
-                f"{name}={asked}, but the model to fine-tune, {run}, has {name}={actual[name]}: "
-                f"leave --{name} out"
-            )
+            has = f"{run} has {name}={actual[name]}"
+            raise ValueError(f"{name}={asked}, but {has}: leave --{name} out")
     block_size = min(wanted.block_size, c.block_size)
     model.config = replace(c, block_size=block_size)
     if model.wpe is not None:
@@ -150,16 +159,17 @@ def make_room(model: GPT, meta: dict, config: TrainConfig) -> None:
 
     Their embeddings are rows that padded the vocabulary, set to the mean of the others (Hewitt
     2021, "Initializing New Word Embeddings for Pretrained Language Models"). Raises ValueError if
-    there is no room.
+    there is no room, or if `lora_rank` would freeze them: they could never be told apart.
     """
     old, new, room = model.config.vocab_size, meta["vocab_size"], model.config.padded_vocab_size
     if "chat" not in meta or new <= old:
         return
+    if config.lora_rank:
+        why = "whose embeddings lora_rank would freeze: leave --lora_rank out"
+        raise ValueError(f"{config.data} adds tokens to init_from={config.init_from}, {why}")
     if new > room:
-        raise ValueError(
-            f"{config.data} has {new:,} tokens, and init_from={config.init_from} has room for "
-            f"{room:,}: prepare the data with that model's tokenizer, or choose another model"
-        )
+        has = f"init_from={config.init_from} has room for {room:,}"
+        raise ValueError(f"{config.data} has {new:,} tokens, but {has}: use that model's tokenizer")
     with torch.no_grad():
         for weight in {model.wte.weight, model.head.weight}:  # one if they are tied
             weight[old:new] = weight[:old].mean(0)
@@ -174,7 +184,5 @@ def check_tokenizer(expected, tokenizer, data: str, model: str | Path, exact=Fal
     new = tokenizer.vocabulary.items() - expected.vocabulary.items()
     fits = all(token in tokenizer.special and i >= expected.vocab_size for token, i in new)
     if not fits or (exact and tokenizer.vocabulary != expected.vocabulary):
-        raise ValueError(
-            f"{data} is tokenized by {tokenizer.name!r}, which is not the tokenizer of {model}: "
-            "prepare the data with that model's tokenizer"
-        )
+        other = f"{tokenizer.name!r}, which is not the tokenizer of {model}"
+        raise ValueError(f"{data} is tokenized by {other}: prepare the data with that one")

@@ -16,7 +16,7 @@ import torch
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data import pickles
-from nanogpt.data.files import first_line
+from nanogpt.data.files import one_line_errors
 from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub.export import writing
@@ -44,14 +44,13 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
     read_meta(data)  # raises ValueError if something is wrong with the data
     contents = pickles.read_checkpoint(path)
     tokenizer = load_tokenizer(data)
-    try:
+    advice = "name nanoGPT's ckpt.pt, and with --data what it was trained on"
+    with one_line_errors(f"{path} cannot be imported", advice):
         args, vocab_size = contents["model_args"], tokenizer.vocab_size
         gpt2 = tokenizer.name == "gpt2" and args["vocab_size"] == PADDED_GPT2
         if args["vocab_size"] != vocab_size and not gpt2:
-            raise ValueError(
-                f"its vocabulary has {args['vocab_size']} tokens, the data's {vocab_size}: "
-                "name the data it was trained on with --data"
-            )
+            sizes = f"{args['vocab_size']} tokens, the data's {vocab_size}"
+            raise ValueError(f"its vocabulary has {sizes}")
         # early checkpoints do not record bias, and have biases
         args = {"bias": True} | args | {"vocab_size": vocab_size}
         config = GPTConfig(**{name: args[name] for name in SHARED})
@@ -66,9 +65,6 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
         state = checkpoint.State(
             step, tokens, evaluated_step=step, best_step=step, best_val_loss=loss
         )
-    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        reason = error if type(error) is ValueError else first_line(error)
-        raise ValueError(f"{path} cannot be imported: {reason}") from None
     run = {"model": asdict(config), "train": asdict(train), "environment": {}}
     out_dir.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.save(out_dir, state, weights, {}, run, tokenizer, keep=0)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from nanogpt import checkpoint
-from nanogpt.data.files import first_line, one_line_errors, read_json
+from nanogpt.data.files import one_line_errors, read_json
 from nanogpt.model import GPT, GPTConfig
 
 GELUS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -80,6 +80,14 @@ def on_meta(config: GPTConfig) -> GPT:
     """A model without memory for its weights, for their names, shapes and number."""
     with torch.device("meta"), Uninitialized():
         return GPT(config)
+
+
+def check_parameters(model: GPT) -> None:
+    """Raises ValueError if a subclass of GPT has other parameters, which no export can hold."""
+    plain = on_meta(model.config)
+    shapes = [{name: p.shape for name, p in m.named_parameters()} for m in (model, plain)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{type(model).__name__} has other parameters than GPT: no export fits")
 
 
 def layout(config: GPTConfig) -> dict[str, tuple[list[str], bool]]:
@@ -156,14 +164,12 @@ def from_pretrained(directory: Path, *, dtype: torch.dtype = torch.float32, **ch
     """
     config, tensors, weights = read_config(directory), read_files(directory), {}
     for name, (hf_names, transposed) in layout(config).items():
-        try:
+        with one_line_errors(f"{directory} lacks an intact {name}", "download it again"):
             parts = [tensors.pop(re.sub(r"^(transformer|model)\.", "", n)) for n in hf_names]
-            if not {part.dtype for part in parts} <= {*checkpoint.DTYPES}:
-                raise ValueError(f"{directory} is quantized: {hf_names[0]} is {parts[0].dtype}")
             value = torch.cat([part.t() if transposed else part for part in parts])
             weights[name] = pad(name, value.contiguous(), config)
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(f"{directory} lacks an intact {name} ({first_line(error)})") from None
+        if not {part.dtype for part in parts} <= {*checkpoint.DTYPES}:
+            raise ValueError(f"{directory} is quantized: {hf_names[0]} is {parts[0].dtype}")
     biases = [name for name in weights if name.endswith(".bias")]
     if native_type(config) == "gpt2" and not any(weights[name].any() for name in biases):
         # bias=False is exported as zeros
@@ -183,9 +189,8 @@ def to_transformers(model: GPT, end_id: int | None = None):
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    check_parameters(model)
     c, state, tensors_of = model.config, {}, layout(model.config)
-    if dict(model.named_parameters()).keys() != tensors_of.keys():
-        raise ValueError(f"transformers has no class for {type(model).__name__}, only for a GPT")
     hf_config = AutoConfig.for_model(native_type(c), **native_config(c, end_id))
     with quiet(), init_empty_weights(include_buffers=False):  # RoPE's tables are buffers
         native = AutoModelForCausalLM.from_config(hf_config)

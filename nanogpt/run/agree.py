@@ -58,12 +58,11 @@ class Peers:
             if message is not None:
                 raise error or ValueError(message)
 
-    def largest(self, *values: int) -> list[int]:
+    def all_max(self, *values: int) -> list[int]:
         """The largest of each value over all processes; RuntimeError if one takes too long."""
-        if not self.many:
-            return [int(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.int64)
-        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=self.group)
+        if self.many:
+            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=self.group)
         return tensor.tolist()
 
     @contextmanager

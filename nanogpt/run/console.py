@@ -122,9 +122,13 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
         logger.info(text.strip("\n") + "\n")
     except (ValueError, OSError, torch.OutOfMemoryError) as error:  # the run is saved all the same
         logger.warning(f"no sample: {error}\n")
-    out_dir = shlex.quote(str(parts.out_dir))
-    file = parts.settings.get("class", {}).get("file", "")
-    if file.endswith(".py"):
-        out_dir += f" --trust_recipe {shlex.quote(file)}"
+    run = as_run(parts)
     use = "chat" if "chat" in parts.train_data.meta else "sample"
-    logger.info(f"next:  nanogpt {use} {out_dir}\n       nanogpt eval {out_dir}")
+    logger.info(f"next:  nanogpt {use} {run}\n       nanogpt eval {run}")
+
+
+def as_run(parts: Parts) -> str:
+    """The run as an argument of commands, which need the file of a class of the user's own."""
+    run = shlex.quote(str(parts.out_dir))
+    file = parts.settings.get("class", {}).get("file", "")
+    return f"{run} --trust_recipe {shlex.quote(file)}" if file.endswith(".py") else run

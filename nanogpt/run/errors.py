@@ -65,10 +65,8 @@ def user_errors(stopped: str = ""):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
         sys.exit(128 + signal.SIGPIPE)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SyntaxError) as error:
         fail(error)
-    except SyntaxError as error:
-        fail(f"{error.filename}, line {error.lineno}: {error.msg}")
     except ModuleNotFoundError as error:  # of what only some commands need
         fail(f"the package {error.name} is not installed: pip install {error.name}")
     except (RuntimeError, MemoryError) as error:
@@ -91,11 +89,6 @@ def waiting(what: str, say=None):
         yield
     finally:
         timer.cancel()
-
-
-def plural(count: int, noun: str) -> str:
-    """A count with its noun: 1 thread, 2,000 threads."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def plain(value: object) -> object:

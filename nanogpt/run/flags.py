@@ -22,7 +22,7 @@ class Actions:
     """What else a recipe can do: flags that a recipe does not set and a run does not record."""
 
     dry_run: bool = False  # only show the run's parameters, memory and time
-    seeds: Annotated[int, 1, 1000] = 1  # train with N seeds, into out_dir-seed…, and compare
+    seeds: Annotated[int, 1, 1000] = 1  # train with N seeds, into out_dir-seed…, and compare them
     json: bool = False  # print out_dir/result.json as the last line
 
     def __post_init__(self):
@@ -44,7 +44,7 @@ def settings_parser(model_config: GPTConfig, train: TrainConfig) -> OneLineParse
     usage = "%(prog)s [--SETTING VALUE …]"
     description = sys.modules["__main__"].__doc__  # the recipe's
     parser = OneLineParser(usage=usage, description=description, argument_default=SUPPRESS)
-    text = "repeat a run: its config.json, before the flags given here"
+    text = "repeat a run: its config.json; other flags override its settings"
     parser.add_argument("--config", metavar="FILE", help=text)
     basic = parser.add_argument_group("settings")
     advanced = parser.add_argument_group("advanced settings")
@@ -70,7 +70,8 @@ def parse(
     """The configurations, overridden by --config and the command line; actions; flags by name."""
     given = vars(settings_parser(model_config, train).parse_args(argv))
     for name in given.keys() & {"config", "out_dir", "data", "init_from", "resume"}:
-        given[name] = os.path.expanduser(given[name])  # no shell does for --data=~/x
+        # no shell does for --data=~/x, nor for each directory of a mixture
+        given[name] = ",".join(map(os.path.expanduser, given[name].split(",")))
     if "out_dir" in given:
         given["out_dir"] = str(Path(given["out_dir"]))  # without a / at its end
     values = recorded(given["config"]) | given if "config" in given else given

@@ -12,9 +12,11 @@ from nanogpt.checkpoint import CONFIG, State
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import write_json
 from nanogpt.hub.weights import on_meta
-from nanogpt.model import GPTConfig
+from nanogpt.model import GPT, GPTConfig
 from nanogpt.run.errors import fail, out_of_memory
 from nanogpt.train import Parts, logger, micro_batch
+
+FITS, NOT_COMPILED, LACKS_MEMORY = range(3)  # outcomes of trying a first step
 
 
 def check_room(config: GPTConfig) -> None:
@@ -40,8 +42,10 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
     Returns the settings that fit.
     """
     parts.gpt.train()
-    while lacks_memory(config, parts, state):
+    while outcome := try_passes(config, parts, state):
         release_memory()  # of the failed attempt
+        if outcome == NOT_COMPILED:
+            continue
         if parts.compiled:
             torch.compiler.reset()  # frees the graphs of the old size: dynamo keeps only a few
         size = config.batch_size
@@ -63,9 +67,12 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
     return config
 
 
-def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
-    """Whether any process lacks memory for a first step, by trying its passes; clears gradients."""
-    lacks = False
+def try_passes(config: TrainConfig, parts: Parts, state: State) -> int:
+    """Tries the passes of a first step, and clears gradients; returns the worst outcome of all.
+
+    After a failed compilation, which is a warning unless it was asked for, nothing is compiled.
+    """
+    outcome = FITS
     # without communication a failing process leaves no other waiting; FSDP cannot do without
     no_sync = nullcontext() if parts.sharded else parts.accelerator.no_sync(parts.model)
     what = "compiling" if parts.compiled else "trying a micro-batch"
@@ -82,8 +89,12 @@ def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
                     loss = parts.model(*micro_batch(settings, parts, state, 0))
                 loss.backward()
     except Exception as error:
-        lacks = out_of_memory(error)
-        if not lacks and parts.compiled:
+        outcome = LACKS_MEMORY if out_of_memory(error) else NOT_COMPILED
+        if outcome == NOT_COMPILED and not parts.compiled:
+            raise
+        if parts.sharded:
+            reset_shards(parts.gpt, error)
+        if outcome == NOT_COMPILED:
             lines = str(error).splitlines()  # a compiler's message comes after dynamo's
             reason = next((text for text in lines if text and "raised:" not in text), "")
             if config.compile != "auto":
@@ -91,8 +102,18 @@ def lacks_memory(config: TrainConfig, parts: Parts, state: State) -> bool:
             logger.warning(f"training without torch.compile, which failed: {reason}")
             torch.compiler.set_stance("force_eager")
             parts.compiled = parts.settings["environment"]["compiled"] = False
-        elif not lacks:
-            raise
     finally:
         parts.gpt.zero_grad()
-    return bool(parts.peers.largest(lacks)[0])
+    return parts.peers.all_max(outcome)[0]
+
+
+def reset_shards(gpt: GPT, error: Exception) -> None:
+    """Makes FSDP forget passes that failed, if this version of torch can; else ends the run.
+
+    The layers that a failed backward pass had reached would silently get no more gradients.
+    """
+    if not hasattr(gpt, "reset_iter_state"):
+        fail(f"{error}: choose a smaller --batch_size or --compile=false; torch cannot try again")
+    gpt.zero_grad()
+    with suppress(AttributeError):  # raised if no pass had begun
+        gpt.reset_iter_state()

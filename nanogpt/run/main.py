@@ -82,7 +82,7 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
             what = f"step {state.step} is saved" if saved else "there was no step to save"
             stop.reason += f": {what}; to resume, repeat the command with --resume=auto"
         parts.metrics.close()
-        unsaved = parts.peers.largest(parts.save_error is not None)[0]
+        unsaved = parts.peers.all_max(parts.save_error is not None)[0]
         if unsaved and (stop is None or stop.code != 1):  # an error before it comes first
             stop = Stop(parts.save_error, code=1)
         if parts.metrics.files:  # not if a finished run is only evaluated again
@@ -98,8 +98,10 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
     if state.step > 0 and parts.accelerator.is_main_process:
         console.conclude(config, parts, state)
         if config.push_to_hub:
+            # the export must compute what a class of the user's own does
+            options = {"say": logger.info, "make_model": parts.make_model}
             try:
-                push(parts.out_dir, config.push_to_hub, say=logger.info)
+                push(parts.out_dir, config.push_to_hub, **options)
             except (ValueError, OSError) as error:  # the run itself is complete
-                later = f"nanogpt push {parts.out_dir} {config.push_to_hub}"
+                later = f"nanogpt push {console.as_run(parts)} {config.push_to_hub}"
                 logger.warning(f"not pushed ({error}); later: {later}")

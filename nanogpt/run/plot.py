@@ -11,7 +11,7 @@ from nanogpt.run import metrics
 def curves(runs: list[Path], out: Path) -> bool:
     """Draws the losses of out directories over tokens; returns False if there are none.
 
-    Training loss is thin, validation loss thick, with a colour for each run. The suffix of `out`
+    Training loss is thin, validation loss thick, with a color for each run. The suffix of `out`
     selects the format; matplotlib raises ValueError for one that it does not know.
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
@@ -20,7 +20,7 @@ def curves(runs: list[Path], out: Path) -> bool:
     axes = figure.subplots()
     for number, run in enumerate(runs):
         lines = [line for line in metrics.read(run / metrics.METRICS) if "tokens" in line]
-        name = "" if len(runs) == 1 else run.name.replace("$", r"\$") + ", "  # no formula
+        name = "" if len(runs) == 1 else str(run).replace("$", r"\$") + ", "  # no formula
         for key, label, width in (("train_loss", "training", 0.8), ("val_loss", "validation", 2.0)):
             points = [(line["tokens"], line[key]) for line in lines if key in line]
             if points:

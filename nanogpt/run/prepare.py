@@ -17,8 +17,8 @@ from nanogpt.data.files import write_json
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.hub import lora
-from nanogpt.hub.export import check_parameters, check_publishing
+from nanogpt.hub import lora, weights
+from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
 from nanogpt.model import GPT, GPTConfig, Ops
 from nanogpt.ops import sharded
@@ -81,19 +81,20 @@ def prepare(
         T, short = model_config.block_size, config.short_block_size
         if config.short_block_iters and T % short:
             raise ValueError(f"short_block_size={short} does not divide block_size={T}")
-        train_data = open_data(config.data, "train", T, model_config.vocab_size)
-        val_data = open_data(config.data, "val", T, model_config.vocab_size)
+        with waiting(f"checking {config.data}", logger.info):  # nanoGPT's files token by token
+            train_data = open_data(config.data, "train", T, model_config.vocab_size)
+            val_data = open_data(config.data, "val", T, model_config.vocab_size)
         if gpt is None and accelerator.device.type == "cpu" and config.max_iters > 0:
             guard.check_room(model_config)
     splits = train_data.meta["splits"]
     checksum = zlib.crc32(repr((start and start.name, splits)).encode())
-    if peers.largest(checksum, -checksum) != [checksum, -checksum]:
+    if peers.all_max(checksum, -checksum) != [checksum, -checksum]:
         raise ValueError(f"all machines must see the same {config.out_dir} and {config.data}")
 
     torch.manual_seed(config.seed)
     gpt = (gpt or make_model(model_config)).to(accelerator.device)
     if type(gpt) is not GPT and (config.require_exportable or config.push_to_hub):
-        check_parameters(gpt)
+        weights.check_parameters(gpt)
     compiled = device.should_compile(config, gpt, accelerator.device)
     environment |= {"compiled": compiled, "commit": git_commit()}
     environment["code"] = code_hash(type(gpt), make_model, make_optimizers)
@@ -168,8 +169,11 @@ def assemble(
     own = {name: op for name, op in gpt.ops._asdict().items() if op is not getattr(Ops(), name)}
     gpt.use(ops._replace(**own))
     if compiled:
+        # one graph on a single GPU, unless a class of the user's own does more in `forward`, such
+        # as asking a teacher, which would be traced as well
         alone = accelerator.distributed_type == DistributedType.NO
-        device.compile_model(gpt, whole=alone and accelerator.device.type != "cpu")
+        plain = type(gpt).forward is GPT.forward
+        device.compile_model(gpt, whole=alone and plain and accelerator.device.type != "cpu")
     sharded.configure(accelerator, gpt)
     muon_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     model, *wrapped = accelerator.prepare(gpt, *make_optimizers(gpt, config, muon_dtype))

@@ -43,8 +43,10 @@ def check_changes(
     """
     model, train = checkpoint.load_configs(start)
     saved = checkpoint.read_json(start / checkpoint.CONFIG)
-    before = vars(model) | vars(train)
     now = vars(model_config) | vars(config)
+    # a recipe may have settings of its own
+    before = {name: value for name, value in saved["train"].items() if name in now}
+    before |= vars(model) | vars(train)
     # a longer run changes the learning rate
     free = ignored_by("resume") - {"max_iters", "lr_decay_iters"}
     sequences = [c.batch_size * c.gradient_accumulation_steps for c in (train, config)]

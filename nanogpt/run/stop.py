@@ -69,7 +69,7 @@ class Interrupts:
 
     def check(self) -> None:
         """Raises Stop on all processes, which call this equally often, if one has got a signal."""
-        if number := self.peers.largest(self.number)[0]:
+        if number := self.peers.all_max(self.number)[0]:
             raise Stop("stopped", code=128 + number)
 
     def check_step(self, config: TrainConfig, parts: Parts, state: State) -> None:
@@ -91,7 +91,7 @@ class Interrupts:
         # there must be time for another step and a save
         time_is_up = now + self.longest + parts.save_seconds > self.end
         fails = parts.failed_saves >= FAILED_SAVES
-        number, time_is_up, fails = self.peers.largest(self.number, time_is_up, fails)
+        number, time_is_up, fails = self.peers.all_max(self.number, time_is_up, fails)
         if fails:
             raise Stop(parts.save_error, code=1)
         if number:

@@ -110,7 +110,7 @@ def test_sharegpts_form_in_an_array_is_the_same(packed, tmp_path):
 
 GOOD, MORE = ({"messages": talk(*texts)} for texts in (("who?", "I"), ("when?", "in anger")))
 BAD = [
-    ({"messages": []}, "in.jsonl, record 2: no answer of the assistant"),
+    ({"messages": []}, "in.jsonl, record 2: no answer from the assistant"),
     ({"messages": [{"role": "robot"}]}, "2, message 1: role 'robot' is not one of system"),
     ({"messages": [{"role": "user", "content": 7}]}, "1: its content is '7', not a text"),
     ({"messages": [{"role": "user", "content": "who?", "weight": 0}]}, "its weight is not 1"),
@@ -133,7 +133,7 @@ def test_bad_input_is_one_line_and_changes_nothing(tmp_path, monkeypatch, refuse
 
 
 def test_other_files_and_single_conversations_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a.txt is not JSON by its name"):
+    with pytest.raises(ValueError, match=r"a.txt is not a file of records"):
         prepare(put(tmp_path / "a.txt", "hello"), tmp_path / "data")
     with pytest.raises(ValueError, match="no conversation is left for val: give more"):
         prepare(put(tmp_path / "in.jsonl", json.dumps(GOOD)), tmp_path / "data")
@@ -144,7 +144,7 @@ def test_conversations_that_cannot_be_learnt_from_are_skipped_and_counted(tmp_pa
     bad = [tool, talk("who?", ""), talk("who?")]
     path = write(tmp_path / "in.jsonl", [*talks(), *bad, talk("who?", "m" * 200)])
     said = prepare(path, tmp_path / "data", errors="skip")
-    assert sum(count(tmp_path / "data")) == 40 and said[0] == "left out: 4 conversations"
+    assert sum(count(tmp_path / "data")) == 40 and said == ["4 lines or records were left out: they cannot be used"]
 
 
 def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):

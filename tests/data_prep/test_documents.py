@@ -156,7 +156,7 @@ def test_a_folder_means_its_texts_in_the_order_of_names_and_others_are_counted(t
         put(tmp_path / name, "{}")
     said: list[str] = []
     assert names(tmp_path, say=said.append) == ["a.jsonl.gz", "b.txt", "a.md"]
-    assert said == ["not read, because of their endings: 2 .png, 1 without an ending"]
+    assert said == ["not read, because of their extensions: 2 .png, 1 without one"]
     assert names(tmp_path / "**" / "*.md", tmp_path / "*.txt") == ["a.md", "b.txt"]
 
 

@@ -17,6 +17,9 @@ from shapes import CASES
 
 from nanogpt import GPT, GPTConfig, checkpoint
 
+# deterministic runs need it; torch looks only once in a process, before its first matmul on CUDA
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 pytestmark = pytest.mark.device
 ROOT = Path(__file__).parents[2]
 SMALL = GPTConfig(block_size=32, n_layer=2, n_head=2, n_embd=64)
@@ -131,8 +134,9 @@ def test_a_batch_that_does_not_fit_is_halved(train, device):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
-    assert len(losses) == 2 and run.config.batch_size < 8192
-    assert run.config.batch_size * run.config.gradient_accumulation_steps == 8192
+    fits = checkpoint.load_configs(run.out_dir)[1]
+    assert len(losses) == 2 and fits.batch_size < 8192
+    assert fits.batch_size * fits.gradient_accumulation_steps == 8192
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(train):
@@ -170,7 +174,8 @@ def test_the_batch_on_the_device_is_the_batch(make_run, device):
     [
         ("--precision=fp32 --compile=false", 1e-4),
         ("--precision=bf16 --compile=false", 5e-3),
-        ("--precision=bf16 --compile=true --optimizer=muon", 5e-3),
+        # without dropout: compiled as one graph, a single GPU draws other masks than blocks do
+        ("--precision=bf16 --compile=true --optimizer=muon --dropout=0", 5e-3),
     ],
 )
 def test_two_gpus_lose_what_one_does(data, tmp_path, device, config, own, most):

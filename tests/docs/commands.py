@@ -46,10 +46,9 @@ def parser_of(program: str) -> argparse.ArgumentParser:
 
 @cache
 def every_flag() -> set[str]:
-    """Those of a recipe, of the launcher, and whatever else our programs name in a string."""
-    flags = {
-        flag for name in ("recipes/pretrain.py", "accelerate launch") for flag in parser_of(name)._option_string_actions
-    }
+    """Those of recipes, of the launcher, and whatever else our programs name in a string."""
+    programs = ("recipes/pretrain.py", "recipes/distill.py", "accelerate launch")
+    flags = {flag for name in programs for flag in parser_of(name)._option_string_actions}
     for path in [*ROOT.glob("*/*.py"), *ROOT.glob("nanogpt/*/*.py")]:
         flags |= set(re.findall(r"[\"'](--[a-z][\w-]*)[\"'=]", path.read_text(encoding="utf-8")))
     return {flag.replace("-", "_") for flag in flags}

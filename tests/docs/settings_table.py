@@ -17,7 +17,7 @@ python recipes/shakespeare.py --help
 
 Every field of `GPTConfig` and `TrainConfig` is a flag of each recipe: `--n_layer=8` or `--n_layer 8`. A recipe's values
 override the defaults below, and the command line overrides the recipe's. `--help` shows a recipe's own values.
-`--config out/x/config.json` repeats a run; flags after it change settings.
+`--config out/x/config.json` repeats a run; other flags override its settings.
 
 This file is generated: `python tests/docs/settings_table.py > docs/settings.md`.
 """

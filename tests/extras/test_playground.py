@@ -81,7 +81,7 @@ def test_a_text_that_the_model_cannot_read_is_named(hostile_writer, text, compla
 
 def test_the_real_page_answers_this_machine_alone(hostile_writer):
     pytest.importorskip("gradio")
-    blocks = playground.serve(["a run"], "cpu", say=lambda text: None, block=False)
+    blocks = playground.serve(["a run"], "cpu")
 
     def status(method: str, path: str, **headers) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", blocks.server_port, timeout=10)

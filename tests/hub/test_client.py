@@ -1,5 +1,6 @@
 """Pushes to the Hub and loads from it: one commit, nothing lost, refusals first. The Hub is a directory here."""
 
+import importlib
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,3 +100,20 @@ def test_a_recipe_asks_for_the_right_first_and_pushes_last(hub, data, tmp_path, 
     assert "GPT2LMHeadModel" in (hub / "alice" / "model" / "config.json").read_text()
     assert "bob/model" in refused(training.main, *recipe, [*flags, "--push_to_hub=bob/model", "--out_dir=out/second"])
     assert not (tmp_path / "out" / "second").exists()
+
+
+def test_a_class_that_computes_something_else_is_not_pushed_as_a_gpt(hub, data, tmp_path, monkeypatch, capsys):
+    flags = "--device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max_iters=2".split()
+    flags += [f"--data={data}", f"--out_dir={tmp_path / 'run'}", "--push_to_hub=alice/model"]
+    (tmp_path / "hotter.py").write_text(
+        "from nanogpt import GPT\n"
+        "class Hotter(GPT):\n"
+        "    def forward(self, *args, **options):\n"
+        "        return 2 * super().forward(*args, **options)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("hotter").Hotter
+    recipe = shakespeare_nanogpt.MODEL, shakespeare_nanogpt.TRAIN, None, ""
+    training.main(*recipe, flags, make_model=own)
+    assert "not pushed (the export is wrong: logits differ" in capsys.readouterr().out
+    assert not (hub / "alice" / "model" / "config.json").exists()

@@ -5,9 +5,10 @@ import torch
 from conftest import TINY
 from transformers import AutoModelForCausalLM
 
-from nanogpt import GPTConfig, checkpoint, load
+from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint, load
 from nanogpt.cli import main
 from nanogpt.hub.export import export
+from nanogpt.hub.load import make_room
 
 peft = pytest.importorskip("peft")
 SHAPES = {
@@ -70,3 +71,9 @@ def test_an_adapter_in_peft_and_the_merged_export_are_the_model(base, make_run, 
 def test_adapters_need_a_trained_model(make_run):
     with pytest.raises(ValueError, match="lora_rank adapts a trained model: name one by --init_from"):
         make_run(lora_rank=4)
+
+
+def test_adapters_cannot_tell_new_tokens_apart():
+    meta = {"chat": {}, "vocab_size": 62}
+    with pytest.raises(ValueError, match="lora_rank would freeze: leave --lora_rank out"):
+        make_room(GPT(GPTConfig(vocab_size=60, n_layer=1, n_head=1, n_embd=8)), meta, TrainConfig(lora_rank=2))

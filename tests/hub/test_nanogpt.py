@@ -134,7 +134,7 @@ def test_what_is_not_nanogpts_is_named_and_nothing_written(tmp_path, theirs_data
     contents = torch.load(write(tmp_path / "ckpt.pt", random_model(vocab_size)))
     change(contents)
     torch.save(contents, tmp_path / "ckpt.pt")
-    with pytest.raises(ValueError, match=f"ckpt.pt cannot be imported: .*{message}") as error:
+    with pytest.raises(ValueError, match=f"ckpt.pt cannot be imported .*{message}") as error:
         import_checkpoint(tmp_path / "ckpt.pt", theirs_data, tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()

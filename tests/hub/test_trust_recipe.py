@@ -80,7 +80,7 @@ def test_a_class_with_parameters_of_its_own_is_loaded_if_its_file_is_named(idea,
     (found,) = json.loads(command("eval", run, "--json", *trusted))
     stored = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert found["val_loss"] == pytest.approx(stored["val_loss"], abs=1e-4)
-    with pytest.raises(ValueError, match="no class for Shifted"):
+    with pytest.raises(ValueError, match="Shifted has other parameters than GPT"):
         weights.to_transformers(model)
 
 

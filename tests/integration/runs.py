@@ -5,7 +5,8 @@
 `--fsdp` shards the model as accelerate_configs/fsdp2.yaml does, through Accelerate's own code, which the launcher never
 reaches without GPUs. `model` are changes of the model; with `minimal` recipes/minimal.py trains, and its losses go to
 the file `out_dir`. The last process alone meets trouble: `poison` lists the steps at which its loss is not a number,
-`room` is the number of sequences that fit into its memory, `terminate` the step at whose evaluation it gets a SIGTERM.
+`room` is the number of sequences that fit into its memory (with `late` into that of the backward pass), `terminate` the
+step at whose evaluation it gets a SIGTERM.
 With `everywhere` all processes meet it.
 """
 
@@ -34,6 +35,7 @@ MODEL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1, bi
 TRAIN = {"data": "data", "seed": 1, "batch_size": 4, "gradient_accumulation_steps": 4, "precision": "fp32"}
 TRAIN |= {"device": "auto", "threads": 1, "max_iters": 12, "lr_decay_iters": 12, "warmup_iters": 3}
 TRAIN |= {"log_interval": 1, "eval_interval": 12}
+TROUBLES = ("poison", "room", "terminate", "late")
 
 
 def sharded(**options):
@@ -76,15 +78,24 @@ def check_shares(parts: Parts) -> None:
     optim.orthogonalize = checked
 
 
-def trouble(parts: Parts, state: State, poison=(), room: int = 99, terminate: int | None = None) -> None:
+def trouble(
+    parts: Parts, state: State, poison=(), room: int = 99, terminate: int | None = None, late: bool = False
+) -> None:
     """Makes a process meet what the others do not; see above."""
     forward, whole_split = parts.gpt.forward, parts.val_data.whole_split
 
+    def lack_memory(*ignored):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
     def troubled(idx, *args, **kwargs):
-        if len(idx) > room and parts.gpt.training:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+        if len(idx) > room and parts.gpt.training and not late:
+            lack_memory()
         loss = forward(idx, *args, **kwargs)
         return loss * float("nan") if parts.gpt.training and state.step in poison else loss
+
+    def backward_lacks_memory(block, inputs, output):
+        if len(output) > room and parts.gpt.training:
+            output.register_hook(lack_memory)
 
     def batches(*args):
         if terminate == state.step:
@@ -92,6 +103,8 @@ def trouble(parts: Parts, state: State, poison=(), room: int = 99, terminate: in
         yield from whole_split(*args)
 
     parts.gpt.forward, parts.val_data.whole_split = troubled, batches
+    if late:  # after FSDP's own hooks of the block
+        parts.gpt.h[0].register_forward_hook(backward_lacks_memory)
 
 
 def train_minimal(model: GPTConfig, config: TrainConfig) -> None:
@@ -103,7 +116,7 @@ def train_minimal(model: GPTConfig, config: TrainConfig) -> None:
 
 
 def train(settings: dict) -> None:
-    troubles = {name: settings.pop(name) for name in ("poison", "room", "terminate") if name in settings}
+    troubles = {name: settings.pop(name) for name in TROUBLES if name in settings}
     everywhere = settings.pop("everywhere", False)
     model = replace(MODEL, **settings.pop("model", {}))
     if settings.pop("minimal", False):

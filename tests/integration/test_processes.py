@@ -134,6 +134,11 @@ def test_sharded_processes_that_lack_memory_halve_together(train, home):
     assert checkpoint.load_configs(home / "out" / "together")[1].batch_size == 2
 
 
+def test_sharded_processes_that_lack_memory_in_the_backward_pass_train_all_layers_afterwards(compare):
+    """FSDP keeps the state of an interrupted pass."""
+    compare({"late": {"everywhere": True, "late": True, "room": 2, "max_iters": 4}}, kinds=("1", "fsdp"))
+
+
 def test_two_processes_read_a_mixture_as_one_does(compare, home, text):
     write_data(home / "back", text[::-1])
     steps = {"max_iters": 4, "eval_interval": 2}

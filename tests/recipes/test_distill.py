@@ -5,6 +5,7 @@ from functools import partial
 import distill
 import torch
 from helpers import randomize
+from texts import write_data
 
 from nanogpt import GPT, GPTConfig
 
@@ -28,8 +29,11 @@ def test_the_loss_is_the_mixture_while_training_and_that_of_the_text_in_evaluati
     assert mixture != text and list(student.state_dict()) == list(GPT(CONFIG).state_dict())
 
 
-def test_a_student_is_a_run_like_any_other(recipe, run_dir, data):
+def test_a_student_is_a_run_like_any_other(recipe, run_dir, data, tmp_path):
     flags = "--n_layer=1 --n_head=2 --n_embd=16 --n_inner=32 --block_size=16 --max_iters=2 --sample_tokens=0".split()
     done = recipe("distill", *flags, f"--teacher={run_dir},{run_dir}", f"--data={data}", "--out_dir=student")
     assert done.returncode == 0, done.stderr
     assert recipe("distill", *flags, "--teacher=nowhere").stderr.count("\n") == 1
+    write_data(tmp_path / "other", "other characters " * 20)
+    refused = recipe("distill", *flags, f"--teacher={run_dir}", f"--data={tmp_path / 'other'}")
+    assert f"is not the tokenizer of {run_dir}: prepare the data with that one\n" in refused.stderr

@@ -21,8 +21,8 @@ def test_processes_agree_on_the_largest(monkeypatch):
         tensor.copy_(largest_of[op](tensor, torch.tensor([0, 5])))
 
     monkeypatch.setattr(torch.distributed, "all_reduce", with_another)
-    assert Peers(process(1, of=2), 1).largest(True, 3) == [1, 5]
-    assert Peers(process(), 1).largest(True, -3) == [1, -3]
+    assert Peers(process(1, of=2), 1).all_max(True, 3) == [1, 5]
+    assert Peers(process(), 1).all_max(True, -3) == [1, -3]
 
 
 def test_without_another_process_a_run_exits(monkeypatch, capsys):

@@ -8,8 +8,9 @@ import torch
 from conftest import TINY
 from test_forged_checkpoint import seal_again
 from texts import write_data
+from tiny_run import Run
 
-from nanogpt import checkpoint
+from nanogpt import TrainConfig, checkpoint
 
 
 def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, data, capsys):
@@ -25,6 +26,19 @@ def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, d
     settings = "max_iters 4 -> 8; seed 1337 -> 2; batch_size 4 -> 2"
     others = f"torch 1.0 -> {torch.__version__}; processes 8 -> 1; {data} has different tokens"
     assert f"note: changed since the checkpoint: {settings}; {others}\n" in capsys.readouterr().out
+
+
+@dataclasses.dataclass
+class Smoothed(TrainConfig):
+    label_smoothing: float = 0.0
+
+
+def test_a_recipes_own_settings_are_compared_too(data, tmp_path, capsys):
+    fields = {"device": "cpu", "precision": "fp32", "batch_size": 4, "max_iters": 2, "eval_interval": 2}
+    fields |= {"out_dir": str(tmp_path / "out"), "data": str(data)}
+    Run(TINY, Smoothed(label_smoothing=0.1, **fields)).train()
+    Run(TINY, Smoothed(label_smoothing=0.2, resume="auto", **fields | {"max_iters": 4}))
+    assert "label_smoothing 0.1 -> 0.2" in capsys.readouterr().out
 
 
 def test_a_step_that_is_divided_differently_is_the_same(make_run, capsys):

@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from nanogpt.config import ignored_by
 from nanogpt.extras.dashboard.follow import Runs
+from nanogpt.run.errors import plain
 
 WEB = Path(__file__).parent / "web"
 HEADERS = {
@@ -70,7 +71,7 @@ class Handler(SimpleHTTPRequestHandler):
                 found = answer(self.server.runs, url.path, parse_qs(url.query))
         except (ValueError, KeyError):
             return self.send_error(400)
-        body = json.dumps(found).encode()
+        body = json.dumps(plain(found)).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()

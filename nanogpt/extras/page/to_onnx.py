@@ -67,7 +67,7 @@ class Graph(nn.Module):
         self.model = copy.deepcopy(model).use(Ops(rms_norm=rms_norm, attention=self.attention))
 
     def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple:
-        """Appends to the cache of the next layer, as `nanogpt.cache.LayerCache.extend`."""
+        """Appends to the cache of the next layer, as `nanogpt.sample.LayerCache.extend`."""
         for new in (k, v):
             self.present.append(torch.cat([self.past[len(self.present)], new], dim=2))
         return tuple(self.present[-2:])

@@ -63,7 +63,7 @@ def write(
             shutil.copy(curve, page / "curve.png")
         question = QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0]
         facts = describe(model, source, options.get("license", "unknown")) | {
-            "title": Path(run).name,
+            "title": Path(run).absolute().name,
             "curve": curve.exists(),
             "scripts": embed(files, page),
             "prompt": prompt or question,

@@ -66,6 +66,7 @@ export class Chart {
   listen(choose, hover) {
     const at = (event) => this.xOf(event.clientX - this.canvas.getBoundingClientRect().left);
     this.canvas.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
       this.canvas.setPointerCapture(event.pointerId);
       this.from = at(event);
     });
@@ -74,6 +75,7 @@ export class Chart {
       hover(at(event));
     });
     this.canvas.addEventListener("pointerup", (event) => {
+      if (this.from === undefined) return;
       const [low, high] = [this.from, at(event)].sort((a, b) => a - b);
       this.from = this.to = undefined;
       if (high - low > (this.high - this.low) / 100) choose(low, high);
