@@ -96,7 +96,7 @@ def run_dir(tmp_path, trained_dir) -> Path:
 
 @pytest.fixture(scope="session")
 def chat_dir(tmp_path_factory) -> Path:
-    """The out directory of a run that has learnt to answer conversations by characters; to be read only."""
+    """The out directory of a run that has learned to answer conversations by characters; to be read only."""
     place = tmp_path_factory.mktemp("chat")
     talks = [conversations.talk(f"{i}?", "yes") for i in range(100, 140)]
     words = [message[key] for messages in talks for message in messages for key in ("role", "content")]

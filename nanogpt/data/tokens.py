@@ -134,7 +134,7 @@ class TokenDataset:
             key = hash64(hash64(np.array([seed], dtype=np.uint64)) ^ np.uint64(epoch))
             window = permute(samples[here] % n, n, key)
             offset = 0 if "chat" in self.meta else int(hash64(key)[0]) % T
-            # the last window always ends with the last token, so that the end is learnt as well
+            # the last window always ends with the last token, so that the end is learned as well
             starts[here] = np.where(window == n - 1, last, offset + window * T)
         return starts
 

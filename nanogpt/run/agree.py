@@ -74,7 +74,7 @@ class Peers:
             if not self.many or not LOST.search(str(error)):
                 raise
             me = f"process {self.accelerator.process_index} of {self.accelerator.num_processes}"
-            lost = f"another process of the run has died, or not answered for {self.timeout:g} s"
+            lost = f"another process has died, or has not answered for {self.timeout:g} s"
             line = f"error: {me} stops: {lost} (--timeout); start it again with --resume=auto"
             print(line, file=sys.stderr, flush=True)
             sys.stdout.flush()

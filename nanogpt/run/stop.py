@@ -82,7 +82,7 @@ class Interrupts:
             raise Stop(
                 f"no finite gradient in the last {int(tally.bad_in_a_row)} steps up to step "
                 f"{state.step}, at learning rate {tally.lr:.2e}. None of these steps was applied: "
-                "resume by --resume=best, or start again, with a lower "
+                "resume with --resume=best, or start again, with a lower "
                 f"--learning_rate{muon}{fp32}",
                 code=1,
             )

@@ -79,7 +79,7 @@ def test_a_killed_process_ends_the_other_at_once_with_a_clear_line(running, vict
     programs = running()
     programs[victim].send_signal(signal.SIGKILL)
     done = programs[1 - victim].wait()
-    expected = f"error: process {1 - victim} of 2 stops: another process of the run has died, or not answered"
+    expected = f"error: process {1 - victim} of 2 stops: another process has died, or has not answered"
     assert done.returncode == 1 and expected in done.stderr
 
 
@@ -87,7 +87,7 @@ def test_a_process_that_hangs_ends_the_run_within_the_timeout(running):
     programs = running(timeout=2)
     programs[1].send_signal(signal.SIGSTOP)
     done = programs[0].wait()
-    expected = "error: process 0 of 2 stops: another process of the run has died, or not answered for 2 s (--timeout)"
+    expected = "error: process 0 of 2 stops: another process has died, or has not answered for 2 s (--timeout)"
     assert done.returncode == 1 and expected in done.stderr
 
 
