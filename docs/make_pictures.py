@@ -65,8 +65,9 @@ def draw(curves: dict[str, Curve], out: Path) -> None:
     for number, (label, curve) in enumerate(curves.items()):
         color = "gray" if label == "nanoGPT" else f"C{number}"
         seconds, loss = curve[-1]
-        axes.plot(*zip(*curve, strict=True), color=color, linewidth=2, label=label)
-        axes.plot(seconds, loss, "o", color=color, markersize=5)
+        style = "o" if len(curve) == 1 else "-"
+        axes.plot(*zip(*curve, strict=True), style, color=color, linewidth=2, label=label)
+        axes.plot(seconds, loss, "o", color=color, markersize=6)
         # beside the dashed line, not on it
         offset = (6, 4) if loss > ON_AN_A100 else (-10, -14)
         axes.annotate(
