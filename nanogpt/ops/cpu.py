@@ -72,56 +72,29 @@ def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=Fal
         if written_out:
             if enable_gqa:
                 k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
-            return AttentionFunction.apply(q.to(dtype), k.to(dtype), v, dropout)
+            return causal_attention(q.to(dtype), k.to(dtype), v, dropout)
         y = attention(q.float(), k.float(), v.float(), mask, dropout, causal, enable_gqa)
     return y.to(dtype)
 
 
-class AttentionFunction(torch.autograd.Function):
+def causal_attention(q, k, v, dropout: float) -> torch.Tensor:
     """Causal attention of q, k, v (B, H, T, D), with dropout of the weights.
 
-    `ROWS` queries at a time, which skip the keys after them; the weights are kept for the backward
-    pass. Matmuls and weights have the inputs' dtype, as under autocast.
+    `ROWS` queries at a time, which skip the keys after them. Matmuls and weights have the inputs'
+    dtype, as under autocast.
     """
-
-    @staticmethod
-    def forward(ctx, q, k, v, dropout: float) -> torch.Tensor:
-        B, H, T, D = ctx.shape = q.shape
-        ctx.scale = 1 / math.sqrt(D)
-        q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
-        saved, y = [q, k, v], []
-        for start in range(0, T, ROWS):
-            rows = q[:, start : start + ROWS]
-            keys = min(start + ROWS, T)
-            future = q.new_full((rows.size(1), keys), -math.inf).triu_(start + 1)
-            scores = torch.baddbmm(future, rows, k[:, :keys].mT, alpha=ctx.scale)
-            weights = torch._softmax(scores, -1, False)  # (B H, rows, keys); autocast leaves it
-            kept = dropout_mask(weights, dropout) if dropout else None
-            y.append((weights * kept if dropout else weights) @ v[:, :keys])
-            saved += [weights, kept]
-        ctx.save_for_backward(*saved)
-        return torch.cat(y, dim=1).view(ctx.shape)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        q, k, v, *saved = ctx.saved_tensors
-        grad = grad.reshape(v.shape)
-        grad_q, grad_k, grad_v = [], torch.zeros_like(k), torch.zeros_like(v)
-        for weights, kept in zip(saved[::2], saved[1::2], strict=True):
-            keys = weights.size(-1)
-            start = keys - weights.size(-2)
-            rows, grad_rows = q[:, start:keys], grad[:, start:keys]
-            grad_weights = grad_rows @ v[:, :keys].mT
-            dropped = weights
-            if kept is not None:
-                grad_weights *= kept
-                dropped = weights * kept
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_scores *= ctx.scale
-            grad_q.append(grad_scores @ k[:, :keys])
-            grad_k[:, :keys] += grad_scores.mT @ rows
-            grad_v[:, :keys] += dropped.mT @ grad_rows
-        return *(x.view(ctx.shape) for x in (torch.cat(grad_q, dim=1), grad_k, grad_v)), None
+    B, H, T, D = q.shape
+    q, k, v = (x.reshape(B * H, T, D).split(ROWS, dim=1) for x in (q, k, v))
+    y = []
+    for i, rows in enumerate(q):
+        keys, values = torch.cat(k[: i + 1], dim=1), torch.cat(v[: i + 1], dim=1)
+        future = rows.new_full((rows.size(1), keys.size(1)), -math.inf).triu_(i * ROWS + 1)
+        scores = torch.baddbmm(future, rows, keys.mT, alpha=1 / math.sqrt(D))
+        weights = torch._softmax(scores, -1, False)  # (B H, rows, keys); autocast leaves it
+        if dropout:
+            weights = weights * dropout_mask(weights, dropout)
+        y.append(weights @ values)
+    return torch.cat(y, dim=1).view(B, H, T, D)
 
 
 def fast_dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:

@@ -16,8 +16,8 @@ from nanogpt.model import Ops, attention
 from nanogpt.ops import cpu
 from nanogpt.ops.cpu import (
     CPU,
-    AttentionFunction,
     RMSNormFunction,
+    causal_attention,
     fast_attention,
     fused_rms_norm,
 )
@@ -102,10 +102,10 @@ def test_the_gradients_of_attention_with_dropout_are_those_of_autograd(monkeypat
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     mask = torch.ones(6, 7, 7, dtype=torch.float64).bernoulli_(0.5) * 2
-    assert torch.autograd.gradcheck(lambda *x: AttentionFunction.apply(*x, 0.5), (q, k, v))
+    assert torch.autograd.gradcheck(lambda *x: causal_attention(*x, 0.5), (q, k, v))
     scores = (q @ k.mT / 2).masked_fill(torch.ones(7, 7).triu_(1).bool(), -torch.inf)
     expected = (scores.softmax(-1) * mask.view(2, 3, 7, 7)) @ v
-    torch.testing.assert_close(AttentionFunction.apply(q, k, v, 0.5), expected)
+    torch.testing.assert_close(causal_attention(q, k, v, 0.5), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
