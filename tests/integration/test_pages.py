@@ -145,3 +145,10 @@ def test_the_playground_streams_two_models_and_paints_a_text(page, tmp_path, dat
         until(lambda: page.locator("#inside-1 td").count() == 16, "predictions of one layer for all of the context")
         assert page.get_by_role("tabpanel").locator("img").count() == 2  # the heads of each model
         assert page.evaluate("document.documentElement.scrollWidth") == 390  # wide tables scroll on their own
+
+    with process("-m", "nanogpt", "playground", second, "--device=cpu") as lines:
+        page.goto(address(lines))
+        page.fill("#prompt textarea", "FIRST:")
+        page.get_by_label("number input for tokens").fill("20")
+        page.click("#write")
+        until(lambda: page.locator("#text-0 textarea").input_value()[:6] == "FIRST:", "text of a single model")
