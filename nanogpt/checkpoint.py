@@ -326,7 +326,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path.touch()
-    mode = path.stat().st_mode  # by the umask; safetensors makes files for their owner alone
+    mode = path.stat().st_mode  # by the umask; safetensors makes private files
     try:
         save_file(tensors, path, metadata={"format": "pt"})
         with contextlib.suppress(OSError):  # on a file system without modes
