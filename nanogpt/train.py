@@ -165,18 +165,17 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
         if worth_saving and not parts.sharded:
             save(config, parts, state)
         raise
-    state.evaluated_step = state.step
-    loss, best = result["val_loss"], state.best_val_loss
-    best_before = best, state.best_step
+    state.evaluated_step, loss = state.step, result["val_loss"]
+    best_before = state.best_val_loss, state.best_step
     # a diverged model is never the best: the best one before it must not be pruned
-    if math.isfinite(loss) and (best is None or loss < best):
+    is_best = math.isfinite(loss) and (state.best_val_loss is None or loss < state.best_val_loss)
+    if is_best:
         state.best_val_loss, state.best_step = loss, state.step
     parts.metrics.log(**position(state), **result)
     logger.info(
         f"step {state.step:>6,}  validation loss {loss:.4f} "
         f"({result['val_bpb']:.3f} bits per byte) after {state.train_seconds:.1f} s of training"
     )
-    is_best = state.best_step == state.step
     if worth_saving and (is_best or done(config, state) or config.always_save_checkpoint):
         save(config, parts, state)
         if is_best and parts.peers.all_max(parts.save_error is not None)[0]:

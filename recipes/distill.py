@@ -46,6 +46,11 @@ class Student(GPT):
     teach: Callable[[torch.Tensor], torch.Tensor]
     weight = 0.5
 
+    def __init__(self, config: GPTConfig, ops=None):
+        super().__init__(config, ops)
+        if config.separator is not None:  # teachers attend to the whole window
+            raise ValueError("a student has no separator: leave --separator out")
+
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None, **options):
         """As in GPT, but while training with targets (B, T) the loss is the mixture."""
         if targets is None or not self.training:

@@ -2,7 +2,7 @@
 
     python recipes/minimal.py
 
-It trains the laptop model of recipes/shakespeare.py, with the same losses up to rounding, but
+It trains the laptop model of recipes/shakespeare.py, with its losses in fp32 up to rounding, but
 without checkpoints, a command line, metrics, or protection against anything that can go wrong.
 """
 

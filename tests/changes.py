@@ -92,11 +92,12 @@ nanogpt.run.resume
 nanogpt.run.prepare tests/test_train.py
     the optimizer's state is not restored:
         checkpoint.restore(start, gpt, optimizers) -> checkpoint.restore(start, gpt, [])
+nanogpt.run.resume tests/test_train.py
     the best loss of a checkpoint that is gone is kept: state.best_step not in saved_steps -> False
 nanogpt.train tests/test_optim.py
     the gradient is not clipped: config.grad_clip or torch.inf -> torch.inf
 nanogpt.train tests/test_train.py
-    the best loss is the largest: loss < best -> loss > best
+    the best loss is the largest: loss < state.best_val_loss -> loss > state.best_val_loss
 nanogpt.run.stop tests/test_train.py
     a signal ends with exit code 0:
         Stop("stopped", code=128 + number) -> Stop("stopped", code=0)

@@ -14,9 +14,10 @@ from nanogpt import checkpoint, optim, rundir
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import write_json
-from nanogpt.data.meta import read_meta
+from nanogpt.data.meta import SPLITS, read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.tokens import TokenDataset
 from nanogpt.hub import lora, weights
 from nanogpt.hub.export import check_publishing
 from nanogpt.hub.load import check_tokenizer, load_for_training, make_room
@@ -78,12 +79,7 @@ def prepare(
             check_tokenizer(its_tokenizer, tokenizer, config.data, its_model, exact=bool(start))
         if model_config.vocab_size is None:
             model_config = replace(model_config, vocab_size=meta["vocab_size"])
-        T, short = model_config.block_size, config.short_block_size
-        if config.short_block_iters and T % short:
-            raise ValueError(f"short_block_size={short} does not divide block_size={T}")
-        with waiting(f"checking {config.data}", logger.info):  # nanoGPT's files token by token
-            train_data = open_data(config.data, "train", T, model_config.vocab_size)
-            val_data = open_data(config.data, "val", T, model_config.vocab_size)
+        train_data, val_data = open_splits(config, model_config)
         if gpt is None and accelerator.device.type == "cpu" and config.max_iters > 0:
             guard.check_room(model_config)
     splits = train_data.meta["splits"]
@@ -110,16 +106,7 @@ def prepare(
     state = State()
     if start:
         checkpoint.restore(start, gpt, optimizers)
-        state = checkpoint.read_state(start)
-        if accelerator.scaler is not None and state.loss_scale is not None:  # of fp16
-            saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
-            accelerator.scaler.load_state_dict(accelerator.scaler.state_dict() | saved)
-        if not same_text and not done(config, state):
-            logger.info("note: the validation data changed, so the best loss is reset")
-            state.best_step = state.evaluated_step = None
-    saved_steps = map(checkpoint.step_of, checkpoint.list_checkpoints(Path(config.out_dir)))
-    if state.best_step not in saved_steps and not done(config, state):
-        state.best_step = state.best_val_loss = None  # the next evaluation is the best
+        state = resume.read_state(start, config, accelerator.scaler, same_text)
     out_dir = Path(config.out_dir)
     flat = settings["model"] | settings["train"]
     with peers.in_agreement():
@@ -157,6 +144,15 @@ def prepare(
     )
     console.introduce(config, parts, state)
     return config, parts, state
+
+
+def open_splits(config: TrainConfig, model_config: GPTConfig) -> list[TokenDataset]:
+    """The training and validation data. Raises ValueError if they do not fit the settings."""
+    T, short = model_config.block_size, config.short_block_size
+    if config.short_block_iters and T % short:
+        raise ValueError(f"short_block_size={short} does not divide block_size={T}")
+    with waiting(f"checking {config.data}", logger.info):  # nanoGPT's files token by token
+        return [open_data(config.data, split, T, model_config.vocab_size) for split in SPLITS]
 
 
 def assemble(

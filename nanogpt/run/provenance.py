@@ -34,9 +34,10 @@ def source_file(definition) -> Path | None:
 
 
 def code_hash(*definitions) -> str:
-    """Identifies the code of a step: the core, and the files of these classes and functions."""
+    """Identifies the code of a step: ours, and the files of these classes and functions."""
     package = Path(optim.__file__).resolve().parent
     files = {file for folder in (".", "data", "ops") for file in package.glob(f"{folder}/*.py")}
+    files |= {package / "run" / name for name in ("prepare.py", "device.py")}  # they choose the ops
     files |= {file.resolve() for each in definitions if (file := source_file(each))}
     digests = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]

@@ -6,7 +6,7 @@ from pathlib import Path
 from nanogpt import checkpoint, rundir
 from nanogpt.config import TrainConfig, ignored_by
 from nanogpt.model import GPTConfig
-from nanogpt.train import logger
+from nanogpt.train import done, logger
 
 
 def find_start(config: TrainConfig) -> Path | None:
@@ -74,3 +74,23 @@ def check_changes(
     if changed:
         logger.info(f"note: changed since the checkpoint: {'; '.join(changed)}")
     return data.get("val") == settings["data"]["val"]
+
+
+def read_state(start: Path, config: TrainConfig, scaler, same_text: bool) -> checkpoint.State:
+    """The state to resume from, with a best step only if it can be compared and still exists.
+
+    `scaler` is fp16's or None; `same_text`: the validation text is that of the checkpoint.
+    """
+    state = checkpoint.read_state(start)
+    if scaler is not None and state.loss_scale is not None:
+        saved = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_steps}
+        scaler.load_state_dict(scaler.state_dict() | saved)
+    if done(config, state):
+        return state
+    if not same_text:
+        logger.info("note: the validation data changed, so the best loss is reset")
+        state.best_step = state.evaluated_step = None
+    saved_steps = map(checkpoint.step_of, checkpoint.list_checkpoints(Path(config.out_dir)))
+    if state.best_step not in saved_steps:
+        state.best_step = state.best_val_loss = None  # the next evaluation is the best
+    return state

@@ -1,8 +1,10 @@
 """recipes/distill.py: a student learns the mean of its teachers' probabilities beside the text."""
 
+from dataclasses import replace
 from functools import partial
 
 import distill
+import pytest
 import torch
 from helpers import randomize
 from texts import write_data
@@ -27,6 +29,11 @@ def test_the_loss_is_the_mixture_while_training_and_that_of_the_text_in_evaluati
     torch.testing.assert_close(student(x, y), text)
     torch.testing.assert_close(student.train()(x, y), mixture)
     assert mixture != text and list(student.state_dict()) == list(GPT(CONFIG).state_dict())
+
+
+def test_a_student_refuses_documents_that_its_teachers_would_not_keep_apart():
+    with pytest.raises(ValueError, match="leave --separator out"):
+        distill.Student(replace(CONFIG, separator=0))
 
 
 def test_a_student_is_a_run_like_any_other(recipe, run_dir, data, tmp_path):
