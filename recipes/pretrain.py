@@ -1,4 +1,4 @@
-"""Pretraining with one dial: everything else follows from the number of layers.
+"""Pretraining with one setting, the number of layers, from which everything else follows.
 
     python -m data_prep.fineweb_edu                          # the default data, 20 GB of tokens
     nanogpt plan recipes/pretrain.py --depth=12              # memory and time

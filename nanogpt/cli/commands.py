@@ -94,7 +94,8 @@ def run_train(args) -> None:
 def require_recipe(recipe: str) -> None:
     """Raises ValueError unless it is a Python file."""
     if Path(recipe).suffix != ".py" or not Path(recipe).is_file():
-        raise ValueError(f"{recipe} is not a .py file: name one, such as recipes/shakespeare.py")
+        where = f"is not a .py file in {Path.cwd()}"
+        raise ValueError(f"{recipe} {where}: name one, such as recipes/shakespeare.py")
 
 
 def run_recipe(recipe: str, flags: list[str]) -> None:

@@ -28,9 +28,11 @@ def read_meta(directory: Path | str) -> dict:
     path, tokenizer = directory / "meta.json", directory / FILE
     if not path.exists():
         lacks = "has no meta.json" if directory.exists() else f"does not exist in {Path.cwd()}"
+        near = Path("data", directory.name)
+        hint = f"did you mean {near}? Or " if near != directory and near.is_dir() else ""
         raise ValueError(
-            f"data directory {str(directory)!r} {lacks}: name another with --data, or prepare it, "
-            "or describe its tokens (data_prep/README.md)"
+            f"data directory {str(directory)!r} {lacks}: {hint}name another with --data, or "
+            "prepare it, or describe its tokens (data_prep/README.md)"
         )
     meta = read_json(path)
     with one_line_errors(f"{path} is damaged", f"restore it, or {AGAIN}"):

@@ -87,8 +87,8 @@ def find_warnings(
     leaks = [text for text in val if len(letters(text)) >= SHORTEST and letters(text) in known]
     if len(leaks) > 0.001 * len(val):
         yield (
-            f"{len(leaks):,} of {len(val):,} validation documents are also training documents: "
-            "the loss will be too low; remove one of each pair"
+            f"{len(leaks):,} of {len(val):,} validation documents (or paragraphs of a single one) "
+            "are also in the training text: the loss will be too low; remove one of each pair"
         )
 
 

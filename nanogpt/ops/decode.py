@@ -25,6 +25,7 @@ from nanogpt.model import GPT, Linear, attention, cross_entropy
 SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
 WORTHWHILE = 1e11  # tokens times parameters from which compiling pays, once cached (LOG.md)
 MANY = 10_000  # tokens from which one graph saves more time than it takes (124M parameters)
+HAS_AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # multiply and add in one
 
 
@@ -64,12 +65,31 @@ def rows_sum(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     A loop of Inductor's adds to one vector, and each addition waits for the one before it. Four
     quarters of the outputs in one loop are four independent sums (LOG.md).
     """
-    C = x.size(-1)
+    quarters = [unpack(quarter) for quarter in weight.chunk(4)]
+    n, width = len(quarters[0]), x.size(-1) // len(quarters[0])
+    parts = x.reshape(-1, width, n).float().movedim(-1, 0).contiguous()  # (n, rows, width)
     # Inductor stores what as_strided is applied to; otherwise it would compute x for each output
-    rows = x.reshape(-1).as_strided((x.numel() // C, 1, C), (C, C, 1)).float()
-    quarters = weight.chunk(4)
-    sums = [(rows * quarter.float()).sum(-1) for quarter in quarters]
+    rows = parts.size(1)
+    parts = parts.as_strided((n, rows, 1, width), (rows * width, width, width, 1))
+    sums = []
+    for numbers in quarters:
+        products = [part * its_numbers for part, its_numbers in zip(parts, numbers, strict=True)]
+        sums.append(sum(products[1:], products[0]).sum(-1))
     return torch.cat(sums, dim=-1).view(*x.shape[:-1], -1)
+
+
+def unpack(weight: torch.Tensor) -> list[torch.Tensor]:
+    """A weight (V, C) in fp32: n tensors (V, C / n), the first with columns 0, n, 2 n, …
+
+    Without AVX-512 only vectors of floats are loaded fast (LOG.md). So n numbers are loaded as one
+    float, and shifted out of its bits.
+    """
+    if HAS_AVX512 or weight.itemsize == 4 or weight.size(1) % 4:
+        return [weight.float()]
+    words = weight.view(torch.float32).view(torch.int32)  # the first number has the lowest bits
+    if weight.itemsize == 1:
+        return [((words << shift) >> 24).float() for shift in (24, 16, 8, 0)]
+    return [(words << 16).view(torch.float32), (words & -(2**16)).view(torch.float32)]  # bf16
 
 
 def single_query(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:

@@ -38,7 +38,8 @@ def read(run: Path) -> Curve:
     """A run's settings and validation losses. Raises ValueError if it is not a run or has none."""
     lines = [line for line in metrics.read(run / metrics.METRICS) if line.keys() >= set(KEYS)]
     if not lines:
-        raise ValueError(f"{run} has no validation loss: name an out directory with one")
+        why = "has no validation loss" if run.exists() else "does not exist"
+        raise ValueError(f"{run} {why}: name an out directory with a validation loss")
     config = checkpoint.read_json(run / checkpoint.CONFIG)
     with one_line_errors(f"{run / checkpoint.CONFIG} is not a run's", "name an out directory"):
         settings = config["model"] | config["train"]
@@ -125,6 +126,10 @@ def verdict(groups: list[list[Curve]]) -> dict:
         return found | {"why_not": f"not finished: {', '.join(unfinished)}"}
     if len({curve.val_sha256 for curve in every} - {None}) > 1:
         return found | {"why_not": "the validation data differ"}
+    ends = [{curve.points[-1, axis] for curve in every} for axis in (0, 1)]  # steps, tokens
+    minutes = {curve.settings.get("train_minutes") or curve.run for curve in every}
+    if all(len(values) > 1 for values in (*ends, minutes)):
+        return found | {"why_not": "they were not trained for the same steps, tokens or minutes"}
     found["better"] = rows[0]["name"]
     found["by"] = rows[1]["val_loss"] - rows[0]["val_loss"]
     p = welch(*([curve.lowest for curve in curves] for curves in groups[:2]))
@@ -142,15 +147,17 @@ def compare(runs: list[Path]) -> str:
     rows = found["runs"]
     table = {"": [row["name"] for row in rows], "seeds": [len(row["runs"]) for row in rows]}
     for name in rows[0]["settings"]:
-        table[name] = [row["settings"][name] for row in rows]
+        values = [row["settings"][name] for row in rows]
+        table[name] = [f"{v:.4g}" if isinstance(v, float) else v for v in values]
     every = [curve for curves in groups for curve in curves]
     for axis, title in enumerate(AXES):
         end = min(curve.points[-1, axis] for curve in every)  # the last that all have reached
         reached = [curve.points[curve.points[:, axis] <= end, axis] for curve in every]
         # interpolated linearly between evaluations; between the first two it falls too fast
+        title = f"at {end:,.1f} {title}".replace(".0 ", " ")
+        table[title] = ["too few evaluations"] * len(groups)
         if all(len(places) > 1 or end in places for places in reached):
             losses = {c: np.interp(end, c.points[:, axis], c.points[:, 3]) for c in every}
-            title = f"at {end:,.1f} {title}".replace(".0 ", " ")
             table[title] = [cell([losses[c] for c in curves]) for curves in groups]
     lowest = [[curve.lowest for curve in curves] for curves in groups]
     table["lowest"] = [cell(losses) for losses in lowest]

@@ -49,7 +49,11 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
     amount = f"{c.max_iters:,}, {c.max_iters * a_step / train_tokens:.2f} epochs"
     if c.train_minutes:
         amount = f"for {c.train_minutes:g} minutes"
-    hint = "" if done(c, state) else " (Ctrl-C saves)"
+    hint = " (Ctrl-C saves)"
+    if done(c, state):
+        hint = (
+            " (complete: a larger --max_iters continues it)" if state.step and c.max_iters else ""
+        )
     resuming = f", resuming from step {state.step:,}" if state.step else ""
     logger.info(
         f"device  {env['device']}, {env['precision']}, processes: {env['processes']}, "

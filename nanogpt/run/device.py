@@ -113,7 +113,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     # MASTER_ADDR is set if the launcher was asked for several, which it may not have started
     one_of_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if accelerator.num_processes != world or (one_of_several and "WORLD_SIZE" not in os.environ):
-        raise ValueError("each process would train alone: on a CPU use nanogpt train --processes N")
+        raise ValueError(
+            "each process would train alone: without GPUs, nanogpt train --processes N"
+        )
     if config.device not in ("auto", accelerator.device.type):
         found = accelerator.device.type
         raise ValueError(f"device={config.device}, but torch or the launcher chose {found}")
@@ -137,7 +139,7 @@ def share_batches(config: TrainConfig, processes: int) -> TrainConfig:
         size = config.batch_size
     elif rest:
         raise ValueError(f"gradient_accumulation_steps={asked}: take a multiple of {processes}")
-    now = f"now --batch_size={size} --gradient_accumulation_steps={shared}"
+    now = f"for {processes} processes --batch_size={size} --gradient_accumulation_steps={shared}"
     logger.info(f"note: {now}, a step of {size * shared:,} sequences")
     return replace(config, batch_size=size, gradient_accumulation_steps=shared)
 

@@ -75,7 +75,9 @@ def try_passes(config: TrainConfig, parts: Parts, state: State) -> int:
     outcome = FITS
     # without communication a failing process leaves no other waiting; FSDP cannot do without
     no_sync = nullcontext() if parts.sharded else parts.accelerator.no_sync(parts.model)
-    what = "compiling" if parts.compiled else "trying a micro-batch"
+    what = "trying whether a micro-batch fits into memory"
+    if parts.compiled:
+        what = "compiling, up to a minute the first time"
     try:
         with no_sync, parts.progress.waiting(what):
             if state.step == 0:  # the optimizer's state, at most AdamW's, comes with the first step

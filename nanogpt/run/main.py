@@ -80,7 +80,8 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
                 save(config, parts, state)
             saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
             what = f"step {state.step} is saved" if saved else "there was no step to save"
-            stop.reason += f": {what}; to resume, repeat the command with --resume=auto"
+            again = "" if config.resume == "auto" else " with --resume=auto"
+            stop.reason += f": {what}; to resume, repeat the command{again}"
         parts.metrics.close()
         unsaved = parts.peers.all_max(parts.save_error is not None)[0]
         if unsaved and (stop is None or stop.code != 1):  # an error before it comes first

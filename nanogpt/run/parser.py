@@ -11,7 +11,7 @@ from nanogpt.run.errors import fail
 
 # nanoGPT's flags that have another name here
 NANOGPT = {
-    "--dataset": "--data",
+    "--dataset": "--data=data/NAME",
     "--dtype": "--precision",
     "--lr": "--learning_rate",
     "--start": "--prompt",

@@ -64,6 +64,8 @@ def check_changes(
             "resume with these settings, or train the new model into another --out_dir"
         )
     changed = [f"{name} {before[name]} -> {now[name]}" for name in differing]
+    if {"max_iters", "lr_decay_iters"} & {*differing} and config.lr_schedule != "constant":
+        changed.append("the learning rate follows a longer or shorter schedule now")
     old = saved.get("environment") or {}
     for name, value in settings["environment"].items():
         if old.get(name, value) != value and name != "commit":  # `code` says whether it matters

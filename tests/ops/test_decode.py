@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from nanogpt import GPT
 from nanogpt.model import Linear
 from nanogpt.ops import decode
-from nanogpt.ops.decode import compile_decoding, round_to_int8
+from nanogpt.ops.decode import compile_decoding, round_to_int8, rows_sum
 
 IDX = torch.randint(65, (3, 24), generator=torch.Generator().manual_seed(1))
 
@@ -50,6 +50,17 @@ def test_a_batch_draws_the_same(small, traced, monkeypatch):
     model, compiled = make_model("llama"), compile_decoding(make_model("llama"))
     expected = model.generate(IDX[:, :9], 4, temperature=0)
     assert torch.equal(compiled.generate(IDX[:, :9], 4, temperature=0), expected)
+
+
+@pytest.mark.parametrize("C", [24, 22])  # 22 numbers of 8 bits do not fill words of 32
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("has_avx512", [True, False])
+def test_a_sum_is_the_matmul_however_numbers_are_loaded(has_avx512, dtype, C, monkeypatch):
+    monkeypatch.setattr(decode, "HAS_AVX512", has_avx512)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(-9, 10, (2, 1, C), generator=generator).float()  # sums of integers are exact
+    weight = torch.randint(-127, 128, (10, C), generator=generator).to(dtype)
+    assert torch.equal(rows_sum(x, weight), x @ weight.float().T)
 
 
 @pytest.mark.nightly
