@@ -72,7 +72,7 @@ def export(
         prompt = default_prompt(tokenizer)[0]
         if chat.can_chat(tokenizer):
             prompt = [{"role": "user", "content": "Hello"}]
-        repo = name or str(to)
+        repo = name or str(to.resolve())
         card.write(directory, model, type(native).__name__, repo, license, prompt, source)
         worst = verify(directory, model, tokenizer)
         for file in directory.iterdir():

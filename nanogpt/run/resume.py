@@ -64,8 +64,6 @@ def check_changes(
             "resume with these settings, or train the new model into another --out_dir"
         )
     changed = [f"{name} {before[name]} -> {now[name]}" for name in differing]
-    if {"max_iters", "lr_decay_iters"} & {*differing} and config.lr_schedule != "constant":
-        changed.append("the learning rate follows a longer or shorter schedule now")
     old = saved.get("environment") or {}
     for name, value in settings["environment"].items():
         if old.get(name, value) != value and name != "commit":  # `code` says whether it matters
@@ -73,6 +71,8 @@ def check_changes(
     data = saved.get("data", settings["data"])
     if data != settings["data"]:
         changed.append(f"{config.data} has different tokens")
+    if {"max_iters", "lr_decay_iters"} & {*differing} and config.lr_schedule != "constant":
+        changed.append("the learning rate follows the new length")
     if changed:
         logger.info(f"note: changed since the checkpoint: {'; '.join(changed)}")
     return data.get("val") == settings["data"]["val"]

@@ -14,7 +14,7 @@ def make(directory: Path, seed: int, losses: dict[int, float], tokens: int = 10,
     """A finished run whose curve is written by hand, of half a second a step."""
     directory.mkdir(parents=True)
     (directory / "result.json").write_text('{"reason": "finished"}')
-    train = {"seed": seed, "out_dir": str(directory), "learning_rate": 0.1} | settings
+    train = {"seed": seed, "out_dir": str(directory), "learning_rate": 0.1, "train_minutes": 1} | settings
     config = {"model": {"n_layer": 2}, "train": train, "data": kept or {}}
     (directory / "config.json").write_text(json.dumps(config))
     lines = [{"step": s, "tokens": tokens * s, "train_seconds": 0.5 * s, "val_loss": v} for s, v in losses.items()]
@@ -52,7 +52,8 @@ def test_seeds_share_a_column_at_equal_steps_tokens_and_time(runs):
 def test_nothing_is_interpolated_before_the_second_evaluation(tmp_path):
     runs = [make(tmp_path / "a", 1, {0: 4.0, 10: 2.0})]
     runs.append(make(tmp_path / "b", 1, {0: 4.0, 12: 2.0}, learning_rate=0.3))
-    assert not any(line.startswith("at ") for line in compare(runs).splitlines())
+    rows = [line for line in compare(runs).splitlines() if line.startswith("at ")]
+    assert len(rows) == 3 and all(line.count("too few evaluations") == 2 for line in rows)
 
 
 def test_each_of_three_ideas_is_tested_against_the_first_named(tmp_path):
@@ -88,7 +89,7 @@ def test_runs_are_of_one_kind_if_their_tokens_are_the_same(tmp_path, digests, co
 def test_runs_that_have_no_step_in_common_are_compared_by_their_lowest_loss(runs, tmp_path):
     late = make(tmp_path / "late", 1, {2000: 2.0, 3000: 1.0}, n_layer=3)
     shown = compare([runs[0], late])
-    assert "at " not in shown.split("lowest")[0]
+    assert row(shown, "at 20 steps") == ["too", "few", "evaluations"] * 2
     assert row(shown, "lowest") == ["1.0000", "2.0000"]
 
 
@@ -143,6 +144,17 @@ def test_without_a_difference_few_comparisons_are_significant(n, m, scale):
     rng = np.random.default_rng(1)
     found = [welch(rng.normal(size=n), scale * rng.normal(size=m)) for _ in range(5000)]
     assert np.mean(np.array(found) < ALPHA) < 0.06
+
+
+@pytest.mark.parametrize("tokens, minutes, why_not", [(10, 0, "not trained for"), (5, 0, None), (10, 1, None)])
+def test_a_longer_run_is_not_a_better_idea(tmp_path, tokens, minutes, why_not):
+    for seed in (1, 2):  # twice as many steps: comparable if they have half as many tokens, or take equal time
+        make(tmp_path / f"a{seed}", seed, {0: 4.0, 10: 2.0 + 0.1 * seed}, train_minutes=minutes)
+        longer = {0: 4.0, 20: 1.0 + 0.1 * seed}
+        make(tmp_path / f"b{seed}", seed, longer, tokens, train_minutes=minutes, max_iters=20)
+    found = verdict(group(sorted(tmp_path.iterdir())))
+    assert (found["better"] is None, found["p"] is None) == (bool(why_not), bool(why_not))
+    assert (why_not or "") in (found["why_not"] or "")
 
 
 @pytest.mark.parametrize("result", [None, '{"reason": "interrupted"}'])

@@ -25,7 +25,8 @@ def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, d
     make_run(resume="auto", seed=2, batch_size=2, max_iters=8, time_limit=9, timeout=5, keep_checkpoints=7)
     settings = "max_iters 4 -> 8; seed 1337 -> 2; batch_size 4 -> 2"
     others = f"torch 1.0 -> {torch.__version__}; processes 8 -> 1; {data} has different tokens"
-    assert f"note: changed since the checkpoint: {settings}; {others}\n" in capsys.readouterr().out
+    rate = "the learning rate follows the new length"
+    assert f"note: changed since the checkpoint: {settings}; {others}; {rate}\n" in capsys.readouterr().out
 
 
 @dataclasses.dataclass

@@ -41,7 +41,7 @@ def export(
     """Exports `run` as `nanogpt.hub.export.export` does, with its options; adds the fp32 graph."""
     to = Path(to)
     with writing(to) as folder:
-        export_for_transformers(run, folder, name=name or str(to), say=say, **options)
+        export_for_transformers(run, folder, name=name or str(to.resolve()), say=say, **options)
         model = load(folder)[0]
         (folder / FILE).parent.mkdir()
         write(model, folder / FILE)
