@@ -30,10 +30,21 @@ OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # multiply and ad
 
 
 class Int8(NamedTuple):
-    """A weight of a Linear in 8 bits: numbers (V, C), and the scale of each row (V,) in fp32."""
+    """A weight of a Linear in 8 bits: numbers (V, C), and the scale of each row (V,) in fp32.
+
+    Without AVX-512 only vectors of floats are loaded fast (LOG.md). There, four numbers make a word
+    of 32 bits, one from each quarter of a row, and `numbers` has these words as fp32 (V, C / 4).
+    """
 
     numbers: torch.Tensor
     scale: torch.Tensor
+
+    def columns(self) -> list[torch.Tensor]:
+        """The numbers in fp32, in one or four parts of the columns."""
+        if self.numbers.dtype == torch.int8:
+            return [self.numbers.float()]
+        words = self.numbers.view(torch.int32)
+        return [((words << shift) >> 24).float() for shift in (24, 16, 8, 0)]
 
 
 def round_to_int8(weight: torch.Tensor) -> Int8:
@@ -41,55 +52,42 @@ def round_to_int8(weight: torch.Tensor) -> Int8:
     weight = weight.detach().float()
     scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
     numbers = (weight / scale[:, None]).round().to(torch.int8)
+    if not HAS_AVX512 and numbers.size(1) % 4 == 0:
+        numbers = numbers.unflatten(1, (4, -1)).mT.contiguous().view(torch.float32)[..., 0]
     # as parameters, torch.compile takes their shapes for constants
     return Int8(*(nn.Parameter(tensor, requires_grad=False) for tensor in (numbers, scale)))
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor | Int8, bias=None) -> torch.Tensor:
     """`F.linear` of x (..., C); written as a sum if there are few rows and it is compiled."""
-    numbers = weight.numbers if isinstance(weight, Int8) else weight
-    rows = x.numel() // x.size(-1)
-    small = rows == 1 or rows * numbers.numel() <= SMALL
+    columns = weight.columns() if isinstance(weight, Int8) else [weight]
+    outputs, C = len(columns[0]), x.size(-1)
+    rows = x.numel() // C
+    small = rows == 1 or rows * outputs * C <= SMALL
     if small and torch.compiler.is_compiling():  # prompts are read without compiling
-        y = rows_sum(x, numbers)
+        y = rows_sum(x, columns)
     else:
-        y = F.linear(x, numbers.to(x.dtype))
+        y = F.linear(x, torch.cat(columns, dim=1).to(x.dtype))
     if isinstance(weight, Int8):
         y = y * weight.scale
     return (y if bias is None else y + bias).to(x.dtype)
 
 
-def rows_sum(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (..., C) @ weight.T for a weight (V, C), to be compiled; accumulates in fp32.
+def rows_sum(x: torch.Tensor, columns: list[torch.Tensor]) -> torch.Tensor:
+    """x (..., C) @ weight.T, to be compiled, for a weight (V, C) in n equal parts of its columns.
 
-    A loop of Inductor's adds to one vector, and each addition waits for the one before it. Four
-    quarters of the outputs in one loop are four independent sums (LOG.md).
+    It accumulates in fp32. A loop of Inductor's adds to one vector, and each addition waits for the
+    one before it. Four quarters of the outputs in one loop are four independent sums (LOG.md).
     """
-    quarters = [unpack(quarter) for quarter in weight.chunk(4)]
-    n, width = len(quarters[0]), x.size(-1) // len(quarters[0])
-    parts = x.reshape(-1, width, n).float().movedim(-1, 0).contiguous()  # (n, rows, width)
+    n, C = len(columns), x.size(-1)
     # Inductor stores what as_strided is applied to; otherwise it would compute x for each output
-    rows = parts.size(1)
-    parts = parts.as_strided((n, rows, 1, width), (rows * width, width, width, 1))
+    shape, strides = (n, x.numel() // C, 1, C // n), (C // n, C, C, 1)
+    parts = x.reshape(-1).as_strided(shape, strides).float()
     sums = []
-    for numbers in quarters:
-        products = [part * its_numbers for part, its_numbers in zip(parts, numbers, strict=True)]
+    for quarter in zip(*(part.chunk(4) for part in columns), strict=True):
+        products = [x * numbers.float() for x, numbers in zip(parts, quarter, strict=True)]
         sums.append(sum(products[1:], products[0]).sum(-1))
     return torch.cat(sums, dim=-1).view(*x.shape[:-1], -1)
-
-
-def unpack(weight: torch.Tensor) -> list[torch.Tensor]:
-    """A weight (V, C) in fp32: n tensors (V, C / n), the first with columns 0, n, 2 n, …
-
-    Without AVX-512 only vectors of floats are loaded fast (LOG.md). So n numbers are loaded as one
-    float, and shifted out of its bits.
-    """
-    if HAS_AVX512 or weight.itemsize == 4 or weight.size(1) % 4:
-        return [weight.float()]
-    words = weight.view(torch.float32).view(torch.int32)  # the first number has the lowest bits
-    if weight.itemsize == 1:
-        return [((words << shift) >> 24).float() for shift in (24, 16, 8, 0)]
-    return [(words << 16).view(torch.float32), (words & -(2**16)).view(torch.float32)]  # bf16
 
 
 def single_query(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
