@@ -51,9 +51,8 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
         amount = f"for {c.train_minutes:g} minutes"
     hint = " (Ctrl-C saves)"
     if done(c, state):
-        hint = (
-            " (complete: a larger --max_iters continues it)" if state.step and c.max_iters else ""
-        )
+        more = "--train_minutes" if c.train_minutes else "--max_iters"
+        hint = f" (complete: a larger {more} continues it)" if state.step and c.max_iters else ""
     resuming = f", resuming from step {state.step:,}" if state.step else ""
     logger.info(
         f"device  {env['device']}, {env['precision']}, processes: {env['processes']}, "

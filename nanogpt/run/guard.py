@@ -75,7 +75,7 @@ def try_passes(config: TrainConfig, parts: Parts, state: State) -> int:
     outcome = FITS
     # without communication a failing process leaves no other waiting; FSDP cannot do without
     no_sync = nullcontext() if parts.sharded else parts.accelerator.no_sync(parts.model)
-    what = "trying whether a micro-batch fits into memory"
+    what = "checking that a micro-batch fits in memory"
     if parts.compiled:
         what = "compiling, up to a minute the first time"
     try:
