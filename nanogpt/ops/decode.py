@@ -67,7 +67,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor | Int8, bias=None) -> torch.Ten
     if small and torch.compiler.is_compiling():  # prompts are read without compiling
         y = rows_sum(x, columns)
     else:
-        y = F.linear(x, torch.cat(columns, dim=1).to(x.dtype))
+        whole = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)  # cat would copy one
+        y = F.linear(x, whole.to(x.dtype))
     if isinstance(weight, Int8):
         y = y * weight.scale
     return (y if bias is None else y + bias).to(x.dtype)

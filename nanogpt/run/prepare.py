@@ -106,7 +106,7 @@ def prepare(
     state = State()
     if start:
         checkpoint.restore(start, gpt, optimizers)
-        state = resume.read_state(start, config, accelerator.scaler, same_text)
+        state = resume.resumed_state(start, config, accelerator.scaler, same_text)
     out_dir = Path(config.out_dir)
     flat = settings["model"] | settings["train"]
     with peers.in_agreement():

@@ -78,7 +78,7 @@ def check_changes(
     return data.get("val") == settings["data"]["val"]
 
 
-def read_state(start: Path, config: TrainConfig, scaler, same_text: bool) -> checkpoint.State:
+def resumed_state(start: Path, config: TrainConfig, scaler, same_text: bool) -> checkpoint.State:
     """The state to resume from, with a best step only if it can be compared and still exists.
 
     `scaler` is fp16's or None; `same_text`: the validation text is that of the checkpoint.
