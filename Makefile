@@ -19,7 +19,7 @@ help:
 	@echo '             FLAGS="--nanogpt FOLDER" compares with a clone of nanoGPT'
 	@echo 'make speedrun TRACK=2   train the entry of a track with three seeds, see docs/speedrun.md'
 	@echo
-	@echo 'All use $(if $(UV),uv,$(PYTHON)) and can be repeated. VENV=DIR names another virtual environment.'
+	@echo 'All use $(if $(UV),uv,$(PYTHON)) and can be repeated (speedrun with a new --out_dir). VENV=DIR names another virtual environment.'
 
 train: $(VENV)/.installed
 	python recipes/shakespeare.py --resume=auto $(FLAGS)

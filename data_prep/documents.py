@@ -118,6 +118,11 @@ class Corpus:
             raise ValueError(f"{why}; --errors skip leaves it out")
         self.skipped += 1
 
+    def say_skipped(self) -> None:
+        """Says how much `documents` has left out, if anything."""
+        if self.skipped:
+            self.say(f"{self.skipped:,} lines or records were left out: they cannot be used")
+
     def _lines(self, name: str) -> Iterator[str]:
         """The lines of a text file, which may be compressed."""
         import pyarrow

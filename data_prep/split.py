@@ -1,4 +1,4 @@
-"""Divides a corpus into training and validation text; adding documents moves none of the others.
+"""Divides a corpus into training and validation text; adding documents moves hardly any others.
 
 A document goes to validation if the hash of its text is below `val_fraction`. A long one, or a
 single one, is cut once instead, and its end goes to validation, as in nanoGPT. If the hashes put

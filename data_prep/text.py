@@ -9,7 +9,7 @@ INPUT is a file, a folder, a pattern, or a data set on the Hub as hf:OWNER/NAME[
 `data_prep.documents` lists the formats. An interrupted command resumes when it is started again.
 
 The default tokenizer is char. The default fraction of documents for validation (--val_fraction) is
-0.1, or 0.01 from 100 MB on and for hf:, or 0.001 from 10 GB on; `data_prep.split` explains which
+0.1, or 0.01 from 100 MB and for hf:, or 0.001 from 10 GB; `data_prep.split` explains which
 documents those are.
 """
 
@@ -22,7 +22,7 @@ from nanogpt.data.tokenizer import char_tokenizer, get_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.parser import OneLineParser
 
-TOKENIZERS = "char, bytes, an encoding of tiktoken (gpt2), a run, a tokenizer.json, OWNER/NAME"
+TOKENIZERS = "char (text only), bytes, gpt2 (or another of tiktoken), a run, a file, OWNER/NAME"
 ERRORS = "skip: leave out (and count) what is not UTF-8 or has no text"
 FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, hf:OWNER/NAME"},

@@ -34,9 +34,10 @@ def train(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1, initial_alphabet=bpe.byte_alphabet(), show_progress=False
     )
-    found = Corpus(inputs, (text_column,), errors).documents()
-    texts = (text for document in found for text in passages(document, PIECE))
+    corpus = Corpus(inputs, (text_column,), errors)
+    texts = (text for document in corpus.documents() for text in passages(document, PIECE))
     backend.train_from_iterator(texts, trainer)
+    corpus.say_skipped()
     backend.pre_tokenizer = bpe.GPT2_SPLIT  # encoding is fast for long pieces, too
     backend.add_special_tokens([EOT])
     return Tokenizer(backend, "bpe")

@@ -145,8 +145,7 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, corpus: Corpus, **
     for name in FILES:
         (new / name).replace(out / name)
     shutil.rmtree(new)
-    if corpus.skipped:
-        corpus.say(f"{corpus.skipped:,} lines or records were left out: they cannot be used")
+    corpus.say_skipped()
     return meta
 
 

@@ -1,5 +1,7 @@
 """nanogpt: train small GPTs on the Hugging Face stack.
 
+    import torch
+
     from nanogpt import GPT, GPTConfig, TrainConfig, load, train
 
     # a run, one of its checkpoints, a transformers directory, or a name on the Hub

@@ -70,7 +70,7 @@ class TrainConfig:
     eval_interval: Steps = incidental(250)  # steps between evaluations and checkpoints
     report_to: str = local("none")  # none | trackio | wandb | tensorboard, or several with commas
     device: Device = resumable("auto", "card")  # auto: the launcher's choice
-    precision: Precision = resumable("auto")  # auto: the launcher's, else the device's fastest
+    precision: Precision = resumable("auto")  # auto: the device's fastest, or the launcher's fp16
     threads: Threads = incidental(0)  # CPU threads per process; 0: OMP_NUM_THREADS or its share
     time_limit: Minutes = incidental(0)  # save and end before this many wall-clock minutes; 0: off
     _: KW_ONLY  # the advanced ones
@@ -88,7 +88,7 @@ class TrainConfig:
     min_lr: LR = 1e-4  # final learning rate (nanoGPT: a tenth of the peak)
     decay_fraction: Fraction = 0.4  # wsd: fraction of lr_decay_iters spent decaying
     # context
-    short_block_iters: Natural = 0  # how many of the first steps use a short context, to save time
+    short_block_iters: Natural = 0  # first steps that use a short context, to save time
     short_block_size: Positive = 64  # the short context in tokens; must divide block_size
     # evaluation, logging, checkpoints
     eval_iters: Natural = resumable(0, "compare")  # random batches per evaluation; 0: whole split

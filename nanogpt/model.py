@@ -52,7 +52,7 @@ class GPTConfig:
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"  # gelu_tanh: GPT-2's published weights
     qk_norm: bool = False  # RMSNorm of each head's queries and keys before RoPE, as in Qwen3
     bias: bool = False  # biases in Linear and LayerNorm, as in GPT-2
-    separator: Annotated[int | None, 0, 2**24] = None  # token between documents; attend within one
+    separator: Annotated[int | None, 0, 2**24] = None  # begins a document; attention stays inside
     tie_embeddings: bool = True  # share one matrix between embedding and output projection
     train_temperature: Annotated[float, 0.1, 10] = 1.0  # divides training logits; 0.9: less certain
     gradient_checkpointing: bool = field(default=False, metadata=SAME_RESULT)  # less memory, slower
@@ -207,9 +207,9 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 
 
 def document_mask(idx: torch.Tensor, separator: int) -> torch.Tensor:
-    """The mask (B, 1, T, T) of what each of the tokens idx (B, T) may attend to.
+    """The mask (B, 1, T, T) that lets each token of idx (B, T) attend to its own document only.
 
-    That is its own document, up to itself. Each `separator` begins a document.
+    As ever, a token attends to itself and to those before it. Each `separator` begins a document.
     """
     document = (idx == separator).cumsum(dim=1)  # (B, T)
     same = document[:, :, None] == document[:, None, :]

@@ -1,7 +1,7 @@
 """Trains a small model on the text and on the predictions of larger ones (Hinton et al. 2015).
 
     python recipes/shakespeare_best.py                          # a teacher
-    python recipes/distill.py --teacher=out/shakespeare_best    # a student a quarter of its size
+    python recipes/distill.py --teacher=out/shakespeare_best    # a student a third of its size
 
 Several teachers, separated by commas, are averaged. They must have the student's tokenizer and at
 least its context. The loss is (1 - weight) times the cross-entropy with the text plus weight times

@@ -6,11 +6,11 @@
 The weights come from the Hub (548 MB for gpt2) or from a directory that --init_from names, and the
 data must be prepared with their tokenizer (recipes/README.md shows this for SmolLM2). Of the
 model's settings only block_size, dropout, separator, train_temperature and gradient_checkpointing
-count here; the others are the checkpoint's, and a flag that contradicts them is an error. GPT-2 has
-not been measured yet. Without a network, you can fine-tune the model that recipes/own_text.py
-trains in 200 steps; its loss falls slightly, from 1.60:
+can be set here; the others are the checkpoint's, and a flag that contradicts them is an error.
+GPT-2 has not been measured yet. Without a network, you can fine-tune the second model in the
+docstring of recipes/own_text.py; its loss falls slightly, from 1.60:
 
-    python recipes/finetune_shakespeare.py --init_from=out/own_text \\
+    python recipes/finetune_shakespeare.py --init_from=out/own_shakespeare \\
         --data=data/shakespeare_char --block_size=128 --dropout=0 --learning_rate=1e-3 \\
         --eval_interval=100  # validation loss 1.58
 """

@@ -2,10 +2,11 @@
 
     python recipes/minimal.py
 
-It trains the laptop model of recipes/shakespeare.py, with its losses in fp32 up to rounding, but
-without checkpoints, a command line, metrics, or protection against anything that can go wrong.
+It trains the laptop model of recipes/shakespeare.py to the same losses in fp32, up to rounding, but
+without checkpoints, flags, metrics, or protection against anything that can go wrong.
 """
 
+from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator
 
 
 if __name__ == "__main__":
+    ArgumentParser(description=__doc__).parse_args()  # it has no flags but --help
     accelerator = Accelerator()
     with accelerator.main_process_first():
         if not Path(TRAIN.data, "meta.json").exists():

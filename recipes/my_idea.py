@@ -1,13 +1,13 @@
 """A template for your own idea: recipes/shakespeare.py with a different block and a different loss.
 
     python recipes/my_idea.py --max_iters=400 --seeds=3 --out_dir=out/idea
-    python recipes/shakespeare.py --max_iters=400 --seeds=3 --out_dir=out/base
-    nanogpt compare out/base-seed* out/idea-seed*
+    python recipes/shakespeare.py --max_iters=400 --seeds=3 --out_dir=out/plain
+    nanogpt compare out/plain-seed* out/idea-seed*
     nanogpt sample out/idea-seed1337 --trust_recipe recipes/my_idea.py
 
 The two changes here are known ones: an MLP with squared ReLU (So et al. 2021) in place of SwiGLU,
 and a z-loss (Chowdhery et al. 2022), which keeps the logits small. Replace them with yours, in a
-copy in this folder, whose shakespeare.py it imports. To pretrain with them:
+copy in this folder: it imports shakespeare.py. To pretrain with them:
 `pretrain.run(make_model=Idea)`. A model whose parameters are not GPT's, such as this one, cannot be
 exported.
 """

@@ -8,7 +8,8 @@ GPU), and no more parameters than the text has tokens. The model sees 20 tokens 
 (Hoffmann et al. 2022), but at most four epochs, after which repetition gains little (Muennighoff et
 al. 2023), and at most four million tokens without a GPU. A flag overrides any of this. On a CPU:
 
-    python recipes/own_text.py --data=data/shakespeare_char --max_iters=200  # validation loss 1.60
+    python recipes/own_text.py --data=data/shakespeare_char --max_iters=200 \\
+        --out_dir=out/own_shakespeare  # validation loss 1.60
 """
 
 from dataclasses import replace

@@ -112,7 +112,7 @@ def row(runs: dict[Path, float], minutes: float) -> str:
     loss, seconds = statistics.median(losses), statistics.median(runs.values())
     return (
         f"| {minutes:g} minutes | {date.today()} | **{loss:.4f}** ({each}) | {seconds:.0f} s | "
-        f"{os.cpu_count()} cores, torch {torch.__version__} | what is new |"
+        f"{torch.get_num_threads()} threads, torch {torch.__version__} | what is new |"
     )
 
 

@@ -37,7 +37,7 @@ EXPORTS = {  # formats: their modules, and the options that they take
     "adapter": ("nanogpt.hub.lora", ()),
 }
 FORMAT = (
-    "onnx: transformers' files and onnx/model.onnx; gguf: for llama.cpp, if PATH ends in .gguf; "
+    "onnx: transformers' files and onnx/model.onnx; gguf, the default for a .gguf: for llama.cpp; "
     "nanogpt: a ckpt.pt without optimizer state; adapter: what --lora_rank trained, for peft"
 )
 RUN = text("RUN", "RUN", WHAT)
@@ -48,7 +48,7 @@ RECIPE = text("RECIPE", "RECIPE", "a recipe, such as recipes/shakespeare.py")
 FLAGS = text("FLAGS", "FLAGS", "its flags, such as --n_layer=8", nargs=REMAINDER)
 DEVICE = text("--device", "DEVICE", "auto, cpu, cuda or mps (default: auto)", default="auto")
 TRUST = text("--trust_recipe", "FILE", OWN_CLASS)
-PRECISION = choice("--precision", "auto fp32 bf16 fp16", "auto: the GPU's fastest, else fp32")
+PRECISIONS = "auto fp32 bf16 fp16"
 JSON = switch("--json", "print the result as one line of JSON")
 TO = text("--to", "PATH", "where to write; must not exist", required=True)
 PORT = number("--port", int, 0, 65_535, None, "local port")
@@ -102,7 +102,7 @@ ARGUMENTS = {
         RUNS,
         DEVICE,
         TRUST,
-        PRECISION,
+        choice("--precision", PRECISIONS, "auto: the GPU's fastest; fp32 on a CPU"),
         JSON,
         text("--data", "DIR", "a data directory (default: the run's)"),
         choice("--split", "val train", "which split"),
@@ -125,7 +125,7 @@ ARGUMENTS = {
     ],
     "bench": [
         DEVICE,
-        PRECISION,
+        choice("--precision", PRECISIONS, "auto: as in training"),
         JSON,
         choice("--model", "classic laptop baby gpt2", "what to measure"),
         number("--batch_size", int, 1, 4096, None, "sequences; default: the model's own"),

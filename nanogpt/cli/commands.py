@@ -338,7 +338,7 @@ def evaluate_tasks(args, run: str) -> dict:
 def run_compare(args) -> None:
     runs = [Path(run) for run in args.RUN]
     if args.json:
-        show_json(verdict(group(runs)))
+        show_json(verdict(group(runs), runs[0]))
     else:
         show(compare(runs))
 

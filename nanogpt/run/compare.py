@@ -102,21 +102,25 @@ def welch(a: list[float], b: list[float]) -> float | None:
     return float(mpmath.betainc(df / 2, 0.5, 0, x, regularized=True))
 
 
-def verdict(groups: list[list[Curve]]) -> dict:
+def verdict(groups: list[list[Curve]], first: Path) -> dict:
     """The comparison of `group`s for a program; docs/experiments.md describes the keys.
 
-    `by` is how much lower the loss of `better` is than the next one's. Both are None if losses
-    cannot be compared; without a p, `why_not` says why.
+    `first` is the run that was named first; each `p` in "runs" is against its group. `by` is how
+    much lower the loss of `better` is than the next one's. Both are None if losses cannot be
+    compared; without a p, `why_not` says why.
     """
     every = [curve for curves in groups for curve in curves]
     names = dict.fromkeys(name for curve in every for name in curve.kind)
     differing = [n for n in names if any(c.kind.get(n) != every[0].kind.get(n) for c in every)]
+    lowest = [[curve.lowest for curve in curves] for curves in groups]
+    base = next(i for i, curves in enumerate(groups) if first in [curve.run for curve in curves])
     rows = []
-    for curves in groups:
-        loss, spread = mean_and_spread([curve.lowest for curve in curves])
+    for i, curves in enumerate(groups):
+        loss, spread = mean_and_spread(lowest[i])
+        p = None if i == base else welch(lowest[i], lowest[base])
         settings = {name: curves[0].settings.get(name) for name in differing}
         row = {"name": str(curves[0].run), "runs": [str(curve.run) for curve in curves]}
-        rows.append(row | {"settings": settings, "val_loss": loss, "spread": spread})
+        rows.append(row | {"settings": settings, "val_loss": loss, "spread": spread, "p": p})
     found: dict = dict.fromkeys(("better", "by", "p", "significant", "why_not"))
     found["runs"] = rows
     unfinished = [str(curve.run) for curve in every if not curve.finished]
@@ -132,7 +136,7 @@ def verdict(groups: list[list[Curve]]) -> dict:
         return found | {"why_not": "they were not trained for the same steps, tokens or minutes"}
     found["better"] = rows[0]["name"]
     found["by"] = rows[1]["val_loss"] - rows[0]["val_loss"]
-    p = welch(*([curve.lowest for curve in curves] for curves in groups[:2]))
+    p = welch(*lowest[:2])
     if p is None:
         return found | {"why_not": "this needs at least two seeds of each"}
     if np.isnan(p):
@@ -143,7 +147,7 @@ def verdict(groups: list[list[Curve]]) -> dict:
 def compare(runs: list[Path]) -> str:
     """A `verdict` as text, the best run first; the last line says whether it is better."""
     groups = group(runs)
-    found = verdict(groups)
+    found = verdict(groups, Path(runs[0]))
     rows = found["runs"]
     table = {"": [row["name"] for row in rows], "seeds": [len(row["runs"]) for row in rows]}
     for name in rows[0]["settings"]:
@@ -159,13 +163,10 @@ def compare(runs: list[Path]) -> str:
         if all(len(places) > 1 or end in places for places in reached):
             losses = {c: np.interp(end, c.points[:, axis], c.points[:, 3]) for c in every}
             table[title] = [cell([losses[c] for c in curves]) for curves in groups]
-    lowest = [[curve.lowest for curve in curves] for curves in groups]
-    table["lowest"] = [cell(losses) for losses in lowest]
+    table["lowest"] = [cell([curve.lowest for curve in curves]) for curves in groups]
     if len(groups) > 2:
-        first = [curves[0].run for curves in groups].index(Path(runs[0]))
-        values = [welch(losses, lowest[first]) for losses in lowest]
-        values[first] = None  # it is not tested against itself
-        table["p against the first named"] = ["" if p is None else f"{p:.2g}" for p in values]
+        values = ["" if row["p"] is None else f"{row['p']:.2g}" for row in rows]
+        table["p against the first named"] = values
     width = 2 + max(16, *(len(str(value)) for values in table.values() for value in values))
     lines = []
     for title, values in table.items():

@@ -61,7 +61,10 @@ def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
         logger.warning(f"out of memory with batch_size={size}: {now}, which is the same step")
     parts.settings["train"] = asdict(config)
     if parts.accelerator.is_main_process:  # what fits, and whether it is compiled
-        write_json(parts.out_dir / CONFIG, parts.settings)
+        try:
+            write_json(parts.out_dir / CONFIG, parts.settings)
+        except OSError as error:  # a full disk, which the next checkpoint notices as well
+            logger.warning(f"{CONFIG} could not be written: {error}")
     if parts.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(parts.device)  # of what did not fit
     return config

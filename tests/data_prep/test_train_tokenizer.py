@@ -24,6 +24,12 @@ def test_a_trained_tokenizer_gives_every_text_back_and_shortens_its_own(tmp_path
         assert trained.decode(trained.encode(some)) == some
 
 
+def test_lines_that_are_left_out_are_counted(tmp_path, capsys):
+    (tmp_path / "mixed.txt").write_bytes(b"one line\n" * 50 + b"\xff\n" * 3)
+    assert train_tokenizer.train([str(tmp_path)], 260, errors="skip").vocab_size <= 260
+    assert capsys.readouterr().out.startswith("3 lines or records were left out")
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the module is already imported
 def test_a_tokenizer_is_not_written_into_data(tmp_path, text_file, monkeypatch, refused):
     (tmp_path / "train.bin").write_text("theirs")

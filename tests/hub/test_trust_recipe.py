@@ -96,6 +96,12 @@ def test_a_class_with_the_parameters_of_a_gpt_is_one_unless_its_file_is_named(id
     assert "logits differ" in refused(nanogpt.cli.main, words)
 
 
+def test_a_file_named_for_a_plain_gpt_is_not_run(idea, run_dir):
+    said = []
+    model, _ = nanogpt.load(run_dir, trust_recipe=str(idea[0]), say=said.append)
+    assert type(model) is GPT and "is a plain GPT" in said[0]
+
+
 @pytest.mark.parametrize("name", ["NOT_A_CLASS", "Path", "Missing"])
 def test_only_a_subclass_of_gpt_is_called(idea, name):
     with pytest.raises(ValueError, match=f"has no subclass of GPT that is called {name}"):

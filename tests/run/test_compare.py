@@ -27,6 +27,10 @@ def row(text: str, name: str) -> list[str]:
     return next((line.removeprefix(name).split() for line in text.splitlines() if line.startswith(name)), [])
 
 
+def judge(runs: list[Path]) -> dict:
+    return verdict(group(runs), runs[0])
+
+
 @pytest.fixture
 def runs(tmp_path) -> list[Path]:
     return [
@@ -62,8 +66,9 @@ def test_each_of_three_ideas_is_tested_against_the_first_named(tmp_path):
     for rate, (name, losses) in enumerate(lowest.items()):
         for seed, loss in enumerate(losses):
             runs.append(make(tmp_path / f"{name}{seed}", seed, {0: 4.0, 10: loss}, learning_rate=rate))
-    p = [f"{welch(lowest[name], lowest['base']):.2g}" for name in ("better", "same")]
-    assert row(compare(runs), "p against the first named") == p  # better, base, same
+    p = [welch(lowest[name], lowest["base"]) for name in ("better", "same")]
+    assert [idea["p"] for idea in judge(runs)["runs"]] == [p[0], None, p[1]]  # better, base, same
+    assert row(compare(runs), "p against the first named") == [f"{each:.2g}" for each in p]
 
 
 def test_a_step_that_was_divided_otherwise_is_the_same_idea(tmp_path):
@@ -106,17 +111,17 @@ def test_what_is_no_run_or_the_same_one_is_named(runs, tmp_path):
 
 
 def test_a_verdict_names_the_better_and_whether_seeds_explain_it(runs):
-    near = verdict(group([*runs[:2], make(runs[0].parent / "c", 3, {0: 4.0, 20: 2.3}, learning_rate=0.3)]))
+    near = judge([*runs[:2], make(runs[0].parent / "c", 3, {0: 4.0, 20: 2.3}, learning_rate=0.3)])
     assert (near["better"], near["by"]) == (str(runs[0]), pytest.approx(0.1))  # 2.3 - (2.0 + 2.4) / 2
     first, second = near["runs"]
     assert (first["runs"], first["settings"]) == ([str(run) for run in runs[:2]], {"learning_rate": 0.1})
     assert (first["spread"], second["val_loss"], second["spread"]) == (pytest.approx(0.08**0.5), 2.3, None)
 
-    far = verdict(group([*runs, make(runs[0].parent / "b2", 2, {0: 4.0, 40: 1.5001}, learning_rate=0.3)]))
+    far = judge([*runs, make(runs[0].parent / "b2", 2, {0: 4.0, 40: 1.5001}, learning_rate=0.3)])
     # both variances 0.08 and 5e-9: t = 0.69995 / 0.2, df = 1, and p = 1 - 2 / pi * atan(t) (Cauchy's distribution)
     assert (far["better"], far["significant"]) == (str(runs[2]), False)
     assert far["p"] == pytest.approx(1 - 2 / math.pi * math.atan(0.69995 / 0.2), rel=1e-4)
-    assert verdict(group(runs[:2]))["better"] is None
+    assert judge(runs[:2])["better"] is None
 
 
 def test_a_significant_difference_is_the_last_line(tmp_path):
@@ -124,18 +129,18 @@ def test_a_significant_difference_is_the_last_line(tmp_path):
         make(tmp_path / f"a{i}", i, {0: 4.0, 10: a})
         make(tmp_path / f"b{i}", i, {0: 4.0, 10: b}, learning_rate=0.3)
     # t = 0.5 / sqrt(2 * 0.0001 / 3) = 61.2 at df 4: p by scipy.stats.t.sf
-    found = verdict(group(sorted(tmp_path.iterdir())))
+    found = judge(sorted(tmp_path.iterdir()))
     assert found["significant"] and found["p"] == pytest.approx(4.26e-7, rel=0.01)
     assert "p = 4.3e-07" in compare(sorted(tmp_path.iterdir())).splitlines()[-1]
 
 
 def test_a_single_seed_gets_no_p_and_nan_is_the_worst_loss(runs):
     for some in (runs, [runs[0], runs[2]]):  # 2 seeds against 1, 1 against 1
-        found = verdict(group(some))
+        found = judge(some)
         assert (found["better"], found["p"], found["significant"]) == (str(runs[2]), None, None)
         assert "at least two seeds" in compare(some).splitlines()[-1]
     lost = make(runs[0].parent / "lost", 1, {0: math.nan, 10: math.nan}, learning_rate=0.5)
-    assert verdict(group([lost, runs[0]]))["better"] == str(runs[0])
+    assert judge([lost, runs[0]])["better"] == str(runs[0])
 
 
 @pytest.mark.parametrize("n, m, scale", [(2, 2, 1), (5, 5, 1), (2, 3, 1), (3, 3, 3)])
@@ -152,7 +157,7 @@ def test_a_longer_run_is_not_a_better_idea(tmp_path, tokens, minutes, why_not):
         make(tmp_path / f"a{seed}", seed, {0: 4.0, 10: 2.0 + 0.1 * seed}, train_minutes=minutes)
         longer = {0: 4.0, 20: 1.0 + 0.1 * seed}
         make(tmp_path / f"b{seed}", seed, longer, tokens, train_minutes=minutes, max_iters=20)
-    found = verdict(group(sorted(tmp_path.iterdir())))
+    found = judge(sorted(tmp_path.iterdir()))
     assert (found["better"] is None, found["p"] is None) == (bool(why_not), bool(why_not))
     assert (why_not or "") in (found["why_not"] or "")
 

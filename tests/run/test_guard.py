@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -75,6 +76,17 @@ def test_the_rehearsal_changes_nothing(make_run):
     assert all(torch.equal(a, b) for a, b in zip(before, run.gpt.parameters(), strict=True))
     assert all(p.grad is None for p in run.gpt.parameters())
     assert all(not optimizer.state for optimizer in run.optimizers)
+
+
+def test_settings_that_cannot_be_written_are_a_warning(make_run, monkeypatch, capsys):
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    run = make_run(max_iters=2)
+    monkeypatch.setattr(guard, "write_json", full)
+    run.train()
+    assert "warning: config.json could not be written: [Errno 28] No space left" in capsys.readouterr().out
+    assert checkpoint.find(run.out_dir).name == "step-000002"
 
 
 def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch):
