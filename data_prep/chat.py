@@ -10,9 +10,9 @@ that `data_prep.documents` lists. The roles are system (or developer), user and 
 and counts them. No conversation is ever cut. A tokenizer that lacks <|im_start|> and <|im_end|>
 gets them. To fine-tune a model, name its tokenizer.
 
-A block begins with a conversation and has as many whole ones as fit; the rest is filled with
-end-of-text tokens, or with <|im_end|> if there are none. An end-of-text token follows a
-conversation if it still fits. The loss counts only the assistant's tokens.
+A block begins with a conversation and has as many whole ones as fit, each followed by an
+end-of-text token (unless it is as long as the block). The rest is filled with these, or with
+<|im_end|> if there are none. The loss counts only the assistant's tokens.
 `data_prep.split` decides which conversations are for validation.
 """
 

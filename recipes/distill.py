@@ -12,7 +12,6 @@ command loads the result as a plain GPT.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,8 @@ from shakespeare import SHORT
 import nanogpt
 from data_prep import shakespeare
 from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt.data.files import on_disk
+from nanogpt.data.mixture import read_shares
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub.load import check_tokenizer
 from nanogpt.run.errors import user_errors
@@ -77,8 +78,9 @@ if __name__ == "__main__":
             teacher, tokenizer = nanogpt.load(run)
             if teacher.config.block_size < model.block_size:
                 raise ValueError(f"{run}: its context is below block_size={model.block_size}")
-            if Path(asked.data, "train.bin").is_file():
-                check_tokenizer(tokenizer, load_tokenizer(asked.data), asked.data, run, exact=True)
+            data = on_disk(next(iter(read_shares(asked.data))))  # a mixture has one tokenizer
+            if (data / "train.bin").is_file():
+                check_tokenizer(tokenizer, load_tokenizer(data), asked.data, run, exact=True)
             teachers.append(teacher)
     Student.teach = staticmethod(partial(mean_probabilities, teachers))
     main(SMALL, TRAIN, prepare=shakespeare.prepare, make_model=Student)

@@ -17,6 +17,7 @@ far: for four times the compute of the last rung, the ladders in LOG.md missed t
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,8 @@ def run() -> None:
         if len(depths) < 3 or given.depths.split(",") != [str(n) for n in sorted({*depths})]:
             raise ValueError(f"--depths={given.depths} must be three or more, rising: {DEPTHS}")
         if given.data == DATA and not Path(DATA, "meta.json").exists():
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                raise ValueError(f"{DATA} is missing: start in one process first, which makes it")
             python_stdlib.prepare(DATA, tokenizer="bytes")
         vocab_size, _ = pretrain.measure(given.data)
         ladder = [*flags, f"--tokens_per_parameter={given.tokens_per_parameter}"]

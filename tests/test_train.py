@@ -188,6 +188,21 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys
     assert again.state.step == 3
 
 
+def test_a_signal_during_the_last_save_ends_a_complete_run(make_run, capsys):
+    run = make_run(max_iters=2, eval_interval=2)
+    save = run.save
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        save()
+
+    run.save = interrupted
+    with pytest.raises(SystemExit) as exit:  # further seeds, for example, are not started
+        run.train()
+    assert exit.value.code == 143 and "stopped: the run is complete" in capsys.readouterr().out
+    assert json.loads((run.out_dir / "result.json").read_text())["reason"] == "finished"
+
+
 def test_a_step_whose_evaluation_fails_is_saved_without_it(make_run, monkeypatch):
     run = make_run(max_iters=6, eval_interval=2)
     whole = train.evaluate
@@ -246,7 +261,7 @@ def test_time_limit_saves_and_ends(make_run, capsys):
         run.train()
     assert exit.value.code == 0
     assert checkpoint.find(run.out_dir, "last").name == f"step-{run.state.step:06d}"
-    assert "stopped after 0.0166667 minutes: step" in capsys.readouterr().out
+    assert "stopped by the time limit: step" in capsys.readouterr().out
 
 
 def test_deterministic_runs_are_equal_to_the_bit(make_run, tmp_path):

@@ -56,7 +56,7 @@ def write_data(out, text: str, tokenizer: str = "char", source: str = "made up")
         files = writer.token_files(new, chosen)
         for split, part in (("train", text[:cut]), ("val", text[cut:])):
             files[split].append(chosen.encode(part), len(part.encode()), 1)
-        corpus = SimpleNamespace(inputs=[source], skipped=0, say=silent)
+        corpus = SimpleNamespace(inputs=[source], say_skipped=lambda: None)
         return writer.finish(Path(out), files, chosen, corpus)
 
 

@@ -244,6 +244,7 @@ def compile_model(model: GPT, whole: bool) -> None:
     them stays outside: FSDP gathers the next one, DDP sums gradients. Each shape has graphs of its
     own (dynamic=False).
     """
+    torch.compiler.set_stance("default")  # an earlier run may have failed to compile
     if whole and len(model.h) <= MOST_BLOCKS:
         model.compile(dynamic=False)
         return

@@ -16,6 +16,7 @@ from nanogpt.model import GPT, GPTConfig
 from nanogpt.run.errors import fail, out_of_memory
 from nanogpt.train import Parts, logger, micro_batch
 
+CGROUP = "/sys/fs/cgroup"
 FITS, NOT_COMPILED, LACKS_MEMORY = range(3)  # outcomes of trying a first step
 
 
@@ -25,9 +26,12 @@ def check_room(config: GPTConfig) -> None:
     block = sum(p.numel() for p in one.h.parameters())
     needed = 16 * block * config.n_layer  # with gradients and AdamW's state
     room = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # no cgroup v2, or "max", which is not a number
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())  # of the container
-        room = min(room, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    with suppress(OSError, ValueError, KeyError):  # no cgroup v2, or "max", which is not a number
+        limit = int(Path(CGROUP, "memory.max").read_text())  # of the container
+        used = int(Path(CGROUP, "memory.current").read_text())
+        stat = dict(line.split() for line in Path(CGROUP, "memory.stat").read_text().splitlines())
+        cache = int(stat["active_file"]) + int(stat["inactive_file"])  # given back when needed
+        room = min(room, limit - used + cache)
     if needed > room:
         raise ValueError(
             f"{config.n_layer} layers of {config.n_embd} channels take at least "

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from nanogpt.train import Parts, done, logger, pause, save, train
 def main(model_config, config, prepare_data, note, argv, **options) -> list[Path]:
     """`nanogpt.train.main`, which documents the arguments; `options` are its make_… functions."""
     begun: list[Path] = []
+    start = time.monotonic()
     try:
         with user_errors():
             recipes_data = config.data
@@ -44,6 +46,9 @@ def main(model_config, config, prepare_data, note, argv, **options) -> list[Path
             name = f"{config.out_dir}-seed{seed}" if actions.seeds > 1 else config.out_dir
             with user_errors():
                 seeded = replace(config, seed=seed, out_dir=name)
+                if config.time_limit and begun:  # the limit is that of all seeds
+                    minutes = (time.monotonic() - start) / 60
+                    seeded.time_limit = max(1e-3, config.time_limit - minutes)
                 run = prepare(model_config, seeded, prepare_data, note, **options)
             begun.append(Path(name))
             train_to_the_end(*run)
@@ -76,7 +81,7 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
             stop = why
         pause(config, parts, state)
         if stop and stop.code != 1:
-            if parts.saved_step != state.step:
+            if parts.saved_step != state.step and config.max_iters > 0:  # else it only evaluates
                 save(config, parts, state)
             saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
             what = f"step {state.step} is saved" if saved else "there was no step to save"
@@ -96,6 +101,9 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
         if stop:
             logger.info(stop.reason)
             sys.exit(stop.code)
+        if number := parts.peers.all_max(parts.interrupts.number)[0]:  # in the last save
+            logger.info("stopped: the run is complete")
+            sys.exit(128 + number)
     if state.step > 0 and parts.accelerator.is_main_process:
         console.conclude(config, parts, state)
         if config.push_to_hub:

@@ -84,10 +84,16 @@ class Metrics:
 
     def _write(self, name: str, step: int, values: dict, for_trackers: dict) -> None:
         if name in self.files:
+            file = self.files[name]
+            line = json.dumps(plain({"step": step, **values})).encode() + b"\n"
+            end = file.seek(0, os.SEEK_END)
             try:
-                self.files[name].write(json.dumps(plain({"step": step, **values})).encode() + b"\n")
-            except OSError as error:  # a full disk
+                if file.write(line) < len(line):
+                    raise OSError("the disk is full")
+            except OSError as error:
                 logger.warning(f"{name} could not be written: {error}")
+                with contextlib.suppress(OSError):
+                    file.truncate(end)  # half a line would spoil the next one
         for tracker in self.accelerator.trackers:
             self._quietly(tracker.log, for_trackers, step)
 

@@ -121,6 +121,8 @@ def prepare(
                 (out_dir / RESULT).unlink(missing_ok=True)  # from an earlier run
                 write_json(out_dir / checkpoint.CONFIG, settings)
         metrics = Metrics(accelerator, out_dir, state.step if start else -1, flat, write=not again)
+        if metrics.files and start and start.parent == out_dir.resolve():
+            checkpoint.point(out_dir / "last", start)  # the curve now ends there, too
     parts = Parts(
         accelerator=accelerator,
         device=accelerator.device,

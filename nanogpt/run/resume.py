@@ -71,7 +71,9 @@ def check_changes(
     data = saved.get("data", settings["data"])
     if data != settings["data"]:
         changed.append(f"{config.data} has different tokens")
-    if {"max_iters", "lr_decay_iters"} & {*differing} and config.lr_schedule != "constant":
+    by_step = config.lr_schedule != "constant" and not config.train_minutes and config.max_iters > 0
+    ends = [c.lr_decay_iters or c.max_iters for c in (train, config)]
+    if by_step and ends[0] != ends[1]:
         changed.append("the learning rate follows the new length")
     if changed:
         logger.info(f"note: changed since the checkpoint: {'; '.join(changed)}")

@@ -32,6 +32,7 @@ class Interrupts:
         """`minutes` count from here, before anything is loaded; 0 means no limit."""
         self.peers = peers
         self.number = 0  # of the signal received
+        self.saving = 0.0  # seconds that the last save took
         self.end = time.monotonic() + 60 * (minutes or math.inf)
         self.last = time.monotonic()  # end of the last step
         self.longest = 0.0  # longest time in seconds from the end of a step to the end of the next
@@ -68,9 +69,19 @@ class Interrupts:
                 self.before[number] = signal.SIG_IGN
 
     def check(self) -> None:
-        """Raises Stop on all processes, which call this equally often, if one has got a signal."""
-        if number := self.peers.all_max(self.number)[0]:
+        """Raises Stop on all processes, which call this equally often: a signal, or the time limit.
+
+        It is called during evaluations. The step is then saved without one.
+        """
+        number, time_is_up = self.peers.all_max(self.number, self.is_late())
+        if number:
             raise Stop("stopped", code=128 + number)
+        if time_is_up:
+            raise Stop("stopped by the time limit", code=0)
+
+    def is_late(self, seconds: float = 0.0) -> bool:
+        """Whether there is no time left to save after the next `seconds`."""
+        return time.monotonic() + seconds + self.saving > self.end
 
     def check_step(self, config: TrainConfig, parts: Parts, state: State) -> None:
         """Raises Stop if the run has to end before the next step, on all processes alike."""
@@ -88,13 +99,14 @@ class Interrupts:
             )
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
-        # there must be time for another step and a save
-        time_is_up = now + self.longest + parts.save_seconds > self.end
+        self.saving = parts.save_seconds
         fails = parts.failed_saves >= FAILED_SAVES
-        number, time_is_up, fails = self.peers.all_max(self.number, time_is_up, fails)
+        number, time_is_up, fails = self.peers.all_max(
+            self.number, self.is_late(self.longest), fails
+        )
         if fails:
             raise Stop(parts.save_error, code=1)
         if number:
             raise Stop("stopped", code=128 + number)
         if time_is_up:
-            raise Stop(f"stopped after {config.time_limit:g} minutes", code=0)
+            raise Stop("stopped by the time limit", code=0)

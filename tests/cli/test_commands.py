@@ -91,11 +91,13 @@ def test_a_plan_counts_parameters_and_tokens_and_leaves_nothing(trained_dir, tmp
 
 def test_seeds_are_trained_one_after_the_other_and_compared(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = "--batch_size=4 --max_iters=4 --eval_interval=2 --out_dir=out/a --seeds=2 --seed=5".split()
+    flags = "--batch_size=4 --max_iters=4 --eval_interval=2 --out_dir=out/a --seeds=2 --seed=5 --time_limit=60".split()
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *SMALL, *flags, f"--data={data}"])
     runpy.run_path(str(RECIPE), run_name="__main__")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-seed5", "a-seed6"]
     losses = [metrics.read(tmp_path / "out" / f"a-seed{s}" / "metrics.jsonl")[-1]["val_loss"] for s in (5, 6)]
     assert losses[0] != losses[1]
+    limits = [checkpoint.load_configs(Path("out", f"a-seed{s}"))[1].time_limit for s in (5, 6)]
+    assert limits[0] == 60 and 50 < limits[1] < 60  # what is left of it
     table = capsys.readouterr().out.split("at 4 steps")[1]
     assert f"{sum(losses) / 2:.4f} ±{abs(losses[0] - losses[1]) / 2**0.5:.4f}" in table

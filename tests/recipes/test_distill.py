@@ -42,5 +42,7 @@ def test_a_student_is_a_run_like_any_other(recipe, run_dir, data, tmp_path):
     assert done.returncode == 0, done.stderr
     assert recipe("distill", *flags, "--teacher=nowhere").stderr.count("\n") == 1
     write_data(tmp_path / "other", "other characters " * 20)
-    refused = recipe("distill", *flags, f"--teacher={run_dir}", f"--data={tmp_path / 'other'}")
-    assert f"is not the tokenizer of {run_dir}: prepare the data with that one\n" in refused.stderr
+    write_data(tmp_path / "more", "other characters " * 20)
+    for others in (f"{tmp_path}/other", f"{tmp_path}/other:0.5,{tmp_path}/more:0.5"):
+        refused = recipe("distill", *flags, f"--teacher={run_dir}", f"--data={others}")
+        assert f"is not the tokenizer of {run_dir}: prepare the data with that one\n" in refused.stderr

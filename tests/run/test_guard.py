@@ -97,6 +97,19 @@ def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch):
     guard.check_room(dataclasses.replace(large, n_layer=4))
 
 
+def test_a_containers_cache_of_files_counts_as_free_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(guard, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("2000000000\n")
+    (tmp_path / "memory.current").write_text("1950000000\n")
+    (tmp_path / "memory.stat").write_text("anon 100000000\nactive_file 150000000\ninactive_file 1700000000\n")
+    model = GPTConfig(vocab_size=65, n_layer=10, n_embd=1024, n_head=2)  # 2.0 GB
+    with pytest.raises(ValueError, match=r"take at least 2\.0 GB, but 1\.9 GB of memory are free"):
+        guard.check_room(model)
+    guard.check_room(dataclasses.replace(model, n_layer=9))
+    (tmp_path / "memory.max").write_text("max\n")
+    guard.check_room(model)
+
+
 class FP16OnCPU(Accelerator):
     """fp16 as on a GPU; on a CPU Accelerate computes in fp32 instead, without a gradient scaler."""
 
@@ -132,9 +145,8 @@ def test_a_skipped_step_is_counted_and_its_loss_is_not_in_the_mean():
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_failed_compilation_is_one_line_with_its_cause(make_run, capsys, monkeypatch, asked):
-    stances = []
+    run, stances = limited(make_run(compile="true" if asked else "auto", batch_size=4), 2), []
     monkeypatch.setattr(torch.compiler, "set_stance", stances.append)
-    run = limited(make_run(compile="true" if asked else "auto", batch_size=4), 2)
     forward, run.parts.compiled = run.gpt.forward, True
 
     def fail(*args, **options):

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
+import resource
 import shutil
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +14,7 @@ from conftest import TINY
 from helpers import curve
 from tiny_run import Run
 
-from nanogpt import checkpoint
+from nanogpt import checkpoint, train
 from nanogpt.extras.dashboard import follow
 from nanogpt.hub import export
 from nanogpt.run import compare, metrics, plot
@@ -93,6 +96,7 @@ def test_the_curve_of_later_checkpoints_is_kept_if_a_run_goes_back(make_run, don
     assert list(curve(run.out_dir)) == [0, 2]
     kept, replaced = (run.out_dir / name for name in (metrics.METRICS, "metrics-replaced.jsonl"))
     assert kept.read_text() + replaced.read_text() == before
+    assert (run.out_dir / "last").resolve().name == "step-000002"  # a kill now would not leave a hole in the curve
 
 
 def test_evaluating_an_earlier_checkpoint_changes_no_file(make_run, done):
@@ -100,6 +104,35 @@ def test_evaluating_an_earlier_checkpoint_changes_no_file(make_run, done):
     before = [(done.out_dir / name).read_bytes() for name in names]
     make_run(max_iters=0, resume=str(done.out_dir / "step-000002"), learning_rate=1.0).train()
     assert [(done.out_dir / name).read_bytes() for name in names] == before
+
+
+def test_an_interrupted_evaluation_of_an_earlier_checkpoint_changes_no_file(make_run, done, monkeypatch):
+    def interrupted(*args, check, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        check()
+
+    def contents() -> dict:
+        return {path: path.is_symlink() or path.read_bytes() for path in done.out_dir.rglob("*") if path.is_file()}
+
+    monkeypatch.setattr(train, "evaluate", interrupted)
+    before, last = contents(), (done.out_dir / "last").resolve()
+    with pytest.raises(SystemExit) as exit:
+        make_run(max_iters=0, resume=str(done.out_dir / "step-000002")).train()
+    assert exit.value.code == 130
+    assert contents() == before and (done.out_dir / "last").resolve() == last
+
+
+def test_half_a_line_that_a_full_disk_took_is_removed(tmp_path, caplog):
+    written = make_metrics(tmp_path, Tracker())
+    written.log(step=1, train_loss=1.0)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / metrics.METRICS).stat().st_size + 5, -1))
+        written.log(step=2, train_loss=1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+    written.log(step=3, train_loss=1.0)
+    assert "metrics.jsonl could not be written: the disk is full" in caplog.text
+    assert list(curve(tmp_path, "train_loss")) == [1, 3]
 
 
 class Tracker:

@@ -29,6 +29,16 @@ def test_what_matters_to_exactness_is_named_and_what_does_not_is_not(make_run, d
     assert f"note: changed since the checkpoint: {settings}; {others}; {rate}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "settings", [{"max_iters": 0}, {"max_iters": 8, "lr_decay_iters": 4}, {"max_iters": 8, "train_minutes": 1}]
+)
+def test_a_learning_rate_that_stays_as_it_was_is_not_mentioned(make_run, capsys, settings):
+    make_run().train()
+    capsys.readouterr()
+    make_run(resume="auto", **settings)
+    assert "learning rate" not in capsys.readouterr().out
+
+
 @dataclasses.dataclass
 class Smoothed(TrainConfig):
     label_smoothing: float = 0.0
@@ -118,5 +128,5 @@ def test_best_last_and_a_directory_are_where_they_say(make_run):
     run = make_run(max_iters=4, eval_interval=2)
     run.train()
     checkpoint.point(run.out_dir / "best", run.out_dir / "step-000002")
-    for wish, step in (("best", 2), ("last", 4), ("auto", 4), (str(run.out_dir / "step-000002"), 2)):
+    for wish, step in (("last", 4), ("auto", 4), ("best", 2), (str(run.out_dir / "step-000002"), 2)):
         assert make_run(max_iters=6, resume=wish).state.step == step

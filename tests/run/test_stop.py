@@ -75,6 +75,19 @@ def test_the_time_is_up_before_a_step_and_a_save_pass_the_limit(monkeypatch):
         assert code(interrupts, saving=2) == 0  # the longest step took 20 s
 
 
+def test_the_time_limit_ends_an_evaluation_before_a_save_passes_it(monkeypatch):
+    clock = SimpleNamespace(now=0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    with Interrupts(ALONE, 2) as interrupts:  # 120 s
+        assert code(interrupts, saving=30) is None
+        clock.now = 89
+        interrupts.check()
+        clock.now = 91
+        with pytest.raises(Stop) as stop:
+            interrupts.check()
+    assert stop.value.code == 0
+
+
 def test_saves_that_fail_too_often():
     with Interrupts(ALONE, 0) as interrupts:
         assert code(interrupts, failed=2) is None and code(interrupts, failed=3) == 1
