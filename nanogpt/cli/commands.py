@@ -16,6 +16,7 @@ import torch
 from nanogpt.chat import answer, can_chat
 from nanogpt.checkpoint import load_configs, step_of
 from nanogpt.cli.arguments import EXPORTS, PROCESSES
+from nanogpt.data.files import one_line_errors
 from nanogpt.data.meta import read_meta
 from nanogpt.data.mixture import open_data, read_shares
 from nanogpt.data.tokenizer import START, load_tokenizer
@@ -168,7 +169,11 @@ def run_sample(args) -> None:
     if args.prompt is None:
         prompt, ids = default_prompt(tokenizer)
     else:
-        prompt = read_prompt(args.prompt)
+        prompt = args.prompt
+        if prompt.startswith("FILE:"):
+            path = Path(prompt.removeprefix("FILE:"))
+            with one_line_errors(f"{path} cannot be read", "name a text in UTF-8 (see iconv)"):
+                prompt = path.read_text(encoding="utf-8")
         ids = tokenizer.encode(prompt).tolist()
     options = sampling_options(args) | {"eos_id": eos_id}
     if alone and not args.json:
@@ -191,16 +196,6 @@ def run_sample(args) -> None:
             show(f"{text}\n{'-' * 40}")
     if args.json:
         show_json({"run": args.RUN, "prompt": prompt, "samples": samples})
-
-
-def read_prompt(prompt: str) -> str:
-    """The text of `--prompt`. Raises ValueError if a file is not UTF-8."""
-    if prompt.startswith("FILE:"):
-        try:
-            prompt = Path(prompt[5:]).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"{prompt[5:]} is not UTF-8 text: convert it with iconv") from None
-    return prompt
 
 
 def run_chat(args) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
-from nanogpt.hub.load import load_checkpoint
+from nanogpt.hub.load import load_model
 from nanogpt.run.errors import plain, visible, waiting
 from nanogpt.run.metrics import RESULT
 from nanogpt.run.stop import Stop
@@ -119,8 +119,7 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
     logger.info(f"\n{state.step:,} steps in {state.train_seconds:.1f} s of training; {outcome}\n")
     try:  # the best checkpoint, as it is on the disk
         device = "cpu" if parts.sharded else parts.device  # it may be too large for one device
-        best = checkpoint.find(parts.out_dir)
-        model = load_checkpoint(best, device, make_model=parts.make_model)
+        model, _ = load_model(parts.out_dir, device, make_model=parts.make_model)
         text = sample_text(model, parts.tokenizer, sample_start(parts), SAMPLE_TOKENS, config.seed)
         logger.info(text.strip("\n") + "\n")
     except (ValueError, OSError, torch.OutOfMemoryError) as error:  # the run is saved all the same

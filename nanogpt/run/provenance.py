@@ -45,10 +45,9 @@ def code_hash(*definitions) -> str:
 
 def git_commit() -> str | None:
     """The commit of the recipe's repository, with -dirty if files have changed since."""
-    recipe = getattr(sys.modules["__main__"], "__file__", None)
+    folder = Path(getattr(sys.modules["__main__"], "__file__", None) or ".").parent
     command = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*".split()
     with suppress(OSError, subprocess.SubprocessError):  # there is no git, or it takes too long
-        where = Path(recipe or ".").parent
-        done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
         return done.stdout.strip() or None
     return None
