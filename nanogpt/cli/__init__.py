@@ -30,7 +30,7 @@ COMMANDS = {
     "playground": "write with models on a local page, and look inside them",
     "export": "write a verified export for transformers, ONNX Runtime or llama.cpp",
     "page": "write a static page that runs the model in the browser",
-    "push": "export to a repository on the Hub; deletes no files there",
+    "push": "export to a repository on the Hub; deletes only earlier weights there",
     "eval": "measure loss, perplexity and bits per byte over a whole split",
     "compare": "compare settings, and losses at equal steps, tokens and time",
     "plot": "draw the loss curves of runs",

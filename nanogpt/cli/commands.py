@@ -134,8 +134,8 @@ def run_import_nanogpt(args) -> None:
     """Writes nanoGPT's checkpoint as one of ours and prints how to continue with it."""
     saved = import_checkpoint(Path(args.CKPT), Path(args.data), Path(args.out_dir))
     show(f"{args.CKPT} is now {saved}\n")
-    show(f"next:  nanogpt sample {args.out_dir}")
-    show(f"       nanogpt eval {args.out_dir}")
+    show(f"next:  nanogpt sample {shlex.quote(args.out_dir)}")
+    show(f"       nanogpt eval {shlex.quote(args.out_dir)}")
     flags = [f"--config={args.out_dir}/config.json", f"--out_dir={args.out_dir}", "--resume=auto"]
     step = step_of(saved)
     if step >= load_configs(saved)[1].max_iters:  # it was complete

@@ -10,12 +10,12 @@ on its export.
 """
 
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from nanogpt.data.files import one_line_errors
 from nanogpt.hub import weights
-from nanogpt.hub.export import write_tokenizer
+from nanogpt.hub.export import check_own_class, write_tokenizer
 from nanogpt.model import GPT
 from nanogpt.sample import default_prompt
 
@@ -78,8 +78,9 @@ def evaluate(
     from lm_eval.tasks import TaskManager
     from transformers import AutoTokenizer
 
-    if "core" in tasks and tokenizer.eot_id is None:  # lm_eval needs it to generate
-        raise ValueError("--tasks core needs a model whose tokenizer has an end-of-text token")
+    # lm_eval generates up to 256 tokens, or an end of text
+    if "core" in tasks and (tokenizer.eot_id is None or model.config.block_size <= 256):
+        raise ValueError("--tasks core needs an end-of-text token and a context above 256 tokens")
     manager = TaskManager()
     for name in tasks:
         if name not in ("core", *manager.all_tasks):
@@ -88,7 +89,8 @@ def evaluate(
     with tempfile.TemporaryDirectory() as directory:
         write_tokenizer(Path(directory), model, tokenizer)
         hf_tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    native = weights.to_transformers(model.cpu(), tokenizer.eot_id).to(device)
+    check_own_class(model.cpu())
+    native = weights.to_transformers(model, tokenizer.eot_id).to(device)
     # precedes a text without context
     prefix = default_prompt(tokenizer)[1][0] if tokenizer.eot_id is None else tokenizer.eot_id
     lm = HFLM(
@@ -98,7 +100,12 @@ def evaluate(
         max_length=model.config.block_size,
         prefix_token_id=prefix,
     )
-    run = partial(lm_eval.simple_evaluate, lm, task_manager=manager, limit=limit)
+
+    def run(**options) -> dict:
+        # such as no end of text at which a generated answer could stop
+        with one_line_errors("lm_eval cannot evaluate this model", "choose other tasks"):
+            return lm_eval.simple_evaluate(lm, task_manager=manager, limit=limit, **options)
+
     others = [name for name in tasks if name != "core"]
     results = run(tasks=others)["results"] if others else {}
     if "core" not in tasks:

@@ -1,6 +1,7 @@
 """The model card of an export: how to load the model, how good it is, how it was trained."""
 
 import json
+import re
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -50,12 +51,12 @@ Data: {data}.
 
 
 def write(
-    directory: Path, model: GPT, native: str, repo: str, license: str, prompt, source: Path | None
+    directory: Path, model: GPT, native: str, repo: str, license: str, prompt, training: str
 ) -> None:
     """Writes README.md into an export.
 
     `native` is the transformers class, `repo` and `prompt` (a text, or messages) are those of the
-    example, `source` is the exported checkpoint (None for a model from elsewhere).
+    example, `training` is the section of that name.
     """
     card = CARD.format(
         license=json.dumps(license),
@@ -67,20 +68,19 @@ def write(
         new_tokens=min(200, model.config.block_size // 2),
         block_size=model.config.block_size,
     )
-    if source:
-        card += training(source, directory)
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    (directory / "README.md").write_text(card + training, encoding="utf-8")
 
 
 def training(source: Path, directory: Path) -> str:
-    """The card's section about training; draws the losses into the export's `directory`."""
+    """The section about the training of a checkpoint; draws the losses into the `directory`."""
     model, train = checkpoint.load_configs(source)
     state = checkpoint.read_state(source)
-    environment = read_json(source / checkpoint.CONFIG).get("environment", {})
+    environment = read_json(source / checkpoint.CONFIG).get("environment") or {}
     defaults, hidden = asdict(GPTConfig()) | asdict(TrainConfig()), ignored_by("card")
     settings = []
     for name, value in (asdict(model) | asdict(train)).items():
         if value not in (None, defaults.get(name)) and name not in hidden:
+            value = without_directories(value) if name == "init_from" else value
             settings.append(f"| {name} | {value} |")
     results = f"{state.step:,} steps, {state.tokens:,} tokens, "
     results += f"{state.train_seconds:,.0f} s of training"
@@ -101,8 +101,12 @@ def data_line(data: str) -> str:
         line = Path(directory).name
         with suppress(ValueError, KeyError, TypeError):  # the directory is not here any more
             meta = read_json(Path(directory, "meta.json"))
-            source, tokens = Path(meta["source"]), meta["splits"]["train"]["tokens"]
-            name = source.name if source.is_absolute() else meta["source"]
+            name, tokens = without_directories(meta["source"]), meta["splits"]["train"]["tokens"]
             line = f"{name} ({tokens:,} training tokens, {meta['tokenizer']} tokenizer)"
         lines.append(line if share == 1 else f"{share:.4g} of {line}")
     return ", ".join(lines)
+
+
+def without_directories(names: str) -> str:
+    """Names, separated by spaces, without the directories of absolute paths: a card is public."""
+    return re.sub(r"(?<!\S)/\S*/(?=\S)", "", names)

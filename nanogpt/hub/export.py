@@ -10,7 +10,7 @@ are compared with the model's. An export that differs is removed.
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -64,19 +64,22 @@ def export(
     with writing(to) as directory:
         model, tokenizer, source = load(run, say=say, **options)
         model.to(dtype).float()  # rounded as stored
+        directory.mkdir()
+        # at once: a run that is training may soon remove this checkpoint
+        training = card.training(source, directory) if source else ""
         ends = end_ids(tokenizer, model.config.vocab_size)
         native = weights.to_transformers(model, ends[0] if ends else None)
-        directory.mkdir()
         write_model(directory, native.to(dtype), model.config, ends)
         write_tokenizer(directory, model, tokenizer)
         prompt = default_prompt(tokenizer)[0]
         if chat.can_chat(tokenizer):
             prompt = [{"role": "user", "content": "Hello"}]
         repo = name or str(to.resolve())
-        card.write(directory, model, type(native).__name__, repo, license, prompt, source)
+        card.write(directory, model, type(native).__name__, repo, license, prompt, training)
         worst = verify(directory, model, tokenizer)
         for file in directory.iterdir():
-            file.chmod(0o644)  # safetensors makes files that only their owner can read
+            with suppress(OSError):  # on a file system without modes
+                file.chmod(0o644)  # safetensors makes files that only their owner can read
     say(f"{name or to}: {type(native).__name__}, verified: logits differ by {worst:.1e} at most")
     return to
 
@@ -206,6 +209,16 @@ def check_logits(found: torch.Tensor, expected: torch.Tensor) -> float:
     return worst
 
 
+def check_own_class(model: GPT) -> None:
+    """Raises ValueError if a subclass of GPT has other parameters, or computes something else."""
+    weights.check_parameters(model)
+    plain, ids = weights.on_meta(model.config).eval(), random_tokens(model)
+    plain.load_state_dict(dict(model.named_parameters()), assign=True)
+    with torch.no_grad():
+        if not torch.allclose(plain(ids), model(ids), atol=TOLERANCE, equal_nan=True):
+            raise ValueError(f"{type(model).__name__} does not compute what a GPT does")
+
+
 def make_repository(name: str, private: bool = False) -> None:
     """Creates the repository `name` if needed; raises ValueError without the right to write."""
     from huggingface_hub import auth_check, create_repo
@@ -221,7 +234,7 @@ def push(run: str | Path, repo: str, *, private: bool = False, say=print, **opti
     """Exports `run` and adds it to the repository `repo` on the Hub.
 
     Checks token and write access first, and creates the repository if needed. Other files in it
-    stay. `options` are those of `export`.
+    stay, except earlier weights, which might be loaded instead. `options` are those of `export`.
     """
     from huggingface_hub import upload_folder
 
@@ -230,5 +243,10 @@ def push(run: str | Path, repo: str, *, private: bool = False, say=print, **opti
     with tempfile.TemporaryDirectory() as directory:
         folder = export(run, Path(directory, "export"), name=repo, say=say, **options)
         with one_line_errors(f"the Hub refuses {repo!r}", HUB_ADVICE):
-            commit = upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+            commit = upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=message,
+                delete_patterns="model*.safetensors*",
+            )
     say(f"pushed: {commit.commit_url}")

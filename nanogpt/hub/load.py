@@ -25,7 +25,9 @@ HUB_ADVICE = "check the name, network, HF_HUB_OFFLINE and token (`hf auth login`
 def load(run: str | Path, device: str = "cpu", **options) -> tuple:
     """Loads a RUN as `load_model` does: (model, tokenizer, its checkpoint, or None without one)."""
     model, directory = load_model(run, device, **options)
-    is_run = (directory / checkpoint.STATE).exists()
+    # transformers' Trainer also writes a trainer_state.json
+    config = checkpoint.read_json(directory / checkpoint.CONFIG)
+    is_run = (directory / checkpoint.STATE).exists() and "model_type" not in config
     return model, load_tokenizer(directory), directory if is_run else None
 
 

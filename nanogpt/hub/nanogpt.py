@@ -19,7 +19,7 @@ from nanogpt.data import pickles
 from nanogpt.data.files import one_line_errors
 from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import load_tokenizer
-from nanogpt.hub.export import writing
+from nanogpt.hub.export import check_own_class, writing
 from nanogpt.hub.load import load
 from nanogpt.hub.weights import on_meta, pad
 from nanogpt.model import GPT, GPTConfig
@@ -116,6 +116,7 @@ def export(run: str | Path, to: str | Path, say=print, **options) -> Path:
     to = Path(to)
     with writing(to) as path:
         model, _, source = load(run, say=say, **options)
+        check_own_class(model)
         state = checkpoint.read_state(source) if source else checkpoint.State()
         loss = float("inf") if state.best_val_loss is None else state.best_val_loss
         write_checkpoint(model, path, state.step, loss)
@@ -131,5 +132,8 @@ def write_checkpoint(model: GPT, to: Path, step: int, loss: float) -> None:
     state["transformer.wte.weight"] = state["lm_head.weight"] = embedding
     args = {name: getattr(model.config, name) for name in SHARED}
     contents = {"model": state, "model_args": args, "iter_num": step, "best_val_loss": loss}
-    with open(to, "wb") as file:
-        torch.save(contents, file)
+    try:
+        with open(to, "wb") as file:
+            torch.save(contents, file)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(str(error).splitlines()[0]) from None

@@ -60,7 +60,7 @@ class OneLineParser(ArgumentParser):
         words = []
         for word in sys.argv[1:] if args is None else args:
             name, equals, value = word.partition("=")
-            if name.startswith("--"):
+            if re.fullmatch(r"--[\w-]+", name):  # not a value, such as --prompt "--- a title"
                 name = "--" + name[2:].replace("-", "_")
             words.append(name + equals + value)
         namespace, unknown = super().parse_known_args(words, namespace)

@@ -9,6 +9,7 @@ import torch
 from data_prep.text import prepare
 from nanogpt.cli.commands import load_for_sampling
 from nanogpt.ops import decode
+from nanogpt.run.parser import OneLineParser
 
 
 def test_the_prompt_is_continued_by_as_many_tokens_as_the_seed_says(run_dir, command):
@@ -55,3 +56,11 @@ def test_a_damaged_checkpoint_is_noted_and_another_taken(run_dir, cli):
     (best / "model.safetensors").write_bytes(b"damaged")
     done = cli("sample", run_dir, "--prompt", "FIRST:", "--max_new_tokens", "3")
     assert done.stdout.startswith("FIRST:") and best.name in done.stderr and "model.safetensors" in done.stderr
+
+
+def test_a_value_that_begins_with_dashes_is_not_taken_for_a_flag():
+    parser = OneLineParser()
+    parser.add_argument("--prompt")
+    parser.add_argument("--top_k", type=int)
+    args = parser.parse_args(["--prompt", "--- a well-known title", "--top-k", "3"])
+    assert (args.prompt, args.top_k) == ("--- a well-known title", 3)

@@ -20,6 +20,8 @@ def source(tmp_path):
 def test_a_card_tells_result_and_settings_but_nothing_of_the_machine(source, tmp_path):
     config = checkpoint.read_json(source / "config.json")
     config["train"] |= {"weight_decay": 0.25, "keep_checkpoints": 9, "threads": 3, "out_dir": "out/mine"}
+    config["train"] |= {"init_from": str(tmp_path / "base"), "data": str(tmp_path / "data")}
+    write_data(tmp_path / "data", CHARACTERS, source=f"notes.txt {tmp_path}/more.txt hf:OWNER/NAME")
     checkpoint.write_json(source / "config.json", config)
     seal_again(source)
     with open(source.parent / "metrics.jsonl", "a") as file:  # of a later step
@@ -29,6 +31,7 @@ def test_a_card_tells_result_and_settings_but_nothing_of_the_machine(source, tmp
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "transformers", "text-generation")
     for part in ("7 steps, 700 tokens", "Validation loss 2.0000", "| n_kv_head | 2 |", "| weight_decay | 0.25 |"):
         assert part in readme
+    assert "| init_from | base |" in readme and "Data: notes.txt more.txt hf:OWNER/NAME (" in readme
     for part in ("keep_checkpoints", "threads", "out_dir", str(tmp_path)):
         assert part not in readme
 

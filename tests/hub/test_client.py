@@ -29,7 +29,9 @@ def hub(tmp_path, monkeypatch) -> Path:
         if not name.startswith("alice/"):
             raise errors.LocalTokenNotFoundError("403 Forbidden")
 
-    def upload_folder(repo_id, folder_path, commit_message):
+    def upload_folder(repo_id, folder_path, commit_message, delete_patterns):
+        for file in (root / repo_id).glob(delete_patterns):
+            file.unlink()
         shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
         return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
@@ -59,8 +61,10 @@ def test_push_uploads_a_verified_export_and_keeps_other_files(hub, run, command,
     repo.mkdir(parents=True)
     (repo / "notes.txt").write_text("keep me")
     (repo / "tokenizer.py").write_text("code")
+    (repo / "model-00001-of-00002.safetensors").write_text("of an earlier, larger export")
     assert "/alice/model/commit/" in command("push", run, "alice/model", "--license", "mit")
     assert (repo / "notes.txt").read_text() == "keep me"
+    assert [path.name for path in repo.glob("*.safetensors")] == ["model.safetensors"]
     assert 'pipeline("text-generation", "alice/model")' in (repo / "README.md").read_text()
     assert load_file(repo / "model.safetensors")["model.norm.weight"].shape == (32,)
 

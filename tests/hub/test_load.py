@@ -24,6 +24,12 @@ def test_a_run_a_checkpoint_and_an_export_are_one_model(trained_dir, tmp_path):
             assert model.generate(idx, 3, seed=1).shape == (1, 13)
 
 
+def test_a_checkpoint_of_transformers_trainer_is_not_one_of_ours(trained_dir, tmp_path):
+    to = export.export(trained_dir, tmp_path / "checkpoint-20", say=lambda text: None)
+    (to / "trainer_state.json").write_text('{"global_step": 20}')
+    assert load(to)[2] is None and load(trained_dir)[2] is not None
+
+
 def test_options_leave_the_weights_alone(trained_dir):
     first, last = checkpoint.list_checkpoints(trained_dir)
     model = GPT.from_pretrained(first, dropout=0.5, dtype=torch.bfloat16)

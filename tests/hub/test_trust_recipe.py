@@ -11,7 +11,7 @@ from tiny_run import Run
 
 import nanogpt
 from nanogpt import GPT, TrainConfig, checkpoint
-from nanogpt.hub import weights
+from nanogpt.hub import export, weights
 from nanogpt.hub.load import load_class
 
 IDEA = """
@@ -94,6 +94,9 @@ def test_a_class_with_the_parameters_of_a_gpt_is_one_unless_its_file_is_named(id
     torch.testing.assert_close(hotter(idx), 2 * plain(idx))
     words = ["export", str(run), "--to", str(tmp_path / "export"), "--trust_recipe", str(file)]
     assert "logits differ" in refused(nanogpt.cli.main, words)
+    with pytest.raises(ValueError, match="Hotter does not compute what a GPT does"):  # before formats without a check
+        export.check_own_class(hotter)
+    export.check_own_class(plain)
 
 
 def test_a_file_named_for_a_plain_gpt_is_not_run(idea, run_dir):

@@ -53,6 +53,7 @@ def write(
     with writing(to) as page, tempfile.TemporaryDirectory() as directory:
         library = fetch_library()
         model, tokenizer, source = load(run, say=say, trust_recipe=options.get("trust_recipe"))
+        facts = describe(model, source, options.get("license", "unknown"))
         exported = Path(directory, "export")
         to_onnx.export(run, exported, name=to.name, say=say, **options)
         shutil.copytree(PAGE, page)
@@ -62,7 +63,7 @@ def write(
         if curve.exists():
             shutil.copy(curve, page / "curve.png")
         question = QUESTION if chat.can_chat(tokenizer) else default_prompt(tokenizer)[0]
-        facts = describe(model, source, options.get("license", "unknown")) | {
+        facts |= {
             "title": Path(run).absolute().name,
             "curve": curve.exists(),
             "scripts": embed(files, page),
