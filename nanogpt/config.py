@@ -70,7 +70,7 @@ class TrainConfig:
     eval_interval: Steps = incidental(250)  # steps between evaluations and checkpoints
     report_to: str = local("none")  # none | trackio | wandb | tensorboard, or several with commas
     device: Device = resumable("auto", "card")  # auto: the launcher's choice
-    precision: Precision = resumable("auto")  # auto: the device's fastest, or the launcher's fp16
+    precision: Precision = resumable("auto")  # auto: the launcher's bf16 or fp16, else the fastest
     threads: Threads = incidental(0)  # CPU threads per process; 0: OMP_NUM_THREADS or its share
     time_limit: Minutes = incidental(0)  # save and end before this many wall-clock minutes; 0: off
     _: KW_ONLY  # the advanced ones

@@ -87,6 +87,7 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
 
     micro_batches = config.gradient_accumulation_steps // accelerator.num_processes
     accelerator.gradient_accumulation_steps = micro_batches
+    targets = mean_targets(config, parts, state)
     step_loss = torch.zeros((), device=parts.device)
     for i in range(micro_batches):
         index = i * accelerator.num_processes + accelerator.process_index
@@ -94,6 +95,8 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
         with accelerator.accumulate(parts.model):  # DDP averages gradients after the last one
             with parts.autocast():
                 loss = nan_if_not_finite(parts.model(x, y))
+            if targets is not None:  # each target of the step counts the same
+                loss = loss * (y != -1).sum() / targets
             accelerator.backward(loss)
         step_loss += loss.detach() / micro_batches
 
@@ -118,6 +121,16 @@ def micro_batch(config: TrainConfig, parts: "Parts", state: State, index: int) -
     seed = hash64(np.array([config.seed], np.uint64)) ^ np.uint64(number)
     torch.manual_seed(int(hash64(seed)[0]))
     return to_device((x, y), parts.device)
+
+
+def mean_targets(config: TrainConfig, parts: "Parts", state: State) -> float | None:
+    """The mean number of targets in the step's micro-batches; None if all have the same."""
+    n = config.gradient_accumulation_steps
+    if n == 1 or "chat" not in parts.train_data.meta:
+        return None
+    first = state.step * n * config.batch_size
+    _, y = parts.train_data.batch(config.seed, first, n * config.batch_size)
+    return (y != -1).sum().item() / n
 
 
 def nan_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
@@ -169,7 +182,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     best_before = state.best_val_loss, state.best_step
     # a diverged model is never the best: the best one before it must not be pruned
     is_best = math.isfinite(loss) and (state.best_val_loss is None or loss < state.best_val_loss)
-    if is_best:
+    if is_best and (worth_saving or config.max_iters == 0):
         state.best_val_loss, state.best_step = loss, state.step
     parts.metrics.log(**position(state), **result)
     logger.info(

@@ -8,11 +8,13 @@ import re
 import shutil
 import signal
 
+import conversations
 import pytest
 import torch
 from conftest import TINY
 from tiny_run import Run
 
+from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig, checkpoint, train
 from nanogpt.hub import export
 from nanogpt.hub.load import load_checkpoint
@@ -186,6 +188,18 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(make_run, capsys
     assert signal.getsignal(number) is before
     again = make_run(max_iters=50, eval_interval=50, resume="auto")
     assert again.state.step == 3
+
+
+def test_a_step_on_conversations_is_the_same_however_it_is_divided(make_run, tmp_path):
+    talks = [conversations.talk(f"{i}?", "yes" * (1 + i % 9)) for i in range(60)]
+    prepare_chat([conversations.write(tmp_path / "talks.jsonl", talks)], tmp_path / "data", block_size=64)
+    model, curves = GPTConfig(block_size=64, n_layer=1, n_head=2, n_embd=16), []
+    for size, n in ((8, 1), (2, 4)):  # micro-batches with different numbers of targets
+        settings = {"batch_size": size, "gradient_accumulation_steps": n, "log_interval": 1, "learning_rate": 0.1}
+        run = make_run(model, data=str(tmp_path / "data"), out_dir=str(tmp_path / f"out-{n}"), **settings)
+        run.train()
+        curves.append(curve(run))
+    assert curves[0] == pytest.approx(curves[1], abs=1e-6)
 
 
 def test_a_signal_during_the_last_save_ends_a_complete_run(make_run, capsys):

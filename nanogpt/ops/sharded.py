@@ -7,7 +7,6 @@ stay in fp32. The same for fp16.
 """
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
@@ -38,13 +37,13 @@ def fp32_outside_of_matmuls(ops: Ops) -> Ops:
     """Norms and embeddings in fp32, from parameters that were gathered in half precision."""
 
     def rms_norm(x, weight, eps):
-        return Ops().rms_norm(x, weight.float(), eps)
+        return ops.rms_norm(x, weight.float(), eps)
 
     def layer_norm(x, shape, weight, bias, eps):
         bias = None if bias is None else bias.float()
-        return F.layer_norm(x.float(), shape, weight.float(), bias, eps)
+        return ops.layer_norm(x.float(), shape, weight.float(), bias, eps)
 
     def embedding(idx, weight):
-        return F.embedding(idx, weight).float()
+        return ops.embedding(idx, weight).float()
 
     return ops._replace(rms_norm=rms_norm, layer_norm=layer_norm, embedding=embedding)

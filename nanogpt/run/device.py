@@ -116,6 +116,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ValueError(
             "each process would train alone: without GPUs, nanogpt train --processes N"
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ValueError("fp16 needs a GPU: choose --precision=fp32, or bf16")
     if config.device not in ("auto", accelerator.device.type):
         found = accelerator.device.type
         raise ValueError(f"device={config.device}, but torch or the launcher chose {found}")

@@ -39,6 +39,17 @@ def check_room(config: GPTConfig) -> None:
         )
 
 
+def check_masks(config: GPTConfig, device: torch.device) -> None:
+    """Raises ValueError if the second forward pass of a checkpointed block would have other masks.
+
+    torch.utils.checkpoint restores the random numbers of CPUs and CUDA, but not those of MPS.
+    """
+    if device.type == "mps" and config.gradient_checkpointing and config.dropout:
+        raise ValueError(
+            "on MPS gradient_checkpointing needs --dropout=0: else gradients are wrong"
+        )
+
+
 def rehearse(config: TrainConfig, parts: Parts, state: State) -> TrainConfig:
     """Tries a forward and backward pass that changes nothing: it compiles, and finds what fits.
 

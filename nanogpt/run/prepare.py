@@ -80,6 +80,7 @@ def prepare(
         if model_config.vocab_size is None:
             model_config = replace(model_config, vocab_size=meta["vocab_size"])
         train_data, val_data = open_splits(config, model_config)
+        guard.check_masks(model_config, accelerator.device)
         if gpt is None and accelerator.device.type == "cpu" and config.max_iters > 0:
             guard.check_room(model_config)
     splits = train_data.meta["splits"]
@@ -122,7 +123,10 @@ def prepare(
                 write_json(out_dir / checkpoint.CONFIG, settings)
         metrics = Metrics(accelerator, out_dir, state.step if start else -1, flat, write=not again)
         if metrics.files and start and start.parent == out_dir.resolve():
-            checkpoint.point(out_dir / "last", start)  # the curve now ends there, too
+            # the curve now ends there, too
+            checkpoint.point(out_dir / "last", start)
+            if state.best_step is not None:
+                checkpoint.point(out_dir / "best", checkpoint.step_dir(out_dir, state.best_step))
     parts = Parts(
         accelerator=accelerator,
         device=accelerator.device,

@@ -25,7 +25,7 @@ def test_accumulation_that_does_not_divide_says_which_counts_do(make_run, monkey
 
 def test_accelerate_is_asked_for_the_timeout_and_a_device_that_it_overrules_is_an_error(monkeypatch):
     asked = {}
-    found = SimpleNamespace(num_processes=2, device=torch.device("cpu"), state=PartialState)
+    found = SimpleNamespace(num_processes=2, device=torch.device("cpu"), state=PartialState, mixed_precision="no")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(device.atexit, "register", lambda function: None)
     monkeypatch.setattr(device, "Accelerator", lambda **kwargs: asked.update(kwargs) or found)
@@ -34,6 +34,12 @@ def test_accelerate_is_asked_for_the_timeout_and_a_device_that_it_overrules_is_a
     assert group.timeout.total_seconds() == 90 and copies.gradient_as_bucket_view
     with pytest.raises(ValueError, match=r"device=cuda.* cpu"):
         device.make_accelerator(TrainConfig(gradient_accumulation_steps=6, device="cuda", precision="fp32"))
+
+
+def test_fp16_on_a_cpu_is_refused():
+    """Accelerate would train in fp32 without a word."""
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        device.make_accelerator(TrainConfig(device="cpu", precision="fp16"))
 
 
 def test_precision_is_the_settings_or_launchers_or_machines(monkeypatch):

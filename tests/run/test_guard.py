@@ -110,6 +110,14 @@ def test_a_containers_cache_of_files_counts_as_free_memory(monkeypatch, tmp_path
     guard.check_room(model)
 
 
+def test_masks_that_would_differ_in_the_second_forward_pass_are_refused():
+    model = dataclasses.replace(TINY, dropout=0.2, gradient_checkpointing=True)
+    with pytest.raises(ValueError, match="needs --dropout=0"):
+        guard.check_masks(model, torch.device("mps"))
+    guard.check_masks(model, torch.device("cpu"))
+    guard.check_masks(dataclasses.replace(model, dropout=0.0), torch.device("mps"))
+
+
 class FP16OnCPU(Accelerator):
     """fp16 as on a GPU; on a CPU Accelerate computes in fp32 instead, without a gradient scaler."""
 

@@ -127,6 +127,7 @@ def test_a_half_written_checkpoint_is_passed_over(make_run, capsys):
 def test_best_last_and_a_directory_are_where_they_say(make_run):
     run = make_run(max_iters=4, eval_interval=2)
     run.train()
-    checkpoint.point(run.out_dir / "best", run.out_dir / "step-000002")
     for wish, step in (("last", 4), ("auto", 4), ("best", 2), (str(run.out_dir / "step-000002"), 2)):
+        checkpoint.point(run.out_dir / "best", run.out_dir / "step-000002")
+        checkpoint.point(run.out_dir / "last", run.out_dir / "step-000004")
         assert make_run(max_iters=6, resume=wish).state.step == step
