@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import pickle
+import platform
 import re
 import statistics
 import subprocess
@@ -175,8 +176,11 @@ def main() -> None:
     rows = "learning, best, step, ten; default: all"
     parser.add_argument("--rows", default="", help=rows)
     args = parser.parse_args()
-    cpuinfo = Path("/proc/cpuinfo").read_text()
-    name = re.search(r"model name\s*: (.*)", cpuinfo)[1]
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # all rows are a CPU's
+    file = Path("/proc/cpuinfo")  # only Linux has it
+    cpuinfo = file.read_text() if file.is_file() else ""
+    found = re.search(r"model name\s*: (.*)", cpuinfo)
+    name = found[1] if found else platform.machine()
     features = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
     present = [feature for feature in features if f" {feature} " in cpuinfo]
     about = [name, f"{os.cpu_count()} cores", *present, f"torch {torch.__version__}"]

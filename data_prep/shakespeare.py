@@ -18,7 +18,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -47,8 +46,11 @@ LAST_LINE = "Whiles thou art waking."  # where the original breaks off, early in
 
 def download() -> str:
     """The original file. Raises OSError or ValueError."""
-    with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
-        return checked(response.read(), URL_SHA256).decode("utf-8")
+    import requests  # has certificates of its own, which Python on a Mac may lack
+
+    response = requests.get(URL, timeout=TIMEOUT)
+    response.raise_for_status()
+    return checked(response.content, URL_SHA256).decode("utf-8")
 
 
 def rebuild() -> str:
@@ -105,6 +107,7 @@ def obtain(out: Path, say=print) -> Path:
                 play = get()
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             tried.append(f"{name} ({first_line(error)})")
+            say(f"text: not from {tried[-1]}")
             continue
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(kept, play.encode())

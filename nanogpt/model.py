@@ -113,15 +113,19 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -
 
     CUDA has a fused GQA kernel only in half precision, on Ampere or newer, without a mask. Without
     that kernel torch materializes the (T, S) matrices; repeating keys and values avoids it. On MPS
-    some versions of torch abort with enable_gqa, and up to 2.10 a single query may get wrong values
-    (pytorch/pytorch#149132, #163597).
+    some versions of torch abort with enable_gqa, give a single query wrong values, or let causal
+    attention in half precision see the future (pytorch/pytorch#149132, #163597, #195910).
     """
     kind = q.device.type
     if enable_gqa and kind != "cpu" and not has_gqa_kernel(q, mask):
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
         enable_gqa = False
-    if kind == "mps" and q.size(2) == 1 and not causal and torch.__version__ < "2.11":
-        return single_query_attention(q, k, v, mask)
+    if kind == "mps" and not dropout:
+        half = q.dtype.itemsize == 2 or torch.is_autocast_enabled("mps")
+        if causal and half:
+            mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
+        if (causal and half) or (q.size(2) == 1 and torch.__version__ < "2.11"):
+            return plain_attention(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
 
 
@@ -132,9 +136,9 @@ def has_gqa_kernel(q: torch.Tensor, mask: torch.Tensor | None) -> bool:
     return dtype.itemsize == 2 and torch.cuda.get_device_properties(q.device).major >= 8
 
 
-def single_query_attention(q, k, v, mask=None) -> torch.Tensor:
-    """Attention of queries (B, H, 1, D) to keys and values (B, H, S, D), in plain operators."""
-    scores = q @ k.mT / math.sqrt(q.size(-1))  # (B, H, 1, S)
+def plain_attention(q, k, v, mask=None) -> torch.Tensor:
+    """Attention of queries (B, H, T, D) to keys and values (B, H, S, D), in plain operators."""
+    scores = q @ k.mT / math.sqrt(q.size(-1))  # (B, H, T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1) @ v

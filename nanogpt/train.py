@@ -373,7 +373,9 @@ def pause(config: TrainConfig, parts: Parts, state: State) -> None:
 
 def synchronize(device: torch.device) -> None:
     """Waits until the device has finished its work."""
-    if device.type in ("cuda", "mps", "xpu"):
+    if device.type == "mps":
+        torch.mps.synchronize()  # in torch 2.6 the other does not wait on MPS
+    elif device.type in ("cuda", "xpu"):
         torch.accelerator.synchronize()
 
 

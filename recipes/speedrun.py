@@ -37,7 +37,7 @@ DATA = "data/shakespeare_char"
 VALIDATION = 111_540  # characters of nanoGPT's validation split
 
 # the entry is recipes/shakespeare_best.py; evaluated at the start and at the end
-TRAIN = replace(shakespeare_best.TRAIN, eval_interval=1_000_000, log_interval=1)
+TRAIN = replace(shakespeare_best.TRAIN, device="cpu", eval_interval=1_000_000, log_interval=1)
 SMALL = replace(shakespeare_best.MODEL, train_temperature=0.9)
 LARGE = replace(SMALL, n_layer=5, n_head=5, n_embd=160, n_inner=416, train_temperature=0.83)
 # A longer track reads the text more often, so it needs more weight decay and a lower temperature

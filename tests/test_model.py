@@ -19,7 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nanogpt.model import GPT, GPTConfig, Ops, attention, single_query_attention
+from nanogpt.model import GPT, GPTConfig, Ops, attention, plain_attention
 from nanogpt.ops.cpu import CPU
 
 GPT2 = GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=4, n_embd=32)
@@ -265,9 +265,8 @@ def test_torch_compile_sees_one_graph_for_all_lengths():
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_single_query_written_out_is_torchs_attention(masked):
-    q, k, v = torch.randn(2, 3, 1, 64), torch.randn(2, 3, 7, 64), torch.randn(2, 3, 7, 64)
-    mask = torch.arange(7)[None, :] < 5 if masked else None
+@pytest.mark.parametrize("mask", [None, torch.arange(7)[None, :] < 5, torch.ones(7, 7, dtype=torch.bool).tril()])
+def test_attention_in_plain_operators_is_torchs(mask):
+    q, k, v = torch.randn(2, 3, 1 if mask is None else len(mask), 64), *torch.randn(2, 2, 3, 7, 64)
     expected = F.scaled_dot_product_attention(q, k, v, mask)
-    torch.testing.assert_close(single_query_attention(q, k, v, mask), expected)
+    torch.testing.assert_close(plain_attention(q, k, v, mask), expected)

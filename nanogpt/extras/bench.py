@@ -22,6 +22,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.model import GPTConfig
 from nanogpt.ops.sharded import DTYPES
+from nanogpt.run.guard import rehearse
 from nanogpt.run.prepare import prepare
 from nanogpt.train import Parts, State, step, synchronize, tokens_per_step
 
@@ -73,7 +74,8 @@ def start(directory: Path, args) -> tuple[TrainConfig, Parts, State]:
         device=args.device,
         optimizer="muon" if config.norm == "rmsnorm" else "adamw",
     )
-    return prepare(config, train_config, quiet=True)
+    train_config, parts, state = prepare(config, train_config, quiet=True)
+    return rehearse(train_config, parts, state), parts, state
 
 
 def measure(config: TrainConfig, parts: Parts, state: State, rounds: int) -> dict:

@@ -14,6 +14,8 @@ import math
 import os
 import shutil
 import sys
+import sysconfig
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -111,7 +113,10 @@ def is_worth_compiling(model: GPT, tokens: int) -> bool:
 
 
 def has_compiler() -> bool:
-    """Whether the compiler is there that Inductor takes."""
+    """Whether the compiler is there that Inductor takes, and on Linux Python's headers."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if sys.platform == "linux" and not headers.is_file():
+        return False
     default = "clang++" if sys.platform == "darwin" else "g++"
     return shutil.which(os.environ.get("CXX", default)) is not None
 
@@ -128,7 +133,8 @@ def compile_decoding(model: GPT, int8: bool = False, whole: bool = False) -> GPT
     if device != "cpu":
         raise ValueError(f"compiled sampling and int8 are for CPUs, and the model is on {device}")
     if not has_compiler():
-        raise ValueError("compiled sampling and int8 need a C++ compiler: install g++, or set CXX")
+        missing = "a C++ compiler and Python's headers: install g++ and python3-dev, or set CXX"
+        raise ValueError(f"compiled sampling and int8 need {missing}")
     if int8:
         if model.lm_head is None:  # the embedding stays as it is
             c = model.config

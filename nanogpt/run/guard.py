@@ -117,9 +117,11 @@ def try_passes(config: TrainConfig, parts: Parts, state: State) -> int:
         if outcome == NOT_COMPILED:
             lines = str(error).splitlines()  # a compiler's message comes after dynamo's
             reason = next((text for text in lines if text and "raised:" not in text), "")
-            if config.compile != "auto":
+            stopped = parts.interrupts.number  # Ctrl-C ended the compiler as well
+            if config.compile != "auto" and not stopped:
                 fail(f"torch.compile failed; --compile=false trains without it: {reason}")
-            logger.warning(f"training without torch.compile, which failed: {reason}")
+            if not stopped:
+                logger.warning(f"training without torch.compile, which failed: {reason}")
             torch.compiler.set_stance("force_eager")
             parts.compiled = parts.settings["environment"]["compiled"] = False
     finally:

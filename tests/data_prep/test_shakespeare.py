@@ -1,12 +1,12 @@
 """Preparing tiny Shakespeare: every source, and the error if there is none."""
 
 import hashlib
-import io
 import subprocess
-import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import requests
 from texts import put, silent
 
 from data_prep import shakespeare as data_prep
@@ -40,7 +40,7 @@ def no_network(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no network in this test")
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(requests, "get", refuse)
     monkeypatch.setattr(subprocess, "run", refuse)
 
 
@@ -73,10 +73,12 @@ def test_what_is_already_there_is_taken(tmp_path, text, no_network, place):
 
 
 def test_the_download_is_checked_by_hash_before_it_is_used(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: io.BytesIO(text.encode()))
+    response = SimpleNamespace(content=text.encode(), raise_for_status=lambda: None)
+    monkeypatch.setattr(requests, "get", lambda *args, **options: response)
     monkeypatch.setattr(data_prep, "rebuild", lambda: "the plays")
-    out = tmp_path / "mine"
-    assert data_prep.obtain(out, say=silent).read_text() == "the plays"  # wrong hash: the next source
+    out, said = tmp_path / "mine", []
+    assert data_prep.obtain(out, say=said.append).read_text() == "the plays"  # wrong hash: the next source
+    assert data_prep.URL in said[0] and "it is not the expected file" in said[0]
     (out / "input.txt").unlink()
     monkeypatch.setattr(data_prep, "URL_SHA256", hashlib.sha256(text.encode()).hexdigest())
     assert data_prep.obtain(out, say=silent).read_text() == text
