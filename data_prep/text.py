@@ -22,7 +22,7 @@ from nanogpt.data.tokenizer import char_tokenizer, get_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.parser import OneLineParser
 
-TOKENIZERS = "char (text only), bytes, gpt2 (or another of tiktoken), a run, a file, OWNER/NAME"
+TOKENIZERS = "char (not for chats), bytes, gpt2 (or another of tiktoken), a run, a file, OWNER/NAME"
 ERRORS = "skip: leave out (and count) what is not UTF-8 or has no text"
 FLAGS: dict[str, dict] = {
     "INPUT": {"nargs": "+", "help": "files, folders, patterns, hf:OWNER/NAME"},

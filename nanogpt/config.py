@@ -72,7 +72,7 @@ class TrainConfig:
     device: Device = resumable("auto", "card")  # auto: the launcher's choice
     precision: Precision = resumable("auto")  # auto: the launcher's bf16 or fp16, else the fastest
     threads: Threads = incidental(0)  # CPU threads per process; 0: OMP_NUM_THREADS or its share
-    time_limit: Minutes = incidental(0)  # save and end before this many wall-clock minutes; 0: off
+    time_limit: Minutes = local(0)  # save and end before this many wall-clock minutes; 0: off
     _: KW_ONLY  # the advanced ones
     # optimizer
     muon_momentum: Beta = 0.95  # Muon's Nesterov momentum

@@ -52,7 +52,7 @@ class GPTConfig:
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"  # gelu_tanh: GPT-2's published weights
     qk_norm: bool = False  # RMSNorm of each head's queries and keys before RoPE, as in Qwen3
     bias: bool = False  # biases in Linear and LayerNorm, as in GPT-2
-    separator: Annotated[int | None, 0, 2**24] = None  # begins a document; attention stays inside
+    separator: Annotated[int | None, 0, 2**24] = None  # a document's first token; attend within one
     tie_embeddings: bool = True  # share one matrix between embedding and output projection
     train_temperature: Annotated[float, 0.1, 10] = 1.0  # divides training logits; 0.9: less certain
     gradient_checkpointing: bool = field(default=False, metadata=SAME_RESULT)  # less memory, slower

@@ -6,7 +6,6 @@ It trains the laptop model of recipes/shakespeare.py to the same losses in fp32,
 without checkpoints, flags, metrics, or protection against anything that can go wrong.
 """
 
-from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
 from nanogpt.optim import lr_at, make_optimizers, set_learning_rate
+from nanogpt.run.parser import OneLineParser
 
 
 def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator):
@@ -60,7 +60,7 @@ def train(model_config: GPTConfig, config: TrainConfig, accelerator: Accelerator
 
 
 if __name__ == "__main__":
-    ArgumentParser(description=__doc__).parse_args()  # it has no flags but --help
+    OneLineParser(description=__doc__).parse_args()  # it has no flags but --help
     accelerator = Accelerator()
     with accelerator.main_process_first():
         if not Path(TRAIN.data, "meta.json").exists():

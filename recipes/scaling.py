@@ -55,6 +55,8 @@ def train(depth: int, seeds: int, out_dir: str, flags: list[str]) -> dict:
         raise ValueError("a dry run has no loss: plan a rung with recipes/pretrain.py --dry_run")
     results = [json.loads((run / "result.json").read_text()) for run in runs]
     flops = on_meta(checkpoint.load_configs(runs[0])[0]).flops_per_token()
+    if any(result["val_loss"] is None for result in results):
+        raise ValueError(f"{out_dir}/depth-{depth} diverged: lower --learning_rate")
     loss = float(np.mean([result["val_loss"] for result in results]))
     return {"depth": depth, "val_loss": loss, "compute": results[0]["tokens"] * flops}
 

@@ -270,7 +270,14 @@ def test_a_write_that_the_system_refuses_loses_nothing(make_run, capsys):
 
 
 def test_time_limit_saves_and_ends(make_run, capsys):
-    run = make_run(max_iters=10**6, eval_interval=10**6, time_limit=1 / 60)
+    run = make_run(max_iters=10**6, eval_interval=10**6, time_limit=60)
+    step = run.step
+
+    def last_step():
+        step()
+        run.interrupts.end = 0.0
+
+    run.step = last_step
     with pytest.raises(SystemExit) as exit:
         run.train()
     assert exit.value.code == 0
@@ -330,6 +337,7 @@ def test_a_copy_that_followed_the_links_keeps_its_best(make_run, tmp_path):
     best = run.state.best_val_loss
     shutil.copytree(run.out_dir, tmp_path / "copy")
     assert make_run(out_dir=str(tmp_path / "copy"), resume="auto", max_iters=6).state.best_val_loss == best
+    assert checkpoint.find(tmp_path / "copy", "last").name == "step-000004"
 
 
 def test_max_iters_0_evaluates_only(make_run, capsys):

@@ -172,7 +172,7 @@ def run_sample(args) -> None:
         prompt = args.prompt
         if prompt.startswith("FILE:"):
             path = Path(prompt.removeprefix("FILE:"))
-            with one_line_errors(f"{path} cannot be read", "name a text in UTF-8 (see iconv)"):
+            with one_line_errors(f"{path} cannot be read", "name a UTF-8 text (see iconv)"):
                 prompt = path.read_text(encoding="utf-8")
         ids = tokenizer.encode(prompt).tolist()
     options = sampling_options(args) | {"eos_id": eos_id}

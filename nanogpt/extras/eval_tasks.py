@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from nanogpt.data.files import one_line_errors
+from nanogpt.data.files import first_line
 from nanogpt.hub import weights
 from nanogpt.hub.export import check_own_class, write_tokenizer
 from nanogpt.model import GPT
@@ -102,9 +102,11 @@ def evaluate(
     )
 
     def run(**options) -> dict:
-        # such as no end of text at which a generated answer could stop
-        with one_line_errors("lm_eval cannot evaluate this model", "choose other tasks"):
+        try:
             return lm_eval.simple_evaluate(lm, task_manager=manager, limit=limit, **options)
+        except (AssertionError, TypeError) as error:  # no room for an answer, no end of text
+            why = first_line(error)
+            raise ValueError(f"lm_eval cannot evaluate it ({why}): choose other tasks") from None
 
     others = [name for name in tasks if name != "core"]
     results = run(tasks=others)["results"] if others else {}

@@ -71,7 +71,7 @@ def load_model(
             file = shlex.quote(str(file))
             hint = f"was trained as {name}: --trust_recipe {file} runs that file and loads it so"
     elif trust_recipe:
-        say(f"{found} is a plain GPT: {trust_recipe} is not needed, and was not run")
+        say(f"{found} is a plain GPT: {trust_recipe!s:.200} is not needed, and was not run")
     try:
         model = load_checkpoint(found, device, dtype, own_class, **changes)
     except ValueError as error:

@@ -113,7 +113,7 @@ def is_worth_compiling(model: GPT, tokens: int) -> bool:
 
 
 def has_compiler() -> bool:
-    """Whether the compiler is there that Inductor takes, and on Linux Python's headers."""
+    """Whether Inductor's compiler is installed and, on Linux, Python's headers."""
     headers = Path(sysconfig.get_path("include"), "Python.h")
     if sys.platform == "linux" and not headers.is_file():
         return False

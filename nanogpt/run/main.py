@@ -85,7 +85,7 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
                 save(config, parts, state)
             saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
             what = f"step {state.step} is saved" if saved else "there was no step to save"
-            again = "" if config.resume == "auto" else " with --resume=auto"
+            again = "" if config.resume == "auto" or not config.max_iters else " with --resume=auto"
             stop.reason += f": {what}; to resume, repeat the command{again}"
         parts.metrics.close()
         unsaved = parts.peers.all_max(parts.save_error is not None)[0]
@@ -102,6 +102,7 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
             logger.info(stop.reason)
             sys.exit(stop.code)
         if number := parts.peers.all_max(parts.interrupts.number)[0]:  # in the last save
+            parts.interrupts.ignore()
             logger.info("stopped: the run is complete")
             sys.exit(128 + number)
     if state.step > 0 and parts.accelerator.is_main_process:

@@ -80,7 +80,8 @@ def prepare(
         if model_config.vocab_size is None:
             model_config = replace(model_config, vocab_size=meta["vocab_size"])
         train_data, val_data = open_splits(config, model_config)
-        guard.check_masks(model_config, accelerator.device)
+        if config.max_iters > 0:
+            guard.check_masks(model_config, accelerator.device)
         if gpt is None and accelerator.device.type == "cpu" and config.max_iters > 0:
             guard.check_room(model_config)
     splits = train_data.meta["splits"]
@@ -123,10 +124,10 @@ def prepare(
                 write_json(out_dir / checkpoint.CONFIG, settings)
         metrics = Metrics(accelerator, out_dir, state.step if start else -1, flat, write=not again)
         if metrics.files and start and start.parent == out_dir.resolve():
-            # the curve now ends there, too
-            checkpoint.point(out_dir / "last", start)
-            if state.best_step is not None:
-                checkpoint.point(out_dir / "best", checkpoint.step_dir(out_dir, state.best_step))
+            # as the curve, which now ends there
+            for link, step in (("last", state.step), ("best", state.best_step)):
+                if step is not None and checkpoint.step_dir(out_dir, step).is_dir():
+                    checkpoint.point(out_dir / link, checkpoint.step_dir(out_dir, step))
     parts = Parts(
         accelerator=accelerator,
         device=accelerator.device,

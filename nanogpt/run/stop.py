@@ -69,9 +69,9 @@ class Interrupts:
                 self.before[number] = signal.SIG_IGN
 
     def check(self) -> None:
-        """Raises Stop on all processes, which call this equally often: a signal, or the time limit.
+        """Raises Stop on all processes after a signal, or if the time is up.
 
-        It is called during evaluations. The step is then saved without one.
+        All must call it equally often. A step whose evaluation it ends is saved without a result.
         """
         number, time_is_up = self.peers.all_max(self.number, self.is_late())
         if number:

@@ -1,12 +1,12 @@
 """Preparing tiny Shakespeare: every source, and the error if there is none."""
 
 import hashlib
+import io
 import subprocess
-from types import SimpleNamespace
+import urllib.request
 
 import numpy as np
 import pytest
-import requests
 from texts import put, silent
 
 from data_prep import shakespeare as data_prep
@@ -40,7 +40,7 @@ def no_network(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no network in this test")
 
-    monkeypatch.setattr(requests, "get", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setattr(subprocess, "run", refuse)
 
 
@@ -73,8 +73,7 @@ def test_what_is_already_there_is_taken(tmp_path, text, no_network, place):
 
 
 def test_the_download_is_checked_by_hash_before_it_is_used(tmp_path, monkeypatch, text):
-    response = SimpleNamespace(content=text.encode(), raise_for_status=lambda: None)
-    monkeypatch.setattr(requests, "get", lambda *args, **options: response)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: io.BytesIO(text.encode()))
     monkeypatch.setattr(data_prep, "rebuild", lambda: "the plays")
     out, said = tmp_path / "mine", []
     assert data_prep.obtain(out, say=said.append).read_text() == "the plays"  # wrong hash: the next source

@@ -15,7 +15,7 @@ from nanogpt.cli import COMMANDS
 
 OTHERS = "--dataset --eval_only --dtype --decay_lr --wandb_log --backend --wandb_project --wandb_run_name --start"
 # and of torchrun, Slurm, wandb, pytest and hf
-OTHERS = {*OTHERS.split(), "--nproc_per_node", "--signal", "--count", "--ignore", "--repo-type"}
+OTHERS = {*OTHERS.split(), "--nproc_per_node", "--signal", "--gpus-per-node", "--count", "--ignore", "--repo-type"}
 HISTORY = ("CHANGELOG.md", "LOG.md")  # which speak of what is gone, too
 
 

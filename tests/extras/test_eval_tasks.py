@@ -70,7 +70,8 @@ def tasks(tmp_path, monkeypatch):
 
 def test_core_is_the_mean_of_centered_accuracies(tasks, monkeypatch):
     tokenizer = byte_tokenizer()
-    model = GPT(dataclasses.replace(CASES["qwen3, untied"], vocab_size=tokenizer.vocab_size)).eval()
+    config = dataclasses.replace(CASES["qwen3, untied"], vocab_size=tokenizer.vocab_size, block_size=512)
+    model = GPT(config).eval()
     randomize(model)
     with torch.no_grad():
         model.lm_head.weight[:33] = model.lm_head.weight[127:] = 0  # it writes visible ASCII
@@ -99,10 +100,12 @@ def test_core_is_the_mean_of_centered_accuracies(tasks, monkeypatch):
     assert results["core"]["centered,none"] == pytest.approx(sum(centered) / 3)
 
 
-def test_core_is_refused_without_an_end_of_text_token():
+@pytest.mark.parametrize("tokenizer, size", [(char_tokenizer(CHARACTERS), 512), (byte_tokenizer(), 256)])
+def test_core_is_refused_without_an_end_of_text_token_or_room_for_an_answer(tokenizer, size):
     pytest.importorskip("lm_eval")
-    with pytest.raises(ValueError, match="end-of-text token"):
-        evaluate(GPT(CASES["gpt2"]), char_tokenizer(CHARACTERS), ["core"])
+    config = dataclasses.replace(CASES["gpt2"], vocab_size=tokenizer.vocab_size, block_size=size)
+    with pytest.raises(ValueError, match="end-of-text token and a context above 256"):
+        evaluate(GPT(config), tokenizer, ["core"])
 
 
 @pytest.mark.nightly

@@ -101,3 +101,6 @@ def test_another_device_or_a_missing_compiler_is_one_line(monkeypatch):
     with pytest.raises(ValueError, match=r"g\+\+"):
         compile_decoding(make_model("gpt2"))
     assert not decode.is_worth_compiling(make_model("gpt2"), 10**12)
+    monkeypatch.undo()
+    monkeypatch.setattr(decode.sysconfig, "get_path", lambda name: "/nowhere")  # without Python's headers
+    assert decode.has_compiler() == (sys.platform != "linux" and bool(decode.shutil.which("clang++")))
