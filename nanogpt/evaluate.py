@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from accelerate import Accelerator
 
 from nanogpt.data.tokens import Batch, TokenDataset, to_device
 from nanogpt.model import GPT
@@ -25,7 +24,7 @@ def evaluate(
     model: GPT,
     data: TokenDataset,
     batch_size: int,
-    accelerator: Accelerator | None = None,
+    accelerator=None,
     eval_iters: int = 0,
     seed: int = 0,
     check: Callable[[], object] = lambda: None,
@@ -37,9 +36,9 @@ def evaluate(
     in its window of block_size: batch size and number of processes do not matter. Windows start
     every `stride` tokens (0: block_size; see `TokenDataset.whole_split`). With eval_iters > 0 it is
     the mean over that many batches drawn by `seed`, as in nanoGPT: faster, but noisy. The processes
-    of an `accelerator` share the batches, and all get the result; `check` is called before each
-    batch, equally often on all processes. The forward pass runs in the model's precision: bf16
-    changed the loss by 1e-4 at most (LOG.md).
+    of an `accelerate.Accelerator` share the batches, and all get the result; `check` is called
+    before each batch, equally often on all processes. The forward pass runs in the model's
+    precision: bf16 changed the loss by 1e-4 at most (LOG.md).
     """
     device, process, processes = model.wte.weight.device, 0, 1
     if accelerator is not None:

@@ -198,16 +198,18 @@ def orthogonalize(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Roughly the nearest (semi-)orthogonal matrices to x (N, rows, columns): U V^T of x = U S V^T.
 
     Newton-Schulz iteration X <- a X + (b A + c A^2) X with A = X X^T, for all N matrices at once.
+    With more rows than columns it is X <- a X + X (b A + c A^2) with A = X^T X.
     """
     a, b, c = NEWTON_SCHULZ
     tall = x.size(1) > x.size(2)
-    x = x.mT if tall else x
     # brings the largest singular value below 1
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+        gram = x.mT @ x if tall else x @ x.mT  # of the shorter side
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factors = (x, polynomial) if tall else (polynomial, x)
+        x = torch.baddbmm(x, *factors, beta=a)
+    return x
 
 
 # FSDP makes a parameter a DTensor: each process holds some of its rows

@@ -15,22 +15,15 @@ from nanogpt.data.tokenizer import END
 from nanogpt.model import GPT, GPTConfig, rope_tables
 
 
-def filter_logits(
-    logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None
-) -> torch.Tensor:
-    """Sets logits (B, V) to -inf except the `top_k` largest, and the likeliest that sum to `top_p`.
+def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Sets logits (B, V) to -inf except the likeliest tokens, whose probabilities sum to `top_p`.
 
-    The likeliest token is always kept. top_p is nucleus sampling (Holtzman et al. 2020).
+    The likeliest one is always kept (nucleus sampling, Holtzman et al. 2020).
     """
-    if top_k and top_k < logits.size(-1):
-        kth = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if top_p is not None and top_p < 1.0:
-        ordered, order = logits.sort(descending=True)
-        probs = ordered.softmax(-1)
-        beyond = probs.cumsum(-1) - probs > top_p  # more likely tokens already exceed top_p
-        logits = logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
-    return logits
+    ordered, order = logits.sort(descending=True)
+    probs = ordered.softmax(-1)
+    beyond = probs.cumsum(-1) - probs > top_p  # more likely tokens already exceed top_p
+    return logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
 
 
 def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None) -> torch.Tensor:
@@ -39,8 +32,13 @@ def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None)
         raise ValueError("the model's logits are not finite: its training has diverged")
     if temperature < 1e-6:  # dividing by less would overflow
         return logits.argmax(-1, keepdim=True)
-    probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
-    return torch.multinomial(probs, 1, generator=generator)
+    logits, tokens = logits / temperature, None
+    if top_k and top_k < logits.size(-1):  # fewer to draw from, which is faster
+        logits, tokens = logits.topk(top_k)
+    if top_p is not None and top_p < 1.0:
+        logits = nucleus(logits, top_p)
+    drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    return drawn if tokens is None else tokens.gather(1, drawn)
 
 
 def sampling_kernels(device: torch.device) -> AbstractContextManager:

@@ -11,7 +11,7 @@ from shapes import CASES
 
 from nanogpt import GPT, GPTConfig
 from nanogpt import sample as sample_module
-from nanogpt.sample import KVCache, filter_logits, sample_text, stream_text
+from nanogpt.sample import KVCache, draw, sample_text, stream_text
 
 GPT2 = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, qk_norm=True)
@@ -63,11 +63,13 @@ def test_the_seed_decides_and_padding_is_never_sampled():
         ({"top_p": 0.6}, 2),  # 0.5 does not reach 0.6, with 0.2 it does
         ({"top_p": 0.4}, 1),
         ({"top_p": 0.0}, 1),
+        ({"top_k": 3, "top_p": 0.6}, 2),
     ],
 )
 def test_top_k_and_top_p_keep_the_likeliest(options, kept):
-    logits = torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]]).log()
-    assert filter_logits(logits, **options).isfinite()[0].tolist() == [True] * kept + [False] * (5 - kept)
+    logits = torch.tensor([[0.1, 0.5, 0.05, 0.2, 0.15]]).log().expand(1000, 5)
+    drawn = draw(logits, 1.0, **{"top_k": None, "top_p": None} | options)
+    assert set(drawn[:, 0].tolist()) == set([1, 3, 4, 0, 2][:kept])
 
 
 def test_draws_follow_the_softmax_at_the_temperature():

@@ -27,7 +27,6 @@ from nanogpt.hub.nanogpt import import_checkpoint
 from nanogpt.ops import decode
 from nanogpt.ops.loss import chunked_loss
 from nanogpt.run.compare import compare, group, verdict
-from nanogpt.run.device import cuda_precision
 from nanogpt.run.errors import plain, visible, waiting
 from nanogpt.run.metrics import METRICS
 from nanogpt.run.parser import OneLineParser
@@ -311,6 +310,8 @@ def evaluate_split(args, run: str) -> dict:
 
 def autocast(device: str, precision: str):
     """Context manager: computes in `precision`, with weights in fp32."""
+    from nanogpt.run.device import cuda_precision  # not above: it imports accelerate
+
     if precision == "auto" and device == "cuda":
         precision = cuda_precision()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import textwrap
+from functools import lru_cache
 from pathlib import Path
 
 from nanogpt import rundir
@@ -125,15 +126,19 @@ def open_lines(path: Path, step: int) -> io.FileIO:
 def read(path: Path) -> list[dict]:
     """The numbers and texts in a metrics.jsonl or samples.jsonl, if any; skips damaged lines."""
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    found = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError, AttributeError):  # not a dictionary
-            values = json.loads(line).items()
-            values = [(k, math.nan if v is None else v) for k, v in values]  # JSON has no NaN
-            kept = {k: v for k, v in values if k == "text" or is_number(v)}
-            if isinstance(kept.get("step"), int):
-                found.append(kept)
-    return found
+    return [found for line in lines if (found := parse(line))]
+
+
+@lru_cache(1 << 18)  # the dashboard reads the files of a run again and again
+def parse(line: bytes) -> dict | None:
+    """The numbers and texts in a line; None if it is damaged. Not to be changed."""
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):  # not a dictionary
+        values = json.loads(line).items()
+        values = [(k, math.nan if v is None else v) for k, v in values]  # JSON has no NaN
+        kept = {k: v for k, v in values if k == "text" or is_number(v)}
+        if isinstance(kept.get("step"), int):
+            return kept
+    return None
 
 
 def is_number(value: object) -> bool:
