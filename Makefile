@@ -1,10 +1,10 @@
 # `make` alone lists the commands. VENV, PYTHON and FLAGS may be set, on the command line or in the environment.
+SHELL := bash
 VENV ?= .venv
 TRACK ?= 2
 PYTHON ?= python3
 UV := $(shell command -v uv)
 PIP := $(if $(UV),uv pip,pip)
-SHELL := bash
 export VIRTUAL_ENV := $(abspath $(VENV))
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 

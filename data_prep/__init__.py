@@ -1,3 +1,3 @@
 """Scripts that turn text into token files; each is run as `python -m data_prep.<name>`."""
 
-import nanogpt  # noqa: F401 - first, as Ctrl-C is one line from then on
+import nanogpt  # noqa: F401 - sets environment variables before torch is imported

@@ -23,6 +23,7 @@ from nanogpt.run import startup  # noqa: F401
 
 if TYPE_CHECKING:
     from nanogpt.config import TrainConfig
+    from nanogpt.data.tokenizer import Tokenizer
     from nanogpt.model import GPT, GPTConfig
 
 __version__ = "0.1.0"
@@ -31,13 +32,15 @@ __all__ = ["GPT", "GPTConfig", "TrainConfig", "load", "train"]
 
 def __getattr__(name: str):
     """Imports torch only when a class is first used, so `nanogpt --help` does not wait for it."""
+    if name == "train":
+        return import_module("nanogpt.train")
     module = {"GPT": "model", "GPTConfig": "model", "TrainConfig": "config"}.get(name)
     if module is None:
         raise AttributeError(f"module 'nanogpt' has no attribute {name!r}")
     return getattr(import_module(f"nanogpt.{module}"), name)
 
 
-def load(run: str | Path, device: str = "cpu", **options) -> tuple:
+def load(run: str | Path, device: str = "cpu", **options) -> "tuple[GPT, Tokenizer]":
     """Loads a run, a checkpoint, a transformers directory or a Hub name: (model, tokenizer).
 
     `options` are passed to `nanogpt.hub.load.load`. Raises ValueError if `run` is none of these.

@@ -413,7 +413,7 @@ class GPT(HasOps, nn.Module):
         """
         from nanogpt.hub.load import load_model
 
-        return load_model(name_or_dir, **options)[0]
+        return load_model(name_or_dir, **{"make_model": cls} | options)[0]
 
     def generate(self, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
         """The prompts idx (B, T) with max_new_tokens appended: (B, T + max_new_tokens).

@@ -31,7 +31,7 @@ def lock(directory: Path):
 
 
 def claim(directory: Path) -> None:
-    """Marks and locks an existing directory for this process's run, until the process ends.
+    """Marks and locks an existing directory for this process's run, until `release`.
 
     Raises ValueError if it holds anything but a run, or if another process has locked it.
     """
@@ -47,6 +47,13 @@ def claim(directory: Path) -> None:
         CLAIMED[path, inode(path / LOCK)] = claimed
     if not (directory / MARK).exists():
         (directory / MARK).write_text(f"{secrets.token_hex(4)}\n")
+
+
+def release() -> None:
+    """Unlocks the directories that this process has claimed."""
+    while CLAIMED:
+        _, claimed = CLAIMED.popitem()
+        claimed.__exit__(None, None, None)
 
 
 def read_id(directory: Path) -> str | None:

@@ -71,6 +71,8 @@ def stream(
     """
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty: give at least one token")
+    if temperature < 0 or (top_k or 0) < 0:
+        raise ValueError(f"temperature={temperature} and top_k={top_k} must not be negative")
     block_size = model.config.block_size
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
     context = idx[:, -block_size:]
@@ -107,6 +109,7 @@ def stream_text(
 
     No piece splits a UTF-8 character. Other options are those of `stream`.
     """
+    prompt = [int(token) for token in prompt]
     idx = torch.tensor([prompt], device=model.wte.weight.device)  # (1, T)
     previous = prompt[-8:]
     pending: list[int] = []
@@ -157,8 +160,9 @@ def sample_text(model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, s
 class KVCache:
     """Keys and values of the tokens read so far, allocated once: no tensor grows while sampling.
 
-        cache = KVCache(model.config, batch_size=1)
-        logits = model(prompt, cache=cache)  # then model(token, cache=cache) for each new token
+        with torch.inference_mode():
+            cache = KVCache(model.config, batch_size=1)
+            logits = model(prompt, cache=cache)  # then model(token, cache=cache) for each new token
 
     `GPT.forward` asks for the place of the next tokens (`place`). Each block puts its keys and
     values there, in its layer of the cache, and gets all of them back (`extend`).
@@ -167,7 +171,7 @@ class KVCache:
     def __init__(
         self, config: GPTConfig, batch_size: int, device=None, dtype=None, room: int | None = None
     ):
-        """`room` is the largest number of tokens, by default block_size."""
+        """`room` is the largest number of tokens, by default block_size; `dtype` is the model's."""
         room = room or config.block_size
         rows = room + 1  # torch.compile would treat a full cache as a case of its own
         shape = (config.n_layer, batch_size, config.kv_heads, rows, config.head_size)

@@ -52,7 +52,8 @@ def main(
     `note` is printed at the start. `make_model` is `GPT` or a subclass with an idea of your own,
     which is recorded in config.json: --trust_recipe loads it. `make_optimizers` has the signature
     of `nanogpt.optim.make_optimizers`. Returns the out directories, none after a dry run. A user's
-    mistake is one line on stderr and exit code 2.
+    mistake is one line on stderr and SystemExit(2). A run that stops early raises SystemExit, too:
+    0 at the time limit, 1 after an error, 128 + N after signal N.
     """
     from nanogpt.run.errors import refuse_windows
 

@@ -192,10 +192,14 @@ def test_a_config_that_is_none_is_one_line(tmp_path, content, complaint, refused
     assert complaint in refused(read)
 
 
+def test_those_who_change_the_code_can_ask_for_the_traceback(monkeypatch):
+    monkeypatch.setenv("NANOGPT_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="of my own"), user_errors():
+        raise ValueError("of my own")
+
+
 def test_a_package_that_is_missing_is_one_line(capsys):
     with pytest.raises(SystemExit) as exit, user_errors():
         import no_such_package  # noqa: F401
     assert exit.value.code == 2
-    assert capsys.readouterr().err == (
-        "error: the package no_such_package is not installed: pip install no_such_package\n"
-    )
+    assert capsys.readouterr().err == ("error: there is no module no_such_package\n")

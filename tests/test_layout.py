@@ -28,7 +28,7 @@ def test_the_model_needs_nothing_but_torch():
 
 
 def test_the_core_imports_none_of_the_outer_rings():
-    """Exceptions: conveniences of the package, the command line of recipes, Ctrl-C while importing."""
+    """Exceptions: conveniences of the package, the command line of recipes, environment variables."""
     core = [path for folder in ("nanogpt", "nanogpt/data") for path in (ROOT / folder).glob("*.py")]
     outer = tuple(f"nanogpt.{ring}." for ring in ("ops", "run", "hub", "cli", "extras"))
     found = {(path.name, name) for path in core for name in imports(path) if f"{name}.".startswith(outer)}

@@ -83,6 +83,9 @@ def test_a_diverged_model_and_an_empty_prompt_are_refused():
     model = random_model(GPT2)
     with pytest.raises(ValueError, match="prompt is empty"):
         model.generate(ONE[:, :0], 1)
+    for options in ({"temperature": -1.0}, {"top_k": -1}):
+        with pytest.raises(ValueError, match="must not be negative"):
+            model.generate(ONE, 1, **options)
     model.ln_f.weight.data.fill_(torch.nan)
     for temperature in (0, 1):
         with pytest.raises(ValueError, match="diverged"):

@@ -106,7 +106,7 @@ ARGUMENTS = {
         JSON,
         text("--data", "DIR", "a data directory (default: the run's)"),
         choice("--split", "val train", "which split"),
-        number("--batch_size", int, 1, 4096, 32, "sequences at a time"),
+        number("--batch_size", int, 1, 4096, 32, "sequences at a time; 4,096 tokens or more"),
         number("--stride", int, 1, 10**6, None, "also the loss over windows every N tokens"),
         text("--tasks", "A,B", "tasks from lm_eval instead (pip install -e '.[eval]')"),
         number("--limit", int, 1, 10**9, None, "only the first N examples of each task"),

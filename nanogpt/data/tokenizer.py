@@ -126,8 +126,8 @@ class Tokenizer:
 
 
 def char_tokenizer(characters: Iterable[str]) -> Tokenizer:
-    """One token per character; ids count the given characters."""
-    vocab = {character: i for i, character in enumerate(characters)}
+    """One token per character; ids count the given characters, without repeated ones."""
+    vocab = {character: i for i, character in enumerate(dict.fromkeys(characters))}
     backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = EVERY_CHARACTER
     backend.decoder = decoders.Fuse()

@@ -63,7 +63,7 @@ def export(
     to = Path(to)
     with writing(to) as directory:
         model, tokenizer, source = load(run, say=say, **options)
-        model.to(dtype).float()  # rounded as stored
+        model.to("cpu", dtype).float()  # rounded as stored
         directory.mkdir()
         # at once: a run that is training may soon remove this checkpoint
         training = card.training(source, directory) if source else ""

@@ -59,6 +59,8 @@ def load_model(
         path = download(str(run))
     config = path / checkpoint.CONFIG
     if config.is_file() and "model_type" in checkpoint.read_json(config):
+        if make_model is not GPT:
+            raise ValueError(f"{run} is a transformers model, which is loaded as a plain GPT")
         return weights.from_pretrained(path, dtype=dtype, **changes).to(device), path
     found = checkpoint.find(path)
     own_class, hint = make_model, ""
@@ -70,7 +72,7 @@ def load_model(
         else:
             file = shlex.quote(str(file))
             hint = f"was trained as {name}: --trust_recipe {file} runs that file and loads it so"
-    elif trust_recipe:
+    elif trust_recipe and make_model is GPT:
         say(f"{found} is a plain GPT: {trust_recipe!s:.200} is not needed, and was not run")
     try:
         model = load_checkpoint(found, device, dtype, own_class, **changes)

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import nanogpt
 from nanogpt.config import TrainConfig
@@ -60,6 +62,7 @@ LAUNCHER = {
     "ACCELERATE_MIXED_PRECISION": [*PRECISIONS],
 }
 
+CGROUP = "/sys/fs/cgroup"
 LONG_RUN = 5e12  # operations from which compiling pays on a CPU: 20 seconds on two cores
 MOST_BLOCKS = 24  # in one graph: more compile for minutes, and are not bound by the host
 
@@ -99,6 +102,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     gpus = torch.cuda.device_count()
     if torch.cuda.is_available() and not wants_cpu(config.device) and local > gpus:
         raise ValueError(f"{local} processes cannot share {gpus} GPUs: --num_processes {gpus}")
+    if world == 1:  # an earlier run of this process may have had another precision or device
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=mixed_precision(config),
@@ -178,9 +184,9 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
     Returns versions and hardware, on which results depend besides the settings; for config.json.
     """
     device = accelerator.device
-    if config.deterministic:  # only operators that give the same bits every time, also on CUDA
+    torch.use_deterministic_algorithms(config.deterministic)  # the same bits every time
+    if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-        torch.use_deterministic_algorithms(True)
         # no code here reads uninitialized memory
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cpu":
@@ -218,6 +224,9 @@ def default_threads(processes: int) -> int:
     has_affinity = hasattr(os, "sched_getaffinity")
     logical = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     cores = min(logical, psutil.cpu_count(logical=False) or logical)
+    with suppress(OSError, ValueError):  # no cgroup v2, or "max", which is not a number
+        quota, period = map(int, Path(CGROUP, "cpu.max").read_text().split())  # of the container
+        cores = min(cores, max(1, quota // period))
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
 
 

@@ -66,9 +66,12 @@ def user_errors(stopped: str = ""):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError, SyntaxError) as error:
+        if os.environ.get("NANOGPT_TRACEBACK"):  # for those who change the code
+            raise
         fail(error)
-    except ModuleNotFoundError as error:  # of what only some commands need
-        fail(f"the package {error.name} is not installed: pip install {error.name}")
+    except ModuleNotFoundError as error:
+        extra = error.name in ("gguf", "gradio", "lm_eval", "onnx", "onnxruntime", "peft", "trl")
+        fail(f"there is no module {error.name}" + (f": pip install {error.name}" if extra else ""))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

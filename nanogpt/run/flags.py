@@ -68,6 +68,8 @@ def parse(
     model_config: GPTConfig, train: TrainConfig, argv: list[str] | None = None
 ) -> tuple[GPTConfig, TrainConfig, Actions, dict]:
     """The configurations, overridden by --config and the command line; actions; flags by name."""
+    if argv is None and sys.argv[0].endswith("kernel_launcher.py"):  # those of a notebook
+        argv = []
     given = vars(settings_parser(model_config, train).parse_args(argv))
     for name in given.keys() & {"config", "out_dir", "data", "init_from", "resume"}:
         # no shell does for --data=~/x, nor for each directory of a mixture

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from nanogpt import rundir
 from nanogpt.checkpoint import State, list_checkpoints, read_json
 from nanogpt.config import TrainConfig
 from nanogpt.hub.export import push
@@ -60,6 +61,7 @@ def main(model_config, config, prepare_data, note, argv, **options) -> list[Path
     except KeyboardInterrupt:  # outside the loop there is nothing to save
         sys.exit(130)
     finally:
+        rundir.release()
         for out_dir in begun:
             if actions.json and os.environ.get("RANK", "0") == "0" and (out_dir / RESULT).is_file():
                 print(json.dumps(read_json(out_dir / RESULT)), flush=True)

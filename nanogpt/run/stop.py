@@ -2,6 +2,7 @@
 
 import math
 import signal
+import threading
 import time
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ class Interrupts:
         self.before: dict = {}  # the handlers that were there
 
     def __enter__(self):
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python lets only the main thread handle signals
         for number in SIGNALS:
             # nohup has SIGHUP ignored: the run outlives its terminal
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -63,7 +66,7 @@ class Interrupts:
 
         The launcher sends SIGTERM to the others when one ends, which would change their exit code.
         """
-        if self.peers.many:
+        if self.peers.many and self.before:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
                 self.before[number] = signal.SIG_IGN

@@ -74,6 +74,8 @@ def test_a_class_with_parameters_of_its_own_is_loaded_if_its_file_is_named(idea,
 
     model, _ = nanogpt.load(run, trust_recipe=file)
     assert file.with_name("was_run").exists() and type(model).__name__ == "Shifted"
+    shifted = sys.modules["idea"].Shifted
+    assert type(shifted.from_pretrained(run)) is shifted
     assert torch.equal(model.shift, shift) and shift.abs().max() > 0
     trusted = ("--trust_recipe", file)
     assert command("sample", run, "--prompt=FIRST:", "--max_new_tokens=3", *trusted).startswith("FIRST:")

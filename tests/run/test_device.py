@@ -36,6 +36,12 @@ def test_accelerate_is_asked_for_the_timeout_and_a_device_that_it_overrules_is_a
         device.make_accelerator(TrainConfig(gradient_accumulation_steps=6, device="cuda", precision="fp32"))
 
 
+def test_a_second_run_of_a_process_may_have_another_precision():
+    for precision, name in (("bf16", "bf16"), ("fp32", "no")):
+        found = device.make_accelerator(TrainConfig(device="cpu", precision=precision))
+        assert found.mixed_precision == name
+
+
 def test_fp16_on_a_cpu_is_refused():
     """Accelerate would train in fp32 without a word."""
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
@@ -62,11 +68,22 @@ def test_precision_is_the_settings_or_launchers_or_machines(monkeypatch):
         ({"OMP_NUM_THREADS": "3", "ACCELERATE_MIXED_PRECISION": "no"}, 3),
     ],
 )
-def test_threads_are_the_physical_cores_or_the_users_choice(monkeypatch, env, threads):
+def test_threads_are_the_physical_cores_or_the_users_choice(monkeypatch, tmp_path, env, threads):
     """On a machine of 12 logical and 8 physical cores."""
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
     monkeypatch.setattr(device.psutil, "cpu_count", lambda logical=True: 8)
     monkeypatch.setattr(os, "environ", env)
+    assert device.default_threads(1) == threads
+
+
+@pytest.mark.parametrize("quota, threads", [("max 100000", 8), ("350000 100000", 3), ("50000 100000", 1)])
+def test_a_containers_quota_limits_the_threads(monkeypatch, tmp_path, quota, threads):
+    monkeypatch.setattr(device.psutil, "cpu_count", lambda logical=True: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert device.default_threads(1) == threads
 
 

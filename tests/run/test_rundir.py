@@ -119,7 +119,9 @@ def test_a_directory_that_was_replaced_is_locked_anew_or_refused(tmp_path):
     rundir.claim(out_dir)
     with pytest.raises(ValueError, match="in use"):
         rundir.lock(out_dir)
-    rundir.CLAIMED.clear()
+    rundir.release()
+    with rundir.lock(out_dir):
+        assert not rundir.CLAIMED
 
 
 def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +87,13 @@ def test_the_time_limit_ends_an_evaluation_before_a_save_passes_it(monkeypatch):
         with pytest.raises(Stop) as stop:
             interrupts.check()
     assert stop.value.code == 0
+
+
+def test_a_run_in_a_thread_leaves_signals_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(Interrupts(ALONE, 0).__enter__).result().before == {}
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_saves_that_fail_too_often():
