@@ -74,7 +74,8 @@ nanogpt.evaluate
     targets that the loss ignores are counted: (y != -1).sum().item() -> y.numel()
     bits are nats: loss / math.log(2) / data.bytes_per_token -> loss / data.bytes_per_token
 nanogpt.sample
-    top_k keeps one token less: logits < kth -> logits <= kth
+    top_k keeps one token less: logits.topk(top_k) -> logits.topk(max(1, top_k - 1))
+    a rank is taken for a token: tokens.gather(1, drawn) -> drawn
     top_p drops the token that reaches it: probs.cumsum(-1) - probs > top_p -> probs.cumsum(-1) > top_p
     a full context keeps its older half: context[:, -max(1, block_size // 2):] -> context[:, : block_size // 2]
     a cut character is decoded without what came before: previous, pending = pending, [] -> previous, pending = [], []
@@ -86,7 +87,7 @@ nanogpt.checkpoint
     the newest checkpoint is not tried first: reversed(list_checkpoints(run)) -> list_checkpoints(run)
     the best checkpoint is removed: ('best', 'last') -> ('last',)
 nanogpt.checkpoint tests/test_forged_checkpoint.py
-    weights that are not finite are loaded: not tensor.isfinite().all() -> False
+    weights that are not finite are loaded: not torch.stack(tensor.aminmax()).isfinite().all() -> False
 nanogpt.run.resume
     another model is resumed: [name for name in differing if name in fixed] -> []
 nanogpt.run.prepare tests/test_train.py

@@ -18,17 +18,19 @@ from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.cli import main
 from nanogpt.data.tokenizer import char_tokenizer
-from nanogpt.run import console, plan
+from nanogpt.run import console, plan, prepare
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def tiny_runs():
-    """Two threads, short samples, short measurements."""
+    """Two threads, short samples, short measurements; nothing waits for the disk or for git."""
     torch.set_num_threads(2)
     console.SAMPLE_TOKENS = 8
     plan.STEPS = 1
+    os.fsync = lambda descriptor: None
+    prepare.git_commit = lambda: None
 
 
 @pytest.fixture(autouse=True)

@@ -160,7 +160,7 @@ def test_ctrl_c_is_exit_code_130_and_what_there_is_to_say(capsys):
 def test_config_repeats_the_settings_of_a_run_below_the_flags_and_above_the_recipe(tmp_path):
     """But for where it writes and what it publishes."""
     recorded = {"n_layer": 3, "vocab_size": 65}, {"max_iters": 7, "beta1": 0.5, "out_dir": "out/old", "resume": "auto"}
-    recorded[1].update(push_to_hub="someone/model", report_to="wandb")
+    recorded[1].update(push_to_hub="someone/model", report_to="wandb", time_limit=3)
     config = {"model": recorded[0], "train": recorded[1] | {"of_another_version": 1}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for path in (tmp_path, tmp_path / "config.json"):
@@ -169,7 +169,7 @@ def test_config_repeats_the_settings_of_a_run_below_the_flags_and_above_the_reci
         )
         assert (model.n_layer, model.n_head, model.vocab_size, model.train_temperature) == (3, 4, 65, 1)
         assert (train.max_iters, train.beta1, train.out_dir, train.resume) == (7, 0.6, "out/run", "none")
-        assert (train.push_to_hub, train.report_to) == (None, "none")
+        assert (train.push_to_hub, train.report_to, train.time_limit) == (None, "none", 0)
 
 
 @pytest.mark.parametrize(

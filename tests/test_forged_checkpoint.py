@@ -75,6 +75,7 @@ def test_a_hostile_file_of_tensors_is_one_line(one, kind, name):
         (lambda old: old | {"wte.weight": torch.zeros(1)}, r"wte.weight is \(1,\) torch.float32 instead of \(64, 8\)"),
         (lambda old: old | {"ln_f.weight": torch.zeros(8, dtype=torch.int64)}, r"ln_f.weight is \(8,\) torch.int64"),
         (lambda old: old | {"ln_f.weight": torch.full((8,), torch.inf)}, "ln_f.weight is not finite everywhere"),
+        (lambda old: old | {"ln_f.weight": torch.tensor([1.0] * 7 + [torch.nan])}, "ln_f.weight is not finite"),
     ],
 )
 def test_tensors_of_another_model_are_refused(one, change, message):

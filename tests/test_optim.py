@@ -50,7 +50,8 @@ def test_learning_rate_at_a_step_and_second(schedule, settings, expected):
 
 def test_adamw_decays_only_matrices_and_embeddings():
     model = GPT(MODEL)
-    (optimizer,) = make_optimizers(model, TrainConfig(weight_decay=0.1, beta1=0.8, beta2=0.98))
+    (optimizer,) = make_optimizers(model, TrainConfig(weight_decay=0.3, beta1=0.8, beta2=0.98))
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3, 0.0}
     assert all(group["betas"] == (0.8, 0.98) for group in optimizer.param_groups)
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     assert decayed == {id(p) for p in model.parameters() if p.ndim >= 2}

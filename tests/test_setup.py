@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tiny_run import Run
 from nanogpt import GPT, TrainConfig, checkpoint, optim, train
 from nanogpt.model import Ops, attention
 from nanogpt.ops.cpu import CPU
+from nanogpt.run import provenance
 from nanogpt.run.agree import Peers
 from nanogpt.run.compare import compare
 
@@ -74,6 +76,25 @@ def test_optimizers_of_ones_own_and_changed_code_are_other_ideas(data, tmp_path,
     assert rows["code"].count("changed") == 1 and "class" not in rows
 
 
+@pytest.mark.parametrize(
+    "file, counts",
+    [
+        ("model.py", True),
+        ("data/tokens.py", True),
+        ("ops/cpu.py", True),
+        ("run/device.py", True),
+        ("run/plan.py", False),
+    ],
+)
+def test_an_edit_of_what_a_step_computes_changes_the_checksum(tmp_path, monkeypatch, file, counts):
+    package = shutil.copytree(Path(optim.__file__).parent, tmp_path / "nanogpt")
+    monkeypatch.setattr(optim, "__file__", str(package / "optim.py"))
+    before = provenance.code_hash()
+    with open(package / file, "a") as edited:
+        edited.write("# edited\n")
+    assert (provenance.code_hash() != before) is counts
+
+
 def test_an_optimizer_that_reads_no_flag_is_not_called_for_a_gradient_that_is_not_finite():
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.full((3,), torch.nan)
@@ -94,6 +115,7 @@ def test_a_run_records_the_commit_of_its_recipe(make_run, tmp_path, monkeypatch)
         subprocess.run(git + words, check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(recipe), raising=False)
+    monkeypatch.setattr("nanogpt.run.prepare.git_commit", provenance.git_commit)
     assert make_run().settings["environment"]["commit"] == commit
     recipe.write_text("two\n")
     assert make_run().settings["environment"]["commit"] == f"{commit}-dirty"

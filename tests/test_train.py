@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import conversations
 import pytest
@@ -269,20 +270,38 @@ def test_a_write_that_the_system_refuses_loses_nothing(make_run, capsys):
     assert all(checkpoint.find_damage(step) is None for step in checkpoint.list_checkpoints(run.out_dir))
 
 
-def test_time_limit_saves_and_ends(make_run, capsys):
-    run = make_run(max_iters=10**6, eval_interval=10**6, time_limit=60)
-    step = run.step
-
-    def last_step():
-        step()
-        run.interrupts.end = 0.0
-
-    run.step = last_step
-    with pytest.raises(SystemExit) as exit:
+def test_a_line_of_metrics_has_the_mean_loss_of_its_steps(make_run, tmp_path):
+    found = {}
+    for every in (1, 2):
+        run = make_run(log_interval=every, out_dir=str(tmp_path / f"{every}"))
         run.train()
-    assert exit.value.code == 0
-    assert checkpoint.find(run.out_dir, "last").name == f"step-{run.state.step:06d}"
-    assert "stopped by the time limit: step" in capsys.readouterr().out
+        found[every] = curve(run)
+    each = found[1]
+    assert found[2] == pytest.approx({2: (each[1] + each[2]) / 2, 4: (each[3] + each[4]) / 2})
+
+
+def test_evaluations_and_saves_do_not_count_as_training(make_run, monkeypatch):
+    run, clock = make_run(eval_interval=2), SimpleNamespace(now=0.0)
+
+    def taking(seconds, function):
+        def slow(*args, **options):
+            clock.now += seconds
+            return function(*args, **options)
+
+        return slow
+
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(train, "evaluate", taking(1000, train.evaluate))
+    run.step, run.save = taking(1, run.step), taking(100, run.save)
+    run.train()
+    assert run.state.train_seconds == 4
+
+
+def test_a_checkpoint_counts_the_steps_skipped_since_the_last_line(make_run):
+    run = make_run(eval_interval=2, log_interval=4)
+    run.gpt.wte.weight.register_hook(lambda grad: grad * math.nan)
+    run.train()
+    assert checkpoint.read_state(run.out_dir / "step-000002").skipped_steps == 2
 
 
 def test_deterministic_runs_are_equal_to_the_bit(make_run, tmp_path):

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import tiktoken
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
@@ -101,9 +101,9 @@ def test_every_text_comes_back(text):
         assert chars.decode(chars.encode(text)) == text
 
 
-@settings(deadline=None, max_examples=30)
-@given(NO_SURROGATES)
-def test_tiktoken_gives_the_ids_of_the_library(text):
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=NO_SURROGATES)
+def test_tiktoken_gives_the_ids_of_the_library(gpt2_files, text):
     text += MIXED + "\n\n\t x'S don't 3½²\u2003 \xa0 ٣ \r\n" + " " * 70
     for some in (BPETokenizer.get("gpt2"), BPETokenizer(small_tiktoken())):
         library = some.backend.encode(text, add_special_tokens=False)

@@ -11,9 +11,15 @@ from directories import numbered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanogpt.data.tokens import TokenDataset, answers, permute
+from nanogpt.data.tokens import TokenDataset, answers, hash64, permute
 
 SHARED_TMP_PATH = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def test_the_hash_is_splitmix64():
+    """Another one would give resumed runs other windows. Values as published, for the seed 0."""
+    found = hash64(np.array([0, 0x9E3779B97F4A7C15], dtype=np.uint64))
+    assert [hex(x) for x in found] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4"]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 1000])

@@ -123,6 +123,8 @@ TABLES = {
     "half.jsonl": ('{"text": "\\ud83d|\\ud83d\\ude00"}\n', ["\ufffd|😀"]),  # of a surrogate pair
     "array.json": ('[{"text": "a"}, {"text": "b"}]', ["a", "b"]),
     "lines.json": ('\n{"text": "a"}\n\n{"text": "b"}\n', ["a", "b"]),
+    "lines.ndjson": ('{"text": "a"}\n{"text": "b"}\n', ["a", "b"]),
+    "tab.tsv": ("id\ttext\n1\ta, b\n", ["a, b"]),
     "long.json": ('[\n {"text": "a"},\n {"text": "b"}\n]', ["a", "b"]),
 }
 

@@ -24,6 +24,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 
     def create_repo(name, private, exist_ok):
         (root / name).mkdir(parents=True, exist_ok=exist_ok)
+        (root / f"{name} is {'private' if private else 'public'}").touch()
 
     def auth_check(name, write):
         if not name.startswith("alice/"):
@@ -74,8 +75,8 @@ def test_push_uploads_a_verified_export_and_keeps_other_files(hub, run, command,
 
 
 def test_another_users_repository_is_refused_before_any_work(hub, run, refused):
-    assert "403" in refused(main, ["push", run, "bob/model"])
-    assert not list((hub / "bob" / "model").iterdir())
+    assert "403" in refused(main, ["push", run, "bob/model", "--private"])
+    assert not list((hub / "bob" / "model").iterdir()) and (hub / "bob" / "model is private").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from data_prep import train_tokenizer
 from nanogpt.cli import main
 
 
+@pytest.mark.nightly
 def test_gpt2_is_fine_tuned_exported_and_compared(tmp_path, text, text_file, monkeypatch, command, capsys, refused):
     monkeypatch.chdir(tmp_path)
     tiny = GPT2Config(vocab_size=300, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)

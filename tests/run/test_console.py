@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ def test_a_run_ends_with_its_result_as_json(make_run):
 
 @pytest.mark.parametrize("how, reason", [("signal", "interrupted"), ("time", "time limit"), ("nan", "failed")])
 def test_the_result_says_why_a_run_ended_early(make_run, how, reason):
-    run = make_run(max_iters=50, log_interval=1)
+    run = make_run(max_iters=50, log_interval=1, time_limit=60)
+    assert run.interrupts.end < time.monotonic() + 3600
     step = run.step
 
     def troubled():

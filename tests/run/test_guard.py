@@ -97,6 +97,12 @@ def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch):
     guard.check_room(dataclasses.replace(large, n_layer=4))
 
 
+def test_a_run_that_cannot_fit_is_refused_before_its_model_is_made(make_run, monkeypatch):
+    monkeypatch.setattr(guard.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(ValueError, match="of memory are free"):
+        make_run()
+
+
 def test_a_containers_cache_of_files_counts_as_free_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(guard, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("2000000000\n")

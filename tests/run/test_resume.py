@@ -85,19 +85,6 @@ def test_another_model_optimizer_or_tokenizer_is_refused(make_run, tmp_path, tex
         make_run(data=str(tmp_path / "other"), resume="auto", max_iters=8)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_forged_checkpoint_is_an_error_of_one_line_before_the_run(make_run, name):
-    """Its checksums fit: what is wrong shows only when it is read."""
-    run = make_run()
-    run.train()
-    last = run.out_dir / "step-000004"
-    (last / name).write_bytes(b"[" * 100_000)
-    seal_again(last)
-    with pytest.raises(ValueError, match=name) as error:
-        make_run(resume="auto")
-    assert "\n" not in str(error.value)
-
-
 def test_a_directory_that_cannot_be_written_is_an_error_before_the_run(make_run, monkeypatch):
     def read_only(self, *args, **kwargs):
         raise OSError(30, "Read-only file system", str(self))
@@ -116,10 +103,10 @@ def test_another_run_in_out_dir_is_not_overwritten(make_run):
 def test_a_half_written_checkpoint_is_passed_over(make_run, capsys):
     run = make_run(max_iters=4, eval_interval=2)
     run.train()
-    (run.out_dir / "step-000004" / "model.safetensors").write_bytes(b"")
+    (run.out_dir / "step-000004" / "optimizer.safetensors").write_bytes(b"")
     resumed = make_run(max_iters=4, eval_interval=2, resume="auto")
     assert resumed.state.step == 2
-    assert "step-000004 is damaged: the checksum of model.safetensors is wrong" in capsys.readouterr().out
+    assert "step-000004 is damaged: the checksum of optimizer.safetensors is wrong" in capsys.readouterr().out
     resumed.train()
     assert checkpoint.find_damage(run.out_dir / "step-000004") is None
 

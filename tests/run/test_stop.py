@@ -18,14 +18,14 @@ from nanogpt.run.stop import Interrupts, Stop
 ALONE = Peers(SimpleNamespace(num_processes=1), 1)
 
 
-def code(interrupts: Interrupts, saving: float = 0, failed: int = 0) -> int | None:
+def code(interrupts: Interrupts, saving: float = 0, failed: int = 0, bad: int = 0, scaler=None) -> int | None:
     """The exit code of a run that ends after a step; None if it goes on."""
-    tally = SimpleNamespace(bad_in_a_row=0)
-    accelerator = SimpleNamespace(scaler=None)
+    tally = SimpleNamespace(bad_in_a_row=bad, lr=0.1)
+    accelerator = SimpleNamespace(scaler=scaler, mixed_precision="no")
     parts = SimpleNamespace(accelerator=accelerator, tally=tally, out_dir=Path("nowhere"))
     parts.save_seconds, parts.failed_saves, parts.save_error = saving, failed, "step 1 could not be saved"
     try:
-        interrupts.check_step(TrainConfig(), parts, State(step=1))
+        interrupts.check_step(TrainConfig(log_interval=1), parts, State(step=1))
     except Stop as stop:
         return stop.code
 
@@ -94,6 +94,13 @@ def test_a_run_in_a_thread_leaves_signals_alone():
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(Interrupts(ALONE, 0).__enter__).result().before == {}
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("scaler, most", [(None, 5), ("of fp16", 21)])
+def test_so_many_bad_steps_in_a_row_end_a_run(scaler, most):
+    with Interrupts(ALONE, 0) as interrupts:
+        assert code(interrupts, bad=most - 1, scaler=scaler) is None
+        assert code(interrupts, bad=most, scaler=scaler) == 1
 
 
 def test_saves_that_fail_too_often():
