@@ -64,7 +64,9 @@ class Predictions:
         self.soft = torch.cat(soft)  # (N - 1, V)
         tokens = np.array(data.tokens, dtype=np.int64)
         prefixes = np.lib.stride_tricks.sliding_window_view(tokens, PREFIX)
-        self.places = {hash(prefix.tobytes()): place for place, prefix in enumerate(prefixes)}
+        # of equal ones the first, after which there is room for any window
+        places = reversed(range(len(prefixes)))
+        self.places = {hash(prefixes[place].tobytes()): place for place in places}
 
     def __call__(self, idx: torch.Tensor) -> torch.Tensor:
         """Probabilities (B, T, V) in fp32. ValueError if a window is not in the text."""
