@@ -211,6 +211,8 @@ def check_logits(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def check_own_class(model: GPT) -> None:
     """Raises ValueError if a subclass of GPT has other parameters, or computes something else."""
+    if type(model) is GPT:
+        return
     weights.check_parameters(model)
     plain, ids = weights.on_meta(model.config).eval(), random_tokens(model)
     plain.load_state_dict(dict(model.named_parameters()), assign=True)

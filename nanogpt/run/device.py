@@ -62,7 +62,7 @@ LAUNCHER = {
     "ACCELERATE_MIXED_PRECISION": [*PRECISIONS],
 }
 
-CGROUP = "/sys/fs/cgroup"
+CGROUP = "/sys/fs/cgroup"  # limits of a container
 LONG_RUN = 5e12  # operations from which compiling pays on a CPU: 20 seconds on two cores
 MOST_BLOCKS = 24  # in one graph: more compile for minutes, and are not bound by the host
 

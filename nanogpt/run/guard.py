@@ -13,10 +13,10 @@ from nanogpt.config import TrainConfig
 from nanogpt.data.files import write_json
 from nanogpt.hub.weights import on_meta
 from nanogpt.model import GPT, GPTConfig
+from nanogpt.run.device import CGROUP
 from nanogpt.run.errors import fail, out_of_memory
 from nanogpt.train import Parts, logger, micro_batch
 
-CGROUP = "/sys/fs/cgroup"
 FITS, NOT_COMPILED, LACKS_MEMORY = range(3)  # outcomes of trying a first step
 
 

@@ -82,8 +82,8 @@ def prepare(
         train_data, val_data = open_splits(config, model_config)
         if config.max_iters > 0:
             guard.check_masks(model_config, accelerator.device)
-        if gpt is None and accelerator.device.type == "cpu" and config.max_iters > 0:
-            guard.check_room(model_config)
+            if gpt is None and accelerator.device.type == "cpu":
+                guard.check_room(model_config)
     splits = train_data.meta["splits"]
     checksum = zlib.crc32(repr((start and start.name, splits)).encode())
     if peers.all_max(checksum, -checksum) != [checksum, -checksum]:
