@@ -145,13 +145,16 @@ def save(
 
 
 def remove_leftovers(out_dir: Path) -> None:
-    """Removes what a killed save left behind, but brings back a checkpoint not yet replaced."""
+    """Removes what a killed process left behind, but brings back a checkpoint not yet replaced."""
     for old in out_dir.glob(".old-step-*"):
         final = out_dir / old.name.removeprefix(".old-")
         if not final.exists():
             old.rename(final)
     for path in (*out_dir.glob(".tmp-step-*"), *out_dir.glob(".old-step-*")):
         shutil.rmtree(path, ignore_errors=True)
+    for name in (CONFIG, "result.json", "metrics.jsonl", "samples.jsonl"):
+        for path in out_dir.glob(f".{name}.[0-9]*"):  # of `write_atomic`
+            path.unlink(missing_ok=True)
 
 
 def point(link: Path, target: Path) -> None:
