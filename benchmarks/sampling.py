@@ -7,9 +7,8 @@
 All read one random model of GPT-2's shape from files that `nanogpt export` writes, and add 256
 tokens to 8, one by one, on as many threads: in fp32, in bf16 (ONNX Runtime has none on a CPU) and
 with 8 bits (llama.cpp's Q8_0). Each line is the median over the rounds: tokens/s of both, and this
-package's speed as a multiple of the other's with its quartiles. It samples with a step compiled as
-one graph, and block by block, as `nanogpt sample` does for texts below 10,000 tokens. Packages that
-are not installed are omitted. The load tells how busy the machine was before.
+package's speed as a multiple of the other's with its quartiles. Packages that are not installed are
+omitted. The load tells how busy the machine was before.
 """
 
 import argparse
@@ -18,7 +17,6 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,10 +45,10 @@ def make_model(folder: Path, **sizes: int) -> None:
     BPETokenizer.get("gpt2").save(folder)
 
 
-def here(folder: Path, precision: str, tokens: int, whole: bool) -> Callable[[], None]:
+def here(folder: Path, precision: str, tokens: int) -> Callable[[], None]:
     model = load(folder)[0].eval()
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    compiled = compile_decoding(model, int8=precision == "int8", whole=whole)
+    compiled = compile_decoding(model, int8=precision == "int8")
     return lambda: compiled.generate(torch.tensor([PROMPT]), tokens, temperature=0)
 
 
@@ -103,15 +101,14 @@ def compare(folder: Path, rounds: int, tokens: int) -> Iterator[str]:
         if precision == "fp32" and importlib.util.find_spec("onnxruntime"):
             others["ONNX Runtime"] = onnx_runtime(folder, tokens, threads)
         if others:
-            ways = {"one graph": True, "blocks": False}
-            ours = {way: here(folder, precision, tokens, whole) for way, whole in ways.items()}
-            seconds = interleave(ours | others, rounds, torch.device("cpu"))
-            for way, name in product(ours, others):
-                ratios = [b / a for a, b in zip(seconds[way], seconds[name], strict=True)]
+            contenders = {"ours": here(folder, precision, tokens)} | others
+            seconds = interleave(contenders, rounds, torch.device("cpu"))
+            for name in others:
+                ratios = [b / a for a, b in zip(seconds["ours"], seconds[name], strict=True)]
                 low, median, high = statistics.quantiles(ratios, n=4)
-                rates = [tokens / statistics.median(seconds[each]) for each in (way, name)]
+                rates = [tokens / statistics.median(seconds[each]) for each in ("ours", name)]
                 yield (
-                    f"{precision}, {way}: {rates[0]:.1f} tokens/s, {name} {rates[1]:.1f}: "
+                    f"{precision}: {rates[0]:.1f} tokens/s, {name} {rates[1]:.1f}: "
                     f"{median:.2f} times its speed ({low:.2f} to {high:.2f})"
                 )
 

@@ -143,7 +143,7 @@ def batch_of_ten(rounds: int = 7, tokens: int = 300) -> Iterator[tuple[str, str,
     """
     torch.set_num_threads(default_threads(1))
     model, compiled = (GPT(MODELS["laptop"][0]).eval() for _ in range(2))
-    compile_decoding(compiled, whole=True)
+    compile_decoding(compiled)
     idx = torch.zeros(10, 1, dtype=torch.long)
 
     @torch.no_grad()

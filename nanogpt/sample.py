@@ -5,6 +5,7 @@ ids = model.generate(prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from itertools import takewhile
 
 import numpy as np
@@ -79,18 +80,16 @@ def stream(
     room = min(block_size, context.size(1) + max_new_tokens)
     weight = model.wte.weight
     cache = KVCache(model.config, idx.size(0), weight.device, weight.dtype, room)
-    # by compile_decoding, or by run.device.compile_model block by block
-    compiled = "forward" in vars(model) or "forward" in vars(model.h[0])
+    # a model that is compiled for training would be compiled again for each length
+    compiled = hasattr(model.h[0].forward, "_torchdynamo_orig_callable")
+    mode = partial(torch.compiler.set_stance, "force_eager") if compiled else nullcontext
     unread = context
     ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         if context.size(1) > block_size:
             context = unread = context[:, -max(1, block_size // 2) :]
             cache.clear()
-        # torch.compile specializes on 0 and 1: first compile when two tokens are in the cache
-        eager = compiled and (unread.size(1) > 1 or context.size(1) < 3)
-        mode = torch.compiler.set_stance("force_eager") if eager else nullcontext()
-        with sampling_kernels(idx.device), mode:
+        with sampling_kernels(idx.device), mode():
             logits = model(unread, cache=cache, logits_to_keep=1)[:, -1].float()  # (B, V)
         unread = draw(logits, temperature, top_k, top_p, generator)
         if eos_id is not None:
@@ -173,8 +172,7 @@ class KVCache:
     ):
         """`room` is the largest number of tokens, by default block_size; `dtype` is the model's."""
         room = room or config.block_size
-        rows = room + 1  # torch.compile would treat a full cache as a case of its own
-        shape = (config.n_layer, batch_size, config.kv_heads, rows, config.head_size)
+        shape = (config.n_layer, room, batch_size, config.kv_heads, config.head_size)
         keys = torch.zeros(shape, device=device, dtype=dtype)
         values = torch.zeros(shape, device=device, dtype=dtype)
         self.layers = [LayerCache(self, k, v) for k, v in zip(keys, values, strict=True)]
@@ -193,8 +191,7 @@ class KVCache:
         if end > room:
             raise ValueError(f"{end} tokens do not fit into a cache of {room}")
         self.length = end
-        # copies, because the offsets of views would be further inputs of a compiled block
-        rows = [table[start:end].clone() for table in self.rope]
+        rows = [table[start:end] for table in self.rope]
         positions, mask = self.positions[start:end], None
         if T > 1 and start:
             mask = self.positions[:end] <= positions[:, None]
@@ -205,18 +202,26 @@ class KVCache:
 
 
 class LayerCache:
-    """The keys and values (B, K, room, D) of one block."""
+    """The keys and values (room, B, K, D) of one block."""
 
     def __init__(self, cache: KVCache, keys: torch.Tensor, values: torch.Tensor):
         self.cache = cache
         self.keys = keys
         self.values = values
 
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (S, B, K, D) of the S tokens placed so far."""
+        end = self.cache.length
+        return self.keys[:end], self.values[:end]
+
     def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple:
-        """Appends k and v (B, K, T, D); returns all keys and values (B, K, S, D)."""
-        end, T = self.cache.length, k.size(2)
-        keys = self.keys[:, :, :end]
-        values = self.values[:, :, :end]
-        keys[:, :, end - T :] = k
-        values[:, :, end - T :] = v
-        return keys, values
+        """Puts k and v (B, K, T, D) into the last T rows; returns all keys and values."""
+        return append(*self.rows(), k, v)
+
+
+def append(keys, values, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+    """Puts k and v (B, K, T, D) into the last T rows (S, B, K, D); returns all as (B, K, S, D)."""
+    T = k.size(2)
+    keys[-T:] = k.permute(2, 0, 1, 3)
+    values[-T:] = v.permute(2, 0, 1, 3)
+    return keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3)

@@ -154,8 +154,7 @@ def load_for_sampling(args, tokens: int) -> tuple:
     model, tokenizer, _ = load_run(args, args.RUN, dtype=dtype)
     worthwhile = args.compile == "auto" and decode.is_worth_compiling(model, tokens)
     if int8 or worthwhile or args.compile == "true":
-        decode.compile_decoding(model, int8, whole=tokens >= decode.MANY)
-        note("compiling the model, which takes up to a minute the first time ...")
+        decode.compile_decoding(model, int8)
     return model, tokenizer
 
 

@@ -1,45 +1,51 @@
-"""Sampling on a CPU with torch.compile: every token reads the weights once, in few kernels.
+"""Compiled sampling on a CPU: every token reads the weights once, in few kernels.
 
     model = compile_decoding(model)  # for sampling: it can no longer be trained
 
 Sampling a token cannot be faster than reading the weights once. torch's one-row matmul reads them
 at half the memory bandwidth, and some 400 small operators run one after another. Here a matmul of
 one row is written as a sum, which Inductor fuses with the norm before it and the residual after it.
-One compilation serves all blocks and lengths of the context.
+A block is compiled as a function of its weights: once for all blocks and lengths of the context.
 `python benchmarks/sampling.py` compares the speed with other programs; LOG.md has the results.
 """
 
+import copy
 import functools
 import math
 import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
-from nanogpt.model import GPT, Linear, attention, cross_entropy
+from nanogpt.model import GPT, Block, Linear, attention, cross_entropy
+from nanogpt.ops.aot import Program
+from nanogpt.sample import append
 
 SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
-WORTHWHILE = 1e11  # tokens times parameters from which compiling pays, once cached (LOG.md)
-MANY = 10_000  # tokens from which one graph saves more time than it takes (124M parameters)
+WORTHWHILE = 1e11  # tokens times parameters from which compiling pays (LOG.md)
 HAS_AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
-OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # multiply and add in one
 
 
-class Int8(NamedTuple):
+class Int8(nn.Module):
     """A weight of a Linear in 8 bits: numbers (V, C), and the scale of each row (V,) in fp32.
 
     Without AVX-512 only vectors of floats are loaded fast (LOG.md). There, four numbers make a word
     of 32 bits, one from each quarter of a row, and `numbers` has these words as fp32 (V, C / 4).
     """
 
-    numbers: torch.Tensor
-    scale: torch.Tensor
+    def __init__(self, numbers: torch.Tensor, scale: torch.Tensor):
+        super().__init__()
+        self.register_buffer("numbers", numbers)
+        self.register_buffer("scale", scale)
 
     def columns(self) -> list[torch.Tensor]:
         """The numbers in fp32, in one or four parts of the columns."""
@@ -56,8 +62,7 @@ def round_to_int8(weight: torch.Tensor) -> Int8:
     numbers = (weight / scale[:, None]).round().to(torch.int8)
     if not HAS_AVX512 and numbers.size(1) % 4 == 0:
         numbers = numbers.unflatten(1, (4, -1)).mT.contiguous().view(torch.float32)[..., 0]
-    # as parameters, torch.compile takes their shapes for constants
-    return Int8(*(nn.Parameter(tensor, requires_grad=False) for tensor in (numbers, scale)))
+    return Int8(numbers, scale)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor | Int8, bias=None) -> torch.Tensor:
@@ -122,12 +127,11 @@ def has_compiler() -> bool:
 
 
 @torch.no_grad()
-def compile_decoding(model: GPT, int8: bool = False, whole: bool = False) -> GPT:
+def compile_decoding(model: GPT, int8: bool = False) -> GPT:
     """Compiles a model on a CPU for sampling, in place, at its first new token.
 
-    With `int8` the weights of its matmuls are rounded to 8 bits. All blocks share one compilation;
-    `whole` compiles a step as one graph, which takes several times as long and is a tenth faster.
-    Raises ValueError on another device, or if there is no C++ compiler.
+    With `int8` the weights of its matmuls are rounded to 8 bits. Raises ValueError on another
+    device, or if there is no C++ compiler.
     """
     device = model.wte.weight.device.type
     if device != "cpu":
@@ -146,13 +150,65 @@ def compile_decoding(model: GPT, int8: bool = False, whole: bool = False) -> GPT
             module.weight = rounded
     loss = functools.partial(cross_entropy, linear=linear)
     model.use(model.ops._replace(linear=linear, attention=single_query, loss=loss))
-    # eps and other settings are constants; as variables they would be traced twice, for seconds
-    torch._dynamo.config.specialize_float = True  # type: ignore[attr-defined]
-    if whole:
-        model.forward = torch.compile(model.forward, dynamic=True, options=OPTIONS)
-        return model
+    name = identity(model)
+    program = block_program(model.h[0], name)
     for block in model.h:
-        block.forward = torch.compile(block.forward, dynamic=True, options=OPTIONS)
+        compile_block(block, program if name else block_program(block, ""))
     # of the output projection, which is outside the blocks
-    model.ops = model.ops._replace(linear=torch.compile(linear, options=OPTIONS))
+    model.ops = model.ops._replace(linear=compiled_linear())
     return model
+
+
+def identity(model: GPT) -> str:
+    """Identifies the code of a model's blocks; "" if some of it is not this package's."""
+    modules = {type(module) for block in model.h for module in block.modules()}
+    code: list[Any] = [*modules, *model.ops[:-1]]
+    if any(c.__module__.partition(".")[0] not in ("nanogpt", "torch") for c in code):
+        return ""
+    return f"{model.config} {sorted(c.__qualname__ for c in code)}"
+
+
+def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def block_program(block: Block, name: str) -> Program:
+    """What `block` does with a single new token, for any weights of these shapes."""
+    template = copy.deepcopy(block).to("meta").eval()
+    names = list(tensors(template))
+
+    def step(x, keys, values, *others) -> torch.Tensor:
+        rope, weights = others[: -len(names)], others[-len(names) :]
+        named = dict(zip(names, weights, strict=True))
+        cache = SimpleNamespace(extend=functools.partial(append, keys, values))
+        return functional_call(template, named, (x, rope, cache))
+
+    return Program(step, name, growing=(1, 2))
+
+
+def compile_block(block: Block, program: Program) -> None:
+    """Leaves a single new token to a program. Prompts and the first two tokens are read without."""
+    plain = block.forward
+    weights = [tensor.contiguous() for tensor in tensors(block).values()]
+
+    def forward(x, rope=None, cache=None, mask=None) -> torch.Tensor:
+        if cache is None or x.size(1) > 1 or cache.cache.length < 2:
+            return plain(x, rope, cache, mask)
+        return program.run(x, *cache.rows(), *rope, *weights)
+
+    block.forward = forward
+
+
+def compiled_linear() -> Callable:
+    """`linear` of x (B, T, C) without bias, compiled for T = 1."""
+
+    def whole(x: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+        return linear(x, Int8(*parts) if len(parts) > 1 else parts[0])
+
+    program = Program(whole, "linear")
+
+    def forward(x: torch.Tensor, weight: torch.Tensor | Int8) -> torch.Tensor:
+        parts = weight.buffers() if isinstance(weight, Int8) else [weight]
+        return program.run(x, *parts) if x.size(1) == 1 else linear(x, weight)
+
+    return forward

@@ -1,0 +1,103 @@
+"""Functions of tensors, compiled ahead of time for the CPU and kept on disk (AOTInductor).
+
+torch.compile traces a function again in each process, and checks its assumptions at each call.
+A compiled library is loaded within a millisecond, without importing torch.compile, and only runs.
+"""
+
+import hashlib
+import os
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+
+from nanogpt.data.files import one_line_errors, write_atomic
+from nanogpt.run.errors import waiting
+
+OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # multiply and add in one (LOG.md)
+TYPICAL = 512  # the length for which Inductor chooses loops; all lengths from 2 on work
+
+
+class Program(nn.Module):  # torch.export wants a module
+    """A function of tensors, compiled when `run` first gets a first input of some shape.
+
+    `name` identifies the function, whose code is this package's; with name="" the library is not
+    kept. Dimension 0 of the inputs numbered in `growing` is their common length, which may differ
+    from call to call. Raises ValueError if the function cannot be compiled.
+    """
+
+    def __init__(self, function: Callable, name: str, growing: tuple[int, ...] = ()):
+        super().__init__()
+        self.function = function
+        self.name = name
+        self.growing = growing
+        self.libraries: dict[torch.Size, Callable] = {}
+
+    def forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        return self.function(*inputs)
+
+    def run(self, *inputs: torch.Tensor) -> torch.Tensor:
+        shape = inputs[0].shape
+        if shape not in self.libraries:
+            shapes = [list(tensor.shape) for tensor in inputs]
+            for i in self.growing:
+                shapes[i][0] = TYPICAL
+            with torch.inference_mode(False), torch.no_grad():
+                like = [torch.empty(s, dtype=x.dtype) for s, x in zip(shapes, inputs, strict=True)]
+                self.libraries[shape] = load_library(self, like)
+        return self.libraries[shape](list(inputs))[0]
+
+
+def trace(program: Program, inputs: list[torch.Tensor]) -> torch.export.ExportedProgram:
+    length = torch.export.Dim("length", min=2, max=2**31)
+    dims = [{0: length} if i in program.growing else {} for i in range(len(inputs))]
+    return torch.export.export(program, (inputs,), dynamic_shapes=(dims,), strict=False)
+
+
+def load_library(program: Program, inputs: list[torch.Tensor]) -> Callable:
+    """The compiled program, a function of a list of tensors like `inputs` that returns a list."""
+    name, advice = program.name, "leave out --compile and int8, or check the C++ compiler"
+    with TemporaryDirectory() as temporary:
+        folder = cache_folder() if name else Path(temporary)
+        path = folder / f"{fingerprint(name, [(x.shape, x.dtype) for x in inputs])}.so"
+        with one_line_errors("the model cannot be compiled for sampling", advice):
+            if not path.is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                with waiting("compiling the model for sampling"):
+                    write_atomic(path, build(trace(program, inputs)))
+            return torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
+
+
+def build(exported: torch.export.ExportedProgram) -> bytes:
+    """The shared library of a traced program; compiling takes some ten seconds."""
+    import torch._inductor
+
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        package = torch._inductor.aoti_compile_and_package(
+            exported, package_path=f"{folder}/program.pt2", inductor_configs=dict(OPTIONS)
+        )
+        with zipfile.ZipFile(package) as archive:
+            (library,) = (name for name in archive.namelist() if name.endswith(".so"))
+            return archive.read(library)
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanogpt"
+
+
+def fingerprint(*what: object) -> str:
+    """Tells libraries apart: by `what`, this package's code, torch, the threads and the CPU."""
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    cpu = sorted({line for line in lines if line.startswith(("flags", "Features"))})
+    setup = (sys.platform, cpu, torch.__config__.show(), torch.get_num_threads(), OPTIONS)
+    ops = Path(__file__).parent
+    files = [*sorted(ops.glob("*.py")), ops.parent / "model.py", ops.parent / "sample.py"]
+    code = b"".join(file.read_bytes() for file in files)
+    return hashlib.sha256(code + repr((what, setup)).encode()).hexdigest()[:32]
