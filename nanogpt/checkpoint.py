@@ -272,11 +272,8 @@ def restore(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer
         p = parameters.get(name)
         if p not in owner:
             raise ValueError(f"{checkpoint / OPTIMIZER} has an unknown {full_name[:80]!r}")
-        shape, dtype = p.shape, p.dtype
-        if key == "step":
-            shape, dtype = torch.Size([]), torch.float32
-        fits = value.shape == shape and value.dtype == dtype
-        if owner[p].defaults.get("fused") and not fits:
+        expected = (torch.Size([]), torch.float32) if key == "step" else (p.shape, p.dtype)
+        if owner[p].defaults.get("fused") and (value.shape, value.dtype) != expected:
             found = f"{tuple(value.shape)} {value.dtype}"
             raise ValueError(f"{checkpoint / OPTIMIZER}: {full_name} is {found}: it is damaged")
         # step counters go to p's device as well

@@ -8,23 +8,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from itertools import takewhile
 
-import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanogpt.data.tokenizer import END
 from nanogpt.model import GPT, GPTConfig, rope_tables
-
-
-def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Sets logits (B, V) to -inf except the likeliest tokens, whose probabilities sum to `top_p`.
-
-    The likeliest one is always kept (nucleus sampling, Holtzman et al. 2020).
-    """
-    ordered, order = logits.sort(descending=True)
-    probs = ordered.softmax(-1)
-    beyond = probs.cumsum(-1) - probs > top_p  # more likely tokens already exceed top_p
-    return logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
 
 
 def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None) -> torch.Tensor:
@@ -36,8 +24,11 @@ def draw(logits: torch.Tensor, temperature: float, top_k, top_p, generator=None)
     logits, tokens = logits / temperature, None
     if top_k and top_k < logits.size(-1):  # fewer to draw from, which is faster
         logits, tokens = logits.topk(top_k)
-    if top_p is not None and top_p < 1.0:
-        logits = nucleus(logits, top_p)
+    if top_p is not None and top_p < 1.0:  # nucleus sampling (Holtzman et al. 2020)
+        ordered, order = logits.sort(descending=True)
+        probs = ordered.softmax(-1)
+        beyond = probs.cumsum(-1) - probs > top_p  # more likely tokens already exceed top_p
+        logits = logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
     drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
     return drawn if tokens is None else tokens.gather(1, drawn)
 
@@ -88,7 +79,7 @@ def stream(
     for _ in range(max_new_tokens):
         if context.size(1) > block_size:
             context = unread = context[:, -max(1, block_size // 2) :]
-            cache.clear()
+            cache.length = 0
         with sampling_kernels(idx.device), mode():
             logits = model(unread, cache=cache, logits_to_keep=1)[:, -1].float()  # (B, V)
         unread = draw(logits, temperature, top_k, top_p, generator)
@@ -108,7 +99,6 @@ def stream_text(
 
     No piece splits a UTF-8 character. Other options are those of `stream`.
     """
-    prompt = [int(token) for token in prompt]
     idx = torch.tensor([prompt], device=model.wte.weight.device)  # (1, T)
     previous = prompt[-8:]
     pending: list[int] = []
@@ -142,18 +132,18 @@ def default_prompt(tokenizer) -> tuple[str, list[int]]:
     return tokenizer.decode([0]), [0]
 
 
-def sample_text(model: GPT, tokenizer, start: np.ndarray, max_new_tokens: int, seed: int) -> str:
-    """The text of the tokens `start` (T,) and of the model's continuation, up to its end.
+def sample_text(model: GPT, tokenizer, start: list[int], max_new_tokens: int, seed: int) -> str:
+    """The text of the tokens `start` and of the model's continuation, up to its end.
 
     Can be called during training: it uses its own random numbers and restores the model's mode.
     """
-    idx = torch.from_numpy(start.astype(np.int64)).to(model.wte.weight.device)[None]  # (1, T)
+    idx = torch.tensor([start], device=model.wte.weight.device)  # (1, T)
     with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
         whole = model.generate(idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
     new = whole[0, len(start) :].tolist()
     ends = {tokenizer.eot_id, tokenizer.special.get(END)}
     continuation = takewhile(lambda token: token not in ends, new)
-    return tokenizer.decode([*start.tolist(), *continuation])
+    return tokenizer.decode([*start, *continuation])
 
 
 class KVCache:
@@ -196,9 +186,6 @@ class KVCache:
         if T > 1 and start:
             mask = self.positions[:end] <= positions[:, None]
         return positions, rows, mask
-
-    def clear(self) -> None:
-        self.length = 0
 
 
 class LayerCache:

@@ -167,7 +167,7 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
     values["memory"] = memory_in_use(parts.device)
     parts.metrics.log(**position(state), **values, skipped_steps=state.skipped_steps)
     parts.progress.show(values, state)
-    tally.restart(state)
+    parts.tally = Tally(parts.device, state, tally.bad_in_a_row)
     parts.timed_since = time.perf_counter()
 
 
@@ -290,8 +290,9 @@ def log_is_due(config: TrainConfig, step: int) -> bool:
 class Tally:
     """Sums over the steps since the last line of metrics, on the device: no step waits for it."""
 
-    def __init__(self, device: torch.device, state: State):
-        self.loss, self.skipped, self.bad_in_a_row = torch.zeros(3, device=device)
+    def __init__(self, device: torch.device, state: State, bad_in_a_row=0.0):
+        self.loss, self.skipped = torch.zeros(2, device=device)
+        self.bad_in_a_row = bad_in_a_row  # a tensor after the first step
         self.grad_norm = torch.zeros((), device=device)  # of the last step
         self.lr = 0.0  # of the last step
         self.step, self.train_seconds = state.step, state.train_seconds  # at the last line
@@ -304,11 +305,6 @@ class Tally:
         self.skipped += not_finite
         self.bad_in_a_row = (self.bad_in_a_row + 1) * not_finite
         self.grad_norm, self.lr = grad_norm, lr
-
-    def restart(self, state: State) -> None:
-        self.loss.zero_()
-        self.skipped.zero_()
-        self.step, self.train_seconds = state.step, state.train_seconds
 
 
 @dataclass
@@ -347,13 +343,13 @@ class Parts:
         return self.accelerator.autocast() if self.sharded else nullcontext()
 
 
-def sample_start(parts: Parts) -> np.ndarray:
+def sample_start(parts: Parts) -> list[int]:
     """The tokens that samples continue: the first conversation up to its answer, or a prompt."""
     chat = parts.train_data.meta.get("chat")
     if chat is None:
-        return np.array(default_prompt(parts.tokenizer)[1])
+        return default_prompt(parts.tokenizer)[1]
     block = np.array(parts.train_data.tokens[: chat["block"]])  # begins with a conversation
-    return block[: int(answers(block[None], chat["answer"], chat["end"]).argmax())]
+    return block[: answers(block[None], chat["answer"], chat["end"]).argmax()].tolist()
 
 
 def position(state: State) -> dict:
@@ -394,7 +390,3 @@ def memory_in_use(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     return psutil.Process().memory_info().rss
-
-
-if __name__ == "__main__":
-    raise SystemExit("error: this is not a recipe; try python recipes/shakespeare.py")

@@ -79,7 +79,7 @@ nanogpt.sample
     top_p drops the token that reaches it: probs.cumsum(-1) - probs > top_p -> probs.cumsum(-1) > top_p
     a full context keeps its older half: context[:, -max(1, block_size // 2):] -> context[:, : block_size // 2]
     a cut character is decoded without what came before: previous, pending = pending, [] -> previous, pending = [], []
-    the cache is not cleared: cache.clear() -> pass
+    the cache is not cleared: cache.length = 0 -> pass
     a text goes on after its end: token.item() == eos_id -> False
     a piece of a prompt sees later tokens: T > 1 and start -> False
 nanogpt.checkpoint

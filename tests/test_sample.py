@@ -3,7 +3,6 @@
 import dataclasses
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from helpers import randomize
@@ -139,7 +138,7 @@ def test_a_text_amid_training_ends_with_eos(monkeypatch, ends):
     tokens = [1, 0, 2, 0]
     monkeypatch.setattr(sample_module, "stream", lambda *args, **options: (torch.tensor([t]) for t in tokens))
     tokenizer, model = SimpleNamespace(**ends, decode=lambda ids: " ".join(map(str, ids))), random_model(GPT2)
-    assert sample_text(model.train(), tokenizer, np.array([7]), 4, 0) == "7 1 0"
+    assert sample_text(model.train(), tokenizer, [7], 4, 0) == "7 1 0"
     assert model.training
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import Batch, TokenDataset
 
@@ -57,13 +56,11 @@ class Mixture(TokenDataset):
         self, shares: dict[str, float], split: str, block_size: int, vocab_size: int | None = None
     ):
         """Raises ValueError if a directory cannot be used, or its tokenizer is not the first's."""
-        for directory in shares:
-            read_meta(directory)  # its error names one that does not exist
+        self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
         first, *others = [load_tokenizer(directory).vocabulary for directory in shares]
         if any(other != first for other in others):
             raise ValueError(f"{', '.join(shares)} have different tokenizers: prepare with one")
-        self.block_size, self.split = block_size, split
-        self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
+        self.block_size = block_size
         if any("chat" in dataset.meta for dataset in self.datasets):
             raise ValueError("a mixture cannot have conversations: data_prep.chat takes many files")
         self.quotas = round_shares(list(shares.values()))
@@ -77,6 +74,8 @@ class Mixture(TokenDataset):
                 for quota, c in zip(self.quotas, counts, strict=True)
             ]
             self.meta["splits"][name] = sums | {"parts": parts}
+        self.token_count = self.meta["splits"][split]["tokens"]
+        self.bytes_per_token = self.meta["splits"][split]["bytes"] / self.token_count
         # sample m of a directory with q samples in a period belongs at (m + 1/2) / q of the period
         due = np.concatenate([(np.arange(q) + 0.5) / q for q in self.quotas])
         order = np.argsort(due, kind="stable")

@@ -57,26 +57,20 @@ class Tokenizer:
         self.special = {token.content: i for i, token in added.items() if token.special}
         found = (self.vocabulary[t] for t in (eot, *EOT_NAMES) if t in self.vocabulary)
         self.eot_id = next(found, None)
-        kind, tokens = self._table_kind()
-        self.characters = tokens if kind == "char" else None  # in the order of their ids
-        self._is_bytes = kind == "bytes"
+        plain = {i: token for token, i in self.vocabulary.items() if token not in self.special}
+        tokens = "".join(plain[i] for i in sorted(plain))
+        one_each = len(tokens) == len(plain) == max(plain, default=0) + 1 and not backend.normalizer
+        split = str(backend.pre_tokenizer)
+        by_character = isinstance(backend.model, models.WordLevel) and split == str(EVERY_CHARACTER)
+        by_byte = split == str(bpe.UNSPLIT) and tokens == "".join(bpe.byte_alphabet())
+        self.characters = tokens if one_each and by_character else None  # in the order of their ids
+        self._is_bytes = one_each and by_byte
+        kind = "char" if self.characters else "bytes" if self._is_bytes else None
         if self.characters:
             self._table = np.full(sys.maxunicode + 1, -1)  # code point -> id
             self._table[[ord(c) for c in self.characters]] = np.arange(len(self.characters))
         published = bpe.TIKTOKEN_NAMES.get(len(self.vocabulary) - len(self.special))
         self.name = name or kind or published or type(backend.model).__name__.lower()
-
-    def _table_kind(self) -> tuple[str | None, str]:
-        """`char` or `bytes` and the tokens in order, if a table gives the library's ids."""
-        vocab = {i: token for token, i in self.vocabulary.items() if token not in self.special}
-        tokens = "".join(vocab[i] for i in sorted(vocab))
-        if len(tokens) == len(vocab) == max(vocab, default=0) + 1 and not self.backend.normalizer:
-            model, split = self.backend.model, str(self.backend.pre_tokenizer)
-            if isinstance(model, models.WordLevel) and split == str(EVERY_CHARACTER):
-                return "char", tokens
-            if split == str(bpe.UNSPLIT) and tokens == "".join(bpe.byte_alphabet()):
-                return "bytes", tokens
-        return None, ""
 
     def encode(self, text: str) -> np.ndarray:
         """Ids (T,) int64. Raises ValueError naming a character that the vocabulary lacks."""

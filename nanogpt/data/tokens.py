@@ -104,23 +104,15 @@ class TokenDataset:
         self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None
     ):
         """Raises ValueError for missing, damaged or short files, and ids >= `vocab_size`."""
-        self.split, self.block_size = split, block_size
+        self.block_size = block_size
         self.meta = read_meta(directory)
         size = vocab_size or self.meta["vocab_size"]
         self.tokens = check_split(on_disk(directory), self.meta, split, block_size, size)
+        counts = self.meta["splits"][split]
+        self.token_count = counts["tokens"]
+        targets = counts.get("answers", counts)  # of conversations: the answers, and their text
+        self.bytes_per_token = targets["bytes"] / targets["tokens"]  # for bits per byte
         self.windows_read = 0
-
-    @property
-    def token_count(self) -> int:
-        """How many tokens the split has, in a mixture all directories together."""
-        return self.meta["splits"][self.split]["tokens"]
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of text per token, or of the answers' text per target, for bits per byte."""
-        counts = self.meta["splits"][self.split]
-        counts = counts.get("answers", counts)
-        return counts["bytes"] / counts["tokens"]
 
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:
         """Index of the first token of each sample's window, int64."""

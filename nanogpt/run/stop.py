@@ -71,20 +71,20 @@ class Interrupts:
                 signal.signal(number, signal.SIG_IGN)
                 self.before[number] = signal.SIG_IGN
 
-    def check(self) -> None:
-        """Raises Stop on all processes after a signal, or if the time is up.
+    def check(self, seconds: float = 0.0, failure: str | None = None) -> None:
+        """Raises Stop on all processes: after a signal or a failure, or if the time is up.
 
-        All must call it equally often. A step whose evaluation it ends is saved without a result.
+        It is up if there is no time left to save after the next `seconds`. All must call this
+        equally often. A step whose evaluation it ends is saved without a result.
         """
-        number, time_is_up = self.peers.all_max(self.number, self.is_late())
+        late = time.monotonic() + seconds + self.saving > self.end
+        number, late, failed = self.peers.all_max(self.number, late, failure is not None)
+        if failed:
+            raise Stop(failure, code=1)
         if number:
             raise Stop("stopped", code=128 + number)
-        if time_is_up:
+        if late:
             raise Stop("stopped by the time limit", code=0)
-
-    def is_late(self, seconds: float = 0.0) -> bool:
-        """Whether there is no time left to save after the next `seconds`."""
-        return time.monotonic() + seconds + self.saving > self.end
 
     def check_step(self, config: TrainConfig, parts: Parts, state: State) -> None:
         """Raises Stop if the run has to end before the next step, on all processes alike."""
@@ -103,13 +103,4 @@ class Interrupts:
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
         self.saving = parts.save_seconds
-        fails = parts.failed_saves >= FAILED_SAVES
-        number, time_is_up, fails = self.peers.all_max(
-            self.number, self.is_late(self.longest), fails
-        )
-        if fails:
-            raise Stop(parts.save_error, code=1)
-        if number:
-            raise Stop("stopped", code=128 + number)
-        if time_is_up:
-            raise Stop("stopped by the time limit", code=0)
+        self.check(self.longest, parts.save_error if parts.failed_saves >= FAILED_SAVES else None)
