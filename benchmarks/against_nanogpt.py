@@ -119,7 +119,7 @@ def largest_difference(folder: Path, directory: Path, steps: int) -> float:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         theirs = update(model, optimizer, *train.micro_batch(config, parts, state, 0))
-        parts.tally = train.Tally(parts.device, state)
+        parts.tally.restart(state)
         train.step(config, parts, state)
         differences.append(abs(theirs.item() - parts.tally.loss.item()))
         if step % 50 == 49:

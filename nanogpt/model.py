@@ -113,8 +113,8 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -
 
     CUDA has a fused GQA kernel only in half precision, on Ampere or newer, without a mask. Without
     that kernel torch materializes the (T, S) matrices; repeating keys and values avoids it. On MPS
-    some versions of torch abort with enable_gqa, give a single query wrong values, or let causal
-    attention in half precision see the future (pytorch/pytorch#149132, #163597, #195910).
+    some versions of torch abort with enable_gqa, give up to eight queries wrong values, or let
+    causal attention in half precision see the future (pytorch/pytorch#149132, #181133, #195910).
     """
     kind = q.device.type
     if enable_gqa and kind != "cpu" and not has_gqa_kernel(q, mask):
@@ -122,9 +122,9 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -
         enable_gqa = False
     if kind == "mps" and not dropout:
         half = q.dtype.itemsize == 2 or torch.is_autocast_enabled("mps")
-        if causal and half:
-            mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
-        if (causal and half) or (q.size(2) == 1 and torch.__version__ < "2.11"):
+        if (causal and half) or (q.size(2) <= 8 and torch.__version__ < "2.12"):
+            if causal:
+                mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
             return plain_attention(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=enable_gqa)
 

@@ -42,10 +42,9 @@ def claim(directory: Path) -> None:
             why = f"is not a run's directory, it has {foreign[0]!r}"
             raise ValueError(f"out_dir={str(directory)!r} {why}: name a new or empty directory")
     path = directory.resolve()
-    (path / LOCK).touch()
-    key = (path, (path / LOCK).stat().st_ino)  # differs if the directory was replaced
-    if key not in CLAIMED:
-        CLAIMED[key] = lock(path)
+    if (path, inode(path / LOCK)) not in CLAIMED:  # the directory is new, or was replaced
+        claimed = lock(path)
+        CLAIMED[path, inode(path / LOCK)] = claimed
     if not (directory / MARK).exists():
         (directory / MARK).write_text(f"{secrets.token_hex(4)}\n")
 
@@ -61,3 +60,7 @@ def read_id(directory: Path) -> str | None:
     """The id of the run in a directory."""
     mark = directory / MARK
     return mark.read_text().strip() if mark.exists() else None
+
+
+def inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None

@@ -72,7 +72,7 @@ def stream(
     weight = model.wte.weight
     cache = KVCache(model.config, idx.size(0), weight.device, weight.dtype, room)
     # a model that is compiled for training would be compiled again for each length
-    compiled = hasattr(model.h[0].forward, "_torchdynamo_orig_callable")
+    compiled = any(hasattr(m.forward, "_torchdynamo_orig_callable") for m in (model, model.h[0]))
     mode = partial(torch.compiler.set_stance, "force_eager") if compiled else nullcontext
     unread = context
     ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)

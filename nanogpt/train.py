@@ -167,7 +167,7 @@ def log(config: TrainConfig, parts: "Parts", state: State) -> None:
     values["memory"] = memory_in_use(parts.device)
     parts.metrics.log(**position(state), **values, skipped_steps=state.skipped_steps)
     parts.progress.show(values, state)
-    parts.tally = Tally(parts.device, state, tally.bad_in_a_row)
+    tally.restart(state)
     parts.timed_since = time.perf_counter()
 
 
@@ -290,9 +290,8 @@ def log_is_due(config: TrainConfig, step: int) -> bool:
 class Tally:
     """Sums over the steps since the last line of metrics, on the device: no step waits for it."""
 
-    def __init__(self, device: torch.device, state: State, bad_in_a_row=0.0):
-        self.loss, self.skipped = torch.zeros(2, device=device)
-        self.bad_in_a_row = bad_in_a_row  # a tensor after the first step
+    def __init__(self, device: torch.device, state: State):
+        self.loss, self.skipped, self.bad_in_a_row = torch.zeros(3, device=device)
         self.grad_norm = torch.zeros((), device=device)  # of the last step
         self.lr = 0.0  # of the last step
         self.step, self.train_seconds = state.step, state.train_seconds  # at the last line
@@ -305,6 +304,11 @@ class Tally:
         self.skipped += not_finite
         self.bad_in_a_row = (self.bad_in_a_row + 1) * not_finite
         self.grad_norm, self.lr = grad_norm, lr
+
+    def restart(self, state: State) -> None:
+        self.loss.zero_()
+        self.skipped.zero_()
+        self.step, self.train_seconds = state.step, state.train_seconds
 
 
 @dataclass
@@ -390,3 +394,7 @@ def memory_in_use(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     return psutil.Process().memory_info().rss
+
+
+if __name__ == "__main__":
+    raise SystemExit("error: this is not a recipe; try python recipes/shakespeare.py")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from helpers import randomize
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.torch_version import TorchVersion
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -19,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import nanogpt.model
 from nanogpt.model import GPT, GPTConfig, Ops, attention, plain_attention
 from nanogpt.ops.cpu import CPU
 
@@ -234,6 +236,18 @@ def test_keys_are_repeated_if_a_gpu_has_no_gqa_kernel(monkeypatch, device, dtype
         attention(q, k, k, torch.empty(5, 5) if masked else None, 0.0, not masked, enable_gqa=True)
     keys, values, grouped = got[0]
     assert keys.shape == values.shape == (2, 6 if repeated else 2, 5, 8) and grouped is not repeated
+
+
+@pytest.mark.parametrize("version, T, fused", [("2.11.0", 8, False), ("2.11.0", 9, True), ("2.12.0", 8, True)])
+def test_a_few_queries_are_written_out_for_mps_before_torch_2_12(monkeypatch, version, T, fused):
+    masks = []
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, mask, *args, **options: masks.append(mask))
+    monkeypatch.setattr(nanogpt.model, "plain_attention", lambda q, k, v, mask: masks.append(mask))
+    with FakeTensorMode():
+        q = torch.empty(2, 3, T, 64, device="mps")
+        attention(q, q, q, causal=True)
+    assert (masks == [None]) == fused and (fused or masks[0].shape == (T, T))
 
 
 @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"n_kv_head": 2, "qk_norm": True}], ids=str)

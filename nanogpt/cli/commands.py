@@ -147,7 +147,7 @@ def sampling_options(args) -> dict:
     return {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
 
 
-def load_for_sampling(args, tokens: int) -> tuple:
+def load_for_sampling(args, tokens: int, samples: int = 1) -> tuple:
     """The model of RUN, compiled if asked for or if `tokens` are many, and its tokenizer."""
     int8 = args.dtype == "int8"
     dtype = torch.float32 if int8 else getattr(torch, args.dtype)
@@ -155,6 +155,8 @@ def load_for_sampling(args, tokens: int) -> tuple:
     worthwhile = args.compile == "auto" and decode.is_worth_compiling(model, tokens)
     if int8 or worthwhile or args.compile == "true":
         decode.compile_decoding(model, int8)
+        # compiles now, and not in the middle of the text
+        model.generate(torch.zeros(samples, 2, dtype=torch.long), 2, temperature=0)
     return model, tokenizer
 
 
@@ -162,7 +164,8 @@ def run_sample(args) -> None:
     """Streams a single continuation; prints several, sampled as one batch, when all are done."""
     alone = args.num_samples == 1
     # several texts of a large model are matmuls, which compiling makes no faster
-    model, tokenizer = load_for_sampling(args, args.max_new_tokens if alone else 0)
+    tokens = args.max_new_tokens if alone else 0
+    model, tokenizer = load_for_sampling(args, tokens, args.num_samples)
     eos_id = tokenizer.eot_id
     if args.prompt is None:
         prompt, ids = default_prompt(tokenizer)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nanogpt.data.meta import read_meta
 from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import Batch, TokenDataset
 
@@ -56,11 +57,13 @@ class Mixture(TokenDataset):
         self, shares: dict[str, float], split: str, block_size: int, vocab_size: int | None = None
     ):
         """Raises ValueError if a directory cannot be used, or its tokenizer is not the first's."""
-        self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
+        for directory in shares:
+            read_meta(directory)  # its error names one that does not exist
         first, *others = [load_tokenizer(directory).vocabulary for directory in shares]
         if any(other != first for other in others):
             raise ValueError(f"{', '.join(shares)} have different tokenizers: prepare with one")
         self.block_size = block_size
+        self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
         if any("chat" in dataset.meta for dataset in self.datasets):
             raise ValueError("a mixture cannot have conversations: data_prep.chat takes many files")
         self.quotas = round_shares(list(shares.values()))

@@ -57,6 +57,7 @@ class Tokenizer:
         self.special = {token.content: i for i, token in added.items() if token.special}
         found = (self.vocabulary[t] for t in (eot, *EOT_NAMES) if t in self.vocabulary)
         self.eot_id = next(found, None)
+        # characters and bytes are looked up in a table if it gives the library's ids
         plain = {i: token for token, i in self.vocabulary.items() if token not in self.special}
         tokens = "".join(plain[i] for i in sorted(plain))
         one_each = len(tokens) == len(plain) == max(plain, default=0) + 1 and not backend.normalizer

@@ -7,9 +7,11 @@ A compiled library is loaded within a millisecond, without importing torch.compi
 import hashlib
 import os
 import sys
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,16 +21,20 @@ from torch import nn
 from nanogpt.data.files import one_line_errors, write_atomic
 from nanogpt.run.errors import waiting
 
-OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # multiply and add in one (LOG.md)
-TYPICAL = 512  # the length for which Inductor chooses loops; all lengths from 2 on work
+OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # fused multiply-add (LOG.md)
+TYPICAL = 512  # Inductor tunes loops for this length; every length from 2 on works
+HERE = Path(__file__).parent
+FILES = [*sorted(HERE.glob("*.py")), HERE.parent / "model.py", HERE.parent / "sample.py"]
+CODE = b"".join(file.read_bytes() for file in FILES)  # as imported, whatever becomes of the files
+LOCK = threading.Lock()  # torch traces in one thread at a time
 
 
 class Program(nn.Module):  # torch.export wants a module
-    """A function of tensors, compiled when `run` first gets a first input of some shape.
+    """A function of tensors, compiled when `run` first gets a first input of some shape and dtype.
 
-    `name` identifies the function, whose code is this package's; with name="" the library is not
-    kept. Dimension 0 of the inputs numbered in `growing` is their common length, which may differ
-    from call to call. Raises ValueError if the function cannot be compiled.
+    `name` identifies the function among all those of this package. Use "" for code from elsewhere:
+    its library is not kept. Dimension 0 of the inputs numbered in `growing` is their common length,
+    which may differ from call to call. Raises ValueError if the function cannot be compiled.
     """
 
     def __init__(self, function: Callable, name: str, growing: tuple[int, ...] = ()):
@@ -36,41 +42,50 @@ class Program(nn.Module):  # torch.export wants a module
         self.function = function
         self.name = name
         self.growing = growing
-        self.libraries: dict[torch.Size, Callable] = {}
+        self.libraries: dict[tuple, Callable] = {}
 
     def forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         return self.function(*inputs)
 
     def run(self, *inputs: torch.Tensor) -> torch.Tensor:
-        shape = inputs[0].shape
-        if shape not in self.libraries:
-            shapes = [list(tensor.shape) for tensor in inputs]
-            for i in self.growing:
-                shapes[i][0] = TYPICAL
-            with torch.inference_mode(False), torch.no_grad():
-                like = [torch.empty(s, dtype=x.dtype) for s, x in zip(shapes, inputs, strict=True)]
-                self.libraries[shape] = load_library(self, like)
-        return self.libraries[shape](list(inputs))[0]
+        key = inputs[0].shape, inputs[0].dtype
+        if key not in self.libraries:
+            with LOCK, torch.inference_mode(False), torch.no_grad():
+                self.libraries[key] = load_library(self, self.inputs_like(inputs))
+        return self.libraries[key]([tensor.contiguous() for tensor in inputs])[0]
+
+    def inputs_like(self, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        shapes = [list(tensor.shape) for tensor in inputs]
+        for i in self.growing:
+            shapes[i][0] = TYPICAL
+        return [torch.empty(s, dtype=x.dtype) for s, x in zip(shapes, inputs, strict=True)]
+
+
+def load_library(program: Program, inputs: list[torch.Tensor]) -> Callable:
+    """The compiled program, a function of a list of tensors like `inputs` that returns a list."""
+    advice = "pass --compile=false and no int8, or check the C++ compiler"
+    with one_line_errors("the model cannot be compiled for sampling", advice):
+        if program.name:
+            name = fingerprint(program.name, [(x.shape, x.dtype) for x in inputs])
+            with suppress(OSError, RuntimeError):  # no home directory, or a damaged file
+                return open_library(cache_folder() / f"{name}.so", program, inputs)
+        with TemporaryDirectory() as folder:
+            return open_library(Path(folder, "program.so"), program, inputs)
+
+
+def open_library(path: Path, program: Program, inputs: list[torch.Tensor]) -> Callable:
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with waiting("compiling the model for sampling"):
+            write_atomic(path, build(trace(program, inputs)))
+    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
 
 
 def trace(program: Program, inputs: list[torch.Tensor]) -> torch.export.ExportedProgram:
     length = torch.export.Dim("length", min=2, max=2**31)
     dims = [{0: length} if i in program.growing else {} for i in range(len(inputs))]
-    return torch.export.export(program, (inputs,), dynamic_shapes=(dims,), strict=False)
-
-
-def load_library(program: Program, inputs: list[torch.Tensor]) -> Callable:
-    """The compiled program, a function of a list of tensors like `inputs` that returns a list."""
-    name, advice = program.name, "leave out --compile and int8, or check the C++ compiler"
-    with TemporaryDirectory() as temporary:
-        folder = cache_folder() if name else Path(temporary)
-        path = folder / f"{fingerprint(name, [(x.shape, x.dtype) for x in inputs])}.so"
-        with one_line_errors("the model cannot be compiled for sampling", advice):
-            if not path.is_file():
-                folder.mkdir(parents=True, exist_ok=True)
-                with waiting("compiling the model for sampling"):
-                    write_atomic(path, build(trace(program, inputs)))
-            return torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
+    with torch.autocast("cpu", enabled=False):
+        return torch.export.export(program, (inputs,), dynamic_shapes=(dims,), strict=False)
 
 
 def build(exported: torch.export.ExportedProgram) -> bytes:
@@ -92,12 +107,9 @@ def cache_folder() -> Path:
 
 
 def fingerprint(*what: object) -> str:
-    """Tells libraries apart: by `what`, this package's code, torch, the threads and the CPU."""
+    """Hash of what a library depends on: `what`, the code, torch, the threads and the CPU."""
     cpuinfo = Path("/proc/cpuinfo")  # on Linux
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     cpu = sorted({line for line in lines if line.startswith(("flags", "Features"))})
     setup = (sys.platform, cpu, torch.__config__.show(), torch.get_num_threads(), OPTIONS)
-    ops = Path(__file__).parent
-    files = [*sorted(ops.glob("*.py")), ops.parent / "model.py", ops.parent / "sample.py"]
-    code = b"".join(file.read_bytes() for file in files)
-    return hashlib.sha256(code + repr((what, setup)).encode()).hexdigest()[:32]
+    return hashlib.sha256(CODE + repr((what, setup)).encode()).hexdigest()[:32]

@@ -19,7 +19,6 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +30,7 @@ from nanogpt.ops.aot import Program
 from nanogpt.sample import append
 
 SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
-WORTHWHILE = 1e11  # tokens times parameters from which compiling pays (LOG.md)
+WORTHWHILE = 1e11  # tokens times parameters from which compiling pays, once cached (LOG.md)
 HAS_AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
@@ -130,8 +129,9 @@ def has_compiler() -> bool:
 def compile_decoding(model: GPT, int8: bool = False) -> GPT:
     """Compiles a model on a CPU for sampling, in place, at its first new token.
 
-    With `int8` the weights of its matmuls are rounded to 8 bits. Raises ValueError on another
-    device, or if there is no C++ compiler.
+    From then on it can be neither trained nor converted to a different device or dtype. With `int8`
+    the weights of its matmuls are rounded to 8 bits. Raises ValueError on another device, or if
+    there is no C++ compiler.
     """
     device = model.wte.weight.device.type
     if device != "cpu":
@@ -150,22 +150,32 @@ def compile_decoding(model: GPT, int8: bool = False) -> GPT:
             module.weight = rounded
     loss = functools.partial(cross_entropy, linear=linear)
     model.use(model.ops._replace(linear=linear, attention=single_query, loss=loss))
-    name = identity(model)
-    program = block_program(model.h[0], name)
+    programs: dict[str, Program] = {}  # blocks that compute the same share one
     for block in model.h:
-        compile_block(block, program if name else block_program(block, ""))
+        vars(block).pop("forward", None)  # compiled for training, or by an earlier call
+        name = description(block)
+        if name not in programs:
+            programs[name] = block_program(block, name if is_own(block) else "")
+        compile_block(block, programs[name])
     # of the output projection, which is outside the blocks
     model.ops = model.ops._replace(linear=compiled_linear())
     return model
 
 
-def identity(model: GPT) -> str:
-    """Identifies the code of a model's blocks; "" if some of it is not this package's."""
-    modules = {type(module) for block in model.h for module in block.modules()}
-    code: list[Any] = [*modules, *model.ops[:-1]]
-    if any(c.__module__.partition(".")[0] not in ("nanogpt", "torch") for c in code):
-        return ""
-    return f"{model.config} {sorted(c.__qualname__ for c in code)}"
+def description(block: Block) -> str:
+    """What a block computes from its tensors: the classes and settings of its modules."""
+    lines = [f"{op.__module__}.{op.__qualname__}" for op in block.ops[:-1]]
+    for name, module in block.named_modules():
+        found = vars(module).items()
+        settings = {key: value for key, value in found if key[0] != "_" and key != "ops"}
+        lines.append(f"{name}: {type(module).__module__}.{type(module).__qualname__} {settings}")
+    return "\n".join(lines)
+
+
+def is_own(block: Block) -> bool:
+    """Whether all its code is this package's or torch's."""
+    code = [*map(type, block.modules()), *block.ops[:-1]]
+    return all(str(c.__module__).partition(".")[0] in ("nanogpt", "torch") for c in code)
 
 
 def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -173,7 +183,7 @@ def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def block_program(block: Block, name: str) -> Program:
-    """What `block` does with a single new token, for any weights of these shapes."""
+    """The step of a block for one new token, as a function of its weights."""
     template = copy.deepcopy(block).to("meta").eval()
     names = list(tensors(template))
 
@@ -187,9 +197,9 @@ def block_program(block: Block, name: str) -> Program:
 
 
 def compile_block(block: Block, program: Program) -> None:
-    """Leaves a single new token to a program. Prompts and the first two tokens are read without."""
+    """Single new tokens are read by `program`; prompts, and a first token, as before."""
     plain = block.forward
-    weights = [tensor.contiguous() for tensor in tensors(block).values()]
+    weights = list(tensors(block).values())
 
     def forward(x, rope=None, cache=None, mask=None) -> torch.Tensor:
         if cache is None or x.size(1) > 1 or cache.cache.length < 2:

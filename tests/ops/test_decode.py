@@ -1,6 +1,8 @@
 """Compiled sampling on a CPU gives the tokens of the plain model, with one program for all blocks and lengths."""
 
+import dataclasses
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from nanogpt import GPT
 from nanogpt.model import Block, Linear
 from nanogpt.ops import aot, cpu, decode
 from nanogpt.ops.decode import compile_decoding, round_to_int8, rows_sum
+from nanogpt.sample import KVCache
 
 IDX = torch.randint(65, (3, 24), generator=torch.Generator().manual_seed(1))
 
@@ -47,8 +50,8 @@ def test_greedy_tokens_are_those_of_the_plain_model_and_all_lengths_share_a_prog
         torch.testing.assert_close(compiled(IDX), model(IDX))
 
 
-class Doubled(Block):
-    """Somebody's own block, of which each one has a factor that is not a parameter."""
+class Scaled(Block):
+    """Somebody's own block, with a factor that is not a parameter."""
 
     factor = 1.0
 
@@ -56,21 +59,34 @@ class Doubled(Block):
         return super().forward(x, rope, cache, mask) * self.factor
 
 
-def test_blocks_of_foreign_code_have_programs_of_their_own_that_are_not_kept(traced):
+def test_foreign_code_is_compiled_anew_in_each_process(traced):
     model = make_model("llama")
     for i, block in enumerate(model.h):
-        block.__class__ = Doubled
+        block.__class__ = Scaled
         block.factor = 1.0 + i
     expected = model.generate(IDX[:1, :4], 6, temperature=0)
     assert torch.equal(compile_decoding(model).generate(IDX[:1, :4], 6, temperature=0), expected)
     assert traced.count("") == len(model.h) > 1
 
 
-def test_other_operators_or_settings_are_another_program():
-    model = make_model("llama")
-    names = {decode.identity(model), decode.identity(make_model("qwen3"))}
-    names |= {decode.identity(model.use(model.ops._replace(rms_norm=cpu.fused_rms_norm)))}
-    assert len(names) == 3 and "" not in names
+def test_only_blocks_with_the_same_settings_and_operators_share_a_program(traced):
+    model = make_model("gpt2")
+    model.h[1].mlp.kind = "gelu_tanh"
+    model.h[1].ln_1.eps = 0.5
+    expected = model.generate(IDX[:1, :4], 6, temperature=0)
+    assert torch.equal(compile_decoding(model).generate(IDX[:1, :4], 6, temperature=0), expected)
+    names = {name for name in traced if name not in ("", "linear")}
+    assert len(names) == 2
+    llama = make_model("llama")
+    before = decode.description(llama.h[0])
+    assert decode.description(llama.use(llama.ops._replace(rms_norm=cpu.fused_rms_norm)).h[0]) != before
+
+
+def test_compiling_twice_is_compiling_once(traced):
+    model = make_model("qwen3")
+    expected = model.generate(IDX[:2, :4], 6, temperature=0)
+    again = compile_decoding(compile_decoding(model))
+    assert torch.equal(again.generate(IDX[:2, :4], 6, temperature=0), expected)
 
 
 @pytest.mark.parametrize("small", [0, decode.SMALL])  # several rows are a matmul, or a sum
@@ -96,18 +112,65 @@ def test_numbers_of_8_bits_are_the_same_in_words(has_avx512, C, monkeypatch):
 
 
 @pytest.mark.skipif(not decode.has_compiler(), reason="there is no C++ compiler")
-def test_the_library_computes_the_same_and_is_kept_for_the_next_process(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "case, dtype, int8, B",
+    [
+        ("qwen3", torch.float32, False, 1),
+        pytest.param("gpt2, biases, tanh", torch.bfloat16, False, 3, marks=pytest.mark.nightly),
+        pytest.param("llama", torch.float32, True, 1, marks=pytest.mark.nightly),
+    ],
+)
+def test_the_library_computes_the_same_for_all_lengths_and_serves_later_processes(
+    case, dtype, int8, B, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    model, compiled = make_model("qwen3"), compile_decoding(make_model("qwen3"))
-    expected = model.generate(IDX[:1, :4], 16, temperature=0)
-    assert torch.equal(compiled.generate(IDX[:1, :4], 16, temperature=0), expected)
+    config = dataclasses.replace(CASES[case], block_size=aot.TYPICAL + 90)
+    model, compiled = (randomize(GPT(config).eval()).to(dtype) for _ in range(2))
+    if int8:  # not compiled, but with rounded weights
+        model = decode.compile_decoding(model, int8=True)
+        for block in model.h:
+            del block.forward
+        model.use(model.ops._replace(linear=decode.linear))
+    compile_decoding(compiled, int8)
+    tokens = torch.randint(65, (B, config.block_size, 1))
+    close = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.2}
+    with torch.inference_mode():
+        caches = [KVCache(config, B, dtype=dtype) for _ in range(2)]
+        for token in tokens.unbind(1):
+            plain, fast = (m(token, cache=c) for m, c in zip((model, compiled), caches, strict=True))
+            torch.testing.assert_close(fast, plain, **close)
     monkeypatch.setattr(aot, "build", None)  # nothing is compiled again
-    assert torch.equal(compile_decoding(make_model("qwen3")).generate(IDX[:1, :4], 16, temperature=0), expected)
+    compile_decoding(randomize(GPT(config).eval()).to(dtype), int8).generate(tokens[:, :2, 0], 2)
     assert len(list((tmp_path / "nanogpt").iterdir())) == 2
+
+
+def test_without_a_place_to_keep_libraries_they_are_compiled_again(tmp_path, monkeypatch):
+    loaded = []
+
+    class Runner:
+        run = staticmethod(lambda inputs: [inputs[0]])
+
+        def __init__(self, path: str, models: int):
+            loaded.append(path)
+            if Path(path).read_bytes() == b"damaged":
+                raise RuntimeError("cannot be loaded")
+
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelContainerRunnerCpu", Runner)
+    monkeypatch.setattr(aot, "build", lambda exported: b"library")
+    (tmp_path / "file").write_text("not a directory")
+    for folder in ("kept", "kept", "file"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
+        aot.Program(torch.sin, "sin").run(torch.zeros(3))
+    kept, again, elsewhere = loaded
+    assert kept == again and not elsewhere.startswith(str(tmp_path))
+    Path(kept).write_bytes(b"damaged")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
+    assert aot.Program(torch.sin, "sin").run(torch.ones(3)).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_failing_compiler_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(decode, "has_compiler", lambda: True)
 
     def build(exported):
         raise RuntimeError("g++: internal error\nmore")
