@@ -70,10 +70,11 @@ def stream(
     context = idx[:, -block_size:]
     room = min(block_size, context.size(1) + max_new_tokens)
     weight = model.wte.weight
-    cache = KVCache(model.config, idx.size(0), weight.device, weight.dtype, room)
+    compiled = "forward" in vars(model.h[0])  # by compile_decoding, or for training
+    cache = KVCache(model.config, idx.size(0), weight.device, weight.dtype, room, compiled)
     # a model that is compiled for training would be compiled again for each length
-    compiled = any(hasattr(m.forward, "_torchdynamo_orig_callable") for m in (model, model.h[0]))
-    mode = partial(torch.compiler.set_stance, "force_eager") if compiled else nullcontext
+    traced = any(hasattr(m.forward, "_torchdynamo_orig_callable") for m in (model, model.h[0]))
+    mode = partial(torch.compiler.set_stance, "force_eager") if traced else nullcontext
     unread = context
     ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
@@ -158,13 +159,28 @@ class KVCache:
     """
 
     def __init__(
-        self, config: GPTConfig, batch_size: int, device=None, dtype=None, room: int | None = None
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        device=None,
+        dtype=None,
+        room: int | None = None,
+        by_position: bool = False,
     ):
-        """`room` is the largest number of tokens, by default block_size; `dtype` is the model's."""
+        """`room` is the largest number of tokens, by default block_size; `dtype` is the model's.
+
+        With `by_position` the memory of a position is contiguous, as compiled models need it; else
+        that of a head, which is faster for others.
+        """
         room = room or config.block_size
-        shape = (config.n_layer, room, batch_size, config.kv_heads, config.head_size)
+        shape = (config.n_layer, batch_size, config.kv_heads, room, config.head_size)
+        if by_position:
+            shape = (config.n_layer, room, batch_size, config.kv_heads, config.head_size)
         keys = torch.zeros(shape, device=device, dtype=dtype)
         values = torch.zeros(shape, device=device, dtype=dtype)
+        if by_position:
+            keys, values = keys.permute(0, 2, 3, 1, 4), values.permute(0, 2, 3, 1, 4)
+        self.by_position = by_position
         self.layers = [LayerCache(self, k, v) for k, v in zip(keys, values, strict=True)]
         self.positions = torch.arange(room, device=device)
         self.rope = rope_tables(config, self.positions) if config.position == "rope" else ()
@@ -189,7 +205,7 @@ class KVCache:
 
 
 class LayerCache:
-    """The keys and values (room, B, K, D) of one block."""
+    """The keys and values (B, K, room, D) of one block."""
 
     def __init__(self, cache: KVCache, keys: torch.Tensor, values: torch.Tensor):
         self.cache = cache
@@ -197,9 +213,9 @@ class LayerCache:
         self.values = values
 
     def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (S, B, K, D) of the S tokens placed so far."""
+        """Keys and values (B, K, S, D) of the S tokens placed so far."""
         end = self.cache.length
-        return self.keys[:end], self.values[:end]
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
     def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple:
         """Puts k and v (B, K, T, D) into the last T rows; returns all keys and values."""
@@ -207,8 +223,8 @@ class LayerCache:
 
 
 def append(keys, values, k, v) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts k and v (B, K, T, D) into the last T rows (S, B, K, D); returns all as (B, K, S, D)."""
+    """Puts k and v (B, K, T, D) into the last T rows (B, K, S, D), and returns all of them."""
     T = k.size(2)
-    keys[-T:] = k.permute(2, 0, 1, 3)
-    values[-T:] = v.permute(2, 0, 1, 3)
-    return keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3)
+    keys[:, :, -T:] = k
+    values[:, :, -T:] = v
+    return keys, values

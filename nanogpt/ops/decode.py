@@ -190,7 +190,8 @@ def block_program(block: Block, name: str) -> Program:
     def step(x, keys, values, *others) -> torch.Tensor:
         rope, weights = others[: -len(names)], others[-len(names) :]
         named = dict(zip(names, weights, strict=True))
-        cache = SimpleNamespace(extend=functools.partial(append, keys, values))
+        rows = (x.permute(1, 2, 0, 3) for x in (keys, values))  # (B, K, S, D)
+        cache = SimpleNamespace(extend=functools.partial(append, *rows))
         return functional_call(template, named, (x, rope, cache))
 
     return Program(step, name, growing=(1, 2))
@@ -202,9 +203,10 @@ def compile_block(block: Block, program: Program) -> None:
     weights = list(tensors(block).values())
 
     def forward(x, rope=None, cache=None, mask=None) -> torch.Tensor:
-        if cache is None or x.size(1) > 1 or cache.cache.length < 2:
+        if x.size(1) > 1 or not cache or not cache.cache.by_position or cache.cache.length < 2:
             return plain(x, rope, cache, mask)
-        return program.run(x, *cache.rows(), *rope, *weights)
+        keys, values = (rows.permute(2, 0, 1, 3) for rows in cache.rows())  # contiguous
+        return program.run(x, keys, values, *rope, *weights)
 
     block.forward = forward
 
