@@ -190,8 +190,8 @@ def block_program(block: Block, name: str) -> Program:
     def step(x, keys, values, *others) -> torch.Tensor:
         rope, weights = others[: -len(names)], others[-len(names) :]
         named = dict(zip(names, weights, strict=True))
-        rows = (x.permute(1, 2, 0, 3) for x in (keys, values))  # (B, K, S, D)
-        cache = SimpleNamespace(extend=functools.partial(append, *rows))
+        keys, values = keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3)  # (B, K, S, D)
+        cache = SimpleNamespace(extend=functools.partial(append, keys, values))
         return functional_call(template, named, (x, rope, cache))
 
     return Program(step, name, growing=(1, 2))
