@@ -113,8 +113,9 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -
 
     CUDA has a fused GQA kernel only in half precision, on Ampere or newer, without a mask. Without
     that kernel torch materializes the (T, S) matrices; repeating keys and values avoids it. On MPS
-    some versions of torch abort with enable_gqa, give up to eight queries wrong values, or let
-    causal attention in half precision see the future (pytorch/pytorch#149132, #181133, #195910).
+    some versions of torch abort with enable_gqa, return wrong values for up to eight queries, or
+    let causal attention in half precision see the future (pytorch/pytorch#149132, #181133,
+    #195910).
     """
     kind = q.device.type
     if enable_gqa and kind != "cpu" and not has_gqa_kernel(q, mask):

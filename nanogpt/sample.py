@@ -70,11 +70,12 @@ def stream(
     context = idx[:, -block_size:]
     room = min(block_size, context.size(1) + max_new_tokens)
     weight = model.wte.weight
-    compiled = "forward" in vars(model.h[0])  # by compile_decoding, or for training
-    cache = KVCache(model.config, idx.size(0), weight.device, weight.dtype, room, compiled)
-    # a model that is compiled for training would be compiled again for each length
-    traced = any(hasattr(m.forward, "_torchdynamo_orig_callable") for m in (model, model.h[0]))
-    mode = partial(torch.compiler.set_stance, "force_eager") if traced else nullcontext
+    # torch.compile would compile a model that is compiled for training again for each length
+    by_block = hasattr(model.h[0].forward, "_torchdynamo_orig_callable")
+    for_training = by_block or model._compiled_call_impl is not None
+    mode = partial(torch.compiler.set_stance, "force_eager") if for_training else nullcontext
+    by_position = "forward" in vars(model.h[0]) and not by_block  # by compile_decoding
+    cache = KVCache(model.config, idx.size(0), weight.device, weight.dtype, room, by_position)
     unread = context
     ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
@@ -139,8 +140,7 @@ def sample_text(model: GPT, tokenizer, start: list[int], max_new_tokens: int, se
     Can be called during training: it uses its own random numbers and restores the model's mode.
     """
     idx = torch.tensor([start], device=model.wte.weight.device)  # (1, T)
-    with torch.compiler.set_stance("force_eager"):  # every length would be compiled again
-        whole = model.generate(idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
+    whole = model.generate(idx, max_new_tokens, temperature=0.8, top_k=200, seed=seed)
     new = whole[0, len(start) :].tolist()
     ends = {tokenizer.eot_id, tokenizer.special.get(END)}
     continuation = takewhile(lambda token: token not in ends, new)
@@ -169,8 +169,8 @@ class KVCache:
     ):
         """`room` is the largest number of tokens, by default block_size; `dtype` is the model's.
 
-        With `by_position` the memory of a position is contiguous, as compiled models need it; else
-        that of a head, which is faster for others.
+        With `by_position` each position is contiguous in memory, as compiled models need. Otherwise
+        each head is, which is faster without compiling.
         """
         room = room or config.block_size
         shape = (config.n_layer, batch_size, config.kv_heads, room, config.head_size)

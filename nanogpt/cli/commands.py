@@ -24,6 +24,7 @@ from nanogpt.evaluate import evaluate
 from nanogpt.hub.export import push
 from nanogpt.hub.load import check_tokenizer, load
 from nanogpt.hub.nanogpt import import_checkpoint
+from nanogpt.model import GPT
 from nanogpt.ops import decode
 from nanogpt.ops.loss import chunked_loss
 from nanogpt.run.compare import compare, group, verdict
@@ -147,7 +148,7 @@ def sampling_options(args) -> dict:
     return {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
 
 
-def load_for_sampling(args, tokens: int, samples: int = 1) -> tuple:
+def load_for_sampling(args, tokens: int) -> tuple:
     """The model of RUN, compiled if asked for or if `tokens` are many, and its tokenizer."""
     int8 = args.dtype == "int8"
     dtype = torch.float32 if int8 else getattr(torch, args.dtype)
@@ -155,17 +156,21 @@ def load_for_sampling(args, tokens: int, samples: int = 1) -> tuple:
     worthwhile = args.compile == "auto" and decode.is_worth_compiling(model, tokens)
     if int8 or worthwhile or args.compile == "true":
         decode.compile_decoding(model, int8)
-        # compiles now, and not in the middle of the text
-        model.generate(torch.zeros(samples, 2, dtype=torch.long), 2, temperature=0)
     return model, tokenizer
+
+
+def compile_now(model: GPT, samples: int = 1) -> None:
+    """Compiles what compile_decoding would compile in the middle of the text."""
+    if "forward" in vars(model.h[0]):
+        with waiting("compiling the model for sampling", note):
+            model.generate(torch.zeros(samples, 2, dtype=torch.long), 2, temperature=0)
 
 
 def run_sample(args) -> None:
     """Streams a single continuation; prints several, sampled as one batch, when all are done."""
     alone = args.num_samples == 1
     # several texts of a large model are matmuls, which compiling makes no faster
-    tokens = args.max_new_tokens if alone else 0
-    model, tokenizer = load_for_sampling(args, tokens, args.num_samples)
+    model, tokenizer = load_for_sampling(args, args.max_new_tokens if alone else 0)
     eos_id = tokenizer.eot_id
     if args.prompt is None:
         prompt, ids = default_prompt(tokenizer)
@@ -177,6 +182,7 @@ def run_sample(args) -> None:
                 prompt = path.read_text(encoding="utf-8")
         ids = tokenizer.encode(prompt).tolist()
     options = sampling_options(args) | {"eos_id": eos_id}
+    compile_now(model, args.num_samples)
     if alone and not args.json:
         print(visible(prompt), end="", flush=True)
         for piece in stream_text(model, tokenizer, ids, args.max_new_tokens, **options):
@@ -208,6 +214,7 @@ def run_chat(args) -> None:
     if not can_chat(tokenizer):
         why = f"its tokenizer has no {START}; see recipes/chat.py"
         raise ValueError(f"{args.RUN} was not trained on conversations: {why}")
+    compile_now(model)
     messages = [{"role": "system", "content": args.system}] if args.system else []
     if sys.stdin.isatty():
         note("each line is a message; Ctrl-D ends")

@@ -54,6 +54,8 @@ def check_meta(meta: dict) -> None:
         numbers |= {f"{split}: {name}": counts[name] for name in ("tokens", "bytes")}
         optional = ("largest", "documents")  # which may be 0
         numbers |= {f"{split}: {name}": counts.get(name, 0) + 1 for name in optional}
+        for name in ("tokens", "bytes"):
+            numbers[f"{split}: answers: {name}"] = counts.get("answers", counts)[name]
     if "chat" in meta:
         numbers |= {"chat: block": meta["chat"]["block"], "chat: end": meta["chat"]["end"] + 1}
     for name, number in numbers.items():

@@ -1,7 +1,7 @@
-"""Functions of tensors, compiled ahead of time for the CPU and kept on disk (AOTInductor).
+"""Compiles functions of tensors ahead of time for the CPU, and caches them on disk (AOTInductor).
 
-torch.compile traces a function again in each process, and checks its assumptions at each call.
-A compiled library is loaded within a millisecond, without importing torch.compile, and only runs.
+torch.compile traces again in each process and checks guards at each call. A compiled library loads
+within milliseconds, without importing torch.compile, and has no guards.
 """
 
 import hashlib
@@ -19,22 +19,21 @@ import torch
 from torch import nn
 
 from nanogpt.data.files import one_line_errors, write_atomic
-from nanogpt.run.errors import waiting
 
 OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # fused multiply-add (LOG.md)
 TYPICAL = 512  # Inductor tunes loops for this length; every length from 2 on works
 HERE = Path(__file__).parent
 FILES = [*sorted(HERE.glob("*.py")), HERE.parent / "model.py", HERE.parent / "sample.py"]
-CODE = b"".join(file.read_bytes() for file in FILES)  # as imported, whatever becomes of the files
+CODE = b"".join(file.read_bytes() for file in FILES)  # now, because the files may change later
 LOCK = threading.Lock()  # torch traces in one thread at a time
 
 
 class Program(nn.Module):  # torch.export wants a module
-    """A function of tensors, compiled when `run` first gets a first input of some shape and dtype.
+    """A function of tensors, compiled by `run` for each shape and dtype of its first input.
 
-    `name` identifies the function among all those of this package. Use "" for code from elsewhere:
-    its library is not kept. Dimension 0 of the inputs numbered in `growing` is their common length,
-    which may differ from call to call. Raises ValueError if the function cannot be compiled.
+    `name` is the function's name in the cache; "" does not cache it (code of the user's own). The
+    inputs numbered in `growing` have the same dimension 0, which may differ from call to call.
+    Raises ValueError if the function cannot be compiled.
     """
 
     def __init__(self, function: Callable, name: str, growing: tuple[int, ...] = ()):
@@ -50,34 +49,35 @@ class Program(nn.Module):  # torch.export wants a module
     def run(self, *inputs: torch.Tensor) -> torch.Tensor:
         key = inputs[0].shape, inputs[0].dtype
         if key not in self.libraries:
+            shapes = [list(tensor.shape) for tensor in inputs]
+            for i in self.growing:
+                shapes[i][0] = TYPICAL
             with LOCK, torch.inference_mode(False), torch.no_grad():
-                self.libraries[key] = load_library(self, self.inputs_like(inputs))
+                like = [torch.empty(s, dtype=x.dtype) for s, x in zip(shapes, inputs, strict=True)]
+                self.libraries[key] = load_library(self, like)
         return self.libraries[key]([tensor.contiguous() for tensor in inputs])[0]
-
-    def inputs_like(self, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-        shapes = [list(tensor.shape) for tensor in inputs]
-        for i in self.growing:
-            shapes[i][0] = TYPICAL
-        return [torch.empty(s, dtype=x.dtype) for s, x in zip(shapes, inputs, strict=True)]
 
 
 def load_library(program: Program, inputs: list[torch.Tensor]) -> Callable:
     """The compiled program, a function of a list of tensors like `inputs` that returns a list."""
-    advice = "pass --compile=false and no int8, or check the C++ compiler"
-    with one_line_errors("the model cannot be compiled for sampling", advice):
-        if program.name:
-            name = fingerprint(program.name, [(x.shape, x.dtype) for x in inputs])
-            with suppress(OSError, RuntimeError):  # no home directory, or a damaged file
-                return open_library(cache_folder() / f"{name}.so", program, inputs)
-        with TemporaryDirectory() as folder:
-            return open_library(Path(folder, "program.so"), program, inputs)
+    advice = "pass --compile=false and a --dtype other than int8, or check the C++ compiler"
+    name = program.name and fingerprint(program.name, [(x.shape, x.dtype) for x in inputs])
+    with (
+        one_line_errors("the model cannot be compiled for sampling", advice),
+        TemporaryDirectory() as folder,
+    ):
+        with suppress(OSError, RuntimeError):  # missing or damaged, or there is no home directory
+            return open_library(cache_folder() / f"{name}.so")
+        path = Path(folder, "program.so")
+        path.write_bytes(build(trace(program, inputs)))
+        with suppress(OSError, RuntimeError):  # there is no place to keep it
+            if name:
+                cache_folder().mkdir(parents=True, exist_ok=True)
+                write_atomic(cache_folder() / f"{name}.so", path.read_bytes())
+        return open_library(path)
 
 
-def open_library(path: Path, program: Program, inputs: list[torch.Tensor]) -> Callable:
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with waiting("compiling the model for sampling"):
-            write_atomic(path, build(trace(program, inputs)))
+def open_library(path: Path) -> Callable:
     return torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
 
 
@@ -93,7 +93,7 @@ def build(exported: torch.export.ExportedProgram) -> bytes:
     import torch._inductor
 
     with TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about itself
+        warnings.simplefilter("ignore")  # torch warns about its own code
         package = torch._inductor.aoti_compile_and_package(
             exported, package_path=f"{folder}/program.pt2", inductor_configs=dict(OPTIONS)
         )

@@ -30,7 +30,7 @@ from nanogpt.ops.aot import Program
 from nanogpt.sample import append
 
 SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
-WORTHWHILE = 1e11  # tokens times parameters from which compiling pays, once cached (LOG.md)
+WORTHWHILE = 1e11  # tokens times parameters: fewer save less time than a first run takes (LOG.md)
 HAS_AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
@@ -98,7 +98,7 @@ def rows_sum(x: torch.Tensor, columns: list[torch.Tensor]) -> torch.Tensor:
 
 
 def single_query(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False) -> torch.Tensor:
-    """`model.attention`, with one query (B, H, 1, D) written out for torch.compile to fuse."""
+    """`model.attention`, with one query (B, H, 1, D) written out for Inductor to fuse."""
     B, H, T, D = q.shape
     if T > 1 or not torch.compiler.is_compiling():
         return attention(q, k, v, mask, dropout, causal, enable_gqa)
@@ -111,7 +111,7 @@ def single_query(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False
 
 
 def is_worth_compiling(model: GPT, tokens: int) -> bool:
-    """Whether compiling saves more time than it takes, if so many tokens are sampled on a CPU."""
+    """Whether to compile by default, if so many tokens are sampled on a CPU."""
     on_cpu = model.wte.weight.device.type == "cpu"
     return on_cpu and has_compiler() and tokens * model.get_num_params() > WORTHWHILE
 
@@ -129,7 +129,7 @@ def has_compiler() -> bool:
 def compile_decoding(model: GPT, int8: bool = False) -> GPT:
     """Compiles a model on a CPU for sampling, in place, at its first new token.
 
-    From then on it can be neither trained nor converted to a different device or dtype. With `int8`
+    From now on it can be neither trained nor converted to a different device or dtype. With `int8`
     the weights of its matmuls are rounded to 8 bits. Raises ValueError on another device, or if
     there is no C++ compiler.
     """
@@ -163,18 +163,25 @@ def compile_decoding(model: GPT, int8: bool = False) -> GPT:
 
 
 def description(block: Block) -> str:
-    """What a block computes from its tensors: the classes and settings of its modules."""
-    lines = [f"{op.__module__}.{op.__qualname__}" for op in block.ops[:-1]]
+    """What a block computes: its operators and tensors, and its modules' classes and settings."""
+    lines = [f"{op.__module__}.{getattr(op, '__qualname__', op)}" for op in block.ops[:-1]]
+    lines += [f"{name} {tuple(x.shape)} {x.dtype}" for name, x in tensors(block).items()]
     for name, module in block.named_modules():
-        found = vars(module).items()
-        settings = {key: value for key, value in found if key[0] != "_" and key != "ops"}
-        lines.append(f"{name}: {type(module).__module__}.{type(module).__qualname__} {settings}")
+        kept = {
+            k: v for k, v in vars(module).items() if k[0] != "_" and k not in ("ops", "training")
+        }
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        cls = type(module)
+        lines.append(f"{name}: {cls.__module__}.{cls.__qualname__} {kept} {hooks}")
     return "\n".join(lines)
 
 
 def is_own(block: Block) -> bool:
     """Whether all its code is this package's or torch's."""
     code = [*map(type, block.modules()), *block.ops[:-1]]
+    for module in block.modules():
+        code += [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        code += [vars(module)["forward"]] if "forward" in vars(module) else []
     return all(str(c.__module__).partition(".")[0] in ("nanogpt", "torch") for c in code)
 
 
@@ -185,6 +192,8 @@ def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 def block_program(block: Block, name: str) -> Program:
     """The step of a block for one new token, as a function of its weights."""
     template = copy.deepcopy(block).to("meta").eval()
+    template._forward_pre_hooks.clear()  # the block's own, which run around its forward pass
+    template._forward_hooks.clear()
     names = list(tensors(template))
 
     def step(x, keys, values, *others) -> torch.Tensor:
@@ -198,7 +207,7 @@ def block_program(block: Block, name: str) -> Program:
 
 
 def compile_block(block: Block, program: Program) -> None:
-    """Single new tokens are read by `program`; prompts, and a first token, as before."""
+    """Runs `program` for single new tokens. Prompts and a first token are not compiled."""
     plain = block.forward
     weights = list(tensors(block).values())
 

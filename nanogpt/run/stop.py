@@ -72,10 +72,10 @@ class Interrupts:
                 self.before[number] = signal.SIG_IGN
 
     def check(self, seconds: float = 0.0, failure: str | None = None) -> None:
-        """Raises Stop on all processes: after a signal or a failure, or if the time is up.
+        """Raises Stop on all processes: after a signal or a failure, or if time runs out.
 
-        The time is up if none is left to save after the next `seconds`. All must call this equally
-        often. A step whose evaluation it ends is saved without a result.
+        That is, if there is no time left to save after the next `seconds`. All must call this
+        equally often. A step whose evaluation it ends is saved without a result.
         """
         late = time.monotonic() + seconds + self.saving > self.end
         number, late, failed = self.peers.all_max(self.number, late, failure is not None)

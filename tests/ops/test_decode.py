@@ -82,6 +82,16 @@ def test_only_blocks_with_the_same_settings_and_operators_share_a_program(traced
     assert decode.description(llama.use(llama.ops._replace(rms_norm=cpu.fused_rms_norm)).h[0]) != before
 
 
+def test_hooks_are_neither_lost_nor_kept(traced):
+    model = make_model("gpt2")
+    model.h[0].mlp.register_forward_hook(lambda module, inputs, output: output * 2)
+    model.h[1].mlp.register_forward_hook(lambda module, inputs, output: output * 3)
+    model.h[1].register_forward_hook(lambda module, inputs, output: output + 1)
+    expected = model.generate(IDX[:1, :4], 6, temperature=0)
+    assert torch.equal(compile_decoding(model).generate(IDX[:1, :4], 6, temperature=0), expected)
+    assert traced.count("") == 2
+
+
 def test_compiling_twice_is_compiling_once(traced):
     model = make_model("qwen3")
     expected = model.generate(IDX[:2, :4], 6, temperature=0)
@@ -144,28 +154,29 @@ def test_the_library_computes_the_same_for_all_lengths_and_serves_later_processe
     assert len(list((tmp_path / "nanogpt").iterdir())) == 2
 
 
-def test_without_a_place_to_keep_libraries_they_are_compiled_again(tmp_path, monkeypatch):
-    loaded = []
+def test_a_library_is_built_again_if_it_was_not_kept_or_is_damaged(tmp_path, monkeypatch):
+    built = []
 
     class Runner:
         run = staticmethod(lambda inputs: [inputs[0]])
 
         def __init__(self, path: str, models: int):
-            loaded.append(path)
-            if Path(path).read_bytes() == b"damaged":
+            if Path(path).read_bytes() != b"library":
                 raise RuntimeError("cannot be loaded")
 
-    monkeypatch.setattr(torch._C._aoti, "AOTIModelContainerRunnerCpu", Runner)
-    monkeypatch.setattr(aot, "build", lambda exported: b"library")
-    (tmp_path / "file").write_text("not a directory")
-    for folder in ("kept", "kept", "file"):
+    def builds(folder: str) -> int:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
-        aot.Program(torch.sin, "sin").run(torch.zeros(3))
-    kept, again, elsewhere = loaded
-    assert kept == again and not elsewhere.startswith(str(tmp_path))
-    Path(kept).write_bytes(b"damaged")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
-    assert aot.Program(torch.sin, "sin").run(torch.ones(3)).tolist() == [1.0, 1.0, 1.0]
+        before = len(built)
+        assert aot.Program(torch.sin, "sin").run(torch.ones(3)).tolist() == [1.0, 1.0, 1.0]
+        return len(built) - before
+
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelContainerRunnerCpu", Runner)
+    monkeypatch.setattr(aot, "build", lambda exported: built.append(exported) or b"library")
+    (tmp_path / "file").write_text("not a directory")
+    assert [builds(folder) for folder in ("kept", "kept", "file", "file")] == [1, 0, 1, 1]
+    (library,) = (tmp_path / "kept" / "nanogpt").iterdir()
+    library.write_bytes(b"damaged")
+    assert [builds("kept"), builds("kept")] == [1, 0]
 
 
 def test_a_failing_compiler_is_one_line(tmp_path, monkeypatch):
