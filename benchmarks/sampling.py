@@ -26,12 +26,12 @@ import torch
 import transformers
 
 from nanogpt import load
-from nanogpt.data.tokenizer import BPETokenizer
 from nanogpt.extras import gguf
 from nanogpt.extras.bench import interleave
 from nanogpt.extras.page import to_onnx
 from nanogpt.ops.decode import compile_decoding
 from nanogpt.run.device import default_threads
+from nanogpt.text.tokenizer import BPETokenizer
 
 PROMPT = [0] * 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": "q8_0"}  # to_gguf's names

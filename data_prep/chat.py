@@ -25,11 +25,11 @@ from data_prep import text
 from data_prep.documents import SURROGATE, Corpus, is_records
 from data_prep.split import Split
 from data_prep.writer import finish, token_files, writing
-from nanogpt import chat
-from nanogpt.data.tokenizer import END, START, get_tokenizer
 from nanogpt.data.tokens import answers
 from nanogpt.run.errors import user_errors
 from nanogpt.run.parser import within
+from nanogpt.text import chat
+from nanogpt.text.tokenizer import END, START, get_tokenizer
 
 OTHER_NAMES = {"developer": "system", "human": "user"}  # of roles
 OTHER_NAMES |= dict.fromkeys(("gpt", "chatgpt", "model"), "assistant")

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from data_prep.documents import Corpus
 from data_prep.writer import write_corpus
-from nanogpt.data.tokenizer import char_tokenizer, get_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.parser import OneLineParser
+from nanogpt.text.tokenizer import char_tokenizer, get_tokenizer
 
 TOKENIZERS = "char (not for chats), bytes, gpt2 (or another of tiktoken), a run, a file, OWNER/NAME"
 ERRORS = "skip: leave out (and count) what is not UTF-8 or has no text"
@@ -48,7 +48,7 @@ def prepare(
 ) -> dict:
     """Prepares the data directory `out` from `inputs`; returns its metadata.
 
-    `tokenizer` is a name for `nanogpt.data.tokenizer.get_tokenizer`, `char`, or a tokenizer of your
+    `tokenizer` is a name for `nanogpt.text.tokenizer.get_tokenizer`, `char`, or a tokenizer of your
     own. `separator` stands between the documents of a text. Raises ValueError or OSError.
     """
     corpus = Corpus(inputs, (text_column,), errors, separator, say=say)

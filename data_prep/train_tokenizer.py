@@ -15,10 +15,11 @@ from tokenizers import Regex, pre_tokenizers, trainers
 
 from data_prep.documents import PIECE, Corpus, passages
 from data_prep.text import make_parser
-from nanogpt.data import bpe
-from nanogpt.data.tokenizer import EOT, FILE, Tokenizer
+from nanogpt.data.meta import TOKENIZER
 from nanogpt.run.errors import user_errors, waiting
 from nanogpt.run.parser import within
+from nanogpt.text import bpe
+from nanogpt.text.tokenizer import EOT, Tokenizer
 
 # bytes of a piece of text without spaces: training takes time proportional to the square of this
 LONGEST = 128
@@ -50,7 +51,7 @@ if __name__ == "__main__":
     parser.add_argument("--vocab_size", type=size, default=4096, metavar="N", help=size_help)
     with user_errors("stopped: nothing was written"):
         args = parser.parse_args()
-        if any(Path(args.out, name).exists() for name in (FILE, "meta.json", "train.bin")):
+        if any(Path(args.out, name).exists() for name in (TOKENIZER, "meta.json", "train.bin")):
             why = "already has a tokenizer or data, and nothing is overwritten"
             raise ValueError(f"{args.out} {why}: name another --out")
         with waiting(f"training a tokenizer of {args.vocab_size:,} tokens"):

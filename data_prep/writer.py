@@ -28,15 +28,14 @@ from tqdm import tqdm
 from data_prep.documents import PIECE, Corpus, passages
 from data_prep.split import Split
 from nanogpt.data.files import read_json, sync, write_atomic, write_json
-from nanogpt.data.meta import SPLITS
-from nanogpt.data.tokenizer import FILE, sha256
+from nanogpt.data.meta import SPLITS, TOKENIZER, tokenizer_sha256
 from nanogpt.rundir import lock
 
 BATCH = 1 << 18  # characters that a thread tokenizes at a time
 SECONDS = 2.0  # between records of the progress
 META, PROGRESS = "meta.json", "progress.json"
 NEW = ".preparing"  # the hidden folder
-FILES = (FILE, "train.bin", "val.bin", META)  # in the order in which they are completed
+FILES = (TOKENIZER, "train.bin", "val.bin", META)  # in the order in which they are completed
 
 
 class TokenFile:
@@ -136,7 +135,7 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, corpus: Corpus, **
         "source": source,
         "splits": {split: file.close() for split, file in files.items()},
         **more,
-        "tokenizer_sha256": sha256(new),
+        "tokenizer_sha256": tokenizer_sha256(new),
     }
     write_json(new / META, meta)  # before anything is replaced: the disk may be full
     # without these two, `out` is incomplete until the new meta.json is there
@@ -203,7 +202,7 @@ def write_corpus(out: Path, corpus: Corpus, tokenizer, val_fraction: float | Non
     split = Split(corpus, val_fraction)
     with writing(out, tokenizer) as new:
         progress = new / PROGRESS
-        job = json.dumps([BATCH, corpus.fingerprint, val_fraction, sha256(new)])
+        job = json.dumps([BATCH, corpus.fingerprint, val_fraction, tokenizer_sha256(new)])
         state = read_json(progress) if progress.exists() else {}
         if state.get("job") == job:
             corpus.say(f"resuming after {state['batches']:,} batches of text")

@@ -23,8 +23,8 @@ from nanogpt.run import startup  # noqa: F401
 
 if TYPE_CHECKING:
     from nanogpt.config import TrainConfig
-    from nanogpt.data.tokenizer import Tokenizer
     from nanogpt.model import GPT, GPTConfig
+    from nanogpt.text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 __all__ = ["GPT", "GPTConfig", "TrainConfig", "load", "train"]

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from nanogpt import rundir
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import follow, one_line_errors, read_json, sync, write_atomic, write_json
+from nanogpt.data.meta import TOKENIZER
 from nanogpt.model import GPT, GPTConfig, check_fields
 from nanogpt.optim import full_tensor, shard_like
 
@@ -37,7 +38,6 @@ logger = logging.getLogger("nanogpt")
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"
 STATE = "trainer_state.json"
 FILES = (MODEL, OPTIMIZER, CONFIG, TOKENIZER)  # those that STATE describes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that can be loaded

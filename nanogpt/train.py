@@ -27,11 +27,10 @@ from accelerate import Accelerator
 from nanogpt import checkpoint, optim
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
-from nanogpt.data.tokens import Batch, TokenDataset, answers, hash64, to_device
+from nanogpt.data.tokens import Batch, TokenDataset, hash64, to_device
 from nanogpt.evaluate import evaluate
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import lr_at, set_learning_rate, update
-from nanogpt.sample import default_prompt, sample_text
 
 logger = logging.getLogger("nanogpt")  # nanogpt/run/console.py prints it on the main process
 
@@ -202,10 +201,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
         if is_best and parts.peers.all_max(parts.save_error is not None)[0]:
             state.best_val_loss, state.best_step = best_before  # only a saved step can be the best
     if config.sample_tokens and not parts.sharded and math.isfinite(loss):
-        start = sample_start(parts)
-        text = sample_text(parts.gpt, parts.tokenizer, start, config.sample_tokens, config.seed)
-        parts.metrics.sample(text, **position(state))
-        logger.info(f"{'sample':<13}{' '.join(text.split()) or '(blank)':.100}")
+        parts.progress.sample(config, parts, state)
     parts.timed_since = time.perf_counter()
 
 
@@ -345,15 +341,6 @@ class Parts:
     def autocast(self):
         """Mixed precision around a sharded model; Accelerate has wrapped any other model in it."""
         return self.accelerator.autocast() if self.sharded else nullcontext()
-
-
-def sample_start(parts: Parts) -> list[int]:
-    """The tokens that samples continue: the first conversation up to its answer, or a prompt."""
-    chat = parts.train_data.meta.get("chat")
-    if chat is None:
-        return default_prompt(parts.tokenizer)[1]
-    block = np.array(parts.train_data.tokens[: chat["block"]])  # begins with a conversation
-    return block[: answers(block[None], chat["answer"], chat["end"]).argmax()].tolist()
 
 
 def position(state: State) -> dict:

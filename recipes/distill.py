@@ -21,11 +21,11 @@ import nanogpt
 from data_prep import shakespeare
 from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.data.files import on_disk
-from nanogpt.data.mixture import read_shares
-from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub.load import check_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import parse
+from nanogpt.text.directories import read_shares
+from nanogpt.text.tokenizer import load_tokenizer
 from nanogpt.train import main
 
 SMALL = GPTConfig.modern(

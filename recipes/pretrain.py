@@ -17,13 +17,12 @@ from argparse import Namespace
 from dataclasses import replace
 
 from nanogpt import GPTConfig, TrainConfig
-from nanogpt.data.meta import read_meta
-from nanogpt.data.mixture import read_shares
 from nanogpt.hub.weights import on_meta
 from nanogpt.run.device import gpu_gib
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import parse, settings_parser
 from nanogpt.run.parser import OneLineParser, within
+from nanogpt.text.directories import load_meta, read_shares
 from nanogpt.train import main
 
 DATA, VOCABULARY = "data/fineweb_edu", 50257  # GPT-2's tokens
@@ -92,7 +91,7 @@ def rounded(sequences: float) -> int:
 
 def measure(data: str) -> tuple[int, int]:
     """The vocabulary size and training tokens of a data directory or a mixture, or a ValueError."""
-    metas = [read_meta(directory) for directory in read_shares(data)]
+    metas = [load_meta(directory) for directory in read_shares(data)]
     return metas[0]["vocab_size"], sum(meta["splits"]["train"]["tokens"] for meta in metas)
 
 

@@ -66,7 +66,7 @@ nanogpt.data.meta
         np.dtype(meta['dtype']).newbyteorder('<') -> np.dtype(meta['dtype']).newbyteorder('>')
 nanogpt.data.mixture
     directories of a mixture share one order: seed + k -> seed
-nanogpt.data.tokenizer
+nanogpt.text.tokenizer
     the vocabulary ends at its last token: max(self.vocabulary.values()) + 1 -> len(self.vocabulary)
     a special token in a text is one: backend.encode_special_tokens = True -> backend.encode_special_tokens = False
 nanogpt.evaluate
@@ -78,10 +78,11 @@ nanogpt.sample
     a rank is taken for a token: tokens.gather(1, drawn) -> drawn
     top_p drops the token that reaches it: probs.cumsum(-1) - probs > top_p -> probs.cumsum(-1) > top_p
     a full context keeps its older half: context[:, -max(1, block_size // 2):] -> context[:, : block_size // 2]
-    a cut character is decoded without what came before: previous, pending = pending, [] -> previous, pending = [], []
     the cache is not cleared: cache.length = 0 -> pass
-    a text goes on after its end: token.item() == eos_id -> False
     a piece of a prompt sees later tokens: T > 1 and start -> False
+nanogpt.text.generate
+    a cut character is decoded without what came before: previous, pending = pending, [] -> previous, pending = [], []
+    a text goes on after its end: token.item() == eos_id -> False
 nanogpt.checkpoint
     damage to a file goes unnoticed: crc32(checkpoint / name) != state['files'][name]['crc32'] -> False
     the newest checkpoint is not tried first: reversed(list_checkpoints(run)) -> list_checkpoints(run)

@@ -17,8 +17,8 @@ from zygote import ROOT, Zygote
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPTConfig, TrainConfig
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.run import console, plan, prepare
+from nanogpt.text.tokenizer import char_tokenizer
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 

@@ -12,8 +12,9 @@ from conversations import talk
 from helpers import randomize
 from shapes import CASES, CHARACTERS, make_checkpoint
 
-from nanogpt import GPT, chat
-from nanogpt.data.tokenizer import END, START, char_tokenizer
+from nanogpt import GPT
+from nanogpt.text import chat
+from nanogpt.text.tokenizer import END, START, char_tokenizer
 
 SHAPES = {
     "GPT-2": dataclasses.replace(CASES["gpt2"], mlp="gelu_tanh"),

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from nanogpt import GPT, GPTConfig, TrainConfig, checkpoint
-from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.hub.load import load_checkpoint
 from nanogpt.optim import make_optimizers
+from nanogpt.text.tokenizer import char_tokenizer
 
 FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json"]
 CONFIG = GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=8)

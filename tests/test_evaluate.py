@@ -11,9 +11,9 @@ from helpers import curve
 from texts import write_data
 
 from nanogpt import GPT, GPTConfig, checkpoint
-from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.evaluate import evaluate
+from nanogpt.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GUARDED = ROOT / "nanogpt" / "data" / "pickles.py"  # tests/data/test_pickles.py shows its guards
+GUARDED = ROOT / "nanogpt" / "text" / "pickles.py"  # tests/text/test_pickles.py shows its guards
 
 
 def imports(path: Path) -> set[str]:
@@ -30,7 +30,7 @@ def test_the_model_needs_nothing_but_torch():
 def test_the_core_imports_none_of_the_outer_rings():
     """Exceptions: conveniences of the package, the command line of recipes, environment variables."""
     core = [path for folder in ("nanogpt", "nanogpt/data") for path in (ROOT / folder).glob("*.py")]
-    outer = tuple(f"nanogpt.{ring}." for ring in ("ops", "run", "hub", "cli", "extras"))
+    outer = tuple(f"nanogpt.{ring}." for ring in ("text", "ops", "run", "hub", "cli", "extras"))
     found = {(path.name, name) for path in core for name in imports(path) if f"{name}.".startswith(outer)}
     assert found == {
         ("model.py", "nanogpt.hub.load.load_model"),
@@ -38,6 +38,7 @@ def test_the_core_imports_none_of_the_outer_rings():
         ("train.py", "nanogpt.run.main.main"),
         ("__init__.py", "nanogpt.hub.load.load"),
         ("__init__.py", "nanogpt.run.startup"),
+        ("__init__.py", "nanogpt.text.tokenizer.Tokenizer"),
         ("__main__.py", "nanogpt.cli.main"),
     }
 

@@ -1,7 +1,6 @@
 """Sampling: cached and uncached agree past block_size, draws follow the softmax, and a text ends where it should."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from shapes import CASES
 
 from nanogpt import GPT, GPTConfig
 from nanogpt import sample as sample_module
-from nanogpt.sample import KVCache, draw, sample_text, stream_text
+from nanogpt.sample import KVCache, draw
 
 GPT2 = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, qk_norm=True)
@@ -96,25 +95,6 @@ def test_a_diverged_model_and_an_empty_prompt_are_refused():
             model.generate(ONE, 1, temperature=temperature)
 
 
-def streamed(monkeypatch, tokens, decode, prompt=(), eos_id=None) -> list[str]:
-    """The pieces of the text of these tokens, as a model draws them."""
-    monkeypatch.setattr(sample_module, "stream", lambda *args, **options: (torch.tensor([t]) for t in tokens))
-    tokenizer = SimpleNamespace(decode=decode)
-    return list(stream_text(random_model(GPT2), tokenizer, list(prompt), 99, eos_id))
-
-
-def test_streamed_text_never_splits_a_character(monkeypatch):
-    text = "aé你😀b"
-    decode = lambda ids: bytes(ids).decode("utf-8", errors="replace")  # noqa: E731
-    assert streamed(monkeypatch, text.encode(), decode) == list(text)
-    assert "".join(streamed(monkeypatch, b"ok\xff", decode)) == "ok\ufffd"
-
-
-def test_streamed_text_has_only_the_spaces_between_tokens_and_ends_before_the_end(monkeypatch):
-    decode = lambda ids: " ".join("abcdef"[i] for i in ids)  # noqa: E731
-    assert streamed(monkeypatch, [1, 2, 3, 5, 4], decode, prompt=[0], eos_id=5) == [" b", " c", " d"]
-
-
 def test_the_model_is_afterwards_in_the_mode_it_was_in():
     model = random_model(GPT2)
     for training in (True, False):
@@ -131,15 +111,6 @@ def test_a_sample_ends_with_eos_and_the_batch_with_its_last_sample():
     cut = model.generate(idx, 30, temperature=0, eos_id=eos_id)[:, 4:].tolist()
     for row, end, uncut in zip(cut, ends, whole, strict=True):
         assert row == uncut[: end + 1] + [eos_id] * (max(ends) - end)
-
-
-@pytest.mark.parametrize("ends", [{"eot_id": 2, "special": {}}, {"eot_id": None, "special": {"<|im_end|>": 2}}])
-def test_a_text_amid_training_ends_with_eos(monkeypatch, ends):
-    tokens = [1, 0, 2, 0]
-    monkeypatch.setattr(sample_module, "stream", lambda *args, **options: (torch.tensor([t]) for t in tokens))
-    tokenizer, model = SimpleNamespace(**ends, decode=lambda ids: " ".join(map(str, ids))), random_model(GPT2)
-    assert sample_text(model.train(), tokenizer, [7], 4, 0) == "7 1 0"
-    assert model.training
 
 
 def test_sampling_on_cuda_passes_over_cudnns_attention():

@@ -13,7 +13,7 @@ import tiktoken
 
 from data_prep import writer
 from data_prep.documents import Corpus
-from nanogpt.data.tokenizer import EOT, BPETokenizer, byte_tokenizer, char_tokenizer, get_tokenizer
+from nanogpt.text.tokenizer import EOT, BPETokenizer, byte_tokenizer, char_tokenizer, get_tokenizer
 
 fork = multiprocessing.get_context("fork")
 KINDS = ["jsonl", "jsonl.gz", "json.zst", "csv", "parquet"]

@@ -13,13 +13,9 @@ from pathlib import Path
 
 import torch
 
-from nanogpt.chat import answer, can_chat
 from nanogpt.checkpoint import load_configs, step_of
 from nanogpt.cli.arguments import EXPORTS, PROCESSES
 from nanogpt.data.files import one_line_errors
-from nanogpt.data.meta import read_meta
-from nanogpt.data.mixture import open_data, read_shares
-from nanogpt.data.tokenizer import START, load_tokenizer
 from nanogpt.evaluate import evaluate
 from nanogpt.hub.export import push
 from nanogpt.hub.load import check_tokenizer, load
@@ -32,7 +28,10 @@ from nanogpt.run.errors import plain, visible, waiting
 from nanogpt.run.metrics import METRICS
 from nanogpt.run.parser import OneLineParser
 from nanogpt.run.plot import curves
-from nanogpt.sample import default_prompt, stream_text
+from nanogpt.text.chat import answer, can_chat
+from nanogpt.text.directories import load_meta, open_data, read_shares
+from nanogpt.text.generate import default_prompt, stream_text
+from nanogpt.text.tokenizer import START, load_tokenizer
 
 
 def extra(name: str):
@@ -371,7 +370,7 @@ def run_check_data(args) -> None:
     say = (lambda text: None) if args.json else show
     warnings = extra("check_data").examine(args.DIR, args.block_size, args.parameters, say=say)
     if args.json:
-        show_json({"data": args.DIR, "warnings": warnings, **read_meta(args.DIR)})
+        show_json({"data": args.DIR, "warnings": warnings, **load_meta(args.DIR)})
 
 
 def run_bench(args) -> None:

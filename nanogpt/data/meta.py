@@ -1,31 +1,29 @@
 """Checks a data directory: `meta.json`, the files that it describes, their tokenizer.
 
 `meta.json` describes the tokens: vocab_size, dtype, source and, for each split, the number of
-tokens, the bytes of their text and the largest id. Directories that nanoGPT wrote have none: the
-same is derived from their tokens.
+tokens, the bytes of their text and the largest id. Directories that nanoGPT wrote have none:
+nanogpt/text/directories.py derives the same from their tokens.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from nanogpt.data.files import on_disk, one_line_errors, read_json
-from nanogpt.data.tokenizer import FILE, load_tokenizer, sha256, written_by_nanogpt
 
 SPLITS = ("train", "val")
-SAMPLE = 1 << 22  # tokens from which the bytes of the training text are estimated
+TOKENIZER = "tokenizer.json"  # which made the tokens
 AGAIN = "prepare the data again in a new directory"
 
 
 def read_meta(directory: Path | str) -> dict:
-    """`meta.json` of a data directory, or its equivalent if nanoGPT wrote the directory.
+    """`meta.json` of a data directory.
 
     Raises ValueError if it is missing or damaged, or if tokenizer.json did not make the tokens.
     """
     directory = on_disk(directory)
-    if written_by_nanogpt(directory):
-        return derive_meta(directory)
-    path, tokenizer = directory / "meta.json", directory / FILE
+    path, tokenizer = directory / "meta.json", directory / TOKENIZER
     if not path.exists():
         lacks = "has no meta.json" if directory.exists() else f"does not exist in {Path.cwd()}"
         near = Path("data", directory.name)
@@ -38,7 +36,7 @@ def read_meta(directory: Path | str) -> dict:
     with one_line_errors(f"{path} is damaged", f"restore it, or {AGAIN}"):
         check_meta(meta)
     recorded = meta.get("tokenizer_sha256")
-    if recorded and tokenizer.is_file() and sha256(directory) != recorded:
+    if recorded and tokenizer.is_file() and tokenizer_sha256(directory) != recorded:
         why = "is not the tokenizer of the tokens beside it"
         raise ValueError(f"{tokenizer} {why}: put the original back, or {AGAIN}")
     return meta
@@ -94,25 +92,6 @@ def check_split(
     return tokens
 
 
-def derive_meta(directory: Path) -> dict:
-    """The equivalent of meta.json for a directory that nanoGPT wrote. Writes nothing.
-
-    Without meta.pkl the tokens are GPT-2's. All tokens of the validation text are counted; the
-    bytes of the training text are estimated. Raises ValueError if the tokens are not uint16.
-    """
-    tokenizer, splits = load_tokenizer(directory), {}
-    lengths = np.zeros(tokenizer.vocab_size, dtype=np.int64)  # bytes of each token's text (V,)
-    for token, i in tokenizer.vocabulary.items():
-        if token not in tokenizer.special:  # byte-level tokens are spelled with a character a byte
-            lengths[i] = len(token.encode()) if tokenizer.characters else len(token)
-    for split in SPLITS:
-        path = directory / f"{split}.bin"
-        ids = np.fromfile(path, dtype="<u2", count=SAMPLE if split == "train" else -1)
-        if ids.any() and not ids[1::2].any():
-            why = "is 0 when read as uint16, nanoGPT's format"
-            raise ValueError(f"every second token of {path} {why}: store the tokens as uint16")
-        tokens = path.stat().st_size // 2
-        known = lengths[ids[ids < len(lengths)]]
-        splits[split] = {"tokens": tokens, "bytes": int(known.sum() * tokens / max(1, len(ids)))}
-    about = {"vocab_size": tokenizer.vocab_size, "dtype": "uint16", "tokenizer": tokenizer.name}
-    return about | {"source": "nanoGPT's files", "splits": splits}
+def tokenizer_sha256(directory: Path | str) -> str:
+    """Checksum of a directory's tokenizer.json, recorded in meta.json beside the tokens it made."""
+    return hashlib.sha256(Path(directory, TOKENIZER).read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Several data directories read as one, in given proportions: `--data data/a:0.7,data/b:0.3`.
+"""Several data sets read as one, in given proportions: `--data data/a:0.7,data/b:0.3`.
 
 A fixed table, repeated every 10,000 samples, says which directory a sample comes from. The
 directories take turns as evenly as their shares allow: 0.7 and 0.3 give a b a a a b a a b a ...
@@ -8,68 +8,29 @@ sample number), too. Each directory has its own epochs. Evaluation reads the val
 all directories once, whatever the shares.
 """
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from nanogpt.data.meta import read_meta
-from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import Batch, TokenDataset
 
 PERIOD = 10_000  # samples; shares are rounded to multiples of 1/PERIOD
 
 
-def read_shares(data: str) -> dict[str, float]:
-    """{directory: share} of a `data` setting, the shares adding up to 1. Raises ValueError.
-
-    A directory that exists under that very name, such as v1:2, is not a mixture.
-    """
-    is_mixture = "," in data or re.search(r":[\d.]+(e-?\d+)?$", data)
-    if not is_mixture or Path(data).is_dir():
-        return {data: 1.0}
-    shares: dict[str, float] = {}
-    for item in data.split(","):
-        match = re.fullmatch(r"\s*(.+):((?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*", item)
-        if not match or match[1] in shares or float(match[2]) == 0:
-            form = "DIR:SHARE,DIR:SHARE with different directories and shares > 0"
-            raise ValueError(f"data={data!r}: a mixture is {form}")
-        shares[match[1]] = float(match[2])
-    return {directory: share / sum(shares.values()) for directory, share in shares.items()}
-
-
-def open_data(
-    data: str, split: str, block_size: int, vocab_size: int | None = None
-) -> TokenDataset:
-    """A split of a data directory or a mixture of them. Raises ValueError, as `TokenDataset`."""
-    shares = read_shares(data)
-    if len(shares) == 1:
-        return TokenDataset(next(iter(shares)), split, block_size, vocab_size)
-    return Mixture(shares, split, block_size, vocab_size)
-
-
 class Mixture(TokenDataset):
-    """One split of several data directories, {directory: share}."""
+    """One split of several data sets, each with its share."""
 
-    def __init__(
-        self, shares: dict[str, float], split: str, block_size: int, vocab_size: int | None = None
-    ):
-        """Raises ValueError if a directory cannot be used, or its tokenizer is not the first's."""
-        for directory in shares:
-            read_meta(directory)  # its error names one that does not exist
-        first, *others = [load_tokenizer(directory).vocabulary for directory in shares]
-        if any(other != first for other in others):
-            raise ValueError(f"{', '.join(shares)} have different tokenizers: prepare with one")
-        self.block_size = block_size
-        self.datasets = [TokenDataset(d, split, block_size, vocab_size) for d in shares]
-        if any("chat" in dataset.meta for dataset in self.datasets):
+    def __init__(self, datasets: list[TokenDataset], shares: list[float], split: str):
+        """The shares add up to 1. Raises ValueError if one is too small, or for conversations."""
+        if any("chat" in dataset.meta for dataset in datasets):
             raise ValueError("a mixture cannot have conversations: data_prep.chat takes many files")
-        self.quotas = round_shares(list(shares.values()))
-        self.meta = self.datasets[0].meta | {"splits": {}}
+        self.datasets = datasets
+        self.block_size = datasets[0].block_size
+        self.quotas = round_shares(shares)
+        self.meta = datasets[0].meta | {"splits": {}}
         for name in ("train", "val"):
-            counts = [dataset.meta["splits"][name] for dataset in self.datasets]
+            counts = [dataset.meta["splits"][name] for dataset in datasets]
             sums = {key: sum(c[key] for c in counts) for key in ("tokens", "bytes")}
             # compared on resume: other shares or directories of the same size are noticed
             parts = [

@@ -101,11 +101,19 @@ class TokenDataset:
     RELEASE = 1024  # windows
 
     def __init__(
-        self, directory: Path | str, split: str, block_size: int, vocab_size: int | None = None
+        self,
+        directory: Path | str,
+        split: str,
+        block_size: int,
+        vocab_size: int | None = None,
+        meta: dict | None = None,
     ):
-        """Raises ValueError for missing, damaged or short files, and ids >= `vocab_size`."""
+        """`meta` takes the place of meta.json.
+
+        Raises ValueError for missing, damaged or short files, and ids >= `vocab_size`.
+        """
         self.block_size = block_size
-        self.meta = read_meta(directory)
+        self.meta = meta or read_meta(directory)
         size = vocab_size or self.meta["vocab_size"]
         self.tokens = check_split(on_disk(directory), self.meta, split, block_size, size)
         counts = self.meta["splits"][split]

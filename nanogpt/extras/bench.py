@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from nanogpt.config import TrainConfig
-from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.model import GPTConfig
 from nanogpt.ops.sharded import DTYPES
 from nanogpt.run.guard import rehearse
 from nanogpt.run.prepare import prepare
+from nanogpt.text.tokenizer import char_tokenizer
 from nanogpt.train import Parts, State, step, synchronize, tokens_per_step
 
 SMALL = {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.meta import SPLITS, read_meta
-from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.meta import SPLITS
 from nanogpt.data.tokens import TokenDataset
+from nanogpt.text.directories import load_meta
+from nanogpt.text.tokenizer import load_tokenizer
 
 SAMPLE = 1 << 23  # tokens of a split that are read
 SHORTEST = 50  # letters and digits; shorter documents may be equal by chance
@@ -27,14 +28,14 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
     `block_size` and `parameters` are those of the model to be trained. Raises ValueError if the
     files do not match meta.json or tokenizer.json.
     """
-    meta, tokenizer = read_meta(directory), load_tokenizer(directory)
+    meta, tokenizer = load_meta(directory), load_tokenizer(directory)
     say(f"{directory}: tokenizer {tokenizer.name}, vocabulary {meta['vocab_size']:,}")
     say(f"source: {meta.get('source', 'not recorded')}")
     block = meta["chat"]["block"] if "chat" in meta else 1
     splits = {}
     for name in SPLITS:
         counts = meta["splits"][name]
-        tokens = TokenDataset(directory, name, block, meta["vocab_size"]).tokens
+        tokens = TokenDataset(directory, name, block, meta=meta).tokens
         if len(tokens) > SAMPLE:
             tokens = np.concatenate([tokens[: SAMPLE // 2], tokens[-SAMPLE // 2 :]])
         splits[name] = tokens[:].astype(np.int64)

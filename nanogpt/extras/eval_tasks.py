@@ -17,7 +17,7 @@ from nanogpt.data.files import first_line
 from nanogpt.hub import weights
 from nanogpt.hub.export import check_own_class, write_tokenizer
 from nanogpt.model import GPT
-from nanogpt.sample import default_prompt
+from nanogpt.text.generate import default_prompt
 
 
 class CoreTask(NamedTuple):

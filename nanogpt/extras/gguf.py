@@ -13,13 +13,12 @@ import gguf
 import numpy as np
 import torch
 
-from nanogpt import chat
-from nanogpt.data import bpe
-from nanogpt.data.tokenizer import END, EOT
 from nanogpt.hub import weights
 from nanogpt.hub.export import end_ids, writing
 from nanogpt.hub.load import load
 from nanogpt.model import GPT, GPTConfig
+from nanogpt.text import bpe, chat
+from nanogpt.text.tokenizer import END, EOT
 
 KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", "q8_0": "Q8_0"}
 # largest error of a stored weight, as a share of the tensor's largest weight

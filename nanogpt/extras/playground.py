@@ -22,7 +22,7 @@ from nanogpt.extras.inside import lens, look
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
 from nanogpt.run.errors import visible
-from nanogpt.sample import default_prompt, stream_text
+from nanogpt.text.generate import default_prompt, stream_text
 
 # colored tokens have dark text, also on a dark page
 STYLE = """

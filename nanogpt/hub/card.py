@@ -9,9 +9,9 @@ from pathlib import Path
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig, ignored_by
 from nanogpt.data.files import read_json
-from nanogpt.data.mixture import read_shares
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.run import plot
+from nanogpt.text.directories import read_shares
 
 CURVE = "training_curve.png"
 

@@ -16,14 +16,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from nanogpt import chat, checkpoint
+from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import one_line_errors
-from nanogpt.data.tokenizer import END, FILE
+from nanogpt.data.meta import TOKENIZER
 from nanogpt.hub import card, weights
 from nanogpt.hub.load import HUB_ADVICE, load
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.sample import default_prompt
+from nanogpt.text import chat
+from nanogpt.text.generate import default_prompt
+from nanogpt.text.tokenizer import END
 
 TOLERANCE = 1e-4  # of logits, in fp32
 
@@ -144,7 +146,7 @@ def write_tokenizer(directory: Path, model: GPT, tokenizer) -> None:
     contents = tokenizer.to_dict() | {"post_processor": None}
     if known := tokenizer.characters:
         contents["model"]["unk_token"] = next((c for c in "\ufffd \n" if c in known), known[0])
-    (directory / FILE).write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
+    (directory / TOKENIZER).write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
     config = {
         # the class with which every version of transformers reads a bare tokenizer.json
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -13,9 +13,9 @@ import torch
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import follow, one_line_errors
-from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub import lora, weights
 from nanogpt.model import GPT, GPTConfig
+from nanogpt.text.tokenizer import load_tokenizer
 
 # the files to download: no pickles and no code
 WANTED = ["config.json", "model*.safetensors*", "tokenizer*.json", "vocab.json", "merges.txt"]

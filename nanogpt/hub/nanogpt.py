@@ -15,14 +15,14 @@ import torch
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
-from nanogpt.data import pickles
 from nanogpt.data.files import one_line_errors
-from nanogpt.data.meta import read_meta
-from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.hub.export import check_own_class, writing
 from nanogpt.hub.load import load
 from nanogpt.hub.weights import on_meta, pad
 from nanogpt.model import GPT, GPTConfig
+from nanogpt.text import pickles
+from nanogpt.text.directories import load_meta
+from nanogpt.text.tokenizer import load_tokenizer
 
 # settings of the same name and meaning
 SHARED = "n_layer n_head n_embd block_size vocab_size bias dropout".split()
@@ -41,7 +41,7 @@ def import_checkpoint(path: Path, data: Path, out_dir: Path) -> Path:
     """
     if checkpoint.list_checkpoints(out_dir):
         raise ValueError(f"{out_dir} already holds a run: name another --out_dir")
-    read_meta(data)  # raises ValueError if something is wrong with the data
+    load_meta(data)  # raises ValueError if something is wrong with the data
     contents = pickles.read_checkpoint(path)
     tokenizer = load_tokenizer(data)
     advice = "name nanoGPT's ckpt.pt, and with --data what it was trained on"

@@ -7,16 +7,18 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 
+import numpy as np
 import torch
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
+from nanogpt.data.tokens import answers
 from nanogpt.hub.load import load_model
 from nanogpt.run.errors import plain, visible, waiting
 from nanogpt.run.metrics import RESULT
 from nanogpt.run.stop import Stop
-from nanogpt.sample import sample_text
-from nanogpt.train import Parts, State, done, logger, position, sample_start, tokens_per_step
+from nanogpt.text.generate import default_prompt, sample_text
+from nanogpt.train import Parts, State, done, logger, position, tokens_per_step
 
 SAMPLE_TOKENS = 300  # of the sample at the end
 EVERY = 5.0  # seconds of training between lines of progress
@@ -88,6 +90,22 @@ class Progress:
             text += f", {timedelta(seconds=round(left))} left"
         logger.info(text)
         self.step, self.train_seconds = state.step, state.train_seconds
+
+    def sample(self, config: TrainConfig, parts: Parts, state: State) -> None:
+        """Prints the first line of a sample, which it writes to samples.jsonl."""
+        start = sample_start(parts)
+        text = sample_text(parts.gpt, parts.tokenizer, start, config.sample_tokens, config.seed)
+        parts.metrics.sample(text, **position(state))
+        logger.info(f"{'sample':<13}{' '.join(text.split()) or '(blank)':.100}")
+
+
+def sample_start(parts: Parts) -> list[int]:
+    """The tokens that samples continue: the first conversation up to its answer, or a prompt."""
+    chat = parts.train_data.meta.get("chat")
+    if chat is None:
+        return default_prompt(parts.tokenizer)[1]
+    block = np.array(parts.train_data.tokens[: chat["block"]])  # begins with a conversation
+    return block[: answers(block[None], chat["answer"], chat["end"]).argmax()].tolist()
 
 
 def write_result(parts: Parts, state: State, stop: Stop | None) -> None:

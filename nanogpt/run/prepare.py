@@ -14,9 +14,7 @@ from nanogpt import checkpoint, optim, rundir
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
 from nanogpt.data.files import write_json
-from nanogpt.data.meta import SPLITS, read_meta
-from nanogpt.data.mixture import open_data, read_shares
-from nanogpt.data.tokenizer import load_tokenizer
+from nanogpt.data.meta import SPLITS
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.hub import lora, weights
 from nanogpt.hub.export import check_publishing
@@ -31,6 +29,8 @@ from nanogpt.run.errors import waiting
 from nanogpt.run.metrics import RESULT, Metrics
 from nanogpt.run.provenance import code_hash, git_commit, own_code
 from nanogpt.run.stop import Interrupts
+from nanogpt.text.directories import load_meta, open_data, read_shares
+from nanogpt.text.tokenizer import load_tokenizer
 from nanogpt.train import Parts, Tally, done, logger
 
 
@@ -69,7 +69,7 @@ def prepare(
             with waiting(f"preparing {config.data}", logger.info):
                 prepare_data(Path(config.data))
         directory = next(iter(read_shares(config.data)))  # of a mixture, which has one tokenizer
-        meta = read_meta(directory)  # first: its error names a directory that does not exist
+        meta = load_meta(directory)  # first: its error names a directory that does not exist
         tokenizer = load_tokenizer(directory)
         if gpt:
             make_room(gpt, meta, config)

@@ -6,9 +6,9 @@ import sys
 import pytest
 from conversations import talk
 
-from nanogpt import chat
 from nanogpt.cli import main
 from nanogpt.hub.load import load
+from nanogpt.text import chat
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
-"""What a data directory must hold: meta.json, the files it describes, a tokenizer; nanoGPT's."""
+"""What a data directory must hold: meta.json, the files it describes, a tokenizer."""
 
 import pytest
-from directories import change, nanogpts, numbered
+from directories import change, numbered
 from texts import write_data
 
-from nanogpt.data import meta
-from nanogpt.data.meta import read_meta
-from nanogpt.data.tokenizer import BPETokenizer, char_tokenizer, load_tokenizer
 from nanogpt.data.tokens import TokenDataset
+from nanogpt.text.tokenizer import char_tokenizer
 
 
 def refused(directory, message: str, block_size: int = 16, split: str = "train", **kwargs) -> None:
@@ -19,7 +17,7 @@ def refused(directory, message: str, block_size: int = 16, split: str = "train",
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda d: (d / "meta.json").unlink(), "every second token of .*train.bin is 0"),
+        (lambda d: (d / "meta.json").unlink(), "has no meta.json: name another with --data"),
         (lambda d: (d / "meta.json").write_text("{"), "meta.json cannot be read"),
         (lambda d: (d / "meta.json").write_text("{}"), "meta.json is damaged .*KeyError"),
         (lambda d: change(d, None, chat={}), "meta.json is damaged .*KeyError: 'block'"),
@@ -76,37 +74,3 @@ def test_a_tokenizer_that_did_not_make_the_tokens_is_refused(tmp_path):
     refused(tmp_path, r"tokenizer\.json is not the tokenizer of the tokens")
     char_tokenizer(sorted(set(text))).save(tmp_path)
     assert TokenDataset(tmp_path, "train", 16).meta == written
-
-
-# Directories of nanoGPT
-
-
-def test_nanogpts_directory_of_characters_serves_as_it_is(tmp_path):
-    nanogpts(tmp_path, "ab你😀", train=[0, 1, 2, 3] * 25 + [0], val=[2] * 99)
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    data = TokenDataset(tmp_path, "train", block_size=16)
-    assert data.meta["vocab_size"] == 4 and len(data.tokens) == 101
-    assert data.bytes_per_token == (25 * (1 + 1 + 3 + 4) + 1) / 101
-    assert TokenDataset(tmp_path, "val", block_size=16).bytes_per_token == 3
-    assert load_tokenizer(tmp_path).decode([3, 0, 2]) == "😀a你"
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-
-
-def test_without_meta_pkl_its_tokens_are_gpt2s(tmp_path, text, gpt2_files):
-    gpt2, text = BPETokenizer.get("gpt2"), text + " wörld 你好 😀\n\n"
-    ids = [*gpt2.encode(text), gpt2.eot_id]  # the end of a document is no text
-    found = read_meta(nanogpts(tmp_path, train=ids, val=ids))
-    counts = {"tokens": len(ids), "bytes": len(text.encode())}
-    assert found["vocab_size"] == 50257 and found["splits"] == {"train": counts, "val": counts}
-    assert load_tokenizer(tmp_path).vocab_size == 50257
-
-
-def test_the_bytes_of_long_texts_are_estimated_from_their_beginning(tmp_path, monkeypatch):
-    monkeypatch.setattr(meta, "SAMPLE", 100)
-    found = read_meta(nanogpts(tmp_path, "a你", train=[0, 1] * 500, val=[0] * 50))
-    assert found["splits"] == {"train": {"tokens": 1000, "bytes": 2000}, "val": {"tokens": 50, "bytes": 50}}
-
-
-def test_tokens_of_another_width_are_refused(tmp_path):
-    nanogpts(tmp_path, "ab", dtype="<u4", train=[0, 1] * 50, val=[0, 1] * 50)
-    refused(tmp_path, r"train\.bin is 0 when read as uint16")

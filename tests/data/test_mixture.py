@@ -8,9 +8,11 @@ import pytest
 import torch
 from directories import change
 
-from nanogpt.data.mixture import PERIOD, open_data, read_shares, round_shares
-from nanogpt.data.tokenizer import byte_tokenizer, char_tokenizer, sha256
+from nanogpt.data.meta import tokenizer_sha256
+from nanogpt.data.mixture import PERIOD, round_shares
 from nanogpt.data.tokens import TokenDataset
+from nanogpt.text.directories import open_data, read_shares
+from nanogpt.text.tokenizer import byte_tokenizer, char_tokenizer
 
 
 def directory(path, first: int, tokens: int, tokenizer=None) -> str:
@@ -21,7 +23,7 @@ def directory(path, first: int, tokens: int, tokenizer=None) -> str:
     counts = {"tokens": tokens, "bytes": 2 * tokens}
     (tokenizer or byte_tokenizer()).save(path)
     meta = {"vocab_size": 10**6, "dtype": "uint32", "splits": {"train": counts, "val": counts}}
-    meta["tokenizer_sha256"] = sha256(path)  # as if it had made these tokens
+    meta["tokenizer_sha256"] = tokenizer_sha256(path)  # as if it had made these tokens
     (path / "meta.json").write_text(json.dumps(meta))
     return str(path)
 

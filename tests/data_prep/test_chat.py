@@ -14,12 +14,13 @@ from test_model import randomize
 from texts import put, tokens
 
 from data_prep import chat as chat_prep
-from nanogpt import GPT, chat
+from nanogpt import GPT
 from nanogpt.data.meta import read_meta
-from nanogpt.data.mixture import open_data
-from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.hub import weights
+from nanogpt.text import chat
+from nanogpt.text.directories import open_data
+from nanogpt.text.tokenizer import load_tokenizer
 
 SPLITS = ("train", "val")
 

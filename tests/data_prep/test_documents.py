@@ -11,7 +11,7 @@ from texts import KINDS, SCRIPTS, documents, expected, is_val, put, read, save_a
 
 from data_prep import text
 from data_prep.documents import Corpus, find_files, passages
-from nanogpt.data.tokenizer import BPETokenizer, load_tokenizer
+from nanogpt.text.tokenizer import BPETokenizer, load_tokenizer
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from nanogpt.data.tokenizer import byte_tokenizer, char_tokenizer
 from nanogpt.extras.check_data import examine
+from nanogpt.text.tokenizer import byte_tokenizer, char_tokenizer
 
 
 def report(directory, **options) -> tuple[str, list[str]]:

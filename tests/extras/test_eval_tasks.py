@@ -12,11 +12,11 @@ from helpers import randomize
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt import GPT
-from nanogpt.data.tokenizer import byte_tokenizer, char_tokenizer
 from nanogpt.extras import eval_tasks
 from nanogpt.extras.eval_tasks import CoreTask, evaluate
 from nanogpt.hub import export
 from nanogpt.hub.load import load
+from nanogpt.text.tokenizer import byte_tokenizer, char_tokenizer
 
 TASK = """
 dataset_path: json

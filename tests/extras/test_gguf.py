@@ -12,12 +12,11 @@ from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from nanogpt import chat
 from nanogpt.cli import main
-from nanogpt.data import bpe, tokenizer
-from nanogpt.data.tokenizer import END, START, BPETokenizer, byte_tokenizer, char_tokenizer
 from nanogpt.hub import weights
 from nanogpt.hub.load import load
+from nanogpt.text import bpe, chat, tokenizer
+from nanogpt.text.tokenizer import END, START, BPETokenizer, byte_tokenizer, char_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
 to_gguf = pytest.importorskip("nanogpt.extras.gguf")

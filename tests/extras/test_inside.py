@@ -5,10 +5,10 @@ import torch
 from shapes import CASES, CHARACTERS, make_checkpoint
 from transformers import AutoModelForCausalLM
 
-from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.extras.inside import lens, look
 from nanogpt.hub import export
 from nanogpt.hub.load import load
+from nanogpt.text.tokenizer import char_tokenizer
 
 
 @pytest.mark.parametrize("case", ["gpt2, biases, tanh", "llama", "qwen3, untied"])

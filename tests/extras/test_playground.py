@@ -11,9 +11,9 @@ from conftest import TINY
 from texts import write_data
 
 from nanogpt import GPT
-from nanogpt.data.tokenizer import load_tokenizer
 from nanogpt.extras import playground
 from nanogpt.extras.playground import Writer, token_losses
+from nanogpt.text.tokenizer import load_tokenizer
 
 HOSTILE = "<script>alert('&')</script>\n"
 

@@ -10,7 +10,7 @@ import torch
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import char_tokenizer
+from nanogpt.text.tokenizer import char_tokenizer
 
 to_onnx = pytest.importorskip("nanogpt.extras.page.to_onnx", reason="onnx or onnxruntime is not installed")
 FAST = ("gpt2", "llama", "qwen3")

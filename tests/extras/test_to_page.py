@@ -10,7 +10,7 @@ import pytest
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import char_tokenizer
+from nanogpt.text.tokenizer import char_tokenizer
 
 to_page = pytest.importorskip("nanogpt.extras.page.to_page", reason="onnx or onnxruntime is not installed")
 

@@ -5,8 +5,8 @@ from functools import lru_cache
 import pytest
 from shapes import CASES, CHARACTERS, make_checkpoint
 
-from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.hub import export
+from nanogpt.text.tokenizer import char_tokenizer
 
 
 @pytest.fixture(scope="session")

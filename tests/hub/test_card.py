@@ -7,8 +7,8 @@ from test_forged_checkpoint import seal_again
 from texts import write_data
 
 from nanogpt import checkpoint
-from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.hub import card, export
+from nanogpt.text.tokenizer import char_tokenizer
 
 
 @pytest.fixture

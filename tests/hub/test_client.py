@@ -14,7 +14,7 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt import train as training
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import char_tokenizer
+from nanogpt.text.tokenizer import char_tokenizer
 
 
 @pytest.fixture

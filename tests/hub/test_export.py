@@ -25,10 +25,11 @@ from transformers import (
     pipeline,
 )
 
-from nanogpt import GPT, chat, checkpoint
-from nanogpt.data.tokenizer import END, START, Tokenizer, byte_tokenizer, char_tokenizer
+from nanogpt import GPT, checkpoint
 from nanogpt.hub import card, export, weights
 from nanogpt.hub.load import load
+from nanogpt.text import chat
+from nanogpt.text.tokenizer import END, START, Tokenizer, byte_tokenizer, char_tokenizer
 
 as_transformers_reads_now = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.17"), reason="transformers 5.5 pads and stops differently"

@@ -8,9 +8,9 @@ from texts import write_data
 import nanogpt
 from data_prep.chat import prepare as prepare_chat
 from nanogpt import GPT, GPTConfig, checkpoint
-from nanogpt.data.tokenizer import char_tokenizer, load_tokenizer
 from nanogpt.hub import export
 from nanogpt.hub.load import load, load_checkpoint
+from nanogpt.text.tokenizer import char_tokenizer, load_tokenizer
 
 
 def test_a_run_a_checkpoint_and_an_export_are_one_model(trained_dir, tmp_path):

@@ -17,9 +17,9 @@ from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt import GPTConfig, checkpoint, rundir
 from nanogpt.cli import main
-from nanogpt.data.tokenizer import char_tokenizer
 from nanogpt.hub.load import load, load_checkpoint
 from nanogpt.hub.nanogpt import export, import_checkpoint, require_nanogpts
+from nanogpt.text.tokenizer import char_tokenizer
 
 SETTINGS = {"batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 12, "eval_interval": 3, "eval_iters": 2}
 SETTINGS |= {"learning_rate": 1e-2, "min_lr": 1e-3, "warmup_iters": 2, "lr_decay_iters": 10, "decay_lr": True}
@@ -105,7 +105,7 @@ def test_step_loss_and_settings_come_along(tmp_path, theirs_data, imported):
 
 
 def test_of_their_50304_rows_the_50257_with_a_token_are_kept(tmp_path, text, gpt2_files):
-    from nanogpt.data.tokenizer import BPETokenizer
+    from nanogpt.text.tokenizer import BPETokenizer
 
     (tmp_path / "gpt2").mkdir()
     ids = BPETokenizer.get("gpt2").encode(text).astype(np.uint16)

@@ -14,8 +14,8 @@ import torch
 from readers import READERS, SHAPES
 from shapes import CASES, CHARACTERS, make_checkpoint
 
-from nanogpt.data.tokenizer import BPETokenizer, char_tokenizer
 from nanogpt.hub.load import load
+from nanogpt.text.tokenizer import BPETokenizer, char_tokenizer
 
 to_page = pytest.importorskip("nanogpt.extras.page.to_page")
 MISSING = chromium.MISSING + ([] if shutil.which("npm") else ["npm"])

@@ -7,8 +7,8 @@ from shapes import make_checkpoint
 import nanogpt
 from data_prep import chat_tasks
 from nanogpt import GPTConfig
-from nanogpt.data.tokenizer import END, START, byte_tokenizer
 from nanogpt.hub.export import export as write_export
+from nanogpt.text.tokenizer import END, START, byte_tokenizer
 
 
 def test_the_reward_is_the_share_of_right_digits():

@@ -13,9 +13,9 @@ from test_checkpoint import save, trained
 
 from nanogpt import GPT, checkpoint, rundir
 from nanogpt.config import TrainConfig
-from nanogpt.data.tokenizer import get_tokenizer
 from nanogpt.hub.load import load
 from nanogpt.run import resume
+from nanogpt.text.tokenizer import get_tokenizer
 
 
 def content(directory: Path) -> dict[str, bytes]:

@@ -17,14 +17,15 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from nanogpt import chat, checkpoint
-from nanogpt.data.tokenizer import END, START
+from nanogpt import checkpoint
 from nanogpt.extras.page import to_onnx
 from nanogpt.hub import card
 from nanogpt.hub.export import writing
 from nanogpt.hub.load import load
 from nanogpt.model import GPT
-from nanogpt.sample import default_prompt
+from nanogpt.text import chat
+from nanogpt.text.generate import default_prompt
+from nanogpt.text.tokenizer import END, START
 
 PAGE = Path(__file__).parent / "web"
 TRANSFORMERS = "@huggingface/transformers@4.3.1"

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nanogpt.data.tokenizer import END, START
 from nanogpt.model import GPT
-from nanogpt.sample import stream_text
+from nanogpt.text.generate import stream_text
+from nanogpt.text.tokenizer import END, START
 
 ROLES = ("system", "user", "assistant")
 TEMPLATE = (

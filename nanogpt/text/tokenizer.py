@@ -16,7 +16,6 @@
 data_prep/README.md has an example.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterable
@@ -27,12 +26,12 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
-from nanogpt.data import bpe, pickles
 from nanogpt.data.files import follow, on_disk, one_line_errors, read_json, write_atomic
+from nanogpt.data.meta import TOKENIZER
+from nanogpt.text import bpe, pickles
 
-FILE = "tokenizer.json"
 EOT = "<|endoftext|>"
-START, END = "<|im_start|>", "<|im_end|>"  # of a message, see `nanogpt.chat`
+START, END = "<|im_start|>", "<|im_end|>"  # of a message, see `nanogpt.text.chat`
 # names of the end of text, in this order, unless a tokenizer_config.json gives one
 EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>")
 EVERY_CHARACTER = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -110,7 +109,7 @@ class Tokenizer:
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json into `directory`."""
         Path(directory).mkdir(parents=True, exist_ok=True)
-        write_atomic(Path(directory, FILE), self.backend.to_str().encode())
+        write_atomic(Path(directory, TOKENIZER), self.backend.to_str().encode())
 
     def with_special(self, tokens: list[str]) -> "Tokenizer":
         """A copy with those of these special tokens that it lacks, after all others."""
@@ -168,7 +167,7 @@ class BPETokenizer(Tokenizer):
 def written_by_nanogpt(directory: Path | str) -> bool:
     """Whether nanoGPT wrote a data directory: train.bin without tokenizer.json or meta.json."""
     has = {path.name for path in Path(directory).glob("*")}
-    return "train.bin" in has and not has & {FILE, "meta.json"}
+    return "train.bin" in has and not has & {TOKENIZER, "meta.json"}
 
 
 def load_tokenizer(directory: Path | str) -> Tokenizer:
@@ -178,7 +177,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     ValueError if there is none, or it is damaged.
     """
     directory = on_disk(directory)
-    path, pickled = directory / FILE, directory / "meta.pkl"
+    path, pickled = directory / TOKENIZER, directory / "meta.pkl"
     if written_by_nanogpt(directory):
         if pickled.exists():
             return char_tokenizer(pickles.read_characters(pickled))
@@ -235,8 +234,3 @@ def get_tokenizer(name: str) -> Tokenizer:
         f"tokenizer {name!r} is not one of bytes, {', '.join(encodings)}, nor a tokenizer.json, a "
         "directory with one, or OWNER/NAME of a model on the Hub; char is for plain text"
     )
-
-
-def sha256(directory: Path | str) -> str:
-    """Checksum of a directory's tokenizer.json, recorded in meta.json beside the tokens it made."""
-    return hashlib.sha256(Path(directory, FILE).read_bytes()).hexdigest()

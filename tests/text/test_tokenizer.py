@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from nanogpt.data.tokenizer import (
+from nanogpt.text.tokenizer import (
     END,
     EOT,
     START,
@@ -22,7 +22,7 @@ from nanogpt.data.tokenizer import (
     get_tokenizer,
     load_tokenizer,
 )
-from nanogpt.data.tokenizer import Tokenizer as HFTokenizer
+from nanogpt.text.tokenizer import Tokenizer as HFTokenizer
 
 MIXED = "Hello wörld 你好 😀 \n\n  def f(x):\t\r\n  it's 1234567 — ROMEO:<|endoftext|>"
 NO_SURROGATES = st.text(alphabet=st.characters(exclude_categories=["Cs"]))

@@ -7,8 +7,9 @@ import torch
 from conversations import talk, talks
 from helpers import randomize
 
-from nanogpt import GPT, GPTConfig, chat
-from nanogpt.data.tokenizer import END, START, byte_tokenizer, char_tokenizer, get_tokenizer, load_tokenizer
+from nanogpt import GPT, GPTConfig
+from nanogpt.text import chat
+from nanogpt.text.tokenizer import END, START, byte_tokenizer, char_tokenizer, get_tokenizer, load_tokenizer
 
 HARD = talk("  two\n\nlines ", "\n\nwith white space \t", "Ünïcode 你好 12", "  ", system=" I'm\nsystem")
 CHARACTERS = "".join(sorted({c for messages in (*talks(), HARD) for m in messages for c in m["role"] + m["content"]}))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanogpt.data.pickles import read_characters, read_checkpoint
+from nanogpt.text.pickles import read_characters, read_checkpoint
 
 
 class Calls:
