@@ -3,9 +3,9 @@
 ids = model.generate(prompt, max_new_tokens=100, temperature=0.8, top_k=50, seed=1)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -68,19 +68,16 @@ def stream(
     context = idx[:, -block_size:]
     room = min(block_size, context.size(1) + max_new_tokens)
     weight = model.wte.weight
-    # torch.compile would compile a model that is compiled for training again for each length
-    by_block = hasattr(model.h[0].forward, "_torchdynamo_orig_callable")
-    for_training = by_block or model._compiled_call_impl is not None
-    mode = partial(torch.compiler.set_stance, "force_eager") if for_training else nullcontext
-    by_position = "forward" in vars(model.h[0]) and not by_block  # by compile_decoding
-    cache = KVCache(model.config, idx.size(0), weight.device, weight.dtype, room, by_position)
+    cache = KVCache(
+        model.config, idx.size(0), weight.device, weight.dtype, room, model.ops.cache_memory
+    )
     unread = context
     ended = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         if context.size(1) > block_size:
             context = unread = context[:, -max(1, block_size // 2) :]
             cache.length = 0
-        with sampling_kernels(idx.device), mode():
+        with sampling_kernels(idx.device):
             logits = model(unread, cache=cache, logits_to_keep=1)[:, -1].float()  # (B, V)
         unread = draw(logits, temperature, top_k, top_p, generator)
         if eos_id is not None:
@@ -100,7 +97,7 @@ class KVCache:
             logits = model(prompt, cache=cache)  # then model(token, cache=cache) for each new token
 
     `GPT.forward` asks for the place of the next tokens (`place`). Each block puts its keys and
-    values there, in its layer of the cache, and gets all of them back (`extend`).
+    values there, in its layer of the cache, and gets all of them back (`LayerCache.extend`).
     """
 
     def __init__(
@@ -110,23 +107,17 @@ class KVCache:
         device=None,
         dtype=None,
         room: int | None = None,
-        by_position: bool = False,
+        cache_memory: Callable = torch.zeros,
     ):
-        """`room` is the largest number of tokens, by default block_size; `dtype` is the model's.
+        """`room` is the largest number of tokens, by default block_size.
 
-        With `by_position` each position is contiguous in memory, as compiled models need. Otherwise
-        each head is, which is faster without compiling.
+        `dtype` is the model's, `cache_memory` that of its operators.
         """
         room = room or config.block_size
         shape = (config.n_layer, batch_size, config.kv_heads, room, config.head_size)
-        if by_position:
-            shape = (config.n_layer, room, batch_size, config.kv_heads, config.head_size)
-        keys = torch.zeros(shape, device=device, dtype=dtype)
-        values = torch.zeros(shape, device=device, dtype=dtype)
-        if by_position:
-            keys, values = keys.permute(0, 2, 3, 1, 4), values.permute(0, 2, 3, 1, 4)
-        self.by_position = by_position
-        self.layers = [LayerCache(self, k, v) for k, v in zip(keys, values, strict=True)]
+        self.keys = cache_memory(shape, device=device, dtype=dtype)  # (L, B, K, room, D)
+        self.values = cache_memory(shape, device=device, dtype=dtype)
+        self.layers: list[LayerCache] = []
         self.positions = torch.arange(room, device=device)
         self.rope = rope_tables(config, self.positions) if config.position == "rope" else ()
         self.length = 0  # tokens placed so far
@@ -134,14 +125,16 @@ class KVCache:
     def place(self, T: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
         """Positions (T,) of the next T tokens, their rows of `rope_tables`, and their mask (T, S).
 
-        The mask is None for the first tokens and for a single token, which need none. Raises
-        ValueError if there is no room for them.
+        `layers` then have room for them. The mask is None for the first tokens and for a single
+        token, which need none. Raises ValueError if there is no room.
         """
         start, room = self.length, len(self.positions)
         end = start + T
         if end > room:
             raise ValueError(f"{end} tokens do not fit into a cache of {room}")
         self.length = end
+        both = zip(self.keys[:, :, :, :end], self.values[:, :, :, :end], strict=True)
+        self.layers = [LayerCache(keys, values) for keys, values in both]
         rows = [table[start:end] for table in self.rope]
         positions, mask = self.positions[start:end], None
         if T > 1 and start:
@@ -149,27 +142,15 @@ class KVCache:
         return positions, rows, mask
 
 
-class LayerCache:
-    """The keys and values (B, K, room, D) of one block."""
+class LayerCache(NamedTuple):
+    """The keys and values (B, K, S, D) of one block, with room for the next T tokens at the end."""
 
-    def __init__(self, cache: KVCache, keys: torch.Tensor, values: torch.Tensor):
-        self.cache = cache
-        self.keys = keys
-        self.values = values
+    keys: torch.Tensor
+    values: torch.Tensor
 
-    def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (B, K, S, D) of the S tokens placed so far."""
-        end = self.cache.length
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple:
+    def extend(self, k: torch.Tensor, v: torch.Tensor) -> "LayerCache":
         """Puts k and v (B, K, T, D) into the last T rows; returns all keys and values."""
-        return append(*self.rows(), k, v)
-
-
-def append(keys, values, k, v) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts k and v (B, K, T, D) into the last T rows (B, K, S, D), and returns all of them."""
-    T = k.size(2)
-    keys[:, :, -T:] = k
-    values[:, :, -T:] = v
-    return keys, values
+        T = k.size(2)
+        self.keys[:, :, -T:] = k
+        self.values[:, :, -T:] = v
+        return self

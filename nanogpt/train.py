@@ -14,7 +14,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,8 +92,7 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
         index = i * accelerator.num_processes + accelerator.process_index
         x, y = micro_batch(config, parts, state, index)  # (B, T) each
         with accelerator.accumulate(parts.model):  # DDP averages gradients after the last one
-            with parts.autocast():
-                loss = nan_if_not_finite(parts.model(x, y))
+            loss = nan_if_not_finite(parts.model(x, y))
             if targets is not None:  # each target of the step counts the same
                 loss = loss * (y != -1).sum() / targets
             accelerator.backward(loss)
@@ -198,7 +196,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
     )
     if worth_saving and (is_best or done(config, state) or config.always_save_checkpoint):
         save(config, parts, state)
-        if is_best and parts.peers.all_max(parts.save_error is not None)[0]:
+        if is_best and parts.interrupts.save_failed():
             state.best_val_loss, state.best_step = best_before  # only a saved step can be the best
     if config.sample_tokens and not parts.sharded and math.isfinite(loss):
         parts.progress.sample(config, parts, state)
@@ -207,9 +205,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
 
 def validate(config: TrainConfig, parts: "Parts", state: State) -> dict:
     """Evaluates together with the other processes; returns what `evaluate` does."""
-    # not compiled: its two sizes would take longer to compile than they save
-    eager = torch.compiler.set_stance("force_eager") if parts.compiled else nullcontext()
-    with parts.progress.waiting("evaluating"), parts.autocast(), eager:
+    with parts.progress.waiting("evaluating"):
         return evaluate(
             parts.gpt,
             parts.val_data,
@@ -227,34 +223,24 @@ def save(config: TrainConfig, parts: "Parts", state: State) -> None:
     Must be called on all processes. The main one writes, and the others wait for it when they next
     share something.
     """
-    start = time.perf_counter()
     accelerator = parts.accelerator
     main_process = accelerator.is_main_process
-    parts.saved_step, parts.save_error = state.step, None
-    try:
+    with parts.interrupts.saving(state.step):
         # all processes gather shards; only the main one keeps them
         weights, moments = checkpoint.collect(parts.gpt, parts.optimizers, keep=main_process)
-        if main_process:
-            # with the steps skipped since the last line of metrics
-            stored = replace(state, skipped_steps=state.skipped_steps + int(parts.tally.skipped))
-            if accelerator.scaler is not None:  # of fp16
-                scale = accelerator.scaler.state_dict()
-                stored.loss_scale = scale["scale"]
-                stored.loss_scale_steps = scale["_growth_tracker"]
-            parts.metrics.sync()
-            keep = config.keep_checkpoints
-            checkpoint.save(
-                parts.out_dir, stored, weights, moments, parts.settings, parts.tokenizer, keep
-            )
-        parts.failed_saves = 0
-    except Exception as error:  # a full disk, most likely: the run is worth more than a checkpoint
-        parts.failed_saves += 1
-        reason = str(error) if isinstance(error, OSError | ValueError) else repr(error)
-        parts.save_error = f"step {state.step} could not be saved: {reason}"
-        logger.warning(
-            f"{parts.save_error}; earlier checkpoints are untouched, and training continues"
+        if not main_process:
+            return
+        # with the steps skipped since the last line of metrics
+        stored = replace(state, skipped_steps=state.skipped_steps + int(parts.tally.skipped))
+        if accelerator.scaler is not None:  # of fp16
+            scale = accelerator.scaler.state_dict()
+            stored.loss_scale = scale["scale"]
+            stored.loss_scale_steps = scale["_growth_tracker"]
+        parts.metrics.sync()
+        keep = config.keep_checkpoints
+        checkpoint.save(
+            parts.out_dir, stored, weights, moments, parts.settings, parts.tokenizer, keep
         )
-    parts.save_seconds = time.perf_counter() - start
 
 
 # When
@@ -329,18 +315,10 @@ class Parts:
     # what the loop measures
     tally: Tally
     timed_since: float | None = None  # when steps began to be timed; none while they are not
-    saved_step: int = 0  # of the last save, also if it failed
-    failed_saves: int = 0  # in a row, the last one with this error
-    save_error: str | None = None
-    save_seconds: float = 0.0  # duration of the last save
     sharded: bool = False  # by FSDP2
     compiled: bool = False
     peak_flops: float | None = None  # of the device, if known
     make_model: Callable[[GPTConfig], GPT] = GPT
-
-    def autocast(self):
-        """Mixed precision around a sharded model; Accelerate has wrapped any other model in it."""
-        return self.accelerator.autocast() if self.sharded else nullcontext()
 
 
 def position(state: State) -> dict:

@@ -18,7 +18,6 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ from torch.func import functional_call
 
 from nanogpt.model import GPT, Block, Linear, attention, cross_entropy
 from nanogpt.ops.aot import Program
-from nanogpt.sample import append
+from nanogpt.sample import LayerCache
 
 SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
 WORTHWHILE = 1e11  # tokens times parameters: fewer save less time than a first run takes (LOG.md)
@@ -110,6 +109,15 @@ def single_query(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False
     return y.view(B, H, 1, D).to(v.dtype)
 
 
+def rows_by_position(shape: tuple[int, ...], **options) -> torch.Tensor:
+    """The zeros (L, B, K, S, D) of a cache whose rows are contiguous in memory for all of S.
+
+    Without compiling, torch's attention is slower that way (LOG.md).
+    """
+    L, B, K, S, D = shape
+    return torch.zeros(L, S, B, K, D, **options).permute(0, 2, 3, 1, 4)
+
+
 def is_worth_compiling(model: GPT, tokens: int) -> bool:
     """Whether to compile by default, if so many tokens are sampled on a CPU."""
     on_cpu = model.wte.weight.device.type == "cpu"
@@ -149,7 +157,8 @@ def compile_decoding(model: GPT, int8: bool = False) -> GPT:
             del module.weight
             module.weight = rounded
     loss = functools.partial(cross_entropy, linear=linear)
-    model.use(model.ops._replace(linear=linear, attention=single_query, loss=loss))
+    ops = model.ops._replace(linear=linear, attention=single_query, loss=loss)
+    model.use(ops._replace(cache_memory=rows_by_position))
     programs: dict[str, Program] = {}  # blocks that compute the same share one
     for block in model.h:
         vars(block).pop("forward", None)  # compiled for training, or by an earlier call
@@ -199,8 +208,7 @@ def block_program(block: Block, name: str) -> Program:
     def step(x, keys, values, *others) -> torch.Tensor:
         rope, weights = others[: -len(names)], others[-len(names) :]
         named = dict(zip(names, weights, strict=True))
-        keys, values = keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3)  # (B, K, S, D)
-        cache = SimpleNamespace(extend=functools.partial(append, keys, values))
+        cache = LayerCache(keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3))  # (B, K, S, D)
         return functional_call(template, named, (x, rope, cache))
 
     return Program(step, name, growing=(1, 2))
@@ -212,9 +220,11 @@ def compile_block(block: Block, program: Program) -> None:
     weights = list(tensors(block).values())
 
     def forward(x, rope=None, cache=None, mask=None) -> torch.Tensor:
-        if x.size(1) > 1 or not cache or not cache.cache.by_position or cache.cache.length < 2:
+        if x.size(1) > 1 or not cache or cache.keys.size(2) < 2:
             return plain(x, rope, cache, mask)
-        keys, values = (rows.permute(2, 0, 1, 3) for rows in cache.rows())  # contiguous
+        keys, values = (rows.permute(2, 0, 1, 3) for rows in cache)
+        if not keys.is_contiguous():  # not of `rows_by_position`: the program would fill a copy
+            return plain(x, rope, cache, mask)
         return program.run(x, keys, values, *rope, *weights)
 
     block.forward = forward

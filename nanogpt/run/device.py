@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -21,6 +22,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import nn
 
 import nanogpt
 from nanogpt.config import TrainConfig
@@ -253,14 +255,25 @@ def compile_model(model: GPT, whole: bool) -> None:
     `whole` is one graph, with fewer launches for the host. Otherwise each block and the loss are
     compiled, and all blocks share one compilation, which is faster on a CPU. What happens between
     them stays outside: FSDP gathers the next one, DDP sums gradients. Each shape has graphs of its
-    own (dynamic=False).
+    own (dynamic=False). Evaluating and sampling are not compiled: the graphs of their sizes would
+    take longer to compile than they save.
     """
     torch.compiler.set_stance("default")  # an earlier run may have failed to compile
     if whole and len(model.h) <= MOST_BLOCKS:
-        model.compile(dynamic=False)
+        model.forward = compiled_for_training(model, model.forward)
         return
     # DDP's gradients are ready block by block anyway; otherwise it cuts each block's graph in two
     torch._dynamo.config.optimize_ddp = False  # type: ignore[attr-defined]
     for block in model.h:
-        block.forward = torch.compile(block.forward, dynamic=False)
-    model.loss = torch.compile(model.loss, dynamic=False)
+        block.forward = compiled_for_training(block, block.forward)
+    model.loss = compiled_for_training(model, model.loss)
+
+
+def compiled_for_training(module: nn.Module, method: Callable) -> Callable:
+    """A method of a module that is compiled while the module trains."""
+    compiled = torch.compile(method, dynamic=False)
+
+    def forward(*args, **options) -> torch.Tensor:
+        return (compiled if module.training else method)(*args, **options)
+
+    return forward

@@ -83,16 +83,17 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
             stop = why
         pause(config, parts, state)
         if stop and stop.code != 1:
-            if parts.saved_step != state.step and config.max_iters > 0:  # else it only evaluates
+            only_evaluates = config.max_iters == 0
+            if parts.interrupts.saved_step != state.step and not only_evaluates:
                 save(config, parts, state)
             saved = state.step or list_checkpoints(parts.out_dir)  # fine-tuning saves step 0
             what = f"step {state.step} is saved" if saved else "there was no step to save"
             again = "" if config.resume == "auto" or not config.max_iters else " with --resume=auto"
             stop.reason += f": {what}; to resume, repeat the command{again}"
         parts.metrics.close()
-        unsaved = parts.peers.all_max(parts.save_error is not None)[0]
+        unsaved = parts.interrupts.save_failed()
         if unsaved and (stop is None or stop.code != 1):  # an error before it comes first
-            stop = Stop(parts.save_error, code=1)
+            stop = Stop(parts.interrupts.save_error, code=1)
         if parts.metrics.files:  # not if a finished run is only evaluated again
             console.write_result(parts, state, stop)
         if stop:

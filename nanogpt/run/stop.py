@@ -4,12 +4,13 @@ import math
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nanogpt.checkpoint import State
 from nanogpt.config import TrainConfig
 from nanogpt.run.agree import Peers
-from nanogpt.train import Parts, log_is_due
+from nanogpt.train import Parts, log_is_due, logger
 
 # Slurm can send SIGUSR1 before its time limit; SIGHUP: the terminal closes
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -33,7 +34,10 @@ class Interrupts:
         """`minutes` count from here, before anything is loaded; 0 means no limit."""
         self.peers = peers
         self.number = 0  # of the signal received
-        self.saving = 0.0  # seconds that the last save took
+        self.saved_step = 0  # of the last save, also if it failed
+        self.save_error: str | None = None  # of the last save
+        self.failed_saves = 0  # in a row
+        self.save_seconds = 0.0  # duration of the last save
         self.end = time.monotonic() + 60 * (minutes or math.inf)
         self.last = time.monotonic()  # end of the last step
         self.longest = 0.0  # longest time in seconds from the end of a step to the end of the next
@@ -71,13 +75,34 @@ class Interrupts:
                 signal.signal(number, signal.SIG_IGN)
                 self.before[number] = signal.SIG_IGN
 
+    @contextmanager
+    def saving(self, step: int):
+        """Context manager around saving `step`: an error is a warning and ends no run by itself."""
+        start = time.perf_counter()
+        self.saved_step, self.save_error = step, None
+        try:
+            yield
+            self.failed_saves = 0
+        except Exception as error:  # a full disk, most likely: the run is worth more
+            self.failed_saves += 1
+            reason = str(error) if isinstance(error, OSError | ValueError) else repr(error)
+            self.save_error = f"step {step} could not be saved: {reason}"
+            logger.warning(
+                f"{self.save_error}; earlier checkpoints are untouched, and training continues"
+            )
+        self.save_seconds = time.perf_counter() - start
+
+    def save_failed(self) -> bool:
+        """Whether the last save failed on any process."""
+        return bool(self.peers.all_max(self.save_error is not None)[0])
+
     def check(self, seconds: float = 0.0, failure: str | None = None) -> None:
         """Raises Stop on all processes: after a signal or a failure, or if time runs out.
 
         That is, if there is no time left to save after the next `seconds`. All must call this
         equally often. A step whose evaluation it ends is saved without a result.
         """
-        late = time.monotonic() + seconds + self.saving > self.end
+        late = time.monotonic() + seconds + self.save_seconds > self.end
         number, late, failed = self.peers.all_max(self.number, late, failure is not None)
         if failed:
             raise Stop(failure, code=1)
@@ -102,5 +127,4 @@ class Interrupts:
             )
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
-        self.saving = parts.save_seconds
-        self.check(self.longest, parts.save_error if parts.failed_saves >= FAILED_SAVES else None)
+        self.check(self.longest, self.save_error if self.failed_saves >= FAILED_SAVES else None)

@@ -145,7 +145,7 @@ def test_the_library_computes_the_same_for_all_lengths_and_serves_later_processe
     tokens = torch.randint(65, (B, config.block_size, 1))
     close = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.2}
     with torch.inference_mode():
-        caches = [KVCache(config, B, dtype=dtype, by_position=by_position) for by_position in (False, True)]
+        caches = [KVCache(config, B, dtype=dtype, cache_memory=m.ops.cache_memory) for m in (model, compiled)]
         for token in tokens.unbind(1):
             plain, fast = (m(token, cache=c) for m, c in zip((model, compiled), caches, strict=True))
             torch.testing.assert_close(fast, plain, **close)

@@ -40,7 +40,7 @@ def test_the_result_says_why_a_run_ended_early(make_run, how, reason):
                 run.interrupts.end = 0.0
             else:
                 run.tally.bad_in_a_row += 5
-                run.parts.save_error = "an earlier save failed"  # which is not what ended the run
+                run.interrupts.save_error = "an earlier save failed"  # which is not what ended the run
 
     run.step = troubled
     with pytest.raises(SystemExit):

@@ -23,7 +23,11 @@ def code(interrupts: Interrupts, saving: float = 0, failed: int = 0, bad: int = 
     tally = SimpleNamespace(bad_in_a_row=bad, lr=0.1)
     accelerator = SimpleNamespace(scaler=scaler, mixed_precision="no")
     parts = SimpleNamespace(accelerator=accelerator, tally=tally, out_dir=Path("nowhere"))
-    parts.save_seconds, parts.failed_saves, parts.save_error = saving, failed, "step 1 could not be saved"
+    interrupts.save_seconds, interrupts.failed_saves, interrupts.save_error = (
+        saving,
+        failed,
+        "step 1 could not be saved",
+    )
     try:
         interrupts.check_step(TrainConfig(log_interval=1), parts, State(step=1))
     except Stop as stop:
