@@ -1,7 +1,9 @@
 """The programs in benchmarks/ still run: their shortest form."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +34,16 @@ def test_the_device_report_tests_and_measures_a_cpu(zygote, tmp_path):
     assert {row["result"] for row in report["tests"]} == {"passed", "skipped"}
     assert {row["who"] for row in report["bench"]} == {"nanogpt", "nanoGPT's formula"} and report["time"]["best"]
     assert all(row["of_limit"] > 0 for row in report["bench"])  # of a large matmul, measured in the same run
+
+
+def test_the_share_of_matmuls_and_attention_is_a_part_of_the_step(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import step_share
+
+    line = step_share.measure(
+        SimpleNamespace(model="classic", precision="fp32", rounds=3, device="cpu", batch_size=None)
+    )
+    assert 0 < int(re.search(r"share (\d+)%", line)[1]) <= 110, line  # of neighboring times, so about 100 at most
 
 
 @pytest.mark.parametrize("name", ["cpu_parts", "against_nanogpt"])

@@ -111,7 +111,7 @@ def prepare(
         state = resume.resumed_state(start, config, accelerator.scaler, same_text)
     out_dir = Path(config.out_dir)
     flat = settings["model"] | settings["train"]
-    with peers.in_agreement():
+    with peers.watched(), peers.in_agreement():
         is_run = (out_dir / checkpoint.CONFIG).exists()
         # a run that only evaluates a checkpoint again leaves its settings and curve as they are
         complete = state.evaluated_step == state.step and (out_dir / RESULT).exists()

@@ -156,6 +156,9 @@ def test_one_graph_is_compiled_or_one_for_all_blocks_and_the_loss(monkeypatch, w
     device.compile_model(model, whole)
     assert torch.equal(model(idx, idx), expected) and counter.frame_count == graphs
     assert [name for name, _ in model.named_parameters()] == names
+    model.generate(idx, 3)  # neither sampling nor evaluating compiles anything
+    model.eval()(idx[:1, :9], idx[:1, :9])
+    assert torch.equal(model.train()(idx, idx), expected) and counter.frame_count == graphs
 
 
 def test_graphs_of_a_cpu_can_be_kept_in_inductors_cache(monkeypatch):
