@@ -160,7 +160,7 @@ class Ops(NamedTuple):
     layer_norm: Callable = F.layer_norm
     dropout: Callable = F.dropout
     attention: Callable = attention
-    cache_memory: Callable = torch.zeros  # of keys or values (L, B, K, S, D) while sampling
+    cache_memory: Callable = torch.zeros  # for keys or values (L, B, K, S, D)
     loss: Callable = cross_entropy
 
 

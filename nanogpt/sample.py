@@ -53,8 +53,8 @@ def stream(
 
     The end-of-text token `eos_id` ends a sample, which repeats it from then on; the stream ends
     with the last sample. Temperature 0 takes the likeliest token. The same seed draws the same
-    tokens on the same device. Raises ValueError at the first token if the prompt is empty, and on a
-    CPU if the logits are not finite.
+    tokens on the same device. The model must be in eval mode, which `GPT.generate` sets. Raises
+    ValueError at the first token if the prompt is empty, and on a CPU if the logits are not finite.
 
     When the context is full, its older half is dropped and the newer half is read again from
     position 0. (Dropping single tokens, as nanoGPT does, takes a full pass for each token.)
@@ -93,7 +93,7 @@ class KVCache:
     """Keys and values of the tokens read so far, allocated once: no tensor grows while sampling.
 
         with torch.inference_mode():
-            cache = KVCache(model.config, batch_size=1)
+            cache = KVCache(model.config, batch_size=1, cache_memory=model.ops.cache_memory)
             logits = model(prompt, cache=cache)  # then model(token, cache=cache) for each new token
 
     `GPT.forward` asks for the place of the next tokens (`place`). Each block puts its keys and
@@ -111,7 +111,7 @@ class KVCache:
     ):
         """`room` is the largest number of tokens, by default block_size.
 
-        `dtype` is the model's, `cache_memory` that of its operators.
+        Pass the model's dtype and its `ops.cache_memory`.
         """
         room = room or config.block_size
         shape = (config.n_layer, batch_size, config.kv_heads, room, config.head_size)
@@ -125,8 +125,9 @@ class KVCache:
     def place(self, T: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
         """Positions (T,) of the next T tokens, their rows of `rope_tables`, and their mask (T, S).
 
-        `layers` then have room for them. The mask is None for the first tokens and for a single
-        token, which need none. Raises ValueError if there is no room.
+        Afterwards `layers` holds each block's cache, with room for these tokens. The mask is None
+        for the first tokens and for a single token, which need none. Raises ValueError if there is
+        no room.
         """
         start, room = self.length, len(self.positions)
         end = start + T

@@ -311,7 +311,7 @@ class Parts:
     metrics: Any  # metrics.Metrics: metrics.jsonl and trackers
     progress: Any  # console.Progress
     peers: Any  # agree.Peers: decisions that all processes share
-    interrupts: Any  # stop.Interrupts: reasons to stop
+    interrupts: Any  # stop.Interrupts: reasons to stop, failing saves
     # what the loop measures
     tally: Tally
     timed_since: float | None = None  # when steps began to be timed; none while they are not

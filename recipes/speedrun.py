@@ -31,6 +31,7 @@ from nanogpt.evaluate import evaluate
 from nanogpt.hub.load import load
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import parse, settings_parser
+from nanogpt.text.directories import open_data
 from nanogpt.train import main
 
 DATA = "data/shakespeare_char"
@@ -85,7 +86,7 @@ def train_student(asked: TrainConfig, seed: int, flags: list[str]) -> tuple[Path
     runs = main(*TRACKS[15], prepare=shakespeare.prepare, argv=[*flags, *own])
     teachers = [load(run / "last")[0] for run in runs]
     start = time.perf_counter()
-    data = TokenDataset(DATA, "train", teachers[0].config.block_size)
+    data = open_data(DATA, "train", teachers[0].config.block_size)
     HourStudent.teach = Predictions(teachers, data)
     seconds = sum(map(train_seconds, runs)) + time.perf_counter() - start
     left = max(asked.train_minutes - seconds / 60, 1e-3)
@@ -104,7 +105,7 @@ def row(runs: dict[Path, float], minutes: float) -> str:
     losses = []
     for run, seconds in runs.items():
         model = load(run / "last")[0]
-        val_data = TokenDataset(DATA, "val", model.config.block_size)
+        val_data = open_data(DATA, "val", model.config.block_size)
         if val_data.token_count != VALIDATION:
             raise ValueError(f"{DATA} is not nanoGPT's split of the original text")
         if seconds > 60 * minutes + 1:

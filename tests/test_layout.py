@@ -41,6 +41,8 @@ def test_the_core_imports_none_of_the_outer_rings():
         ("__init__.py", "nanogpt.text.tokenizer.Tokenizer"),
         ("__main__.py", "nanogpt.cli.main"),
     }
+    libraries = {name.split(".")[0] for path in core for name in imports(path)}
+    assert not libraries & {"tokenizers", "tiktoken", "transformers"}  # the core sees token ids only
 
 
 def test_nothing_unpickles_but_one_guarded_file():

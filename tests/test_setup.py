@@ -83,6 +83,8 @@ def test_optimizers_of_ones_own_and_changed_code_are_other_ideas(data, tmp_path,
         ("data/tokens.py", True),
         ("ops/cpu.py", True),
         ("run/device.py", True),
+        ("text/directories.py", True),
+        ("text/tokenizer.py", False),
         ("run/plan.py", False),
     ],
 )

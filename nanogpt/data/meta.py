@@ -13,7 +13,7 @@ import numpy as np
 from nanogpt.data.files import on_disk, one_line_errors, read_json
 
 SPLITS = ("train", "val")
-TOKENIZER = "tokenizer.json"  # which made the tokens
+TOKENIZER = "tokenizer.json"  # the tokenizer that made the tokens
 AGAIN = "prepare the data again in a new directory"
 
 

@@ -1,11 +1,10 @@
 """Several data sets read as one, in given proportions: `--data data/a:0.7,data/b:0.3`.
 
-A fixed table, repeated every 10,000 samples, says which directory a sample comes from. The
-directories take turns as evenly as their shares allow: 0.7 and 0.3 give a b a a a b a a b a ...
-After any number of samples, each directory is within a sample or two of its share. The table also
-counts the earlier samples of each directory, so a sample of a mixture is a pure function of (seed,
-sample number), too. Each directory has its own epochs. Evaluation reads the validation tokens of
-all directories once, whatever the shares.
+A fixed table, repeated every 10,000 samples, says which data set a sample comes from. They take
+turns as evenly as their shares allow: 0.7 and 0.3 give a b a a a b a a b a ... After any number of
+samples, each is within a sample or two of its share. The table also counts the earlier samples of
+each data set, so a sample of a mixture is a pure function of (seed, sample number), too. Each data
+set has its own epochs. Evaluation reads the validation tokens of all once, whatever the shares.
 """
 
 from collections.abc import Iterator
@@ -40,11 +39,11 @@ class Mixture(TokenDataset):
             self.meta["splits"][name] = sums | {"parts": parts}
         self.token_count = self.meta["splits"][split]["tokens"]
         self.bytes_per_token = self.meta["splits"][split]["bytes"] / self.token_count
-        # sample m of a directory with q samples in a period belongs at (m + 1/2) / q of the period
+        # sample m of a data set with q samples in a period belongs at (m + 1/2) / q of the period
         due = np.concatenate([(np.arange(q) + 0.5) / q for q in self.quotas])
         order = np.argsort(due, kind="stable")
-        # for each sample of a period: which directory it comes from, and how many samples of that
-        # directory come before it in the period; both (PERIOD,)
+        # for each sample of a period: which data set it comes from, and how many samples of that
+        # data set come before it in the period; both (PERIOD,)
         self.dataset_of = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
         self.earlier = np.concatenate([np.arange(q) for q in self.quotas])[order]
 
@@ -62,7 +61,7 @@ class Mixture(TokenDataset):
         return x, y
 
     def whole_split(self, *args, **options) -> Iterator[Batch]:
-        """The batches of `TokenDataset.whole_split` of one directory after another."""
+        """The batches of `TokenDataset.whole_split` of one data set after another."""
         for dataset in self.datasets:
             yield from dataset.whole_split(*args, **options)
 

@@ -108,7 +108,7 @@ class TokenDataset:
         vocab_size: int | None = None,
         meta: dict | None = None,
     ):
-        """`meta` takes the place of meta.json.
+        """If `meta` is given, meta.json is not read.
 
         Raises ValueError for missing, damaged or short files, and ids >= `vocab_size`.
         """

@@ -110,9 +110,9 @@ def single_query(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=False
 
 
 def rows_by_position(shape: tuple[int, ...], **options) -> torch.Tensor:
-    """The zeros (L, B, K, S, D) of a cache whose rows are contiguous in memory for all of S.
+    """Zeros (L, B, K, S, D) in which the first n positions of a layer are contiguous, for any n.
 
-    Without compiling, torch's attention is slower that way (LOG.md).
+    Uncompiled attention is slower with this layout (LOG.md).
     """
     L, B, K, S, D = shape
     return torch.zeros(L, S, B, K, D, **options).permute(0, 2, 3, 1, 4)
@@ -173,7 +173,7 @@ def compile_decoding(model: GPT, int8: bool = False) -> GPT:
 
 def description(block: Block) -> str:
     """What a block computes: its operators and tensors, and its modules' classes and settings."""
-    lines = [f"{op.__module__}.{getattr(op, '__qualname__', op)}" for op in block.ops[:-1]]
+    lines = [f"{op.__module__}.{getattr(op, '__qualname__', op)}" for op in block_ops(block)]
     lines += [f"{name} {tuple(x.shape)} {x.dtype}" for name, x in tensors(block).items()]
     for name, module in block.named_modules():
         kept = {
@@ -187,11 +187,16 @@ def description(block: Block) -> str:
 
 def is_own(block: Block) -> bool:
     """Whether all its code is this package's or torch's."""
-    code = [*map(type, block.modules()), *block.ops[:-1]]
+    code = [*map(type, block.modules()), *block_ops(block)]
     for module in block.modules():
         code += [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         code += [vars(module)["forward"]] if "forward" in vars(module) else []
     return all(str(c.__module__).partition(".")[0] in ("nanogpt", "torch") for c in code)
+
+
+def block_ops(block: Block) -> list[Callable]:
+    """The operators that a block may use: all but the loss."""
+    return [op for name, op in block.ops._asdict().items() if name != "loss"]
 
 
 def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -223,7 +228,7 @@ def compile_block(block: Block, program: Program) -> None:
         if x.size(1) > 1 or not cache or cache.keys.size(2) < 2:
             return plain(x, rope, cache, mask)
         keys, values = (rows.permute(2, 0, 1, 3) for rows in cache)
-        if not keys.is_contiguous():  # not of `rows_by_position`: the program would fill a copy
+        if not keys.is_contiguous():  # not by `rows_by_position`: it would write into a copy
             return plain(x, rope, cache, mask)
         return program.run(x, keys, values, *rope, *weights)
 

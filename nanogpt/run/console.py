@@ -69,7 +69,7 @@ def introduce(config: TrainConfig, parts: Parts, state: State) -> None:
 
 
 class Progress:
-    """Prints a line about the training every few seconds."""
+    """Prints a line about the training every few seconds, and a sample after evaluations."""
 
     def __init__(self, config: TrainConfig, state: State):
         self.max_iters = 0 if config.train_minutes else config.max_iters
@@ -92,7 +92,7 @@ class Progress:
         self.step, self.train_seconds = state.step, state.train_seconds
 
     def sample(self, config: TrainConfig, parts: Parts, state: State) -> None:
-        """Prints the first line of a sample, which it writes to samples.jsonl."""
+        """Samples from the model, writes the text to samples.jsonl, and prints its beginning."""
         start = sample_start(parts)
         text = sample_text(parts.gpt, parts.tokenizer, start, config.sample_tokens, config.seed)
         parts.metrics.sample(text, **position(state))

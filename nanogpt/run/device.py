@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import MethodType
 
 import accelerate
 import numpy as np
@@ -255,8 +256,8 @@ def compile_model(model: GPT, whole: bool) -> None:
     `whole` is one graph, with fewer launches for the host. Otherwise each block and the loss are
     compiled, and all blocks share one compilation, which is faster on a CPU. What happens between
     them stays outside: FSDP gathers the next one, DDP sums gradients. Each shape has graphs of its
-    own (dynamic=False). Evaluating and sampling are not compiled: the graphs of their sizes would
-    take longer to compile than they save.
+    own (dynamic=False). Evaluation and sampling run uncompiled: compiling graphs for their shapes
+    would take longer than it saves.
     """
     torch.compiler.set_stance("default")  # an earlier run may have failed to compile
     if whole and len(model.h) <= MOST_BLOCKS:
@@ -270,10 +271,12 @@ def compile_model(model: GPT, whole: bool) -> None:
 
 
 def compiled_for_training(module: nn.Module, method: Callable) -> Callable:
-    """A method of a module that is compiled while the module trains."""
-    compiled = torch.compile(method, dynamic=False)
+    """A module's method that is compiled in training mode, and plain otherwise."""
+    # a function of the module, so that a copy of the module computes with its own weights
+    plain = getattr(method, "__func__", lambda module, *args, **options: method(*args, **options))
+    compiled = torch.compile(plain, dynamic=False)
 
-    def forward(*args, **options) -> torch.Tensor:
-        return (compiled if module.training else method)(*args, **options)
+    def chosen(module: nn.Module, *args, **options) -> torch.Tensor:
+        return (compiled if module.training else plain)(module, *args, **options)
 
-    return forward
+    return MethodType(chosen, module)

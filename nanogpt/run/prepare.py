@@ -180,8 +180,6 @@ def assemble(
     sharded.configure(accelerator, gpt)
     muon_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     model, *wrapped = accelerator.prepare(gpt, *make_optimizers(gpt, config, muon_dtype))
-    if accelerator.distributed_type == DistributedType.FSDP:
-        gpt.forward = accelerator.autocast()(gpt.forward)  # as Accelerate does for any other model
     # Only prepare needs Accelerate's wrappers. Their step() would update the gradient scaler of
     # fp16 once for each optimizer and unscale the second one's gradients twice.
     return model, [wrapper.optimizer for wrapper in wrapped]

@@ -37,7 +37,8 @@ def code_hash(*definitions) -> str:
     """Identifies the code of a step: ours, and the files of these classes and functions."""
     package = Path(optim.__file__).resolve().parent
     files = {file for folder in (".", "data", "ops") for file in package.glob(f"{folder}/*.py")}
-    others = ("run/prepare.py", "run/device.py", "text/directories.py")  # choose operators and data
+    # these choose operators and data
+    others = ("run/prepare.py", "run/device.py", "text/directories.py")
     files |= {package / name for name in others}
     files |= {file.resolve() for each in definitions if (file := source_file(each))}
     digests = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)

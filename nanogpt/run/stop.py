@@ -34,7 +34,7 @@ class Interrupts:
         """`minutes` count from here, before anything is loaded; 0 means no limit."""
         self.peers = peers
         self.number = 0  # of the signal received
-        self.saved_step = 0  # of the last save, also if it failed
+        self.saved_step = 0  # of the last save, even if it failed
         self.save_error: str | None = None  # of the last save
         self.failed_saves = 0  # in a row
         self.save_seconds = 0.0  # duration of the last save
@@ -77,7 +77,7 @@ class Interrupts:
 
     @contextmanager
     def saving(self, step: int):
-        """Context manager around saving `step`: an error is a warning and ends no run by itself."""
+        """Context manager around saving `step`: an error becomes a warning, as the run goes on."""
         start = time.perf_counter()
         self.saved_step, self.save_error = step, None
         try:

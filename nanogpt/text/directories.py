@@ -1,6 +1,6 @@
 """Opens data by name.
 
-A name is a directory, also one that nanoGPT wrote, hf://datasets/USER/NAME, or a mixture of these.
+A name is a directory (ours or nanoGPT's), hf://datasets/USER/NAME, or a mixture of these.
 """
 
 import re
@@ -20,9 +20,9 @@ SAMPLE = 1 << 22  # tokens from which the bytes of the training text are estimat
 def open_data(
     data: str, split: str, block_size: int, vocab_size: int | None = None
 ) -> TokenDataset:
-    """A split of a data directory, or of a mixture of them. Raises ValueError, as `TokenDataset`.
+    """A split of a data directory, or of a mixture of them, which must share a tokenizer.
 
-    The directories of a mixture have one tokenizer.
+    Raises ValueError as `TokenDataset` does.
     """
     shares = read_shares(data)
     metas = {directory: load_meta(directory) for directory in shares}
@@ -56,7 +56,7 @@ def read_shares(data: str) -> dict[str, float]:
 def load_meta(directory: Path | str) -> dict:
     """`meta.json` of a data directory, or its equivalent if nanoGPT wrote the directory.
 
-    Raises ValueError, as `read_meta`.
+    Raises ValueError as `read_meta` does.
     """
     directory = on_disk(directory)
     return derive_meta(directory) if written_by_nanogpt(directory) else read_meta(directory)

@@ -1,4 +1,4 @@
-"""Text from a GPT: prompts to tokens, and sampled tokens to text."""
+"""Text from a GPT: the default prompt, and sampled tokens decoded into text."""
 
 from collections.abc import Iterator
 from contextlib import suppress

@@ -10,8 +10,7 @@ import torch
 from directories import numbered
 
 from nanogpt.data.files import on_disk, write_atomic
-from nanogpt.data.meta import read_meta
-from nanogpt.data.tokens import TokenDataset
+from nanogpt.text.directories import load_meta, open_data
 
 
 def full(descriptor):
@@ -34,7 +33,7 @@ def test_what_is_wrong_with_a_url_is_one_line(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfFileSystem, "resolve_path", refuse)
     with pytest.raises(ValueError) as error:
-        read_meta("hf://datasets/alice/nothing")
+        load_meta("hf://datasets/alice/nothing")
     assert str(error.value).startswith("hf://datasets/alice/nothing cannot be read (") and "\n" not in str(error.value)
 
 
@@ -52,7 +51,7 @@ def test_a_folder_of_a_repository_on_the_hub_is_downloaded_once(tmp_path, monkey
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     on_disk.cache_clear()  # as in a new process
     for _ in range(2):
-        data = TokenDataset("hf://datasets/alice/data/tokens", "train", 16)
+        data = open_data("hf://datasets/alice/data/tokens", "train", 16)
         assert torch.equal(data.batch(5, 0, 20)[0], here.batch(5, 0, 20)[0])
     wanted = {"repo_type": "dataset", "revision": "main", "allow_patterns": "tokens/*"}
     assert downloads == [("alice/data", wanted)]

@@ -1,7 +1,6 @@
 """Several data directories read as one, in given proportions."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from directories import change
 from nanogpt.data.meta import tokenizer_sha256
 from nanogpt.data.mixture import PERIOD, round_shares
 from nanogpt.data.tokens import TokenDataset
-from nanogpt.text.directories import open_data, read_shares
+from nanogpt.text.directories import open_data
 from nanogpt.text.tokenizer import byte_tokenizer, char_tokenizer
 
 
@@ -32,31 +31,6 @@ def directory(path, first: int, tokens: int, tokenizer=None) -> str:
 def three(tmp_path) -> list[str]:
     sizes = [(0, 5000), (100_000, 1000), (200_000, 3000)]
     return [directory(tmp_path / name, *size) for name, size in zip("abc", sizes, strict=True)]
-
-
-@pytest.mark.parametrize(
-    "data, shares",
-    [
-        ("data/a", {"data/a": 1}),
-        ("2024", {"2024": 1}),
-        ("a:3,b:1", {"a": 0.75, "b": 0.25}),
-        ("C:/x:0.5, b:0.5", {"C:/x": 0.5, "b": 0.5}),
-    ],
-)
-def test_shares_are_read_and_add_up_to_one(data, shares):
-    assert read_shares(data) == shares
-
-
-@pytest.mark.parametrize("name", ["v1:2", "a:1,b:2"])
-def test_a_directory_that_exists_is_not_a_mixture_whatever_its_name(tmp_path, name):
-    (tmp_path / name).mkdir()
-    assert read_shares(str(tmp_path / name)) == {str(tmp_path / name): 1}
-
-
-@pytest.mark.parametrize("data", "a,b a:1,b a:0,b:1 a:-1,b:2 a:1,a:1 a:nan,b:1 :1,b:1".split())
-def test_what_is_not_a_mixture_is_refused(data):
-    with pytest.raises(ValueError, match=re.escape(f"data={data!r}: a mixture is DIR:SHARE")):
-        read_shares(data)
 
 
 def test_a_directory_of_a_mixture_that_does_not_exist_is_named(three):

@@ -149,6 +149,10 @@ def test_the_library_computes_the_same_for_all_lengths_and_serves_later_processe
         for token in tokens.unbind(1):
             plain, fast = (m(token, cache=c) for m, c in zip((model, compiled), caches, strict=True))
             torch.testing.assert_close(fast, plain, **close)
+        caches = [KVCache(config, B, dtype=dtype) for _ in range(2)]  # the other layout works, too
+        for token in tokens[:, :5].unbind(1):
+            plain, fast = (m(token, cache=c) for m, c in zip((model, compiled), caches, strict=True))
+            torch.testing.assert_close(fast, plain, **close)
     monkeypatch.setattr(aot, "build", None)  # nothing is compiled again
     compile_decoding(randomize(GPT(config).eval()).to(dtype), int8).generate(tokens[:, :2, 0], 2)
     assert len(list((tmp_path / "nanogpt").iterdir())) == 2

@@ -1,6 +1,7 @@
 """recipes/speedrun.py: an entry is trained for its minutes, evaluated again, and held to the rules."""
 
 import json
+import pickle
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from texts import write_data
 
 from nanogpt import GPT, GPTConfig
 from nanogpt.data.tokens import TokenDataset
+from nanogpt.text.tokenizer import load_tokenizer
 
 TINY = "--n_layer=1 --n_head=2 --n_embd=16 --n_inner=32 --train_minutes=0.003 --sample_tokens=0".split()
 
@@ -34,6 +36,12 @@ def test_a_tiny_entry_prints_its_row(prepared, recipe, monkeypatch):
     runs = {prepared / f"out/speedrun-2-seed{seed}": 0.1 for seed in (1, 2)}
     with pytest.raises(ValueError, match=r"took 0 s"):
         speedrun.row(runs, -1)
+    row, data = speedrun.row(runs, 0.003), prepared / speedrun.DATA
+    characters = load_tokenizer(data).characters
+    for name in ("meta.json", "tokenizer.json"):
+        (data / name).unlink()
+    (data / "meta.pkl").write_bytes(pickle.dumps({"itos": dict(enumerate(characters))}))  # nanoGPT's
+    assert speedrun.row(runs, 0.003) == row
     monkeypatch.setattr(speedrun, "VALIDATION", 7)
     with pytest.raises(ValueError, match="not nanoGPT's split"):
         speedrun.row(runs, 0.003)

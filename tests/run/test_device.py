@@ -1,5 +1,6 @@
 """What launcher, machine and settings come to: device, precision, threads, shares of a batch, compiled blocks."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -159,6 +160,22 @@ def test_one_graph_is_compiled_or_one_for_all_blocks_and_the_loss(monkeypatch, w
     model.generate(idx, 3)  # neither sampling nor evaluating compiles anything
     model.eval()(idx[:1, :9], idx[:1, :9])
     assert torch.equal(model.train()(idx, idx), expected) and counter.frame_count == graphs
+    copied = copy.deepcopy(model)
+    torch.nn.init.zeros_(copied.h[0].mlp.c_proj.weight)
+    assert not torch.equal(copied(idx, idx), expected) and torch.equal(model(idx, idx), expected)
+
+
+def test_one_graph_under_mixed_precision_has_the_loss_of_the_model(monkeypatch):
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
+    torch.compiler.reset()
+    model, idx = GPT(GPTConfig.modern(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16)), torch.ones(2, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(idx.long(), idx.long())
+    accelerator = device.make_accelerator(TrainConfig(device="cpu", precision="bf16"))
+    device.compile_model(model, whole=True)
+    loss = accelerator.prepare(model)(idx.long(), idx.long())
+    assert torch.equal(loss, expected) and loss.dtype == torch.float32 and counter.frame_count == 1
 
 
 def test_graphs_of_a_cpu_can_be_kept_in_inductors_cache(monkeypatch):

@@ -23,11 +23,8 @@ def code(interrupts: Interrupts, saving: float = 0, failed: int = 0, bad: int = 
     tally = SimpleNamespace(bad_in_a_row=bad, lr=0.1)
     accelerator = SimpleNamespace(scaler=scaler, mixed_precision="no")
     parts = SimpleNamespace(accelerator=accelerator, tally=tally, out_dir=Path("nowhere"))
-    interrupts.save_seconds, interrupts.failed_saves, interrupts.save_error = (
-        saving,
-        failed,
-        "step 1 could not be saved",
-    )
+    interrupts.save_seconds, interrupts.failed_saves = saving, failed
+    interrupts.save_error = "step 1 could not be saved"
     try:
         interrupts.check_step(TrainConfig(log_interval=1), parts, State(step=1))
     except Stop as stop:
@@ -119,3 +116,17 @@ def test_between_batches_a_signal_of_any_process_is_raised_on_all(monkeypatch):
         with pytest.raises(Stop) as stop:
             interrupts.check()
         assert stop.value.code == 128 + signal.SIGTERM
+
+
+def test_a_failing_save_is_a_warning_and_several_in_a_row_end_the_run(caplog):
+    interrupts = Interrupts(ALONE, 0)
+    for error, said in ((OSError("no space"), "no space"), (KeyError("x"), "KeyError('x')")):
+        with interrupts.saving(7):
+            raise error
+        assert interrupts.save_error == f"step 7 could not be saved: {said}" and interrupts.save_failed()
+    assert (interrupts.saved_step, interrupts.failed_saves) == (7, 2)
+    with interrupts.saving(8):
+        pass
+    assert (interrupts.saved_step, interrupts.failed_saves) == (8, 0) and not interrupts.save_failed()
+    with pytest.raises(KeyboardInterrupt), interrupts.saving(9):
+        raise KeyboardInterrupt

@@ -1,11 +1,38 @@
-"""Data by name: the directories that nanoGPT wrote serve as they are (tests/data/test_mixture.py: mixtures)."""
+"""Data by name: mixtures, and directories written by nanoGPT, which work unchanged."""
+
+import re
 
 import pytest
 from directories import nanogpts
 
 from nanogpt.text import directories
-from nanogpt.text.directories import load_meta, open_data
+from nanogpt.text.directories import load_meta, open_data, read_shares
 from nanogpt.text.tokenizer import BPETokenizer, load_tokenizer
+
+
+@pytest.mark.parametrize(
+    "data, shares",
+    [
+        ("data/a", {"data/a": 1}),
+        ("2024", {"2024": 1}),
+        ("a:3,b:1", {"a": 0.75, "b": 0.25}),
+        ("C:/x:0.5, b:0.5", {"C:/x": 0.5, "b": 0.5}),
+    ],
+)
+def test_shares_are_read_and_add_up_to_one(data, shares):
+    assert read_shares(data) == shares
+
+
+@pytest.mark.parametrize("name", ["v1:2", "a:1,b:2"])
+def test_a_directory_that_exists_is_not_a_mixture_whatever_its_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert read_shares(str(tmp_path / name)) == {str(tmp_path / name): 1}
+
+
+@pytest.mark.parametrize("data", "a,b a:1,b a:0,b:1 a:-1,b:2 a:1,a:1 a:nan,b:1 :1,b:1".split())
+def test_what_is_not_a_mixture_is_refused(data):
+    with pytest.raises(ValueError, match=re.escape(f"data={data!r}: a mixture is DIR:SHARE")):
+        read_shares(data)
 
 
 def test_nanogpts_directory_of_characters_serves_as_it_is(tmp_path):
