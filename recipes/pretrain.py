@@ -61,7 +61,8 @@ def training(
     batch = 0.292 * (gpt.flops_per_token() * tokens) ** 0.3271
     batch_size, accumulation = rounded(batch / model.block_size), 1
     steps = max(1, round(tokens / (batch_size * model.block_size)))
-    while batch_size * model.block_size > (16_384 if gib else 4_096) and batch_size % 2 == 0:
+    most = 65_536 if gib >= 40 else 16_384 if gib else 4_096  # tokens in a micro-batch
+    while batch_size * model.block_size > most and batch_size % 2 == 0:
         batch_size, accumulation = batch_size // 2, 2 * accumulation
     return TrainConfig(
         out_dir="out/pretrain",

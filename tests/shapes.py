@@ -19,6 +19,7 @@ CASES = {
     "llama, all heads, own head size": dataclasses.replace(MODERN, n_kv_head=None, head_dim=64),
     "qwen3": dataclasses.replace(MODERN, qk_norm=True, rope_theta=500.0),
     "qwen3, untied": dataclasses.replace(MODERN, qk_norm=True, tie_embeddings=False),
+    "qwen3, head size 64": dataclasses.replace(MODERN, qk_norm=True, head_dim=64),
 }
 CHARACTERS = "".join(chr(33 + i) for i in range(70))
 

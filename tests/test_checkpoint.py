@@ -1,6 +1,7 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -180,3 +181,20 @@ def test_settings_that_a_recipe_of_ones_own_has_added_are_passed_over(tmp_path):
     """Models trained with a subclass of TrainConfig are sampled and evaluated like any other."""
     path = save(tmp_path, 1, *trained(1), settings={"train": vars(TrainConfig(seed=7)) | {"temperature": 0.5}})
     assert checkpoint.load_configs(path)[1].seed == 7
+
+
+def test_a_process_without_memory_for_copies_gathers_to_the_end(monkeypatch):
+    """The others gather with it: they would wait."""
+    model, gathered = GPT(GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16)), []
+
+    def without_memory():
+        raise MemoryError("no memory")
+
+    def full(tensor):
+        gathered.append(tensor)
+        return SimpleNamespace(cpu=without_memory)
+
+    monkeypatch.setattr(checkpoint, "full_tensor", full)
+    with pytest.raises(MemoryError, match="no memory"):
+        checkpoint.collect(model, [])
+    assert len(gathered) == len(list(model.parameters()))

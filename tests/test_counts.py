@@ -4,6 +4,7 @@ Waits are looked for on the meta device, which has no data: whatever asks for a 
 would be a wait. It stands for CUDA, whose tensors a torch without CUDA cannot even imitate.
 """
 
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -16,9 +17,10 @@ from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nanogpt import GPT, GPTConfig
+from nanogpt import GPT, GPTConfig, TrainConfig
+from nanogpt.ops import loss as loss_module
 from nanogpt.optim import make_optimizers
-from nanogpt.run import console
+from nanogpt.run import console, device
 from nanogpt.train import Tally, log_is_due
 
 WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal")
@@ -94,17 +96,20 @@ def test_logits_are_cast_once_and_their_gradient_once(family, precision, casts):
     assert operators.casts == casts
 
 
+@pytest.mark.parametrize("whole", [False, True])  # as on a CPU or several processes; on a single GPU
 @pytest.mark.parametrize("family, checkpointing", [("gpt2", False), ("modern", True)])
 def test_compiled_a_run_has_one_graph_for_each_size_of_window_and_loses_the_same(
-    make_run, monkeypatch, tmp_path, family, checkpointing
+    make_run, monkeypatch, tmp_path, family, checkpointing, whole
 ):
-    shapes = []
+    shapes, compile_model = [], device.compile_model
 
     def backend(graph: torch.fx.GraphModule, inputs: list):
-        shapes.extend(tuple(x.shape) for x in inputs if torch.is_tensor(x) and x.ndim == 3)
+        tensors = [x for x in inputs if torch.is_tensor(x)]
+        shapes.extend(tuple(x.shape) for x in tensors if (x.dtype == torch.long if whole else x.ndim == 3))
         assert not any(isinstance(x, torch.SymInt) for x in inputs)
         return graph.forward
 
+    monkeypatch.setattr(device, "compile_model", lambda model, **_: compile_model(model, whole=whole))
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
     torch.compiler.reset()
     config = replace(FAMILIES[family], n_layer=1, dropout=0.0, gradient_checkpointing=checkpointing)
@@ -116,5 +121,85 @@ def test_compiled_a_run_has_one_graph_for_each_size_of_window_and_loses_the_same
         run.train()
         losses.append(curve(run.out_dir, "train_loss") | curve(run.out_dir))
     assert losses[0] == pytest.approx(losses[1], abs=1e-4) and len(losses[0]) == 7
-    # block and loss, for short and whole windows; evaluations of two other sizes are not compiled
-    assert Counter(shapes) == {(8, 8, config.n_embd): 2, (4, 16, config.n_embd): 2}
+    # tokens and targets, or block and loss, for short and whole windows; evaluations are not compiled
+    sizes = ((8, 8), (4, 16)) if whole else ((8, 8, config.n_embd), (4, 16, config.n_embd))
+    assert Counter(shapes) == dict.fromkeys(sizes, 2)
+
+
+VIEWS = ("split", "split_with_sizes", "view", "_unsafe_view", "expand", "transpose", "detach", "select", "slice")
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operators that compute something, each a kernel that the host launches or more."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name not in VIEWS and not name.startswith("_record_function"):
+            self.count[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_of_muon_launches_one_operator_a_matrix_and_else_some_for_each_shape():
+    counts = []
+    for n_layer in (6, 12):
+        with torch.device("meta"):
+            model = GPT(replace(FAMILIES["modern"], vocab_size=65, n_layer=n_layer))
+        muon = make_optimizers(model, TrainConfig(optimizer="muon"), torch.bfloat16)[0]
+        muon.found_inf = torch.zeros((), device="meta")  # a step that may have to be skipped
+        for _ in range(2):
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+            with Launches() as launches:
+                muon.step()
+        counts.append(launches.count)
+    matrices = 6 * 4
+    assert counts[1] - counts[0] == Counter({"where": matrices})
+    # three shapes, each of 5 iterations of 3 matmuls
+    assert counts[0]["bmm"] + counts[0]["baddbmm"] == 3 * 15
+    assert counts[0].total() < 6 * matrices
+
+
+class Written(Exception):
+    """Raised with the code that Inductor has written, in place of compiling it."""
+
+
+@pytest.fixture
+def inductor_code(monkeypatch):
+    """The code that Inductor writes for a function's forward pass on a CPU; nothing compiles or runs it."""
+    from torch._inductor import config
+    from torch._inductor.graph import GraphLowering
+
+    def stop(code: str) -> None:
+        raise Written(code)
+
+    monkeypatch.setattr(GraphLowering, "save_output_code", staticmethod(stop))
+
+    def code(function, *args) -> str:
+        torch.compiler.reset()
+        # simdlen: otherwise it compiles programs to see what the CPU can do
+        with config.patch({"cpp.simdlen": 1}), pytest.raises(Exception, match="Written") as error:
+            torch.compile(function, dynamic=False)(*args)
+        return str(error.value)
+
+    return code
+
+
+def test_compiled_the_loss_in_chunks_makes_no_large_buffer_in_fp32(inductor_code, monkeypatch):
+    """Neither logits, nor a sum of the weight's gradient that each chunk would rewrite."""
+    rows, V, C = 64, 1024, 32
+    monkeypatch.setattr(loss_module, "CHUNK", rows * V)
+    x, weight = torch.randn(3, rows, C, requires_grad=True), torch.randn(V, C, requires_grad=True)
+    targets = torch.zeros(3, rows, dtype=torch.long)
+
+    def loss(x, weight, targets):
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss_module.chunked_loss(x, weight, torch.zeros(V), targets)
+
+    code = inductor_code(loss, x, weight, targets)
+    buffers = re.findall(r"empty_strided_cpu\(\((\d+), (\d+)\), \(.*?\), torch\.(\w+)\)", code)
+    large = {(int(n), int(m), dtype) for n, m, dtype in buffers if int(n) * int(m) >= V * C}
+    assert large == {(rows, V, "bfloat16"), (V, C, "bfloat16")}

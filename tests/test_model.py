@@ -232,22 +232,28 @@ def test_keys_are_repeated_if_a_gpu_has_no_gqa_kernel(monkeypatch, device, dtype
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability))
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     with FakeTensorMode():
-        q, k = (torch.empty(2, heads, 5, 8, device=device, dtype=dtype) for heads in (6, 2))
-        attention(q, k, k, torch.empty(5, 5) if masked else None, 0.0, not masked, enable_gqa=True)
+        q, k = (torch.empty(2, heads, 9, 8, device=device, dtype=dtype) for heads in (6, 2))
+        attention(q, k, k, torch.empty(9, 9) if masked else None, 0.0, not masked, enable_gqa=True)
     keys, values, grouped = got[0]
-    assert keys.shape == values.shape == (2, 6 if repeated else 2, 5, 8) and grouped is not repeated
+    assert keys.shape == values.shape == (2, 6 if repeated else 2, 9, 8) and grouped is not repeated
 
 
 @pytest.mark.parametrize("version, T, fused", [("2.11.0", 8, False), ("2.11.0", 9, True), ("2.12.0", 8, True)])
-def test_a_few_queries_are_written_out_for_mps_before_torch_2_12(monkeypatch, version, T, fused):
-    masks = []
+@pytest.mark.parametrize("K", [3, 1])
+def test_a_few_queries_are_written_out_for_mps_before_torch_2_12(monkeypatch, version, T, fused, K):
+    masks, keys = [], []
     monkeypatch.setattr(torch, "__version__", TorchVersion(version))
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, mask, *args, **options: masks.append(mask))
-    monkeypatch.setattr(nanogpt.model, "plain_attention", lambda q, k, v, mask: masks.append(mask))
+    written_out = lambda q, k, v, mask: (masks.append(mask), keys.append(k.shape))  # noqa: E731
+    monkeypatch.setattr(nanogpt.model, "plain_attention", written_out)
     with FakeTensorMode():
-        q = torch.empty(2, 3, T, 64, device="mps")
-        attention(q, q, q, causal=True)
-    assert (masks == [None]) == fused and (fused or masks[0].shape == (T, T))
+        q, k = (torch.empty(2, heads, T, 64, device="mps") for heads in (3, K))
+        attention(q, k, k, causal=True, enable_gqa=K < 3)
+        if not fused:
+            one = torch.empty(2, 3, 1, 64, device="mps")  # a query after others in the cache
+            attention(one, k, k, enable_gqa=K < 3)
+    assert (masks == [None]) == fused and keys == [(2, 3, T, 64)] * (0 if fused else 2)
+    assert fused or (masks[0].shape == (T, T) and masks[1] is None)
 
 
 @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"n_kv_head": 2, "qk_norm": True}], ids=str)

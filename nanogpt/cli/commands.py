@@ -277,6 +277,8 @@ def run_push(args) -> None:
 
 
 def run_eval(args) -> None:
+    if args.tasks and args.precision != "auto":
+        raise ValueError("--precision is for the loss: leave it out with --tasks")
     evaluate_run = evaluate_tasks if args.tasks else evaluate_split
     results = [evaluate_run(args, run) for run in args.RUNS]
     if args.json:

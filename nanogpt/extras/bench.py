@@ -21,6 +21,7 @@ import torch
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPTConfig
 from nanogpt.ops.sharded import DTYPES
+from nanogpt.run.device import gpu_gib
 from nanogpt.run.guard import rehearse
 from nanogpt.run.prepare import prepare
 from nanogpt.text.tokenizer import char_tokenizer
@@ -57,6 +58,8 @@ def interleave(
 def start(directory: Path, args) -> tuple[TrainConfig, Parts, State]:
     """A run that has not taken a step, on random tokens in `directory`."""
     config, usual_batch_size = MODELS[args.model]
+    if args.model == "gpt2" and gpu_gib(args.device):
+        usual_batch_size = 12  # a single sequence would keep a GPU waiting for the host
     batch_size, vocab_size = args.batch_size or usual_batch_size, config.vocab_size
     tokens = max(200_000, 4 * batch_size * config.block_size)
     ids = np.random.default_rng(0).integers(vocab_size, size=tokens, dtype="<u2")

@@ -66,6 +66,7 @@ LAUNCHER = {
 }
 
 CGROUP = "/sys/fs/cgroup"  # limits of a container
+NVIDIA_DRIVER = "/proc/driver/nvidia/version"
 LONG_RUN = 5e12  # operations from which compiling pays on a CPU: 20 seconds on two cores
 MOST_BLOCKS = 24  # in one graph: more compile for minutes, and are not bound by the host
 
@@ -161,7 +162,10 @@ def mixed_precision(config: TrainConfig) -> str:
         return "no" if config.precision == "fp32" else config.precision
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if torch.cuda.is_available() and not wants_cpu(config.device):
-        return "fp16" if launcher == "fp16" else cuda_precision()
+        precision = "fp16" if launcher == "fp16" else cuda_precision()
+        if launcher == "bf16" != precision:
+            logger.info(f"note: {PRECISIONS[precision]}, because this GPU only emulates bf16")
+        return precision
     if launcher != "no":
         return launcher
     return "bf16" if cpu_computes_in_bf16() and gpu_gib(config.device) == 0 else "no"
@@ -195,7 +199,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> dict:
     if device.type == "cpu":
         cpu.keep_freed_memory()
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or wants_cpu(config.device)
-        if Path("/proc/driver/nvidia/version").exists() and not hidden:
+        if Path(NVIDIA_DRIVER).exists() and not hidden:
             logger.info(
                 f"training on the CPU: torch {torch.__version__} does not find this machine's "
                 "NVIDIA GPU: install a torch with CUDA that suits its driver, or update the driver"

@@ -40,7 +40,8 @@ def main(model_config, config, prepare_data, note, argv, **options) -> list[Path
                     config = replace(config, resume="none", **unseen)
                     run = prepare(model_config, config, prepare_data, quiet=True, **options)
                     say = partial(run[1].accelerator.print, file=sys.stderr)  # stdout is for JSON
-                    with waiting("estimating memory and timing a few steps", say):
+                    timing = waiting("estimating memory and timing a few steps", say)
+                    with run[1].peers.watched(), timing:
                         plan.show(*run, actions.json)
                 return []
         for seed in range(config.seed, config.seed + actions.seeds):

@@ -92,7 +92,7 @@ def test_logits_and_gradients_are_the_cpus_in_fp32(device, name):
         assert difference <= 1e-3 * p.grad.norm() + 1e-6, f"{parameter}: {difference / p.grad.norm():.1e}"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama, all heads, own head size", "qwen3, head size 64"])
 def test_greedy_samples_are_the_cpus(device, name):
     """Beyond block_size, where the context begins anew; what the vocabulary is padded with is never sampled."""
     (model, idx), (other, same) = on_cpu_and(device, CASES[name])

@@ -24,6 +24,13 @@ def test_contenders_take_turns_and_the_first_round_does_not_count():
     assert order == ["a", "b"] * 4 and [len(v) for v in seconds.values()] == [3, 3]
 
 
+def test_the_clock_waits_for_a_gpu(monkeypatch):
+    order = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: order.append("wait"))
+    bench.interleave({"a": lambda: order.append("a")}, 1, torch.device("mps"))
+    assert order == ["wait", "a", "wait"] * 2
+
+
 def test_figures_are_consistent_and_nothing_is_left_behind(tmp_path, monkeypatch, command):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     seconds = {"train": [1.0, 2.0, 4.0], "matmul": [0.5] * 3}

@@ -12,6 +12,7 @@ from texts import write_data
 
 from nanogpt import checkpoint
 
+ROOT = Path(__file__).parents[2]
 RUNS = Path(__file__).with_name("runs.py")
 BOTH = (checkpoint.MODEL, checkpoint.OPTIMIZER)
 MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qk_norm": True, "bias": False}
@@ -164,3 +165,15 @@ def test_compiled_blocks_lose_what_plain_ones_do_alone_copied_and_sharded(compar
     compare(runs, kinds=("1", "2", "fsdp"), **threads)
     compiled, plain = (curve(home / "out" / f"{name}-1", "train_loss") for name in runs)
     assert compiled == pytest.approx(plain, abs=1e-3) and compiled != plain
+
+
+@pytest.mark.parametrize("launches", [1, pytest.param(10, marks=pytest.mark.nightly)])
+def test_two_processes_plan_with_equally_many_steps(zygote, home, launches):
+    """Steps contain collectives: if each process timed steps by its own clock, one would wait forever."""
+    sizes = "--n_layer=4 --n_embd=128 --n_head=4 --block_size=64 --batch_size=16 --gradient_accumulation_steps=2"
+    words = f"--dry_run --json --device=cpu --data=data {sizes} --threads=1 --timeout=60".split()
+    for _ in range(launches):
+        programs = zygote.ranks(2, ROOT / "recipes" / "shakespeare_nanogpt.py", *words, cwd=home)
+        first, second = [program.wait() for program in programs]
+        assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+        assert json.loads(first.stdout.splitlines()[-1])["seconds_per_step"] > 0.015

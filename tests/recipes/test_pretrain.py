@@ -48,13 +48,13 @@ def test_a_step_has_4_5_6_or_7_times_a_power_of_two_sequences(sequences, expecte
 
 def test_the_machine_changes_the_micro_batch_and_not_the_step():
     for depth in DEPTHS:
-        (model, cpu), (_, gpu) = rules(depth), rules(depth, gib=80)
+        (model, cpu), (_, gpu), (_, small) = rules(depth), rules(depth, gib=80), rules(depth, gib=24)
         assert tokens_per_step(model, cpu) == tokens_per_step(model, gpu)
         assert replace(cpu, batch_size=1, gradient_accumulation_steps=1) == replace(
             gpu, batch_size=1, gradient_accumulation_steps=1
         )
         assert cpu.batch_size * model.block_size <= max(4096, 7 * model.block_size)
-        assert gpu.batch_size * model.block_size <= 16_384
+        assert gpu.batch_size * model.block_size <= 65_536 and small.batch_size * model.block_size <= 16_384
         assert math.log2(gpu.gradient_accumulation_steps).is_integer()  # any usual number of GPUs can share it
 
 

@@ -101,7 +101,20 @@ def test_threads_spin_briefly_from_the_moment_torch_is_imported(tmp_path, env, e
 
 @pytest.mark.parametrize(
     "name, peak",
-    [("A100-SXM4-40GB", 312), ("L4", 121), ("L40S", 362), ("H100 80GB HBM3", 989), ("H100 PCIe", 756), ("H20", 148)],
+    [
+        ("A100-SXM4-40GB", 312),
+        ("A800-SXM4-80GB", 312),
+        ("L4", 121),
+        ("L40S", 362),
+        ("H100 80GB HBM3", 989),
+        ("H800", 989),
+        ("GH200 480GB", 989),
+        ("H100 PCIe", 756),
+        ("H20", 148),
+        ("GeForce RTX 4080", 97.5),  # these three with sums in fp32
+        ("GeForce RTX 4070", 58.3),
+        ("GeForce RTX 3060", 25.5),
+    ],
 )
 def test_a_peak_is_that_of_nvidias_data_sheet(name, peak):
     assert device.peak_flops(f"NVIDIA {name}") == peak * 1e12
@@ -243,8 +256,11 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize("launcher", ["bf16", "no"])
 def test_bf16_that_a_gpu_only_emulates_becomes_fp16_or_fp32(gpu, monkeypatch, launcher, major, precision):
     gpu(major)
+    notes = []
+    monkeypatch.setattr(device.logger, "info", notes.append)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
     assert device.mixed_precision(TrainConfig()) == precision
+    assert len(notes) == (launcher == "bf16" and major < 8)
     assert device.mixed_precision(TrainConfig(precision="bf16")) == "bf16"  # the user's choice
 
 
@@ -253,3 +269,34 @@ def test_more_processes_than_gpus_are_refused(gpu, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="3 processes cannot share 2 GPUs: --num_processes 2"):
         device.make_accelerator(TrainConfig(gradient_accumulation_steps=3))
+
+
+@pytest.mark.parametrize("hidden, asked, noticed", [(None, "auto", True), (None, "cpu", False), ("", "auto", False)])
+def test_a_gpu_that_torch_does_not_find_is_noticed_unless_it_is_hidden(monkeypatch, tmp_path, hidden, asked, noticed):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    (tmp_path / "version").write_text("NVRM version: 535.54")
+    notes = []
+    monkeypatch.setattr(device, "NVIDIA_DRIVER", str(tmp_path / "version"))
+    monkeypatch.setattr(device, "wants_cpu", lambda device="auto": device == "cpu")
+    monkeypatch.setattr(device.logger, "info", notes.append)
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision="no")
+    device.set_up(TrainConfig(device=asked), accelerator)
+    assert ["does not find this machine's NVIDIA GPU" in note for note in notes] == [True] * noticed
+
+
+def test_under_ddp_a_block_is_one_graph(monkeypatch):
+    """DDP would cut it at 1 MiB of parameters, its first bucket."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    torch.compiler.reset()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = GPT(GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=256))
+        device.compile_model(model, whole=False)
+        idx = torch.zeros(2, 16, dtype=torch.long)
+        torch.nn.parallel.DistributedDataParallel(model)(idx, idx).backward()
+        assert counter.frame_count == 2  # the loss is the other
+    finally:
+        torch.distributed.destroy_process_group()
