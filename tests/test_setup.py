@@ -3,18 +3,21 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from conftest import TINY
 from tiny_run import Run
 
 from nanogpt import GPT, TrainConfig, checkpoint, optim, train
 from nanogpt.model import Ops, attention
 from nanogpt.ops.cpu import CPU
-from nanogpt.run import provenance
+from nanogpt.run import device, prepare, provenance
 from nanogpt.run.agree import Peers
 from nanogpt.run.compare import compare
 
@@ -151,3 +154,25 @@ def test_operators_of_ones_own_model_are_trained_with(data, tmp_path):
     config = TrainConfig(out_dir=str(tmp_path / "out"), data=str(data), device="cpu", precision="fp32")
     run = Run(TINY, config, make_model=lambda config: GPT(config, ops=Ops(attention=mine)))
     assert run.gpt.h[0].attn.ops == CPU._replace(attention=mine)
+
+
+@pytest.mark.parametrize(
+    "kind, where, cls, whole",
+    [
+        (DistributedType.NO, "cuda", GPT, True),
+        (DistributedType.MULTI_GPU, "cuda", GPT, False),
+        (DistributedType.FSDP, "cuda", GPT, False),
+        (DistributedType.NO, "cpu", GPT, False),
+        (DistributedType.NO, "cuda", Shifted, True),
+        (DistributedType.NO, "cuda", type("Own", (GPT,), {"forward": lambda self, *args: None}), False),
+    ],
+)
+def test_a_model_is_one_graph_on_a_single_gpu_unless_its_forward_is_the_users(monkeypatch, kind, where, cls, whole):
+    compiled = []
+    monkeypatch.setattr(device, "compile_model", lambda model, whole: compiled.append(whole))
+    wrap = lambda model, *optimizers: (model, *[SimpleNamespace(optimizer=each) for each in optimizers])  # noqa: E731
+    accelerator = SimpleNamespace(device=torch.device(where), distributed_type=kind, mixed_precision="no", prepare=wrap)
+    accelerator.gradient_state = SimpleNamespace(plugin_kwargs={})
+    config = TrainConfig()
+    prepare.assemble(cls(replace(TINY, vocab_size=65)), config, accelerator, optim.make_optimizers, compiled=True)
+    assert compiled == [whole]

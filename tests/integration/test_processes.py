@@ -130,6 +130,15 @@ def test_several_processes_measure_what_one_does(compare, home):
     assert checkpoint.load_configs(home / "out" / "halved-2")[1].gradient_accumulation_steps == 8
 
 
+def test_two_processes_evaluate_a_finished_run(train, zygote, home):
+    """docs/watching.md: how several GPUs evaluate a large model."""
+    train({"1": {"finished": {"max_iters": 2}}})
+    runs = json.dumps([{"out_dir": "out/finished", "resume": "auto", "max_iters": 0}])
+    first, second = [program.wait() for program in zygote.ranks(2, RUNS, runs, cwd=home)]
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert f"validation loss {curve(home / 'out' / 'finished')[2]:.4f}" in first.stdout
+
+
 def test_sharded_processes_that_lack_memory_halve_together(train, home):
     train({"fsdp": {"together": {"everywhere": True, "max_iters": 2, "sample_tokens": 0, "room": 2}}})
     assert checkpoint.load_configs(home / "out" / "together")[1].batch_size == 2
