@@ -68,11 +68,11 @@ class State:
 
 
 def collect(
-    model: GPT, optimizers: list[torch.optim.Optimizer], keep: bool = True
+    model: GPT, optimizers: list[torch.optim.Optimizer], receive: bool = True
 ) -> tuple[dict, dict]:
     """Full weights and optimizer state by name, on the CPU. Must be called on all processes.
 
-    They may share the model's memory. Without `keep` a process only helps to gather shards, and
+    They may share the model's memory. Without `receive` a process only helps to gather shards, and
     gets None in place of the tensors.
     """
     from torch.distributed.fsdp import FSDPModule
@@ -87,7 +87,7 @@ def collect(
         nonlocal failed
         tensor = full_tensor(torch.as_tensor(tensor).detach())
         try:
-            return tensor.cpu().contiguous() if keep and failed is None else None
+            return tensor.cpu().contiguous() if receive and failed is None else None
         except (MemoryError, RuntimeError) as error:  # raised at the end: others wait in gather
             failed = error
             return None
@@ -112,7 +112,7 @@ def save(
     Raises OSError if it cannot be written, ValueError if out_dir is not this run's; existing
     checkpoints stay as they were.
     """
-    rundir.claim(out_dir)  # does not create out_dir: its disk may only be unmounted
+    rundir.claim(out_dir)  # does not create out_dir: its disk may just be unmounted
     remove_leftovers(out_dir)
     final = step_dir(out_dir, state.step)
     new = out_dir / f".tmp-{final.name}"
@@ -215,7 +215,7 @@ def find(run: Path | str, prefer: str = "best", to_resume: bool = False) -> Path
     """
     run = follow(run)
     if not run.is_dir():
-        raise ValueError(f"{str(run)!r} is not a directory: name a run's, or a checkpoint in one")
+        raise ValueError(f"{str(run)!r} is not a directory: name a run or a checkpoint")
     candidates = [run]
     is_checkpoint = (run / STATE).exists() or step_of(run.resolve()) >= 0
     if not is_checkpoint or list_checkpoints(run):
@@ -312,7 +312,7 @@ def check_tensors(path: Path, tensors: dict[str, torch.Tensor], model: GPT) -> N
         if tensor.shape != shape or tensor.dtype not in DTYPES:
             found = f"{tuple(tensor.shape)} {tensor.dtype} instead of {tuple(shape)}"
             raise ValueError(f"{path}: {name} is {found}: it does not belong to this model")
-        if not torch.stack(tensor.aminmax()).isfinite().all():  # faster than of all its values
+        if not torch.stack(tensor.aminmax()).isfinite().all():  # faster than on all values
             raise ValueError(f"{path}: {name} is not finite everywhere: use an earlier checkpoint")
 
 

@@ -1,4 +1,4 @@
-"""Settings of a run: dataclass defaults < the recipe < the command line.
+"""Settings of a run: dataclass defaults < the recipe < --config < other flags.
 
 Every field of `GPTConfig` and `TrainConfig` is a flag of the same name, `--max_iters 500` or
 `--max_iters=500`. Its help text is the comment after the field. Its type gives the choices
@@ -39,7 +39,7 @@ def setting(default: Any, *ignored_by: str) -> Any:
 
 
 def resumable(default: Any, *ignored_by: str) -> Any:
-    """A field that a resumed run may change without a note; other notes report the effects."""
+    """A field that a resumed run may change without a note."""
     return setting(default, "resume", *ignored_by)
 
 
@@ -57,7 +57,7 @@ def local(default: Any) -> Any:
 class TrainConfig:
     out_dir: str = local("out/run")  # the run's directory: config.json, metrics.jsonl, checkpoints
     data: str = resumable("data/shakespeare_char", "card")  # directory, URL or mixture: a:0.7,b:0.3
-    max_iters: Natural = resumable(5000)  # optimizer steps; 0: only evaluate
+    max_iters: Natural = 5000  # optimizer steps; 0: only evaluate
     resume: str = local("none")  # none | auto (last, if any) | last | best | a checkpoint
     init_from: str = resumable("scratch")  # scratch | to fine-tune: a run, directory or Hub model
     seed: Annotated[int, 0, 2**63 - 1] = setting(1337, "compare")  # for weights, batches, dropout
@@ -83,7 +83,7 @@ class TrainConfig:
     # learning rate
     lr_schedule: Schedule = "cosine"  # wsd: constant, then a linear decay
     warmup_iters: Natural = 100  # steps of linear warm-up
-    lr_decay_iters: LastStep = resumable(None)  # step at which min_lr is reached; none: max_iters
+    lr_decay_iters: LastStep = None  # step at which min_lr is reached; none: max_iters
     train_minutes: Minutes = 0  # train for this long instead of max_iters, decay included; 0: off
     min_lr: LR = 1e-4  # final learning rate (nanoGPT: a tenth of the peak)
     decay_fraction: Fraction = 0.4  # wsd: fraction of lr_decay_iters spent decaying

@@ -16,7 +16,7 @@ def random_batches(
     # the same number on every process, as sharded models require; surplus ones have targets of -1
     for i in range(process, processes * math.ceil(eval_iters / processes), processes):
         x, y = data.batch(seed, i * batch_size, batch_size)
-        yield x, y if i < eval_iters else torch.full_like(y, -1)
+        yield x, (y if i < eval_iters else torch.full_like(y, -1))
 
 
 @torch.no_grad()

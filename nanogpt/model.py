@@ -15,7 +15,7 @@ outputs of `CausalSelfAttention` and `MLP` to its input. Sampling passes a `cach
 (`h.0.attn.c_attn.weight`, …) and stored as torch's Linear stores them: (out, in).
 
 Dimension letters: B batch, T time, C channels (n_embd), H heads, K key-value heads, D head size,
-V vocabulary.
+V vocabulary, S keys, L layers.
 """
 
 import math
@@ -28,9 +28,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-VOCAB_MULTIPLE = 64  # pad the vocabulary to a multiple: faster matmuls
+VOCAB_MULTIPLE = 64  # pad the vocabulary to a multiple of this: faster matmuls
 
-SAME_RESULT = {"ignored_by": ("resume", "card")}  # see nanogpt/config.py
+SAME_RESULT = {"ignored_by": ("resume", "card")}  # readers of settings, see nanogpt/config.py
 
 
 @dataclass
@@ -52,7 +52,7 @@ class GPTConfig:
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"  # gelu_tanh: GPT-2's published weights
     qk_norm: bool = False  # RMSNorm of each head's queries and keys before RoPE, as in Qwen3
     bias: bool = False  # biases in Linear and LayerNorm, as in GPT-2
-    separator: Annotated[int | None, 0, 2**24] = None  # a document's first token; attend within one
+    separator: Annotated[int | None, 0, 2**24] = None  # token between documents: attend within each
     tie_embeddings: bool = True  # share one matrix between embedding and output projection
     train_temperature: Annotated[float, 0.1, 10] = 1.0  # divides training logits; 0.9: less certain
     gradient_checkpointing: bool = field(default=False, metadata=SAME_RESULT)  # less memory, slower
@@ -215,7 +215,8 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 def document_mask(idx: torch.Tensor, separator: int) -> torch.Tensor:
     """The mask (B, 1, T, T) that lets each token of idx (B, T) attend to its own document only.
 
-    As ever, a token attends to itself and to those before it. Each `separator` begins a document.
+    As ever, a token attends to itself and to those before it. Each `separator` counts as the start
+    of the next document.
     """
     document = (idx == separator).cumsum(dim=1)  # (B, T)
     same = document[:, :, None] == document[:, None, :]
@@ -239,8 +240,8 @@ class CausalSelfAttention(HasOps, nn.Module):
     def forward(self, x: torch.Tensor, rope=None, cache=None, mask=None) -> torch.Tensor:
         """x (B, T, C) to (B, T, C): each position attends to itself and to those before it.
 
-        `rope` is the result of `rope_tables`. `cache` is this layer's; it holds the earlier
-        positions, and these are added. `mask` is that of `document_mask` or of the cache.
+        `rope` is the result of `rope_tables`. `cache` holds this layer's earlier keys
+        and values, and takes the new ones. `mask` comes from `document_mask` or the cache.
         """
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, H + 2 K, D)
@@ -392,7 +393,7 @@ class GPT(HasOps, nn.Module):
         scaling (Guo et al. 2017) does afterwards.
         """
         if self.training and self.config.train_temperature != 1:
-            x = x / self.config.train_temperature
+            x = x / self.config.train_temperature  # divides the logits: the head has no bias
         # a bias of -inf gives padded tokens no probability and no gradient
         padding = torch.zeros(self.config.padded_vocab_size, device=x.device, dtype=x.dtype)
         padding[self.config.vocab_size :] = -torch.inf

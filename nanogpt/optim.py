@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-# Quintic Newton-Schulz with the steepest slope at zero; singular values end in about 0.7 to 1.2
+# Quintic Newton-Schulz with the steepest slope at zero; singular values end at about 0.7 to 1.2
 # (Jordan 2024)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 # Several processes share Newton-Schulz for matrices with at least this many rows and columns. The
@@ -25,7 +25,7 @@ SHARED_FROM = 256
 def lr_at(step: int, config, seconds: float = 0.0) -> float:
     """The learning rate of `step` (the first is 0): linear warm-up, then `config.lr_schedule`.
 
-    cosine and linear fall to min_lr at lr_decay_iters (as nanoGPT); wsd (warmup-stable-decay, Hu
+    cosine (nanoGPT's) and linear fall to min_lr at lr_decay_iters; wsd (warmup-stable-decay, Hu
     et al. 2024) holds the peak and falls on a straight line in the last decay_fraction of
     lr_decay_iters; constant never decays. With train_minutes, the decay goes by `seconds` of
     training instead of steps, and ends with those minutes.
@@ -61,7 +61,7 @@ def make_optimizers(
     """AdamW, or Muon and AdamW, over the parameters of a GPT; `dtype` is that of Muon's matmuls.
 
     Weight decay acts on matrices and embeddings, not on biases and norms, as in nanoGPT; with Muon
-    not on embeddings.
+    not on embeddings. `set_learning_rate` sets the rates later.
     """
     betas, decay = (config.beta1, config.beta2), config.weight_decay
     if config.optimizer == "adamw":
@@ -72,14 +72,14 @@ def make_optimizers(
         return [torch.optim.AdamW([decayed, rest], betas=betas, fused=True)]
 
     rows, named = model.fused_rows(), dict(model.named_parameters())
-    blocks = [name for name, p in named.items() if name.startswith("h.") and p.ndim >= 2]
+    inside = [name for name, p in named.items() if name.startswith("h.") and p.ndim >= 2]
     group = {
-        "params": [named[name] for name in blocks],
-        "rows": [rows.get(name) for name in blocks],
+        "params": [named[name] for name in inside],
+        "rows": [rows.get(name) for name in inside],
         "lr_scale": config.muon_learning_rate / config.learning_rate,
     }
     muon = Muon([group], momentum=config.muon_momentum, weight_decay=decay, dtype=dtype)
-    rest = {"params": [p for name, p in named.items() if name not in blocks], "weight_decay": 0.0}
+    rest = {"params": [p for name, p in named.items() if name not in inside], "weight_decay": 0.0}
     return [muon, torch.optim.AdamW([rest], betas=betas, fused=True)]
 
 
@@ -115,7 +115,7 @@ class Muon(torch.optim.Optimizer):
 
     An update has singular values near 1, so its entries have a root mean square of
     1/sqrt(max(rows, columns)). The factor sqrt(max(1, rows/columns)) makes a step change outputs by
-    the same amount for any shape (same source).
+    the same amount for any shape (Jordan 2024).
     """
 
     def __init__(
@@ -149,9 +149,9 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_sub_(params, changes)
 
     def nesterov(self, params: tuple, momentum: float, skip: torch.Tensor | None) -> list:
-        """Adds the gradients to the momenta; returns Nesterov's updates, perhaps in their memory.
+        """Adds the gradients to the momenta; returns Nesterov's updates, which may overwrite them.
 
-        All at once: on a GPU that is a few launches, where the host would need longer than the GPU.
+        All at once, in few launches: one per matrix would keep a GPU waiting for the host.
         """
         for p in params:
             if "momentum_buffer" not in self.state[p]:
@@ -177,7 +177,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_copy_(matrices, together.unbind())
 
     def orthogonalize_together(self, updates: torch.Tensor) -> torch.Tensor:
-        """`orthogonalize` of updates (N, rows, columns) that all processes have, which share it."""
+        """`orthogonalize` of updates (N, rows, columns); processes that have the same share it."""
         if self.equal_rows:
             updates = updates / updates.norm(dim=-1, keepdim=True).clamp(min=1e-7)
         updates = updates.to(self.dtype)

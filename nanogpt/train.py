@@ -86,15 +86,15 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
 
     micro_batches = config.gradient_accumulation_steps // accelerator.num_processes
     accelerator.gradient_accumulation_steps = micro_batches
-    targets = mean_targets(config, parts, state)
+    mean_count = mean_targets(config, parts, state)
     step_loss = torch.zeros((), device=parts.device)
     for i in range(micro_batches):
         index = i * accelerator.num_processes + accelerator.process_index
         x, y = micro_batch(config, parts, state, index)  # (B, T) each
         with accelerator.accumulate(parts.model):  # DDP averages gradients after the last one
             loss = nan_if_not_finite(parts.model(x, y))
-            if targets is not None:  # each target of the step counts the same
-                loss = loss * (y != -1).sum() / targets
+            if mean_count is not None:  # each target of the step counts the same
+                loss = loss * (y != -1).sum() / mean_count
             accelerator.backward(loss)
         step_loss += loss.detach() / micro_batches
 
@@ -139,13 +139,13 @@ def mean_targets(config: TrainConfig, parts: "Parts", state: State) -> float | N
 
 
 def nan_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
-    """The loss; if it is not finite, its gradient becomes NaN on all processes."""
+    """The loss, or NaN if it is not finite: the mean gradient is then NaN on all processes."""
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
 
 
 def log(config: TrainConfig, parts: "Parts", state: State) -> None:
-    """Writes a line of metrics for the steps since the last. Only this waits for the device."""
-    pause(config, parts, state)
+    """Writes a line of metrics for the steps since the last. Waits for the device."""
+    stop_clock(config, parts, state)
     tally, accelerator = parts.tally, parts.accelerator
     steps, skipped = state.step - tally.step, int(tally.skipped)
     state.skipped_steps += skipped
@@ -173,13 +173,13 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
 
     The last evaluation covers the whole split. If the evaluation fails, the step is still saved.
     """
-    pause(config, parts, state)
+    stop_clock(config, parts, state)
     # the model to fine-tune is saved, too: training may make it worse
     worth_saving = config.max_iters > 0 and (state.step > 0 or config.init_from != "scratch")
     try:
         result = validate(config, parts, state)
     except Exception:
-        # or Stop, on a signal; shards cannot be gathered by one process alone
+        # or Stop, on a signal; one process alone cannot gather shards
         if worth_saving and not parts.sharded:
             save(config, parts, state)
         raise
@@ -227,7 +227,7 @@ def save(config: TrainConfig, parts: "Parts", state: State) -> None:
     main_process = accelerator.is_main_process
     with parts.interrupts.saving(state.step):
         # all processes gather shards; only the main one keeps them
-        weights, moments = checkpoint.collect(parts.gpt, parts.optimizers, keep=main_process)
+        weights, moments = checkpoint.collect(parts.gpt, parts.optimizers, receive=main_process)
         if not main_process:
             return
         # with the steps skipped since the last line of metrics
@@ -249,7 +249,7 @@ def save(config: TrainConfig, parts: "Parts", state: State) -> None:
 def done(config: TrainConfig, state: State) -> bool:
     """Whether the run has taken all its steps, or its minutes; the same on all processes.
 
-    The minutes advance only in `pause`: at a line of metrics, or an evaluation.
+    The minutes advance only in `stop_clock`: at a line of metrics, or an evaluation.
     """
     if config.train_minutes and config.max_iters:
         return state.train_seconds >= 60 * config.train_minutes
@@ -314,7 +314,7 @@ class Parts:
     interrupts: Any  # stop.Interrupts: reasons to stop, failing saves
     # what the loop measures
     tally: Tally
-    timed_since: float | None = None  # when steps began to be timed; none while they are not
+    timed_since: float | None = None  # when the clock was started; none: it is stopped
     sharded: bool = False  # by FSDP2
     compiled: bool = False
     peak_flops: float | None = None  # of the device, if known
@@ -331,8 +331,8 @@ def tokens_per_step(config: TrainConfig, model_config: GPTConfig) -> int:
     return config.gradient_accumulation_steps * config.batch_size * model_config.block_size
 
 
-def pause(config: TrainConfig, parts: Parts, state: State) -> None:
-    """Stops timing steps: evaluating and saving do not count as training.
+def stop_clock(config: TrainConfig, parts: Parts, state: State) -> None:
+    """Adds the time of the steps to the state: evaluating and saving do not count as training.
 
     With train_minutes all processes use the slowest one's time.
     """
@@ -347,7 +347,7 @@ def pause(config: TrainConfig, parts: Parts, state: State) -> None:
 def synchronize(device: torch.device) -> None:
     """Waits until the device has finished its work."""
     if device.type == "mps":
-        torch.mps.synchronize()  # in torch 2.6 the other does not wait on MPS
+        torch.mps.synchronize()  # in torch 2.6 torch.accelerator's does not wait
     elif device.type in ("cuda", "xpu"):
         torch.accelerator.synchronize()
 

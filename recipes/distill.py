@@ -20,7 +20,7 @@ from shakespeare import SHORT
 import nanogpt
 from data_prep import shakespeare
 from nanogpt import GPT, GPTConfig, TrainConfig
-from nanogpt.data.files import on_disk
+from nanogpt.data.files import local_copy
 from nanogpt.hub.load import check_tokenizer
 from nanogpt.run.errors import user_errors
 from nanogpt.run.flags import parse
@@ -78,7 +78,7 @@ if __name__ == "__main__":
             teacher, tokenizer = nanogpt.load(run)
             if teacher.config.block_size < model.block_size:
                 raise ValueError(f"{run}: its context is below block_size={model.block_size}")
-            data = on_disk(next(iter(read_shares(asked.data))))  # a mixture has one tokenizer
+            data = local_copy(next(iter(read_shares(asked.data))))  # a mixture has one tokenizer
             if (data / "train.bin").is_file():
                 check_tokenizer(tokenizer, load_tokenizer(data), asked.data, run, exact=True)
             teachers.append(teacher)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from shakespeare import LAPTOP as MODEL
+from shakespeare import LAPTOP as MODEL  # recipes/shakespeare.py
 from shakespeare import SHORT as TRAIN
 
 from data_prep import shakespeare

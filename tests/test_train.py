@@ -474,8 +474,8 @@ def test_a_run_by_the_time_decays_within_its_minutes_and_resumes_to_the_bit(make
     def a_second(config, parts, state):
         state.train_seconds += 1.0
 
-    monkeypatch.setattr(train, "pause", a_second)
-    monkeypatch.setattr(main, "pause", a_second)
+    monkeypatch.setattr(train, "stop_clock", a_second)
+    monkeypatch.setattr(main, "stop_clock", a_second)
     settings = {"train_minutes": 6 / 60, "log_interval": 2, "eval_interval": 4, "lr_schedule": "linear", "min_lr": 0.0}
     settings |= {"warmup_iters": 0, "max_iters": 4, "sample_tokens": 0}  # max_iters does not count
     whole = make_run(DROPOUT, out_dir=str(tmp_path / "whole"), **settings)

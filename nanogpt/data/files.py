@@ -1,4 +1,4 @@
-"""Reads small files of unknown origin, such as JSON, and writes files atomically."""
+"""Reads small files of unknown origin, writes files atomically, finds data on the Hub."""
 
 import errno
 import json
@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 
 
-@lru_cache  # a process keeps the commit that it began with
-def on_disk(directory: Path | str) -> Path:
-    """The directory itself, or the copy of hf://datasets/USER/NAME in the cache of the Hub.
+@lru_cache  # one commit of the data for a whole process
+def local_copy(directory: Path | str) -> Path:
+    """The directory itself, or the copy of hf://datasets/USER/NAME in the Hub's cache.
 
     Raises ValueError if it cannot be downloaded.
     """
@@ -97,7 +97,7 @@ def one_line_errors(what: str, advice: str):
         yield
     except Exception as error:  # damaged files and the network raise nearly anything
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOSPC:
-            raise  # which is not the file's fault, nor the network's
+            raise  # neither the file nor the network is at fault
         raise ValueError(f"{what} ({first_line(error)}): {advice}") from None
 
 

@@ -1,7 +1,8 @@
 """Checks a data directory: `meta.json`, the files that it describes, their tokenizer.
 
 `meta.json` describes the tokens: vocab_size, dtype, source and, for each split, the number of
-tokens, the bytes of their text and the largest id. Directories that nanoGPT wrote have none:
+tokens, the bytes of their text and the largest id. Conversations add `chat`: the size of a block,
+and the tokens that begin and end an answer. Directories that nanoGPT wrote have no meta.json:
 nanogpt/text/directories.py derives the same from their tokens.
 """
 
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.files import on_disk, one_line_errors, read_json
+from nanogpt.data.files import local_copy, one_line_errors, read_json
 
 SPLITS = ("train", "val")
 TOKENIZER = "tokenizer.json"  # the tokenizer that made the tokens
@@ -22,7 +23,7 @@ def read_meta(directory: Path | str) -> dict:
 
     Raises ValueError if it is missing or damaged, or if tokenizer.json did not make the tokens.
     """
-    directory = on_disk(directory)
+    directory = local_copy(directory)
     path, tokenizer = directory / "meta.json", directory / TOKENIZER
     if not path.exists():
         lacks = "has no meta.json" if directory.exists() else f"does not exist in {Path.cwd()}"
@@ -50,21 +51,23 @@ def check_meta(meta: dict) -> None:
     for split in SPLITS:
         counts = meta["splits"][split]
         numbers |= {f"{split}: {name}": counts[name] for name in ("tokens", "bytes")}
-        optional = ("largest", "documents")  # which may be 0
+        optional = ("largest", "documents")  # may be 0, hence + 1
         numbers |= {f"{split}: {name}": counts.get(name, 0) + 1 for name in optional}
         for name in ("tokens", "bytes"):
             numbers[f"{split}: answers: {name}"] = counts.get("answers", counts)[name]
     if "chat" in meta:
-        numbers |= {"chat: block": meta["chat"]["block"], "chat: end": meta["chat"]["end"] + 1}
+        chat = meta["chat"]
+        numbers |= {"chat: block": chat["block"], "chat: end": chat["end"] + 1}
+        numbers |= {f"chat: answer, token {i}": id + 1 for i, id in enumerate(chat["answer"])}
     for name, number in numbers.items():
         if type(number) is not int or not 0 < number < 1 << 63:
             raise ValueError(f"{name} is not valid")
 
 
-def check_split(
+def open_split(
     directory: Path, meta: dict, split: str, block_size: int, vocab_size: int
 ) -> np.memmap:
-    """The tokens of a split.
+    """The tokens of a split, memory-mapped and checked.
 
     Raises ValueError if they are missing or have another size, if a window of `block_size` tokens
     and one more do not fit, or if a token is not below `vocab_size`.
@@ -81,8 +84,8 @@ def check_split(
         other = f"give --block_size={block}, or prepare them with --block_size {block_size}"
         raise ValueError(f"the conversations in {path} fill blocks of {block} tokens: {other}")
     if count < block_size + 1:
-        most = f"--block_size={count - 1} at most" if count > 1 else "more text or --val_fraction"
-        why = f"{path} has {count} tokens, too few; give {most}"
+        most = f"more text, or train with --block_size={count - 1} at most"
+        why = f"{path} has {count} tokens, too few; prepare {most if count > 1 else 'more text'}"
         raise ValueError(f"block_size={block_size} is too long: {why}")
     tokens = np.memmap(path, dtype, "r")
     largest = counts["largest"] if "largest" in counts else int(tokens.max())

@@ -18,7 +18,7 @@ PERIOD = 10_000  # samples; shares are rounded to multiples of 1/PERIOD
 
 
 class Mixture(TokenDataset):
-    """One split of several data sets, each with its share."""
+    """One split of several data sets, each with its share; it has no `tokens` of its own."""
 
     def __init__(self, datasets: list[TokenDataset], shares: list[float], split: str):
         """The shares add up to 1. Raises ValueError if one is too small, or for conversations."""

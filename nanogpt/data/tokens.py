@@ -1,7 +1,7 @@
 """Memory-mapped tokens to batches.
 
 A batch is a pure function of (seed, sample number): there is no loader state. An epoch cuts the
-tokens into windows of block_size, from a start that differs from epoch to epoch, and reads every
+tokens into windows of block_size, from an offset that differs from epoch to epoch, and reads every
 window once in a shuffled order:
 
     tokens   |offset|---window---|---window---| … |---last window---|
@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from nanogpt.data.files import on_disk
-from nanogpt.data.meta import check_split, read_meta
+from nanogpt.data.files import local_copy
+from nanogpt.data.meta import open_split, read_meta
 
 # inputs and targets, both (B, T) int64; targets are one token ahead, and -1 is ignored by the loss
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -115,11 +115,11 @@ class TokenDataset:
         self.block_size = block_size
         self.meta = meta or read_meta(directory)
         size = vocab_size or self.meta["vocab_size"]
-        self.tokens = check_split(on_disk(directory), self.meta, split, block_size, size)
+        self.tokens = open_split(local_copy(directory), self.meta, split, block_size, size)
         counts = self.meta["splits"][split]
         self.token_count = counts["tokens"]
-        targets = counts.get("answers", counts)  # of conversations: the answers, and their text
-        self.bytes_per_token = targets["bytes"] / targets["tokens"]  # for bits per byte
+        counted = counts.get("answers", counts)  # of conversations only the answers
+        self.bytes_per_token = counted["bytes"] / counted["tokens"]  # for bits per byte
         self.windows_read = 0
 
     def starts(self, seed: int, samples: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from nanogpt.run.guard import rehearse
 from nanogpt.run.metrics import RESULT
 from nanogpt.run.prepare import prepare
 from nanogpt.run.stop import Stop
-from nanogpt.train import Parts, done, logger, pause, save, train
+from nanogpt.train import Parts, done, logger, save, stop_clock, train
 
 
 def main(model_config, config, prepare_data, note, argv, **options) -> list[Path]:
@@ -82,7 +82,7 @@ def train_to_the_end(config: TrainConfig, parts: Parts, state: State) -> None:
             train(config, parts, state)
         except Stop as why:
             stop = why
-        pause(config, parts, state)
+        stop_clock(config, parts, state)
         if stop and stop.code != 1:
             only_evaluates = config.max_iters == 0
             if parts.interrupts.saved_step != state.step and not only_evaluates:

@@ -47,8 +47,7 @@ def check_changes(
     # a recipe may have settings of its own
     before = {name: value for name, value in saved["train"].items() if name in now}
     before |= vars(model) | vars(train)
-    # a longer run changes the learning rate
-    free = ignored_by("resume") - {"max_iters", "lr_decay_iters"}
+    free = ignored_by("resume")
     sequences = [c.batch_size * c.gradient_accumulation_steps for c in (train, config)]
     if sequences[0] == sequences[1] and not model_config.dropout:
         # a step is the same, only divided differently

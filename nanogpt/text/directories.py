@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt.data.files import on_disk
+from nanogpt.data.files import local_copy
 from nanogpt.data.meta import SPLITS, read_meta
 from nanogpt.data.mixture import Mixture
 from nanogpt.data.tokens import TokenDataset
@@ -58,7 +58,7 @@ def load_meta(directory: Path | str) -> dict:
 
     Raises ValueError as `read_meta` does.
     """
-    directory = on_disk(directory)
+    directory = local_copy(directory)
     return derive_meta(directory) if written_by_nanogpt(directory) else read_meta(directory)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
-from nanogpt.data.files import follow, on_disk, one_line_errors, read_json, write_atomic
+from nanogpt.data.files import follow, local_copy, one_line_errors, read_json, write_atomic
 from nanogpt.data.meta import TOKENIZER
 from nanogpt.text import bpe, pickles
 
@@ -176,7 +176,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     In a data directory that nanoGPT wrote, the characters of meta.pkl, or else GPT-2's. Raises
     ValueError if there is none, or it is damaged.
     """
-    directory = on_disk(directory)
+    directory = local_copy(directory)
     path, pickled = directory / TOKENIZER, directory / "meta.pkl"
     if written_by_nanogpt(directory):
         if pickled.exists():

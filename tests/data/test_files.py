@@ -9,7 +9,7 @@ import pytest
 import torch
 from directories import numbered
 
-from nanogpt.data.files import on_disk, write_atomic
+from nanogpt.data.files import local_copy, write_atomic
 from nanogpt.text.directories import load_meta, open_data
 
 
@@ -49,7 +49,7 @@ def test_a_folder_of_a_repository_on_the_hub_is_downloaded_once(tmp_path, monkey
 
     monkeypatch.setattr(huggingface_hub.HfFileSystem, "resolve_path", lambda self, url: at)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    on_disk.cache_clear()  # as in a new process
+    local_copy.cache_clear()  # as in a new process
     for _ in range(2):
         data = open_data("hf://datasets/alice/data/tokens", "train", 16)
         assert torch.equal(data.batch(5, 0, 20)[0], here.batch(5, 0, 20)[0])

@@ -21,6 +21,7 @@ def refused(directory, message: str, block_size: int = 16, split: str = "train",
         (lambda d: (d / "meta.json").write_text("{"), "meta.json cannot be read"),
         (lambda d: (d / "meta.json").write_text("{}"), "meta.json is damaged .*KeyError"),
         (lambda d: change(d, None, chat={}), "meta.json is damaged .*KeyError: 'block'"),
+        (lambda d: change(d, None, chat={"block": 16, "end": 1}), "meta.json is damaged .*KeyError: 'answer'"),
         (lambda d: (d / "train.bin").unlink(), "train.bin is missing"),
         (lambda d: (d / "train.bin").write_bytes(b"\0" * 4001), "has 4001 bytes, .*truncated"),
     ],
@@ -54,7 +55,7 @@ def test_a_split_that_is_too_short_is_named(tmp_path):
     refused(tmp_path, "block_size=1000 is too long: .* --block_size=999 at most", block_size=1000)
     (tmp_path / "val.bin").write_bytes(bytes(4))
     change(tmp_path, "val", tokens=1)
-    refused(tmp_path, "val.bin has 1 tokens, too few; give more text", block_size=1, split="val")
+    refused(tmp_path, "val.bin has 1 tokens, too few; prepare more text$", block_size=1, split="val")
 
 
 def test_ids_beyond_the_vocabulary_are_found_in_the_tokens(tmp_path):
