@@ -177,7 +177,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_copy_(matrices, together.unbind())
 
     def orthogonalize_together(self, updates: torch.Tensor) -> torch.Tensor:
-        """`orthogonalize` of updates (N, rows, columns); processes that have the same share it."""
+        """`orthogonalize` of updates (N, rows, columns), with the work shared among processes."""
         if self.equal_rows:
             updates = updates / updates.norm(dim=-1, keepdim=True).clamp(min=1e-7)
         updates = updates.to(self.dtype)

@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def step(config: TrainConfig, parts: "Parts", state: State) -> None:
         index = i * accelerator.num_processes + accelerator.process_index
         x, y = micro_batch(config, parts, state, index)  # (B, T) each
         with accelerator.accumulate(parts.model):  # DDP averages gradients after the last one
-            loss = nan_if_not_finite(parts.model(x, y))
+            with parts.autocast():
+                loss = nan_if_not_finite(parts.model(x, y))
             if mean_count is not None:  # each target of the step counts the same
                 loss = loss * (y != -1).sum() / mean_count
             accelerator.backward(loss)
@@ -205,7 +207,7 @@ def evaluate_and_save(config: TrainConfig, parts: "Parts", state: State) -> None
 
 def validate(config: TrainConfig, parts: "Parts", state: State) -> dict:
     """Evaluates together with the other processes; returns what `evaluate` does."""
-    with parts.progress.waiting("evaluating"):
+    with parts.progress.waiting("evaluating"), parts.autocast():
         return evaluate(
             parts.gpt,
             parts.val_data,
@@ -319,6 +321,10 @@ class Parts:
     compiled: bool = False
     peak_flops: float | None = None  # of the device, if known
     make_model: Callable[[GPTConfig], GPT] = GPT
+
+    def autocast(self):
+        """Mixed precision around a sharded model; Accelerate has wrapped any other model in it."""
+        return self.accelerator.autocast() if self.sharded else nullcontext()
 
 
 def position(state: State) -> dict:

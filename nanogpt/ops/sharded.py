@@ -1,7 +1,7 @@
 """FSDP2 that computes what a single process does: precision and gradient accumulation.
 
 Accelerate's policy for bf16 casts everything to bf16, even the loss and the sum of gradients over
-processes. Here the parameters are gathered in bf16 and multiplied under autocast,
+processes. Here the parameters are gathered in bf16 and multiplied under `accelerator.autocast()`,
 as without FSDP, while the residual stream, norms, RoPE's tables, the loss and the gradients' sum
 stay in fp32. The same for fp16.
 """
@@ -31,8 +31,6 @@ def configure(accelerator: Accelerator, model: GPT) -> None:
             cast_forward_inputs=False,
         )
         model.use(fp32_outside_of_matmuls(model.ops))
-        # as Accelerate does for any other model
-        model.forward = torch.autocast(accelerator.device.type, dtype)(model.forward)
 
 
 def fp32_outside_of_matmuls(ops: Ops) -> Ops:

@@ -105,7 +105,9 @@ def try_passes(config: TrainConfig, parts: Parts, state: State) -> int:
             if state.step < config.short_block_iters:  # later steps of whole windows must fit, too
                 tried.append(replace(config, short_block_iters=0))
             for settings in tried:
-                parts.model(*micro_batch(settings, parts, state, 0)).backward()
+                with parts.autocast():
+                    loss = parts.model(*micro_batch(settings, parts, state, 0))
+                loss.backward()
     except Exception as error:
         outcome = LACKS_MEMORY if out_of_memory(error) else NOT_COMPILED
         if outcome == NOT_COMPILED and not parts.compiled:
