@@ -29,7 +29,7 @@ nanogpt.model
     attention sees later tokens: mask is None and (cache is None or T > 1) -> False
     attention drops out while sampling: self.dropout if self.training else 0.0 -> self.dropout
     projections into the residual stream start too large: 2 * self.config.n_layer -> 1
-    RoPE turns backwards: torch.cat((-sin, sin), dim=-1) -> torch.cat((sin, -sin), dim=-1)
+    RoPE turns backwards: torch.stack((-sin, sin), dim=1) -> torch.stack((sin, -sin), dim=1)
     SwiGLU's gate and up are exchanged: gate, up = x.chunk(2, dim=-1) -> up, gate = x.chunk(2, dim=-1)
     padding of the vocabulary gets a probability: padding[self.config.vocab_size:] = -torch.inf -> pass
     the norms of queries and keys are one: self.k_norm(k) -> self.q_norm(k)

@@ -160,7 +160,7 @@ def load_for_sampling(args, tokens: int) -> tuple:
 
 def compile_now(model: GPT, samples: int = 1) -> None:
     """Compiles what compile_decoding would compile in the middle of the text."""
-    if "forward" in vars(model.h[0]):
+    if model.ops.cache_memory is decode.rows_by_position:
         with waiting("compiling the model for sampling", note):
             model.generate(torch.zeros(samples, 2, dtype=torch.long), 2, temperature=0)
 

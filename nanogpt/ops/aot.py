@@ -6,7 +6,6 @@ within milliseconds, without importing torch.compile, and has no guards.
 
 import hashlib
 import os
-import sys
 import threading
 import warnings
 import zipfile
@@ -31,9 +30,9 @@ LOCK = threading.Lock()  # torch traces in one thread at a time
 class Program(nn.Module):  # torch.export wants a module
     """A function of tensors, compiled by `run` for each shape and dtype of its first input.
 
-    `name` is the function's name in the cache; "" does not cache it (code of the user's own). The
-    inputs numbered in `growing` have the same dimension 0, which may differ from call to call.
-    Raises ValueError if the function cannot be compiled.
+    `name` is the function's name in the cache. The inputs numbered in `growing` have the same
+    dimension 0, which may differ from call to call. Raises ValueError if the function cannot be
+    compiled.
     """
 
     def __init__(self, function: Callable, name: str, growing: tuple[int, ...] = ()):
@@ -49,11 +48,9 @@ class Program(nn.Module):  # torch.export wants a module
     def run(self, *inputs: torch.Tensor) -> torch.Tensor:
         key = inputs[0].shape, inputs[0].dtype
         if key not in self.libraries:
-            shapes = [list(tensor.shape) for tensor in inputs]
-            for i in self.growing:
-                shapes[i][0] = TYPICAL
+            sizes = [TYPICAL if i in self.growing else len(x) for i, x in enumerate(inputs)]
             with LOCK, torch.inference_mode(False), torch.no_grad():
-                like = [torch.empty(s, dtype=x.dtype) for s, x in zip(shapes, inputs, strict=True)]
+                like = [x.new_empty(n, *x.shape[1:]) for n, x in zip(sizes, inputs, strict=True)]
                 self.libraries[key] = load_library(self, like)
         return self.libraries[key]([tensor.contiguous() for tensor in inputs])[0]
 
@@ -61,19 +58,19 @@ class Program(nn.Module):  # torch.export wants a module
 def load_library(program: Program, inputs: list[torch.Tensor]) -> Callable:
     """The compiled program, a function of a list of tensors like `inputs` that returns a list."""
     advice = "pass --compile=false and a --dtype other than int8, or check the C++ compiler"
-    name = program.name and fingerprint(program.name, [(x.shape, x.dtype) for x in inputs])
+    what = program.name, [(x.shape, x.dtype) for x in inputs]
     with (
         one_line_errors("the model cannot be compiled for sampling", advice),
         TemporaryDirectory() as folder,
     ):
         with suppress(OSError, RuntimeError):  # missing or damaged, or there is no home directory
-            return open_library(cache_folder() / f"{name}.so")
-        path = Path(folder, "program.so")
-        path.write_bytes(build(trace(program, inputs)))
+            return open_library(cache_file(what))
+        library, path = build(trace(program, inputs)), Path(folder, "program.so")
         with suppress(OSError, RuntimeError):  # there is no place to keep it
-            if name:
-                cache_folder().mkdir(parents=True, exist_ok=True)
-                write_atomic(cache_folder() / f"{name}.so", path.read_bytes())
+            cache_file(what).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(cache_file(what), library)
+            return open_library(cache_file(what))
+        path.write_bytes(library)
         return open_library(path)
 
 
@@ -102,14 +99,11 @@ def build(exported: torch.export.ExportedProgram) -> bytes:
             return archive.read(library)
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanogpt"
-
-
-def fingerprint(*what: object) -> str:
-    """Hash of what a library depends on: `what`, the code, torch, the threads and the CPU."""
+def cache_file(what: object) -> Path:
+    """Where a library is kept, by what it depends on: the code, torch, the threads and the CPU."""
     cpuinfo = Path("/proc/cpuinfo")  # on Linux
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     cpu = sorted({line for line in lines if line.startswith(("flags", "Features"))})
-    setup = (sys.platform, cpu, torch.__config__.show(), torch.get_num_threads(), OPTIONS)
-    return hashlib.sha256(CODE + repr((what, setup)).encode()).hexdigest()[:32]
+    setup = (cpu, torch.__config__.show(), torch.get_num_threads(), OPTIONS)
+    name = hashlib.sha256(CODE + repr((what, setup)).encode()).hexdigest()[:32]
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "nanogpt", f"{name}.so")

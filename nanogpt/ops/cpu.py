@@ -56,16 +56,13 @@ def fast_attention(q, k, v, mask=None, dropout=0.0, causal=False, enable_gqa=Fal
     dropout, for which torch has no kernel on the CPU. torch's backward pass takes four times as
     long in bf16 as in fp32, so it gets fp32 whatever the dtype of v.
     """
-    dtype = v.dtype
-    with_gradients = torch.is_grad_enabled()
-    longest = 1024
-    if dtype.itemsize > 2:
-        longest = 256 if with_gradients else 0
-    written_out = causal and mask is None and (dropout or q.size(-2) <= longest)
+    dtype, with_gradients = v.dtype, torch.is_grad_enabled()
+    longest = 1024 if dtype.itemsize == 2 else 256 if with_gradients else 0
+    compiled_dropout = dropout and torch.compiler.is_compiling()
+    suits = causal and mask is None and not compiled_dropout
+    written_out = suits and (dropout or q.size(-2) <= longest)
     if not with_gradients and not written_out:
         return attention(q, k, v, mask, dropout, causal, enable_gqa)
-    if dropout and torch.compiler.is_compiling():
-        written_out = False
     # autocast would round fp32; around bf16 it changes nothing, and Inductor does not cache it
     mixed = dtype.itemsize > 2 and torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False) if mixed or not written_out else nullcontext():

@@ -13,6 +13,7 @@ import copy
 import functools
 import math
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -24,8 +25,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from nanogpt.model import GPT, Block, Linear, attention, cross_entropy
+from nanogpt.model import GPT, Block, Linear, Ops, attention, cross_entropy
 from nanogpt.ops.aot import Program
+from nanogpt.ops.cpu import CPU
 from nanogpt.sample import LayerCache
 
 SMALL = 2**21  # elements of rows times weights up to which a sum is faster than a matmul (LOG.md)
@@ -120,8 +122,8 @@ def rows_by_position(shape: tuple[int, ...], **options) -> torch.Tensor:
 
 def is_worth_compiling(model: GPT, tokens: int) -> bool:
     """Whether to compile by default, if so many tokens are sampled on a CPU."""
-    on_cpu = model.wte.weight.device.type == "cpu"
-    return on_cpu and has_compiler() and tokens * model.get_num_params() > WORTHWHILE
+    possible = model.wte.weight.device.type == "cpu" and has_compiler() and has_own_ops(model)
+    return possible and tokens * model.get_num_params() > WORTHWHILE
 
 
 def has_compiler() -> bool:
@@ -137,111 +139,101 @@ def has_compiler() -> bool:
 def compile_decoding(model: GPT, int8: bool = False) -> GPT:
     """Compiles a model on a CPU for sampling, in place, at its first new token.
 
-    From now on it can be neither trained nor converted to a different device or dtype. With `int8`
-    the weights of its matmuls are rounded to 8 bits. Raises ValueError on another device, or if
-    there is no C++ compiler.
+    From now on it can be neither trained nor converted to a different device or dtype, and copies
+    of it sample with its weights. With `int8` the weights of its matmuls are rounded to 8 bits.
+    Blocks with code of your own (a class, a hook, a replaced forward pass) are not compiled. Raises
+    ValueError on another device, for operators of your own, or if there is no C++ compiler.
     """
     device = model.wte.weight.device.type
     if device != "cpu":
-        raise ValueError(f"compiled sampling and int8 are for CPUs, and the model is on {device}")
+        why = f"for CPUs, and the model is on {device}: pass --device=cpu"
+        raise ValueError(f"compiled sampling and int8 are {why}")
     if not has_compiler():
         missing = "a C++ compiler and Python's headers: install g++ and python3-dev, or set CXX"
         raise ValueError(f"compiled sampling and int8 need {missing}")
+    if not has_own_ops(model):
+        raise ValueError("compiled sampling and int8 would replace operators of your own")
     if int8:
         if model.lm_head is None:  # the embedding stays as it is
-            c = model.config
-            model.lm_head = Linear(c.n_embd, c.padded_vocab_size, bias=False, device="meta")
+            V, C = model.wte.weight.shape
+            model.lm_head = Linear(C, V, bias=False, device="meta")
             model.lm_head.weight = model.wte.weight
         for module in [module for module in model.modules() if isinstance(module, Linear)]:
-            rounded = round_to_int8(module.weight)
-            del module.weight
-            module.weight = rounded
+            if not isinstance(module.weight, Int8):  # by an earlier call
+                rounded = round_to_int8(module.weight)
+                del module.weight
+                module.weight = rounded
     loss = functools.partial(cross_entropy, linear=linear)
     ops = model.ops._replace(linear=linear, attention=single_query, loss=loss)
     model.use(ops._replace(cache_memory=rows_by_position))
     programs: dict[str, Program] = {}  # blocks that compute the same share one
     for block in model.h:
-        vars(block).pop("forward", None)  # compiled for training, or by an earlier call
-        name = description(block)
-        if name not in programs:
-            programs[name] = block_program(block, name if is_own(block) else "")
-        compile_block(block, programs[name])
+        forward = vars(block).get("forward")
+        if forward and forward.__module__.startswith("nanogpt."):
+            del block.forward  # compiled for training, or by an earlier call
+        if all(map(is_plain, block.modules())):
+            name = description(block)
+            if name not in programs:
+                programs[name] = block_program(block, name)
+            compile_block(block, programs[name])
     # of the output projection, which is outside the blocks
     model.ops = model.ops._replace(linear=compiled_linear())
     return model
 
 
+def has_own_ops(model: GPT) -> bool:
+    """Whether the operators of the blocks are this package's."""
+    ops = model.h[0].ops
+    used = {ops.linear, ops.rms_norm, ops.layer_norm, ops.dropout, ops.attention}
+    return used <= {*Ops(), *CPU, linear, single_query}
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether its class is this package's, without hooks or a replaced forward pass."""
+    changed = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+    return type(module).__module__ in ("nanogpt.model", __name__) and not changed
+
+
 def description(block: Block) -> str:
-    """What a block computes: its operators and tensors, and its modules' classes and settings."""
-    lines = [f"{op.__module__}.{getattr(op, '__qualname__', op)}" for op in block_ops(block)]
-    lines += [f"{name} {tuple(x.shape)} {x.dtype}" for name, x in tensors(block).items()]
+    """What a plain block computes: its tensors, and its modules' classes, settings, operators."""
+    tensors = block.state_dict(keep_vars=True)
+    lines = [f"{name} {tuple(x.shape)} {x.dtype}" for name, x in tensors.items()]
     for name, module in block.named_modules():
-        kept = {
-            k: v for k, v in vars(module).items() if k[0] != "_" and k not in ("ops", "training")
-        }
-        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        cls = type(module)
-        lines.append(f"{name}: {cls.__module__}.{cls.__qualname__} {kept} {hooks}")
-    return "\n".join(lines)
-
-
-def is_own(block: Block) -> bool:
-    """Whether all its code is this package's or torch's."""
-    code = [*map(type, block.modules()), *block_ops(block)]
-    for module in block.modules():
-        code += [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        code += [vars(module)["forward"]] if "forward" in vars(module) else []
-    return all(str(c.__module__).partition(".")[0] in ("nanogpt", "torch") for c in code)
-
-
-def block_ops(block: Block) -> list[Callable]:
-    """The operators that a block may use: all but the loss."""
-    return [op for name, op in block.ops._asdict().items() if name != "loss"]
-
-
-def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(module.named_parameters()) | dict(module.named_buffers())
+        settings = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"}
+        lines.append(f"{name} {type(module)} {settings}")
+    return re.sub(r" at 0x\w+", "", "\n".join(lines))  # the addresses of functions
 
 
 def block_program(block: Block, name: str) -> Program:
     """The step of a block for one new token, as a function of its weights."""
     template = copy.deepcopy(block).to("meta").eval()
-    template._forward_pre_hooks.clear()  # the block's own, which run around its forward pass
-    template._forward_hooks.clear()
-    names = list(tensors(template))
+    names = list(template.state_dict())
 
     def step(x, keys, values, *others) -> torch.Tensor:
-        rope, weights = others[: -len(names)], others[-len(names) :]
-        named = dict(zip(names, weights, strict=True))
+        weights, rope = dict(zip(names, others, strict=False)), others[len(names) :]
         cache = LayerCache(keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3))  # (B, K, S, D)
-        return functional_call(template, named, (x, rope, cache))
+        return functional_call(template, weights, (x, rope, cache))
 
     return Program(step, name, growing=(1, 2))
 
 
 def compile_block(block: Block, program: Program) -> None:
     """Runs `program` for single new tokens. Prompts and a first token are not compiled."""
-    plain = block.forward
-    weights = list(tensors(block).values())
+    plain, weights = block.forward, list(block.state_dict(keep_vars=True).values())
 
     def forward(x, rope=None, cache=None, mask=None) -> torch.Tensor:
-        if x.size(1) > 1 or not cache or cache.keys.size(2) < 2:
+        rows = [memory.permute(2, 0, 1, 3) for memory in cache or ()]  # (S, B, K, D)
+        # a library would write into a copy of rows that are not contiguous
+        if x.size(1) > 1 or not rows or len(rows[0]) < 2 or not rows[0].is_contiguous():
             return plain(x, rope, cache, mask)
-        keys, values = (rows.permute(2, 0, 1, 3) for rows in cache)
-        if not keys.is_contiguous():  # not by `rows_by_position`: it would write into a copy
-            return plain(x, rope, cache, mask)
-        return program.run(x, keys, values, *rope, *weights)
+        return program.run(x, *rows, *weights, *rope)
 
     block.forward = forward
 
 
 def compiled_linear() -> Callable:
     """`linear` of x (B, T, C) without bias, compiled for T = 1."""
-
-    def whole(x: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
-        return linear(x, Int8(*parts) if len(parts) > 1 else parts[0])
-
-    program = Program(whole, "linear")
+    program = Program(lambda x, *w: linear(x, Int8(*w) if len(w) > 1 else w[0]), "linear")
 
     def forward(x: torch.Tensor, weight: torch.Tensor | Int8) -> torch.Tensor:
         parts = weight.buffers() if isinstance(weight, Int8) else [weight]

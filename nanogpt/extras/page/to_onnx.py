@@ -92,8 +92,8 @@ class Graph(nn.Module):
         if model.wpe is not None:
             x = x + model.wpe(position_ids)
         else:
-            tables = rope_tables(model.config, position_ids.flatten())  # (B T, D)
-            # (B, 1, T, D)
+            tables = rope_tables(model.config, position_ids.flatten())  # (B T, 2, D/2)
+            # (B, 1, T, 2, D/2)
             rope = [table.unflatten(0, position_ids.shape)[:, None] for table in tables]
         for block in model.h:
             x = block(x, rope, self)
