@@ -145,7 +145,15 @@ def save(
 
 
 def remove_leftovers(out_dir: Path) -> None:
-    """Removes what a killed process left behind, but brings back a checkpoint not yet replaced."""
+    """Removes what a killed process left behind, but brings back a checkpoint not yet replaced.
+
+    In a copy of a run that followed its links, `best` and `last` may be its only checkpoints.
+    """
+    for link in (out_dir / "best", out_dir / "last"):
+        if not link.is_symlink() and find_damage(link) is None:
+            final = step_dir(out_dir, read_state(link).step)
+            if not final.exists():
+                link.rename(final)
     for old in out_dir.glob(".old-step-*"):
         final = out_dir / old.name.removeprefix(".old-")
         if not final.exists():

@@ -404,8 +404,9 @@ class GPT(HasOps, nn.Module):
         """Row counts of the matrices stacked in one parameter: queries, keys, values; gate, up."""
         rows = {}
         for i, block in enumerate(self.h):
-            rows[f"h.{i}.attn.c_attn.weight"] = block.attn.qkv_rows
-            rows[f"h.{i}.mlp.c_fc.weight"] = block.mlp.fc_rows
+            # a replaced module may have none
+            rows[f"h.{i}.attn.c_attn.weight"] = getattr(block.attn, "qkv_rows", None)
+            rows[f"h.{i}.mlp.c_fc.weight"] = getattr(block.mlp, "fc_rows", None)
         return rows
 
     @classmethod

@@ -72,7 +72,7 @@ def make_optimizers(
         return [torch.optim.AdamW([decayed, rest], betas=betas, fused=True)]
 
     rows, named = model.fused_rows(), dict(model.named_parameters())
-    inside = [name for name, p in named.items() if name.startswith("h.") and p.ndim >= 2]
+    inside = [name for name, p in named.items() if name.startswith("h.") and p.ndim == 2]
     group = {
         "params": [named[name] for name in inside],
         "rows": [rows.get(name) for name in inside],

@@ -20,12 +20,12 @@ def lock(directory: Path):
     Raises ValueError if it is locked already. Does nothing on a file system without locks.
     """
     try:
-        return FileLock(directory / LOCK, blocking=False).acquire()
+        return FileLock(directory / LOCK, blocking=False, fallback_to_soft=False).acquire()
     except Timeout:
         ways_out = "wait until it ends, or name another directory"
         raise ValueError(f"{directory} is in use by another process: {ways_out}") from None
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             return nullcontext()
         raise
 

@@ -9,6 +9,7 @@ the cross-entropy with the teachers' probabilities; an evaluation measures only 
 command loads the result as a plain GPT.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -75,7 +76,7 @@ if __name__ == "__main__":
         model, asked, *_ = parse(SMALL, TRAIN)
         teachers = []
         for run in asked.teacher.split(","):
-            teacher, tokenizer = nanogpt.load(run)
+            teacher, tokenizer = nanogpt.load(os.path.expanduser(run))
             if teacher.config.block_size < model.block_size:
                 raise ValueError(f"{run}: its context is below block_size={model.block_size}")
             data = local_copy(next(iter(read_shares(asked.data))))  # a mixture has one tokenizer

@@ -70,6 +70,7 @@ def run() -> None:
     parser.set_defaults(data=DATA, out_dir=OUT_DIR, block_size=CONTEXT, eval_interval=10**6)
     parser.set_defaults(seeds=3)  # of each rung but the last, which has one
     given, flags = pretrain.read_flags(parser, ASPECT_RATIO)
+    given.data, given.out_dir = map(os.path.expanduser, (given.data, given.out_dir))
     ours = ("--depths", "--check", "--out_dir", "--seeds")
     flags = [f for f in flags if f.split("=")[0] not in ours]
     flags.append(f"--aspect_ratio={given.aspect_ratio}")

@@ -58,6 +58,21 @@ def test_adamw_decays_only_matrices_and_embeddings():
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
 
 
+def test_a_module_of_ones_own_trains_with_muon():
+    model = GPT(MODEL)
+    conv = torch.nn.Conv1d(8, 8, 3, groups=8)  # its weight (8, 1, 3) is no matrix
+    model.h[0].mlp = torch.nn.Sequential(torch.nn.Linear(MODEL.n_embd, 8), torch.nn.Linear(8, MODEL.n_embd))
+    model.h[0].mlp.register_module("conv", conv)
+    optimizers = make_optimizers(model, TrainConfig(optimizer="muon"))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    before = [p.detach().clone() for p in model.parameters()]
+    for optimizer in optimizers:
+        set_learning_rate([optimizer], 0.01)
+        optimizer.step()
+    assert all(not torch.equal(old, p) for old, p in zip(before, model.parameters(), strict=True))
+
+
 def test_muon_gets_the_blocks_matrices_and_adamw_the_rest():
     model = GPT(MODEL)
     config = {

@@ -1,6 +1,7 @@
 """Out directories: other files are never removed or overwritten, and one process writes at a time."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -81,6 +82,19 @@ def test_a_copy_of_a_run_without_its_hidden_files_goes_on(make_run):
     assert (run.out_dir / ".run").exists()
 
 
+def test_a_copy_of_a_run_that_followed_its_links_goes_on(make_run):
+    run = make_run()
+    run.train()
+    rundir.CLAIMED.clear()
+    for link in ("best", "last"):  # as `cp -rL`, and then `rm -r step-*`
+        target = (run.out_dir / link).resolve()
+        (run.out_dir / link).unlink()
+        shutil.copytree(target, run.out_dir / link)
+    for path in run.out_dir.glob("step-*"):
+        shutil.rmtree(path)
+    assert make_run(max_iters=6, resume="auto").state.step == 4
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -124,13 +138,16 @@ def test_a_directory_that_was_replaced_is_locked_anew_or_refused(tmp_path):
         assert not rundir.CLAIMED
 
 
-def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
-    def refuse(*args, **options):
-        raise OSError(errno.ENOLCK, "No locks available")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, number):
+    def refuse(*args):
+        raise OSError(number, "No locks available")
 
-    monkeypatch.setattr(rundir.FileLock, "acquire", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     rundir.claim(tmp_path)
     assert rundir.read_id(tmp_path)
+    rundir.CLAIMED.clear()
+    rundir.claim(tmp_path)  # a process that was killed left no lock behind
     rundir.CLAIMED.clear()
 
 

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from conftest import TINY
 from tiny_run import Run
 
-from nanogpt import GPT, TrainConfig, checkpoint, optim, train
+from nanogpt import GPT, TrainConfig, checkpoint, optim, rundir, train
 from nanogpt.model import Ops, attention
 from nanogpt.ops.cpu import CPU
 from nanogpt.run import device, prepare, provenance
@@ -136,6 +136,16 @@ def test_a_model_with_parameters_of_its_own_is_not_exportable(data, tmp_path):
     fields = {"device": "cpu", "precision": "fp32", "require_exportable": True}
     with pytest.raises(ValueError, match="Shifted has other parameters than GPT"):
         Run(TINY, TrainConfig(out_dir=str(tmp_path / "out"), data=str(data), **fields), make_model=Shifted)
+
+
+def test_processes_with_other_settings_end_the_run(make_run, monkeypatch):
+    sums = []
+    monkeypatch.setattr(Peers, "all_max", lambda self, *values: sums.append(values) or list(map(int, values)))
+    for fields in ({}, {"time_limit": 5.0}, {"batch_size": 2}):  # what is left of a limit may differ
+        make_run(**fields)
+        rundir.release()
+    checksums = [a for a, b in (values for values in sums if len(values) == 2) if a == -b]
+    assert checksums[0] == checksums[1] != checksums[2]
 
 
 def test_a_process_that_finds_other_tokens_ends_the_run(make_run, monkeypatch):

@@ -108,7 +108,8 @@ def load_checkpoint(
     checkpoint.check_tensors(path / checkpoint.MODEL, tensors, model)
     # copies, of what may be views of a mapped file
     own = {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}
-    model.load_state_dict(own, assign=make_model is GPT)
+    # check_tensors has compared the names; buffers, which are constants, are made by the class
+    model.load_state_dict(own, strict=False, assign=make_model is GPT)
     return model.to(device, dtype).eval()
 
 

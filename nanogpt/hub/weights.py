@@ -197,7 +197,7 @@ def to_transformers(model: GPT, end_id: int | None = None):
     for name, empty in native.state_dict().items():
         if name.endswith(".bias"):  # GPT2LMHeadModel always has biases
             state[name] = torch.zeros(empty.shape, dtype=model.wte.weight.dtype)
-    fused = model.fused_rows()
+    fused = on_meta(c).fused_rows()
     for name, (hf_names, transposed) in tensors_of.items():
         value = model.get_parameter(name).detach()
         if name in ("wte.weight", "lm_head.weight"):

@@ -22,7 +22,7 @@ def chunked_loss(x, weight, bias, targets, reduction="mean") -> torch.Tensor:
     kind, chunk = x.device.type, CHUNK
     if kind == "cuda":
         chunk = CHUNK * torch.cuda.get_device_properties(x.device).total_memory // 2**34
-    if targets.numel() * len(weight) <= 2 * chunk:
+    if targets.numel() * len(weight) <= 2 * chunk or reduction == "none":
         return cross_entropy(x, weight, bias, targets, reduction)
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     x, weight, bias = (tensor.to(dtype) for tensor in (x.flatten(0, 1), weight, bias))

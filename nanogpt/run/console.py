@@ -8,7 +8,6 @@ from datetime import timedelta
 from functools import partial
 
 import numpy as np
-import torch
 
 from nanogpt import checkpoint
 from nanogpt.config import TrainConfig
@@ -140,7 +139,7 @@ def conclude(config: TrainConfig, parts: Parts, state: State) -> None:
         model, _ = load_model(parts.out_dir, device, make_model=parts.make_model)
         text = sample_text(model, parts.tokenizer, sample_start(parts), SAMPLE_TOKENS, config.seed)
         logger.info(text.strip("\n") + "\n")
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:  # the run is saved all the same
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the run is saved anyway
         logger.warning(f"no sample: {error}\n")
     run = as_run(parts)
     use = "chat" if "chat" in parts.train_data.meta else "sample"

@@ -61,6 +61,7 @@ PEAK_TFLOPS = {
 LAUNCHER = {
     "ACCELERATE_USE_DEEPSPEED": ["false"],
     "FSDP_VERSION": ["2"],
+    "FSDP_ACTIVATION_CHECKPOINTING": ["false"],  # renames parameters: --gradient_checkpointing
     "ACCELERATE_DYNAMO_BACKEND": ["no"],
     "ACCELERATE_MIXED_PRECISION": [*PRECISIONS],
 }
@@ -120,8 +121,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
-    # MASTER_ADDR is set if the launcher was asked for several, which it may not have started
-    one_of_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    # MASTER_ADDR is set if the launcher was asked for several on CPUs, but did not start them
+    on_cpus = "ACCELERATE_MIXED_PRECISION" in os.environ and accelerator.device.type == "cpu"
+    one_of_several = on_cpus and "MASTER_ADDR" in os.environ
     if accelerator.num_processes != world or (one_of_several and "WORLD_SIZE" not in os.environ):
         raise ValueError(
             "each process would train alone: without GPUs, nanogpt train --processes N"

@@ -34,6 +34,8 @@ def main(model_config, config, prepare_data, note, argv, **options) -> list[Path
             recipes_data = config.data
             model_config, config, actions, options["given"] = parse(model_config, config, argv)
             prepare_data = prepare_data if config.data == recipes_data else None
+            if config.push_to_hub and actions.seeds > 1:
+                raise ValueError("push_to_hub is for a single run: push the best of these later")
             if actions.dry_run:
                 with TemporaryDirectory() as tmpdir:  # leaves no files
                     unseen = {"out_dir": tmpdir, "report_to": "none", "push_to_hub": None}

@@ -85,9 +85,11 @@ def prepare(
             if gpt is None and accelerator.device.type == "cpu":
                 guard.check_room(model_config)
     splits = train_data.meta["splits"]
-    checksum = zlib.crc32(repr((start and start.name, splits)).encode())
+    same = start and start.name, splits, model_config, replace(config, time_limit=0)  # what is left
+    checksum = zlib.crc32(repr(same).encode())
     if peers.all_max(checksum, -checksum) != [checksum, -checksum]:
-        raise ValueError(f"all machines must see the same {config.out_dir} and {config.data}")
+        same = f"{config.out_dir} and {config.data}, and have the same settings"
+        raise ValueError(f"all machines must see the same {same}")
 
     torch.manual_seed(config.seed)
     gpt = (gpt or make_model(model_config)).to(accelerator.device)

@@ -35,6 +35,7 @@ bench --model gpt5                            | 'gpt5' classic
 plan /etc/passwd                              | /etc/passwd .py
 train RECIPE --n-leyer=3                      | --n_leyer --n_layer?
 train RECIPE --device=cpu --data=nowhere      | 'nowhere' --data
+train RECIPE --seeds=2 --push_to_hub=me/x     | push_to_hub single
 train RECIPE --processes=3                    | --processes=3 GPUs --device=cpu
 train nowhere.py                              | nowhere.py file
 train own_text.py --data=nothing              | 'nothing'

@@ -29,7 +29,8 @@ class Shifted(GPT):
     def __init__(self, config):
         super().__init__(config)
         self.shift = torch.nn.Parameter(torch.zeros(config.n_embd))
-        self.wte.register_forward_hook(lambda module, args, x: x + self.shift)
+        self.register_buffer("unit", torch.ones(config.n_embd))
+        self.wte.register_forward_hook(lambda module, args, x: x + self.shift * self.unit)
 
 
 class Hotter(GPT):

@@ -58,6 +58,13 @@ def test_in_fp32_loss_and_gradients_are_those_of_cross_entropy(reduction, tie):
         assert make(True, tie_embeddings=tie)(*batch(), reduction=reduction).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_loss_of_each_token_is_that_of_cross_entropy():
+    with torch.no_grad():
+        each = make(True)(*batch(), reduction="none")
+        torch.testing.assert_close(each, make(False)(*batch(), reduction="none"))
+    assert each.numel() == batch()[1].numel()
+
+
 @pytest.mark.parametrize("dtype, scale", [(torch.bfloat16, 1.0), (torch.float16, 2.0**16)])
 def test_in_half_precision_it_is_as_exact_as_cross_entropy(dtype, scale):
     exact_loss, exact = step(make(False))

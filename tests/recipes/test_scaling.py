@@ -18,13 +18,14 @@ def test_the_fit_finds_a_known_law(law):
     assert scaling.fit(COMPUTE[:3], losses[:3])[0] == 0  # three do not determine a floor
 
 
-LADDER = "--data=data --out_dir=out --depths=1,2,3 --aspect_ratio=8 --block_size=16 --tokens_per_parameter=0.1"
+LADDER = "--data=~/data --out_dir=~/out --depths=1,2,3 --aspect_ratio=8 --block_size=16 --tokens_per_parameter=0.1"
 LADDER += " --device=cpu --precision=fp32 --threads=1 --sample_tokens=0 --log_interval=1000"
 
 
 def test_a_tiny_ladder_is_trained_fitted_checked_and_reused(tmp_path, text, monkeypatch):
     write_data(tmp_path / "data", text[:5000], "bytes")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["scaling.py", *LADDER.split(), "--check", "--seeds=2"])
     scaling.run()
     found = json.loads((tmp_path / "out" / "scaling.json").read_text())

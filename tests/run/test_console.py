@@ -51,9 +51,10 @@ def test_the_result_says_why_a_run_ended_early(make_run, how, reason):
     assert not (run.out_dir / "result.json").exists()  # the run goes on
 
 
-def test_a_sample_that_does_not_fit_is_a_warning_and_the_run_is_complete(make_run, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])  # of a GPU, a CPU, Python
+def test_a_sample_that_does_not_fit_is_a_warning_and_the_run_is_complete(make_run, monkeypatch, capsys, error):
     def full(*args):
-        raise torch.OutOfMemoryError("out of memory")
+        raise error("out of memory")
 
     monkeypatch.setattr(console, "sample_text", full)
     make_run(sample_tokens=0).train()
